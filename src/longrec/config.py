@@ -1,0 +1,204 @@
+"""YAML into frozen, typed configs: strict, and all faults at once.
+
+A config class is a pydantic model that forbids unknown keys. ``read_yaml`` follows YAML 1.2 for numbers
+and booleans (``1e-3`` is a number, ``no`` is a word) and refuses a key written twice.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from longrec.errors import ConfigError, nearest
+
+
+class Strict(BaseModel):
+    """Base of every config: frozen, no unknown keys, defaults checked too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+StrictT = TypeVar("StrictT", bound=Strict)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with 1.2 scalars and no duplicate keys."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, rx)
+        for tag, rx in resolvers
+        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|nan|NaN))$"),
+    list("-+0123456789."),
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        line = key_node.start_mark.line + 1
+        if key in seen:
+            raise yaml.YAMLError(f"line {line}: key {key!r} is already written on line {seen[key]}")
+        seen[key] = line
+    return dict(loader.construct_pairs(node, deep=True))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read one YAML mapping.
+
+    Raises:
+        ConfigError: no such file, not YAML, a key written twice, or not a mapping.
+    """
+    path = Path(path)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise ConfigError(str(path), ["no such file; give the path of a YAML config"]) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), [f"not readable as YAML: {' '.join(str(error).split())}"]) from None
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else type(content).__name__
+        raise ConfigError(str(path), [f"must be a mapping of keys to values, got {found}"])
+    return content
+
+
+def apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Lay ``a.b=value`` words over a mapping; the value is read as YAML.
+
+    >>> apply_overrides({"fit": {"lr": 0.1}}, ["fit.lr=3e-3", "seed=1"])
+    {'fit': {'lr': 0.003}, 'seed': 1}
+    """
+    result: dict[str, Any] = _copy(content)
+    faults = []
+    for word in overrides:
+        path, equals, text = word.partition("=")
+        if not equals or not path:
+            faults.append(f"{word}: an override is written key.key=value")
+            continue
+        try:
+            value = yaml.load(text, _Loader)
+        except yaml.YAMLError as error:
+            faults.append(f"{word}: {' '.join(str(error).split())}")
+            continue
+        *parents, last = path.split(".")
+        place = result
+        for parent in parents:
+            inner = place.get(parent)
+            if inner is None:
+                inner = place[parent] = {}
+            if not isinstance(inner, dict):
+                faults.append(f"{word}: {parent} is a value, not a section")
+                break
+            place = inner
+        else:
+            place[last] = value
+    if faults:
+        raise ConfigError("command line", faults)
+    return result
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copy(inner) for key, inner in value.items()}
+    return list(value) if isinstance(value, list) else value
+
+
+def parse(cls: type[StrictT], content: Any, where: str, prefix: str = "") -> StrictT:
+    """Turn a mapping into ``cls``.
+
+    Args:
+        where: the file (or command) named in the message.
+        prefix: dotted path of this section inside the file.
+
+    Raises:
+        ConfigError: with one line a fault, all of them.
+    """
+    try:
+        return cls.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(where, faults(error, cls, prefix)) from None
+
+
+def faults(error: ValidationError, cls: type[BaseModel], prefix: str = "") -> list[str]:
+    """One line a fault of a pydantic error: dotted place, finding, expectation, nearest name."""
+    return [_line(detail, cls, prefix) for detail in error.errors()]
+
+
+_WORDS = {
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+}
+
+
+def _line(detail: Any, cls: type[BaseModel], prefix: str) -> str:
+    location = tuple(part for part in detail["loc"] if not (isinstance(part, str) and "[" in part))
+    place = ".".join([prefix, *map(str, location)] if prefix else list(map(str, location))) or "config"
+    kind, got = detail["type"], repr(detail["input"])
+    if len(got) > 80:
+        got = got[:77] + "..."
+    if kind == "missing":
+        return f"{place}: is required"
+    if kind == "extra_forbidden":
+        known = _keys(cls, location[:-1])
+        near = nearest(str(location[-1]), known)
+        return f"{place}: unknown key" + (f"; did you mean {near!r}?" if near else f"; known: {', '.join(known)}")
+    if kind == "literal_error":
+        return f"{place}: must be one of {detail['ctx']['expected']}; got {got}"
+    if kind in _WORDS:
+        return f"{place}: {_WORDS[kind]}, got {got}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if kind in ("value_error", "assertion_error"):
+        return f"{place}: {message}"
+    return f"{place}: {message[0].lower()}{message[1:]}, got {got}"
+
+
+def _keys(cls: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """Names of the fields at a place inside a config class (empty when the place is not a section)."""
+    here: Any = cls
+    for part in location:
+        fields = getattr(here, "model_fields", None)
+        if fields and part in fields:
+            here = fields[part].annotation
+        here = _section(here)
+    fields = getattr(here, "model_fields", None)
+    return list(fields) if fields else []
+
+
+def _section(annotation: Any) -> Any:
+    """The config class inside ``X | None``, ``dict[str, X]``, ``tuple[X, ...]``."""
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType, dict, list, tuple, typing.Annotated):
+        for inner in typing.get_args(annotation):
+            found = _section(inner)
+            if isinstance(found, type) and issubclass(found, BaseModel):
+                return found
+    return annotation

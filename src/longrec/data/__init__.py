@@ -1,0 +1,1 @@
+"""What happened: the log, its histories, splits, loading, small worlds."""

@@ -1,0 +1,100 @@
+"""From rows of the log to a batch: one gather a column, nothing copied before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from longrec.data.log import Log
+from longrec.features.batch import Batch, HistoryBatch, Jagged
+from longrec.features.encode import Lists, TimeEncoder
+from longrec.features.fitted import gather_lists
+from longrec.features.schema import TIME_GAP
+from longrec.features.view import Past, event_columns, history_columns
+
+
+def gather(log: Log, rows: NDArray[np.int64]) -> Batch:
+    """The batch of some rows: features at their moments, histories strictly before them.
+
+    Args:
+        rows: int64 ``[B]`` places in the log, in any order.
+    """
+    features = {field.name: tensor(_feature(log, field.name, rows)) for field in log.fields().features}
+    make = _listed_history if log.schema.prejoined else _history
+    histories = {name: make(log, name, rows) for name in log.schema.histories}
+    return Batch(
+        size=len(rows),
+        features=features,
+        histories=histories,
+        label=torch.from_numpy(log.labels.take(rows)),
+        rows=torch.from_numpy(rows),
+    )
+
+
+def _feature(log: Log, name: str, rows: NDArray[np.int64]) -> NDArray[Any] | Lists:
+    encoder = log.fitted.encoders[name]
+    if isinstance(encoder, TimeEncoder):
+        return encoder.encode_times(log.moments.take(rows))
+    table = log.schema.table(name)
+    if table == "user":
+        return _take(log.users.columns[name], log.user(rows))
+    if table == "item":
+        return _take(log.items.columns[name], log.events.columns["item"].take(rows))
+    return _take(log.lists[name] if name in log.lists else log.events.columns[name], rows)
+
+
+def _take(column: NDArray[Any] | Lists, rows: NDArray[Any]) -> NDArray[Any] | Lists:
+    return gather_lists(column, rows) if isinstance(column, Lists) else column.take(rows)
+
+
+def _history(log: Log, name: str, rows: NDArray[np.int64]) -> HistoryBatch:
+    first, stop = log.window(name, rows)
+    lengths = stop - first
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    at = np.repeat(first - offsets[:-1], lengths) + np.arange(offsets[-1])
+    if log.schema.histories[name].where:
+        at = log.kept(name).take(at)
+    columns = log.events.columns
+    own = [column for column in log.schema.histories[name].of if column in set(event_columns(log.fitted))]
+    past = Past(
+        times=log.events.times.take(at),
+        items=columns["item"].take(at),
+        values={column: columns[column].take(at) for column in own},
+        known={column: columns[f"known.{column}"].take(at) for column in own if f"known.{column}" in columns},
+    )
+    now = np.repeat(log.moments.take(rows), lengths)
+    made = history_columns(log.fitted, name, log.items, past, now)
+    return HistoryBatch({column: tensor(values) for column, values in made.items()}, torch.from_numpy(offsets))
+
+
+def _listed_history(log: Log, name: str, rows: NDArray[np.int64]) -> HistoryBatch:
+    history = log.schema.histories[name]
+    columns: dict[str, Tensor | Jagged] = {}
+    offsets: NDArray[np.int64] | None = None
+    for column in history.of:
+        assert column != TIME_GAP
+        lists = log.lists[f"{name}.{column}"]
+        stop = lists.offsets.take(rows + 1)
+        lengths = np.minimum(stop - lists.offsets.take(rows), history.last)
+        own = np.concatenate([[0], np.cumsum(lengths)])
+        at = np.repeat(stop - lengths - own[:-1], lengths) + np.arange(own[-1])
+        columns[column] = tensor(lists.values.take(at))
+        offsets = own
+    assert offsets is not None
+    return HistoryBatch(columns, torch.from_numpy(offsets))
+
+
+def tensor(column: NDArray[Any] | Lists) -> Tensor | Jagged:
+    """int32 ids or float32 numbers as torch sees them; lists become jagged."""
+    if isinstance(column, Lists):
+        weights = None if column.weights is None else torch.from_numpy(column.weights)
+        return Jagged(_plain(column.values), torch.from_numpy(column.offsets), weights)
+    return _plain(column)
+
+
+def _plain(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(array if array.dtype == np.float32 else array.astype(np.int32, copy=False))

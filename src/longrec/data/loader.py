@@ -1,0 +1,75 @@
+"""Batches of a log in a random order that (seed, epoch) alone decide, so that a run resumes exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.data.gather import gather
+from longrec.data.log import Log
+from longrec.features.batch import Batch
+
+
+class Loader:
+    """Batches of some rows of a log.
+
+    The whole state of an epoch is its number and how many batches of it are done. Rows are drawn at random over
+    the whole part; ``by_length`` instead groups rows of similar history length inside pools of 64 batches, which
+    is faster for models that pad but costs quality (measured: 12 % of test HR), so it is off by default.
+
+    Args:
+        rows: int64 rows of the log.
+        batch_size: rows a batch; the last one of an epoch may be smaller.
+        shuffle: False keeps the order given (for prediction).
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        rows: NDArray[np.int64],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        by_length: bool = False,
+    ) -> None:
+        self.log, self.rows, self.batch_size = log, rows, batch_size
+        self.seed, self.shuffle, self.by_length = seed, shuffle, by_length
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """int64 rows in the order of an epoch."""
+        if not self.shuffle:
+            return self.rows
+        random = np.random.default_rng([self.seed, epoch])
+        rows = random.permutation(self.rows)
+        return self._grouped(rows, random) if self.by_length else rows
+
+    def _grouped(self, rows: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
+        length = np.zeros(len(rows), np.int64)
+        for name in self.log.schema.histories:
+            if self.log.schema.prejoined:
+                offsets = self.log.lists[f"{name}.{self.log.schema.histories[name].of[0]}"].offsets
+                length += np.minimum(offsets[rows + 1] - offsets[rows], self.log.schema.histories[name].last)
+            else:
+                first, stop = self.log.window(name, rows)
+                length += stop - first
+        pool = 64 * self.batch_size
+        parts = [
+            rows[at : at + pool][np.argsort(length[at : at + pool], kind="stable")] for at in range(0, len(rows), pool)
+        ]
+        sorted_rows = np.concatenate(parts) if parts else rows
+        whole = len(rows) // self.batch_size
+        batches = random.permutation(whole)
+        head = sorted_rows[: whole * self.batch_size].reshape(whole, self.batch_size)[batches].ravel()
+        return np.concatenate([head, sorted_rows[whole * self.batch_size :]])
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from batch ``start`` on."""
+        order = self.order(number)
+        for at in range(start * self.batch_size, len(order), self.batch_size):
+            yield gather(self.log, order[at : at + self.batch_size])

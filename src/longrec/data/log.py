@@ -1,0 +1,144 @@
+"""The prepared log: memory-mapped events, users and items, and the histories that lie before each row.
+
+A sample is an event row. Its history is a view: the last N events of the same user strictly before its moment.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.data.split import PARTS
+from longrec.errors import DataError, UnknownName
+from longrec.features.encode import Lists
+from longrec.features.fitted import FittedSchema
+from longrec.features.schema import Fields, Schema
+from longrec.features.table import EntityTable, load_column, open_array
+from longrec.features.view import filter_delay
+from longrec.store.segment import Segment
+
+FORMAT = "longrec-log-1"
+
+
+class Log:
+    """A prepared log, opened for reading.
+
+    Attributes:
+        events: all events, sorted by (user row, time); a row is a place in it.
+        labels: float32 ``[n]``, NaN where the row is no sample.
+        parts: int8 ``[n]``: 0 train, 1 valid, 2 test.
+        moments: int64 ``[n]``: the moment a row's features are taken at (the start of its request).
+    """
+
+    def __init__(self, folder: Path, fitted: FittedSchema) -> None:
+        self.folder, self.fitted = folder, fitted
+        self.schema = fitted.schema
+        self.users, self.items = EntityTable.load(folder / "users"), EntityTable.load(folder / "items")
+        self.events = Segment.open(folder / "events")
+        self.labels, self.parts = open_array(folder / "label.npy"), open_array(folder / "split.npy")
+        own_moments = (folder / "moment.npy").exists()
+        self.moments = open_array(folder / "moment.npy") if own_moments else self.events.times
+        self.lists = {
+            path.name.removesuffix(".offsets.npy"): _lists(path) for path in (folder / "lists").glob("*.offsets.npy")
+        }
+        self._kept: dict[str, NDArray[np.int64]] = {}
+
+    @classmethod
+    def open(cls, folder: str | Path, schema: Schema | None = None) -> Log:
+        """Open a folder that ``prepare`` wrote.
+
+        Args:
+            schema: the same schema with other widths or history lengths; default the one it was prepared with.
+
+        Raises:
+            DataError: no prepared log, or one of another format.
+        """
+        folder = Path(folder)
+        try:
+            manifest = json.loads((folder / "log.json").read_text())
+        except (FileNotFoundError, ValueError) as error:
+            raise DataError(
+                str(folder), f"no readable log.json ({error})", "a prepared log", "run longrec prepare"
+            ) from None
+        if manifest.get("format") != FORMAT:
+            raise DataError(
+                str(folder), f"format {manifest.get('format')!r}", FORMAT, "run longrec prepare with this version"
+            )
+        fitted = FittedSchema.load(folder / "schema")
+        log = cls(folder, FittedSchema(schema, fitted.encoders) if schema is not None else fitted)
+        log.manifest = manifest
+        return log
+
+    manifest: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fields(self) -> Fields:
+        """What a model gets to know."""
+        return self.fitted.fields()
+
+    def rows_of(self, part: str) -> NDArray[np.int64]:
+        """int64 rows of the samples of train, valid or test, in the order of the log (by user, then time)."""
+        if part not in PARTS:
+            raise UnknownName("part", part, PARTS)
+        return np.flatnonzero((self.parts == PARTS[part]) & ~np.isnan(self.labels))
+
+    def user(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64 user row of each row."""
+        return np.searchsorted(self.events.offsets, rows, side="right") - 1
+
+    def window(self, name: str, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where the history of each row lies: first and one-past-last place, int64 ``[B]`` each.
+
+        Places count events of the log, or (for a filtered history) the events that pass the filter: see ``kept``.
+        Only events strictly before the row's moment are inside: ties and its own request are not.
+        """
+        first = self.events.offsets[self.user(rows)]
+        delay = filter_delay(self.fitted, name)
+        stop = first_from(self.events.times, first, rows, self.moments.take(rows) - delay)
+        if self.schema.histories[name].where:
+            kept = self.kept(name)
+            first, stop = np.searchsorted(kept, first), np.searchsorted(kept, stop)
+        return np.maximum(first, stop - self.schema.histories[name].last), stop
+
+    def kept(self, name: str) -> NDArray[np.int64]:
+        """Rows of the events that pass the filter of a history."""
+        if name not in self._kept:
+            self._kept[name] = np.flatnonzero(self.events.columns[f"where.{name}"])
+        return self._kept[name]
+
+    @cached_property
+    def sample_count(self) -> dict[str, int]:
+        """Samples of each part."""
+        return {part: len(self.rows_of(part)) for part in PARTS}
+
+
+def first_from(
+    times: NDArray[np.int64], low: NDArray[np.int64], high: NDArray[np.int64], moment: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """For each b the first place in ``[low, high]`` whose time is at or after ``moment[b]``: a binary search in step.
+
+    Args:
+        times: int64, rising inside every ``[low[b], high[b])``.
+    """
+    low, high = low.astype(np.int64), high.astype(np.int64)
+    while (open_ := low < high).any():
+        middle = (low + high) >> 1
+        earlier = open_ & (times.take(np.where(open_, middle, 0)) < moment)
+        low = np.where(earlier, middle + 1, low)
+        high = np.where(open_ & ~earlier, middle, high)
+    return low
+
+
+def _lists(path: Path) -> Lists:
+    name = path.name.removesuffix(".offsets.npy")
+    weighted = path.with_name(f"{name}.weights.npy").exists()
+    column = load_column(path.parent, name, "weighted" if weighted else "lists")
+    assert isinstance(column, Lists)
+    return column

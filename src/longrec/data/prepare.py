@@ -1,0 +1,363 @@
+"""From an event log to a prepared log: sorted once, fitted on the training window, encoded column by column.
+
+Three passes over the sorted file, each a stream: layout (users, items, times, labels), fit, encode.
+Histories are never materialised, so neither time nor space depends on how long they are.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from longrec.data import read, split
+from longrec.data.entities import Entities, add_values
+from longrec.data.settings import DataConfig
+from longrec.data.sort import ITEM, MOMENT, TIME, USER, event_columns, sort_events
+from longrec.data.writer import ArrayWriter, narrow
+from longrec.errors import DataError
+from longrec.features import encode
+from longrec.features.fit import Fitter
+from longrec.features.fitted import FittedSchema
+from longrec.features.schema import Schema
+from longrec.features.table import open_array
+from longrec.features.view import NEVER, holds
+from longrec.progress import Progress
+from longrec.store.segment import write_manifest
+
+FORMAT = "longrec-log-1"
+
+
+def digest(config: DataConfig, schema: Schema, sources: str) -> str:
+    """What a prepared log depends on: sources, split and schema, less what is decided when a batch is made."""
+    words: dict[str, Any] = schema.model_dump(mode="json", exclude_unset=True)
+    for feature in words["features"].values():
+        feature.pop("dim", None), feature.pop("pool", None)
+    for history in words.get("histories", {}).values():
+        history.pop("last", None)
+    content = [FORMAT, sources, config.split.model_dump(mode="json"), words]
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def prepare(config: DataConfig, schema: Schema) -> Path:
+    """Prepare a log, or find the one prepared before from the same sources and schema.
+
+    Returns:
+        The folder of the prepared log.
+
+    Raises:
+        DataError: anything in the sources that cannot be used; nothing is left behind.
+    """
+    root = Path(config.folder)
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix=".scratch-") as scratch:
+        con = read.connect(config, Path(scratch))
+        try:
+            folder = root / digest(config, schema, read.fingerprint(config, con))
+            if (folder / "log.json").exists():
+                return folder
+            build = Path(scratch) / "log"
+            _Preparation(config, schema, con, Path(scratch), build).run()
+        finally:
+            con.close()
+        try:
+            build.rename(folder)
+        except OSError:
+            # Another process prepared the same log meanwhile; its folder is as good as ours.
+            if not (folder / "log.json").exists():
+                raise
+            shutil.rmtree(build)
+    return folder
+
+
+class _Preparation:
+    def __init__(self, config: DataConfig, schema: Schema, con: Any, scratch: Path, build: Path) -> None:
+        self.config, self.schema, self.con, self.build = config, schema, con, build
+        self.sorted = scratch / "sorted.parquet"
+        self.step = schema.time is not None and schema.time.unit == "step"
+        (build / "events").mkdir(parents=True)
+        (build / "lists").mkdir()
+
+    def run(self) -> None:
+        began = time.perf_counter()
+        self.log = read.Relation(self.con, "log", self.config.log)
+        users = read.Relation(self.con, "users", self.config.users) if self.config.users else None
+        items = read.Relation(self.con, "items", self.config.items) if self.config.items else None
+        columns = event_columns(self.schema)
+        if self.config.split.column:
+            columns[self.config.split.column] = "the split"
+        keys = {self.schema.user: "the user", self.schema.item: "the item"}
+        if self.schema.time is not None:
+            keys[self.schema.time.column] = "the time"
+        self.log.need(keys | columns)
+        self._check_numbers()
+        sort_events(self.log, self.schema, list(columns), self.sorted)
+        self.users = Entities("user", self.schema, self.log, users)
+        self.items = Entities("item", self.schema, self.log, items)
+        self.rows = pq.ParquetFile(self.sorted).metadata.num_rows
+        self._layout()
+        self._split()
+        fitted = FittedSchema(self.schema, self._fit())
+        fitted.save(self.build / "schema")
+        self.users.encode(fitted).save(self.build / "users")
+        self.items.encode(fitted).save(self.build / "items")
+        self._encode(fitted)
+        self._manifest(fitted, time.perf_counter() - began)
+
+    def _check_numbers(self) -> None:
+        label = self.schema.label
+        if label.equals is None:
+            self.log.numeric(label.column)
+        for name, feature in self.schema.features.items():
+            if self.schema.table(name) == "event" and feature.kind in ("dense", "bucket"):
+                self.log.numeric(self.schema.column(name))
+
+    def _chunks(self, what: str, columns: list[str]) -> Iterator[tuple[slice, pa.RecordBatch]]:
+        at = 0
+        with Progress(self.rows, f"prepare: {what}", "rows") as progress:
+            for chunk in pq.ParquetFile(self.sorted).iter_batches(500_000, columns=columns):
+                yield slice(at, at + len(chunk)), chunk
+                at += len(chunk)
+                progress.advance(len(chunk))
+
+    def _layout(self) -> None:
+        """Users' offsets, times, item rows, labels."""
+        counts = np.zeros(len(self.users.keys) + 1, np.int64)
+        label, wanted = self.schema.label, [USER, ITEM, TIME, f"c.{self.schema.label.column}"]
+        if self.schema.request:
+            wanted.append(MOMENT)
+        events = self.build / "events"
+        moments = ArrayWriter(self.build / "moment.npy", np.int64) if self.schema.request else None
+        with (
+            ArrayWriter(events / "times.npy", np.int64) as times,
+            ArrayWriter(events / "item.npy", narrow(len(self.items.keys) + 1)) as item_rows,
+            ArrayWriter(self.build / "label.npy", np.float32) as labels,
+        ):
+            for _, chunk in self._chunks("layout", wanted):
+                runs = pc.run_end_encode(chunk[USER])
+                ends = runs.run_ends.to_numpy(zero_copy_only=False)
+                counts[self.users.keys.index(runs.values, "user") + 1] += np.diff(ends, prepend=0)
+                item_rows.append(self.items.keys.index(chunk[ITEM], "item") + 1)
+                times.append(chunk[TIME].to_numpy(zero_copy_only=False))
+                labels.append(_labels(label, chunk[wanted[3]], f"{self.log.where}: column {label.column!r}"))
+                if moments is not None:
+                    moments.append(chunk[MOMENT].to_numpy(zero_copy_only=False))
+        if moments is not None:
+            moments.close()
+        np.save(events / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]))
+        self.counts = counts
+
+    def _split(self) -> None:
+        rule, where = self.config.split, self.log.where
+        offsets, labels = np.load(self.build / "events" / "offsets.npy"), open_array(self.build / "label.npy")
+        self.lines: tuple[int, int] | None = None
+        if rule.by == "time":
+            if self.schema.time is None:
+                raise DataError(
+                    where,
+                    "a split by time, but the schema names no time",
+                    "a time column, or a split by column or user",
+                )
+            times = open_array(self.build / "events" / "times.npy")
+            self.lines = split.time_lines(rule, times, self.step, where)
+            codes = split.by_time(times, self.lines)
+        elif rule.by == "user":
+            codes = np.repeat(split.by_user(rule, self.users.keys.values), self.counts[1:])
+        elif rule.by == "leave_one_out":
+            codes = split.leave_one_out(offsets, ~np.isnan(labels))
+        else:
+            codes = np.empty(self.rows, np.int8)
+            column = f"c.{rule.column}"
+            for part, chunk in self._chunks("split", [column]):
+                codes[part] = split.by_column(chunk[column], f"{where}: column {rule.column!r}")
+        self.codes: NDArray[np.int8] = codes
+        np.save(self.build / "split.npy", codes)
+        _check_labels(labels, codes, f"{where}: column {self.schema.label.column!r}")
+
+    def _fit(self) -> dict[str, encode.Encoder]:
+        fitters = {name: Fitter(name, feature) for name, feature in self.schema.features.items()}
+        train = self.codes == split.TRAIN
+        so_far = np.concatenate([[0], np.cumsum(train, dtype=np.int32)])
+        self.users.fit(fitters, np.diff(so_far[np.cumsum(self.counts)]).astype(np.int64))
+        del so_far
+        item_rows = open_array(self.build / "events" / "item.npy")
+        self.items.fit(fitters, np.bincount(item_rows[train], minlength=len(self.items.keys) + 1)[1:])
+        sources = self._fit_sources(fitters)
+        if sources:
+            for part, chunk in self._chunks("fit", sorted({f"c.{column}" for _, column, _ in sources})):
+                for name, column, listed in sources:
+                    where = f"{self.log.where}: column {column!r}"
+                    values, counts = chunk[f"c.{column}"], train[part].astype(np.int64)
+                    if listed is not None:
+                        values, offsets = self._listed(values, name, listed, where)
+                        counts = np.repeat(counts, np.diff(offsets))
+                        fitters[name].add(values, counts, where)
+                    else:
+                        add_values(fitters[name], self.schema, name, values, counts, where)
+        return {name: fitter.finish() for name, fitter in fitters.items()}
+
+    def _fit_sources(self, fitters: dict[str, Fitter]) -> list[tuple[str, str, str | None]]:
+        """(feature, raw column, history or None): the impression's own columns and, pre-joined, the lists too."""
+        needed = [name for name, fitter in fitters.items() if fitter.needs_data()]
+        own = [(name, self.schema.column(name), None) for name in needed if self.schema.table(name) == "event"]
+        lists = [
+            (name, column, history_name)
+            for history_name, history in self.schema.histories.items()
+            for name, column in (history.columns or {}).items()
+            if name in needed
+        ]
+        return [*own, *lists]
+
+    def _listed(self, values: pa.Array, name: str, history: str, where: str) -> tuple[pa.Array, NDArray[np.int64]]:
+        flat, offsets = encode.flatten(values, self.schema.histories[history].separator, where)
+        return _as_type(flat, self._raw_type(name), where), offsets
+
+    def _raw_type(self, name: str) -> pa.DataType | None:
+        column = self.schema.column(name)
+        keys = {self.schema.user: self.users, self.schema.item: self.items}
+        if column in keys:
+            return keys[column].keys.values.type
+        return pa.int64() if self.log.types.get(column, "VARCHAR") != "VARCHAR" else None
+
+    def _encode(self, fitted: FittedSchema) -> None:
+        plain = [n for n in fitted.of_table("event") if self.schema.features[n].kind != "time"]
+        multi = [n for n in plain if self.schema.features[n].kind == "multi"]
+        known = {n: f.known_at for n, f in self.schema.features.items() if f.known_at}
+        filtered = {n: h.where for n, h in self.schema.histories.items() if h.where}
+        lists = [(h, n, c) for h, history in self.schema.histories.items() for n, c in (history.columns or {}).items()]
+        wanted = sorted(
+            {f"c.{self.schema.column(n)}" for n in plain}
+            | {f"c.{self.schema.features[n].weights}" for n in multi if self.schema.features[n].weights}
+            | {f"c.{column}" for column in known.values()}
+            | {f"c.{column}" for where in filtered.values() for column in where}
+            | {f"c.{column}" for _, _, column in lists}
+        )
+        writers: dict[str, ArrayWriter] = {}
+
+        def put(folder: str, name: str, values: NDArray[Any], dtype: Any) -> None:
+            path = f"{folder}/{name}"
+            if path not in writers:
+                writers[path] = ArrayWriter(self.build / f"{path}.npy", dtype)
+            writers[path].append(values)
+
+        def put_lists(name: str, column: encode.Lists, rows: int) -> None:
+            path = f"lists/{name}"
+            base = writers[f"{path}.values"].length if f"{path}.values" in writers else None
+            put("lists", f"{name}.offsets", column.offsets if base is None else column.offsets[1:] + base, np.int64)
+            put("lists", f"{name}.values", column.values, narrow(rows))
+            if column.weights is not None:
+                put("lists", f"{name}.weights", column.weights, np.float32)
+
+        try:
+            for _, chunk in self._chunks("encode", wanted) if wanted else ():
+                for name in plain:
+                    feature, column = self.schema.features[name], self.schema.column(name)
+                    weights = chunk[f"c.{feature.weights}"] if feature.weights else None
+                    values = fitted.encode(name, chunk[f"c.{column}"], f"{self.log.where}: column {column!r}", weights)
+                    if isinstance(values, encode.Lists):
+                        put_lists(name, values, fitted.encoders[name].rows)
+                    else:
+                        dtype = np.float32 if feature.kind == "dense" else narrow(fitted.field(name).rows)
+                        put("events", name, values, dtype)
+                for name, column in known.items():
+                    put("events", f"known.{name}", pc.fill_null(chunk[f"c.{column}"], NEVER).to_numpy(), np.int64)
+                for name, where in filtered.items():
+                    met = np.logical_and.reduce([holds(condition, chunk[f"c.{c}"]) for c, condition in where.items()])
+                    put("events", f"where.{name}", met, np.uint8)
+                for history, name, column in lists:
+                    place = f"{self.log.where}: column {column!r}"
+                    flat, offsets = self._listed(chunk[f"c.{column}"], name, history, place)
+                    encoder = fitted.encoders[name]
+                    assert not isinstance(encoder, encode.TimeEncoder)
+                    put_lists(f"{history}.{name}", encode.Lists(encoder.encode(flat, place), offsets), encoder.rows)
+        finally:
+            for writer in writers.values():
+                writer.close()
+        events = [path.removeprefix("events/") for path in writers if path.startswith("events/")]
+        kinds = {name: str(open_array(self.build / "events" / f"{name}.npy").dtype) for name in ["item", *events]}
+        write_manifest(self.build / "events", kinds)
+
+    def _manifest(self, fitted: FittedSchema, seconds: float) -> None:
+        labels, codes = open_array(self.build / "label.npy"), self.codes
+        parts = {}
+        for part, code in split.PARTS.items():
+            sample = (codes == code) & ~np.isnan(labels)
+            parts[part] = {"samples": int(sample.sum()), "positives": int((labels[sample] > 0.5).sum())}
+        hashed = {n: e.collisions() for n, e in fitted.encoders.items() if isinstance(e, encode.HashEncoder)}
+        content = {
+            "format": FORMAT,
+            "events": self.rows,
+            "users": len(self.users.keys),
+            "items": len(self.items.keys),
+            "parts": parts,
+            "lines": self.lines,
+            "rows": {name: encoder.rows for name, encoder in fitted.encoders.items()},
+            "hash_collisions": hashed,
+            "source": {
+                "log": str(self.config.log),
+                "users": str(self.config.users or ""),
+                "items": str(self.config.items or ""),
+            },
+            "seconds": round(seconds, 2),
+        }
+        (self.build / "log.json").write_text(json.dumps(content, indent=1))
+
+
+def _labels(label: Any, array: pa.Array, where: str) -> NDArray[np.float32]:
+    if label.equals is not None:
+        met = pc.equal(array, pa.scalar(label.equals))
+        return pc.fill_null(met.cast(pa.float32()), float("nan")).to_numpy(zero_copy_only=False)
+    values = encode.numbers(array, where)
+    if label.at_least is not None:
+        return np.where(np.isnan(values), np.nan, values >= label.at_least).astype(np.float32)
+    odd = ~np.isnan(values) & (values != 0) & (values != 1)
+    if odd.any():
+        raise DataError(
+            where,
+            f"the label {values[odd][0]:g}",
+            "0, 1 or null",
+            "say label: {column: ..., at_least: ...} to make it one",
+        )
+    return values.astype(np.float32)
+
+
+def _check_labels(labels: NDArray[np.float32], codes: NDArray[np.int8], where: str) -> None:
+    train = labels[(codes == split.TRAIN) & ~np.isnan(labels)]
+    if not len(train):
+        raise DataError(
+            where, "no training row has a label", "labelled rows before the split line", "look at label and split"
+        )
+    if train.min() == train.max():
+        raise DataError(
+            where,
+            f"every training label is {train[0]:g}",
+            "both classes",
+            "look at the label's condition, and at the split",
+        )
+
+
+def _as_type(flat: pa.Array, kind: pa.DataType | None, where: str) -> pa.Array:
+    """Separated text of whole numbers becomes whole numbers where the feature's own column has them."""
+    if (
+        kind is None
+        or not pa.types.is_integer(kind)
+        or not (pa.types.is_string(flat.type) or pa.types.is_large_string(flat.type))
+    ):
+        return flat
+    try:
+        return flat.cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            where, f"text among whole numbers ({error})", "whole numbers, as in the feature's own column"
+        ) from None

@@ -1,0 +1,205 @@
+"""Reading: Parquet, CSV, Arrow files or a DuckDB query as one relation, with faults told before any work."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from longrec.data.settings import DataConfig, Source
+from longrec.errors import DataError, nearest
+
+_INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "BOOLEAN"}
+
+
+def connect(config: DataConfig, scratch: Path) -> duckdb.DuckDBPyConnection:
+    """A connection that spills into ``scratch`` and shows no progress bar of its own."""
+    con = duckdb.connect()
+    con.execute(
+        f"SET memory_limit={literal(config.memory)}; SET threads={config.threads}; SET enable_progress_bar=false"
+    )
+    con.execute(f"SET temp_directory={literal(str(scratch))}; SET TimeZone='UTC'")
+    return con
+
+
+def literal(text: str) -> str:
+    """A SQL string."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def name(column: str) -> str:
+    """A SQL identifier."""
+    return '"' + column.replace('"', '""') + '"'
+
+
+class Relation:
+    """One source as a view of a connection, with the type of every column."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, view: str, source: Source) -> None:
+        self.con, self.view, self.where = con, view, str(source)
+        try:
+            con.execute(f"CREATE OR REPLACE VIEW {view} AS SELECT * FROM {_from(con, view, source)}")
+            described = con.execute(f"DESCRIBE {view}").fetchall()
+        except duckdb.Error as error:
+            raise unreadable(self.where, error) from None
+        self.types: dict[str, str] = {row[0]: row[1] for row in described}
+
+    def need(self, columns: dict[str, str]) -> None:
+        """Refuse missing columns, all at once.
+
+        Args:
+            columns: column -> what asks for it.
+        """
+        faults = []
+        for column, asker in columns.items():
+            if column not in self.types:
+                near = nearest(column, self.types)
+                faults.append(f"{column!r} ({asker})" + (f", did you mean {near!r}?" if near else ""))
+        if faults:
+            raise DataError(
+                self.where,
+                f"no column {'; no column '.join(faults)}",
+                f"columns of the schema; the file has {', '.join(self.types)}",
+            )
+
+    def key_type(self, column: str) -> str:
+        """BIGINT or VARCHAR for a column of ids.
+
+        Raises:
+            DataError: floats, dates and integers beyond 64 bits.
+        """
+        kind, where = self.types[column], f"{self.where}: column {column!r}"
+        if kind in _INTEGERS:
+            return "BIGINT"
+        if kind in ("UBIGINT", "HUGEINT", "UHUGEINT"):
+            top = self.one(f"SELECT max({name(column)}) FROM {self.view}")
+            if top is not None and top >= 2**63:
+                raise DataError(
+                    where,
+                    f"the id {top}, which needs more than 64 bits",
+                    "signed 64-bit integers or strings",
+                    "store these ids as strings",
+                )
+            return "BIGINT"
+        if kind == "VARCHAR" or kind.startswith("ENUM"):
+            return "VARCHAR"
+        if kind in ("FLOAT", "DOUBLE") or kind.startswith("DECIMAL"):
+            top = self.one(f"SELECT max(abs({name(column)})) FROM {self.view}") or 0
+            more = f", the largest {top:.0f}" if top > 2**53 else ""
+            raise DataError(
+                where,
+                f"ids stored as floats ({kind}){more}",
+                "64-bit integers or strings: floats merge whole numbers above 2**53",
+                "write the column as integers (nullable ones if it has nulls) or as text",
+            )
+        raise DataError(where, f"ids of type {kind}", "64-bit integers or strings", "cast the column")
+
+    def numeric(self, column: str) -> None:
+        """Refuse text in a column of numbers, naming the first value that is none."""
+        if self.types[column] != "VARCHAR":
+            return
+        found = self.con.execute(
+            f"SELECT r, v FROM (SELECT row_number() OVER () AS r, {name(column)} AS v FROM {self.view}) "
+            "WHERE v IS NOT NULL AND try_cast(v AS DOUBLE) IS NULL LIMIT 1"
+        ).fetchone()
+        what = f"text, first {found[1]!r} in row {found[0]}" if found else "numbers stored as text"
+        raise DataError(
+            f"{self.where}: column {column!r}", what, "numbers", "clean the column, or declare the feature kind id"
+        )
+
+    def no_nulls(self, column: str, role: str) -> None:
+        """Refuse nulls in a column that every event needs."""
+        count = self.one(f"SELECT count(*) FROM {self.view} WHERE {name(column)} IS NULL")
+        if count:
+            numbered = f"SELECT row_number() OVER () AS r, {name(column)} AS v FROM {self.view}"
+            first = self.one(f"SELECT min(r) FROM ({numbered}) WHERE v IS NULL")
+            raise DataError(
+                f"{self.where}: column {column!r}",
+                f"{count} null value{'s' if count > 1 else ''}, first in row {first}",
+                f"a {role} in every event",
+                "drop or fill these rows",
+            )
+
+    def one(self, sql: str) -> Any:
+        """The single value of a query."""
+        try:
+            row = self.con.execute(sql).fetchone()
+        except duckdb.Error as error:
+            raise unreadable(self.where, error) from None
+        return row[0] if row else None
+
+    def table(self, sql: str) -> pa.Table:
+        """The rows of a query."""
+        try:
+            return self.con.sql(sql).to_arrow_table()
+        except duckdb.Error as error:
+            raise unreadable(self.where, error) from None
+
+
+def unreadable(where: str, error: duckdb.Error) -> DataError:
+    """A DuckDB error in our words."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:4])
+    return DataError(
+        where,
+        f"cannot be read: {text[:400]}",
+        "a complete Parquet, CSV or Arrow file, or a valid query",
+        "write the file again, or mend the query",
+    )
+
+
+def paths(source: Source) -> list[Path]:
+    """The files of a source; a pattern that matches nothing is refused."""
+    found: list[Path] = []
+    for pattern in source.files or ():
+        matches = sorted(glob.glob(pattern))
+        if not matches:
+            raise DataError(pattern, "no such file", "a Parquet, CSV or Arrow file (or a pattern that matches some)")
+        found += map(Path, matches)
+    return found
+
+
+def _from(con: duckdb.DuckDBPyConnection, view: str, source: Source) -> str:
+    if source.query is not None:
+        return f"({source.query.rstrip().rstrip(';')})"
+    files = paths(source)
+    kinds = {path.suffix.lower() for path in files}
+    if len(kinds) > 1:
+        raise DataError(str(source), f"files of the kinds {', '.join(sorted(kinds))}", "one kind of file")
+    kind, listed = kinds.pop(), "[" + ", ".join(literal(str(path)) for path in files) + "]"
+    if kind == ".parquet":
+        return f"read_parquet({listed}, union_by_name=true)"
+    if kind in (".csv", ".tsv", ".gz"):
+        return f"read_csv({listed}, sample_size=100000, union_by_name=true)"
+    if kind in (".arrow", ".feather", ".ipc"):
+        try:
+            con.register(f"{view}_arrow", pads.dataset([str(path) for path in files], format="ipc"))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(str(source), f"cannot be read: {error}", "a complete Arrow file") from None
+        return f"{view}_arrow"
+    raise DataError(str(source), f"a file of the kind {kind!r}", ".parquet, .csv, .tsv, .arrow or .feather")
+
+
+def fingerprint(config: DataConfig, con: duckdb.DuckDBPyConnection) -> str:
+    """A digest of the sources: path, size and time of every file; the contents of a query."""
+    parts: list[str] = []
+    for source in (config.log, config.users, config.items):
+        if source is None:
+            parts.append("none")
+        elif source.query is not None:
+            query = source.query.rstrip().rstrip(";")
+            try:
+                row = con.execute(f"SELECT count(*), bit_xor(hash(q)) FROM ({query}) q").fetchone()
+            except duckdb.Error as error:
+                raise unreadable(str(source), error) from None
+            parts.append(f"{query} {row}")
+        else:
+            for path in paths(source):
+                stat = path.stat()
+                parts.append(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

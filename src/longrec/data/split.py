@@ -1,0 +1,88 @@
+"""Train, valid and test: one small code a row (0, 1, 2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from longrec.data.settings import Split
+from longrec.errors import DataError
+from longrec.features.encode import hash_keys
+
+TRAIN, VALID, TEST = 0, 1, 2
+PARTS = {"train": TRAIN, "valid": VALID, "test": TEST}
+_DAY = 86_400_000
+
+
+def time_lines(split: Split, times: NDArray[np.int64], step: bool, where: str) -> tuple[int, int]:
+    """First moments of valid and of test.
+
+    A share is a share of the rows along the global time line; rows of one moment stay together, on the later side.
+
+    Raises:
+        DataError: moments that are none, out of order, or days asked of a log in steps.
+    """
+    last = int(times.max())
+    if split.test_from is not None:
+        test = _moment(split.test_from, step, where)
+        return (_moment(split.valid_from, step, where) if split.valid_from else test), test
+    if split.test_days is not None:
+        if step:
+            raise DataError(where, "a split by days", "shares or moments: this log counts in steps")
+        test = (last // _DAY + 1) * _DAY - round(split.test_days * _DAY)
+        return test - round((split.valid_days or 0) * _DAY), test
+    n = len(times)
+    first_test, first_valid = round(n * (1 - split.test)), round(n * (1 - split.test - split.valid))
+    at = sorted({min(first_valid, n - 1), min(first_test, n - 1)})
+    ordered = np.partition(times, at)
+    test = int(ordered[first_test]) if first_test < n else last + 1
+    return (int(ordered[first_valid]) if first_valid < n else last + 1), test
+
+
+def _moment(text: str, step: bool, where: str) -> int:
+    try:
+        return int(text) if step else int(np.datetime64(text, "ms").astype(np.int64))
+    except ValueError:
+        raise DataError(
+            where, f"the moment {text!r}", "a whole number" if step else "an ISO date or time, UTC"
+        ) from None
+
+
+def by_time(times: NDArray[np.int64], lines: tuple[int, int]) -> NDArray[np.int8]:
+    """Codes of rows by their moment."""
+    return ((times >= lines[0]).astype(np.int8) + (times >= lines[1])).astype(np.int8)
+
+
+def by_user(split: Split, users: pa.Array) -> NDArray[np.int8]:
+    """Codes of users: a stable hash of the key against the shares."""
+    mixed = hash_keys(users) ^ np.uint64((split.seed * 0x9E3779B97F4A7C15) % 2**64)
+    share = (hash_keys(pa.array(mixed.view(np.int64))) >> np.uint64(11)) / 2.0**53
+    return ((share < split.valid + split.test).astype(np.int8) + (share < split.test)).astype(np.int8)
+
+
+def leave_one_out(offsets: NDArray[np.int64], sample: NDArray[np.bool_]) -> NDArray[np.int8]:
+    """Each user's last sample row is test, the one before valid; a user with fewer than three is all training."""
+    codes = np.zeros(len(sample), np.int8)
+    rows = np.flatnonzero(sample)
+    first, stop = np.searchsorted(rows, offsets[:-1]), np.searchsorted(rows, offsets[1:])
+    enough = stop - first >= 3
+    codes[rows[stop[enough] - 1]] = TEST
+    codes[rows[stop[enough] - 2]] = VALID
+    return codes
+
+
+def by_column(column: pa.Array, where: str) -> NDArray[np.int8]:
+    """Codes from a text column.
+
+    Raises:
+        DataError: another value than train, valid, test.
+    """
+    places: Any = pc.index_in(column.cast(pa.string()), value_set=pa.array(list(PARTS)))
+    if places.null_count:
+        odd = column.filter(places.is_null())[0].as_py()
+        raise DataError(where, f"the split {odd!r}", "train, valid or test")
+    return np.asarray(places.to_numpy(zero_copy_only=False), np.int8)

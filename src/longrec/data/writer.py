@@ -1,0 +1,48 @@
+"""Arrays written as they come: one .npy file, appended chunk by chunk, never whole in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class ArrayWriter:
+    """Appends one-dimensional chunks to an .npy file; the header gets its length on ``close``."""
+
+    def __init__(self, path: Path, dtype: Any) -> None:
+        self.dtype, self.length = np.dtype(dtype), 0
+        self._file = path.open("wb")
+        self._header()
+
+    def _header(self) -> None:
+        # numpy pads the header for growth along the first axis, so its size does not change with the length.
+        self._file.seek(0)
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def append(self, chunk: NDArray[Any]) -> None:
+        """Add values at the end."""
+        self._file.write(np.ascontiguousarray(chunk, self.dtype).data)
+        self.length += len(chunk)
+
+    def close(self) -> None:
+        """Write the final header."""
+        self._header()
+        self._file.close()
+
+    def __enter__(self) -> ArrayWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def narrow(rows: int) -> Any:
+    """The smallest unsigned type that holds ids below ``rows``."""
+    return np.min_scalar_type(max(rows - 1, 0))

@@ -1,0 +1,91 @@
+"""Every error LongRec raises on purpose.
+
+    LongRecError                what a user can act on; the command line prints it and exits with 2
+    |-- ConfigError             a config or schema with one fault or more (all are listed)
+    |   `-- UnknownName         a name that is not in a list of names
+    |-- DataError               a log, a table, a column or a value that cannot be used
+    |-- StoreError              a history store that is damaged or was written by another version
+    |-- RunError                a run folder that is missing, incomplete or does not fit
+    |-- BundleError             a bundle that is altered, incomplete or of another version
+    `-- RequestError            a request that cannot be answered; carries an HTTP status
+
+A message has four parts: where, what was found, what was expected, what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class LongRecError(Exception):
+    """Base of all: ``where: found; expected ...`` and, on a second line, what to do.
+
+    Args:
+        where: the file, column, key or request field at fault.
+        found: what was there.
+        expected: what should have been there.
+        do: the next step for the reader.
+    """
+
+    def __init__(self, where: str, found: str, expected: str = "", do: str = "") -> None:
+        self.where, self.found, self.expected, self.do = where, found, expected, do
+        text = f"{where}: {found}" if where else found
+        if expected:
+            text += f"; expected {expected}"
+        if do:
+            text += f"\n  {do[0].upper()}{do[1:]}"
+        super().__init__(text)
+
+
+class ConfigError(LongRecError):
+    """A config that cannot be used. ``faults`` holds one line a fault, all of them at once."""
+
+    def __init__(self, where: str, faults: Sequence[str]) -> None:
+        self.faults = list(faults)
+        count = f"{len(self.faults)} fault{'s' if len(self.faults) != 1 else ''}"
+        super().__init__(where, count + "".join(f"\n  {fault}" for fault in self.faults))
+
+
+class UnknownName(ConfigError):
+    """A name that nothing answers to; names the nearest one there is."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.name = name
+        near = nearest(name, known)
+        hint = f"; did you mean {near!r}?" if near else f"; known: {', '.join(sorted(known))}"
+        super().__init__(kind, [f"no {kind} named {name!r}{hint}"])
+
+
+class DataError(LongRecError):
+    """A log, table, column or value that cannot be used as it is."""
+
+
+class StoreError(LongRecError):
+    """A history store that is damaged, or that another version wrote."""
+
+
+class RunError(LongRecError):
+    """A run folder that is missing, incomplete, or does not fit what is asked of it."""
+
+
+class BundleError(LongRecError):
+    """A bundle that was altered, is incomplete, or is of another version."""
+
+
+class RequestError(LongRecError):
+    """A request that cannot be answered. ``status`` is the HTTP status it maps to."""
+
+    def __init__(self, where: str, found: str, expected: str = "", do: str = "", status: int = 400) -> None:
+        self.status = status
+        super().__init__(where, found, expected, do)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like ``name``, or None when none is near.
+
+    >>> nearest("dinn", ["din", "deepfm"])
+    'din'
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return close[0] if close else None

@@ -1,0 +1,1 @@
+"""The words every room speaks: schema, encoders, fitted tables, batches."""

@@ -1,0 +1,74 @@
+"""What a model is given: one batch, with jagged histories and no padding.
+
+Letters: B rows (impressions), N flat positions of one history over the whole batch, T positions of a shared history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Jagged:
+    """Rows of different lengths, end to end.
+
+    Attributes:
+        values: the values of all rows, row after row.
+        offsets: int64 ``[rows + 1]``; row r owns ``values[offsets[r]:offsets[r + 1]]``, which may be empty.
+        weights: float32, one a value, or None.
+    """
+
+    values: Tensor
+    offsets: Tensor
+    weights: Tensor | None = None
+
+    def lengths(self) -> Tensor:
+        """int64 ``[rows]``: how many values each row owns."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    def rows(self) -> Tensor:
+        """int64 ``[values]``: the row of each value."""
+        lengths = self.lengths()
+        return torch.repeat_interleave(
+            torch.arange(len(lengths), device=lengths.device), lengths, output_size=len(self.values)
+        )
+
+
+@dataclass(frozen=True)
+class HistoryBatch:
+    """One history of a batch, oldest event first.
+
+    Attributes:
+        columns: for each column the values of all positions ``[N]`` (or jagged over them).
+        offsets: int64 ``[B + 1]``; or ``[0, T]`` when shared.
+        shared: one user's history that every row of the batch reads.
+    """
+
+    columns: Mapping[str, Tensor | Jagged]
+    offsets: Tensor
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of impressions.
+
+    In a shared batch (one user, ``size`` candidates) user and event fields carry a single entry and
+    item fields carry ``size``; otherwise every field carries ``size``.
+
+    Attributes:
+        features: for each field int32 ids or float32 numbers ``[B]``, or jagged over B.
+        label: float32 ``[B]``, when known.
+        rows: int64 ``[B]`` rows of the log the samples came from, when they came from one.
+    """
+
+    size: int
+    features: Mapping[str, Tensor | Jagged]
+    histories: Mapping[str, HistoryBatch] = field(default_factory=dict)
+    label: Tensor | None = None
+    rows: Tensor | None = None
+    shared: bool = False

@@ -1,0 +1,284 @@
+"""From raw values to ids and numbers: fitted once on the training window, the same code online.
+
+Ids: 0 = missing, 1 = unseen (not in the vocabulary, or too rare), 2.. = known values.
+A feedback column owns one more id, its last: "not yet known".
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from longrec.errors import DataError
+from longrec.features.vocabulary import Keys, as_keys
+
+MISSING, UNSEEN, FIRST = 0, 1, 2
+
+Numbers: TypeAlias = NDArray[Any]
+
+
+def numbers(array: pa.Array | pa.ChunkedArray, where: str) -> NDArray[np.float64]:
+    """A numeric column as float64, null as NaN.
+
+    Raises:
+        DataError: text (with the first value that is no number) or infinite values.
+    """
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
+    if pa.types.is_dictionary(array.type):
+        array = array.cast(array.type.value_type)
+    kind = array.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        raise DataError(
+            where, f"text, for example {_example(array)!r}", "numbers", "clean the column, or declare it kind id"
+        )
+    if not (
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_null(kind)
+    ):
+        raise DataError(where, f"values of type {kind}", "numbers")
+    values: NDArray[np.float64] = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    if np.isinf(values).any():
+        raise DataError(
+            where, f"an infinite value at row {int(np.flatnonzero(np.isinf(values))[0])}", "finite numbers or null"
+        )
+    return values
+
+
+def _example(array: pa.Array) -> Any:
+    for value in array.drop_null()[:10_000].to_pylist():
+        try:
+            float(value)
+        except ValueError:
+            return value
+    return next(iter(array.drop_null()[:1].to_pylist()), "")
+
+
+@dataclass(frozen=True)
+class DenseEncoder:
+    """A number, scaled: ``(transform(v) - shift) / spread``; null becomes ``missing`` before scaling.
+
+    ``log`` is sign(v) * ln(1 + |v|).
+    """
+
+    kind: ClassVar[str] = "dense"
+    scale: Literal["raw", "log", "minmax", "standard"]
+    shift: float
+    spread: float
+    missing: float
+    rows: int = 0
+
+    def encode(self, array: pa.Array, where: str) -> NDArray[np.float32]:
+        """float32 ``[n]``."""
+        values = np.nan_to_num(numbers(array, where), nan=self.missing)
+        if self.scale == "log":
+            values = np.sign(values) * np.log1p(np.abs(values))
+        return ((values - self.shift) / self.spread).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class BucketEncoder:
+    """A number, cut at rising edges: bucket k holds ``edges[k - 1] <= v < edges[k]``."""
+
+    kind: ClassVar[str] = "bucket"
+    edges: tuple[float, ...]
+
+    @property
+    def rows(self) -> int:
+        """Height of the table."""
+        return FIRST + len(self.edges) + 1
+
+    def encode(self, array: pa.Array, where: str) -> NDArray[np.int32]:
+        """int32 ids ``[n]``."""
+        values = numbers(array, where)
+        ids = np.searchsorted(np.asarray(self.edges), values, side="right") + FIRST
+        return np.where(np.isnan(values), MISSING, ids).astype(np.int32)
+
+
+def log_square(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The discretisation of the Criteo contest: floor(ln(v)^2) for v > 2, else v - 2 (rounded down).
+
+    >>> log_square(np.array([100.0, 2.0, 0.0])).tolist()
+    [21.0, 0.0, -2.0]
+    """
+    large = values > 2
+    logs = np.log(np.where(large, values, 3.0))
+    return np.where(large, np.floor(logs * logs), np.floor(values - 2))
+
+
+@dataclass(frozen=True)
+class LogSquareEncoder:
+    """A count, cut by ``log_square``; values beyond those of the training window fall into the end buckets."""
+
+    kind: ClassVar[str] = "log_square"
+    low: int
+    high: int
+
+    @property
+    def rows(self) -> int:
+        """Height of the table."""
+        return FIRST + self.high - self.low + 1
+
+    def encode(self, array: pa.Array, where: str) -> NDArray[np.int32]:
+        """int32 ids ``[n]``."""
+        values = numbers(array, where)
+        missing = np.isnan(values)
+        cut = np.clip(log_square(np.where(missing, 0.0, values)), self.low, self.high) - self.low + FIRST
+        return np.where(missing, MISSING, cut).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class TimeEncoder:
+    """A part of the calendar of a moment in milliseconds UTC, at a fixed offset from UTC."""
+
+    kind: ClassVar[str] = "time"
+    part: Literal["hour", "weekday", "hour_of_week"]
+    utc_offset: float
+
+    @property
+    def rows(self) -> int:
+        """Height of the table."""
+        return FIRST + {"hour": 24, "weekday": 7, "hour_of_week": 168}[self.part]
+
+    def encode_times(self, times: NDArray[np.int64]) -> NDArray[np.int32]:
+        """int32 ids ``[n]``; weekday 0 is Monday."""
+        hours = (times + round(self.utc_offset * 3_600_000)) // 3_600_000
+        weekday = (hours // 24 + 3) % 7
+        part = {"hour": hours % 24, "weekday": weekday, "hour_of_week": weekday * 24 + hours % 24}[self.part]
+        return (part + FIRST).astype(np.int32)
+
+
+class IdEncoder:
+    """A vocabulary: each known value its own id."""
+
+    kind: ClassVar[str] = "id"
+
+    def __init__(self, keys: Keys) -> None:
+        self.keys = keys
+
+    @property
+    def rows(self) -> int:
+        """Height of the table."""
+        return FIRST + len(self.keys)
+
+    def encode(self, array: pa.Array, where: str) -> NDArray[np.int32]:
+        """int32 ids ``[n]``."""
+        return np.where(_null(array), MISSING, np.maximum(self.keys.index(array, where) + FIRST, UNSEEN)).astype(
+            np.int32
+        )
+
+
+@dataclass(frozen=True)
+class HashEncoder:
+    """Hash buckets: no vocabulary to keep, at the price of collisions. The hash never changes.
+
+    Integers: the splitmix64 finaliser. Strings: the first eight bytes of BLAKE2b.
+    """
+
+    kind: ClassVar[str] = "hash"
+    buckets: int
+    distinct: int
+
+    @property
+    def rows(self) -> int:
+        """Height of the table."""
+        return FIRST + self.buckets
+
+    def collisions(self) -> float:
+        """Expected share of the distinct training values that share their bucket: 1 - (1 - 1/B)^(n - 1)."""
+        return 1.0 - (1.0 - 1.0 / self.buckets) ** max(self.distinct - 1, 0)
+
+    def encode(self, array: pa.Array, where: str) -> NDArray[np.int32]:
+        """int32 ids ``[n]``."""
+        hashed = hash_keys(as_keys(array, where))
+        ids = (hashed % np.uint64(self.buckets)).astype(np.int64) + FIRST
+        return np.where(_null(array), MISSING, ids).astype(np.int32)
+
+
+def hash_keys(keys: pa.Array) -> NDArray[np.uint64]:
+    """A stable 64-bit hash of int64 or string keys (null hashes as 0 or the empty string)."""
+    if pa.types.is_integer(keys.type):
+        x = keys.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64).copy()
+        with np.errstate(over="ignore"):
+            x += np.uint64(0x9E3779B97F4A7C15)
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+    coded = keys.fill_null("").dictionary_encode()
+    digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in coded.dictionary.to_pylist()]
+    table = np.frombuffer(b"".join(digests), "<u8")
+    return table[coded.indices.to_numpy(zero_copy_only=False)] if len(table) else np.zeros(len(keys), np.uint64)
+
+
+def _null(array: pa.Array) -> NDArray[np.bool_]:
+    return array.is_null().to_numpy(zero_copy_only=False)
+
+
+Encoder: TypeAlias = DenseEncoder | BucketEncoder | LogSquareEncoder | TimeEncoder | IdEncoder | HashEncoder
+_PLAIN: dict[str, Any] = {
+    cls.kind: cls for cls in (DenseEncoder, BucketEncoder, LogSquareEncoder, TimeEncoder, HashEncoder)
+}
+
+
+def to_state(encoder: Encoder) -> dict[str, Any]:
+    """What JSON keeps of an encoder; a vocabulary's keys are kept beside it, as Parquet."""
+    return {"kind": encoder.kind, **({} if isinstance(encoder, IdEncoder) else asdict(encoder))}
+
+
+def from_state(state: dict[str, Any], keys: Keys | None) -> Encoder:
+    """The encoder of a state; ``keys`` for a vocabulary."""
+    content = {key: tuple(value) if isinstance(value, list) else value for key, value in state.items() if key != "kind"}
+    if state["kind"] == "id":
+        assert keys is not None
+        return IdEncoder(keys)
+    encoder: Encoder = _PLAIN[state["kind"]](**content)
+    return encoder
+
+
+@dataclass(frozen=True)
+class Lists:
+    """A column of several values a row: flat ids with offsets, and a weight a value when it has weights."""
+
+    values: NDArray[Any]
+    offsets: NDArray[np.int64]
+    weights: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+def flatten(array: pa.Array, separator: str | None, where: str) -> tuple[pa.Array, NDArray[np.int64]]:
+    """The values of a list column (or of separated text) end to end, and int64 offsets ``[n + 1]``; null is empty.
+
+    Raises:
+        DataError: a column that is neither a list nor text with a separator.
+    """
+    if pa.types.is_dictionary(array.type):
+        array = array.cast(array.type.value_type)
+    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+        if separator is None:
+            raise DataError(where, "text", "a list column", "or give the separator that stands between the values")
+        array = pc.split_pattern(pc.fill_null(array, ""), separator)
+        values, offsets = _flat(array)
+        keep = pc.not_equal(values, "")
+        kept = np.concatenate([[0], np.cumsum(keep.to_numpy(zero_copy_only=False))])
+        return values.filter(keep), kept[offsets].astype(np.int64)
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
+        return _flat(array.cast(pa.large_list(array.type.value_type)))
+    if pa.types.is_null(array.type):
+        return pa.array([], pa.int64()), np.zeros(len(array) + 1, np.int64)
+    raise DataError(where, f"values of type {array.type}", "a list column, or text with a separator")
+
+
+def _flat(array: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+    return array.flatten(), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

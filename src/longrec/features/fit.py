@@ -1,0 +1,146 @@
+"""Fitting encoders: vocabularies, edges and scales, from the training window alone, in one streaming pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from longrec.errors import DataError
+from longrec.features import encode
+from longrec.features.schema import Feature
+from longrec.features.vocabulary import Keys, as_keys
+
+_SAMPLE = 1_000_000
+"""Quantiles are exact up to so many values, and taken from every k-th value above."""
+
+
+class Fitter:
+    """Collects what a feature needs to know of the training window, chunk by chunk.
+
+    ``add(values, counts)`` takes a column and how many training events stand behind each value
+    (0: outside the window, such a value is not looked at).
+    """
+
+    def __init__(self, name: str, feature: Feature) -> None:
+        self.name, self.feature = name, feature
+        self._counts: list[pa.Table] = []
+        self._numbers: list[NDArray[np.float64]] = []
+        self._weight: list[NDArray[np.int64]] = []
+        self._moments = np.array([0.0, 0.0, 0.0])
+        self._range = np.array([np.inf, -np.inf])
+
+    def needs_data(self) -> bool:
+        """Whether anything is learnt from the log at all."""
+        f = self.feature
+        if f.kind in ("id", "multi"):
+            return f.vocab is None
+        return f.quantiles is not None or f.log_square or (f.kind == "dense" and f.scale in ("minmax", "standard"))
+
+    def add(self, array: pa.Array, counts: NDArray[np.int64], where: str) -> None:
+        """Look at one chunk."""
+        keep = counts > 0
+        if self.feature.kind in ("id", "multi"):
+            self._add_keys(as_keys(array, where), counts, keep)
+            return
+        values = encode.numbers(array, where)
+        keep &= ~np.isnan(values)
+        values, counts = values[keep], counts[keep]
+        if not len(values):
+            return
+        if self.feature.kind == "dense":
+            self._moments += [counts.sum(), (counts * values).sum(), (counts * values * values).sum()]
+        else:
+            self._numbers.append(values)
+            self._weight.append(counts)
+        self._range = np.array([min(self._range[0], values.min()), max(self._range[1], values.max())])
+
+    def _add_keys(self, keys: pa.Array, counts: NDArray[np.int64], keep: NDArray[np.bool_]) -> None:
+        table = pa.table({"value": keys, "n": counts}).filter(pa.array(keep)).filter(pc.field("value").is_valid())
+        self._counts.append(table.group_by("value").aggregate([("n", "sum")]))
+        if len(self._counts) >= 16:
+            self._counts = [self._merged()]
+
+    def _merged(self) -> pa.Table:
+        table = pa.concat_tables(self._counts).rename_columns(["value", "n"])
+        return table.group_by("value").aggregate([("n", "sum")])
+
+    def finish(self) -> encode.Encoder:
+        """The fitted encoder."""
+        f = self.feature
+        if f.kind == "time":
+            return encode.TimeEncoder(f.part, f.utc_offset)
+        if f.kind == "dense":
+            return self._dense()
+        if f.kind == "bucket":
+            return self._bucket()
+        if f.vocab is not None:
+            return encode.IdEncoder(Keys(_given(f.vocab, self.name)))
+        counted = (
+            self._merged()
+            if self._counts
+            else pa.table({"value": pa.array([], pa.int64()), "n_sum": pa.array([], pa.int64())})
+        )
+        if f.hash is not None:
+            return encode.HashEncoder(f.hash, len(counted))
+        kept = counted.filter(pc.field("n_sum") >= f.min_count)["value"].combine_chunks()
+        return encode.IdEncoder(Keys(kept.take(pc.sort_indices(kept))))
+
+    def _dense(self) -> encode.DenseEncoder:
+        f, (n, total, squares) = self.feature, self._moments
+        shift, spread = 0.0, 1.0
+        if f.scale == "standard" and n:
+            shift = total / n
+            spread = float(np.sqrt(max(squares / n - shift * shift, 0.0))) or 1.0
+        elif f.scale == "minmax" and n:
+            shift, spread = float(self._range[0]), float(self._range[1] - self._range[0]) or 1.0
+        return encode.DenseEncoder(f.scale, float(shift), spread, f.missing)
+
+    def _bucket(self) -> encode.Encoder:
+        f = self.feature
+        if f.edges is not None:
+            return encode.BucketEncoder(f.edges)
+        if not self._numbers:
+            raise DataError(
+                f"feature {self.name!r}", "no value in the training window", "at least one number to fit buckets on"
+            )
+        if f.log_square:
+            low, high = encode.log_square(self._range)
+            return encode.LogSquareEncoder(int(low), int(high))
+        assert f.quantiles is not None
+        values, weight = np.concatenate(self._numbers), np.concatenate(self._weight)
+        step = max(1, len(values) // _SAMPLE)
+        values, weight = values[::step], weight[::step]
+        order = np.argsort(values, kind="stable")
+        share = np.cumsum(weight[order]) / weight.sum()
+        cuts = values[order][
+            np.searchsorted(share, np.arange(1, f.quantiles) / f.quantiles, side="right").clip(max=len(values) - 1)
+        ]
+        return encode.BucketEncoder(tuple(float(cut) for cut in np.unique(cuts)))
+
+
+def _given(vocab: str | tuple[int | str, ...], name: str) -> pa.Array:
+    """The values of a given vocabulary: a list, or a file (Parquet or CSV: its first column; else one value a line)."""
+    where = f"vocabulary of feature {name!r}"
+    if not isinstance(vocab, str):
+        values: Any = pa.array(list(vocab))
+    else:
+        path = Path(vocab)
+        if not path.is_file():
+            raise DataError(f"{where}: {path}", "no such file", "a Parquet, CSV or text file")
+        if path.suffix == ".parquet":
+            values = pq.read_table(path).column(0)
+        elif path.suffix == ".csv":
+            values = pacsv.read_csv(path).column(0)
+        else:
+            values = pa.array([line for line in path.read_text(encoding="utf-8").splitlines() if line])
+    keys = as_keys(values, where).drop_null()
+    if len(keys.unique()) != len(keys):
+        raise DataError(where, f"{len(keys) - len(keys.unique())} values written twice", "distinct values")
+    return keys

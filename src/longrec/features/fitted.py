@@ -1,0 +1,157 @@
+"""A fitted schema: the schema and one encoder a feature, saved as data, loaded by training and by serving."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from longrec.errors import DataError
+from longrec.features import encode
+from longrec.features.encode import Encoder, IdEncoder, Lists, TimeEncoder
+from longrec.features.schema import TIME_GAP, TIME_GAP_ROWS, Field, Fields, Schema
+from longrec.features.vocabulary import Keys
+
+FORMAT = "longrec-features-1"
+
+
+class FittedSchema:
+    """What turns raw values into model inputs, offline and online."""
+
+    def __init__(self, schema: Schema, encoders: dict[str, Encoder]) -> None:
+        self.schema, self.encoders = schema, encoders
+
+    def encode(self, name: str, array: pa.Array, where: str, weights: pa.Array | None = None) -> NDArray[Any] | Lists:
+        """Encode a raw column: int32 ids, float32 numbers, or ``Lists`` for a multi-value feature.
+
+        Raises:
+            DataError: values of the wrong type, with the place ``where`` in the message.
+        """
+        feature, encoder = self.schema.features[name], self.encoders[name]
+        assert not isinstance(encoder, TimeEncoder)
+        if feature.kind != "multi":
+            return encoder.encode(array, where)
+        flat, offsets = encode.flatten(array, feature.separator, where)
+        return Lists(encoder.encode(flat, where), offsets, _weights(weights, offsets, where))
+
+    def unknown(self, name: str) -> NDArray[Any] | Lists:
+        """The single entry that stands for an unknown user or item: unseen id, missing value, empty list."""
+        feature, encoder = self.schema.features[name], self.encoders[name]
+        if feature.kind == "multi":
+            weights = None if feature.weights is None else np.zeros(0, np.float32)
+            return Lists(np.zeros(0, np.int32), np.zeros(2, np.int64), weights)
+        assert not isinstance(encoder, TimeEncoder)
+        key = self.schema.column(name) in (self.schema.user, self.schema.item)
+        return np.array([encode.UNSEEN], np.int32) if key else encoder.encode(pa.nulls(1), name)
+
+    def not_yet(self, name: str) -> int:
+        """The id of a feedback value that is not known yet: the last row of its table."""
+        return self.encoders[name].rows
+
+    def of_table(self, table: str) -> list[str]:
+        """Names of the features that a table owns, in schema order."""
+        return [name for name in self.schema.features if self.schema.table(name) == table]
+
+    def fields(self) -> Fields:
+        """What a model gets to know."""
+        features = [name for name, feature in self.schema.features.items() if not feature.feedback]
+        histories = {name: tuple(map(self.field, history.of)) for name, history in self.schema.histories.items()}
+        return Fields(tuple(map(self.field, features)), histories)
+
+    def field(self, name: str) -> Field:
+        """One field by the name of its feature (or the computed time gap)."""
+        if name == TIME_GAP:
+            return Field(TIME_GAP, "id", TIME_GAP_ROWS)
+        feature, table = self.schema.features[name], self.schema.table(name)
+        kind = {"multi": "multi", "dense": "dense"}.get(feature.kind, "id")
+        rows = self.encoders[name].rows + feature.feedback
+        weighted = feature.weights is not None
+        return Field(name, kind, rows, feature.dim, feature.pool, weighted, table, feature.feedback)  # type: ignore[arg-type]
+
+    def save(self, folder: Path) -> None:
+        """Write ``features.json`` and one Parquet file a vocabulary."""
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "format": FORMAT,
+            "schema": self.schema.model_dump(mode="json", exclude_unset=True),
+            "encoders": {name: encode.to_state(encoder) for name, encoder in self.encoders.items()},
+        }
+        for name, encoder in self.encoders.items():
+            if isinstance(encoder, IdEncoder):
+                pq.write_table(pa.table({"value": encoder.keys.values}), folder / f"vocab.{name}.parquet")
+        (folder / "features.json").write_text(json.dumps(content, indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> FittedSchema:
+        """Open a saved schema.
+
+        Raises:
+            DataError: not a folder of this format.
+        """
+        try:
+            content = json.loads((folder / "features.json").read_text())
+        except (FileNotFoundError, ValueError) as error:
+            raise DataError(
+                str(folder), f"no readable features.json ({error})", "a fitted schema", "run prepare again"
+            ) from None
+        if content.get("format") != FORMAT:
+            raise DataError(
+                str(folder), f"format {content.get('format')!r}", FORMAT, "run prepare again with this version"
+            )
+        encoders = {}
+        for name, state in content["encoders"].items():
+            path = folder / f"vocab.{name}.parquet"
+            keys = Keys(pq.read_table(path)["value"].combine_chunks()) if state["kind"] == "id" else None
+            encoders[name] = encode.from_state(state, keys)
+        return cls(Schema.model_validate(content["schema"]), encoders)
+
+
+def time_gaps(now: NDArray[np.int64], then: NDArray[np.int64], per_second: int = 1_000) -> NDArray[np.int32]:
+    """Ids of the time between events and impressions: 2 + floor(log2(1 + seconds)), at most 40 buckets.
+
+    Args:
+        per_second: how many units of time make a second (1 for logs in steps).
+    """
+    seconds = np.maximum(now - then, 0) // per_second
+    buckets = np.floor(np.log2(1.0 + seconds)).astype(np.int32)
+    return np.minimum(buckets, TIME_GAP_ROWS - encode.FIRST - 1) + np.int32(encode.FIRST)
+
+
+def gather_lists(column: Lists, rows: NDArray[Any]) -> Lists:
+    """The lists of some rows, in order, without a loop.
+
+    Args:
+        rows: whole numbers ``[n]`` into ``column``.
+    """
+    start, stop = column.offsets[rows], column.offsets[rows + 1]
+    lengths = stop - start
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    at = np.repeat(start - offsets[:-1], lengths) + np.arange(offsets[-1])
+    return Lists(column.values.take(at), offsets, None if column.weights is None else column.weights.take(at))
+
+
+def concat_lists(parts: Iterable[Lists]) -> Lists:
+    """Lists one after the other."""
+    parts = list(parts)
+    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    weights = [part.weights for part in parts if part.weights is not None]
+    return Lists(
+        np.concatenate([part.values for part in parts]),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        np.concatenate(weights) if weights else None,
+    )
+
+
+def _weights(array: pa.Array | None, offsets: NDArray[np.int64], where: str) -> NDArray[np.float32] | None:
+    if array is None:
+        return None
+    flat, own = encode.flatten(array, None, f"{where}: weights")
+    if not np.array_equal(own, offsets):
+        raise DataError(f"{where}: weights", "lists of other lengths than the values", "one weight a value")
+    return encode.numbers(flat, f"{where}: weights").astype(np.float32)

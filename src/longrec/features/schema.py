@@ -1,0 +1,312 @@
+"""The schema: what the columns of an event log mean, and what a model gets to see of them.
+
+A schema names the user, item, time and label columns, the features of an impression and the histories
+that stand behind it. ``Fields`` is the same after fitting, in the words of a model: names, table heights, widths.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, model_validator
+from pydantic import Field as Setting
+
+from longrec.config import Strict
+
+TIME_GAP = "time_gap"
+"""Computed history column: log2 buckets of the seconds (or steps) between a past event and the impression."""
+TIME_GAP_ROWS = 2 + 40
+
+_UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+def duration(value: Any) -> int:
+    """A span such as ``90s``, ``1h``, ``7d``, ``250ms`` in milliseconds; a bare number is seconds.
+
+    >>> duration("1h")
+    3600000
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(f"must be a duration such as '90s', '1h' or '7d', got {value!r}")
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", str(value))
+    if not match:
+        raise ValueError(f"must be a duration such as '90s', '1h' or '7d' (not negative), got {value!r}")
+    return round(float(match[1]) * _UNITS[match[2] or "s"])
+
+
+def _span(value: Any) -> str:
+    duration(value)
+    return str(value)
+
+
+Duration = Annotated[str, BeforeValidator(_span)]
+
+
+class TimeColumn(Strict):
+    """The moment of an event. Kept as whole milliseconds UTC; with ``unit: step`` as plain whole numbers."""
+
+    column: str
+    unit: Literal["auto", "s", "ms", "us", "ns", "step"] = "auto"
+
+
+class Condition(Strict):
+    """Which values of a column count: exactly one of the three."""
+
+    at_least: float | None = None
+    equals: int | str | None = None
+    among: tuple[int | str, ...] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        if isinstance(value, (int, str)):
+            return {"equals": value}
+        return {"among": value} if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _one(self) -> Condition:
+        if sum(part is not None for part in (self.at_least, self.equals, self.among)) != 1:
+            raise ValueError("needs exactly one of at_least, equals, among")
+        return self
+
+
+class Label(Strict):
+    """The column to predict: 0/1 as it is, or a condition on it. A null label makes no sample."""
+
+    column: str
+    at_least: float | None = None
+    equals: int | str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"column": value} if isinstance(value, str) else value
+
+
+def _time(value: Any) -> Any:
+    return {"column": value} if isinstance(value, str) else value
+
+
+class Feature(Strict):
+    """One feature: where its values come from and how they become ids or numbers."""
+
+    kind: Literal["id", "multi", "dense", "bucket", "time"]
+    table: Literal["event", "user", "item"] | None = None
+    column: str | None = None
+    dim: int | None = Setting(None, ge=1, le=4096)
+    vocab: str | tuple[int | str, ...] | None = None
+    hash: int | None = Setting(None, ge=1, le=2**31 - 3)
+    min_count: int = Setting(1, ge=1)
+    edges: tuple[float, ...] | None = None
+    quantiles: int | None = Setting(None, ge=2, le=10_000)
+    log_square: bool = False
+    scale: Literal["raw", "log", "minmax", "standard"] = "raw"
+    missing: float = 0.0
+    separator: str | None = Setting(None, min_length=1)
+    pool: Literal["mean", "sum", "max"] = "mean"
+    weights: str | None = None
+    feedback: bool = False
+    known_after: Duration | None = None
+    known_at: str | None = None
+    part: Literal["hour", "weekday", "hour_of_week"] = "hour"
+    utc_offset: float = Setting(0.0, ge=-14, le=14)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Feature:
+        given = self.model_fields_set - {"kind", "table", "column", "dim"}
+        allowed: dict[str, set[str]] = {
+            "id": {"vocab", "hash", "min_count", "feedback", "known_after", "known_at"},
+            "multi": {"vocab", "hash", "min_count", "separator", "pool", "weights"},
+            "dense": {"scale", "missing"},
+            "bucket": {"edges", "quantiles", "log_square", "feedback", "known_after", "known_at"},
+            "time": {"part", "utc_offset"},
+        }
+        wrong = sorted(given - allowed[self.kind])
+        if wrong:
+            raise ValueError(f"a feature of kind {self.kind!r} takes no {', '.join(wrong)}")
+        if self.vocab is not None and self.hash is not None:
+            raise ValueError("takes vocab or hash, not both")
+        if self.kind == "bucket" and (self.edges is not None) + (self.quantiles is not None) + self.log_square != 1:
+            raise ValueError("a bucket needs exactly one of edges, quantiles, log_square")
+        if self.edges is not None and list(self.edges) != sorted(set(self.edges)):
+            raise ValueError(f"edges must rise strictly, got {list(self.edges)}")
+        if not self.feedback and (self.known_after is not None or self.known_at is not None):
+            raise ValueError("known_after and known_at belong to a feature with feedback: true")
+        if self.known_after is not None and self.known_at is not None:
+            raise ValueError("takes known_after or known_at, not both")
+        if self.feedback and self.table not in (None, "event"):
+            raise ValueError("feedback is a column of the event itself: table must be event")
+        return self
+
+
+class History(Strict):
+    """Past events of the user: which columns, which events, how many of the last ones.
+
+    ``columns`` switches to pre-joined rows: it maps each feature of the history to the list column
+    (or separated text) of the row that already holds its past values, oldest first.
+    """
+
+    of: tuple[str, ...] = Setting(min_length=1)
+    last: int = Setting(50, ge=1, le=1_000_000)
+    where: dict[str, Condition] = Setting(default_factory=dict)
+    columns: dict[str, str] | None = None
+    separator: str | None = Setting(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> History:
+        if len(set(self.of)) != len(self.of):
+            raise ValueError("of names a column twice")
+        if self.columns is not None:
+            if set(self.columns) != set(self.of):
+                raise ValueError("columns must name a list column for each of: " + ", ".join(self.of))
+            if self.where:
+                raise ValueError("where needs an event log; pre-joined rows are filtered already")
+        elif self.separator is not None:
+            raise ValueError("separator belongs to pre-joined rows (columns)")
+        return self
+
+
+class Schema(Strict):
+    """What the columns mean. See the guide for every key."""
+
+    user: str
+    item: str
+    time: Annotated[TimeColumn | None, BeforeValidator(_time)] = None
+    request: str | None = None
+    label: Label
+    label_known_after: Duration = "0s"
+    features: dict[str, Feature] = Setting(min_length=1)
+    histories: dict[str, History] = Setting(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Schema:
+        faults = [*self._feature_faults(), *self._history_faults()]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def _feature_faults(self) -> list[str]:
+        faults = []
+        for name, feature in self.features.items():
+            column = self.column(name)
+            if name == TIME_GAP:
+                faults.append(f"features.{name}: the name is taken by the computed history column")
+            if column == self.label.column and not feature.feedback and feature.kind != "time":
+                faults.append(
+                    f"features.{name}: reads the label column {column!r}, which leaks the answer; "
+                    "mark it feedback: true to use it in histories only"
+                )
+            if feature.kind == "time" and self.time is None:
+                faults.append(f"features.{name}: kind time needs the schema's time column")
+        return faults
+
+    def _history_faults(self) -> list[str]:
+        faults = []
+        for name, history in self.histories.items():
+            for column in history.of:
+                if column == TIME_GAP:
+                    if history.columns is not None:
+                        faults.append(f"histories.{name}: pre-joined rows carry no times, so no {TIME_GAP}")
+                    continue
+                feature = self.features.get(column)
+                if feature is None:
+                    faults.append(
+                        f"histories.{name}.of: no feature named {column!r}; known: {', '.join(self.features)}"
+                    )
+                elif self.table(column) == "user":
+                    faults.append(f"histories.{name}.of: {column!r} belongs to the user, it is the same in every event")
+                elif feature.kind in ("dense", "time") or (feature.kind == "multi" and history.columns is not None):
+                    faults.append(
+                        f"histories.{name}.of: {column!r} of kind {feature.kind} cannot stand in a history; "
+                        "use id or bucket"
+                    )
+                elif feature.kind == "multi" and self.table(column) == "event":
+                    faults.append(
+                        f"histories.{name}.of: {column!r} has several values an event; only item features may"
+                    )
+        joined = {name: history.columns is not None for name, history in self.histories.items()}
+        if len(set(joined.values())) > 1:
+            faults.append("histories: either all histories are pre-joined (columns) or none is")
+        if self.time is None and not (joined and all(joined.values())):
+            faults.append("time: is required, unless every history is pre-joined (columns)")
+        return faults
+
+    @property
+    def prejoined(self) -> bool:
+        """Whether rows carry their histories as list columns."""
+        return bool(self.histories) and all(h.columns is not None for h in self.histories.values())
+
+    def column(self, name: str) -> str:
+        """The column a feature reads."""
+        feature = self.features[name]
+        if feature.kind == "time" and self.time is not None:
+            return self.time.column
+        return feature.column or name
+
+    def table(self, name: str) -> Literal["event", "user", "item"]:
+        """Who owns a feature; the user and item keys own themselves."""
+        feature = self.features[name]
+        if feature.table is not None:
+            return feature.table
+        if feature.feedback or feature.kind == "time":
+            return "event"
+        return {self.user: "user", self.item: "item"}.get(self.column(name), "event")  # type: ignore[return-value]
+
+    def known_after(self, name: str) -> int:
+        """Milliseconds (or steps) from an event to the moment its feedback is known."""
+        return self.delay(self.features[name].known_after or self.label_known_after)
+
+    def delay(self, span: str) -> int:
+        """A duration in the unit the log keeps its times in."""
+        steps = self.time is not None and self.time.unit == "step"
+        return duration(span) // (1_000 if steps else 1)
+
+    def is_feedback_column(self, column: str) -> bool:
+        """Whether a raw event column is known only after the event."""
+        return column == self.label.column or any(
+            f.feedback and self.column(n) == column for n, f in self.features.items()
+        )
+
+
+@dataclass(frozen=True)
+class Field:
+    """One input of a model, after encoding.
+
+    Attributes:
+        rows: height of the embedding table (reserved rows included); 0 for a dense field.
+        dim: width asked for in the schema, or None to let the model decide.
+        table: who owns the value; in a request for one user only item fields differ between candidates.
+        feedback: known only after its event: the last row of the table means "not yet known".
+    """
+
+    name: str
+    kind: Literal["id", "multi", "dense"]
+    rows: int
+    dim: int | None = None
+    pool: Literal["mean", "sum", "max"] = "mean"
+    weighted: bool = False
+    table: Literal["event", "user", "item"] = "event"
+    feedback: bool = False
+
+
+@dataclass(frozen=True)
+class Fields:
+    """All inputs of a model: the impression's fields and, for each history, the columns of a past event."""
+
+    features: tuple[Field, ...]
+    histories: dict[str, tuple[Field, ...]]
+
+    def pairs(self, history: str) -> tuple[Field, ...]:
+        """Columns of a history that also describe the candidate: the query of target attention."""
+        own = {field.name for field in self.features if field.table == "item"}
+        return tuple(field for field in self.histories[history] if field.name in own)
+
+    def tables(self) -> tuple[Field, ...]:
+        """Every distinct field, impression fields first: one embedding table each."""
+        seen = {field.name: field for field in self.features}
+        for columns in self.histories.values():
+            for field in columns:
+                seen.setdefault(field.name, field)
+        return tuple(seen.values())

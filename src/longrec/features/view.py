@@ -1,0 +1,100 @@
+"""The columns of a history as they were known at a moment: one piece of code for training and for serving."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from longrec.features.encode import Lists
+from longrec.features.fitted import FittedSchema, gather_lists, time_gaps
+from longrec.features.schema import TIME_GAP, Condition
+from longrec.features.table import EntityTable
+
+NEVER = np.iinfo(np.int64).max
+"""A feedback value that never became known."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """Past events, N positions, any number of users.
+
+    Attributes:
+        times: int64 ``[N]`` moment of each event.
+        items: rows of the item table ``[N]``.
+        values: encoded event features by name ``[N]``.
+        known: int64 moments ``[N]`` at which a feedback feature with ``known_at`` became known.
+    """
+
+    times: NDArray[np.int64]
+    items: NDArray[Any]
+    values: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    known: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+
+
+def history_columns(
+    fitted: FittedSchema, name: str, items: EntityTable, past: Past, now: NDArray[np.int64]
+) -> dict[str, NDArray[Any] | Lists]:
+    """Columns of history ``name`` as known strictly before ``now``.
+
+    Args:
+        past: events before ``now``, already cut and filtered.
+        now: int64 ``[N]`` (or ``[1]``): the moment of the impression that looks back.
+
+    Returns:
+        int32 ids ``[N]`` a column, or lists over N for a multi-value item feature.
+    """
+    schema = fitted.schema
+    columns: dict[str, NDArray[Any] | Lists] = {}
+    for column in schema.histories[name].of:
+        if column == TIME_GAP:
+            steps = schema.time is not None and schema.time.unit == "step"
+            columns[column] = time_gaps(now, past.times, 1 if steps else 1_000)
+        elif schema.table(column) == "item":
+            owned = items.columns[column]
+            columns[column] = gather_lists(owned, past.items) if isinstance(owned, Lists) else owned.take(past.items)
+        else:
+            values = past.values[column]
+            if schema.features[column].feedback:
+                since = past.known[column] if column in past.known else past.times + schema.known_after(column)
+                known = since < now
+                if not known.all():
+                    values = np.where(known, values, fitted.not_yet(column))
+            columns[column] = values
+    return columns
+
+
+def event_columns(fitted: FittedSchema) -> list[str]:
+    """Event features that some history reads: what a store must keep of an event besides its item and time."""
+    schema = fitted.schema
+    used = {column for history in schema.histories.values() for column in history.of if column != TIME_GAP}
+    return [name for name in schema.features if name in used and schema.table(name) == "event"]
+
+
+def filter_delay(fitted: FittedSchema, name: str) -> int:
+    """How long after an event history ``name`` may count it: a filter on feedback waits until it is known."""
+    schema = fitted.schema
+    delays = [0]
+    for column in schema.histories[name].where:
+        if schema.is_feedback_column(column):
+            own = [
+                schema.known_after(n) for n, f in schema.features.items() if f.feedback and schema.column(n) == column
+            ]
+            delays.append(max([*own, schema.delay(schema.label_known_after)] if column == schema.label.column else own))
+    return max(delays)
+
+
+def holds(condition: Condition, array: pa.Array) -> NDArray[np.bool_]:
+    """Which values of a raw column meet a condition; null never does."""
+    if condition.at_least is not None:
+        met = pc.greater_equal(array, pa.scalar(condition.at_least))
+    elif condition.equals is not None:
+        met = pc.equal(array, pa.scalar(condition.equals))
+    else:
+        met = pc.is_in(array, value_set=pa.array(list(condition.among or ())).cast(array.type))
+    return np.asarray(pc.fill_null(met, False).to_numpy(zero_copy_only=False), bool)

@@ -1,0 +1,130 @@
+"""Keys: a set of 64-bit integers or strings, each with a place.
+
+One class serves vocabularies, users and items, offline for whole columns and online for one request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from longrec.errors import DataError
+
+_FEW = 4_096
+"""Up to so many look-ups go through a search or a dictionary; a hash join over the column pays off above."""
+
+
+def as_keys(array: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
+    """Ids as int64 or string, exactly; nulls stay null.
+
+    Raises:
+        DataError: floats (whole numbers above 2**53 have lost digits there), dates, or integers beyond 64 bits.
+    """
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return as_keys(array.cast(kind.value_type), where)
+    if pa.types.is_boolean(kind) or pa.types.is_integer(kind):
+        try:
+            return array.cast(pa.int64())
+        except pa.ArrowInvalid:
+            raise DataError(
+                where, "integers above 2**63 - 1", "signed 64-bit integers or strings", "store these ids as strings"
+            ) from None
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return array.cast(pa.string())
+    if pa.types.is_null(kind):
+        return array.cast(pa.int64())
+    if pa.types.is_floating(kind):
+        raise DataError(
+            where,
+            f"ids stored as floats ({kind}){_float_example(array)}",
+            "64-bit integers or strings (floats merge whole numbers above 2**53)",
+            "write the column as integers (nullable ones if it has nulls); use kind bucket or dense for amounts",
+        )
+    raise DataError(where, f"ids of type {kind}", "64-bit integers or strings", "cast the column")
+
+
+def _float_example(array: pa.Array) -> str:
+    top = pc.max(pc.abs(array)).as_py() if len(array) else None
+    return f", the largest {top:.0f}" if top is not None and top > 2**53 else ""
+
+
+class Keys:
+    """Distinct keys in a fixed order; ``index`` gives the place of each, or -1."""
+
+    def __init__(self, values: pa.Array) -> None:
+        self.values = values
+        self.numeric = pa.types.is_integer(values.type)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @cached_property
+    def _sorted(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        numbers = self.values.to_numpy(zero_copy_only=False)
+        order = np.argsort(numbers, kind="stable")
+        return numbers[order], order
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {value: place for place, value in enumerate(self.values.to_pylist())}
+
+    def index(self, array: pa.Array, where: str) -> NDArray[np.int32]:
+        """int32 place of every key, -1 where it is absent or null.
+
+        Raises:
+            DataError: text asked of integer keys, or the other way round.
+        """
+        array = as_keys(array, where)
+        if len(array) == 0:
+            return np.zeros(0, np.int32)
+        if array.null_count == len(array) or not len(self):
+            return np.full(len(array), -1, np.int32)
+        if pa.types.is_integer(array.type) != self.numeric:
+            found, expected = ("integers", "text") if not self.numeric else ("text", "integers")
+            raise DataError(
+                where,
+                f"{found}, for example {_first(array)!r}",
+                f"{expected}, as in the log",
+                "write the ids as the log has them",
+            )
+        if len(array) > _FEW:
+            places = pc.index_in(array, value_set=self.values, skip_nulls=True)
+            return pc.fill_null(places, -1).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+        if not self.numeric:
+            found_places = [self._places.get(value, -1) for value in array.to_pylist()]
+            return np.array(found_places, np.int32)
+        known, order = self._sorted
+        wanted = array.fill_null(0).to_numpy(zero_copy_only=False)
+        at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+        hit = (known[at] == wanted) & array.is_valid().to_numpy(zero_copy_only=False)
+        return np.where(hit, order[at], -1).astype(np.int32)
+
+    def find(self, key: Any, where: str) -> int:
+        """Place of a single key, or -1."""
+        return int(self.index(one_column([key], where), where)[0])
+
+
+def _first(array: pa.Array) -> Any:
+    return next(value for value in array.to_pylist() if value is not None)
+
+
+def one_column(values: Sequence[Any], where: str) -> pa.Array:
+    """Python values as an Arrow array; mixed types are refused by name.
+
+    Raises:
+        DataError: when the values have no common type.
+    """
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        kinds = sorted({type(value).__name__ for value in values})
+        raise DataError(where, f"values of the types {', '.join(kinds)}", "one type: whole numbers or text") from None

@@ -1,0 +1,55 @@
+"""Atomic files: the tab-separated tables of RecBole, whose header gives every column a type.
+
+``user_id:token``, ``rating:float``, ``genre:token_seq``: a token is text, a float a number, a sequence is
+separated by single blanks. Tokens stay text; whole-number floats stay floats.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+
+from longrec.errors import DataError
+
+_TYPES = {"token": pa.string(), "float": pa.float64(), "token_seq": pa.string(), "float_seq": pa.string()}
+
+
+def read(path: str | Path) -> pa.Table:
+    """Read one atomic file.
+
+    Returns:
+        A table with the columns' bare names; sequences are list columns.
+
+    Raises:
+        DataError: no such file, a header without types, or a value that is not of its type.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8") as file:
+            header = file.readline().rstrip("\n").split("\t")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(str(path), f"cannot be read: {error}", "a UTF-8 atomic file") from None
+    kinds = dict(word.rpartition(":")[::2] for word in header)
+    odd = [word for word, kind in kinds.items() if kind not in _TYPES or not word]
+    if odd:
+        raise DataError(
+            str(path), f"a header without known types: {header}", "name:type, type one of " + ", ".join(_TYPES)
+        )
+    try:
+        table = pacsv.read_csv(
+            path,
+            read_options=pacsv.ReadOptions(column_names=list(kinds), skip_rows=1),
+            parse_options=pacsv.ParseOptions(delimiter="\t", quote_char=False),
+            convert_options=pacsv.ConvertOptions(column_types={name: _TYPES[kind] for name, kind in kinds.items()}),
+        )
+    except pa.ArrowInvalid as error:
+        raise DataError(str(path), f"cannot be read: {error}", "one line a row, as the header says") from None
+    for name, kind in kinds.items():
+        if kind.endswith("_seq"):
+            parts = pc.split_pattern(table[name], " ")
+            place = table.column_names.index(name)
+            table = table.set_column(place, name, parts.cast(pa.list_(pa.float64())) if kind == "float_seq" else parts)
+    return table

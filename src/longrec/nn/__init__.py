@@ -1,0 +1,1 @@
+"""Layers with two users or more: ragged operations, embeddings, sparse optimisers."""

@@ -1,0 +1,1 @@
+"""Stages from candidates to candidates."""

@@ -1,0 +1,19 @@
+"""Shows what was measured: text tables, JSON, and one HTML page a run or comparison. Measures nothing itself."""
+
+from __future__ import annotations
+
+from longrec.report.page import write_page
+from longrec.report.run import Predictions, RunView, read_predictions, read_run
+from longrec.report.tables import comparison_table, metrics_table, table, write_json
+
+__all__ = [
+    "Predictions",
+    "RunView",
+    "comparison_table",
+    "metrics_table",
+    "read_predictions",
+    "read_run",
+    "table",
+    "write_json",
+    "write_page",
+]

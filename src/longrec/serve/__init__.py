@@ -1,0 +1,1 @@
+"""Who knocks: service, HTTP, client."""
