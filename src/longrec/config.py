@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,9 +20,9 @@ from longrec.errors import ConfigError, nearest
 
 
 class Strict(BaseModel):
-    """Base of every config: frozen, no unknown keys, defaults checked too."""
+    """Base of every config: frozen, no unknown keys, finite numbers, defaults checked too."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 StrictT = TypeVar("StrictT", bound=Strict)
@@ -53,6 +53,8 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
+        if not isinstance(key, Hashable):
+            raise yaml.YAMLError(f"line {line}: a key must be a word or a number, got {key!r}")
         if key in seen:
             raise yaml.YAMLError(f"line {line}: key {key!r} is already written on line {seen[key]}")
         seen[key] = line
@@ -73,6 +75,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise ConfigError(str(path), ["no such file; give the path of a YAML config"]) from None
+    except OSError as error:
+        raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), [f"not readable as YAML: {' '.join(str(error).split())}"]) from None
     if not isinstance(content, dict):
@@ -91,7 +95,7 @@ def apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dic
     faults = []
     for word in overrides:
         path, equals, text = word.partition("=")
-        if not equals or not path:
+        if not equals or "" in path.split("."):
             faults.append(f"{word}: an override is written key.key=value")
             continue
         try:
@@ -149,6 +153,7 @@ _WORDS = {
     "int_from_float": "must be a whole number",
     "float_parsing": "must be a number",
     "float_type": "must be a number",
+    "finite_number": "must be a finite number",
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
     "string_type": "must be text",

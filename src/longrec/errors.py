@@ -51,7 +51,7 @@ class UnknownName(ConfigError):
     """A name that nothing answers to; names the nearest one there is."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        self.name = name
+        self.name, known = name, list(known)
         near = nearest(name, known)
         hint = f"; did you mean {near!r}?" if near else f"; known: {', '.join(sorted(known))}"
         super().__init__(kind, [f"no {kind} named {name!r}{hint}"])

@@ -30,7 +30,7 @@ from longrec.errors import DataError
 from longrec.features import encode
 from longrec.features.fit import Fitter
 from longrec.features.fitted import FittedSchema
-from longrec.features.schema import Schema
+from longrec.features.schema import Condition, Label, Schema
 from longrec.features.table import open_array
 from longrec.features.view import NEVER, holds
 from longrec.progress import Progress
@@ -273,7 +273,12 @@ class _Preparation:
                 for name, column in known.items():
                     put("events", f"known.{name}", pc.fill_null(chunk[f"c.{column}"], NEVER).to_numpy(), np.int64)
                 for name, where in filtered.items():
-                    met = np.logical_and.reduce([holds(condition, chunk[f"c.{c}"]) for c, condition in where.items()])
+                    met = np.logical_and.reduce(
+                        [
+                            holds(condition, chunk[f"c.{c}"], f"{self.log.where}: column {c!r}, filter of {name}")
+                            for c, condition in where.items()
+                        ]
+                    )
                     put("events", f"where.{name}", met, np.uint8)
                 for history, name, column in lists:
                     place = f"{self.log.where}: column {column!r}"
@@ -314,10 +319,10 @@ class _Preparation:
         (self.build / "log.json").write_text(json.dumps(content, indent=1))
 
 
-def _labels(label: Any, array: pa.Array, where: str) -> NDArray[np.float32]:
+def _labels(label: Label, array: pa.Array, where: str) -> NDArray[np.float32]:
     if label.equals is not None:
-        met = pc.equal(array, pa.scalar(label.equals))
-        return pc.fill_null(met.cast(pa.float32()), float("nan")).to_numpy(zero_copy_only=False)
+        met = holds(Condition(equals=label.equals), array, where).astype(np.float32)
+        return np.where(array.is_null().to_numpy(zero_copy_only=False), np.float32(np.nan), met)
     values = encode.numbers(array, where)
     if label.at_least is not None:
         return np.where(np.isnan(values), np.nan, values >= label.at_least).astype(np.float32)

@@ -87,5 +87,5 @@ class DataConfig(Strict):
     items: Annotated[Source | None, BeforeValidator(_source)] = None
     split: Split = Split()
     folder: str = Setting("prepared", description="where prepared logs are kept, one folder a fingerprint")
-    memory: str = Setting("500MB", description="memory the sort may use before it spills to disk")
+    memory: str = Setting("400MB", description="memory the sort may use before it spills to disk")
     threads: int = Setting(2, ge=1)

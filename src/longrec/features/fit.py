@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +14,12 @@ from numpy.typing import NDArray
 from longrec.errors import DataError
 from longrec.features import encode
 from longrec.features.schema import Feature
-from longrec.features.vocabulary import Keys, as_keys
+from longrec.features.vocabulary import Keys, as_keys, one_column
 
 _SAMPLE = 1_000_000
 """Quantiles are exact up to so many values, and taken from every k-th value above."""
+_WIDEST = 100_000
+"""Log-square keeps every whole number below 2 as a bucket of its own: meant for counts, not for amounts."""
 
 
 class Fitter:
@@ -34,6 +35,7 @@ class Fitter:
         self._numbers: list[NDArray[np.float64]] = []
         self._weight: list[NDArray[np.int64]] = []
         self._moments = np.array([0.0, 0.0, 0.0])
+        self._pivot = 0.0
         self._range = np.array([np.inf, -np.inf])
 
     def needs_data(self) -> bool:
@@ -55,7 +57,10 @@ class Fitter:
         if not len(values):
             return
         if self.feature.kind == "dense":
-            self._moments += [counts.sum(), (counts * values).sum(), (counts * values * values).sum()]
+            # Moments about a value of the column: squares of values far from zero would swallow the spread.
+            self._pivot = self._pivot if self._moments[0] else float(values[0])
+            far = values - self._pivot
+            self._moments += [counts.sum(), (counts * far).sum(), (counts * far * far).sum()]
         else:
             self._numbers.append(values)
             self._weight.append(counts)
@@ -96,8 +101,8 @@ class Fitter:
         f, (n, total, squares) = self.feature, self._moments
         shift, spread = 0.0, 1.0
         if f.scale == "standard" and n:
-            shift = total / n
-            spread = float(np.sqrt(max(squares / n - shift * shift, 0.0))) or 1.0
+            mean = total / n
+            shift, spread = self._pivot + mean, float(np.sqrt(max(squares / n - mean * mean, 0.0))) or 1.0
         elif f.scale == "minmax" and n:
             shift, spread = float(self._range[0]), float(self._range[1] - self._range[0]) or 1.0
         return encode.DenseEncoder(f.scale, float(shift), spread, f.missing)
@@ -112,6 +117,13 @@ class Fitter:
             )
         if f.log_square:
             low, high = encode.log_square(self._range)
+            if low < -_WIDEST:
+                raise DataError(
+                    f"feature {self.name!r}",
+                    f"values down to {self._range[0]:g}",
+                    "counts, for log_square",
+                    "use quantiles or edges",
+                )
             return encode.LogSquareEncoder(int(low), int(high))
         assert f.quantiles is not None
         values, weight = np.concatenate(self._numbers), np.concatenate(self._weight)
@@ -128,19 +140,26 @@ class Fitter:
 def _given(vocab: str | tuple[int | str, ...], name: str) -> pa.Array:
     """The values of a given vocabulary: a list, or a file (Parquet or CSV: its first column; else one value a line)."""
     where = f"vocabulary of feature {name!r}"
-    if not isinstance(vocab, str):
-        values: Any = pa.array(list(vocab))
+    if isinstance(vocab, str):
+        where = f"{where}: {vocab}"
+        values = _first_column(Path(vocab), where)
     else:
-        path = Path(vocab)
-        if not path.is_file():
-            raise DataError(f"{where}: {path}", "no such file", "a Parquet, CSV or text file")
-        if path.suffix == ".parquet":
-            values = pq.read_table(path).column(0)
-        elif path.suffix == ".csv":
-            values = pacsv.read_csv(path).column(0)
-        else:
-            values = pa.array([line for line in path.read_text(encoding="utf-8").splitlines() if line])
+        values = one_column(list(vocab), where)
     keys = as_keys(values, where).drop_null()
     if len(keys.unique()) != len(keys):
         raise DataError(where, f"{len(keys) - len(keys.unique())} values written twice", "distinct values")
     return keys
+
+
+def _first_column(path: Path, where: str) -> pa.Array | pa.ChunkedArray:
+    expected = "a Parquet, CSV or text file"
+    if not path.is_file():
+        raise DataError(where, "no such file", expected)
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_table(path).column(0)
+        if path.suffix == ".csv":
+            return pacsv.read_csv(path).column(0)
+        return pa.array([line for line in path.read_text(encoding="utf-8").splitlines() if line], pa.string())
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(where, f"cannot be read: {error}", expected) from None

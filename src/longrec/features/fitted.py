@@ -129,6 +129,7 @@ def gather_lists(column: Lists, rows: NDArray[Any]) -> Lists:
     Args:
         rows: whole numbers ``[n]`` into ``column``.
     """
+    rows = rows.astype(np.int64, copy=False)  # the last row of a narrow type has no successor in it
     start, stop = column.offsets[rows], column.offsets[rows + 1]
     lengths = stop - start
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -154,4 +155,6 @@ def _weights(array: pa.Array | None, offsets: NDArray[np.int64], where: str) -> 
     flat, own = encode.flatten(array, None, f"{where}: weights")
     if not np.array_equal(own, offsets):
         raise DataError(f"{where}: weights", "lists of other lengths than the values", "one weight a value")
+    if flat.null_count:
+        raise DataError(f"{where}: weights", f"{flat.null_count} null", "a number for every value")
     return encode.numbers(flat, f"{where}: weights").astype(np.float32)

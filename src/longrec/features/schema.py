@@ -19,6 +19,10 @@ TIME_GAP = "time_gap"
 """Computed history column: log2 buckets of the seconds (or steps) between a past event and the impression."""
 TIME_GAP_ROWS = 2 + 40
 
+_NAME = re.compile(r"[\w-]+")
+_TAKEN = ("item", "times", "offsets")
+"""What a prepared log calls its own columns of an event."""
+
 _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -84,6 +88,12 @@ class Label(Strict):
     def _short(cls, value: Any) -> Any:
         return {"column": value} if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _one(self) -> Label:
+        if self.at_least is not None and self.equals is not None:
+            raise ValueError("takes at_least or equals, not both")
+        return self
+
 
 def _time(value: Any) -> Any:
     return {"column": value} if isinstance(value, str) else value
@@ -99,7 +109,7 @@ class Feature(Strict):
     vocab: str | tuple[int | str, ...] | None = None
     hash: int | None = Setting(None, ge=1, le=2**31 - 3)
     min_count: int = Setting(1, ge=1)
-    edges: tuple[float, ...] | None = None
+    edges: tuple[float, ...] | None = Setting(None, min_length=1)
     quantiles: int | None = Setting(None, ge=2, le=10_000)
     log_square: bool = False
     scale: Literal["raw", "log", "minmax", "standard"] = "raw"
@@ -128,6 +138,8 @@ class Feature(Strict):
             raise ValueError(f"a feature of kind {self.kind!r} takes no {', '.join(wrong)}")
         if self.vocab is not None and self.hash is not None:
             raise ValueError("takes vocab or hash, not both")
+        if "min_count" in given and (self.vocab is not None or self.hash is not None):
+            raise ValueError("min_count belongs to a learnt vocabulary: it goes with neither vocab nor hash")
         if self.kind == "bucket" and (self.edges is not None) + (self.quantiles is not None) + self.log_square != 1:
             raise ValueError("a bucket needs exactly one of edges, quantiles, log_square")
         if self.edges is not None and list(self.edges) != sorted(set(self.edges)):
@@ -182,24 +194,68 @@ class Schema(Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> Schema:
-        faults = [*self._feature_faults(), *self._history_faults()]
+        faults = [*self._name_faults(), *self._feature_faults(), *self._history_faults(), *self._leaks()]
+        if self.item == self.user:
+            faults.append(f"item: is the column of the user, {self.user!r}")
         if faults:
             raise ValueError("; ".join(faults))
         return self
 
+    def _name_faults(self) -> list[str]:
+        faults = []
+        for name in self.features:
+            if name == TIME_GAP:
+                faults.append(f"features.{name}: the name is taken by the computed history column")
+            elif name in _TAKEN and self.table(name) == "event":
+                faults.append(f"features.{name}: the name is taken by the log; call it otherwise and give its column")
+        places = [*(f"features.{name}" for name in self.features), *(f"histories.{name}" for name in self.histories)]
+        # Names become names of files and of program inputs.
+        odd = [place for place in places if not _NAME.fullmatch(place.partition(".")[2])]
+        return [*faults, *(f"{place}: a name is made of letters, digits, '_' and '-'" for place in odd)]
+
     def _feature_faults(self) -> list[str]:
         faults = []
         for name, feature in self.features.items():
-            column = self.column(name)
-            if name == TIME_GAP:
-                faults.append(f"features.{name}: the name is taken by the computed history column")
-            if column == self.label.column and not feature.feedback and feature.kind != "time":
-                faults.append(
-                    f"features.{name}: reads the label column {column!r}, which leaks the answer; "
-                    "mark it feedback: true to use it in histories only"
-                )
             if feature.kind == "time" and self.time is None:
                 faults.append(f"features.{name}: kind time needs the schema's time column")
+            elif feature.kind == "time" and self.time is not None and self.time.unit == "step":
+                faults.append(f"features.{name}: kind time needs moments, and this log counts in steps")
+            if feature.known_at is not None and self.time is None:
+                faults.append(f"features.{name}: known_at needs the schema's time column")
+        return faults
+
+    def _leaks(self) -> list[str]:
+        """Whatever would show an impression what is known only after it."""
+        own_moment = {self.column(name): name for name, feature in self.features.items() if feature.known_at}
+        own_moment |= {feature.known_at: name for name, feature in self.features.items() if feature.known_at}
+        feedback = {self.column(name) for name, feature in self.features.items() if feature.feedback}
+        late = dict.fromkeys([*feedback, *own_moment], "feedback") | {self.label.column: "label"}
+        faults = []
+        for name, feature in self.features.items():
+            column = self.column(name)
+            if column in late and not feature.feedback and feature.kind != "time":
+                faults.append(
+                    f"features.{name}: reads the {late[column]} column {column!r}, which leaks the answer; "
+                    "mark it feedback: true to use it in histories only"
+                )
+            if feature.weights in late:
+                faults.append(
+                    f"features.{name}: reads the {late[feature.weights]} column {feature.weights!r} as weights, "
+                    "which leaks the answer"
+                )
+        for name, history in self.histories.items():
+            for feature_name, column in (history.columns or {}).items():
+                if column in late:
+                    faults.append(
+                        f"histories.{name}.columns.{feature_name}: reads the {late[column]} column {column!r}, "
+                        "which leaks the answer"
+                    )
+            for column in history.where:
+                if column in own_moment:
+                    faults.append(
+                        f"histories.{name}.where: {column!r} is known at a moment of its own (known_at of "
+                        f"{own_moment[column]}), and a filter waits one span for all; use known_after, or no filter"
+                    )
         return faults
 
     def _history_faults(self) -> list[str]:

@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from longrec.features.encode import Lists
+from longrec.errors import DataError
+from longrec.features.encode import Lists, numbers
 from longrec.features.fitted import FittedSchema, gather_lists, time_gaps
 from longrec.features.schema import TIME_GAP, Condition
 from longrec.features.table import EntityTable
+from longrec.features.vocabulary import one_column
 
 NEVER = np.iinfo(np.int64).max
 """A feedback value that never became known."""
@@ -89,12 +91,26 @@ def filter_delay(fitted: FittedSchema, name: str) -> int:
     return max(delays)
 
 
-def holds(condition: Condition, array: pa.Array) -> NDArray[np.bool_]:
-    """Which values of a raw column meet a condition; null never does."""
+def holds(condition: Condition, array: pa.Array, where: str) -> NDArray[np.bool_]:
+    """Which values of a raw column meet a condition; null never does.
+
+    Raises:
+        DataError: a condition that values of this type cannot meet, with the place ``where`` in the message.
+    """
     if condition.at_least is not None:
-        met = pc.greater_equal(array, pa.scalar(condition.at_least))
-    elif condition.equals is not None:
-        met = pc.equal(array, pa.scalar(condition.equals))
-    else:
-        met = pc.is_in(array, value_set=pa.array(list(condition.among or ())).cast(array.type))
-    return np.asarray(pc.fill_null(met, False).to_numpy(zero_copy_only=False), bool)
+        return numbers(array, where) >= condition.at_least
+    wanted = [condition.equals] if condition.among is None else list(condition.among)
+    if pa.types.is_null(array.type):
+        return np.zeros(len(array), bool)
+    if pa.types.is_dictionary(array.type):
+        array = array.cast(array.type.value_type)
+    try:
+        values = one_column(wanted, where).cast(array.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise DataError(
+            where,
+            f"values of type {array.type}",
+            f"what can equal {' or '.join(map(repr, wanted))}",
+            "give the condition in the type of the column",
+        ) from None
+    return np.asarray(pc.is_in(array, value_set=values, skip_nulls=True).to_numpy(zero_copy_only=False), bool)

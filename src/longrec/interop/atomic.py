@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from longrec.errors import DataError
+from longrec.features.encode import flatten
 
 _TYPES = {"token": pa.string(), "float": pa.float64(), "token_seq": pa.string(), "float_seq": pa.string()}
 
@@ -32,12 +32,17 @@ def read(path: str | Path) -> pa.Table:
             header = file.readline().rstrip("\n").split("\t")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(str(path), f"cannot be read: {error}", "a UTF-8 atomic file") from None
-    kinds = dict(word.rpartition(":")[::2] for word in header)
+    pairs = [word.rpartition(":")[::2] for word in header]
+    kinds = dict(pairs)
     odd = [word for word, kind in kinds.items() if kind not in _TYPES or not word]
     if odd:
         raise DataError(
             str(path), f"a header without known types: {header}", "name:type, type one of " + ", ".join(_TYPES)
         )
+    if len(kinds) != len(pairs):
+        names = [word for word, _ in pairs]
+        twice = next(word for word in names if names.count(word) > 1)
+        raise DataError(str(path), f"a column written twice: {twice}", "distinct names")
     try:
         table = pacsv.read_csv(
             path,
@@ -49,7 +54,16 @@ def read(path: str | Path) -> pa.Table:
         raise DataError(str(path), f"cannot be read: {error}", "one line a row, as the header says") from None
     for name, kind in kinds.items():
         if kind.endswith("_seq"):
-            parts = pc.split_pattern(table[name], " ")
             place = table.column_names.index(name)
-            table = table.set_column(place, name, parts.cast(pa.list_(pa.float64())) if kind == "float_seq" else parts)
+            table = table.set_column(place, name, _sequence(table[name].combine_chunks(), kind, f"{path}: {name}"))
     return table
+
+
+def _sequence(text: pa.Array, kind: str, where: str) -> pa.Array:
+    values, offsets = flatten(text, " ", where)
+    if kind == "float_seq":
+        try:
+            values = values.cast(pa.float64())
+        except pa.ArrowInvalid as error:
+            raise DataError(where, f"cannot be read: {error}", "numbers separated by single blanks") from None
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)

@@ -1,1 +1,1 @@
-"""Papers, one a file."""
+"""Papers, one a file. The folder is the registry; ``models/catalogue.py`` lists it without importing torch."""

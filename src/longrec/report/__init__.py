@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from longrec.report.page import write_page
 from longrec.report.run import Predictions, RunView, read_predictions, read_run
-from longrec.report.tables import comparison_table, metrics_table, table, write_json
+from longrec.report.tables import comparison_table, metrics_table, results_table, table, write_json
 
 __all__ = [
     "Predictions",
@@ -13,6 +13,7 @@ __all__ = [
     "metrics_table",
     "read_predictions",
     "read_run",
+    "results_table",
     "table",
     "write_json",
     "write_page",

@@ -1,0 +1,111 @@
+"""The one clock every runner uses: rows per CPU-second between optimiser steps, and peak memory while training.
+
+A hook on torch's optimisers stamps each step, so every framework trains with its own unchanged loop. CPU time of the
+process (one thread) is steady on a shared machine where wall time is not. It does not count helper processes (FuxiCTR
+loads through ray), which favours whoever has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+WARM = 5
+"""Steps before the rate starts to count: first allocations, growing caches."""
+
+
+class Enough(Exception):
+    """The asked number of steps is done."""
+
+
+def options() -> argparse.Namespace:
+    """The words every runner takes."""
+    ask = argparse.ArgumentParser()
+    ask.add_argument("--data", type=Path, required=True, help="folder written by gen_log.py")
+    ask.add_argument("--work", type=Path, required=True, help="scratch folder; prepared data stays there")
+    ask.add_argument("--steps", type=int, default=0, help="stop after so many steps; 0 is one epoch and the test AUC")
+    ask.add_argument("--batch", type=int, default=1024)
+    ask.add_argument("--threads", type=int, default=1)
+    ask.add_argument("--seed", type=int, default=1)
+    ask.add_argument("--prepare", action="store_true", help="only prepare the data (a process of its own)")
+    given = ask.parse_args()
+    given.meta = json.loads((given.data / "meta.json").read_text())
+    given.work.mkdir(parents=True, exist_ok=True)
+    return given
+
+
+class StepClock:
+    """Stamps every step of the optimisers; raises ``Enough`` after ``limit`` of them.
+
+    Args:
+        kinds: class names of the optimisers whose steps count (a trainer may step two in a row); None counts all.
+    """
+
+    def __init__(self, limit: int = 0, threads: int = 1, kinds: tuple[str, ...] | None = None) -> None:
+        import torch
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
+        torch.set_num_threads(threads)
+        self.limit, self.kinds = limit, kinds
+        self.wall: list[float] = []
+        self.cpu: list[float] = []
+        register_optimizer_step_post_hook(self._stamp)
+
+    def _stamp(self, optimiser: Any, *_: Any) -> None:
+        if self.kinds is not None and type(optimiser).__name__ not in self.kinds:
+            return
+        if not self.wall:
+            forget_peak()
+        self.wall.append(time.perf_counter())
+        self.cpu.append(time.process_time())
+        if self.limit and len(self.wall) >= self.limit:
+            raise Enough
+
+    def result(self, batch: int, **more: Any) -> dict[str, Any]:
+        """Rows per CPU-second and per second from step ``WARM`` on (the last, shorter batch of an epoch left out)."""
+        last = len(self.wall) - (1 if self.limit else 2)
+        first = min(WARM, max(last - 1, 0))
+        rows = (last - first) * batch
+        return {
+            "rows_per_cpu_second": round(rows / (self.cpu[last] - self.cpu[first])),
+            "rows_per_second": round(rows / (self.wall[last] - self.wall[first])),
+            "steps": len(self.wall),
+            "peak_mb": peak_mb(),
+            **more,
+        }
+
+
+def forget_peak() -> None:
+    """Start the peak of resident memory anew, where the system allows (Linux)."""
+    if os.path.exists("/proc/self/clear_refs"):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mb() -> int:
+    """Highest resident memory of this process since ``forget_peak`` (elsewhere: since it began), MB."""
+    if os.path.exists("/proc/self/status"):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) // 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def auc(label: Any, score: Any) -> float:
+    """Area under the ROC curve, ties counted half."""
+    import numpy as np
+
+    label, score = np.asarray(label).ravel(), np.asarray(score).ravel()
+    _, place, count = np.unique(score, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(count) - (count - 1) / 2)[place]
+    positive = label.sum()
+    return float((rank[label > 0].sum() - positive * (positive + 1) / 2) / (positive * (len(label) - positive)))
+
+
+def emit(result: dict[str, Any]) -> None:
+    """Print the one line the caller reads."""
+    print("RESULT " + json.dumps(result), flush=True)

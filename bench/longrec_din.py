@@ -1,0 +1,76 @@
+"""LongRec's DIN through its public interface: ``prepare`` once, then ``train`` with its own loop, loader and optimisers."""
+
+from __future__ import annotations
+
+import shutil
+
+import clock
+from longrec import verbs
+
+
+def job(given) -> dict:
+    """The job as one mapping, as a YAML file would hold it."""
+    path = str(given.data.resolve())
+    return {
+        "name": "din",
+        "data": {
+            "log": [f"{path}/train.parquet", f"{path}/test.parquet"],
+            "items": f"{path}/items.parquet",
+            "folder": str(given.work / "prepared"),
+            "split": {"by": "column", "column": "part"},
+            "schema": {
+                "user": "user_id",
+                "item": "item_id",
+                "label": "label",
+                "features": {
+                    "user_id": {"kind": "id", "vocab": None},
+                    "hour": {"kind": "id"},
+                    "item_id": {"kind": "id", "vocab": f"{path}/items.parquet"},
+                    "cate_id": {"kind": "id", "table": "item"},
+                },
+                "histories": {
+                    "past": {
+                        "of": ["item_id", "cate_id"],
+                        "columns": {"item_id": "hist_item", "cate_id": "hist_cate"},
+                        "last": given.meta["cap"],
+                    }
+                },
+            },
+        },
+        "model": {"name": "din", "embedding_dim": 16, "attention": [80, 40], "mlp": [200, 80]},
+        "fit": {
+            "epochs": 1,
+            "batch_size": given.batch,
+            "lr": 1e-3,
+            "l2": 0.0,
+            "validations_per_epoch": 1,
+            "seed": given.seed,
+            "threads": given.threads,
+            "runs": str(given.work / "runs"),
+        },
+    }
+
+
+def main() -> None:
+    given = clock.options()
+    if given.prepare:
+        verbs.prepare(job(given))
+        return
+    shutil.rmtree(given.work / "runs", ignore_errors=True)
+    steps = clock.StepClock(given.steps, given.threads, kinds=("AdamW",))
+    try:
+        run = verbs.train(job(given), quiet=True)
+    except clock.Enough:
+        clock.emit(steps.result(given.batch, name="LongRec"))
+        return
+    result = steps.result(given.batch, name="LongRec")
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    parts = [pq.read_table(run.folder / "predictions" / f"{part}.parquet") for part in ("valid", "test")]
+    label, score = (np.concatenate([part[name].to_numpy() for part in parts]) for name in ("label", "score"))
+    clock.emit({**result, "auc": clock.auc(label, score)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What a figure was measured on, and the Markdown it goes into."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parent / "results"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "longrec" / "bench"
+
+
+def processor() -> str:
+    """The processor's own name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def hardware() -> str:
+    """Short name for file names: ``2cpu-amd-epyc-9575f``."""
+    words = re.sub(r"\(.*?\)|processor|cpu|@.*|\d+-core", " ", processor().lower())
+    return f"{os.cpu_count()}cpu-" + "-".join(re.findall(r"[a-z0-9]+", words))[:32].strip("-")
+
+
+def busy() -> str:
+    """Load of the last minute: above the number of cores, wall times are pessimistic."""
+    return f"{os.getloadavg()[0]:.1f}"
+
+
+@dataclass
+class Usage:
+    """What one process used."""
+
+    wall: float
+    cpu: float
+    peak_mb: float
+    output: str
+
+
+def measured(command: list[str], **environment: str) -> Usage:
+    """Run a command to its end and account for it (its own threads and children, peak resident memory).
+
+    Raises:
+        SystemExit: when the command fails; its output is shown.
+    """
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"{' '.join(command[:3])} ... ended with {process.returncode}\n{output}")
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    return Usage(time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / scale, output)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def write(task: str, text: str) -> Path:
+    """Keep a result as ``task_hardware_date.md`` and print it."""
+    today = datetime.date.today().isoformat()
+    versions = ", ".join(f"{name} {version(name)}" for name in ("longrec", "torch", "numpy", "pyarrow", "duckdb"))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    foot = (
+        f"{processor()}, {os.cpu_count()} cores, {memory:.0f} GiB; {platform.system()}, Python "
+        f"{platform.python_version()}; {versions}; {today}; load at the end {busy()}."
+    )
+    path = RESULTS / f"{task}_{hardware()}_{today}.md"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"{text.strip()}\n\n{foot}\n", encoding="utf-8")
+    print(f"\n{text.strip()}\n\n{foot}\n\nwritten to {path}")
+    return path
+
+
+def children_cpu() -> float:
+    """CPU seconds of all ended children."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

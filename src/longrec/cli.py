@@ -1,0 +1,196 @@
+"""The command ``longrec``: one function a verb, no logic.
+
+Exit code 0 on success, 2 for a fault that the user can mend (with a message), 130 when interrupted, and 1 for a
+fault of our own, whose trace goes to a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from longrec import __version__, verbs
+from longrec.errors import LongRecError
+from longrec.report import tables
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Returns:
+        The exit code.
+    """
+    args = parser().parse_args(words)
+    try:
+        args.verb(args)
+    except LongRecError as error:
+        print(f"longrec: {type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("longrec: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:  # noqa: BLE001 - the last resort of the command line: told, kept in a file, exit 1
+        return _our_fault(error)
+    return 0
+
+
+def _our_fault(error: Exception) -> int:
+    with tempfile.NamedTemporaryFile("w", prefix="longrec-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    print(f"longrec: a fault of LongRec itself: {type(error).__name__}: {error}", file=sys.stderr)
+    print(f"  The full trace is in {file.name}; please report it.", file=sys.stderr)
+    return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs and their options."""
+    top = argparse.ArgumentParser(prog="longrec", description="Recommendation from long user histories.")
+    top.add_argument("--version", action="version", version=f"longrec {__version__}")
+    sub = top.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, run: Any, about: str, *, json: bool = True) -> argparse.ArgumentParser:
+        made = sub.add_parser(name, help=about, description=about)
+        made.set_defaults(verb=run)
+        if json:
+            made.add_argument("--json", metavar="FILE", help="write the result as JSON too; - is standard output")
+        return made
+
+    def with_config(made: argparse.ArgumentParser, *, optional: bool = False) -> argparse.ArgumentParser:
+        made.add_argument("config", nargs="?" if optional else None, help="a YAML config")
+        made.add_argument("overrides", nargs="*", metavar="key.key=value", help="settings laid over the config")
+        return made
+
+    with_config(verb("check", _check, "tell every fault of a config; reads no data"))
+    with_config(verb("prepare", _prepare, "turn an event log into a prepared log"))
+    made = with_config(verb("train", _train, "train a model and measure it"), optional=True)
+    made.add_argument("--resume", metavar="RUN", help="go on with an interrupted run")
+    made.add_argument("--quiet", action="store_true", help="no progress")
+    made = verb("evaluate", _evaluate, "measure a run: every metric with its interval")
+    made.add_argument("run")
+    _part(made)
+    made = verb("predict", _predict, "score every sample of a part into a Parquet file")
+    made.add_argument("run")
+    _part(made)
+    made.add_argument("--into", metavar="FILE", help="where the scores go (default: inside the run)")
+    made = verb("compare", _compare, "compare runs on the same rows, the first as baseline")
+    made.add_argument("runs", nargs="+", metavar="RUN")
+    _part(made)
+    made.add_argument("--unit", choices=["user", "row"], default="user", help="what the bootstrap draws")
+    made.add_argument("--replicates", type=int, default=300, help="bootstrap draws")
+    made = verb("export", _export, "turn a run into a bundle, and check that it scores alike")
+    made.add_argument("run")
+    made.add_argument("bundle")
+    made.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    made = verb("serve", _serve, "serve a bundle over HTTP", json=False)
+    made.add_argument("bundle")
+    made.add_argument("--host", default="127.0.0.1")
+    made.add_argument("--port", type=int, default=8000)
+    made.add_argument("--workers", type=int, default=1, help="processes")
+    verb("models", _models, "every model: name, kind, paper, whether it reads histories")
+    made = verb("help", _help, "explain a model and its settings", json=False)
+    made.add_argument("name")
+    made = verb("demo", _demo, "MovieLens-1M from raw ratings to a server that ranks", json=False)
+    made.add_argument("--folder", default="longrec-demo", help="where everything goes")
+    return top
+
+
+def _part(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--part", choices=["train", "valid", "test"], default="test", help="which rows")
+
+
+def _out(args: argparse.Namespace, result: Any, text: str) -> None:
+    """Print a result for people, and write it as JSON where asked (alone, when that is standard output)."""
+    if args.json != "-":
+        print(text)
+    if args.json:
+        tables.write_json(result, args.json)
+
+
+def _config(args: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """An override in the place of the config is an override."""
+    if args.config is not None and "=" in args.config and not Path(args.config).exists():
+        return None, [args.config, *args.overrides]
+    return args.config, args.overrides
+
+
+def _check(args: argparse.Namespace) -> None:
+    found = verbs.check(args.config, args.overrides)
+    histories = ", ".join(f"{name} ({', '.join(of)})" for name, of in found["histories"].items()) or "none"
+    text = f"{args.config}: no faults\n  model      {found['model']}\n  log        {found['log']}\n"
+    _out(args, found, text + f"  features   {', '.join(found['features'])}\n  histories  {histories}")
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    found = verbs.prepare(args.config, args.overrides)
+    rows = [
+        [part, count["samples"], count["positives"] / max(count["samples"], 1)]
+        for part, count in found["parts"].items()
+    ]
+    text = f"{found['events']:,} events, {found['users']:,} users, {found['items']:,} items, in {found['seconds']} s\n"
+    text += tables.table(["part", "samples", "positive rate"], rows)
+    for name, share in found["hash_collisions"].items():
+        text += f"\nfeature {name}: about {share:.1%} of its values share a hash bucket with another"
+    _out(args, found, f"{text}\n{found['folder']}")
+
+
+def _train(args: argparse.Namespace) -> None:
+    config, overrides = _config(args)
+    run = verbs.train(config, overrides, resume=args.resume, quiet=args.quiet)
+    found = {"run": str(run.folder), "metrics": {name: one.to_dict() for name, one in run.metrics.items()}}
+    _out(args, found, f"{tables.metrics_table({run.folder.name: run.metrics})}\n{run.folder}")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    found = verbs.evaluate(args.run, args.part)
+    _out(args, found.to_dict(), tables.results_table(found.run, found.to_dict()))
+
+
+def _predict(args: argparse.Namespace) -> None:
+    path = verbs.predict(args.run, args.part, args.into)
+    _out(args, {"predictions": str(path)}, str(path))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    found = verbs.compare(args.runs, args.part, unit=args.unit, replicates=args.replicates).to_dict()
+    _out(args, found, tables.comparison_table(found))
+
+
+def _export(args: argparse.Namespace) -> None:
+    found = verbs.export(args.run, args.bundle, overwrite=args.overwrite)
+    _out(args, found, f"{args.bundle}\nserve it with: longrec serve {args.bundle}")
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from longrec.serve.server import serve
+
+    serve(args.bundle, host=args.host, port=args.port, workers=args.workers)
+
+
+def _models(args: argparse.Namespace) -> None:
+    found = verbs.models()
+    rows = [[card.name, card.kind, "yes" if card.reads_history else "no", _paper(card)] for card in found]
+    _out(args, found, tables.table(["model", "kind", "histories", "paper"], rows))
+
+
+def _paper(card: Any) -> str:
+    """Title and year, for one line of a table."""
+    return f"{card.title} ({card.year})" if card.year else card.title
+
+
+def _help(args: argparse.Namespace) -> None:
+    print(verbs.explain_model(args.name))
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from longrec.demo import demo
+
+    demo(args.folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""A row of the log as the pieces of the request that would have been sent at its moment.
+
+Export replays such requests: online and offline must give the same scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from longrec.data.gather import gather
+from longrec.data.log import Log
+from longrec.features.batch import Jagged
+from longrec.features.encode import FIRST, BucketEncoder, DenseEncoder, IdEncoder, Lists
+
+
+def impression(log: Log, row: int, others: Iterable[int]) -> dict[str, Any]:
+    """One impression as the log keeps it: who, when, with which context and which past.
+
+    Args:
+        others: rows of the item table to rank beside the row's own item; row 0 and repeats are left out.
+
+    Returns:
+        ``user`` (row of the user table), ``items`` (rows of the item table), ``moment``, ``events`` (encoded event
+        features of the impression) and ``histories`` (their encoded columns ``[T]`` as known at the moment).
+    """
+    own = int(log.events.columns["item"][row])
+    items = [item for item in dict.fromkeys([own, *map(int, others)]) if item > 0]
+    batch = gather(log, np.array([row], np.int64))
+    plain = [n for n in log.fitted.of_table("event") if not log.schema.features[n].feedback]
+    events = {n: _array(batch.features[n]) for n in plain if log.schema.features[n].kind != "time"}
+    histories = {
+        name: {column: _array(values) for column, values in history.columns.items()}
+        for name, history in batch.histories.items()
+    }
+    return {
+        "user": int(log.user(np.array([row]))[0]),
+        "items": np.array(items),
+        "moment": int(log.moments[row]),
+        "events": {n: value if isinstance(value, Lists) else value[0] for n, value in events.items()},
+        "histories": histories,
+    }
+
+
+def _array(column: Tensor | Jagged) -> Any:
+    if isinstance(column, Jagged):
+        weights = None if column.weights is None else column.weights.numpy()
+        return Lists(column.values.numpy(), column.offsets.numpy(), weights)
+    return column.numpy()
+
+
+def decode(log: Log, name: str, code: float) -> Any:
+    """A raw value that encodes to ``code`` (the number itself for a dense field); None where there is none."""
+    encoder = log.fitted.encoders[name]
+    if isinstance(encoder, DenseEncoder):
+        value = code * encoder.spread + encoder.shift
+        return float(np.sign(value) * np.expm1(abs(value))) if encoder.scale == "log" else float(value)
+    if isinstance(encoder, IdEncoder):
+        place = int(code) - FIRST
+        return encoder.keys.values[place].as_py() if 0 <= place < len(encoder.keys) else None
+    if isinstance(encoder, BucketEncoder) and code >= FIRST:
+        place = int(code) - FIRST
+        return encoder.edges[place - 1] if place else encoder.edges[0] - 1.0
+    return None

@@ -1,0 +1,210 @@
+"""The main job: MovieLens-1M from the raw ratings to a server that ranks, and one page that tells the story."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longrec import verbs
+from longrec.data.public import cache, movielens_1m
+from longrec.errors import DataError, RunError
+from longrec.interop import atomic
+from longrec.progress import duration
+
+_RUNS = ("deepfm", "din")
+
+
+def demo(folder: str | Path = "longrec-demo", say: Callable[[str], None] = print) -> Path:
+    """Fetch MovieLens-1M, train and compare two models, export one, serve it, rank with it, report.
+
+    Args:
+        folder: where configs, runs, the bundle and the report go.
+        say: is told what is going on.
+
+    Returns:
+        The HTML report.
+    """
+    began, folder = time.perf_counter(), Path(folder)
+    step = _Steps(say, 6)
+    step("MovieLens-1M: who rated which film, when, and how")
+    source = movielens_1m(atomic.read, say)
+    configs = _write_configs(folder, source)
+    places = [f"fit.runs={folder / 'runs'}", f"data.folder={cache() / 'prepared'}"]
+    manifest = verbs.prepare(configs["din"], places)
+    say(_facts(manifest))
+
+    step("Train DeepFM (no history) and DIN (the last 20 ratings)")
+    runs = {}
+    for name in _RUNS:
+        shutil.rmtree(folder / "runs" / name, ignore_errors=True)
+        runs[name] = verbs.train(configs[name], places)
+        say(f"{name}: test AUC {runs[name].metrics['auc']}, trained in {duration(runs[name].results['seconds'])}")
+
+    step("Compare them on the same test rows")
+    from longrec.report.tables import comparison_table, write_json
+
+    comparison = verbs.compare([runs[name] for name in _RUNS])
+    say(comparison_table(comparison.to_dict()))
+    write_json(comparison.to_dict(), folder / "comparison.json")
+
+    step("Export DIN")
+    bundle = folder / "din.bundle"
+    verbs.export(runs["din"], bundle, overwrite=True)
+    say(f"bundle: {bundle}")
+
+    step("Serve it on loopback and rank over HTTP")
+    ranked = _rank_over_http(bundle, runs["din"], say)
+
+    step("Write the report")
+    report = _report(folder, runs, comparison, manifest, ranked)
+    say(f"\nDone in {duration(time.perf_counter() - began)}.")
+    say(_next_steps_text(folder, report))
+    return report
+
+
+class _Steps:
+    """Numbered headings."""
+
+    def __init__(self, say: Callable[[str], None], total: int) -> None:
+        self.say, self.total, self.done = say, total, 0
+
+    def __call__(self, title: str) -> None:
+        self.done += 1
+        self.say(f"\n[{self.done}/{self.total}] {title}")
+
+
+def examples() -> Path:
+    """The folder of the shipped examples: inside the installed package, or beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    for place in (here / "examples", here.parents[1] / "examples"):
+        if place.is_dir():
+            return place
+    raise DataError("examples", f"not found beside {here}", "the shipped examples", "install the package again")
+
+
+def _write_configs(folder: Path, source: Path) -> dict[str, Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    shipped = examples() / "movielens"
+    (folder / "movielens.schema.yaml").write_text((shipped / "movielens.schema.yaml").read_text())
+    configs = {}
+    for name in _RUNS:
+        text = (shipped / f"{name}.yaml").read_text()
+        for table in ("ratings", "users", "movies"):
+            text = text.replace(f"{table}.parquet", str(source / f"{table}.parquet"))
+        configs[name] = folder / f"{name}.yaml"
+        configs[name].write_text(text)
+    return configs
+
+
+def _facts(manifest: dict[str, Any]) -> str:
+    parts = ", ".join(f"{part} {count['samples']:,}" for part, count in manifest["parts"].items())
+    return (
+        f"{manifest['events']:,} ratings by {manifest['users']:,} users of {manifest['items']:,} films\n"
+        f"samples: {parts}\n"
+        f"prepared log: {manifest['folder']}"
+    )
+
+
+def _rank_over_http(bundle: Path, run: Any, say: Callable[[str], None]) -> dict[str, Any]:
+    """Rank for one test user through the server, and hold its scores against the offline ones."""
+    from longrec.serve.client import client
+    from longrec.serve.server import running
+
+    log = run.log()
+    row = _telling_row(log)
+    golden = verbs.offline_request(run, row, verbs.popular(log)[:99])
+    with running(bundle) as url, client(url) as shop:
+        say(f"serving at {url}")
+        times = []
+        for _ in range(20):
+            began = time.perf_counter()
+            ranked = shop.rank(**golden.request)
+            times.append((time.perf_counter() - began) * 1e3)
+    took = float(np.median(times))
+    offline = dict(zip(golden.request["candidates"], golden.scores))
+    worst = max(abs(item.score - offline[item.id]) for item in ranked)
+    if worst > 1e-4:
+        raise RunError("demo", f"online and offline scores differ by {worst:.2e}", "at most 1e-4", "report this")
+    say(f"user {golden.request['user']} at {golden.request['at']}: {len(ranked)} films in {took:.1f} ms over HTTP;")
+    say(f"online and offline scores differ by at most {worst:.0e}")
+    for place, item in enumerate(ranked[:5], 1):
+        say(f"  {place}. {item.score:.3f}  {item.id}")
+    return {"row": row}
+
+
+def _telling_row(log: Any) -> int:
+    """A test row with a full history whose user likes some films and not others."""
+    rows = log.rows_of("test")
+    history = next(iter(log.schema.histories))
+    first, stop = log.window(history, rows)
+    full = rows[(stop - first) == log.schema.histories[history].last]
+    return int(full[len(full) // 2]) if len(full) else int(rows[-1])
+
+
+def _report(
+    folder: Path, runs: dict[str, Any], comparison: Any, manifest: dict[str, Any], ranked: dict[str, Any]
+) -> Path:
+    from longrec.report.page import write_page
+    from longrec.report.run import read_run
+    from longrec.train.explain import explain
+
+    parts = manifest["parts"]
+    facts = {
+        "Data": f"MovieLens-1M: {manifest['events']:,} ratings by {manifest['users']:,} users",
+        "Label": "rating 4 or better",
+        "Split": "80/10/10 of the rows along the global time line: "
+        + ", ".join(f"{p} {n['samples']:,}" for p, n in parts.items()),
+        "Histories": "the last 20 ratings strictly before the moment of the impression; a rating is known at once",
+    }
+    views = [read_run(runs[name].folder) for name in _RUNS]
+    return write_page(
+        folder / "report.html",
+        "MovieLens-1M: DeepFM and DIN",
+        facts,
+        views,
+        comparison.to_dict(),
+        _explanation(explain(runs["din"], ranked["row"])),
+        _next_steps(folder),
+    )
+
+
+def _explanation(found: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of one explained row."""
+    events = [
+        {
+            "name": event["item"],
+            "side": {name: _words(value) for name, value in event["side"].items()},
+            "ago": duration(event["ago"] / 1_000),
+            "weight": event["weight"],
+        }
+        for event in found["histories"]["rated"]
+    ]
+    when = np.datetime_as_string(np.datetime64(found["moment"], "ms"), unit="s").replace("T", " ") + " UTC"
+    words = {"user": str(found["user"]), "when": when, "candidate": str(found["item"])}
+    note = "DIN's scores are not normalised: a weight may be negative, and they need not add up to one."
+    return {**words, "score": found["score"], "label": found["label"], "events": events, "note": note}
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _next_steps(folder: Path) -> list[str]:
+    return [
+        f"longrec serve {folder}/din.bundle",
+        f"longrec train {folder}/din.yaml data.schema.histories.rated.last=50",
+        f"longrec train {folder}/din.yaml model.softmax=true name=din-softmax",
+        f"longrec compare {folder}/runs/deepfm {folder}/runs/din",
+        "longrec models",
+        "longrec help din",
+    ]
+
+
+def _next_steps_text(folder: Path, report: Path) -> str:
+    lines = [f"report:  {report}", f"runs:    {folder / 'runs'}", f"bundle:  {folder / 'din.bundle'}", "", "Try next:"]
+    return "\n".join([*lines, *(f"  {step}" for step in _next_steps(folder))])

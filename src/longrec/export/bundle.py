@@ -1,0 +1,181 @@
+"""A bundle: a folder that answers requests anywhere, and is refused when a byte of it is not as it was written.
+
+Format ``longrec-bundle-1``::
+
+    manifest.json     what it is: model, inputs, counts, size and SHA-256 of every other file, parity figures
+    manifest.sha256   the digest of manifest.json, as ``sha256sum`` writes and checks it
+    program.onnx      the model (with program.onnx.data beside it above 1.5 GB of weights)
+    schema/           the fitted schema: features.json and vocabularies
+    users/ items/     encoded tables, row 0 unknown
+    history/          past events by user and time, just the columns that histories read (none where none is read)
+    golden.json       requests and the scores they must get
+
+Opening needs no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from longrec.errors import BundleError
+from longrec.export.golden import Golden
+from longrec.export.inputs import Input
+from longrec.features.fitted import FittedSchema
+from longrec.features.table import EntityTable
+from longrec.store.disk import DiskStore
+
+FORMAT = "longrec-bundle-1"
+MANIFEST, DIGEST, PROGRAM, GOLDEN = "manifest.json", "manifest.sha256", "program.onnx", "golden.json"
+SCHEMA, USERS, ITEMS, HISTORY = "schema", "users", "items", "history"
+AGAIN = "copy the bundle again, or export it again"
+
+
+class FileFacts(msgspec.Struct, frozen=True):
+    """What a file must be."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What ``manifest.json`` says.
+
+    Attributes:
+        version: of LongRec, when it was written.
+        counts: users, items, events, features, histories.
+        source: where it came from, as the exporter told.
+        parity: largest differences between torch and onnxruntime, and between offline and online.
+    """
+
+    format: str
+    version: str
+    model: str
+    kind: str
+    inputs: list[Input]
+    counts: dict[str, int]
+    files: dict[str, FileFacts]
+    created: str
+    source: dict[str, Any]
+    parity: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened, verified bundle.
+
+    Attributes:
+        store: past events, or None when the model reads none or a request brings them.
+    """
+
+    path: Path
+    manifest: Manifest
+    fitted: FittedSchema
+    users: EntityTable
+    items: EntityTable
+    store: DiskStore | None
+    golden: list[Golden]
+
+    @property
+    def program(self) -> Path:
+        """The ONNX file."""
+        return self.path / PROGRAM
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Verify every file, then open.
+
+        Raises:
+            BundleError: no bundle, another format, or a file that is altered, missing or extra; it is named.
+        """
+        folder = Path(path)
+        manifest = read_manifest(folder)
+        _verify(folder, manifest.files)
+        return cls(
+            folder,
+            manifest,
+            FittedSchema.load(folder / SCHEMA),
+            EntityTable.load(folder / USERS),
+            EntityTable.load(folder / ITEMS),
+            DiskStore.open(folder / HISTORY) if f"{HISTORY}/segment.json" in manifest.files else None,
+            msgspec.json.decode((folder / GOLDEN).read_bytes(), type=list[Golden]),
+        )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest, held against its own digest.
+
+    Raises:
+        BundleError: no bundle, an altered manifest, or another format.
+    """
+    try:
+        content, digest = (folder / MANIFEST).read_bytes(), (folder / DIGEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        missing = Path(str(error.filename)).name
+        found = f"no file {missing}" if folder.is_dir() else "no such folder"
+        raise BundleError(str(folder), found, "a folder that longrec export wrote") from None
+    if digest != digest_line(content):
+        raise BundleError(
+            str(folder / MANIFEST), f"its SHA-256 is not the one in {DIGEST}", "the bytes that were exported", AGAIN
+        )
+    try:
+        form = msgspec.json.decode(content, type=dict[str, Any]).get("format")
+        if form != FORMAT:
+            raise BundleError(str(folder), f"format {form!r}", FORMAT, "export it again with this version")
+        return msgspec.json.decode(content, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise BundleError(str(folder / MANIFEST), f"not a manifest ({error})", FORMAT, AGAIN) from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json`` and its digest."""
+    content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    (folder / MANIFEST).write_bytes(content)
+    (folder / DIGEST).write_bytes(digest_line(content))
+
+
+def digest_line(manifest: bytes) -> bytes:
+    """The content of ``manifest.sha256``."""
+    return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
+
+
+def file_facts(folder: Path) -> dict[str, FileFacts]:
+    """Size and SHA-256 of every file of a bundle, the manifest and its digest left out."""
+    return {name: FileFacts(path.stat().st_size, sha256(path)) for name, path in sorted(_files(folder).items())}
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    found = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not path.is_dir():
+            found[name] = path
+    return {name: path for name, path in found.items() if name not in (MANIFEST, DIGEST)}
+
+
+def _verify(folder: Path, expected: dict[str, FileFacts]) -> None:
+    found = _files(folder)
+    if missing := sorted(set(expected) - set(found)):
+        raise BundleError(str(folder / missing[0]), "no such file", "every file of the manifest", AGAIN)
+    if extra := sorted(set(found) - set(expected)):
+        raise BundleError(
+            str(folder / extra[0]), "a file the manifest does not name", "nothing else in the folder", "take it away"
+        )
+    for name, facts in expected.items():
+        path = found[name]
+        if path.is_symlink() or not path.is_file():
+            raise BundleError(str(path), "no plain file", "a plain file inside the bundle", AGAIN)
+        if path.stat().st_size != facts.bytes:
+            raise BundleError(str(path), f"{path.stat().st_size} bytes", f"{facts.bytes} bytes", AGAIN)
+        if sha256(path) != facts.sha256:
+            raise BundleError(str(path), "its SHA-256 is not the manifest's", "the bytes that were exported", AGAIN)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,128 @@
+"""Golden requests: what a bundle must answer, and how an impression of a log becomes one.
+
+A prepared log keeps encoded values, a request brings raw ones; so each encoded value is turned back into a raw
+value that encodes to it. A hash cannot be turned back: null stands for it, on both sides of the comparison.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.export.request import context_columns, request_time
+from longrec.features.encode import (
+    FIRST,
+    MISSING,
+    BucketEncoder,
+    DenseEncoder,
+    Encoder,
+    HashEncoder,
+    IdEncoder,
+    Lists,
+    LogSquareEncoder,
+)
+from longrec.features.fitted import FittedSchema
+from longrec.features.table import EntityTable
+
+
+class Golden(msgspec.Struct, frozen=True):
+    """One request, as ``/rank`` takes it, and the probability of each of its candidates, in their order."""
+
+    request: dict[str, Any]
+    scores: list[float]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One impression of a prepared log, as the log keeps it, with the items to rank.
+
+    Attributes:
+        user: row of the user table.
+        items: rows ``[C]`` of the item table.
+        moment: milliseconds UTC (or a step) of the impression.
+        events: of every event feature of the impression (no feedback, no calendar) its encoded value: a number,
+            or ``Lists`` of one row.
+        histories: columns ``[T]`` of each history as they were known at the moment.
+    """
+
+    user: int
+    items: NDArray[Any]
+    moment: int
+    events: Mapping[str, Any]
+    histories: Mapping[str, Mapping[str, NDArray[Any] | Lists]]
+
+
+def request_of(fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample) -> dict[str, Any]:
+    """The request that asks for an impression."""
+    request: dict[str, Any] = {
+        "user": users.key(sample.user),
+        "candidates": [items.key(row) for row in np.asarray(sample.items).tolist()],
+        "at": request_time(fitted, sample.moment),
+        "context": _raw_context(fitted, sample.events),
+    }
+    if fitted.schema.prejoined:
+        request["history"] = {
+            name: {column: raw_values(fitted.encoders[column], ids) for column, ids in columns.items()}
+            for name, columns in sample.histories.items()
+        }
+    return request
+
+
+def _raw_context(fitted: FittedSchema, encoded: Mapping[str, Any]) -> dict[str, Any]:
+    context: dict[str, Any] = {}
+    for column, features in context_columns(fitted).items():
+        for name in features[:1]:  # where two features read one column, the first decides
+            value, encoder = encoded[name], fitted.encoders[name]
+            context[column] = raw_values(encoder, value)
+            if not isinstance(value, Lists):
+                context[column] = context[column][0]
+            elif (weights := fitted.schema.features[name].weights) is not None:
+                context[weights] = [] if value.weights is None else value.weights.tolist()
+        context.setdefault(column, None)
+    return context
+
+
+def raw_values(encoder: Encoder, encoded: NDArray[Any] | Lists | float) -> list[Any]:
+    """Raw values of encoded ones."""
+    flat = encoded.values if isinstance(encoded, Lists) else np.atleast_1d(np.asarray(encoded))
+    return [raw_value(encoder, value) for value in flat.tolist()]
+
+
+def raw_value(encoder: Encoder, value: Any) -> Any:
+    """A raw value that an encoder turns into ``value``; None for a missing one, and for every value of a hash.
+
+    >>> raw_value(BucketEncoder((10.0, 20.0)), 3)
+    10.0
+    """
+    if isinstance(encoder, DenseEncoder):
+        number = float(value) * encoder.spread + encoder.shift
+        return math.copysign(math.expm1(abs(number)), number) if encoder.scale == "log" else number
+    if isinstance(encoder, HashEncoder) or value == MISSING:
+        return None
+    place = int(value) - FIRST
+    if isinstance(encoder, IdEncoder):
+        return encoder.keys.values[place].as_py() if place >= 0 else _unseen(encoder)
+    if isinstance(encoder, BucketEncoder):
+        return encoder.edges[place - 1] if place > 0 else encoder.edges[0] - 1.0
+    assert isinstance(encoder, LogSquareEncoder)
+    cut = place + encoder.low
+    # just inside the bucket: its lower edge may round to either side
+    return float(cut + 2) if cut <= 0 else math.exp(math.sqrt(cut)) * (1 + 1e-9)
+
+
+def _unseen(encoder: IdEncoder) -> Any:
+    """A value that is not in a vocabulary."""
+    known = set(encoder.keys.values.to_pylist())
+    tries = range(len(known) + 1)
+    return next(value for n in tries if (value := -1 - n if encoder.keys.numeric else f"unseen-{n}") not in known)
+
+
+def answerable(encoder: Encoder, encoded: NDArray[Any]) -> NDArray[Any]:
+    """Encoded values as the request of ``raw_value`` brings them: those of a hash are missing."""
+    return np.full_like(encoded, MISSING) if isinstance(encoder, HashEncoder) else encoded

@@ -1,0 +1,140 @@
+"""The inputs of a program: flat, named tensors, the same for tracing, for the parity check and for serving.
+
+``f.<feature>`` and ``h.<history>.<column>``; a multi-value field has three, or two without weights:
+``.values``, ``.offsets``, ``.weights``. One user, C candidates, T past events of each history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.features.encode import Lists
+from longrec.features.schema import Field, Fields
+
+OUTPUT = "score"
+"""The one output: float32 probabilities ``[C]``."""
+
+_TYPES = {"INT32": np.dtype(np.int32), "INT64": np.dtype(np.int64), "FP32": np.dtype(np.float32)}
+
+
+class Input(msgspec.Struct, frozen=True):
+    """One input tensor, of one dimension.
+
+    Attributes:
+        group: what the entries count: ``user`` (one), ``item`` (C candidates), or a history's name (T events).
+        part: a plain value an entry; or the flat values, offsets (entries + 1), weights of a multi-value field.
+        rows: ids are below this; 0 for numbers and offsets.
+    """
+
+    name: str
+    datatype: Literal["INT32", "INT64", "FP32"]
+    group: str
+    part: Literal["value", "values", "offsets", "weights"]
+    rows: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy type."""
+        return _TYPES[self.datatype]
+
+    @property
+    def shape(self) -> list[int]:
+        """-1 for a length that differs between requests."""
+        if self.group == "user" and self.part in ("value", "offsets"):
+            return [1 if self.part == "value" else 2]
+        return [-1]
+
+    @property
+    def field(self) -> str:
+        """The name without its part: ``f.genres`` of ``f.genres.values``."""
+        return self.name if self.part == "value" else self.name.removesuffix(f".{self.part}")
+
+
+def inputs_of(fields: Fields, *, histories: bool) -> tuple[Input, ...]:
+    """All inputs, features first, in schema order.
+
+    Args:
+        histories: whether the model reads its histories.
+    """
+    found: list[Input] = []
+    for field in fields.features:
+        found += _parts(f"f.{field.name}", field, "item" if field.table == "item" else "user")
+    if histories:
+        for history, columns in fields.histories.items():
+            for column in columns:
+                found += _parts(f"h.{history}.{column.name}", column, f"h.{history}")
+    return tuple(found)
+
+
+def _parts(name: str, field: Field, group: str) -> list[Input]:
+    if field.kind == "dense":
+        return [Input(name, "FP32", group, "value", 0)]
+    if field.kind == "id":
+        return [Input(name, "INT32", group, "value", field.rows)]
+    parts = [
+        Input(f"{name}.values", "INT32", group, "values", field.rows),
+        Input(f"{name}.offsets", "INT64", group, "offsets", 0),
+    ]
+    return [*parts, Input(f"{name}.weights", "FP32", group, "weights", 0)] if field.weighted else parts
+
+
+def tensors(name: str, column: NDArray[Any] | Lists, number: bool) -> dict[str, NDArray[Any]]:
+    """One encoded column as input tensors.
+
+    Args:
+        name: ``f.<feature>`` or ``h.<history>.<column>``.
+        number: a dense field; ids otherwise.
+    """
+    if not isinstance(column, Lists):
+        return {name: np.ascontiguousarray(column, np.float32 if number else np.int32)}
+    parts: dict[str, NDArray[Any]] = {
+        f"{name}.values": np.ascontiguousarray(column.values, np.int32),
+        f"{name}.offsets": np.ascontiguousarray(column.offsets, np.int64),
+    }
+    if column.weights is not None:
+        parts[f"{name}.weights"] = np.ascontiguousarray(column.weights, np.float32)
+    return parts
+
+
+def random_tensors(
+    inputs: Iterable[Input], candidates: int, events: int | Sequence[int], seed: int
+) -> dict[str, NDArray[Any]]:
+    """Valid random tensors: every id of a table may come up, lists hold up to three values, often none.
+
+    Args:
+        events: T of every history, or of each in order.
+    """
+    rng = np.random.default_rng(seed)
+    inputs = list(inputs)
+    histories = list(dict.fromkeys(i.group for i in inputs if i.group.startswith("h.")))
+    lengths = [events] * len(histories) if isinstance(events, int) else list(events)
+    sizes = {"user": 1, "item": candidates, **dict(zip(histories, lengths))}
+    offsets: dict[str, NDArray[np.int64]] = {}
+    for entry in inputs:
+        if entry.part != "value" and entry.field not in offsets:
+            counts = rng.integers(0, 4, sizes[entry.group])
+            offsets[entry.field] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    made: dict[str, NDArray[Any]] = {}
+    for entry in inputs:
+        size = sizes[entry.group] if entry.part == "value" else int(offsets[entry.field][-1])
+        if entry.part == "offsets":
+            made[entry.name] = offsets[entry.field]
+        elif entry.rows:
+            made[entry.name] = rng.integers(0, entry.rows, size).astype(np.int32)
+        else:
+            made[entry.name] = rng.standard_normal(size).astype(np.float32)
+    return made
+
+
+def lengths_of(inputs: Iterable[Input], made: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    """Entries of every group, told by its first input."""
+    sizes: dict[str, int] = {}
+    for entry in inputs:
+        if entry.part in ("value", "offsets"):
+            sizes.setdefault(entry.group, len(made[entry.name]) - (entry.part == "offsets"))
+    return sizes

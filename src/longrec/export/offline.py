@@ -1,0 +1,82 @@
+"""The offline side of a golden request: a plain batch of the log's own arrays, scored by torch.
+
+Nothing here is shared between rows, read from a store or run by onnxruntime: that is what the comparison is worth.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from longrec.export.golden import Golden, Sample, answerable, request_of
+from longrec.export.request import encoded_calendar
+from longrec.features.batch import Batch, HistoryBatch, Jagged
+from longrec.features.encode import Lists
+from longrec.features.fitted import FittedSchema, concat_lists, gather_lists
+from longrec.features.table import EntityTable
+
+
+def golden(model: nn.Module, fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample) -> Golden:
+    """An impression of the log as a request, and the scores it must get.
+
+    Returns:
+        The request as ``/rank`` takes it; probabilities in the order of ``sample.items``.
+    """
+    with torch.no_grad():
+        scores = torch.sigmoid(model.eval()(ragged_batch(fitted, users, items, sample)))
+    return Golden(request_of(fitted, users, items, sample), scores.tolist())
+
+
+def ragged_batch(fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample) -> Batch:
+    """The impression once for every item, as training would see it: C rows with a history each."""
+    size = len(sample.items)
+    once = np.zeros(size, np.int64)
+    calendar = encoded_calendar(fitted, sample.moment)
+    features: dict[str, Tensor | Jagged] = {}
+    for field in fitted.fields().features:
+        if field.table == "item":
+            features[field.name] = _rows(items.columns[field.name], sample.items)
+        elif field.table == "user":
+            features[field.name] = _rows(users.columns[field.name], once + sample.user)
+        else:
+            own = calendar[field.name] if field.name in calendar else _own(fitted, field.name, sample.events[field.name])
+            features[field.name] = _rows(own, once)
+    histories = {}
+    for name, columns in sample.histories.items():
+        length = max((len(column) for column in columns.values()), default=0)
+        prejoined = fitted.schema.prejoined
+        repeated = {
+            column: _repeat(_own(fitted, column, ids) if prejoined else ids, size) for column, ids in columns.items()
+        }
+        histories[name] = HistoryBatch(repeated, torch.arange(size + 1) * length)
+    return Batch(size, features, histories)
+
+
+def _own(fitted: FittedSchema, name: str, encoded: Any) -> NDArray[Any] | Lists:
+    """An encoded value of the log as its request brings it."""
+    encoder = fitted.encoders[name]
+    if isinstance(encoded, Lists):
+        return Lists(answerable(encoder, encoded.values), encoded.offsets, encoded.weights)
+    return answerable(encoder, np.atleast_1d(np.asarray(encoded)))
+
+
+def _repeat(column: NDArray[Any] | Lists, times: int) -> Tensor | Jagged:
+    if isinstance(column, Lists):
+        return _tensor(concat_lists([column] * times))
+    return _tensor(np.tile(column, times))
+
+
+def _rows(column: NDArray[Any] | Lists, rows: NDArray[Any]) -> Tensor | Jagged:
+    return _tensor(gather_lists(column, rows) if isinstance(column, Lists) else column[rows])
+
+
+def _tensor(column: NDArray[Any] | Lists) -> Tensor | Jagged:
+    """Ids as int32, numbers as float32."""
+    if isinstance(column, Lists):
+        weights = None if column.weights is None else torch.from_numpy(column.weights.astype(np.float32))
+        return Jagged(torch.from_numpy(column.values.astype(np.int32)), torch.from_numpy(column.offsets), weights)
+    return torch.from_numpy(column.astype(np.float32 if column.dtype.kind == "f" else np.int32))

@@ -1,0 +1,73 @@
+"""Parity: the exported program answers what the model answers, at every shape and along the whole online path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.errors import BundleError
+from longrec.export.golden import Golden
+from longrec.export.inputs import random_tensors
+from longrec.export.program import Shared, run_torch
+from longrec.export.runtime import Program
+
+TOLERANCE = 1e-5
+"""Largest difference between two probabilities that passes."""
+
+SHAPES = ((100, 100), (7, 100), (1, 1), (500, 300), (3, 0), (1, 0))
+"""(candidates, events of every history)."""
+
+Answer = Callable[[Path, Sequence[Golden]], Sequence[NDArray[Any]]]
+"""A bundle's folder and requests -> for each request the score of each of its candidates, in their order."""
+
+
+def shapes_parity(module: Shared, program: Program) -> dict[str, float]:
+    """Largest difference between torch and onnxruntime at every shape.
+
+    Raises:
+        BundleError: above the tolerance.
+    """
+    worst = {}
+    for seed, (candidates, events) in enumerate(SHAPES):
+        tensors = random_tensors(module.inputs, candidates, events, seed)
+        shape = f"{candidates}x{events}"
+        worst[shape] = difference(run_torch(module, tensors), program.run(tensors), f"shape {shape}")
+    return worst
+
+
+def golden_parity(folder: Path, golden: Sequence[Golden], answer: Answer) -> float:
+    """Largest difference between offline scores and those of the whole online path.
+
+    Raises:
+        BundleError: above the tolerance, or nothing to compare.
+    """
+    if not golden:
+        raise BundleError("golden requests", "none", "at least one request of the log with its offline scores")
+    answers = answer(folder, golden)
+    return max(
+        difference(np.array(one.scores), np.asarray(scores), f"golden request {place}")
+        for place, (one, scores) in enumerate(zip(golden, answers, strict=True))
+    )
+
+
+def difference(offline: NDArray[Any], online: NDArray[Any], where: str) -> float:
+    """Largest absolute difference of two lists of probabilities.
+
+    Raises:
+        BundleError: above the tolerance, other lengths, or a score that is not finite.
+    """
+    if offline.shape != online.shape:
+        raise BundleError(where, f"{online.shape[0]} scores", f"{offline.shape[0]}")
+    worst = float(np.abs(offline.astype(np.float64) - online.astype(np.float64)).max(initial=0.0))
+    if not worst <= TOLERANCE:
+        raise BundleError(
+            where,
+            f"the exported program differs from the model by {worst:.2g}",
+            f"at most {TOLERANCE:g}",
+            "look for an operation that behaves differently in ONNX, or for features made in two ways",
+        )
+    return worst

@@ -1,0 +1,158 @@
+"""Tracing a ranker into an ONNX program: one user, C candidates, histories of T events, all lengths free.
+
+The only file of this room, beside ``offline.py`` and ``parity.py``, that needs torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnxscript import opset18 as op
+from torch import Tensor, nn
+from torch.export import Dim
+
+from longrec.errors import BundleError
+from longrec.export.inputs import OUTPUT, Input, random_tensors
+from longrec.features.batch import Batch, HistoryBatch, Jagged
+
+_INLINE = 1_500_000_000
+"""Weights beyond so many bytes lie beside the program: one protobuf message ends at 2 GiB."""
+
+
+class Shared(nn.Module):
+    """A ranker as a function of flat tensors, in the order of ``inputs``: probabilities ``[C]``."""
+
+    def __init__(self, model: nn.Module, inputs: Sequence[Input]) -> None:
+        super().__init__()
+        self.model, self.inputs = model, tuple(inputs)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Batch, logits, sigmoid."""
+        logits: Tensor = self.model(shared_batch(self.inputs, tensors))
+        return torch.sigmoid(logits)
+
+
+def shared_batch(inputs: Sequence[Input], tensors: Sequence[Tensor]) -> Batch:
+    """The batch of one user and C candidates that flat tensors stand for."""
+    by_name = {entry.name: tensor for entry, tensor in zip(inputs, tensors)}
+    columns: dict[str, dict[str, Tensor | Jagged]] = {}
+    sizes: dict[str, int] = {}
+    for entry in inputs:
+        if entry.part not in ("value", "offsets"):
+            continue
+        column: Tensor | Jagged = by_name[entry.name]
+        size = by_name[entry.name].shape[0]
+        if entry.part == "offsets":
+            values, weights = by_name[f"{entry.field}.values"], by_name.get(f"{entry.field}.weights")
+            column, size = Jagged(values, by_name[entry.name], weights), size - 1
+        sizes.setdefault(entry.group, size)
+        group, prefix = ("f", "f.") if entry.name.startswith("f.") else (entry.group, f"{entry.group}.")
+        columns.setdefault(group, {})[entry.field.removeprefix(prefix)] = column
+    histories = {
+        # [0, T] as a product: a tensor of a traced length would end the tracing
+        group.removeprefix("h."): HistoryBatch(own, torch.arange(2) * sizes[group], shared=True)
+        for group, own in columns.items()
+        if group != "f"
+    }
+    return Batch(sizes["item"], columns["f"], histories, shared=True)
+
+
+def trace(model: nn.Module, inputs: Sequence[Input], path: Path) -> None:
+    """Write the program of a model.
+
+    Raises:
+        BundleError: a schema without item features, or a model that cannot be traced.
+    """
+    if not any(entry.group == "item" for entry in inputs):
+        raise BundleError("schema", "no feature of the item", "a feature with table: item, to tell candidates apart")
+    module = Shared(model, inputs).eval()
+    # Lengths that all differ, so that no two free dimensions are taken for one.
+    groups = list(dict.fromkeys(entry.group for entry in inputs if entry.group.startswith("h.")))
+    example = random_tensors(inputs, 5, [7 + 2 * number for number in range(len(groups))], seed=1)
+    arguments = tuple(torch.from_numpy(example[entry.name]) for entry in inputs)
+    dims = {"item": Dim("C"), **{group: Dim(f"T{number}") for number, group in enumerate(groups)}}
+    shapes = tuple(_free(entry, dims, number) for number, entry in enumerate(inputs))
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                arguments,
+                dynamo=True,
+                dynamic_shapes=(shapes,),
+                input_names=[entry.name for entry in inputs],
+                output_names=[OUTPUT],
+                custom_translation_table={torch.ops.aten.repeat_interleave.Tensor: _repeat_interleave},
+                verbose=False,
+            )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = " ".join(str(cause).split())[:600]
+        raise BundleError(
+            f"model {type(model).__name__}",
+            f"it cannot be traced: {reason}",
+            "operations that torch.onnx.export knows, in a shared batch",
+        ) from error
+    assert program is not None
+    weights = sum(value.nbytes for value in module.state_dict().values())
+    program.save(str(path), external_data=weights > _INLINE)
+
+
+def _free(entry: Input, dims: Mapping[str, Any], number: int) -> dict[int, Any]:
+    """Which dimensions of an input are free, and how they hang together."""
+    if entry.part in ("values", "weights"):
+        return {0: Dim.AUTO}
+    if entry.group == "user":
+        return {}
+    return {0: dims[entry.group] + 1 if entry.part == "offsets" else dims[entry.group]}
+
+
+def _repeat_interleave(repeats: Any, output_size: Any = None) -> Any:
+    """aten::repeat_interleave.Tensor in ONNX: which row each of the values belongs to, in linear time.
+
+    One mark where every row but the first begins (empty rows leave theirs in the same place); the running sum
+    counts them. The exporter's own translation takes no ``output_size``.
+    """
+    zero, one, minus_one = (op.Constant(value_ints=[number]) for number in (0, 1, -1))
+    ends = op.CumSum(repeats, op.Constant(value_int=0))
+    total = op.ReduceSum(repeats, keepdims=1) if output_size is None else op.Reshape(output_size, one)
+    starts = op.Slice(ends, zero, minus_one, zero)
+    marks = op.ScatterElements(
+        op.Expand(zero, op.Add(total, one)), starts, op.Expand(one, op.Shape(starts)), axis=0, reduction="add"
+    )
+    return op.Slice(op.CumSum(marks, op.Constant(value_int=0)), zero, total, zero)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what the exporter says about packages and classes that are not ours. Errors pass."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # torch's own pytree code, called by copyreg while the program is copied
+            warnings.filterwarnings("ignore", r".*LeafSpec.*is deprecated", FutureWarning)
+            # several inputs are as long as there are candidates, which is meant
+            warnings.filterwarnings("ignore", r".*The axis name: \w+( \+ 1)? will not be used", UserWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
+
+
+def run_torch(module: Shared, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """Probabilities ``[C]`` of the same flat tensors, from torch."""
+    with torch.no_grad():
+        scores: Tensor = module(*(torch.from_numpy(tensors[entry.name]) for entry in module.inputs))
+    return scores.numpy()

@@ -1,0 +1,54 @@
+"""Running a program: onnxruntime on one thread. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from longrec.errors import BundleError
+from longrec.export.inputs import OUTPUT
+
+_ERRORS_ONLY = 3
+
+
+class Program:
+    """An ONNX program with named inputs and the output ``score``.
+
+    Attributes:
+        names: the inputs it reads; what a model does not use is no input.
+    """
+
+    def __init__(self, path: Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # a server runs one process a core; threads inside would fight over them
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = _ERRORS_ONLY
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001  onnxruntime raises classes of its own that share no base
+            raise BundleError(
+                str(path), f"onnxruntime cannot load it ({_first_line(error)})", "a program that export wrote"
+            ) from None
+        self.names = frozenset(entry.name for entry in self._session.get_inputs())
+
+    def run(self, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Probabilities ``[C]``.
+
+        Args:
+            tensors: every input of ``names``; others are left out.
+        """
+        scores: NDArray[np.float32] = self._session.run(
+            [OUTPUT], {name: tensor for name, tensor in tensors.items() if name in self.names}
+        )[0]
+        return scores
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

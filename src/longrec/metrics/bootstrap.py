@@ -1,0 +1,181 @@
+"""How far would the metrics move on another sample of users (or rows)? Every metric at once, fast.
+
+A replicate is never materialised: it is a vector of counts, one a user. Each score column is sorted once; after
+that a replicate costs a cumulative sum for AUC, sums over bins for ECE, and dot products for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from longrec.errors import ConfigError, DataError, UnknownName
+from longrec.metrics.auc import Pairs
+from longrec.metrics.calibration import BINS, entropy, equal_mass, row_log_loss
+from longrec.metrics.columns import Floats, Ints, both_classes, groups, labels, probabilities
+
+METRICS = ("auc", "gauc", "log_loss", "normalised_entropy", "pcoc", "ece")
+Unit = Literal["user", "row"]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Metrics of every score column, on the rows as they are and on every replicate.
+
+    Attributes:
+        values: run -> ``[6]`` in the order of ``METRICS``.
+        draws: run -> ``[R, 6]``; replicate r is the same resample for every run.
+        rows, users, positives: what was measured.
+        gauc_users_skipped, gauc_rows_skipped: users of one class, which GAUC leaves out, and their rows.
+    """
+
+    values: dict[str, Floats]
+    draws: dict[str, Floats]
+    rows: int
+    users: int
+    positives: int
+    gauc_users_skipped: int
+    gauc_rows_skipped: int
+
+
+def bootstrap(
+    label: ArrayLike,
+    scores: Mapping[str, ArrayLike],
+    user: ArrayLike,
+    *,
+    replicates: int = 300,
+    seed: int = 0,
+    unit: Unit = "user",
+) -> Draws:
+    """Draw users (or rows) with replacement and measure every score column on each draw.
+
+    Rows of one user are alike, so drawing rows makes intervals too narrow for the question "how would this do
+    on other users?"; ``unit="user"`` draws whole users (the cluster bootstrap; Field and Welsh, JRSS B 2007).
+    The same draw serves every column, which makes differences between columns paired. A draw on which AUC or
+    GAUC is undefined is drawn again. ECE keeps the bins of the full rows.
+
+    Args:
+        label: ``[N]`` of 0 and 1.
+        scores: run name -> ``[N]`` probabilities, on the same rows.
+        user: ``[N]`` the user of each row.
+
+    Raises:
+        DataError: a label of one class, fewer than two units to draw from, or a column that cannot be used.
+        ConfigError: no scores, ``replicates`` below 2, or an unknown ``unit``.
+    """
+    if unit not in ("user", "row"):
+        raise UnknownName("unit", str(unit), ("user", "row"))
+    if replicates < 2:
+        raise ConfigError("replicates", [f"must be at least 2, got {replicates}"])
+    if not scores:
+        raise ConfigError("scores", ["at least one score column is required"])
+    y = labels(label)
+    both_classes(y)
+    group, users = groups(user, "user", len(y))
+    of_row, units = (group, users) if unit == "user" else (np.arange(len(y)), len(y))
+    if units < 2:
+        raise DataError(f"column '{unit}'", f"{units} {unit}", f"two {unit}s or more to draw from", "use unit='row'")
+
+    columns = {
+        name: _Column(y, probabilities(score, len(y), name), group, of_row, units, unit)
+        for name, score in scores.items()
+    }
+    ones = np.ones(units)
+    values = {name: column.measure(ones) for name, column in columns.items()}
+    draws = {name: np.empty((replicates, len(METRICS))) for name in columns}
+    defined = np.isfinite(next(iter(values.values())))
+    rng = np.random.default_rng(seed)
+    for r in range(replicates):
+        _draw(rng, units, columns, defined, {name: block[r] for name, block in draws.items()})
+
+    skipped = np.ones(users, bool)
+    skipped[next(iter(columns.values())).pairs_by_user.group] = False
+    return Draws(
+        values=values,
+        draws=draws,
+        rows=len(y),
+        users=users,
+        positives=int(y.sum()),
+        gauc_users_skipped=int(skipped.sum()),
+        gauc_rows_skipped=int(skipped[group].sum()),
+    )
+
+
+def _draw(
+    rng: np.random.Generator,
+    units: int,
+    columns: Mapping[str, _Column],
+    defined: NDArray[np.bool_],
+    into: dict[str, Floats],
+) -> None:
+    """Fill one replicate, drawing again while it lacks a class (the same for every column: labels decide)."""
+    for _ in range(1000):
+        counts = np.bincount(rng.integers(0, units, units), minlength=units).astype(np.float64)
+        for name, column in columns.items():
+            into[name][:] = column.measure(counts)
+            if not np.isfinite(into[name][defined]).all():
+                break
+        else:
+            return
+    raise DataError(
+        "column 'label'",
+        "1,000 resamples in a row that lack one of the two classes",
+        "enough users of each class to draw from",
+        "measure a larger split, or use unit='row'",
+    )
+
+
+class _Column:
+    """One score column made ready: ``measure(counts of the units) -> [6]``."""
+
+    def __init__(self, y: Floats, p: Floats, user: Ints, of_row: Ints, units: int, unit: Unit) -> None:
+        everyone = np.zeros(len(y), np.int64)
+        self.pairs = Pairs.of(y, p, everyone, of_row)
+        self.pairs_by_user = Pairs.of(y, p, user, of_row)
+        self.fixed_users: tuple[Floats, Floats] | None = None
+        if unit == "user":
+            # All rows of a user come or go together, so its AUC never changes: only how often it counts does.
+            won, positive, negative = self.pairs_by_user.won(np.ones(units))
+            rows = np.zeros(units)
+            rows[self.pairs_by_user.group] = positive + negative
+            area = np.zeros(units)
+            area[self.pairs_by_user.group] = won / (positive * negative)
+            self.fixed_users = (rows, rows * area)
+
+        columns = (np.ones(len(y)), y, p, row_log_loss(y, p))
+        self.sums = np.stack([np.bincount(of_row, weights=column, minlength=units) for column in columns])
+        which = equal_mass(p, BINS)
+        by_bin = np.argsort(which, kind="stable")
+        self.bin_unit, self.bin_gap = of_row[by_bin], (p - y)[by_bin]
+        self.bin_start = np.flatnonzero(np.diff(which[by_bin], prepend=-1))
+
+    def measure(self, counts: Floats) -> Floats:
+        """The six metrics ``[6]``; AUC and everything that needs both classes is NaN where undefined."""
+        rows, clicks, promised, loss = self.sums @ counts
+        result = np.full(len(METRICS), np.nan)
+        if clicks == 0 or clicks == rows:
+            return result
+        won, positive, negative = self.pairs.won(counts)
+        gaps = np.add.reduceat(counts[self.bin_unit] * self.bin_gap, self.bin_start)
+        result[0] = won[0] / (positive[0] * negative[0])
+        result[1] = self._gauc(counts)
+        result[2] = loss / rows
+        result[3] = loss / rows / entropy(clicks / rows)
+        result[4] = promised / clicks
+        result[5] = np.abs(gaps).sum() / rows
+        return result
+
+    def _gauc(self, counts: Floats) -> float:
+        if self.fixed_users is not None:
+            total, weighted = counts @ self.fixed_users[0], counts @ self.fixed_users[1]
+            return float(weighted / total) if total else float("nan")
+        won, positive, negative = self.pairs_by_user.won(counts)
+        kept = (positive > 0) & (negative > 0)
+        rows = (positive + negative)[kept]
+        if not len(rows):
+            return float("nan")
+        return float((rows * won[kept] / (positive[kept] * negative[kept])).sum() / rows.sum())

@@ -1,0 +1,57 @@
+"""What the top of a list is worth: its click rate, and the share of all value it holds."""
+
+from __future__ import annotations
+
+from numpy.typing import ArrayLike
+
+from longrec.errors import ConfigError, DataError
+from longrec.metrics.columns import labels, numbers
+from longrec.metrics.ranking import ranks
+
+
+def ctr_at_k(label: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> float:
+    """Click rate of the rows that the score puts among the first ``k`` of their list.
+
+    On logged data this is no forecast of an online rate: only what was shown then could be clicked. Ties are ranked
+    with the unclicked first.
+
+    Args:
+        label: ``[N]`` of 0 and 1.
+        score: ``[N]`` finite numbers.
+        group: ``[N]`` the list of each row; one shorter than ``k`` is taken whole.
+
+    Raises:
+        DataError: a column that cannot be used.
+        ConfigError: ``k`` below 1.
+
+    >>> ctr_at_k([1, 0, 0, 1], [0.9, 0.1, 0.8, 0.2], [1, 1, 2, 2], k=1)
+    0.5
+    """
+    y = labels(label)
+    return float(y[ranks(numbers(score, "score", len(y)), y, group) <= _cut(k)].mean())
+
+
+def value_share_at_k(value: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> float:
+    """Share of all value (revenue, watch time, clicks times price) that stands among the first ``k`` of its list.
+
+    Args:
+        value: ``[N]`` what each row was worth, not negative.
+        score, group, k: as :func:`ctr_at_k`.
+
+    Raises:
+        DataError: a negative value, no value at all, or a column that cannot be used.
+        ConfigError: ``k`` below 1.
+
+    >>> value_share_at_k([30, 0, 0, 10], [0.9, 0.1, 0.8, 0.2], [1, 1, 2, 2], k=1)
+    0.75
+    """
+    v = numbers(value, "value")
+    if (v < 0).any() or not v.any():
+        raise DataError("column 'value'", f"values from {v.min():g} to {v.max():g}", "none negative, one positive")
+    return float(v[ranks(numbers(score, "score", len(v)), v, group) <= _cut(k)].sum() / v.sum())
+
+
+def _cut(k: int) -> int:
+    if k < 1:
+        raise ConfigError("k", [f"must be at least 1, got {k}"])
+    return k

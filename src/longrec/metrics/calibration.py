@@ -1,0 +1,176 @@
+"""Are the probabilities right? Log loss, normalised entropy, PCOC, ECE, and the curve behind ECE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from longrec.errors import ConfigError, DataError
+from longrec.metrics.columns import Floats, Ints, both_classes, labels, numbers, probabilities, weights
+
+# A float32 sigmoid reaches exactly 0 and 1; this bounds the loss of one row at 16.1 instead of infinity.
+EPSILON = 1e-7
+BINS = 15
+
+
+def log_loss(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None, *, logits: bool = False) -> float:
+    r"""Mean negative log likelihood (binary cross entropy), in nats.
+
+        - sum_i w_i (y_i ln p_i + (1 - y_i) ln(1 - p_i)) / sum_i w_i
+
+    Probabilities are clipped to [1e-7, 1 - 1e-7]; logits are not clipped, their loss is computed stably.
+
+    Args:
+        label: ``[N]`` of 0 and 1; one class is allowed.
+        score: ``[N]`` probabilities, or any finite numbers with ``logits=True``.
+        weight: ``[N]`` not negative; ones when None.
+
+    Raises:
+        DataError: a column that cannot be used, or a probability outside [0, 1].
+
+    >>> round(log_loss([1, 0], [0.8, 0.4]), 4)  # (-ln 0.8 - ln 0.6) / 2
+    0.367
+    >>> round(log_loss([1], [0.0], logits=True), 4)  # ln 2
+    0.6931
+    """
+    y = labels(label)
+    if logits:
+        z = numbers(score, "score", len(y))
+        loss: Floats = np.logaddexp(0, z) - y * z
+    else:
+        loss = row_log_loss(y, probabilities(score, len(y)))
+    return float(np.average(loss, weights=weights(weight, len(y))))
+
+
+def row_log_loss(label: Floats, score: Floats) -> Floats:
+    """Loss of each row ``[N]``, in nats, probabilities clipped as in :func:`log_loss`."""
+    p = np.clip(score, EPSILON, 1 - EPSILON)
+    loss: Floats = -np.log(np.where(label > 0, p, 1 - p))
+    return loss
+
+
+def entropy(rate: float) -> float:
+    """Entropy of a coin, in nats.
+
+    >>> round(entropy(0.5), 4)  # ln 2
+    0.6931
+    """
+    return float(-rate * np.log(rate) - (1 - rate) * np.log1p(-rate))
+
+
+def normalised_entropy(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
+    r"""Log loss over the log loss of always answering the base rate: below 1 is better than knowing nothing.
+
+        NE = logloss(y, p) / H(q)        q = share of positives, H(q) = -q ln q - (1 - q) ln(1 - q)
+
+    Comparable between data sets of different base rates, as log loss is not.
+    He et al., ADKDD 2014, equation 3.
+
+    Raises:
+        DataError: a label of one class (H = 0), or as :func:`log_loss`.
+
+    >>> normalised_entropy([1, 0, 0, 0], [0.25] * 4)
+    1.0
+    """
+    y = labels(label)
+    both_classes(y)
+    rate = float(np.average(y, weights=weights(weight, len(y))))
+    if rate in (0.0, 1.0):
+        raise DataError("column 'weight'", "no weight on one of the two classes", "weight on both")
+    return log_loss(y, score, weight) / entropy(rate)
+
+
+def pcoc(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
+    r"""Predicted clicks over clicks: 1 is right on average, above 1 promises too much.
+
+        PCOC = sum_i w_i p_i / sum_i w_i y_i
+
+    Called *calibration* in He et al., ADKDD 2014, section 2. It sees only the mean: errors may cancel.
+
+    Raises:
+        DataError: no positive row, or a column that cannot be used.
+
+    >>> pcoc([1, 0, 1, 0], [0.75, 0.5, 0.75, 0.5])
+    1.25
+    """
+    y = labels(label)
+    w = weights(weight, len(y))
+    p = probabilities(score, len(y))
+    clicks = float(w @ y)
+    if clicks == 0:
+        raise DataError("column 'label'", f"no positive among {len(y):,} rows", "at least one positive row")
+    return float(w @ p) / clicks
+
+
+@dataclass(frozen=True)
+class CalibrationCurve:
+    """Bins of rows with like scores, rising by score.
+
+    Attributes:
+        score: ``[B]`` mean score of each bin.
+        rate: ``[B]`` share of positives in it.
+        count: ``[B]`` rows in it.
+    """
+
+    score: tuple[float, ...]
+    rate: tuple[float, ...]
+    count: tuple[int, ...]
+
+
+def calibration_curve(label: ArrayLike, score: ArrayLike, bins: int = BINS) -> CalibrationCurve:
+    """Promised against observed, in bins of equally many rows.
+
+    Bin edges are quantiles of the score, and equal scores always share a bin, so the result does not depend on
+    the order of the rows; there are fewer bins than asked for when scores repeat.
+
+    Args:
+        label: ``[N]`` of 0 and 1.
+        score: ``[N]`` probabilities.
+        bins: 10 to 20 is usual.
+
+    Raises:
+        DataError: a column that cannot be used, or a probability outside [0, 1].
+
+    >>> calibration_curve([0, 0, 1, 1], [0.1, 0.1, 0.4, 0.6], bins=2)
+    CalibrationCurve(score=(0.1, 0.5), rate=(0.0, 1.0), count=(2, 2))
+    """
+    y = labels(label)
+    p = probabilities(score, len(y))
+    which = equal_mass(p, bins)
+    count = np.bincount(which)
+    return CalibrationCurve(
+        score=tuple((np.bincount(which, weights=p) / count).tolist()),
+        rate=tuple((np.bincount(which, weights=y) / count).tolist()),
+        count=tuple(count.tolist()),
+    )
+
+
+def ece(label: ArrayLike, score: ArrayLike, bins: int = BINS) -> float:
+    r"""Expected calibration error over bins of equally many rows.
+
+        ECE = sum_b (n_b / N) |mean score in b - share of positives in b|
+
+    Noise alone makes it positive: a perfectly calibrated score on n rows a bin shows about
+    0.8 sqrt(q (1 - q) / n). Naeini et al., AAAI 2015; equal-mass bins as in Roelofs et al., AISTATS 2022.
+
+    Args, Raises: as :func:`calibration_curve`.
+
+    >>> round(ece([0, 0, 1, 1], [0.1, 0.1, 0.4, 0.6], bins=2), 3)  # (|0.1 - 0| + |0.5 - 1|) / 2
+    0.3
+    """
+    y = labels(label)
+    p = probabilities(score, len(y))
+    gaps = np.bincount(equal_mass(p, bins), weights=p - y)
+    return float(np.abs(gaps).sum() / len(y))
+
+
+def equal_mass(score: Floats, bins: int) -> Ints:
+    """Bin of each row ``[N]``, 0, 1, ... by rising score, none empty; equal scores share a bin."""
+    if bins < 1:
+        raise ConfigError("bins", [f"must be at least 1, got {bins}"])
+    # Inner edges are scores that occur; a row equal to an edge belongs to the bin above it.
+    edges = np.quantile(score, np.arange(1, bins) / bins, method="higher")
+    which = np.searchsorted(edges, score, side="right")
+    return np.unique(which, return_inverse=True)[1].astype(np.int64, copy=False)

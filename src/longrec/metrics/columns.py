@@ -1,0 +1,118 @@
+"""What a metric accepts: columns of one length, checked once, with a message a reader can act on."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from longrec.errors import DataError
+
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
+
+
+def numbers(values: ArrayLike, name: str, rows: int | None = None) -> Floats:
+    """A column of finite numbers as float64 ``[N]``.
+
+    Raises:
+        DataError: not one-dimensional, empty, not of ``rows`` rows, not numbers, or not finite.
+    """
+    column = _flat(values, name, rows)
+    if column.dtype.kind not in "biuf":
+        raise DataError(f"column '{name}'", f"values of type {column.dtype}", "numbers")
+    result: Floats = column.astype(np.float64)
+    bad = ~np.isfinite(result)
+    if bad.any():
+        raise DataError(
+            f"column '{name}'",
+            f"{int(bad.sum())} values that are NaN or infinite (first at row {int(bad.argmax())})",
+            "finite numbers",
+            "look at the model that wrote them: a diverged training run scores NaN",
+        )
+    return result
+
+
+def labels(values: ArrayLike, name: str = "label") -> Floats:
+    """A column of 0 and 1 as float64 ``[N]``.
+
+    Raises:
+        DataError: as :func:`numbers`, or a value that is neither 0 nor 1.
+    """
+    column = numbers(values, name)
+    bad = (column != 0) & (column != 1)
+    if bad.any():
+        row = int(bad.argmax())
+        raise DataError(f"column '{name}'", f"the value {column[row]:g} at row {row}", "0 or 1 in every row")
+    return column
+
+
+def both_classes(label: Floats, name: str = "label") -> None:
+    """Raise a DataError when ``label`` holds one class only."""
+    ones = int(label.sum())
+    if ones in (0, len(label)):
+        raise DataError(
+            f"column '{name}'",
+            f"{len(label):,} rows that are all {int(label[0])}",
+            "at least one row of each class",
+            "check the rule that makes the label, or measure a larger split",
+        )
+
+
+def probabilities(values: ArrayLike, rows: int, name: str = "score") -> Floats:
+    """A column of numbers within [0, 1] as float64 ``[N]``.
+
+    Raises:
+        DataError: as :func:`numbers`, or a value outside [0, 1].
+    """
+    column = numbers(values, name, rows)
+    bad = (column < 0) | (column > 1)
+    if bad.any():
+        row = int(bad.argmax())
+        raise DataError(
+            f"column '{name}'",
+            f"the value {column[row]:g} at row {row}",
+            "probabilities between 0 and 1",
+            "pass the scores through a sigmoid first",
+        )
+    return column
+
+
+def weights(values: ArrayLike | None, rows: int) -> Floats:
+    """Row weights as float64 ``[N]``: ones when ``values`` is None.
+
+    Raises:
+        DataError: as :func:`numbers`, a negative weight, or all weights zero.
+    """
+    if values is None:
+        return np.ones(rows)
+    column = numbers(values, "weight", rows)
+    if (column < 0).any() or not column.any():
+        raise DataError(
+            "column 'weight'",
+            f"weights from {column.min():g} to {column.max():g}",
+            "none negative, one positive",
+        )
+    return column
+
+
+def groups(values: ArrayLike, name: str, rows: int) -> tuple[Ints, int]:
+    """Number the groups of a key column (user, list) 0, 1, ...: ``([N] group of each row, how many)``.
+
+    Raises:
+        DataError: not one-dimensional or not of ``rows`` rows.
+    """
+    distinct, group = np.unique(_flat(values, name, rows), return_inverse=True)
+    return group.astype(np.int64, copy=False), len(distinct)
+
+
+def _flat(values: ArrayLike, name: str, rows: int | None) -> NDArray[Any]:
+    column = np.asarray(values)
+    if column.ndim != 1:
+        raise DataError(f"column '{name}'", f"an array of shape {column.shape}", "one value a row")
+    if len(column) == 0:
+        raise DataError(f"column '{name}'", "no rows", "at least one row")
+    if rows is not None and len(column) != rows:
+        raise DataError(f"column '{name}'", f"{len(column):,} rows", f"{rows:,} rows, as the label has")
+    return column

@@ -1,0 +1,208 @@
+"""Metrics with intervals for one run, and runs side by side with the differences that are real."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from longrec.errors import UnknownName
+from longrec.metrics.bootstrap import METRICS, Draws, Unit, bootstrap
+from longrec.metrics.columns import Floats
+from longrec.metrics.interval import LEVEL, Interval
+
+# Which way is better; PCOC is best at 1, so a difference in it is neither.
+BETTER: dict[str, Literal["higher", "lower", "one"]] = {
+    "auc": "higher",
+    "gauc": "higher",
+    "log_loss": "lower",
+    "normalised_entropy": "lower",
+    "pcoc": "one",
+    "ece": "lower",
+}
+Verdict = Literal["better", "worse", "differs", "unclear"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A run's metric minus the baseline's, on the same rows and the same resamples.
+
+    Attributes:
+        interval: the difference and its 95 % interval.
+        real: whether the interval excludes zero.
+        verdict: ``better`` or ``worse`` when real, ``differs`` for a real difference of PCOC, else ``unclear``.
+    """
+
+    interval: Interval
+    real: bool
+    verdict: Verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """The interval's keys, ``real`` and ``verdict``."""
+        return {**self.interval.to_dict(), "real": self.real, "verdict": self.verdict}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs on the same rows.
+
+    Attributes:
+        baseline: the run the others are measured against.
+        runs: run -> metric -> interval.
+        differences: run (all but the baseline) -> metric -> difference to the baseline.
+        rows, users, positives: what was measured.
+        gauc_users_skipped, gauc_rows_skipped: what GAUC had to leave out (users of one class).
+        unit, replicates: what was resampled, and how often.
+    """
+
+    baseline: str
+    runs: dict[str, dict[str, Interval]]
+    differences: dict[str, dict[str, Difference]]
+    rows: int
+    users: int
+    positives: int
+    gauc_users_skipped: int
+    gauc_rows_skipped: int
+    unit: Unit
+    replicates: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and numbers, ready for JSON."""
+        return {
+            "baseline": self.baseline,
+            "rows": self.rows,
+            "users": self.users,
+            "positives": self.positives,
+            "gauc_users_skipped": self.gauc_users_skipped,
+            "gauc_rows_skipped": self.gauc_rows_skipped,
+            "unit": self.unit,
+            "replicates": self.replicates,
+            "level": LEVEL,
+            "runs": {run: {key: one.to_dict() for key, one in row.items()} for run, row in self.runs.items()},
+            "differences": {
+                run: {key: one.to_dict() for key, one in row.items()} for run, row in self.differences.items()
+            },
+        }
+
+
+def summary(
+    label: ArrayLike,
+    score: ArrayLike,
+    user: ArrayLike,
+    *,
+    replicates: int = 300,
+    seed: int = 0,
+    unit: Unit = "user",
+) -> dict[str, Interval]:
+    """AUC, GAUC, log loss, normalised entropy, PCOC and ECE, each with a 95 % bootstrap interval.
+
+    GAUC is undefined (NaN) when no user has rows of both classes. ECE's draws are moved so that they centre on its
+    value: resampling adds noise of its own, and noise only ever raises ECE.
+
+    Args:
+        label: ``[N]`` of 0 and 1.
+        score: ``[N]`` probabilities.
+        user: ``[N]`` the user of each row.
+        replicates: resamples; 300 settle an end of the interval to about a tenth of its width.
+        seed: of the resampling; the same seed gives the same interval.
+        unit: what is resampled: whole users, or single rows (narrower; for rows that share nothing).
+
+    Raises:
+        DataError: a label of one class, fewer than two units, or a column that cannot be used.
+
+    >>> rows = summary([1, 0, 1, 0], [0.9, 0.2, 0.6, 0.4], [1, 1, 2, 2], replicates=50)
+    >>> print(rows["auc"], "|", rows["log_loss"])
+    1.0000 [1.0000, 1.0000] | 0.3375 [0.1643, 0.5108]
+    """
+    drawn = bootstrap(label, {"score": score}, user, replicates=replicates, seed=seed, unit=unit)
+    return _intervals(drawn, "score")
+
+
+def compare(
+    label: ArrayLike,
+    scores: Mapping[str, ArrayLike],
+    user: ArrayLike,
+    *,
+    baseline: str | None = None,
+    replicates: int = 300,
+    seed: int = 0,
+    unit: Unit = "user",
+) -> Comparison:
+    """Set runs side by side on the same rows; every resample is shared, so differences are paired.
+
+    A difference is *real* when its 95 % interval excludes zero. One in twenty comparisons of equal runs will look
+    real by chance; look at the size, not only at the word.
+
+    Args:
+        label: ``[N]`` of 0 and 1.
+        scores: run name -> ``[N]`` probabilities, two runs or more.
+        user: ``[N]`` the user of each row.
+        baseline: name of the run to compare with; the first when None.
+        replicates, seed, unit: as :func:`summary`.
+
+    Raises:
+        UnknownName: ``baseline`` is not among ``scores``.
+        DataError, ConfigError: as :func:`longrec.metrics.bootstrap.bootstrap`.
+
+    >>> y, u = [1, 0, 1, 0, 1, 0], [1, 1, 2, 2, 3, 3]
+    >>> good, bad = [0.9, 0.1, 0.8, 0.2, 0.7, 0.3], [0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    >>> difference = compare(y, {"bad": bad, "good": good}, u, replicates=50).differences["good"]["auc"]
+    >>> print(difference.interval, difference.verdict)
+    0.5000 [0.5000, 0.5000] better
+    """
+    if baseline is None and scores:
+        baseline = next(iter(scores))
+    if scores and baseline not in scores:
+        raise UnknownName("run", str(baseline), scores)
+    drawn = bootstrap(label, scores, user, replicates=replicates, seed=seed, unit=unit)
+    assert baseline is not None  # bootstrap has refused empty scores
+    return Comparison(
+        baseline=baseline,
+        runs={run: _intervals(drawn, run) for run in scores},
+        differences={run: _differences(drawn, run, baseline) for run in scores if run != baseline},
+        rows=drawn.rows,
+        users=drawn.users,
+        positives=drawn.positives,
+        gauc_users_skipped=drawn.gauc_users_skipped,
+        gauc_rows_skipped=drawn.gauc_rows_skipped,
+        unit=unit,
+        replicates=replicates,
+    )
+
+
+def _centred(drawn: Draws, run: str) -> Floats:
+    """The draws ``[R, 6]`` with those of ECE moved onto its value (see :func:`summary`)."""
+    draws = drawn.draws[run].copy()
+    place = METRICS.index("ece")
+    draws[:, place] += drawn.values[run][place] - np.mean(draws[:, place])
+    return draws
+
+
+def _intervals(drawn: Draws, run: str) -> dict[str, Interval]:
+    draws = _centred(drawn, run)
+    # None of the six is ever negative; only the shift of ECE could say otherwise.
+    return {
+        key: Interval.of(float(drawn.values[run][place]), np.maximum(draws[:, place], 0.0))
+        for place, key in enumerate(METRICS)
+    }
+
+
+def _differences(drawn: Draws, run: str, baseline: str) -> dict[str, Difference]:
+    values = drawn.values[run] - drawn.values[baseline]
+    draws = _centred(drawn, run) - _centred(drawn, baseline)
+    result = {}
+    for place, key in enumerate(METRICS):
+        interval = Interval.of(float(values[place]), draws[:, place])
+        result[key] = Difference(interval, interval.excludes_zero, _verdict(key, interval))
+    return result
+
+
+def _verdict(key: str, difference: Interval) -> Verdict:
+    if not difference.excludes_zero:
+        return "unclear"
+    if BETTER[key] == "one":
+        return "differs"
+    return "better" if (difference.low > 0) == (BETTER[key] == "higher") else "worse"

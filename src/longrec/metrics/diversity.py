@@ -1,0 +1,111 @@
+"""What a set of recommendations looks like as a whole: coverage, concentration, novelty, variety."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from longrec.errors import DataError
+from longrec.metrics.columns import groups, numbers
+
+
+def coverage(items: ArrayLike, catalogue: int) -> float:
+    """Share of the catalogue that was recommended at least once.
+
+    Args:
+        items: ``[N]`` recommended item of each row, all lists together.
+        catalogue: how many items there are.
+
+    Raises:
+        DataError: more distinct items than the catalogue holds, or no rows.
+
+    >>> coverage([3, 3, 5], catalogue=4)
+    0.5
+    """
+    _, distinct = groups(items, "items", len(np.asarray(items)))
+    if distinct > catalogue:
+        raise DataError("column 'items'", f"{distinct:,} distinct items", f"at most the catalogue's {catalogue:,}")
+    return distinct / catalogue
+
+
+def gini(exposure: ArrayLike) -> float:
+    r"""Concentration of exposure: 0 when every item is shown equally often, towards 1 when one takes all.
+
+        G = sum_i (2 i - n - 1) x_i / (n sum_i x_i)        x sorted, i = 1..n
+
+    Args:
+        exposure: ``[n]`` how often each item of the catalogue was shown; items never shown count, as 0.
+
+    Raises:
+        DataError: a negative count, nothing shown at all, or no items.
+
+    >>> gini([1, 1, 1, 1]), gini([0, 0, 0, 4])
+    (0.0, 0.75)
+    """
+    x = np.sort(numbers(exposure, "exposure"))
+    if x[0] < 0 or x[-1] == 0:
+        raise DataError("column 'exposure'", f"counts from {x[0]:g} to {x[-1]:g}", "none negative, one positive")
+    n = len(x)
+    return float((2 * np.arange(1, n + 1) - n - 1) @ x / (n * x.sum()))
+
+
+def novelty(popularity: ArrayLike) -> float:
+    r"""Mean self-information of what was recommended, in bits: how surprising it is.
+
+        - mean_i log2 p_i        p_i = share of users (or of events) that item i already had
+
+    Zhou et al., PNAS 2010; Vargas and Castells, RecSys 2011.
+
+    Args:
+        popularity: ``[N]`` p of the item in each recommended row, in (0, 1].
+
+    Raises:
+        DataError: a share outside (0, 1].
+
+    >>> novelty([0.5, 0.125])
+    2.0
+    """
+    p = numbers(popularity, "popularity")
+    if (p <= 0).any() or (p > 1).any():
+        raise DataError(
+            "column 'popularity'",
+            f"shares from {p.min():g} to {p.max():g}",
+            "above 0 and at most 1",
+            "smooth the counts of items nobody had, (count + 1) / (total + items)",
+        )
+    return float(-np.log2(p).mean())
+
+
+def intra_list_diversity(vectors: ArrayLike, group: ArrayLike) -> float:
+    r"""Mean over lists of the mean cosine distance between two of its items.
+
+        1 - (|sum_i u_i|^2 - sum_i |u_i|^2) / (n (n - 1))        u_i = v_i / |v_i|
+
+    which needs no pair: O(N D). A zero vector is at distance 1 from everything. Lists of one item have no pair and
+    are left out. Ziegler et al., WWW 2005.
+
+    Args:
+        vectors: ``[N, D]`` a vector of each recommended item.
+        group: ``[N]`` its list.
+
+    Raises:
+        DataError: wrong shapes, values that are not finite, or no list of two items.
+
+    >>> intra_list_diversity([[1, 0], [0, 1], [2, 0], [3, 0]], [1, 1, 2, 2])  # 1 apart, 0 apart
+    0.5
+    """
+    v_ND = np.asarray(vectors, np.float64)
+    if v_ND.ndim != 2 or not np.isfinite(v_ND).all():
+        raise DataError("vectors", f"an array of shape {v_ND.shape}", "[N, D] finite numbers")
+    lists, count = groups(group, "group", len(v_ND))
+    norm_N = np.linalg.norm(v_ND, axis=1)
+    u_ND = v_ND / np.where(norm_N > 0, norm_N, 1.0)[:, None]
+    sum_GD = np.zeros((count, v_ND.shape[1]))
+    np.add.at(sum_GD, lists, u_ND)
+    n_G = np.bincount(lists, minlength=count)
+    alone_G = np.bincount(lists, weights=norm_N > 0, minlength=count)
+    kept = n_G > 1
+    if not kept.any():
+        raise DataError("column 'group'", "no list with two items", "lists of two items or more")
+    alike_G = ((sum_GD**2).sum(1) - alone_G)[kept] / (n_G * (n_G - 1))[kept]
+    return float((1 - alike_G).mean())

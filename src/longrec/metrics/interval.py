@@ -1,0 +1,68 @@
+"""A number with its interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from longrec.metrics.columns import Floats
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the 95 % interval around it; all three NaN when the metric is undefined on the rows.
+
+    >>> print(Interval(0.6312, 0.629, 0.6335))
+    0.6312 [0.6290, 0.6335]
+    >>> Interval.from_dict(Interval(0.5, 0.25, 0.75).to_dict())
+    Interval(value=0.5, low=0.25, high=0.75)
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def undefined(cls) -> Interval:
+        """What a metric is where it has no meaning, such as GAUC when every user has one row."""
+        return cls(math.nan, math.nan, math.nan)
+
+    @classmethod
+    def of(cls, value: float, draws: Floats) -> Interval:
+        """The percentile interval of bootstrap ``draws`` around ``value``. Efron and Tibshirani 1993, chapter 13."""
+        if not math.isfinite(value):
+            return cls.undefined()
+        low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return cls(float(value), float(low), float(high))
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Interval:
+        """Read what :meth:`to_dict` wrote; null reads as NaN."""
+        value, low, high = (
+            math.nan if content[key] is None else float(content[key]) for key in ("value", "low", "high")
+        )
+        return cls(value, low, high)
+
+    @property
+    def defined(self) -> bool:
+        """Whether there is a number at all."""
+        return math.isfinite(self.value)
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the whole interval lies on one side of zero."""
+        return self.low > 0 or self.high < 0
+
+    def to_dict(self) -> dict[str, float | None]:
+        """``{"value", "low", "high"}``, null where undefined (JSON has no NaN)."""
+        parts = {"value": self.value, "low": self.low, "high": self.high}
+        return {key: part if math.isfinite(part) else None for key, part in parts.items()}
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]" if self.defined else "undefined"

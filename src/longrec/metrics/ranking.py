@@ -1,0 +1,135 @@
+"""Metrics of ranked lists: NDCG, hit rate, recall and reciprocal rank.
+
+Every function takes one row a (list, item) pair in any order, and averages over the lists that hold something
+relevant; :func:`lists_skipped` says how many do not. Items of equal score are ranked with the least relevant first, so
+that a constant score earns nothing by luck of the row order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from longrec.errors import ConfigError, DataError
+from longrec.metrics.columns import Floats, Ints, groups, numbers
+
+
+def ndcg_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> float:
+    r"""Normalised discounted cumulative gain of the first ``k``.
+
+        DCG = sum_{r=1..k} (2^rel_r - 1) / log2(r + 1)        NDCG = DCG / DCG of the ideal order
+
+    Järvelin and Kekäläinen, TOIS 2002; exponential gain as in Burges et al., ICML 2005.
+
+    Args:
+        relevance: ``[N]`` grades, not negative; 0 and 1 for clicks.
+        score: ``[N]`` finite numbers.
+        group: ``[N]`` the list (or user) of each row.
+        k: cut, at least 1; a list shorter than ``k`` is taken whole.
+
+    Raises:
+        DataError: a negative grade, nothing relevant in any list, or a column that cannot be used.
+
+    >>> round(ndcg_at_k([1, 0, 0], [0.1, 0.9, 0.5], [7, 7, 7], k=3), 4)  # found at rank 3: 1 / log2(4)
+    0.5
+    """
+    rel, s, lists, count = _columns(relevance, score, group, k)
+    gain = np.exp2(rel) - 1
+    found = _discounted(gain, _ranks(s, gain, lists), lists, count, k)
+    ideal = _discounted(gain, _ranks(gain, gain, lists), lists, count, k)
+    kept = ideal > 0
+    return float((found[kept] / ideal[kept]).mean())
+
+
+def hit_rate_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> float:
+    """Share of lists with something relevant among the first ``k``. Args, Raises: as :func:`ndcg_at_k`.
+
+    >>> hit_rate_at_k([1, 0, 0, 1], [0.9, 0.1, 0.8, 0.2], [1, 1, 2, 2], k=1)
+    0.5
+    """
+    rel, s, lists, count = _columns(relevance, score, group, k)
+    top = _ranks(s, rel, lists) <= k
+    hits = np.bincount(lists, weights=(rel > 0) & top, minlength=count) > 0
+    return float(hits[_holds_relevant(rel, lists, count)].mean())
+
+
+def recall_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> float:
+    """Mean share of a list's relevant items that stand among its first ``k``. Args, Raises: as :func:`ndcg_at_k`.
+
+    What is relevant but was never put into the list is not seen here.
+
+    >>> recall_at_k([1, 1, 0], [0.9, 0.1, 0.5], [7, 7, 7], k=2)
+    0.5
+    """
+    rel, s, lists, count = _columns(relevance, score, group, k)
+    top = _ranks(s, rel, lists) <= k
+    found = np.bincount(lists, weights=(rel > 0) & top, minlength=count)
+    total = np.bincount(lists, weights=rel > 0, minlength=count)
+    kept = total > 0
+    return float((found[kept] / total[kept]).mean())
+
+
+def mrr(relevance: ArrayLike, score: ArrayLike, group: ArrayLike) -> float:
+    """Mean of 1 / rank of the first relevant item. Args, Raises: as :func:`ndcg_at_k`. Voorhees, TREC-8 1999.
+
+    >>> mrr([1, 0, 0, 1], [0.9, 0.1, 0.8, 0.2], [1, 1, 2, 2])  # ranks 1 and 2
+    0.75
+    """
+    rel, s, lists, count = _columns(relevance, score, group, 1)
+    first = np.full(count, np.inf)
+    relevant = rel > 0
+    np.minimum.at(first, lists[relevant], _ranks(s, rel, lists)[relevant])
+    return float((1 / first[np.isfinite(first)]).mean())
+
+
+def lists_skipped(relevance: ArrayLike, group: ArrayLike) -> int:
+    """How many lists hold nothing relevant, and are left out of every mean in this file.
+
+    >>> lists_skipped([1, 0, 0, 0], [1, 1, 2, 2])
+    1
+    """
+    rel = numbers(relevance, "relevance")
+    lists, count = groups(group, "group", len(rel))
+    return int((~_holds_relevant(rel, lists, count)).sum())
+
+
+def ranks(score: ArrayLike, worth: ArrayLike, group: ArrayLike) -> Ints:
+    """Rank of each row in its list ``[N]``, 1 first; among equal scores the one of least ``worth`` comes first.
+
+    >>> ranks([0.2, 0.9, 0.9], [0, 1, 0], [7, 7, 7]).tolist()
+    [3, 2, 1]
+    """
+    s = numbers(score, "score")
+    w = numbers(worth, "worth", len(s))
+    return _ranks(s, w, groups(group, "group", len(s))[0])
+
+
+def _columns(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> tuple[Floats, Floats, Ints, int]:
+    if k < 1:
+        raise ConfigError("k", [f"must be at least 1, got {k}"])
+    rel = numbers(relevance, "relevance")
+    if (rel < 0).any():
+        raise DataError("column 'relevance'", f"the value {rel.min():g}", "grades of 0 or more")
+    if not rel.any():
+        raise DataError("column 'relevance'", f"nothing relevant in {len(rel):,} rows", "a list with a relevant item")
+    lists, count = groups(group, "group", len(rel))
+    return rel, numbers(score, "score", len(rel)), lists, count
+
+
+def _ranks(score: Floats, worth: Floats, lists: Ints) -> Ints:
+    order = np.lexsort((worth, -score, lists))
+    starts = np.flatnonzero(np.diff(lists[order], prepend=-1))
+    lengths = np.diff(np.append(starts, len(order)))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order)) - np.repeat(starts, lengths) + 1
+    return rank
+
+
+def _discounted(gain: Floats, rank: Ints, lists: Ints, count: int, k: int) -> Floats:
+    gains = np.where(rank <= k, gain / np.log2(rank + 1), 0.0)
+    return np.bincount(lists, weights=gains, minlength=count).astype(np.float64)
+
+
+def _holds_relevant(relevance: Floats, lists: Ints, count: int) -> NDArray[np.bool_]:
+    held: NDArray[np.bool_] = np.bincount(lists, weights=relevance > 0, minlength=count) > 0
+    return held

@@ -1,0 +1,138 @@
+r"""DIN: Deep Interest Network for Click-Through Rate Prediction.
+
+Zhou, Zhu, Song, Fan, Zhu, Ma, Yan, Jin, Li, Gai, KDD 2018. https://arxiv.org/abs/1706.06978
+
+A user's interest is not one vector: it depends on the candidate in question. DIN scores each past event
+against the candidate with a small network and pools the events by that score:
+
+    v_U(A) = sum_j a(e_j, v_A) e_j                                                  (eq. 3)
+    a(e, v) = MLP([v, e, v - e', v * e'])                                           (the activation unit)
+    logit = MLP([fields of the impression, v_U(A)])                                 (figure 2)
+
+The score is not normalised in the paper, to keep the intensity of the interest; ``softmax: true`` normalises it over
+the history, as the authors' released code does. ``activation: dice`` is the paper's data adaptive activation (eq. 4).
+
+Departures from the paper
+    - the activation unit takes [v, e, v - e', v * e'], as the authors' released code does, not an outer product;
+      its first layer is split (see nn/attention.py), with the difference folded into the two linear parts;
+    - events may carry columns that the candidate has not (a past rating, the time passed): they enter the
+      keys e and the pooled vector, while e' is the part of e that the candidate has too;
+    - each history has an activation unit of its own;
+    - batch normalisation in the top MLP, on by default: measured to help (AUC 0.752 against 0.724 after one epoch
+      of a synthetic log). Its statistics, and those of Dice, are running averages in evaluation;
+    - the mini-batch aware penalty (eq. 7) belongs to the optimiser of the tables (``l2``), all rows weighted alike.
+
+Letters: B rows, N positions of the batch's histories, T positions of one user's, D embedding width, Q width of the
+query (columns the candidate shares with the events), K width of an event.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, cast
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from longrec.config import Strict
+from longrec.errors import ConfigError
+from longrec.features.batch import Batch
+from longrec.features.schema import Fields
+from longrec.models.base import Ranker
+from longrec.nn.activation import Name
+from longrec.nn.attention import TargetAttention
+from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.mlp import MLP
+from longrec.nn.segment import Segments
+
+Width = Annotated[int, Field(ge=1)]
+
+
+class DINConfig(Strict):
+    """Settings of DIN."""
+
+    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    attention: tuple[Width, ...] = Field((80, 40), min_length=1, description="Hidden units of the activation unit.")
+    activation: Name = Field("relu", description="Activation inside the activation unit.")
+    softmax: bool = Field(False, description="Normalise the attention over each history.")
+    product: bool = Field(False, description="Give the top MLP the product of the query and the pooled history too.")
+    mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
+    mlp_activation: Name = Field("relu", description="Activation of the top MLP.")
+    batch_norm: bool = Field(True, description="Batch normalisation in the top MLP.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in the top MLP while training.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+
+
+class DIN(Ranker):
+    """DIN over every history of the schema."""
+
+    Config = DINConfig
+    reads_history = True
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"softmax": True, "activation": "dice", "product": True},
+        {"activation": "prelu", "attention": [36], "mlp_activation": "dice", "batch_norm": False},
+        {"activation": "sigmoid", "softmax": True, "dropout": 0.2},
+    )
+
+    def __init__(self, config: DINConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
+        self.queries, self.keys = _columns(fields)
+        width = self.embeddings.widths
+        self.units = nn.ModuleList()
+        top = sum(width[field.name] for field in fields.features)
+        for history in fields.histories:
+            q = sum(width[name] for name in self.queries[history])
+            k = sum(width[name] for name in self.keys[history])
+            self.units.append(TargetAttention(q, k, config.attention, config.activation, config.softmax))
+            top += k + (q if config.product else 0)
+        self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
+
+    def forward(self, batch: Batch) -> Float[Tensor, " B"]:
+        """The logit of every row."""
+        embedded = self.embeddings(batch)
+        parts = list(embedded.features.values())
+        for history, unit in zip(self.fields.histories, self.units):
+            q_BQ, k_UK, segments = self._read(batch, embedded, history)
+            u_BK = unit(q_BQ, k_UK, segments)
+            parts.append(u_BK)
+            if self.config.product:
+                parts.append(q_BQ * u_BK[:, : q_BQ.shape[1]])
+        logit: Tensor = self.top(torch.cat(parts, 1)).squeeze(1)
+        return logit
+
+    def explain(self, batch: Batch) -> dict[str, Tensor]:
+        """The attention on every position of every history: ragged ``[N]``, shared ``[B, T]``."""
+        embedded = self.embeddings(batch)
+        weights = {}
+        for history, unit in zip(self.fields.histories, self.units):
+            q_BQ, k_UK, segments = self._read(batch, embedded, history)
+            w_N = cast(TargetAttention, unit).weights(q_BQ, k_UK, segments)
+            weights[history] = w_N.reshape(batch.size, -1) if segments.shared else w_N
+        return weights
+
+    def _read(self, batch: Batch, embedded: Embedded, history: str) -> tuple[Tensor, Tensor, Segments]:
+        """Query, keys (the columns they share with the query first) and segments of one history."""
+        q_BQ = torch.cat([embedded.features[name] for name in self.queries[history]], 1)
+        k_UK = torch.cat([embedded.histories[history][name] for name in self.keys[history]], 1)
+        return q_BQ, k_UK, Segments.of(batch.histories[history], batch.size)
+
+
+def _columns(fields: Fields) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """For each history the names of the query's columns, and of the keys' columns with the query's first."""
+    if not fields.histories:
+        raise ConfigError("schema", ["histories: din reads a history, and the schema has none"])
+    queries, keys, faults = {}, {}, []
+    for history, columns in fields.histories.items():
+        queries[history] = [field.name for field in fields.pairs(history)]
+        keys[history] = queries[history] + [field.name for field in columns if field.name not in queries[history]]
+        if not queries[history]:
+            told = ", ".join(field.name for field in columns)
+            faults.append(
+                f"histories.{history}.of: din needs a column that is a feature of the candidate too, got {told}; "
+                "add the item (or another feature of the item table) to it"
+            )
+    if faults:
+        raise ConfigError("schema", faults)
+    return queries, keys

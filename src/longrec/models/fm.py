@@ -1,0 +1,57 @@
+r"""FM: Factorization Machines.
+
+Rendle, ICDM 2010. https://doi.org/10.1109/ICDM.2010.127
+
+A linear model plus all pairwise interactions, where the weight of a pair is the inner product of two vectors; so a
+pair that was never seen together still has a weight.
+
+    logit = w_0 + sum_i w_i x_i + sum_{i<j} <v_i, v_j> x_i x_j                      (eq. 1)
+
+computed in O(F D) as 0.5 sum_k [(sum_i v_ik x_i)^2 - sum_i (v_ik x_i)^2]           (lemma 3.1)
+
+Departures from the paper
+    - a multi-value field is one field: its values are pooled as the schema says before they meet the others;
+    - L2 belongs to the optimiser of the tables and decays only the rows of a batch.
+
+Letters: B rows, F fields, D embedding width.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from longrec.config import Strict
+from longrec.features.batch import Batch
+from longrec.features.schema import Fields
+from longrec.models.base import Ranker, one_width
+from longrec.nn.embedding import Embeddings
+from longrec.nn.fm import pairwise
+
+
+class FMConfig(Strict):
+    """Settings of FM."""
+
+    embedding_dim: int = Field(16, ge=1, description="Width of fields that ask for none in the schema.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+
+
+class FM(Ranker):
+    """First order and all pairs."""
+
+    Config = FMConfig
+
+    def __init__(self, config: FMConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        width = one_width(fields, config.embedding_dim, "fm")
+        self.embeddings = Embeddings(fields, width, std=config.init_std)
+        self.first_order = Embeddings(fields, width=1, std=0.0)
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, batch: Batch) -> Float[Tensor, " B"]:
+        """The logit of every row."""
+        w_BF = torch.cat(list(self.first_order(batch).features.values()), 1)
+        v_BFD = torch.stack(list(self.embeddings(batch).features.values()), 1)
+        return self.bias + w_BF.sum(1) + pairwise(v_BFD)

@@ -1,0 +1,49 @@
+r"""LR: Logistic regression on categorical fields.
+
+Richardson, Dominowska, Ragno (Predicting Clicks), WWW 2007. https://doi.org/10.1145/1242572.1242643
+
+Each value of each field has one weight; the weights of a row add up to its logit:
+
+    logit = w_0 + sum_i w_i x_i                                                     (eq. 1)
+
+The mark that every other model has to pass: it knows how good an item and how generous a user is, and nothing
+about the two together.
+
+Departures from the paper
+    - trained by stochastic gradients in batches, not L-BFGS;
+    - the weights of a multi-value field are pooled as the schema says.
+
+Letters: B rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from longrec.config import Strict
+from longrec.features.batch import Batch
+from longrec.features.schema import Fields
+from longrec.models.base import Ranker
+from longrec.nn.embedding import Embeddings
+
+
+class LRConfig(Strict):
+    """Logistic regression has nothing to set."""
+
+
+class LR(Ranker):
+    """Bias and one weight a value."""
+
+    Config = LRConfig
+
+    def __init__(self, config: LRConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        self.first_order = Embeddings(fields, width=1, std=0.0)
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, batch: Batch) -> Float[Tensor, " B"]:
+        """The logit of every row."""
+        weights = self.first_order(batch).features.values()
+        return self.bias + torch.cat(list(weights), 1).sum(1)

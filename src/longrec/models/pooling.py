@@ -1,0 +1,80 @@
+r"""Pooling: Deep Neural Networks for YouTube Recommendations (the pooled history of its ranking model).
+
+Covington, Adams, Sargin, RecSys 2016. https://doi.org/10.1145/2959100.2959190
+
+Every past event becomes a vector, the vectors of a history become one by a plain mean, sum or maximum, and an MLP
+reads it beside the fields of the impression. What DIN has to pass: the same inputs without attention.
+
+    u = pool_t [v_t1; v_t2; ...]                                                    (section 3.2)
+    logit = MLP([fields of the impression; u])                                      (section 4)
+
+Departures from the paper
+    - one label without watch time: plain cross entropy, not weighted by the time watched;
+    - no powers of dense fields, and no example age; sum and max are offered beside the mean.
+
+Letters: B rows, U what a history brings, D widths.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from longrec.config import Strict
+from longrec.errors import ConfigError
+from longrec.features.batch import Batch
+from longrec.features.schema import Fields
+from longrec.models.base import Ranker
+from longrec.nn.activation import Name
+from longrec.nn.embedding import Embeddings
+from longrec.nn.mlp import MLP
+from longrec.nn.segment import Pool, Segments
+
+Width = Annotated[int, Field(ge=1)]
+
+
+class PoolingConfig(Strict):
+    """Settings of Pooling."""
+
+    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    pool: Pool = Field("mean", description="How the events of a history become one vector.")
+    mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the MLP.")
+    activation: Name = Field("relu", description="Activation of the MLP.")
+    batch_norm: bool = Field(True, description="Batch normalisation in the MLP.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in the MLP while training.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+
+
+class Pooling(Ranker):
+    """MLP over the impression and the pooled histories."""
+
+    Config = PoolingConfig
+    reads_history = True
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"pool": "sum", "batch_norm": False},
+        {"pool": "max", "dropout": 0.1, "activation": "dice", "batch_norm": False},
+    )
+
+    def __init__(self, config: PoolingConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        if not fields.histories:
+            raise ConfigError("schema", ["histories: pooling reads a history, and the schema has none"])
+        self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
+        width = self.embeddings.widths
+        read = [*fields.features, *(field for columns in fields.histories.values() for field in columns)]
+        inputs = sum(width[field.name] for field in read)
+        self.mlp = MLP(inputs, config.mlp, config.activation, config.dropout, config.batch_norm, outputs=1)
+
+    def forward(self, batch: Batch) -> Float[Tensor, " B"]:
+        """The logit of every row."""
+        embedded = self.embeddings(batch)
+        parts = list(embedded.features.values())
+        for history, columns in embedded.histories.items():
+            segments = Segments.of(batch.histories[history], batch.size)
+            parts.extend(segments.pool(k_UD, self.config.pool) for k_UD in columns.values())
+        logit: Tensor = self.mlp(torch.cat(parts, 1)).squeeze(1)
+        return logit

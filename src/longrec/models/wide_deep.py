@@ -1,0 +1,119 @@
+r"""Wide & Deep: Wide & Deep Learning for Recommender Systems.
+
+Cheng et al., DLRS 2016. https://arxiv.org/abs/1606.07792
+
+A linear model over raw and crossed features, which memorises, trained jointly with an MLP over
+embeddings, which generalises.
+
+    logit = w_wide^T [x; phi(x)] + w_deep^T a^(L) + b                               (eq. 3)
+    phi_k(x) = prod_i x_i^c_ki,  c_ki in {0, 1}                                     (eq. 1)
+
+Departures from the paper
+    - the wide part is trained by the lazy optimiser of the tables, not by FTRL with L1; its parameters are told
+      apart by ``wide_parameters()``, for whoever wants an optimiser of their own for them;
+    - crosses are of two id fields and hashed; values that collide share a weight;
+    - the deep part is 128-64 by default (the paper: 1024-512-256) and normalised.
+
+Letters: B rows, F fields, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, cast
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from longrec.config import Strict
+from longrec.errors import ConfigError
+from longrec.features.batch import Batch
+from longrec.features.schema import Field as Column
+from longrec.features.schema import Fields
+from longrec.models.base import Ranker
+from longrec.nn.activation import Name
+from longrec.nn.embedding import RESERVED, Embeddings
+from longrec.nn.mlp import MLP
+
+Width = Annotated[int, Field(ge=1)]
+_PRIME, _A, _B = 2**31 - 1, 1_103_515_245, 214_013_741
+
+
+class WideDeepConfig(Strict):
+    """Settings of Wide & Deep."""
+
+    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    crosses: tuple[tuple[str, str], ...] = Field((), description="Pairs of id features to cross in the wide part.")
+    cross_buckets: int = Field(
+        100_000, ge=1, le=2**31 - 3, description="Weights of each cross; pairs are hashed into them."
+    )
+    mlp: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units of the deep part.")
+    activation: Name = Field("relu", description="Activation of the deep part.")
+    batch_norm: bool = Field(True, description="Batch normalisation in the deep part.")
+    dropout: float = Field(0.2, ge=0, lt=1, description="Share of units dropped in the deep part while training.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+
+
+class WideDeep(Ranker):
+    """A linear part with crosses and a deep part, one loss."""
+
+    Config = WideDeepConfig
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ({"batch_norm": False, "activation": "prelu", "dropout": 0.0},)
+
+    def __init__(self, config: WideDeepConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        _check(config, fields)
+        self.embeddings = Embeddings(fields, config.embedding_dim, std=config.init_std)
+        self.wide = Embeddings(fields, width=1, std=0.0)
+        rows = RESERVED + config.cross_buckets
+        crossed = tuple(Column(f"{a} x {b}", "id", rows, table="item") for a, b in config.crosses)
+        self.crosses = Embeddings(Fields(crossed, {}), width=1, std=0.0)
+        self.bias = nn.Parameter(torch.zeros(1))
+        inputs = sum(self.embeddings.widths.values())
+        self.deep = MLP(
+            inputs, config.mlp, config.activation, config.dropout, config.batch_norm, outputs=1, last_bias=False
+        )
+
+    def wide_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the linear part; no other part uses them."""
+        return [*self.wide.parameters(), *self.crosses.parameters(), self.bias]
+
+    def forward(self, batch: Batch) -> Float[Tensor, " B"]:
+        """The logit of every row."""
+        v_BD = torch.cat(list(self.embeddings(batch).features.values()), 1)
+        wide = [*self.wide(batch).features.values(), *self._crossed(batch).values()]
+        return self.bias + torch.cat(wide, 1).sum(1) + self.deep(v_BD).squeeze(1)
+
+    def _crossed(self, batch: Batch) -> Mapping[str, Tensor]:
+        ids = {}
+        for a, b in self.config.crosses:
+            # Both are id features, so both are tensors: checked at construction.
+            one, two = cast(Tensor, batch.features[a]), cast(Tensor, batch.features[b])
+            crossed = RESERVED + cross(one, two, self.config.cross_buckets)
+            ids[f"{a} x {b}"] = crossed.expand(batch.size) if batch.shared else crossed
+        features: Mapping[str, Tensor] = self.crosses(Batch(batch.size, ids)).features
+        return features
+
+
+def cross(a: Tensor, b: Tensor, buckets: int) -> Tensor:
+    """The bucket of each pair of ids, int64: ``((A a + B b) mod p) mod buckets``, the same in every process.
+
+    Universal hashing (Carter and Wegman 1979): a pair collides with another with probability 1 / buckets.
+    """
+    return (a.long() * _A + b.long() * _B) % _PRIME % buckets
+
+
+def _check(config: WideDeepConfig, fields: Fields) -> None:
+    kinds = {field.name: field.kind for field in fields.features}
+    faults = []
+    for pair in config.crosses:
+        for name in pair:
+            if kinds.get(name) != "id":
+                known = ", ".join(known for known, kind in kinds.items() if kind == "id")
+                faults.append(f"model.crosses: {name!r} is not an id feature; id features: {known}")
+    if len(set(config.crosses)) != len(config.crosses):
+        faults.append("model.crosses: names a pair twice")
+    if faults:
+        raise ConfigError("schema", faults)

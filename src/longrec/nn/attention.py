@@ -1,0 +1,131 @@
+"""Target attention: how much each past event matters to the candidate.
+
+The activation unit of DIN is a small network over ``[q, k, q - k', q * k']``, where k' is the part of the key that
+describes the same columns as the query. Its first layer is split, so that nothing of that width is built:
+
+    h = W_q q + W_k k + W_m (q * k') + b
+
+The difference is linear in q and k, so its weights are folded into ``W_q`` and ``W_k``. The query part is computed
+once a row; for one user with many candidates (serving) the key part is computed once a position.
+
+Letters: B rows, N positions, U what the history brings (see ``Segments``), Q query width, K key width, H hidden units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from longrec.nn import gemm
+from longrec.nn.activation import Name, make
+from longrec.nn.linear import linear, plain, relu_gradient
+from longrec.nn.mlp import MLP
+from longrec.nn.segment import Segments
+
+
+class FirstLayer(nn.Module):
+    """``W_q q + W_k k + W_m (q * k') + b``, with a ReLU on request; k' is the first Q columns of k."""
+
+    def __init__(self, query: int, key: int, width: int) -> None:
+        super().__init__()
+        self.query, self.key = query, key
+        # As a linear layer over [q, k, q - k', q * k'] starts, with the difference folded in.
+        bound = (3 * query + key) ** -0.5
+        whole = torch.empty(width, 3 * query + key).uniform_(-bound, bound)
+        w_q, w_k, w_d, w_m = torch.split(whole, [query, key, query, query], dim=1)
+        self.weight_q = nn.Parameter(w_q + w_d)
+        self.weight_k = nn.Parameter(w_k - F.pad(w_d, (0, key - query)))
+        self.weight_m = nn.Parameter(w_m.clone())
+        self.bias = nn.Parameter(torch.empty(width).uniform_(-bound, bound))
+
+    def forward(
+        self, q_BQ: Float[Tensor, "B Q"], k_UK: Float[Tensor, "U K"], segments: Segments, relu: bool = False
+    ) -> Float[Tensor, "N H"]:
+        """The first layer at every position."""
+        hq_BH = linear(q_BQ, self.weight_q, self.bias)
+        if segments.shared or plain(k_UK):
+            hk_UH = F.linear(k_UK, self.weight_k)
+            h_NH = segments.add(hq_BH, hk_UH) + F.linear(segments.mul(q_BQ, k_UK[:, : self.query]), self.weight_m)
+            return h_NH.relu() if relu else h_NH
+        w_HX = torch.cat([self.weight_k, self.weight_m], 1)
+        out: Tensor = _FirstLayerFunction.apply(  # type: ignore[no-untyped-call]
+            hq_BH, q_BQ, k_UK, w_HX, segments, relu
+        )
+        return out
+
+
+class _FirstLayerFunction(torch.autograd.Function):
+    """``relu(hq[row] + [k, q[row] * k'] w^T)`` with the gradient by hand; X = K + Q."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hq_BH: Tensor, q_BQ: Tensor, k_NK: Tensor, w_HX: Tensor, segments: Segments, relu: bool
+    ) -> Tensor:
+        (positions, key), query = k_NK.shape, q_BQ.shape[1]
+        x_NX = gemm.room(k_NK, positions, key + query)
+        x_NX[:, :key] = k_NK
+        torch.mul(k_NK[:, :query], q_BQ.index_select(0, segments.row), out=x_NX[:, key:])
+        h_NH = gemm.affine(x_NX, w_HX).add_(hq_BH.index_select(0, segments.row))
+        if relu:
+            h_NH.relu_()
+        ctx.segments, ctx.relu, ctx.key = segments, relu, key
+        ctx.save_for_backward(q_BQ, x_NX, w_HX, h_NH if relu else None)
+        return h_NH
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_NH: Tensor) -> tuple[Tensor | None, ...]:
+        q_BQ, x_NX, w_HX, h_NH = ctx.saved_tensors
+        segments, key, query = ctx.segments, ctx.key, q_BQ.shape[1]
+        g_NH = relu_gradient(g_NH, h_NH) if ctx.relu else g_NH.contiguous()
+        g_hq = segments.add_up(g_NH)
+        g_w = gemm.weight_gradient(g_NH, x_NX)
+        g_NX = gemm.input_gradient(g_NH, w_HX)
+        g_NK, g_NQ = g_NX[:, :key], g_NX[:, key:]
+        g_q = segments.add_up(g_NQ * x_NX[:, :query])
+        g_NK[:, :query].addcmul_(g_NQ, q_BQ.index_select(0, segments.row))
+        return g_hq, g_q, g_NK, g_w, None, None
+
+
+class TargetAttention(nn.Module):
+    """DIN's local activation unit and the pooling by it (Zhou et al. 2018, eq. 3).
+
+    Args:
+        query: width of the query.
+        key: width of the keys; their first ``query`` columns describe the same columns as the query.
+        widths: hidden units of the activation unit.
+        softmax: weights that sum to one over a history; off, the raw scores keep the intensity of the interest.
+    """
+
+    def __init__(
+        self, query: int, key: int, widths: Sequence[int], activation: Name = "relu", softmax: bool = False
+    ) -> None:
+        super().__init__()
+        first, *rest = widths
+        self.first = FirstLayer(query, key, first)
+        self.fused = activation == "relu"
+        self.activation = None if self.fused else make(activation, first)
+        self.rest = MLP(first, rest, activation, outputs=1)
+        self.softmax = softmax
+
+    def weights(
+        self, q_BQ: Float[Tensor, "B Q"], k_UK: Float[Tensor, "U K"], segments: Segments
+    ) -> Float[Tensor, " N"]:
+        """The weight of every position for its row's candidate."""
+        h_NH = self.first(q_BQ, k_UK, segments, relu=self.fused)
+        if self.activation is not None:
+            h_NH = self.activation(h_NH)
+        s_N = self.rest(h_NH).squeeze(1)
+        return segments.softmax(s_N) if self.softmax else s_N
+
+    def forward(
+        self, q_BQ: Float[Tensor, "B Q"], k_UK: Float[Tensor, "U K"], segments: Segments
+    ) -> Float[Tensor, "B K"]:
+        """``u = sum_t w_t k_t`` of each row; 0 for an empty history."""
+        return segments.weighted_sum(self.weights(q_BQ, k_UK, segments), k_UK)

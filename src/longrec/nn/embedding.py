@@ -1,0 +1,116 @@
+"""Embeddings of all fields of a model: one table a field, shared by the impression and its histories.
+
+Gradients of tables are sparse: a step costs what the batch looks up, whatever the height of the table.
+
+Letters: B rows, N positions of a history, T positions of a shared one, U either, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from longrec.features.batch import Batch, Jagged
+from longrec.features.schema import Field, Fields
+from longrec.nn.segment import Segments
+
+RESERVED = 2
+"""Row 0 stands for a missing value, row 1 for an unseen one; both start at zero."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Vectors of one batch: ``features[name]`` is ``[B, D]``, ``histories[history][name]`` is ``[U, D]``."""
+
+    features: Mapping[str, Tensor]
+    histories: Mapping[str, Mapping[str, Tensor]]
+
+
+class Embeddings(nn.Module):
+    """One table for each distinct field name; a dense field has one vector, which its value scales.
+
+    Args:
+        dim: width of fields that ask for none.
+        width: width of all fields, whatever they ask for.
+        histories: embed histories too.
+        std: standard deviation of the normal distribution the tables start from.
+    """
+
+    def __init__(
+        self, fields: Fields, dim: int = 16, *, width: int | None = None, histories: bool = False, std: float = 0.01
+    ) -> None:
+        super().__init__()
+        self.fields = fields if histories else Fields(fields.features, {})
+        self.widths = {field.name: width or field.dim or dim for field in self.fields.tables()}
+        for field in self.fields.tables():
+            table = torch.empty(max(field.rows, 1), self.widths[field.name]).normal_(std=std)
+            if field.kind != "dense":
+                table[:RESERVED] = 0
+            self.register_parameter(_key(field.name), nn.Parameter(table))
+
+    def table(self, name: str) -> nn.Parameter:
+        """The table of a field, ``[rows, D]`` (``[1, D]`` of a dense one)."""
+        return self.get_parameter(_key(name))
+
+    def tables(self) -> list[nn.Parameter]:
+        """All tables with sparse gradients."""
+        return [self.table(field.name) for field in self.fields.tables() if field.kind != "dense"]
+
+    def forward(self, batch: Batch) -> Embedded:
+        """Look everything up, each table once."""
+        features: dict[str, Tensor] = {}
+        histories: dict[str, dict[str, Tensor]] = {name: {} for name in self.fields.histories}
+        for field in self.fields.tables():
+            uses: list[tuple[dict[str, Tensor], Tensor | Jagged, bool]] = []
+            if field in self.fields.features:
+                repeat = batch.shared and field.table != "item"
+                uses.append((features, batch.features[field.name], repeat))
+            for name, columns in self.fields.histories.items():
+                if any(column.name == field.name for column in columns):
+                    uses.append((histories[name], batch.histories[name].columns[field.name], False))
+            vectors = self._vectors(field, [values for _, values, _ in uses])
+            for (place, values, repeat), e_ND in zip(uses, vectors):
+                e_ND = _pooled(field, values, e_ND) if isinstance(values, Jagged) else e_ND
+                place[field.name] = e_ND.expand(batch.size, -1) if repeat else e_ND
+        order = [field.name for field in self.fields.features]
+        return Embedded({name: features[name] for name in order}, histories)
+
+    def _vectors(self, field: Field, uses: list[Tensor | Jagged]) -> list[Tensor]:
+        """For each use of a field the vectors of its values."""
+        table = self.table(field.name)
+        flat = [use.values if isinstance(use, Jagged) else use for use in uses]
+        if field.kind == "dense":
+            return [values.to(table.dtype).unsqueeze(1) * table for values in flat]
+        if torch.compiler.is_compiling():
+            return [F.embedding(values, table) for values in flat]
+        # One lookup for all uses: the optimiser then groups the ids of the table once.
+        ids = torch.cat(flat) if len(flat) > 1 else flat[0]
+        e_ND = F.embedding(ids.long(), table, sparse=True)
+        return list(torch.split(e_ND, [len(values) for values in flat]))
+
+
+def _key(name: str) -> str:
+    """A parameter name for any field name (torch takes no dots, and some names are methods)."""
+    return "table_" + name.replace("%", "%25").replace(".", "%2E")
+
+
+def _pooled(field: Field, values: Jagged, e_ND: Tensor) -> Tensor:
+    """``[U, D]``: the values of each entry pooled; 0 for an entry without values.
+
+    Weighted, ``mean`` is the weighted sum over the sum of the weights, and ``max`` is taken of the weighted vectors.
+    """
+    segments = Segments.of_values(values)
+    if values.weights is None:
+        return {"sum": segments.sum, "mean": segments.mean, "max": segments.max}[field.pool](e_ND)
+    w_N = values.weights.to(e_ND.dtype)
+    if field.pool == "max":
+        return segments.max(e_ND * w_N.unsqueeze(1))
+    total = segments.weighted_sum(w_N, e_ND)
+    if field.pool == "sum":
+        return total
+    weight = segments.sum(w_N.unsqueeze(1))
+    return total / torch.where(weight == 0, torch.ones_like(weight), weight)

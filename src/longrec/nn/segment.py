@@ -1,0 +1,245 @@
+"""Segments: how the rows of a batch own the positions of a history.
+
+A model writes its formula once and it runs on both kinds of batches:
+
+- **ragged** (training, evaluation): N flat positions, row b owns ``offsets[b]:offsets[b + 1]``, which may be empty;
+- **shared** (serving): one history of T positions that each of B candidates reads, so N = B T. What depends
+  on the history alone keeps T rows until it first meets the candidate.
+
+A row without positions reads 0 from ``sum``, ``mean``, ``max`` and ``weighted_sum``, never NaN.
+
+Letters: B rows, N positions, T positions of a shared history, U what the history brings (N ragged, T shared),
+D, H widths.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from longrec.features.batch import HistoryBatch, Jagged
+
+Pool = Literal["mean", "sum", "max"]
+
+
+class Segments:
+    """B rows over the positions of one history.
+
+    Args:
+        offsets: int64 ``[B + 1]``; unread when shared.
+        rows: B.
+        positions: N, or T when shared.
+    """
+
+    def __init__(self, offsets: Tensor, rows: int, positions: int, shared: bool = False) -> None:
+        self.offsets, self.rows, self.positions, self.shared = offsets, rows, positions, shared
+
+    @classmethod
+    def of(cls, history: HistoryBatch, rows: int) -> Segments:
+        """The segments of a history in a batch of ``rows`` rows."""
+        column = next(iter(history.columns.values()))
+        positions = column.offsets.shape[0] - 1 if isinstance(column, Jagged) else column.shape[0]
+        return cls(history.offsets, rows, positions, history.shared)
+
+    @classmethod
+    def of_values(cls, values: Jagged) -> Segments:
+        """The segments of a multi-value feature: entry r owns its values."""
+        return cls(values.offsets, values.offsets.shape[0] - 1, values.values.shape[0])
+
+    @cached_property
+    def row(self) -> Tensor:
+        """int64 ``[N]``: the row of each position."""
+        if self.shared:
+            return torch.arange(self.rows, device=self.offsets.device).repeat_interleave(self.positions)
+        index = torch.arange(self.rows, device=self.offsets.device)
+        return index.repeat_interleave(self.offsets[1:] - self.offsets[:-1], output_size=self.positions)
+
+    @cached_property
+    def _position(self) -> Tensor:
+        return torch.arange(self.positions, device=self.offsets.device, dtype=self.offsets.dtype)
+
+    def expand(self, x_BD: Float[Tensor, "B D"]) -> Float[Tensor, "N D"]:
+        """The value of its row at every position."""
+        if self.shared:
+            width = x_BD.shape[1]
+            return x_BD.unsqueeze(1).expand(-1, self.positions, width).reshape(-1, width)
+        if torch.compiler.is_compiling():
+            return self._owns(x_BD.dtype).t() @ x_BD
+        out: Tensor = _Expand.apply(x_BD, self)  # type: ignore[no-untyped-call]
+        return out
+
+    def keys(self, k_UD: Float[Tensor, "U D"]) -> Float[Tensor, "N D"]:
+        """The value of the history at every position."""
+        if not self.shared:
+            return k_UD
+        return k_UD.unsqueeze(0).expand(self.rows, -1, -1).reshape(-1, k_UD.shape[1])
+
+    def add(self, x_BD: Float[Tensor, "B D"], k_UD: Float[Tensor, "U D"]) -> Float[Tensor, "N D"]:
+        """``expand(x) + keys(k)``; shared, neither is repeated."""
+        if self.shared:
+            return (x_BD.unsqueeze(1) + k_UD.unsqueeze(0)).reshape(-1, x_BD.shape[1])
+        return k_UD + self.expand(x_BD)
+
+    def mul(self, x_BD: Float[Tensor, "B D"], k_UD: Float[Tensor, "U D"]) -> Float[Tensor, "N D"]:
+        """``expand(x) * keys(k)``; shared, neither is repeated."""
+        if self.shared:
+            return (x_BD.unsqueeze(1) * k_UD.unsqueeze(0)).reshape(-1, x_BD.shape[1])
+        return k_UD * self.expand(x_BD)
+
+    def sum(self, v_ND: Float[Tensor, "N D"]) -> Float[Tensor, "B D"]:
+        """Sum of each row's positions."""
+        if self.shared:
+            return v_ND.reshape(self.rows, self.positions, v_ND.shape[1]).sum(1)
+        if torch.compiler.is_compiling():
+            return self._owns(v_ND.dtype) @ v_ND
+        out: Tensor = _Sum.apply(v_ND, self)  # type: ignore[no-untyped-call]
+        return out
+
+    def mean(self, v_ND: Float[Tensor, "N D"]) -> Float[Tensor, "B D"]:
+        """Mean of each row's positions; 0 where there are none."""
+        if self.shared:
+            ones = torch.ones_like(v_ND[:, :1]).reshape(self.rows, self.positions, 1)
+            return self.sum(v_ND) / ones.sum(1).clamp(min=1)
+        count = (self.offsets[1:] - self.offsets[:-1]).clamp(min=1)
+        return self.sum(v_ND) / count.to(v_ND.dtype).unsqueeze(1)
+
+    def max(self, v_ND: Float[Tensor, "N D"]) -> Float[Tensor, "B D"]:
+        """Largest value of each row's positions, column by column; 0 where there are none."""
+        if self.shared:
+            return _amax(v_ND.reshape(self.rows, self.positions, v_ND.shape[1]), 1)
+        if torch.compiler.is_compiling():
+            mask = self._owns(torch.bool).unsqueeze(2)
+            return _amax(torch.where(mask, v_ND.unsqueeze(0), v_ND.new_tensor(-torch.inf)), 1)
+        index = self.row.unsqueeze(1).expand_as(v_ND)
+        zeros = v_ND.new_zeros(self.rows, v_ND.shape[1])
+        return zeros.scatter_reduce(0, index, v_ND, "amax", include_self=False)
+
+    def pool(self, k_UD: Float[Tensor, "U D"], how: Pool) -> Float[Tensor, "B D"]:
+        """``sum``, ``mean`` or ``max`` of what the history brings; shared, computed once and repeated."""
+        if not self.shared:
+            return {"sum": self.sum, "mean": self.mean, "max": self.max}[how](k_UD)
+        if how == "max":
+            one_D = _amax(k_UD, 0)
+        else:
+            one_D = k_UD.sum(0)
+        if how == "mean":
+            one_D = one_D / torch.ones_like(k_UD[:, 0]).sum().clamp(min=1)
+        return one_D.unsqueeze(0).expand(self.rows, -1)
+
+    def softmax(self, s_N: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """Softmax of the scores of each row."""
+        if self.shared:
+            return s_N.reshape(self.rows, self.positions).softmax(1).reshape(-1)
+        if torch.compiler.is_compiling():
+            owns_BN = self._owns(torch.bool)
+            w_BN = torch.where(owns_BN, s_N.unsqueeze(0), s_N.new_tensor(-torch.inf)).softmax(1)
+            return torch.where(owns_BN, w_BN, torch.zeros_like(w_BN)).sum(0)
+        out: Tensor = _Softmax.apply(s_N.float(), self)  # type: ignore[no-untyped-call]
+        return out
+
+    def weighted_sum(self, w_N: Float[Tensor, " N"], k_UD: Float[Tensor, "U D"]) -> Float[Tensor, "B D"]:
+        """Sum over each row's positions of ``w * k``."""
+        if self.shared:
+            return w_N.reshape(self.rows, self.positions) @ k_UD
+        if torch.compiler.is_compiling():
+            return self.sum(w_N.unsqueeze(1) * k_UD)
+        out: Tensor = _WeightedSum.apply(w_N.to(k_UD.dtype), k_UD, self)  # type: ignore[no-untyped-call]
+        return out
+
+    def add_up(self, v_ND: Tensor, w_N: Tensor | None = None) -> Tensor:
+        """``[B, D]``: the (weighted) sum of each row's positions, recording no gradient.
+
+        A bag of consecutive positions runs 10 times as fast as ``index_add``; narrow floats are summed in float32.
+        """
+        if v_ND.dtype in (torch.bfloat16, torch.float16):
+            return self.add_up(v_ND.float(), w_N if w_N is None else w_N.float()).to(v_ND.dtype)
+        if self.positions == 0:
+            return v_ND.new_zeros(self.rows, v_ND.shape[1])
+        bag = F.embedding_bag
+        return bag(self._position, v_ND, self.offsets, mode="sum", include_last_offset=True, per_sample_weights=w_N)
+
+    def _owns(self, dtype: torch.dtype) -> Tensor:
+        """``[B, N]``: 1 where the row owns the position. For traced programs, whose rows own few values."""
+        at = self._position.unsqueeze(0)
+        return ((at >= self.offsets[:-1].unsqueeze(1)) & (at < self.offsets[1:].unsqueeze(1))).to(dtype)
+
+
+def _amax(v: Tensor, dim: int) -> Tensor:
+    """Largest value along ``dim``; 0 where it has no entries (or only -inf)."""
+    shape = [*v.shape[:dim], 1, *v.shape[dim + 1 :]]
+    top = torch.cat([v, v.new_full(shape, -torch.inf)], dim).amax(dim)
+    return torch.where(top == -torch.inf, torch.zeros_like(top), top)
+
+
+class _Expand(torch.autograd.Function):
+    """``x[row]``; its gradient adds up the positions of each row."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BD: Tensor, segments: Segments) -> Tensor:
+        ctx.segments = segments
+        return x_BD.index_select(0, segments.row)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_ND: Tensor) -> tuple[Tensor, None]:
+        return ctx.segments.add_up(g_ND.contiguous()), None
+
+
+class _Sum(torch.autograd.Function):
+    """``zeros(B, D).index_add(0, row, v)``."""
+
+    @staticmethod
+    def forward(ctx: Any, v_ND: Tensor, segments: Segments) -> Tensor:
+        ctx.segments = segments
+        return segments.add_up(v_ND.contiguous())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_BD: Tensor) -> tuple[Tensor, None]:
+        return g_BD.index_select(0, ctx.segments.row), None
+
+
+class _WeightedSum(torch.autograd.Function):
+    """``zeros(B, D).index_add(0, row, w[:, None] * k)``."""
+
+    @staticmethod
+    def forward(ctx: Any, w_N: Tensor, k_ND: Tensor, segments: Segments) -> Tensor:
+        ctx.segments = segments
+        ctx.save_for_backward(w_N, k_ND)
+        return segments.add_up(k_ND.contiguous(), w_N.contiguous())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_BD: Tensor) -> tuple[Tensor, Tensor, None]:
+        w_N, k_ND = ctx.saved_tensors
+        g_ND = g_BD.index_select(0, ctx.segments.row)
+        g_w = (g_ND * k_ND).sum(1)
+        return g_w, g_ND.mul_(w_N.unsqueeze(1)), None
+
+
+class _Softmax(torch.autograd.Function):
+    """``exp(s - max) / sum`` inside each row; the gradient is ``w * (g - sum of w g in the row)``."""
+
+    @staticmethod
+    def forward(ctx: Any, s_N: Tensor, segments: Segments) -> Tensor:
+        top_B = s_N.new_zeros(segments.rows).scatter_reduce(0, segments.row, s_N, "amax", include_self=False)
+        w_N = (s_N - top_B.index_select(0, segments.row)).exp_()
+        total_B = segments.add_up(w_N.unsqueeze(1)).squeeze(1)
+        w_N.div_(total_B.index_select(0, segments.row))
+        ctx.segments = segments
+        ctx.save_for_backward(w_N)
+        return w_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_N: Tensor) -> tuple[Tensor, None]:
+        (w_N,) = ctx.saved_tensors
+        part_N = w_N * g_N
+        total_B = ctx.segments.add_up(part_N.unsqueeze(1)).squeeze(1)
+        return part_N - w_N * total_B.index_select(0, ctx.segments.row), None

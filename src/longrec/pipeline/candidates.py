@@ -1,0 +1,94 @@
+"""Candidates: items under way through a pipeline, and where each came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SOURCES = 63
+"""One bit a source, in a signed 64-bit number."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """C items, in order.
+
+    Attributes:
+        rows: whole numbers ``[C]``, rows of the item table (0: unknown).
+        keys: ``[C]`` item keys as the log has them (int64, or text as objects).
+        scores: float32 ``[C]``; NaN until somebody scores them.
+        via: int64 ``[C]``, bit s set when ``sources[s]`` brought the item.
+        sources: names of where items come from.
+    """
+
+    rows: NDArray[Any]
+    keys: NDArray[Any]
+    scores: NDArray[np.float32]
+    via: NDArray[np.int64]
+    sources: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @classmethod
+    def of(cls, rows: NDArray[Any], keys: Sequence[Any] | NDArray[Any], source: str) -> Candidates:
+        """Unscored candidates from one source."""
+        column = keys if isinstance(keys, np.ndarray) else _column(keys)
+        return cls(rows, column, np.full(len(rows), np.nan, np.float32), np.ones(len(rows), np.int64), (source,))
+
+    def take(self, order: NDArray[Any]) -> Candidates:
+        """Some of the candidates, in another order."""
+        return replace(
+            self, rows=self.rows[order], keys=self.keys[order], scores=self.scores[order], via=self.via[order]
+        )
+
+    def scored(self, scores: NDArray[Any]) -> Candidates:
+        """The same candidates with scores."""
+        return replace(self, scores=np.asarray(scores, np.float32))
+
+    def origins(self) -> list[str]:
+        """For each candidate the names of its sources, joined by ``+``."""
+        names = {}
+        for bits in np.unique(self.via).tolist():
+            names[bits] = "+".join(name for place, name in enumerate(self.sources) if bits >> place & 1)
+        return [names[bits] for bits in self.via.tolist()]
+
+
+def _column(keys: Sequence[Any]) -> NDArray[Any]:
+    return np.array(keys, np.int64 if keys and isinstance(keys[0], int) else object)
+
+
+def merge(parts: Sequence[Candidates]) -> Candidates:
+    """Candidates of several sources, each item once, at its first place and with its first score.
+
+    Raises:
+        ValueError: more sources than bits.
+    """
+    sources = tuple(dict.fromkeys(name for part in parts for name in part.sources))
+    if len(sources) > _SOURCES:
+        raise ValueError(f"{len(sources)} sources, at most {_SOURCES}")
+    bits = [_moved(part, sources) for part in parts]
+    both = Candidates(
+        np.concatenate([part.rows for part in parts]),
+        np.concatenate([part.keys for part in parts]),
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate(bits),
+        sources,
+    )
+    _, first, owner = np.unique(both.keys, return_index=True, return_inverse=True)
+    via = np.zeros(len(first), np.int64)
+    np.bitwise_or.at(via, owner, both.via)
+    order = np.argsort(first)
+    return replace(both.take(first[order]), via=via[order])
+
+
+def _moved(part: Candidates, sources: tuple[str, ...]) -> NDArray[np.int64]:
+    """The source bits of a part, in the order of the sources of the whole."""
+    bits = np.zeros(len(part), np.int64)
+    for place, name in enumerate(part.sources):
+        bits |= (part.via >> place & 1) << sources.index(name)
+    return bits

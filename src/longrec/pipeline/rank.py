@@ -1,0 +1,41 @@
+"""The ranking stage: score every candidate, best first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.errors import LongRecError
+from longrec.pipeline.candidates import Candidates
+from longrec.pipeline.stage import Query
+
+Scorer = Callable[[Candidates, Query], NDArray[Any]]
+"""Candidates and a query -> one finite number a candidate."""
+
+
+class Rank:
+    """Scores candidates and sorts them, higher first; equal scores keep the order in which they came."""
+
+    def __init__(self, scorer: Scorer, name: str = "rank") -> None:
+        self.scorer, self.name = scorer, name
+
+    def __call__(self, candidates: Candidates, query: Query) -> Candidates:
+        """Score and sort.
+
+        Raises:
+            LongRecError: a scorer that gives another number of scores, or one that is not finite.
+        """
+        scores = np.asarray(self.scorer(candidates, query))
+        if scores.shape != (len(candidates),):
+            raise LongRecError(
+                f"stage {self.name!r}", f"scores of shape {scores.shape} for {len(candidates)} candidates", "one each"
+            )
+        if not np.isfinite(scores).all():
+            first = candidates.keys[~np.isfinite(scores)].tolist()[0]
+            raise LongRecError(
+                f"stage {self.name!r}", f"a score that is not finite, first for item {first!r}", "finite scores"
+            )
+        return candidates.scored(scores).take(np.argsort(-scores, kind="stable"))

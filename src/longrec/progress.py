@@ -1,0 +1,133 @@
+"""Progress with an estimate, on anything that takes over two seconds."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TextIO
+
+QUIET = 2.0  # seconds of silence: work that ends sooner says nothing
+REDRAW = 0.1  # seconds between two states of the line on a terminal
+REPEAT = 10.0  # seconds between two lines where the line cannot be redrawn (a log file, a pipe)
+
+
+class Progress:
+    """One line on standard error: how far, how fast, how long still.
+
+    On a terminal the line is redrawn in place; elsewhere a line is added at most every ten seconds. Work that ends
+    within two seconds prints nothing at all; longer work leaves one closing line behind. :meth:`advance` is cheap
+    enough to call for every batch: until the next line is due it adds up and reads the clock.
+
+        with Progress(len(loader), "train din", "batches") as progress:
+            for batch in loader:
+                ...
+                progress.advance(note=f"loss {loss:.4f}")
+
+    Args:
+        total: how much there is to do; None when nobody knows (then there is no estimate).
+        label: what is being done.
+        unit: what is counted, in the plural.
+        stream: standard error when None.
+        clock: seconds, rising; for tests.
+    """
+
+    def __init__(
+        self,
+        total: int | None,
+        label: str,
+        unit: str = "",
+        *,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.total, self.label, self.unit = total, label, unit
+        self.done = 0
+        self._note = ""
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._terminal = self._stream.isatty()
+        self._drawn = 0  # width of the line that stands on the terminal
+        self._start = clock()
+        self._due = self._start + QUIET
+
+    def __enter__(self) -> Progress:
+        self._start = self._clock()
+        self._due = self._start + QUIET
+        return self
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count ``count`` more as done; ``note`` is shown at the end of the line (a loss, a file)."""
+        self.at(self.done + count, note)
+
+    def at(self, done: int, note: str = "") -> None:
+        """Set how much is done in all."""
+        self.done = done
+        if note:
+            self._note = note
+        now = self._clock()
+        if now < self._due:
+            return
+        self._show(self._state(now - self._start))
+        self._due = now + (REDRAW if self._terminal else REPEAT)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        seconds = self._clock() - self._start
+        if seconds < QUIET:
+            return
+        how = "in" if kind is None else "stopped after"
+        rate = f" ({self._rate(seconds)})" if self.done else ""
+        self._show(f"{self.label}: {self._amount(self.done)} {how} {duration(seconds)}{rate}", last=True)
+
+    def _state(self, seconds: float) -> str:
+        parts = [self.label]
+        if self.total:
+            share = min(self.done / self.total, 1.0)
+            parts += [f"{share:4.0%}", f"{self.done:,}/{self._amount(self.total)}"]
+        else:
+            parts.append(self._amount(self.done))
+        if self.done:
+            parts.append(self._rate(seconds))
+        if self.total and 0 < self.done < self.total:
+            parts.append(f"{duration(seconds * (self.total - self.done) / self.done)} left")
+        if self._note:
+            parts.append(self._note)
+        return "  ".join(parts)
+
+    def _amount(self, count: int) -> str:
+        return f"{count:,} {self.unit}".rstrip()
+
+    def _rate(self, seconds: float) -> str:
+        rate = self.done / max(seconds, 1e-9)
+        return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
+
+    def _show(self, line: str, *, last: bool = False) -> None:
+        if self._terminal:
+            # A line as wide as the terminal would wrap, and a wrapped line cannot be redrawn.
+            line = line[: shutil.get_terminal_size().columns - 1]
+            blank = " " * (self._drawn - len(line))
+            self._stream.write(f"\r{line}{blank}" + ("\n" if last else ""))
+            self._drawn = len(line)
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> duration(0.42), duration(75), duration(7384)
+    ('0.4 s', '1 min 15 s', '2 h 3 min')
+    """
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,116 @@
+"""One self-contained HTML page of a run or a comparison: no script, no font, no picture from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from longrec.report.markup import code, fact_list
+from longrec.report.results import (
+    calibration_section,
+    intervals_section,
+    learning_section,
+    metrics_section,
+    result_sentences,
+)
+from longrec.report.run import RunView
+from longrec.report.sample import sample_section
+from longrec.report.style import CSS
+from longrec.report.tables import write_whole
+
+
+def write_page(
+    out: str | Path,
+    title: str,
+    facts: Mapping[str, str],
+    runs: Sequence[RunView],
+    comparison: Mapping[str, Any] | None = None,
+    explanation: Mapping[str, Any] | None = None,
+    next_steps: Sequence[str] = (),
+) -> Path:
+    """Write the page and return its path.
+
+    Args:
+        out: the HTML file.
+        title: what was run.
+        facts: name -> value, shown under the title (data, split, dates, machine time).
+        runs: from :func:`longrec.report.run.read_run`; their order gives colours and columns.
+        comparison: ``Comparison.to_dict()`` whose runs are named as ``runs`` are; None for no differences.
+        explanation: where one sample's score comes from: ``user, when, candidate, score, label`` and ``events``, each
+            with ``name, side, ago, weight``; ``note`` may be empty.
+        next_steps: sentences, or commands that start with ``longrec``; words between backticks are shown as code.
+
+    Raises:
+        LongRecError: the file cannot be written.
+    """
+    sections = [
+        _header(title, facts, comparison),
+        metrics_section(runs, comparison),
+        intervals_section(runs, comparison),
+        learning_section(runs),
+        calibration_section(runs),
+        sample_section(explanation) if explanation else "",
+        _settings(runs),
+        _next(next_steps),
+        _footer(comparison),
+    ]
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        "style-src 'unsafe-inline'; img-src data:\">"
+        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{CSS}</style></head>\n<body><main>\n'
+        + "\n".join(section for section in sections if section)
+        + "\n</main></body></html>\n"
+    )
+    path = Path(out)
+    write_whole(path, page)
+    return path
+
+
+def _header(title: str, facts: Mapping[str, str], comparison: Mapping[str, Any] | None) -> str:
+    said = "".join(f"<p>{line}</p>" for line in result_sentences(comparison)) if comparison else ""
+    return (
+        f'<header><p class="kicker">LongRec report</p><h1>{escape(title)}</h1>{fact_list(facts)}'
+        + (f'<div class="result">{said}</div>' if said else "")
+        + "</header>"
+    )
+
+
+def _settings(runs: Sequence[RunView]) -> str:
+    folded = "".join(
+        f"<details><summary>{escape(run.name)}{_model(run)}</summary><pre>{escape(run.config)}</pre></details>"
+        for run in runs
+        if run.config
+    )
+    return (
+        f'<section><h2>Settings</h2><p class="soft small">Resolved: every default is written out.</p>{folded}</section>'
+        if folded
+        else ""
+    )
+
+
+def _model(run: RunView) -> str:
+    return "" if run.model == run.name else f' <span class="soft">({escape(run.model)})</span>'
+
+
+def _next(steps: Sequence[str]) -> str:
+    listed = "".join(f"<li>{code(step)}</li>" for step in steps)
+    return f'<section><h2>How to go on</h2><ol class="next">{listed}</ol></section>' if listed else ""
+
+
+def _footer(comparison: Mapping[str, Any] | None) -> str:
+    how = "Intervals are 95 % bootstrap intervals."
+    if comparison:
+        drawn = "whole users" if comparison["unit"] == "user" else "single rows"
+        how = (
+            f"Measured on {comparison['rows']:,} rows of {comparison['users']:,} users, "
+            f"{comparison['positives']:,} positive. "
+            f"Intervals: 95 %, {comparison['replicates']:,} resamples of {drawn}. "
+            f"GAUC leaves out {comparison['gauc_users_skipped']:,} users ({comparison['gauc_rows_skipped']:,} rows) "
+            "whose rows are all of one class. "
+            "Of twenty comparisons of equal runs one is expected to look real by chance."
+        )
+    return f"<footer>{escape(how)} Written by LongRec.</footer>"

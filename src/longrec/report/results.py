@@ -1,0 +1,202 @@
+"""The parts of a page that show what was measured: metrics, differences, learning curves, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from longrec.metrics import BETTER, Interval
+from longrec.progress import duration
+from longrec.report import plots
+from longrec.report.markup import card, joined
+from longrec.report.run import RunView
+from longrec.report.tables import METRIC_WORDS, metric_keys, metric_name, signed, verdict_words
+
+_SIDE_BY_SIDE = 3
+
+
+def result_sentences(comparison: Mapping[str, Any]) -> list[str]:
+    """The comparison in one sentence a run."""
+    lines = []
+    for run, differences in comparison["differences"].items():
+        said = []
+        for verdict, words in (
+            ("better", "better on"),
+            ("worse", "worse on"),
+            ("differs", "different in"),
+            ("unclear", "no clear difference in"),
+        ):
+            names = [
+                _in_sentence(key) + (f" ({one['value']:+.4f})" if verdict != "unclear" else "")
+                for key, one in differences.items()
+                if one["verdict"] == verdict and one["value"] is not None
+            ]
+            if names:
+                said.append(f"{words} {joined(names)}")
+        if said:
+            against = f"<b>{escape(run)}</b> against <b>{escape(comparison['baseline'])}</b>"
+            lines.append(f"{against}: {'; '.join(said)}.")
+    return lines
+
+
+def metrics_section(runs: Sequence[RunView], comparison: Mapping[str, Any] | None) -> str:
+    """The table: metrics down, runs across, under each value its difference to the baseline."""
+    shown = {run.name: _of_run(run, comparison) for run in runs}
+    keys = metric_keys(shown.values())
+    if not keys:
+        return ""
+    baseline = comparison["baseline"] if comparison else None
+    run_heads = [
+        f'{plots.swatch(slot)} {escape(run.name)}<span class="hint">{_under_name(run, run.name == baseline)}</span>'
+        for slot, run in enumerate(runs)
+    ]
+    key_heads = [f"{escape(metric_name(key))}{_hint(key)}" for key in keys]
+    cells = [[_cell(key, run.name, shown[run.name].get(key), comparison) for run in runs] for key in keys]
+    if len(runs) <= _SIDE_BY_SIDE:
+        grid = _grid("Metric", [run.name for run in runs], run_heads, key_heads, cells)
+    else:  # more would not fit next to each other: metrics across, runs down
+        names = [metric_name(key) for key in keys]
+        turned = [list(column) for column in zip(*cells)]
+        grid = _grid("Run", names, [escape(name) for name in names], run_heads, turned, "many")
+    about = ""
+    if comparison:
+        about = (
+            '<p class="soft small">In brackets the 95 % interval. Below it the difference to '
+            f"<b>{escape(baseline or '')}</b> on the same rows; it is called better or worse only when its own "
+            "interval excludes zero. Two intervals may overlap while their difference is clear: the runs share their "
+            "rows, and what is hard for one is hard for the other.</p>"
+        )
+    return f'<section><h2>Metrics</h2>{about}<div class="scroll">{grid}</div></section>'
+
+
+def _grid(
+    corner: str,
+    names: Sequence[str],
+    across: Sequence[str],
+    down: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    kind: str = "few",
+) -> str:
+    """A table of ready HTML; ``names`` are the columns again, in plain text, for screens too narrow for a head."""
+    heads = "".join(f'<th scope="col">{head}</th>' for head in across)
+    rows = "".join(
+        f'<tr><th scope="row">{head}</th>'
+        + "".join(f'<td data-column="{escape(name)}">{cell}</td>' for name, cell in zip(names, row))
+        + "</tr>"
+        for head, row in zip(down, cells)
+    )
+    return (
+        f'<table class="{kind}"><thead><tr><th scope="col">{corner}</th>{heads}</tr></thead>'
+        f"<tbody>{rows}</tbody></table>"
+    )
+
+
+def _cell(key: str, run: str, one: Interval | None, comparison: Mapping[str, Any] | None) -> str:
+    if one is None or not one.defined:
+        return '<span class="soft">undefined</span>' if one is not None else '<span class="soft">–</span>'
+    text = f'<span class="value">{one.value:.4f}</span> <span class="range">[{one.low:.4f}, {one.high:.4f}]</span>'
+    difference = (comparison or {}).get("differences", {}).get(run, {}).get(key)
+    if not difference or difference["value"] is None:
+        return text
+    verdict = difference["verdict"]
+    change, _, spread = signed(Interval.from_dict(difference)).partition(" ")
+    return (
+        f'{text}<span class="change"><span class="verdict {escape(verdict)}">{escape(verdict_words(verdict))}</span> '
+        f"{escape(change)} "
+        f'<span class="range">{escape(spread)}</span></span>'
+    )
+
+
+def intervals_section(runs: Sequence[RunView], comparison: Mapping[str, Any] | None) -> str:
+    """Small charts: the differences where there is a comparison, else the values of each run."""
+    slots = {run.name: slot for slot, run in enumerate(runs)}
+    cards = []
+    if comparison:
+        baseline = comparison["baseline"]
+        for key in metric_keys(comparison["differences"].values()):
+            rows = [
+                (run, slots.get(run, len(slots)), Interval.from_dict(differences[key]))
+                for run, differences in comparison["differences"].items()
+            ]
+            chart = plots.interval_chart(rows, f"difference in {metric_name(key)}", reference=0.0, signed=True)
+            way = {"higher": "to the right is better", "lower": "to the left is better"}.get(BETTER.get(key, ""), "")
+            cards.append(card(metric_name(key), chart, f"{way or 'neither side is better'}; dashed: no difference"))
+        head = f"<h2>Differences to {escape(baseline)}</h2>"
+    elif len(runs) > 1:
+        for key in metric_keys(run.metrics for run in runs):
+            rows = [(run.name, slots[run.name], run.metrics[key]) for run in runs if key in run.metrics]
+            chart = plots.interval_chart(rows, metric_name(key), reference=1.0 if key == "pcoc" else None)
+            cards.append(card(metric_name(key), chart, METRIC_WORDS.get(key, ("", ""))[1]))
+        head = "<h2>Intervals</h2>"
+    cards = [card for card in cards if card]
+    return f'<section>{head}<div class="cards">{"".join(cards)}</div></section>' if cards else ""
+
+
+def learning_section(runs: Sequence[RunView]) -> str:
+    """Training loss and validation AUC over the epochs, all runs in one chart."""
+    cards = []
+    for split, measure, name, best in (
+        ("train", "loss", "training loss", ""),
+        ("valid", "auc", "validation AUC", "highest"),
+    ):
+        series = [plots.Series(run.name, slot, run.curves.get((split, measure), [])) for slot, run in enumerate(runs)]
+        chart = plots.line_chart(series, "epoch", name, best)
+        note = (
+            "On rows the model never learns from. Ring: the highest point."
+            if best
+            else "On the rows the model learns from."
+        )
+        cards.append(card(name[0].upper() + name[1:], chart, note))
+    cards = [card for card in cards if card]
+    if not cards:
+        return ""
+    return f'<section><h2>Learning</h2>{_legend(runs)}<div class="cards two">{"".join(cards)}</div></section>'
+
+
+def calibration_section(runs: Sequence[RunView]) -> str:
+    """One calibration chart a run that has predictions."""
+    cards = []
+    for slot, run in enumerate(runs):
+        if run.calibration:
+            chart = plots.calibration_chart(run.calibration, run.name, slot)
+            pcoc, gap = run.metrics.get("pcoc"), run.metrics.get("ece")
+            said = [
+                f"PCOC {pcoc.value:.3f}" if pcoc and pcoc.defined else "",
+                f"ECE {gap.value:.4f}" if gap and gap.defined else "",
+            ]
+            cards.append(card(run.name, chart, ", ".join(part for part in said if part)))
+    if not cards:
+        return ""
+    return (
+        '<section><h2>Calibration</h2><p class="soft small">Rows in bins of rising score, equally many in each. On the '
+        "dashed line a score of 0.3 comes true three times in ten; below it the model promises too much, above it too "
+        f'little.</p><div class="cards">{"".join(cards)}</div></section>'
+    )
+
+
+def _of_run(run: RunView, comparison: Mapping[str, Any] | None) -> dict[str, Interval]:
+    """The comparison's own intervals where it has the run: they are the ones its differences belong to."""
+    found = (comparison or {}).get("runs", {}).get(run.name)
+    return {key: Interval.from_dict(one) for key, one in found.items()} if found else dict(run.metrics)
+
+
+def _under_name(run: RunView, is_baseline: bool) -> str:
+    said = [f"model {run.model}" if run.model != run.name else ""]
+    said.append(f"trained in {duration(run.seconds)}" if run.seconds is not None else "")
+    said.append("baseline" if is_baseline else "")
+    return escape(", ".join(part for part in said if part))
+
+
+def _in_sentence(key: str) -> str:
+    name = metric_name(key)
+    return escape(name if name.isupper() else name.lower())
+
+
+def _hint(key: str) -> str:
+    return f'<span class="hint">{escape(METRIC_WORDS[key][1])}</span>' if key in METRIC_WORDS else ""
+
+
+def _legend(runs: Sequence[RunView]) -> str:
+    items = "".join(f"<li>{plots.swatch(slot)} {escape(run.name)}</li>" for slot, run in enumerate(runs))
+    return f'<ul class="legend">{items}</ul>'

@@ -1,0 +1,162 @@
+"""What a run folder holds, read for showing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from longrec.errors import RunError
+from longrec.metrics import CalibrationCurve, Interval, calibration_curve
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run, as tables and pages show it.
+
+    Attributes:
+        name: what the run is called: its folder.
+        model: name of its model.
+        split: the rows that were measured, ``test`` as a rule.
+        rows, users, positives: how many.
+        metrics: key -> interval.
+        seconds: training time; None when unknown.
+        curves: (split, measure) -> points (epoch, value), as (``train``, ``loss``) or (``valid``, ``auc``).
+        config: the resolved config, YAML text.
+        calibration: promised against observed on the predictions; None when there are none.
+    """
+
+    name: str
+    model: str
+    split: str
+    rows: int
+    users: int
+    positives: int
+    metrics: dict[str, Interval]
+    seconds: float | None
+    curves: dict[tuple[str, str], list[tuple[float, float]]]
+    config: str
+    calibration: CalibrationCurve | None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """``predictions/SPLIT.parquet``, columns of one length: row in the log, user, time, label, score."""
+
+    row: NDArray[np.int64]
+    user: NDArray[np.int64]
+    time: NDArray[np.int64]
+    label: NDArray[np.float32]
+    score: NDArray[np.float32]
+
+
+def read_run(folder: str | Path, split: str = "test") -> RunView:
+    """Read a finished run.
+
+    ``results.json`` is required; learning curves, predictions and config are shown when they are there.
+
+    Raises:
+        RunError: no such folder, no results yet, or a file that cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RunError(
+            str(folder), "no such folder", "the folder of a run", "give the folder that `longrec train` named"
+        )
+    path = folder / "results.json"
+    if not path.exists():
+        raise RunError(str(folder), "no results.json", "a run that was evaluated", "run `longrec evaluate` on it first")
+    results = _json(path.read_text(encoding="utf-8"), str(path))
+    predicted = folder / "predictions" / f"{split}.parquet"
+    config = folder / "config.yaml"
+    try:
+        metrics = {str(key): Interval.from_dict(value) for key, value in results["metrics"].items()}
+        seconds = results.get("seconds")
+        view = RunView(
+            name=folder.resolve().name,
+            model=str(results["model"]),
+            split=str(results["split"]),
+            rows=int(results["rows"]),
+            users=int(results["users"]),
+            positives=int(results["positives"]),
+            metrics=metrics,
+            seconds=None if seconds is None else float(seconds),
+            curves=read_curves(folder / "metrics.jsonl"),
+            config=config.read_text(encoding="utf-8") if config.exists() else "",
+            calibration=_calibration(folder, split) if predicted.exists() else None,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(
+            str(path), f"{type(error).__name__}: {error}", "what `longrec evaluate` writes", "evaluate the run again"
+        ) from None
+    return view
+
+
+def read_curves(path: Path) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """Learning curves from ``metrics.jsonl``: (split, measure) -> points (epoch, value); none when there is no file.
+
+    A resumed run writes some steps twice; the later line counts. Where lines carry no epoch, x is the step.
+
+    Raises:
+        RunError: a line that is not a JSON object with ``step`` and ``split``.
+    """
+    if not path.exists():
+        return {}
+    points: dict[tuple[str, str], dict[int, tuple[float, float]]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}: line {number}"
+        content = _json(line, where)
+        if "step" not in content or "split" not in content:
+            raise RunError(where, f"keys {', '.join(content)}", "step and split among the keys")
+        x = float(content.get("epoch", content["step"]))
+        for key, value in content.items():
+            if key in ("step", "epoch", "split", "seconds") or isinstance(value, bool):
+                continue
+            if isinstance(value, (int, float)) and np.isfinite(value):
+                points.setdefault((content["split"], key), {})[content["step"]] = (x, float(value))
+    return {key: [by_step[step] for step in sorted(by_step)] for key, by_step in points.items()}
+
+
+def read_predictions(folder: str | Path, split: str = "test") -> Predictions:
+    """Read the predictions of a run.
+
+    Raises:
+        RunError: there are none, or the file cannot be read.
+    """
+    path = Path(folder) / "predictions" / f"{split}.parquet"
+    if not path.exists():
+        raise RunError(str(path), "no such file", f"predictions on {split}", "run `longrec predict` on the run first")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise RunError(str(path), " ".join(str(error).split()), "a Parquet file of predictions") from None
+    missing = {"row", "user", "time", "label", "score"} - set(table.column_names)
+    if missing:
+        raise RunError(str(path), f"no column {', '.join(sorted(missing))}", "row, user, time, label and score")
+    row, user, time, label, score = (
+        table.column(name).to_numpy() for name in ("row", "user", "time", "label", "score")
+    )
+    return Predictions(row, user, time, label, score)
+
+
+def _calibration(folder: Path, split: str) -> CalibrationCurve:
+    predictions = read_predictions(folder, split)
+    return calibration_curve(predictions.label, predictions.score)
+
+
+def _json(text: str, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RunError(where, f"not JSON ({error.msg})", "a JSON object", "the file was cut off or edited") from None
+    if not isinstance(content, dict):
+        raise RunError(where, f"a JSON {type(content).__name__}", "a JSON object")
+    return content

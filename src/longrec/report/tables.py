@@ -1,0 +1,205 @@
+"""Plain text tables for the terminal, and JSON for everything else that reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longrec.errors import LongRecError
+from longrec.metrics import Interval
+
+# key -> name, and what it asks; the order in which reports show metrics.
+METRIC_WORDS: dict[str, tuple[str, str]] = {
+    "auc": ("AUC", "order over all rows; higher is better"),
+    "gauc": ("GAUC", "order within each user; higher is better"),
+    "log_loss": ("Log loss", "price of wrong probabilities; lower is better"),
+    "normalised_entropy": ("Normalised entropy", "log loss over that of the base rate; below 1, lower is better"),
+    "pcoc": ("PCOC", "predicted over observed positives; best at 1"),
+    "ece": ("ECE", "mean gap between promise and outcome; lower is better"),
+}
+_NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?\s?(%|[a-zA-Z/]{1,4})?( \[.*\])?|-|undefined", re.ASCII)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A text table: aligned columns, numbers to the right, words to the left, no trailing blanks.
+
+    Whole numbers get thousands separators, fractions four decimals, None is ``-``. Wide (East Asian) and combining
+    characters are counted by the cells they take up on a terminal.
+
+    Args:
+        headers: a name for each column.
+        rows: one cell a column.
+
+    Raises:
+        ValueError: a row with more or fewer cells than there are headers.
+
+    >>> print(table(["run", "rows", "AUC"], [["deepfm", 100021, 0.78], ["din", 100021, None]]))
+    run        rows     AUC
+    ------  -------  ------
+    deepfm  100,021  0.7800
+    din     100,021       -
+    """
+    cells = [[_text(cell) for cell in row] for row in rows]
+    for row in cells:
+        if len(row) != len(headers):
+            raise ValueError(f"a row of {len(row)} cells under {len(headers)} headers: {row}")
+    columns = list(zip(*cells)) if cells else [()] * len(headers)
+    right = [bool(column) and all(_NUMBER.fullmatch(cell) or not cell for cell in column) for column in columns]
+    widths = [max(map(_width, (header, *column))) for header, column in zip(headers, columns)]
+    lines = [headers, ["-" * width for width in widths], *cells]
+    return "\n".join(
+        "  ".join(_pad(cell, width, to_right) for cell, width, to_right in zip(line, widths, right)).rstrip()
+        for line in lines
+    )
+
+
+def metrics_table(runs: Mapping[str, Mapping[str, Interval]]) -> str:
+    """One row a metric, one column a run."""
+    keys = metric_keys(runs.values())
+    rows = [[metric_name(key), *(str(run[key]) if key in run else None for run in runs.values())] for key in keys]
+    return table(["metric", *runs], rows)
+
+
+def results_table(name: str, results: object) -> str:
+    """What ``results.json`` holds, read or not yet written: which rows were measured, and each metric."""
+    content = plain(results)
+    rows = f"{content['rows']:,} rows, {content['users']:,} users, {content['positives']:,} positive"
+    metrics = {key: Interval.from_dict(one) for key, one in content["metrics"].items()}
+    return f"{name} ({content['model']}) on {content['split']}: {rows}\n{metrics_table({name: metrics})}"
+
+
+def comparison_table(comparison: Mapping[str, Any]) -> str:
+    """What ``Comparison.to_dict()`` says: each metric of each run, and how it differs from the baseline."""
+    runs, baseline = comparison["runs"], comparison["baseline"]
+    ordered = [baseline, *(run for run in runs if run != baseline)]
+    rows = []
+    for key in metric_keys(runs.values()):
+        for place, run in enumerate(ordered):
+            row = ["" if place else metric_name(key), run, str(Interval.from_dict(runs[run][key]))]
+            if run == baseline:
+                row += ["", "baseline"]
+            else:
+                difference = comparison["differences"][run][key]
+                row += [signed(Interval.from_dict(difference)), verdict_words(difference["verdict"])]
+            rows.append(row)
+    return table(["metric", "run", "value", f"minus {baseline}", "verdict"], rows)
+
+
+def metric_keys(runs: Any) -> list[str]:
+    """Keys of the metrics of some runs, the known ones first and in their order."""
+    found = dict.fromkeys(key for run in runs for key in run)
+    return [key for key in METRIC_WORDS if key in found] + [key for key in found if key not in METRIC_WORDS]
+
+
+def metric_name(key: str) -> str:
+    """Name of a metric as people write it; an unknown key stands for itself."""
+    return METRIC_WORDS[key][0] if key in METRIC_WORDS else key.replace("_", " ")
+
+
+def signed(difference: Interval) -> str:
+    """A difference with its sign everywhere: ``+0.0213 [+0.0190, +0.0236]``."""
+    if not difference.defined:
+        return "undefined"
+    return f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+
+
+def verdict_words(verdict: str) -> str:
+    """A verdict as it is shown: ``unclear`` reads ``no clear difference``."""
+    return "no clear difference" if verdict == "unclear" else verdict
+
+
+def write_json(obj: object, target: str | Path) -> None:
+    """Write ``obj`` as indented JSON to a file, or to standard output when ``target`` is ``-``.
+
+    Dataclasses, numpy values, paths and intervals become plain JSON; NaN and infinities become null. A file is
+    replaced whole or not at all.
+
+    Raises:
+        LongRecError: the file cannot be written.
+        TypeError: something in ``obj`` has no JSON form.
+    """
+    text = json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if str(target) == "-":
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    else:
+        write_whole(Path(target), text)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one, never half; makes its folder.
+
+    Raises:
+        LongRecError: the file cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        if draft.exists():
+            draft.unlink()
+        reason = error.strerror or str(error)
+        raise LongRecError(str(path), f"cannot be written ({reason})", "a file in a folder you may write to") from None
+
+
+def plain(obj: object) -> Any:
+    """``obj`` in dicts, lists, text, numbers, booleans and None.
+
+    >>> plain({"a": np.float32(0.5), "b": (1, float("nan"))})
+    {'a': 0.5, 'b': [1, None]}
+    """
+    if obj is None or isinstance(obj, (str, bool, int)):
+        return obj
+    if isinstance(obj, float):
+        return obj if math.isfinite(obj) else None
+    if hasattr(obj, "to_dict"):
+        return plain(obj.to_dict())
+    if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
+        return {field.name: plain(getattr(obj, field.name)) for field in dataclasses.fields(obj)}
+    if isinstance(obj, Mapping):
+        return {str(key): plain(value) for key, value in obj.items()}
+    if isinstance(obj, np.ndarray):
+        return plain(obj.tolist())
+    if isinstance(obj, np.generic):
+        return plain(obj.item())
+    if isinstance(obj, (list, tuple, set, frozenset)):
+        return [plain(value) for value in obj]
+    if isinstance(obj, Path):
+        return str(obj)
+    raise TypeError(f"no JSON form for {type(obj).__name__}: {obj!r}")
+
+
+def _text(cell: object) -> str:
+    if cell is None:
+        return "-"
+    if isinstance(cell, (bool, np.bool_)):
+        return "yes" if cell else "no"
+    if isinstance(cell, (int, np.integer)):
+        return f"{int(cell):,}"
+    if isinstance(cell, (float, np.floating)):
+        return f"{float(cell):,.4f}" if math.isfinite(float(cell)) else "undefined"
+    return " ".join(str(cell).split())
+
+
+def _width(text: str) -> int:
+    return sum(
+        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        for letter in text
+    )
+
+
+def _pad(text: str, width: int, to_right: bool) -> str:
+    blank = " " * (width - _width(text))
+    return blank + text if to_right else text + blank

@@ -1,0 +1,102 @@
+"""Counters of a server in the Prometheus text format: a few fixed arrays, no locks, no package.
+
+With several worker processes each keeps its counters in a memory-mapped file of its own; whoever is asked adds up
+all files. A worker that died leaves its counts behind, so that a total never falls.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROUTES = ("/rank", "/v2/models/infer", "/v2/models", "/v2", "/health", "/metrics", "/", "other")
+STATUSES = (200, 400, 404, 405, 413, 422, 500, 503)
+SECONDS = (0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+CANDIDATES = (1, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 10_000, 100_000)
+
+_COUNTS = len(ROUTES) * len(STATUSES)
+_LATENCY = len(SECONDS) + 2  # one bucket above all edges, and the sum
+_SIZE = _COUNTS + len(ROUTES) * _LATENCY + len(CANDIDATES) + 2
+
+
+class Metrics:
+    """Counts of one process.
+
+    Args:
+        folder: where all workers keep their files; None for a server of one process.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._cells: NDArray[np.float64]
+        if folder is None:
+            self._cells = np.zeros(_SIZE)
+        else:
+            self._cells = np.memmap(folder / f"{os.getpid()}.counts", np.float64, "w+", shape=(_SIZE,))
+
+    def seen(self, route: str, status: int, seconds: float) -> None:
+        """One request answered."""
+        at = ROUTES.index(route)
+        nearest = status if status in STATUSES else (500 if status >= 500 else 400 if status >= 400 else 200)
+        self._cells[at * len(STATUSES) + STATUSES.index(nearest)] += 1
+        start = _COUNTS + at * _LATENCY
+        self._cells[start + bisect_left(SECONDS, seconds)] += 1
+        self._cells[start + _LATENCY - 1] += seconds
+
+    def ranked(self, candidates: int) -> None:
+        """One ranking of so many candidates."""
+        start = _SIZE - len(CANDIDATES) - 2
+        self._cells[start + bisect_left(CANDIDATES, candidates)] += 1
+        self._cells[_SIZE - 1] += candidates
+
+    def text(self, model: str, version: str) -> str:
+        """The page of all workers' counts."""
+        cells = self._total()
+        lines = [
+            "# HELP longrec_model_info The model that is served.",
+            "# TYPE longrec_model_info gauge",
+            f'longrec_model_info{{model="{model}",version="{version}"}} 1',
+            "# HELP longrec_requests_total Requests answered, by route and status.",
+            "# TYPE longrec_requests_total counter",
+        ]
+        counts = cells[:_COUNTS].reshape(len(ROUTES), len(STATUSES))
+        for route, status in zip(*(axis.tolist() for axis in np.nonzero(counts))):
+            labels = f'route="{ROUTES[route]}",status="{STATUSES[status]}"'
+            lines.append(f"longrec_requests_total{{{labels}}} {counts[route, status]:.0f}")
+        lines += [
+            "# HELP longrec_request_seconds Time from a request's head to its answer.",
+            "# TYPE longrec_request_seconds histogram",
+        ]
+        latency = cells[_COUNTS : _COUNTS + len(ROUTES) * _LATENCY].reshape(len(ROUTES), _LATENCY)
+        for place, route in enumerate(ROUTES):
+            if latency[place, :-1].any():
+                lines += _histogram("longrec_request_seconds", f'route="{route}",', SECONDS, latency[place])
+        lines += [
+            "# HELP longrec_candidates Candidates of a ranking.",
+            "# TYPE longrec_candidates histogram",
+            *_histogram("longrec_candidates", "", CANDIDATES, cells[-len(CANDIDATES) - 2 :]),
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _total(self) -> NDArray[np.float64]:
+        if self._folder is None:
+            return self._cells
+        files = [np.fromfile(path, np.float64) for path in self._folder.glob("*.counts")]
+        whole = [cells for cells in files if len(cells) == _SIZE]  # a worker that starts just now has none yet
+        return np.sum(whole, axis=0)
+
+
+def _histogram(name: str, labels: str, edges: tuple[float, ...], cells: NDArray[np.float64]) -> list[str]:
+    counts = np.cumsum(cells[:-1])
+    lines = [f'{name}_bucket{{{labels}le="{edge:g}"}} {count:.0f}' for edge, count in zip(edges, counts)]
+    own = f"{{{labels.rstrip(',')}}}" if labels else ""
+    return [
+        *lines,
+        f'{name}_bucket{{{labels}le="+Inf"}} {counts[-1]:.0f}',
+        f"{name}_sum{own} {cells[-1]:.9g}",
+        f"{name}_count{own} {counts[-1]:.0f}",
+    ]

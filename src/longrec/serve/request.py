@@ -1,0 +1,166 @@
+"""What a client may ask: typed, strict, and told exactly what is wrong."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import msgspec
+
+from longrec.errors import RequestError, nearest
+from longrec.features.schema import TimeColumn
+
+MOST = 100_000
+"""Candidates of one request, at most."""
+
+_Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Key = _Whole | str
+
+
+class RankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Rank candidates for a user.
+
+    Attributes:
+        user: key of the user, as the log has it.
+        candidates: keys of the items to rank.
+        at: the moment to rank for, ISO 8601 text or a number in the unit of the log's time column; now when null.
+            Nothing that happened at this moment or later is looked at.
+        context: raw values of the impression's own event columns; null where one is missing.
+        history: for schemas with pre-joined rows, ``{history: {feature: [values, oldest first]}}``.
+        allow_unknown: rank for a user, or items, that the log does not know.
+    """
+
+    user: Key
+    candidates: list[Key]
+    at: int | float | str | None = None
+    context: dict[str, Any] = {}
+    history: dict[str, dict[str, list[Any]]] | None = None
+    allow_unknown: bool = False
+
+
+FIELDS = tuple(RankRequest.__struct_fields__)
+_DECODER = msgspec.json.Decoder(RankRequest)
+_PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<place>.*)`)?$", re.DOTALL)
+_PLAIN = {"int": "whole number", "str": "text", "float": "number", "object": "mapping", "array": "list", "bool": "true or false"}
+
+
+def decode(body: bytes) -> RankRequest:
+    """A request from JSON.
+
+    Raises:
+        RequestError: 400 for what is no JSON (NaN and Infinity are none), 422 for another form.
+    """
+    try:
+        request = _DECODER.decode(body)
+    except msgspec.ValidationError as error:
+        raise form_fault(error, FIELDS) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise json_fault(error) from None
+    count = len(request.candidates)
+    if not count:
+        raise RequestError("candidates", "an empty list", f"1 to {MOST:,} items", status=422)
+    if count > MOST:
+        raise RequestError("candidates", f"{count:,} items", f"at most {MOST:,}", "ask in several requests", 413)
+    if len(set(request.candidates)) != count:
+        raise _twice(request.candidates)
+    return request
+
+
+def json_fault(error: Exception) -> RequestError:
+    """A body that is no JSON."""
+    found = "nested too deep" if isinstance(error, RecursionError) else str(error)
+    return RequestError("body", f"not JSON ({found})", "one JSON object (NaN and Infinity are not JSON)")
+
+
+def form_fault(error: msgspec.ValidationError, fields: tuple[str, ...]) -> RequestError:
+    """JSON of another form, in our words."""
+    match = _PLACE.match(str(error))
+    assert match is not None  # the pattern takes any text
+    what, place = match["what"], match["place"] or "body"
+    if found := re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL):
+        near = nearest(found[1], fields)
+        do = f"did you mean {near!r}?" if near else ""
+        return RequestError(place, f"the unknown key {found[1]!r}", ", ".join(fields), do, 422)
+    if found := re.fullmatch(r"Object missing required field `(.*)`", what):
+        return RequestError(found[1] if place == "body" else f"{place}.{found[1]}", "nothing", "a value", status=422)
+    if found := re.fullmatch(r"Expected `(.*)`, got `(.*)`", what):
+        wanted = [_PLAIN.get(word, word) for word in found[1].split(" | ")]
+        return RequestError(place, f"a value of type {_PLAIN.get(found[2], found[2])}", " or ".join(wanted), status=422)
+    if re.fullmatch(r"Expected `int` (<=|>=) -?\d+", what):
+        return RequestError(
+            place, "an integer of more than 64 bits", "signed 64-bit integers or text", "write it as text", 422
+        )
+    return RequestError(place, what[:1].lower() + what[1:], status=422)
+
+
+def _twice(candidates: list[Key]) -> RequestError:
+    first: dict[Key, int] = {}
+    for place, key in enumerate(candidates):
+        if key in first:
+            return RequestError(
+                "candidates", f"{key!r} twice, at {first[key]} and {place}", "each item once", "drop the copies", 422
+            )
+        first[key] = place
+    raise AssertionError("no copy")
+
+
+_SCALE = {"s": 1_000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
+_MAGNITUDES = (("s", 1e8), ("ms", 1e11), ("us", 1e14), ("ns", 1e17))
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST, _LAST = -62_135_596_800_000, 253_402_300_799_999
+"""The years 1 to 9999 in milliseconds."""
+
+
+def moment(at: int | float | str | None, time: TimeColumn | None, now: int) -> int:
+    """The moment of a request as the log keeps it: milliseconds UTC, or a step.
+
+    Args:
+        at: ISO 8601 text (UTC when it names no offset), or a number in the unit of the log's time column; where the
+            schema leaves the unit open (``auto``), the size of the number tells it, as it does for the log.
+        time: the schema's time column; without one there is no moment, and 0 is given.
+        now: milliseconds UTC, taken when ``at`` is null.
+
+    Raises:
+        RequestError: a moment that is none, or a number in another unit.
+    """
+    if time is None:
+        if at is not None:
+            raise RequestError("at", repr(at), "nothing: the schema has no time column", "leave it out", 422)
+        return 0
+    if time.unit == "step":
+        if isinstance(at, bool) or not isinstance(at, int) or not -(2**62) < at < 2**62:
+            found = "nothing" if at is None else repr(at)
+            raise RequestError("at", found, "a whole number, as the log counts its steps", status=422)
+        return at
+    if at is None:
+        return now
+    value = _text(at) if isinstance(at, str) else _number(at, time.unit)
+    if not _FIRST <= value <= _LAST:
+        raise RequestError("at", repr(at), "a moment of the years 1 to 9999", status=422)
+    return value
+
+
+def _text(at: str) -> int:
+    try:
+        when = datetime.fromisoformat(at)
+    except ValueError:
+        raise RequestError(
+            "at", f"the text {at[:60]!r}", "ISO 8601 such as 2026-01-31T12:00:00Z, or a number", status=422
+        ) from None
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=UTC)
+    return (when - _EPOCH) // timedelta(milliseconds=1)
+
+
+def _number(at: int | float, unit: str) -> int:
+    # the units are a thousand apart, so the size of a number from 1973 on tells its unit
+    reads = next((name for name, low in reversed(_MAGNITUDES) if abs(at) >= low), None)
+    if abs(at) >= 1e20 or (reads is None and unit == "auto") or (reads is not None and unit not in ("auto", reads)):
+        expected = "an epoch number in s, ms, us or ns" if unit == "auto" else f"an epoch number in {unit}, as the log"
+        size = "near 1970" if reads is None else f"as {reads}"
+        raise RequestError(
+            "at", f"{str(at)[:40]}, which reads {size}", expected, "or write ISO 8601 text, which has no unit", 422
+        )
+    scale = _SCALE[unit if unit != "auto" else reads or "s"]
+    return int(at * scale // 1) if isinstance(at, float) or scale >= 1 else at // round(1 / scale)

@@ -1,0 +1,184 @@
+"""Running the server: uvicorn on uvloop and httptools, on loopback unless told otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import orjson
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from longrec.errors import LongRecError
+from longrec.serve.app import BUNDLE, COUNTS, App
+from longrec.serve.service import Service
+
+HOST, PORT = "127.0.0.1", 8000
+_READY = "ready at "
+_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""One thread a process, and none that spins while it waits."""
+
+
+def serve(bundle: str | Path, host: str = HOST, port: int = PORT, workers: int = 1) -> None:
+    """Serve a bundle until SIGTERM or SIGINT; answers under way are finished first.
+
+    Args:
+        port: 0 takes a free one; the address is printed.
+        workers: processes that share the port, one core each.
+
+    Raises:
+        BundleError: a bundle that cannot be served here.
+        LongRecError: an address that cannot be taken.
+    """
+    for name, value in _THREADS.items():
+        os.environ.setdefault(name, value)
+    service = Service(bundle)
+    service.check()
+    with _listen(host, port) as sock, tempfile.TemporaryDirectory(prefix="longrec-") as counts:
+        url = address(host, sock.getsockname()[1])
+        os.environ[BUNDLE], os.environ[COUNTS] = str(Path(bundle).resolve()), counts
+        options: dict[str, Any] = {
+            "loop": "uvloop",
+            "http": "httptools",
+            "lifespan": "off",
+            "access_log": False,
+            "log_level": "warning",
+            "server_header": False,
+            "timeout_keep_alive": 75,
+            "timeout_graceful_shutdown": 10,
+        }
+        with _signals_end_cleanly():
+            if workers == 1:
+                server = _Server(uvicorn.Config(App(service).starlette(), **options), _words(service, url))
+                # What lives until the end is not looked at again by the collector: shorter pauses.
+                gc.collect()
+                gc.freeze()
+                server.run(sockets=[sock])
+            else:
+                words = _words(service, url)
+                del service
+                config = uvicorn.Config("longrec.serve.app:worker", factory=True, workers=workers, **options)
+                print(words, flush=True)
+                Multiprocess(config, sockets=[sock]).run()
+
+
+def address(host: str, port: int) -> str:
+    """The URL to reach a listening socket by."""
+    name = {"0.0.0.0": HOST, "::": "::1"}.get(host, host)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+def _words(service: Service, url: str) -> str:
+    body = orjson.dumps(service.example()).decode().replace("'", "'\\''")
+    return (
+        f"{service.model} from {service.bundle.path}: {_READY}{url}  (console: {url}/)\n"
+        f"curl -s {url}/rank -H 'content-type: application/json' -d '{body}'"
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(2048)
+    except (OSError, OverflowError) as error:
+        sock.close()
+        raise LongRecError(
+            f"{host}:{port}", f"the address cannot be taken ({error})", "a free port", "try port 0, which takes a free one"
+        ) from None
+    sock.set_inheritable(True)
+    return sock
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it does."""
+
+    def __init__(self, config: uvicorn.Config, words: str) -> None:
+        super().__init__(config)
+        self._words = words
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then speak."""
+        await super().startup(sockets=sockets)
+        if self.started:
+            print(self._words, flush=True)
+
+
+@contextlib.contextmanager
+def _signals_end_cleanly() -> Iterator[None]:
+    """uvicorn raises a signal again after its shutdown; here that is the end, not an error."""
+
+    def nothing(number: int, frame: FrameType | None) -> None:
+        return None
+
+    before = {number: signal.signal(number, nothing) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def running(bundle: str | Path, port: int = 0, workers: int = 1, seconds: float = 60.0) -> Iterator[str]:
+    """A server in a process of its own, for a demo or a test; its URL. It ends with the block.
+
+    Args:
+        seconds: how long to wait for it.
+
+    Raises:
+        LongRecError: it did not come up; the message is what it said.
+    """
+    words = [sys.executable, "-m", "longrec.serve.server", str(bundle), str(port), str(workers)]
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **_THREADS})
+        timer = _killed_after(process, seconds)
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline().decode()
+            timer.cancel()
+            if _READY not in line:
+                process.wait()
+                errors.seek(0)
+                said = errors.read().decode(errors="replace").strip()
+                raise LongRecError("server", said.splitlines()[-1] if said else f"silent for {seconds:g} s", "a start")
+            yield line.split(_READY)[1].split()[0]
+        finally:
+            timer.cancel()
+            process.terminate()
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+def _killed_after(process: subprocess.Popen[bytes], seconds: float) -> Any:
+    import threading
+
+    timer = threading.Timer(seconds, process.kill)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+if __name__ == "__main__":
+    try:
+        serve(sys.argv[1], port=int(sys.argv[2]), workers=int(sys.argv[3]))
+    except LongRecError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

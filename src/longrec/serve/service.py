@@ -1,0 +1,167 @@
+"""The service: a request becomes the same inputs as in training, runs through the pipeline, and is answered.
+
+Fits nothing and imports no training code and no torch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from longrec.errors import BundleError
+from longrec.export.bundle import Bundle
+from longrec.export.golden import Golden
+from longrec.export.request import request_time
+from longrec.export.runtime import Program
+from longrec.pipeline.candidates import Candidates
+from longrec.pipeline.rank import Rank
+from longrec.pipeline.stage import Outcome, Pipeline, Query
+from longrec.serve import tensors
+from longrec.serve.encode import RequestEncoder
+from longrec.serve.request import Key, RankRequest, decode, moment
+
+_POSITIONS, _TOGETHER = 32_768, 512
+"""Candidates are scored so many (times their history) at once: what fits the processor's cache."""
+
+DRIFT = 1e-4
+"""Largest difference from the golden scores on this machine; export itself holds a tenth of it."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A ranking: candidates best first.
+
+    Attributes:
+        outcome: the ranked candidates, and what each stage took.
+        at: the moment that was ranked for, as a request names it.
+        new_user, new_items: whom and what the log does not know.
+    """
+
+    model: str
+    user: Key
+    at: str | int | None
+    outcome: Outcome
+    new_user: bool
+    new_items: list[Key]
+
+    def json(self) -> bytes:
+        """The answer of ``/rank``."""
+        ranked = self.outcome.candidates
+        columns = zip(ranked.keys.tolist(), ranked.scores.tolist(), ranked.origins())
+        return orjson.dumps(
+            {
+                "model": self.model,
+                "user": self.user,
+                "at": self.at,
+                "items": [{"id": key, "score": score, "via": via} for key, score, via in columns],
+                "unknown": {"user": self.new_user, "candidates": self.new_items},
+            }
+        )
+
+
+class Service:
+    """Answers requests from one bundle. One call at a time: it belongs to one thread."""
+
+    def __init__(self, bundle: Bundle | str | Path) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self.model = self.bundle.manifest.model
+        self.program = Program(self.bundle.program)
+        self._encoder = RequestEncoder(self.bundle)
+        self._pipeline = Pipeline([Rank(self._score)])
+        self._time = self.bundle.fitted.schema.time
+
+    def rank(self, request: RankRequest) -> Answer:
+        """Rank the candidates of a request.
+
+        Raises:
+            RequestError: a request that cannot be answered; nothing is done by halves.
+        """
+        at = moment(request.at, self._time, time.time_ns() // 1_000_000)
+        query, new_user = self._encoder.query(request, at)
+        candidates, new_items = self._encoder.candidates(request)
+        outcome = self._pipeline(candidates, query)
+        return Answer(self.model, request.user, request_time(self.bundle.fitted, at), outcome, new_user, new_items)
+
+    def answer(self, body: bytes) -> bytes:
+        """JSON in, JSON out: what ``POST /rank`` does."""
+        return self.rank(decode(body)).json()
+
+    def _score(self, candidates: Candidates, query: Query) -> NDArray[np.float32]:
+        step = max(1, min(_TOGETHER, _POSITIONS // max(query.positions, 1)))
+        # Rows do not see each other, so that the cut changes no score.
+        parts = [
+            self.program.run({**query.inputs, **self._encoder.item_tensors(candidates.rows[start : start + step])})
+            for start in range(0, len(candidates), step)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def infer(self, body: bytes) -> bytes:
+        """JSON in, JSON out: what ``POST /v2/models/{name}/infer`` does.
+
+        Raises:
+            RequestError: tensors that are not those of the program.
+        """
+        manifest = self.bundle.manifest
+        identity, given = tensors.decode(body, manifest.inputs)
+        return tensors.encode(self.model, manifest.version, identity, self.program.run(given))
+
+    def metadata(self) -> dict[str, Any]:
+        """Name, inputs and outputs of the model, in the words of the Open Inference Protocol."""
+        return tensors.metadata(self.model, self.bundle.manifest.version, self.bundle.manifest.inputs)
+
+    def health(self) -> dict[str, Any]:
+        """What is served."""
+        manifest = self.bundle.manifest
+        return {
+            "status": "ok",
+            "model": self.model,
+            "version": manifest.version,
+            "created": manifest.created,
+            **manifest.counts,
+        }
+
+    def check(self) -> float:
+        """Replay the golden requests: warms everything up, and proves that this machine answers as the exporter did.
+
+        Raises:
+            BundleError: scores that differ by more than ``DRIFT``.
+        """
+        worst = 0.0
+        for place, (golden, scores) in enumerate(zip(self.bundle.golden, scores_of(self, self.bundle.golden))):
+            difference = float(np.abs(np.array(golden.scores) - scores).max())
+            if not difference <= DRIFT:
+                raise BundleError(
+                    f"{self.bundle.path}: golden request {place}",
+                    f"scores differ by {difference:.2g} on this machine",
+                    f"at most {DRIFT:g}",
+                    "compare the versions of onnxruntime here and where it was exported",
+                )
+            worst = max(worst, difference)
+        return worst
+
+    def example(self) -> dict[str, Any]:
+        """A request that works: the first golden one."""
+        return dict(self.bundle.golden[0].request)
+
+
+def scores_of(service: Service, golden: Sequence[Golden]) -> list[NDArray[np.float64]]:
+    """The service's score of every candidate of golden requests, in the order of the candidates."""
+    answers = []
+    for one in golden:
+        ranked = service.rank(decode(orjson.dumps(one.request))).outcome.candidates
+        scores = dict(zip(ranked.keys.tolist(), ranked.scores.tolist()))
+        answers.append(np.array([scores[key] for key in one.request["candidates"]]))
+    return answers
+
+
+def replay(folder: Path, golden: Sequence[Golden]) -> list[NDArray[np.float64]]:
+    """Answer golden requests from a bundle: the ``answer`` that export asks for."""
+    return scores_of(Service(folder), golden)
+

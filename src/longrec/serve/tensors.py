@@ -1,0 +1,150 @@
+"""The Open Inference Protocol (version 2, REST): the program's own named inputs, checked before they run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from longrec.errors import RequestError, nearest
+from longrec.export.inputs import OUTPUT, Input
+from longrec.serve.request import MOST, form_fault, json_fault
+
+
+class _Tensor(msgspec.Struct):
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[int | float]
+    parameters: dict[str, Any] = {}
+
+
+class _Output(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class InferRequest(msgspec.Struct):
+    """A request of the protocol; it allows keys of its own."""
+
+    inputs: list[_Tensor]
+    id: str | None = None
+    outputs: list[_Output] = []
+    parameters: dict[str, Any] = {}
+
+
+_DECODER = msgspec.json.Decoder(InferRequest)
+
+
+def decode(body: bytes, inputs: Sequence[Input]) -> tuple[str | None, dict[str, NDArray[Any]]]:
+    """The request's id and its tensors, fit to run.
+
+    Raises:
+        RequestError: 400 no JSON, 413 too many candidates, 422 tensors that are not those of the program.
+    """
+    try:
+        request = _DECODER.decode(body)
+    except msgspec.ValidationError as error:
+        raise form_fault(error, InferRequest.__struct_fields__) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise json_fault(error) from None
+    for output in request.outputs:
+        if output.name != OUTPUT:
+            raise RequestError("outputs", f"the unknown output {output.name!r}", OUTPUT, status=422)
+    tensors = _named(request.inputs, inputs)
+    check(tensors, inputs)
+    return request.id, tensors
+
+
+def _named(given: Sequence[_Tensor], inputs: Sequence[Input]) -> dict[str, NDArray[Any]]:
+    expected = {entry.name: entry for entry in inputs}
+    tensors: dict[str, NDArray[Any]] = {}
+    for tensor in given:
+        where = f"inputs.{tensor.name}"
+        if tensor.name not in expected:
+            near = nearest(tensor.name, expected)
+            raise RequestError(where, "an unknown input", ", ".join(expected), f"did you mean {near!r}?" if near else "", 422)
+        if tensor.name in tensors:
+            raise RequestError(where, "given twice", "each input once", status=422)
+        entry = expected[tensor.name]
+        if tensor.datatype != entry.datatype:
+            raise RequestError(where, f"datatype {tensor.datatype!r}", entry.datatype, status=422)
+        if tensor.shape != [len(tensor.data)]:
+            found = f"shape {tensor.shape} with {len(tensor.data)} values"
+            raise RequestError(where, found, "one dimension, as long as the data", status=422)
+        tensors[tensor.name] = _array(tensor.data, entry, where)
+    return tensors
+
+
+def _array(data: list[int | float], entry: Input, where: str) -> NDArray[Any]:
+    if entry.dtype.kind == "i" and any(isinstance(value, float) for value in data):
+        raise RequestError(where, "numbers with a point", f"whole numbers ({entry.datatype})", status=422)
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(data, entry.dtype)
+    except OverflowError:
+        raise RequestError(where, "a number that is too large", entry.datatype, status=422) from None
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise RequestError(where, "a number that is too large", entry.datatype, status=422)
+    return array
+
+
+def check(tensors: dict[str, NDArray[Any]], inputs: Sequence[Input]) -> None:
+    """Refuse tensors that do not fit together: onnxruntime would read past a table, or answer nonsense.
+
+    Raises:
+        RequestError: a missing input, other lengths, ids outside their table, offsets that do not rise.
+    """
+    missing = [entry.name for entry in inputs if entry.name not in tensors]
+    if missing:
+        raise RequestError("inputs", f"no {', no '.join(missing)}", "every input of the program", status=422)
+    lengths: dict[str, tuple[int, str]] = {"user": (1, "")}
+    for entry in inputs:
+        array, where = tensors[entry.name], f"inputs.{entry.name}"
+        if entry.rows and len(array) and not 0 <= array.min() <= array.max() < entry.rows:
+            raise RequestError(
+                where, f"ids from {array.min()} to {array.max()}", f"ids from 0 to {entry.rows - 1}", status=422
+            )
+        if entry.part in ("values", "weights"):
+            ends = tensors[f"{entry.field}.offsets"]
+            if len(ends) and ends[-1] != len(array):
+                raise RequestError(where, f"{len(array)} values", f"{ends[-1]}, where the offsets end", status=422)
+            continue
+        size = len(array)
+        if entry.part == "offsets":
+            size -= 1
+            if size < 0 or array[0] != 0 or (np.diff(array) < 0).any():
+                raise RequestError(where, "offsets that do not rise from 0", "0, then the end of each row", status=422)
+        known, first = lengths.setdefault(entry.group, (size, entry.name))
+        if size != known:
+            expected = f"{known}, as in {first}" if first else "1, for the one user"
+            raise RequestError(where, f"{size} entries", expected, status=422)
+    count = lengths["item"][0] if "item" in lengths else 0
+    if not count:
+        raise RequestError("inputs", "no candidates", f"1 to {MOST:,}", status=422)
+    if count > MOST:
+        raise RequestError("inputs", f"{count:,} candidates", f"at most {MOST:,}", "ask in several requests", 413)
+
+
+def encode(model: str, version: str, identity: str | None, scores: NDArray[np.float32]) -> bytes:
+    """The answer of the protocol."""
+    output = {"name": OUTPUT, "datatype": "FP32", "shape": [len(scores)], "data": np.ascontiguousarray(scores)}
+    answer: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": [output]}
+    if identity is not None:
+        answer["id"] = identity
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def metadata(model: str, version: str, inputs: Sequence[Input]) -> dict[str, Any]:
+    """What the protocol tells of a model."""
+    return {
+        "name": model,
+        "versions": [version],
+        "platform": "onnxruntime_onnx",
+        "inputs": [{"name": entry.name, "datatype": entry.datatype, "shape": entry.shape} for entry in inputs],
+        "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1]}],
+    }

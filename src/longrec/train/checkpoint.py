@@ -1,0 +1,189 @@
+"""Checkpoints that a resumed run continues from bit by bit, written so that a kill at any moment leaves a whole one.
+
+checkpoints/last/model.safetensors       weights and running statistics
+                 optimiser.safetensors   moments of every optimiser, and the random generator
+                 state.json              where the run stands; written last
+checkpoints/best/                        the saved model of the best validation (models/artifact.py)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from longrec.errors import RunError
+
+FORMAT = "longrec-checkpoint-1"
+_RANDOM = "random"
+
+
+@dataclass
+class State:
+    """Where a run stands, between two steps.
+
+    Attributes:
+        step: batches done in all.
+        epoch, position: the pass in progress, and how many of its batches are done.
+        best, best_step: the monitor at its best, and when that was.
+        stale: validations since then.
+        loss_sum, loss_rows: the training loss since the last line of ``metrics.jsonl``.
+        metrics_bytes: how long that file was.
+        seconds: spent so far, over all sittings.
+        stopped: why training ended (``epochs``, ``max_steps``, ``patience``), or None.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    position: int = 0
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0
+    loss_sum: float = 0.0
+    loss_rows: int = 0
+    metrics_bytes: int = 0
+    seconds: float = 0.0
+    stopped: str | None = None
+
+
+def save(folder: Path, model: nn.Module, optimisers: Mapping[str, Optimizer], state: State) -> None:
+    """Write a checkpoint in place of the one before."""
+    tensors, numbers = _optimiser_state(optimisers)
+    tensors[_RANDOM] = torch.get_rng_state()
+
+    def fill(into: Path) -> None:
+        save_file(_apart(model.state_dict()), into / "model.safetensors")
+        save_file(_apart(tensors), into / "optimiser.safetensors")
+        content = {"format": FORMAT, **asdict(state), "optimisers": numbers}
+        (into / "state.json").write_text(json.dumps(content, indent=1))
+
+    replace_folder(folder, fill)
+
+
+def load(folder: Path, model: nn.Module, optimisers: Mapping[str, Optimizer]) -> State | None:
+    """Restore model, optimisers and random generator; None when no checkpoint was written yet.
+
+    Raises:
+        RunError: a checkpoint that is damaged, of another version, or of another model.
+    """
+    recover_folder(folder)
+    if not folder.exists():
+        return None
+    try:
+        content = json.loads((folder / "state.json").read_text())
+        if content.pop("format") != FORMAT:
+            raise RunError(str(folder), "a checkpoint of another version", FORMAT, "resume with the version it is of")
+        numbers = content.pop("optimisers")
+        state = State(**content)
+        weights = load_file(folder / "model.safetensors")
+        tensors = load_file(folder / "optimiser.safetensors")
+        model.load_state_dict(weights)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
+        raise RunError(
+            str(folder), " ".join(str(error).split())[:400], "a whole checkpoint of this model", "start a new run"
+        ) from None
+    torch.set_rng_state(tensors.pop(_RANDOM).clone())
+    _restore_optimisers(optimisers, tensors, numbers)
+    return state
+
+
+def _optimiser_state(optimisers: Mapping[str, Optimizer]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State of every parameter under ``optimiser.place.key``: tensors apart from plain numbers."""
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for name, optimiser in optimisers.items():
+        for place, parameter in enumerate(_parameters(optimiser)):
+            for key, value in optimiser.state.get(parameter, {}).items():
+                (tensors if isinstance(value, Tensor) else numbers)[f"{name}.{place}.{key}"] = value
+    return tensors, numbers
+
+
+def _restore_optimisers(
+    optimisers: Mapping[str, Optimizer], tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
+) -> None:
+    # Put in place directly: Optimizer.load_state_dict casts state to the type of its parameter.
+    places = {name: _parameters(optimiser) for name, optimiser in optimisers.items()}
+    for path, value in {**tensors, **numbers}.items():
+        name, place, key = path.split(".", 2)
+        own = value.clone() if isinstance(value, Tensor) else value  # a loaded tensor still leans on its file
+        optimisers[name].state[places[name][int(place)]][key] = own
+
+
+def _parameters(optimiser: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors that share no memory, as safetensors wants them."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().contiguous()
+        if tensor.numel() and tensor.data_ptr() in seen:
+            tensor = tensor.clone()
+        seen.add(tensor.data_ptr())
+        result[name] = tensor
+    return result
+
+
+def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Write a folder anew so that whoever looks, after a kill at any moment, finds the old one or the new one whole.
+
+    The new one is filled beside it and put on the disk, the old one steps aside, the new one takes its name.
+    """
+    recover_folder(folder)
+    partial, aside = _beside(folder)
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    fill(partial)
+    for path in [*partial.rglob("*"), partial]:
+        sync(path)
+    if folder.exists():
+        folder.rename(aside)
+    partial.rename(folder)
+    sync(folder.parent)
+    if aside.exists():
+        shutil.rmtree(aside)
+
+
+def recover_folder(folder: Path) -> None:
+    """Bring back what a killed :func:`replace_folder` had put aside."""
+    _, aside = _beside(folder)
+    if aside.exists() and folder.exists():
+        shutil.rmtree(aside)
+    elif aside.exists():
+        aside.rename(folder)
+
+
+def replace_file(path: Path, fill: Callable[[Path], None]) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    fill(partial)
+    sync(partial)
+    partial.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    return folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.aside")

@@ -1,0 +1,222 @@
+"""Weighing finished runs: predictions of a part, metrics with intervals, runs side by side on the same rows."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from longrec import metrics
+from longrec.data.log import Log
+from longrec.data.split import PARTS
+from longrec.errors import ConfigError, DataError, RunError, UnknownName
+from longrec.metrics import Comparison, Interval
+from longrec.metrics.bootstrap import Unit
+from longrec.models.base import Model
+from longrec.progress import Progress
+from longrec.train.checkpoint import replace_file
+from longrec.train.job import Job
+from longrec.train.machine import torch_threads
+from longrec.train.run import Run, open_run
+from longrec.train.scoring import score
+from longrec.train.settings import EvaluateConfig
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One run measured on one part.
+
+    Attributes:
+        run, model, split: what was measured on what.
+        rows, users, positives: how much.
+        users_skipped: users whose rows are of one class, which GAUC leaves out.
+        metrics: AUC, GAUC, log loss, normalised entropy, PCOC, ECE, with 95 % intervals.
+    """
+
+    run: str
+    model: str
+    split: str
+    rows: int
+    users: int
+    positives: int
+    users_skipped: int
+    metrics: dict[str, Interval]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and numbers, ready for JSON."""
+        return {**vars(self), "metrics": {key: one.to_dict() for key, one in self.metrics.items()}}
+
+
+def evaluate(
+    run: Run | str | Path,
+    part: str = "test",
+    *,
+    unit: Unit | None = None,
+    replicates: int | None = None,
+    seed: int | None = None,
+) -> Evaluation:
+    """Metrics of a run on a part, with intervals; predicts first where no predictions lie yet.
+
+    Args:
+        part: ``test``, ``valid`` or ``train``.
+        unit, replicates, seed: of the bootstrap; default as in the run's config.
+
+    Raises:
+        RunError: no finished run, or a part without rows.
+        DataError: a part with labels of one class.
+    """
+    run = run if isinstance(run, Run) else open_run(run)
+    table = _predictions(run, part)
+    given = {"unit": unit, "replicates": replicates, "seed": seed}
+    config = run.config.evaluate.model_copy(update={key: value for key, value in given.items() if value is not None})
+    return measure_table(table, run.name, run.config.model["name"], part, config)
+
+
+def predict(run: Run | str | Path, part: str = "test", out: str | Path | None = None, *, quiet: bool = False) -> Path:
+    """Score a part of the run's prepared log with its best model; same precision and threads as in training.
+
+    Args:
+        out: the Parquet file to write; default ``predictions/PART.parquet`` in the run folder.
+
+    Returns:
+        The file: one row a sample, columns row, user (row of the user in the log), time, label, score.
+
+    Raises:
+        RunError: no finished run, a part without rows, or a prepared log that is gone.
+    """
+    run = run if isinstance(run, Run) else open_run(run)
+    log, path = run.log(), Path(out) if out is not None else run.folder / "predictions" / f"{part}.parquet"
+    with torch_threads(run.config.fit.threads):
+        write_predictions(run.model(), log, run.config, part, path, quiet=quiet)
+    return path
+
+
+def compare(
+    runs: Sequence[Run | str | Path],
+    part: str = "test",
+    *,
+    unit: Unit = "user",
+    replicates: int = 300,
+    seed: int = 0,
+    baseline: str | None = None,
+) -> Comparison:
+    """Runs side by side on the same rows, with paired intervals of every difference.
+
+    Runs pair when their parts hold the same samples: same users, times and labels in the same order. Their schemas
+    and histories may differ; the log and the split may not.
+
+    Args:
+        baseline: name of the run the others are held against; default the first.
+
+    Raises:
+        ConfigError: fewer than two runs.
+        RunError: runs of different rows, or one that is not finished.
+    """
+    opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
+    if len(opened) < 2:
+        raise ConfigError("compare", [f"needs two runs or more, got {len(opened)}"])
+    names = [run.name for run in opened]
+    if len(set(names)) < len(names):
+        names = [str(run.folder) for run in opened]
+    if len(set(names)) < len(names):
+        raise ConfigError("compare", ["the same run is named twice"])
+    tables = [_predictions(run, part) for run in opened]
+    for name, table in zip(names[1:], tables[1:]):
+        _same_rows(part, names[0], tables[0], name, table)
+    scores = {name: table["score"].to_numpy() for name, table in zip(names, tables)}
+    label, user = tables[0]["label"].to_numpy(), tables[0]["user"].to_numpy()
+    return metrics.compare(label, scores, user, baseline=baseline, replicates=replicates, seed=seed, unit=unit)
+
+
+def write_predictions(model: Model, log: Log, job: Job, part: str, path: Path, *, quiet: bool = False) -> pa.Table:
+    """Score a part and write its Parquet file, whole or not at all; the table written."""
+    if part not in PARTS:
+        raise UnknownName("part", part, PARTS)
+    rows = log.rows_of(part)
+    if not len(rows):
+        raise RunError(part, "no rows", "a part with samples", "look at data.split")
+    with Progress(len(rows), f"score {part}", "rows", stream=io.StringIO() if quiet else None) as progress:
+        scores = score(model, log, rows, job.evaluate.batch_size, bf16=job.fit.bf16, progress=progress)
+    table = pa.table(
+        {
+            "row": rows,
+            "user": log.user(rows).astype(np.int32),
+            "time": log.events.times.take(rows),
+            "label": log.labels.take(rows),
+            "score": scores,
+        }
+    )
+    replace_file(path, lambda partial: pq.write_table(table, partial))
+    return table
+
+
+def measure_table(table: pa.Table, run: str, model: str, part: str, config: EvaluateConfig) -> Evaluation:
+    """Metrics of a table of predictions.
+
+    Raises:
+        DataError: labels of one class, or fewer than two users to draw from.
+    """
+    label, scores, user = (table[name].to_numpy() for name in ("label", "score", "user"))
+    found = metrics.summary(label, scores, user, replicates=config.replicates, seed=config.seed, unit=config.unit)
+    grouped = metrics.grouped_auc(label, scores, user)
+    return Evaluation(
+        run=run,
+        model=model,
+        split=part,
+        rows=len(label),
+        users=grouped.users + grouped.users_skipped,
+        positives=int(label.sum()),
+        users_skipped=grouped.users_skipped,
+        metrics=found,
+    )
+
+
+def check_part(log: Log, part: str, job: Job) -> None:
+    """Refuse, before anything is trained, a part that could not be measured afterwards.
+
+    Raises:
+        DataError: labels of one class, one user where users are drawn, or no user that GAUC could count.
+    """
+    rows = log.rows_of(part)
+    if not len(rows):
+        return
+    labels, users = log.labels.take(rows), log.user(rows)
+    where, do = f"the {part} part", "move the split (data.split), or look at the label's condition"
+    if labels.min() == labels.max():
+        raise DataError(where, f"{len(rows):,} samples that are all {labels[0]:g}", "both classes", do)
+    if job.evaluate.unit == "user" and users[0] == users[-1]:
+        raise DataError(where, "samples of one user", "two users or more", f"{do}, or set evaluate.unit: row")
+    if part == "valid" and job.fit.monitor == "gauc" and not metrics.grouped_auc(labels, labels, users).users:
+        raise DataError(where, "no user with samples of both classes", "one at least", "set fit.monitor: auc")
+
+
+def _predictions(run: Run, part: str) -> pa.Table:
+    if not (run.folder / "predictions" / f"{part}.parquet").exists():
+        predict(run, part)
+    return run.predictions(part)
+
+
+def _same_rows(part: str, first: str, one: pa.Table, second: str, other: pa.Table) -> None:
+    do = "compare runs of one log and one split"
+    if len(one) != len(other):
+        raise RunError(f"{part} rows of {first} and {second}", f"{len(one):,} and {len(other):,}", "the same rows", do)
+    # The number of a user depends on who else is in the log's user table; where one user ends does not.
+    for name in ("time", "label", "user"):
+        a, b = one[name].to_numpy(), other[name].to_numpy()
+        differ = _ends(a) != _ends(b) if name == "user" else a != b
+        if differ.any():
+            at = int(np.flatnonzero(differ)[0])
+            raise RunError(
+                f"{part} rows of {first} and {second}", f"another {name} in sample {at:,}", "the same rows", do
+            )
+
+
+def _ends(user: NDArray[Any]) -> NDArray[np.bool_]:
+    return np.diff(user) != 0

@@ -1,0 +1,104 @@
+"""Where one score comes from: the past events behind it, as a person names them, with the weight of each."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from longrec.data.gather import gather
+from longrec.data.log import Log
+from longrec.data.requests import decode
+from longrec.errors import RunError
+from longrec.features.batch import Batch, Jagged
+from longrec.features.schema import TIME_GAP
+from longrec.train.run import Run, open_run
+from longrec.train.scoring import precision
+
+NOT_YET = "not yet known"
+
+
+def explain(run: Run | str | Path, row: int) -> dict[str, Any]:
+    """One row of the prepared log, its score, and every event of its histories with the weight the model gave it.
+
+    Args:
+        row: a row of the log, as in the ``row`` column of predictions.
+
+    Returns:
+        ``{"row", "user", "item", "time", "moment", "label", "score", "histories"}``: keys as the raw log has them,
+        times in milliseconds UTC (or steps), label None where the row has none. ``histories`` maps each history to
+        its events, oldest first: ``{"item", "time", "ago", "side", "weight"}``. ``side`` holds the other columns,
+        decoded (a bucket by its lower edge, hashed ids as None); ``weight`` is None for a model without
+        ``explain``, ``time`` and ``ago`` are None in pre-joined rows.
+
+    Raises:
+        RunError: no finished run, no such row, or a prepared log that is gone.
+    """
+    run = run if isinstance(run, Run) else open_run(run)
+    log, model = run.log(), run.model()
+    if not 0 <= row < len(log):
+        raise RunError(f"row {row}", "no such row", f"a row of the log, 0 to {len(log) - 1:,}")
+    rows = np.array([row], np.int64)
+    batch = gather(log, rows)
+    with torch.inference_mode(), precision(run.config.fit.bf16):
+        score = float(torch.sigmoid(model(batch).float())[0])
+        weights = {name: w.float().reshape(-1).tolist() for name, w in getattr(model, "explain", _none)(batch).items()}
+    label = float(log.labels[row])
+    return {
+        "row": row,
+        "user": log.users.key(int(log.user(rows)[0])),
+        "item": log.items.key(int(log.events.columns["item"][row])),
+        "time": int(log.events.times[row]),
+        "moment": int(log.moments[row]),
+        "label": None if np.isnan(label) else label,
+        "score": score,
+        "histories": {name: _events(log, name, rows, batch, weights.get(name)) for name in log.schema.histories},
+    }
+
+
+def _none(batch: Batch) -> dict[str, torch.Tensor]:
+    return {}
+
+
+def _events(
+    log: Log, name: str, rows: NDArray[np.int64], batch: Batch, weights: list[float] | None
+) -> list[dict[str, Any]]:
+    history, moment = batch.histories[name], int(log.moments[rows[0]])
+    count = int(history.offsets[-1])
+    columns = {column: _decoded(log, column, history.columns[column]) for column in log.schema.histories[name].of}
+    own = next((c for c in columns if c != TIME_GAP and log.schema.column(c) == log.schema.item), None)
+    items: list[Any] = columns[own] if own is not None else [None] * count
+    times: list[int | None] = [None] * count
+    if not log.schema.prejoined:
+        first, stop = (int(end[0]) for end in log.window(name, rows))
+        at = np.arange(first, stop)
+        if log.schema.histories[name].where:
+            at = log.kept(name).take(at)
+        items = [log.items.key(int(item)) for item in log.events.columns["item"].take(at)]
+        times = log.events.times.take(at).tolist()
+    return [
+        {
+            "item": items[place],
+            "time": times[place],
+            "ago": None if (then := times[place]) is None else moment - then,
+            "side": {c: values[place] for c, values in columns.items() if c not in (own, TIME_GAP)},
+            "weight": None if weights is None else weights[place],
+        }
+        for place in range(count)
+    ]
+
+
+def _decoded(log: Log, name: str, column: torch.Tensor | Jagged) -> list[Any]:
+    if isinstance(column, Jagged):
+        ends = column.offsets.tolist()
+        values = [decode(log, name, code) for code in column.values.tolist()]
+        return [values[start:stop] for start, stop in pairwise(ends)]
+    if name == TIME_GAP:
+        return column.tolist()
+    feedback = log.schema.features[name].feedback
+    not_yet = log.fitted.not_yet(name) if feedback else -1
+    return [NOT_YET if code == not_yet else decode(log, name, code) for code in column.tolist()]

@@ -1,0 +1,178 @@
+"""From a config to a finished run folder."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longrec.data.log import Log
+from longrec.data.prepare import prepare
+from longrec.data.split import PARTS
+from longrec.errors import ConfigError, RunError
+from longrec.models import artifact
+from longrec.models import base as models
+from longrec.models.base import Model
+from longrec.train import checkpoint
+from longrec.train.evaluate import check_part, measure_table, write_predictions
+from longrec.train.folder import alone, new_folder, require_free
+from longrec.train.job import Job, flat, read_job
+from longrec.train.loop import Loop
+from longrec.train.machine import keep_large_blocks, torch_threads
+from longrec.train.run import Run, open_log, open_run, require_run
+from longrec.train.tracking import trackers
+
+# What may differ between a config and the run it resumes: names and places.
+_PLACES = ("name", "data.folder", "fit.runs")
+
+
+def train(
+    source: str | Path | Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    resume: str | Path | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Prepare the log, train the model, keep the best, measure it once on valid and test.
+
+    Args:
+        source: a YAML config or a mapping of the same form; may be left out with ``resume``.
+        overrides: ``fit.lr=3e-3`` and the like.
+        resume: folder of a run that was stopped or killed; it goes on from its last checkpoint and ends bit by bit
+            as if nothing had happened. A finished run is returned as it is.
+        quiet: show no progress.
+
+    Returns:
+        The finished run. Its folder is ``fit.runs``/name; without a name ``<model>-<n>``.
+
+    Raises:
+        ConfigError: a config that cannot be used, all faults at once.
+        DataError: a log that cannot be used; no run folder is left behind.
+        RunError: a run of that name exists, the loss is not finite, or there is nothing to resume.
+    """
+    if resume is not None:
+        return _resume(Path(resume), source, overrides, quiet)
+    if source is None:
+        raise ConfigError("train", ["needs a config, or a run to resume"])
+    job = read_job(source, overrides)
+    require_free(job)
+    log = Log.open(prepare(job.data, job.schema), job.schema)
+    for part in PARTS:
+        check_part(log, part, job)
+    with _tuned(job) as model_of:
+        model = model_of(log)
+        folder = new_folder(job, log)
+        with alone(folder):
+            _run(folder, job, log, model, quiet)
+    return open_run(folder)
+
+
+def _resume(folder: Path, source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str], quiet: bool) -> Run:
+    require_run(folder)
+    job = read_job(folder / "config.yaml")
+    if source is not None:
+        _same(read_job(source, overrides), job, folder)
+    elif overrides:
+        raise ConfigError("command line", ["a resumed run keeps its config; to change it, start a new run"])
+    with alone(folder):
+        if not (folder / "results.json").exists():
+            log = open_log(folder, job)
+            with _tuned(job) as model_of:
+                _run(folder, job, log, model_of(log), quiet)
+    return open_run(folder)
+
+
+@contextmanager
+def _tuned(job: Job) -> Iterator[Callable[[Log], Model]]:
+    """Threads, allocator and random generator of a run; the caller's come back afterwards."""
+    keep_large_blocks()
+    with torch_threads(job.fit.threads), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.fit.seed)
+        yield lambda log: models.build(job.model, log.fields())
+
+
+def _run(folder: Path, job: Job, log: Log, model: Model, quiet: bool) -> None:
+    with _asked_to_stop() as stop:
+        loop = Loop(
+            model,
+            log,
+            job.fit,
+            folder,
+            save_best=lambda into: artifact.save(model, into),
+            eval_batch=job.evaluate.batch_size,
+            stop=stop,
+            label=f"train {folder.absolute().name}",
+            quiet=quiet,
+        )
+        settings = flat({"model": job.model, "fit": job.fit.model_dump(mode="json")})
+        with trackers(job.fit, folder, loop.state.step, settings) as others:
+            state = loop.run(others)
+    _measure(folder, job, log, state, quiet)
+
+
+def _measure(folder: Path, job: Job, log: Log, state: checkpoint.State, quiet: bool) -> None:
+    """Score valid and test once with the best model; results.json, written last, says that the run has ended."""
+    best = artifact.load(folder / "checkpoints" / "best").eval()
+    measured = {}
+    for part in ("valid", "test"):
+        if len(log.rows_of(part)):
+            table = write_predictions(best, log, job, part, folder / "predictions" / f"{part}.parquet", quiet=quiet)
+            found = measure_table(table, folder.absolute().name, job.model["name"], part, job.evaluate)
+            measured[part] = found.to_dict()
+    if not measured:
+        raise RunError(str(folder), "neither valid nor test has samples", "a part to measure", "look at data.split")
+    results = {
+        **measured.get("test", measured.get("valid", {})),
+        "valid": measured.get("valid"),
+        "best_step": state.best_step,
+        "steps": state.step,
+        "stopped": state.stopped,
+        "seconds": round(state.seconds, 2),
+    }
+    _write(folder / "results.json", json.dumps(results, indent=1))
+
+
+def _same(given: Job, own: Job, folder: Path) -> None:
+    """Refuse to resume a run with another config than its own."""
+    before, now = (flat(job.words()) for job in (own, given))
+    faults = [
+        f"{key}: {before.get(key)!r} in the run, {now.get(key)!r} now"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key) and key not in _PLACES
+    ]
+    if faults:
+        raise ConfigError(f"{folder}: a resumed run keeps its config", faults)
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether an interrupt or a polite kill came: the loop then ends after its step. A second one ends at once."""
+    came: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _write(path: Path, text: str) -> None:
+    def fill(partial: Path) -> None:
+        partial.write_text(text, encoding="utf-8")
+
+    checkpoint.replace_file(path, fill)

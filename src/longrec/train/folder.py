@@ -1,0 +1,88 @@
+"""Run folders: made whole or not at all, never overwritten, one process at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from longrec.data.log import Log
+from longrec.errors import RunError
+from longrec.train.job import Job
+from longrec.train.machine import environment
+
+try:
+    import fcntl
+except ImportError:  # Windows: runs are not kept apart there
+    fcntl = None  # type: ignore[assignment]
+
+
+def new_folder(job: Job, log: Log) -> Path:
+    """A run folder with everything that is known before training; it appears whole or not at all.
+
+    Raises:
+        RunError: the folder that the job names is there already.
+    """
+    runs = Path(job.fit.runs)
+    runs.mkdir(parents=True, exist_ok=True)
+    short = str(job.model["name"]).rpartition(".")[2]
+    partial = runs / f".partial-{os.getpid()}-{threading.get_ident()}"
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir()
+    try:
+        log.fitted.save(partial / "schema")
+        (partial / "environment.json").write_text(json.dumps(environment(job.fit.threads), indent=1))
+        about = {"path": str(log.folder.absolute()), "digest": log.folder.name, "samples": log.sample_count}
+        (partial / "log.json").write_text(json.dumps(about, indent=1))
+        for number in range(1, 1_000_000):
+            folder = runs / (job.name or f"{short}-{number}")
+            (partial / "config.yaml").write_text(replace(job, name=folder.name).to_yaml(), encoding="utf-8")
+            if not folder.exists():
+                try:
+                    partial.rename(folder)
+                except OSError:
+                    if not folder.exists():
+                        raise
+                else:
+                    return folder
+            if job.name is not None:
+                break
+        raise _taken(folder)
+    finally:
+        if partial.exists():
+            shutil.rmtree(partial)
+
+
+def require_free(job: Job) -> None:
+    """Raise a RunError when the run folder that a job names is there already."""
+    if job.name is not None and (folder := Path(job.fit.runs) / job.name).exists():
+        raise _taken(folder)
+
+
+def _taken(folder: Path) -> RunError:
+    if (folder / "results.json").exists():
+        return RunError(str(folder), "a finished run of this name", "a new name", "give another name, or remove it")
+    if (folder / "config.yaml").exists():
+        do = f"continue it with --resume {folder}, or remove it"
+        return RunError(str(folder), "a run of this name that has not ended", "a new name", do)
+    return RunError(str(folder), "something that is no run", "a free name", "give another name")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a run folder; a killed one lets go of it by itself."""
+    with (folder / ".lock").open("w") as lock:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(
+                    str(folder), "another process is training this run", "a run at rest", "wait until it ends"
+                ) from None
+        yield

@@ -1,0 +1,191 @@
+"""The one loop: it asks a model for its loss and knows nothing else about it."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from longrec.data.loader import Loader
+from longrec.data.log import Log
+from longrec.errors import RunError
+from longrec.features.batch import Batch
+from longrec.models.base import Model
+from longrec.progress import Progress
+from longrec.train import checkpoint
+from longrec.train.optimisers import build_optimisers, clip, set_rates
+from longrec.train.scoring import measure, precision, score
+from longrec.train.settings import FitConfig
+from longrec.train.tracking import MetricsFile, Tracker
+
+_SHARE = 20  # checkpoints by the clock may take one part in so many of the time
+
+
+class Loop:
+    """Trains one model on one log inside a run folder, from its last checkpoint on when there is one.
+
+    After ``run`` the folder holds ``metrics.jsonl``, ``checkpoints/last`` and ``checkpoints/best``.
+
+    Args:
+        model: built right after ``torch.manual_seed(config.seed)``.
+        save_best: writes the model, as it is, into a folder.
+        eval_batch: rows scored at once in a validation.
+        stop: asked after every step whether to leave; the loop then writes a checkpoint and raises RunError.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        log: Log,
+        config: FitConfig,
+        folder: Path,
+        save_best: Callable[[Path], None],
+        *,
+        eval_batch: int = 4096,
+        stop: Callable[[], bool] = lambda: False,
+        label: str = "train",
+        quiet: bool = False,
+    ) -> None:
+        self.model, self.log, self.config, self.folder = model, log, config, folder
+        self.save_best, self.eval_batch, self.stop = save_best, eval_batch, stop
+        self.label, self.quiet = label, quiet
+        rows, self.valid_rows = log.rows_of("train"), log.rows_of("valid")
+        self.loader = Loader(log, rows, config.batch_size, seed=config.seed, by_length=config.by_length)
+        self.optimisers = build_optimisers(model, config)
+        self.checkpoints = folder / "checkpoints"
+        self.state = checkpoint.load(self.checkpoints / "last", model, self.optimisers) or checkpoint.State()
+
+    @property
+    def steps(self) -> int:
+        """Batches of the whole run."""
+        return min(self.config.epochs * len(self.loader), self.config.max_steps or 2**63)
+
+    def run(self, trackers: Sequence[Tracker] = ()) -> checkpoint.State:
+        """Train to the end.
+
+        Raises:
+            RunError: a loss or a score that is not finite, or ``stop`` said so.
+        """
+        state = self.state
+        self.trackers = trackers
+        self.metrics = MetricsFile(self.folder / "metrics.jsonl", state.metrics_bytes)
+        self.began = time.perf_counter() - state.seconds
+        self.saved, self.save_cost = time.perf_counter(), 0.0
+        label = self.label if not state.step else f"{self.label} from step {state.step:,}"
+        try:
+            with Progress(
+                self.steps - state.step, label, "steps", stream=io.StringIO() if self.quiet else None
+            ) as progress:
+                while state.stopped is None:
+                    self._epoch(progress)
+        finally:
+            self.metrics.close()
+        return state
+
+    def _epoch(self, progress: Progress) -> None:
+        state, config, batches = self.state, self.config, len(self.loader)
+        parts = config.validations_per_epoch
+        looks = {max(round(batches * part / parts), 1) for part in range(1, parts + 1)}
+        self.model.train()
+        for batch in self.loader.epoch(state.epoch, state.position):
+            # Batch statistics need two rows; a last batch of one is left out for every model alike.
+            if batch.size > 1 or config.batch_size == 1:
+                state.loss_sum += self._update(batch) * batch.size
+                state.loss_rows += batch.size
+            state.step += 1
+            state.position += 1
+            look = state.position in looks or state.step == self.steps
+            if look or state.step % config.log_steps == 0:
+                self._train_line()
+            note = self._validate() if look else ""
+            if state.position == batches:
+                state.epoch, state.position = state.epoch + 1, 0
+            if state.step == self.steps and state.stopped is None:
+                state.stopped = "max_steps" if state.step == config.max_steps else "epochs"
+            asked = self.stop()
+            if look or asked or self._due():
+                self._checkpoint()
+            progress.advance(note=note)
+            if state.stopped is not None:
+                return
+            if asked:
+                raise RunError(str(self.folder), f"stopped after step {state.step:,}", do="continue it with --resume")
+
+    def _update(self, batch: Batch) -> float:
+        """One step of every optimiser; the mean loss of the batch before it."""
+        config = self.config
+        set_rates(self.optimisers, config, self.state.step)
+        with precision(config.bf16):
+            loss = self.model.loss(batch)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise RunError(
+                f"{self.folder}: step {self.state.step + 1:,}",
+                f"the loss is {value}",
+                "a finite number",
+                "lower fit.lr, or set fit.clip_norm or fit.warmup_steps; look for extreme values in dense features"
+                + ("; train without fit.bf16" if config.bf16 else ""),
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        if config.clip_norm is not None:
+            clip(self.model, config.clip_norm)
+        for optimiser in self.optimisers.values():
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        return value
+
+    def _train_line(self) -> None:
+        state = self.state
+        if state.loss_rows:
+            loss = state.loss_sum / state.loss_rows
+            self.metrics.write("train", state.step, self._passes(), self._seconds(), {"loss": loss})
+            for tracker in self.trackers:
+                tracker.train(state.step, loss)
+        state.loss_sum, state.loss_rows = 0.0, 0
+
+    def _validate(self) -> str:
+        """Measure valid, keep the model if it is the best so far; without valid rows the last model is the best."""
+        state, config = self.state, self.config
+        if not len(self.valid_rows):
+            if state.step == self.steps:
+                state.best_step = state.step
+                checkpoint.replace_folder(self.checkpoints / "best", self.save_best)
+            return ""
+        scores = score(self.model, self.log, self.valid_rows, self.eval_batch, bf16=config.bf16)
+        measures = measure(self.log.labels.take(self.valid_rows), scores, self.log.user(self.valid_rows))
+        self.metrics.write("valid", state.step, self._passes(), self._seconds(), measures)
+        for tracker in self.trackers:
+            tracker.valid(state.step, measures)
+        value = measures[config.monitor]
+        lower = config.monitor == "log_loss"
+        if state.best is None or (value < state.best if lower else value > state.best):
+            state.best, state.best_step, state.stale = value, state.step, 0
+            checkpoint.replace_folder(self.checkpoints / "best", self.save_best)
+        else:
+            state.stale += 1
+            if config.patience and state.stale >= config.patience:
+                state.stopped = "patience"
+        return f"valid {config.monitor} {value:.4f}"
+
+    def _passes(self) -> float:
+        return self.state.epoch + self.state.position / len(self.loader)
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self.began
+
+    def _due(self) -> bool:
+        config = self.config
+        if config.checkpoint_steps is not None and self.state.step % config.checkpoint_steps == 0:
+            return True
+        if config.checkpoint_seconds is None:
+            return False
+        return time.perf_counter() - self.saved >= max(config.checkpoint_seconds, _SHARE * self.save_cost)
+
+    def _checkpoint(self) -> None:
+        began = time.perf_counter()
+        self.state.metrics_bytes, self.state.seconds = self.metrics.settle(), self._seconds()
+        checkpoint.save(self.checkpoints / "last", self.model, self.optimisers, self.state)
+        self.saved = time.perf_counter()
+        self.save_cost = self.saved - began

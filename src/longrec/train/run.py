@@ -1,0 +1,149 @@
+"""A finished run, opened: its metrics, its model, its config and its log.
+
+config.yaml        the resolved job              schema/        the fitted schema
+metrics.jsonl      losses and validations        log.json       which prepared log
+environment.json   versions, processor, git      checkpoints/   best (a saved model), last (to resume from)
+predictions/       valid.parquet, test.parquet   results.json   metrics with intervals; written last
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from longrec.data.log import Log
+from longrec.errors import DataError, RunError
+from longrec.features.fitted import FittedSchema
+from longrec.metrics import Interval
+from longrec.train.job import Job, read_job
+
+if TYPE_CHECKING:
+    from longrec.models.base import Model
+
+COLUMNS = ("row", "user", "time", "label", "score")
+"""Columns of a predictions file: row and user row of the prepared log, time, label, probability."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that ended.
+
+    Attributes:
+        folder: where everything of it lies.
+        results: contents of ``results.json``.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.folder.absolute().name
+
+    @cached_property
+    def metrics(self) -> dict[str, Interval]:
+        """Metrics on test with their intervals (on valid when the split has no test rows)."""
+        return {key: Interval.from_dict(value) for key, value in self.results["metrics"].items()}
+
+    @cached_property
+    def config(self) -> Job:
+        """The job as it was run, every default filled in."""
+        return read_job(self.folder / "config.yaml")
+
+    @cached_property
+    def fitted(self) -> FittedSchema:
+        """The schema with its fitted encoders."""
+        return FittedSchema.load(self.folder / "schema")
+
+    def model(self) -> Model:
+        """The model of the best validation, in eval mode."""
+        from longrec.models import artifact  # brings torch
+
+        return artifact.load(self.folder / "checkpoints" / "best").eval()
+
+    def log(self) -> Log:
+        """The prepared log it was trained on.
+
+        Raises:
+            RunError: the log is gone.
+        """
+        return open_log(self.folder, self.config)
+
+    def predictions(self, part: str = "test") -> pa.Table:
+        """Scores of one part: columns row, user, time, label, score.
+
+        Raises:
+            RunError: none were written for this part, or the file is damaged.
+        """
+        path = self.folder / "predictions" / f"{part}.parquet"
+        if not path.exists():
+            raise RunError(str(path), "no such file", f"predictions of {part}", "run longrec predict for this part")
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowException, OSError) as error:
+            raise RunError(str(path), " ".join(str(error).split()), "a Parquet file", "predict again") from None
+        missing = set(COLUMNS) - set(table.column_names)
+        if missing:
+            raise RunError(str(path), f"no column {', '.join(sorted(missing))}", ", ".join(COLUMNS), "predict again")
+        return table
+
+
+def open_run(path: str | Path) -> Run:
+    """Open the folder of a run that ended.
+
+    Raises:
+        RunError: no such folder, not a run, not finished, or results that cannot be read.
+    """
+    folder = Path(path)
+    require_run(folder)
+    file = folder / "results.json"
+    if not file.exists():
+        raise RunError(
+            str(folder),
+            "a run that has not ended",
+            "a finished run",
+            f"continue it: longrec train --resume {folder}",
+        )
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        results["metrics"]["auc"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(str(file), f"not readable ({error})", "what training writes", "train again") from None
+    return Run(folder, results)
+
+
+def require_run(folder: Path) -> None:
+    """Raise a RunError unless ``folder`` is the folder of a run, finished or not."""
+    if not folder.is_dir():
+        near = sorted(other.name for other in folder.parent.glob("*/config.yaml") for other in [other.parent])
+        known = f"; runs beside it: {', '.join(near[:8])}" if near else ""
+        raise RunError(str(folder), f"no such folder{known}", "the folder of a run")
+    if not (folder / "config.yaml").exists():
+        raise RunError(str(folder), "no config.yaml", "the folder of a run", "give the folder that training named")
+
+
+def open_log(folder: Path, job: Job) -> Log:
+    """The prepared log that a run folder points at, read with the run's schema.
+
+    Raises:
+        RunError: the log is gone, or cannot be read.
+    """
+    try:
+        path = json.loads((folder / "log.json").read_text(encoding="utf-8"))["path"]
+        return Log.open(path, job.schema)
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(str(folder / "log.json"), f"not readable ({error})", "the path of a prepared log") from None
+    except DataError as error:
+        raise RunError(
+            str(folder),
+            f"its prepared log cannot be opened ({error.where}: {error.found})",
+            "the log it was trained on",
+            f"prepare it again: longrec prepare {folder / 'config.yaml'}",
+        ) from None

@@ -1,0 +1,60 @@
+"""The ``fit`` and ``evaluate`` sections of a config: how a model is trained, and how it is measured."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field as Setting
+
+from longrec.config import Strict
+
+Monitor = Literal["auc", "gauc", "log_loss"]
+
+
+class FitConfig(Strict):
+    """How a model is trained. The defaults were measured on MovieLens-1M: two passes, three looks at valid a pass."""
+
+    epochs: int = Setting(2, ge=1, description="passes over the training rows; click models overfit after one to three")
+    max_steps: int | None = Setting(None, ge=1, description="stop after so many batches even inside an epoch")
+    batch_size: int = Setting(1024, ge=1, description="training rows a step")
+    lr: float = Setting(1e-3, gt=0, description="learning rate of the dense parameters (AdamW)")
+    weight_decay: float = Setting(
+        0.0, ge=0, description="decoupled decay of the dense matrices; biases and norms are left alone"
+    )
+    warmup_steps: int = Setting(0, ge=0, description="steps over which both learning rates rise from zero")
+    tables_optimiser: Literal["lazy_adam", "rowwise_adam", "rowwise_adagrad"] = Setting(
+        "lazy_adam", description="optimiser of the embedding tables; each touches only the rows of the batch"
+    )
+    tables_lr: float | None = Setting(None, gt=0, description="learning rate of the tables; lr when not given")
+    l2: float = Setting(1e-5, ge=0, description="L2 penalty on the table rows that a batch touches")
+    clip_norm: float | None = Setting(None, gt=0, description="longest gradient allowed, over all parameters at once")
+    bf16: bool = Setting(False, description="compute in bfloat16 where that is safe (autocast); weights stay fp32")
+    by_length: bool = Setting(
+        False, description="fill batches with rows of like history length: faster for models that pad, costs quality"
+    )
+    validations_per_epoch: int = Setting(3, ge=1, description="how often a pass stops to measure valid")
+    monitor: Monitor = Setting("auc", description="metric on valid that picks the best checkpoint")
+    patience: int = Setting(
+        3, ge=0, description="stop after so many validations in a row without a better monitor; 0 never stops early"
+    )
+    seed: int = Setting(0, ge=0, lt=2**63, description="of weights, batch order and dropout: same seed, same run")
+    threads: int = Setting(1, ge=1, description="torch threads")
+    log_steps: int = Setting(50, ge=1, description="batches a training line of metrics.jsonl averages over")
+    checkpoint_seconds: float | None = Setting(
+        60.0, gt=0, description="seconds between two checkpoints to resume from; null for none by the clock"
+    )
+    checkpoint_steps: int | None = Setting(None, ge=1, description="batches between two checkpoints")
+    tensorboard: Literal["auto", "off"] = Setting("auto", description="write TensorBoard events when it is installed")
+    mlflow: Literal["auto", "off"] = Setting(
+        "auto", description="log each validation to MLflow when it is installed (its tracking address decides where)"
+    )
+    runs: str = Setting("runs", description="folder the run folders are kept in")
+
+
+class EvaluateConfig(Strict):
+    """How a finished model is measured."""
+
+    batch_size: int = Setting(4096, ge=1, description="rows scored at once")
+    unit: Literal["user", "row"] = Setting("user", description="what the bootstrap draws: whole users, or rows")
+    replicates: int = Setting(300, ge=2, description="bootstrap draws behind every interval")
+    seed: int = Setting(0, ge=0, description="of the bootstrap")

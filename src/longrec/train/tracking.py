@@ -1,0 +1,125 @@
+"""What a run says while it trains: ``metrics.jsonl`` always, TensorBoard and MLflow where they are installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from longrec.errors import RunError
+from longrec.train.settings import FitConfig
+
+
+class MetricsFile:
+    """``metrics.jsonl``: one JSON object a line, ``{"step", "epoch", "split", "seconds", measures...}``.
+
+    All but ``seconds`` is the same in every run of the same job, killed and resumed or not.
+    """
+
+    def __init__(self, path: Path, keep: int = 0) -> None:
+        """Open the file behind its first ``keep`` bytes; what lies after them belongs to steps done again."""
+        size = path.stat().st_size if path.exists() else 0
+        if size < keep:
+            raise RunError(
+                str(path), f"{size} bytes", f"the {keep} bytes of the checkpoint", "the file was cut; start a new run"
+            )
+        self._file = path.open("r+b" if path.exists() else "w+b")
+        self._file.truncate(keep)
+        self._file.seek(keep)
+
+    def write(self, split: str, step: int, epoch: float, seconds: float, measures: Mapping[str, float]) -> None:
+        """Add one line."""
+        line = {"step": step, "epoch": round(epoch, 6), "split": split, **measures, "seconds": round(seconds, 3)}
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+
+    def settle(self) -> int:
+        """Put everything on the disk and say how many bytes that is: what a checkpoint remembers."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Tracker(Protocol):
+    """Somebody else who keeps curves."""
+
+    def train(self, step: int, loss: float) -> None:
+        """The mean training loss since the last call."""
+
+    def valid(self, step: int, measures: Mapping[str, float]) -> None:
+        """One validation."""
+
+    def close(self, *, finished: bool) -> None:
+        """The run has ended, or was stopped."""
+
+
+@contextmanager
+def trackers(config: FitConfig, folder: Path, step: int, settings: Mapping[str, Any]) -> Iterator[list[Tracker]]:
+    """The trackers that are installed and not switched off, closed in the end.
+
+    Args:
+        step: steps done in earlier sittings.
+        settings: what a tracker shows beside the curves, as dotted keys.
+    """
+    found: list[Tracker] = []
+    if config.tensorboard == "auto" and importlib.util.find_spec("tensorboard"):
+        found.append(_TensorBoard(folder, step))
+    if config.mlflow == "auto" and importlib.util.find_spec("mlflow"):
+        found.append(_MLflow(folder, settings))
+    finished = False
+    try:
+        yield found
+        finished = True
+    finally:
+        for tracker in found:
+            tracker.close(finished=finished)
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        # Steps after the checkpoint come again: TensorBoard is told to forget them.
+        self.writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def train(self, step: int, loss: float) -> None:
+        self.writer.add_scalar("train/loss", loss, step)
+
+    def valid(self, step: int, measures: Mapping[str, float]) -> None:
+        for name, value in measures.items():
+            self.writer.add_scalar(f"valid/{name}", value, step)
+
+    def close(self, *, finished: bool) -> None:
+        self.writer.close()
+
+
+class _MLflow:
+    """Logs validations only: a call for every step would cost more than the step."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        import mlflow
+
+        self.mlflow, self.measures = mlflow, dict[str, float]()
+        note = folder / "mlflow.json"
+        if note.exists():
+            mlflow.start_run(run_id=json.loads(note.read_text())["run_id"])
+        else:
+            run = mlflow.start_run(run_name=folder.absolute().name)
+            note.write_text(json.dumps({"run_id": run.info.run_id}))
+            mlflow.log_params(dict(settings))
+
+    def train(self, step: int, loss: float) -> None:
+        self.measures["train_loss"] = loss
+
+    def valid(self, step: int, measures: Mapping[str, float]) -> None:
+        self.mlflow.log_metrics({**self.measures, **{f"valid_{key}": one for key, one in measures.items()}}, step=step)
+
+    def close(self, *, finished: bool) -> None:
+        self.mlflow.end_run("FINISHED" if finished else "KILLED")

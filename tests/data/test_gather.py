@@ -1,0 +1,300 @@
+"""Every tensor of a batch against a slow oracle: plain loops over plain rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longrec.data.gather import gather
+from longrec.data.log import Log
+from longrec.features.batch import Batch, Jagged
+
+Row = dict[str, Any]
+START = 1_600_000_000
+
+
+# ---- random logs -------------------------------------------------------------------------------------------------
+
+
+def event(users: int, items: int, ticks: int) -> st.SearchStrategy[Row]:
+    maybe = st.none()
+    return st.fixed_dictionaries(
+        {
+            "user": st.integers(0, users - 1),
+            "item": st.one_of(maybe, st.integers(0, items - 1), st.integers(0, items - 1)),
+            "t": st.integers(0, ticks),
+            "visit": st.one_of(maybe, st.integers(0, 2)),
+            "click": st.sampled_from([0, 1, 1, None]),
+            "page": st.sampled_from(["home", "find", None]),
+            "price": st.one_of(maybe, st.integers(-2, 9)),
+            "dwell": st.one_of(maybe, st.integers(0, 4)),
+            "fix": st.one_of(maybe, st.integers(0, 3)),
+            "fixed_after": st.one_of(maybe, st.integers(-2, 6)),
+            "ads": st.lists(st.one_of(maybe, st.integers(0, 3)), max_size=3),
+            "part": st.sampled_from(["train", "train", "valid", "test"]),
+        }
+    )
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> dict[str, Any]:
+    """Rows, how ids are written, and the choices of a schema."""
+    rows = draw(st.lists(event(4, 6, 12), max_size=28))
+    rows += [  # both classes, whatever else is drawn
+        {**draw(event(4, 6, 12)), "click": click, "part": "train"} for click in (0, 1)
+    ]
+    return {
+        "rows": rows,
+        "text": draw(st.booleans()),
+        "steps": draw(st.booleans()),
+        "visits": draw(st.booleans()),
+        "user_table": draw(st.booleans()),
+        "item_table": draw(st.booleans()),
+        "label_delay": draw(st.sampled_from([0, 1, 4])),
+        "dwell_delay": draw(st.sampled_from([None, 0, 3])),
+        "known_at": draw(st.booleans()),
+        "last": draw(st.integers(1, 5)),
+        "min_count": draw(st.integers(1, 3)),
+        "ages": draw(st.lists(st.one_of(st.none(), st.integers(10, 70)), min_size=6, max_size=6)),
+        "kinds": draw(st.lists(st.sampled_from(["a", "b", None]), min_size=8, max_size=8)),
+        "tags": draw(st.lists(st.lists(st.sampled_from(["x", "y", "z"]), max_size=3), min_size=8, max_size=8)),
+    }
+
+
+def build(case: dict[str, Any]) -> tuple[pa.Table, dict[str, Any], pa.Table | None, pa.Table | None]:
+    """The log, the schema, and the tables of users and items."""
+    name = (lambda kind, n: None if n is None else f"{kind}{n}") if case["text"] else (lambda kind, n: n)
+    key = pa.string() if case["text"] else pa.int64()
+    rows = case["rows"]
+    log = {
+        "user": pa.array([name("u", row["user"]) for row in rows], key),
+        "item": pa.array([name("i", row["item"]) for row in rows], key),
+        "t": pa.array([row["t"] if case["steps"] else START + row["t"] for row in rows]),
+        "fixed_at": pa.array([None if (m := fixed_at(row)) is None else m + (0 if case["steps"] else START) for row in rows], pa.int64()),
+        "ad_weights": pa.array([[0.5 + k for k in range(len(row["ads"]))] for row in rows], pa.list_(pa.float64())),
+        "ads": pa.array([row["ads"] for row in rows], pa.list_(pa.int64())),
+        **{column: pa.array([row[column] for row in rows]) for column in ("visit", "click", "page", "price", "dwell", "fix", "part")},
+    }  # fmt: skip
+    users = items = None
+    if case["user_table"]:  # users 1 to 5: user 0 has no row, users 4 and 5 are in no log
+        own = range(1, 6)
+        users = pa.table({"user": pa.array([name("u", n) for n in own], key), "age": [case["ages"][n] for n in own]})
+    else:
+        log["age"] = pa.array([case["ages"][row["user"]] for row in rows], pa.int64())
+    joined = ["|".join(tags) for tags in case["tags"]]
+    if case["item_table"]:
+        columns = {"kind": [case["kinds"][n] for n in range(1, 8)], "tags": joined[1:]}
+        items = pa.table({"item": pa.array([name("i", n) for n in range(1, 8)], key), **columns})
+    else:
+        at = [7 if row["item"] is None else row["item"] for row in rows]  # a null item's columns describe nothing
+        log["kind"] = pa.array([case["kinds"][n] for n in at], pa.string())
+        log["tags"] = pa.array([joined[n] for n in at])
+    return pa.table(log), schema_of(case), users, items
+
+
+def fixed_at(row: Row) -> int | None:
+    return None if row["fixed_after"] is None else row["t"] + row["fixed_after"]
+
+
+def schema_of(case: dict[str, Any]) -> dict[str, Any]:
+    dwell = {} if case["dwell_delay"] is None else {"known_after": case["dwell_delay"]}
+    fix = {"known_at": "fixed_at"} if case["known_at"] else {}
+    hour = {} if case["steps"] else {"hour": {"kind": "time", "part": "hour_of_week"}}
+    return {
+        "user": "user",
+        "item": "item",
+        "time": {"column": "t", "unit": "step" if case["steps"] else "s"},
+        **({"request": "visit"} if case["visits"] else {}),
+        "label": "click",
+        "label_known_after": case["label_delay"],
+        "features": {
+            "user": {"kind": "id"},
+            "age": {"kind": "bucket", "table": "user", "edges": [18, 40]},
+            "item": {"kind": "id", "min_count": case["min_count"]},
+            "kind": {"kind": "id", "table": "item"},
+            "tags": {"kind": "multi", "table": "item", "separator": "|", "min_count": case["min_count"]},
+            "page": {"kind": "id"},
+            "price": {"kind": "dense", "missing": 3},
+            "ads": {"kind": "multi", "weights": "ad_weights"},
+            "click": {"kind": "id", "feedback": True},
+            "dwell": {"kind": "bucket", "edges": [1, 3], "feedback": True, **dwell},
+            "fix": {"kind": "id", "feedback": True, **fix},
+            **hour,
+        },
+        "histories": {
+            "all": {
+                "of": ["item", "kind", "tags", "page", "click", "dwell", "fix", "time_gap"],
+                "last": case["last"],
+            },
+            "clicks": {"of": ["item", "click", "time_gap"], "where": {"click": 1}, "last": case["last"]},
+            "found": {"of": ["page", "tags"], "where": {"page": ["find"], "dwell": {"at_least": 1}}},
+        },
+    }
+
+
+# ---- the oracle --------------------------------------------------------------------------------------------------
+
+
+class Oracle:
+    """What every row should show, one value at a time. Nothing is shared with the package."""
+
+    def __init__(self, case: dict[str, Any]) -> None:
+        self.case, self.rows = case, case["rows"]
+        self.order = sorted(range(len(self.rows)), key=lambda n: (self.rows[n]["user"], self.rows[n]["t"], n))
+        train = [row for row in self.rows if row["part"] == "train"]
+        least = case["min_count"]
+        self.vocabulary = {
+            "user": self.learn([row["user"] for row in train], 1),
+            "item": self.learn([row["item"] for row in train], least),
+            "kind": self.learn([self.kind(row) for row in train], 1),
+            "tags": self.learn([tag for row in train for tag in self.tags(row)], least),
+            "page": self.learn([row["page"] for row in train], 1),
+            "ads": self.learn([ad for row in train for ad in row["ads"]], 1),
+            "click": self.learn([row["click"] for row in train], 1),
+            "fix": self.learn([row["fix"] for row in train], 1),
+        }
+
+    @staticmethod
+    def learn(values: list[Any], least: int) -> list[Any]:
+        counts = Counter(value for value in values if value is not None)
+        return sorted(value for value, n in counts.items() if n >= least)
+
+    def code(self, name: str, value: Any) -> int:
+        if value is None:
+            return 0
+        known = self.vocabulary[name]
+        return known.index(value) + 2 if value in known else 1
+
+    def kind(self, row: Row) -> str | None:
+        item = row["item"]
+        return None if item is None or (self.case["item_table"] and item == 0) else self.case["kinds"][item]
+
+    def tags(self, row: Row) -> list[str]:
+        item = row["item"]
+        return [] if item is None or (self.case["item_table"] and item == 0) else self.case["tags"][item]
+
+    def age(self, row: Row) -> int:
+        age = None if self.case["user_table"] and row["user"] == 0 else self.case["ages"][row["user"]]
+        return 0 if age is None else 2 + (age >= 18) + (age >= 40)
+
+    def moment(self, row: Row) -> int:
+        if not self.case["visits"] or row["visit"] is None:
+            return row["t"]
+        same = [r["t"] for r in self.rows if (r["user"], r["visit"]) == (row["user"], row["visit"])]
+        return min(same)
+
+    def features(self, row: Row) -> dict[str, Any]:
+        made = {
+            "user": self.code("user", row["user"]),
+            "age": self.age(row),
+            # a null item is an item nobody knows
+            "item": 1 if row["item"] is None else self.code("item", row["item"]),
+            "kind": self.code("kind", self.kind(row)),
+            "tags": [self.code("tags", tag) for tag in self.tags(row)],
+            "page": self.code("page", row["page"]),
+            "price": 3.0 if row["price"] is None else float(row["price"]),
+            "ads": [self.code("ads", ad) for ad in row["ads"]],
+        }
+        if not self.case["steps"]:
+            moment = datetime.fromtimestamp(START + self.moment(row), UTC)
+            made["hour"] = 2 + moment.weekday() * 24 + moment.hour
+        return made
+
+    def past(self, row: Row) -> list[Row]:
+        own = [self.rows[n] for n in self.order if self.rows[n]["user"] == row["user"]]
+        return [past for past in own if past["t"] < self.moment(row)]
+
+    def history(self, name: str, row: Row) -> list[Row]:
+        now, label = self.moment(row), self.case["label_delay"]
+        dwell = label if self.case["dwell_delay"] is None else self.case["dwell_delay"]
+        past = self.past(row)
+        if name == "clicks":
+            past = [p for p in past if p["click"] == 1 and p["t"] + label < now]
+        if name == "found":
+            past = [p for p in past if p["page"] == "find" and (p["dwell"] or 0) >= 1 and p["t"] + dwell < now]
+        return past[-50 if name == "found" else -self.case["last"] :]
+
+    def column(self, name: str, past: Row, now: int) -> Any:
+        label = self.case["label_delay"]
+        if name == "time_gap":
+            return 2 + (1 + now - past["t"]).bit_length() - 1
+        if name in ("item", "kind", "tags", "page"):
+            return self.features(past)[name]
+        if name == "click":
+            known, rows = past["t"] + label < now, 2 + len(self.vocabulary["click"])
+            return self.code("click", past["click"]) if known else rows
+        if name == "dwell":
+            delay = label if self.case["dwell_delay"] is None else self.case["dwell_delay"]
+            value = past["dwell"]
+            seen = 0 if value is None else 2 + (value >= 1) + (value >= 3)
+            return seen if past["t"] + delay < now else 5
+        since = fixed_at(past) if self.case["known_at"] else past["t"] + label
+        known, rows = since is not None and since < now, 2 + len(self.vocabulary["fix"])
+        return self.code("fix", past["fix"]) if known else rows
+
+
+def plain(column: torch.Tensor | Jagged) -> list[Any]:
+    """A column as Python values, one a row."""
+    if isinstance(column, Jagged):
+        bounds = column.offsets.tolist()
+        return [column.values[a:b].tolist() for a, b in zip(bounds, bounds[1:])]
+    assert column.dtype in (torch.int32, torch.float32)
+    return column.tolist()
+
+
+def compare(oracle: Oracle, log: Log, batch: Batch, at: np.ndarray[Any, Any]) -> None:
+    rows = [oracle.rows[oracle.order[n]] for n in at]
+    assert batch.size == len(rows)
+    assert batch.shared is False
+    assert batch.rows is not None
+    assert batch.label is not None
+    assert batch.rows.tolist() == at.tolist()
+    labels = [float("nan") if row["click"] is None else row["click"] for row in rows]
+    np.testing.assert_array_equal(batch.label.numpy(), labels)
+    shown = [oracle.features(row) for row in rows]
+    assert list(batch.features) == list(shown[0])
+    for name, column in batch.features.items():
+        assert plain(column) == [values[name] for values in shown], name
+    ads = batch.features["ads"]
+    assert isinstance(ads, Jagged)
+    assert ads.weights is not None
+    assert ads.weights.tolist() == [0.5 + k for row in rows for k in range(len(row["ads"]))]
+    for name, history in batch.histories.items():
+        past = [oracle.history(name, row) for row in rows]
+        assert history.offsets.dtype == torch.int64
+        assert history.offsets.tolist() == np.cumsum([0, *map(len, past)]).tolist(), name
+        assert list(history.columns) == list(log.schema.histories[name].of)
+        for column_name, column in history.columns.items():
+            expected = [
+                oracle.column(column_name, p, oracle.moment(row)) for row, own in zip(rows, past) for p in own
+            ]
+            assert plain(column) == expected, (name, column_name)
+
+
+@settings(deadline=None, max_examples=25)
+@given(case=cases(), random=st.randoms(use_true_random=False))
+def test_every_tensor_equals_the_slow_way(case: dict[str, Any], random: Any, prepared: Callable[..., Log]) -> None:
+    table, schema, users, items = build(case)
+    log = prepared(table, schema, users=users, items=items, split={"by": "column", "column": "part"})
+    oracle = Oracle(case)
+    at = list(range(len(oracle.rows)))
+    random.shuffle(at)
+    assert len(log) == len(at)
+    compare(oracle, log, gather(log, np.array(at)), np.array(at))
+    compare(oracle, log, gather(log, np.array(at[:1])), np.array(at[:1]))
+    for part in ("train", "valid", "test"):
+        expected = [
+            place
+            for place, n in enumerate(oracle.order)
+            if oracle.rows[n]["part"] == part and oracle.rows[n]["click"] is not None
+        ]
+        assert log.rows_of(part).tolist() == expected

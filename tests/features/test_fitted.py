@@ -1,0 +1,252 @@
+"""A fitted schema and entity tables: saved as data, the same after loading; lists gathered without a loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longrec.errors import DataError
+from longrec.features import encode
+from longrec.features.encode import Lists
+from longrec.features.fitted import FittedSchema, concat_lists, gather_lists, time_gaps
+from longrec.features.schema import Field, Schema
+from longrec.features.table import EntityTable
+from longrec.features.vocabulary import Keys
+
+quick = settings(deadline=None, max_examples=25)
+
+SCHEMA = Schema.model_validate(
+    {
+        "user": "user",
+        "item": "movie",
+        "time": {"column": "t", "unit": "s"},
+        "label": {"column": "stars", "at_least": 4},
+        "features": {
+            "user": {"kind": "id", "hash": 20, "dim": 8},
+            "movie": {"kind": "id"},
+            "name": {"kind": "id", "table": "item"},
+            "price": {"kind": "dense", "scale": "minmax", "missing": 2.0},
+            "age": {"kind": "bucket", "table": "user", "edges": [18, 65]},
+            "shown": {"kind": "bucket", "log_square": True},
+            "hour": {"kind": "time", "utc_offset": 1.5},
+            "genres": {"kind": "multi", "table": "item", "separator": "|", "pool": "sum"},
+            "tags": {"kind": "multi", "weights": "tag_weights"},
+            "stars": {"kind": "id", "feedback": True},
+        },
+        "histories": {"rated": {"of": ["movie", "genres", "stars", "time_gap"], "where": {"price": {"at_least": 1}}}},
+    }
+)
+ENCODERS: dict[str, encode.Encoder] = {
+    "user": encode.HashEncoder(20, 9),
+    "movie": encode.IdEncoder(Keys(pa.array([10, 2**53, 2**53 + 1]))),
+    "name": encode.IdEncoder(Keys(pa.array(["é", "b"]))),
+    "price": encode.DenseEncoder("minmax", 1.0, 4.0, 2.0),
+    "age": encode.BucketEncoder((18.0, 65.0)),
+    "shown": encode.LogSquareEncoder(-2, 5),
+    "hour": encode.TimeEncoder("hour", 1.5),
+    "genres": encode.IdEncoder(Keys(pa.array(["war", "love"]))),
+    "tags": encode.HashEncoder(5, 3),
+    "stars": encode.IdEncoder(Keys(pa.array([1, 2, 3, 4, 5]))),
+}
+RAW: dict[str, Any] = {
+    "user": [5, None, 7],
+    "movie": [2**53 + 1, 10, 11],
+    "name": ["b", None, "zz"],
+    "price": [5, None, 1],
+    "age": [17, 65, None],
+    "shown": [0, 100, None],
+    "genres": ["war|love", None, "zz|war"],
+    "tags": [[1, 2], [], [3]],
+    "stars": [5, None, 6],
+}
+WEIGHTS = pa.array([[0.5, 2], [], [1]])
+
+
+def fitted() -> FittedSchema:
+    return FittedSchema(SCHEMA, ENCODERS)
+
+
+def encoded(made: FittedSchema, start: int, stop: int) -> dict[str, Any]:
+    """Every column of some rows, lists as (values, lengths, weights)."""
+    columns: dict[str, Any] = {}
+    for name, values in RAW.items():
+        weights = WEIGHTS[start:stop] if name == "tags" else None
+        column = made.encode(name, pa.array(values)[start:stop], name, weights)
+        if isinstance(column, Lists):
+            own = None if column.weights is None else column.weights.tolist()
+            columns[name] = (column.values.tolist(), np.diff(column.offsets).tolist(), own)
+        else:
+            columns[name] = column.tolist()
+    return columns
+
+
+def test_every_kind_of_column() -> None:
+    made = encoded(fitted(), 0, 3)
+    assert made["movie"] == [4, 2, 1]
+    assert made["name"] == [3, 0, 1]
+    assert made["price"] == [1.0, 0.25, 0.0]
+    assert made["age"] == [2, 4, 0]
+    assert made["shown"] == [2, 9, 0]
+    assert made["genres"] == ([2, 3, 1, 2], [2, 0, 2], None)
+    assert made["tags"][1:] == ([2, 0, 1], [0.5, 2.0, 1.0])
+    assert made["stars"] == [6, 0, 1]
+
+
+def test_one_row_online_equals_the_column_offline() -> None:
+    whole = encoded(fitted(), 0, 3)
+    for row in range(3):
+        for name, value in encoded(fitted(), row, row + 1).items():
+            if isinstance(value, tuple):
+                starts = np.cumsum([0, *whole[name][1]])
+                own = slice(starts[row], starts[row + 1])
+                assert value[0] == whole[name][0][own]
+                assert value[1] == [whole[name][1][row]]
+                assert value[2] is None or value[2] == whole[name][2][own]
+            else:
+                assert value == [whole[name][row]]
+
+
+def test_the_same_schema_after_saving_and_loading(tmp_path: Path) -> None:
+    fitted().save(tmp_path / "schema")
+    loaded = FittedSchema.load(tmp_path / "schema")
+    assert loaded.schema == SCHEMA
+    assert loaded.fields() == fitted().fields()
+    assert encoded(loaded, 0, 3) == encoded(fitted(), 0, 3)
+    assert all(path.suffix in (".json", ".parquet") for path in (tmp_path / "schema").iterdir())
+
+
+def test_a_folder_that_holds_no_schema(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no readable features\.json .*; expected a fitted schema\n  Run prepare again"):
+        FittedSchema.load(tmp_path)
+    (tmp_path / "features.json").write_text('{"format": "longrec-features-0"}')
+    with pytest.raises(DataError, match=r"format 'longrec-features-0'; expected longrec-features-1"):
+        FittedSchema.load(tmp_path)
+    (tmp_path / "features.json").write_text('{"format": ')
+    with pytest.raises(DataError, match=r"no readable features\.json"):
+        FittedSchema.load(tmp_path)
+
+
+def test_fields_tell_a_model_what_it_needs() -> None:
+    fields = fitted().fields()
+    assert [field.name for field in fields.features] == [name for name in SCHEMA.features if name != "stars"]
+    by_name = {field.name: field for field in fields.features}
+    assert by_name["user"] == Field("user", "id", 22, dim=8, table="user")
+    assert by_name["price"] == Field("price", "dense", 0)
+    assert by_name["age"] == Field("age", "id", 5, table="user")
+    assert by_name["shown"] == Field("shown", "id", 10)
+    assert by_name["hour"] == Field("hour", "id", 26)
+    assert by_name["genres"] == Field("genres", "multi", 4, pool="sum", table="item")
+    assert by_name["tags"] == Field("tags", "multi", 7, weighted=True)
+    movie, genres, stars, gap = fields.histories["rated"]
+    assert (movie, genres) == (by_name["movie"], by_name["genres"])
+    assert stars == Field("stars", "id", 8, feedback=True)
+    assert gap == Field("time_gap", "id", 42)
+    assert fitted().not_yet("stars") == 7
+    assert fields.pairs("rated") == (movie, genres)
+
+
+def test_the_entry_of_somebody_unknown() -> None:
+    made = fitted()
+    assert np.asarray(made.unknown("user")).tolist() == [1]
+    assert np.asarray(made.unknown("movie")).tolist() == [1]
+    assert np.asarray(made.unknown("name")).tolist() == [0]
+    assert np.asarray(made.unknown("age")).tolist() == [0]
+    assert np.asarray(made.unknown("price")).tolist() == [0.25]
+    genres = made.unknown("genres")
+    assert isinstance(genres, Lists)
+    assert (genres.values.tolist(), genres.offsets.tolist()) == ([], [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        (pa.array([[1.0], [], [1.0]]), r"^tags: weights: lists of other lengths than the values; expected one weight"),
+        (pa.array([[1.0, None], [], [1.0]]), r"^tags: weights: 1 null.*; expected a number for every value"),
+        (pa.array(["1|2", "", "3"]), r"^tags: weights: text; expected a list column"),
+        (pa.array([["a", "b"], [], ["c"]]), r"^tags: weights: text, for example 'a'; expected numbers"),
+    ],
+)
+def test_weights_that_do_not_fit(weights: pa.Array, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        fitted().encode("tags", pa.array(RAW["tags"]), "tags", weights)
+
+
+# ---- entity tables -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keys", [[2**53 + 1, 5, 2**53], ["b", "é", ""]])
+def test_an_entity_table_survives_saving(keys: list[Any], tmp_path: Path) -> None:
+    lists = Lists(np.array([2, 3], np.int32), np.array([0, 0, 2, 2, 2]), np.array([0.5, 1], np.float32))
+    columns = {"age": np.array([0, 2, 3, 4], np.int32), "tags": lists, "plain": Lists(lists.values, lists.offsets)}
+    EntityTable(Keys(pa.array(keys)), columns).save(tmp_path / "items")
+    loaded = EntityTable.load(tmp_path / "items")
+    assert len(loaded) == 4
+    assert [loaded.key(row) for row in range(4)] == [None, *keys]
+    assert loaded.rows(pa.array([keys[2], None, keys[0]]), "x").tolist() == [3, 0, 1]
+    np.testing.assert_array_equal(loaded.columns["age"], columns["age"])
+    tags, plain = loaded.columns["tags"], loaded.columns["plain"]
+    assert isinstance(tags, Lists)
+    assert isinstance(plain, Lists)
+    assert (tags.values.tolist(), tags.offsets.tolist()) == ([2, 3], [0, 0, 2, 2, 2])
+    assert tags.weights is not None
+    assert tags.weights.tolist() == [0.5, 1]
+    assert plain.weights is None
+
+
+def test_an_empty_entity_table_survives_saving(tmp_path: Path) -> None:
+    empty = Lists(np.zeros(0, np.int32), np.zeros(2, np.int64))
+    EntityTable(Keys(pa.array([], pa.int64())), {"tags": empty}).save(tmp_path)
+    loaded = EntityTable.load(tmp_path)
+    assert len(loaded) == 1
+    assert loaded.rows(pa.array([4]), "x").tolist() == [0]
+
+
+# ---- lists and gaps ----------------------------------------------------------------------------------------------
+
+
+@quick
+@given(st.lists(st.lists(st.integers(0, 9), max_size=3), min_size=1, max_size=8), st.data())
+def test_gathered_lists_are_the_lists(lists: list[list[int]], data: st.DataObject) -> None:
+    offsets = np.cumsum([0, *map(len, lists)])
+    flat = np.array(sum(lists, []), np.uint8)
+    column = Lists(flat, offsets, flat / np.float32(2))
+    rows = data.draw(st.lists(st.integers(0, len(lists) - 1), max_size=8))
+    made = gather_lists(column, np.array(rows, np.uint8))
+    assert np.diff(made.offsets).tolist() == [len(lists[row]) for row in rows]
+    assert made.values.tolist() == sum((lists[row] for row in rows), [])
+    assert made.weights is not None
+    assert made.weights.tolist() == [value / 2 for value in made.values]
+
+
+def test_gathering_the_last_row_a_narrow_type_can_name() -> None:
+    column = Lists(np.arange(256), np.arange(257))
+    assert gather_lists(column, np.array([255, 0], np.uint8)).values.tolist() == [255, 0]
+
+
+def test_lists_one_after_the_other() -> None:
+    one = Lists(np.array([1, 2]), np.array([0, 2]))
+    two = Lists(np.array([3]), np.array([0, 0, 1]))
+    made = concat_lists(part for part in (one, two))
+    assert (made.values.tolist(), made.offsets.tolist(), made.weights) == ([1, 2, 3], [0, 2, 2, 3], None)
+    assert len(made) == 3
+
+
+@quick
+@given(st.integers(0, 2**45), st.integers(0, 2**45))
+def test_time_gaps_are_log_buckets(first: int, second: int) -> None:
+    seconds = max(second - first, 0) // 1000
+    expected = 2 + min((1 + seconds).bit_length() - 1, 39)
+    assert time_gaps(np.array([second]), np.array([first])).tolist() == [expected]
+
+
+def test_time_gaps_by_hand() -> None:
+    gaps = time_gaps(np.array([0, 999, 1000, 2999, 3000, 7000, 2**60]), np.zeros(7, np.int64))
+    assert gaps.tolist() == [2, 2, 3, 3, 4, 5, 41]
+    assert gaps.dtype == np.int32
+    assert time_gaps(np.array([3]), np.array([0]), per_second=1).tolist() == [4]

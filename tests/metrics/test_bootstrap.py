@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+import math
+import time
+
+import numpy as np
+import pytest
+
+from longrec import metrics
+from longrec.errors import ConfigError, DataError, UnknownName
+from longrec.metrics import METRICS, Interval, bootstrap, compare, summary
+from longrec.metrics.bootstrap import _Column
+
+PUBLIC = {
+    "auc": lambda y, p, u: metrics.auc(y, p),
+    "gauc": metrics.gauc,
+    "log_loss": lambda y, p, u: metrics.log_loss(y, p),
+    "normalised_entropy": lambda y, p, u: metrics.normalised_entropy(y, p),
+    "pcoc": lambda y, p, u: metrics.pcoc(y, p),
+    "ece": lambda y, p, u: metrics.ece(y, p),
+}
+
+
+def world(rows=3000, users=200, seed=0):
+    """Labels drawn from the score's own probability; scores rounded, so that many tie."""
+    rng = np.random.default_rng(seed)
+    user = rng.integers(0, users, rows)
+    score = np.round(rng.beta(2, 3, rows), 2)
+    return (rng.random(rows) < score).astype(np.float32), score, user
+
+
+@pytest.mark.parametrize("unit", ["user", "row"])
+def test_values_are_those_of_the_plain_functions(unit):
+    y, p, u = world()
+    for key, one in summary(y, p, u, replicates=20, unit=unit).items():
+        assert one.value == pytest.approx(PUBLIC[key](y, p, u), abs=1e-12)
+        assert one.low <= one.value <= one.high
+
+
+@pytest.mark.parametrize("unit", ["user", "row"])
+def test_a_replicate_equals_the_plain_functions_on_rows_written_out(unit):
+    y, p, u = world(rows=400, users=30)
+    u = np.unique(u, return_inverse=True)[1]
+    units = u.max() + 1 if unit == "user" else len(y)
+    of_row = u if unit == "user" else np.arange(len(y))
+    column = _Column(y.astype(float), p, u, of_row, units, unit)
+    rng = np.random.default_rng(5)
+    for _ in range(5):
+        counts = np.bincount(rng.integers(0, units, units), minlength=units)
+        rows = np.repeat(np.arange(len(y)), counts[of_row])
+        measured = dict(zip(METRICS, column.measure(counts.astype(float))))
+        for key in METRICS[:5]:  # ECE keeps the bins of the full rows
+            # A user drawn twice is still one user for GAUC: all its pairs count twice as much, its AUC is the same.
+            assert measured[key] == pytest.approx(PUBLIC[key](y[rows], p[rows], u[rows]), abs=1e-12), key
+
+
+def test_the_seed_decides():
+    y, p, u = world()
+    assert summary(y, p, u, replicates=30, seed=3) == summary(y, p, u, replicates=30, seed=3)
+    assert summary(y, p, u, replicates=30, seed=3) != summary(y, p, u, replicates=30, seed=4)
+
+
+def test_row_order_does_not_matter_when_users_are_drawn():
+    y, p, u = world()
+    order = np.random.default_rng(1).permutation(len(y))
+    one, two = summary(y, p, u, replicates=30), summary(y[order], p[order], u[order], replicates=30)
+    for key in METRICS:
+        assert one[key].low == pytest.approx(two[key].low, abs=1e-12)
+        assert one[key].high == pytest.approx(two[key].high, abs=1e-12)
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say():
+    """Users shift scores and labels alike in all their rows: drawing rows takes them for more than they are."""
+    spread, shift = 1.2, 1.0
+    truth = 0.5 * (1 + math.erf(shift / math.sqrt(2 * (1 + spread**2)) / math.sqrt(2)))  # Phi(d / sqrt(2 (1 + t^2)))
+    covered = {"user": 0, "row": 0}
+    trials = 100
+    for trial in range(trials):
+        rng = np.random.default_rng(trial)
+        u = np.repeat(np.arange(60), 10)
+        y = (rng.random(600) < rng.beta(0.5, 0.5, 60)[u]).astype(float)
+        z = shift * y + spread * rng.normal(size=60)[u] + rng.normal(size=600)
+        for unit in covered:
+            one = summary(y, 1 / (1 + np.exp(-z)), u, replicates=80, seed=trial, unit=unit)["auc"]
+            covered[unit] += one.low <= truth <= one.high
+    assert covered["user"] >= 0.86 * trials
+    assert covered["row"] <= 0.8 * trials
+
+
+def test_equal_scores_differ_by_exactly_nothing():
+    y, p, u = world()
+    comparison = compare(y, {"a": p, "b": p.copy()}, u, replicates=50)
+    for difference in comparison.differences["b"].values():
+        assert difference.interval == Interval(0.0, 0.0, 0.0)
+        assert (difference.real, difference.verdict) == (False, "unclear")
+
+
+def test_a_real_difference_is_called_real_and_noise_is_not():
+    rng = np.random.default_rng(0)
+    y, p, u = world(rows=8000, users=300)
+    noisy = np.clip(p + rng.normal(size=len(p)) * 0.15, 0, 1)
+    again = np.clip(p + rng.normal(size=len(p)) * 1e-5, 0, 1)
+    comparison = compare(y, {"good": p, "noisy": noisy, "again": again}, u, baseline="good", replicates=100)
+    assert list(comparison.differences) == ["noisy", "again"]
+    verdicts = {key: one.verdict for key, one in comparison.differences["noisy"].items()}
+    assert [verdicts[key] for key in ("auc", "gauc", "log_loss", "normalised_entropy")] == ["worse"] * 4
+    assert not comparison.differences["again"]["auc"].real
+    turned = compare(y, {"good": p, "noisy": noisy}, u, baseline="noisy", replicates=100).differences["good"]
+    assert turned["auc"].verdict == "better"
+    assert turned["log_loss"].verdict == "better"
+    one, other = comparison.differences["noisy"]["auc"].interval, turned["auc"].interval
+    assert (other.value, other.low, other.high) == pytest.approx((-one.value, -one.high, -one.low), abs=1e-12)
+
+
+def test_pairing_makes_differences_much_tighter_than_the_runs():
+    y, p, u = world()
+    other = np.clip(p + 0.02 * np.random.default_rng(1).normal(size=len(p)), 0, 1)
+    comparison = compare(y, {"a": p, "b": other}, u, replicates=60)
+    run, difference = comparison.runs["b"]["auc"], comparison.differences["b"]["auc"].interval
+    assert difference.high - difference.low < (run.high - run.low) / 3
+
+
+def test_pcoc_that_differs_is_neither_better_nor_worse():
+    y, p, u = world()
+    assert compare(y, {"a": p, "b": p * 0.9}, u, replicates=30).differences["b"]["pcoc"].verdict == "differs"
+
+
+def test_a_comparison_is_plain_json_and_tells_what_gauc_left_out():
+    y, p, u = world(rows=300, users=150)
+    comparison = compare(y, {"a": p, "b": p * 0.5}, u, replicates=20)
+    skipped = metrics.grouped_auc(y, p, u)
+    content = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
+    assert content["baseline"] == "a"
+    assert (content["rows"], content["users"], content["positives"]) == (300, len(set(u)), int(y.sum()))
+    assert (content["gauc_users_skipped"], content["gauc_rows_skipped"]) == (
+        skipped.users_skipped,
+        skipped.rows_skipped,
+    )
+    assert Interval.from_dict(content["runs"]["b"]["auc"]) == comparison.runs["b"]["auc"]
+    assert content["differences"]["b"]["pcoc"]["real"] is True
+
+
+def test_one_row_a_user_has_no_gauc_and_that_is_said_not_averaged():
+    y, p, u = world(rows=200)
+    result = summary(y, p, np.arange(200), replicates=20)
+    assert not result["gauc"].defined
+    assert str(result["gauc"]) == "undefined"
+    assert result["gauc"].to_dict() == {"value": None, "low": None, "high": None}
+    assert not Interval.from_dict(result["gauc"].to_dict()).defined
+    assert result["auc"].defined
+    assert compare(y, {"a": p, "b": p}, np.arange(200), replicates=5).differences["b"]["gauc"].verdict == "unclear"
+
+
+def test_replicates_that_lack_a_class_are_drawn_again():
+    y, u = np.array([1.0, 0, 0, 0, 0, 0]), np.array([0, 0, 1, 2, 3, 4])
+    drawn = bootstrap(y, {"s": np.linspace(0.9, 0.1, 6)}, u, replicates=50)
+    assert np.isfinite(drawn.draws["s"]).all()
+
+
+def test_faults_are_told():
+    y, p, u = world(rows=50)
+    with pytest.raises(DataError, match="50 rows that are all 0"):
+        summary(np.zeros(50), p, u)
+    with pytest.raises(DataError, match=r"(?s)1 user; expected two users or more.*unit='row'"):
+        summary(y, p, np.zeros(50, int))
+    with pytest.raises(DataError, match="column 'b': the value 7"):
+        compare(y, {"a": p, "b": p + 7}, u)
+    with pytest.raises(UnknownName, match="did you mean 'user'"):
+        summary(y, p, u, unit="users")
+    with pytest.raises(UnknownName, match="no run named 'c'"):
+        compare(y, {"a": p, "b": p}, u, baseline="c")
+    with pytest.raises(ConfigError, match="at least 2"):
+        summary(y, p, u, replicates=1)
+    with pytest.raises(ConfigError, match="at least one score column"):
+        compare(y, {}, u)
+
+
+def test_the_bootstrap_is_fast():
+    rng = np.random.default_rng(0)
+    u, p = rng.integers(0, 6000, 100_000), rng.random(100_000).astype(np.float32)
+    y = rng.random(100_000) < p
+    start = time.process_time()
+    compare(y, {"a": p, "b": 1 - p}, u, replicates=100)
+    assert time.process_time() - start < 2  # 300 replicates under 6 s

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import longrec.metrics as room
+
+MODULES = [f"{room.__name__}.{found.name}" for found in pkgutil.iter_modules(room.__path__)]
+
+
+@pytest.mark.parametrize("name", [*MODULES, "longrec.report.tables", "longrec.report.plots", "longrec.progress"])
+def test_doctests_pass(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_every_metric_has_a_doctest():
+    finder = doctest.DocTestFinder()
+    for name in room.__all__:
+        thing = getattr(room, name)
+        if inspect.isfunction(thing) and name not in ("bootstrap",):
+            assert any(test.examples for test in finder.find(thing, name)), f"{name} shows no example"

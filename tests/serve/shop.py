@@ -1,0 +1,377 @@
+"""Small shops with every kind of feature: a prepared log made by hand, a model, and its bundle, each made once.
+
+The log is written here column by column, without the data room, so that serving is held against a second opinion.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from longrec.config import Strict
+from longrec.export.bundle import Bundle
+from longrec.export.golden import Golden, Sample
+from longrec.export.offline import golden
+from longrec.export.write import export
+from longrec.features.batch import Batch, Jagged
+from longrec.features.encode import Lists, flatten
+from longrec.features.fit import Fitter
+from longrec.features.fitted import FittedSchema, concat_lists
+from longrec.features.schema import Schema
+from longrec.features.table import EntityTable
+from longrec.features.view import Past, filter_delay, history_columns, holds
+from longrec.features.vocabulary import Keys
+from longrec.models.base import Ranker, build
+from longrec.nn.embedding import Embeddings
+from longrec.nn.segment import Segments
+from longrec.serve.service import replay
+from longrec.store.segment import Segment
+
+FULL: dict[str, Any] = {
+    "user": "user_id",
+    "item": "item_id",
+    "time": {"column": "at", "unit": "auto"},
+    "label": {"column": "rating", "at_least": 4},
+    "label_known_after": "2s",
+    "features": {
+        "user_id": {"kind": "id"},
+        "age": {"kind": "dense", "table": "user", "scale": "standard"},
+        "hobbies": {"kind": "multi", "table": "user", "separator": "|"},
+        "item_id": {"kind": "id"},
+        "price": {"kind": "bucket", "table": "item", "quantiles": 4},
+        "genres": {"kind": "multi", "table": "item", "pool": "sum"},
+        "actors": {"kind": "multi", "table": "item", "hash": 40, "weights": "fame"},
+        "device": {"kind": "id"},
+        "shown": {"kind": "dense", "scale": "log"},
+        "shown_cut": {"kind": "bucket", "column": "shown", "log_square": True},
+        "campaign": {"kind": "id", "hash": 50},
+        "tags": {"kind": "multi", "table": "event", "weights": "tag_weights", "pool": "max"},
+        "hour": {"kind": "time", "part": "hour_of_week", "utc_offset": 1.5},
+        "rating": {"kind": "id", "feedback": True},
+        "dwell": {"kind": "bucket", "edges": [5, 20], "feedback": True, "known_at": "dwell_known"},
+    },
+    "histories": {
+        "seen": {"of": ["item_id", "genres", "actors", "device", "rating", "dwell", "time_gap"], "last": 12},
+        "liked": {"of": ["item_id", "time_gap"], "last": 5, "where": {"rating": {"at_least": 4}}},
+    },
+}
+STEPS: dict[str, Any] = {
+    "user": "name",
+    "item": "film",
+    "time": {"column": "step", "unit": "step"},
+    "label": "click",
+    "features": {"name": {"kind": "id"}, "film": {"kind": "id"}, "place": {"kind": "bucket", "edges": [2, 4]}},
+}
+PREJOINED: dict[str, Any] = {
+    "user": "user_id",
+    "item": "item_id",
+    "label": "click",
+    "features": {
+        "user_id": {"kind": "id"},
+        "item_id": {"kind": "id"},
+        "colour": {"kind": "id", "table": "item"},
+        "slot": {"kind": "id"},
+    },
+    "histories": {"clicks": {"of": ["item_id", "colour"], "last": 6, "columns": {"item_id": "ids", "colour": "colours"}}},
+}
+
+
+class PlainConfig(Strict):
+    width: int = 4
+
+
+class Plain(Ranker):
+    """Sums and means of embeddings: written against the contract alone, with histories or without."""
+
+    Config = PlainConfig
+
+    def __init__(self, config: PlainConfig, fields: Any) -> None:
+        super().__init__(config, fields)
+        self.embeddings = Embeddings(fields, config.width, width=config.width, std=0.5)
+        self.out = nn.Linear(config.width, 1)
+
+    def forward(self, batch: Batch) -> Tensor:
+        embedded = self.embeddings(batch)
+        return self.out(torch.stack(list(embedded.features.values())).sum(0).tanh()).squeeze(1)
+
+
+class PlainHistory(Ranker):
+    """Attention by dot product, and repeat_interleave, which a program must be able to hold."""
+
+    Config = PlainConfig
+    reads_history = True
+
+    def __init__(self, config: PlainConfig, fields: Any) -> None:
+        super().__init__(config, fields)
+        self.embeddings = Embeddings(fields, config.width, width=config.width, histories=True, std=0.5)
+        self.out = nn.Linear(2 * config.width, 1)
+
+    def forward(self, batch: Batch) -> Tensor:
+        embedded = self.embeddings(batch)
+        query = torch.stack(list(embedded.features.values())).sum(0)
+        pooled = torch.zeros_like(query)
+        for name, columns in embedded.histories.items():
+            keys = torch.stack(list(columns.values())).sum(0)
+            segments = Segments.of(batch.histories[name], batch.size)
+            weight = segments.softmax((segments.mul(query, keys)).sum(1))
+            pooled = pooled + segments.weighted_sum(weight, keys)
+        for column in batch.features.values():
+            if isinstance(column, Jagged):
+                segments = Segments.of_values(column)
+                ones = torch.ones_like(column.values, dtype=torch.float32)
+                count = torch.zeros(segments.rows).index_add(0, segments.row, ones)
+                query = query + count.unsqueeze(1)
+        return self.out(torch.cat([query, pooled], 1)).squeeze(1)
+
+
+@dataclass(frozen=True)
+class Shop:
+    log: Path
+    fitted: FittedSchema
+    users: EntityTable
+    items: EntityTable
+    segment: Segment
+    event_lists: dict[str, Lists]
+    bundle: Path
+    model: Ranker
+    golden: list[Golden]
+    histories: dict[str, dict[str, Lists]]
+
+    def sample(self, row: int, items: NDArray[Any], moment: int | None = None) -> Sample:
+        """The impression of a row of the log, as the log keeps it."""
+        user = int(np.searchsorted(self.segment.offsets, row, side="right")) - 1
+        moment = int(self.segment.times[row]) if moment is None else moment
+        schema = self.fitted.schema
+        events: dict[str, Any] = {}
+        for name in self.fitted.of_table("event"):
+            feature = schema.features[name]
+            if feature.feedback or feature.kind == "time":
+                continue
+            if feature.kind == "multi":
+                events[name] = one_row(self.event_lists[name], row)
+            else:
+                events[name] = self.segment.columns[name][row]
+        if schema.prejoined:
+            histories: Any = {
+                history: {name: one_row(column, row).values for name, column in columns.items()}
+                for history, columns in self.histories.items()
+            }
+        else:
+            histories = {name: self.history(user, name, moment) for name in schema.histories}
+        return Sample(user, items, moment, events, histories)
+
+    def history(self, user: int, name: str, moment: int) -> dict[str, Any]:
+        """A history by a search from end to end."""
+        history, columns = self.fitted.schema.histories[name], self.segment.columns
+        cut = moment - filter_delay(self.fitted, name)
+        own = range(int(self.segment.offsets[user]), int(self.segment.offsets[user + 1]))
+        rows = [row for row in own if self.segment.times[row] < cut]
+        if history.where:
+            rows = [row for row in rows if columns[f"where.{name}"][row]]
+        at = np.array(rows[-history.last :], np.int64)
+        past = Past(
+            self.segment.times[at],
+            columns["item"][at],
+            {n: c[at].astype(np.int32) for n, c in columns.items() if "." not in n and c.dtype.kind != "f"},
+            {n.removeprefix("known."): c[at] for n, c in columns.items() if n.startswith("known.")},
+        )
+        return history_columns(self.fitted, name, self.items, past, np.array([moment]))
+
+
+def one_row(column: Lists, row: int) -> Lists:
+    part = slice(int(column.offsets[row]), int(column.offsets[row + 1]))
+    weights = None if column.weights is None else column.weights[part]
+    return Lists(column.values[part], np.array([0, part.stop - part.start]), weights)
+
+
+def _fit(schema: Schema, sources: dict[str, tuple[pa.Array, str | None]]) -> FittedSchema:
+    encoders = {}
+    for name, feature in schema.features.items():
+        fitter = Fitter(name, feature)
+        if feature.kind != "time":
+            values = sources[name][0]
+            if feature.kind == "multi":
+                values, _ = flatten(values, feature.separator, name)
+            fitter.add(values, np.ones(len(values), np.int64), name)
+        encoders[name] = fitter.finish()
+    return FittedSchema(schema, encoders)
+
+
+def _table(fitted: FittedSchema, owner: str, keys: pa.Array, columns: dict[str, pa.Array]) -> EntityTable:
+    made: dict[str, Any] = {}
+    for name in fitted.of_table(owner):
+        feature = fitted.schema.features[name]
+        weights = None if feature.weights is None else columns[feature.weights]
+        known = fitted.encode(name, columns[fitted.schema.column(name)], name, weights)
+        unknown = fitted.unknown(name)
+        if isinstance(known, Lists):
+            assert isinstance(unknown, Lists)
+            made[name] = concat_lists([unknown, known])
+        else:
+            made[name] = np.concatenate([unknown, known])
+    return EntityTable(Keys(keys), made)
+
+
+def make(
+    folder: Path,
+    content: dict[str, Any],
+    events: dict[str, pa.Array],
+    users: dict[str, pa.Array],
+    items: dict[str, pa.Array],
+    model: Callable[[Any], Ranker],
+) -> Shop:
+    """Write a prepared log from raw columns (events in any order) and export a model over it."""
+    schema = Schema.model_validate(content)
+    time = schema.time.column if schema.time else None
+    owned = {"event": events, "user": users, "item": items}
+    sources = {n: (owned[schema.table(n)].get(schema.column(n)), None) for n in schema.features}
+    fitted = _fit(schema, sources)
+    user_table = _table(fitted, "user", users[schema.user], users)
+    item_table = _table(fitted, "item", items[schema.item], items)
+    rows = user_table.rows(events[schema.user], "user")
+    times = events[time].to_numpy() if time else np.zeros(len(rows), np.int64)
+    order = np.lexsort((times, rows))
+    columns: dict[str, NDArray[Any]] = {"item": item_table.rows(events[schema.item], "item")[order].astype(np.uint16)}
+    lists: dict[str, Lists] = {}
+    for name in fitted.of_table("event"):
+        feature = schema.features[name]
+        if feature.kind == "time":
+            continue
+        weights = None if feature.weights is None else events[feature.weights].take(pa.array(order))
+        values = fitted.encode(name, events[schema.column(name)].take(pa.array(order)), name, weights)
+        if isinstance(values, Lists):
+            lists[name] = values
+        else:
+            columns[name] = values if values.dtype.kind == "f" else values.astype(np.uint16)
+        if feature.known_at:
+            columns[f"known.{name}"] = events[feature.known_at].to_numpy()[order]
+    for name, history in schema.histories.items():
+        if history.where:
+            met = [holds(c, events[column].take(pa.array(order)), column) for column, c in history.where.items()]
+            columns[f"where.{name}"] = np.logical_and.reduce(met).astype(np.uint8)
+    histories: dict[str, dict[str, Lists]] = {}
+    for name, history in schema.histories.items():
+        for column, raw in (history.columns or {}).items():
+            flat, offsets = flatten(events[raw].take(pa.array(order)), None, raw)
+            ids = fitted.encoders[column].encode(flat, raw)  # type: ignore[union-attr]
+            cut = [ids[a:b][-history.last :] for a, b in zip(offsets[:-1], offsets[1:])]
+            lengths = [0, *np.cumsum([len(part) for part in cut])]
+            histories.setdefault(name, {})[column] = Lists(np.concatenate(cut), np.array(lengths))
+    offsets = np.searchsorted(rows[order], np.arange(len(user_table) + 1))
+    segment = Segment(offsets, times[order], columns)
+    log, out = folder / "log", folder / "bundle"
+    fitted.save(log / "schema")
+    user_table.save(log / "users")
+    item_table.save(log / "items")
+    segment.write(log / "events")
+    torch.manual_seed(3)
+    ranker = model(fitted.fields()).eval()
+    shop = Shop(log, fitted, user_table, item_table, segment, lists, out, ranker, [], histories)
+    rng = np.random.default_rng(5)
+    wanted = [int(row) for row in rng.choice(len(segment), 12, replace=False)]
+    for row in wanted:
+        others = rng.permutation(np.arange(1, len(item_table)))[: rng.integers(1, 20)]
+        shop.golden.append(golden(ranker, fitted, user_table, item_table, shop.sample(row, others)))
+    export(ranker, log, out, shop.golden, replay, source={"run": "shop"})
+    return shop
+
+
+@functools.cache
+def full(name: str = "din") -> Shop:
+    """Every kind of feature, two histories, text items; times in milliseconds with many ties."""
+    rng = np.random.default_rng(1)
+    users, items, count = 9, 40, 400
+    start = 1_600_000_000_000
+    times = start + rng.integers(0, 60, count) * 1_000
+    words = ["sun", "sea", "sky", "ice"]
+    lists = [list(map(str, rng.choice(words, rng.integers(0, 3)))) for _ in range(count)]
+    events = {
+        "user_id": pa.array(rng.integers(1, users + 1, count) * 11),
+        "item_id": pa.array([f"i{n}" for n in rng.integers(0, items, count)]),
+        "at": pa.array(times),
+        "rating": pa.array(rng.integers(1, 6, count)),
+        "dwell": pa.array([None if n % 7 == 0 else float(n % 40) for n in rng.integers(0, 100, count)]),
+        "dwell_known": pa.array(times + rng.integers(0, 9_000, count)),
+        "device": pa.array([None if n == 0 else f"d{n}" for n in rng.integers(0, 4, count)]),
+        "shown": pa.array(np.round(rng.lognormal(1, 2, count), 2)),
+        "campaign": pa.array(rng.integers(0, 1_000, count)),
+        "tags": pa.array(lists, pa.list_(pa.string())),
+        "tag_weights": pa.array([[float(len(word) + i) for i, word in enumerate(row)] for row in lists], pa.list_(pa.float64())),
+    }
+    people = {
+        "user_id": pa.array(np.arange(1, users + 1) * 11),
+        "age": pa.array([None if n == 4 else 20.0 + n for n in range(users)]),
+        "hobbies": pa.array(["", "chess", "chess|golf", "golf", "go|chess|golf", "", "go", "go|go", "golf"]),
+    }
+    cast = [rng.integers(0, 90, rng.integers(0, 4)).tolist() for _ in range(items)]
+    things = {
+        "item_id": pa.array([f"i{n}" for n in range(items)]),
+        "price": pa.array(np.round(rng.lognormal(2, 1, items), 2)),
+        "genres": pa.array([list(map(str, rng.choice(["a", "b", "c"], n % 3, replace=False))) for n in range(items)], pa.list_(pa.string())),
+        "actors": pa.array(cast, pa.list_(pa.int64())),
+        "fame": pa.array([[0.5 + i for i, _ in enumerate(row)] for row in cast], pa.list_(pa.float64())),
+    }
+    settings = {"din": {"name": "din", "attention": [8], "mlp": [8], "embedding_dim": 4, "softmax": True, "init_std": 0.5}}
+    models: dict[str, Callable[[Any], Ranker]] = {
+        "din": lambda fields: build(settings["din"], fields),  # type: ignore[return-value]
+        "plain": lambda fields: PlainHistory(PlainConfig(), fields),
+    }
+    return make(_folder(), FULL, events, people, things, models[name])
+
+
+@functools.cache
+def steps() -> Shop:
+    """Text users, integer films, steps for times, and a model that reads no history."""
+    rng = np.random.default_rng(2)
+    count = 60
+    events = {
+        "name": pa.array([f"n{n}" for n in rng.integers(0, 5, count)]),
+        "film": pa.array(rng.integers(1, 9, count)),
+        "step": pa.array(np.arange(count)),
+        "click": pa.array(rng.integers(0, 2, count)),
+        "place": pa.array(rng.integers(0, 6, count)),
+    }
+    people, things = {"name": pa.array([f"n{n}" for n in range(5)])}, {"film": pa.array(np.arange(1, 9))}
+    return make(_folder(), STEPS, events, people, things, lambda fields: Plain(PlainConfig(), fields))
+
+
+@functools.cache
+def prejoined() -> Shop:
+    """Histories that come with every row, and no times."""
+    rng = np.random.default_rng(4)
+    count = 50
+    past = [rng.integers(1, 12, rng.integers(0, 10)).tolist() for _ in range(count)]
+    colours = ["red", "green", "blue"]
+    events = {
+        "user_id": pa.array(rng.integers(1, 6, count)),
+        "item_id": pa.array(rng.integers(1, 10, count)),
+        "click": pa.array(rng.integers(0, 2, count)),
+        "slot": pa.array(rng.integers(0, 4, count)),
+        "ids": pa.array(past, pa.list_(pa.int64())),
+        "colours": pa.array([[None if n == 5 else colours[n % 3] for n in row] for row in past], pa.list_(pa.string())),
+    }
+    things = {"item_id": pa.array(np.arange(1, 10)), "colour": pa.array([colours[n % 3] for n in range(1, 10)])}
+    people = {"user_id": pa.array(np.arange(1, 6))}
+    return make(_folder(), PREJOINED, events, people, things, lambda fields: PlainHistory(PlainConfig(), fields))
+
+
+def _folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="shop-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def opened(shop: Shop) -> Bundle:
+    return Bundle.open(shop.bundle)

@@ -1,0 +1,353 @@
+"""The house plan as a test: who may import whom, what a file may hold, what no file may do.
+
+The checks are plain functions over a folder, so that the second half of this file can plant every
+fault in a small tree and see it found.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "longrec"
+
+GROUND = {"errors", "config", "progress"}
+FACE = {"__init__", "__main__", "cli", "demo", "verbs"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "features": set(),
+    "metrics": set(),
+    "interop": {"features"},
+    "nn": {"features"},
+    "store": {"features"},
+    "models": {"features", "nn"},
+    "data": {"features", "store"},
+    "pipeline": {"features", "store", "models"},
+    "train": {"features", "metrics", "store", "data", "models", "pipeline"},
+    "export": {"features", "store", "models", "pipeline"},
+    "serve": {"features", "store", "pipeline", "export"},
+    "report": {"metrics"},
+}
+LINES = 400
+VAGUE = re.compile(r"(^|_)(utils?|commons?|helpers?|misc)(_|$)")
+UNSAFE_MODULES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+UNSAFE_CALLS = {
+    "eval", "exec", "compile", "torch.load", "torch.save", "torch.jit.load", "torch.export.load",
+    "yaml.unsafe_load", "yaml.full_load", "yaml.unsafe_load_all", "yaml.full_load_all",
+}  # fmt: skip
+MACHINE_PATH = re.compile(r"(?<![\w/:.~-])/(?:work|home|root|Users|opt|tmp|mnt)/\w")
+TORCH_FREE = ("features.schema", "features.encode", "data.prepare", "metrics", "report", "serve.service")
+
+
+def files(package: Path) -> list[Path]:
+    """Every Python file of a package."""
+    return sorted(package.rglob("*.py"))
+
+
+def module_of(package: Path, path: Path) -> str:
+    """Dotted name inside the package: ``nn.fm``; a room's ``__init__`` is the room, the face's is ``__init__``."""
+    parts = list(path.relative_to(package).with_suffix("").parts)
+    if parts[-1] == "__init__" and len(parts) > 1:
+        parts.pop()
+    return ".".join(parts)
+
+
+def imports(package: Path, path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name inside the package) of every import of the package itself, wherever it stands."""
+    name = package.name
+    here = [name, *path.relative_to(package).with_suffix("").parts]
+    known = {module_of(package, file) for file in files(package)}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        found: list[str] = []
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(here[: len(here) - node.level]) if node.level else ""
+            source = ".".join(part for part in (base, node.module) if part)
+            found = [f"{source}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Call) and called(node).split(".")[-1] in ("import_module", "__import__"):
+            found = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        for dotted in found:
+            if dotted != name and not dotted.startswith(f"{name}."):
+                continue
+            inside = dotted.removeprefix(name).lstrip(".")
+            while inside and inside not in known and inside not in MAY_IMPORT:  # drop the names of things in files
+                inside = inside.rpartition(".")[0]
+            yield getattr(node, "lineno", 0), inside or "__init__"
+
+
+def called(node: ast.Call) -> str:
+    """The dotted name of what a call calls, or nothing when it has none."""
+    parts: list[str] = []
+    target: ast.expr = node.func
+    while isinstance(target, ast.Attribute):
+        parts.append(target.attr)
+        target = target.value
+    return ".".join([target.id, *reversed(parts)]) if isinstance(target, ast.Name) else ""
+
+
+def import_faults(package: Path) -> list[str]:
+    """Imports against the table, and rooms the table does not know."""
+    faults = []
+    for path in files(package):
+        room = module_of(package, path).split(".")[0]
+        if room in FACE:
+            continue
+        if room not in GROUND and room not in MAY_IMPORT:
+            faults.append(f"{path.name}: {room} is no room of the house plan")
+            continue
+        allowed = GROUND | {room} | MAY_IMPORT.get(room, set())
+        for line, target in imports(package, path):
+            if target.split(".")[0] not in allowed:
+                faults.append(f"{path.relative_to(package)}:{line}: {room} may not import {target}")
+    return faults
+
+
+def cycle_faults(package: Path) -> list[str]:
+    """Files that import each other in a ring."""
+    graph = {module_of(package, path): {t for _, t in imports(package, path)} for path in files(package)}
+    state: dict[str, int] = {}
+    faults: list[str] = []
+
+    def visit(node: str, trail: list[str]) -> None:
+        state[node] = 1
+        for target in sorted(graph.get(node, set()) - {node}):
+            if state.get(target) == 1:
+                faults.append("cycle: " + " -> ".join([*trail[trail.index(target) :], target]))
+            elif target not in state:
+                visit(target, [*trail, target])
+        state[node] = 2
+
+    for node in sorted(graph):
+        if node not in state:
+            visit(node, [node])
+    return faults
+
+
+def name_faults(package: Path) -> list[str]:
+    """Files and folders whose name says nothing."""
+    names = {part for path in files(package) for part in path.relative_to(package).with_suffix("").parts}
+    return [f"{name}: says nothing about what is inside" for name in sorted(names) if VAGUE.search(name)]
+
+
+def length_faults(package: Path) -> list[str]:
+    """Files longer than the house allows."""
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files(package)}
+    return [f"{path.relative_to(package)}: {n} lines, at most {LINES}" for path, n in lengths.items() if n > LINES]
+
+
+def _safe_loader(node: ast.Call, tree: ast.Module) -> bool:
+    given = [k.value for k in node.keywords if k.arg == "Loader"] + node.args[1:2]
+    heirs = {
+        c.name
+        for c in ast.walk(tree)
+        if isinstance(c, ast.ClassDef) and any(ast.unparse(base).endswith("SafeLoader") for base in c.bases)
+    }
+    return bool(given) and (ast.unparse(given[0]).endswith("SafeLoader") or ast.unparse(given[0]) in heirs)
+
+
+def unsafe_faults(package: Path) -> list[str]:
+    """Whatever runs code found in a file or a string, and errors that vanish."""
+    faults = []
+    for path in files(package):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            wrong = ""
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+                wrong = next((f"imports {n}" for n in names if n.split(".")[0] in UNSAFE_MODULES), "")
+                if isinstance(node, ast.ImportFrom) and not node.level:
+                    pairs = [f"{node.module}.{alias.name}" for alias in node.names]
+                    wrong = wrong or next((f"imports {pair}" for pair in pairs if pair in UNSAFE_CALLS), "")
+            elif isinstance(node, ast.Call):
+                name = called(node)
+                pickled = [k for k in node.keywords if k.arg == "allow_pickle" and name.endswith("load")]
+                if name.removeprefix("builtins.") in UNSAFE_CALLS:
+                    wrong = f"calls {name}"
+                elif any(not isinstance(k.value, ast.Constant) or k.value.value is not False for k in pickled):
+                    wrong = f"calls {name} with allow_pickle"
+                elif name in ("yaml.load", "yaml.load_all") and not _safe_loader(node, tree):
+                    wrong = "calls yaml.load without a safe loader"
+                elif name.endswith("suppress") and any(ast.unparse(a).endswith("Exception") for a in node.args):
+                    wrong = "suppresses every error"
+            elif isinstance(node, ast.ExceptHandler):
+                empty = (ast.Pass, ast.Expr)
+                if all(isinstance(s, empty) and not isinstance(getattr(s, "value", None), ast.Call) for s in node.body):
+                    wrong = "swallows an error (except: pass)"
+            if wrong:
+                faults.append(f"{path.relative_to(package)}:{getattr(node, 'lineno', 0)}: {wrong}")
+    return faults
+
+
+def heir_faults(package: Path) -> list[str]:
+    """Models that inherit from a sibling: composition goes through nested configs."""
+    faults = []
+    for path in sorted((package / "models").glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        siblings = {
+            alias.asname or alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package.name}.models.")
+            for alias in node.names
+            if not (node.module or "").endswith(".base")
+        }
+        for node in ast.walk(tree):
+            bases = [ast.unparse(base).split("[")[0] for base in node.bases] if isinstance(node, ast.ClassDef) else []
+            faults += [f"models/{path.name}: {b} is a sibling's class" for b in bases if b.split(".")[0] in siblings]
+    return faults
+
+
+def path_faults(root: Path) -> list[str]:
+    """Text that names a folder of one machine."""
+    faults = []
+    for folder, pattern in (
+        ("src", "*"),
+        ("docs", "*"),
+        ("tests", "*"),
+        ("bench", "*"),
+        ("examples", "*"),
+        (".", "*.*"),
+    ):
+        for path in sorted((root / folder).glob(pattern) if folder == "." else (root / folder).rglob(pattern)):
+            if path.suffix in (".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".html", ".js") and path.is_file():
+                for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+                    if MACHINE_PATH.search(line):
+                        faults.append(f"{path.relative_to(root)}:{number}: names a path of one machine: {line.strip()}")
+    return faults
+
+
+CHECKS: tuple[Callable[[Path], list[str]], ...] = (
+    import_faults, cycle_faults, name_faults, length_faults, unsafe_faults, heir_faults,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_house_keeps_its_plan(check: Callable[[Path], list[str]]) -> None:
+    assert check(PACKAGE) == []
+
+
+def test_no_text_names_a_path_of_one_machine() -> None:
+    assert path_faults(ROOT) == []
+
+
+def test_every_room_stands() -> None:
+    assert [room for room in MAY_IMPORT if not (PACKAGE / room).is_dir()] == []
+
+
+def torch_comes_with(code: str) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` in a fresh interpreter that fails if torch was imported by the end."""
+    check = "import sys; sys.exit(3 if 'torch' in sys.modules else 0)"
+    return subprocess.run([sys.executable, "-c", f"{code}\n{check}"], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_no_torch_comes_with(module: str) -> None:
+    done = torch_comes_with(f"import longrec.{module}")
+    assert done.returncode == 0, done.stderr or f"longrec.{module} imports torch"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["models"]], ids=" ".join)
+def test_no_torch_comes_with_the_command_line(words: list[str]) -> None:
+    done = torch_comes_with(
+        "from longrec.cli import main\n"
+        f"try:\n    code = main({words!r})\nexcept SystemExit as end:\n    code = end.code\nassert not code, code"
+    )
+    assert done.returncode == 0, done.stderr or f"longrec {' '.join(words)} imports torch"
+
+
+# ---- planted faults: each check must find its own ----------------------------------------------------------------
+
+
+def plant(folder: Path, tree: dict[str, str]) -> Path:
+    """A small package named longrec with these files."""
+    package = folder / "longrec"
+    for name, text in tree.items():
+        path = package / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return package
+
+
+CLEAN = {
+    "__init__.py": "",
+    "errors.py": "class LongRecError(Exception):\n    pass\n",
+    "cli.py": "from longrec.train import fit\n",
+    "features/__init__.py": "",
+    "features/batch.py": "from longrec.errors import LongRecError\n",
+    "nn/__init__.py": "",
+    "nn/fm.py": "from longrec.features import batch\nfrom . import other\n",
+    "nn/other.py": "import re\nword = re.compile('a')\n",
+    "models/__init__.py": "",
+    "models/base.py": "class Ranker:\n    pass\n",
+    "models/fm.py": "from longrec.models.base import Ranker\nclass FM(Ranker):\n    pass\n",
+    "data/__init__.py": "",
+    "train/__init__.py": "",
+    "train/fit.py": "def fit():\n    from longrec.data import log\n",
+    "data/log.py": "import yaml\nclass Own(yaml.SafeLoader):\n    pass\nx = lambda t: yaml.load(t, Own)\n",
+}
+
+
+def test_a_clean_tree_has_no_fault(tmp_path: Path) -> None:
+    package = plant(tmp_path, CLEAN)
+    assert [fault for check in CHECKS for fault in check(package)] == []
+
+
+PLANTED = [
+    (import_faults, "features/x.py", "from longrec.nn import fm", "features may not import nn.fm"),
+    (import_faults, "models/x.py", "import longrec.data.log", "models may not import data.log"),
+    (import_faults, "models/x.py", "def f():\n    from longrec.store import segment", "models may not import store"),
+    (import_faults, "nn/x.py", "from ..data import log", "nn may not import data.log"),
+    (import_faults, "data/x.py", "import importlib as i\ni.import_module('longrec.train.fit')", "data may not import train.fit"),
+    (import_faults, "train/x.py", "from longrec import cli", "train may not import cli"),
+    (import_faults, "train/x.py", "from longrec import train_it", "train may not import __init__"),
+    (import_faults, "errors.py", "from longrec.features import batch", "errors may not import features.batch"),
+    (import_faults, "kitchen/x.py", "", "kitchen is no room"),
+    (cycle_faults, "nn/other.py", "from longrec.nn import fm", "cycle: nn.fm -> nn.other -> nn.fm"),
+    (cycle_faults, "nn/other.py", "def f():\n    import longrec.nn.fm", "cycle: nn.fm -> nn.other -> nn.fm"),
+    (name_faults, "nn/utils.py", "", "utils"),
+    (name_faults, "nn/test_helpers.py", "", "test_helpers"),
+    (name_faults, "nn/common/x.py", "", "common"),
+    (name_faults, "misc.py", "", "misc"),
+    (length_faults, "nn/x.py", "x = 1\n" * 401, "401 lines"),
+    (unsafe_faults, "data/x.py", "import pickle", "imports pickle"),
+    (unsafe_faults, "data/x.py", "from joblib import dump", "imports joblib"),
+    (unsafe_faults, "data/x.py", "from torch import load", "imports torch.load"),
+    (unsafe_faults, "data/x.py", "eval('1')", "calls eval"),
+    (unsafe_faults, "data/x.py", "import builtins\nbuiltins.exec('1')", "calls builtins.exec"),
+    (unsafe_faults, "data/x.py", "import torch\ntorch.load('f', weights_only=True)", "calls torch.load"),
+    (unsafe_faults, "data/x.py", "import torch\ntorch.save(1, 'f')", "calls torch.save"),
+    (unsafe_faults, "data/x.py", "import numpy as np\nnp.load('f', allow_pickle=True)", "allow_pickle"),
+    (unsafe_faults, "data/x.py", "import yaml\nyaml.load('a')", "safe loader"),
+    (unsafe_faults, "data/x.py", "import yaml\nyaml.load('a', Loader=yaml.FullLoader)", "safe loader"),
+    (unsafe_faults, "data/x.py", "import yaml\nyaml.full_load('a')", "calls yaml.full_load"),
+    (unsafe_faults, "data/x.py", "try:\n    f()\nexcept OSError:\n    pass", "swallows"),
+    (unsafe_faults, "data/x.py", "try:\n    f()\nexcept:\n    ...", "swallows"),
+    (unsafe_faults, "data/x.py", "import contextlib\nwith contextlib.suppress(Exception):\n    f()", "suppresses"),
+    (heir_faults, "models/din.py", "from longrec.models.fm import FM\nclass DIN(FM):\n    pass", "sibling"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("check", "name", "text", "says"), PLANTED, ids=[f"{p[0].__name__}-{p[3]}" for p in PLANTED])
+def test_a_planted_fault_is_found(
+    check: Callable[[Path], list[str]], name: str, text: str, says: str, tmp_path: Path
+) -> None:
+    package = plant(tmp_path, {**CLEAN, name: text})
+    found = check(package)
+    assert len(found) == 1, found
+    assert says in found[0]
+
+
+def test_a_path_of_one_machine_is_found_in_any_text(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text("see `" + "/" + "home/ann/x`, POST /v2/models/din/infer, a/tmp/b\n")
+    assert len(path_faults(tmp_path)) == 1
+
+
+def test_torch_is_noticed() -> None:
+    assert torch_comes_with("import longrec.features.batch").returncode == 3

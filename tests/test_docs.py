@@ -1,0 +1,310 @@
+"""The documentation holds: every YAML parses, every verb and link exists, every runnable snippet runs.
+
+A fenced block says by its language and first line what is asked of it:
+
+- ``yaml`` with a first line ``# NAME.yaml`` is a file of its page; ``NAME.schema.yaml`` is a schema, any other name a
+  job, which finds its schema among the files of its page. Without a name it is a part of a schema.
+- ``console``: every ``longrec VERB`` must exist. ``console run`` and ``python run`` are run, in order, in one folder a
+  page that holds the page's YAML files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longrec.config import Strict, parse, read_yaml
+from longrec.data.settings import DataConfig, Split
+from longrec.features.schema import Condition, Feature, History, Label, Schema, TimeColumn
+from longrec.train.job import read_job
+from longrec.train.settings import EvaluateConfig, FitConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
+JOBS = sorted((ROOT / "examples").rglob("*.yaml"))
+BASE: dict[str, Any] = {
+    "user": "u",
+    "item": "i",
+    "time": "t",
+    "label": "y",
+    "features": {"u": {"kind": "id"}, "i": {"kind": "id"}},
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a page."""
+
+    page: Path
+    line: int
+    language: str
+    words: tuple[str, ...]
+    text: str
+
+    @property
+    def file(self) -> str | None:
+        """The name in a first line such as ``# din.yaml``."""
+        found = re.match(r"#\s*([\w./-]+\.ya?ml)\b", self.text)
+        return found[1] if found else None
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT) if self.page.is_relative_to(ROOT) else self.page.name}:{self.line}"
+
+
+def blocks(page: Path) -> list[Block]:
+    """Fenced blocks of a page, in order."""
+    found: list[Block] = []
+    open_at, info, lines = 0, "", list[str]()
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.startswith("```"):
+            lines.append(line)
+        elif open_at:
+            language, *words = info.split() or [""]
+            found.append(Block(page, open_at, language, tuple(words), "\n".join(lines) + "\n"))
+            open_at = 0
+        else:
+            open_at, info, lines = number, line[3:].strip(), []
+    assert not open_at, f"{page}:{open_at}: a block is never closed"
+    return found
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+
+
+def of(language: str, *words: str) -> list[Block]:
+    return [block for block in BLOCKS if block.language == language and set(words) <= set(block.words)]
+
+
+def write_files(page: Path, folder: Path) -> dict[str, Path]:
+    """The named YAML blocks of a page as files."""
+    files = {}
+    for block in blocks(page):
+        if block.language == "yaml" and block.file is not None:
+            assert block.file not in files, f"{block}: {block.file} stands twice on this page"
+            files[block.file] = folder / block.file
+            files[block.file].parent.mkdir(parents=True, exist_ok=True)
+            files[block.file].write_text(block.text, encoding="utf-8")
+    return files
+
+
+def parse_yaml(block: Block, folder: Path) -> None:
+    """Refuse what the config checker refuses."""
+    files = write_files(block.page, folder)
+    if block.file is None:
+        path = folder / "part.yaml"
+        path.write_text(block.text, encoding="utf-8")
+        part = read_yaml(path)
+        features = {**BASE["features"], **part.get("features", {})}
+        parse(Schema, {**BASE, **part, "features": features}, str(block))
+    elif block.file.endswith(".schema.yaml"):
+        parse(Schema, read_yaml(files[block.file]), str(block))
+    else:
+        read_job(files[block.file])
+
+
+@pytest.mark.parametrize("block", of("yaml"), ids=str)
+def test_every_yaml_block_parses(block: Block, tmp_path: Path) -> None:
+    parse_yaml(block, tmp_path)
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_example_parses(path: Path) -> None:
+    if path.name.endswith(".schema.yaml"):
+        parse(Schema, read_yaml(path), path.name)
+    else:
+        read_job(path)
+
+
+def test_there_are_examples_and_pages() -> None:
+    assert JOBS
+    assert len(PAGES) > 10
+    assert of("yaml")
+    assert of("console")
+
+
+def verbs_used(text: str) -> set[str]:
+    """``longrec VERB`` in running text and in console blocks."""
+    return set(re.findall(r"(?:^\$ |`|&& )longrec ([a-z]+)", text, re.M))
+
+
+def test_every_verb_exists() -> None:
+    from longrec.cli import parser
+
+    actions = [action for action in parser()._actions if isinstance(action.choices, dict)]
+    verbs = set(actions[0].choices)
+    used = {verb: page for page in PAGES for verb in verbs_used(page.read_text(encoding="utf-8"))}
+    assert {verb: str(page.name) for verb, page in used.items() if verb not in verbs} == {}
+    missing = verbs - set(used)
+    assert not missing, f"no page shows {sorted(missing)}"
+
+
+RUNNABLE = sorted({block.page for block in BLOCKS if "run" in block.words})
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_runnable_snippets_run(page: Path, tmp_path: Path) -> None:
+    write_files(page, tmp_path)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    for block in blocks(page):
+        if "run" not in block.words:
+            continue
+        assert block.language in ("python", "console"), f"{block}: only python and console can run"
+        if block.language == "python":
+            command = [sys.executable, "-c", block.text]
+        else:
+            lines = [line[2:] for line in block.text.splitlines() if line.startswith("$ ")]
+            command = ["bash", "-c", "set -e\n" + "\n".join(lines)]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+
+
+def anchors(page: Path) -> set[str]:
+    """What a heading is called in a link."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return {
+        re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.+)$", text, re.M)
+    }
+
+
+def link_faults(page: Path) -> list[str]:
+    """Relative links of a page that lead nowhere."""
+    faults = []
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name) if name else page
+        if not file.exists():
+            faults.append(f"{page.name}: {target}: no such file")
+        elif anchor and anchor not in anchors(file):
+            faults.append(f"{page.name}: {target}: no such heading")
+    return faults
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_relative_link_resolves(page: Path) -> None:
+    assert link_faults(page) == []
+
+
+def documented(page: Path, heading: str) -> set[str]:
+    """Keys in the first column of the table below a heading."""
+    text = page.read_text(encoding="utf-8")
+    section = re.search(rf"^## {re.escape(heading)}$(.*?)(?=^## |\Z)", text, re.M | re.S)
+    assert section is not None, f"{page.name} has no section {heading!r}"
+    return set(re.findall(r"^\| `([a-z_0-9]+)` \|", section[1], re.M))
+
+
+SECTIONS: list[tuple[str, str, type[Strict]]] = [
+    *(("schema.md", cls.__name__, cls) for cls in (Schema, TimeColumn, Label, Feature, History, Condition)),
+    ("training.md", "data", DataConfig),
+    ("training.md", "split", Split),
+    ("training.md", "fit", FitConfig),
+    ("training.md", "evaluate", EvaluateConfig),
+]
+
+
+@pytest.mark.parametrize(("page", "heading", "cls"), SECTIONS, ids=[f"{page}-{name}" for page, name, _ in SECTIONS])
+def test_every_key_is_documented_and_no_other(page: str, heading: str, cls: type[Strict]) -> None:
+    assert documented(ROOT / "docs" / "guide" / page, heading) == set(cls.model_fields)
+
+
+def test_the_model_list_is_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, "docs/make_models.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def project() -> dict[str, Any]:
+    content: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return content
+
+
+def test_the_changelog_tells_of_this_version() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## (\S+)", text, re.M)
+    assert versions[0] == project()["version"]
+    newest = text.split("\n## ")[1]
+    headings = re.findall(r"^### (.+)$", newest, re.M)
+    assert set(headings) <= {"Added", "Changed", "Fixed", "Removed", "Numbers that moved"}
+
+
+def test_the_readme_begins_with_the_two_commands() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^\$ (.+?)(?:\s+#.*)?$", text, re.M)
+    assert commands[:2] == ["make demo", "make test"]
+
+
+def test_every_dependency_has_its_reason() -> None:
+    record = next((ROOT / "docs" / "decisions").glob("0002-*.md")).read_text(encoding="utf-8")
+    words = project()["dependencies"] + [w for group in project()["optional-dependencies"].values() for w in group]
+    names = {re.split(r"[<>=!\[ ]", word)[0] for word in words} - {"longrec"}
+    listed = {name for cell in re.findall(r"^\| ([^|]+) \|", record, re.M) for name in cell.strip().split(", ")}
+    assert names <= listed, f"no reason for {sorted(names - listed)}"
+    assert listed - {"package", "---"} <= names, f"no longer used: {sorted(listed - names)}"
+
+
+def test_decision_records_are_numbered_and_short() -> None:
+    records = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    assert [record.name[:4] for record in records] == [f"{n:04d}" for n in range(1, len(records) + 1)]
+    for record in records:
+        lines = record.read_text(encoding="utf-8").splitlines()
+        assert lines[0].startswith(f"# {record.name[:4]} "), record.name
+        assert len(lines) <= 60, f"{record.name} is longer than a page"
+
+
+def test_every_page_of_the_guide_is_reachable_from_the_readme() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for page in [*(ROOT / "docs" / "guide").glob("*.md"), *(ROOT / "docs" / "decisions").glob("*.md")]:
+        name = page.relative_to(ROOT).as_posix()
+        assert f"({name}" in text or f"({page.parent.relative_to(ROOT).as_posix()}/)" in text, (
+            f"README: no way to {name}"
+        )
+
+
+# ---- planted faults ----------------------------------------------------------------------------------------------
+
+
+def plant(folder: Path, text: str) -> Path:
+    page = folder / "page.md"
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("# x.schema.yaml\nuser: u\nitem: i\ntime: t\nlabel: y\nfeatures: {u: {kind: ident}}\n", "kind"),
+        ("# x.schema.yaml\nuser: u\nitem: i\ntime: t\nlabl: y\nfeatures: {u: {kind: id}}\n", "did you mean 'label'"),
+        ("histories: {h: {of: [i], lst: 3}}\n", "did you mean 'last'"),
+        ("histories: {h: {of: [nothing]}}\n", "no feature named 'nothing'"),
+    ],
+)
+def test_a_wrong_yaml_block_is_found(text: str, says: str, tmp_path: Path) -> None:
+    page = plant(tmp_path, f"# T\n\n```yaml\n{text}```\n")
+    with pytest.raises(Exception, match=re.escape(says)):
+        parse_yaml(blocks(page)[0], tmp_path)
+
+
+def test_a_dead_link_is_found(tmp_path: Path) -> None:
+    page = plant(
+        tmp_path, "# A title\n\n[a](#a-title) [b](#other) [c](nothing.md) [d](page.md#a-title) [e](https://x.y)\n"
+    )
+    assert len(link_faults(page)) == 2
+
+
+def test_verbs_are_seen_in_text_and_in_blocks() -> None:
+    assert verbs_used("run `longrec check`\n\n$ longrec train x && longrec serve y\nlongrec is fine\n") == {
+        "check", "train", "serve",
+    }  # fmt: skip

@@ -1,0 +1,72 @@
+"""A small shop whose users like the items of their kind, as files with the config of a job beside them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+SCHEMA: dict[str, Any] = {
+    "user": "user_id",
+    "item": "item_id",
+    "time": {"column": "at", "unit": "s"},
+    "label": {"column": "stars", "at_least": 4},
+    "features": {
+        "user_id": {"kind": "id"},
+        "item_id": {"kind": "id"},
+        "genre": {"kind": "id", "table": "item"},
+        "stars": {"kind": "bucket", "edges": [2, 3, 4, 5], "feedback": True},
+    },
+    "histories": {"seen": {"of": ["item_id", "genre", "stars", "time_gap"], "last": 10}},
+}
+JOB: dict[str, Any] = {
+    "data": {"log": "events.parquet", "items": "items.parquet", "schema": "shop.schema.yaml"},
+    "model": {
+        "name": "din",
+        "embedding_dim": 4,
+        "attention": [8],
+        "activation": "dice",
+        "mlp": [16],
+        "dropout": 0.2,
+    },
+    "fit": {"batch_size": 100, "lr": 0.01, "tensorboard": "off", "mlflow": "off", "log_steps": 5},
+    "evaluate": {"replicates": 20},
+}
+
+
+def write_shop(folder: Path, users: int = 60, items: int = 80, events: int = 3_000, seed: int = 0) -> Path:
+    """Write events.parquet, items.parquet, shop.schema.yaml and din.yaml; the path of the config."""
+    random = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    user, item = random.integers(0, users, events), random.integers(0, items, events)
+    stars = np.clip(random.normal(np.where(user % 4 == item % 4, 4.2, 2.8), 1.0).round(), 1, 5).astype(np.int64)
+    at = 1_700_000_000 + np.sort(random.integers(0, 2_000_000, events))
+    columns = {"user_id": user + 100, "item_id": item + 1_000, "at": at, "stars": stars}
+    pq.write_table(pa.table(columns), folder / "events.parquet")
+    genres = [f"g{number % 4}" for number in range(items)]
+    pq.write_table(pa.table({"item_id": np.arange(items) + 1_000, "genre": genres}), folder / "items.parquet")
+    (folder / "shop.schema.yaml").write_text(yaml.safe_dump(SCHEMA, sort_keys=False))
+    job = copy.deepcopy(JOB)
+    job["data"]["folder"] = str(folder / "prepared")
+    path = folder / "din.yaml"
+    path.write_text(yaml.safe_dump(job, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config of the shop; its log is prepared once for all tests."""
+    return write_shop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Callable[..., list[str]]:
+    """Overrides that put runs below the test's own folder: ``runs("fit.lr=1")``."""
+    return lambda *words: [f"fit.runs={tmp_path / 'runs'}", *words]

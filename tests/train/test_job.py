@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from longrec.errors import ConfigError
+from longrec.train.job import check, read_job
+
+
+def faults(source: object, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        check(source, overrides)  # type: ignore[arg-type]
+    return caught.value.faults
+
+
+def test_a_resolved_job_reads_back_equal(shop: Path, tmp_path: Path) -> None:
+    job = read_job(shop, ["fit.tables_lr=3e-2", "data.schema.histories.seen.where={stars: {at_least: 3}}"])
+    assert job.fit.tables_lr == 0.03
+    assert job.fit.epochs == 2
+    assert job.model["init_std"] == 0.01, "defaults of the model are filled in"
+    copy = tmp_path / "elsewhere" / "config.yaml"
+    copy.parent.mkdir()
+    copy.write_text(job.to_yaml())
+    assert read_job(copy) == job
+    assert read_job(yaml.safe_load(job.to_yaml())) == job
+    assert read_job(copy).to_yaml() == job.to_yaml()
+    assert read_job(copy, ["fit.seed=1"]) != job
+
+
+@pytest.mark.parametrize("split", ["{by: user}", "{by: time, test_days: 2}", "{by: leave_one_out}", "{test: 0.2}"])
+def test_every_split_reads_back(shop: Path, split: str) -> None:
+    job = read_job(shop, [f"data.split={split}"])
+    assert read_job(yaml.safe_load(job.to_yaml())) == job
+
+
+def test_words_that_look_like_numbers_stay_words(shop: Path, tmp_path: Path) -> None:
+    job = read_job(shop, ["data.schema.features.genre.vocab=['1e3', 'no', '2026-01-31', 'true', g1]"])
+    (tmp_path / "config.yaml").write_text(job.to_yaml())
+    assert read_job(tmp_path / "config.yaml").schema.features["genre"].vocab == ("1e3", "no", "2026-01-31", "true", "g1")
+
+
+def test_paths_are_relative_to_the_file_that_names_them(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "genres.txt").write_text("g0\ng1\n")
+    schema = yaml.safe_load((shop.parent / "shop.schema.yaml").read_text())
+    schema["features"]["genre"]["vocab"] = "genres.txt"
+    (tmp_path / "words" / "shop.yaml").write_text(yaml.safe_dump(schema))
+    config = yaml.safe_load(shop.read_text())
+    config["data"] |= {"schema": "words/shop.yaml", "log": ["*.parquet"], "items": str(shop.parent / "items.parquet")}
+    del config["data"]["folder"]
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(config))
+    shutil.copy(shop.parent / "events.parquet", tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    job = check("../job.yaml")
+    assert job.schema.features["genre"].vocab == str(tmp_path / "here" / ".." / "words" / "genres.txt")
+    assert job.data.log.files == (str(tmp_path / "here" / ".." / "*.parquet"),)
+    assert (job.data.folder, job.fit.runs) == (str(tmp_path / "here" / "prepared"), str(tmp_path / "here" / "runs"))
+
+
+def test_all_faults_of_all_sections_come_at_once(shop: Path) -> None:
+    config = {
+        "data": {"log": "nowhere.parquet", "shema": str(shop.parent / "shop.schema.yaml"), "split": {"by": "tme"}},
+        "model": {"name": "dinn"},
+        "fit": {"sede": 1, "epochs": "two"},
+        "evaluat": {},
+        "name": "../up",
+    }
+    words = ["no equals sign", "fit.lr=0", "data.schema.features.genre.kind=idd"]
+    found = faults(config, *words)
+    expected = [
+        "data.shema: unknown key; did you mean 'schema'?",
+        "command line: no equals sign: an override is written key.key=value",
+        "evaluat: unknown key; did you mean 'evaluate'?",
+        "name: must be a folder name of letters, digits, '.', '-' and '_', got '../up'",
+        "data.split.by: must be one of 'time', 'user', 'leave_one_out' or 'column'; got 'tme'",
+        f"{shop.parent / 'shop.schema.yaml'}: features.genre.kind: must be one of",
+        "model.name: no model named 'dinn'; did you mean 'din'?",
+        "fit.epochs: must be a whole number, got 'two'",
+        "fit.lr: ",
+        "fit.sede: unknown key; did you mean 'seed'?",
+    ]
+    assert len(found) == len(expected), found
+    for line, start in zip(found, expected):
+        assert line.startswith(start)
+
+
+def test_faults_inside_a_whole_schema_are_one_line_each(shop: Path) -> None:
+    words = ["data.schema.histories.seen.of=[item_id, foo, user_id]", "data.schema.features.stars.feedback=false"]
+    found = faults(shop, *words)
+    assert sorted(line.partition(": ")[2].partition(": ")[0] for line in found) == [
+        "features.stars",
+        "histories.seen.of",
+        "histories.seen.of",
+    ]
+    inline = yaml.safe_load(shop.read_text())
+    inline["data"]["schema"] = yaml.safe_load((shop.parent / "shop.schema.yaml").read_text())
+    assert {line.split(":")[0] for line in faults(inline, *words)} == {
+        "data.schema.features.stars",
+        "data.schema.histories.seen.of",
+    }
+
+
+def test_missing_files_and_sections_are_faults(shop: Path) -> None:
+    words = ["data.log=gone-*.parquet", "data.schema.features.genre.vocab=gone.txt"]
+    assert faults(shop, *words) == [
+        f"data.log: no such file: {shop.parent / 'gone-*.parquet'}",
+        f"data.schema.features.genre.vocab: no such file: {shop.parent / 'gone.txt'}",
+    ]
+    assert faults(shop, "data.schema=gone.yaml", "data.schema.user=u") == [
+        "data.schema: gone.yaml: no such file; give the path of a YAML config"
+    ]
+    assert faults({}) == ["data: is required", "model: is required"]
+    assert faults({"data": {}, "model": {}}) == [
+        "data.log: is required",
+        "data.schema: is required: the path of a schema, or the schema itself",
+        "model: is required",
+    ]
+    assert faults(shop, "fit=3", "model=[din]") == [
+        "model: must be a mapping with a name, got ['din']",
+        "fit: must be a mapping, got 3",
+    ]
+
+
+def test_a_model_that_reads_histories_needs_one(shop: Path) -> None:
+    assert faults(shop, "data.schema.histories={}", "model.atention=[3]") == [
+        "model.atention: unknown key; did you mean 'attention'?",
+        "model.name: din reads histories, and the schema has none",
+    ]
+
+
+def test_overrides_reach_a_schema_wherever_it_is_written(shop: Path) -> None:
+    job = read_job(shop, ["data.schema.histories.seen.last=100", "name=mine", "model.dropout=0.5"])
+    assert (job.schema.histories["seen"].last, job.name, job.model["dropout"]) == (100, "mine", 0.5)
+    assert read_job(shop).schema.histories["seen"].last == 10, "the file is untouched"
