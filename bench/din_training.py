@@ -2,10 +2,10 @@
 
     python bench/din_training.py [--rounds 3] [--only base,large,long] [--no-auc]
 
-The same generated log, the same model as near as each allows (embedding 16, attention 80-40 with ReLU and raw weights, top
-200-80, Adam 1e-3, batch 1,024), one thread. What is read is rows per CPU-second from the fifth step on, the median over the rounds:
-every round runs all arms back to back, so that a busy machine hits all of them. Environments, logs and prepared data
-stay in the cache folder, outside the repository.
+The same generated log, the same model as near as each allows (embedding 16, attention 80-40 with ReLU and raw
+weights, top 200-80, Adam 1e-3, batch 1,024), one thread. What is read is rows per CPU-second from the fifth step on,
+the median over the rounds: every round runs all arms back to back, so that a busy machine hits all of them. Environments,
+logs and prepared data stay in the cache folder, outside the repository.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ print("RESULT", B / (total + 8 * copy))
 
 
 def floor() -> float:
-    """Rows a CPU-second if a step were only its matrix products (ragged, first layer split) and the traffic of its activations."""
+    """Rows a CPU-second if a step were its matrix products (ragged, first layer split) and its activations' traffic."""
     used = machine.measured([sys.executable, "-c", FLOOR], **THREADS)
     return float(used.output.split()[-1])
 
@@ -150,8 +150,9 @@ def main() -> None:
     arms = [arm for arm in ARMS if arm.name in given.arms.split(",")]
     parts = [
         "# DIN training side by side",
-        "Rows per CPU-second of one thread from step 5 on: median over the rounds (all runs in brackets). Peak memory is resident, of "
-        "the training process from its first step on; FuxiCTR's loader processes are counted neither in time nor in memory.",
+        "Rows per CPU-second of one thread from step 5 on: median over the rounds (all runs in brackets). Peak memory "
+        "is resident, of the training process from its first step on; FuxiCTR's loader processes are counted neither in "
+        "time nor in memory.",
     ]
     for name in given.only.split(","):
         scenario, meta = SCENARIOS[name], log(name)
@@ -167,8 +168,9 @@ def main() -> None:
         full = {arm.name: arm.run(name, 0) for arm in arms} if name == "base" and not given.no_auc else {}
         parts.append(_section(scenario, meta, results, full))
     parts.append(
-        f"Estimated floor of this machine (matrix products of the ragged, split form and the traffic of its activations, mean length 24): {floor():,.0f} rows "
-        f"a CPU-second. AUC is of one seed after one epoch. torch-rechub attends once a field without a mask, always with batch normalisation; FuxiCTR's table holds only the items that occur."
+        "Estimated floor of this machine (matrix products of the ragged, split form and its activations' traffic, mean "
+        f"length 24): {floor():,.0f} rows a CPU-second. AUC is of one seed after one epoch. torch-rechub attends once "
+        "a field without a mask, always with batch normalisation; FuxiCTR's table holds only the items that occur."
     )
     machine.write("din_training", "\n\n".join(parts))
 

@@ -6,11 +6,11 @@ histories are log-normal, cut at ``--cap``. The click depends on what a model ca
 category and hour (no history needed), the user's own direction, how often the candidate's category stands in the
 history, and the past items most like the candidate (what target attention is for).
 
-    python bench/gen_log.py --out FOLDER [--items 200000 --cap 100 --users 100000 --train 200000 --test 50000 --seed 1]
+    python bench/gen_log.py --out FOLDER [--items 200000 --cap 100 --users 100000 --train 200000 --test 50000]
 
 Writes ``train.parquet`` and ``test.parquet`` (user_id, item_id, cate_id, hour, hist_item, hist_cate, label, part; ids
-from 1, 0 is free for padding; histories oldest first), ``items.parquet`` (the catalogue: item_id, cate_id) and ``meta.json`` (sizes, click rate,
-lengths, and ``ceiling_auc``: the AUC of the true click probability on the test rows).
+from 1, 0 is free for padding; histories oldest first), ``items.parquet`` (the catalogue: item_id, cate_id) and
+``meta.json`` (sizes, click rate, lengths, and ``ceiling_auc``: the AUC of the true click probability on the test rows).
 """
 
 from __future__ import annotations
@@ -153,7 +153,8 @@ def generate(out: Path, items: int, users: int, categories: int, train: int, tes
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     ask.add_argument("--out", type=Path, required=True)
     for name, value in (("items", 200_000), ("users", 100_000), ("categories", 1_000), ("train", 200_000),
                         ("test", 50_000), ("cap", 100), ("seed", 1)):  # fmt: skip

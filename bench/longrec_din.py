@@ -1,10 +1,11 @@
-"""LongRec's DIN through its public interface: ``prepare`` once, then ``train`` with its own loop, loader and optimisers."""
+"""LongRec's DIN through its public verbs: ``prepare`` once, then ``train`` with its own loop and optimisers."""
 
 from __future__ import annotations
 
 import shutil
 
 import clock
+
 from longrec import verbs
 
 
@@ -23,7 +24,7 @@ def job(given) -> dict:
                 "item": "item_id",
                 "label": "label",
                 "features": {
-                    "user_id": {"kind": "id", "vocab": None},
+                    "user_id": {"kind": "id"},
                     "hour": {"kind": "id"},
                     "item_id": {"kind": "id", "vocab": f"{path}/items.parquet"},
                     "cate_id": {"kind": "id", "table": "item"},
@@ -37,7 +38,7 @@ def job(given) -> dict:
                 },
             },
         },
-        "model": {"name": "din", "embedding_dim": 16, "attention": [80, 40], "mlp": [200, 80]},
+        "model": {"name": "din", "embedding_dim": 16, "attention": [80, 40], "mlp": [200, 80], "batch_norm": False},
         "fit": {
             "epochs": 1,
             "batch_size": given.batch,

@@ -2,8 +2,8 @@
 
     python bench/prepare_20m.py [--events 20000000 --users 50000 --items 300000]
 
-The raw log is made once and kept in the cache. Each ``prepare`` runs in a process of its own, in a new folder; peak memory is
-the process's resident peak, DuckDB and mapped files included.
+The raw log is made once and kept in the cache. Each ``prepare`` runs in a process of its own, in a new folder; peak
+memory is the process's resident peak, DuckDB and mapped files included.
 """
 
 from __future__ import annotations
@@ -117,8 +117,9 @@ def main() -> None:
     machine.write(
         "prepare_20m",
         f"# Preparation of {given.events:,} events of {given.users:,} users\n\n"
-        f"Raw columns (user, item, time, category, label) {raw / 1e6:,.0f} MB in memory, {log.stat().st_size / 1e6:,.0f} MB as "
-        "Parquet. One process, at most two threads; start of Python and imports included. *Again* is the same call "
+        f"Raw columns (user, item, time, category, label) {raw / 1e6:,.0f} MB in memory, "
+        f"{log.stat().st_size / 1e6:,.0f} MB as Parquet. One process, at most two threads; start of Python and imports "
+        "included. *Again* is the same call "
         f"on the folder it finds prepared.\n\n{machine.table(head, rows)}",
     )
 

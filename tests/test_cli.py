@@ -77,7 +77,7 @@ def test_a_whole_session(shop: Path, capsys: pytest.CaptureFixture[str]) -> None
     capsys.readouterr()
     assert main(["train", "din.yaml", "--quiet", "--json", "-"]) == 0
     trained = json.loads(capsys.readouterr().out)
-    assert trained["run"] == "runs/one"
+    assert Path(trained["run"]) == shop / "runs" / "one"
     assert {"auc", "gauc", "log_loss", "normalised_entropy", "pcoc", "ece"} <= set(trained["metrics"])
     assert main(["export", "runs/one", "one.bundle"]) == 0
     with longrec.client("one.bundle") as client:

@@ -4,8 +4,9 @@ A fenced block says by its language and first line what is asked of it:
 
 - ``yaml`` with a first line ``# NAME.yaml`` is a file of its page; ``NAME.schema.yaml`` is a schema, any other name a
   job, which finds its schema among the files of its page. Without a name it is a part of a schema.
+- ``python`` with a first line ``# NAME.py`` is a file of its page.
 - ``console``: every ``longrec VERB`` must exist. ``console run`` and ``python run`` are run, in order, in one folder a
-  page that holds the page's YAML files.
+  page that holds the page's files.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Block:
     @property
     def file(self) -> str | None:
         """The name in a first line such as ``# din.yaml``."""
-        found = re.match(r"#\s*([\w./-]+\.ya?ml)\b", self.text)
+        found = re.match(r"# ([\w./-]+\.(?:yaml|py))\n", self.text)
         return found[1] if found else None
 
     def __str__(self) -> str:
@@ -84,10 +85,10 @@ def of(language: str, *words: str) -> list[Block]:
 
 
 def write_files(page: Path, folder: Path) -> dict[str, Path]:
-    """The named YAML blocks of a page as files."""
+    """The named YAML and Python blocks of a page as files."""
     files = {}
     for block in blocks(page):
-        if block.language == "yaml" and block.file is not None:
+        if block.file is not None:
             assert block.file not in files, f"{block}: {block.file} stands twice on this page"
             files[block.file] = folder / block.file
             files[block.file].parent.mkdir(parents=True, exist_ok=True)
@@ -217,6 +218,13 @@ SECTIONS: list[tuple[str, str, type[Strict]]] = [
 @pytest.mark.parametrize(("page", "heading", "cls"), SECTIONS, ids=[f"{page}-{name}" for page, name, _ in SECTIONS])
 def test_every_key_is_documented_and_no_other(page: str, heading: str, cls: type[Strict]) -> None:
     assert documented(ROOT / "docs" / "guide" / page, heading) == set(cls.model_fields)
+
+
+def test_every_key_of_a_request_is_documented() -> None:
+    from longrec.serve.request import RankRequest
+
+    found = documented(ROOT / "docs" / "guide" / "serving.md", "A request")
+    assert found == set(RankRequest.__struct_fields__)
 
 
 def test_the_model_list_is_up_to_date() -> None:

@@ -1,7 +1,8 @@
-"""FuxiCTR's feature processor, loader, layers and ``fit``; its wheel has no plain DIN, so one is put together from its layers.
+"""FuxiCTR's feature processor, loader, layers and ``fit``; its wheel has no plain DIN, so one is made of its layers.
 
 Differences it does not let one remove: gradients are clipped at norm 10; the vocabulary is learned, so its item table
-holds the items that occur, not the whole catalogue; loading runs in ray's processes, whose time and memory do not count here.
+holds the items that occur, not the whole catalogue; loading runs in ray's processes, whose time and memory do not
+count here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 # This file carries the package's own name: its folder must not stand on the path.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
-import clock
+import clock  # noqa: E402
 
 WIDTH = 16
 

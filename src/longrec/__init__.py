@@ -8,33 +8,53 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Any
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from longrec.demo import demo
+    from longrec.serve.client import client
+    from longrec.train.run import open_run
+    from longrec.verbs import check, compare, evaluate, export, predict, prepare, train
 
 # Threads that spin at a barrier cost up to 25-fold beside a busy neighbour; this must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
-
-_HOME = {
-    "check": "longrec.verbs",
-    "client": "longrec.serve.client",
-    "compare": "longrec.verbs",
-    "demo": "longrec.demo",
-    "evaluate": "longrec.verbs",
-    "export": "longrec.verbs",
-    "open_run": "longrec.train.run",
-    "predict": "longrec.verbs",
-    "prepare": "longrec.verbs",
-    "train": "longrec.verbs",
-}
 __all__ = ["check", "client", "compare", "demo", "evaluate", "export", "open_run", "predict", "prepare", "train"]
+
+_ELSEWHERE = {"client": "longrec.serve.client", "demo": "longrec.demo", "open_run": "longrec.train.run"}
+
+
+def _named(name: str) -> Any:
+    return getattr(importlib.import_module(_ELSEWHERE.get(name, "longrec.verbs")), name)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module 'longrec' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return _named(name)
 
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
+
+
+class _Verb(ModuleType):
+    """A room that shares its name with a verb: ``longrec.train`` holds the room's files and can be called."""
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        return _named(self.__name__.rpartition(".")[2])(*args, **settings)
+
+
+class _Face(ModuleType):
+    """The package itself; the import system binds each room to it, and a room must not hide a verb."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in __all__ and isinstance(value, ModuleType):
+            value.__class__ = _Verb
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face

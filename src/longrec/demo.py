@@ -179,7 +179,7 @@ def _explanation(found: dict[str, Any]) -> dict[str, Any]:
         {
             "name": event["item"],
             "side": {name: _words(value) for name, value in event["side"].items()},
-            "ago": duration(event["ago"] / 1_000),
+            "ago": _ago(event["ago"] / 1_000),
             "weight": event["weight"],
         }
         for event in found["histories"]["rated"]
@@ -188,6 +188,10 @@ def _explanation(found: dict[str, Any]) -> dict[str, Any]:
     words = {"user": str(found["user"]), "when": when, "candidate": str(found["item"])}
     note = "DIN's scores are not normalised: a weight may be negative, and they need not add up to one."
     return {**words, "score": found["score"], "label": found["label"], "events": events, "note": note}
+
+
+def _ago(seconds: float) -> str:
+    return f"{seconds / 86_400:.0f} days" if seconds >= 2 * 86_400 else duration(seconds)
 
 
 def _words(value: Any) -> str:

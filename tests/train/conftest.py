@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,3 +71,48 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(tmp_path: Path) -> Callable[..., list[str]]:
     """Overrides that put runs below the test's own folder: ``runs("fit.lr=1")``."""
     return lambda *words: [f"fit.runs={tmp_path / 'runs'}", *words]
+
+
+def same_run(one: Path, other: Path) -> None:
+    """Two run folders hold the same run, wall clock apart."""
+    for name in (
+        "checkpoints/best/weights.safetensors",
+        "checkpoints/last/weights.safetensors",
+        "checkpoints/last/optimiser.safetensors",
+    ):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    parts = sorted(path.name for path in (one / "predictions").iterdir())
+    assert parts == sorted(path.name for path in (other / "predictions").iterdir())
+    for part in parts:
+        first, second = (pq.read_table(run / "predictions" / part) for run in (one, other))
+        assert first.equals(second), part
+    assert metric_lines(one) == metric_lines(other)
+    assert timeless(one / "results.json") == timeless(other / "results.json")
+    assert timeless(one / "checkpoints/last/state.json") == timeless(other / "checkpoints/last/state.json")
+
+
+def metric_lines(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without the wall clock."""
+    return [
+        {key: value for key, value in json.loads(line).items() if key != "seconds"}
+        for line in (run / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+def timeless(path: Path) -> dict[str, object]:
+    content = json.loads(path.read_text())
+    if content.get("valid"):
+        del content["valid"]["run"]
+    return {key: value for key, value in content.items() if key not in ("seconds", "run", "metrics_bytes")}
+
+
+@pytest.fixture(scope="session")
+def same() -> Callable[[Path, Path], None]:
+    """Asserts that two run folders hold the same run, wall clock apart."""
+    return same_run
+
+
+@pytest.fixture(scope="session")
+def lines() -> Callable[[Path], list[dict[str, Any]]]:
+    """Reads metrics.jsonl without the wall clock."""
+    return metric_lines

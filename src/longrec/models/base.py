@@ -20,7 +20,7 @@ from longrec.config import Strict, parse
 from longrec.errors import ConfigError, UnknownName
 from longrec.features.batch import Batch
 from longrec.features.schema import Fields
-from longrec.models.catalogue import Card, describe, names
+from longrec.models.catalogue import Card, describe, help_text, names
 from longrec.nn.embedding import Embeddings
 
 __all__ = ["Card", "Model", "Ranker", "build", "describe", "find", "help_text", "name_of", "names", "one_width"]
@@ -123,17 +123,6 @@ def build(section: Mapping[str, Any], fields: Fields, where: str = "config") -> 
         raise ConfigError(where, ["model.name: is required, the name of a model"])
     cls = find(name)
     return cls(parse(cls.Config, settings, where, prefix="model"), fields)
-
-
-def help_text(name: str) -> str:
-    """The docstring of a model's file, then each of its settings: type, default, meaning."""
-    lines = [describe(name).text.strip(), "", "Settings"]
-    for key, setting in find(name).Config.model_fields.items():
-        kind = getattr(setting.annotation, "__name__", "") if isclass(setting.annotation) else ""
-        kind = kind if kind and "[" not in str(setting.annotation) else str(setting.annotation).replace("typing.", "")
-        lines.append(f"    {key}: {kind} = {setting.get_default(call_default_factory=True)!r}")
-        lines.append(f"        {setting.description}")
-    return "\n".join(lines)
 
 
 def one_width(fields: Fields, dim: int, model: str) -> int:

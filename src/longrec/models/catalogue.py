@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import pkgutil
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,29 +56,37 @@ def describe(name: str) -> Card:
         UnknownName: no such model.
         ConfigError: its file holds no class derived from a kind of ``models/base.py``, or several.
     """
-    path = _path(name)
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = _parse(_path(name))
+    node, kind = _model(tree, _path(name))
     text = ast.get_docstring(tree) or ""
-    kinds = {node: _kind(node) for node in tree.body if isinstance(node, ast.ClassDef)}
-    models = [(node, kind) for node, kind in kinds.items() if kind]
-    if len(models) != 1:
-        found = ", ".join(node.name for node, _ in models) or "none"
-        raise ConfigError(str(path), [f"must define exactly one model, found {found}"])
-    node, kind = models[0]
-    head, *paragraphs = [" ".join(part.split()) for part in text.split("\n\n")] or [""]
-    source = paragraphs[0] if paragraphs else ""
+    head, source = [" ".join(part.split()) for part in [*text.split("\n\n"), ""]][:2]
     link = re.search(r"https?://\S+[^\s.,;)]", source)
-    year = re.search(r"\b(?:19|20)\d\d\b", source.replace(link[0], "") if link else source)
+    told = source.replace(link[0], "") if link else source
+    year = re.search(r"\b(?:19|20)\d\d\b", told)
     return Card(
         name=name,
         kind=kind.lower(),
-        title=head.partition(": ")[2].rstrip(".") or head.rstrip("."),
-        source=(source.replace(link[0], "") if link else source).strip(" ."),
+        title=(head.partition(": ")[2] or head).rstrip("."),
+        source=told.strip(" ."),
         link=link[0] if link else "",
         year=int(year[0]) if year else None,
-        reads_history=_flag(node, "reads_history"),
+        reads_history=ast.unparse(_assigned(node.body, "reads_history") or ast.Constant(False)) == "True",
         text=text,
     )
+
+
+def help_text(name: str) -> str:
+    """The docstring of a model's file, then each of its settings: type, default, meaning.
+
+    Raises:
+        UnknownName, ConfigError: as ``describe``.
+    """
+    tree = _parse(_path(name))
+    node, _ = _model(tree, _path(name))
+    config = _assigned(node.body, "Config")
+    lines = [describe(name).text.strip(), "", "Settings"]
+    lines.extend(_settings(tree, ast.unparse(config) if config else ""))
+    return "\n".join(lines if lines[-1] != "Settings" else [*lines, "    none"])
 
 
 def _path(name: str) -> Path:
@@ -85,25 +94,92 @@ def _path(name: str) -> Path:
         if name not in names():
             raise UnknownName("model", name, names())
         return Path(next(iter(longrec.models.__path__))) / f"{name}.py"
-    try:
-        spec = importlib.util.find_spec(name)
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None or spec.origin is None:
+    found = _source(name)
+    if found is None:
         raise UnknownName("model", name, names())
-    return Path(spec.origin)
+    return found
 
 
-def _kind(node: ast.ClassDef) -> str:
+def _source(module: str) -> Path | None:
+    """The file of a module; its packages are imported, itself it is not."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        return None
+    return Path(spec.origin) if spec is not None and spec.origin else None
+
+
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _model(tree: ast.Module, path: Path) -> tuple[ast.ClassDef, str]:
+    """The one class of a file that derives from a kind, and the kind."""
+    found = [(node, kind) for node in tree.body if isinstance(node, ast.ClassDef) for kind in _kinds(node)]
+    if len(found) != 1:
+        told = ", ".join(node.name for node, _ in found) or "none"
+        raise ConfigError(str(path), [f"must define exactly one model, found {told}"])
+    return found[0]
+
+
+def _kinds(node: ast.ClassDef) -> list[str]:
     bases = [base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "") for base in node.bases]
-    return next((base for base in bases if base in KINDS), "")
+    return [base for base in bases if base in KINDS][:1]
 
 
-def _flag(node: ast.ClassDef, name: str) -> bool:
-    for line in node.body:
-        if not isinstance(line, ast.Assign | ast.AnnAssign):
+def _assigned(body: list[ast.stmt], name: str) -> ast.expr | None:
+    """What ``name = ...`` or ``name: ... = ...`` assigns in a body."""
+    for line in body:
+        if isinstance(line, ast.Assign | ast.AnnAssign):
+            targets = line.targets if isinstance(line, ast.Assign) else [line.target]
+            if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+                return line.value
+    return None
+
+
+def _settings(tree: ast.Module, config: str, prefix: str = "") -> Iterator[str]:
+    """Two lines a setting of the config class of that name; a nested config class of the file is walked too."""
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    if config not in classes:
+        return
+    for line in classes[config].body:
+        if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
             continue
-        targets = line.targets if isinstance(line, ast.Assign) else [line.target]
-        if any(isinstance(one, ast.Name) and one.id == name for one in targets):
-            return isinstance(line.value, ast.Constant) and line.value.value is True
-    return False
+        key, kind = prefix + line.target.id, ast.unparse(line.annotation)
+        if kind in classes:
+            yield from _settings(tree, kind, f"{key}.")
+            continue
+        default, meaning = line.value, ""
+        if isinstance(default, ast.Call) and ast.unparse(default.func).endswith("Field"):
+            given = {word.arg: word.value for word in default.keywords}
+            told = given.get("description")
+            meaning = str(told.value) if isinstance(told, ast.Constant) else ""
+            default = default.args[0] if default.args else given.get("default")
+        told_default = "" if default is None or ast.unparse(default) == "..." else f" = {ast.unparse(default)}"
+        yield f"    {key}: {_type(tree, line.annotation)}{told_default}"
+        yield f"        {meaning}"
+
+
+def _type(tree: ast.Module, annotation: ast.expr) -> str:
+    """A type in words a reader can use: aliases of the file, and of our files it imports, are written out."""
+    told = ast.unparse(annotation)
+    for word in dict.fromkeys(re.findall(r"\b[A-Z]\w*", told)):
+        alias = _alias(tree, word)
+        if alias:
+            told = re.sub(rf"\b{word}\b", alias.replace("\\", r"\\"), told)
+    return told
+
+
+def _alias(tree: ast.Module, name: str) -> str:
+    value = _assigned(tree.body, name)
+    if value is None:
+        for line in tree.body:
+            if isinstance(line, ast.ImportFrom) and (line.module or "").startswith("longrec."):
+                source = _source(line.module or "") if any(name == (a.asname or a.name) for a in line.names) else None
+                value = value or (_assigned(_parse(source).body, name) if source else None)
+    if isinstance(value, ast.Subscript) and ast.unparse(value.value).endswith("Annotated"):
+        inner = value.slice
+        value = inner.elts[0] if isinstance(inner, ast.Tuple) else inner
+    told = ast.unparse(value) if value is not None else ""
+    choices = re.fullmatch(r"(?:typing\.)?Literal\[(.*)\]", told)
+    return choices[1].replace("'", "").replace(", ", " | ") if choices else told

@@ -111,7 +111,8 @@ class TargetAttention(nn.Module):
         self.first = FirstLayer(query, key, first)
         self.fused = activation == "relu"
         self.activation = None if self.fused else make(activation, first)
-        self.rest = MLP(first, rest, activation, outputs=1)
+        # A softmax does not see what is added to all scores: a last bias would never learn.
+        self.rest = MLP(first, rest, activation, outputs=1, last_bias=not softmax)
         self.softmax = softmax
 
     def weights(

@@ -55,10 +55,15 @@ class Segments:
     @cached_property
     def row(self) -> Tensor:
         """int64 ``[N]``: the row of each position."""
+        rows = torch.arange(self.rows, device=self.offsets.device)
         if self.shared:
-            return torch.arange(self.rows, device=self.offsets.device).repeat_interleave(self.positions)
-        index = torch.arange(self.rows, device=self.offsets.device)
-        return index.repeat_interleave(self.offsets[1:] - self.offsets[:-1], output_size=self.positions)
+            return rows.unsqueeze(1).expand(-1, self.positions).reshape(-1)
+        if torch.compiler.is_compiling():
+            # One mark where each row but the first begins, and their running sum: only operators every program knows.
+            starts = self.offsets[1:-1]
+            marks = torch.zeros(self.positions + 1, dtype=torch.int64, device=starts.device)
+            return marks.index_add(0, starts, torch.ones_like(starts))[:-1].cumsum(0)
+        return rows.repeat_interleave(self.offsets[1:] - self.offsets[:-1], output_size=self.positions)
 
     @cached_property
     def _position(self) -> Tensor:
@@ -70,7 +75,7 @@ class Segments:
             width = x_BD.shape[1]
             return x_BD.unsqueeze(1).expand(-1, self.positions, width).reshape(-1, width)
         if torch.compiler.is_compiling():
-            return self._owns(x_BD.dtype).t() @ x_BD
+            return x_BD.index_select(0, self.row)
         out: Tensor = _Expand.apply(x_BD, self)  # type: ignore[no-untyped-call]
         return out
 
@@ -97,7 +102,7 @@ class Segments:
         if self.shared:
             return v_ND.reshape(self.rows, self.positions, v_ND.shape[1]).sum(1)
         if torch.compiler.is_compiling():
-            return self._owns(v_ND.dtype) @ v_ND
+            return v_ND.new_zeros(self.rows, v_ND.shape[1]).index_add(0, self.row, v_ND)
         out: Tensor = _Sum.apply(v_ND, self)  # type: ignore[no-untyped-call]
         return out
 
@@ -113,12 +118,10 @@ class Segments:
         """Largest value of each row's positions, column by column; 0 where there are none."""
         if self.shared:
             return _amax(v_ND.reshape(self.rows, self.positions, v_ND.shape[1]), 1)
-        if torch.compiler.is_compiling():
-            mask = self._owns(torch.bool).unsqueeze(2)
-            return _amax(torch.where(mask, v_ND.unsqueeze(0), v_ND.new_tensor(-torch.inf)), 1)
         index = self.row.unsqueeze(1).expand_as(v_ND)
-        zeros = v_ND.new_zeros(self.rows, v_ND.shape[1])
-        return zeros.scatter_reduce(0, index, v_ND, "amax", include_self=False)
+        floor = v_ND.new_full((self.rows, v_ND.shape[1]), -torch.inf)
+        top_BD = floor.scatter_reduce(0, index, v_ND, "amax", include_self=True)
+        return torch.where(top_BD == -torch.inf, torch.zeros_like(top_BD), top_BD)
 
     def pool(self, k_UD: Float[Tensor, "U D"], how: Pool) -> Float[Tensor, "B D"]:
         """``sum``, ``mean`` or ``max`` of what the history brings; shared, computed once and repeated."""
@@ -137,9 +140,8 @@ class Segments:
         if self.shared:
             return s_N.reshape(self.rows, self.positions).softmax(1).reshape(-1)
         if torch.compiler.is_compiling():
-            owns_BN = self._owns(torch.bool)
-            w_BN = torch.where(owns_BN, s_N.unsqueeze(0), s_N.new_tensor(-torch.inf)).softmax(1)
-            return torch.where(owns_BN, w_BN, torch.zeros_like(w_BN)).sum(0)
+            w_N = torch.exp(s_N - self.max(s_N.unsqueeze(1)).squeeze(1).index_select(0, self.row))
+            return w_N / self.sum(w_N.unsqueeze(1)).squeeze(1).index_select(0, self.row)
         out: Tensor = _Softmax.apply(s_N.float(), self)  # type: ignore[no-untyped-call]
         return out
 
@@ -163,11 +165,6 @@ class Segments:
             return v_ND.new_zeros(self.rows, v_ND.shape[1])
         bag = F.embedding_bag
         return bag(self._position, v_ND, self.offsets, mode="sum", include_last_offset=True, per_sample_weights=w_N)
-
-    def _owns(self, dtype: torch.dtype) -> Tensor:
-        """``[B, N]``: 1 where the row owns the position. For traced programs, whose rows own few values."""
-        at = self._position.unsqueeze(0)
-        return ((at >= self.offsets[:-1].unsqueeze(1)) & (at < self.offsets[1:].unsqueeze(1))).to(dtype)
 
 
 def _amax(v: Tensor, dim: int) -> Tensor:

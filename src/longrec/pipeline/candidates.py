@@ -52,6 +52,8 @@ class Candidates:
 
     def origins(self) -> list[str]:
         """For each candidate the names of its sources, joined by ``+``."""
+        if len(self.sources) == 1:
+            return list(self.sources) * len(self)
         names = {}
         for bits in np.unique(self.via).tolist():
             names[bits] = "+".join(name for place, name in enumerate(self.sources) if bits >> place & 1)

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from longrec.errors import DataError, RequestError, nearest
 from longrec.export.bundle import Bundle
 from longrec.export.inputs import tensors
-from longrec.export.request import context_columns, encoded_calendar, encoded_context, encoded_list, raw_column
+from longrec.export.request import context_columns, encoded_calendar, encoded_context, encoded_list
 from longrec.features.encode import Lists
 from longrec.features.fitted import gather_lists
 from longrec.features.table import EntityTable
 from longrec.features.view import Past, event_columns, filter_delay, history_columns
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.stage import Query
+from longrec.serve.lookup import Lookup
 from longrec.serve.request import Key, RankRequest
 
 _SHOWN = 5
@@ -44,8 +44,9 @@ class RequestEncoder:
         schema = self.fitted.schema
         self._fields = {field.name: field for field in self.fitted.fields().features}
         self._context = context_columns(self.fitted)
-        self._users = _columns(bundle.users, self.fitted.of_table("user"))
-        self._items = _columns(bundle.items, self.fitted.of_table("item"))
+        self._users = self._columns(bundle.users, "user")
+        self._items = self._columns(bundle.items, "item")
+        self._user_rows, self._item_rows = Lookup(bundle.users), Lookup(bundle.items)
         read = {entry.group for entry in bundle.manifest.inputs}
         self._histories = [
             _History(
@@ -67,10 +68,11 @@ class RequestEncoder:
         Raises:
             RequestError: 404 unknown items, 422 keys of the wrong type.
         """
-        keys = _keys(request.candidates, "candidates")
-        rows = _rows(self.bundle.items, keys, "candidates")
+        keys, rows = self._item_rows.rows(request.candidates, "candidates")
+        if rows.all():
+            return Candidates.of(rows, keys, "request"), []
         unknown = [request.candidates[place] for place in np.flatnonzero(rows == 0).tolist()]
-        if unknown and not request.allow_unknown:
+        if not request.allow_unknown:
             shown = ", ".join(map(repr, unknown[:_SHOWN])) + (", ..." if len(unknown) > _SHOWN else "")
             raise RequestError(
                 "candidates",
@@ -79,8 +81,7 @@ class RequestEncoder:
                 "drop them, or send allow_unknown: true to rank them as new",
                 404,
             )
-        column = keys.to_numpy(zero_copy_only=False)
-        return Candidates.of(rows, column, "request"), unknown
+        return Candidates.of(rows, keys, "request"), unknown
 
     def query(self, request: RankRequest, moment: int) -> tuple[Query, bool]:
         """Everything that is the same for all candidates, and whether the user is unknown.
@@ -88,7 +89,7 @@ class RequestEncoder:
         Raises:
             RequestError: 404 an unknown user, 422 a context or a history that does not fit the schema.
         """
-        user = int(_rows(self.bundle.users, _keys([request.user], "user"), "user")[0])
+        user = int(self._user_rows.rows([request.user], "user")[1][0])
         if not user and not request.allow_unknown:
             raise RequestError(
                 "user",
@@ -98,9 +99,11 @@ class RequestEncoder:
                 404,
             )
         inputs: dict[str, NDArray[Any]] = {}
-        row = np.array([user])
         for name, column in self._users.items():
-            inputs.update(self._feature(name, _take(column, row)))
+            if isinstance(column, Lists):
+                inputs.update(self._feature(name, gather_lists(column, np.array([user]))))
+            else:
+                inputs[f"f.{name}"] = column[user : user + 1]
         for name, column in self._of_context(request.context).items():
             inputs.update(self._feature(name, column))
         for name, ids in encoded_calendar(self.fitted, moment).items():
@@ -121,8 +124,19 @@ class RequestEncoder:
         """The program's inputs that differ between candidates."""
         inputs: dict[str, NDArray[Any]] = {}
         for name, column in self._items.items():
-            inputs.update(self._feature(name, _take(column, rows)))
+            if isinstance(column, Lists):
+                inputs.update(self._feature(name, gather_lists(column, rows)))
+            else:
+                inputs[f"f.{name}"] = column.take(rows)
         return inputs
+
+    def _columns(self, table: EntityTable, owner: str) -> dict[str, NDArray[Any] | Lists]:
+        """The columns of a table, in the types of the program."""
+        columns: dict[str, NDArray[Any] | Lists] = {}
+        for name in self.fitted.of_table(owner):
+            column, number = table.columns[name], self._fields[name].kind == "dense"
+            columns[name] = column if isinstance(column, Lists) else tensors(name, column, number)[name]
+        return columns
 
     def _feature(self, name: str, column: NDArray[Any] | Lists) -> dict[str, NDArray[Any]]:
         return tensors(f"f.{name}", column, number=self._fields[name].kind == "dense")
@@ -180,29 +194,6 @@ class RequestEncoder:
             except DataError as error:
                 raise _refused(error) from None
         return {history.name: past[history.name] for history in self._histories}
-
-
-def _columns(table: EntityTable, names: list[str]) -> dict[str, NDArray[Any] | Lists]:
-    return {name: table.columns[name] for name in names}
-
-
-def _take(column: NDArray[Any] | Lists, rows: NDArray[Any]) -> NDArray[Any] | Lists:
-    return gather_lists(column, rows) if isinstance(column, Lists) else column.take(rows)
-
-
-def _keys(values: list[Key], where: str) -> pa.Array:
-    """Keys as Arrow integers or text."""
-    try:
-        return raw_column(values, where)
-    except DataError as error:
-        raise _refused(error) from None
-
-
-def _rows(table: EntityTable, keys: pa.Array, where: str) -> NDArray[np.int32]:
-    try:
-        return table.rows(keys, where)
-    except DataError as error:
-        raise _refused(error) from None
 
 
 def _refused(error: DataError) -> RequestError:

@@ -27,7 +27,7 @@ from longrec.serve import tensors
 from longrec.serve.encode import RequestEncoder
 from longrec.serve.request import Key, RankRequest, decode, moment
 
-_POSITIONS, _TOGETHER = 32_768, 512
+_POSITIONS, _TOGETHER = 10_000, 256
 """Candidates are scored so many (times their history) at once: what fits the processor's cache."""
 
 DRIFT = 1e-4

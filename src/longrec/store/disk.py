@@ -24,6 +24,7 @@ class DiskStore:
         self._segment = segment
         self._delta = MemoryStore({name: column.dtype for name, column in segment.columns.items()}, segment.rows)
         self.types, self.rows = self._delta.types, segment.rows
+        self._none = join([], self.types)
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = False) -> DiskStore:
@@ -49,7 +50,8 @@ class DiskStore:
         for key, moment in pairs(keys, before, self.rows):
             mask = None if where is None else self._segment.columns[where]
             at = latest(*self._segment.before(key, moment), n, mask)
-            parts.append(self._merged(at, self._delta.last(key, moment, n, where), n))
+            new = self._delta.last(key, moment, n, where) if key in self._delta else self._none
+            parts.append(self._merged(at, new, n))
         return join(parts, self.types)
 
     def _merged(
@@ -68,7 +70,6 @@ class DiskStore:
     def scan(self) -> Iterator[tuple[int, Events]]:
         """Every key with events; see ``HistoryStore.scan``."""
         new, offsets = dict(self._delta.scan()), self._segment.offsets
-        none = join([], self.types)
         for key in sorted({*np.flatnonzero(np.diff(offsets)).tolist(), *new}):
             own = slice(int(offsets[key]), int(offsets[key + 1]))
-            yield key, join([self._merged(own, new.get(key, none), len(self))], self.types)
+            yield key, join([self._merged(own, new.get(key, self._none), len(self))], self.types)

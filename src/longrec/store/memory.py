@@ -41,6 +41,10 @@ class MemoryStore:
                 joined, both = joined[late], {name: column[late] for name, column in both.items()}
             self._times[key], self._columns[key] = joined, both
 
+    def __contains__(self, key: int) -> bool:
+        """Whether a key owns events."""
+        return key in self._times
+
     def of(self, key: int) -> tuple[NDArray[np.int64], dict[str, NDArray[Any]]]:
         """All times and columns of one key."""
         if key not in self._times:
@@ -71,11 +75,20 @@ def pairs(keys: int | NDArray[Any], before: int | NDArray[np.int64], rows: int) 
     Raises:
         StoreError: a key that is no row of the store.
     """
+    if isinstance(keys, int) and isinstance(before, int):  # one user of one request: no arrays
+        if not 0 <= keys < rows:
+            raise _no_row(keys, keys, rows)
+        return iter([(keys, before)])
     wanted = np.atleast_1d(np.asarray(keys))
     moments = np.broadcast_to(np.asarray(before, np.int64), wanted.shape)
     if len(wanted) and not 0 <= wanted.min() <= wanted.max() < rows:
-        raise StoreError("store", f"the key rows {wanted.min()} to {wanted.max()}", f"rows from 0 to {rows - 1}")
+        raise _no_row(int(wanted.min()), int(wanted.max()), rows)
     return zip(wanted.tolist(), moments.tolist())
+
+
+def _no_row(low: int, high: int, rows: int) -> StoreError:
+    found = f"the key row {low}" if low == high else f"the key rows {low} to {high}"
+    return StoreError("store", found, f"rows from 0 to {rows - 1}")
 
 
 def latest(start: int, stop: int, n: int, mask: NDArray[Any] | None) -> slice | NDArray[np.int64]:
@@ -88,10 +101,10 @@ def latest(start: int, stop: int, n: int, mask: NDArray[Any] | None) -> slice | 
 
 def join(parts: list[tuple[NDArray[np.int64], dict[str, NDArray[Any]]]], types: Mapping[str, np.dtype[Any]]) -> Events:
     """Events of several keys end to end."""
+    if len(parts) == 1:
+        return Events(np.array([0, len(parts[0][0])]), parts[0][0], parts[0][1])
     offsets = np.zeros(len(parts) + 1, np.int64)
     np.cumsum([len(times) for times, _ in parts], out=offsets[1:])
-    if len(parts) == 1:
-        return Events(offsets, parts[0][0], parts[0][1])
     times = np.concatenate([np.zeros(0, np.int64), *(times for times, _ in parts)])
     columns = {
         name: np.concatenate([np.zeros(0, dtype), *(part[name] for _, part in parts)]) for name, dtype in types.items()

@@ -1,6 +1,6 @@
 """Checkpoints that a resumed run continues from bit by bit, written so that a kill at any moment leaves a whole one.
 
-checkpoints/last/model.safetensors       weights and running statistics
+checkpoints/last/weights.safetensors     weights and running statistics
                  optimiser.safetensors   moments of every optimiser, and the random generator
                  state.json              where the run stands; written last
 checkpoints/best/                        the saved model of the best validation (models/artifact.py)
@@ -62,7 +62,7 @@ def save(folder: Path, model: nn.Module, optimisers: Mapping[str, Optimizer], st
     tensors[_RANDOM] = torch.get_rng_state()
 
     def fill(into: Path) -> None:
-        save_file(_apart(model.state_dict()), into / "model.safetensors")
+        save_file(_apart(model.state_dict()), into / "weights.safetensors")
         save_file(_apart(tensors), into / "optimiser.safetensors")
         content = {"format": FORMAT, **asdict(state), "optimisers": numbers}
         (into / "state.json").write_text(json.dumps(content, indent=1))
@@ -85,7 +85,7 @@ def load(folder: Path, model: nn.Module, optimisers: Mapping[str, Optimizer]) ->
             raise RunError(str(folder), "a checkpoint of another version", FORMAT, "resume with the version it is of")
         numbers = content.pop("optimisers")
         state = State(**content)
-        weights = load_file(folder / "model.safetensors")
+        weights = load_file(folder / "weights.safetensors")
         tensors = load_file(folder / "optimiser.safetensors")
         model.load_state_dict(weights)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:

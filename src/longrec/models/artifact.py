@@ -1,0 +1,89 @@
+"""A model on disk: a folder of three files, and nothing in it runs.
+
+model.json              format, name of the model, its settings
+fields.json             the fields it was built for
+weights.safetensors     parameters and running statistics
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from longrec.config import parse
+from longrec.errors import RunError
+from longrec.features.schema import Field, Fields
+from longrec.models.base import Model, find, name_of
+
+FORMAT = 1
+
+
+def save(model: Model, folder: str | Path) -> None:
+    """Write a model into a folder, which is made where it is missing; each file is replaced as a whole."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"format": FORMAT, "name": name_of(model), "config": model.config.model_dump(mode="json")}
+    weights = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    partial = folder / "weights.safetensors.partial"
+    save_file(weights, partial)
+    os.replace(partial, folder / "weights.safetensors")
+    for name, content in (("fields.json", fields_to_json(model.fields)), ("model.json", about)):
+        partial = folder / f"{name}.partial"
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, folder / name)
+
+
+def load(folder: str | Path) -> Model:
+    """The model of a folder, in training mode as a new one is.
+
+    Raises:
+        RunError: a file is missing or unreadable, another format, or weights that do not fit.
+        ConfigError: the model's code no longer takes these settings, or is not there.
+    """
+    folder = Path(folder)
+    about, content = _json(folder / "model.json"), _json(folder / "fields.json")
+    if about.get("format") != FORMAT:
+        found = f"format {about.get('format')!r}"
+        raise RunError(str(folder / "model.json"), found, f"format {FORMAT}", "load it with the version that wrote it")
+    cls = find(str(about.get("name")))
+    config = parse(cls.Config, about.get("config"), str(folder / "model.json"), prefix="config")
+    try:
+        fields = fields_from_json(content)
+    except (KeyError, TypeError) as error:
+        raise RunError(str(folder / "fields.json"), f"not the fields of a model ({error})") from None
+    model = cls(config, fields)
+    path = folder / "weights.safetensors"
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RunError(str(path), reason, f"the weights of {about['name']}", "train or copy the model again") from None
+    return model
+
+
+def fields_to_json(fields: Fields) -> dict[str, Any]:
+    """Fields as plain lists and mappings."""
+    return asdict(fields)
+
+
+def fields_from_json(content: dict[str, Any]) -> Fields:
+    """The fields that ``fields_to_json`` wrote."""
+    features = tuple(Field(**one) for one in content["features"])
+    return Fields(features, {name: tuple(Field(**one) for one in part) for name, part in content["histories"].items()})
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(str(path), reason, "a file of a saved model", "train or copy the model again") from None
+    if not isinstance(content, dict):
+        raise RunError(str(path), f"holds a {type(content).__name__}", "a mapping", "train or copy the model again")
+    return content

@@ -1,0 +1,53 @@
+"""Keys of a request to rows of a table, without a detour over columns: a request has few keys and little time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.errors import RequestError
+from longrec.features.table import EntityTable
+from longrec.serve.request import Key
+
+
+class Lookup:
+    """The keys of one entity table; row 0 for a key that is not among them."""
+
+    def __init__(self, table: EntityTable) -> None:
+        values = table.keys.values
+        self.numeric = table.keys.numeric
+        self._rows: dict[str, int] = {}
+        if not self.numeric:
+            self._rows = {key: row for row, key in enumerate(values.to_pylist(), 1)}
+            return
+        numbers = values.to_numpy(zero_copy_only=False)
+        order = np.argsort(numbers, kind="stable")
+        # One key more than there are, so that a search never ends past the last.
+        self._known = np.append(numbers[order], np.iinfo(np.int64).max)
+        self._places = np.append(order + 1, 0)
+        self._total = len(numbers)
+
+    def rows(self, keys: Sequence[Key], where: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The keys as an array (int64, or text as objects), and the int64 row of each.
+
+        Raises:
+            RequestError: 422 for text where the log has integers, or the other way round.
+        """
+        if not self.numeric:
+            if not all(type(key) is str for key in keys):
+                raise self._fault(next(key for key in keys if type(key) is not str), where)
+            return np.array(keys, object), np.array([self._rows.get(key, 0) for key in keys], np.int64)  # type: ignore[call-overload]
+        wanted = np.array(keys)
+        if wanted.dtype != np.int64:
+            raise self._fault(next(key for key in keys if type(key) is not int), where)
+        at = self._known.searchsorted(wanted)
+        rows = np.where(self._known.take(at) == wanted, self._places.take(at), 0)
+        return wanted, rows
+
+    def _fault(self, key: Key, where: str) -> RequestError:
+        found, expected = ("text", "integers") if self.numeric else ("integers", "text")
+        do = "write the ids as the log has them"
+        return RequestError(where, f"{found}, for example {key!r}", f"{expected}, as in the log", do, 422)

@@ -1,0 +1,357 @@
+"""What every model owes the house, as plain functions of one case: a model's name and its settings.
+
+``tests/test_every_model.py`` runs them over every model in the folder and every variant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from sample_batches import (
+    FIELDS,
+    flat,
+    pick,
+    ragged,
+    repeated,
+    shared,
+    take,
+    unflat,
+    values,
+    with_feature,
+    with_history,
+)
+from torch import Tensor, nn
+
+from longrec.errors import ConfigError
+from longrec.features.batch import Batch
+from longrec.models import artifact
+from longrec.models.base import Model, Ranker, build, describe, find, help_text
+from longrec.nn.sparse_optim import LazyAdam
+
+SHAPES = [(100, 100), (100, 37), (7, 100), (1, 1), (500, 300), (3, 0), (1, 0)]
+"""(candidates, events) at which the exported program must agree."""
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return "-".join([self.name, *(f"{key}={value}" for key, value in self.settings.items())]).replace(" ", "")
+
+    def build(self, seed: int = 0) -> Model:
+        torch.manual_seed(seed)
+        return build({"name": self.name, **self.settings}, FIELDS)
+
+    def lively(self) -> Ranker:
+        """A ranker in evaluation whose every parameter and running statistic has been moved from its start."""
+        model = self.build()
+        assert isinstance(model, Ranker), f"the suite knows rankers; add checks for a {type(model).__mro__[1].__name__}"
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.ndim > 1 else 0.3))
+            for table in model.tables():
+                table.add_(torch.randn_like(table) * 0.4)
+            model.train()
+            for seed in range(20):
+                model(ragged(64, seed=seed))
+        return model.eval()
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)
+
+
+def scores(model: Ranker, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        return model(batch)
+
+
+def check_one_finite_score_a_row(case: Case) -> None:
+    model = case.lively()
+    for rows in (1, 2, 9):
+        found = scores(model, ragged(rows))
+        assert found.shape == (rows,)
+        assert found.dtype == torch.float32
+        assert found.isfinite().all()
+    assert len(set(scores(model, ragged(9)).tolist())) == 9
+
+
+def check_rows_do_not_see_each_other(case: Case) -> None:
+    model, batch = case.lively(), ragged(9)
+    together = scores(model, batch)
+    for rows in ([8, 7, 6, 5, 4, 3, 2, 1, 0], [4, 1], [3, 3, 0], *([row] for row in range(9))):
+        close(scores(model, take(batch, rows)), together[rows])
+
+
+def check_many_rows_score_as_few(case: Case) -> None:
+    """Large batches run on other operators than small ones (see nn/linear.py)."""
+    model, batch = case.lively(), ragged(1500)
+    rows = list(range(0, 1500, 97))
+    close(scores(model, batch)[rows], scores(model, take(batch, rows)))
+
+
+def check_an_empty_history_is_scored(case: Case) -> None:
+    model = case.lively()
+    batch = ragged(5, lengths=[0] * 5)
+    found = scores(model, batch)
+    assert found.isfinite().all()
+    close(found, torch.cat([scores(model, take(batch, [row])) for row in range(5)]))
+    model.train()
+    loss = model.loss(batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.isfinite()
+    for name, parameter in model.named_parameters():
+        grad = parameter.grad
+        assert grad is None or (grad._values() if grad.is_sparse else grad).isfinite().all(), name
+
+
+def check_every_parameter_gets_a_gradient(case: Case) -> None:
+    model = case.lively().train()
+    model.loss(ragged(700)).backward()  # type: ignore[no-untyped-call]
+    tables = {id(table) for table in model.tables()}
+    for name, parameter in model.named_parameters():
+        grad = parameter.grad
+        assert grad is not None, f"{name} gets no gradient"
+        assert grad.is_sparse == (id(parameter) in tables), f"{name}: tables and only tables have sparse gradients"
+        found = grad._values() if grad.is_sparse else grad
+        assert found.isfinite().all(), name
+        assert found.abs().sum() > 0, f"{name} gets a gradient of zero"
+
+
+def check_every_input_is_read(case: Case) -> None:
+    model, batch = case.lively(), ragged(40)
+    before = scores(model, batch)
+    generator = torch.Generator().manual_seed(99)
+    for column in FIELDS.features:
+        after = scores(model, with_feature(batch, column.name, values(column, 40, generator)))
+        assert (after - before).abs().max() > 1e-4, f"feature {column.name} is not read"
+    for history, columns in FIELDS.histories.items():
+        for column in columns:
+            events = int(batch.histories[history].offsets[-1])
+            after = scores(model, with_history(batch, history, {column.name: values(column, events, generator)}))
+            if model.reads_history:
+                assert (after - before).abs().max() > 1e-4, f"column {column.name} of {history} is not read"
+            else:
+                assert torch.equal(after, before), f"{history} is read by a model with reads_history = False"
+
+
+def check_every_event_counts_for_its_row_only(case: Case) -> None:
+    model, batch = case.lively(), ragged(30)
+    if not model.reads_history:
+        return
+    before = scores(model, batch)
+    for history, columns in FIELDS.histories.items():
+        offsets = batch.histories[history].offsets
+        for end in ("first", "last"):
+            moved = []
+            for row in (offsets.diff() > 0).nonzero().squeeze(1).tolist():
+                at = int(offsets[row]) if end == "first" else int(offsets[row + 1]) - 1
+                order = list(range(int(offsets[-1])))
+                order[at] = (at + len(order) // 2) % len(order)  # this event becomes another one
+                changed = {c.name: pick(batch.histories[history].columns[c.name], order) for c in columns}
+                change = scores(model, with_history(batch, history, changed)) - before
+                moved.append(bool(change[row].abs() > 1e-6))
+                change[row] = 0
+                assert change.abs().max() < 2e-5, f"an event of row {row} moves another row"
+            assert sum(moved) > len(moved) / 2, f"the {end} event of {history} does not count"
+
+
+def check_order_matters_as_declared(case: Case) -> None:
+    model, batch = case.lively(), ragged(20)
+    if not model.reads_history:
+        assert not model.order_matters
+        return
+    before, turned = scores(model, batch), batch
+    for history, given in batch.histories.items():
+        order: list[int] = []
+        for row in range(20):
+            order += reversed(range(int(given.offsets[row]), int(given.offsets[row + 1])))
+        turned = with_history(turned, history, {name: pick(column, order) for name, column in given.columns.items()})
+    after = scores(model, turned)
+    if model.order_matters:
+        assert (after - before).abs().max() > 1e-4
+    else:
+        close(after, before)
+
+
+def check_same_seed_same_weights(case: Case) -> None:
+    one, two, other = case.build(3), case.build(3), case.build(4)
+    pairs = list(zip(one.parameters(), two.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs)
+    if len(pairs) > len(one.tables()) + 3:  # models that start at zero have nothing to draw
+        assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def check_saved_and_loaded(case: Case) -> None:
+    model, batch = case.lively(), ragged(9)
+    with tempfile.TemporaryDirectory() as folder:
+        artifact.save(model, folder)
+        again = artifact.load(folder)
+    assert isinstance(again, Ranker)
+    assert again.config == model.config
+    assert again.fields == model.fields
+    assert torch.equal(scores(again.eval(), batch), scores(model, batch))  # type: ignore[arg-type]
+
+
+def check_shared_batch_scores_as_ragged(case: Case) -> None:
+    model = case.lively()
+    for candidates, events in ((6, 5), (1, 4), (4, 1), (3, 0)):
+        batch = shared(candidates, events)
+        found = scores(model, batch)
+        assert found.shape == (candidates,)
+        close(found, scores(model, repeated(batch)))
+
+
+def check_exported_program_agrees(case: Case) -> None:
+    model = case.lively()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        trace(model, path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 3
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    taken = {entry.name for entry in session.get_inputs()}
+    for seed, (candidates, events) in enumerate(SHAPES):
+        batch = shared(candidates, events, seed)
+        feed = {name: tensor.numpy() for name, tensor in flat(batch).items() if name in taken}
+        (found,) = session.run(None, feed)
+        expected = scores(model, batch)
+        torch.testing.assert_close(
+            torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4, msg=f"{candidates}, {events}"
+        )
+
+
+def check_misspelt_settings_are_refused(case: Case) -> None:
+    for key in find(case.name).Config.model_fields:
+        wrong = key[:-1] + key[-1] * 2
+        with pytest.raises(ConfigError, match=re.escape(f"model.{wrong}: unknown key; did you mean {key!r}?")):
+            build({"name": case.name, **case.settings, wrong: 1}, FIELDS)
+    with pytest.raises(ConfigError, match="no_such_key: unknown key"):
+        build({"name": case.name, "no_such_key": 1}, FIELDS)
+
+
+def check_docstring_cites(case: Case) -> None:
+    cls, card = find(case.name), describe(case.name)
+    assert re.match(r"https?://(arxiv\.org|doi\.org|\S+)", card.link), "the second paragraph links to the paper"
+    assert card.title
+    assert card.source
+    assert "\nDepartures from the paper\n" in card.text
+    assert re.search(r"^Letters: \S", card.text, re.MULTILINE)
+    assert card.reads_history == cls.reads_history
+    assert card.kind.capitalize() in {base.__name__ for base in cls.__mro__[1:]}
+    assert inspect.getdoc(cls)
+
+
+def check_settings_are_described(case: Case) -> None:
+    text = help_text(case.name)
+    for key, setting in find(case.name).Config.model_fields.items():
+        assert not setting.is_required(), f"{key} has no default"
+        assert setting.description, f"{key} has no description"
+        assert f"    {key}: " in text
+        assert setting.description in text
+
+
+def check_only_touched_rows_move(case: Case) -> None:
+    model = case.lively().train()
+    before = [table.detach().clone() for table in model.tables()]
+    optimiser = LazyAdam(model.tables(), lr=0.1, l2=0.01)
+    model.loss(ragged(6)).backward()  # type: ignore[no-untyped-call]
+    touched = [table.grad._indices()[0].unique() for table in model.tables()]  # type: ignore[union-attr]
+    optimiser.step()
+    for table, old, rows in zip(model.tables(), before, touched, strict=True):
+        moved = (table != old).any(1).nonzero().squeeze(1)
+        assert len(moved) > 0
+        assert set(moved.tolist()) <= set(rows.tolist())
+
+
+def check_learns(case: Case) -> None:
+    model, batch = case.build(), ragged(64)
+    tables = {id(table) for table in model.tables()}
+    dense = [parameter for parameter in model.parameters() if id(parameter) not in tables]
+    optimisers = [LazyAdam(model.tables(), lr=0.03), torch.optim.AdamW(dense, lr=0.01)]
+    losses = []
+    for _ in range(40):
+        loss = model.loss(batch)
+        losses.append(float(loss.detach()))
+        loss.backward()  # type: ignore[no-untyped-call]
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+    assert losses[-1] < 0.7 * losses[0], losses
+
+
+def check_bfloat16_is_near(case: Case) -> None:
+    model, batch = case.lively(), ragged(600)
+    expected = scores(model, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = scores(model, batch).float()
+        loss = model.train().loss(batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+    assert (found - expected).abs().mean() < 0.05 * expected.std() + 0.02
+
+
+CHECKS: tuple[Callable[[Case], None], ...] = tuple(
+    check for name, check in list(globals().items()) if name.startswith("check_")
+)
+
+
+class Program(nn.Module):
+    """A ranker as a function of flat tensors."""
+
+    def __init__(self, model: Ranker, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.model(unflat(dict(zip(self.names, tensors, strict=True))))
+
+
+def trace(model: Ranker, path: Path) -> None:
+    """Write the ONNX program of a model, with free numbers of candidates, events and values."""
+    example = flat(shared(5, 7, seed=1))
+    one = {f"f__{given.name}" for given in FIELDS.features if given.table != "item"}
+    fixed = one | {f"{name}__offsets" for name in one}
+    shapes = tuple({} if name in fixed else {0: torch.export.Dim.DYNAMIC} for name in example)
+    with quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            Program(model, list(example)).eval(),
+            tuple(example.values()),
+            input_names=list(example),
+            dynamic_shapes=(shapes,),
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None
+        program.save(str(path))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back what the exporter says about packages that are not there and about its own code."""
+    names = ("torch.onnx", "onnxscript", "onnx_ir")
+    levels = [logging.getLogger(name).level for name in names]
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r".*LeafSpec.*is deprecated", FutureWarning)
+            yield
+    finally:
+        for name, level in zip(names, levels, strict=True):
+            logging.getLogger(name).setLevel(level)

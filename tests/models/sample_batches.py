@@ -1,0 +1,167 @@
+"""Small random batches of every kind of field, and what can be done to a batch without changing a score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from longrec.features.batch import Batch, HistoryBatch, Jagged
+from longrec.features.schema import TIME_GAP, TIME_GAP_ROWS, Field, Fields
+
+ITEM = Field("item", "id", 60, table="item")
+GENRES = Field("genres", "multi", 12, table="item")
+ACTORS = Field("actors", "multi", 30, pool="sum", weighted=True, table="item")
+RATING = Field("rating", "id", 8, feedback=True)
+GAP = Field(TIME_GAP, "id", TIME_GAP_ROWS)
+
+FIELDS = Fields(
+    features=(
+        Field("user", "id", 40, table="user"),
+        Field("age", "dense", 0, table="user"),
+        Field("hobbies", "multi", 9, pool="max", table="user"),
+        Field("hour", "id", 27),
+        ITEM,
+        GENRES,
+        ACTORS,
+        Field("price", "dense", 0, table="item"),
+    ),
+    histories={"seen": (RATING, ITEM, GENRES, ACTORS, GAP), "liked": (ITEM, GAP)},
+)
+"""Every kind of field, two histories, a column of the past that no candidate has."""
+
+
+def values(field: Field, count: int, generator: torch.Generator) -> Tensor | Jagged:
+    """Random values of a field: ids from all rows of its table, the reserved ones too."""
+    if field.kind == "dense":
+        return torch.randn(count, generator=generator)
+    if field.kind == "id":
+        return torch.randint(0, field.rows, (count,), generator=generator, dtype=torch.int32)
+    lengths = torch.randint(0, 4, (count,), generator=generator)
+    total = int(lengths.sum())
+    ids = torch.randint(0, field.rows, (total,), generator=generator, dtype=torch.int32)
+    weights = torch.rand(total, generator=generator) + 0.1 if field.weighted else None
+    return Jagged(ids, offsets(lengths.tolist()), weights)
+
+
+def offsets(lengths: Sequence[int]) -> Tensor:
+    return torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
+
+
+def ragged(
+    rows: int = 9, seed: int = 0, longest: int = 7, lengths: Sequence[int] | None = None, fields: Fields = FIELDS
+) -> Batch:
+    """A batch of ``rows`` impressions, some with an empty history."""
+    generator = torch.Generator().manual_seed(seed)
+    histories = {}
+    for name, columns in fields.histories.items():
+        own = lengths or [0, *torch.randint(0, longest + 1, (rows - 1,), generator=generator).tolist()]
+        drawn = {field.name: values(field, sum(own), generator) for field in columns}
+        histories[name] = HistoryBatch(drawn, offsets(own))
+    features = {field.name: values(field, rows, generator) for field in fields.features}
+    label = torch.randint(0, 2, (rows,), generator=generator).float()
+    return Batch(rows, features, histories, label=label)
+
+
+def shared(candidates: int, events: int, seed: int = 0, fields: Fields = FIELDS) -> Batch:
+    """One user, some candidates, each history of ``events`` events."""
+    generator = torch.Generator().manual_seed(seed)
+    count = {field.name: candidates if field.table == "item" else 1 for field in fields.features}
+    features = {field.name: values(field, count[field.name], generator) for field in fields.features}
+    histories = {
+        name: HistoryBatch({f.name: values(f, events, generator) for f in columns}, offsets([events]), shared=True)
+        for name, columns in fields.histories.items()
+    }
+    return Batch(candidates, features, histories, shared=True)
+
+
+def pick(column: Tensor | Jagged, index: Sequence[int] | Tensor) -> Tensor | Jagged:
+    """The entries of a column at ``index``."""
+    at = torch.as_tensor(index, dtype=torch.int64)
+    if isinstance(column, Tensor):
+        return column[at]
+    spans = [range(int(column.offsets[i]), int(column.offsets[i + 1])) for i in at.tolist()]
+    flat = torch.tensor([position for span in spans for position in span], dtype=torch.int64)
+    weights = None if column.weights is None else column.weights[flat]
+    return Jagged(column.values[flat], offsets([len(span) for span in spans]), weights)
+
+
+def take(batch: Batch, rows: Sequence[int]) -> Batch:
+    """The batch of these rows of a ragged batch, in this order."""
+    histories = {}
+    for name, history in batch.histories.items():
+        spans = [range(int(history.offsets[r]), int(history.offsets[r + 1])) for r in rows]
+        flat = [position for span in spans for position in span]
+        columns = {column: pick(given, flat) for column, given in history.columns.items()}
+        histories[name] = HistoryBatch(columns, offsets([len(span) for span in spans]))
+    features = {name: pick(column, rows) for name, column in batch.features.items()}
+    label = None if batch.label is None else batch.label[list(rows)]
+    return Batch(len(rows), features, histories, label=label)
+
+
+def repeated(batch: Batch, fields: Fields = FIELDS) -> Batch:
+    """The ragged batch that says the same as a shared one."""
+    rows = batch.size
+    features = {
+        field.name: batch.features[field.name]
+        if field.table == "item"
+        else pick(batch.features[field.name], [0] * rows)
+        for field in fields.features
+    }
+    histories = {}
+    for name, history in batch.histories.items():
+        events = int(history.offsets[-1])
+        columns = {column: pick(given, list(range(events)) * rows) for column, given in history.columns.items()}
+        histories[name] = HistoryBatch(columns, offsets([events] * rows))
+    return Batch(rows, features, histories)
+
+
+def with_history(batch: Batch, name: str, columns: Mapping[str, Tensor | Jagged]) -> Batch:
+    """The batch with some columns of one history replaced."""
+    history = batch.histories[name]
+    changed = replace(history, columns={**history.columns, **columns})
+    return replace(batch, histories={**batch.histories, name: changed})
+
+
+def with_feature(batch: Batch, name: str, column: Tensor | Jagged) -> Batch:
+    """The batch with one feature replaced."""
+    return replace(batch, features={**batch.features, name: column})
+
+
+def flat(batch: Batch) -> dict[str, Tensor]:
+    """A shared batch as named tensors, as a program takes them."""
+    tensors: dict[str, Tensor] = {}
+
+    def put(name: str, column: Tensor | Jagged) -> None:
+        if isinstance(column, Tensor):
+            tensors[name] = column
+            return
+        tensors[f"{name}__values"], tensors[f"{name}__offsets"] = column.values, column.offsets
+        if column.weights is not None:
+            tensors[f"{name}__weights"] = column.weights
+
+    for name, column in batch.features.items():
+        put(f"f__{name}", column)
+    for history, given in batch.histories.items():
+        for name, column in given.columns.items():
+            put(f"{history}__{name}", column)
+    return tensors
+
+
+def unflat(tensors: Mapping[str, Tensor], fields: Fields = FIELDS) -> Batch:
+    """The shared batch that ``flat`` told; traceable."""
+
+    def get(name: str, field: Field) -> Tensor | Jagged:
+        if field.kind != "multi":
+            return tensors[name]
+        return Jagged(tensors[f"{name}__values"], tensors[f"{name}__offsets"], tensors.get(f"{name}__weights"))
+
+    features = {field.name: get(f"f__{field.name}", field) for field in fields.features}
+    histories = {
+        name: HistoryBatch({f.name: get(f"{name}__{f.name}", f) for f in columns}, torch.arange(2), shared=True)
+        for name, columns in fields.histories.items()
+    }
+    own = next(field.name for field in fields.features if field.table == "item" and field.kind != "multi")
+    return Batch(tensors[f"f__{own}"].shape[0], features, histories, shared=True)

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import shop  # noqa: E402
+
+from longrec.serve.server import running  # noqa: E402
+from longrec.serve.service import Service  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def full() -> shop.Shop:
+    return shop.full()
+
+
+@pytest.fixture(scope="session")
+def steps() -> shop.Shop:
+    return shop.steps()
+
+
+@pytest.fixture(scope="session")
+def prejoined() -> shop.Shop:
+    return shop.prejoined()
+
+
+@pytest.fixture(scope="session")
+def service(full: shop.Shop) -> Service:
+    return Service(full.bundle)
+
+
+@pytest.fixture(scope="session")
+def url(full: shop.Shop) -> Iterator[str]:
+    with running(full.bundle) as address:
+        yield address

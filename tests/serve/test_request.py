@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from longrec.errors import RequestError
+from longrec.features.schema import TimeColumn
+from longrec.serve.request import decode, moment
+
+GOOD = {"user": 1, "candidates": [1, 2]}
+
+
+def refused(body: bytes) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        decode(body)
+    return caught.value
+
+
+def test_a_request_is_typed() -> None:
+    request = decode(b'{"user":"u","candidates":["a",1],"at":"2026-01-31","context":{"x":null},"allow_unknown":true}')
+    assert (request.user, request.candidates, request.at) == ("u", ["a", 1], "2026-01-31")
+    assert (request.context, request.history, request.allow_unknown) == ({"x": None}, None, True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b'{"user":1,"candidates":[1]} x',
+        b'{"user":1,"candidates":[1],"at":NaN}',
+        b'{"user":1,"candidates":[1],"context":{"x":-Infinity}}',
+        b'{"user":"\xff","candidates":[1]}',
+        b'{"user":1,"candidates":[1],"context":{"x":' + b"[" * 200_000,
+    ],
+)
+def test_what_is_no_json_is_a_400(body: bytes) -> None:
+    error = refused(body)
+    assert error.status == 400
+    assert str(error).startswith("body: not JSON (")
+    assert "NaN and Infinity are not JSON" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "found", "expected"),
+    [
+        ({"user": 1.5}, "user", "a value of type number", "whole number or text"),
+        ({"user": True}, "user", "a value of type true or false", "whole number or text"),
+        ({"user": None}, "user", "a value of type null", "whole number or text"),
+        ({"user": 2**63}, "user", "an integer of more than 64 bits", "signed 64-bit integers or text"),
+        ({"candidates": 3}, "candidates", "a value of type whole number", "list"),
+        ({"candidates": [1, 2.0]}, "candidates[1]", "a value of type number", "whole number or text"),
+        ({"candidates": []}, "candidates", "an empty list", "1 to 100,000 items"),
+        ({"candidates": [4, 7, 8, 7]}, "candidates", "7 twice, at 1 and 3", "each item once"),
+        ({"context": [1]}, "context", "a value of type list", "mapping"),
+        ({"history": {"h": 1}}, "history[...]", "a value of type whole number", "mapping"),
+        ({"allow_unknown": 1}, "allow_unknown", "a value of type whole number", "true or false"),
+        ({"candidate": [1]}, "body", "the unknown key 'candidate'", "user, candidates"),
+    ],
+)
+def test_another_form_is_a_422_with_its_place(change: dict[str, Any], where: str, found: str, expected: str) -> None:
+    error = refused(orjson.dumps(GOOD | change))
+    assert (error.status, error.where, error.found) == (422, where, found)
+    assert expected in error.expected
+
+
+def test_more_faults_of_form() -> None:
+    assert "did you mean 'candidates'?" in refused(b'{"user":1,"candidates":[1],"candidats":[1]}').do.lower()
+    assert refused(b'{"user":1}').where == "candidates"
+    assert refused(b"[1]").found == "a value of type list"
+    error = refused(b'{"user":1,"candidates":[1],"at":1e999}')
+    assert (error.status, error.where, error.found) == (422, "at", "number out of range")
+    error = refused(b'{"user":1,"candidates":' + orjson.dumps(list(range(100_001))) + b"}")
+    assert (error.status, error.found, error.expected) == (413, "100,001 items", "at most 100,000")
+    assert len(decode(b'{"user":1,"candidates":' + orjson.dumps(list(range(100_000))) + b"}").candidates) == 100_000
+
+
+@pytest.mark.parametrize(
+    ("at", "unit", "expected"),
+    [
+        ("2001-09-09T01:46:40Z", "s", 1_000_000_000_000),
+        ("2001-09-09T01:46:40", "ms", 1_000_000_000_000),
+        ("2001-09-09T03:46:40.0019+02:00", "auto", 1_000_000_000_001),
+        ("2001-09-09", "ns", 999_993_600_000),
+        (1_000_000_000, "s", 1_000_000_000_000),
+        (1_000_000_000.0015, "s", 1_000_000_000_001),
+        (1_000_000_000_000, "ms", 1_000_000_000_000),
+        (1_000_000_000_000_999, "us", 1_000_000_000_000),
+        (1_000_000_000_000_999_999, "ns", 1_000_000_000_000),
+        (1_000_000_000, "auto", 1_000_000_000_000),
+        (1_000_000_000_000, "auto", 1_000_000_000_000),
+        (1_000_000_000_000_000, "auto", 1_000_000_000_000),
+        (1_000_000_000_000_000_000, "auto", 1_000_000_000_000),
+        (5, "s", 5_000),
+        (None, "s", 77),
+    ],
+)
+def test_moments_are_read_in_the_unit_of_the_log(at: Any, unit: Any, expected: int) -> None:
+    assert moment(at, TimeColumn(column="t", unit=unit), 77) == expected
+
+
+@pytest.mark.parametrize(
+    ("at", "unit", "message"),
+    [
+        ("soon", "s", "the text 'soon'; expected ISO 8601 such as 2026-01-31T12:00:00Z"),
+        (1_000_000_000_000, "s", "which reads as ms; expected an epoch number in s, as the log"),
+        (1_000_000_000, "ms", "which reads as s; expected an epoch number in ms"),
+        (12, "auto", "which reads near 1970; expected an epoch number in s, ms, us or ns"),
+        (10**400, "s", "reads as ns"),
+        (1e300, "s", "reads as ns"),
+        (-(10**13), "ms", None),
+        ("2026", "step", "a whole number, as the log counts its steps"),
+        (1.5, "step", "a whole number"),
+        (None, "step", "nothing; expected a whole number"),
+        (2**62, "step", "a whole number"),
+    ],
+)
+def test_a_moment_in_another_unit_is_refused(at: Any, unit: Any, message: str | None) -> None:
+    if message is None:
+        assert moment(at, TimeColumn(column="t", unit=unit), 0) == at
+        return
+    with pytest.raises(RequestError) as caught:
+        moment(at, TimeColumn(column="t", unit=unit), 0)
+    assert caught.value.status == 422
+    assert message in str(caught.value)
+
+
+def test_moments_without_a_clock() -> None:
+    assert moment(41, TimeColumn(column="t", unit="step"), 0) == 41
+    assert moment(None, None, 5) == 0
+    with pytest.raises(RequestError, match="the schema has no time column"):
+        moment("2026-01-01", None, 0)

@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import longrec.serve.service as service_file
+from longrec.errors import BundleError, RequestError
+from longrec.export.bundle import Bundle
+from longrec.export.offline import golden
+from longrec.serve.request import decode
+from longrec.serve.service import Answer, Service, scores_of
+
+
+def ask(service: Service, **request: Any) -> Answer:
+    return service.rank(decode(orjson.dumps(request)))
+
+
+def refused(service: Service, **request: Any) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        ask(service, **request)
+    return caught.value
+
+
+@pytest.fixture
+def good(full: Any) -> dict[str, Any]:
+    return {**full.golden[0].request}
+
+
+@pytest.mark.parametrize("kind", ["full", "steps", "prejoined"])
+def test_every_impression_scores_online_as_offline(request: pytest.FixtureRequest, kind: str) -> None:
+    shop = request.getfixturevalue(kind)
+    service = Service(shop.bundle)
+    assert service.check() < 1e-6
+    rows = range(0, len(shop.segment), 7)
+    items = np.arange(1, 8)
+    wanted = [golden(shop.model, shop.fitted, shop.users, shop.items, shop.sample(row, items)) for row in rows]
+    for one, scores in zip(wanted, scores_of(service, wanted)):
+        assert np.abs(np.array(one.scores) - scores).max() < 1e-6
+
+
+@settings(deadline=None, max_examples=25)
+@given(row=st.integers(0, 399), shift=st.integers(-3, 20))
+def test_histories_online_equal_a_search_from_end_to_end(full: Any, service: Service, row: int, shift: int) -> None:
+    at = int(full.segment.times[row]) + 500 * shift
+    sample = full.sample(row, np.array([1, 2]), at)
+    one = golden(full.model, full.fitted, full.users, full.items, sample)
+    assert np.abs(scores_of(service, [one])[0] - one.scores).max() < 1e-6
+
+
+@settings(deadline=None, max_examples=25)
+@given(place=st.integers(0, 11), late=st.integers(0, 5_000), rating=st.integers(0, 5), item=st.integers(1, 40))
+def test_nothing_at_or_after_the_moment_changes_an_answer(
+    full: Any, place: int, late: int, rating: int, item: int
+) -> None:
+    service = Service(full.bundle)
+    store = service.bundle.store
+    assert store is not None
+    request = full.golden[place].request
+    body = orjson.dumps(request)
+    before = service.answer(body)
+    user = int(full.users.rows(__import__("pyarrow").array([request["user"]]), "user")[0])
+    at = int(np.datetime64(request["at"].rstrip("Z"), "ms").astype(np.int64))
+
+    def happens(moment: int) -> None:
+        values = {"item": item, "device": 2, "rating": rating + 2, "dwell": 2, "known.dwell": moment, "where.liked": 1}
+        store.append(np.array([user]), np.array([moment]), {name: np.array([value]) for name, value in values.items()})
+
+    happens(at)
+    happens(at + late)
+    assert service.answer(body) == before
+    happens(at - 1 - late)
+    assert service.answer(body) != before
+
+
+def test_feedback_is_not_known_before_its_time(full: Any) -> None:
+    # the rating of an event is known two seconds later: until then it reads as not yet known, whatever it was
+    service = Service(full.bundle)
+    request = {**full.golden[0].request, "at": "2021-01-01T00:00:10Z"}
+    start = int(np.datetime64("2021-01-01", "ms").astype(np.int64))
+    user = int(full.users.rows(__import__("pyarrow").array([request["user"]]), "user")[0])
+    answers = {}
+    for rating in (2, 3):
+        for at in (8_000, 7_999):
+            own = Service(full.bundle)
+            values = {"item": 3, "device": 2, "rating": rating, "dwell": 2, "known.dwell": start, "where.liked": 0}
+            assert own.bundle.store is not None
+            own.bundle.store.append(
+                np.array([user]), np.array([start + at]), {name: np.array([value]) for name, value in values.items()}
+            )
+            answers[rating, at] = own.answer(orjson.dumps(request))
+    assert answers[2, 8_000] == answers[3, 8_000]
+    assert answers[2, 7_999] != answers[3, 7_999]
+    assert service.answer(orjson.dumps(request)) not in answers.values()
+
+
+def test_an_answer_says_all(service: Service, full: Any) -> None:
+    one = full.golden[0]
+    answer = orjson.loads(service.answer(orjson.dumps(one.request)))
+    assert list(answer) == ["model", "user", "at", "items", "unknown"]
+    assert (answer["model"], answer["user"], answer["at"]) == ("din", one.request["user"], one.request["at"])
+    assert answer["unknown"] == {"user": False, "candidates": []}
+    scores = [item["score"] for item in answer["items"]]
+    assert scores == sorted(scores, reverse=True)
+    assert sorted(item["id"] for item in answer["items"]) == sorted(one.request["candidates"])
+    assert {item["via"] for item in answer["items"]} == {"request"}
+
+
+def test_many_candidates_score_as_few_do(service: Service, good: dict[str, Any], monkeypatch: Any) -> None:
+    request = orjson.dumps(good | {"candidates": [f"i{n}" for n in range(40)]})
+    whole = orjson.loads(service.answer(request))
+    monkeypatch.setattr(service_file, "_TOGETHER", 3)
+    parts = orjson.loads(service.answer(request))
+    assert [item["id"] for item in parts["items"]] == [item["id"] for item in whole["items"]]
+    assert np.allclose([i["score"] for i in parts["items"]], [i["score"] for i in whole["items"]], atol=1e-6)
+    monkeypatch.setattr(service_file, "_POSITIONS", 1)
+    assert len(orjson.loads(service.answer(request))["items"]) == 40
+
+
+def test_an_unknown_user_is_refused_or_ranked_as_new(service: Service, good: dict[str, Any]) -> None:
+    error = refused(service, **good | {"user": 123_456})
+    assert (error.status, error.where) == (404, "user")
+    assert "the unknown user 123456" in str(error)
+    assert "allow_unknown" in error.do
+    first = ask(service, **good | {"user": 123_456, "allow_unknown": True})
+    assert (first.new_user, first.new_items) == (True, [])
+    other = ask(service, **good | {"user": -1, "allow_unknown": True})
+    assert first.outcome.candidates.scores.tolist() == other.outcome.candidates.scores.tolist()
+    assert not ask(service, **good | {"allow_unknown": True}).new_user
+
+
+def test_unknown_items_are_refused_by_name_or_ranked_as_new(service: Service, good: dict[str, Any]) -> None:
+    strange = [f"x{n}" for n in range(8)]
+    error = refused(service, **good | {"candidates": [*strange, "i3"]})
+    assert (error.status, error.where) == (404, "candidates")
+    assert error.found == "8 unknown items: 'x0', 'x1', 'x2', 'x3', 'x4', ..."
+    answer = ask(service, **good | {"candidates": ["x1", "i3", "x0"], "allow_unknown": True})
+    assert answer.new_items == ["x1", "x0"]
+    ranked = answer.outcome.candidates
+    scores = dict(zip(ranked.keys.tolist(), ranked.scores.tolist()))
+    assert scores["x1"] == pytest.approx(scores["x0"], abs=1e-6)
+    assert scores["i3"] == pytest.approx(
+        dict(zip(*(lambda c: (c.keys.tolist(), c.scores.tolist()))(ask(service, **good | {"candidates": ["i3"]}).outcome.candidates)))["i3"],
+        abs=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "words"),
+    [
+        ({"user": "11"}, "user", "text, for example '11'; expected integers, as in the log"),
+        ({"candidates": [3]}, "candidates", "integers, for example 3; expected text, as in the log"),
+        ({"candidates": ["i3", 4]}, "candidates", "integers, for example 4; expected text"),
+        ({"context": {}}, "context", "no 'device'; no 'shown'; no 'campaign'; no 'tags'; no 'tag_weights'"),
+        ({"history": {}}, "history", "none: this bundle keeps histories itself"),
+        ({"at": "noon"}, "at", "ISO 8601"),
+        ({"at": 1_600_000_000_000_000_000_000}, "at", "reads as ns"),
+    ],
+)
+def test_what_does_not_fit_the_schema_is_refused(
+    service: Service, good: dict[str, Any], change: dict[str, Any], where: str, words: str
+) -> None:
+    error = refused(service, **good | change)
+    assert (error.status, error.where) == (422, where)
+    assert words in str(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "words"),
+    [
+        ({"devise": "d1"}, "context", "the unknown key 'devise'"),
+        ({"rating": 5}, "context", "the unknown key 'rating'; expected device, shown, campaign, tags, tag_weights"),
+        ({"device": 3}, "context.device", "integers, for example 3; expected text"),
+        ({"device": ["d1"]}, "context.device", "expected 64-bit integers or strings"),
+        ({"device": {"a": 1}}, "context.device", "expected 64-bit integers or strings"),
+        ({"shown": "much"}, "context.shown", "text, for example 'much'; expected numbers"),
+        ({"shown": [1]}, "context.shown", "expected numbers"),
+        ({"campaign": 2.5}, "context.campaign", "ids stored as floats"),
+        ({"campaign": 10**18 * 8, "tags": "sun"}, "context.tags", "a list column"),
+        ({"tags": ["sun"], "tag_weights": [1.0, 2.0]}, "context.tags: weights", "one weight a value"),
+        ({"tags": ["sun", 1], "tag_weights": [1.0, 2.0]}, "context.tags", "one type"),
+        ({"tags": [1], "tag_weights": [1.0]}, "context.tags", "integers, for example 1; expected text"),
+    ],
+)
+def test_a_context_that_does_not_fit_is_refused(
+    service: Service, good: dict[str, Any], change: dict[str, Any], where: str, words: str
+) -> None:
+    error = refused(service, **good | {"context": good["context"] | change})
+    assert (error.status, error.where) == (422, where)
+    assert words in str(error)
+
+
+def test_a_missing_value_of_the_context_may_be_null(service: Service, good: dict[str, Any]) -> None:
+    empty = dict.fromkeys(good["context"])
+    nothing = ask(service, **good | {"context": empty})
+    assert len(nothing.outcome.candidates) == len(good["candidates"])
+    lists = ask(service, **good | {"context": empty | {"tags": [], "tag_weights": []}})
+    assert lists.outcome.candidates.scores.tolist() == nothing.outcome.candidates.scores.tolist()
+
+
+def test_the_context_and_the_calendar_are_read(service: Service, good: dict[str, Any]) -> None:
+    def scores(**change: Any) -> list[float]:
+        answer = ask(service, **good | {"candidates": ["i1"], **change})
+        return answer.outcome.candidates.scores.tolist()
+
+    usual = scores()
+    for column, value in {"device": "d2", "shown": 900.5, "campaign": 7}.items():
+        assert scores(context=good["context"] | {column: value}) != usual
+    assert scores(at="2031-01-01T00:00:00Z") != scores(at="2031-01-01T05:00:00Z")
+
+
+def test_a_moment_in_the_units_of_an_open_log_is_told_by_its_size(service: Service, good: dict[str, Any]) -> None:
+    answers = [ask(service, **good | {"at": at}) for at in ("2020-09-13T12:26:50Z", 1_600_000_010, 1_600_000_010_000)]
+    assert {answer.at for answer in answers} == {"2020-09-13T12:26:50.000Z"}
+    assert len({tuple(answer.outcome.candidates.scores.tolist()) for answer in answers}) == 1
+
+
+def test_now_is_the_default_moment(service: Service, good: dict[str, Any]) -> None:
+    answer = ask(service, **{name: value for name, value in good.items() if name != "at"})
+    assert abs(np.datetime64(str(answer.at).rstrip("Z"), "s") - np.datetime64("now")) < np.timedelta64(60, "s")
+
+
+def test_a_prejoined_history_comes_with_the_request(prejoined: Any) -> None:
+    service = Service(prejoined.bundle)
+    good = {"user": 1, "candidates": [1, 2, 3], "context": {"slot": 1}}
+    past = {"item_id": [4, 5, 6], "colour": ["red", None, "mauve"]}
+    empty = ask(service, **good, history={"clicks": {"item_id": [], "colour": []}})
+    full = ask(service, **good, history={"clicks": past})
+    assert full.at is None
+    assert empty.outcome.candidates.scores.tolist() != full.outcome.candidates.scores.tolist()
+    longer = {"item_id": [9, 9, 9, *past["item_id"] * 2], "colour": ["red", "red", "red", *past["colour"] * 2]}
+    last = {name: values[-6:] for name, values in longer.items()}
+    assert np.allclose(
+        ask(service, **good, history={"clicks": longer}).outcome.candidates.scores,
+        ask(service, **good, history={"clicks": last}).outcome.candidates.scores,
+    )
+    faults = {
+        "history": [None, {}, {"click": past}],
+        "history.clicks": [{"clicks": {"item_id": [1]}}, {"clicks": {"item_id": [1], "colour": []}}],
+        "history.clicks.item_id": [{"clicks": {"item_id": ["4"], "colour": ["red"]}}],
+        "history.clicks.colour": [{"clicks": {"item_id": [4], "colour": [1.5]}}],
+    }
+    for where, histories in faults.items():
+        for history in histories:
+            error = refused(service, **good, history=history)
+            assert (error.status, error.where) == (422, where), history
+
+
+def test_steps_are_counted_as_in_the_log(steps: Any) -> None:
+    service = Service(steps.bundle)
+    good = {"user": "n1", "candidates": [1, 2], "context": {"place": 3}}
+    assert ask(service, **good, at=70).at == 70
+    for at in (None, "2026-01-01", 7.5):
+        assert "a whole number" in str(refused(service, **good, at=at))
+    assert refused(service, **good | {"candidates": ["1"]}, at=1).where == "candidates"
+    assert refused(service, **good | {"user": 1}, at=1).where == "user"
+
+
+def test_a_machine_that_computes_other_scores_does_not_serve(steps: Any) -> None:
+    bundle = Bundle.open(steps.bundle)
+    one = bundle.golden[0]
+    bundle.golden[0] = type(one)(one.request, [score + 2e-4 for score in one.scores])
+    with pytest.raises(BundleError, match="golden request 0: scores differ by 0.0002 on this machine"):
+        Service(bundle).check()
+
+
+def test_serving_needs_no_torch(full: Any) -> None:
+    code = (
+        "import sys, orjson\n"
+        "import longrec.serve.app, longrec.serve.client, longrec.serve.server\n"
+        "from longrec.serve.service import Service\n"
+        f"service = Service({str(full.bundle)!r}); service.check()\n"
+        "service.answer(orjson.dumps(service.example()))\n"
+        "wrong = [m for m in ('torch', 'longrec.train', 'longrec.data', 'longrec.models.base') if m in sys.modules]\n"
+        "assert not wrong, wrong"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,18 @@
+"""Every model in the folder, in every variant, keeps the house rules. A new file in models/ is found by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from conformance import CHECKS, Case
+
+from longrec.models.base import find, names
+
+CASES = [Case(name, settings) for name in names() for settings in ({}, *find(name).variants)]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_model(case: Case, check: Callable[[Case], None]) -> None:
+    check(case)

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from longrec.errors import RunError
+from longrec.nn.sparse_optim import LazyAdam
+from longrec.train import checkpoint
+from longrec.train.checkpoint import State, recover_folder, replace_file, replace_folder
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(6, 3))
+        self.top = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
+        self.top[3].weight = nn.Parameter(torch.randn(1, 4))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.top(nn.functional.embedding(ids, self.table, sparse=True))
+
+
+def parts() -> tuple[Small, dict[str, torch.optim.Optimizer]]:
+    model = Small()
+    dense = torch.optim.AdamW(model.top.parameters(), lr=0.1, fused=True)
+    return model, {"dense": dense, "tables": LazyAdam([model.table], lr=0.1)}
+
+
+def move(model: Small, optimisers: dict[str, torch.optim.Optimizer], steps: int) -> None:
+    for _ in range(steps):
+        model(torch.randint(6, (8,))).sum().backward()
+        for optimiser in optimisers.values():
+            optimiser.step()
+            optimiser.zero_grad()
+
+
+def test_a_loaded_checkpoint_goes_on_bit_by_bit(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, optimisers = parts()
+    move(model, optimisers, 3)
+    state = State(step=3, epoch=1, position=2, best=0.1 + 0.2, loss_sum=1 / 3, stopped="patience")
+    checkpoint.save(tmp_path / "last", model, optimisers, state)
+    move(model, optimisers, 3)
+    again, others = parts()
+    torch.manual_seed(5)
+    assert checkpoint.load(tmp_path / "last", again, others) == state
+    move(again, others, 3)
+    for (name, one), other in zip(model.state_dict().items(), again.state_dict().values()):
+        assert torch.equal(one, other), name
+
+
+def test_there_may_be_no_checkpoint_yet(tmp_path: Path) -> None:
+    model, optimisers = parts()
+    assert checkpoint.load(tmp_path / "last", model, optimisers) is None
+
+
+def flip(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def other_version(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": "longrec-checkpoint-9"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "says"),
+    [
+        ("weights.safetensors", flip, "a whole checkpoint of this model"),
+        ("optimiser.safetensors", Path.unlink, "a whole checkpoint of this model"),
+        ("state.json", flip, "a whole checkpoint of this model"),
+        ("state.json", other_version, "another version"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, name: str, damage: Callable[[Path], None], says: str) -> None:
+    model, optimisers = parts()
+    checkpoint.save(tmp_path / "last", model, optimisers, State())
+    damage(tmp_path / "last" / name)
+    with pytest.raises(RunError, match=says):
+        checkpoint.load(tmp_path / "last", model, optimisers)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    model, optimisers = parts()
+    checkpoint.save(tmp_path / "last", model, optimisers, State())
+    wider = Small()
+    wider.top[3] = nn.Linear(4, 2)
+    with pytest.raises(RunError, match="of this model"):
+        checkpoint.load(tmp_path / "last", wider, optimisers)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("calls", range(12))
+def test_a_folder_is_whole_whenever_its_writer_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    """Stop before every call that touches the disk, in turn; then look, and write again."""
+
+    def write(words: str) -> None:
+        replace_folder(tmp_path / "a", lambda into: [(into / n).write_text(words) for n in "xy"])  # type: ignore[arg-type,return-value]
+
+    def read() -> str:
+        recover_folder(tmp_path / "a")
+        x, y = ((tmp_path / "a" / name).read_text() for name in "xy")
+        assert x == y
+        return x
+
+    write("old")
+    left = calls
+
+    def count(real: Callable[..., object]) -> Callable[..., object]:
+        def wrapped(*given: object, **named: object) -> object:
+            nonlocal left
+            if left == 0:
+                raise Killed
+            left -= 1
+            return real(*given, **named)
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        for name in ("rename", "mkdir", "write_text"):
+            patch.setattr(Path, name, count(getattr(Path, name)))
+        patch.setattr(checkpoint.shutil, "rmtree", count(checkpoint.shutil.rmtree))
+        patch.setattr(checkpoint, "sync", count(checkpoint.sync))
+        try:
+            write("new")
+            assert calls >= 10, "every moment was tried"
+        except Killed:
+            pass
+    assert read() in ("old", "new")
+    write("third")
+    assert read() == "third"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    def half(path: Path) -> None:
+        path.write_text("half")
+        raise Killed
+
+    replace_file(tmp_path / "b" / "x.json", lambda path: path.write_text("old") and None)
+    with pytest.raises(Killed):
+        replace_file(tmp_path / "b" / "x.json", half)
+    assert (tmp_path / "b" / "x.json").read_text() == "old"
