@@ -4,7 +4,7 @@
 
 The same generated log, the same model as near as each allows (embedding 16, attention 80-40 with ReLU and raw
 weights, top 200-80, Adam 1e-3, batch 1,024), one thread. What is read is rows per CPU-second from the fifth step on,
-the median over the rounds: every round runs all arms back to back, so that a busy machine hits all of them. Environments,
+the median over the rounds: every round runs all arms back to back, so that a busy machine hits all. Environments,
 logs and prepared data stay in the cache folder, outside the repository.
 """
 
@@ -151,8 +151,8 @@ def main() -> None:
     parts = [
         "# DIN training side by side",
         "Rows per CPU-second of one thread from step 5 on: median over the rounds (all runs in brackets). Peak memory "
-        "is resident, of the training process from its first step on; FuxiCTR's loader processes are counted neither in "
-        "time nor in memory.",
+        "is resident, of the training process from its first step on; FuxiCTR's loader processes are counted neither "
+        "in time nor in memory.",
     ]
     for name in given.only.split(","):
         scenario, meta = SCENARIOS[name], log(name)

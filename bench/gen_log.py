@@ -146,7 +146,8 @@ def generate(out: Path, items: int, users: int, categories: int, train: int, tes
         "users": users, "items": items, "categories": categories, "hours": 24, "cap": cap, "train": train, "test": test,
         "seed": seed, "click_rate": float(label.mean()), "mean_length": float(length.mean()),
         "median_length": float(np.median(length)), "mean_length_at_50": float(np.minimum(length, 50).mean()),
-        "distinct_items": len(np.unique(np.concatenate([past, item]))), "ceiling_auc": auc(label[train:], logit[train:]),
+        "distinct_items": len(np.unique(np.concatenate([past, item]))),
+        "ceiling_auc": auc(label[train:], logit[train:]),
     }  # fmt: skip
     (out / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     return meta

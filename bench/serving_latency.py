@@ -117,9 +117,9 @@ def main() -> None:
         shutil.rmtree(folder)
     machine.write(
         "serving_latency",
-        f"# Serving latency\n\n{CANDIDATES} candidates, {PAST} past events, DIN (16; 80-40; 200-80), {given.requests:,} "
-        f"requests one after another over one connection, after {given.warm} to warm up; request and answer as JSON, the "
-        "client's own work included. One server process, one thread; the machine's load was "
+        f"# Serving latency\n\n{CANDIDATES} candidates, {PAST} past events, DIN (16; 80-40; 200-80), "
+        f"{given.requests:,} requests one after another over one connection, after {given.warm} to warm up; JSON in "
+        "and out, the client's own work included. One server process, one thread; the machine's load was "
         f"{load:.1f} when it began. Export with its checks took {exported:.0f} s.\n\n"
         + machine.table(["milliseconds", "p5", "p50", "p90", "p99", "longest", "CPU of the asking process"], rows),
     )

@@ -13,6 +13,8 @@ import pytest
 from longrec.errors import BundleError
 from longrec.export.bundle import DIGEST, MANIFEST, Bundle, digest_line, read_manifest
 from longrec.export.write import export
+from longrec.features.fitted import FittedSchema
+from longrec.features.schema import Schema
 from longrec.serve.service import replay
 from longrec.store.segment import Segment
 
@@ -136,6 +138,22 @@ def test_export_never_overwrites_unless_asked(steps: Any, tmp_path: Path) -> Non
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
     with pytest.raises(BundleError, match="already there"):
         export(steps.model, steps.log, steps.bundle, steps.golden, replay)
+
+
+def test_the_schema_of_the_run_counts_not_that_of_the_log(full: Any, steps: Any, tmp_path: Path) -> None:
+    def changed(shop: Any, change: Any) -> FittedSchema:
+        content = shop.fitted.schema.model_dump(exclude_unset=True)
+        change(content)
+        return FittedSchema(Schema.model_validate(content), shop.fitted.encoders)
+
+    wider = changed(steps, lambda content: content["features"]["film"].update(dim=32))
+    with pytest.raises(BundleError, match="schema: its fields are not those of the model"):
+        export(steps.model, steps.log, tmp_path / "out", steps.golden, replay, fitted=wider)
+    candidate = changed(steps, lambda content: content["features"]["film"].update(table="event"))
+    model = type(steps.model)(steps.model.config, candidate.fields())
+    with pytest.raises(BundleError, match="feature 'film': it reads the item with table: event"):
+        export(model, steps.log, tmp_path / "out", steps.golden, replay, fitted=candidate)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_export_that_fails_leaves_nothing_behind(steps: Any, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import longrec.export.program as program_file
 from longrec.errors import BundleError
 from longrec.export.bundle import Bundle
 from longrec.export.inputs import inputs_of, random_tensors
@@ -82,6 +83,14 @@ def test_a_program_keeps_only_what_the_model_reads(tmp_path: Any) -> None:
     scores = program.run({"f.item": np.array([0, 2], np.int32), "f.user": np.array([1], np.int32)})
     assert np.allclose(scores, 1 / (1 + np.exp([0.0, -2.0])))
     assert shapes_parity(Shared(Sum(), inputs), program)["1x0"] < 1e-7
+
+
+def test_weights_too_large_for_one_file_lie_beside_it(steps: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(program_file, "_INLINE", 0)
+    inputs = inputs_of(steps.fitted.fields(), histories=False)
+    trace(steps.model, inputs, tmp_path / "program.onnx")
+    assert {path.name for path in tmp_path.iterdir()} == {"program.onnx", "program.onnx.data"}
+    assert shapes_parity(Shared(steps.model, inputs), Program(tmp_path / "program.onnx"))["7x100"] < 1e-6
 
 
 def test_a_model_that_cannot_be_traced_is_refused_with_the_reason(tmp_path: Any) -> None:

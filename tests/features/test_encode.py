@@ -126,7 +126,9 @@ def test_log_square_ids_stay_inside_the_table() -> None:
 # ---- ids ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("convert", [lambda a: a, lambda a: a.dictionary_encode(), lambda a: pa.chunked_array([a[:2], a[2:]])])
+@pytest.mark.parametrize(
+    "convert", [lambda a: a, lambda a: a.dictionary_encode(), lambda a: pa.chunked_array([a[:2], a[2:]])]
+)
 def test_ids_missing_unseen_known(convert: object) -> None:
     assert callable(convert)
     encoder = IdEncoder(Keys(pa.array(["b", "a"])))
@@ -146,7 +148,7 @@ def test_a_null_inside_a_dictionary_is_missing() -> None:
 
 # ---- hash --------------------------------------------------------------------------------------------------------
 
-# splitmix64 of n is the first output of its reference implementation seeded with n; text is BLAKE2b, 8 bytes, little endian.
+# splitmix64 of n is the first output of its reference implementation seeded with n; text is 8 bytes of BLAKE2b.
 HASHES = {
     0: 0xE220A8397B1DCDAF,
     1: 0x910A2DEC89025CC1,

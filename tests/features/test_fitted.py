@@ -122,7 +122,9 @@ def test_the_same_schema_after_saving_and_loading(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_holds_no_schema(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no readable features\.json .*; expected a fitted schema\n  Run prepare again"):
+    with pytest.raises(
+        DataError, match=r"no readable features\.json .*; expected a fitted schema\n  Run prepare again"
+    ):
         FittedSchema.load(tmp_path)
     (tmp_path / "features.json").write_text('{"format": "longrec-features-0"}')
     with pytest.raises(DataError, match=r"format 'longrec-features-0'; expected longrec-features-1"):

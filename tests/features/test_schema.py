@@ -224,7 +224,10 @@ SCHEMA_FAULTS: list[tuple[dict[str, Any], str]] = [
         {"histories": {"rated": {"of": ["movie"], "where": {"page": {"at_least": 1, "equals": 2}}}}},
         r"histories\.rated\.where\.page: needs exactly one of at_least, equals, among",
     ),
-    ({"features": {"movie": None, "page": {"knid": "id"}}}, r"features\.page\.knid: unknown key; did you mean 'kind'\?"),
+    (
+        {"features": {"movie": None, "page": {"knid": "id"}}},
+        r"features\.page\.knid: unknown key; did you mean 'kind'\?",
+    ),
 ]
 
 
@@ -276,8 +279,10 @@ def test_the_faults_of_a_schema_come_all_at_once() -> None:
 
 
 def test_fields_know_pairs_and_tables() -> None:
-    user, movie, genres = Field("user", "id", 9, table="user"), Field("movie", "id", 5, table="item"), Field(
-        "genres", "multi", 4, table="item"
+    user, movie, genres = (
+        Field("user", "id", 9, table="user"),
+        Field("movie", "id", 5, table="item"),
+        Field("genres", "multi", 4, table="item"),
     )
     page, rating = Field("page", "id", 3), Field("rating", "id", 8, feedback=True)
     fields = Fields((user, movie, genres, page), {"a": (rating, genres, page, movie), "b": (movie,)})

@@ -87,7 +87,9 @@ def test_no_past_at_all() -> None:
 def test_a_log_in_steps_counts_steps() -> None:
     steps = fitted(time={"column": "t", "unit": "step"}, label_known_after="3")
     zeros = np.zeros(3, np.int64)
-    past = Past(np.array([0, 6, 7]), zeros, {n: zeros + 2 for n in ("page", "click", "dwell", "fixed")}, {"fixed": zeros})
+    past = Past(
+        np.array([0, 6, 7]), zeros, {n: zeros + 2 for n in ("page", "click", "dwell", "fixed")}, {"fixed": zeros}
+    )
     made = history_columns(steps, "h", ITEMS, past, np.array([10]))
     assert np.asarray(made["click"]).tolist() == [2, 2, 6]
     assert np.asarray(made["time_gap"]).tolist() == [5, 4, 4]
@@ -144,7 +146,11 @@ def test_which_values_meet_a_condition(condition: Any, array: pa.Array, expected
     ("condition", "array", "says"),
     [
         ({"at_least": 2}, pa.array(["1"]), r"^x: text, for example '1'; expected numbers"),
-        ("a", pa.array([1]), r"^x: values of type int64; expected what can equal 'a'\n  Give the condition in the type"),
+        (
+            "a",
+            pa.array([1]),
+            r"^x: values of type int64; expected what can equal 'a'\n  Give the condition in the type",
+        ),
         ([1, 2], pa.array([[1]]), r"^x: values of type list<item: int64>; expected what can equal 1 or 2"),
         ([1, "a"], pa.array([1]), r"^x: values of the types int, str; expected one type"),
     ],

@@ -43,7 +43,10 @@ def test_no_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("user_id\trating\n1\t2\n", r"x\.inter: a header without known types: \['user_id', 'rating'\]; expected name:type"),
+        (
+            "user_id\trating\n1\t2\n",
+            r"x\.inter: a header without known types: \['user_id', 'rating'\]; expected name:type",
+        ),
         ("a:token\tb:int\n1\t2\n", r"a header without known types"),
         (":token\n1\n", r"a header without known types"),
         ("", r"a header without known types"),

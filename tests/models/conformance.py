@@ -20,6 +20,7 @@ import onnxruntime
 import pytest
 import torch
 from sample_batches import (
+    FEW,
     FIELDS,
     flat,
     pick,
@@ -36,6 +37,7 @@ from torch import Tensor, nn
 
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
+from longrec.features.schema import Fields
 from longrec.models import artifact
 from longrec.models.base import Model, Ranker, build, describe, find, help_text
 from longrec.nn.sparse_optim import LazyAdam
@@ -52,13 +54,13 @@ class Case:
     def __str__(self) -> str:
         return "-".join([self.name, *(f"{key}={value}" for key, value in self.settings.items())]).replace(" ", "")
 
-    def build(self, seed: int = 0) -> Model:
+    def build(self, seed: int = 0, fields: Fields = FIELDS) -> Model:
         torch.manual_seed(seed)
-        return build({"name": self.name, **self.settings}, FIELDS)
+        return build({"name": self.name, **self.settings}, fields)
 
-    def lively(self) -> Ranker:
+    def lively(self, fields: Fields = FIELDS) -> Ranker:
         """A ranker in evaluation whose every parameter and running statistic has been moved from its start."""
-        model = self.build()
+        model = self.build(fields=fields)
         assert isinstance(model, Ranker), f"the suite knows rankers; add checks for a {type(model).__mro__[1].__name__}"
         with torch.no_grad():
             for parameter in model.parameters():
@@ -67,7 +69,7 @@ class Case:
                 table.add_(torch.randn_like(table) * 0.4)
             model.train()
             for seed in range(20):
-                model(ragged(64, seed=seed))
+                model(ragged(64, seed=seed, fields=fields))
         return model.eval()
 
 
@@ -217,7 +219,8 @@ def check_shared_batch_scores_as_ragged(case: Case) -> None:
 
 
 def check_exported_program_agrees(case: Case) -> None:
-    model = case.lively()
+    fields = FIELDS if not case.settings else FEW  # tracing takes seconds, and longer with every column
+    model = case.lively(fields)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         trace(model, path)
@@ -226,7 +229,7 @@ def check_exported_program_agrees(case: Case) -> None:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     taken = {entry.name for entry in session.get_inputs()}
     for seed, (candidates, events) in enumerate(SHAPES):
-        batch = shared(candidates, events, seed)
+        batch = shared(candidates, events, seed, fields)
         feed = {name: tensor.numpy() for name, tensor in flat(batch).items() if name in taken}
         (found,) = session.run(None, feed)
         expected = scores(model, batch)
@@ -319,13 +322,13 @@ class Program(nn.Module):
         self.model, self.names = model, names
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        return self.model(unflat(dict(zip(self.names, tensors, strict=True))))
+        return self.model(unflat(dict(zip(self.names, tensors, strict=True)), self.model.fields))
 
 
 def trace(model: Ranker, path: Path) -> None:
     """Write the ONNX program of a model, with free numbers of candidates, events and values."""
-    example = flat(shared(5, 7, seed=1))
-    one = {f"f__{given.name}" for given in FIELDS.features if given.table != "item"}
+    example = flat(shared(5, 7, seed=1, fields=model.fields))
+    one = {f"f__{given.name}" for given in model.fields.features if given.table != "item"}
     fixed = one | {f"{name}__offsets" for name in one}
     shapes = tuple({} if name in fixed else {0: torch.export.Dim.DYNAMIC} for name in example)
     with quiet(), torch.no_grad():

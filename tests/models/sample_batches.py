@@ -32,6 +32,11 @@ FIELDS = Fields(
 )
 """Every kind of field, two histories, a column of the past that no candidate has."""
 
+FEW = Fields(
+    features=(Field("user", "id", 40, table="user"), ITEM, Field("price", "dense", 0, table="item")),
+    histories={"seen": (RATING, ITEM)},
+)
+
 
 def values(field: Field, count: int, generator: torch.Generator) -> Tensor | Jagged:
     """Random values of a field: ids from all rows of its table, the reserved ones too."""

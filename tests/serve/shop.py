@@ -84,7 +84,9 @@ PREJOINED: dict[str, Any] = {
         "colour": {"kind": "id", "table": "item"},
         "slot": {"kind": "id"},
     },
-    "histories": {"clicks": {"of": ["item_id", "colour"], "last": 6, "columns": {"item_id": "ids", "colour": "colours"}}},
+    "histories": {
+        "clicks": {"of": ["item_id", "colour"], "last": 6, "columns": {"item_id": "ids", "colour": "colours"}}
+    },
 }
 
 
@@ -308,7 +310,9 @@ def full() -> Shop:
         "shown": pa.array(np.round(rng.lognormal(1, 2, count), 2)),
         "campaign": pa.array(rng.integers(0, 1_000, count)),
         "tags": pa.array(lists, pa.list_(pa.string())),
-        "tag_weights": pa.array([[float(len(word) + i) for i, word in enumerate(row)] for row in lists], pa.list_(pa.float64())),
+        "tag_weights": pa.array(
+            [[float(len(word) + i) for i, word in enumerate(row)] for row in lists], pa.list_(pa.float64())
+        ),
     }
     people = {
         "user_id": pa.array(np.arange(1, users + 1) * 11),
@@ -319,7 +323,10 @@ def full() -> Shop:
     things = {
         "item_id": pa.array([f"i{n}" for n in range(items)]),
         "price": pa.array(np.round(rng.lognormal(2, 1, items), 2)),
-        "genres": pa.array([list(map(str, rng.choice(["a", "b", "c"], n % 3, replace=False))) for n in range(items)], pa.list_(pa.string())),
+        "genres": pa.array(
+            [list(map(str, rng.choice(["a", "b", "c"], n % 3, replace=False))) for n in range(items)],
+            pa.list_(pa.string()),
+        ),
         "actors": pa.array(cast, pa.list_(pa.int64())),
         "fame": pa.array([[0.5 + i for i, _ in enumerate(row)] for row in cast], pa.list_(pa.float64())),
     }

@@ -71,9 +71,7 @@ backends = pytest.mark.parametrize("build", BACKENDS.values(), ids=BACKENDS)
 
 
 def slow_last(log: Log, key: int, before: int, n: int, masked: bool) -> list[int]:
-    mine = [
-        (time, place) for place, (k, time, m) in enumerate(log) if k == key and time < before and (m or not masked)
-    ]
+    mine = [(time, place) for place, (k, time, m) in enumerate(log) if k == key and time < before and (m or not masked)]
     return [place for _, place in sorted(mine)][-n:] if n else []
 
 

@@ -171,15 +171,23 @@ def test_a_resumed_run_keeps_its_config(straight: Run, shop: Path, tmp_path: Pat
         train()
 
 
-def test_early_stopping_keeps_the_best(shop: Path, runs: Runs, lines: Lines) -> None:
-    run = train(shop, runs("fit.epochs=30", "fit.lr=0.1", "fit.patience=4"), quiet=True)
+def test_early_stopping_keeps_the_best_and_resumes(
+    shop: Path, runs: Runs, same: Same, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = runs("fit.epochs=30", "fit.lr=0.1", "fit.patience=4")
+    run = train(shop, [*words, "name=whole"], quiet=True)
     valid = [line for line in lines(run.folder) if line["split"] == "valid"]
     values = [line["auc"] for line in valid]
-    best = values.index(max(values))  # type: ignore[type-var]
+    best = values.index(max(values))
     assert run.results["stopped"] == "patience"
     assert len(values) == best + 1 + 4 < 90
     assert run.results["best_step"] == valid[best]["step"]
     assert run.results["valid"]["metrics"]["auc"]["value"] == pytest.approx(values[best])
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Loop, "_train_line", raise_at(loop.Loop._train_line, valid[best + 2]["step"] + 1))
+        with pytest.raises(KeyError):
+            train(shop, [*words, "name=halved"], quiet=True)
+    same(run.folder, train(resume=run.folder.parent / "halved", quiet=True).folder)
 
 
 def test_without_valid_rows_the_last_model_counts(shop: Path, runs: Runs) -> None:
@@ -243,14 +251,26 @@ def test_trackers_hear_of_losses_and_validations(shop: Path, runs: Runs, monkeyp
     mlflow.log_metrics = lambda given, step: said.append(("metrics", sorted(given), step))  # type: ignore[attr-defined]
     mlflow.end_run = lambda status: said.append(("end", status))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
-    words = runs("fit.max_steps=10", "fit.mlflow=auto", "name=tracked")
+    writer = types.ModuleType("writer")
+    board = types.SimpleNamespace(
+        add_scalar=lambda *given: said.append(("board", given[0], given[2])),
+        close=lambda: said.append(("board closed",)),
+    )
+    writer.SummaryWriter = lambda folder, purge_step: (said.append(("board from", purge_step)), board)[1]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.writer", writer)
+    monkeypatch.setitem(sys.modules, "tensorboard", mlflow)
+    words = runs("fit.max_steps=10", "fit.mlflow=auto", "fit.tensorboard=auto", "name=tracked")
     run = train(shop, words, quiet=True)
     measures = ["train_loss", "valid_auc", "valid_gauc", "valid_log_loss", "valid_normalised_entropy", "valid_pcoc"]
-    assert said == [
+    board_said = [one for one in said if str(one[0]).startswith("board")]
+    assert [one for one in said if one not in board_said] == [
         ("start", {"run_name": "tracked"}), ("params", 0.01), ("metrics", measures, 8), ("metrics", measures, 10),
         ("end", "FINISHED"),
     ]  # fmt: skip
+    assert [one[1:] for one in board_said if "loss" in str(one[1:])][:2] == [("train/loss", 5), ("train/loss", 8)]
+    assert (board_said[0], board_said[-1]) == (("board from", 1), ("board closed",))
+    assert ("board", "valid/auc", 8) in board_said
     (run.folder / "results.json").unlink()
     said.clear()
     train(resume=run.folder, quiet=True)
-    assert said == [("start", {"run_id": "r1"}), ("end", "FINISHED")]
+    assert said == [("board from", 11), ("start", {"run_id": "r1"}), ("board closed",), ("end", "FINISHED")]

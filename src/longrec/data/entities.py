@@ -42,9 +42,9 @@ class Entities:
         self.keys = Keys(table["key"].combine_chunks())
 
     def _distinct(self, own: Relation) -> None:
-        twice = own.con.execute(
+        twice = own.row(
             f"SELECT {name(self.key)}, count(*) FROM {own.view} GROUP BY 1 HAVING count(*) > 1 ORDER BY 2 DESC LIMIT 1"
-        ).fetchone()
+        )
         if twice:
             raise DataError(
                 f"{own.where}: column {self.key!r}",
@@ -53,6 +53,10 @@ class Entities:
                 "remove the copies",
             )
 
+    def source(self, column: str) -> Relation:
+        """Where a column is read: the own table if it has it, else the log."""
+        return self.own if self.own is not None and column in self.own.types else self.log
+
     def columns(self, features: list[str]) -> Iterator[tuple[str, pa.Array, pa.Array | None, str]]:
         """Raw values of features, in the order of the keys: (feature, values, weights or None, where)."""
         for feature_name in features:
@@ -60,14 +64,14 @@ class Entities:
             column = self.schema.column(feature_name)
             values, where = self._column(column, feature_name)
             if feature.kind in ("dense", "bucket"):
-                (self.own if self.own is not None and column in self.own.types else self.log).numeric(column)
+                self.source(column).numeric(column)
             weights = self._column(feature.weights, feature_name)[0] if feature.weights else None
             yield feature_name, values, weights, where
 
     def _column(self, column: str, feature: str) -> tuple[pa.Array, str]:
         if column == self.key:
             return self.keys.values, f"{self.log.where}: column {column!r}"
-        source = self.own if self.own is not None and column in self.own.types else self.log
+        source = self.source(column)
         where = f"{source.where}: column {column!r}"
         source.need({column: f"feature {feature}, table {self.role}"})
         key = name(self.key)
@@ -76,17 +80,20 @@ class Entities:
         if source is self.own:
             joined = f"SELECT {key} AS key, {name(column)} AS value FROM {source.view}"
         else:
-            odd = con.execute(
-                f"SELECT {key} FROM {source.view} GROUP BY 1 HAVING count(DISTINCT {name(column)}) > 1 LIMIT 1"
-            ).fetchone()
+            # Null in some rows counts as a value: filled in from other rows, it would show what came later.
+            value = name(column)
+            odd = source.row(
+                f"SELECT {key} FROM {source.view} WHERE {key} IS NOT NULL GROUP BY 1 "
+                f"HAVING count(DISTINCT {value}) + max(({value} IS NULL)::INT) > 1 LIMIT 1"
+            )
             if odd:
                 raise DataError(
                     where,
-                    f"several values for the {self.role} {odd[0]!r}",
+                    f"several values, or null beside a value, for the {self.role} {odd[0]!r}",
                     f"one value a {self.role}, as table: {self.role} says",
                     f"set table: event for the feature {feature!r}, or give a {self.role} table",
                 )
-            joined = f"SELECT {key} AS key, any_value({name(column)}) AS value FROM {source.view} GROUP BY 1"
+            joined = f"SELECT {key} AS key, any_value({value}) AS value FROM {source.view} GROUP BY 1"
         values = source.table(f"SELECT j.value FROM _keys k LEFT JOIN ({joined}) j ON k.key = j.key ORDER BY k.place")
         con.unregister("_keys")
         return values["value"].combine_chunks(), where

@@ -42,8 +42,12 @@ FORMAT = "longrec-log-1"
 def digest(config: DataConfig, schema: Schema, sources: str) -> str:
     """What a prepared log depends on: sources, split and schema, less what is decided when a batch is made."""
     words: dict[str, Any] = schema.model_dump(mode="json", exclude_unset=True)
+    words.pop("label_known_after", None)
     for feature in words["features"].values():
-        feature.pop("dim", None), feature.pop("pool", None)
+        for later in ("dim", "pool", "known_after"):
+            feature.pop(later, None)
+        if isinstance(feature.get("vocab"), str) and Path(feature["vocab"]).is_file():
+            feature["vocab"] = sha256(Path(feature["vocab"]).read_bytes()).hexdigest()
     for history in words.get("histories", {}).values():
         history.pop("last", None)
     content = [FORMAT, sources, config.split.model_dump(mode="json"), words]
@@ -223,12 +227,16 @@ class _Preparation:
         flat, offsets = encode.flatten(values, self.schema.histories[history].separator, where)
         return _as_type(flat, self._raw_type(name), where), offsets
 
-    def _raw_type(self, name: str) -> pa.DataType | None:
-        column = self.schema.column(name)
-        keys = {self.schema.user: self.users, self.schema.item: self.items}
-        if column in keys:
-            return keys[column].keys.values.type
-        return pa.int64() if self.log.types.get(column, "VARCHAR") != "VARCHAR" else None
+    def _raw_type(self, name: str) -> pa.DataType:
+        """What the separated text of a history stands for: the type of the feature's own column."""
+        if self.schema.features[name].kind == "bucket":
+            return pa.float64()
+        column, owners = self.schema.column(name), {"user": self.users, "item": self.items}
+        owner = owners.get(self.schema.table(name))
+        if owner is not None and column == owner.key:
+            return owner.keys.values.type
+        source = self.log if owner is None else owner.source(column)
+        return pa.int64() if source.key_type(column) == "BIGINT" else pa.string()
 
     def _encode(self, fitted: FittedSchema) -> None:
         plain = [n for n in fitted.of_table("event") if self.schema.features[n].kind != "time"]
@@ -280,9 +288,11 @@ class _Preparation:
                         ]
                     )
                     put("events", f"where.{name}", met, np.uint8)
+                lengths: dict[str, tuple[str, NDArray[np.int64]]] = {}
                 for history, name, column in lists:
                     place = f"{self.log.where}: column {column!r}"
                     flat, offsets = self._listed(chunk[f"c.{column}"], name, history, place)
+                    _same_lengths(lengths.setdefault(history, (column, offsets)), (column, offsets), place)
                     encoder = fitted.encoders[name]
                     assert not isinstance(encoder, encode.TimeEncoder)
                     put_lists(f"{history}.{name}", encode.Lists(encoder.encode(flat, place), offsets), encoder.rows)
@@ -352,17 +362,23 @@ def _check_labels(labels: NDArray[np.float32], codes: NDArray[np.int8], where: s
         )
 
 
-def _as_type(flat: pa.Array, kind: pa.DataType | None, where: str) -> pa.Array:
-    """Separated text of whole numbers becomes whole numbers where the feature's own column has them."""
-    if (
-        kind is None
-        or not pa.types.is_integer(kind)
-        or not (pa.types.is_string(flat.type) or pa.types.is_large_string(flat.type))
-    ):
+def _same_lengths(one: tuple[str, NDArray[np.int64]], two: tuple[str, NDArray[np.int64]], where: str) -> None:
+    odd = np.flatnonzero(np.diff(one[1]) != np.diff(two[1]))
+    if len(odd):
+        (first, mine), (second, other) = ((column, np.diff(offsets)[odd[0]]) for column, offsets in (one, two))
+        raise DataError(
+            where,
+            f"a row with {other} values of {second!r} beside {mine} of {first!r}",
+            "lists of one length in every row of a history",
+        )
+
+
+def _as_type(flat: pa.Array, kind: pa.DataType, where: str) -> pa.Array:
+    """Separated text of numbers becomes numbers where the feature's own column has them."""
+    if pa.types.is_string(kind) or not (pa.types.is_string(flat.type) or pa.types.is_large_string(flat.type)):
         return flat
     try:
-        return flat.cast(pa.int64())
+        return flat.cast(kind)
     except pa.ArrowInvalid as error:
-        raise DataError(
-            where, f"text among whole numbers ({error})", "whole numbers, as in the feature's own column"
-        ) from None
+        numbers = "whole numbers" if pa.types.is_integer(kind) else "numbers"
+        raise DataError(where, f"text among numbers ({error})", f"{numbers}, as in the feature's own column") from None

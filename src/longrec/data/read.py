@@ -103,10 +103,10 @@ class Relation:
         """Refuse text in a column of numbers, naming the first value that is none."""
         if self.types[column] != "VARCHAR":
             return
-        found = self.con.execute(
+        found = self.row(
             f"SELECT r, v FROM (SELECT row_number() OVER () AS r, {name(column)} AS v FROM {self.view}) "
             "WHERE v IS NOT NULL AND try_cast(v AS DOUBLE) IS NULL LIMIT 1"
-        ).fetchone()
+        )
         what = f"text, first {found[1]!r} in row {found[0]}" if found else "numbers stored as text"
         raise DataError(
             f"{self.where}: column {column!r}", what, "numbers", "clean the column, or declare the feature kind id"
@@ -125,12 +125,17 @@ class Relation:
                 "drop or fill these rows",
             )
 
-    def one(self, sql: str) -> Any:
-        """The single value of a query."""
+    def row(self, sql: str) -> tuple[Any, ...] | None:
+        """The only row of a query, or None. Fetched to the end: an open result would block the connection."""
         try:
-            row = self.con.execute(sql).fetchone()
+            rows = self.con.execute(sql).fetchall()
         except duckdb.Error as error:
             raise unreadable(self.where, error) from None
+        return rows[0] if rows else None
+
+    def one(self, sql: str) -> Any:
+        """The single value of a query."""
+        row = self.row(sql)
         return row[0] if row else None
 
     def table(self, sql: str) -> pa.Table:
@@ -166,7 +171,7 @@ def paths(source: Source) -> list[Path]:
 
 def _from(con: duckdb.DuckDBPyConnection, view: str, source: Source) -> str:
     if source.query is not None:
-        return f"({source.query.rstrip().rstrip(';')})"
+        return f"({_query(source.query)})"
     files = paths(source)
     kinds = {path.suffix.lower() for path in files}
     if len(kinds) > 1:
@@ -185,6 +190,11 @@ def _from(con: duckdb.DuckDBPyConnection, view: str, source: Source) -> str:
     raise DataError(str(source), f"a file of the kind {kind!r}", ".parquet, .csv, .tsv, .arrow or .feather")
 
 
+def _query(text: str) -> str:
+    """A query as it can stand in brackets: no semicolon, and no comment that would swallow the closing one."""
+    return text.rstrip().rstrip(";") + "\n"
+
+
 def fingerprint(config: DataConfig, con: duckdb.DuckDBPyConnection) -> str:
     """A digest of the sources: path, size and time of every file; the contents of a query."""
     parts: list[str] = []
@@ -192,12 +202,13 @@ def fingerprint(config: DataConfig, con: duckdb.DuckDBPyConnection) -> str:
         if source is None:
             parts.append("none")
         elif source.query is not None:
-            query = source.query.rstrip().rstrip(";")
+            query = _query(source.query)
             try:
-                row = con.execute(f"SELECT count(*), bit_xor(hash(q)) FROM ({query}) q").fetchone()
+                # A sum, not an exclusive or, in which two equal rows would cancel out.
+                rows = con.execute(f"SELECT count(*), sum(hash(q)) FROM ({query}) q").fetchall()
             except duckdb.Error as error:
                 raise unreadable(str(source), error) from None
-            parts.append(f"{query} {row}")
+            parts.append(f"{query} {rows}")
         else:
             for path in paths(source):
                 stat = path.stat()

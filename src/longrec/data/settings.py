@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, model_validator
 from pydantic import Field as Setting
 
 from longrec.config import Strict
+
+
+def _text(value: Any) -> Any:
+    """A moment that YAML reads as a number (a step, or 20260131) is text all the same."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+MomentT = Annotated[str | None, BeforeValidator(_text)]
 
 
 class Split(Strict):
@@ -24,8 +33,8 @@ class Split(Strict):
     test: float = Setting(0.1, ge=0, lt=1)
     valid_days: float | None = Setting(None, gt=0)
     test_days: float | None = Setting(None, gt=0)
-    valid_from: str | None = None
-    test_from: str | None = None
+    valid_from: MomentT = None
+    test_from: MomentT = None
     column: str | None = None
     seed: int = 0
 
@@ -57,7 +66,7 @@ class Split(Strict):
 class Source(Strict):
     """Where rows come from: files (Parquet, CSV, Arrow; a glob works) or a DuckDB query."""
 
-    files: tuple[str, ...] | None = None
+    files: tuple[str, ...] | None = Setting(None, min_length=1)
     query: str | None = None
 
     @model_validator(mode="after")
@@ -79,6 +88,12 @@ def _source(value: Any) -> Any:
 SourceT = Annotated[Source, BeforeValidator(_source)]
 
 
+def _size(value: Any) -> Any:
+    if not isinstance(value, str) or not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", value):
+        raise ValueError(f"must be a size such as '500MB' or '2GB', got {value!r}")
+    return value
+
+
 class DataConfig(Strict):
     """What to read. ``schema`` is a path (beside the config) or the schema itself; it is resolved by the job."""
 
@@ -87,5 +102,7 @@ class DataConfig(Strict):
     items: Annotated[Source | None, BeforeValidator(_source)] = None
     split: Split = Split()
     folder: str = Setting("prepared", description="where prepared logs are kept, one folder a fingerprint")
-    memory: str = Setting("400MB", description="memory the sort may use before it spills to disk")
+    memory: Annotated[str, BeforeValidator(_size)] = Setting(
+        "400MB", description="memory the sort may use before it spills to disk"
+    )
     threads: int = Setting(2, ge=1)

@@ -112,7 +112,7 @@ def time_sql(log: Relation, column: str, unit: str) -> str:
         "DOUBLE",
     ):
         raise DataError(where, f"times of type {kind}", "whole numbers, timestamps or ISO text")
-    low, high = log.con.execute(f"SELECT min({quoted}), max({quoted}) FROM {log.view}").fetchone() or (None, None)
+    low, high = log.row(f"SELECT min({quoted}), max({quoted}) FROM {log.view}") or (None, None)
     if low is None:
         return f"{quoted}::BIGINT"
     if kind in ("FLOAT", "DOUBLE") and not (high < float("inf") and low > float("-inf")):

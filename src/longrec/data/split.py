@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from longrec.features.encode import hash_keys
 TRAIN, VALID, TEST = 0, 1, 2
 PARTS = {"train": TRAIN, "valid": VALID, "test": TEST}
 _DAY = 86_400_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def time_lines(split: Split, times: NDArray[np.int64], step: bool, where: str) -> tuple[int, int]:
@@ -29,7 +31,12 @@ def time_lines(split: Split, times: NDArray[np.int64], step: bool, where: str) -
     last = int(times.max())
     if split.test_from is not None:
         test = _moment(split.test_from, step, where)
-        return (_moment(split.valid_from, step, where) if split.valid_from else test), test
+        valid = test if split.valid_from is None else _moment(split.valid_from, step, where)
+        if valid > test:
+            raise DataError(
+                where, f"valid from {split.valid_from!r}, after test from {split.test_from!r}", "valid before test"
+            )
+        return valid, test
     if split.test_days is not None:
         if step:
             raise DataError(where, "a split by days", "shares or moments: this log counts in steps")
@@ -45,7 +52,10 @@ def time_lines(split: Split, times: NDArray[np.int64], step: bool, where: str) -
 
 def _moment(text: str, step: bool, where: str) -> int:
     try:
-        return int(text) if step else int(np.datetime64(text, "ms").astype(np.int64))
+        if step:
+            return int(text)
+        moment = datetime.fromisoformat(text)
+        return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH) // timedelta(milliseconds=1)
     except ValueError:
         raise DataError(
             where, f"the moment {text!r}", "a whole number" if step else "an ISO date or time, UTC"

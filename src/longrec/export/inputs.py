@@ -19,7 +19,11 @@ from longrec.features.schema import Field, Fields
 OUTPUT = "score"
 """The one output: float32 probabilities ``[C]``."""
 
-_TYPES = {"INT32": np.dtype(np.int32), "INT64": np.dtype(np.int64), "FP32": np.dtype(np.float32)}
+_TYPES: dict[str, np.dtype[Any]] = {
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP32": np.dtype(np.float32),
+}
 
 
 class Input(msgspec.Struct, frozen=True):

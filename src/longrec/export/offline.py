@@ -43,7 +43,9 @@ def ragged_batch(fitted: FittedSchema, users: EntityTable, items: EntityTable, s
         elif field.table == "user":
             features[field.name] = _rows(users.columns[field.name], once + sample.user)
         else:
-            own = calendar[field.name] if field.name in calendar else _own(fitted, field.name, sample.events[field.name])
+            own = (
+                calendar[field.name] if field.name in calendar else _own(fitted, field.name, sample.events[field.name])
+            )
             features[field.name] = _rows(own, once)
     histories = {}
     for name, columns in sample.histories.items():

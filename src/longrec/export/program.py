@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from onnxscript import opset18 as op
+from onnxscript import opset18
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -23,6 +23,7 @@ from longrec.errors import BundleError
 from longrec.export.inputs import OUTPUT, Input, random_tensors
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 
+op: Any = opset18
 _INLINE = 1_500_000_000
 """Weights beyond so many bytes lie beside the program: one protobuf message ends at 2 GiB."""
 

@@ -25,6 +25,7 @@ from longrec.features.fitted import FittedSchema
 from longrec.features.table import EntityTable
 from longrec.features.view import event_columns
 from longrec.models.base import Ranker, name_of
+from longrec.progress import Progress
 from longrec.store.segment import Segment
 
 
@@ -35,6 +36,7 @@ def export(
     golden: Sequence[Golden],
     answer: Answer,
     *,
+    fitted: FittedSchema | None = None,
     name: str | None = None,
     source: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -45,12 +47,15 @@ def export(
         log: folder of the prepared log: schema, users, items and past events are copied from it.
         golden: requests with offline scores, see ``offline.golden``.
         answer: the online path, ``longrec.serve.service.replay`` (this room may not import that one).
+        fitted: the schema the model was trained with; the log's own when not given. One prepared log serves schemas
+            that differ in widths, pooling and history lengths.
         name: of the model in URLs; that of its file when not given.
         source: what the manifest tells about the origin: run, revision, date.
         overwrite: replace a bundle that is already there.
 
     Raises:
-        BundleError: a folder in the way, a model that cannot be traced, or scores that differ.
+        BundleError: a folder in the way, a schema that is not the model's, a model that cannot be traced, or scores
+            that differ.
     """
     log, out = Path(log), Path(out)
     if out.exists() and not (overwrite and (out / bundle.MANIFEST).is_file()):
@@ -59,7 +64,9 @@ def export(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         build = Path(scratch) / "bundle"
-        manifest = _fill(build, model, log, golden, answer, name or name_of(model), source or {})
+        own = fitted or FittedSchema.load(log / bundle.SCHEMA)
+        with Progress(5, f"export {name or name_of(model)}", "steps") as progress:
+            manifest = _fill(build, model, own, log, golden, answer, name or name_of(model), source or {}, progress)
         if out.exists():
             out.rename(Path(scratch) / "replaced")
         build.rename(out)
@@ -69,27 +76,32 @@ def export(
 def _fill(
     build: Path,
     model: Ranker,
+    fitted: FittedSchema,
     log: Path,
     golden: Sequence[Golden],
     answer: Answer,
     name: str,
     source: Mapping[str, Any],
+    progress: Progress,
 ) -> Manifest:
+    _check_schema(fitted, model)
     build.mkdir()
-    for part in (bundle.SCHEMA, bundle.USERS, bundle.ITEMS):
+    fitted.save(build / bundle.SCHEMA)
+    for part in (bundle.USERS, bundle.ITEMS):
         shutil.copytree(log / part, build / part)
-    fitted = FittedSchema.load(build / bundle.SCHEMA)
-    _check_candidates(fitted)
     events = 0
     if model.reads_history and not fitted.schema.prejoined and fitted.schema.histories:
         history = _history(fitted, Segment.open(log / "events"))
         history.write(build / bundle.HISTORY)
         events = len(history)
     inputs = inputs_of(fitted.fields(), histories=model.reads_history)
+    progress.advance(note="tables copied, tracing")
     trace(model, inputs, build / bundle.PROGRAM)
+    progress.advance(note="traced, comparing with the model")
     program = Program(build / bundle.PROGRAM)
     read = [entry for entry in inputs if entry.name in program.names]
     shapes = shapes_parity(Shared(model, inputs).eval(), program)
+    progress.advance(note="scores alike, writing checksums")
     (build / bundle.GOLDEN).write_bytes(msgspec.json.encode(list(golden)))
     counts = {
         "users": len(EntityTable.load(build / bundle.USERS)) - 1,
@@ -101,10 +113,12 @@ def _fill(
     parity: dict[str, Any] = {"tolerance": TOLERANCE, "shapes": shapes, "golden": {"requests": len(golden)}}
     manifest = _manifest(build, name, read, counts, source, parity)
     bundle.write_manifest(build, manifest)
+    progress.advance(note="replaying golden requests")
     # The online path opens only what is complete; its own figure goes into a second, final manifest.
     parity["golden"]["worst"] = golden_parity(build, golden, answer)
     manifest = msgspec.structs.replace(manifest, parity=parity)
     bundle.write_manifest(build, manifest)
+    progress.advance(note="online and offline score alike")
     return manifest
 
 
@@ -130,9 +144,16 @@ def _manifest(
     )
 
 
-def _check_candidates(fitted: FittedSchema) -> None:
-    """One request has one context: a feature of the item that lies in the events cannot differ between candidates."""
+def _check_schema(fitted: FittedSchema, model: Ranker) -> None:
     schema = fitted.schema
+    if fitted.fields() != model.fields:
+        raise BundleError(
+            "schema",
+            "its fields are not those of the model",
+            "the schema the model was trained with",
+            "give the fitted schema of the run",
+        )
+    # One request has one context: a feature of the item that lies in the events cannot differ between candidates.
     wrong = [name for name in fitted.of_table("event") if schema.column(name) == schema.item]
     if wrong:
         raise BundleError(

@@ -49,7 +49,7 @@ class Fitter:
         """Look at one chunk."""
         keep = counts > 0
         if self.feature.kind in ("id", "multi"):
-            self._add_keys(as_keys(array, where), counts, keep)
+            self._add_keys(as_keys(array, where), counts, keep, where)
             return
         values = encode.numbers(array, where)
         keep &= ~np.isnan(values)
@@ -66,8 +66,13 @@ class Fitter:
             self._weight.append(counts)
         self._range = np.array([min(self._range[0], values.min()), max(self._range[1], values.max())])
 
-    def _add_keys(self, keys: pa.Array, counts: NDArray[np.int64], keep: NDArray[np.bool_]) -> None:
+    def _add_keys(self, keys: pa.Array, counts: NDArray[np.int64], keep: NDArray[np.bool_], where: str) -> None:
         table = pa.table({"value": keys, "n": counts}).filter(pa.array(keep)).filter(pc.field("value").is_valid())
+        if not len(table):
+            return
+        if self._counts and self._counts[0].schema.field("value").type != keys.type:
+            found, expected = ("text", "integers") if pa.types.is_string(keys.type) else ("integers", "text")
+            raise DataError(where, f"{found} among the {expected} of feature {self.name!r}", "ids of one type")
         self._counts.append(table.group_by("value").aggregate([("n", "sum")]))
         if len(self._counts) >= 16:
             self._counts = [self._merged()]

@@ -142,7 +142,7 @@ class Segments:
         if torch.compiler.is_compiling():
             w_N = torch.exp(s_N - self.max(s_N.unsqueeze(1)).squeeze(1).index_select(0, self.row))
             return w_N / self.sum(w_N.unsqueeze(1)).squeeze(1).index_select(0, self.row)
-        out: Tensor = _Softmax.apply(s_N.float(), self)  # type: ignore[no-untyped-call]
+        out: Tensor = _Softmax.apply(_wide(s_N), self)  # type: ignore[no-untyped-call]
         return out
 
     def weighted_sum(self, w_N: Float[Tensor, " N"], k_UD: Float[Tensor, "U D"]) -> Float[Tensor, "B D"]:
@@ -159,12 +159,18 @@ class Segments:
 
         A bag of consecutive positions runs 10 times as fast as ``index_add``; narrow floats are summed in float32.
         """
-        if v_ND.dtype in (torch.bfloat16, torch.float16):
-            return self.add_up(v_ND.float(), w_N if w_N is None else w_N.float()).to(v_ND.dtype)
+        wide_ND = _wide(v_ND)
+        if wide_ND is not v_ND:
+            return self.add_up(wide_ND, w_N if w_N is None else w_N.float()).to(v_ND.dtype)
         if self.positions == 0:
             return v_ND.new_zeros(self.rows, v_ND.shape[1])
         bag = F.embedding_bag
         return bag(self._position, v_ND, self.offsets, mode="sum", include_last_offset=True, per_sample_weights=w_N)
+
+
+def _wide(v: Tensor) -> Tensor:
+    """Half floats as float32; others as they are."""
+    return v.float() if v.dtype in (torch.bfloat16, torch.float16) else v
 
 
 def _amax(v: Tensor, dim: int) -> Tensor:

@@ -15,7 +15,7 @@ Letters: R rows of a table, D width, n lookups, m distinct rows.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
 
 _RADIX = 32_768
 """torch sorts integers by radix from this length on; below, numpy's radix sort of 16-bit digits is 6 times as fast."""
@@ -98,7 +99,7 @@ class SparseOptimizer(Optimizer, ABC):
 class RowwiseAdagrad(SparseOptimizer):
     """Adagrad with one accumulator a row: ``a += mean(g^2)``, ``p -= lr g / (sqrt(a) + eps)``."""
 
-    def __init__(self, params: Iterable[Tensor], lr: float = 0.01, eps: float = 1e-10, l2: float = 0.0) -> None:
+    def __init__(self, params: ParamsT, lr: float = 0.01, eps: float = 1e-10, l2: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "eps": eps, "l2": l2})
 
     def _start(self, group: dict[str, Any], table: Tensor, state: dict[str, Any]) -> None:
@@ -119,7 +120,7 @@ class LazyAdam(SparseOptimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: ParamsT,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,

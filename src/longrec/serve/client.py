@@ -1,155 +1,25 @@
-"""One client, in process or over HTTP: the same calls, the same answers, the same errors.
-
-Both sides speak JSON to the service, so that what one refuses the other refuses in the same words.
-"""
+"""One client, in process or over HTTP: the same calls, the same answers, the same errors."""
 
 from __future__ import annotations
 
 import http.client
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, overload
+from typing import Any
 from urllib.parse import quote, urlsplit
 
-import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from longrec.errors import RequestError
+from longrec.serve.interface import Client, RankedItem, Ranking, parsed
+from longrec.serve.service import Service
 
-_DATATYPES = {np.dtype(np.int32): "INT32", np.dtype(np.int64): "INT64", np.dtype(np.float32): "FP32"}
-
-
-@dataclass(frozen=True)
-class RankedItem:
-    """One ranked candidate.
-
-    Attributes:
-        id: key of the item.
-        score: probability.
-        via: where the candidate came from.
-    """
-
-    id: int | str
-    score: float
-    via: str
-
-
-@dataclass(frozen=True)
-class Ranking(Sequence[RankedItem]):
-    """Candidates, best first.
-
-    Attributes:
-        at: the moment that was ranked for.
-        new_user, new_items: whom and what the log does not know (only with ``allow_unknown``).
-    """
-
-    items: tuple[RankedItem, ...]
-    at: str | int | None
-    new_user: bool
-    new_items: tuple[int | str, ...]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    @overload
-    def __getitem__(self, place: int) -> RankedItem: ...
-    @overload
-    def __getitem__(self, place: slice) -> tuple[RankedItem, ...]: ...
-    def __getitem__(self, place: int | slice) -> RankedItem | tuple[RankedItem, ...]:
-        return self.items[place]
-
-    def __iter__(self) -> Iterator[RankedItem]:
-        return iter(self.items)
-
-
-class Client(ABC):
-    """Asks one bundle. Close it, or use it in a ``with`` block; one thread at a time."""
-
-    def rank(
-        self,
-        user: int | str,
-        candidates: Sequence[int | str] | NDArray[Any],
-        at: int | float | str | datetime | None = None,
-        context: Mapping[str, Any] | None = None,
-        history: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
-        allow_unknown: bool = False,
-    ) -> Ranking:
-        """Rank candidates for a user.
-
-        Args:
-            at: the moment, ISO 8601 text, a datetime (UTC when naive), or a number in the unit of the log; now if None.
-            context: raw values of the impression's event columns, all of them; None where one is missing.
-            history: for pre-joined schemas ``{history: {feature: values, oldest first}}``.
-            allow_unknown: rank for a user or items that the log does not know.
-
-        Raises:
-            RequestError: a request that cannot be answered.
-        """
-        request: dict[str, Any] = {"user": user, "candidates": candidates, "context": context or {}}
-        request.update({"at": at} if at is not None else {})
-        request.update({"history": history} if history is not None else {})
-        request.update({"allow_unknown": True} if allow_unknown else {})
-        answer = orjson.loads(self._ask("/rank", _body(request)))
-        items = tuple(RankedItem(item["id"], item["score"], item["via"]) for item in answer["items"])
-        return Ranking(items, answer["at"], answer["unknown"]["user"], tuple(answer["unknown"]["candidates"]))
-
-    def infer(self, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Run the program on its own named inputs (see ``metadata``): float32 probabilities ``[C]``.
-
-        Raises:
-            RequestError: tensors that are not those of the program.
-        """
-        inputs = [
-            {
-                "name": name,
-                "shape": list(tensor.shape),
-                "datatype": _DATATYPES.get(tensor.dtype, str(tensor.dtype)),
-                "data": tensor.ravel(),
-            }
-            for name, tensor in tensors.items()
-        ]
-        answer = orjson.loads(self._infer(_body({"inputs": inputs})))
-        return np.array(answer["outputs"][0]["data"], np.float32)
-
-    @abstractmethod
-    def metadata(self) -> dict[str, Any]:
-        """Name, inputs and outputs of the model."""
-
-    @abstractmethod
-    def health(self) -> dict[str, Any]:
-        """What is served, if it is."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Let go of what the client holds."""
-
-    @abstractmethod
-    def _ask(self, path: str, body: bytes) -> bytes: ...
-
-    @abstractmethod
-    def _infer(self, body: bytes) -> bytes: ...
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+__all__ = ["Client", "HttpClient", "LocalClient", "RankedItem", "Ranking", "client"]
 
 
 class LocalClient(Client):
     """Answers in this process."""
 
     def __init__(self, bundle: str | Path) -> None:
-        from longrec.serve.service import Service
-
         self._service = Service(bundle)
 
     def metadata(self) -> dict[str, Any]:
@@ -188,11 +58,11 @@ class HttpClient(Client):
 
     def metadata(self) -> dict[str, Any]:
         """Name, inputs and outputs of the model."""
-        return orjson.loads(self._call("GET", f"/v2/models/{self._name()}"))
+        return parsed(self._call("GET", f"/v2/models/{self._name()}"))
 
     def health(self) -> dict[str, Any]:
         """What is served, if it is."""
-        return orjson.loads(self._call("GET", "/health"))
+        return parsed(self._call("GET", "/health"))
 
     def close(self) -> None:
         """Close the connection."""
@@ -261,30 +131,3 @@ def _refusal(status: int, content: bytes, url: str) -> RequestError:
         return RequestError(parts["where"], parts["found"], parts["expected"], parts["do"], status)
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
         return RequestError(url, f"status {status} without a message of ours", "a LongRec server", status=status)
-
-
-def _body(content: Mapping[str, Any]) -> bytes:
-    """JSON of a request. What JSON cannot say is refused here, and not turned into null."""
-    try:
-        return orjson.dumps(_plain(content, ""))
-    except TypeError as error:
-        raise RequestError("request", f"a value that JSON cannot hold ({error})", "numbers, text, lists", status=422) from None
-
-
-def _plain(value: Any, where: str) -> Any:
-    """Values that JSON holds exactly."""
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind != "f" or np.isfinite(value).all():
-            return value.tolist()
-        value = value.tolist()
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        raise RequestError(where or "request", f"the number {value}", "a finite number, or null", status=422)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner, f"{where}.{key}" if where else str(key)) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        if all(type(inner) is int or type(inner) is str for inner in value):
-            return value  # the usual case: a list of keys
-        return [_plain(inner, f"{where}[{place}]") for place, inner in enumerate(value)]
-    return value.isoformat() if isinstance(value, (datetime, date)) else value

@@ -169,9 +169,7 @@ class RequestEncoder:
             past[history.name] = history_columns(self.fitted, history.name, self.bundle.items, seen, now)
         return past
 
-    def _given(
-        self, given: Mapping[str, Mapping[str, list[Any]]] | None
-    ) -> dict[str, dict[str, NDArray[Any] | Lists]]:
+    def _given(self, given: Mapping[str, Mapping[str, list[Any]]] | None) -> dict[str, dict[str, NDArray[Any] | Lists]]:
         """Histories that came with the request, cut to their last events."""
         if not self._histories and given is None:
             return {}

@@ -19,7 +19,7 @@ class Lookup:
     def __init__(self, table: EntityTable) -> None:
         values = table.keys.values
         self.numeric = table.keys.numeric
-        self._rows: dict[str, int] = {}
+        self._rows: dict[Key, int] = {}
         if not self.numeric:
             self._rows = {key: row for row, key in enumerate(values.to_pylist(), 1)}
             return
@@ -39,7 +39,7 @@ class Lookup:
         if not self.numeric:
             if not all(type(key) is str for key in keys):
                 raise self._fault(next(key for key in keys if type(key) is not str), where)
-            return np.array(keys, object), np.array([self._rows.get(key, 0) for key in keys], np.int64)  # type: ignore[call-overload]
+            return np.array(keys, object), np.array([self._rows.get(key, 0) for key in keys], np.int64)
         wanted = np.array(keys)
         if wanted.dtype != np.int64:
             raise self._fault(next(key for key in keys if type(key) is not int), where)

@@ -87,7 +87,8 @@ class Metrics:
             return self._cells
         files = [np.fromfile(path, np.float64) for path in self._folder.glob("*.counts")]
         whole = [cells for cells in files if len(cells) == _SIZE]  # a worker that starts just now has none yet
-        return np.sum(whole, axis=0)
+        total: NDArray[np.float64] = np.sum(whole, axis=0)
+        return total
 
 
 def _histogram(name: str, labels: str, edges: tuple[float, ...], cells: NDArray[np.float64]) -> list[str]:

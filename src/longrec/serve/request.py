@@ -42,7 +42,14 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 FIELDS = tuple(RankRequest.__struct_fields__)
 _DECODER = msgspec.json.Decoder(RankRequest)
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<place>.*)`)?$", re.DOTALL)
-_PLAIN = {"int": "whole number", "str": "text", "float": "number", "object": "mapping", "array": "list", "bool": "true or false"}
+_PLAIN = {
+    "int": "whole number",
+    "str": "text",
+    "float": "number",
+    "object": "mapping",
+    "array": "list",
+    "bool": "true or false",
+}
 
 
 def decode(body: bytes) -> RankRequest:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import ipaddress
 import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -46,6 +48,8 @@ def serve(bundle: str | Path, host: str = HOST, port: int = PORT, workers: int =
     service.check()
     with _listen(host, port) as sock, tempfile.TemporaryDirectory(prefix="longrec-") as counts:
         url = address(host, sock.getsockname()[1])
+        if not ipaddress.ip_address(sock.getsockname()[0]).is_loopback:
+            print(f"longrec: {host} is open to the network, and nothing asks who calls", file=sys.stderr)
         os.environ[BUNDLE], os.environ[COUNTS] = str(Path(bundle).resolve()), counts
         options: dict[str, Any] = {
             "loop": "uvloop",
@@ -96,7 +100,10 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         sock.close()
         raise LongRecError(
-            f"{host}:{port}", f"the address cannot be taken ({error})", "a free port", "try port 0, which takes a free one"
+            f"{host}:{port}",
+            f"the address cannot be taken ({error})",
+            "a free port",
+            "try port 0, which takes a free one",
         ) from None
     sock.set_inheritable(True)
     return sock
@@ -153,7 +160,7 @@ def running(bundle: str | Path, port: int = 0, workers: int = 1, seconds: float 
                 process.wait()
                 errors.seek(0)
                 said = errors.read().decode(errors="replace").strip()
-                raise LongRecError("server", said.splitlines()[-1] if said else f"silent for {seconds:g} s", "a start")
+                raise LongRecError("server", " ".join(said.split())[-600:] or f"silent for {seconds:g} s", "a start")
             yield line.split(_READY)[1].split()[0]
         finally:
             timer.cancel()
@@ -167,9 +174,7 @@ def running(bundle: str | Path, port: int = 0, workers: int = 1, seconds: float 
             process.stdout.close()
 
 
-def _killed_after(process: subprocess.Popen[bytes], seconds: float) -> Any:
-    import threading
-
+def _killed_after(process: subprocess.Popen[bytes], seconds: float) -> threading.Timer:
     timer = threading.Timer(seconds, process.kill)
     timer.daemon = True
     timer.start()

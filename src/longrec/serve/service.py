@@ -164,4 +164,3 @@ def scores_of(service: Service, golden: Sequence[Golden]) -> list[NDArray[np.flo
 def replay(folder: Path, golden: Sequence[Golden]) -> list[NDArray[np.float64]]:
     """Answer golden requests from a bundle: the ``answer`` that export asks for."""
     return scores_of(Service(folder), golden)
-

@@ -14,6 +14,9 @@ from longrec.errors import RequestError, nearest
 from longrec.export.inputs import OUTPUT, Input
 from longrec.serve.request import MOST, form_fault, json_fault
 
+POSITIONS = 2_000_000
+"""Pairs of a candidate and a past event in one call of the program, at most: they are all in memory at once."""
+
 
 class _Tensor(msgspec.Struct):
     name: str
@@ -67,7 +70,9 @@ def _named(given: Sequence[_Tensor], inputs: Sequence[Input]) -> dict[str, NDArr
         where = f"inputs.{tensor.name}"
         if tensor.name not in expected:
             near = nearest(tensor.name, expected)
-            raise RequestError(where, "an unknown input", ", ".join(expected), f"did you mean {near!r}?" if near else "", 422)
+            raise RequestError(
+                where, "an unknown input", ", ".join(expected), f"did you mean {near!r}?" if near else "", 422
+            )
         if tensor.name in tensors:
             raise RequestError(where, "given twice", "each input once", status=422)
         entry = expected[tensor.name]
@@ -124,10 +129,14 @@ def check(tensors: dict[str, NDArray[Any]], inputs: Sequence[Input]) -> None:
             expected = f"{known}, as in {first}" if first else "1, for the one user"
             raise RequestError(where, f"{size} entries", expected, status=422)
     count = lengths["item"][0] if "item" in lengths else 0
+    positions = count * max((size for group, (size, _) in lengths.items() if group.startswith("h.")), default=0)
     if not count:
         raise RequestError("inputs", "no candidates", f"1 to {MOST:,}", status=422)
     if count > MOST:
         raise RequestError("inputs", f"{count:,} candidates", f"at most {MOST:,}", "ask in several requests", 413)
+    if positions > POSITIONS:
+        found = f"{positions:,} pairs of a candidate and a past event"
+        raise RequestError("inputs", found, f"at most {POSITIONS:,}", "ask in several requests", 413)
 
 
 def encode(model: str, version: str, identity: str | None, scores: NDArray[np.float32]) -> bytes:

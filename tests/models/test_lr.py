@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import torch
+from sample_batches import FIELDS, ragged
+
+from longrec.features.batch import Batch
+from longrec.features.schema import Field, Fields
+from longrec.models.base import build
+from longrec.models.lr import LR
+
+
+def test_the_logit_is_the_bias_and_one_weight_a_value() -> None:
+    fields = Fields((Field("user", "id", 5), Field("price", "dense", 0)), {})
+    model = build({"name": "lr"}, fields)
+    assert isinstance(model, LR)
+    with torch.no_grad():
+        model.bias.fill_(0.5)
+        model.first_order.table("user").copy_(torch.arange(5.0).unsqueeze(1))
+        model.first_order.table("price").fill_(-2.0)
+    batch = Batch(2, {"user": torch.tensor([3, 1], dtype=torch.int32), "price": torch.tensor([0.25, 1.0])})
+    assert model(batch).tolist() == [0.5 + 3 - 0.5, 0.5 + 1 - 2]
+
+
+def test_it_starts_at_zero() -> None:
+    assert build({"name": "lr"}, FIELDS)(ragged(3)).tolist() == [0.0, 0.0, 0.0]

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from longrec.nn.activation import BatchNorm, Dice, PReLU, make
+
+
+def test_dice_is_its_equation() -> None:
+    dice, x = Dice(3).train(), torch.randn(50, 3) * 2 + 1
+    with torch.no_grad():
+        dice.alpha.copy_(torch.tensor([0.0, 0.5, -1.0]))
+    p = torch.sigmoid((x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-8).sqrt())
+    torch.testing.assert_close(dice(x), p * x + (1 - p) * dice.alpha * x)
+
+
+def test_dice_starts_with_alpha_zero_and_no_other_weight() -> None:
+    assert {name: value.tolist() for name, value in Dice(2).named_parameters()} == {"alpha": [0.0, 0.0]}
+
+
+def test_dice_in_evaluation_reads_running_statistics_and_no_neighbour() -> None:
+    dice = Dice(2).train()
+    for _ in range(200):
+        dice(torch.randn(500, 2) * 3 + 5)
+    dice.eval()
+    x = torch.randn(7, 2)
+    p = torch.sigmoid((x - 5) / 3)
+    torch.testing.assert_close(dice(x), p * x, rtol=0.1, atol=0.05)
+    torch.testing.assert_close(dice(x)[:1], dice(x[:1]), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_normalisation_takes_a_batch_too_small_to_measure(rows: int) -> None:
+    norm = BatchNorm(2).train()
+    before = norm.running_mean.clone(), norm.running_var.clone()  # type: ignore[union-attr]
+    x = torch.randn(rows, 2)
+    torch.testing.assert_close(norm(x), x, rtol=1e-4, atol=1e-5)
+    assert torch.equal(norm.running_mean, before[0])  # type: ignore[arg-type]
+    assert torch.equal(norm.running_var, before[1])  # type: ignore[arg-type]
+
+
+def test_prelu_is_that_of_torch() -> None:
+    ours, theirs, x = PReLU(4), nn.PReLU(4), torch.randn(9, 4)
+    with torch.no_grad():
+        ours.weight.copy_(torch.tensor([0.1, -0.3, 0.0, 2.0]))
+        theirs.weight.copy_(ours.weight)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_names_make_their_activation() -> None:
+    x = torch.tensor([[-2.0, 3.0]])
+    assert make("relu", 2)(x).tolist() == [[0.0, 3.0]]
+    assert make("prelu", 2)(x).tolist() == [[-0.5, 3.0]]
+    torch.testing.assert_close(make("sigmoid", 2)(x), x.sigmoid())
+    torch.testing.assert_close(make("tanh", 2)(x), x.tanh())
+    assert isinstance(make("dice", 2), Dice)

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from sample_batches import FIELDS, ragged, repeated, shared
+from torch import Tensor
+
+from longrec.features.batch import Batch, HistoryBatch, Jagged
+from longrec.features.schema import Field, Fields
+from longrec.nn.embedding import Embeddings
+
+
+def lively(fields: Fields, **settings: int) -> Embeddings:
+    embeddings = Embeddings(fields, histories=True, **settings)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for table in embeddings.parameters():
+            table.normal_()
+    return embeddings
+
+
+def bags(column: Jagged) -> list[tuple[list[int], list[float]]]:
+    edges, ids = column.offsets.tolist(), column.values.tolist()
+    weights = [1.0] * len(ids) if column.weights is None else column.weights.tolist()
+    return [(ids[a:b], weights[a:b]) for a, b in zip(edges, edges[1:])]
+
+
+def by_hand(field: Field, column: Tensor | Jagged, table: Tensor) -> Tensor:
+    if isinstance(column, Tensor):
+        return column.unsqueeze(1) * table if field.kind == "dense" else table[column.long()]
+    rows = []
+    for ids, weights in bags(column):
+        if not ids:
+            rows.append(torch.zeros(table.shape[1]))
+            continue
+        v = table[torch.tensor(ids)] * torch.tensor(weights).unsqueeze(1)
+        pooled = {"sum": v.sum(0), "mean": v.sum(0) / sum(weights), "max": v.amax(0)}
+        rows.append(pooled[field.pool])
+    return torch.stack(rows)
+
+
+def test_every_field_by_hand() -> None:
+    embeddings, batch = lively(FIELDS, dim=5), ragged(9)
+    found = embeddings(batch)
+    assert list(found.features) == [field.name for field in FIELDS.features]
+    for field in FIELDS.features:
+        expected = by_hand(field, batch.features[field.name], embeddings.table(field.name))
+        torch.testing.assert_close(found.features[field.name], expected)
+    for history, columns in FIELDS.histories.items():
+        assert set(found.histories[history]) == {field.name for field in columns}
+        for field in columns:
+            expected = by_hand(field, batch.histories[history].columns[field.name], embeddings.table(field.name))
+            torch.testing.assert_close(found.histories[history][field.name], expected)
+
+
+@pytest.mark.parametrize("pool", ["mean", "sum", "max"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_pools_with_and_without_weights(pool: str, weighted: bool) -> None:
+    field = Field("tags", "multi", 9, pool=pool, weighted=weighted)  # type: ignore[arg-type]
+    weights = torch.tensor([0.5, 2.0, 1.0, -1.0, 1.0]) if weighted else None
+    column = Jagged(torch.tensor([2, 3, 2, 5, 5], dtype=torch.int32), torch.tensor([0, 3, 3, 3]), weights)
+    column = Jagged(column.values[:3], column.offsets, None if weights is None else weights[:3])
+    embeddings = lively(Fields((field,), {}), dim=4)
+    expected = by_hand(field, column, embeddings.table("tags"))
+    torch.testing.assert_close(embeddings(Batch(3, {"tags": column})).features["tags"], expected)
+
+
+def test_weights_that_cancel_make_no_nan() -> None:
+    field = Field("tags", "multi", 9, pool="mean", weighted=True)
+    column = Jagged(torch.tensor([2, 2], dtype=torch.int32), torch.tensor([0, 2]), torch.tensor([1.0, -1.0]))
+    assert lively(Fields((field,), {}))(Batch(1, {"tags": column})).features["tags"].isfinite().all()
+
+
+def test_one_table_a_name_shared_by_impression_and_history() -> None:
+    embeddings = Embeddings(FIELDS, histories=True)
+    names = {field.name for field in FIELDS.tables()}
+    assert len(list(embeddings.parameters())) == len(names) == 10
+    assert len(embeddings.tables()) == 8  # all but the two dense fields
+
+
+def test_only_the_impression_without_histories() -> None:
+    embeddings = Embeddings(FIELDS)
+    assert set(embeddings.widths) == {field.name for field in FIELDS.features}
+    assert embeddings(ragged(3)).histories == {}
+
+
+def test_widths() -> None:
+    fields = Fields((Field("a", "id", 4, dim=3), Field("b", "id", 4)), {})
+    assert Embeddings(fields, 8).widths == {"a": 3, "b": 8}
+    assert Embeddings(fields, width=1).widths == {"a": 1, "b": 1}
+
+
+def test_tables_start_small_and_reserved_rows_at_zero() -> None:
+    torch.manual_seed(0)
+    embeddings = Embeddings(Fields((Field("item", "id", 5000, table="item"), Field("price", "dense", 0)), {}), std=0.02)
+    table = embeddings.table("item")
+    assert table[:2].abs().max() == 0
+    assert table[2:].std().item() == pytest.approx(0.02, rel=0.02)
+    assert embeddings.table("price").shape == (1, 16)
+    assert embeddings.table("price").abs().max() > 0
+
+
+def test_the_gradient_is_sparse_and_that_of_a_dense_table() -> None:
+    embeddings, batch = lively(FIELDS, dim=3), ragged(9)
+    found = embeddings(batch)
+    flat = [*found.features.values(), *(v for part in found.histories.values() for v in part.values())]
+    up = [torch.randn_like(v) for v in flat]
+    sum((v * u).sum() for v, u in zip(flat, up)).backward()  # type: ignore[union-attr]
+    table = embeddings.table("item")
+    assert table.grad is not None
+    assert table.grad.is_sparse
+    dense = table.detach().clone().requires_grad_()
+    uses = [(batch.features["item"], found.features["item"])]
+    uses += [(batch.histories[name].columns["item"], found.histories[name]["item"]) for name in FIELDS.histories]
+    order = {id(v): u for v, u in zip(flat, up)}
+    sum((dense[ids.long()] * order[id(v)]).sum() for ids, v in uses).backward()  # type: ignore[union-attr]
+    torch.testing.assert_close(table.grad.to_dense(), dense.grad)
+
+
+def test_a_shared_batch_repeats_vectors_of_the_user_without_copying() -> None:
+    embeddings, batch = lively(FIELDS, dim=3), shared(4, 6)
+    found, expected = embeddings(batch), embeddings(repeated(batch))
+    for name, vectors in found.features.items():
+        torch.testing.assert_close(vectors, expected.features[name])
+    assert found.features["user"].stride(0) == 0
+    assert found.histories["seen"]["item"].shape == (6, 3)
+
+
+@pytest.mark.parametrize("name", ["a.b", "values", "forward", "50%", "with space"])
+def test_any_name_makes_a_table(name: str) -> None:
+    fields = Fields((Field(name, "id", 4), Field("a%2Eb", "id", 4)), {})
+    batch = Batch(1, {name: torch.tensor([2], dtype=torch.int32), "a%2Eb": torch.tensor([3], dtype=torch.int32)})
+    embeddings = lively(fields)
+    assert torch.equal(embeddings(batch).features[name][0], embeddings.table(name)[2])
+    assert len(embeddings.state_dict()) == 2
+
+
+def test_a_history_of_nothing() -> None:
+    batch = ragged(3, lengths=[0, 0, 0])
+    found = lively(FIELDS, dim=3)(batch)
+    assert found.histories["seen"]["genres"].shape == (0, 3)
+    empty = replace(
+        batch,
+        histories={
+            **batch.histories,
+            "liked": HistoryBatch(batch.histories["liked"].columns, torch.zeros(4, dtype=torch.int64)),
+        },
+    )
+    assert lively(FIELDS, dim=3)(empty).histories["liked"]["item"].shape == (0, 3)

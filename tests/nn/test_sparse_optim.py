@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from longrec.nn.sparse_optim import LazyAdam, RowwiseAdagrad, SparseOptimizer, grouped
+
+KINDS: dict[str, Any] = {
+    "adagrad": lambda params: RowwiseAdagrad(params, lr=0.1),
+    "adam": lambda params: LazyAdam(params, lr=0.1),
+    "adam rowwise": lambda params: LazyAdam(params, lr=0.1, rowwise=True, l2=0.01),
+}
+
+
+def table(rows: int = 50, width: int = 4, seed: int = 0) -> nn.Parameter:
+    return nn.Parameter(torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)))
+
+
+def step(optimiser: SparseOptimizer, p: nn.Parameter, seed: int, ids: list[int] | None = None) -> Tensor:
+    """One step on random lookups; returns the ids."""
+    generator = torch.Generator().manual_seed(seed)
+    at = torch.randint(0, len(p), (12,), generator=generator) if ids is None else torch.tensor(ids)
+    optimiser.zero_grad()
+    weight = torch.randn(len(at), p.shape[1], generator=generator)
+    (F.embedding(at, p, sparse=True) * weight).sum().backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    return at
+
+
+@pytest.mark.parametrize("count", [1, 7, 5000, 40_000])
+@pytest.mark.parametrize("rows", [3, 60_000, 3_000_000])
+def test_grouping_equals_coalescing(rows: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(count)
+    ids = torch.randint(0, rows, (1, count), generator=generator)
+    ids[0, : count // 2] = ids[0, count // 2 : 2 * (count // 2)]
+    grad = torch.sparse_coo_tensor(ids, torch.randn(count, 3, generator=generator), (rows, 3), check_invariants=True)
+    expected = grad.coalesce()
+    found_rows, sums = grouped(grad)
+    assert torch.equal(found_rows, expected.indices()[0])
+    torch.testing.assert_close(sums, expected.values(), rtol=1e-4, atol=1e-4)
+
+
+def test_adam_is_that_of_torch_for_sparse_gradients() -> None:
+    ours, theirs = table(), table()
+    a = LazyAdam([ours], lr=0.1)
+    b = torch.optim.SparseAdam([theirs], lr=0.1)
+    for seed in range(10):
+        step(a, ours, seed)
+        step(b, theirs, seed)  # type: ignore[arg-type]
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_adam_with_every_row_touched_is_adam() -> None:
+    ours, theirs = table(), table()
+    a, b = LazyAdam([ours], lr=0.1), torch.optim.Adam([theirs], lr=0.1)
+    for seed in range(5):
+        weight = torch.randn(50, 4, generator=torch.Generator().manual_seed(seed))
+        for optimiser, p, sparse in ((a, ours, True), (b, theirs, False)):
+            optimiser.zero_grad()
+            (F.embedding(torch.arange(50), p, sparse=sparse) * weight).sum().backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_rowwise_adam_by_hand() -> None:
+    p = table()
+    expected, m, v = p.detach().clone(), torch.zeros(50, 4), torch.zeros(50)
+    optimiser = LazyAdam([p], lr=0.1, rowwise=True)
+    for seed in range(4):
+        step(optimiser, p, seed)
+        rows, g = grouped(p.grad)  # type: ignore[arg-type]
+        for row, grad in zip(rows.tolist(), g):
+            m[row] = 0.9 * m[row] + 0.1 * grad
+            v[row] = 0.999 * v[row] + 0.001 * (grad**2).mean()
+            root = (v[row] / (1 - 0.999 ** (seed + 1))).sqrt() + 1e-8
+            expected[row] -= 0.1 / (1 - 0.9 ** (seed + 1)) * m[row] / root
+    torch.testing.assert_close(p.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rowwise_adagrad_by_hand() -> None:
+    p = table()
+    expected, total = p.detach().clone(), torch.zeros(50)
+    optimiser = RowwiseAdagrad([p], lr=0.1)
+    for seed in range(4):
+        step(optimiser, p, seed)
+        rows, g = grouped(p.grad)  # type: ignore[arg-type]
+        for row, grad in zip(rows.tolist(), g):
+            total[row] += (grad**2).mean()
+            expected[row] -= 0.1 * grad / (total[row].sqrt() + 1e-10)
+    torch.testing.assert_close(p.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_rows_stay_to_the_bit_with_their_state(kind: str) -> None:
+    p = table()
+    optimiser = KINDS[kind]([p])
+    step(optimiser, p, 0)
+    before = copy.deepcopy((p.detach(), optimiser.state[p]))
+    touched = step(optimiser, p, 1).unique()
+    other = torch.ones(50, dtype=torch.bool).index_fill(0, touched, False)
+    assert torch.equal(p.detach()[other], before[0][other])
+    assert (p.detach()[touched] != before[0][touched]).any(1).all()
+    for name, value in optimiser.state[p].items():
+        if name != "step":
+            assert torch.equal(value[other], before[1][name][other]), name
+
+
+@pytest.mark.parametrize(
+    "make", [lambda p: RowwiseAdagrad([p], lr=0.1, l2=0.5), lambda p: LazyAdam([p], lr=0.1, l2=0.5)]
+)
+def test_the_penalty_touches_the_rows_of_the_batch_only(make: Any) -> None:
+    p = table()
+    before = p.detach().clone()
+    optimiser = make(p)
+    (F.embedding(torch.tensor([3, 7]), p, sparse=True) * 0).sum().backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    moved = (p.detach() != before).any(1).nonzero().squeeze(1)
+    assert moved.tolist() == [3, 7]
+    assert (p.detach()[moved].abs() < before[moved].abs()).all()  # towards zero
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_optimiser_goes_on_to_the_bit(kind: str) -> None:
+    whole, cut = table(), table()
+    a, b = KINDS[kind]([whole]), KINDS[kind]([cut])
+    for seed in range(6):
+        step(a, whole, seed)
+    for seed in range(3):
+        step(b, cut, seed)
+    file = io.BytesIO()
+    torch.save(b.state_dict(), file)
+    file.seek(0)
+    again = nn.Parameter(cut.detach().clone())
+    c = KINDS[kind]([again])
+    c.load_state_dict(torch.load(file, weights_only=True))
+    for seed in range(3, 6):
+        step(c, again, seed)
+    assert torch.equal(again, whole)
+    for name, value in a.state[whole].items():
+        assert torch.equal(c.state[again][name], value), name
+
+
+def test_groups_have_their_own_settings() -> None:
+    one, two = table(seed=1), table(seed=1)
+    optimiser = LazyAdam([{"params": [one], "lr": 0.0}, {"params": [two]}], lr=0.1)  # type: ignore[list-item]
+    for p in (one, two):
+        F.embedding(torch.tensor([5]), p, sparse=True).sum().backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    assert torch.equal(one, table(seed=1))
+    assert not torch.equal(two, table(seed=1))
+
+
+def test_no_lookups_and_no_gradient_move_nothing() -> None:
+    p, idle = table(), table()
+    optimiser = LazyAdam([p, idle])
+    F.embedding(torch.zeros(0, dtype=torch.int64), p, sparse=True).sum().backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    assert torch.equal(p, table())
+    assert idle not in optimiser.state
+
+
+def test_a_dense_gradient_is_refused() -> None:
+    p = table()
+    p.sum().backward()  # type: ignore[no-untyped-call]
+    with pytest.raises(TypeError, match="LazyAdam takes sparse gradients"):
+        LazyAdam([p]).step()
+
+
+def test_a_closure_is_evaluated_with_gradients() -> None:
+    p = table()
+    optimiser = RowwiseAdagrad([p])
+
+    def closure() -> Tensor:
+        loss = F.embedding(torch.tensor([1]), p, sparse=True).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    assert torch.equal(optimiser.step(closure), table()[1].sum())
+    assert not torch.equal(p, table())

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from longrec.errors import RequestError
+from longrec.export.inputs import Input
+from longrec.serve.tensors import decode, encode, metadata
+
+INPUTS = [
+    Input("f.user", "INT32", "user", "value", 5),
+    Input("f.item", "INT32", "item", "value", 9),
+    Input("f.price", "FP32", "item", "value", 0),
+    Input("f.tags.values", "INT32", "item", "values", 4),
+    Input("f.tags.offsets", "INT64", "item", "offsets", 0),
+    Input("f.tags.weights", "FP32", "item", "weights", 0),
+    Input("h.seen.item", "INT32", "h.seen", "value", 9),
+]
+GOOD: dict[str, list[float]] = {
+    "f.user": [4],
+    "f.item": [8, 0],
+    "f.price": [1, 2.5],
+    "f.tags.values": [3, 0, 1],
+    "f.tags.offsets": [0, 3, 3],
+    "f.tags.weights": [1, 0.5, 2],
+    "h.seen.item": [],
+}
+
+
+def body(**change: Any) -> bytes:
+    data = {**GOOD, **{name.replace("__", "."): values for name, values in change.items()}}
+    datatype = {entry.name: entry.datatype for entry in INPUTS}
+    inputs = [
+        {"name": name, "shape": [len(values)], "datatype": datatype[name], "data": values}
+        for name, values in data.items()
+        if values is not None
+    ]
+    return orjson.dumps({"inputs": inputs, "parameters": {"any": "thing"}})
+
+
+def refused(content: bytes) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        decode(content, INPUTS)
+    return caught.value
+
+
+def test_tensors_come_in_the_types_of_the_program() -> None:
+    identity, tensors = decode(body(), INPUTS)
+    assert identity is None
+    assert {name: tensor.dtype for name, tensor in tensors.items()} == {entry.name: entry.dtype for entry in INPUTS}
+    assert tensors["f.price"].tolist() == [1.0, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "words"),
+    [
+        ({"f__item": [9, 0]}, "inputs.f.item", "ids from 0 to 9; expected ids from 0 to 8"),
+        ({"f__item": [-1, 0]}, "inputs.f.item", "ids from -1 to 0"),
+        ({"f__item": [1.0, 2]}, "inputs.f.item", "numbers with a point; expected whole numbers (INT32)"),
+        ({"f__item": [2**40, 2]}, "inputs.f.item", "too large; expected INT32"),
+        ({"f__price": [1e300, 2]}, "inputs.f.price", "too large; expected FP32"),
+        ({"f__item": [1]}, "inputs.f.price", "2 entries; expected 1, as in f.item"),
+        ({"f__user": [1, 1]}, "inputs.f.user", "2 entries; expected 1, for the one user"),
+        ({"f__tags__values": [3]}, "inputs.f.tags.values", "1 values; expected 3, where the offsets end"),
+        ({"f__tags__weights": [3]}, "inputs.f.tags.weights", "1 values; expected 3"),
+        ({"f__tags__offsets": [0, 4, 3]}, "inputs.f.tags.offsets", "offsets that do not rise from 0"),
+        ({"f__tags__offsets": [1, 2, 3]}, "inputs.f.tags.offsets", "offsets that do not rise from 0"),
+        ({"f__tags__offsets": []}, "inputs.f.tags.offsets", "offsets that do not rise from 0"),
+        ({"f__tags__offsets": [0, 3]}, "inputs.f.tags.offsets", "1 entries; expected 2"),
+        ({"f__item": None, "h__seen__item": None}, "inputs", "no f.item, no h.seen.item"),
+    ],
+)
+def test_tensors_that_do_not_fit_together_are_refused(change: dict[str, Any], where: str, words: str) -> None:
+    error = refused(body(**change))
+    assert (error.status, error.where) == (422, where)
+    assert words in str(error)
+
+
+def test_no_candidates_and_too_many() -> None:
+    none = {"f__item": [], "f__price": [], "f__tags__values": [], "f__tags__weights": [], "f__tags__offsets": [0]}
+    assert refused(body(**none)).found == "no candidates"
+    inputs = INPUTS[:2]
+    many = [
+        {"name": "f.user", "shape": [1], "datatype": "INT32", "data": [1]},
+        {"name": "f.item", "shape": [100_001], "datatype": "INT32", "data": [0] * 100_001},
+    ]
+    with pytest.raises(RequestError, match="100,001 candidates") as caught:
+        decode(orjson.dumps({"inputs": many}), inputs)
+    assert caught.value.status == 413
+
+
+def test_more_pairs_than_fit_into_memory() -> None:
+    inputs = [INPUTS[1], INPUTS[6]]
+    many = [
+        {"name": "f.item", "shape": [2_001], "datatype": "INT32", "data": [0] * 2_001},
+        {"name": "h.seen.item", "shape": [1_000], "datatype": "INT32", "data": [0] * 1_000},
+    ]
+    with pytest.raises(
+        RequestError, match="2,001,000 pairs of a candidate and a past event; expected at most"
+    ) as caught:
+        decode(orjson.dumps({"inputs": many}), inputs)
+    assert caught.value.status == 413
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "words"),
+    [
+        ({"name": "f.itm"}, "inputs.f.itm", "an unknown input"),
+        ({"name": "f.user"}, "inputs.f.user", "given twice"),
+        ({"datatype": "INT64"}, "inputs.f.item", "datatype 'INT64'; expected INT32"),
+        ({"shape": [3]}, "inputs.f.item", "shape [3] with 2 values"),
+        ({"shape": [2, 1]}, "inputs.f.item", "shape [2, 1] with 2 values"),
+        ({"data": [[1], [2]]}, "inputs[1].data[0]", "a value of type list"),
+        ({"data": [None, 1]}, "inputs[1].data[0]", "a value of type null"),
+    ],
+)
+def test_tensors_of_another_form_are_refused(change: dict[str, Any], where: str, words: str) -> None:
+    content = orjson.loads(body())
+    content["inputs"][1].update(change)
+    error = refused(orjson.dumps(content))
+    assert (error.status, error.where) == (422, where)
+    assert words in str(error)
+
+
+def test_other_outputs_and_no_json() -> None:
+    error = refused(orjson.dumps({**orjson.loads(body()), "outputs": [{"name": "logit"}]}))
+    assert "the unknown output 'logit'; expected score" in str(error)
+    assert refused(b"{").status == 400
+    assert refused(b"{}").where == "inputs"
+
+
+def test_answers_and_metadata() -> None:
+    import numpy as np
+
+    answer = orjson.loads(encode("m", "1", "x", np.array([0.5, 0.25], np.float32)))
+    assert answer["outputs"] == [{"name": "score", "datatype": "FP32", "shape": [2], "data": [0.5, 0.25]}]
+    assert (answer["id"], answer["model_version"]) == ("x", "1")
+    assert [entry["shape"] for entry in metadata("m", "1", INPUTS)["inputs"]] == [[1], *[[-1]] * 6]

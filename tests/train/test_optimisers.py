@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from longrec.config import Strict
+from longrec.features.batch import Batch
+from longrec.features.schema import Fields
+from longrec.models.base import Model
+from longrec.nn.sparse_optim import LazyAdam, RowwiseAdagrad
+from longrec.train import machine
+from longrec.train.optimisers import build_optimisers, clip, set_rates
+from longrec.train.settings import FitConfig
+
+
+class Two(Model):
+    """A table and a linear layer."""
+
+    Config = Strict
+
+    def __init__(self) -> None:
+        super().__init__(Strict(), Fields((), {}))
+        self.table = nn.Parameter(torch.arange(12.0).reshape(4, 3) / 10)
+        self.linear = nn.Linear(3, 1)
+
+    def tables(self) -> list[nn.Parameter]:
+        return [self.table]
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        return self.weigh(torch.tensor([1, 3, 1, 1]), sparse=True)
+
+    def weigh(self, ids: torch.Tensor, *, sparse: bool) -> torch.Tensor:
+        return self.linear(nn.functional.embedding(ids, self.table, sparse=sparse)).square().sum()
+
+
+def test_tables_and_dense_parameters_get_their_own_optimiser() -> None:
+    model = Two()
+    config = FitConfig(lr=0.1, tables_lr=0.2, weight_decay=0.3, l2=0.4)
+    optimisers = build_optimisers(model, config)
+    tables, dense = optimisers["tables"], optimisers["dense"]
+    assert isinstance(tables, LazyAdam)
+    assert tables.param_groups[0] | {"params": None, "betas": None, "eps": None} == {
+        "params": None, "betas": None, "eps": None, "lr": 0.2, "l2": 0.4, "rowwise": False,
+    }  # fmt: skip
+    assert [(g["weight_decay"], g["lr"], g["fused"], len(g["params"])) for g in dense.param_groups] == [
+        (0.3, 0.1, True, 1),
+        (0.0, 0.1, True, 1),
+    ], "biases are not decayed"
+    assert build_optimisers(model, FitConfig(tables_optimiser="rowwise_adam"))["tables"].param_groups[0]["rowwise"]
+    adagrad = build_optimisers(model, FitConfig(tables_optimiser="rowwise_adagrad"))["tables"]
+    assert isinstance(adagrad, RowwiseAdagrad)
+    assert adagrad.param_groups[0]["lr"] == 1e-3
+
+
+def test_rates_rise_over_the_warm_up_and_stay() -> None:
+    config = FitConfig(lr=0.1, tables_lr=0.4, warmup_steps=4)
+    optimisers = build_optimisers(Two(), config)
+    found = []
+    for step in range(7):
+        set_rates(optimisers, config, step)
+        found.append([optimisers[name].param_groups[0]["lr"] for name in ("dense", "tables")])
+    assert [dense for dense, _ in found] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1, 0.1])
+    assert [tables for _, tables in found] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4])
+
+
+@pytest.mark.parametrize("longest", [0.5, 100.0])
+def test_clipping_sums_equal_rows_first(longest: float) -> None:
+    torch.manual_seed(0)
+    sparse, dense, ids = Two(), Two(), torch.tensor([1, 3, 1, 1])
+    dense.load_state_dict(sparse.state_dict())
+    sparse.weigh(ids, sparse=True).backward()
+    dense.weigh(ids, sparse=False).backward()
+    clip(sparse, longest)
+    torch.nn.utils.clip_grad_norm_(dense.parameters(), longest)
+    assert sparse.table.grad is not None
+    for one, other in zip(sparse.parameters(), dense.parameters()):
+        assert one.grad is not None
+        assert torch.allclose(one.grad.to_dense(), other.grad, rtol=1e-5)
+    before = sparse.table.detach().clone()
+    build_optimisers(sparse, FitConfig())["tables"].step()
+    assert (sparse.table != before).any(1).tolist() == [False, True, False, True]
+
+
+def test_the_allocator_is_left_alone_where_there_is_no_mallopt(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine.keep_large_blocks() in (True, False)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert machine.keep_large_blocks.__wrapped__() is False
+
+
+def test_threads_come_back() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError), machine.torch_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise KeyError
+    assert torch.get_num_threads() == before
+
+
+def test_there_is_no_revision_outside_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert machine.revision(tmp_path) is None
+    monkeypatch.setenv("PATH", "")
+    assert machine.revision(tmp_path) is None
