@@ -179,6 +179,17 @@ def test_runnable_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.M
                 run_line(line[2:], monkeypatch)
 
 
+def test_the_model_of_the_guide_keeps_the_house_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from conformance import CHECKS, Case
+
+    write_files(ROOT / "docs" / "guide" / "adding-a-model.md", tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine.liking", raising=False)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    for check in CHECKS:
+        check(Case("mine.liking"))
+
+
 def anchors(page: Path) -> set[str]:
     """What a heading is called in a link."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)

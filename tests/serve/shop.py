@@ -138,7 +138,7 @@ class PlainHistory(Ranker):
         return self.out(torch.cat([query, pooled], 1)).squeeze(1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Shop:
     log: Path
     fitted: FittedSchema

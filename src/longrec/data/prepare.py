@@ -100,11 +100,13 @@ class _Preparation:
         items = read.Relation(self.con, "items", self.config.items) if self.config.items else None
         columns = event_columns(self.schema)
         if self.config.split.column:
-            columns[self.config.split.column] = "the split"
+            columns.setdefault(self.config.split.column, "the split")
         keys = {self.schema.user: "the user", self.schema.item: "the item"}
         if self.schema.time is not None:
             keys[self.schema.time.column] = "the time"
-        self.log.need(keys | columns)
+        self.log.need(columns | keys)
+        if not self.log.one(f"SELECT count(*) FROM {self.log.view}"):
+            raise DataError(self.log.where, "no rows", "at least one event")
         self._check_numbers()
         sort_events(self.log, self.schema, list(columns), self.sorted)
         self.users = Entities("user", self.schema, self.log, users)

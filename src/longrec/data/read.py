@@ -113,14 +113,17 @@ class Relation:
         )
 
     def no_nulls(self, column: str, role: str) -> None:
-        """Refuse nulls in a column that every event needs."""
-        count = self.one(f"SELECT count(*) FROM {self.view} WHERE {name(column)} IS NULL")
+        """Refuse nulls (and what is not a number) in a column that every event needs."""
+        real = self.types[column] in ("FLOAT", "DOUBLE")
+        # Not isnan(v): over Parquet the engine takes it from statistics, which leave out what is not a number.
+        wrong = "try_cast(v AS BIGINT) IS NULL" if real else "v IS NULL"
+        count = self.one(f"SELECT count(*) FROM (SELECT {name(column)} AS v FROM {self.view}) WHERE {wrong}")
         if count:
             numbered = f"SELECT row_number() OVER () AS r, {name(column)} AS v FROM {self.view}"
-            first = self.one(f"SELECT min(r) FROM ({numbered}) WHERE v IS NULL")
+            first = self.one(f"SELECT min(r) FROM ({numbered}) WHERE {wrong}")
             raise DataError(
                 f"{self.where}: column {column!r}",
-                f"{count} null value{'s' if count > 1 else ''}, first in row {first}",
+                f"{count} null{' or not finite' if real else ''} value{'s' if count > 1 else ''}, first in row {first}",
                 f"a {role} in every event",
                 "drop or fill these rows",
             )
@@ -180,7 +183,8 @@ def _from(con: duckdb.DuckDBPyConnection, view: str, source: Source) -> str:
     if kind == ".parquet":
         return f"read_parquet({listed}, union_by_name=true)"
     if kind in (".csv", ".tsv", ".gz"):
-        return f"read_csv({listed}, sample_size=100000, union_by_name=true)"
+        # The first line names the columns: guessed, a file of text alone, or of a header alone, would lose it.
+        return f"read_csv({listed}, header=true, sample_size=100000, union_by_name=true)"
     if kind in (".arrow", ".feather", ".ipc"):
         try:
             con.register(f"{view}_arrow", pads.dataset([str(path) for path in files], format="ipc"))

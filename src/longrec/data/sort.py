@@ -22,19 +22,19 @@ def event_columns(schema: Schema) -> dict[str, str]:
     """Raw columns of the log that are needed besides user, item and time -> what asks for them."""
     needed = {schema.label.column: "the label"}
     if schema.request:
-        needed[schema.request] = "the request"
+        needed.setdefault(schema.request, "the request")
     for feature_name, feature in schema.features.items():
         if schema.table(feature_name) == "event" and feature.kind != "time":
-            needed[schema.column(feature_name)] = f"feature {feature_name}"
+            needed.setdefault(schema.column(feature_name), f"feature {feature_name}")
             if feature.weights:
-                needed[feature.weights] = f"weights of {feature_name}"
+                needed.setdefault(feature.weights, f"weights of {feature_name}")
             if feature.known_at:
-                needed[feature.known_at] = f"known_at of {feature_name}"
+                needed.setdefault(feature.known_at, f"known_at of {feature_name}")
     for history_name, history in schema.histories.items():
         for column in history.where:
-            needed[column] = f"history {history_name}"
+            needed.setdefault(column, f"history {history_name}")
         for of, column in (history.columns or {}).items():
-            needed[column] = f"history {history_name}, {of}"
+            needed.setdefault(column, f"history {history_name}, {of}")
     return needed
 
 
@@ -42,11 +42,9 @@ def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path)
     """Write the sorted events: ``_user _item _time`` (and ``_moment``) beside the raw columns.
 
     Raises:
-        DataError: null users or times, ids that are none, times in mixed units, an empty log.
+        DataError: null users or times, ids that are none, times in mixed units.
     """
     user, item = name(schema.user), name(schema.item)
-    if not log.one(f"SELECT count(*) FROM {log.view}"):
-        raise DataError(log.where, "no rows", "at least one event")
     user_type, item_type = log.key_type(schema.user), log.key_type(schema.item)
     log.no_nulls(schema.user, "user")
     times = "0::BIGINT"
@@ -120,7 +118,7 @@ def time_sql(log: Relation, column: str, unit: str) -> str:
     known = _unit(int(low), int(high), unit, where)
     times, divide = _SCALE[known]
     if kind in ("FLOAT", "DOUBLE"):
-        return f"CAST(round({quoted} * {times} / {divide}) AS BIGINT)"
+        return f"try_cast(round({quoted} * {times} / {divide}) AS BIGINT)"
     return f"({quoted}::BIGINT * {times}) // {divide}"
 
 

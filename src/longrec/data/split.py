@@ -91,7 +91,11 @@ def by_column(column: pa.Array, where: str) -> NDArray[np.int8]:
     Raises:
         DataError: another value than train, valid, test.
     """
-    places: Any = pc.index_in(column.cast(pa.string()), value_set=pa.array(list(PARTS)))
+    try:
+        text = column.cast(pa.string())
+    except pa.ArrowNotImplementedError:
+        raise DataError(where, f"values of type {column.type}", "train, valid or test") from None
+    places: Any = pc.index_in(text, value_set=pa.array(list(PARTS)))
     if places.null_count:
         odd = column.filter(places.is_null())[0].as_py()
         raise DataError(where, f"the split {odd!r}", "train, valid or test")

@@ -53,7 +53,10 @@ class Dice(nn.Module):
 
 
 class PReLU(nn.Module):
-    """``relu(x) - w relu(-x)``: ``nn.PReLU`` in the form that onnxruntime runs several times as fast."""
+    """``relu(x) - w relu(-x)``: ``nn.PReLU`` without its operator, which onnxruntime runs several times slower.
+
+    Written ``w x + (1 - w) relu(x)``: the same function in fewer passes over memory.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -61,4 +64,4 @@ class PReLU(nn.Module):
 
     def forward(self, x_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N H"]:
         """Scale the negative part of every unit."""
-        return torch.relu(x_NH) - self.weight * torch.relu(-x_NH)
+        return self.weight * x_NH + (1 - self.weight) * torch.relu(x_NH)

@@ -178,23 +178,25 @@ def measure_table(table: pa.Table, run: str, model: str, part: str, config: Eval
     )
 
 
-def check_part(log: Log, part: str, job: Job) -> None:
-    """Refuse, before anything is trained, a part that could not be measured afterwards.
+def check_parts(log: Log, job: Job) -> None:
+    """Refuse, before anything is trained, a valid or test part that could not be measured afterwards.
 
     Raises:
-        DataError: labels of one class, one user where users are drawn, or no user that GAUC could count.
+        DataError: neither part has samples, labels of one class, one user where users are drawn, or no user that
+            the monitor GAUC could count.
     """
-    rows = log.rows_of(part)
-    if not len(rows):
-        return
-    labels, users = log.labels.take(rows), log.user(rows)
-    where, do = f"the {part} part", "move the split (data.split), or look at the label's condition"
-    if labels.min() == labels.max():
-        raise DataError(where, f"{len(rows):,} samples that are all {labels[0]:g}", "both classes", do)
-    if job.evaluate.unit == "user" and users[0] == users[-1]:
-        raise DataError(where, "samples of one user", "two users or more", f"{do}, or set evaluate.unit: row")
-    if part == "valid" and job.fit.monitor == "gauc" and not metrics.grouped_auc(labels, labels, users).users:
-        raise DataError(where, "no user with samples of both classes", "one at least", "set fit.monitor: auc")
+    do = "move the split (data.split), or look at the label's condition"
+    parts = {part: rows for part in ("valid", "test") if len(rows := log.rows_of(part))}
+    if not parts:
+        raise DataError("data.split", "no sample in valid and none in test", "one part to measure at least", do)
+    for part, rows in parts.items():
+        labels, users, where = log.labels.take(rows), log.user(rows), f"the {part} part"
+        if labels.min() == labels.max():
+            raise DataError(where, f"{len(rows):,} samples that are all {labels[0]:g}", "both classes", do)
+        if job.evaluate.unit == "user" and users[0] == users[-1]:
+            raise DataError(where, "samples of one user", "two users or more", f"{do}, or set evaluate.unit: row")
+        if part == "valid" and job.fit.monitor == "gauc" and not metrics.grouped_auc(labels, labels, users).users:
+            raise DataError(where, "no user with samples of both classes", "one at least", "set fit.monitor: auc")
 
 
 def _predictions(run: Run, part: str) -> pa.Table:

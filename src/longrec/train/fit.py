@@ -14,14 +14,13 @@ import torch
 
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
-from longrec.data.split import PARTS
-from longrec.errors import ConfigError, RunError
+from longrec.errors import ConfigError
 from longrec.models import artifact
 from longrec.models import base as models
 from longrec.models.base import Model
 from longrec.train import checkpoint
-from longrec.train.evaluate import check_part, measure_table, write_predictions
-from longrec.train.folder import alone, new_folder, require_free
+from longrec.train.evaluate import check_parts, measure_table, write_predictions
+from longrec.train.folder import alone, new_folder, note_resumed, require_free
 from longrec.train.job import Job, flat, read_job
 from longrec.train.loop import Loop
 from longrec.train.machine import keep_large_blocks, torch_threads
@@ -63,8 +62,7 @@ def train(
     job = read_job(source, overrides)
     require_free(job)
     log = Log.open(prepare(job.data, job.schema), job.schema)
-    for part in PARTS:
-        check_part(log, part, job)
+    check_parts(log, job)
     with _tuned(job) as model_of:
         model = model_of(log)
         folder = new_folder(job, log)
@@ -83,6 +81,7 @@ def _resume(folder: Path, source: str | Path | Mapping[str, Any] | None, overrid
     with alone(folder):
         if not (folder / "results.json").exists():
             log = open_log(folder, job)
+            note_resumed(folder, job)
             with _tuned(job) as model_of:
                 _run(folder, job, log, model_of(log), quiet)
     return open_run(folder)
@@ -125,10 +124,8 @@ def _measure(folder: Path, job: Job, log: Log, state: checkpoint.State, quiet: b
             table = write_predictions(best, log, job, part, folder / "predictions" / f"{part}.parquet", quiet=quiet)
             found = measure_table(table, folder.absolute().name, job.model["name"], part, job.evaluate)
             measured[part] = found.to_dict()
-    if not measured:
-        raise RunError(str(folder), "neither valid nor test has samples", "a part to measure", "look at data.split")
     results = {
-        **measured.get("test", measured.get("valid", {})),
+        **(measured["test"] if "test" in measured else measured["valid"]),
         "valid": measured.get("valid"),
         "best_step": state.best_step,
         "steps": state.step,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from longrec.data.log import Log
 from longrec.errors import RunError
+from longrec.train.checkpoint import replace_file
 from longrec.train.job import Job
 from longrec.train.machine import environment
 
@@ -63,6 +64,20 @@ def require_free(job: Job) -> None:
     """Raise a RunError when the run folder that a job names is there already."""
     if job.name is not None and (folder := Path(job.fit.runs) / job.name).exists():
         raise _taken(folder)
+
+
+def note_resumed(folder: Path, job: Job) -> None:
+    """Keep in ``environment.json`` what is no longer as it was when the run began: only the same resumes to the bit."""
+    path = folder / "environment.json"
+    began, now = json.loads(path.read_text()), environment(job.fit.threads)
+    changed = {key: value for key, value in now.items() if began.get(key) != value}
+    if changed:
+        began.setdefault("resumed", []).append(changed)
+        replace_file(path, lambda partial: _text(partial, json.dumps(began, indent=1)))
+
+
+def _text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def _taken(folder: Path) -> RunError:

@@ -55,6 +55,7 @@ class Loop:
         self.loader = Loader(log, rows, config.batch_size, seed=config.seed, by_length=config.by_length)
         self.optimisers = build_optimisers(model, config)
         self.checkpoints = folder / "checkpoints"
+        checkpoint.recover_folder(self.checkpoints / "best")
         self.state = checkpoint.load(self.checkpoints / "last", model, self.optimisers) or checkpoint.State()
 
     @property
