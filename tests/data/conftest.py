@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
+from longrec.config import parse
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
 from longrec.data.settings import DataConfig
+from longrec.errors import DataError
 from longrec.features.schema import Schema
 
-torch.set_num_threads(1)
+sys.path.insert(0, str(Path(__file__).parent))  # for small_logs, which test modules share
+from small_logs import SCHEMA
 
 Prepared = Callable[..., Log]
 
@@ -56,3 +59,23 @@ def leftovers() -> Callable[[Path], list[str]]:
         return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
     return look
+
+
+@pytest.fixture(scope="session")
+def refused(leftovers: Callable[[Path], list[str]]) -> Callable[..., None]:
+    """``refused(folder, data, parts, says)``: preparing raises a DataError that says so, and leaves nothing."""
+
+    def check(folder: Path, data: dict[str, Any], parts: dict[str, Any], says: str) -> None:
+        config = parse(DataConfig, {"folder": str(folder / "prepared"), "threads": 1, **data}, "job.yaml")
+        schema = parse(Schema, SCHEMA | parts, "job.yaml")
+        with pytest.raises(DataError, match=says) as raised:
+            prepare(config, schema)
+        error = raised.value
+        assert error.where
+        assert error.found
+        assert error.expected
+        assert len(str(error)) < 800  # fits on a screen
+        assert "SELECT * FROM read_" not in str(error)  # and speaks of the source, not of us
+        assert leftovers(folder / "prepared") == []
+
+    return check

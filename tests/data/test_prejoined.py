@@ -130,7 +130,7 @@ def test_a_loader_may_group_by_their_length(prepared: Callable[..., Log]) -> Non
             "items",
             [["a"], ["b"]],
             None,
-            r"column 'items': text among numbers \(.*'[ab]'.*\); expected whole numbers, as in the feature's own column",
+            r"column 'items': text among numbers \(.*'[ab]'.*\); expected whole numbers, as in the feature's own",
         ),
         (
             "items",

@@ -33,7 +33,10 @@ SCHEMA: dict[str, Any] = {
         "tags": {"kind": "multi", "table": "item", "pool": "mean"},
         "click": {"kind": "id", "feedback": True},
     },
-    "histories": {"all": {"of": ["item", "tags", "click"], "last": 3}, "clicks": {"of": ["item"], "where": {"click": 1}}},
+    "histories": {
+        "all": {"of": ["item", "tags", "click"], "last": 3},
+        "clicks": {"of": ["item"], "where": {"click": 1}},
+    },
 }
 N = 40
 
@@ -166,7 +169,9 @@ def test_a_query_is_known_by_its_rows(tmp_path: Path) -> None:
         return prepare(DataConfig.model_validate(config), schema(**features(tags={"kind": "id"})))
 
     for value in ("x", "y"):  # every row twice: an exclusive or of hashes would see no difference
-        twice = pa.concat_tables([pq.read_table(tmp_path / "log.parquet").append_column("tags", pa.array([value] * N))] * 2)
+        twice = pa.concat_tables(
+            [pq.read_table(tmp_path / "log.parquet").append_column("tags", pa.array([value] * N))] * 2
+        )
         pq.write_table(twice, tmp_path / "view.parquet")
         if value == "x":
             first = folder("click")
@@ -234,7 +239,9 @@ def test_space_does_not_depend_on_the_length_of_histories(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("items", [254, 255, 256])
 def test_items_at_the_edge_of_a_byte(items: int, prepared: Callable[..., Log]) -> None:
-    log = pa.table({"user": [0] * items, "item": range(items), "t": range(items), "click": [n % 2 for n in range(items)]})
+    log = pa.table(
+        {"user": [0] * items, "item": range(items), "t": range(items), "click": [n % 2 for n in range(items)]}
+    )
     table = pa.table({"item": range(items), "tags": [[n] for n in range(items)]})
     made = prepared(log, SCHEMA, items=table, split={"valid": 0, "test": 0})
     batch = gather(made, np.arange(items))

@@ -62,7 +62,10 @@ def opened(folder: Path, log: Any, **data: Any) -> Log:
 
 
 def content(batch: Batch) -> dict[str, Any]:
-    columns = {**batch.features, **{f"{h}.{n}": c for h, own in batch.histories.items() for n, c in own.columns.items()}}
+    columns = {
+        **batch.features,
+        **{f"{h}.{n}": c for h, own in batch.histories.items() for n, c in own.columns.items()},
+    }
     assert not any(isinstance(column, Jagged) for column in columns.values())
     return {name: column.tolist() for name, column in columns.items()}  # type: ignore[union-attr]
 

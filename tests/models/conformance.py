@@ -114,7 +114,7 @@ def check_an_empty_history_is_scored(case: Case) -> None:
     close(found, torch.cat([scores(model, take(batch, [row])) for row in range(5)]))
     model.train()
     loss = model.loss(batch)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert loss.isfinite()
     for name, parameter in model.named_parameters():
         grad = parameter.grad
@@ -123,7 +123,7 @@ def check_an_empty_history_is_scored(case: Case) -> None:
 
 def check_every_parameter_gets_a_gradient(case: Case) -> None:
     model = case.lively().train()
-    model.loss(ragged(700)).backward()  # type: ignore[no-untyped-call]
+    model.loss(ragged(700)).backward()
     tables = {id(table) for table in model.tables()}
     for name, parameter in model.named_parameters():
         grad = parameter.grad
@@ -206,7 +206,7 @@ def check_saved_and_loaded(case: Case) -> None:
     assert isinstance(again, Ranker)
     assert again.config == model.config
     assert again.fields == model.fields
-    assert torch.equal(scores(again.eval(), batch), scores(model, batch))  # type: ignore[arg-type]
+    assert torch.equal(scores(again.eval(), batch), scores(model, batch))
 
 
 def check_shared_batch_scores_as_ragged(case: Case) -> None:
@@ -272,8 +272,8 @@ def check_only_touched_rows_move(case: Case) -> None:
     model = case.lively().train()
     before = [table.detach().clone() for table in model.tables()]
     optimiser = LazyAdam(model.tables(), lr=0.1, l2=0.01)
-    model.loss(ragged(6)).backward()  # type: ignore[no-untyped-call]
-    touched = [table.grad._indices()[0].unique() for table in model.tables()]  # type: ignore[union-attr]
+    model.loss(ragged(6)).backward()
+    touched = [table.grad._indices()[0].unique() for table in model.tables()]
     optimiser.step()
     for table, old, rows in zip(model.tables(), before, touched, strict=True):
         moved = (table != old).any(1).nonzero().squeeze(1)
@@ -290,7 +290,7 @@ def check_learns(case: Case) -> None:
     for _ in range(40):
         loss = model.loss(batch)
         losses.append(float(loss.detach()))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad()
@@ -303,7 +303,7 @@ def check_bfloat16_is_near(case: Case) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = scores(model, batch).float()
         loss = model.train().loss(batch)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert loss.dtype == torch.float32
     assert loss.isfinite()
     assert (found - expected).abs().mean() < 0.05 * expected.std() + 0.02

@@ -129,7 +129,7 @@ def test_the_loss_is_the_mean_cross_entropy() -> None:
     assert model.loss(batch).item() == pytest.approx(torch.tensor(2.0).log().item())
     model = Case("fm").lively()
     p, y = model(batch).sigmoid(), batch.label
-    expected = -(y * p.log() + (1 - y) * (1 - p).log()).mean()  # type: ignore[operator]
+    expected = -(y * p.log() + (1 - y) * (1 - p).log()).mean()
     torch.testing.assert_close(model.loss(batch), expected)
 
 
@@ -139,4 +139,4 @@ def test_a_batch_without_labels_has_no_loss() -> None:
 
 
 def test_a_ranker_explains_nothing_by_default() -> None:
-    assert build({"name": "lr"}, FIELDS).explain(ragged(2)) == {}  # type: ignore[operator]
+    assert build({"name": "lr"}, FIELDS).explain(ragged(2)) == {}

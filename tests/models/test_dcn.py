@@ -14,6 +14,6 @@ def test_equation_5() -> None:
     x = x0
     for w, b in zip(model.cross.weight, model.cross.bias):
         x = torch.einsum("bi,bj,j->bi", x0, x, w) + b + x
-    w_cross, w_deep = model.last.weight[0].split([x.shape[1], model.deep.outputs])  # type: ignore[no-untyped-call]
+    w_cross, w_deep = model.last.weight[0].split([x.shape[1], model.deep.outputs])
     expected = x @ w_cross + model.deep(x0) @ w_deep + model.last.bias
     torch.testing.assert_close(model(batch), expected, rtol=1e-4, atol=1e-4)

@@ -22,18 +22,18 @@ def test_both_parts_move_the_same_vectors() -> None:
     model, batch = Case("deepfm").lively(), ragged(9)
     assert isinstance(model, DeepFM)
     model(batch).sum().backward()
-    both = model.embeddings.table("item").grad.to_dense()  # type: ignore[union-attr]
+    both = model.embeddings.table("item").grad.to_dense()
     model.zero_grad()
     with torch.no_grad():
-        model.deep.last.weight.zero_()  # type: ignore[union-attr]
+        model.deep.last.weight.zero_()
     model(batch).sum().backward()
-    assert not torch.allclose(both, model.embeddings.table("item").grad.to_dense())  # type: ignore[union-attr]
+    assert not torch.allclose(both, model.embeddings.table("item").grad.to_dense())
 
 
 def test_one_bias_in_all() -> None:
     model = Case("deepfm").build()
     assert isinstance(model, DeepFM)
-    assert model.deep.last.bias is None  # type: ignore[union-attr]
+    assert model.deep.last.bias is None
 
 
 def test_the_gradient_of_a_first_order_weight_is_that_of_the_logit() -> None:
@@ -41,8 +41,8 @@ def test_the_gradient_of_a_first_order_weight_is_that_of_the_logit() -> None:
     assert isinstance(model, DeepFM)
     logit = model(batch)
     logit.retain_grad()
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, batch.label)  # type: ignore[arg-type]
-    loss.backward()  # type: ignore[no-untyped-call]
-    expected = torch.zeros(40).index_add(0, batch.features["user"].long(), logit.grad)  # type: ignore[union-attr, arg-type]
-    found = model.first_order.table("user").grad.to_dense().squeeze(1)  # type: ignore[union-attr]
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, batch.label)
+    loss.backward()
+    expected = torch.zeros(40).index_add(0, batch.features["user"].long(), logit.grad)
+    found = model.first_order.table("user").grad.to_dense().squeeze(1)
     torch.testing.assert_close(found, expected)

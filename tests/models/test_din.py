@@ -139,7 +139,7 @@ def test_one_event_by_hand() -> None:
         model.units[0].first.weight_m.fill_(1)
         model.units[0].rest.last.weight.fill_(1)
         model.top.layers[0].linear.weight.copy_(torch.tensor([[0.0, 1.0]]))
-        model.top.last.weight.fill_(1)  # type: ignore[union-attr]
+        model.top.last.weight.fill_(1)
     ids = torch.tensor([3, 2, 2], dtype=torch.int32)
     batch = Batch(
         2, {"item": torch.tensor([2, 3], dtype=torch.int32)}, {"seen": HistoryBatch({"item": ids}, offsets([2, 1]))}

@@ -141,7 +141,7 @@ def test_the_padded_attention_is_right_but_for_its_mask() -> None:
     """The planted form with a full history in every row is DIN, so what is found is the mask."""
     torch.manual_seed(0)
     model = build({"name": "din"}, FIELDS)
-    unit = model.units[0]  # type: ignore[index]
+    unit = model.units[0]
     q_BQ, k_UK = torch.randn(4, unit.first.query), torch.randn(12, unit.first.key)
     segments = Segments(torch.arange(5) * 3, 4, 12)
     expected = unit(q_BQ, k_UK, segments)

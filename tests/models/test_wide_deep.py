@@ -19,7 +19,7 @@ def test_without_the_deep_part_it_is_logistic_regression() -> None:
     weights = model.wide.state_dict()
     lr.load_state_dict({"bias": model.bias, **{f"first_order.{name}": value for name, value in weights.items()}})
     with torch.no_grad():
-        model.deep.last.weight.zero_()  # type: ignore[union-attr]
+        model.deep.last.weight.zero_()
     torch.testing.assert_close(model(batch), lr(batch))
 
 
@@ -27,7 +27,7 @@ def test_a_cross_has_a_weight_of_its_own_for_a_pair() -> None:
     model, batch = CROSSED.lively(), ragged(9)
     assert isinstance(model, WideDeep)
     before = model(batch)
-    user, item = batch.features["user"][4], batch.features["item"][4]  # type: ignore[index]
+    user, item = batch.features["user"][4], batch.features["item"][4]
     with torch.no_grad():
         model.crosses.table("user x item")[2 + cross(user, item, 50)] += 10
     after = model(batch)

@@ -33,11 +33,11 @@ def test_dice_in_evaluation_reads_running_statistics_and_no_neighbour() -> None:
 @pytest.mark.parametrize("rows", [0, 1])
 def test_normalisation_takes_a_batch_too_small_to_measure(rows: int) -> None:
     norm = BatchNorm(2).train()
-    before = norm.running_mean.clone(), norm.running_var.clone()  # type: ignore[union-attr]
+    before = norm.running_mean.clone(), norm.running_var.clone()
     x = torch.randn(rows, 2)
     torch.testing.assert_close(norm(x), x, rtol=1e-4, atol=1e-5)
-    assert torch.equal(norm.running_mean, before[0])  # type: ignore[arg-type]
-    assert torch.equal(norm.running_var, before[1])  # type: ignore[arg-type]
+    assert torch.equal(norm.running_mean, before[0])
+    assert torch.equal(norm.running_var, before[1])
 
 
 def test_prelu_is_that_of_torch() -> None:

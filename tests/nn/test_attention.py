@@ -59,7 +59,7 @@ def test_gradients_of_the_fast_form(relu: bool) -> None:
     own = segments(LENGTHS)
     sizes = [(4, 3), (4, 2), (9, 3), (3, 5)]  # hq, q, k, weight: H = 3, Q = 2, K = 3
     leaves = [torch.randn(*size, dtype=torch.float64, requires_grad=True) for size in sizes]
-    assert torch.autograd.gradcheck(lambda *given: _FirstLayerFunction.apply(*given, own, relu), leaves)  # type: ignore[no-untyped-call]
+    assert torch.autograd.gradcheck(lambda *given: _FirstLayerFunction.apply(*given, own, relu), leaves)
 
 
 def test_it_starts_as_a_layer_over_the_concatenation_starts() -> None:
@@ -111,7 +111,7 @@ def test_a_shared_history_builds_nothing_of_all_rows_and_positions_before_the_ca
 def test_raw_scores_double_with_a_doubled_history_and_softmax_does_not_see_it() -> None:
     torch.manual_seed(0)
     q_BQ, k_NK, lengths = torch.randn(4, 3), torch.randn(9, 5), LENGTHS
-    twice = torch.cat([part for chunk in k_NK.split(lengths) for part in (chunk, chunk)])  # type: ignore[no-untyped-call]
+    twice = torch.cat([part for chunk in k_NK.split(lengths) for part in (chunk, chunk)])
     for softmax, factor in ((False, 2), (True, 1)):
         unit = TargetAttention(3, 5, [6, 4], softmax=softmax)
         once = unit(q_BQ, k_NK, segments(lengths))
@@ -119,5 +119,5 @@ def test_raw_scores_double_with_a_doubled_history_and_softmax_does_not_see_it() 
 
 
 def test_no_weight_of_the_unit_is_idle_under_softmax() -> None:
-    assert TargetAttention(3, 5, [6], softmax=True).rest.last.bias is None  # type: ignore[union-attr]
-    assert TargetAttention(3, 5, [6]).rest.last.bias is not None  # type: ignore[union-attr]
+    assert TargetAttention(3, 5, [6], softmax=True).rest.last.bias is None
+    assert TargetAttention(3, 5, [6]).rest.last.bias is not None

@@ -13,7 +13,7 @@ from longrec.nn.embedding import Embeddings
 
 
 def lively(fields: Fields, **settings: int) -> Embeddings:
-    embeddings = Embeddings(fields, histories=True, **settings)  # type: ignore[arg-type]
+    embeddings = Embeddings(fields, histories=True, **settings)
     with torch.no_grad():
         for table in embeddings.parameters():
             table.normal_()
@@ -57,7 +57,7 @@ def test_every_field_by_hand() -> None:
 @pytest.mark.parametrize("pool", ["mean", "sum", "max"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_pools_with_and_without_weights(pool: str, weighted: bool) -> None:
-    field = Field("tags", "multi", 9, pool=pool, weighted=weighted)  # type: ignore[arg-type]
+    field = Field("tags", "multi", 9, pool=pool, weighted=weighted)
     weights = torch.tensor([0.5, 2.0, 1.0, -1.0, 1.0]) if weighted else None
     column = Jagged(torch.tensor([2, 3, 2, 5, 5], dtype=torch.int32), torch.tensor([0, 3, 3, 3]), weights)
     column = Jagged(column.values[:3], column.offsets, None if weights is None else weights[:3])
@@ -106,7 +106,7 @@ def test_the_gradient_is_sparse_and_that_of_a_dense_table() -> None:
     found = embeddings(batch)
     flat = [*found.features.values(), *(v for part in found.histories.values() for v in part.values())]
     up = [torch.randn_like(v) for v in flat]
-    sum((v * u).sum() for v, u in zip(flat, up)).backward()  # type: ignore[union-attr]
+    sum((v * u).sum() for v, u in zip(flat, up)).backward()
     table = embeddings.table("item")
     assert table.grad is not None
     assert table.grad.is_sparse
@@ -114,7 +114,7 @@ def test_the_gradient_is_sparse_and_that_of_a_dense_table() -> None:
     uses = [(batch.features["item"], found.features["item"])]
     uses += [(batch.histories[name].columns["item"], found.histories[name]["item"]) for name in FIELDS.histories]
     order = {id(v): u for v, u in zip(flat, up)}
-    sum((dense[ids.long()] * order[id(v)]).sum() for ids, v in uses).backward()  # type: ignore[union-attr]
+    sum((dense[ids.long()] * order[id(v)]).sum() for ids, v in uses).backward()
     torch.testing.assert_close(table.grad.to_dense(), dense.grad)
 
 

@@ -38,13 +38,13 @@ def test_gradients_of_the_fast_layer() -> None:
     w = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     b = torch.randn(4, dtype=torch.float64, requires_grad=True)
     for relu in (False, True):
-        assert torch.autograd.gradcheck(lambda *leaves, r=relu: _LinearFunction.apply(*leaves, r), (x, w, b))  # type: ignore[no-untyped-call]
-    assert torch.autograd.gradcheck(lambda x, w: _LinearFunction.apply(x, w, None, False), (x, w))  # type: ignore[no-untyped-call]
+        assert torch.autograd.gradcheck(lambda *leaves, r=relu: _LinearFunction.apply(*leaves, r), (x, w, b))
+    assert torch.autograd.gradcheck(lambda x, w: _LinearFunction.apply(x, w, None, False), (x, w))
 
 
 def test_a_layer_of_a_fixed_input_asks_for_no_gradient_of_it() -> None:
     x, w = torch.randn(600, 3), torch.randn(2, 3, requires_grad=True)
-    linear(x, w).sum().backward()  # type: ignore[no-untyped-call]
+    linear(x, w).sum().backward()
     torch.testing.assert_close(w.grad, x.sum(0).expand(2, 3), rtol=1e-4, atol=1e-4)
 
 

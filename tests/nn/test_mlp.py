@@ -21,7 +21,7 @@ def test_layers_follow_each_other(rows: int, activation: Name, batch_norm: bool)
         else:
             h = h + layer.linear.bias
         h = h.relu() if activation == "relu" else h.tanh()
-    expected = h @ mlp.last.weight.t() + mlp.last.bias  # type: ignore[union-attr]
+    expected = h @ mlp.last.weight.t() + mlp.last.bias
     torch.testing.assert_close(mlp(x), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -34,7 +34,7 @@ def test_without_outputs_the_last_hidden_layer_ends_it() -> None:
     mlp = MLP(3, [5, 4])
     assert (mlp.outputs, mlp(torch.randn(2, 3)).shape) == (4, (2, 4))
     assert MLP(3, [], outputs=1)(torch.randn(2, 3)).shape == (2, 1)
-    assert MLP(3, [2], outputs=1, last_bias=False).last.bias is None  # type: ignore[union-attr]
+    assert MLP(3, [2], outputs=1, last_bias=False).last.bias is None
 
 
 def test_dropout_acts_in_training_only() -> None:

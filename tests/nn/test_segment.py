@@ -70,7 +70,7 @@ def test_a_shared_history_equals_the_same_history_in_every_row(how: str, events:
     torch.testing.assert_close(one.mul(x_BD, k_TD), each.mul(x_BD, again))
     v_ND = torch.randn(rows * events, width)
     torch.testing.assert_close(getattr(one, how)(v_ND), getattr(each, how)(v_ND))
-    torch.testing.assert_close(one.pool(k_TD, how), each.pool(again, how))  # type: ignore[arg-type]
+    torch.testing.assert_close(one.pool(k_TD, how), each.pool(again, how))
     torch.testing.assert_close(one.softmax(s_N), each.softmax(s_N))
     torch.testing.assert_close(one.weighted_sum(s_N, k_TD), each.weighted_sum(s_N, again))
     assert one.row.tolist() == each.row.tolist()

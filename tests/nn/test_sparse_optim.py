@@ -28,7 +28,7 @@ def step(optimiser: SparseOptimizer, p: nn.Parameter, seed: int, ids: list[int] 
     at = torch.randint(0, len(p), (12,), generator=generator) if ids is None else torch.tensor(ids)
     optimiser.zero_grad()
     weight = torch.randn(len(at), p.shape[1], generator=generator)
-    (F.embedding(at, p, sparse=True) * weight).sum().backward()  # type: ignore[no-untyped-call]
+    (F.embedding(at, p, sparse=True) * weight).sum().backward()
     optimiser.step()
     return at
 
@@ -52,7 +52,7 @@ def test_adam_is_that_of_torch_for_sparse_gradients() -> None:
     b = torch.optim.SparseAdam([theirs], lr=0.1)
     for seed in range(10):
         step(a, ours, seed)
-        step(b, theirs, seed)  # type: ignore[arg-type]
+        step(b, theirs, seed)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -63,7 +63,7 @@ def test_adam_with_every_row_touched_is_adam() -> None:
         weight = torch.randn(50, 4, generator=torch.Generator().manual_seed(seed))
         for optimiser, p, sparse in ((a, ours, True), (b, theirs, False)):
             optimiser.zero_grad()
-            (F.embedding(torch.arange(50), p, sparse=sparse) * weight).sum().backward()  # type: ignore[no-untyped-call]
+            (F.embedding(torch.arange(50), p, sparse=sparse) * weight).sum().backward()
             optimiser.step()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
@@ -74,7 +74,7 @@ def test_rowwise_adam_by_hand() -> None:
     optimiser = LazyAdam([p], lr=0.1, rowwise=True)
     for seed in range(4):
         step(optimiser, p, seed)
-        rows, g = grouped(p.grad)  # type: ignore[arg-type]
+        rows, g = grouped(p.grad)
         for row, grad in zip(rows.tolist(), g):
             m[row] = 0.9 * m[row] + 0.1 * grad
             v[row] = 0.999 * v[row] + 0.001 * (grad**2).mean()
@@ -89,7 +89,7 @@ def test_rowwise_adagrad_by_hand() -> None:
     optimiser = RowwiseAdagrad([p], lr=0.1)
     for seed in range(4):
         step(optimiser, p, seed)
-        rows, g = grouped(p.grad)  # type: ignore[arg-type]
+        rows, g = grouped(p.grad)
         for row, grad in zip(rows.tolist(), g):
             total[row] += (grad**2).mean()
             expected[row] -= 0.1 * grad / (total[row].sqrt() + 1e-10)
@@ -118,7 +118,7 @@ def test_the_penalty_touches_the_rows_of_the_batch_only(make: Any) -> None:
     p = table()
     before = p.detach().clone()
     optimiser = make(p)
-    (F.embedding(torch.tensor([3, 7]), p, sparse=True) * 0).sum().backward()  # type: ignore[no-untyped-call]
+    (F.embedding(torch.tensor([3, 7]), p, sparse=True) * 0).sum().backward()
     optimiser.step()
     moved = (p.detach() != before).any(1).nonzero().squeeze(1)
     assert moved.tolist() == [3, 7]
@@ -148,9 +148,9 @@ def test_a_resumed_optimiser_goes_on_to_the_bit(kind: str) -> None:
 
 def test_groups_have_their_own_settings() -> None:
     one, two = table(seed=1), table(seed=1)
-    optimiser = LazyAdam([{"params": [one], "lr": 0.0}, {"params": [two]}], lr=0.1)  # type: ignore[list-item]
+    optimiser = LazyAdam([{"params": [one], "lr": 0.0}, {"params": [two]}], lr=0.1)
     for p in (one, two):
-        F.embedding(torch.tensor([5]), p, sparse=True).sum().backward()  # type: ignore[no-untyped-call]
+        F.embedding(torch.tensor([5]), p, sparse=True).sum().backward()
     optimiser.step()
     assert torch.equal(one, table(seed=1))
     assert not torch.equal(two, table(seed=1))
@@ -159,7 +159,7 @@ def test_groups_have_their_own_settings() -> None:
 def test_no_lookups_and_no_gradient_move_nothing() -> None:
     p, idle = table(), table()
     optimiser = LazyAdam([p, idle])
-    F.embedding(torch.zeros(0, dtype=torch.int64), p, sparse=True).sum().backward()  # type: ignore[no-untyped-call]
+    F.embedding(torch.zeros(0, dtype=torch.int64), p, sparse=True).sum().backward()
     optimiser.step()
     assert torch.equal(p, table())
     assert idle not in optimiser.state
@@ -167,7 +167,7 @@ def test_no_lookups_and_no_gradient_move_nothing() -> None:
 
 def test_a_dense_gradient_is_refused() -> None:
     p = table()
-    p.sum().backward()  # type: ignore[no-untyped-call]
+    p.sum().backward()
     with pytest.raises(TypeError, match="LazyAdam takes sparse gradients"):
         LazyAdam([p]).step()
 
@@ -178,7 +178,7 @@ def test_a_closure_is_evaluated_with_gradients() -> None:
 
     def closure() -> Tensor:
         loss = F.embedding(torch.tensor([1]), p, sparse=True).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
     assert torch.equal(optimiser.step(closure), table()[1].sum())

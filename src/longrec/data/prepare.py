@@ -104,7 +104,7 @@ class _Preparation:
         keys = {self.schema.user: "the user", self.schema.item: "the item"}
         if self.schema.time is not None:
             keys[self.schema.time.column] = "the time"
-        self.log.need(columns | keys)
+        self.log.need({**keys, **columns, **keys})
         if not self.log.one(f"SELECT count(*) FROM {self.log.view}"):
             raise DataError(self.log.where, "no rows", "at least one event")
         self._check_numbers()

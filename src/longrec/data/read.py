@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,14 @@ class Relation:
                 near = nearest(column, self.types)
                 faults.append(f"{column!r} ({asker})" + (f", did you mean {near!r}?" if near else ""))
         if faults:
+            run_together = len(self.types) == 1 and re.search("[,;|\t]", next(iter(self.types)))
             raise DataError(
                 self.where,
                 f"no column {'; no column '.join(faults)}",
                 f"columns of the schema; the file has {', '.join(self.types)}",
+                "look for a line with more or fewer values than the first: it hides the separator"
+                if run_together
+                else "",
             )
 
     def key_type(self, column: str) -> str:
@@ -151,7 +156,8 @@ class Relation:
 
 def unreadable(where: str, error: duckdb.Error) -> DataError:
     """A DuckDB error in our words."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # What follows LINE quotes our own statement around the source.
+    lines = [line.strip() for line in str(error).partition("\nLINE ")[0].splitlines() if line.strip()]
     text = " ".join(lines[:4])
     return DataError(
         where,

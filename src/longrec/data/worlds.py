@@ -7,6 +7,7 @@ to the AUC of the true probabilities (``World.bar``).
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,14 +25,14 @@ START = 1_735_689_600  # 2025-01-01 in seconds UTC: when every world begins
 SOLVED = 0.9  # of the way from chance to the oracle
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class World:
     """A generated log with its answer.
 
     Attributes:
         name: what it is called.
         story: what goes on in it, in a few sentences.
-        log: events, one a row. Column ``row`` counts them.
+        log: events by user and time, so that row n is row n of the prepared log too.
         items: table of items by key, or None.
         users: table of users by key, or None.
         schema: the words of a schema file.
@@ -56,6 +57,14 @@ class World:
     must_not: tuple[Mapping[str, Any], ...] = ()
     fit: Mapping[str, Any] = field(default_factory=dict)
     leak: Mapping[str, Any] | None = None
+
+    def job(self, folder: str | Path, model: Mapping[str, Any], **fit: Any) -> dict[str, Any]:
+        """A config that trains a model on the world as ``write`` left it in ``folder``."""
+        folder = Path(folder)
+        tables = [name for name in ("log", "items", "users") if getattr(self, name) is not None]
+        data: dict[str, Any] = {name: str(folder / f"{name}.parquet") for name in tables}
+        data |= {"schema": str(folder / f"{self.name}.schema.yaml"), "split": dict(self.split)}
+        return {"data": data, "model": dict(model), "fit": {**self.fit, **fit}}
 
     def bar(self, oracle_auc: float) -> float:
         """The AUC a model has to reach, given the AUC of the oracle on the same rows."""
@@ -93,7 +102,8 @@ def write(made: World, folder: str | Path) -> Path:
     for name, table in (("log", made.log), ("items", made.items), ("users", made.users)):
         if table is not None:
             pq.write_table(table, folder / f"{name}.parquet")
-    text = f"# {made.story}\n" + yaml.safe_dump(dict(made.schema), sort_keys=False)
+    story = textwrap.fill(made.story, 100, initial_indent="# ", subsequent_indent="# ")
+    text = f"{story}\n{yaml.safe_dump(dict(made.schema), sort_keys=False)}"
     (folder / f"{made.name}.schema.yaml").write_text(text, encoding="utf-8")
     return folder
 
@@ -120,7 +130,6 @@ def _one_interest(users: int, random: np.random.Generator) -> World:
     liked = (random.random(users * each) < chance).astype(np.int64)
     log = pa.table(
         {
-            "row": np.arange(users * each),
             "user": np.repeat(np.arange(users), each),
             "item": item,
             "time": START + np.tile(np.arange(each) * 600, users) + np.repeat(random.integers(0, 86_400, users), each),
@@ -172,7 +181,6 @@ def _late_correction(users: int, random: np.random.Generator) -> World:
     late = np.where(random.random((users, _EVENTS)) < 1 / 3, 0, 60)
     log = pa.table(
         {
-            "row": np.arange(n),
             "user": np.repeat(np.arange(users), _EVENTS),
             "item": random.integers(0, 50, n),
             "time": time.ravel(),

@@ -10,8 +10,8 @@ high-order ones learnt, without pre-training and without hand-made features.
     y_DNN = MLP([v_1; ...; v_F])                                                    (eq. 3, 4)
 
 Departures from the paper
-    - the MLP is 128-64 with batch normalisation and dropout 0.2 by default (the paper: 400-400-400, dropout 0.5), which
-      served better on MovieLens-1M;
+    - the MLP is 128-64 with batch normalisation and dropout 0.2 by default (the paper: 400-400-400, dropout 0.5), a
+      size for logs of a million rows;
     - a dense field enters as its value times a vector, in both parts;
     - one bias in all.
 

@@ -10,7 +10,8 @@ against the candidate with a small network and pools the events by that score:
     logit = MLP([fields of the impression, v_U(A)])                                 (figure 2)
 
 The score is not normalised in the paper, to keep the intensity of the interest; ``softmax: true`` normalises it over
-the history, as the authors' released code does. ``activation: dice`` is the paper's data adaptive activation (eq. 4).
+the history, as the authors' released code does. ``activation: dice`` is the paper's data adaptive activation
+(section 5.2).
 
 Departures from the paper
     - the activation unit takes [v, e, v - e', v * e'], as the authors' released code does, not an outer product;
@@ -20,7 +21,7 @@ Departures from the paper
     - each history has an activation unit of its own;
     - batch normalisation in the top MLP, on by default: measured to help (AUC 0.752 against 0.724 after one epoch
       of a synthetic log). Its statistics, and those of Dice, are running averages in evaluation;
-    - the mini-batch aware penalty (eq. 7) belongs to the optimiser of the tables (``l2``), all rows weighted alike.
+    - the mini-batch aware penalty (section 5.1) is an option of the optimiser (``l2``), all rows weighted alike.
 
 Letters: B rows, N positions of the batch's histories, T positions of one user's, D embedding width, Q width of the
 query (columns the candidate shares with the events), K width of an event.

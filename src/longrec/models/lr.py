@@ -1,16 +1,16 @@
-r"""LR: Logistic regression on categorical fields.
+r"""LR: Predicting Clicks: Estimating the Click-Through Rate for New Ads.
 
-Richardson, Dominowska, Ragno (Predicting Clicks), WWW 2007. https://doi.org/10.1145/1242572.1242643
+Richardson, Dominowska, Ragno, WWW 2007. https://doi.org/10.1145/1242572.1242643
 
-Each value of each field has one weight; the weights of a row add up to its logit:
+Logistic regression: each value of each field has one weight, and the weights of a row add up to its logit:
 
-    logit = w_0 + sum_i w_i x_i                                                     (eq. 1)
+    logit = w_0 + sum_i w_i x_i                                                     (section 4)
 
 The mark that every other model has to pass: it knows how good an item and how generous a user is, and nothing
 about the two together.
 
 Departures from the paper
-    - trained by stochastic gradients in batches, not L-BFGS;
+    - features are the fields of the schema, ids among them; trained in batches, not by L-BFGS;
     - the weights of a multi-value field are pooled as the schema says.
 
 Letters: B rows.

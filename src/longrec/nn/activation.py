@@ -35,7 +35,7 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 class Dice(nn.Module):
-    """``p x + (1 - p) alpha x`` with ``p = sigmoid((x - mean) / sqrt(var + eps))`` (DIN, eq. 4).
+    """``p x + (1 - p) alpha x`` with ``p = sigmoid((x - mean) / sqrt(var + eps))`` (Zhou et al. 2018, section 5.2).
 
     Mean and variance are those of the batch while training, running averages in evaluation, so that a score never
     depends on the rows scored with it. alpha starts at 0.

@@ -6,7 +6,7 @@ the table, its moments included, stays as it is to the bit. The cost of a step d
 Both count steps for the whole table, not row by row: Adam's bias correction uses the number of steps the table has
 been trained, so a row first met late in training takes a somewhat longer first step than a row met at once.
 
-``l2`` is the mini-batch-aware penalty of DIN (eq. 7) with every row's weight alike: ``l2 * row`` is added to
+``l2`` is the mini-batch-aware penalty of DIN (section 5.1) with every row's weight alike: ``l2 * row`` is added to
 the gradient of the touched rows only.
 
 Letters: R rows of a table, D width, n lookups, m distinct rows.

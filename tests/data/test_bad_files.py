@@ -1,0 +1,105 @@
+"""A source that cannot be read, or lacks a column, is told by a DataError and leaves no file behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from small_logs import (
+    SCHEMA,
+    Case,
+    N,
+    csv,
+    cut,
+    feature,
+    given,
+    log,
+    named,
+    raw,
+    under,
+)
+
+WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
+    # ---- files
+    "no such file": (named(["gone.parquet"]), r"gone\.parquet: no such file; expected a Parquet, CSV or Arrow file"),
+    "pattern without match": (named(["*.csv"]), r"\*\.csv: no such file; expected .*pattern that matches some"),
+    "truncated Parquet": (cut("log.parquet", 0.6), r"log\.parquet: cannot be read: .*; expected a complete Parquet"),
+    "Parquet without an end": (cut("log.parquet", 0.1), r"log\.parquet: cannot be read: .*; expected a complete"),
+    "Parquet with garbage": (cut("log.parquet", 1.0), r"log\.parquet: cannot be read: .*; expected a complete Parquet"),
+    "not Parquet at all": (raw("log.parquet", b"user,item\n1,2\n" * 9), r"cannot be read: .*[Nn]o magic bytes"),
+    "an empty Parquet file": (
+        raw("log.parquet", b""),
+        r"log\.parquet: cannot be read: .*; expected a complete Parquet",
+    ),
+    "truncated Arrow": (cut("log.arrow", 0.6), r"log\.arrow: cannot be read: .*; expected a complete .*Arrow file"),
+    "not Arrow at all": (raw("log.arrow", b"nothing of the kind"), r"log\.arrow: cannot be read: .*Arrow"),
+    "another kind of file": (
+        raw("log.xlsx", b"x"),
+        r"log\.xlsx: a file of the kind '\.xlsx'; expected \.parquet, \.csv",
+    ),
+    "an empty CSV file": (raw("log.csv", b""), r"log\.csv: no column 'user' \(the user\); no column 'item'"),
+    "header-only CSV": (csv("user,item,t,click,price,size,page\n"), r"log\.csv: no rows; expected at least one event"),
+    "an empty log": (
+        given(**{n: pa.array([], t) for n, t in zip(log().column_names, log().schema.types)}),
+        r"no rows; expected at least",
+    ),
+    "CSV that is none": (raw("log.csv", bytes(range(256)) * 20), r"log\.csv: cannot be read: .*detect the CSV"),
+    "CSV with a short row": (
+        csv("user,item,t,click,price,size,page\n" + "1,2,3,0,1,1,a\n" * 30 + "1,2\n"),
+        r"log\.csv: no column 'user' .*\n  Look for a line with more or fewer values than the first",
+    ),
+    "a bad query": (
+        named({"query": "SELECT nothing FROM nowhere"}),
+        r"^query 'SELECT nothing FROM nowhere': cannot be read: .*nowhere.*\n  Write the file again, or mend the query",
+    ),
+    "a query of two statements": (named({"query": "SELECT 1; SELECT 2"}), r"cannot be read: .*syntax error"),
+    "a query of other columns": (
+        named({"query": "SELECT 1 AS user"}),
+        r"no column 'item' \(the item\); no column 't' .*no column 'click' .*the file has user",
+    ),
+    # ---- columns
+    "a missing column": (
+        given(click=None, clic=[0] * N),
+        r"no column 'click' \(the label\), did you mean 'clic'\?; expected columns .*; the file has user, item",
+    ),
+    "several missing columns": (
+        given(click=None, page=None),
+        r"no column 'click' \(the label\).*no column 'page' \(feature page\)",
+    ),
+    "the user's column is missing": (
+        given(user=None, user_id=[1] * N),
+        r"no column 'user' \(the user\), did you mean 'user_id'\?",
+    ),
+    "a missing history filter": (
+        under({"histories": {"all": {"of": ["item"], "where": {"knd": 1}}}}, kind=[1] * N),
+        r"no column 'knd' \(history all\), did you mean 'kind'\?",
+    ),
+    "a missing split column": (
+        under(data={"split": {"by": "column", "column": "pat"}}, part=["train"] * N),
+        r"no column 'pat' \(the split\), did you mean 'part'\?",
+    ),
+    "a missing moment": (
+        feature({"kind": "id", "feedback": True, "known_at": "fixd"}, x=[1] * N, fixed=[1] * N),
+        r"no column 'fixd' \(known_at of x\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_it_is_told(name: str, tmp_path: Path, refused: Callable[..., None]) -> None:
+    write, says = WRONG[name]
+    refused(tmp_path, *write(tmp_path), says)
+
+
+def test_files_of_two_kinds(tmp_path: Path, refused: Callable[..., None]) -> None:
+    for write in (given(), csv()):
+        write(tmp_path)
+    says = r"files of the kinds \.csv, \.parquet; expected one kind of file"
+    refused(tmp_path, {"log": str(tmp_path / "log.*")}, {}, says)
+
+
+def test_the_base_of_all_these_is_fine(tmp_path: Path, prepared: Callable[..., Any]) -> None:
+    assert len(prepared(log(), SCHEMA)) == N

@@ -1,0 +1,113 @@
+"""Filters, splits, lists and tables that do not fit are told by a DataError and leave no file behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from small_logs import Case, N, feature, table, under, with_one
+
+WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
+    # ---- filters and splits
+    "a filter of the wrong type": (
+        under({"histories": {"all": {"of": ["item"], "where": {"size": "big"}}}}),
+        r"column 'size', filter of all: values of type .*; expected what can equal 'big'",
+    ),
+    "a filter by amount on text": (
+        under({"histories": {"all": {"of": ["item"], "where": {"page": {"at_least": 1}}}}}),
+        r"column 'page', filter of all: text, for example 'home'; expected numbers",
+    ),
+    "a bad split value": (
+        under(data={"split": {"by": "column", "column": "part"}}, part=with_one(["train"] * N, "tset")),
+        r"column 'part': the split 'tset'; expected train, valid or test",
+    ),
+    "a null split value": (
+        under(data={"split": {"by": "column", "column": "part"}}, part=with_one(["train"] * N, None)),
+        r"column 'part': the split None; expected train, valid or test",
+    ),
+    "a split column of numbers": (
+        under(data={"split": {"by": "column", "column": "size"}}),
+        r"column 'size': the split [012]; expected train, valid or test",
+    ),
+    "a split column of lists": (
+        under(data={"split": {"by": "column", "column": "part"}}, part=[["train"]] * N),
+        r"column 'part': values of type list<.*>; expected train, valid or test",
+    ),
+    "a split by days in steps": (
+        under({"time": {"column": "t", "unit": "step"}}, {"split": {"test_days": 1}}),
+        r"a split by days; expected shares or moments",
+    ),
+    "a split at no moment": (
+        under(data={"split": {"test_from": "soon"}}),
+        r"the moment 'soon'; expected an ISO date or time",
+    ),
+    # ---- several values
+    "separated numbers": (
+        feature({"kind": "multi", "separator": "|"}, x=[1] * N),
+        r"column 'x': values of type int64; expected a list column, or text with a separator",
+    ),
+    "text without a separator": (
+        feature({"kind": "multi"}, x=["a|b"] * N),
+        r"column 'x': text; expected a list column\n  Or give the separator",
+    ),
+    "lists of floats": (feature({"kind": "multi"}, x=[[1.5]] * N), r"column 'x': ids stored as floats"),
+    "weights of other lengths": (
+        feature({"kind": "multi", "weights": "w"}, x=[[1, 2]] * N, w=[[1.0]] * N),
+        r"column 'x': weights: lists of other lengths than the values",
+    ),
+    "weights that are null": (
+        feature({"kind": "multi", "weights": "w"}, x=[[1]] * N, w=[[None]] * (N - 1) + [[1.0]]),
+        r"column 'x': weights: \d+ null",
+    ),
+    # ---- users and items
+    "an item twice": (
+        table("items", {"item": [1, 2, 1], "x": [1, 2, 3]}),
+        r"table\.parquet: column 'item': 1 stands in 2 rows; expected one row a key\n  Remove the copies",
+    ),
+    "keys of another type": (
+        table("items", {"item": ["1"], "x": [1]}),
+        r"table\.parquet: column 'item': VARCHAR keys; expected BIGINT, as in the log",
+    ),
+    "float keys": (table("users", {"user": [1.0], "x": [1]}), r"table\.parquet: column 'user': ids stored as floats"),
+    "no key column": (
+        table("items", {"itm": [1], "x": [1]}),
+        r"table\.parquet: no column 'item' \(key of the item table\), did you mean 'itm'\?",
+    ),
+    "a column nobody has": (table("items", {"item": [1]}), r"no column 'x' \(feature x, table item\)"),
+    "text in a table's numbers": (
+        table("items", {"item": [1, 2], "x": ["1", "a"]}, {"kind": "dense"}),
+        r"table\.parquet: column 'x': text, first 'a' in row 2; expected numbers",
+    ),
+    "an attribute that varies": (
+        feature({"kind": "id", "table": "item"}, x=list(range(N))),
+        r"column 'x': several values, or null beside a value, for the item \d; expected .*\n  Set table: event",
+    ),
+    "an attribute filled in later": (
+        feature({"kind": "id", "table": "user"}, x=[None] * 20 + [1] * 20),
+        r"column 'x': several values, or null beside a value, for the user \d",
+    ),
+    "a null in a vocabulary's place": (
+        feature({"kind": "id", "vocab": [1, "a"]}, x=[1] * N),
+        r"vocabulary of feature 'x': values of the types int, str",
+    ),
+    "a vocabulary of another type": (
+        feature({"kind": "id", "vocab": ["a"]}, x=[1] * N),
+        r"column 'x': integers, for example 1; expected text",
+    ),
+    "no vocabulary file": (
+        feature({"kind": "id", "vocab": "gone.csv"}, x=[1] * N),
+        r"vocabulary of feature 'x': gone\.csv: no such file",
+    ),
+    "nothing to cut into buckets": (
+        feature({"kind": "bucket", "quantiles": 3}, x=pa.array([None] * N, pa.float64())),
+        r"feature 'x': no value in the training window",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_it_is_told(name: str, tmp_path: Path, refused: Callable[..., None]) -> None:
+    write, says = WRONG[name]
+    refused(tmp_path, *write(tmp_path), says)
