@@ -9,6 +9,7 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -53,16 +54,20 @@ def measured(command: list[str], **environment: str) -> Usage:
     """Run a command to its end and account for it (its own threads and children, peak resident memory).
 
     Raises:
-        SystemExit: when the command fails; its output is shown.
+        SystemExit: when the command fails; the end of what it said is shown.
     """
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
-    assert process.stdout is not None
-    output = process.stdout.read()
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{' '.join(command[:3])} ... ended with {process.returncode}\n{output}")
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=said, text=True, env={**os.environ, **environment}
+        )
+        assert process.stdout is not None
+        output = process.stdout.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            sys.exit(f"{' '.join(command[:3])} ... ended with {process.returncode}\n{output}\n{said.read()[-4_000:]}")
     scale = 2**20 if sys.platform == "darwin" else 2**10
     return Usage(time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / scale, output)
 

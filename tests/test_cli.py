@@ -95,7 +95,9 @@ def test_json_on_standard_output_is_json_alone(shop: Path, capsys: pytest.Captur
 
 
 def test_all_faults_of_a_config_at_once(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, "check", "din.yaml", "model.atention=[3]", "fit.epochs=two", "data.split.by=tme", "fit.sede=1")
+    said = refused(
+        capsys, "check", "din.yaml", "model.atention=[3]", "fit.epochs=two", "data.split.by=tme", "fit.sede=1"
+    )
     assert "4 faults" in said
     assert "model.atention: unknown key; did you mean 'attention'?" in said
     assert "fit.epochs: must be a whole number, got 'two'" in said
@@ -158,7 +160,19 @@ def test_a_fault_of_our_own_keeps_its_trace(
 
 def test_every_verb_is_told_by_help(capsys: pytest.CaptureFixture[str]) -> None:
     told = cli.parser().format_help()
-    verbs_expected = "check prepare train evaluate predict compare export serve models help demo".split()
+    verbs_expected = [
+        "check",
+        "prepare",
+        "train",
+        "evaluate",
+        "predict",
+        "compare",
+        "export",
+        "serve",
+        "models",
+        "help",
+        "demo",
+    ]
     assert all(f"    {verb}" in told for verb in verbs_expected)
 
 

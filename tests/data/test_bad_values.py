@@ -66,14 +66,6 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
         given(t=with_one(START + np.arange(N) / 2, float("nan"))),
         r"column 't': 1 null or not finite value, first in row 18",
     ),
-    "an infinite amendment": (
-        feature(
-            {"kind": "id", "feedback": True, "known_at": "fixed"},
-            x=[1] * N,
-            fixed=with_one(START + np.arange(N) / 2, float("inf")),
-        ),
-        r"column 'fixed': a time that is infinite or not a number; expected finite times",
-    ),
     "times of no kind": (
         given(t=[[1]] * N),
         r"column 't': times of type BIGINT\[\]; expected whole numbers, timestamps or ISO text",

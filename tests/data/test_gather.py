@@ -290,6 +290,11 @@ def test_every_tensor_equals_the_slow_way(case: dict[str, Any], random: Any, pre
     assert len(log) == len(at)
     compare(oracle, log, gather(log, np.array(at)), np.array(at))
     compare(oracle, log, gather(log, np.array(at[:1])), np.array(at[:1]))
+    users_known = {row["user"] for row in oracle.rows} | (set(range(1, 6)) if case["user_table"] else set())
+    assert len(log.users) == 1 + len(users_known)  # those of the table who never came are known too
+    if case["user_table"]:
+        row = log.users.rows(pa.array(["u5" if case["text"] else 5]), "user")
+        assert log.users.columns["age"][row[0]] == oracle.age({"user": 5})  # type: ignore[index]
     for part in ("train", "valid", "test"):
         expected = [
             place

@@ -200,6 +200,23 @@ def test_an_amendment_is_shown_once_made(fixed_at: int | None, known: bool, tied
     assert (shown_column.item() != 52) is known  # 50 buckets, two reserved, then "not yet"
 
 
+@pytest.mark.parametrize("never", [float("nan"), float("inf"), None])
+def test_an_amendment_at_no_moment_was_never_made(never: Any, prepared: Callable[..., Log]) -> None:
+    base = {"user": 0, "item": 0, "visit": None, "page": 0, "click": 1, "dwell": 4, "fix": 3, "fixed_at": 0}
+    log = table([base | {"number": n, "t": n} for n in range(1, 6)])  # two anchors of somebody else come first
+    place = log.column_names.index("fixed_at")
+    for moments, known in (
+        ([never] * 7, [False] * 4),
+        ([0, 0, 2, never, 4, 5, 6], [True, False, True, False]),  # the last sample looks back from moment 5
+        (pa.nulls(7), [False] * 4),
+    ):
+        column = moments if isinstance(moments, pa.Array) else pa.array(moments, pa.float64())
+        made = prepared(log.set_column(place, "fixed_at", column), SCHEMA, split={"by": "column", "column": "part"})
+        fix = shown(made, 5).histories["all"].columns["fix"]
+        assert isinstance(fix, torch.Tensor)
+        assert (fix != 52).tolist() == known
+
+
 @pytest.mark.parametrize(("past", "clicks", "long"), [({"t": 7}, 1, 0), ({"t": 8}, 0, 0), ({"t": 5}, 1, 1)])
 def test_a_filter_waits_for_its_columns(past: Row, clicks: int, long: int, tied: Callable[..., Batch]) -> None:
     histories = tied(past).histories

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrec.errors import DataError
-from longrec.export.golden import raw_value, raw_values, request_of
+from longrec.export.golden import request_of
 from longrec.export.offline import golden
 from longrec.export.request import context_columns, encoded_context, encoded_list, moment_text, raw_column, request_time
+from longrec.features.decode import raw_value, raw_values
 from longrec.features.encode import BucketEncoder, DenseEncoder, Encoder, HashEncoder, IdEncoder, LogSquareEncoder
 from longrec.features.vocabulary import Keys
 

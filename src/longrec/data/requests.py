@@ -14,7 +14,7 @@ from torch import Tensor
 from longrec.data.gather import gather
 from longrec.data.log import Log
 from longrec.features.batch import Jagged
-from longrec.features.encode import FIRST, BucketEncoder, DenseEncoder, IdEncoder, Lists
+from longrec.features.encode import Lists
 
 
 def impression(log: Log, row: int, others: Iterable[int]) -> dict[str, Any]:
@@ -50,18 +50,3 @@ def _array(column: Tensor | Jagged) -> Any:
         weights = None if column.weights is None else column.weights.numpy()
         return Lists(column.values.numpy(), column.offsets.numpy(), weights)
     return column.numpy()
-
-
-def decode(log: Log, name: str, code: float) -> Any:
-    """A raw value that encodes to ``code`` (the number itself for a dense field); None where there is none."""
-    encoder = log.fitted.encoders[name]
-    if isinstance(encoder, DenseEncoder):
-        value = code * encoder.spread + encoder.shift
-        return float(np.sign(value) * np.expm1(abs(value))) if encoder.scale == "log" else float(value)
-    if isinstance(encoder, IdEncoder):
-        place = int(code) - FIRST
-        return encoder.keys.values[place].as_py() if 0 <= place < len(encoder.keys) else None
-    if isinstance(encoder, BucketEncoder) and code >= FIRST:
-        place = int(code) - FIRST
-        return encoder.edges[place - 1] if place else encoder.edges[0] - 1.0
-    return None

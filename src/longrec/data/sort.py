@@ -91,6 +91,8 @@ def time_sql(log: Relation, column: str, unit: str) -> str:
         if unit == "step":
             raise DataError(where, f"times of type {kind}", "whole numbers for unit: step")
         return f"epoch_ms({quoted}::TIMESTAMP)" if kind != "TIMESTAMP WITH TIME ZONE" else f"epoch_ms({quoted})"
+    if kind == '"NULL"':
+        return "NULL::BIGINT"
     if kind == "VARCHAR":
         wrong = f"{quoted} IS NOT NULL AND try_cast({quoted} AS TIMESTAMP) IS NULL"
         odd = log.one(f"SELECT {quoted} FROM {log.view} WHERE {wrong} LIMIT 1")
@@ -110,11 +112,11 @@ def time_sql(log: Relation, column: str, unit: str) -> str:
         "DOUBLE",
     ):
         raise DataError(where, f"times of type {kind}", "whole numbers, timestamps or ISO text")
-    low, high = log.row(f"SELECT min({quoted}), max({quoted}) FROM {log.view}") or (None, None)
+    # What is no finite number counts as null: refused as a time of an event, never as the moment feedback is known.
+    finite = f"try_cast({quoted} AS BIGINT) IS NOT NULL"
+    low, high = log.row(f"SELECT min({quoted}), max({quoted}) FROM {log.view} WHERE {finite}") or (None, None)
     if low is None:
-        return f"{quoted}::BIGINT"
-    if kind in ("FLOAT", "DOUBLE") and not (high < float("inf") and low > float("-inf")):
-        raise DataError(where, "a time that is infinite or not a number", "finite times")
+        return f"try_cast({quoted} AS BIGINT)"
     known = _unit(int(low), int(high), unit, where)
     times, divide = _SCALE[known]
     if kind in ("FLOAT", "DOUBLE"):

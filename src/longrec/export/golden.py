@@ -6,7 +6,6 @@ value that encodes to it. A hash cannot be turned back: null stands for it, on b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,17 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.export.request import context_columns, request_time
-from longrec.features.encode import (
-    FIRST,
-    MISSING,
-    BucketEncoder,
-    DenseEncoder,
-    Encoder,
-    HashEncoder,
-    IdEncoder,
-    Lists,
-    LogSquareEncoder,
-)
+from longrec.features.decode import raw_values
+from longrec.features.encode import MISSING, Encoder, HashEncoder, Lists
 from longrec.features.fitted import FittedSchema
 from longrec.features.table import EntityTable
 
@@ -86,41 +76,6 @@ def _raw_context(fitted: FittedSchema, encoded: Mapping[str, Any]) -> dict[str, 
                 context[weights] = [] if value.weights is None else value.weights.tolist()
         context.setdefault(column, None)
     return context
-
-
-def raw_values(encoder: Encoder, encoded: NDArray[Any] | Lists | float) -> list[Any]:
-    """Raw values of encoded ones."""
-    flat = encoded.values if isinstance(encoded, Lists) else np.atleast_1d(np.asarray(encoded))
-    return [raw_value(encoder, value) for value in flat.tolist()]
-
-
-def raw_value(encoder: Encoder, value: Any) -> Any:
-    """A raw value that an encoder turns into ``value``; None for a missing one, and for every value of a hash.
-
-    >>> raw_value(BucketEncoder((10.0, 20.0)), 3)
-    10.0
-    """
-    if isinstance(encoder, DenseEncoder):
-        number = float(value) * encoder.spread + encoder.shift
-        return math.copysign(math.expm1(abs(number)), number) if encoder.scale == "log" else number
-    if isinstance(encoder, HashEncoder) or value == MISSING:
-        return None
-    place = int(value) - FIRST
-    if isinstance(encoder, IdEncoder):
-        return encoder.keys.values[place].as_py() if place >= 0 else _unseen(encoder)
-    if isinstance(encoder, BucketEncoder):
-        return encoder.edges[place - 1] if place > 0 else encoder.edges[0] - 1.0
-    assert isinstance(encoder, LogSquareEncoder)
-    cut = place + encoder.low
-    # just inside the bucket: its lower edge may round to either side
-    return float(cut + 2) if cut <= 0 else math.exp(math.sqrt(cut)) * (1 + 1e-9)
-
-
-def _unseen(encoder: IdEncoder) -> Any:
-    """A value that is not in a vocabulary."""
-    known = set(encoder.keys.values.to_pylist())
-    tries = range(len(known) + 1)
-    return next(value for n in tries if (value := -1 - n if encoder.keys.numeric else f"unseen-{n}") not in known)
 
 
 def answerable(encoder: Encoder, encoded: NDArray[Any]) -> NDArray[Any]:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from longrec.data.gather import gather
 from longrec.data.log import Log
-from longrec.data.requests import decode
 from longrec.errors import RunError
 from longrec.features.batch import Batch, Jagged
+from longrec.features.decode import raw_value
+from longrec.features.encode import FIRST, DenseEncoder, TimeEncoder
 from longrec.features.schema import TIME_GAP
 from longrec.train.run import Run, open_run
 from longrec.train.scoring import precision
@@ -95,10 +96,18 @@ def _events(
 def _decoded(log: Log, name: str, column: torch.Tensor | Jagged) -> list[Any]:
     if isinstance(column, Jagged):
         ends = column.offsets.tolist()
-        values = [decode(log, name, code) for code in column.values.tolist()]
+        values = [_raw(log, name, code) for code in column.values.tolist()]
         return [values[start:stop] for start, stop in pairwise(ends)]
     if name == TIME_GAP:
         return column.tolist()
     feedback = log.schema.features[name].feedback
     not_yet = log.fitted.not_yet(name) if feedback else -1
-    return [NOT_YET if code == not_yet else decode(log, name, code) for code in column.tolist()]
+    return [NOT_YET if code == not_yet else _raw(log, name, code) for code in column.tolist()]
+
+
+def _raw(log: Log, name: str, code: float) -> Any:
+    """What an id stands for; None for a missing or unseen value, and for a hash."""
+    encoder = log.fitted.encoders[name]
+    if isinstance(encoder, TimeEncoder) or (not isinstance(encoder, DenseEncoder) and code < FIRST):
+        return None
+    return raw_value(encoder, code)
