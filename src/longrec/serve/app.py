@@ -136,7 +136,8 @@ class App:
         return _json(self.service.example())
 
     async def _console(self, request: Request) -> Response:
-        policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+        inline = "style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+        policy = f"default-src 'none'; {inline}; connect-src 'self'; img-src data:"
         return Response(self._page, media_type="text/html", headers={"content-security-policy": policy})
 
 
