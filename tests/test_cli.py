@@ -160,20 +160,8 @@ def test_a_fault_of_our_own_keeps_its_trace(
 
 def test_every_verb_is_told_by_help(capsys: pytest.CaptureFixture[str]) -> None:
     told = cli.parser().format_help()
-    verbs_expected = [
-        "check",
-        "prepare",
-        "train",
-        "evaluate",
-        "predict",
-        "compare",
-        "export",
-        "serve",
-        "models",
-        "help",
-        "demo",
-    ]
-    assert all(f"    {verb}" in told for verb in names.split(" "))
+    names = ("check", "prepare", "train", "evaluate", "predict", "compare", "export", "serve", "models", "help", "demo")
+    assert all(f"    {verb}" in told for verb in names)
 
 
 def test_public_names() -> None:
