@@ -16,8 +16,9 @@ from marks import mark_table, paired_table, report, seeds_table
 
 import longrec
 
-USER = ["user_active_degree", "is_lowactive_period", "is_live_streamer", "is_video_author", "follow_user_num_range",
-        "fans_user_num_range", "friend_user_num_range", "register_days_range", *(f"onehot_feat{i}" for i in (0, 1, 2, 5, 6, 7, 8, 9, 10, 11))]  # fmt: skip
+RANGES = [f"{name}_range" for name in ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")]
+FLAGS = ["user_active_degree", "is_lowactive_period", "is_live_streamer", "is_video_author"]
+USER = [*FLAGS, *RANGES, *(f"onehot_feat{number}" for number in (0, 1, 2, 5, 6, 7, 8, 9, 10, 11))]
 
 
 def schema() -> dict[str, Any]:
@@ -51,7 +52,8 @@ def schema() -> dict[str, Any]:
 
 def job(data: Path, work: Path, model: dict[str, Any], seed: int) -> dict[str, Any]:
     """One run. A click counts as known when the play time of the impression is over."""
-    query = f"SELECT *, time_ms + play_time_ms AS known_ms FROM read_parquet('{data}/impressions.parquet') WHERE NOT is_repeat"
+    log = f"read_parquet('{data}/impressions.parquet')"
+    query = f"SELECT *, time_ms + play_time_ms AS known_ms FROM {log} WHERE NOT is_repeat"
     return {
         "name": f"{model['name']}-{seed}",
         "data": {
