@@ -84,6 +84,11 @@ def test_a_whole_session(shop: Path, capsys: pytest.CaptureFixture[str]) -> None
         ranked = client.rank(user=3, candidates=[1, 2, 3], at=400, context={"price": 2.0})
     assert sorted(item.id for item in ranked) == [1, 2, 3]
 
+    # the prepared log is shared with a run of other history lengths, whose bundle must keep its own
+    assert main(["train", "din.yaml", "name=two", "data.schema.histories.seen.last=2", "--quiet"]) == 0
+    assert len(list((shop / "prepared").iterdir())) == 1
+    assert main(["export", "runs/two", "two.bundle"]) == 0
+
 
 def test_json_on_standard_output_is_json_alone(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--json", "-"]) == 0

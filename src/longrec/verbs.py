@@ -119,8 +119,9 @@ def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -
         raise RunError(str(opened.folder), f"a model of the kind {type(model).__name__}", "a ranker")
     golden = [offline_request(opened, int(row), popular(log)[:50], model) for row in _telling_rows(log)]
     source = {"run": opened.name, "config": opened.config.to_yaml()}
+    name, out = opened.config.model["name"], Path(out)
     return write(
-        model, log.folder, out, golden, replay, name=opened.config.model["name"], source=source, overwrite=overwrite
+        model, log.folder, out, golden, replay, fitted=log.fitted, name=name, source=source, overwrite=overwrite
     )
 
 

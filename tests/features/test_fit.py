@@ -63,7 +63,16 @@ def test_nothing_seen_is_an_empty_vocabulary() -> None:
 
 def test_hashing_counts_distinct_training_values() -> None:
     encoder = fit({"kind": "id", "hash": 50}, ([1, 2, 2, 3, None], [1, 1, 1, 0, 1]))
-    assert encoder == HashEncoder(50, 2)
+    assert encoder == HashEncoder(50, 2, numeric=True)
+
+
+def test_hashing_keeps_whole_numbers_and_text_apart() -> None:
+    numbers, words = fit({"kind": "id", "hash": 50}, ([1, 2], [1, 1])), HashEncoder(50, 2, numeric=False)
+    with pytest.raises(DataError, match=r"x: text, for example '1'; expected integers, as in the log"):
+        numbers.encode(pa.array(["1"]), "x")
+    with pytest.raises(DataError, match=r"x: integers, for example 1; expected text, as in the log"):
+        words.encode(pa.array([None, 1]), "x")
+    assert words.encode(pa.nulls(2), "x").tolist() == [0, 0]
 
 
 # ---- given vocabularies ------------------------------------------------------------------------------------------

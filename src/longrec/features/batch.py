@@ -33,9 +33,8 @@ class Jagged:
     def rows(self) -> Tensor:
         """int64 ``[values]``: the row of each value."""
         lengths = self.lengths()
-        return torch.repeat_interleave(
-            torch.arange(len(lengths), device=lengths.device), lengths, output_size=len(self.values)
-        )
+        rows = torch.arange(lengths.shape[0], device=lengths.device)
+        return torch.repeat_interleave(rows, lengths, output_size=self.values.shape[0])
 
 
 @dataclass(frozen=True)

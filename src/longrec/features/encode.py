@@ -187,6 +187,7 @@ class HashEncoder:
     kind: ClassVar[str] = "hash"
     buckets: int
     distinct: int
+    numeric: bool | None = None  # what the training window held; None when it held nothing
 
     @property
     def rows(self) -> int:
@@ -199,7 +200,14 @@ class HashEncoder:
 
     def encode(self, array: pa.Array, where: str) -> NDArray[np.int32]:
         """int32 ids ``[n]``."""
-        hashed = hash_keys(as_keys(array, where))
+        keys = as_keys(array, where)
+        if self.numeric is not None and pa.types.is_integer(keys.type) != self.numeric and keys.null_count < len(keys):
+            found, expected = ("text", "integers") if self.numeric else ("integers", "text")
+            example = keys.drop_null()[0].as_py()
+            raise DataError(
+                where, f"{found}, for example {example!r}", f"{expected}, as in the log", "7 and '7' hash apart"
+            )
+        hashed = hash_keys(keys)
         ids = (hashed % np.uint64(self.buckets)).astype(np.int64) + FIRST
         return np.where(_null(array), MISSING, ids).astype(np.int32)
 

@@ -98,7 +98,8 @@ class Fitter:
             else pa.table({"value": pa.array([], pa.int64()), "n_sum": pa.array([], pa.int64())})
         )
         if f.hash is not None:
-            return encode.HashEncoder(f.hash, len(counted))
+            numeric = pa.types.is_integer(counted["value"].type) if len(counted) else None
+            return encode.HashEncoder(f.hash, len(counted), numeric)
         kept = counted.filter(pc.field("n_sum") >= f.min_count)["value"].combine_chunks()
         return encode.IdEncoder(Keys(kept.take(pc.sort_indices(kept))))
 
