@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -199,7 +200,12 @@ def _words(value: Any) -> str:
 
 
 def _next_steps(folder: Path) -> list[str]:
+    here = Path(sys.prefix)
+    home = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here
+    # The command lies in an environment that a newcomer has not entered yet.
+    enter = [] if shutil.which("longrec") else [f"source {home}/bin/activate"]
     return [
+        *enter,
         f"longrec serve {folder}/din.bundle",
         f"longrec train {folder}/din.yaml data.schema.histories.rated.last=50",
         f"longrec train {folder}/din.yaml model.softmax=true name=din-softmax",
