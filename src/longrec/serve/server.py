@@ -83,7 +83,9 @@ def address(host: str, port: int) -> str:
 
 
 def _words(service: Service, url: str) -> str:
-    body = orjson.dumps(service.example()).decode().replace("'", "'\\''")
+    example = service.example()
+    example["candidates"] = example["candidates"][:3]
+    body = orjson.dumps(example).decode().replace("'", "'\\''")
     return (
         f"{service.model} from {service.bundle.path}: {_READY}{url}  (console: {url}/)\n"
         f"curl -s {url}/rank -H 'content-type: application/json' -d '{body}'"
