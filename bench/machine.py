@@ -6,7 +6,6 @@ import datetime
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -91,9 +90,3 @@ def write(task: str, text: str) -> Path:
     path.write_text(f"{text.strip()}\n\n{foot}\n", encoding="utf-8")
     print(f"\n{text.strip()}\n\n{foot}\n\nwritten to {path}")
     return path
-
-
-def children_cpu() -> float:
-    """CPU seconds of all ended children."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime

@@ -6,11 +6,13 @@ Histories are never materialised, so neither time nor space depends on how long 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec.data import read, split
+from longrec.data.columns import ColumnFiles, as_type, same_lengths
 from longrec.data.entities import Entities, add_values
+from longrec.data.labels import check_labels, labels_of
 from longrec.data.settings import DataConfig
 from longrec.data.sort import ITEM, MOMENT, TIME, USER, event_columns, sort_events
 from longrec.data.writer import ArrayWriter, narrow
@@ -30,13 +34,14 @@ from longrec.errors import DataError
 from longrec.features import encode
 from longrec.features.fit import Fitter
 from longrec.features.fitted import FittedSchema
-from longrec.features.schema import Condition, Label, Schema
+from longrec.features.schema import Schema
 from longrec.features.table import open_array
 from longrec.features.view import NEVER, holds
 from longrec.progress import Progress
 from longrec.store.segment import write_manifest
 
 FORMAT = "longrec-log-1"
+_SCRATCH = ".scratch-"
 
 
 def digest(config: DataConfig, schema: Schema, sources: str) -> str:
@@ -65,7 +70,8 @@ def prepare(config: DataConfig, schema: Schema) -> Path:
     """
     root = Path(config.folder)
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".scratch-") as scratch:
+    _sweep(root)
+    with tempfile.TemporaryDirectory(dir=root, prefix=_SCRATCH) as scratch, _in_use(Path(scratch)):
         con = read.connect(config, Path(scratch))
         try:
             folder = root / digest(config, schema, read.fingerprint(config, con))
@@ -83,6 +89,25 @@ def prepare(config: DataConfig, schema: Schema) -> Path:
                 raise
             shutil.rmtree(build)
     return folder
+
+
+@contextmanager
+def _in_use(scratch: Path) -> Iterator[None]:
+    """Hold the lock of a scratch folder; the system lets go of it even when we are killed."""
+    with (scratch / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _sweep(root: Path) -> None:
+    """Remove the scratch folders of preparations that were killed: nobody holds their lock."""
+    for lock in root.glob(f"{_SCRATCH}*/lock"):
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            shutil.rmtree(lock.parent)
 
 
 class _Preparation:
@@ -156,7 +181,7 @@ class _Preparation:
                 counts[self.users.keys.index(runs.values, "user") + 1] += np.diff(ends, prepend=0)
                 item_rows.append(self.items.keys.index(chunk[ITEM], "item") + 1)
                 times.append(chunk[TIME].to_numpy(zero_copy_only=False))
-                labels.append(_labels(label, chunk[wanted[3]], f"{self.log.where}: column {label.column!r}"))
+                labels.append(labels_of(label, chunk[wanted[3]], f"{self.log.where}: column {label.column!r}"))
                 if moments is not None:
                     moments.append(chunk[MOMENT].to_numpy(zero_copy_only=False))
         if moments is not None:
@@ -189,7 +214,7 @@ class _Preparation:
                 codes[part] = split.by_column(chunk[column], f"{where}: column {rule.column!r}")
         self.codes: NDArray[np.int8] = codes
         np.save(self.build / "split.npy", codes)
-        _check_labels(labels, codes, f"{where}: column {self.schema.label.column!r}")
+        check_labels(labels, codes, f"{where}: column {self.schema.label.column!r}")
 
     def _fit(self) -> dict[str, encode.Encoder]:
         fitters = {name: Fitter(name, feature) for name, feature in self.schema.features.items()}
@@ -227,7 +252,7 @@ class _Preparation:
 
     def _listed(self, values: pa.Array, name: str, history: str, where: str) -> tuple[pa.Array, NDArray[np.int64]]:
         flat, offsets = encode.flatten(values, self.schema.histories[history].separator, where)
-        return _as_type(flat, self._raw_type(name), where), offsets
+        return as_type(flat, self._raw_type(name), where), offsets
 
     def _raw_type(self, name: str) -> pa.DataType:
         """What the separated text of a history stands for: the type of the feature's own column."""
@@ -253,22 +278,7 @@ class _Preparation:
             | {f"c.{column}" for where in filtered.values() for column in where}
             | {f"c.{column}" for _, _, column in lists}
         )
-        writers: dict[str, ArrayWriter] = {}
-
-        def put(folder: str, name: str, values: NDArray[Any], dtype: Any) -> None:
-            path = f"{folder}/{name}"
-            if path not in writers:
-                writers[path] = ArrayWriter(self.build / f"{path}.npy", dtype)
-            writers[path].append(values)
-
-        def put_lists(name: str, column: encode.Lists, rows: int) -> None:
-            path = f"lists/{name}"
-            base = writers[f"{path}.values"].length if f"{path}.values" in writers else None
-            put("lists", f"{name}.offsets", column.offsets if base is None else column.offsets[1:] + base, np.int64)
-            put("lists", f"{name}.values", column.values, narrow(rows))
-            if column.weights is not None:
-                put("lists", f"{name}.weights", column.weights, np.float32)
-
+        files = ColumnFiles(self.build)
         try:
             for _, chunk in self._chunks("encode", wanted) if wanted else ():
                 for name in plain:
@@ -276,12 +286,12 @@ class _Preparation:
                     weights = chunk[f"c.{feature.weights}"] if feature.weights else None
                     values = fitted.encode(name, chunk[f"c.{column}"], f"{self.log.where}: column {column!r}", weights)
                     if isinstance(values, encode.Lists):
-                        put_lists(name, values, fitted.encoders[name].rows)
+                        files.lists(name, values, fitted.encoders[name].rows)
                     else:
                         dtype = np.float32 if feature.kind == "dense" else narrow(fitted.field(name).rows)
-                        put("events", name, values, dtype)
+                        files.event(name, values, dtype)
                 for name, column in known.items():
-                    put("events", f"known.{name}", pc.fill_null(chunk[f"c.{column}"], NEVER).to_numpy(), np.int64)
+                    files.event(f"known.{name}", pc.fill_null(chunk[f"c.{column}"], NEVER).to_numpy(), np.int64)
                 for name, where in filtered.items():
                     met = np.logical_and.reduce(
                         [
@@ -289,21 +299,19 @@ class _Preparation:
                             for c, condition in where.items()
                         ]
                     )
-                    put("events", f"where.{name}", met, np.uint8)
+                    files.event(f"where.{name}", met, np.uint8)
                 lengths: dict[str, tuple[str, NDArray[np.int64]]] = {}
                 for history, name, column in lists:
                     place = f"{self.log.where}: column {column!r}"
                     flat, offsets = self._listed(chunk[f"c.{column}"], name, history, place)
-                    _same_lengths(lengths.setdefault(history, (column, offsets)), (column, offsets), place)
+                    same_lengths(lengths.setdefault(history, (column, offsets)), (column, offsets), place)
                     encoder = fitted.encoders[name]
                     assert not isinstance(encoder, encode.TimeEncoder)
-                    put_lists(f"{history}.{name}", encode.Lists(encoder.encode(flat, place), offsets), encoder.rows)
+                    files.lists(f"{history}.{name}", encode.Lists(encoder.encode(flat, place), offsets), encoder.rows)
         finally:
-            for writer in writers.values():
-                writer.close()
-        events = [path.removeprefix("events/") for path in writers if path.startswith("events/")]
-        kinds = {name: str(open_array(self.build / "events" / f"{name}.npy").dtype) for name in ["item", *events]}
-        write_manifest(self.build / "events", kinds)
+            files.close()
+        item = open_array(self.build / "events" / "item.npy")
+        write_manifest(self.build / "events", {"item": str(item.dtype), **files.event_types()})
 
     def _manifest(self, fitted: FittedSchema, seconds: float) -> None:
         labels, codes = open_array(self.build / "label.npy"), self.codes
@@ -329,58 +337,3 @@ class _Preparation:
             "seconds": round(seconds, 2),
         }
         (self.build / "log.json").write_text(json.dumps(content, indent=1))
-
-
-def _labels(label: Label, array: pa.Array, where: str) -> NDArray[np.float32]:
-    if label.equals is not None:
-        met = holds(Condition(equals=label.equals), array, where).astype(np.float32)
-        return np.where(array.is_null().to_numpy(zero_copy_only=False), np.float32(np.nan), met)
-    values = encode.numbers(array, where)
-    if label.at_least is not None:
-        return np.where(np.isnan(values), np.nan, values >= label.at_least).astype(np.float32)
-    odd = ~np.isnan(values) & (values != 0) & (values != 1)
-    if odd.any():
-        raise DataError(
-            where,
-            f"the label {values[odd][0]:g}",
-            "0, 1 or null",
-            "say label: {column: ..., at_least: ...} to make it one",
-        )
-    return values.astype(np.float32)
-
-
-def _check_labels(labels: NDArray[np.float32], codes: NDArray[np.int8], where: str) -> None:
-    train = labels[(codes == split.TRAIN) & ~np.isnan(labels)]
-    if not len(train):
-        raise DataError(
-            where, "no training row has a label", "labelled rows before the split line", "look at label and split"
-        )
-    if train.min() == train.max():
-        raise DataError(
-            where,
-            f"every training label is {train[0]:g}",
-            "both classes",
-            "look at the label's condition, and at the split",
-        )
-
-
-def _same_lengths(one: tuple[str, NDArray[np.int64]], two: tuple[str, NDArray[np.int64]], where: str) -> None:
-    odd = np.flatnonzero(np.diff(one[1]) != np.diff(two[1]))
-    if len(odd):
-        (first, mine), (second, other) = ((column, np.diff(offsets)[odd[0]]) for column, offsets in (one, two))
-        raise DataError(
-            where,
-            f"a row with {other} values of {second!r} beside {mine} of {first!r}",
-            "lists of one length in every row of a history",
-        )
-
-
-def _as_type(flat: pa.Array, kind: pa.DataType, where: str) -> pa.Array:
-    """Separated text of numbers becomes numbers where the feature's own column has them."""
-    if pa.types.is_string(kind) or not (pa.types.is_string(flat.type) or pa.types.is_large_string(flat.type)):
-        return flat
-    try:
-        return flat.cast(kind)
-    except pa.ArrowInvalid as error:
-        numbers = "whole numbers" if pa.types.is_integer(kind) else "numbers"
-        raise DataError(where, f"text among numbers ({error})", f"{numbers}, as in the feature's own column") from None
