@@ -47,6 +47,11 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
         r"no rows; expected at least",
     ),
     "CSV that is none": (raw("log.csv", bytes(range(256)) * 20), r"log\.csv: cannot be read: .*detect the CSV"),
+    # within its first 100,000 lines the reader takes such a column for text
+    "late CSV ids with zeros in front": (
+        csv("user,item,t,click,price,size,page\n" + "1,2,3,0,1,1,a\n" * 120_000 + "007,2,4,1,1,1,a\n"),
+        r"log\.csv: column 'user': the id '007', which reads as the number 7; expected ids that keep their zeros",
+    ),
     "CSV with a short row": (
         csv("user,item,t,click,price,size,page\n" + "1,2,3,0,1,1,a\n" * 30 + "1,2\n"),
         r"log\.csv: no column 'user' .*\n  Look for a line with more or fewer values than the first",

@@ -153,6 +153,8 @@ class _Preparation:
         for name, feature in self.schema.features.items():
             if self.schema.table(name) == "event" and feature.kind in ("dense", "bucket"):
                 self.log.numeric(self.schema.column(name))
+            elif self.schema.table(name) == "event" and feature.kind == "id":
+                self.log.exact(self.schema.column(name))
 
     def _chunks(self, what: str, columns: list[str]) -> Iterator[tuple[slice, pa.RecordBatch]]:
         at = 0

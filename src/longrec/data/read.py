@@ -43,8 +43,11 @@ class Relation:
 
     def __init__(self, con: duckdb.DuckDBPyConnection, view: str, source: Source) -> None:
         self.con, self.view, self.where = con, view, str(source)
+        rows = _from(con, view, source)
+        self._text = rows[:-1] + ", all_varchar=true)" if rows.startswith("read_csv(") else None
+        self._exact: set[str] = set()
         try:
-            con.execute(f"CREATE OR REPLACE VIEW {view} AS SELECT * FROM {_from(con, view, source)}")
+            con.execute(f"CREATE OR REPLACE VIEW {view} AS SELECT * FROM {rows}")
             described = con.execute(f"DESCRIBE {view}").fetchall()
         except duckdb.Error as error:
             raise unreadable(self.where, error) from None
@@ -79,6 +82,7 @@ class Relation:
             DataError: floats, dates and integers beyond 64 bits.
         """
         kind, where = self.types[column], f"{self.where}: column {column!r}"
+        self.exact(column)
         if kind in _INTEGERS:
             return "BIGINT"
         if kind in ("UBIGINT", "HUGEINT", "UHUGEINT"):
@@ -103,6 +107,22 @@ class Relation:
                 "write the column as integers (nullable ones if it has nulls) or as text",
             )
         raise DataError(where, f"ids of type {kind}", "64-bit integers or strings", "cast the column")
+
+    def exact(self, column: str) -> None:
+        """Refuse a CSV column of ids whose leading zeros would be lost because it reads as numbers."""
+        if self._text is None or self.types[column] == "VARCHAR" or column in self._exact:
+            return
+        self._exact.add(column)
+        odd = self.one(
+            f"SELECT {name(column)} FROM {self._text} WHERE regexp_matches({name(column)}, '^-?0[0-9]') LIMIT 1"
+        )
+        if odd is not None:
+            raise DataError(
+                f"{self.where}: column {column!r}",
+                f"the id {odd!r}, which reads as the number {int(odd)}",
+                "ids that keep their zeros",
+                "write the log as Parquet with this column as text, or read it by a query that casts it to text",
+            )
 
     def numeric(self, column: str) -> None:
         """Refuse text in a column of numbers, naming the first value that is none."""
