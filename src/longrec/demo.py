@@ -118,7 +118,7 @@ def _rank_over_http(bundle: Path, run: Any, say: Callable[[str], None]) -> dict[
 
     log = run.log()
     row = _telling_row(log)
-    golden = verbs.offline_request(run, row, verbs.popular(log)[:99])
+    golden = verbs.offline_request(log, run.model(), row, verbs.popular(log)[:99])
     with running(bundle) as url, client(url) as shop:
         say(f"serving at {url}")
         times = []

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from longrec.export.bundle import Manifest
     from longrec.export.golden import Golden
     from longrec.metrics import Comparison
-    from longrec.models.base import Ranker
+    from longrec.models.base import Model
     from longrec.models.catalogue import Card
     from longrec.train.evaluate import Evaluation
     from longrec.train.run import Run
@@ -117,7 +117,8 @@ def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -
     log, model = opened.log(), opened.model()
     if not isinstance(model, Ranker):
         raise RunError(str(opened.folder), f"a model of the kind {type(model).__name__}", "a ranker")
-    golden = [offline_request(opened, int(row), popular(log)[:50], model) for row in _telling_rows(log)]
+    others = popular(log)[:50]
+    golden = [offline_request(log, model, int(row), others) for row in _telling_rows(log)]
     source = {"run": opened.name, "config": opened.config.to_yaml()}
     name, out = opened.config.model["name"], Path(out)
     return write(
@@ -125,15 +126,13 @@ def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -
     )
 
 
-def offline_request(run: Run, row: int, others: Iterable[int], model: Ranker | None = None) -> Golden:
+def offline_request(log: Log, model: Model, row: int, others: Iterable[int]) -> Golden:
     """The request of a row of the log, its own item ranked beside others, with the scores it must get."""
     from longrec.data.requests import impression
     from longrec.export.golden import Sample
     from longrec.export.offline import golden
 
-    log = run.log()
-    made = model if model is not None else run.model()
-    return golden(made, log.fitted, log.users, log.items, Sample(**impression(log, row, others)))
+    return golden(model, log.fitted, log.users, log.items, Sample(**impression(log, row, others)))
 
 
 def popular(log: Log) -> NDArray[np.int64]:

@@ -23,7 +23,8 @@ def gather(log: Log, rows: NDArray[np.int64]) -> Batch:
     Args:
         rows: int64 ``[B]`` places in the log, in any order.
     """
-    features = {field.name: tensor(_feature(log, field.name, rows)) for field in log.fields().features}
+    users = log.user(rows)
+    features = {field.name: tensor(_feature(log, field.name, rows, users)) for field in log.fields().features}
     make = _listed_history if log.schema.prejoined else _history
     histories = {name: make(log, name, rows) for name in log.schema.histories}
     return Batch(
@@ -35,13 +36,13 @@ def gather(log: Log, rows: NDArray[np.int64]) -> Batch:
     )
 
 
-def _feature(log: Log, name: str, rows: NDArray[np.int64]) -> NDArray[Any] | Lists:
+def _feature(log: Log, name: str, rows: NDArray[np.int64], users: NDArray[np.int64]) -> NDArray[Any] | Lists:
     encoder = log.fitted.encoders[name]
     if isinstance(encoder, TimeEncoder):
         return encoder.encode_times(log.moments.take(rows))
     table = log.schema.table(name)
     if table == "user":
-        return _take(log.users.columns[name], log.user(rows))
+        return _take(log.users.columns[name], users)
     if table == "item":
         return _take(log.items.columns[name], log.events.columns["item"].take(rows))
     return _take(log.lists[name] if name in log.lists else log.events.columns[name], rows)
@@ -59,7 +60,7 @@ def _history(log: Log, name: str, rows: NDArray[np.int64]) -> HistoryBatch:
     if log.schema.histories[name].where:
         at = log.kept(name).take(at)
     columns = log.events.columns
-    own = [column for column in log.schema.histories[name].of if column in set(event_columns(log.fitted))]
+    own = set(log.schema.histories[name].of).intersection(event_columns(log.fitted))
     past = Past(
         times=log.events.times.take(at),
         items=columns["item"].take(at),

@@ -5,7 +5,6 @@ A sample is an event row. Its history is a view: the last N events of the same u
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from longrec.data.split import PARTS
 from longrec.errors import DataError, UnknownName
 from longrec.features.encode import Lists
 from longrec.features.fitted import FittedSchema
+from longrec.features.manifest import read_manifest
 from longrec.features.schema import Fields, Schema
 from longrec.features.table import EntityTable, load_column, open_array
 from longrec.features.view import filter_delay
@@ -59,16 +59,7 @@ class Log:
             DataError: no prepared log, or one of another format.
         """
         folder = Path(folder)
-        try:
-            manifest = json.loads((folder / "log.json").read_text())
-        except (FileNotFoundError, ValueError) as error:
-            raise DataError(
-                str(folder), f"no readable log.json ({error})", "a prepared log", "run longrec prepare"
-            ) from None
-        if manifest.get("format") != FORMAT:
-            raise DataError(
-                str(folder), f"format {manifest.get('format')!r}", FORMAT, "run longrec prepare with this version"
-            )
+        manifest = read_manifest(folder / "log.json", FORMAT, "a prepared log", "run longrec prepare", DataError)
         fitted = FittedSchema.load(folder / "schema")
         log = cls(folder, FittedSchema(schema, fitted.encoders) if schema is not None else fitted)
         log.manifest = manifest

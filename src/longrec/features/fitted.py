@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from longrec.errors import DataError
 from longrec.features import encode
 from longrec.features.encode import Encoder, IdEncoder, Lists, TimeEncoder
+from longrec.features.manifest import read_manifest
 from longrec.features.schema import TIME_GAP, TIME_GAP_ROWS, Field, Fields, Schema
 from longrec.features.vocabulary import Keys
 
@@ -94,16 +95,7 @@ class FittedSchema:
         Raises:
             DataError: not a folder of this format.
         """
-        try:
-            content = json.loads((folder / "features.json").read_text())
-        except (FileNotFoundError, ValueError) as error:
-            raise DataError(
-                str(folder), f"no readable features.json ({error})", "a fitted schema", "run prepare again"
-            ) from None
-        if content.get("format") != FORMAT:
-            raise DataError(
-                str(folder), f"format {content.get('format')!r}", FORMAT, "run prepare again with this version"
-            )
+        content = read_manifest(folder / "features.json", FORMAT, "a fitted schema", "run prepare again", DataError)
         encoders = {}
         for name, state in content["encoders"].items():
             path = folder / f"vocab.{name}.parquet"

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import StoreError
+from longrec.features.manifest import read_manifest
 from longrec.features.table import open_array
 
 FORMAT = "longrec-segment-1"
@@ -68,16 +69,7 @@ class Segment:
         Raises:
             StoreError: missing, of another format, or damaged.
         """
-        try:
-            manifest = json.loads((folder / "segment.json").read_text())
-        except (FileNotFoundError, ValueError) as error:
-            raise StoreError(
-                str(folder), f"no readable segment.json ({error})", "a segment", "write it again"
-            ) from None
-        if manifest.get("format") != FORMAT:
-            raise StoreError(
-                str(folder), f"format {manifest.get('format')!r}", FORMAT, "write it again with this version"
-            )
+        manifest = read_manifest(folder / "segment.json", FORMAT, "a segment", "write it again", StoreError)
         for name, facts in manifest["files"].items():
             _check(folder / name, facts, verify)
         columns = {name: open_array(folder / f"{name}.npy") for name in manifest["columns"]}

@@ -1,0 +1,31 @@
+"""Manifests: the JSON file that says what a folder is, of which format, and what lies in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from longrec.errors import LongRecError
+
+
+def read_manifest(path: Path, form: str, what: str, do: str, error: type[LongRecError]) -> dict[str, Any]:
+    """The contents of a manifest.
+
+    Args:
+        form: the only format that is read, its ``format`` key.
+        what: what the folder should be.
+        do: what makes one anew.
+        error: what to raise.
+
+    Raises:
+        LongRecError: of the kind ``error``: no file, no JSON, or another format.
+    """
+    folder = str(path.parent)
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError) as fault:
+        raise error(folder, f"no readable {path.name} ({fault})", what, do) from None
+    if content.get("format") != form:
+        raise error(folder, f"format {content.get('format')!r}", form, f"{do} with this version")
+    return content
