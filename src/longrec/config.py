@@ -195,7 +195,7 @@ def _keys(cls: type[BaseModel], location: Sequence[int | str]) -> list[str]:
             here = fields[part].annotation
         here = _section(here)
     fields = getattr(here, "model_fields", None)
-    return list(fields) if fields else []
+    return [field.alias or name for name, field in fields.items()] if fields else []
 
 
 def _section(annotation: Any) -> Any:

@@ -16,7 +16,7 @@ from longrec.export.parity import difference, golden_parity, shapes_parity
 from longrec.export.program import Shared, run_torch, shared_batch, trace
 from longrec.export.runtime import Program
 from longrec.features.batch import Batch, Jagged
-from longrec.features.schema import Field, Fields
+from longrec.features.fields import Field, Fields
 
 ITEM = Field("item", "id", 9, table="item")
 

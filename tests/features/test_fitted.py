@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from longrec.errors import DataError
 from longrec.features import encode
 from longrec.features.encode import Lists
+from longrec.features.fields import Field
 from longrec.features.fitted import FittedSchema, concat_lists, gather_lists, time_gaps
-from longrec.features.schema import Field, Schema
+from longrec.features.schema import Schema
 from longrec.features.table import EntityTable
 from longrec.features.vocabulary import Keys
 

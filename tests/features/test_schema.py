@@ -8,7 +8,8 @@ import pytest
 
 from longrec.config import parse
 from longrec.errors import ConfigError
-from longrec.features.schema import Field, Fields, Schema, duration
+from longrec.features.fields import Field, Fields
+from longrec.features.schema import Schema, duration
 
 BASE: dict[str, Any] = {
     "user": "user_id",
@@ -206,7 +207,7 @@ SCHEMA_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"label": {"at_least": 4}}, r"label\.column: is required"),
     ({"time": {"column": "t", "unit": "h"}}, r"time\.unit: must be one of 'auto', 's', 'ms', 'us', 'ns' or 'step'"),
     ({"histories": {"rated": {"of": ["movie", "movie"]}}}, r"histories\.rated: of names a column twice"),
-    ({"histories": {"rated": {"of": []}}}, r"histories\.rated\.of: .*at least 1"),
+    ({"histories": {"rated": {"of": []}}}, r"histories\.rated: of must name one column at least"),
     ({"histories": {"rated": {"of": ["movie"], "last": 0}}}, r"histories\.rated\.last: .*greater than or equal to 1"),
     (
         {"histories": {"rated": {"of": ["movie"], "columns": {"genre": "g"}}}},
@@ -254,7 +255,7 @@ FEATURE_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"kind": "id", "feedback": True, "known_after": 1, "known_at": "x"}, "takes known_after or known_at, not both"),
     ({"kind": "id", "feedback": True, "table": "item"}, "feedback is a column of the event itself"),
     ({"kind": "id", "hash": 0}, "features.x.hash: input should be greater than or equal to 1, got 0"),
-    ({"kind": "ids"}, "features.x.kind: must be one of 'id', 'multi', 'dense', 'bucket' or 'time'; got 'ids'"),
+    ({"kind": "ids"}, "features.x.kind: must be one of 'id', 'multi', 'dense', 'bucket', 'time' or 'vector'; got 'ids'"),
     ({"kind": "time", "part": "minute"}, "features.x.part: must be one of 'hour', 'weekday' or 'hour_of_week'"),
     ({"kind": "multi", "separator": ""}, "features.x.separator: "),
 ]

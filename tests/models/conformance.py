@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
-from longrec.features.schema import Fields
+from longrec.features.fields import Fields
 from longrec.models import artifact
 from longrec.models.base import Model, Ranker, build, describe, find, help_text
 from longrec.nn.sparse_optim import LazyAdam

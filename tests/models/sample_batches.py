@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from longrec.features.batch import Batch, HistoryBatch, Jagged
-from longrec.features.schema import TIME_GAP, TIME_GAP_ROWS, Field, Fields
+from longrec.features.fields import TIME_GAP, TIME_GAP_ROWS, Field, Fields
 
 ITEM = Field("item", "id", 60, table="item")
 GENRES = Field("genres", "multi", 12, table="item")

@@ -8,7 +8,7 @@ from conformance import Case
 from sample_batches import FIELDS, ragged
 
 from longrec.errors import ConfigError
-from longrec.features.schema import Field, Fields
+from longrec.features.fields import Field, Fields
 from longrec.models.base import build
 
 

@@ -4,7 +4,7 @@ import torch
 from sample_batches import FIELDS, ragged
 
 from longrec.features.batch import Batch
-from longrec.features.schema import Field, Fields
+from longrec.features.fields import Field, Fields
 from longrec.models.base import build
 from longrec.models.lr import LR
 

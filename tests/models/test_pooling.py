@@ -6,7 +6,7 @@ from conformance import Case
 from sample_batches import FIELDS, ragged, take
 
 from longrec.errors import ConfigError
-from longrec.features.schema import Fields
+from longrec.features.fields import Fields
 from longrec.models.base import build
 from longrec.models.pooling import Pooling
 

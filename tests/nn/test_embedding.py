@@ -8,7 +8,7 @@ from sample_batches import FIELDS, ragged, repeated, shared
 from torch import Tensor
 
 from longrec.features.batch import Batch, HistoryBatch, Jagged
-from longrec.features.schema import Field, Fields
+from longrec.features.fields import Field, Fields
 from longrec.nn.embedding import Embeddings
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from longrec.config import Strict
 from longrec.features.batch import Batch
-from longrec.features.schema import Fields
+from longrec.features.fields import Fields
 from longrec.models.base import Model
 from longrec.nn.sparse_optim import LazyAdam, RowwiseAdagrad
 from longrec.train import machine

@@ -12,8 +12,8 @@ from torch import Tensor
 from longrec.data.log import Log
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.encode import Lists, TimeEncoder
+from longrec.features.fields import TIME_GAP
 from longrec.features.fitted import gather_lists
-from longrec.features.schema import TIME_GAP
 from longrec.features.view import Past, event_columns, history_columns
 
 
@@ -25,15 +25,24 @@ def gather(log: Log, rows: NDArray[np.int64]) -> Batch:
     """
     users = log.user(rows)
     features = {field.name: tensor(_feature(log, field.name, rows, users)) for field in log.fields().features}
-    make = _listed_history if log.schema.prejoined else _history
-    histories = {name: make(log, name, rows) for name in log.schema.histories}
+    histories = {name: _past(log, name, rows, users) for name in log.schema.histories}
     return Batch(
         size=len(rows),
         features=features,
         histories=histories,
         label=torch.from_numpy(log.labels.take(rows)),
         rows=torch.from_numpy(rows),
+        users=torch.from_numpy(users),
+        moments=torch.from_numpy(log.moments.take(rows)),
+        known=torch.from_numpy(log.events.times.take(rows) + log.label_delay),
     )
+
+
+def _past(log: Log, name: str, rows: NDArray[np.int64], users: NDArray[np.int64]) -> HistoryBatch:
+    if name in log.tokens:
+        columns, offsets = log.tokens[name].columns(users, log.moments.take(rows))
+        return HistoryBatch({column: _plain(values) for column, values in columns.items()}, torch.from_numpy(offsets))
+    return (_listed_history if log.schema.prejoined else _history)(log, name, rows)
 
 
 def _feature(log: Log, name: str, rows: NDArray[np.int64], users: NDArray[np.int64]) -> NDArray[Any] | Lists:

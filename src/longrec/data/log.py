@@ -7,20 +7,25 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from longrec.data.split import PARTS
+from longrec.data.tokens import TokenHistory
 from longrec.errors import DataError, UnknownName
 from longrec.features.encode import Lists
+from longrec.features.fields import Fields
 from longrec.features.fitted import FittedSchema
 from longrec.features.manifest import read_manifest
-from longrec.features.schema import Fields, Schema
+from longrec.features.schema import Schema
 from longrec.features.table import EntityTable, load_column, open_array
 from longrec.features.view import filter_delay
 from longrec.store.segment import Segment
+
+if TYPE_CHECKING:
+    from longrec.store.tokens import TokenStore
 
 FORMAT = "longrec-log-1"
 
@@ -33,6 +38,8 @@ class Log:
         labels: float32 ``[n]``, NaN where the row is no sample.
         parts: int8 ``[n]``: 0 train, 1 valid, 2 test.
         moments: int64 ``[n]``: the moment a row's features are taken at (the start of its request).
+        tokens: where the token histories are read.
+        label_delay: how long after an event its label becomes known, in the unit of the log.
     """
 
     def __init__(self, folder: Path, fitted: FittedSchema) -> None:
@@ -47,6 +54,8 @@ class Log:
             path.name.removesuffix(".offsets.npy"): _lists(path) for path in (folder / "lists").glob("*.offsets.npy")
         }
         self._kept: dict[str, NDArray[np.int64]] = {}
+        self.tokens: dict[str, TokenHistory] = {}
+        self.label_delay = self.schema.delay(self.schema.label_known_after)
 
     @classmethod
     def open(cls, folder: str | Path, schema: Schema | None = None) -> Log:
@@ -63,7 +72,22 @@ class Log:
         fitted = FittedSchema.load(folder / "schema")
         log = cls(folder, FittedSchema(schema, fitted.encoders) if schema is not None else fitted)
         log.manifest = manifest
+        for name, history in log.schema.histories.items():
+            if history.source is not None:
+                from longrec.store.tokens import TokenStore
+
+                log.read_tokens(name, TokenStore.open(history.source))
         return log
+
+    def read_tokens(self, name: str, store: TokenStore) -> None:
+        """Read the token history ``name`` from a store.
+
+        Raises:
+            DataError: a store of other keys or another unit of time.
+        """
+        history = TokenHistory(store, self.schema, name, self.users.keys, f"histories.{name}")
+        self.tokens[name] = history
+        self.fitted.tokens[name] = history.spec
 
     manifest: dict[str, Any]
 

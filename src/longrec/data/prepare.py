@@ -48,13 +48,18 @@ def digest(config: DataConfig, schema: Schema, sources: str) -> str:
     """What a prepared log depends on: sources, split and schema, less what is decided when a batch is made."""
     words: dict[str, Any] = schema.model_dump(mode="json", exclude_unset=True)
     words.pop("label_known_after", None)
+    words["features"] = {name: feature for name, feature in words["features"].items() if feature["kind"] != "vector"}
     for feature in words["features"].values():
         for later in ("dim", "pool", "known_after"):
             feature.pop(later, None)
         if isinstance(feature.get("vocab"), str) and Path(feature["vocab"]).is_file():
             feature["vocab"] = sha256(Path(feature["vocab"]).read_bytes()).hexdigest()
-    for history in words.get("histories", {}).values():
+    # What other models left is read when a batch is made.
+    histories = {name: history for name, history in words.pop("histories", {}).items() if not history.get("from")}
+    for history in histories.values():
         history.pop("last", None)
+    if histories:
+        words["histories"] = histories
     content = [FORMAT, sources, config.split.model_dump(mode="json"), words]
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -219,7 +224,7 @@ class _Preparation:
         check_labels(labels, codes, f"{where}: column {self.schema.label.column!r}")
 
     def _fit(self) -> dict[str, encode.Encoder]:
-        fitters = {name: Fitter(name, feature) for name, feature in self.schema.features.items()}
+        fitters = {name: Fitter(name, feature) for name, feature in self.schema.features.items() if not feature.source}
         train = self.codes == split.TRAIN
         so_far = np.concatenate([[0], np.cumsum(train, dtype=np.int32)])
         self.users.fit(fitters, np.diff(so_far[np.cumsum(self.counts)]).astype(np.int64))

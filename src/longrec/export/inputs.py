@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.features.encode import Lists
-from longrec.features.schema import Field, Fields
+from longrec.features.fields import Field, Fields
 
 OUTPUT = "score"
 """The one output: float32 probabilities ``[C]``."""

@@ -63,6 +63,10 @@ class Batch:
         features: for each field int32 ids or float32 numbers ``[B]``, or jagged over B.
         label: float32 ``[B]``, when known.
         rows: int64 ``[B]`` rows of the log the samples came from, when they came from one.
+        users: int64 ``[B]`` user row of each sample, when they came from a log.
+        moments: int64 ``[B]`` moment of each sample.
+        known: int64 ``[B]`` moment at which the label of each sample became known.
+        counts: bool ``[B]``: whether a row's loss counts; None for all. The others stand there to be looked back at.
     """
 
     size: int
@@ -71,3 +75,7 @@ class Batch:
     label: Tensor | None = None
     rows: Tensor | None = None
     shared: bool = False
+    users: Tensor | None = None
+    moments: Tensor | None = None
+    known: Tensor | None = None
+    counts: Tensor | None = None

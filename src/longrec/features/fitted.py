@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,33 @@ from numpy.typing import NDArray
 from longrec.errors import DataError
 from longrec.features import encode
 from longrec.features.encode import Encoder, IdEncoder, Lists, TimeEncoder
+from longrec.features.fields import TIME_GAP, TIME_GAP_ROWS, Field, Fields
 from longrec.features.manifest import read_manifest
-from longrec.features.schema import TIME_GAP, TIME_GAP_ROWS, Field, Fields, Schema
+from longrec.features.schema import Schema
+from longrec.features.tokens import TokenSpec
 from longrec.features.vocabulary import Keys
 
 FORMAT = "longrec-features-1"
 
 
 class FittedSchema:
-    """What turns raw values into model inputs, offline and online."""
+    """What turns raw values into model inputs, offline and online.
 
-    def __init__(self, schema: Schema, encoders: dict[str, Encoder]) -> None:
+    Attributes:
+        tokens: what the token store of each token history holds.
+        knowledge: numbers of each vector feature, its presence flag included.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        encoders: dict[str, Encoder],
+        tokens: Mapping[str, TokenSpec] | None = None,
+        knowledge: Mapping[str, int] | None = None,
+    ) -> None:
         self.schema, self.encoders = schema, encoders
+        self.tokens = dict(tokens or {})
+        self.knowledge = dict(knowledge or {})
 
     def encode(self, name: str, array: pa.Array, where: str, weights: pa.Array | None = None) -> NDArray[Any] | Lists:
         """Encode a raw column: int32 ids, float32 numbers, or ``Lists`` for a multi-value feature.
@@ -56,13 +72,17 @@ class FittedSchema:
         return self.encoders[name].rows
 
     def of_table(self, table: str) -> list[str]:
-        """Names of the features that a table owns, in schema order."""
-        return [name for name in self.schema.features if self.schema.table(name) == table]
+        """Names of the features whose values a table keeps, in schema order (vectors lie in stores)."""
+        schema = self.schema
+        return [n for n, f in schema.features.items() if schema.table(n) == table and f.kind != "vector"]
 
     def fields(self) -> Fields:
         """What a model gets to know."""
         features = [name for name, feature in self.schema.features.items() if not feature.feedback]
-        histories = {name: tuple(map(self.field, history.of)) for name, history in self.schema.histories.items()}
+        histories = {
+            name: self.tokens[name].columns(name, history.of) if history.source else tuple(map(self.field, history.of))
+            for name, history in self.schema.histories.items()
+        }
         return Fields(tuple(map(self.field, features)), histories)
 
     def field(self, name: str) -> Field:
@@ -70,6 +90,8 @@ class FittedSchema:
         if name == TIME_GAP:
             return Field(TIME_GAP, "id", TIME_GAP_ROWS)
         feature, table = self.schema.features[name], self.schema.table(name)
+        if feature.kind == "vector":
+            return Field(name, "vector", 0, feature.dim, table=table, width=self.knowledge[name])
         kind = {"multi": "multi", "dense": "dense"}.get(feature.kind, "id")
         rows = self.encoders[name].rows + feature.feedback
         weighted = feature.weights is not None
@@ -82,6 +104,8 @@ class FittedSchema:
             "format": FORMAT,
             "schema": self.schema.model_dump(mode="json", exclude_unset=True),
             "encoders": {name: encode.to_state(encoder) for name, encoder in self.encoders.items()},
+            "tokens": {name: asdict(spec) for name, spec in self.tokens.items()},
+            "knowledge": self.knowledge,
         }
         for name, encoder in self.encoders.items():
             if isinstance(encoder, IdEncoder):
@@ -101,7 +125,8 @@ class FittedSchema:
             path = folder / f"vocab.{name}.parquet"
             keys = Keys(pq.read_table(path)["value"].combine_chunks()) if state["kind"] == "id" else None
             encoders[name] = encode.from_state(state, keys)
-        return cls(Schema.model_validate(content["schema"]), encoders)
+        tokens = {name: TokenSpec(**spec) for name, spec in content.get("tokens", {}).items()}
+        return cls(Schema.model_validate(content["schema"]), encoders, tokens, content.get("knowledge"))
 
 
 def time_gaps(now: NDArray[np.int64], then: NDArray[np.int64], per_second: int = 1_000) -> NDArray[np.int32]:

@@ -1,51 +1,24 @@
 """The schema: what the columns of an event log mean, and what a model gets to see of them.
 
 A schema names the user, item, time and label columns, the features of an impression and the histories
-that stand behind it. ``Fields`` is the same after fitting, in the words of a model: names, table heights, widths.
+that stand behind it. ``Fields`` (``features/fields.py``) is the same after fitting, in the words of a model.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, ConfigDict, model_validator
 from pydantic import Field as Setting
 
 from longrec.config import Strict
-
-TIME_GAP = "time_gap"
-"""Computed history column: log2 buckets of the seconds (or steps) between a past event and the impression."""
-TIME_GAP_ROWS = 2 + 40
+from longrec.features.duration import Duration, duration
+from longrec.features.fields import TIME_GAP, TOKEN
 
 _NAME = re.compile(r"[\w-]+")
 _TAKEN = ("item", "times", "offsets")
 """What a prepared log calls its own columns of an event."""
-
-_UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-
-
-def duration(value: Any) -> int:
-    """A span such as ``90s``, ``1h``, ``7d``, ``250ms`` in milliseconds; a bare number is seconds.
-
-    >>> duration("1h")
-    3600000
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(f"must be a duration such as '90s', '1h' or '7d', got {value!r}")
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", str(value))
-    if not match:
-        raise ValueError(f"must be a duration such as '90s', '1h' or '7d' (not negative), got {value!r}")
-    return round(float(match[1]) * _UNITS[match[2] or "s"])
-
-
-def _span(value: Any) -> str:
-    duration(value)
-    return str(value)
-
-
-Duration = Annotated[str, BeforeValidator(_span)]
 
 
 class TimeColumn(Strict):
@@ -100,9 +73,14 @@ def _time(value: Any) -> Any:
 
 
 class Feature(Strict):
-    """One feature: where its values come from and how they become ids or numbers."""
+    """One feature: where its values come from and how they become ids or numbers.
 
-    kind: Literal["id", "multi", "dense", "bucket", "time"]
+    A ``vector`` is what a trained extractor left for its user or item (``from: knowledge/v1``).
+    """
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    kind: Literal["id", "multi", "dense", "bucket", "time", "vector"]
     table: Literal["event", "user", "item"] | None = None
     column: str | None = None
     dim: int | None = Setting(None, ge=1, le=4096)
@@ -122,6 +100,7 @@ class Feature(Strict):
     known_at: str | None = None
     part: Literal["hour", "weekday", "hour_of_week"] = "hour"
     utc_offset: float = Setting(0.0, ge=-14, le=14)
+    source: str | None = Setting(None, alias="from", min_length=1)
 
     @model_validator(mode="after")
     def _fits(self) -> Feature:
@@ -132,10 +111,13 @@ class Feature(Strict):
             "dense": {"scale", "missing"},
             "bucket": {"edges", "quantiles", "log_square", "feedback", "known_after", "known_at"},
             "time": {"part", "utc_offset"},
+            "vector": {"source"},
         }
-        wrong = sorted(given - allowed[self.kind])
+        wrong = sorted("from" if key == "source" else key for key in given - allowed[self.kind])
         if wrong:
             raise ValueError(f"a feature of kind {self.kind!r} takes no {', '.join(wrong)}")
+        if self.kind == "vector" and (self.source is None or self.table not in ("user", "item") or self.column):
+            raise ValueError("a vector needs from, the folder of knowledge, and table: user or item; it has no column")
         if self.vocab is not None and self.hash is not None:
             raise ValueError("takes vocab or hash, not both")
         if "min_count" in given and (self.vocab is not None or self.hash is not None):
@@ -158,18 +140,35 @@ class History(Strict):
 
     ``columns`` switches to pre-joined rows: it maps each feature of the history to the list column
     (or separated text) of the row that already holds its past values, oldest first.
+
+    ``from`` (``tokens/v1``) makes it a history of instance tokens that ``longrec compress`` wrote: ``of`` then names
+    ``token``, ``version``, ``time_gap`` and the side columns of that store.
     """
 
-    of: tuple[str, ...] = Setting(min_length=1)
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    of: tuple[str, ...] = Setting((), validate_default=False)
+    source: str | None = Setting(None, alias="from", min_length=1)
     last: int = Setting(50, ge=1, le=1_000_000)
     where: dict[str, Condition] = Setting(default_factory=dict)
     columns: dict[str, str] | None = None
     separator: str | None = Setting(None, min_length=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("from") is not None and "of" not in value:
+            return {**value, "of": (TOKEN, "label", TIME_GAP)}
+        return value
+
     @model_validator(mode="after")
     def _fits(self) -> History:
+        if not self.of:
+            raise ValueError("of must name one column at least")
         if len(set(self.of)) != len(self.of):
             raise ValueError("of names a column twice")
+        if self.source is not None and (self.where or self.columns is not None or self.separator is not None):
+            raise ValueError("a history of tokens (from) takes no where, columns or separator")
         if self.columns is not None:
             if set(self.columns) != set(self.of):
                 raise ValueError("columns must name a list column for each of: " + ", ".join(self.of))
@@ -261,7 +260,7 @@ class Schema(Strict):
     def _history_faults(self) -> list[str]:
         faults = []
         for name, history in self.histories.items():
-            for column in history.of:
+            for column in history.of if history.source is None else ():
                 if column == TIME_GAP:
                     if history.columns is not None:
                         faults.append(f"histories.{name}: pre-joined rows carry no times, so no {TIME_GAP}")
@@ -273,7 +272,9 @@ class Schema(Strict):
                     )
                 elif self.table(column) == "user":
                     faults.append(f"histories.{name}.of: {column!r} belongs to the user, it is the same in every event")
-                elif feature.kind in ("dense", "time") or (feature.kind == "multi" and history.columns is not None):
+                elif feature.kind in ("dense", "time", "vector") or (
+                    feature.kind == "multi" and history.columns is not None
+                ):
                     faults.append(
                         f"histories.{name}.of: {column!r} of kind {feature.kind} cannot stand in a history; "
                         "use id or bucket"
@@ -282,7 +283,10 @@ class Schema(Strict):
                     faults.append(
                         f"histories.{name}.of: {column!r} has several values an event; only item features may"
                     )
-        joined = {name: history.columns is not None for name, history in self.histories.items()}
+        own = {name: history for name, history in self.histories.items() if history.source is None}
+        joined = {name: history.columns is not None for name, history in own.items()}
+        if self.time is None and len(own) < len(self.histories):
+            faults.append("time: is required for histories of tokens (from)")
         if len(set(joined.values())) > 1:
             faults.append("histories: either all histories are pre-joined (columns) or none is")
         if self.time is None and not (joined and all(joined.values())):
@@ -292,7 +296,8 @@ class Schema(Strict):
     @property
     def prejoined(self) -> bool:
         """Whether rows carry their histories as list columns."""
-        return bool(self.histories) and all(h.columns is not None for h in self.histories.values())
+        own = [history for history in self.histories.values() if history.source is None]
+        return bool(own) and all(history.columns is not None for history in own)
 
     def column(self, name: str) -> str:
         """The column a feature reads."""
@@ -324,45 +329,3 @@ class Schema(Strict):
         return column == self.label.column or any(
             f.feedback and self.column(n) == column for n, f in self.features.items()
         )
-
-
-@dataclass(frozen=True)
-class Field:
-    """One input of a model, after encoding.
-
-    Attributes:
-        rows: height of the embedding table (reserved rows included); 0 for a dense field.
-        dim: width asked for in the schema, or None to let the model decide.
-        table: who owns the value; in a request for one user only item fields differ between candidates.
-        feedback: known only after its event: the last row of the table means "not yet known".
-    """
-
-    name: str
-    kind: Literal["id", "multi", "dense"]
-    rows: int
-    dim: int | None = None
-    pool: Literal["mean", "sum", "max"] = "mean"
-    weighted: bool = False
-    table: Literal["event", "user", "item"] = "event"
-    feedback: bool = False
-
-
-@dataclass(frozen=True)
-class Fields:
-    """All inputs of a model: the impression's fields and, for each history, the columns of a past event."""
-
-    features: tuple[Field, ...]
-    histories: dict[str, tuple[Field, ...]]
-
-    def pairs(self, history: str) -> tuple[Field, ...]:
-        """Columns of a history that also describe the candidate: the query of target attention."""
-        own = {field.name for field in self.features if field.table == "item"}
-        return tuple(field for field in self.histories[history] if field.name in own)
-
-    def tables(self) -> tuple[Field, ...]:
-        """Every distinct field, impression fields first: one embedding table each."""
-        seen = {field.name: field for field in self.features}
-        for columns in self.histories.values():
-            for field in columns:
-                seen.setdefault(field.name, field)
-        return tuple(seen.values())

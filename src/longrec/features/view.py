@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from longrec.errors import DataError
 from longrec.features.encode import Lists, numbers
+from longrec.features.fields import TIME_GAP
 from longrec.features.fitted import FittedSchema, gather_lists, time_gaps
-from longrec.features.schema import TIME_GAP, Condition
+from longrec.features.schema import Condition
 from longrec.features.table import EntityTable
 from longrec.features.vocabulary import one_column
 
@@ -74,7 +75,8 @@ def history_columns(
 def event_columns(fitted: FittedSchema) -> list[str]:
     """Event features that some history reads: what a store must keep of an event besides its item and time."""
     schema = fitted.schema
-    used = {column for history in schema.histories.values() for column in history.of if column != TIME_GAP}
+    own = [history for history in schema.histories.values() if history.source is None]
+    used = {column for history in own for column in history.of if column != TIME_GAP}
     return [name for name in schema.features if name in used and schema.table(name) == "event"]
 
 

@@ -5,6 +5,7 @@ One class serves vocabularies, users and items, offline for whole columns and on
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -128,3 +129,15 @@ def one_column(values: Sequence[Any], where: str) -> pa.Array:
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         kinds = sorted({type(value).__name__ for value in values})
         raise DataError(where, f"values of the types {', '.join(kinds)}", "one type: whole numbers or text") from None
+
+
+def key_numbers(keys: pa.Array) -> NDArray[np.int64]:
+    """What a store with an open key space knows keys by: an integer as it is, text by the first 8 bytes of BLAKE2b.
+
+    Args:
+        keys: int64 or string, none null.
+    """
+    if pa.types.is_integer(keys.type):
+        return keys.to_numpy(zero_copy_only=False).astype(np.int64)
+    digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in keys.to_pylist()]
+    return np.frombuffer(b"".join(digests), "<i8").astype(np.int64)

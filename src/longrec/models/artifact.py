@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from longrec.config import parse
 from longrec.errors import RunError
-from longrec.features.schema import Field, Fields
+from longrec.features.fields import Field, Fields
 from longrec.models.base import Model, find, name_of
 
 FORMAT = 1

@@ -13,7 +13,7 @@ Departures from the paper
     - a dense field enters as its value times a vector;
     - two deep layers of 128 and 64 and three cross layers by default (the paper's best on Criteo: two of 1024, six).
 
-Letters: B rows, D width of all embeddings together.
+Letters: B rows, D width of all embeddings together, H what both networks give.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from longrec.config import Strict
 from longrec.features.batch import Batch
-from longrec.features.schema import Fields
+from longrec.features.fields import Fields
 from longrec.models.base import Ranker
 from longrec.nn.activation import Name
 from longrec.nn.cross import CrossNetwork
@@ -62,10 +62,15 @@ class DCN(Ranker):
         width = sum(self.embeddings.widths.values())
         self.cross = CrossNetwork(width, config.cross_layers)
         self.deep = MLP(width, config.mlp, config.activation, config.dropout, config.batch_norm)
-        self.last = Linear(width + self.deep.outputs, 1)
+        self.interaction = width + self.deep.outputs
+        self.last = Linear(self.interaction, 1)
 
-    def forward(self, batch: Batch) -> Float[Tensor, " B"]:
-        """The logit of every row."""
+    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+        """What the cross network and the deep network give."""
         x_BD = torch.cat(list(self.embeddings(batch).features.values()), 1)
-        logit: Tensor = self.last(torch.cat([self.cross(x_BD), self.deep(x_BD)], 1)).squeeze(1)
+        return torch.cat([self.cross(x_BD), self.deep(x_BD)], 1)
+
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+        """Equation 5."""
+        logit: Tensor = self.last(h_BH).squeeze(1)
         return logit

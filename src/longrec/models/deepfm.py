@@ -15,7 +15,7 @@ Departures from the paper
     - a dense field enters as its value times a vector, in both parts;
     - one bias in all.
 
-Letters: B rows, F fields, D embedding width.
+Letters: B rows, F fields, D embedding width, H what both parts hold.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from torch import Tensor, nn
 
 from longrec.config import Strict
 from longrec.features.batch import Batch
-from longrec.features.schema import Fields
+from longrec.features.fields import Fields
 from longrec.models.base import Ranker, one_width
 from longrec.nn.activation import Name
 from longrec.nn.embedding import Embeddings
-from longrec.nn.fm import pairwise
+from longrec.nn.fm import bi_interaction
 from longrec.nn.mlp import MLP
 
 Width = Annotated[int, Field(ge=1)]
@@ -66,9 +66,16 @@ class DeepFM(Ranker):
         self.deep = MLP(
             inputs, config.mlp, config.activation, config.dropout, config.batch_norm, outputs=1, last_bias=False
         )
+        self.interaction = len(fields.features) + width + self.deep.width
 
-    def forward(self, batch: Batch) -> Float[Tensor, " B"]:
-        """The logit of every row."""
+    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+        """First order, the product of all pairs column by column, and the last hidden layer."""
         w_BF = torch.cat(list(self.first_order(batch).features.values()), 1)
         v_BFD = torch.stack(list(self.embeddings(batch).features.values()), 1)
-        return self.bias + w_BF.sum(1) + pairwise(v_BFD) + self.deep(v_BFD.flatten(1)).squeeze(1)
+        return torch.cat([w_BF, bi_interaction(v_BFD), self.deep.hidden(v_BFD.flatten(1))], 1)
+
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+        """The sum of both parts."""
+        assert self.deep.last is not None
+        fm = self.interaction - self.deep.width
+        return self.bias + h_BH[:, :fm].sum(1) + self.deep.last(h_BH[:, fm:]).squeeze(1)

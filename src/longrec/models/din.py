@@ -24,7 +24,7 @@ Departures from the paper
     - the mini-batch aware penalty (section 5.1) is an option of the optimiser (``l2``), all rows weighted alike.
 
 Letters: B rows, N positions of the batch's histories, T positions of one user's, D embedding width, Q width of the
-query (columns the candidate shares with the events), K width of an event.
+query (columns the candidate shares with the events), K width of an event, H units of the last hidden layer.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
-from longrec.features.schema import Fields
+from longrec.features.fields import Fields
 from longrec.models.base import Ranker
 from longrec.nn.activation import Name
 from longrec.nn.attention import TargetAttention
@@ -89,9 +89,10 @@ class DIN(Ranker):
             self.units.append(TargetAttention(q, k, config.attention, config.activation, config.softmax))
             top += k + (q if config.product else 0)
         self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
+        self.interaction = self.top.width
 
-    def forward(self, batch: Batch) -> Float[Tensor, " B"]:
-        """The logit of every row."""
+    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+        """The last hidden layer of the top MLP."""
         embedded = self.embeddings(batch)
         parts = list(embedded.features.values())
         for history, unit in zip(self.fields.histories, self.units):
@@ -100,7 +101,12 @@ class DIN(Ranker):
             parts.append(u_BK)
             if self.config.product:
                 parts.append(q_BQ * u_BK[:, : q_BQ.shape[1]])
-        logit: Tensor = self.top(torch.cat(parts, 1)).squeeze(1)
+        return self.top.hidden(torch.cat(parts, 1))
+
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+        """The final layer."""
+        assert self.top.last is not None
+        logit: Tensor = self.top.last(h_BH).squeeze(1)
         return logit
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ Departures from the paper
     - a multi-value field is one field: its values are pooled as the schema says before they meet the others;
     - L2 belongs to the optimiser of the tables and decays only the rows of a batch.
 
-Letters: B rows, F fields, D embedding width.
+Letters: B rows, F fields, D embedding width, H = F + D.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from longrec.config import Strict
 from longrec.features.batch import Batch
-from longrec.features.schema import Fields
+from longrec.features.fields import Fields
 from longrec.models.base import Ranker, one_width
 from longrec.nn.embedding import Embeddings
-from longrec.nn.fm import pairwise
+from longrec.nn.fm import bi_interaction
 
 
 class FMConfig(Strict):
@@ -49,9 +49,14 @@ class FM(Ranker):
         self.embeddings = Embeddings(fields, width, std=config.init_std)
         self.first_order = Embeddings(fields, width=1, std=0.0)
         self.bias = nn.Parameter(torch.zeros(1))
+        self.interaction = len(fields.features) + width
 
-    def forward(self, batch: Batch) -> Float[Tensor, " B"]:
-        """The logit of every row."""
+    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+        """The weight of every field, and the product of all pairs, column by column."""
         w_BF = torch.cat(list(self.first_order(batch).features.values()), 1)
         v_BFD = torch.stack(list(self.embeddings(batch).features.values()), 1)
-        return self.bias + w_BF.sum(1) + pairwise(v_BFD)
+        return torch.cat([w_BF, bi_interaction(v_BFD)], 1)
+
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+        """Their sum."""
+        return self.bias + h_BH.sum(1)

@@ -13,7 +13,7 @@ Departures from the paper
     - features are the fields of the schema, ids among them; trained in batches, not by L-BFGS;
     - the weights of a multi-value field are pooled as the schema says.
 
-Letters: B rows.
+Letters: B rows, F fields.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from longrec.config import Strict
 from longrec.features.batch import Batch
-from longrec.features.schema import Fields
+from longrec.features.fields import Fields
 from longrec.models.base import Ranker
 from longrec.nn.embedding import Embeddings
 
@@ -42,8 +42,12 @@ class LR(Ranker):
         super().__init__(config, fields)
         self.first_order = Embeddings(fields, width=1, std=0.0)
         self.bias = nn.Parameter(torch.zeros(1))
+        self.interaction = len(fields.features)
 
-    def forward(self, batch: Batch) -> Float[Tensor, " B"]:
-        """The logit of every row."""
-        weights = self.first_order(batch).features.values()
-        return self.bias + torch.cat(list(weights), 1).sum(1)
+    def interact(self, batch: Batch) -> Float[Tensor, "B F"]:
+        """The weight of every field."""
+        return torch.cat(list(self.first_order(batch).features.values()), 1)
+
+    def head(self, h_BH: Float[Tensor, "B F"]) -> Float[Tensor, " B"]:
+        """Their sum."""
+        return self.bias + h_BH.sum(1)

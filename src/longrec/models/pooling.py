@@ -12,7 +12,7 @@ Departures from the paper
     - one label without watch time: plain cross entropy, not weighted by the time watched;
     - no powers of dense fields, and no example age; sum and max are offered beside the mean.
 
-Letters: B rows, U what a history brings, D widths.
+Letters: B rows, U what a history brings, D widths, H units of the last hidden layer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
-from longrec.features.schema import Fields
+from longrec.features.fields import Fields
 from longrec.models.base import Ranker
 from longrec.nn.activation import Name
 from longrec.nn.embedding import Embeddings
@@ -68,13 +68,19 @@ class Pooling(Ranker):
         read = [*fields.features, *(field for columns in fields.histories.values() for field in columns)]
         inputs = sum(width[field.name] for field in read)
         self.mlp = MLP(inputs, config.mlp, config.activation, config.dropout, config.batch_norm, outputs=1)
+        self.interaction = self.mlp.width
 
-    def forward(self, batch: Batch) -> Float[Tensor, " B"]:
-        """The logit of every row."""
+    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+        """The last hidden layer."""
         embedded = self.embeddings(batch)
         parts = list(embedded.features.values())
         for history, columns in embedded.histories.items():
             segments = Segments.of(batch.histories[history], batch.size)
             parts.extend(segments.pool(k_UD, self.config.pool) for k_UD in columns.values())
-        logit: Tensor = self.mlp(torch.cat(parts, 1)).squeeze(1)
+        return self.mlp.hidden(torch.cat(parts, 1))
+
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+        """The final layer."""
+        assert self.mlp.last is not None
+        logit: Tensor = self.mlp.last(h_BH).squeeze(1)
         return logit

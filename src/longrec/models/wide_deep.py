@@ -14,7 +14,7 @@ Departures from the paper
     - crosses are of two id fields and hashed; values that collide share a weight;
     - the deep part is 128-64 by default (the paper: 1024-512-256) and normalised.
 
-Letters: B rows, F fields, D embedding width.
+Letters: B rows, F fields, D embedding width, H what both parts hold.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
-from longrec.features.schema import Field as Column
-from longrec.features.schema import Fields
+from longrec.features.fields import Field as Column
+from longrec.features.fields import Fields
 from longrec.models.base import Ranker
 from longrec.nn.activation import Name
 from longrec.nn.embedding import RESERVED, Embeddings
@@ -75,16 +75,23 @@ class WideDeep(Ranker):
         self.deep = MLP(
             inputs, config.mlp, config.activation, config.dropout, config.batch_norm, outputs=1, last_bias=False
         )
+        self.interaction = len(fields.features) + len(config.crosses) + self.deep.width
 
     def wide_parameters(self) -> list[nn.Parameter]:
         """The parameters of the linear part; no other part uses them."""
         return [*self.wide.parameters(), *self.crosses.parameters(), self.bias]
 
-    def forward(self, batch: Batch) -> Float[Tensor, " B"]:
-        """The logit of every row."""
+    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+        """The weight of every field and cross, and the last hidden layer."""
         v_BD = torch.cat(list(self.embeddings(batch).features.values()), 1)
         wide = [*self.wide(batch).features.values(), *self._crossed(batch).values()]
-        return self.bias + torch.cat(wide, 1).sum(1) + self.deep(v_BD).squeeze(1)
+        return torch.cat([*wide, self.deep.hidden(v_BD)], 1)
+
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+        """The sum of both parts."""
+        assert self.deep.last is not None
+        wide = self.interaction - self.deep.width
+        return self.bias + h_BH[:, :wide].sum(1) + self.deep.last(h_BH[:, wide:]).squeeze(1)
 
     def _crossed(self, batch: Batch) -> Mapping[str, Tensor]:
         ids = {}

@@ -1,5 +1,7 @@
 """Embeddings of all fields of a model: one table a field, shared by the impression and its histories.
 
+A dense field has one vector, which its value scales; a vector of W numbers has W, which its numbers scale.
+
 Gradients of tables are sparse: a step costs what the batch looks up, whatever the height of the table.
 
 Letters: B rows, N positions of a history, T positions of a shared one, U either, D width.
@@ -15,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longrec.features.batch import Batch, Jagged
-from longrec.features.schema import Field, Fields
+from longrec.features.fields import Field, Fields
+from longrec.nn.linear import linear
 from longrec.nn.segment import Segments
 
 RESERVED = 2
@@ -31,7 +34,7 @@ class Embedded:
 
 
 class Embeddings(nn.Module):
-    """One table for each distinct field name; a dense field has one vector, which its value scales.
+    """One table for each distinct field name.
 
     Args:
         dim: width of fields that ask for none.
@@ -47,18 +50,18 @@ class Embeddings(nn.Module):
         self.fields = fields if histories else Fields(fields.features, {})
         self.widths = {field.name: width or field.dim or dim for field in self.fields.tables()}
         for field in self.fields.tables():
-            table = torch.empty(max(field.rows, 1), self.widths[field.name]).normal_(std=std)
-            if field.kind != "dense":
+            table = torch.empty(max(field.rows, field.width, 1), self.widths[field.name]).normal_(std=std)
+            if field.rows:
                 table[:RESERVED] = 0
             self.register_parameter(_key(field.name), nn.Parameter(table))
 
     def table(self, name: str) -> nn.Parameter:
-        """The table of a field, ``[rows, D]`` (``[1, D]`` of a dense one)."""
+        """The table of a field, ``[rows, D]`` (``[1, D]`` of a dense one, ``[W, D]`` of a vector)."""
         return self.get_parameter(_key(name))
 
     def tables(self) -> list[nn.Parameter]:
         """All tables with sparse gradients."""
-        return [self.table(field.name) for field in self.fields.tables() if field.kind != "dense"]
+        return [self.table(field.name) for field in self.fields.tables() if field.rows]
 
     def forward(self, batch: Batch) -> Embedded:
         """Look everything up, each table once."""
@@ -85,6 +88,8 @@ class Embeddings(nn.Module):
         flat = [use.values if isinstance(use, Jagged) else use for use in uses]
         if field.kind == "dense":
             return [values.to(table.dtype).unsqueeze(1) * table for values in flat]
+        if field.kind == "vector":
+            return [linear(values.to(table.dtype), table.t().contiguous()) for values in flat]
         if torch.compiler.is_compiling():
             return [F.embedding(values, table) for values in flat]
         # One lookup for all uses: the optimiser then groups the ids of the table once.

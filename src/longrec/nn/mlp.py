@@ -23,6 +23,9 @@ class MLP(nn.Module):
         batch_norm: normalise before the activation (the layer then has no bias of its own).
         outputs: units of a final linear layer, or None to end with the last hidden layer.
         last_bias: whether that final layer has a bias (a model of several summed parts wants one bias in all).
+
+    Attributes:
+        width: units of the last hidden layer (the inputs where there is none).
     """
 
     def __init__(
@@ -38,19 +41,33 @@ class MLP(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList()
         for width in widths:
-            self.layers.append(_Layer(inputs, width, activation, dropout, batch_norm))
+            self.layers.append(Layer(inputs, width, activation, dropout, batch_norm))
             inputs = width
+        self.width = inputs
         self.last = None if outputs is None else Linear(inputs, outputs, bias=last_bias)
         self.outputs = inputs if outputs is None else outputs
 
     def forward(self, x_NI: Float[Tensor, "N I"]) -> Float[Tensor, "N O"]:
         """Apply all layers."""
+        h_NH = self.hidden(x_NI)
+        return h_NH if self.last is None else self.last(h_NH)
+
+    def hidden(self, x_NI: Float[Tensor, "N I"]) -> Float[Tensor, "N H"]:
+        """What the last hidden layer gives, before the final linear layer."""
         for layer in self.layers:
             x_NI = layer(x_NI)
-        return x_NI if self.last is None else self.last(x_NI)
+        return x_NI
 
 
-class _Layer(nn.Module):
+class Layer(nn.Module):
+    """One hidden layer.
+
+    Attributes:
+        addend: added to the linear part, before normalisation and activation, while it is set (``models/keep_plug.py``).
+    """
+
+    addend: Tensor | None = None
+
     def __init__(self, inputs: int, width: int, activation: Name, dropout: float, batch_norm: bool) -> None:
         super().__init__()
         self.linear = Linear(inputs, width, bias=not batch_norm)
@@ -61,7 +78,12 @@ class _Layer(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout else None
 
     def forward(self, x_NI: Float[Tensor, "N I"]) -> Float[Tensor, "N O"]:
-        x_NO: Tensor = self.linear(x_NI, relu=self.fused)
+        """Apply the layer."""
+        if self.addend is None:
+            x_NO: Tensor = self.linear(x_NI, relu=self.fused)
+        else:
+            x_NO = self.linear(x_NI) + self.addend
+            x_NO = x_NO.relu() if self.fused else x_NO
         for step in (self.norm, self.activation, self.dropout):
             if step is not None:
                 x_NO = step(x_NO)

@@ -16,7 +16,7 @@ from longrec.errors import RunError
 from longrec.features.batch import Batch, Jagged
 from longrec.features.decode import raw_value
 from longrec.features.encode import FIRST, DenseEncoder, TimeEncoder
-from longrec.features.schema import TIME_GAP
+from longrec.features.fields import TIME_GAP
 from longrec.train.run import Run, open_run
 from longrec.train.scoring import precision
 

@@ -1,0 +1,72 @@
+"""The join of a log with what another model left: for each sample the tokens of its user, strictly before its moment.
+
+The join looks up; it never adds or repeats a row. Users are found by their own keys, so that a store written from
+one log serves another.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from longrec.errors import DataError
+from longrec.features.fitted import time_gaps
+from longrec.features.schema import Schema
+from longrec.features.tokens import TokenSpec, token_columns
+from longrec.features.vocabulary import Keys, key_numbers
+
+if TYPE_CHECKING:
+    from longrec.store.tokens import TokenStore
+
+
+class TokenHistory:
+    """One token history of a log.
+
+    Args:
+        keys: the users of the log.
+        where: the history named in a message.
+
+    Raises:
+        DataError: the store names users otherwise, or counts time otherwise.
+    """
+
+    def __init__(self, store: TokenStore, schema: Schema, name: str, keys: Keys, where: str) -> None:
+        check_store(store, schema, keys.values.type, where)
+        self.store, self.name, self.spec = store, name, store.info.spec()
+        history = schema.histories[name]
+        self.of, self.last = history.of, history.last
+        self._gaps = partial(time_gaps, per_second=1 if store.info.unit == "step" else 1_000)
+        # Row 0 of the user table is nobody.
+        self._users = np.concatenate([[0], key_numbers(keys.values)])
+
+    def columns(
+        self, users: NDArray[np.int64], moments: NDArray[np.int64]
+    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
+        """The columns of the samples' histories by field name, and offsets ``[B + 1]``.
+
+        Args:
+            users: int64 ``[B]`` rows of the log's user table.
+            moments: int64 ``[B]``.
+        """
+        past = self.store.last(self._users.take(users), moments - self.store.info.lag, self.last)
+        return token_columns(self.spec, self.name, self.of, past, moments, self._gaps)
+
+
+def check_store(store: TokenStore, schema: Schema, key_type: pa.DataType, where: str) -> TokenSpec:
+    """What a token store holds, when it fits a log.
+
+    Raises:
+        DataError: it names users otherwise, or counts time otherwise.
+    """
+    info = store.info
+    keys = "int64" if pa.types.is_integer(key_type) else "text"
+    if info.keys != keys:
+        raise DataError(where, f"tokens of users named by {info.keys}", f"{keys}, as in the log", "compress this log")
+    unit = "step" if schema.time is not None and schema.time.unit == "step" else "ms"
+    if info.unit != unit:
+        raise DataError(where, f"tokens whose times count in {info.unit}", f"{unit}, as in the log")
+    return info.spec()

@@ -1,0 +1,32 @@
+"""Spans of time as a config writes them."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+_UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+def duration(value: Any) -> int:
+    """A span such as ``90s``, ``1h``, ``7d``, ``250ms`` in milliseconds; a bare number is seconds.
+
+    >>> duration("1h")
+    3600000
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(f"must be a duration such as '90s', '1h' or '7d', got {value!r}")
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", str(value))
+    if not match:
+        raise ValueError(f"must be a duration such as '90s', '1h' or '7d' (not negative), got {value!r}")
+    return round(float(match[1]) * _UNITS[match[2] or "s"])
+
+
+def _span(value: Any) -> str:
+    duration(value)
+    return str(value)
+
+
+Duration = Annotated[str, BeforeValidator(_span)]

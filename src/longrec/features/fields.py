@@ -1,0 +1,59 @@
+"""What a model gets to know of a schema after fitting: names, table heights, widths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+TIME_GAP = "time_gap"
+"""Computed history column: log2 buckets of the seconds (or steps) between a past event and the impression."""
+TIME_GAP_ROWS = 2 + 40
+
+TOKEN, VERSION = "token", "version"
+"""Columns of a token history: the vector of a past impression, and the version of the source that wrote it."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One input of a model, after encoding.
+
+    Attributes:
+        rows: height of the embedding table (reserved rows included); 0 for numbers.
+        dim: width asked for in the schema, or None to let the model decide.
+        table: who owns the value; in a request for one user only item fields differ between candidates.
+        feedback: known only after its event: the last row of the table means "not yet known".
+        width: numbers of a vector; 0 for other kinds.
+        slots: equal parts a vector falls into (several tokens of one instance).
+    """
+
+    name: str
+    kind: Literal["id", "multi", "dense", "vector"]
+    rows: int
+    dim: int | None = None
+    pool: Literal["mean", "sum", "max"] = "mean"
+    weighted: bool = False
+    table: Literal["event", "user", "item"] = "event"
+    feedback: bool = False
+    width: int = 0
+    slots: int = 1
+
+
+@dataclass(frozen=True)
+class Fields:
+    """All inputs of a model: the impression's fields and, for each history, the columns of a past event."""
+
+    features: tuple[Field, ...]
+    histories: dict[str, tuple[Field, ...]]
+
+    def pairs(self, history: str) -> tuple[Field, ...]:
+        """Columns of a history that also describe the candidate: the query of target attention."""
+        own = {field.name for field in self.features if field.table == "item"}
+        return tuple(field for field in self.histories[history] if field.name in own)
+
+    def tables(self) -> tuple[Field, ...]:
+        """Every distinct field, impression fields first: one embedding table each."""
+        seen = {field.name: field for field in self.features}
+        for columns in self.histories.values():
+            for field in columns:
+                seen.setdefault(field.name, field)
+        return tuple(seen.values())

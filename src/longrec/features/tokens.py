@@ -1,0 +1,190 @@
+"""Instance tokens as history columns: what a model gets to know of them, and what was known of each at a moment.
+
+A token is the vector that a source model made of one past impression. Beside it stand side columns (the label and
+other feedback of that impression, each with the moment it became known), the version of the source, and the moment
+at which the token could first be read. The same code serves training batches and requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.errors import ConfigError, nearest
+from longrec.features.encode import FIRST, UNSEEN
+from longrec.features.fields import TIME_GAP, TIME_GAP_ROWS, TOKEN, VERSION, Field
+
+
+@dataclass(frozen=True)
+class TokenSpec:
+    """What a token store holds, in the words of a model.
+
+    Attributes:
+        width: numbers of a token.
+        slots: equal parts a token falls into.
+        sides: side columns with the number of their ids; the id of that number means "not yet known".
+        versions: how many versions of the source wrote it; they are numbered from 0.
+        mixed: several versions whose vectors were not brought to one scale.
+    """
+
+    width: int
+    slots: int = 1
+    sides: Mapping[str, int] = field(default_factory=dict)
+    versions: int = 1
+    mixed: bool = False
+
+    def columns(self, history: str, of: Sequence[str]) -> tuple[Field, ...]:
+        """The fields of a history that reads these tokens.
+
+        Raises:
+            ConfigError: a column the store has not, or mixed versions that nothing tells apart.
+        """
+        known, faults = [TOKEN, VERSION, TIME_GAP, *self.sides], []
+        for column in (column for column in of if column not in known):
+            near = nearest(column, known)
+            hint = f"did you mean {near!r}?" if near else f"it has {', '.join(known)}"
+            faults.append(f"histories.{history}.of: the token store has no column {column!r}; {hint}")
+        if self.mixed and TOKEN in of and VERSION not in of:
+            faults.append(
+                f"histories.{history}.of: these tokens come from {self.versions} versions of their source, which are "
+                f"not of one scale; add {VERSION} so that a model can tell them apart, or compress with standardise"
+            )
+        if faults:
+            raise ConfigError("schema", faults)
+        return tuple(self._field(history, column) for column in of)
+
+    def _field(self, history: str, column: str) -> Field:
+        if column == TIME_GAP:
+            return Field(TIME_GAP, "id", TIME_GAP_ROWS)
+        name = token_field(history, column)
+        if column == TOKEN:
+            return Field(name, "vector", 0, width=self.width, slots=self.slots)
+        if column == VERSION:
+            return Field(name, "id", FIRST + self.versions)
+        return Field(name, "id", self.sides[column] + 1, feedback=True)
+
+
+def token_field(history: str, column: str) -> str:
+    """The name of a token column as a field: tables of two stores are never shared.
+
+    >>> token_field("tokens", "label"), token_field("tokens", "time_gap")
+    ('tokens.label', 'time_gap')
+    """
+    return column if column == TIME_GAP else f"{history}.{column}"
+
+
+class PastTokens(Protocol):
+    """Tokens of several users, end to end, oldest first within a user; see ``store.tokens.Tokens``."""
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """int64 ``[users + 1]``."""
+
+    @property
+    def times(self) -> NDArray[np.int64]:
+        """int64 ``[N]``: moments of the impressions."""
+
+    @property
+    def visible(self) -> NDArray[np.int64]:
+        """int64 ``[N]``: from when on a token could be read."""
+
+    @property
+    def version(self) -> NDArray[np.int32]:
+        """int32 ``[N]``."""
+
+    @property
+    def vectors(self) -> NDArray[np.float32]:
+        """float32 ``[N, width]``."""
+
+    @property
+    def sides(self) -> Mapping[str, NDArray[np.int32]]:
+        """int32 ids ``[N]`` by side column."""
+
+    @property
+    def known(self) -> Mapping[str, NDArray[np.int64]]:
+        """int64 ``[N]``: when each side value became known."""
+
+
+def token_columns(
+    spec: TokenSpec,
+    history: str,
+    of: Sequence[str],
+    past: PastTokens,
+    moments: NDArray[np.int64],
+    gaps: Any,
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
+    """The columns of a token history as known strictly before a moment, and their offsets.
+
+    A token that could not be read yet is left out; a side value that was not known yet reads as its "not yet" id.
+
+    Args:
+        past: tokens of impressions before the moments, one user a moment.
+        moments: int64 ``[users]``.
+        gaps: ids of the time passed, from (now, then).
+
+    Returns:
+        float32 ``[N, width]`` for the token, int32 ids ``[N]`` for the rest, by field name; int64 ``[users + 1]``.
+    """
+    lengths = np.diff(past.offsets)
+    now = np.repeat(moments, lengths)
+    seen = past.visible < now
+    whole = bool(seen.all())
+    offsets = past.offsets
+
+    def kept(values: NDArray[Any]) -> NDArray[Any]:
+        return values if whole else values[seen]
+
+    if not whole:
+        offsets = np.concatenate([[0], np.cumsum(seen)]).astype(np.int64)[past.offsets]
+    columns: dict[str, NDArray[Any]] = {}
+    for column in of:
+        if column == TIME_GAP:
+            values = gaps(kept(now), kept(past.times))
+        elif column == TOKEN:
+            values = kept(past.vectors)
+        elif column == VERSION:
+            version = kept(past.version)
+            values = np.where(version < spec.versions, version + FIRST, UNSEEN).astype(np.int32)
+        else:
+            values = np.where(past.known[column] < now, past.sides[column], spec.sides[column]).astype(np.int32)
+            values = kept(values)
+        columns[token_field(history, column)] = values
+    return columns, offsets
+
+
+def instance_ids(
+    users: NDArray[np.int64], items: NDArray[np.int64], times: NDArray[np.int64], seen: bool = True
+) -> NDArray[np.int64]:
+    """The id of each instance: 63 bits of a hash of who, what and when, the same offline and online.
+
+    Args:
+        users, items: key numbers ``[n]`` (``vocabulary.key_numbers``).
+        times: moments ``[n]``.
+        seen: tell apart instances that agree in all three by counting them, in the order given.
+    """
+    count = np.zeros(len(users), np.int64)
+    if seen and len(users):
+        order = np.lexsort((items, times, users))
+        same = np.ones(len(users), bool)
+        for part in (users, items, times):
+            same[1:] &= part[order][1:] == part[order][:-1]
+        same[0] = False
+        place = np.arange(len(users))
+        count[order] = place - np.maximum.accumulate(np.where(same, 0, place))
+    mixed = np.zeros(len(users), np.uint64)
+    with np.errstate(over="ignore"):
+        for part in (users, items, times, count):
+            mixed = _mix(mixed ^ part.astype(np.int64).view(np.uint64))
+    return (mixed >> np.uint64(1)).astype(np.int64)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The splitmix64 finaliser."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
