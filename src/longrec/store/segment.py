@@ -1,8 +1,10 @@
-"""A segment: events sorted by (key row, time), immutable, memory-mapped, with an offset a key.
+"""A segment: events sorted by (key, time), immutable, memory-mapped, with an offset a key.
 
-On disk a folder: ``offsets.npy`` (int64 ``[rows + 1]``), ``times.npy`` (int64 ``[n]``), one ``.npy`` a column,
-and ``segment.json`` with the format, the column types and a CRC32 of every file. Row r owns the events
-``offsets[r]:offsets[r + 1]``; row 0 is nobody and owns none. Nothing but numpy is needed to read one.
+On disk a folder: ``offsets.npy`` (int64 ``[rows + 1]``), ``times.npy`` (int64 ``[n]``), one ``.npy`` a column
+(``[n]``, or ``[n, W]`` for a vector an event), and ``segment.json`` with the format, the column types and a CRC32 of
+every file. Row r owns the events ``offsets[r]:offsets[r + 1]``. Where keys are rows of a table, row 0 is nobody and
+owns none; in an open key space ``keys.npy`` (int64, rising) names the key of every row. Nothing but numpy is needed
+to read one.
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ from numpy.typing import NDArray
 from longrec.errors import StoreError
 from longrec.features.manifest import read_manifest
 from longrec.features.table import open_array
+from longrec.store.columns import of_type, type_text
 
 FORMAT = "longrec-segment-1"
+MANIFEST = "segment.json"
+AGAIN = "copy or write the segment again"
 
 
 @dataclass(frozen=True)
@@ -31,33 +36,59 @@ class Segment:
     Attributes:
         offsets: int64 ``[rows + 1]``.
         times: int64 ``[n]``.
-        columns: arrays ``[n]`` by name.
+        columns: arrays ``[n]`` or ``[n, W]`` by name.
+        keys: int64 ``[rows]``, rising, in an open key space; None where keys are the rows themselves.
     """
 
     offsets: NDArray[np.int64]
     times: NDArray[np.int64]
     columns: Mapping[str, NDArray[Any]]
+    keys: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.times)
 
     @property
     def rows(self) -> int:
-        """How many keys, row 0 included."""
+        """How many key rows, row 0 included."""
         return len(self.offsets) - 1
 
+    def row(self, key: int) -> int:
+        """The row of a key, -1 when it has none."""
+        if self.keys is None:
+            return key
+        row = int(self.keys.searchsorted(key))
+        return row if row < len(self.keys) and self.keys[row] == key else -1
+
     def before(self, row: int, moment: int) -> tuple[int, int]:
-        """First and one-past-last position of a key's events strictly before a moment."""
+        """First and one-past-last position of a row's events strictly before a moment."""
         start, stop = int(self.offsets[row]), int(self.offsets[row + 1])
-        return start, start + int(np.searchsorted(self.times[start:stop], moment, side="left"))
+        return start, start + int(self.times[start:stop].searchsorted(moment, side="left"))
+
+    def ranges(self, keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First and one-past-last position of each key's events, int64 ``[k]`` each; two equal ones where none are."""
+        if self.keys is None:
+            return self.offsets.take(keys), self.offsets.take(keys + 1)
+        rows = self.keys.searchsorted(keys)
+        first = self.offsets.take(rows)
+        if not len(self.keys):
+            return first, first
+        met = self.keys.take(rows, mode="clip") == keys
+        return first, np.where(met, self.offsets.take(rows + 1, mode="clip"), first)
+
+    def owners(self) -> NDArray[np.int64]:
+        """int64 keys that own events, rising."""
+        rows = np.flatnonzero(np.diff(self.offsets))
+        return rows if self.keys is None else self.keys.take(rows)
 
     def write(self, folder: Path) -> None:
         """Write the folder; the manifest comes last, so a half-written segment is never opened."""
         folder.mkdir(parents=True, exist_ok=True)
-        arrays = {"offsets": self.offsets, "times": self.times, **self.columns}
+        keys = {} if self.keys is None else {"keys": self.keys}
+        arrays = {"offsets": self.offsets, "times": self.times, **keys, **self.columns}
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array)
-        write_manifest(folder, {name: str(array.dtype) for name, array in self.columns.items()})
+        write_manifest(folder, {name: type_text(of_type(array)) for name, array in self.columns.items()})
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = False) -> Segment:
@@ -69,32 +100,54 @@ class Segment:
         Raises:
             StoreError: missing, of another format, or damaged.
         """
-        manifest = read_manifest(folder / "segment.json", FORMAT, "a segment", "write it again", StoreError)
+        manifest = read_manifest(folder / MANIFEST, FORMAT, "a segment", "write it again", StoreError)
         for name, facts in manifest["files"].items():
             _check(folder / name, facts, verify)
-        columns = {name: open_array(folder / f"{name}.npy") for name in manifest["columns"]}
-        return cls(open_array(folder / "offsets.npy"), open_array(folder / "times.npy"), columns)
+        columns = {name: _open(folder / f"{name}.npy") for name in manifest["columns"]}
+        keys = _open(folder / "keys.npy") if "keys.npy" in manifest["files"] else None
+        segment = cls(_open(folder / "offsets.npy"), _open(folder / "times.npy"), columns, keys)
+        lengths = {name: len(array) for name, array in columns.items()}
+        if {len(segment), *lengths.values()} != {len(segment)} or (keys is not None and len(keys) != segment.rows):
+            raise StoreError(str(folder), f"columns of lengths {lengths}", f"{len(segment)} events", AGAIN)
+        return segment
 
 
-def write_manifest(folder: Path, columns: dict[str, str]) -> None:
-    """Write ``segment.json`` for the arrays that already lie in a folder."""
-    names = ["offsets", "times", *columns]
-    files = {
-        f"{name}.npy": {"bytes": (folder / f"{name}.npy").stat().st_size, "crc32": crc32(folder / f"{name}.npy")}
-        for name in names
-    }
-    (folder / "segment.json").write_text(json.dumps({"format": FORMAT, "columns": columns, "files": files}, indent=1))
+def no_events(types: Mapping[str, np.dtype[Any]], rows: int | None) -> Segment:
+    """A segment without events."""
+    columns = {name: np.zeros(0, dtype) for name, dtype in types.items()}
+    keys = np.zeros(0, np.int64) if rows is None else None
+    return Segment(np.zeros((rows or 0) + 1, np.int64), np.zeros(0, np.int64), columns, keys)
+
+
+def write_manifest(folder: Path, columns: dict[str, str], crcs: Mapping[str, int] | None = None) -> None:
+    """Write ``segment.json`` for the arrays that already lie in a folder.
+
+    Args:
+        crcs: checksums by file name, of files that were summed while they were written; the others are read.
+    """
+    names = [name for name in ("offsets", "times", "keys", *columns) if (folder / f"{name}.npy").exists()]
+    known = crcs or {}
+    files = {}
+    for name in (f"{name}.npy" for name in names):
+        crc = known[name] if name in known else crc32(folder / name)
+        files[name] = {"bytes": (folder / name).stat().st_size, "crc32": crc}
+    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "columns": columns, "files": files}, indent=1))
+
+
+def _open(path: Path) -> NDArray[Any]:
+    try:
+        return open_array(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise StoreError(str(path), f"no readable array ({error})", "the bytes that were written", AGAIN) from None
 
 
 def _check(path: Path, facts: dict[str, int], verify: bool) -> None:
     size = path.stat().st_size if path.exists() else -1
     if size != facts["bytes"]:
         found = "no such file" if size < 0 else f"{size} bytes"
-        raise StoreError(str(path), found, f"{facts['bytes']} bytes", "copy or write the segment again")
+        raise StoreError(str(path), found, f"{facts['bytes']} bytes", AGAIN)
     if verify and crc32(path) != facts["crc32"]:
-        raise StoreError(
-            str(path), "its checksum does not match", "the bytes that were written", "copy or write the segment again"
-        )
+        raise StoreError(str(path), "its checksum does not match", "the bytes that were written", AGAIN)
 
 
 def crc32(path: Path) -> int:

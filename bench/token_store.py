@@ -1,0 +1,305 @@
+"""The token store at 20 million tokens of 50 thousand users: loading, reading for training and for a request, appending
+while others read, and what `kill -9` leaves; a Redis server side by side on a tenth of it.
+
+    python bench/token_store.py [--tokens 20000000 --users 50000 --kills 100]
+
+Tokens are 32 numbers in 16 bits. Users are drawn by their activity, moments from their own tokens, so that a read finds
+many or few tokens as it does in training. *Floor* copies from the very same arrays, mapped, at places that are known
+beforehand: no keys, no search. All on one core; the page cache is warm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import machine
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.store.segment import Segment
+from longrec.store.tokens import TokenInfo, TokenStore, Version
+
+TESTS = Path(__file__).resolve().parent.parent / "tests" / "store"
+INFO = TokenInfo(width=32, codec="fp16", sides={"label": 3}, versions=tuple(Version(n) for n in range(8)))
+TRAINING = ["vectors", "visible", "version"]
+RAW = ["vector", "visible", "version"]
+NOW = 2_000_000_000_000
+
+
+@dataclass
+class Made:
+    """Sorted tokens."""
+
+    users: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    times: NDArray[np.int64]
+    vectors: NDArray[np.float16]
+
+    def put(self, store: TokenStore, stop: int) -> None:
+        times = self.times[:stop]
+        store.load(
+            self.users[:stop],
+            times,
+            instance=np.random.default_rng(1).integers(0, 2**62, stop),
+            visible=times + 60_000,
+            version=np.arange(stop) * 8 // stop,
+            vectors=self.vectors[:stop],
+            sides={"label": np.ones(stop, np.int8)},
+            known={"label": times + 3_600_000},
+        )
+
+    def requests(self, count: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        at = np.random.default_rng(count).integers(0, stop, count)
+        return self.users[at], self.times[at]
+
+
+def make(count: int, users: int) -> Made:
+    random = np.random.default_rng(0)
+    weight = random.lognormal(0, 1.2, users)
+    counts = random.multinomial(count, weight / weight.sum())
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    passed = np.cumsum(random.exponential(3e6, count).astype(np.int64) + 1)
+    before = np.concatenate([[0], passed])[offsets[:-1]]
+    times = 1_700_000_000_000 + passed - np.repeat(before, counts)
+    vectors = np.empty((count, 32), np.float16)
+    for at in range(0, count, 1 << 20):
+        part = vectors[at : at + (1 << 20)]
+        part[:] = random.standard_normal(part.shape, dtype=np.float32)
+    return Made(np.repeat(np.arange(users) * 7_919 + 1, counts), offsets, times, vectors)
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, float]:
+    """Wall and CPU seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def batches(readers: dict[str, Callable[[Any, Any], int]], asked: list[tuple[Any, Any]]) -> list[list[str]]:
+    """Rows of the table: every batch read once before, then timed, by one reader after the other."""
+    counts = [[read(*one) for read in readers.values()] for one in asked]
+    took = np.array([[timed(lambda read=read, one=one: read(*one)) for read in readers.values()] for one in asked])
+    tokens = np.mean(counts, 0)
+    return [
+        [name, f"{wall * 1e3:.2f}", f"{cpu * 1e3:.2f}", f"{count / cpu / 1e6:.1f}"]
+        for name, (wall, cpu), count in zip(readers, np.median(took, 0), tokens)
+    ]
+
+
+def singles(read: Callable[[int, int], Any], asked: list[tuple[int, int]]) -> list[str]:
+    """Percentiles of reads, one user at a time."""
+    for one in asked[:500]:
+        read(*one)
+    return percentiles([timed(lambda one=one: read(*one)) for one in asked])
+
+
+def percentiles(took: list[tuple[float, float]]) -> list[str]:
+    """p50, p99 and p99.9 in microseconds, of wall and of CPU seconds."""
+    found = np.percentile(np.array(took) * 1e6, [50, 99, 99.9], axis=0)
+    return [" / ".join(f"{value:.0f}" for value in column) for column in found.T]
+
+
+def floor(folder: Path, asked: list[tuple[Any, Any]]) -> Callable[[Any, Any], int]:
+    """Reads of plain mapped arrays at places that are known beforehand."""
+    segment = Segment.open(next(folder.glob("segment-*")))
+    columns = [segment.times, *(segment.columns[name] for name in RAW)]
+    known = {}
+    for users, moments in asked:
+        ranges = [segment.before(segment.row(user), moment) for user, moment in zip(users.tolist(), moments.tolist())]
+        known[id(users)] = [slice(max(start, stop - 256), stop) for start, stop in ranges]
+
+    def read(users: Any, moments: Any) -> int:
+        pieces = known[id(users)]
+        return len([np.concatenate([column[piece] for piece in pieces]) for column in columns][0])
+
+    return read
+
+
+def append(store: TokenStore, random: np.random.Generator, users: NDArray[np.int64], number: int) -> None:
+    """The newest tokens of some users."""
+    count = len(users)
+    times = np.full(count, NOW + number)
+    store.append(
+        users,
+        times,
+        instance=number * 10_000 + np.arange(count),
+        visible=times,
+        version=np.zeros(count, np.int64),
+        vectors=random.standard_normal((count, 32), dtype=np.float32),
+        sides={"label": np.full(count, 3)},
+        known={"label": times},
+    )
+
+
+def append_on(folder: Path, users: int) -> None:
+    """A process that appends a thousand tokens at a time until it is ended."""
+    random, number = np.random.default_rng(5), 1_000_000
+    with TokenStore.open(folder, writable=True) as store:
+        while True:
+            append(store, random, random.choice(users, min(1_000, users), replace=False) * 7_919 + 1, number)
+            number += 1
+            time.sleep(0.02)
+
+
+def appends(folder: Path, users: int) -> list[list[str]]:
+    random, rows, number = np.random.default_rng(2), [], 0
+    for together, rounds, sync in ((1_000, 200, True), (1_000, 200, False), (1, 500, True), (1, 500, False)):
+        asked = [random.choice(users, min(together, users), replace=False) * 7_919 + 1 for _ in range(rounds)]
+        with TokenStore.open(folder, writable=True) as store:
+            store.backend._journal.sync = sync
+
+            def write(store: TokenStore = store, asked: list[Any] = asked, number: int = number) -> None:
+                for at, own in enumerate(asked):
+                    append(store, random, own, number + at)
+
+            wall, cpu = timed(write)
+        number += rounds
+        total = sum(map(len, asked))
+        rows.append([str(together), "yes" if sync else "no", f"{total / wall:,.0f}", f"{total / cpu:,.0f}"])
+    return rows
+
+
+def remote(made: Made, stop: int) -> tuple[list[str], list[str]]:
+    """A server's load, memory and reads; empty where there is none."""
+    sys.path.insert(0, str(TESTS))
+    import redis
+    import redis_server
+
+    try:
+        serving = redis_server.serving()
+        url = serving.__enter__()
+    except redis_server.NoServer as reason:
+        return [], [f"no Redis server: {reason}"]
+    try:
+        with redis.Redis.from_url(url) as client, TokenStore.create(f"{url}/bench", INFO) as store:
+            empty = client.info("memory")["used_memory"]
+            wall, _ = timed(lambda: made.put(store, stop))
+            used = client.info("memory")["used_memory"] - empty
+            asked = [made.requests(512 + at, stop) for at in range(20)]
+            row = batches({"Redis, float32": lambda u, t: len(store.last(u, t, 256, TRAINING))}, asked)[0]
+            one = list(zip(*(part.tolist() for part in made.requests(3_000, stop))))
+            wall_us, cpu_us = singles(lambda u, t: store.last(u, t, 256), one)
+    finally:
+        serving.__exit__(None, None, None)
+    said = [
+        f"{stop:,} tokens loaded in {wall:.1f} s, {used / stop:.0f} bytes of memory a token; one user, last 256, "
+        f"{wall_us} us (p50 / p99 / p99.9), of which the client computes {cpu_us}"
+    ]
+    return row, said
+
+
+def kills(count: int) -> str:
+    sys.path.insert(0, str(TESTS))
+    import test_crash
+
+    with tempfile.TemporaryDirectory(dir=machine.CACHE) as folder:
+        told = test_crash.killed(Path(folder), count, 0.2)
+    return f"{count} writers killed (`kill -9`) while they appended and compacted: {told:,} acknowledged appends of 50 \
+events, 0 lost, 0 torn, 0 doubled."
+
+
+def measure(folder: Path, made: Made, given: argparse.Namespace) -> str:
+    store = TokenStore.create(folder, INFO)
+    load = timed(lambda: made.put(store, given.tokens))
+    store.close()
+    bytes_each = {path.stem: path.stat().st_size / given.tokens for path in folder.rglob("*.npy")}
+    asked = [made.requests(512 + at, given.tokens) for at in range(40)]
+    one = list(zip(*(part.tolist() for part in made.requests(10_000, given.tokens))))
+    stop = given.tokens // 10
+    redis_row, redis_said = remote(made, stop)
+    opened = timed(lambda: TokenStore.open(folder).close())
+    reader = TokenStore.open(folder)
+    readers: dict[str, Callable[[Any, Any], int]] = {
+        "floor: mapped arrays": floor(folder, asked),
+        "store, as it lies": lambda u, t: len(reader.backend.last(u, t, 256, None, RAW)),
+        "store, float32": lambda u, t: len(reader.last(u, t, 256, TRAINING)),
+        "store, float32, all columns": lambda u, t: len(reader.last(u, t, 256)),
+    }
+    rows, found = batches(readers, asked), np.mean([readers["store, as it lies"](*own) for own in asked])
+    quiet = [
+        ["as it lies", *singles(lambda u, t: reader.backend.last(u, t, 256, None, RAW), one)],
+        ["float32, all columns", *singles(lambda u, t: reader.last(u, t, 256), one)],
+    ]
+    writes = appends(folder, given.users)
+    reader.refresh()
+    newest = [(user, NOW * 2) for user, _ in one]
+    quiet.append(["float32, all columns, newest not compacted", *singles(lambda u, t: reader.last(u, t, 256), newest)])
+    writer = subprocess.Popen([sys.executable, __file__, "--append", str(folder), "--users", str(given.users)])
+    try:
+        time.sleep(3)
+        busy, refresh = [], []
+        for at, (user, moment) in enumerate(newest):
+            if at % 20 == 0:
+                refresh.append(timed(reader.refresh))
+                time.sleep(0.001)
+            busy.append(timed(lambda u=user, t=moment: reader.last(u, t, 256)))
+    finally:
+        writer.kill()
+        writer.wait()
+    for name, took in (
+        ("the same while another process appends", busy),
+        ("seeing what it appended (refresh)", refresh),
+    ):
+        quiet.append([name, *percentiles(took)])
+    with TokenStore.open(folder, writable=True) as store:
+        new = len(store.backend._delta)
+        compact = timed(store.compact)
+    lean = sum(bytes_each[name] for name in ("times", "vector", "visible", "version"))
+    head = ["512 users, last 256", "ms", "CPU, ms", "million tokens a CPU-second"]
+    return f"""# The token store at {given.tokens:,} tokens of {given.users:,} users
+
+32 numbers of 16 bits a token, one side column. A batch of 512 users finds {found:,.0f} tokens on average.
+
+Loaded, sorted, in {load[0]:.1f} s ({load[1]:.1f} CPU-s). On disk {sum(bytes_each.values()):.1f} bytes a token, of
+which moment, vector, visible and version {lean:.1f}, and the instance {bytes_each["instance"]:.1f}. Opened in
+{opened[0] * 1e3:.0f} ms; {new:,} newer tokens compacted into it in {compact[0]:.1f} s ({compact[1]:.1f} CPU-s).
+
+{machine.table(head, rows)}
+
+On {stop:,} of the tokens, over a local socket: {redis_said[0]}.
+
+{machine.table(head, [redis_row]) if redis_row else ""}
+
+{machine.table(["one user, last 256", "us, p50 / p99 / p99.9", "us of CPU"], quiet)}
+
+{machine.table(["tokens an append", "synced", "tokens a second", "tokens a CPU-second"], writes)}
+
+{kills(given.kills)}
+"""
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in (("tokens", 20_000_000), ("users", 50_000), ("kills", 100)):
+        ask.add_argument(f"--{name}", type=int, default=value)
+    ask.add_argument("--append", type=Path, help=argparse.SUPPRESS)
+    given = ask.parse_args()
+    if given.append:
+        append_on(given.append, given.users)
+        return
+    machine.CACHE.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=machine.CACHE, prefix="tokens-"))
+    try:
+        text = measure(folder / "tokens", make(given.tokens, given.users), given)
+    finally:
+        shutil.rmtree(folder)
+    machine.write("token_store", text)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()

@@ -1,0 +1,219 @@
+"""Vectors as a store keeps them, and back: whole, halved, in bytes, or as codes of codebooks.
+
+| codec | bytes of W numbers | how far a number can lie off |
+| --- | --- | --- |
+| fp32 | 4 W | not at all |
+| fp16 | 2 W | 2**-11 of it (2**-25 where it is below 2**-14); at most 65,504 |
+| int8 | W + 4 | half a step, where a step is 1/127 of the vector's largest number |
+| codes | one a slot and level | what the codebooks leave over |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.errors import StoreError
+from longrec.store.columns import Types
+
+_WHERE = "vectors to store"
+_PIECE = 1 << 16
+"""Numbers that are widened at once: what fits a core's own cache."""
+
+Columns = Mapping[str, NDArray[Any]]
+
+
+class Codec(Protocol):
+    """How vectors lie in a store.
+
+    Attributes:
+        types: the columns that hold them.
+    """
+
+    types: Types
+
+    def encode(self, vectors: NDArray[Any], versions: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Columns of vectors.
+
+        Args:
+            vectors: float32 (or float16) ``[n, W]``.
+            versions: ``[n]``, which version made each.
+
+        Raises:
+            StoreError: another shape, NaN, infinity, or numbers too large to be kept.
+        """
+        ...
+
+    def decode(self, columns: Columns, versions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """float32 ``[n, W]`` vectors of columns."""
+        ...
+
+
+class Whole:
+    """fp32: every bit."""
+
+    def __init__(self, width: int) -> None:
+        self.types: Types = {"vector": np.dtype((np.float32, (width,)))}
+
+    def encode(self, vectors: NDArray[Any], versions: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """See ``Codec.encode``."""
+        return {"vector": finite(vectors, self.types["vector"].shape[0]).astype(np.float32, copy=False)}
+
+    def decode(self, columns: Columns, versions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See ``Codec.decode``."""
+        return columns["vector"]
+
+
+class Half:
+    """fp16: a number is kept within 2**-11 of itself, one below 2**-14 in size within 2**-25."""
+
+    def __init__(self, width: int) -> None:
+        self.types: Types = {"vector": np.dtype((np.float16, (width,)))}
+
+    def encode(self, vectors: NDArray[Any], versions: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """See ``Codec.encode``; what rounds beyond 65,504 is refused."""
+        vectors = finite(vectors, self.types["vector"].shape[0])
+        if vectors.dtype == np.float16:
+            return {"vector": vectors}
+        with np.errstate(over="ignore"):
+            halves = vectors.astype(np.float16)
+        if not np.isfinite(halves).all():
+            raise StoreError(_WHERE, f"the number {np.abs(vectors).max():.6g}", "at most 65504 in fp16", "take fp32")
+        return {"vector": halves}
+
+    def decode(self, columns: Columns, versions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See ``Codec.decode``."""
+        return widened(columns["vector"])
+
+
+class Bytes:
+    """int8: whole steps of a vector's own scale, 1/127 of its largest number; off by half a step at most.
+
+    Float32 rounding adds at most 2**-20 of the largest number.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.types: Types = {"vector": np.dtype((np.int8, (width,))), "scale": np.dtype(np.float32)}
+
+    def encode(self, vectors: NDArray[Any], versions: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """See ``Codec.encode``."""
+        vectors = finite(vectors, self.types["vector"].shape[0]).astype(np.float32, copy=False)
+        largest = np.abs(vectors).max(1, initial=0) if len(vectors) else np.zeros(0, np.float32)
+        scale = (largest / np.float32(127)).astype(np.float32)
+        steps = np.rint(vectors / np.where(scale > 0, scale, np.float32(1))[:, None])
+        return {"vector": np.clip(steps, -127, 127).astype(np.int8), "scale": scale}
+
+    def decode(self, columns: Columns, versions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See ``Codec.decode``."""
+        return columns["vector"] * columns["scale"][:, None]
+
+
+class Codes:
+    """Residual codes: a slot of a vector is the sum of one codeword a level, of the codebooks of its version.
+
+    Args:
+        width: W, all slots together.
+        slots: S.
+        codebooks: float32 ``[S, M, V, W / S]`` by version, with at most 256 words.
+        levels: M.
+    """
+
+    def __init__(self, width: int, slots: int, levels: int, codebooks: Mapping[int, NDArray[np.float32]]) -> None:
+        self.width, self.slots, self.levels, self.codebooks = width, slots, levels, codebooks
+        self.types: Types = {"codes": np.dtype((np.uint8, (slots * levels,)))}
+
+    def encode(self, vectors: NDArray[Any], versions: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Codes of vectors: level by level the nearest word to what is left over. Codes (uint8 ``[n, S * M]``) stay.
+
+        Raises:
+            StoreError: as ``Codec.encode``, or a code beyond its codebook.
+        """
+        vectors = np.asarray(vectors)
+        coded = vectors.dtype == np.uint8
+        rest = vectors if coded else finite(vectors, self.width).astype(np.float32, copy=False)
+        if coded and rest.shape[1:] != (self.slots * self.levels,):
+            raise StoreError(_WHERE, f"codes of shape {list(rest.shape)}", f"[n, {self.slots * self.levels}]")
+        codes = np.empty((len(rest), self.slots * self.levels), np.uint8)
+        for version in np.unique(versions).tolist():
+            books, own = self.codebooks[version], versions == version
+            if not coded:
+                codes[own] = _nearest(rest[own], books)
+                continue
+            codes[own] = rest[own]
+            if codes[own].max(initial=0) >= books.shape[2]:
+                raise StoreError(_WHERE, f"code {codes[own].max()}", f"codes below {books.shape[2]}, of its codebook")
+        return {"codes": codes}
+
+    def decode(self, columns: Columns, versions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See ``Codec.decode``."""
+        codes = columns["codes"]
+        codes = codes.reshape(len(codes), self.slots, self.levels)
+        vectors = np.empty((len(codes), self.slots, self.width // self.slots), np.float32)
+        present = np.unique(versions).tolist()
+        for version in present:
+            books = self.codebooks[version]
+            own: Any = slice(None) if len(present) == 1 else np.flatnonzero(versions == version)
+            mine = codes[own]
+            for slot in range(self.slots):
+                part = books[slot, 0].take(mine[:, slot, 0], axis=0)
+                for level in range(1, self.levels):
+                    part += books[slot, level].take(mine[:, slot, level], axis=0)
+                vectors[own, slot] = part
+        return vectors.reshape(len(codes), self.width)
+
+
+def finite(vectors: NDArray[Any], width: int) -> NDArray[Any]:
+    """float32 ``[n, width]`` without NaN or infinity (float16 stays as it is).
+
+    Raises:
+        StoreError: anything else.
+    """
+    vectors = np.asarray(vectors)
+    if vectors.ndim != 2 or vectors.shape[1] != width or vectors.dtype.kind != "f":
+        raise StoreError(_WHERE, f"{vectors.dtype} {list(vectors.shape)}", f"float32 [n, {width}]")
+    if vectors.dtype != np.float16:
+        with np.errstate(over="ignore"):
+            vectors = vectors.astype(np.float32, copy=False)
+    good = np.isfinite(vectors)
+    if not good.all():
+        row = int(np.flatnonzero(~good.all(1))[0])
+        raise StoreError(_WHERE, f"NaN or infinity in row {row}", "finite numbers", "look at the model that made them")
+    return vectors
+
+
+def widened(halves: NDArray[np.float16]) -> NDArray[np.float32]:
+    """float32 of finite float16, bit for bit what ``astype`` gives, several times faster: numpy converts one by one.
+
+    The bits are put where float32 has them; what the exponents differ by is a factor of 2**112.
+    """
+    flat = np.ascontiguousarray(halves).reshape(-1).view(np.int16)
+    wide = np.empty(flat.size, np.int32)
+    numbers = wide.view(np.float32)
+    for at in range(0, flat.size, _PIECE):
+        part, number = wide[at : at + _PIECE], numbers[at : at + _PIECE]
+        np.copyto(part, flat[at : at + _PIECE])  # the sign fills the upper half
+        np.left_shift(part, 13, out=part)
+        np.bitwise_and(part, _SIGN_AND_REST, out=part)
+        np.multiply(number, _EXPONENTS, out=number)
+    return numbers.reshape(halves.shape)
+
+
+_SIGN_AND_REST = np.int32(0x8FFFE000 - (1 << 32))
+_EXPONENTS = np.float32(2.0**112)
+
+
+def _nearest(vectors: NDArray[np.float32], books: NDArray[np.float32]) -> NDArray[np.uint8]:
+    slots, levels, _, width = books.shape
+    rest = vectors.reshape(len(vectors), slots, width).copy()
+    codes = np.empty((len(vectors), slots, levels), np.uint8)
+    for slot in range(slots):
+        for level in range(levels):
+            words = books[slot, level]
+            distance = np.square(words).sum(1) - 2 * rest[:, slot] @ words.T
+            code = distance.argmin(1)
+            codes[:, slot, level] = code
+            rest[:, slot] -= words[code]
+    return codes.reshape(len(vectors), slots * levels)

@@ -1,0 +1,150 @@
+"""Columns of events: their types in words, and values brought into them without loss."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.errors import StoreError
+
+Types = Mapping[str, np.dtype[Any]]
+_WORDS = re.compile(r"((?:u?int(?:8|16|32|64)|float(?:16|32|64)|bool))(?:\[(\d+)\])?")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\- ]*")
+_NARROW = tuple(np.dtype(f"{sign}int{bits}") for bits in (8, 16, 32) for sign in ("u", ""))
+_PIECE = 1 << 22
+
+
+def type_text(dtype: np.dtype[Any]) -> str:
+    """A column's type as manifests write it.
+
+    >>> type_text(np.dtype(np.int64)), type_text(np.dtype((np.float16, (32,))))
+    ('int64', 'float16[32]')
+    """
+    return str(dtype.base) + (f"[{dtype.shape[0]}]" if dtype.shape else "")
+
+
+def type_of(text: str, where: str) -> np.dtype[Any]:
+    """A column's type from a manifest.
+
+    Raises:
+        StoreError: no type a store can hold.
+    """
+    parts = _WORDS.fullmatch(text)
+    if parts is None:
+        raise StoreError(where, f"a column of type {text!r}", "a number, or numbers with a width like float16[32]")
+    return np.dtype((parts[1], (int(parts[2]),))) if parts[2] else np.dtype(parts[1])
+
+
+def column_types(columns: Mapping[str, Any], identity: str | None, where: str) -> dict[str, np.dtype[Any]]:
+    """The types of a new store's columns, held to what a store can keep.
+
+    Raises:
+        StoreError: a name that is no plain file name, a type that is no number, or an identity that cannot be one.
+    """
+    types = {name: np.dtype(dtype) for name, dtype in columns.items()}
+    for name, dtype in types.items():
+        if not _NAME.fullmatch(name) or name in ("keys", "offsets", "times", "segment"):
+            raise StoreError(where, f"a column named {name!r}", "letters, digits, dots and dashes", "rename it")
+        if len(dtype.shape) > 1:
+            raise StoreError(where, f"column {name!r} with {len(dtype.shape)} axes an event", "one at most")
+        type_of(type_text(dtype), where)
+    if identity is not None and types.get(identity) != np.dtype(np.int64):
+        found = type_text(types[identity]) if identity in types else "no such column"
+        raise StoreError(where, f"identity {identity!r}: {found}", "the name of an int64 column")
+    return types
+
+
+def reading_types(columns: Types) -> dict[str, np.dtype[Any]]:
+    """The types in which stored columns are read: whole numbers wider than they lie, so that appended values fit.
+    Vectors are read as they lie.
+    """
+    widths = {name: np.dtype(np.int64 if dtype.itemsize > 2 else np.int32) for name, dtype in columns.items()}
+    return {name: widths[name] if dtype.kind in "iub" and not dtype.shape else dtype for name, dtype in columns.items()}
+
+
+def of_type(array: NDArray[Any]) -> np.dtype[Any]:
+    """The type of a column that lies as an array ``[n]`` or ``[n, W]``."""
+    return np.dtype((array.dtype, array.shape[1:])) if array.ndim > 1 else array.dtype
+
+
+def narrowest(low: int, high: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The smallest whole-number type that holds all of ``low..high``, at most ``dtype``.
+
+    >>> narrowest(0, 255, np.dtype(np.int64)), narrowest(-1, 255, np.dtype(np.int64))
+    (dtype('uint8'), dtype('int16'))
+    """
+    for narrow in _NARROW:
+        if narrow.itemsize < dtype.itemsize and np.iinfo(narrow).min <= low and high <= np.iinfo(narrow).max:
+            return narrow
+    return dtype
+
+
+def checked(
+    types: Types,
+    rows: int | None,
+    keys: NDArray[Any],
+    times: NDArray[Any],
+    values: Mapping[str, NDArray[Any]],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray[Any]]]:
+    """Events to append, in the types of the store.
+
+    Raises:
+        StoreError: as ``HistoryStore.append`` says.
+    """
+    where, write = "events to append", "give every event a key, a time and all the columns"
+    keys, times = np.atleast_1d(np.asarray(keys)), np.atleast_1d(np.asarray(times))
+    if set(values) != set(types):
+        raise StoreError(where, f"the columns {', '.join(sorted(values)) or 'none'}", ", ".join(sorted(types)), write)
+    arrays = {name: np.atleast_1d(np.asarray(values[name])) for name in types}
+    lengths = {"keys": len(keys), "times": len(times), **{name: len(array) for name, array in arrays.items()}}
+    if len(set(lengths.values())) > 1:
+        raise StoreError(where, ", ".join(f"{n} {name}" for name, n in lengths.items()), "one length", write)
+    if keys.ndim > 1 or times.ndim > 1:
+        raise StoreError(where, f"keys of shape {keys.shape} and times of shape {times.shape}", "one axis", write)
+    for name, array in arrays.items():
+        if array.shape[1:] != types[name].shape and array.size:
+            found, width = f"{list(array.shape)}", ", ".join(map(str, types[name].shape))
+            raise StoreError(f"{where}: column {name!r}", found, f"[{len(keys)}{', ' if width else ''}{width}]", write)
+    if not len(keys):
+        none = {name: np.zeros(0, dtype) for name, dtype in types.items()}
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), none
+    if keys.dtype.kind not in "iu" or times.dtype.kind not in "iu":
+        raise StoreError(where, f"keys of type {keys.dtype} and times of type {times.dtype}", "whole numbers")
+    if rows is not None:
+        wrong = (keys < 1) | (keys >= rows)
+        if wrong.any():
+            raise StoreError(where, f"the key row {keys[wrong][0]}", f"rows from 1 to {rows - 1}", "add the key first")
+    cast = {name: _cast(array, types[name].base, f"{where}: column {name!r}") for name, array in arrays.items()}
+    return _cast(keys, _INT64, f"{where}: keys"), _cast(times, _INT64, f"{where}: times"), cast
+
+
+_INT64 = np.dtype(np.int64)
+
+
+def _cast(array: NDArray[Any], dtype: np.dtype[Any], where: str) -> NDArray[Any]:
+    """Values in another type; only the digits of a double may be lost."""
+    if array.dtype == dtype:
+        return array
+    if array.dtype.kind in "iubf":
+        cast = np.empty(array.shape, dtype)
+        for at in range(0, len(array), _PIECE):  # in pieces: a load may bring gigabytes
+            piece = array[at : at + _PIECE]
+            with np.errstate(over="ignore", invalid="ignore"):
+                cast[at : at + _PIECE] = piece
+            part = cast[at : at + _PIECE]
+            same = np.array_equal(np.isfinite(part), np.isfinite(piece)) if dtype.kind == "f" else _equal(part, piece)
+            if not same:
+                break
+        else:
+            return cast
+    raise StoreError(where, f"values of type {array.dtype}", f"what fits {dtype}", "encode them as the log was")
+
+
+def _equal(cast: NDArray[Any], array: NDArray[Any]) -> bool:
+    # Signed against unsigned: two 64-bit numbers of one bit pattern are not one number.
+    signs = bool(((cast < 0) == (array < 0)).all()) if cast.dtype.kind != "b" else True
+    return signs and np.array_equal(cast, array)

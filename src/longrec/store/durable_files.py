@@ -1,0 +1,214 @@
+"""The files of a durable store: its manifest, its lock, and what a crash may leave."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.errors import StoreError
+from longrec.features.manifest import read_manifest
+from longrec.store.columns import Types, of_type, type_of, type_text
+from longrec.store.rewrite import sync_path
+from longrec.store.segment import Segment
+
+FORMAT = "longrec-store-1"
+_OURS = re.compile(r"segment-\d{6,}|journal-\d{6,}\.log|store\.json\.new")
+_ARRAY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``store.json`` says.
+
+    Attributes:
+        generation: counts the journals.
+        segment: name of the segment that counts, None before the first.
+        types, rows, identity: as ``store.HistoryStore``.
+        attributes: whatever else is to be known, as JSON.
+        stamp: what the file was known by before it was read.
+    """
+
+    NAME: ClassVar[str] = "store.json"
+
+    generation: int
+    segment: str | None
+    types: Types
+    rows: int | None
+    identity: str | None
+    attributes: dict[str, Any]
+    stamp: tuple[int, int, int] | None = None
+
+    @property
+    def journal(self) -> str:
+        """Name of the journal that counts."""
+        return f"journal-{self.generation:06d}.log"
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The manifest of a store.
+
+        Raises:
+            StoreError: no store, or one of another version.
+        """
+        what = "a durable store"
+        stamp = cls.stamp_of(folder)
+        content = read_manifest(folder / cls.NAME, FORMAT, what, "restore it from a copy", StoreError)
+        try:
+            where = str(folder / cls.NAME)
+            types = {name: type_of(text, where) for name, text in content["columns"].items()}
+            number, segment = int(content["generation"]), content["segment"]
+            rows, identity = content["rows"], content["identity"]
+            return cls(number, segment, types, rows, identity, content["attributes"], stamp)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise StoreError(str(folder / cls.NAME), f"not readable ({error!r})", what, "restore it") from None
+
+    def fits(self, segment: Segment, folder: Path) -> None:
+        """Hold a segment to what the manifest says.
+
+        Raises:
+            StoreError: it has other columns, or other keys.
+        """
+        found = {name: of_type(column).shape for name, column in segment.columns.items()}
+        same = found == {name: dtype.shape for name, dtype in self.types.items()}
+        keys = segment.keys is not None if self.rows is None else segment.keys is None and segment.rows == self.rows
+        if not (same and keys):
+            shown, expected = f"a segment of the columns {', '.join(found)}", f"{', '.join(self.types)}, and their keys"
+            raise StoreError(str(folder), shown, expected, "restore it from a copy")
+
+    def write(self, folder: Path) -> None:
+        """Replace the manifest at once: before, the old one counts, after, this one."""
+        content = {
+            "format": FORMAT,
+            "generation": self.generation,
+            "segment": self.segment,
+            "columns": {name: type_text(dtype) for name, dtype in self.types.items()},
+            "rows": self.rows,
+            "identity": self.identity,
+            "attributes": self.attributes,
+        }
+        try:
+            text = json.dumps(content, indent=1, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise StoreError(str(folder), f"attributes that are no JSON ({error})", "plain values") from None
+        _replace(folder / self.NAME, text.encode())
+
+    @classmethod
+    def stamp_of(cls, folder: Path) -> tuple[int, int, int]:
+        """What changes whenever the manifest is replaced.
+
+        Raises:
+            StoreError: there is none.
+        """
+        try:
+            facts = (folder / cls.NAME).stat()
+        except OSError as error:
+            found = f"no readable {cls.NAME} ({error.strerror})"
+            raise StoreError(str(folder), found, "a durable store", "give the folder of one") from None
+        return facts.st_ino, facts.st_mtime_ns, facts.st_size
+
+
+def _replace(path: Path, content: bytes) -> None:
+    new = path.with_name(f"{path.name}.new")
+    with new.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    sync_path(path.parent)
+
+
+class Lock:
+    """A store held for writing; it is given back when closed, or with the process.
+
+    Raises:
+        StoreError: another writer holds it, or the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file, self._owner = -1, os.getpid()
+        with written(folder):
+            self._file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            raise StoreError(
+                str(folder), "another writer holds it", "one writer a store", "close that one, or open for reading"
+            ) from None
+
+    def close(self) -> None:
+        """Give it back."""
+        if self._file >= 0:
+            if os.getpid() == self._owner:  # a forked process holds the same lock, and must not give it away
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+            os.close(self._file)
+            self._file = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Tell what the disk refuses as a fault of a store.
+
+    Raises:
+        StoreError: the disk is full, or the place cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        found = f"cannot be written: {error.strerror or error}"
+        raise StoreError(str(path), found, "a place that can", "make room or choose another, then try again") from None
+
+
+def sweep(folder: Path, manifest: Manifest) -> None:
+    """Take away segments and journals that count no more. Readers that have mapped them keep them."""
+    for path in folder.iterdir():
+        if _OURS.fullmatch(path.name) and path.name not in (manifest.segment, manifest.journal):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def put_array(folder: Path, name: str, array: NDArray[Any]) -> None:
+    """Keep a small array, at once."""
+    _named(folder, name)
+    (folder / "arrays").mkdir(exist_ok=True)
+    path = folder / "arrays" / f"{name}.npy"
+    new = path.with_name(f"{name}.new.npy")
+    np.save(new, array, allow_pickle=False)
+    sync_path(new)
+    new.replace(path)
+    sync_path(path.parent)
+
+
+def take_array(folder: Path, name: str) -> NDArray[Any]:
+    """A kept array.
+
+    Raises:
+        StoreError: there is none, or it cannot be read.
+    """
+    _named(folder, name)
+    path = folder / "arrays" / f"{name}.npy"
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise StoreError(str(path), f"no readable array ({error})", "an array that was kept") from None
+
+
+def _named(folder: Path, name: str) -> None:
+    if not _ARRAY.fullmatch(name):
+        raise StoreError(str(folder), f"an array named {name!r}", "letters, digits, dots and dashes")

@@ -1,0 +1,193 @@
+"""An append log of framed events: what a store was told since its last segment, readable up to the last whole frame.
+
+A frame is ``magic, count, CRC32`` (12 bytes, little-endian) and a payload: keys (int64 ``[count]``), times (int64
+``[count]``), then the columns in the order of the store, each end to end. One append is one frame, so that all of it is
+there, or none. The checksum begins with the store's column types and the journal's number: a frame of another store
+or of an older journal is no frame.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.errors import StoreError
+from longrec.store.columns import Types, type_text
+
+_HEAD = struct.Struct("<4sII")
+_MAGIC = b"LRE1"
+_REPLAY = 1 << 18
+"""Events that a replay hands over at once."""
+
+Batch = tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray[Any]]]
+"""Keys, times and columns of events."""
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What the end of a journal was found to be.
+
+    Attributes:
+        dropped: bytes after the last whole frame.
+        torn: they are the beginning of a frame that was never finished (a writer that ended while it wrote, or is
+            writing); False: a frame whose bytes were altered.
+        kept: where a writer put altered bytes before it cut them off.
+    """
+
+    dropped: int = 0
+    torn: bool = True
+    kept: Path | None = None
+
+
+class Frames:
+    """How events of some columns are packed."""
+
+    def __init__(self, types: Types, number: int) -> None:
+        self.types = types
+        self.parts = [("", np.dtype("<i8")), ("", np.dtype("<i8")), *types.items()]
+        self.size = sum(dtype.itemsize for _, dtype in self.parts)
+        text = ",".join(f"{name}:{type_text(dtype)}" for name, dtype in types.items())
+        self.seed = zlib.crc32(f"{number};{text}".encode())
+
+    def pack(self, keys: NDArray[np.int64], times: NDArray[np.int64], columns: Mapping[str, NDArray[Any]]) -> bytes:
+        """One frame."""
+        payload = b"".join([keys.tobytes(), times.tobytes(), *(columns[name].tobytes() for name in self.types)])
+        return _HEAD.pack(_MAGIC, len(keys), self._crc(len(keys), payload)) + payload
+
+    def _crc(self, count: int, payload: bytes) -> int:
+        return zlib.crc32(payload, zlib.crc32(count.to_bytes(4, "little"), self.seed))
+
+    def unpack(self, payload: bytes, count: int) -> Batch:
+        """The events of a payload."""
+        arrays, at = [], 0
+        for _, dtype in self.parts:
+            stop = at + count * dtype.itemsize
+            arrays.append(np.frombuffer(payload[at:stop], dtype.base).reshape(count, *dtype.shape))
+            at = stop
+        return arrays[0], arrays[1], dict(zip(self.types, arrays[2:]))
+
+    def read(self, file: int, at: int) -> Iterator[tuple[Batch, int]]:
+        """Events of the whole frames from a position on, many frames at once, and the position after them."""
+        batch: list[Batch] = []
+        held = 0
+        while (frame := self._frame(file, at)) is not None:
+            payload, count = frame
+            batch.append(self.unpack(payload, count))
+            at, held = at + _HEAD.size + len(payload), held + count
+            if held >= _REPLAY:
+                yield _joined(batch, self.types), at
+                batch, held = [], 0
+        if batch:
+            yield _joined(batch, self.types), at
+
+    def _frame(self, file: int, at: int) -> tuple[bytes, int] | None:
+        """The payload of a whole frame and its count, or None."""
+        head = os.pread(file, _HEAD.size, at)
+        if len(head) < _HEAD.size:
+            return None
+        magic, count, crc = _HEAD.unpack(head)
+        if magic != _MAGIC or not count or at + _HEAD.size + count * self.size > os.fstat(file).st_size:
+            return None
+        payload = _read(file, count * self.size, at + _HEAD.size)
+        return (payload, count) if self._crc(count, payload) == crc else None
+
+    def rest(self, file: int, at: int) -> Recovered:
+        """What lies after the last whole frame."""
+        dropped = max(0, os.fstat(file).st_size - at)
+        data = _read(file, dropped, at)
+        begun = _MAGIC.startswith(data[:4]) if len(data) < _HEAD.size else data.startswith(_MAGIC)
+        # An altered count looks like a frame that was never finished; but then others follow.
+        return Recovered(dropped, begun and _MAGIC not in data[4:] and not self._whole(data))
+
+    def _whole(self, data: bytes) -> bool:
+        """Whether all bytes of the frame that data begins with are there."""
+        return len(data) >= _HEAD.size and len(data) >= _HEAD.size + _HEAD.unpack_from(data)[1] * self.size
+
+
+class Journal:
+    """A journal being written.
+
+    Args:
+        at: where its last whole frame ends; what lies behind is cut off.
+        sync: wait until a frame is on the disk before an append returns.
+    """
+
+    def __init__(self, path: Path, frames: Frames, at: int, *, sync: bool) -> None:
+        self.path, self.frames, self.at, self.sync = path, frames, at, sync
+        self._file, self._broken = -1, ""
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        if os.fstat(self._file).st_size > at:
+            os.ftruncate(self._file, at)
+        if sync:
+            os.fsync(self._file)
+
+    def append(self, keys: NDArray[np.int64], times: NDArray[np.int64], columns: Mapping[str, NDArray[Any]]) -> None:
+        """Write one frame; when this returns, the events outlive the process (with ``sync`` also the machine).
+
+        Raises:
+            StoreError: the disk is full, and nothing of the events is kept; or the disk fails, and they may be.
+        """
+        if self._broken:
+            raise StoreError(str(self.path), self._broken, "a journal that takes events", "open the store again")
+        frame, where = self.frames.pack(keys, times, columns), str(self.path)
+        try:
+            _write(self._file, frame, self.at)
+        except OSError as error:
+            self._undo(error)
+            raise StoreError(where, f"cannot be written: {error.strerror}", "", "make room and append again") from None
+        try:
+            if self.sync:
+                os.fdatasync(self._file)
+        except OSError as error:
+            # Whether the disk has it nobody knows, and readers may have it already: only a new reading can tell.
+            self._broken = f"the disk failed ({error.strerror})"
+            raise StoreError(where, self._broken, "", "open the store again, then append again") from None
+        self.at += len(frame)
+
+    def _undo(self, error: OSError) -> None:
+        try:
+            os.ftruncate(self._file, self.at)
+        except OSError as again:
+            self._broken = f"failed to write ({error.strerror}) and to undo it ({again.strerror})"
+
+    def close(self) -> None:
+        """Give the file back."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file, self._broken = -1, "closed"
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _joined(batches: list[Batch], types: Types) -> Batch:
+    if len(batches) == 1:
+        return batches[0]
+    keys, times = (np.concatenate([batch[part] for batch in batches]) for part in (0, 1))
+    return keys, times, {name: np.concatenate([batch[2][name] for batch in batches]) for name in types}
+
+
+def _read(file: int, size: int, at: int) -> bytes:
+    """All bytes asked for: one call may give fewer than 2 GiB."""
+    data = os.pread(file, size, at)
+    while len(data) < size:
+        more = os.pread(file, size - len(data), at + len(data))
+        if not more:  # cut off while it was read
+            break
+        data += more
+    return data
+
+
+def _write(file: int, data: bytes, at: int) -> None:
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(file, view, at)
+        view, at = view[done:], at + done

@@ -1,0 +1,379 @@
+"""A history store in a Redis or Valkey server: many processes write and read it, none holds it.
+
+One string a key holds fixed-width records, sorted by time (and identity), each once: a read is a binary search in the
+server and one copy. Under ``name:meta`` lies what the store is, as JSON; ``name:e:KEY`` are the events,
+``name:a:NAME`` small arrays. How safe a write is against a power cut the server's own settings tell (``appendfsync``).
+
+Address: ``redis://[user:password@]host[:port]/db/name``, ``rediss://`` for TLS; ``?cap=N`` when it is created keeps
+the newest N events of a key (up to a quarter more, between two trimmings).
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.errors import StoreError
+from longrec.store.columns import Types, checked, column_types, type_of, type_text
+from longrec.store.merge import reading_order
+from longrec.store.remote_scripts import APPEND, LAST, REPLACE
+from longrec.store.store import Events
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+FORMAT = "longrec-remote-1"
+SCHEMES = ("redis", "rediss")
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_TIME = "@time"
+"""The field of the time; no column can have that name."""
+_TOGETHER = 256
+"""Keys that a scan reads at once."""
+_LOAD = 1 << 23
+"""Bytes that a load sends at once."""
+_CONNECT, _ANSWER = 5, 60
+"""Seconds to wait for a connection, and for an answer."""
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a remote store is.
+
+    Attributes:
+        types, rows, identity: as ``store.HistoryStore``.
+        cap: events kept of each key; 0: all.
+        attributes: whatever else is to be known, as JSON.
+    """
+
+    types: Types
+    rows: int | None
+    identity: str | None
+    cap: int
+    attributes: dict[str, Any]
+
+    def text(self) -> bytes:
+        """As the server keeps it."""
+        columns = {name: type_text(dtype) for name, dtype in self.types.items()}
+        return json.dumps({"format": FORMAT, **vars(self), "types": columns}, allow_nan=False).encode()
+
+    @classmethod
+    def parse(cls, text: bytes, where: str) -> Meta:
+        """What ``text`` wrote.
+
+        Raises:
+            StoreError: no store, or one of another version.
+        """
+        try:
+            content = json.loads(text)
+            if content.pop("format") != FORMAT:
+                raise ValueError("another format")
+            content["types"] = {name: type_of(kind, where) for name, kind in content["types"].items()}
+            return cls(**content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(where, f"not readable ({error})", FORMAT, "give the address of a store") from None
+
+
+class RemoteStore:
+    """Events in a server; see the module."""
+
+    def __init__(self, place: str, client: Redis, name: str, *, writable: bool) -> None:
+        self.place, self._client, self._name, self._writable = _shown(place), client, name, writable
+        self._append, self._last = client.register_script(APPEND), client.register_script(LAST)
+        self._replace = client.register_script(REPLACE)
+        try:
+            self.refresh()
+        except BaseException:
+            client.close()
+            raise
+
+    @classmethod
+    def create(
+        cls,
+        place: str,
+        columns: Mapping[str, Any],
+        rows: int | None = None,
+        identity: str | None = None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Begin a store; see ``DurableStore.create``.
+
+        Raises:
+            StoreError: a store is there already, a column that cannot be kept, or no server.
+        """
+        client, name, cap = _connected(place)
+        meta = Meta(column_types(columns, identity, _shown(place)), rows, identity, cap, dict(attributes or {}))
+        if not _asked(place, lambda: client.set(f"{name}:meta", meta.text(), nx=True)):
+            client.close()
+            raise StoreError(_shown(place), "a store is there already", "another name", "open it, or remove it")
+        return cls(place, client, name, writable=True)
+
+    @classmethod
+    def open(cls, place: str, writable: bool = False) -> Self:
+        """Open a store.
+
+        Raises:
+            StoreError: none is there, it is of another version, or no server.
+        """
+        client, name, _ = _connected(place)
+        return cls(place, client, name, writable=writable)
+
+    def refresh(self) -> None:
+        """Hear what the store is now; its events are always read anew."""
+        text: Any = self._ask(lambda: self._client.get(f"{self._name}:meta"))
+        if text is None:
+            raise StoreError(self.place, "no store of that name", "one that was created", "create it first")
+        self._text, self._meta = text, Meta.parse(text, self.place)
+        self.types, self.rows, self.identity = self._meta.types, self._meta.rows, self._meta.identity
+        # The identity stands behind the time: both are what records are sorted by.
+        names = sorted(self.types, key=lambda name: name != self.identity)
+        self._record = np.dtype([(_TIME, "<i8"), *((name, _little(self.types[name])) for name in names)])
+        self._head = 16 if self.identity is not None else 8
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What else is known of the store; a copy."""
+        return dict(self._meta.attributes)
+
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        """Replace the attributes, at once.
+
+        Raises:
+            StoreError: somebody else did since they were last heard.
+        """
+        self._change(replace(self._meta, attributes=dict(attributes)))
+
+    def retype(self, columns: Mapping[str, Any]) -> None:
+        """Give a store that holds no events other columns.
+
+        Raises:
+            StoreError: it holds events, or columns that cannot be kept.
+        """
+        if next(iter(self._keys()), None) is not None:
+            raise StoreError(self.place, "events", "a store without events")
+        self._change(replace(self._meta, types=column_types(columns, self.identity, self.place)))
+
+    def _change(self, meta: Meta) -> None:
+        self._may_write()
+        if not self._ask(lambda: self._replace(keys=[f"{self._name}:meta"], args=[self._text, meta.text()])):
+            found, expected = "changed by somebody else", "what was last heard"
+            raise StoreError(self.place, found, expected, "refresh, then try again")
+        self.refresh()
+
+    def put_array(self, name: str, array: NDArray[Any]) -> None:
+        """Keep a small array beside the events, at once; one of the same name is replaced."""
+        self._may_write()
+        held = io.BytesIO()
+        np.save(held, array, allow_pickle=False)
+        self._ask(lambda: self._client.set(f"{self._name}:a:{name}", held.getvalue()))
+
+    def take_array(self, name: str) -> NDArray[Any]:
+        """An array kept beside the events.
+
+        Raises:
+            StoreError: there is none of that name.
+        """
+        held: Any = self._ask(lambda: self._client.get(f"{self._name}:a:{name}"))
+        if held is None:
+            raise StoreError(self.place, f"no array {name!r}", "an array that was kept")
+        return np.load(io.BytesIO(held), allow_pickle=False)
+
+    def __len__(self) -> int:
+        keys = list(self._keys())
+        pipe = self._client.pipeline(transaction=False)
+        for key in keys:
+            pipe.strlen(self._key(key))
+        return sum(self._ask(pipe.execute)) // self._record.itemsize
+
+    def append(self, keys: NDArray[Any], times: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> None:
+        """Add events; see ``HistoryStore.append``. Several writers may."""
+        self._may_write()
+        keys, times, columns = checked(self.types, self.rows, keys, times, values)
+        if len(keys):
+            self._send(*self._grouped(keys, times, columns))
+
+    def load(self, keys: NDArray[Any], times: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> None:
+        """Add many events, some megabytes at a time: an error leaves those before it there."""
+        self._may_write()
+        keys, times, columns = checked(self.types, self.rows, keys, times, values)
+        owners, records = self._grouped(keys, times, columns)
+        first, held = 0, 0
+        for at, record in enumerate(records):
+            held += len(record)
+            if held >= _LOAD or at + 1 == len(records):
+                self._send(owners[first : at + 1], records[first : at + 1])
+                first, held = at + 1, 0
+
+    def _grouped(
+        self, keys: NDArray[np.int64], times: NDArray[np.int64], columns: Mapping[str, NDArray[Any]]
+    ) -> tuple[list[int], list[bytes]]:
+        """Keys, and the sorted records of each."""
+        order = reading_order(keys, times, None if self.identity is None else columns[self.identity])
+        records = np.empty(len(keys), self._record)
+        records[_TIME] = times
+        for name, column in columns.items():
+            records[name] = column
+        if order is not None:
+            keys, records = keys.take(order), records.take(order)
+        bounds = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
+        data, size = records.tobytes(), self._record.itemsize
+        cuts = [*(bounds * size).tolist(), len(data)]
+        return keys[bounds].tolist(), [data[low:high] for low, high in itertools.pairwise(cuts)]
+
+    def _send(self, keys: list[int], records: list[bytes]) -> None:
+        args: list[Any] = [self._record.itemsize, self._head, self._meta.cap, *records]
+        self._ask(lambda: self._append(keys=[self._key(key) for key in keys], args=args))
+
+    def last(
+        self,
+        keys: int | NDArray[Any],
+        before: int | NDArray[np.int64],
+        n: int,
+        where: str | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> Events:
+        """The last ``n`` events of each key strictly before a moment; see ``HistoryStore.last``."""
+        for name in (*(columns or ()), *((where,) if where is not None else ())):
+            if name not in self.types:
+                raise StoreError(self.place, f"no column {name!r}", ", ".join(self.types))
+        wanted = np.atleast_1d(np.asarray(keys)).astype(np.int64, copy=False)
+        moments = np.broadcast_to(np.asarray(before, np.int64), wanted.shape).astype("<i8").tobytes()
+        if self.rows is not None and len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.rows:
+            raise StoreError(
+                "store", f"the key rows {wanted.min()} to {wanted.max()}", f"rows from 0 to {self.rows - 1}"
+            )
+        found: list[bytes] = []
+        if len(wanted):
+            args: list[Any] = [self._record.itemsize, self._head, n if where is None else -1]
+            cuts = [moments[at : at + 8] for at in range(0, len(moments), 8)]
+            names = [self._key(key) for key in wanted.tolist()]
+            found = self._ask(lambda: self._last(keys=names, args=[*args, *cuts]))
+        return self._events(found, None if where is None else (where, n), columns)
+
+    def _events(self, found: list[bytes], filtered: tuple[str, int] | None, columns: Sequence[str] | None) -> Events:
+        records = np.frombuffer(b"".join(found), self._record)
+        offsets = np.zeros(len(found) + 1, np.int64)
+        np.cumsum([len(part) // self._record.itemsize for part in found], out=offsets[1:])
+        if filtered is not None:
+            where, n = filtered
+            met = np.concatenate([np.zeros(1, np.int64), np.cumsum(records[where] != 0)])
+            later = np.repeat(met[offsets[1:]], np.diff(offsets)) - met[:-1]  # how many that pass are left from here on
+            kept = (records[where] != 0) & (later <= n)
+            records = records[kept]
+            offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])[offsets]
+        own = {
+            name: np.ascontiguousarray(records[name]).astype(self.types[name].base, copy=False)
+            for name in (self.types if columns is None else columns)
+        }
+        return Events(offsets, records[_TIME].astype(np.int64), own)
+
+    def scan(self) -> Iterator[tuple[int, Events]]:
+        """Every key with events; see ``HistoryStore.scan``."""
+        keys = sorted(self._keys())
+        for at in range(0, len(keys), _TOGETHER):
+            some = keys[at : at + _TOGETHER]
+            names = [self._key(key) for key in some]
+            found: Any = self._ask(partial(self._client.mget, names))
+            for key, record in zip(some, found):
+                if record:
+                    yield key, self._events([record], None, None)
+
+    def _keys(self) -> set[int]:
+        """Keys that own events; the server may tell one twice."""
+        start = len(self._key(0)) - 1
+        names: Any = self._ask(lambda: list(self._client.scan_iter(f"{self._name}:e:*", count=1_000)))
+        return {int(name[start:]) for name in names}
+
+    def _key(self, key: int) -> str:
+        return f"{self._name}:e:{key}"
+
+    def compact(self) -> None:
+        """Nothing is left to do: records are sorted as they come."""
+        self._may_write()
+
+    def remove(self) -> None:
+        """Take the store and all its events away."""
+        self._may_write()
+        names: Any = self._ask(lambda: list(self._client.scan_iter(f"{self._name}:*", count=1_000)))
+        for at in range(0, len(names), 1_000):
+            some = names[at : at + 1_000]
+            self._ask(partial(self._client.unlink, *some))
+
+    def close(self) -> None:
+        """Give up the connection."""
+        self._client.close()
+
+    def _may_write(self) -> None:
+        if not self._writable:
+            raise StoreError(self.place, "open for reading", "a store open for writing", "open it with writable=True")
+
+    def _ask(self, question: Callable[[], ResultT]) -> ResultT:
+        return _asked(self.place, question)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _connected(place: str) -> tuple[Redis, str, int]:
+    """A client, the name of the store and its cap, from an address."""
+    parts = urlsplit(place)
+    shape = "redis://host:port/db/name"
+    path = parts.path.strip("/").split("/")
+    if parts.scheme not in SCHEMES or len(path) != 2 or not path[0].isdigit() or not _NAME.fullmatch(path[1]):
+        raise StoreError(_shown(place), "not the address of a store", shape)
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    cap = options.pop("cap", "0")
+    if options or not cap.isdigit():
+        raise StoreError(_shown(place), f"the options {parts.query!r}", "cap=N, whole and not below 0")
+    try:
+        import redis
+    except ImportError:
+        raise StoreError(
+            _shown(place), "the package redis is not installed", "", "pip install longrec[remote]"
+        ) from None
+    url = urlunsplit((parts.scheme, parts.netloc, path[0], "", ""))
+    client = redis.Redis.from_url(url, socket_connect_timeout=_CONNECT, socket_timeout=_ANSWER)
+    return client, path[1], int(cap)
+
+
+def _asked(place: str, question: Callable[[], ResultT]) -> ResultT:
+    """An answer of the server.
+
+    Raises:
+        StoreError: it does not answer, or refuses.
+    """
+    import redis
+
+    try:
+        return question()
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        do = "start redis-server or valkey-server there, or give another address"
+        raise StoreError(_shown(place), f"no answer ({error})", "a Redis or Valkey server", do) from None
+    except redis.RedisError as error:
+        raise StoreError(_shown(place), f"the server refuses ({error})", "", "look at the server") from None
+
+
+def _shown(place: str) -> str:
+    """An address without its password."""
+    return re.sub(r"//[^/@]*@", "//", place)
+
+
+def _little(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype((dtype.base.newbyteorder("<"), dtype.shape))

@@ -1,0 +1,331 @@
+"""Instance tokens in a store: what a source made of each past impression, by user and time, on any backend.
+
+A token is written under its user and the moment of its impression and named by its instance. Written again, it
+replaces what was there: so an append can be retried, and a label that matures late can be added. On disk a token of 32
+fp16 numbers takes about 82 bytes: 64 for the vector, 8 each for the moment and the instance, one or two for everything
+else, since moments lie as distances from the impression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.errors import StoreError
+from longrec.store import backends
+from longrec.store.backends import Backend
+from longrec.store.codec import Bytes, Codec, Codes, Half, Whole
+from longrec.store.store import Events
+from longrec.store.token_info import TokenInfo, Tokens, Version
+
+__all__ = ["TokenInfo", "TokenStore", "Tokens", "Version"]
+
+
+class TokenStore:
+    """Tokens by user and time; see the module. ``create`` and ``open`` make one.
+
+    Attributes:
+        backend: the store underneath.
+        place: where it is.
+        info: what it holds, as last heard.
+    """
+
+    def __init__(self, backend: Backend, place: str) -> None:
+        self.backend, self.place = backend, place
+        self._books: dict[int, NDArray[np.float32]] = {}
+        self._heard: dict[str, Any] | None = None
+        self._hear()
+
+    @classmethod
+    def create(cls, place: str | Path, info: TokenInfo) -> Self:
+        """Begin a store, and hold it for writing.
+
+        Args:
+            place: a folder that holds no store yet, or ``redis://host:port/db/name``.
+
+        Raises:
+            StoreError: a store is there already, or versions whose codebooks are not told (``add_version`` tells them).
+        """
+        if info.codec == "codes" and info.versions:
+            raise StoreError(str(place), "versions without codebooks", "none yet", "bring them by add_version")
+        backend = backends.create(place, _types(info, 0), "instance", info.json())
+        return cls(backend, str(place))
+
+    @classmethod
+    def open(cls, place: str | Path, writable: bool = False) -> Self:
+        """Open a store.
+
+        Raises:
+            StoreError: no token store, one that is damaged or of another version, or one that another writer holds.
+        """
+        backend = backends.open_store(place, writable)
+        try:
+            return cls(backend, str(place))
+        except BaseException:
+            backend.close()
+            raise
+
+    def _hear(self) -> None:
+        """Take in what the store says of itself."""
+        attributes = self.backend.attributes
+        if attributes == self._heard:
+            return
+        self.info = info = TokenInfo.parse(attributes, self.place)
+        if info.codec == "codes":
+            for version in info.versions[len(self._books) :]:
+                self._books[version.number] = self.backend.take_array(_books_name(version))
+        codes = self.backend.types.get("codes", np.dtype(np.uint8))
+        levels = codes.shape[0] // info.slots if info.codec == "codes" and codes.shape else 0
+        if dict(self.backend.types) != _types(info, levels):
+            found, do = "other columns than its tokens have", "restore it from a copy"
+            raise StoreError(self.place, found, ", ".join(_types(info, levels)), do)
+        self._codec, self._heard = _codec(info, levels, self._books), attributes
+
+    def __len__(self) -> int:
+        return len(self.backend)
+
+    def append(
+        self,
+        users: NDArray[Any],
+        times: NDArray[np.int64],
+        *,
+        instance: NDArray[np.int64],
+        visible: NDArray[np.int64],
+        version: NDArray[Any],
+        vectors: NDArray[Any],
+        sides: Mapping[str, NDArray[Any]] | None = None,
+        known: Mapping[str, NDArray[np.int64]] | None = None,
+    ) -> None:
+        """Add tokens, or write them again: all of them, or none when something is wrong with one.
+
+        Args:
+            users: int64 ``[n]``, as ``info.keys`` says.
+            times: int64 ``[n]`` moments of the impressions.
+            instance: int64 ``[n]``, what tells apart the impressions of a user and moment.
+            visible: int64 ``[n]``, from when on a token may be read.
+            version: ``[n]``, versions that were added before.
+            vectors: float32 ``[n, width]``; with codec codes also uint8 codes ``[n, slots * levels]``.
+            sides: ids ``[n]`` by side column, up to its number of ids (which means "not yet known").
+            known: int64 ``[n]`` by side column, when the id became known.
+
+        Raises:
+            StoreError: a side column too many or too few, an id or version that does not exist, NaN or infinity.
+        """
+        self.backend.append(*self._packed(users, times, instance, visible, version, vectors, sides, known))
+
+    def load(
+        self,
+        users: NDArray[Any],
+        times: NDArray[np.int64],
+        *,
+        instance: NDArray[np.int64],
+        visible: NDArray[np.int64],
+        version: NDArray[Any],
+        vectors: NDArray[Any],
+        sides: Mapping[str, NDArray[Any]] | None = None,
+        known: Mapping[str, NDArray[np.int64]] | None = None,
+    ) -> None:
+        """Add many tokens at once, as ``append``; fastest when sorted by user, time and instance."""
+        self.backend.load(*self._packed(users, times, instance, visible, version, vectors, sides, known))
+
+    def _packed(
+        self,
+        users: NDArray[Any],
+        times: NDArray[Any],
+        instance: NDArray[Any],
+        visible: NDArray[Any],
+        version: NDArray[Any],
+        vectors: NDArray[Any],
+        sides: Mapping[str, NDArray[Any]] | None,
+        known: Mapping[str, NDArray[Any]] | None,
+    ) -> tuple[NDArray[Any], NDArray[np.int64], dict[str, NDArray[Any]]]:
+        sides, known, info = sides or {}, known or {}, self.info
+        times, version = _whole(times, "times"), _whole(version, "version")
+        for kind, given in (("sides", sides), ("known", known)):
+            if set(given) != set(info.sides):
+                found = f"{kind} {', '.join(sorted(given)) or 'of no column'}"
+                raise StoreError("tokens to append", found, ", ".join(sorted(info.sides)) or "none")
+        _within(version, len(info.versions) - 1, "version", "tell of it by add_version first")
+        columns = {
+            "instance": instance,
+            "version": version,
+            # Wraps around, and back when it is read: no distance is too long.
+            "visible": _since(visible, times, "visible"),
+        }
+        for name, ids in info.sides.items():
+            columns[f"side.{name}"] = _within(_whole(sides[name], name), ids, f"side column {name!r}", "encode it")
+            columns[f"known.{name}"] = _since(known[name], times, f"known {name}")
+        return users, times, {**columns, **self._codec.encode(vectors, version)}
+
+    def last(
+        self,
+        users: int | NDArray[Any],
+        before: int | NDArray[np.int64],
+        n: int,
+        columns: Sequence[str] | None = None,
+    ) -> Tokens:
+        """The last ``n`` tokens of each user, of impressions strictly before a moment.
+
+        Whether a token could be read by then, and which side ids were known, is for the caller to hold against
+        ``visible`` and ``known``.
+
+        Args:
+            users: one user, or ``[k]`` of them; one that is unknown has none.
+            before: one moment for all, or ``[k]``.
+            columns: what to read besides times: ``vectors``, ``instance``, ``visible``, ``version``, and names of side
+                columns; default all. What is not read comes back empty.
+
+        Raises:
+            StoreError: a column that tokens have not.
+        """
+        return self._tokens(self.backend.last(users, before, n, None, self._read(columns)), columns)
+
+    def scan(self) -> Iterator[tuple[int, Tokens]]:
+        """Every user that has tokens, in rising order, with all of them."""
+        for user, events in self.backend.scan():
+            yield user, self._tokens(events, None)
+
+    def _read(self, columns: Sequence[str] | None) -> list[str] | None:
+        """The stored columns that are to be read."""
+        if columns is None:
+            return None
+        stored: list[str] = []
+        for name in columns:
+            if name == "vectors":
+                stored += self._codec.types
+            elif name in self.info.sides:
+                stored += [f"side.{name}", f"known.{name}"]
+            elif name in _PLAIN:
+                stored.append(name)
+            else:
+                expected = ", ".join(["vectors", *_PLAIN, *self.info.sides])
+                raise StoreError(self.place, f"no column {name!r}", expected)
+        if "codes" in stored and "version" not in stored:
+            stored.append("version")
+        return stored
+
+    def _tokens(self, events: Events, columns: Sequence[str] | None) -> Tokens:
+        got, times, info = events.columns, events.times, self.info
+        none = np.zeros(0, np.int64)
+        version = got.get("version", none)
+        if columns is None or "vectors" in columns:
+            if info.codec == "codes" and version.max(initial=0) >= len(self._books):
+                self.refresh()  # written by a version that was added since
+            vectors = self._codec.decode(got, version)
+        else:
+            vectors = np.zeros((0, info.width), np.float32)
+        sides = [name for name in info.sides if columns is None or name in columns]
+        return Tokens(
+            events.offsets,
+            times,
+            got.get("instance", none),
+            got["visible"] + times if "visible" in got else none,
+            version.astype(np.int32),
+            vectors,
+            {name: got[f"side.{name}"] for name in sides},
+            {name: got[f"known.{name}"] + times for name in sides},
+        )
+
+    def add_version(self, version: Version, codebooks: NDArray[Any] | None = None) -> None:
+        """Tell of the next version of the source; tokens may carry it from now on.
+
+        Args:
+            codebooks: float32 ``[slots, levels, words, width / slots]``, with codec codes: what its codes stand for,
+                on the scale on which tokens are delivered.
+
+        Raises:
+            StoreError: not the next number, or codebooks that are missing, not asked for, or of another shape.
+        """
+        info = self.info.with_version(version)
+        if (codebooks is not None) != (info.codec == "codes"):
+            found = "no codebooks" if codebooks is None else "codebooks"
+            raise StoreError(f"version {version.number}", found, f"what codec {info.codec} needs")
+        if codebooks is not None:
+            first = len(info.versions) == 1
+            codes = 0 if first else self.backend.types["codes"].shape[0]
+            books = _checked_books(np.asarray(codebooks, np.float32), info, codes)
+            if first:
+                self.backend.retype(_types(info, books.shape[1]))
+            self.backend.put_array(_books_name(version), books)
+        self.backend.set_attributes(info.json())
+        self._hear()
+
+    def compact(self) -> None:
+        """Bring what was appended into its final form: sorted, mapped, read fastest."""
+        self.backend.compact()
+
+    def refresh(self) -> None:
+        """See what a writer has done since this store was opened for reading."""
+        self.backend.refresh()
+        self._hear()
+
+    def close(self) -> None:
+        """Give up files, locks and connections."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+_PLAIN = ("instance", "visible", "version")
+
+
+def _codec(info: TokenInfo, levels: int, books: Mapping[int, NDArray[np.float32]]) -> Codec:
+    if info.codec == "codes":
+        return Codes(info.width, info.slots, levels, books)
+    plain: dict[str, Callable[[int], Codec]] = {"fp32": Whole, "fp16": Half, "int8": Bytes}
+    return plain[info.codec](info.width)
+
+
+def _types(info: TokenInfo, levels: int) -> dict[str, np.dtype[Any]]:
+    """The columns of a token in a store. Moments are distances from the impression: small numbers lie narrow."""
+    long, types = np.dtype(np.int64), dict[str, np.dtype[Any]]()
+    types |= {"instance": long, "version": np.dtype(np.uint16), "visible": long}
+    for name in info.sides:
+        types[f"side.{name}"], types[f"known.{name}"] = np.dtype(np.int32), long
+    return {**types, **_codec(info, levels, {}).types}
+
+
+def _books_name(version: Version) -> str:
+    return f"codebooks-{version.number}"
+
+
+def _checked_books(books: NDArray[np.float32], info: TokenInfo, codes: int) -> NDArray[np.float32]:
+    slots, width = info.slots, info.width // info.slots
+    levels = codes // slots or (books.shape[1] if books.ndim == 4 else 0)
+    good = books.ndim == 4 and books.shape[:2] == (slots, levels) and books.shape[3] == width
+    if not good or not 1 <= books.shape[2] <= 256 or not np.isfinite(books).all():
+        expected = f"finite [{slots}, {levels or 'levels'}, at most 256, {width}]"
+        raise StoreError("codebooks", f"float32 {list(books.shape)}", expected)
+    return books
+
+
+def _whole(values: NDArray[Any], name: str) -> NDArray[Any]:
+    values = np.atleast_1d(np.asarray(values))
+    if values.dtype.kind not in "iu" and len(values):
+        raise StoreError("tokens to append", f"{name} of type {values.dtype}", "whole numbers")
+    return values.astype(np.int64) if not len(values) else values
+
+
+def _within(values: NDArray[Any], top: int, what: str, do: str) -> NDArray[Any]:
+    if len(values) and not 0 <= int(values.min()) <= int(values.max()) <= top:
+        wrong = values[(values < 0) | (values > top)][0]
+        raise StoreError("tokens to append", f"{what} {wrong}", f"0 to {top}" if top >= 0 else "none yet", do)
+    return values
+
+
+def _since(moments: NDArray[Any], times: NDArray[np.int64], name: str) -> NDArray[np.int64]:
+    moments = _whole(moments, name)
+    if len(moments) != len(times):
+        raise StoreError("tokens to append", f"{len(times)} times, {len(moments)} {name}", "one length")
+    return moments.astype(np.int64, copy=False) - times.astype(np.int64, copy=False)

@@ -1,0 +1,120 @@
+"""The last tokens that could be read at a moment: what a later write cannot change, offline and online alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.store.tokens import Tokens, TokenStore
+
+
+def last_visible(
+    store: TokenStore,
+    users: int | NDArray[np.int64],
+    moments: int | NDArray[np.int64],
+    n: int,
+    columns: Sequence[str] | None = None,
+) -> Tokens:
+    """The last ``n`` tokens of each user that could be read strictly before a moment.
+
+    A token that was written late takes no place in the list before it could be read. The lag of a store is kept: what
+    is younger is not read, even if it was there.
+
+    Args:
+        users: one user, or ``[k]`` of them.
+        moments: one moment, or ``[k]``.
+        columns: as ``TokenStore.last``; ``visible`` must be among them.
+    """
+    before = moments - store.info.lag
+    tokens = store.last(users, before, n, columns)
+    lengths = np.diff(tokens.offsets)
+    seen = tokens.visible < np.repeat(np.atleast_1d(np.asarray(moments, np.int64)), lengths)
+    if seen.all():
+        return tokens
+    asked = np.atleast_1d(np.asarray(users, np.int64))
+    now = np.broadcast_to(np.asarray(moments, np.int64), asked.shape)
+    short = np.flatnonzero((lengths == n) & (_counts(seen, tokens.offsets) < n))
+    parts = [_those(tokens, seen, tokens.offsets, n)]
+    wanted = n
+    while len(short):
+        wanted *= 2
+        more = store.last(asked[short], now[short] - store.info.lag, wanted, columns)
+        own = np.diff(more.offsets)
+        good = more.visible < np.repeat(now[short], own)
+        ended = (_counts(good, more.offsets) >= n) | (own < wanted)
+        parts.append(_placed(_those(more, good, more.offsets, n), short, len(asked), ended))
+        parts[0] = _without(parts[0], short[ended])
+        short = short[~ended]
+    return _joined(parts)
+
+
+def _counts(seen: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many are seen of each user."""
+    total = np.concatenate([np.zeros(1, np.int64), np.cumsum(seen)])
+    return np.diff(total[offsets])
+
+
+def _those(tokens: Tokens, seen: NDArray[np.bool_], offsets: NDArray[np.int64], n: int) -> Tokens:
+    """The last ``n`` that are seen of each user."""
+    total = np.concatenate([np.zeros(1, np.int64), np.cumsum(seen)])
+    left = np.repeat(total[offsets[1:]], np.diff(offsets)) - total[:-1]  # seen ones from here on
+    return _taken(tokens, np.flatnonzero(seen & (left <= n)))
+
+
+def _taken(tokens: Tokens, at: NDArray[np.int64]) -> Tokens:
+    """The tokens at some rising places."""
+
+    def some(values: NDArray[Any]) -> NDArray[Any]:
+        return values[at] if len(values) == len(tokens) else values
+
+    plain = {
+        field.name: some(getattr(tokens, field.name))
+        for field in fields(tokens)
+        if field.name not in ("offsets", "sides", "known")
+    }
+    sides = {name: some(values) for name, values in tokens.sides.items()}
+    known = {name: some(values) for name, values in tokens.known.items()}
+    return replace(tokens, offsets=np.searchsorted(at, tokens.offsets), sides=sides, known=known, **plain)
+
+
+def _placed(tokens: Tokens, users: NDArray[np.int64], count: int, keep: NDArray[np.bool_]) -> Tokens:
+    """The tokens of some users, as a list of ``count`` users of whom the others have none."""
+    lengths = np.diff(tokens.offsets)
+    tokens = _taken(tokens, np.flatnonzero(np.repeat(keep, lengths)))
+    all_lengths = np.zeros(count, np.int64)
+    all_lengths[users] = np.diff(tokens.offsets)
+    return replace(tokens, offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(all_lengths)]))
+
+
+def _without(tokens: Tokens, users: NDArray[np.int64]) -> Tokens:
+    """The tokens of all but some users."""
+    kept = np.ones(len(tokens.offsets) - 1, bool)
+    kept[users] = False
+    return _taken(tokens, np.flatnonzero(np.repeat(kept, np.diff(tokens.offsets))))
+
+
+def _joined(parts: list[Tokens]) -> Tokens:
+    """Lists of the same users, each of whom has tokens in one of them."""
+    if len(parts) == 1:
+        return parts[0]
+    owner = np.concatenate([np.repeat(np.arange(len(p.offsets) - 1), np.diff(p.offsets)) for p in parts])
+    order = np.argsort(owner, kind="stable")
+    lengths = np.sum([np.diff(p.offsets) for p in parts], axis=0)
+
+    def all_of(name: str) -> NDArray[Any]:
+        values = np.concatenate([getattr(p, name) for p in parts])
+        return values[order] if len(values) == len(order) else values
+
+    def sides_of(name: str) -> dict[str, NDArray[Any]]:
+        whole = {side: np.concatenate([getattr(p, name)[side] for p in parts]) for side in getattr(parts[0], name)}
+        return {side: values[order] for side, values in whole.items()}
+
+    plain = {
+        field.name: all_of(field.name) for field in fields(Tokens) if field.name not in ("offsets", "sides", "known")
+    }
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    return Tokens(offsets=offsets, sides=sides_of("sides"), known=sides_of("known"), **plain)

@@ -1,0 +1,106 @@
+"""Whatever happens to the end of a journal, the store opens to the last whole append before it, and says so."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from longrec.store.durable import DurableStore
+from longrec.store.journal import Frames, Journal
+
+TYPES = {"name": np.dtype(np.int64), "vector": np.dtype((np.float16, (4,)))}
+SIZES = [1, 3, 1, 20, 2, 7, 1, 1, 12, 5]
+
+
+def append(store: DurableStore, first: int, count: int) -> None:
+    names = np.arange(first, first + count)
+    vectors = np.repeat(names[:, None], 4, 1).astype(np.float16)
+    store.append(names % 3, names, {"name": names, "vector": vectors})
+
+
+def found(store: DurableStore) -> list[int]:
+    names = np.concatenate([np.zeros(0, np.int64), *(events.columns["name"] for _, events in store.scan())])
+    for _, events in store.scan():
+        assert (events.columns["vector"] == events.columns["name"][:, None]).all()
+    return sorted(names.tolist())
+
+
+@pytest.fixture
+def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[int]]:
+    """A store of ten appends, and where each ends in the journal."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    ends, first = [0], 0
+    with DurableStore.create(tmp_path / "whole", TYPES, sync=False) as store:
+        for size in SIZES:
+            append(store, first, size)
+            first += size
+            ends.append((tmp_path / "whole" / "journal-000000.log").stat().st_size)
+    return tmp_path / "whole", ends
+
+
+def test_300_cuts_and_flips_reopen_to_the_valid_prefix(whole: tuple[Path, list[int]], tmp_path: Path) -> None:
+    folder, ends = whole
+    journal = folder / "journal-000000.log"
+    data, random = journal.read_bytes(), np.random.default_rng(7)
+    for trial in range(300):
+        at = int(random.integers(len(data)))
+        altered = bytearray(data[:at] if trial % 2 else data)
+        if not trial % 2:
+            altered[at] ^= 1 << int(random.integers(8))
+        frames = int(np.searchsorted(ends, at, side="right")) - 1
+        valid, expected = ends[frames], list(range(sum(SIZES[:frames])))
+        journal.write_bytes(altered)
+        for kept in folder.glob("*.damaged"):
+            kept.unlink()
+        reader = DurableStore.open(folder)
+        assert found(reader) == expected
+        assert reader.recovered.dropped == len(altered) - valid
+        assert journal.read_bytes() == altered  # a reader changes nothing
+        with DurableStore.open(folder, writable=True, sync=False) as writer:
+            assert found(writer) == expected
+            assert writer.recovered.dropped == len(altered) - valid
+            last = not trial % 2 and frames == len(SIZES) - 1  # an altered last frame may look like an unfinished one
+            if trial % 2 or (last and writer.recovered.torn):
+                assert writer.recovered.torn
+                assert writer.recovered.kept is None
+            else:
+                assert writer.recovered.kept is not None
+                assert writer.recovered.kept.read_bytes() == altered[valid:]
+            append(writer, len(expected), 2)
+        reader.refresh()
+        assert found(reader) == found(DurableStore.open(folder)) == list(range(len(expected) + 2))
+    shutil.rmtree(folder)
+
+
+def test_a_frame_of_another_store_or_journal_is_no_frame(whole: tuple[Path, list[int]]) -> None:
+    folder, ends = whole
+    keys = times = np.zeros(1, np.int64)
+    columns = {"name": np.zeros(1, np.int64), "vector": np.zeros((1, 4), np.float16)}
+    other = {"eman": TYPES["name"], "vector": TYPES["vector"]}
+    for frames in (Frames(TYPES, 1), Frames(other, 0)):
+        with (folder / "journal-000000.log").open("ab") as journal:
+            journal.write(frames.pack(keys, times, dict(zip(frames.types, columns.values()))))
+        reader = DurableStore.open(folder)
+        assert found(reader) == list(range(sum(SIZES)))
+        assert reader.recovered.dropped > 0
+
+
+def test_a_long_journal_is_replayed_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More frames than are handed over at once; the last writing counts."""
+    monkeypatch.setattr("longrec.store.journal._REPLAY", 8)
+    types = {"name": np.dtype(np.int64), "value": np.dtype(np.int64)}
+    frames = Frames(types, 0)
+    journal = Journal(tmp_path / "j", frames, 0, sync=False)
+    for value in range(40):
+        one = np.array([value % 4], np.int64)
+        journal.append(one, one, {"name": one, "value": np.array([value], np.int64)})
+    journal.close()
+    with (tmp_path / "j").open("rb") as file:
+        batches = list(frames.read(file.fileno(), 0))
+    assert len(batches) == 5
+    assert np.concatenate([columns["value"] for (_, _, columns), _ in batches]).tolist() == list(range(40))
+    assert batches[-1][1] == (tmp_path / "j").stat().st_size

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from longrec.errors import StoreError
+from longrec.store.deadline import TimelyKnowledge
+from longrec.store.knowledge import KnowledgeInfo, KnowledgeStore, Known
+
+INFO = KnowledgeInfo(
+    {"user": 3, "item": 2}, "ms", {"user": "int64", "item": "int64"}, codec="fp32", source={"run": "a"}
+)
+KEYS = np.array([7, 8, 9], np.int64)
+
+
+def known(keys: list[int], width: int, value: float) -> Known:
+    """Everybody's vector is ``value`` and the key."""
+    vectors = np.full((len(keys), width), value, np.float32)
+    vectors[:, -1] = keys
+    return Known(np.array(keys, np.int64), vectors, [0.0] * width, [1.0] * width)
+
+
+def publish(store: KnowledgeStore, at: int, value: float, users: list[int], items: list[int]) -> None:
+    store.publish(at, at, known(users, 3, value), known(items, 2, value))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> KnowledgeStore:
+    made = KnowledgeStore.create(tmp_path / "v1", INFO)
+    publish(made, 100, 1.0, [7, 8], [1, 2])
+    publish(made, 200, 2.0, [7, 9], [1, 2, 3])
+    return made
+
+
+def numbers(*values: int) -> NDArray[np.int64]:
+    return np.array(values, np.int64)
+
+
+def test_7_version_consistency_is_strictly_before_the_request(store: KnowledgeStore) -> None:
+    moments = numbers(0, 100, 101, 200, 201, 10**12)
+    assert store.version_at(moments).tolist() == [-1, -1, 0, 0, 1, 1]
+
+
+def test_7_version_consistency_of_both_sides(store: KnowledgeStore) -> None:
+    """Whatever a request reads of users and items was written by one version; a gap is a gap, no older vector."""
+    for moment, value, there in ((150, 1.0, [1, 1, 0]), (250, 2.0, [1, 0, 1])):
+        version = store.version_at(numbers(moment))
+        users = store.look_up("user", KEYS, version)
+        items = store.look_up("item", numbers(1, 2, 3), version)
+        assert users[:, 0].tolist() == there
+        assert set(users[users[:, 0] > 0, 1]) == {value} == set(items[items[:, 0] > 0, 1])
+        assert users[users[:, 0] > 0, 3].tolist() == KEYS[np.array(there) > 0].tolist()
+        assert not users[users[:, 0] == 0].any()  # user 8 has a vector of version 0, and none in version 1
+    assert not store.look_up("user", KEYS, numbers(-1)).any()
+
+
+def test_7_version_consistency_while_a_version_is_being_written(
+    store: KnowledgeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that ends between the two sides leaves the version before, whole; the next version is whole too."""
+    append = KnowledgeStore._append
+
+    def dies(self: KnowledgeStore, side: Any, *rest: Any) -> None:
+        if side == "item":
+            raise KeyboardInterrupt
+        append(self, side, *rest)
+
+    monkeypatch.setattr(KnowledgeStore, "_append", dies)
+    with pytest.raises(KeyboardInterrupt):
+        publish(store, 300, 3.0, [7, 8, 9], [1, 2, 3])
+    monkeypatch.undo()
+    store.close()
+    with KnowledgeStore.open(store.folder, writable=True) as again:
+        assert again.version_at(numbers(1_000)).tolist() == [1]
+        assert again.look_up("user", KEYS, numbers(1, 1, 1))[:, 0].tolist() == [1, 0, 1]
+        publish(again, 310, 4.0, [8], [1])
+        version = again.version_at(numbers(1_000))
+        users, items = again.look_up("user", KEYS, version), again.look_up("item", numbers(1, 2), version)
+        assert users[:, :2].tolist() == [[0, 0], [1, 4], [0, 0]]  # nothing of the version that never came to be
+        assert items[:, :2].tolist() == [[1, 4], [0, 0]]
+
+
+def test_each_row_reads_its_own_version(store: KnowledgeStore) -> None:
+    users = store.look_up("user", numbers(7, 7, 7, 8), numbers(1, 0, -1, 0))
+    assert users[:, :2].tolist() == [[1, 2], [1, 1], [0, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("codec", ["fp32", "fp16", "int8"])
+def test_vectors_come_back_as_the_codec_keeps_them(tmp_path: Path, codec: str) -> None:
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((50, 3)).astype(np.float32)
+    info = KnowledgeInfo({"user": 3, "item": 2}, "step", {"user": "text", "item": "int64"}, codec=codec)
+    with KnowledgeStore.create(tmp_path / "v1", info) as made:
+        keys = random.permutation(1_000)[:50]
+        made.publish(5, 9, Known(keys, vectors), known([1], 2, 1))
+        found = made.look_up("user", keys, numbers(0))
+    near = {"fp32": 0, "fp16": 2**-11 * 4, "int8": 4 / 254}[codec]
+    np.testing.assert_allclose(found[:, 1:], vectors, rtol=0, atol=near)
+    with KnowledgeStore.open(tmp_path / "v1") as again:
+        assert again.info == made.info
+        assert again.info.versions[0].trained_before == 5
+        assert np.array_equal(again.look_up("user", keys, numbers(0)), found)
+
+
+def test_a_reader_sees_a_version_after_refresh(store: KnowledgeStore) -> None:
+    with KnowledgeStore.open(store.folder) as reader:
+        publish(store, 300, 3.0, [8], [2])
+        assert reader.version_at(numbers(500)).tolist() == [1]
+        assert reader.look_up("user", KEYS, numbers(1))[:, 0].tolist() == [1, 0, 1]
+        reader.refresh()
+        assert reader.version_at(numbers(500)).tolist() == [2]
+        assert reader.look_up("user", KEYS, numbers(2))[:, :2].tolist() == [[0, 0], [1, 3], [0, 0]]
+
+
+def test_what_cannot_be_is_refused(store: KnowledgeStore, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="a version published at 200, after version 1 of 200"):
+        publish(store, 200, 1.0, [7], [1])
+    with pytest.raises(StoreError, match="a moment from 400 on"):
+        store.publish(400, 300, known([7], 3, 1), known([1], 2, 1))
+    with pytest.raises(StoreError, match="something is there already"):
+        KnowledgeStore.create(store.folder, INFO)
+    with pytest.raises(StoreError, match=r"no readable knowledge.json"):
+        KnowledgeStore.open(tmp_path / "nowhere")
+    manifest = store.folder / "knowledge.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "format": "longrec-knowledge-9"}))
+    with pytest.raises(StoreError, match="expected longrec-knowledge-1"):
+        KnowledgeStore.open(store.folder)
+    del content["widths"]
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(StoreError, match="not readable"):
+        KnowledgeStore.open(store.folder)
+
+
+# ---- deadlines ---------------------------------------------------------------------------------------------------
+
+
+class Slow(KnowledgeStore):
+    """A store whose look-ups wait until they are let go."""
+
+    def __init__(self, store: KnowledgeStore) -> None:
+        super().__init__(store.folder, store.info, store._stores)
+        self.go = threading.Event()
+
+    def look_up(self, *given: Any) -> NDArray[np.float32]:
+        self.go.wait(10)
+        return super().look_up(*given)
+
+
+def test_13_latency_a_quick_look_up_is_what_the_store_says(store: KnowledgeStore) -> None:
+    with TimelyKnowledge(store, seconds=5) as timely:
+        found = timely.look_up(250, KEYS, numbers(1, 4))
+        assert (found.version, found.late, timely.missed) == (1, False, 0)
+        assert np.array_equal(found.users, store.look_up("user", KEYS, numbers(1)))
+        assert found.items[:, 0].tolist() == [1, 0]
+        early = timely.look_up(50, KEYS, numbers(1))
+        assert (early.version, early.late, early.users.any()) == (-1, False, False)
+
+
+def test_13_latency_ranker_path_never_waits_beyond_the_deadline(store: KnowledgeStore) -> None:
+    slow = Slow(store)
+    with TimelyKnowledge(slow, seconds=0.05, waiting=2) as timely:
+        began = time.monotonic()
+        found = timely.look_up(250, KEYS, numbers(1, 4))
+        waited = time.monotonic() - began
+        assert 0.04 < waited < 1.0  # a second of grace for a busy machine; the store itself would take ten
+        assert found.late
+        assert found.users.shape == (3, 4)
+        assert not found.users.any()
+        assert not found.items.any()
+        assert (timely.asked, timely.missed) == (1, 1)
+        slow.go.set()
+
+
+def test_13_latency_questions_do_not_queue_without_end(store: KnowledgeStore) -> None:
+    """With the thread stuck and the queue full, a question is late at once; the deadline runs from the question."""
+    slow = Slow(store)
+    with TimelyKnowledge(slow, seconds=0.2, waiting=2) as timely:
+        answers = [timely.ask(250, KEYS, numbers(1)) for _ in range(8)]
+        began = time.monotonic()
+        assert [answer().late for answer in answers[3:]] == [True] * 5
+        assert time.monotonic() - began < 0.15
+        assert all(answer().late for answer in answers[:3])
+        assert time.monotonic() - began < 1.0
+        slow.go.set()
+        assert (timely.asked, timely.missed) == (8, 8)
+    with TimelyKnowledge(store, seconds=5, waiting=0) as timely:
+        assert not timely.look_up(250, KEYS, numbers(1)).late
+
+
+def test_13_latency_it_can_be_asked_before_it_is_needed(store: KnowledgeStore) -> None:
+    slow = Slow(store)
+    with TimelyKnowledge(slow, seconds=5) as timely:
+        answer = timely.ask(250, KEYS, numbers(1))
+        slow.go.set()
+        assert not answer().late
+
+
+def test_a_store_that_cannot_be_read_is_no_late_answer(store: KnowledgeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: Any) -> None:
+        raise StoreError("here", "damaged")
+
+    monkeypatch.setattr(store, "look_up", broken)
+    with TimelyKnowledge(store, seconds=5) as timely, pytest.raises(StoreError, match="damaged"):
+        timely.look_up(250, KEYS, numbers(1))

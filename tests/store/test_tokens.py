@@ -1,0 +1,314 @@
+"""A token store gives back what was written, on a folder and in a server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from longrec.errors import StoreError
+from longrec.store.tokens import TokenInfo, Tokens, TokenStore, Version
+
+INFO = TokenInfo(
+    width=8,
+    slots=2,
+    codec="fp16",
+    sides={"label": 3, "dwell": 1_000},
+    unit="ms",
+    keys="int64",
+    lag=5,
+    leak="",
+    standardised=True,
+    source={"run": "iat", "config": {"lr": 0.1}},
+    versions=(Version(0, 10, 20, 5, [0.5] * 8, [2.0] * 8),),
+)
+NEVER = 2**63 - 1
+
+
+def tokens(count: int, seed: int = 0) -> dict[str, Any]:
+    random = np.random.default_rng(seed)
+    times = random.integers(1_700_000_000_000, 1_700_000_000_020, count)
+    return {
+        "users": random.integers(-3, 3, count) * 2**60,
+        "times": times,
+        "instance": random.permutation(count) + 2**62,
+        "visible": times + random.integers(0, 2**40, count),
+        "version": np.zeros(count, np.int64),
+        "vectors": random.integers(-100, 100, (count, 8)).astype(np.float32) / 8,
+        "sides": {"label": random.integers(0, 4, count), "dwell": random.integers(0, 1_001, count)},
+        "known": {"label": times + random.integers(0, 100, count), "dwell": np.full(count, NEVER)},
+    }
+
+
+def put(store: TokenStore, given: dict[str, Any], *, how: Callable[..., None] | None = None) -> None:
+    rest = {name: given[name] for name in given if name not in ("users", "times")}
+    (how or store.append)(given["users"], given["times"], **rest)
+
+
+def part(given: dict[str, Any], rows: Any) -> dict[str, Any]:
+    return {
+        name: {side: own[rows] for side, own in values.items()} if isinstance(values, dict) else values[rows]
+        for name, values in given.items()
+    }
+
+
+def same(found: Tokens, given: dict[str, Any], rows: NDArray[np.int64]) -> None:
+    expected = part(given, rows)
+    for name in ("times", "instance", "visible", "version", "vectors"):
+        assert np.array_equal(getattr(found, name), expected[name]), name
+    for name in given["sides"]:
+        assert np.array_equal(found.sides[name], expected["sides"][name])
+        assert np.array_equal(found.known[name], expected["known"][name])
+    kinds = [found.offsets, found.times, found.instance, found.visible, found.version, found.vectors]
+    assert [array.dtype for array in kinds] == [np.int64] * 4 + [np.int32, np.float32]
+    assert {array.dtype for array in found.sides.values()} == {np.dtype(np.int32)}
+    assert {array.dtype for array in found.known.values()} == {np.dtype(np.int64)}
+
+
+def rows_of(given: dict[str, Any], user: int, before: int = NEVER, n: int = 10**6) -> NDArray[np.int64]:
+    order = np.lexsort((given["instance"], given["times"]))
+    own = order[(given["users"][order] == user) & (given["times"][order] < before)]
+    return own[max(0, len(own) - n) :]
+
+
+@pytest.fixture(params=["folder", "server"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "folder":
+        yield str(tmp_path / "tokens")
+        return
+    from longrec.store.remote import RemoteStore
+
+    where = f"{request.getfixturevalue('redis_url')}/tokens"
+    yield where
+    with RemoteStore.open(where, writable=True) as store:
+        store.remove()
+
+
+def test_what_was_written_is_read(place: str) -> None:
+    given = tokens(400)
+    with TokenStore.create(place, INFO) as store:
+        put(store, part(given, slice(300)))
+        store.compact()
+        put(store, part(given, slice(300, None)))
+        assert len(store) == 400
+    with TokenStore.open(place) as store:
+        assert store.info == INFO
+        users, moments = np.array([0, 2**60, 77, -3 * 2**60]), 1_700_000_000_010 + np.arange(4)
+        found = store.last(users, moments, 12)
+        whole = [rows_of(given, user, moment, 12) for user, moment in zip(users.tolist(), moments.tolist())]
+        assert np.diff(found.offsets).tolist() == [len(rows) for rows in whole]
+        assert len(whole[2]) == 0
+        same(found, given, np.concatenate(whole))
+        same(store.last(2**60, 1_700_000_000_010, 12), given, rows_of(given, 2**60, 1_700_000_000_010, 12))
+        told = dict(store.scan())
+        assert list(told) == sorted(set(given["users"].tolist()))
+        for user, own in told.items():
+            same(own, given, rows_of(given, user))
+
+
+def test_11_a_retried_append_never_multiplies(place: str) -> None:
+    """Join cardinality: the ids of a written-again token and their moments are the newest ones."""
+    given = tokens(60)
+    with TokenStore.create(place, INFO) as store:
+        put(store, given)
+        put(store, given)
+        late = {**given, "sides": {**given["sides"], "label": np.full(60, 2)}}
+        put(store, part(late, slice(20)))
+        store.compact()
+        put(store, part(late, slice(20, None)))
+        assert len(store) == 60
+        for user, own in store.scan():
+            same(own, late, rows_of(late, user))
+
+
+def test_a_load_is_an_append(place: str) -> None:
+    given = tokens(300)
+    with TokenStore.create(place, INFO) as store:
+        order = np.lexsort((given["instance"], given["times"], given["users"]))
+        put(store, part(given, order), how=store.load)
+        assert len(store) == 300
+        for user, own in store.scan():
+            same(own, given, rows_of(given, user))
+
+
+def test_only_the_columns_asked_for_are_read(place: str) -> None:
+    given = tokens(50)
+    with TokenStore.create(place, INFO) as store:
+        put(store, given)
+        rows = rows_of(given, 2**60)
+        found = store.last(2**60, NEVER, 99, ["vectors", "label"])
+        assert np.array_equal(found.vectors, given["vectors"][rows])
+        assert (list(found.sides), list(found.known)) == (["label"], ["label"])
+        assert len(found.instance) == len(found.visible) == len(found.version) == 0 < len(found.times) == len(found)
+        assert store.last(2**60, NEVER, 99, ["visible"]).vectors.shape == (0, 8)
+        with pytest.raises(StoreError, match="no column 'lable'; expected vectors, instance, visible, version, label"):
+            store.last(2**60, NEVER, 99, ["lable"])
+
+
+@pytest.mark.parametrize("codec", ["fp32", "int8"])
+def test_other_codecs(place: str, codec: str) -> None:
+    given = tokens(80)
+    with TokenStore.create(place, replace(INFO, codec=codec)) as store:
+        put(store, given)
+        store.compact()
+        found = store.last(2**60, NEVER, 99)
+        bound = 0 if codec == "fp32" else 12.5 / 254 + 1e-4
+        assert np.abs(found.vectors - given["vectors"][rows_of(given, 2**60)]).max() <= bound
+
+
+def test_codes_are_read_by_the_books_of_their_version(place: str) -> None:
+    random = np.random.default_rng(0)
+    books = random.standard_normal((2, 2, 3, 16, 4)).astype(np.float32)
+    given = tokens(90)
+    given["version"] = np.arange(90) % 2
+    codes = random.integers(0, 16, (90, 6)).astype(np.uint8)
+    vectors = np.stack([
+        np.concatenate([sum(books[v, s, m, c[3 * s + m]] for m in range(3)) for s in range(2)])
+        for v, c in zip(given["version"], codes)
+    ])  # fmt: skip
+    with TokenStore.create(place, replace(INFO, codec="codes", versions=())) as store:
+        with pytest.raises(StoreError, match="version 0; expected none yet"):
+            put(store, {**given, "vectors": codes})
+        assert len(store.last(2**60, NEVER, 99)) == len(store) == 0
+        store.add_version(Version(0), books[0])
+        with pytest.raises(StoreError, match="no codebooks; expected what codec codes needs"):
+            store.add_version(Version(1))
+        with pytest.raises(StoreError, match=r"float32 \[2, 2, 16, 4\]; expected finite \[2, 3, at most 256, 4\]"):
+            store.add_version(Version(1), books[1][:, :2])
+        reader = TokenStore.open(place)
+        store.add_version(Version(1), books[1])
+        put(store, {**given, "vectors": codes})
+        store.compact()
+        reader.refresh()
+        for one in (store, reader):
+            found = one.last(2**60, NEVER, 99)
+            assert np.allclose(found.vectors, vectors[rows_of(given, 2**60)], atol=1e-5)
+            only = one.last(np.array([2**60, 0]), NEVER, 99, ["vectors"])
+            assert np.allclose(only.vectors[: len(found)], found.vectors)
+        near = {**part(given, slice(1)), "instance": given["instance"][:1] + 1_000, "vectors": vectors[:1] + 0.001}
+        put(store, near)  # vectors find their codes
+        now = dict(store.scan())[int(given["users"][0])]
+        at = now.instance.tolist().index(int(near["instance"][0]))
+        assert np.abs(now.vectors[at] - vectors[0]).max() < 3
+        old = TokenStore.open(place)
+        store.add_version(Version(2), books[0])
+        put(store, {**near, "version": np.array([2]), "vectors": codes[:1], "times": near["times"] + 1})
+        old.backend.refresh()  # the tokens are there, the version is not yet known
+        assert 2 in dict(old.scan())[int(given["users"][0])].version
+        old.close()
+        reader.close()
+    with pytest.raises(StoreError, match="versions without codebooks"):
+        TokenStore.create(place + "2", replace(INFO, codec="codes"))
+
+
+def test_versions_are_told_one_after_the_other(place: str) -> None:
+    with TokenStore.create(place, replace(INFO, versions=())) as store:
+        assert (store.info.spec().versions, store.info.spec().mixed) == (0, False)
+        first, second = Version(0, 1, 2, 3, [0.0] * 8, [1.0] * 8), Version(1, 4, 5)
+        store.add_version(first)
+        reader = TokenStore.open(place)
+        for version, message in (
+            (first, "number 0; expected 1, the next one"),
+            (Version(3), "number 3; expected 1, the next one"),
+            (Version(1, mean=[0.0] * 8), "a mean without a deviation"),
+            (Version(1, mean=[0.0] * 7, std=[1.0] * 7), "mean of 7 numbers; expected 8 finite numbers"),
+            (Version(1, mean=[0.0] * 8, std=[1.0] * 7 + [0.0]), "a deviation of 0.0; expected more than 0"),
+        ):
+            with pytest.raises(StoreError, match=message):
+                store.add_version(version)
+        with pytest.raises(StoreError, match="codebooks; expected what codec fp16 needs"):
+            store.add_version(second, np.zeros((2, 1, 4, 4), np.float32))
+        store.add_version(second)
+        assert reader.info.versions == (first,)
+        reader.refresh()
+        assert reader.info == store.info == replace(INFO, versions=(first, second))
+        reader.close()
+    assert replace(INFO, versions=(first, second), standardised=False).spec().mixed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": np.array([1])}, "version 1; expected 0 to 0\n.*Tell of it by add_version first"),
+        ({"version": np.array([0.5])}, "version of type float64"),
+        ({"sides": {"label": np.array([4]), "dwell": np.array([0])}}, "side column 'label' 4; expected 0 to 3"),
+        ({"sides": {"label": np.array([-1]), "dwell": np.array([0])}}, "side column 'label' -1; expected 0 to 3"),
+        ({"sides": {"label": np.array([0])}}, "sides label; expected dwell, label"),
+        ({"known": {}}, "known of no column; expected dwell, label"),
+        ({"visible": np.array([1, 2])}, "1 times, 2 visible"),
+        ({"vectors": np.full((1, 8), np.nan, np.float32)}, "NaN or infinity in row 0"),
+        ({"vectors": np.zeros((1, 9), np.float32)}, r"expected float32 \[n, 8\]"),
+        ({"vectors": np.zeros((2, 8), np.float32)}, "1 keys, 1 times"),
+    ],
+)
+def test_wrong_tokens_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with TokenStore.create(tmp_path / "tokens", INFO) as store:
+        with pytest.raises(StoreError, match=message):
+            put(store, {**tokens(1), **change})
+        assert len(store) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"codec": "fp8"}, "codec 'fp8'; expected fp32, fp16, int8, codes"),
+        ({"slots": 3}, "8 numbers in 3 slots; expected equal parts"),
+        ({"unit": "s"}, "times in 's'; expected ms or step"),
+        ({"keys": "uuid"}, "users by 'uuid'"),
+        ({"lag": -1}, "a lag of -1"),
+        ({"sides": {"a/b": 3}}, "side column 'a/b' of 3 ids"),
+        ({"versions": (Version(1),)}, "number 1; expected 0"),
+    ],
+)
+def test_a_store_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(StoreError, match=message):
+        replace(INFO, **change)
+
+
+def test_what_is_no_token_store_is_refused(tmp_path: Path) -> None:
+    from longrec.store.durable import DurableStore
+
+    DurableStore.create(tmp_path / "plain", {"a": np.int64}, None).close()
+    with pytest.raises(StoreError, match="format None; expected longrec-tokens-1"):
+        TokenStore.open(tmp_path / "plain")
+    TokenStore.create(tmp_path / "tokens", INFO).close()
+    path = tmp_path / "tokens" / "store.json"
+    content = json.loads(path.read_text())
+    content["attributes"]["more"] = 1
+    path.write_text(json.dumps(content))
+    with pytest.raises(StoreError, match="not readable .*'more'"):
+        TokenStore.open(tmp_path / "tokens")
+    del content["attributes"]["more"]
+    content["attributes"]["width"] = 4
+    content["attributes"]["versions"] = []
+    path.write_text(json.dumps(content))
+    with pytest.raises(StoreError, match="other columns than its tokens have"):
+        TokenStore.open(tmp_path / "tokens")
+    with pytest.raises(StoreError, match="no readable store.json"):
+        TokenStore.open(tmp_path / "none")
+
+
+def test_a_token_of_32_halves_takes_little_room(tmp_path: Path) -> None:
+    """8 bytes for the moment, 64 for the vector, 8 for the instance, and one each for what is near the moment."""
+    info = TokenInfo(width=32, sides={"label": 3}, versions=(Version(0),))
+    count, random = 20_000, np.random.default_rng(0)
+    times = np.sort(random.integers(0, 10**12, count))
+    with TokenStore.create(tmp_path / "tokens", info) as store:
+        store.load(
+            np.arange(count) // 400,
+            times,
+            instance=random.integers(0, 2**62, count),
+            visible=times,
+            version=np.zeros(count, np.int64),
+            vectors=random.standard_normal((count, 32)).astype(np.float32),
+            sides={"label": np.ones(count, np.int64)},
+            known={"label": times + 100},
+        )
+    size = sum(path.stat().st_size for path in (tmp_path / "tokens").rglob("*") if path.is_file())
+    assert size / count < 8 + 64 + 8 + 4 + 1

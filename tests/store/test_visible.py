@@ -1,0 +1,41 @@
+"""The last tokens that could be read, held against a search from end to end."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longrec.store.tokens import TokenInfo, TokenStore, Version
+from longrec.store.visible import last_visible
+
+INFO = TokenInfo(width=2, codec="fp32", sides={"label": 3}, lag=3, versions=(Version(0),))
+TOKENS = st.lists(st.tuples(st.integers(1, 3), st.integers(0, 40), st.integers(0, 30)), max_size=60)
+
+
+@settings(deadline=None, max_examples=25)
+@given(tokens=TOKENS, moments=st.lists(st.integers(0, 60), min_size=4, max_size=4), n=st.integers(1, 6))
+def test_it_equals_a_search_from_end_to_end(
+    tmp_path_factory: pytest.TempPathFactory, tokens: list[tuple[int, int, int]], moments: list[int], n: int
+) -> None:
+    user, time, late = (np.array([t[part] for t in tokens], np.int64) for part in range(3))
+    names = np.arange(len(tokens), dtype=np.int64)
+    vectors = np.stack([names, -names], 1).astype(np.float32)
+    with TokenStore.create(tmp_path_factory.mktemp("s") / "t", INFO) as store:
+        store.append(user, time, instance=names, visible=time + late, version=0 * names, vectors=vectors,
+                     sides={"label": names % 3}, known={"label": time + 2 * late})  # fmt: skip
+        users = np.array([3, 1, 2, 9])
+        found = last_visible(store, users, np.array(moments), n)
+        order = np.lexsort((names, time))
+        for place, (who, now) in enumerate(zip(users.tolist(), moments)):
+            wanted = [k for k in order if user[k] == who and time[k] < now - INFO.lag and time[k] + late[k] < now][-n:]
+            part = slice(found.offsets[place], found.offsets[place + 1])
+            one = last_visible(store, who, now, n, ["visible", "vectors", "label"])
+            for got in (found.vectors[part], one.vectors):
+                assert got.tolist() == vectors[wanted].tolist()
+            assert found.times[part].tolist() == one.times.tolist() == time[wanted].tolist()
+            assert found.instance[part].tolist() == wanted
+            assert found.sides["label"][part].tolist() == one.sides["label"].tolist() == (names[wanted] % 3).tolist()
+            assert found.known["label"][part].tolist() == (time + 2 * late)[wanted].tolist()
+            assert one.offsets.tolist() == [0, len(wanted)]
