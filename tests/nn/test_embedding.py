@@ -28,6 +28,8 @@ def bags(column: Jagged) -> list[tuple[list[int], list[float]]]:
 
 def by_hand(field: Field, column: Tensor | Jagged, table: Tensor) -> Tensor:
     if isinstance(column, Tensor):
+        if field.kind == "vector":
+            return (column.unsqueeze(2) * table).sum(1)
         return column.unsqueeze(1) * table if field.kind == "dense" else table[column.long()]
     rows = []
     for ids, weights in bags(column):
@@ -75,8 +77,8 @@ def test_weights_that_cancel_make_no_nan() -> None:
 def test_one_table_a_name_shared_by_impression_and_history() -> None:
     embeddings = Embeddings(FIELDS, histories=True)
     names = {field.name for field in FIELDS.tables()}
-    assert len(list(embeddings.parameters())) == len(names) == 10
-    assert len(embeddings.tables()) == 8  # all but the two dense fields
+    assert len(list(embeddings.parameters())) == len(names) == 11
+    assert len(embeddings.tables()) == 8  # all but the two dense fields and the vector
 
 
 def test_only_the_impression_without_histories() -> None:

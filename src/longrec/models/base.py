@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from inspect import isabstract, isclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from longrec.config import Strict, parse
@@ -24,10 +26,13 @@ from longrec.models.catalogue import Card, describe, help_text, names
 from longrec.nn.embedding import Embeddings
 
 __all__ = [
+    "BaseSection",
     "Card",
     "Encoder",
     "Model",
+    "PastInstances",
     "Ranker",
+    "UserOrder",
     "base_of",
     "build",
     "cross_entropy",
@@ -40,6 +45,41 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True)
+class UserOrder:
+    """How a model wants its batches where rows look back at earlier rows of the same user.
+
+    Attributes:
+        rows: longest run of consecutive rows of one user in a batch; longer users are cut into several.
+        context: earlier rows of the user put before each run while training, without a loss of their own.
+        mirrored: every second pass visits the users in the reverse order of the pass before.
+    """
+
+    rows: int = 256
+    context: int = 0
+    mirrored: bool = False
+
+
+@dataclass(frozen=True)
+class PastInstances:
+    """What a store gives of each row's user before the row: N instances, end to end, oldest first within a row.
+
+    Attributes:
+        vectors: float32 ``[N, W]`` as the encoder made them; no gradient enters them.
+        offsets: int64 ``[B + 1]``.
+        times: int64 ``[N]`` moments of the instances.
+        labels: int64 ``[N]``: 0 none, 1 negative, 2 positive, 3 not known yet.
+        known: int64 ``[N]`` moments at which the labels became known; None where ``labels`` already tells what was
+            known at the row's moment.
+    """
+
+    vectors: Tensor
+    offsets: Tensor
+    times: Tensor
+    labels: Tensor | None = None
+    known: Tensor | None = None
+
+
 class Model(nn.Module, ABC):
     """A model: it sees a ``Batch`` and returns tensors; it opens no file and knows no loop.
 
@@ -47,14 +87,17 @@ class Model(nn.Module, ABC):
         Config: its settings, each with a default and a description.
         reads_history: whether it reads what the user did before.
         order_matters: whether the order of the events in a history may change a score.
-        user_order: whether its batches hold consecutive rows of users, each row able to look back at earlier ones.
+        user_order: how its batches hold consecutive rows of users, each row able to look back at earlier ones; None
+            for rows in any order.
+        targets: further labels that its loss reads in ``batch.targets``: feedback features with the values 0 and 1.
         variants: settings that the conformance suite runs besides the defaults.
     """
 
     Config: ClassVar[type[Strict]]
-    reads_history: ClassVar[bool] = False
-    order_matters: ClassVar[bool] = False
-    user_order: bool = False
+    reads_history: bool = False
+    order_matters: bool = False
+    user_order: UserOrder | None = None
+    targets: tuple[str, ...] = ()
     variants: ClassVar[tuple[dict[str, Any], ...]] = ()
 
     def __init__(self, config: Any, fields: Fields) -> None:
@@ -65,6 +108,12 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """The training loss, a mean over the rows of the batch."""
+
+    def home_of(self, other: Model) -> str:
+        """Where the weights of another model belong in this one when training goes on from it: what stands before
+        their names here. As a rule nothing: the other model is the same one.
+        """
+        return ""
 
     def tables(self) -> list[nn.Parameter]:
         """Embedding tables: sparse gradients, sharded when large; all other parameters are dense."""
@@ -115,10 +164,12 @@ class Encoder(Model):
     Attributes:
         width: numbers of a vector.
         slots: equal parts a vector falls into.
+        encodes_in_context: an ablation whose vectors do depend on the earlier rows of the user in the batch.
     """
 
     width: int
     slots: int = 1
+    encodes_in_context: bool = False
 
     @abstractmethod
     def forward(self, batch: Batch) -> Float[Tensor, " B"]:
@@ -127,6 +178,25 @@ class Encoder(Model):
     @abstractmethod
     def encode(self, batch: Batch) -> Float[Tensor, "B W"]:
         """The vector of every row."""
+
+    def codebooks(self) -> Float[Tensor, "S M V D"] | None:
+        """The codebooks that the vectors are sums of, of each slot and level; None for vectors of free numbers."""
+        return None
+
+    def codes(self, batch: Batch) -> UInt8[Tensor, "B C"]:
+        """The codes of every row, slot by slot, level by level: ``codebooks`` turns them into ``encode``."""
+        raise NotImplementedError(f"{type(self).__name__} makes no codes")
+
+    def logits_with_past(self, batch: Batch, past: PastInstances) -> Float[Tensor, " B"]:
+        """The logit of every row where earlier rows are read from a store; rows of the batch do not see each other.
+
+        An encoder whose logits depend on the row alone has no use for the past.
+        """
+        return self(batch)
+
+    def loss_with_past(self, batch: Batch, past: PastInstances) -> Float[Tensor, ""]:
+        """``loss`` of ``logits_with_past``; gradients reach the encoding of the batch's own rows only."""
+        return cross_entropy(self.logits_with_past(batch, past), batch)
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Mean binary cross entropy of the logits of the rows that count, in float32."""
@@ -145,6 +215,22 @@ def cross_entropy(logit_B: Float[Tensor, " B"], batch: Batch) -> Float[Tensor, "
     if batch.counts is not None:
         logit_B, label_B = logit_B[batch.counts], label_B[batch.counts]
     return F.binary_cross_entropy_with_logits(logit_B.float(), label_B)
+
+
+def _base_section(section: dict[str, Any]) -> dict[str, Any]:
+    settings = dict(section)
+    name = settings.pop("name", None)
+    if not isinstance(name, str):
+        raise ValueError("name: is required, the name of a ranker")
+    try:
+        config = parse(find(name).Config, settings, name)
+    except ConfigError as error:
+        raise ValueError("; ".join(error.faults)) from None
+    return {"name": name, **config.model_dump(mode="json")}
+
+
+BaseSection = Annotated[dict[str, Any], AfterValidator(_base_section)]
+"""The type of a setting that names another model, ``{name: deepfm, mlp: [64]}``: checked, every default filled in."""
 
 
 def base_of(section: Mapping[str, Any], fields: Fields, where: str) -> Ranker:

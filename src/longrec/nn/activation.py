@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Name = Literal["relu", "prelu", "dice", "sigmoid", "tanh"]
+Name = Literal["relu", "prelu", "dice", "sigmoid", "tanh", "gelu"]
 
 
 def make(name: Name, width: int) -> nn.Module:
@@ -20,7 +20,7 @@ def make(name: Name, width: int) -> nn.Module:
         return PReLU(width)
     if name == "dice":
         return Dice(width)
-    return {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}[name]()
+    return {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "gelu": nn.GELU}[name]()
 
 
 class BatchNorm(nn.BatchNorm1d):

@@ -63,7 +63,7 @@ class Layer(nn.Module):
     """One hidden layer.
 
     Attributes:
-        addend: added to the linear part, before normalisation and activation, while it is set (``models/keep_plug.py``).
+        addend: added to the linear part, before normalisation and activation, while it is set (see ``keep_plug``).
     """
 
     addend: Tensor | None = None

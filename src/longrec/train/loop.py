@@ -8,17 +8,22 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from longrec.data.loader import Loader
+from torch import Tensor
+from torch.optim import Optimizer
+
 from longrec.data.log import Log
 from longrec.errors import RunError
 from longrec.features.batch import Batch
 from longrec.models.base import Model
 from longrec.progress import Progress
 from longrec.train import checkpoint
+from longrec.train.loaders import loader_of
 from longrec.train.optimisers import build_optimisers, clip, set_rates
 from longrec.train.scoring import measure, precision, score
 from longrec.train.settings import FitConfig
 from longrec.train.tracking import MetricsFile, Tracker
+
+__all__ = ["Loop", "loader_of", "update"]
 
 _SHARE = 20  # checkpoints by the clock may take one part in so many of the time
 
@@ -52,7 +57,7 @@ class Loop:
         self.save_best, self.eval_batch, self.stop = save_best, eval_batch, stop
         self.label, self.quiet = label, quiet
         rows, self.valid_rows = log.rows_of("train"), log.rows_of("valid")
-        self.loader = Loader(log, rows, config.batch_size, seed=config.seed, by_length=config.by_length)
+        self.loader = loader_of(model, log, rows, config.batch_size, seed=config.seed, by_length=config.by_length)
         self.optimisers = build_optimisers(model, config)
         self.checkpoints = folder / "checkpoints"
         checkpoint.recover_folder(self.checkpoints / "best")
@@ -93,8 +98,9 @@ class Loop:
         for batch in self.loader.epoch(state.epoch, state.position):
             # Batch statistics need two rows; a last batch of one is left out for every model alike.
             if batch.size > 1 or config.batch_size == 1:
-                state.loss_sum += self._update(batch) * batch.size
-                state.loss_rows += batch.size
+                loss = update(self.model, self.optimisers, config, state.step, batch, str(self.folder))
+                state.loss_sum += loss * batch.counted
+                state.loss_rows += batch.counted
             state.step += 1
             state.position += 1
             look = state.position in looks or state.step == self.steps
@@ -113,29 +119,6 @@ class Loop:
                 return
             if asked:
                 raise RunError(str(self.folder), f"stopped after step {state.step:,}", do="continue it with --resume")
-
-    def _update(self, batch: Batch) -> float:
-        """One step of every optimiser; the mean loss of the batch before it."""
-        config = self.config
-        set_rates(self.optimisers, config, self.state.step)
-        with precision(config.bf16):
-            loss = self.model.loss(batch)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise RunError(
-                f"{self.folder}: step {self.state.step + 1:,}",
-                f"the loss is {value}",
-                "a finite number",
-                "lower fit.lr, or set fit.clip_norm or fit.warmup_steps; look for extreme values in dense features"
-                + ("; train without fit.bf16" if config.bf16 else ""),
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
-        if config.clip_norm is not None:
-            clip(self.model, config.clip_norm)
-        for optimiser in self.optimisers.values():
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        return value
 
     def _train_line(self) -> None:
         state = self.state
@@ -190,3 +173,43 @@ class Loop:
         checkpoint.save(self.checkpoints / "last", self.model, self.optimisers, self.state)
         self.saved = time.perf_counter()
         self.save_cost = self.saved - began
+
+
+def update(
+    model: Model,
+    optimisers: dict[str, Optimizer],
+    config: FitConfig,
+    step: int,
+    batch: Batch,
+    where: str,
+    loss_of: Callable[[Batch], Tensor] | None = None,
+) -> float:
+    """One step of every optimiser; the mean loss of the batch before it.
+
+    Args:
+        step: steps done before.
+        where: the run, for a message.
+        loss_of: instead of ``model.loss``.
+
+    Raises:
+        RunError: a loss that is not finite; nothing was moved.
+    """
+    set_rates(optimisers, config, step)
+    with precision(config.bf16):
+        loss = (loss_of or model.loss)(batch)
+    value = loss.item()
+    if not math.isfinite(value):
+        raise RunError(
+            f"{where}: step {step + 1:,}",
+            f"the loss is {value}",
+            "a finite number",
+            "lower fit.lr, or set fit.clip_norm or fit.warmup_steps; look for extreme values in dense features"
+            + ("; train without fit.bf16" if config.bf16 else ""),
+        )
+    loss.backward()  # type: ignore[no-untyped-call]
+    if config.clip_norm is not None:
+        clip(model, config.clip_norm)
+    for optimiser in optimisers.values():
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+    return value

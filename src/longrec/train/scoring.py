@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from longrec import metrics
-from longrec.data.loader import Loader
 from longrec.data.log import Log
 from longrec.errors import RunError
+from longrec.models.base import Model
 from longrec.progress import Progress
+from longrec.train.loaders import loader_of
 
 
 def precision(bf16: bool) -> AbstractContextManager[object]:
@@ -22,7 +22,7 @@ def precision(bf16: bool) -> AbstractContextManager[object]:
 
 
 def score(
-    model: nn.Module,
+    model: Model,
     log: Log,
     rows: NDArray[np.int64],
     batch_size: int,
@@ -40,17 +40,20 @@ def score(
     Raises:
         RunError: a score that is not finite.
     """
-    scores = np.empty(len(rows), np.float32)
-    was_training, at = model.training, 0
+    loader = loader_of(model, log, rows, batch_size, shuffle=False)
+    met, was_training, at = np.empty(len(loader.rows), np.float32), model.training, 0
     model.eval()
     with torch.inference_mode(), precision(bf16):
-        for batch in Loader(log, rows, batch_size, shuffle=False).epoch(0):
+        for batch in loader.epoch(0):
             logits = model(batch).float()
-            scores[at : at + batch.size] = torch.sigmoid(logits).numpy()
-            at += batch.size
+            logits = logits if batch.counts is None else logits[batch.counts]
+            met[at : at + len(logits)] = torch.sigmoid(logits).numpy()
+            at += len(logits)
             if progress is not None:
-                progress.advance(batch.size)
+                progress.advance(len(logits))
     model.train(was_training)
+    # In user order the loader meets rows in the order of the log, and each once.
+    scores = met if model.user_order is None else met[np.searchsorted(loader.rows, rows)]
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
         raise RunError(

@@ -1,0 +1,224 @@
+"""Training a source of instance tokens in user order: one causal pass a user against each impression by itself.
+
+    python bench/user_order.py [--users 400 --batch 1024 --rounds 3]
+
+In one pass every row of a user goes once through the base ranker and the compressor, and the source transformer runs
+over all of them under a causal mask. The slow way, impression by impression, puts a copy of all earlier rows of the
+user before each impression and takes the loss at the last. Model, settings, look-back and optimiser are the same, and
+so are the losses: that is checked on one batch first. In a stream, rows come in any order and the last tokens of their
+users from a store (here: from memory). CPU-seconds of one thread, loading of batches and optimisers included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import machine
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from longrec.config import parse
+from longrec.data.gather import gather
+from longrec.data.log import Log
+from longrec.data.prepare import prepare
+from longrec.data.settings import DataConfig
+from longrec.data.user_order import UserLoader
+from longrec.features.batch import Batch
+from longrec.features.schema import Schema
+from longrec.models.base import Encoder, PastInstances, build
+from longrec.nn.timeline import Timeline
+from longrec.train.loop import update
+from longrec.train.optimisers import build_optimisers
+from longrec.train.settings import FitConfig
+
+FIELDS = 12
+LONGEST = 256
+
+
+def raw_log(path: Path, users: int, seed: int) -> None:
+    """Users of 50 to 250 impressions in random order, each of an item and ``FIELDS`` more ids."""
+    rng = np.random.default_rng(seed)
+    user = rng.permutation(np.repeat(np.arange(users), rng.integers(50, 251, users)))
+    n = len(user)
+    columns = {f"field_{k}": rng.integers(0, 50, n).astype(np.int32) for k in range(FIELDS)}
+    item = rng.integers(0, 5_000, n)
+    score = (columns["field_0"] % 2) + (item % 3) + (user % 2) - 2
+    label = (rng.random(n) < 1 / (1 + np.exp(-score))).astype(np.int8)
+    moments = np.sort(rng.integers(1_700_000_000, 1_700_000_000 + 14 * 86_400, n))
+    pq.write_table(pa.table({"user": user, "item": item, "time": moments, "label": label, **columns}), path)
+
+
+def prepared(folder: Path, users: int, seed: int) -> Log:
+    """The log, every row in train but the last percent."""
+    raw_log(folder / "log.parquet", users, seed)
+    names = ["user", "item", *(f"field_{k}" for k in range(FIELDS))]
+    schema = parse(
+        Schema,
+        {
+            "user": "user",
+            "item": "item",
+            "time": {"column": "time", "unit": "s"},
+            "label": "label",
+            "features": {name: {"kind": "id"} for name in names},
+        },
+        "bench",
+    )
+    data = {"log": str(folder / "log.parquet"), "folder": str(folder / "prepared"), "split": {"valid": 0, "test": 0.01}}
+    return Log.open(prepare(parse(DataConfig, data, "bench"), schema))
+
+
+def model_of(log: Log, order: str) -> Encoder:
+    """The source: DeepFM, tokens of 64 numbers, two layers. Nothing in it depends on the rest of a batch."""
+    torch.manual_seed(0)
+    base = {"name": "deepfm", "batch_norm": False, "dropout": 0.0}
+    model = build({"name": "iat", "order": order, "base": base, "rows_per_user": LONGEST}, log.fields())
+    assert isinstance(model, Encoder)
+    return model
+
+
+def each_by_itself(log: Log, rows: np.ndarray, allowed: np.ndarray) -> Batch:
+    """A batch of impressions, each a user of its own with copies of its earlier rows among ``allowed`` before it."""
+    owner, moment = log.user(rows), log.moments.take(rows)
+    users, moments = log.user(allowed), log.moments.take(allowed)
+    low, high = np.searchsorted(users, owner), np.searchsorted(users, owner, side="right")
+    parts = []
+    for row, now, start, stop in zip(rows, moment, low, high):
+        parts.append(np.append(allowed[start:stop][moments[start:stop] < now], row))
+    lengths = np.array([len(part) for part in parts])
+    batch = gather(log, np.concatenate(parts))
+    counts = np.zeros(int(lengths.sum()), bool)
+    counts[np.cumsum(lengths) - 1] = True
+    users_of = torch.from_numpy(np.repeat(np.arange(len(rows)), lengths))
+    return replace(batch, users=users_of, counts=torch.from_numpy(counts))
+
+
+def same_losses(log: Log, batch: Batch, few: int) -> float:
+    """Largest difference of an impression's loss between both ways, over some impressions of one batch."""
+    model = model_of(log, "user").eval()
+    with torch.no_grad():  # from where it starts, the transformer is the identity: move it
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+        assert batch.rows is not None
+        rows = batch.rows.numpy()
+        some = np.sort(np.random.default_rng(0).choice(len(rows), few, replace=False))
+        by_itself = each_by_itself(log, rows[some], rows)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits
+        assert batch.label is not None
+        assert by_itself.label is not None
+        together = loss(model(batch)[some], batch.label[some], reduction="none")
+        alone = loss(model(by_itself)[by_itself.counts], by_itself.label[by_itself.counts], reduction="none")
+    return float((together - alone).abs().max())
+
+
+Past = Callable[[Batch], PastInstances]
+
+
+def rate(log: Log, order: str, batches: Callable[[], Iterator[Batch]], past: Past | None = None) -> float:
+    """Impressions (rows whose loss counts) per CPU-second of training, the first two batches left out."""
+    model, config = model_of(log, order).train(), FitConfig(lr=1e-3)
+    optimisers, began, rows = build_optimisers(model, config), 0.0, 0
+    loss = None if past is None else lambda batch: model.loss_with_past(batch, past(batch))
+    for step, batch in enumerate(batches()):
+        if step == 2:
+            began, rows = time.process_time(), 0
+        update(model, optimisers, config, step, batch, "bench", loss)
+        rows += batch.counted
+    return rows / (time.process_time() - began)
+
+
+def from_memory(log: Log, last: int) -> Past:
+    """Reads the ``last`` tokens before each row out of an array that holds one for every row of the log."""
+    tokens = torch.randn(len(log), model_of(log, "user").width)
+
+    def past(batch: Batch) -> PastInstances:
+        assert batch.rows is not None
+        rows = batch.rows.numpy()
+        first = np.maximum(rows - last, log.events.offsets[log.user(rows)])
+        offsets = np.concatenate([[0], np.cumsum(rows - first)])
+        at = torch.from_numpy(np.repeat(first - offsets[:-1], rows - first) + np.arange(offsets[-1]))
+        return PastInstances(tokens[at], torch.from_numpy(offsets), torch.from_numpy(log.moments.take(at.numpy())))
+
+    return past
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in (("users", 400), ("batch", 1_024), ("few", 64), ("past", 63), ("rounds", 3), ("seed", 1)):
+        ask.add_argument(f"--{name}", type=int, default=value)
+    given = ask.parse_args()
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp(prefix="longrec-bench-"))
+    try:
+        log = prepared(folder, given.users, given.seed)
+        train = log.rows_of("train")
+        lengths = np.bincount(log.user(train))
+        lengths = lengths[lengths > 0]
+
+        def in_user_order(size: int) -> Iterator[Batch]:
+            return UserLoader(log, train, size, rows_per_user=LONGEST).epoch(0)
+
+        def by_itself() -> Iterator[Batch]:
+            order = np.random.default_rng(0).permutation(train)
+            return (each_by_itself(log, order[at * given.few : (at + 1) * given.few], train) for at in range(12))
+
+        def at_random() -> Iterator[Batch]:
+            order = np.random.default_rng(0).permutation(train)
+            return (gather(log, part) for part in np.array_split(order, len(order) // given.batch)[:24])
+
+        first = next(in_user_order(given.batch))
+        apart = same_losses(log, first, given.few)
+        assert apart < 1e-5, f"the losses differ by {apart}"
+        assert first.users is not None
+        assert first.moments is not None
+        waste = Timeline(first.users, first.moments).pairs / int((torch.bincount(first.users) ** 2).sum()) - 1
+        ways: dict[str, Callable[[], float]] = {
+            "each impression by itself": lambda: rate(log, "user", by_itself),
+            "user order, one causal pass": lambda: rate(log, "user", lambda: in_user_order(given.batch)),
+            "user order, batches four times as large": lambda: rate(
+                log, "user", lambda: in_user_order(4 * given.batch)
+            ),
+            f"in a stream, last {given.past} tokens": lambda: rate(
+                log, "user", at_random, from_memory(log, given.past)
+            ),
+            "temporal order (no look-back)": lambda: rate(log, "temporal", at_random),
+        }
+        found: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(given.rounds):
+            for name, way in ways.items():
+                found[name].append(way())
+                print(f"{name}: {found[name][-1]:,.0f}", flush=True)
+    finally:
+        shutil.rmtree(folder)
+    slow = median(found["each impression by itself"])
+    rows = [
+        [name, f"{median(all_):,.0f} ({' '.join(f'{one:,.0f}' for one in all_)})", f"{median(all_) / slow:.1f}"]
+        for name, all_ in found.items()
+    ]
+    head = ["way", "impressions per CPU-second", "against each by itself"]
+    machine.write(
+        "user_order",
+        "# Training a source of instance tokens in user order\n\n"
+        f"{len(train):,} impressions of {len(lengths)} users, {lengths.min()} to {lengths.max()} a user (mean "
+        f"{lengths.mean():.0f}); DeepFM over {FIELDS + 2} id fields, tokens of 64 numbers, two layers of two heads. "
+        f"Batches of about {given.batch:,} rows, users whole; by itself, {given.few} impressions a batch, each with "
+        "copies of all its user's earlier rows. Median over the rounds (all in brackets); one thread, loading and "
+        f"optimisers included.\n\n{machine.table(head, rows)}\n\n"
+        f"Losses of {given.few} impressions of one batch differ by {apart:.1e} at most between the first two ways. "
+        f"Pairs of rows computed in vain in that batch (buckets of users of like length): {100 * waste:.0f} %.",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+r"""IAT: Instance-As-Token Compression for Historical User Sequence Modeling (source model).
+
+ByteDance (14 authors), arXiv 2026. https://arxiv.org/abs/2604.08933
+
+A whole training instance, all its fields after they have met in a ranker, becomes one short vector: a token. Later
+models read a user's list of tokens as one more history. This is the model that makes them, trained on the label:
+
+    h = F_int(x_nonseq, F_seq(x_seq))                     what the base ranker holds before its head
+    e = act(W_1 h + b_1)                                  the token, which is stored
+    dec(z) = W_3 act(W_2 z + b_2) + b_3                   back to the width of h
+    temporal order:  logit = head(dec(e))
+    user order:      Z = SIT(e_1 ... e_T; causal),  logit_i = head(dec(Z_i))
+
+``head`` is that of the base. The source instance transformer (SIT, nn/causal.py) runs over the rows of a user, so that
+the loss of a row reaches the compressor of the rows before it: the token is trained to be read later by attention. It
+is stored as it was before SIT. In a stream, earlier rows come from the store and get no gradient (``loss_with_past``).
+
+With ``codes`` a token is quantised, each slot by residual codebooks of its own, learnt with the label through a
+straight-through gradient (SIF, Meituan 2026, https://arxiv.org/abs/2604.15650, section S1).
+
+Departures from the paper
+    - rows of one moment (the candidates of one request) do not see each other: i sees j iff t_j < t_i or j = i;
+    - what the paper leaves open in SIT: pre-norm, 2 heads, GELU networks of four times the width, no dropout, biases
+      learnt for each head and bucket of the time and of the rows between two rows; it starts as the identity;
+    - the activation (the paper: sigma) is GELU by default, and the decoder ends with a linear layer back to the width
+      of h, so that the base's own head is used;
+    - ``labels`` lets earlier rows bring their labels into keys and values of SIT where they were known by the later
+      row's moment; ``slots`` makes several tokens an instance (SIT sees each as a row of its own, with a learnt slot
+      vector; parts of one row see each other); ``direct`` adds a loss of the token itself, head(dec(e));
+    - ``passes: two`` visits the users of every second pass in the reverse order of the pass before (appendix);
+    - ``stored: after`` is the paper's ablation: the token as it is after SIT;
+    - codes quantise slots of h, not groups of fields; the entropy regulariser is off by default.
+
+Letters: B rows, H width of the base, E numbers of a vector, N past instances, S slots, M levels, V codes, D width of a
+slot, C codes of a row.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from pydantic import BeforeValidator, Field, model_validator
+from torch import Tensor, nn
+
+from longrec.config import Strict
+from longrec.features.batch import Batch
+from longrec.features.fields import Fields
+from longrec.models.base import BaseSection, Encoder, PastInstances, UserOrder, base_of, cross_entropy
+from longrec.nn.activation import Name
+from longrec.nn.causal import CausalTransformer
+from longrec.nn.mlp import MLP, Layer
+from longrec.nn.quantize import ResidualQuantizer
+from longrec.nn.timeline import NOT_YET, Timeline
+
+Width = Annotated[int, Field(ge=1)]
+
+
+class Codes(Strict):
+    """Settings of quantised tokens."""
+
+    levels: int = Field(3, ge=1, le=16, description="Codebooks a slot, each coding what the one before left.")
+    size: int = Field(256, ge=2, le=256, description="Codes of a codebook.")
+    decay: float = Field(0.99, ge=0, lt=1, description="Of the moving averages that the codebooks follow, a batch.")
+    commitment: float = Field(0.25, ge=0, description="Weight of the loss that draws vectors to their codes.")
+    entropy: float = Field(0.0, ge=0, description="Weight of the loss that spreads vectors over all codes.")
+
+
+def _switch(value: Any) -> Any:
+    return {True: {}, False: None}.get(value, value) if isinstance(value, bool) else value
+
+
+class IATConfig(Strict):
+    """Settings of the IAT source."""
+
+    base: BaseSection = Field({"name": "deepfm"}, description="The ranker that is compressed, with its settings.")
+    order: Literal["user", "temporal"] = Field("user", description="Whether earlier rows of the user are looked at.")
+    width: Width = Field(64, description="Numbers of a token.")
+    slots: Width = Field(1, description="Tokens of an instance.")
+    decoder: Width = Field(128, description="Hidden units between the token and the head.")
+    activation: Name = Field("gelu", description="Activation of the token and of the decoder.")
+    layers: Width = Field(2, description="Layers of SIT.")
+    heads: Width = Field(2, description="Attention heads of SIT.")
+    sit_width: int = Field(0, ge=0, description="Width inside SIT; 0 for the width of a token.")
+    labels: bool = Field(False, description="Earlier rows bring their labels into SIT, where known.")
+    stored: Literal["before", "after"] = Field("before", description="Whether a token is taken before or after SIT.")
+    direct: float = Field(0.0, ge=0, description="Weight of a second loss, of the token before SIT.")
+    codes: Annotated[Codes | None, BeforeValidator(_switch)] = Field(
+        None, description="Quantise tokens: true, or {levels: 3, size: 256, decay: 0.99, commitment: 0.25, entropy: 0}."
+    )
+    rows_per_user: Width = Field(256, description="Longest run of rows of one user in a batch.")
+    context: int = Field(0, ge=0, description="Earlier rows put before each run in training, without a loss.")
+    passes: Literal["one", "two"] = Field("one", description="Two: every second pass (fit.epochs: 2) goes backwards.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> IATConfig:
+        faults = []
+        if (self.sit_width or self.width) % self.heads:
+            faults.append(f"heads: {self.heads} heads do not divide a width of {self.sit_width or self.width}")
+        if self.order == "temporal":
+            given = {"labels": self.labels, "direct": self.direct, "stored": self.stored == "after"}
+            faults += [f"{name}: needs order: user" for name, value in given.items() if value]
+        if self.stored == "after" and self.codes is not None:
+            faults.append("stored: codes are of the token before SIT")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+class IAT(Encoder):
+    """The source of instance tokens around any ranker."""
+
+    Config = IATConfig
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"order": "temporal", "activation": "sigmoid", "base": {"name": "din", "mlp": [16], "attention": [8]}},
+        {"labels": True, "slots": 2, "width": 8, "sit_width": 12, "direct": 0.5, "codes": {"size": 32}},
+    )
+
+    def __init__(self, config: IATConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        self.base = base_of(config.base, fields, "model.base")
+        self.reads_history, self.order_matters = self.base.reads_history, self.base.order_matters
+        self.width, self.slots = config.slots * config.width, config.slots
+        self.compressor = Layer(self.base.interaction, self.width, config.activation, 0.0, False)
+        self.decoder = MLP(self.width, [config.decoder], config.activation, outputs=self.base.interaction)
+        self.quantizer = None
+        if config.codes is not None:
+            book, weights = config.codes, config.codes.model_dump(include={"decay", "commitment", "entropy"})
+            self.quantizer = ResidualQuantizer(config.slots, book.levels, book.size, config.width, **weights)
+        self.sit, self.slot = None, None
+        if config.order == "user":
+            self.user_order = UserOrder(config.rows_per_user, config.context, config.passes == "two")
+            inside = config.sit_width or config.width
+            self.sit = CausalTransformer(config.width, inside, config.layers, config.heads, config.labels)
+            if config.slots > 1:
+                self.slot = nn.Parameter(torch.randn(config.slots, config.width) * 0.02)
+        self.encodes_in_context = config.stored == "after"
+
+    def forward(self, batch: Batch) -> Float[Tensor, " B"]:
+        """The logit of every row; in user order it looks at the earlier rows of its user in the batch."""
+        e_BE, _ = self._tokens(batch)
+        return self._decode(self._look_back(e_BE, batch))
+
+    def encode(self, batch: Batch) -> Float[Tensor, "B E"]:
+        """The token of every row, slot after slot; with codes, what its codes stand for."""
+        e_BE, _ = self._tokens(batch)
+        return self._look_back(e_BE, batch) if self.encodes_in_context else e_BE
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """Mean binary cross entropy of the rows that count; with the direct loss and the quantiser's own."""
+        e_BE, own = self._tokens(batch)
+        return self._loss(self._look_back(e_BE, batch), e_BE, own, batch)
+
+    def logits_with_past(self, batch: Batch, past: PastInstances) -> Float[Tensor, " B"]:
+        """The logit of every row; earlier rows of its user are those that ``past`` holds, and no others."""
+        e_BE, _ = self._tokens(batch)
+        return self._decode(self._look_back_at(e_BE, batch, past))
+
+    def loss_with_past(self, batch: Batch, past: PastInstances) -> Float[Tensor, ""]:
+        """``loss`` where earlier rows are those that ``past`` holds; no gradient enters them."""
+        e_BE, own = self._tokens(batch)
+        return self._loss(self._look_back_at(e_BE, batch, past), e_BE, own, batch)
+
+    def codebooks(self) -> Float[Tensor, "S M V D"] | None:
+        """The codebooks, or None for vectors of free numbers."""
+        return None if self.quantizer is None else self.quantizer.codebooks
+
+    def codes(self, batch: Batch) -> UInt8[Tensor, "B C"]:
+        """The codes of every row, slot by slot, level by level."""
+        if self.quantizer is None:
+            return super().codes(batch)
+        return self.quantizer.codes(self._slots(self._compress(batch))).flatten(1)
+
+    def _compress(self, batch: Batch) -> Tensor:
+        e_BE: Tensor = self.compressor(self.base.interact(batch))
+        return e_BE
+
+    def _slots(self, e_BE: Tensor) -> Tensor:
+        return e_BE.reshape(-1, self.slots, self.config.width)
+
+    def _tokens(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Tokens ``[B, E]``, and the quantiser's loss where there is one."""
+        e_BE = self._compress(batch)
+        if self.quantizer is None:
+            return e_BE, None
+        e_BSD, own = self.quantizer(self._slots(e_BE))
+        return e_BSD.flatten(1), own
+
+    def _decode(self, z_BE: Tensor) -> Tensor:
+        return self.base.head(self.decoder(z_BE))
+
+    def _loss(self, z_BE: Tensor, e_BE: Tensor, own: Tensor | None, batch: Batch) -> Tensor:
+        loss = cross_entropy(self._decode(z_BE), batch)
+        if self.config.direct:
+            loss = loss + self.config.direct * cross_entropy(self._decode(e_BE), batch)
+        return loss if own is None else loss + own
+
+    def _look_back(self, e_BE: Tensor, batch: Batch) -> Tensor:
+        """What SIT makes of rows that see earlier rows of the batch; rows of nobody see themselves alone."""
+        if self.sit is None:
+            return e_BE
+        if batch.users is None or batch.moments is None or batch.shared:
+            rows = torch.arange(batch.size, device=e_BE.device)
+            return self._attend(e_BE, None if self.slot is None else Timeline(rows, rows, parts=self.slots))
+        labels = None
+        if self.config.labels and batch.label is not None and batch.known is not None:
+            labels = torch.where(batch.label.isnan(), 0, (batch.label > 0.5).long() + 1)
+        return self._attend(e_BE, Timeline(batch.users, batch.moments, labels, batch.known, self.slots))
+
+    def _look_back_at(self, e_BE: Tensor, batch: Batch, past: PastInstances) -> Tensor:
+        """What SIT makes of rows that see past instances; each row with its own past is a group of its own."""
+        if self.sit is None:
+            return e_BE
+        rows = torch.arange(batch.size, device=e_BE.device)
+        assert batch.moments is not None
+        groups = torch.cat([rows.repeat_interleave(past.offsets.diff(), output_size=len(past.times)), rows])
+        moments = torch.cat([past.times, batch.moments])
+        labels = known = None
+        if self.config.labels:
+            if past.labels is None:
+                raise ValueError("this source was trained with the labels of earlier rows, and the past has none")
+            labels = torch.cat([past.labels, torch.full_like(rows, NOT_YET)])
+            since = torch.full_like(past.times, torch.iinfo(torch.int64).min) if past.known is None else past.known
+            known = torch.cat([since, batch.moments])
+        x_XE = torch.cat([past.vectors.detach().to(e_BE.dtype), e_BE])
+        return self._attend(x_XE, Timeline(groups, moments, labels, known, self.slots), len(past.times))
+
+    def _attend(self, x_XE: Tensor, timeline: Timeline | None, first: int = 0) -> Tensor:
+        """SIT over rows ``[X, E]``, each slot an entry of its own: what becomes of rows from ``first`` on."""
+        assert self.sit is not None
+        parts = x_XE if self.slot is None else (self._slots(x_XE) + self.slot).flatten(0, 1)
+        wanted = torch.arange(first * self.slots, len(parts), device=x_XE.device) if first else None
+        z: Tensor = self.sit(parts, timeline, wanted)
+        return z if self.slot is None else z.reshape(-1, x_XE.shape[1])

@@ -1,0 +1,203 @@
+"""Causal attention over the rows of a batch: each row looks at the earlier rows of its own group (nn/timeline.py).
+
+One layer, pre-norm, computes
+
+    x' = x + W_o softmax_j(q_i . (k_j + a_s) / sqrt(d) + b_g + c_p) (v_j + d_s),      q, k, v = W_qkv LN(x)
+    x" = x' + W_2 gelu(W_1 LN(x'))
+
+for each head, where g is the log2 bucket of the time ``t_i - t_j``, p the bucket of how many rows back j lies, b and c
+learnt a bucket, and (on request) s tells the label of row j as row i may know it: a and d are learnt a label, and "not
+known yet" is one of them. A row's own label is never known to itself.
+
+Attention is computed in buckets of groups of like length, so that nothing grows with the longest group of a batch;
+everything else runs on the flat rows.
+
+Letters: N rows, M rows wanted, W width of a row, D width inside, H heads, U groups of a bucket, T rows of its longest,
+P buckets of places, G of gaps, X columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from longrec.nn.linear import Linear
+from longrec.nn.timeline import GAPS, NOT_YET, PLACES, UNSEEN, Bucket, Timeline
+
+
+class CausalAttention(nn.Module):
+    """Attention of the rows of a timeline.
+
+    Args:
+        labels: whether keys and values carry the labels of earlier rows.
+    """
+
+    def __init__(self, width: int, heads: int, labels: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.inner = Linear(width, 3 * width)
+        self.outer = _silent(Linear(width, width))
+        self.gaps = nn.Parameter(torch.zeros(heads, GAPS))
+        # Some heads begin by looking at what was last, some at all alike.
+        slopes = torch.linspace(1, 0, heads) if heads > 1 else torch.ones(1)
+        octaves = (torch.arange(PLACES) - 1).clamp(min=0) / 2
+        self.places = nn.Parameter(-slopes.unsqueeze(1) * octaves)
+        self.labels = nn.Parameter(torch.randn(2, heads, NOT_YET + 1, width // heads) * 0.02) if labels else None
+
+    def forward(
+        self, x_ND: Float[Tensor, "N D"], timeline: Timeline | None, places: Int64[Tensor, " M"] | None = None
+    ) -> Float[Tensor, "M D"]:
+        """Attend; the rows are in the order of the timeline, and without one each sees itself alone.
+
+        Args:
+            places: rows whose result is wanted, in this order; None for all.
+        """
+        qkv_NX = self.inner(x_ND)
+        if timeline is None:
+            v_ND = _at(qkv_NX, places)[:, 2 * x_ND.shape[1] :]
+            return self.outer(v_ND if self.labels is None else v_ND + self.labels[1, :, NOT_YET].flatten())
+        parts = qkv_NX.split([bucket.stop - bucket.start for bucket in timeline.buckets])
+        seen = [self._attend(part, bucket) for part, bucket in zip(parts, timeline.buckets)]
+        return self.outer(_at(torch.cat(seen) if seen else x_ND, places))
+
+    def _attend(self, qkv_NX: Tensor, bucket: Bucket) -> Tensor:
+        groups, longest, heads = bucket.groups, bucket.longest, self.heads
+        width = qkv_NX.shape[1] // 3
+        if bucket.from_flat is not None:
+            qkv_NX = _Pad.apply(qkv_NX, bucket.from_flat, bucket.to_flat)  # type: ignore[no-untyped-call]
+        q, k, v = qkv_NX.view(groups * longest, 3, heads, width // heads).permute(1, 2, 0, 3).unbind()
+        shape = (heads * groups, longest, width // heads)
+        q, k, v = q.reshape(shape), k.reshape(shape), v.reshape(shape)
+        scale = (width // heads) ** -0.5
+        b_HUTT = _Bias.apply(self.places, self.gaps, bucket.lag)  # type: ignore[no-untyped-call]
+        s = torch.baddbmm(b_HUTT.view(-1, longest, longest).to(q.dtype), q, k.transpose(1, 2), alpha=scale)
+        if self.labels is None:
+            out = torch.bmm(s.softmax(-1).to(v.dtype), v)
+        elif bucket.label is None:
+            # All alike not known: one vector more on every key moves no weight, one on every value stays as it is.
+            own_HD = self.labels[1, :, NOT_YET].repeat_interleave(groups, 0)
+            out = torch.bmm(s.softmax(-1).to(v.dtype), v) + own_HD.unsqueeze(1)
+        else:
+            out = self._with_labels(s, q, v, bucket.label, scale)
+        # [H, U, T, d] back to flat rows.
+        out_ND = out.view(heads, groups * longest, -1).transpose(0, 1).reshape(groups * longest, width)
+        return out_ND if bucket.to_flat is None else out_ND.index_select(0, bucket.to_flat)
+
+    def _with_labels(self, s: Tensor, q: Tensor, v: Tensor, label_UTT: Tensor, scale: float) -> Tensor:
+        """Keys and values with the label vectors, without a key for each pair of rows."""
+        assert self.labels is not None
+        heads, kinds = self.heads, NOT_YET + 1
+        groups, longest, _ = label_UTT.shape
+        key, value = self.labels
+        index = label_UTT.unsqueeze(0).expand(heads, -1, -1, -1)
+        told = torch.bmm(q.reshape(heads, groups * longest, -1), key.transpose(1, 2)) * scale
+        told = told.view(heads, groups, longest, kinds).gather(3, index)
+        w = (s + told.view_as(s)).softmax(-1)
+        share = w.new_zeros(heads, groups, longest, kinds).scatter_add(3, index, w.view(heads, *label_UTT.shape))
+        own = torch.bmm(share.view(heads, groups * longest, kinds).to(value.dtype), value)
+        return torch.bmm(w.to(v.dtype), v) + own.view_as(v)
+
+
+class CausalLayer(nn.Module):
+    """One pre-norm layer: attention, then a GELU network of four times the width."""
+
+    def __init__(self, width: int, heads: int, labels: bool = False) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.attention = CausalAttention(width, heads, labels)
+        self.network = nn.Sequential(Linear(width, 4 * width), nn.GELU(), _silent(Linear(4 * width, width)))
+
+    def forward(
+        self, x_ND: Float[Tensor, "N D"], timeline: Timeline | None, places: Int64[Tensor, " M"] | None = None
+    ) -> Float[Tensor, "M D"]:
+        """Apply the layer to rows in the order of the timeline; the result is that of ``places``, as in attention."""
+        x_MD = _at(x_ND, places) + self.attention(self.norms[0](x_ND), timeline, places)
+        return x_MD + self.network(self.norms[1](x_MD))
+
+
+class CausalTransformer(nn.Module):
+    """Layers over the rows of a timeline. It starts as the identity.
+
+    Where it works at another width than that of the rows, they are lifted to it, and what the layers made of them is
+    brought down and added: ``z = x + W_down layers(W_up x)``.
+
+    Args:
+        outer: W.
+        width: D.
+        labels: whether earlier rows bring their labels.
+    """
+
+    def __init__(self, outer: int, width: int, layers: int, heads: int, labels: bool = False) -> None:
+        super().__init__()
+        self.lift = None if width == outer else Linear(outer, width)
+        self.layers = nn.ModuleList(CausalLayer(width, heads, labels) for _ in range(layers))
+        self.lower = None if width == outer else _silent(Linear(width, outer))
+
+    def forward(
+        self, x_NW: Float[Tensor, "N W"], timeline: Timeline | None, wanted: Int64[Tensor, " M"] | None = None
+    ) -> Float[Tensor, "M W"]:
+        """What each row becomes by looking back; rows in any order, and without a timeline each alone.
+
+        Args:
+            wanted: rows whose result is wanted, in this order; None for all. The last layer does no work for others.
+        """
+        x_ND = x_NW if self.lift is None else self.lift(x_NW)
+        places = wanted
+        if timeline is not None:
+            x_ND = x_ND.index_select(0, timeline.order)
+            places = timeline.back if wanted is None else timeline.back.index_select(0, wanted)
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            x_ND = layer(x_ND, timeline, places if number == last else None)
+        return x_ND if self.lower is None else _at(x_NW, wanted) + self.lower(x_ND)
+
+
+def _at(x: Tensor, places: Tensor | None) -> Tensor:
+    return x if places is None else x.index_select(0, places)
+
+
+def _silent(layer: Linear) -> Linear:
+    """A layer that ends a residual branch: it starts at zero, so that the branch starts as nothing."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class _Bias(torch.autograd.Function):
+    """``[H, U, T, T]``: the biases of each pair's lag, added up; -inf where a row does not see the other."""
+
+    @staticmethod
+    def forward(ctx: Any, places_HP: Tensor, gaps_HG: Tensor, lag_UTT: Tensor) -> Tensor:
+        ctx.save_for_backward(lag_UTT)
+        both = (places_HP.unsqueeze(2) + gaps_HG.unsqueeze(1)).flatten(1)
+        table = torch.cat([both, both.new_full((len(both), 1), -torch.inf)], 1)
+        return table.index_select(1, lag_UTT.flatten()).view(-1, *lag_UTT.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_HUTT: Tensor) -> tuple[Tensor, Tensor, None]:
+        (lag_UTT,) = ctx.saved_tensors
+        flat = lag_UTT.view(1, -1).expand(len(g_HUTT), -1)
+        wide = torch.promote_types(g_HUTT.dtype, torch.float32)
+        sums = g_HUTT.new_zeros(len(g_HUTT), UNSEEN + 1, dtype=wide)
+        sums = sums.scatter_add_(1, flat, g_HUTT.flatten(1).to(wide))[:, :UNSEEN].reshape(-1, PLACES, GAPS)
+        return sums.sum(2), sums.sum(1), None
+
+
+class _Pad(torch.autograd.Function):
+    """``x[from_flat]``; the gradient gathers what came back to real places, since padded ones get none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, from_flat: Tensor, to_flat: Tensor) -> Tensor:
+        ctx.save_for_backward(to_flat)
+        return x.index_select(0, from_flat)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        (to_flat,) = ctx.saved_tensors
+        return g.index_select(0, to_flat), None, None

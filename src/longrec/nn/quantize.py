@@ -1,0 +1,157 @@
+"""Residual vector quantisation: a vector becomes the sum of a few codewords, one a level.
+
+    r^1 = x;   q^m = argmin_v |r^m - c^m_v|;   r^(m+1) = r^m - c^m_(q^m);   e = sum_m c^m_(q^m)
+
+Each slot and level has a codebook of its own. Codebooks follow what they code by moving averages (van den Oord et al.
+2017, appendix A.1) and get no gradient; the gradient of e passes to x as it is (straight-through), and the commitment
+term draws x towards its code. A code that nothing chooses is dead: it starts again at a residual of the batch.
+
+Letters: B rows, S slots, M levels, V codes of a codebook, D width of a slot.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+_DEAD = 0.1
+"""A code chosen less often than this share of an even draw starts again."""
+
+
+class ResidualQuantizer(nn.Module):
+    """Codebooks of S slots and M levels, with what they learn from.
+
+    Args:
+        size: V, at most 256.
+        width: D.
+        decay: of the moving averages, a batch.
+        commitment: weight of ``|x - sg(c)|^2``, a mean over rows and numbers, summed over levels.
+        entropy: weight of the regulariser ``1 - H(mean_b p(v | r_b)) / log V``, where p is a softmax of the distances.
+    """
+
+    codebooks: Tensor
+    usage: Tensor
+    sums: Tensor
+    begun: Tensor
+
+    def __init__(
+        self,
+        slots: int,
+        levels: int,
+        size: int,
+        width: int,
+        *,
+        decay: float = 0.99,
+        commitment: float = 0.25,
+        entropy: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 2 <= size <= 256:
+            raise ValueError(f"a codebook has 2 to 256 codes, got {size}")
+        self.decay, self.commitment, self.entropy = decay, commitment, entropy
+        codebooks = torch.randn(slots, levels, size, width) * 0.1
+        self.register_buffer("codebooks", codebooks)
+        self.register_buffer("usage", torch.zeros(slots, levels, size))
+        self.register_buffer("sums", torch.zeros_like(codebooks))
+        self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, x_BSD: Float[Tensor, "B S D"]) -> tuple[Float[Tensor, "B S D"], Float[Tensor, ""]]:
+        """The quantised vectors, and the loss that belongs to them; while training, the codebooks learn.
+
+        In float32 throughout: a narrow distance would choose other codes.
+        """
+        with torch.autocast(x_BSD.device.type, enabled=False):
+            x_BSD = x_BSD.float()
+            if self.training and len(x_BSD):
+                with torch.no_grad():
+                    self._learn(x_BSD)
+            rest_BSD, e_BSD, loss = x_BSD, torch.zeros_like(x_BSD), x_BSD.new_zeros(())
+            for level in range(self.codebooks.shape[1]):
+                book_SVD = self.codebooks[:, level]
+                c_BSD = _take(book_SVD, _nearest(rest_BSD.detach(), book_SVD))
+                if self.training and len(x_BSD):
+                    loss = loss + self.commitment * (rest_BSD - c_BSD).square().mean()
+                    if self.entropy:
+                        loss = loss + self.entropy * _unevenness(rest_BSD, book_SVD)
+                e_BSD, rest_BSD = e_BSD + c_BSD, rest_BSD - c_BSD
+            return x_BSD + (e_BSD - x_BSD).detach(), loss
+
+    def codes(self, x_BSD: Float[Tensor, "B S D"]) -> UInt8[Tensor, "B S M"]:
+        """The codes of vectors."""
+        with torch.autocast(x_BSD.device.type, enabled=False):
+            rest_BSD, codes = x_BSD.detach().float(), []
+            for book_SVD in self.codebooks.unbind(1):
+                codes.append(_nearest(rest_BSD, book_SVD))
+                rest_BSD = rest_BSD - _take(book_SVD, codes[-1])
+            return torch.stack(codes, 2).to(torch.uint8)
+
+    def decode(self, codes_BSM: UInt8[Tensor, "B S M"]) -> Float[Tensor, "B S D"]:
+        """The vectors of codes."""
+        parts = [_take(book, code) for book, code in zip(self.codebooks.unbind(1), codes_BSM.long().unbind(2))]
+        return torch.stack(parts).sum(0)
+
+    def perplexity(self) -> Float[Tensor, "S M"]:
+        """How many codes each codebook really uses: the exponential of the entropy of its moving usage."""
+        p = self.usage / self.usage.sum(2, keepdim=True).clamp(min=1e-12)
+        return torch.exp(-torch.special.xlogy(p, p).sum(2))
+
+    def _learn(self, x_BSD: Tensor) -> None:
+        """Move every codebook towards what it codes; start dead codes again."""
+        rest_BSD, size, rows = x_BSD, self.codebooks.shape[2], len(x_BSD)
+        fresh, even = not bool(self.begun), rows / size
+        for level in range(self.codebooks.shape[1]):
+            book_SVD, usage_SV, sums_SVD = self.codebooks[:, level], self.usage[:, level], self.sums[:, level]
+            if fresh:
+                self._restart(torch.ones_like(usage_SV, dtype=torch.bool), rest_BSD, book_SVD, usage_SV, sums_SVD, even)
+            code_BS = _nearest(rest_BSD, book_SVD)
+            chosen = code_BS.t() + size * torch.arange(len(book_SVD), device=code_BS.device).unsqueeze(1)
+            count = torch.bincount(chosen.flatten(), minlength=usage_SV.numel()).view_as(usage_SV)
+            total = torch.zeros_like(book_SVD).flatten(0, 1)
+            total.index_add_(0, chosen.flatten(), rest_BSD.transpose(0, 1).flatten(0, 1))
+            usage_SV.lerp_(count.to(usage_SV.dtype), 1 - self.decay)
+            sums_SVD.lerp_(total.view_as(sums_SVD), 1 - self.decay)
+            book_SVD.copy_(torch.where(usage_SV.unsqueeze(2) > 0, sums_SVD / usage_SV.unsqueeze(2), book_SVD))
+            dead_SV = usage_SV < _DEAD * usage_SV.mean(1, keepdim=True)
+            self._restart(dead_SV, rest_BSD, book_SVD, usage_SV, sums_SVD, even)
+            rest_BSD = rest_BSD - _take(book_SVD, _nearest(rest_BSD, book_SVD))
+        self.begun.fill_(True)
+
+    def _restart(
+        self, dead_SV: Tensor, rest_BSD: Tensor, book_SVD: Tensor, usage_SV: Tensor, sums_SVD: Tensor, even: float
+    ) -> None:
+        slot, code = dead_SV.nonzero(as_tuple=True)
+        if not len(slot):
+            return
+        row = torch.randint(len(rest_BSD), slot.shape, device=slot.device)
+        found = rest_BSD[row, slot]
+        # Twins would share their rows by the first's luck; a breath of noise parts them.
+        found = found + torch.randn_like(found) * 0.01 * rest_BSD.std(0, unbiased=False).index_select(0, slot)
+        book_SVD[slot, code] = found
+        usage_SV[slot, code] = even
+        sums_SVD[slot, code] = found * even
+
+
+def _nearest(x_BSD: Tensor, book_SVD: Tensor) -> Tensor:
+    """int64 ``[B, S]``: the nearest code of each slot."""
+    return _distances(x_BSD, book_SVD).argmin(2).t()
+
+
+def _distances(x_BSD: Tensor, book_SVD: Tensor) -> Tensor:
+    """``[S, B, V]``: squared distances, without the part ``|x|^2`` that all codes share."""
+    return book_SVD.square().sum(2).unsqueeze(1) - 2 * torch.bmm(x_BSD.transpose(0, 1), book_SVD.transpose(1, 2))
+
+
+def _take(book_SVD: Tensor, code_BS: Tensor) -> Tensor:
+    """``[B, S, D]``: the codewords of codes."""
+    slots, size, _ = book_SVD.shape
+    flat = code_BS + size * torch.arange(slots, device=code_BS.device)
+    return book_SVD.flatten(0, 1)[flat]
+
+
+def _unevenness(x_BSD: Tensor, book_SVD: Tensor) -> Tensor:
+    """``1 - H / log V`` of the mean over rows of a softmax of the negative distances, mean over slots."""
+    distance = _distances(x_BSD, book_SVD)
+    spread = (distance - distance.amin(2, keepdim=True)).detach().mean((1, 2), keepdim=True).clamp(min=1e-12)
+    p_SV = torch.softmax(-4 * distance / spread, 2).mean(1)
+    return 1 + torch.special.xlogy(p_SV, p_SV).sum(1).mean() / torch.log(torch.tensor(float(book_SVD.shape[1])))

@@ -1,0 +1,155 @@
+"""Who sees whom among the rows of a batch: each the earlier rows of its own group.
+
+A group is a user, a row an impression at a moment. Row i sees row j of its group if and only if ``t_j < t_i`` or
+``j = i``: rows of one moment (the candidates of one request) never see each other. The order of the rows in a batch
+does not matter. Groups of like length share a bucket, so that nothing grows with the longest group of a batch.
+
+Letters: N rows, P parts of a row, U groups of a bucket, T entries of its longest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+GAPS = 64
+"""Buckets of the time passed: 0 for the row itself, 1 + floor(log2) for others."""
+PLACES = 22
+"""Buckets of how many rows back: 0 for the row itself, then two an octave: 1, 2, 3, 4-5, 6-7, 8-11, 12-15, ... """
+UNSEEN = PLACES * GAPS
+"""In place of both buckets, where a row does not see the other."""
+NOT_YET = 3
+"""Label id of a row whose label is not known yet, after 0 none, 1 negative, 2 positive."""
+_WASTE = 0.15
+"""Share of its pairs of rows that a bucket may pad."""
+_FREE = 4_096
+"""Pairs that cost less than a bucket of their own does."""
+_LATE = torch.iinfo(torch.int64).max
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """U groups of at most T entries, which lie end to end from ``start`` to ``stop`` in the order of the timeline.
+
+    Attributes:
+        lag: int64 ``[U, T, T]``: how far back j lies from i: ``GAPS`` times the bucket of rows, plus that of the time
+            passed; ``UNSEEN`` where i does not see j.
+        label: int64 ``[U, T, T]``: the label of j as known to i; None where no label is told.
+        from_flat: int64 ``[U T]``: for each place its entry (any one where padded); None where nothing is padded.
+        to_flat: int64 ``[stop - start]``: for each entry its place.
+    """
+
+    start: int
+    stop: int
+    groups: int
+    longest: int
+    lag: Tensor
+    label: Tensor | None
+    from_flat: Tensor | None
+    to_flat: Tensor | None
+
+
+class Timeline:
+    """Who sees whom among N rows.
+
+    Args:
+        groups: int64 ``[N]`` the group (user) of each row.
+        moments: int64 ``[N]``.
+        labels: int64 ``[N]``: 0 none, 1 negative, 2 positive, 3 never known; None where no label is told.
+        known: int64 ``[N]``: row i knows the label of j if ``known_j < t_i``.
+        parts: P, entries that a row consists of, one after the other; they see each other.
+
+    Attributes:
+        order: int64 ``[N P]`` entries group by group, groups by length.
+        back: int64 ``[N P]`` the inverse of ``order``.
+        buckets: what to compute.
+    """
+
+    def __init__(
+        self,
+        groups: Int64[Tensor, " N"],
+        moments: Int64[Tensor, " N"],
+        labels: Int64[Tensor, " N"] | None = None,
+        known: Int64[Tensor, " N"] | None = None,
+        parts: int = 1,
+    ) -> None:
+        columns = [moments, torch.arange(len(groups), device=groups.device)]
+        if labels is not None:
+            assert known is not None
+            columns += [labels, known]
+        if parts > 1:
+            groups, *columns = (x.repeat_interleave(parts, output_size=len(x) * parts) for x in (groups, *columns))
+        _, place, count = torch.unique(groups, return_inverse=True, return_counts=True)
+        # Longest groups first, each group's rows together.
+        rank = torch.empty_like(count)
+        rank[count.argsort(descending=True, stable=True)] = torch.arange(len(count), device=groups.device)
+        self.order = rank[place].argsort(stable=True)
+        self.back = torch.empty_like(self.order)
+        self.back[self.order] = torch.arange(len(groups), device=groups.device)
+        lengths = count.sort(descending=True).values
+        ordered = [column.index_select(0, self.order) for column in columns]
+        self.buckets = [_bucket(lengths, *span, ordered, parts) for span in _spans(lengths.tolist())]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of entries that are computed, the padded ones included."""
+        return sum(bucket.groups * bucket.longest**2 for bucket in self.buckets)
+
+
+def _spans(lengths: list[int]) -> list[tuple[int, int]]:
+    """First and one-past-last group of each bucket; ``lengths`` fall."""
+    spans, first, real = [], 0, 0
+    for at, length in enumerate(lengths):
+        padded = (at - first + 1) * lengths[first] ** 2
+        if at > first and padded - real - length**2 > _WASTE * (real + length**2) + _FREE:
+            spans.append((first, at))
+            first, real = at, 0
+        real += length**2
+    return [*spans, (first, len(lengths))] if lengths else []
+
+
+def _bucket(lengths: Tensor, first: int, last: int, ordered: list[Tensor], parts: int) -> Bucket:
+    """The bucket of groups ``first`` to ``last``, whose entries lie behind those of longer groups."""
+    start, own = int(lengths[:first].sum()), lengths[first:last]
+    stop, groups, longest = start + int(own.sum()), last - first, int(own[0])
+    from_flat = to_flat = None
+    columns = [column[start:stop] for column in ordered]
+    if int(own[-1]) < longest:
+        real = torch.arange(longest, device=own.device) < own.unsqueeze(1)
+        to_flat = real.flatten().nonzero().squeeze(1)
+        from_flat = torch.zeros(groups * longest, dtype=torch.int64, device=own.device)
+        from_flat[to_flat] = torch.arange(stop - start, device=own.device)
+        fills = [_LATE, -1, 0, 0]  # a padded row is later than all others, and sees them; nobody sees it
+        columns = [
+            column.new_full((groups * longest,), fill).index_copy(0, to_flat, column)
+            for column, fill in zip(columns, fills)
+        ]
+    moment, row, *told = [column.view(groups, longest) for column in columns]
+    now, then = moment.unsqueeze(2), moment.unsqueeze(1)
+    earlier = then < now
+    # Rows before one, so that rows of one moment stand at one place; whole numbers, since parts of a row go together.
+    rank = earlier.sum(2, dtype=torch.float32) / parts
+    place = 1 + _log2((rank.unsqueeze(2) - rank.unsqueeze(1)), halves=True)
+    gap = 1 + _log2((now - then).float())
+    lag = place.clamp_(1, PLACES - 1).mul_(GAPS).add_(gap.clamp_(1, GAPS - 1))
+    lag = torch.where(earlier, lag, torch.where(row.unsqueeze(2) == row.unsqueeze(1), 0, UNSEEN)).long()
+    label = None
+    if told:
+        labels, known = told
+        label = torch.where(earlier & (known.unsqueeze(1) < now), labels.unsqueeze(1), NOT_YET)
+    return Bucket(start, stop, groups, longest, lag, label, from_flat, to_flat)
+
+
+def _log2(x: Tensor, halves: bool = False) -> Tensor:
+    """int32: the log2 of positive float32, rounded down; ``halves`` doubles it and counts from 1.5 times a power on.
+
+    Read off the bits: the exponent, and with ``halves`` the first bit behind it.
+    """
+    bits = x.view(torch.int32)
+    return bits.bitwise_right_shift(22) - 2 * 127 if halves else bits.bitwise_right_shift(23) - 127

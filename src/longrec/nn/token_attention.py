@@ -1,0 +1,235 @@
+"""Reading what was left of past impressions: tokens with side information, and attention of one query a row.
+
+A position brings a content (an instance token, or embedded columns of a past event) and ids of side information (its
+label, the time passed). ``TokenInput`` makes one vector of both, ``TokenAttention`` reads the vectors of a row:
+
+    a_j   = act(W_a x_j + b_a)                                                     (adaptation)
+    tok_j = [a_j; e_1(side_j1); e_2(side_j2); ...]
+    s_jh  = (W_q q + b_q)_h . (W_k tok_j)_h / sqrt(d / H)                           for each head h
+    o_h   = sum_j softmax_j(s_jh) (W_v tok_j)_h
+    out   = W_o [o_1; ...; o_H] + b_o                                               (b_o where a row has no positions)
+
+In training nothing but the adaptation is computed at every position with a matrix: keys and values are absorbed,
+``s_jh = (W_k^T q)_h . tok_j`` and ``o_h = W_v (sum_j w_j tok_j)``, and side information is looked up in tables that
+are scored once a row (``nn/token_kernel.py``). While a program is traced, and for few positions, the formulas run as
+written.
+
+Letters: B rows, N positions, U what the history brings, I width of the content, A width of the adapted content, S width
+of all side information, K = A + S, Q width of the query, D width of the result, H heads, G side columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from longrec.nn.activation import Name, make
+from longrec.nn.attention import TargetAttention
+from longrec.nn.linear import Linear
+from longrec.nn.segment import Segments
+from longrec.nn.token_kernel import attend
+
+_FEW = 512
+"""Below so many positions the formulas run as written."""
+_TOGETHER = 512
+"""Ids that a group of side columns may have."""
+
+
+class TokenInput(nn.Module):
+    """The vector of every position: adapted content beside embedded side information.
+
+    Args:
+        inputs: I.
+        adapt: A.
+        sides: number of ids of each side column.
+        side_dim: width of each embedded side column.
+
+    Attributes:
+        width: K.
+    """
+
+    def __init__(self, inputs: int, adapt: int, sides: Sequence[int], side_dim: int, activation: Name = "relu") -> None:
+        super().__init__()
+        self.adapt = Linear(inputs, adapt)
+        self.fused = activation == "relu"
+        self.activation = None if self.fused else make(activation, adapt)
+        self.sides = nn.ParameterList(nn.Parameter(torch.randn(rows, side_dim) * 0.1) for rows in sides)
+        self.width = adapt + side_dim * len(sides)
+        self.groups = _groups(sides)
+
+    def adapted(self, x_UI: Float[Tensor, "U I"]) -> Float[Tensor, "U A"]:
+        """The adapted content."""
+        a_UA: Tensor = self.adapt(x_UI, relu=self.fused)
+        return a_UA if self.activation is None else self.activation(a_UA)
+
+    def forward(self, x_UI: Float[Tensor, "U I"], ids_GU: Int[Tensor, "G U"]) -> Float[Tensor, "U K"]:
+        """``tok`` of every position."""
+        parts = [self.adapted(x_UI)]
+        parts += [F.embedding(ids_U, table) for ids_U, table in zip(ids_GU.unbind(), self.sides)]
+        return torch.cat(parts, 1)
+
+    def tables(self) -> list[tuple[slice, Float[Tensor, "R S"]]]:
+        """For each group of side columns its place in ``tok``, and the part of ``tok`` that each id stands for."""
+        found, first = [], self.adapt.out_features
+        for group in self.groups:
+            tables = [self.sides[side] for side in group]
+            heights = [len(table) for table in tables]
+            wide = [
+                table.view(*(len(table) if at == own else 1 for at in range(len(group))), -1).expand(*heights, -1)
+                for own, table in enumerate(tables)
+            ]
+            table_RS = torch.cat(wide, -1).flatten(0, -2)
+            found.append((slice(first, first + table_RS.shape[1]), table_RS))
+            first += table_RS.shape[1]
+        return found
+
+    def places(self, ids_GU: Int[Tensor, "G U"]) -> Int[Tensor, "J U"]:
+        """For each group of side columns the place of every position in the tables of all groups, end to end."""
+        found, first = [], 0
+        for group in self.groups:
+            place_U, height = torch.zeros_like(ids_GU[0]), 1
+            for side in group:
+                place_U, height = place_U * len(self.sides[side]) + ids_GU[side], height * len(self.sides[side])
+            found.append(place_U + first)
+            first += height
+        return torch.stack(found) if found else ids_GU
+
+
+class TokenAttention(nn.Module):
+    """Multi-head attention of one query a row.
+
+    Args:
+        query: Q.
+        tokens: what makes the vectors.
+        width: D.
+        heads: H; it divides D.
+    """
+
+    def __init__(self, query: int, tokens: TokenInput, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = Linear(query, width)
+        # A bias of the keys adds the same to all scores of a row, which the softmax does not see; one of the values
+        # adds the same to all rows, as that of the output does.
+        self.key = Linear(tokens.width, width, bias=False)
+        self.value = Linear(tokens.width, width, bias=False)
+        self.out = Linear(width, width)
+
+    def weights(
+        self, q_BQ: Float[Tensor, "B Q"], tok_UK: Float[Tensor, "U K"], segments: Segments
+    ) -> Float[Tensor, "N H"]:
+        """The weight of every position in every head."""
+        heads = self.heads
+        q_BD, k_UD = self.query(q_BQ), self.key(tok_UK)
+        size = q_BD.shape[1] // heads
+        if segments.shared:
+            q = _heads(q_BD, heads).transpose(0, 1)
+            k = _heads(k_UD, heads).permute(1, 2, 0)
+            s_HBT = torch.matmul(q, k) * size**-0.5
+            return s_HBT.softmax(2).permute(1, 2, 0).flatten(0, 1)
+        s_NH = _heads(segments.mul(q_BD, k_UD), heads).sum(2) * size**-0.5
+        return torch.stack([segments.softmax(s_N) for s_N in s_NH.unbind(1)], 1)
+
+    def forward(
+        self,
+        q_BQ: Float[Tensor, "B Q"],
+        tokens: TokenInput,
+        x_UI: Float[Tensor, "U I"],
+        ids_GU: Int[Tensor, "G U"],
+        segments: Segments,
+    ) -> Float[Tensor, "B D"]:
+        """What each row reads."""
+        if not segments.shared and not _as_written(x_UI):
+            # In float32 whatever the rest is trained in: what this saves is more than narrow numbers would.
+            with torch.autocast(x_UI.device.type, enabled=False):
+                o_BD = self._absorbed(q_BQ.to(self.query.weight.dtype), tokens, x_UI, ids_GU, segments)
+            return self.out(o_BD)
+        tok_UK = tokens(x_UI, ids_GU)
+        w_NH, v_UD = self.weights(q_BQ, tok_UK, segments), self.value(tok_UK)
+        o = [segments.weighted_sum(w_N, v) for w_N, v in zip(w_NH.unbind(1), v_UD.chunk(self.heads, 1))]
+        return self.out(torch.cat(o, 1))
+
+    def _absorbed(self, q_BQ: Tensor, tokens: TokenInput, x_NI: Tensor, ids_GN: Tensor, segments: Segments) -> Tensor:
+        """``[o_1; ...; o_H]`` of every row, keys and values absorbed."""
+        q_BD, width = self.query(q_BQ), tokens.adapt.out_features
+        size = q_BD.shape[1] // self.heads
+        q_HBd = _heads(q_BD, self.heads).transpose(0, 1)
+        u_HBK = torch.bmm(q_HBd, self.key.weight.view(self.heads, size, -1)) * size**-0.5
+        scores = [torch.matmul(u_HBK[:, :, own], table_RS.t()) for own, table_RS in tokens.tables()]
+        p_HBR = torch.cat(scores, 2) if scores else u_HBK[:, :, :0]
+        o_BHA, c_BHR = attend(
+            x_NI if tokens.fused else tokens.adapted(x_NI),
+            (tokens.adapt.weight, tokens.adapt.bias) if tokens.fused else None,
+            tokens.places(ids_GN),
+            u_HBK[:, :, :width].transpose(0, 1).contiguous(),
+            p_HBR.transpose(0, 1).contiguous(),
+            segments,
+        )
+        parts, first = [o_BHA], 0
+        for _, table_RS in tokens.tables():
+            parts.append(torch.matmul(c_BHR[:, :, first : first + len(table_RS)], table_RS))
+            first += len(table_RS)
+        m_HBK = torch.cat(parts, 2).transpose(0, 1)
+        o_HBd = torch.bmm(m_HBK, self.value.weight.view(self.heads, size, -1).transpose(1, 2))
+        return o_HBd.transpose(0, 1).flatten(1)
+
+
+def _as_written(x_UI: Tensor) -> bool:
+    """Whether the formulas should run as they stand above, for torch to trace and to differentiate."""
+    return torch.compiler.is_compiling() or x_UI.shape[0] < _FEW
+
+
+def _heads(x_ND: Tensor, heads: int) -> Tensor:
+    """``[N, H, d]``."""
+    return x_ND.reshape(x_ND.shape[0], heads, x_ND.shape[1] // heads)
+
+
+class TokenInterest(nn.Module):
+    """DIN's activation unit over tokens: ``sum_j a(q, k_j) k_j`` with q and k_j projected to one width.
+
+    Args:
+        query: Q.
+        tokens: what makes the vectors.
+        width: D.
+        units: hidden units of the activation unit.
+    """
+
+    def __init__(self, query: int, tokens: TokenInput, width: int, units: Sequence[int]) -> None:
+        super().__init__()
+        self.query, self.key = Linear(query, width), Linear(tokens.width, width)
+        self.unit = TargetAttention(width, width, units)
+
+    def weights(
+        self, q_BQ: Float[Tensor, "B Q"], tok_UK: Float[Tensor, "U K"], segments: Segments
+    ) -> Float[Tensor, "N 1"]:
+        """The weight of every position."""
+        return self.unit.weights(self.query(q_BQ), self.key(tok_UK), segments).unsqueeze(1)
+
+    def forward(
+        self,
+        q_BQ: Float[Tensor, "B Q"],
+        tokens: TokenInput,
+        x_UI: Float[Tensor, "U I"],
+        ids_GU: Int[Tensor, "G U"],
+        segments: Segments,
+    ) -> Float[Tensor, "B D"]:
+        """What each row reads."""
+        return self.unit(self.query(q_BQ), self.key(tokens(x_UI, ids_GU)), segments)
+
+
+def _groups(sides: Sequence[int]) -> list[list[int]]:
+    """Neighbouring side columns whose ids are told as one, as long as they are few together."""
+    groups: list[list[int]] = []
+    height = 1
+    for side, rows in enumerate(sides):
+        height *= rows
+        if groups and height <= _TOGETHER:
+            groups[-1].append(side)
+        else:
+            groups.append([side])
+            height = rows
+    return groups

@@ -1,0 +1,185 @@
+"""A transformer over tokens that a query reads.
+
+The query is the last entry of the sequence ``[x_1, ..., x_T, y]`` under causal attention: entries never see it, so that
+in serving they are computed once for all candidates. Every layer is pre-norm, and so is what comes after the last:
+
+    x_l' = x_l + Attention(LN(x_l); LN(x_1), ..., LN(x_l))
+    y'   = y + Attention(LN(y); LN(x_1), ..., LN(x_T), LN(y))
+    x", y" = x' + FFN(LN(x')), y' + FFN(LN(y'))                                      FFN(z) = W_2 gelu(W_1 z)
+    out  = W_o LN(y_last)
+
+where y starts as ``W_q q`` and x_l as ``W_x tok_l + p_(T - l)``, p a learnt vector of the place from the newest.
+LONGER (https://arxiv.org/abs/2505.04421) first merges neighbouring tokens into one, and only its newest entries and
+the query go through the layers: in the first they see all entries, afterwards each other.
+
+Sequences are computed in buckets of rows of like length, the newest entry at the right.
+
+Letters: B rows, U what the history brings, Q width of the query, K width of a token, D width, H heads, G side columns,
+R rows of a bucket, T entries of its longest row, M entries that go on.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from longrec.nn.linear import Linear
+from longrec.nn.segment import Segments
+from longrec.nn.token_attention import TokenInput
+from longrec.nn.token_buckets import Buckets
+
+_PLACES = 256
+"""Places from the newest that are told apart."""
+_MOST = 4_096
+"""Positions of a bucket."""
+
+
+class TokenTransformer(nn.Module):
+    """Layers over the tokens of each row and its query.
+
+    Args:
+        query: Q.
+        tokens: what makes the vectors.
+        width: D.
+        heads: H; it divides D.
+        layers: how many.
+        merge: tokens that become one entry.
+        recent: newest entries that go through the layers; None for all.
+    """
+
+    def __init__(
+        self,
+        query: int,
+        tokens: TokenInput,
+        width: int,
+        heads: int,
+        layers: int,
+        merge: int = 1,
+        recent: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.merge, self.recent = merge, recent
+        self.query = Linear(query, width)
+        self.entry = Linear(merge * tokens.width, width)
+        self.places = nn.Parameter(torch.randn(_PLACES, width) * 0.02)
+        # After the last layer only the query is read: there the entries themselves go no further.
+        self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
+        self.norm, self.out = nn.LayerNorm(width), Linear(width, width)
+
+    def forward(
+        self,
+        q_BQ: Float[Tensor, "B Q"],
+        tokens: TokenInput,
+        x_UI: Float[Tensor, "U I"],
+        ids_GU: Int[Tensor, "G U"],
+        segments: Segments,
+    ) -> Float[Tensor, "B D"]:
+        """What each row reads; a row without positions nothing of use."""
+        y_BD, tok_UK = self.query(q_BQ), tokens(x_UI, ids_GU)
+        if segments.shared:
+            real = torch.ones(1, segments.positions, dtype=torch.bool, device=x_UI.device)
+            return self._read(tok_UK.unsqueeze(0), real, y_BD.unsqueeze(0)).squeeze(0)
+        buckets = Buckets(segments, _MOST)
+        parts = torch.split(tok_UK.index_select(0, buckets.positions()), buckets.sizes) if buckets.all else ()
+        ys = torch.split(buckets.take(y_BD), [bucket.rows.stop - bucket.rows.start for bucket in buckets.all])
+        read = [self._read(b.padded(part), b.real, y.unsqueeze(1)) for b, part, y in zip(buckets.all, parts, ys)]
+        return buckets.back(torch.cat(read).squeeze(1)) if read else torch.zeros_like(y_BD)
+
+    def _read(self, tok_RTK: Tensor, real_RT: Tensor | None, y_RCD: Tensor) -> Tensor:
+        """``[R, C, D]``: what each of C queries a row reads of the row's tokens."""
+        tok_RTK, real_RT = self._merged(tok_RTK, real_RT)
+        entries = tok_RTK.shape[1]
+        place = (entries - 1 - torch.arange(entries, device=tok_RTK.device)).clamp(max=_PLACES - 1)
+        x_ND: Tensor = self.entry(tok_RTK.flatten(0, 1))
+        x_RTD = x_ND.view(len(tok_RTK), entries, x_ND.shape[1]) + self.places.index_select(0, place)
+        for number, each in enumerate(self.layers):
+            layer = cast(Layer, each)
+            go_on = self.recent if number == 0 else None
+            if number == len(self.layers) - 1:
+                y_RCD = layer.query(x_RTD, real_RT, y_RCD)
+            else:
+                y_RCD, x_RTD = layer.query(x_RTD, real_RT, y_RCD), layer.entries(x_RTD, real_RT, go_on)
+                real_RT = None if real_RT is None else _newest(real_RT, go_on)
+        out: Tensor = self.out(self.norm(y_RCD).flatten(0, 1)).view_as(y_RCD)
+        return out
+
+    def _merged(self, tok_RTK: Tensor, real_RT: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Neighbours side by side ``[R, T / merge, merge K]``; before the oldest stand zeros."""
+        if self.merge == 1:
+            return tok_RTK, real_RT
+        rows, entries, width = tok_RTK.shape
+        groups = (entries + self.merge - 1) // self.merge
+        # By index: a traced length has no remainder that a program could be built on.
+        at = torch.arange(groups * self.merge, device=tok_RTK.device) - groups * self.merge + entries + 1
+        wide = torch.cat([tok_RTK.new_zeros(rows, 1, width), tok_RTK], 1).index_select(1, at.clamp(min=0))
+        if real_RT is not None:
+            # The newest of a group is real if any of it is.
+            real_RT = real_RT.index_select(1, at.reshape(groups, self.merge)[:, -1] - 1)
+        return wide.reshape(rows, groups, self.merge * width), real_RT
+
+
+class Layer(nn.Module):
+    """One layer, for the entries of a row and for its queries."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.inner, self.outer = Linear(width, 3 * width), Linear(width, width)
+        self.network = nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
+
+    def entries(
+        self, x_RTD: Float[Tensor, "R T D"], real_RT: Bool[Tensor, "R T"] | None, newest: int | None
+    ) -> Float[Tensor, "R M D"]:
+        """The newest entries after the layer; each sees itself and older ones."""
+        q, k, v = self._parts(x_RTD, newest)
+        x_RMD = _newest(x_RTD, newest)
+        entries, going = x_RTD.shape[1], x_RMD.shape[1]
+        at = torch.arange(entries, device=x_RTD.device)
+        seen = at <= (torch.arange(going, device=x_RTD.device) + (entries - going)).unsqueeze(1)
+        if real_RT is not None:
+            seen = seen & real_RT[:, None, None, :]
+        s_RHMT = torch.matmul(q, k.transpose(2, 3))
+        # Not -inf: a padded entry sees nothing, and nobody reads what it becomes.
+        w_RHMT = s_RHMT.masked_fill(~seen, -1e30).softmax(3).to(v.dtype)
+        return self._rest(x_RMD, torch.matmul(w_RHMT, v))
+
+    def query(
+        self, x_RTD: Float[Tensor, "R T D"], real_RT: Bool[Tensor, "R T"] | None, y_RCD: Float[Tensor, "R C D"]
+    ) -> Float[Tensor, "R C D"]:
+        """The queries after the layer; each sees itself and all entries."""
+        _, k, v = self._parts(x_RTD, None)
+        q, own_k, own_v = self._parts(y_RCD, None)
+        s_RHCT = torch.matmul(q, k.transpose(2, 3))
+        if real_RT is not None:
+            s_RHCT = s_RHCT.masked_fill(~real_RT[:, None, None, :], -torch.inf)
+        own = (q * own_k).sum(3, keepdim=True)
+        w = torch.cat([s_RHCT, own.to(s_RHCT.dtype)], 3).softmax(3).to(v.dtype)
+        return self._rest(y_RCD, torch.matmul(w[..., :-1], v) + w[..., -1:] * own_v)
+
+    def _parts(self, x_RTD: Tensor, newest: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled queries of the newest ``[R, H, M, d]``, keys and values of all ``[R, H, T, d]``."""
+        rows, entries, width = x_RTD.shape
+        inner: Tensor = self.inner(self.norms[0](x_RTD).flatten(0, 1))
+        q, k, v = inner.view(rows, entries, 3, self.heads, width // self.heads).unbind(2)
+        return _newest(q, newest).transpose(1, 2) * (width // self.heads) ** -0.5, k.transpose(1, 2), v.transpose(1, 2)
+
+    def _rest(self, x_RMD: Tensor, o_RHMd: Tensor) -> Tensor:
+        shape = x_RMD.shape
+        x_ND = x_RMD.reshape(-1, shape[2])
+        x_ND = x_ND + self.outer(o_RHMd.transpose(1, 2).reshape(x_ND.shape))
+        x_ND = x_ND + self.network(self.norms[1](x_ND))
+        return x_ND.view(shape)
+
+
+def _newest(x: Tensor, most: int | None) -> Tensor:
+    """The newest entries of ``[R, T, ...]``; while a program is traced always ``most``, with zeros before them."""
+    if most is None:
+        return x
+    if not torch.compiler.is_compiling():
+        return x[:, max(x.shape[1] - most, 0) :]
+    blank = x.new_zeros(x.shape[0], most, *x.shape[2:])
+    return torch.cat([blank, x], 1)[:, x.shape[1] :]

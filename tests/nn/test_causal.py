@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from longrec.nn.causal import CausalAttention, CausalTransformer
+from longrec.nn.timeline import GAPS, NOT_YET, UNSEEN, Timeline
+
+
+def lively(outer: int = 6, width: int = 8, layers: int = 2, heads: int = 2, labels: bool = False) -> CausalTransformer:
+    torch.manual_seed(0)
+    model = CausalTransformer(outer, width, layers, heads, labels).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model
+
+
+def columns(rows: int, groups: int, moments: int, seed: int = 0) -> dict[str, Tensor]:
+    """Rows of some groups in any order, with ties, and labels that become known later."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(high: int) -> Tensor:
+        return torch.randint(0, high, (rows,), generator=generator)
+
+    moment = draw(moments) * 1_000
+    return {
+        "groups": draw(groups) * 7,
+        "moments": moment,
+        "labels": draw(3),
+        "known": moment + draw(3) * 1_500,
+    }
+
+
+def half_octaves(rank: int) -> int:
+    """1, 2, 3, 4-5, 6-7, 8-11, 12-15: two steps an octave."""
+    octave = int(math.log2(rank))
+    return 2 * octave + (rank >= 1.5 * 2**octave)
+
+
+def reference(model: CausalTransformer, x_NW: Tensor, given: dict[str, Tensor], parts: int = 1) -> Tensor:
+    """The formula row by row and head by head, in loops."""
+    given = {name: column.repeat_interleave(parts) for name, column in given.items()}
+    x_ND = x_NW if model.lift is None else model.lift(x_NW)
+    group, moment = given["groups"].tolist(), given["moments"].tolist()
+    own = [place // parts for place in range(len(group))]
+    before = [
+        len({own[j] for j in range(len(own)) if group[j] == group[i] and moment[j] < moment[i]})
+        for i in range(len(own))
+    ]
+    for layer in model.layers:
+        attention, (norm, norm2) = layer.attention, layer.norms
+        q_ND, k_ND, v_ND = attention.inner(norm(x_ND)).chunk(3, 1)
+        size = q_ND.shape[1] // attention.heads
+        rows = []
+        for i in range(len(group)):
+            seen = [
+                j for j in range(len(group)) if group[j] == group[i] and (moment[j] < moment[i] or own[j] == own[i])
+            ]
+            heads = []
+            for head in range(attention.heads):
+                part = slice(head * size, (head + 1) * size)
+                scores, values = [], []
+                for j in seen:
+                    gap, rank = moment[i] - moment[j], before[i] - before[j]
+                    key, value = k_ND[j, part], v_ND[j, part]
+                    if attention.labels is not None:
+                        known = own[j] != own[i] and given["known"][j] < moment[i]
+                        told = int(given["labels"][j]) if known else NOT_YET
+                        key = key + attention.labels[0, head, told]
+                        value = value + attention.labels[1, head, told]
+                    bias = attention.gaps[head, 0 if gap == 0 else 1 + int(math.log2(gap))]
+                    bias = bias + attention.places[head, 0 if rank == 0 else 1 + half_octaves(rank)]
+                    scores.append(q_ND[i, part] @ key / math.sqrt(size) + bias)
+                    values.append(value)
+                heads.append(torch.stack(scores).softmax(0) @ torch.stack(values))
+            rows.append(torch.cat(heads))
+        x_ND = x_ND + attention.outer(torch.stack(rows))
+        x_ND = x_ND + layer.network(norm2(x_ND))
+    return x_ND if model.lower is None else x_NW + model.lower(x_ND)
+
+
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("outer", [6, 8])
+def test_it_is_the_formula_row_by_row(labels: bool, parts: int, outer: int) -> None:
+    model, told = lively(outer, labels=labels), columns(14, 3, 6)
+    x_NW = torch.randn(14 * parts, outer, dtype=torch.float64)
+    used = told if labels else {name: told[name] for name in told if name not in ("labels", "known")}
+    torch.testing.assert_close(model(x_NW, Timeline(**used, parts=parts)), reference(model, x_NW, told, parts))
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=8), st.booleans(), st.integers(0, 10**6))
+@settings(max_examples=25, deadline=None)
+def test_padding_and_the_order_of_rows_change_nothing(lengths: list[int], labels: bool, seed: int) -> None:
+    """All groups at once, shuffled, against each group by itself."""
+    rows = sum(lengths)
+    told = columns(rows, 1, 9, seed) | {"groups": torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))}
+    if not labels:
+        del told["labels"], told["known"]
+    model = lively(labels=labels)
+    x_NW = torch.randn(rows, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    each = [
+        model(x_NW[told["groups"] == group], Timeline(**{k: v[told["groups"] == group] for k, v in told.items()}))
+        for group in range(len(lengths))
+    ]
+    mixed = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    together = model(x_NW[mixed], Timeline(**{name: column[mixed] for name, column in told.items()}))
+    torch.testing.assert_close(together, torch.cat(each)[mixed])
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_gradients_are_right(labels: bool) -> None:
+    """Some buckets are padded."""
+    lengths = torch.tensor([1, 3, 2, 3])
+    told = columns(9, 1, 5) | {"groups": torch.arange(4).repeat_interleave(lengths)}
+    if not labels:
+        del told["labels"], told["known"]
+    model, timeline = lively(4, 4, 1, 2, labels), Timeline(**told)
+    assert any(bucket.from_flat is not None for bucket in timeline.buckets)
+    names = [name for name, _ in model.named_parameters()]
+    x_NW = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+
+    def run(x_NW: Tensor, *weights: Tensor) -> Tensor:
+        return torch.func.functional_call(model, dict(zip(names, weights, strict=True)), (x_NW, timeline))
+
+    own = [parameter.detach().requires_grad_() for parameter in model.parameters()]
+    assert torch.autograd.gradcheck(run, (x_NW, *own), fast_mode=True)
+
+
+def test_nobody_sees_the_present_or_the_future() -> None:
+    told, model = columns(30, 3, 8), lively(labels=True)
+    x_NW = torch.randn(30, 6, dtype=torch.float64, requires_grad=True)
+    z_NW = model(x_NW, Timeline(**told))
+    moment, group = told["moments"], told["groups"]
+    looked = 0
+    for i in range(30):
+        (grad,) = torch.autograd.grad(z_NW[i].square().sum(), x_NW, retain_graph=True)
+        reached = grad.abs().sum(1) > 0
+        allowed = (group == group[i]) & (moment < moment[i])
+        allowed[i] = True
+        assert torch.equal(reached, allowed)
+        looked += int(allowed.sum()) - 1
+    assert looked > 20
+
+
+def test_a_label_counts_from_when_it_is_known_and_never_for_its_own_row() -> None:
+    told, model = columns(30, 3, 8), lively(labels=True)
+    x_NW = torch.randn(30, 6, dtype=torch.float64)
+    before = model(x_NW, Timeline(**told))
+    moment, group = told["moments"], told["groups"]
+    moved_rows = 0
+    for j in range(30):
+        labels = told["labels"].clone()
+        labels[j] = (labels[j] + 1) % 3
+        moved = (model(x_NW, Timeline(**{**told, "labels": labels})) != before).any(1)
+        # Two layers: whoever knows the label, and whoever looks at one that knew it earlier.
+        knows = (group == group[j]) & (moment > told["known"][j]) & (moment > moment[j])
+        assert not moved[~knows].any()
+        assert torch.equal(moved, knows)
+        moved_rows += int(moved.sum())
+    assert moved_rows > 20
+
+
+def test_alone_is_a_timeline_of_strangers() -> None:
+    for labels in (False, True):
+        model, x_NW = lively(labels=labels), torch.randn(7, 6, dtype=torch.float64)
+        told = {"groups": torch.arange(7), "moments": torch.zeros(7, dtype=torch.int64)}
+        if labels:
+            told |= {"labels": torch.ones(7, dtype=torch.int64), "known": torch.zeros(7, dtype=torch.int64)}
+        torch.testing.assert_close(model(x_NW, None), model(x_NW, Timeline(**told)))
+
+
+def test_no_compute_grows_with_the_longest_group() -> None:
+    """One group of 256 rows among 300 short ones: pairs stay near those of each group by itself."""
+    random = torch.Generator().manual_seed(0)
+    for lengths in (
+        [256, *[3] * 300],
+        torch.randint(50, 251, (20,), generator=random).tolist(),
+        torch.empty(200).log_normal_(2.0, 1.0, generator=random).ceil().long().tolist(),
+    ):
+        groups = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+        timeline = Timeline(groups, torch.arange(len(groups)))
+        real = sum(length**2 for length in lengths)
+        assert timeline.pairs <= 1.15 * real + 4_096 * len(timeline.buckets)  # what a bucket more would cost
+        assert len(timeline.buckets) <= 10
+
+
+@pytest.mark.parametrize("outer", [6, 8])
+def test_wanted_rows_alone(outer: int) -> None:
+    told, model = columns(20, 3, 8), lively(outer, labels=True)
+    x_NW, wanted = torch.randn(20, outer, dtype=torch.float64), torch.tensor([7, 3, 19])
+    for timeline in (Timeline(**told), None):
+        torch.testing.assert_close(model(x_NW, timeline, wanted), model(x_NW, timeline)[wanted])
+
+
+def test_an_empty_batch() -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    assert lively()(torch.zeros(0, 6, dtype=torch.float64), Timeline(none, none)).shape == (0, 6)
+
+
+def test_one_layer_by_hand() -> None:
+    """Width 1, one head, query and key 0, value the row itself: the mean over the earlier rows and itself, then a bias
+    of a gap that triples some of them, then a bias of the place that doubles the last."""
+    attention = CausalAttention(1, 1)
+    with torch.no_grad():
+        attention.inner.weight.copy_(torch.tensor([[0.0], [0.0], [1.0]]))
+        attention.inner.bias.zero_()
+        attention.outer.weight.fill_(1.0)
+        attention.places.zero_()
+    x_ND = torch.tensor([[2.0], [4.0], [9.0]])
+    timeline = Timeline(torch.zeros(3, dtype=torch.int64), torch.tensor([0, 4, 12]))
+    assert timeline.order.tolist() == [0, 1, 2]
+    torch.testing.assert_close(attention(x_ND, timeline), torch.tensor([[2.0], [3.0], [5.0]]))
+    with torch.no_grad():
+        attention.gaps[0, 1 + 3] = math.log(3)  # a gap of 8 to 15 steps: row 2 to row 1 and to row 0
+    expected = torch.tensor([[2.0], [3.0], [(9 + 3 * 4 + 3 * 2) / 7]])
+    torch.testing.assert_close(attention(x_ND, timeline), expected)
+    with torch.no_grad():
+        attention.places[0, 1] = math.log(2)  # the row right before
+    expected = torch.tensor([[2.0], [(4 + 2 * 2) / 3], [(9 + 6 * 4 + 3 * 2) / 10]])
+    torch.testing.assert_close(attention(x_ND, timeline), expected)
+
+
+def test_lags_fall_into_buckets_of_their_log2() -> None:
+    moments = torch.tensor([0, 1, 2, 3, 4, 7, 8, 2**40, 2**62])
+    lag = Timeline(torch.zeros(9, dtype=torch.int64), moments).buckets[0].lag[0]
+    assert (lag[:, 0] % GAPS).tolist() == [0, 1, 2, 2, 3, 3, 4, 41, 63]
+    assert (lag[:, 0] // GAPS).tolist() == [0, 1, 3, 4, 5, 5, 6, 6, 7]
+    assert lag[0].tolist() == [0, *[UNSEEN] * 8]
+
+
+def test_rows_of_one_moment_stand_at_one_place() -> None:
+    """Three candidates, then two: both of the two see the three as the last ones."""
+    lag = Timeline(torch.zeros(5, dtype=torch.int64), torch.tensor([5, 5, 5, 9, 9])).buckets[0].lag[0] // GAPS
+    three_back = 1 + half_octaves(3)
+    assert lag[3].tolist() == [three_back, three_back, three_back, 0, UNSEEN // GAPS]
+    assert lag[4].tolist() == [three_back, three_back, three_back, UNSEEN // GAPS, 0]
+
+
+def test_heads_begin_by_looking_at_what_was_last_or_at_all_alike() -> None:
+    places = CausalAttention(4, 2).places
+    assert (places[0, 1:].diff() < 0).all()
+    assert (places[1] == 0).all()
