@@ -151,4 +151,4 @@ def test_an_amendment_comes_with_or_after_the_next_event() -> None:
 def test_types_are_those_a_reader_expects() -> None:
     for name in worlds.names():
         kinds = set(world(name, 3).log.schema.types)
-        assert kinds <= {pa.int64(), pa.string()}
+        assert kinds <= {pa.int64(), pa.int16(), pa.string()}

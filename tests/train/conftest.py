@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+
+from longrec.train.extract import Extracted, extract
+
+sys.path.insert(0, str(Path(__file__).parent))  # for domains, which test modules share
+import domains
 
 SCHEMA: dict[str, Any] = {
     "user": "user_id",
@@ -65,6 +71,13 @@ def write_shop(folder: Path, users: int = 60, items: int = 80, events: int = 3_0
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The config of the shop; its log is prepared once for all tests."""
     return write_shop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture(scope="session")
+def domain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Extracted]:
+    """The folder of the two domains (domains.py), and what was extracted from the wide one, a version a day."""
+    folder = domains.write(tmp_path_factory.mktemp("domains"))
+    return folder, extract(domains.extractor(folder), folder / "knowledge" / "v1", ["every=1d"], quiet=True)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from longrec.data.log import Log
+from longrec.data.targets import Targets
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.encode import Lists, TimeEncoder
 from longrec.features.fields import TIME_GAP
@@ -34,7 +35,8 @@ def gather(log: Log, rows: NDArray[np.int64]) -> Batch:
         rows=torch.from_numpy(rows),
         users=torch.from_numpy(users),
         moments=torch.from_numpy(log.moments.take(rows)),
-        known=torch.from_numpy(log.events.times.take(rows) + log.label_delay),
+        known=torch.from_numpy(log.label_known(rows)),
+        targets=Targets(log, rows),
     )
 
 
@@ -42,14 +44,20 @@ def _past(log: Log, name: str, rows: NDArray[np.int64], users: NDArray[np.int64]
     if name in log.tokens:
         columns, offsets = log.tokens[name].columns(users, log.moments.take(rows))
         return HistoryBatch({column: _plain(values) for column, values in columns.items()}, torch.from_numpy(offsets))
-    return (_listed_history if log.schema.prejoined else _history)(log, name, rows)
+    if log.schema.prejoined:
+        return _listed_history(log, name, rows)
+    first, stop = log.window(name, rows)
+    return history_between(log, name, first, stop, log.moments.take(rows))
 
 
 def _feature(log: Log, name: str, rows: NDArray[np.int64], users: NDArray[np.int64]) -> NDArray[Any] | Lists:
+    table = log.schema.table(name)
+    if name in log.knowledge:
+        owners = users if table == "user" else log.events.columns["item"].take(rows)
+        return log.knowledge[name].values(owners, log.moments.take(rows))
     encoder = log.fitted.encoders[name]
     if isinstance(encoder, TimeEncoder):
         return encoder.encode_times(log.moments.take(rows))
-    table = log.schema.table(name)
     if table == "user":
         return _take(log.users.columns[name], users)
     if table == "item":
@@ -61,8 +69,15 @@ def _take(column: NDArray[Any] | Lists, rows: NDArray[Any]) -> NDArray[Any] | Li
     return gather_lists(column, rows) if isinstance(column, Lists) else column.take(rows)
 
 
-def _history(log: Log, name: str, rows: NDArray[np.int64]) -> HistoryBatch:
-    first, stop = log.window(name, rows)
+def history_between(
+    log: Log, name: str, first: NDArray[np.int64], stop: NDArray[np.int64], moments: NDArray[np.int64]
+) -> HistoryBatch:
+    """A history from places of the log (see ``Log.window``), as it was known at moments.
+
+    Args:
+        first, stop: int64 ``[B]``.
+        moments: int64 ``[B]``.
+    """
     lengths = stop - first
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     at = np.repeat(first - offsets[:-1], lengths) + np.arange(offsets[-1])
@@ -76,7 +91,7 @@ def _history(log: Log, name: str, rows: NDArray[np.int64]) -> HistoryBatch:
         values={column: columns[column].take(at) for column in own},
         known={column: columns[f"known.{column}"].take(at) for column in own if f"known.{column}" in columns},
     )
-    now = np.repeat(log.moments.take(rows), lengths)
+    now = np.repeat(moments, lengths)
     made = history_columns(log.fitted, name, log.items, past, now)
     return HistoryBatch({column: tensor(values) for column, values in made.items()}, torch.from_numpy(offsets))
 

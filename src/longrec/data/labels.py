@@ -1,39 +1,15 @@
-"""Labels: 0, 1 or nothing, from the label column and its condition."""
+"""Labels of a whole log: which there are, and whether a model can learn from them."""
 
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from longrec.data import split
 from longrec.errors import DataError
-from longrec.features import encode
-from longrec.features.schema import Condition, Label
-from longrec.features.view import holds
+from longrec.features.label import labels_of
 
-
-def labels_of(label: Label, array: pa.Array, where: str) -> NDArray[np.float32]:
-    """float32 ``[n]``: 0, 1, or NaN where the column is null.
-
-    Raises:
-        DataError: another value than 0 and 1 where the label has no condition.
-    """
-    if label.equals is not None:
-        met = holds(Condition(equals=label.equals), array, where).astype(np.float32)
-        return np.where(array.is_null().to_numpy(zero_copy_only=False), np.float32(np.nan), met)
-    values = encode.numbers(array, where)
-    if label.at_least is not None:
-        return np.where(np.isnan(values), np.nan, values >= label.at_least).astype(np.float32)
-    odd = ~np.isnan(values) & (values != 0) & (values != 1)
-    if odd.any():
-        raise DataError(
-            where,
-            f"the label {values[odd][0]:g}",
-            "0, 1 or null",
-            "say label: {column: ..., at_least: ...} to make it one",
-        )
-    return values.astype(np.float32)
+__all__ = ["check_labels", "labels_of"]
 
 
 def check_labels(labels: NDArray[np.float32], codes: NDArray[np.int8], where: str) -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from longrec.data.knowledge import KnowledgeFeature
 from longrec.data.split import PARTS
 from longrec.data.tokens import TokenHistory
 from longrec.errors import DataError, UnknownName
@@ -22,10 +23,9 @@ from longrec.features.manifest import read_manifest
 from longrec.features.schema import Schema
 from longrec.features.table import EntityTable, load_column, open_array
 from longrec.features.view import filter_delay
+from longrec.store.knowledge import KnowledgeStore
 from longrec.store.segment import Segment
-
-if TYPE_CHECKING:
-    from longrec.store.tokens import TokenStore
+from longrec.store.tokens import TokenStore
 
 FORMAT = "longrec-log-1"
 
@@ -39,7 +39,9 @@ class Log:
         parts: int8 ``[n]``: 0 train, 1 valid, 2 test.
         moments: int64 ``[n]``: the moment a row's features are taken at (the start of its request).
         tokens: where the token histories are read.
-        label_delay: how long after an event its label becomes known, in the unit of the log.
+        knowledge: where the vector features are read.
+        horizon: labels besides the schema's (``data/targets.py``) count where they were known before it: the end of
+            the training window; None where the split is not by time.
     """
 
     def __init__(self, folder: Path, fitted: FittedSchema) -> None:
@@ -55,7 +57,8 @@ class Log:
         }
         self._kept: dict[str, NDArray[np.int64]] = {}
         self.tokens: dict[str, TokenHistory] = {}
-        self.label_delay = self.schema.delay(self.schema.label_known_after)
+        self.knowledge: dict[str, KnowledgeFeature] = {}
+        self.horizon: int | None = None
 
     @classmethod
     def open(cls, folder: str | Path, schema: Schema | None = None) -> Log:
@@ -72,11 +75,16 @@ class Log:
         fitted = FittedSchema.load(folder / "schema")
         log = cls(folder, FittedSchema(schema, fitted.encoders) if schema is not None else fitted)
         log.manifest = manifest
+        log.horizon = manifest["lines"][0] if manifest.get("lines") else None
         for name, history in log.schema.histories.items():
             if history.source is not None:
-                from longrec.store.tokens import TokenStore
-
                 log.read_tokens(name, TokenStore.open(history.source))
+        opened: dict[str, KnowledgeStore] = {}
+        for name, feature in log.schema.features.items():
+            if feature.source is not None:
+                if feature.source not in opened:
+                    opened[feature.source] = KnowledgeStore.open(feature.source)
+                log.read_knowledge(name, opened[feature.source])
         return log
 
     def read_tokens(self, name: str, store: TokenStore) -> None:
@@ -88,6 +96,17 @@ class Log:
         history = TokenHistory(store, self.schema, name, self.users.keys, f"histories.{name}")
         self.tokens[name] = history
         self.fitted.tokens[name] = history.spec
+
+    def read_knowledge(self, name: str, store: KnowledgeStore) -> None:
+        """Read the vector feature ``name`` from a store.
+
+        Raises:
+            DataError: a store of other keys or another unit of time.
+        """
+        table = self.schema.table(name)
+        keys = self.users.keys if table == "user" else self.items.keys
+        self.knowledge[name] = KnowledgeFeature(store, self.schema, table, keys, f"features.{name}")
+        self.fitted.knowledge[name] = self.knowledge[name].width
 
     manifest: dict[str, Any]
 
@@ -108,15 +127,41 @@ class Log:
         """int64 user row of each row."""
         return np.searchsorted(self.events.offsets, rows, side="right") - 1
 
+    def label_known(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64 moment at which the label of each row became known: the label column's own ``known_at`` where some
+        feedback feature says it, else the event's time and ``label_known_after``.
+        """
+        for name, feature in self.schema.features.items():
+            if feature.known_at is not None and self.schema.column(name) == self.schema.label.column:
+                return self.events.columns[f"known.{name}"].take(rows)
+        return self.events.times.take(rows) + self.schema.delay(self.schema.label_known_after)
+
     def window(self, name: str, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Where the history of each row lies: first and one-past-last place, int64 ``[B]`` each.
 
         Places count events of the log, or (for a filtered history) the events that pass the filter: see ``kept``.
         Only events strictly before the row's moment are inside: ties and its own request are not.
         """
-        first = self.events.offsets[self.user(rows)]
+        return self.window_of(name, self.user(rows), self.moments.take(rows), rows)
+
+    def window_of(
+        self,
+        name: str,
+        users: NDArray[np.int64],
+        moments: NDArray[np.int64],
+        below: NDArray[np.int64] | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where the history of each user lies at a moment; as ``window``.
+
+        Args:
+            users: int64 ``[B]`` rows of the user table.
+            moments: int64 ``[B]``.
+            below: int64 ``[B]``: rows at or after which nothing is looked for, where they are known.
+        """
+        first = self.events.offsets[users]
         delay = filter_delay(self.fitted, name)
-        stop = first_from(self.events.times, first, rows, self.moments.take(rows) - delay)
+        below = self.events.offsets[users + 1] if below is None else below
+        stop = first_from(self.events.times, first, below, moments - delay)
         if self.schema.histories[name].where:
             kept = self.kept(name)
             first, stop = np.searchsorted(kept, first), np.searchsorted(kept, stop)

@@ -25,10 +25,12 @@ def impression(log: Log, row: int, others: Iterable[int]) -> dict[str, Any]:
 
     Returns:
         ``user`` (row of the user table), ``items`` (rows of the item table), ``moment``, ``events`` (encoded event
-        features of the impression) and ``histories`` (their encoded columns ``[T]`` as known at the moment).
+        features of the impression), ``histories`` (their encoded columns ``[T]`` as known at the moment, tokens
+        ``[T, W]``) and ``knowledge`` (what was known then: ``[1, W]`` of the user, ``[C, W]`` of the items).
     """
     own = int(log.events.columns["item"][row])
-    items = [item for item in dict.fromkeys([own, *map(int, others)]) if item > 0]
+    items = np.array([item for item in dict.fromkeys([own, *map(int, others)]) if item > 0], np.int64)
+    user, moment = log.user(np.array([row])), log.moments[[row]]
     batch = gather(log, np.array([row], np.int64))
     plain = [n for n in log.fitted.of_table("event") if not log.schema.features[n].feedback]
     events = {n: _array(batch.features[n]) for n in plain if log.schema.features[n].kind != "time"}
@@ -37,11 +39,17 @@ def impression(log: Log, row: int, others: Iterable[int]) -> dict[str, Any]:
         for name, history in batch.histories.items()
     }
     return {
-        "user": int(log.user(np.array([row]))[0]),
-        "items": np.array(items),
-        "moment": int(log.moments[row]),
+        "user": int(user[0]),
+        "items": items,
+        "moment": int(moment[0]),
         "events": {n: value if isinstance(value, Lists) else value[0] for n, value in events.items()},
         "histories": histories,
+        "knowledge": {
+            name: feature.values(user, moment)
+            if log.schema.table(name) == "user"
+            else feature.values(items, moment.repeat(len(items)))
+            for name, feature in log.knowledge.items()
+        },
     }
 
 

@@ -7,7 +7,7 @@ one log serves another.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,8 @@ from longrec.features.fitted import time_gaps
 from longrec.features.schema import Schema
 from longrec.features.tokens import TokenSpec, token_columns
 from longrec.features.vocabulary import Keys, key_numbers
-
-if TYPE_CHECKING:
-    from longrec.store.tokens import TokenStore
+from longrec.store.tokens import TokenStore
+from longrec.store.visible import last_visible
 
 
 class TokenHistory:
@@ -52,8 +51,12 @@ class TokenHistory:
             users: int64 ``[B]`` rows of the log's user table.
             moments: int64 ``[B]``.
         """
-        past = self.store.last(self._users.take(users), moments - self.store.info.lag, self.last)
+        past = last_visible(self.store, self._users.take(users), moments, self.last)
         return token_columns(self.spec, self.name, self.of, past, moments, self._gaps)
+
+    def times(self, users: NDArray[np.int64], moments: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64 ``[N]``: moments of the impressions that ``columns`` tells of, in its order."""
+        return last_visible(self.store, self._users.take(users), moments, self.last, ["visible"]).times
 
 
 def check_store(store: TokenStore, schema: Schema, key_type: pa.DataType, where: str) -> TokenSpec:

@@ -16,9 +16,13 @@ from longrec.errors import RunError
 from longrec.features.batch import Batch, Jagged
 from longrec.features.decode import raw_value
 from longrec.features.encode import FIRST, DenseEncoder, TimeEncoder
-from longrec.features.fields import TIME_GAP
+from longrec.features.fields import TIME_GAP, TOKEN, VERSION
+from longrec.features.fitted import FittedSchema
+from longrec.features.label import LABEL, NEGATIVE, POSITIVE
+from longrec.features.tokens import TokenSpec, token_field
 from longrec.train.run import Run, open_run
 from longrec.train.scoring import precision
+from longrec.train.written import find_source
 
 NOT_YET = "not yet known"
 
@@ -34,7 +38,8 @@ def explain(run: Run | str | Path, row: int) -> dict[str, Any]:
         times in milliseconds UTC (or steps), label None where the row has none. ``histories`` maps each history to
         its events, oldest first: ``{"item", "time", "ago", "side", "weight"}``. ``side`` holds the other columns,
         decoded (a bucket by its lower edge, hashed ids as None); ``weight`` is None for a model without
-        ``explain``, ``time`` and ``ago`` are None in pre-joined rows.
+        ``explain``, ``time`` and ``ago`` are None in pre-joined rows. A token has no item, but a ``norm``, the length
+        of its vector; its side columns are decoded by its source where that lies beside the tokens, the ids otherwise.
 
     Raises:
         RunError: no finished run, no such row, or a prepared log that is gone.
@@ -57,7 +62,10 @@ def explain(run: Run | str | Path, row: int) -> dict[str, Any]:
         "moment": int(log.moments[row]),
         "label": None if np.isnan(label) else label,
         "score": score,
-        "histories": {name: _events(log, name, rows, batch, weights.get(name)) for name in log.schema.histories},
+        "histories": {
+            name: (_tokens if name in log.tokens else _events)(log, name, rows, batch, weights.get(name))
+            for name in log.schema.histories
+        },
     }
 
 
@@ -91,6 +99,47 @@ def _events(
         }
         for place in range(count)
     ]
+
+
+def _tokens(
+    log: Log, name: str, rows: NDArray[np.int64], batch: Batch, weights: list[float] | None
+) -> list[dict[str, Any]]:
+    history, moment, own = log.tokens[name], int(log.moments[rows[0]]), batch.histories[name].columns
+    times = history.times(log.user(rows), log.moments.take(rows)).tolist()
+    place = find_source(history.store.place)
+    fitted = None if place is None else FittedSchema.load(place / "schema")
+    vectors = own.get(token_field(name, TOKEN))
+    norms = [None] * len(times) if not isinstance(vectors, torch.Tensor) else torch.linalg.vector_norm(vectors, dim=1)
+    side = {
+        column: [_side(fitted, history.spec, column, code) for code in values.tolist()]
+        for column in history.of
+        if column not in (TOKEN, TIME_GAP) and isinstance(values := own[token_field(name, column)], torch.Tensor)
+    }
+    return [
+        {
+            "item": None,
+            "time": then,
+            "ago": moment - then,
+            "side": {column: values[at] for column, values in side.items()},
+            "norm": None if (norm := norms[at]) is None else float(norm),
+            "weight": None if weights is None else weights[at],
+        }
+        for at, then in enumerate(times)
+    ]
+
+
+def _side(fitted: FittedSchema | None, spec: TokenSpec, column: str, code: int) -> Any:
+    """What an id of a side column stands for: 0, 1 or None for the label, the number of the version, raw values."""
+    if column == VERSION:
+        return code - FIRST if code >= FIRST else None
+    if code == spec.sides[column]:
+        return NOT_YET
+    if column == LABEL:
+        return {NEGATIVE: 0, POSITIVE: 1}.get(code)
+    if fitted is None or column not in fitted.encoders:
+        return code
+    encoder = fitted.encoders[column]
+    return None if isinstance(encoder, TimeEncoder) or code < FIRST else raw_value(encoder, code)
 
 
 def _decoded(log: Log, name: str, column: torch.Tensor | Jagged) -> list[Any]:

@@ -14,6 +14,7 @@ import torch
 
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
+from longrec.data.targets import check_targets
 from longrec.errors import ConfigError
 from longrec.models import artifact
 from longrec.models import base as models
@@ -24,7 +25,9 @@ from longrec.train.folder import alone, new_folder, note_resumed, require_free
 from longrec.train.job import Job, flat, read_job
 from longrec.train.loop import Loop
 from longrec.train.machine import keep_large_blocks, torch_threads
+from longrec.train.optimisers import build_optimisers
 from longrec.train.run import Run, open_log, open_run, require_run
+from longrec.train.start import start_from
 from longrec.train.tracking import trackers
 
 # What may differ between a config and the run it resumes: names and places.
@@ -53,7 +56,8 @@ def train(
     Raises:
         ConfigError: a config that cannot be used, all faults at once.
         DataError: a log that cannot be used; no run folder is left behind.
-        RunError: a run of that name exists, the loss is not finite, or there is nothing to resume.
+        RunError: a run of that name exists, the loss is not finite, the run to start from does not fit, or there is
+            nothing to resume.
     """
     if resume is not None:
         return _resume(Path(resume), source, overrides, quiet)
@@ -65,6 +69,9 @@ def train(
     check_parts(log, job)
     with _tuned(job) as model_of:
         model = model_of(log)
+        check_targets(log, model.targets)
+        if job.fit.start_from is not None:  # what does not fit shows before there is a folder
+            start_from(job.fit.start_from, model, build_optimisers(model, job.fit), job.fit, log.fitted)
         folder = new_folder(job, log)
         with alone(folder):
             _run(folder, job, log, model, quiet)
@@ -109,6 +116,8 @@ def _run(folder: Path, job: Job, log: Log, model: Model, quiet: bool) -> None:
             label=f"train {folder.absolute().name}",
             quiet=quiet,
         )
+        if job.fit.start_from is not None and not loop.state.step:
+            start_from(job.fit.start_from, model, loop.optimisers, job.fit, log.fitted)
         settings = flat({"model": job.model, "fit": job.fit.model_dump(mode="json")})
         with trackers(job.fit, folder, loop.state.step, settings) as others:
             state = loop.run(others)

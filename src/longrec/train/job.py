@@ -125,7 +125,8 @@ def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str], *, s
         faults += _missing(data, schema)
     if faults or data is None or schema is None or model is None or fit is None or evaluate is None:
         raise ConfigError(where, faults)
-    fit = fit.model_copy(update={"runs": str(Path.cwd() / fit.runs)})
+    start = None if fit.start_from is None else str(Path.cwd() / fit.start_from)
+    fit = fit.model_copy(update={"runs": str(Path.cwd() / fit.runs), "start_from": start})
     return Job(name, data, schema, model, fit, evaluate)
 
 
@@ -210,8 +211,17 @@ def _schema(content: Any, where: str, home: _Home, faults: list[str]) -> Schema 
     for name, feature in schema.features.items():
         if isinstance(feature.vocab, str):
             feature = feature.model_copy(update={"vocab": _beside(home.folder, feature.vocab)})
-        features[name] = feature
-    return schema.model_copy(update={"features": features})
+        features[name] = _placed(feature)
+    histories = {name: _placed(history) for name, history in schema.histories.items()}
+    return schema.model_copy(update={"features": features, "histories": histories})
+
+
+def _placed(part: StrictT) -> StrictT:
+    """A feature or history with the place of its store as seen from anywhere: what a job wrote lies below the working
+    directory of whoever reads it.
+    """
+    source = getattr(part, "source", None)
+    return part if source is None else part.model_copy(update={"source": _beside(Path.cwd(), source)})
 
 
 def _model(
@@ -259,6 +269,11 @@ def _missing(data: DataConfig | None, schema: Schema | None) -> list[str]:
     for name, feature in schema.features.items() if schema is not None else ():
         if isinstance(feature.vocab, str) and not Path(feature.vocab).is_file():
             faults.append(f"data.schema.features.{name}.vocab: no such file: {feature.vocab}")
+    stores = {f"features.{name}": f.source for name, f in schema.features.items()} if schema is not None else {}
+    stores |= {f"histories.{name}": h.source for name, h in schema.histories.items()} if schema is not None else {}
+    for place, store in stores.items():
+        if store is not None and "://" not in store and not Path(store).is_dir():
+            faults.append(f"data.schema.{place}.from: no such store: {store}; longrec compress writes one")
     return faults
 
 

@@ -48,6 +48,12 @@ class FitConfig(Strict):
     mlflow: Literal["auto", "off"] = Setting(
         "auto", description="log each validation to MLflow when it is installed (its tracking address decides where)"
     )
+    start_from: str | None = Setting(
+        None,
+        min_length=1,
+        description="folder of a finished run whose last weights and optimiser moments training begins with; keep_plug "
+        "may start from a run of its base",
+    )
     runs: str = Setting("runs", description="folder the run folders are kept in")
 
 

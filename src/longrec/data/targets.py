@@ -1,0 +1,95 @@
+"""Further labels of impressions: feedback features with the values 0 and 1, for models that learn several at once.
+
+A target is read as it stood when the training window ended: what became known later reads as missing. So a purchase
+counts inside its attribution window only, and never because somebody looked back from the test part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from longrec.data.log import Log
+from longrec.errors import ConfigError, nearest
+from longrec.features.encode import FIRST, IdEncoder
+from longrec.features.view import NEVER
+
+_VALUES = {0: 0.0, 1: 1.0, "0": 0.0, "1": 1.0}
+
+
+class Targets(Mapping[str, Tensor]):
+    """The targets of some rows by feature, each float32 ``[B]``, made when it is asked for."""
+
+    def __init__(self, log: Log, rows: NDArray[np.int64]) -> None:
+        self._log, self._rows = log, rows
+
+    def __getitem__(self, name: str) -> Tensor:
+        fault = _fault(self._log, name)
+        if fault:
+            raise KeyError(fault)
+        return torch.from_numpy(target(self._log, name, self._rows))
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and not _fault(self._log, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._log.schema.features if not _fault(self._log, name))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def target(log: Log, name: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """float32 ``[B]``: 0 or 1; NaN where the value is null, or was not known strictly before ``log.horizon``."""
+    encoder = log.fitted.encoders[name]
+    assert isinstance(encoder, IdEncoder)
+    table = np.full(encoder.rows, np.nan, np.float32)
+    table[FIRST:] = [_VALUES[value] for value in encoder.keys.values.to_pylist()]
+    values = table.take(log.events.columns[name].take(rows))
+    values[known(log, name, rows) >= (NEVER if log.horizon is None else log.horizon)] = np.nan
+    return values
+
+
+def known(log: Log, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64 ``[B]``: when a feedback feature of the rows became known."""
+    own = log.events.columns.get(f"known.{name}")
+    return own.take(rows) if own is not None else log.events.times.take(rows) + log.schema.known_after(name)
+
+
+def check_targets(log: Log, names: Sequence[str]) -> None:
+    """Refuse targets that a log cannot give, before anything is trained on them.
+
+    Raises:
+        ConfigError: no feedback feature of that name, other values than 0 and 1, or none known in the training window.
+    """
+    faults = [f"model: the target {name!r} {fault}" for name in names if (fault := _fault(log, name))]
+    if not faults:
+        rows = log.rows_of("train")
+        for name in names:
+            if np.isnan(target(log, name, rows)).all():
+                faults.append(
+                    f"model: the target {name!r} has no training row where it was known before the split line"
+                )
+    if faults:
+        raise ConfigError("config", faults)
+
+
+def _fault(log: Log, name: str) -> str:
+    """Why a feature is no target; empty when it is one."""
+    features = log.schema.features
+    feedback = [name for name, feature in features.items() if feature.feedback and feature.kind == "id"]
+    if name not in features:
+        near = nearest(name, feedback)
+        hint = f"did you mean {near!r}?" if near else f"feedback features of kind id: {', '.join(feedback) or 'none'}"
+        return f"is no feature; {hint}"
+    if not features[name].feedback:
+        return "is no feedback; a target is a feature with feedback: true"
+    encoder = log.fitted.encoders[name]
+    if not isinstance(encoder, IdEncoder):
+        return f"is of kind {features[name].kind}; a target is an id with the values 0 and 1, without hash"
+    odd = [value for value in encoder.keys.values.to_pylist()[:3] if value not in _VALUES]
+    return f"has the value {odd[0]!r}; a target has 0 and 1" if odd else ""

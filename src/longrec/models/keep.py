@@ -1,0 +1,202 @@
+r"""KEEP: An Industrial Pre-Training Framework for Online Recommendation via Knowledge Extraction and
+Plugging (extractor).
+
+Zhang, Chan, Xu, Bian, Han, Deng, Zheng, CIKM 2022. https://arxiv.org/abs/2208.10174
+
+A model trained on the impressions of all scenarios and all time, whose hidden layers other models read as knowledge:
+of the user, of the item, and of the two together. It is trained on several labels at once and then frozen.
+
+    K_u  = MLP_u([fields of the user; mean of each history])                        (user-level knowledge)
+    K_v  = MLP_v([fields of the item])                                              (item-level knowledge)
+    s    = DIN(history, fields of the item)                                         (target attention)
+    K_uv = MLP_b([K_u; K_v; s; fields of the event])                                (the last shared hidden layer)
+    p_k  = sigmoid(w_k^T K_uv + b_k)                                                for each label k
+    L    = sum_k c_k BCE(p_k, y_k)                                                  over the rows whose y_k is known
+
+``longrec compress`` stores K_u of every user and K_v of every item, in versions; a ``keep_plug`` model reads them.
+
+Departures from the paper
+    - the paper's text tells the levels, the labels and the DIN-like backbone, not the layers: those above are ours;
+    - fields of the event (hour, position) enter K_uv only, so that K_u and K_v can be kept without a request;
+    - the plug-in reads K_u and K_v, and learns what becomes of the two together; K_uv is not stored;
+    - a history without a column that the candidate has too is averaged for K_u and has no target attention;
+    - batch normalisation in all three MLPs, on by default, as in din.
+
+Letters: B rows, U what a history brings, W all knowledge, D_u, D_v, D_k width of K_u, K_v, K_uv, I inputs of a part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from longrec.config import Strict
+from longrec.errors import ConfigError
+from longrec.features.batch import Batch
+from longrec.features.fields import Fields
+from longrec.models.base import Encoder, cross_entropy
+from longrec.nn.activation import Name
+from longrec.nn.attention import TargetAttention
+from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.linear import Linear
+from longrec.nn.mlp import MLP
+from longrec.nn.segment import Segments
+
+Width = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(gt=0)]
+
+
+class KEEPConfig(Strict):
+    """Settings of the extractor of KEEP."""
+
+    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    user: tuple[Width, ...] = Field((64, 32), min_length=1, description="Hidden units of MLP_u; the last are K_u.")
+    item: tuple[Width, ...] = Field((64, 32), min_length=1, description="Hidden units of MLP_v; the last are K_v.")
+    both: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units of MLP_b; the last are K_uv.")
+    attention: tuple[Width, ...] = Field((80, 40), min_length=1, description="Hidden units of the activation unit.")
+    softmax: bool = Field(False, description="Normalise the attention over each history.")
+    activation: Name = Field("relu", description="Activation of the MLPs.")
+    batch_norm: bool = Field(True, description="Batch normalisation in the MLPs.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units of the MLPs dropped while training.")
+    tasks: dict[str, Weight] = Field(
+        {}, description="Labels besides the schema's: feedback features with the values 0 and 1, each with its weight."
+    )
+    label_weight: float = Field(1.0, gt=0, description="Weight of the schema's label.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+
+
+@dataclass(frozen=True)
+class _Hidden:
+    """K_u ``[B, D_u]``, K_v ``[B, D_v]`` and K_uv ``[B, D_k]`` of a batch."""
+
+    user: Tensor
+    item: Tensor
+    both: Tensor
+
+
+class KEEP(Encoder):
+    """Extractor of user, item and interaction knowledge.
+
+    Attributes:
+        parts: width of K_u, K_v and K_uv, in the order in which ``encode`` returns them.
+    """
+
+    Config = KEEPConfig
+    reads_history = True
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"softmax": True, "activation": "dice", "user": [12], "batch_norm": False, "dropout": 0.1},
+    )
+
+    def __init__(self, config: KEEPConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        self.of: dict[str, list[str]] = {"user": [], "item": [], "event": []}
+        for field in fields.features:
+            self.of[field.table].append(field.name)
+        if not self.of["item"] or not (self.of["user"] or fields.histories):
+            wanted = "a feature of the item, and a feature of the user or a history"
+            raise ConfigError("schema", [f"features: keep extracts knowledge of users and of items: it needs {wanted}"])
+        self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
+        self.targets = tuple(config.tasks)
+        width = self.embeddings.widths
+        pairs = {history: [field.name for field in fields.pairs(history)] for history in fields.histories}
+        self.queries = {history: names for history, names in pairs.items() if names}
+        self.keys = {history: [field.name for field in columns] for history, columns in fields.histories.items()}
+        self.units = nn.ModuleList()
+        attended = 0
+        for history, names in self.queries.items():
+            q, k = (sum(width[name] for name in part) for part in (names, self.keys[history]))
+            self.units.append(TargetAttention(q, k, config.attention, softmax=config.softmax))
+            attended += k
+        pooled = sum(width[name] for names in self.keys.values() for name in names)
+        of = {table: sum(width[name] for name in names) for table, names in self.of.items()}
+        self.user = self._mlp(of["user"] + pooled, config.user)
+        self.item = self._mlp(of["item"], config.item)
+        self.both = self._mlp(self.user.width + self.item.width + attended + of["event"], config.both)
+        self.heads = Linear(self.both.width, 1 + len(self.targets))
+        self.parts = (self.user.width, self.item.width, self.both.width)
+        self.width = sum(self.parts)
+
+    def _mlp(self, inputs: int, widths: tuple[int, ...]) -> MLP:
+        return MLP(inputs, widths, self.config.activation, self.config.dropout, self.config.batch_norm)
+
+    def forward(self, batch: Batch) -> Float[Tensor, " B"]:
+        """The logit of the schema's label."""
+        return self.logits(batch)[:, 0]
+
+    def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
+        """The logit of every label: the schema's, then those of ``tasks``."""
+        logits: Tensor = self.heads(self._hidden(batch).both)
+        return logits
+
+    def encode(self, batch: Batch) -> Float[Tensor, "B W"]:
+        """``[K_u; K_v; K_uv]`` of every row."""
+        hidden = self._hidden(batch)
+        return torch.cat([hidden.user, hidden.item, hidden.both], 1)
+
+    def user_knowledge(self, batch: Batch) -> Float[Tensor, "B D_u"]:
+        """K_u: it reads the user's fields and histories only."""
+        return self._user(batch, self.embeddings(batch))
+
+    def item_knowledge(self, batch: Batch) -> Float[Tensor, "B D_v"]:
+        """K_v: it reads the item's fields only."""
+        return self._item(self.embeddings(batch))
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """The weighted sum of the cross entropies of all labels, in float32, each over the rows whose label is known.
+
+        Raises:
+            ValueError: a batch without a label.
+        """
+        logits_BK = self.logits(batch)
+        total = self.config.label_weight * cross_entropy(logits_BK[:, 0], batch)
+        for place, (name, weight) in enumerate(self.config.tasks.items(), 1):
+            total = total + weight * known_cross_entropy(logits_BK[:, place], batch, name)
+        return total
+
+    def _hidden(self, batch: Batch) -> _Hidden:
+        embedded = self.embeddings(batch)
+        user, item = self._user(batch, embedded), self._item(embedded)
+        parts = [user, item]
+        for (history, names), unit in zip(self.queries.items(), self.units):
+            past = embedded.histories[history]
+            rest = [name for name in self.keys[history] if name not in names]
+            q_BQ = torch.cat([embedded.features[name] for name in names], 1)
+            k_UK = torch.cat([past[name] for name in [*names, *rest]], 1)
+            segments = Segments.of(batch.histories[history], batch.size)
+            parts.append(cast(TargetAttention, unit)(q_BQ, k_UK, segments))
+        parts += [embedded.features[name] for name in self.of["event"]]
+        return _Hidden(user, item, self.both(torch.cat(parts, 1)))
+
+    def _user(self, batch: Batch, embedded: Embedded) -> Tensor:
+        parts = [embedded.features[name] for name in self.of["user"]]
+        for history, names in self.keys.items():
+            segments = Segments.of(batch.histories[history], batch.size)
+            parts += [segments.pool(embedded.histories[history][name], "mean") for name in names]
+        user: Tensor = self.user(torch.cat(parts, 1))
+        return user
+
+    def _item(self, embedded: Embedded) -> Tensor:
+        item: Tensor = self.item(torch.cat([embedded.features[name] for name in self.of["item"]], 1))
+        return item
+
+
+def known_cross_entropy(logit_B: Float[Tensor, " B"], batch: Batch, name: str) -> Float[Tensor, ""]:
+    """Mean binary cross entropy over the rows that count and whose target is known, in float32; 0 if there are none.
+
+    Raises:
+        ValueError: a batch without this target.
+    """
+    if name not in batch.targets:
+        raise ValueError(f"the batch carries no target {name!r}")
+    target_B = batch.targets[name]
+    known_B = ~target_B.isnan()
+    if batch.counts is not None:
+        known_B &= batch.counts
+    loss_B = F.binary_cross_entropy_with_logits(logit_B.float(), target_B.nan_to_num(), reduction="none")
+    return torch.where(known_B, loss_B, torch.zeros_like(loss_B)).sum() / known_B.sum().clamp(min=1)

@@ -1,0 +1,247 @@
+r"""KEEP: An Industrial Pre-Training Framework for Online Recommendation via Knowledge Extraction and
+Plugging (plug-in).
+
+Zhang, Chan, Xu, Bian, Han, Deng, Zheng, CIKM 2022. https://arxiv.org/abs/2208.10174
+
+What an extractor knows of a user and an item enters a ranker that has been trained for months without a change of its
+shape: a small network of the knowledge is added to a hidden layer, so that every weight stays usable.
+
+    K    = [K_f where f is there, else d_f, for each knowledge feature f]           (d_f is learnt)
+    a_l' = W_l x + b_l + P_l(K)                                                     for each plugged layer l
+    h_l  = act(norm(a_l'))                                                          (the ranker goes on as before)
+    P(K) = V act(U norm(K) + c);   gated: (V h) * sigmoid(G h), h the hidden layer  (V starts at zero)
+
+With a linear P, ``W x + P K = [W P][x; K]``: plugging in is concatenating, except that it can start from the old
+weights. As V starts at zero, the first step begins with the scores of the ranker as it was.
+
+Departures from the paper
+    - its text tells that P is small, additive and keeps the old weights usable; its depth, the place, the gate (of MKT,
+      https://arxiv.org/abs/2402.19101), the learnt default and the dropping are ours;
+    - K_u and K_v are plugged, of one version of the extractor; P learns what becomes of the two together;
+    - P has no bias at its end: the layer it is added to has one, or a normalisation that takes it away;
+    - knowledge is dropped at random while training, so that the default learns what serving meets after a timeout.
+
+Letters: B rows, W numbers of a knowledge feature, K numbers of all, N units of a plugged layer, H as in the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from longrec.config import Strict
+from longrec.errors import ConfigError, RunError
+from longrec.features.batch import Batch
+from longrec.features.fields import Field as Column
+from longrec.features.fields import Fields
+from longrec.models.base import BaseSection, Model, Ranker, base_of, build, name_of
+from longrec.nn.activation import Name, make
+from longrec.nn.linear import Linear
+from longrec.nn.mlp import MLP, Layer
+
+Place = Annotated[int, Field(ge=0)]
+
+
+class KEEPPlugConfig(Strict):
+    """Settings of the plug-in of KEEP."""
+
+    base: BaseSection = Field({"name": "din"}, description="The ranker that the knowledge is plugged into.")
+    knowledge: tuple[str, ...] | None = Field(
+        None, description="Vector features to plug in; by default all of the schema. The base never sees them."
+    )
+    layers: tuple[Place, ...] = Field(
+        (0,), min_length=1, description="Hidden layers of the base's MLPs to plug into, counted in order from 0."
+    )
+    hidden: float = Field(2.0, gt=0, description="Hidden units of P, in times the width of the knowledge.")
+    linear: bool = Field(False, description="P is one matrix, without a hidden layer.")
+    activation: Name = Field("relu", description="Activation of the hidden layer of P.")
+    gate: Literal["none", "glu"] = Field("none", description="Whether a learnt gate closes on P's output.")
+    norm: Literal["layer", "none"] = Field("layer", description="Layer normalisation of the knowledge before P.")
+    zero_init: bool = Field(True, description="P gives zero at the start: plugging in changes no score.")
+    drop: float = Field(0.02, ge=0, lt=1, description="Share of knowledge dropped at random while training.")
+
+
+class KEEPPlug(Ranker):
+    """A ranker with knowledge added to hidden layers."""
+
+    Config = KEEPPlugConfig
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"base": {"name": "deepfm"}, "layers": [0, 1], "gate": "glu", "norm": "none"},
+        {"base": {"name": "pooling", "batch_norm": False}, "linear": True, "zero_init": False, "drop": 0.3},
+    )
+
+    def __init__(self, config: KEEPPlugConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        self.knowledge = _knowledge(config.knowledge, fields)
+        self.base = base_of(config.base, without(fields, self.knowledge), "model.base")
+        self.reads_history, self.order_matters = self.base.reads_history, self.base.order_matters
+        self.user_order, self.interaction = self.base.user_order, self.base.interaction
+        widths = {field.name: field.width - 1 for field in fields.features if field.name in self.knowledge}
+        # Knowledge is standardised, so that a default of deviation 1 looks like the knowledge of somebody.
+        self.defaults = nn.ParameterList(nn.Parameter(torch.randn(widths[name])) for name in self.knowledge)
+        self.plugs = nn.ModuleList()
+        for layer in self._layers():
+            self.plugs.append(Plug(sum(widths.values()), layer.linear.out_features, config))
+
+    def home_of(self, other: Model) -> str:
+        """A ranker that was never plugged goes into the base."""
+        return "" if isinstance(other, KEEPPlug) else "base."
+
+    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+        """What the base holds of every row, its layers plugged."""
+        with self._plugged(batch):
+            return self.base.interact(batch)
+
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+        """The head of the base."""
+        return self.base.head(h_BH)
+
+    def explain(self, batch: Batch) -> dict[str, Tensor]:
+        """What the base tells of its histories."""
+        return self.base.explain(batch)
+
+    def gathered(self, batch: Batch) -> Float[Tensor, "B K"]:
+        """K of every row: what was known, the learnt defaults in place of the rest."""
+        parts = []
+        for name, default in zip(self.knowledge, self.defaults):
+            x_BW = cast(Tensor, batch.features[name])
+            there_B1 = x_BW[:, :1] > 0.5
+            if self.training and self.config.drop:
+                there_B1 = there_B1 & (torch.rand_like(x_BW[:, :1]) >= self.config.drop)
+            k_BW = torch.where(there_B1, x_BW[:, 1:].to(default.dtype), default)
+            parts.append(k_BW.expand(batch.size, -1) if batch.shared else k_BW)
+        return torch.cat(parts, 1)
+
+    def shares(self, batch: Batch) -> Float[Tensor, " L"]:
+        """``||P(K)|| / ||a||`` of each plugged layer over a batch: how loud the knowledge is (0 at the start).
+
+        Far above 1, the plug drowns what the ranker has learnt.
+        """
+        layers, found = self._layers(), torch.zeros(len(self.plugs))
+
+        def note(place: int) -> Callable[..., None]:
+            def hook(linear: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
+                found[place] = torch.linalg.vector_norm(out)
+
+            return hook
+
+        hooks = [layer.linear.register_forward_hook(note(place)) for place, layer in enumerate(layers)]
+        try:
+            with torch.no_grad():
+                k_BK = self.gathered(batch)
+                added = torch.stack([torch.linalg.vector_norm(plug(k_BK)) for plug in self.plugs])
+                self.interact(batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return added / found
+
+    @contextmanager
+    def _plugged(self, batch: Batch) -> Iterator[None]:
+        """The layers of the base with what the knowledge adds to them."""
+        k_BK, layers = self.gathered(batch), self._layers()
+        for layer, plug in zip(layers, self.plugs, strict=True):
+            layer.addend = plug(k_BK)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.addend  # the class says None
+
+    def _layers(self) -> list[Layer]:
+        """The plugged layers."""
+        layers = [cast(Layer, layer) for mlp in mlps(self.base) for layer in mlp.layers]
+        beyond = [place for place in self.config.layers if place >= len(layers)]
+        if beyond or len(set(self.config.layers)) < len(self.config.layers):
+            name = name_of(self.base)
+            if not layers:
+                raise ConfigError(
+                    "config", [f"model.base.name: {name} has no MLP that knowledge could be plugged into"]
+                )
+            told = f"{name} has {len(layers)} hidden layers, 0 to {len(layers) - 1}, each to be named once"
+            raise ConfigError("config", [f"model.layers: {list(self.config.layers)}; {told}"])
+        return [layers[place] for place in self.config.layers]
+
+
+class Plug(nn.Module):
+    """P: from all knowledge to what is added to one layer."""
+
+    def __init__(self, inputs: int, outputs: int, config: KEEPPlugConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(inputs) if config.norm == "layer" else None
+        width = inputs if config.linear else max(round(config.hidden * inputs), 1)
+        self.hidden = None if config.linear else Linear(inputs, width)
+        self.activation = None if config.linear else make(config.activation, width)
+        self.last = Linear(width, outputs, bias=False)
+        self.gate = Linear(width, outputs) if config.gate == "glu" else None
+        if config.zero_init:
+            nn.init.zeros_(self.last.weight)
+
+    def forward(self, k_BK: Float[Tensor, "B K"]) -> Float[Tensor, "B N"]:
+        """What is added."""
+        for step in (self.norm, self.hidden, self.activation):
+            k_BK = k_BK if step is None else step(k_BK)
+        added: Tensor = self.last(k_BK)
+        return added if self.gate is None else added * torch.sigmoid(self.gate(k_BK))
+
+
+def plug(model: Ranker, fields: Fields, settings: Mapping[str, Any] | None = None) -> KEEPPlug:
+    """A trained ranker with knowledge plugged in; with ``zero_init`` it scores as it did before.
+
+    Args:
+        fields: the fields of the ranker and, beside them, the vector features to plug in.
+        settings: of ``keep_plug``, less ``base``.
+
+    Raises:
+        ConfigError: settings that cannot be used.
+        RunError: a ranker that was built for other fields.
+    """
+    base = {"name": name_of(model), **model.config.model_dump(mode="json")}
+    made = build({"name": "keep_plug", "base": base, **(settings or {})}, fields)
+    assert isinstance(made, KEEPPlug)
+    if made.base.fields != model.fields:
+        raise RunError("keep_plug", "a ranker of other fields", "the fields given, less the vector features")
+    made.base.load_state_dict(model.state_dict())
+    return made.train(model.training)
+
+
+def without(fields: Fields, names: Sequence[str]) -> Fields:
+    """The fields less some features."""
+    return Fields(tuple(field for field in fields.features if field.name not in names), fields.histories)
+
+
+def mlps(model: Ranker) -> list[MLP]:
+    """The MLPs over the rows of a batch, in the order in which the model makes them; those of the rankers it is built
+    on too. MLPs inside layers of a model (an attention) work on the positions of histories.
+    """
+    found: list[MLP] = []
+    for child in model.children():
+        if isinstance(child, MLP):
+            found.append(child)
+        elif isinstance(child, Ranker):
+            found += mlps(child)
+    return found
+
+
+def _knowledge(wanted: tuple[str, ...] | None, fields: Fields) -> tuple[str, ...]:
+    """Names of the vector features to plug in."""
+    vectors: list[Column] = [field for field in fields.features if field.kind == "vector"]
+    known = tuple(field.name for field in vectors)
+    if not known:
+        do = "add a feature {kind: vector, from: knowledge/v1, table: user} (or item) that longrec compress wrote"
+        raise ConfigError("schema", [f"features: keep_plug plugs in vector features, and the schema has none; {do}"])
+    if wanted is None:
+        return known
+    faults = [f"model.knowledge: {name!r} is no vector feature; those are: {', '.join(known)}" for name in wanted
+              if name not in known]  # fmt: skip
+    if not wanted or len(set(wanted)) < len(wanted):
+        faults.append("model.knowledge: must name each feature once, and one at least")
+    if faults:
+        raise ConfigError("config", faults)
+    return wanted

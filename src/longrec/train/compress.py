@@ -1,0 +1,272 @@
+"""Compress: every past impression of a log becomes a token in a store, written by weights that had not seen its label.
+
+The log is walked in blocks of time. A block is first encoded by the source as the blocks before left it, then the
+source trains on it: on rows whose labels were known when the next block begins. So a token of an impression at t
+depends on nothing known at or after t. The very first slice finds an untrained source and gets no tokens.
+
+Versions of a source drift apart (by up to several standard deviations), so each version's vectors are brought to
+mean 0 and deviation 1 by earlier impressions, encoded again by the same version.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from longrec import metrics
+from longrec.config import apply_overrides, parse
+from longrec.data.log import Log
+from longrec.data.prepare import prepare
+from longrec.errors import RunError, StoreError
+from longrec.models.base import Encoder, Model
+from longrec.progress import Progress
+from longrec.store.tokens import TokenInfo, TokenStore, Version
+from longrec.train.blocks import Block, blocks_of
+from longrec.train.compress_settings import CompressConfig
+from longrec.train.instances import Instances
+from longrec.train.job import Job, read_job
+from longrec.train.machine import keep_large_blocks, torch_threads
+from longrec.train.run import Run, open_run
+from longrec.train.source import Source
+
+LEAK = (
+    "written by a checkpoint that was trained on these very impressions: its tables of users and items have seen "
+    "their labels, and the labels of the same users later on; whoever reads such tokens looks better on the training "
+    "window than it will ever be"
+)
+
+
+@dataclass
+class Written:
+    """What was written.
+
+    Attributes:
+        into: the store.
+        versions: one entry a version: its number, the first moment it wrote, how many impressions, and the AUC of the
+            source on them before it learned them (None where it cannot be told).
+        tokens: in all.
+        leak: why the tokens leak; empty where they do not.
+    """
+
+    into: str
+    versions: list[dict[str, Any]] = field(default_factory=list)
+    tokens: int = 0
+    leak: str = ""
+
+    @property
+    def hint(self) -> str:
+        """How a schema reads what was written."""
+        return f"histories: {{tokens: {{from: {self.into}, of: [token, label, time_gap], last: 256}}}}"
+
+
+def compress(
+    source: Run | str | Path | Mapping[str, Any],
+    into: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    quiet: bool = False,
+) -> Written:
+    """Write the tokens of a log.
+
+    Args:
+        source: a finished run of an encoder, whose weights are used where the regime says so; or a config (a YAML
+            file, or its words), which is enough for the regimes that train anew.
+        into: a folder that is not there yet (``tokens/v1``), or a ``redis://`` address.
+        overrides: settings of ``CompressConfig`` such as ``every=2d`` or ``codec=int8``.
+
+    Raises:
+        ConfigError: settings that cannot be used.
+        RunError: no run of an encoder, or a regime that would leak without being asked for by name.
+        StoreError: a store is there already.
+    """
+    config = parse(CompressConfig, apply_overrides({}, overrides), "compress")
+    given = config.regime in ("checkpoint", "leaky_checkpoint")
+    name, job, log, trained = _opened(source, given)
+    _refuse_leak(config, name, log)
+    keep_large_blocks()
+    with torch_threads(job.fit.threads), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.fit.seed)
+        made = Source.of(job, log, name, trained)
+        instances = Instances(log)
+        blocks, info = _walk(config, log), _info(config, name, job, log, made.model, instances)
+        written = Written(str(into), leak=info.leak)
+        stream = io.StringIO() if quiet else None
+        total = sum(len(block.rows) for block in blocks)
+        with (
+            TokenStore.create(into, info) as store,
+            Progress(total, f"compress {name}", "impressions", stream=stream) as progress,
+        ):
+            writing = _Writing(config, log, made, instances, store, written, progress)
+            for block in blocks:
+                writing.write(block)
+            store.compact()
+    made.save(_beside(job, into), written.versions)
+    return written
+
+
+def _opened(source: Run | str | Path | Mapping[str, Any], given: bool) -> tuple[str, Job, Log, Model | None]:
+    """Name, job, log and (where asked for) trained model of a run or a config."""
+    if isinstance(source, Mapping) or (not isinstance(source, Run) and Path(source).is_file()):
+        if given:
+            found, do = "a config", "train it first, or take regime=blocks"
+            raise RunError("compress", found, "a finished run: this regime writes with its weights", do)
+        job = read_job(source)
+        return job.name or str(job.model["name"]), job, Log.open(prepare(job.data, job.schema), job.schema), None
+    run = source if isinstance(source, Run) else open_run(source)
+    return run.name, run.config, run.log(), run.model() if given else None
+
+
+def _refuse_leak(config: CompressConfig, name: str, log: Log) -> None:
+    lines = log.manifest.get("lines")
+    if config.regime == "checkpoint" and (lines is None or lines[1] > int(log.moments.max())):
+        raise RunError(
+            name,
+            f"regime checkpoint finds only tokens to write that would be {LEAK}",
+            "impressions later than all that the run has trained and validated on",
+            "take regime=blocks (the default) or regime=stream; regime=leaky_checkpoint writes them nevertheless",
+        )
+
+
+def _walk(config: CompressConfig, log: Log) -> list[Block]:
+    """The blocks to write, in order of time; with given weights all in one."""
+    if config.regime == "leaky_checkpoint":
+        return [Block(0, int(log.moments.min()), None, np.arange(len(log)))]
+    if config.regime == "checkpoint":
+        start = int(log.manifest["lines"][1])
+        return [Block(0, start, None, np.flatnonzero(log.moments >= start))]
+    return blocks_of(config, log)
+
+
+@dataclass
+class _Writing:
+    """One store being written, block after block."""
+
+    config: CompressConfig
+    log: Log
+    source: Source
+    instances: Instances
+    store: TokenStore
+    written: Written
+    progress: Progress
+    steps: int = -1  # of the source, when its version was told
+
+    def write(self, block: Block) -> None:
+        """Encode a block with the source as it is, append the tokens, and let the source learn the block."""
+        config, source = self.config, self.source
+        last = config.train_blocks
+        learns = not source.given and (last is None or block.number < last)
+        streams = learns and config.regime == "stream" and source.steps > 0
+        if source.given or source.steps:
+            self._version(block)
+            self._append(
+                block,
+                source.stream(block, self.instances, self.store, config.past) if streams else self._pieces(block),
+            )
+        else:
+            self.progress.advance(len(block.rows))
+        if learns and not streams:
+            self.instances.feed(block.rows)
+            source.train(self.instances.ready(block.stop), config.epochs)
+
+    def _version(self, block: Block) -> None:
+        """A version of its own for weights that have changed."""
+        source = self.source
+        if self.steps == source.steps:
+            return
+        self.steps = source.steps
+        mean, std = source.scale(self._probe(block)) if self.store.info.standardised else (None, None)
+        number = len(self.written.versions)
+        source.version = Version(number, block.start, block.start, 0, mean, std)
+        self.store.add_version(source.version, source.codebooks() if self.store.info.codec == "codes" else None)
+        began = block.start if self.store.info.unit == "step" else str(np.datetime64(block.start, "ms"))
+        self.written.versions.append({"version": number, "from": began, "rows": 0, "auc": None})
+
+    def _probe(self, block: Block) -> NDArray[np.int64]:
+        """Rows from before a block, to tell a version's mean and deviation (all rows, where none lie before it)."""
+        before = np.flatnonzero(self.log.moments < block.start)
+        before = before if len(before) else np.arange(len(self.log))
+        random = np.random.default_rng([block.number, len(before)])
+        return np.sort(random.choice(before, min(self.config.probe, len(before)), replace=False))
+
+    def _pieces(self, block: Block) -> Iterator[Piece]:
+        scores = self.source.score(block.rows)
+        for at in range(0, len(block.rows), self.config.batch_size):
+            rows = block.rows[at : at + self.config.batch_size]
+            yield rows, self.source.stored(rows, self.store.info.codec), scores[at : at + len(rows)]
+
+    def _append(self, block: Block, pieces: Iterable[Piece]) -> None:
+        told = np.full(len(self.log), np.nan, np.float32)
+        entry, instances, number = self.written.versions[-1], self.instances, self.source.version.number
+        for piece, vectors, scores in pieces:
+            told[piece] = scores
+            kept = instances.kept(piece, self.config.keep)
+            rows, times = piece[kept], instances.times.take(piece[kept])
+            self.store.append(
+                instances.users(rows),
+                times,
+                instance=instances.ids.take(rows),
+                visible=times + self.store.info.lag,
+                version=np.full(len(rows), number, np.int64),
+                vectors=vectors[kept],
+                sides={name: values.take(rows) for name, values in instances.sides.items()},
+                known={name: values.take(rows) for name, values in instances.known.items()},
+            )
+            self.written.tokens += len(rows)
+            self.progress.advance(len(piece))
+        entry["rows"] += len(block.rows)
+        entry["auc"] = _auc(self.log, block.rows, told.take(block.rows))
+
+
+Piece = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
+"""Rows, their vectors, and their probabilities."""
+
+
+def _auc(log: Log, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> float | None:
+    """How well the source told labels before it learned them."""
+    labels = log.labels.take(rows)
+    told = ~np.isnan(labels) & ~np.isnan(scores)
+    if not told.any() or labels[told].min() == labels[told].max():
+        return None
+    return float(metrics.auc(labels[told], scores[told]))
+
+
+def _info(config: CompressConfig, name: str, job: Job, log: Log, model: Encoder, instances: Instances) -> TokenInfo:
+    coded = model.codebooks() is not None
+    codec = config.codec or ("codes" if coded else "fp16")
+    if codec == "codes" and not coded:
+        raise StoreError("compress: codec", "codes, of a source that makes none", "codec fp32, fp16 or int8")
+    return TokenInfo(
+        width=model.width,
+        slots=model.slots,
+        codec=codec,
+        sides=instances.side_rows,
+        unit="step" if log.schema.time is not None and log.schema.time.unit == "step" else "ms",
+        keys="int64" if log.users.keys.numeric else "text",
+        lag=log.schema.delay(config.lag),
+        leak=LEAK if config.regime == "leaky_checkpoint" else "",
+        standardised=config.standardise,
+        source={
+            "run": name,
+            "model": dict(job.model),
+            "log": log.folder.name,
+            "compress": config.model_dump(mode="json"),
+        },
+        versions=(),
+    )
+
+
+def _beside(job: Job, into: str | Path) -> Path:
+    """Where the source lies as the last block left it, so that it can be exported and go on."""
+    text = str(into)
+    return (
+        Path(job.fit.runs) / "sources" / text.rpartition("://")[2].replace("/", "-")
+        if "://" in text
+        else Path(text) / "source"
+    )

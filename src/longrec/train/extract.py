@@ -1,0 +1,237 @@
+"""Extract: what a KEEP extractor knows of every user and item, version by version, for other models to plug in.
+
+The log is walked in blocks of time. At the start of a block the extractor, trained on labels known strictly before it,
+writes a version: the knowledge of every user met so far, with the history as it stood then, and of every item. Then it
+learns the block. A sample reads the newest version published strictly before it, so nothing known at or after its
+moment went into what it reads.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field as Setting
+from torch import Tensor
+
+from longrec import metrics
+from longrec.config import Strict, apply_overrides, parse
+from longrec.data.log import Log
+from longrec.data.prepare import prepare
+from longrec.data.snapshot import items_at, users_at
+from longrec.data.split import TRAIN
+from longrec.data.targets import check_targets
+from longrec.errors import RunError
+from longrec.features.batch import Batch
+from longrec.features.duration import Duration
+from longrec.features.vocabulary import key_numbers
+from longrec.progress import Progress
+from longrec.store.knowledge import KnowledgeInfo, KnowledgeStore, Known, Published
+from longrec.train.blocks import Block, blocks_of
+from longrec.train.compress_settings import CompressConfig
+from longrec.train.instances import Instances
+from longrec.train.job import Job, read_job
+from longrec.train.machine import keep_large_blocks, torch_threads
+from longrec.train.run import Run, open_run
+from longrec.train.source import Source
+
+_TINY = 1e-6
+"""A number that hardly moves keeps its scale."""
+
+
+@runtime_checkable
+class Extractor(Protocol):
+    """An encoder that knows users and items by themselves."""
+
+    parts: tuple[int, ...]
+
+    def user_knowledge(self, batch: Batch) -> Tensor:
+        """``[B, parts[0]]``, from the user's fields and histories."""
+
+    def item_knowledge(self, batch: Batch) -> Tensor:
+        """``[B, parts[1]]``, from the item's fields."""
+
+
+class ExtractConfig(Strict):
+    """Settings of one folder of knowledge."""
+
+    every: Duration | None = Setting(None, description="span of a block; by default blocks of equal numbers of rows")
+    blocks: int = Setting(10, ge=2, description="how many blocks, where every is not given")
+    epochs: int = Setting(1, ge=1, description="passes over a block")
+    learn: Literal["train", "all"] = Setting(
+        "train",
+        description="which rows the extractor learns: those of the train part, or all; later blocks of train get the "
+        "newest histories from the weights as they are",
+    )
+    lag: Duration = Setting("0s", description="from the start of a block to the publication of its version")
+    codec: Literal["fp32", "fp16", "int8"] = Setting("fp16", description="how vectors are stored")
+    batch_size: int = Setting(4_096, ge=1, description="users or items at once")
+
+
+@dataclass
+class Extracted:
+    """What was written.
+
+    Attributes:
+        into: the folder.
+        versions: one entry a version: its number, the moment of publication, how many vectors, and the AUC of the
+            extractor on the block that follows, before it learned it (None where it cannot be told).
+        tokens: vectors in all.
+        leak: always empty: knowledge is never written with weights that saw what came later.
+    """
+
+    into: str
+    versions: list[dict[str, Any]] = field(default_factory=list)
+    tokens: int = 0
+    leak: str = ""
+
+    @property
+    def hint(self) -> str:
+        """How a schema reads what was written."""
+        return f"features: {{about_user: {{kind: vector, from: {self.into}, table: user}}}}, and likewise of the item"
+
+
+def extract(
+    source: Run | str | Path | Mapping[str, Any],
+    into: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    quiet: bool = False,
+) -> Extracted:
+    """Write the knowledge of a log; the extractor is trained anew, block by block.
+
+    Args:
+        source: a finished run of an extractor, or a config (a YAML file, or its words): only the config is used.
+        into: a folder that is not there yet, such as ``knowledge/v1``.
+        overrides: settings of ``ExtractConfig`` such as ``every=7d``.
+
+    Raises:
+        ConfigError: settings that cannot be used.
+        RunError: no run of an extractor.
+        StoreError: something is in the folder already.
+    """
+    config = parse(ExtractConfig, apply_overrides({}, overrides), "extract")
+    name, job, log = _opened(source)
+    keep_large_blocks()
+    with torch_threads(job.fit.threads), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.fit.seed)
+        made = Source.of(job, log, name, None)
+        if not isinstance(made.model, Extractor):
+            found = f"a {job.model['name']}, which knows nothing of users and items by themselves"
+            raise RunError(name, found, "an extractor", "train one: model: {name: keep}")
+        check_targets(log, made.model.targets)
+        walk = CompressConfig(every=config.every, blocks=config.blocks, first_slices=1)
+        blocks, written = blocks_of(walk, log), Extracted(str(into))
+        stream = io.StringIO() if quiet else None
+        with (
+            KnowledgeStore.create(into, _info(config, name, job, log, made.model)) as store,
+            Progress(len(blocks), f"extract {name}", "blocks", stream=stream) as progress,
+        ):
+            writing = _Writing(config, log, made, Instances(log), store, written)
+            for block in blocks:
+                writing.write(block)
+                progress.advance()
+            store.compact()
+        made.save(Path(into) / "source", written.versions)
+    return written
+
+
+def _opened(source: Run | str | Path | Mapping[str, Any]) -> tuple[str, Job, Log]:
+    """Name, job and log of a run or a config."""
+    if isinstance(source, Mapping) or (not isinstance(source, Run) and Path(source).is_file()):
+        job = read_job(source)
+        return job.name or str(job.model["name"]), job, Log.open(prepare(job.data, job.schema), job.schema)
+    run = source if isinstance(source, Run) else open_run(source)
+    return run.name, run.config, run.log()
+
+
+@dataclass
+class _Writing:
+    """One folder being written, block after block."""
+
+    config: ExtractConfig
+    log: Log
+    source: Source
+    instances: Instances
+    store: KnowledgeStore
+    written: Extracted
+    before: int = 0  # the labels learned so far were known before this moment
+
+    def write(self, block: Block) -> None:
+        """Publish what is known at the start of a block, and learn the block."""
+        if self.source.steps:
+            published = self._publish(block)
+            began = str(np.datetime64(published.published, "ms")) if self.store.info.unit == "ms" else block.start
+            count = published.users + published.items
+            self.written.versions.append(
+                {"version": published.number, "from": began, "rows": count, "auc": self._auc(block.rows)}
+            )
+            self.written.tokens += count
+        rows = block.rows
+        if self.config.learn == "train":
+            rows = rows[self.log.parts.take(rows) == TRAIN]
+        self.instances.feed(rows)
+        ready = self.instances.ready(block.stop)
+        if len(ready) and block.stop is not None:
+            # Further labels count only where they were known by then too.
+            self.log.horizon = self.before = block.stop
+            self.source.train(ready, self.config.epochs)
+
+    def _publish(self, block: Block) -> Published:
+        moment, model, log = block.start, self.source.model, self.log
+        assert isinstance(model, Extractor)
+        model.eval()
+        first = np.full(len(log.users), np.iinfo(np.int64).max)
+        met = np.diff(log.events.offsets) > 0
+        first[met] = log.events.times[log.events.offsets[:-1][met]]
+        users = np.flatnonzero(first < moment)
+        items = np.arange(1, len(log.items))
+        k_u = self._known(users, lambda part: model.user_knowledge(users_at(log, part, moment)), log.users.keys.values)
+        k_v = self._known(items, lambda part: model.item_knowledge(items_at(log, part, moment)), log.items.keys.values)
+        return self.store.publish(self.before, moment + log.schema.delay(self.config.lag), k_u, k_v)
+
+    def _known(self, rows: NDArray[np.int64], of: Callable[[NDArray[np.int64]], Tensor], keys: Any) -> Known:
+        """Vectors of rows of an entity table, brought to mean 0 and deviation 1 by numbers of their own."""
+        with torch.inference_mode():
+            parts = [of(part).float().numpy() for part in self._pieces(rows)]
+        vectors = np.concatenate(parts).astype(np.float64)
+        mean, std = vectors.mean(0), vectors.std(0)
+        std = np.where(std < _TINY, 1.0, std)
+        standard = ((vectors - mean) / std).astype(np.float32)
+        return Known(key_numbers(keys).take(rows - 1), standard, mean.tolist(), std.tolist())
+
+    def _pieces(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        for at in range(0, len(rows), self.config.batch_size):
+            yield rows[at : at + self.config.batch_size]
+
+    def _auc(self, rows: NDArray[np.int64]) -> float | None:
+        labels = self.log.labels.take(rows)
+        told = ~np.isnan(labels)
+        if not told.any() or labels[told].min() == labels[told].max():
+            return None
+        return float(metrics.auc(labels[told], self.source.score(rows[told])))
+
+
+def _info(config: ExtractConfig, name: str, job: Job, log: Log, model: Extractor) -> KnowledgeInfo:
+    return KnowledgeInfo(
+        widths={"user": model.parts[0], "item": model.parts[1]},
+        unit="step" if log.schema.time is not None and log.schema.time.unit == "step" else "ms",
+        keys={"user": _named(log.users.keys.numeric), "item": _named(log.items.keys.numeric)},
+        codec=config.codec,
+        source={
+            "run": name,
+            "model": dict(job.model),
+            "log": log.folder.name,
+            "extract": config.model_dump(mode="json"),
+        },
+    )
+
+
+def _named(numeric: bool) -> str:
+    return "int64" if numeric else "text"

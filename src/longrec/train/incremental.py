@@ -1,0 +1,253 @@
+"""The incremental protocol: train on day d, test on day d + 1, plug knowledge in on some day, and watch the curve.
+
+Arms of the comparison:
+    base        the ranker as it is, day after day
+    keep        the same ranker with knowledge plugged in on the day, weights and optimiser moments kept
+    shuffled    the same again, everybody with the knowledge of somebody else: it must gain nothing
+    random      the same again, with noise in place of knowledge: it must gain nothing either
+    concat      the ranker built anew with the knowledge among its inputs, trained on all days before the day
+
+A plug that starts at zero shows no dip: on its first day ``keep`` scores as ``base``, before either learned that day.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.optim import Optimizer
+
+from longrec import metrics
+from longrec.data.knowledge import Control
+from longrec.data.log import Log
+from longrec.data.prepare import prepare
+from longrec.errors import ConfigError
+from longrec.models import base as models
+from longrec.models.base import Model, Ranker
+from longrec.models.keep_plug import KEEPPlug, plug, without
+from longrec.progress import Progress
+from longrec.train.blocks import Block, blocks_of
+from longrec.train.compress_settings import CompressConfig
+from longrec.train.instances import Instances
+from longrec.train.job import Job, read_job
+from longrec.train.loop import loader_of, update
+from longrec.train.machine import keep_large_blocks, torch_threads
+from longrec.train.optimisers import build_optimisers
+from longrec.train.scoring import score
+from longrec.train.start import move_moments
+
+ARMS = ("base", "keep", "shuffled", "random", "concat")
+
+
+@dataclass(frozen=True)
+class Day:
+    """One day of the protocol.
+
+    Attributes:
+        number: of the day, from 0.
+        rows: impressions with a label.
+        auc: of each arm on the day, before it learned it; None where it cannot be told.
+        share: how loud the knowledge was in ``keep`` (``KEEPPlug.shares``, the first plugged layer).
+    """
+
+    number: int
+    rows: int
+    auc: Mapping[str, float | None]
+    share: float | None = None
+
+
+@dataclass
+class Curve:
+    """The days one after the other.
+
+    Attributes:
+        plugged: the day on which knowledge came in.
+        arms: which were run.
+    """
+
+    plugged: int
+    arms: tuple[str, ...]
+    days: list[Day] = field(default_factory=list)
+
+    def gain(self, arm: str = "keep", first: int | None = None) -> float:
+        """Mean difference in AUC between an arm and base over the days from ``first`` on (by default the day after
+        plugging in); NaN where no day has both.
+        """
+        first = self.plugged + 1 if first is None else first
+        pairs = [(day.auc.get(arm), day.auc.get("base")) for day in self.days if day.number >= first]
+        found = [one - other for one, other in pairs if one is not None and other is not None]
+        return float(np.mean(found)) if found else float("nan")
+
+    def lines(self) -> list[list[str]]:
+        """A table of text: the head, then a line a day."""
+        head = ["day", "rows", *self.arms, *(["|P(K)|/|a|"] if "keep" in self.arms else [])]
+        body = []
+        for day in self.days:
+            told = [_number(day.auc.get(arm)) for arm in self.arms]
+            loud = [_number(day.share)] if "keep" in self.arms else []
+            body.append([f"{day.number}{' *' if day.number == self.plugged else ''}", f"{day.rows:,}", *told, *loud])
+        return [head, *body]
+
+    def __str__(self) -> str:
+        lines = self.lines()
+        widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
+        rows = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines]
+        return "\n".join([*rows, f"* knowledge comes in; gain of keep since: {self.gain():+.4f} AUC a day"])
+
+
+def incremental(
+    source: str | Path | Mapping[str, Any] | Job,
+    overrides: Sequence[str] = (),
+    *,
+    plug_on: int,
+    every: str = "1d",
+    days: int | None = None,
+    arms: Sequence[str] = ("base", "keep"),
+    quiet: bool = False,
+) -> Curve:
+    """Run the protocol for a job whose model is ``keep_plug``.
+
+    Every day has one pass (``fit.epochs`` are not read). Labels are learned once they are known. Vocabularies are
+    those of the training window of the job's split.
+
+    Args:
+        plug_on: the day, from 0, at whose beginning knowledge comes in.
+        every: length of a day.
+        days: how many days; default all of the log.
+        arms: of ``ARMS``, base among them.
+
+    Raises:
+        ConfigError: another model, unknown arms, or a day outside the log.
+    """
+    job = source if isinstance(source, Job) else read_job(source, overrides)
+    faults = [f"arms: no arm named {arm!r}; known: {', '.join(ARMS)}" for arm in arms if arm not in ARMS]
+    if "base" not in arms:
+        faults.append("arms: base is what the others are held against")
+    if job.model["name"] != "keep_plug":
+        faults.append(f"model.name: {job.model['name']}; the protocol plugs: it takes keep_plug")
+    if faults:
+        raise ConfigError("incremental", faults)
+    log = Log.open(prepare(job.data, job.schema), job.schema)
+    blocks = blocks_of(CompressConfig(every=every, first_slices=1), log)[:days]
+    if not 0 < plug_on < len(blocks):
+        raise ConfigError(
+            "incremental", [f"plug_on: {plug_on}; the log has days 0 to {len(blocks) - 1}, take 1 or more"]
+        )
+    keep_large_blocks()
+    curve = Curve(plug_on, tuple(arms))
+    stream = io.StringIO() if quiet else None
+    with (
+        torch_threads(job.fit.threads),
+        torch.random.fork_rng(devices=[]),
+        Progress(len(blocks), "incremental", "days", stream=stream) as progress,
+    ):
+        protocol = _Protocol(job, log, curve)
+        for block in blocks:
+            protocol.day(block)
+            progress.advance()
+    return curve
+
+
+class _Protocol:
+    """The arms, day after day."""
+
+    def __init__(self, job: Job, log: Log, curve: Curve) -> None:
+        self.job, self.log, self.curve = job, log, curve
+        self.instances = Instances(log)
+        self.learned: list[NDArray[np.int64]] = []
+        self.fields = log.fields()
+        torch.manual_seed(job.fit.seed)
+        self.plugged = models.build(job.model, self.fields)
+        assert isinstance(self.plugged, KEEPPlug)
+        torch.manual_seed(job.fit.seed)
+        bare = models.build(job.model["base"], without(self.fields, self.plugged.knowledge))
+        self.arms = {"base": _Learner(bare, log, job)}
+
+    def day(self, block: Block) -> None:
+        """Plug in when it is the day; test; learn."""
+        number = len(self.curve.days)
+        if number == self.curve.plugged:
+            self._plug_in()
+        rows = block.rows[self.instances.labelled(block.rows)]
+        auc = {name: arm.auc(rows) for name, arm in self.arms.items()}
+        share = self.arms["keep"].share(rows) if "keep" in self.arms else None
+        self.curve.days.append(Day(number, len(rows), auc, share))
+        self.instances.feed(block.rows)
+        ready = self.instances.ready(block.stop)
+        self.learned.append(ready)
+        for arm in self.arms.values():
+            arm.learn(ready)
+
+    def _plug_in(self) -> None:
+        base, settings = self.arms["base"], {key: value for key, value in self.job.model.items()
+                                             if key not in ("name", "base")}  # fmt: skip
+        for name in self.curve.arms:
+            torch.manual_seed(self.job.fit.seed)
+            if name in ("keep", "shuffled", "random"):
+                assert isinstance(base.model, Ranker)
+                log = self.log if name == "keep" else self._controlled("shuffled" if name == "shuffled" else "random")
+                arm = _Learner(plug(base.model, self.fields, settings), log, self.job)
+                move_moments(arm.model, arm.optimisers, base.model, base.optimisers)
+                arm.steps, arm.passes = base.steps, base.passes
+                self.arms[name] = arm
+            elif name == "concat":
+                arm = _Learner(models.build(self.job.model["base"], self.fields), self.log, self.job)
+                for rows in self.learned:
+                    arm.learn(rows)
+                self.arms[name] = arm
+
+    def _controlled(self, how: Control) -> Log:
+        log = copy.copy(self.log)
+        log.knowledge = {name: known.control(how, seed=1) for name, known in self.log.knowledge.items()}
+        return log
+
+
+class _Learner:
+    """One arm: a model with its optimisers, on its log."""
+
+    def __init__(self, model: Model, log: Log, job: Job) -> None:
+        self.model, self.log, self.job = model, log, job
+        self.optimisers: dict[str, Optimizer] = build_optimisers(model, job.fit)
+        self.steps, self.passes = 0, 0
+
+    def learn(self, rows: NDArray[np.int64]) -> None:
+        """One pass over rows."""
+        if not len(rows):
+            return
+        fit = self.job.fit
+        torch.manual_seed(fit.seed + self.passes)
+        self.model.train()
+        for batch in loader_of(self.model, self.log, rows, fit.batch_size, seed=fit.seed).epoch(self.passes):
+            if batch.size > 1:
+                update(self.model, self.optimisers, fit, self.steps, batch, "incremental")
+                self.steps += 1
+        self.passes += 1
+
+    def auc(self, rows: NDArray[np.int64]) -> float | None:
+        """AUC on rows as the model is; None where the labels are of one class."""
+        labels = self.log.labels.take(rows)
+        if not len(rows) or labels.min() == labels.max():
+            return None
+        scores = score(self.model, self.log, rows, self.job.evaluate.batch_size, bf16=self.job.fit.bf16)
+        return float(metrics.auc(labels, scores))
+
+    def share(self, rows: NDArray[np.int64]) -> float | None:
+        """``KEEPPlug.shares`` of the first plugged layer, over a batch of the rows."""
+        if not len(rows) or not isinstance(self.model, KEEPPlug):
+            return None
+        self.model.eval()
+        few = rows[:: max(len(rows) // self.job.evaluate.batch_size, 1)][: self.job.evaluate.batch_size]
+        with torch.inference_mode():
+            batch = next(iter(loader_of(self.model, self.log, few, len(few), shuffle=False).epoch(0)))
+            return float(self.model.shares(batch)[0])
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -1,0 +1,76 @@
+"""The impressions of a log as instances: who, when, which id, which side information and when it became known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.data.log import Log
+from longrec.features.tokens import instance_ids
+from longrec.features.vocabulary import key_numbers
+
+LABEL = "label"
+NONE, NEGATIVE, POSITIVE = 0, 1, 2
+"""Ids of the side column ``label``; 3 means that it is not known yet."""
+
+
+class Instances:
+    """All impressions of a log, by row.
+
+    Attributes:
+        times: int64 moments of the impressions.
+        ids: int64 instance ids, distinct.
+        sides, known: side columns (ids), and the moments at which they became known.
+        side_rows: how many ids each side column has; the id of that number means "not yet known".
+    """
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.times = np.asarray(log.events.times)
+        self._users = np.concatenate([[0], key_numbers(log.users.keys.values)])
+        items = np.concatenate([[0], key_numbers(log.items.keys.values)])
+        rows = np.arange(len(log))
+        self.ids = instance_ids(self.users(rows), items.take(log.events.columns["item"]), self.times)
+        labels = log.labels
+        label = np.where(np.isnan(labels), NONE, np.where(labels > 0.5, POSITIVE, NEGATIVE)).astype(np.uint8)
+        self.sides: dict[str, NDArray[Any]] = {LABEL: label}
+        self.known: dict[str, NDArray[np.int64]] = {LABEL: log.label_known(rows)}
+        self.side_rows = {LABEL: 3}
+        for name, feature in log.schema.features.items():
+            if not feature.feedback or name == LABEL:
+                continue
+            self.sides[name] = np.asarray(log.events.columns[name])
+            own = log.events.columns.get(f"known.{name}")
+            self.known[name] = np.asarray(own) if own is not None else self.times + log.schema.known_after(name)
+            self.side_rows[name] = log.fitted.encoders[name].rows
+        self._waiting = np.zeros(0, np.int64)
+
+    def users(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64 key numbers of the users of some rows."""
+        return self._users.take(self.log.user(rows))
+
+    def labelled(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which rows carry a label."""
+        return ~np.isnan(self.log.labels.take(rows))
+
+    def kept(self, rows: NDArray[np.int64], keep: str) -> NDArray[np.bool_]:
+        """Which rows get a token."""
+        return np.ones(len(rows), bool) if keep == "all" else self.sides[LABEL].take(rows) == POSITIVE
+
+    def feed(self, rows: NDArray[np.int64]) -> None:
+        """Rows that have been encoded: their labels may be learned once they are known."""
+        self._waiting = np.concatenate([self._waiting, rows[self.labelled(rows)]])
+
+    def ready(self, moment: int | None) -> NDArray[np.int64]:
+        """Rows that may be learned before a moment, each handed out once: what was known strictly before it.
+
+        Args:
+            moment: None hands out nothing: nobody is left to be encoded.
+        """
+        if moment is None:
+            return np.zeros(0, np.int64)
+        known = self.known[LABEL].take(self._waiting) < moment
+        rows, self._waiting = self._waiting[known], self._waiting[~known]
+        return np.sort(rows)

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from longrec.data.gather import gather
+from longrec.data.log import Log
+from longrec.data.targets import Targets, check_targets
+from longrec.errors import ConfigError
+
+START = 1_600_000_000_000
+SCHEMA: dict[str, Any] = {
+    "user": "user",
+    "item": "item",
+    "time": {"column": "t", "unit": "ms"},
+    "label": "click",
+    "features": {
+        "user": {"kind": "id"},
+        "item": {"kind": "id"},
+        "like": {"kind": "id", "feedback": True},
+        "buy": {"kind": "id", "feedback": True, "known_after": "10s"},
+        "back": {"kind": "id", "feedback": True, "known_at": "back_at"},
+        "stars": {"kind": "id", "feedback": True},
+        "hashed": {"kind": "id", "hash": 4, "feedback": True, "column": "like"},
+    },
+}
+N = 20
+
+
+@pytest.fixture(scope="module")
+def log(prepared: Callable[..., Log]) -> Log:
+    """One impression a second; the window of training ends at second 14."""
+    t = START + np.arange(N) * 1_000
+    # What comes back, comes back five seconds later; every fourth never does.
+    back_at = [None if row % 4 == 0 else int(moment) + 5_000 for row, moment in enumerate(t)]
+    table = pa.table(
+        {
+            "user": np.arange(N) % 3,
+            "item": np.arange(N) % 5,
+            "t": t,
+            "click": np.arange(N) % 2,
+            "like": pa.array([None if row == 3 else row % 2 for row in range(N)], pa.int64()),
+            "buy": [str(row % 2) for row in range(N)],
+            "back": (np.arange(N) // 2) % 2,
+            "back_at": pa.array(back_at, pa.int64()),
+            "stars": np.arange(N) % 4,
+        }
+    )
+    split = {"by": "time", "valid_from": "2020-09-13T12:26:54", "test_from": "2020-09-13T12:26:57"}
+    return prepared(table, SCHEMA, split=split)
+
+
+def column(log: Log, name: str) -> list[float | None]:
+    """A target of every row of the log, in the order of time; None for NaN."""
+    values = gather(log, np.arange(N)).targets[name].numpy()
+    ordered = values[np.argsort(log.events.times, kind="stable")]
+    return [None if np.isnan(value) else float(value) for value in ordered]
+
+
+def test_11_label_masks_of_values_that_are_missing_or_not_known_in_the_window(log: Log) -> None:
+    assert log.horizon == START + 14_000
+    plain = [None if row in (3, *range(14, N)) else row % 2 for row in range(N)]
+    assert column(log, "like") == plain
+    # known ten seconds after: the row of second 4 at second 14, which is too late
+    assert column(log, "buy") == [row % 2 if row < 4 else None for row in range(N)]
+    assert column(log, "back") == [(row // 2) % 2 if row % 4 and row + 5 < 14 else None for row in range(N)]
+
+
+def test_11_label_masks_move_with_the_horizon(log: Log) -> None:
+    before = log.horizon
+    try:
+        log.horizon = START + 16_001
+        assert column(log, "buy") == [row % 2 if row <= 6 else None for row in range(N)]
+        log.horizon = None
+        assert column(log, "buy") == [row % 2 for row in range(N)]
+        assert column(log, "back")[0] is None  # what never became known has no value, whenever one looks
+    finally:
+        log.horizon = before
+
+
+def test_no_target_is_a_feature_of_the_impression(log: Log) -> None:
+    """The leak rules stay: feedback reaches a loss, never an input."""
+    batch = gather(log, np.arange(3))
+    assert set(batch.features) == {"user", "item"}
+    assert set(batch.targets) == {"like", "buy", "back"}
+    assert len(batch.targets) == 3
+    assert "user" not in batch.targets
+    assert "stars" not in batch.targets
+
+
+def test_what_is_no_target_is_refused_with_what_to_do(log: Log) -> None:
+    check_targets(log, ["like", "buy"])
+    with pytest.raises(ConfigError) as caught:
+        check_targets(log, ["liked", "user", "stars", "hashed"])
+    told = caught.value.faults
+    assert "'liked' is no feature; did you mean 'like'?" in told[0]
+    assert "'user' is no feedback" in told[1]
+    assert "'stars' has the value 2; a target has 0 and 1" in told[2]
+    assert "'hashed' is of kind id; a target is an id with the values 0 and 1, without hash" in told[3]
+    before, log.horizon = log.horizon, START
+    try:
+        with pytest.raises(ConfigError, match="'like' has no training row where it was known before the split line"):
+            check_targets(log, ["like"])
+    finally:
+        log.horizon = before
+    with pytest.raises(KeyError, match="is no feedback"):
+        Targets(log, np.arange(2))["user"]

@@ -1,0 +1,271 @@
+"""Tokens are written by weights that had not seen what came later; the tests of the paper's notes by their numbers."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from longrec.data.gather import gather
+from longrec.data.log import Log
+from longrec.data.prepare import prepare
+from longrec.errors import ConfigError, RunError, StoreError
+from longrec.features.batch import HistoryBatch
+from longrec.features.tokens import instance_ids
+from longrec.store.tokens import Tokens, TokenStore
+from longrec.train.compress import compress
+from longrec.train.fit import train
+from longrec.train.job import read_job
+
+_spec = importlib.util.spec_from_file_location("pages", Path(__file__).with_name("pages.py"))
+assert _spec is not None
+assert _spec.loader is not None
+pages = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(pages)
+
+OF = ["token", "label", "click", "time_gap"]
+FEW = ["blocks=4", "first_slices=2"]
+
+
+def opened(config: dict[str, Any]) -> Log:
+    job = read_job(config)
+    return Log.open(prepare(job.data, job.schema), job.schema)
+
+
+def reading(config: dict[str, Any], store: Path, last: int = 6, of: list[str] = OF) -> Log:
+    """The log of a config with a history of the store's tokens."""
+    schema = {**config["data"]["schema"], "histories": {"tokens": {"from": str(store), "of": of, "last": last}}}
+    return opened({**config, "data": {**config["data"], "schema": schema}, "model": {"name": "pooling"}})
+
+
+def lists(log: Log, rows: np.ndarray) -> HistoryBatch:
+    return gather(log, rows).histories["tokens"]
+
+
+def everything(store: Path) -> Tokens:
+    """All tokens of a store, in the order of their keys."""
+    with TokenStore.open(store) as opened_store:
+        parts = [tokens for _, tokens in opened_store.scan()]
+    columns = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("times", "instance", "visible", "version", "vectors")
+    }
+    return Tokens(np.array([0, len(columns["times"])]), sides={}, known={}, **columns)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """A log, and the tokens of a source in temporal order."""
+    folder = tmp_path_factory.mktemp("pages")
+    config = pages.job(pages.write(pages.pages(), folder / "log.parquet"), folder, {**pages.IAT, "order": "temporal"})
+    compress(config, folder / "tokens", [*FEW, "codec=fp32"], quiet=True)
+    return config, folder / "tokens"
+
+
+@pytest.mark.parametrize("model", [{"order": "temporal"}, {"order": "user", "labels": True, "context": 8}], ids=str)
+@pytest.mark.parametrize("regime", ["blocks", "stream"])
+def test_1_future_invariance(tmp_path: Path, model: dict[str, Any], regime: str) -> None:
+    """Whatever happens at or after t, the tokens that a request at t reads are the same to the bit."""
+    columns = pages.pages()
+    t = int(np.quantile(columns["at"], 0.6))
+    later = columns["at"] >= t
+    first = {page for page in columns["page"][later]}
+    later |= np.isin(columns["page"], list(first))
+    random = np.random.default_rng(1)
+    changed = {name: values.copy() for name, values in columns.items()}
+    for name in ("item_id", "place", "price"):
+        changed[name][later] = random.permutation(changed[name][later])
+    changed["click"][later] = 1 - changed["click"][later]
+    # labels of earlier events that are known only at t or later may turn out otherwise too
+    unknown = ~later & (columns["seen_at"] >= t)
+    assert unknown.any()
+    changed["click"][unknown] = 1 - changed["click"][unknown]
+    seen = []
+    for name, log in (("one", columns), ("other", changed)):
+        config = pages.job(pages.write(log, tmp_path / name / "log.parquet"), tmp_path / name, {**pages.IAT, **model})
+        settings = [*FEW, f"regime={regime}", "codec=fp32", "probe=50"]
+        compress(config, tmp_path / name / "tokens", settings, quiet=True)
+        prepared = reading(config, tmp_path / name / "tokens")
+        rows = np.flatnonzero(prepared.moments == prepared.moments[prepared.moments >= t].min())
+        seen.append(lists(prepared, rows))
+    one, other = seen
+    assert one.offsets[-1] > 0
+    assert one.offsets.equal(other.offsets)
+    assert all(one.columns[name].equal(other.columns[name]) for name in one.columns)
+
+
+def test_2_self_exclusion(written: tuple[dict[str, Any], Path]) -> None:
+    """No list holds the instance it is read for, nor any other of its request."""
+    config, place = written
+    log = reading(config, place, last=1_000)
+    rows = np.arange(len(log))
+    users, moments = log.tokens["tokens"]._users.take(log.user(rows)), log.moments
+    own = own_ids(log)
+    store = log.tokens["tokens"].store
+    tokens = store.last(users, moments, 1_000)
+    request_of = {int(instance): (int(user), int(moment)) for instance, user, moment in zip(own, users, moments)}
+    assert len(tokens.instance) > len(rows)
+    for row in range(len(rows)):
+        listed = tokens.instance[tokens.offsets[row] : tokens.offsets[row + 1]].tolist()
+        assert own[row] not in listed
+        assert (int(users[row]), int(moments[row])) not in {request_of[instance] for instance in listed}
+
+
+def own_ids(log: Log) -> np.ndarray:
+    items = np.concatenate([[0], log.items.keys.values.to_numpy()])
+    users = np.concatenate([[0], log.users.keys.values.to_numpy()])
+    rows = np.arange(len(log))
+    return instance_ids(
+        users.take(log.user(rows)), items.take(log.events.columns["item"]), np.asarray(log.events.times)
+    )
+
+
+def test_4_label_delay(written: tuple[dict[str, Any], Path]) -> None:
+    """A label that became known at or after the request's moment reads as not yet known, never as 0."""
+    config, place = written
+    log = reading(config, place, last=1_000)
+    rows = np.arange(len(log))
+    batch = lists(log, rows)
+    moments = np.repeat(log.moments, np.diff(batch.offsets.numpy()))
+    tokens = log.tokens["tokens"].store.last(log.tokens["tokens"]._users.take(log.user(rows)), log.moments, 1_000)
+    late = tokens.known["label"] >= moments
+    assert late.any()
+    assert not late.all()
+    labels = batch.columns["tokens.label"].numpy()
+    assert (labels[late] == 3).all()
+    assert set(labels[~late]) == {1, 2}
+    by_id = dict(zip(own_ids(log).tolist(), log.labels.tolist()))
+    assert [by_id[one] + 1 for one in tokens.instance[~late].tolist()] == labels[~late].tolist()
+    assert set(batch.columns["tokens.click"].numpy()[late]) == {log.fitted.encoders["click"].rows}
+
+
+def test_8_stream_equals_batch(tmp_path: Path) -> None:
+    """A temporal source that does not move writes the same tokens in blocks and in a stream."""
+    log = pages.write(pages.pages(), tmp_path / "log.parquet")
+    model = {**pages.IAT, "order": "temporal", "base": {**pages.IAT["base"], "batch_norm": False}}
+    config = pages.job(log, tmp_path, model)
+    config["fit"] |= {"lr": 1e-30, "l2": 0.0}
+    found = []
+    for regime in ("blocks", "stream"):
+        compress(config, tmp_path / regime, [*FEW, f"regime={regime}", "codec=fp32", "standardise=false"], quiet=True)
+        found.append(everything(tmp_path / regime))
+    assert len(found[0].times) > 300
+    assert np.array_equal(found[0].instance, found[1].instance)
+    np.testing.assert_allclose(found[0].vectors, found[1].vectors, rtol=0, atol=1e-6)
+    assert np.ptp(found[0].vectors) > 0.01
+
+
+def test_11_join_cardinality(written: tuple[dict[str, Any], Path]) -> None:
+    """Every instance has one token, and the join gives each sample one list, in its own row."""
+    config, place = written
+    tokens = everything(place)
+    assert len(np.unique(tokens.instance)) == len(tokens.instance)
+    log = reading(config, place)
+    assert len(np.unique(own_ids(log))) == len(log)
+    for rows in (np.array([5, 5, 3]), log.rows_of("test")):
+        batch = gather(log, rows)
+        assert batch.size == len(rows)
+        assert len(batch.histories["tokens"].offsets) == len(rows) + 1
+
+
+def test_13_cross_version(written: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    """Versions of different scales in one list are refused unless a column tells them apart."""
+    config, place = written
+    with TokenStore.open(place) as store:
+        assert len(store.info.versions) == 4
+        assert store.info.standardised
+    compress(config, tmp_path / "raw", [*FEW, "standardise=false"], quiet=True)
+    with pytest.raises(ConfigError, match="add version so that a model can tell them apart"):
+        reading(config, tmp_path / "raw").fields()
+    log = reading(config, tmp_path / "raw", last=1_000, of=[*OF, "version"])
+    versions = lists(log, np.arange(len(log))).columns["tokens.version"]
+    assert set(versions.tolist()) == {2, 3, 4, 5}
+
+
+def test_versions_are_standardised_by_earlier_rows_alone(written: tuple[dict[str, Any], Path]) -> None:
+    _, place = written
+    with TokenStore.open(place) as store:
+        versions = store.info.versions
+    tokens = everything(place)
+    for version in versions:
+        own = tokens.vectors[tokens.version == version.number]
+        assert abs(own.mean()) < 0.6
+        assert 0.4 < own.std() < 2.5
+        assert version.mean is not None
+        assert (tokens.times[tokens.version == version.number] >= version.trained_before).all()
+
+
+def test_6_a_streaming_step_writes_the_current_rows_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies in the store stays as it is while the source learns from it and goes on writing."""
+    log = pages.write(pages.pages(), tmp_path / "log.parquet")
+    config = pages.job(log, tmp_path, {**pages.IAT, "order": "user"})
+    times: list[tuple[int, int]] = []
+    before: dict[int, bytes] = {}
+    append = TokenStore.append
+
+    def watched(store: TokenStore, users: Any, at: Any, *, instance: Any, **rest: Any) -> None:
+        for _, tokens in store.scan():
+            for one, vector in zip(tokens.instance.tolist(), tokens.vectors):
+                assert before.setdefault(one, vector.tobytes()) == vector.tobytes()
+        assert not set(before) & set(instance.tolist())
+        times.append((int(at.min()), int(at.max())))
+        append(store, users, at, instance=instance, **rest)
+
+    monkeypatch.setattr(TokenStore, "append", watched)
+    compress(config, tmp_path / "stream", [*FEW, "regime=stream", "codec=fp32", "past=5"], quiet=True)
+    assert len(before) > 300
+    assert len(times) > 6
+
+
+def test_a_checkpoint_over_its_own_window_is_refused(tmp_path: Path) -> None:
+    log = pages.write(pages.pages(), tmp_path / "log.parquet")
+    config = pages.job(log, tmp_path, {**pages.IAT, "order": "temporal"})
+    with pytest.raises(RunError, match="a finished run: this regime writes with its weights"):
+        compress(config, tmp_path / "t", ["regime=leaky_checkpoint"])
+    config["data"]["split"] = {"by": "time", "valid": 0.1, "test": 0.0}
+    run = train(config, quiet=True)
+    with pytest.raises(RunError, match="have seen their labels.*\n.*leaky_checkpoint writes them nevertheless"):
+        compress(run, tmp_path / "t", ["regime=checkpoint"], quiet=True)
+    assert not (tmp_path / "t").exists()
+    found = compress(run, tmp_path / "t", ["regime=leaky_checkpoint"], quiet=True)
+    assert "labels" in found.leak
+    with TokenStore.open(tmp_path / "t") as store:
+        assert store.info.leak == found.leak
+        assert len(store) == found.tokens == len(opened(config))
+
+
+def test_a_checkpoint_writes_what_comes_after_it(tmp_path: Path) -> None:
+    log = pages.write(pages.pages(), tmp_path / "log.parquet")
+    run = train(pages.job(log, tmp_path, {**pages.IAT, "order": "temporal"}), quiet=True)
+    found = compress(run, tmp_path / "t", ["regime=checkpoint"], quiet=True)
+    assert 0 < found.tokens == int((run.log().moments >= run.log().manifest["lines"][1]).sum())
+
+
+def test_faults_are_told(written: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    config, place = written
+    with pytest.raises(StoreError, match="there"):
+        compress(config, place, FEW, quiet=True)
+    with pytest.raises(ConfigError, match="did you mean 'codec'"):
+        compress(config, tmp_path / "x", ["codek=fp16"])
+    with pytest.raises(RunError, match="an encoder, such as iat"):
+        compress({**config, "model": {"name": "fm"}}, tmp_path / "x", FEW)
+    with pytest.raises(ConfigError, match="no column 'lable'; did you mean 'label'"):
+        reading(config, place, of=["token", "lable"]).fields()
+    with pytest.raises(StoreError, match="codes, of a source that makes none"):
+        compress(config, tmp_path / "x", ["codec=codes"])
+    assert not (tmp_path / "x").exists()
+
+
+def test_codes_are_small_and_near(tmp_path: Path) -> None:
+    log = pages.write(pages.pages(), tmp_path / "log.parquet")
+    config = pages.job(log, tmp_path, {**pages.IAT, "order": "temporal", "slots": 2, "codes": {"size": 16}})
+    # a few steps of running statistics are far from those of a batch
+    config["model"]["base"] = {**pages.BASE, "batch_norm": False}
+    compress(config, tmp_path / "codes", FEW, quiet=True)
+    tokens = everything(tmp_path / "codes")
+    assert tokens.vectors.shape[1] == 8
+    assert 0.1 < tokens.vectors.std() < 10
+    assert len(np.unique(tokens.vectors, axis=0)) < len(tokens.vectors)

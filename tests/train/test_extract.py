@@ -1,0 +1,244 @@
+"""Knowledge is written by weights that had not seen what came later; some tests by their numbers in the notes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import domains
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from longrec.data.gather import gather
+from longrec.data.log import Log
+from longrec.data.prepare import prepare
+from longrec.data.snapshot import items_at, users_at
+from longrec.data.split import TRAIN
+from longrec.errors import ConfigError, RunError, StoreError
+from longrec.features.batch import Batch
+from longrec.features.vocabulary import key_numbers
+from longrec.models import artifact
+from longrec.models.keep import KEEP
+from longrec.store.knowledge import KnowledgeStore
+from longrec.train.extract import Extracted, extract
+from longrec.train.fit import train
+from longrec.train.job import read_job
+
+Domain = tuple[Path, Extracted]
+FEW = ["blocks=4"]
+
+
+def opened(config: dict[str, Any]) -> Log:
+    job = read_job(config)
+    return Log.open(prepare(job.data, job.schema), job.schema)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Less of the two domains: enough for whatever is not about what was learned."""
+    return domains.write(tmp_path_factory.mktemp("small"), users=30, events=40)
+
+
+class Watched:
+    """What an extractor learned before each version: rows of the log with the moments their labels became known."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows: list[NDArray[np.int64]] = []
+        self.targets: list[tuple[NDArray[np.int64], NDArray[np.bool_]]] = []
+        self.versions: list[int] = []
+        real, publish = KEEP.loss, KnowledgeStore.publish
+
+        def loss(model: KEEP, batch: Batch) -> torch.Tensor:
+            assert batch.rows is not None
+            self.rows.append(batch.rows.numpy())
+            self.targets.append((batch.rows.numpy(), ~batch.targets["like"].isnan().numpy()))
+            return real(model, batch)
+
+        def note(store: KnowledgeStore, *given: Any) -> Any:
+            self.versions.append(len(self.rows))
+            return publish(store, *given)
+
+        monkeypatch.setattr(KEEP, "loss", loss)
+        monkeypatch.setattr(KnowledgeStore, "publish", note)
+
+    def learned(self, version: int) -> NDArray[np.int64]:
+        """Rows that went into a version."""
+        return np.concatenate(self.rows[: self.versions[version]])
+
+    def liked(self, version: int) -> NDArray[np.int64]:
+        """Rows whose second label went into a version."""
+        return np.concatenate([rows[known] for rows, known in self.targets[: self.versions[version]]])
+
+
+def test_versions_are_written_side_by_side(domain: Domain) -> None:
+    folder, written = domain
+    with KnowledgeStore.open(written.into) as store:
+        info = store.info
+        assert info.widths == {"user": 8, "item": 8}
+        assert (info.unit, info.keys, info.codec) == ("ms", {"user": "int64", "item": "int64"}, "fp16")
+        assert [one.number for one in info.versions] == list(range(domains.DAYS - 1))
+        days = [(one.published - domains.START * 1_000) / 86_400_000 for one in info.versions]
+        assert days == pytest.approx(range(1, domains.DAYS), abs=0.01)
+        found = store.look_up("user", np.arange(10, 160), np.array([5]))
+    assert found[:, 0].all()
+    # frozen statistics of the version: mean 0 and deviation 1, whatever the scale of the extractor
+    live = found[:, 1:].std(0) > 0
+    assert live.any()
+    np.testing.assert_allclose(found[:, 1:].mean(0), 0, atol=2e-3)
+    np.testing.assert_allclose(found[:, 1:].std(0)[live], 1, atol=2e-3)
+    assert written.tokens == sum(one["rows"] for one in written.versions) == 11 * 200
+    assert written.versions[5]["auc"] > 0.75
+    assert written.leak == ""
+
+
+def test_what_is_stored_is_what_the_extractor_knows_at_the_start_of_the_block(small: Path, tmp_path: Path) -> None:
+    """The last version, from the weights that the folder keeps."""
+    written = extract(domains.extractor(small), tmp_path / "v1", ["every=3d", "codec=fp32"], quiet=True)
+    log = opened(domains.extractor(small))
+    model = artifact.load(tmp_path / "v1" / "source" / "model").eval()
+    assert isinstance(model, KEEP)
+    with KnowledgeStore.open(tmp_path / "v1") as store:
+        last = store.info.versions[-1]
+        mean, std = (np.array(getattr(store._stores["user"].info.versions[-1], name)) for name in ("mean", "std"))
+        keys = key_numbers(log.users.keys.values)
+        found = store.look_up("user", keys, np.array([last.number]))
+        items = store.look_up("item", key_numbers(log.items.keys.values), np.array([last.number]))
+    with torch.inference_mode():
+        k_u = model.user_knowledge(users_at(log, np.arange(1, len(log.users)), last.published)).numpy()
+        k_v = model.item_knowledge(items_at(log, np.arange(1, len(log.items)), last.published)).numpy()
+    np.testing.assert_allclose(found[:, 1:] * std + mean, k_u, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(items[:, 1:] * k_v.std(0).clip(1e-6) + k_v.mean(0), k_v, rtol=1e-3, atol=1e-3)
+    about = json.loads((tmp_path / "v1" / "source" / "source.json").read_text())
+    assert len(about["versions"]) == len(written.versions)
+
+
+def test_4_time_leakage(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a version learned was known before the first downstream row that reads it; second labels too."""
+    watched = Watched(monkeypatch)
+    extract(domains.extractor(small), tmp_path / "v1", ["every=2d", "learn=all"], quiet=True)
+    wide = opened(domains.extractor(small))
+    log = opened(domains.downstream(small, tmp_path / "v1"))
+    store = log.knowledge["who"].store
+    read = store.version_at(log.moments)
+    assert set(read) == {0, 1, 2, 3, 4}
+    for version in range(len(store.info.versions)):
+        first = log.moments[read == version].min()
+        published = store.info.versions[version]
+        learned, liked = watched.learned(version), watched.liked(version)
+        assert wide.label_known(learned).max() < published.trained_before <= published.published < first
+        late = wide.events.times.take(liked) + 86_400_000
+        assert len(liked) == 0 or late.max() < published.trained_before
+        # and nothing was held back: all that was known by then was learned, once
+        known = wide.label_known(np.arange(len(wide))) < published.trained_before
+        assert np.array_equal(np.sort(learned), np.flatnonzero(known))
+    assert len(watched.liked(4)) > 100
+
+
+def test_4_time_leakage_histories_end_with_the_version(domain: Domain) -> None:
+    """A user's later events change no knowledge written before them: cut the log, and the version is the same."""
+    folder, written = domain
+    log = opened(domains.extractor(folder))
+    moment = log.events.times.min() + 5 * 86_400_000
+    model = artifact.load(Path(written.into) / "source" / "model").eval()
+    assert isinstance(model, KEEP)
+    users = np.arange(1, len(log.users))
+    with torch.inference_mode():
+        before = model.user_knowledge(users_at(log, users, int(moment)))
+        columns = dict(log.events.columns)
+        late = log.events.times >= moment
+        columns["click"] = np.where(late, 5 - columns["click"], columns["click"])
+        columns["item"] = np.where(late, 1, columns["item"])
+        log.events = type(log.events)(log.events.offsets, log.events.times, columns)
+        assert torch.equal(model.user_knowledge(users_at(log, users, int(moment))), before)
+        assert not torch.equal(model.user_knowledge(users_at(log, users, int(moment) + 86_400_000)), before)
+
+
+def test_5_domain_overlap_the_evaluation_window_is_learned_by_nobody(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(monkeypatch)
+    extract(domains.extractor(small), tmp_path / "v1", FEW, quiet=True)
+    wide = opened(domains.extractor(small))
+    learned = np.concatenate(watched.rows)
+    assert (wide.parts.take(learned) == TRAIN).all()
+    assert watched.versions[-1] == len(watched.rows)
+    extract(domains.extractor(small), tmp_path / "v2", ["blocks=12", "learn=all"], quiet=True)
+    assert (wide.parts.take(np.concatenate(watched.rows)) != TRAIN).any()
+
+
+def test_a_lag_delays_the_publication(small: Path, tmp_path: Path) -> None:
+    extract(domains.extractor(small), tmp_path / "v1", [*FEW, "lag=6h"], quiet=True)
+    with KnowledgeStore.open(tmp_path / "v1") as store:
+        lags = [one.published - one.trained_before for one in store.info.versions]
+    assert min(lags) == 6 * 3_600_000
+
+
+def test_users_nobody_has_met_yet_are_missing(small: Path, tmp_path: Path) -> None:
+    """A version knows the users who came before it, and all items."""
+    table = pq.read_table(small / "wide.parquet")
+    late = (table["user"].to_numpy() % 3 == 0) & (table["at"].to_numpy() < domains.START + 7 * domains.DAY)
+    pq.write_table(table.filter(pa.array(~late)), tmp_path / "wide.parquet")
+    shutil.copy(small / "items.parquet", tmp_path)
+    extract(domains.extractor(tmp_path), tmp_path / "v1", ["every=2d"], quiet=True)
+    wide = opened(domains.extractor(tmp_path))
+    keys, begins = key_numbers(wide.users.keys.values), wide.events.times[wide.events.offsets[1:-1]]
+    counts = []
+    with KnowledgeStore.open(tmp_path / "v1") as store:
+        for one in store.info.versions:
+            known = store.look_up("user", keys, np.array([one.number]))[:, 0] > 0
+            assert np.array_equal(known, begins < one.published)
+            counts.append(one.users)
+            assert (one.users, one.items) == (known.sum(), 50)
+    assert counts == [20, 20, 20, 30, 30]
+
+
+def test_the_same_run_extracts_the_same(small: Path, tmp_path: Path) -> None:
+    run = train(domains.extractor(small), ["name=extractor", f"fit.runs={tmp_path}", "fit.max_steps=2"], quiet=True)
+    found = []
+    for number in (1, 2):
+        extract(run, tmp_path / f"v{number}", FEW, quiet=True)
+        with KnowledgeStore.open(tmp_path / f"v{number}") as store:
+            found.append(store.look_up("user", np.arange(10, 160), np.array([2])))
+    assert np.array_equal(found[0], found[1])
+
+
+def test_what_cannot_be_extracted_is_refused(domain: Domain, tmp_path: Path) -> None:
+    folder, written = domain
+    config = domains.extractor(folder)
+    with pytest.raises(StoreError, match="something is there already"):
+        extract(config, written.into, FEW, quiet=True)
+    with pytest.raises(ConfigError, match="evry: unknown key; did you mean 'every'"):
+        extract(config, tmp_path / "v1", ["evry=1d"], quiet=True)
+    with pytest.raises(ConfigError, match=r"the target 'lik' is no feature; did you mean 'like'"):
+        extract(domains.extractor(folder, tasks={"lik": 1.0}), tmp_path / "v1", FEW, quiet=True)
+    other = domains.job(folder, "wide", config["data"]["schema"], {"name": "iat", "base": {"name": "deepfm"}})
+    with pytest.raises(RunError, match="a iat, which knows nothing of users and items by themselves"):
+        extract(other, tmp_path / "v1", FEW, quiet=True)
+    assert not (tmp_path / "v1").exists()
+
+
+def test_training_refuses_targets_that_are_none(domain: Domain, tmp_path: Path) -> None:
+    folder, _ = domain
+    with pytest.raises(ConfigError, match="the target 'item' is no feedback"):
+        train(domains.extractor(folder, tasks={"item": 1.0}), [f"fit.runs={tmp_path / 'runs'}"], quiet=True)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sample_reads_what_is_known_of_its_user_and_item(domain: Domain) -> None:
+    folder, written = domain
+    log = opened(domains.downstream(folder, Path(written.into)))
+    rows = np.arange(0, len(log), 37)
+    batch = gather(log, rows)
+    with KnowledgeStore.open(written.into) as store:
+        for at, row in enumerate(rows):
+            version = store.version_at(log.moments[[row]])
+            user = np.array([log.users.key(int(log.user(np.array([row]))[0]))])
+            item = np.array([log.items.key(int(log.events.columns["item"][row]))])
+            assert np.array_equal(batch.features["who"][[at]].numpy(), store.look_up("user", user, version))
+            assert np.array_equal(batch.features["what"][[at]].numpy(), store.look_up("item", item, version))

@@ -1,0 +1,69 @@
+"""A canary for leaks: for half of the users labels are coins, so that whoever tells them has seen them."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from longrec.metrics import summary
+from longrec.train.compress import compress
+from longrec.train.fit import train
+
+_spec = importlib.util.spec_from_file_location("pages", Path(__file__).with_name("pages.py"))
+assert _spec is not None
+assert _spec.loader is not None
+pages = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(pages)
+
+USERS = 400
+FEATURES = {**pages.FEATURES, "user_id": {"kind": "id"}}
+NARROW = {name: FEATURES[name] for name in ("item_id", "place", "click")}
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    columns = pages.pages(users=USERS, requests=5, seed=3)
+    coins = np.random.default_rng(4).integers(0, 2, len(columns["click"]))
+    columns["click"] = np.where(columns["user_id"] % 2 == 0, coins, columns["click"])
+    # feedback at once: an old label is worth nothing here, and a late one would only be missing
+    columns["seen_at"] = columns["at"] + 1
+    return pages.write(columns, tmp_path_factory.mktemp("canary") / "log.parquet")
+
+
+def told(log: Path, folder: Path, tokens: Path) -> tuple[float, float, float]:
+    """AUC on the valid rows of the users whose labels are coins, and its interval."""
+    histories = {"tokens": {"from": str(tokens), "of": ["token", "time_gap"], "last": 4}}
+    model = {"name": "iat_reader", "base": pages.BASE, "adapt": 8, "width": 8, "query": 8}
+    config = pages.job(log, folder, model, features=NARROW, histories=histories)
+    config["data"]["split"] = {"by": "time", "valid": 0.4, "test": 0.1}
+    config["fit"] |= {"epochs": 6}
+    run = train(config, quiet=True)
+    found = run.predictions("valid")
+    users = found["user"].to_numpy()
+    keys = run.log().users.keys.values.to_numpy()[users - 1]
+    coins = keys % 2 == 0
+    auc = summary(found["label"].to_numpy()[coins], found["score"].to_numpy()[coins], users[coins])["auc"]
+    return auc.value, auc.low, auc.high
+
+
+def source(log: Path, folder: Path, valid: float) -> dict[str, Any]:
+    model = {**pages.IAT, "order": "temporal", "base": {**pages.BASE, "batch_norm": False, "dropout": 0.0}}
+    config = pages.job(log, folder, model, features=FEATURES)
+    config["data"]["split"] = {"by": "time", "valid": valid, "test": 0.1}
+    config["fit"] |= {"epochs": 8, "patience": 0}
+    return config
+
+
+def test_5_checkpoint_leakage_canary(log: Path, tmp_path: Path) -> None:
+    """Tokens written forward in time tell nothing of a coin; those of a checkpoint over its own window tell it."""
+    compress(source(log, tmp_path, 0.4), tmp_path / "honest", ["blocks=6", "first_slices=2", "epochs=4"], quiet=True)
+    value, low, high = told(log, tmp_path / "honest-reader", tmp_path / "honest")
+    assert low <= 0.5 <= high, (value, low, high)
+    run = train(source(log, tmp_path, 0.01), quiet=True)
+    compress(run, tmp_path / "leaky", ["regime=leaky_checkpoint"], quiet=True)
+    value, low, high = told(log, tmp_path / "leaky-reader", tmp_path / "leaky")
+    assert low > 0.52, (value, low, high)

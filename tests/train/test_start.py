@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import domains
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from longrec.data.log import Log
+from longrec.data.prepare import prepare
+from longrec.errors import RunError
+from longrec.features.batch import Batch
+from longrec.models import base as models
+from longrec.models.din import DIN
+from longrec.models.keep_plug import KEEPPlug
+from longrec.train.extract import Extracted
+from longrec.train.fit import train
+from longrec.train.job import read_job
+from longrec.train.optimisers import build_optimisers
+from longrec.train.run import Run
+from longrec.train.scoring import score
+from longrec.train.start import start_from
+
+Domain = tuple[Path, Extracted]
+Runs = Callable[..., list[str]]
+Same = Callable[[Path, Path], None]
+
+
+@pytest.fixture(scope="module")
+def first(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run to start from."""
+    return train(shop, ["name=first", f"fit.runs={tmp_path_factory.mktemp('first')}", "fit.epochs=1"], quiet=True)
+
+
+@pytest.fixture(scope="module")
+def base(domain: Domain, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of the narrow domain without knowledge."""
+    folder, _ = domain
+    words = ["name=base", f"fit.runs={tmp_path_factory.mktemp('base')}"]
+    return train(domains.downstream(folder, None), words, quiet=True)
+
+
+def built(config: Any) -> tuple[models.Model, dict[str, torch.optim.Optimizer], Any, Log]:
+    job = read_job(config)
+    log = Log.open(prepare(job.data, job.schema), job.schema)
+    torch.manual_seed(5)
+    model = models.build(job.model, log.fields())
+    return model, build_optimisers(model, job.fit), job.fit, log
+
+
+def test_weights_and_moments_go_on_where_the_run_ended(first: Run, shop: Path) -> None:
+    model, optimisers, fit, log = built(shop)
+    state = torch.get_rng_state()
+    start_from(first.folder, model, optimisers, fit, log.fitted)
+    assert torch.equal(torch.get_rng_state(), state)
+    last = first.folder / "checkpoints" / "last"
+    for name, tensor in load_file(last / "weights.safetensors").items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    moments = {name: tensor for name, tensor in load_file(last / "optimiser.safetensors").items() if name != "random"}
+    found = {
+        f"{kind}.{place}.{key}": value
+        for kind, optimiser in optimisers.items()
+        for place, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"])
+        for key, value in optimiser.state[parameter].items()
+        if isinstance(value, torch.Tensor)
+    }
+    assert found.keys() == moments.keys()
+    assert all(torch.equal(found[key], moments[key]) for key in moments)
+
+
+def test_a_started_run_goes_on_and_is_better_at_once(first: Run, shop: Path, runs: Runs) -> None:
+    words = runs("fit.epochs=1", "fit.validations_per_epoch=8", "fit.monitor=log_loss")
+    cold = train(shop, [*words, "name=cold"], quiet=True)
+    warm = train(shop, [*words, "name=warm", f"fit.start_from={first.folder}"], quiet=True)
+    assert warm.config.fit.start_from == str(first.folder)
+
+    def at_first(run: Run) -> float:
+        lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+        return next(line["auc"] for line in lines if line["split"] == "valid")
+
+    assert at_first(warm) > at_first(cold) + 0.03
+
+
+@pytest.mark.parametrize("step", [1, 13])
+def test_a_started_run_resumes_bit_by_bit(
+    first: Run, shop: Path, runs: Runs, same: Same, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    words = runs("fit.epochs=1", f"fit.start_from={first.folder}")
+    whole = train(shop, [*words, "name=whole"], quiet=True)
+    steps, real = 0, DIN.loss
+
+    def count(self: DIN, batch: Batch) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DIN, "loss", count)
+        with pytest.raises(RunError, match="stopped after step"):
+            train(shop, [*words, "name=halved"], quiet=True)
+    same(whole.folder, train(resume=whole.folder.parent / "halved", quiet=True).folder)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_from_there_again(
+    first: Run, shop: Path, runs: Runs, same: Same, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = runs("fit.epochs=1", f"fit.start_from={first.folder}")
+    whole = train(shop, [*words, "name=whole"], quiet=True)
+
+    def killed(self: DIN, batch: Batch) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DIN, "loss", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(shop, [*words, "name=halved"], quiet=True)
+    same(whole.folder, train(resume=whole.folder.parent / "halved", quiet=True).folder)
+
+
+def test_1_zero_init_plug_from_a_run_scores_as_that_run(domain: Domain, base: Run) -> None:
+    folder, written = domain
+    model, optimisers, fit, log = built(domains.downstream(folder, Path(written.into)))
+    start_from(base.folder, model, optimisers, fit, log.fitted)
+    bare, _, _, plain = built(domains.downstream(folder, None))
+    bare.load_state_dict(load_file(base.folder / "checkpoints" / "last" / "weights.safetensors"))
+    rows = log.rows_of("test")
+    assert np.array_equal(score(model, log, rows, 512), score(bare, plain, rows, 512))
+
+
+def test_2_checkpoint_of_the_base_starts_the_plugged_run(domain: Domain, base: Run, tmp_path: Path) -> None:
+    folder, written = domain
+    words = ["name=plugged", f"fit.runs={tmp_path}", f"fit.start_from={base.folder}"]
+    run = train(domains.downstream(folder, Path(written.into)), words, quiet=True)
+    assert isinstance(run.model(), KEEPPlug)
+    assert run.metrics["auc"].value > base.metrics["auc"].value
+    again = train(
+        domains.downstream(folder, Path(written.into)),
+        [f"fit.runs={tmp_path}", f"fit.start_from={run.folder}", "fit.max_steps=1"],
+        quiet=True,
+    )
+    assert isinstance(again.model(), KEEPPlug)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["model={name: deepfm}"], r"a din whose weights do not fit this deepfm: .*expected the same model"),
+        (["model.mlp=[20]"], r"top.layers.0.linear.weight is 16x\d+, not 20x"),
+        (["model.mlp=[16, 8]"], "nothing for top.layers.1"),
+        (["fit.tables_optimiser=rowwise_adagrad"], "Set fit.tables_optimiser: lazy_adam"),
+        (["data.schema.features.item_id.min_count=30"], "feature 'item_id' was encoded otherwise"),
+        (["data.schema.features.stars.edges=[1, 2, 3, 4]"], "feature 'stars' was encoded otherwise"),
+        (["fit.start_from=nowhere"], "no such folder"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_there_is_a_folder(
+    first: Run, shop: Path, tmp_path: Path, words: list[str], says: str
+) -> None:
+    runs = [f"fit.runs={tmp_path / 'runs'}", f"fit.start_from={first.folder}"]
+    with pytest.raises(RunError, match=says):
+        train(shop, [*runs, *words], quiet=True)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_other_vocabularies_are_refused_whatever_their_size(domain: Domain, base: Run, tmp_path: Path) -> None:
+    """As many users as before, under other names: every id means somebody else."""
+    folder, _ = domain
+    config = domains.downstream(folder, None)
+    kinds = config["data"]["schema"]["features"]
+    kinds["user"] = {"kind": "id", "vocab": list(range(5_000, 5_150))}
+    with pytest.raises(RunError, match=r"feature 'user' was encoded otherwise: its ids do not mean"):
+        train(config, [f"fit.runs={tmp_path / 'runs'}", f"fit.start_from={base.folder}"], quiet=True)
