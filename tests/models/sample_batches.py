@@ -16,12 +16,14 @@ GENRES = Field("genres", "multi", 12, table="item")
 ACTORS = Field("actors", "multi", 30, pool="sum", weighted=True, table="item")
 RATING = Field("rating", "id", 8, feedback=True)
 GAP = Field(TIME_GAP, "id", TIME_GAP_ROWS)
+TASTE = Field("taste", "vector", 0, table="user", width=5)
 
 FIELDS = Fields(
     features=(
         Field("user", "id", 40, table="user"),
         Field("age", "dense", 0, table="user"),
         Field("hobbies", "multi", 9, pool="max", table="user"),
+        TASTE,
         Field("hour", "id", 27),
         ITEM,
         GENRES,
@@ -33,15 +35,31 @@ FIELDS = Fields(
 """Every kind of field, two histories, a column of the past that no candidate has."""
 
 FEW = Fields(
-    features=(Field("user", "id", 40, table="user"), ITEM, Field("price", "dense", 0, table="item")),
+    features=(Field("user", "id", 40, table="user"), TASTE, ITEM, Field("price", "dense", 0, table="item")),
     histories={"seen": (RATING, ITEM)},
 )
 
+TOKENS = Fields(
+    features=(*FEW.features, Field("facts", "vector", 0, table="item", width=4)),
+    histories={
+        "tokens": (
+            Field("tokens.token", "vector", 0, width=6, slots=2),
+            Field("tokens.label", "id", 4, feedback=True),
+            Field("tokens.version", "id", 4),
+            GAP,
+        )
+    },
+)
+"""Instance tokens, which share no column with the candidate, and knowledge of the user and the item."""
+
 
 def values(field: Field, count: int, generator: torch.Generator) -> Tensor | Jagged:
-    """Random values of a field: ids from all rows of its table, the reserved ones too."""
+    """Random values of a field: ids from all rows of its table, the reserved ones too; knowledge with its flag."""
     if field.kind == "dense":
         return torch.randn(count, generator=generator)
+    if field.kind == "vector":
+        there = torch.rand(count, 1, generator=generator) < 0.7
+        return torch.cat([there, torch.randn(count, field.width - 1, generator=generator) * there], 1)
     if field.kind == "id":
         return torch.randint(0, field.rows, (count,), generator=generator, dtype=torch.int32)
     lengths = torch.randint(0, 4, (count,), generator=generator)
@@ -58,7 +76,7 @@ def offsets(lengths: Sequence[int]) -> Tensor:
 def ragged(
     rows: int = 9, seed: int = 0, longest: int = 7, lengths: Sequence[int] | None = None, fields: Fields = FIELDS
 ) -> Batch:
-    """A batch of ``rows`` impressions, some with an empty history."""
+    """A batch of ``rows`` impressions of some users at some moments, some with an empty history."""
     generator = torch.Generator().manual_seed(seed)
     histories = {}
     for name, columns in fields.histories.items():
@@ -67,7 +85,10 @@ def ragged(
         histories[name] = HistoryBatch(drawn, offsets(own))
     features = {field.name: values(field, rows, generator) for field in fields.features}
     label = torch.randint(0, 2, (rows,), generator=generator).float()
-    return Batch(rows, features, histories, label=label)
+    users = torch.randint(0, 1 + rows // 8, (rows,), generator=generator)
+    moments = 1_000 * torch.randint(0, rows, (rows,), generator=generator)
+    known = moments + 1_500 * torch.randint(0, 3, (rows,), generator=generator)
+    return Batch(rows, features, histories, label=label, users=users, moments=moments, known=known)
 
 
 def shared(candidates: int, events: int, seed: int = 0, fields: Fields = FIELDS) -> Batch:
@@ -102,8 +123,8 @@ def take(batch: Batch, rows: Sequence[int]) -> Batch:
         columns = {column: pick(given, flat) for column, given in history.columns.items()}
         histories[name] = HistoryBatch(columns, offsets([len(span) for span in spans]))
     features = {name: pick(column, rows) for name, column in batch.features.items()}
-    label = None if batch.label is None else batch.label[list(rows)]
-    return Batch(len(rows), features, histories, label=label)
+    own = {name: getattr(batch, name) for name in ("label", "users", "moments", "known")}
+    return Batch(len(rows), features, histories, **{k: v if v is None else v[list(rows)] for k, v in own.items()})
 
 
 def repeated(batch: Batch, fields: Fields = FIELDS) -> Batch:

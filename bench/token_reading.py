@@ -1,0 +1,161 @@
+"""Training a ranker that reads instance tokens: the ranker alone against the same one with the reader's branch.
+
+    python bench/token_reading.py [--batch 512 --steps 12 --rounds 3]
+
+Tokens of 64 numbers, with a label and the time passed as side information; every user full (256 tokens), and lengths
+as they are in a log (log-normal, cut at 256). The rankers: DeepFM over 12 id fields, and DIN over the same with a
+history of 50 events. Forward, backward and optimisers, of batches that lie in memory; all arms take turns in every
+round, so that a busy machine hits all of them. CPU-seconds of one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from statistics import median
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import machine
+import torch
+from torch import Tensor
+
+from longrec.features.batch import Batch, HistoryBatch
+from longrec.features.fields import TIME_GAP, TIME_GAP_ROWS, Field, Fields
+from longrec.models.base import build
+from longrec.nn import gemm
+from longrec.train.loop import update
+from longrec.train.optimisers import build_optimisers
+from longrec.train.settings import FitConfig
+
+TOKENS, WIDTH, EVENTS = 256, 64, 50
+ITEM = Field("item", "id", 20_000, table="item")
+FEATURES = (
+    Field("user", "id", 20_000, table="user"),
+    ITEM,
+    *(Field(f"field_{k}", "id", 100, table="item" if k % 2 else "event") for k in range(10)),
+)
+GAP = Field(TIME_GAP, "id", TIME_GAP_ROWS)
+PAST = (ITEM, FEATURES[3], GAP)
+TOKEN = (Field("tokens.token", "vector", 0, width=WIDTH), Field("tokens.label", "id", 4, feedback=True), GAP)
+RANKERS = {"deepfm": ("DeepFM over 12 fields", {}), "din": ("DIN, a history of 50 events", {"past": PAST})}
+READS = ("attention", "din", "transformer", "longer")
+LENGTHS = ("full", "as in a log")
+
+
+def lengths(how: str, rows: int, generator: torch.Generator) -> Tensor:
+    """How many tokens each row has."""
+    if how == "full":
+        return torch.full((rows,), TOKENS)
+    return (3.8 + 1.2 * torch.randn(rows, generator=generator)).exp().long().clamp(max=TOKENS)
+
+
+def batch(fields: Fields, how: str, rows: int, seed: int) -> Batch:
+    """A random batch."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def values(field: Field, count: int) -> Tensor:
+        if field.kind == "vector":
+            return torch.randn(count, field.width, generator=generator)
+        return torch.randint(2, field.rows, (count,), generator=generator, dtype=torch.int32)
+
+    histories = {}
+    for name, columns in fields.histories.items():
+        own = torch.full((rows,), EVENTS) if name == "past" else lengths(how, rows, generator)
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), own.cumsum(0)])
+        histories[name] = HistoryBatch({field.name: values(field, int(offsets[-1])) for field in columns}, offsets)
+    features = {field.name: values(field, rows) for field in fields.features}
+    label = torch.randint(0, 2, (rows,), generator=generator).float()
+    return Batch(rows, features, histories, label=label)
+
+
+class Arm:
+    """A model that trains on three batches in turn."""
+
+    def __init__(self, ranker: str, read: str | None, how: str, rows: int) -> None:
+        histories = {**RANKERS[ranker][1], **({"tokens": TOKEN} if read else {})}
+        fields = Fields(FEATURES, histories)
+        section = {"name": ranker}
+        torch.manual_seed(0)
+        self.model = build({"name": "iat_reader", "base": section, "read": read} if read else section, fields)
+        self.config = FitConfig()
+        self.optimisers = build_optimisers(self.model, self.config)
+        self.batches = [batch(fields, how, rows, seed) for seed in range(3)]
+        self.step = 0
+        self.rates: list[float] = []
+
+    def run(self, steps: int) -> None:
+        """Some steps; the median step tells the rate."""
+        spent = []
+        for _ in range(steps):
+            given, began = self.batches[self.step % 3], time.process_time()
+            update(self.model, self.optimisers, self.config, self.step, given, "bench")
+            spent.append(time.process_time() - began)
+            self.step += 1
+        self.rates.append(given.size / median(spent))
+
+
+def products(rows: int) -> float:
+    """CPU-seconds a row of the two matrix products that any adaptation needs: forward, and its weights' gradient."""
+    x, w, b = torch.randn(rows * TOKENS, WIDTH), torch.randn(WIDTH, WIDTH), torch.randn(WIDTH)
+    piece, spent = 8_192, []
+    for _ in range(7):
+        began, total = time.process_time(), torch.zeros(WIDTH, WIDTH)
+        for part in x.split(piece):
+            total.addmm_(gemm.affine(part, w, b, relu=True).t(), part)
+        spent.append(time.process_time() - began)
+    return median(spent) / rows
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--batch", type=int, default=512)
+    ask.add_argument("--steps", type=int, default=12, help="steps of an arm in a round")
+    ask.add_argument("--rounds", type=int, default=3)
+    ask.add_argument("--only", default=",".join(RANKERS), help="rankers, comma separated")
+    ask.add_argument("--reads", default="attention", help=f"how tokens are read, of {', '.join(READS)}")
+    given = ask.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    parts = [
+        "# Training a ranker that reads instance tokens",
+        f"Rows per CPU-second of one thread, batches of {given.batch} in memory, optimisers included: median over the "
+        f"rounds (all in brackets). Tokens of {WIDTH} numbers, a label and the time passed beside each. Full: "
+        f"{TOKENS} tokens a row; as in a log: log-normal, cut at {TOKENS}.",
+    ]
+    floor = 1 / products(given.batch)
+    for ranker in given.only.split(","):
+        kinds = [(None, "full"), *((read, how) for read in given.reads.split(",") for how in LENGTHS)]
+        arms = {kind: Arm(ranker, *kind, given.batch) for kind in kinds}
+        for arm in arms.values():
+            arm.run(3)
+            arm.rates.clear()
+        for number in range(given.rounds):
+            for (read, how), arm in arms.items():
+                arm.run(given.steps)
+                told = f"{arm.rates[-1]:,.0f} rows a CPU-second"
+                print(f"{ranker}, round {number + 1}, {read or 'alone'}, {how}: {told}", flush=True)
+        parts.append(_section(ranker, arms))
+    parts.append(
+        f"The two products of the adaptation alone, of {TOKENS} tokens a row ({WIDTH} x {WIDTH}, forward and the "
+        f"gradient of its weights), run at {floor:,.0f} rows a CPU-second here: no reader that trains one is faster."
+    )
+    machine.write("token_reading", "\n\n".join(parts))
+
+
+def _section(ranker: str, arms: dict[tuple[str | None, str], Arm]) -> str:
+    alone = median(arms[None, "full"].rates)
+    rows = []
+    for (read, how), arm in arms.items():
+        rate, each = median(arm.rates), " ".join(f"{value:,.0f}" for value in arm.rates)
+        tokens = arm.batches[0].histories.get("tokens")
+        mean = f"{int(tokens.offsets[-1]) / arm.batches[0].size:.0f}" if tokens else ""
+        name = f"with tokens, read by {read}, {how}" if read else "alone"
+        rows.append([name, mean, f"{rate:,.0f} ({each})", f"{rate / alone:.2f}"])
+    head = ["", "tokens a row", "rows per CPU-second", "against the ranker alone"]
+    return f"## {RANKERS[ranker][0]}\n\n{machine.table(head, rows)}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+r"""IAT reader: Instance-As-Token Compression for Historical User Sequence Modeling (downstream model).
+
+ByteDance, 2026. https://arxiv.org/abs/2604.08933
+
+A source model left one vector of each past impression (``iat``). Any ranker reads a user's list of them as one more
+input: a branch attends to the list with the request at hand, and what it finds enters the ranker before its
+interaction.
+
+    a_j   = act(W_a e_j + b_a)                                                      (adaptation of token e_j)
+    tok_j = [a_j; embeddings of the side information of j]
+    Q     = act(W [all embedded features of the request] + b)                       (compressed request)
+    H     = F(proj_q(Q), proj_kv(tok_1), ..., proj_kv(tok_T))                       (F as ``read`` says)
+    logit = ranker([features of the request; H])
+
+No gradient enters e_j. Histories that the branch does not read stay with the ranker. The branch reads histories of
+columns too, embedded in the place of e_j, so that two arms of a comparison differ in nothing but their input.
+
+Departures from the paper
+    - the paper's text tells F by name (DIN, LONGER, Transformer); the single attention layer, the default, and all
+      layers are ours (nn/token_attention.py, nn/token_layers.py);
+    - the request of the branch has embeddings of its own, normalised as one vector, so that no line of the ranker
+      knows of the branch; what is read is normalised too;
+    - a row without positions reads a learnt vector;
+    - side information is told by columns of the history: feedback, the time passed; the version of a token enters its
+      adaptation. Columns of more than 4,096 ids are embedded as content;
+    - an instance of several slots counts as so many tokens, each with the side information of the instance and a
+      vector of its slot.
+
+Letters: B rows, U what a history brings, N positions, I width of the content, G side columns, Q width of the compressed
+request, D width of what is read, H units of the ranker's interaction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from longrec.config import Strict
+from longrec.errors import ConfigError
+from longrec.features.batch import Batch
+from longrec.features.fields import TIME_GAP, Fields
+from longrec.features.fields import Field as Column
+from longrec.models.base import BaseSection, Ranker, base_of
+from longrec.nn.activation import Name, make
+from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.linear import Linear
+from longrec.nn.segment import Segments
+from longrec.nn.token_attention import TokenAttention, TokenInput, TokenInterest
+from longrec.nn.token_buckets import pieces, without_positions
+from longrec.nn.token_layers import TokenTransformer
+
+Width = Annotated[int, Field(ge=1)]
+Reader = TokenAttention | TokenInterest | TokenTransformer
+_SIDE_ROWS = 4_096
+"""Side columns of more ids are content: their table is not scored once a row."""
+_PIECE = 16_384
+"""Positions of a piece."""
+
+
+class IATReaderConfig(Strict):
+    """Settings of the IAT reader."""
+
+    base: BaseSection = Field({"name": "deepfm"}, description="The ranker that reads tokens, with its settings.")
+    histories: tuple[str, ...] | None = Field(
+        None, description="What the branch reads; by default every history of tokens or, without any, every history."
+    )
+    read: Literal["attention", "din", "transformer", "longer"] = Field(
+        "attention", description="F: one layer of attention, DIN's activation unit, a transformer, or LONGER."
+    )
+    width: Width = Field(64, description="Numbers of what is read of a history.")
+    heads: Width = Field(4, description="Attention heads.")
+    layers: Width = Field(2, description="Layers of the transformer and of LONGER.")
+    merge: Width = Field(4, description="LONGER: neighbouring tokens merged into one.")
+    recent: Width = Field(32, description="LONGER: newest merged tokens that ask; its later layers see them only.")
+    units: tuple[Width, ...] = Field((80, 40), min_length=1, description="Hidden units of DIN's activation unit.")
+    query: Width = Field(128, description="Numbers of the compressed request.")
+    query_from: Literal["request", "item"] = Field(
+        "request", description="Features that the compressed request is made of: all, or those of the item."
+    )
+    adapt: Width = Field(64, description="Numbers of an adapted token.")
+    side_dim: Width = Field(16, description="Width of each column of side information.")
+    activation: Name = Field("relu", description="Activation of the adaptation and of the compressed request.")
+    embedding_dim: Width = Field(16, description="Width of the embeddings of the branch, of all fields.")
+    base_dim: int | None = Field(
+        None, ge=1, description="Width inside the ranker of what is read; by default as other features."
+    )
+    tokens: Literal["as_they_are", "zeroed"] = Field(
+        "as_they_are", description="Zeroed: a control that reads the side information alone."
+    )
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the branch's tables at the start.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> IATReaderConfig:
+        if self.read != "din" and self.width % self.heads:
+            raise ValueError(f"heads: {self.heads} heads do not divide a width of {self.width}")
+        return self
+
+
+class IATReader(Ranker):
+    """A ranker with a branch that reads instance tokens.
+
+    Attributes:
+        read: the columns of each history that the branch reads.
+    """
+
+    Config = IATReaderConfig
+    reads_history = True
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"read": "din", "base": {"name": "dcn"}, "activation": "gelu", "query_from": "item"},
+        {"read": "transformer", "width": 16, "heads": 2, "adapt": 16, "query": 16},
+        {"read": "longer", "width": 16, "heads": 2, "adapt": 16, "query": 16, "merge": 2, "recent": 2},
+    )
+
+    def __init__(self, config: IATReaderConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        self.read = _columns(config, fields)
+        asked = tuple(f for f in fields.features if config.query_from == "request" or f.table == "item")
+        if not asked:
+            raise ConfigError("schema", ["features: the query of iat_reader needs a feature of the item"])
+        embedded = {name: columns.embedded for name, columns in self.read.items()}
+        own = Fields(asked, embedded)
+        self.embeddings = Embeddings(own, width=config.embedding_dim, histories=True, std=config.init_std)
+        wide = config.embedding_dim * len(asked)
+        self.request = nn.Sequential(
+            nn.LayerNorm(wide), Linear(wide, config.query), make(config.activation, config.query)
+        )
+        self.inputs, self.readers, self.norms = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self.defaults = nn.ParameterList()
+        for columns in self.read.values():
+            sides = [*(field.rows for field in columns.sides), *([columns.slots] if columns.slots > 1 else [])]
+            tokens = TokenInput(
+                columns.width(config.embedding_dim), config.adapt, sides, config.side_dim, config.activation
+            )
+            self.inputs.append(tokens)
+            self.readers.append(_reader(config, tokens))
+            self.norms.append(nn.LayerNorm(config.width))
+            self.defaults.append(nn.Parameter(torch.zeros(config.width)))
+        self.base = base_of(config.base, self._base_fields(), "model.base")
+        self.order_matters = config.read in ("transformer", "longer") or self.base.order_matters
+        self.user_order, self.targets, self.interaction = self.base.user_order, self.base.targets, self.base.interaction
+
+    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+        """What the ranker holds of every row, with what was read among its features."""
+        return self.base.interact(self._base_batch(batch))
+
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+        """The head of the ranker."""
+        return self.base.head(h_BH)
+
+    def explain(self, batch: Batch) -> dict[str, Tensor]:
+        """The attention of the branch (mean over heads), and what the ranker tells of its own histories."""
+        told = self.base.explain(self._base_batch(batch))
+        embedded = self.embeddings(batch)
+        q_BQ = self._query(batch, embedded)
+        for name, tokens, reader in zip(self.read, self.inputs, self.readers):
+            if not isinstance(reader, TokenTransformer):
+                x_UI, ids_GU, segments = self._tokens(batch, embedded, name)
+                tok_UK = cast(TokenInput, tokens)(x_UI, ids_GU)
+                w_NH = cast(TokenAttention | TokenInterest, reader).weights(q_BQ, tok_UK, segments)
+                w_N = w_NH.mean(1).reshape(-1, self.read[name].slots).sum(1)
+                told[name] = w_N.reshape(batch.size, -1) if segments.shared else w_N
+        return told
+
+    def what_is_read(self, batch: Batch) -> dict[str, Float[Tensor, "B D"]]:
+        """H of every history that the branch reads."""
+        embedded = self.embeddings(batch)
+        q_BQ, found = self._query(batch, embedded), {}
+        parts = zip(self.read, self.inputs, self.readers, self.norms, self.defaults)
+        for name, tokens, reader, norm, default in parts:
+            x_UI, ids_GU, segments = self._tokens(batch, embedded, name)
+            h_BD = norm(_read(cast(Reader, reader), q_BQ, cast(TokenInput, tokens), x_UI, ids_GU, segments))
+            found[name] = torch.where(without_positions(segments), default, h_BD)
+        return found
+
+    def _query(self, batch: Batch, embedded: Embedded) -> Tensor:
+        q_BQ: Tensor = self.request(torch.cat(list(embedded.features.values()), 1))
+        return q_BQ
+
+    def _tokens(self, batch: Batch, embedded: Embedded, name: str) -> tuple[Tensor, Tensor, Segments]:
+        """Content ``[U, I]``, ids of side information ``[G, U]`` and segments of one history, slot by slot."""
+        columns, history = self.read[name], batch.histories[name]
+        segments = Segments.of(history, batch.size)
+        given = history.columns
+        slots = columns.slots
+        content = [cast(Tensor, given[f.name]).reshape(-1, f.width // slots) for f in columns.vectors]
+        rest = list(embedded.histories[name].values()) if columns.embedded else []
+        sides = [cast(Tensor, given[field.name]) for field in columns.sides]
+        if slots > 1:
+            rest = [x.repeat_interleave(slots, 0) for x in rest]
+            sides = [ids.repeat_interleave(slots, 0) for ids in sides]
+            sides.append(torch.arange(slots, device=history.offsets.device).repeat(segments.positions))
+            segments = Segments(segments.offsets * slots, segments.rows, segments.positions * slots, segments.shared)
+        parts = [*content, *rest]
+        if not parts or self.config.tokens == "zeroed":
+            width = columns.width(self.config.embedding_dim)
+            parts = [torch.zeros(segments.positions, width, device=history.offsets.device)]
+        x_UI = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        ids_GU = torch.stack([ids.long() for ids in sides]) if sides else x_UI.new_zeros(0, len(x_UI)).long()
+        return x_UI, ids_GU, segments
+
+    def _base_fields(self) -> Fields:
+        """What the ranker sees: all features, a feature for what is read of each history, the other histories."""
+        dims = {field.dim for field in self.fields.features}
+        # A schema that asks for one width of all features means it for this one too: some rankers need it.
+        dim = self.config.base_dim or (dims.pop() if len(dims) == 1 else None)
+        # In a request it differs between candidates, as fields of the item do.
+        found = [Column(f"iat.{name}", "vector", 0, dim, table="item", width=self.config.width) for name in self.read]
+        rest = {name: columns for name, columns in self.fields.histories.items() if name not in self.read}
+        return Fields((*self.fields.features, *found), rest)
+
+    def _base_batch(self, batch: Batch) -> Batch:
+        found = {f"iat.{name}": h_BD for name, h_BD in self.what_is_read(batch).items()}
+        rest = {name: history for name, history in batch.histories.items() if name not in self.read}
+        return replace(batch, features={**batch.features, **found}, histories=rest)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Columns of one history by what the branch makes of them."""
+
+    vectors: tuple[Column, ...]
+    embedded: tuple[Column, ...]
+    sides: tuple[Column, ...]
+
+    @property
+    def slots(self) -> int:
+        return self.vectors[0].slots if self.vectors else 1
+
+    def width(self, dim: int) -> int:
+        """I, with embeddings of width ``dim``; 1 where there is no content."""
+        return max(sum(field.width // field.slots for field in self.vectors) + dim * len(self.embedded), 1)
+
+
+def _columns(config: IATReaderConfig, fields: Fields) -> dict[str, _Columns]:
+    """The columns of each history to be read."""
+    if not fields.histories:
+        raise ConfigError("schema", ["histories: iat_reader reads a history, and the schema has none"])
+    names = config.histories
+    if names is None:
+        tokens = [name for name, columns in fields.histories.items() if any(c.kind == "vector" for c in columns)]
+        names = tuple(tokens or fields.histories)
+    known = ", ".join(fields.histories)
+    faults = [f"model.histories: no history {name!r} in the schema; it has {known}" for name in names
+              if name not in fields.histories]  # fmt: skip
+    if not names or len(set(names)) < len(names):
+        faults.append("model.histories: must name each history once, and one at least")
+    if faults:
+        raise ConfigError("config", faults)
+    return {name: _sorted(fields.histories[name]) for name in names}
+
+
+def _sorted(columns: tuple[Column, ...]) -> _Columns:
+    vectors = tuple(column for column in columns if column.kind == "vector")
+    sides = tuple(
+        column
+        for column in columns
+        if column.kind == "id" and (column.feedback or column.name == TIME_GAP) and column.rows <= _SIDE_ROWS
+    )
+    return _Columns(vectors, tuple(column for column in columns if column not in (*vectors, *sides)), sides)
+
+
+def _read(reader: Reader, q_BQ: Tensor, tokens: TokenInput, x_UI: Tensor, ids_GU: Tensor, segments: Segments) -> Tensor:
+    """``[B, D]``: what F finds; the reads that make wide tensors of all positions go piece by piece."""
+    few = segments.shared or torch.compiler.is_compiling() or segments.positions <= _PIECE
+    if few or isinstance(reader, TokenAttention):
+        return reader(q_BQ, tokens, x_UI, ids_GU, segments)
+    rows, positions, parts = pieces(segments, _PIECE)
+    split = torch.split
+    each = zip(split(q_BQ, rows), split(x_UI, positions), split(ids_GU, positions, 1), parts)
+    return torch.cat([reader(q, tokens, x, ids, part) for q, x, ids, part in each])
+
+
+def _reader(config: IATReaderConfig, tokens: TokenInput) -> Reader:
+    """F."""
+    if config.read == "attention":
+        return TokenAttention(config.query, tokens, config.width, config.heads)
+    if config.read == "din":
+        return TokenInterest(config.query, tokens, config.width, config.units)
+    longer = config.read == "longer"
+    return TokenTransformer(
+        config.query,
+        tokens,
+        config.width,
+        config.heads,
+        config.layers,
+        merge=config.merge if longer else 1,
+        recent=config.recent if longer else None,
+    )
