@@ -1,19 +1,25 @@
 """Serving latency: 100 candidates and 100 past events a request, DIN, one process, JSON included.
 
-    python bench/serving_latency.py [--requests 2000]
+    python bench/serving_latency.py [--requests 2000] [--case plain|tokens]
 
 Makes a log of users with at least 100 events, trains DIN for a few steps (weights do not change the time), exports it,
 starts the server in a process of its own and asks it over one connection that stays open, each request for another user
 and other candidates. In process, such requests go through the same JSON without HTTP.
+
+``tokens``: the same DIN inside a reader of 256 instance tokens of 64 numbers each (fp16) with their labels and ages;
+read from the bundle's copy, and from a live store, whose writer adds a token every few milliseconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import machine
@@ -21,10 +27,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from longrec import client, verbs
+from longrec import verbs
+from longrec.serve.client import client
 from longrec.serve.server import running
+from longrec.serve.settings import Settings
+from longrec.store.tokens import TokenInfo, TokenStore, Version
 
 USERS, ITEMS, PAST, CANDIDATES = 2_000, 100_000, 100, 100
+TOKENS, WIDTH, START = 256, 64, 1_700_000_000
 
 
 def log(folder: Path, rng: np.random.Generator) -> None:
@@ -35,7 +45,7 @@ def log(folder: Path, rng: np.random.Generator) -> None:
     table = pa.table({
         "user_id": user,
         "item_id": rng.integers(0, ITEMS, count),
-        "time": 1_700_000_000 + np.tile(np.arange(PAST + 20) * 3_600, USERS) + rng.integers(0, 3_600, count),
+        "time": START + np.tile(np.arange(PAST + 20) * 3_600, USERS) + rng.integers(0, 3_600, count),
         "device": rng.integers(0, 5, count),
         "click": rng.integers(0, 2, count),
     })  # fmt: skip
@@ -72,14 +82,65 @@ def job(folder: Path) -> dict:
     }
 
 
-def ask(bundle: str, requests: int, warm: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+def reader(folder: Path) -> dict:
+    """The same DIN inside a reader of tokens."""
+    made = job(folder)
+    of = ["token", "label", "time_gap"]
+    made["data"]["schema"]["histories"]["tokens"] = {"from": str(folder / "tokens"), "of": of, "last": TOKENS}
+    return {**made, "name": "reader", "model": {"name": "iat_reader", "base": made["model"]}}
+
+
+def tokens(folder: Path, rng: np.random.Generator) -> None:
+    """So many tokens a user, all before the last events."""
+    info = TokenInfo(WIDTH, codec="fp16", sides={"label": 3}, standardised=True, versions=(Version(0),))
+    count = USERS * TOKENS
+    times = 1_000 * (START + np.tile(np.arange(TOKENS) * 600, USERS))
+    with TokenStore.create(folder, info) as store:
+        store.load(
+            np.repeat(np.arange(USERS), TOKENS),
+            times,
+            instance=np.arange(count),
+            visible=times,
+            version=np.zeros(count, np.int64),
+            vectors=rng.standard_normal((count, WIDTH), dtype=np.float32),
+            sides={"label": rng.integers(0, 3, count)},
+            known={"label": times + 1_000},
+        )
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """A writer that adds a token of somebody every five milliseconds."""
+    end, rng = threading.Event(), np.random.default_rng(2)
+    with TokenStore.open(folder, writable=True) as store:
+
+        def write() -> None:
+            number = USERS * TOKENS
+            while not end.wait(0.005):
+                number += 1
+                at = np.array([1_000 * (START + TOKENS * 600) + number])
+                vector = rng.standard_normal((1, WIDTH), dtype=np.float32)
+                store.append(rng.integers(0, USERS, 1), at, instance=np.array([number]), visible=at,
+                             version=np.zeros(1, np.int64), vectors=vector, sides={"label": np.array([1])},
+                             known={"label": at})  # fmt: skip
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        try:
+            yield
+        finally:
+            end.set()
+            thread.join()
+
+
+def ask(bundle: str, requests: int, warm: int, rng: np.random.Generator, **live: object) -> tuple[np.ndarray, float]:
     """Milliseconds of every request after the warm-up, and this process's CPU milliseconds a request."""
     drawn = [
         (int(rng.integers(USERS)), rng.choice(ITEMS, CANDIDATES, replace=False).tolist())
         for _ in range(requests + warm)
     ]
     spent = np.empty(len(drawn))
-    with client(bundle) as shop:
+    with client(bundle, **live) as shop:
         for number, (user, candidates) in enumerate(drawn):
             if number == warm:
                 cpu = time.process_time()
@@ -91,33 +152,55 @@ def ask(bundle: str, requests: int, warm: int, rng: np.random.Generator) -> tupl
     return 1_000 * spent[warm:], 1_000 * cpu / requests
 
 
+def measured(folder: Path, case: str, given: argparse.Namespace, rng: np.random.Generator) -> tuple[list, float]:
+    """Rows of the table, and how long the export took."""
+    config = job(folder)
+    if case == "tokens":
+        tokens(folder / "tokens", rng)
+        config = reader(folder)
+    run = verbs.train(config, quiet=True)
+    bundle = folder / "shop.bundle"
+    began = time.perf_counter()
+    verbs.export(run, bundle)
+    exported, rows = time.perf_counter() - began, []
+
+    def note(title: str, where: str, **live: object) -> None:
+        spent, cpu = ask(where, given.requests, given.warm, rng, **live)
+        rows.append([title, *(f"{f:.2f}" for f in (*np.percentile(spent, (5, 50, 90, 99)), spent.max(), cpu))])
+
+    with running(bundle) as url:
+        note("over HTTP", url)
+    note("in process", str(bundle))
+    if case == "tokens":
+        live = {"tokens": str(folder / "tokens")}
+        with running(bundle, settings=Settings(live)) as url:
+            note("over HTTP, a live store", url)
+            with writing(folder / "tokens"):
+                note("over HTTP, a live store that is written", url)
+    return rows, exported
+
+
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--requests", type=int, default=2_000)
     asked.add_argument("--warm", type=int, default=200)
+    asked.add_argument("--case", choices=["plain", "tokens"], default="plain")
     given = asked.parse_args()
     machine.CACHE.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=machine.CACHE, prefix="serving-"))
     rng = np.random.default_rng(1)
+    load = os.getloadavg()[0]
     try:
         log(folder, rng)
-        run = verbs.train(job(folder), quiet=True)
-        bundle = folder / "shop.bundle"
-        began = time.perf_counter()
-        verbs.export(run, bundle)
-        exported = time.perf_counter() - began
-        rows = []
-        load = os.getloadavg()[0]
-        with running(bundle) as url:
-            for title, where in (("over HTTP", url), ("in process", str(bundle))):
-                spent, cpu = ask(where, given.requests, given.warm, rng)
-                figures = [*np.percentile(spent, (5, 50, 90, 99)), spent.max(), cpu]
-                rows.append([title, *(f"{figure:.2f}" for figure in figures)])
+        rows, exported = measured(folder, given.case, given, rng)
     finally:
         shutil.rmtree(folder)
+    model, name = "DIN (16; 80-40; 200-80)", "serving_latency"
+    if given.case == "tokens":
+        model, name = f"{model} inside a reader of {TOKENS} instance tokens of {WIDTH} numbers", "serving_tokens"
     machine.write(
-        "serving_latency",
-        f"# Serving latency\n\n{CANDIDATES} candidates, {PAST} past events, DIN (16; 80-40; 200-80), "
+        name,
+        f"# Serving latency\n\n{CANDIDATES} candidates, {PAST} past events, {model}, "
         f"{given.requests:,} requests one after another over one connection, after {given.warm} to warm up; JSON in "
         "and out, the client's own work included. One server process, one thread; the machine's load was "
         f"{load:.1f} when it began. Export with its checks took {exported:.0f} s.\n\n"

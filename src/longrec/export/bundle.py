@@ -8,7 +8,9 @@ Format ``longrec-bundle-1``::
     schema/           the fitted schema: features.json and vocabularies
     users/ items/     encoded tables, row 0 unknown
     history/          past events by user and time, just the columns that histories read (none where none is read)
-    golden.json       requests and the scores they must get
+    tokens/           a token store for each history of tokens (a store on a server is named by its address instead)
+    knowledge/        what extractors left, for vector features
+    golden.json       requests and the scores (of an encoder: the vectors) they must get
 
 Opening needs no torch.
 """
@@ -25,13 +27,15 @@ import msgspec
 from longrec.errors import BundleError
 from longrec.export.golden import Golden
 from longrec.export.inputs import Input
+from longrec.export.scale import Scale
 from longrec.features.fitted import FittedSchema
 from longrec.features.table import EntityTable
 from longrec.store.disk import DiskStore
 
 FORMAT = "longrec-bundle-1"
 MANIFEST, DIGEST, PROGRAM, GOLDEN = "manifest.json", "manifest.sha256", "program.onnx", "golden.json"
-SCHEMA, USERS, ITEMS, HISTORY = "schema", "users", "items", "history"
+SCHEMA, USERS, ITEMS, HISTORY, TOKENS, KNOWLEDGE = "schema", "users", "items", "history", "tokens", "knowledge"
+RANKER, ENCODER = "ranker", "encoder"
 AGAIN = "copy the bundle again, or export it again"
 
 
@@ -42,14 +46,34 @@ class FileFacts(msgspec.Struct, frozen=True):
     sha256: str
 
 
+class EncoderFacts(msgspec.Struct, frozen=True):
+    """What is known of an encoder besides its program.
+
+    Attributes:
+        version: the number under which it writes tokens.
+        scale: on which it writes them.
+        width: numbers of a token.
+        slots: equal parts it falls into.
+    """
+
+    version: int
+    scale: Scale
+    width: int
+    slots: int
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """What ``manifest.json`` says.
 
     Attributes:
         version: of LongRec, when it was written.
+        kind: ranker or encoder.
         counts: users, items, events, features, histories.
         source: where it came from, as the exporter told.
         parity: largest differences between torch and onnxruntime, and between offline and online.
+        tokens: where the tokens of each token history lie: a folder of the bundle, or an address.
+        knowledge: the folder of the bundle with what each vector feature reads.
+        encoder: of an encoder.
     """
 
     format: str
@@ -62,6 +86,9 @@ class Manifest(msgspec.Struct, frozen=True):
     created: str
     source: dict[str, Any]
     parity: dict[str, Any]
+    tokens: dict[str, str] = {}
+    knowledge: dict[str, str] = {}
+    encoder: EncoderFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +111,23 @@ class Bundle:
     def program(self) -> Path:
         """The ONNX file."""
         return self.path / PROGRAM
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest: another bundle has another."""
+        return (self.path / DIGEST).read_text().split()[0]
+
+    def place(self, where: str) -> str:
+        """Where a store that the manifest names can be opened: a folder of the bundle, or an address as it is.
+
+        Raises:
+            BundleError: a folder that is not one of the bundle.
+        """
+        if "://" in where:
+            return where
+        if not any(name.startswith(f"{where}/") for name in self.manifest.files):
+            raise BundleError(str(self.path / MANIFEST), f"a store in {where!r}", "a folder of the bundle", AGAIN)
+        return str(self.path / where)
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:

@@ -7,7 +7,7 @@ value that encodes to it. A hash cannot be turned back: null stands for it, on b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -22,10 +22,21 @@ from longrec.features.table import EntityTable
 
 
 class Golden(msgspec.Struct, frozen=True):
-    """One request, as ``/rank`` takes it, and the probability of each of its candidates, in their order."""
+    """One request, as ``/rank`` takes it, and what each of its candidates must get, in their order.
+
+    Attributes:
+        scores: of a ranker: probabilities.
+        vectors: of an encoder: tokens, on the scale on which they are stored.
+    """
 
     request: dict[str, Any]
-    scores: list[float]
+    scores: list[float] = []
+    vectors: list[list[float]] = []
+
+    @property
+    def expected(self) -> NDArray[np.float64]:
+        """Scores ``[C]``, or vectors ``[C, W]``."""
+        return np.array(self.vectors or self.scores, np.float64)
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,8 @@ class Sample:
         moment: milliseconds UTC (or a step) of the impression.
         events: of every event feature of the impression (no feedback, no calendar) its encoded value: a number,
             or ``Lists`` of one row.
-        histories: columns ``[T]`` of each history as they were known at the moment.
+        histories: columns ``[T]`` of each history (``[T, W]`` of tokens) as they were known at the moment.
+        knowledge: what was known at the moment, by vector feature: ``[1, W]`` of a user, ``[C, W]`` of the items.
     """
 
     user: int
@@ -46,6 +58,7 @@ class Sample:
     moment: int
     events: Mapping[str, Any]
     histories: Mapping[str, Mapping[str, NDArray[Any] | Lists]]
+    knowledge: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 def request_of(fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample) -> dict[str, Any]:
@@ -60,6 +73,7 @@ def request_of(fitted: FittedSchema, users: EntityTable, items: EntityTable, sam
         request["history"] = {
             name: {column: raw_values(fitted.encoders[column], ids) for column, ids in columns.items()}
             for name, columns in sample.histories.items()
+            if fitted.schema.histories[name].source is None
         }
     return request
 

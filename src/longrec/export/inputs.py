@@ -1,7 +1,8 @@
 """The inputs of a program: flat, named tensors, the same for tracing, for the parity check and for serving.
 
 ``f.<feature>`` and ``h.<history>.<column>``; a multi-value field has three, or two without weights:
-``.values``, ``.offsets``, ``.weights``. One user, C candidates, T past events of each history.
+``.values``, ``.offsets``, ``.weights``. A vector field has two dimensions. One user, C candidates, T past events of
+each history.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from longrec.features.encode import Lists
 from longrec.features.fields import Field, Fields
 
 OUTPUT = "score"
-"""The one output: float32 probabilities ``[C]``."""
+"""The one output of a ranker: float32 probabilities ``[C]``."""
+TOKEN_OUTPUT, CODES_OUTPUT = "token", "codes"
+"""Outputs of an encoder: float32 vectors ``[C, W]``; and, where it makes codes, int32 codes ``[C, S * M]``."""
 
 _TYPES: dict[str, np.dtype[Any]] = {
     "INT32": np.dtype(np.int32),
@@ -27,12 +30,13 @@ _TYPES: dict[str, np.dtype[Any]] = {
 
 
 class Input(msgspec.Struct, frozen=True):
-    """One input tensor, of one dimension.
+    """One input tensor, of one dimension; of two where each entry is a vector.
 
     Attributes:
         group: what the entries count: ``user`` (one), ``item`` (C candidates), or a history's name (T events).
         part: a plain value an entry; or the flat values, offsets (entries + 1), weights of a multi-value field.
         rows: ids are below this; 0 for numbers and offsets.
+        width: numbers of an entry that is a vector; 0 for all others.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Input(msgspec.Struct, frozen=True):
     group: str
     part: Literal["value", "values", "offsets", "weights"]
     rows: int
+    width: int = 0
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -49,9 +54,10 @@ class Input(msgspec.Struct, frozen=True):
     @property
     def shape(self) -> list[int]:
         """-1 for a length that differs between requests."""
+        size = -1
         if self.group == "user" and self.part in ("value", "offsets"):
-            return [1 if self.part == "value" else 2]
-        return [-1]
+            size = 1 if self.part == "value" else 2
+        return [size, self.width] if self.width else [size]
 
     @property
     def field(self) -> str:
@@ -78,6 +84,8 @@ def inputs_of(fields: Fields, *, histories: bool) -> tuple[Input, ...]:
 def _parts(name: str, field: Field, group: str) -> list[Input]:
     if field.kind == "dense":
         return [Input(name, "FP32", group, "value", 0)]
+    if field.kind == "vector":
+        return [Input(name, "FP32", group, "value", 0, field.width)]
     if field.kind == "id":
         return [Input(name, "INT32", group, "value", field.rows)]
     parts = [
@@ -92,7 +100,7 @@ def tensors(name: str, column: NDArray[Any] | Lists, number: bool) -> dict[str, 
 
     Args:
         name: ``f.<feature>`` or ``h.<history>.<column>``.
-        number: a dense field; ids otherwise.
+        number: a dense or a vector field; ids otherwise.
     """
     if not isinstance(column, Lists):
         return {name: np.ascontiguousarray(column, np.float32 if number else np.int32)}
@@ -131,7 +139,8 @@ def random_tensors(
         elif entry.rows:
             made[entry.name] = rng.integers(0, entry.rows, size).astype(np.int32)
         else:
-            made[entry.name] = rng.standard_normal(size).astype(np.float32)
+            shape = (size, entry.width) if entry.width else size
+            made[entry.name] = rng.standard_normal(shape).astype(np.float32)
     return made
 
 

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from longrec.export.golden import Golden, Sample, answerable, request_of
 from longrec.export.request import encoded_calendar
+from longrec.export.scale import Scale
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.encode import Lists
 from longrec.features.fitted import FittedSchema, concat_lists, gather_lists
 from longrec.features.table import EntityTable
+from longrec.models.base import Encoder
 
 
 def golden(model: nn.Module, fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample) -> Golden:
@@ -31,6 +33,19 @@ def golden(model: nn.Module, fitted: FittedSchema, users: EntityTable, items: En
     return Golden(request_of(fitted, users, items, sample), scores.tolist())
 
 
+def golden_vectors(
+    model: Encoder, fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample, scale: Scale
+) -> Golden:
+    """An impression of the log as a request, and the tokens that its items must get.
+
+    Args:
+        scale: of the tokens as they are stored.
+    """
+    with torch.no_grad():
+        vectors = scale.standard(model.eval().encode(ragged_batch(fitted, users, items, sample)).numpy())
+    return Golden(request_of(fitted, users, items, sample), vectors=vectors.tolist())
+
+
 def ragged_batch(fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample) -> Batch:
     """The impression once for every item, as training would see it: C rows with a history each."""
     size = len(sample.items)
@@ -38,7 +53,10 @@ def ragged_batch(fitted: FittedSchema, users: EntityTable, items: EntityTable, s
     calendar = encoded_calendar(fitted, sample.moment)
     features: dict[str, Tensor | Jagged] = {}
     for field in fitted.fields().features:
-        if field.table == "item":
+        if field.name in sample.knowledge:
+            known = sample.knowledge[field.name]
+            features[field.name] = _rows(known, np.arange(size) if field.table == "item" else once)
+        elif field.table == "item":
             features[field.name] = _rows(items.columns[field.name], sample.items)
         elif field.table == "user":
             features[field.name] = _rows(users.columns[field.name], once + sample.user)
@@ -50,7 +68,7 @@ def ragged_batch(fitted: FittedSchema, users: EntityTable, items: EntityTable, s
     histories = {}
     for name, columns in sample.histories.items():
         length = max((len(column) for column in columns.values()), default=0)
-        prejoined = fitted.schema.prejoined
+        prejoined = fitted.schema.prejoined and fitted.schema.histories[name].source is None
         repeated = {
             column: _repeat(_own(fitted, column, ids) if prejoined else ids, size) for column, ids in columns.items()
         }
@@ -69,7 +87,7 @@ def _own(fitted: FittedSchema, name: str, encoded: Any) -> NDArray[Any] | Lists:
 def _repeat(column: NDArray[Any] | Lists, times: int) -> Tensor | Jagged:
     if isinstance(column, Lists):
         return _tensor(concat_lists([column] * times))
-    return _tensor(np.tile(column, times))
+    return _tensor(np.concatenate([column] * times))
 
 
 def _rows(column: NDArray[Any] | Lists, rows: NDArray[Any]) -> Tensor | Jagged:

@@ -14,15 +14,16 @@ from longrec.export.golden import Golden
 from longrec.export.inputs import random_tensors
 from longrec.export.program import Shared, run_torch
 from longrec.export.runtime import Program
+from longrec.export.scale import Scale
 
 TOLERANCE = 1e-5
-"""Largest difference between two probabilities that passes."""
+"""Largest difference between two probabilities that passes; between vectors, as a share of their largest number."""
 
 SHAPES = ((100, 100), (7, 100), (1, 1), (500, 300), (3, 0), (1, 0))
 """(candidates, events of every history)."""
 
 Answer = Callable[[Path, Sequence[Golden]], Sequence[NDArray[Any]]]
-"""A bundle's folder and requests -> for each request the score of each of its candidates, in their order."""
+"""A bundle's folder and requests -> for each request the score (or vector) of each of its candidates, in order."""
 
 
 def shapes_parity(module: Shared, program: Program) -> dict[str, float]:
@@ -39,8 +40,12 @@ def shapes_parity(module: Shared, program: Program) -> dict[str, float]:
     return worst
 
 
-def golden_parity(folder: Path, golden: Sequence[Golden], answer: Answer) -> float:
+def golden_parity(folder: Path, golden: Sequence[Golden], answer: Answer, scale: Scale | None = None) -> float:
     """Largest difference between offline scores and those of the whole online path.
+
+    Args:
+        scale: of an encoder's tokens: they are compared as the source makes them, since a number that hardly moves
+            makes any difference look large.
 
     Raises:
         BundleError: above the tolerance, or nothing to compare.
@@ -48,21 +53,23 @@ def golden_parity(folder: Path, golden: Sequence[Golden], answer: Answer) -> flo
     if not golden:
         raise BundleError("golden requests", "none", "at least one request of the log with its offline scores")
     answers = answer(folder, golden)
+    own = (lambda values: values) if scale is None else scale.raw
     return max(
-        difference(np.array(one.scores), np.asarray(scores), f"golden request {place}")
+        difference(own(one.expected), own(np.asarray(scores)), f"golden request {place}")
         for place, (one, scores) in enumerate(zip(golden, answers, strict=True))
     )
 
 
 def difference(offline: NDArray[Any], online: NDArray[Any], where: str) -> float:
-    """Largest absolute difference of two lists of probabilities.
+    """Largest absolute difference of two lists of probabilities; of vectors, as a share of the largest number (or 1).
 
     Raises:
         BundleError: above the tolerance, other lengths, or a score that is not finite.
     """
     if offline.shape != online.shape:
         raise BundleError(where, f"{online.shape[0]} scores", f"{offline.shape[0]}")
-    worst = float(np.abs(offline.astype(np.float64) - online.astype(np.float64)).max(initial=0.0))
+    size = max(1.0, float(np.abs(offline).max(initial=0.0)))
+    worst = float(np.abs(offline.astype(np.float64) - online.astype(np.float64)).max(initial=0.0)) / size
     if not worst <= TOLERANCE:
         raise BundleError(
             where,

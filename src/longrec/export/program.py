@@ -1,4 +1,4 @@
-"""Tracing a ranker into an ONNX program: one user, C candidates, histories of T events, all lengths free.
+"""Tracing a model into an ONNX program: one user, C candidates, histories of T events, all lengths free.
 
 The only file of this room, beside ``offline.py`` and ``parity.py``, that needs torch.
 """
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from longrec.errors import BundleError
-from longrec.export.inputs import OUTPUT, Input, random_tensors
+from longrec.export.inputs import CODES_OUTPUT, OUTPUT, TOKEN_OUTPUT, Input, random_tensors
 from longrec.features.batch import Batch, HistoryBatch, Jagged
+from longrec.models.base import Encoder
 
 op: Any = opset18
 _INLINE = 1_500_000_000
@@ -29,16 +30,27 @@ _INLINE = 1_500_000_000
 
 
 class Shared(nn.Module):
-    """A ranker as a function of flat tensors, in the order of ``inputs``: probabilities ``[C]``."""
+    """A model as a function of flat tensors, in the order of ``inputs``.
+
+    Attributes:
+        outputs: what it returns: probabilities ``[C]`` of a ranker; vectors ``[C, W]`` of an encoder, and its codes.
+    """
 
     def __init__(self, model: nn.Module, inputs: Sequence[Input]) -> None:
         super().__init__()
         self.model, self.inputs = model, tuple(inputs)
+        self.outputs: tuple[str, ...] = (OUTPUT,)
+        if isinstance(model, Encoder):
+            self.outputs = (TOKEN_OUTPUT,) if model.codebooks() is None else (TOKEN_OUTPUT, CODES_OUTPUT)
 
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """Batch, logits, sigmoid."""
-        logits: Tensor = self.model(shared_batch(self.inputs, tensors))
-        return torch.sigmoid(logits)
+    def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Batch; then logits and sigmoid, or vectors."""
+        batch = shared_batch(self.inputs, tensors)
+        if not isinstance(self.model, Encoder):
+            logits: Tensor = self.model(batch)
+            return torch.sigmoid(logits)
+        vectors = self.model.encode(batch).float()
+        return vectors if len(self.outputs) == 1 else (vectors, self.model.codes(batch).int())
 
 
 def shared_batch(inputs: Sequence[Input], tensors: Sequence[Tensor]) -> Batch:
@@ -89,7 +101,7 @@ def trace(model: nn.Module, inputs: Sequence[Input], path: Path) -> None:
                 dynamo=True,
                 dynamic_shapes=(shapes,),
                 input_names=[entry.name for entry in inputs],
-                output_names=[OUTPUT],
+                output_names=list(module.outputs),
                 custom_translation_table={torch.ops.aten.repeat_interleave.Tensor: _repeat_interleave},
                 verbose=False,
             )
@@ -153,7 +165,7 @@ def _quiet() -> Iterator[None]:
 
 
 def run_torch(module: Shared, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-    """Probabilities ``[C]`` of the same flat tensors, from torch."""
+    """Probabilities ``[C]`` (or vectors ``[C, W]``) of the same flat tensors, from torch."""
     with torch.no_grad():
-        scores: Tensor = module(*(torch.from_numpy(tensors[entry.name]) for entry in module.inputs))
-    return scores.numpy()
+        made: Tensor | tuple[Tensor, ...] = module(*(torch.from_numpy(tensors[entry.name]) for entry in module.inputs))
+    return (made if isinstance(made, Tensor) else made[0]).numpy()

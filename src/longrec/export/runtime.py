@@ -6,21 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from longrec.errors import BundleError
-from longrec.export.inputs import OUTPUT
 
 _ERRORS_ONLY = 3
 
 
 class Program:
-    """An ONNX program with named inputs and the output ``score``.
+    """An ONNX program with named inputs and outputs.
 
     Attributes:
         names: the inputs it reads; what a model does not use is no input.
+        outputs: ``score`` of a ranker; ``token``, and perhaps ``codes``, of an encoder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,17 +36,20 @@ class Program:
                 str(path), f"onnxruntime cannot load it ({_first_line(error)})", "a program that export wrote"
             ) from None
         self.names = frozenset(entry.name for entry in self._session.get_inputs())
+        self.outputs = tuple(entry.name for entry in self._session.get_outputs())
 
-    def run(self, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Probabilities ``[C]``.
+    def run(self, tensors: Mapping[str, NDArray[Any]], output: str | None = None) -> NDArray[Any]:
+        """Probabilities ``[C]`` of a ranker, or another output.
 
         Args:
             tensors: every input of ``names``; others are left out.
+            output: its name; the first when None.
         """
-        scores: NDArray[np.float32] = self._session.run(
-            [OUTPUT], {name: tensor for name, tensor in tensors.items() if name in self.names}
+        asked = [self.outputs[0] if output is None else output]
+        made: NDArray[Any] = self._session.run(
+            asked, {name: tensor for name, tensor in tensors.items() if name in self.names}
         )[0]
-        return scores
+        return made
 
 
 def _first_line(error: Exception) -> str:

@@ -1,10 +1,11 @@
-"""Export: a trained ranker and its prepared log become a bundle, checked before it appears."""
+"""Export: a trained model and its prepared log become a bundle, checked before it appears."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,22 +16,38 @@ import numpy as np
 
 from longrec.errors import BundleError
 from longrec.export import bundle
-from longrec.export.bundle import Manifest
+from longrec.export.bundle import EncoderFacts, Manifest
 from longrec.export.golden import Golden
 from longrec.export.inputs import Input, inputs_of
 from longrec.export.parity import TOLERANCE, Answer, golden_parity, shapes_parity
 from longrec.export.program import Shared, trace
 from longrec.export.runtime import Program
+from longrec.export.snapshot import copied, copy_knowledge, copy_tokens
 from longrec.features.fitted import FittedSchema
 from longrec.features.table import EntityTable
 from longrec.features.view import event_columns
-from longrec.models.base import Ranker, name_of
+from longrec.models.base import Encoder, Model, name_of
 from longrec.progress import Progress
+from longrec.store.knowledge import KnowledgeStore
 from longrec.store.segment import Segment
+from longrec.store.tokens import TokenStore
+
+
+@dataclass(frozen=True)
+class Left:
+    """What other models left for this one to read.
+
+    Attributes:
+        tokens: the store of each history of tokens.
+        knowledge: the store of each vector feature.
+    """
+
+    tokens: Mapping[str, TokenStore] = field(default_factory=dict)
+    knowledge: Mapping[str, KnowledgeStore] = field(default_factory=dict)
 
 
 def export(
-    model: Ranker,
+    model: Model,
     log: str | Path,
     out: str | Path,
     golden: Sequence[Golden],
@@ -40,18 +57,24 @@ def export(
     name: str | None = None,
     source: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    left: Left | None = None,
+    encoder: EncoderFacts | None = None,
 ) -> Manifest:
     """Write a bundle, or nothing.
 
     Args:
+        model: a ranker or an encoder.
         log: folder of the prepared log: schema, users, items and past events are copied from it.
         golden: requests with offline scores, see ``offline.golden``.
-        answer: the online path, ``longrec.serve.service.replay`` (this room may not import that one).
+        answer: the online path, ``longrec.serve.service.replay`` or ``longrec.serve.source.replay`` (this room may not
+            import that one).
         fitted: the schema the model was trained with; the log's own when not given. One prepared log serves schemas
             that differ in widths, pooling and history lengths.
         name: of the model in URLs; that of its file when not given.
         source: what the manifest tells about the origin: run, revision, date.
         overwrite: replace a bundle that is already there.
+        left: what the schema's histories of tokens and vector features read; copied into the bundle.
+        encoder: of an encoder: what else is to be known of it.
 
     Raises:
         BundleError: a folder in the way, a schema that is not the model's, a model that cannot be traced, or scores
@@ -65,86 +88,127 @@ def export(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         build = Path(scratch) / "bundle"
         own = fitted or FittedSchema.load(log / bundle.SCHEMA)
-        with Progress(5, f"export {name or name_of(model)}", "steps") as progress:
-            manifest = _fill(build, model, own, log, golden, answer, name or name_of(model), source or {}, progress)
+        called = name or name_of(model)
+        with Progress(5, f"export {called}", "steps") as progress:
+            making = _Making(build, model, own, log, left or Left(), called, source or {}, encoder)
+            manifest = making.fill(golden, answer, progress)
         if out.exists():
             out.rename(Path(scratch) / "replaced")
         build.rename(out)
     return manifest
 
 
-def _fill(
-    build: Path,
-    model: Ranker,
-    fitted: FittedSchema,
-    log: Path,
-    golden: Sequence[Golden],
-    answer: Answer,
-    name: str,
-    source: Mapping[str, Any],
-    progress: Progress,
-) -> Manifest:
-    _check_schema(fitted, model)
-    build.mkdir()
-    fitted.save(build / bundle.SCHEMA)
-    for part in (bundle.USERS, bundle.ITEMS):
-        shutil.copytree(log / part, build / part)
-    events = 0
-    if model.reads_history and not fitted.schema.prejoined and fitted.schema.histories:
-        history = _history(fitted, Segment.open(log / "events"))
-        history.write(build / bundle.HISTORY)
-        events = len(history)
-    inputs = inputs_of(fitted.fields(), histories=model.reads_history)
-    progress.advance(note="tables copied, tracing")
-    trace(model, inputs, build / bundle.PROGRAM)
-    progress.advance(note="traced, comparing with the model")
-    program = Program(build / bundle.PROGRAM)
-    read = [entry for entry in inputs if entry.name in program.names]
-    shapes = shapes_parity(Shared(model, inputs).eval(), program)
-    progress.advance(note="scores alike, writing checksums")
-    (build / bundle.GOLDEN).write_bytes(msgspec.json.encode(list(golden)))
-    counts = {
-        "users": len(EntityTable.load(build / bundle.USERS)) - 1,
-        "items": len(EntityTable.load(build / bundle.ITEMS)) - 1,
-        "events": events,
-        "features": len(fitted.fields().features),
-        "histories": len({entry.group for entry in read if entry.group.startswith("h.")}),
-    }
-    parity: dict[str, Any] = {"tolerance": TOLERANCE, "shapes": shapes, "golden": {"requests": len(golden)}}
-    manifest = _manifest(build, name, read, counts, source, parity)
-    bundle.write_manifest(build, manifest)
-    progress.advance(note="replaying golden requests")
-    # The online path opens only what is complete; its own figure goes into a second, final manifest.
-    parity["golden"]["worst"] = golden_parity(build, golden, answer)
-    manifest = msgspec.structs.replace(manifest, parity=parity)
-    bundle.write_manifest(build, manifest)
-    progress.advance(note="online and offline score alike")
-    return manifest
+@dataclass(frozen=True)
+class _Making:
+    """One bundle being made."""
+
+    build: Path
+    model: Model
+    fitted: FittedSchema
+    log: Path
+    left: Left
+    name: str
+    source: Mapping[str, Any]
+    encoder: EncoderFacts | None
+
+    def fill(self, golden: Sequence[Golden], answer: Answer, progress: Progress) -> Manifest:
+        """Write every file, and check what they answer."""
+        build, model, fitted = self.build, self.model, self.fitted
+        _check_schema(fitted, model)
+        _check_kind(model, self.encoder)
+        tokens, knowledge = self._others()
+        build.mkdir()
+        fitted.save(build / bundle.SCHEMA)
+        for part in (bundle.USERS, bundle.ITEMS):
+            shutil.copytree(self.log / part, build / part)
+        events = 0
+        own = [history for history in fitted.schema.histories.values() if history.source is None]
+        if model.reads_history and own and not fitted.schema.prejoined:
+            history = _history(fitted, Segment.open(self.log / "events"))
+            history.write(build / bundle.HISTORY)
+            events = len(history)
+        inputs = inputs_of(fitted.fields(), histories=model.reads_history)
+        progress.advance(note="tables copied, tracing")
+        trace(model, inputs, build / bundle.PROGRAM)
+        progress.advance(note="traced, comparing with the model")
+        program = Program(build / bundle.PROGRAM)
+        read = [entry for entry in inputs if entry.name in program.names]
+        shapes = shapes_parity(Shared(model, inputs).eval(), program)
+        progress.advance(note="scores alike, copying what others left, writing checksums")
+        groups, names = {entry.group for entry in read}, {entry.name for entry in read}
+        places = {
+            "tokens": copied(
+                {n: s for n, s in tokens.items() if f"h.{n}" in groups}, build, bundle.TOKENS, copy_tokens
+            ),
+            "knowledge": copied(
+                {n: s for n, s in knowledge.items() if f"f.{n}" in names}, build, bundle.KNOWLEDGE, copy_knowledge
+            ),
+        }
+        (build / bundle.GOLDEN).write_bytes(msgspec.json.encode(list(golden)))
+        counts = {
+            "users": len(EntityTable.load(build / bundle.USERS)) - 1,
+            "items": len(EntityTable.load(build / bundle.ITEMS)) - 1,
+            "events": events,
+            "features": len(fitted.fields().features),
+            "histories": len({entry.group for entry in read if entry.group.startswith("h.")}),
+        }
+        parity: dict[str, Any] = {"tolerance": TOLERANCE, "shapes": shapes, "golden": {"requests": len(golden)}}
+        manifest = self._manifest(read, counts, parity, places)
+        bundle.write_manifest(build, manifest)
+        progress.advance(note="replaying golden requests")
+        # The online path opens only what is complete; its own figure goes into a second, final manifest.
+        scale = None if self.encoder is None else self.encoder.scale
+        parity["golden"]["worst"] = golden_parity(build, golden, answer, scale)
+        manifest = msgspec.structs.replace(manifest, parity=parity)
+        bundle.write_manifest(build, manifest)
+        progress.advance(note="online and offline score alike")
+        return manifest
+
+    def _others(self) -> tuple[dict[str, TokenStore], dict[str, KnowledgeStore]]:
+        """The stores that the model may read, by history and by feature."""
+        schema = self.fitted.schema
+        tokens = [n for n, history in schema.histories.items() if history.source is not None]
+        knowledge = [n for n, feature in schema.features.items() if feature.kind == "vector"]
+        missing = [n for n in tokens if n not in self.left.tokens] if self.model.reads_history else []
+        missing += [n for n in knowledge if n not in self.left.knowledge]
+        if missing:
+            raise BundleError(f"schema: {missing[0]!r}", "no store to copy", "the store that it reads", "give it too")
+        read = tokens if self.model.reads_history else []
+        return {n: self.left.tokens[n] for n in read}, {n: self.left.knowledge[n] for n in knowledge}
+
+    def _manifest(
+        self, inputs: list[Input], counts: dict[str, int], parity: dict[str, Any], places: dict[str, dict[str, str]]
+    ) -> Manifest:
+        return Manifest(
+            format=bundle.FORMAT,
+            version=version("longrec"),
+            model=self.name,
+            kind=bundle.RANKER if self.encoder is None else bundle.ENCODER,
+            inputs=inputs,
+            counts=counts,
+            files=bundle.file_facts(self.build),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            source=dict(self.source),
+            parity=parity,
+            encoder=self.encoder,
+            **places,
+        )
 
 
-def _manifest(
-    build: Path,
-    name: str,
-    inputs: list[Input],
-    counts: dict[str, int],
-    source: Mapping[str, Any],
-    parity: dict[str, Any],
-) -> Manifest:
-    return Manifest(
-        format=bundle.FORMAT,
-        version=version("longrec"),
-        model=name,
-        kind="ranker",
-        inputs=inputs,
-        counts=counts,
-        files=bundle.file_facts(build),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        source=dict(source),
-        parity=parity,
-    )
+def _check_kind(model: Model, encoder: EncoderFacts | None) -> None:
+    if isinstance(model, Encoder) != (encoder is not None):
+        found = "an encoder without its version and scale" if encoder is None else "a ranker as an encoder"
+        raise BundleError("model", found, "a model with what belongs to it")
+    if isinstance(model, Encoder) and model.encodes_in_context:
+        raise BundleError(
+            "model",
+            "an encoder whose vectors depend on other rows of the batch",
+            "vectors of one impression alone",
+            "train it with stored: before",
+        )
 
 
-def _check_schema(fitted: FittedSchema, model: Ranker) -> None:
+def _check_schema(fitted: FittedSchema, model: Model) -> None:
     schema = fitted.schema
     if fitted.fields() != model.fields:
         raise BundleError(

@@ -1,4 +1,4 @@
-"""The HTTP face of a service: ranking, the Open Inference Protocol, health, metrics and a console page."""
+"""The HTTP face of a service: ranking, events, the Open Inference Protocol, health, metrics and a console page."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -18,15 +19,17 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from longrec.errors import LongRecError, RequestError
+from longrec.errors import LongRecError, RequestError, StoreError
 from longrec.serve.metrics import Metrics
 from longrec.serve.request import decode
 from longrec.serve.service import Service
+from longrec.serve.settings import Settings
 
 BODY = 16 * 2**20
 """Largest request body in bytes."""
-BUNDLE, COUNTS = "LONGREC_BUNDLE", "LONGREC_COUNTS"
-"""Environment of a worker process: the bundle to serve, and where the workers keep their counts."""
+BUNDLE, SETTINGS, COUNTS = "LONGREC_BUNDLE", "LONGREC_SETTINGS", "LONGREC_COUNTS"
+"""Environment of a worker process: the bundle to serve, its settings as JSON, and where the workers keep their counts.
+"""
 
 _log = logging.getLogger(__name__)
 Handler = Callable[[Request], Awaitable[Response]]
@@ -45,6 +48,7 @@ class App:
         model = "/v2/models/{name}"
         routes = [
             self._route("/rank", self._rank, "/rank", "POST"),
+            self._route("/events", self._event, "/events", "POST"),
             self._route("/v2", self._server, "/v2"),
             self._route("/v2/health/live", self._live, "/health"),
             self._route("/v2/health/ready", self._ready, "/health"),
@@ -76,6 +80,8 @@ class App:
         if isinstance(error, ClientDisconnect):
             return Response(status_code=400)
         _log.error("%s failed", path, exc_info=error)
+        if isinstance(error, StoreError):
+            return fault(path, RequestError("store", error.found, "a store that answers", "try again", 503))
         found = error.found if isinstance(error, LongRecError) else "the server failed"
         return fault(path, RequestError("server", found, "an answer", "look into the server's log", 500))
 
@@ -83,7 +89,7 @@ class App:
         assert isinstance(error, HTTPException)
         self.metrics.seen("other", error.status_code, 0.0)
         path, found = request.url.path, f"no such page ({error.detail})"
-        expected = "/, /rank, /health, /metrics or /v2"
+        expected = "/, /rank, /events, /health, /metrics or /v2"
         if error.status_code == 405:
             found, expected = f"{request.method} {path}", ", ".join((error.headers or {}).get("Allow", "").split(", "))
         return fault(path, RequestError(path, found, expected, status=error.status_code), error.headers)
@@ -98,6 +104,11 @@ class App:
         steps = {**answer.outcome.seconds, "service": whole}
         timing = ", ".join(f"{name};dur={1e3 * seconds:.3f}" for name, seconds in steps.items())
         return Response(content, media_type="application/json", headers={"server-timing": timing})
+
+    async def _event(self, request: Request) -> Response:
+        recorded = self.service.record(await _body(request))
+        self.metrics.recorded(recorded.known, recorded.replaced)
+        return _raw(recorded.json())
 
     async def _infer(self, request: Request) -> Response:
         self._known(request)
@@ -173,7 +184,8 @@ def _raw(body: bytes, status: int = 200, headers: Any = None) -> Response:
 def worker() -> Starlette:
     """The application of a worker process, from its environment."""
     try:
-        service = Service(os.environ[BUNDLE])
+        settings = msgspec.json.decode(os.environ.get(SETTINGS, "{}"), type=Settings)
+        service = Service(os.environ[BUNDLE], settings)
         service.check()
     except LongRecError as error:
         print(f"longrec: {error}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -10,17 +11,18 @@ from urllib.parse import quote, urlsplit
 import orjson
 
 from longrec.errors import RequestError
-from longrec.serve.interface import Client, RankedItem, Ranking, parsed
+from longrec.serve.interface import Client, RankedItem, Ranking, RecordedEvent, parsed
 from longrec.serve.service import Service
+from longrec.serve.settings import Settings, settings_of
 
-__all__ = ["Client", "HttpClient", "LocalClient", "RankedItem", "Ranking", "client"]
+__all__ = ["Client", "HttpClient", "LocalClient", "RankedItem", "Ranking", "RecordedEvent", "client"]
 
 
 class LocalClient(Client):
     """Answers in this process."""
 
-    def __init__(self, bundle: str | Path) -> None:
-        self._service = Service(bundle)
+    def __init__(self, bundle: str | Path, settings: Settings | None = None) -> None:
+        self._service = Service(bundle, settings)
 
     def metadata(self) -> dict[str, Any]:
         """Name, inputs and outputs of the model."""
@@ -31,10 +33,11 @@ class LocalClient(Client):
         return self._service.health()
 
     def close(self) -> None:
-        """Nothing to let go of: the files are mapped, the operating system drops them."""
+        """Let go of the stores."""
+        self._service.close()
 
-    def _ask(self, path: str, body: bytes) -> bytes:
-        return self._service.answer(body)
+    def _ask(self, path: str, body: bytes, again: bool = True) -> bytes:
+        return self._service.record(body).json() if path == "/events" else self._service.answer(body)
 
     def _infer(self, body: bytes) -> bytes:
         return self._service.infer(body)
@@ -73,19 +76,19 @@ class HttpClient(Client):
             self._model = quote(str(self.health()["model"]), safe="")
         return self._model
 
-    def _ask(self, path: str, body: bytes) -> bytes:
-        return self._call("POST", path, body)
+    def _ask(self, path: str, body: bytes, again: bool = True) -> bytes:
+        return self._call("POST", path, body, again)
 
     def _infer(self, body: bytes) -> bytes:
         return self._call("POST", f"/v2/models/{self._name()}/infer", body)
 
-    def _call(self, method: str, path: str, body: bytes | None = None) -> bytes:
+    def _call(self, method: str, path: str, body: bytes | None = None, again: bool = True) -> bytes:
         fresh = self._connection.sock is None
         try:
             return self._once(method, path, body)
         except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
-            # A server may close a connection that idled; every call only reads, so that asking again is safe.
-            if fresh:
+            # A server may close a connection that idled; a call that reads, or names its event, is safe to repeat.
+            if fresh or not again:
                 raise self._unreachable(error) from None
         except (OSError, http.client.HTTPException) as error:
             raise self._unreachable(error) from None
@@ -112,16 +115,31 @@ class HttpClient(Client):
         return RequestError(self._url, f"no answer ({reason})", "a server", "start one: longrec serve BUNDLE", 503)
 
 
-def client(target: str | Path) -> Client:
+def client(
+    target: str | Path,
+    *,
+    tokens: Mapping[str, str | Path] | None = None,
+    events: str | Path | None = None,
+    state: str | Path | None = None,
+) -> Client:
     """A client of a bundle's folder, or of the server at an ``http://`` address.
+
+    Args:
+        tokens: of a folder: live stores by history of tokens, in place of the copies in the bundle.
+        events: of a folder: the bundle of the source that turns events into tokens.
+        state: of a folder: where events are kept; by default beside the bundle.
 
     Raises:
         BundleError: a bundle that cannot be opened.
-        RequestError: an address that is none.
+        StoreError: a store that cannot be opened.
+        RequestError: an address that is none, or settings for a server that has its own.
     """
+    settings = settings_of(tokens, events, state)
     if isinstance(target, str) and target.startswith(("http://", "https://")):
+        if settings != Settings():
+            raise RequestError("client", "tokens, events or state of a server", "an address alone", "give them to it")
         return HttpClient(target)
-    return LocalClient(target)
+    return LocalClient(target, settings)
 
 
 def _refusal(status: int, content: bytes, url: str) -> RequestError:

@@ -64,6 +64,26 @@ class Ranking(Sequence[RankedItem]):
         return iter(self.items)
 
 
+@dataclass(frozen=True)
+class RecordedEvent:
+    """What became of an event.
+
+    Attributes:
+        at: its moment; feedback of it is told later with the same.
+        instance: the name of its token.
+        visible: from when on rankings read its token.
+        replaced: whether it was told before.
+        new_user, new_item: whether the log does not know them.
+    """
+
+    at: str | int | None
+    instance: int
+    visible: str | int | None
+    replaced: bool
+    new_user: bool
+    new_item: bool
+
+
 class Client(ABC):
     """Asks one bundle. Close it, or use it in a ``with`` block; one thread at a time."""
 
@@ -94,6 +114,38 @@ class Client(ABC):
         answer = parsed(self._ask("/rank", _body(request)))
         items = tuple(RankedItem(item["id"], item["score"], item["via"]) for item in answer["items"])
         return Ranking(items, answer["at"], answer["unknown"]["user"], tuple(answer["unknown"]["candidates"]))
+
+    def event(
+        self,
+        user: int | str,
+        item: int | str,
+        at: int | float | str | datetime | None = None,
+        context: Mapping[str, Any] | None = None,
+        feedback: Mapping[str, Any] | None = None,
+        request: int | float | str | datetime | None = None,
+        allow_unknown: bool = False,
+    ) -> RecordedEvent:
+        """Tell of an impression; when this returns it is kept, and later rankings of the user read it.
+
+        Args:
+            at: the moment of the event; now if None.
+            context: raw values of the impression's event columns; None for an event that was told before.
+            feedback: what the user gave, by column (or ``label``); what is left out is not known yet.
+            request: in a log with requests, the moment of the request that showed the item.
+            allow_unknown: take an item that the log does not know.
+
+        Raises:
+            RequestError: an event that cannot be taken, or a server without a source.
+        """
+        told = {"at": at, "context": context, "feedback": feedback, "request": request}
+        event: dict[str, Any] = {"user": user, "item": item}
+        event |= {name: value for name, value in told.items() if value is not None}
+        event.update({"allow_unknown": True} if allow_unknown else {})
+        # Told twice without a moment, an event would happen twice.
+        answer = parsed(self._ask("/events", _body(event), again=at is not None))
+        unknown = answer["unknown"]
+        instance, new = int(answer["instance"]), (unknown["user"], unknown["item"])
+        return RecordedEvent(answer["at"], instance, answer["visible"], answer["replaced"], *new)
 
     def infer(self, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Run the program on its own named inputs (see ``metadata``): float32 probabilities ``[C]``.
@@ -126,7 +178,7 @@ class Client(ABC):
         """Let go of what the client holds."""
 
     @abstractmethod
-    def _ask(self, path: str, body: bytes) -> bytes: ...
+    def _ask(self, path: str, body: bytes, again: bool = True) -> bytes: ...
 
     @abstractmethod
     def _infer(self, body: bytes) -> bytes: ...

@@ -13,14 +13,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-ROUTES = ("/rank", "/v2/models/infer", "/v2/models", "/v2", "/health", "/metrics", "/", "other")
+ROUTES = ("/rank", "/events", "/v2/models/infer", "/v2/models", "/v2", "/health", "/metrics", "/", "other")
 STATUSES = (200, 400, 404, 405, 413, 422, 500, 503)
 SECONDS = (0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 CANDIDATES = (1, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 10_000, 100_000)
+EVENTS = (("new", "none"), ("new", "some"), ("again", "none"), ("again", "some"))
+"""Events recorded: told the first time or again, without feedback or with some."""
 
 _COUNTS = len(ROUTES) * len(STATUSES)
 _LATENCY = len(SECONDS) + 2  # one bucket above all edges, and the sum
-_SIZE = _COUNTS + len(ROUTES) * _LATENCY + len(CANDIDATES) + 2
+_RANKED = _COUNTS + len(ROUTES) * _LATENCY
+_RECORDED = _RANKED + len(CANDIDATES) + 2
+_SIZE = _RECORDED + len(EVENTS)
 
 
 class Metrics:
@@ -49,9 +53,12 @@ class Metrics:
 
     def ranked(self, candidates: int) -> None:
         """One ranking of so many candidates."""
-        start = _SIZE - len(CANDIDATES) - 2
-        self._cells[start + bisect_left(CANDIDATES, candidates)] += 1
-        self._cells[_SIZE - 1] += candidates
+        self._cells[_RANKED + bisect_left(CANDIDATES, candidates)] += 1
+        self._cells[_RECORDED - 1] += candidates
+
+    def recorded(self, known: bool, replaced: bool) -> None:
+        """One event taken, with feedback or without, for the first time or again."""
+        self._cells[_RECORDED + 2 * replaced + known] += 1
 
     def text(self, model: str, version: str) -> str:
         """The page of all workers' counts."""
@@ -71,15 +78,20 @@ class Metrics:
             "# HELP longrec_request_seconds Time from a request's head to its answer.",
             "# TYPE longrec_request_seconds histogram",
         ]
-        latency = cells[_COUNTS : _COUNTS + len(ROUTES) * _LATENCY].reshape(len(ROUTES), _LATENCY)
+        latency = cells[_COUNTS:_RANKED].reshape(len(ROUTES), _LATENCY)
         for place, route in enumerate(ROUTES):
             if latency[place, :-1].any():
                 lines += _histogram("longrec_request_seconds", f'route="{route}",', SECONDS, latency[place])
         lines += [
             "# HELP longrec_candidates Candidates of a ranking.",
             "# TYPE longrec_candidates histogram",
-            *_histogram("longrec_candidates", "", CANDIDATES, cells[-len(CANDIDATES) - 2 :]),
+            *_histogram("longrec_candidates", "", CANDIDATES, cells[_RANKED:_RECORDED]),
+            "# HELP longrec_events_total Events recorded, told for the first time or again, by their feedback.",
+            "# TYPE longrec_events_total counter",
         ]
+        for (told, given), count in zip(EVENTS, cells[_RECORDED:].tolist()):
+            if count:
+                lines.append(f'longrec_events_total{{told="{told}",feedback="{given}"}} {count:.0f}')
         return "\n".join(lines) + "\n"
 
     def _total(self) -> NDArray[np.float64]:

@@ -39,8 +39,31 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     allow_unknown: bool = False
 
 
+class EventRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Tell of an impression, or of what became known of one.
+
+    Attributes:
+        user, item: their keys, as the log has them.
+        at: the moment of the event, as in ``RankRequest``; now when null.
+        context: raw values of the impression's own event columns; null where one is missing. It may be left out for an
+            event that was told before: what was made of it then stays, and the feedback is added.
+        feedback: raw values of what the user gave, by column (or ``label``, or a feature): what stands here is known
+            from now on, null included; what is left out is not known yet.
+        request: in a log with requests, the moment of the request that showed the item; ``at`` when null.
+        allow_unknown: take an item that the log does not know.
+    """
+
+    user: Key
+    item: Key
+    at: int | float | str | None = None
+    context: dict[str, Any] | None = None
+    feedback: dict[str, Any] = {}
+    request: int | float | str | None = None
+    allow_unknown: bool = False
+
+
 FIELDS = tuple(RankRequest.__struct_fields__)
-_DECODER = msgspec.json.Decoder(RankRequest)
+_DECODER, _EVENTS = msgspec.json.Decoder(RankRequest), msgspec.json.Decoder(EventRequest)
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<place>.*)`)?$", re.DOTALL)
 _PLAIN = {
     "int": "whole number",
@@ -71,6 +94,24 @@ def decode(body: bytes) -> RankRequest:
         raise RequestError("candidates", f"{count:,} items", f"at most {MOST:,}", "ask in several requests", 413)
     if len(set(request.candidates)) != count:
         raise _twice(request.candidates)
+    return request
+
+
+def decode_event(body: bytes) -> EventRequest:
+    """An event from JSON.
+
+    Raises:
+        RequestError: 400 for what is no JSON, 422 for another form.
+    """
+    try:
+        request = _EVENTS.decode(body)
+    except msgspec.ValidationError as error:
+        raise form_fault(error, EventRequest.__struct_fields__) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise json_fault(error) from None
+    if request.context is None and not request.feedback:
+        do = "send the context of a new event; for one that was told before, what became known"
+        raise RequestError("event", "neither context nor feedback", "one of them", do, 422)
     return request
 
 
@@ -119,7 +160,7 @@ _FIRST, _LAST = -62_135_596_800_000, 253_402_300_799_999
 """The years 1 to 9999 in milliseconds."""
 
 
-def moment(at: int | float | str | None, time: TimeColumn | None, now: int) -> int:
+def moment(at: int | float | str | None, time: TimeColumn | None, now: int, where: str = "at") -> int:
     """The moment of a request as the log keeps it: milliseconds UTC, or a step.
 
     Args:
@@ -127,47 +168,48 @@ def moment(at: int | float | str | None, time: TimeColumn | None, now: int) -> i
             schema leaves the unit open (``auto``), the size of the number tells it, as it does for the log.
         time: the schema's time column; without one there is no moment, and 0 is given.
         now: milliseconds UTC, taken when ``at`` is null.
+        where: what is named in a message.
 
     Raises:
         RequestError: a moment that is none, or a number in another unit.
     """
     if time is None:
         if at is not None:
-            raise RequestError("at", repr(at), "nothing: the schema has no time column", "leave it out", 422)
+            raise RequestError(where, repr(at), "nothing: the schema has no time column", "leave it out", 422)
         return 0
     if time.unit == "step":
         if isinstance(at, bool) or not isinstance(at, int) or not -(2**62) < at < 2**62:
             found = "nothing" if at is None else repr(at)
-            raise RequestError("at", found, "a whole number, as the log counts its steps", status=422)
+            raise RequestError(where, found, "a whole number, as the log counts its steps", status=422)
         return at
     if at is None:
         return now
-    value = _text(at) if isinstance(at, str) else _number(at, time.unit)
+    value = _text(at, where) if isinstance(at, str) else _number(at, time.unit, where)
     if not _FIRST <= value <= _LAST:
-        raise RequestError("at", repr(at), "a moment of the years 1 to 9999", status=422)
+        raise RequestError(where, repr(at), "a moment of the years 1 to 9999", status=422)
     return value
 
 
-def _text(at: str) -> int:
+def _text(at: str, where: str) -> int:
     try:
         when = datetime.fromisoformat(at)
     except ValueError:
         raise RequestError(
-            "at", f"the text {at[:60]!r}", "ISO 8601 such as 2026-01-31T12:00:00Z, or a number", status=422
+            where, f"the text {at[:60]!r}", "ISO 8601 such as 2026-01-31T12:00:00Z, or a number", status=422
         ) from None
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)
     return (when - _EPOCH) // timedelta(milliseconds=1)
 
 
-def _number(at: int | float, unit: str) -> int:
+def _number(at: int | float, unit: str, where: str) -> int:
     # the units are a thousand apart, so the size of a number from 1973 on tells its unit
     reads = next((name for name, low in reversed(_MAGNITUDES) if abs(at) >= low), None)
     if abs(at) >= 1e20 or (reads is None and unit == "auto") or (reads is not None and unit not in ("auto", reads)):
         expected = "an epoch number in s, ms, us or ns" if unit == "auto" else f"an epoch number in {unit}, as the log"
         size = "near 1970" if reads is None else f"as {reads}"
         raise RequestError(
-            "at", f"{str(at)[:40]}, which reads {size}", expected, "or write ISO 8601 text, which has no unit", 422
+            where, f"{str(at)[:40]}, which reads {size}", expected, "or write ISO 8601 text, which has no unit", 422
         )
     scale = _SCALE[unit if unit != "auto" else reads or "s"]
     return int(at * scale // 1) if isinstance(at, float) or scale >= 1 else at // round(1 / scale)

@@ -12,68 +12,92 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import msgspec
 import orjson
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from longrec.errors import LongRecError
-from longrec.serve.app import BUNDLE, COUNTS, App
+from longrec.serve.app import BUNDLE, COUNTS, SETTINGS, App
 from longrec.serve.service import Service
+from longrec.serve.settings import Settings
 
 HOST, PORT = "127.0.0.1", 8000
 _READY = "ready at "
 _THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """One thread a process, and none that spins while it waits."""
+_OPTIONS: dict[str, Any] = {
+    "loop": "uvloop",
+    "http": "httptools",
+    "lifespan": "off",
+    "access_log": False,
+    "log_level": "warning",
+    "server_header": False,
+    "timeout_keep_alive": 75,
+    "timeout_graceful_shutdown": 10,
+    # A worker that starts on a busy machine is not dead: five seconds, the usual, would end it again and again.
+    "timeout_worker_healthcheck": 60,
+}
 
 
-def serve(bundle: str | Path, host: str = HOST, port: int = PORT, workers: int = 1) -> None:
+def serve(
+    bundle: str | Path, host: str = HOST, port: int = PORT, workers: int = 1, settings: Settings | None = None
+) -> None:
     """Serve a bundle until SIGTERM or SIGINT; answers under way are finished first.
 
     Args:
         port: 0 takes a free one; the address is printed.
         workers: processes that share the port, one core each.
+        settings: where tokens are read and events are written.
 
     Raises:
         BundleError: a bundle that cannot be served here.
-        LongRecError: an address that cannot be taken.
+        StoreError: a store that cannot be opened.
+        LongRecError: an address that cannot be taken, or several processes that would write to one folder.
     """
     for name, value in _THREADS.items():
         os.environ.setdefault(name, value)
-    service = Service(bundle)
-    service.check()
-    with _listen(host, port) as sock, tempfile.TemporaryDirectory(prefix="longrec-") as counts:
-        url = address(host, sock.getsockname()[1])
-        if not ipaddress.ip_address(sock.getsockname()[0]).is_loopback:
-            print(f"longrec: {host} is open to the network, and nothing asks who calls", file=sys.stderr)
-        os.environ[BUNDLE], os.environ[COUNTS] = str(Path(bundle).resolve()), counts
-        options: dict[str, Any] = {
-            "loop": "uvloop",
-            "http": "httptools",
-            "lifespan": "off",
-            "access_log": False,
-            "log_level": "warning",
-            "server_header": False,
-            "timeout_keep_alive": 75,
-            "timeout_graceful_shutdown": 10,
-        }
-        with _signals_end_cleanly():
-            if workers == 1:
-                server = _Server(uvicorn.Config(App(service).starlette(), **options), _words(service, url))
+    settings = settings or Settings()
+    with contextlib.closing(Service(bundle, settings)) as service:
+        service.check()
+        if workers > 1 and service.embedded:
+            raise LongRecError(
+                "--events",
+                f"{workers} workers, and {service.embedded[0]} is a folder that one process may write to",
+                "one worker, or stores on a server",
+                "give --workers 1, or redis:// addresses for --tokens and --state",
+            )
+        words = _words(service)
+        if workers == 1:
+            with _listening(host, port) as (sock, url), _signals_end_cleanly():
+                server = _Server(uvicorn.Config(App(service).starlette(), **_OPTIONS), words(url))
                 # What lives until the end is not looked at again by the collector: shorter pauses.
                 gc.collect()
                 gc.freeze()
                 server.run(sockets=[sock])
-            else:
-                words = _words(service, url)
-                del service
-                config = uvicorn.Config("longrec.serve.app:worker", factory=True, workers=workers, **options)
-                print(words, flush=True)
-                Multiprocess(config, sockets=[sock]).run()
+            return
+    del service  # the workers have their own
+    with _listening(host, port) as (sock, url), tempfile.TemporaryDirectory(prefix="longrec-") as counts:
+        os.environ[BUNDLE], os.environ[COUNTS] = str(Path(bundle).resolve()), counts
+        os.environ[SETTINGS] = msgspec.json.encode(settings).decode()
+        with _signals_end_cleanly():
+            config = uvicorn.Config("longrec.serve.app:worker", factory=True, workers=workers, **_OPTIONS)
+            print(words(url), flush=True)
+            Multiprocess(config, sockets=[sock]).run()
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
+    """A listening socket and its URL."""
+    with _listen(host, port) as sock:
+        if not ipaddress.ip_address(sock.getsockname()[0]).is_loopback:
+            print(f"longrec: {host} is open to the network, and nothing asks who calls", file=sys.stderr)
+        yield sock, address(host, sock.getsockname()[1])
 
 
 def address(host: str, port: int) -> str:
@@ -82,13 +106,14 @@ def address(host: str, port: int) -> str:
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
-def _words(service: Service, url: str) -> str:
+def _words(service: Service) -> Callable[[str], str]:
+    """What is said once a URL is there."""
     example = service.example()
     example["candidates"] = example["candidates"][:3]
     body = orjson.dumps(example).decode().replace("'", "'\\''")
-    return (
-        f"{service.model} from {service.bundle.path}: {_READY}{url}  (console: {url}/)\n"
-        f"curl -s {url}/rank -H 'content-type: application/json' -d '{body}'"
+    head = f"{service.model} from {service.bundle.path}: {_READY}"
+    return lambda url: (
+        f"{head}{url}  (console: {url}/)\ncurl -s {url}/rank -H 'content-type: application/json' -d '{body}'"
     )
 
 
@@ -141,16 +166,20 @@ def _signals_end_cleanly() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def running(bundle: str | Path, port: int = 0, workers: int = 1, seconds: float = 60.0) -> Iterator[str]:
+def running(
+    bundle: str | Path, port: int = 0, workers: int = 1, seconds: float = 60.0, settings: Settings | None = None
+) -> Iterator[str]:
     """A server in a process of its own, for a demo or a test; its URL. It ends with the block.
 
     Args:
         seconds: how long to wait for it.
+        settings: where tokens are read and events are written.
 
     Raises:
         LongRecError: it did not come up; the message is what it said.
     """
-    words = [sys.executable, "-m", "longrec.serve.server", str(bundle), str(port), str(workers)]
+    told = msgspec.json.encode(settings or Settings()).decode()
+    words = [sys.executable, "-m", "longrec.serve.server", str(bundle), str(port), str(workers), told]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **_THREADS})
         timer = _killed_after(process, seconds)
@@ -185,7 +214,8 @@ def _killed_after(process: subprocess.Popen[bytes], seconds: float) -> threading
 
 if __name__ == "__main__":
     try:
-        serve(sys.argv[1], port=int(sys.argv[2]), workers=int(sys.argv[3]))
+        given = msgspec.json.decode(sys.argv[4], type=Settings) if len(sys.argv) > 4 else None
+        serve(sys.argv[1], port=int(sys.argv[2]), workers=int(sys.argv[3]), settings=given)
     except LongRecError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

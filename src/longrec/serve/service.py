@@ -5,8 +5,9 @@ Fits nothing and imports no training code and no torch.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from longrec.errors import BundleError
-from longrec.export.bundle import Bundle
+from longrec.errors import BundleError, RequestError
+from longrec.export.bundle import RANKER, Bundle
 from longrec.export.golden import Golden
 from longrec.export.request import request_time
 from longrec.export.runtime import Program
@@ -25,7 +26,11 @@ from longrec.pipeline.rank import Rank
 from longrec.pipeline.stage import Outcome, Pipeline, Query
 from longrec.serve import tensors
 from longrec.serve.encode import RequestEncoder
-from longrec.serve.request import Key, RankRequest, decode, moment
+from longrec.serve.events import Events, Recorded
+from longrec.serve.request import Key, RankRequest, decode, decode_event, moment
+from longrec.serve.settings import Settings
+from longrec.serve.state import State
+from longrec.serve.tokens import TokenHistories
 
 _POSITIONS, _TOGETHER = 10_000, 256
 """Candidates are scored so many (times their history) at once: what fits the processor's cache."""
@@ -66,40 +71,102 @@ class Answer:
         )
 
 
-class Service:
-    """Answers requests from one bundle. One call at a time: it belongs to one thread."""
+def milliseconds() -> int:
+    """Now, UTC."""
+    return time.time_ns() // 1_000_000
 
-    def __init__(self, bundle: Bundle | str | Path) -> None:
+
+class Service:
+    """Answers requests from one bundle. One call at a time: it belongs to one thread.
+
+    Args:
+        settings: where tokens are read and events are written; by default the bundle is all there is.
+        clock: milliseconds UTC.
+
+    Raises:
+        BundleError: no bundle of a ranker, or stores that do not fit it.
+        StoreError: a store that cannot be opened.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | Path,
+        settings: Settings | None = None,
+        clock: Callable[[], int] = milliseconds,
+    ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        self.model = self.bundle.manifest.model
+        if self.bundle.manifest.kind != RANKER:
+            found, do = f"a bundle of an {self.bundle.manifest.kind}", "give it as --events beside a ranker's bundle"
+            raise BundleError(str(self.bundle.path), found, "a bundle of a ranker", do)
+        self.model, self.settings = self.bundle.manifest.model, settings or Settings()
         self.program = Program(self.bundle.program)
-        self._encoder = RequestEncoder(self.bundle)
+        self._clock = clock
+        self._state = None if self.settings.events is None else State(self.bundle, self.settings)
+        try:
+            self._encoder = self._opened()
+        except BaseException:
+            if self._state is not None:
+                self._state.close()
+            raise
+        self._events = None if self._state is None else Events(self._state, self._encoder, clock)
         self._pipeline = Pipeline([Rank(self._score)])
         self._time = self.bundle.fitted.schema.time
+
+    def _opened(self) -> RequestEncoder:
+        places, state = self.settings.tokens, self._state
+        if state is None:
+            return RequestEncoder(self.bundle, TokenHistories(self.bundle, places))
+        tokens = TokenHistories(self.bundle, {**places, **state.places}, state.stores)
+        return RequestEncoder(self.bundle, tokens, state.live)
+
+    @property
+    def embedded(self) -> list[str]:
+        """Places it writes to that only one process may hold."""
+        return [] if self._state is None else self._state.embedded
 
     def rank(self, request: RankRequest) -> Answer:
         """Rank the candidates of a request.
 
         Raises:
             RequestError: a request that cannot be answered; nothing is done by halves.
+            StoreError: a store that does not answer.
         """
-        at = moment(request.at, self._time, time.time_ns() // 1_000_000)
+        at = moment(request.at, self._time, self._clock())
         query, new_user = self._encoder.query(request, at)
         candidates, new_items = self._encoder.candidates(request)
         outcome = self._pipeline(candidates, query)
         return Answer(self.model, request.user, request_time(self.bundle.fitted, at), outcome, new_user, new_items)
 
+    def record(self, body: bytes) -> Recorded:
+        """Take an event: JSON in. It is kept for good when this returns.
+
+        Raises:
+            RequestError: an event that cannot be taken, or a service without a source.
+            StoreError: a store that does not answer.
+        """
+        if self._events is None:
+            do = "start the server with --events SOURCE.bundle"
+            raise RequestError("/events", "no source", "a server that knows the source of its tokens", do, 404)
+        return self._events.record(decode_event(body))
+
     def answer(self, body: bytes) -> bytes:
         """JSON in, JSON out: what ``POST /rank`` does."""
         return self.rank(decode(body)).json()
 
+    def close(self) -> None:
+        """Let go of all stores."""
+        self._encoder.close()
+        if self._state is not None:
+            self._state.close()
+
     def _score(self, candidates: Candidates, query: Query) -> NDArray[np.float32]:
         step = max(1, min(_TOGETHER, _POSITIONS // max(query.positions, 1)))
+        parts = []
         # Rows do not see each other, so that the cut changes no score.
-        parts = [
-            self.program.run({**query.inputs, **self._encoder.item_tensors(candidates.rows[start : start + step])})
-            for start in range(0, len(candidates), step)
-        ]
+        for start in range(0, len(candidates), step):
+            some = slice(start, start + step)
+            items = self._encoder.item_tensors(candidates.rows[some], candidates.keys[some], query.moment)
+            parts.append(self.program.run({**query.inputs, **items}))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def infer(self, body: bytes) -> bytes:
@@ -130,9 +197,15 @@ class Service:
     def check(self) -> float:
         """Replay the golden requests: warms everything up, and proves that this machine answers as the exporter did.
 
+        They are answered from the bundle alone: live stores know more by now than the exporter did.
+
         Raises:
             BundleError: scores that differ by more than ``DRIFT``.
         """
+        if self.settings != Settings():
+            self.answer(orjson.dumps(self.example()))
+            with contextlib.closing(Service(self.bundle)) as alone:
+                return alone.check()
         worst = 0.0
         for place, (golden, scores) in enumerate(zip(self.bundle.golden, scores_of(self, self.bundle.golden))):
             difference = float(np.abs(np.array(golden.scores) - scores).max())
@@ -163,4 +236,5 @@ def scores_of(service: Service, golden: Sequence[Golden]) -> list[NDArray[np.flo
 
 def replay(folder: Path, golden: Sequence[Golden]) -> list[NDArray[np.float64]]:
     """Answer golden requests from a bundle: the ``answer`` that export asks for."""
-    return scores_of(Service(folder), golden)
+    with contextlib.closing(Service(folder)) as service:
+        return scores_of(service, golden)

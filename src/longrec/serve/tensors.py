@@ -22,7 +22,7 @@ class _Tensor(msgspec.Struct):
     name: str
     shape: list[int]
     datatype: str
-    data: list[int | float]
+    data: list[int | float | list[int | float]]
     parameters: dict[str, Any] = {}
 
 
@@ -66,7 +66,7 @@ def decode(body: bytes, inputs: Sequence[Input]) -> tuple[str | None, dict[str, 
 def _named(given: Sequence[_Tensor], inputs: Sequence[Input]) -> dict[str, NDArray[Any]]:
     expected = {entry.name: entry for entry in inputs}
     tensors: dict[str, NDArray[Any]] = {}
-    for tensor in given:
+    for place, tensor in enumerate(given):
         where = f"inputs.{tensor.name}"
         if tensor.name not in expected:
             near = nearest(tensor.name, expected)
@@ -78,24 +78,32 @@ def _named(given: Sequence[_Tensor], inputs: Sequence[Input]) -> dict[str, NDArr
         entry = expected[tensor.name]
         if tensor.datatype != entry.datatype:
             raise RequestError(where, f"datatype {tensor.datatype!r}", entry.datatype, status=422)
-        if tensor.shape != [len(tensor.data)]:
-            found = f"shape {tensor.shape} with {len(tensor.data)} values"
-            raise RequestError(where, found, "one dimension, as long as the data", status=422)
-        tensors[tensor.name] = _array(tensor.data, entry, where)
+        tensors[tensor.name] = _array(tensor, entry, where, place)
     return tensors
 
 
-def _array(data: list[int | float], entry: Input, where: str) -> NDArray[Any]:
-    if entry.dtype.kind == "i" and any(isinstance(value, float) for value in data):
+def _array(tensor: _Tensor, entry: Input, where: str, place: int) -> NDArray[Any]:
+    data, nested = tensor.data, [at for at, value in enumerate(tensor.data) if isinstance(value, list)]
+    if nested and not entry.width:
+        raise RequestError(f"inputs[{place}].data[{nested[0]}]", "a value of type list", "a number", status=422)
+    if nested and len(nested) < len(data):
+        raise RequestError(f"{where}.data", "numbers beside lists", "rows, or the numbers of all rows", status=422)
+    flat: list[Any] = [number for row in data for number in row] if nested else data  # type: ignore[union-attr]
+    wide = [entry.width] if entry.width else []
+    if tensor.shape[1:] != wide or not tensor.shape or tensor.shape[0] * (entry.width or 1) != len(flat):
+        found = f"shape {tensor.shape} with {len(flat)} values"
+        shape = f"[-1, {entry.width}], as many values as it says" if wide else "one dimension, as long as the data"
+        raise RequestError(where, found, shape, status=422)
+    if entry.dtype.kind == "i" and any(isinstance(value, float) for value in flat):
         raise RequestError(where, "numbers with a point", f"whole numbers ({entry.datatype})", status=422)
     try:
         with np.errstate(over="ignore"):
-            array = np.array(data, entry.dtype)
+            array = np.array(flat, entry.dtype)
     except OverflowError:
         raise RequestError(where, "a number that is too large", entry.datatype, status=422) from None
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise RequestError(where, "a number that is too large", entry.datatype, status=422)
-    return array
+    return array.reshape(tensor.shape)
 
 
 def check(tensors: dict[str, NDArray[Any]], inputs: Sequence[Input]) -> None:

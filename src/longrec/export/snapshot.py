@@ -1,0 +1,110 @@
+"""Copies of token stores and of knowledge for a bundle: as they are now, compacted, without what writers leave.
+
+A store may be written to while it is copied. What comes out is then the store as it was at some moment of the copying,
+or the copy is made again.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from longrec.errors import BundleError, StoreError
+from longrec.store import knowledge
+from longrec.store.knowledge import SIDES, KnowledgeStore
+from longrec.store.tokens import TokenStore
+
+_TRIES = 5
+_LEFT_OUT = shutil.ignore_patterns("source", "lock", ".*", "*.new", "*.new.npy", "*.damaged")
+"""Beside a store: the source that wrote it, and what belongs to a writer at work."""
+
+Store = TypeVar("Store", TokenStore, KnowledgeStore)
+
+
+def is_remote(place: str | Path) -> bool:
+    """Whether a store is the address of a server, and no folder.
+
+    >>> is_remote("redis://localhost:6379/0/shop"), is_remote("tokens/v1")
+    (True, False)
+    """
+    return "://" in str(place)
+
+
+def shown(place: str | Path) -> str:
+    """A place without its password.
+
+    >>> shown("redis://ann:secret@host/0/shop")
+    'redis://host/0/shop'
+    """
+    return re.sub(r"//[^/@]*@", "//", str(place))
+
+
+def copy_tokens(store: TokenStore, into: Path) -> None:
+    """Copy a token store that lies in a folder.
+
+    Raises:
+        BundleError: it changed under every attempt.
+    """
+    _again(into, lambda: _copy(Path(store.place), into))
+
+
+def copy_knowledge(store: KnowledgeStore, into: Path) -> None:
+    """Copy a folder of knowledge.
+
+    Raises:
+        BundleError: it changed under every attempt.
+    """
+
+    def copy() -> None:
+        # The manifest first: versions that are published meanwhile are then copied and not named.
+        into.mkdir(parents=True)
+        shutil.copyfile(store.folder / knowledge.MANIFEST, into / knowledge.MANIFEST)
+        for side in SIDES:
+            _copy(store.folder / f"{side}s", into / f"{side}s")
+
+    _again(into, copy)
+
+
+def copied(stores: Mapping[str, Store], root: Path, folder: str, copy: Callable[[Store, Path], None]) -> dict[str, str]:
+    """Copy stores by the names of what reads them; one that two names share is copied once, a remote one not at all.
+
+    Args:
+        root: of the bundle.
+        folder: inside it.
+
+    Returns:
+        The place of each: inside the bundle, or its address.
+    """
+    places: dict[str, str] = {}
+    seen: dict[str, str] = {}
+    for name, store in stores.items():
+        own = store.place if isinstance(store, TokenStore) else str(store.folder)
+        if own not in seen:
+            seen[own] = own
+            if not is_remote(own):
+                seen[own] = f"{folder}/{name}"
+                copy(store, root / folder / name)
+        places[name] = seen[own]
+    return places
+
+
+def _copy(place: Path, into: Path) -> None:
+    shutil.copytree(place, into, ignore=_LEFT_OUT)
+    with TokenStore.open(into, writable=True) as store:
+        store.compact()
+    (into / "lock").unlink(missing_ok=True)
+
+
+def _again(into: Path, copy: Callable[[], None]) -> None:
+    for attempt in range(_TRIES):
+        try:
+            return copy()
+        except (StoreError, OSError) as error:  # shutil.Error, of files that went away, is an OSError
+            shutil.rmtree(into, ignore_errors=True)
+            if attempt == _TRIES - 1:
+                reason = " ".join(str(error).split())[:300]
+                raise BundleError(str(into), f"no copy of the store ({reason})", "a store that can be read") from None
+    return None

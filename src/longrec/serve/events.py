@@ -1,0 +1,261 @@
+"""Events: an impression becomes a token, durably, before it is acknowledged; the next ranking of its user reads it.
+
+The same event told again replaces what was there: with its context it is encoded anew, without it only what became
+known is added. A token can be read from the moment it was written, never earlier; in a log that counts steps, from
+the event's own step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from longrec.errors import DataError, RequestError
+from longrec.export.request import raw_column, request_time
+from longrec.features.fitted import FittedSchema
+from longrec.features.tokens import instance_ids
+from longrec.features.view import NEVER
+from longrec.serve import feedback
+from longrec.serve.encode import RequestEncoder
+from longrec.serve.feedback import FeedbackReader, Given
+from longrec.serve.histories import names, refused
+from longrec.serve.knowledge import key_number
+from longrec.serve.live import LiveEvents
+from longrec.serve.request import EventRequest, Key, RankRequest, moment
+from longrec.serve.state import State
+from longrec.store.amend import Token, find_token
+from longrec.store.tokens import TokenStore
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What became of an event.
+
+    Attributes:
+        at: its moment, as a request names it: tell feedback of it with the same.
+        instance: the name of its token.
+        visible: from when on its token can be read, as a request names it.
+        replaced: whether it was told before.
+        known: whether any feedback came with it.
+        new_user, new_item: whether the log of the ranker does not know them.
+    """
+
+    user: Key
+    item: Key
+    at: str | int | None
+    instance: int
+    visible: str | int | None
+    replaced: bool
+    known: bool
+    new_user: bool
+    new_item: bool
+
+    def json(self) -> bytes:
+        """The answer of ``/events``."""
+        return orjson.dumps(
+            {
+                "user": self.user,
+                "item": self.item,
+                "at": self.at,
+                "instance": str(self.instance),  # JSON readers of some languages hold 53 bits
+                "visible": self.visible,
+                "replaced": self.replaced,
+                "unknown": {"user": self.new_user, "item": self.new_item},
+            }
+        )
+
+
+@dataclass(frozen=True)
+class _Event:
+    """One event, read and looked up.
+
+    Attributes:
+        user: key number.
+        at: its moment; ``start``: that of its request.
+        instance: the name of its token.
+        given: its feedback.
+    """
+
+    request: EventRequest
+    user: int
+    at: int
+    start: int
+    instance: int
+    given: Given
+
+
+class Events:
+    """Takes events for one bundle. One call at a time: it belongs to one thread.
+
+    Args:
+        encoder: of the bundle.
+        clock: milliseconds UTC.
+    """
+
+    def __init__(self, state: State, encoder: RequestEncoder, clock: Callable[[], int]) -> None:
+        self.state, self.source, self._encoder, self._clock = state, state.source, encoder, clock
+        fitted, own = encoder.fitted, self.source.encoder.fitted
+        self._time = fitted.schema.time
+        self._steps = self._time is not None and self._time.unit == "step"
+        self._requests = own.schema.request is not None
+        self._feedback = FeedbackReader([own.schema, fitted.schema])
+        self._past: list[tuple[LiveEvents, RequestEncoder]] = []
+        if state.live is not None:
+            self._past.append((state.live, encoder))
+        if self.source.live is not None:
+            self._past.append((self.source.live, self.source.encoder))
+        self._context = dict.fromkeys(self.source.encoder.context)
+        for live, past in self._past:
+            schema = past.fitted.schema
+            plain = [schema.column(name) for name in live.values if name not in live.feedback]
+            self._context |= dict.fromkeys([*plain, *feedback.required(schema)])
+
+    def record(self, request: EventRequest) -> Recorded:
+        """Make an event part of the past, for good.
+
+        Raises:
+            RequestError: an event that cannot be taken; nothing is kept then.
+        """
+        event = self._read(request)
+        stores = list(self.state.stores.values())
+        tokens = [find_token(store, event.user, event.at, event.instance) for store in stores]
+        before = [live.find(event.user, event.at, event.instance) for live, _ in self._past]
+        if request.context is None and not (all(tokens) and all(old is not None for old in before)):
+            do = "send its context, or the at that it was answered with"
+            raise RequestError("event", "no event of this user, item and moment", "one told before", do, 404)
+        try:
+            sides = [self._sides(event, store, token) for store, token in zip(stores, tokens)]
+            columns = [self._columns(event, *past, old) for past, old in zip(self._past, before)]
+            vectors = None if request.context is None else [self._vector(event, store) for store in stores]
+        except DataError as error:
+            raise refused(error) from None
+        now = event.at if self._steps else max(event.given.now, event.at)
+        visible = min([now, *(token.visible for token in tokens if token is not None)])
+        for place, (store, token, (codes, known)) in enumerate(zip(stores, tokens, sides)):
+            if vectors is None:
+                assert token is not None
+                token.amend(codes, known)
+            else:
+                self._append(event, store, vectors[place], now if token is None else token.visible, codes, known)
+        for (live, encoder), own in zip(self._past, columns):
+            live.append(event.user, encoder.user(request.user), event.at, own)
+        return self._recorded(event, visible, replaced=any(token is not None for token in tokens))
+
+    def _read(self, request: EventRequest) -> _Event:
+        """Keys, moments and names of an event, held to what there is.
+
+        Raises:
+            RequestError: 404 an unknown item, 422 other faults.
+        """
+        source = self.source.encoder
+        for encoder in (source, self._encoder):
+            encoder.user(request.user)  # a key of the wrong type is refused; somebody new is not
+            encoder.items([request.item], request.allow_unknown, "item")
+        if request.context is not None and request.context.keys() != self._context.keys():
+            names("context", set(request.context), self._context, "write null where a value is missing")
+        if request.at is None and request.context is None:
+            do = "send the at that the event was answered with"
+            raise RequestError("at", "nothing", "the moment of an event told before", do, 422)
+        now = self._clock()
+        at = moment(request.at, self._time, now)
+        start = at
+        if request.request is not None:
+            if not self._requests:
+                found = "the moment of a request"
+                raise RequestError("request", found, "nothing: the log has no requests", "leave it out", 422)
+            start = moment(request.request, self._time, now, "request")
+            if start > at:
+                raise RequestError("request", "a moment after the event", "one at or before it", status=422)
+        user, item = key_number(request.user), key_number(request.item)
+        who, what, when = (np.array([number], np.int64) for number in (user, item, at))
+        given = self._feedback.read(request.feedback, at, at if self._steps else now)
+        return _Event(request, user, at, start, int(instance_ids(who, what, when)[0]), given)
+
+    def _vector(self, event: _Event, store: TokenStore) -> NDArray[Any]:
+        """What a store takes of an event, ``[1, W]``."""
+        request = event.request
+        assert request.context is not None
+        context = {column: request.context[column] for column in self.source.encoder.context}
+        asked = RankRequest(request.user, [request.item], context=context, allow_unknown=True)
+        return self.source.encode(asked, event.start, store.info.codec)
+
+    def _sides(self, event: _Event, store: TokenStore, token: Token | None) -> tuple[dict[str, int], dict[str, int]]:
+        """Ids of the side columns and when they became known; what was known before stays."""
+        codes, known = {}, {}
+        for name, ids in store.info.sides.items():
+            told = feedback.side(self.source.encoder.fitted, name, event.given)
+            if told is None:
+                told = (ids, NEVER) if token is None else (token.sides[name], token.known[name])
+            codes[name], known[name] = told
+        return codes, known
+
+    def _append(
+        self,
+        event: _Event,
+        store: TokenStore,
+        vectors: NDArray[Any],
+        visible: int,
+        codes: Mapping[str, int],
+        known: Mapping[str, int],
+    ) -> None:
+        store.append(
+            np.array([event.user], np.int64),
+            np.array([event.at], np.int64),
+            instance=np.array([event.instance], np.int64),
+            visible=np.array([visible], np.int64),
+            version=np.array([self.source.facts.version], np.int64),
+            vectors=vectors,
+            sides={name: np.array([code], np.int64) for name, code in codes.items()},
+            known={name: np.array([since], np.int64) for name, since in known.items()},
+        )
+
+    def _columns(
+        self, event: _Event, live: LiveEvents, encoder: RequestEncoder, old: Mapping[str, NDArray[Any]] | None
+    ) -> dict[str, int]:
+        """The columns of an event in a store of live events; what was told before and is not told now stays."""
+        fitted, request = encoder.fitted, event.request
+        schema, context = fitted.schema, request.context
+        made = {"instance": event.instance, "item": int(encoder.items([request.item], True, "item")[1][0])}
+        for name in live.values:
+            if name in live.feedback:
+                kept = old is not None and schema.column(name) not in event.given.values
+                code, known = feedback.feature(fitted, name, event.given)
+                if kept:
+                    assert old is not None
+                    code, known = int(old[name][0]), int(old[f"known.{name}"][0])
+                made |= {name: code, f"known.{name}": known}
+            elif context is not None:
+                made[name] = _encoded(fitted, name, context[schema.column(name)])
+            else:
+                assert old is not None
+                made[name] = int(old[name][0])
+        values = {schema.user: request.user, schema.item: request.item, **(context or {}), **event.given.values}
+        for name, conditions in live.filters.items():
+            bits = 0 if old is None else int(old[f"met.{name}"][0])
+            made[f"met.{name}"] = feedback.met(schema, name, conditions, values, bits)
+        return made
+
+    def _recorded(self, event: _Event, visible: int, replaced: bool) -> Recorded:
+        request, fitted = event.request, self._encoder.fitted
+        return Recorded(
+            request.user,
+            request.item,
+            request_time(fitted, event.at),
+            event.instance,
+            request_time(fitted, visible),
+            replaced,
+            bool(event.given.values),
+            not self._encoder.user(request.user),
+            bool(self._encoder.items([request.item], True, "item")[2]),
+        )
+
+
+def _encoded(fitted: FittedSchema, name: str, value: Any) -> int:
+    column = fitted.schema.column(name)
+    where = f"context.{column}"
+    return int(fitted.encode(name, raw_column([value], where), where)[0])  # type: ignore[index]

@@ -1,0 +1,121 @@
+"""The source of tokens at work: one impression becomes the token that training would have written of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from longrec.errors import BundleError
+from longrec.export.bundle import ENCODER, Bundle
+from longrec.export.golden import Golden
+from longrec.export.inputs import CODES_OUTPUT
+from longrec.export.runtime import Program
+from longrec.serve.encode import RequestEncoder
+from longrec.serve.live import LiveEvents
+from longrec.serve.request import RankRequest, decode, moment
+from longrec.store.token_info import TokenInfo
+
+DRIFT = 1e-4
+"""Largest difference from the golden tokens on this machine, as a share; export itself holds a tenth of it."""
+
+
+class Source:
+    """An encoder, opened. One call at a time: it belongs to one thread.
+
+    Args:
+        bundle: what ``longrec export`` made of a folder of tokens.
+        live: events since the bundle, for a source that reads the past of its users.
+
+    Attributes:
+        facts: its version, and the scale of its tokens.
+        live: events since the bundle.
+
+    Raises:
+        BundleError: a bundle of a ranker, or one whose histories come with the request.
+    """
+
+    def __init__(self, bundle: Bundle, live: LiveEvents | None = None) -> None:
+        facts = bundle.manifest.encoder
+        if bundle.manifest.kind != ENCODER or facts is None:
+            found = f"a bundle of a {bundle.manifest.kind}"
+            do = "export the tokens that it reads: longrec export tokens/v1 source.bundle"
+            raise BundleError(str(bundle.path), found, "a bundle of a source", do)
+        if any(entry.group.startswith("h.") for entry in bundle.manifest.inputs) and bundle.fitted.schema.prejoined:
+            raise BundleError(
+                str(bundle.path), "a source whose histories come with each row", "one whose bundle keeps histories"
+            )
+        self.bundle, self.facts, self.live = bundle, facts, live
+        self.program = Program(bundle.program)
+        self.encoder = RequestEncoder(bundle, live=live)
+
+    def wrote(self, info: TokenInfo) -> bool:
+        """Whether tokens of this version of the source lie in a store, on the same scale."""
+        facts = self.facts
+        if (info.width, info.slots) != (facts.width, facts.slots) or facts.version >= len(info.versions):
+            return False
+        version = info.versions[facts.version]
+        own = info.source.get("run") == self.bundle.manifest.source.get("run")
+        return own and (version.mean, version.std) == (facts.scale.mean, facts.scale.std)
+
+    def codec_fits(self, codec: str) -> bool:
+        """Whether it makes what a codec stores."""
+        return codec != "codes" or CODES_OUTPUT in self.program.outputs
+
+    def encode(self, request: RankRequest, at: int, codec: str = "fp32") -> NDArray[Any]:
+        """Tokens ``[C, W]`` of the candidates of a request, on the scale of the store; codes where the codec asks.
+
+        Raises:
+            RequestError: an impression that cannot be encoded.
+        """
+        query, _ = self.encoder.query(request, at)
+        keys, rows, _ = self.encoder.items(request.candidates, request.allow_unknown, "item")
+        inputs = {**query.inputs, **self.encoder.item_tensors(rows, keys, query.moment)}
+        if codec == "codes":
+            return self.program.run(inputs, CODES_OUTPUT).astype(np.uint8)
+        return self.facts.scale.standard(self.program.run(inputs))
+
+    def check(self) -> float:
+        """Replay the golden impressions; the largest difference, as a share of the largest number.
+
+        Raises:
+            BundleError: tokens that differ from those of the exporter.
+        """
+        raw, worst = self.facts.scale.raw, 0.0
+        for place, (one, vectors) in enumerate(zip(self.bundle.golden, vectors_of(self, self.bundle.golden))):
+            expected = raw(one.expected)
+            largest = max(1.0, float(np.abs(expected).max()))
+            difference = float(np.abs(expected - raw(vectors)).max()) / largest
+            if not difference <= DRIFT:
+                raise BundleError(
+                    f"{self.bundle.path}: golden request {place}",
+                    f"tokens differ by {difference:.2g} on this machine",
+                    f"at most {DRIFT:g} of their largest number",
+                    "compare the versions of onnxruntime here and where it was exported",
+                )
+            worst = max(worst, difference)
+        return worst
+
+    def close(self) -> None:
+        """Let go of the stores that others write to."""
+        self.encoder.close()
+
+
+def vectors_of(source: Source, golden: Sequence[Golden]) -> list[NDArray[np.float32]]:
+    """The tokens of every candidate of golden requests."""
+    time = source.bundle.fitted.schema.time
+    requests = [decode(orjson.dumps(one.request)) for one in golden]
+    return [source.encode(request, moment(request.at, time, 0)) for request in requests]
+
+
+def replay(folder: Path, golden: Sequence[Golden]) -> list[NDArray[np.float32]]:
+    """Answer golden requests from a bundle of an encoder: the ``answer`` that export asks for."""
+    source = Source(Bundle.open(folder))
+    try:
+        return vectors_of(source, golden)
+    finally:
+        source.close()

@@ -1,0 +1,431 @@
+"""An event is part of the past once it is acknowledged: the next ranking reads its token and the event itself."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+import token_shop
+import torch
+
+from longrec.data.gather import gather
+from longrec.errors import BundleError, LongRecError, RequestError, StoreError
+from longrec.export.scale import Scale
+from longrec.features.label import POSITIVE
+from longrec.serve.client import Client, RecordedEvent, client
+from longrec.serve.knowledge import key_number
+from longrec.serve.server import running, serve
+from longrec.serve.service import Service
+from longrec.serve.settings import Settings
+from longrec.serve.source import Source
+from longrec.store.tokens import TokenStore
+from longrec.train.written import open_source
+
+Shop = token_shop.TokenShop
+NOW = token_shop.START + 30 * token_shop.DAY
+CONTEXT = {"place": "side", "price": 2.25}
+
+
+@pytest.fixture(scope="module")
+def shop() -> Shop:
+    return token_shop.shop()
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def service(shop: Shop, tmp_path: Path, clock: Clock) -> Iterator[Service]:
+    made = Service(shop.bundle, Settings(events=str(shop.source), state=str(tmp_path / "state")), clock)
+    yield made
+    made.close()
+
+
+def ask(service: Service, user: str = "u1", **change: Any) -> list[dict[str, Any]]:
+    request = {"user": user, "candidates": [100, 101, 110], "context": CONTEXT, **change}
+    return orjson.loads(service.answer(orjson.dumps(request)))["items"]
+
+
+def tell(service: Service, **change: Any) -> RecordedEvent:
+    event = {"user": "u1", "item": 104, "context": CONTEXT, **change}
+    told = service.record(orjson.dumps({name: value for name, value in event.items() if value is not None}))
+    return RecordedEvent(told.at, told.instance, told.visible, told.replaced, told.new_user, told.new_item)
+
+
+def refused(service: Service, **change: Any) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        tell(service, **change)
+    return caught.value
+
+
+def tokens_of(service: Service, user: str = "u1") -> Any:
+    store = next(iter(service._state.stores.values()))  # type: ignore[union-attr]
+    return store.last(key_number(user), 2**62, 1)
+
+
+def offline(shop: Shop, folder: Path, events: list[dict[str, Any]], asked: dict[str, Any]) -> float:
+    """The score of a request whose log holds these events too, their tokens made by the source offline."""
+    columns = token_shop.events()
+    for event in [*events, asked]:
+        for name in columns:
+            columns[name].append(event.get(name))
+    source = open_source(shop.tokens / "source")
+    log = token_shop.opened(folder / "events", columns, token_shop.SCHEMA)
+    scale = Scale(source.mean, source.std)
+    with TokenStore.create(folder / "tokens", type(i := TokenStore.open(shop.tokens).info)(**vars(i))) as store:
+        with TokenStore.open(shop.tokens) as old:
+            for user, t in old.scan():
+                store.append(np.full(len(t), user), t.times, instance=t.instance, visible=t.visible,
+                             version=t.version, vectors=t.vectors, sides=t.sides, known=t.known)  # fmt: skip
+        for event in events:
+            row = np.flatnonzero(log.events.times == event["at"])
+            assert len(row) == 1
+            with torch.no_grad():
+                vector = scale.standard(source.model.encode(gather(log, row)).numpy())
+            one = {n: np.array([v]) for n, v in event["sides"].items()}
+            since = {n: np.array([v]) for n, v in event["known"].items()}
+            store.append(
+                np.array([key_number(event["user_id"])]), np.array([event["at"]]), instance=row, sides=one,
+                visible=np.array([event["at"]]), version=np.array([source.version]), vectors=vector, known=since,
+            )  # fmt: skip
+    reader = token_shop.opened(folder / "reader", columns, token_shop.reading(folder / "tokens"))
+    row = np.flatnonzero(reader.events.times == asked["at"])
+    assert len(row) == 1
+    with torch.no_grad():
+        return float(torch.sigmoid(shop.model(gather(reader, row)))[0])
+
+
+def test_a_ranking_after_an_event_equals_one_with_the_event_in_the_log(
+    shop: Shop, service: Service, clock: Clock, tmp_path: Path
+) -> None:
+    """Two events with feedback, the second of which looks back at the first; then a request."""
+    raw = [
+        {"user_id": "u1", "item_id": 104, "at": NOW, "place": "side", "price": 2.25, "stars": 4.0, "click": 1},
+        {"user_id": "u1", "item_id": 117, "at": NOW + 600_000, "place": "top", "price": 0.5, "stars": 1.0, "click": 0},
+    ]
+    asked = {"user_id": "u1", "item_id": 100, "at": NOW + 900_000, "place": "side", "price": 2.25, "click": 0}
+    before = ask(service, at=asked["at"], candidates=[100])[0]["score"]
+    assert before == pytest.approx(offline(shop, tmp_path / "before", [], asked), abs=1e-5)
+    for event in raw:
+        clock.now = event["at"]
+        context = {name: event[name] for name in ("place", "price")}
+        feedback = {"click": event["click"], "stars": event["stars"]}
+        tell(service, item=event["item_id"], context=context, feedback=feedback)
+        event["sides"] = {"label": 1 + event["click"], "stars": 4 if event["stars"] == 4.0 else 2}
+        event["known"] = {"label": event["at"], "stars": event["at"] + 60_000}
+    clock.now = asked["at"]
+    after = ask(service, candidates=[100])[0]["score"]
+    assert after == pytest.approx(offline(shop, tmp_path / "after", raw, asked), abs=1e-5)
+    assert abs(after - before) > 1e-4
+
+
+def test_a_token_is_the_one_that_training_would_have_written(shop: Shop, service: Service) -> None:
+    """Events of the log, told again: token for token what compress wrote, when the same version wrote it."""
+    source, log = open_source(shop.tokens / "source"), shop.log
+    with TokenStore.open(shop.tokens) as store:
+        written = {int(i): (int(v), vector) for _, t in store.scan()
+                   for i, v, vector in zip(t.instance, t.version, t.vectors)}  # fmt: skip
+    columns, count = token_shop.events(), 0
+    for row in range(len(log) - 1, 0, -9):
+        user, item, at = log.user(np.array([row]))[0], log.events.columns["item"][row], int(log.events.times[row])
+        key, thing = log.users.key(int(user)), log.items.key(int(item))
+        place = next(n for n in range(len(columns["at"])) if (columns["user_id"][n], columns["item_id"][n],
+                     columns["at"][n]) == (key, thing, at))  # fmt: skip
+        context = {name: columns[name][place] for name in ("place", "price")}
+        told = tell(service, user=key, item=thing, at=at, context=context)
+        version, vector = written.get(told.instance, (-1, None))
+        if version == source.version:
+            assert told.replaced
+            stored = [t for u, t in next(iter(service._state.stores.values())).scan() if u == key_number(key)][0]  # type: ignore[union-attr]
+            own = stored.vectors[stored.instance == told.instance][0]
+            assert np.abs(own - vector).max() < 4e-3  # fp16, and float32 summed in another order
+            count += 1
+    assert count > 5
+
+
+def test_the_next_ranking_reads_it_and_nobody_else_does(service: Service, clock: Clock) -> None:
+    before, other = ask(service, at=NOW + 1), ask(service, "u2", at=NOW + 1)
+    told = tell(service)
+    assert (told.at, told.replaced, told.new_user, told.new_item) == ("2023-12-14T22:13:20.000Z", False, False, False)
+    assert told.visible == told.at
+    assert ask(service, at=NOW) == ask(service, at=NOW)
+    assert ask(service, at=NOW + 1) != before
+    assert ask(service, "u2", at=NOW + 1) == other
+
+
+def test_nothing_at_or_after_its_moment_changes_an_answer(service: Service, clock: Clock) -> None:
+    before = ask(service, at=NOW)
+    tell(service, at=NOW)
+    tell(service, at=NOW + 5, item=105)
+    assert ask(service, at=NOW) == before
+    # told late, a token cannot be read before it was written, but the event itself happened
+    clock.now = NOW + 10
+    tell(service, at=NOW - 1, item=106)
+    token = tokens_of(service)
+    assert ask(service, at=NOW) != before
+    assert token.visible.tolist() == [NOW + 5]
+    store = next(iter(service._state.stores.values()))  # type: ignore[union-attr]
+    late = store.last(key_number("u1"), NOW, 1)
+    assert (late.times.tolist(), late.visible.tolist()) == ([NOW - 1], [NOW + 10])
+
+
+def test_a_late_label_is_not_read_before_it_was_told(service: Service, clock: Clock) -> None:
+    told = tell(service)
+    unknown = tokens_of(service)
+    assert unknown.sides["label"].tolist() == [3]
+    assert unknown.sides["stars"].tolist() == [5]
+    clock.now = NOW + 600_000
+    before = ask(service, at=NOW + 600_000), ask(service, at=NOW + 600_001)
+    assert before[0] == before[1]
+    again = tell(service, context=None, at=told.at, feedback={"click": 1, "stars": 5})
+    assert (again.replaced, again.instance, again.visible) == (True, told.instance, told.visible)
+    token = tokens_of(service)
+    assert token.sides["label"].tolist() == [POSITIVE]
+    assert token.known["label"].tolist() == token.known["stars"].tolist() == [NOW + 600_000]
+    assert token.vectors.tobytes() == unknown.vectors.tobytes()
+    assert ask(service, at=NOW + 600_000) == before[0]
+    assert ask(service, at=NOW + 600_001) != before[1]
+    # what was known stays when more becomes known, and null is known to be nothing
+    clock.now += 60_000
+    tell(service, context=None, at=told.at, feedback={"stars": None})
+    token = tokens_of(service)
+    assert (token.sides["label"].tolist(), token.known["label"].tolist()) == ([POSITIVE], [NOW + 600_000])
+    assert (token.sides["stars"].tolist(), token.known["stars"].tolist()) == ([0], [NOW + 660_000])
+
+
+def test_feedback_is_never_fresher_than_in_training(service: Service) -> None:
+    """The schema says that stars are known after a minute: what comes at once waits for it."""
+    tell(service, feedback={"stars": 4.0, "label": 0})
+    token = tokens_of(service)
+    assert token.known["stars"].tolist() == [NOW + 60_000]
+    assert (token.sides["label"].tolist(), token.known["label"].tolist()) == ([1], [NOW])
+    early, late = (ask(service, at=NOW + at) for at in (60_000, 60_001))
+    assert early != late
+
+
+def test_an_event_told_again_replaces_itself(service: Service, clock: Clock) -> None:
+    stores = service._state.stores  # type: ignore[union-attr]
+    count = len(next(iter(stores.values())))
+    first = tell(service, at=NOW)
+    answer = ask(service, at=NOW + 1)
+    clock.now += 5_000
+    for _ in range(3):
+        again = tell(service, at=NOW)
+        assert again.replaced
+        assert (again.instance, again.visible) == (first.instance, first.visible)
+    assert len(next(iter(stores.values()))) == count + 1
+    assert ask(service, at=NOW + 1) == answer
+    assert not tell(service, at=NOW, item=105).replaced
+    assert not tell(service, at=NOW + 1).replaced
+    assert not tell(service, at=NOW, user="u2").replaced
+
+
+def test_an_event_of_the_log_told_again_counts_once(shop: Shop, service: Service) -> None:
+    columns = token_shop.events()
+    place = max(n for n, user in enumerate(columns["user_id"]) if user == "u1")
+    event = {name: columns[name][place] for name in columns}
+    at = int(event["at"])
+    live = service._state.live  # type: ignore[union-attr]
+    row = int(shop.log.users.rows(token_shop.pa.array(["u1"]), "user")[0])
+    before = live.last(key_number("u1"), row, at + 1, 100, None, ["item", "stars"])
+    answer = ask(service)
+    context = {name: event[name] for name in ("place", "price")}
+    known = {} if event["stars"] is None else {"stars": event["stars"]}
+    told = tell(service, item=event["item_id"], at=at, context=context, feedback={"click": event["click"], **known})
+    assert told.replaced
+    after = live.last(key_number("u1"), row, at + 1, 100, None, ["item", "stars"])
+    assert after.times.tolist() == before.times.tolist()
+    assert sorted(after.columns["item"].tolist()) == sorted(before.columns["item"].tolist())
+    assert [item["id"] for item in ask(service)] == [item["id"] for item in answer]
+
+
+def test_somebody_new_has_a_past_after_their_first_event(service: Service) -> None:
+    nobody = ask(service, "fresh", at=NOW + 1, allow_unknown=True)
+    told = tell(service, user="fresh")
+    assert told.new_user
+    after = ask(service, "fresh", at=NOW + 1, allow_unknown=True)
+    assert after != nobody
+    assert ask(service, "other", at=NOW + 1, allow_unknown=True) == nobody
+    live = service._state.live  # type: ignore[union-attr]
+    assert live.last(key_number("fresh"), 0, NOW + 1, 5, None, ["item"]).columns["item"].tolist() == [5]
+
+
+def test_a_source_with_a_past_sees_earlier_events(service: Service, clock: Clock) -> None:
+    """The base of the source reads what the user did: a token depends on events told before it, and on none after."""
+    tell(service, user="u7", at=NOW)
+    alone = tokens_of(service, "u7").vectors
+    tell(service, user="u7", at=NOW - 1_000, item=109)
+    tell(service, user="u7", at=NOW)
+    assert not np.array_equal(tokens_of(service, "u7").vectors, alone)
+
+
+FAULTS: dict[str, tuple[dict[str, Any], int, str]] = {
+    "unknown item": ({"item": 5}, 404, "item: 1 unknown item: 5"),
+    "item of another type": ({"item": "104"}, 422, "item: text, for example '104'; expected integers"),
+    "user of another type": ({"user": 1}, 422, "user: integers, for example 1; expected text"),
+    "no item": ({"item": None}, 422, "item: nothing"),
+    "strange key": ({"items": [1]}, 422, "the unknown key 'items'"),
+    "context of another name": ({"context": {"place": "top", "prize": 1}}, 422, "did you mean 'price'"),
+    "context that lacks": ({"context": {}}, 422, "no 'place'; no 'price'"),
+    "feedback in the context": ({"context": {**CONTEXT, "stars": 1}}, 422, "the unknown key 'stars'"),
+    "value of another type": ({"context": {"place": 3, "price": 1}}, 422, "context.place: integers"),
+    "context in the feedback": ({"feedback": {"price": 1}}, 422, "expected click, stars"),
+    "misspelt feedback": ({"feedback": {"clik": 1}}, 422, "Did you mean 'click'"),
+    "one column twice": ({"feedback": {"click": 1, "label": 1}}, 422, "column 'click' twice"),
+    "a label that is none": ({"feedback": {"click": 7}}, 422, "feedback.click: the label 7"),
+    "feedback of another type": ({"feedback": {"stars": "many"}}, 422, "feedback.stars: text"),
+    "a log without requests": ({"request": NOW}, 422, "request: the moment of a request; expected nothing"),
+    "a moment that is none": ({"at": "noon"}, 422, "at: the text 'noon'"),
+    "nothing told": ({"context": None}, 422, "neither context nor feedback"),
+    "feedback of no moment": ({"context": None, "feedback": {"click": 1}}, 422, "at: nothing"),
+    "feedback of no event": ({"context": None, "at": NOW, "feedback": {"click": 1}}, 404, "no event of this user"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_wrong_with_an_event_is_told_and_nothing_is_kept(service: Service, fault: str) -> None:
+    change, status, says = FAULTS[fault]
+    stores = service._state.stores  # type: ignore[union-attr]
+    count, before = len(next(iter(stores.values()))), ask(service)
+    error = refused(service, **change)
+    assert error.status == status
+    assert says in str(error)
+    assert len(next(iter(stores.values()))) == count
+    assert ask(service) == before
+
+
+def test_an_unknown_item_is_taken_when_allowed(service: Service) -> None:
+    assert "allow_unknown" in refused(service, item=5).do
+    told = tell(service, item=5, allow_unknown=True)
+    assert told.new_item
+    assert len(ask(service, at=NOW + 1)) == 3
+
+
+def test_a_service_without_a_source_takes_no_events(shop: Shop) -> None:
+    with client(shop.bundle) as alone, pytest.raises(RequestError, match="Start the server with --events") as caught:
+        alone.event("u1", 104, context=CONTEXT)
+    assert caught.value.status == 404
+
+
+@pytest.fixture(scope="module", params=["in process", "over HTTP"])
+def shops(request: pytest.FixtureRequest, shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    state = tmp_path_factory.mktemp("state") / "s"
+    if request.param == "in process":
+        with client(shop.bundle, events=shop.source, state=state) as opened:
+            yield opened
+        return
+    with running(shop.bundle, settings=Settings(events=str(shop.source), state=str(state))) as url, client(url) as far:
+        yield far
+
+
+def test_a_client_tells_events_and_reads_them(shops: Client) -> None:
+    def ranked(user: str) -> list[tuple[Any, ...]]:
+        return list(shops.rank(user, [100, 101, 110], context=CONTEXT, allow_unknown=True, at="2040-01-01"))
+
+    before = ranked("u8")
+    told = shops.event("u8", 104, context=CONTEXT)
+    assert not told.replaced
+    after = ranked("u8")
+    assert after != before
+    again = shops.event("u8", 104, at=told.at, feedback={"click": 1, "stars": 3})
+    assert again.replaced
+    assert again.instance == told.instance
+    assert ranked("u8") not in (after, before)
+    with pytest.raises(RequestError, match="1 unknown item: 3") as caught:
+        shops.event("u8", 3, context=CONTEXT)
+    assert caught.value.status == 404
+
+
+def test_metrics_count_events(shop: Shop, tmp_path: Path) -> None:
+    settings = Settings(events=str(shop.source), state=str(tmp_path / "state"))
+    with running(shop.bundle, settings=settings) as url, client(url) as far:
+        told = far.event("u8", 104, context=CONTEXT)
+        far.event("u8", 104, at=told.at, feedback={"click": 1})
+        with pytest.raises(RequestError):
+            far.event("u8", 1, context=CONTEXT)
+        text = far._call("GET", "/metrics").decode()  # type: ignore[attr-defined]
+    assert 'longrec_requests_total{route="/events",status="200"} 2' in text
+    assert 'longrec_requests_total{route="/events",status="404"} 1' in text
+    assert 'longrec_events_total{told="new",feedback="none"} 1' in text
+    assert 'longrec_events_total{told="again",feedback="some"} 1' in text
+
+
+def test_what_was_acknowledged_outlives_a_killed_server(shop: Shop, tmp_path: Path) -> None:
+    settings = orjson.dumps({"events": str(shop.source), "state": str(tmp_path / "state")}).decode()
+    words = [sys.executable, "-m", "longrec.serve.server", str(shop.bundle), "0", "1", settings]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    with client(process.stdout.readline().split("ready at ")[1].split()[0]) as far:
+        for number in range(5):
+            far.event("u9", 104 + number, context=CONTEXT, at=NOW + number, feedback={"click": 1})
+        after = far.rank("u9", [100, 101], context=CONTEXT, at="2040-01-01")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with client(shop.bundle, events=shop.source, state=tmp_path / "state") as again:
+        assert again.rank("u9", [100, 101], context=CONTEXT, at="2040-01-01") == after
+
+
+def test_one_process_writes_to_a_folder(shop: Shop, service: Service, tmp_path: Path) -> None:
+    settings = Settings(events=str(shop.source), state=str(tmp_path / "state"))
+    with pytest.raises(StoreError, match="another writer holds it"):
+        Service(shop.bundle, settings)
+    other = Settings(events=str(shop.source), state=str(tmp_path / "other"))
+    with pytest.raises(LongRecError, match="2 workers, and .* is a folder that one process may write to"):
+        serve(shop.bundle, port=0, workers=2, settings=other)
+
+
+def test_a_state_belongs_to_its_bundle(shop: Shop, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    Service(shop.bundle, Settings(events=str(shop.source), state=str(state))).close()
+    content = orjson.loads((state / "state.json").read_bytes())
+    (state / "state.json").write_bytes(orjson.dumps({**content, "bundle": "0" * 64}))
+    with pytest.raises(StoreError, match="the events of another bundle"):
+        Service(shop.bundle, Settings(events=str(shop.source), state=str(state)))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(StoreError, match="something else"):
+        Service(shop.bundle, Settings(events=str(shop.source), state=str(tmp_path / "mine")))
+
+
+def test_bundles_in_the_wrong_place_are_refused(shop: Shop, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="a bundle of an encoder; expected a bundle of a ranker"):
+        Service(shop.source)
+    with pytest.raises(BundleError, match="a bundle of a ranker; expected a bundle of a source"):
+        Service(shop.bundle, Settings(events=str(shop.bundle), state=str(tmp_path / "state")))
+
+
+def test_a_source_of_other_tokens_is_refused(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Source, "wrote", lambda self, info: False)
+    with pytest.raises(BundleError, match="wrote none of the tokens that .* reads"):
+        Service(shop.bundle, Settings(events=str(shop.source), state=str(tmp_path / "state")))
+
+
+def test_a_live_store_is_written_in_place_of_the_copy(shop: Shop, tmp_path: Path, clock: Callable[[], int]) -> None:
+    place = tmp_path / "live"
+    token_shop.shutil.copytree(shop.tokens, place, ignore=token_shop.shutil.ignore_patterns("source", "lock"))
+    settings = Settings({"tokens": str(place)}, str(shop.source), str(tmp_path / "state"))
+    service = Service(shop.bundle, settings, clock)
+    told = tell(service)
+    with TokenStore.open(place) as store:
+        assert store.last(key_number("u1"), NOW + 1, 1).instance.tolist() == [told.instance]
+    assert not (tmp_path / "state" / "tokens").exists()
+    service.close()

@@ -1,0 +1,110 @@
+"""Knowledge of the user once and of every candidate, of the version that a request may read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pytest
+import token_shop
+import torch
+
+from longrec.data.log import Log
+from longrec.data.requests import impression
+from longrec.export.bundle import Bundle
+from longrec.export.golden import Sample
+from longrec.export.offline import golden
+from longrec.export.write import Left, export
+from longrec.features.vocabulary import key_numbers
+from longrec.models.base import Ranker, build
+from longrec.serve.service import Service, replay, scores_of
+from longrec.store.knowledge import KnowledgeInfo, KnowledgeStore, Known
+
+DAY, START = token_shop.DAY, token_shop.START
+MODEL: dict[str, Any] = {
+    "name": "keep_plug",
+    "base": {"name": "deepfm", "embedding_dim": 4, "mlp": [8], "init_std": 0.5},
+    "zero_init": False,
+}
+
+
+@dataclass(frozen=True)
+class Shop:
+    log: Log
+    model: Ranker
+    bundle: Path
+
+    def golden(self, row: int) -> Any:
+        log = self.log
+        sample = Sample(**impression(log, row, np.arange(1, 9)))
+        return golden(self.model, log.fitted, log.users, log.items, sample)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """Two versions: the second, of the ninth day, has forgotten half of the users and items."""
+    folder = tmp_path_factory.mktemp("knowing")
+    place, random = folder / "knowledge" / "v1", np.random.default_rng(0)
+    users = key_numbers(pa.array([f"u{n}" for n in range(token_shop.USERS)]))
+    items = key_numbers(pa.array(list(range(100, 100 + token_shop.ITEMS))))
+    info = KnowledgeInfo({"user": 5, "item": 3}, "ms", {"user": "text", "item": "int64"})
+    with KnowledgeStore.create(place, info) as store:
+        for number, (day, step) in enumerate(((3, 1), (9, 2))):
+            some = [keys[::step] for keys in (users, items)]
+            known = [Known(keys, random.standard_normal((len(keys), width)).astype(np.float32) + number)
+                     for keys, width in zip(some, (5, 3))]  # fmt: skip
+            store.publish(START + day * DAY, START + day * DAY + 500, *known)
+    about = {f"about_{table}": {"kind": "vector", "from": str(place), "table": table} for table in ("user", "item")}
+    schema = {**token_shop.SCHEMA, "features": {**token_shop.SCHEMA["features"], **about}, "histories": {}}
+    log = token_shop.opened(folder / "log", token_shop.events(), schema)
+    torch.manual_seed(2)
+    model = build(MODEL, log.fields()).eval()
+    assert isinstance(model, Ranker)
+    made = Shop(log, model, folder / "shop.bundle")
+    requests = [made.golden(int(row)) for row in log.rows_of("test")[::20]]
+    left = Left(knowledge={name: feature.store for name, feature in log.knowledge.items()})
+    export(model, log.folder, made.bundle, requests, replay, fitted=log.fitted, left=left)
+    return made
+
+
+def test_impressions_score_online_as_offline(shop: Shop) -> None:
+    service = Service(shop.bundle)
+    assert service.check() < 1e-6
+    rows = np.flatnonzero(shop.log.events.times > START + 2 * DAY)[::13]
+    wanted = [shop.golden(int(row)) for row in rows]
+    for one, scores in zip(wanted, scores_of(service, wanted)):
+        assert np.abs(one.expected - scores).max() < 1e-6
+    service.close()
+
+
+def test_what_two_features_share_is_copied_once(shop: Shop) -> None:
+    manifest = Bundle.open(shop.bundle).manifest
+    assert manifest.knowledge == dict.fromkeys(("about_user", "about_item"), "knowledge/about_user")
+    assert {entry.name: entry.shape for entry in manifest.inputs if entry.width} == {
+        "f.about_user": [1, 6],
+        "f.about_item": [-1, 4],
+    }
+
+
+def test_a_request_reads_the_version_published_before_it(shop: Shop) -> None:
+    service = Service(shop.bundle)
+
+    def ask(at: int, user: str, items: list[int], **more: Any) -> dict[int, float]:
+        context = {"place": "top", "price": 2.0}
+        request = {"user": user, "candidates": items, "at": START + at, "context": context, **more}
+        answer = orjson.loads(service.answer(orjson.dumps(request)))
+        return {item["id"]: item["score"] for item in answer["items"]}
+
+    before, after = ask(9 * DAY + 500, "u1", [101, 102]), ask(9 * DAY + 501, "u1", [101, 102])
+    assert before != after
+    # in the second version u1 and 101 are missing: not what an older version knew, but nothing
+    nobody = ask(0, "u1", [101])
+    assert after[101] == pytest.approx(nobody[101], abs=1e-6)
+    assert before[101] != pytest.approx(nobody[101], abs=1e-4)
+    strange = ask(9 * DAY + 501, "u1", [101, 999], allow_unknown=True)
+    assert strange[101] == pytest.approx(after[101], abs=1e-6)
+    service.close()

@@ -1,0 +1,277 @@
+"""Tokens fetched for a request are those that training joined, to the bit."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+import token_shop
+from numpy.typing import NDArray
+
+from longrec.data.tokens import TokenHistory
+from longrec.errors import BundleError, RequestError, StoreError, UnknownName
+from longrec.export.bundle import Bundle, EncoderFacts
+from longrec.export.inputs import random_tensors
+from longrec.export.scale import Scale
+from longrec.export.write import export
+from longrec.serve.knowledge import key_number
+from longrec.serve.service import Service, scores_of
+from longrec.serve.settings import Settings
+from longrec.serve.tokens import TokenHistories
+from longrec.store.tokens import TokenStore
+
+Shop = token_shop.TokenShop
+
+
+@pytest.fixture(scope="module")
+def shop() -> Shop:
+    return token_shop.shop()
+
+
+@pytest.fixture(scope="module")
+def service(shop: Shop) -> Service:
+    return Service(shop.bundle)
+
+
+@pytest.fixture
+def live(shop: Shop, tmp_path: Path) -> Iterator[TokenStore]:
+    """A copy of the tokens, held for writing."""
+    shutil.copytree(shop.tokens, tmp_path / "live", ignore=shutil.ignore_patterns("source", "lock"))
+    with TokenStore.open(tmp_path / "live", writable=True) as store:
+        yield store
+
+
+def write(store: TokenStore, user: Any, at: int, visible: int, seed: int = 0, instance: int = 5) -> NDArray[Any]:
+    """One more token; its vector."""
+    vector = np.random.default_rng(seed).standard_normal((1, store.info.width)).astype(np.float16).astype(np.float32)
+    store.append(
+        np.array([key_number(user)]),
+        np.array([at]),
+        instance=np.array([instance]),
+        visible=np.array([visible]),
+        version=np.array([0]),
+        vectors=vector,
+        sides={"label": np.array([2]), "stars": np.array([2])},
+        known={"label": np.array([visible]), "stars": np.array([visible])},
+    )
+    return vector
+
+
+def ask(service: Service, user: str, at: int, **change: Any) -> Any:
+    context = {"place": "top", "price": 2.5}
+    request = {"user": user, "candidates": [100, 101, 110], "at": at, "context": context, **change}
+    return orjson.loads(service.answer(orjson.dumps(request)))["items"]
+
+
+def sampled(shop: Shop, count: int = 1_000) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """User rows and moments: those of rows of the log, some a little earlier or later."""
+    random = np.random.default_rng(3)
+    rows = random.integers(0, len(shop.log), count)
+    return shop.log.user(rows), shop.log.moments.take(rows) + random.choice([0, 0, -1, 1, 60_000, 10**9], count)
+
+
+def same_lists(shop: Shop, online: TokenHistories) -> int:
+    """Compare a thousand lists of the join with those fetched one by one; how many tokens there were."""
+    users, moments = sampled(shop)
+    offline, offsets = shop.log.tokens["tokens"].columns(users, moments)
+    for place, (user, moment) in enumerate(zip(users.tolist(), moments.tolist())):
+        fetched = online.columns(key_number(shop.log.users.key(user)), moment)["tokens"]
+        assert list(fetched) == list(offline)
+        for name, column in offline.items():
+            own = column[offsets[place] : offsets[place + 1]]
+            assert fetched[name].dtype == own.dtype
+            assert fetched[name].shape == own.shape
+            assert fetched[name].tobytes() == own.tobytes()
+    return int(offsets[-1])
+
+
+def test_14_serving_parity_embedded(shop: Shop) -> None:
+    assert same_lists(shop, TokenHistories(Bundle.open(shop.bundle))) > 5_000
+
+
+def test_14_serving_parity_on_a_live_store(shop: Shop, live: TokenStore) -> None:
+    """Part of the tokens lie in the journal, written again while a reader has the store open."""
+    online = TokenHistories(Bundle.open(shop.bundle), {"tokens": live.place})
+    for user, tokens in list(live.scan())[:5]:
+        live.append(
+            np.full(len(tokens), user),
+            tokens.times,
+            instance=tokens.instance,
+            visible=tokens.visible,
+            version=tokens.version,
+            vectors=tokens.vectors,
+            sides=tokens.sides,
+            known=tokens.known,
+        )
+    assert same_lists(shop, online) > 5_000
+    online.close()
+
+
+def test_14_serving_parity_on_a_server(shop: Shop, redis_url: str) -> None:
+    """The same tokens in Redis: fetched from there they equal the join, whether that reads the folder or the server."""
+    place = f"{redis_url}/parity"
+    with TokenStore.open(shop.tokens) as old, TokenStore.create(place, replace(old.info, versions=())) as store:
+        for version in old.info.versions:
+            store.add_version(version)
+        for user, t in old.scan():
+            store.load(np.full(len(t), user), t.times, instance=t.instance, visible=t.visible, version=t.version,
+                       vectors=t.vectors, sides=t.sides, known=t.known)  # fmt: skip
+    online = TokenHistories(Bundle.open(shop.bundle), {"tokens": place})
+    assert same_lists(shop, online) > 5_000
+    users, moments = sampled(shop)
+    own, offsets = shop.log.tokens["tokens"].columns(users, moments)
+    with TokenStore.open(place) as remote:
+        joined = TokenHistory(remote, shop.log.schema, "tokens", shop.log.users.keys, "tokens")
+        theirs, there = joined.columns(users, moments)
+    assert offsets.tobytes() == there.tobytes()
+    assert {n: c.tobytes() for n, c in own.items()} == {n: c.tobytes() for n, c in theirs.items()}
+    online.close()
+
+
+def test_impressions_score_online_as_offline(shop: Shop, service: Service) -> None:
+    assert service.check() < 1e-5
+    rows = [int(row) for row in shop.log.rows_of("test")[::7]]
+    wanted = [shop.golden(shop.log, row) for row in rows]
+    for one, scores in zip(wanted, scores_of(service, wanted)):
+        assert np.abs(one.expected - scores).max() < 1e-5
+
+
+def test_the_bundle_says_what_it_reads(shop: Shop, service: Service) -> None:
+    manifest = service.bundle.manifest
+    assert manifest.tokens == {"tokens": "tokens/tokens"}
+    assert "tokens/tokens/store.json" in manifest.files
+    assert not any("source" in name or name.endswith("lock") for name in manifest.files)
+    entry = next(entry for entry in manifest.inputs if entry.name == "h.tokens.tokens.token")
+    assert (entry.datatype, entry.shape, entry.width) == ("FP32", [-1, 6], 6)
+    with TokenStore.open(shop.bundle / "tokens" / "tokens") as copy, TokenStore.open(shop.tokens) as store:
+        assert len(copy) == len(store)
+
+
+def test_a_tampered_token_is_refused(shop: Shop, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(shop.bundle, tmp_path / "bundle"))
+    path = next((copy / "tokens").rglob("vector.npy"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(BundleError, match=r"tokens/tokens/segment-\d+/vector\.npy: its SHA-256"):
+        Bundle.open(copy)
+
+
+def test_1_future_invariance_online(shop: Shop, live: TokenStore) -> None:
+    """Whatever is written at or after a moment, or can be read only then, changes no answer for it."""
+    service = Service(shop.bundle, Settings(tokens={"tokens": live.place}))
+    at = int(shop.log.moments.max()) - token_shop.DAY
+    before = ask(service, "u3", at)
+    write(live, "u3", at, at)
+    write(live, "u3", at + 1, at + 1, 1)
+    write(live, "u3", at - 1, at, 2)
+    assert ask(service, "u3", at) == before
+    write(live, "u3", at - 1, at - 1, 3, instance=6)
+    assert ask(service, "u3", at) != before
+    assert ask(service, "u4", at) == ask(Service(shop.bundle), "u4", at)
+    service.close()
+
+
+def test_a_store_that_another_writes_is_read_as_it_is_now(shop: Shop, live: TokenStore) -> None:
+    service = Service(shop.bundle, Settings(tokens={"tokens": live.place}))
+    at = int(shop.log.moments.max()) + 1_000
+    before = ask(service, "u5", at)
+    for number in range(3):
+        write(live, "u5", at - 10 + number, at - 5, number)
+        if number == 1:
+            live.compact()
+        now = ask(service, "u5", at)
+        assert now != before
+        before = now
+    service.close()
+
+
+def test_somebody_new_with_tokens_gets_them(shop: Shop, live: TokenStore) -> None:
+    service = Service(shop.bundle, Settings(tokens={"tokens": live.place}))
+    at = int(shop.log.moments.max()) + 1_000
+    with pytest.raises(RequestError, match="the unknown user 'stranger'"):
+        ask(service, "stranger", at)
+    nobody = ask(service, "stranger", at, allow_unknown=True)
+    assert nobody == ask(service, "other", at, allow_unknown=True)
+    write(live, "stranger", at - 2, at - 1)
+    assert ask(service, "stranger", at, allow_unknown=True) != nobody
+    assert ask(service, "other", at, allow_unknown=True) == nobody
+    service.close()
+
+
+def test_stores_that_do_not_fit_are_refused(shop: Shop, live: TokenStore, tmp_path: Path) -> None:
+    bundle = Bundle.open(shop.bundle)
+    with pytest.raises(UnknownName, match="no history of tokens named 'token'; did you mean 'tokens'"):
+        TokenHistories(bundle, {"token": live.place})
+    with pytest.raises(StoreError):
+        TokenHistories(bundle, {"tokens": str(tmp_path / "nowhere")})
+    info = live.info
+    changes: dict[str, dict[str, Any]] = {
+        "numbers a token: 3; expected 6": {"width": 3, "versions": ()},
+        "side columns": {"sides": {"label": 3}},
+        "users named by: int64; expected text": {"keys": "int64"},
+        "times in: step; expected ms": {"unit": "step"},
+    }
+    for number, (says, change) in enumerate(changes.items()):
+        place = tmp_path / str(number)
+        TokenStore.create(place, type(info)(**{**vars(info), **change})).close()
+        with pytest.raises(BundleError, match=says):
+            TokenHistories(bundle, {"tokens": str(place)})
+
+
+def test_the_open_inference_protocol_takes_vectors(shop: Shop, service: Service) -> None:
+    inputs = service.bundle.manifest.inputs
+    tensors = random_tensors(inputs, 3, 4, 0)
+
+    def body(**change: Any) -> bytes:
+        given = [
+            {"name": e.name, "shape": list(tensors[e.name].shape), "datatype": e.datatype,
+             "data": tensors[e.name].tolist()}
+            for e in inputs
+        ]  # fmt: skip
+        given[place].update(change)
+        return orjson.dumps({"inputs": given})
+
+    place = [entry.name for entry in inputs].index("h.tokens.tokens.token")
+    metadata = service.metadata()["inputs"][place]
+    assert (metadata["datatype"], metadata["shape"]) == ("FP32", [-1, 6])
+    vector = tensors["h.tokens.tokens.token"]
+    expected = service.program.run(tensors).tolist()
+    for data in (vector.tolist(), vector.ravel().tolist()):  # rows, or all numbers in one list
+        answer = orjson.loads(service.infer(body(data=data)))
+        assert answer["outputs"][0]["data"] == pytest.approx(expected, abs=1e-6)
+    for change, says in {
+        "shape": ({"shape": [6, 4]}, r"shape \[6, 4\] with 24 values; expected \[-1, 6\]"),
+        "flat": ({"shape": [24]}, r"shape \[24\] with 24 values; expected \[-1, 6\]"),
+        "none": ({"shape": []}, r"shape \[\] with 24 values"),
+        "data": ({"data": vector[:3].tolist()}, r"shape \[4, 6\] with 18 values"),
+        "ragged": ({"data": [[1.0], [2.0, 3.0]]}, r"shape \[4, 6\] with 3 values"),
+        "mixed": ({"data": [1.0, [2.0]]}, "numbers beside lists"),
+        "length": ({"shape": [3, 6], "data": vector[:3].tolist()}, "3 entries; expected|4 entries; expected 3"),
+        "type": ({"datatype": "FP64"}, "datatype 'FP64'"),
+        "large": ({"data": [1e300] * 24}, "a number that is too large"),
+    }.values():
+        with pytest.raises(RequestError, match=says) as caught:
+            service.infer(body(**change))
+        assert caught.value.status == 422
+
+
+def test_a_bundle_holds_what_its_schema_reads_or_is_refused(shop: Shop, tmp_path: Path) -> None:
+    golden = service_golden(shop)
+    with pytest.raises(BundleError, match="'tokens': no store to copy"):
+        export(shop.model, shop.log.folder, tmp_path / "out", golden, lambda *_: [], fitted=shop.log.fitted)
+    facts = EncoderFacts(0, Scale(), 6, 1)
+    with pytest.raises(BundleError, match="a ranker as an encoder"):
+        export(shop.model, shop.log.folder, tmp_path / "out", golden, lambda *_: [], fitted=shop.log.fitted,
+               encoder=facts)  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def service_golden(shop: Shop) -> list[Any]:
+    return Bundle.open(shop.bundle).golden

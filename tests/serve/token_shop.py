@@ -1,0 +1,203 @@
+"""A shop with tokens, from a raw log to two bundles: a ranker that reads them and the source that writes them.
+
+The log is prepared by the data room, so that serving is held against training's own join.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from longrec import verbs
+from longrec.data.log import Log
+from longrec.data.prepare import prepare
+from longrec.data.requests import impression
+from longrec.export.golden import Golden, Sample
+from longrec.export.offline import golden
+from longrec.export.write import Left, export
+from longrec.models.base import Ranker, build
+from longrec.serve.service import replay
+from longrec.train.compress import compress
+from longrec.train.job import read_job
+
+DAY, START, USERS, ITEMS = 86_400_000, 1_700_000_000_000, 12, 30
+SCHEMA: dict[str, Any] = {
+    "user": "user_id",
+    "item": "item_id",
+    "time": {"column": "at", "unit": "ms"},
+    "label": "click",
+    "features": {
+        "user_id": {"kind": "id", "vocab": [f"u{n}" for n in range(USERS)]},
+        "item_id": {"kind": "id", "vocab": list(range(100, 100 + ITEMS))},
+        "place": {"kind": "id", "vocab": ["top", "side", "foot"]},
+        "price": {"kind": "bucket", "edges": [1, 2, 3]},
+        "stars": {"kind": "bucket", "edges": [2, 4], "feedback": True, "known_after": "1m"},
+    },
+    "histories": {"seen": {"of": ["item_id", "place", "stars", "time_gap"], "last": 8}},
+}
+SOURCE: dict[str, Any] = {
+    "name": "iat",
+    "order": "temporal",
+    "base": {"name": "pooling", "embedding_dim": 4, "mlp": [8], "batch_norm": False, "init_std": 0.5},
+    "width": 6,
+    "decoder": 8,
+}
+READER: dict[str, Any] = {
+    "name": "iat_reader",
+    "base": {"name": "pooling", "embedding_dim": 4, "mlp": [8], "batch_norm": False, "init_std": 0.5},
+    "width": 8,
+    "heads": 2,
+    "query": 8,
+    "adapt": 8,
+    "side_dim": 4,
+    "embedding_dim": 4,
+    "init_std": 0.5,
+}
+OF = ["token", "version", "label", "stars", "time_gap"]
+STEPS: dict[str, Any] = {
+    "user": "user_id",
+    "item": "item_id",
+    "time": {"column": "at", "unit": "step"},
+    "request": "page",
+    "label": {"column": "stars", "at_least": 4},
+    "features": {
+        "user_id": {"kind": "id", "vocab": list(range(USERS))},
+        "item_id": {"kind": "id", "vocab": [f"i{n}" for n in range(ITEMS)]},
+        "place": {"kind": "id", "vocab": ["top", "side", "foot"]},
+        "stars": {"kind": "bucket", "edges": [2, 4], "feedback": True},
+    },
+    "histories": {
+        "liked": {"of": ["item_id", "place", "stars"], "last": 6, "where": {"stars": {"at_least": 4}, "zone": "a"}}
+    },
+}
+"""Whole numbers for users, text for items, steps for times; requests; a filter on a column that is no feature."""
+CODED: dict[str, Any] = {**SOURCE, "width": 4, "slots": 2, "codes": {"size": 8, "levels": 2}}
+POOLING: dict[str, Any] = {"name": "pooling", "embedding_dim": 4, "mlp": [8], "batch_norm": False, "init_std": 0.5}
+
+
+def events(count: int = 400, seed: int = 0) -> dict[str, list[Any]]:
+    """Raw columns of a log over ten days, many moments shared, some stars missing."""
+    random = np.random.default_rng(seed)
+    at = START + np.sort(random.integers(0, 10 * 24, count)) * (DAY // 24)
+    user, item = random.integers(0, USERS, count), random.integers(0, ITEMS, count)
+    place = random.integers(0, 3, count)
+    return {
+        "user_id": [f"u{n}" for n in user],
+        "item_id": (100 + item).tolist(),
+        "at": at.tolist(),
+        "place": [("top", "side", "foot")[n] for n in place],
+        "price": (random.random(count) * 4).round(2).tolist(),
+        "stars": [None if n == 0 else float(n) for n in random.integers(0, 6, count)],
+        "click": (random.random(count) < np.where(place == item % 3, 0.9, 0.2)).astype(int).tolist(),
+    }
+
+
+def steps(count: int = 400, seed: int = 1) -> dict[str, list[Any]]:
+    """Raw columns of a log in steps: two candidates a request, the second a step later."""
+    random = np.random.default_rng(seed)
+    page = np.arange(count) // 2
+    at = 10 * np.sort(random.integers(0, 100, (count + 1) // 2)).repeat(2)[:count] + np.arange(count) % 2
+    return {
+        "user_id": random.integers(0, USERS, (count + 1) // 2).repeat(2)[:count].tolist(),
+        "item_id": [f"i{n}" for n in random.integers(0, ITEMS, count)],
+        "at": at.tolist(),
+        "page": page.tolist(),
+        "place": [("top", "side", "foot")[n] for n in random.integers(0, 3, count)],
+        "zone": [("a", "b")[n] for n in random.integers(0, 2, count)],
+        "stars": random.integers(1, 6, count).astype(float).tolist(),
+    }
+
+
+def opened(folder: Path, columns: Mapping[str, list[Any]], schema: Mapping[str, Any]) -> Log:
+    """A prepared log of raw columns."""
+    job = read_job(job_of(folder, columns, schema))
+    return Log.open(prepare(job.data, job.schema), job.schema)
+
+
+def job_of(
+    folder: Path, columns: Mapping[str, list[Any]], schema: Mapping[str, Any], model: Mapping[str, Any] = SOURCE
+) -> dict[str, Any]:
+    """The job of a source, over raw columns written into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(dict(columns)), folder / "log.parquet")
+    ends = (700, 850) if schema["time"]["unit"] == "step" else ("2023-11-20", "2023-11-22")
+    return {
+        "name": "source",
+        "data": {
+            "log": str(folder / "log.parquet"),
+            "schema": dict(schema),
+            "split": {"by": "time", "valid_from": ends[0], "test_from": ends[1]},
+            "folder": str(folder / "prepared"),
+            "threads": 1,
+        },
+        "model": dict(model),
+        "fit": {"batch_size": 64, "lr": 0.01, "tensorboard": "off", "mlflow": "off"},
+    }
+
+
+def reading(tokens: str | Path, of: Sequence[str] = OF, schema: Mapping[str, Any] = SCHEMA) -> dict[str, Any]:
+    """The schema of the reader."""
+    histories = {**schema["histories"], "tokens": {"from": str(tokens), "of": list(of), "last": 16}}
+    return {**schema, "histories": histories}
+
+
+@dataclass(frozen=True)
+class TokenShop:
+    folder: Path
+    tokens: Path
+    log: Log
+    model: Ranker
+    bundle: Path
+    source: Path
+
+    def golden(self, log: Log, row: int, others: NDArray[Any] | None = None) -> Golden:
+        """A row of a log as a request, and its scores offline."""
+        items = np.arange(1, 9) if others is None else others
+        return golden(self.model, log.fitted, log.users, log.items, Sample(**impression(log, row, items)))
+
+
+@functools.cache
+def shop() -> TokenShop:
+    """A reader with a branch for tokens, of a source that reads the past; made once."""
+    return _make(events(), SCHEMA, SOURCE, READER, OF)
+
+
+@functools.cache
+def coded() -> TokenShop:
+    """Tokens as codes, two an instance; steps, requests and a filtered history."""
+    return _make(steps(), STEPS, CODED, POOLING, ["token", "label", "time_gap"])
+
+
+def _make(
+    columns: Mapping[str, list[Any]],
+    schema: Mapping[str, Any],
+    source: Mapping[str, Any],
+    reader: Mapping[str, Any],
+    of: Sequence[str],
+) -> TokenShop:
+    folder = Path(tempfile.mkdtemp(prefix="token-shop-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    tokens = folder / "tokens" / "v1"
+    compress(job_of(folder, columns, schema, source), tokens, ["blocks=3", "first_slices=2"], quiet=True)
+    log = opened(folder, columns, reading(tokens, of, schema))
+    torch.manual_seed(1)
+    model = build(reader, log.fields()).eval()
+    assert isinstance(model, Ranker)
+    made = TokenShop(folder, tokens, log, model, folder / "shop.bundle", folder / "source.bundle")
+    requests = [made.golden(log, int(row)) for row in log.rows_of("test")[::15]]
+    left = Left({name: history.store for name, history in log.tokens.items()})
+    export(model, log.folder, made.bundle, requests, replay, fitted=log.fitted, name="reader", left=left)
+    verbs.export(made.tokens, made.source)
+    return made
