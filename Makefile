@@ -5,6 +5,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 TORCH  := 2.13.0
 FAST   := -m "not slow"
+CORES  ?= 2
 
 # Idle OpenMP threads sleep instead of spinning: on a shared machine that is worth up to 25 times.
 export OMP_WAIT_POLICY = PASSIVE
@@ -26,7 +27,7 @@ demo: setup
 	@$(VENV)/bin/longrec demo
 
 test: setup
-	@$(PY) -m pytest $(FAST)
+	@$(PY) -m pytest $(FAST) -n $(CORES)
 
 check: setup
 	@$(PY) -m ruff format --check .

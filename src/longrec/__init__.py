@@ -16,13 +16,25 @@ if TYPE_CHECKING:
     from longrec.demo import demo
     from longrec.serve.client import client
     from longrec.train.run import open_run
-    from longrec.verbs import check, compare, evaluate, export, predict, prepare, train
+    from longrec.verbs import check, compare, compress, evaluate, export, predict, prepare, train
 
 # Threads that spin at a barrier cost up to 25-fold beside a busy neighbour; this must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-__version__ = "0.1.0"
-__all__ = ["check", "client", "compare", "demo", "evaluate", "export", "open_run", "predict", "prepare", "train"]
+__version__ = "0.2.0"
+__all__ = [
+    "check",
+    "client",
+    "compare",
+    "compress",
+    "demo",
+    "evaluate",
+    "export",
+    "open_run",
+    "predict",
+    "prepare",
+    "train",
+]
 
 _ELSEWHERE = {"client": "longrec.serve.client", "demo": "longrec.demo", "open_run": "longrec.train.run"}
 

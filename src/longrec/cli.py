@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from longrec import __version__, verbs
-from longrec.errors import LongRecError
+from longrec.errors import ConfigError, LongRecError
 from longrec.report import tables
 
 
@@ -25,7 +26,7 @@ def main(words: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    args = parser().parse_args(words)
+    args = _parsed(words)
     try:
         args.verb(args)
     except LongRecError as error:
@@ -37,6 +38,17 @@ def main(words: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the last resort of the command line: told, kept in a file, exit 1
         return _our_fault(error)
     return 0
+
+
+def _parsed(words: Sequence[str] | None) -> argparse.Namespace:
+    """The words as a verb with its options; settings may stand after options too, where argparse loses them."""
+    made = parser()
+    args, rest = made.parse_known_args(words)
+    if rest and (not hasattr(args, "overrides") or any("=" not in word or word.startswith("-") for word in rest)):
+        made.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
 
 
 def _our_fault(error: Exception) -> int:
@@ -70,6 +82,13 @@ def parser() -> argparse.ArgumentParser:
     made = with_config(verb("train", _train, "train a model and measure it"), optional=True)
     made.add_argument("--resume", metavar="RUN", help="go on with an interrupted run")
     made.add_argument("--quiet", action="store_true", help="no progress")
+    made = verb(
+        "compress", _compress, "write the tokens of a trained source, one an impression, for other models to read"
+    )
+    made.add_argument("run")
+    made.add_argument("--into", required=True, metavar="NAME/vN", help="the store: a new folder, or a redis:// address")
+    made.add_argument("overrides", nargs="*", metavar="key=value", help="settings: regime, every, codec, ...")
+    made.add_argument("--quiet", action="store_true", help="no progress")
     made = verb("evaluate", _evaluate, "measure a run: every metric with its interval")
     made.add_argument("run")
     _part(made)
@@ -82,8 +101,10 @@ def parser() -> argparse.ArgumentParser:
     _part(made)
     made.add_argument("--unit", choices=["user", "row"], default="user", help="what the bootstrap draws")
     made.add_argument("--replicates", type=int, default=300, help="bootstrap draws")
-    made = verb("export", _export, "turn a run into a bundle, and check that it scores alike")
-    made.add_argument("run")
+    made = verb(
+        "export", _export, "turn a run (or the source of some tokens) into a bundle, and check that it answers alike"
+    )
+    made.add_argument("run", help="a run, or a folder of tokens: then its source")
     made.add_argument("bundle")
     made.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
     made = verb("serve", _serve, "serve a bundle over HTTP", json=False)
@@ -91,9 +112,22 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--host", default="127.0.0.1")
     made.add_argument("--port", type=int, default=8000)
     made.add_argument("--workers", type=int, default=1, help="processes")
+    live = "read a live store of tokens, a folder or a redis:// address, in place of the bundle's copy"
+    made.add_argument("--tokens", action="append", default=[], metavar="HISTORY=PLACE", help=live)
+    made.add_argument("--events", metavar="SOURCE.bundle", help="take events, and make tokens of them by this source")
+    made.add_argument("--state", metavar="PLACE", help="where events are kept (default: BUNDLE.state)")
     verb("models", _models, "every model: name, kind, paper, whether it reads histories")
     made = verb("help", _help, "explain a model and its settings", json=False)
     made.add_argument("name")
+    made = verb("worlds", _worlds, "small made-up logs whose answer is known: list them, explain one, write one")
+    made.add_argument("name", nargs="?", help="a world")
+    made.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="knobs of the world; without --into it tells them"
+    )
+    made.add_argument("--into", metavar="FOLDER", help="write the world there")
+    made.add_argument("--seed", type=int, default=0, help="same seed and knobs, same world")
+    for knob in ("users", "fields", "tell"):
+        made.add_argument(f"--{knob}", metavar=knob.upper(), help=f"short for {knob}={knob.upper()}")
     made = verb("demo", _demo, "MovieLens-1M from raw ratings to a server that ranks", json=False)
     made.add_argument("--folder", default="longrec-demo", help="where everything goes")
     return top
@@ -145,6 +179,15 @@ def _train(args: argparse.Namespace) -> None:
     _out(args, found, f"{tables.metrics_table({run.folder.name: run.metrics})}\n{run.folder}")
 
 
+def _compress(args: argparse.Namespace) -> None:
+    found = verbs.compress(args.run, args.into, args.overrides, quiet=args.quiet)
+    rows = [[one["version"], one["from"], one["rows"], one["auc"]] for one in found.versions]
+    text = tables.table(["version", "writes from", "impressions", "AUC before learning"], rows)
+    warning = f"\nthese tokens leak: they were {found.leak}" if found.leak else ""
+    told = f"{found.tokens:,} vectors in {found.into}\nread them in a schema: {found.hint}"
+    _out(args, vars(found), f"{text}\n{told}{warning}")
+
+
 def _evaluate(args: argparse.Namespace) -> None:
     found = verbs.evaluate(args.run, args.part)
     _out(args, found.to_dict(), tables.results_table(found.run, found.to_dict()))
@@ -162,13 +205,22 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     found = verbs.export(args.run, args.bundle, overwrite=args.overwrite)
-    _out(args, found, f"{args.bundle}\nserve it with: longrec serve {args.bundle}")
+    kinds = {"ranker": f"serve {args.bundle}", "encoder": f"serve RANKER.bundle --events {args.bundle}"}
+    _out(args, found, f"{args.bundle}\nserve it with: longrec {kinds[found.kind]}")
 
 
 def _serve(args: argparse.Namespace) -> None:
     from longrec.serve.server import serve
+    from longrec.serve.settings import settings_of
 
-    serve(args.bundle, host=args.host, port=args.port, workers=args.workers)
+    faults = [f"--tokens: {word!r} is not HISTORY=PLACE" for word in args.tokens if not all(word.partition("=")[::2])]
+    if args.state is not None and args.events is None:
+        faults.append("--state: needs --events, which says who makes tokens of events")
+    if faults:
+        raise ConfigError("longrec serve", faults)
+    tokens = dict(word.split("=", 1) for word in args.tokens)
+    settings = settings_of(tokens, args.events, args.state)
+    serve(args.bundle, host=args.host, port=args.port, workers=args.workers, settings=settings)
 
 
 def _models(args: argparse.Namespace) -> None:
@@ -184,6 +236,33 @@ def _paper(card: Any) -> str:
 
 def _help(args: argparse.Namespace) -> None:
     print(verbs.explain_model(args.name))
+
+
+def _worlds(args: argparse.Namespace) -> None:
+    if args.name is None:
+        told = [verbs.explain_world(name) for name in verbs.worlds()]
+        _out(args, told, "\n\n".join(f"{one['world']}\n{_folded(one['story'])}" for one in told))
+        return
+    short = [f"{knob}={value}" for knob in ("users", "fields", "tell") if (value := getattr(args, knob)) is not None]
+    knobs = [*args.overrides, *short]
+    if args.into is None:
+        if knobs:
+            raise ConfigError("longrec worlds", ["--into: is required with knobs: the folder that the world goes to"])
+        found = verbs.explain_world(args.name)
+        rows = [[name, str(knob["default"]), knob["about"]] for name, knob in found["knobs"].items()]
+        _out(args, found, f"{_folded(found['story'])}\n\n{tables.table(['knob', 'default', 'what'], rows)}")
+        return
+    found = verbs.make_world(args.name, args.into, knobs, seed=args.seed)
+    text = f"{found['events']:,} events of {found['users']:,} users in {found['folder']}\n"
+    text += _folded(", ".join(found["files"]))
+    head = f"true probability, on {found['test_rows']:,} test rows"
+    text += f"\n\n{tables.table([head, 'AUC'], list(found['oracles'].items()))}\n\ngo on with"
+    jobs = [name for name in found["files"] if name.endswith(".yaml") and not name.endswith(".schema.yaml")]
+    _out(args, found, text + "".join(f"\n  longrec train {Path(args.into) / job}" for job in jobs))
+
+
+def _folded(text: str) -> str:
+    return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="  ")
 
 
 def _demo(args: argparse.Namespace) -> None:

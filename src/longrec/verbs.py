@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.errors import RunError
+from longrec.config import apply_overrides
+from longrec.errors import DataError, RunError
 
 if TYPE_CHECKING:
     from longrec.data.log import Log
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from longrec.metrics import Comparison
     from longrec.models.base import Model
     from longrec.models.catalogue import Card
+    from longrec.train.compress import Written
     from longrec.train.evaluate import Evaluation
+    from longrec.train.extract import Extracted
     from longrec.train.run import Run
 
 Config = str | Path | Mapping[str, Any]
@@ -76,6 +79,30 @@ def train(
     return fit(source, overrides, resume=resume, quiet=quiet)
 
 
+def compress(
+    source: Config | Run, into: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False
+) -> Written | Extracted:
+    """Write the tokens of a source, or the knowledge of an extractor, for other models to read.
+
+    Args:
+        source: a finished run, or a config where nothing of a run is needed.
+        into: a folder that is not there yet (``tokens/v1``), or for tokens a ``redis://`` address.
+        overrides: settings such as ``every=2d`` or ``codec=int8``.
+    """
+    from longrec.models.base import find
+    from longrec.train.compress import compress as write_tokens
+    from longrec.train.extract import extract
+    from longrec.train.job import read_job
+    from longrec.train.run import Run, open_run
+
+    config = isinstance(source, Mapping) or (not isinstance(source, Run) and Path(source).is_file())
+    given = source if config or isinstance(source, Run) else open_run(source)  # type: ignore[arg-type]
+    job = given.config if isinstance(given, Run) else read_job(given)
+    if hasattr(find(str(job.model["name"])), "user_knowledge"):
+        return extract(given, into, overrides, quiet=quiet)
+    return write_tokens(given, into, overrides, quiet=quiet)
+
+
 def evaluate(run: str | Path | Run, part: str = "test") -> Evaluation:
     """Measure a run on a part of its log: every metric with its interval."""
     from longrec.train.evaluate import evaluate as measure
@@ -106,23 +133,85 @@ def compare(
 def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -> Manifest:
     """Export a run as a bundle, and prove that its whole online path scores as the run does.
 
+    Args:
+        run: a run of a ranker; or a folder of tokens (``tokens/v1``), whose source is exported to write further ones.
+
     Raises:
+        RunError: a run of a source, whose weights write nothing: its tokens are exported.
         BundleError: a folder in the way, a model that cannot be traced, or scores that differ.
     """
+    from longrec.export.write import Left
     from longrec.export.write import export as write
     from longrec.models.base import Ranker
     from longrec.serve.service import replay
+    from longrec.train.run import Run
+    from longrec.train.written import find_source
 
+    if not isinstance(run, Run) and (folder := find_source(run)) is not None:
+        return _export_source(folder, Path(out), overwrite)
     opened = _open(run)
     log, model = opened.log(), opened.model()
     if not isinstance(model, Ranker):
-        raise RunError(str(opened.folder), f"a model of the kind {type(model).__name__}", "a ranker")
+        raise RunError(
+            str(opened.folder),
+            f"a source ({opened.config.model['name']}), whose tokens are written by weights of other moments",
+            "a ranker, or the tokens of a source",
+            f"compress first: longrec compress {opened.folder} --into tokens/v1, then longrec export tokens/v1 {out}",
+        )
     others = popular(log)[:50]
     golden = [offline_request(log, model, int(row), others) for row in _telling_rows(log)]
     source = {"run": opened.name, "config": opened.config.to_yaml()}
-    name, out = opened.config.model["name"], Path(out)
+    left = Left(
+        {name: history.store for name, history in log.tokens.items()},
+        {name: feature.store for name, feature in log.knowledge.items()},
+    )
+    name = opened.config.model["name"]
     return write(
-        model, log.folder, out, golden, replay, fitted=log.fitted, name=name, source=source, overwrite=overwrite
+        model,
+        log.folder,
+        Path(out),
+        golden,
+        replay,
+        fitted=log.fitted,
+        name=name,
+        source=source,
+        overwrite=overwrite,
+        left=left,
+    )
+
+
+def _export_source(folder: Path, out: Path, overwrite: bool) -> Manifest:
+    """The source of some tokens as a bundle, and the proof that it makes the same tokens of rows of its log."""
+    from longrec.data.requests import impression
+    from longrec.export.bundle import EncoderFacts
+    from longrec.export.golden import Sample
+    from longrec.export.offline import golden_vectors
+    from longrec.export.scale import Scale
+    from longrec.export.write import Left
+    from longrec.export.write import export as write
+    from longrec.models.base import name_of
+    from longrec.serve.source import replay
+    from longrec.train.written import open_source
+
+    made = open_source(folder)
+    log, scale = made.log, Scale(made.mean, made.std)
+    samples = [Sample(**impression(log, int(row), popular(log)[:10])) for row in _telling_rows(log)]
+    golden = [golden_vectors(made.model, log.fitted, log.users, log.items, sample, scale) for sample in samples]
+    return write(
+        made.model,
+        log.folder,
+        out,
+        golden,
+        replay,
+        fitted=log.fitted,
+        name=name_of(made.model),
+        source={"run": made.run, "version": made.version},
+        overwrite=overwrite,
+        left=Left(
+            {name: history.store for name, history in log.tokens.items()},
+            {name: feature.store for name, feature in log.knowledge.items()},
+        ),
+        encoder=EncoderFacts(made.version, scale, made.model.width, made.model.slots),
     )
 
 
@@ -165,3 +254,59 @@ def explain_model(name: str) -> str:
     from longrec.models.base import help_text
 
     return help_text(name)
+
+
+def worlds() -> list[str]:
+    """Names of the small worlds."""
+    from longrec.data.worlds import names
+
+    return names()
+
+
+def explain_world(name: str) -> dict[str, Any]:
+    """The ``story`` of a small world and its ``knobs``, each with its default and its meaning.
+
+    Raises:
+        UnknownName: no world of that name.
+    """
+    from longrec.data.worlds import recipe
+
+    fields = recipe(name).settings.model_fields
+    knobs = {knob: {"default": field.default, "about": field.description} for knob, field in fields.items()}
+    return {"world": name, "story": recipe(name).story, "knobs": knobs}
+
+
+def make_world(name: str, into: str | Path, overrides: Sequence[str] = (), *, seed: int = 0) -> dict[str, Any]:
+    """Write a small world into a folder, with the jobs that read it.
+
+    Args:
+        overrides: knobs of the world, such as ``users=5000``.
+
+    Returns:
+        What was written, and the AUC on its test rows of the true probabilities, given what one may know.
+
+    Raises:
+        UnknownName: no world of that name.
+        ConfigError: a knob that the world has not, or a value that it cannot have.
+        DataError: a log that is none of this world's lies in the folder.
+    """
+    from longrec.data import worlds
+    from longrec.data.split import TEST
+    from longrec.metrics import auc
+
+    made, into = worlds.world(name, **{"seed": seed, **apply_overrides({}, overrides)}), Path(into)
+    if (into / "log.parquet").exists() and not (into / f"{name}.schema.yaml").exists():
+        raise DataError(str(into), "a log.parquet of something else", f"a new folder, or the world {name} to replace")
+    worlds.write(made, into)
+    label = made.log[made.schema["label"]].to_numpy(zero_copy_only=False)
+    rows = np.flatnonzero((worlds.parts(made) == TEST) & ~np.isnan(made.oracle))
+    both = 0 < label[rows].sum() < len(rows)  # a handful of users may leave one class alone
+    return {
+        "world": name,
+        "folder": str(into),
+        "files": worlds.files(made),
+        "events": len(made.log),
+        "users": len(np.unique(made.log[made.schema["user"]].to_numpy())),
+        "test_rows": len(rows),
+        "oracles": {key: float(auc(label[rows], p[rows])) if both else None for key, p in made.oracles().items()},
+    }

@@ -255,7 +255,10 @@ FEATURE_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"kind": "id", "feedback": True, "known_after": 1, "known_at": "x"}, "takes known_after or known_at, not both"),
     ({"kind": "id", "feedback": True, "table": "item"}, "feedback is a column of the event itself"),
     ({"kind": "id", "hash": 0}, "features.x.hash: input should be greater than or equal to 1, got 0"),
-    ({"kind": "ids"}, "features.x.kind: must be one of 'id', 'multi', 'dense', 'bucket', 'time' or 'vector'; got 'ids'"),
+    (
+        {"kind": "ids"},
+        "features.x.kind: must be one of 'id', 'multi', 'dense', 'bucket', 'time' or 'vector'; got 'ids'",
+    ),
     ({"kind": "time", "part": "minute"}, "features.x.part: must be one of 'hour', 'weekday' or 'hour_of_week'"),
     ({"kind": "multi", "separator": ""}, "features.x.separator: "),
 ]

@@ -67,6 +67,8 @@ class Batch:
         moments: int64 ``[B]`` moment of each sample.
         known: int64 ``[B]`` moment at which the label of each sample became known.
         counts: bool ``[B]``: whether a row's loss counts; None for all. The others stand there to be looked back at.
+        targets: further labels by feedback feature, float32 ``[B]``: 0, 1, or NaN where it is missing or was not known
+            when the training window ended. They are for losses only, and are made when a loss asks for them.
     """
 
     size: int
@@ -79,3 +81,9 @@ class Batch:
     moments: Tensor | None = None
     known: Tensor | None = None
     counts: Tensor | None = None
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def counted(self) -> int:
+        """How many rows have a loss that counts."""
+        return self.size if self.counts is None else int(self.counts.sum())
