@@ -429,3 +429,15 @@ def test_a_live_store_is_written_in_place_of_the_copy(shop: Shop, tmp_path: Path
         assert store.last(key_number("u1"), NOW + 1, 1).instance.tolist() == [told.instance]
     assert not (tmp_path / "state" / "tokens").exists()
     service.close()
+
+
+def test_tokens_of_positive_impressions_only_are_not_written_online(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = TokenStore.open(shop.tokens).info
+    kept = {**info.source, "compress": {**info.source["compress"], "keep": "positive"}}
+    place = tmp_path / "live"
+    with TokenStore.create(place, type(info)(**{**vars(info), "source": kept})):
+        pass
+    with pytest.raises(BundleError, match="tokens of positive impressions only"):
+        Service(shop.bundle, Settings({"tokens": str(place)}, str(shop.source), str(tmp_path / "state")))

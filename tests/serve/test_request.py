@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -7,7 +9,7 @@ import pytest
 
 from longrec.errors import RequestError
 from longrec.features.schema import TimeColumn
-from longrec.serve.request import decode, moment
+from longrec.serve.request import EventRequest, decode, decode_event, moment
 
 GOOD = {"user": 1, "candidates": [1, 2]}
 
@@ -132,3 +134,26 @@ def test_moments_without_a_clock() -> None:
     assert moment(None, None, 5) == 0
     with pytest.raises(RequestError, match="the schema has no time column"):
         moment("2026-01-01", None, 0)
+
+
+def test_an_event_is_typed() -> None:
+    event = decode_event(b'{"user":"u","item":3,"at":7,"context":{"x":null},"feedback":{"y":1},"request":5}')
+    assert (event.user, event.item, event.at, event.request) == ("u", 3, 7, 5)
+    assert (event.context, event.feedback, event.allow_unknown) == ({"x": None}, {"y": 1}, False)
+    for body, status, where in (
+        (b"{", 400, "body"),
+        (b'{"user":1}', 422, "item"),
+        (b'{"user":1,"item":2.5}', 422, "item"),
+        (b'{"user":1,"item":2,"context":[]}', 422, "context"),
+        (b'{"user":1,"item":2,"contex":{}}', 422, "body"),
+        (b'{"user":1,"item":2}', 422, "event"),
+    ):
+        with pytest.raises(RequestError) as caught:
+            decode_event(body)
+        assert (caught.value.status, caught.value.where) == (status, where)
+
+
+def test_every_key_of_an_event_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "guide" / "serving.md").read_text()
+    table = text.split("| key of an event |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `([a-z_]+)` \|", table, re.M)) == set(EventRequest.__struct_fields__)

@@ -96,6 +96,12 @@ class State:
             check(store, bundle, name)
             if not source.wrote(store.info):
                 return
+            if store.info.source.get("compress", {}).get("keep") == "positive":
+                found, expected = (
+                    "tokens of positive impressions only",
+                    "tokens of all: an event comes before its label",
+                )
+                raise BundleError(shown(opened), found, expected, "compress with keep=all")
             if not source.codec_fits(store.info.codec):
                 raise BundleError(opened, f"tokens as {store.info.codec}", "a source that makes codes")
             if inside:

@@ -1,0 +1,48 @@
+"""What the command line makes of live stores and sources."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from longrec.cli import main
+from longrec.errors import RequestError
+from longrec.serve.client import client
+from longrec.serve.settings import Settings, settings_of
+
+
+def test_settings_are_text() -> None:
+    assert settings_of() == Settings()
+    made = settings_of({"tokens": "redis://h/0/t"}, "source.bundle", "state")
+    assert made == Settings({"tokens": "redis://h/0/t"}, "source.bundle", "state")
+
+
+def test_the_command_line_passes_them_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("longrec.serve.server.serve", lambda *given, **named: seen.append((given, named)))
+    words = ["serve", "b", "--tokens", "a=x", "--tokens", "b=redis://h/0/t?cap=9", "--events", "s", "--state", "z"]
+    assert main(words) == 0
+    assert main(["serve", "b"]) == 0
+    assert [named["settings"] for _, named in seen] == [
+        Settings({"a": "x", "b": "redis://h/0/t?cap=9"}, "s", "z"),
+        Settings(),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--tokens", "place"], "--tokens: 'place' is not HISTORY=PLACE"),
+        (["--tokens", "=x"], "'=x' is not HISTORY=PLACE"),
+        (["--state", "x"], "--state: needs --events"),
+    ],
+)
+def test_words_that_make_no_sense_are_refused(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "b", *words]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_server_has_its_own_settings() -> None:
+    with pytest.raises(RequestError, match="give them to it|Give them to it"):
+        client("http://127.0.0.1:9", events="s")
