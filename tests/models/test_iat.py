@@ -287,7 +287,7 @@ def test_user_order_keeps_what_a_later_row_needs_and_temporal_order_does_not() -
     fields = Fields((Field("bit", "id", 4), Field("noise", "id", 8)), {})
     random = torch.Generator().manual_seed(0)
 
-    def world(users: int = 40, length: int = 8) -> Batch:
+    def world(users: int = 24, length: int = 8) -> Batch:
         n = users * length
         bit = torch.randint(2, 4, (n,), generator=random, dtype=torch.int32)
         noise = torch.randint(2, 8, (n,), generator=random, dtype=torch.int32)
@@ -303,7 +303,7 @@ def test_user_order_keeps_what_a_later_row_needs_and_temporal_order_does_not() -
         optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01)
         for parameter in model.tables():
             parameter.data.normal_(std=0.3, generator=random)
-        for _ in range(150):
+        for _ in range(100):
             loss = model.loss(world())
             optimiser.zero_grad()
             loss.backward()
@@ -312,5 +312,5 @@ def test_user_order_keeps_what_a_later_row_needs_and_temporal_order_does_not() -
             optimiser.step()
         return float(model.eval().loss(world()).detach())
 
-    assert error("user") < 0.2
+    assert error("user") < 0.3
     assert error("temporal") > 0.65

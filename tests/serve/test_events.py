@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -367,6 +368,35 @@ def test_metrics_count_events(shop: Shop, tmp_path: Path) -> None:
     assert 'longrec_requests_total{route="/events",status="404"} 1' in text
     assert 'longrec_events_total{told="new",feedback="none"} 1' in text
     assert 'longrec_events_total{told="again",feedback="some"} 1' in text
+
+
+def test_rankings_go_on_while_events_are_kept(shop: Shop, tmp_path: Path) -> None:
+    """Several clients tell events of one user at once, others rank: all is answered, every event is there once."""
+    settings = Settings(events=str(shop.source), state=str(tmp_path / "state"))
+    faults: list[Exception] = []
+
+    def work(url: str, number: int) -> None:
+        try:
+            with client(url) as far:
+                for place in range(12):
+                    if number % 2:
+                        assert len(far.rank("u1", [100, 101], context=CONTEXT, at="2040-01-01")) == 2
+                    else:
+                        far.event("u1", 100 + place, at=NOW + number, context=CONTEXT, feedback={"click": place % 2})
+        except Exception as error:  # noqa: BLE001  told by the test's own thread
+            faults.append(error)
+
+    with running(shop.bundle, settings=settings) as url:
+        threads = [threading.Thread(target=work, args=(url, number)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert faults == []
+    with TokenStore.open(tmp_path / "state" / "tokens" / "tokens") as store:
+        tokens = store.last(key_number("u1"), 2**62, 24)
+    assert sorted(tokens.times.tolist()) == [NOW] * 12 + [NOW + 2] * 12
+    assert len(np.unique(tokens.instance)) == 24
 
 
 def test_what_was_acknowledged_outlives_a_killed_server(shop: Shop, tmp_path: Path) -> None:

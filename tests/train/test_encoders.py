@@ -54,9 +54,12 @@ def test_a_source_in_user_order_resumes_bit_by_bit(
     kind: str, shop: Path, runs: Runs, same: Same, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed inside the second pass; codebooks and the random numbers that restart codes come back too."""
-    words = runs(f"model={SOURCES[kind]}", "fit.epochs=2", "fit.validations_per_epoch=1", "fit.log_steps=1")
+    words = runs(
+        f"model={SOURCES[kind]}", "fit.epochs=2", "fit.validations_per_epoch=1", "fit.log_steps=1", "fit.max_steps=30"
+    )
     whole = train(shop, [*words, "name=whole"], quiet=True)
-    stop = 3 * whole.results["steps"] // 4
+    stop = whole.results["steps"] - 2
+    assert stop > len(loader_of(whole.model(), whole.log(), whole.log().rows_of("train"), 100)), "in the second pass"
 
     def crash(self: loop.Loop) -> None:
         line(self)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -36,11 +38,14 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class App:
-    """The routes over one service. The model runs inside the event loop: one process is one core."""
+    """The routes over one service. The model runs inside the event loop: one process is one core; a thread beside it
+    waits for the disk when events are kept.
+    """
 
     def __init__(self, service: Service, metrics: Metrics | None = None) -> None:
         self.service, self.metrics = service, metrics or Metrics()
         self.version = service.bundle.manifest.version
+        self._one, self._keeper = asyncio.Lock(), ThreadPoolExecutor(1, thread_name_prefix="events")
         self._page = files("longrec.serve").joinpath("console", "index.html").read_bytes()
 
     def starlette(self) -> Starlette:
@@ -106,7 +111,10 @@ class App:
         return Response(content, media_type="application/json", headers={"server-timing": timing})
 
     async def _event(self, request: Request) -> Response:
-        recorded = self.service.record(await _body(request))
+        body = await _body(request)
+        async with self._one:  # rankings go on while the disk is waited for; the next event does not
+            pending = self.service.prepare(body)
+            recorded = await asyncio.get_running_loop().run_in_executor(self._keeper, pending.keep)
         self.metrics.recorded(recorded.known, recorded.replaced)
         return _raw(recorded.json())
 

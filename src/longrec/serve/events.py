@@ -7,8 +7,9 @@ the event's own step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,24 @@ class Recorded:
 
 
 @dataclass(frozen=True)
+class Pending:
+    """An event that was found good and is not kept yet."""
+
+    writes: Sequence[Callable[[], None]]
+    recorded: Recorded
+
+    def keep(self) -> Recorded:
+        """Make it part of the past, for good: this waits for the disk, or the server, and may run beside rankings.
+
+        Raises:
+            StoreError: a store that does not answer; the event may be kept in part, and telling it again mends that.
+        """
+        for write in self.writes:
+            write()
+        return self.recorded
+
+
+@dataclass(frozen=True)
 class _Event:
     """One event, read and looked up.
 
@@ -90,7 +109,7 @@ class _Event:
 
 
 class Events:
-    """Takes events for one bundle. One call at a time: it belongs to one thread.
+    """Takes events for one bundle, one at a time: each is kept before the next is prepared.
 
     Args:
         encoder: of the bundle.
@@ -115,8 +134,8 @@ class Events:
             plain = [schema.column(name) for name in live.values if name not in live.feedback]
             self._context |= dict.fromkeys([*plain, *feedback.required(schema)])
 
-    def record(self, request: EventRequest) -> Recorded:
-        """Make an event part of the past, for good.
+    def prepare(self, request: EventRequest) -> Pending:
+        """Everything about an event except keeping it.
 
         Raises:
             RequestError: an event that cannot be taken; nothing is kept then.
@@ -136,15 +155,17 @@ class Events:
             raise refused(error) from None
         now = event.at if self._steps else max(event.given.now, event.at)
         visible = min([now, *(token.visible for token in tokens if token is not None)])
+        writes: list[Callable[[], None]] = []
         for place, (store, token, (codes, known)) in enumerate(zip(stores, tokens, sides)):
             if vectors is None:
                 assert token is not None
-                token.amend(codes, known)
+                writes.append(partial(token.amend, codes, known))
             else:
-                self._append(event, store, vectors[place], now if token is None else token.visible, codes, known)
+                since = now if token is None else token.visible
+                writes.append(partial(self._append, event, store, vectors[place], since, codes, known))
         for (live, encoder), own in zip(self._past, columns):
-            live.append(event.user, encoder.user(request.user), event.at, own)
-        return self._recorded(event, visible, replaced=any(token is not None for token in tokens))
+            writes.append(partial(live.append, event.user, encoder.user(request.user), event.at, own))
+        return Pending(writes, self._recorded(event, visible, replaced=any(token is not None for token in tokens)))
 
     def _read(self, request: EventRequest) -> _Event:
         """Keys, moments and names of an event, held to what there is.

@@ -26,7 +26,7 @@ from longrec.pipeline.rank import Rank
 from longrec.pipeline.stage import Outcome, Pipeline, Query
 from longrec.serve import tensors
 from longrec.serve.encode import RequestEncoder
-from longrec.serve.events import Events, Recorded
+from longrec.serve.events import Events, Pending, Recorded
 from longrec.serve.request import Key, RankRequest, decode, decode_event, moment
 from longrec.serve.settings import Settings
 from longrec.serve.state import State
@@ -141,13 +141,21 @@ class Service:
         """Take an event: JSON in. It is kept for good when this returns.
 
         Raises:
+            RequestError, StoreError: as ``prepare``, and ``Pending.keep``.
+        """
+        return self.prepare(body).keep()
+
+    def prepare(self, body: bytes) -> Pending:
+        """An event that is good to keep: JSON in. It must be kept before the next is prepared.
+
+        Raises:
             RequestError: an event that cannot be taken, or a service without a source.
             StoreError: a store that does not answer.
         """
         if self._events is None:
             do = "start the server with --events SOURCE.bundle"
             raise RequestError("/events", "no source", "a server that knows the source of its tokens", do, 404)
-        return self._events.record(decode_event(body))
+        return self._events.prepare(decode_event(body))
 
     def answer(self, body: bytes) -> bytes:
         """JSON in, JSON out: what ``POST /rank`` does."""
