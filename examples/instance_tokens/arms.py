@@ -79,16 +79,29 @@ def main_arms(history: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Ar
     }
 
 
-def ablations(labels: tuple[str, ...]) -> dict[str, Arm]:
-    """One change each, to be held against the arm of the main table that it changes."""
+def ablations(history: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Arm]:
+    """One change each, to be held against the arm of the main table that it changes.
+
+    A read that helps tokens may help labels and gaps alone: each read has its own side-only and hand-made history.
+    """
+    reads = {
+        f"{name} read by {words}": Arm(arm.tokens, arm.history, reader={**arm.reader, "read": read})
+        for words, read in (("Transformer", "transformer"), ("LONGER", "longer"))
+        for name, arm in {
+            "T": Arm("t"),
+            "side-only": Arm("t", reader={"tokens": "zeroed"}),
+            "history": Arm(history=history),
+            "U": Arm("u"),
+            "history + U": Arm("u", history=history),
+        }.items()
+    }
     return {
         "U stored after SIT": Arm("after-sit"),
         "U two passes": Arm("two-pass"),
         "T id-only query": Arm("t", reader={"query_from": "item"}),
         "T without labels": Arm("t", of=("token", "time_gap")),
         "T read by DIN": Arm("t", reader={"read": "din"}),
-        "T read by Transformer": Arm("t", reader={"read": "transformer"}),
-        "T read by LONGER": Arm("t", reader={"read": "longer"}),
+        **reads,
         **{f"T width {width}": Arm(f"t-width-{width}") for width in (16, 32, 128)},
         **{f"T length {last}": Arm("t", last=last) for last in (10, 32, 64, 128, 256)},
         **{f"side-only length {last}": Arm("t", last=last, reader={"tokens": "zeroed"}) for last in (32, 64, 128, 256)},

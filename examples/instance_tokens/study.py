@@ -64,13 +64,14 @@ def main() -> None:
     args = parser.parse_args()
     study = study_of(args.log, args.data, args.work)
     arms = main_arms(HISTORY[args.log], LABELS[args.log])
-    arms = {name: arm for name, arm in arms.items() if not args.arms or name in args.arms}
+    more = ablations(HISTORY[args.log], OF[args.log][2:-1]) if args.ablation_seeds else {}
+    if args.arms:
+        arms, more = ({name: arm for name, arm in some.items() if name in args.arms} for some in (arms, more))
     runs = run_arms(study, arms, args.seeds)
     references = tuple(name for name in ("base", "side-only", "history") if name in runs)
     parts = [arms_table(runs, references), "## Valid\n", arms_table(runs, references[:1], "valid")]
     write(args.work / f"{args.log}.md", f"Instance tokens on {args.log}", parts)
-    if args.ablation_seeds:
-        more = {name: arm for name, arm in ablations(OF[args.log][2:-1]).items()}
+    if more:
         found = run_arms(study, more, args.ablation_seeds)
         kept = {name: several[: args.ablation_seeds] for name, several in runs.items()}
         parts = [arms_table({**kept, **found}, tuple(n for n in ("T-IAT", "U-IAT", "side-only") if n in kept))]

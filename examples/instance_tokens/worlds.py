@@ -44,7 +44,7 @@ ARMS = {
 SWEEPS: dict[str, tuple[str, list[Any]]] = {
     "strength": ("strength of the dependence", [0.5, 1.0, 2.5, 5.0]),
     "fields": ("fields of an impression", [10, 30, 60, 120]),
-    "back": ("how many moments back", [1, 2, 4, 8]),
+    "back": ("number of moments back", [1, 2, 4, 8]),
 }
 
 
@@ -111,7 +111,7 @@ def sweep(work: Path, knob: str, users: int) -> None:
             found[name].append(lift)
     rows = [[f"{value:g}", *(f"{found[name][n]:.3f}" for name in arms)] for n, value in enumerate(values)]
     write(work / f"sweep_{knob}.md", f"Lift against the {words}", [table([words, *arms], rows)])
-    series = [Series(name, list(zip(values, found[name])), slot) for slot, name in enumerate(arms)]
+    series = [Series(name, slot, list(zip(values, found[name]))) for slot, name in enumerate(arms)]
     (work / f"sweep_{knob}.html").write_text(picture(series, words), encoding="utf-8")
 
 
