@@ -1,0 +1,254 @@
+r"""A gated recurrent unit over ragged histories, as one fused scan.
+
+    u = sigmoid(x_u + U_u h + b_u)      r = sigmoid(x_r + U_r h + b_r)      n = tanh(x_n + r * (U_n h) + b_n)
+    h' = h + z * (n - h)
+
+The update z is u itself; with an attention a per position it is, by name
+
+    ``agru``       a                    the attention replaces the gate (Zhou et al. 2019, eq. 5)
+    ``augru``      a u                  a = 0 keeps the state (eq. 7)
+    ``released``   1 - (1 - a)(1 - u)   what DIEN's released code computes: a = 0 is an ordinary step, a = 1 forgets all
+
+The part of the input is one product over all positions of the batch. The scan then walks time: rows are sorted by
+length, positions laid out moment after moment, so that a step is a slice of the rows that are still alive and nothing
+is computed on padding. The gradient is written by hand; that of the recurrent weights is again one product.
+
+Letters: B rows, N positions, U what the history brings (see ``Segments``), T positions of a shared history, I inputs,
+H hidden units, G gates (3; 2 for ``agru``, which has no u).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, no_type_check
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
+from torch.autograd.function import once_differentiable
+
+from longrec.nn import gemm
+from longrec.nn.linear import linear
+from longrec.nn.segment import Segments
+
+Update = Literal["gru", "agru", "augru", "released"]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Positions of ragged rows laid out by time.
+
+    Attributes:
+        places: int64 ``[N]``: the positions, first those that begin a row, then the second ones, and so on.
+        order: int64 ``[B]``: rows, longest first; each moment holds the first so many of them.
+        counts: rows alive at each moment, falling.
+    """
+
+    places: Tensor
+    order: Tensor
+    counts: list[int]
+
+    @classmethod
+    def of(cls, segments: Segments) -> Steps:
+        """The steps of ragged segments."""
+        lengths_B = segments.offsets[1:] - segments.offsets[:-1]
+        order_B = torch.argsort(lengths_B, descending=True, stable=True)
+        rank_B = torch.empty_like(order_B)
+        rank_B[order_B] = torch.arange(len(order_B))
+        at_N = torch.arange(segments.positions) - segments.expand_rows(segments.offsets[:-1])
+        counts_T = torch.bincount(at_N)
+        starts_T = counts_T.cumsum(0) - counts_T
+        places_N = torch.empty_like(at_N)
+        places_N[starts_T[at_N] + segments.expand_rows(rank_B)] = torch.arange(segments.positions)
+        return cls(places_N, order_B, counts_T.tolist())
+
+
+class GRU(nn.Module):
+    """One layer; see the module.
+
+    Args:
+        inputs: I.
+        hidden: H.
+        update: what moves the state.
+    """
+
+    def __init__(self, inputs: int, hidden: int, update: Update = "gru") -> None:
+        super().__init__()
+        self.update, self.hidden = update, hidden
+        gates = 2 if update == "agru" else 3
+        bound = hidden**-0.5
+        self.weight = nn.Parameter(torch.empty(gates * hidden, inputs).uniform_(-bound, bound))
+        self.recurrent = nn.Parameter(torch.empty(gates * hidden, hidden).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(gates * hidden))
+
+    def states(self, x_UI: Float[Tensor, "U I"], segments: Segments) -> Float[Tensor, "U H"]:
+        """The state after every position; a row begins at zero."""
+        x_UG = linear(x_UI, self.weight, self.bias)
+        if segments.shared:
+            return self._walk(x_UG.unsqueeze(1), None, 1)[1].squeeze(1)
+        return self._scanned(x_UG, segments, None)
+
+    def last(
+        self, x_UI: Float[Tensor, "U I"], segments: Segments, a_N: Float[Tensor, " N"] | None = None
+    ) -> Float[Tensor, "B H"]:
+        """The state after the last position of each row; 0 for an empty one.
+
+        Args:
+            a_N: the attention of each row at each of its positions, for the updates that take one.
+        """
+        assert (a_N is None) == (self.update == "gru"), "an update by attention takes one, and no other does"
+        x_UG = linear(x_UI, self.weight, self.bias)
+        if segments.shared:
+            rows = segments.rows if a_N is not None else 1
+            a_TB = None if a_N is None else a_N.reshape(segments.rows, segments.positions).t()
+            return self._walk(x_UG.unsqueeze(1), a_TB, rows)[0].expand(segments.rows, -1)
+        return last_of(self._scanned(x_UG, segments, a_N), segments)
+
+    def last_of_each(self, x_NI: Float[Tensor, "N I"], segments: Segments) -> Float[Tensor, "B H"]:
+        """``last`` where every row has inputs of its own even in a shared batch."""
+        if not segments.shared:
+            return self.last(x_NI, segments)
+        x_NG = linear(x_NI, self.weight, self.bias)
+        x_TBG = x_NG.reshape(segments.rows, segments.positions, x_NG.shape[1]).transpose(0, 1)
+        return self._walk(x_TBG, None, segments.rows)[0]
+
+    def _scanned(self, x_NG: Tensor, segments: Segments, a_N: Tensor | None) -> Tensor:
+        if segments.positions == 0:
+            return x_NG.new_zeros(0, self.hidden)
+        states: Tensor = _Scan.apply(  # type: ignore[no-untyped-call]
+            x_NG.float(), self.recurrent, None if a_N is None else a_N.float(), Steps.of(segments), self.update
+        )
+        return states
+
+    # Nothing that stands inside a traced scan may be wrapped by a checker of shapes.
+    @no_type_check
+    def _walk(self, x_TBG: Tensor, a_TB: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:
+        """The last state ``[B, H]`` and all states ``[T, B, H]`` of rows of one length; B is 1 in what they share."""
+        start = x_TBG.new_zeros(rows, self.hidden)
+        attention = x_TBG.new_ones(x_TBG.shape[0], 1) if a_TB is None else a_TB
+        if torch.compiler.is_compiling():
+
+            def step(h_BH: Tensor, at: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+                x_BG, a_B, real = at
+                h_BH = h_BH + real * (self._step(h_BH, x_BG, a_B) - h_BH)
+                return h_BH, h_BH.clone()
+
+            # A moment that moves nothing goes first: programs cannot scan an empty history.
+            x_TBG, attention = (torch.cat([torch.zeros_like(x.sum(0, keepdim=True)), x]) for x in (x_TBG, attention))
+            real_T1 = torch.cat([x_TBG.new_zeros(1, 1), torch.ones_like(x_TBG[1:, 0, :1])])
+            h_BH, states_TBH = scan(step, start, (x_TBG, attention, real_T1))
+            return h_BH, states_TBH[1:]
+        h_BH, states = start, []
+        for x_BG, a_B in zip(x_TBG, attention):
+            h_BH = self._step(h_BH, x_BG, a_B)
+            states.append(h_BH)
+        return h_BH, torch.stack(states) if states else x_TBG.new_zeros(0, rows, self.hidden)
+
+    @no_type_check
+    def _step(self, h_BH: Tensor, x_BG: Tensor, a_B: Tensor) -> Tensor:
+        parts = [*(h_BH @ self.recurrent.t()).split(self.hidden, 1)], [*x_BG.split(self.hidden, 1)]
+        *gates, (h_n, x_n) = zip(*parts)
+        r_BH = torch.sigmoid(gates[-1][0] + gates[-1][1])
+        n_BH = torch.tanh(x_n + r_BH * h_n)
+        u_BH = torch.sigmoid(gates[0][0] + gates[0][1]) if len(gates) == 2 else None
+        return h_BH + _moved(self.update, u_BH, a_B.unsqueeze(1)) * (n_BH - h_BH)
+
+
+def last_of(h_NH: Float[Tensor, "N H"], segments: Segments) -> Float[Tensor, "B H"]:
+    """What stands at the last position of each ragged row; 0 for an empty one."""
+    lengths_B = segments.offsets[1:] - segments.offsets[:-1]
+    full_B = lengths_B > 0
+    if not segments.positions:
+        return h_NH.new_zeros(segments.rows, h_NH.shape[1])
+    last_BH = h_NH.index_select(0, (segments.offsets[1:] - 1).clamp(min=0))
+    return torch.where(full_B.unsqueeze(1), last_BH, torch.zeros_like(last_BH))
+
+
+@no_type_check
+def _moved(update: Update, u_BH: Tensor | None, a_B1: Tensor) -> Tensor:
+    """z, the share of the new state."""
+    if u_BH is None:
+        return a_B1
+    if update == "augru":
+        return a_B1 * u_BH
+    return u_BH if update == "gru" else u_BH + a_B1 - a_B1 * u_BH
+
+
+class _Scan(torch.autograd.Function):
+    """All states in the order of the positions, gradients by hand."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NG: Tensor, w_GH: Tensor, a_N: Tensor | None, steps: Steps, update: Update) -> Tensor:
+        width, total = w_GH.shape[1], len(x_NG)
+        gates = w_GH.shape[0] // width
+        # Moment after moment; the gates and the new state take the place of their inputs.
+        x_NG = x_NG.index_select(0, steps.places)
+        a_N1 = None if a_N is None else a_N.index_select(0, steps.places).unsqueeze(1)
+        hn_NH, before_NH, out_NH = (gemm.room(x_NG, total, width) for _ in range(3))
+        w_HG, h_BH, start = w_GH.t().contiguous(), x_NG.new_zeros(len(steps.order), width), 0
+        for count in steps.counts:
+            at = slice(start, start + count)
+            h, x = h_BH[:count], x_NG[at]
+            before_NH[at] = h
+            if start:
+                own = h @ w_HG
+                x[:, :-width].add_(own[:, :-width])
+                hn = hn_NH[at]
+                hn.copy_(own[:, -width:])
+            else:
+                hn = hn_NH[at].zero_()
+            x[:, :-width].sigmoid_()
+            n = x[:, -width:].addcmul_(x[:, -2 * width : -width], hn).tanh_()
+            u = x[:, :width] if gates == 3 else None
+            a = a_N1[at] if a_N1 is not None else x[:0, :1]
+            h.add_(_moved(update, u, a) * (n - h))
+            out_NH[at] = h
+            start += count
+        ctx.steps, ctx.update = steps, update
+        ctx.save_for_backward(x_NG, hn_NH, before_NH, w_GH, a_N1)
+        states_NH = torch.empty_like(out_NH)
+        states_NH[steps.places] = out_NH
+        return states_NH
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_NH: Tensor) -> tuple[Tensor | None, ...]:
+        x_NG, hn_NH, before_NH, w_GH, a_N1 = ctx.saved_tensors
+        steps, update, width = ctx.steps, ctx.update, w_GH.shape[1]
+        three = w_GH.shape[0] == 3 * width
+        g_NH = g_NH.index_select(0, steps.places)
+        gx_NG = gemm.room(x_NG, *x_NG.shape)  # by the inputs
+        gh_NG = gemm.room(x_NG, *x_NG.shape)  # by what the last state brings to them
+        ga_N1 = None if a_N1 is None else torch.empty_like(a_N1)
+        d_BH, stop = x_NG.new_zeros(len(steps.order), width), len(x_NG)
+        for count in reversed(steps.counts):
+            at = slice(stop - count, stop)
+            d, x = d_BH[:count], x_NG[at]
+            d.add_(g_NH[at])
+            r, n = x[:, -2 * width : -width], x[:, -width:]
+            u = x[:, :width] if three else None
+            a = a_N1[at] if a_N1 is not None else x[:0, :1]
+            dz = d * (n - before_NH[at])
+            z = _moved(update, u, a)
+            gx, gh = gx_NG[at], gh_NG[at]
+            dn = torch.mul(d * z, 1 - n * n, out=gx[:, -width:])
+            torch.mul(dn * hn_NH[at], r * (1 - r), out=gx[:, -2 * width : -width])
+            if u is not None:
+                du = dz * a if update == "augru" else dz if update == "gru" else dz * (1 - a)
+                torch.mul(du, u * (1 - u), out=gx[:, :width])
+            if ga_N1 is not None:
+                da = dz if u is None else dz * u if update == "augru" else dz * (1 - u)
+                torch.sum(da, 1, keepdim=True, out=ga_N1[at])
+            gh[:, :-width] = gx[:, :-width]
+            torch.mul(dn, r, out=gh[:, -width:])
+            d.mul_(1 - z).addmm_(gh, w_GH)
+            stop -= count
+        g_w = gemm.weight_gradient(gh_NG, before_NH)
+        back_NG = torch.empty_like(gx_NG)
+        back_NG[steps.places] = gx_NG
+        if ga_N1 is None:
+            return back_NG, g_w, None, None, None
+        g_a = torch.empty_like(ga_N1)
+        g_a[steps.places] = ga_N1
+        return back_NG, g_w, g_a.squeeze(1), None, None
