@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from longrec.data.writer import ArrayWriter, narrow
 from longrec.errors import DataError
 from longrec.features.encode import Lists
+from longrec.store.columns import type_text
 
 
 class ColumnFiles:
@@ -22,8 +23,8 @@ class ColumnFiles:
         self._writers: dict[str, ArrayWriter] = {}
 
     def event(self, name: str, values: NDArray[Any], dtype: Any) -> None:
-        """Add one value an event."""
-        self._put(f"events/{name}", values, dtype)
+        """Add one value an event, or one row of numbers (values ``[n, W]``)."""
+        self._put(f"events/{name}", values, np.dtype((dtype, values.shape[1:])))
 
     def lists(self, name: str, column: Lists, rows: int) -> None:
         """Add one list an event.
@@ -48,7 +49,7 @@ class ColumnFiles:
         paths = (
             (path.removeprefix("events/"), writer) for path, writer in self._writers.items() if path[:6] == "events"
         )
-        return {name: str(writer.dtype) for name, writer in paths}
+        return {name: type_text(writer.dtype) for name, writer in paths}
 
     def _put(self, path: str, values: NDArray[Any], dtype: Any) -> None:
         if path not in self._writers:

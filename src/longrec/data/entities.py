@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from longrec.data.checks import check_width
 from longrec.data.read import Relation, name
 from longrec.errors import DataError
-from longrec.features.encode import Lists, flatten
+from longrec.features.compose import multi_values
+from longrec.features.encode import Lists
 from longrec.features.fit import Fitter
 from longrec.features.fitted import FittedSchema, concat_lists
 from longrec.features.schema import Schema
@@ -63,7 +65,9 @@ class Entities:
             feature = self.schema.features[feature_name]
             column = self.schema.column(feature_name)
             values, where = self._column(column, feature_name)
-            if feature.kind in ("dense", "bucket"):
+            if feature.width is not None:
+                check_width(self.source(column), column, feature)
+            elif feature.kind in ("dense", "bucket"):
                 self.source(column).numeric(column)
             weights = self._column(feature.weights, feature_name)[0] if feature.weights else None
             yield feature_name, values, weights, where
@@ -121,6 +125,6 @@ def add_values(
 ) -> None:
     """Give a fitter one chunk; several values a row count as often as their row."""
     if schema.features[feature].kind == "multi":
-        values, offsets = flatten(values, schema.features[feature].separator, where)
+        values, offsets, _ = multi_values(schema.features[feature], values, where)
         counts = np.repeat(counts, np.diff(offsets))
     fitter.add(values, counts, where)

@@ -66,7 +66,7 @@ def _feature(log: Log, name: str, rows: NDArray[np.int64], users: NDArray[np.int
 
 
 def _take(column: NDArray[Any] | Lists, rows: NDArray[Any]) -> NDArray[Any] | Lists:
-    return gather_lists(column, rows) if isinstance(column, Lists) else column.take(rows)
+    return gather_lists(column, rows) if isinstance(column, Lists) else column.take(rows, axis=0)
 
 
 def history_between(

@@ -6,13 +6,16 @@ Histories are never materialised, so neither time nor space depends on how long 
 
 from __future__ import annotations
 
+import collections
 import fcntl
 import json
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,14 +27,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec.data import read, split
+from longrec.data.checks import check_values
 from longrec.data.columns import ColumnFiles, as_type, same_lengths
 from longrec.data.entities import Entities, add_values
 from longrec.data.labels import check_labels, labels_of
 from longrec.data.settings import DataConfig
-from longrec.data.sort import ITEM, MOMENT, TIME, USER, event_columns, sort_events
+from longrec.data.sort import ITEM, MOMENT, TIME, USER, chunk_rows, event_columns, sort_events
 from longrec.data.writer import ArrayWriter, narrow
 from longrec.errors import DataError
 from longrec.features import encode
+from longrec.features.compose import composed, numeric_parts
 from longrec.features.fit import Fitter
 from longrec.features.fitted import FittedSchema
 from longrec.features.schema import Schema
@@ -118,26 +123,27 @@ def _sweep(root: Path) -> None:
 class _Preparation:
     def __init__(self, config: DataConfig, schema: Schema, con: Any, scratch: Path, build: Path) -> None:
         self.config, self.schema, self.con, self.build = config, schema, con, build
-        self.sorted = scratch / "sorted.parquet"
+        self.scratch, self.sorted = scratch, scratch / "sorted.parquet"
+        self.part_column = read.PART if config.split.by == "parts" else config.split.column
         self.step = schema.time is not None and schema.time.unit == "step"
         (build / "events").mkdir(parents=True)
         (build / "lists").mkdir()
 
     def run(self) -> None:
         began = time.perf_counter()
-        self.log = read.Relation(self.con, "log", self.config.log)
-        users = read.Relation(self.con, "users", self.config.users) if self.config.users else None
-        items = read.Relation(self.con, "items", self.config.items) if self.config.items else None
+        self.log = read.Relation(self.con, "log", self.config.log, self.scratch)
+        users = read.Relation(self.con, "users", self.config.users, self.scratch) if self.config.users else None
+        items = read.Relation(self.con, "items", self.config.items, self.scratch) if self.config.items else None
         columns = event_columns(self.schema)
-        if self.config.split.column:
-            columns.setdefault(self.config.split.column, "the split")
+        if self.part_column is not None:
+            columns.setdefault(self.part_column, "the split")
         keys = {self.schema.user: "the user", self.schema.item: "the item"}
         if self.schema.time is not None:
             keys[self.schema.time.column] = "the time"
         self.log.need({**keys, **columns, **keys})
         if not self.log.one(f"SELECT count(*) FROM {self.log.view}"):
             raise DataError(self.log.where, "no rows", "at least one event")
-        self._check_numbers()
+        check_values(self.log, self.schema)
         sort_events(self.log, self.schema, list(columns), self.sorted)
         self.users = Entities("user", self.schema, self.log, users)
         self.items = Entities("item", self.schema, self.log, items)
@@ -151,20 +157,10 @@ class _Preparation:
         self._encode(fitted)
         self._manifest(fitted, time.perf_counter() - began)
 
-    def _check_numbers(self) -> None:
-        label = self.schema.label
-        if label.equals is None:
-            self.log.numeric(label.column)
-        for name, feature in self.schema.features.items():
-            if self.schema.table(name) == "event" and feature.kind in ("dense", "bucket"):
-                self.log.numeric(self.schema.column(name))
-            elif self.schema.table(name) == "event" and feature.kind == "id":
-                self.log.exact(self.schema.column(name))
-
     def _chunks(self, what: str, columns: list[str]) -> Iterator[tuple[slice, pa.RecordBatch]]:
-        at = 0
+        at, rows = 0, chunk_rows(self.schema)
         with Progress(self.rows, f"prepare: {what}", "rows") as progress:
-            for chunk in pq.ParquetFile(self.sorted).iter_batches(500_000, columns=columns):
+            for chunk in pq.ParquetFile(self.sorted).iter_batches(rows, columns=columns):
                 yield slice(at, at + len(chunk)), chunk
                 at += len(chunk)
                 progress.advance(len(chunk))
@@ -216,41 +212,75 @@ class _Preparation:
             codes = split.leave_one_out(offsets, ~np.isnan(labels))
         else:
             codes = np.empty(self.rows, np.int8)
-            column = f"c.{rule.column}"
+            column = f"c.{self.part_column}"
             for part, chunk in self._chunks("split", [column]):
-                codes[part] = split.by_column(chunk[column], f"{where}: column {rule.column!r}")
+                codes[part] = split.by_column(chunk[column], f"{where}: column {self.part_column!r}")
         self.codes: NDArray[np.int8] = codes
         np.save(self.build / "split.npy", codes)
         check_labels(labels, codes, f"{where}: column {self.schema.label.column!r}")
 
     def _fit(self) -> dict[str, encode.Encoder]:
-        fitters = {name: Fitter(name, feature) for name, feature in self.schema.features.items() if not feature.source}
+        features = {name: feature for name, feature in self.schema.features.items() if not feature.source}
+        fitters = {name: Fitter(name, feature) for name, feature in features.items() if not feature.share}
+        # Features that share their ids are learnt as one.
+        fitters |= {name: fitters[feature.share] for name, feature in features.items() if feature.share}
         train = self.codes == split.TRAIN
         so_far = np.concatenate([[0], np.cumsum(train, dtype=np.int32)])
         self.users.fit(fitters, np.diff(so_far[np.cumsum(self.counts)]).astype(np.int64))
         del so_far
         item_rows = open_array(self.build / "events" / "item.npy")
         self.items.fit(fitters, np.bincount(item_rows[train], minlength=len(self.items.keys) + 1)[1:])
+        listed = {name for history in self.schema.histories.values() for name in history.columns or {}}
+        self.raw_types = {name: self._raw_type(name) for name in listed}
         sources = self._fit_sources(fitters)
         if sources:
-            for part, chunk in self._chunks("fit", sorted({f"c.{column}" for _, column, _ in sources})):
-                for name, column, listed in sources:
-                    where = f"{self.log.where}: column {column!r}"
-                    values, counts = chunk[f"c.{column}"], train[part].astype(np.int64)
-                    if listed is not None:
-                        values, offsets = self._listed(values, name, listed, where)
-                        counts = np.repeat(counts, np.diff(offsets))
-                        fitters[name].add(values, counts, where)
-                    else:
-                        add_values(fitters[name], self.schema, name, values, counts, where)
-        return {name: fitter.finish() for name, fitter in fitters.items()}
+            wanted = {f"c.{column}" for _, columns, _ in sources for column in columns}
+            groups: dict[int, list[tuple[str, tuple[str, ...], str | None]]] = {}
+            for source in sources:
+                groups.setdefault(id(fitters[source[0]]), []).append(source)
+            with ThreadPoolExecutor(self.config.threads) as pool:
+                for part, chunk in self._chunks("fit", sorted(wanted)):
+                    look = partial(self._look, fitters, chunk, train[part].astype(np.int64))
+                    collections.deque(pool.map(look, groups.values()), maxlen=0)
+        made = {name: fitter.finish() for name, fitter in fitters.items() if not features[name].share}
+        return {name: made[feature.share or name] for name, feature in features.items()}
 
-    def _fit_sources(self, fitters: dict[str, Fitter]) -> list[tuple[str, str, str | None]]:
-        """(feature, raw column, history or None): the impression's own columns and, pre-joined, the lists too."""
+    def _look(
+        self,
+        fitters: dict[str, Fitter],
+        chunk: pa.RecordBatch,
+        train: NDArray[np.int64],
+        sources: list[tuple[str, tuple[str, ...], str | None]],
+    ) -> None:
+        """Show one fitter a chunk of all that it is learnt from."""
+        for name, columns, listed in sources:
+            where, counts = self._place(columns[0]), train
+            raw = {column: chunk[f"c.{column}"] for column in columns}
+            if listed is not None:
+                values, offsets = self._listed(raw[columns[0]], name, listed, where)
+                fitters[name].add(values, np.repeat(counts, np.diff(offsets)), where)
+            else:
+                values = self._raw_values(name, raw, fitters[name])
+                add_values(fitters[name], self.schema, name, values, counts, where)
+
+    def _raw_values(self, name: str, raw: dict[str, pa.Array], fitter: Fitter) -> pa.Array:
+        """The one column that a feature is learnt from."""
+        feature = self.schema.features[name]
+        if not feature.composed:
+            return raw[self.schema.column(name)]
+        if feature.kind == "cross":
+            fitter.add_parts(numeric_parts(feature, raw, self._place))
+        return composed(feature, raw, self._place)
+
+    def _place(self, column: str) -> str:
+        return f"{self.log.where}: column {column!r}"
+
+    def _fit_sources(self, fitters: dict[str, Fitter]) -> list[tuple[str, tuple[str, ...], str | None]]:
+        """(feature, raw columns, history or None): the impression's own columns and, pre-joined, the lists too."""
         needed = [name for name, fitter in fitters.items() if fitter.needs_data()]
-        own = [(name, self.schema.column(name), None) for name in needed if self.schema.table(name) == "event"]
+        own = [(name, self.schema.columns(name), None) for name in needed if self.schema.in_row(name)]
         lists = [
-            (name, column, history_name)
+            (name, (column,), history_name)
             for history_name, history in self.schema.histories.items()
             for name, column in (history.columns or {}).items()
             if name in needed
@@ -259,7 +289,7 @@ class _Preparation:
 
     def _listed(self, values: pa.Array, name: str, history: str, where: str) -> tuple[pa.Array, NDArray[np.int64]]:
         flat, offsets = encode.flatten(values, self.schema.histories[history].separator, where)
-        return as_type(flat, self._raw_type(name), where), offsets
+        return as_type(flat, self.raw_types[name], where), offsets
 
     def _raw_type(self, name: str) -> pa.DataType:
         """What the separated text of a history stands for: the type of the feature's own column."""
@@ -273,29 +303,24 @@ class _Preparation:
         return pa.int64() if source.key_type(column) == "BIGINT" else pa.string()
 
     def _encode(self, fitted: FittedSchema) -> None:
-        plain = [n for n in fitted.of_table("event") if self.schema.features[n].kind != "time"]
-        multi = [n for n in plain if self.schema.features[n].kind == "multi"]
+        plain = [n for t in ("event", "candidate") for n in fitted.of_table(t) if fitted.encoders[n].kind != "time"]
         known = {n: f.known_at for n, f in self.schema.features.items() if f.known_at}
         filtered = {n: h.where for n, h in self.schema.histories.items() if h.where}
         lists = [(h, n, c) for h, history in self.schema.histories.items() for n, c in (history.columns or {}).items()]
         wanted = sorted(
-            {f"c.{self.schema.column(n)}" for n in plain}
-            | {f"c.{self.schema.features[n].weights}" for n in multi if self.schema.features[n].weights}
+            {f"c.{column}" for n in plain for column in self.schema.columns(n)}
             | {f"c.{column}" for column in known.values()}
             | {f"c.{column}" for where in filtered.values() for column in where}
             | {f"c.{column}" for _, _, column in lists}
         )
-        files = ColumnFiles(self.build)
+        files, pool = ColumnFiles(self.build), ThreadPoolExecutor(self.config.threads)
         try:
             for _, chunk in self._chunks("encode", wanted) if wanted else ():
-                for name in plain:
-                    feature, column = self.schema.features[name], self.schema.column(name)
-                    weights = chunk[f"c.{feature.weights}"] if feature.weights else None
-                    values = fitted.encode(name, chunk[f"c.{column}"], f"{self.log.where}: column {column!r}", weights)
+                for name, values in zip(plain, pool.map(partial(self._encoded, fitted, chunk), plain)):
                     if isinstance(values, encode.Lists):
                         files.lists(name, values, fitted.encoders[name].rows)
                     else:
-                        dtype = np.float32 if feature.kind == "dense" else narrow(fitted.field(name).rows)
+                        dtype = np.float32 if values.dtype.kind == "f" else narrow(fitted.field(name).rows)
                         files.event(name, values, dtype)
                 for name, column in known.items():
                     files.event(f"known.{name}", pc.fill_null(chunk[f"c.{column}"], NEVER).to_numpy(), np.int64)
@@ -308,17 +333,28 @@ class _Preparation:
                     )
                     files.event(f"where.{name}", met, np.uint8)
                 lengths: dict[str, tuple[str, NDArray[np.int64]]] = {}
-                for history, name, column in lists:
-                    place = f"{self.log.where}: column {column!r}"
-                    flat, offsets = self._listed(chunk[f"c.{column}"], name, history, place)
-                    same_lengths(lengths.setdefault(history, (column, offsets)), (column, offsets), place)
-                    encoder = fitted.encoders[name]
-                    assert not isinstance(encoder, encode.TimeEncoder)
-                    files.lists(f"{history}.{name}", encode.Lists(encoder.encode(flat, place), offsets), encoder.rows)
+                for (history, name, column), made in zip(lists, pool.map(partial(self._list, fitted, chunk), lists)):
+                    own = (column, made.offsets)
+                    same_lengths(lengths.setdefault(history, own), own, self._place(column))
+                    files.lists(f"{history}.{name}", made, fitted.encoders[name].rows)
         finally:
+            pool.shutdown(cancel_futures=True)
             files.close()
         item = open_array(self.build / "events" / "item.npy")
         write_manifest(self.build / "events", {"item": str(item.dtype), **files.event_types()})
+
+    def _encoded(self, fitted: FittedSchema, chunk: pa.RecordBatch, name: str) -> NDArray[Any] | encode.Lists:
+        """A feature of a chunk of rows."""
+        raw = {column: chunk[f"c.{column}"] for column in self.schema.columns(name)}
+        return fitted.encode_row(name, raw, self._place)
+
+    def _list(self, fitted: FittedSchema, chunk: pa.RecordBatch, column: tuple[str, str, str]) -> encode.Lists:
+        """A pre-joined history of a chunk of rows; ``column`` is the history, the feature and the raw column."""
+        history, name, raw = column
+        flat, offsets = self._listed(chunk[f"c.{raw}"], name, history, self._place(raw))
+        encoder = fitted.encoders[name]
+        assert not isinstance(encoder, encode.TimeEncoder)
+        return encode.Lists(encoder.encode(flat, self._place(raw)), offsets)
 
     def _manifest(self, fitted: FittedSchema, seconds: float) -> None:
         labels, codes = open_array(self.build / "label.npy"), self.codes
@@ -326,7 +362,8 @@ class _Preparation:
         for part, code in split.PARTS.items():
             sample = (codes == code) & ~np.isnan(labels)
             parts[part] = {"samples": int(sample.sum()), "positives": int((labels[sample] > 0.5).sum())}
-        hashed = {n: e.collisions() for n, e in fitted.encoders.items() if isinstance(e, encode.HashEncoder)}
+        made_of = (encode.HashEncoder, encode.CrossEncoder)
+        hashed = {n: e.collisions() for n, e in fitted.encoders.items() if isinstance(e, made_of)}
         content = {
             "format": FORMAT,
             "events": self.rows,

@@ -12,9 +12,17 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from longrec.data.rows import Layout
 from longrec.data.settings import DataConfig, Source
+from longrec.data.sql import literal, name, unreadable
 from longrec.errors import DataError, nearest
 
+__all__ = ["PART", "Relation", "connect", "fingerprint", "literal", "name", "paths", "unreadable"]
+
+PART = "_part"
+"""Column of a source of parts: train, valid or test, after the files that a row came from."""
+_FILE = "_file"
+_TEXT = (".csv", ".tsv", ".gz")
 _INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "BOOLEAN"}
 
 
@@ -28,30 +36,40 @@ def connect(config: DataConfig, scratch: Path) -> duckdb.DuckDBPyConnection:
     return con
 
 
-def literal(text: str) -> str:
-    """A SQL string."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def name(column: str) -> str:
-    """A SQL identifier."""
-    return '"' + column.replace('"', '""') + '"'
-
-
 class Relation:
-    """One source as a view of a connection, with the type of every column."""
+    """One source as a view of a connection, with the type of every column.
 
-    def __init__(self, con: duckdb.DuckDBPyConnection, view: str, source: Source) -> None:
+    Args:
+        scratch: a folder for the rows of a source with a layout, which are read once and kept there.
+    """
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, view: str, source: Source, scratch: Path) -> None:
         self.con, self.view, self.where = con, view, str(source)
-        rows = _from(con, view, source)
-        self._text = rows[:-1] + ", all_varchar=true)" if rows.startswith("read_csv(") else None
+        self._text: str | None = None
         self._exact: set[str] = set()
         try:
+            rows = self._rows(source, scratch)
             con.execute(f"CREATE OR REPLACE VIEW {view} AS SELECT * FROM {rows}")
             described = con.execute(f"DESCRIBE {view}").fetchall()
         except duckdb.Error as error:
             raise unreadable(self.where, error) from None
         self.types: dict[str, str] = {row[0]: row[1] for row in described}
+
+    def _rows(self, source: Source, scratch: Path) -> str:
+        """SQL of the rows of a source, with ``PART`` where it has parts."""
+        if source.query is not None:
+            return f"({_query(source.query)})"
+        files = by_part(source)
+        layout = None if source.rows is None else Layout(self.con, source.rows, self.where, files, PART)
+        target = scratch / f"{self.view}.parquet"
+        if layout is not None and layout.rows.columns is not None:
+            return layout.write(None, target)
+        rows = _from(self.con, self.view, source, files)
+        if rows.startswith("read_csv("):
+            self._text = rows[:-1] + ", all_varchar=true)"
+        if source.parts is not None:
+            rows = _with_part(self.con, rows, files)
+        return rows if layout is None else layout.write(rows, target)
 
     def need(self, columns: dict[str, str]) -> None:
         """Refuse missing columns, all at once.
@@ -174,23 +192,10 @@ class Relation:
             raise unreadable(self.where, error) from None
 
 
-def unreadable(where: str, error: duckdb.Error) -> DataError:
-    """A DuckDB error in our words."""
-    # What follows LINE quotes our own statement around the source.
-    lines = [line.strip() for line in str(error).partition("\nLINE ")[0].splitlines() if line.strip()]
-    text = " ".join(lines[:4])
-    return DataError(
-        where,
-        f"cannot be read: {text[:400]}",
-        "a complete Parquet, CSV or Arrow file, or a valid query",
-        "write the file again, or mend the query",
-    )
-
-
-def paths(source: Source) -> list[Path]:
-    """The files of a source; a pattern that matches nothing is refused."""
+def paths(patterns: tuple[str, ...]) -> list[Path]:
+    """The files of some patterns; one that matches nothing is refused."""
     found: list[Path] = []
-    for pattern in source.files or ():
+    for pattern in patterns:
         matches = sorted(glob.glob(pattern))
         if not matches:
             raise DataError(pattern, "no such file", "a Parquet, CSV or Arrow file (or a pattern that matches some)")
@@ -198,26 +203,66 @@ def paths(source: Source) -> list[Path]:
     return found
 
 
-def _from(con: duckdb.DuckDBPyConnection, view: str, source: Source) -> str:
-    if source.query is not None:
-        return f"({_query(source.query)})"
-    files = paths(source)
-    kinds = {path.suffix.lower() for path in files}
+def by_part(source: Source) -> dict[str | None, list[Path]]:
+    """The files of each part; those of a source without parts under None.
+
+    Raises:
+        DataError: a pattern that matches nothing, or a file in two parts.
+    """
+    if source.parts is None:
+        return {None: paths(source.files or ())}
+    files: dict[str | None, list[Path]] = {part: paths(own) for part, own in source.parts.each().items()}
+    owner: dict[Path, str | None] = {}
+    for part, own in files.items():
+        for path in own:
+            if owner.setdefault(path.resolve(), part) != part:
+                raise DataError(
+                    str(path),
+                    f"a file of {owner[path.resolve()]} and of {part}",
+                    "every file in one part",
+                    "what was trained on tells nothing about new rows; name other files",
+                )
+    return files
+
+
+def _from(con: duckdb.DuckDBPyConnection, view: str, source: Source, files: dict[str | None, list[Path]]) -> str:
+    every = [path for own in files.values() for path in own]
+    kinds = {path.suffix.lower() for path in every}
     if len(kinds) > 1:
         raise DataError(str(source), f"files of the kinds {', '.join(sorted(kinds))}", "one kind of file")
-    kind, listed = kinds.pop(), "[" + ", ".join(literal(str(path)) for path in files) + "]"
+    kind, listed = kinds.pop(), "[" + ", ".join(literal(str(path)) for path in every) + "]"
+    named = f", filename={literal(_FILE)}" if source.parts is not None else ""
     if kind == ".parquet":
-        return f"read_parquet({listed}, union_by_name=true)"
-    if kind in (".csv", ".tsv", ".gz"):
+        return f"read_parquet({listed}, union_by_name=true{named})"
+    if kind in _TEXT:
+        if source.rows is not None:
+            raise DataError(
+                str(source), "text files, and rows without columns", "rows.columns: the name and type of every cell"
+            )
         # The first line names the columns: guessed, a file of text alone, or of a header alone, would lose it.
-        return f"read_csv({listed}, header=true, sample_size=100000, union_by_name=true)"
-    if kind in (".arrow", ".feather", ".ipc"):
-        try:
-            con.register(f"{view}_arrow", pads.dataset([str(path) for path in files], format="ipc"))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(str(source), f"cannot be read: {error}", "a complete Arrow file") from None
-        return f"{view}_arrow"
+        return f"read_csv({listed}, header=true, sample_size=100000, union_by_name=true{named})"
+    if kind in (".arrow", ".feather"):
+        tables = []
+        for number, (part, own) in enumerate(files.items()):
+            table = f"{view}_arrow_{number}"
+            try:
+                con.register(table, pads.dataset([str(path) for path in own], format="ipc"))
+            except (pa.ArrowInvalid, OSError) as error:
+                raise DataError(str(source), f"cannot be read: {error}", "a complete Arrow file") from None
+            tables.append(f"SELECT *{'' if part is None else f', {literal(part)} AS {PART}'} FROM {table}")
+        return f"({' UNION ALL BY NAME '.join(tables)})"
     raise DataError(str(source), f"a file of the kind {kind!r}", ".parquet, .csv, .tsv, .arrow or .feather")
+
+
+def _with_part(con: duckdb.DuckDBPyConnection, rows: str, files: dict[str | None, list[Path]]) -> str:
+    """The rows with the part of each, told by the file it came from."""
+    if not rows.startswith("read_"):
+        return rows
+    cases = []
+    for part, own in files.items():
+        among = ", ".join(literal(str(path)) for path in own)
+        cases.append(f"WHEN {_FILE} IN ({among}) THEN {literal(str(part))}")
+    return f"(SELECT * EXCLUDE ({_FILE}), CASE {' '.join(cases)} END AS {PART} FROM {rows})"
 
 
 def _query(text: str) -> str:
@@ -226,7 +271,7 @@ def _query(text: str) -> str:
 
 
 def fingerprint(config: DataConfig, con: duckdb.DuckDBPyConnection) -> str:
-    """A digest of the sources: path, size and time of every file; the contents of a query."""
+    """A digest of the sources: path, size and time of every file, its part and its layout; the contents of a query."""
     parts: list[str] = []
     for source in (config.log, config.users, config.items):
         if source is None:
@@ -240,7 +285,12 @@ def fingerprint(config: DataConfig, con: duckdb.DuckDBPyConnection) -> str:
                 raise unreadable(str(source), error) from None
             parts.append(f"{query} {rows}")
         else:
-            for path in paths(source):
-                stat = path.stat()
-                parts.append(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}")
+            for part, files in by_part(source).items():
+                if part is not None:
+                    parts.append(f"part {part}")
+                for path in files:
+                    stat = path.stat()
+                    parts.append(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}")
+            if source.rows is not None:
+                parts.append(f"rows {source.rows.model_dump_json()}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

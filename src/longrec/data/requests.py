@@ -26,12 +26,16 @@ def impression(log: Log, row: int, others: Iterable[int]) -> dict[str, Any]:
     Returns:
         ``user`` (row of the user table), ``items`` (rows of the item table), ``moment``, ``events`` (encoded event
         features of the impression), ``histories`` (their encoded columns ``[T]`` as known at the moment, tokens
-        ``[T, W]``) and ``knowledge`` (what was known then: ``[1, W]`` of the user, ``[C, W]`` of the items).
+        ``[T, W]``), ``candidates`` (encoded candidate features, C entries) and ``knowledge`` (what was known then:
+        ``[1, W]`` of the user, ``[C, W]`` of the items).
     """
     own = int(log.events.columns["item"][row])
     items = np.array([item for item in dict.fromkeys([own, *map(int, others)]) if item > 0], np.int64)
     user, moment = log.user(np.array([row])), log.moments[[row]]
     batch = gather(log, np.array([row], np.int64))
+    # What a row says of its candidate is known of its own item alone: the others borrow it from the rows that follow.
+    near = (row + np.arange(len(items), dtype=np.int64)) % len(log)
+    theirs = gather(log, near).features if log.fitted.of_table("candidate") else {}
     plain = [n for n in log.fitted.of_table("event") if not log.schema.features[n].feedback]
     events = {n: _array(batch.features[n]) for n in plain if log.schema.features[n].kind != "time"}
     histories = {
@@ -44,6 +48,7 @@ def impression(log: Log, row: int, others: Iterable[int]) -> dict[str, Any]:
         "moment": int(moment[0]),
         "events": {n: value if isinstance(value, Lists) else value[0] for n, value in events.items()},
         "histories": histories,
+        "candidates": {n: _array(theirs[n]) for n in log.fitted.of_table("candidate")},
         "knowledge": {
             name: feature.values(user, moment)
             if log.schema.table(name) == "user"

@@ -1,14 +1,16 @@
-"""The ``data`` section of a config: where events come from and how they are split."""
+"""The ``data`` section of a config: where events come from and how they are split. Layouts: ``rows.py``."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, model_validator
 from pydantic import Field as Setting
 
 from longrec.config import Strict
+from longrec.data.layout import Rows
 
 
 def _text(value: Any) -> Any:
@@ -26,9 +28,10 @@ class Split(Strict):
     (``valid_days``, ``test_days``), or from given moments (``valid_from``, ``test_from``).
     Rows that share a moment stay together. ``user`` puts whole users into one part. ``leave_one_out`` tests on
     each user's last row and validates on the one before. ``column`` reads train, valid, test from a column.
+    ``parts`` takes each row into the part whose files it came from (``log.parts``).
     """
 
-    by: Literal["time", "user", "leave_one_out", "column"] = "time"
+    by: Literal["time", "user", "leave_one_out", "column", "parts"] = "time"
     valid: float = Setting(0.1, ge=0, lt=1)
     test: float = Setting(0.1, ge=0, lt=1)
     valid_days: float | None = Setting(None, gt=0)
@@ -46,6 +49,7 @@ class Split(Strict):
             "user": {"valid", "test", "seed"},
             "leave_one_out": set(),
             "column": {"column"},
+            "parts": set(),
         }[self.by]
         if given - allowed:
             raise ValueError(f"a split by {self.by} takes no {', '.join(sorted(given - allowed))}")
@@ -63,19 +67,65 @@ class Split(Strict):
         return self
 
 
+def _files(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+FilesT = Annotated[tuple[str, ...], BeforeValidator(_files), Setting(min_length=1)]
+
+
+class Parts(Strict):
+    """The files of each part; a glob works, and so does one name alone. Train is required, and one part to measure."""
+
+    train: FilesT
+    valid: FilesT | None = None
+    test: FilesT | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Parts:
+        if self.valid is None and self.test is None:
+            raise ValueError("needs files for valid or for test, to measure on")
+        return self
+
+    def each(self) -> dict[str, tuple[str, ...]]:
+        """The parts that have files, in the order train, valid, test."""
+        named = {"train": self.train, "valid": self.valid, "test": self.test}
+        return {part: files for part, files in named.items() if files}
+
+
 class Source(Strict):
-    """Where rows come from: files (Parquet, CSV, Arrow; a glob works) or a DuckDB query."""
+    """Where rows come from: files (Parquet, CSV, Arrow; a glob works), files by part, or a DuckDB query.
+
+    ``rows`` says how the rows of the files are laid out; without it text files name their columns in the first line.
+    """
 
     files: tuple[str, ...] | None = Setting(None, min_length=1)
+    parts: Parts | None = None
     query: str | None = None
+    rows: Rows | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Source:
-        if (self.files is None) == (self.query is None):
-            raise ValueError("needs exactly one of files, query")
+        if sum(given is not None for given in (self.files, self.parts, self.query)) != 1:
+            raise ValueError("needs exactly one of files, parts, query")
+        if self.rows is not None and self.query is not None:
+            raise ValueError("rows is for files; a query lays out its rows itself")
         return self
 
+    def patterns(self) -> tuple[str, ...]:
+        """Every file or glob named, part after part; none for a query."""
+        return sum(self.parts.each().values(), ()) if self.parts is not None else self.files or ()
+
+    def placed(self, place: Callable[[str], str]) -> Source:
+        """The same source with every path passed through ``place``."""
+        if self.parts is not None:
+            moved = {part: tuple(map(place, files)) for part, files in self.parts.each().items()}
+            return self.model_copy(update={"parts": Parts(**moved)})
+        return self if self.files is None else self.model_copy(update={"files": tuple(map(place, self.files))})
+
     def __str__(self) -> str:
+        if self.parts is not None:
+            return "; ".join(f"{part}: {', '.join(files)}" for part, files in self.parts.each().items())
         return ", ".join(self.files) if self.files else f"query {self.query!r}"
 
 
@@ -106,3 +156,12 @@ class DataConfig(Strict):
         "400MB", description="memory the sort may use before it spills to disk"
     )
     threads: int = Setting(2, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> DataConfig:
+        for role, table in (("users", self.users), ("items", self.items)):
+            if table is not None and table.parts is not None:
+                raise ValueError(f"{role}: parts is for the log alone; name the files of a table")
+        if (self.log.parts is not None) != (self.split.by == "parts"):
+            raise ValueError("log.parts and split {by: parts} go together: one names the files, the other reads them")
+        return self

@@ -1,6 +1,6 @@
 """Users and items by themselves, as they stood at a moment: batches of no impression, for models that know one side.
 
-Whatever belongs to the other side, or to an event, reads as missing.
+Whatever belongs to the other side, or to an event or its candidate, reads as missing.
 """
 
 from __future__ import annotations
@@ -86,12 +86,12 @@ def _feature(
         return log.knowledge[name].values(rows if own else np.zeros_like(rows), moments)
     if own:
         column = (log.users if side == "user" else log.items).columns[name]
-        return gather_lists(column, rows) if isinstance(column, Lists) else column.take(rows)
+        return gather_lists(column, rows) if isinstance(column, Lists) else column.take(rows, axis=0)
     encoder = log.fitted.encoders[name]
     if isinstance(encoder, TimeEncoder):
         return encoder.encode_times(moments)
     feature = log.schema.features[name]
     if feature.kind == "multi":
-        weights = None if feature.weights is None else np.zeros(0, np.float32)
+        weights = np.zeros(0, np.float32) if feature.weighted else None
         return Lists(np.zeros(0, np.int32), np.zeros(len(rows) + 1, np.int64), weights)
-    return np.repeat(encoder.encode(pa.nulls(1), name), len(rows))
+    return np.repeat(encoder.encode(pa.nulls(1), name), len(rows), axis=0)

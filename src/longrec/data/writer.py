@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 
 
 class ArrayWriter:
-    """Appends one-dimensional chunks to an .npy file; the header gets its length on ``close``."""
+    """Appends chunks to an .npy file; the header gets its length on ``close``.
+
+    Args:
+        dtype: type of an entry: ``(np.float32, (3,))`` for chunks ``[n, 3]``, a plain one for chunks ``[n]``.
+    """
 
     def __init__(self, path: Path, dtype: Any) -> None:
         self.dtype, self.length = np.dtype(dtype), 0
@@ -21,12 +25,13 @@ class ArrayWriter:
     def _header(self) -> None:
         # numpy pads the header for growth along the first axis, so its size does not change with the length.
         self._file.seek(0)
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)}
+        shape = (self.length, *self.dtype.shape)
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype.base), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)
 
     def append(self, chunk: NDArray[Any]) -> None:
         """Add values at the end."""
-        self._file.write(np.ascontiguousarray(chunk, self.dtype).data)
+        self._file.write(np.ascontiguousarray(chunk, self.dtype.base).data)
         self.length += len(chunk)
 
     def close(self) -> None:

@@ -1,0 +1,152 @@
+"""Reading and preparing a million rows in the form of EasyRec's DIN sample: time, memory, size.
+
+    python bench/easyrec_rows.py [--rows 1000000 --threads 2]
+
+The rows are text without a header: 20 columns, two of them lists of up to 50 ids written ``a|b|c``, and once more with
+both lists in one packed cell, ``brand:7#cate_id:3;brand:9#...``. Each is *read* (checked against the declared types and
+written as typed columns, which is the first step of preparation) and *prepared* (``longrec prepare`` in all) in a
+process of its own; peak memory is that process's resident peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import machine
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+
+from longrec.data.prepare import prepare
+from longrec.data.read import Relation, connect
+from longrec.data.settings import DataConfig
+from longrec.features.schema import Schema
+
+IDS = {
+    "pid": 2, "adgroup_id": 800_000, "cate_id": 10_000, "campaign_id": 400_000, "customer": 200_000, "brand": 100_000,
+    "user_id": 200_000, "cms_segid": 97, "cms_group_id": 13, "final_gender_code": 3, "age_level": 7, "pvalue_level": 4,
+    "shopping_level": 4, "occupation": 2, "new_user_class_level": 5,
+}  # fmt: skip
+"""Columns of ids, and how many there are; few of them make up most rows, as in real logs."""
+LISTS = {"tag_category_list": "cate_id", "tag_brand_list": "brand"}
+TYPES = {"clk": "int", "buy": "int", **dict.fromkeys(IDS, "text")}
+CHUNK = 100_000
+
+
+def popular(rng: np.random.Generator, ids: int, count: int) -> pa.Array:
+    """Ids as text, the frequency of one about the inverse of its rank."""
+    drawn = np.exp(rng.random(count) * np.log(ids + 1)).astype(np.int64)
+    # Scattered, so that the frequent ones are not the short ones.
+    return pa.array(drawn * 7_919 % ids).cast(pa.string())
+
+
+def lists(rng: np.random.Generator, form: str) -> dict[str, pa.Array]:
+    """The lists of a chunk of rows, none to 50 values each."""
+    lengths = rng.integers(0, 51, CHUNK)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    flat = {of: popular(rng, IDS[of], int(lengths.sum())) for of in LISTS.values()}
+    if form == "lists":
+        return {
+            column: pc.binary_join(pa.ListArray.from_arrays(offsets, flat[of]), "|") for column, of in LISTS.items()
+        }
+    steps = pc.binary_join_element_wise("brand:", flat["brand"], "#cate_id:", flat["cate_id"], "")
+    return {"seq": pc.binary_join(pa.ListArray.from_arrays(offsets, steps), ";")}
+
+
+def tables(rows: int, form: str, seed: int) -> Iterator[pa.Table]:
+    """The rows, chunk after chunk."""
+    rng = np.random.default_rng(seed)
+    for _ in range(0, rows, CHUNK):
+        columns: dict[str, Any] = {"clk": (rng.random(CHUNK) < 0.05).astype(int), "buy": np.zeros(CHUNK, int)}
+        columns |= {name: popular(rng, ids, CHUNK) for name, ids in IDS.items()}
+        yield pa.table({**columns, **lists(rng, form), "price": rng.integers(0, 50, CHUNK)})
+
+
+def write(path: Path, rows: int, form: str, seed: int) -> None:
+    """The rows as text without a header."""
+    half = path.with_suffix(".half")
+    with half.open("wb") as file:
+        for table in tables(rows, form, seed):
+            pacsv.write_csv(table, file, pacsv.WriteOptions(include_header=False, quoting_style="none"))
+    half.rename(path)
+
+
+def settings(files: dict[str, str], form: str, folder: str, threads: int) -> tuple[DataConfig, Schema]:
+    """The data section and the schema: hashed ids, the price in buckets, two histories."""
+    features: dict[str, Any] = {name: {"kind": "id", "hash": min(ids, 100_000)} for name, ids in IDS.items()}
+    features["price"] = {"kind": "bucket", "edges": [5, 10, 15, 20, 25, 30, 35, 40, 45]}
+    rows: dict[str, Any] = {"columns": {**TYPES, **dict.fromkeys(LISTS, "text"), "price": "int"}}
+    histories: dict[str, Any] = {
+        of: {"of": [of], "columns": {of: column}, "separator": "|", "last": 50} for column, of in LISTS.items()
+    }
+    if form == "packed":
+        into = {of: f"seq__{of}" for of in LISTS.values()}
+        rows = {"columns": {**TYPES, "seq": "text", "price": "int"}, "packed": {"seq": {"into": into}}}
+        histories = {"seq": {"of": [*into], "columns": into, "last": 50}}
+    schema = {"user": "user_id", "item": "adgroup_id", "label": "clk", "features": features, "histories": histories}
+    data = {"log": {"parts": files, "rows": rows}, "split": {"by": "parts"}, "folder": folder, "threads": threads}
+    return DataConfig.model_validate(data), Schema.model_validate(schema)
+
+
+def work(what: str, files: dict[str, str], form: str, threads: int) -> None:
+    """What one process does."""
+    with tempfile.TemporaryDirectory(dir=machine.CACHE) as folder:
+        config, schema = settings(files, form, folder, threads)
+        if what == "prepare":
+            prepare(config, schema)
+            return
+        con = connect(config, Path(folder))
+        Relation(con, "log", config.log, Path(folder))
+        con.close()
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in (("rows", 1_000_000), ("threads", 2), ("seed", 1)):
+        ask.add_argument(f"--{name}", type=int, default=value)
+    ask.add_argument("--work", help=argparse.SUPPRESS)
+    given = ask.parse_args()
+    if given.work:
+        work(**json.loads(given.work), threads=given.threads)
+        return
+    machine.CACHE.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for form in ("lists", "packed"):
+        files = {}
+        for part, count, seed in (
+            ("train", given.rows * 4 // 5, given.seed),
+            ("test", given.rows // 5, given.seed + 1),
+        ):
+            path = machine.CACHE / f"easyrec_{form}_{part}_{count}_{seed}.csv"
+            if not path.exists():
+                write(path, count, form, seed)
+            files[part] = str(path)
+        size = sum(Path(path).stat().st_size for path in files.values())
+        for what in ("read", "prepare"):
+            job = json.dumps({"what": what, "files": files, "form": form})
+            used = machine.measured([sys.executable, __file__, "--threads", str(given.threads), "--work", job])
+            rows.append([
+                form, what, f"{size / 1e6:,.0f}", f"{used.wall:.1f}", f"{used.cpu:.1f}", f"{used.peak_mb / 1000:.2f}",
+                machine.busy(),
+            ])  # fmt: skip
+            print(f"{form}, {what}: {used.wall:.1f} s, CPU {used.cpu:.1f} s, {used.peak_mb:.0f} MB", flush=True)
+    head = ["form", "", "text, MB", "wall, s", "CPU, s", "peak memory, GB", "load"]
+    machine.write(
+        "easyrec_rows",
+        f"# {given.rows:,} rows of 20 columns in the form of EasyRec's DIN sample\n\n"
+        f"Text without a header, four fifths of it train; {given.threads} threads; start of Python and imports "
+        "included. *Read* checks every row against the declared types and writes typed columns; *prepare* is "
+        "`longrec prepare` in all: read, sort, fit, encode. A load above the number of cores makes wall times "
+        f"pessimistic.\n\n{machine.table(head, rows)}",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""What a log's columns must hold for the features that read them: told with the row of the file, before any work."""
+
+from __future__ import annotations
+
+from longrec.data.read import Relation, literal, name
+from longrec.errors import DataError
+from longrec.features.feature import Feature
+from longrec.features.schema import Schema
+
+
+def check_values(log: Relation, schema: Schema) -> None:
+    """Refuse text among numbers, ids that would lose their zeros, and rows with another count of numbers.
+
+    Raises:
+        DataError: with the column and the first row.
+    """
+    if schema.label.equals is None:
+        log.numeric(schema.label.column)
+    for feature_name, feature in schema.features.items():
+        if not schema.in_row(feature_name):
+            continue
+        if feature.width is not None:
+            check_width(log, schema.column(feature_name), feature)
+        elif feature.kind in ("dense", "bucket"):
+            log.numeric(schema.column(feature_name))
+        elif feature.kind == "id" or feature.kind == "cross":
+            for column in schema.columns(feature_name):
+                log.exact(column)
+
+
+def check_width(source: Relation, column: str, feature: Feature) -> None:
+    """Refuse a row with another count of numbers than ``width``.
+
+    Raises:
+        DataError: with the number of the row, from 1.
+    """
+    kind, quoted = source.types[column], name(column)
+    text = kind == "VARCHAR"
+    if text and feature.separator is not None:
+        count = f"len(string_split(v, {literal(feature.separator)}))"
+    elif kind.endswith("]"):
+        count = "len(v)"
+    else:
+        return  # neither text that is split nor a list: the encoder says so
+    found = source.row(
+        f"SELECT r, {count}, v FROM (SELECT row_number() OVER () AS r, {quoted} AS v FROM {source.view}) "
+        f"WHERE v IS NOT NULL AND {count} <> {feature.width}{' AND v <> ' + literal('') if text else ''} LIMIT 1"
+    )
+    if found:
+        raise DataError(
+            f"{source.where}: column {column!r}",
+            f"{found[1]} numbers in row {found[0]}: {str(found[2])[:80]}",
+            f"{feature.width} in every row, as width says",
+            "mend the row, or correct width",
+        )

@@ -1,0 +1,133 @@
+"""How the rows of files are laid out: ``rows`` of a source. Read by ``rows.py``, packed cells by ``packed.py``."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, model_validator
+from pydantic import Field as Setting
+
+from longrec.config import Strict
+
+KindT = Literal["int", "float", "text"]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(f"must be a number or text, got {value!r}")
+    return value
+
+
+ValueT = Annotated[int | float | str, BeforeValidator(_plain)]
+
+
+class Packed(Strict):
+    """One cell that holds several features of every step: ``name:value#name:value;name:value#...``.
+
+    ``into`` gives each name its list column. A step that lacks a name, or its value, holds the default of that column
+    (null unless given); an empty step is none; names in ``ignore`` are passed over; anything else is refused.
+    """
+
+    into: dict[str, str] = Setting(min_length=1)
+    step: str = Setting(";", min_length=1)
+    feature: str = Setting("#", min_length=1)
+    name: str = Setting(":", min_length=1)
+    ignore: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Packed:
+        marks = {"step": self.step, "feature": self.feature, "name": self.name}
+        for (one, mark), (two, other) in permutations(marks.items(), 2):
+            if mark in other:
+                raise ValueError(f"the separators must tell apart: {one} {mark!r} stands in {two} {other!r}")
+        for name in (*self.into, *self.ignore):
+            held = next((mark for mark in marks.values() if mark in name), None)
+            if not name or held:
+                raise ValueError(f"the name {name!r} " + (f"holds the separator {held!r}" if held else "is empty"))
+        if len(set(self.into.values())) < len(self.into):
+            raise ValueError("into gives two names one column")
+        both = sorted(set(self.into) & set(self.ignore))
+        if both:
+            raise ValueError(f"{both[0]!r} stands in into and in ignore")
+        return self
+
+
+class Rows(Strict):
+    """Columns, types, defaults and packed cells of the rows of files.
+
+    With ``columns`` the files are text, whatever they are called: one row a line (a quoted cell may hold line ends),
+    cells in the order of ``columns``. Without it they are Parquet or Arrow, which know their columns.
+    """
+
+    columns: dict[str, KindT] | None = Setting(None, min_length=1)
+    header: bool = Setting(False, description="the first line of every file names the columns")
+    separator: str = Setting(",", min_length=1)
+    quote: str | None = Setting('"', description="one character around a cell that holds the separator; null: none")
+    defaults: dict[str, ValueT] = Setting({}, description="what a null or empty cell of a column counts as")
+    packed: dict[str, Packed] = Setting({}, description="columns whose cells are sequences, by name")
+    number: str | None = Setting(None, description="a column more: 0, 1, ... over all files in their order")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Rows:
+        faults = [*self._text_faults(), *self._name_faults(), *self._default_faults()]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def made(self) -> dict[str, str]:
+        """List column made of a packed one -> that one."""
+        return {column: cell for cell, packed in self.packed.items() for column in packed.into.values()}
+
+    def _text_faults(self) -> list[str]:
+        if self.columns is None:
+            given = self.model_fields_set & {"header", "separator", "quote"}
+            return [f"{key} is for text files, whose columns must be given" for key in sorted(given)]
+        faults = []
+        if len(self.separator.encode()) > 4:
+            faults.append(f"separator {self.separator!r} is longer than 4 bytes, which text files are not read with")
+        if {"\n", "\r"} & set(self.separator):
+            faults.append("separator holds a line end, which ends a row")
+        if self.quote is not None and len(self.quote.encode()) != 1:
+            faults.append(f"quote must be one ASCII character, or null; got {self.quote!r}")
+        elif self.quote is not None and self.quote in self.separator:
+            faults.append(f"quote {self.quote!r} stands in separator {self.separator!r}")
+        return faults
+
+    def _name_faults(self) -> list[str]:
+        faults = []
+        for cell in self.packed:
+            kind = "text" if self.columns is None else self.columns.get(cell)
+            if kind is None:
+                faults.append(f"packed: no column {cell!r} in columns")
+            elif kind != "text":
+                faults.append(f"packed: column {cell!r} must be text, is {kind}")
+        # The engine that reads does not tell names apart by case.
+        taken: dict[str, str] = {}
+        for column in self.columns or self.packed:
+            if column.lower() in taken:
+                faults.append(f"columns: {taken[column.lower()]!r} and {column!r} differ in case alone")
+            taken.setdefault(column.lower(), column)
+        made = [("packed", column) for packed in self.packed.values() for column in packed.into.values()]
+        for asker, column in [*made, *([("number", self.number)] if self.number is not None else [])]:
+            if column.lower() in taken:
+                faults.append(f"{asker}: there is a column {taken[column.lower()]!r} already")
+            taken.setdefault(column.lower(), column)
+        return faults
+
+    def _default_faults(self) -> list[str]:
+        faults, made = [], self.made()
+        for column, value in self.defaults.items():
+            if column in self.packed:
+                faults.append(
+                    f"defaults: {column!r} is packed; give defaults to {', '.join(self.packed[column].into.values())}"
+                )
+            elif column in made or self.columns is None:
+                continue
+            elif column not in self.columns:
+                faults.append(f"defaults: no column {column!r}")
+            else:
+                wanted = {"int": (int,), "float": (int, float), "text": (str,)}[self.columns[column]]
+                if type(value) not in wanted:
+                    faults.append(f"defaults: {column!r} is {self.columns[column]}, and {value!r} is not")
+        return faults

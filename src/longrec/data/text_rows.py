@@ -1,0 +1,148 @@
+"""Text files with declared columns: the SQL that reads them, and the first fault of a file that does not fit.
+
+Reading stops at a fault without knowing it well; only then are the files read again, one after the other, to name it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import duckdb
+
+from longrec.data.layout import Rows
+from longrec.data.sql import literal, name, unreadable
+from longrec.errors import DataError
+
+_REJECTS = "_reject_errors"
+# Cells beyond the last column are passed over in silence where they read as null; so no cell does.
+_NO_NULL = "\x1f\x1eno cell reads so\x1e\x1f"
+# Casts would round 5.7 and read 1_000; a whole number is written in digits.
+_NUMBERS = {
+    "int": (r"\s*[+-]?[0-9]+\s*", "BIGINT", "a whole number of at most 64 bits"),
+    "float": (r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", "DOUBLE", "a number"),
+}
+
+
+def read_text(rows: Rows, paths: list[Path], more: str = "") -> str:
+    """SQL that reads text files, every cell as text, an empty one as empty text."""
+    files = "[" + ", ".join(literal(str(path)) for path in paths) + "]"
+    columns = "{" + ", ".join(f"{literal(column)}: 'VARCHAR'" for column in rows.columns or ()) + "}"
+    quote = literal(rows.quote or "")
+    return (
+        f"read_csv({files}, auto_detect=false, header={str(rows.header).lower()}, delim={literal(rows.separator)}, "
+        f"quote={quote}, escape={quote}, nullstr={literal(_NO_NULL)}, columns={columns}{more})"
+    )
+
+
+def typed(rows: Rows) -> str:
+    """The SELECT list that gives every column its type and its default; a bad number stops the query."""
+    return ", ".join(_typed(rows, column) for column in rows.columns or ())
+
+
+def _typed(rows: Rows, column: str) -> str:
+    kind, quoted = (rows.columns or {})[column], name(column)
+    sql = f"nullif({quoted}, '')"
+    if kind in _NUMBERS:
+        pattern, stored, _ = _NUMBERS[kind]
+        sql = (
+            f"CASE WHEN {quoted} = '' THEN NULL WHEN regexp_full_match({quoted}, {literal(pattern)}) "
+            f"THEN {quoted}::{stored} ELSE error('no number') END"
+        )
+    if column in rows.defaults and column not in rows.packed:
+        value = rows.defaults[column]
+        sql = f"coalesce({sql}, {literal(value) if isinstance(value, str) else f'{value!r}::{_NUMBERS[kind][1]}'})"
+    return f"{sql} AS {quoted}"
+
+
+def check_header(con: duckdb.DuckDBPyConnection, rows: Rows, path: Path) -> None:
+    """Refuse a file whose first line does not name the columns.
+
+    Raises:
+        DataError: other names, or another order.
+    """
+    first = read_text(rows.model_copy(update={"header": False}), [path])
+    try:
+        lines = con.execute(f"SELECT * FROM {first} LIMIT 1").fetchall()
+    except duckdb.Error as error:
+        raise text_fault(con, rows, [path]) or unreadable(str(path), error) from None
+    wanted = list(rows.columns or ())
+    found = [] if not lines else ["" if cell is None else cell for cell in lines[0]]
+    if found != wanted:
+        odd = next((pair for pair in zip(found, wanted) if pair[0] != pair[1]), None)
+        raise DataError(
+            f"{path}, line 1",
+            "no line" if odd is None else f"the name {odd[0]!r} in the place of {odd[1]!r}",
+            f"a header that names {', '.join(wanted)}",
+            "correct rows.columns, or say header: false if the first line is a row",
+        )
+
+
+def text_fault(con: duckdb.DuckDBPyConnection, rows: Rows, paths: list[Path]) -> DataError | None:
+    """The first fault of the first file that has one, None if none is found."""
+    for path in paths:
+        fault = _line_fault(con, rows, path) or _value_fault(con, rows, path)
+        if fault is not None:
+            return fault
+    return None
+
+
+def _line_fault(con: duckdb.DuckDBPyConnection, rows: Rows, path: Path) -> DataError | None:
+    more = f", store_rejects=true, rejects_table='{_REJECTS}', rejects_scan='_reject_scans', rejects_limit=1000"
+    try:
+        con.execute(f"SELECT count(COLUMNS(*)) FROM {read_text(rows, [path], more)}").fetchall()
+        found = con.execute(
+            f"SELECT line, error_type, csv_line, error_message FROM {_REJECTS} ORDER BY line LIMIT 1"
+        ).fetchall()
+    except duckdb.Error as error:
+        if "invalid state" in str(error):
+            return DataError(
+                str(path),
+                "line ends or quotes that cannot be told",
+                f"one kind of line end in a file, and cells quoted by {rows.quote or 'nothing'}",
+                "write the file again, or set rows.quote",
+            )
+        return unreadable(str(path), error)
+    finally:
+        con.execute(f"DROP TABLE IF EXISTS {_REJECTS}; DROP TABLE IF EXISTS _reject_scans")
+    if not found:
+        return None
+    line, kind, text, message = found[0]
+    text = text or ""
+    shown = repr(text if len(text) <= 80 else text[:77] + "...")
+    count = len(rows.columns or ())
+    cells = f"{count} cell{'s' if count != 1 else ''}"
+    what, do = f"{' '.join(str(message).split())} The line is {shown}", "mend the line, or set rows.quote"
+    if kind == "MISSING COLUMNS":
+        held = re.search(r"Found: (\d+)", message)
+        what = f"{f'{held[1]} of {cells}' if held else f'fewer than {cells}'} in {shown}"
+    elif kind == "TOO MANY COLUMNS":
+        what, do = f"more than {cells} in {shown}", "mend the line; a cell that holds the separator must be quoted"
+    elif kind == "INVALID ENCODING":
+        what, do = f"bytes that are not UTF-8 in {shown}", "write the file as UTF-8"
+    expected = f"{cells} between separators {rows.separator!r}, one a column of rows.columns"
+    return DataError(f"{path}, line {line}", what, expected, do)
+
+
+def _value_fault(con: duckdb.DuckDBPyConnection, rows: Rows, path: Path) -> DataError | None:
+    first: tuple[int, str, str, str] | None = None
+    for column, kind in (rows.columns or {}).items():
+        if kind not in _NUMBERS:
+            continue
+        pattern, stored, expected = _NUMBERS[kind]
+        number = f"regexp_full_match(v, {literal(pattern)}) AND try_cast(v AS {stored}) IS NOT NULL"
+        numbered = f"SELECT row_number() OVER () AS r, {name(column)} AS v FROM {read_text(rows, [path])}"
+        found = con.execute(
+            f"SELECT r, v FROM ({numbered}) WHERE v <> '' AND NOT ({number}) ORDER BY r LIMIT 1"
+        ).fetchall()
+        if found and (first is None or found[0][0] < first[0]):
+            first = (*found[0], column, expected)
+    if first is None:
+        return None
+    row, value, column, expected = first
+    return DataError(
+        f"{path}, row {row}, column {column!r}",
+        f"the value {value if len(value) <= 60 else value[:57] + '...'!r}",
+        f"{expected}, as rows.columns says",
+        "mend the file, or declare the column text",
+    )
