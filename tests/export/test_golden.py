@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from longrec.errors import DataError
 from longrec.export.golden import request_of
 from longrec.export.offline import golden
-from longrec.export.request import context_columns, encoded_context, encoded_list, moment_text, raw_column, request_time
+from longrec.export.request import (
+    context_columns,
+    encoded_context,
+    encoded_list,
+    moment_text,
+    raw_column,
+    request_time,
+    row_features,
+)
 from longrec.features.decode import raw_value, raw_values
 from longrec.features.encode import BucketEncoder, DenseEncoder, Encoder, HashEncoder, IdEncoder, LogSquareEncoder
 from longrec.features.vocabulary import Keys
@@ -55,7 +63,7 @@ def test_an_impression_becomes_a_request_that_any_client_may_send(full: Any) -> 
     assert list(request["context"]) == list(context_columns(full.fitted))
     assert "rating" not in request["context"]
     assert "at" not in request["context"]
-    encoded = encoded_context(full.fitted, request["context"], context_columns(full.fitted))
+    encoded = encoded_context(full.fitted, request["context"], row_features(full.fitted, "event"))
     assert encoded["device"][0] == sample.events["device"]
     assert encoded["shown"][0] == pytest.approx(sample.events["shown"], rel=1e-6)
     assert encoded["campaign"][0] == 0

@@ -180,6 +180,20 @@ def test_weights_that_do_not_fit(weights: pa.Array, says: str) -> None:
         fitted().encode("tags", pa.array(RAW["tags"]), "tags", weights)
 
 
+def test_weights_may_be_text_as_their_values_are() -> None:
+    tags = SCHEMA.features["tags"].model_copy(update={"separator": ";"})
+    schema = SCHEMA.model_copy(update={"features": {**SCHEMA.features, "tags": tags}})
+    made = FittedSchema(schema, ENCODERS)
+    values, weights = pa.array(["1;2", None, "3"]), pa.array(["0.5;2", "", "1"])
+    column = made.encode("tags", values, "tags", weights)
+    assert isinstance(column, Lists)
+    assert column.weights is not None
+    assert (column.weights.tolist(), column.offsets.tolist()) == ([0.5, 2.0, 1.0], [0, 2, 2, 3])
+    for bad, says in (("x", "text.*example .x."), (" ", "a weight that is no number"), ("1;2", "of other lengths")):
+        with pytest.raises(DataError, match=f"^tags: weights: .*{says}"):
+            made.encode("tags", pa.array(["1"]), "tags", pa.array([bad]))
+
+
 # ---- entity tables -----------------------------------------------------------------------------------------------
 
 

@@ -257,7 +257,7 @@ FEATURE_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"kind": "id", "hash": 0}, "features.x.hash: input should be greater than or equal to 1, got 0"),
     (
         {"kind": "ids"},
-        "features.x.kind: must be one of 'id', 'multi', 'dense', 'bucket', 'time' or 'vector'; got 'ids'",
+        "features.x.kind: must be one of 'id', 'multi', 'dense', 'bucket', 'time', 'vector', 'cross' or 'lookup'",
     ),
     ({"kind": "time", "part": "minute"}, "features.x.part: must be one of 'hour', 'weekday' or 'hour_of_week'"),
     ({"kind": "multi", "separator": ""}, "features.x.separator: "),
@@ -293,3 +293,79 @@ def test_fields_know_pairs_and_tables() -> None:
     assert fields.pairs("a") == (genres, movie)
     assert fields.pairs("b") == (movie,)
     assert fields.tables() == (user, movie, genres, page, rating)
+
+
+CANDIDATE: dict[str, Any] = {
+    "brand": {"kind": "id", "table": "candidate"},
+    "page_brand": {"kind": "cross", "of": ["page", "brand"], "hash": 9},
+    "page_film": {"kind": "cross", "of": ["page", "movie"], "hash": 9},
+    "who_where": {"kind": "cross", "of": ["page", "user_id"], "hash": 9},
+    "paid": {"kind": "lookup", "map": "prices", "key": "brand", "as": "dense"},
+}
+
+
+def test_a_cross_of_a_candidates_column_is_the_candidates() -> None:
+    made = schema(features=CANDIDATE)
+    assert [made.table(name) for name in CANDIDATE] == ["candidate", "candidate", "candidate", "event", "candidate"]
+    assert made.columns("page_brand") == ("page", "brand")
+    assert made.columns("paid") == ("prices", "brand")
+    assert made.columns("age") == ("age",)
+    assert all(made.in_row(name) for name in (*CANDIDATE, "page"))
+    assert not made.in_row("movie")
+
+
+def test_a_history_may_name_a_candidates_column() -> None:
+    made = schema(features=CANDIDATE, histories={"rated": {"of": ["movie", "brand", "page_brand"]}})
+    assert made.histories["rated"].of == ("movie", "brand", "page_brand")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"kind": "time", "table": "candidate"}, "the calendar is no column that a candidate brings"),
+        ({"kind": "id", "table": "candidate", "feedback": True}, "feedback is no column that a candidate brings"),
+        ({"kind": "id", "width": 2}, "a feature of kind 'id' takes no width"),
+        ({"kind": "dense", "separator": "|"}, "separator belongs to a dense feature of several numbers"),
+        ({"kind": "dense", "width": 2, "scale": "minmax"}, "a dense feature of several numbers takes scale raw or log"),
+        ({"kind": "multi", "weight_separator": ":"}, "weight_separator belongs to text: it needs a separator"),
+        ({"kind": "multi", "weight_separator": "|", "separator": "|"}, "it needs a separator, and another one"),
+        (
+            {"kind": "multi", "weight_separator": ":", "separator": "|", "weights": "w"},
+            "takes weights or weight_separator, not both",
+        ),
+        ({"kind": "cross", "of": ["page", "y"]}, "a cross needs of, the columns to take together, and hash"),
+        ({"kind": "cross", "of": ["page", "page"], "hash": 3}, "of names a column twice"),
+        ({"kind": "cross", "of": ["page", "y"], "hash": 3, "table": "user"}, "a cross reads raw columns of the row"),
+        ({"kind": "cross", "of": ["page", "rating"], "hash": 3}, "reads the label column 'rating', which leaks"),
+        ({"kind": "cross", "of": ["page", "movie"], "hash": 3, "table": "event"}, "set table: candidate"),
+        ({"kind": "cross", "of": ["page", "y"], "hash": 3, "share": "page"}, "of kind 'cross' takes no share"),
+        ({"kind": "lookup", "map": "m"}, "a lookup needs map and key"),
+        ({"kind": "lookup", "map": "m", "key": "page", "edges": [1]}, "of kind 'lookup' as 'id' takes no edges"),
+        ({"kind": "lookup", "map": "m", "key": "page", "as": "bucket"}, "a bucket needs exactly one of"),
+        ({"kind": "lookup", "map": "m", "key": "page", "separator": ":"}, "pair_separator and separator are both ':'"),
+        ({"kind": "lookup", "map": "rating", "key": "page"}, "reads the label column 'rating', which leaks the answer"),
+        ({"kind": "id", "share": "pge"}, "features.x.share: no other feature named 'pge'; known: user_id, movie"),
+        ({"kind": "id", "share": "age"}, "features.x.share: 'age' must be of kind id or multi, and no feedback"),
+        ({"kind": "id", "share": "rating"}, "features.x.share: 'rating' must be of kind id or multi, and no feedback"),
+        ({"kind": "id", "share": "x"}, "features.x.share: no other feature named 'x'"),
+        ({"kind": "id", "share": "page", "hash": 3}, "share takes the ids of the other feature"),
+        (
+            {"kind": "id", "share": "page", "dim": 3},
+            "one table has one width, and dim is 3 here and not said of 'page'",
+        ),
+        ({"kind": "id", "share": "brand_now"}, "'brand_now' shares the ids of 'page' itself"),
+        (
+            {"kind": "id", "column": "page", "table": "candidate"},
+            "'page' belongs to the candidate here and to the event",
+        ),
+    ],
+)
+def test_a_fault_of_a_feature_of_the_row(content: dict[str, Any], says: str) -> None:
+    more = {"brand_now": {"kind": "id", "share": "page"}} if content.get("share") == "brand_now" else {}
+    assert says in fault(features={"x": content, **more})
+
+
+def test_composed_features_stand_in_no_pre_joined_history() -> None:
+    x = {"kind": "cross", "of": ["page", "y"], "hash": 3}
+    says = fault(features={"x": x}, histories={"rated": {"of": ["x"], "columns": {"x": "xs"}}})
+    assert "histories.rated.of: 'x' of kind cross cannot stand in a history" in says

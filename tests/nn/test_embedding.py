@@ -150,3 +150,45 @@ def test_a_history_of_nothing() -> None:
         },
     )
     assert lively(FIELDS, dim=3)(empty).histories["liked"]["item"].shape == (0, 3)
+
+
+SHARING = Fields(
+    (
+        Field("brand", "id", 9, table="item"),
+        Field("looked", "id", 9, share="brand"),
+        Field("size", "numbers", 0, width=3),
+    ),
+    {"past": (Field("bought", "id", 9, share="brand"),)},
+)
+
+
+def test_fields_that_share_a_table() -> None:
+    embeddings = lively(SHARING, dim=4)
+    assert len(list(embeddings.parameters())) == 2
+    assert embeddings.table("looked") is embeddings.table("bought") is embeddings.table("brand")
+    assert [len(table) for table in embeddings.tables()] == [9]
+    ids = {"brand": torch.tensor([2, 3]), "looked": torch.tensor([3, 0]), "size": torch.randn(2, 3)}
+    past = HistoryBatch({"bought": torch.tensor([2, 2, 8])}, torch.tensor([0, 3, 3]))
+    found = embeddings(Batch(2, ids, {"past": past}))
+    table = embeddings.table("brand")
+    torch.testing.assert_close(found.features["brand"], table[[2, 3]])
+    torch.testing.assert_close(found.features["looked"], table[[3, 0]])
+    torch.testing.assert_close(found.histories["past"]["bought"], table[[2, 2, 8]])
+    torch.testing.assert_close(found.features["size"], ids["size"] @ embeddings.table("size"))
+    (found.features["looked"].sum() + 2 * found.histories["past"]["bought"].sum()).backward()  # type: ignore[no-untyped-call]
+    assert table.grad is not None
+    assert table.grad.coalesce().to_dense().sum(1).tolist() == [4, 0, 16, 4, 0, 0, 0, 0, 8]
+
+
+def test_a_shared_table_of_a_field_that_is_not_there() -> None:
+    embeddings = Embeddings(Fields(SHARING.features[1:], {}), dim=4)
+    assert embeddings.table("looked").shape == (9, 4)
+    assert not embeddings.table("looked")[:2].any()
+
+
+def test_a_candidates_fields_differ_in_a_shared_batch() -> None:
+    embeddings = lively(SHARING, dim=4)
+    ids = {"brand": torch.tensor([2, 3, 4]), "looked": torch.tensor([3]), "size": torch.randn(1, 3)}
+    past = HistoryBatch({"bought": torch.tensor([2])}, torch.tensor([0, 1]), shared=True)
+    found = embeddings(Batch(3, ids, {"past": past}, shared=True))
+    assert [len(found.features[name]) for name in ("brand", "looked", "size")] == [3, 3, 3]

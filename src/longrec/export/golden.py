@@ -1,7 +1,8 @@
 """Golden requests: what a bundle must answer, and how an impression of a log becomes one.
 
 A prepared log keeps encoded values, a request brings raw ones; so each encoded value is turned back into a raw
-value that encodes to it. A hash cannot be turned back: null stands for it, on both sides of the comparison.
+value that encodes to it. A hash cannot be turned back: null stands for it, on both sides of the comparison. Where
+several features read one column, one of them decides its value, and the others are what the encoders make of it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.export.request import context_columns, request_time
+from longrec.export.request import candidate_columns, context_columns, request_time
 from longrec.features.decode import raw_values
-from longrec.features.encode import MISSING, Encoder, HashEncoder, Lists
+from longrec.features.encode import MISSING, CrossEncoder, Encoder, HashEncoder, Lists
 from longrec.features.fitted import FittedSchema
 from longrec.features.table import EntityTable
 
@@ -51,6 +52,7 @@ class Sample:
             or ``Lists`` of one row.
         histories: columns ``[T]`` of each history (``[T, W]`` of tokens) as they were known at the moment.
         knowledge: what was known at the moment, by vector feature: ``[1, W]`` of a user, ``[C, W]`` of the items.
+        candidates: of every candidate feature its encoded values: C entries.
     """
 
     user: int
@@ -59,6 +61,7 @@ class Sample:
     events: Mapping[str, Any]
     histories: Mapping[str, Mapping[str, NDArray[Any] | Lists]]
     knowledge: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    candidates: Mapping[str, NDArray[Any] | Lists] = field(default_factory=dict)
 
 
 def request_of(fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample) -> dict[str, Any]:
@@ -67,8 +70,12 @@ def request_of(fitted: FittedSchema, users: EntityTable, items: EntityTable, sam
         "user": users.key(sample.user),
         "candidates": [items.key(row) for row in np.asarray(sample.items).tolist()],
         "at": request_time(fitted, sample.moment),
-        "context": _raw_context(fitted, sample.events),
+        "context": {column: values[0] for column, values in _raw_columns(fitted, sample.events, "event").items()},
     }
+    told = _raw_columns(fitted, sample.candidates, "candidate")
+    if told:
+        none = [None] * len(sample.items)
+        request["candidate_context"] = {column: values or none for column, values in told.items()}
     if fitted.schema.prejoined:
         request["history"] = {
             name: {column: raw_values(fitted.encoders[column], ids) for column, ids in columns.items()}
@@ -78,20 +85,51 @@ def request_of(fitted: FittedSchema, users: EntityTable, items: EntityTable, sam
     return request
 
 
-def _raw_context(fitted: FittedSchema, encoded: Mapping[str, Any]) -> dict[str, Any]:
-    context: dict[str, Any] = {}
-    for column, features in context_columns(fitted).items():
-        for name in features[:1]:  # where two features read one column, the first decides
-            value, encoder = encoded[name], fitted.encoders[name]
-            context[column] = raw_values(encoder, value)
-            if not isinstance(value, Lists):
-                context[column] = context[column][0]
-            elif (weights := fitted.schema.features[name].weights) is not None:
-                context[weights] = [] if value.weights is None else value.weights.tolist()
-        context.setdefault(column, None)
-    return context
+def deciders(fitted: FittedSchema, table: str) -> dict[str, str | None]:
+    """Raw columns of the context (``event``) or of the candidates -> the feature whose encoded values are turned back.
+
+    Of several the first that is no hash; None for a column that is read by crosses, lookups or hashes alone, or that
+    holds weights.
+    """
+    columns = context_columns(fitted) if table == "event" else candidate_columns(fitted)
+    found: dict[str, str | None] = {}
+    for column, features in columns.items():
+        known = [name for name in features if not isinstance(fitted.encoders[name], HashEncoder)]
+        found[column] = next(iter([*known, *features]), None)
+    return found
+
+
+def _raw_columns(fitted: FittedSchema, encoded: Mapping[str, Any], table: str) -> dict[str, list[Any]]:
+    """Raw values of the columns of a request, an entry each row: one row of the context, C of the candidates."""
+    columns, made = deciders(fitted, table), dict[str, list[Any]]()
+    for column, name in columns.items():
+        if name is None:
+            made.setdefault(column, [None] if table == "event" else [])
+            continue
+        value, encoder, feature = encoded[name], fitted.encoders[name], fitted.schema.features[name]
+        if not isinstance(value, Lists):
+            made[column] = raw_values(encoder, value)
+            continue
+        cuts = value.offsets[1:-1].tolist()
+        values: list[Any] = _cut(raw_values(encoder, value), cuts)
+        weights = [] if value.weights is None else _cut(value.weights.tolist(), cuts)
+        if feature.weight_separator is not None:
+            assert feature.separator is not None
+            between = feature.weight_separator
+            values = [
+                feature.separator.join(f"{'' if one is None else one}{between}{weight!r}" for one, weight in zip(*row))
+                for row in zip(values, weights)
+            ]
+        elif feature.weights is not None:
+            made[feature.weights] = weights
+        made[column] = values
+    return {column: made[column] for column in columns}
+
+
+def _cut(values: list[Any], at: list[int]) -> list[list[Any]]:
+    return [values[first:stop] for first, stop in zip([0, *at], [*at, len(values)])]
 
 
 def answerable(encoder: Encoder, encoded: NDArray[Any]) -> NDArray[Any]:
     """Encoded values as the request of ``raw_value`` brings them: those of a hash are missing."""
-    return np.full_like(encoded, MISSING) if isinstance(encoder, HashEncoder) else encoded
+    return np.full_like(encoded, MISSING) if isinstance(encoder, (HashEncoder, CrossEncoder)) else encoded

@@ -1,8 +1,8 @@
 """The inputs of a program: flat, named tensors, the same for tracing, for the parity check and for serving.
 
 ``f.<feature>`` and ``h.<history>.<column>``; a multi-value field has three, or two without weights:
-``.values``, ``.offsets``, ``.weights``. A vector field has two dimensions. One user, C candidates, T past events of
-each history.
+``.values``, ``.offsets``, ``.weights``. A field of several numbers has two dimensions. One user, C candidates, T past
+events of each history.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def inputs_of(fields: Fields, *, histories: bool) -> tuple[Input, ...]:
 def _parts(name: str, field: Field, group: str) -> list[Input]:
     if field.kind == "dense":
         return [Input(name, "FP32", group, "value", 0)]
-    if field.kind == "vector":
+    if field.kind in ("vector", "numbers"):
         return [Input(name, "FP32", group, "value", 0, field.width)]
     if field.kind == "id":
         return [Input(name, "INT32", group, "value", field.rows)]
@@ -100,7 +100,7 @@ def tensors(name: str, column: NDArray[Any] | Lists, number: bool) -> dict[str, 
 
     Args:
         name: ``f.<feature>`` or ``h.<history>.<column>``.
-        number: a dense or a vector field; ids otherwise.
+        number: a field of numbers; ids otherwise.
     """
     if not isinstance(column, Lists):
         return {name: np.ascontiguousarray(column, np.float32 if number else np.int32)}

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from longrec.export.golden import Golden, Sample, answerable, request_of
-from longrec.export.request import encoded_calendar
+from longrec.export.golden import Golden, Sample, answerable, deciders, request_of
+from longrec.export.request import Column, encoded_calendar, encoded_candidates, encoded_context, row_features
 from longrec.export.scale import Scale
 from longrec.features.batch import Batch, HistoryBatch, Jagged
-from longrec.features.encode import Lists
+from longrec.features.encode import Lists, NumbersEncoder
 from longrec.features.fitted import FittedSchema, concat_lists, gather_lists
 from longrec.features.table import EntityTable
 from longrec.models.base import Encoder
@@ -51,19 +51,21 @@ def ragged_batch(fitted: FittedSchema, users: EntityTable, items: EntityTable, s
     size = len(sample.items)
     once = np.zeros(size, np.int64)
     calendar = encoded_calendar(fitted, sample.moment)
+    events, candidates = row_values(fitted, users, items, sample)
     features: dict[str, Tensor | Jagged] = {}
     for field in fitted.fields().features:
+        table = fitted.schema.table(field.name)
         if field.name in sample.knowledge:
             known = sample.knowledge[field.name]
-            features[field.name] = _rows(known, np.arange(size) if field.table == "item" else once)
-        elif field.table == "item":
+            features[field.name] = _rows(known, np.arange(size) if table == "item" else once)
+        elif table == "item":
             features[field.name] = _rows(items.columns[field.name], sample.items)
-        elif field.table == "user":
+        elif table == "user":
             features[field.name] = _rows(users.columns[field.name], once + sample.user)
+        elif table == "candidate":
+            features[field.name] = _tensor(candidates[field.name])
         else:
-            own = (
-                calendar[field.name] if field.name in calendar else _own(fitted, field.name, sample.events[field.name])
-            )
+            own = calendar[field.name] if field.name in calendar else events[field.name]
             features[field.name] = _rows(own, once)
     histories = {}
     for name, columns in sample.histories.items():
@@ -76,11 +78,33 @@ def ragged_batch(fitted: FittedSchema, users: EntityTable, items: EntityTable, s
     return Batch(size, features, histories)
 
 
+def row_values(
+    fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample
+) -> tuple[dict[str, Column], dict[str, Column]]:
+    """Encoded values of the event features (one entry) and of the candidate features (C entries) as the request of a
+    sample brings them: the log's own where their column is turned back from them, else what becomes of the raw columns.
+    """
+    request, made = request_of(fitted, users, items, sample), []
+    context, user = request["context"], request["user"]
+    for table, told in (("event", sample.events), ("candidate", sample.candidates)):
+        own = {name for name in deciders(fitted, table).values() if name is not None}
+        others = [name for name in row_features(fitted, table) if name not in own]
+        if table == "event":
+            found = encoded_context(fitted, context, others, user)
+        else:
+            given = request.get("candidate_context", {})
+            found = encoded_candidates(fitted, others, given, context, user, request["candidates"])
+        made.append({**{name: _own(fitted, name, told[name]) for name in own}, **found})
+    return made[0], made[1]
+
+
 def _own(fitted: FittedSchema, name: str, encoded: Any) -> NDArray[Any] | Lists:
     """An encoded value of the log as its request brings it."""
     encoder = fitted.encoders[name]
     if isinstance(encoded, Lists):
         return Lists(answerable(encoder, encoded.values), encoded.offsets, encoded.weights)
+    if isinstance(encoder, NumbersEncoder):
+        return np.asarray(encoded).reshape(-1, encoder.width)
     return answerable(encoder, np.atleast_1d(np.asarray(encoded)))
 
 

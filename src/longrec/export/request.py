@@ -1,4 +1,4 @@
-"""The words of a request: its moment, the raw columns of its context, and how they are encoded.
+"""The words of a request: its moment, the raw columns of its context and of its candidates, and how they are encoded.
 
 The encoders are the fitted ones of training; a request is a table of one row to them.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from longrec.features.encode import Lists, TimeEncoder
 from longrec.features.fitted import FittedSchema
 from longrec.features.vocabulary import one_column
 
+Column: TypeAlias = NDArray[Any] | Lists
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -40,40 +41,112 @@ def request_time(fitted: FittedSchema, moment: int) -> str | int | None:
 def context_columns(fitted: FittedSchema) -> dict[str, list[str]]:
     """Raw columns that a request's context must give -> the event features whose values they are.
 
-    Feedback is not known yet, and the calendar follows from the moment; neither is asked for.
-    A column of weights belongs to the feature of its values and stands with an empty list.
+    Feedback is not known yet, and the calendar follows from the moment; neither is asked for. A column of weights
+    belongs to the feature of its values and stands with an empty list, and so do the columns of a cross or a lookup;
+    but the key of the user is in every request.
     """
     schema = fitted.schema
     columns: dict[str, list[str]] = {}
-    for name in fitted.of_table("event"):
-        feature = schema.features[name]
-        if not feature.feedback and feature.kind != "time":
-            columns.setdefault(schema.column(name), []).append(name)
-            if feature.weights is not None:
-                columns.setdefault(feature.weights, [])
+    for name in row_features(fitted, "event"):
+        own = schema.columns(name)
+        if schema.features[name].composed:
+            columns |= {column: columns.get(column, []) for column in own if column != schema.user}
+            continue
+        columns.setdefault(own[0], []).append(name)
+        for weights in own[1:]:
+            columns.setdefault(weights, [])
     return columns
 
 
+def candidate_columns(fitted: FittedSchema) -> dict[str, list[str]]:
+    """Raw columns that a request must give with every candidate -> the candidate features whose values they are.
+
+    Keys are in every request. What a cross or a lookup of the candidate reads of the event is in its context.
+    """
+    schema, context = fitted.schema, context_columns(fitted)
+    columns: dict[str, list[str]] = {}
+    for name in row_features(fitted, "candidate"):
+        composed = schema.features[name].composed
+        for place, column in enumerate(schema.columns(name)):
+            if column not in (schema.user, schema.item) and not (composed and column in context):
+                columns.setdefault(column, []).extend([name] if not composed and not place else [])
+    return columns
+
+
+def row_features(fitted: FittedSchema, table: str) -> list[str]:
+    """Features whose raw values a request brings: of ``event`` or ``candidate``, no feedback and no calendar."""
+    features = fitted.schema.features
+    return [n for n in fitted.of_table(table) if not features[n].feedback and features[n].kind != "time"]
+
+
 def encoded_context(
-    fitted: FittedSchema, context: Mapping[str, Any], columns: Mapping[str, Sequence[str]]
-) -> dict[str, NDArray[Any] | Lists]:
+    fitted: FittedSchema, context: Mapping[str, Any], features: Sequence[str], user: Any = None
+) -> dict[str, Column]:
     """What a context encodes to: one entry for every event feature of the impression.
 
     Args:
-        context: a value or None for each of ``columns``; a list for a multi-value feature.
-        columns: the ``context_columns`` of the schema.
+        context: a value or None for each of ``context_columns``; a list for a multi-value feature.
+        features: the ``row_features`` of the event.
+        user: the key of the user.
 
     Raises:
         DataError: a value of the wrong type; ``where`` says ``context.<column>``.
     """
-    encoded: dict[str, NDArray[Any] | Lists] = {}
-    for column, features in columns.items():
-        where = f"context.{column}"
-        for name in features:
-            weights = fitted.schema.features[name].weights
-            weighed = None if weights is None else raw_column([context[weights]], f"context.{weights}")
-            encoded[name] = fitted.encode(name, raw_column([context[column]], where), where, weighed)
+    schema = fitted.schema
+    encoded: dict[str, Column] = {}
+    for name in features:
+        columns = {
+            column: raw_column([context.get(column, user)], _context_place(column)) for column in schema.columns(name)
+        }
+        encoded[name] = fitted.encode_row(name, columns, _context_place)
     return encoded
+
+
+def encoded_candidates(
+    fitted: FittedSchema,
+    features: Sequence[str],
+    given: Mapping[str, Sequence[Any] | None],
+    context: Mapping[str, Any],
+    user: Any,
+    items: Sequence[Any],
+) -> dict[str, Column]:
+    """What is told of candidates encodes to: C entries for every candidate feature.
+
+    Args:
+        features: the ``row_features`` of the candidate.
+        given: C values for each of ``candidate_columns``; None where all are missing.
+        context: of the same request; what a cross or a lookup reads of it counts for every candidate.
+        user: the key of the user.
+        items: the keys of the candidates, C of them.
+
+    Raises:
+        DataError: a value of the wrong type; ``where`` says ``candidate_context.<column>``.
+    """
+    schema, count = fitted.schema, len(items)
+    raw: dict[str, pa.Array] = {}
+
+    def place(column: str) -> str:
+        return _context_place(column) if column in context and column not in given else f"candidate_context.{column}"
+
+    def column_of(column: str) -> pa.Array:
+        if column in given:
+            values = given[column]
+            return pa.nulls(count) if values is None else raw_column(values, place(column))
+        if column == schema.item:
+            return raw_column(items, "candidates")
+        return raw_column([user if column == schema.user else context[column]] * count, place(column))
+
+    encoded: dict[str, Column] = {}
+    for name in features:
+        for column in schema.columns(name):
+            if column not in raw:
+                raw[column] = column_of(column)
+        encoded[name] = fitted.encode_row(name, raw, place)
+    return encoded
+
+
+def _context_place(column: str) -> str:
+    return f"context.{column}"
 
 
 _TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}

@@ -218,7 +218,8 @@ def _check_schema(fitted: FittedSchema, model: Model) -> None:
             "give the fitted schema of the run",
         )
     # One request has one context: a feature of the item that lies in the events cannot differ between candidates.
-    wrong = [name for name in fitted.of_table("event") if schema.column(name) == schema.item]
+    plain = [name for name in fitted.of_table("event") if not schema.features[name].composed]
+    wrong = [name for name in plain if schema.column(name) == schema.item]
     if wrong:
         raise BundleError(
             f"schema: feature {wrong[0]!r}",

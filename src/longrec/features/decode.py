@@ -12,23 +12,30 @@ from longrec.features.encode import (
     FIRST,
     MISSING,
     BucketEncoder,
+    CrossEncoder,
     DenseEncoder,
     Encoder,
     HashEncoder,
     IdEncoder,
     Lists,
     LogSquareEncoder,
+    NumbersEncoder,
 )
 
 
 def raw_values(encoder: Encoder, encoded: NDArray[Any] | Lists | float) -> list[Any]:
-    """Raw values of encoded ones."""
+    """Raw values of encoded ones; of several numbers a row, a list of them a row."""
+    if isinstance(encoder, NumbersEncoder):
+        one = DenseEncoder(encoder.scale, 0.0, 1.0, encoder.missing)
+        rows = np.asarray(encoded, np.float64).reshape(-1, encoder.width)
+        return [[raw_value(one, number) for number in row] for row in rows.tolist()]
     flat = encoded.values if isinstance(encoded, Lists) else np.atleast_1d(np.asarray(encoded))
     return [raw_value(encoder, value) for value in flat.tolist()]
 
 
 def raw_value(encoder: Encoder, value: Any) -> Any:
-    """A raw value that an encoder turns into ``value``; None for a missing one, and for every value of a hash.
+    """A raw value that an encoder turns into ``value``; None for a missing one, and for every value of a hash (or a
+    cross, which is one).
 
     >>> raw_value(BucketEncoder((10.0, 20.0)), 3)
     10.0
@@ -36,7 +43,7 @@ def raw_value(encoder: Encoder, value: Any) -> Any:
     if isinstance(encoder, DenseEncoder):
         number = float(value) * encoder.spread + encoder.shift
         return math.copysign(math.expm1(abs(number)), number) if encoder.scale == "log" else number
-    if isinstance(encoder, HashEncoder) or value == MISSING:
+    if isinstance(encoder, (HashEncoder, CrossEncoder)) or value == MISSING:
         return None
     place = int(value) - FIRST
     if isinstance(encoder, IdEncoder):

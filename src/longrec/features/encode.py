@@ -86,6 +86,62 @@ class DenseEncoder:
 
 
 @dataclass(frozen=True)
+class NumbersEncoder:
+    """Several numbers a row, always as many: a list column, or text split at ``separator``.
+
+    A null row is all ``missing``, and so is a null or empty place of a row.
+    """
+
+    kind: ClassVar[str] = "numbers"
+    scale: Literal["raw", "log"]
+    missing: float
+    width: int
+    separator: str | None
+    rows: int = 0
+
+    def encode(self, array: pa.Array, where: str) -> NDArray[np.float32]:
+        """float32 ``[n, width]``.
+
+        Raises:
+            DataError: a row with another count of numbers, or text that is none.
+        """
+        if pa.types.is_dictionary(array.type):
+            array = array.cast(array.type.value_type)
+        flat, offsets = flatten(array, self.separator, where, empty=True)
+        lengths = np.diff(offsets)
+        none = _null(array)
+        if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+            none = pc.fill_null(pc.equal(array, ""), True).to_numpy(zero_copy_only=False)
+        odd = np.flatnonzero((lengths != self.width) & ~none)
+        if len(odd):
+            row = int(odd[0])
+            found = f"{lengths[row]} numbers in row {row}: {str(array[row].as_py())[:80]}"
+            raise DataError(where, found, f"{self.width} in every row, as width says", "mend the row, or correct width")
+        values = np.full((len(array), self.width), self.missing)
+        values[~none] = np.nan_to_num(parsed(flat, where)[np.repeat(~none, lengths)], nan=self.missing).reshape(
+            -1, self.width
+        )
+        encoded: NDArray[Any] = DenseEncoder(self.scale, 0.0, 1.0, self.missing).encode(pa.array(values.ravel()), where)
+        return encoded.reshape(-1, self.width)
+
+
+def parsed(array: pa.Array, where: str) -> NDArray[np.float64]:
+    """Numbers, or text of numbers, as float64; null and empty text as NaN.
+
+    Raises:
+        DataError: text that is no number, with the first such.
+    """
+    if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
+        return numbers(array, where)
+    text = pc.utf8_trim_whitespace(array)
+    text = pc.if_else(pc.equal(text, ""), pa.scalar(None, text.type), text)
+    try:
+        return numbers(text.cast(pa.float64()), where)
+    except pa.ArrowInvalid:
+        raise DataError(where, f"text, for example {_example(text)!r}", "numbers") from None
+
+
+@dataclass(frozen=True)
 class BucketEncoder:
     """A number, cut at rising edges: bucket k holds ``edges[k - 1] <= v < edges[k]``."""
 
@@ -212,6 +268,33 @@ class HashEncoder:
         return np.where(_null(array), MISSING, ids).astype(np.int32)
 
 
+@dataclass(frozen=True)
+class CrossEncoder:
+    """Hash buckets of several values taken together, which ``compose.joined`` makes one text of.
+
+    Attributes:
+        numeric: of each of the columns whether the training window held integers there; None when it held nothing.
+    """
+
+    kind: ClassVar[str] = "cross"
+    buckets: int
+    distinct: int
+    numeric: tuple[bool | None, ...]
+
+    @property
+    def rows(self) -> int:
+        """Height of the table."""
+        return FIRST + self.buckets
+
+    def collisions(self) -> float:
+        """As of ``HashEncoder``."""
+        return HashEncoder(self.buckets, self.distinct).collisions()
+
+    def encode(self, array: pa.Array, where: str) -> NDArray[np.int32]:
+        """int32 ids ``[n]`` of joined values."""
+        return HashEncoder(self.buckets, self.distinct).encode(array, where)
+
+
 def hash_keys(keys: pa.Array) -> NDArray[np.uint64]:
     """A stable 64-bit hash of int64 or string keys (null hashes as 0 or the empty string)."""
     if pa.types.is_integer(keys.type):
@@ -231,9 +314,19 @@ def _null(array: pa.Array) -> NDArray[np.bool_]:
     return array.is_null().to_numpy(zero_copy_only=False)
 
 
-Encoder: TypeAlias = DenseEncoder | BucketEncoder | LogSquareEncoder | TimeEncoder | IdEncoder | HashEncoder
+Encoder: TypeAlias = (
+    DenseEncoder
+    | NumbersEncoder
+    | BucketEncoder
+    | LogSquareEncoder
+    | TimeEncoder
+    | IdEncoder
+    | HashEncoder
+    | CrossEncoder
+)
 _PLAIN: dict[str, Any] = {
-    cls.kind: cls for cls in (DenseEncoder, BucketEncoder, LogSquareEncoder, TimeEncoder, HashEncoder)
+    cls.kind: cls
+    for cls in (DenseEncoder, NumbersEncoder, BucketEncoder, LogSquareEncoder, TimeEncoder, HashEncoder, CrossEncoder)
 }
 
 
@@ -264,8 +357,13 @@ class Lists:
         return len(self.offsets) - 1
 
 
-def flatten(array: pa.Array, separator: str | None, where: str) -> tuple[pa.Array, NDArray[np.int64]]:
+def flatten(
+    array: pa.Array, separator: str | None, where: str, empty: bool = False
+) -> tuple[pa.Array, NDArray[np.int64]]:
     """The values of a list column (or of separated text) end to end, and int64 offsets ``[n + 1]``; null is empty.
+
+    Args:
+        empty: keep the empty values of a text; left out otherwise.
 
     Raises:
         DataError: a column that is neither a list nor text with a separator.
@@ -277,6 +375,8 @@ def flatten(array: pa.Array, separator: str | None, where: str) -> tuple[pa.Arra
             raise DataError(where, "text", "a list column", "or give the separator that stands between the values")
         array = pc.split_pattern(pc.fill_null(array, ""), separator)
         values, offsets = _flat(array)
+        if empty:
+            return values, offsets
         keep = pc.not_equal(values, "")
         kept = np.concatenate([[0], np.cumsum(keep.to_numpy(zero_copy_only=False))])
         return values.filter(keep), kept[offsets].astype(np.int64)

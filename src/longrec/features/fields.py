@@ -20,14 +20,17 @@ class Field:
     Attributes:
         rows: height of the embedding table (reserved rows included); 0 for numbers.
         dim: width asked for in the schema, or None to let the model decide.
-        table: who owns the value; in a request for one user only item fields differ between candidates.
+        table: who owns the value; in a request for one user only item fields differ between candidates, and whatever
+            a row says of its candidate counts as one.
         feedback: known only after its event: the last row of the table means "not yet known".
-        width: numbers of a vector; 0 for other kinds.
+        width: numbers of a vector (what an extractor or an encoder left) or of ``numbers`` (what the log holds); 0 for
+            other kinds.
         slots: equal parts a vector falls into (several tokens of one instance).
+        share: the field whose table it looks into; its own when empty. Both have the same ``rows`` and ``dim``.
     """
 
     name: str
-    kind: Literal["id", "multi", "dense", "vector"]
+    kind: Literal["id", "multi", "dense", "vector", "numbers"]
     rows: int
     dim: int | None = None
     pool: Literal["mean", "sum", "max"] = "mean"
@@ -36,6 +39,12 @@ class Field:
     feedback: bool = False
     width: int = 0
     slots: int = 1
+    share: str = ""
+
+    @property
+    def owner(self) -> str:
+        """Name of the field whose embedding table it looks into."""
+        return self.share or self.name
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Fields:
         return tuple(field for field in self.histories[history] if field.name in own)
 
     def tables(self) -> tuple[Field, ...]:
-        """Every distinct field, impression fields first: one embedding table each."""
+        """Every distinct field, impression fields first: one embedding table each, but for those that share one."""
         seen = {field.name: field for field in self.features}
         for columns in self.histories.values():
             for field in columns:

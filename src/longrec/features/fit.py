@@ -37,18 +37,24 @@ class Fitter:
         self._moments = np.array([0.0, 0.0, 0.0])
         self._pivot = 0.0
         self._range = np.array([np.inf, -np.inf])
+        self._numeric: tuple[bool | None, ...] = ()
 
     def needs_data(self) -> bool:
         """Whether anything is learnt from the log at all."""
         f = self.feature
-        if f.kind in ("id", "multi"):
+        if f.form in ("id", "multi"):
             return f.vocab is None
-        return f.quantiles is not None or f.log_square or (f.kind == "dense" and f.scale in ("minmax", "standard"))
+        return f.quantiles is not None or f.log_square or (f.form == "dense" and f.scale in ("minmax", "standard"))
+
+    def add_parts(self, numeric: tuple[bool | None, ...]) -> None:
+        """Of each column of a cross whether a chunk holds integers there, or nothing."""
+        known = self._numeric or (None,) * len(numeric)
+        self._numeric = tuple(new if old is None else old for old, new in zip(known, numeric))
 
     def add(self, array: pa.Array, counts: NDArray[np.int64], where: str) -> None:
         """Look at one chunk."""
         keep = counts > 0
-        if self.feature.kind in ("id", "multi"):
+        if self.feature.form in ("id", "multi"):
             self._add_keys(as_keys(array, where), counts, keep, where)
             return
         values = encode.numbers(array, where)
@@ -56,7 +62,7 @@ class Fitter:
         values, counts = values[keep], counts[keep]
         if not len(values):
             return
-        if self.feature.kind == "dense":
+        if self.feature.form == "dense":
             # Moments about a value of the column: squares of values far from zero would swallow the spread.
             self._pivot = self._pivot if self._moments[0] else float(values[0])
             far = values - self._pivot
@@ -67,9 +73,12 @@ class Fitter:
         self._range = np.array([min(self._range[0], values.min()), max(self._range[1], values.max())])
 
     def _add_keys(self, keys: pa.Array, counts: NDArray[np.int64], keep: NDArray[np.bool_], where: str) -> None:
-        table = pa.table({"value": keys, "n": counts}).filter(pa.array(keep)).filter(pc.field("value").is_valid())
-        if not len(table):
+        seen = keep & keys.is_valid().to_numpy(zero_copy_only=False)
+        if not seen.any():
             return
+        if not seen.all():
+            keys, counts = keys.filter(pa.array(seen)), counts[seen]
+        table = pa.table({"value": keys, "n": counts})
         if self._counts and self._counts[0].schema.field("value").type != keys.type:
             found, expected = ("text", "integers") if pa.types.is_string(keys.type) else ("integers", "text")
             raise DataError(where, f"{found} among the {expected} of feature {self.name!r}", "ids of one type")
@@ -86,9 +95,12 @@ class Fitter:
         f = self.feature
         if f.kind == "time":
             return encode.TimeEncoder(f.part, f.utc_offset)
-        if f.kind == "dense":
+        if f.width is not None:
+            assert f.scale in ("raw", "log")
+            return encode.NumbersEncoder(f.scale, f.missing, f.width, f.separator)
+        if f.form == "dense":
             return self._dense()
-        if f.kind == "bucket":
+        if f.form == "bucket":
             return self._bucket()
         if f.vocab is not None:
             return encode.IdEncoder(Keys(_given(f.vocab, self.name)))
@@ -97,6 +109,10 @@ class Fitter:
             if self._counts
             else pa.table({"value": pa.array([], pa.int64()), "n_sum": pa.array([], pa.int64())})
         )
+        if f.kind == "cross":
+            assert f.hash is not None
+            assert f.of is not None
+            return encode.CrossEncoder(f.hash, len(counted), self._numeric or (None,) * len(f.of))
         if f.hash is not None:
             numeric = pa.types.is_integer(counted["value"].type) if len(counted) else None
             return encode.HashEncoder(f.hash, len(counted), numeric)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from longrec.errors import DataError
 from longrec.features import encode
-from longrec.features.encode import Encoder, IdEncoder, Lists, TimeEncoder
+from longrec.features.compose import Place, check_parts, composed, multi_values
+from longrec.features.encode import CrossEncoder, Encoder, IdEncoder, Lists, TimeEncoder
 from longrec.features.fields import TIME_GAP, TIME_GAP_ROWS, Field, Fields
 from longrec.features.manifest import read_manifest
 from longrec.features.schema import Schema
@@ -45,7 +46,8 @@ class FittedSchema:
         self.knowledge = dict(knowledge or {})
 
     def encode(self, name: str, array: pa.Array, where: str, weights: pa.Array | None = None) -> NDArray[Any] | Lists:
-        """Encode a raw column: int32 ids, float32 numbers, or ``Lists`` for a multi-value feature.
+        """Encode a raw column (of a cross or a lookup what it is composed to): int32 ids, float32 numbers, or ``Lists``
+        for a multi-value feature.
 
         Raises:
             DataError: values of the wrong type, with the place ``where`` in the message.
@@ -54,14 +56,35 @@ class FittedSchema:
         assert not isinstance(encoder, TimeEncoder)
         if feature.kind != "multi":
             return encoder.encode(array, where)
-        flat, offsets = encode.flatten(array, feature.separator, where)
-        return Lists(encoder.encode(flat, where), offsets, _weights(weights, offsets, where))
+        flat, offsets, own = multi_values(feature, array, where)
+        if own is None:
+            own = _weights(weights, feature.separator, offsets, where)
+        return Lists(encoder.encode(flat, where), offsets, own)
+
+    def encode_row(self, name: str, columns: Mapping[str, pa.Array], place: Place) -> NDArray[Any] | Lists:
+        """Encode a feature from the raw columns of its rows: as ``encode``, whatever it reads.
+
+        Args:
+            columns: raw columns by name, those of ``Schema.columns`` among them.
+            place: how a message names a raw column.
+
+        Raises:
+            DataError: values of the wrong type.
+        """
+        feature, encoder = self.schema.features[name], self.encoders[name]
+        if isinstance(encoder, CrossEncoder):
+            check_parts(encoder, feature, columns, place)
+        if feature.composed:
+            return self.encode(name, composed(feature, columns, place), place(self.schema.columns(name)[0]))
+        column = self.schema.column(name)
+        weights = None if feature.weights is None else columns[feature.weights]
+        return self.encode(name, columns[column], place(column), weights)
 
     def unknown(self, name: str) -> NDArray[Any] | Lists:
         """The single entry that stands for an unknown user or item: unseen id, missing value, empty list."""
         feature, encoder = self.schema.features[name], self.encoders[name]
         if feature.kind == "multi":
-            weights = None if feature.weights is None else np.zeros(0, np.float32)
+            weights = np.zeros(0, np.float32) if feature.weighted else None
             return Lists(np.zeros(0, np.int32), np.zeros(2, np.int64), weights)
         assert not isinstance(encoder, TimeEncoder)
         key = self.schema.column(name) in (self.schema.user, self.schema.item)
@@ -90,24 +113,29 @@ class FittedSchema:
         if name == TIME_GAP:
             return Field(TIME_GAP, "id", TIME_GAP_ROWS)
         feature, table = self.schema.features[name], self.schema.table(name)
+        owner = "item" if table == "candidate" else table
         if feature.kind == "vector":
-            return Field(name, "vector", 0, feature.dim, table=table, width=self.knowledge[name])
-        kind = {"multi": "multi", "dense": "dense"}.get(feature.kind, "id")
+            return Field(name, "vector", 0, feature.dim, table=owner, width=self.knowledge[name])
+        if feature.width is not None:
+            return Field(name, "numbers", 0, feature.dim, table=owner, width=feature.width)
+        kind = {"multi": "multi", "dense": "dense"}.get(feature.form, "id")
         rows = self.encoders[name].rows + feature.feedback
-        weighted = feature.weights is not None
-        return Field(name, kind, rows, feature.dim, feature.pool, weighted, table, feature.feedback)  # type: ignore[arg-type]
+        dim, share = (self.schema.features[feature.share or name].dim, feature.share or "")
+        made = Field(name, kind, rows, dim, feature.pool, feature.weighted, owner, feature.feedback)  # type: ignore[arg-type]
+        return replace(made, share=share) if share else made
 
     def save(self, folder: Path) -> None:
         """Write ``features.json`` and one Parquet file a vocabulary."""
         folder.mkdir(parents=True, exist_ok=True)
+        own = {name: encoder for name, encoder in self.encoders.items() if not self.schema.features[name].share}
         content = {
             "format": FORMAT,
             "schema": self.schema.model_dump(mode="json", exclude_unset=True),
-            "encoders": {name: encode.to_state(encoder) for name, encoder in self.encoders.items()},
+            "encoders": {name: encode.to_state(encoder) for name, encoder in own.items()},
             "tokens": {name: asdict(spec) for name, spec in self.tokens.items()},
             "knowledge": self.knowledge,
         }
-        for name, encoder in self.encoders.items():
+        for name, encoder in own.items():
             if isinstance(encoder, IdEncoder):
                 pq.write_table(pa.table({"value": encoder.keys.values}), folder / f"vocab.{name}.parquet")
         (folder / "features.json").write_text(json.dumps(content, indent=1))
@@ -126,7 +154,9 @@ class FittedSchema:
             keys = Keys(pq.read_table(path)["value"].combine_chunks()) if state["kind"] == "id" else None
             encoders[name] = encode.from_state(state, keys)
         tokens = {name: TokenSpec(**spec) for name, spec in content.get("tokens", {}).items()}
-        return cls(Schema.model_validate(content["schema"]), encoders, tokens, content.get("knowledge"))
+        schema = Schema.model_validate(content["schema"])
+        encoders |= {name: encoders[feature.share] for name, feature in schema.features.items() if feature.share}
+        return cls(schema, encoders, tokens, content.get("knowledge"))
 
 
 def time_gaps(now: NDArray[np.int64], then: NDArray[np.int64], per_second: int = 1_000) -> NDArray[np.int32]:
@@ -166,12 +196,19 @@ def concat_lists(parts: Iterable[Lists]) -> Lists:
     )
 
 
-def _weights(array: pa.Array | None, offsets: NDArray[np.int64], where: str) -> NDArray[np.float32] | None:
+def _weights(
+    array: pa.Array | None, separator: str | None, offsets: NDArray[np.int64], where: str
+) -> NDArray[np.float32] | None:
     if array is None:
         return None
-    flat, own = encode.flatten(array, None, f"{where}: weights")
+    flat, own = encode.flatten(array, separator, f"{where}: weights")
     if not np.array_equal(own, offsets):
         raise DataError(f"{where}: weights", "lists of other lengths than the values", "one weight a value")
     if flat.null_count:
         raise DataError(f"{where}: weights", f"{flat.null_count} null", "a number for every value")
-    return encode.numbers(flat, f"{where}: weights").astype(np.float32)
+    if separator is None:
+        return encode.numbers(flat, f"{where}: weights").astype(np.float32)
+    told = encode.parsed(flat, f"{where}: weights")
+    if np.isnan(told).any():
+        raise DataError(f"{where}: weights", "a weight that is no number", "a number for every value")
+    return told.astype(np.float32)

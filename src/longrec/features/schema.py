@@ -14,7 +14,10 @@ from pydantic import Field as Setting
 
 from longrec.config import Strict
 from longrec.features.duration import Duration, duration
+from longrec.features.feature import Feature, Table
 from longrec.features.fields import TIME_GAP, TOKEN
+
+__all__ = ["Condition", "Feature", "History", "Label", "Schema", "TimeColumn", "duration"]
 
 _NAME = re.compile(r"[\w-]+")
 _TAKEN = ("item", "times", "offsets")
@@ -70,69 +73,6 @@ class Label(Strict):
 
 def _time(value: Any) -> Any:
     return {"column": value} if isinstance(value, str) else value
-
-
-class Feature(Strict):
-    """One feature: where its values come from and how they become ids or numbers.
-
-    A ``vector`` is what a trained extractor left for its user or item (``from: knowledge/v1``).
-    """
-
-    model_config = ConfigDict(serialize_by_alias=True)
-
-    kind: Literal["id", "multi", "dense", "bucket", "time", "vector"]
-    table: Literal["event", "user", "item"] | None = None
-    column: str | None = None
-    dim: int | None = Setting(None, ge=1, le=4096)
-    vocab: str | tuple[int | str, ...] | None = None
-    hash: int | None = Setting(None, ge=1, le=2**31 - 3)
-    min_count: int = Setting(1, ge=1)
-    edges: tuple[float, ...] | None = Setting(None, min_length=1)
-    quantiles: int | None = Setting(None, ge=2, le=10_000)
-    log_square: bool = False
-    scale: Literal["raw", "log", "minmax", "standard"] = "raw"
-    missing: float = 0.0
-    separator: str | None = Setting(None, min_length=1)
-    pool: Literal["mean", "sum", "max"] = "mean"
-    weights: str | None = None
-    feedback: bool = False
-    known_after: Duration | None = None
-    known_at: str | None = None
-    part: Literal["hour", "weekday", "hour_of_week"] = "hour"
-    utc_offset: float = Setting(0.0, ge=-14, le=14)
-    source: str | None = Setting(None, alias="from", min_length=1)
-
-    @model_validator(mode="after")
-    def _fits(self) -> Feature:
-        given = self.model_fields_set - {"kind", "table", "column", "dim"}
-        allowed: dict[str, set[str]] = {
-            "id": {"vocab", "hash", "min_count", "feedback", "known_after", "known_at"},
-            "multi": {"vocab", "hash", "min_count", "separator", "pool", "weights"},
-            "dense": {"scale", "missing"},
-            "bucket": {"edges", "quantiles", "log_square", "feedback", "known_after", "known_at"},
-            "time": {"part", "utc_offset"},
-            "vector": {"source"},
-        }
-        wrong = sorted("from" if key == "source" else key for key in given - allowed[self.kind])
-        if wrong:
-            raise ValueError(f"a feature of kind {self.kind!r} takes no {', '.join(wrong)}")
-        if self.kind == "vector" and (self.source is None or self.table not in ("user", "item") or self.column):
-            raise ValueError("a vector needs from, the folder of knowledge, and table: user or item; it has no column")
-        if self.vocab is not None and self.hash is not None:
-            raise ValueError("takes vocab or hash, not both")
-        if "min_count" in given and (self.vocab is not None or self.hash is not None):
-            raise ValueError("min_count belongs to a learnt vocabulary: it goes with neither vocab nor hash")
-        if self.kind == "bucket" and (self.edges is not None) + (self.quantiles is not None) + self.log_square != 1:
-            raise ValueError("a bucket needs exactly one of edges, quantiles, log_square")
-        if self.edges is not None and list(self.edges) != sorted(set(self.edges)):
-            raise ValueError(f"edges must rise strictly, got {list(self.edges)}")
-        if not self.feedback and (self.known_after is not None or self.known_at is not None):
-            raise ValueError("known_after and known_at belong to a feature with feedback: true")
-        if self.known_after is not None and self.known_at is not None:
-            raise ValueError("takes known_after or known_at, not both")
-        if self.feedback and self.table not in (None, "event"):
-            raise ValueError("feedback is a column of the event itself: table must be event")
-        return self
 
 
 class History(Strict):
@@ -205,7 +145,7 @@ class Schema(Strict):
         for name in self.features:
             if name == TIME_GAP:
                 faults.append(f"features.{name}: the name is taken by the computed history column")
-            elif name in _TAKEN and self.table(name) == "event":
+            elif name in _TAKEN and self.in_row(name):
                 faults.append(f"features.{name}: the name is taken by the log; call it otherwise and give its column")
         places = [*(f"features.{name}" for name in self.features), *(f"histories.{name}" for name in self.histories)]
         # Names become names of files and of program inputs.
@@ -221,6 +161,52 @@ class Schema(Strict):
                 faults.append(f"features.{name}: kind time needs moments, and this log counts in steps")
             if feature.known_at is not None and self.time is None:
                 faults.append(f"features.{name}: known_at needs the schema's time column")
+            if feature.share is not None:
+                fault = self._share_fault(name, feature.share)
+                faults += [f"features.{name}.share: {fault}"] if fault else []
+        return [*faults, *self._candidate_faults()]
+
+    def _share_fault(self, name: str, shared: str) -> str:
+        other = self.features.get(shared)
+        if other is None or shared == name:
+            known = ", ".join(n for n, f in self.features.items() if n != name and f.kind in ("id", "multi"))
+            return f"no other feature named {shared!r}; known: {known or 'none'}"
+        if other.share is not None:
+            return f"{shared!r} shares the ids of {other.share!r} itself; name that one"
+        if other.feedback or not (other.kind in ("id", "multi") or (other.kind == "lookup" and other.form == "id")):
+            return f"{shared!r} must be of kind id or multi, and no feedback"
+        dims = self.features[name].dim, other.dim
+        if dims[0] is not None and dims[0] != dims[1]:
+            return f"one table has one width, and dim is {dims[0]} here and {dims[1] or 'not said'} of {shared!r}"
+        return ""
+
+    def _candidate_faults(self) -> list[str]:
+        """Columns that a request could give neither once nor with every candidate."""
+        faults = []
+        plain = {
+            owner: {
+                column: name
+                for name, feature in self.features.items()
+                if self.table(name) == owner and not feature.composed and feature.kind != "time"
+                for column in self.columns(name)
+            }
+            for owner in ("event", "candidate")
+        }
+        for column, name in plain["candidate"].items():
+            if column in plain["event"]:
+                faults.append(
+                    f"features.{name}: the column {column!r} belongs to the candidate here and to the event for "
+                    f"{plain['event'][column]!r}; give both the same table"
+                )
+        own = {**plain["candidate"], self.item: "item"}
+        for name, feature in self.features.items():
+            if feature.composed and self.table(name) == "event":
+                faults += [
+                    f"features.{name}: the column {column!r} belongs to the candidate, so the {feature.kind} does; "
+                    "set table: candidate"
+                    for column in self.columns(name)
+                    if column in own
+                ]
         return faults
 
     def _leaks(self) -> list[str]:
@@ -231,17 +217,15 @@ class Schema(Strict):
         late = dict.fromkeys([*feedback, *own_moment], "feedback") | {self.label.column: "label"}
         faults = []
         for name, feature in self.features.items():
-            column = self.column(name)
-            if column in late and not feature.feedback and feature.kind != "time":
-                faults.append(
-                    f"features.{name}: reads the {late[column]} column {column!r}, which leaks the answer; "
-                    "mark it feedback: true to use it in histories only"
-                )
-            if feature.weights in late:
-                faults.append(
-                    f"features.{name}: reads the {late[feature.weights]} column {feature.weights!r} as weights, "
-                    "which leaks the answer"
-                )
+            for column in self.columns(name):
+                if column not in late or feature.feedback or feature.kind == "time":
+                    continue
+                what, do = f"features.{name}: reads the {late[column]} column {column!r}", ""
+                if column == feature.weights:
+                    what += " as weights"
+                elif not feature.composed:
+                    do = "; mark it feedback: true to use it in histories only"
+                faults.append(f"{what}, which leaks the answer{do}")
         for name, history in self.histories.items():
             for feature_name, column in (history.columns or {}).items():
                 if column in late:
@@ -272,14 +256,14 @@ class Schema(Strict):
                     )
                 elif self.table(column) == "user":
                     faults.append(f"histories.{name}.of: {column!r} belongs to the user, it is the same in every event")
-                elif feature.kind in ("dense", "time", "vector") or (
-                    feature.kind == "multi" and history.columns is not None
+                elif feature.form in ("dense", "time", "vector") or (
+                    (feature.kind == "multi" or feature.composed) and history.columns is not None
                 ):
                     faults.append(
                         f"histories.{name}.of: {column!r} of kind {feature.kind} cannot stand in a history; "
                         "use id or bucket"
                     )
-                elif feature.kind == "multi" and self.table(column) == "event":
+                elif feature.kind == "multi" and self.in_row(column):
                     faults.append(
                         f"histories.{name}.of: {column!r} has several values an event; only item features may"
                     )
@@ -306,14 +290,37 @@ class Schema(Strict):
             return self.time.column
         return feature.column or name
 
-    def table(self, name: str) -> Literal["event", "user", "item"]:
-        """Who owns a feature; the user and item keys own themselves."""
+    def columns(self, name: str) -> tuple[str, ...]:
+        """All raw columns a feature reads of the row (but the moment at which its feedback became known)."""
+        feature = self.features[name]
+        if feature.kind == "cross":
+            return feature.of or ()
+        if feature.kind == "lookup":
+            assert feature.map is not None
+            assert feature.key is not None
+            return (feature.map, feature.key) if feature.map != feature.key else (feature.map,)
+        return (self.column(name), *([] if feature.weights is None else [feature.weights]))
+
+    def table(self, name: str) -> Table:
+        """Who owns a feature; the user and item keys own themselves.
+
+        A ``candidate`` feature is a column of the row, as an ``event`` one is; but in a request it comes with each
+        candidate. A cross or a lookup of a candidate's column is the candidate's.
+        """
         feature = self.features[name]
         if feature.table is not None:
             return feature.table
         if feature.feedback or feature.kind == "time":
             return "event"
+        if feature.composed:
+            plain = {n: f for n, f in self.features.items() if f.table == "candidate" and not f.composed}
+            theirs = {self.item, *(column for n in plain for column in self.columns(n))}
+            return "candidate" if theirs.intersection(self.columns(name)) else "event"
         return {self.user: "user", self.item: "item"}.get(self.column(name), "event")  # type: ignore[return-value]
+
+    def in_row(self, name: str) -> bool:
+        """Whether a feature is made of columns of the log's own rows: those of the event or of its candidate."""
+        return self.table(name) in ("event", "candidate")
 
     def known_after(self, name: str) -> int:
         """Milliseconds (or steps) from an event to the moment its feedback is known."""

@@ -73,11 +73,11 @@ def history_columns(
 
 
 def event_columns(fitted: FittedSchema) -> list[str]:
-    """Event features that some history reads: what a store must keep of an event besides its item and time."""
+    """Features of the row that some history reads: what a store must keep of an event besides its item and time."""
     schema = fitted.schema
     own = [history for history in schema.histories.values() if history.source is None]
     used = {column for history in own for column in history.of if column != TIME_GAP}
-    return [name for name in schema.features if name in used and schema.table(name) == "event"]
+    return [name for name in schema.features if name in used and schema.in_row(name)]
 
 
 def filter_delay(fitted: FittedSchema, name: str) -> int:

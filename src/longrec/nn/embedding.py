@@ -34,7 +34,7 @@ class Embedded:
 
 
 class Embeddings(nn.Module):
-    """One table for each distinct field name.
+    """One table for each distinct field name, but one for all fields that share it.
 
     Args:
         dim: width of fields that ask for none.
@@ -49,34 +49,39 @@ class Embeddings(nn.Module):
         super().__init__()
         self.fields = fields if histories else Fields(fields.features, {})
         self.widths = {field.name: width or field.dim or dim for field in self.fields.tables()}
+        self._sharing: dict[str, list[Field]] = {}
         for field in self.fields.tables():
+            self._sharing.setdefault(field.owner, []).append(field)
+        for field in (fields[0] for fields in self._sharing.values()):
             table = torch.empty(max(field.rows, field.width, 1), self.widths[field.name]).normal_(std=std)
             if field.rows:
                 table[:RESERVED] = 0
-            self.register_parameter(_key(field.name), nn.Parameter(table))
+            self.register_parameter(_key(field.owner), nn.Parameter(table))
 
     def table(self, name: str) -> nn.Parameter:
-        """The table of a field, ``[rows, D]`` (``[1, D]`` of a dense one, ``[W, D]`` of a vector)."""
-        return self.get_parameter(_key(name))
+        """The table of a field, ``[rows, D]`` (``[1, D]`` of a dense one, ``[W, D]`` of a vector or of numbers)."""
+        owner = next(field.owner for field in self.fields.tables() if field.name == name)
+        return self.get_parameter(_key(owner))
 
     def tables(self) -> list[nn.Parameter]:
         """All tables with sparse gradients."""
-        return [self.table(field.name) for field in self.fields.tables() if field.rows]
+        return [self.table(fields[0].name) for fields in self._sharing.values() if fields[0].rows]
 
     def forward(self, batch: Batch) -> Embedded:
         """Look everything up, each table once."""
         features: dict[str, Tensor] = {}
         histories: dict[str, dict[str, Tensor]] = {name: {} for name in self.fields.histories}
-        for field in self.fields.tables():
-            uses: list[tuple[dict[str, Tensor], Tensor | Jagged, bool]] = []
-            if field in self.fields.features:
-                repeat = batch.shared and field.table != "item"
-                uses.append((features, batch.features[field.name], repeat))
-            for name, columns in self.fields.histories.items():
-                if any(column.name == field.name for column in columns):
-                    uses.append((histories[name], batch.histories[name].columns[field.name], False))
-            vectors = self._vectors(field, [values for _, values, _ in uses])
-            for (place, values, repeat), e_ND in zip(uses, vectors):
+        for sharing in self._sharing.values():
+            uses: list[tuple[Field, dict[str, Tensor], Tensor | Jagged, bool]] = []
+            for field in sharing:
+                if field in self.fields.features:
+                    repeat = batch.shared and field.table != "item"
+                    uses.append((field, features, batch.features[field.name], repeat))
+                for name, columns in self.fields.histories.items():
+                    if any(column.name == field.name for column in columns):
+                        uses.append((field, histories[name], batch.histories[name].columns[field.name], False))
+            vectors = self._vectors(sharing[0], [values for _, _, values, _ in uses])
+            for (field, place, values, repeat), e_ND in zip(uses, vectors):
                 e_ND = _pooled(field, values, e_ND) if isinstance(values, Jagged) else e_ND
                 place[field.name] = e_ND.expand(batch.size, -1) if repeat else e_ND
         order = [field.name for field in self.fields.features]
@@ -88,7 +93,7 @@ class Embeddings(nn.Module):
         flat = [use.values if isinstance(use, Jagged) else use for use in uses]
         if field.kind == "dense":
             return [values.to(table.dtype).unsqueeze(1) * table for values in flat]
-        if field.kind == "vector":
+        if field.kind in ("vector", "numbers"):
             return [linear(values.to(table.dtype), table.t().contiguous()) for values in flat]
         if torch.compiler.is_compiling():
             return [F.embedding(values, table) for values in flat]

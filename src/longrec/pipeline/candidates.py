@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from longrec.features.encode import Lists
+from longrec.features.fitted import concat_lists, gather_lists
 
 _SOURCES = 63
 """One bit a source, in a signed 64-bit number."""
@@ -23,6 +26,7 @@ class Candidates:
         scores: float32 ``[C]``; NaN until somebody scores them.
         via: int64 ``[C]``, bit s set when ``sources[s]`` brought the item.
         sources: names of where items come from.
+        columns: what the request tells of the candidates, encoded, C entries by feature.
     """
 
     rows: NDArray[Any]
@@ -30,21 +34,41 @@ class Candidates:
     scores: NDArray[np.float32]
     via: NDArray[np.int64]
     sources: tuple[str, ...]
+    columns: Mapping[str, NDArray[Any] | Lists] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @classmethod
-    def of(cls, rows: NDArray[Any], keys: Sequence[Any] | NDArray[Any], source: str) -> Candidates:
+    def of(
+        cls,
+        rows: NDArray[Any],
+        keys: Sequence[Any] | NDArray[Any],
+        source: str,
+        columns: Mapping[str, NDArray[Any] | Lists] | None = None,
+    ) -> Candidates:
         """Unscored candidates from one source."""
         column = keys if isinstance(keys, np.ndarray) else _column(keys)
-        return cls(rows, column, np.full(len(rows), np.nan, np.float32), np.ones(len(rows), np.int64), (source,))
+        scores, via = np.full(len(rows), np.nan, np.float32), np.ones(len(rows), np.int64)
+        return cls(rows, column, scores, via, (source,), columns or {})
 
     def take(self, order: NDArray[Any]) -> Candidates:
         """Some of the candidates, in another order."""
         return replace(
-            self, rows=self.rows[order], keys=self.keys[order], scores=self.scores[order], via=self.via[order]
+            self,
+            rows=self.rows[order],
+            keys=self.keys[order],
+            scores=self.scores[order],
+            via=self.via[order],
+            columns=self.told(order),
         )
+
+    def told(self, order: NDArray[Any]) -> dict[str, NDArray[Any] | Lists]:
+        """The columns of some of the candidates, by whole numbers into them."""
+        return {
+            name: gather_lists(column, order) if isinstance(column, Lists) else column[order]
+            for name, column in self.columns.items()
+        }
 
     def scored(self, scores: NDArray[Any]) -> Candidates:
         """The same candidates with scores."""
@@ -68,8 +92,10 @@ def merge(parts: Sequence[Candidates]) -> Candidates:
     """Candidates of several sources, each item once, at its first place and with its first score.
 
     Raises:
-        ValueError: more sources than bits.
+        ValueError: more sources than bits, or parts of which a request tells different columns.
     """
+    if len({frozenset(part.columns) for part in parts}) > 1:
+        raise ValueError("candidates of several sources need the same columns")
     sources = tuple(dict.fromkeys(name for part in parts for name in part.sources))
     if len(sources) > _SOURCES:
         raise ValueError(f"{len(sources)} sources, at most {_SOURCES}")
@@ -80,12 +106,18 @@ def merge(parts: Sequence[Candidates]) -> Candidates:
         np.concatenate([part.scores for part in parts]),
         np.concatenate(bits),
         sources,
+        {name: _joined([part.columns[name] for part in parts]) for name in (parts[0].columns if parts else ())},
     )
     _, first, owner = np.unique(both.keys, return_index=True, return_inverse=True)
     via = np.zeros(len(first), np.int64)
     np.bitwise_or.at(via, owner, both.via)
     order = np.argsort(first)
     return replace(both.take(first[order]), via=via[order])
+
+
+def _joined(parts: Sequence[NDArray[Any] | Lists]) -> NDArray[Any] | Lists:
+    lists = [part for part in parts if isinstance(part, Lists)]
+    return concat_lists(lists) if lists else np.concatenate([part for part in parts if not isinstance(part, Lists)])
 
 
 def _moved(part: Candidates, sources: tuple[str, ...]) -> NDArray[np.int64]:

@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from longrec.errors import DataError, RequestError
 from longrec.export.bundle import Bundle
 from longrec.export.inputs import tensors
-from longrec.export.request import context_columns, encoded_calendar, encoded_context
+from longrec.export.request import (
+    candidate_columns,
+    context_columns,
+    encoded_calendar,
+    encoded_candidates,
+    encoded_context,
+    row_features,
+)
 from longrec.features.encode import Lists
 from longrec.features.fitted import gather_lists
 from longrec.features.table import EntityTable
@@ -24,6 +31,7 @@ from longrec.serve.lookup import Lookup
 from longrec.serve.request import Key, RankRequest
 from longrec.serve.tokens import TokenHistories
 
+_NUMBERS = ("dense", "numbers")
 _SHOWN = 5
 """So many unknown keys are named in a refusal."""
 
@@ -39,7 +47,9 @@ class RequestEncoder:
     def __init__(self, bundle: Bundle, tokens: TokenHistories | None = None, live: LiveEvents | None = None) -> None:
         self.bundle, self.fitted = bundle, bundle.fitted
         self._fields = {field.name: field for field in self.fitted.fields().features}
-        self.context = context_columns(self.fitted)
+        self.context, self.candidate_context = context_columns(self.fitted), candidate_columns(self.fitted)
+        self._of_event = row_features(self.fitted, "event")
+        self._of_candidate = row_features(self.fitted, "candidate")
         self._user_columns = self._columns(bundle.users, "user")
         self._item_columns = self._columns(bundle.items, "item")
         self._users, self._items = Lookup(bundle.users), Lookup(bundle.items)
@@ -49,14 +59,36 @@ class RequestEncoder:
         # Reading by the users' own keys costs a hash of text; a bundle that needs none does without.
         self._by_key = live is not None or bool(bundle.manifest.tokens or bundle.manifest.knowledge)
 
-    def candidates(self, request: RankRequest) -> tuple[Candidates, list[Key]]:
+    def candidates(self, request: RankRequest, where: str = "candidates") -> tuple[Candidates, list[Key]]:
         """The items to rank, and which of them are unknown.
 
+        Args:
+            where: what a message names.
+
         Raises:
-            RequestError: 404 unknown items, 422 keys of the wrong type.
+            RequestError: 404 unknown items, 422 keys of the wrong type, or columns of the candidates that do not fit.
         """
-        keys, rows, unknown = self.items(request.candidates, request.allow_unknown, "candidates")
-        return Candidates.of(rows, keys, "request"), unknown
+        keys, rows, unknown = self.items(request.candidates, request.allow_unknown, where)
+        return Candidates.of(rows, keys, "request", self._told(request)), unknown
+
+    def _told(self, request: RankRequest) -> Mapping[str, NDArray[Any] | Lists]:
+        """What a request tells of its candidates, encoded: C entries by feature."""
+        given, count = request.candidate_context, len(request.candidates)
+        if given.keys() != self.candidate_context.keys():
+            do = "give a value for every candidate, null where one is missing"
+            names("candidate_context", set(given), self.candidate_context, do)
+        if not self._of_candidate:
+            return {}
+        for column, values in given.items():
+            if values is not None and len(values) != count:
+                found, do = f"{len(values):,} values for {count:,} candidates", "write null where a value is missing"
+                raise RequestError(f"candidate_context.{column}", found, "one a candidate, in their order", do, 422)
+        try:
+            return encoded_candidates(
+                self.fitted, self._of_candidate, given, request.context, request.user, request.candidates
+            )
+        except DataError as error:
+            raise refused(error) from None
 
     def items(
         self, given: Sequence[Key], allow_unknown: bool, where: str
@@ -111,7 +143,7 @@ class RequestEncoder:
                 inputs.update(self._feature(name, gather_lists(column, np.array([row]))))
             else:
                 inputs[f"f.{name}"] = column[row : row + 1]
-        for name, column in self._of_context(request.context).items():
+        for name, column in self._of_context(request.context, request.user).items():
             inputs.update(self._feature(name, column))
         for name, ids in encoded_calendar(self.fitted, moment).items():
             inputs.update(self._feature(name, ids))
@@ -139,19 +171,28 @@ class RequestEncoder:
             past[name] = {**columns}
         return past
 
-    def item_tensors(self, rows: NDArray[Any], keys: NDArray[Any], moment: int) -> dict[str, NDArray[Any]]:
+    def item_tensors(
+        self,
+        rows: NDArray[Any],
+        keys: NDArray[Any],
+        moment: int,
+        told: Mapping[str, NDArray[Any] | Lists] | None = None,
+    ) -> dict[str, NDArray[Any]]:
         """The program's inputs that differ between candidates.
 
         Args:
             rows: ``[C]`` of the item table.
             keys: ``[C]`` as the log has them.
+            told: the columns of ``candidates``, C entries each.
         """
         inputs: dict[str, NDArray[Any]] = {}
         for name, column in self._item_columns.items():
             if isinstance(column, Lists):
                 inputs.update(self._feature(name, gather_lists(column, rows)))
             else:
-                inputs[f"f.{name}"] = column.take(rows)
+                inputs[f"f.{name}"] = column.take(rows, axis=0)
+        for name, column in (told or {}).items():
+            inputs.update(self._feature(name, column))
         inputs.update(self._knowledge.of_items(rows, keys, moment))
         return inputs
 
@@ -164,19 +205,19 @@ class RequestEncoder:
         """The columns of a table, in the types of the program."""
         columns: dict[str, NDArray[Any] | Lists] = {}
         for name in self.fitted.of_table(owner):
-            column, number = table.columns[name], self._fields[name].kind == "dense"
+            column, number = table.columns[name], self._fields[name].kind in _NUMBERS
             columns[name] = column if isinstance(column, Lists) else tensors(name, column, number)[name]
         return columns
 
     def _feature(self, name: str, column: NDArray[Any] | Lists) -> dict[str, NDArray[Any]]:
-        return tensors(f"f.{name}", column, number=self._fields[name].kind == "dense")
+        return tensors(f"f.{name}", column, number=self._fields[name].kind in _NUMBERS)
 
-    def _of_context(self, context: Mapping[str, Any]) -> dict[str, NDArray[Any] | Lists]:
+    def _of_context(self, context: Mapping[str, Any], user: Key) -> dict[str, NDArray[Any] | Lists]:
         if context.keys() != self.context.keys():
             names("context", set(context), self.context, "write null where a value is missing")
-        if not context:
+        if not self._of_event:
             return {}
         try:
-            return encoded_context(self.fitted, context, self.context)
+            return encoded_context(self.fitted, context, self._of_event, user)
         except DataError as error:
             raise refused(error) from None

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from longrec.errors import DataError, RequestError
 from longrec.export.request import raw_column, request_time
 from longrec.features.fitted import FittedSchema
+from longrec.features.schema import Schema
 from longrec.features.tokens import instance_ids
 from longrec.features.view import NEVER
 from longrec.serve import feedback
@@ -128,10 +129,10 @@ class Events:
             self._past.append((state.live, encoder))
         if self.source.live is not None:
             self._past.append((self.source.live, self.source.encoder))
-        self._context = dict.fromkeys(self.source.encoder.context)
+        self._context = dict.fromkeys([*self.source.encoder.context, *self.source.encoder.candidate_context])
         for live, past in self._past:
             schema = past.fitted.schema
-            plain = [schema.column(name) for name in live.values if name not in live.feedback]
+            plain = [column for name in live.values if name not in live.feedback for column in _told(schema, name)]
             self._context |= dict.fromkeys([*plain, *feedback.required(schema)])
 
     def prepare(self, request: EventRequest) -> Pending:
@@ -202,7 +203,10 @@ class Events:
         request = event.request
         assert request.context is not None
         context = {column: request.context[column] for column in self.source.encoder.context}
-        asked = RankRequest(request.user, [request.item], context=context, allow_unknown=True)
+        own: dict[str, list[Any] | None] = {
+            column: [request.context[column]] for column in self.source.encoder.candidate_context
+        }
+        asked = RankRequest(request.user, [request.item], context=context, candidate_context=own, allow_unknown=True)
         return self.source.encode(asked, event.start, store.info.codec)
 
     def _sides(self, event: _Event, store: TokenStore, token: Token | None) -> tuple[dict[str, int], dict[str, int]]:
@@ -251,7 +255,7 @@ class Events:
                     code, known = int(old[name][0]), int(old[f"known.{name}"][0])
                 made |= {name: code, f"known.{name}": known}
             elif context is not None:
-                made[name] = _encoded(fitted, name, context[schema.column(name)])
+                made[name] = _encoded(fitted, name, {schema.user: request.user, schema.item: request.item, **context})
             else:
                 assert old is not None
                 made[name] = int(old[name][0])
@@ -276,7 +280,18 @@ class Events:
         )
 
 
-def _encoded(fitted: FittedSchema, name: str, value: Any) -> int:
-    column = fitted.schema.column(name)
-    where = f"context.{column}"
-    return int(fitted.encode(name, raw_column([value], where), where)[0])  # type: ignore[index]
+def _told(schema: Schema, name: str) -> list[str]:
+    """Columns of a feature that an event must bring: a cross or a lookup, and a candidate's column, know the keys."""
+    own = schema.columns(name)
+    keyed = schema.features[name].composed or schema.table(name) == "candidate"
+    return [column for column in own if not (keyed and column in (schema.user, schema.item))]
+
+
+def _encoded(fitted: FittedSchema, name: str, values: Mapping[str, Any]) -> int:
+    """The id of a feature of one event, from raw values by column."""
+
+    def place(column: str) -> str:
+        return f"context.{column}"
+
+    columns = {column: raw_column([values[column]], place(column)) for column in fitted.schema.columns(name)}
+    return int(fitted.encode_row(name, columns, place)[0])  # type: ignore[index]  # a history takes no lists of a row

@@ -95,6 +95,7 @@ class Client(ABC):
         context: Mapping[str, Any] | None = None,
         history: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
         allow_unknown: bool = False,
+        candidate_context: Mapping[str, Sequence[Any] | NDArray[Any] | None] | None = None,
     ) -> Ranking:
         """Rank candidates for a user.
 
@@ -103,6 +104,8 @@ class Client(ABC):
             context: raw values of the impression's event columns, all of them; None where one is missing.
             history: for pre-joined schemas ``{history: {feature: values, oldest first}}``.
             allow_unknown: rank for a user or items that the log does not know.
+            candidate_context: raw values of the columns of the candidate, one a candidate, ``{column: values}``, all
+                of them; None where one is missing.
 
         Raises:
             RequestError: a request that cannot be answered.
@@ -110,6 +113,7 @@ class Client(ABC):
         request: dict[str, Any] = {"user": user, "candidates": candidates, "context": context or {}}
         request.update({"at": at} if at is not None else {})
         request.update({"history": history} if history is not None else {})
+        request.update({"candidate_context": candidate_context} if candidate_context else {})
         request.update({"allow_unknown": True} if allow_unknown else {})
         answer = parsed(self._ask("/rank", _body(request)))
         items = tuple(RankedItem(item["id"], item["score"], item["via"]) for item in answer["items"])

@@ -27,6 +27,8 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         at: the moment to rank for, ISO 8601 text or a number in the unit of the log's time column; now when null.
             Nothing that happened at this moment or later is looked at.
         context: raw values of the impression's own event columns; null where one is missing.
+        candidate_context: for schemas with columns of the candidate, ``{column: [a raw value a candidate]}``; null for
+            a value that is missing, or in place of the list where all are.
         history: for schemas with pre-joined rows, ``{history: {feature: [values, oldest first]}}``.
         allow_unknown: rank for a user, or items, that the log does not know.
     """
@@ -35,6 +37,7 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     candidates: list[Key]
     at: int | float | str | None = None
     context: dict[str, Any] = {}
+    candidate_context: dict[str, list[Any] | None] = {}
     history: dict[str, dict[str, list[Any]]] | None = None
     allow_unknown: bool = False
 
@@ -45,8 +48,9 @@ class EventRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     Attributes:
         user, item: their keys, as the log has them.
         at: the moment of the event, as in ``RankRequest``; now when null.
-        context: raw values of the impression's own event columns; null where one is missing. It may be left out for an
-            event that was told before: what was made of it then stays, and the feedback is added.
+        context: raw values of the impression's own event columns, and of those of its candidate; null where one is
+            missing. It may be left out for an event that was told before: what was made of it then stays, and the
+            feedback is added.
         feedback: raw values of what the user gave, by column (or ``label``, or a feature): what stands here is known
             from now on, null included; what is left out is not known yet.
         request: in a log with requests, the moment of the request that showed the item; ``at`` when null.

@@ -173,7 +173,8 @@ class Service:
         # Rows do not see each other, so that the cut changes no score.
         for start in range(0, len(candidates), step):
             some = slice(start, start + step)
-            items = self._encoder.item_tensors(candidates.rows[some], candidates.keys[some], query.moment)
+            told = candidates.told(np.arange(len(candidates))[some])
+            items = self._encoder.item_tensors(candidates.rows[some], candidates.keys[some], query.moment, told)
             parts.append(self.program.run({**query.inputs, **items}))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 

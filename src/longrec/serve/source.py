@@ -73,8 +73,8 @@ class Source:
             RequestError: an impression that cannot be encoded.
         """
         query, _ = self.encoder.query(request, at)
-        keys, rows, _ = self.encoder.items(request.candidates, request.allow_unknown, "item")
-        inputs = {**query.inputs, **self.encoder.item_tensors(rows, keys, query.moment)}
+        made, _ = self.encoder.candidates(request, "item")
+        inputs = {**query.inputs, **self.encoder.item_tensors(made.rows, made.keys, query.moment, made.columns)}
         if codec == "codes":
             return self.program.run(inputs, CODES_OUTPUT).astype(np.uint8)
         return self.facts.scale.standard(self.program.run(inputs))

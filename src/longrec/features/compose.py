@@ -1,0 +1,165 @@
+"""Features made of several raw columns of a row: crosses and lookups; and values that carry their weights as text.
+
+Each becomes one plain column, which an encoder of ``features/encode.py`` then reads: the same code offline and online.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from longrec.errors import DataError
+from longrec.features.encode import CrossEncoder, flatten, parsed
+from longrec.features.feature import Feature
+from longrec.features.vocabulary import as_keys
+
+_BETWEEN = "\x1f"
+"""Stands between the parts of a cross: the unit separator of ASCII, which no id holds by chance."""
+
+Place = Callable[[str], str]
+"""A raw column -> how a message names it."""
+
+
+def composed(feature: Feature, columns: Mapping[str, pa.Array], place: Place) -> pa.Array:
+    """The plain column of a cross or a lookup.
+
+    Args:
+        columns: raw columns of ``n`` rows by name, those the feature reads among them.
+
+    Returns:
+        For a cross text ``[n]``; for a lookup text ``[n]``, or float64 ``[n]`` where it becomes a number. Null where a
+        part is null, or where the map does not hold the key.
+
+    Raises:
+        DataError: values that are no ids, a map that is none, or a looked up text that is no number.
+    """
+    if feature.kind == "cross":
+        assert feature.of is not None
+        return joined([as_keys(columns[name], place(name)) for name in feature.of])
+    assert feature.map is not None
+    assert feature.key is not None
+    keys = as_keys(columns[feature.key], place(feature.key)).cast(pa.string())
+    where = place(feature.map)
+    found = looked_up(columns[feature.map], keys, feature.separator or ",", feature.pair_separator, where)
+    return found if feature.form == "id" else pa.array(parsed(found, where), from_pandas=True)
+
+
+def joined(parts: Sequence[pa.Array]) -> pa.Array:
+    """Values of several columns as one text a row, null where one of them is.
+
+    Args:
+        parts: int64 or string keys ``[n]``.
+
+    >>> joined([pa.array([7, 8]), pa.array(["a", None])]).to_pylist()
+    ['7\\x1fa', None]
+    """
+    texts = [part.cast(pa.string()) for part in parts]
+    return pc.binary_join_element_wise(*texts, _BETWEEN, null_handling="emit_null")
+
+
+def numeric_parts(feature: Feature, columns: Mapping[str, pa.Array], place: Place) -> tuple[bool | None, ...]:
+    """Of each column of a cross whether it holds integers; None where all is null."""
+    assert feature.of is not None
+    keys = [as_keys(columns[name], place(name)) for name in feature.of]
+    return tuple(pa.types.is_integer(part.type) if part.null_count < len(part) else None for part in keys)
+
+
+def check_parts(encoder: CrossEncoder, feature: Feature, columns: Mapping[str, pa.Array], place: Place) -> None:
+    """Refuse a cross of text where the training window held integers, or the other way round: they hash apart here as
+    they do for plain ids, since '07' is another id than 7.
+
+    Raises:
+        DataError: with the place of the column.
+    """
+    assert feature.of is not None
+    for name, fitted, own in zip(feature.of, encoder.numeric, numeric_parts(feature, columns, place)):
+        if fitted is not None and own is not None and own != fitted:
+            found, expected = ("integers", "text") if own else ("text", "integers")
+            example = columns[name].drop_null()[0].as_py()
+            raise DataError(
+                place(name), f"{found}, for example {example!r}", f"{expected}, as in the log", "7 and '07' hash apart"
+            )
+
+
+def looked_up(maps: pa.Array, keys: pa.Array, separator: str, pair_separator: str, where: str) -> pa.Array:
+    """For each row the value that its map holds for its key, as text; the first one if the key stands twice.
+
+    Args:
+        maps: text ``[n]`` such as ``k1:v1,k2:v2`` (or lists of such pairs).
+        keys: text ``[n]``.
+
+    Raises:
+        DataError: a pair without a value.
+
+    >>> looked_up(pa.array(["a:1,b:2", "a:1", None]), pa.array(["b", "b", "a"]), ",", ":", "x").to_pylist()
+    ['2', None, None]
+    """
+    flat, offsets = flatten(maps, separator, where)
+    if not len(flat):
+        return pa.nulls(len(keys), pa.string())
+    names, values = _pairs(flat, pair_separator, where)
+    row = np.repeat(np.arange(len(keys)), np.diff(offsets))
+    same = pc.fill_null(pc.equal(names, keys.take(pa.array(row))), False).to_numpy(zero_copy_only=False)
+    at = np.flatnonzero(same)
+    rows, first = np.unique(row[at], return_index=True)
+    place = np.full(len(keys), -1)
+    place[rows] = at[first]
+    return values.take(pa.array(place, mask=place < 0))
+
+
+def _pairs(flat: pa.Array, separator: str, where: str) -> tuple[pa.Array, pa.Array]:
+    """The two halves of texts cut at the first separator."""
+    if not pa.types.is_string(flat.type):
+        if not (pa.types.is_large_string(flat.type) or pa.types.is_null(flat.type)):
+            raise DataError(where, f"values of type {flat.type}", f"text such as key{separator}value")
+        flat = flat.cast(pa.string())
+    cut = pc.split_pattern(pc.fill_null(flat, separator), separator, max_splits=1)
+    odd = pc.not_equal(pc.list_value_length(cut), 2).to_numpy(zero_copy_only=False)
+    if odd.any():
+        example = flat[int(np.flatnonzero(odd)[0])].as_py()
+        raise DataError(where, f"the pair {example[:60]!r}", f"text such as key{separator}value", "mend the column")
+    return pc.list_element(cut, 0), pc.list_element(cut, 1)
+
+
+def multi_values(
+    feature: Feature, array: pa.Array, where: str
+) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.float32] | None]:
+    """The values of a multi feature end to end, int64 offsets ``[n + 1]``, and the weights that stand in their text.
+
+    A value without a weight counts 1; a weight without a value belongs to a missing one.
+
+    Raises:
+        DataError: a weight that is no number.
+    """
+    flat, offsets = flatten(array, feature.separator, where)
+    if feature.weight_separator is None:
+        return flat, offsets, None
+    if not (pa.types.is_string(flat.type) or pa.types.is_large_string(flat.type)):
+        if len(flat):
+            expected = f"text such as value{feature.weight_separator}0.5"
+            raise DataError(where, f"values of type {flat.type}", expected, "or give the weights as a column, weights")
+        return pa.array([], pa.string()), offsets, np.zeros(0, np.float32)
+    cut = pc.split_pattern(pc.fill_null(flat, ""), feature.weight_separator, max_splits=1, reverse=True)
+    weighed = pc.equal(pc.list_value_length(cut), 2)
+    values = pc.list_element(cut, 0)
+    text, starts = _last_parts(cut)
+    weights = np.ones(len(flat))
+    at = np.flatnonzero(weighed.to_numpy(zero_copy_only=False))
+    told = parsed(text.take(pa.array(starts[at] + 1)), f"{where}: weights")
+    if np.isnan(told).any():
+        example = flat[int(at[np.isnan(told)][0])].as_py()
+        raise DataError(
+            f"{where}: weights", f"no number in {example!r}", "a weight after the separator, or none of both"
+        )
+    weights[at] = told
+    return pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values), offsets, weights.astype(np.float32)
+
+
+def _last_parts(cut: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
+    """All parts of lists end to end, and where each list starts."""
+    lengths = pc.list_value_length(cut).to_numpy(zero_copy_only=False)
+    return cut.flatten(), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)[:-1]

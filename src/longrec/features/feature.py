@@ -1,0 +1,148 @@
+"""One feature of a schema: where its values come from and how they become ids or numbers."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from pydantic import ConfigDict, model_validator
+from pydantic import Field as Setting
+
+from longrec.config import Strict
+from longrec.features.duration import Duration
+
+Form: TypeAlias = Literal["id", "multi", "dense", "bucket", "time", "vector"]
+Table: TypeAlias = Literal["event", "user", "item", "candidate"]
+
+_IDS = {"vocab", "hash", "min_count", "share"}
+_BUCKETS = {"edges", "quantiles", "log_square"}
+_LATE = {"feedback", "known_after", "known_at"}
+_ALLOWED: dict[str, set[str]] = {
+    "id": _IDS | _LATE,
+    "multi": _IDS | {"separator", "pool", "weights", "weight_separator"},
+    "dense": {"scale", "missing", "width", "separator"},
+    "bucket": _BUCKETS | _LATE,
+    "time": {"part", "utc_offset"},
+    "vector": {"source"},
+    "cross": {"of", "hash"},
+}
+_LOOKUP = {"map", "key", "separator", "pair_separator", "becomes"}
+_LOOKED_UP = {"id": _IDS, "dense": {"scale", "missing"}, "bucket": _BUCKETS}
+_ALIASES = {"source": "from", "becomes": "as"}
+
+
+class Feature(Strict):
+    """One feature of an impression.
+
+    A ``vector`` is what a trained extractor left for its user or item (``from: knowledge/v1``). A ``cross`` is the
+    values of several raw columns of a row taken together, and a ``lookup`` the value that one raw column, a map
+    written as text, holds for another.
+    """
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    kind: Literal["id", "multi", "dense", "bucket", "time", "vector", "cross", "lookup"]
+    table: Table | None = None
+    column: str | None = None
+    dim: int | None = Setting(None, ge=1, le=4096)
+    vocab: str | tuple[int | str, ...] | None = None
+    hash: int | None = Setting(None, ge=1, le=2**31 - 3)
+    min_count: int = Setting(1, ge=1)
+    share: str | None = None
+    edges: tuple[float, ...] | None = Setting(None, min_length=1)
+    quantiles: int | None = Setting(None, ge=2, le=10_000)
+    log_square: bool = False
+    scale: Literal["raw", "log", "minmax", "standard"] = "raw"
+    missing: float = 0.0
+    width: int | None = Setting(None, ge=1, le=4096)
+    separator: str | None = Setting(None, min_length=1)
+    pool: Literal["mean", "sum", "max"] = "mean"
+    weights: str | None = None
+    weight_separator: str | None = Setting(None, min_length=1)
+    of: tuple[str, ...] | None = Setting(None, min_length=2)
+    map: str | None = None
+    key: str | None = None
+    pair_separator: str = Setting(":", min_length=1)
+    becomes: Literal["id", "dense", "bucket"] = Setting("id", alias="as")
+    feedback: bool = False
+    known_after: Duration | None = None
+    known_at: str | None = None
+    part: Literal["hour", "weekday", "hour_of_week"] = "hour"
+    utc_offset: float = Setting(0.0, ge=-14, le=14)
+    source: str | None = Setting(None, alias="from", min_length=1)
+
+    @property
+    def form(self) -> Form:
+        """What its values become: the kind, but an id for a cross, and for a lookup what ``as`` says."""
+        if self.kind == "cross":
+            return "id"
+        return self.becomes if self.kind == "lookup" else self.kind
+
+    @property
+    def composed(self) -> bool:
+        """Whether it is made of several raw columns of the row."""
+        return self.kind in ("cross", "lookup")
+
+    @property
+    def weighted(self) -> bool:
+        """Whether each of its values has a weight."""
+        return self.weights is not None or self.weight_separator is not None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Feature:
+        given = self.model_fields_set - {"kind", "table", "column", "dim"}
+        allowed = _LOOKUP | _LOOKED_UP[self.becomes] if self.kind == "lookup" else _ALLOWED[self.kind]
+        wrong = sorted(_ALIASES.get(key, key) for key in given - allowed)
+        if wrong:
+            what = f" as {self.becomes!r}" if self.kind == "lookup" else ""
+            raise ValueError(f"a feature of kind {self.kind!r}{what} takes no {', '.join(wrong)}")
+        if self.kind == "vector" and (self.source is None or self.table not in ("user", "item") or self.column):
+            raise ValueError("a vector needs from, the folder of knowledge, and table: user or item; it has no column")
+        if self.table == "candidate" and (self.kind == "time" or self.feedback):
+            what = "feedback" if self.feedback else "the calendar"
+            raise ValueError(f"{what} is no column that a candidate brings: table must be event")
+        self._check_ids(given)
+        if self.form == "bucket" and (self.edges is not None) + (self.quantiles is not None) + self.log_square != 1:
+            raise ValueError("a bucket needs exactly one of edges, quantiles, log_square")
+        if self.edges is not None and list(self.edges) != sorted(set(self.edges)):
+            raise ValueError(f"edges must rise strictly, got {list(self.edges)}")
+        if not self.feedback and (self.known_after is not None or self.known_at is not None):
+            raise ValueError("known_after and known_at belong to a feature with feedback: true")
+        if self.known_after is not None and self.known_at is not None:
+            raise ValueError("takes known_after or known_at, not both")
+        if self.feedback and self.table not in (None, "event"):
+            raise ValueError("feedback is a column of the event itself: table must be event")
+        self._check_columns()
+        return self
+
+    def _check_ids(self, given: set[str]) -> None:
+        if self.vocab is not None and self.hash is not None:
+            raise ValueError("takes vocab or hash, not both")
+        if "min_count" in given and (self.vocab is not None or self.hash is not None):
+            raise ValueError("min_count belongs to a learnt vocabulary: it goes with neither vocab nor hash")
+        if self.share is not None and (given & {"vocab", "hash", "min_count"} or self.feedback):
+            raise ValueError(
+                "share takes the ids of the other feature: no vocab, hash or min_count of its own, and no feedback"
+            )
+
+    def _check_columns(self) -> None:
+        """What goes with columns that hold several values, or with several columns."""
+        if self.kind == "dense" and self.separator is not None and self.width is None:
+            raise ValueError("separator belongs to a dense feature of several numbers: say how many, width")
+        if self.width is not None and self.scale not in ("raw", "log"):
+            raise ValueError("a dense feature of several numbers takes scale raw or log")
+        if self.weight_separator is not None:
+            if self.weights is not None:
+                raise ValueError("takes weights or weight_separator, not both")
+            if self.separator is None or self.weight_separator == self.separator:
+                raise ValueError("weight_separator belongs to text: it needs a separator, and another one")
+        if self.composed and (self.column is not None or self.table in ("user", "item")):
+            raise ValueError(f"a {self.kind} reads raw columns of the row: no column, and table event or candidate")
+        if self.kind == "cross" and (self.of is None or self.hash is None):
+            raise ValueError("a cross needs of, the columns to take together, and hash")
+        if self.kind == "cross" and self.of is not None and len(set(self.of)) < len(self.of):
+            raise ValueError("of names a column twice")
+        if self.kind == "lookup":
+            if self.map is None or self.key is None:
+                raise ValueError("a lookup needs map and key, the column of the map and that of what is looked up")
+            if self.pair_separator == (self.separator or ","):
+                raise ValueError(f"pair_separator and separator are both {self.pair_separator!r}")

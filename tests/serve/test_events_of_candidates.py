@@ -1,0 +1,63 @@
+"""Events whose candidate brings columns of its own: their context holds them, and tokens and histories read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import token_shop
+
+from longrec.data.gather import gather
+from longrec.errors import RequestError
+from longrec.serve.client import LocalClient
+from longrec.serve.knowledge import key_number
+from longrec.serve.service import Service
+from longrec.serve.settings import Settings
+from longrec.store.tokens import TokenStore
+from longrec.train.written import open_source
+
+SCHEMA: dict[str, Any] = {
+    **token_shop.SCHEMA,
+    "features": {
+        **token_shop.SCHEMA["features"],
+        "price": {"kind": "bucket", "edges": [1, 2, 3], "table": "candidate"},
+        "thing": {"kind": "cross", "of": ["place", "item_id"], "hash": 30},
+    },
+    "histories": {"seen": {"of": ["item_id", "place", "price", "thing", "stars", "time_gap"], "last": 8}},
+}
+
+
+@pytest.mark.slow
+def test_a_token_is_the_one_that_training_would_have_written(tmp_path: Path) -> None:
+    shop = token_shop._make(token_shop.events(), SCHEMA, token_shop.SOURCE, token_shop.POOLING, token_shop.OF)
+    source, log, columns = open_source(shop.tokens / "source"), shop.log, token_shop.events()
+    with TokenStore.open(shop.tokens) as store:
+        written = {int(i): (int(v), vector) for _, t in store.scan()
+                   for i, v, vector in zip(t.instance, t.version, t.vectors)}  # fmt: skip
+    places = {key: n for n, key in enumerate(zip(columns["user_id"], columns["item_id"], columns["at"]))}
+    settings, count = Settings(events=str(shop.source), state=str(tmp_path / "state")), 0
+    with LocalClient(shop.bundle, settings) as one:
+        for row in range(len(log) - 1, 0, -17):
+            user, item, at = log.user(np.array([row]))[0], log.events.columns["item"][row], int(log.events.times[row])
+            key, thing = log.users.key(int(user)), log.items.key(int(item))
+            place = places[key, thing, at]
+            context = {name: columns[name][place] for name in ("place", "price")}
+            told = one.event(key, thing, at, context=context)
+            version, vector = written.get(told.instance, (-1, None))
+            if version != source.version:
+                continue
+            stored = [t for u, t in next(iter(one._service._state.stores.values())).scan() if u == key_number(key)][0]  # type: ignore[attr-defined]
+            assert np.abs(stored.vectors[stored.instance == told.instance][0] - vector).max() < 4e-3
+            count += 1
+        assert count > 3
+        live = one._service._state.live  # type: ignore[attr-defined]
+        own = live.last(key_number(key), int(user), at + 1, 1, None, ["item", "price", "thing"])
+        past = gather(log, np.array([row])).features
+        assert [int(own.columns[name][-1]) for name in ("price", "thing")] == [
+            int(past[n][0]) for n in ("price", "thing")
+        ]
+        with pytest.raises(RequestError, match="context: no 'price'"):
+            one.event(key, thing, at, context={"place": "top"})
+    assert Service(shop.bundle)._encoder.candidate_context == {"price": ["price"]}

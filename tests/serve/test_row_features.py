@@ -1,0 +1,277 @@
+"""Features made of the columns of a row: a request that brings the raw values is scored as the row of the log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import shop
+import torch
+
+from longrec.data.gather import gather
+from longrec.data.log import Log
+from longrec.data.prepare import prepare
+from longrec.data.requests import impression
+from longrec.data.settings import DataConfig
+from longrec.errors import RequestError
+from longrec.export.golden import Sample
+from longrec.export.offline import golden
+from longrec.export.write import export
+from longrec.features.schema import Schema
+from longrec.serve.client import client
+from longrec.serve.interface import Client
+from longrec.serve.service import Service, replay
+
+FEATURES: dict[str, Any] = {
+    "user": {"kind": "id"},
+    "item": {"kind": "id", "hash": 50},
+    "brand": {"kind": "id", "table": "candidate"},
+    "price": {"kind": "bucket", "table": "candidate", "edges": [2, 4, 6]},
+    "price_hash": {"kind": "id", "table": "candidate", "column": "shop_id", "hash": 9},
+    "discount": {"kind": "dense", "table": "candidate", "scale": "log"},
+    "words": {"kind": "multi", "table": "candidate", "separator": "|", "weight_separator": ":", "pool": "sum"},
+    "labels": {"kind": "multi", "table": "candidate", "weights": "label_weights"},
+    "sizes": {"kind": "dense", "table": "candidate", "width": 3, "separator": ";", "missing": 1.5},
+    "page": {"kind": "id"},
+    "page_hash": {"kind": "id", "column": "page", "hash": 7},
+    "stats": {"kind": "dense", "width": 2},
+    "tags": {"kind": "multi", "separator": "|", "weight_separator": ":", "hash": 40},
+    "brand_now": {"kind": "id", "share": "brand", "column": "looked_at"},
+    "page_and_hour": {"kind": "cross", "of": ["page", "hour"], "hash": 60},
+    "all_keys": {"kind": "cross", "of": ["user", "item", "brand", "page"], "hash": 90},
+    "paid": {"kind": "lookup", "map": "prices", "key": "brand", "as": "dense"},
+    "paid_cut": {"kind": "lookup", "map": "prices", "key": "brand", "as": "bucket", "edges": [2, 5]},
+    "last_of": {"kind": "lookup", "map": "lasts", "key": "page", "pair_separator": "=", "separator": "&"},
+}
+SCHEMA: dict[str, Any] = {
+    "user": "user",
+    "item": "item",
+    "time": {"column": "t", "unit": "s"},
+    "label": "click",
+    "features": FEATURES,
+    "histories": {"seen": {"of": ["item", "brand", "price", "all_keys", "time_gap"], "last": 5}},
+}
+PREJOINED: dict[str, Any] = {
+    "user": "user",
+    "item": "item",
+    "label": "click",
+    "features": {name: FEATURES[name] for name in ("user", "item", "brand", "price", "page", "all_keys")},
+    "histories": {
+        "brands": {"of": ["brand", "price"], "columns": {"brand": "past_brands", "price": "past_prices"}, "last": 3}
+    },
+}
+
+
+def rows(n: int = 160) -> pa.Table:
+    rng = np.random.default_rng(4)
+
+    def maybe(make: Callable[[int], Any], share: float = 0.15) -> list[Any]:
+        return [None if rng.random() < share else make(k) for k in range(n)]
+
+    def pairs(between: str, name: str, count: int = 3) -> str:
+        return between.join(f"{name}{rng.integers(5)}:{rng.integers(1, 9) / 4}" for _ in range(rng.integers(count)))
+
+    past = [int(rng.integers(5)) for _ in range(n)]
+    return pa.table(
+        {
+            "user": [f"u{rng.integers(8)}" for _ in range(n)],
+            "item": rng.integers(0, 30, n),
+            "t": 1_600_000_000 + rng.integers(0, 500, n),
+            "click": rng.integers(0, 2, n),
+            "brand": maybe(lambda k: f"b{rng.integers(6)}"),
+            "price": maybe(lambda k: float(rng.integers(0, 8))),
+            "shop_id": rng.integers(0, 30, n),
+            "discount": maybe(lambda k: float(rng.normal())),
+            "words": maybe(lambda k: "|".join(filter(None, [pairs("|", "w"), "plain" if k % 3 else ":0.5"]))),
+            "labels": [[f"l{m}" for m in range(k % 3)] for k in range(n)],
+            "label_weights": [[0.25 * (m + 1) for m in range(k % 3)] for k in range(n)],
+            "sizes": maybe(lambda k: f"{k}.5; {k % 3};" if k % 5 else f"{k};1e-3;2"),
+            "page": maybe(lambda k: f"p{rng.integers(3)}"),
+            "stats": maybe(lambda k: [float(rng.normal()), None if k % 4 == 0 else 2.0]),
+            "tags": maybe(lambda k: pairs("|", "t")),
+            "looked_at": maybe(lambda k: f"b{rng.integers(9)}"),
+            "hour": maybe(lambda k: int(rng.integers(24))),
+            "prices": maybe(lambda k: ",".join(f"b{m}:{rng.integers(9)}.5" for m in range(6) if rng.random() < 0.8)),
+            "lasts": maybe(lambda k: "&".join(f"p{m}=x{rng.integers(4)}" for m in range(3))),
+            "past_brands": [[f"b{m}" for m in range(k)] for k in past],
+            "past_prices": [[float(m) for m in range(k)] for k in past],
+        }
+    )
+
+
+@dataclass(frozen=True)
+class World:
+    table: pa.Table
+    log: Log
+    model: Any
+    bundle: Path
+
+
+def made(folder: Path, schema: Mapping[str, Any]) -> World:
+    pq.write_table(rows(), folder / "log.parquet")
+    split = {"by": "user", "valid": 0.1, "test": 0.1}
+    config = DataConfig.model_validate(
+        {"log": str(folder / "log.parquet"), "folder": str(folder / "prepared"), "threads": 1, "split": split}
+    )
+    log = Log.open(prepare(config, Schema.model_validate(schema)))
+    torch.manual_seed(1)
+    model = shop.PlainHistory(shop.PlainConfig(), log.fields()).eval()
+    asked = [Sample(**impression(log, row, range(1, 6))) for row in (3, 40, 77)]
+    goldens = [golden(model, log.fitted, log.users, log.items, sample) for sample in asked]
+    export(model, log.folder, folder / "bundle", goldens, replay, fitted=log.fitted)
+    return World(pq.read_table(folder / "log.parquet"), log, model, folder / "bundle")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return made(tmp_path_factory.mktemp("row"), SCHEMA)
+
+
+def in_order(world: World) -> list[dict[str, Any]]:
+    """The raw rows as the log sorts them: by user, time, and place in the file."""
+    raw = world.table.to_pylist()
+    timed = world.log.schema.time is not None
+    order = sorted(range(len(raw)), key=lambda k: (raw[k]["user"], raw[k]["t"] if timed else 0, k))
+    return [raw[k] for k in order]
+
+
+def request_of(service: Service, row: Mapping[str, Any], others: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """A row as a client asks for it, beside others of which each brings its own columns."""
+    encoder = service._encoder
+    asked = [row, *others]
+    request: dict[str, Any] = {
+        "user": row["user"],
+        "candidates": [one["item"] for one in asked],
+        "context": {column: row[column] for column in encoder.context},
+        "candidate_context": {column: [one[column] for one in asked] for column in encoder.candidate_context},
+    }
+    if service.bundle.fitted.schema.time is not None:
+        request["at"] = row["t"]
+    else:
+        request["history"] = {"brands": {"brand": row["past_brands"], "price": row["past_prices"]}}
+    return request
+
+
+def test_what_a_request_brings(world: World) -> None:
+    service = Service(world.bundle)
+    assert set(service._encoder.context) == {"page", "stats", "tags", "looked_at", "hour", "lasts"}
+    assert set(service._encoder.candidate_context) == {
+        *("brand", "price", "shop_id", "discount", "words", "labels", "label_weights", "sizes", "prices")
+    }
+
+
+def test_a_request_of_raw_values_scores_as_the_row(world: World) -> None:
+    scores_agree(world)
+
+
+def test_it_does_so_with_the_past_in_the_row(tmp_path: Path) -> None:
+    scores_agree(made(tmp_path, PREJOINED))
+
+
+def scores_agree(world: World) -> None:
+    raw, service = in_order(world), Service(world.bundle)
+    with torch.no_grad():
+        scores = torch.sigmoid(world.model(gather(world.log, np.arange(len(raw))))).numpy()
+    for at in range(0, len(raw), 7):
+        taken, others = {raw[at]["item"]}, []
+        for one in raw:
+            if one["item"] not in taken:
+                others.append(one)
+                taken.add(one["item"])
+        body = json.dumps(request_of(service, raw[at], others[:5]))
+        items = {item["id"]: item["score"] for item in json.loads(service.answer(body.encode()))["items"]}
+        assert items[raw[at]["item"]] == pytest.approx(float(scores[at]), abs=1e-6)
+
+
+def test_ids_and_numbers_are_the_same_to_the_bit(world: World) -> None:
+    raw, service = in_order(world), Service(world.bundle)
+    log, fitted = world.log, world.log.fitted
+    batch = gather(log, np.arange(len(raw)))
+    for at in range(0, len(raw), 11):
+        request = service_request(service, raw[at])
+        query, _ = service._encoder.query(request, 0)
+        candidates, _ = service._encoder.candidates(request)
+        inputs = {
+            **query.inputs,
+            **service._encoder.item_tensors(candidates.rows, candidates.keys, 0, candidates.columns),
+        }
+        for name in [n for n in fitted.schema.features if fitted.schema.in_row(n)]:
+            own = batch.features[name]
+            if isinstance(own, torch.Tensor):
+                np.testing.assert_array_equal(inputs[f"f.{name}"][0], own[at].numpy())
+                continue
+            part = slice(int(own.offsets[at]), int(own.offsets[at + 1]))
+            np.testing.assert_array_equal(inputs[f"f.{name}.values"], own.values[part].numpy())
+            if own.weights is not None:
+                np.testing.assert_array_equal(inputs[f"f.{name}.weights"], own.weights[part].numpy())
+
+
+def service_request(service: Service, row: Mapping[str, Any]) -> Any:
+    from longrec.serve.request import decode
+
+    return decode(json.dumps(request_of(service, row, [])).encode())
+
+
+def test_golden_requests_hold_the_candidates_columns(world: World) -> None:
+    service = Service(world.bundle)
+    assert service.check() < 1e-5
+    example = service.example()
+    assert set(example["candidate_context"]) == set(service._encoder.candidate_context)
+    assert {len(values) for values in example["candidate_context"].values()} == {len(example["candidates"])}
+    assert all(brand is None or brand[0] in "bu" for brand in example["candidate_context"]["brand"])
+
+
+def test_a_client_sends_them(world: World) -> None:
+    raw = in_order(world)
+    with client(world.bundle) as one:
+        assert isinstance(one, Client)
+        asked = request_of(Service(world.bundle), raw[8], [])
+        ranking = one.rank(**asked)
+        asked["candidate_context"]["brand"] = np.array([asked["candidate_context"]["brand"][0]], object)
+        asked["candidate_context"]["labels"] = asked["candidate_context"]["label_weights"] = None
+        again = one.rank(**asked)
+    assert len(ranking) == len(again) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"brand": ["b1", "b2"]}, "candidate_context.brand: 2 values for 1 candidates; expected one a candidate"),
+        ({"brnd": ["b1"]}, "candidate_context: the unknown key 'brnd'"),
+        ({"sizes": ["1;2"]}, "candidate_context.sizes: 2 numbers in row 0: 1;2; expected 3 in every row"),
+        ({"words": ["a:b"]}, "candidate_context.words: weights: text, for example 'b'; expected numbers"),
+        ({"prices": ["b1"]}, "candidate_context.prices: the pair 'b1'; expected text such as key:value"),
+        ({"brand": [7]}, "candidate_context.brand: integers, for example 7; expected text, as in the log"),
+    ],
+)
+def test_columns_that_do_not_fit(world: World, change: dict[str, Any], says: str) -> None:
+    service = Service(world.bundle)
+    request = request_of(service, in_order(world)[5], [])
+    request["candidate_context"] |= change
+    with pytest.raises(RequestError) as raised:
+        service.answer(json.dumps(request).encode())
+    assert says in str(raised.value)
+    assert raised.value.status == 422
+
+
+def test_a_column_that_is_left_out(world: World) -> None:
+    service = Service(world.bundle)
+    request = request_of(service, in_order(world)[5], [])
+    del request["candidate_context"]
+    with pytest.raises(RequestError, match="candidate_context: no 'brand'; no 'price'"):
+        service.answer(json.dumps(request).encode())
+
+
+def test_a_cross_of_the_wrong_type(world: World) -> None:
+    service = Service(world.bundle)
+    request = request_of(service, in_order(world)[5], [])
+    request["context"] |= {"hour": "07", "page": "p1"}
+    with pytest.raises(RequestError, match=r"context.hour: text, for example '07'; expected integers, as in the log"):
+        service.answer(json.dumps(request).encode())
