@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -29,7 +30,7 @@ def test_help_prints_the_docstring_and_every_setting() -> None:
     text = help_text("din")
     assert text.startswith("DIN: Deep Interest Network")
     assert "    attention: tuple[int, ...] = (80, 40)\n        Hidden units of the activation unit." in text
-    assert "    activation: relu | prelu | dice | sigmoid | tanh | gelu = 'relu'" in text
+    assert re.search(r"^    activation: relu \| prelu \| dice \| sigmoid( \| \w+)+ = 'relu'$", text, re.MULTILINE)
     assert "    pool: mean | sum | max = 'mean'" in help_text("pooling")
     assert help_text("lr").endswith("Settings\n    none")
     assert all(help_text(name) for name in names())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -54,4 +56,9 @@ def test_names_make_their_activation() -> None:
     assert make("prelu", 2)(x).tolist() == [[-0.5, 3.0]]
     torch.testing.assert_close(make("sigmoid", 2)(x), x.sigmoid())
     torch.testing.assert_close(make("tanh", 2)(x), x.tanh())
+    torch.testing.assert_close(make("leaky_relu", 2)(x), torch.tensor([[-0.4, 3.0]]))
+    torch.testing.assert_close(make("elu", 2)(x), torch.tensor([[math.exp(-2) - 1, 3.0]]))
+    torch.testing.assert_close(make("selu", 2)(x), 1.0507010 * torch.tensor([[1.6732632 * (math.exp(-2) - 1), 3.0]]))
+    torch.testing.assert_close(make("swish", 2)(x), x * x.sigmoid())
+    assert make("linear", 2)(x) is x
     assert isinstance(make("dice", 2), Dice)

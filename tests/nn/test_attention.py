@@ -121,3 +121,23 @@ def test_raw_scores_double_with_a_doubled_history_and_softmax_does_not_see_it() 
 def test_no_weight_of_the_unit_is_idle_under_softmax() -> None:
     assert TargetAttention(3, 5, [6], softmax=True).rest.last.bias is None
     assert TargetAttention(3, 5, [6]).rest.last.bias is not None
+
+
+def test_a_normalised_unit_is_its_layers_one_after_the_other() -> None:
+    torch.manual_seed(0)
+    unit, own = TargetAttention(3, 5, [7, 4], softmax=True, batch_norm=True, dropout=[0.2, 0.1]), segments([3, 0, 6])
+    assert [name for name, _ in unit.named_parameters() if "bias" in name] == ["norm.bias", "rest.layers.0.norm.bias"]
+    q_BQ, k_NK = torch.randn(3, 3), torch.randn(9, 5)
+    for _ in range(20):
+        unit.train()(q_BQ, k_NK, own)
+    unit.eval()
+    q_NQ = q_BQ[own.row]
+    h_NH = (
+        q_NQ @ unit.first.weight_q.t() + k_NK @ unit.first.weight_k.t() + (q_NQ * k_NK[:, :3]) @ unit.first.weight_m.t()
+    )
+    norm = unit.norm
+    h_NH = (h_NH - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
+    s_N = unit.rest(h_NH.relu()).squeeze(1)
+    expected = torch.stack([s_N[:3].softmax(0) @ k_NK[:3], torch.zeros(5), s_N[3:].softmax(0) @ k_NK[3:]])
+    torch.testing.assert_close(unit(q_BQ, k_NK, own), expected, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(unit.train()(q_BQ, k_NK, own), unit(q_BQ, k_NK, own))

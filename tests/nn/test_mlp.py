@@ -42,3 +42,10 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.equal(mlp.train()(x), mlp(x))
     assert torch.equal(mlp.eval()(x), mlp(x))
     assert 0.3 < (mlp.train()(x).count_nonzero() / mlp.eval()(x).count_nonzero()) < 0.7
+
+
+def test_every_layer_may_have_a_dropout_of_its_own() -> None:
+    layers = MLP(4, [3, 2], dropout=[0.0, 0.25]).layers
+    assert [layer.dropout and layer.dropout.p for layer in layers] == [None, 0.25]
+    with pytest.raises(ValueError, match="zip"):
+        MLP(4, [3, 2], dropout=[0.1])

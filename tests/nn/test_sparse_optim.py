@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longrec.nn.sparse_optim import LazyAdam, RowwiseAdagrad, SparseOptimizer, grouped
+from longrec.nn.sparse_optim import LazyAdagrad, LazyAdam, LazySGD, RowwiseAdagrad, SparseOptimizer, grouped
 
 KINDS: dict[str, Any] = {
-    "adagrad": lambda params: RowwiseAdagrad(params, lr=0.1),
+    "sgd": lambda params: LazySGD(params, lr=0.1),
+    "sgd momentum": lambda params: LazySGD(params, lr=0.1, momentum=0.9),
+    "adagrad": lambda params: LazyAdagrad(params, lr=0.1, accumulator=0.1),
+    "adagrad rowwise": lambda params: RowwiseAdagrad(params, lr=0.1),
     "adam": lambda params: LazyAdam(params, lr=0.1),
     "adam rowwise": lambda params: LazyAdam(params, lr=0.1, rowwise=True, l2=0.01),
 }
@@ -66,6 +69,45 @@ def test_adam_with_every_row_touched_is_adam() -> None:
             (F.embedding(torch.arange(50), p, sparse=sparse) * weight).sum().backward()
             optimiser.step()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("start", [0.0, 0.1])
+def test_adagrad_is_that_of_torch_whatever_rows_are_touched(start: float) -> None:
+    ours, theirs = table(), table()
+    a = LazyAdagrad([ours], lr=0.1, accumulator=start)
+    b = torch.optim.Adagrad([theirs], lr=0.1, initial_accumulator_value=start)
+    for seed in range(6):
+        at = step(a, ours, seed)
+        assert ours.grad is not None
+        b.zero_grad()
+        theirs.grad = ours.grad.to_dense()
+        b.step()
+        assert len(at.unique()) < 50
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_is_that_of_torch_where_every_row_is_touched(momentum: float) -> None:
+    ours, theirs = table(), table()
+    a, b = LazySGD([ours], lr=0.1, momentum=momentum), torch.optim.SGD([theirs], lr=0.1, momentum=momentum)
+    for seed in range(5):
+        weight = torch.randn(50, 4, generator=torch.Generator().manual_seed(seed))
+        for optimiser, p, sparse in ((a, ours, True), (b, theirs, False)):
+            optimiser.zero_grad()
+            (F.embedding(torch.arange(50), p, sparse=sparse) * weight).sum().backward()
+            optimiser.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert ("momentum" in a.state[ours]) == bool(momentum)
+
+
+def test_momentum_of_a_row_rests_while_the_row_is_not_touched() -> None:
+    p = nn.Parameter(torch.zeros(3, 1))
+    optimiser = LazySGD([p], lr=1.0, momentum=0.5)
+    for ids in ([0], [1], [0]):
+        optimiser.zero_grad()
+        F.embedding(torch.tensor(ids), p, sparse=True).sum().backward()
+        optimiser.step()
+    assert p.flatten().tolist() == [-2.5, -1.0, 0.0]  # row 0: 1, then 0.5 * 1 + 1
 
 
 def test_rowwise_adam_by_hand() -> None:

@@ -120,6 +120,21 @@ def test_a_stopped_run_resumes_bit_by_bit(
         ["fit.tables_optimiser=rowwise_adagrad", "fit.by_length=true", "fit.monitor=log_loss"],
         ["fit.tables_optimiser=rowwise_adam", "fit.monitor=gauc", "model={name: deepfm}"],
         ["model={name: lr}", "data.split.valid=0"],
+        [
+            "model={name: multi_tower, din: {seen: {dropout: 0.2}}}",
+            "fit.optimiser=sgd",
+            "fit.tables_optimiser=sgd",
+            "fit.momentum=0.9",
+            "fit.warmup_steps=4",
+            "fit.warmup_from=0.001",
+            "fit.schedule={name: exponential, steps: 3, factor: 0.7, hold: 4, staircase: true}",
+        ],
+        [
+            "fit.optimiser=adagrad",
+            "fit.tables_optimiser=adagrad",
+            "fit.accumulator=0.1",
+            "fit.schedule={name: step, at: [8, 12], rates: [0.005, 0.001]}",
+        ],
     ],
 )
 def test_every_option_resumes_bit_by_bit(

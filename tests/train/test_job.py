@@ -84,7 +84,7 @@ def test_all_faults_of_all_sections_come_at_once(shop: Path) -> None:
         "command line: no equals sign: an override is written key.key=value",
         "evaluat: unknown key; did you mean 'evaluate'?",
         "name: must be a folder name of letters, digits, '.', '-' and '_', got '../up'",
-        "data.split.by: must be one of 'time', 'user', 'leave_one_out' or 'column'; got 'tme'",
+        "data.split.by: must be one of 'time', 'user', 'leave_one_out', 'column' or 'parts'; got 'tme'",
         f"{shop.parent / 'shop.schema.yaml'}: features.genre.kind: must be one of",
         "model.name: no model named 'dinn'; did you mean 'din'?",
         "fit.epochs: must be a whole number, got 'two'",
@@ -144,3 +144,23 @@ def test_overrides_reach_a_schema_wherever_it_is_written(shop: Path) -> None:
     job = read_job(shop, ["data.schema.histories.seen.last=100", "name=mine", "model.dropout=0.5"])
     assert (job.schema.histories["seen"].last, job.name, job.model["dropout"]) == (100, "mine", 0.5)
     assert read_job(shop).schema.histories["seen"].last == 10, "the file is untouched"
+
+
+def test_files_of_parts_lie_beside_the_config_and_keep_their_layout(shop: Path, tmp_path: Path) -> None:
+    rows = {"columns": {"user": "text", "clicked": "int"}, "defaults": {"clicked": 0}, "number": "row"}
+    config = yaml.safe_load(shop.read_text())
+    config["data"] |= {
+        "schema": str(shop.parent / "shop.schema.yaml"),
+        "log": {"parts": {"train": "a.csv", "test": ["b/*.csv", "s3://c.csv"]}, "rows": rows},
+        "split": {"by": "parts"},
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(config))
+    job = read_job(tmp_path / "job.yaml")
+    assert job.data.log.patterns() == (str(tmp_path / "a.csv"), str(tmp_path / "b/*.csv"), "s3://c.csv")
+    assert job.data.log.rows is not None
+    assert job.data.log.rows.defaults == {"clicked": 0}
+    assert read_job(yaml.safe_load(job.to_yaml())) == job
+    assert faults(tmp_path / "job.yaml")[:2] == [
+        f"data.log: no such file: {tmp_path / 'a.csv'}",
+        f"data.log: no such file: {tmp_path / 'b/*.csv'}",
+    ]

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from longrec.config import Strict
+from longrec.config import Strict, parse
+from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.base import Model
-from longrec.nn.sparse_optim import LazyAdam, RowwiseAdagrad
+from longrec.nn.sparse_optim import LazyAdagrad, LazyAdam, LazySGD, RowwiseAdagrad
 from longrec.train import machine
 from longrec.train.optimisers import build_optimisers, clip, set_rates
 from longrec.train.settings import FitConfig
@@ -55,6 +56,63 @@ def test_tables_and_dense_parameters_get_their_own_optimiser() -> None:
     adagrad = build_optimisers(model, FitConfig(tables_optimiser="rowwise_adagrad"))["tables"]
     assert isinstance(adagrad, RowwiseAdagrad)
     assert adagrad.param_groups[0]["lr"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "dense", "tables"),
+    [
+        ({}, torch.optim.AdamW, LazyAdam),
+        ({"optimiser": "adam", "betas": (0.8, 0.9), "tables_optimiser": "rowwise_adam"}, torch.optim.Adam, LazyAdam),
+        ({"optimiser": "adagrad", "tables_optimiser": "adagrad", "accumulator": 0.1}, torch.optim.Adagrad, LazyAdagrad),
+        ({"optimiser": "adagrad", "tables_optimiser": "rowwise_adagrad"}, torch.optim.Adagrad, RowwiseAdagrad),
+        ({"optimiser": "sgd", "tables_optimiser": "sgd", "momentum": 0.9}, torch.optim.SGD, LazySGD),
+    ],
+)
+def test_every_optimiser_gets_its_settings(settings: dict[str, object], dense: type, tables: type) -> None:
+    config = FitConfig(weight_decay=0.3, **settings)
+    found = build_optimisers(Two(), config)
+    assert type(found["dense"]) is dense
+    assert type(found["tables"]) is tables
+    for optimiser in found.values():
+        for group in optimiser.param_groups:
+            assert group["lr"] == 1e-3
+            assert group.get("betas", config.betas) == config.betas
+            assert group.get("momentum", config.momentum) == config.momentum
+            assert group.get("initial_accumulator_value", config.accumulator) == config.accumulator
+            assert group.get("accumulator", config.accumulator) == config.accumulator
+    assert [group["weight_decay"] for group in found["dense"].param_groups] == [0.3, 0.0]
+
+
+def test_weight_decay_is_decoupled_with_adamw_and_part_of_the_gradient_with_sgd() -> None:
+    model = Two()
+    with torch.no_grad():
+        model.linear.weight.fill_(2.0)
+    model.linear.weight.grad = torch.ones(1, 3)
+    build_optimisers(model, FitConfig(optimiser="sgd", lr=0.5, weight_decay=0.25))["dense"].step()
+    assert model.linear.weight.tolist() == [[2 - 0.5 * (1 + 0.25 * 2)] * 3]
+    with torch.no_grad():
+        model.linear.weight.fill_(2.0)
+    build_optimisers(model, FitConfig(optimiser="adamw", lr=0.5, weight_decay=0.25))["dense"].step()
+    # Adam's first step is lr long, whatever the gradient; the decay is beside it.
+    assert model.linear.weight.flatten().tolist() == pytest.approx([2 - 0.5 * 0.25 * 2 - 0.5] * 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"momentum": 0.9}, "fit: momentum is of sgd, but optimiser is adamw, tables_optimiser lazy_adam"),
+        ({"accumulator": 0.1}, "accumulator is of adagrad, rowwise_adagrad, but"),
+        ({"optimiser": "sgd", "tables_optimiser": "sgd", "betas": [0.5, 0.9]}, "betas is of adamw"),
+        ({"warmup_from": 1e-4}, "warmup_from is given without warmup_steps"),
+        ({"warmup_from": 1.0, "warmup_steps": 5}, "warmup_from is 1, above lr 0.001"),
+        ({"optimiser": "adan"}, "fit.optimiser: must be one of"),
+        ({"schedule": {"name": "cosine"}}, "fit.schedule: steps is required with name: cosine"),
+    ],
+)
+def test_a_setting_that_nothing_would_read_is_refused(settings: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(FitConfig, settings, "job.yaml", "fit")
+    assert says in str(caught.value)
 
 
 def test_rates_rise_over_the_warm_up_and_stay() -> None:

@@ -157,6 +157,7 @@ def test_2_checkpoint_of_the_base_starts_the_plugged_run(domain: Domain, base: R
         (["model.mlp=[20]"], r"top.layers.0.linear.weight is 16x\d+, not 20x"),
         (["model.mlp=[16, 8]"], "nothing for top.layers.1"),
         (["fit.tables_optimiser=rowwise_adagrad"], "Set fit.tables_optimiser: lazy_adam"),
+        (["fit.optimiser=sgd"], "moments of adamw; expected those of sgd"),
         (["data.schema.features.item_id.min_count=30"], "feature 'item_id' was encoded otherwise"),
         (["data.schema.features.stars.edges=[1, 2, 3, 4]"], "feature 'stars' was encoded otherwise"),
         (["fit.start_from=nowhere"], "no such folder"),

@@ -86,6 +86,7 @@ class Model(nn.Module, ABC):
     Attributes:
         Config: its settings, each with a default and a description.
         reads_history: whether it reads what the user did before.
+        history_optional: whether it does without histories too, where the schema has none.
         order_matters: whether the order of the events in a history may change a score.
         user_order: how its batches hold consecutive rows of users, each row able to look back at earlier ones; None
             for rows in any order.
@@ -95,6 +96,7 @@ class Model(nn.Module, ABC):
 
     Config: ClassVar[type[Strict]]
     reads_history: bool = False
+    history_optional: bool = False
     order_matters: bool = False
     user_order: UserOrder | None = None
     targets: tuple[str, ...] = ()

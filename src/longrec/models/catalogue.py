@@ -6,7 +6,7 @@ import ast
 import importlib.util
 import pkgutil
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,17 +138,14 @@ def _assigned(body: list[ast.stmt], name: str) -> ast.expr | None:
 
 
 def _settings(tree: ast.Module, config: str, prefix: str = "") -> Iterator[str]:
-    """Two lines a setting of the config class of that name; a nested config class of the file is walked too."""
+    """Two lines a setting of the config class of that name, those of the classes of the file it derives from first.
+
+    A setting that holds another config class of the file, or a mapping to such, is followed by the settings of that.
+    """
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    if config not in classes:
-        return
-    for line in classes[config].body:
-        if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
-            continue
-        key, kind = prefix + line.target.id, ast.unparse(line.annotation)
-        if kind in classes:
-            yield from _settings(tree, kind, f"{key}.")
-            continue
+    for name, line in _lines(classes, config).items():
+        key = prefix + name
+        kind = ast.unparse(line.annotation)
         default, meaning = line.value, ""
         if isinstance(default, ast.Call) and ast.unparse(default.func).endswith("Field"):
             given = {word.arg: word.value for word in default.keywords}
@@ -158,15 +155,32 @@ def _settings(tree: ast.Module, config: str, prefix: str = "") -> Iterator[str]:
         told_default = "" if default is None or ast.unparse(default) == "..." else f" = {ast.unparse(default)}"
         yield f"    {key}: {_type(tree, line.annotation)}{told_default}"
         yield f"        {meaning}"
+        inner = re.fullmatch(r"(dict\[str, )?(\w+)\]?(?: \| None)?", kind)
+        if inner and inner[2] in classes:
+            yield from _settings(tree, inner[2], f"{key}.NAME." if inner[1] else f"{key}.")
+
+
+def _lines(classes: Mapping[str, ast.ClassDef], config: str) -> dict[str, ast.AnnAssign]:
+    """Annotated names of a class of the file and of its bases in the file."""
+    if config not in classes:
+        return {}
+    found: dict[str, ast.AnnAssign] = {}
+    for base in classes[config].bases:
+        found |= _lines(classes, ast.unparse(base))
+    for line in classes[config].body:
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+            found[line.target.id] = line
+    return found
 
 
 def _type(tree: ast.Module, annotation: ast.expr) -> str:
     """A type in words a reader can use: aliases of the file, and of our files it imports, are written out."""
     told = ast.unparse(annotation)
-    for word in dict.fromkeys(re.findall(r"\b[A-Z]\w*", told)):
-        alias = _alias(tree, word)
-        if alias:
-            told = re.sub(rf"\b{word}\b", alias.replace("\\", r"\\"), told)
+    for _ in range(2):  # an alias may be made of another
+        for word in dict.fromkeys(re.findall(r"\b[A-Z]\w*", told)):
+            alias = _alias(tree, word)
+            if alias:
+                told = re.sub(rf"\b{word}\b", alias.replace("\\", r"\\"), told)
     return told
 
 

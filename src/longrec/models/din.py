@@ -49,6 +49,7 @@ from longrec.nn.attention import TargetAttention
 from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
+from longrec.nn.queries import attention_columns
 from longrec.nn.segment import Segments
 
 Width = Annotated[int, Field(ge=1)]
@@ -83,7 +84,9 @@ class DIN(Ranker):
     def __init__(self, config: DINConfig, fields: Fields) -> None:
         super().__init__(config, fields)
         self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
-        self.queries, self.keys = _columns(fields)
+        if not fields.histories:
+            raise ConfigError("schema", ["histories: din reads a history, and the schema has none"])
+        self.queries, self.keys = attention_columns(fields, fields.histories, "din")
         self.candidate = [field.name for field in fields.features if field.table == "item"]
         width = self.embeddings.widths
         self.units, self.projections = nn.ModuleList(), nn.ModuleDict()
@@ -134,26 +137,3 @@ class DIN(Ranker):
             q_BQ = self.projections[f"query_{history}"](q_BQ)
         k_UK = torch.cat([embedded.histories[history][name] for name in self.keys[history]], 1)
         return q_BQ, k_UK, Segments.of(batch.histories[history], batch.size)
-
-
-def _columns(fields: Fields) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """For each history the names of the query's columns, and of the keys' columns with the query's first.
-
-    A history of tokens may have none of the former.
-    """
-    if not fields.histories:
-        raise ConfigError("schema", ["histories: din reads a history, and the schema has none"])
-    queries, keys, faults = {}, {}, []
-    candidate = any(field.table == "item" for field in fields.features)
-    for history, columns in fields.histories.items():
-        queries[history] = [field.name for field in fields.pairs(history)]
-        keys[history] = queries[history] + [field.name for field in columns if field.name not in queries[history]]
-        if not queries[history] and not (candidate and any(field.kind == "vector" for field in columns)):
-            told = ", ".join(field.name for field in columns)
-            faults.append(
-                f"histories.{history}.of: din needs a column that is a feature of the candidate too, got {told}; "
-                "add the item (or another feature of the item table) to it"
-            )
-    if faults:
-        raise ConfigError("schema", faults)
-    return queries, keys

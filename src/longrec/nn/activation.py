@@ -11,7 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Name = Literal["relu", "prelu", "dice", "sigmoid", "tanh", "gelu"]
+Name = Literal["relu", "prelu", "dice", "sigmoid", "tanh", "gelu", "leaky_relu", "elu", "selu", "swish", "linear"]
+
+_LEAK = 0.2
+"""Slope of ``leaky_relu`` below zero, as in TensorFlow."""
 
 
 def make(name: Name, width: int) -> nn.Module:
@@ -20,7 +23,19 @@ def make(name: Name, width: int) -> nn.Module:
         return PReLU(width)
     if name == "dice":
         return Dice(width)
-    return {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "gelu": nn.GELU}[name]()
+    if name == "leaky_relu":
+        return nn.LeakyReLU(_LEAK)
+    plain: dict[str, type[nn.Module]] = {
+        "relu": nn.ReLU,
+        "sigmoid": nn.Sigmoid,
+        "tanh": nn.Tanh,
+        "gelu": nn.GELU,
+        "elu": nn.ELU,
+        "selu": nn.SELU,
+        "swish": nn.SiLU,
+        "linear": nn.Identity,
+    }
+    return plain[name]()
 
 
 class BatchNorm(nn.BatchNorm1d):

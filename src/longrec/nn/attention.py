@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from longrec.nn import gemm
-from longrec.nn.activation import Name, make
+from longrec.nn.activation import BatchNorm, Name, make
 from longrec.nn.linear import linear, plain, relu_gradient
 from longrec.nn.mlp import MLP
 from longrec.nn.segment import Segments
@@ -32,7 +32,7 @@ from longrec.nn.segment import Segments
 class FirstLayer(nn.Module):
     """``W_q q + W_k k + W_m (q * k') + b``, with a ReLU on request; k' is the first Q columns of k."""
 
-    def __init__(self, query: int, key: int, width: int) -> None:
+    def __init__(self, query: int, key: int, width: int, bias: bool = True) -> None:
         super().__init__()
         self.query, self.key = query, key
         # As a linear layer over [q, k, q - k', q * k'] starts, with the difference folded in.
@@ -42,7 +42,7 @@ class FirstLayer(nn.Module):
         self.weight_q = nn.Parameter(w_q + w_d)
         self.weight_k = nn.Parameter(w_k - F.pad(w_d, (0, key - query)))
         self.weight_m = nn.Parameter(w_m.clone())
-        self.bias = nn.Parameter(torch.empty(width).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(width).uniform_(-bound, bound)) if bias else None
 
     def forward(
         self, q_BQ: Float[Tensor, "B Q"], k_UK: Float[Tensor, "U K"], segments: Segments, relu: bool = False
@@ -101,18 +101,30 @@ class TargetAttention(nn.Module):
         key: width of the keys; their first ``query`` columns describe the same columns as the query.
         widths: hidden units of the activation unit.
         softmax: weights that sum to one over a history; off, the raw scores keep the intensity of the interest.
+        batch_norm: normalise the hidden units of the activation unit over the positions of the batch.
+        dropout: share of units dropped in every hidden layer of the activation unit, or one share a layer.
     """
 
     def __init__(
-        self, query: int, key: int, widths: Sequence[int], activation: Name = "relu", softmax: bool = False
+        self,
+        query: int,
+        key: int,
+        widths: Sequence[int],
+        activation: Name = "relu",
+        softmax: bool = False,
+        batch_norm: bool = False,
+        dropout: float | Sequence[float] = 0.0,
     ) -> None:
         super().__init__()
         first, *rest = widths
-        self.first = FirstLayer(query, key, first)
-        self.fused = activation == "relu"
+        share, *shares = [dropout] * len(widths) if isinstance(dropout, int | float) else dropout
+        self.first = FirstLayer(query, key, first, bias=not batch_norm)
+        self.norm = BatchNorm(first) if batch_norm else None
+        self.fused = activation == "relu" and not batch_norm
         self.activation = None if self.fused else make(activation, first)
+        self.dropout = nn.Dropout(share) if share else None
         # A softmax does not see what is added to all scores: a last bias would never learn.
-        self.rest = MLP(first, rest, activation, outputs=1, last_bias=not softmax)
+        self.rest = MLP(first, rest, activation, shares, batch_norm, outputs=1, last_bias=not softmax)
         self.softmax = softmax
 
     def weights(
@@ -120,8 +132,9 @@ class TargetAttention(nn.Module):
     ) -> Float[Tensor, " N"]:
         """The weight of every position for its row's candidate."""
         h_NH = self.first(q_BQ, k_UK, segments, relu=self.fused)
-        if self.activation is not None:
-            h_NH = self.activation(h_NH)
+        for step in (self.norm, self.activation, self.dropout):
+            if step is not None:
+                h_NH = step(h_NH)
         s_N = self.rest(h_NH).squeeze(1)
         return segments.softmax(s_N) if self.softmax else s_N
 

@@ -20,6 +20,7 @@ class MLP(nn.Module):
     Args:
         inputs: width of the input.
         widths: units of the hidden layers.
+        dropout: share of units dropped in every hidden layer, or one share a layer.
         batch_norm: normalise before the activation (the layer then has no bias of its own).
         outputs: units of a final linear layer, or None to end with the last hidden layer.
         last_bias: whether that final layer has a bias (a model of several summed parts wants one bias in all).
@@ -33,15 +34,16 @@ class MLP(nn.Module):
         inputs: int,
         widths: Sequence[int],
         activation: Name = "relu",
-        dropout: float = 0.0,
+        dropout: float | Sequence[float] = 0.0,
         batch_norm: bool = False,
         outputs: int | None = None,
         last_bias: bool = True,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
-        for width in widths:
-            self.layers.append(Layer(inputs, width, activation, dropout, batch_norm))
+        shares = [dropout] * len(widths) if isinstance(dropout, int | float) else dropout
+        for width, share in zip(widths, shares, strict=True):
+            self.layers.append(Layer(inputs, width, activation, share, batch_norm))
             inputs = width
         self.width = inputs
         self.last = None if outputs is None else Linear(inputs, outputs, bias=last_bias)

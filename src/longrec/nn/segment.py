@@ -79,6 +79,10 @@ class Segments:
         out: Tensor = _Expand.apply(x_BD, self)  # type: ignore[no-untyped-call]
         return out
 
+    def expand_rows(self, x_B: Tensor) -> Tensor:
+        """``[N]``: the entry of its row at every position, recording no gradient."""
+        return x_B.index_select(0, self.row)
+
     def keys(self, k_UD: Float[Tensor, "U D"]) -> Float[Tensor, "N D"]:
         """The value of the history at every position."""
         if not self.shared:

@@ -3,7 +3,7 @@
 Every step groups the equal ids of a sparse gradient, adds up their gradients, and updates those rows; the rest of
 the table, its moments included, stays as it is to the bit. The cost of a step does not grow with the table.
 
-Both count steps for the whole table, not row by row: Adam's bias correction uses the number of steps the table has
+They count steps for the whole table, not row by row: Adam's bias correction uses the number of steps the table has
 been trained, so a row first met late in training takes a somewhat longer first step than a row met at once.
 
 ``l2`` is the mini-batch-aware penalty of DIN (section 5.1) with every row's weight alike: ``l2 * row`` is added to
@@ -55,7 +55,7 @@ def _sort(ids_n: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class SparseOptimizer(Optimizer, ABC):
-    """What both optimisers share: grouping, the penalty, the count of steps."""
+    """What these optimisers share: grouping, the penalty, the count of steps."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -96,14 +96,63 @@ class SparseOptimizer(Optimizer, ABC):
         """Move the rows ``p`` in place, and write their state back."""
 
 
-class RowwiseAdagrad(SparseOptimizer):
-    """Adagrad with one accumulator a row: ``a += mean(g^2)``, ``p -= lr g / (sqrt(a) + eps)``."""
+class LazySGD(SparseOptimizer):
+    """Stochastic gradient descent: ``p -= lr g``, or with momentum ``b = momentum b + g``, ``p -= lr b``.
 
-    def __init__(self, params: ParamsT, lr: float = 0.01, eps: float = 1e-10, l2: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "eps": eps, "l2": l2})
+    The momentum ``b`` of a row decays only when the row is touched.
+    """
+
+    def __init__(self, params: ParamsT, lr: float = 0.01, momentum: float = 0.0, l2: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "l2": l2})
 
     def _start(self, group: dict[str, Any], table: Tensor, state: dict[str, Any]) -> None:
-        state["accumulator"] = table.new_zeros(table.shape[0])
+        if group["momentum"]:
+            state["momentum"] = torch.zeros_like(table)
+
+    def _move(self, group: dict[str, Any], state: dict[str, Any], rows: Tensor, g: Tensor, p: Tensor) -> None:
+        if group["momentum"]:
+            g = state["momentum"].index_select(0, rows).mul_(group["momentum"]).add_(g)
+            state["momentum"].index_copy_(0, rows, g)
+        p.add_(g, alpha=-group["lr"])
+
+
+class LazyAdagrad(SparseOptimizer):
+    """Adagrad with one accumulator a weight: ``a += g^2``, ``p -= lr g / (sqrt(a) + eps)``.
+
+    Without ``l2`` it is Adagrad to the letter: a weight whose gradient is zero does not move there either.
+
+    Args:
+        accumulator: what every accumulator starts with.
+    """
+
+    def __init__(
+        self, params: ParamsT, lr: float = 0.01, eps: float = 1e-10, l2: float = 0.0, accumulator: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "eps": eps, "l2": l2, "accumulator": accumulator})
+
+    def _start(self, group: dict[str, Any], table: Tensor, state: dict[str, Any]) -> None:
+        state["accumulator"] = torch.full_like(table, group["accumulator"])
+
+    def _move(self, group: dict[str, Any], state: dict[str, Any], rows: Tensor, g: Tensor, p: Tensor) -> None:
+        a_mD = state["accumulator"].index_select(0, rows).addcmul_(g, g)
+        state["accumulator"].index_copy_(0, rows, a_mD)
+        p.addcdiv_(g, a_mD.sqrt_().add_(group["eps"]), value=-group["lr"])
+
+
+class RowwiseAdagrad(SparseOptimizer):
+    """Adagrad with one accumulator a row: ``a += mean(g^2)``, ``p -= lr g / (sqrt(a) + eps)``.
+
+    Args:
+        accumulator: what every accumulator starts with.
+    """
+
+    def __init__(
+        self, params: ParamsT, lr: float = 0.01, eps: float = 1e-10, l2: float = 0.0, accumulator: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "eps": eps, "l2": l2, "accumulator": accumulator})
+
+    def _start(self, group: dict[str, Any], table: Tensor, state: dict[str, Any]) -> None:
+        state["accumulator"] = table.new_full((table.shape[0],), group["accumulator"])
 
     def _move(self, group: dict[str, Any], state: dict[str, Any], rows: Tensor, g: Tensor, p: Tensor) -> None:
         a_m = state["accumulator"].index_select(0, rows).add_(g.square().mean(1))

@@ -19,9 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
-from longrec.config import Strict, apply_overrides, parse, read_yaml
+from longrec.config import Strict, apply_overrides, parse, read_yaml, to_yaml
 from longrec.data.settings import DataConfig, Source, Split
 from longrec.errors import ConfigError, nearest
 from longrec.features.schema import Schema
@@ -73,7 +71,7 @@ class Job:
 
     def to_yaml(self) -> str:
         """:meth:`words` as YAML."""
-        return yaml.dump(self.words(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+        return to_yaml(self.words())
 
 
 def read_job(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Job:
@@ -185,8 +183,8 @@ def _data(
         update: dict[str, Any] = {"folder": str(Path.cwd() / data.folder)}
         for key in _SOURCES:
             source: Source | None = getattr(data, key)
-            if source is not None and source.files is not None:
-                update[key] = Source(files=tuple(_beside(base, file) for file in source.files))
+            if source is not None:
+                update[key] = source.placed(lambda file: _beside(base, file))
         data = data.model_copy(update=update)
     if home.broken:
         return data, None
@@ -245,7 +243,7 @@ def _model(
         return None
     own = {key: value for key, value in section.items() if key != "name"}
     config = _parse(kind.Config, own, where, "model", faults)
-    if schema is not None and kind.reads_history and not schema.histories:
+    if schema is not None and kind.reads_history and not kind.history_optional and not schema.histories:
         faults.append(f"model.name: {section['name']} reads histories, and the schema has none")
     return None if config is None else {"name": section["name"], **config.model_dump(mode="json")}
 
@@ -263,7 +261,7 @@ def _missing(data: DataConfig | None, schema: Schema | None) -> list[str]:
     faults = []
     for key in _SOURCES if data is not None else ():
         source: Source | None = getattr(data, key)
-        for pattern in (source.files or ()) if source is not None else ():
+        for pattern in source.patterns() if source is not None else ():
             if "://" not in pattern and not glob.glob(pattern):
                 faults.append(f"data.{key}: no such file: {pattern}")
     for name, feature in schema.features.items() if schema is not None else ():
@@ -300,13 +298,3 @@ def _split_words(split: Split) -> dict[str, Any]:
     if split.by == "user" or (split.by == "time" and set(words) <= {"by", "valid", "test"}):
         words |= {"valid": split.valid, "test": split.test}
     return words
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes text that our reader, which follows YAML 1.2 for numbers, would take for a number."""
-
-
-_Dumper.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeDumper.yaml_implicit_resolvers.items()}
-_Dumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+|\d+\.\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)

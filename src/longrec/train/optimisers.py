@@ -1,13 +1,16 @@
-"""Which optimiser moves which parameter: AdamW the dense ones, a lazy one the tables."""
+"""Which optimiser moves which parameter, and how fast at which step: a lazy one the tables, a dense one the rest."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from longrec.models.base import Model
-from longrec.nn.sparse_optim import LazyAdam, RowwiseAdagrad, grouped
+from longrec.nn.sparse_optim import LazyAdagrad, LazyAdam, LazySGD, RowwiseAdagrad, grouped
+from longrec.train.schedules import warmup
 from longrec.train.settings import FitConfig
 
 
@@ -22,30 +25,49 @@ def build_optimisers(model: Model, config: FitConfig) -> dict[str, Optimizer]:
             {"params": [p for p in dense if p.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in dense if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimisers["dense"] = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, fused=True)
+        optimisers["dense"] = _dense([group for group in groups if group["params"]], config)
     if tables:
-        rate = config.tables_lr or config.lr
-        if config.tables_optimiser == "rowwise_adagrad":
-            optimisers["tables"] = RowwiseAdagrad(tables, lr=rate, l2=config.l2)
-        else:
-            rowwise = config.tables_optimiser == "rowwise_adam"
-            optimisers["tables"] = LazyAdam(tables, lr=rate, l2=config.l2, rowwise=rowwise)
+        optimisers["tables"] = _tables(tables, config)
     return optimisers
 
 
+def _dense(groups: list[dict[str, Any]], config: FitConfig) -> Optimizer:
+    """The optimiser of the dense parameters, in one pass over each."""
+    if config.optimiser == "adam":
+        return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=True)
+    if config.optimiser == "adagrad":
+        return torch.optim.Adagrad(groups, lr=config.lr, initial_accumulator_value=config.accumulator, fused=True)
+    if config.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def _tables(tables: list[nn.Parameter], config: FitConfig) -> Optimizer:
+    """The optimiser of the tables, which touches the rows of a batch only."""
+    rate, kind = config.tables_lr or config.lr, config.tables_optimiser
+    if kind == "sgd":
+        return LazySGD(tables, lr=rate, l2=config.l2, momentum=config.momentum)
+    if kind == "adagrad":
+        return LazyAdagrad(tables, lr=rate, l2=config.l2, accumulator=config.accumulator)
+    if kind == "rowwise_adagrad":
+        return RowwiseAdagrad(tables, lr=rate, l2=config.l2, accumulator=config.accumulator)
+    return LazyAdam(tables, lr=rate, betas=config.betas, l2=config.l2, rowwise=kind == "rowwise_adam")
+
+
 def set_rates(optimisers: dict[str, Optimizer], config: FitConfig, step: int) -> None:
-    """Learning rates of a step: rising in a line over the first ``warmup_steps``, then as configured.
+    """Learning rates of a step: the schedule's, less while they rise over the first ``warmup_steps``.
+
+    The tables take the same part of their own rate.
 
     Args:
         step: steps done before.
     """
-    if step > config.warmup_steps or not config.warmup_steps:
-        return
-    share = min((step + 1) / config.warmup_steps, 1.0)
+    part = warmup(config.warmup_steps, config.warmup_from, config.lr, step)
+    part *= config.schedule.rate(config.lr, step) / config.lr
     for name, optimiser in optimisers.items():
         rate = config.lr if name == "dense" else config.tables_lr or config.lr
         for group in optimiser.param_groups:
-            group["lr"] = rate * share
+            group["lr"] = rate * part
 
 
 @torch.no_grad()

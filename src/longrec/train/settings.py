@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field as Setting
+from pydantic import model_validator
 
 from longrec.config import Strict
+from longrec.train.schedules import Rate, Schedule
 
 Monitor = Literal["auc", "gauc", "log_loss"]
+Dense = Literal["adamw", "adam", "adagrad", "sgd"]
+Tables = Literal["lazy_adam", "rowwise_adam", "adagrad", "rowwise_adagrad", "sgd"]
+Beta = Annotated[float, Setting(ge=0, lt=1)]
 
 
 class FitConfig(Strict):
@@ -17,12 +22,25 @@ class FitConfig(Strict):
     epochs: int = Setting(2, ge=1, description="passes over the training rows; click models overfit after one to three")
     max_steps: int | None = Setting(None, ge=1, description="stop after so many batches even inside an epoch")
     batch_size: int = Setting(1024, ge=1, description="training rows a step")
-    lr: float = Setting(1e-3, gt=0, description="learning rate of the dense parameters (AdamW)")
+    optimiser: Dense = Setting("adamw", description="optimiser of the dense parameters")
+    lr: float = Setting(1e-3, gt=0, description="learning rate of the dense parameters")
     weight_decay: float = Setting(
-        0.0, ge=0, description="decoupled decay of the dense matrices; biases and norms are left alone"
+        0.0,
+        ge=0,
+        description="decay of the dense matrices, biases and norms are left alone: decoupled with adamw, with the "
+        "others that times the weight is added to its gradient",
     )
-    warmup_steps: int = Setting(0, ge=0, description="steps over which both learning rates rise from zero")
-    tables_optimiser: Literal["lazy_adam", "rowwise_adam", "rowwise_adagrad"] = Setting(
+    momentum: float = Setting(0.0, ge=0, lt=1, description="of sgd: part of the last step that the next one keeps")
+    betas: tuple[Beta, Beta] = Setting((0.9, 0.999), description="how fast the two moments of every Adam forget")
+    accumulator: float = Setting(0.0, ge=0, description="what the sums of squares of every Adagrad start with")
+    warmup_steps: int = Setting(0, ge=0, description="steps over which both learning rates rise")
+    warmup_from: Rate | None = Setting(
+        None, description="learning rate of the first step of that rise; one step's part above zero when not given"
+    )
+    schedule: Schedule = Setting(
+        Schedule(), description="how both learning rates go on, as {name: cosine, steps: 9000}"
+    )
+    tables_optimiser: Tables = Setting(
         "lazy_adam", description="optimiser of the embedding tables; each touches only the rows of the batch"
     )
     tables_lr: float | None = Setting(None, gt=0, description="learning rate of the tables; lr when not given")
@@ -55,6 +73,26 @@ class FitConfig(Strict):
         "may start from a run of its base",
     )
     runs: str = Setting("runs", description="folder the run folders are kept in")
+
+    @model_validator(mode="after")
+    def _nothing_is_left_unread(self) -> FitConfig:
+        used = (self.optimiser, self.tables_optimiser)
+        faults = []
+        for key, default, of in (
+            ("momentum", 0.0, ("sgd",)),
+            ("betas", (0.9, 0.999), ("adamw", "adam", "lazy_adam", "rowwise_adam")),
+            ("accumulator", 0.0, ("adagrad", "rowwise_adagrad")),
+        ):
+            if getattr(self, key) != default and not set(of) & set(used):
+                told = f"optimiser is {self.optimiser}, tables_optimiser {self.tables_optimiser}"
+                faults.append(f"{key} is of {', '.join(of)}, but {told}")
+        if self.warmup_from is not None and not self.warmup_steps:
+            faults.append("warmup_from is given without warmup_steps")
+        if self.warmup_from is not None and self.warmup_from > self.lr:
+            faults.append(f"warmup_from is {self.warmup_from:g}, above lr {self.lr:g}: a warm-up rises")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
 
 
 class EvaluateConfig(Strict):

@@ -88,13 +88,13 @@ def move_moments(
 
 
 def _same_optimisers(where: str, before: FitConfig, now: FitConfig) -> None:
-    if before.tables_optimiser != now.tables_optimiser:
-        raise RunError(
-            where,
-            f"moments of {before.tables_optimiser}",
-            f"those of {now.tables_optimiser}",
-            f"set fit.tables_optimiser: {before.tables_optimiser}",
-        )
+    for key in ("optimiser", "tables_optimiser"):
+        one, other = getattr(before, key), getattr(now, key)
+        if one != other:
+            raise RunError(where, f"moments of {one}", f"those of {other}", f"set fit.{key}: {one}")
+    if before.momentum != now.momentum and "sgd" in (now.optimiser, now.tables_optimiser):
+        told = f"fit.momentum: {before.momentum:g}"
+        raise RunError(where, f"moments of {told}", f"those of {now.momentum:g}", f"set {told}")
 
 
 def _same_ids(where: str, old: Model, before: FittedSchema, now: FittedSchema) -> None:

@@ -1,0 +1,134 @@
+"""Learning rates over the steps of a run: a rise at its start (``warmup``) times a schedule.
+
+A rate is a plain function of the number of the step, so that a run that goes on from a checkpoint takes the very rates
+that an unbroken one takes. With n the steps done before, less ``hold`` (0 within it):
+
+    constant      lr
+    exponential   max(lr factor^(n / steps), floor); staircase: floor(n / steps)
+    polynomial    (lr - floor) (1 - min(n / steps, 1))^power + floor
+    cosine        (lr - floor) (1 + cos(pi min(n / steps, 1))) / 2 + floor
+    step          rates[i] from step at[i] on, lr before; ramp: in a line from lr to rates[0] over the first at[0] steps
+    transformer   lr width^(-1/2) min((n s + 1) (warmup s)^(-3/2), (n s + 1)^(-1/2)) with s = scale
+
+Cosine: Loshchilov and Hutter, ICLR 2017; transformer: Vaswani et al., NeurIPS 2017, eq. 3.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from typing import Annotated, Literal
+
+from pydantic import Field as Setting
+from pydantic import model_validator
+
+from longrec.config import Strict
+
+Kind = Literal["constant", "exponential", "polynomial", "cosine", "step", "transformer"]
+Rate = Annotated[float, Setting(ge=0)]
+
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "constant": (),
+    "exponential": ("steps", "factor"),
+    "polynomial": ("steps",),
+    "cosine": ("steps",),
+    "step": ("at", "rates"),
+    "transformer": ("width", "warmup"),
+}
+_ALLOWED: dict[str, tuple[str, ...]] = {
+    "exponential": ("floor", "staircase", "hold"),
+    "polynomial": ("floor", "power", "hold"),
+    "cosine": ("floor", "hold"),
+    "step": ("ramp",),
+    "transformer": ("scale",),
+}
+
+
+class Schedule(Strict):
+    """How the learning rate goes on after its start."""
+
+    name: Kind = Setting("constant", description="the curve")
+    steps: int | None = Setting(None, ge=1, description="steps of the whole fall, or of one factor (exponential)")
+    factor: float | None = Setting(None, gt=0, le=1, description="exponential: what every `steps` steps multiply")
+    staircase: bool = Setting(False, description="exponential: fall at every `steps`th step only")
+    floor: Rate = Setting(0.0, description="learning rate it never falls below")
+    power: float = Setting(1.0, gt=0, description="polynomial: 1 falls in a line")
+    hold: int = Setting(0, ge=0, description="steps at the full rate before the fall begins")
+    at: tuple[Annotated[int, Setting(ge=1)], ...] | None = Setting(
+        None, min_length=1, description="step: where it jumps"
+    )
+    rates: tuple[Rate, ...] | None = Setting(None, min_length=1, description="step: learning rate from each of `at` on")
+    ramp: bool = Setting(False, description="step: go in a line to the first of `rates`")
+    width: int | None = Setting(None, ge=1, description="transformer: the width of the model")
+    warmup: int | None = Setting(None, ge=1, description="transformer: steps of its own rise")
+    scale: float = Setting(1.0, gt=0, description="transformer: what steps are multiplied with")
+
+    @model_validator(mode="after")
+    def _fits_its_name(self) -> Schedule:
+        needed, own = _NEEDED[self.name], {*_NEEDED[self.name], *_ALLOWED.get(self.name, ())}
+        faults = [f"{key} is required with name: {self.name}" for key in needed if getattr(self, key) is None]
+        for key, setting in type(self).model_fields.items():
+            if key != "name" and key not in own and getattr(self, key) != setting.default:
+                takes = f"it takes {', '.join(sorted(own))}" if own else "it takes no key"
+                faults.append(f"{key} does not belong to name: {self.name}; {takes}")
+        if self.at is not None and any(after <= before for before, after in zip(self.at, self.at[1:])):
+            faults.append(f"at must rise, got {list(self.at)}")
+        if self.at is not None and self.rates is not None and len(self.at) != len(self.rates):
+            faults.append(f"rates has {len(self.rates)} numbers for the {len(self.at)} of at; one each is expected")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def rate(self, lr: float, step: int) -> float:
+        """The learning rate of a step.
+
+        Args:
+            lr: the rate it starts with.
+            step: steps done before.
+        """
+        done = max(step - self.hold, 0)
+        part = min(done / self.steps, 1.0) if self.steps else 0.0
+        match self.name:
+            case "exponential":
+                assert self.steps is not None
+                assert self.factor is not None
+                times = done // self.steps if self.staircase else done / self.steps
+                return max(lr * self.factor**times, self.floor)
+            case "polynomial":
+                return (lr - self.floor) * (1 - part) ** self.power + self.floor
+            case "cosine":
+                return (lr - self.floor) * (1 + math.cos(math.pi * part)) / 2 + self.floor
+            case "step":
+                return self._stepped(lr, step)
+            case "transformer":
+                return self._transformer(lr, step)
+        return lr
+
+    def _stepped(self, lr: float, step: int) -> float:
+        assert self.at is not None
+        assert self.rates is not None
+        place = bisect_right(self.at, step)
+        if place:
+            return self.rates[place - 1]
+        return lr + (self.rates[0] - lr) * step / self.at[0] if self.ramp else lr
+
+    def _transformer(self, lr: float, step: int) -> float:
+        assert self.width is not None
+        assert self.warmup is not None
+        n, warmup = step * self.scale + 1, self.warmup * self.scale
+        return float(lr * self.width**-0.5 * min(n * warmup**-1.5, n**-0.5))
+
+
+def warmup(steps: int, start: float | None, lr: float, step: int) -> float:
+    """What part of its rate a step takes while the rates rise over the first ``steps`` steps; 1 after them.
+
+    Args:
+        start: learning rate of step 0; None begins one step's part above zero.
+        lr: the rate at the end.
+        step: steps done before.
+    """
+    if step >= steps:
+        return 1.0
+    if start is None:
+        return (step + 1) / steps
+    return (start + (lr - start) * step / steps) / lr

@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conformance import CHECKS, Case
+from sample_batches import FIELDS, GAP, ITEM, RATING, TOKENS, offsets, ragged, repeated, shared
+
+from longrec.errors import ConfigError
+from longrec.features.batch import Batch, HistoryBatch
+from longrec.features.fields import Field, Fields
+from longrec.metrics import auc
+from longrec.models.base import build, help_text
+from longrec.models.multi_tower import MultiTower
+from longrec.nn.sparse_optim import LazyAdam
+
+NAMED: dict[str, Any] = {
+    "towers": {
+        "user.side": {
+            "of": ["user", "age", "hobbies", "taste", "hour"],
+            "mlp": [16],
+            "pooled": ["liked"],
+            "pool": "sum",
+        },
+        "item": {
+            "of": ["item", "price", "genres", "actors"],
+            "mlp": [16, 8],
+            "din": {"liked": {"mlp": [8], "key": False}},
+        },
+    },
+    "din": {"seen": {"mlp": [16, 8], "activation": "dice", "softmax": False, "dropout": [0.1, 0.0]}},
+    "final": {"mlp": [16]},
+}
+FAST = [
+    check
+    for check in CHECKS
+    if check.__name__.removeprefix("check_")
+    in {
+        "rows_do_not_see_each_other",
+        "an_empty_history_is_scored",
+        "every_parameter_gets_a_gradient",
+        "every_input_is_read",
+        "order_matters_as_declared",
+        "saved_and_loaded",
+        "shared_batch_scores_as_ragged",
+    }
+]
+"""What depends on who reads what; the rest is asked of the variants."""
+
+
+def tower(settings: dict[str, Any], fields: Fields = FIELDS) -> MultiTower:
+    model = Case("multi_tower", settings).lively(fields)
+    assert isinstance(model, MultiTower)
+    return model
+
+
+@pytest.mark.parametrize("check", FAST, ids=lambda check: check.__name__.removeprefix("check_"))
+def test_named_groups_keep_the_house_rules(check: Any) -> None:
+    check(Case("multi_tower", NAMED))
+
+
+def test_equations_row_by_row() -> None:
+    """The whole model again as loops over rows and events, from its weights, without a layer of the attention."""
+    batch = ragged(9)
+    settings = {"towers": {"a": {"of": ["user", "price", "taste"], "mlp": [6]}, "b": {"of": ["item"], "mlp": []}}}
+    model = tower({**settings, "din": {"seen": {"mlp": [5, 3], "batch_norm": True}}, "final": {"mlp": [7]}})
+    embedded, logits = model.embeddings(batch), []
+    attention = model.din["on_seen"]
+    unit, names = attention.unit, attention.keys
+    assert (attention.query, names) == (
+        ["item", "genres", "actors"],
+        ["item", "genres", "actors", "rating", "time_gap"],
+    )
+    for row in range(9):
+        number = batch.features["price"][row : row + 1]
+        x_a = torch.cat([embedded.features["user"][row], number, batch.features["taste"][row]])
+        parts = []
+        for name, x in (("a", x_a), ("b", embedded.features["item"][row])):
+            norm = model.towers[f"on_{name}"].norm
+            x = (x - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+            parts.append(model.towers[f"on_{name}"].mlp(x.unsqueeze(0)).squeeze(0))
+        q = torch.cat([embedded.features[name][row] for name in attention.query])
+        past, keys, scores = embedded.histories["seen"], [], []
+        for at in range(*batch.histories["seen"].offsets[row : row + 2].tolist()):
+            k = torch.cat([past[name][at] for name in names])
+            first = unit.first
+            h = first.weight_q @ q + first.weight_k @ k + first.weight_m @ (q * k[: len(q)])
+            h = unit.norm(h.unsqueeze(0)).relu()
+            scores.append(unit.rest(h).squeeze())
+            keys.append(k)
+        pooled = torch.stack(scores).softmax(0) @ torch.stack(keys) if keys else torch.zeros(sum_of(model, names))
+        parts += [pooled, q]
+        logits.append(model.final(torch.cat(parts).unsqueeze(0)).squeeze())
+    torch.testing.assert_close(model(batch), torch.stack(logits), rtol=1e-4, atol=1e-4)
+
+
+def sum_of(model: MultiTower, names: list[str]) -> int:
+    return sum(model.embeddings.widths[name] for name in names)
+
+
+def test_one_event_by_hand() -> None:
+    """Weights chosen so that the score of an event is the product of query and key."""
+    item, price = Field("item", "id", 5, dim=1, table="item"), Field("price", "dense", 0, table="item")
+    plain = {"batch_norm": False}
+    model = build(
+        {
+            "name": "multi_tower",
+            "input_norm": False,
+            "towers": {"numbers": {"of": ["price"], "mlp": [1], **plain}},
+            "din": {"seen": {"mlp": [1], **plain}},
+            "final": {"mlp": [1], **plain},
+        },
+        Fields((item, price), {"seen": (item,)}),
+    )
+    assert isinstance(model, MultiTower)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.embeddings.table("item").copy_(torch.tensor([[0.0], [0.0], [1.0], [2.0], [3.0]]))
+        unit = model.din["on_seen"].unit
+        unit.first.weight_m.fill_(1)
+        unit.rest.last.weight.fill_(1)
+        model.towers["on_numbers"].mlp.layers[0].linear.weight.fill_(10)
+        model.final.layers[0].linear.weight.copy_(torch.tensor([[1.0, 1.0, 1.0]]))
+        model.final.last.weight.fill_(1)
+    ids = torch.tensor([2, 3], dtype=torch.int32)
+    features = {"item": torch.tensor([2, 4], dtype=torch.int32), "price": torch.tensor([0.5, 0.0])}
+    batch = Batch(2, features, {"seen": HistoryBatch({"item": ids}, offsets([2, 0]))})
+    # row 0: 10 * 0.5, softmax(1 * 1, 1 * 2) over the events 1 and 2, the candidate 1; row 1: no events, the candidate 3
+    w = torch.tensor([1.0, 2.0]).softmax(0)
+    torch.testing.assert_close(model(batch), torch.stack([5 + w[0] + 2 * w[1] + 1, torch.tensor(3.0)]))
+    torch.testing.assert_close(model.explain(batch)["seen"], w)
+
+
+def test_a_candidate_that_was_seen_before_is_found_by_attention_only() -> None:
+    """A click is an item of the history. No tower of features can know it, and a mean of five events hardly does."""
+    item = Field("item", "id", 22, table="item")
+    fields = Fields((item,), {"seen": (item,)})
+
+    def batch(rows: int, seed: int) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+        seen = torch.rand(rows, 20, generator=generator).argsort(1)[:, :5] + 2
+        fresh, at = (
+            torch.randint(2, 22, (rows,), generator=generator),
+            torch.randint(0, 5, (rows,), generator=generator),
+        )
+        again = torch.rand(rows, generator=generator) < 0.4
+        candidate = torch.where(again, seen[torch.arange(rows), at], fresh)
+        history = HistoryBatch({"item": seen.flatten().int()}, offsets([5] * rows))
+        label = (seen == candidate.unsqueeze(1)).any(1).float()
+        return Batch(rows, {"item": candidate.int()}, {"seen": history}, label=label)
+
+    found = {}
+    batches, held = [batch(256, seed) for seed in range(50)], batch(1_000, 999)
+    for din in ("attention", "nothing"):
+        torch.manual_seed(0)
+        model = build({"name": "multi_tower", "embedding_dim": 8, "din": {} if din == "nothing" else None}, fields)
+        tables = {id(table) for table in model.tables()}
+        dense = torch.optim.Adam([p for p in model.parameters() if id(p) not in tables], lr=0.02)
+        lazy = LazyAdam(model.tables(), lr=0.1)
+        for one in batches if din == "attention" else batches[:10]:
+            model.loss(one).backward()
+            for optimiser in (dense, lazy):
+                optimiser.step()
+                optimiser.zero_grad()
+        with torch.no_grad():
+            found[din] = float(auc(held.label.numpy(), model.eval()(held).numpy()))
+    assert found["attention"] > 0.9, found
+    assert found["nothing"] < 0.6, found
+
+
+def test_towers_read_their_groups_and_leave_the_rest_out() -> None:
+    model = tower({"towers": {"one": {"of": ["item", "hour"]}, "two": {"of": ["age", "hour"]}}, "din": {}})
+    assert {field.name for field in model.embeddings.fields.features} == {"item", "hour"}
+    assert model.embeddings.fields.histories == {}
+    assert model.reads_history is False
+    assert [tower.features for tower in model.towers.values()] == [("item", "hour"), ("age", "hour")]
+    batch = ragged(8)
+    few = Batch(8, {name: batch.features[name] for name in ("item", "hour", "age")}, {})
+    assert torch.equal(model(few), model(batch))
+
+
+def test_a_query_that_no_tower_reads_is_looked_up_all_the_same() -> None:
+    model = tower({"towers": {"one": {"of": ["hour"]}}, "din": {"liked": {}}})
+    assert {field.name for field in model.embeddings.fields.features} == {"item", "hour"}
+
+
+def test_features_that_share_a_table_do_so_whoever_reads_them() -> None:
+    home, work = Field("home", "id", 20), Field("work", "id", 20, share="home")
+    fields = Fields((home, work, ITEM), {})
+    both = tower({"towers": {"one": {"of": ["home"]}, "two": {"of": ["work", "item"]}}}, fields)
+    assert both.embeddings.table("work") is both.embeddings.table("home")
+    alone = tower({"towers": {"two": {"of": ["work", "item"]}}}, fields)
+    assert alone(ragged(5, fields=fields)).shape == (5,)
+
+
+def test_several_numbers_enter_as_they_are() -> None:
+    fields = Fields((Field("stats", "numbers", 0, table="user", width=3), ITEM), {})
+    model = build({"name": "multi_tower", "towers": {"all": {"of": ["stats", "item"], "mlp": []}}}, fields)
+    assert isinstance(model, MultiTower)
+    assert model.final.layers[0].linear.in_features == 3 + 16
+    features = {"stats": torch.randn(1, 3), "item": torch.arange(4, dtype=torch.int32)}
+    repeated_features = {**features, "stats": features["stats"].expand(4, -1)}
+    found = model.eval()(Batch(4, features, {}, shared=True))
+    torch.testing.assert_close(found, model(Batch(4, repeated_features, {})))
+
+
+def test_without_settings_everything_is_read() -> None:
+    model = tower({})
+    assert [tower.features for tower in model.towers.values()] == [tuple(field.name for field in FIELDS.features)]
+    assert list(model.din) == ["on_liked", "on_seen"]
+    assert model.numbers == ["age", "taste", "price"]
+    assert tower({}, Fields(FIELDS.features, {})).eval()(ragged(5)).shape == (5,)
+
+
+def test_the_order_of_the_towers_in_a_file_does_not_matter() -> None:
+    two = {"a": {"of": ["item"]}, "b": {"of": ["user", "hour"]}}
+    one, other = (Case("multi_tower", {"towers": dict(order)}).build() for order in (two.items(), [*two.items()][::-1]))
+    assert torch.equal(one.eval()(ragged(7)), other.eval()(ragged(7)))
+
+
+def test_it_explains_a_score_by_its_attention() -> None:
+    for settings in ({}, NAMED):
+        model, batch, one = tower(settings), ragged(9), shared(4, 5)
+        told = model.explain(batch)
+        assert set(told) == set(FIELDS.histories)
+        for name, weights in model.explain(one).items():
+            assert told[name].shape == (int(batch.histories[name].offsets[-1]),)
+            assert weights.shape == (4, 5)
+            torch.testing.assert_close(weights.flatten(), model.explain(repeated(one))[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_history_of_tokens_is_asked_by_the_candidate_that_the_towers_read() -> None:
+    model = tower({"towers": {"item": {"of": ["item", "facts"]}}}, TOKENS)
+    assert model.candidate == ["item", "facts"]
+    assert model.din["on_tokens"].projection.in_features == 16 + 4
+    with pytest.raises(ConfigError, match="nothing reads the candidate, which history tokens is asked with"):
+        build({"name": "multi_tower", "towers": {"user": {"of": ["user"]}}}, TOKENS)
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    towers = {"a": {}, "b": {}, "c": {"of": ["itm", "hour", "hour"], "pooled": ["sen"], "din": {"likedd": {}}}}
+    with pytest.raises(ConfigError) as caught:
+        build({"name": "multi_tower", "towers": towers, "din": {"x": {}}}, FIELDS)
+    assert caught.value.faults == [
+        "model.towers: a, b have no `of`; only one tower may take what the others leave",
+        "model.towers.c.of: no feature named 'itm'; did you mean 'item'?",
+        "model.towers.c.of: names hour twice",
+        "model.towers.c.pooled: no history named 'sen'; did you mean 'seen'?",
+        "model.towers.c.din: no history named 'likedd'; did you mean 'liked'?",
+        "model.din: no history named 'x'; known: seen, liked",
+    ]
+    every = [field.name for field in FIELDS.features]
+    with pytest.raises(ConfigError, match="towers.rest: no feature is left for it; give it `of`"):
+        build({"name": "multi_tower", "towers": {"all": {"of": every}, "rest": {}}}, FIELDS)
+    with pytest.raises(ConfigError, match="dropout has 3 shares for 2 layers; give one, or one a layer"):
+        build({"name": "multi_tower", "final": {"mlp": [4, 4], "dropout": [0.1, 0.1, 0.1]}}, FIELDS)
+    with pytest.raises(ConfigError, match=r"model\.towers\.a\.mpl: unknown key; did you mean 'mlp'\?"):
+        build({"name": "multi_tower", "towers": {"a": {"mpl": [4]}}}, FIELDS)
+    with pytest.raises(ConfigError, match="histories.past.of: multi_tower needs a column"):
+        build({"name": "multi_tower"}, Fields((ITEM,), {"past": (RATING, GAP)}))
+
+
+def test_help_tells_the_settings_of_a_tower() -> None:
+    text = help_text("multi_tower")
+    for key in ("towers.NAME.of: ", "towers.NAME.mlp: ", "din.NAME.softmax: ", "final.dropout: tuple[float, ...]"):
+        assert f"    {key}" in text
