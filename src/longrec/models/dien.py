@@ -1,0 +1,214 @@
+r"""DIEN: Deep Interest Evolution Network for Click-Through Rate Prediction.
+
+Zhou, Mou, Fan, Pi, Bian, Zhou, Zhu, Gai, AAAI 2019. https://arxiv.org/abs/1809.03672
+
+Interests change, and only the path that leads to the candidate matters. A first recurrence makes an interest of every
+step, taught by what came next; a second one follows the interests that the candidate attends to, its update gate
+scaled by the attention:
+
+    h_t = GRU(h_{t-1}, e_t)                                                          (eq. 1 to 4)
+    L_aux = -mean_t [log s(h_t, e_{t+1}) + log(1 - s(h_t, ê_{t+1}))]                 (eq. 6)
+    a_t = softmax_t(h_t W e_a)                                                       (eq. 9)
+    h'_t = (1 - a_t u_t) h'_{t-1} + a_t u_t n_t                                      (eq. 14 to 16, AUGRU)
+    logit = MLP([fields of the impression, sum_t e_t, e_a * sum_t e_t, h'_T])        (figure 1)
+    L = L_target + alpha L_aux                                                       (eq. 7)
+
+``evolution`` chooses the second recurrence: ``aigru`` scales its input by a, ``agru`` puts a in the place of the gate.
+
+Departures from the paper
+    - ``gate: released`` is what the authors' code computes: its cell writes h' = u h + (1 - u) n, so u keeps, and
+      scaling that u by 1 - a makes a = 0 an ordinary step, while the equations keep the state;
+    - ``attention: mlp`` is the code's: DIN's activation unit over PReLU(W e_a) and h_t, normalised by a softmax; the
+      default is the equation's;
+    - s is a network of two sigmoid layers and one output over [h_t, e_{t+1}], as in the code; the paper writes an inner
+      product. ``aux_weight`` is alpha: the code's 1 stands beside a target loss that it halves, so 2 here is the same;
+    - ê is the event of another row at a random position of the batch, so as popular as events are; one that equals the
+      positive is left out. The mean runs over steps that have a next one, never over padding,
+      and over the histories;
+    - events may carry columns that the candidate has not; e_a * sum e takes the columns both have;
+    - each history has recurrences of its own; batch normalisation in the top MLP uses running statistics.
+
+Letters: B rows, N positions of the batch's histories, U what a history brings (see nn/segment.py), K width of an event,
+Q width of the columns that candidate and events share, H hidden units of the recurrences.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from longrec.config import Strict
+from longrec.errors import ConfigError
+from longrec.features.batch import Batch
+from longrec.features.fields import Fields
+from longrec.models.base import Ranker, cross_entropy
+from longrec.nn.activation import Name
+from longrec.nn.attention import TargetAttention
+from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.linear import Linear
+from longrec.nn.mlp import MLP
+from longrec.nn.queries import attention_columns
+from longrec.nn.recurrent import GRU, Update
+from longrec.nn.segment import Segments
+
+Width = Annotated[int, Field(ge=1)]
+
+
+class DIENConfig(Strict):
+    """Settings of DIEN."""
+
+    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    hidden: Width = Field(36, description="Units of both recurrences.")
+    evolution: Literal["augru", "agru", "aigru"] = Field("augru", description="The second recurrence.")
+    gate: Literal["paper", "released"] = Field("paper", description="How AUGRU scales its update gate.")
+    attention: Literal["bilinear", "mlp"] = Field("bilinear", description="Equation 9, or the released code's network.")
+    attention_units: tuple[Width, ...] = Field((80, 40), min_length=1, description="Hidden units of attention: mlp.")
+    aux_weight: float = Field(1.0, ge=0, description="Weight of the auxiliary loss; 0 leaves it out.")
+    aux: tuple[Width, ...] = Field((100, 50), min_length=1, description="Hidden units of the auxiliary network.")
+    mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
+    mlp_activation: Name = Field("dice", description="Activation of the top MLP.")
+    batch_norm: bool = Field(True, description="Batch normalisation in the top MLP.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in the top MLP while training.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+
+
+class DIEN(Ranker):
+    """DIEN over every history of the schema."""
+
+    Config = DIENConfig
+    reads_history = True
+    order_matters = True
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"gate": "released", "attention": "mlp", "hidden": 12, "aux_weight": 0.0},
+        {"evolution": "agru", "hidden": 12, "batch_norm": False, "mlp_activation": "relu"},
+        {"evolution": "aigru", "hidden": 12, "dropout": 0.1},
+    )
+
+    def __init__(self, config: DIENConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
+        if not fields.histories:
+            raise ConfigError("schema", ["histories: dien reads a history, and the schema has none"])
+        self.queries, self.keys = attention_columns(fields, fields.histories, "dien")
+        self.candidate = [field.name for field in fields.features if field.table == "item"]
+        width = self.embeddings.widths
+        self.paths = nn.ModuleDict()
+        top = sum(width[field.name] for field in fields.features)
+        for history in fields.histories:
+            q = sum(width[name] for name in self.queries[history])
+            k = sum(width[name] for name in self.keys[history])
+            asked = q or sum(width[name] for name in self.candidate)
+            self.paths[f"path_{history}"] = _Path(asked, k, config)
+            top += k + q + config.hidden
+        self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
+        self.interaction = self.top.width
+
+    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+        """The last hidden layer of the top MLP."""
+        return self._interact(batch, self.embeddings(batch))[0]
+
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+        """The final layer."""
+        assert self.top.last is not None
+        logit: Tensor = self.top.last(h_BH).squeeze(1)
+        return logit
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """Cross entropy of the label, and of what came next in the histories."""
+        embedded = self.embeddings(batch)
+        h_BH, states = self._interact(batch, embedded)
+        loss = cross_entropy(self.head(h_BH), batch)
+        if not self.config.aux_weight:
+            return loss
+        extra = loss.new_zeros(())
+        for history, h_NH in states.items():
+            segments, e_NK = self._events(batch, embedded, history)
+            extra = extra + cast(_Path, self.paths[f"path_{history}"]).auxiliary(h_NH, e_NK, segments)
+        return loss + self.config.aux_weight * extra / len(states)
+
+    def explain(self, batch: Batch) -> dict[str, Tensor]:
+        """The attention on every position of every history: ragged ``[N]``, shared ``[B, T]``."""
+        embedded, weights = self.embeddings(batch), {}
+        for history in self.fields.histories:
+            segments, e_UK = self._events(batch, embedded, history)
+            path = cast(_Path, self.paths[f"path_{history}"])
+            w_N = path.attend(self._asked(embedded, history), path.interest.states(e_UK, segments), segments)
+            weights[history] = w_N.reshape(batch.size, -1) if segments.shared else w_N
+        return weights
+
+    def _interact(self, batch: Batch, embedded: Embedded) -> tuple[Tensor, dict[str, Tensor]]:
+        parts, states = list(embedded.features.values()), {}
+        for history in self.fields.histories:
+            segments, e_UK = self._events(batch, embedded, history)
+            q_BQ = self._asked(embedded, history)
+            last_BH, states[history] = cast(_Path, self.paths[f"path_{history}"])(q_BQ, e_UK, segments)
+            sum_BK = segments.pool(e_UK, "sum")
+            parts += [sum_BK, last_BH]
+            if self.queries[history]:
+                parts.append(q_BQ * sum_BK[:, : q_BQ.shape[1]])
+        return self.top.hidden(torch.cat(parts, 1)), states
+
+    def _events(self, batch: Batch, embedded: Embedded, history: str) -> tuple[Segments, Tensor]:
+        """Segments of a history, and its events: the columns they share with the candidate first."""
+        e_UK = torch.cat([embedded.histories[history][name] for name in self.keys[history]], 1)
+        return Segments.of(batch.histories[history], batch.size), e_UK
+
+    def _asked(self, embedded: Embedded, history: str) -> Tensor:
+        return torch.cat([embedded.features[name] for name in self.queries[history] or self.candidate], 1)
+
+
+class _Path(nn.Module):
+    """The two recurrences of one history, the attention between them and the auxiliary network."""
+
+    def __init__(self, query: int, key: int, config: DIENConfig) -> None:
+        super().__init__()
+        hidden = config.hidden
+        self.interest = GRU(key, hidden)
+        update: Update = "gru"
+        if config.evolution == "agru":
+            update = "agru"
+        elif config.evolution == "augru":
+            update = "augru" if config.gate == "paper" else "released"
+        self.evolution, self.scaled = GRU(hidden, hidden, update), config.evolution == "aigru"
+        self.query = Linear(query, hidden)
+        self.slope = nn.PReLU() if config.attention == "mlp" else None
+        self.unit = None
+        if config.attention == "mlp":
+            self.unit = TargetAttention(hidden, hidden, config.attention_units, "sigmoid", softmax=True)
+        self.next = MLP(hidden + key, config.aux, "sigmoid", outputs=1) if config.aux_weight else None
+
+    def attend(self, q_BQ: Tensor, h_UH: Tensor, segments: Segments) -> Tensor:
+        """``[N]``: what each interest matters to the candidate; the weights of a row sum to one."""
+        q_BH = self.query(q_BQ)
+        if self.unit is not None and self.slope is not None:
+            weights: Tensor = self.unit.weights(self.slope(q_BH), h_UH, segments)
+            return weights
+        return segments.softmax(segments.mul(q_BH, h_UH).sum(1))
+
+    def forward(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
+        """The interest that the path ends in, ``[B, H]``, and the interests it came by, ``[U, H]``."""
+        h_UH = self.interest.states(e_UK, segments)
+        a_N = self.attend(q_BQ, h_UH, segments)
+        if not self.scaled:
+            return self.evolution.last(h_UH, segments, a_N), h_UH
+        i_NH = segments.keys(h_UH) * a_N.unsqueeze(1)
+        return self.evolution.last_of_each(i_NH, segments), h_UH
+
+    def auxiliary(self, h_NH: Tensor, e_NK: Tensor, segments: Segments) -> Tensor:
+        """Cross entropy of telling the next event from another row's, a mean over the steps that have a next one."""
+        assert self.next is not None
+        row_N = segments.row
+        step_M = torch.nonzero(row_N[1:] == row_N[:-1]).squeeze(1)
+        if not len(step_M):
+            return h_NH.sum() * 0 + sum(parameter.sum() for parameter in self.next.parameters()) * 0
+        other_M = torch.randint(segments.positions, step_M.shape)
+        h_MH, next_MK, other_MK = h_NH[step_M], e_NK[step_M + 1], e_NK[other_M]
+        told_M = (row_N[other_M] != row_N[step_M]) & (other_MK.detach() != next_MK.detach()).any(1)
+        good_M = self.next(torch.cat([h_MH, next_MK], 1)).squeeze(1)
+        bad_M = self.next(torch.cat([h_MH[told_M], other_MK[told_M]], 1)).squeeze(1)
+        return (F.softplus(-good_M).sum() + F.softplus(bad_M).sum()) / len(step_M)
