@@ -20,7 +20,7 @@ help:
 	@echo "make check    formatter, linter, type checker, architecture test"
 	@echo "make slow     the tests that take minutes"
 	@echo "make golden   did a reference number move?"
-	@echo "make docs     write docs/models.md anew"
+	@echo "make docs     write docs/models.md and the tables of from-easyrec.md anew"
 	@echo "make bench    training against peers, data preparation, serving latency (needs an hour)"
 
 demo: setup
@@ -43,6 +43,7 @@ golden: setup
 
 docs: setup
 	@$(PY) docs/make_models.py
+	@$(PY) docs/make_easyrec.py
 
 bench: setup
 	@$(PY) bench/din_training.py

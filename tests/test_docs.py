@@ -4,7 +4,7 @@ A fenced block says by its language and first line what is asked of it:
 
 - ``yaml`` with a first line ``# NAME.yaml`` is a file of its page; ``NAME.schema.yaml`` is a schema, any other name a
   job, which finds its schema among the files of its page. Without a name it is a part of a schema.
-- ``python`` with a first line ``# NAME.py`` is a file of its page.
+- ``python`` with a first line ``# NAME.py`` is a file of its page, and so is ``text`` with ``# NAME.config``.
 - ``console``: every ``longrec VERB`` must exist. ``console run`` and ``python run`` are run, in order, in one folder a
   page that holds the page's files.
 """
@@ -23,7 +23,8 @@ from typing import Any
 import pytest
 
 from longrec.config import Strict, parse, read_yaml
-from longrec.data.settings import DataConfig, Split
+from longrec.data.layout import Packed, Rows
+from longrec.data.settings import DataConfig, Source, Split
 from longrec.features.schema import Condition, Feature, History, Label, Schema, TimeColumn
 from longrec.train.compress_settings import CompressConfig
 from longrec.train.extract import ExtractConfig
@@ -55,7 +56,7 @@ class Block:
     @property
     def file(self) -> str | None:
         """The name in a first line such as ``# din.yaml``."""
-        found = re.match(r"# ([\w./-]+\.(?:yaml|py))\n", self.text)
+        found = re.match(r"# ([\w./-]+\.(?:yaml|py|config))\n", self.text)
         return found[1] if found else None
 
     def __str__(self) -> str:
@@ -87,7 +88,7 @@ def of(language: str, *words: str) -> list[Block]:
 
 
 def write_files(page: Path, folder: Path) -> dict[str, Path]:
-    """The named YAML and Python blocks of a page as files."""
+    """The named blocks of a page as files."""
     files = {}
     for block in blocks(page):
         if block.file is not None:
@@ -233,6 +234,9 @@ def documented(page: Path, heading: str) -> set[str]:
 SECTIONS: list[tuple[str, str, type[Strict]]] = [
     *(("schema.md", cls.__name__, cls) for cls in (Schema, TimeColumn, Label, Feature, History, Condition)),
     ("training.md", "data", DataConfig),
+    ("training.md", "log", Source),
+    ("training.md", "rows", Rows),
+    ("training.md", "packed", Packed),
     ("training.md", "split", Split),
     ("training.md", "fit", FitConfig),
     ("training.md", "evaluate", EvaluateConfig),
@@ -254,9 +258,10 @@ def test_every_key_of_a_request_is_documented() -> None:
     assert found == set(RankRequest.__struct_fields__)
 
 
-def test_the_model_list_is_up_to_date() -> None:
+@pytest.mark.parametrize("script", ["make_models", "make_easyrec"])
+def test_what_is_written_from_the_code_is_up_to_date(script: str) -> None:
     done = subprocess.run(
-        [sys.executable, "docs/make_models.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, f"docs/{script}.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

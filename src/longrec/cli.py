@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         return made
 
     def with_config(made: argparse.ArgumentParser, *, optional: bool = False) -> argparse.ArgumentParser:
-        made.add_argument("config", nargs="?" if optional else None, help="a YAML config")
+        made.add_argument("config", nargs="?" if optional else None, help="a YAML config, or an EasyRec one (.config)")
         made.add_argument("overrides", nargs="*", metavar="key.key=value", help="settings laid over the config")
         return made
 
@@ -82,6 +82,11 @@ def parser() -> argparse.ArgumentParser:
     made = with_config(verb("train", _train, "train a model and measure it"), optional=True)
     made.add_argument("--resume", metavar="RUN", help="go on with an interrupted run")
     made.add_argument("--quiet", action="store_true", help="no progress")
+    made = verb("import", _import, "turn a configuration of EasyRec into a config, a schema and notes on what differs")
+    made.add_argument("config", help="an EasyRec configuration (.config, .pbtxt), or an fg.json")
+    made.add_argument("--into", required=True, metavar="FOLDER", help="where config.yaml, schema.yaml and NOTES.md go")
+    made.add_argument("--user", metavar="COLUMN", help="column of the user, where its name does not tell")
+    made.add_argument("--item", metavar="COLUMN", help="column of the item, where its name does not tell")
     made = verb(
         "compress", _compress, "write the tokens of a trained source, one an impression, for other models to read"
     )
@@ -177,6 +182,14 @@ def _train(args: argparse.Namespace) -> None:
     run = verbs.train(config, overrides, resume=args.resume, quiet=args.quiet)
     found = {"run": str(run.folder), "metrics": {name: one.to_dict() for name, one in run.metrics.items()}}
     _out(args, found, f"{tables.metrics_table({run.folder.name: run.metrics})}\n{run.folder}")
+
+
+def _import(args: argparse.Namespace) -> None:
+    found = verbs.import_config(args.config, args.into, user=args.user, item=args.item)
+    lines = [f"{args.config}:{one['line']}:{one['column']}: {one['field']}: {one['words']}" for one in found["notes"]]
+    fates = [(f"{note['fate']}: ", line) for note, line in zip(found["notes"], lines)]
+    told = [f"{fate}{line}" for fate, line in sorted(fates, key=lambda pair: pair[0], reverse=True)]
+    _out(args, found, "\n".join([*told, *found["choices"], "", *found["files"]]))
 
 
 def _compress(args: argparse.Namespace) -> None:

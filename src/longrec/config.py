@@ -85,6 +85,30 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that our reader, which follows YAML 1.2 for numbers, would take for a number."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write a value out wherever it stands, without anchors."""
+        return True
+
+
+_Dumper.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeDumper.yaml_implicit_resolvers.items()}
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+|\d+\.\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def to_yaml(words: Any, *, inline: bool = False) -> str:
+    """Plain values as YAML that :func:`read_yaml` reads back to the same.
+
+    Args:
+        inline: write what holds nothing but plain values on one line.
+    """
+    flow = None if inline else False
+    return yaml.dump(words, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100, default_flow_style=flow)
+
+
 def apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Lay ``a.b=value`` words over a mapping; the value is read as YAML.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.config import apply_overrides
-from longrec.errors import DataError, RunError
+from longrec.errors import ConfigError, DataError, RunError
 
 if TYPE_CHECKING:
     from longrec.data.log import Log
     from longrec.export.bundle import Manifest
     from longrec.export.golden import Golden
+    from longrec.interop.easyrec import Imported
     from longrec.metrics import Comparison
     from longrec.models.base import Model
     from longrec.models.catalogue import Card
@@ -36,7 +38,9 @@ def check(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     from longrec.train import job
 
-    found = job.check(source, overrides)
+    given, located = _given(source, overrides)
+    with located:
+        found = job.check(given, overrides)
     return {
         "model": found.model["name"],
         "log": str(found.data.log),
@@ -54,7 +58,9 @@ def prepare(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
     from longrec.data.prepare import prepare as prepare_log
     from longrec.train.job import read_job
 
-    job = read_job(source, overrides)
+    given, located = _given(source, overrides)
+    with located:
+        job = read_job(given, overrides)
     folder = prepare_log(job.data, job.schema)
     return {"folder": str(folder), **json.loads((folder / "log.json").read_text())}
 
@@ -75,8 +81,76 @@ def train(
         quiet: no progress.
     """
     from longrec.train.fit import train as fit
+    from longrec.train.job import read_job
 
-    return fit(source, overrides, resume=resume, quiet=quiet)
+    if source is None:
+        return fit(source, overrides, resume=resume, quiet=quiet)
+    given, located = _given(source, overrides)
+    with located:
+        if given is not source:
+            read_job(given, overrides)
+    return fit(given, overrides, resume=resume, quiet=quiet)
+
+
+def _given(source: Config, overrides: Sequence[str]) -> tuple[Config, AbstractContextManager[None]]:
+    """A config as a job can read it, and what tells its faults with the lines of the file it came from.
+
+    An EasyRec configuration becomes the words that ``longrec import`` would write; any other config stays.
+    """
+    from longrec.interop import easyrec
+
+    if not easyrec.is_easyrec(source):
+        return source, nullcontext()
+    named = {key: value for key, _, value in (word.partition("=") for word in overrides)}
+    found = easyrec.read(
+        source,  # type: ignore[arg-type]  # is_easyrec says that it is a path
+        user=named.get("data.schema.user"),
+        item=named.get("data.schema.item"),
+    )
+    return found.job(), _told_with_lines(found)
+
+
+@contextmanager
+def _told_with_lines(found: Imported) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(str(found.source), found.located(error.faults)) from None
+
+
+def import_config(
+    source: str | Path, into: str | Path, *, user: str | None = None, item: str | None = None
+) -> dict[str, Any]:
+    """Write an EasyRec configuration (``.config``) as config.yaml, schema.yaml and NOTES.md, or an fg.json as a schema.
+
+    Args:
+        into: a folder; what it holds stays.
+        user: column of the user, where its name does not tell.
+        item: column of the item, where its name does not tell.
+
+    Returns:
+        ``files``, the ``choices`` that were made, and the ``notes``: a field, its line, what became of it; of an
+        fg.json also ``rows``, which the log needs besides.
+
+    Raises:
+        ConfigError: all faults of the configuration, with line and column; files in the way.
+    """
+    from longrec.interop import easyrec, easyrec_folder, fg, fg_folder
+    from longrec.train.job import read_job
+
+    if fg.is_generator(source):
+        rules = fg.read(source, user=user, item=item)
+        written = fg_folder.write(rules, into)
+        return {**fg_folder.told(rules), "files": [str(file) for file in written]}
+    if not easyrec.is_easyrec(source):
+        endings = ", ".join(easyrec.SUFFIXES)
+        words = f"an unknown kind of file; expected an EasyRec configuration ({endings}) or an fg.json ({fg.SUFFIX})"
+        raise ConfigError(str(source), [words])
+    found = easyrec.read(source, user=user, item=item)
+    with _told_with_lines(found):
+        read_job(found.job())
+    files = easyrec_folder.write(found, into)
+    return {**easyrec_folder.told(found), "files": [str(file) for file in files]}
 
 
 def compress(

@@ -1,0 +1,323 @@
+"""EasyRec's features in the words of the schema: what a column means, how it is encoded, whose it is."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from longrec.errors import nearest
+from longrec.interop.easyrec_rows import Rows, expanded
+from longrec.interop.easyrec_section import Section
+
+_LOG = ("tf.math.log1p", "tf.log1p", "math.log1p", "log1p")
+_COMPOSED = ("ComboFeature", "LookupFeature")
+_TAKEN = ("item", "times", "offsets", "time_gap")
+_POOLS = {"sum": "sum", "mean": "mean", "max": "max", "sqrtn": "mean"}
+
+
+@dataclass
+class Spec:
+    """One feature as EasyRec names it.
+
+    Attributes:
+        name: EasyRec's name of it.
+        ours: its name in the schema.
+        kind: EasyRec's type of it.
+        column: the first column it reads.
+        config: its section.
+        words: its words in the schema; filled when something reads it.
+    """
+
+    name: str
+    ours: str
+    kind: str
+    column: str
+    config: Section
+    words: dict[str, Any] = field(default_factory=dict)
+
+
+class Features:
+    """All features of a configuration, and those that the model reads in the words of the schema.
+
+    Args:
+        folder: where paths of vocabularies start.
+        item: the column of the item; a feature of it belongs to the item by itself.
+    """
+
+    def __init__(self, top: Section, rows: Rows, folder: Path, user: str, item: str) -> None:
+        self.rows, self.folder, self.own = rows, folder, (user, item)
+        self.specs: dict[str, Spec] = {}
+        self.read: dict[str, Spec] = {}
+        self._tables: dict[str, str] = {}
+        self._candidates: set[str] = set()
+        self._origins = top.reading.origins
+        configs = [*top.all("feature_configs"), *top.section("feature_config").all("features")]
+        if not configs:
+            top.fault("feature_configs", "is missing; expected one feature at least")
+        # Columns of shared_names come after all others, as they do there.
+        for config in configs:
+            columns = self._columns(config)
+            if columns:
+                self._add(config.get("feature_name") or columns[0], columns[0], config)
+        for config in configs:
+            for name in config.all("shared_names"):
+                for column in expanded(name, config, "shared_names"):
+                    if rows.require(column, config, "shared_names"):
+                        self._add(column, column, config)
+
+    def _columns(self, config: Section) -> list[str]:
+        names = config.all("input_names")
+        if not names:
+            config.fault("input_names", "is missing; expected the column of the feature")
+        return [name for name in names if self.rows.require(name, config, "input_names")]
+
+    def _add(self, name: str, column: str, config: Section) -> None:
+        if name in self.specs:
+            config.fault("feature_name", f"gives a second feature the name {name!r}; expected distinct names")
+            return
+        ours = re.sub(r"[^\w-]", "_", name)
+        ours = f"{ours}_feature" if ours in _TAKEN else ours
+        while any(spec.ours == ours for spec in self.specs.values()):
+            ours += "_"
+        self.specs[name] = Spec(name, ours, config.get("feature_type", "IdFeature"), column, config)
+
+    def find(self, name: str, section: Section, key: str) -> Spec | None:
+        """The feature of a name, or None with a fault."""
+        spec = self.specs.get(name)
+        if spec is None:
+            near = nearest(name, self.specs)
+            hint = f"did you mean {near!r}?" if near else f"known: {', '.join(list(self.specs)[:12])}"
+            section.fault(key, f"names the feature {name!r}, which is not configured; {hint}")
+        return spec
+
+    def use(self, spec: Spec, *, candidate: bool = False) -> str | None:
+        """Take a feature into the schema.
+
+        Args:
+            candidate: it belongs to the candidate, not to the request.
+
+        Returns:
+            Its name in the schema; None when it is not carried.
+        """
+        if not spec.words:
+            words = self._words(spec)
+            if words is None:
+                return None
+            spec.words = words
+            self.read[spec.name] = spec
+            self._origins[f"data.schema.features.{spec.ours}"] = spec.config.place
+            for key, name in _ORIGINS.items():
+                if spec.config.has(name):
+                    spec.config.origin(f"data.schema.features.{spec.ours}.{key}", name)
+        if candidate and spec.column not in self.own:
+            spec.words["table"] = "candidate"
+            if spec.kind not in _COMPOSED:
+                self._candidates.add(spec.column)
+        return spec.ours
+
+    def schema_words(self) -> dict[str, dict[str, Any]]:
+        """The features of the schema, in the order of the configuration."""
+        order = ("kind", "table", "column")
+        for spec in self.specs.values():  # a column has one owner, whoever reads it
+            if spec.words and spec.column in self._candidates and spec.kind not in _COMPOSED:
+                spec.words["table"] = "candidate"
+        return {
+            spec.ours: {key: spec.words[key] for key in (*order, *spec.words) if key in spec.words}
+            for spec in self.specs.values()
+            if spec.words
+        }
+
+    def note_unread(self) -> None:
+        """Note the features that no group of the model names."""
+        for spec in self.specs.values():
+            if spec.name not in self.read and spec.kind not in ("ExprFeature", "PassThroughFeature"):
+                spec.config.note("input_names", "not carried", f"no part of the model reads the feature {spec.name}")
+
+    # ---- kinds ----
+
+    def _words(self, spec: Spec) -> dict[str, Any] | None:
+        made = {
+            "IdFeature": self._id,
+            "RawFeature": self._raw,
+            "TagFeature": self._tag,
+            "SequenceFeature": self._pooled,
+            "ComboFeature": self._combo,
+            "LookupFeature": self._lookup,
+        }.get(spec.kind)
+        if made is None:
+            words = f"{spec.kind} is not computed; the model reads no {spec.name}; make the column in the rows"
+            spec.config.note("feature_type", "not carried", words)
+            return None
+        words_of = made(spec)
+        if spec.column != spec.ours and spec.kind not in _COMPOSED:
+            words_of["column"] = spec.column
+        if spec.kind != "RawFeature" or "edges" in words_of or spec.config.get("embedding_dim", 0):
+            self._dim(spec, words_of)
+        return words_of
+
+    def _dim(self, spec: Spec, words: dict[str, Any]) -> None:
+        dim = spec.config.get("embedding_dim", 0)
+        if dim:
+            words["dim"] = dim
+
+    def _id(self, spec: Spec) -> dict[str, Any]:
+        if self.rows.types.get(spec.column) == "float":
+            self.rows.types[spec.column] = "text"
+            self.rows.defaults.pop(spec.column, None)
+            spec.config.note("input_names", "differs", f"numbers of {spec.column} are compared as they are written")
+        return {"kind": "id", **self._values(spec)}
+
+    def _values(self, spec: Spec) -> dict[str, Any]:
+        """How values become ids: another feature's ids, hashed, a given vocabulary, or a learnt one."""
+        config = spec.config
+        hashed, listed = config.get("hash_bucket_size", 0), config.all("vocab_list")
+        file, buckets = config.get("vocab_file"), config.get("num_buckets", 0)
+        given = {"hash_bucket_size": hashed, "vocab_list": listed, "vocab_file": file, "num_buckets": buckets}
+        written = [name for name, value in given.items() if value]
+        if len(written) > 1:
+            config.fault(written[1], f"stands beside {written[0]}; expected one of the two")
+        elif not written and not config.has("ev_params"):
+            config.fault(
+                "input_names", f"of {spec.name} lack one of {', '.join(given)}; expected how values become ids"
+            )
+        shared = config.get("embedding_name")
+        if shared:
+            owner = self._tables.setdefault(shared, spec.ours)
+            if owner != spec.ours:
+                config.origin(f"data.schema.features.{spec.ours}.share", "embedding_name")
+                return {"share": owner}
+        if hashed:
+            return {"hash": hashed}
+        if listed:
+            whole = all(re.fullmatch(r"-?(0|[1-9]\d{0,17})", value) for value in listed)
+            if self.rows.types.get(spec.column) == "int" and spec.kind == "IdFeature" and whole:
+                return {"vocab": [int(value) for value in listed]}
+            self.as_text(spec.column)
+            return {"vocab": listed}
+        if file:
+            return {"vocab": file if "://" in file else self.folder / file}
+        return {}
+
+    def _raw(self, spec: Spec) -> dict[str, Any]:
+        config, column = spec.config, spec.column
+        width, combined = config.get("raw_input_dim", 1), config.has("seq_multi_sep")
+        if width == 1 and not combined and self.rows.types.get(column) == "text":
+            self.rows.types[column] = "float"
+            self.rows.defaults[column] = _number(self.rows.defaults.get(column))
+        low, high = config.get("min_val", 0.0), config.get("max_val", 0.0)
+        function = config.get("normalizer_fn")
+        if function is not None and function not in _LOG:
+            config.fault("normalizer_fn", f"is {function!r}; expected log1p, or the function applied in the rows")
+        edges = sorted(config.all("boundaries"))
+        buckets = config.get("num_buckets", 0)
+        if not edges and buckets > 1 and high > low:
+            edges = [number / buckets for number in range(buckets + 1)] if buckets <= 10_000 else []
+        if edges:
+            return {"kind": "bucket", "edges": [_plain(_undone(edge, low, high, function)) for edge in edges]}
+        words: dict[str, Any] = {"kind": "dense"}
+        if function in _LOG:
+            words["scale"] = "log"
+            if high > low:
+                config.note("normalizer_fn", "differs", "min_val and max_val are not applied before it")
+        elif high > low and width == 1:
+            words["scale"] = "minmax"
+        elif high > low:
+            config.note("max_val", "not carried", "several numbers are not scaled")
+        if width > 1:
+            words |= {"width": width, "separator": config.get("separator", "|")}
+        return words
+
+    def _tag(self, spec: Spec) -> dict[str, Any]:
+        config, names = spec.config, spec.config.all("input_names")
+        pair = config.get("kv_separator")
+        if len(names) > 2 or (pair and len(names) > 1):
+            config.fault("input_names", f"of {spec.name} are too many; expected values, or values and weights")
+        words = self._several(spec, config.get("combiner", "sum"))
+        if pair:
+            words["weight_separator"] = pair
+        elif len(names) == 2 and spec.column == names[0]:
+            words["weights"] = names[1]
+            self.as_text(names[1])
+        return words
+
+    def _several(self, spec: Spec, pool: str) -> dict[str, Any]:
+        if pool not in _POOLS:
+            spec.config.fault("combiner", f"is {pool!r}; expected one of {', '.join(_POOLS)}")
+        self.as_text(spec.column)
+        separator = spec.config.get("separator", "|")
+        return {"kind": "multi", **self._values(spec), "separator": separator, "pool": _POOLS.get(pool, "sum")}
+
+    def as_text(self, column: str) -> None:
+        """A cell of several values is text, even where each is a number."""
+        if self.rows.types.get(column) in ("int", "float"):
+            self.rows.types[column] = "text"
+            self.rows.defaults.pop(column, None)
+
+    def _pooled(self, spec: Spec) -> dict[str, Any]:
+        """A sequence outside attention: its values pooled, order forgotten."""
+        if spec.config.get("sub_feature_type", "IdFeature") != "IdFeature":
+            spec.config.note("sub_feature_type", "differs", "outside attention the numbers of a sequence are ids")
+        spec.config.get("sequence_combiner")
+        spec.config.get("combiner")
+        return self._several(spec, "mean")
+
+    def _combo(self, spec: Spec) -> dict[str, Any]:
+        config = spec.config
+        names, hashed = config.all("input_names"), config.get("hash_bucket_size", 0)
+        config.get("combo_join_sep")
+        if len(names) < 2:
+            config.fault("input_names", f"of {spec.name} are {len(names)}; expected two columns at least to combine")
+        if not hashed:
+            config.fault("hash_bucket_size", f"of {spec.name} is missing; expected the number of buckets")
+        for name in names:
+            config.origin(f"data.schema.features.{spec.ours}.of", "input_names")
+            if self.rows.types.get(name) == "float":
+                config.note("input_names", "differs", f"numbers of {name} are combined as LongRec writes them")
+        return {"kind": "cross", "of": names, "hash": hashed}
+
+    def _lookup(self, spec: Spec) -> dict[str, Any]:
+        config, names = spec.config, spec.config.all("input_names")
+        if len(names) != 2:
+            config.fault("input_names", f"of {spec.name} are {len(names)}; expected two columns: the map and the key")
+            names = [*names, "", ""]
+        words: dict[str, Any] = {"kind": "lookup", "map": names[0], "key": names[1]}
+        words["separator"] = config.get("separator", "|")
+        if config.has("kv_separator"):
+            words["pair_separator"] = config.get("kv_separator")
+        edges = sorted(config.all("boundaries"))
+        if edges:
+            return words | {"as": "bucket", "edges": [_plain(edge) for edge in edges]}
+        return words | {"as": "id", **self._values(spec)}
+
+
+_ORIGINS = {
+    "hash": "hash_bucket_size",
+    "vocab": "vocab_list",
+    "edges": "boundaries",
+    "dim": "embedding_dim",
+    "separator": "separator",
+    "weight_separator": "kv_separator",
+    "width": "raw_input_dim",
+}
+
+
+def _number(text: Any) -> float:
+    try:
+        return float(text or 0)
+    except ValueError:
+        return 0.0
+
+
+def _undone(edge: float, low: float, high: float, function: str | None) -> float:
+    """An edge of normalised numbers as an edge of the numbers themselves."""
+    if function in _LOG:
+        edge = math.expm1(edge) if edge < 700 else math.inf
+    return low + edge * (high - low) if high > low else edge
+
+
+def _plain(number: float) -> int | float:
+    """A whole number as such, as a person would write it."""
+    return int(number) if math.isfinite(number) and number == int(number) and abs(number) < 1e15 else number

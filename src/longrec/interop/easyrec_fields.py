@@ -1,0 +1,100 @@
+"""Every field of EasyRec's pipeline configuration that LongRec knows, and what becomes of it.
+
+``FIELDS`` is the list behind the reader, the notes of an import and the table in the documentation, so that the three
+cannot disagree. The facts (names, types, which fields exclude each other) are those of EasyRec's public ``.proto``
+files and documentation. A field that is not listed is a fault of the configuration, with the nearest name.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from longrec.interop import easyrec_model_table, easyrec_run_table
+
+Fate = Literal["carried", "differs", "not carried", "refused"]
+_FATES: dict[str, Fate] = {"=": "carried", "~": "differs", "-": "not carried", "!": "refused"}
+SCALARS = ("text", "int", "float", "bool")
+
+
+@dataclass(frozen=True)
+class EasyRecField:
+    """One field of one message.
+
+    Attributes:
+        message: the message it stands in, by EasyRec's name.
+        name: the field.
+        type: ``text``, ``int``, ``float``, ``bool``, ``enum:NAME``, the name of a message, or ``any`` for a message
+            whose inside is not read.
+        repeated: whether it may stand several times.
+        group: fields of one group exclude each other (a oneof); None for the others.
+        fate: ``carried``; ``differs`` (carried with a difference); ``not carried`` (named in the notes, the import goes
+            on); ``refused`` (without it the model would be another one, so the import stops).
+        words: where it goes, what differs, or why it is not carried.
+    """
+
+    message: str
+    name: str
+    type: str
+    repeated: bool
+    group: str | None
+    fate: Fate
+    words: str
+
+
+ENUMS: dict[str, tuple[str, ...]] = {
+    "FieldType": ("INT32", "INT64", "STRING", "", "FLOAT", "DOUBLE", "BOOL"),
+    "FeatureType": (
+        "IdFeature", "RawFeature", "TagFeature", "ComboFeature", "LookupFeature", "SequenceFeature", "ExprFeature",
+        "PassThroughFeature",
+    ),
+    "WideOrDeep": ("DEEP", "WIDE", "WIDE_AND_DEEP"),
+    "LossWeightStrategy": ("Fixed", "Uncertainty", "Random"),
+    "DistributionStrategy": (
+        "NoStrategy", "PSStrategy", "MirroredStrategy", "CollectiveAllReduceStrategy", "ExascaleStrategy",
+        "MultiWorkerMirroredStrategy", "HorovodStrategy", "SokStrategy", "EmbeddingParallelStrategy",
+    ),
+    "LossType": (
+        "CLASSIFICATION", "L2_LOSS", "SIGMOID_L2_LOSS", "CROSS_ENTROPY_LOSS", "SOFTMAX_CROSS_ENTROPY", "CIRCLE_LOSS",
+        "MULTI_SIMILARITY_LOSS", "SOFTMAX_CROSS_ENTROPY_WITH_NEGATIVE_MINING", "PAIR_WISE_LOSS", "F1_REWEIGHTED_LOSS",
+        "BINARY_FOCAL_LOSS", "PAIRWISE_FOCAL_LOSS", "PAIRWISE_LOGISTIC_LOSS", "JRC_LOSS", "ORDER_CALIBRATE_LOSS",
+        "BINARY_CROSS_ENTROPY_LOSS", "KL_DIVERGENCE_LOSS", "PAIRWISE_HINGE_LOSS", "LISTWISE_RANK_LOSS",
+        "LISTWISE_DISTILL_LOSS", "ZILN_LOSS",
+    ),
+    "InputType": (
+        "CSVInput", "CSVInputV2", "CSVInputEx", "ParquetInput", "ParquetInputV2", "ParquetInputV3", "HiveParquetInput",
+        "OdpsInput", "OdpsInputV2", "OdpsInputV3", "DataHubInput", "RTPInput", "RTPInputV2", "OdpsRTPInput",
+        "OdpsRTPInputV2", "TFRecordInput", "BatchTFRecordInput", "DummyInput", "KafkaInput", "HiveInput",
+        "HiveRTPInput", "CriteoInput",
+    ),
+}  # fmt: skip
+"""Names of enum values; a value may be written as a number where the place in the list is its number (FieldType,
+FeatureType, WideOrDeep)."""
+
+NUMBERED = ("FieldType", "FeatureType", "WideOrDeep", "LossWeightStrategy")
+
+_ROW = re.compile(
+    r"(?P<name>\w+) +(?P<type>[\w:]+)(?P<many>\*?)(?:@(?P<group>\w+))? +(?P<fate>[=~!-])(?: +(?P<words>.*))?"
+)
+
+
+def _table(text: str) -> tuple[EasyRecField, ...]:
+    """The rows of a table: a message's name at the margin, its fields below it."""
+    made, message = [], ""
+    for line in text.splitlines():
+        if not line.startswith(" "):
+            message = line.strip() or message
+            continue
+        row = _ROW.fullmatch(line.strip())
+        assert row is not None, f"not a row of the table: {line}"
+        fate, words = _FATES[row["fate"]], row["words"] or ""
+        assert words or fate == "carried", f"a row without words: {line}"
+        made.append(EasyRecField(message, row["name"], row["type"], bool(row["many"]), row["group"], fate, words))
+    return tuple(made)
+
+
+FIELDS: tuple[EasyRecField, ...] = (*_table(easyrec_run_table.TABLE), *_table(easyrec_model_table.TABLE))
+MESSAGES: dict[str, dict[str, EasyRecField]] = {}
+for _field in FIELDS:
+    MESSAGES.setdefault(_field.message, {})[_field.name] = _field

@@ -1,0 +1,120 @@
+"""EasyRec's attention groups as histories of rows that carry them: which sequence belongs to which feature."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from longrec.interop.easyrec_features import Features, Spec
+from longrec.interop.easyrec_section import Section
+
+ALL = 1_000_000
+"""Events of a history without ``max_seq_len``: all of them."""
+
+
+@dataclass
+class _Pair:
+    """A feature of the candidate and the sequence of its past values."""
+
+    key: Spec
+    ours: str
+    sequence: Spec
+
+
+class Histories:
+    """The histories that some tower attends to, by their names in the schema."""
+
+    def __init__(self, features: Features) -> None:
+        self.features = features
+        self.words: dict[str, dict[str, Any]] = {}
+
+    def use(self, group: Section) -> list[str]:
+        """The histories of an attention group, one unless its sequences cannot stand in one.
+
+        Returns:
+            Their names; none when nothing of the group is carried.
+        """
+        name = re.sub(r"[^\w-]", "_", group.get("group_name") or "history")
+        group.get("allow_key_search")
+        group.get("allow_key_transform")
+        group.get("transform_dnn")
+        made: list[str] = []
+        for pair in self._pairs(group):
+            separator = pair.sequence.config.get("separator", "|")
+            last = pair.sequence.config.get("max_seq_len", 0) or ALL
+            place = next((one for one in made if self._takes(one, pair, separator)), None)
+            if place is None:
+                place = name
+                while place in self.words:
+                    place = f"{name}_{int(place.rpartition('_')[2]) + 1}" if place != name else f"{name}_2"
+                if made:
+                    group.note("seq_att_map", "differs", f"{pair.sequence.name} gets an attention of its own, {place}")
+                made.append(place)
+                self.words[place] = {"of": [], "columns": {}, "separator": separator, "last": last}
+                group.reading.origins[f"data.schema.histories.{place}"] = group.place
+            words = self.words[place]
+            words["of"].append(pair.ours)
+            words["columns"][pair.ours] = pair.sequence.column
+            if last != words["last"]:
+                words["last"] = min(last, words["last"])
+                note = f"the shortest max_seq_len of the group holds for all: {words['last']}"
+                pair.sequence.config.note("max_seq_len", "differs", note)
+            if pair.sequence.config.has("max_seq_len"):
+                pair.sequence.config.origin(f"data.schema.histories.{place}.last", "max_seq_len")
+        return made
+
+    def _takes(self, place: str, pair: _Pair, separator: str) -> bool:
+        words = self.words[place]
+        return pair.ours not in words["columns"] and words["separator"] == separator
+
+    def _pairs(self, group: Section) -> list[_Pair]:
+        pairs: list[_Pair] = []
+        maps: list[Section] = group.all("seq_att_map")
+        if not maps:
+            group.fault("seq_att_map", "is missing; expected the features of the candidate and their sequences")
+        for one in maps:
+            keys, sequences = one.all("key"), one.all("hist_seq")
+            if len(keys) != len(sequences) or not keys:
+                one.fault("hist_seq", f"has {len(sequences)} sequences for {len(keys)} of key; expected one a key")
+            for key, sequence in zip(keys, sequences):
+                pair = self._pair(one, key, sequence)
+                if pair is not None:
+                    pairs.append(pair)
+        return pairs
+
+    def _pair(self, one: Section, key: str, sequence: str) -> _Pair | None:
+        found, past = self.features.find(key, one, "key"), self.features.find(sequence, one, "hist_seq")
+        if found is None or past is None:
+            return None
+        if past.kind not in ("SequenceFeature", "TagFeature"):
+            one.fault("hist_seq", f"names {sequence!r}, which is a {past.kind}; expected a SequenceFeature")
+            return None
+        ours = self.features.use(found, candidate=True)
+        kind = found.words.get("kind")
+        if ours is None or kind not in ("id", "bucket"):
+            words = f"{key} of kind {kind or found.kind} cannot stand in a history; its sequence {sequence} is left out"
+            one.note("key", "not carried", words)
+            return None
+        self._compare(found, past)
+        self.features.read.setdefault(past.name, past)
+        return _Pair(found, ours, past)
+
+    def _compare(self, key: Spec, past: Spec) -> None:
+        """Note how a sequence was encoded otherwise than its key, with which it shares ids and table here."""
+        config, other = past.config, key.config
+        self.features.as_text(past.column)
+        config.get("feature_type")
+        steps = "RawFeature" if key.words["kind"] == "bucket" else "IdFeature"
+        if config.get("sub_feature_type", "IdFeature") != steps:
+            config.note("sub_feature_type", "differs", f"its steps are encoded as {key.name} is")
+        for name in ("hash_bucket_size", "num_buckets", "embedding_dim", "vocab_file"):
+            if config.get(name) != other.get(name) and config.has(name):
+                config.note(name, "differs", f"as {key.name}: {other.get(name) or 'none'}")
+        for name in ("boundaries", "vocab_list"):
+            if config.all(name) != other.all(name) and config.has(name):
+                config.note(name, "differs", f"as {key.name}")
+        config.get("combiner")
+        shared = config.get("embedding_name")
+        if not shared or shared != other.get("embedding_name"):
+            config.note("input_names", "differs", f"its steps share ids and table with {key.name}, as a history does")

@@ -1,0 +1,148 @@
+"""The fields of features and models; read by ``easyrec_fields``, which explains the form."""
+
+TABLE = """
+FeatureConfigV2
+  features                 FeatureConfig* =
+  embedding_on_cpu         bool         -  the device is one for all
+FeatureConfig
+  feature_name             text         =  the feature's name
+  input_names              text*        =  column; of a tag values and weights, of a lookup map and key
+  feature_type             enum:FeatureType =  kind; ExprFeature and PassThroughFeature are not carried
+  embedding_name           text         =  share: features of one name share ids and table
+  embedding_dim            int          =  dim
+  hash_bucket_size         int          =  hash; the hash function is another one
+  num_buckets              int          ~  values are learnt from the training rows; of a number equal buckets
+  boundaries               float*       =  edges
+  separator                text         =  separator
+  kv_separator             text         =  weight_separator
+  seq_multi_sep            text         -  a step of a sequence holds one value, a dense feature one list of numbers
+  max_seq_len              int          ~  last: the last events of a longer sequence are kept (there: the first)
+  vocab_file               text         =  vocab
+  vocab_list               text*        =  vocab
+  shared_names             text*        =  a feature for each further column
+  lookup_max_sel_elem_num  int          -  a lookup takes one value
+  max_partitions           int          -  tables are not split over servers
+  combiner                 text         ~  pool: sum, mean or max; sqrtn becomes mean
+  initializer              any          -  tables start as the model says (model.init_std)
+  precision                int          -  numbers of an id feature are compared as they are written in the file
+  min_val                  float        ~  with max_val: scale minmax, fitted on the training rows
+  max_val                  float        ~  with min_val: scale minmax, fitted on the training rows
+  normalizer_fn            text         ~  log1p is scale: log; other functions are refused
+  raw_input_dim            int          =  width
+  sequence_combiner        any          ~  a sequence outside attention is pooled by mean
+  sub_feature_type         enum:FeatureType =  what a step of a sequence is: IdFeature or RawFeature with boundaries
+  sequence_length          int          -  sequences are ragged
+  expression               text         -  expressions are not computed; make the column in the rows
+  ev_params                any          -  a table has as many rows as values or buckets
+  combo_join_sep           text         ~  a cross joins values with a mark of its own
+  combo_input_seps         text*        -  a cross takes one value a column
+FeatureGroupConfig
+  group_name               text         =  the name of a tower
+  feature_names            text*        =  what the tower reads
+  wide_deep                enum:WideOrDeep =  which part of a model reads the group
+  sequence_features        SeqAttGroupConfig* =  attention inside the tower
+  negative_sampler         bool         =  must be false
+SeqAttGroupConfig
+  group_name               text         =  the name of a history
+  seq_att_map              SeqAttMap*   =  the history: of and columns
+  tf_summary               bool         -  attention is shown by the run's report
+  seq_dnn                  DNN          =  the attention's MLP
+  allow_key_search         bool         =  the attention takes any feature as its key
+  need_key_feature         bool         =  model: key of the attention tower
+  allow_key_transform      bool         ~  a key and its sequence share one table, so their widths agree
+  transform_dnn            bool         ~  a key and its sequence share one table, so their widths agree
+SeqAttMap
+  key                      text*        =  of: the candidate's features
+  hist_seq                 text*        =  columns: the sequence that belongs to each key
+  aux_hist_seq             text*        -  a column of a history needs a feature of the candidate that it belongs to
+EasyRecModel
+  model_class              text         =  model.name
+  model_name               text         -  a name for people
+  feature_groups           FeatureGroupConfig* =
+  model_params             any@model    !  a model built of components (backbone) has no counterpart
+  dummy                    any@model    !  a model for tests of the input
+  wide_and_deep            WideAndDeep@model =
+  deepfm                   DeepFM@model =
+  multi_tower              MultiTower@model =
+  fm                       FM@model     =
+  dcn                      DCN@model    =
+  autoint                  any@model    !  not in this version
+  dlrm                     any@model    !  not in this version
+  cmbf                     any@model    !  not in this version
+  uniter                   any@model    !  not in this version
+  multi_tower_recall       any@model    !  not in this version
+  dssm                     any@model    !  not in this version
+  mind                     any@model    !  not in this version
+  dropoutnet               any@model    !  not in this version
+  metric_learning          any@model    !  not in this version
+  pdn                      any@model    !  not in this version
+  dssm_senet               any@model    !  not in this version
+  dat                      any@model    !  not in this version
+  mmoe                     any@model    !  not in this version
+  esmm                     any@model    !  not in this version
+  dbmtl                    any@model    !  not in this version
+  simple_multi_task        any@model    !  not in this version
+  ple                      any@model    !  not in this version
+  rocket_launching         any@model    !  not in this version
+  seq_att_groups           SeqAttGroupConfig* =  histories, each with an attention tower
+  embedding_regularization float        ~  fit.l2: of the rows of the tables that a batch touches, once each
+  loss_type                enum:LossType =  CLASSIFICATION and the two names of cross entropy; others are refused
+  num_class                int          =  must be 1
+  ev_params                any          -  a table has as many rows as values or buckets
+  kd                       any*         !  distillation from another model
+  restore_filters          text*        -  of TensorFlow checkpoints
+  variational_dropout      any          -  selects features; compare runs without a feature instead
+  losses                   Loss*        ~  one of cross entropy; others are refused
+  loss_weight_strategy     enum:LossWeightStrategy -  there is one loss
+  backbone                 any          !  a model built of components has no counterpart
+  label_name               text         =  which of label_fields is the label
+Loss
+  loss_type                enum:LossType =  must be cross entropy
+  weight                   float        -  there is one loss
+  loss_name                text         -  there is one loss
+  learn_loss_weight        bool         -  there is one loss
+DNN
+  hidden_units             int*         =  hidden units
+  dropout_ratio            float*       =  dropout
+  activation               text         =  activation
+  use_bn                   bool         =  batch_norm
+Tower
+  input                    text         =  a feature group
+  dnn                      DNN          =
+DINTower
+  input                    text         =  an attention group
+  dnn                      DNN          =  the attention's MLP
+BSTTower
+  input                    text         !  BST is not in this version
+  seq_len                  int          !  BST is not in this version
+  multi_head_size          int          !  BST is not in this version
+MultiTower
+  towers                   Tower*       =  model.towers
+  final_dnn                DNN          =  model.final
+  l2_regularization        float        ~  fit.weight_decay, of all dense matrices
+  din_towers               DINTower*    =  model.din
+  bst_towers               BSTTower*    !  BST is not in this version
+WideAndDeep
+  wide_output_dim          int          ~  the wide part gives one number
+  dnn                      DNN          =  the deep part
+  final_dnn                DNN          -  wide and deep parts are added
+  l2_regularization        float        ~  fit.weight_decay, of all dense matrices
+DeepFM
+  dnn                      DNN          =  the deep part
+  final_dnn                DNN          -  the parts are added
+  wide_output_dim          int          ~  the wide part gives one number
+  wide_regularization      float        -  deprecated there too
+  dense_regularization     float        -  deprecated there too
+  l2_regularization        float        ~  fit.weight_decay, of all dense matrices
+DCN
+  deep_tower               Tower        =  the deep part
+  cross_tower              CrossTower   =  the cross part
+  final_dnn                DNN          -  both parts meet in one linear layer
+  l2_regularization        float        ~  fit.weight_decay, of all dense matrices
+CrossTower
+  input                    text         =  a feature group
+  cross_num                int          =  model.cross_layers
+FM
+  use_variant              bool         -  of the components; the plain model has no variant
+  l2_regularization        float        ~  fit.weight_decay, of all dense matrices
+"""

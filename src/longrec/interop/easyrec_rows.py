@@ -1,0 +1,266 @@
+"""Where EasyRec's rows are and how they are laid out, in the words of ``data.log``; and who is user, item and label."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from longrec.errors import nearest
+from longrec.interop.easyrec_section import Section
+from longrec.interop.text_format import Place
+
+_CSV = ("CSVInput", "CSVInputV2", "CSVInputEx")
+_PARQUET = ("ParquetInput", "ParquetInputV2", "ParquetInputV3", "HiveParquetInput")
+_TYPES = {"INT32": "int", "INT64": "int", "FLOAT": "float", "DOUBLE": "float", "STRING": "text", "BOOL": "text"}
+_EXPANDED = re.compile(r"([A-Za-z_]+)\[([0-9]{1,9})-([0-9]{1,9})\]")
+_MOST = 10_000
+"""Columns that one ``name[1-3]`` may stand for."""
+
+USERS = (
+    "user_id", "userid", "uid", "user", "member_id", "buyer_id", "visitor_id", "customer_id", "account_id", "device_id",
+    "imei",
+)  # fmt: skip
+ITEMS = (
+    "item_id", "itemid", "iid", "item", "adgroup_id", "ad_id", "goods_id", "sku_id", "spu_id", "product_id", "video_id",
+    "article_id", "news_id", "doc_id", "photo_id", "movie_id", "note_id", "content_id", "creative_id",
+)  # fmt: skip
+LIKE_AN_ITEM = re.compile(r"(item|goods|sku|product)_?id$")
+
+
+@dataclass
+class Rows:
+    """The columns of the rows, by name, and who is who.
+
+    Attributes:
+        types: ``int``, ``float`` or ``text`` of every column, in order; a mapping may change them.
+        declared: EasyRec's type of every column.
+        places: where each column is declared.
+        defaults: what an empty cell counts as.
+        parquet: the rows are Parquet, which has types and nulls of its own.
+        number: name of the column with the number of the row, when something needs it.
+    """
+
+    config: Section
+    types: dict[str, str] = field(default_factory=dict)
+    declared: dict[str, str] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
+    parquet: bool = False
+    number: str | None = None
+
+    def has(self, name: str) -> bool:
+        """Whether a column is declared; Parquet files may have more."""
+        return name in self.types
+
+    def numbered(self) -> str:
+        """The name of the column with the number of the row; from now on the rows have it."""
+        if self.number is None:
+            self.number = next(name for name in ("row", "row_number", "_row_number_") if name not in self.types)
+        return self.number
+
+    def require(self, name: str, section: Section, key: str) -> bool:
+        """Fault a column that is not declared."""
+        if name in self.types:
+            return True
+        near = nearest(name, self.types)
+        hint = f"did you mean {near!r}?" if near else "declare it under data_config.input_fields"
+        section.fault(key, f"names the column {name!r}, which is not declared; {hint}")
+        return False
+
+    def log_words(self, paths: dict[str, list[Path | str]]) -> dict[str, Any]:
+        """The ``data.log`` section."""
+        words: dict[str, Any] = {"parts": paths}
+        if self.parquet:
+            return words | ({"rows": {"number": self.number}} if self.number else {})
+        rows: dict[str, Any] = {
+            "header": self.config.get("with_header", False),
+            "separator": self.config.get("separator", ","),
+            "columns": dict(self.types),
+        }
+        if self.defaults:
+            rows["defaults"] = {name: value for name, value in self.defaults.items() if name in self.types}
+        if self.number:
+            rows["number"] = self.number
+        return words | {"rows": rows}
+
+
+def expanded(name: str, section: Section, key: str) -> list[str]:
+    """``name[1-3]`` as name1, name2, name3; any other name as itself."""
+    match = _EXPANDED.fullmatch(name)
+    if match is None:
+        return [name]
+    first, last = int(match[2]), int(match[3])
+    if last < first or last - first >= _MOST:
+        section.fault(key, f"is {name!r}; expected a rising range of {_MOST:,} names at most")
+        return []
+    return [f"{match[1]}{number}" for number in range(first, last + 1)]
+
+
+def read_rows(top: Section) -> Rows:
+    """The declared columns."""
+    config = top.section("data_config")
+    rows = Rows(config)
+    if not config.there:
+        top.fault("data_config", "is missing; expected the columns of the rows")
+        return rows
+    kind = config.get("input_type")
+    if kind is None:
+        config.fault("input_type", "is missing; expected CSVInput or ParquetInput")
+    elif kind in _PARQUET:
+        rows.parquet = True
+    elif kind not in _CSV:
+        config.fault("input_type", f"is {kind}, which is not read; write the rows to CSV or Parquet files, say so here")
+    rows.parquet = rows.parquet or top.has("parquet_train_input")
+    for name in ("shuffle", "ignore_error", "drop_remainder"):  # done in one way only, which their notes tell
+        config.get(name)
+    auto = config.get("auto_expand_input_fields", False)
+    for one in config.all("input_fields"):
+        name, declared = one.get("input_name", ""), one.get("input_type", "STRING")
+        one.get("input_dim")
+        if not name:
+            one.fault("input_name", "is missing or empty; expected the name of a column")
+            continue
+        for column in expanded(name, one, "input_name") if auto else [name]:
+            if column in rows.types:
+                one.fault("input_name", f"declares the column {column!r} again; expected distinct names")
+                continue
+            rows.types[column], rows.declared[column] = _TYPES[declared], declared
+            rows.places[column] = one.place
+            _default(rows, one, column)
+            one.reading.origins[f"data.log.rows.columns.{column}"] = one.place
+            one.reading.origins[f"data.log.rows.defaults.{column}"] = one.place
+    if not rows.types and not rows.parquet:
+        config.fault("input_fields", "is missing; expected the columns of the rows, in their order")
+    if rows.parquet:
+        for name in ("separator", "with_header"):
+            if config.has(name):
+                config.note(name, "not carried", "Parquet files have no text to part")
+                config.get(name)
+    separator = config.get("separator", ",")
+    if not separator:
+        config.fault("separator", "is empty; expected the text between two cells")
+    for name in ("data.log.rows", "data.log.rows.separator"):
+        config.origin(name, "separator")
+    return rows
+
+
+def _default(rows: Rows, one: Section, column: str) -> None:
+    """What an empty cell counts as: EasyRec's numbers are 0 unless said, its text is none."""
+    text, kind = one.get("default_val", ""), rows.types[column]
+    if rows.parquet:
+        if text:
+            one.note("default_val", "not carried", "a null of a Parquet file counts as missing")
+        return
+    if kind == "text":
+        if text:
+            rows.defaults[column] = text
+        return
+    try:
+        rows.defaults[column] = (int if kind == "int" else float)(text or 0)
+    except ValueError:
+        one.fault("default_val", f"is {text!r}; expected a number, as the column is {rows.declared[column]}")
+
+
+def paths(top: Section, part: str, folder: Path) -> list[Path | str]:
+    """The files of ``train`` or ``eval``: paths seen from the folder of the configuration, and addresses."""
+    name = top.which(part)
+    if name is None:
+        top.reading.fault(top.place, f"{part}_input_path is missing; expected the files of the rows to {part} on")
+        return []
+    text = top.get(name)
+    if not isinstance(text, str):  # a stream or a table of a cluster, which its table refuses
+        return []
+    top.origin("data.log" if part == "train" else "data.log.parts", name)
+    for ours in ("train",) if part == "train" else ("valid", "test"):
+        top.origin(f"data.log.parts.{ours}", name)
+    found: list[Path | str] = []
+    for piece in text.split(","):
+        piece = piece.strip()
+        if not piece or "\0" in piece:
+            top.fault(name, f"holds {piece!r}; expected paths, parted by commas")
+        elif piece.startswith("odps://"):
+            top.fault(name, f"is a table of MaxCompute ({piece}); write the rows to CSV or Parquet files")
+        else:
+            found.append(piece if "://" in piece else folder / piece)
+    return found
+
+
+def label(top: Section, rows: Rows) -> str:
+    """The column of the label."""
+    config, model = rows.config, top.section("model_config")
+    fields = config.all("label_fields")
+    chosen = model.get("label_name")
+    if chosen is not None and chosen not in fields:
+        model.fault("label_name", f"is {chosen!r}; expected one of label_fields: {', '.join(fields) or 'none'}")
+    if any(dim != 1 for dim in config.all("label_dim")):
+        config.fault("label_dim", "has a label of several numbers; expected one number a label")
+    if not fields:
+        if config.there:
+            config.fault("label_fields", "is missing; expected the column of the label")
+        return ""
+    column: str = chosen if chosen in fields else fields[0]
+    if not rows.require(column, config, "label_fields"):
+        return column
+    if rows.declared[column] == "BOOL":
+        config.fault("label_fields", f"names {column!r}, which is BOOL; declare it as INT32 and write 0 and 1")
+    if rows.types[column] == "text":
+        rows.types[column] = "float"
+        rows.defaults.setdefault(column, 0)
+    others = [name for name in fields if name != column]
+    if others:
+        config.note("label_fields", "differs", f"{column} is the label; {', '.join(others)} is not read")
+    config.origin("data.schema.label", "label_fields")
+    return column
+
+
+def keys(top: Section, rows: Rows, user: str | None, item: str | None, taken: str) -> tuple[str, str, str, str]:
+    """The columns of user and item, and why these.
+
+    Args:
+        user: column the caller says; None looks for one.
+        item: likewise.
+        taken: the column of the label.
+    """
+    config = rows.config
+    free = [name for name in rows.types if name != taken]
+    for option, told in (("--user", user), ("--item", item)):
+        if told is not None and not rows.has(told) and not rows.parquet:
+            near = nearest(told, rows.types)
+            hint = f"did you mean {near!r}?" if near else f"known: {', '.join(rows.types)}"
+            config.reading.fault(config.at("input_fields", 0), f"{option}: no column named {told!r}; {hint}")
+    found_user, why_user = user, "as told (--user)"
+    if found_user is None:
+        found_user, why_user = _uid(top, rows)
+    if found_user is None:
+        found_user = next((name for name in USERS if name in free), None)
+        why_user = "by its name; --user says otherwise"
+    if found_user is None:
+        found_user, why_user = rows.numbered(), "no column names a user, so each row is a user of its own; --user"
+    found_item, why_item = item, "as told (--item)"
+    if found_item is None:
+        names = [*ITEMS, *sorted(name for name in free if LIKE_AN_ITEM.search(name))]
+        found_item = next((name for name in names if name in free and name != found_user), None)
+        why_item = "by its name; --item says otherwise"
+    if found_item is None:
+        if free:
+            config.reading.fault(
+                config.at("input_fields", 0),
+                "data_config.input_fields has no column that names the item by a usual name; "
+                f"say which it is with --item COLUMN: {', '.join(free[:12])}{', ...' if len(free) > 12 else ''}",
+            )
+        found_item = "item"
+    for path, column in (("user", found_user), ("item", found_item)):
+        config.reading.origins[f"data.schema.{path}"] = rows.places.get(column, config.place)
+    return found_user, found_item, why_user, why_item
+
+
+def _uid(top: Section, rows: Rows) -> tuple[str | None, str]:
+    """The user as GAUC names it."""
+    for metrics in top.section("eval_config").all("metrics_set"):
+        gauc = metrics.section("gauc")
+        uid = gauc.get("uid_field")
+        if uid is not None and rows.require(uid, gauc, "uid_field"):
+            return uid, "as the gauc metric says; --user says otherwise"
+    return None, ""

@@ -1,0 +1,159 @@
+"""Every key of a feature generator's fg.json that LongRec knows, and what becomes of it.
+
+``FG_FIELDS`` is behind the reader, its notes and the table in the documentation. The facts are those of the public
+documentation of EasyRec and TorchEasyRec. A key that is not listed is noted, with the nearest name.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from longrec.interop.easyrec_fields import Fate
+
+_FATES: dict[str, Fate] = {"=": "carried", "~": "differs", "-": "not carried"}
+
+_ENCODED = """
+  hash_bucket_size         int          =  hash; the hash function is another one
+  vocab_list               texts        =  vocab
+  vocab_file               text         =  vocab
+  vocab_dict               map          ~  its words are the vocab, each with an id of its own
+  num_buckets              int          ~  the values are learnt from the training rows
+  default_bucketize_value  int          -  a value outside the vocabulary has an id of its own
+  embedding_dim            int          =  dim
+  embedding_dimension      int          =  dim
+  filter_freq              int          -  min_count goes with learnt vocabularies only
+  steps_to_live            int          -  a table keeps all its rows
+  max_partitions           int          -  tables are not split over servers
+"""
+_NUMBERS = """
+  boundaries               numbers      =  edges
+  bucketize_boundaries     numbers      =  edges
+  normalizer               text         ~  zscore and minmax are fitted on the training rows; log10 is scale: log
+  normalizer_fn            text         ~  log1p is scale: log; other functions are not carried
+"""
+_EVERY = """
+  feature_name             text         =  the feature's name
+  feature_type             text         =  kind
+  default_value            any          ~  missing of a number; elsewhere a null counts as missing
+  value_type               text         -  the rows say what type a column has
+  value_dimension          int          =  width of a number, 1 unless said
+  value_dim                int          =  width of a number, 1 unless said; of an id 0 is several values
+  separator                text         =  separator; chr(29) unless said, or multi_val_sep of the file
+  need_prefix              bool         -  a feature has ids of its own; nothing need tell them apart
+  group                    text         -  the model's settings name groups
+  is_multi                 bool         =  kind multi
+  is_cache                 bool         -  of EasyRec's server
+  stub_type                bool         =  true: it is there for other features only, and is left out
+  shared_name              text         =  share: features of one name share ids and table
+"""
+
+TABLE = f"""
+the file
+  features                 any          =  the features
+  reserves                 texts        =  the label is the only column of it that nothing else reads
+  label_fields             texts        =  the first is the label
+  embedding_dim            int          =  dim of features without one of their own
+  multi_val_sep            text         =  the separator of several values in a cell
+  separator                text         -  of the generator's sparse tables; LongRec reads one column a feature
+  kv_separator             text         =  weight_separator of multi-value features
+  model_dir                text         -  the schema holds no model
+  num_steps                int          -  the schema holds no model
+  model_type               text         -  the schema holds no model
+  model_path               text         -  the schema holds no model
+  edit_config_json         any          -  the schema holds no model
+id_feature
+{_EVERY}{_ENCODED}
+  expression               text         =  column; what stands before the colon says whose it is
+  combiner                 text         =  pool of several values; sum unless said
+  weighted                 bool         =  weight_separator ":"
+  kv_separator             text         =  weight_separator
+  extra_combo_info         any          =  a cross
+raw_feature
+{_EVERY}{_NUMBERS}
+  expression               text         =  column; what stands before the colon says whose it is
+  combiner                 text         -  numbers are not pooled
+  embedding_dim            int          =  dim
+  embedding_dimension      int          =  dim
+combo_feature
+{_EVERY}{_ENCODED}
+  expression               texts        =  of; one column alone is an id
+  combiner                 text         -  a cross takes one value a column
+lookup_feature
+{_EVERY}{_ENCODED}{_NUMBERS}
+  map                      text         =  map
+  key                      text         =  key; one key a row
+  combiner                 text         -  a row has one key
+  needDiscrete             bool         =  as: id; false is as: dense or, with boundaries, bucket; true unless said
+  need_discrete            bool         =  the same
+  needKey                  bool         ~  the value alone is looked up, its key is not part of the id
+  need_key                 bool         ~  the value alone is looked up, its key is not part of the id
+  needWeighting            bool         -  a value looked up is an id or a number, not an id with a weight
+  expression               any          -  map and key say what is read
+sequence
+  sequence_name            text         =  the history's name
+  sequence_column          text         =  the packed column; sequence_name unless said
+  sequence_length          int          =  last
+  sequence_delim           text         =  packed: step
+  attribute_delim          text         =  packed: feature; # unless said
+  sequence_table           text         -  what a step holds stands in the row
+  sequence_pk              text         -  a request brings all features of a step
+  default_value            any          -  a step without a value counts as missing
+  features                 any          =  of: features of the candidate that read the same column
+  group                    text         -  the model's settings name groups
+"""
+
+OTHERS: dict[str, str] = {
+    "match_feature": "a map of maps is not looked up; make the column in the rows, or a map of one level",
+    "expr_feature": "expressions are not computed; make the column in the rows",
+    "overlap_feature": "texts are not compared; make the column in the rows",
+    "tokenize_feature": "texts are not cut into words; write the words as a column parted by a separator",
+    "text_normalizer": "texts are taken as they are; normalise them in the rows",
+    "regex_replace_feature": "texts are taken as they are; change them in the rows",
+    "bm25_feature": "texts are not compared; make the column in the rows",
+    "kv_dot_product": "maps are not multiplied; make the column in the rows",
+    "combine_feature": "values are not mapped to numbers; make the column in the rows",
+    "bool_mask_feature": "values are not masked; make the column in the rows",
+    "slice_feature": "values are not cut; make the column in the rows",
+    "custom_feature": "it is code of your own; make the column in the rows",
+}
+"""Types of features that are documented and not carried, each with its reason."""
+
+_ROW = re.compile(r"(?P<name>\w+) +(?P<type>\w+) +(?P<fate>[=~-]) +(?P<words>.+)")
+
+
+@dataclass(frozen=True)
+class FgField:
+    """One key of one kind of entry.
+
+    Attributes:
+        kind: ``the file``, a ``feature_type``, or ``sequence``.
+        name: the key.
+        type: ``text``, ``int``, ``bool``, ``texts``, ``numbers``, ``map`` or ``any``.
+        fate: as of an EasyRec field.
+        words: where it goes, what differs, or why it is not carried.
+    """
+
+    kind: str
+    name: str
+    type: str
+    fate: Fate
+    words: str
+
+
+def _table(text: str) -> tuple[FgField, ...]:
+    made, kind = [], ""
+    for line in filter(str.strip, text.splitlines()):
+        if not line.startswith(" "):
+            kind = line.strip()
+            continue
+        row = _ROW.fullmatch(line.strip())
+        assert row is not None, f"not a row of the table: {line}"
+        made.append(FgField(kind, row["name"], row["type"], _FATES[row["fate"]], row["words"]))
+    return tuple(made)
+
+
+FG_FIELDS = _table(TABLE)
+KINDS: dict[str, dict[str, FgField]] = {}
+for _field in FG_FIELDS:
+    KINDS.setdefault(_field.kind, {})[_field.name] = _field

@@ -1,0 +1,82 @@
+"""Sequences of an fg.json as histories: packed cells whose steps hold several features."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from longrec.interop.fg_entry import Entry
+from longrec.interop.fg_features import Features
+
+_ALL = 1_000_000
+"""Events of a sequence without ``sequence_length``: all of them."""
+
+
+class Histories:
+    """Histories by name, and how the cells that hold them are packed.
+
+    A step of the generator's offline rows is written ``item__item_id:11#item__price:2.0``: whose column it is, two
+    underlines, the column.
+    """
+
+    def __init__(self, features: Features) -> None:
+        self.features = features
+        self.words: dict[str, dict[str, Any]] = {}
+        self.packed: dict[str, dict[str, Any]] = {}
+
+    def add(self, sequence: Entry, steps: list[Entry]) -> None:
+        """Take a sequence; a feature of its steps is carried when a feature of the candidate reads the same column."""
+        name = re.sub(r"[^\w-]", "_", sequence.get("sequence_name", default=""))
+        column = sequence.get("sequence_column", default=name) or name
+        if not name:
+            sequence.fault("sequence_name", "is missing or empty; expected the name of the sequence")
+            return
+        if name in self.words or column in self.packed:
+            sequence.fault("sequence_name", f"gives a second sequence the name {name!r}; expected distinct names")
+            return
+        last = sequence.get("sequence_length", default=_ALL) or _ALL
+        packed: dict[str, Any] = {
+            "into": {},
+            "step": sequence.get("sequence_delim", default=";"),
+            "feature": sequence.get("attribute_delim", default="#"),
+        }
+        history: dict[str, Any] = {"of": [], "columns": {}, "last": last}
+        ignored: list[str] = []
+        for step in steps:
+            read = self._step(step, name)
+            if read is None:
+                continue
+            inside, ours = read
+            if ours is None:
+                ignored.append(inside)
+            elif ours not in history["columns"]:
+                history["of"].append(ours)
+                history["columns"][ours] = packed["into"][inside] = f"{column}__{ours}"
+        if not history["of"]:
+            words = f"no feature of the candidate reads what its steps hold, so {name} is left out"
+            sequence.note("features", "not carried", words)
+            return
+        if ignored:
+            packed["ignore"] = ignored
+        self.words[name], self.packed[column] = history, packed
+        sequence.reading.origins[f"histories.{name}"] = sequence.place
+        for key, told in (("last", "sequence_length"), ("columns", "features")):
+            sequence.reading.origins[f"histories.{name}.{key}"] = sequence.at(told)
+
+    def _step(self, step: Entry, name: str) -> tuple[str, str | None] | None:
+        """What a feature of a step is called inside the cell, and the feature of the candidate it belongs to."""
+        if step.kind not in ("id_feature", "raw_feature"):
+            step.note_whole("not carried", f"{step.kind} is not computed for the steps of {name}")
+            return None
+        sides = self.features.columns(step, "expression")
+        if not sides:
+            return None
+        side, column = sides[0]
+        inside = f"{side}__{column}"
+        ours = self.features.reading_column(column) if side != "user" else None
+        if ours is None:
+            words = f"no id or bucket of the candidate reads {column}; add one, and the steps of {name} have it too"
+            step.note_whole("not carried", words)
+            return inside, None
+        step.note_whole("differs", f"the steps of {name} are encoded as {ours} is, and share its table")
+        return inside, ours

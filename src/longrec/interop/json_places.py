@@ -1,0 +1,102 @@
+"""JSON with the line and column of every value, for messages that point into the file."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longrec.errors import ConfigError
+from longrec.interop.text_format import Place
+
+Path_ = tuple[str | int, ...]
+_TOKEN = re.compile(r'\s*([{}\[\],:]|"(?:[^"\\]|\\.)*"|[^\s{}\[\],:"]+)')
+_LARGEST = 64_000_000
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A parsed file.
+
+    Attributes:
+        value: what the JSON says.
+        places: where each value stands, by the keys and numbers that lead to it; a key's place, in an object.
+        repeated: keys that stand twice in one object.
+    """
+
+    value: Any
+    places: dict[Path_, Place]
+    repeated: tuple[Path_, ...]
+
+
+def read(path: Path) -> Placed:
+    """Read a file.
+
+    Raises:
+        ConfigError: a file that cannot be read or is no JSON, with line and column.
+    """
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise ConfigError(str(path), [f"{path}:1:1: is larger than {_LARGEST:,} bytes; expected rules, not rows"])
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(str(path), [f"cannot be read: {error.strerror}; give a JSON file"]) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(path), [f"{path}:1:1: byte {error.start} is no UTF-8; expected JSON"]) from None
+    return parse(text, str(path))
+
+
+def parse(text: str, where: str) -> Placed:
+    """Parse text; ``where`` names it in faults."""
+    try:
+        value = json.loads(text, parse_constant=_no_number)
+    except json.JSONDecodeError as error:
+        found = f"{where}:{error.lineno}:{error.colno}: is no JSON here: {error.msg}; mend the file"
+        raise ConfigError(where, [found]) from None
+    except RecursionError:
+        raise ConfigError(where, [f"{where}:1:1: is nested too deeply; expected rules of features"]) from None
+    except ValueError as error:
+        raise ConfigError(where, [f"{where}:1:1: holds a number that is none: {error}; mend the file"]) from None
+    return _located(text, value)
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(word)
+
+
+def _located(text: str, value: Any) -> Placed:
+    """Walk the tokens of valid JSON; ``path`` holds for each open bracket the key or number it is at."""
+    places: dict[Path_, Place] = {(): Place(1, 1)}
+    repeated: list[Path_] = []
+    path: list[str | int | None] = []
+    line, start, last = 1, 0, 0
+    key_next = False
+    for token in _TOKEN.finditer(text):
+        begin, word = token.start(1), token[1]
+        line += text.count("\n", last, begin)
+        start, last = text.rfind("\n", 0, begin) + 1, begin
+        place = Place(line, begin - start + 1)
+        if word in "}]":
+            path.pop()
+            key_next = False
+        elif word == ",":
+            at = path[-1]
+            path[-1] = at + 1 if isinstance(at, int) else None
+            key_next = not isinstance(at, int)
+        elif word == ":":
+            key_next = False
+        elif key_next:
+            path[-1] = json.loads(word)
+            here = tuple(part for part in path if part is not None)
+            if here in places:
+                repeated.append(here)
+            places[here] = place
+        else:
+            if path and isinstance(path[-1], int):
+                places[tuple(part for part in path if part is not None)] = place
+            if word in "{[":
+                path.append(0 if word == "[" else None)
+                key_next = word == "{"
+    return Placed(value, places, tuple(repeated))

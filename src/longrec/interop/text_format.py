@@ -1,0 +1,295 @@
+"""Protobuf's text format, read without generated classes: a tree of messages that knows where everything stands.
+
+    feature_configs : {            # a message: `name {`, `name: {` or `name <`
+      input_names: 'brand'         # text in single or double quotes; neighbouring pieces are one text
+      boundaries: [5, 10, 1e2]     # a list, the same as the field written several times
+      shuffle: true                # a word: booleans and enums
+    }
+
+The reader knows no schema: it tells numbers, texts and words apart, and leaves it to its caller which of them a field
+takes. Lines and columns count from 1; columns count characters.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from longrec.errors import ConfigError
+
+DEEPEST = 100
+"""Messages inside messages, at most: as deep as protobuf's own parsers go."""
+
+
+class Place(NamedTuple):
+    """Line and column, from 1."""
+
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{self.line}:{self.column}"
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text that stood in quotes."""
+
+    value: str
+    place: Place
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number; ``value`` is whole when it was written so. ``inf`` and ``nan`` are words to the reader."""
+
+    value: int | float
+    place: Place
+
+
+@dataclass(frozen=True)
+class Word:
+    """A bare word: ``true``, ``DEEP``, and ``-inf``."""
+
+    value: str
+    place: Place
+
+
+@dataclass(frozen=True)
+class Message:
+    """Fields in the order in which they stand; a repeated field stands several times."""
+
+    fields: tuple[Field, ...]
+    place: Place
+
+
+@dataclass(frozen=True)
+class Field:
+    """One name with one value, and where the name stands."""
+
+    name: str
+    value: Text | Number | Word | Message
+    place: Place
+
+
+class _Token(NamedTuple):
+    kind: str
+    text: str
+    place: Place
+
+
+_TOKENS = re.compile(
+    r"""(?P<line>\n) | (?P<text>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')
+      | (?P<number>(?:0[xX][0-9a-fA-F]+|(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?[fF]?)(?![\w.]))
+      | (?P<word>[A-Za-z_]\w*) | (?P<mark>[-{}<>\[\]:,;./])""",
+    re.VERBOSE | re.ASCII,
+)
+_BLANKS = re.compile(r"[ \t\r\f\v]*(?:\#[^\n]*)?")
+_ESCAPE = re.compile(r"\\([0-7]{1,3}|[xX][0-9a-fA-F]{1,2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", re.DOTALL)
+_ONE_LETTER = {"n": 10, "t": 9, "r": 13, "a": 7, "b": 8, "f": 12, "v": 11, "\\": 92, "'": 39, '"': 34, "?": 63}
+
+
+def read(path: str | Path) -> Message:
+    """Read a file of text format.
+
+    Raises:
+        ConfigError: no such file, not UTF-8, or not text format; the fault tells file, line and column.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(str(path), ["no such file; give the path of a configuration"]) from None
+    except OSError as error:
+        raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(str(path), [f"{path}:{line}:1: a byte that is not UTF-8; save the file as UTF-8"]) from None
+    return parse(text, str(path))
+
+
+def parse(text: str, where: str = "config") -> Message:
+    """Parse text format; ``where`` names the file in faults.
+
+    Raises:
+        ConfigError: the first fault, with its line and column.
+    """
+    return _Parser(text, where).whole()
+
+
+class _Parser:
+    """One pass, one token ahead. A fault ends it: what follows a wrong bracket would be guessed."""
+
+    def __init__(self, text: str, where: str) -> None:
+        self.where = where
+        self.tokens = self._tokens(text)
+        self.now: _Token = next(self.tokens)
+
+    def fail(self, place: Place, found: str, expected: str) -> NoReturn:
+        raise ConfigError(self.where, [f"{self.where}:{place}: {found}; expected {expected}"])
+
+    def _tokens(self, text: str) -> Iterator[_Token]:
+        line, start, at = 1, 0, self._past_blanks(text, 0)
+        while at < len(text):
+            match = _TOKENS.match(text, at)
+            if match is None:
+                self._odd(text, at, Place(line, at - start + 1))
+            kind, end = str(match.lastgroup), match.end()
+            if kind == "line":
+                line, start = line + 1, end
+            else:
+                yield _Token(kind, match.group(), Place(line, at - start + 1))
+            at = self._past_blanks(text, end)
+        yield _Token("end", "", Place(line, at - start + 1))
+
+    @staticmethod
+    def _past_blanks(text: str, at: int) -> int:
+        """Past blanks and a comment, to the next token or the end of the line."""
+        match = _BLANKS.match(text, at)
+        return match.end() if match else at
+
+    def _odd(self, text: str, at: int, place: Place) -> NoReturn:
+        if text[at] in "\"'":
+            self.fail(place, "a text that does not end on its line", f"a closing {text[at]}")
+        if text[at].isdigit():
+            word = re.match(r"[\w.]+", text[at:])
+            self.fail(place, f"{word.group() if word else text[at]!r}, which is no number", "a number")
+        self.fail(place, f"the character {text[at]!r}", "a field name, a value or a bracket")
+
+    def step(self) -> _Token:
+        token, self.now = self.now, next(self.tokens, self.now)
+        return token
+
+    def eat(self, *marks: str) -> bool:
+        """Step over the next token if it is one of these marks."""
+        found = self.now.kind == "mark" and self.now.text in marks
+        if found:
+            self.step()
+        return found
+
+    def whole(self) -> Message:
+        fields = self.fields("", 0)
+        if self.now.kind != "end":
+            self.fail(self.now.place, f"{self.now.text!r} with nothing open", "a field name")
+        return Message(fields, Place(1, 1))
+
+    def fields(self, closing: str, depth: int) -> tuple[Field, ...]:
+        found: list[Field] = []
+        while self.now.kind != "end" and not (self.now.kind == "mark" and self.now.text in "}>]"):
+            found += self.field(depth)
+            self.eat(",", ";")
+        if closing and not self.eat(closing):
+            what = f"{self.now.text!r}" if self.now.kind != "end" else "the end of the file"
+            self.fail(self.now.place, what, f"a field name or {closing!r}")
+        return tuple(found)
+
+    def field(self, depth: int) -> Iterator[Field]:
+        token = self.step()
+        if token.kind == "mark" and token.text == "[":
+            self.fail(token.place, "an extension or Any in brackets", "a plain field name")
+        if token.kind != "word":
+            self.fail(token.place, f"{token.text!r}", "a field name")
+        colon = self.eat(":")
+        if not colon and not (self.now.kind == "mark" and self.now.text in "{<["):
+            what = f"{self.now.text!r}" if self.now.kind != "end" else "the end of the file"
+            self.fail(self.now.place, f"{what} after {token.text}", "':' and a value, or '{'")
+        place = self.now.place
+        if not self.eat("["):
+            yield Field(token.text, self.value(depth), token.place)
+            return
+        while not self.eat("]"):
+            value = self.value(depth)
+            if not colon and not isinstance(value, Message):
+                self.fail(place, f"a list of values right after {token.text}", "':' before it")
+            yield Field(token.text, value, value.place)
+            if not self.eat(",") and not (self.now.kind == "mark" and self.now.text == "]"):
+                what = f"{self.now.text!r}" if self.now.kind != "end" else "the end of the file"
+                self.fail(self.now.place, f"{what} in a list", "',' or ']'")
+
+    def value(self, depth: int) -> Text | Number | Word | Message:
+        token = self.step()
+        if token.kind == "mark" and token.text in "{<":
+            if depth == DEEPEST:
+                self.fail(token.place, f"more than {DEEPEST} messages inside each other", "fewer")
+            return Message(self.fields("}" if token.text == "{" else ">", depth + 1), token.place)
+        if token.kind == "text":
+            pieces = [self.unquoted(token)]
+            while self.now.kind == "text":
+                pieces.append(self.unquoted(self.step()))
+            return Text(self.decoded(b"".join(pieces), token.place), token.place)
+        negative = token.kind == "mark" and token.text == "-"
+        if negative:
+            sign, token = token, self.step()
+            if token.kind == "word" and token.text.lower() not in ("inf", "infinity", "nan"):
+                self.fail(token.place, f"{token.text!r} after '-'", "a number")
+        if token.kind == "word":
+            return Word(f"-{token.text}" if negative else token.text, sign.place if negative else token.place)
+        if token.kind == "number":
+            value = self.number(token)
+            return Number(-value if negative else value, sign.place if negative else token.place)
+        what = f"{token.text!r}" if token.kind != "end" else "the end of the file"
+        return self.fail(token.place, what, "a value: a text in quotes, a number, a word or '{'")
+
+    def number(self, token: _Token) -> int | float:
+        text = token.text
+        if text[:2].lower() == "0x":
+            return int(text, 16)
+        if text.isdigit():
+            if len(text) > 1 and text[0] == "0":
+                if not set(text) <= set("01234567"):
+                    self.fail(token.place, f"{text}, which is no number", "octal digits after a leading 0")
+                return int(text, 8)
+            if len(text) > 400:
+                self.fail(token.place, f"a number of {len(text)} digits", "at most 400 digits")
+            return int(text)
+        return float(text.rstrip("fF"))
+
+    def unquoted(self, token: _Token) -> bytes:
+        """The bytes of a quoted text: escapes may write single bytes of a character."""
+        made, at, body = bytearray(), 0, token.text[1:-1]
+        for match in _ESCAPE.finditer(body):
+            made += self.bytes_of(body[at : match.start()], token.place)
+            word, at = match.group(1), match.end()
+            if word[0] in "01234567":
+                if int(word, 8) > 255:
+                    self.fail(token.place, f"the escape \\{word}", "a byte, at most \\377")
+                made.append(int(word, 8))
+            elif word[0] in "xX" and len(word) > 1:
+                made.append(int(word[1:], 16))
+            elif word[0] in "uU" and len(word) > 1:
+                code = int(word[1:], 16)
+                if code > 0x10FFFF:
+                    self.fail(token.place, f"the escape \\{word}", "a Unicode character, at most U+10FFFF")
+                made += self.bytes_of(chr(code), token.place)
+            elif word in _ONE_LETTER:
+                made.append(_ONE_LETTER[word])
+            else:
+                self.fail(token.place, f"the escape \\{word}", r"\n, \t, \\, \', \", \001, \x01, \u0001 and the like")
+        return bytes(made + self.bytes_of(body[at:], token.place))
+
+    def bytes_of(self, text: str, place: Place) -> bytes:
+        try:
+            return text.encode()
+        except UnicodeEncodeError:
+            self.fail(place, "half of a surrogate pair in a text", "whole characters")
+
+    def decoded(self, raw: bytes, place: Place) -> str:
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            self.fail(place, "a text whose escapes make no UTF-8", "escapes that write whole UTF-8 characters")
+
+
+def as_float(value: Number | Word) -> float | None:
+    """The number a float field takes from a value, or None: a number, or a word such as ``inf``, ``-inf``, ``nan``."""
+    if isinstance(value, Number):
+        try:
+            return float(value.value)
+        except OverflowError:
+            return math.inf if value.value > 0 else -math.inf
+    word = value.value.lower().replace("infinity", "inf")
+    return float(word) if word.lstrip("-") in ("inf", "nan") else None

@@ -1,0 +1,128 @@
+"""An EasyRec configuration with its rows, from the command line: check, import, train; both spellings of features."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from longrec import verbs
+from longrec.cli import main
+from longrec.errors import ConfigError
+from longrec.interop import easyrec
+
+COLUMNS = "clk buy pid adgroup_id cate_id brand user_id age_level tag_category_list tag_brand_list price".split()  # noqa: SIM905
+FEATURE = "input_names: '%s' feature_type: IdFeature hash_bucket_size: 100 embedding_dim: 4"
+SEQUENCE = "input_names: '%s' feature_type: SequenceFeature separator: '|' hash_bucket_size: 100000 embedding_dim: 4"
+PLAIN = ("pid", "adgroup_id", "cate_id", "brand", "user_id", "age_level")
+PRICE = "input_names: 'price' feature_type: RawFeature boundaries: [5, 10, 15, 20] embedding_dim: 4"
+FEATURES = (*(FEATURE % name for name in PLAIN), PRICE, SEQUENCE % "tag_brand_list", SEQUENCE % "tag_category_list")
+FAST = ["evaluate.replicates=10", "fit.tensorboard=off", "fit.mlflow=off"]
+CONFIG = """# A configuration in the form of the Taobao sample
+train_input_path: "train.csv" eval_input_path: "test.csv" model_dir: "runs/taobao"
+train_config {
+  optimizer_config { adam_optimizer { learning_rate { exponential_decay_learning_rate {
+    initial_learning_rate: 0.001 decay_steps: 10 decay_factor: 0.5 min_learning_rate: 0.00001 } } } }
+  num_steps: 12 log_step_count_steps: 4
+}
+eval_config { metrics_set { auc {} } }
+data_config {
+  input_type: CSVInput separator: "," batch_size: 16 num_epochs: 4 label_fields: "clk"
+  FIELDS
+}
+FEATURES
+model_config {
+  model_class: "MultiTowerDIN"
+  feature_groups { group_name: "user" feature_names: ["user_id", "age_level"] wide_deep: DEEP }
+  feature_groups { group_name: "item" feature_names: ["adgroup_id", "cate_id", "brand", "price", "pid"] }
+  seq_att_groups {
+    group_name: "din"
+    seq_att_map { key: "brand" hist_seq: "tag_brand_list" }
+    seq_att_map { key: "cate_id" hist_seq: "tag_category_list" }
+  }
+  multi_tower {
+    towers { input: "user" dnn { hidden_units: [8, 4] } }
+    towers { input: "item" dnn { hidden_units: [8, 4] } }
+    din_towers { input: "din" dnn { hidden_units: [8, 4, 1] } }
+    final_dnn { hidden_units: [8, 4] }
+    l2_regularization: 1e-6
+  }
+  embedding_regularization: 1e-5
+}
+"""
+
+
+def config(*, flat: bool = True) -> str:
+    """The configuration in the spelling of ``feature_configs`` or of ``feature_config``."""
+    types = dict.fromkeys(COLUMNS, "STRING") | dict.fromkeys(("clk", "buy", "price"), "INT32")
+    fields = "\n".join(f"input_fields {{ input_name: '{name}' input_type: {kind} }}" for name, kind in types.items())
+    features = "\n".join(f"feature_configs : {{ {one} }}" for one in FEATURES)
+    if not flat:
+        features = "feature_config {\n" + "\n".join(f"features {{ {one} }}" for one in FEATURES) + "\n}"
+    return CONFIG.replace("FIELDS", fields).replace("FEATURES", features)
+
+
+@pytest.fixture
+def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Rows of eleven columns without a header, some histories empty; the working directory is theirs."""
+    draw = random.Random(3)
+    for name, count in (("train.csv", 120), ("test.csv", 60)):
+        lines = []
+        for _ in range(count):
+            length = draw.choice([0, 1, 4, 9])
+            lists = ["|".join(str(draw.randrange(20)) for _ in range(length)) for _ in range(2)]
+            ids = [draw.randrange(2), 0, draw.randrange(2), draw.randrange(40), draw.randrange(20), draw.randrange(20)]
+            cells = [*ids, draw.randrange(15), draw.choice(["", 1, 2]), *lists, draw.randrange(40)]
+            lines.append(",".join(map(str, cells)))
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    (tmp_path / "din.config").write_text(config())
+    (tmp_path / "seed.config").write_text(config(flat=False))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def measures(folder: str) -> str:
+    found = json.loads(Path("runs", folder, "results.json").read_text())
+    return json.dumps(found["metrics"])
+
+
+def test_the_imported_config_trains_to_the_same_numbers(sample: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "din.config"]) == 0
+    assert "din (brand, cate_id)" in capsys.readouterr().out
+    assert main(["import", "din.config", "--into", "out", "--json", "notes.json"]) == 0
+    out = capsys.readouterr().out
+    assert "differs: din.config:2:59: model_dir: its last part names the run" in out
+    assert "user: user_id, by its name" in out
+    notes = json.loads(Path("notes.json").read_text())
+    assert {"line": 2, "column": 59, "field": "model_dir", "fate": "differs"}.items() <= notes["notes"][0].items()
+    assert main(["train", "din.config", "--quiet", *FAST]) == 0
+    assert main(["train", "out/config.yaml", "name=imported", "--quiet", *FAST]) == 0
+    assert measures("taobao") == measures("imported")
+
+
+def test_both_spellings_of_features_are_the_same_words(sample: Path) -> None:
+    one, other = easyrec.read("din.config"), easyrec.read("seed.config")
+    assert one.job() == other.job()
+    assert [note.words for note in one.notes] == [note.words for note in other.notes]
+
+
+def test_faults_of_our_own_are_told_with_the_lines_of_their_file(sample: Path) -> None:
+    text = config().replace("learning_rate: 0.001", "learning_rate: 0").replace('"train.csv"', '"none.csv"')
+    Path("bad.config").write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        verbs.check("bad.config")
+    assert any(fault.startswith("bad.config:5:5: fit.lr: ") for fault in raised.value.faults)
+    assert any(fault.startswith("bad.config:2:1: data.log") and "none.csv" in fault for fault in raised.value.faults)
+
+
+def test_user_and_item_may_be_told_from_the_command_line(sample: Path) -> None:
+    Path("odd.config").write_text(config().replace("adgroup_id", "thing"))
+    with pytest.raises(ConfigError, match="say which it is with --item COLUMN"):
+        verbs.check("odd.config")
+    assert verbs.check("odd.config", ["data.schema.item=thing"])["model"] == "multi_tower"
+    verbs.import_config("odd.config", "out", item="thing", user="pid")
+    assert "item: thing" in Path("out/schema.yaml").read_text()
+    with pytest.raises(ConfigError, match="an unknown kind of file"):
+        verbs.import_config("train.csv", "out2")
