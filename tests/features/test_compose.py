@@ -77,6 +77,30 @@ def test_a_lookup_finds_the_first_value_of_its_key(rows: list[Any]) -> None:
     assert compose.composed(looked, columns, place).to_pylist() == expected
 
 
+nested = st.one_of(st.none(), st.lists(st.tuples(st.sampled_from("xy"), maps), max_size=3))
+
+
+@quick
+@given(rows=st.lists(st.tuples(nested, st.sampled_from(["x", "y", None]), keys), min_size=1, max_size=8))
+def test_a_map_of_maps_is_looked_in_by_two_keys(rows: list[Any]) -> None:
+    def written(outer: Any) -> str | None:
+        inside = [(name, ",".join(f"{k}:{v}" for k, v in pairs or [])) for name, pairs in outer or []]
+        return None if outer is None else "|".join(f"{name}^{text}" for name, text in inside)
+
+    columns = {
+        "m": pa.array([written(outer) for outer, _, _ in rows], pa.string()),
+        "o": pa.array([name for _, name, _ in rows], pa.string()),
+        "k": pa.array([key for _, _, key in rows], pa.string()),
+    }
+    for outer_key, those in (("o", lambda name, row: name == row[1]), (None, lambda name, row: True)):
+        expected = [
+            next((v for name, pairs in row[0] or [] if those(name, row) for k, v in pairs or [] if k == row[2]), None)
+            for row in rows
+        ]
+        found = feature(kind="lookup", map="m", key="k", outer_separator="|", outer_key=outer_key)
+        assert compose.composed(found, columns, place).to_pylist() == expected
+
+
 def test_a_lookup_becomes_a_number_or_a_bucket() -> None:
     columns = {"m": pa.array([["1=2.5", "2=x"], ["1="], None]), "k": pa.array([1, 1, 1])}
     dense = feature(kind="lookup", map="m", key="k", pair_separator="=", **{"as": "dense"}, missing=7)

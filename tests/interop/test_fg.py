@@ -39,6 +39,10 @@ CROSS = {"kind": "cross", "of": ["a", "b"], "hash": 100}
 MAP = {"feature_name": "f", "feature_type": "lookup_feature", "map": "user:m", "key": "item:k"}
 
 
+MATCHED = {"kind": "lookup", "table": "candidate", "map": "m", "key": "k", "separator": ",", "outer_separator": "|"}
+MATCH = {"feature_name": "f", "feature_type": "match_feature", "user": "user:m", "item": "item:k", "category": "ALL"}
+
+
 @pytest.mark.parametrize(
     ("one", "words"),
     [
@@ -95,6 +99,8 @@ MAP = {"feature_name": "f", "feature_type": "lookup_feature", "map": "user:m", "
         (rule("combo", ["user:a", "user:b"], **HASH), CROSS),
         (rule("combo", ["item:x"], **HASH), {**ID, "hash": 100}),
         ({**MAP, **HASH}, {**LOOKUP, "as": "id", "hash": 100}),
+        ({**MATCH, **HASH, "matchType": "hit"}, {**MATCHED, "as": "id", "hash": 100}),
+        ({**MATCH, "category": "item:c", "needDiscrete": False}, {**MATCHED, "outer_key": "c", "as": "dense"}),
         ({**MAP, "needDiscrete": False, "default_value": "2"}, {**LOOKUP, "as": "dense", "missing": 2}),
         ({**MAP, "need_discrete": False, "boundaries": [1, 2]}, {**LOOKUP, "as": "bucket", "edges": [1, 2]}),
     ],
@@ -190,6 +196,7 @@ def test_other_rules_are_named_with_their_reason(kind: str) -> None:
         (rule("id", extra_combo_info={"feature_names": []}), r"extra_combo_info is not whole"),
         ({**MAP, "map": None}, r"map is missing"),
         ({"feature_type": "id_feature", "expression": "item:x"}, r"feature_name is missing"),
+        (rule("id") | {"feature_type": ["id_feature"]}, r"feature_type is \['id_feature'\], which is no type"),
         ({**ITEM}, r"gives a second feature the name 'item_id'"),
         (rule("id", embedding_dim=9999, **HASH), r"dim"),
         ({**SEQUENCE, "features": "all"}, r"features is missing or no list"),

@@ -48,6 +48,14 @@ FEATURES: dict[str, Any] = {
     "all_keys": {"kind": "cross", "of": ["user", "item", "brand", "page"], "hash": 90},
     "paid": {"kind": "lookup", "map": "prices", "key": "brand", "as": "dense"},
     "paid_cut": {"kind": "lookup", "map": "prices", "key": "brand", "as": "bucket", "edges": [2, 5]},
+    "match": {
+        "kind": "lookup",
+        "map": "brands_of_page",
+        "outer_key": "page",
+        "key": "brand",
+        "outer_separator": "|",
+        "as": "dense",
+    },
     "last_of": {"kind": "lookup", "map": "lasts", "key": "page", "pair_separator": "=", "separator": "&"},
 }
 SCHEMA: dict[str, Any] = {
@@ -99,6 +107,11 @@ def rows(n: int = 160) -> pa.Table:
             "looked_at": maybe(lambda k: f"b{rng.integers(9)}"),
             "hour": maybe(lambda k: int(rng.integers(24))),
             "prices": maybe(lambda k: ",".join(f"b{m}:{rng.integers(9)}.5" for m in range(6) if rng.random() < 0.8)),
+            "brands_of_page": maybe(
+                lambda k: "|".join(
+                    f"p{m}^" + ",".join(f"b{rng.integers(6)}:{rng.integers(9)}.5" for _ in range(4)) for m in range(2)
+                )
+            ),
             "lasts": maybe(lambda k: "&".join(f"p{m}=x{rng.integers(4)}" for m in range(3))),
             "past_brands": [[f"b{m}" for m in range(k)] for k in past],
             "past_prices": [[float(m) for m in range(k)] for k in past],
@@ -163,7 +176,18 @@ def test_what_a_request_brings(world: World) -> None:
     service = Service(world.bundle)
     assert set(service._encoder.context) == {"page", "stats", "tags", "looked_at", "hour", "lasts"}
     assert set(service._encoder.candidate_context) == {
-        *("brand", "price", "shop_id", "discount", "words", "labels", "label_weights", "sizes", "prices")
+        *(
+            "brand",
+            "price",
+            "shop_id",
+            "discount",
+            "words",
+            "labels",
+            "label_weights",
+            "sizes",
+            "prices",
+            "brands_of_page",
+        )
     }
 
 

@@ -44,7 +44,13 @@ def composed(feature: Feature, columns: Mapping[str, pa.Array], place: Place) ->
     assert feature.key is not None
     keys = as_keys(columns[feature.key], place(feature.key)).cast(pa.string())
     where = place(feature.map)
-    found = looked_up(columns[feature.map], keys, feature.separator or ",", feature.pair_separator, where)
+    maps, of_row, separator = columns[feature.map], None, feature.separator or ","
+    if feature.outer_separator is not None:
+        outer = None
+        if feature.outer_key is not None:
+            outer = as_keys(columns[feature.outer_key], place(feature.outer_key)).cast(pa.string())
+        maps, of_row = inner_maps(maps, outer, feature.outer_separator, feature.outer_pair_separator, where)
+    found = looked_up(maps, keys, separator, feature.pair_separator, where, of_row)
     return found if feature.form == "id" else pa.array(parsed(found, where), from_pandas=True)
 
 
@@ -85,12 +91,47 @@ def check_parts(encoder: CrossEncoder, feature: Feature, columns: Mapping[str, p
             )
 
 
-def looked_up(maps: pa.Array, keys: pa.Array, separator: str, pair_separator: str, where: str) -> pa.Array:
+def inner_maps(
+    maps: pa.Array, keys: pa.Array | None, separator: str, pair_separator: str, where: str
+) -> tuple[pa.Array, NDArray[np.int64]]:
+    """Of maps of maps those inside that belong to the row's key, and the row of each.
+
+    Args:
+        maps: text ``[n]`` such as ``a^k1:v1,k2:v2|b^k1:v3`` (or lists of such pairs).
+        keys: text ``[n]``; None takes all maps inside.
+
+    Raises:
+        DataError: a key without a map.
+
+    >>> inside, row = inner_maps(pa.array(["a^x:1|b^y:2", "a^x:3"]), pa.array(["b", "a"]), "|", "^", "x")
+    >>> inside.to_pylist(), row.tolist()
+    (['y:2', 'x:3'], [0, 1])
+    """
+    flat, offsets = flatten(maps, separator, where)
+    row = np.repeat(np.arange(len(maps)), np.diff(offsets))
+    if not len(flat):
+        return pa.array([], pa.string()), row
+    names, inside = _pairs(flat, pair_separator, where)
+    if keys is None:
+        return inside, row
+    same = pc.fill_null(pc.equal(names, keys.take(pa.array(row))), False)
+    return inside.filter(same), row[same.to_numpy(zero_copy_only=False)]
+
+
+def looked_up(
+    maps: pa.Array,
+    keys: pa.Array,
+    separator: str,
+    pair_separator: str,
+    where: str,
+    of_row: NDArray[np.int64] | None = None,
+) -> pa.Array:
     """For each row the value that its map holds for its key, as text; the first one if the key stands twice.
 
     Args:
-        maps: text ``[n]`` such as ``k1:v1,k2:v2`` (or lists of such pairs).
+        maps: text ``[m]`` such as ``k1:v1,k2:v2`` (or lists of such pairs).
         keys: text ``[n]``.
+        of_row: the row of each map, rising; map i belongs to row i when not given.
 
     Raises:
         DataError: a pair without a value.
@@ -102,7 +143,7 @@ def looked_up(maps: pa.Array, keys: pa.Array, separator: str, pair_separator: st
     if not len(flat):
         return pa.nulls(len(keys), pa.string())
     names, values = _pairs(flat, pair_separator, where)
-    row = np.repeat(np.arange(len(keys)), np.diff(offsets))
+    row = np.repeat(np.arange(len(keys)) if of_row is None else of_row, np.diff(offsets))
     same = pc.fill_null(pc.equal(names, keys.take(pa.array(row))), False).to_numpy(zero_copy_only=False)
     at = np.flatnonzero(same)
     rows, first = np.unique(row[at], return_index=True)

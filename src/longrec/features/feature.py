@@ -25,7 +25,8 @@ _ALLOWED: dict[str, set[str]] = {
     "vector": {"source"},
     "cross": {"of", "hash"},
 }
-_LOOKUP = {"map", "key", "separator", "pair_separator", "becomes"}
+_OUTER = {"outer_key", "outer_separator", "outer_pair_separator"}
+_LOOKUP = {"map", "key", "separator", "pair_separator", "becomes"} | _OUTER
 _LOOKED_UP = {"id": _IDS, "dense": {"scale", "missing"}, "bucket": _BUCKETS}
 _ALIASES = {"source": "from", "becomes": "as"}
 
@@ -62,6 +63,9 @@ class Feature(Strict):
     map: str | None = None
     key: str | None = None
     pair_separator: str = Setting(":", min_length=1)
+    outer_key: str | None = None
+    outer_separator: str | None = Setting(None, min_length=1)
+    outer_pair_separator: str = Setting("^", min_length=1)
     becomes: Literal["id", "dense", "bucket"] = Setting("id", alias="as")
     feedback: bool = False
     known_after: Duration | None = None
@@ -146,3 +150,17 @@ class Feature(Strict):
                 raise ValueError("a lookup needs map and key, the column of the map and that of what is looked up")
             if self.pair_separator == (self.separator or ","):
                 raise ValueError(f"pair_separator and separator are both {self.pair_separator!r}")
+            self._check_outer()
+
+    def _check_outer(self) -> None:
+        """What goes with a map of maps."""
+        if self.outer_separator is None:
+            if self.model_fields_set & _OUTER:
+                raise ValueError("outer_key and outer_pair_separator belong to a map of maps: give outer_separator too")
+            return
+        inner = (self.separator or ",", self.pair_separator)
+        outer = (self.outer_separator, self.outer_pair_separator)
+        if len({*inner, *outer}) < 4:
+            raise ValueError(
+                f"the separators of a map of maps must differ; got {', '.join(map(repr, (*outer, *inner)))}"
+            )

@@ -298,7 +298,7 @@ class Schema(Strict):
         if feature.kind == "lookup":
             assert feature.map is not None
             assert feature.key is not None
-            return (feature.map, feature.key) if feature.map != feature.key else (feature.map,)
+            return tuple(dict.fromkeys(filter(None, (feature.map, feature.outer_key, feature.key))))
         return (self.column(name), *([] if feature.weights is None else [feature.weights]))
 
     def table(self, name: str) -> Table:

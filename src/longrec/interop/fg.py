@@ -153,7 +153,7 @@ class _Reader:
         if isinstance(kind, str) and kind in KINDS and kind != "sequence" and kind != "the file":
             return Entry(self.reading, self.placed, kind, path)
         entry = Entry(self.reading, self.placed, "id_feature", path)
-        if isinstance(one, dict) and kind in OTHERS:
+        if isinstance(one, dict) and isinstance(kind, str) and kind in OTHERS:
             entry.note_whole("not carried", f"{one.get('feature_name', '')} is a {kind}: {OTHERS[kind]}")
         elif isinstance(one, dict):
             near = nearest(kind, [*KINDS, *OTHERS]) if isinstance(kind, str) else None
@@ -208,7 +208,7 @@ def _columns(entries: list[Entry]) -> tuple[list[str], list[str]]:
     """Columns that rules read, of the user and of the candidate; their faults are told where they are used."""
     sides: dict[bool, list[str]] = {True: [], False: []}
     for entry in entries:
-        for key in ("expression", "map", "key"):
+        for key in ("expression", "map", "key", "user", "item", "category"):
             given = entry.values.get(key)
             for text in [given] if isinstance(given, str) else given if isinstance(given, list) else []:
                 side, _, column = str(text).partition(":")

@@ -86,7 +86,7 @@ class Features:
             return
         kinds = {
             "id_feature": self._id, "raw_feature": self._raw, "combo_feature": self._combo,
-            "lookup_feature": self._lookup,
+            "lookup_feature": self._lookup, "match_feature": self._match,
         }  # fmt: skip
         words = kinds[entry.kind](entry, name)
         if words is None:
@@ -187,9 +187,31 @@ class Features:
             words["table"] = "candidate"
         entry.get("expression")
         entry.get("separator")
+        return self._found(entry, name, words, "key")
+
+    def _match(self, entry: Entry, name: str) -> dict[str, Any] | None:
+        told = {"user": "map", "item": "key"} | (
+            {} if entry.values.get("category") == "ALL" else {"category": "outer_key"}
+        )
+        if entry.get("matchType", default="hit") != "hit" or entry.values.get("item") == "ALL":
+            entry.note_whole("not carried", f"{name} matches many values; a lookup takes one")
+            return None
+        sides = {key: self.columns(entry, key) for key in told}
+        entry.get("category")
+        if not all(sides.values()):
+            return None
+        words: dict[str, Any] = {"kind": "lookup", **{told[key]: found[0][1] for key, found in sides.items()}}
+        words |= {"separator": ",", "outer_separator": "|"}
+        if any(found[0][0] != "user" for found in sides.values()):
+            words["table"] = "candidate"
+        entry.get("separator")
+        return self._found(entry, name, words, "item")
+
+    def _found(self, entry: Entry, name: str, words: dict[str, Any], key: str) -> dict[str, Any]:
+        """What a value looked up becomes."""
         discrete = entry.get("needDiscrete", "need_discrete", default=True)
-        if discrete and not entry.has("needKey", "need_key"):
-            entry.note("key", "differs", "the value alone is looked up, its key is not part of the id")
+        if discrete and not entry.has("needKey", "need_key", "show_item"):
+            entry.note(key, "differs", "the value alone is looked up, its key is not part of the id")
         if discrete:
             self._null(entry)
             return words | {"as": "id", **self._encoded(entry, name)}

@@ -90,6 +90,18 @@ lookup_feature
   need_key                 bool         ~  the value alone is looked up, its key is not part of the id
   needWeighting            bool         -  a value looked up is an id or a number, not an id with a weight
   expression               any          -  map and key say what is read
+match_feature
+{_EVERY}{_ENCODED}{_NUMBERS}
+  user                     text         =  map, a map of maps such as a^x:1,y:2|b^z:3
+  category                 text         =  outer_key; ALL looks in all maps
+  item                     text         =  key
+  matchType                text         =  hit; multihit looks for many values and is not carried
+  combiner                 text         -  a row has one key
+  needDiscrete             bool         =  as: id; false is as: dense or, with boundaries, bucket; true unless said
+  need_discrete            bool         =  the same
+  needWeighting            bool         -  a value looked up is an id or a number, not an id with a weight
+  show_category            bool         ~  the value alone is looked up, its keys are not part of the id
+  show_item                bool         ~  the value alone is looked up, its keys are not part of the id
 sequence
   sequence_name            text         =  the history's name
   sequence_column          text         =  the packed column; sequence_name unless said
@@ -104,7 +116,6 @@ sequence
 """
 
 OTHERS: dict[str, str] = {
-    "match_feature": "a map of maps is not looked up; make the column in the rows, or a map of one level",
     "expr_feature": "expressions are not computed; make the column in the rows",
     "overlap_feature": "texts are not compared; make the column in the rows",
     "tokenize_feature": "texts are not cut into words; write the words as a column parted by a separator",
