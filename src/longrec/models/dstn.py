@@ -1,0 +1,164 @@
+r"""DSTN: Deep Spatio-Temporal Neural Networks for Click-Through Rate Prediction.
+
+Ouyang, Zhang, Li, Zou, Xing, Liu, Du, KDD 2019. https://arxiv.org/abs/1906.03776
+
+An ad is not judged alone: the ads above it on the page, those the user clicked and those the user left unclicked bear
+on it too. Each such set c becomes one vector, in one of three ways (``fusion``), and an MLP reads the target beside
+them:
+
+    pooling       u_c = sum_i x_ci
+    self          u_c = sum_i a_ci x_ci,    a_ci = softmax_i(h^T relu(W x_ci + b))
+    interactive   u_c = sum_i a_ci x_ci,    a_ci = exp(h^T relu(W [x_t; x_ci] + b_1) + b_2)
+    logit = MLP([x_t; u_1; u_2; ...])
+
+where x_t are all fields of the impression. The interactive weights are not normalised: a set in which nothing bears on
+the target adds almost nothing, and more ads count for more. Each set has weights of its own.
+
+Departures from the paper
+    - the sets are the histories of the schema, any number of them and of any length, not three of at most five;
+    - an empty set, or a shorter one, holds no padded ads: they would take a share of the softmax;
+    - W [x_t; x_ci] is split, W_t x_t once a row and W_c x_ci once an event of a shared history;
+    - the exponent is cut at 10, in float32: past that one event would drown all others, and narrow floats overflow;
+    - the MLP is 200-80 with batch normalisation by default (the paper: 512-256 without).
+
+Letters: B rows, N positions of the batch's histories, T positions of one user's, U what a history brings, X width of
+the target, K width of an event, H hidden units.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from longrec.config import Strict
+from longrec.errors import ConfigError
+from longrec.features.batch import Batch
+from longrec.features.fields import Fields
+from longrec.models.base import Ranker
+from longrec.nn.activation import Name
+from longrec.nn.embedding import Embeddings
+from longrec.nn.linear import Linear
+from longrec.nn.mlp import MLP
+from longrec.nn.segment import Segments
+
+Width = Annotated[int, Field(ge=1)]
+Fusion = Literal["interactive", "self", "pooling"]
+
+LARGEST = 10.0
+"""Largest exponent of an interactive weight."""
+
+
+class DSTNConfig(Strict):
+    """Settings of DSTN."""
+
+    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    fusion: Fusion = Field("interactive", description="How the events of a history become one vector.")
+    attention: Width = Field(128, description="Hidden units of the attention; unread by pooling.")
+    mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the MLP.")
+    activation: Name = Field("relu", description="Activation of the MLP.")
+    batch_norm: bool = Field(True, description="Batch normalisation in the MLP.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in the MLP while training.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+
+
+class SetFusion(nn.Module):
+    """One vector of a set of events, by attention.
+
+    Args:
+        target: width of the target where it takes part (interactive), 0 where it does not (self).
+    """
+
+    def __init__(self, target: int, key: int, hidden: int) -> None:
+        super().__init__()
+        self.of_target = Linear(target, hidden, bias=False) if target else None
+        self.of_event = Linear(key, hidden)
+        # A softmax does not see what is added to all scores: that bias would never learn.
+        self.score = Linear(hidden, 1, bias=bool(target))
+
+    def weights(self, x_BX: Float[Tensor, "B X"], k_UK: Float[Tensor, "U K"], segments: Segments) -> Tensor:
+        """The weight of every position ``[N]``; self attention over a shared history has one a position, ``[T]``."""
+        if self.of_target is None:
+            return _alone(segments).softmax(self.score(self.of_event(k_UK, relu=True)).squeeze(1))
+        h_NH = segments.add(self.of_target(x_BX), self.of_event(k_UK)).relu()
+        return self.score(h_NH).squeeze(1).float().clamp(max=LARGEST).exp()
+
+    def forward(
+        self, x_BX: Float[Tensor, "B X"], k_UK: Float[Tensor, "U K"], segments: Segments
+    ) -> Float[Tensor, "B K"]:
+        """``sum_i a_i x_i`` of each row; 0 for an empty set."""
+        read = _alone(segments) if self.of_target is None else segments
+        u_BK = read.weighted_sum(self.weights(x_BX, k_UK, segments), k_UK)
+        return u_BK if read is segments else u_BK.expand(segments.rows, -1)
+
+
+class DSTN(Ranker):
+    """DSTN over every history of the schema."""
+
+    Config = DSTNConfig
+    reads_history = True
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"fusion": "self", "attention": 24, "dropout": 0.1},
+        {"fusion": "pooling", "batch_norm": False, "activation": "dice"},
+        {"fusion": "interactive", "attention": 8, "batch_norm": False},
+    )
+
+    def __init__(self, config: DSTNConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        if not fields.histories:
+            raise ConfigError("schema", ["histories: dstn reads a history, and the schema has none"])
+        self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
+        width = self.embeddings.widths
+        target = sum(width[field.name] for field in fields.features)
+        keys = [sum(width[field.name] for field in columns) for columns in fields.histories.values()]
+        asks = target if config.fusion == "interactive" else 0
+        self.fusions = nn.ModuleList(
+            SetFusion(asks, key, config.attention) for key in keys if config.fusion != "pooling"
+        )
+        inputs = target + sum(keys)
+        self.mlp = MLP(inputs, config.mlp, config.activation, config.dropout, config.batch_norm, outputs=1)
+        self.interaction = self.mlp.width
+
+    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+        """The last hidden layer of the MLP."""
+        x_BX, sets = self._read(batch)
+        if self.config.fusion == "pooling":
+            fused = [segments.pool(k_UK, "sum") for k_UK, segments in sets]
+        else:
+            fused = [fusion(x_BX, k_UK, segments) for fusion, (k_UK, segments) in zip(self.fusions, sets)]
+        return self.mlp.hidden(torch.cat([x_BX, *fused], 1))
+
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+        """The final layer."""
+        assert self.mlp.last is not None
+        logit: Tensor = self.mlp.last(h_BH).squeeze(1)
+        return logit
+
+    def explain(self, batch: Batch) -> dict[str, Tensor]:
+        """The weight of every position of every history: ragged ``[N]``, shared ``[B, T]``; none where they add up."""
+        x_BX, sets = self._read(batch)
+        told = {}
+        for history, fusion, (k_UK, segments) in zip(self.fields.histories, self.fusions, sets):
+            assert isinstance(fusion, SetFusion)
+            w = fusion.weights(x_BX, k_UK, segments)
+            if segments.shared:
+                w = w.reshape(-1, segments.positions).expand(batch.size, -1)
+            told[history] = w
+        return told
+
+    def _read(self, batch: Batch) -> tuple[Tensor, list[tuple[Tensor, Segments]]]:
+        """The target, and the events and segments of each history."""
+        embedded = self.embeddings(batch)
+        sets = [
+            (torch.cat(list(columns.values()), 1), Segments.of(batch.histories[history], batch.size))
+            for history, columns in embedded.histories.items()
+        ]
+        return torch.cat(list(embedded.features.values()), 1), sets
+
+
+def _alone(segments: Segments) -> Segments:
+    """The segments of what no candidate takes part in: a shared history is read once, by one row."""
+    return Segments(segments.offsets, 1, segments.positions, shared=True) if segments.shared else segments
