@@ -1,0 +1,276 @@
+r"""CAN: CAN: Feature Co-Action for Click-Through Rate Prediction.
+
+Bian, Wu, Ren, Pi, Zhang, Xiao, Sheng, Zhu, Chan, Mou, Luo, Xiang, Zhou, Zhu, Deng, WSDM 2022.
+https://arxiv.org/abs/2011.05625
+
+A crossed feature knows every pair by heart, and costs a row for each. Here the item owns the weights of a very small
+network, and what it meets, such as each event of a history, is run through them.
+
+    P_item = [W_1, b_1, ..., W_K, b_K]                                              (1, cut from one row of a table)
+    h_0 = P_user,  h_k = act(h_{k-1} W_k + b_k)                                     (2, the co-action unit)
+    H(P_user, P_item) = [h_k of the chosen k, of P_user^c, c = 1..C]                (3, orders: powers by number)
+    m = [sum_t H(P_user(t), P_item) of every pair of features]                      (4)
+    logit = base(x) + MLP([h_base; m])                                              (5)
+
+(the numbers are ours). Three levels of independence: both sides have tables of their own, beside those of the base;
+each pair of features has a slice of its own in the rows of both sides; with ``independent_orders`` each power has
+weights of its own.
+
+As in the authors' released code the outputs of all layers are kept, there is no activation after the last one, and
+pairs are of the same type: an item with the past items, its category with theirs. ``outputs: last`` keeps h_K alone, as
+in the paper; ``bias`` adds the biases of (2), which the code leaves out; with ``orders: 1`` the paper takes selu.
+
+Departures from the paper
+    - the base is any ranker; m joins what it holds of a row in an MLP whose output is added to its logit. A loss of its
+      own that the base may have besides that of the label is not used;
+    - a history that shares no column with the candidate meets the item ids by all its id columns;
+    - ids of several values own the pooled weights of their values.
+
+Letters: B rows, N positions of the batch's histories, U what a history brings (N, or T positions of a shared one), G
+groups that share weights, M vectors in a group, C orders, I width of P_user, O width of H, W weights of a unit, H what
+base and units hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from longrec.config import Strict
+from longrec.errors import ConfigError
+from longrec.features.batch import Batch
+from longrec.features.fields import Field as Column
+from longrec.features.fields import Fields
+from longrec.models.base import BaseSection, Model, Ranker, base_of, name_of
+from longrec.nn.activation import Name, make
+from longrec.nn.embedding import Embeddings
+from longrec.nn.mlp import MLP
+from longrec.nn.segment import Segments
+
+Width = Annotated[int, Field(ge=1)]
+_TILE = 4
+"""Positions of a row that are multiplied at once; the last tile of a row may be filled up."""
+
+
+class CANConfig(Strict):
+    """Settings of CAN."""
+
+    base: BaseSection = Field({"name": "din"}, description="The ranker that the co-actions are added to.")
+    pairs: tuple[tuple[str, str], ...] | None = Field(
+        None,
+        min_length=1,
+        description="Pairs [item feature, what it meets]: another feature, or <history>.<column>. "
+        "By default every column of a history with the candidate's own.",
+    )
+    micro: tuple[Width, ...] = Field((16, 8, 4), min_length=2, description="Widths of the unit, its input first.")
+    bias: bool = Field(False, description="Biases in the unit.")
+    orders: int = Field(3, ge=1, le=5, description="Powers of the input that go through the unit.")
+    independent_orders: bool = Field(False, description="Weights of its own for each power.")
+    unit_activation: Literal["tanh", "selu", "relu", "linear"] = Field(
+        "tanh", description="Activation between the layers of the unit."
+    )
+    outputs: Literal["all", "last"] = Field("all", description="Which layers of the unit are kept.")
+    mlp: tuple[Width, ...] = Field((64,), description="Hidden units of the MLP over base and co-actions.")
+    activation: Name = Field("relu", description="Activation of that MLP.")
+    init_std: float = Field(0.1, gt=0, description="Standard deviation of the tables of both sides at the start.")
+
+
+class CAN(Ranker):
+    """A ranker, and what the item does to each thing it meets."""
+
+    Config = CANConfig
+    reads_history = True
+    history_optional = True
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"base": {"name": "deepfm"}, "pairs": [["item", "user"]], "orders": 2},
+        {
+            "base": {"name": "pooling", "batch_norm": False},
+            "micro": [4, 4, 3],
+            "bias": True,
+            "orders": 2,
+            "independent_orders": True,
+            "outputs": "last",
+        },
+    )
+
+    def __init__(self, config: CANConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        self.pairs = pairs_of(config.pairs, fields)
+        self.base = base_of(config.base, fields, "model.base")
+        past = {history for _, history, _ in self.pairs if history}
+        self.reads_history = bool(past) or self.base.reads_history
+        self.order_matters, self.user_order = self.base.order_matters, self.base.user_order
+        self.unit = Unit(config.micro, config.bias, config.unit_activation, config.outputs == "all")
+        self.sets = config.orders if config.independent_orders else 1
+        weights, inputs = _sides(self.pairs, fields, self.unit.weights * self.sets, config.micro[0])
+        self.weights = Embeddings(weights, std=config.init_std)
+        self.inputs = Embeddings(inputs, histories=True, std=config.init_std)
+        self.units = len(self.pairs) * config.orders * self.unit.outputs
+        self.join = MLP(self.base.interaction + self.units, config.mlp, config.activation, outputs=1, last_bias=False)
+        self.interaction = self.base.interaction + self.units
+
+    def home_of(self, other: Model) -> str:
+        """A ranker without co-actions goes into the base."""
+        return "" if name_of(other) == name_of(self) else "base."
+
+    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+        """What the base holds of every row, and the co-actions of all pairs."""
+        return torch.cat([self.base.interact(batch), self.co_actions(batch)], 1)
+
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+        """Equation 5."""
+        return self.base.head(h_BH[:, : self.base.interaction]) + self.join(h_BH).squeeze(1)
+
+    def explain(self, batch: Batch) -> dict[str, Tensor]:
+        """What the base tells of its histories."""
+        return self.base.explain(batch)
+
+    def co_actions(self, batch: Batch) -> Float[Tensor, "B units"]:
+        """Equation 4: pair by pair, order by order, layer by layer."""
+        owned, met = self.weights(batch).features, self.inputs(batch)
+        at_item, at_met = dict.fromkeys(owned, 0), {name: 0 for name in self.inputs.widths}
+        wide, width, found = self.unit.weights * self.sets, self.config.micro[0], []
+        laid: dict[str, _Laid] = {}
+        for item, history, column in self.pairs:
+            w_BW = owned[item][:, at_item[item] : at_item[item] + wide]
+            given = met.histories[history][column] if history else met.features[column]
+            p_UI = given[:, at_met[column] : at_met[column] + width]
+            at_item[item] += wide
+            at_met[column] += width
+            if history not in laid:
+                laid[history] = _Laid(Segments.of(batch.histories[history], batch.size) if history else None)
+            p_UCI = torch.stack([p_UI**order for order in range(1, self.config.orders + 1)], 1)
+            groups = zip(p_UCI.chunk(self.sets, 1), w_BW.chunk(self.sets, 1))
+            found += [laid[history].summed(self.unit, p, w).flatten(1) for p, w in groups]
+        return torch.cat(found, 1)
+
+
+class Unit(nn.Module):
+    """Equation 2 with the weights given."""
+
+    def __init__(self, widths: Sequence[int], bias: bool, activation: Name, every: bool) -> None:
+        super().__init__()
+        self.shapes, self.bias, self.every = list(pairwise(widths)), bias, every
+        self.sizes = [size for i, o in self.shapes for size in ((i * o, o) if bias else (i * o,))]
+        self.weights = sum(self.sizes)
+        self.outputs = sum(widths[1:]) if every else widths[-1]
+        self.activation = make(activation, 1)
+
+    def forward(self, h_GMI: Tensor, w_GW: Float[Tensor, "G W"]) -> Float[Tensor, "G M O"]:
+        """``[G, M, I]`` through the weights of each group; or ``[M, I]`` through those of every group."""
+        parts, kept = iter(torch.split(w_GW, self.sizes, 1)), []
+        for number, (i, o) in enumerate(self.shapes, 1):
+            w_GIO = next(parts).reshape(-1, i, o)
+            if h_GMI.ndim == 2:
+                m = h_GMI.shape[0]
+                h_GMI = (h_GMI @ w_GIO.transpose(0, 1).flatten(1)).reshape(m, w_GW.shape[0], o).transpose(0, 1)
+            else:
+                h_GMI = torch.bmm(h_GMI, w_GIO)
+            if self.bias:
+                h_GMI = h_GMI + next(parts).unsqueeze(1)
+            if number < len(self.shapes):
+                h_GMI = self.activation(h_GMI)
+            if self.every or number == len(self.shapes):
+                kept.append(h_GMI)
+        return torch.cat(kept, 2)
+
+
+class _Laid:
+    """How what an item meets lies: one thing a row (no segments), or the positions of a history.
+
+    Positions of a row share their weights, so they are multiplied in tiles: the weights of a row are copied for each
+    tile, not for each position.
+    """
+
+    def __init__(self, segments: Segments | None) -> None:
+        self.segments = segments
+        if segments is not None and not segments.shared and not torch.compiler.is_compiling():
+            lengths = segments.offsets.diff()
+            tiles = (lengths + _TILE - 1) // _TILE
+            first = (tiles.cumsum(0) - tiles) * _TILE
+            self.row = torch.arange(segments.rows, device=lengths.device).repeat_interleave(tiles)
+            every = torch.arange(segments.positions, device=lengths.device)
+            self.place = every + segments.expand_rows(first - segments.offsets[:-1])
+
+    def summed(self, unit: Unit, p_UCI: Tensor, w_BW: Tensor) -> Tensor:
+        """``[B, C, O]``: the sum over what each row meets."""
+        segments, (orders, width) = self.segments, p_UCI.shape[1:]
+        if segments is None:
+            out: Tensor = unit(p_UCI, w_BW)
+            return out
+        if segments.shared:
+            h_BMO = unit(p_UCI.flatten(0, 1), w_BW)
+            return h_BMO.reshape(segments.rows, segments.positions, orders, unit.outputs).sum(1)
+        if torch.compiler.is_compiling():
+            h_NCO = unit(p_UCI, w_BW.index_select(0, segments.row))
+        else:
+            x = p_UCI.new_zeros(len(self.row) * _TILE, orders * width).index_copy(0, self.place, p_UCI.flatten(1))
+            h = unit(x.view(-1, _TILE * orders, width), w_BW.index_select(0, self.row))
+            h_NCO = h.reshape(-1, orders, unit.outputs).index_select(0, self.place)
+        return segments.sum(h_NCO.flatten(1)).reshape(-1, orders, unit.outputs)
+
+
+Pair = tuple[str, str, str]
+"""The feature that owns the weights; then the history (or nothing) and the column that it meets."""
+
+
+def pairs_of(asked: Sequence[tuple[str, str]] | None, fields: Fields) -> list[Pair]:
+    """The pairs of a config, or those of the same type.
+
+    Raises:
+        ConfigError: names that are no ids of the schema, or no pair at all (all faults).
+    """
+    own = {field.name: field for field in fields.features if field.kind in ("id", "multi")}
+    met: dict[str, tuple[str, str]] = {name: ("", name) for name in own}
+    for history, columns in fields.histories.items():
+        met |= {f"{history}.{c.name}": (history, c.name) for c in columns if c.kind in ("id", "multi")}
+    if asked is None:
+        found = [pair for history in fields.histories for pair in _same_type(history, fields)]
+        if not found:
+            raise ConfigError("schema", ["model.pairs: no history to pair the item with; name pairs of features"])
+        return found
+    faults = []
+    for one, other in asked:
+        if one not in own:
+            faults.append(f"model.pairs: {one!r} is not an id of the impression; known: {', '.join(own)}")
+        if other not in met:
+            faults.append(f"model.pairs: {other!r} is not an id of the schema; known: {', '.join(met)}")
+    if len(set(asked)) != len(asked):
+        faults.append("model.pairs: names a pair twice")
+    if faults:
+        raise ConfigError("schema", faults)
+    return [(one, *met[other]) for one, other in asked]
+
+
+def _same_type(history: str, fields: Fields) -> list[Pair]:
+    shared = [field.name for field in fields.pairs(history) if field.kind in ("id", "multi")]
+    if shared:
+        return [(name, history, name) for name in shared]
+    items = [field.name for field in fields.features if field.table == "item" and field.kind == "id"]
+    ids = [field.name for field in fields.histories[history] if field.kind in ("id", "multi")]
+    return [(item, history, name) for item in items for name in ids]
+
+
+def _sides(pairs: Sequence[Pair], fields: Fields, weights: int, inputs: int) -> tuple[Fields, Fields]:
+    """The tables of both sides: a slice for every pair that a field is in."""
+    owned = {name: weights * sum(one == name for one, _, _ in pairs) for name, _, _ in pairs}
+    met = {name: inputs * sum(other == name for _, _, other in pairs) for _, _, name in pairs}
+
+    def wide(field: Column, widths: dict[str, int]) -> Column:
+        return replace(field, dim=widths[field.name], share="")
+
+    read = {(history, name) for _, history, name in pairs}
+    items = tuple(wide(field, owned) for field in fields.features if field.name in owned)
+    plain = tuple(wide(field, met) for field in fields.features if ("", field.name) in read)
+    histories = {
+        history: tuple(wide(field, met) for field in columns if (history, field.name) in read)
+        for history, columns in fields.histories.items()
+    }
+    return Fields(items, {}), Fields(plain, {name: columns for name, columns in histories.items() if columns})
