@@ -83,6 +83,19 @@ def history_between(
     at = np.repeat(first - offsets[:-1], lengths) + np.arange(offsets[-1])
     if log.schema.histories[name].where:
         at = log.kept(name).take(at)
+    return history_of(log, name, at, offsets, np.repeat(moments, lengths))
+
+
+def history_of(
+    log: Log, name: str, at: NDArray[np.int64], offsets: NDArray[np.int64], now: NDArray[np.int64]
+) -> HistoryBatch:
+    """A history of given events, as each was known at a moment.
+
+    Args:
+        at: int64 ``[N]`` rows of the log.
+        offsets: int64 ``[B + 1]``.
+        now: int64 ``[N]``, or ``[1]`` for all.
+    """
     columns = log.events.columns
     own = set(log.schema.histories[name].of).intersection(event_columns(log.fitted))
     past = Past(
@@ -91,7 +104,6 @@ def history_between(
         values={column: columns[column].take(at) for column in own},
         known={column: columns[f"known.{column}"].take(at) for column in own if f"known.{column}" in columns},
     )
-    now = np.repeat(moments, lengths)
     made = history_columns(log.fitted, name, log.items, past, now)
     return HistoryBatch({column: tensor(values) for column, values in made.items()}, torch.from_numpy(offsets))
 

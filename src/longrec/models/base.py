@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from inspect import isabstract, isclass
 from typing import Annotated, Any, ClassVar
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from longrec.config import Strict, parse
 from longrec.errors import ConfigError, UnknownName
-from longrec.features.batch import Batch
+from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Fields
 from longrec.models.catalogue import Card, describe, help_text, names
 from longrec.nn.embedding import Embeddings
@@ -91,6 +91,7 @@ class Model(nn.Module, ABC):
         user_order: how its batches hold consecutive rows of users, each row able to look back at earlier ones; None
             for rows in any order.
         targets: further labels that its loss reads in ``batch.targets``: feedback features with the values 0 and 1.
+        looks_back: whether it learns something of the training window before the first step: see ``look_back``.
         variants: settings that the conformance suite runs besides the defaults.
     """
 
@@ -100,6 +101,7 @@ class Model(nn.Module, ABC):
     order_matters: bool = False
     user_order: UserOrder | None = None
     targets: tuple[str, ...] = ()
+    looks_back: bool = False
     variants: ClassVar[tuple[dict[str, Any], ...]] = ()
 
     def __init__(self, config: Any, fields: Fields) -> None:
@@ -116,6 +118,14 @@ class Model(nn.Module, ABC):
         their names here. As a rule nothing: the other model is the same one.
         """
         return ""
+
+    def look_back(self, past: Iterable[Mapping[str, HistoryBatch]]) -> None:
+        """Learn what users did inside the training window, before the first step. What is learnt belongs to the state.
+
+        Args:
+            past: piece by piece the histories of some users, one row a user, nothing of valid and test in them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not look back")
 
     def tables(self) -> list[nn.Parameter]:
         """Embedding tables: sparse gradients, sharded when large; all other parameters are dense."""

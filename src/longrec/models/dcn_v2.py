@@ -37,7 +37,7 @@ from longrec.features.fields import Fields
 from longrec.models.base import Ranker
 from longrec.nn.activation import Name, make
 from longrec.nn.embedding import Embeddings
-from longrec.nn.linear import Linear
+from longrec.nn.linear import Linear, linear
 from longrec.nn.mlp import MLP
 
 Width = Annotated[int, Field(ge=1)]
@@ -138,7 +138,7 @@ class CrossMixture(nn.Module):
         h_BKR = self.activation(self.down(x_BD)).unflatten(1, (self.experts, self.rank))
         h_BKR = self.activation(torch.einsum("bkr,ksr->bks", h_BKR, self.inside))
         if self.gate is None:
-            return torch.addcmul(x_BD, x0_BD, nn.functional.linear(h_BKR.flatten(1), self.up, self.bias))
+            return torch.addcmul(x_BD, x0_BD, linear(h_BKR.flatten(1), self.up, self.bias))
         g_BK = self.gate(x_BD).softmax(1) if self.softmax else self.gate(x_BD).sigmoid()
-        m_BD = nn.functional.linear((h_BKR * g_BK.unsqueeze(2)).flatten(1), self.up)
+        m_BD = linear((h_BKR * g_BK.unsqueeze(2)).flatten(1), self.up)
         return torch.addcmul(x_BD, x0_BD, m_BD + g_BK.sum(1, keepdim=True) * self.bias)

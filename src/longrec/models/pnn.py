@@ -40,7 +40,7 @@ from longrec.features.fields import Fields
 from longrec.models.base import Ranker, one_width
 from longrec.nn.activation import BatchNorm, Name, make
 from longrec.nn.embedding import Embeddings
-from longrec.nn.linear import Linear
+from longrec.nn.linear import Linear, linear
 from longrec.nn.mlp import MLP
 
 Width = Annotated[int, Field(ge=1)]
@@ -147,7 +147,9 @@ class RankOne(nn.Module):
 
     def forward(self, v_BFD: Float[Tensor, "B F D"]) -> Float[Tensor, "B D1"]:
         """No product of two fields is built."""
-        return torch.matmul(self.theta, v_BFD).square().sum(2)
+        rows, count, width = v_BFD.shape
+        sums = linear(v_BFD.transpose(1, 2).reshape(-1, count), self.theta)
+        return sums.square().reshape(rows, width, -1).sum(1)
 
 
 class Outer(nn.Module):

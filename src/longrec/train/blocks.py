@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.data.log import Log
+from longrec.errors import RunError
+from longrec.models.base import Model, name_of
 from longrec.train.compress_settings import CompressConfig
 
 
@@ -55,3 +57,16 @@ def _cuts(ordered: NDArray[np.int64], parts: int) -> list[int]:
     """Moments that cut sorted moments into parts of equal numbers."""
     at = (np.arange(1, parts) * len(ordered)) // parts
     return [int(moment) for moment in np.unique(ordered[at]) if moment > ordered[0]]
+
+
+def refuse_looking_back(model: Model, where: str) -> None:
+    """Refuse a model that draws something of the training window before its first step: walking forward in time there
+    is no window yet.
+
+    Raises:
+        RunError: the model, or a part of it, looks back.
+    """
+    for part in model.modules():
+        if isinstance(part, Model) and part.looks_back:
+            found = f"{name_of(part)}, which learns from the whole training window before the first step"
+            raise RunError(where, found, "a model that learns from batches alone", "take another base")

@@ -15,6 +15,7 @@ import torch
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
 from longrec.data.targets import check_targets
+from longrec.data.training_past import training_past
 from longrec.errors import ConfigError
 from longrec.models import artifact
 from longrec.models import base as models
@@ -118,10 +119,19 @@ def _run(folder: Path, job: Job, log: Log, model: Model, quiet: bool) -> None:
         )
         if job.fit.start_from is not None and not loop.state.step:
             start_from(job.fit.start_from, model, loop.optimisers, job.fit, log.fitted)
+        if not loop.state.step:
+            _look_back(model, log)
         settings = flat({"model": job.model, "fit": job.fit.model_dump(mode="json")})
         with trackers(job.fit, folder, loop.state.step, settings) as others:
             state = loop.run(others)
     _measure(folder, job, log, state, quiet)
+
+
+def _look_back(model: Model, log: Log) -> None:
+    """Show the training window to whatever in a model learns from it before the first step."""
+    for part in model.modules():
+        if isinstance(part, Model) and part.looks_back:
+            part.look_back(training_past(log))
 
 
 def _measure(folder: Path, job: Job, log: Log, state: checkpoint.State, quiet: bool) -> None:

@@ -33,7 +33,7 @@ from longrec.models import base as models
 from longrec.models.base import Model, Ranker
 from longrec.models.keep_plug import KEEPPlug, plug, without
 from longrec.progress import Progress
-from longrec.train.blocks import Block, blocks_of
+from longrec.train.blocks import Block, blocks_of, refuse_looking_back
 from longrec.train.compress_settings import CompressConfig
 from longrec.train.instances import Instances
 from longrec.train.job import Job, read_job
@@ -166,6 +166,7 @@ class _Protocol:
         torch.manual_seed(job.fit.seed)
         self.plugged = models.build(job.model, self.fields)
         assert isinstance(self.plugged, KEEPPlug)
+        refuse_looking_back(self.plugged, "incremental")
         torch.manual_seed(job.fit.seed)
         bare = models.build(job.model["base"], without(self.fields, self.plugged.knowledge))
         self.arms = {"base": _Learner(bare, log, job)}

@@ -20,7 +20,7 @@ from longrec.models import artifact
 from longrec.models import base as models
 from longrec.models.base import Encoder, Model, PastInstances
 from longrec.store.tokens import TokenStore, Version
-from longrec.train.blocks import Block
+from longrec.train.blocks import Block, refuse_looking_back
 from longrec.train.instances import LABEL, Instances
 from longrec.train.job import Job
 from longrec.train.loop import loader_of, update
@@ -53,12 +53,14 @@ class Source:
         """The encoder of a job: trained, or new as its training began.
 
         Raises:
-            RunError: the job's model is no encoder.
+            RunError: the job's model is no encoder, or looks back at a training window.
         """
         model = models.build(job.model, log.fields()) if trained is None else trained
         if not isinstance(model, Encoder):
             found = f"a {type(model).__mro__[1].__name__.lower()}, {job.model['name']}"
             raise RunError(name, found, "an encoder, such as iat", "train a source: model: {name: iat}")
+        if trained is None:
+            refuse_looking_back(model, name)
         return cls(model, log, job, name, trained is not None)
 
     def train(self, rows: NDArray[np.int64], epochs: int) -> None:

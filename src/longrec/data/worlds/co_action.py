@@ -94,8 +94,8 @@ def make(knobs: CoAction, random: np.random.Generator) -> World:
         },
         split={"by": "user", "valid": 0.1, "test": 0.3},
         oracle=column(np.nan, chance),
-        must=({"name": "can"},) if knobs.side == "history" else ({"name": "fm"}, {"name": "pnn"}, {"name": "dcn_v2"}),
-        must_not=({"name": "lr"},) if knobs.side == "field" else _WITHOUT_HISTORY,
+        must=_named("can") if knobs.side == "history" else _named("pnn", "dcn_v2"),
+        must_not=_named(*_BLIND) if knobs.side == "history" else _named("lr", *(["fm"] if knobs.order == 3 else [])),
         fit={"epochs": 6, "batch_size": 128, "lr": 5e-3, "tables_lr": 2e-2, "patience": 0},
     )
 
@@ -107,6 +107,11 @@ def _table(kinds: int, random: np.random.Generator) -> NDArray[np.int64]:
     return np.asarray(signs[(one[:, None] + other) % kinds], np.int64)
 
 
-_WITHOUT_HISTORY = tuple({"name": name} for name in ("lr", "fm", "deepfm", "wide_deep", "dcn", "dcn_v2", "pnn", "fnn"))
+def _named(*names: str) -> tuple[dict[str, str], ...]:
+    return tuple({"name": name} for name in names)
+
+
+_BLIND = ("lr", "fm", "fnn", "pnn", "wide_deep", "deepfm", "dcn", "dcn_v2")
+"""Models that read no history."""
 
 RECIPE = Recipe(STORY, CoAction, make)

@@ -1,0 +1,52 @@
+"""What users did inside the training window: for models that learn something of it before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+
+from longrec.data.gather import gather, history_of
+from longrec.data.log import Log
+from longrec.data.split import PARTS
+from longrec.features.batch import HistoryBatch
+from longrec.features.view import NEVER, filter_delay
+
+_MOST = 1_000_000
+"""Events of a piece, unless one user has more."""
+_ROWS = 8_192
+"""Rows of a piece where each row brings histories of its own."""
+
+
+def training_past(log: Log, most: int = _MOST) -> Iterator[dict[str, HistoryBatch]]:
+    """Every event of the training part once, as histories of its user, oldest first: one row a user, piece by piece.
+
+    The events are those a history lets in, without its limit of length, as they were known when the window ended.
+    Histories of tokens are left out. Where rows bring histories of their own there is one row a training row, and an
+    event is met as often as it is listed.
+    """
+    if log.schema.prejoined:
+        rows = log.rows_of("train")
+        for first in range(0, len(rows), _ROWS):
+            yield dict(gather(log, rows[first : first + _ROWS]).histories)
+        return
+    names = [name for name in log.schema.histories if name not in log.tokens]
+    offsets = log.events.offsets
+    cuts = np.unique(np.searchsorted(offsets, np.arange(0, offsets[-1], most)[1:]))
+    cuts = np.unique(np.concatenate([[0], cuts, [len(offsets) - 1]]))
+    now = np.array([NEVER if log.horizon is None else log.horizon], np.int64)
+    for low, high in pairwise(cuts):
+        start, stop = offsets[low], offsets[high]
+        training = np.asarray(log.parts[start:stop] == PARTS["train"])
+        piece = {}
+        for name in names:
+            own = training
+            if log.schema.histories[name].where:
+                own = own & np.asarray(log.events.columns[f"where.{name}"][start:stop], bool)
+            if log.horizon is not None:
+                own = own & (log.events.times[start:stop] < log.horizon - filter_delay(log.fitted, name))
+            at = start + np.flatnonzero(own)
+            bounds = np.searchsorted(at, offsets[low : high + 1]).astype(np.int64)
+            piece[name] = history_of(log, name, at, bounds, now)
+        yield piece

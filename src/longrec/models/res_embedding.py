@@ -1,0 +1,332 @@
+r"""Res-embedding: Res-embedding for Deep Learning Based Click-Through Rate Prediction Modeling.
+
+Zhou, Wu, Bian, Yang, Zhu, Gai, DLP-KDD 2019. https://arxiv.org/abs/1906.10304
+
+The nearer the vectors of items of one interest lie, the better a ranker of embeddings generalises. So an item's vector
+is a centre, averaged over the items it is clicked together with, and a small residual of its own.
+
+    E = W C + R                                                                     (1)
+    W_ij = Z_ij / sum_k Z_ik                                                        (2, ``average``)
+    W_ij = Z_ij / sqrt(d_i d_j),  d_i = sum_k Z_ik                                  (3, ``gcn``)
+    W_ij ~ Z_ij exp(<c_i, c_j> / sqrt(D))                                           (4, ``attention``)
+    loss = loss of the base + lambda |R|^2                                          (5)
+
+(the numbers are ours). Z_ij counts how often i and j stand within ``window`` events of each other in the past of one
+user; each item keeps its strongest ``neighbours``. The graph is drawn before the first step from the training window
+alone, and is part of the saved model. Without a neighbour (an item that nobody met) the centre is the item's own row.
+
+Departures from the paper
+    - the base is any ranker that has its vectors in ``embeddings``; its table of the item is R;
+    - an item is its own neighbour too, ``self_weight`` times as near as its nearest; the paper's code is not public,
+      and its score in (4) is taken as a scaled inner product;
+    - of R the rows of a batch are penalised, each once;
+    - in evaluation and in an exported program E is one table, made when training stops: a look-up costs what it
+      costs in the base.
+
+Letters: B rows, n items, m distinct items of a batch, S slots (an item and its neighbours), N slots in use, D embedding
+width, H as in the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from longrec.config import Strict
+from longrec.errors import ConfigError
+from longrec.features.batch import Batch, HistoryBatch, Jagged
+from longrec.features.fields import Field as Column
+from longrec.features.fields import Fields
+from longrec.models.base import BaseSection, Model, Ranker, base_of, build, name_of
+from longrec.nn.embedding import RESERVED, Embeddings
+from longrec.nn.segment import Segments
+
+Weighting = Literal["average", "gcn", "attention"]
+_BLOCK = 65_536
+"""Items whose vectors are made at once."""
+
+
+class ResEmbeddingConfig(Strict):
+    """Settings of Res-embedding."""
+
+    base: BaseSection = Field({"name": "din"}, description="The ranker whose item vectors are made.")
+    item: str | None = Field(
+        None, description="The id whose vectors are made; by default the first of the item that a history has too."
+    )
+    weighting: Weighting = Field("average", description="How the neighbours of an item make its centre.")
+    window: int = Field(5, ge=1, description="Events that two items may lie apart to be neighbours.")
+    neighbours: int = Field(10, ge=1, description="Strongest neighbours that are kept of an item.")
+    self_weight: float = Field(
+        1.0, ge=0, description="Weight of an item in its own centre, in times its strongest edge."
+    )
+    penalty: float = Field(1e-2, ge=0, description="Weight lambda of the squared residuals in the loss.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the centres at the start.")
+
+
+class ResEmbedding(Ranker):
+    """A ranker whose items share centres."""
+
+    Config = ResEmbeddingConfig
+    reads_history = True
+    history_optional = True
+    looks_back = True
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"base": {"name": "deepfm"}, "weighting": "gcn", "penalty": 0.0},
+        {"base": {"name": "pooling", "batch_norm": False}, "weighting": "attention", "neighbours": 3},
+    )
+
+    def __init__(self, config: ResEmbeddingConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        self.item = _item(config.item, fields)
+        self.base = base_of(config.base, fields, "model.base")
+        plain = getattr(self.base, "embeddings", None)
+        if not isinstance(plain, Embeddings) or self.item.name not in plain.widths:
+            fault = f"model.base.name: {config.base['name']} holds no vectors of {self.item.name!r} in embeddings"
+            raise ConfigError("config", [fault])
+        self.graph = InterestGraph(self.item, plain.table(self.item.name).shape, config)
+        self.base.embeddings = CentredEmbeddings(plain, self.item, self.graph)
+        self.reads_history, self.order_matters = self.base.reads_history, self.base.order_matters
+        self.user_order, self.targets = self.base.user_order, self.base.targets
+        self.interaction = self.base.interaction
+
+    def home_of(self, other: Model) -> str:
+        """A run of the base brings its item table as the residuals."""
+        return "" if name_of(other) == name_of(self) else "base."
+
+    def look_back(self, past: Iterable[Mapping[str, HistoryBatch]]) -> None:
+        """Draw the graph from what users did inside the training window."""
+        owner = self.item.owner
+        names = [
+            (history, field.name)
+            for history, columns in self.fields.histories.items()
+            for field in columns
+            if field.owner == owner and field.kind == "id"
+        ]
+        pieces = ((piece[history], name) for piece in past for history, name in names if history in piece)
+        walks = ((one.columns[name], one.offsets) for one, name in pieces)
+        ids = ((ids.numpy(), offsets.numpy()) for ids, offsets in walks if isinstance(ids, Tensor))
+        self.graph.draw(*edges(ids, self.item.rows, self.config.window))
+
+    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+        """What the base holds of every row."""
+        return self.base.interact(batch)
+
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+        """The head of the base."""
+        return self.base.head(h_BH)
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """Equation 5."""
+        loss = self.base.loss(batch)
+        if not self.config.penalty:
+            return loss
+        ids_m = torch.unique(self._ids(batch))
+        r_mD = F.embedding(ids_m, self.residuals, sparse=True)
+        return loss + self.config.penalty * r_mD.square().sum()
+
+    def explain(self, batch: Batch) -> dict[str, Tensor]:
+        """What the base tells of its histories."""
+        return self.base.explain(batch)
+
+    def folded(self) -> Ranker:
+        """The base with E in place of its item table: the same scores, without a graph."""
+        made = build(self.config.base, self.fields)
+        assert isinstance(made, Ranker)
+        made.load_state_dict(self.base.state_dict())
+        embeddings = made.get_submodule("embeddings")
+        assert isinstance(embeddings, Embeddings)
+        with torch.no_grad():
+            embeddings.table(self.item.name).copy_(self.vectors())
+        return made.train(self.training)
+
+    def vectors(self) -> Float[Tensor, "n D"]:
+        """E of equation 1, without a gradient."""
+        return self._centred.made()
+
+    @property
+    def residuals(self) -> nn.Parameter:
+        """R: the item table of the base."""
+        return self._centred.table(self.item.name)
+
+    @property
+    def _centred(self) -> CentredEmbeddings:
+        embeddings = self.base.get_submodule("embeddings")
+        assert isinstance(embeddings, CentredEmbeddings)
+        return embeddings
+
+    def _ids(self, batch: Batch) -> Int[Tensor, " N"]:
+        """The items that are looked up in a batch, wherever they stand."""
+        read = self._centred.fields
+        found = [batch.features[f.name] for f in read.features if f.owner == self.item.owner]
+        for history, columns in read.histories.items():
+            found += [batch.histories[history].columns[f.name] for f in columns if f.owner == self.item.owner]
+        return torch.cat([one.values if isinstance(one, Jagged) else one for one in found]).long()
+
+
+class InterestGraph(nn.Module):
+    """The centres: C, and of every item the slots that make its centre.
+
+    Attributes:
+        slots: int32 ``[n, S]``, the item itself first.
+        strength: float32 ``[n, S]``: W of (2) and (3), Z of (4); 0 where a slot is free.
+    """
+
+    slots: Tensor
+    strength: Tensor
+
+    def __init__(self, item: Column, shape: torch.Size, config: ResEmbeddingConfig) -> None:
+        super().__init__()
+        self.config, self.name = config, item.name
+        self.centres = Embeddings(Fields((replace(item, share=""),), {}), width=shape[1], std=config.init_std)
+        slots = torch.arange(shape[0], dtype=torch.int32).unsqueeze(1).repeat(1, 1 + config.neighbours)
+        strength = torch.zeros(shape[0], 1 + config.neighbours)
+        strength[:, 0] = 1
+        self.register_buffer("slots", slots)
+        self.register_buffer("strength", strength)
+
+    def draw(self, one: NDArray[np.int64], other: NDArray[np.int64], count: NDArray[np.int64]) -> None:
+        """Take a graph, each edge in both directions: of every item its strongest neighbours."""
+        n, most = self.slots.shape[0], self.config.neighbours
+        order = np.lexsort((other, -count, one))
+        one, other, count = one[order], other[order], count[order]
+        place = np.arange(len(one)) - np.searchsorted(one, one)
+        kept = place < most
+        one, other, count, place = one[kept], other[kept], count[kept], place[kept]
+        slots = np.repeat(np.arange(n, dtype=np.int32)[:, None], 1 + most, 1)
+        z = np.zeros((n, 1 + most), np.float64)
+        slots[one, 1 + place], z[one, 1 + place] = other, count
+        alone = z[:, 1] == 0
+        z[:, 0] = np.where(alone, 1, self.config.self_weight * z[:, 1])
+        degree = z.sum(1)
+        if self.config.weighting == "average":
+            z /= degree[:, None]
+        elif self.config.weighting == "gcn":
+            z /= np.sqrt(degree[:, None] * degree[slots])
+        self.slots.copy_(torch.from_numpy(slots))
+        self.strength.copy_(torch.from_numpy(z.astype(np.float32)))
+
+    def forward(self, ids_m: Int[Tensor, " m"]) -> Float[Tensor, "m D"]:
+        """The centres of some items; only slots in use are read."""
+        table = self.centres.table(self.name)
+        z_mS = self.strength.index_select(0, ids_m)
+        used = z_mS > 0
+        lengths = used.sum(1)
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        ids_N, w_N = self.slots.index_select(0, ids_m)[used].long(), z_mS[used]
+        c_ND = F.embedding(ids_N, table, sparse=True)
+        segments = Segments(offsets, len(ids_m), len(ids_N))
+        if self.config.weighting == "attention":
+            own_mD = F.embedding(ids_m, table, sparse=True)
+            w_N = segments.softmax(segments.mul(own_mD, c_ND).sum(1) * table.shape[1] ** -0.5 + w_N.log())
+        return segments.weighted_sum(w_N, c_ND)
+
+
+class CentredEmbeddings(Embeddings):
+    """The embeddings of a base, those of the item made of a centre and a residual.
+
+    In evaluation, and whenever a program is traced, the vectors come from one table, made when training stopped, and
+    made again when anything it was made of has changed.
+    """
+
+    table_of_all: Tensor
+
+    def __init__(self, plain: Embeddings, item: Column, graph: InterestGraph) -> None:
+        nn.Module.__init__(self)
+        self.fields, self.widths, self._sharing = plain.fields, plain.widths, plain._sharing
+        for name, parameter in plain.named_parameters():
+            self.register_parameter(name, parameter)
+        self.item = item
+        self._graph = [graph]  # a part of the model, not of its base
+        self._made_of: tuple[int, ...] = ()
+        self.register_buffer("table_of_all", torch.zeros(0), persistent=False)
+
+    def train(self, mode: bool = True) -> CentredEmbeddings:
+        """Switch between training and evaluation."""
+        super().train(mode)
+        if mode:
+            self.table_of_all, self._made_of = self.table_of_all.new_zeros(0), ()
+        else:
+            self.made()
+        return self
+
+    @torch.no_grad()
+    def made(self) -> Float[Tensor, "n D"]:
+        """E of equation 1 as one table."""
+        graph, residuals = self._graph[0], self.table(self.item.name)
+        parts = (graph.centres.table(graph.name), residuals, graph.slots, graph.strength)
+        versions = tuple(part._version for part in parts)
+        if versions != self._made_of:
+            blocks = torch.arange(len(residuals), device=residuals.device).split(_BLOCK)  # type: ignore[no-untyped-call]
+            self.table_of_all = residuals + torch.cat([graph(block) for block in blocks])
+            self._made_of = versions
+        return self.table_of_all
+
+    def _vectors(self, field: Column, uses: list[Tensor | Jagged]) -> list[Tensor]:
+        if field.owner != self.item.owner:
+            return super()._vectors(field, uses)
+        flat = [use.values if isinstance(use, Jagged) else use for use in uses]
+        if torch.compiler.is_compiling():
+            return [F.embedding(values, self.table_of_all) for values in flat]
+        ids = torch.cat(flat).long()
+        if not self.training and not torch.is_grad_enabled():
+            e = F.embedding(ids, self.made())
+        else:
+            ids_m, place = torch.unique(ids, return_inverse=True)
+            residuals = F.embedding(ids_m, self.table(field.name), sparse=True)
+            e = (residuals + self._graph[0](ids_m)).index_select(0, place)
+        return list(torch.split(e, [len(values) for values in flat]))
+
+
+def edges(
+    walks: Iterable[tuple[NDArray[Any], NDArray[np.int64]]], n: int, window: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Which items stood near each other: two ends and a count of every edge, each edge in both directions.
+
+    Args:
+        walks: ids ``[N]`` of events, oldest first, and offsets of the rows they belong to; ids that stand for no item
+            (missing, unseen) join nothing.
+        n: height of the table.
+        window: how far apart two events may lie.
+    """
+    codes, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    for given, offsets in walks:
+        ids, row = given.astype(np.int64), np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        found = []
+        for apart in range(1, window + 1):
+            one, other = ids[:-apart], ids[apart:]
+            near = (row[:-apart] == row[apart:]) & (one != other) & (one >= RESERVED) & (other >= RESERVED)
+            found += [one[near] * n + other[near], other[near] * n + one[near]]
+        fresh, times = np.unique(np.concatenate(found), return_counts=True)
+        codes, place = np.unique(np.concatenate([codes, fresh]), return_inverse=True)
+        counts = np.bincount(place, np.concatenate([counts, times]), len(codes)).astype(np.int64)
+    return codes // n, codes % n, counts
+
+
+def _item(name: str | None, fields: Fields) -> Column:
+    """The field whose vectors are made.
+
+    Raises:
+        ConfigError: no such field, or none that could be meant.
+    """
+    known = [field for field in fields.tables() if field.kind == "id"]
+    if name is not None:
+        for field in known:
+            if field.name == name:
+                return field
+        told = ", ".join(field.name for field in known)
+        raise ConfigError("schema", [f"model.item: {name!r} is no id of the schema; known: {told}"])
+    paired = [field for history in fields.histories for field in fields.pairs(history)]
+    items = [*paired, *(field for field in fields.features if field.table == "item")]
+    for field in items:
+        if field.kind == "id":
+            return field
+    raise ConfigError("schema", ["features: res_embedding needs an id of the item"])

@@ -1,0 +1,344 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from conformance import (
+    Case,
+    check_every_parameter_gets_a_gradient,
+    check_exported_program_agrees,
+    check_many_rows_score_as_few,
+    check_only_touched_rows_move,
+    check_rows_do_not_see_each_other,
+    check_saved_and_loaded,
+    check_shared_batch_scores_as_ragged,
+)
+from sample_batches import FEW, FIELDS, GAP, ITEM, offsets, ragged
+from torch import Tensor
+from world_runs import aucs_of, run_in
+
+from longrec.data.log import Log
+from longrec.data.training_past import training_past
+from longrec.data.worlds import World, world
+from longrec.data.worlds import parts as parts_of
+from longrec.errors import ConfigError, RunError
+from longrec.features.batch import HistoryBatch
+from longrec.features.fields import Field, Fields
+from longrec.models.base import Model, build
+from longrec.models.res_embedding import InterestGraph, ResEmbedding, edges
+from longrec.train.blocks import refuse_looking_back
+from longrec.train.start import inherit
+
+WEIGHTINGS = ["average", "gcn", "attention"]
+POOLING: dict[str, Any] = {"base": {"name": "pooling"}}
+
+
+def past(*walks: list[int], name: str = "seen") -> dict[str, HistoryBatch]:
+    """Users who met these items."""
+    ids = torch.tensor([item for walk in walks for item in walk], dtype=torch.int32)
+    return {name: HistoryBatch({"item": ids}, offsets([len(walk) for walk in walks]))}
+
+
+def random_past(seed: int = 0) -> dict[str, HistoryBatch]:
+    random = np.random.default_rng(seed)
+    return past(*(random.integers(0, 60, random.integers(0, 12)).tolist() for _ in range(30)))
+
+
+class Drawn(Case):
+    """A case whose model has a graph."""
+
+    def build(self, seed: int = 0, fields: Fields = FIELDS) -> Model:
+        model = super().build(seed, fields)
+        model.look_back([random_past()])
+        return model
+
+
+def res(settings: dict[str, Any], fields: Fields = FEW) -> ResEmbedding:
+    model = Drawn("res_embedding", settings).lively(fields)
+    assert isinstance(model, ResEmbedding)
+    return model
+
+
+def dense(model: ResEmbedding, z_nn: Tensor) -> Tensor:
+    """W of equations 2 to 4 as a whole matrix, from Z."""
+    if model.config.weighting == "average":
+        return z_nn / z_nn.sum(1, keepdim=True)
+    if model.config.weighting == "gcn":
+        d = z_nn.sum(1)
+        return z_nn / (d.unsqueeze(1) * d).sqrt()
+    c = model.graph.centres.table("item")
+    w = z_nn * (c @ c.t() / c.shape[1] ** 0.5).exp()
+    return w / w.sum(1, keepdim=True)
+
+
+def strengths(model: ResEmbedding, pasts: list[dict[str, HistoryBatch]]) -> Tensor:
+    """Z ``[n, n]`` by loops over all pairs of events, pruned, with the items themselves."""
+    n, config = model.item.rows, model.config
+    z = torch.zeros(n, n)
+    for piece in pasts:
+        ids, bounds = piece["seen"].columns["item"].tolist(), piece["seen"].offsets.tolist()  # type: ignore[union-attr]
+        for start, stop in zip(bounds, bounds[1:]):
+            for one in range(start, stop):
+                for other in range(one + 1, min(one + 1 + config.window, stop)):
+                    if ids[one] != ids[other] and min(ids[one], ids[other]) > 1:
+                        z[ids[one], ids[other]] += 1
+                        z[ids[other], ids[one]] += 1
+    for row in z:
+        kept = sorted(range(n), key=lambda item: (-row[item].item(), item))[: config.neighbours]
+        row[[item for item in range(n) if item not in kept]] = 0
+    strongest = z.max(1).values
+    return z + torch.diag(torch.where(strongest == 0, torch.ones(n), config.self_weight * strongest))
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("settings", [{}, {"window": 2, "neighbours": 3, "self_weight": 0.5}], ids=str)
+def test_equations_1_to_4_by_whole_matrices(weighting: str, settings: dict[str, Any]) -> None:
+    model = res({**POOLING, "weighting": weighting, **settings})
+    pieces = [random_past(1), random_past(2)]
+    model.look_back(pieces)
+    expected = dense(model, strengths(model, pieces)) @ model.graph.centres.table("item") + model.residuals
+    torch.testing.assert_close(model.vectors(), expected, rtol=1e-4, atol=1e-5)
+    batch = ragged(9, fields=FEW)
+    found = model.base.embeddings(batch)  # with a gradient: centres of the items of the batch
+    torch.testing.assert_close(found.features["item"], expected[batch.features["item"].long()], rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
+    ids = batch.histories["seen"].columns["item"]
+    torch.testing.assert_close(found.histories["seen"]["item"], expected[ids.long()], rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
+
+
+def test_an_edge_is_two_items_near_each_other_in_one_past() -> None:
+    walks = past([5, 6, 7, 5, 9], [], [9, 1, 8], [6, 5])
+    given = [(walks["seen"].columns["item"].numpy(), walks["seen"].offsets.numpy())]  # type: ignore[union-attr]
+    one, other, count = edges(given, 20, 1)
+    assert list(zip(one.tolist(), other.tolist(), count.tolist())) == [
+        *((5, 6, 2), (5, 7, 1), (5, 9, 1), (6, 5, 2), (6, 7, 1), (7, 5, 1), (7, 6, 1), (9, 5, 1)),
+    ]
+    wider = {(a, b): c for a, b, c in zip(*(part.tolist() for part in edges(given, 20, 2)))}
+    assert wider[8, 9] == wider[9, 8] == 1  # past an item that is unknown, which joins nothing
+    assert wider[5, 7] == 2
+    assert not any(1 in pair for pair in wider)
+    assert [len(part) for part in edges([], 20, 3)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_a_without_residuals_items_of_one_neighbourhood_are_one(weighting: str) -> None:
+    model = res({**POOLING, "weighting": weighting, "self_weight": 0})
+    model.look_back([past([10, 20], [11, 20], [10, 30], [11, 30])])
+    with torch.no_grad():
+        model.residuals.zero_()
+    e = model.vectors()
+    if weighting == "attention":  # the score asks by the item's own centre
+        with torch.no_grad():
+            c = model.graph.centres.table("item")
+            c[11] = c[10]
+        e = model.vectors()
+    torch.testing.assert_close(e[10], e[11])
+    assert not torch.allclose(e[10], e[20])
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_b_without_edges_and_residuals_it_is_a_plain_embedding(weighting: str) -> None:
+    model = Case("res_embedding", {**POOLING, "weighting": weighting}).lively(FEW)
+    assert isinstance(model, ResEmbedding)
+    with torch.no_grad():
+        model.residuals.zero_()
+    c = model.graph.centres.table("item")
+    torch.testing.assert_close(model.vectors(), c, rtol=0, atol=1e-6)
+    plain = build(POOLING["base"], FEW).eval()
+    plain.load_state_dict({**model.base.state_dict(), "embeddings.table_item": c.detach()})
+    batch = ragged(9, fields=FEW)
+    torch.testing.assert_close(model(batch), plain(batch), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_c_the_table_of_evaluation_equals_the_vectors_made_on_the_fly(weighting: str) -> None:
+    model, batch = res({"weighting": weighting}), ragged(40, fields=FEW)
+    made = model(batch)  # with a gradient: on the fly
+    with torch.no_grad():
+        torch.testing.assert_close(model(batch), made, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.folded()(batch), made, rtol=1e-4, atol=1e-5)
+        model.graph.centres.table("item").add_(0.5)  # a table that is no longer true is made again
+        again = model(batch)
+    assert (again - made).abs().max() > 1e-3
+    torch.testing.assert_close(again, model(batch), rtol=1e-4, atol=1e-5)
+    assert not any("table_of_all" in name for name in model.state_dict())
+    assert model.train().base.embeddings.table_of_all.numel() == 0
+
+
+@pytest.mark.parametrize("settings", [{}, *ResEmbedding.variants], ids=str)
+@pytest.mark.parametrize(
+    "check",
+    [
+        check_rows_do_not_see_each_other,
+        check_many_rows_score_as_few,
+        check_shared_batch_scores_as_ragged,
+        check_every_parameter_gets_a_gradient,
+        check_only_touched_rows_move,
+        check_saved_and_loaded,
+    ],
+)
+def test_with_a_graph_too_it_keeps_the_house_rules(check: Callable[[Case], None], settings: dict[str, Any]) -> None:
+    check(Drawn("res_embedding", settings))
+
+
+def test_a_program_with_a_graph_agrees() -> None:
+    check_exported_program_agrees(Drawn("res_embedding", {**POOLING, "weighting": "attention"}))
+
+
+def test_equation_5_asks_each_item_of_the_batch_once() -> None:
+    model, batch = res({**POOLING, "penalty": 0.5}), ragged(9, fields=FEW)
+    met = {*batch.features["item"].tolist(), *batch.histories["seen"].columns["item"].tolist()}  # type: ignore[union-attr]
+    extra = 0.5 * model.residuals[sorted(met)].square().sum()
+    torch.testing.assert_close(model.loss(batch), model.base.loss(batch) + extra, rtol=1e-4, atol=1e-4)
+    model.loss(batch).backward()
+    for table, rows in ((model.residuals, met), (model.graph.centres.table("item"), neighbourhood(model, met))):
+        assert table.grad is not None
+        assert set(table.grad.coalesce().indices()[0].tolist()) == rows
+
+
+def neighbourhood(model: ResEmbedding, met: set[int]) -> set[int]:
+    ids = torch.tensor(sorted(met))
+    return set(model.graph.slots[ids][model.graph.strength[ids] > 0].tolist())
+
+
+def test_a_graph_starts_empty_and_is_a_part_of_the_state() -> None:
+    model, other = res({}), Case("res_embedding").build(fields=FEW)
+    assert isinstance(other, ResEmbedding)
+    assert (other.graph.strength[:, 1:] == 0).all()
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.graph.slots, model.graph.slots)
+    assert (other.graph.strength[2:, 1:] > 0).any()
+    assert (other.graph.strength[:2, 1:] == 0).all()  # missing and unseen items have no neighbours
+
+
+# ---- what the graph is drawn from ----------------------------------------------------------------------------------
+
+
+def log_of(folder: Path, made: World) -> Log:
+    from longrec.data import worlds
+    from longrec.data.prepare import prepare
+    from longrec.train.job import read_job
+
+    job = made.job(worlds.write(made, folder), {"name": "pooling"})
+    job["data"] |= {"folder": str(folder / "prepared"), "threads": 1}
+    read = read_job(job)
+    return Log.open(prepare(read.data, read.schema), read.schema)
+
+
+@pytest.mark.parametrize(
+    "split", [{"by": "time", "valid": 0.1, "test": 0.2}, {"by": "user", "valid": 0.1, "test": 0.3}]
+)
+def test_d_nothing_of_the_test_part_is_in_the_graph(split: dict[str, Any], tmp_path: Path) -> None:
+    """The same graph whatever is clicked after the window, and no edge at an item that the window has not."""
+    made = replace(hidden_categories(40), split=split)
+    items = made.log["item"].to_numpy()
+    training = parts_of(made) == 0
+    known = np.unique(items[training])[:100]
+    vocab = [*np.unique(items).tolist(), 998, 999]
+    kept = np.where(training & ~np.isin(items, known), known[items % 100], items)
+    graphs = []
+    for name, later in (("one", kept), ("other", np.where(training, kept, 998 + items % 2))):
+        log = made.log.set_column(made.log.column_names.index("item"), "item", pa.array(later))
+        schema = {**made.schema, "features": {"item": {"kind": "id", "vocab": vocab}}}
+        opened = log_of(tmp_path / name, replace(made, log=log, schema=schema, items=None))
+        model = build({"name": "res_embedding"}, opened.fields())
+        assert isinstance(model, ResEmbedding)
+        model.look_back(training_past(opened))
+        graphs.append(model.graph)
+    assert torch.equal(graphs[0].slots, graphs[1].slots)
+    assert torch.equal(graphs[0].strength, graphs[1].strength)
+    strangers = torch.tensor([place for place, item in enumerate(vocab, 2) if item not in known])
+    edged = graphs[0].strength[:, 1:] > 0
+    assert len(strangers) > 100
+    assert not edged[strangers].any()
+    assert not torch.isin(graphs[0].slots[:, 1:][edged], strangers).any()
+    assert edged.sum() > 500
+
+
+def hidden_categories(users: int) -> World:
+    """The world one_interest where nobody tells the category of an item: only what is clicked together does."""
+    made = world("one_interest", users=users)
+    clicks = {"of": ["item"], "where": {"action": "click"}, "last": 20}
+    return replace(made, schema={**made.schema, "features": {"item": {"kind": "id"}}, "histories": {"clicks": clicks}})
+
+
+def test_items_of_one_interest_are_known_by_what_they_are_clicked_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = hidden_categories(400)
+    wide = {"window": 12, "neighbours": 30, "self_weight": 0.1, "penalty": 1.0}
+    run = run_in(made, {"name": "res_embedding", **POOLING, **wide}, tmp_path, "res")
+    found, oracle = aucs_of(made, run)
+    assert found >= made.bar(oracle)
+    model = run.model()
+    assert isinstance(model, ResEmbedding)
+    assert (model.graph.strength[2:, 1:] > 0).float().mean() > 0.9
+    plain, _ = aucs_of(made, run_in(made, POOLING["base"], tmp_path, "plain"))
+    assert plain < found - 0.08
+    monkeypatch.setattr(InterestGraph, "draw", lambda *edges: None)
+    without, _ = aucs_of(made, run_in(made, {"name": "res_embedding", **POOLING, **wide}, tmp_path, "without"))
+    assert without < found - 0.08
+
+
+# ---- composition, and what does not go -----------------------------------------------------------------------------
+
+
+def test_it_starts_from_a_run_of_its_base_and_stands_under_others() -> None:
+    model, base = res(POOLING), Case("pooling").lively(FEW)
+    inherit(model, base, "fit.start_from")
+    assert torch.equal(model.residuals, base.embeddings.table("item"))
+    over = build({"name": "can", "base": {"name": "res_embedding"}}, FEW)
+    assert [type(part) for part in over.modules() if isinstance(part, Model) and part.looks_back] == [ResEmbedding]
+    assert res({}).explain(ragged(5, fields=FEW)).keys() == {"seen"}
+
+
+def test_the_item_is_found_or_named() -> None:
+    shop = Field("shop", "id", 9, table="item")
+    fields = Fields((Field("user", "id", 9, table="user"), shop, ITEM), {"seen": (GAP, ITEM)})
+    assert build({"name": "res_embedding"}, fields).item is ITEM
+    assert build({"name": "res_embedding", "item": "shop"}, fields).item is shop
+    assert build({"name": "res_embedding", "base": {"name": "fm"}}, Fields((shop, ITEM), {})).item is shop
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"item": "itm"}, r"model.item: 'itm' is no id of the schema; known: user, item, rating"),
+        ({"item": "rating", "base": {"name": "deepfm"}}, "model.base.name: deepfm holds no vectors of 'rating'"),
+        ({"base": {"name": "can"}}, "model.base.name: can holds no vectors of 'item'"),
+    ],
+)
+def test_what_does_not_go_is_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        build({"name": "res_embedding", **settings}, FEW)
+    with pytest.raises(ConfigError, match="res_embedding needs an id of the item"):
+        build({"name": "res_embedding"}, Fields((Field("user", "id", 9, table="user"),), {}))
+
+
+def test_pieces_are_read_one_after_the_other() -> None:
+    model, read = res(POOLING), 0
+
+    def pieces() -> Iterator[dict[str, HistoryBatch]]:
+        nonlocal read
+        for seed in range(3):
+            read += 1
+            yield random_past(seed)
+
+    model.look_back(pieces())
+    assert read == 3
+    whole = model.graph.strength.clone()
+    model.look_back([random_past(2), random_past(0), random_past(1)])
+    assert torch.equal(model.graph.strength, whole)
+
+
+def test_writing_forward_in_time_is_refused_whoever_holds_it() -> None:
+    """There is no training window yet from which a graph could be drawn."""
+    held = build({"name": "can", "base": {"name": "res_embedding"}}, FEW)
+    with pytest.raises(RunError, match="res_embedding, which learns from"):
+        refuse_looking_back(held, "compress")
+    refuse_looking_back(build({"name": "din"}, FEW), "compress")
