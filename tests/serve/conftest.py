@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(1, str(Path(__file__).parents[1] / "store"))
 
-import redis_server  # noqa: E402
 import shop  # noqa: E402
 
 from longrec.serve.server import running  # noqa: E402
@@ -40,15 +38,3 @@ def service(full: shop.Shop) -> Service:
 def url(full: shop.Shop) -> Iterator[str]:
     with running(full.bundle) as address:
         yield address
-
-
-@pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
-    """``redis://host:port/0`` of a real server."""
-    serving = redis_server.serving()
-    try:
-        url = serving.__enter__()
-    except redis_server.NoServer as reason:
-        pytest.skip(str(reason))
-    yield url
-    serving.__exit__(None, None, None)

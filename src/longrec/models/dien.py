@@ -121,15 +121,14 @@ class DIEN(Ranker):
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Cross entropy of the label, and of what came next in the histories."""
         embedded = self.embeddings(batch)
-        h_BH, states = self._interact(batch, embedded)
+        h_BH, walked = self._interact(batch, embedded)
         loss = cross_entropy(self.head(h_BH), batch)
         if not self.config.aux_weight:
             return loss
         extra = loss.new_zeros(())
-        for history, h_NH in states.items():
-            segments, e_NK = self._events(batch, embedded, history)
+        for history, (h_NH, e_NK, segments) in walked.items():
             extra = extra + cast(_Path, self.paths[f"path_{history}"]).auxiliary(h_NH, e_NK, segments)
-        return loss + self.config.aux_weight * extra / len(states)
+        return loss + self.config.aux_weight * extra / len(walked)
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """The attention on every position of every history: ragged ``[N]``, shared ``[B, T]``."""
@@ -141,17 +140,19 @@ class DIEN(Ranker):
             weights[history] = w_N.reshape(batch.size, -1) if segments.shared else w_N
         return weights
 
-    def _interact(self, batch: Batch, embedded: Embedded) -> tuple[Tensor, dict[str, Tensor]]:
-        parts, states = list(embedded.features.values()), {}
+    def _interact(self, batch: Batch, embedded: Embedded) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor, Segments]]]:
+        """The last hidden layer; and of each history its interests, its events and its segments."""
+        parts, walked = list(embedded.features.values()), {}
         for history in self.fields.histories:
             segments, e_UK = self._events(batch, embedded, history)
             q_BQ = self._asked(embedded, history)
-            last_BH, states[history] = cast(_Path, self.paths[f"path_{history}"])(q_BQ, e_UK, segments)
+            last_BH, h_UH = cast(_Path, self.paths[f"path_{history}"])(q_BQ, e_UK, segments)
+            walked[history] = h_UH, e_UK, segments
             sum_BK = segments.pool(e_UK, "sum")
             parts += [sum_BK, last_BH]
             if self.queries[history]:
                 parts.append(q_BQ * sum_BK[:, : q_BQ.shape[1]])
-        return self.top.hidden(torch.cat(parts, 1)), states
+        return self.top.hidden(torch.cat(parts, 1)), walked
 
     def _events(self, batch: Batch, embedded: Embedded, history: str) -> tuple[Segments, Tensor]:
         """Segments of a history, and its events: the columns they share with the candidate first."""
