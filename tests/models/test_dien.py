@@ -164,7 +164,7 @@ def test_d_the_auxiliary_loss_reaches_the_next_step_and_no_later_one(monkeypatch
 def test_loss_is_of_the_label_and_of_what_came_next() -> None:
     model, batch = dien({"hidden": 6, "aux_weight": 0.5}), ragged(9, fields=FEW)
     embedded = model.embeddings(batch)
-    segments, e = model._events(batch, embedded, "seen")
+    e, segments = model.queries.events(batch, embedded, "seen")
     path = path_of(model)
     torch.manual_seed(5)
     extra = path.auxiliary(path.interest.states(e, segments), e, segments)

@@ -43,7 +43,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from longrec.config import Strict
-from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.base import Ranker, cross_entropy
@@ -52,7 +51,7 @@ from longrec.nn.attention import TargetAttention
 from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
-from longrec.nn.queries import attention_columns
+from longrec.nn.queries import Queries
 from longrec.nn.recurrent import GRU, Update
 from longrec.nn.segment import Segments
 
@@ -92,19 +91,14 @@ class DIEN(Ranker):
     def __init__(self, config: DIENConfig, fields: Fields) -> None:
         super().__init__(config, fields)
         self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
-        if not fields.histories:
-            raise ConfigError("schema", ["histories: dien reads a history, and the schema has none"])
-        self.queries, self.keys = attention_columns(fields, fields.histories, "dien")
-        self.candidate = [field.name for field in fields.features if field.table == "item"]
         width = self.embeddings.widths
+        self.queries = Queries(fields, width, "dien", project=False)
         self.paths = nn.ModuleDict()
         top = sum(width[field.name] for field in fields.features)
         for history in fields.histories:
-            q = sum(width[name] for name in self.queries[history])
-            k = sum(width[name] for name in self.keys[history])
-            asked = q or sum(width[name] for name in self.candidate)
-            self.paths[f"path_{history}"] = _Path(asked, k, config)
-            top += k + q + config.hidden
+            key = self.queries.key[history]
+            self.paths[f"path_{history}"] = _Path(self.queries.query[history], key, config)
+            top += key + self.queries.common[history] + config.hidden
         self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
         self.interaction = self.top.width
 
@@ -134,9 +128,9 @@ class DIEN(Ranker):
         """The attention on every position of every history: ragged ``[N]``, shared ``[B, T]``."""
         embedded, weights = self.embeddings(batch), {}
         for history in self.fields.histories:
-            segments, e_UK = self._events(batch, embedded, history)
+            q_BQ, e_UK, segments = self.queries(batch, embedded, history)
             path = cast(_Path, self.paths[f"path_{history}"])
-            w_N = path.attend(self._asked(embedded, history), path.interest.states(e_UK, segments), segments)
+            w_N = path.attend(q_BQ, path.interest.states(e_UK, segments), segments)
             weights[history] = w_N.reshape(batch.size, -1) if segments.shared else w_N
         return weights
 
@@ -144,23 +138,14 @@ class DIEN(Ranker):
         """The last hidden layer; and of each history its interests, its events and its segments."""
         parts, walked = list(embedded.features.values()), {}
         for history in self.fields.histories:
-            segments, e_UK = self._events(batch, embedded, history)
-            q_BQ = self._asked(embedded, history)
+            q_BQ, e_UK, segments = self.queries(batch, embedded, history)
             last_BH, h_UH = cast(_Path, self.paths[f"path_{history}"])(q_BQ, e_UK, segments)
             walked[history] = h_UH, e_UK, segments
             sum_BK = segments.pool(e_UK, "sum")
             parts += [sum_BK, last_BH]
-            if self.queries[history]:
+            if self.queries.common[history]:
                 parts.append(q_BQ * sum_BK[:, : q_BQ.shape[1]])
         return self.top.hidden(torch.cat(parts, 1)), walked
-
-    def _events(self, batch: Batch, embedded: Embedded, history: str) -> tuple[Segments, Tensor]:
-        """Segments of a history, and its events: the columns they share with the candidate first."""
-        e_UK = torch.cat([embedded.histories[history][name] for name in self.keys[history]], 1)
-        return Segments.of(batch.histories[history], batch.size), e_UK
-
-    def _asked(self, embedded: Embedded, history: str) -> Tensor:
-        return torch.cat([embedded.features[name] for name in self.queries[history] or self.candidate], 1)
 
 
 class _Path(nn.Module):

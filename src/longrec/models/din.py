@@ -40,17 +40,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from longrec.config import Strict
-from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.base import Ranker
 from longrec.nn.activation import Name
 from longrec.nn.attention import TargetAttention
-from longrec.nn.embedding import Embedded, Embeddings
-from longrec.nn.linear import Linear
+from longrec.nn.embedding import Embeddings
 from longrec.nn.mlp import MLP
-from longrec.nn.queries import attention_columns
-from longrec.nn.segment import Segments
+from longrec.nn.queries import Queries
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -84,19 +81,12 @@ class DIN(Ranker):
     def __init__(self, config: DINConfig, fields: Fields) -> None:
         super().__init__(config, fields)
         self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
-        if not fields.histories:
-            raise ConfigError("schema", ["histories: din reads a history, and the schema has none"])
-        self.queries, self.keys = attention_columns(fields, fields.histories, "din")
-        self.candidate = [field.name for field in fields.features if field.table == "item"]
         width = self.embeddings.widths
-        self.units, self.projections = nn.ModuleList(), nn.ModuleDict()
+        self.queries = Queries(fields, width, "din")
+        self.units = nn.ModuleList()
         top = sum(width[field.name] for field in fields.features)
         for history in fields.histories:
-            q = sum(width[name] for name in self.queries[history])
-            k = sum(width[name] for name in self.keys[history])
-            if not self.queries[history]:
-                q = k
-                self.projections[f"query_{history}"] = Linear(sum(width[name] for name in self.candidate), k)
+            q, k = self.queries.query[history], self.queries.key[history]
             self.units.append(TargetAttention(q, k, config.attention, config.activation, config.softmax))
             top += k + (q if config.product else 0)
         self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
@@ -107,7 +97,7 @@ class DIN(Ranker):
         embedded = self.embeddings(batch)
         parts = list(embedded.features.values())
         for history, unit in zip(self.fields.histories, self.units):
-            q_BQ, k_UK, segments = self._read(batch, embedded, history)
+            q_BQ, k_UK, segments = self.queries(batch, embedded, history)
             u_BK = unit(q_BQ, k_UK, segments)
             parts.append(u_BK)
             if self.config.product:
@@ -125,15 +115,7 @@ class DIN(Ranker):
         embedded = self.embeddings(batch)
         weights = {}
         for history, unit in zip(self.fields.histories, self.units):
-            q_BQ, k_UK, segments = self._read(batch, embedded, history)
+            q_BQ, k_UK, segments = self.queries(batch, embedded, history)
             w_N = cast(TargetAttention, unit).weights(q_BQ, k_UK, segments)
             weights[history] = w_N.reshape(batch.size, -1) if segments.shared else w_N
         return weights
-
-    def _read(self, batch: Batch, embedded: Embedded, history: str) -> tuple[Tensor, Tensor, Segments]:
-        """Query, keys (the columns they share with the query first) and segments of one history."""
-        q_BQ = torch.cat([embedded.features[name] for name in self.queries[history] or self.candidate], 1)
-        if not self.queries[history]:
-            q_BQ = self.projections[f"query_{history}"](q_BQ)
-        k_UK = torch.cat([embedded.histories[history][name] for name in self.keys[history]], 1)
-        return q_BQ, k_UK, Segments.of(batch.histories[history], batch.size)

@@ -1,15 +1,75 @@
-"""What target attention asks a history with, and what answers: names of columns.
+"""What target attention asks a history with, and what answers.
 
 The query of a history is made of the columns that the candidate has too; the keys are all columns of its events, those
-of the query first. A history of instance tokens may share no column with the candidate.
+of the query first. A history of instance tokens may share no column with the candidate: all fields of the candidate,
+or a learnt projection of them as wide as the keys, then ask it.
+
+Letters: B rows, U what a history brings (see ``Segments``), Q width of the query, K width of an event.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
 
 from longrec.errors import ConfigError
+from longrec.features.batch import Batch
 from longrec.features.fields import Fields
+from longrec.nn.embedding import Embedded
+from longrec.nn.linear import Linear
+from longrec.nn.segment import Segments
+
+
+class Queries(nn.Module):
+    """Query, keys and segments of every history.
+
+    Args:
+        widths: width of every field, as ``Embeddings`` has them.
+        model: name of the model that asks, for a message.
+        project: ask a history that shares no column by a projection of the candidate's fields, else by the fields.
+
+    Attributes:
+        query, key: Q and K of each history.
+        common: how many of the Q columns are the same in query and keys: all, or none.
+
+    Raises:
+        ConfigError: no history at all, or some that nothing can ask (see ``attention_columns``).
+    """
+
+    def __init__(self, fields: Fields, widths: Mapping[str, int], model: str, project: bool = True) -> None:
+        super().__init__()
+        if not fields.histories:
+            raise ConfigError("schema", [f"histories: {model} reads a history, and the schema has none"])
+        self.asking, self.keys = attention_columns(fields, fields.histories, model)
+        self.common = {name: sum(widths[column] for column in columns) for name, columns in self.asking.items()}
+        self.key = {name: sum(widths[column] for column in columns) for name, columns in self.keys.items()}
+        self.query, self.projections = dict(self.common), nn.ModuleDict()
+        candidate = [field.name for field in fields.features if field.table == "item"]
+        for name, columns in self.asking.items():
+            if columns:
+                continue
+            self.asking[name] = candidate
+            self.query[name] = sum(widths[column] for column in candidate)
+            if project:
+                self.projections[f"query_{name}"] = Linear(self.query[name], self.key[name])
+                self.query[name] = self.key[name]
+
+    def ask(self, embedded: Embedded, history: str) -> Tensor:
+        """``[B, Q]``: the candidate as the history is asked by it."""
+        q_BQ = torch.cat([embedded.features[name] for name in self.asking[history]], 1)
+        place = f"query_{history}"
+        return self.projections[place](q_BQ) if place in self.projections else q_BQ
+
+    def events(self, batch: Batch, embedded: Embedded, history: str) -> tuple[Tensor, Segments]:
+        """Keys ``[U, K]``, what they have in common with the query first, and segments of one history."""
+        k_UK = torch.cat([embedded.histories[history][name] for name in self.keys[history]], 1)
+        return k_UK, Segments.of(batch.histories[history], batch.size)
+
+    def forward(self, batch: Batch, embedded: Embedded, history: str) -> tuple[Tensor, Tensor, Segments]:
+        """Query ``[B, Q]``, keys ``[U, K]`` and segments of one history."""
+        return self.ask(embedded, history), *self.events(batch, embedded, history)
 
 
 def attention_columns(
