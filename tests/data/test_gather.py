@@ -136,7 +136,12 @@ def schema_of(case: dict[str, Any]) -> dict[str, Any]:
                 "of": ["item", "kind", "tags", "page", "click", "dwell", "fix", "time_gap"],
                 "last": case["last"],
             },
-            "clicks": {"of": ["item", "click", "time_gap"], "where": {"click": 1}, "last": case["last"]},
+            "clicks": {
+                "of": ["item", "click", "time_gap", "since_previous", "sessions_back"],
+                "where": {"click": 1},
+                "last": case["last"],
+                "session_gap": "2s",
+            },
             "found": {"of": ["page", "tags"], "where": {"page": ["find"], "dwell": {"at_least": 1}}},
         },
     }
@@ -224,6 +229,14 @@ class Oracle:
             past = [p for p in past if p["page"] == "find" and (p["dwell"] or 0) >= 1 and p["t"] + dwell < now]
         return past[-50 if name == "found" else -self.case["last"] :]
 
+    @staticmethod
+    def place(name: str, past: list[Row], at: int) -> int:
+        """Columns that tell how events of a history stand to each other; sessions are parted by more than 2 s."""
+        gaps = [later["t"] - earlier["t"] for earlier, later in zip(past, past[1:])]
+        if name == "sessions_back":
+            return min(2 + sum(gap > 2 for gap in gaps[at:]), 65)
+        return 2 + (1 + gaps[at - 1]).bit_length() - 1 if at else 0
+
     def column(self, name: str, past: Row, now: int) -> Any:
         label = self.case["label_delay"]
         if name == "time_gap":
@@ -275,7 +288,11 @@ def compare(oracle: Oracle, log: Log, batch: Batch, at: np.ndarray[Any, Any]) ->
         assert history.offsets.tolist() == np.cumsum([0, *map(len, past)]).tolist(), name
         assert list(history.columns) == list(log.schema.histories[name].of)
         for column_name, column in history.columns.items():
-            expected = [oracle.column(column_name, p, oracle.moment(row)) for row, own in zip(rows, past) for p in own]
+            if column_name in ("since_previous", "sessions_back"):
+                expected = [oracle.place(column_name, own, at) for own in past for at in range(len(own))]
+            else:
+                pairs = [(p, oracle.moment(row)) for row, own in zip(rows, past) for p in own]
+                expected = [oracle.column(column_name, p, now) for p, now in pairs]
             assert plain(column) == expected, (name, column_name)
 
 

@@ -41,7 +41,11 @@ SCHEMA: dict[str, Any] = {
         "fix": {"kind": "id", "hash": 50, "feedback": True, "known_at": "fixed_at"},
     },
     "histories": {
-        "all": {"of": ["item", "kind", "page", "click", "dwell", "fix", "time_gap"], "last": 5},
+        "all": {
+            "of": ["item", "kind", "page", "click", "dwell", "fix", "time_gap", "since_previous", "sessions_back"],
+            "last": 5,
+            "session_gap": "2s",
+        },
         "clicks": {"of": ["item", "dwell", "fix"], "where": {"click": 1}, "last": 4},
         "long": {"of": ["item", "click"], "where": {"dwell": {"at_least": 2}, "page": [0, 1]}, "last": 3},
     },

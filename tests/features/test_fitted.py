@@ -15,7 +15,8 @@ from longrec.errors import DataError
 from longrec.features import encode
 from longrec.features.encode import Lists
 from longrec.features.fields import Field
-from longrec.features.fitted import FittedSchema, concat_lists, gather_lists, time_gaps
+from longrec.features.fitted import FittedSchema, concat_lists, gather_lists
+from longrec.features.moments import time_gaps
 from longrec.features.schema import Schema
 from longrec.features.table import EntityTable
 from longrec.features.vocabulary import Keys

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from longrec.features.batch import Batch, HistoryBatch, Jagged
-from longrec.features.fields import TIME_GAP, TIME_GAP_ROWS, Field, Fields
+from longrec.features.fields import COMPUTED, Field, Fields
 
 ITEM = Field("item", "id", 60, table="item")
 GENRES = Field("genres", "multi", 12, table="item")
 ACTORS = Field("actors", "multi", 30, pool="sum", weighted=True, table="item")
 RATING = Field("rating", "id", 8, feedback=True)
-GAP = Field(TIME_GAP, "id", TIME_GAP_ROWS)
+GAP, SINCE, SESSION = (Field(name, "id", rows) for name, rows in COMPUTED.items())
 TASTE = Field("taste", "vector", 0, table="user", width=5)
 
 FIELDS = Fields(
@@ -30,7 +30,7 @@ FIELDS = Fields(
         ACTORS,
         Field("price", "dense", 0, table="item"),
     ),
-    histories={"seen": (RATING, ITEM, GENRES, ACTORS, GAP), "liked": (ITEM, GAP)},
+    histories={"seen": (RATING, ITEM, GENRES, ACTORS, GAP), "liked": (ITEM, GAP, SINCE, SESSION)},
 )
 """Every kind of field, two histories, a column of the past that no candidate has."""
 
@@ -51,6 +51,9 @@ TOKENS = Fields(
     },
 )
 """Instance tokens, which share no column with the candidate, and knowledge of the user and the item."""
+
+TARGETS = ("bought", "kept")
+"""Further labels of a batch, a third of them not known, for models of several tasks."""
 
 
 def values(field: Field, count: int, generator: torch.Generator) -> Tensor | Jagged:
@@ -88,7 +91,12 @@ def ragged(
     users = torch.randint(0, 1 + rows // 8, (rows,), generator=generator)
     moments = 1_000 * torch.randint(0, rows, (rows,), generator=generator)
     known = moments + 1_500 * torch.randint(0, 3, (rows,), generator=generator)
-    return Batch(rows, features, histories, label=label, users=users, moments=moments, known=known)
+    targets = {}
+    for name in TARGETS:
+        drawn = torch.randint(0, 3, (rows,), generator=generator).float()
+        targets[name] = torch.where(drawn == 2, torch.nan, drawn)
+    own = {"label": label, "users": users, "moments": moments, "known": known}
+    return Batch(rows, features, histories, **own, targets=targets)
 
 
 def shared(candidates: int, events: int, seed: int = 0, fields: Fields = FIELDS) -> Batch:
@@ -124,7 +132,9 @@ def take(batch: Batch, rows: Sequence[int]) -> Batch:
         histories[name] = HistoryBatch(columns, offsets([len(span) for span in spans]))
     features = {name: pick(column, rows) for name, column in batch.features.items()}
     own = {name: getattr(batch, name) for name in ("label", "users", "moments", "known")}
-    return Batch(len(rows), features, histories, **{k: v if v is None else v[list(rows)] for k, v in own.items()})
+    own = {name: given if given is None else given[list(rows)] for name, given in own.items()}
+    targets = {name: given[list(rows)] for name, given in batch.targets.items()}
+    return Batch(len(rows), features, histories, **own, targets=targets)
 
 
 def repeated(batch: Batch, fields: Fields = FIELDS) -> Batch:

@@ -64,7 +64,12 @@ FULL: dict[str, Any] = {
     },
     "histories": {
         "seen": {"of": ["item_id", "genres", "actors", "device", "rating", "dwell", "time_gap"], "last": 12},
-        "liked": {"of": ["item_id", "time_gap"], "last": 5, "where": {"rating": {"at_least": 4}}},
+        "liked": {
+            "of": ["item_id", "time_gap", "since_previous", "sessions_back"],
+            "last": 5,
+            "where": {"rating": {"at_least": 4}},
+            "session_gap": "5s",
+        },
     },
 }
 STEPS: dict[str, Any] = {

@@ -13,7 +13,7 @@ from longrec.data.log import Log
 from longrec.data.targets import Targets
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.encode import Lists, TimeEncoder
-from longrec.features.fields import TIME_GAP
+from longrec.features.fields import COMPUTED
 from longrec.features.fitted import gather_lists
 from longrec.features.view import Past, event_columns, history_columns
 
@@ -103,6 +103,7 @@ def history_of(
         items=columns["item"].take(at),
         values={column: columns[column].take(at) for column in own},
         known={column: columns[f"known.{column}"].take(at) for column in own if f"known.{column}" in columns},
+        offsets=offsets,
     )
     made = history_columns(log.fitted, name, log.items, past, now)
     return HistoryBatch({column: tensor(values) for column, values in made.items()}, torch.from_numpy(offsets))
@@ -113,7 +114,7 @@ def _listed_history(log: Log, name: str, rows: NDArray[np.int64]) -> HistoryBatc
     columns: dict[str, Tensor | Jagged] = {}
     offsets: NDArray[np.int64] | None = None
     for column in history.of:
-        assert column != TIME_GAP
+        assert column not in COMPUTED
         lists = log.lists[f"{name}.{column}"]
         stop = lists.offsets.take(rows + 1)
         lengths = np.minimum(stop - lists.offsets.take(rows), history.last)

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from longrec.errors import DataError
-from longrec.features.fitted import time_gaps
+from longrec.features.moments import time_gaps
 from longrec.features.schema import Schema
 from longrec.features.tokens import TokenSpec, token_columns
 from longrec.features.vocabulary import Keys, key_numbers

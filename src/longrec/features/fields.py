@@ -9,6 +9,17 @@ TIME_GAP = "time_gap"
 """Computed history column: log2 buckets of the seconds (or steps) between a past event and the impression."""
 TIME_GAP_ROWS = 2 + 40
 
+SINCE_PREVIOUS = "since_previous"
+"""Computed history column: the same buckets of the time since the event before; 0 for the first of a history."""
+SINCE_PREVIOUS_ROWS = TIME_GAP_ROWS
+
+SESSIONS_BACK = "sessions_back"
+"""Computed history column: 2 + how many sessions an event lies before the newest one of the history."""
+SESSIONS_BACK_ROWS = 2 + 64
+
+COMPUTED = {TIME_GAP: TIME_GAP_ROWS, SINCE_PREVIOUS: SINCE_PREVIOUS_ROWS, SESSIONS_BACK: SESSIONS_BACK_ROWS}
+"""Computed history columns with the rows of their tables: no feature may have their names."""
+
 TOKEN, VERSION = "token", "version"
 """Columns of a token history: the vector of a past impression, and the version of the source that wrote it."""
 

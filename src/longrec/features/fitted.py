@@ -17,7 +17,7 @@ from longrec.errors import DataError
 from longrec.features import encode
 from longrec.features.compose import Place, check_parts, composed, multi_values
 from longrec.features.encode import CrossEncoder, Encoder, IdEncoder, Lists, TimeEncoder
-from longrec.features.fields import TIME_GAP, TIME_GAP_ROWS, Field, Fields
+from longrec.features.fields import COMPUTED, Field, Fields
 from longrec.features.manifest import read_manifest
 from longrec.features.schema import Schema
 from longrec.features.tokens import TokenSpec
@@ -109,9 +109,9 @@ class FittedSchema:
         return Fields(tuple(map(self.field, features)), histories)
 
     def field(self, name: str) -> Field:
-        """One field by the name of its feature (or the computed time gap)."""
-        if name == TIME_GAP:
-            return Field(TIME_GAP, "id", TIME_GAP_ROWS)
+        """One field by the name of its feature (or of a computed history column)."""
+        if name in COMPUTED:
+            return Field(name, "id", COMPUTED[name])
         feature, table = self.schema.features[name], self.schema.table(name)
         owner = "item" if table == "candidate" else table
         if feature.kind == "vector":
@@ -157,17 +157,6 @@ class FittedSchema:
         schema = Schema.model_validate(content["schema"])
         encoders |= {name: encoders[feature.share] for name, feature in schema.features.items() if feature.share}
         return cls(schema, encoders, tokens, content.get("knowledge"))
-
-
-def time_gaps(now: NDArray[np.int64], then: NDArray[np.int64], per_second: int = 1_000) -> NDArray[np.int32]:
-    """Ids of the time between events and impressions: 2 + floor(log2(1 + seconds)), at most 40 buckets.
-
-    Args:
-        per_second: how many units of time make a second (1 for logs in steps).
-    """
-    seconds = np.maximum(now - then, 0) // per_second
-    buckets = np.floor(np.log2(1.0 + seconds)).astype(np.int32)
-    return np.minimum(buckets, TIME_GAP_ROWS - encode.FIRST - 1) + np.int32(encode.FIRST)
 
 
 def gather_lists(column: Lists, rows: NDArray[Any]) -> Lists:

@@ -15,7 +15,7 @@ from pydantic import Field as Setting
 from longrec.config import Strict
 from longrec.features.duration import Duration, duration
 from longrec.features.feature import Feature, Table
-from longrec.features.fields import TIME_GAP, TOKEN
+from longrec.features.fields import COMPUTED, SESSIONS_BACK, TIME_GAP, TOKEN
 
 __all__ = ["Condition", "Feature", "History", "Label", "Schema", "TimeColumn", "duration"]
 
@@ -93,6 +93,7 @@ class History(Strict):
     where: dict[str, Condition] = Setting(default_factory=dict)
     columns: dict[str, str] | None = None
     separator: str | None = Setting(None, min_length=1)
+    session_gap: Duration = "30m"
 
     @model_validator(mode="before")
     @classmethod
@@ -116,6 +117,8 @@ class History(Strict):
                 raise ValueError("where needs an event log; pre-joined rows are filtered already")
         elif self.separator is not None:
             raise ValueError("separator belongs to pre-joined rows (columns)")
+        if "session_gap" in self.model_fields_set and SESSIONS_BACK not in self.of:
+            raise ValueError(f"session_gap cuts sessions for {SESSIONS_BACK}, which of does not name")
         return self
 
 
@@ -143,8 +146,8 @@ class Schema(Strict):
     def _name_faults(self) -> list[str]:
         faults = []
         for name in self.features:
-            if name == TIME_GAP:
-                faults.append(f"features.{name}: the name is taken by the computed history column")
+            if name in COMPUTED:
+                faults.append(f"features.{name}: the name is taken by a computed history column")
             elif name in _TAKEN and self.in_row(name):
                 faults.append(f"features.{name}: the name is taken by the log; call it otherwise and give its column")
         places = [*(f"features.{name}" for name in self.features), *(f"histories.{name}" for name in self.histories)]
@@ -245,9 +248,9 @@ class Schema(Strict):
         faults = []
         for name, history in self.histories.items():
             for column in history.of if history.source is None else ():
-                if column == TIME_GAP:
+                if column in COMPUTED:
                     if history.columns is not None:
-                        faults.append(f"histories.{name}: pre-joined rows carry no times, so no {TIME_GAP}")
+                        faults.append(f"histories.{name}: pre-joined rows carry no times, so no {column}")
                     continue
                 feature = self.features.get(column)
                 if feature is None:
@@ -328,8 +331,12 @@ class Schema(Strict):
 
     def delay(self, span: str) -> int:
         """A duration in the unit the log keeps its times in."""
-        steps = self.time is not None and self.time.unit == "step"
-        return duration(span) // (1_000 if steps else 1)
+        return duration(span) * self.per_second // 1_000
+
+    @property
+    def per_second(self) -> int:
+        """How many of the units the log keeps its times in make a second; a step counts as one."""
+        return 1 if self.time is not None and self.time.unit == "step" else 1_000
 
     def is_feedback_column(self, column: str) -> bool:
         """Whether a raw event column is known only after the event."""

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from longrec.errors import DataError
 from longrec.features.encode import Lists, numbers
-from longrec.features.fields import TIME_GAP
-from longrec.features.fitted import FittedSchema, gather_lists, time_gaps
+from longrec.features.fields import COMPUTED
+from longrec.features.fitted import FittedSchema, gather_lists
+from longrec.features.moments import computed
 from longrec.features.schema import Condition
 from longrec.features.table import EntityTable
 from longrec.features.vocabulary import one_column
@@ -32,12 +33,14 @@ class Past:
         items: rows of the item table ``[N]``.
         values: encoded event features by name ``[N]``.
         known: int64 moments ``[N]`` at which a feedback feature with ``known_at`` became known.
+        offsets: int64 ``[B + 1]``, whose events are whose; None where all are of one history.
     """
 
     times: NDArray[np.int64]
     items: NDArray[Any]
     values: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     known: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    offsets: NDArray[np.int64] | None = None
 
 
 def history_columns(
@@ -54,10 +57,13 @@ def history_columns(
     """
     schema = fitted.schema
     columns: dict[str, NDArray[Any] | Lists] = {}
-    for column in schema.histories[name].of:
-        if column == TIME_GAP:
-            steps = schema.time is not None and schema.time.unit == "step"
-            columns[column] = time_gaps(now, past.times, 1 if steps else 1_000)
+    history = schema.histories[name]
+    for column in history.of:
+        if column in COMPUTED:
+            offsets = np.array([0, len(past.times)]) if past.offsets is None else past.offsets
+            columns[column] = computed(
+                column, now, past.times, offsets, schema.per_second, schema.delay(history.session_gap)
+            )
         elif schema.table(column) == "item":
             owned = items.columns[column]
             columns[column] = gather_lists(owned, past.items) if isinstance(owned, Lists) else owned.take(past.items)
@@ -76,7 +82,7 @@ def event_columns(fitted: FittedSchema) -> list[str]:
     """Features of the row that some history reads: what a store must keep of an event besides its item and time."""
     schema = fitted.schema
     own = [history for history in schema.histories.values() if history.source is None]
-    used = {column for history in own for column in history.of if column != TIME_GAP}
+    used = {column for history in own for column in history.of if column not in COMPUTED}
     return [name for name in schema.features if name in used and schema.in_row(name)]
 
 

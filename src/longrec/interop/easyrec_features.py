@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from longrec.errors import nearest
+from longrec.features.fields import COMPUTED
 from longrec.interop.easyrec_rows import Rows, expanded
 from longrec.interop.easyrec_section import Section
 
 _LOG = ("tf.math.log1p", "tf.log1p", "math.log1p", "log1p")
 _COMPOSED = ("ComboFeature", "LookupFeature")
-_TAKEN = ("item", "times", "offsets", "time_gap")
+_TAKEN = ("item", "times", "offsets", *COMPUTED)
 _POOLS = {"sum": "sum", "mean": "mean", "max": "max", "sqrtn": "mean"}
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from longrec.errors import nearest
+from longrec.features.fields import COMPUTED
 from longrec.interop.fg_entry import Entry
 
 _BETWEEN = "\x1d"
 """What parts several values of a cell unless the file says otherwise: the group separator of ASCII."""
-_TAKEN = ("item", "times", "offsets", "time_gap")
+_TAKEN = ("item", "times", "offsets", *COMPUTED)
 _SIDES = ("user", "item", "context")
 _LOG = ("tf.math.log1p", "tf.log1p", "math.log1p", "log1p")
 _POOLS = ("sum", "mean", "max")

@@ -15,7 +15,7 @@ from longrec.errors import BundleError, UnknownName
 from longrec.export.bundle import Bundle
 from longrec.export.snapshot import is_remote, shown
 from longrec.features.fields import TIME_GAP, TOKEN, VERSION
-from longrec.features.fitted import time_gaps
+from longrec.features.moments import time_gaps
 from longrec.features.tokens import TokenSpec, token_columns
 from longrec.store.tokens import TokenStore
 from longrec.store.visible import last_visible

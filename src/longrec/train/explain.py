@@ -16,7 +16,7 @@ from longrec.errors import RunError
 from longrec.features.batch import Batch, Jagged
 from longrec.features.decode import raw_value
 from longrec.features.encode import FIRST, DenseEncoder, TimeEncoder
-from longrec.features.fields import TIME_GAP, TOKEN, VERSION
+from longrec.features.fields import COMPUTED, TOKEN, VERSION
 from longrec.features.fitted import FittedSchema
 from longrec.features.label import LABEL, NEGATIVE, POSITIVE
 from longrec.features.tokens import TokenSpec, token_field
@@ -79,7 +79,7 @@ def _events(
     history, moment = batch.histories[name], int(log.moments[rows[0]])
     count = int(history.offsets[-1])
     columns = {column: _decoded(log, column, history.columns[column]) for column in log.schema.histories[name].of}
-    own = next((c for c in columns if c != TIME_GAP and log.schema.column(c) == log.schema.item), None)
+    own = next((c for c in columns if c not in COMPUTED and log.schema.column(c) == log.schema.item), None)
     items: list[Any] = columns[own] if own is not None else [None] * count
     times: list[int | None] = [None] * count
     if not log.schema.prejoined:
@@ -94,7 +94,7 @@ def _events(
             "item": items[place],
             "time": times[place],
             "ago": None if (then := times[place]) is None else moment - then,
-            "side": {c: values[place] for c, values in columns.items() if c not in (own, TIME_GAP)},
+            "side": {c: values[place] for c, values in columns.items() if c not in (own, *COMPUTED)},
             "weight": None if weights is None else weights[place],
         }
         for place in range(count)
@@ -113,7 +113,7 @@ def _tokens(
     side = {
         column: [_side(fitted, history.spec, column, code) for code in values.tolist()]
         for column in history.of
-        if column not in (TOKEN, TIME_GAP) and isinstance(values := own[token_field(name, column)], torch.Tensor)
+        if column not in (TOKEN, *COMPUTED) and isinstance(values := own[token_field(name, column)], torch.Tensor)
     }
     return [
         {
@@ -147,7 +147,7 @@ def _decoded(log: Log, name: str, column: torch.Tensor | Jagged) -> list[Any]:
         ends = column.offsets.tolist()
         values = [_raw(log, name, code) for code in column.values.tolist()]
         return [values[start:stop] for start, stop in pairwise(ends)]
-    if name == TIME_GAP:
+    if name in COMPUTED:
         return column.tolist()
     feedback = log.schema.features[name].feedback
     not_yet = log.fitted.not_yet(name) if feedback else -1

@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from longrec.config import parse
 from longrec.data import split
 from longrec.data.settings import Split
-from longrec.data.worlds import co_action, drifting_interest, late_correction, one_interest, rich_instances
+from longrec.data.worlds import (
+    co_action,
+    drifting_interest,
+    frequent_queries,
+    late_correction,
+    one_interest,
+    rich_instances,
+)
 from longrec.data.worlds.world import SOLVED, START, Recipe, World
 from longrec.errors import ConfigError, UnknownName
 
@@ -29,6 +36,7 @@ __all__ = ["RECIPES", "SOLVED", "START", "Recipe", "World", "files", "names", "p
 RECIPES: dict[str, Recipe] = {
     "co_action": co_action.RECIPE,
     "drifting_interest": drifting_interest.RECIPE,
+    "frequent_queries": frequent_queries.RECIPE,
     "late_correction": late_correction.RECIPE,
     "one_interest": one_interest.RECIPE,
     "rich_instances": rich_instances.RECIPE,

@@ -1,0 +1,88 @@
+"""Computed history columns: what the moments of past events tell, as ids.
+
+Letters: N positions, B rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.features.encode import FIRST, MISSING
+from longrec.features.fields import SESSIONS_BACK, SESSIONS_BACK_ROWS, SINCE_PREVIOUS, TIME_GAP, TIME_GAP_ROWS
+
+
+def computed(
+    column: str,
+    now: NDArray[np.int64],
+    times: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    per_second: int,
+    session_gap: int,
+) -> NDArray[np.int32]:
+    """One computed column of past events.
+
+    Args:
+        column: its name, one of ``fields.COMPUTED``.
+        now: ``[N]`` (or ``[1]``) moments of the impressions.
+        times: ``[N]`` moments of the events, rising within a row.
+        offsets: ``[B + 1]``.
+        per_second: how many units of time make a second (1 for logs in steps).
+        session_gap: the longest time between two events of one session.
+    """
+    if column == TIME_GAP:
+        return time_gaps(now, times, per_second)
+    if column == SINCE_PREVIOUS:
+        return since_previous(times, offsets, per_second)
+    assert column == SESSIONS_BACK
+    return sessions_back(times, offsets, session_gap)
+
+
+def time_gaps(now: NDArray[np.int64], then: NDArray[np.int64], per_second: int = 1_000) -> NDArray[np.int32]:
+    """Ids of the time between events and impressions: 2 + floor(log2(1 + seconds)), at most 40 buckets.
+
+    Args:
+        per_second: how many units of time make a second (1 for logs in steps).
+    """
+    return _buckets(np.maximum(now - then, 0) // per_second)
+
+
+def since_previous(times: NDArray[np.int64], offsets: NDArray[np.int64], per_second: int = 1_000) -> NDArray[np.int32]:
+    """Ids of the time since the event before in the same history, in the buckets of ``time_gaps``; 0 (missing) for the
+    first event of a history.
+
+    >>> since_previous(np.array([0, 0, 7_000, 9_000]), np.array([0, 3, 4])).tolist()
+    [0, 2, 5, 0]
+    """
+    gaps = np.zeros(len(times), np.int64)
+    gaps[1:] = np.maximum(np.diff(times), 0)  # it falls where another row begins
+    ids = _buckets(gaps // per_second)
+    ids[_starts(offsets)] = MISSING
+    return ids
+
+
+def sessions_back(times: NDArray[np.int64], offsets: NDArray[np.int64], gap: int) -> NDArray[np.int32]:
+    """Ids of how many sessions lie between an event and the newest of its history: 2 in the newest session, at most 65.
+
+    A session ends where more than ``gap`` passes until the next event.
+
+    >>> sessions_back(np.array([0, 1800, 3601, 5]), np.array([0, 3, 4]), 1800).tolist()
+    [3, 3, 2, 2]
+    """
+    new = np.zeros(len(times), np.int64)
+    new[1:] = np.diff(times) > gap
+    new[_starts(offsets)] = 1
+    number = np.cumsum(new)  # of the session of each event, over all rows
+    lengths = np.diff(offsets)
+    newest = np.repeat(number[offsets[1:][lengths > 0] - 1], lengths[lengths > 0])
+    return np.minimum(newest - number + FIRST, SESSIONS_BACK_ROWS - 1).astype(np.int32)
+
+
+def _buckets(seconds: NDArray[np.int64]) -> NDArray[np.int32]:
+    buckets = np.floor(np.log2(1.0 + seconds)).astype(np.int32)
+    return np.minimum(buckets, TIME_GAP_ROWS - FIRST - 1) + np.int32(FIRST)
+
+
+def _starts(offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first positions of the rows that have any."""
+    return offsets[:-1][np.diff(offsets) > 0]
