@@ -1,0 +1,166 @@
+"""The logs on which all rankers are compared: what is read, how it is split, what a history may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import kuairand
+import movielens_c12
+
+from longrec.data.public import movielens_1m
+from longrec.interop import atomic
+
+
+@dataclass(frozen=True)
+class Task:
+    """One log.
+
+    Attributes:
+        data: the ``data`` section without ``folder`` and without histories.
+        of: columns of the history by regime; ``past`` holds what the user said of the events, ``plain`` does not.
+        last: events of a history.
+        parts: histories of the regime ``past`` for models that want one a behaviour: name -> ``where``.
+        timed: whether computed columns (sessions, the time between events) are there.
+        joined: list columns of pre-joined rows; None for a log of events.
+        fit: the ``fit`` section.
+        item, category: features that models ask for by name.
+    """
+
+    data: dict[str, Any]
+    of: dict[str, list[str]]
+    last: int
+    parts: dict[str, dict[str, Any]]
+    timed: bool
+    joined: dict[str, str] | None
+    fit: dict[str, Any]
+    item: str
+    category: str
+
+    def section(self, regime: str, extra: list[str], apart: bool) -> dict[str, Any]:
+        """The ``data`` section of a regime.
+
+        Args:
+            extra: computed columns besides.
+            apart: one history a behaviour, where the regime tells behaviours apart.
+        """
+        schema = dict(self.data["schema"])
+        columns = self.of[regime] + (extra if self.timed else [])
+        if self.joined is not None:
+            schema["histories"] = {"seen": {"columns": self.joined, "of": columns, "last": self.last}}
+        elif apart and regime == "past":
+            schema["histories"] = {
+                name: {"of": columns, "where": where, "last": self.last} for name, where in self.parts.items()
+            }
+        else:
+            schema["histories"] = {"seen": {"of": columns, "last": self.last}}
+        return {**self.data, "schema": schema}
+
+
+def _movielens_schema() -> dict[str, Any]:
+    return {
+        "user": "user_id",
+        "item": "movie",
+        "time": {"column": "timestamp", "unit": "s"},
+        "label": {"column": "rating", "at_least": 4},
+        "features": {
+            "user_id": {"kind": "id"},
+            "gender": {"kind": "id", "table": "user"},
+            "age": {"kind": "id", "table": "user"},
+            "occupation": {"kind": "id", "table": "user"},
+            "movie": {"kind": "id"},
+            "year": {"kind": "bucket", "table": "item", "quantiles": 20},
+            "genres": {"kind": "multi", "table": "item", "pool": "mean"},
+            "rating": {"kind": "id", "feedback": True},
+        },
+    }
+
+
+def _movielens(log: Path, source: Path, split: dict[str, Any]) -> Task:
+    return Task(
+        data={
+            "log": str(log),
+            "users": str(source / "users.parquet"),
+            "items": str(source / "movies.parquet"),
+            "split": split,
+            "schema": _movielens_schema(),
+        },
+        of={"past": ["movie", "genres", "rating"], "plain": ["movie", "genres"]},
+        last=20,
+        parts={"liked": {"rating": {"at_least": 4}}, "disliked": {"rating": [1, 2, 3]}},
+        timed=True,
+        joined=None,
+        fit={"epochs": 2, "batch_size": 1024, "lr": 1e-3},
+        item="movie",
+        category="genres",
+    )
+
+
+def movielens(data: Path, work: Path) -> Task:
+    """MovieLens-1M, 80/10/10 of the rows along one line through time; label "rated 4 or better"."""
+    source = movielens_1m(atomic.read)
+    return _movielens(source / "ratings.parquet", source, {"by": "time", "valid": 0.1, "test": 0.1})
+
+
+def c12(data: Path, work: Path) -> Task:
+    """The same ratings by the protocol of the ReChorus notebook (see ``movielens_c12.py``)."""
+    source, log = movielens_1m(atomic.read), (work / "ratings.parquet").resolve()
+    if not log.exists():
+        movielens_c12.write_log(source, log)
+    return _movielens(log, source, {"by": "column", "column": "split"})
+
+
+def kuai(data: Path, work: Path) -> Task:
+    """KuaiRand-Pure, 14 days, label is_click; see ``kuairand.py``."""
+    section = kuairand.job(data.resolve() / "kuairand_pure_14d", work, {"name": "din"}, 0)["data"]
+    del section["folder"], section["schema"]["histories"]
+    return Task(
+        data=section,
+        of={
+            "past": ["video_id", "author_id", "tags", "is_click", "long_view"],
+            "plain": ["video_id", "author_id", "tags"],
+        },
+        last=30,
+        parts={"clicked": {"is_click": 1}, "passed": {"is_click": 0}},
+        timed=True,
+        joined=None,
+        fit={"epochs": 1, "batch_size": 512, "lr": 1e-3},
+        item="video_id",
+        category="author_id",
+    )
+
+
+def beauty(data: Path, work: Path) -> Task:
+    """Amazon Beauty in DIEN's form: a user's last item or one drawn by popularity; one user in ten is the test."""
+    log = f"read_parquet('{(data / 'amazon_beauty/ctr_dien_style.parquet').resolve()}')"
+    part = "CASE WHEN split = 'test' THEN 'test' WHEN user_id % 10 = 3 THEN 'valid' ELSE 'train' END AS part"
+    return Task(
+        data={
+            "log": {"query": f"SELECT *, {part} FROM {log}"},
+            "split": {"by": "column", "column": "part"},
+            "schema": {
+                "user": "user_id",
+                "item": "item_id",
+                "label": "label",
+                "features": {"item_id": {"kind": "id"}, "category_id": {"kind": "id", "table": "item"}},
+            },
+        },
+        of={"past": ["item_id", "category_id"]},
+        last=100,
+        parts={},
+        timed=False,
+        joined={"item_id": "hist_item_id", "category_id": "hist_category_id"},
+        fit={"epochs": 3, "batch_size": 128, "lr": 1e-3},
+        item="item_id",
+        category="category_id",
+    )
+
+
+TASKS: dict[str, Callable[[Path, Path], Task]] = {
+    "movielens": movielens,
+    "c12": c12,
+    "kuairand": kuai,
+    "beauty": beauty,
+}
