@@ -1,0 +1,249 @@
+"""How fast every ranking model trains and answers, beside what its matrix products alone would take.
+
+    python bench/rankers_speed.py [--models din bst] [--rounds 3]
+
+MovieLens-1M by rows, histories of the last 100 events, settings as in ``quality/rankers.py``, one thread, each model
+in a process of its own, all models one after the other in every round. Told of each:
+
+- rows a CPU-second in training, from step 5 on, with LongRec's own loop and optimisers;
+- its floor: rows a CPU-second if a step were the matrix products that torch counts in it, forward and backward, at
+  the rate this machine multiplies matrices of such shapes; and the ratio to it. What is no product (gathering rows of
+  tables, softmax, norms, recurrence between products, optimiser) costs nothing there;
+- milliseconds to score 100 candidates beside a history of 100 events in the exported program (onnxruntime, median);
+- the same request in torch, once as a shared batch (the history once) and once as 100 rows that repeat it: what
+  sharing gains;
+- parameters, tables left out and tables alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import clock
+import machine
+
+sys.path.insert(1, str(Path(__file__).resolve().parent / "quality"))
+import numpy as np
+import rankers
+import torch
+from ranking_logs import TASKS
+from torch.utils.flop_counter import FlopCounterMode
+
+from longrec import verbs
+from longrec.data.log import Log
+from longrec.data.training_past import training_past
+from longrec.export.inputs import inputs_of, random_tensors
+from longrec.export.program import shared_batch, trace
+from longrec.features.batch import Batch, HistoryBatch, Jagged
+from longrec.features.fields import Fields
+from longrec.models.base import Model, Ranker, build
+from longrec.train.loaders import loader_of
+
+LAST, BATCH, CANDIDATES = 100, 1024, 100
+
+
+def job(name: str, work: Path) -> dict[str, Any]:
+    """The config of a model."""
+    task = TASKS["movielens"](Path(), work)
+    made = rankers.job(task, name, name, "past", 0, work)
+    for history in made["data"]["schema"]["histories"].values():
+        history["last"] = LAST
+    made["data"]["folder"] += f"-{LAST}"
+    return made
+
+
+def train(settings: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Rows a CPU-second of the package's own loop."""
+    timer = clock.StepClock(steps, kinds=("AdamW",))
+    with tempfile.TemporaryDirectory() as runs:
+        try:
+            verbs.train({**settings, "fit": {**settings["fit"], "runs": runs}}, quiet=True)
+        except clock.Enough:
+            return timer.result(BATCH)
+    raise SystemExit("the log has fewer steps than were asked for")
+
+
+def products(model: Ranker, log: Log) -> float:
+    """Multiply-adds, counted twice, of the matrix products of a step, a row."""
+    batch = next(iter(loader_of(model, log, log.rows_of("train"), BATCH, seed=1).epoch(0)))
+    counter = FlopCounterMode(display=False)
+    with counter:
+        model.train().loss(batch).backward()
+    return counter.get_total_flops() / batch.size
+
+
+def rate() -> float:
+    """Floating point operations a CPU-second in matrix products of a step's usual shapes, forward and backward."""
+    done = spent = 0.0
+    for rows, inside, outside in [(BATCH * 60, 128, 80), (BATCH * 60, 80, 40), (BATCH, 256, 128), (BATCH, 128, 64)]:
+        x, w, g = torch.randn(rows, inside), torch.randn(inside, outside), torch.randn(rows, outside)
+        for number in range(12):
+            began = time.process_time()
+            _ = (x @ w, g @ w.T, x.T @ g)
+            if number > 1:
+                done, spent = done + 6 * rows * inside * outside, spent + time.process_time() - began
+    return done / spent
+
+
+def repeated(batch: Batch, fields: Fields) -> Batch:
+    """The ragged batch that says the same as a shared one."""
+    rows = batch.size
+    once = torch.zeros(rows, dtype=torch.int64)
+    features = {
+        f.name: batch.features[f.name] if f.table == "item" else _take(batch.features[f.name], once)
+        for f in fields.features
+    }
+    histories = {}
+    for name, history in batch.histories.items():
+        own = int(history.offsets[-1])
+        again = torch.arange(own).repeat(rows)
+        columns = {column: _take(values, again) for column, values in history.columns.items()}
+        histories[name] = HistoryBatch(columns, torch.arange(rows + 1) * own)
+    return Batch(rows, features, histories)
+
+
+def _take(column: torch.Tensor | Jagged, at: torch.Tensor) -> torch.Tensor | Jagged:
+    if isinstance(column, torch.Tensor):
+        return column[at]
+    lengths = column.lengths()[at]
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    start = column.offsets[:-1][at] - offsets[:-1]
+    places = torch.repeat_interleave(start, lengths) + torch.arange(int(offsets[-1]))
+    return Jagged(column.values[places], offsets, None if column.weights is None else column.weights[places])
+
+
+def median_ms(work: Any, least: float = 1.0) -> float:
+    """Median milliseconds of CPU of one call, over a second at least."""
+    times: list[float] = []
+    for _ in range(3):
+        work()
+    while sum(times) < least or len(times) < 10:
+        began = time.process_time()
+        work()
+        times.append(time.process_time() - began)
+    return statistics.median(times) * 1_000
+
+
+def answers(model: Ranker, fields: Fields) -> dict[str, float]:
+    """The request, in the program and in torch."""
+    import onnxruntime
+
+    inputs = inputs_of(fields, histories=model.reads_history)
+    made = random_tensors(inputs, CANDIDATES, LAST, seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        trace(model, inputs, path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 3
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    taken = {entry.name for entry in session.get_inputs()}
+    feed = {name: array for name, array in made.items() if name in taken}
+    batch = shared_batch(inputs, [torch.from_numpy(made[entry.name]) for entry in inputs])
+    again = repeated(batch, fields)
+    model.eval()
+    with torch.no_grad():
+        one, many = model(batch), model(again)
+        assert torch.allclose(one, many, rtol=1e-3, atol=1e-3), (one - many).abs().max()
+        found = session.run(None, feed)[0]
+        assert np.allclose(found, torch.sigmoid(one).numpy(), atol=1e-3)
+        return {
+            "inference_ms_100": median_ms(lambda: session.run(None, feed)),
+            "torch_shared_ms": median_ms(lambda: model(batch)),
+            "torch_repeated_ms": median_ms(lambda: model(again)),
+        }
+
+
+def one(name: str, work: Path, steps: int) -> dict[str, Any]:
+    """All figures of a model, in this process."""
+    torch.set_num_threads(1)
+    settings = job(name, work)
+    log = Log.open(Path(verbs.prepare(settings)["folder"]))
+    fields = log.fitted.fields()
+    trained = train(settings, steps)
+    torch.manual_seed(0)
+    model = build(settings["model"], fields)
+    assert isinstance(model, Ranker)
+    for part in model.modules():
+        if isinstance(part, Model) and part.looks_back:
+            part.look_back(training_past(log))
+    flops, speed = products(model, log), rate()
+    tables = {id(table) for table in model.tables()}
+    sizes = {True: 0, False: 0}
+    for parameter in model.parameters():
+        sizes[id(parameter) in tables] += parameter.numel()
+    return {
+        "train_rows_per_s": trained["rows_per_cpu_second"],
+        "floor_rows_per_s": speed / flops if flops else float("inf"),
+        "peak_mb": trained["peak_mb"],
+        **answers(model, fields),
+        "parameters": sizes[False],
+        "table_parameters": sizes[True],
+    }
+
+
+def main() -> None:
+    """Measure, then write the table."""
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--models", nargs="*", default=rankers.ranked())
+    ask.add_argument("--rounds", type=int, default=3)
+    ask.add_argument("--steps", type=int, default=40)
+    ask.add_argument("--work", type=Path, default=machine.CACHE / "rankers_speed")
+    ask.add_argument("--one", help="measure this model in this process and print its figures")
+    given = ask.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    if given.one:
+        print("RESULT " + json.dumps(one(given.one, given.work, given.steps)), flush=True)
+        return
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in given.models}
+    for number in range(given.rounds):
+        for name in given.models:
+            command = [sys.executable, str(Path(__file__).resolve()), "--one", name, "--steps", str(given.steps)]
+            used = machine.measured(
+                [*command, "--work", str(given.work)], OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE"
+            )
+            line = next(text for text in used.output.splitlines() if text.startswith("RESULT "))
+            runs[name].append(json.loads(line.removeprefix("RESULT ")))
+            print(f"round {number + 1}, {name}: {line.removeprefix('RESULT ')}", flush=True)
+    found = {name: {key: statistics.median(r[key] for r in own) for key in own[0]} for name, own in runs.items()}
+    (given.work / "speed.json").write_text(json.dumps(found, indent=1))
+    machine.write("rankers_speed", report(found, given.rounds))
+
+
+def report(found: dict[str, dict[str, float]], rounds: int) -> str:
+    """The table, fastest first."""
+    rows = []
+    for name, own in sorted(found.items(), key=lambda item: -item[1]["train_rows_per_s"]):
+        gain = own["torch_repeated_ms"] / own["torch_shared_ms"]
+        rows.append(
+            [
+                name,
+                f"{own['train_rows_per_s']:,.0f}",
+                f"{own['floor_rows_per_s']:,.0f}",
+                f"{own['train_rows_per_s'] / own['floor_rows_per_s']:.2f}",
+                f"{own['inference_ms_100']:.2f}",
+                f"{own['torch_shared_ms']:.2f}",
+                f"{own['torch_repeated_ms']:.2f}",
+                f"{gain:.1f}",
+                f"{own['parameters']:,.0f}",
+                f"{own['table_parameters']:,.0f}",
+            ]
+        )
+    head = ["model", "training, rows a CPU-second", "floor", "of the floor", "100 candidates, program, ms"]
+    head += ["torch, shared, ms", "torch, repeated, ms", "gain of sharing", "parameters", "in tables"]
+    about = (
+        f"MovieLens-1M by rows, last {LAST} events, batch {BATCH:,}, one thread; CPU time, median of {rounds} rounds. "
+        "The floor is what the matrix products of a step alone would take; models without many have a floor that means "
+        "little. A request is 100 candidates beside 100 events."
+    )
+    return f"# Speed of the ranking models\n\n{about}\n\n{machine.table(head, rows)}"
+
+
+if __name__ == "__main__":
+    main()
