@@ -8,12 +8,14 @@ import clock
 
 from longrec import verbs
 
+MODEL = {"name": "din", "embedding_dim": 16, "attention": [80, 40], "mlp": [200, 80], "batch_norm": False}
 
-def job(given) -> dict:
+
+def job(given, model: dict) -> dict:
     """The job as one mapping, as a YAML file would hold it."""
     path = str(given.data.resolve())
     return {
-        "name": "din",
+        "name": model["name"],
         "data": {
             "log": [f"{path}/train.parquet", f"{path}/test.parquet"],
             "items": f"{path}/items.parquet",
@@ -38,7 +40,7 @@ def job(given) -> dict:
                 },
             },
         },
-        "model": {"name": "din", "embedding_dim": 16, "attention": [80, 40], "mlp": [200, 80], "batch_norm": False},
+        "model": model,
         "fit": {
             "epochs": 1,
             "batch_size": given.batch,
@@ -52,15 +54,15 @@ def job(given) -> dict:
     }
 
 
-def main() -> None:
+def main(model: dict) -> None:
     given = clock.options()
     if given.prepare:
-        verbs.prepare(job(given))
+        verbs.prepare(job(given, model))
         return
     shutil.rmtree(given.work / "runs", ignore_errors=True)
     steps = clock.StepClock(given.steps, given.threads, kinds=("AdamW",))
     try:
-        run = verbs.train(job(given), quiet=True)
+        run = verbs.train(job(given, model), quiet=True)
     except clock.Enough:
         clock.emit(steps.result(given.batch, name="LongRec"))
         return
@@ -74,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(MODEL)
