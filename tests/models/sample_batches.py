@@ -34,6 +34,19 @@ FIELDS = Fields(
 )
 """Every kind of field, two histories, a column of the past that no candidate has."""
 
+SOME = Fields(
+    features=(
+        Field("user", "id", 40, table="user"),
+        TASTE,
+        Field("hour", "id", 27),
+        ITEM,
+        GENRES,
+        Field("price", "dense", 0, table="item"),
+    ),
+    histories={"seen": (RATING, ITEM, GENRES), "liked": (ITEM, SESSION)},
+)
+"""What a program is traced with: kinds of fields by themselves are the matter of tests/export."""
+
 FEW = Fields(
     features=(Field("user", "id", 40, table="user"), TASTE, ITEM, Field("price", "dense", 0, table="item")),
     histories={"seen": (RATING, ITEM)},
@@ -99,13 +112,16 @@ def ragged(
     return Batch(rows, features, histories, **own, targets=targets)
 
 
-def shared(candidates: int, events: int, seed: int = 0, fields: Fields = FIELDS) -> Batch:
-    """One user, some candidates, each history of ``events`` events."""
+def shared(candidates: int, events: int, seed: int = 0, fields: Fields = FIELDS, apart: int = 0) -> Batch:
+    """One user, some candidates, the first history of ``events`` events, each further one of ``apart`` more."""
     generator = torch.Generator().manual_seed(seed)
+    lengths = {name: events + apart * number for number, name in enumerate(fields.histories)}
     count = {field.name: candidates if field.table == "item" else 1 for field in fields.features}
     features = {field.name: values(field, count[field.name], generator) for field in fields.features}
     histories = {
-        name: HistoryBatch({f.name: values(f, events, generator) for f in columns}, offsets([events]), shared=True)
+        name: HistoryBatch(
+            {f.name: values(f, lengths[name], generator) for f in columns}, offsets([lengths[name]]), shared=True
+        )
         for name, columns in fields.histories.items()
     }
     return Batch(candidates, features, histories, shared=True)

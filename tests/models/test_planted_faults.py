@@ -15,6 +15,7 @@ from longrec.models.base import build
 from longrec.models.din import DIN
 from longrec.nn.activation import BatchNorm
 from longrec.nn.attention import TargetAttention
+from longrec.nn.queries import Queries
 from longrec.nn.segment import Segments
 
 CASES = [Case("din", settings) for settings in ({}, *DIN.variants)]
@@ -90,13 +91,13 @@ def sum_over_the_segment_of_a_neighbour(patch: Patch) -> None:
 
 
 def a_column_is_ignored(patch: Patch) -> None:
-    right = DIN._read
+    right = Queries.forward
 
-    def wrong(self: DIN, *args: Any) -> tuple[Tensor, Tensor, Segments]:
+    def wrong(self: Queries, *args: Any) -> tuple[Tensor, Tensor, Segments]:
         q_BQ, k_UK, segments = right(self, *args)
         return q_BQ, torch.cat([k_UK[:, :-16], torch.zeros_like(k_UK[:, -16:])], 1), segments
 
-    patch.setattr(DIN, "_read", wrong)
+    patch.setattr(Queries, "forward", wrong)
 
 
 def dice_looks_at_the_batch(patch: Patch) -> None:

@@ -77,8 +77,8 @@ def test_weights_that_cancel_make_no_nan() -> None:
 def test_one_table_a_name_shared_by_impression_and_history() -> None:
     embeddings = Embeddings(FIELDS, histories=True)
     names = {field.name for field in FIELDS.tables()}
-    assert len(list(embeddings.parameters())) == len(names) == 11
-    assert len(embeddings.tables()) == 8  # all but the two dense fields and the vector
+    assert len(list(embeddings.parameters())) == len(names) == 13
+    assert len(embeddings.tables()) == 10  # all but the two dense fields and the vector
 
 
 def test_only_the_impression_without_histories() -> None:
