@@ -18,7 +18,8 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
 from longrec.models.base import build
-from longrec.models.bst import BST, _Block, _Path
+from longrec.models.bst import BST, _Path
+from longrec.nn.encoder import EncoderLayer
 
 SETTINGS: list[dict[str, Any]] = [{"mlp": [16]}, *BST.variants]
 
@@ -33,7 +34,7 @@ def path_of(model: BST) -> _Path:
     return cast(_Path, model.paths["path_seen"])
 
 
-def block_of(block: _Block, x: Tensor) -> tuple[Tensor, Tensor]:
+def block_of(block: EncoderLayer, x: Tensor) -> tuple[Tensor, Tensor]:
     """Equations 1 to 5 of one whole sequence, candidate last, and the weights ``[heads, T + 1, T + 1]``."""
     w_q, w_k, w_v = block.inner.weight.chunk(3)
     size = len(w_q) // block.heads
@@ -64,7 +65,7 @@ def as_written(model: BST, batch: Batch) -> tuple[Tensor, list[Tensor]]:
             index = torch.stack([path.places[back] for back in reversed(range(len(x)))])
             x = x + index if path.position == "add" else torch.cat([x, index], 1)
         for block in path.blocks:
-            x, weights = block_of(cast(_Block, block), x)
+            x, weights = block_of(cast(EncoderLayer, block), x)
         told.append(weights[:, -1, :-1].mean(0))
         kept = {"target": x[-1], "mean": x.mean(0), "sum": x.sum(0)}[path.pooling]
         parts = [vectors[row] for vectors in embedded.features.values()]
@@ -123,7 +124,7 @@ def test_it_explains_a_score_by_the_attention_of_the_candidate(settings: dict[st
 
 def test_a_request_makes_keys_and_values_of_its_history_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = bst({"mlp": [16]}), []
-    inner = cast(_Block, path_of(model).blocks[0]).inner
+    inner = cast(EncoderLayer, path_of(model).blocks[0]).inner
     inner.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
     model(shared(6, 50, fields=FEW))
     assert rows == [50, 6]
@@ -133,7 +134,7 @@ def test_heads_that_do_not_divide_the_width_are_rounded_up() -> None:
     item = Field("item", "id", 60, dim=5, table="item")
     fields = Fields((Field("user", "id", 9, table="user"), item), {"seen": (item, Field("rating", "id", 8, dim=2))})
     model = bst({"heads": 3, "mlp": [8]}, fields)
-    block = cast(_Block, path_of(model).blocks[0])
+    block = cast(EncoderLayer, path_of(model).blocks[0])
     assert (block.inner.in_features, block.inner.out_features, block.outer.in_features) == (7, 27, 9)
     batch = ragged(5, fields=fields)
     torch.testing.assert_close(model(batch), as_written(model, batch)[0], rtol=1e-4, atol=1e-4)

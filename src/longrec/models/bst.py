@@ -26,9 +26,8 @@ Departures from the paper
     - a head is as wide as an h-th of an event, rounded up, so that any width goes with any number of heads;
     - each history has blocks of its own; a row without events is a candidate that sees itself.
 
-Letters: B rows, N positions, U what a history brings (see nn/segment.py), R rows of a bucket, T events of its longest
-row, C candidates of such a row (1, or all of a request), K width of an event, D the same with its index, X width of
-all heads' queries, keys and values, H units of the last hidden layer.
+Letters: B rows, N positions, U what a history brings (see nn/segment.py), T events of a shared history, K width of an
+event, D the same with its index, X width of all heads' queries, keys and values, H units of the last hidden layer.
 """
 
 from __future__ import annotations
@@ -41,21 +40,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from longrec.config import Strict
-from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.base import Ranker
-from longrec.nn.activation import Name, make
-from longrec.nn.embedding import Embedded, Embeddings
-from longrec.nn.linear import Linear
+from longrec.nn.activation import Name
+from longrec.nn.embedding import Embeddings
+from longrec.nn.encoder import EncoderLayer
 from longrec.nn.mlp import MLP
-from longrec.nn.queries import attention_columns
+from longrec.nn.queries import Queries
+from longrec.nn.rectangles import Rectangles
 from longrec.nn.segment import Segments
-from longrec.nn.token_buckets import Buckets
 
 Width = Annotated[int, Field(ge=1)]
-_MOST = 4_096
-"""Positions of a bucket."""
 
 
 class BSTConfig(Strict):
@@ -89,17 +85,12 @@ class BST(Ranker):
         super().__init__(config, fields)
         self.order_matters = config.position != "time"
         self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
-        if not fields.histories:
-            raise ConfigError("schema", ["histories: bst reads a history, and the schema has none"])
-        self.queries, self.keys = attention_columns(fields, fields.histories, "bst")
-        self.candidate = [field.name for field in fields.features if field.table == "item"]
         width = self.embeddings.widths
+        self.queries = Queries(fields, width, "bst")
         self.paths = nn.ModuleDict()
         top = sum(width[field.name] for field in fields.features)
         for history in fields.histories:
-            q = sum(width[name] for name in self.queries[history])
-            k = sum(width[name] for name in self.keys[history])
-            path = _Path(q, k, sum(width[name] for name in self.candidate), config)
+            path = _Path(self.queries.query[history], self.queries.key[history], config)
             self.paths[f"path_{history}"] = path
             top += path.width
         self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, outputs=1)
@@ -110,8 +101,7 @@ class BST(Ranker):
         embedded = self.embeddings(batch)
         parts = list(embedded.features.values())
         for history in self.fields.histories:
-            q_BQ, e_UK, segments = self._read(batch, embedded, history)
-            parts.append(self.paths[f"path_{history}"](q_BQ, e_UK, segments))
+            parts.append(self.paths[f"path_{history}"](*self.queries(batch, embedded, history)))
         return self.top.hidden(torch.cat(parts, 1))
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
@@ -127,42 +117,36 @@ class BST(Ranker):
         """
         embedded = self.embeddings(batch)
         paths = {history: cast(_Path, self.paths[f"path_{history}"]) for history in self.fields.histories}
-        return {history: path.weights(*self._read(batch, embedded, history)) for history, path in paths.items()}
-
-    def _read(self, batch: Batch, embedded: Embedded, history: str) -> tuple[Tensor, Tensor, Segments]:
-        """The candidate as a history sees it, the events (columns shared with the candidate first), the segments."""
-        q_BQ = torch.cat([embedded.features[name] for name in self.queries[history] or self.candidate], 1)
-        e_UK = torch.cat([embedded.histories[history][name] for name in self.keys[history]], 1)
-        return q_BQ, e_UK, Segments.of(batch.histories[history], batch.size)
+        return {history: path.weights(*self.queries(batch, embedded, history)) for history, path in paths.items()}
 
 
 class _Path(nn.Module):
     """The blocks of one history."""
 
-    def __init__(self, query: int, key: int, candidate: int, config: BSTConfig) -> None:
+    def __init__(self, query: int, key: int, config: BSTConfig) -> None:
         super().__init__()
         self.pooling, self.position = config.pooling, config.position
         index = config.embedding_dim if config.position == "concat" else 0
         self.width = key + index
-        self.project = None if query else Linear(candidate, key)
-        self.absent = nn.Parameter(torch.randn(key - query) * config.init_std) if 0 < query < key else None
+        self.absent = nn.Parameter(torch.randn(key - query) * config.init_std) if query < key else None
         self.places = None
         if config.position != "time":
             self.places = nn.Parameter(torch.randn(config.places, index or key) * config.init_std)
         hidden = config.hidden or self.width
         self.blocks = nn.ModuleList(
-            _Block(self.width, config.heads, hidden, config.dropout) for _ in range(config.blocks)
+            EncoderLayer(self.width, config.heads, hidden, activation="leaky_relu", dropout=config.dropout)
+            for _ in range(config.blocks)
         )
 
     def forward(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> Tensor:
         """``[B, D]``: what is kept of the candidate and its events."""
-        y_BD, x, layout, _ = self._run(q_BQ, e_UK, segments)
+        y_BD, x, rectangles, _ = self._run(q_BQ, e_UK, segments)
         if x is None:
             return y_BD
         if segments.shared:
             all_BTD = torch.cat([x, y_BD.unsqueeze(1)], 1)
             return all_BTD.mean(1) if self.pooling == "mean" else all_BTD.sum(1)
-        total_BD = segments.sum(layout.positions_back(x)) + y_BD
+        total_BD = segments.sum(rectangles.positions_back(x)) + y_BD
         if self.pooling == "sum":
             return total_BD
         return total_BD / (1 + segments.offsets[1:] - segments.offsets[:-1]).unsqueeze(1)
@@ -171,20 +155,24 @@ class _Path(nn.Module):
         """The candidate's attention in the last block: ragged ``[N]``, shared ``[B, T]``."""
         return self._run(q_BQ, e_UK, segments)[3]
 
-    def _run(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> tuple[Tensor, Tensor | None, _Layout, Tensor]:
-        """Candidates after the last block, events where they are kept (as the layout has them), layout, weights."""
-        layout = _Layout(segments)
+    def _run(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> tuple[Tensor, Tensor | None, Rectangles, Tensor]:
+        """Candidates after the last block; where they are kept events, in the order of the rectangles; those; weights.
+
+        Events of a shared history are ``[T, D]`` as long as no candidate has changed them, then ``[B, T, D]``.
+        """
+        rectangles = Rectangles(segments)
         y_BD, x_UD = self._inputs(q_BQ, e_UK, segments)
-        x: Tensor | None = x_UD.unsqueeze(0) if segments.shared else layout.positions_in(x_UD)
-        y_BD = layout.rows_in(y_BD)
-        w = x_UD
+        y_BD, w = rectangles.rows_in(y_BD), x_UD
+        x: Tensor | None = rectangles.positions_in(x_UD)
         for number, block in enumerate(self.blocks, 1):
-            y_BD, x, w = block(x, y_BD, layout, number < len(self.blocks) or self.pooling != "target")
-        return layout.rows_back(y_BD), x, layout, w if segments.shared else layout.positions_back(w)
+            assert x is not None
+            events = number < len(self.blocks) or self.pooling != "target"
+            y_BD, x, w = _step(cast(EncoderLayer, block), y_BD, x, rectangles, events)
+        return rectangles.rows_back(y_BD), x, rectangles, w if segments.shared else rectangles.positions_back(w)
 
     def _inputs(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
         """The candidates and the events as the first block sees them, with their index."""
-        y_BD = q_BQ if self.project is None else self.project(q_BQ)
+        y_BD = q_BQ
         if self.absent is not None:
             y_BD = torch.cat([y_BD, self.absent.expand(y_BD.shape[0], -1)], 1)
         if self.places is None:
@@ -198,117 +186,18 @@ class _Path(nn.Module):
         return torch.cat([y_BD, own_BD], 1), torch.cat([e_UK, p_UD], 1)
 
 
-class _Layout:
-    """Ragged rows and positions in the order of their buckets, rows without events last; shared ones as they are."""
-
-    def __init__(self, segments: Segments) -> None:
-        self.shared = segments.shared
-        if not self.shared:
-            self.buckets = Buckets(segments, _MOST)
-            empty = (segments.offsets[1:] == segments.offsets[:-1]).nonzero().squeeze(1)
-            self.rows = torch.cat([self.buckets.rows, empty])
-            self.positions = self.buckets.positions() if self.buckets.all else self.rows[:0]
-
-    def rows_in(self, x_BW: Tensor) -> Tensor:
-        return x_BW if self.shared else x_BW.index_select(0, self.rows)
-
-    def rows_back(self, x_BW: Tensor) -> Tensor:
-        return x_BW if self.shared else x_BW.index_select(0, self.rows.argsort())
-
-    def positions_in(self, x_NW: Tensor) -> Tensor:
-        return x_NW.index_select(0, self.positions)
-
-    def positions_back(self, x_NW: Tensor) -> Tensor:
-        return x_NW.index_select(0, self.positions.argsort())
-
-
-class _Block(nn.Module):
-    """Equations 1 to 5 for candidates and, where they go on, their events."""
-
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, inner = heads, heads * -(-width // heads)
-        self.inner = Linear(width, 3 * inner, bias=False)
-        self.outer = Linear(inner, width, bias=False)
-        self.first, self.second = Linear(width, hidden), Linear(hidden, width)
-        self.activation = make("leaky_relu", hidden)
-        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, y_BD: Tensor, layout: _Layout, events: bool) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Candidates after the block, events after it if they go on, and the candidates' weights, mean over heads.
-
-        Events are ``[N, D]`` in a ragged batch; in a shared one ``[1, T, D]`` as long as no candidate has changed
-        them, then ``[B, T, D]``. Linear layers run on positions, attention alone on the rectangles of the buckets.
-        """
-        if layout.shared:
-            rows, longest, width = x.shape
-            x_RTX = self.inner(x.reshape(rows * longest, width)).view(rows, longest, self._three)
-            y_RCX = self.inner(y_BD).view(rows, -1, self._three)
-            o_RCX, e, w = _attend(x_RTX, y_RCX, self.heads, None, events)
-            y_BD = self._rest(y_BD, o_RCX.flatten(0, 1))
-            if e is None:
-                return y_BD, None, w.flatten(0, 1)
-            x = x.unsqueeze(1).expand(-1, o_RCX.shape[1], -1, -1).reshape(-1, width)
-            return y_BD, self._rest(x, e.flatten(0, 2)).view(y_BD.shape[0], longest, width), w.flatten(0, 1)
-        buckets = layout.buckets
-        x_NX, y_BX = self.inner(x), self.inner(y_BD)
-        found, seen, weights = [], [x_NX[:0, : self._three // 3]], [x_NX[:0, 0]]
-        for bucket, part in zip(buckets.all, torch.split(x_NX, buckets.sizes) if buckets.all else ()):
-            o, e, w = _attend(bucket.padded(part), y_BX[bucket.rows].unsqueeze(1), self.heads, bucket.real, events)
-            found.append(o.squeeze(1))
-            weights.append(_real(w.flatten(), bucket.places))
-            if e is not None:
-                seen.append(_real(e.flatten(0, 2), bucket.places))
-        # A candidate without events sees itself.
-        found.append(y_BX[len(buckets.rows) :, -self._three // 3 :])
-        y_BD = self._rest(y_BD, torch.cat(found))
-        return y_BD, self._rest(x, torch.cat(seen)) if events else None, torch.cat(weights)
-
-    @property
-    def _three(self) -> int:
-        return self.inner.out_features
-
-    def _rest(self, x_ND: Tensor, o_NX: Tensor) -> Tensor:
-        s_ND = self.norms[0](x_ND + self.dropout(self.outer(o_NX)))
-        f_ND: Tensor = self.norms[1](s_ND + self.dropout(self.second(self.activation(self.first(s_ND)))))
-        return f_ND
-
-
-def _real(x: Tensor, places: Tensor | None) -> Tensor:
-    return x if places is None else x.index_select(0, places)
-
-
-def _attend(
-    x_RTX: Tensor, y_RCX: Tensor, heads: int, real_RT: Tensor | None, events: bool
+def _step(
+    block: EncoderLayer, y_BD: Tensor, x: Tensor, rectangles: Rectangles, events: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """What C candidates a row gather, ``[R, C, X / 3]``; what events gather beside each candidate, ``[R, C, T, X / 3]``
-    where asked for; and the weights of the candidates on the events, mean over heads, ``[R, C, T]``.
-    """
-    (q, k, v), (own_q, own_k, own_v) = _parts(x_RTX, heads), _parts(y_RCX, heads)
-    s_RHCT = torch.matmul(own_q, k.transpose(2, 3))
-    if real_RT is not None:
-        s_RHCT = s_RHCT.masked_fill(~real_RT[:, None, None, :], -torch.inf)
-    own_RHC1 = (own_q * own_k).sum(3, keepdim=True).to(s_RHCT.dtype)
-    w = torch.cat([s_RHCT, own_RHC1], 3).softmax(3).to(v.dtype)
-    o_RHCd = torch.matmul(w[..., :-1], v) + w[..., -1:] * own_v
-    o_RCX, told_RCT = o_RHCd.transpose(1, 2).flatten(2), w[..., :-1].mean(1)
+    """Candidates after a block, events after it if they go on, and the weights of the candidates on the events."""
+    q, k, v = (part.view(*x.shape[:-1], part.shape[1]) for part in block.parts(x.flatten(0, -2)))
+    q_BX, *own = block.parts(y_BD)
+    beside = own[0], own[1]
+    o_BX, w = rectangles.query(q_BX, k, v, block.heads, beside)
+    z_BD = block.rest(y_BD, o_BX)
     if not events:
-        return o_RCX, None, told_RCT
-    # Scores among events are the same beside every candidate.
-    s_RHTT = torch.matmul(q, k.transpose(2, 3))
-    if real_RT is not None:
-        s_RHTT = s_RHTT.masked_fill(~real_RT[:, None, None, :], -torch.inf)
-    t_RHCT1 = torch.matmul(own_k, q.transpose(2, 3)).unsqueeze(4)
-    s_RHCTT = s_RHTT.unsqueeze(2).expand(-1, -1, own_k.shape[2], -1, -1)
-    w = torch.cat([s_RHCTT, t_RHCT1], 4).softmax(4).to(v.dtype)
-    e_RHCTd = torch.matmul(w[..., :-1], v.unsqueeze(2)) + w[..., -1:] * own_v.unsqueeze(3)
-    return o_RCX, e_RHCTd.permute(0, 2, 3, 1, 4).flatten(3), told_RCT
-
-
-def _parts(x_RTX: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scaled queries, keys and values ``[R, H, T, d]``."""
-    rows, entries, width = x_RTX.shape
-    size = width // (3 * heads)
-    q, k, v = x_RTX.view(rows, entries, 3, heads, size).permute(2, 0, 3, 1, 4).unbind()
-    return q * size**-0.5, k, v
+        return z_BD, None, w
+    o = rectangles.among(q, k, v, block.heads, beside)
+    if o.ndim > x.ndim:
+        x = x.expand(o.shape[0], -1, -1)
+    return z_BD, block.rest(x.flatten(0, -2), o.flatten(0, -2)).view(x.shape), w

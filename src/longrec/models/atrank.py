@@ -1,0 +1,170 @@
+r"""ATRank: An Attention-Based User Behavior Modeling Framework for Recommendation.
+
+Zhou, Bai, Song, Liu, Zhao, Chen, Gao, AAAI 2018. https://arxiv.org/abs/1711.06632
+
+Behaviours of all kinds (items clicked, searches made, coupons taken) are brought to one width and stand in one set. It
+is looked at in several latent semantic spaces, in each of which every behaviour attends to all others; then the
+candidate attends to what came of them:
+
+    S = [F_g(u) for every behaviour u, of its group g]                              (eq. 2)
+    S_k = F_Pk(S),   A_k = softmax(a(S_k, S)),   a(S_k, S) = S_k W_k S^T            (eq. 3 to 5)
+    C_k = A_k F_Qk(S),   C = F_self([C_1, ..., C_K])                                (eq. 6 and 7)
+    e_u = the same with one query, the candidate s_t, over C                        (vanilla attention)
+    logit = <e_u, s_t> + bias
+
+F_P and F_Q are one layer with a ReLU, F_self and its like a network of one hidden layer; around them and the attention
+stand residual connections and layer normalisation. Every history of the schema is a group, with an F_g of its own.
+
+Departures from the paper
+    - the spaces are equally wide. ``score: dot`` is the released code's a(S_k, S) = S_k relu(S W + b)^T / sqrt(d);
+    - s_t is one linear layer of all fields of the candidate, so that any histories can stand beside each other;
+    - the bias, one an item there, is a weight of every field here: else the user, the hour and the price would tell
+      nothing. ``prediction: mlp`` puts [fields, e_u, e_u * s_t] through a network instead;
+    - the time of a behaviour is the column ``time_gap`` of its history, an action any other column: embedded side by
+      side and brought to the width by F_g, as the code does, not added;
+    - the penalty on e_u and s_t in the code's loss is left to the optimiser (``l2``, ``weight_decay``).
+
+Letters: B rows, N positions of all histories of the batch, U what they bring (see nn/segment.py), D width, T positions
+of a shared history, H what ``interact`` holds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from longrec.config import Strict
+from longrec.errors import ConfigError
+from longrec.features.batch import Batch
+from longrec.features.fields import Fields
+from longrec.models.base import Ranker
+from longrec.nn.activation import Name
+from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.encoder import EncoderLayer
+from longrec.nn.linear import Linear
+from longrec.nn.mlp import MLP
+from longrec.nn.rectangles import Rectangles
+from longrec.nn.segment import Segments
+
+Width = Annotated[int, Field(ge=1)]
+
+
+class ATRankConfig(Strict):
+    """Settings of ATRank."""
+
+    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    width: Width = Field(64, description="Width that behaviours and candidate are brought to.")
+    spaces: Width = Field(8, description="Semantic spaces.")
+    score: Literal["bilinear", "dot"] = Field("bilinear", description="The equation's score, or the released code's.")
+    blocks: Width = Field(1, description="Layers of self attention.")
+    hidden: Width = Field(32, description="Hidden units of the network after an attention.")
+    prediction: Literal["dot", "mlp"] = Field("dot", description="The paper's product and bias, or a network.")
+    mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of prediction: mlp.")
+    mlp_activation: Name = Field("relu", description="Activation of prediction: mlp.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped while training.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+
+
+class ATRank(Ranker):
+    """ATRank over all histories of the schema together."""
+
+    Config = ATRankConfig
+    reads_history = True
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"prediction": "mlp", "width": 10, "spaces": 3, "mlp": [32]},
+        {"score": "dot", "blocks": 2, "width": 16, "spaces": 2, "dropout": 0.1},
+    )
+
+    def __init__(self, config: ATRankConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        if not fields.histories:
+            raise ConfigError("schema", ["histories: atrank reads a history, and the schema has none"])
+        self.candidate = [field.name for field in fields.features if field.table == "item"]
+        if not self.candidate:
+            raise ConfigError("schema", ["features: atrank asks with the features of the candidate, and it has none"])
+        seen = fields
+        if config.prediction == "dot":  # no other field is embedded: it has its bias
+            seen = Fields(tuple(field for field in fields.features if field.table == "item"), fields.histories)
+        self.embeddings = Embeddings(seen, config.embedding_dim, histories=True, std=config.init_std)
+        width = self.embeddings.widths
+        self.groups = nn.ModuleList(
+            Linear(sum(width[column.name] for column in columns), config.width) for columns in fields.histories.values()
+        )
+        self.target = Linear(sum(width[name] for name in self.candidate), config.width)
+        for layer in (*self.groups, self.target):
+            nn.init.zeros_(cast(Linear, layer).bias)  # else they drown what small tables say
+        score: Literal["bilinear", "relu"] = "bilinear" if config.score == "bilinear" else "relu"
+        self.blocks = nn.ModuleList(
+            EncoderLayer(config.width, config.spaces, config.hidden, score=score, dropout=config.dropout)
+            for _ in range(config.blocks)
+        )
+        self.asking = EncoderLayer(config.width, config.spaces, config.hidden, score=score, dropout=config.dropout)
+        self.biases, self.top = None, None
+        if config.prediction == "dot":
+            self.biases, self.bias = Embeddings(fields, width=1, std=0.0), nn.Parameter(torch.zeros(1))
+            self.interaction = config.width + len(fields.features)
+        else:
+            inputs = sum(width[field.name] for field in fields.features) + 2 * config.width
+            self.top = MLP(inputs, config.mlp, config.mlp_activation, config.dropout, outputs=1)
+            self.interaction = self.top.width
+
+    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+        """The product of user and candidate, unit by unit, and the bias of every field; or the last hidden layer."""
+        embedded = self.embeddings(batch)
+        e_BD, s_BD, _ = self._attend(batch, embedded)
+        if self.top is not None:
+            return self.top.hidden(torch.cat([*embedded.features.values(), e_BD, e_BD * s_BD], 1))
+        assert self.biases is not None
+        return torch.cat([e_BD * s_BD, *self.biases(batch).features.values()], 1)
+
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+        """Their sum, or the final layer."""
+        if self.top is None:
+            return self.bias + h_BH.sum(1)
+        assert self.top.last is not None
+        logit: Tensor = self.top.last(h_BH).squeeze(1)
+        return logit
+
+    def explain(self, batch: Batch) -> dict[str, Tensor]:
+        """What the candidate attends to, mean over spaces: ragged ``[N]``, shared ``[B, T]``.
+
+        The weights of all histories of a row sum to one.
+        """
+        return self._attend(batch, self.embeddings(batch))[2]
+
+    def _attend(self, batch: Batch, embedded: Embedded) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """User ``[B, D]``, candidate ``[B, D]`` and the weights of the events of every history."""
+        behaviours = [
+            cast(Tensor, group(torch.cat(list(columns.values()), 1)))
+            for group, columns in zip(self.groups, embedded.histories.values())
+        ]
+        every = [Segments.of(batch.histories[history], batch.size) for history in self.fields.histories]
+        segments, order = _union(every)
+        rectangles = Rectangles(segments)
+        x_UD = torch.cat(behaviours)
+        x_UD = rectangles.positions_in(x_UD if order is None else x_UD.index_select(0, order))
+        for block in self.blocks:
+            x_UD = block(x_UD, rectangles)
+        s_BD = self.target(torch.cat([embedded.features[name] for name in self.candidate], 1))
+        e_BD, w = self.asking.query(rectangles.rows_in(s_BD), x_UD, rectangles)
+        if not segments.shared:
+            w = rectangles.positions_back(w)
+            w = w if order is None else w.index_select(0, order.argsort())
+        weights = torch.split(w, [x.shape[0] for x in behaviours], -1)
+        return rectangles.rows_back(e_BD), s_BD, dict(zip(self.fields.histories, weights))
+
+
+def _union(every: list[Segments]) -> tuple[Segments, Tensor | None]:
+    """Rows over the positions of several histories; and where these lie end to end, the places they then come from."""
+    if len(every) == 1:
+        return every[0], None
+    first, positions = every[0], sum(segments.positions for segments in every)
+    if first.shared:
+        return Segments(first.offsets, first.rows, positions, shared=True), None
+    offsets = torch.stack([segments.offsets for segments in every]).sum(0)
+    order = torch.cat([segments.row for segments in every]).argsort(stable=True)
+    return Segments(offsets, first.rows, positions), order

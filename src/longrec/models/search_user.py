@@ -1,0 +1,209 @@
+r"""Taobao-search-style user modelling: Core technology disclosure of search model (in its style; it is no paper).
+
+Taobao search team, DataFunTalk 2020.
+https://www.alibabacloud.com/en/developer/a/ai/core-technology-disclosure-of-search-model
+
+An article of the engineers of Taobao search, which we know by digests: there are no equations to be held to, no data
+and no code, so this is no reproduction. A long past is cut into parts, quarters of a year, that do not see each other.
+In each, events attend to each other by a cosine, which no norm of an embedding can blow up; then the query of the
+search, not the candidate, picks what counts, once for all candidates:
+
+    x_j  = e_j W + p_part(j)
+    x'_i = LN(x_i + sum_j softmax_j(c cos(q_i, k_j)) v_j)           over the events j of the part of i
+    z_i  = LN(x'_i + FFN(x'_i))
+    u_p  = sum_i softmax_i(query W_1 . z_i / sqrt(D)) z_i           in each part p
+    u    = sum_p softmax_p(query W_2 . u_p / sqrt(D)) u_p
+    logit = MLP([fields of the impression, u of each history])
+
+Choices of ours, where the digests do not tell: c is learnt, one a head, from 10; one encoder serves all parts, told
+apart by p; the query attends by a scaled product, in parts and over parts. ``query`` names the features that are the
+search query; without it, in recommendation, the candidate asks by the columns it shares with the events, as in target
+attention. What the article reads as sequences of their own (recent clicks in the categories that the query is predicted
+to mean, two years of purchases, what the device saw) are histories of the schema.
+
+Departures from the paper
+    - parts are told by the column ``time_gap``, whose buckets double: the newest part is as long as ``quarter``, to the
+      nearest power of two of seconds (90 days: 97), so is the one before, and each older one is twice as long as the
+      one before it; the last holds all that is older still. With ``parts_by: place``, and in a history without that
+      column, parts are runs of ``part_events`` counted from the newest event;
+    - each history has an encoder of its own.
+
+Letters: B rows, N positions, U what a history brings (see nn/segment.py), Q width of the query, K width of an event, D
+width, P events in parts (see nn/parts.py), T positions of a shared history, H units of the last hidden layer.
+"""
+
+from __future__ import annotations
+
+from math import log2
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from longrec.config import Strict
+from longrec.errors import ConfigError
+from longrec.features.batch import Batch
+from longrec.features.duration import Duration, duration
+from longrec.features.fields import TIME_GAP, Fields
+from longrec.models.base import Ranker
+from longrec.nn.activation import Name
+from longrec.nn.embedding import RESERVED, Embedded, Embeddings
+from longrec.nn.encoder import EncoderLayer
+from longrec.nn.linear import Linear
+from longrec.nn.mlp import MLP
+from longrec.nn.parts import Parts
+from longrec.nn.queries import Queries
+from longrec.nn.segment import Segments
+
+Width = Annotated[int, Field(ge=1)]
+
+
+class SearchUserConfig(Strict):
+    """Settings of search-style user modelling."""
+
+    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    query: tuple[str, ...] = Field((), description="Features that are the search query; none: the candidate asks.")
+    width: Width = Field(64, description="Width that events and query are brought to.")
+    heads: Width = Field(4, description="Heads of the self attention.")
+    blocks: Width = Field(1, description="Layers of self attention.")
+    hidden: Width = Field(64, description="Hidden units of the network after an attention.")
+    parts: Width = Field(4, description="Parts of a past that are told apart.")
+    parts_by: Literal["time", "place"] = Field("time", description="What cuts a past into parts.")
+    quarter: Duration = Field("90d", description="Time that the newest part spans.")
+    part_events: Width = Field(50, description="Events of a part that is cut by place.")
+    mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
+    mlp_activation: Name = Field("relu", description="Activation of the top MLP.")
+    batch_norm: bool = Field(True, description="Batch normalisation in the top MLP.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped while training.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+
+
+class SearchUser(Ranker):
+    """Search-style user modelling over every history of the schema."""
+
+    Config = SearchUserConfig
+    reads_history = True
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"query": ["user"], "width": 12, "heads": 3, "mlp": [32]},
+        {"parts_by": "place", "part_events": 2, "parts": 2, "blocks": 2, "width": 10, "heads": 2, "batch_norm": False},
+        {"parts": 1, "width": 8, "heads": 1, "mlp": [32], "dropout": 0.1},
+    )
+
+    def __init__(self, config: SearchUserConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        if not fields.histories:
+            raise ConfigError("schema", ["histories: search_user reads a history, and the schema has none"])
+        known = {field.name: field for field in fields.features}
+        faults = [
+            f"model.query: must name features of the impression ({', '.join(known)}), got {name!r}"
+            for name in config.query
+            if name not in known
+        ]
+        if faults:
+            raise ConfigError("config", faults)
+        self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
+        width = self.embeddings.widths
+        # A query that is not of the candidate asks once for all candidates of a request.
+        self.once = bool(config.query) and all(known[name].table != "item" for name in config.query)
+        self.queries = None if config.query else Queries(fields, width, "search_user", project=False)
+        by_time = {
+            name: config.parts_by == "time" and any(column.name == TIME_GAP for column in columns)
+            for name, columns in fields.histories.items()
+        }
+        self.order_matters = not all(by_time.values()) and config.parts > 1
+        self.paths = nn.ModuleDict()
+        for name, columns in fields.histories.items():
+            asks = sum(width[column] for column in config.query)
+            if self.queries is not None:
+                asks = self.queries.query[name]
+            key = sum(width[column.name] for column in columns)
+            self.paths[f"path_{name}"] = _Path(asks, key, by_time[name], config)
+        top = sum(width[field.name] for field in fields.features) + len(fields.histories) * config.width
+        self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
+        self.interaction = self.top.width
+
+    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+        """The last hidden layer of the top MLP."""
+        embedded = self.embeddings(batch)
+        parts = list(embedded.features.values())
+        for path, inputs in self._inputs(batch, embedded):
+            parts.append(path(*inputs)[0].expand(batch.size, -1))
+        return self.top.hidden(torch.cat(parts, 1))
+
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+        """The final layer."""
+        assert self.top.last is not None
+        logit: Tensor = self.top.last(h_BH).squeeze(1)
+        return logit
+
+    def explain(self, batch: Batch) -> dict[str, Tensor]:
+        """What the query attends to: ragged ``[N]``, shared ``[B, T]``."""
+        told = (path(*inputs)[1] for path, inputs in self._inputs(batch, self.embeddings(batch)))
+        return {
+            name: w.expand(batch.size, -1) if batch.histories[name].shared else w
+            for name, w in zip(self.fields.histories, told)
+        }
+
+    def _inputs(self, batch: Batch, embedded: Embedded) -> list[tuple[_Path, tuple[Tensor, Tensor, Tensor, Segments]]]:
+        """Of each history its path, and query, events, their buckets of time and segments."""
+        found = []
+        for name, columns in embedded.histories.items():
+            history, e_UK = batch.histories[name], torch.cat(list(columns.values()), 1)
+            segments = Segments.of(history, batch.size)
+            if self.queries is None:
+                q_BQ = torch.cat([embedded.features[column] for column in self.config.query], 1)
+            else:
+                q_BQ = self.queries.ask(embedded, name)
+            if self.once and segments.shared:
+                q_BQ, segments = q_BQ[:1], Segments(segments.offsets, 1, segments.positions, shared=True)
+            path = cast(_Path, self.paths[f"path_{name}"])
+            told_U = cast(Tensor, history.columns[TIME_GAP]) if path.by_time else e_UK
+            found.append((path, (q_BQ, e_UK, told_U, segments)))
+        return found
+
+
+class _Path(nn.Module):
+    """Encoder and pooling of one history."""
+
+    def __init__(self, query: int, key: int, by_time: bool, config: SearchUserConfig) -> None:
+        super().__init__()
+        self.by_time, self.each, self.count = by_time, config.part_events, config.parts
+        self.first = round(log2(max(duration(config.quarter) / 1_000, 1)))
+        self.events = Linear(key, config.width)
+        nn.init.zeros_(self.events.bias)  # else it drowns what small tables say
+        self.of_part = nn.Parameter(torch.randn(config.parts, config.width) * config.init_std)
+        self.blocks = nn.ModuleList(
+            EncoderLayer(config.width, config.heads, config.hidden, score="cosine", dropout=config.dropout)
+            for _ in range(config.blocks)
+        )
+        self.query = Linear(query, config.width, bias=False)
+        self.over = Linear(query, config.width, bias=False) if config.parts > 1 else None
+        self.scale = config.width**-0.5
+
+    def number(self, told_U: Tensor, segments: Segments) -> Tensor:
+        """int64 ``[U]``: the part of each event; ``told_U`` holds the ids of ``time_gap`` where that counts."""
+        if self.by_time:
+            back_U = told_U.long() - RESERVED - (self.first - 1)
+        else:
+            place_U = torch.arange(told_U.shape[0], device=told_U.device)
+            stop = segments.positions if segments.shared else segments.expand_rows(segments.offsets[1:])
+            back_U = torch.div(stop - 1 - place_U, self.each, rounding_mode="floor")
+        return back_U.clamp(0, self.count - 1)
+
+    def forward(self, q_BQ: Tensor, e_UK: Tensor, told_U: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
+        """``[B, D]``: what the query reads of the past; and its weights, ragged ``[N]``, shared ``[B, T]``."""
+        parts = Parts(self.number(told_U, segments), self.count, segments)
+        x_PD = self.events(parts.take(e_UK)) + self.of_part.index_select(0, parts.numbers())
+        x_PD = parts.rectangles.positions_in(x_PD)
+        for block in self.blocks:
+            x_PD = block(x_PD, parts.rectangles)
+        x_PD = parts.rectangles.positions_back(x_PD)
+        u_GD, w = parts.asked(self.query(q_BQ) * self.scale, x_PD)
+        s_G = u_GD[:, 0] * 0
+        if self.over is not None:
+            q_GD = parts.rows.expand(self.over(q_BQ) * self.scale)
+            s_G = (q_GD * u_GD).sum(1)
+        w_G = parts.softmax(s_G)
+        return parts.rows.sum(w_G.unsqueeze(1) * u_GD), parts.told(w_G, w)

@@ -1,0 +1,124 @@
+r"""A layer of a transformer over ragged histories, normalised after each part.
+
+    q_i, k_j, v_j = x_i W^Q, x_j W^K, x_j W^V                                       in each head
+    o_i = sum_j softmax_j(s(q_i, k_j)) v_j
+    x'  = LN(x + Dropout(o W^O))
+    x"  = LN(x' + Dropout(f(x' W_1 + b_1) W_2 + b_2))
+
+The score is, by name
+
+    ``dot``        q . k / sqrt(d)
+    ``relu``       the same of relu(x W + b), and so is v
+    ``bilinear``   q' . x_j W^K with q' = relu(x_i W^Q + b), a bilinear form of q' and x_j; v is relu(x W + b)
+    ``cosine``     c cos(q, k) with a learnt c that begins at 10
+
+Without ``residual`` nothing is added to what a part makes; without ``norm`` LN does nothing.
+
+Letters: B rows, N positions, U what a history brings (see nn/segment.py), D width, X width of all heads' queries, keys
+and values, H heads.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from longrec.nn.activation import Name, make
+from longrec.nn.linear import Linear, linear
+from longrec.nn.rectangles import Rectangles
+
+Score = Literal["dot", "relu", "bilinear", "cosine"]
+
+_SHARPEST = 10.0
+"""Where the scale of the cosine begins."""
+
+
+class EncoderLayer(nn.Module):
+    """One layer; see the module. A head is as wide as an h-th of D, rounded up, so that any D goes with any H.
+
+    Args:
+        width: D.
+        heads: H.
+        hidden: units of the network after the attention.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        *,
+        score: Score = "dot",
+        activation: Name = "relu",
+        dropout: float = 0.0,
+        residual: bool = True,
+        norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.heads, self.score, self.residual = heads, score, residual
+        size = -(-width // heads)
+        self.inner = Linear(width, 3 * heads * size, bias=False)
+        self.outer = Linear(heads * size, width, bias=False)
+        self.first, self.second = Linear(width, hidden), Linear(hidden, width)
+        self.activation = make(activation, hidden)
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)] if norm else [])
+        self.dropout = nn.Dropout(dropout)
+        # What is not cut at zero has no bias: keys' would move no weight.
+        cut = {"relu": 3, "bilinear": 2}.get(score, 0)
+        self.bias = nn.Parameter(torch.zeros(cut, heads * size)) if cut else None
+        self.scale = nn.Parameter(torch.full((heads,), _SHARPEST)) if score == "cosine" else None
+
+    def parts(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values ``[N, X]`` whose products are the scores."""
+        q_NX, k_NX, v_NX = self.inner(x_ND).chunk(3, 1)
+        return self._query(q_NX), self._key(k_NX), self._value(v_NX)
+
+    def forward(self, x_UD: Tensor, rectangles: Rectangles) -> Tensor:
+        """``[U, D]``: the events of each row after they have seen each other; in the order of the rectangles."""
+        return self.rest(x_UD, rectangles.among(*self.parts(x_UD), self.heads))
+
+    def query(self, y_BD: Tensor, x_UD: Tensor, rectangles: Rectangles) -> tuple[Tensor, Tensor]:
+        """``[B, D]``: the query of each row after it has seen the events, and its weights (see ``Rectangles.query``).
+
+        A query does not see itself. All in the order of the rectangles.
+        """
+        size = self.outer.in_features
+        w_XD = self.inner.weight
+        k_UX, v_UX = linear(x_UD, w_XD[size:]).chunk(2, 1)
+        q_BX = self._query(linear(y_BD, w_XD[:size]))
+        o_BX, w = rectangles.query(q_BX, self._key(k_UX), self._value(v_UX), self.heads)
+        return self.rest(y_BD, o_BX), w
+
+    def rest(self, x_ND: Tensor, o_NX: Tensor) -> Tensor:
+        """What follows the attention."""
+        s_ND = self._add(x_ND, self.dropout(self.outer(o_NX)), 0)
+        return self._add(s_ND, self.dropout(self.second(self.activation(self.first(s_ND)))), 1)
+
+    def _add(self, x_ND: Tensor, part_ND: Tensor, place: int) -> Tensor:
+        y_ND = x_ND + part_ND if self.residual else part_ND
+        return self.norms[place](y_ND) if self.norms else y_ND
+
+    def _query(self, q_NX: Tensor) -> Tensor:
+        if self.scale is not None:
+            return (self._units(q_NX) * self.scale.unsqueeze(1)).flatten(1)
+        if self.score == "bilinear":
+            return self._cut(q_NX, 0)
+        return self._cut(q_NX, 0) * (q_NX.shape[1] // self.heads) ** -0.5
+
+    def _key(self, k_NX: Tensor) -> Tensor:
+        if self.scale is not None:
+            return self._units(k_NX).flatten(1)
+        return k_NX if self.score == "bilinear" else self._cut(k_NX, 2)
+
+    def _value(self, v_NX: Tensor) -> Tensor:
+        return self._cut(v_NX, 1)
+
+    def _cut(self, x_NX: Tensor, place: int) -> Tensor:
+        return x_NX if self.bias is None else (x_NX + self.bias[place]).relu()
+
+    def _units(self, x_NX: Tensor) -> Tensor:
+        """``[N, H, d]`` of length one in each head."""
+        return F.normalize(x_NX.view(x_NX.shape[0], self.heads, x_NX.shape[1] // self.heads), dim=2)

@@ -1,0 +1,209 @@
+r"""Attention over ragged histories, computed in rectangles.
+
+Queries, keys and values are made by the caller, who scales, normalises or projects them as its paper says, so that dot
+products, bilinear forms and cosines are all
+
+    o_i = sum_j softmax_j(q_i . k_j) v_j                                            in each head
+
+The events of a row ask each other (``among``), or one query a row asks its events (``query``). In both the asking row
+may bring a key and a value of its own, as a candidate does that stands among its events (``own``).
+
+In a ragged batch, rows of like length lie side by side (nn/token_buckets.py), and what is given stands in their order:
+``positions_in`` and ``rows_in`` bring it there, ``positions_back`` and ``rows_back`` home. All else a layer does runs
+on flat positions. A shared history is computed once for all candidates. A row without events reads 0, or its own value.
+
+Letters: B rows, N positions, U what a history brings (see nn/segment.py), R rows of a bucket, T events of its longest
+row, C candidates of such a row (1, or all of a request), H heads, X width of all heads' queries and keys, V of values.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from longrec.nn.segment import Segments
+from longrec.nn.token_buckets import Bucket, Buckets
+
+_MOST = 4_096
+"""Positions of a bucket."""
+
+Own = tuple[Tensor, Tensor]
+"""Keys ``[B, X]`` and values ``[B, V]`` that rows bring beside those of their events."""
+
+
+class Rectangles:
+    """The rows of a batch as attention wants them.
+
+    Args:
+        segments: rows and positions.
+        seen_TT: bool, which events of a shared history the event of each line may see, itself at least; None for all.
+            Parts of ragged rows are segments of their own.
+    """
+
+    def __init__(self, segments: Segments, seen_TT: Tensor | None = None) -> None:
+        self.shared, self.seen_TT = segments.shared, seen_TT
+        self.buckets: list[Bucket] = []
+        self.sizes: list[int] = []
+        self.filled = segments.rows
+        self.rows: Tensor | None = None
+        self.positions: Tensor | None = None
+        if self.shared:
+            return
+        buckets = Buckets(segments, _MOST)
+        self.buckets, self.sizes, self.filled = buckets.all, buckets.sizes, len(buckets.rows)
+        if not buckets.sorted:
+            empty = (segments.offsets[1:] == segments.offsets[:-1]).nonzero().squeeze(1)
+            self.rows = torch.cat([buckets.rows, empty])
+            self.positions = buckets.positions() if buckets.all else self.rows[:0]
+
+    @cached_property
+    def _rows_back(self) -> Tensor | None:
+        return None if self.rows is None else self.rows.argsort()
+
+    @cached_property
+    def _positions_back(self) -> Tensor | None:
+        return None if self.positions is None else self.positions.argsort()
+
+    def rows_in(self, x_BW: Tensor) -> Tensor:
+        """What belongs to rows, in the order of the rectangles; rows without events last."""
+        return _picked(x_BW, self.rows)
+
+    def rows_back(self, x_BW: Tensor) -> Tensor:
+        """What belongs to rows, in the order of the batch."""
+        return _picked(x_BW, self._rows_back)
+
+    def positions_in(self, x_UW: Tensor) -> Tensor:
+        """What belongs to positions, in the order of the rectangles."""
+        return _picked(x_UW, self.positions)
+
+    def positions_back(self, x_UW: Tensor) -> Tensor:
+        """What belongs to positions, in the order of the batch."""
+        return _picked(x_UW, self._positions_back)
+
+    def among(self, q: Tensor, k: Tensor, v: Tensor, heads: int, own: Own | None = None) -> Tensor:
+        """What each event gathers of its row's events: ``[U, V]``; with ``own`` in a shared batch ``[B, T, V]``.
+
+        Args:
+            q, k, v: ``[U, X]``, ``[U, X]`` and ``[U, V]``; or ``[B, T, ...]`` of a shared history whose events each
+                candidate has changed.
+        """
+        if self.shared:
+            q_RTX, k_RTX, v_RTV = (x if x.ndim == 3 else x.unsqueeze(0) for x in (q, k, v))
+            if own is not None:
+                return _beside(q_RTX, k_RTX, v_RTV, heads, *_columns_of(own, k)).flatten(0, 1)
+            return _among(q_RTX, k_RTX, v_RTV, heads, self.seen_TT).view(v.shape)
+        if not self.buckets:
+            return v
+        found = []
+        parts = (torch.split(x, self.sizes) for x in (q, k, v))
+        for bucket, part_q, part_k, part_v in zip(self.buckets, *parts):
+            q_RTX, k_RTX, v_RTV = (bucket.padded(part) for part in (part_q, part_k, part_v))
+            seen = None if bucket.real is None else bucket.real[:, None, None, :]
+            if own is not None:
+                k_RTX, v_RTV = (torch.cat([x, o[bucket.rows].unsqueeze(1)], 1) for x, o in zip((k_RTX, v_RTV), own))
+                seen = None if seen is None else F.pad(seen, (0, 1), value=True)
+            found.append(_real(_among(q_RTX, k_RTX, v_RTV, heads, seen).flatten(0, 1), bucket))
+        return torch.cat(found)
+
+    def query(self, q: Tensor, k: Tensor, v: Tensor, heads: int, own: Own | None = None) -> tuple[Tensor, Tensor]:
+        """What the query of each row gathers ``[B, V]``, and its weights, mean over heads: ``[N]``, shared ``[B, T]``.
+
+        Args:
+            q: ``[B, X]``.
+            k, v: as in ``among``.
+        """
+        if self.shared:
+            apart = k.ndim == 3
+            q_RCX = q.unsqueeze(1) if apart else q.unsqueeze(0)
+            k_RTX, v_RTV = (k, v) if apart else (k.unsqueeze(0), v.unsqueeze(0))
+            o_RCV, w_RCT = _candidates(q_RCX, k_RTX, v_RTV, heads, None if own is None else _columns_of(own, k))
+            return o_RCV.flatten(0, 1), w_RCT.flatten(0, 1)
+        blank = v.new_zeros(len(q) - self.filled, v.shape[1]) if own is None else own[1][self.filled :]
+        found, weights = [], [v[:0, 0]]
+        for bucket, part_k, part_v in zip(self.buckets, *(torch.split(x, self.sizes) for x in (k, v))):
+            beside = None if own is None else (own[0][bucket.rows], own[1][bucket.rows])
+            rows = q[bucket.rows]
+            o_RV, w_RT = _one(rows, bucket.padded(part_k), bucket.padded(part_v), heads, bucket.real, beside)
+            found.append(o_RV)
+            weights.append(_real(w_RT.flatten(), bucket))
+        return torch.cat([*found, blank]), torch.cat(weights)
+
+
+def _picked(x: Tensor, at: Tensor | None) -> Tensor:
+    return x if at is None else x.index_select(0, at)
+
+
+def _real(x: Tensor, bucket: Bucket) -> Tensor:
+    """What is not padded."""
+    return _picked(x, bucket.places)
+
+
+def _columns_of(own: Own, k: Tensor) -> Own:
+    """``[R, C, W]``: all candidates of one history, or the one of each history that a candidate has changed."""
+    return (own[0].unsqueeze(1), own[1].unsqueeze(1)) if k.ndim == 3 else (own[0].unsqueeze(0), own[1].unsqueeze(0))
+
+
+def _heads(x_RTX: Tensor, heads: int) -> Tensor:
+    """``[R, H, T, d]``."""
+    rows, entries, width = x_RTX.shape
+    return x_RTX.reshape(rows, entries, heads, width // heads).transpose(1, 2)
+
+
+def _among(q_RTX: Tensor, k_RTX: Tensor, v_RTV: Tensor, heads: int, seen: Tensor | None) -> Tensor:
+    """``[R, T, V]``."""
+    q, k, v = (_heads(x, heads) for x in (q_RTX, k_RTX, v_RTV))
+    if torch.compiler.is_compiling():
+        s_RHTT = torch.matmul(q, k.transpose(2, 3))
+        if seen is not None:
+            s_RHTT = s_RHTT.masked_fill(~seen, -torch.inf)
+        o = torch.matmul(s_RHTT.softmax(3).to(v.dtype), v)
+    else:
+        o = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=1.0)
+    return o.transpose(1, 2).flatten(2)
+
+
+def _beside(q: Tensor, k: Tensor, v: Tensor, heads: int, own_k: Tensor, own_v: Tensor) -> Tensor:
+    """``[R, C, T, V]``: what events gather beside each candidate; scores among events are the same beside each."""
+    q, k, v, own_k, own_v = (_heads(x, heads) for x in (q, k, v, own_k, own_v))
+    s_RHTT = torch.matmul(q, k.transpose(2, 3))
+    t_RHCT1 = torch.matmul(own_k, q.transpose(2, 3)).unsqueeze(4)
+    s_RHCTT = s_RHTT.unsqueeze(2).expand(-1, -1, own_k.shape[2], -1, -1)
+    w = torch.cat([s_RHCTT, t_RHCT1], 4).softmax(4).to(v.dtype)
+    e_RHCTd = torch.matmul(w[..., :-1], v.unsqueeze(2)) + w[..., -1:] * own_v.unsqueeze(3)
+    return e_RHCTd.permute(0, 2, 3, 1, 4).flatten(3)
+
+
+def _candidates(q: Tensor, k: Tensor, v: Tensor, heads: int, own: Own | None) -> tuple[Tensor, Tensor]:
+    """``[R, C, V]`` and ``[R, C, T]``: what many candidates a row gather, and their weights, mean over heads."""
+    q, k, v = (_heads(x, heads) for x in (q, k, v))
+    s_RHCT = torch.matmul(q, k.transpose(2, 3))
+    if own is None:
+        w = s_RHCT.softmax(3).to(v.dtype)
+        return torch.matmul(w, v).transpose(1, 2).flatten(2), w.mean(1)
+    own_k, own_v = (_heads(x, heads) for x in own)
+    own_RHC1 = (q * own_k).sum(3, keepdim=True).to(s_RHCT.dtype)
+    w = torch.cat([s_RHCT, own_RHC1], 3).softmax(3).to(v.dtype)
+    o_RHCd = torch.matmul(w[..., :-1], v) + w[..., -1:] * own_v
+    return o_RHCd.transpose(1, 2).flatten(2), w[..., :-1].mean(1)
+
+
+def _one(
+    q_RX: Tensor, k_RTX: Tensor, v_RTV: Tensor, heads: int, real_RT: Tensor | None, own: Own | None
+) -> tuple[Tensor, Tensor]:
+    """``[R, V]`` and ``[R, T]`` of one query a row: products and sums, which run faster here than small matrices do."""
+    rows, entries, width = k_RTX.shape
+    q_R1Hd = q_RX.reshape(rows, 1, heads, width // heads)
+    s_RTH = (q_R1Hd * k_RTX.reshape(rows, entries, heads, width // heads)).sum(3)
+    if real_RT is not None:
+        s_RTH = s_RTH.masked_fill(~real_RT.unsqueeze(2), -torch.inf)
+    if own is not None:
+        s_RTH = torch.cat([s_RTH, (q_R1Hd * own[0].reshape(q_R1Hd.shape)).sum(3)], 1)
+    w_RTH = s_RTH.softmax(1).to(v_RTV.dtype)
+    told_RTH = w_RTH[:, :entries]
+    o_RHd = (told_RTH.unsqueeze(3) * v_RTV.reshape(rows, entries, heads, -1)).sum(1)
+    if own is not None:
+        o_RHd = o_RHd + w_RTH[:, entries].unsqueeze(2) * own[1].reshape(o_RHd.shape)
+    return o_RHd.flatten(1), told_RTH.mean(2)
