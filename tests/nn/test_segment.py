@@ -48,11 +48,17 @@ def test_every_reduction_equals_a_loop_over_rows(lengths: list[int], width: int,
     torch.testing.assert_close(own.softmax(w_N), expected)
     expected = torch.stack([(w.unsqueeze(1) * v).sum(0) for w, v in spans(lengths, w_N, v_ND)])
     torch.testing.assert_close(own.weighted_sum(w_N, v_ND), expected)
+    null_B = torch.randn(len(lengths), generator=generator)
+    each = [torch.cat([null, w]).softmax(0) for null, (w,) in zip(null_B.split(1), spans(lengths, w_N))]
+    found_N, found_B = own.softmax_with_null(w_N, null_B)
+    torch.testing.assert_close(found_N, torch.cat([w[1:] for w in each]))
+    torch.testing.assert_close(found_B, torch.stack([w[0] for w in each]))
     x_BD = torch.randn(len(lengths), width, generator=generator)
     expected = torch.cat([x.expand(length, width) for x, length in zip(x_BD.split(1), lengths)])
     torch.testing.assert_close(own.expand(x_BD), expected)
     torch.testing.assert_close(own.add(x_BD, v_ND), expected + v_ND)
     torch.testing.assert_close(own.mul(x_BD, v_ND), expected * v_ND)
+    torch.testing.assert_close(own.dot(x_BD, v_ND), (expected * v_ND).sum(1))
     assert own.row.tolist() == [row for row, length in enumerate(lengths) for _ in range(length)]
 
 
@@ -72,6 +78,10 @@ def test_a_shared_history_equals_the_same_history_in_every_row(how: str, events:
     torch.testing.assert_close(getattr(one, how)(v_ND), getattr(each, how)(v_ND))
     torch.testing.assert_close(one.pool(k_TD, how), each.pool(again, how))
     torch.testing.assert_close(one.softmax(s_N), each.softmax(s_N))
+    torch.testing.assert_close(one.dot(x_BD, k_TD), each.dot(x_BD, again))
+    null_B = torch.randn(rows)
+    for a, b in zip(one.softmax_with_null(s_N, null_B), each.softmax_with_null(s_N, null_B), strict=True):
+        torch.testing.assert_close(a, b)
     torch.testing.assert_close(one.weighted_sum(s_N, k_TD), each.weighted_sum(s_N, again))
     assert one.row.tolist() == each.row.tolist()
 
@@ -83,7 +93,8 @@ def test_the_traced_forms_equal_the_hand_written_ones(monkeypatch: pytest.Monkey
 
         def results(own: Segments, v: Tensor = v_ND, w: Tensor = w_N, x: Tensor = x_BD) -> list[Tensor]:
             return [
-                own.row, own.sum(v), own.mean(v), own.max(v), own.softmax(w), own.weighted_sum(w, v), own.expand(x)
+                own.row, own.sum(v), own.mean(v), own.max(v), own.softmax(w), own.weighted_sum(w, v), own.expand(x),
+                *own.softmax_with_null(w, x[:, 0]),
             ]  # fmt: skip
 
         expected = results(own)
@@ -105,11 +116,19 @@ def test_gradients_of_the_hand_written_forms() -> None:
     assert torch.autograd.gradcheck(own.expand, x_BD)
     assert torch.autograd.gradcheck(own.weighted_sum, (w_N, v_ND))
     assert torch.autograd.gradcheck(own.softmax, w_N)
+    assert torch.autograd.gradcheck(lambda s, x: own.softmax_with_null(s, x[:, 0]), (w_N, x_BD))
 
 
 def test_a_softmax_sums_to_one_and_does_not_overflow() -> None:
     w_N = segments([2, 0, 3]).softmax(torch.tensor([1e4, 1e4, -1e4, 0.0, 1e4]))
     assert w_N.tolist() == [0.5, 0.5, 0.0, 0.0, 1.0]
+
+
+def test_a_softmax_with_one_more_score_does_not_overflow_and_fills_empty_rows() -> None:
+    scores = torch.tensor([1e4, 1e4, -1e4, 0.0, 1e4])
+    w_N, w_B = segments([2, 0, 3]).softmax_with_null(scores, torch.tensor([-1e4, -1e4, 1e4]))
+    assert w_N.tolist() == [0.5, 0.5, 0.0, 0.0, 0.5]
+    assert w_B.tolist() == [0.0, 1.0, 0.5]
 
 
 def test_narrow_floats_are_added_up_in_float32() -> None:

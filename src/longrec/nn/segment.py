@@ -149,6 +149,27 @@ class Segments:
         out: Tensor = _Softmax.apply(_wide(s_N), self)  # type: ignore[no-untyped-call]
         return out
 
+    def softmax_with_null(
+        self, s_N: Float[Tensor, " N"], null_B: Float[Tensor, " B"]
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " B"]]:
+        """Softmax of the scores of each row and of one more of its own; an empty row leaves 1 to that one."""
+        if self.shared:
+            w_BT = torch.cat([null_B.unsqueeze(1), s_N.reshape(self.rows, self.positions)], 1).softmax(1)
+            return w_BT[:, 1:].reshape(-1), w_BT[:, 0]
+        if torch.compiler.is_compiling():
+            top_B = null_B.scatter_reduce(0, self.row, s_N, "amax", include_self=True)
+            w_N, own_B = torch.exp(s_N - top_B.index_select(0, self.row)), torch.exp(null_B - top_B)
+            total_B = self.sum(w_N.unsqueeze(1)).squeeze(1) + own_B
+            return w_N / total_B.index_select(0, self.row), own_B / total_B
+        out: tuple[Tensor, Tensor] = _SoftmaxWithNull.apply(_wide(s_N), _wide(null_B), self)  # type: ignore[no-untyped-call]
+        return out
+
+    def dot(self, x_BD: Float[Tensor, "B D"], k_UD: Float[Tensor, "U D"]) -> Float[Tensor, " N"]:
+        """The inner product of its row's value and the history's at every position."""
+        if self.shared:
+            return (x_BD @ k_UD.t()).reshape(-1)
+        return self.mul(x_BD, k_UD).sum(1)
+
     def weighted_sum(self, w_N: Float[Tensor, " N"], k_UD: Float[Tensor, "U D"]) -> Float[Tensor, "B D"]:
         """Sum over each row's positions of ``w * k``."""
         if self.shared:
@@ -250,3 +271,26 @@ class _Softmax(torch.autograd.Function):
         part_N = w_N * g_N
         total_B = ctx.segments.add_up(part_N.unsqueeze(1)).squeeze(1)
         return part_N - w_N * total_B.index_select(0, ctx.segments.row), None
+
+
+class _SoftmaxWithNull(torch.autograd.Function):
+    """``exp(s - max) / sum`` inside each row, where the row's own score takes part in both."""
+
+    @staticmethod
+    def forward(ctx: Any, s_N: Tensor, null_B: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
+        top_B = null_B.scatter_reduce(0, segments.row, s_N, "amax", include_self=True)
+        w_N, own_B = (s_N - top_B.index_select(0, segments.row)).exp_(), (null_B - top_B).exp_()
+        total_B = segments.add_up(w_N.unsqueeze(1)).squeeze(1) + own_B
+        w_N.div_(total_B.index_select(0, segments.row))
+        own_B.div_(total_B)
+        ctx.segments = segments
+        ctx.save_for_backward(w_N, own_B)
+        return w_N, own_B
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_N: Tensor, g_B: Tensor) -> tuple[Tensor, Tensor, None]:
+        w_N, own_B = ctx.saved_tensors
+        part_N, part_B = w_N * g_N, own_B * g_B
+        total_B = ctx.segments.add_up(part_N.unsqueeze(1)).squeeze(1) + part_B
+        return part_N - w_N * total_B.index_select(0, ctx.segments.row), part_B - own_B * total_B, None

@@ -21,12 +21,18 @@ from longrec.config import parse
 from longrec.data import split
 from longrec.data.settings import Split
 from longrec.data.worlds import (
+    bought_or_passed,
     co_action,
     drifting_interest,
     frequent_queries,
     late_correction,
+    micro_behaviours,
     one_interest,
+    periodic,
+    rare_orders,
     rich_instances,
+    sessions,
+    two_behaviours,
 )
 from longrec.data.worlds.world import SOLVED, START, Recipe, World
 from longrec.errors import ConfigError, UnknownName
@@ -34,12 +40,18 @@ from longrec.errors import ConfigError, UnknownName
 __all__ = ["RECIPES", "SOLVED", "START", "Recipe", "World", "files", "names", "parts", "recipe", "world", "write"]
 
 RECIPES: dict[str, Recipe] = {
+    "bought_or_passed": bought_or_passed.RECIPE,
     "co_action": co_action.RECIPE,
     "drifting_interest": drifting_interest.RECIPE,
     "frequent_queries": frequent_queries.RECIPE,
     "late_correction": late_correction.RECIPE,
+    "micro_behaviours": micro_behaviours.RECIPE,
     "one_interest": one_interest.RECIPE,
+    "periodic": periodic.RECIPE,
+    "rare_orders": rare_orders.RECIPE,
     "rich_instances": rich_instances.RECIPE,
+    "sessions": sessions.RECIPE,
+    "two_behaviours": two_behaviours.RECIPE,
 }
 
 

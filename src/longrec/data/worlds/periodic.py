@@ -1,0 +1,99 @@
+"""The world ``periodic``: what was wanted a day ago is wanted again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from longrec.config import Strict
+from longrec.data.worlds.world import START, Recipe, World
+
+STORY = (
+    "Days are alike: what a user clicked about a day ago is liked now, and what was clicked since then or before is "
+    "not. A few visits, each of a category of its own, lie anywhere before and after the one of the day ago: it is the "
+    "newest as often as the oldest, and each category is there as often. Only the time that passed tells it from the "
+    "others; order tells nothing, and neither do sums."
+)
+_CATEGORIES, _ITEMS = 8, 240
+_LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of the day before, and of another
+_HOUR = 3_600
+_DAY = 20 * _HOUR, 30 * _HOUR
+_SINCE, _BEFORE = (60, 9 * _HOUR), (40 * _HOUR, 400 * _HOUR)
+"""How long ago a visit was: of the day before, and others."""
+
+
+class Periodic(Strict):
+    """Knobs of ``periodic``."""
+
+    users: int = Field(800, ge=1, description="users")
+    visits: int = Field(3, ge=2, le=_CATEGORIES, description="visits of a user, one of them a day ago")
+    clicks: int = Field(2, ge=1, description="clicks of a visit")
+    shown: int = Field(8, ge=1, description="impressions of a user, all at once")
+
+
+def make(knobs: Periodic, random: np.random.Generator) -> World:
+    """The world of some settings."""
+    users, visits, shown = knobs.users, knobs.visits, knobs.shown
+    clicks = visits * knobs.clicks
+    each = clicks + shown
+    category_of = random.permutation(np.arange(_ITEMS) % _CATEGORIES)
+    by_category = np.argsort(category_of, kind="stable").reshape(_CATEGORIES, -1)
+    of_visit = random.permuted(np.tile(np.arange(_CATEGORIES), (users, 1)), axis=1)[:, :visits]
+    at = random.integers(0, visits, users)  # the place of the visit of a day ago; those before it are older
+    place = np.arange(visits)
+    kind = np.sign(place - at[:, None])
+    low, high = (np.choose(kind + 1, ends) for ends in zip(_BEFORE, _DAY, _SINCE))
+    # Times long ago are drawn by their logarithm, so that they fall into all slices.
+    age = -np.sort(-np.exp(np.log(low) + random.random((users, visits)) * np.log(high / low)), axis=1)
+    past = np.repeat(of_visit, knobs.clicks, axis=1)
+    told = random.integers(0, visits, (users, shown))
+    own = (told == at[:, None]) | (random.random((users, shown)) < 0.25)
+    told = np.where(own, at[:, None], told)
+    category = np.concatenate([past, np.take_along_axis(of_visit, told, axis=1)], axis=1)
+    item = by_category[category, random.integers(0, _ITEMS // _CATEGORIES, category.shape)]
+    chance = np.where(own, _LIKES, _ELSE)
+    liked = np.concatenate([np.zeros((users, clicks)), random.random(chance.shape) < chance], axis=1).astype(np.int64)
+    is_shown = np.tile(np.arange(each) >= clicks, users)
+    before = np.repeat(age, knobs.clicks, axis=1).astype(np.int64) - np.tile(np.arange(knobs.clicks), visits)
+    moment = np.concatenate([-before, np.zeros((users, shown), np.int64)], axis=1)
+    moment += 30 * 24 * _HOUR + random.integers(0, 86_400, (users, 1))
+    log = pa.table(
+        {
+            "user": np.repeat(np.arange(users), each),
+            "item": item.ravel(),
+            "time": START + moment.ravel(),
+            "action": np.where(is_shown, "shown", "click"),
+            "liked": pa.array(liked.ravel(), mask=~is_shown),
+        }
+    )
+    oracle = np.full((users, each), np.nan)
+    oracle[:, clicks:] = chance
+    return World(
+        name="periodic",
+        story=STORY,
+        log=log,
+        items=pa.table({"item": np.arange(_ITEMS), "category": category_of}),
+        schema={
+            "user": "user",
+            "item": "item",
+            "time": {"column": "time", "unit": "s"},
+            "label": "liked",
+            "features": {"item": {"kind": "id"}, "category": {"kind": "id", "table": "item"}},
+            "histories": {
+                "clicks": {
+                    "of": ["category", "time_gap", "since_previous"],
+                    "where": {"action": "click"},
+                    "last": clicks,
+                }
+            },
+        },
+        split={"by": "user", "valid": 0.1, "test": 0.3},
+        oracle=oracle.ravel(),
+        must=({"name": "tissa", "hidden": 32, "heads": 4, "slices": 7, "mlp": [64]}, {"name": "din"}),
+        must_not=({"name": "pooling"}, {"name": "deepfm"}),
+        fit={"epochs": 3, "batch_size": 128, "lr": 1e-2, "tables_lr": 5e-2, "patience": 0},
+    )
+
+
+RECIPE = Recipe(STORY, Periodic, make)

@@ -1,0 +1,91 @@
+"""The world ``two_behaviours``: a click asks for more of a kind, an order for no more of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from longrec.config import Strict
+from longrec.data.worlds.world import START, Recipe, World
+
+STORY = (
+    "A user clicks on items of some categories and orders items of others, as many of each and in any order. What was "
+    "clicked on is still wanted, what was ordered is at home: an impression is liked when its category is among the "
+    "clicks. Every item shown is of one or the other, so whoever reads clicks and orders as one history knows nothing."
+)
+_ITEMS = 240
+_LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of a clicked category, and of an ordered one
+
+
+class TwoBehaviours(Strict):
+    """Knobs of ``two_behaviours``."""
+
+    users: int = Field(800, ge=1, description="users")
+    categories: int = Field(8, ge=4, le=24, description="kinds of item")
+    each: int = Field(2, ge=1, le=2, description="categories that a user clicks on, and as many that it orders")
+    events: int = Field(3, ge=1, description="clicks of each clicked category, orders of each ordered one")
+    shown: int = Field(6, ge=1, description="impressions of a user, all after the clicks and orders")
+    as_one: bool = Field(False, description="the schema has one history of clicks and orders, not one of each")
+
+
+def make(knobs: TwoBehaviours, random: np.random.Generator) -> World:
+    """The world of some settings."""
+    users, past = knobs.users, 2 * knobs.each * knobs.events
+    category_of = random.permutation(np.arange(_ITEMS) % knobs.categories)
+    own = random.permuted(np.tile(np.arange(knobs.categories), (users, 1)), axis=1)[:, : 2 * knobs.each]
+    # Which of the user's categories each event is of; the first half are the clicked ones.
+    which = random.permuted(np.tile(np.repeat(np.arange(2 * knobs.each), knobs.events), (users, 1)), axis=1)
+    which = np.concatenate([which, random.integers(0, 2 * knobs.each, (users, knobs.shown))], axis=1)
+    clicked = which < knobs.each
+    category = np.take_along_axis(own, which, axis=1)
+    item = _one_of(category_of, category, random)
+    chance = np.where(clicked, _LIKES, _ELSE)
+    chance[:, :past] = np.nan
+    liked = random.random(chance.shape) < chance
+    shown = np.broadcast_to(np.arange(past + knobs.shown) >= past, chance.shape)
+    moment = np.minimum(np.arange(past + knobs.shown), past) * 600 + random.integers(0, 86_400, (users, 1))
+    log = pa.table(
+        {
+            "user": np.repeat(np.arange(users), past + knobs.shown),
+            "item": item.ravel(),
+            "time": START + moment.ravel(),
+            "action": np.where(shown, "shown", np.where(clicked, "click", "order")).ravel(),
+            "liked": pa.array(liked.astype(np.int64).ravel(), mask=~shown.ravel()),
+        }
+    )
+    last = past if knobs.as_one else past // 2
+    actions = {"events": ["click", "order"]} if knobs.as_one else {"clicks": "click", "orders": "order"}
+    kind = {"name": "dmt", "position": "time", "heads": 2}
+    return World(
+        name="two_behaviours",
+        story=STORY,
+        log=log,
+        items=pa.table({"item": np.arange(_ITEMS), "category": category_of}),
+        schema={
+            "user": "user",
+            "item": "item",
+            "time": {"column": "time", "unit": "s"},
+            "label": "liked",
+            "features": {"item": {"kind": "id"}, "category": {"kind": "id", "table": "item"}},
+            "histories": {
+                name: {"of": ["category"], "where": {"action": action}, "last": last}
+                for name, action in actions.items()
+            },
+        },
+        split={"by": "user", "valid": 0.1, "test": 0.3},
+        oracle=chance.ravel(),
+        must=() if knobs.as_one else (kind, {"name": "din"}),
+        must_not=(kind, {"name": "din"}) if knobs.as_one else ({"name": "deepfm"},),
+        fit={"epochs": 2, "batch_size": 128, "lr": 5e-3, "tables_lr": 1e-2, "patience": 0},
+    )
+
+
+def _one_of(category_of: np.ndarray, category: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """An item of each category."""
+    order, counts = np.argsort(category_of, kind="stable"), np.bincount(category_of)
+    first = np.cumsum(counts) - counts
+    return order[first[category] + (random.random(category.shape) * counts[category]).astype(np.int64)]
+
+
+RECIPE = Recipe(STORY, TwoBehaviours, make)

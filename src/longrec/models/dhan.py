@@ -1,0 +1,168 @@
+r"""DHAN: Deep Interest with Hierarchical Attention Network for Click-Through Rate Prediction.
+
+Xu, He, Tan, Li, Lang, Guo, SIGIR 2020. https://arxiv.org/abs/2005.12981
+
+Interests are a hierarchy: many items, fewer categories. Attention first weighs the items, each category then becomes
+the mean of its items by these weights, and a second attention weighs the categories:
+
+    w_t = softmax_t(a(e_t, e_a))                                            (items; a is DIN's activation unit)
+    c_l = sum_{t in l} w_t e_t / sum_{t in l} w_t                           (each category l)
+    x   = sum_l softmax_l(a'(c_l, e_a)) c_l                                 (categories)
+    i   = sum_t w_t e_t                                                     (``base: din``)
+    i   = AUGRU(GRU(e_1 ... e_T), w)                                        (``base: dien``)
+    logit = MLP([fields of the impression, x, i])
+
+A category speaks once, however many items of it there are.
+
+Departures from the paper
+    - only the categories that a history holds are computed, not all there are, so that an absent one cannot enter; the
+      sum below needs no small number beside it;
+    - an item whose category is missing or unseen is a category of its own;
+    - the attribute that makes the hierarchy is the column ``group``; by default the first id column that events and
+      candidate share other than the item, else the item. A history without one (instance tokens) has each event for
+      itself;
+    - ``base: dien`` takes the weights of the items for its attention, and has no auxiliary loss;
+    - the official code normalises layers over the whole batch, with statistics that its negatives never trained; here
+      the top MLP has batch normalisation with running statistics, and the attention none;
+    - events may carry columns that the candidate has not: they enter the keys and what is pooled, as in din.
+
+Letters: B rows, N positions of the batch's histories, U what a history brings (see nn/segment.py), Q width of the
+query, K width of an event, M what tells the categories of all rows (see nn/groups.py), H units of the last hidden
+layer.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from longrec.config import Strict
+from longrec.features.batch import Batch
+from longrec.features.fields import Fields
+from longrec.models.base import Ranker
+from longrec.nn.activation import Name
+from longrec.nn.attention import TargetAttention
+from longrec.nn.embedding import Embeddings
+from longrec.nn.groups import Groups, group_columns
+from longrec.nn.mlp import MLP
+from longrec.nn.queries import Queries
+from longrec.nn.recurrent import GRU
+from longrec.nn.segment import Segments
+
+Width = Annotated[int, Field(ge=1)]
+
+
+class DHANConfig(Strict):
+    """Settings of DHAN."""
+
+    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    group: str | None = Field(None, description="Id column that makes groups; see the docstring for the default.")
+    base: Literal["din", "dien"] = Field("din", description="What stands beside the groups.")
+    hidden: Width = Field(36, description="Units of both recurrences of base: dien.")
+    attention: tuple[Width, ...] = Field((80, 40), min_length=1, description="Hidden units of the attention on items.")
+    group_attention: tuple[Width, ...] = Field(
+        (80, 40), min_length=1, description="Hidden units of the attention on groups."
+    )
+    activation: Name = Field("relu", description="Activation inside both attentions.")
+    mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
+    mlp_activation: Name = Field("relu", description="Activation of the top MLP.")
+    batch_norm: bool = Field(True, description="Batch normalisation in the top MLP.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in the top MLP while training.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+
+
+class DHAN(Ranker):
+    """DHAN over every history of the schema."""
+
+    Config = DHANConfig
+    reads_history = True
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"base": "dien", "hidden": 8, "attention": [8], "group_attention": [8, 4], "mlp": [32]},
+        {"activation": "dice", "attention": [8, 4], "group_attention": [8], "mlp_activation": "dice", "dropout": 0.1},
+    )
+
+    def __init__(self, config: DHANConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        self.order_matters = config.base == "dien"
+        self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
+        width = self.embeddings.widths
+        self.queries = Queries(fields, width, "dhan")
+        self.columns = group_columns(fields, config.group, "model.group")
+        self.paths = nn.ModuleDict()
+        top = sum(width[field.name] for field in fields.features)
+        for history in fields.histories:
+            path = _Path(self.queries.query[history], self.queries.key[history], config)
+            self.paths[f"path_{history}"] = path
+            top += path.width
+        self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
+        self.interaction = self.top.width
+
+    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+        """The last hidden layer of the top MLP."""
+        embedded = self.embeddings(batch)
+        parts = list(embedded.features.values())
+        for history in self.fields.histories:
+            q_BQ, k_UK, segments = self.queries(batch, embedded, history)
+            parts.append(self.paths[f"path_{history}"](q_BQ, k_UK, segments, self._groups(batch, history, segments)))
+        return self.top.hidden(torch.cat(parts, 1))
+
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+        """The final layer."""
+        assert self.top.last is not None
+        logit: Tensor = self.top.last(h_BH).squeeze(1)
+        return logit
+
+    def explain(self, batch: Batch) -> dict[str, Tensor]:
+        """The part of every position in x: ragged ``[N]``, shared ``[B, T]``. Those of a row sum to one."""
+        embedded, told = self.embeddings(batch), {}
+        for history in self.fields.histories:
+            q_BQ, k_UK, segments = self.queries(batch, embedded, history)
+            path = cast(_Path, self.paths[f"path_{history}"])
+            w_N = path.weights(q_BQ, k_UK, segments, self._groups(batch, history, segments))
+            told[history] = w_N.reshape(batch.size, -1) if segments.shared else w_N
+        return told
+
+    def _groups(self, batch: Batch, history: str, segments: Segments) -> Groups | None:
+        column = self.columns[history]
+        return None if column is None else Groups(cast(Tensor, batch.histories[history].columns[column]), segments)
+
+
+class _Path(nn.Module):
+    """The hierarchy of one history.
+
+    Attributes:
+        width: of x and i together.
+    """
+
+    def __init__(self, query: int, key: int, config: DHANConfig) -> None:
+        super().__init__()
+        self.items = TargetAttention(query, key, config.attention, config.activation, softmax=True)
+        self.categories = TargetAttention(query, key, config.group_attention, config.activation, softmax=True)
+        self.interest = self.evolution = None
+        self.width = 2 * key
+        if config.base == "dien":
+            self.interest, self.evolution = GRU(key, config.hidden), GRU(config.hidden, config.hidden, "augru")
+            self.width = key + config.hidden
+
+    def forward(
+        self, q_BQ: Float[Tensor, "B Q"], k_UK: Float[Tensor, "U K"], segments: Segments, groups: Groups | None
+    ) -> Float[Tensor, "B X"]:
+        """``[x, i]`` of each row; 0 for an empty history."""
+        w_N = self.items.weights(q_BQ, k_UK, segments)
+        c_MK, over = (k_UK, segments) if groups is None else groups.means(groups.shares(w_N), k_UK)
+        x_BK = self.categories(q_BQ, c_MK, over)
+        if self.interest is None or self.evolution is None:
+            return torch.cat([x_BK, segments.weighted_sum(w_N, k_UK)], 1)
+        return torch.cat([x_BK, self.evolution.last(self.interest.states(k_UK, segments), segments, w_N)], 1)
+
+    def weights(self, q_BQ: Tensor, k_UK: Tensor, segments: Segments, groups: Groups | None) -> Tensor:
+        """``[N]``: the part of every position in x."""
+        if groups is None:
+            return self.categories.weights(q_BQ, k_UK, segments)
+        share_N = groups.shares(self.items.weights(q_BQ, k_UK, segments))
+        part_M = self.categories.weights(q_BQ, *groups.means(share_N, k_UK))
+        return share_N * groups.whole(part_M)

@@ -1,0 +1,264 @@
+r"""KFAtt: Kalman Filtering Attention for User Behavior Modeling in CTR Prediction.
+
+Liu, Lu, Zhao, Xu, Peng, Liu, Zhang, Li, Jin, Bao, Yan, NeurIPS 2020. https://arxiv.org/abs/2010.00985
+
+A past click v_t under query k_t is a noisy reading of what the user wants under the query q of now. Before any click
+that want is a Gaussian known from q alone, so an interest without a matching past is not made up of clicks that have
+nothing to do with it; and a query that was asked often is read once, however many clicks it brought:
+
+    v_q ~ N(mu_q, s_q^2),  v_t | v_q ~ N(v_q, s_t^2),  1/s_t^2 = exp(q W_Q W_K^T k_t)
+    v^ = (mu_q / s_q^2 + sum_t v_t / s_t^2) / (1/s_q^2 + sum_t 1/s_t^2)                        (KFAtt-base)
+    v^ = (mu_q / s_q^2 + sum_m g_m mean_m) / (1/s_q^2 + sum_m g_m)                             (KFAtt-freq)
+    g_m = 1 / (s_m^2 + s'_m^2 / n_m)
+    logit = MLP([fields of the impression, v^])
+
+over the M distinct keys of a history, the n_m clicks of key k_m and their mean; mu_q, 1/s_q^2 and s'_m^2 come from
+networks of one hidden layer, of q and of k_m. ``frequency: false`` is KFAtt-base. With ``sessions`` (KFAtt-trans) the
+values are not the clicks but what a transformer layer makes of them, in which the clicks of a session see each other.
+
+All of it is a softmax over log 1/s_q^2 and one logit a click: the clicks of a key share g_m evenly, and
+
+    log (g_m / n_m) = -log (n_m s_m^2 + s'_m^2)
+
+so that nothing is summed by key; only n_m is counted.
+
+Departures from the paper
+    - the query is a column that the impression and its events both have: the one that ``query`` names (the query of a
+      search), or the first that is not the item (the category, as in the paper's public data), or the item; a history
+      without any is asked by all that it shares with the candidate, and each of its clicks is a key of its own;
+    - so is a click whose key is missing or unseen;
+    - v_t are all columns of the event, and as they are: values are projected only where there are several ``heads``;
+    - a session is a run of events with one value of the column ``sessions_back``; a history without that column is one
+      session. Places are counted back from the newest event of a session;
+    - each history has networks of its own.
+
+Letters: B rows, N positions of the batch's histories, U what a history brings (see nn/segment.py), Q width of query
+and keys, V width of an event, A width of a head's query, H heads, W units of the last hidden layer.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from longrec.config import Strict
+from longrec.features.batch import Batch
+from longrec.features.fields import SESSIONS_BACK, Fields
+from longrec.models.base import Ranker
+from longrec.nn.activation import Name
+from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.encoder import EncoderLayer
+from longrec.nn.groups import Groups, group_columns
+from longrec.nn.linear import Linear
+from longrec.nn.mlp import MLP
+from longrec.nn.queries import Queries
+from longrec.nn.rectangles import Rectangles
+from longrec.nn.segment import Segments
+
+Width = Annotated[int, Field(ge=1)]
+
+
+class KFAttConfig(Strict):
+    """Settings of KFAtt."""
+
+    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    query: str | None = Field(None, description="Column that asks; see the docstring for what does by default.")
+    frequency: bool = Field(True, description="Read every distinct key once, whatever its clicks.")
+    sessions: bool = Field(False, description="Let the events of a session see each other before.")
+    places: Width = Field(64, description="Places counted back from the end of a session that are told apart.")
+    heads: Width = Field(1, description="Heads of the attention, and of that in sessions.")
+    attention: Width = Field(32, description="Width of a head's query and keys.")
+    hidden: Width = Field(32, description="Hidden units of the networks of mu_q, s_q and s'_m.")
+    mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
+    activation: Name = Field("relu", description="Activation of the top MLP.")
+    batch_norm: bool = Field(True, description="Batch normalisation in the top MLP.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in the top MLP while training.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+
+
+class KFAtt(Ranker):
+    """KFAtt over every history of the schema."""
+
+    Config = KFAttConfig
+    reads_history = True
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"frequency": False, "attention": 8, "hidden": 8, "mlp": [32]},
+        {"sessions": True, "heads": 3, "attention": 8, "places": 4, "mlp": [32]},
+    )
+
+    def __init__(self, config: KFAttConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        self.order_matters = config.sessions
+        self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
+        width = self.embeddings.widths
+        self.queries = Queries(fields, width, "kfatt")
+        self.columns = group_columns(fields, config.query, "model.query", asked=True)
+        self.paths, self.encoders = nn.ModuleDict(), nn.ModuleDict()
+        top = sum(width[field.name] for field in fields.features)
+        for history, column in self.columns.items():
+            query = width[column] if column else self.queries.query[history]
+            value = self.queries.key[history]
+            self.paths[f"path_{history}"] = KalmanAttention(
+                query, value, config.attention, config.hidden, config.heads, config.frequency
+            )
+            if config.sessions:
+                self.encoders[f"encoder_{history}"] = SessionEncoder(
+                    value, config.heads, config.places, config.init_std
+                )
+            top += value
+        self.top = MLP(top, config.mlp, config.activation, config.dropout, config.batch_norm, outputs=1)
+        self.interaction = self.top.width
+
+    def interact(self, batch: Batch) -> Float[Tensor, "B W"]:
+        """The last hidden layer of the top MLP."""
+        embedded = self.embeddings(batch)
+        parts = list(embedded.features.values())
+        for history in self.fields.histories:
+            parts.append(self.paths[f"path_{history}"](*self._read(batch, embedded, history)))
+        return self.top.hidden(torch.cat(parts, 1))
+
+    def head(self, h_BW: Float[Tensor, "B W"]) -> Float[Tensor, " B"]:
+        """The final layer."""
+        assert self.top.last is not None
+        logit: Tensor = self.top.last(h_BW).squeeze(1)
+        return logit
+
+    def explain(self, batch: Batch) -> dict[str, Tensor]:
+        """The weight of every position of every history, mean over heads: ragged ``[N]``, shared ``[B, T]``.
+
+        The weights of a row leave to one what mu_q has.
+        """
+        embedded, told = self.embeddings(batch), {}
+        for history in self.fields.histories:
+            q_BQ, k_UQ, _, segments, sizes_U = self._read(batch, embedded, history)
+            path = cast(KalmanAttention, self.paths[f"path_{history}"])
+            w_N = torch.stack([w_N for w_N, _ in path.weights(q_BQ, k_UQ, segments, sizes_U)]).mean(0)
+            told[history] = w_N.reshape(batch.size, -1) if segments.shared else w_N
+        return told
+
+    def _read(
+        self, batch: Batch, embedded: Embedded, history: str
+    ) -> tuple[Tensor, Tensor, Tensor, Segments, Tensor | None]:
+        """Query, keys, values, segments and the clicks of each event's key; None where that is one."""
+        v_UV, segments = self.queries.events(batch, embedded, history)
+        column, columns = self.columns[history], batch.histories[history].columns
+        if column is None:
+            q_BQ, sizes_U = self.queries.ask(embedded, history), None
+            k_UQ = v_UV[:, : q_BQ.shape[1]]
+        else:
+            q_BQ, k_UQ = embedded.features[column], embedded.histories[history][column]
+            sizes_U = Groups(cast(Tensor, columns[column]), segments).sizes if self.config.frequency else None
+        if self.config.sessions:
+            v_UV = self.encoders[f"encoder_{history}"](v_UV, segments, cast(Tensor | None, columns.get(SESSIONS_BACK)))
+        return q_BQ, k_UQ, v_UV, segments, sizes_U
+
+
+class KalmanAttention(nn.Module):
+    """The estimate of what is wanted under a query, from clicks under others.
+
+    Args:
+        query: Q.
+        value: V.
+        width: A.
+        hidden: units of the networks of mean and variances.
+        frequency: read every distinct key once.
+    """
+
+    def __init__(self, query: int, value: int, width: int, hidden: int, heads: int = 1, frequency: bool = True) -> None:
+        super().__init__()
+        self.heads, inner = heads, heads * -(-value // heads)
+        self.asking = Linear(query, heads * width, bias=False)
+        self.key = Linear(query, heads * width, bias=False)
+        self.mean = MLP(query, (hidden,), outputs=inner)
+        self.precision = MLP(query, (hidden,), outputs=heads)
+        """log 1/s_q^2"""
+        self.noise = MLP(query, (hidden,), outputs=heads) if frequency else None
+        """log s'_m^2"""
+        self.value = Linear(value, inner, bias=False) if heads > 1 else None
+        self.outer = Linear(inner, value, bias=False) if heads > 1 else None
+
+    def weights(
+        self, q_BQ: Float[Tensor, "B Q"], k_UQ: Float[Tensor, "U Q"], segments: Segments, sizes_U: Tensor | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """For each head the weight of every position ``[N]`` and that of mu_q ``[B]``; those of a row sum to one.
+
+        Args:
+            sizes_U: how many clicks of its row have the key of each; None where keys are distinct.
+        """
+        q_BX, k_UX, null_BH = self.asking(q_BQ), self.key(k_UQ), self.precision(q_BQ)
+        noise_UH = None if self.noise is None else self.noise(k_UQ).float()
+        split = q_BX.shape[1] // self.heads
+        found = []
+        for head, (q_BA, k_UA) in enumerate(zip(q_BX.split(split, 1), k_UX.split(split, 1))):
+            s_N = segments.dot(q_BA, k_UA).float()
+            if noise_UH is not None:
+                told_U1 = noise_UH[:, head : head + 1]
+                spread_U1 = -told_U1 if sizes_U is None else sizes_U.log().unsqueeze(1) - told_U1
+                # -log (n s^2 + s'^2), with s'^2 before the bracket
+                of_N, spread_N = (segments.keys(x_U1).squeeze(1) for x_U1 in (told_U1, spread_U1))
+                s_N = -of_N - F.softplus(spread_N - s_N)
+            found.append(segments.softmax_with_null(s_N, null_BH[:, head].float()))
+        return found
+
+    def forward(
+        self,
+        q_BQ: Float[Tensor, "B Q"],
+        k_UQ: Float[Tensor, "U Q"],
+        v_UV: Float[Tensor, "U V"],
+        segments: Segments,
+        sizes_U: Tensor | None = None,
+    ) -> Float[Tensor, "B V"]:
+        """``v^`` of each row; mu_q for an empty history."""
+        mean_BX, v_UX = self.mean(q_BQ), v_UV if self.value is None else self.value(v_UV)
+        split = v_UX.shape[1] // self.heads
+        heads = zip(
+            self.weights(q_BQ, k_UQ, segments, sizes_U), mean_BX.split(split, 1), v_UX.split(split, 1), strict=True
+        )
+        x_BX = torch.cat([segments.weighted_sum(w_N, v) + w_B.unsqueeze(1) * mean for (w_N, w_B), mean, v in heads], 1)
+        return x_BX if self.outer is None else self.outer(x_BX)
+
+
+class SessionEncoder(nn.Module):
+    """Events after those of a session have seen each other, each in its place."""
+
+    def __init__(self, width: int, heads: int, places: int, std: float) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(places, width) * std)
+        self.layer = EncoderLayer(width, heads, width)
+
+    def forward(
+        self, v_UV: Float[Tensor, "U V"], segments: Segments, session_U: Tensor | None = None
+    ) -> Float[Tensor, "U V"]:
+        """What each event becomes.
+
+        Args:
+            session_U: changes where a session ends; None where a row is one session.
+        """
+        place_U, seen_TT, sessions = torch.arange(segments.positions, device=v_UV.device), None, segments
+        if segments.shared and session_U is not None:
+            before_U = session_U.index_select(0, (place_U - 1).clamp(min=0))
+            number_U = (session_U != before_U).cumsum(0)
+            seen_TT = number_U.unsqueeze(1) == number_U.unsqueeze(0)
+            back_U = (seen_TT & (place_U.unsqueeze(1) < place_U.unsqueeze(0))).sum(1)
+        elif segments.shared:
+            back_U = segments.positions - 1 - place_U
+        else:
+            sessions = segments if session_U is None else _runs(session_U, segments)
+            back_U = sessions.expand_rows(sessions.offsets[1:]) - 1 - place_U
+        rectangles = Rectangles(sessions, seen_TT)
+        x_UV = v_UV + self.places.index_select(0, back_U.clamp(max=len(self.places) - 1))
+        return rectangles.positions_back(self.layer(rectangles.positions_in(x_UV), rectangles))
+
+
+def _runs(value_N: Tensor, segments: Segments) -> Segments:
+    """The runs of one value within ragged rows, as segments."""
+    new_N = torch.ones(segments.positions, dtype=torch.bool, device=value_N.device)
+    new_N[1:] = (value_N[1:] != value_N[:-1]) | (segments.row[1:] != segments.row[:-1])
+    starts = new_N.nonzero().squeeze(1)
+    edges = torch.cat([starts, starts.new_tensor([segments.positions])])
+    return Segments(edges, len(starts), segments.positions)
