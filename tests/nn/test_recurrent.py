@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longrec.nn.recurrent import GRU, Update, last_of
+from longrec.nn.recurrent import GRU, Update
 from longrec.nn.segment import Segments
 
 UPDATES: tuple[Update, ...] = ("gru", "agru", "augru", "released")
@@ -102,6 +102,24 @@ def test_gru_is_torchs_own() -> None:
     torch.testing.assert_close(unit.states(x[0], ragged((6,))), own(x)[0][0])
 
 
+def test_terms_of_the_gates_enter_the_gates_alone() -> None:
+    """As an input of which nothing is told to n; and a program and a shared batch do the same."""
+    unit, wide = made("gru"), made("gru", inputs=6)
+    x, p = torch.randn(11, 4, dtype=torch.float64), torch.randn(11, 2, dtype=torch.float64, requires_grad=True)
+    for name, parameter in unit.named_parameters():
+        wide.get_parameter(name).data[..., -parameter.shape[-1] :] = parameter.data
+    wide.weight.data = torch.cat([unit.weight.data, torch.randn(9, 2, dtype=torch.float64)], 1)
+    wide.weight.data[-3:, 4:] = 0
+    found = unit.states(x, ragged((4, 0, 7)), p @ wide.weight[:6, 4:].t())
+    expected = wide.states(torch.cat([x, p], 1), ragged((4, 0, 7)))
+    torch.testing.assert_close(found, expected)
+    one, other = (torch.autograd.grad(states.square().sum(), p) for states in (found, expected))
+    torch.testing.assert_close(one, other)
+    together = Segments(torch.tensor([0, 11]), 3, 11, shared=True)
+    gates = torch.randn(11, 6, dtype=torch.float64)
+    torch.testing.assert_close(unit.states(x, together, gates), unit.states(x, ragged((11,)), gates))
+
+
 def test_attention_of_zero_and_one() -> None:
     x, segments = torch.randn(4, 4, dtype=torch.float64), ragged((4,))
     zero, one = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
@@ -121,8 +139,3 @@ def test_an_empty_history_and_no_history_at_all() -> None:
     assert unit.last(torch.zeros(0, 4, dtype=torch.float64), ragged((0, 0))).shape == (2, 3)
     nothing = Segments(torch.tensor([0, 0]), 2, 0, shared=True)
     assert unit.last(torch.zeros(0, 4, dtype=torch.float64), nothing).tolist() == [[0.0] * 3] * 2
-
-
-def test_last_of_takes_the_last_position() -> None:
-    h = torch.arange(8.0).reshape(4, 2)
-    assert last_of(h, ragged((1, 0, 3))).tolist() == [[0, 1], [0, 0], [6, 7]]

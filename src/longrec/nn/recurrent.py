@@ -14,54 +14,25 @@ length, positions laid out moment after moment, so that a step is a slice of the
 is computed on padding. The gradient is written by hand; that of the recurrent weights is again one product.
 
 Letters: B rows, N positions, U what the history brings (see ``Segments``), T positions of a shared history, I inputs,
-H hidden units, G gates (3; 2 for ``agru``, which has no u).
+H hidden units, G inputs of a step (3 H; 2 H for ``agru``, which has no u), X those of its gates (G - H).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal, no_type_check
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch._higher_order_ops.scan import scan
 from torch.autograd.function import once_differentiable
 
 from longrec.nn import gemm
 from longrec.nn.linear import linear
 from longrec.nn.segment import Segments
+from longrec.nn.steps import Steps, last_of, walk
 
 Update = Literal["gru", "agru", "augru", "released"]
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Positions of ragged rows laid out by time.
-
-    Attributes:
-        places: int64 ``[N]``: the positions, first those that begin a row, then the second ones, and so on.
-        order: int64 ``[B]``: rows, longest first; each moment holds the first so many of them.
-        counts: rows alive at each moment, falling.
-    """
-
-    places: Tensor
-    order: Tensor
-    counts: list[int]
-
-    @classmethod
-    def of(cls, segments: Segments) -> Steps:
-        """The steps of ragged segments."""
-        lengths_B = segments.offsets[1:] - segments.offsets[:-1]
-        order_B = torch.argsort(lengths_B, descending=True, stable=True)
-        rank_B = torch.empty_like(order_B)
-        rank_B[order_B] = torch.arange(len(order_B))
-        at_N = torch.arange(segments.positions) - segments.expand_rows(segments.offsets[:-1])
-        counts_T = torch.bincount(at_N)
-        starts_T = counts_T.cumsum(0) - counts_T
-        places_N = torch.empty_like(at_N)
-        places_N[starts_T[at_N] + segments.expand_rows(rank_B)] = torch.arange(segments.positions)
-        return cls(places_N, order_B, counts_T.tolist())
 
 
 class GRU(nn.Module):
@@ -82,9 +53,15 @@ class GRU(nn.Module):
         self.recurrent = nn.Parameter(torch.empty(gates * hidden, hidden).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.zeros(gates * hidden))
 
-    def states(self, x_UI: Float[Tensor, "U I"], segments: Segments) -> Float[Tensor, "U H"]:
-        """The state after every position; a row begins at zero."""
-        x_UG = linear(x_UI, self.weight, self.bias)
+    def states(
+        self, x_UI: Float[Tensor, "U I"], segments: Segments, gates_UX: Float[Tensor, "U X"] | None = None
+    ) -> Float[Tensor, "U H"]:
+        """The state after every position; a row begins at zero.
+
+        Args:
+            gates_UX: what is added inside the gates u and r, and not inside n.
+        """
+        x_UG = self._inputs(x_UI, gates_UX)
         if segments.shared:
             return self._walk(x_UG.unsqueeze(1), None, 1)[1].squeeze(1)
         return self._scanned(x_UG, segments, None)
@@ -98,7 +75,7 @@ class GRU(nn.Module):
             a_N: the attention of each row at each of its positions, for the updates that take one.
         """
         assert (a_N is None) == (self.update == "gru"), "an update by attention takes one, and no other does"
-        x_UG = linear(x_UI, self.weight, self.bias)
+        x_UG = self._inputs(x_UI)
         if segments.shared:
             rows = segments.rows if a_N is not None else 1
             a_TB = None if a_N is None else a_N.reshape(segments.rows, segments.positions).t()
@@ -109,9 +86,13 @@ class GRU(nn.Module):
         """``last`` where every row has inputs of its own even in a shared batch."""
         if not segments.shared:
             return self.last(x_NI, segments)
-        x_NG = linear(x_NI, self.weight, self.bias)
+        x_NG = self._inputs(x_NI)
         x_TBG = x_NG.reshape(segments.rows, segments.positions, x_NG.shape[1]).transpose(0, 1)
         return self._walk(x_TBG, None, segments.rows)[0]
+
+    def _inputs(self, x_UI: Tensor, gates_UX: Tensor | None = None) -> Tensor:
+        x_UG = linear(x_UI, self.weight, self.bias)
+        return x_UG if gates_UX is None else x_UG + F.pad(gates_UX, (0, self.hidden))
 
     def _scanned(self, x_NG: Tensor, segments: Segments, a_N: Tensor | None) -> Tensor:
         if segments.positions == 0:
@@ -121,29 +102,12 @@ class GRU(nn.Module):
         )
         return states
 
-    # Nothing that stands inside a traced scan may be wrapped by a checker of shapes.
     @no_type_check
     def _walk(self, x_TBG: Tensor, a_TB: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:
         """The last state ``[B, H]`` and all states ``[T, B, H]`` of rows of one length; B is 1 in what they share."""
-        start = x_TBG.new_zeros(rows, self.hidden)
         attention = x_TBG.new_ones(x_TBG.shape[0], 1) if a_TB is None else a_TB
-        if torch.compiler.is_compiling():
-
-            def step(h_BH: Tensor, at: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-                x_BG, a_B, real = at
-                h_BH = h_BH + real * (self._step(h_BH, x_BG, a_B) - h_BH)
-                return h_BH, h_BH.clone()
-
-            # A moment that moves nothing goes first: programs cannot scan an empty history.
-            x_TBG, attention = (torch.cat([torch.zeros_like(x.sum(0, keepdim=True)), x]) for x in (x_TBG, attention))
-            real_T1 = torch.cat([x_TBG.new_zeros(1, 1), torch.ones_like(x_TBG[1:, 0, :1])])
-            h_BH, states_TBH = scan(step, start, (x_TBG, attention, real_T1))
-            return h_BH, states_TBH[1:]
-        h_BH, states = start, []
-        for x_BG, a_B in zip(x_TBG, attention):
-            h_BH = self._step(h_BH, x_BG, a_B)
-            states.append(h_BH)
-        return h_BH, torch.stack(states) if states else x_TBG.new_zeros(0, rows, self.hidden)
+        start = x_TBG.new_zeros(rows, self.hidden)
+        return walk(lambda state, *at: (self._step(*state, *at),), (start,), (x_TBG, attention))
 
     @no_type_check
     def _step(self, h_BH: Tensor, x_BG: Tensor, a_B: Tensor) -> Tensor:
@@ -153,16 +117,6 @@ class GRU(nn.Module):
         n_BH = torch.tanh(x_n + r_BH * h_n)
         u_BH = torch.sigmoid(gates[0][0] + gates[0][1]) if len(gates) == 2 else None
         return h_BH + _moved(self.update, u_BH, a_B.unsqueeze(1)) * (n_BH - h_BH)
-
-
-def last_of(h_NH: Float[Tensor, "N H"], segments: Segments) -> Float[Tensor, "B H"]:
-    """What stands at the last position of each ragged row; 0 for an empty one."""
-    lengths_B = segments.offsets[1:] - segments.offsets[:-1]
-    full_B = lengths_B > 0
-    if not segments.positions:
-        return h_NH.new_zeros(segments.rows, h_NH.shape[1])
-    last_BH = h_NH.index_select(0, (segments.offsets[1:] - 1).clamp(min=0))
-    return torch.where(full_B.unsqueeze(1), last_BH, torch.zeros_like(last_BH))
 
 
 @no_type_check

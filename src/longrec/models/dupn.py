@@ -1,0 +1,215 @@
+r"""DUPN: Perceive Your Users in Depth: Learning Universal User Representations from Multiple E-commerce Tasks.
+
+Ni, Ou, Liu, Li, Ou, Zeng, Si, KDD 2018. https://arxiv.org/abs/1805.10727
+
+An event is an item and a property: what was done, where, how long ago. A recurrence over the items lets the properties
+say what enters, what stays and what is told, and an attention by the query and the user makes one vector of its states,
+which serves several tasks and is the same for every candidate:
+
+    i, f, o = sigmoid(W_e e_t + W_p p_t + W_h h_{t-1} + b)      c_t = f c_{t-1} + i tanh(W_e e_t + W_h h_{t-1} + b)
+    h_t = o tanh(c_t)                                                                (property gated LSTM)
+    a_t = softmax_t(MLP(h_t, q, u, p_t))         rep_s = sum_t a_t h_t               (attention)
+    rep = [rep_s; u]                                                                 (the user's vector)
+    logit_k = MLP_k([rep, q, v])       L = sum_k weight_k L_k                        (tasks)
+
+No property enters the candidate of the cell, tanh(...). e_t are the columns of an event that the candidate has too, p_t
+are the others (a past rating, the time passed), u the fields of the user, q the other fields of the impression and v
+those of the candidate. The equations go by name here.
+
+Departures from the paper
+    - a label of the schema and those of ``tasks`` are tasks alike, by cross entropy, every batch of all of them; the
+      paper trains one task a batch, and has tasks of other forms (weights of ranking features, classes of prices);
+    - a task without a query is asked by what there is of q and u, and by the events alone where there is neither;
+      ``candidate: true`` asks by the candidate too, and the vector is then no longer the user's alone;
+    - of a history of instance tokens, which shares no column with the candidate, e_t are the tokens;
+    - each history has a recurrence and an attention of its own.
+
+Letters: B rows, R rows that differ for the attention (1 of a request), N positions of the batch's histories, U what a
+history brings (see nn/segment.py), P width of a property, H units of the recurrence or of the last hidden layer, X
+width of what asks, V width of the user's vector, K labels.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, cast
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from longrec.config import Strict
+from longrec.features.batch import Batch
+from longrec.features.fields import Fields
+from longrec.models.base import Ranker
+from longrec.models.several_tasks import Tasks, Weights
+from longrec.nn.activation import Name
+from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.linear import Linear
+from longrec.nn.lstm import LSTM
+from longrec.nn.mlp import MLP
+from longrec.nn.queries import Queries
+from longrec.nn.segment import Segments
+
+Width = Annotated[int, Field(ge=1)]
+
+
+class DUPNConfig(Strict):
+    """Settings of DUPN."""
+
+    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    hidden: Width = Field(128, description="Units of the recurrence.")
+    attention: tuple[Width, ...] = Field((64,), min_length=1, description="Hidden units of the attention.")
+    candidate: bool = Field(False, description="Ask the history by the candidate too.")
+    mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the MLP of every task.")
+    mlp_activation: Name = Field("relu", description="Activation of these MLPs.")
+    batch_norm: bool = Field(True, description="Batch normalisation in these MLPs.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units of these MLPs dropped while training.")
+    tasks: Weights = Field(
+        {}, description="Labels besides the schema's: feedback features with the values 0 and 1, each with its weight."
+    )
+    label_weight: float = Field(1.0, gt=0, description="Weight of the schema's label.")
+    rank_by: Weights = Field(
+        {}, description="Exponents of the tasks in the score, label the schema's; empty for the schema's label alone."
+    )
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+
+
+class DUPN(Ranker):
+    """DUPN over every history of the schema."""
+
+    Config = DUPNConfig
+    reads_history = True
+    order_matters = True
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"candidate": True, "hidden": 12, "attention": [8, 6], "mlp": [24], "dropout": 0.1},
+        {"hidden": 12, "mlp": [24], "mlp_activation": "dice", "batch_norm": False, "tasks": {"bought": 0.5}},
+    )
+
+    def __init__(self, config: DUPNConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
+        self.tasks = Tasks(config.tasks, config.label_weight, config.rank_by)
+        self.targets = self.tasks.targets
+        width = self.embeddings.widths
+        queries = Queries(fields, width, "dupn", project=False)
+        self.of: dict[str, list[str]] = {"user": [], "item": [], "event": []}
+        for field in fields.features:
+            self.of[field.table].append(field.name)
+        self.asking = [*self.of["user"], *self.of["event"], *(self.of["item"] if config.candidate else [])]
+        self.items, self.properties = {}, {}
+        self.paths = nn.ModuleDict()
+        for history, columns in fields.histories.items():
+            tokens = [field.name for field in columns if field.kind == "vector"]
+            self.items[history] = queries.asking[history] if queries.common[history] else tokens
+            self.properties[history] = [name for name in queries.keys[history] if name not in self.items[history]]
+            parts = self.items[history], self.properties[history], self.asking
+            e, p, x = (sum(width[name] for name in part) for part in parts)
+            self.paths[f"path_{history}"] = _Path(e, p, x, config)
+        of = {table: sum(width[name] for name in names) for table, names in self.of.items()}
+        self.user_width = config.hidden * len(self.paths) + of["user"]
+        inputs = self.user_width + of["item"] + of["event"]
+        self.tops = nn.ModuleList(
+            MLP(inputs, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
+            for _ in self.tasks.names
+        )
+        self.interaction = cast(MLP, self.tops[0]).width
+
+    def forward(self, batch: Batch) -> Float[Tensor, " B"]:
+        """The logit that rows are ranked by."""
+        return self.ranked(self.logits(batch)) if self.config.rank_by else super().forward(batch)
+
+    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+        """The last hidden layer of the MLP of the schema's label."""
+        hidden: Tensor = cast(MLP, self.tops[0]).hidden(self._inputs(batch))
+        return hidden
+
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+        """The final layer of that MLP."""
+        last = cast(MLP, self.tops[0]).last
+        assert last is not None
+        logit: Tensor = last(h_BH).squeeze(1)
+        return logit
+
+    def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
+        """The logit of every label: the schema's, then those of ``tasks``."""
+        inputs = self._inputs(batch)
+        return torch.cat([top(inputs) for top in self.tops], 1)
+
+    def ranked(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
+        """The logit of the score that joins the tasks of ``rank_by``."""
+        return self.tasks.ranked(logits_BK)
+
+    def user(self, batch: Batch) -> Float[Tensor, "B V"]:
+        """rep, the vector of every row's user; of a request it is made once."""
+        return self._user(batch, self.embeddings(batch))
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """The weighted sum of the cross entropies of all labels, in float32, each over the rows whose label is known.
+
+        Raises:
+            ValueError: a batch without a label.
+        """
+        return self.tasks.loss(self.logits(batch), batch)
+
+    def explain(self, batch: Batch) -> dict[str, Tensor]:
+        """The attention on every position of every history: ragged ``[N]``, shared ``[B, T]``."""
+        embedded, weights = self.embeddings(batch), {}
+        for history in self.fields.histories:
+            _, w, segments = self._read(batch, embedded, history)
+            weights[history] = w.reshape(-1, segments.positions).expand(batch.size, -1) if segments.shared else w
+        return weights
+
+    def _inputs(self, batch: Batch) -> Tensor:
+        embedded = self.embeddings(batch)
+        rest = [embedded.features[name] for name in (*self.of["event"], *self.of["item"])]
+        return torch.cat([self._user(batch, embedded), *rest], 1)
+
+    def _user(self, batch: Batch, embedded: Embedded) -> Tensor:
+        parts = [self._read(batch, embedded, history)[0].expand(batch.size, -1) for history in self.fields.histories]
+        return torch.cat([*parts, *(embedded.features[name] for name in self.of["user"])], 1)
+
+    def _read(self, batch: Batch, embedded: Embedded, history: str) -> tuple[Tensor, Tensor, Segments]:
+        """rep_s ``[R, H]``, the attention of R rows and their segments."""
+        past, segments = embedded.histories[history], Segments.of(batch.histories[history], batch.size)
+        asking = [embedded.features[name] for name in self.asking]
+        if segments.shared and not self.config.candidate:
+            segments = Segments(segments.offsets, 1, segments.positions, shared=True)
+            asking = [x_BD[:1] for x_BD in asking]
+        parts = [past[name] for name in self.items[history]], [past[name] for name in self.properties[history]], asking
+        e, p, x = (torch.cat(part, 1) if part else None for part in parts)
+        rep_RH, w = self.paths[f"path_{history}"](e, p, x, segments)
+        return rep_RH, w, segments
+
+
+class _Path(nn.Module):
+    """The recurrence of one history and the attention on it."""
+
+    def __init__(self, item: int, prop: int, asking: int, config: DUPNConfig) -> None:
+        super().__init__()
+        hidden, (first, *rest) = config.hidden, config.attention
+        self.recurrence = LSTM(item, hidden)
+        self.gates = Linear(prop, 3 * hidden, bias=False) if prop else None
+        # The first layer of the network of the attention, of what there is an event and what there is a row.
+        self.of_event = Linear(hidden + prop, first)
+        self.of_row = Linear(asking, first, bias=False) if asking else None
+        # A softmax does not see what is added to all scores: a last bias would never learn.
+        self.rest = MLP(first, rest, "relu", outputs=1, last_bias=False)
+
+    def states(self, e_UE: Tensor, p_UP: Tensor | None, segments: Segments) -> Tensor:
+        """h ``[U, H]``."""
+        gates = None if self.gates is None or p_UP is None else self.gates(p_UP)
+        return self.recurrence.states(e_UE, segments, gates)
+
+    def forward(
+        self, e_UE: Tensor, p_UP: Tensor | None, x_RX: Tensor | None, segments: Segments
+    ) -> tuple[Tensor, Tensor]:
+        """rep_s ``[R, H]``, and the attention."""
+        h_UH = self.states(e_UE, p_UP, segments)
+        told = self.of_event(h_UH if p_UP is None else torch.cat([h_UH, p_UP], 1))
+        if self.of_row is None or x_RX is None:
+            told = segments.keys(told)
+        else:
+            told = segments.add(self.of_row(x_RX), told)
+        w = segments.softmax(self.rest(told.relu()).squeeze(1))
+        return segments.weighted_sum(w, h_UH), w

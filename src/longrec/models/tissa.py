@@ -1,0 +1,253 @@
+r"""TiSSA: A Time Slice Self-Attention Approach for Modeling Sequential User Behaviors.
+
+Lei, Ji, Li, WWW 2019. https://doi.org/10.1145/3308558.3313495
+
+What was done a minute ago and what was done last week are of different kinds. A recurrence whose gates know the time
+that passed makes a state of every event; the states of one slice of time, slices as much longer as they are older,
+become one vector; slices look at those before them, and the candidate chooses among slices:
+
+    r_t, z_t = sigmoid(W_1 x_t + W_2 h_{t-1} + W_3 dt_t + b)      h_t as in a GRU          (Time-GRU)
+    l_s = sum_{t in s} softmax_t(w sigmoid(W h_t + b)) h_t                                 (intra-slice)
+    g_s = sum_{i < s} softmax_i(w sigmoid(W_c l_i + W_q l_s + b)) W_v l_i, by heads        (inter-slice)
+    u_s = F_s l_s + (1 - F_s) g_s            F_s = sigmoid(W_g g_s + W_l l_s + b)          (fusion)
+    v = sum_s softmax_s(w sigmoid(W_u u_s + W_e e_a + b)) u_s                              (target attention)
+    logit = MLP([fields of the impression, v])
+
+dt is the time since the event before and enters the gates only. The equations go by name here. (TiSASRec, "Time Interval
+Aware Self-Attention", is another model.)
+
+Departures from the paper
+    - slices end at powers of two of seconds where the paper's end at powers of two of hours, since that is what the
+      column ``time_gap`` of a history tells: with the default the newest one is the last 2^12 s = 1.14 h, the others
+      reach back to 2.28 h, 4.55 h and so on; the oldest has no end;
+    - a history without ``time_gap`` is cut by place: the newest event, the 2 before, the 4 before those;
+    - dt is the log2 of the seconds, from the column ``since_previous``, which is no input besides; a history without
+      that column is read by an ordinary GRU. ``time_gap`` cuts slices and is an input like other columns too;
+    - slices are in the order of time, so that i < s means before. An empty slice is no key to any other and none to
+      the candidate; a slice with nothing before it has g = 0;
+    - heads share out W_c, W_q and W_v, where the paper has a product of two matrices in the place of each of the
+      first two, and does not say what it sums up; one more matrix joins the heads;
+    - each history has weights of its own.
+
+Letters: B rows, R rows that differ before the candidate is met (1 of a request), N positions of the batch's histories,
+T positions of a request's, U what a history brings (see nn/segment.py), S slices, D units of the recurrence, A heads, X
+inputs of its gates or width of all heads, Q width of the candidate as a query, H units of the last hidden layer.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, cast
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from longrec.config import Strict
+from longrec.features.batch import Batch, HistoryBatch
+from longrec.features.fields import SINCE_PREVIOUS, TIME_GAP, Fields
+from longrec.models.base import Ranker
+from longrec.nn.activation import Name
+from longrec.nn.embedding import Embeddings
+from longrec.nn.linear import Linear, linear
+from longrec.nn.mlp import MLP
+from longrec.nn.queries import Queries
+from longrec.nn.recurrent import GRU
+from longrec.nn.segment import Segments
+
+Width = Annotated[int, Field(ge=1)]
+_FIRST = 2
+"""The id of the first bucket of time; those before it tell none."""
+
+
+class TiSSAConfig(Strict):
+    """Settings of TiSSA."""
+
+    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    hidden: Width = Field(64, description="Units of the recurrence.")
+    slices: int = Field(9, ge=2, description="Slices of time, or of places in a history without time_gap.")
+    newest: int = Field(12, ge=1, le=39, description="The newest slice reaches back 2 to this many seconds.")
+    heads: Width = Field(8, description="Heads of the attention among slices.")
+    mlp: tuple[Width, ...] = Field((128,), min_length=1, description="Hidden units of the top MLP.")
+    mlp_activation: Name = Field("relu", description="Activation of the top MLP.")
+    batch_norm: bool = Field(True, description="Batch normalisation in the top MLP.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in the top MLP while training.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+
+
+class TiSSA(Ranker):
+    """TiSSA over every history of the schema."""
+
+    Config = TiSSAConfig
+    reads_history = True
+    order_matters = True
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"slices": 3, "newest": 20, "hidden": 10, "heads": 3, "dropout": 0.1, "batch_norm": False},
+    )
+
+    def __init__(self, config: TiSSAConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        # The time between events is a number to the gates, and has no vector.
+        read = {
+            name: tuple(field for field in columns if field.name != SINCE_PREVIOUS)
+            for name, columns in fields.histories.items()
+        }
+        self.read = Fields(fields.features, read)
+        self.embeddings = Embeddings(self.read, config.embedding_dim, histories=True, std=config.init_std)
+        width = self.embeddings.widths
+        self.queries = Queries(self.read, width, "tissa", project=False)
+        self.paths = nn.ModuleDict()
+        for history, columns in fields.histories.items():
+            timed = any(field.name == SINCE_PREVIOUS for field in columns)
+            path = _Path(self.queries.query[history], self.queries.key[history], timed, config)
+            self.paths[f"path_{history}"] = path
+        top = sum(width[field.name] for field in fields.features) + config.hidden * len(self.paths)
+        self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
+        self.interaction = self.top.width
+
+    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+        """The last hidden layer of the top MLP."""
+        embedded = self.embeddings(batch)
+        parts = list(embedded.features.values())
+        for history in self.fields.histories:
+            path = cast(_Path, self.paths[f"path_{history}"])
+            parts.append(path(*self.queries(batch, embedded, history), batch.histories[history])[0])
+        return self.top.hidden(torch.cat(parts, 1))
+
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+        """The final layer."""
+        assert self.top.last is not None
+        logit: Tensor = self.top.last(h_BH).squeeze(1)
+        return logit
+
+    def explain(self, batch: Batch) -> dict[str, Tensor]:
+        """What the candidate pays to the slice of an event times the share of the event in its slice: ragged ``[N]``,
+        shared ``[B, T]``. What a slice took over from slices before it is told of as its own.
+        """
+        embedded, weights = self.embeddings(batch), {}
+        for history in self.fields.histories:
+            path, past = cast(_Path, self.paths[f"path_{history}"]), batch.histories[history]
+            q_BQ, e_UK, segments = self.queries(batch, embedded, history)
+            _, w_BS, share_U, place_U = path(q_BQ, e_UK, segments, past)
+            if segments.shared:
+                weights[history] = w_BS.index_select(1, place_U) * share_U
+            else:
+                weights[history] = w_BS.flatten().index_select(0, segments.row * path.slices + place_U) * share_U
+        return weights
+
+
+class _Path(nn.Module):
+    """Recurrence, slices and attentions of one history."""
+
+    def __init__(self, query: int, key: int, timed: bool, config: TiSSAConfig) -> None:
+        super().__init__()
+        width, self.slices, self.newest = config.hidden, config.slices, config.newest
+        self.recurrence = GRU(key, width)
+        self.gates = Linear(1, 2 * width, bias=False) if timed else None
+        # A softmax does not see what is added to all scores: last biases would never learn.
+        self.event = MLP(width, [width], "sigmoid", outputs=1, last_bias=False)
+        self.among = _Among(width, config.heads)
+        self.fusion = Linear(2 * width, width)
+        self.of_slice, self.of_candidate = Linear(width, width), Linear(query, width, bias=False)
+        self.target = Linear(width, 1, bias=False)
+
+    def forward(
+        self, q_BQ: Tensor, e_UK: Tensor, segments: Segments, past: HistoryBatch
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """v ``[B, D]``; the weight of every slice ``[B, S]``, the share of every event in its slice and that slice."""
+        h_UD = self.states(e_UK, segments, past)
+        place_U = self.places(segments, past)
+        l_RSD, real_RS, share_U = self.intra(h_UD, place_U, segments)
+        u_RSD = self.fused(l_RSD, self.among(l_RSD, real_RS))
+        told_BSD = (self.of_slice(u_RSD.flatten(0, 1)).view_as(u_RSD) + self.of_candidate(q_BQ).unsqueeze(1)).sigmoid()
+        s_BS = self.target(told_BSD.flatten(0, 1)).view(told_BSD.shape[:2])
+        w_BS = _softmax(s_BS, real_RS, 1)
+        if segments.shared:
+            return w_BS @ u_RSD[0], w_BS, share_U, place_U
+        return torch.bmm(w_BS.unsqueeze(1), u_RSD).squeeze(1), w_BS, share_U, place_U
+
+    def states(self, e_UK: Tensor, segments: Segments, past: HistoryBatch) -> Tensor:
+        """h ``[U, D]``."""
+        if self.gates is None:
+            return self.recurrence.states(e_UK, segments)
+        ids_U = past.columns[SINCE_PREVIOUS]
+        assert isinstance(ids_U, Tensor)
+        # About as large as other inputs are.
+        dt_U1 = 0.1 * (ids_U - _FIRST).clamp(min=0).to(e_UK.dtype).unsqueeze(1)
+        return self.recurrence.states(e_UK, segments, self.gates(dt_U1))
+
+    def places(self, segments: Segments, past: HistoryBatch) -> Tensor:
+        """int64 ``[U]``: the slice of every event, 0 the oldest one."""
+        if TIME_GAP in past.columns:
+            ids_U = past.columns[TIME_GAP]
+            assert isinstance(ids_U, Tensor)
+            back_U = ids_U.long() - (_FIRST + self.newest - 1)
+        else:
+            count = segments.positions
+            stop = count if segments.shared else segments.expand_rows(segments.offsets[1:])
+            rank_U = stop - torch.arange(count, device=segments.offsets.device)  # 1 is the newest
+            powers_S = 2 ** torch.arange(1, self.slices, device=rank_U.device)
+            back_U = (rank_U.unsqueeze(1) >= powers_S).long().sum(1)
+        return self.slices - 1 - back_U.clamp(0, self.slices - 1)
+
+    def intra(self, h_UD: Tensor, place_U: Tensor, segments: Segments) -> tuple[Tensor, Tensor, Tensor]:
+        """l ``[R, S, D]``, which slices have events ``[R, S]``, and the share of every event in its slice ``[U]``."""
+        s_U = self.event(h_UD).squeeze(1)
+        if segments.shared:
+            in_ST = torch.arange(self.slices, device=place_U.device).unsqueeze(1) == place_U
+            w_ST = _softmax(s_U.unsqueeze(0), in_ST, 1)
+            return (w_ST @ h_UD).unsqueeze(0), (in_ST.long().sum(1) > 0).unsqueeze(0), w_ST.sum(0)
+        key_N, slots = segments.row * self.slices + place_U, segments.rows * self.slices
+        counts = torch.bincount(key_N, minlength=slots)
+        slots_of = Segments(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), slots, segments.positions)
+        order_N = None
+        if not bool((key_N[1:] >= key_N[:-1]).all()):  # time runs one way, and nothing has to be moved
+            order_N = key_N.argsort(stable=True)
+            s_U, h_UD = s_U.index_select(0, order_N), h_UD.index_select(0, order_N)
+        w_N = slots_of.softmax(s_U)
+        l_RSD = slots_of.weighted_sum(w_N, h_UD).view(segments.rows, self.slices, -1)
+        share_N = w_N if order_N is None else torch.empty_like(w_N).index_copy(0, order_N, w_N)
+        return l_RSD, counts.view(segments.rows, self.slices) > 0, share_N
+
+    def fused(self, l_RSD: Tensor, g_RSD: Tensor) -> Tensor:
+        """u ``[R, S, D]``."""
+        both = torch.cat([g_RSD, l_RSD], 2)
+        f_RSD = self.fusion(both.flatten(0, 1)).view_as(l_RSD).sigmoid()
+        return f_RSD * l_RSD + (1 - f_RSD) * g_RSD
+
+
+class _Among(nn.Module):
+    """What slices gather from those before them."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, inner = heads, heads * -(-width // heads)
+        self.bias = nn.Parameter(torch.zeros(inner))
+        self.inner, self.outer = Linear(width, 3 * inner, bias=False), Linear(inner, width, bias=False)
+        self.score = nn.Parameter(torch.empty(heads, inner // heads).uniform_(-1, 1) * (heads / inner) ** 0.5)
+
+    def forward(self, l_RSD: Tensor, real_RS: Tensor) -> Tensor:
+        """g ``[R, S, D]``; 0 for a slice with nothing before it."""
+        rows, slices, width = l_RSD.shape
+        inner = self.inner(l_RSD.reshape(rows * slices, width)).view(rows, slices, 3, -1)
+        c_RSX, q_RSX, v_RSX = inner.unbind(2)
+        told_RSSX = ((q_RSX + self.bias).unsqueeze(2) + c_RSX.unsqueeze(1)).sigmoid()  # [R, to, from, X]
+        # A head reads its part of X: one product with zeros elsewhere, which costs less than one a head.
+        own_AA = torch.eye(self.heads, device=l_RSD.device)
+        w_XA = (self.score.unsqueeze(2) * own_AA.unsqueeze(1)).flatten(0, 1)
+        s_RSSA = linear(told_RSSX.flatten(0, 2), w_XA.t()).view(rows, slices, slices, self.heads)
+        place_S = torch.arange(slices, device=real_RS.device)
+        before_RSS1 = ((place_S < place_S.unsqueeze(1)) & real_RS.unsqueeze(1)).unsqueeze(3)
+        w_RSSA = _softmax(s_RSSA, before_RSS1, 2)
+        v_RASd = v_RSX.view(rows, slices, self.heads, -1).transpose(1, 2)
+        g_RASd = torch.matmul(w_RSSA.permute(0, 3, 1, 2), v_RASd.to(w_RSSA.dtype))
+        g_RSX = g_RASd.transpose(1, 2).flatten(2)
+        g_RSD: Tensor = self.outer(g_RSX.flatten(0, 1)).view(rows, slices, width)
+        return g_RSD
+
+
+def _softmax(s: Tensor, real: Tensor, dim: int) -> Tensor:
+    """The softmax over what is real; 0 elsewhere, and everywhere if nothing is."""
+    s = s.float()
+    w = s.masked_fill(~real, torch.finfo(s.dtype).min).softmax(dim)
+    return w * real

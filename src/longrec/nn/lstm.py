@@ -1,0 +1,203 @@
+r"""A long short-term memory over ragged histories, as one fused scan.
+
+    i, f, o = sigmoid(x_ifo + p + U_ifo h + b_ifo)      g = m * tanh(x_g + U_g h + b_g)
+    c' = f * c + i * g                                  h' = o * tanh(c')
+
+x is the part of the input. p, where there is one, enters the gates and nothing else (Ni et al. 2018: the property of an
+event); m, where there is one, scales what is new (Gu et al. 2020: weight and time of an event). ``reverse`` walks from
+the last position of a row to its first.
+
+It runs as nn/recurrent.py does: the part of the input is one product over all positions of the batch, a step is a slice
+of the rows that are still alive, the gradient is written by hand. The gate f starts open (its bias at 1), so that what
+was seen is kept until there is a reason to forget it.
+
+Letters: B rows, N positions, U what the history brings (see ``Segments``), T positions of a shared history, I inputs,
+H hidden units, G inputs of a step (4 H: i, f, o, g), X those of its gates (3 H).
+"""
+
+from __future__ import annotations
+
+from typing import Any, no_type_check
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from longrec.nn import gemm
+from longrec.nn.linear import linear
+from longrec.nn.segment import Segments
+from longrec.nn.steps import Steps, last_of, walk
+
+
+class LSTM(nn.Module):
+    """One layer; see the module.
+
+    Args:
+        inputs: I.
+        hidden: H.
+        reverse: walk from the last position to the first.
+    """
+
+    def __init__(self, inputs: int, hidden: int, reverse: bool = False) -> None:
+        super().__init__()
+        self.hidden, self.reverse = hidden, reverse
+        bound = hidden**-0.5
+        self.weight = nn.Parameter(torch.empty(4 * hidden, inputs).uniform_(-bound, bound))
+        self.recurrent = nn.Parameter(torch.empty(4 * hidden, hidden).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.cat([torch.zeros(hidden), torch.ones(hidden), torch.zeros(2 * hidden)]))
+
+    def states(
+        self,
+        x_UI: Float[Tensor, "U I"],
+        segments: Segments,
+        gates_UX: Float[Tensor, "U X"] | None = None,
+        scale_UH: Float[Tensor, "U H"] | None = None,
+        moves_T: Bool[Tensor, " T"] | None = None,
+    ) -> Float[Tensor, "U H"]:
+        """h after every position; a row begins at zero.
+
+        Args:
+            gates_UX: p, what is added inside i, f and o.
+            scale_UH: m, what g is multiplied by.
+            moves_T: positions of a shared history that move the state, which stays as it is at the others. (Of ragged
+                rows take these positions before, and compute nothing on the others.)
+        """
+        return self._run(x_UI, segments, gates_UX, scale_UH, moves_T)[0]
+
+    def last(
+        self,
+        x_UI: Float[Tensor, "U I"],
+        segments: Segments,
+        gates_UX: Float[Tensor, "U X"] | None = None,
+        scale_UH: Float[Tensor, "U H"] | None = None,
+        moves_T: Bool[Tensor, " T"] | None = None,
+    ) -> Float[Tensor, "B H"]:
+        """h after the last position of each row (``reverse``: the first); 0 for an empty one. Arguments as above."""
+        return self.states_and_last(x_UI, segments, gates_UX, scale_UH, moves_T)[1]
+
+    def states_and_last(
+        self,
+        x_UI: Float[Tensor, "U I"],
+        segments: Segments,
+        gates_UX: Float[Tensor, "U X"] | None = None,
+        scale_UH: Float[Tensor, "U H"] | None = None,
+        moves_T: Bool[Tensor, " T"] | None = None,
+    ) -> tuple[Float[Tensor, "U H"], Float[Tensor, "B H"]]:
+        """Both, of one walk."""
+        h_UH, last_1H = self._run(x_UI, segments, gates_UX, scale_UH, moves_T)
+        return h_UH, last_of(h_UH, segments, self.reverse) if last_1H is None else last_1H.expand(segments.rows, -1)
+
+    def _run(
+        self,
+        x_UI: Tensor,
+        segments: Segments,
+        gates_UX: Tensor | None,
+        scale_UH: Tensor | None,
+        moves_T: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """h after every position; and after the last one of a shared history."""
+        x_UG = linear(x_UI, self.weight, self.bias)
+        if gates_UX is not None:
+            x_UG = x_UG + F.pad(gates_UX, (0, self.hidden))
+        if segments.shared:
+            return self._walk(x_UG, scale_UH, moves_T)
+        assert moves_T is None, "rows of different lengths take the positions that move, and no mask of them"
+        if segments.positions == 0:
+            return x_UG.new_zeros(0, self.hidden), None
+        scale = None if scale_UH is None else scale_UH.float()
+        states: Tensor = _Scan.apply(  # type: ignore[no-untyped-call]
+            x_UG.float(), self.recurrent, scale, Steps.of(segments, self.reverse)
+        )
+        return states, None
+
+    @no_type_check
+    def _walk(self, x_TG: Tensor, scale_TH: Tensor | None, moves_T: Tensor | None) -> tuple[Tensor, Tensor]:
+        inputs = (x_TG,) if scale_TH is None else (x_TG, scale_TH)
+        if self.reverse:
+            inputs, moves_T = tuple(x.flip(0) for x in inputs), None if moves_T is None else moves_T.flip(0)
+        start = x_TG.new_zeros(1, self.hidden)
+        last_1H, states_T1H = walk(self._step, (start, start.clone()), tuple(x.unsqueeze(1) for x in inputs), moves_T)
+        states_TH = states_T1H.squeeze(1)
+        return states_TH.flip(0) if self.reverse else states_TH, last_1H
+
+    @no_type_check
+    def _step(self, state: tuple[Tensor, Tensor], x_BG: Tensor, scale_BH: Tensor | None = None) -> tuple[Tensor, ...]:
+        h_BH, c_BH = state
+        i, f, o, g = (h_BH @ self.recurrent.t() + x_BG).split(self.hidden, 1)
+        g = torch.tanh(g) if scale_BH is None else torch.tanh(g) * scale_BH
+        c_BH = torch.sigmoid(f) * c_BH + torch.sigmoid(i) * g
+        return torch.sigmoid(o) * torch.tanh(c_BH), c_BH
+
+
+class _Scan(torch.autograd.Function):
+    """h in the order of the positions, gradients by hand."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NG: Tensor, w_GH: Tensor, m_NH: Tensor | None, steps: Steps) -> Tensor:
+        width, total = w_GH.shape[1], len(x_NG)
+        # Moment after moment; the gates and what is new take the place of their inputs.
+        x_NG = x_NG.index_select(0, steps.places)
+        m_NH = None if m_NH is None else m_NH.index_select(0, steps.places)
+        before_NH, out_NH = (gemm.room(x_NG, total, width) for _ in range(2))
+        kept_NH, told_NH = torch.empty_like(out_NH), torch.empty_like(out_NH)  # c before, and tanh(c) after
+        w_HG, start = w_GH.t().contiguous(), 0
+        h_BH, c_BH = (x_NG.new_zeros(len(steps.order), width) for _ in range(2))
+        for count in steps.counts:
+            at = slice(start, start + count)
+            h, c, x = h_BH[:count], c_BH[:count], x_NG[at]
+            before_NH[at], kept_NH[at] = h, c
+            if start:
+                x.add_(h @ w_HG)
+            x[:, : 3 * width].sigmoid_()
+            i, f, o, g = (x[:, place : place + width] for place in range(0, 4 * width, width))
+            g.tanh_()
+            c.mul_(f).addcmul_(i, g if m_NH is None else g * m_NH[at])
+            told = torch.tanh(c, out=told_NH[at])
+            torch.mul(o, told, out=h)
+            out_NH[at] = h
+            start += count
+        ctx.steps = steps
+        ctx.save_for_backward(x_NG, before_NH, kept_NH, told_NH, w_GH, m_NH)
+        states_NH = torch.empty_like(out_NH)
+        states_NH[steps.places] = out_NH
+        return states_NH
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_NH: Tensor) -> tuple[Tensor | None, ...]:
+        x_NG, before_NH, kept_NH, told_NH, w_GH, m_NH = ctx.saved_tensors
+        steps, width = ctx.steps, w_GH.shape[1]
+        g_NH = g_NH.index_select(0, steps.places)
+        gx_NG = gemm.room(x_NG, *x_NG.shape)
+        gm_NH = None if m_NH is None else torch.empty_like(m_NH)
+        dh_BH, dc_BH = (x_NG.new_zeros(len(steps.order), width) for _ in range(2))
+        stop = len(x_NG)
+        for count in reversed(steps.counts):
+            at = slice(stop - count, stop)
+            dh, dc, gx, told = dh_BH[:count], dc_BH[:count], gx_NG[at], told_NH[at]
+            i, f, o, g = (x_NG[at, place : place + width] for place in range(0, 4 * width, width))
+            dh.add_(g_NH[at])
+            do = torch.mul(dh, told, out=gx[:, 2 * width : 3 * width])
+            dc.add_(dh.mul_(o).sub_(do * (o * told)))
+            torch.mul(dc, kept_NH[at], out=gx[:, width : 2 * width])
+            new, dg = (g, dc * i) if m_NH is None else (g * m_NH[at], dc * i)
+            torch.mul(dc, new, out=gx[:, :width])
+            if gm_NH is not None:
+                torch.mul(dg, g, out=gm_NH[at])
+                dg.mul_(m_NH[at])
+            gates = x_NG[at, : 3 * width]
+            gx[:, : 3 * width].mul_(gates - gates * gates)
+            torch.addcmul(dg, dg * g, g, value=-1, out=gx[:, 3 * width :])
+            dc.mul_(f)
+            torch.mm(gx, w_GH, out=dh)
+            stop -= count
+        g_w = gemm.weight_gradient(gx_NG, before_NH)
+        back_NG = torch.empty_like(gx_NG)
+        back_NG[steps.places] = gx_NG
+        if gm_NH is None:
+            return back_NG, g_w, None, None
+        g_m = torch.empty_like(gm_NH)
+        g_m[steps.places] = gm_NH
+        return back_NG, g_w, g_m, None

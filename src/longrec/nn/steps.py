@@ -1,0 +1,96 @@
+"""How recurrences walk: ragged rows moment after moment, rows of one length together.
+
+Letters: B rows, N positions, T moments, H width of a state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import no_type_check
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch._higher_order_ops.scan import scan
+
+from longrec.nn.segment import Segments
+
+State = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Positions of ragged rows laid out by time.
+
+    Attributes:
+        places: int64 ``[N]``: the positions, first those that begin a row, then the second ones, and so on.
+        order: int64 ``[B]``: rows, longest first; each moment holds the first so many of them.
+        counts: rows alive at each moment, falling.
+    """
+
+    places: Tensor
+    order: Tensor
+    counts: list[int]
+
+    @classmethod
+    def of(cls, segments: Segments, reverse: bool = False) -> Steps:
+        """The steps of ragged segments; ``reverse`` begins a row at its last position."""
+        lengths_B = segments.offsets[1:] - segments.offsets[:-1]
+        order_B = torch.argsort(lengths_B, descending=True, stable=True)
+        rank_B = torch.empty_like(order_B)
+        rank_B[order_B] = torch.arange(len(order_B))
+        position_N = torch.arange(segments.positions)
+        if reverse:
+            at_N = segments.expand_rows(segments.offsets[1:]) - 1 - position_N
+        else:
+            at_N = position_N - segments.expand_rows(segments.offsets[:-1])
+        counts_T = torch.bincount(at_N)
+        starts_T = counts_T.cumsum(0) - counts_T
+        places_N = torch.empty_like(at_N)
+        places_N[starts_T[at_N] + segments.expand_rows(rank_B)] = position_N
+        return cls(places_N, order_B, counts_T.tolist())
+
+
+def last_of(h_NH: Float[Tensor, "N H"], segments: Segments, reverse: bool = False) -> Float[Tensor, "B H"]:
+    """What stands at the last (``reverse``: the first) position of each ragged row; 0 for an empty one."""
+    lengths_B = segments.offsets[1:] - segments.offsets[:-1]
+    full_B = lengths_B > 0
+    if not segments.positions:
+        return h_NH.new_zeros(segments.rows, h_NH.shape[1])
+    at_B = segments.offsets[:-1] if reverse else segments.offsets[1:] - 1
+    last_BH = h_NH.index_select(0, at_B.clamp(0, segments.positions - 1))
+    return torch.where(full_B.unsqueeze(1), last_BH, torch.zeros_like(last_BH))
+
+
+# Nothing that stands inside a traced scan may be wrapped by a checker of shapes.
+@no_type_check
+def walk(
+    step: Callable[..., State], start: State, inputs: tuple[Tensor, ...], moves_T: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The last state ``[B, H]`` and all states ``[T, B, H]`` of rows of one length, a moment at a time.
+
+    Args:
+        step: the next state, of a state and one moment of each input; what it begins with is what is told of it.
+        start: the state before the first moment.
+        inputs: ``[T, ...]`` each.
+        moves_T: bool: moments that move the state; at the others it stays as it is.
+    """
+    if torch.compiler.is_compiling():
+
+        def held(state: State, at: tuple[Tensor, ...]) -> tuple[State, Tensor]:
+            *given, real = at
+            state = tuple(old + real * (new - old) for old, new in zip(state, step(state, *given)))
+            return state, state[0].clone()
+
+        # A moment that moves nothing goes first: programs cannot scan an empty history.
+        inputs = tuple(torch.cat([torch.zeros_like(x.sum(0, keepdim=True)), x]) for x in inputs)
+        first, rest = inputs[0].new_zeros(1, 1), torch.ones_like(inputs[0][1:].flatten(1)[:, :1])
+        real_T1 = torch.cat([first, rest if moves_T is None else moves_T.to(rest.dtype).unsqueeze(1)])
+        state, states_TBH = scan(held, start, (*inputs, real_T1))
+        return state[0], states_TBH[1:]
+    state, states = start, []
+    for *given, moves in zip(*inputs, [True] * len(inputs[0]) if moves_T is None else moves_T.tolist()):
+        state = step(state, *given) if moves else state
+        states.append(state[0])
+    return state[0], torch.stack(states) if states else start[0].new_zeros(0, *start[0].shape)

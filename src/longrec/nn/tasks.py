@@ -1,0 +1,303 @@
+"""What several tasks share of one input: a bottom, experts behind gates, or experts of their own beside shared ones.
+
+Each of the three turns ``[B, I]`` into one vector a task, ``[B, K, H]``; ``Towers`` make logits of those.
+
+Letters: B rows, K tasks, M networks side by side, E experts, I inputs, O outputs, H width of an expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from longrec.nn.activation import BatchNorm, Name, make
+from longrec.nn.linear import Linear
+from longrec.nn.mlp import MLP
+
+
+class MLPs(nn.Module):
+    """M networks of one form side by side, each with weights of its own, all in one product a layer.
+
+    Args:
+        inputs: width of the input of each.
+        widths: units of the hidden layers of each.
+        apart: each has an input of its own, ``[B, M, I]``; else all read the same ``[B, I]``.
+        outputs: units of a final linear layer, or None to end with the last hidden layer.
+
+    Attributes:
+        width: units of what each gives.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        widths: Sequence[int],
+        count: int,
+        activation: Name = "relu",
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        *,
+        apart: bool = False,
+        outputs: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.count, self.layers = count, nn.ModuleList()
+        for place, (given, made) in enumerate(pairwise([inputs, *widths])):
+            own = apart or place > 0
+            self.layers.append(_Layer(given, made, count, own, activation, dropout, batch_norm))
+        hidden = [inputs, *widths][-1]
+        self.last = None if outputs is None else _product(hidden, outputs, count, apart or bool(widths), True)
+        self.width = outputs or hidden
+
+    def forward(self, x: Tensor) -> Float[Tensor, "B M O"]:
+        """What each network gives."""
+        for layer in self.layers:
+            x = layer(x)
+        return x if self.last is None else self.last(x).view(-1, self.count, self.width)
+
+
+class Towers(MLPs):
+    """One network a task, each over the vector of its task, that ends with a logit."""
+
+    def __init__(
+        self,
+        inputs: int,
+        widths: Sequence[int],
+        tasks: int,
+        activation: Name = "relu",
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__(inputs, widths, tasks, activation, dropout, batch_norm, apart=True, outputs=1)
+
+    def forward(self, h_BKH: Float[Tensor, "B K H"]) -> Float[Tensor, "B K"]:
+        """The logit of every task."""
+        return super().forward(h_BKH).squeeze(2)
+
+
+class SharedBottom(nn.Module):
+    """One network for all tasks (Caruana 1997).
+
+    Attributes:
+        width: H.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        tasks: int,
+        widths: Sequence[int],
+        activation: Name = "relu",
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.tasks, self.bottom = tasks, MLP(inputs, widths, activation, dropout, batch_norm)
+        self.width = self.bottom.width
+
+    def forward(self, x_BI: Float[Tensor, "B I"]) -> Float[Tensor, "B K H"]:
+        """The same vector for each task."""
+        h_BH: Tensor = self.bottom(x_BI)
+        return h_BH.unsqueeze(1).expand(-1, self.tasks, -1)
+
+
+class MMoE(nn.Module):
+    """Experts that all tasks read, each through a gate of its own (Ma et al. 2018, eq. 6 and 7).
+
+    Attributes:
+        width: H.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        tasks: int,
+        experts: int,
+        widths: Sequence[int],
+        activation: Name = "relu",
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.experts = MLPs(inputs, widths, experts, activation, dropout, batch_norm)
+        self.gates = Gates(inputs, tasks, experts)
+        self.width = self.experts.width
+
+    def forward(self, x_BI: Float[Tensor, "B I"]) -> Float[Tensor, "B K H"]:
+        """The experts of each row, mixed for each task."""
+        return self.gates.mix(x_BI, self.experts(x_BI))
+
+
+class PLE(nn.Module):
+    """Levels of experts, some of them shared and some of one task each (Tang et al. 2020, section 4).
+
+    Args:
+        own: experts of each task at every level.
+        shared: experts of all tasks at every level.
+        levels: 1 is CGC, "customized gate control".
+
+    Attributes:
+        width: H.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        tasks: int,
+        own: int,
+        shared: int,
+        widths: Sequence[int],
+        levels: int = 2,
+        activation: Name = "relu",
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList()
+        for level in range(1, levels + 1):
+            form = activation, dropout, batch_norm
+            made = CGC(inputs, tasks, own, shared, widths, *form, first=level == 1, last=level == levels)
+            self.levels.append(made)
+            inputs = made.width
+        self.width = inputs
+
+    def forward(self, x_BI: Float[Tensor, "B I"]) -> Float[Tensor, "B K H"]:
+        """The vector of each task after the last level."""
+        for level in self.levels:
+            x_BI = level(x_BI)
+        return x_BI
+
+
+class CGC(nn.Module):
+    """One level: the gate of a task chooses among its own experts and the shared ones; that of the next level's shared
+    experts among all. All experts are one product a layer, and all gates one softmax.
+
+    Args:
+        first: all read the same ``[B, I]``; else each task what the level before made for it, and the shared experts
+            what it made for them, ``[B, K + 1, I]``.
+        last: no level follows, so that nothing has to be made for shared experts.
+
+    Attributes:
+        experts: those of each task, task by task, then the shared ones.
+        width: H.
+    """
+
+    group: Tensor
+    seen: Tensor
+
+    def __init__(
+        self,
+        inputs: int,
+        tasks: int,
+        own: int,
+        shared: int,
+        widths: Sequence[int],
+        activation: Name = "relu",
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        *,
+        first: bool = True,
+        last: bool = True,
+    ) -> None:
+        super().__init__()
+        self.tasks, self.first, self.count = tasks, first, tasks * own + shared
+        self.experts = MLPs(inputs, widths, self.count, activation, dropout, batch_norm, apart=not first)
+        self.gates = _product(inputs, own + shared, tasks, not first, False)
+        self.shared_gate = None if last else Linear(inputs, self.count, bias=False)
+        self.width = self.experts.width
+        groups = [task for task in range(tasks) for _ in range(own)] + [tasks] * shared
+        self.register_buffer("group", torch.tensor(groups), persistent=False)
+        self.register_buffer("seen", _seen(groups, tasks, own, shared, last), persistent=False)
+
+    def forward(self, given: Tensor) -> Float[Tensor, "B G H"]:
+        """What each task goes on with; and last, where a level follows, what its shared experts read."""
+        w_BGE = self.weights(given)
+        made_BEH: Tensor = self.experts(given if self.first else given.index_select(1, self.group))
+        return torch.matmul(w_BGE.to(made_BEH.dtype), made_BEH)
+
+    def weights(self, given: Tensor) -> Float[Tensor, "B G E"]:
+        """The weight of each expert at each gate; 0 for those of other tasks."""
+        of_tasks, of_shared = (given, given) if self.first else (given[:, : self.tasks], given[:, -1])
+        scores = [self.gates(of_tasks)] + ([] if self.shared_gate is None else [self.shared_gate(of_shared)])
+        never_B1 = given.new_full((given.shape[0], 1), -torch.inf)
+        s_BX = torch.cat([*scores, never_B1], 1).index_select(1, self.seen)
+        return s_BX.view(-1, len(self.seen) // self.count, self.count).softmax(2)
+
+
+def _seen(groups: list[int], tasks: int, own: int, shared: int, last: bool) -> Tensor:
+    """For each gate and each expert the place of its score among all; the one after them for what is not seen."""
+    n, experts = own + shared, len(groups)
+    never = tasks * n + (0 if last else experts)
+    places = []
+    for gate in range(tasks):
+        own_first, shared_first = gate * n - gate * own, gate * n + own - tasks * own
+        for expert, group in enumerate(groups):
+            first = own_first if group == gate else shared_first
+            places.append(first + expert if group in (gate, tasks) else never)
+    return torch.tensor(places + ([] if last else list(range(tasks * n, never))))
+
+
+class Gates(nn.Module):
+    """K ways to weigh E experts, each a softmax of a linear map without bias; nothing is learnt where E is 1."""
+
+    def __init__(self, inputs: int, tasks: int, experts: int) -> None:
+        super().__init__()
+        self.tasks, self.experts = tasks, experts
+        self.linear = Linear(inputs, tasks * experts, bias=False) if experts > 1 else None
+
+    def weights(self, x_BI: Float[Tensor, "B I"]) -> Float[Tensor, "B K E"]:
+        """The weight of each expert for each task; they sum to 1."""
+        if self.linear is None:
+            return x_BI.new_ones(x_BI.shape[0], self.tasks, 1)
+        s_BG: Tensor = self.linear(x_BI)
+        return s_BG.view(-1, self.tasks, self.experts).softmax(2)
+
+    def mix(self, x_BI: Float[Tensor, "B I"], e_BEH: Float[Tensor, "B E H"]) -> Float[Tensor, "B K H"]:
+        """The experts, weighed for each task."""
+        if self.linear is None:
+            return e_BEH.expand(-1, self.tasks, -1)
+        return torch.matmul(self.weights(x_BI).to(e_BEH.dtype), e_BEH)
+
+
+class _Layer(nn.Module):
+    """One hidden layer of M networks."""
+
+    def __init__(
+        self, inputs: int, width: int, count: int, apart: bool, activation: Name, dropout: float, batch_norm: bool
+    ) -> None:
+        super().__init__()
+        self.count, self.width = count, width
+        self.product = _product(inputs, width, count, apart, not batch_norm)
+        self.norm = BatchNorm(count * width) if batch_norm else None
+        self.activation = make(activation, count * width)
+        self.dropout = nn.Dropout(dropout) if dropout else None
+
+    def forward(self, x: Tensor) -> Float[Tensor, "B M O"]:
+        x_BX: Tensor = self.product(x)
+        for step in (self.norm, self.activation, self.dropout):
+            x_BX = x_BX if step is None else step(x_BX)
+        return x_BX.view(-1, self.count, self.width)
+
+
+def _product(inputs: int, outputs: int, count: int, apart: bool, bias: bool) -> nn.Module:
+    """The linear part of M networks, from ``[B, I]`` or ``[B, M, I]`` to ``[B, M O]``."""
+    return _Apart(inputs, outputs, count, bias) if apart else Linear(inputs, count * outputs, bias=bias)
+
+
+class _Apart(nn.Module):
+    """M linear maps, each of an input of its own; they start as ``nn.Linear`` does."""
+
+    def __init__(self, inputs: int, outputs: int, count: int, bias: bool) -> None:
+        super().__init__()
+        reach = inputs**-0.5
+        self.weight = nn.Parameter(torch.empty(count, inputs, outputs).uniform_(-reach, reach))
+        self.bias = nn.Parameter(torch.empty(count * outputs).uniform_(-reach, reach)) if bias else None
+
+    def forward(self, x_BMI: Float[Tensor, "B M I"]) -> Float[Tensor, "B X"]:
+        """``[B, M O]``."""
+        y_BX = torch.bmm(x_BMI.transpose(0, 1), self.weight).transpose(0, 1).flatten(1)
+        return y_BX if self.bias is None else y_BX + self.bias

@@ -1,0 +1,244 @@
+"""TiSSA: the tests that its sections of the notes list, by name, and the equations row by row."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from conformance import Case
+from sample_batches import FIELDS, GAP, ITEM, RATING, SINCE, ragged, shared
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from world_runs import aucs_of, run_in
+
+from longrec.data.worlds import world
+from longrec.errors import ConfigError
+from longrec.features.batch import HistoryBatch
+from longrec.features.fields import Field, Fields
+from longrec.features.moments import time_gaps
+from longrec.models.base import build
+from longrec.models.tissa import TiSSA, _Path
+from longrec.nn.segment import Segments
+
+TIMED = Fields((Field("user", "id", 40, table="user"), ITEM), {"seen": (RATING, ITEM, GAP, SINCE)})
+SMALL: dict[str, Any] = {"hidden": 6, "heads": 2, "mlp": [16], "slices": 4, "newest": 12}
+SETTINGS: list[dict[str, Any]] = [SMALL, *TiSSA.variants]
+
+
+def tissa(settings: Mapping[str, Any] = SMALL, fields: Fields = TIMED) -> TiSSA:
+    model = Case("tissa", dict(settings)).lively(fields)
+    assert isinstance(model, TiSSA)
+    return model
+
+
+def path_of(model: TiSSA, history: str = "seen") -> _Path:
+    return cast(_Path, model.paths[f"path_{history}"])
+
+
+def rows(*lengths: int) -> Segments:
+    return Segments(torch.tensor([0, *torch.tensor(lengths).cumsum(0)]), len(lengths), sum(lengths))
+
+
+def past(gaps: Tensor | None = None, since: Tensor | None = None, lengths: tuple[int, ...] = ()) -> HistoryBatch:
+    columns = {name: ids for name, ids in (("time_gap", gaps), ("since_previous", since)) if ids is not None}
+    return HistoryBatch(columns, rows(*lengths).offsets)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_the_equations_row_by_row(settings: dict[str, Any]) -> None:
+    model, batch = tissa(settings), ragged(7, longest=9, fields=TIMED)
+    path, embedded, found = path_of(model), model.embeddings(batch), []
+    seen, columns = embedded.histories["seen"], batch.histories["seen"].columns
+    k, newest, width = model.config.slices, model.config.newest, model.config.hidden
+    assert path.gates is not None
+    for row in range(7):
+        start, stop = batch.histories["seen"].offsets[row : row + 2].tolist()
+        h, slices = torch.zeros(width), {}  # type: ignore[var-annotated]
+        for at in range(start, stop):
+            x = torch.cat([seen["item"][at], seen["rating"][at], seen["time_gap"][at]])
+            dt = 0.1 * max(int(cast(Tensor, columns["since_previous"])[at]) - 2, 0)
+            unit = path.recurrence
+            (xz, xr, xn), (hz, hr, hn) = (unit.weight @ x + unit.bias).chunk(3), (unit.recurrent @ h).chunk(3)
+            dz, dr = (dt * path.gates.weight[:, 0]).chunk(2)
+            z, r = (xz + hz + dz).sigmoid(), (xr + hr + dr).sigmoid()
+            h = (1 - z) * h + z * (xn + r * hn).tanh()
+            age = int(cast(Tensor, columns["time_gap"])[at]) - 2  # floor of the log2 of the seconds
+            slices.setdefault(min(max(age - newest + 1, 0), k - 1), []).append(h)
+        u: list[Tensor] = []
+        told: list[Tensor] = []
+        for back in sorted(slices, reverse=True):
+            states = torch.stack(slices[back])
+            told.append(path.event(states).squeeze(1).softmax(0) @ states)
+            u.append(fused(path, told))
+        q = embedded.features["item"][row]
+        v = torch.zeros(width)
+        if u:
+            asked = path.of_candidate.weight @ q + path.of_slice.bias
+            scores = [path.target.weight[0] @ (path.of_slice.weight @ one + asked).sigmoid() for one in u]
+            v = torch.stack(scores).softmax(0) @ torch.stack(u)
+        parts = torch.cat([embedded.features["user"][row], q, v])
+        found.append(model.top(parts.unsqueeze(0))[0, 0])
+    torch.testing.assert_close(model(batch), torch.stack(found), rtol=1e-4, atol=1e-5)
+
+
+def fused(path: _Path, told: list[Tensor]) -> Tensor:
+    """u of the last of some slices, head by head."""
+    *before, own = told
+    (w_c, w_q, w_v), among = path.among.inner.weight.chunk(3), path.among
+    size = len(w_c) // among.heads
+    g = torch.zeros(among.heads * size)
+    for head in range(among.heads) if before else ():
+        part = slice(head * size, (head + 1) * size)
+        scores = torch.stack([
+            among.score[head] @ (w_c[part] @ one + w_q[part] @ own + among.bias[part]).sigmoid() for one in before
+        ])  # fmt: skip
+        g[part] = scores.softmax(0) @ torch.stack([w_v[part] @ one for one in before])
+    g = among.outer.weight @ g
+    f = linear(torch.cat([g, own]), path.fusion.weight, path.fusion.bias).sigmoid()
+    return f * own + (1 - f) * g
+
+
+def test_without_time_it_is_torchs_gru() -> None:
+    """dt = 0, and W_3 = 0, each for itself."""
+    path, own = path_of(tissa()), nn.GRU(48, 6, batch_first=True)
+    order, unit = [1, 0, 2], path.recurrence  # torch's gates are r, z, n, and its z keeps
+    weight, recurrent, bias = (
+        torch.cat([part.data.chunk(3)[at] for at in order]) for part in (unit.weight, unit.recurrent, unit.bias)
+    )
+    sign = torch.tensor([1.0, -1.0, 1.0]).repeat_interleave(6)
+    own.weight_ih_l0.data, own.weight_hh_l0.data = weight * sign[:, None], recurrent * sign[:, None]
+    own.bias_ih_l0.data, own.bias_hh_l0.data = bias * sign, torch.zeros(18)
+    e = torch.randn(9, 48)
+    expected = own(e.unsqueeze(0))[0][0]
+    assert (path.states(e, rows(9), past(since=torch.full((9,), 30))) - expected).abs().max() > 1e-3
+    near = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(path.states(e, rows(9), past(since=torch.full((9,), 2))), expected, **near)
+    assert path.gates is not None
+    path.gates.weight.data.zero_()
+    torch.testing.assert_close(
+        path.states(e, rows(9), past(since=torch.full((9,), 30))), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_slices_are_half_open() -> None:
+    """By the seconds between an event and the impression, as the column tells them."""
+    path = path_of(tissa())
+    ends = [2**12 - 1, 2**13 - 1, 2**14 - 1]
+    seconds = np.array([0, 1, *(second for end in ends for second in (end - 1, end)), 10**9])
+    ids = torch.from_numpy(time_gaps(1_000 * seconds, np.zeros_like(seconds)))
+    expected = [0, 0, 0, 1, 1, 2, 2, 3, 3]  # back from the newest slice
+    assert (3 - path.places(rows(9), past(ids))).tolist() == expected
+
+
+def test_a_history_without_times_is_cut_by_place() -> None:
+    bare = Fields((ITEM,), {"seen": (ITEM,)})
+    path = path_of(tissa(SMALL, bare))
+    assert path.gates is None
+    found = 3 - path.places(rows(17, 0, 2), past(lengths=(17, 0, 2)))
+    assert found.tolist() == [*[3] * 10, 2, 2, 2, 2, 1, 1, 0, 1, 0]
+    together = Segments(torch.tensor([0, 17]), 3, 17, shared=True)
+    assert torch.equal(3 - path.places(together, past(lengths=(17,))), found[:17])
+
+
+def test_order_inside_a_slice_does_not_matter_to_it() -> None:
+    """Of the states: the recurrence itself knows the order."""
+    path = path_of(tissa())
+    h, place = torch.randn(7, 6), torch.tensor([0, 0, 0, 2, 2, 3, 1])
+    turned = [2, 0, 1, 4, 3, 5, 6]
+    for segments in (rows(5, 2), Segments(torch.tensor([0, 7]), 2, 7, shared=True)):
+        l_RSD, real, share = path.intra(h, place, segments)
+        l_turned, _, share_turned = path.intra(h[turned], place, segments)
+        torch.testing.assert_close(l_turned, l_RSD)
+        torch.testing.assert_close(share_turned, share[turned])
+        mixed = [1, 4, 0, 3, 2, 6, 5]  # events of a slice need not stand together
+        torch.testing.assert_close(path.intra(h[mixed], place[mixed], segments)[2], share[mixed])
+        assert real[0].tolist() == [True, segments.shared, True, segments.shared]
+
+
+def test_a_slice_with_nothing_before_it_gathers_nothing() -> None:
+    path = path_of(tissa())
+    l_RSD, real = torch.randn(3, 4, 6, requires_grad=True), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]])
+    g_RSD = path.among(l_RSD, real.bool())
+    nothing = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]).bool()
+    assert g_RSD[nothing].abs().max() == 0
+    assert (g_RSD[~nothing].abs().amax(1) > 0).all()
+    (grad,) = torch.autograd.grad(g_RSD.square().sum(), l_RSD)
+    assert grad.isfinite().all()
+
+
+def test_an_empty_slice_changes_nothing() -> None:
+    """What happened in two slices is the same to the candidate if others lie between them, before and after."""
+    path, e, q = path_of(tissa()), torch.randn(5, 48), torch.randn(1, 16)
+
+    def found(gaps: list[int]) -> Tensor:
+        v_BD, w_BS, *_ = path(q, e, rows(5), past(torch.tensor(gaps), torch.full((5,), 4)))
+        assert (w_BS > 0).sum() == 2
+        return cast(Tensor, v_BD)
+
+    near, far = found([14, 14, 14, 13, 12]), found([16, 17, 14, 14, 14])
+    apart = found([20, 20, 5, 5, 5])
+    assert (far - near).abs().max() > 1e-4  # a slice more or less of an event is another thing
+    torch.testing.assert_close(apart, far)
+
+
+@pytest.mark.parametrize("fields", [TIMED, FIELDS], ids=["timed", "fields"])
+def test_weights_of_events_sum_to_one(fields: Fields) -> None:
+    model, batch = tissa(SMALL, fields), ragged(8, fields=fields)
+    for history, weights in model.explain(batch).items():
+        offsets = batch.histories[history].offsets
+        totals = torch.stack([weights[start:stop].sum() for start, stop in zip(offsets[:-1], offsets[1:])])
+        torch.testing.assert_close(totals, (offsets.diff() > 0).float())
+    together = model.explain(shared(3, 5, fields=fields))["seen"]
+    assert together.shape == (3, 5)
+    torch.testing.assert_close(together.sum(1), torch.ones(3))
+
+
+def test_the_time_between_events_is_no_other_input() -> None:
+    model = tissa(SMALL, FIELDS)
+    assert "since_previous" not in model.embeddings.widths
+    assert path_of(model, "liked").gates is not None
+    assert path_of(model, "seen").gates is None
+
+
+def test_settings_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match="tissa reads a history, and the schema has none"):
+        build({"name": "tissa"}, Fields((ITEM,), {}))
+    with pytest.raises(ConfigError, match="model.slices"):
+        build({"name": "tissa", "slices": 1}, TIMED)
+
+
+def _found(model: Mapping[str, Any], folder: Path, without: tuple[str, ...] = ()) -> tuple[float, float]:
+    """AUC and bar in the world where only the time that passed tells."""
+    made = world("periodic")
+    schema = copy.deepcopy(dict(made.schema))
+    history = schema["histories"]["clicks"]
+    history["of"] = [name for name in history["of"] if name not in without]
+    made = replace(made, schema=schema)
+    found, oracle = aucs_of(made, run_in(made, model, folder))
+    return found, made.bar(oracle)
+
+
+def test_what_was_wanted_a_day_ago_is_found_by_time(tmp_path: Path) -> None:
+    model = world("periodic", 2).must[0]
+    assert model["name"] == "tissa"
+    found, bar = _found(model, tmp_path)
+    assert found >= bar
+
+
+@pytest.mark.parametrize(
+    ("model", "without"),
+    [({"name": "tissa", "hidden": 8, "heads": 2}, ("time_gap", "since_previous")), ({"name": "pooling"}, ())],
+    ids=["tissa", "pooling"],
+)
+def test_what_was_wanted_a_day_ago_is_not_found_by_order_or_sums(
+    model: dict[str, Any], without: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert {"name": "pooling"} in world("periodic", 2).must_not
+    found, _ = _found({**model, "mlp": [16]}, tmp_path, without)
+    assert abs(found - 0.5) < 0.07
