@@ -13,7 +13,8 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
 from longrec.models.base import build
-from longrec.models.keep import KEEP, known_cross_entropy
+from longrec.models.keep import KEEP
+from longrec.models.several_tasks import known_cross_entropy
 
 SETTINGS: list[dict[str, Any]] = [{}, *KEEP.variants]
 NAN = float("nan")
@@ -64,7 +65,8 @@ def test_the_equations_row_by_row(settings: dict[str, Any]) -> None:
         k_uv = model.both(torch.cat([k_u[0], k_v[0], *attended, *of["event"]]).unsqueeze(0))
         found = model.encode(batch)[row]
         torch.testing.assert_close(found, torch.cat([k_u, k_v, k_uv], 1)[0], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(model(batch)[row], model.heads(k_uv)[0, 0], rtol=1e-4, atol=1e-5)
+        logits = model.heads(k_uv if model.experts is None else model.experts(k_uv))
+        torch.testing.assert_close(model(batch)[row], logits[0, 0], rtol=1e-4, atol=1e-5)
     assert model.parts == (k_u.shape[1], k_v.shape[1], k_uv.shape[1])
     assert model.width == sum(model.parts)
 
@@ -129,6 +131,18 @@ def test_more_labels_make_no_other_main_logit() -> None:
     model, batch = keep({"tasks": {"buy": 1.0}}), ragged(5)
     assert torch.equal(model(batch), model.logits(batch)[:, 0])
     assert model.logits(batch).shape == (5, 2)
+
+
+def test_experts_stand_between_the_shared_layer_and_the_labels() -> None:
+    batch = ragged(5)
+    for sharing in ("mmoe", "ple"):
+        model = keep({"sharing": sharing, "experts": 3, "expert": [7], "tasks": {"bought": 1.0}})
+        both = model.encode(batch)[:, -model.parts[2] :]
+        assert model.experts is not None
+        h_BKH = model.experts(both)
+        assert h_BKH.shape == (5, 2, 7)
+        torch.testing.assert_close(model.logits(batch), model.heads(h_BKH))
+        torch.testing.assert_close(model(batch), model.logits(batch)[:, 0])
 
 
 def test_a_schema_without_two_sides_is_refused() -> None:

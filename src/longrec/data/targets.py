@@ -31,7 +31,7 @@ class Targets(Mapping[str, Tensor]):
         fault = _fault(self._log, name)
         if fault:
             raise KeyError(fault)
-        return torch.from_numpy(target(self._log, name, self._rows))
+        return torch.from_numpy(target(self._log, name, self._rows, self._log.horizon))
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and not _fault(self._log, name)
@@ -43,14 +43,18 @@ class Targets(Mapping[str, Tensor]):
         return sum(1 for _ in self)
 
 
-def target(log: Log, name: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """float32 ``[B]``: 0 or 1; NaN where the value is null, or was not known strictly before ``log.horizon``."""
+def target(log: Log, name: str, rows: NDArray[np.int64], before: int | None = None) -> NDArray[np.float32]:
+    """float32 ``[B]``: 0 or 1; NaN where the value is null, or was not known strictly ``before`` a moment.
+
+    Args:
+        before: None for whatever became known in the end, which is what a finished model is measured on.
+    """
     encoder = log.fitted.encoders[name]
     assert isinstance(encoder, IdEncoder)
     table = np.full(encoder.rows, np.nan, np.float32)
     table[FIRST:] = [_VALUES[value] for value in encoder.keys.values.to_pylist()]
     values = table.take(log.events.columns[name].take(rows))
-    values[known(log, name, rows) >= (NEVER if log.horizon is None else log.horizon)] = np.nan
+    values[known(log, name, rows) >= (NEVER if before is None else before)] = np.nan
     return values
 
 
@@ -70,7 +74,7 @@ def check_targets(log: Log, names: Sequence[str]) -> None:
     if not faults:
         rows = log.rows_of("train")
         for name in names:
-            if np.isnan(target(log, name, rows)).all():
+            if np.isnan(target(log, name, rows, log.horizon)).all():
                 faults.append(
                     f"model: the target {name!r} has no training row where it was known before the split line"
                 )

@@ -91,6 +91,7 @@ class Model(nn.Module, ABC):
         user_order: how its batches hold consecutive rows of users, each row able to look back at earlier ones; None
             for rows in any order.
         targets: further labels that its loss reads in ``batch.targets``: feedback features with the values 0 and 1.
+            A model with such labels defines ``logits``.
         looks_back: whether it learns something of the training window before the first step: see ``look_back``.
         variants: settings that the conformance suite runs besides the defaults.
     """
@@ -112,6 +113,14 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """The training loss, a mean over the rows of the batch."""
+
+    def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
+        """The logit of every label: the schema's, then those of ``targets``."""
+        raise NotImplementedError(f"{type(self).__name__} has no logits of several labels")
+
+    def ranked(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
+        """The logit that rows are ranked by, of what ``logits`` returned: as a rule that of the schema's label."""
+        return logits_BK[:, 0]
 
     def home_of(self, other: Model) -> str:
         """Where the weights of another model belong in this one when training goes on from it: what stands before
@@ -252,12 +261,15 @@ def base_of(section: Mapping[str, Any], fields: Fields, where: str) -> Ranker:
         where: place of the section, such as ``model.base``.
 
     Raises:
-        ConfigError: as ``build``; or a model that is no ranker with ``interact`` and ``head``.
+        ConfigError: as ``build``; or a model that is no ranker with ``interact`` and ``head``, or one of several tasks.
     """
-    model = build(section, fields, prefix=where)
+    model, name = build(section, fields, prefix=where), section.get("name")
     if not isinstance(model, Ranker) or not model.interaction:
-        name = section.get("name")
         raise ConfigError("config", [f"{where}.name: {name} cannot be built on; it takes a ranker that has interact"])
+    if model.targets:
+        told = ", ".join(model.targets)
+        do = "build the model of several tasks on the other one"
+        raise ConfigError("config", [f"{where}: {name} learns {told} beside the label, which nobody would read; {do}"])
     return model
 
 

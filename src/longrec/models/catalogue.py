@@ -13,7 +13,7 @@ from pathlib import Path
 import longrec.models
 from longrec.errors import ConfigError, UnknownName
 
-_NOT_MODELS = {"base", "artifact", "catalogue"}
+_NOT_MODELS = {"base", "artifact", "catalogue", "citation", "several_tasks"}
 KINDS = ("Ranker", "Retriever", "Generator", "Encoder", "Reranker", "Model")
 """Classes of ``models/base.py`` (present and planned) that a model derives from."""
 
@@ -43,10 +43,36 @@ class Card:
     text: str
 
 
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a model.
+
+    Attributes:
+        key: dotted where it stands inside another one; ``NAME`` stands for any name.
+        type: in words; the choices, where there are some.
+        default: as it is written; empty where there is none.
+        meaning: its description.
+    """
+
+    key: str
+    type: str
+    default: str
+    meaning: str
+
+
 def names() -> list[str]:
     """Models that ship with the package, in alphabetical order."""
     found = (module.name for module in pkgutil.iter_modules(longrec.models.__path__))
     return sorted(name for name in found if name not in _NOT_MODELS and not name.startswith("_"))
+
+
+def known(name: str) -> bool:
+    """Whether a name is a model's, ours or yours."""
+    try:
+        _model(_parse(_path(name)), Path(name))
+    except ConfigError:
+        return False
+    return True
 
 
 def describe(name: str) -> Card:
@@ -75,8 +101,8 @@ def describe(name: str) -> Card:
     )
 
 
-def help_text(name: str) -> str:
-    """The docstring of a model's file, then each of its settings: type, default, meaning.
+def settings(name: str) -> list[Setting]:
+    """The settings of a model, those inside another one after it.
 
     Raises:
         UnknownName, ConfigError: as ``describe``.
@@ -84,8 +110,30 @@ def help_text(name: str) -> str:
     tree = _parse(_path(name))
     node, _ = _model(tree, _path(name))
     config = _assigned(node.body, "Config")
+    return list(_settings(tree, ast.unparse(config) if config else ""))
+
+
+def variants(name: str) -> list[str]:
+    """Settings that the conformance suite runs besides the defaults, each as the source writes it.
+
+    Raises:
+        UnknownName, ConfigError: as ``describe``.
+    """
+    node, _ = _model(_parse(_path(name)), _path(name))
+    given = _assigned(node.body, "variants")
+    return [ast.unparse(one) for one in given.elts] if isinstance(given, ast.Tuple | ast.List) else []
+
+
+def help_text(name: str) -> str:
+    """The docstring of a model's file, then each of its settings: type, default, meaning.
+
+    Raises:
+        UnknownName, ConfigError: as ``describe``.
+    """
     lines = [describe(name).text.strip(), "", "Settings"]
-    lines.extend(_settings(tree, ast.unparse(config) if config else ""))
+    for one in settings(name):
+        default = f" = {one.default}" if one.default else ""
+        lines += [f"    {one.key}: {one.type}{default}", f"        {one.meaning}"]
     return "\n".join(lines if lines[-1] != "Settings" else [*lines, "    none"])
 
 
@@ -102,6 +150,8 @@ def _path(name: str) -> Path:
 
 def _source(module: str) -> Path | None:
     """The file of a module; its packages are imported, itself it is not."""
+    if not all(part.isidentifier() for part in module.split(".")):
+        return None
     try:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:
@@ -137,8 +187,8 @@ def _assigned(body: list[ast.stmt], name: str) -> ast.expr | None:
     return None
 
 
-def _settings(tree: ast.Module, config: str, prefix: str = "") -> Iterator[str]:
-    """Two lines a setting of the config class of that name, those of the classes of the file it derives from first.
+def _settings(tree: ast.Module, config: str, prefix: str = "") -> Iterator[Setting]:
+    """The settings of the config class of that name, those of the classes of the file it derives from first.
 
     A setting that holds another config class of the file, or a mapping to such, is followed by the settings of that.
     """
@@ -149,12 +199,11 @@ def _settings(tree: ast.Module, config: str, prefix: str = "") -> Iterator[str]:
         default, meaning = line.value, ""
         if isinstance(default, ast.Call) and ast.unparse(default.func).endswith("Field"):
             given = {word.arg: word.value for word in default.keywords}
-            told = given.get("description")
-            meaning = str(told.value) if isinstance(told, ast.Constant) else ""
+            words = given.get("description")
+            meaning = str(words.value) if isinstance(words, ast.Constant) else ""
             default = default.args[0] if default.args else given.get("default")
-        told_default = "" if default is None or ast.unparse(default) == "..." else f" = {ast.unparse(default)}"
-        yield f"    {key}: {_type(tree, line.annotation)}{told_default}"
-        yield f"        {meaning}"
+        told = "" if default is None or ast.unparse(default) == "..." else ast.unparse(default)
+        yield Setting(key, _type(tree, line.annotation), told, meaning)
         inner = re.fullmatch(r"(dict\[str, )?(\w+)\]?(?: \| None)?", kind)
         if inner and inner[2] in classes:
             yield from _settings(tree, inner[2], f"{key}.NAME." if inner[1] else f"{key}.")
@@ -181,7 +230,7 @@ def _type(tree: ast.Module, annotation: ast.expr) -> str:
             alias = _alias(tree, word)
             if alias:
                 told = re.sub(rf"\b{word}\b", alias.replace("\\", r"\\"), told)
-    return told
+    return re.sub(r"\bAnnotated\[(\w+), [^][]*\]", r"\1", told)
 
 
 def _alias(tree: ast.Module, name: str) -> str:

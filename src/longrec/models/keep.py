@@ -1,5 +1,5 @@
-r"""KEEP: An Industrial Pre-Training Framework for Online Recommendation via Knowledge Extraction and
-Plugging (extractor).
+r"""KEEP: KEEP: An Industrial Pre-Training Framework for Online Recommendation via Knowledge Extraction
+and Plugging (extractor).
 
 Zhang, Chan, Xu, Bian, Han, Deng, Zheng, CIKM 2022. https://arxiv.org/abs/2208.10174
 
@@ -20,7 +20,8 @@ Departures from the paper
     - fields of the event (hour, position) enter K_uv only, so that K_u and K_v can be kept without a request;
     - the plug-in reads K_u and K_v, and learns what becomes of the two together; K_uv is not stored;
     - a history without a column that the candidate has too is averaged for K_u and has no target attention;
-    - batch normalisation in all three MLPs, on by default, as in din.
+    - batch normalisation in all three MLPs, on by default, as in din;
+    - ``sharing: mmoe`` and ``ple`` put experts between K_uv and the labels, where these pull apart.
 
 Letters: B rows, U what a history brings, W all knowledge, D_u, D_v, D_k width of K_u, K_v, K_uv, I inputs of a part.
 """
@@ -28,10 +29,9 @@ Letters: B rows, U what a history brings, W all knowledge, D_u, D_v, D_k width o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
@@ -40,16 +40,17 @@ from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.base import Encoder, cross_entropy
+from longrec.models.base import Encoder
+from longrec.models.several_tasks import Tasks, Weights
 from longrec.nn.activation import Name
 from longrec.nn.attention import TargetAttention
 from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
 from longrec.nn.segment import Segments
+from longrec.nn.tasks import PLE, MMoE, Towers
 
 Width = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(gt=0)]
 
 
 class KEEPConfig(Strict):
@@ -64,10 +65,15 @@ class KEEPConfig(Strict):
     activation: Name = Field("relu", description="Activation of the MLPs.")
     batch_norm: bool = Field(True, description="Batch normalisation in the MLPs.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of units of the MLPs dropped while training.")
-    tasks: dict[str, Weight] = Field(
+    tasks: Weights = Field(
         {}, description="Labels besides the schema's: feedback features with the values 0 and 1, each with its weight."
     )
     label_weight: float = Field(1.0, gt=0, description="Weight of the schema's label.")
+    sharing: Literal["bottom", "mmoe", "ple"] = Field(
+        "bottom", description="What stands between K_uv and a layer a label: nothing, or experts with a gate a label."
+    )
+    experts: Width = Field(4, description="Experts of mmoe; with ple, those of each label and those of all.")
+    expert: tuple[Width, ...] = Field((32,), min_length=1, description="Hidden units of an expert.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
 
 
@@ -90,7 +96,10 @@ class KEEP(Encoder):
     Config = KEEPConfig
     reads_history = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"softmax": True, "activation": "dice", "user": [12], "batch_norm": False, "dropout": 0.1},
+        {
+            **{"softmax": True, "activation": "dice", "user": [12], "batch_norm": False, "dropout": 0.1},
+            **{"sharing": "ple", "experts": 2, "tasks": {"bought": 0.5}},
+        },
     )
 
     def __init__(self, config: KEEPConfig, fields: Fields) -> None:
@@ -102,7 +111,8 @@ class KEEP(Encoder):
             wanted = "a feature of the item, and a feature of the user or a history"
             raise ConfigError("schema", [f"features: keep extracts knowledge of users and of items: it needs {wanted}"])
         self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
-        self.targets = tuple(config.tasks)
+        self.tasks = Tasks(config.tasks, config.label_weight)
+        self.targets = self.tasks.targets
         width = self.embeddings.widths
         pairs = {history: [field.name for field in fields.pairs(history)] for history in fields.histories}
         self.queries = {history: names for history, names in pairs.items() if names}
@@ -118,7 +128,13 @@ class KEEP(Encoder):
         self.user = self._mlp(of["user"] + pooled, config.user)
         self.item = self._mlp(of["item"], config.item)
         self.both = self._mlp(self.user.width + self.item.width + attended + of["event"], config.both)
-        self.heads = Linear(self.both.width, 1 + len(self.targets))
+        self.experts: MMoE | PLE | None = None
+        inputs, labels, (n, widths) = self.both.width, len(self.tasks.names), (config.experts, config.expert)
+        if config.sharing == "mmoe":
+            self.experts = MMoE(inputs, labels, n, widths, config.activation, config.dropout)
+        elif config.sharing == "ple":
+            self.experts = PLE(inputs, labels, n, n, widths, 1, config.activation, config.dropout)
+        self.heads = Linear(inputs, labels) if self.experts is None else Towers(self.experts.width, (), labels)
         self.parts = (self.user.width, self.item.width, self.both.width)
         self.width = sum(self.parts)
 
@@ -131,7 +147,8 @@ class KEEP(Encoder):
 
     def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
         """The logit of every label: the schema's, then those of ``tasks``."""
-        logits: Tensor = self.heads(self._hidden(batch).both)
+        both_BK = self._hidden(batch).both
+        logits: Tensor = self.heads(both_BK if self.experts is None else self.experts(both_BK))
         return logits
 
     def encode(self, batch: Batch) -> Float[Tensor, "B W"]:
@@ -153,11 +170,7 @@ class KEEP(Encoder):
         Raises:
             ValueError: a batch without a label.
         """
-        logits_BK = self.logits(batch)
-        total = self.config.label_weight * cross_entropy(logits_BK[:, 0], batch)
-        for place, (name, weight) in enumerate(self.config.tasks.items(), 1):
-            total = total + weight * known_cross_entropy(logits_BK[:, place], batch, name)
-        return total
+        return self.tasks.loss(self.logits(batch), batch)
 
     def _hidden(self, batch: Batch) -> _Hidden:
         embedded = self.embeddings(batch)
@@ -184,19 +197,3 @@ class KEEP(Encoder):
     def _item(self, embedded: Embedded) -> Tensor:
         item: Tensor = self.item(torch.cat([embedded.features[name] for name in self.of["item"]], 1))
         return item
-
-
-def known_cross_entropy(logit_B: Float[Tensor, " B"], batch: Batch, name: str) -> Float[Tensor, ""]:
-    """Mean binary cross entropy over the rows that count and whose target is known, in float32; 0 if there are none.
-
-    Raises:
-        ValueError: a batch without this target.
-    """
-    if name not in batch.targets:
-        raise ValueError(f"the batch carries no target {name!r}")
-    target_B = batch.targets[name]
-    known_B = ~target_B.isnan()
-    if batch.counts is not None:
-        known_B &= batch.counts
-    loss_B = F.binary_cross_entropy_with_logits(logit_B.float(), target_B.nan_to_num(), reduction="none")
-    return torch.where(known_B, loss_B, torch.zeros_like(loss_B)).sum() / known_B.sum().clamp(min=1)

@@ -1,5 +1,5 @@
-r"""KEEP: An Industrial Pre-Training Framework for Online Recommendation via Knowledge Extraction and
-Plugging (plug-in).
+r"""KEEP: KEEP: An Industrial Pre-Training Framework for Online Recommendation via Knowledge Extraction
+and Plugging (plug-in).
 
 Zhang, Chan, Xu, Bian, Han, Deng, Zheng, CIKM 2022. https://arxiv.org/abs/2208.10174
 

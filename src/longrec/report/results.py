@@ -177,8 +177,9 @@ def calibration_section(runs: Sequence[RunView]) -> str:
 
 def _of_run(run: RunView, comparison: Mapping[str, Any] | None) -> dict[str, Interval]:
     """The comparison's own intervals where it has the run: they are the ones its differences belong to."""
-    found = (comparison or {}).get("runs", {}).get(run.name)
-    return {key: Interval.from_dict(one) for key, one in found.items()} if found else dict(run.metrics)
+    found = (comparison or {}).get("runs", {}).get(run.name) or {}
+    of_tasks = {key: one for key, one in run.metrics.items() if not found or "." in key}
+    return {key: Interval.from_dict(one) for key, one in found.items()} | of_tasks
 
 
 def _under_name(run: RunView, is_baseline: bool) -> str:

@@ -102,8 +102,14 @@ def metric_keys(runs: Any) -> list[str]:
 
 
 def metric_name(key: str) -> str:
-    """Name of a metric as people write it; an unknown key stands for itself."""
-    return METRIC_WORDS[key][0] if key in METRIC_WORDS else key.replace("_", " ")
+    """Name of a metric as people write it; an unknown key stands for itself.
+
+    >>> metric_name("auc"), metric_name("log_loss.buy"), metric_name("hit_rate")
+    ('AUC', 'Log loss of buy', 'hit rate')
+    """
+    metric, _, task = key.partition(".")
+    name = METRIC_WORDS[metric][0] if metric in METRIC_WORDS else metric.replace("_", " ")
+    return f"{name} of {task}" if task else name
 
 
 def signed(difference: Interval) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from longrec import metrics
 from longrec.data.log import Log
 from longrec.data.split import PARTS
+from longrec.data.targets import target
 from longrec.errors import ConfigError, DataError, RunError, UnknownName
 from longrec.metrics import Comparison, Interval
 from longrec.metrics.bootstrap import Unit
@@ -25,7 +26,7 @@ from longrec.train.checkpoint import replace_file
 from longrec.train.job import Job
 from longrec.train.machine import torch_threads
 from longrec.train.run import Run, open_run
-from longrec.train.scoring import score
+from longrec.train.scoring import score_tasks
 from longrec.train.settings import EvaluateConfig
 
 
@@ -37,7 +38,8 @@ class Evaluation:
         run, model, split: what was measured on what.
         rows, users, positives: how much.
         users_skipped: users whose rows are of one class, which GAUC leaves out.
-        metrics: AUC, GAUC, log loss, normalised entropy, PCOC, ECE, with 95 % intervals.
+        metrics: AUC, GAUC, log loss, normalised entropy, PCOC, ECE, with 95 % intervals; of a model of several tasks
+            also AUC and log loss of each further one, as in ``auc.TASK``.
     """
 
     run: str
@@ -86,7 +88,8 @@ def predict(run: Run | str | Path, part: str = "test", out: str | Path | None = 
         out: the Parquet file to write; default ``predictions/PART.parquet`` in the run folder.
 
     Returns:
-        The file: one row a sample, columns row, user (row of the user in the log), time, label, score.
+        The file: one row a sample, columns row, user (row of the user in the log), time, label, score; and of each
+        further task of the model label.TASK (null where it is not known) and score.TASK.
 
     Raises:
         RunError: no finished run, a part without rows, or a prepared log that is gone.
@@ -143,16 +146,19 @@ def write_predictions(model: Model, log: Log, job: Job, part: str, path: Path, *
     if not len(rows):
         raise RunError(part, "no rows", "a part with samples", "look at data.split")
     with Progress(len(rows), f"score {part}", "rows", stream=io.StringIO() if quiet else None) as progress:
-        scores = score(model, log, rows, job.evaluate.batch_size, bf16=job.fit.bf16, progress=progress)
-    table = pa.table(
-        {
-            "row": rows,
-            "user": log.user(rows).astype(np.int32),
-            "time": log.events.times.take(rows),
-            "label": log.labels.take(rows),
-            "score": scores,
-        }
-    )
+        scores, tasks = score_tasks(model, log, rows, job.evaluate.batch_size, bf16=job.fit.bf16, progress=progress)
+    columns = {
+        "row": rows,
+        "user": log.user(rows).astype(np.int32),
+        "time": log.events.times.take(rows),
+        "label": log.labels.take(rows),
+        "score": scores,
+    }
+    for name, probability in tasks.items():
+        if name in model.targets:
+            columns[f"label.{name}"] = pa.array(target(log, name, rows), from_pandas=True)
+        columns[f"score.{name}"] = probability
+    table = pa.table(columns)
     replace_file(path, lambda partial: pq.write_table(table, partial))
     return table
 
@@ -165,6 +171,10 @@ def measure_table(table: pa.Table, run: str, model: str, part: str, config: Eval
     """
     label, scores, user = (table[name].to_numpy() for name in ("label", "score", "user"))
     found = metrics.summary(label, scores, user, replicates=config.replicates, seed=config.seed, unit=config.unit)
+    for column in table.column_names:
+        name = column.removeprefix("score.")
+        if name != column:
+            found |= _of_task(table, name, config)
     grouped = metrics.grouped_auc(label, scores, user)
     return Evaluation(
         run=run,
@@ -197,6 +207,18 @@ def check_parts(log: Log, job: Job) -> None:
             raise DataError(where, "samples of one user", "two users or more", f"{do}, or set evaluate.unit: row")
         if part == "valid" and job.fit.monitor == "gauc" and not metrics.grouped_auc(labels, labels, users).users:
             raise DataError(where, "no user with samples of both classes", "one at least", "set fit.monitor: auc")
+
+
+def _of_task(table: pa.Table, name: str, config: EvaluateConfig) -> dict[str, Interval]:
+    """AUC and log loss of a further task, on the rows whose label is known; undefined where these do not tell."""
+    label = table["label" if name == "label" else f"label.{name}"].to_numpy()
+    known = ~np.isnan(label)
+    label, scores, user = label[known], table[f"score.{name}"].to_numpy()[known], table["user"].to_numpy()[known]
+    units = len(label) if config.unit == "row" else len(np.unique(user))
+    found: dict[str, Interval] = {}
+    if units > 1 and label.min() < label.max():
+        found = metrics.summary(label, scores, user, replicates=config.replicates, seed=config.seed, unit=config.unit)
+    return {f"{key}.{name}": found.get(key, Interval.undefined()) for key in ("auc", "log_loss")}
 
 
 def _predictions(run: Run, part: str) -> pa.Table:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from longrec.models.base import Model
 
 COLUMNS = ("row", "user", "time", "label", "score")
-"""Columns of a predictions file: row and user row of the prepared log, time, label, probability."""
+"""Columns of a predictions file: row and user row of the prepared log, time, label, probability. Models of several
+tasks have ``label.TASK`` and ``score.TASK`` beside them."""
 
 
 @dataclass(frozen=True)

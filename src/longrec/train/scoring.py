@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from longrec import metrics
 from longrec.data.log import Log
 from longrec.errors import RunError
+from longrec.features.batch import Batch
 from longrec.models.base import Model
 from longrec.progress import Progress
 from longrec.train.loaders import loader_of
@@ -40,12 +43,52 @@ def score(
     Raises:
         RunError: a score that is not finite.
     """
+    return _told(lambda batch: model(batch).unsqueeze(1), 1, model, log, rows, batch_size, bf16, progress)[:, 0]
+
+
+def score_tasks(
+    model: Model,
+    log: Log,
+    rows: NDArray[np.int64],
+    batch_size: int,
+    *,
+    bf16: bool = False,
+    progress: Progress | None = None,
+) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+    """What ``score`` returns, and beside it the probabilities of the further tasks of a model: of each of its targets,
+    and of the schema's label (``label``) where rows are ranked by something else.
+    """
+    if not model.targets:
+        return score(model, log, rows, batch_size, bf16=bf16, progress=progress), {}
+
+    def tell(batch: Batch) -> Tensor:
+        logits = model.logits(batch)
+        return torch.cat([model.ranked(logits).unsqueeze(1), logits], 1)
+
+    told = _told(tell, 2 + len(model.targets), model, log, rows, batch_size, bf16, progress)
+    tasks = {name: told[:, place] for place, name in enumerate(("label", *model.targets), 1)}
+    if np.array_equal(told[:, 0], told[:, 1]):
+        del tasks["label"]
+    return told[:, 0], tasks
+
+
+def _told(
+    tell: Callable[[Batch], Tensor],
+    columns: int,
+    model: Model,
+    log: Log,
+    rows: NDArray[np.int64],
+    batch_size: int,
+    bf16: bool,
+    progress: Progress | None,
+) -> NDArray[np.float32]:
+    """Probabilities ``[n, columns]`` of the logits that ``tell`` returns of each batch."""
     loader = loader_of(model, log, rows, batch_size, shuffle=False)
-    met, was_training, at = np.empty(len(loader.rows), np.float32), model.training, 0
+    met, was_training, at = np.empty((len(loader.rows), columns), np.float32, "F"), model.training, 0
     model.eval()
     with torch.inference_mode(), precision(bf16):
         for batch in loader.epoch(0):
-            logits = model(batch).float()
+            logits = tell(batch).float()
             logits = logits if batch.counts is None else logits[batch.counts]
             met[at : at + len(logits)] = torch.sigmoid(logits).numpy()
             at += len(logits)
@@ -54,11 +97,11 @@ def score(
     model.train(was_training)
     # In user order the loader meets rows in the order of the log, and each once.
     scores = met if model.user_order is None else met[np.searchsorted(loader.rows, rows)]
-    bad = np.flatnonzero(~np.isfinite(scores))
+    bad = np.flatnonzero(~np.isfinite(scores).all(1))
     if len(bad):
         raise RunError(
             f"row {rows[bad[0]]} of the log",
-            f"the score {scores[bad[0]]} ({len(bad):,} of {len(scores):,} rows)",
+            f"the score {scores[bad[0]].sum()} ({len(bad):,} of {len(scores):,} rows)",
             "finite scores",
             "train again with a lower fit.lr, or with fit.clip_norm; look for extreme values in dense features",
         )

@@ -1,0 +1,175 @@
+"""The paper of a model as BibTeX, read from the model's docstring: nothing is written twice, and torch is not imported.
+
+    DIN: Deep Interest Network for Click-Through Rate Prediction.                   NAME: TITLE (a remark).
+
+    Zhou, Zhu, Song, KDD 2018. https://arxiv.org/abs/1706.06978                     AUTHORS, VENUE YEAR. LINK
+
+An author is a surname or a whole name; ``et al.`` or ``and others`` ends a list that goes on. A remark in parentheses
+at the end of the title, in small letters, tells what of the paper the model is; it is no part of the title.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from string import ascii_lowercase
+
+from longrec.errors import ConfigError
+from longrec.models.catalogue import Card, describe
+
+FORM = "AUTHORS, VENUE YEAR. LINK, as in: Zhou, Zhu, Song, KDD 2018. https://arxiv.org/abs/1706.06978"
+_JOURNALS = re.compile(
+    r"\b(?:Trans|Transactions|Journal|T[KO]IS|TKDE|TKDD|TIST|JMLR|PVLDB|Computer|Letters)\b|^Machine Learning$"
+)
+_SPECIAL = re.compile(r"[&%$#_{}]")
+
+
+@dataclass(frozen=True)
+class Citation:
+    """One entry of a bibliography.
+
+    Attributes:
+        key: what a text cites it by.
+        title: of the paper.
+        authors: as the docstring names them.
+        others: whether there are more.
+        venue: conference, journal, or arXiv.
+        year: of publication.
+        link: where to read it.
+        release: version of a piece of software; empty for a paper.
+    """
+
+    key: str
+    title: str
+    authors: tuple[str, ...]
+    others: bool
+    venue: str
+    year: int | None
+    link: str
+    release: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The type of the entry."""
+        if self.release or self.venue == "arXiv":
+            return "misc"
+        return "article" if _JOURNALS.search(self.venue) else "inproceedings"
+
+    def fields(self) -> dict[str, str]:
+        """The fields of the entry, in their order, as BibTeX writes them."""
+        names = [*map(_name, self.authors), *(["others"] if self.others else [])]
+        found = {"title": f"{{{_escaped(self.title)}}}", "author": " and ".join(names)}
+        if self.kind != "misc":
+            found["journal" if self.kind == "article" else "booktitle"] = _escaped(self.venue)
+        if self.year is not None:
+            found["year"] = str(self.year)
+        if self.release:
+            found["howpublished"] = f"Software, version {self.release}"
+        if number := re.search(r"arxiv\.org/(?:abs|pdf)/(\d{4}\.\d{4,5}|[a-z-]+/\d{7})", self.link):
+            found |= {"eprint": number[1], "archivePrefix": "arXiv"}
+        if doi := re.search(r"doi\.org/(10\.\d+/\S+)", self.link):
+            found["doi"] = doi[1]
+        return found | ({"url": self.link} if self.link else {})
+
+    def bibtex(self) -> str:
+        """The entry."""
+        fields = self.fields()
+        width = max(map(len, fields))
+        lines = [f"  {name:<{width}} = {{{value}}}," for name, value in fields.items()]
+        return "\n".join([f"@{self.kind}{{{self.key},", *lines, "}"])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry of a bibliography: its key, the models it is the paper of, and the text."""
+
+    key: str
+    models: tuple[str, ...]
+    bibtex: str
+
+
+def citation(card: Card) -> Citation:
+    """What a model's docstring cites.
+
+    Raises:
+        ConfigError: the docstring does not say authors, venue and year in the fixed form.
+    """
+    told = re.match(r"(?P<before>.*?)\b(?P<year>(?:19|20)\d\d)\b", card.source)
+    if told is None:
+        raise _fault(card, f"names no year: {card.source!r}")
+    *before, venue = told["before"].split(", ")
+    if not re.search(r"[A-Za-z]", venue):
+        raise _fault(card, f"names no venue before the year {told['year']}: {card.source!r}")
+    authors, others = _authors(before)
+    if not authors:
+        raise _fault(card, f"names no author before {venue.strip()!r}: {card.source!r}")
+    strange = [name for name in authors if not re.fullmatch(r"[^\W\d_][^\d_()\[\]:;]*", name)]
+    if strange:
+        raise _fault(card, f"{', '.join(map(repr, strange))} is no name of an author")
+    title = re.sub(r"\s*\([a-z][^()]*\)$", "", card.title)
+    year = int(told["year"])
+    short, words = card.text.partition(":")[0].split(), authors[0].split()
+    key = f"{_plain(words[0] if _is_group(authors[0]) else words[-1])}{year}{_plain(short[0]) if short else ''}"
+    return Citation(key, title, authors, others, venue.strip(), year, card.link)
+
+
+def software() -> Citation:
+    """LongRec itself, as it is installed."""
+    title = "LongRec: Recommendation from long user histories"
+    return Citation("longrec", title, ("The LongRec authors",), False, "", None, "", version("longrec"))
+
+
+def entries(models: Iterable[str]) -> list[Entry]:
+    """The papers of some models, each once, and LongRec last.
+
+    Raises:
+        ConfigError: no such model, or one whose docstring does not name its paper.
+    """
+    by_paper: dict[Citation, list[str]] = {}
+    for name in dict.fromkeys(models):
+        by_paper.setdefault(citation(describe(name)), []).append(name)
+    by_paper[software()] = ["longrec"]
+    keys: set[str] = set()
+    found = []
+    for one, names in by_paper.items():
+        # Two papers of one author, year and first word are told apart by a letter.
+        key = next(key for key in (one.key, *(one.key + letter for letter in ascii_lowercase)) if key not in keys)
+        keys.add(key)
+        found.append(Entry(key, tuple(names), replace(one, key=key).bibtex()))
+    return found
+
+
+def _authors(parts: Sequence[str]) -> tuple[tuple[str, ...], bool]:
+    """Names, and whether the list goes on: ``Ma, Yi and Chi``, ``Cheng et al.``, ``Ma, Zhao and others``."""
+    listed = re.sub(r",?\s+(?:et al\.?|and others)$", ", others", ", ".join(parts).strip())
+    names = [name.strip() for name in re.split(r",\s*(?:and\s+)?|\s+and\s+", listed) if name.strip()]
+    others = "others" in names
+    return tuple(name for name in names if name != "others"), others
+
+
+def _fault(card: Card, told: str) -> ConfigError:
+    return ConfigError(f"model {card.name}", [f"the second paragraph of its docstring {told}; expected {FORM}"])
+
+
+def _plain(word: str) -> str:
+    """Small Latin letters and digits."""
+    return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKD", word).lower())
+
+
+def _is_group(author: str) -> bool:
+    """Whether a name is that of a group: it ends with a word in small letters, as in ``Taobao search team``."""
+    words = author.split()
+    return len(words) > 1 and words[-1][0].islower()
+
+
+def _name(author: str) -> str:
+    """A name; nothing may take that of a group apart."""
+    return f"{{{_escaped(author)}}}" if _is_group(author) else _escaped(author)
+
+
+def _escaped(text: str) -> str:
+    """Signs that mean something to BibTeX made plain."""
+    return _SPECIAL.sub(lambda sign: f"\\{sign[0]}", text)

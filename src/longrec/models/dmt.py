@@ -1,0 +1,258 @@
+r"""DMT: Deep Multifaceted Transformers for Multi-objective Ranking in Large-Scale E-commerce Recommender Systems.
+
+Gu, Ding, Wang, Zou, Liu, Yin, CIKM 2020. https://doi.org/10.1145/3340531.3412697
+
+A click, a cart and an order mean different things, so each kind of behaviour has a transformer of its own, whose
+decoder asks with the candidate. Several labels are learnt behind experts, and what the place of an item did to its
+clicks is learnt by a network that is left out when items are ranked.
+
+    H_s = Encoder_s(sqrt(D) S_s + positions)                           for each history s
+    u_s = Decoder_s(query = candidate, keys and values = H_s)
+    x   = [u_s of all s; fields of the impression]
+    f^k = sum_i softmax(G_k x)_i e_i(x),  u_k = Tower_k(f^k)           (MMoE, see mmoe)
+    y_b = MLP(bias fields)
+    p_k = sigmoid(u_k + y_b) while training, sigmoid(u_k) afterwards
+    L   = sum_k c_k BCE(p_k, label_k)                                  over the rows whose label_k is known
+
+An encoder never sees the candidate: a request encodes each history once for all its candidates. The fields named by
+``bias`` (a position, a page) enter nothing but y_b: no score and no exported program reads them. A label of orders that
+counts impressions without a click among its negatives is learnt as CTCVR, as in the paper.
+
+Departures from the paper
+    - positions are counted back from the newest event. ``time`` adds none and leaves it to the column ``time_gap`` of
+      a history, in buckets, which stands beside the others;
+    - an event is as wide as its columns together; those that a candidate has not are a learnt vector at the candidate,
+      which is scaled by sqrt(D) as the events are; a history of instance tokens is asked by a projection of all fields
+      of the candidate;
+    - a history without events is a learnt vector, whoever the candidate;
+    - attention has no bias and a head is as wide as an h-th of an event, rounded up (see nn/encoder.py);
+    - batch normalisation in experts and towers, on by default, as in din.
+
+Letters: B rows, N positions, U what a history brings (see nn/segment.py), T events of one user, K tasks, D width of an
+event, H what the towers are given.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from longrec.config import Strict
+from longrec.errors import ConfigError, nearest
+from longrec.features.batch import Batch
+from longrec.features.fields import Fields
+from longrec.models.base import Ranker
+from longrec.models.several_tasks import Tasks, Weights
+from longrec.nn.activation import Name
+from longrec.nn.embedding import Embeddings
+from longrec.nn.encoder import EncoderLayer
+from longrec.nn.mlp import MLP
+from longrec.nn.queries import Queries
+from longrec.nn.rectangles import Rectangles
+from longrec.nn.segment import Segments
+from longrec.nn.tasks import MMoE, Towers
+from longrec.nn.token_buckets import without_positions
+
+Width = Annotated[int, Field(ge=1)]
+_SLOWEST = 10_000.0
+"""The longest wave of a sinusoidal position, over two pi."""
+
+
+class DMTConfig(Strict):
+    """Settings of DMT."""
+
+    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    heads: Width = Field(4, description="Heads of all attention.")
+    encoder: int = Field(1, ge=0, description="Layers in which the events of a history look at each other.")
+    decoder: Width = Field(1, description="Layers in which the candidate asks a history.")
+    hidden: Width | None = Field(None, description="Units of the network in a layer; as many as its inputs by default.")
+    position: Literal["learnt", "sincos", "time"] = Field("learnt", description="How an event tells its place.")
+    places: Width = Field(128, description="Places counted back from the newest event that are told apart.")
+    experts: Width = Field(4, description="How many experts.")
+    expert: tuple[Width, ...] = Field((128,), min_length=1, description="Hidden units of an expert.")
+    tower: tuple[Width, ...] = Field((64,), description="Hidden units of the network of each task.")
+    activation: Name = Field("relu", description="Activation of all networks.")
+    batch_norm: bool = Field(True, description="Batch normalisation in experts and towers.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in all layers while training.")
+    tasks: Weights = Field(
+        {}, description="Labels besides the schema's: feedback features with the values 0 and 1, each with its weight."
+    )
+    label_weight: float = Field(1.0, gt=0, description="Weight of the schema's label.")
+    rank_by: Weights = Field(
+        {}, description="Exponents of tasks whose probabilities make the score; by default `label` alone, the schema's."
+    )
+    bias: tuple[str, ...] = Field((), description="Features that move labels while training, and no score.")
+    bias_mlp: tuple[Width, ...] = Field((32,), description="Hidden units of the network over them.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+
+
+class DMT(Ranker):
+    """A transformer a behaviour, experts over all, and a bias that stays behind."""
+
+    Config = DMTConfig
+    reads_history = True
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"position": "time", "heads": 3, "hidden": 10, "tasks": {"bought": 0.5}, "expert": [16], "dropout": 0.1},
+        {"position": "sincos", "encoder": 2, "decoder": 2, "experts": 1, "batch_norm": False},
+    )
+
+    def __init__(self, config: DMTConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        self.order_matters = config.position != "time"
+        bias, rest = _parted(config.bias, fields)
+        self.embeddings = Embeddings(rest, config.embedding_dim, histories=True, std=config.init_std)
+        width = self.embeddings.widths
+        self.queries = Queries(rest, width, "dmt")
+        self.paths, inputs = nn.ModuleDict(), sum(width[field.name] for field in rest.features)
+        for history in rest.histories:
+            path = _Path(self.queries.query[history], self.queries.key[history], config)
+            self.paths[f"path_{history}"] = path
+            inputs += path.width
+        self.tasks = Tasks(config.tasks, config.label_weight, config.rank_by)
+        self.targets, count = self.tasks.targets, len(self.tasks.names)
+        form = config.activation, config.dropout, config.batch_norm
+        self.experts = MMoE(inputs, count, config.experts, config.expert, *form)
+        self.towers = Towers(self.experts.width, config.tower, count, *form)
+        self.bias_embeddings: Embeddings | None = None
+        if bias.features:
+            self.bias_embeddings = Embeddings(bias, config.embedding_dim, std=config.init_std)
+            self.bias = MLP(sum(self.bias_embeddings.widths.values()), config.bias_mlp, config.activation, outputs=1)
+        # A model built on this one would lose the bias: it then offers nothing to build on.
+        self.interaction = 0 if bias.features else count * self.experts.width
+
+    def forward(self, batch: Batch) -> Float[Tensor, " B"]:
+        """The logit that rows are ranked by."""
+        return self.ranked(self.logits(batch))
+
+    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+        """What the tower of each task is given, side by side; the bias has no part in it."""
+        embedded = self.embeddings(batch)
+        parts = list(embedded.features.values())
+        for history in self.fields.histories:
+            path = cast(_Path, self.paths[f"path_{history}"])
+            parts.append(path(*self.queries(batch, embedded, history))[0])
+        h_BKH: Tensor = self.experts(torch.cat(parts, 1))
+        return h_BKH.flatten(1)
+
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+        """The logit that rows are ranked by, without a bias."""
+        return self.ranked(self._towers(h_BH))
+
+    def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
+        """The logit of every task: the schema's label, then those of ``tasks``; while training with the bias."""
+        logits_BK = self._towers(self.interact(batch))
+        return logits_BK + self.bias_logit(batch) if self.training and self.bias_embeddings else logits_BK
+
+    def bias_logit(self, batch: Batch) -> Float[Tensor, "B 1"]:
+        """y_b."""
+        assert self.bias_embeddings is not None, "no bias fields"
+        y_B1: Tensor = self.bias(torch.cat(list(self.bias_embeddings(batch).features.values()), 1))
+        return y_B1
+
+    def ranked(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
+        """The logit of the probabilities that ``rank_by`` joins."""
+        return self.tasks.ranked(logits_BK)
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """The weighted sum of the losses of all tasks."""
+        return self.tasks.loss(self.logits(batch), batch)
+
+    def encoded(self, batch: Batch, history: str) -> Float[Tensor, "U D"]:
+        """H of one history: what no candidate has touched, each event in its place."""
+        path = cast(_Path, self.paths[f"path_{history}"])
+        e_UD, segments = self.queries.events(batch, self.embeddings(batch), history)
+        rectangles = Rectangles(segments)
+        return rectangles.positions_back(path.encode(e_UD, segments, rectangles))
+
+    def explain(self, batch: Batch) -> dict[str, Tensor]:
+        """The attention of the last decoder layer, mean over heads: ragged ``[N]``, shared ``[B, T]``."""
+        embedded, weights = self.embeddings(batch), {}
+        for history in self.fields.histories:
+            path = cast(_Path, self.paths[f"path_{history}"])
+            weights[history] = path(*self.queries(batch, embedded, history))[1]
+        return weights
+
+    def _towers(self, h_BH: Tensor) -> Tensor:
+        logits: Tensor = self.towers(h_BH.view(-1, len(self.tasks.names), self.experts.width))
+        return logits
+
+
+class _Path(nn.Module):
+    """Encoder and decoder of one history."""
+
+    def __init__(self, query: int, key: int, config: DMTConfig) -> None:
+        super().__init__()
+        self.width = key
+        self.absent = nn.Parameter(torch.randn(key - query) * config.init_std) if query < key else None
+        self.nothing = nn.Parameter(torch.randn(key) * config.init_std)
+        if config.position == "learnt":
+            self.places: Tensor | None = nn.Parameter(torch.randn(config.places, key) * config.init_std)
+        else:
+            self.register_buffer(
+                "places", _waves(config.places, key) if config.position == "sincos" else None, persistent=False
+            )
+        self.encoder = nn.ModuleList([_layer(key, config) for _ in range(config.encoder)])
+        self.decoder = nn.ModuleList([_layer(key, config) for _ in range(config.decoder)])
+
+    def forward(self, q_BQ: Tensor, e_UD: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
+        """u ``[B, D]``, and the weights of the events: ragged ``[N]``, shared ``[B, T]``."""
+        rectangles = Rectangles(segments)
+        x_UD = self.encode(e_UD, segments, rectangles)
+        if self.absent is not None:
+            q_BQ = torch.cat([q_BQ, self.absent.expand(q_BQ.shape[0], -1)], 1)
+        y_BD = rectangles.rows_in(q_BQ * self.width**0.5)
+        w = x_UD
+        for layer in self.decoder:
+            y_BD, w = cast(EncoderLayer, layer).query(y_BD, x_UD, rectangles)
+        u_BD = torch.where(without_positions(segments), self.nothing, rectangles.rows_back(y_BD))
+        return u_BD, w if segments.shared else rectangles.positions_back(w)
+
+    def encode(self, e_UD: Tensor, segments: Segments, rectangles: Rectangles) -> Tensor:
+        """H ``[U, D]``, in the order of the rectangles."""
+        x_UD = e_UD * self.width**0.5
+        if self.places is not None:
+            count = segments.positions
+            stop = count if segments.shared else segments.expand_rows(segments.offsets[1:])
+            back_U = stop - 1 - torch.arange(count, device=e_UD.device)
+            x_UD = x_UD + self.places.index_select(0, back_U.clamp(max=len(self.places) - 1))
+        x_UD = rectangles.positions_in(x_UD)
+        for layer in self.encoder:
+            x_UD = layer(x_UD, rectangles)
+        return x_UD
+
+
+def _layer(width: int, config: DMTConfig) -> EncoderLayer:
+    hidden = config.hidden or width
+    return EncoderLayer(width, config.heads, hidden, activation=config.activation, dropout=config.dropout)
+
+
+def _waves(places: int, width: int) -> Tensor:
+    """Sines and cosines of each place, side by side, from fast to slow (Vaswani et al. 2017, section 3.5)."""
+    speed = _SLOWEST ** (-torch.arange(0, width, 2) / width)
+    angle = torch.arange(places).unsqueeze(1) * speed
+    return torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :width].contiguous()
+
+
+def _parted(names: tuple[str, ...], fields: Fields) -> tuple[Fields, Fields]:
+    """The fields of the bias, and all others.
+
+    Raises:
+        ConfigError: names that are no features, all of them; or one that is named twice.
+    """
+    known = [field.name for field in fields.features]
+    faults = []
+    for name in names:
+        if name not in known:
+            near = nearest(name, known)
+            hint = f"did you mean {near!r}?" if near else f"features: {', '.join(known)}"
+            faults.append(f"model.bias: {name!r} is no feature of the impression; {hint}")
+    if len(set(names)) < len(names):
+        faults.append("model.bias: names a feature twice")
+    if faults:
+        raise ConfigError("config", faults)
+    own = tuple(field for field in fields.features if field.name in names)
+    return Fields(own, {}), Fields(tuple(field for field in fields.features if field not in own), fields.histories)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conformance import Case
+from sample_batches import FEW, ragged
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy
+from world_runs import solves
+
+from longrec.data.worlds import world
+from longrec.errors import ConfigError
+from longrec.features.batch import Batch
+from longrec.features.fields import Field, Fields
+from longrec.models.base import build
+from longrec.models.esmm import ESMM
+from longrec.nn.sparse_optim import LazyAdam
+
+
+def esmm(**settings: object) -> ESMM:
+    model = Case("esmm", {"mlp": [12], **settings}).lively(FEW)
+    assert isinstance(model, ESMM)
+    return model
+
+
+def test_a_conversion_is_a_click_times_a_conversion_after_it() -> None:
+    model, batch = esmm(click="bought"), ragged(40, fields=FEW)
+    ctr, cvr = model.factors(batch).sigmoid().unbind(1)
+    torch.testing.assert_close(model(batch).sigmoid(), ctr * cvr)
+    torch.testing.assert_close(model.logits(batch).sigmoid(), torch.stack([ctr * cvr, ctr], 1))
+    assert (model.logits(batch)[:, 0] < model.logits(batch)[:, 1]).all(), "no conversion is likelier than its click"
+
+
+def test_equation_3_over_all_impressions() -> None:
+    model, batch = esmm(click="bought", click_weight=0.5, label_weight=2.0), ragged(6, fields=FEW)
+    click = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, float("nan")])
+    batch = replace(batch, label=torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0]), targets={"bought": click})
+    ctr, cvr = model.factors(batch).sigmoid().unbind(1)
+    assert batch.label is not None
+    expected = 2 * binary_cross_entropy(ctr * cvr, batch.label) + 0.5 * binary_cross_entropy(ctr[:5], click[:5])
+    torch.testing.assert_close(model.loss(batch), expected)
+
+
+def test_rare_conversions_lose_nothing() -> None:
+    """The logit of the product where neither probability is a float32 any more beside 1."""
+    model = esmm(click="bought")
+    with torch.no_grad():
+        model.last.last.weight.zero_()
+        model.last.last.bias.copy_(torch.tensor([-50.0, -70.0]))
+    logit = model.train()(ragged(5, fields=FEW))
+    torch.testing.assert_close(logit, torch.full((5,), -120.0))
+    logit.sum().backward()
+    torch.testing.assert_close(model.last.last.bias.grad, torch.full((2,), 5.0))
+    with torch.no_grad():
+        model.last.last.bias.copy_(torch.tensor([60.0, 90.0]))
+    torch.testing.assert_close(model(ragged(5, fields=FEW)), torch.full((5,), 60.0))
+
+
+@pytest.mark.parametrize(("rank_by", "place"), [("ctr", 0), ("cvr", 1)])
+def test_rows_may_be_ranked_by_either_factor(rank_by: str, place: int) -> None:
+    model, batch = esmm(click="bought", rank_by=rank_by), ragged(40, fields=FEW)
+    torch.testing.assert_close(model(batch), model.factors(batch)[:, place], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ConfigError, match=rf"model.rank_by: without a click nothing tells {rank_by} apart"):
+        build({"name": "esmm", "rank_by": rank_by}, FEW)
+
+
+def test_without_a_click_the_label_alone_teaches_the_product() -> None:
+    model, batch = esmm(), ragged(9, fields=FEW)
+    assert model.targets == ()
+    assert model.logits(batch).shape == (9, 1)
+    torch.testing.assert_close(model(batch).sigmoid(), model.factors(batch).sigmoid().prod(1))
+
+
+def test_the_conversion_after_a_click_is_found_though_no_row_is_left_out() -> None:
+    """Four items that convert alike, for opposite reasons: a network of the label alone could not tell them apart."""
+    ctr, cvr, each = torch.tensor([0.8, 0.4, 0.2, 0.1]), torch.tensor([0.1, 0.2, 0.4, 0.8]), 100
+    rows = (torch.arange(each) + 0.5) / each
+    click = (rows < ctr.unsqueeze(1)).float()
+    order = (rows < (ctr * cvr).unsqueeze(1)).float()
+    item = torch.arange(4, dtype=torch.int32).repeat_interleave(each) + 2
+    batch = Batch(4 * each, {"item": item}, label=order.flatten(), targets={"click": click.flatten()})
+    torch.manual_seed(0)
+    fields = Fields((Field("item", "id", 6, table="item"),), {})
+    model = build({"name": "esmm", "click": "click", "mlp": [16], "batch_norm": False, "init_std": 1.0}, fields)
+    assert isinstance(model, ESMM)
+    dense = [p for p in model.parameters() if not any(p is table for table in model.tables())]
+    optimisers = [LazyAdam(model.tables(), lr=0.02), torch.optim.Adam(dense, lr=0.02)]
+    for _ in range(150):
+        model.loss(batch).backward()
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+    with torch.no_grad():
+        found: Tensor = model.eval().factors(batch).sigmoid().view(4, each, 2)[:, 0]
+    torch.testing.assert_close(found, torch.stack([ctr, cvr], 1), rtol=0, atol=0.03)
+
+
+def test_clicks_teach_orders(tmp_path: Path) -> None:
+    made, both = world("rare_orders"), {"name": "esmm", "click": "click"}
+    assert both in made.must
+    assert solves(made, both, tmp_path)

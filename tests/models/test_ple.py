@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from conformance import Case
+from sample_batches import FEW, ragged
+from world_runs import solves
+
+from longrec.data.worlds import world
+from longrec.models.ple import PLE
+
+SMALL = {"own": 1, "experts": 1, "expert": [7], "tower": [], "batch_norm": False, "tasks": {"bought": 1.0}}
+
+
+def ple(**settings: object) -> PLE:
+    model = Case("ple", {**SMALL, **settings}).lively(FEW)
+    assert isinstance(model, PLE)
+    return model
+
+
+def test_two_levels_by_hand() -> None:
+    model, batch = ple(), ragged(9, fields=FEW)
+    one, two = model.shared.levels
+    x = model.bottom(batch)
+
+    def expert(level: torch.nn.Module, place: int, x_BI: torch.Tensor) -> torch.Tensor:
+        product = level.experts.layers[0].product
+        weight = product.weight
+        w_OI = weight[place * 7 : place * 7 + 7] if weight.ndim == 2 else weight[place].t()
+        return (x_BI @ w_OI.t() + product.bias[place * 7 : place * 7 + 7]).relu()
+
+    first = [expert(one, place, x) for place in range(3)]
+    g = []
+    for task in range(2):
+        w = (x @ one.gates.weight[task * 2 : task * 2 + 2].t()).softmax(1)
+        g.append(w[:, :1] * first[task] + w[:, 1:] * first[2])
+    w = (x @ one.shared_gate.weight.t()).softmax(1)
+    g.append(w[:, :1] * first[0] + w[:, 1:2] * first[1] + w[:, 2:] * first[2])
+    for task in range(2):
+        w = (g[task] @ two.gates.weight[task]).softmax(1)
+        h = w[:, :1] * expert(two, task, g[task]) + w[:, 1:] * expert(two, 2, g[2])
+        expected = (h @ model.towers.last.weight[task]).squeeze(1) + model.towers.last.bias[task]
+        torch.testing.assert_close(model.logits(batch)[:, task], expected)
+
+
+def test_a_task_keeps_experts_for_itself() -> None:
+    model, batch = ple(levels=1), ragged(9, fields=FEW)
+    before = model.logits(batch)
+    with torch.no_grad():
+        model.shared.levels[0].experts.layers[0].product.weight[7:14] += 1  # the expert of the second task
+    moved = (model.logits(batch) - before).abs().amax(0) > 0
+    assert moved.tolist() == [False, True]
+
+
+def test_clicks_teach_orders(tmp_path: Path) -> None:
+    assert solves(world("rare_orders"), {"name": "ple", "tasks": {"click": 1.0}}, tmp_path)

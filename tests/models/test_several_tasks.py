@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conformance import Case
+from sample_batches import FEW, FIELDS, ragged
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from longrec.errors import ConfigError
+from longrec.models.base import Ranker, build, names
+from longrec.models.several_tasks import Bottom, Tasks, joined, known_cross_entropy
+from longrec.train.start import inherit
+
+NAN = float("nan")
+
+
+def bce(logits: Tensor, labels: list[float]) -> Tensor:
+    return binary_cross_entropy_with_logits(logits, torch.tensor(labels, dtype=torch.float32))
+
+
+def test_the_loss_is_a_weighted_sum_over_what_is_known() -> None:
+    tasks = Tasks({"buy": 0.5, "like": 2.0}, label_weight=3.0)
+    assert tasks.names == ("label", "buy", "like")
+    assert tasks.targets == ("buy", "like")
+    torch.manual_seed(0)
+    logits = torch.randn(4, 3)
+    targets = {"buy": torch.tensor([1.0, NAN, 0.0, NAN]), "like": torch.full((4,), NAN)}
+    batch = replace(ragged(4), label=torch.tensor([1.0, 0.0, 1.0, 0.0]), targets=targets)
+    expected = 3 * bce(logits[:, 0], [1, 0, 1, 0]) + 0.5 * bce(logits[[0, 2], 1], [1, 0])
+    torch.testing.assert_close(tasks.loss(logits, batch), expected)
+    counted = replace(batch, counts=torch.tensor([True, True, False, False]))
+    expected = 3 * bce(logits[:2, 0], [1, 0]) + 0.5 * bce(logits[[0], 1], [1])
+    torch.testing.assert_close(tasks.loss(logits, counted), expected)
+    assert known_cross_entropy(logits[:, 2], batch, "like") == 0
+
+
+def test_a_score_joins_probabilities_by_their_exponents() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(50, 3) * 3
+    p = logits.sigmoid()
+    tasks = Tasks({"buy": 1.0, "like": 1.0}, rank_by={"label": 1.0, "like": 0.5})
+    torch.testing.assert_close(tasks.ranked(logits).sigmoid(), p[:, 0] * p[:, 2].sqrt())
+    assert torch.equal(Tasks({"buy": 1.0}).ranked(logits), logits[:, 0])
+    assert torch.equal(Tasks({"buy": 1.0}, rank_by={"buy": 1.0}).ranked(logits), logits[:, 1])
+    squared = Tasks({}, rank_by={"label": 2.0}).ranked(logits)
+    torch.testing.assert_close(squared.sigmoid(), p[:, 0] ** 2)
+    far = torch.tensor([[90.0, 90.0], [-90.0, -90.0], [90.0, -90.0]])
+    found = joined(far, {0: 1.0, 1: 2.0})
+    assert found.isfinite().all()
+    torch.testing.assert_close(found[1:], torch.tensor([-270.0, -180.0]))
+    assert found[0] > 10
+
+
+def test_exponents_of_what_is_not_learnt_are_refused_with_all_else() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Tasks({"label": 1.0}, rank_by={"like": 1.0, "by": 1.0})
+    assert [fault[:28] for fault in caught.value.faults] == [
+        "model.rank_by: 'like' is not",
+        "model.rank_by: 'by' is not l",
+        "model.tasks: label stands fo",
+    ]
+    with pytest.raises(ConfigError, match=r"model.rank_by.bought: .*greater than 0"):
+        build({"name": "mmoe", "tasks": {"bought": 1.0}, "rank_by": {"bought": -1.0}}, FEW)
+
+
+def test_a_bottom_of_a_base_is_its_hidden_layer_and_its_logit() -> None:
+    torch.manual_seed(0)
+    bottom, batch = Bottom({"name": "deepfm"}, FEW, 8, 0.1).eval(), ragged(5, fields=FEW)
+    assert bottom.base is not None
+    expected = torch.cat([bottom.base.interact(batch), bottom.base(batch).unsqueeze(1)], 1)
+    torch.testing.assert_close(bottom(batch), expected)
+    assert bottom.width == expected.shape[1]
+    assert bottom.loss(batch) == 0
+
+
+def test_a_bottom_without_a_base_is_all_fields_and_mean_histories() -> None:
+    torch.manual_seed(0)
+    bottom, batch = Bottom(None, FEW, 8, 0.1), ragged(5, fields=FEW)
+    assert bottom.embeddings is not None
+    embedded = bottom.embeddings(batch)
+    parts = [embedded.features[field.name] for field in FEW.features]
+    offsets = batch.histories["seen"].offsets.tolist()
+    for e in embedded.histories["seen"].values():
+        rows = [e[start:stop].sum(0) / max(stop - start, 1) for start, stop in zip(offsets, offsets[1:])]
+        parts.append(torch.stack(rows))
+    torch.testing.assert_close(bottom(batch), torch.cat(parts, 1))
+
+
+def test_a_base_with_a_loss_of_its_own_keeps_it() -> None:
+    """Such as DIEN's: what comes next in a history."""
+    settings = {"base": {"name": "dien", "hidden": 6}, "tasks": {"bought": 0.5}}
+    model, batch = Case("shared_bottom", settings).lively(FEW), ragged(30, fields=FEW)
+    assert isinstance(model.bottom, Bottom)
+    assert isinstance(model.bottom.base, Ranker)
+    torch.manual_seed(0)  # what did not come next is drawn
+    own = model.bottom.base.loss(batch)
+    torch.manual_seed(0)
+    torch.testing.assert_close(model.loss(batch), model.tasks.loss(model.logits(batch), batch) + own)
+
+
+@pytest.mark.parametrize("name", ["shared_bottom", "mmoe", "ple", "esmm"])
+def test_training_goes_on_from_a_run_of_the_base(name: str) -> None:
+    base = Case("deepfm").lively(FEW)
+    model = build({"name": name, "base": {"name": "deepfm"}}, FEW)
+    inherit(model, base, "fit.start_from")
+    assert isinstance(model.bottom, Bottom)
+    assert isinstance(model.bottom.base, Ranker)
+    batch = ragged(9, fields=FEW)
+    torch.testing.assert_close(model.bottom.base.eval()(batch), base(batch))
+    assert not model.reads_history
+    assert model.home_of(model) == ""
+
+
+def test_a_model_of_several_tasks_is_no_base() -> None:
+    section = {"name": "keep_plug", "base": {"name": "mmoe", "tasks": {"bought": 1.0}}}
+    with pytest.raises(ConfigError, match="model.base: mmoe learns bought beside the label, which nobody would read"):
+        build(section, FIELDS)
+    assert "several_tasks" not in names()
+
+
+@pytest.mark.parametrize("name", ["shared_bottom", "mmoe", "ple", "dmt"])
+def test_the_score_is_what_rank_by_says(name: str) -> None:
+    settings = {"tasks": {"bought": 1.0, "kept": 1.0}, "rank_by": {"label": 1.0, "kept": 0.5}}
+    model, batch = Case(name, settings).lively(FEW), ragged(9, fields=FEW)
+    with torch.no_grad():
+        p = model.logits(batch).sigmoid()
+        torch.testing.assert_close(model(batch).sigmoid(), p[:, 0] * p[:, 2] ** 0.5)
+        torch.testing.assert_close(model.head(model.interact(batch)), model(batch))
+        alone = Case(name, {"tasks": settings["tasks"]}).lively(FEW)
+        torch.testing.assert_close(alone(batch), model.logits(batch)[:, 0])

@@ -1,0 +1,121 @@
+"""Models of several tasks through a run: what is learnt of each label, what is written, what is printed and served."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from longrec import metrics
+from longrec.cli import main
+from longrec.data import worlds
+from longrec.data.gather import gather
+from longrec.data.worlds import world
+from longrec.errors import ConfigError
+from longrec.report import results_table
+from longrec.train.evaluate import evaluate, measure_table, predict
+from longrec.train.fit import train
+from longrec.train.run import Run
+from longrec.verbs import export
+
+MODEL = {"name": "mmoe", "experts": 2, "expert": [8], "tower": [], "tasks": {"click": 0.5, "back": 0.1}}
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A small world with one more label, which is known hours later and never for one row in three."""
+    folder = tmp_path_factory.mktemp("tasks")
+    made = world("rare_orders", users=60, towns=4, orders=0.8)
+    rows = np.arange(len(made.log))
+    log = made.log.append_column("back", pa.array(rows % 2, mask=rows % 3 == 0))
+    log = log.append_column("place", pa.array(rows % 5))
+    log = log.set_column(2, "time", pa.array(worlds.START + rows % 30 * 3_600 + rows // 30 * 60))
+    features = {"back": {"kind": "id", "feedback": True, "known_after": "3h"}, "place": {"kind": "id"}}
+    history = {"seen": {"of": ["item", "click"], "last": 3}}
+    schema = {**made.schema, "features": {**made.schema["features"], **features}, "histories": history}
+    made = replace(made, log=log, schema=schema, split={"by": "time", "valid": 0.2, "test": 0.2})
+    worlds.write(made, folder)
+    job = made.job(folder, MODEL, epochs=1, runs=str(folder / "runs"), tensorboard="off", mlflow="off")
+    job["data"] |= {"folder": str(folder / "prepared"), "threads": 1}
+    return {**job, "evaluate": {"replicates": 20}}
+
+
+@pytest.fixture(scope="module")
+def plain(job: dict[str, Any]) -> Run:
+    return train({**job, "name": "plain"}, quiet=True)
+
+
+def test_predictions_tell_every_task(plain: Run, job: dict[str, Any]) -> None:
+    table, log, model = plain.predictions(), plain.log(), plain.model()
+    assert table.column_names == [
+        *("row", "user", "time", "label", "score", "label.click", "score.click", "label.back", "score.back")
+    ]
+    rows = table["row"].to_numpy().copy()
+    source = pq.read_table(job["data"]["log"])
+    for name in ("click", "back"):
+        assert table[f"label.{name}"].to_pylist() == source[name].take(pa.array(rows)).to_pylist(), name
+    assert table["label.back"].null_count > 0
+    logits = model.logits(gather(log, rows)).detach().sigmoid().numpy()
+    for place, name in enumerate(("score", "score.click", "score.back")):
+        np.testing.assert_allclose(table[name].to_numpy(), logits[:, place], atol=1e-5)
+
+
+def test_training_knows_no_label_that_came_after_the_split(plain: Run) -> None:
+    log = plain.log()
+    batch = gather(log, log.rows_of("test"))
+    assert batch.targets["click"].isnan().all(), "though predictions tell it"
+    late = gather(log, log.rows_of("train")).targets["back"]
+    assert 0.33 < late.isnan().float().mean() < 1
+
+
+def test_metrics_of_every_task_are_those_of_its_known_rows(plain: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    table = plain.predictions()
+    known = table.filter(table["label.back"].is_valid())
+    for name, rows in (("click", table), ("back", known)):
+        label, score = (rows[f"{part}.{name}"].to_numpy() for part in ("label", "score"))
+        assert plain.metrics[f"auc.{name}"].value == pytest.approx(metrics.auc(label, score))
+        assert plain.metrics[f"log_loss.{name}"].value == pytest.approx(metrics.log_loss(label, score))
+    assert "auc.label" not in plain.metrics, "which is auc"
+    assert evaluate(plain).metrics == plain.metrics
+    told = results_table("plain", plain.results)
+    assert "\nAUC of click " in told
+    assert "\nLog loss of back " in told
+    main(["evaluate", str(plain.folder)])
+    assert "AUC of back" in capsys.readouterr().out
+
+
+def test_a_task_that_a_part_cannot_tell_is_undefined_and_stops_nothing(plain: Run) -> None:
+    table = plain.predictions()
+    nothing = pa.nulls(len(table), pa.float32())
+    for column in (nothing, pa.array(np.ones(len(table), np.float32))):
+        changed = table.set_column(table.column_names.index("label.back"), "label.back", column)
+        found = measure_table(changed, "x", "mmoe", "test", plain.config.evaluate).metrics
+        assert not found["auc.back"].defined
+        assert found["auc.click"] == plain.metrics["auc.click"]
+
+
+def test_a_joined_score_is_measured_beside_its_label_and_served(job: dict[str, Any], tmp_path: Path) -> None:
+    small = {"encoder": 0, "heads": 1, "position": "time", "experts": 1}
+    model = {**MODEL, **small, "name": "dmt", "bias": ["place"], "rank_by": {"label": 1.0, "click": 0.5}}
+    run = train({**job, "name": "joined", "model": model}, quiet=True)
+    table = run.predictions()
+    assert table.column_names[5:] == [*("score.label", "label.click", "score.click", "label.back", "score.back")]
+    p = {name: table[f"score.{name}"].to_numpy() for name in ("label", "click")}
+    np.testing.assert_allclose(table["score"].to_numpy(), p["label"] * p["click"] ** 0.5, rtol=1e-4)
+    label = table["label"].to_numpy()
+    assert run.metrics["auc.label"].value == pytest.approx(metrics.auc(label, p["label"]))
+    assert run.metrics["auc"].value == pytest.approx(metrics.auc(label, table["score"].to_numpy()))
+    again = pq.read_table(predict(run, "test", tmp_path / "again.parquet", quiet=True))
+    assert again.equals(table)
+    manifest = export(run, tmp_path / "bundle")
+    assert manifest.parity["golden"]["worst"] < 1e-5
+
+
+def test_a_task_that_is_no_target_is_refused_before_training(job: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="the target 'item' is no feedback"):
+        train({**job, "name": "wrong", "model": {**MODEL, "tasks": {"item": 1.0}}}, quiet=True)
