@@ -124,6 +124,9 @@ def parser() -> argparse.ArgumentParser:
     verb("models", _models, "every model: name, kind, paper, whether it reads histories")
     made = verb("help", _help, "explain a model and its settings", json=False)
     made.add_argument("name")
+    made = verb("cite", _cite, "print the BibTeX of a model, or of all that a config or a run stands on")
+    made.add_argument("source", help="a model, a config (YAML or EasyRec's), a run, or a folder of tokens")
+    made.add_argument("overrides", nargs="*", metavar="key.key=value", help="settings laid over a config")
     made = verb("worlds", _worlds, "small made-up logs whose answer is known: list them, explain one, write one")
     made.add_argument("name", nargs="?", help="a world")
     made.add_argument(
@@ -249,6 +252,15 @@ def _paper(card: Any) -> str:
 
 def _help(args: argparse.Namespace) -> None:
     print(verbs.explain_model(args.name))
+
+
+def _cite(args: argparse.Namespace) -> None:
+    found = verbs.cite(args.source, args.overrides)
+    # What stands between entries is no part of a bibliography: the whole output can be one file of BibTeX.
+    parts = {place: ", ".join(names) for place, names in found.models.items()}
+    told = [f"% {place}: {words}" for place, words in parts.items()]
+    told += [f"% {place} is not cited: {reason}" for place, reason in found.unread.items()]
+    _out(args, found, "\n".join([*told, *(f"\n{entry.bibtex}" for entry in found.entries)]))
 
 
 def _worlds(args: argparse.Namespace) -> None:

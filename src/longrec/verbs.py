@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from longrec.metrics import Comparison
     from longrec.models.base import Model
     from longrec.models.catalogue import Card
+    from longrec.train.cited import Bibliography
     from longrec.train.compress import Written
     from longrec.train.evaluate import Evaluation
     from longrec.train.extract import Extracted
@@ -328,6 +329,15 @@ def explain_model(name: str) -> str:
     from longrec.models.base import help_text
 
     return help_text(name)
+
+
+def cite(source: Config, overrides: Sequence[str] = ()) -> Bibliography:
+    """The BibTeX of a model, or of all that a config, a run or a folder of tokens stands on; LongRec comes last."""
+    from longrec.train.cited import cited
+
+    given, located = _given(source, overrides)
+    with located:
+        return cited(given, overrides).bibliography()
 
 
 def worlds() -> list[str]:

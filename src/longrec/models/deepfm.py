@@ -1,4 +1,4 @@
-r"""DeepFM: A Factorization-Machine based Neural Network for CTR Prediction.
+r"""DeepFM: DeepFM: A Factorization-Machine based Neural Network for CTR Prediction.
 
 Guo, Tang, Ye, Li, He, IJCAI 2017. https://arxiv.org/abs/1703.04247
 

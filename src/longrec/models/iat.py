@@ -1,6 +1,8 @@
-r"""IAT: Instance-As-Token Compression for Historical User Sequence Modeling (source model).
+r"""IAT: IAT: Instance-As-Token Compression for Historical User Sequence Modeling in Industrial
+Recommender Systems (source model).
 
-ByteDance (14 authors), arXiv 2026. https://arxiv.org/abs/2604.08933
+Li, Zhang, Yang, Teng, Zhao, Yang, Shi, Chen, Wu, Wang, Hou, Qin, Yu, Tan, arXiv 2026.
+https://arxiv.org/abs/2604.08933
 
 A whole training instance, all its fields after they have met in a ranker, becomes one short vector: a token. Later
 models read a user's list of tokens as one more history. This is the model that makes them, trained on the label:

@@ -1,6 +1,8 @@
-r"""IAT reader: Instance-As-Token Compression for Historical User Sequence Modeling (downstream model).
+r"""IAT reader: IAT: Instance-As-Token Compression for Historical User Sequence Modeling in Industrial
+Recommender Systems (downstream model).
 
-ByteDance, 2026. https://arxiv.org/abs/2604.08933
+Li, Zhang, Yang, Teng, Zhao, Yang, Shi, Chen, Wu, Wang, Hou, Qin, Yu, Tan, arXiv 2026.
+https://arxiv.org/abs/2604.08933
 
 A source model left one vector of each past impression (``iat``). Any ranker reads a user's list of them as one more
 input: a branch attends to the list with the request at hand, and what it finds enters the ranker before its

@@ -1,6 +1,7 @@
-r"""Multi-Tower: towers over groups of features, attention towers over histories, and an MLP that joins them.
+r"""Multi-Tower: EasyRec: An easy-to-use, extendable and efficient framework for building industrial
+recommendation systems (its models MultiTower and MultiTowerDIN).
 
-The models MultiTower and MultiTowerDIN of EasyRec (Alibaba). https://github.com/alibaba/EasyRec
+Cheng, Gao, Liu, Jin, Zhang, arXiv 2022. https://arxiv.org/abs/2209.12766
 
 Features are put into groups (the user's, the item's, their combinations), and each group gets an MLP of its own before
 they meet: with few parameters a group learns what it says as a whole. Beside them a history may be read by a tower
@@ -15,8 +16,8 @@ of target attention as in DIN:
 v holds the features of the candidate that the events of history h have too, e_j is the j-th event.
 
 Departures from the paper
-    - the original has no paper: this follows its documentation and its behaviour. Without settings there is one tower
-      of all features and one attention tower a history, so that any schema can be trained;
+    - the paper tells of the library: this follows its documentation and its behaviour. Without settings there is one
+      tower of all features and one attention tower a history, so that any schema can be trained;
     - a number enters its tower as it is, as there; ``embed_numbers: true`` lets it scale a vector of its own, as in
       the other models here. Multi-value features are pooled as the schema says;
     - an empty history gives 0 in place of the pooled events (the original takes the mean of its padding);

@@ -1,0 +1,122 @@
+"""Whose work a job stands on: its model, the models inside it, and those that wrote the tokens that it reads.
+
+Citing a model by its name brings no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from longrec.models.catalogue import describe, known, names
+from longrec.models.citation import Entry, entries
+
+
+@dataclass(frozen=True)
+class Bibliography:
+    """What is to be cited.
+
+    Attributes:
+        entries: of the models, each paper once, and of LongRec.
+        models: the models of each part of a job (``model``, ``model.base``, ``histories.tokens``).
+        unread: parts of which nobody can tell the models, each with the reason.
+    """
+
+    entries: list[Entry]
+    models: dict[str, list[str]]
+    unread: dict[str, str]
+
+
+@dataclass
+class Cited:
+    """Models and unread parts as they are found."""
+
+    models: dict[str, list[str]] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
+
+    def bibliography(self) -> Bibliography:
+        """Their papers, and LongRec.
+
+        Raises:
+            ConfigError: a model whose docstring does not name its paper.
+        """
+        found = (name for names in self.models.values() for name in names)
+        return Bibliography(entries(found), self.models, self.unread)
+
+    def read(self, part: str, store: str) -> None:
+        """Note who wrote a store of tokens or of knowledge: the source, and the models inside it."""
+        from longrec.train.written import find_source  # brings torch
+
+        folder = None if "://" in store else find_source(store)
+        if folder is None:
+            self.unread[part] = f"{store}: no source lies there that tells which model wrote it"
+            return
+        try:
+            about = json.loads((folder / "model" / "model.json").read_text(encoding="utf-8"))
+            self.models[part] = [name for _, name in _models({**about["config"], "name": about["name"]}, part)]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            self.unread[part] = f"{folder}: not readable ({' '.join(str(error).split())})"
+
+
+def cited(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Cited:
+    """The models of what is named.
+
+    Args:
+        source: a model; a config or its words; the folder of a run; or a folder of tokens or knowledge. The name of a
+            model of ours stands for the model even where a file has the same name.
+        overrides: laid over a config.
+
+    Raises:
+        UnknownName: one word that is neither a model nor a file.
+        ConfigError: every fault of the config.
+        RunError: a folder that is none of these.
+    """
+    if isinstance(source, str) and _names_a_model(source):
+        return Cited({"model": [describe(source).name]})
+    if not isinstance(source, Mapping) and Path(source).is_dir():
+        from longrec.train.run import require_run
+        from longrec.train.written import find_source
+
+        if find_source(source) is not None:
+            found = Cited()
+            found.read("source", str(source))
+            return found
+        require_run(Path(source))
+        source = Path(source) / "config.yaml"
+    return _of_job(source, overrides)
+
+
+def _names_a_model(source: str) -> bool:
+    return source in names() or (not Path(source).exists() and (source.isidentifier() or known(source)))
+
+
+def _of_job(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Cited:
+    from longrec.train.job import read_job
+
+    job = read_job(source, overrides)
+    found = Cited({place: [name] for place, name in _models(job.model, "model")})
+    stores = {f"features.{name}": feature.source for name, feature in job.schema.features.items()}
+    stores |= {f"histories.{name}": history.source for name, history in job.schema.histories.items()}
+    for part, store in stores.items():
+        if store is not None:
+            found.read(part, store)
+    return found
+
+
+def _models(section: Mapping[str, Any], place: str) -> Iterator[tuple[str, str]]:
+    """Place and name of a model and of those that its settings name, however deep."""
+    name = section.get("name")
+    if isinstance(name, str) and known(name):
+        yield place, name
+    for key, value in section.items():
+        for inner in _sections(value):
+            yield from _models(inner, f"{place}.{key}")
+
+
+def _sections(value: Any) -> Iterable[Mapping[str, Any]]:
+    if isinstance(value, Mapping):
+        return [value]
+    return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list | tuple) else []
