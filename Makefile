@@ -20,7 +20,7 @@ help:
 	@echo "make check    formatter, linter, type checker, architecture test"
 	@echo "make slow     the tests that take minutes"
 	@echo "make golden   did a reference number move?"
-	@echo "make docs     write docs/models.md and the tables of from-easyrec.md anew"
+	@echo "make docs     write the pages of the models and the tables of from-easyrec.md anew"
 	@echo "make bench    training against peers, data preparation, serving latency (needs an hour)"
 
 demo: setup

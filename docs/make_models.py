@@ -1,45 +1,187 @@
-"""Write docs/models.md from the models' own docstrings; ``--check`` only says whether it is up to date.
+"""Write docs/models.md, and a page with a figure for every model; ``--check`` only says whether they are up to date.
 
-    python docs/make_models.py [--check]
+    python docs/make_models.py [--check] [NAME ...]
 
-Imports no model and no torch: the catalogue reads module docstrings.
+Texts come from the models' source. Figures and counts take a run of every model (half a minute for all). So that a
+check is quick, docs/models/drawn.json keeps what they were made of: a model whose code, and the code it stands on, are
+as they were is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import hashlib
+import json
 import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from longrec.models.catalogue import describe, names
+from model_page import COUNTED, DRAWN, page, plain, told_before
 
-PAGE = Path(__file__).resolve().parent / "models.md"
+from longrec.models.catalogue import Card, describe, names
+
+HERE = Path(__file__).resolve().parent
+SOURCE = HERE.parent / "src"
+LIST, FOLDER, RESULTS = HERE / "models.md", HERE / "models", HERE.parent / "bench" / "results" / "models.json"
+SUMS = FOLDER / "drawn.json"
+ROOMS = ("longrec.models.", "longrec.nn.", "longrec.features.")
 HEAD = """# Models
 
-Written by `make docs` from the models' docstrings; do not edit. `longrec help NAME` shows the settings of one.
+Written by `make docs` from the models' docstrings; do not edit. `longrec help NAME` shows the settings of one; its page
+also tells what flows where, what it costs and what it reached.
 
+"""
+TAIL = """
+## How the pages are made
+
+No figure is drawn by hand. A small build of the model, with its default settings, scores a made-up request; every
+operation is watched, and what feeds what, how large it is and how often it runs is what happened. Boxes are the modules
+of the model, by the names of their attributes; what only puts columns side by side is left out.
+
+Operations are counted the same way: a product of matrices of n by k and k by m counts 2nkm, elementwise operations and
+sums count one an entry, look-ups and copies nothing. *A row* has a history of its own, as in training, and is counted
+in a batch of at least 2,560 positions. *A candidate* is one of 100 that are scored for one user: what depends on the
+history alone is then computed once for all. All embeddings are 16 wide.
 """
 
 
-def page() -> str:
-    """The whole page."""
+class Broken(Exception):
+    """A model that has no page: it cannot be read, built, or run."""
+
+
+def listed(cards: Iterable[Card]) -> str:
+    """The page that lists all models."""
     lines = ["| name | kind | reads histories | paper |", "| --- | --- | --- | --- |"]
-    for card in map(describe, names()):
-        paper = f"[{card.title}]({card.link})" if card.link else card.title
+    for card in cards:
+        title = plain(card.title)
+        paper = f"[{title}]({card.link})" if card.link else title
         history = "yes" if card.reads_history else "no"
-        lines.append(f"| `{card.name}` | {card.kind} | {history} | {paper}. {card.source} |")
-    return HEAD + "\n".join(lines) + "\n"
+        lines.append(f"| [`{card.name}`](models/{card.name}.md) | {card.kind} | {history} | {paper}. {card.source} |")
+    return HEAD + "\n".join(lines) + "\n" + TAIL
+
+
+def written(name: str, results: Mapping[str, Any], sums: Mapping[str, str]) -> tuple[str, str]:
+    """Page and figure of a model; what takes a run is taken from before where the code is as it was."""
+    text, figure = FOLDER / f"{name}.md", FOLDER / f"{name}.svg"
+    drawn = counted = None
+    if sums.get(name) == fingerprint(name) and text.exists() and figure.exists():
+        before = text.read_text(encoding="utf-8")
+        drawn, counted = told_before(before, DRAWN), told_before(before, COUNTED)
+    if drawn is not None and counted is not None:
+        return page(name, drawn, counted, results), figure.read_text(encoding="utf-8")
+    from model_run import run  # brings torch
+
+    picture, drawn, counted = run(name)
+    return page(name, drawn, counted, results), picture
+
+
+def fingerprint(name: str) -> str:
+    """A digest of the code that a figure and its counts come from: the model, what it imports, and these scripts."""
+    digest = hashlib.sha256()
+    for path in sorted({*_closure(f"longrec.models.{name}"), *HERE.glob("model_*.py")} - {HERE / "model_page.py"}):
+        digest.update(f"{path.name}\n{_code(path)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _closure(module: str) -> set[Path]:
+    """The files of a module and of all modules of the package it imports, directly or not."""
+    found: dict[str, Path] = {}
+    waiting = [module]
+    while waiting:
+        one = waiting.pop()
+        path = _path(one)
+        if path is not None and one not in found:
+            found[one] = path
+            waiting += _imports(path)
+    return set(found.values())
+
+
+def _path(module: str) -> Path | None:
+    place = SOURCE / Path(*module.split("."))
+    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
+
+
+@cache
+def _imports(path: Path) -> tuple[str, ...]:
+    """Modules of the rooms a model may import; the package itself and its face say nothing of what a model computes."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+            ("longrec.models.", "longrec.nn.", "longrec.features.")
+        ):
+            found += [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom) and node.module in ("longrec.models", "longrec.nn", "longrec.features"):
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return tuple(found)
+
+
+@cache
+def _code(path: Path) -> str:
+    """A file without comments and docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def pages(models: Iterable[str], sums: Mapping[str, str]) -> Iterator[tuple[Card, str, str, str]]:
+    """Card, page, figure and fingerprint of every model; a broken one is told and left out.
+
+    Raises:
+        Broken: at the end, when some were left out.
+    """
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    broken = []
+    for name in models:
+        try:
+            yield describe(name), *written(name, results, sums), fingerprint(name)
+        except Exception as error:  # noqa: BLE001 - one unfinished model must not stop the pages of the others
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{Path(frame.filename).name}:{frame.lineno}"
+            broken.append(f"{name}: {type(error).__name__} at {place}: {' '.join(str(error).split())}")
+    if broken:
+        raise Broken("no page for\n  " + "\n  ".join(broken))
 
 
 def main() -> None:
     """Write or check."""
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--check", action="store_true", help="exit with 1 when the page is not up to date")
-    text = page()
-    if not ask.parse_args().check:
-        PAGE.write_text(text, encoding="utf-8")
-    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
-        sys.exit("docs/models.md is not up to date: run make docs")
+    ask.add_argument("--check", action="store_true", help="exit with 1 when something is not up to date")
+    ask.add_argument("names", nargs="*", help="models whose pages to write; all when none is given")
+    args = ask.parse_args()
+    sums: dict[str, str] = json.loads(SUMS.read_text(encoding="utf-8")) if SUMS.exists() else {}
+    wanted: dict[Path, str] = {}
+    cards, made, broken = list[Card](), dict[str, str](), None
+    try:
+        for card, text, figure, found in pages(args.names or names(), sums):
+            wanted |= {FOLDER / f"{card.name}.md": text, FOLDER / f"{card.name}.svg": figure}
+            cards.append(card)
+            made[card.name] = found
+    except Broken as error:
+        broken = error
+    if not args.names:
+        wanted[LIST] = listed(cards)
+    left = [] if args.names else [path for path in FOLDER.glob("*.*") if path.stem not in names() and path != SUMS]
+    if args.check:
+        stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+        told = [str(path.relative_to(HERE.parent)) for path in [*stale, *left]]
+        if told:
+            sys.exit(f"not up to date: {', '.join(told)}: run make docs")
+    else:
+        FOLDER.mkdir(exist_ok=True)
+        for path, text in wanted.items():
+            path.write_text(text, encoding="utf-8")
+        for path in left:
+            path.unlink()
+        kept = {name: found for name, found in {**sums, **made}.items() if name in names()}
+        SUMS.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", encoding="utf-8")
+    if broken is not None:
+        sys.exit(str(broken))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is imported
 
-# Test modules are not importable by name; what several rooms' tests share lies here.
+# Test modules are not importable by name; what several rooms' tests share lies here, and the scripts of the docs there.
 sys.path.insert(0, str(Path(__file__).parent / "models"))
 sys.path.insert(1, str(Path(__file__).parent / "store"))
+sys.path.insert(2, str(Path(__file__).parent.parent / "docs"))
 
 import redis_server
 import torch

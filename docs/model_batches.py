@@ -1,0 +1,158 @@
+"""The schema and the batches that the pages of the models are drawn and counted with: a shop of items and clicks."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longrec.config import Strict
+from longrec.errors import ConfigError
+from longrec.features.batch import Batch, HistoryBatch, Jagged
+from longrec.features.fields import COMPUTED, Field, Fields
+from longrec.models.base import Model, build, find
+from longrec.models.catalogue import known
+
+CANDIDATES, EVENTS, ROWS, POSITIONS = 19, 23, 19, 83
+"""Numbers that nothing else in a model is likely to be, so that a shape tells what it counts."""
+
+GAP, SINCE, SESSION = (Field(name, "id", rows) for name, rows in COMPUTED.items())
+ITEM, CATEGORY = Field("item", "id", 1_000, table="item"), Field("category", "id", 50, table="item")
+ACTION = Field("action", "id", 6, feedback=True)
+TOKENS = (Field("tokens.token", "vector", 0, width=64), Field("tokens.label", "id", 4, feedback=True), GAP)
+SHOP = Fields(
+    features=(
+        Field("user", "id", 500, table="user"),
+        Field("age", "dense", 0, table="user"),
+        Field("hour", "id", 26),
+        ITEM,
+        CATEGORY,
+        Field("price", "dense", 0, table="item"),
+    ),
+    histories={"clicks": (ITEM, CATEGORY, ACTION, GAP)},
+)
+KNOWN = (
+    Field("about_user", "vector", 0, table="user", width=33),
+    Field("about_item", "vector", 0, table="item", width=33),
+)
+
+
+def schemas(name: str) -> list[Fields]:
+    """Schemas for a model, the plainest first: with sessions, with knowledge of users and items, with two histories.
+
+    A model that reads tokens (its file imports ``TokenInput``) gets a history of them too.
+    """
+    sessions = replace(SHOP, histories={"clicks": (*SHOP.histories["clicks"], SINCE, SESSION)})
+    known = replace(SHOP, features=(*SHOP.features, *KNOWN))
+    several = replace(known, histories={**sessions.histories, "carted": SHOP.histories["clicks"]})
+    found = [SHOP, sessions, known, several]
+    if _reads_tokens(name):
+        return [replace(fields, histories={**fields.histories, "tokens": TOKENS}) for fields in found]
+    return found
+
+
+def small(name: str, width: int = 16) -> tuple[Model, Fields]:
+    """A model with its default settings, in evaluation, and the plainest schema it takes.
+
+    Args:
+        width: of all embeddings.
+
+    Raises:
+        ConfigError: no schema fits; what the plainest one lacks.
+    """
+    first = None
+    for fields in schemas(name):
+        wide = replace(
+            fields,
+            features=tuple(replace(field, dim=width) for field in fields.features),
+            histories={
+                key: tuple(replace(field, dim=width) for field in columns) for key, columns in fields.histories.items()
+            },
+        )
+        torch.manual_seed(0)
+        settings = {"name": name, **told(name), **_widths(find(name).Config, width)}
+        try:
+            return build(settings, wide).eval(), wide
+        except ConfigError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def told(name: str) -> dict[str, Any]:
+    """Settings without which a model shows nothing of its own: one that learns several labels gets a second one."""
+    tasks = find(name).Config.model_fields.get("tasks")
+    return {"tasks": {"bought": 1.0}} if tasks is not None and tasks.default == {} else {}
+
+
+def _widths(config: type[Strict], width: int) -> dict[str, Any]:
+    """The setting of the width of all embeddings, where a model and the models inside it have one."""
+    found: dict[str, Any] = {"embedding_dim": width} if "embedding_dim" in config.model_fields else {}
+    for name, setting in config.model_fields.items():
+        base = setting.default
+        if isinstance(base, dict) and known(str(base.get("name"))):
+            found[name] = {**base, **_widths(find(base["name"]).Config, width)}
+    return found
+
+
+def _reads_tokens(name: str) -> bool:
+    spec = importlib.util.find_spec(name if "." in name else f"longrec.models.{name}")
+    if spec is None or spec.origin is None:
+        return False
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    imported = [alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]
+    return "TokenInput" in imported
+
+
+def one_request(fields: Fields, candidates: int = CANDIDATES, events: int = EVENTS) -> Batch:
+    """One user with some candidates, each history of ``events`` events."""
+    generator = torch.Generator().manual_seed(1)
+    features = {f.name: _values(f, candidates if f.table == "item" else 1, generator) for f in fields.features}
+    histories = {
+        name: HistoryBatch({f.name: _values(f, events, generator) for f in columns}, _offsets([events]), shared=True)
+        for name, columns in fields.histories.items()
+    }
+    return Batch(candidates, features, histories, shared=True)
+
+
+def some_rows(fields: Fields, lengths: Sequence[int]) -> Batch:
+    """One row for each length, of three users, as in training."""
+    generator, rows = torch.Generator().manual_seed(1), len(lengths)
+    features = {f.name: _values(f, rows, generator) for f in fields.features}
+    histories = {
+        name: HistoryBatch({f.name: _values(f, sum(lengths), generator) for f in columns}, _offsets(lengths))
+        for name, columns in fields.histories.items()
+    }
+    moments = torch.arange(rows) * 1_000
+    users = torch.arange(rows) * 3 // rows
+    label = torch.randint(0, 2, (rows,), generator=generator).float()
+    return Batch(rows, features, histories, label=label, users=users, moments=moments, known=moments + 500)
+
+
+def ragged_rows(fields: Fields) -> Batch:
+    """``ROWS`` rows whose histories hold ``POSITIONS`` events together."""
+    lengths = [POSITIONS // ROWS] * ROWS
+    lengths[0] += POSITIONS - sum(lengths)
+    return some_rows(fields, lengths)
+
+
+def _values(field: Field, count: int, generator: torch.Generator) -> Tensor | Jagged:
+    if field.kind == "dense":
+        return torch.randn(count, generator=generator)
+    if field.kind in ("vector", "numbers"):
+        numbers = torch.randn(count, field.width, generator=generator)
+        if field.kind == "vector":
+            numbers[:, 0] = 1
+        return numbers
+    ids = torch.randint(2, max(field.rows - 1, 3), (count,), generator=generator, dtype=torch.int32)
+    return ids if field.kind == "id" else Jagged(ids, torch.arange(count + 1))
+
+
+def _offsets(lengths: Sequence[int]) -> Tensor:
+    return torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)

@@ -1,0 +1,215 @@
+"""The page of one model: what its docstring says, in Markdown, with its settings, its results and its BibTeX.
+
+What takes a run of the model (the figure, the counts) is handed in; the rest is read from the source.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from longrec.config import to_yaml
+from longrec.models.catalogue import Card, describe, settings, variants
+from longrec.models.citation import citation
+
+ROOT = Path(__file__).resolve().parent.parent
+COUNTED, DRAWN = "<!-- counted -->", "<!-- drawn -->"
+"""Below these marks of a page stands what takes a run of the model, up to the next heading."""
+SETS = {"movielens": "MovieLens-1M", "kuairand": "KuaiRand-Pure"}
+"""What the parts of the results are called; any other part is called as it is."""
+
+
+def page(name: str, drawn: str, counted: str, results: Mapping[str, Any]) -> str:
+    """The whole page.
+
+    Args:
+        drawn: what is told of the figure.
+        counted: the table of operations.
+        results: of all models; see ``measured``.
+    """
+    card = describe(name)
+    reads = "reads histories" if card.reads_history else "reads no histories"
+    title = f"[{plain(card.title)}]({card.link})" if card.link else plain(card.title)
+    lines = [
+        f"# {plain(_short(card))}",
+        "",
+        "<!-- Written by `make docs`; do not edit. -->",
+        "",
+        f"{title}. {plain(card.source)}.",
+        "",
+        f"`{name}`: a {card.kind}, {reads}. In a job: `model: {{name: {name}}}`. In the source: {_links(name)}. "
+        "All models: [the list](../models.md).",
+        "",
+        "## What it computes",
+        "",
+        *body(card.text),
+        "",
+        "## How a score is made",
+        "",
+        f"![The boxes of {name} and what flows between them]({name}.svg)",
+        "",
+        DRAWN,
+        drawn,
+        "",
+        "## Settings",
+        "",
+        *_settings(name),
+        "",
+        "## What it costs",
+        "",
+        "Operations of one row, and of one candidate of many ([counted](../models.md#how-the-pages-are-made)):",
+        "",
+        COUNTED,
+        counted,
+        "",
+        "## What it reached",
+        "",
+        *measured(name, results),
+        "",
+        "## How to cite it",
+        "",
+        "```bibtex",
+        citation(card).bibtex(),
+        "```",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def told_before(text: str, mark: str) -> str | None:
+    """What stands below a mark of a page that was written before; None where there is no such mark."""
+    found = re.search(rf"^{re.escape(mark)}\n(.*?)\n\n## ", text, re.M | re.S)
+    return found[1] if found else None
+
+
+def body(text: str) -> list[str]:
+    """A docstring from its third paragraph on: formulas as code, departures as a list."""
+    lines: list[str] = []
+    for part in re.split(r"\n{2,}", text.strip())[2:]:
+        block = part.split("\n")
+        if block[0].startswith("Departures from the paper"):
+            lines += ["### Departures from the paper", "", *_list(block[1:]), ""]
+            continue
+        for run, code in _runs(block):
+            lines += ["```text", *_dedented(run), "```", ""] if code else [plain(" ".join(run)), ""]
+    return lines[:-1]
+
+
+def plain(text: str) -> str:
+    """Words as Markdown that shows them as they are; what stands in backticks stays code."""
+    parts = re.split(r"(?:``(?=[^`])|(?<!`)`(?=[^`]))(.+?)`{1,2}", " ".join(text.split()))
+    for at in range(0, len(parts), 2):
+        words = re.sub(r"[\\*\[\]|`~]", r"\\\g<0>", parts[at])
+        words = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", words)
+        parts[at] = words.replace("&", "&amp;").replace("<", "&lt;").replace(r"\](", r"\]\(")
+    return "".join(f"`{part}`" if at % 2 else part for at, part in enumerate(parts))
+
+
+def measured(name: str, results: Mapping[str, Any]) -> list[str]:
+    """What was measured of a model, by data set: ``{"movielens": {"din": {"auc": ...}}, "speed": {...}}``."""
+    rows = []
+    for part, models in results.items():
+        found = models.get(name) if part != "speed" else None
+        if found is not None:
+            low, high = (f"{found[key]:.4f}" if found.get(key) is not None else "?" for key in ("low", "high"))
+            rows.append(f"| {SETS.get(part, part)} | {found['auc']:.4f} | {low} to {high} | {found.get('seeds', 1)} |")
+    lines = ["| log | AUC on test | interval | seeds |", "| --- | --- | --- | --- |", *rows] if rows else []
+    speed = results.get("speed", {}).get(name)
+    if speed is not None:
+        told = [
+            ("parameters", "parameters", "{:,.0f}"),
+            ("train_rows_per_s", "rows a second in training", "{:,.0f}"),
+            ("inference_ms_100", "milliseconds for 100 candidates", "{:,.2f}"),
+        ]
+        kept = [(words, form.format(speed[key])) for key, words, form in told if speed.get(key) is not None]
+        lines += [""] if lines else []
+        lines += ["| | |", "| --- | --- |", *(f"| {words} | {value} |" for words, value in kept)]
+    return [*lines, "", "How it was measured: [bench](../../bench/README.md)."] if lines else ["Not measured yet."]
+
+
+def _short(card: Card) -> str:
+    return " ".join(card.text.partition(":")[0].split()) or card.name
+
+
+def _links(name: str) -> str:
+    own, test = ROOT / "src/longrec/models" / f"{name}.py", ROOT / "tests/models" / f"test_{name}.py"
+    found = [f"[{path.name}](../../{path.relative_to(ROOT).as_posix()})" for path in (own, test) if path.exists()]
+    return " and ".join(found)
+
+
+def _runs(block: Sequence[str]) -> list[tuple[list[str], bool]]:
+    """A paragraph in runs of lines: words, and formulas, which are indented."""
+    runs: list[tuple[list[str], bool]] = []
+    for line in block:
+        code = line.startswith("    ")
+        if not runs or runs[-1][1] != code:
+            runs.append(([], code))
+        runs[-1][0].append(line)
+    return runs
+
+
+def _dedented(lines: Sequence[str]) -> list[str]:
+    margin = min(len(line) - len(line.lstrip()) for line in lines)
+    return [line[margin:].rstrip() for line in lines]
+
+
+def _list(lines: Sequence[str]) -> list[str]:
+    """Indented points, each of one line or several."""
+    points: list[str] = []
+    for line in lines:
+        if line.strip().startswith("- "):
+            points.append(line.strip()[2:])
+        elif points:
+            points[-1] += f" {line.strip()}"
+    return [f"- {plain(point)}" for point in points]
+
+
+def _settings(name: str) -> list[str]:
+    found = settings(name)
+    lines = ["| setting | type | default | meaning |", "| --- | --- | --- | --- |"] if found else ["It has none."]
+    for one in found:
+        lines.append(f"| `{one.key}` | {_code(one.type)} | {_code(one.default)} | {plain(one.meaning)} |")
+    others = variants(name)
+    if others:
+        lines += ["", "The conformance suite runs it with these too:", ""]
+        lines += [f"- `{_variant(name, other)}`" for other in others]
+    return lines
+
+
+def _variant(name: str, source: str) -> str:
+    """Settings of the suite as a job writes them; as the source does, where that computes them."""
+    try:
+        return _inline({"name": name, **ast.literal_eval(_Whole().visit(ast.parse(source, mode="eval")))})
+    except ValueError:
+        return source
+
+
+class _Whole(ast.NodeTransformer):
+    """``{**{"a": 1}, **{"b": 2}}`` as one mapping."""
+
+    def visit_Dict(self, node: ast.Dict) -> ast.Dict:
+        self.generic_visit(node)
+        pairs: list[tuple[ast.expr | None, ast.expr]] = []
+        for key, value in zip(node.keys, node.values):
+            joined = key is None and isinstance(value, ast.Dict)
+            pairs += zip(value.keys, value.values) if joined else [(key, value)]  # type: ignore[attr-defined]
+        return ast.Dict([key for key, _ in pairs], [value for _, value in pairs])
+
+
+def _inline(value: Any) -> str:
+    """Settings as YAML on one line.
+
+    >>> _inline({"name": "din", "mlp": [8, 4], "softmax": True, "base": {"name": "fm"}})
+    '{name: din, mlp: [8, 4], softmax: true, base: {name: fm}}'
+    """
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_inline(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_inline, value))}]"
+    return to_yaml(value, inline=True).removesuffix("...\n").strip()
+
+
+def _code(text: str) -> str:
+    return f"`{text.replace('|', chr(92) + '|')}`" if text else ""

@@ -1,0 +1,60 @@
+"""What the page of a model takes from a run of it: the figure, what is told of it, and the table of operations."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from model_batches import told
+from model_boxes import Figure
+from model_cost import EVENTS, WIDTH, Costs, costs
+from model_figure import svg
+from model_trace import trace
+
+from longrec.config import to_yaml
+
+
+def run(name: str) -> tuple[str, str, str]:
+    """Figure, what is told of it, and the table of operations of a model."""
+    torch.set_num_threads(1)
+    figure = trace(name)
+    return svg(figure), _told(figure), _counted(costs(name))
+
+
+def _told(figure: Figure) -> str:
+    """One paragraph: what was run, and how many numbers are learnt beside the tables."""
+    batch = "rows of some users, each with a history of its own" if figure.ragged else "one request of B candidates"
+    more = told(figure.name)
+    with_ = f" with `{' '.join(to_yaml(more, inline=True).split())}`" if more else ""
+    return (
+        f"Watched on {batch}{with_} ([how](../models.md#how-the-pages-are-made)). "
+        f"Beside its tables the model learns {figure.learnt:,} numbers."
+    )
+
+
+def _counted(found: Costs) -> str:
+    """A table of operations, and how they grow."""
+    lines = [f"| events of a history | {' | '.join(f'{many:,}' for many in EVENTS)} |"]
+    lines.append("| --- |" + " ---: |" * len(EVENTS))
+    lines.append(f"| a row | {' | '.join(short(found.row[many]) for many in EVENTS)} |")
+    if found.candidate:
+        lines.append(f"| a candidate | {' | '.join(short(found.candidate[many]) for many in EVENTS)} |")
+    middle, most = EVENTS[1:]
+    by_t = math.log(found.row[most] / found.row[middle]) / math.log(most / middle)
+    by_d = math.log2(found.wide / found.row[middle])
+    words = f"From {middle:,} to {most:,} events the cost of a row grows as T^{by_t:.1f}"
+    words += f"; from a width of {WIDTH} to {2 * WIDTH}, at {middle} events, as d^{by_d:.1f}."
+    return "\n".join([*lines, "", words.replace("^-0.0", "^0.0")])
+
+
+def short(count: int) -> str:
+    """A number of operations in about three digits.
+
+    >>> [short(n) for n in (9, 43_136, 2_317_872, 211_457_912)]
+    ['9', '43.1 k', '2.32 M', '211 M']
+    """
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            value = count / size
+            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
+    return str(count)

@@ -1,0 +1,390 @@
+"""How numbers flow through a model, found out by watching a small build score a small batch.
+
+Every operator is seen as it runs. What runs inside a module belongs to its box; what runs outside of any hands on where
+its inputs came from. So a line between two boxes says that numbers went that way, and a box that computes nothing (it
+puts columns side by side) vanishes into the lines. Shapes are told in letters: the batch has numbers of candidates and
+events that nothing else in a model has.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from model_batches import one_request, ragged_rows, small
+from model_boxes import Box, Figure, Part, by_rate, events_of, rate_of, shape_of, tidied
+from model_cost import cost, tensors
+from model_origins import NONE, Origins, store_of
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from longrec.features.batch import Batch, Jagged
+from longrec.features.fields import Fields
+from longrec.models.base import Encoder, Model
+from longrec.nn.embedding import Embedded, Embeddings
+
+LISTS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, Model)
+
+
+def trace(name: str) -> Figure:
+    """Watch a model: a ranker on one request, an encoder on rows of several users."""
+    model, fields = small(name)
+    ragged = isinstance(model, Encoder)
+    batch = ragged_rows(fields) if ragged else one_request(fields)
+    clear: set[str] = set()
+    while True:
+        watch = _Watch(model, fields, ragged, clear)
+        watch.enter(batch)
+        with torch.no_grad(), watch.hooks(), watch:
+            if isinstance(model, Encoder):
+                watch.leave("vector", model.encode(batch))
+                watch.again()
+            watch.leave("logit", model(batch))
+        # What computes nothing hands its inputs on one by one, which takes another look to follow.
+        idle = {key for key, number in watch.of.items() if watch.boxes[number].idle()} - clear
+        if not idle:
+            return tidied(Figure(name, ragged, _learnt(model), watch.boxes, watch.lines))
+        clear |= idle
+
+
+def _learnt(model: Model) -> int:
+    tables = {id(table) for part in model.modules() if isinstance(part, Embeddings) for table in part.parameters()}
+    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in tables)
+
+
+class _Watch(TorchDispatchMode):
+    """Where every tensor came from.
+
+    Attributes:
+        clear: keys of boxes that turned out to compute nothing: they are none.
+        inside: boxes whose code runs, the innermost last; None inside embeddings, whose tables are told apart after.
+        calls: paths of the modules that run.
+    """
+
+    def __init__(self, model: Model, fields: Fields, ragged: bool, clear: set[str]) -> None:
+        super().__init__()
+        self.clear = clear
+        self.model, self.fields, self.ragged = model, fields, ragged
+        self.boxes: dict[int, Box] = {}
+        self.lines: set[tuple[int, int]] = set()
+        self.inside: list[int | None] = []
+        self.calls: list[str] = []
+        self.origins = Origins()
+        self.named, self.called = False, 0
+        self.of: dict[str, int] = {}
+        self.counted: set[str] = set()
+        self.path = {module: name for name, module in model.named_modules()}
+        self.owner = {store_of(parameter): name for name, parameter in model.named_parameters()}
+
+    # ---- boxes
+
+    def add(self, key: str, make: Callable[[], Box]) -> int:
+        """The number of a box, made when its key is new."""
+        if key not in self.of:
+            self.of[key] = len(self.boxes)
+            self.boxes[self.of[key]] = make()
+        return self.of[key]
+
+    def home(self, name: str) -> str | None:
+        """The box of a module: the first on the way down to it that does more than hold others."""
+        steps = name.split(".") if name else []
+        for end in range(1, len(steps) + 1):
+            path = ".".join(steps[:end])
+            if path not in self.clear and not _holds(self.model.get_submodule(path)):
+                return path
+        return None
+
+    def holds(self, path: str, module: nn.Module) -> bool:
+        """Whether what runs in a module runs outside of any box."""
+        return not isinstance(module, Embeddings) and self.home(path) is None
+
+    def box_of(self, path: str) -> int:
+        """The box of a module that is one."""
+        module = self.model.get_submodule(path)
+        count = sum(parameter.numel() for parameter in module.parameters())
+        return self.add(path, lambda: Box(path, type(module).__name__, count, times=0))
+
+    def by_parameter(self, given: Iterable[Tensor]) -> int | None:
+        """The box whose parameter an operator reads outside of any call; a matrix of the model itself is a box too."""
+        for one in given:
+            name = self.owner.get(store_of(one))
+            if name is None:
+                continue
+            home = self.home(name.rpartition(".")[0])
+            if home is not None:
+                return self.box_of(home)
+            parameter = self.model.get_parameter(name)
+            if parameter.ndim > 1:
+                return self.add(name, functools.partial(Box, name, "parameter", parameter.numel()))
+        return None
+
+    def again(self) -> None:
+        """A second pass follows: what runs again is not counted again."""
+        self.called = 0
+        self.counted = {*self.of, *(f"{box}/{part.name}" for box in self.boxes for part in self.boxes[box].parts)}
+
+    # ---- tensors
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator, and note where its inputs came from."""
+        out = func(*args, **(kwargs or {}))
+        given, made = list(tensors([args, kwargs or {}])), list(tensors(out))
+        if func.is_view and store_of(given[0]) in self.owner:
+            return out
+        if self.inside and self.inside[-1] is None:
+            self.origins.kept += made
+            return out
+        here = self.inside[-1] if self.inside else self.by_parameter(given)
+        looks_up = func._overloadpacket.__name__ == "embedding"
+        floats = any(one.is_floating_point() for one in made)
+        told = [one for one in given if looks_up or one.is_floating_point() or not floats]
+        found = NONE.union(*map(self.origins.sources, told))
+        if here is not None and floats:
+            here = self.apart(here, found)
+            self.lines |= {(source, here) for source in found if source != here}
+            self.count(here, func, args, kwargs, out, made)
+            found = frozenset([here])
+        if here is None and func._overloadpacket.__name__ == "cat":
+            self.origins.joined(args, made[0])
+        for one in made:
+            if here is None and func.is_view:
+                found = self.origins.sliced(one, found)
+            if func._schema.is_mutable and any(store_of(one) == store_of(tensor) for tensor in given):
+                self.origins.write(one, found)
+            self.origins.put(one, found)
+        return out
+
+    def apart(self, here: int, sources: frozenset[int]) -> int:
+        """The box itself; or another one for a part that runs on what came of the first, so that no line goes back."""
+        after = {here}
+        while more := {b for a, b in self.lines if a in after} - after:
+            after |= more
+        if not (after - {here}) & sources or not self.inside or self.inside[-1] is None:
+            return here
+        box = self.boxes[here]
+        steps = box.name.count(".") + 2
+        inner = [call for call in self.calls if call.startswith(f"{box.name}.")]
+        name = ".".join(inner[0].split(".")[:steps]) if inner else box.name
+        part = self.model.get_submodule(name) if inner and name in self.path.values() else None
+        if part is None or isinstance(part, LISTS):
+            name, part = (inner[0], self.model.get_submodule(inner[0])) if inner else (box.name, None)
+        count = sum(parameter.numel() for parameter in part.parameters()) if part is not None else 0
+        kind = type(part).__name__ if part is not None else box.kind
+        number = self.add(f"{name} again", functools.partial(Box, name, kind, count, times=0))
+        if number == len(self.boxes) - 1 and not self.boxes[number].rates:
+            box.parameters -= count
+        self.inside = [number if one == here else one for one in self.inside]
+        return number
+
+    def count(self, here: int, func: Any, args: Any, kwargs: Any, out: Any, made: list[Tensor]) -> None:
+        """Add the operations of an operator to its box, and take its result for what the box gives."""
+        largest = max(made, key=Tensor.numel)
+        found = cost(func, args, kwargs, out)
+        if found:
+            rate = rate_of(largest, self.ragged)
+            self.boxes[here].rates[rate] = self.boxes[here].rates.get(rate, 0) + found
+        if not self.inside:
+            self.boxes[here].shape = shape_of(largest, self.ragged)
+
+    # ---- what enters and leaves
+
+    def enter(self, batch: Batch) -> None:
+        """Boxes of the inputs."""
+        parts = by_rate(self.fields.features, self.ragged)
+        box = self.add("impression", lambda: Box("impression", "input", parts=parts))
+        for name in batch.features:
+            self.hand(batch.features[name], box)
+        for history, columns in self.fields.histories.items():
+            made = functools.partial(Box, history, "input", parts=[events_of(history, columns)])
+            box = self.add(f"history {history}", made)
+            for column in batch.histories[history].columns.values():
+                self.hand(column, box)
+
+    def hand(self, column: Tensor | Jagged, box: int) -> None:
+        """A column of the batch comes from a box."""
+        self.origins.put(column.values if isinstance(column, Jagged) else column, frozenset([box]))
+
+    def leave(self, name: str, out: Tensor) -> None:
+        """The box of a result."""
+        rate = {rate_of(out, self.ragged): 0}
+        box = self.add(name, lambda: Box(name, "output", shape=shape_of(out, self.ragged), rates=rate))
+        self.lines |= {(source, box) for source in self.origins.sources(out)}
+
+    def embedded(self, path: str, module: Embeddings, batch: Batch, out: Embedded) -> None:
+        """One box for the fields of the impression and one for each history, though they share their tables."""
+        columns = {"impression": batch.features, **{name: given.columns for name, given in batch.histories.items()}}
+        vectors = {"impression": out.features, **out.histories}
+        fields = {"impression": module.fields.features, **module.fields.histories}
+        for group, found in vectors.items():
+            if not found:
+                continue
+            shapes = dict.fromkeys(shape_of(vector, self.ragged) for vector in found.values())
+            told = f"{len(found)} × {' '.join(shapes)}" if len(found) > 1 else " ".join(shapes)
+            parts = by_rate(fields[group], self.ragged) if group == "impression" else [events_of(group, fields[group])]
+            under = "tables" if type(module) is Embeddings else type(module).__name__
+            make = functools.partial(Box, path, "embeddings", under=under, parts=parts, shape=told)
+            number = self.add(f"{path} of {group}", make)
+            for name, vector in found.items():
+                column = columns[group][name]
+                came = self.origins.sources(column.values if isinstance(column, Jagged) else column)
+                self.lines |= {(source, number) for source in came}
+                self.origins.put(vector, frozenset([number]))
+
+    # ---- calls
+
+    def before(self, module: nn.Module, args: Any) -> None:
+        """A module begins to run."""
+        path = self.path[module]
+        self.calls.append(path)
+        if isinstance(module, Embeddings):
+            self.inside.append(None)
+        elif not self.holds(path, module):
+            home = self.home(path)
+            hidden = bool(self.inside) and self.inside[-1] is None
+            self.inside.append(None if hidden or home is None else self.box_of(home))
+
+    def after(self, module: nn.Module, args: Any, out: Any) -> None:
+        """A module has run."""
+        path = self.calls.pop()
+        if self.holds(path, module):
+            return
+        here = self.inside.pop()
+        if isinstance(module, Embeddings):
+            self.embedded(path, module, args[0], out)
+        elif here is not None:
+            self.ran(here, path, type(module).__name__, out)
+
+    def ran(self, here: int, path: str, kind: str, out: Any) -> None:
+        """Note a call in its box: of the box itself, or of a part that no other part called."""
+        box = self.boxes[here]
+        made = [one for one in tensors(out) if one.is_floating_point()]
+        within = path in self.calls or any(call.startswith(f"{box.name}.") for call in self.calls)
+        if not made or kind == "Dropout" or within:
+            return
+        box.shape = " ".join(dict.fromkeys(shape_of(one, self.ragged) for one in made))
+        if path == box.name:
+            box.times += path not in self.counted
+            return
+        name = path[len(box.name) + 1 :]
+        rate = rate_of(made[0], self.ragged)
+        for part in box.parts:
+            if (part.name, part.shape) == (name, box.shape):
+                part.times += f"{here}/{name}" not in self.counted
+                return
+        box.parts.append(Part(name, kind, box.shape, rate))
+
+    def function(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that gets a box of its own where no module calls it."""
+
+        @functools.wraps(run)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            words = [one for one in (*args, *kwargs.values()) if isinstance(one, str)]
+            told = f"{name} ({', '.join(words)})" if words else name
+            if self.inside:
+                return self.part(told, functools.partial(run, *args, **kwargs))
+            self.called += 1
+            key = f"call {self.called} of {told}"
+            if key in self.clear:
+                return run(*args, **kwargs)
+            here = self.add(key, lambda: Box(told, "function"))
+            self.inside.append(here)
+            out = run(*args, **kwargs)
+            self.inside.pop()
+            made = [one for one in tensors(out) if one.is_floating_point()]
+            self.boxes[here].shape = " ".join(dict.fromkeys(shape_of(one, self.ragged) for one in made))
+            return out
+
+        return watched
+
+    def method(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """A method of a module that is as much a call of it as ``forward`` is."""
+
+        @functools.wraps(run)
+        def watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if module not in self.path:
+                return run(module, *args, **kwargs)
+            self.before(module, args)
+            out = run(module, *args, **kwargs)
+            self.after(module, args, out)
+            return out
+
+        return watched
+
+    def part(self, name: str, run: Callable[[], Any]) -> Any:
+        """A function that a box calls itself is a part of it, where it computes something."""
+        here = self.inside[-1]
+        box = self.boxes[here] if here is not None else None
+        if (
+            box is None
+            or self.named
+            or any(call != box.name and call.startswith(f"{box.name}.") for call in self.calls)
+        ):
+            return run()
+        self.named, before = True, sum(box.rates.values())
+        out = run()
+        self.named = False
+        made = [one for one in tensors(out) if one.is_floating_point()]
+        if made and box.kind != "function" and sum(box.rates.values()) > before:
+            new = Part(name, "function", shape_of(made[0], self.ragged), rate_of(made[0], self.ragged))
+            like = [one for one in box.parts if (one.name, one.shape) == (new.name, new.shape)]
+            for one in like:
+                one.times += f"{here}/{name}" not in self.counted
+            box.parts += [] if like else [new]
+        return out
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        """Every module tells of its calls; so do functions and plain classes of ``nn`` and of the model's own file."""
+        with ExitStack() as stack:
+            for module in self.path:
+                stack.callback(module.register_forward_pre_hook(self.before).remove)
+                stack.callback(module.register_forward_hook(self.after, always_call=False).remove)
+            files = {type(module).__module__ for module in self.path if isinstance(module, Model)}
+            for file in sorted(files):
+                for name, found in sorted(vars(sys.modules[file]).items()):
+                    if inspect.isfunction(found) and (found.__module__ == file or _of_nn(found.__module__)):
+                        told = self.function(found.__name__.strip("_").replace("_", " "), found)
+                        stack.enter_context(mock.patch.object(sys.modules[file], name, told))
+            for cls in _plain_classes():
+                for name, found in _methods(cls):
+                    told = self.function(name.replace("_", " "), found)
+                    stack.enter_context(mock.patch.object(cls, name, told))
+            for cls in {type(module): None for module in self.path if not isinstance(module, Model | Embeddings)}:
+                for name, found in _methods(cls):
+                    if name != "forward":
+                        stack.enter_context(mock.patch.object(cls, name, self.method(found)))
+            yield
+
+
+def _holds(module: nn.Module) -> bool:
+    """Whether a module only holds others, and is no box itself: a list, or what has a model or embeddings inside."""
+    if isinstance(module, Embeddings):
+        return False
+    return isinstance(module, LISTS) or any(isinstance(inner, Model | Embeddings) for inner in module.modules())
+
+
+def _of_nn(module: str) -> bool:
+    return module.startswith("longrec.nn.")
+
+
+def _plain_classes() -> list[type]:
+    """Classes of ``nn`` that are no modules: they hold what is known of the rows of a batch."""
+    found = {}
+    for name, module in sorted(sys.modules.items()):
+        own = (one for one in vars(module).values() if inspect.isclass(one) and one.__module__ == name)
+        for cls in own if _of_nn(name) else ():
+            if not issubclass(cls, nn.Module | torch.autograd.Function | torch.optim.Optimizer | Exception):
+                found[f"{name}.{cls.__name__}"] = cls
+    return list(found.values())
+
+
+def _methods(cls: type) -> list[tuple[str, Any]]:
+    """The public functions of a class of ours."""
+    own = vars(cls).items() if cls.__module__.startswith("longrec.") else ()
+    return sorted((name, found) for name, found in own if inspect.isfunction(found) and not name.startswith("_"))
