@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from longrec.nn.segment import Segments
-from longrec.nn.steps import Steps, last_of
+from longrec.nn.steps import Steps, last_of, walk
 
 ROWS = Segments(torch.tensor([0, 1, 1, 4, 6]), 4, 6)
 
@@ -26,3 +26,17 @@ def test_last_of_takes_the_last_position_or_the_first() -> None:
     ends_empty = Segments(torch.tensor([0, 6, 6]), 2, 6)
     assert last_of(h_NH, ends_empty, reverse=True).squeeze(1).tolist() == [0, 0]
     assert last_of(h_NH[:0], Segments(torch.tensor([0, 0, 0]), 2, 0)).tolist() == [[0], [0]]
+
+
+def test_a_program_walks_moments_whose_number_is_known() -> None:
+    """The exporter then takes every size of 1 for one and the same free size."""
+
+    class Program(torch.nn.Module):
+        def forward(self, x_T1H: torch.Tensor, moves_T: torch.Tensor) -> torch.Tensor:
+            return walk(lambda state, x: (state[0] * 0.5 + x,), (x_T1H.new_zeros(1, 3),), (x_T1H,), moves_T)[1]
+
+    x_T1H, moves_T = torch.randn(4, 1, 3), torch.tensor([True, False, True, False])
+    with torch.no_grad(), torch.fx.experimental._config.patch(backed_size_oblivious=True):
+        traced = torch.export.export(Program(), (x_T1H, moves_T)).module()
+    for mask in (moves_T, ~moves_T):
+        torch.testing.assert_close(traced(x_T1H, mask), Program()(x_T1H, mask))

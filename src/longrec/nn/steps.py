@@ -85,9 +85,11 @@ def walk(
 
         # A moment that moves nothing goes first: programs cannot scan an empty history.
         inputs = tuple(torch.cat([torch.zeros_like(x.sum(0, keepdim=True)), x]) for x in inputs)
-        first, rest = inputs[0].new_zeros(1, 1), torch.ones_like(inputs[0][1:].flatten(1)[:, :1])
-        real_T1 = torch.cat([first, rest if moves_T is None else moves_T.to(rest.dtype).unsqueeze(1)])
-        state, states_TBH = scan(held, start, (*inputs, real_T1))
+        first, rest = inputs[0].new_zeros(1), torch.ones_like(inputs[0][1:].flatten(1)[:, 0])
+        real_T = torch.cat([first, rest if moves_T is None else moves_T.to(rest.dtype)])
+        # As wide as a state: where T is known too, the exporter takes all sizes of 1 for one that is free.
+        real_T1H = real_T.view(-1, 1, 1).expand(-1, 1, start[0].shape[1])
+        state, states_TBH = scan(held, start, (*inputs, real_T1H))
         return state[0], states_TBH[1:]
     state, states = start, []
     for *given, moves in zip(*inputs, [True] * len(inputs[0]) if moves_T is None else moves_T.tolist()):

@@ -1,0 +1,265 @@
+r"""DSIN: Deep Session Interest Network for Click-Through Rate Prediction.
+
+Feng, Lv, Shen, Wang, Sun, Zhu, Yang, IJCAI 2019. https://arxiv.org/abs/1905.06482
+
+Within a session users want one thing, and from session to session another. A transformer layer reads each of the latest
+sessions by itself, an LSTM both ways reads how one led to the next, and the candidate attends to both:
+
+    Q_k = e_k + BE,   BE_(k,t,c) = w^K_k + w^T_t + w^C_c                             (eq. 2 and 3)
+    I_k = mean_t FFN(MH(Q_k, Q_k, Q_k))                                             (eq. 4 to 6)
+    H_k = the state of a recurrence forward + that of one backward over I_1..I_K    (eq. 7 and 8)
+    U_I = sum_k softmax_k(I_k W_I v) I_k,   U_H = sum_k softmax_k(H_k W_H v) H_k    (eq. 9 and 10)
+    logit = MLP([fields of the impression, U_I, U_H])
+
+where k counts the sessions, t the events of one and c the units of e; v is the candidate. Weights are shared by all
+sessions.
+
+Departures from the paper
+    - sessions are the runs of one value of the column ``sessions_back`` of a history, which splits where more than 30
+      minutes pass (``session_gap`` in the schema) and is no input besides; a history without that column is cut in
+      runs of ``session_events`` counted from its newest event;
+    - k and t count back from the newest session and the newest event of a session, so that no length moves them; the
+      recurrences walk from the oldest session to the newest, and back;
+    - the paper drops sessions of at most two events; ``shortest`` does, and keeps all by default, so that a first event
+      counts. Sessions beyond the latest K, and events of a session beyond its latest T, are dropped as there;
+    - scores are divided by the root of the width of a head, and not of all heads;
+    - the authors' code lets an event see only those before it, has no bias encoding by default (it met NaN) and no
+      layer normalisation, stacks two recurrences each way, and takes DIN's network for both attentions; here the
+      equations are kept, with residual connections and layer normalisation around both parts of the layer, which
+      ``norm: false`` takes away;
+    - the two states of the recurrences are added up, or put side by side with ``merge: concat``: the paper's sign says
+      neither;
+    - a mean is over the events that there are; each history has weights of its own.
+
+Letters: B rows, N positions, U what a history brings (see nn/segment.py), P events in sessions and G sessions of the
+batch (see nn/parts.py), K width of an event (and sessions that are read), Q width of the query, H units of the last
+hidden layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from longrec.config import Strict
+from longrec.errors import ConfigError
+from longrec.features.batch import Batch
+from longrec.features.fields import SESSIONS_BACK, Fields
+from longrec.models.base import Ranker
+from longrec.nn.activation import Name
+from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.encoder import EncoderLayer
+from longrec.nn.linear import Linear
+from longrec.nn.lstm import LSTM
+from longrec.nn.mlp import MLP
+from longrec.nn.parts import Parts
+from longrec.nn.queries import Queries
+from longrec.nn.segment import Segments
+
+Width = Annotated[int, Field(ge=1)]
+_NONE = 2**40
+"""The session of an event that is in none."""
+
+
+class DSINConfig(Strict):
+    """Settings of DSIN."""
+
+    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    sessions: Width = Field(5, description="Latest sessions that are read.")
+    session_items: Width = Field(10, description="Latest events of a session that are read.")
+    session_events: Width = Field(5, description="Events of a session where no column sessions_back tells.")
+    shortest: int = Field(0, ge=0, description="Sessions of at most so many events are dropped; the paper: 2.")
+    heads: Width = Field(8, description="Heads of the self attention.")
+    hidden: Width | None = Field(None, description="Units of the network after it; as many as its inputs by default.")
+    norm: bool = Field(True, description="Layer normalisation in the layer of self attention.")
+    lstm: Width | None = Field(None, description="Units of each recurrence; as many as its inputs by default.")
+    merge: Literal["sum", "concat"] = Field("sum", description="How the states of both recurrences are put together.")
+    mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
+    mlp_activation: Name = Field("relu", description="Activation of the top MLP.")
+    batch_norm: bool = Field(True, description="Batch normalisation in the top MLP.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped while training.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+
+
+class DSIN(Ranker):
+    """DSIN over every history of the schema."""
+
+    Config = DSINConfig
+    reads_history = True
+    order_matters = True
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"session_events": 2, "heads": 2, "lstm": 6, "merge": "concat", "mlp": [32]},
+        {
+            "sessions": 7, "session_items": 2, "session_events": 2, "heads": 3, "norm": False, "hidden": 8,
+            "mlp": [32], "dropout": 0.1,
+        },
+    )  # fmt: skip
+
+    def __init__(self, config: DSINConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        if any(all(field.name != SESSIONS_BACK for field in columns) for columns in fields.histories.values()):
+            _check(config)
+        read = {
+            name: tuple(field for field in columns if field.name != SESSIONS_BACK)
+            for name, columns in fields.histories.items()
+        }
+        self.read = Fields(fields.features, read)
+        self.embeddings = Embeddings(self.read, config.embedding_dim, histories=True, std=config.init_std)
+        width = self.embeddings.widths
+        self.queries = Queries(self.read, width, "dsin")
+        self.paths = nn.ModuleDict()
+        top = sum(width[field.name] for field in fields.features)
+        for history in fields.histories:
+            path = _Path(self.queries.query[history], self.queries.key[history], config)
+            self.paths[f"path_{history}"] = path
+            top += path.width
+        self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
+        self.interaction = self.top.width
+
+    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+        """The last hidden layer of the top MLP."""
+        latest, number, _ = self._latest(batch)
+        embedded = self.embeddings(latest)
+        parts = list(embedded.features.values())
+        for history in self.fields.histories:
+            parts.append(self._read(latest, embedded, history, number[history])[0])
+        return self.top.hidden(torch.cat(parts, 1))
+
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+        """The final layer."""
+        assert self.top.last is not None
+        logit: Tensor = self.top.last(h_BH).squeeze(1)
+        return logit
+
+    def explain(self, batch: Batch) -> dict[str, Tensor]:
+        """The attention on I of every session, shared out among its events: ragged ``[N]``, shared ``[B, T]``."""
+        (latest, number, place), found = self._latest(batch), {}
+        embedded = self.embeddings(latest)
+        for history in self.fields.histories:
+            w = self._read(latest, embedded, history, number[history])[1]
+            if history in place:
+                blank_N = w.new_zeros(int(batch.histories[history].offsets[-1]))
+                w = blank_N.index_copy(0, place[history], w)
+            found[history] = w
+        return found
+
+    def _read(self, batch: Batch, embedded: Embedded, history: str, number_U: Tensor) -> tuple[Tensor, Tensor]:
+        """What the candidate reads of a history, and the weights of its events."""
+        path = cast(_Path, self.paths[f"path_{history}"])
+        q_BQ, e_UK, segments = self.queries(batch, embedded, history)
+        return path(q_BQ, e_UK, Parts(number_U, self.config.sessions, segments))
+
+    def _latest(self, batch: Batch) -> tuple[Batch, dict[str, Tensor], dict[str, Tensor]]:
+        """The batch without the events that are not read, which are then not even looked up; the session of each that
+        is left, counted back; and where it stood. A shared history stays as it is: its length must not hang on ids.
+        """
+        kept, number, place = dict(batch.histories), {}, {}
+        for history in self.fields.histories:
+            given = batch.histories[history]
+            segments = Segments.of(given, batch.size)
+            told_U = cast(Tensor | None, given.columns.get(SESSIONS_BACK))
+            if told_U is None:
+                place_U = torch.arange(segments.positions, device=given.offsets.device)
+                stop = segments.positions if segments.shared else segments.expand_rows(segments.offsets[1:])
+                told_U = torch.div(stop - 1 - place_U, self.config.session_events, rounding_mode="floor")
+            number_U = sessions(told_U, segments, self.config.session_items, self.config.shortest)
+            if not segments.shared:
+                place[history] = (number_U < self.config.sessions).nonzero().squeeze(1)
+                kept[history] = given.at(place[history])
+                number_U = number_U.index_select(0, place[history])
+            number[history] = number_U
+        return replace(batch, histories=kept), number, place
+
+
+def _check(config: DSINConfig) -> None:
+    """Refuse settings by which runs of ``session_events`` lose events, or all."""
+    runs, faults = config.session_events, []
+    if runs > config.session_items:
+        told = f"must be at most session_items ({config.session_items}), or some events are never read"
+        faults.append(f"model.session_events: {told}; got {runs}")
+    if runs <= config.shortest:
+        faults.append(
+            f"model.shortest: must be less than session_events ({runs}), or no session is left; got {config.shortest}"
+        )
+    if faults:
+        raise ConfigError("model", faults)
+
+
+class _Path(nn.Module):
+    """What is read of one history.
+
+    Attributes:
+        width: of U_I and U_H together.
+    """
+
+    def __init__(self, query: int, key: int, config: DSINConfig) -> None:
+        super().__init__()
+        self.of_session = nn.Parameter(torch.randn(config.sessions) * config.init_std)
+        self.of_event = nn.Parameter(torch.randn(config.session_items) * config.init_std)
+        self.of_unit = nn.Parameter(torch.randn(key) * config.init_std)
+        self.layer = EncoderLayer(
+            key, config.heads, config.hidden or key, norm=config.norm, dropout=config.dropout, activation="relu"
+        )
+        units = config.lstm or key
+        self.forth, self.back, self.merge = LSTM(key, units), LSTM(key, units, reverse=True), config.merge
+        state = 2 * units if config.merge == "concat" else units
+        self.asks_interest = Linear(query, key, bias=False)
+        self.asks_state = Linear(query, state, bias=False)
+        self.width = key + state
+
+    def interests(self, e_UK: Float[Tensor, "U K"], parts: Parts) -> Float[Tensor, "G K"]:
+        """I of every session."""
+        number_P = parts.numbers().clamp(max=len(self.of_session) - 1)
+        back_P = parts.back().clamp(max=len(self.of_event) - 1)
+        b_P = self.of_session.index_select(0, number_P) + self.of_event.index_select(0, back_P)
+        x_PK = parts.take(e_UK) + b_P.unsqueeze(1) + self.of_unit
+        x_PK = self.layer(parts.rectangles.positions_in(x_PK), parts.rectangles)
+        return parts.mean(parts.rectangles.positions_back(x_PK))
+
+    def states(self, i_GK: Float[Tensor, "G K"], parts: Parts) -> Tensor:
+        """H of every session, ``[G, W]``."""
+        moves = parts.there_K if parts.rows.shared else None
+        both = [lstm.states(i_GK, parts.rows, moves_T=moves) for lstm in (self.forth, self.back)]
+        return torch.cat(both, 1) if self.merge == "concat" else both[0] + both[1]
+
+    def forward(self, q_BQ: Tensor, e_UK: Tensor, parts: Parts) -> tuple[Tensor, Tensor]:
+        """U_I and U_H side by side, and the weight of every event."""
+        i_GK = self.interests(e_UK, parts)
+        h_GW = self.states(i_GK, parts)
+        a = parts.softmax(parts.rows.dot(self.asks_interest(q_BQ), i_GK))
+        b = parts.softmax(parts.rows.dot(self.asks_state(q_BQ), h_GW))
+        u_BW = torch.cat([parts.rows.weighted_sum(a, i_GK), parts.rows.weighted_sum(b, h_GW)], 1)
+        return u_BW, parts.told(a, 1 / parts.sizes().clamp(min=1))
+
+
+def sessions(told_U: Int[Tensor, " U"], segments: Segments, longest: int, shortest: int) -> Int[Tensor, " U"]:
+    """How many sessions back each event lies; a large number for one that is left out.
+
+    Args:
+        told_U: changes where a session ends.
+        longest: latest events of a session that are kept.
+        shortest: sessions of at most so many events are left out, and not counted.
+    """
+    place_U = torch.arange(segments.positions, device=told_U.device)
+    before_U = (place_U - 1).clamp(min=0)
+    new_U = (told_U != told_U.index_select(0, before_U)) | (place_U == 0)
+    if not segments.shared:
+        new_U = new_U | (segments.row != segments.row.index_select(0, before_U))
+    # Sums by the number of a session, and only operators every program knows.
+    session_U = new_U.long().cumsum(0)
+    blank = torch.zeros(segments.positions + 1, dtype=torch.int64, device=told_U.device)
+    size_U = blank.index_add(0, session_U, torch.ones_like(session_U)).index_select(0, session_U)
+    start_U = blank.index_add(0, session_U, torch.where(new_U, place_U, 0)).index_select(0, session_U)
+    kept_U = size_U > shortest
+    count_U = (new_U & kept_U).long().cumsum(0)
+    if segments.shared:
+        all_U = (new_U & kept_U).sum()
+    else:
+        all_U = count_U.index_select(0, segments.expand_rows(segments.offsets[1:]) - 1)
+    newer_U = start_U + size_U - 1 - place_U
+    return torch.where(kept_U & (newer_U < longest), all_U - count_U, _NONE)
