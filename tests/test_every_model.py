@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from conformance import CHECKS, Case
+from conformance import CHECKS, Case, program_agrees
+from sample_batches import FEW, FIELDS
 
 from longrec.models.base import find, names
 
@@ -16,3 +17,10 @@ CASES = [Case(name, settings) for name in names() for settings in ({}, *find(nam
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_model(case: Case, check: Callable[[Case], None]) -> None:
     check(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_program_of_every_model_agrees(case: Case) -> None:
+    """The defaults with columns of every kind and two histories, which cost most of the time."""
+    program_agrees(case, FEW if case.settings else FIELDS)

@@ -34,19 +34,6 @@ FIELDS = Fields(
 )
 """Every kind of field, two histories, a column of the past that no candidate has."""
 
-SOME = Fields(
-    features=(
-        Field("user", "id", 40, table="user"),
-        TASTE,
-        Field("hour", "id", 27),
-        ITEM,
-        GENRES,
-        Field("price", "dense", 0, table="item"),
-    ),
-    histories={"seen": (RATING, ITEM, GENRES), "liked": (ITEM, SESSION)},
-)
-"""What a program is traced with: kinds of fields by themselves are the matter of tests/export."""
-
 FEW = Fields(
     features=(Field("user", "id", 40, table="user"), TASTE, ITEM, Field("price", "dense", 0, table="item")),
     histories={"seen": (RATING, ITEM)},

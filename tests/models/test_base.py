@@ -15,7 +15,7 @@ from longrec.models.din import DIN
 
 MODEL = '''"""Mine: A model of one weight.
 
-Somebody, 2026. https://example.org/mine
+Somebody, here 2026. https://example.org/mine
 
 One weight a value.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from conformance import CHECKS, Case
+from conformance import CHECKS, Case, forget
 from sample_batches import FIELDS
 from torch import Tensor
 
@@ -120,6 +120,14 @@ FAULTS = {
     dice_looks_at_the_batch: {"rows_do_not_see_each_other", "many_rows_score_as_few"},
 }
 """Each fault, and the checks that must find it in one variant of DIN at least."""
+
+
+@pytest.fixture(autouse=True)
+def _made_anew() -> Iterator[None]:
+    """No model that was made without the fault, and none with it after."""
+    forget()
+    yield
+    forget()
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)

@@ -27,6 +27,7 @@ from longrec.data.worlds import (
     frequent_queries,
     late_correction,
     micro_behaviours,
+    negative_feedback,
     one_interest,
     periodic,
     rare_orders,
@@ -46,6 +47,7 @@ RECIPES: dict[str, Recipe] = {
     "frequent_queries": frequent_queries.RECIPE,
     "late_correction": late_correction.RECIPE,
     "micro_behaviours": micro_behaviours.RECIPE,
+    "negative_feedback": negative_feedback.RECIPE,
     "one_interest": one_interest.RECIPE,
     "periodic": periodic.RECIPE,
     "rare_orders": rare_orders.RECIPE,
@@ -125,7 +127,8 @@ def write(made: World, folder: str | Path) -> Path:
         if table is not None:
             pq.write_table(table, folder / f"{name}.parquet")
     story = textwrap.fill(made.story, 100, initial_indent="# ", subsequent_indent="# ")
-    for name, schema, model in ((made.name, made.schema, "din"), (f"{made.name}_wide", made.wide, "deepfm")):
+    narrow = "din" if made.schema.get("histories") else "deepfm"
+    for name, schema, model in ((made.name, made.schema, narrow), (f"{made.name}_wide", made.wide, "deepfm")):
         if schema is not None:
             job = made.job("", {"name": model}, wide=schema is made.wide)
             for end, words in ((".schema.yaml", schema), (".yaml", job)):
