@@ -110,13 +110,7 @@ def repeated(batch: Batch, fields: Fields) -> Batch:
 
 
 def _take(column: torch.Tensor | Jagged, at: torch.Tensor) -> torch.Tensor | Jagged:
-    if isinstance(column, torch.Tensor):
-        return column[at]
-    lengths = column.lengths()[at]
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    start = column.offsets[:-1][at] - offsets[:-1]
-    places = torch.repeat_interleave(start, lengths) + torch.arange(int(offsets[-1]))
-    return Jagged(column.values[places], offsets, None if column.weights is None else column.weights[places])
+    return column[at] if isinstance(column, torch.Tensor) else column.at(at)
 
 
 def median_ms(work: Any, least: float = 1.0) -> float:

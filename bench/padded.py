@@ -1,0 +1,133 @@
+"""BST and DSIN on ragged batches beside themselves on padded ones (``padded_models.py``): the same weights, the same
+batches, the same optimisers, one thread; first both have to say the same.
+
+    python bench/padded.py --data FOLDER [--logs movielens kuairand] [--last 100 1000] [--steps 12]
+
+FOLDER holds kuairand_pure_14d. A step is forward, backward and optimiser; padding is done before the clock runs, so
+the padded version is not charged for it. CPU time, both by turns, median over the steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import machine
+import torch
+from padded_models import PaddedBST, PaddedDSIN, in_sessions, padded
+from torch import Tensor
+
+sys.path.insert(1, str(Path(__file__).resolve().parent / "quality"))
+import rankers
+from ranking_logs import TASKS
+
+from longrec import verbs
+from longrec.data.log import Log
+from longrec.features.batch import Batch
+from longrec.models.base import Ranker, build, cross_entropy
+from longrec.train.job import read_job
+from longrec.train.loaders import loader_of
+from longrec.train.optimisers import build_optimisers
+
+BATCH = 1024
+MODELS: dict[str, tuple[str, dict[str, Any], Any]] = {
+    "BST": ("bst", {"embedding_dim": 16}, PaddedBST),
+    "BST, mean of all outputs": ("bst", {"embedding_dim": 16, "pooling": "mean"}, PaddedBST),
+    "DSIN": ("dsin", {"embedding_dim": 16}, PaddedDSIN),
+}
+
+
+def one(log: str, label: str, last: int, data: Path, work: Path, steps: int) -> list[str]:
+    """A row of the table."""
+    name, settings, kind = MODELS[label]
+    task = TASKS[log](data, work)
+    job = rankers.job(task, name, name, "past", 0, work)
+    for history in job["data"]["schema"]["histories"].values():
+        history["last"] = last
+    job["data"]["folder"] += f"-{last}"
+    job["model"] = {"name": name, **settings, "dropout": 0.0}
+    opened = Log.open(Path(verbs.prepare(job)["folder"]))
+    torch.manual_seed(0)
+    ours, theirs = (build(job["model"], opened.fitted.fields()) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    assert isinstance(ours, Ranker)
+    assert isinstance(theirs, Ranker)
+    (history,) = ours.fields.histories
+    loader = loader_of(ours, opened, opened.rows_of("train"), BATCH, seed=1)
+    batches = list(itertools.islice(loader.epoch(0), steps + 2))
+    if kind is PaddedDSIN:
+        config = ours.config
+        made = [in_sessions(batch, history, config.sessions, config.session_items) for batch in batches]
+    else:
+        made = [padded(batch, history) for batch in batches]
+    wide = kind(theirs)
+    with torch.no_grad():
+        one_B, other_B = ours.eval()(batches[0]), wide.eval()(made[0])
+    assert torch.allclose(one_B, other_B, rtol=1e-3, atol=1e-4), (one_B - other_B).abs().max()
+    fit = read_job(job).fit
+    step_one = stepper(ours, ours.train(), fit)
+    step_other = stepper(theirs, wide.train(), fit)
+    times: tuple[list[float], list[float]] = ([], [])
+    for number, (batch, ready) in enumerate(zip(batches, made)):
+        for spent, step, given in ((times[0], step_one, batch), (times[1], step_other, ready)):
+            began = time.process_time()
+            step(given, batch)
+            if number > 1:
+                spent.append(time.process_time() - began)
+    fast, slow = (BATCH / statistics.median(spent) for spent in times)
+    lengths = torch.cat([batch.histories[history].offsets.diff() for batch in batches]).float()
+    longest = statistics.mean(float(batch.histories[history].offsets.diff().max()) for batch in batches)
+    told = [log, str(last), label, f"{float(lengths.mean()):.0f}", f"{longest:.0f}"]
+    return [*told, f"{fast:,.0f}", f"{slow:,.0f}", f"{fast / slow:.1f}"]
+
+
+def stepper(model: Ranker, score: Any, fit: Any) -> Callable[[Any, Batch], None]:
+    """A training step."""
+    optimisers = build_optimisers(model, fit)
+
+    def step(given: Any, batch: Batch) -> None:
+        logit_B: Tensor = score(given)
+        cross_entropy(logit_B, batch).backward()
+        for optimiser in optimisers.values():
+            optimiser.step()
+            optimiser.zero_grad()
+
+    return step
+
+
+def main() -> None:
+    """Measure, then write the table."""
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--data", type=Path, default=Path("data"))
+    ask.add_argument("--logs", nargs="*", default=["movielens", "kuairand"])
+    ask.add_argument("--last", nargs="*", type=int, default=[100, 1000])
+    ask.add_argument("--models", nargs="*", default=list(MODELS))
+    ask.add_argument("--steps", type=int, default=12)
+    ask.add_argument("--work", type=Path, default=machine.CACHE / "padded")
+    given = ask.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for log in given.logs:
+        work = given.work / log
+        work.mkdir(parents=True, exist_ok=True)
+        for last in given.last:
+            for label in given.models:
+                rows.append(one(log, label, last, given.data, work, given.steps))
+                print(" ".join(rows[-1]), flush=True)
+    head = ["log", "latest events kept", "model", "events of a row, mean", "longest of a batch, mean"]
+    head += ["ragged, rows a CPU-second", "padded, rows a CPU-second", "ratio"]
+    about = (
+        f"Batches of {BATCH:,}, shuffled, embeddings 16 wide, one thread. The padded version pads a batch to its "
+        "longest history (DSIN: to 5 sessions of 10 events, as its authors do) and is given its batches padded."
+    )
+    machine.write("padded", f"# Ragged beside padded\n\n{about}\n\n{machine.table(head, rows)}")
+
+
+if __name__ == "__main__":
+    main()

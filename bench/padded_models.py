@@ -1,0 +1,160 @@
+"""BST and DSIN as they are written everywhere: histories padded to the longest of the batch (DSIN: to sessions of one
+size), and every layer computed on what is padded too. They hold the weights of ours and say the same.
+
+Letters: B rows, N events, L events of a padded row (E an entry more, the candidate), K width of an event, S sessions,
+T events of a session, H heads, G inputs of a step of the recurrence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from longrec.features.batch import Batch, HistoryBatch, Jagged
+from longrec.features.fields import SESSIONS_BACK
+from longrec.models import bst, dsin
+from longrec.nn.encoder import EncoderLayer
+from longrec.nn.lstm import LSTM
+from longrec.nn.segment import Segments
+
+
+@dataclass(frozen=True)
+class Padded:
+    """A batch with one history, made ready before any clock runs.
+
+    Attributes:
+        flat: as the loader gives it, its events padded: offsets 0, L, 2 L, ...
+        real_BL: which events are none of the padding.
+    """
+
+    flat: Batch
+    real_BL: Tensor
+
+
+def padded(batch: Batch, history: str) -> Padded:
+    """Events to the longest history of the batch."""
+    lengths_B = batch.histories[history].offsets.diff()
+    place_N = torch.arange(int(lengths_B.sum())) - torch.repeat_interleave(
+        batch.histories[history].offsets[:-1], lengths_B
+    )
+    return _laid(batch, history, place_N, max(1, int(lengths_B.max())))
+
+
+def in_sessions(batch: Batch, history: str, count: int, longest: int) -> Padded:
+    """The latest sessions of the latest events each, newest last; what is left over goes."""
+    given = batch.histories[history]
+    segments = Segments.of(given, batch.size)
+    told = given.columns[SESSIONS_BACK]
+    assert isinstance(told, Tensor)
+    number_N = dsin.sessions(told, segments, longest, 0)
+    run_N = torch.unique_consecutive(segments.row * 2**41 + number_N, return_inverse=True)[1]
+    ends = torch.bincount(run_N).cumsum(0)
+    newer_N = ends[run_N] - 1 - torch.arange(len(run_N))
+    place_N = torch.where(number_N < count, (count - 1 - number_N) * longest + longest - 1 - newer_N, -1)
+    return _laid(batch, history, place_N, count * longest)
+
+
+def _laid(batch: Batch, history: str, place_N: Tensor, length: int) -> Padded:
+    """Every event at its place of its row; -1 for one that is left out. Padding is the id of what is missing."""
+    given, rows = batch.histories[history], batch.size
+    row_N = torch.repeat_interleave(torch.arange(rows), given.offsets.diff())
+    kept = (place_N >= 0).nonzero().squeeze(1)
+    to = (row_N * length + place_N)[kept]
+    kept, to = kept[to.argsort()], to.sort()[0]
+    columns: dict[str, Tensor | Jagged] = {}
+    for name, column in given.columns.items():
+        if isinstance(column, Tensor):
+            columns[name] = column.new_zeros(rows * length, *column.shape[1:]).index_copy(0, to, column[kept])
+            continue
+        own = column.at(kept)
+        counts = torch.zeros(rows * length, dtype=torch.int64).index_copy(0, to, own.lengths())
+        columns[name] = Jagged(own.values, F.pad(counts.cumsum(0), (1, 0)), own.weights)
+    full = HistoryBatch(columns, torch.arange(rows + 1) * length)
+    real = torch.zeros(rows * length, dtype=torch.bool).index_fill(0, to, True)
+    flat = Batch(rows, batch.features, {history: full}, label=batch.label, users=batch.users)
+    return Padded(flat, real.view(rows, length))
+
+
+class PaddedBST(nn.Module):
+    """BST of one block over padded events; whatever ``pooling``, all that the loss needs is computed and no more."""
+
+    def __init__(self, model: bst.BST) -> None:
+        super().__init__()
+        self.model = model
+        (self.history,) = model.fields.histories
+        self.path = cast(bst._Path, model.paths[f"path_{self.history}"])
+
+    def forward(self, given: Padded) -> Tensor:
+        """Logits ``[B]``."""
+        embedded, real_BL = self.model.embeddings(given.flat), given.real_BL
+        rows, longest = real_BL.shape
+        q_BQ, e_NK, _ = self.model.queries(given.flat, embedded, self.history)
+        y_BK = q_BQ if self.path.absent is None else torch.cat([q_BQ, self.path.absent.expand(rows, -1)], 1)
+        x_BEK = torch.cat([e_NK.view(rows, longest, -1), y_BK.unsqueeze(1)], 1)
+        seen_BE = F.pad(real_BL, (0, 1), value=True)
+        block = cast(EncoderLayer, self.path.blocks[0])
+        parts = block.parts(x_BEK.flatten(0, 1))
+        q, k, v = (part.view(rows, longest + 1, block.heads, -1).transpose(1, 2) for part in parts)
+        wanted = slice(longest, None) if self.path.pooling == "target" else slice(None)
+        q, x_BEK = q[:, :, wanted], x_BEK[:, wanted]
+        o = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_BE[:, None, None, :], scale=1.0)
+        z_BEK = block.rest(x_BEK.flatten(0, 1), o.transpose(1, 2).flatten(2).flatten(0, 1)).view(x_BEK.shape)
+        if self.path.pooling == "target":
+            u_BK = z_BEK[:, 0]
+        else:
+            u_BK = (z_BEK * seen_BE.unsqueeze(2)).sum(1)
+            if self.path.pooling == "mean":
+                u_BK = u_BK / seen_BE.sum(1, keepdim=True)
+        return self.model.head(self.model.top.hidden(torch.cat([*embedded.features.values(), u_BK], 1)))
+
+
+class PaddedDSIN(nn.Module):
+    """DSIN over sessions that are all of one size."""
+
+    def __init__(self, model: dsin.DSIN) -> None:
+        super().__init__()
+        self.model = model
+        (self.history,) = model.fields.histories
+        self.path = cast(dsin._Path, model.paths[f"path_{self.history}"])
+
+    def forward(self, given: Padded) -> Tensor:
+        """Logits ``[B]``."""
+        embedded, path, config = self.model.embeddings(given.flat), self.path, self.model.config
+        rows, count, items = len(given.real_BL), config.sessions, config.session_items
+        real_BST = given.real_BL.view(rows, count, items)
+        q_BQ, e_NK, _ = self.model.queries(given.flat, embedded, self.history)
+        bias_ST1 = (path.of_session.flip(0).unsqueeze(1) + path.of_event.flip(0)).unsqueeze(2)
+        x_NK = (e_NK.view(rows, count, items, -1) + bias_ST1 + path.of_unit).flatten(0, 2)
+        layer, there_BS = path.layer, real_BST.any(2)
+        heads = (part.view(rows * count, items, layer.heads, -1).transpose(1, 2) for part in layer.parts(x_NK))
+        # A session of padding alone sees itself, or its softmax is undefined.
+        seen = (real_BST | ~there_BS.unsqueeze(2)).view(-1, 1, 1, items)
+        o = F.scaled_dot_product_attention(*heads, attn_mask=seen, scale=1.0)
+        y_BSTK = layer.rest(x_NK, o.transpose(1, 2).flatten(2).flatten(0, 1)).view(rows, count, items, -1)
+        i_BSK = (y_BSTK * real_BST.unsqueeze(3)).sum(2) / real_BST.sum(2, keepdim=True).clamp(min=1)
+        both = [_states(lstm, i_BSK, there_BS) for lstm in (path.forth, path.back)]
+        h_BSW = torch.cat(both, 2) if path.merge == "concat" else both[0] + both[1]
+        read = []
+        for ask_BW, of_BSW in ((path.asks_interest(q_BQ), i_BSK), (path.asks_state(q_BQ), h_BSW)):
+            s_BS = torch.einsum("bw,bsw->bs", ask_BW, of_BSW).masked_fill(~there_BS, -1e30)
+            read.append(torch.einsum("bs,bsw->bw", s_BS.softmax(1) * there_BS, of_BSW))
+        return self.model.head(self.model.top.hidden(torch.cat([*embedded.features.values(), *read], 1)))
+
+
+def _states(lstm: LSTM, x_BSK: Tensor, moves_BS: Tensor) -> Tensor:
+    """The states of a recurrence that stays where it is at sessions of padding: ``[B, S, H]``."""
+    x_BSG = F.linear(x_BSK, lstm.weight, lstm.bias)
+    h_BH = c_BH = x_BSG.new_zeros(len(x_BSK), lstm.hidden)
+    found: list[Tensor] = []
+    for place in range(x_BSK.shape[1] - 1, -1, -1) if lstm.reverse else range(x_BSK.shape[1]):
+        i, f, o, g = (x_BSG[:, place] + F.linear(h_BH, lstm.recurrent)).chunk(4, 1)
+        new_BH = f.sigmoid() * c_BH + i.sigmoid() * g.tanh()
+        moves_B1 = moves_BS[:, place].unsqueeze(1)
+        h_BH = torch.where(moves_B1, o.sigmoid() * new_BH.tanh(), h_BH)
+        c_BH = torch.where(moves_B1, new_BH, c_BH)
+        found.append(h_BH)
+    return torch.stack(found[::-1] if lstm.reverse else found, 1)

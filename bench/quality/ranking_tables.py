@@ -1,0 +1,211 @@
+"""The tables of ``rankers.py``: every ranking model on every log, which differences are real, and what has to hold.
+
+    python bench/quality/ranking_tables.py [--work build/quality/rankers]
+
+A model's AUC is the mean over its seeds; users are drawn anew (300 times), the same ones for all models, so differences
+are paired. The interval of a difference joins what users and what seeds move: the second from the spread of seeds
+about the mean of their model, pooled over all models of a log. With one seed a model, that part is not known and left
+out. A difference is called real where its 95 % interval leaves zero out; nothing is corrected for the number of pairs.
+
+Writes ``results/rankers_*.md`` and ``results/models.json``, from which the pages of the models are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+import machine
+
+from longrec.metrics import bootstrap
+from longrec.report.run import read_predictions
+
+Arm = tuple[str, str]
+"""Model and regime."""
+
+TITLES = {
+    "movielens": "MovieLens-1M, 80/10/10 of the rows along one line through time, rated 4 or better",
+    "c12": "MovieLens-1M by protocol C12",
+    "kuairand": "KuaiRand-Pure, is_click",
+    "beauty": "Amazon Beauty in DIEN's form",
+}
+Z = 1.96
+
+
+@dataclass(frozen=True)
+class Found:
+    """The runs of one log.
+
+    Attributes:
+        seeds: AUC of every seed.
+        draws: ``[R]`` of every arm, the mean over its seeds on each draw of users.
+        noise: standard deviation of a seed about the mean of its model, pooled; None with one seed a model.
+    """
+
+    seeds: dict[Arm, NDArray[np.float64]]
+    draws: dict[Arm, NDArray[np.float64]]
+    noise: float | None
+
+    def mean(self, arm: Arm) -> float:
+        return float(self.seeds[arm].mean())
+
+    def half(self, draws: NDArray[np.float64], *arms: Arm) -> float:
+        """Half of the 95 % interval of a sum or difference of arms."""
+        own = (self.noise or 0.0) ** 2 * sum(1 / len(self.seeds[arm]) for arm in arms)
+        return Z * float(np.sqrt(draws.var(ddof=1) + own))
+
+    def difference(self, one: Arm, other: Arm) -> tuple[float, float]:
+        """How much better the first is, and half of the interval around it."""
+        return self.mean(one) - self.mean(other), self.half(self.draws[one] - self.draws[other], one, other)
+
+    def real(self, one: Arm, other: Arm) -> bool:
+        """Whether the first is better and the interval leaves zero out."""
+        value, half = self.difference(one, other)
+        return value > half
+
+
+def runs_of(folder: Path) -> dict[Arm, list[Path]]:
+    """The finished runs of a log; twins and runs with shuffled labels are not among them."""
+    found: dict[Arm, list[Path]] = defaultdict(list)
+    for path in sorted(folder.glob("runs/*/predictions/test.parquet")):
+        parts = re.fullmatch(r"(\w+)-(past|plain)-(\d+)", path.parents[1].name)
+        if parts and (path.parents[1] / "results.json").exists():
+            found[parts[1], parts[2]].append(path.parents[1])
+    return found
+
+
+def measured(folder: Path, replicates: int) -> Found | None:
+    """Read, draw and measure; None without runs."""
+    runs = runs_of(folder)
+    if not runs:
+        return None
+    scores, label, user = {}, None, None
+    for several in runs.values():
+        for run in several:
+            own = read_predictions(run)
+            if label is None:
+                label, user = own.label, own.user
+            assert np.array_equal(own.label, label)
+            scores[run.name] = own.score
+    assert label is not None
+    assert user is not None
+    draws = bootstrap(label, scores, user, replicates=replicates, seed=0)
+    seeds = {arm: np.array([draws.values[run.name][0] for run in several]) for arm, several in runs.items()}
+    means = {arm: np.mean([draws.draws[run.name][:, 0] for run in several], axis=0) for arm, several in runs.items()}
+    free = sum(len(values) - 1 for values in seeds.values())
+    spread = sum(float(((values - values.mean()) ** 2).sum()) for values in seeds.values())
+    return Found(seeds, means, (spread / free) ** 0.5 if free else None)
+
+
+def table_of(found: Found, regimes: list[str]) -> str:
+    """All models, best first, each beside DIN and beside itself without what users said of past events."""
+    head = ["model"]
+    for regime in regimes:
+        head += [f"AUC, {regime} [95 %]", "seeds", "less DIN", "really worse models"]
+    if len(regimes) > 1:
+        head += ["past less plain"]
+    models = sorted({model for model, _ in found.seeds}, key=lambda name: -_best(found, name))
+    rows = []
+    for model in models:
+        row = [model]
+        for regime in regimes:
+            row += _cells(found, (model, regime))
+        if len(regimes) > 1:
+            both = [(model, regime) for regime in ("past", "plain")]
+            row.append(_told(*found.difference(*both)) if all(arm in found.seeds for arm in both) else "")
+        rows.append(row)
+    return machine.table(head, rows)
+
+
+def _best(found: Found, model: str) -> float:
+    return max(found.mean(arm) for arm in found.seeds if arm[0] == model)
+
+
+def _cells(found: Found, arm: Arm) -> list[str]:
+    if arm not in found.seeds:
+        return ["", "", "", ""]
+    half, values = found.half(found.draws[arm], arm), found.seeds[arm]
+    told = f"{values.mean():.4f} [{values.mean() - half:.4f}, {values.mean() + half:.4f}]"
+    spread = f"{len(values)}: {values.min():.4f} to {values.max():.4f}" if len(values) > 1 else "1"
+    din, others = ("din", arm[1]), [other for other in found.seeds if other[1] == arm[1] and other != arm]
+    less = _told(*found.difference(arm, din)) if arm != din and din in found.seeds else ""
+    return [told, spread, less, f"{sum(found.real(arm, other) for other in others)} of {len(others)}"]
+
+
+def _told(value: float, half: float) -> str:
+    text = f"{value:+.4f} [{value - half:+.4f}, {value + half:+.4f}]"
+    return f"**{text}**" if abs(value) > half else text
+
+
+def relations(folder: Path, found: Found) -> str:
+    """What has to hold on a log of made-up negatives (see ``relations.py``)."""
+    path = folder / "relations.json"
+    if not path.exists():
+        return "Relations: not run (`relations.py`)."
+    told = json.loads(path.read_text(encoding="utf-8"))
+    rows = []
+    for model in sorted({model for model, _ in found.seeds}):
+        own = told["models"].get(model, {})
+        shuffled = own.get("shuffled")
+        rows.append(
+            [
+                model,
+                f"{found.mean((model, 'past')):.4f}",
+                "yes" if found.mean((model, "past")) > told["popularity"] else "no",
+                "" if shuffled is None else f"{shuffled:.4f}",
+                {None: "", True: "yes", False: "no"}[own.get("twin")],
+            ]
+        )
+    head = ["model", "AUC", "beats popularity", "AUC, trained on shuffled labels", "trained twice, same to the bit"]
+    return f"Popularity of an item alone: AUC {told['popularity']:.4f}.\n\n{machine.table(head, rows)}"
+
+
+def main() -> None:
+    """Write what there is."""
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--work", type=Path, default=Path("build/quality/rankers"))
+    ask.add_argument("--replicates", type=int, default=300)
+    ask.add_argument("--speed", type=Path, default=machine.CACHE / "rankers_speed" / "speed.json")
+    given = ask.parse_args()
+    kept: dict[str, Any] = {}
+    for log, title in TITLES.items():
+        found = measured(given.work / log, given.replicates)
+        if found is None:
+            continue
+        regimes = [regime for regime in ("past", "plain") if any(arm[1] == regime for arm in found.seeds)]
+        told = (
+            "is not known: one seed a model"
+            if found.noise is None
+            else f"has a standard deviation of {found.noise:.4f}"
+        )
+        text = [f"# {title}", f"A seed {told}. Bold: real differences.", table_of(found, regimes)]
+        if log == "beauty":
+            text.append(relations(given.work / log, found))
+        machine.write(f"rankers_{log}", "\n\n".join(text))
+        kept[log] = {}
+        for model in sorted({model for model, _ in found.seeds}):
+            arm = next((model, regime) for regime in ("past", "plain") if (model, regime) in found.seeds)
+            half = found.half(found.draws[arm], arm)
+            kept[log][model] = {
+                "auc": round(found.mean(arm), 4),
+                "low": round(found.mean(arm) - half, 4),
+                "high": round(found.mean(arm) + half, 4),
+                "seeds": len(found.seeds[arm]),
+            }
+    if given.speed.exists():
+        kept["speed"] = json.loads(given.speed.read_text(encoding="utf-8"))
+    (machine.RESULTS / "models.json").write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""What has to hold on Amazon Beauty in DIEN's form, where no published number can be held against ours.
+
+    python bench/quality/relations.py [--data FOLDER] [--models din dien]
+
+Of every model: it beats the popularity of the item; trained and tested on labels that are drawn by lot its AUC is one
+half; trained twice with one seed it scores to the last bit the same. Runs are those of ``rankers.py``, and are found
+again; ``ranking_tables.py`` puts what is written here, ``relations.json``, into its table. (That a DIN of constant
+scores is a mean, and that padding changes nothing, are tests of the suite.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rankers
+from ranking_logs import TASKS, Task
+
+from longrec.data.log import Log
+from longrec.metrics import auc
+from longrec.report.run import read_predictions
+
+
+def by_lot(task: Task) -> Task:
+    """The same rows with labels that say nothing."""
+    query = task.data["log"]["query"]
+    drawn = "CAST(hash(user_id * 1000003 + item_id) % 2 AS INTEGER) AS label"
+    return replace(task, data={**task.data, "log": {"query": f"SELECT * REPLACE ({drawn}) FROM ({query})"}})
+
+
+def popularity(run: Any) -> float:
+    """AUC on test of how often an item stands in training rows, whatever the label."""
+    log = Log.open(run.job.data.folder)
+    item, train, test = (log.events.columns["item_id"], log.rows_of("train"), log.rows_of("test"))
+    count = np.bincount(item[train], minlength=int(item.max()) + 1)[item[test]]
+    return float(auc(log.labels[test], count / max(1, count.max())))
+
+
+def main() -> None:
+    """Train what is not there yet, then compare."""
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--data", type=Path, default=Path("data"))
+    ask.add_argument("--work", type=Path, default=Path("build/quality/rankers"))
+    ask.add_argument("--models", nargs="*", default=rankers.ranked())
+    given = ask.parse_args()
+    work = given.work / "beauty"
+    task = TASKS["beauty"](given.data, work)
+    path = work / "relations.json"
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"models": {}}
+    for model in given.models:
+        first = rankers.run(task, model, "past", 0, work)
+        twin = rankers.run(task, model, "past", 0, work, twin="-twin")
+        lot = rankers.run(by_lot(task), model, "past", 0, work / "shuffled")
+        scores = [read_predictions(run.folder).score for run in (first, twin)]
+        kept["popularity"] = popularity(first)
+        kept["models"][model] = {
+            "shuffled": lot.metrics["auc"].value,
+            "twin": bool(np.array_equal(*scores)),
+        }
+        print(model, kept["models"][model], flush=True)
+        path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
