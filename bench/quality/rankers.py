@@ -1,6 +1,6 @@
 """All ranking models of the folder on one log, the same budget for each.
 
-    python bench/quality/rankers.py movielens [--data FOLDER] [--seeds 3] [--models din dien]
+    python bench/quality/rankers.py movielens [--data FOLDER] [--seeds 3] [--models din dien] [--regimes past]
 
 Logs: movielens, c12, kuairand, beauty (``ranking_logs.py``). Nothing is tuned: every model has its own defaults, but
 for the width of embeddings (32), the top network (128-64) and dropout (0.2), and the log's epochs, batch and learning
@@ -39,8 +39,8 @@ WANTS: dict[str, list[str]] = {
 APART = ("dfn", "dmt")
 """Models that want one history a behaviour, where the log tells behaviours apart."""
 
-BUILT_ON = ("iat_reader", "keep_plug")
-"""They read what another model wrote, and have studies of their own."""
+BUILT_ON = ("iat_reader", "keep_plug", "esmm")
+"""They read what another model wrote, and have studies of their own; or learn two labels that follow each other."""
 
 
 def ranked() -> list[str]:
@@ -118,12 +118,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/quality/rankers"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--models", nargs="*", default=ranked())
+    parser.add_argument("--regimes", nargs="*", default=["past", "plain"])
     args = parser.parse_args()
     work = args.work / args.log
     work.mkdir(parents=True, exist_ok=True)
     task = TASKS[args.log](args.data, work)
     for model, regime, seed in plan(task, args.models, args.seeds):
-        run(task, model, regime, seed, work)
+        if regime in args.regimes:
+            run(task, model, regime, seed, work)
 
 
 if __name__ == "__main__":
