@@ -174,7 +174,7 @@ def one(name: str, work: Path, steps: int) -> dict[str, Any]:
         sizes[id(parameter) in tables] += parameter.numel()
     return {
         "train_rows_per_s": trained["rows_per_cpu_second"],
-        "floor_rows_per_s": speed / flops if flops else float("inf"),
+        "floor_rows_per_s": speed / flops if flops else None,
         "peak_mb": trained["peak_mb"],
         **answers(model, fields),
         "parameters": sizes[False],
@@ -205,22 +205,26 @@ def main() -> None:
             line = next(text for text in used.output.splitlines() if text.startswith("RESULT "))
             runs[name].append(json.loads(line.removeprefix("RESULT ")))
             print(f"round {number + 1}, {name}: {line.removeprefix('RESULT ')}", flush=True)
-    found = {name: {key: statistics.median(r[key] for r in own) for key in own[0]} for name, own in runs.items()}
+    found = {name: {key: _middle([r[key] for r in own]) for key in own[0]} for name, own in runs.items()}
     (given.work / "speed.json").write_text(json.dumps(found, indent=1))
     machine.write("rankers_speed", report(found, given.rounds))
+
+
+def _middle(values: list[Any]) -> Any:
+    return None if None in values else statistics.median(values)
 
 
 def report(found: dict[str, dict[str, float]], rounds: int) -> str:
     """The table, fastest first."""
     rows = []
     for name, own in sorted(found.items(), key=lambda item: -item[1]["train_rows_per_s"]):
-        gain = own["torch_repeated_ms"] / own["torch_shared_ms"]
+        gain, floor = own["torch_repeated_ms"] / own["torch_shared_ms"], own["floor_rows_per_s"]
         rows.append(
             [
                 name,
                 f"{own['train_rows_per_s']:,.0f}",
-                f"{own['floor_rows_per_s']:,.0f}",
-                f"{own['train_rows_per_s'] / own['floor_rows_per_s']:.2f}",
+                f"{floor:,.0f}" if floor else "no products",
+                f"{own['train_rows_per_s'] / floor:.2f}" if floor else "",
                 f"{own['inference_ms_100']:.2f}",
                 f"{own['torch_shared_ms']:.2f}",
                 f"{own['torch_repeated_ms']:.2f}",

@@ -50,7 +50,7 @@ class Task:
         columns = self.of[regime] + (extra if self.timed else [])
         if self.joined is not None:
             schema["histories"] = {"seen": {"columns": self.joined, "of": columns, "last": self.last}}
-        elif apart and regime == "past":
+        elif apart and self.parts and regime == "past":
             schema["histories"] = {
                 name: {"of": columns, "where": where, "last": self.last} for name, where in self.parts.items()
             }
@@ -123,7 +123,7 @@ def kuai(data: Path, work: Path) -> Task:
             "plain": ["video_id", "author_id", "tags"],
         },
         last=30,
-        parts={"clicked": {"is_click": 1}, "passed": {"is_click": 0}},
+        parts={},  # a filter cannot wait for each event by itself until its click is known
         timed=True,
         joined=None,
         fit={"epochs": 1, "batch_size": 512, "lr": 1e-3},
