@@ -1,0 +1,255 @@
+r"""DFN: Deep Feedback Network for Recommendation.
+
+Xie, Ling, Wang, Wang, Xia, Lin, IJCAI 2020. https://doi.org/10.24963/ijcai.2020/349
+
+What a user clicked, what was left unclicked and what was disliked tell different things: clicks and dislikes are
+precise and rare, unclicked items are many and say little by themselves. So each kind is read by itself, and the precise
+ones pick from the unclicked what they go with:
+
+    f_s = mean(Transformer([e_a; s_1; ...; s_T]))            for s in c, u, d: clicked, unclicked, disliked (internal)
+    f_uc = sum_i softmax_i(a(f_c, u_i)) u_i,  f_ud = sum_i softmax_i(a'(f_d, u_i)) u_i                     (external)
+    a(q, x) = MLP([q; x; q - x; q * x])
+    f = [f_c; f_d; f_u; f_uc; f_ud]
+    logit = linear(fields) + FM(fields and the parts of f) + MLP([fields; f])
+    L = l_c L_c + l_u L_u + l_d L_d                          1 : 1 : 10, of clicked, of other and of disliked rows
+
+Which history plays which part is told by ``clicks``, ``unclicks`` and ``dislikes``. Where none of them is, the first
+history of the schema is the clicks, the second what was left unclicked, and the third what was disliked. A part that
+nothing plays is left out, with all that would be made of it; that is what zeros would do.
+
+Every row is in one of the three losses: it is disliked where the feedback feature ``dislike`` says so (0 and 1),
+whatever its label; else clicked or not by the label. Without ``dislike`` there are two. A loss is the sum over its rows
+by the number of all rows. ``logits`` tells of the dislike what the model says against the row.
+
+Departures from the paper
+    - an empty history gives f_s = 0, and nothing to pick by: f_uc = 0 without clicks, f_ud = 0 without dislikes. The
+      authors' code sums up padding too, so that its output hangs on how much of it there is;
+    - the transformer is one layer with residuals and without normalisation, whose outputs would drown the embeddings
+      in FM; the code has neither. Its places are counted back from the candidate, which is at 0;
+    - a column that events have and the candidate has not is a learnt vector at the candidate; a history of instance
+      tokens that shares no column is met by a projection of the candidate's fields;
+    - where two histories have not the same columns, f_c or f_d is projected to the width of the unclicked events;
+    - a row whose dislike is not known counts as one that is not disliked.
+
+Letters: B rows, N positions, U what a history brings (see nn/segment.py), T events of a shared history, F fields, D
+embedding width, K width of an event, H what wide part, FM and MLP hold.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from longrec.config import Strict
+from longrec.errors import ConfigError
+from longrec.features.batch import Batch
+from longrec.features.fields import Fields
+from longrec.models.base import Ranker, one_width
+from longrec.nn.activation import Name
+from longrec.nn.attention import TargetAttention
+from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.encoder import EncoderLayer
+from longrec.nn.fm import bi_interaction
+from longrec.nn.linear import Linear
+from longrec.nn.mlp import MLP
+from longrec.nn.queries import Queries
+from longrec.nn.rectangles import Rectangles
+from longrec.nn.segment import Segments
+from longrec.nn.token_buckets import without_positions
+
+Width = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(gt=0)]
+PARTS = ("clicks", "unclicks", "dislikes")
+
+
+class DFNConfig(Strict):
+    """Settings of DFN."""
+
+    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    clicks: str | None = Field(None, description="History of clicked items; see the docstring for the default.")
+    unclicks: str | None = Field(None, description="History of items left unclicked.")
+    dislikes: str | None = Field(None, description="History of disliked items.")
+    dislike: str | None = Field(None, description="Feedback feature with the values 0 and 1: this row was disliked.")
+    click_weight: Weight = Field(1.0, description="Weight of clicked rows in the loss.")
+    unclick_weight: Weight = Field(1.0, description="Weight of rows left unclicked.")
+    dislike_weight: Weight = Field(10.0, description="Weight of disliked rows.")
+    heads: Width = Field(2, description="Heads of the transformers.")
+    places: Width = Field(64, description="Places counted back from the candidate that are told apart.")
+    attention: tuple[Width, ...] = Field((32,), min_length=1, description="Hidden units of the external attention.")
+    mlp: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units of the MLP.")
+    activation: Name = Field("relu", description="Activation of the MLP.")
+    batch_norm: bool = Field(True, description="Batch normalisation in the MLP.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in the MLP while training.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+
+
+class DFN(Ranker):
+    """DFN over up to three histories of the schema.
+
+    Attributes:
+        part: the history that plays each part, for those that are played.
+    """
+
+    Config = DFNConfig
+    reads_history = True
+    order_matters = True
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"heads": 1, "places": 4, "attention": [8, 4], "mlp": [32], "batch_norm": False, "dropout": 0.1},
+    )
+
+    def __init__(self, config: DFNConfig, fields: Fields) -> None:
+        super().__init__(config, fields)
+        self.part = _parts(config, fields)
+        self.targets = (config.dislike,) if config.dislike else ()
+        read = Fields(fields.features, {name: fields.histories[name] for name in self.part.values()})
+        width = one_width(fields, config.embedding_dim, "dfn")
+        self.embeddings = Embeddings(read, width=width, histories=True, std=config.init_std)
+        self.first_order = Embeddings(Fields(fields.features, {}), width=1, std=0.0)
+        self.bias = nn.Parameter(torch.zeros(1))
+        self.queries = Queries(read, self.embeddings.widths, "dfn")
+        key = self.queries.key
+        self.inner = nn.ModuleDict(
+            {
+                part: _Internal(self.queries.query[name], key[name], config.heads, config.places, config.init_std)
+                for part, name in self.part.items()
+            }
+        )
+        self.outer, inputs = nn.ModuleDict(), sum(key[name] for name in self.part.values())
+        for part in ("clicks", "dislikes"):
+            if part in self.part and "unclicks" in self.part:
+                unclicked = key[self.part["unclicks"]]
+                self.outer[part] = _External(key[self.part[part]], unclicked, config.attention)
+                inputs += unclicked
+        inputs += width * len(fields.features)
+        self.deep = MLP(
+            inputs, config.mlp, config.activation, config.dropout, config.batch_norm, outputs=1, last_bias=False
+        )
+        self.interaction = len(fields.features) + width + self.deep.width
+
+    def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
+        """First order, the product of all pairs column by column, and the last hidden layer."""
+        w_BF = torch.cat(list(self.first_order(batch).features.values()), 1)
+        embedded = self.embeddings(batch)
+        v_BFD = torch.stack(list(embedded.features.values()), 1)
+        x_BX = torch.cat([v_BFD.flatten(1), *self.feedback(batch, embedded).values()], 1)
+        v_BFD = x_BX.reshape(batch.size, -1, v_BFD.shape[2])
+        return torch.cat([w_BF, bi_interaction(v_BFD), self.deep.hidden(x_BX)], 1)
+
+    def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+        """The sum of all parts."""
+        assert self.deep.last is not None
+        fm = self.interaction - self.deep.width
+        return self.bias + h_BH[:, :fm].sum(1) + self.deep.last(h_BH[:, fm:]).squeeze(1)
+
+    def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
+        """The logit of every row, and what it is against a dislike."""
+        logit_B = self(batch)
+        return torch.stack([logit_B, -logit_B][: 1 + len(self.targets)], 1)
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """The three weighted cross entropies, in float32.
+
+        Raises:
+            ValueError: a batch without label, or without the target ``dislike``.
+        """
+        if batch.label is None:
+            raise ValueError("the batch carries no label")
+        config, logit_B, label_B = self.config, self(batch).float(), batch.label
+        weight_B = torch.where(label_B > 0, config.click_weight, config.unclick_weight)
+        for name in self.targets:
+            if name not in batch.targets:
+                raise ValueError(f"the batch carries no target {name!r}")
+            disliked_B = batch.targets[name] == 1
+            label_B = label_B.masked_fill(disliked_B, 0)
+            weight_B = weight_B.masked_fill(disliked_B, config.dislike_weight)
+        if batch.counts is not None:
+            logit_B, label_B, weight_B = (x_B[batch.counts] for x_B in (logit_B, label_B, weight_B))
+        return F.binary_cross_entropy_with_logits(logit_B, label_B, weight_B)
+
+    def feedback(self, batch: Batch, embedded: Embedded) -> dict[str, Float[Tensor, "B K"]]:
+        """f by its parts: ``clicks``, ``unclicks`` and ``dislikes``, then ``unclicks by clicks`` and so on."""
+        found: dict[str, Tensor] = {}
+        read = {part: self.queries(batch, embedded, history) for part, history in self.part.items()}
+        empty = {part: without_positions(segments) for part, (_, _, segments) in read.items()}
+        for part, asked in read.items():
+            found[part] = self.inner[part](*asked)[0].masked_fill(empty[part], 0)
+        for part, outer in self.outer.items():
+            found[f"unclicks by {part}"] = outer(found[part], *read["unclicks"][1:]).masked_fill(empty[part], 0)
+        return found
+
+    def explain(self, batch: Batch) -> dict[str, Tensor]:
+        """What the candidate attends to in the transformers, mean over heads: ragged ``[N]``, shared ``[B, T]``.
+
+        The weights of a row leave to one what the candidate pays itself.
+        """
+        embedded = self.embeddings(batch)
+        return {
+            history: cast(_Internal, self.inner[part])(*self.queries(batch, embedded, history))[1]
+            for part, history in self.part.items()
+        }
+
+
+class _Internal(nn.Module):
+    """The candidate among the events of one history, and their mean."""
+
+    def __init__(self, query: int, key: int, heads: int, places: int, std: float) -> None:
+        super().__init__()
+        self.absent = nn.Parameter(torch.randn(key - query) * std) if query < key else None
+        self.places = nn.Parameter(torch.randn(places, key) * std)
+        self.layer = EncoderLayer(key, heads, 4 * key, norm=False)
+
+    def forward(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
+        """``[B, K]``: the mean; and the candidate's weights, ragged ``[N]``, shared ``[B, T]``."""
+        rectangles, layer = Rectangles(segments), self.layer
+        y_BK = q_BQ if self.absent is None else torch.cat([q_BQ, self.absent.expand(q_BQ.shape[0], -1)], 1)
+        count, device = segments.positions, segments.offsets.device
+        stop = count if segments.shared else segments.expand_rows(segments.offsets[1:])
+        back_U = (stop - torch.arange(count, device=device)).clamp(max=len(self.places) - 1)
+        y_BK = rectangles.rows_in(y_BK + self.places[0])
+        x = rectangles.positions_in(e_UK + self.places.index_select(0, back_U))
+        (q, k, v), (own_q, *own) = layer.parts(x), layer.parts(y_BK)
+        beside = own[0], own[1]
+        o_BX, w = rectangles.query(own_q, k, v, layer.heads, beside)
+        o = rectangles.among(q, k, v, layer.heads, beside)
+        x = x.expand(*o.shape[:-1], -1)
+        z_BK, z = layer.rest(y_BK, o_BX), layer.rest(x.flatten(0, -2), o.flatten(0, -2))
+        if segments.shared:
+            return (z.reshape(x.shape).sum(1) + z_BK) / (count + 1), w
+        total_BK = segments.sum(rectangles.positions_back(z)) + rectangles.rows_back(z_BK)
+        lengths_B = segments.offsets[1:] - segments.offsets[:-1]
+        return total_BK / (1 + lengths_B).unsqueeze(1), rectangles.positions_back(w)
+
+
+class _External(nn.Module):
+    """What the mean of one history picks from the unclicked events."""
+
+    def __init__(self, query: int, key: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.project = None if query == key else Linear(query, key, bias=False)
+        self.unit = TargetAttention(key, key, widths, softmax=True)
+
+    def forward(self, f_BQ: Tensor, e_UK: Tensor, segments: Segments) -> Tensor:
+        """``[B, K]``; 0 for a row with nothing unclicked."""
+        picked: Tensor = self.unit(f_BQ if self.project is None else self.project(f_BQ), e_UK, segments)
+        return picked
+
+
+def _parts(config: DFNConfig, fields: Fields) -> dict[str, str]:
+    """The history that plays each part."""
+    told = {part: name for part in PARTS if (name := getattr(config, part)) is not None}
+    known, faults = list(fields.histories), []
+    if not told and len(known) > len(PARTS):
+        faults = [f"model: the schema has {len(known)} histories; name those that dfn reads: {', '.join(PARTS)}"]
+    for part, name in told.items():
+        if name not in known:
+            faults.append(f"model.{part}: no history named {name!r}; there are {', '.join(known) or 'none'}")
+        elif list(told.values()).index(name) < list(told).index(part):
+            faults.append(f"model.{part}: the history {name!r} plays another part already")
+    if faults:
+        raise ConfigError("config", faults)
+    return told or dict(zip(PARTS, known))
