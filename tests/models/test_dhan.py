@@ -9,7 +9,7 @@ import torch
 from conformance import Case
 from sample_batches import GENRES, ITEM, RATING, TOKENS, offsets, ragged, repeated, shared, with_history
 from torch import Tensor
-from world_runs import solves
+from world_runs import aucs_of, run_in, solves
 
 from longrec.data import worlds
 from longrec.errors import ConfigError
@@ -99,6 +99,17 @@ def test_one_category_makes_x_equal_to_the_items_together() -> None:
     torch.testing.assert_close(x, i)
 
 
+def test_a_group_of_one_equals_its_item() -> None:
+    """Beside a larger group, whatever weight the item has."""
+    path = path_of(dhan())
+    q, k = drawn(path, 5)
+    owns = one([3, 2])
+    groups = Groups(torch.tensor([4, 4, 5, 6, 7]), owns)
+    c_MK, over = groups.means(groups.shares(path.items.weights(q, k, owns)), k)
+    assert over.offsets.tolist() == [0, 2, 4]
+    torch.testing.assert_close(c_MK[1:], k[2:])
+
+
 def test_a_category_an_item_leaves_the_second_attention_the_raw_items() -> None:
     path = path_of(dhan())
     q, k = drawn(path, 7)
@@ -183,11 +194,20 @@ def test_the_category_of_an_event_counts_as_a_group_and_as_a_vector() -> None:
 
 
 SMALL = {"name": "dhan", "attention": [16], "group_attention": [16], "mlp": [32]}
+SMALL_DIN: dict[str, Any] = {"name": "din", "attention": [16], "mlp": [32]}
 
 
 def test_a_loud_category_does_not_drown_the_others(tmp_path: Path) -> None:
     assert {"name": "dhan"} in worlds.world("frequent_queries", 2).must
     assert solves(worlds.world("frequent_queries"), SMALL, tmp_path)
+
+
+def test_a_loud_category_drowns_the_others_where_items_are_weighed_alone(tmp_path: Path) -> None:
+    """The same attention on items, without the one on groups."""
+    made = worlds.world("frequent_queries")
+    assert {"name": "din", "softmax": True} in made.must_not
+    found, oracle = aucs_of(made, run_in(made, {**SMALL_DIN, "softmax": True}, tmp_path))
+    assert found < (0.5 + oracle) / 2
 
 
 def test_clicks_tell_an_interest(tmp_path: Path) -> None:

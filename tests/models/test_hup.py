@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from conformance import Case, close
@@ -20,6 +21,7 @@ from longrec.data.worlds import world
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
+from longrec.features.moments import since_previous
 from longrec.models.base import build, cross_entropy
 from longrec.models.hup import HUP, _Level, _Steps, hard_sigmoid
 from longrec.nn.lstm import LSTM
@@ -149,6 +151,20 @@ def test_without_weights_and_times_it_is_torchs_lstm() -> None:
     x, given = torch.randn(9, 38), torch.randn(9, 16)
     _, h, _ = both(x, given, given, _Steps(rows(9)))
     torch.testing.assert_close(h, both.recurrence.states(x, rows(9)))
+
+
+def test_the_first_event_of_a_history_has_no_interval() -> None:
+    """Missing, as data preparation tells it, is no bucket: neither that of no time nor any other is read for it."""
+    ids = since_previous(np.array([5_000, 9_000, 8_000, 8_000]), np.array([0, 2, 4]))
+    assert ids.tolist() == [0, 4, 0, 2]
+    model, batch = hup(), ragged(2, lengths=[2, 2], fields=THREE)
+    batch = with_history(batch, "seen", {"since_previous": torch.from_numpy(ids)})
+    model(batch).sum().backward()
+    grad = model.embeddings.table("since_previous").grad
+    assert grad is not None
+    assert grad.coalesce().to_dense().abs().sum(1).nonzero().squeeze(1).tolist() == [0, 2, 4]
+    at_once = with_history(batch, "seen", {"since_previous": torch.tensor([2, 4, 2, 2])})
+    assert ((model(at_once) - model(batch)).abs() > 1e-5).all()
 
 
 def test_longer_neighbours_change_nothing() -> None:

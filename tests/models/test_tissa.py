@@ -21,7 +21,7 @@ from longrec.data.worlds import world
 from longrec.errors import ConfigError
 from longrec.features.batch import HistoryBatch
 from longrec.features.fields import Field, Fields
-from longrec.features.moments import time_gaps
+from longrec.features.moments import since_previous, time_gaps
 from longrec.models.base import build
 from longrec.models.tissa import TiSSA, _Path
 from longrec.nn.segment import Segments
@@ -124,6 +124,32 @@ def test_without_time_it_is_torchs_gru() -> None:
     torch.testing.assert_close(
         path.states(e, rows(9), past(since=torch.full((9,), 30))), expected, rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("unknown", [0, 1])
+def test_an_interval_that_is_not_known_adds_nothing(unknown: int) -> None:
+    """The first event of a history has no event before it: data preparation says that it is missing, 0."""
+    ids = since_previous(np.array([5_000, 9_000, 8_000, 70_000]), np.array([0, 2, 4]))
+    assert ids.tolist() == [0, 4, 0, 7]
+    path, e = path_of(tissa()), torch.randn(4, 48)
+    assert path.gates is not None
+    told = path.states(e, rows(2, 2), past(since=torch.from_numpy(ids)))
+    path.gates.weight.data *= 2
+    more = path.states(e, rows(2, 2), past(since=torch.from_numpy(ids)))
+    torch.testing.assert_close(more[[0, 2]], told[[0, 2]])
+    assert ((more - told)[[1, 3]].abs().amax(1) > 1e-3).all()
+    plain = path.recurrence.states(e, rows(2, 2))
+    torch.testing.assert_close(path.states(e, rows(2, 2), past(since=torch.full((4,), unknown))), plain)
+
+
+def test_slices_count_from_the_moment_of_the_request() -> None:
+    """Request time - event time, whatever the time between events."""
+    path, moment = path_of(tissa()), 10**9
+    times = moment - 1_000 * np.array([2**14, 2**14 - 1, 5, 1])
+    ids = torch.from_numpy(time_gaps(np.full(4, moment), times))
+    early = torch.from_numpy(time_gaps(np.full(4, moment + 1_000 * 2**13), times))
+    assert (3 - path.places(rows(4), past(ids))).tolist() == [3, 3, 0, 0]
+    assert (3 - path.places(rows(4), past(early))).tolist() == [3, 3, 2, 2]
 
 
 def test_slices_are_half_open() -> None:

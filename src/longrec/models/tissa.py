@@ -13,16 +13,17 @@ become one vector; slices look at those before them, and the candidate chooses a
     v = sum_s softmax_s(w sigmoid(W_u u_s + W_e e_a + b)) u_s                              (target attention)
     logit = MLP([fields of the impression, v])
 
-dt is the time since the event before and enters the gates only. The equations go by name here. (TiSASRec, "Time Interval
-Aware Self-Attention", is another model.)
+dt is the time since the event before and enters the gates only. The equations go by name here. (TiSASRec, "Time
+Interval Aware Self-Attention", is another model.)
 
 Departures from the paper
     - slices end at powers of two of seconds where the paper's end at powers of two of hours, since that is what the
       column ``time_gap`` of a history tells: with the default the newest one is the last 2^12 s = 1.14 h, the others
       reach back to 2.28 h, 4.55 h and so on; the oldest has no end;
     - a history without ``time_gap`` is cut by place: the newest event, the 2 before, the 4 before those;
-    - dt is the log2 of the seconds, from the column ``since_previous``, which is no input besides; a history without
-      that column is read by an ordinary GRU. ``time_gap`` cuts slices and is an input like other columns too;
+    - dt is the log2 of the seconds, from the column ``since_previous``, which is no input besides; where it is not
+      known, as of the first event, it adds nothing, and a history without that column is read by an ordinary GRU.
+      ``time_gap`` cuts slices and is an input like other columns too;
     - slices are in the order of time, so that i < s means before. An empty slice is no key to any other and none to
       the candidate; a slice with nothing before it has g = 0;
     - heads share out W_c, W_q and W_v, where the paper has a product of two matrices in the place of each of the
