@@ -416,10 +416,11 @@ class Program(nn.Module):
 
 def captured(model: Ranker | Encoder) -> torch.export.ExportedProgram:
     """The graph of a model, with free numbers of candidates, events and values."""
-    # Lengths that all differ, so that no two free dimensions are taken for one.
-    example = flat(shared(5, 7, seed=1, fields=model.fields, apart=2))
     one = {f"f__{given.name}" for given in model.fields.features if given.table != "item"}
     fixed = one | {f"{name}__offsets" for name in one}
+    # Lengths that all differ, so that no two free dimensions are taken for one; and none that is 1 by chance.
+    examples = (flat(shared(5, 7, seed, model.fields, apart=2)) for seed in range(1, 50))
+    example = next(e for e in examples if all(len(given) > 1 for name, given in e.items() if name not in fixed))
     shapes = tuple({} if name in fixed else {0: torch.export.Dim.DYNAMIC} for name in example)
     module = Program(model, list(example)).eval()
     with quiet(), torch.no_grad():
