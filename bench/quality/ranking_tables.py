@@ -183,12 +183,9 @@ def main() -> None:
         if found is None:
             continue
         regimes = [regime for regime in ("past", "plain") if any(arm[1] == regime for arm in found.seeds)]
-        told = (
-            "is not known: one seed a model"
-            if found.noise is None
-            else f"has a standard deviation of {found.noise:.4f}"
-        )
-        text = [f"# {title}", f"A seed {told}. Bold: real differences.", table_of(found, regimes)]
+        noise = "unknown (one seed a model)" if found.noise is None else f"{found.noise:.4f}"
+        about = f"Standard deviation of a seed: {noise}. Bold: real differences."
+        text = [f"# {title}", about, table_of(found, regimes)]
         if log == "beauty":
             text.append(relations(given.work / log, found))
         machine.write(f"rankers_{log}", "\n\n".join(text))
