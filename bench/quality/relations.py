@@ -20,7 +20,6 @@ import numpy as np
 import rankers
 from ranking_logs import TASKS, Task
 
-from longrec.data.log import Log
 from longrec.metrics import auc
 from longrec.report.run import read_predictions
 
@@ -28,14 +27,14 @@ from longrec.report.run import read_predictions
 def by_lot(task: Task) -> Task:
     """The same rows with labels that say nothing."""
     query = task.data["log"]["query"]
-    drawn = "CAST(hash(user_id * 1000003 + item_id) % 2 AS INTEGER) AS label"
+    drawn = "CAST(hash(user_id, item_id) % 2 AS INTEGER) AS label"
     return replace(task, data={**task.data, "log": {"query": f"SELECT * REPLACE ({drawn}) FROM ({query})"}})
 
 
 def popularity(run: Any) -> float:
     """AUC on test of how often an item stands in training rows, whatever the label."""
-    log = Log.open(run.job.data.folder)
-    item, train, test = (log.events.columns["item_id"], log.rows_of("train"), log.rows_of("test"))
+    log = run.log()
+    item, train, test = (log.events.columns["item"], log.rows_of("train"), log.rows_of("test"))
     count = np.bincount(item[train], minlength=int(item.max()) + 1)[item[test]]
     return float(auc(log.labels[test], count / max(1, count.max())))
 
