@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from model_page import COUNTED, DRAWN, page, plain, told_before
+from model_page import COUNTED, DRAWN, SETS, page, plain, told_before
 
 from longrec.models.catalogue import Card, describe, names
 
@@ -49,19 +49,51 @@ history alone is then computed once for all. All embeddings are 16 wide.
 """
 
 
+RESULTS_HEAD = """
+## What they reached
+
+One budget for all and nothing tuned; a model that reads histories is told what users said of past events. Histories
+of 20 events (KuaiRand 30, Beauty 100), of 100 for speed. Which differences are real, and how far seeds lie apart, is
+told in the `rankers` tables of [bench](../bench/README.md), and the interval of each on the page of its model.
+
+"""
+
+
 class Broken(Exception):
     """A model that has no page: it cannot be read, built, or run."""
 
 
-def listed(cards: Iterable[Card]) -> str:
-    """The page that lists all models."""
+def listed(cards: Iterable[Card], results: Mapping[str, Any]) -> str:
+    """The page that lists all models, and beside each other what was measured of them."""
     lines = ["| name | kind | reads histories | paper |", "| --- | --- | --- | --- |"]
     for card in cards:
         title = plain(card.title)
         paper = f"[{title}]({card.link})" if card.link else title
         history = "yes" if card.reads_history else "no"
         lines.append(f"| [`{card.name}`](models/{card.name}.md) | {card.kind} | {history} | {paper}. {card.source} |")
-    return HEAD + "\n".join(lines) + "\n" + TAIL
+    return HEAD + "\n".join(lines) + "\n" + reached(results) + TAIL
+
+
+def reached(results: Mapping[str, Any]) -> str:
+    """What models reached and cost, as far as it was measured, best first on the first log; nothing without results."""
+    logs, speed = [log for log in SETS if log in results], results.get("speed", {})
+    models = sorted(
+        {name for part in results.values() for name in part},
+        key=lambda name: [-results[log].get(name, {}).get("auc", 0.0) for log in logs],
+    )
+    if not models:
+        return ""
+    head = ["model", *(f"AUC, {SETS[log]}" for log in logs)]
+    head += ["rows a CPU-second in training", "ms for 100 candidates"] if speed else []
+    lines = [head, ["---"] * len(head)]
+    for name in models:
+        cells = [f"[`{name}`](models/{name}.md)"]
+        cells += [f"{results[log][name]['auc']:.4f}" if name in results[log] else "" for log in logs]
+        if speed:
+            own = speed.get(name)
+            cells += [f"{own['train_rows_per_s']:,.0f}", f"{own['inference_ms_100']:.2f}"] if own else ["", ""]
+        lines.append(cells)
+    return RESULTS_HEAD + "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
 def written(name: str, results: Mapping[str, Any], sums: Mapping[str, str]) -> tuple[str, str]:
@@ -129,13 +161,14 @@ def _code(path: Path) -> str:
     return ast.unparse(tree)
 
 
-def pages(models: Iterable[str], sums: Mapping[str, str]) -> Iterator[tuple[Card, str, str, str]]:
+def pages(
+    models: Iterable[str], results: Mapping[str, Any], sums: Mapping[str, str]
+) -> Iterator[tuple[Card, str, str, str]]:
     """Card, page, figure and fingerprint of every model; a broken one is told and left out.
 
     Raises:
         Broken: at the end, when some were left out.
     """
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     broken = []
     for name in models:
         try:
@@ -154,18 +187,19 @@ def main() -> None:
     ask.add_argument("--check", action="store_true", help="exit with 1 when something is not up to date")
     ask.add_argument("names", nargs="*", help="models whose pages to write; all when none is given")
     args = ask.parse_args()
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     sums: dict[str, str] = json.loads(SUMS.read_text(encoding="utf-8")) if SUMS.exists() else {}
     wanted: dict[Path, str] = {}
     cards, made, broken = list[Card](), dict[str, str](), None
     try:
-        for card, text, figure, found in pages(args.names or names(), sums):
+        for card, text, figure, found in pages(args.names or names(), results, sums):
             wanted |= {FOLDER / f"{card.name}.md": text, FOLDER / f"{card.name}.svg": figure}
             cards.append(card)
             made[card.name] = found
     except Broken as error:
         broken = error
     if not args.names:
-        wanted[LIST] = listed(cards)
+        wanted[LIST] = listed(cards, results)
     left = [] if args.names else [path for path in FOLDER.glob("*.*") if path.stem not in names() and path != SUMS]
     if args.check:
         stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]

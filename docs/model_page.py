@@ -18,7 +18,12 @@ from longrec.models.citation import citation
 ROOT = Path(__file__).resolve().parent.parent
 COUNTED, DRAWN = "<!-- counted -->", "<!-- drawn -->"
 """Below these marks of a page stands what takes a run of the model, up to the next heading."""
-SETS = {"movielens": "MovieLens-1M", "kuairand": "KuaiRand-Pure"}
+SETS = {
+    "movielens": "MovieLens-1M",
+    "c12": "MovieLens-1M by protocol C12",
+    "kuairand": "KuaiRand-Pure",
+    "beauty": "Amazon Beauty in DIEN's form",
+}
 """What the parts of the results are called; any other part is called as it is."""
 
 

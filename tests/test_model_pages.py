@@ -348,7 +348,7 @@ def test_a_broken_model_is_told_and_stops_no_other(tmp_path: Path, monkeypatch: 
         return real(name, *rest)
 
     monkeypatch.setattr(make_models, "written", written)
-    made = make_models.pages(["fm", "lr"], {})
+    made = make_models.pages(["fm", "lr"], {}, {})
     card, text, figure, _ = next(made)
     with pytest.raises(make_models.Broken, match=r"fm: RuntimeError at test_model_pages.py:\d+: half made"):
         next(made)
@@ -358,6 +358,17 @@ def test_a_broken_model_is_told_and_stops_no_other(tmp_path: Path, monkeypatch: 
 
 
 def test_the_list_links_every_page() -> None:
-    text = make_models.listed([describe("din"), describe("fm")])
+    text = make_models.listed([describe("din"), describe("fm")], {})
+    assert "What they reached" not in text
     assert "| [`din`](models/din.md) | ranker | yes | [Deep Interest Network" in text
     assert "| [`fm`](models/fm.md) | ranker | no | [Factorization Machines](https://doi.org/" in text
+
+
+def test_the_list_tells_what_was_measured_best_first() -> None:
+    text = make_models.listed([describe("din"), describe("fm")], RESULTS)
+    lines = [line for line in text.splitlines() if "](models/" in line and "| [`" in line][2:]
+    assert lines == [
+        "| [`din`](models/din.md) | 0.8123 |  | 51,234 | 1.23 |",
+        "| [`fm`](models/fm.md) |  | 0.7000 |  |  |",
+    ]
+    assert "| model | AUC, MovieLens-1M | AUC, KuaiRand-Pure | rows a CPU-second in training" in text

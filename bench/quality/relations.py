@@ -39,6 +39,14 @@ def popularity(run: Any) -> float:
     return float(auc(log.labels[test], count / max(1, count.max())))
 
 
+def chance(run: Any) -> float:
+    """Half of the 95 % interval around one half of the AUC of scores that know nothing, on as many rows (Mann and
+    Whitney 1947)."""
+    label = read_predictions(run.folder).label
+    hits, misses = float((label > 0).sum()), float((label == 0).sum())
+    return 1.96 * float(np.sqrt((hits + misses + 1) / (12 * hits * misses)))
+
+
 def main() -> None:
     """Train what is not there yet, then compare."""
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -55,7 +63,7 @@ def main() -> None:
         twin = rankers.run(task, model, "past", 0, work, twin="-twin")
         lot = rankers.run(by_lot(task), model, "past", 0, work / "shuffled")
         scores = [read_predictions(run.folder).score for run in (first, twin)]
-        kept["popularity"] = popularity(first)
+        kept["popularity"], kept["chance"] = popularity(first), chance(lot)
         kept["models"][model] = {
             "shuffled": lot.metrics["auc"].value,
             "twin": bool(np.array_equal(*scores)),
