@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 import machine
+from rankers import WANTS
 
 from longrec.metrics import bootstrap
 from longrec.report.run import read_predictions
@@ -188,7 +189,10 @@ def main() -> None:
             continue
         regimes = [regime for regime in ("past", "plain") if any(arm[1] == regime for arm in found.seeds)]
         noise = "unknown (one seed a model)" if found.noise is None else f"{found.noise:.4f}"
-        about = f"Standard deviation of a seed: {noise}. Bold: real differences."
+        told = ", ".join(f"{model} ({', '.join(columns)})" for model, columns in sorted(WANTS.items()))
+        about = (
+            f"Standard deviation of a seed: {noise}. Bold: real differences. Some read computed columns too: {told}."
+        )
         text = [f"# {title}", about, table_of(found, regimes)]
         if log == "beauty":
             text.append(relations(given.work / log, found))
