@@ -189,9 +189,10 @@ def main() -> None:
             continue
         regimes = [regime for regime in ("past", "plain") if any(arm[1] == regime for arm in found.seeds)]
         noise = "unknown (one seed a model)" if found.noise is None else f"{found.noise:.4f}"
-        told = ", ".join(f"{model} ({', '.join(columns)})" for model, columns in sorted(WANTS.items()))
+        more = ", ".join(f"{model} ({', '.join(columns)})" for model, columns in sorted(WANTS.items()))
         about = (
-            f"Standard deviation of a seed: {noise}. Bold: real differences. Some read computed columns too: {told}."
+            f"Standard deviation of a seed: {noise}. Bold: real differences. "
+            f"Some models read computed columns too: {more}."
         )
         text = [f"# {title}", about, table_of(found, regimes)]
         if log == "beauty":
