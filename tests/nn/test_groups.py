@@ -10,13 +10,14 @@ from torch import Tensor
 
 from longrec.errors import ConfigError
 from longrec.features.fields import Field, Fields
-from longrec.nn.groups import TOLD, Groups, group_columns
+from longrec.nn.embedding import RESERVED
+from longrec.nn.groups import Groups, group_columns
 from longrec.nn.segment import Segments
 
 
 def names(row: list[int]) -> list[object]:
     """What the group of each position of a row is called."""
-    return [at if at >= TOLD else ("alone", place) for place, at in enumerate(row)]
+    return [at if at >= RESERVED else ("alone", place) for place, at in enumerate(row)]
 
 
 @given(st.lists(st.lists(st.integers(0, 5), max_size=6), min_size=1, max_size=6))

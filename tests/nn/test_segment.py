@@ -145,3 +145,12 @@ def test_segments_of_a_history_and_of_values() -> None:
     assert (own.rows, own.positions, own.shared) == (2, 3, False)
     own = Segments.of(HistoryBatch({"item": torch.arange(4)}, torch.tensor([0, 4]), shared=True), 9)
     assert (own.rows, own.positions, own.shared) == (9, 4, True)
+
+
+@pytest.mark.parametrize(
+    ("key", "offsets"), [([5, 5, 2, 2, 2, 5], [0, 2, 5, 6]), ([7], [0, 1]), ([], [0]), ([1, 2, 3], [0, 1, 2, 3])]
+)
+def test_runs_of_a_key_are_segments(key: list[int], offsets: list[int]) -> None:
+    found = Segments.of_runs(torch.tensor(key, dtype=torch.int64))
+    assert found.offsets.tolist() == offsets
+    assert (found.rows, found.positions, found.shared) == (len(offsets) - 1, len(key), False)

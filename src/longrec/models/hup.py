@@ -53,7 +53,7 @@ from longrec.features.batch import Batch
 from longrec.features.fields import SINCE_PREVIOUS, Fields
 from longrec.models.base import Ranker, cross_entropy
 from longrec.nn.activation import Name
-from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.embedding import RESERVED, Embedded, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.lstm import LSTM
 from longrec.nn.mlp import MLP
@@ -61,8 +61,6 @@ from longrec.nn.queries import Queries
 from longrec.nn.segment import Segments
 
 Width = Annotated[int, Field(ge=1)]
-_TOLD = 2
-"""The first id that says what it stands for."""
 _CATEGORY = 2
 """The level that steps with categories."""
 
@@ -224,7 +222,7 @@ class _Steps:
 
     def ends(self, ids_U: Tensor) -> _Steps:
         """Of these steps those after which another id comes, or none."""
-        end_U = (F.pad(ids_U, (0, 1), value=-1)[1:] != ids_U) | (ids_U < _TOLD)
+        end_U = (F.pad(ids_U, (0, 1), value=-1)[1:] != ids_U) | (ids_U < RESERVED)
         if not self.whole.shared:
             stops = self.whole.offsets[1:] - 1
             end_U = end_U.index_fill(0, stops[stops >= self.whole.offsets[:-1]], True)

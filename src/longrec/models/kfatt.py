@@ -248,17 +248,8 @@ class SessionEncoder(nn.Module):
         elif segments.shared:
             back_U = segments.positions - 1 - place_U
         else:
-            sessions = segments if session_U is None else _runs(session_U, segments)
+            sessions = segments if session_U is None else Segments.of_runs(segments.row * 2**32 + session_U)
             back_U = sessions.expand_rows(sessions.offsets[1:]) - 1 - place_U
         rectangles = Rectangles(sessions, seen_TT)
         x_UV = v_UV + self.places.index_select(0, back_U.clamp(max=len(self.places) - 1))
         return rectangles.positions_back(self.layer(rectangles.positions_in(x_UV), rectangles))
-
-
-def _runs(value_N: Tensor, segments: Segments) -> Segments:
-    """The runs of one value within ragged rows, as segments."""
-    new_N = torch.ones(segments.positions, dtype=torch.bool, device=value_N.device)
-    new_N[1:] = (value_N[1:] != value_N[:-1]) | (segments.row[1:] != segments.row[:-1])
-    starts = new_N.nonzero().squeeze(1)
-    edges = torch.cat([starts, starts.new_tensor([segments.positions])])
-    return Segments(edges, len(starts), segments.positions)

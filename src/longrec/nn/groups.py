@@ -19,10 +19,9 @@ from torch import Tensor
 
 from longrec.errors import ConfigError
 from longrec.features.fields import Fields
+from longrec.nn.embedding import RESERVED
 from longrec.nn.segment import Pool, Segments
 
-TOLD = 2
-"""The first id that says what it stands for."""
 _LEAST = 1e-26
 """Weights below count as this, so that even a group without weight has a mean."""
 
@@ -41,7 +40,7 @@ class Groups:
     def same(self) -> Bool[Tensor, "T T"]:
         """Of a shared history: which two positions are of one group."""
         place_T = torch.arange(self.segments.positions, device=self.ids.device)
-        told_T1 = (self.ids >= TOLD).unsqueeze(1)
+        told_T1 = (self.ids >= RESERVED).unsqueeze(1)
         equal_TT = self.ids.unsqueeze(1) == self.ids.unsqueeze(0)
         return (equal_TT & told_T1) | (place_T.unsqueeze(1) == place_T.unsqueeze(0))
 
@@ -50,17 +49,13 @@ class Groups:
         segments = self.segments
         place_N = torch.arange(segments.positions, device=self.ids.device)
         # One number a group: those of a row lie together, those of later rows above.
-        ids_N = torch.where(self.ids < TOLD, -1 - place_N, self.ids.long())
+        ids_N = torch.where(self.ids < RESERVED, -1 - place_N, self.ids.long())
         least = -segments.positions
         span = (ids_N.max() if segments.positions else place_N.sum()) - least + 1
         key_N, order_N = (segments.row * span + ids_N - least).sort(stable=True)
-        first_N = torch.ones_like(key_N, dtype=torch.bool)
-        first_N[1:] = key_N[1:] != key_N[:-1]
-        starts_G = first_N.nonzero().squeeze(1)
-        edges = torch.cat([starts_G, starts_G.new_tensor([segments.positions])])
-        before = torch.cat([starts_G.new_zeros(1), first_N.cumsum(0)])
-        members = Segments(edges, len(starts_G), segments.positions)
-        return order_N, members, Segments(before[segments.offsets], segments.rows, len(starts_G))
+        members = Segments.of_runs(key_N)
+        before = torch.searchsorted(members.offsets[:-1], segments.offsets)
+        return order_N, members, Segments(before, segments.rows, members.rows)
 
     @property
     def order(self) -> Tensor:

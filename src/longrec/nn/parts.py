@@ -45,14 +45,11 @@ class Parts:
         at = (number_U < parts).nonzero().squeeze(1)
         key_P, order = (segments.row[at] * parts + (parts - 1 - number_U[at])).sort(stable=True)
         self._at = at[order]
-        first_P = torch.ones_like(key_P, dtype=torch.bool)
-        first_P[1:] = key_P[1:] != key_P[:-1]
-        starts_G = first_P.nonzero().squeeze(1)
-        key_G, edges = key_P[starts_G], torch.cat([starts_G, starts_G.new_tensor([len(key_P)])])
-        self._within = Segments(edges, len(starts_G), len(key_P))
+        self._within = Segments.of_runs(key_P)
+        key_G = key_P[self._within.offsets[:-1]]
         self.number = parts - 1 - key_G % parts
         marks = torch.arange(segments.rows + 1, device=key_G.device) * parts
-        self.rows = Segments(torch.searchsorted(key_G, marks), segments.rows, len(starts_G))
+        self.rows = Segments(torch.searchsorted(key_G, marks), segments.rows, len(key_G))
 
     @cached_property
     def _member_KT(self) -> Tensor:

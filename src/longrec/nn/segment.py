@@ -48,6 +48,14 @@ class Segments:
         return cls(history.offsets, rows, positions, history.shared)
 
     @classmethod
+    def of_runs(cls, key_N: Tensor) -> Segments:
+        """The runs of one key, which is an integer at every position; ragged, and none of them is empty."""
+        first_N = torch.ones_like(key_N, dtype=torch.bool)
+        first_N[1:] = key_N[1:] != key_N[:-1]
+        starts = first_N.nonzero().squeeze(1)
+        return cls(torch.cat([starts, starts.new_tensor([len(key_N)])]), len(starts), len(key_N))
+
+    @classmethod
     def of_values(cls, values: Jagged) -> Segments:
         """The segments of a multi-value feature: entry r owns its values."""
         return cls(values.offsets, values.offsets.shape[0] - 1, values.values.shape[0])
