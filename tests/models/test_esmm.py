@@ -48,14 +48,14 @@ def test_rare_conversions_lose_nothing() -> None:
     """The logit of the product where neither probability is a float32 any more beside 1."""
     model = esmm(click="bought")
     with torch.no_grad():
-        model.last.last.weight.zero_()
-        model.last.last.bias.copy_(torch.tensor([-50.0, -70.0]))
+        model.towers.last.weight.zero_()
+        model.towers.last.bias.copy_(torch.tensor([-50.0, -70.0]))
     logit = model.train()(ragged(5, fields=FEW))
     torch.testing.assert_close(logit, torch.full((5,), -120.0))
     logit.sum().backward()
-    torch.testing.assert_close(model.last.last.bias.grad, torch.full((2,), 5.0))
+    torch.testing.assert_close(model.towers.last.bias.grad, torch.full((2,), 5.0))
     with torch.no_grad():
-        model.last.last.bias.copy_(torch.tensor([60.0, 90.0]))
+        model.towers.last.bias.copy_(torch.tensor([60.0, 90.0]))
     torch.testing.assert_close(model(ragged(5, fields=FEW)), torch.full((5,), 60.0))
 
 

@@ -11,7 +11,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from longrec.errors import ConfigError
 from longrec.models.base import Ranker, build, names
-from longrec.models.several_tasks import Bottom, Tasks, joined, known_cross_entropy
+from longrec.models.bottom import Bottom, BottomConfig
+from longrec.models.several_tasks import Tasks, joined, known_cross_entropy
 from longrec.train.start import inherit
 
 NAN = float("nan")
@@ -68,7 +69,8 @@ def test_exponents_of_what_is_not_learnt_are_refused_with_all_else() -> None:
 
 def test_a_bottom_of_a_base_is_its_hidden_layer_and_its_logit() -> None:
     torch.manual_seed(0)
-    bottom, batch = Bottom({"name": "deepfm"}, FEW, 8, 0.1).eval(), ragged(5, fields=FEW)
+    bottom = Bottom(BottomConfig(base={"name": "deepfm"}, embedding_dim=8, init_std=0.1), FEW).eval()
+    batch = ragged(5, fields=FEW)
     assert bottom.base is not None
     expected = torch.cat([bottom.base.interact(batch), bottom.base(batch).unsqueeze(1)], 1)
     torch.testing.assert_close(bottom(batch), expected)
@@ -78,7 +80,7 @@ def test_a_bottom_of_a_base_is_its_hidden_layer_and_its_logit() -> None:
 
 def test_a_bottom_without_a_base_is_all_fields_and_mean_histories() -> None:
     torch.manual_seed(0)
-    bottom, batch = Bottom(None, FEW, 8, 0.1), ragged(5, fields=FEW)
+    bottom, batch = Bottom(BottomConfig(embedding_dim=8, init_std=0.1), FEW), ragged(5, fields=FEW)
     assert bottom.embeddings is not None
     embedded = bottom.embeddings(batch)
     parts = [embedded.features[field.name] for field in FEW.features]

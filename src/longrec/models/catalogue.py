@@ -6,14 +6,15 @@ import ast
 import importlib.util
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import longrec.models
 from longrec.errors import ConfigError, UnknownName
 
-_NOT_MODELS = {"base", "artifact", "catalogue", "citation", "several_tasks"}
+HOUSE = {"base", "artifact", "bottom", "catalogue", "citation", "several_tasks"}
+"""Files of the folder that are no models, but what models share."""
 KINDS = ("Ranker", "Retriever", "Generator", "Encoder", "Reranker", "Model")
 """Classes of ``models/base.py`` (present and planned) that a model derives from."""
 
@@ -63,7 +64,7 @@ class Setting:
 def names() -> list[str]:
     """Models that ship with the package, in alphabetical order."""
     found = (module.name for module in pkgutil.iter_modules(longrec.models.__path__))
-    return sorted(name for name in found if name not in _NOT_MODELS and not name.startswith("_"))
+    return sorted(name for name in found if name not in HOUSE and not name.startswith("_"))
 
 
 def known(name: str) -> bool:
@@ -96,7 +97,7 @@ def describe(name: str) -> Card:
         source=told.strip(" ."),
         link=link[0] if link else "",
         year=int(year[0]) if year else None,
-        reads_history=ast.unparse(_assigned(node.body, "reads_history") or ast.Constant(False)) == "True",
+        reads_history=_attribute(tree, node, "reads_history") == "True",
         text=text,
     )
 
@@ -109,8 +110,7 @@ def settings(name: str) -> list[Setting]:
     """
     tree = _parse(_path(name))
     node, _ = _model(tree, _path(name))
-    config = _assigned(node.body, "Config")
-    return list(_settings(tree, ast.unparse(config) if config else ""))
+    return list(_settings(tree, _attribute(tree, node, "Config")))
 
 
 def variants(name: str) -> list[str]:
@@ -165,16 +165,50 @@ def _parse(path: Path) -> ast.Module:
 
 def _model(tree: ast.Module, path: Path) -> tuple[ast.ClassDef, str]:
     """The one class of a file that derives from a kind, and the kind."""
-    found = [(node, kind) for node in tree.body if isinstance(node, ast.ClassDef) for kind in _kinds(node)]
+    found = [(node, kind) for node in tree.body if isinstance(node, ast.ClassDef) for kind in _kinds(tree, node)]
     if len(found) != 1:
         told = ", ".join(node.name for node, _ in found) or "none"
         raise ConfigError(str(path), [f"must define exactly one model, found {told}"])
     return found[0]
 
 
-def _kinds(node: ast.ClassDef) -> list[str]:
+def _kinds(tree: ast.Module, node: ast.ClassDef) -> list[str]:
+    """The kind that a class derives from, by itself or by a class of the house."""
     bases = [base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "") for base in node.bases]
-    return [base for base in bases if base in KINDS][:1]
+    own = [base for base in bases if base in KINDS]
+    return (own or [kind for home, base in _bases(tree, node) if home is not tree for kind in _kinds(home, base)])[:1]
+
+
+def _bases(tree: ast.Module, node: ast.ClassDef) -> Iterator[tuple[ast.Module, ast.ClassDef]]:
+    """The classes that a class derives from directly, where they are of the file or of the house, each in its file."""
+    for base in node.bases:
+        name = ast.unparse(base)
+        home = tree if _class(tree, name) else _house(tree, name)
+        found = _class(home, name) if home else None
+        if home and found:
+            yield home, found
+
+
+def _class(tree: ast.Module, name: str) -> ast.ClassDef | None:
+    return next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
+
+
+def _house(tree: ast.Module, name: str) -> ast.Module | None:
+    """The file of the house, except ``base``, that a name is imported from."""
+    for line in tree.body:
+        if isinstance(line, ast.ImportFrom) and any(alias.name == name for alias in line.names):
+            folder, _, file = (line.module or "").rpartition(".")
+            if folder == "longrec.models" and file in HOUSE - {"base"}:
+                return _parse(Path(next(iter(longrec.models.__path__))) / f"{file}.py")
+    return None
+
+
+def _attribute(tree: ast.Module, node: ast.ClassDef, name: str) -> str:
+    """What a class assigns to a name, or what it inherits; empty where it is assigned nowhere."""
+    own = _assigned(node.body, name)
+    if own is not None:
+        return ast.unparse(own)
+    return next((found for home, base in _bases(tree, node) if (found := _attribute(home, base, name))), "")
 
 
 def _assigned(body: list[ast.stmt], name: str) -> ast.expr | None:
@@ -188,12 +222,12 @@ def _assigned(body: list[ast.stmt], name: str) -> ast.expr | None:
 
 
 def _settings(tree: ast.Module, config: str, prefix: str = "") -> Iterator[Setting]:
-    """The settings of the config class of that name, those of the classes of the file it derives from first.
+    """The settings of the config class of that name, those of the classes it derives from first.
 
-    A setting that holds another config class of the file, or a mapping to such, is followed by the settings of that.
+    A setting that holds another config class of its file, or a mapping to such, is followed by the settings of that.
     """
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    for name, line in _lines(classes, config).items():
+    node = _class(tree, config)
+    for name, (home, line) in (_lines(tree, node) if node else {}).items():
         key = prefix + name
         kind = ast.unparse(line.annotation)
         default, meaning = line.value, ""
@@ -203,22 +237,20 @@ def _settings(tree: ast.Module, config: str, prefix: str = "") -> Iterator[Setti
             meaning = str(words.value) if isinstance(words, ast.Constant) else ""
             default = default.args[0] if default.args else given.get("default")
         told = "" if default is None or ast.unparse(default) == "..." else ast.unparse(default)
-        yield Setting(key, _type(tree, line.annotation), told, meaning)
+        yield Setting(key, _type(home, line.annotation), told, meaning)
         inner = re.fullmatch(r"(dict\[str, )?(\w+)\]?(?: \| None)?", kind)
-        if inner and inner[2] in classes:
-            yield from _settings(tree, inner[2], f"{key}.NAME." if inner[1] else f"{key}.")
+        if inner and _class(home, inner[2]):
+            yield from _settings(home, inner[2], f"{key}.NAME." if inner[1] else f"{key}.")
 
 
-def _lines(classes: Mapping[str, ast.ClassDef], config: str) -> dict[str, ast.AnnAssign]:
-    """Annotated names of a class of the file and of its bases in the file."""
-    if config not in classes:
-        return {}
-    found: dict[str, ast.AnnAssign] = {}
-    for base in classes[config].bases:
-        found |= _lines(classes, ast.unparse(base))
-    for line in classes[config].body:
+def _lines(tree: ast.Module, node: ast.ClassDef) -> dict[str, tuple[ast.Module, ast.AnnAssign]]:
+    """Annotated names of a class and of those it derives from, each with its file."""
+    found: dict[str, tuple[ast.Module, ast.AnnAssign]] = {}
+    for home, base in _bases(tree, node):
+        found |= _lines(home, base)
+    for line in node.body:
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
-            found[line.target.id] = line
+            found[line.target.id] = tree, line
     return found
 
 

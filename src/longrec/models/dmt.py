@@ -41,12 +41,11 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from longrec.config import Strict
 from longrec.errors import ConfigError, nearest
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.base import Ranker
-from longrec.models.several_tasks import Tasks, Weights
+from longrec.models.several_tasks import Tasks, TasksConfig
 from longrec.nn.activation import Name
 from longrec.nn.embedding import Embeddings
 from longrec.nn.encoder import EncoderLayer
@@ -62,7 +61,7 @@ _SLOWEST = 10_000.0
 """The longest wave of a sinusoidal position, over two pi."""
 
 
-class DMTConfig(Strict):
+class DMTConfig(TasksConfig):
     """Settings of DMT."""
 
     embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
@@ -78,13 +77,6 @@ class DMTConfig(Strict):
     activation: Name = Field("relu", description="Activation of all networks.")
     batch_norm: bool = Field(True, description="Batch normalisation in experts and towers.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in all layers while training.")
-    tasks: Weights = Field(
-        {}, description="Labels besides the schema's: feedback features with the values 0 and 1, each with its weight."
-    )
-    label_weight: float = Field(1.0, gt=0, description="Weight of the schema's label.")
-    rank_by: Weights = Field(
-        {}, description="Exponents of tasks whose probabilities make the score; by default `label` alone, the schema's."
-    )
     bias: tuple[str, ...] = Field((), description="Features that move labels while training, and no score.")
     bias_mlp: tuple[Width, ...] = Field((32,), description="Hidden units of the network over them.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
@@ -112,7 +104,7 @@ class DMT(Ranker):
             path = _Path(self.queries.query[history], self.queries.key[history], config)
             self.paths[f"path_{history}"] = path
             inputs += path.width
-        self.tasks = Tasks(config.tasks, config.label_weight, config.rank_by)
+        self.tasks = Tasks.of(config)
         self.targets, count = self.tasks.targets, len(self.tasks.names)
         form = config.activation, config.dropout, config.batch_norm
         self.experts = MMoE(inputs, count, config.experts, config.expert, *form)

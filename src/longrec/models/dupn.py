@@ -38,11 +38,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.base import Ranker
-from longrec.models.several_tasks import Tasks, Weights
+from longrec.models.several_tasks import Tasks, TasksConfig
 from longrec.nn.activation import Name
 from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.linear import Linear
@@ -54,7 +53,7 @@ from longrec.nn.segment import Segments
 Width = Annotated[int, Field(ge=1)]
 
 
-class DUPNConfig(Strict):
+class DUPNConfig(TasksConfig):
     """Settings of DUPN."""
 
     embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
@@ -65,13 +64,6 @@ class DUPNConfig(Strict):
     mlp_activation: Name = Field("relu", description="Activation of these MLPs.")
     batch_norm: bool = Field(True, description="Batch normalisation in these MLPs.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of units of these MLPs dropped while training.")
-    tasks: Weights = Field(
-        {}, description="Labels besides the schema's: feedback features with the values 0 and 1, each with its weight."
-    )
-    label_weight: float = Field(1.0, gt=0, description="Weight of the schema's label.")
-    rank_by: Weights = Field(
-        {}, description="Exponents of the tasks in the score, label the schema's; empty for the schema's label alone."
-    )
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
 
 
@@ -89,7 +81,7 @@ class DUPN(Ranker):
     def __init__(self, config: DUPNConfig, fields: Fields) -> None:
         super().__init__(config, fields)
         self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
-        self.tasks = Tasks(config.tasks, config.label_weight, config.rank_by)
+        self.tasks = Tasks.of(config)
         self.targets = self.tasks.targets
         width = self.embeddings.widths
         queries = Queries(fields, width, "dupn", project=False)

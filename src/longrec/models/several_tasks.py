@@ -1,4 +1,4 @@
-"""What models of several tasks have in common: labels with their weights, what rows are ranked by, and a bottom.
+"""What models of several tasks have in common: labels with their weights, and what rows are ranked by.
 
 The first task is always the schema's label, called ``label`` here; the others are feedback features with the values 0
 and 1. A score for ranking may join several,
@@ -7,26 +7,24 @@ and 1. A score for ranking may join several,
 
 and is a probability again, so that everything behind the model takes it for one.
 
-Letters: B rows, K tasks, W width of the bottom.
+Letters: B rows, K tasks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
+from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
-from longrec.features.fields import Fields
-from longrec.models.base import Model, Ranker, base_of, cross_entropy, name_of
-from longrec.nn.embedding import Embeddings
-from longrec.nn.segment import Segments
+from longrec.models.base import cross_entropy
 
 LABEL = "label"
 """What a setting calls the schema's label."""
@@ -35,6 +33,18 @@ Weights = dict[str, Annotated[float, Field(gt=0)]]
 
 _NEARLY = -1e-6
 """The logarithm of a joined probability ends here: beyond, float32 knows no logit."""
+
+
+class TasksConfig(Strict):
+    """Settings of a model of several tasks."""
+
+    tasks: Weights = Field(
+        {}, description="Labels besides the schema's: feedback features with the values 0 and 1, each with its weight."
+    )
+    label_weight: float = Field(1.0, gt=0, description="Weight of the schema's label.")
+    rank_by: Weights = Field(
+        {}, description="Exponents of tasks whose probabilities make the score; by default `label` alone, the schema's."
+    )
 
 
 class Tasks:
@@ -64,6 +74,11 @@ class Tasks:
             faults.append(f"model.tasks: {LABEL} stands for the schema's label; give the feedback feature another name")
         if faults:
             raise ConfigError("config", faults)
+
+    @classmethod
+    def of(cls, config: TasksConfig) -> Tasks:
+        """Those of a config."""
+        return cls(config.tasks, config.label_weight, config.rank_by)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -111,64 +126,3 @@ def known_cross_entropy(logit_B: Float[Tensor, " B"], batch: Batch, name: str) -
         known_B &= batch.counts
     loss_B = F.binary_cross_entropy_with_logits(logit_B.float(), target_B.nan_to_num(), reduction="none")
     return torch.where(known_B, loss_B, torch.zeros_like(loss_B)).sum() / known_B.sum().clamp(min=1)
-
-
-class Bottom(nn.Module):
-    """What the tasks share before anything of theirs: a ranker's last hidden layer with its logit beside it, or all
-    fields beside the mean of each history.
-
-    Args:
-        base: the section of a ranker, or None.
-        dim, std: of the embeddings where there is no ranker.
-
-    Attributes:
-        width: W.
-        base: the ranker.
-    """
-
-    def __init__(self, base: Mapping[str, Any] | None, fields: Fields, dim: int, std: float) -> None:
-        super().__init__()
-        self.base: Ranker | None = None
-        self.embeddings: Embeddings | None = None
-        if base is not None:
-            self.base = base_of(base, fields, "model.base")
-            self.width = self.base.interaction + 1
-            return
-        self.embeddings = Embeddings(fields, dim, histories=True, std=std)
-        read = [*fields.features, *(field for columns in fields.histories.values() for field in columns)]
-        self.width = sum(self.embeddings.widths[field.name] for field in read)
-
-    def lend(self, model: Ranker) -> None:
-        """Tell a model what the bottom makes of it."""
-        if self.base is None:
-            model.reads_history = bool(model.fields.histories)
-            return
-        model.reads_history, model.order_matters = self.base.reads_history, self.base.order_matters
-        model.user_order = self.base.user_order
-
-    def forward(self, batch: Batch) -> Float[Tensor, "B W"]:
-        """One vector a row."""
-        if self.base is not None:
-            h_BH = self.base.interact(batch)
-            return torch.cat([h_BH, self.base.head(h_BH).unsqueeze(1)], 1)
-        assert self.embeddings is not None
-        embedded = self.embeddings(batch)
-        parts = list(embedded.features.values())
-        for history, columns in embedded.histories.items():
-            segments = Segments.of(batch.histories[history], batch.size)
-            parts.extend(segments.pool(e_UD, "mean") for e_UD in columns.values())
-        return torch.cat(parts, 1)
-
-    def loss(self, batch: Batch) -> Float[Tensor, ""] | float:
-        """The base's own loss where it has one beyond the cross entropy of its label; else 0."""
-        own = self.base is not None and type(self.base).loss is not Ranker.loss
-        return self.base.loss(batch) if own and self.base is not None else 0.0
-
-    def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """What the base tells of its histories."""
-        return {} if self.base is None else self.base.explain(batch)
-
-    def home_of(self, other: Model) -> str:
-        """Where the weights of a run of the base belong in a model that calls this its ``bottom``."""
-        of_base = self.base is not None and name_of(other) == name_of(self.base)
-        return "bottom.base." if of_base else ""
