@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from longrec import verbs
@@ -73,7 +75,14 @@ def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for _ in range(count):
             length = draw.choice([0, 1, 4, 9])
             lists = ["|".join(str(draw.randrange(20)) for _ in range(length)) for _ in range(2)]
-            ids = [draw.randrange(2), 0, draw.randrange(2), draw.randrange(40), draw.randrange(20), draw.randrange(20)]
+            ids = [
+                draw.randrange(2),
+                draw.randrange(2),
+                draw.randrange(2),
+                draw.randrange(40),
+                draw.randrange(20),
+                draw.randrange(20),
+            ]
             cells = [*ids, draw.randrange(15), draw.choice(["", 1, 2]), *lists, draw.randrange(40)]
             lines.append(",".join(map(str, cells)))
         (tmp_path / name).write_text("\n".join(lines) + "\n")
@@ -126,3 +135,29 @@ def test_user_and_item_may_be_told_from_the_command_line(sample: Path) -> None:
     assert "item: thing" in Path("out/schema.yaml").read_text()
     with pytest.raises(ConfigError, match="an unknown kind of file"):
         verbs.import_config("train.csv", "out2")
+
+
+TOWERS = """task_towers { tower_name: "ctr" label_name: "clk" dnn { hidden_units: 8 } }
+    task_towers { tower_name: "cvr" label_name: "buy" dnn { hidden_units: 8 } weight: 0.5 }"""
+SEVERAL = {
+    "MMoE": f"mmoe {{ expert_dnn {{ hidden_units: 8 }} num_expert: 2 {TOWERS} }}",
+    "ESMM": """esmm { groups { input: "all" dnn { hidden_units: 8 } }
+    ctr_tower { tower_name: "ctr" label_name: "clk" } cvr_tower { tower_name: "cvr" label_name: "buy" } }""",
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_models_of_several_tasks_learn_every_label(name: str, sample: Path) -> None:
+    text = config().replace('label_fields: "clk"', 'label_fields: ["clk", "buy"]')
+    group = """feature_groups { group_name: "all" feature_names: ["user_id", "age_level", "adgroup_id", "brand"]
+      sequence_features { group_name: "seen" seq_att_map { key: "brand" hist_seq: "tag_brand_list" } } }"""
+    model = f'model_config {{ model_class: "{name}" {group} {SEVERAL[name]} embedding_regularization: 1e-5 }}'
+    Path("several.config").write_text(text[: text.index("model_config {")] + model)
+    assert main(["train", "several.config", "--quiet", *FAST]) == 0
+    label, other = ("clk", "buy") if name == "MMoE" else ("buy", "clk")
+    found = json.loads(measures("taobao"))
+    assert {"auc", f"auc.{other}"} <= set(found)
+    told = pq.read_table("runs/taobao/predictions/test.parquet")
+    rows = [line.split(",") for line in Path("test.csv").read_text().splitlines()]
+    given = Counter((float(row[COLUMNS.index(label)]), float(row[COLUMNS.index(other)])) for row in rows)
+    assert Counter(zip(told["label"].to_pylist(), told[f"label.{other}"].to_pylist())) == given

@@ -24,6 +24,7 @@ from longrec.interop.easyrec_histories import Histories
 from longrec.interop.easyrec_models import model_words
 from longrec.interop.easyrec_rows import keys, label, paths, read_rows
 from longrec.interop.easyrec_section import Note, Reading, Section
+from longrec.interop.easyrec_tasks import Tasks
 from longrec.interop.text_format import Message, Place
 
 SUFFIXES = (".config", ".pbtxt", ".prototxt")
@@ -104,11 +105,13 @@ class _Reader:
     def imported(self, user: str | None, item: str | None) -> Imported:
         top, folder = self.top, self.path.parent
         rows = read_rows(top)
-        target = label(top, rows)
-        user, item, why_user, why_item = keys(top, rows, user, item, target)
+        tasks = Tasks(top)
+        target = label(top, rows, tasks.columns)
+        user, item, why_user, why_item = keys(top, rows, user, item, [target, *tasks.columns])
         features = Features(top, rows, folder, user, item)
+        tasks.name(spec.ours for spec in features.specs.values())
         histories = Histories(features)
-        model, settings = model_words(top.section("model_config"), features, histories)
+        model, settings = model_words(top.section("model_config"), features, histories, tasks)
         features.note_unread()
         fit = fit_words(top, model.get("name") == "wide_deep", settings)
         evaluate = evaluate_words(top)
@@ -117,6 +120,7 @@ class _Reader:
             "valid" if picks_best(top) else "test": paths(top, "eval", folder),
         }
         schema: dict[str, Any] = {"user": user, "item": item, "label": target, "features": features.schema_words()}
+        schema["features"] |= tasks.features(rows)
         if histories.words:
             schema["histories"] = histories.words
         else:

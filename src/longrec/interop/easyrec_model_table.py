@@ -78,11 +78,11 @@ EasyRecModel
   pdn                      any@model    !  not in this version
   dssm_senet               any@model    !  not in this version
   dat                      any@model    !  not in this version
-  mmoe                     any@model    !  not in this version
-  esmm                     any@model    !  not in this version
-  dbmtl                    any@model    !  not in this version
-  simple_multi_task        any@model    !  not in this version
-  ple                      any@model    !  not in this version
+  mmoe                     MMoE@model =
+  esmm                     ESMM@model =
+  dbmtl                    DBMTL@model =
+  simple_multi_task        SimpleMultiTask@model =
+  ple                      PLE@model =
   rocket_launching         any@model    !  not in this version
   seq_att_groups           SeqAttGroupConfig* =  histories, each with an attention tower
   embedding_regularization float        ~  fit.l2: of the rows of the tables that a batch touches, once each
@@ -93,12 +93,12 @@ EasyRecModel
   restore_filters          text*        -  of TensorFlow checkpoints
   variational_dropout      any          -  selects features; compare runs without a feature instead
   losses                   Loss*        ~  one of cross entropy; others are refused
-  loss_weight_strategy     enum:LossWeightStrategy -  there is one loss
+  loss_weight_strategy     enum:LossWeightStrategy -  weights of losses are the towers'
   backbone                 any          !  a model built of components has no counterpart
-  label_name               text         =  which of label_fields is the label
+  label_name               text         =  which of label_fields is the label, of a model of one task
 Loss
   loss_type                enum:LossType =  must be cross entropy
-  weight                   float        -  there is one loss
+  weight                   float        -  there is one loss; of a task it is a factor of the tower's weight
   loss_name                text         -  there is one loss
   learn_loss_weight        bool         -  there is one loss
 DNN
@@ -142,6 +142,71 @@ DCN
 CrossTower
   input                    text         =  a feature group
   cross_num                int          =  model.cross_layers
+MMoE
+  experts                  ExpertTower* ~  all experts have the layers of the first
+  expert_dnn               DNN          =  model.expert
+  num_expert               int          =  model.experts
+  task_towers              TaskTower*   =  tasks; the first is the schema's label
+  l2_regularization        float        ~  fit.weight_decay, of all dense matrices
+ExpertTower
+  expert_name              text         -  experts have no names
+  dnn                      DNN          =  model.expert
+TaskTower
+  tower_name               text         ~  a task is called as its label
+  label_name               text         =  the label of the task; else label_fields in order
+  metrics_set              EvalMetrics* =  every task is measured by AUC and log loss, always
+  loss_type                enum:LossType =  must be cross entropy
+  num_class                int          =  must be 1
+  dnn                      DNN          =  model.tower; all towers have the layers of the first
+  weight                   float        =  tasks: the weight of the loss; of the first model.label_weight
+  task_space_indicator_label text       !  a task that learns from a part of the rows
+  in_task_space_weight     float        -  of task_space_indicator_label
+  out_task_space_weight    float        -  of task_space_indicator_label
+  losses                   Loss*        ~  one of cross entropy; others are refused
+  use_sample_weight        bool         -  all rows weigh alike
+BayesTaskTower
+  tower_name               text         ~  a task is called as its label
+  label_name               text         =  the label of the task; else label_fields in order
+  metrics_set              EvalMetrics* =  every task is measured by AUC and log loss, always
+  loss_type                enum:LossType =  must be cross entropy
+  num_class                int          =  must be 1
+  dnn                      DNN          =  model.tower; all towers have the layers of the first
+  relation_tower_names     text*        !  a tower that reads another tower is not in this version
+  relation_dnn             DNN          -  of relation_tower_names
+  weight                   float        =  tasks: the weight of the loss; of the first model.label_weight
+  task_space_indicator_label text       !  a task that learns from a part of the rows
+  in_task_space_weight     float        -  of task_space_indicator_label
+  out_task_space_weight    float        -  of task_space_indicator_label
+  losses                   Loss*        ~  one of cross entropy; others are refused
+  use_sample_weight        bool         -  all rows weigh alike
+SimpleMultiTask
+  task_towers              TaskTower*   =  tasks; the first is the schema's label
+  l2_regularization        float        ~  fit.weight_decay, of all dense matrices
+ESMM
+  groups                   Tower*       =  model.base: a tower a group
+  ctr_tower                TaskTower    =  model.click
+  cvr_tower                TaskTower    ~  the schema's label, which must be 0 where there was no click
+  l2_regularization        float        ~  fit.weight_decay, of all dense matrices
+PLE
+  extraction_networks      ExtractionNetwork* =  model.levels; all have the experts of the first
+  task_towers              TaskTower*   =  tasks; the first is the schema's label
+  l2_regularization        float        ~  fit.weight_decay, of all dense matrices
+ExtractionNetwork
+  network_name             text         -  levels have no names
+  expert_num_per_task      int          =  model.own
+  share_num                int          =  model.experts
+  task_expert_net          DNN          =  model.expert
+  share_expert_net         DNN          ~  all experts have the layers of a task's
+DBMTL
+  bottom_cmbf              any          !  CMBF is not in this version
+  bottom_uniter            any          !  Uniter is not in this version
+  bottom_dnn               DNN          =  model.mlp; under experts model.base
+  expert_dnn               DNN          =  model.expert
+  num_expert               int          =  model.experts
+  task_towers              BayesTaskTower* =  tasks; the first is the schema's label
+  l2_regularization        float        ~  fit.weight_decay, of all dense matrices
+  use_feature_bn           bool         -  what enters the bottom is not normalised
+  sequence_dnn             DNN          -  a layer over pooled sequences
 FM
   use_variant              bool         -  of the components; the plain model has no variant
   l2_regularization        float        ~  fit.weight_decay, of all dense matrices

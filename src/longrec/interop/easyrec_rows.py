@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -187,12 +188,16 @@ def paths(top: Section, part: str, folder: Path) -> list[Path | str]:
     return found
 
 
-def label(top: Section, rows: Rows) -> str:
-    """The column of the label."""
+def label(top: Section, rows: Rows, tasks: Sequence[str] = ()) -> str:
+    """The column of the label.
+
+    Args:
+        tasks: the columns that a model of several tasks learns, that of the label first.
+    """
     config, model = rows.config, top.section("model_config")
     fields = config.all("label_fields")
-    chosen = model.get("label_name")
-    if chosen is not None and chosen not in fields:
+    chosen = tasks[0] if tasks else model.get("label_name")
+    if not tasks and chosen is not None and chosen not in fields:
         model.fault("label_name", f"is {chosen!r}; expected one of label_fields: {', '.join(fields) or 'none'}")
     if any(dim != 1 for dim in config.all("label_dim")):
         config.fault("label_dim", "has a label of several numbers; expected one number a label")
@@ -201,30 +206,39 @@ def label(top: Section, rows: Rows) -> str:
             config.fault("label_fields", "is missing; expected the column of the label")
         return ""
     column: str = chosen if chosen in fields else fields[0]
-    if not rows.require(column, config, "label_fields"):
-        return column
-    if rows.declared[column] == "BOOL":
-        config.fault("label_fields", f"names {column!r}, which is BOOL; declare it as INT32 and write 0 and 1")
-    if rows.types[column] == "text":
-        rows.types[column] = "float"
-        rows.defaults.setdefault(column, 0)
-    others = [name for name in fields if name != column]
+    for one in dict.fromkeys([column, *tasks]):
+        _two_valued(one, rows)
+    others = [name for name in fields if name != column and name not in tasks]
     if others:
         config.note("label_fields", "differs", f"{column} is the label; {', '.join(others)} is not read")
     config.origin("data.schema.label", "label_fields")
     return column
 
 
-def keys(top: Section, rows: Rows, user: str | None, item: str | None, taken: str) -> tuple[str, str, str, str]:
+def _two_valued(column: str, rows: Rows) -> None:
+    """See that a column can hold a label: 0 and 1, as numbers."""
+    config = rows.config
+    if not rows.require(column, config, "label_fields"):
+        return
+    if rows.declared[column] == "BOOL":
+        config.fault("label_fields", f"names {column!r}, which is BOOL; declare it as INT32 and write 0 and 1")
+    if rows.types[column] == "text":
+        rows.types[column] = "float"
+        rows.defaults.setdefault(column, 0)
+
+
+def keys(
+    top: Section, rows: Rows, user: str | None, item: str | None, taken: Sequence[str]
+) -> tuple[str, str, str, str]:
     """The columns of user and item, and why these.
 
     Args:
         user: column the caller says; None looks for one.
         item: likewise.
-        taken: the column of the label.
+        taken: the columns of labels.
     """
     config = rows.config
-    free = [name for name in rows.types if name != taken]
+    free = [name for name in rows.types if name not in taken]
     for option, told in (("--user", user), ("--item", item)):
         if told is not None and not rows.has(told) and not rows.parquet:
             near = nearest(told, rows.types)

@@ -186,7 +186,7 @@ ExportConfig
 DatasetConfig
   batch_size               int          =  fit.batch_size
   auto_expand_input_fields bool         =  name[1-3] is name1, name2, name3
-  label_fields             text*        =  the label: the one that label_name names, else the first
+  label_fields             text*        =  the label: the one that label_name names, else the first; of towers one each
   label_sep                text*        !  labels of several numbers
   label_dim                int*         =  must be 1
   extra_label_func         any*         !  code of your own that makes labels; make them in the rows

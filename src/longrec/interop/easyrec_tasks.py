@@ -1,0 +1,255 @@
+"""EasyRec's models of several tasks in the words of ours: which labels they learn, and what stands under the towers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from longrec.interop.easyrec_parts import Groups, attention_inside, check_loss, embeds_numbers, layers, plain_layers
+from longrec.interop.easyrec_rows import Rows
+from longrec.interop.easyrec_section import Section
+
+_LABEL = "label"
+"""What a model of several tasks calls the schema's label, so that no other task may."""
+_TOWERS = {
+    "mmoe": ("task_towers",),
+    "ple": ("task_towers",),
+    "simple_multi_task": ("task_towers",),
+    "dbmtl": ("task_towers",),
+    "esmm": ("cvr_tower", "ctr_tower"),
+}
+"""Settings of a model -> where its towers stand, that of the schema's label first."""
+
+
+class Tasks:
+    """The towers of a model of several tasks; none where the model has one label.
+
+    Attributes:
+        towers: one a task, that of the schema's label first.
+        columns: the label of each, a column of the rows.
+        names: what each is called in the schema.
+        weights: of the losses.
+    """
+
+    def __init__(self, top: Section) -> None:
+        model = top.section("model_config")
+        settings = model.which("model") if model.there else None
+        self.towers: list[Section] = []
+        self.columns: list[str] = []
+        self.names: list[str] = []
+        self.weights: list[float] = []
+        if settings not in _TOWERS:
+            return
+        own, fields = model.section(settings), top.section("data_config").all("label_fields")
+        self.towers = [tower for place in _TOWERS[settings] for tower in own.all(place)]
+        if len(self.towers) < len(_TOWERS[settings]):
+            own.reading.fault(own.place, f"{own.path} lacks {' or '.join(_TOWERS[settings])}; expected a tower a task")
+        for number, tower in enumerate(self.towers):
+            self._add(tower, fields[number] if number < len(fields) else None, fields)
+
+    def _add(self, tower: Section, default: str | None, fields: list[str]) -> None:
+        tower.get("tower_name")
+        column = tower.get("label_name", default)
+        if column is None:
+            tower.reading.fault(
+                tower.place, f"{tower.path} has no label; expected label_name, or one more label_fields"
+            )
+        elif column not in fields:
+            told = ", ".join(fields) or "none"
+            tower.fault("label_name", f"is {column!r}; expected one of data_config.label_fields: {told}")
+        elif column in self.columns:
+            tower.reading.fault(tower.place, f"{tower.path} learns {column} again; expected one tower a label")
+        else:
+            self.columns.append(column)
+            self.names.append(column)
+            self.weights.append(self._weight(tower))
+
+    def _weight(self, tower: Section) -> float:
+        check_loss(tower)
+        for metrics in tower.all("metrics_set"):
+            metrics.get("auc")
+            metrics.section("gauc").get("reduction")
+        weight: float = tower.get("weight", 1.0)
+        for loss in tower.all("losses")[:1]:
+            weight *= loss.get("weight", 1.0)
+        if weight <= 0:
+            tower.fault("weight", f"is {weight:g}; expected a number above 0, or no such tower")
+        tower.origin(f"model.tasks.{self.names[-1]}" if len(self.columns) > 1 else "model.label_weight", "weight")
+        return weight
+
+    def name(self, taken: Iterable[str]) -> None:
+        """Give the labels besides the schema's names that no feature has."""
+        known = {_LABEL, *taken}
+        for number, column in enumerate(self.columns):
+            name = re.sub(r"[^\w-]", "_", column)
+            while number and name in known:
+                name += "_"
+            known.add(name)
+            self.names[number] = name
+
+    def features(self, rows: Rows) -> dict[str, dict[str, Any]]:
+        """The labels besides the schema's, as feedback features of its words."""
+        made: dict[str, dict[str, Any]] = {}
+        for name, column in list(zip(self.names, self.columns))[1:]:
+            if rows.types.get(column) == "float":
+                rows.types[column] = "int"  # 0 and 1, to be told apart like ids
+                rows.defaults[column] = int(rows.defaults.get(column) or 0)
+            made[name] = {"kind": "id", "feedback": True} | ({"column": column} if name != column else {})
+        return made
+
+    def words(self) -> dict[str, Any]:
+        """``tasks`` and ``label_weight`` of our models."""
+        words: dict[str, Any] = {"tasks": dict(zip(self.names[1:], self.weights[1:]))}
+        if self.weights and self.weights[0] != 1:
+            words["label_weight"] = self.weights[0]
+        return words
+
+
+def simple(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
+    """A network a task over all features."""
+    form = _Form()
+    return {"name": "shared_bottom", **_bottom(own, groups), "mlp": [], **_towers(tasks, form), **form.words}
+
+
+def mmoe(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
+    """Experts behind gates; ``experts`` are the older form of ``expert_dnn`` and ``num_expert``."""
+    form, several = _Form(), own.all("experts")
+    if own.has("expert_dnn"):
+        words = {"experts": own.get("num_expert", 0), "expert": form.units(own.section("expert_dnn"))}
+        own.origin("model.experts", "num_expert")
+    elif several:
+        words = {"experts": len(several), "expert": form.alike([one.section("dnn") for one in several], "experts")}
+    else:
+        own.reading.fault(own.place, f"{own.path} has no experts; expected expert_dnn and num_expert")
+        words = {}
+    return {"name": "mmoe", **_bottom(own, groups), **words, **_towers(tasks, form), **form.words}
+
+
+def ple(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
+    """Levels of experts, those of a task beside shared ones."""
+    form, words = _Form(), dict[str, Any]()
+    levels: list[Section] = own.all("extraction_networks")
+    if not levels:
+        own.reading.fault(own.place, f"{own.path} has no extraction_networks; expected one at least")
+    for level in levels:
+        nets = [level.section(net) for net in ("task_expert_net", "share_expert_net") if level.has(net)]
+        found = {"own": level.get("expert_num_per_task", 1), "expert": form.alike(nets, "experts")}
+        found |= {"experts": level.get("share_num")} if level.has("share_num") else {}
+        words = {**found, **words}
+        for key, name in (("own", "expert_num_per_task"), ("experts", "share_num")):
+            if key in found and found[key] != words[key]:
+                level.note(name, "differs", f"all levels have as many as the first: {words[key]}")
+    if levels and "experts" not in words:
+        levels[0].reading.fault(
+            levels[0].place, f"{levels[0].path} has no share_num; expected one shared expert at least"
+        )
+    return {
+        "name": "ple", **_bottom(own, groups), "levels": len(levels), **words, **_towers(tasks, form), **form.words,
+    }  # fmt: skip
+
+
+def esmm(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
+    """A click and what comes after it."""
+    form, under = _Form(), {}
+    for tower in own.all("groups"):
+        name = tower.get("input", "")
+        if groups.find(name, tower) is not None:
+            under[name] = layers(tower.section("dnn"))
+    words: dict[str, Any] = {"name": "esmm", **_bottom(own, groups, under)}
+    if len(tasks.columns) == 2:
+        words |= {"click": tasks.names[1], "click_weight": tasks.weights[1], "label_weight": tasks.weights[0]}
+        own.origin("model.click", "ctr_tower")
+    networks = [tower.section("dnn") for tower in tasks.towers if tower.has("dnn")]
+    units = form.alike(networks, "towers") or [128, 64]
+    if not networks:
+        own.note("cvr_tower", "differs", f"without dnn it has the layers {units}")
+    return {**words, "mlp": units, **form.words}
+
+
+def dbmtl(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
+    """A bottom, experts over it where there are some, and towers that do not read each other."""
+    form, several = _Form(), own.get("num_expert", 0)
+    if not several:
+        units = form.units(own.section("bottom_dnn")) if own.has("bottom_dnn") else []
+        return {"name": "shared_bottom", **_bottom(own, groups), "mlp": units, **_towers(tasks, form), **form.words}
+    own.origin("model.experts", "num_expert")
+    words = {"experts": several, "expert": form.units(own.section("expert_dnn"))}
+    under = {groups.whole(own): layers(own.section("bottom_dnn"))} if own.has("bottom_dnn") else {}
+    return {"name": "mmoe", **_bottom(own, groups, under), **words, **_towers(tasks, form), **form.words}
+
+
+MAPPED: dict[str, tuple[str, Callable[[Section, Groups, Tasks], dict[str, Any]]]] = {
+    "SimpleMultiTask": ("simple_multi_task", simple),
+    "MMoE": ("mmoe", mmoe),
+    "PLE": ("ple", ple),
+    "ESMM": ("esmm", esmm),
+    "DBMTL": ("dbmtl", dbmtl),
+}
+"""Class name -> field of its settings, and mapper."""
+
+
+class _Form:
+    """Units of networks, of which all of one model have one activation, normalisation and dropout."""
+
+    def __init__(self) -> None:
+        self.words: dict[str, Any] = {}
+        self._units: dict[str, list[int]] = {}
+
+    def units(self, dnn: Section) -> list[int]:
+        """The hidden units of a network."""
+        found = plain_layers(dnn)
+        units: list[int] = found.pop("mlp")
+        for key, value in found.items():
+            if self.words.setdefault(key, value) != value:
+                told = str(self.words[key]).lower()
+                dnn.note(_FIELDS[key], "differs", f"one for all networks of the model: {told}")
+        return units
+
+    def alike(self, networks: list[Section], what: str) -> list[int]:
+        """The hidden units of networks that all have those of the first ever given by that name; none without any."""
+        for dnn in networks:
+            units = self.units(dnn)
+            if self._units.setdefault(what, units) != units:
+                dnn.note("hidden_units", "differs", f"all {what} have those of the first: {self._units[what]}")
+        return self._units.get(what, [])
+
+
+_FIELDS = {"activation": "activation", "batch_norm": "use_bn", "dropout": "dropout_ratio"}
+
+
+def _towers(tasks: Tasks, form: _Form) -> dict[str, Any]:
+    """``tower`` and the labels."""
+    networks = [tower.section("dnn") for tower in tasks.towers if tower.has("dnn")]
+    units = form.alike(networks, "towers")
+    if networks and len(networks) < len(tasks.towers):
+        words = f"all towers have the layers of those with some: {units}"
+        networks[0].reading.note(networks[0].place, networks[0].path, "differs", words)
+    return {"tower": units, **tasks.words()}
+
+
+def _bottom(own: Section, groups: Groups, under: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+    """``base``: towers over groups where groups have layers of their own, attend to histories, or hold plain numbers;
+    else nothing, for all features as they are.
+
+    Args:
+        under: layers by group; by default the one group that all tasks read, without layers.
+    """
+    given = under or {groups.whole(own): {"mlp": []}}
+    towers, plain = {}, not under
+    for name, form in given.items():
+        if name not in groups.by_name:
+            continue
+        inside = attention_inside(groups.by_name[name], groups)
+        of = groups.read(name)
+        plain = plain and not inside
+        towers[re.sub(r"[^\w-]", "_", name)] = {
+            **({"of": of} if of else {}), **form, **({"din": inside} if inside else {}),
+        }  # fmt: skip
+    vectors = embeds_numbers(groups)
+    numbers = any(spec.words.get("kind") == "dense" for spec in groups.features.read.values())
+    if not towers or (plain and not numbers):
+        return {}
+    base = {"name": "multi_tower", "towers": towers, "din": {}, "final": {"mlp": []}, "input_norm": False}
+    own.reading.origins["model.base"] = own.place
+    return {"base": base | ({"embed_numbers": True} if vectors else {})}
