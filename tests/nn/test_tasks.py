@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from longrec.nn.activation import Name
 from longrec.nn.mlp import MLP
-from longrec.nn.tasks import CGC, PLE, Gates, MLPs, MMoE, SharedBottom, Towers
+from longrec.nn.tasks import CGC, PLE, Form, Gates, MLPs, MMoE, SharedBottom, Towers
 
 
 def one_of(many: MLPs, place: int, x_BI: Tensor, act: nn.Module) -> Tensor:
@@ -40,7 +40,7 @@ def test_networks_side_by_side_are_networks_apart(apart: bool, rows: int) -> Non
 @pytest.mark.parametrize("activation", ["tanh", "dice", "prelu"])
 def test_units_are_normalised_each_for_itself(activation: Name) -> None:
     torch.manual_seed(0)
-    many, one = MLPs(5, [7], 2, activation, batch_norm=True), MLP(5, [7], activation, batch_norm=True)
+    many, one = MLPs(5, [7], 2, Form(activation, batch_norm=True)), MLP(5, [7], activation, batch_norm=True)
     x = torch.randn(64, 5)
     with torch.no_grad():
         one.layers[0].linear.weight.copy_(many.layers[0].product.weight[7:])

@@ -20,7 +20,7 @@ from longrec.models.several_tasks import Tasks
 from longrec.nn.activation import Name
 from longrec.nn.embedding import Embeddings
 from longrec.nn.segment import Segments
-from longrec.nn.tasks import PLE, MLPs, MMoE, SharedBottom, Towers
+from longrec.nn.tasks import PLE, Form, MLPs, MMoE, SharedBottom, Towers
 
 Width = Annotated[int, Field(ge=1)]
 Shared = SharedBottom | MMoE | PLE | MLPs
@@ -40,9 +40,9 @@ class BottomConfig(Strict):
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
 
     @property
-    def form(self) -> tuple[Name, float, bool]:
-        """Activation, dropout and batch normalisation, as the networks of ``nn/tasks.py`` take them."""
-        return self.activation, self.dropout, self.batch_norm
+    def form(self) -> Form:
+        """What all networks are like."""
+        return Form(self.activation, self.dropout, self.batch_norm)
 
 
 class Bottom(nn.Module):

@@ -53,7 +53,7 @@ from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
 from longrec.nn.rectangles import Rectangles
 from longrec.nn.segment import Segments
-from longrec.nn.tasks import MMoE, Towers
+from longrec.nn.tasks import Form, MMoE, Towers
 from longrec.nn.token_buckets import without_positions
 
 Width = Annotated[int, Field(ge=1)]
@@ -106,9 +106,9 @@ class DMT(Ranker):
             inputs += path.width
         self.tasks = Tasks.of(config)
         self.targets, count = self.tasks.targets, len(self.tasks.names)
-        form = config.activation, config.dropout, config.batch_norm
-        self.experts = MMoE(inputs, count, config.experts, config.expert, *form)
-        self.towers = Towers(self.experts.width, config.tower, count, *form)
+        form = Form(config.activation, config.dropout, config.batch_norm)
+        self.experts = MMoE(inputs, count, config.experts, config.expert, form)
+        self.towers = Towers(self.experts.width, config.tower, count, form)
         self.bias_embeddings: Embeddings | None = None
         if bias.features:
             self.bias_embeddings = Embeddings(bias, config.embedding_dim, std=config.init_std)

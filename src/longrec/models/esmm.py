@@ -68,7 +68,7 @@ class ESMM(BottomRanker):
         if config.click is None and config.rank_by != "ctcvr":
             do = "name the feedback feature that tells the click in model.click"
             raise ConfigError("config", [f"model.rank_by: without a click nothing tells {config.rank_by} apart; {do}"])
-        networks = MLPs(self.bottom.width, config.mlp, 2, *config.form)
+        networks = MLPs(self.bottom.width, config.mlp, 2, config.form)
         self.stand(networks, Towers(networks.width, (), 2))
 
     def factors(self, batch: Batch) -> Float[Tensor, "B 2"]:

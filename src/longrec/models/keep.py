@@ -48,7 +48,7 @@ from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
 from longrec.nn.segment import Segments
-from longrec.nn.tasks import PLE, MMoE, Towers
+from longrec.nn.tasks import PLE, Form, MMoE, Towers
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -130,10 +130,11 @@ class KEEP(Encoder):
         self.both = self._mlp(self.user.width + self.item.width + attended + of["event"], config.both)
         self.experts: MMoE | PLE | None = None
         inputs, labels, (n, widths) = self.both.width, len(self.tasks.names), (config.experts, config.expert)
+        form = Form(config.activation, config.dropout)
         if config.sharing == "mmoe":
-            self.experts = MMoE(inputs, labels, n, widths, config.activation, config.dropout)
+            self.experts = MMoE(inputs, labels, n, widths, form)
         elif config.sharing == "ple":
-            self.experts = PLE(inputs, labels, n, n, widths, 1, config.activation, config.dropout)
+            self.experts = PLE(inputs, labels, n, n, widths, 1, form)
         self.heads = Linear(inputs, labels) if self.experts is None else Towers(self.experts.width, (), labels)
         self.parts = (self.user.width, self.item.width, self.both.width)
         self.width = sum(self.parts)

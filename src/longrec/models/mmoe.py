@@ -57,5 +57,5 @@ class MMoE(BottomRanker):
     def __init__(self, config: MMoEConfig, fields: Fields) -> None:
         super().__init__(config, fields, Tasks.of(config))
         count = len(self.tasks.names)
-        shared = tasks.MMoE(self.bottom.width, count, config.experts, config.expert, *config.form)
-        self.stand(shared, tasks.Towers(shared.width, config.tower, count, *config.form))
+        shared = tasks.MMoE(self.bottom.width, count, config.experts, config.expert, config.form)
+        self.stand(shared, tasks.Towers(shared.width, config.tower, count, config.form))

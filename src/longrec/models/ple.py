@@ -61,6 +61,6 @@ class PLE(BottomRanker):
         super().__init__(config, fields, Tasks.of(config))
         count = len(self.tasks.names)
         shared = tasks.PLE(
-            self.bottom.width, count, config.own, config.experts, config.expert, config.levels, *config.form
+            self.bottom.width, count, config.own, config.experts, config.expert, config.levels, config.form
         )
-        self.stand(shared, tasks.Towers(shared.width, config.tower, count, *config.form))
+        self.stand(shared, tasks.Towers(shared.width, config.tower, count, config.form))

@@ -52,5 +52,5 @@ class SharedBottom(BottomRanker):
     def __init__(self, config: SharedBottomConfig, fields: Fields) -> None:
         super().__init__(config, fields, Tasks.of(config))
         count = len(self.tasks.names)
-        shared = tasks.SharedBottom(self.bottom.width, count, config.mlp, *config.form)
-        self.stand(shared, tasks.Towers(shared.width, config.tower, count, *config.form))
+        shared = tasks.SharedBottom(self.bottom.width, count, config.mlp, config.form)
+        self.stand(shared, tasks.Towers(shared.width, config.tower, count, config.form))

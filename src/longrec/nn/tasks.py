@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,17 @@ from torch import Tensor, nn
 from longrec.nn.activation import BatchNorm, Name, make
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
+
+
+class Form(NamedTuple):
+    """What all hidden layers of some networks are like, in the order in which an MLP takes it."""
+
+    activation: Name = "relu"
+    dropout: float = 0.0
+    batch_norm: bool = False
+
+
+_PLAIN = Form()
 
 
 class MLPs(nn.Module):
@@ -37,9 +49,7 @@ class MLPs(nn.Module):
         inputs: int,
         widths: Sequence[int],
         count: int,
-        activation: Name = "relu",
-        dropout: float = 0.0,
-        batch_norm: bool = False,
+        form: Form = _PLAIN,
         *,
         apart: bool = False,
         outputs: int | None = None,
@@ -48,7 +58,7 @@ class MLPs(nn.Module):
         self.count, self.layers = count, nn.ModuleList()
         for place, (given, made) in enumerate(pairwise([inputs, *widths])):
             own = apart or place > 0
-            self.layers.append(_Layer(given, made, count, own, activation, dropout, batch_norm))
+            self.layers.append(_Layer(given, made, count, own, form))
         hidden = [inputs, *widths][-1]
         self.last = None if outputs is None else _product(hidden, outputs, count, apart or bool(widths), True)
         self.width = outputs or hidden
@@ -68,11 +78,9 @@ class Towers(MLPs):
         inputs: int,
         widths: Sequence[int],
         tasks: int,
-        activation: Name = "relu",
-        dropout: float = 0.0,
-        batch_norm: bool = False,
+        form: Form = _PLAIN,
     ) -> None:
-        super().__init__(inputs, widths, tasks, activation, dropout, batch_norm, apart=True, outputs=1)
+        super().__init__(inputs, widths, tasks, form, apart=True, outputs=1)
 
     def forward(self, h_BKH: Float[Tensor, "B K H"]) -> Float[Tensor, "B K"]:
         """The logit of every task."""
@@ -91,12 +99,10 @@ class SharedBottom(nn.Module):
         inputs: int,
         tasks: int,
         widths: Sequence[int],
-        activation: Name = "relu",
-        dropout: float = 0.0,
-        batch_norm: bool = False,
+        form: Form = _PLAIN,
     ) -> None:
         super().__init__()
-        self.tasks, self.bottom = tasks, MLP(inputs, widths, activation, dropout, batch_norm)
+        self.tasks, self.bottom = tasks, MLP(inputs, widths, *form)
         self.width = self.bottom.width
 
     def forward(self, x_BI: Float[Tensor, "B I"]) -> Float[Tensor, "B K H"]:
@@ -118,12 +124,10 @@ class MMoE(nn.Module):
         tasks: int,
         experts: int,
         widths: Sequence[int],
-        activation: Name = "relu",
-        dropout: float = 0.0,
-        batch_norm: bool = False,
+        form: Form = _PLAIN,
     ) -> None:
         super().__init__()
-        self.experts = MLPs(inputs, widths, experts, activation, dropout, batch_norm)
+        self.experts = MLPs(inputs, widths, experts, form)
         self.gates = Gates(inputs, tasks, experts)
         self.width = self.experts.width
 
@@ -152,15 +156,12 @@ class PLE(nn.Module):
         shared: int,
         widths: Sequence[int],
         levels: int = 2,
-        activation: Name = "relu",
-        dropout: float = 0.0,
-        batch_norm: bool = False,
+        form: Form = _PLAIN,
     ) -> None:
         super().__init__()
         self.levels = nn.ModuleList()
         for level in range(1, levels + 1):
-            form = activation, dropout, batch_norm
-            made = CGC(inputs, tasks, own, shared, widths, *form, first=level == 1, last=level == levels)
+            made = CGC(inputs, tasks, own, shared, widths, form, first=level == 1, last=level == levels)
             self.levels.append(made)
             inputs = made.width
         self.width = inputs
@@ -196,16 +197,14 @@ class CGC(nn.Module):
         own: int,
         shared: int,
         widths: Sequence[int],
-        activation: Name = "relu",
-        dropout: float = 0.0,
-        batch_norm: bool = False,
+        form: Form = _PLAIN,
         *,
         first: bool = True,
         last: bool = True,
     ) -> None:
         super().__init__()
         self.tasks, self.first, self.count = tasks, first, tasks * own + shared
-        self.experts = MLPs(inputs, widths, self.count, activation, dropout, batch_norm, apart=not first)
+        self.experts = MLPs(inputs, widths, self.count, form, apart=not first)
         self.gates = _product(inputs, own + shared, tasks, not first, False)
         self.shared_gate = None if last else Linear(inputs, self.count, bias=False)
         self.width = self.experts.width
@@ -266,15 +265,13 @@ class Gates(nn.Module):
 class _Layer(nn.Module):
     """One hidden layer of M networks."""
 
-    def __init__(
-        self, inputs: int, width: int, count: int, apart: bool, activation: Name, dropout: float, batch_norm: bool
-    ) -> None:
+    def __init__(self, inputs: int, width: int, count: int, apart: bool, form: Form) -> None:
         super().__init__()
         self.count, self.width = count, width
-        self.product = _product(inputs, width, count, apart, not batch_norm)
-        self.norm = BatchNorm(count * width) if batch_norm else None
-        self.activation = make(activation, count * width)
-        self.dropout = nn.Dropout(dropout) if dropout else None
+        self.product = _product(inputs, width, count, apart, not form.batch_norm)
+        self.norm = BatchNorm(count * width) if form.batch_norm else None
+        self.activation = make(form.activation, count * width)
+        self.dropout = nn.Dropout(form.dropout) if form.dropout else None
 
     def forward(self, x: Tensor) -> Float[Tensor, "B M O"]:
         x_BX: Tensor = self.product(x)

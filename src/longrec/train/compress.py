@@ -49,8 +49,9 @@ class Written:
 
     Attributes:
         into: the store.
-        versions: one entry a version: its number, the first moment it wrote, how many impressions, and the AUC of the
-            source on them before it learned them (None where it cannot be told).
+        versions: one entry a version: its number, the first moment it wrote (of knowledge that of its publication), how
+            many impressions (vectors), and the AUC of the source on them before it learned them (of knowledge on the
+            block that follows; None where it cannot be told).
         tokens: in all.
         leak: why the tokens leak; empty where they do not.
     """

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -34,6 +34,7 @@ from longrec.features.vocabulary import key_numbers
 from longrec.progress import Progress
 from longrec.store.knowledge import KnowledgeInfo, KnowledgeStore, Known, Published
 from longrec.train.blocks import Block, blocks_of
+from longrec.train.compress import Written
 from longrec.train.compress_settings import CompressConfig
 from longrec.train.instances import Instances
 from longrec.train.job import Job, read_job
@@ -74,22 +75,10 @@ class ExtractConfig(Strict):
     batch_size: int = Setting(4_096, ge=1, description="users or items at once")
 
 
-@dataclass
-class Extracted:
-    """What was written.
-
-    Attributes:
-        into: the folder.
-        versions: one entry a version: its number, the moment of publication, how many vectors, and the AUC of the
-            extractor on the block that follows, before it learned it (None where it cannot be told).
-        tokens: vectors in all.
-        leak: always empty: knowledge is never written with weights that saw what came later.
+class Extracted(Written):
+    """What was written, a version a block; ``leak`` is empty: knowledge is never written with weights that saw what came
+    later.
     """
-
-    into: str
-    versions: list[dict[str, Any]] = field(default_factory=list)
-    tokens: int = 0
-    leak: str = ""
 
     @property
     def hint(self) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
 from pydantic import Field
 
 from longrec.config import Strict
-from longrec.data.worlds.world import START, Recipe, World
+from longrec.data.worlds.layout import SPLIT, Shelf, drawn, past_then_shown, some_of, words
+from longrec.data.worlds.world import Recipe, World
 
 STORY = (
     "Days are alike: what a user clicked about a day ago is liked now, and what was clicked since then or before is "
@@ -36,10 +36,8 @@ def make(knobs: Periodic, random: np.random.Generator) -> World:
     """The world of some settings."""
     users, visits, shown = knobs.users, knobs.visits, knobs.shown
     clicks = visits * knobs.clicks
-    each = clicks + shown
-    category_of = random.permutation(np.arange(_ITEMS) % _CATEGORIES)
-    by_category = np.argsort(category_of, kind="stable").reshape(_CATEGORIES, -1)
-    of_visit = random.permuted(np.tile(np.arange(_CATEGORIES), (users, 1)), axis=1)[:, :visits]
+    shelf = Shelf(_ITEMS, _CATEGORIES, random)
+    of_visit = some_of(_CATEGORIES, users, visits, random)
     at = random.integers(0, visits, users)  # the place of the visit of a day ago; those before it are older
     place = np.arange(visits)
     kind = np.sign(place - at[:, None])
@@ -51,45 +49,22 @@ def make(knobs: Periodic, random: np.random.Generator) -> World:
     own = (told == at[:, None]) | (random.random((users, shown)) < 0.25)
     told = np.where(own, at[:, None], told)
     category = np.concatenate([past, np.take_along_axis(of_visit, told, axis=1)], axis=1)
-    item = by_category[category, random.integers(0, _ITEMS // _CATEGORIES, category.shape)]
+    item = shelf.one_of(category, random)
     chance = np.where(own, _LIKES, _ELSE)
-    liked = np.concatenate([np.zeros((users, clicks)), random.random(chance.shape) < chance], axis=1).astype(np.int64)
-    is_shown = np.tile(np.arange(each) >= clicks, users)
+    liked = drawn(chance, random)
     before = np.repeat(age, knobs.clicks, axis=1).astype(np.int64) - np.tile(np.arange(knobs.clicks), visits)
     moment = np.concatenate([-before, np.zeros((users, shown), np.int64)], axis=1)
     moment += 30 * 24 * _HOUR + random.integers(0, 86_400, (users, 1))
-    log = pa.table(
-        {
-            "user": np.repeat(np.arange(users), each),
-            "item": item.ravel(),
-            "time": START + moment.ravel(),
-            "action": np.where(is_shown, "shown", "click"),
-            "liked": pa.array(liked.ravel(), mask=~is_shown),
-        }
-    )
-    oracle = np.full((users, each), np.nan)
-    oracle[:, clicks:] = chance
+    log, oracle = past_then_shown(item, moment, ("action", np.full((users, clicks), "click")), liked, chance)
+    columns = ["category", "time_gap", "since_previous"]
     return World(
         name="periodic",
         story=STORY,
         log=log,
-        items=pa.table({"item": np.arange(_ITEMS), "category": category_of}),
-        schema={
-            "user": "user",
-            "item": "item",
-            "time": {"column": "time", "unit": "s"},
-            "label": "liked",
-            "features": {"item": {"kind": "id"}, "category": {"kind": "id", "table": "item"}},
-            "histories": {
-                "clicks": {
-                    "of": ["category", "time_gap", "since_previous"],
-                    "where": {"action": "click"},
-                    "last": clicks,
-                }
-            },
-        },
-        split={"by": "user", "valid": 0.1, "test": 0.3},
-        oracle=oracle.ravel(),
+        items=shelf.table(),
+        schema=words({}, {"clicks": {"of": columns, "where": {"action": "click"}, "last": clicks}}),
+        split=SPLIT,
+        oracle=oracle,
         must=({"name": "tissa", "hidden": 32, "heads": 4, "slices": 7, "mlp": [64]}, {"name": "din"}),
         must_not=({"name": "pooling"}, {"name": "deepfm"}),
         fit={"epochs": 3, "batch_size": 128, "lr": 1e-2, "tables_lr": 5e-2, "patience": 0},

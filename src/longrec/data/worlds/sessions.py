@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from pydantic import Field
 
 from longrec.config import Strict
-from longrec.data.worlds.world import START, Recipe, World
+from longrec.data.worlds.layout import SPLIT, Shelf, drawn, halves_of, past_then_shown, some_of, words
+from longrec.data.worlds.world import Recipe, World
 
 STORY = (
     "A user comes by several times. A visit is about one category, and one of its clicks goes to the till or to the "
@@ -35,54 +35,36 @@ def make(knobs: Sessions, random: np.random.Generator) -> World:
     past = visits * length
     each = past + knobs.shown
     # Of categories the first is the till and the second the door.
-    category_of = random.permutation(np.arange((2 + _CATEGORIES) * _EACH) % (2 + _CATEGORIES))
-    by_category = np.argsort(category_of, kind="stable").reshape(2 + _CATEGORIES, -1)
-    about = 2 + random.permuted(np.tile(np.arange(_CATEGORIES), (users, 1)), axis=1)[:, :visits]
-    door = random.permuted(np.tile(np.arange(visits) % 2, (users, 1)), axis=1)
+    shelf = Shelf((2 + _CATEGORIES) * _EACH, 2 + _CATEGORIES, random)
+    about = 2 + some_of(_CATEGORIES, users, visits, random)
+    door = halves_of(visits, users, random)
     clicked = np.repeat(about[:, :, None], length, axis=2)
     place = random.integers(0, length, (users, visits, 1))
     np.put_along_axis(clicked, place, door[:, :, None], axis=2)
     visit = random.integers(0, visits, (users, knobs.shown))
     chance = np.where(np.take_along_axis(door, visit, 1) == 0, _LIKES, _ELSE)
     category = np.concatenate([clicked.reshape(users, past), np.take_along_axis(about, visit, 1)], axis=1)
-    liked = np.concatenate([np.zeros((users, past)), random.random(chance.shape) < chance], axis=1).astype(np.int64)
-    shown = np.tile(np.arange(each) >= past, users)
+    liked = drawn(chance, random)
     # Clicks of a visit follow each other within minutes; the next visit is hours away.
     begins = np.minimum(np.arange(each), past) % length == 0
     moment = np.cumsum(np.where(begins, random.integers(7_200, 80_000, (users, each)), 60), axis=1)
     moment[:, past:] = moment[:, past : past + 1]  # at once, so that none of them stands in another's past
-    oracle = np.full((users, each), np.nan)
-    oracle[:, past:] = chance
+    item = shelf.one_of(category, random)
+    log, oracle = past_then_shown(item, moment, ("action", np.full((users, past), "click")), liked, chance)
     history: dict[str, Any] = {"of": ["category"], "where": {"action": "click"}, "last": past}
-    schema = {
-        "user": "user",
-        "item": "item",
-        "time": {"column": "time", "unit": "s"},
-        "label": "liked",
-        "features": {"item": {"kind": "id"}, "category": {"kind": "id", "table": "item"}},
-        "histories": {"clicks": history},
-    }
     return World(
         name="sessions",
         story=STORY,
-        log=pa.table(
-            {
-                "user": np.repeat(np.arange(users), each),
-                "item": by_category[category, random.integers(0, _EACH, category.shape)].ravel(),
-                "time": START + moment.ravel(),
-                "action": np.where(shown, "shown", "click"),
-                "liked": pa.array(liked.ravel(), mask=~shown),
-            }
-        ),
-        items=pa.table({"item": np.arange(len(category_of)), "category": category_of}),
-        schema=schema,
-        split={"by": "user", "valid": 0.1, "test": 0.3},
-        oracle=oracle.ravel(),
+        log=log,
+        items=shelf.table(),
+        schema=words({}, {"clicks": history}),
+        split=SPLIT,
+        oracle=oracle,
         must=({"name": "dsin", "session_events": length},),
         must_not=({"name": "pooling"}, {"name": "din"}, {"name": "bst"}, {"name": "deepfm"}),
         fit={"epochs": 4, "batch_size": 128, "lr": 1e-2, "tables_lr": 5e-2, "patience": 0},
         # Given time DIN solves it too where it is told the visit of a click: there are few, which it learns by heart.
-        wide={**schema, "histories": {"clicks": {**history, "of": ["category", "sessions_back"]}}},
+        wide=words({}, {"clicks": {**history, "of": ["category", "sessions_back"]}}),
     )
 
 
