@@ -76,9 +76,7 @@ class ExtractConfig(Strict):
 
 
 class Extracted(Written):
-    """What was written, a version a block; ``leak`` is empty: knowledge is never written with weights that saw what came
-    later.
-    """
+    """What was written, a version a block; ``leak`` is empty: no weights that saw what came later write knowledge."""
 
     @property
     def hint(self) -> str:
