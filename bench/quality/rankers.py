@@ -37,7 +37,9 @@ WANTS: dict[str, list[str]] = {
 """Computed columns that some models read besides."""
 
 APART = ("dfn", "dmt")
-"""Models that want one history a behaviour, where the log tells behaviours apart."""
+"""Models that want one history a behaviour, where the log tells behaviours apart. DIN is read so too (``apart``), to
+tell what that alone does.
+"""
 
 BUILT_ON = ("iat_reader", "keep_plug", "esmm")
 """They read what another model wrote, and have studies of their own; or learn two labels that follow each other."""
@@ -63,14 +65,15 @@ def regimes(task: Task, model: str) -> list[str]:
     """The regimes in which a model is run: one if it reads no history."""
     if not find(model).reads_history:
         return ["plain"] if "plain" in task.of else ["past"]
-    return list(task.of)
+    return [*task.of, "apart"] if model == "din" and task.parts else list(task.of)
 
 
 def job(task: Task, name: str, model: str, regime: str, seed: int, work: Path) -> dict[str, Any]:
     """The config of a run."""
-    extra, apart = WANTS.get(model, []), model in APART
+    extra, apart = WANTS.get(model, []), regime == "apart" or (model in APART and regime == "past")
+    regime = "past" if apart else regime
     data = task.section(regime, extra, apart)
-    key = "-".join([regime, *extra, *(["apart"] if apart and regime == "past" else [])])
+    key = "-".join([regime, *extra, *(["apart"] if apart else [])])
     return {
         "name": name,
         "data": {**data, "folder": str(work / "prepared" / key)},
@@ -104,7 +107,7 @@ def run(task: Task, model: str, regime: str, seed: int, work: Path, twin: str = 
 def plan(task: Task, models: list[str], seeds: int) -> Iterator[tuple[str, str, int]]:
     """Model, regime and seed of every run, seed by seed."""
     for seed in range(seeds):
-        for regime in task.of:
+        for regime in (*task.of, "apart"):
             for model in models:
                 if regime in regimes(task, model):
                     yield model, regime, seed
@@ -118,7 +121,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/quality/rankers"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--models", nargs="*", default=ranked())
-    parser.add_argument("--regimes", nargs="*", default=["past", "plain"])
+    parser.add_argument("--regimes", nargs="*", default=["past", "plain", "apart"])
     args = parser.parse_args()
     work = args.work / args.log
     work.mkdir(parents=True, exist_ok=True)

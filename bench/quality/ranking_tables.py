@@ -16,7 +16,7 @@ import argparse
 import json
 import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 import machine
-from rankers import WANTS
+from rankers import APART, WANTS
 
 from longrec.metrics import bootstrap
 from longrec.report.run import read_predictions
@@ -79,10 +79,20 @@ def runs_of(folder: Path) -> dict[Arm, list[Path]]:
     """The finished runs of a log; twins and runs with shuffled labels are not among them."""
     found: dict[Arm, list[Path]] = defaultdict(list)
     for path in sorted(folder.glob("runs/*/predictions/test.parquet")):
-        parts = re.fullmatch(r"(\w+)-(past|plain)-(\d+)", path.parents[1].name)
+        parts = re.fullmatch(r"(\w+)-(past|plain|apart)-(\d+)", path.parents[1].name)
         if parts and (path.parents[1] / "results.json").exists():
             found[parts[1], parts[2]].append(path.parents[1])
     return found
+
+
+def made_on(folder: Path) -> str:
+    """Which machines made the runs."""
+    told: Counter[str] = Counter()
+    for several in runs_of(folder).values():
+        for run in several:
+            made = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+            told[f"{made['cpu']}, torch {made['packages']['torch']}"] += 1
+    return "; ".join(f"{count} runs on {name}" for name, count in told.most_common()) + "."
 
 
 def measured(folder: Path, replicates: int) -> Found | None:
@@ -115,7 +125,7 @@ def table_of(found: Found, regimes: list[str]) -> str:
         head += [f"AUC, {regime} [95 %]", "seeds", "less DIN", "really worse models"]
     if len(regimes) > 1:
         head += ["past less plain"]
-    models = sorted({model for model, _ in found.seeds}, key=lambda name: -_best(found, name))
+    models = sorted({model for model, regime in found.seeds if regime in regimes}, key=lambda name: -_best(found, name))
     rows = []
     for model in models:
         row = [model]
@@ -126,6 +136,19 @@ def table_of(found: Found, regimes: list[str]) -> str:
             row.append(_told(*found.difference(*both)) if all(arm in found.seeds for arm in both) else "")
         rows.append(row)
     return machine.table(head, rows)
+
+
+def apart(found: Found) -> str:
+    """What it does to read each behaviour as a history of its own."""
+    arm = "din", "apart"
+    if arm not in found.seeds:
+        return ""
+    told, spread = _cells(found, arm)[:2]
+    return (
+        f"{' and '.join(APART)} read what was liked and what was not as histories apart. The weights of each sum to "
+        f"one, so that how many were liked is lost: DIN reading so reaches {told} (seeds {spread}), "
+        f"{_told(*found.difference(arm, ('din', 'past')))} to itself with one history."
+    )
 
 
 def _best(found: Found, model: str) -> float:
@@ -194,7 +217,7 @@ def main() -> None:
             f"Standard deviation of a seed: {noise}. Bold: real differences. "
             f"Some models read computed columns too: {more}."
         )
-        text = [f"# {title}", about, table_of(found, regimes)]
+        text = [f"# {title}", about, table_of(found, regimes), *filter(None, [apart(found)]), made_on(given.work / log)]
         if log == "beauty":
             text.append(relations(given.work / log, found))
         machine.write(f"rankers_{log}", "\n\n".join(text))
