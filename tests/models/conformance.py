@@ -163,6 +163,21 @@ def check_an_empty_history_is_scored(case: Case) -> None:
         assert grad is None or (grad._values() if grad.is_sparse else grad).isfinite().all(), name
 
 
+def check_what_is_explained_fits_the_histories(case: Case) -> None:
+    model = case.lively(FEW)
+    if not isinstance(model, Ranker):
+        return
+    sizes = [(5, 7), (3, 0), (1, 0), (1, 1)]
+    for batch in [ragged(9, fields=FEW), *(shared(*size, fields=FEW) for size in sizes)]:
+        with torch.no_grad():
+            told = model.explain(batch)
+        assert set(told) <= set(batch.histories)
+        for name, weights in told.items():
+            events = int(batch.histories[name].offsets[-1])
+            assert tuple(weights.shape) == ((batch.size, events) if batch.shared else (events,)), name
+            assert weights.isfinite().all()
+
+
 def check_every_parameter_gets_a_gradient(case: Case) -> None:
     model = case.lively().train()
     model.loss(ragged(300)).backward()

@@ -14,6 +14,7 @@ import torch
 from conformance import Case
 from sample_batches import FEW, ragged
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from longrec.data import worlds
 from longrec.features.batch import Batch, HistoryBatch
@@ -105,7 +106,7 @@ def test_a_and_b_an_attention_of_zero_and_of_one(gate: str) -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_c_longer_neighbours_leave_output_and_auxiliary_loss_unchanged() -> None:
+def test_c_longer_neighbours_leave_output_and_auxiliary_loss_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Padding is what a longer row in the batch would bring: the same row alone and beside one ten times as long."""
     model = dien({"hidden": 6})
     path, key = path_of(model), path_of(model).interest.weight.shape[1]
@@ -116,26 +117,19 @@ def test_c_longer_neighbours_leave_output_and_auxiliary_loss_unchanged() -> None
     one, _ = path(q[:1], e, alone)
     two, _ = path(q, torch.cat([e, long]), both)
     torch.testing.assert_close(two[:1], one)
-    # (of the auxiliary loss: a mean over steps, so a batch of equal rows has the loss of one of them, whatever stands
-    # between them that has no next step)
+    # Of the auxiliary loss: a mean over steps, so a batch of equal rows has the loss of one of them, whatever stands
+    # between them that has no next step. (No negatives: each would be the positive itself.)
     single = Segments(torch.tensor([0, 4, 8]), 2, 8)
     spread = Segments(torch.tensor([0, 4, 4, 8, 9]), 4, 9)
     h = path.interest.states(torch.cat([e, e + 1]), single)
-    torch.manual_seed(0)
-    assert path.next is not None
-    expected = _positives(path, h, torch.cat([e, e + 1]), single)
-    found = _positives(path, torch.cat([h, h[:1]]), torch.cat([e, e + 1, e[:1]]), spread)
+    monkeypatch.setattr(torch, "randint", lambda high, shape: torch.tensor([1, 2, 3, 5, 6, 7]))
+    expected = path.auxiliary(h, torch.cat([e, e + 1]), single)
+    found = path.auxiliary(torch.cat([h, h[:1]]), torch.cat([e, e + 1, e[:1]]), spread)
     torch.testing.assert_close(found, expected)
-
-
-def _positives(path: _Path, h: Tensor, e: Tensor, segments: Segments) -> Tensor:
-    """The auxiliary loss where every negative is the positive itself, and therefore left out."""
-    path.auxiliary(h, e, segments)  # runs
-    row = segments.row
-    steps = torch.nonzero(row[1:] == row[:-1]).squeeze(1)
+    steps = torch.tensor([0, 1, 2, 4, 5, 6])
     assert path.next is not None
-    good = path.next(torch.cat([h[steps], e[steps + 1]], 1)).squeeze(1)
-    return torch.nn.functional.softplus(-good).mean()
+    good = path.next(torch.cat([h[steps], torch.cat([e, e + 1])[steps + 1, : path.told]], 1))
+    torch.testing.assert_close(found, softplus(-good).mean())
 
 
 def test_d_the_auxiliary_loss_reaches_the_next_step_and_no_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,18 +141,42 @@ def test_d_the_auxiliary_loss_reaches_the_next_step_and_no_later_one(monkeypatch
     # Only the second step of the first row (t = 1) has a loss, its negative is an event of the other row.
     h_t, next_t, other = h[1:2], e[2:3], e[6:7]
     assert path.next is not None
-    loss = path.next(torch.cat([h_t, next_t], 1)).sum() + path.next(torch.cat([h_t, other.detach()], 1)).sum()
+    told = [torch.cat([h_t, one[:, : path.told]], 1) for one in (next_t, other.detach())]
+    loss = path.next(told[0]).sum() + path.next(told[1]).sum()
     (grad,) = torch.autograd.grad(loss, e)
     assert (grad[:3].abs().sum(1) > 0).all()
     assert grad[3:].abs().sum() == 0
-    # And the model's own loss pairs h_t with e_{t+1}: moved by one, it is another number.
-    monkeypatch.setattr(torch, "randint", lambda high, shape: torch.arange(shape[0]) % 3 + 5)
+    # And the model's own loss pairs h_t with e_{t+1}: moved by one, it is another number. Of the negatives the second
+    # is of the same row and the third equals its positive: both are left out, and nothing else leaves them out.
+    with torch.no_grad():
+        e[6, : path.told] = e[3, : path.told]  # whatever else it says
+    monkeypatch.setattr(torch, "randint", lambda high, shape: torch.tensor([5, 0, 6, 7, 1, 2]))
     own = path.auxiliary(h, e, segments)
     first = torch.tensor([0, 1, 2, 3, 5, 6])
-    bad = torch.tensor([5, 6, 7, 5, 6, 7])  # the last two are of the same row, and left out
-    good = torch.nn.functional.softplus(-path.next(torch.cat([h[first], e[first + 1]], 1))).sum()
-    wrong = torch.nn.functional.softplus(path.next(torch.cat([h[first[:4]], e[bad[:4]]], 1))).sum()
+    good = softplus(-path.next(torch.cat([h[first], e[first + 1, : path.told]], 1))).sum()
+    kept, bad = torch.tensor([0, 3, 5, 6]), torch.tensor([5, 7, 1, 2])
+    wrong = softplus(path.next(torch.cat([h[kept], e[bad, : path.told]], 1))).sum()
     torch.testing.assert_close(own, (good + wrong) / 6)
+    # Where both rows are of one user, no event of the other row is told as a wrong one.
+    alone = path.auxiliary(h, e, segments, torch.tensor([4, 4]))
+    torch.testing.assert_close(alone, good / 6)
+
+
+def test_the_auxiliary_loss_is_told_what_candidates_have_too() -> None:
+    """What time passed, or what was said of an event, would tell it from another one without any interest."""
+    model = dien({"hidden": 6})
+    path, common = path_of(model), model.queries.common["seen"]
+    assert 0 < common < model.queries.key["seen"]
+    segments, e, h = (
+        Segments(torch.tensor([0, 4, 8]), 2, 8),
+        torch.randn(8, model.queries.key["seen"]),
+        torch.randn(8, 6),
+    )
+    found = []
+    for moved in (0.0, 1.0):
+        torch.manual_seed(0)
+        found.append(path.auxiliary(h, torch.cat([e[:, :common], e[:, common:] + moved], 1), segments))
+    assert torch.equal(*found)
 
 
 def test_loss_is_of_the_label_and_of_what_came_next() -> None:
@@ -167,7 +185,9 @@ def test_loss_is_of_the_label_and_of_what_came_next() -> None:
     e, segments = model.queries.events(batch, embedded, "seen")
     path = path_of(model)
     torch.manual_seed(5)
-    extra = path.auxiliary(path.interest.states(e, segments), e, segments)
+    extra = path.auxiliary(path.interest.states(e, segments), e, segments, batch.users)
+    torch.manual_seed(5)
+    torch.testing.assert_close(model.own_loss(batch), 0.5 * extra)
     torch.manual_seed(5)
     torch.testing.assert_close(model.loss(batch), cross_entropy(model(batch), batch) + 0.5 * extra)
 

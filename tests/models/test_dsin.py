@@ -13,7 +13,7 @@ from conformance import Case, Program, close, quiet
 from sample_batches import FEW, GAP, ITEM, RATING, SESSION, flat, ragged, repeated, shared, take, with_history
 from torch import Tensor, nn
 from torch.nn import functional as F
-from world_runs import aucs_of, run_in
+from world_runs import aucs_of, run_in, solves
 
 from longrec.data.worlds import world
 from longrec.errors import ConfigError
@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {"embedding_dim": 4, "heads": 2, "mlp": [16]}
 SETTINGS: list[dict[str, Any]] = [
     {**SMALL, "sessions": 3, "session_items": 3, "session_events": 2},
     {**SMALL, "session_events": 3, "shortest": 1, "merge": "concat", "lstm": 3},
-    {**SMALL, "norm": False, "hidden": 5, "heads": 3},
+    {**SMALL, "norm": True, "hidden": 5, "heads": 3},
 ]
 
 
@@ -179,7 +179,7 @@ def test_a_program_reads_sessions_by_their_column() -> None:
 
 def test_one_session_and_no_lstm_equals_plain_self_attention_pooling() -> None:
     """The layer is torch's own."""
-    path = path_of(dsin({**SMALL, "sessions": 1, "session_items": 9}))
+    path = path_of(dsin({**SMALL, "sessions": 1, "session_items": 9, "norm": True}))
     for unit in (path.forth, path.back):
         for parameter in unit.parameters():
             parameter.data.zero_()
@@ -209,7 +209,7 @@ def test_be_has_a_number_for_each_session_each_place_and_each_unit() -> None:
 
 def test_empty_sessions_do_not_change_the_output() -> None:
     """Room for sessions that are not there, and for events of a session that are not there."""
-    model, roomy = dsin({**SMALL, "sessions": 4}), dsin({**SMALL, "sessions": 64, "session_items": 50})
+    model, roomy = dsin({**SMALL, "sessions": 4}), dsin({**SMALL, "sessions": 60, "session_items": 50})
     state = model.state_dict()
     for name, value in roomy.state_dict().items():
         if name.endswith(("of_session", "of_event")):
@@ -344,6 +344,11 @@ def test_how_a_visit_ended_is_not_found_event_by_event(tmp_path: Path) -> None:
     assert {"name": "din"} in made.must_not
     found, _ = aucs_of(made, run_in(made, {"name": "din"}, tmp_path))
     assert abs(found - 0.5) < 0.06
+
+
+def test_its_defaults_read_a_history(tmp_path: Path) -> None:
+    """With layer normalisation they hardly do (see the departures)."""
+    assert solves(world("one_interest", users=500), {"name": "dsin"}, tmp_path)
 
 
 @pytest.mark.slow

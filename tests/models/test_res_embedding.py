@@ -301,14 +301,18 @@ def test_the_item_is_found_or_named() -> None:
     shop = Field("shop", "id", 9, table="item")
     fields = Fields((Field("user", "id", 9, table="user"), shop, ITEM), {"seen": (GAP, ITEM)})
     assert build({"name": "res_embedding"}, fields).item is ITEM
-    assert build({"name": "res_embedding", "item": "shop"}, fields).item is shop
-    assert build({"name": "res_embedding", "base": {"name": "fm"}}, Fields((shop, ITEM), {})).item is shop
+    with pytest.raises(ConfigError, match="model.item: 'shop' is not an id that a history holds; known: item"):
+        build({"name": "res_embedding", "item": "shop"}, fields)
+    both = Fields(fields.features, {"seen": (shop, ITEM)})
+    assert build({"name": "res_embedding"}, both).item is ITEM
+    assert build({"name": "res_embedding", "item": "shop"}, both).item is shop
+    assert build({"name": "res_embedding", "base": {"name": "fm"}}, Fields((shop, ITEM), {})).item is ITEM
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"item": "itm"}, r"model.item: 'itm' is no id of the schema; known: user, item, rating"),
+        ({"item": "itm"}, r"model.item: 'itm' is not an id that a history holds; known: item, rating"),
         ({"item": "rating", "base": {"name": "deepfm"}}, "model.base.name: deepfm holds no vectors of 'rating'"),
         ({"base": {"name": "can"}}, "model.base.name: can holds no vectors of 'item'"),
     ],

@@ -181,7 +181,7 @@ def test_what_it_cannot_use_is_refused_with_what_to_do() -> None:
     with pytest.raises(ConfigError) as caught:
         build({"name": "search_user", "query": ["wrds", "user", "itm"]}, FIELDS)
     assert len(caught.value.faults) == 2
-    assert "must name features of the impression (user, taste, words, item), got 'wrds'" in caught.value.faults[0]
+    assert "model.query: 'wrds' is no feature of the impression; did you mean 'words'?" in caught.value.faults[0]
     with pytest.raises(ConfigError, match="search_user needs a column that is a feature of the candidate"):
         build({"name": "search_user"}, Fields((user, ITEM), {"a": (RATING,)}))
     asked = build({"name": "search_user", "query": ["user"]}, Fields((user, ITEM), {"a": (RATING,)}))

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from conformance import Case
-from sample_batches import FEW, FIELDS, ragged
+from sample_batches import FEW, FIELDS, TOKENS, ragged
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from longrec.errors import ConfigError
-from longrec.models.base import Ranker, build, names
+from longrec.features.fields import Fields
+from longrec.models.base import Ranker, build, cross_entropy, names
 from longrec.models.bottom import Bottom, BottomConfig
+from longrec.models.iat_reader import IATReader
 from longrec.models.several_tasks import Tasks, joined, known_cross_entropy
 from longrec.train.start import inherit
 
@@ -91,16 +94,27 @@ def test_a_bottom_without_a_base_is_all_fields_and_mean_histories() -> None:
     torch.testing.assert_close(bottom(batch), torch.cat(parts, 1))
 
 
-def test_a_base_with_a_loss_of_its_own_keeps_it() -> None:
-    """Such as DIEN's: what comes next in a history."""
-    settings = {"base": {"name": "dien", "hidden": 6}, "tasks": {"bought": 0.5}}
-    model, batch = Case("shared_bottom", settings).lively(FEW), ragged(30, fields=FEW)
-    assert isinstance(model.bottom, Bottom)
-    assert isinstance(model.bottom.base, Ranker)
+BASES = [{"name": "dien", "hidden": 6}, {"name": "hup", "hidden": 6}, {"name": "res_embedding", "penalty": 5.0}]
+KNOWING = Fields(TOKENS.features, {**FEW.histories, **TOKENS.histories})
+"""Beside a history of items one of instance tokens, and knowledge."""
+
+
+@pytest.mark.parametrize("base", BASES, ids=lambda base: base["name"])
+@pytest.mark.parametrize("name", ["shared_bottom", "can", "keep_plug", "iat", "iat_reader"])
+def test_a_base_keeps_what_it_learns_beside_its_label(name: str, base: dict[str, Any]) -> None:
+    """Such as DIEN: what comes next in a history. Its label is learnt once, by the model that stands on it."""
+    fields = KNOWING if name in ("keep_plug", "iat_reader") else FEW
+    model, batch = Case(name, {"base": base}).lively(fields), ragged(30, fields=fields)
+    below = model.bottom.base if name == "shared_bottom" else model.base
+    assert isinstance(below, Ranker)
+    given = model._base_batch(batch) if isinstance(model, IATReader) else batch
     torch.manual_seed(0)  # what did not come next is drawn
-    own = model.bottom.base.loss(batch)
+    own = below.own_loss(given)
     torch.manual_seed(0)
-    torch.testing.assert_close(model.loss(batch), model.tasks.loss(model.logits(batch), batch) + own)
+    whole = model.loss(batch)
+    assert isinstance(own, Tensor)
+    assert own > 0.05
+    torch.testing.assert_close(whole, cross_entropy(model(batch), batch) + own, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["shared_bottom", "mmoe", "ple", "esmm"])

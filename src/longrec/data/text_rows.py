@@ -17,9 +17,9 @@ from longrec.errors import DataError
 _REJECTS = "_reject_errors"
 # Cells beyond the last column are passed over in silence where they read as null; so no cell does.
 _NO_NULL = "\x1f\x1eno cell reads so\x1e\x1f"
-# Casts would round 5.7 and read 1_000; a whole number is written in digits.
+# Casts would round 5.7 and read 1_000; a whole number is written in digits, and .0 behind them at most.
 _NUMBERS = {
-    "int": (r"\s*[+-]?[0-9]+\s*", "BIGINT", "a whole number of at most 64 bits"),
+    "int": (r"\s*[+-]?[0-9]+(\.0+)?\s*", "BIGINT", "a whole number of at most 64 bits"),
     "float": (r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", "DOUBLE", "a number"),
 }
 

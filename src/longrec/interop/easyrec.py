@@ -107,13 +107,13 @@ class _Reader:
         rows = read_rows(top)
         tasks = Tasks(top)
         target = label(top, rows, tasks.columns)
-        user, item, why_user, why_item = keys(top, rows, user, item, [target, *tasks.columns])
+        user, item, why_user, why_item = keys(top, rows, user, item, [target, *tasks.columns], tasks.metrics)
         features = Features(top, rows, folder, user, item)
         tasks.name(spec.ours for spec in features.specs.values())
         histories = Histories(features)
         model, settings = model_words(top.section("model_config"), features, histories, tasks)
         features.note_unread()
-        fit = fit_words(top, model.get("name") == "wide_deep", settings)
+        fit = fit_words(top, model.get("name") == "wide_deep", settings, tasks)
         evaluate = evaluate_words(top)
         files = {
             "train": paths(top, "train", folder),

@@ -15,7 +15,8 @@ from longrec.interop.easyrec_section import Section
 
 _LOG = ("tf.math.log1p", "tf.log1p", "math.log1p", "log1p")
 _COMPOSED = ("ComboFeature", "LookupFeature")
-_TAKEN = ("item", "times", "offsets", *COMPUTED)
+RESERVED_NAMES = ("item", "times", "offsets", *COMPUTED)
+"""Names that the log takes."""
 _POOLS = {"sum": "sum", "mean": "mean", "max": "max", "sqrtn": "mean"}
 
 
@@ -80,7 +81,7 @@ class Features:
             config.fault("feature_name", f"gives a second feature the name {name!r}; expected distinct names")
             return
         ours = re.sub(r"[^\w-]", "_", name)
-        ours = f"{ours}_feature" if ours in _TAKEN else ours
+        ours = f"{ours}_feature" if ours in RESERVED_NAMES else ours
         while any(spec.ours == ours for spec in self.specs.values()):
             ours += "_"
         self.specs[name] = Spec(name, ours, config.get("feature_type", "IdFeature"), column, config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from longrec.interop.easyrec_section import Section
+from longrec.interop.easyrec_tasks import Tasks
 
 ENDLESS = 100_000
 """Epochs of a run that only ``num_steps`` ends."""
@@ -21,12 +22,13 @@ def picks_best(top: Section) -> bool:
     return bool(export.get("enable_early_stop", False)) or export.get("exporter_type", "final") == "best"
 
 
-def fit_words(top: Section, wide: bool, l2: Section | None) -> dict[str, Any]:
+def fit_words(top: Section, wide: bool, l2: Section | None, tasks: Tasks) -> dict[str, Any]:
     """The ``fit`` section.
 
     Args:
         wide: the model has a wide part, whose optimiser stands first of several.
         l2: the settings of the model, with its ``l2_regularization``.
+        tasks: the towers of the model, whose names metrics bear.
     """
     train, data = top.section("train_config"), top.section("data_config")
     words: dict[str, Any] = {}
@@ -46,7 +48,7 @@ def fit_words(top: Section, wide: bool, l2: Section | None) -> dict[str, Any]:
     _put(words, "l2", model, "embedding_regularization", model.get("embedding_regularization", 0.0))
     if train.get("gradient_clipping_by_norm", 0.0):
         _put(words, "clip_norm", train, "gradient_clipping_by_norm", train.get("gradient_clipping_by_norm"))
-    words |= _looks(top)
+    words |= _looks(top, tasks)
     _put(words, "log_steps", train, "log_step_count_steps", train.get("log_step_count_steps", 10))
     if train.has("save_checkpoints_secs"):
         _put(words, "checkpoint_seconds", train, "save_checkpoints_secs", train.get("save_checkpoints_secs"))
@@ -75,10 +77,10 @@ def _put(words: dict[str, Any], key: str, section: Section, name: str, value: An
     section.origin(f"{FIT}.{key}", name)
 
 
-def _looks(top: Section) -> dict[str, Any]:
+def _looks(top: Section, tasks: Tasks) -> dict[str, Any]:
     """When valid is looked at, and what is done about it."""
     export = top.section("export_config")
-    metric = export.get("best_exporter_metric", "auc")
+    metric = tasks.plain(export.get("best_exporter_metric", "auc"))
     bigger = export.get("metric_bigger", True)
     export.get("max_check_steps")
     if not picks_best(top):

@@ -101,6 +101,14 @@ Loss
   weight                   float        -  there is one loss; of a task it is a factor of the tower's weight
   loss_name                text         -  there is one loss
   learn_loss_weight        bool         -  there is one loss
+  f1_reweighted_loss       any@loss     !  of another loss
+  softmax_loss             any@loss     !  of another loss
+  circle_loss              any@loss     !  of another loss
+  multi_simi_loss          any@loss     !  of another loss
+  binary_focal_loss        any@loss     !  of another loss
+  pairwise_loss            any@loss     !  of another loss
+  pairwise_focal_loss      any@loss     !  of another loss
+  pairwise_logistic_loss   any@loss     !  of another loss
 DNN
   hidden_units             int*         =  hidden units
   dropout_ratio            float*       =  dropout
@@ -113,15 +121,15 @@ DINTower
   input                    text         =  an attention group
   dnn                      DNN          =  the attention's MLP
 BSTTower
-  input                    text         !  BST is not in this version
-  seq_len                  int          !  BST is not in this version
-  multi_head_size          int          !  BST is not in this version
+  input                    text         !  a tower of BST has no counterpart; the model bst is one by itself
+  seq_len                  int          !  a tower of BST has no counterpart; the model bst is one by itself
+  multi_head_size          int          !  a tower of BST has no counterpart; the model bst is one by itself
 MultiTower
   towers                   Tower*       =  model.towers
   final_dnn                DNN          =  model.final
   l2_regularization        float        ~  fit.weight_decay, of all dense matrices
   din_towers               DINTower*    =  model.din
-  bst_towers               BSTTower*    !  BST is not in this version
+  bst_towers               BSTTower*    !  a tower of BST has no counterpart; the model bst is one by itself
 WideAndDeep
   wide_output_dim          int          ~  the wide part gives one number
   dnn                      DNN          =  the deep part
@@ -160,6 +168,8 @@ TaskTower
   dnn                      DNN          =  model.tower; all towers have the layers of the first
   weight                   float        =  tasks: the weight of the loss; of the first model.label_weight
   task_space_indicator_label text       !  a task that learns from a part of the rows
+  task_space_indicator_name text        !  a task that learns from a part of the rows
+  task_space_indicator_value text       !  a task that learns from a part of the rows
   in_task_space_weight     float        -  of task_space_indicator_label
   out_task_space_weight    float        -  of task_space_indicator_label
   losses                   Loss*        ~  one of cross entropy; others are refused
@@ -172,9 +182,11 @@ BayesTaskTower
   num_class                int          =  must be 1
   dnn                      DNN          =  model.tower; all towers have the layers of the first
   relation_tower_names     text*        !  a tower that reads another tower is not in this version
-  relation_dnn             DNN          -  of relation_tower_names
+  relation_dnn             DNN          =  the last layers of model.tower
   weight                   float        =  tasks: the weight of the loss; of the first model.label_weight
   task_space_indicator_label text       !  a task that learns from a part of the rows
+  task_space_indicator_name text        !  a task that learns from a part of the rows
+  task_space_indicator_value text       !  a task that learns from a part of the rows
   in_task_space_weight     float        -  of task_space_indicator_label
   out_task_space_weight    float        -  of task_space_indicator_label
   losses                   Loss*        ~  one of cross entropy; others are refused

@@ -228,7 +228,7 @@ def _two_valued(column: str, rows: Rows) -> None:
 
 
 def keys(
-    top: Section, rows: Rows, user: str | None, item: str | None, taken: Sequence[str]
+    top: Section, rows: Rows, user: str | None, item: str | None, taken: Sequence[str], metrics: Sequence[Section] = ()
 ) -> tuple[str, str, str, str]:
     """The columns of user and item, and why these.
 
@@ -236,6 +236,7 @@ def keys(
         user: column the caller says; None looks for one.
         item: likewise.
         taken: the columns of labels.
+        metrics: what towers are measured by.
     """
     config = rows.config
     free = [name for name in rows.types if name not in taken]
@@ -246,7 +247,7 @@ def keys(
             config.reading.fault(config.at("input_fields", 0), f"{option}: no column named {told!r}; {hint}")
     found_user, why_user = user, "as told (--user)"
     if found_user is None:
-        found_user, why_user = _uid(top, rows)
+        found_user, why_user = _uid([*top.section("eval_config").all("metrics_set"), *metrics], rows)
     if found_user is None:
         found_user = next((name for name in USERS if name in free), None)
         why_user = "by its name; --user says otherwise"
@@ -270,11 +271,10 @@ def keys(
     return found_user, found_item, why_user, why_item
 
 
-def _uid(top: Section, rows: Rows) -> tuple[str | None, str]:
+def _uid(metrics: Sequence[Section], rows: Rows) -> tuple[str | None, str]:
     """The user as GAUC names it."""
-    for metrics in top.section("eval_config").all("metrics_set"):
-        gauc = metrics.section("gauc")
-        uid = gauc.get("uid_field")
+    named = [(one.section("gauc"), one.section("gauc").get("uid_field")) for one in metrics]
+    for gauc, uid in named:
         if uid is not None and rows.require(uid, gauc, "uid_field"):
             return uid, "as the gauc metric says; --user says otherwise"
     return None, ""

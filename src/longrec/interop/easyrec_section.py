@@ -85,6 +85,7 @@ class Section:
         self.reading, self.message, self.path, self.place = reading, message, path, place
         self.there = node is not None
         self._read: set[str] = set()
+        self._carried: set[str] = set()
         self._known = MESSAGES[message]
         self._values: dict[str, list[tuple[Any, Place]]] = {}
         groups: dict[str, str] = {}
@@ -168,6 +169,10 @@ class Section:
         """Note something about a field that its table does not say."""
         self.reading.note(self.at(name), self._dotted(name), fate, words)
 
+    def carried(self, name: str) -> None:
+        """Note nothing about a field that its table says is not carried: here it is."""
+        self._carried.add(name)
+
     def fault(self, name: str, words: str) -> None:
         """A fault of a field."""
         self.reading.fault(self.at(name), f"{self._dotted(name)} {words}")
@@ -183,6 +188,8 @@ class Section:
             place, dotted = values[0][1], self._dotted(name)
             if known.fate == "refused":
                 self.reading.fault(place, f"{dotted} is not carried over: {known.words}; take it out, or change it")
+            elif name in self._carried:
+                continue
             elif known.fate == "not carried":
                 self.reading.note(place, dotted, known.fate, known.words)
             elif name not in self._read:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from longrec.interop.easyrec_features import RESERVED_NAMES
 from longrec.interop.easyrec_parts import Groups, attention_inside, check_loss, embeds_numbers, layers, plain_layers
 from longrec.interop.easyrec_rows import Rows
 from longrec.interop.easyrec_section import Section
@@ -30,6 +31,7 @@ class Tasks:
         columns: the label of each, a column of the rows.
         names: what each is called in the schema.
         weights: of the losses.
+        metrics: what towers are measured by.
     """
 
     def __init__(self, top: Section) -> None:
@@ -39,6 +41,8 @@ class Tasks:
         self.columns: list[str] = []
         self.names: list[str] = []
         self.weights: list[float] = []
+        self.metrics: list[Section] = []
+        self._esmm = settings == "esmm"
         if settings not in _TOWERS:
             return
         own, fields = model.section(settings), top.section("data_config").all("label_fields")
@@ -70,9 +74,11 @@ class Tasks:
         for metrics in tower.all("metrics_set"):
             metrics.get("auc")
             metrics.section("gauc").get("reduction")
+            self.metrics.append(metrics)
         weight: float = tower.get("weight", 1.0)
         for loss in tower.all("losses")[:1]:
             weight *= loss.get("weight", 1.0)
+            loss.carried("weight")
         if weight <= 0:
             tower.fault("weight", f"is {weight:g}; expected a number above 0, or no such tower")
         tower.origin(f"model.tasks.{self.names[-1]}" if len(self.columns) > 1 else "model.label_weight", "weight")
@@ -80,13 +86,20 @@ class Tasks:
 
     def name(self, taken: Iterable[str]) -> None:
         """Give the labels besides the schema's names that no feature has."""
-        known = {_LABEL, *taken}
+        known = {_LABEL, *RESERVED_NAMES, *taken}
         for number, column in enumerate(self.columns):
             name = re.sub(r"[^\w-]", "_", column)
             while number and name in known:
                 name += "_"
             known.add(name)
             self.names[number] = name
+            self.towers[number].origin(f"data.schema.features.{name}", "label_name")
+
+    def plain(self, metric: str) -> str:
+        """A metric of the tower of the schema's label by the name it has in a model of one task."""
+        names = [self.towers[0].get("tower_name", "")] if self.towers else []
+        own = [f"_{name}" for name in [*names, *(["ctcvr"] if self._esmm else [])] if name]
+        return next((metric.removesuffix(end) for end in own if metric.endswith(end)), metric)
 
     def features(self, rows: Rows) -> dict[str, dict[str, Any]]:
         """The labels besides the schema's, as feedback features of its words."""
@@ -118,8 +131,10 @@ def mmoe(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
     if own.has("expert_dnn"):
         words = {"experts": own.get("num_expert", 0), "expert": form.units(own.section("expert_dnn"))}
         own.origin("model.experts", "num_expert")
+        if not words["experts"]:
+            own.fault("num_expert", "is missing or 0; expected the number of experts")
     elif several:
-        words = {"experts": len(several), "expert": form.alike([one.section("dnn") for one in several], "experts")}
+        words = {"experts": len(several), "expert": form.alike(([one.section("dnn")] for one in several), "experts")}
     else:
         own.reading.fault(own.place, f"{own.path} has no experts; expected expert_dnn and num_expert")
         words = {}
@@ -134,12 +149,12 @@ def ple(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
         own.reading.fault(own.place, f"{own.path} has no extraction_networks; expected one at least")
     for level in levels:
         nets = [level.section(net) for net in ("task_expert_net", "share_expert_net") if level.has(net)]
-        found = {"own": level.get("expert_num_per_task", 1), "expert": form.alike(nets, "experts")}
+        found = {"own": level.get("expert_num_per_task", 1), "expert": form.alike(([net] for net in nets), "experts")}
         found |= {"experts": level.get("share_num")} if level.has("share_num") else {}
         words = {**found, **words}
         for key, name in (("own", "expert_num_per_task"), ("experts", "share_num")):
-            if key in found and found[key] != words[key]:
-                level.note(name, "differs", f"all levels have as many as the first: {words[key]}")
+            if found.get(key, 0) != words.get(key, 0):
+                level.note(name, "differs", f"all levels have as many as the first that has some: {words[key]}")
     if levels and "experts" not in words:
         levels[0].reading.fault(
             levels[0].place, f"{levels[0].path} has no share_num; expected one shared expert at least"
@@ -151,19 +166,23 @@ def ple(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
 
 def esmm(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
     """A click and what comes after it."""
-    form, under = _Form(), {}
+    form, under = _Form(), dict[str, dict[str, Any]]()
     for tower in own.all("groups"):
         name = tower.get("input", "")
-        if groups.find(name, tower) is not None:
+        if name in under:
+            tower.fault("input", f"names the group {name!r} again; expected one tower a group")
+        elif groups.find(name, tower) is not None:
             under[name] = layers(tower.section("dnn"))
     words: dict[str, Any] = {"name": "esmm", **_bottom(own, groups, under)}
     if len(tasks.columns) == 2:
         words |= {"click": tasks.names[1], "click_weight": tasks.weights[1], "label_weight": tasks.weights[0]}
         own.origin("model.click", "ctr_tower")
-    networks = [tower.section("dnn") for tower in tasks.towers if tower.has("dnn")]
-    units = form.alike(networks, "towers") or [128, 64]
-    if not networks:
-        own.note("cvr_tower", "differs", f"without dnn it has the layers {units}")
+    mean = "losses are means over the rows of a batch (there: sums), so that regularisation weighs more"
+    own.reading.note(own.place, own.path, "differs", mean)
+    units = _units(tasks, form)
+    if not units:
+        units = [128, 64]
+        own.note("cvr_tower", "differs", f"without layers of its own it has {units}")
     return {**words, "mlp": units, **form.words}
 
 
@@ -206,26 +225,39 @@ class _Form:
                 dnn.note(_FIELDS[key], "differs", f"one for all networks of the model: {told}")
         return units
 
-    def alike(self, networks: list[Section], what: str) -> list[int]:
-        """The hidden units of networks that all have those of the first ever given by that name; none without any."""
-        for dnn in networks:
-            units = self.units(dnn)
-            if self._units.setdefault(what, units) != units:
-                dnn.note("hidden_units", "differs", f"all {what} have those of the first: {self._units[what]}")
+    def alike(self, networks: Iterable[Iterable[Section]], what: str) -> list[int]:
+        """The hidden units of networks that all have those of the first ever given by that name; none without any.
+
+        Args:
+            networks: the parts of each, which stand on each other.
+        """
+        for parts in networks:
+            found = [(dnn, self.units(dnn)) for dnn in parts]
+            units = [unit for _, own in found for unit in own]
+            if found and self._units.setdefault(what, units) != units:
+                words = f"all {what} have those of the first: {self._units[what]}"
+                found[0][0].note("hidden_units", "differs", words)
         return self._units.get(what, [])
 
 
+_LAYERS = {"TaskTower": ("dnn",), "BayesTaskTower": ("dnn", "relation_dnn")}
+"""The layers of a tower; the second network reads the first and other towers, of which none may be named."""
 _FIELDS = {"activation": "activation", "batch_norm": "use_bn", "dropout": "dropout_ratio"}
 
 
 def _towers(tasks: Tasks, form: _Form) -> dict[str, Any]:
     """``tower`` and the labels."""
-    networks = [tower.section("dnn") for tower in tasks.towers if tower.has("dnn")]
-    units = form.alike(networks, "towers")
-    if networks and len(networks) < len(tasks.towers):
+    return {"tower": _units(tasks, form), **tasks.words()}
+
+
+def _units(tasks: Tasks, form: _Form) -> list[int]:
+    """The layers of every tower, those of the first that has some."""
+    networks = [[tower.section(dnn) for dnn in _LAYERS[tower.message] if tower.has(dnn)] for tower in tasks.towers]
+    units, first = form.alike(networks, "towers"), next((parts[0] for parts in networks if parts), None)
+    if first is not None and not all(networks):
         words = f"all towers have the layers of those with some: {units}"
-        networks[0].reading.note(networks[0].place, networks[0].path, "differs", words)
-    return {"tower": units, **tasks.words()}
+        first.reading.note(first.place, first.path, "differs", words)
+    return units
 
 
 def _bottom(own: Section, groups: Groups, under: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:
@@ -242,10 +274,10 @@ def _bottom(own: Section, groups: Groups, under: Mapping[str, dict[str, Any]] | 
             continue
         inside = attention_inside(groups.by_name[name], groups)
         of = groups.read(name)
+        if not of:
+            groups.by_name[name].fault("feature_names", "have none that is carried; expected one feature at least")
         plain = plain and not inside
-        towers[re.sub(r"[^\w-]", "_", name)] = {
-            **({"of": of} if of else {}), **form, **({"din": inside} if inside else {}),
-        }  # fmt: skip
+        towers[re.sub(r"[^\w-]", "_", name)] = {"of": of, **form, **({"din": inside} if inside else {})}
     vectors = embeds_numbers(groups)
     numbers = any(spec.words.get("kind") == "dense" for spec in groups.features.read.values())
     if not towers or (plain and not numbers):

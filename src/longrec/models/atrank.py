@@ -16,6 +16,8 @@ F_P and F_Q are one layer with a ReLU, F_self and its like a network of one hidd
 stand residual connections and layer normalisation. Every history of the schema is a group, with an F_g of its own.
 
 Departures from the paper
+    - W^O joins the spaces before F_self (see nn/encoder.py); the candidate asks once, where the released code asks in
+      as many layers as ``blocks``; without behaviours e_u is what the last layer makes of the candidate alone;
     - the spaces are equally wide. ``score: dot`` is the released code's a(S_k, S) = S_k relu(S W + b)^T / sqrt(d);
     - s_t is one linear layer of all fields of the candidate, so that any histories can stand beside each other;
     - the bias, one an item there, is a weight of every field here: else the user, the hour and the price would tell

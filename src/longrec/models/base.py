@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import isabstract, isclass
 from typing import Annotated, Any, ClassVar
@@ -19,7 +19,7 @@ from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from longrec.config import Strict, parse
-from longrec.errors import ConfigError, UnknownName
+from longrec.errors import ConfigError, UnknownName, nearest
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Fields
 from longrec.models.catalogue import Card, describe, help_text, names
@@ -42,6 +42,7 @@ __all__ = [
     "name_of",
     "names",
     "one_width",
+    "unknown_names",
 ]
 
 
@@ -167,6 +168,10 @@ class Ranker(Model):
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Mean binary cross entropy of the logits, in float32."""
         return cross_entropy(self(batch), batch)
+
+    def own_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
+        """What ``loss`` holds beside the cross entropy of the label, for models that build on this one; as a rule 0."""
+        return 0.0
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """Where a score comes from: for each history the weight of its positions, if the model has such weights.
@@ -321,6 +326,17 @@ def build(section: Mapping[str, Any], fields: Fields, where: str = "config", pre
         raise ConfigError(where, [f"{prefix}.name: is required, the name of a model"])
     cls = find(name)
     return cls(parse(cls.Config, settings, where, prefix=prefix), fields)
+
+
+def unknown_names(setting: str, names: Sequence[str], known: Collection[str]) -> list[str]:
+    """The faults of a setting that names features of the impression: those that are none, and one that stands twice."""
+    faults = []
+    for name in names:
+        if name not in known:
+            near = nearest(name, known)
+            hint = f"did you mean {near!r}?" if near else f"features: {', '.join(known)}"
+            faults.append(f"{setting}: {name!r} is no feature of the impression; {hint}")
+    return faults + ([f"{setting}: names a feature twice"] if len(set(names)) < len(names) else [])
 
 
 def one_width(fields: Fields, dim: int, model: str) -> int:

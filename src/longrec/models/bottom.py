@@ -91,9 +91,8 @@ class Bottom(nn.Module):
         return torch.cat(parts, 1)
 
     def loss(self, batch: Batch) -> Float[Tensor, ""] | float:
-        """The base's own loss where it has one beyond the cross entropy of its label; else 0."""
-        own = self.base is not None and type(self.base).loss is not Ranker.loss
-        return self.base.loss(batch) if own and self.base is not None else 0.0
+        """What the base learns beside its label."""
+        return 0.0 if self.base is None else self.base.own_loss(batch)
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """What the base tells of its histories."""
@@ -154,6 +153,10 @@ class BottomRanker(Ranker):
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """The weighted sum of the losses of all tasks."""
         return self.tasks.loss(self.logits(batch), batch) + self.bottom.loss(batch)
+
+    def own_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
+        """That of the base."""
+        return self.bottom.loss(batch)
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """What the base tells of its histories."""

@@ -107,7 +107,7 @@ class DFN(Ranker):
         self.part = _parts(config, fields)
         self.targets = (config.dislike,) if config.dislike else ()
         read = Fields(fields.features, {name: fields.histories[name] for name in self.part.values()})
-        width = one_width(fields, config.embedding_dim, "dfn")
+        width = one_width(Fields(read.tables(), {}), config.embedding_dim, "dfn")
         self.embeddings = Embeddings(read, width=width, histories=True, std=config.init_std)
         self.first_order = Embeddings(Fields(fields.features, {}), width=1, std=0.0)
         self.bias = nn.Parameter(torch.zeros(1))

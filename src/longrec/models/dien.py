@@ -20,12 +20,15 @@ Departures from the paper
       scaling that u by 1 - a makes a = 0 an ordinary step, while the equations keep the state;
     - ``attention: mlp`` is the code's: DIN's activation unit over PReLU(W e_a) and h_t, normalised by a softmax; the
       default is the equation's;
-    - s is a network of two sigmoid layers and one output over [h_t, e_{t+1}], as in the code; the paper writes an inner
-      product. ``aux_weight`` is alpha: the code's 1 stands beside a target loss that it halves, so 2 here is the same;
-    - ê is the event of another row at a random position of the batch, so as popular as events are; one that equals the
-      positive is left out. The mean runs over steps that have a next one, never over padding,
-      and over the histories;
-    - events may carry columns that the candidate has not; e_a * sum e takes the columns both have;
+    - s is a network of two sigmoid layers and one output over [h_t, e_{t+1}], as in the code, whose network also
+      normalises over the batch; the paper writes an inner product. ``aux_weight`` is alpha: the code's 1 stands beside
+      a target loss that it halves (and its mean runs over padding too), so 2 here is the same without padding;
+    - ê is the event of another user's row at a random position of the batch, so as popular as events are; one that
+      equals the positive is left out. The mean runs over steps that have a next one, never over padding, and over the
+      histories;
+    - events may carry columns that the candidate has not. e_a * sum e takes the columns both have, and so does s: what
+      time passed, or what was done, would tell the next event from another one without any interest;
+    - W e_a has a bias in the bilinear attention too;
     - each history has recurrences of its own; batch normalisation in the top MLP uses running statistics.
 
 Letters: B rows, N positions of the batch's histories, U what a history brings (see nn/segment.py), K width of an event,
@@ -56,6 +59,8 @@ from longrec.nn.recurrent import GRU, Update
 from longrec.nn.segment import Segments
 
 Width = Annotated[int, Field(ge=1)]
+_Walked = tuple[Tensor, Tensor, Segments]
+"""Of a history its interests, its events and its segments."""
 
 
 class DIENConfig(Strict):
@@ -97,8 +102,9 @@ class DIEN(Ranker):
         top = sum(width[field.name] for field in fields.features)
         for history in fields.histories:
             key = self.queries.key[history]
-            self.paths[f"path_{history}"] = _Path(self.queries.query[history], key, config)
-            top += key + self.queries.common[history] + config.hidden
+            common = self.queries.common[history]
+            self.paths[f"path_{history}"] = _Path(self.queries.query[history], key, common or key, config)
+            top += key + common + config.hidden
         self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
         self.interaction = self.top.width
 
@@ -114,15 +120,28 @@ class DIEN(Ranker):
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Cross entropy of the label, and of what came next in the histories."""
-        embedded = self.embeddings(batch)
-        h_BH, walked = self._interact(batch, embedded)
-        loss = cross_entropy(self.head(h_BH), batch)
+        h_BH, walked = self._interact(batch, self.embeddings(batch))
+        return cross_entropy(self.head(h_BH), batch) + self._auxiliary(walked, batch)
+
+    def own_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
+        """That of what came next."""
         if not self.config.aux_weight:
-            return loss
-        extra = loss.new_zeros(())
+            return 0.0
+        embedded, walked = self.embeddings(batch), {}
+        for history in self.fields.histories:
+            e_UK, segments = self.queries.events(batch, embedded, history)
+            h_UH = cast(_Path, self.paths[f"path_{history}"]).interest.states(e_UK, segments)
+            walked[history] = h_UH, e_UK, segments
+        return self._auxiliary(walked, batch)
+
+    def _auxiliary(self, walked: dict[str, _Walked], batch: Batch) -> Tensor | float:
+        if not self.config.aux_weight:
+            return 0.0
+        extra: Tensor | float = 0.0
         for history, (h_NH, e_NK, segments) in walked.items():
-            extra = extra + cast(_Path, self.paths[f"path_{history}"]).auxiliary(h_NH, e_NK, segments)
-        return loss + self.config.aux_weight * extra / len(walked)
+            path = cast(_Path, self.paths[f"path_{history}"])
+            extra = extra + path.auxiliary(h_NH, e_NK, segments, batch.users)
+        return self.config.aux_weight * extra / len(walked)
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """The attention on every position of every history: ragged ``[N]``, shared ``[B, T]``."""
@@ -134,7 +153,7 @@ class DIEN(Ranker):
             weights[history] = w_N.reshape(batch.size, -1) if segments.shared else w_N
         return weights
 
-    def _interact(self, batch: Batch, embedded: Embedded) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor, Segments]]]:
+    def _interact(self, batch: Batch, embedded: Embedded) -> tuple[Tensor, dict[str, _Walked]]:
         """The last hidden layer; and of each history its interests, its events and its segments."""
         parts, walked = list(embedded.features.values()), {}
         for history in self.fields.histories:
@@ -149,11 +168,16 @@ class DIEN(Ranker):
 
 
 class _Path(nn.Module):
-    """The two recurrences of one history, the attention between them and the auxiliary network."""
+    """The two recurrences of one history, the attention between them and the auxiliary network.
 
-    def __init__(self, query: int, key: int, config: DIENConfig) -> None:
+    Args:
+        query, key: width of the candidate and of an event.
+        told: how many numbers of an event, the first ones, the auxiliary network is told.
+    """
+
+    def __init__(self, query: int, key: int, told: int, config: DIENConfig) -> None:
         super().__init__()
-        hidden = config.hidden
+        hidden, self.told = config.hidden, told
         self.interest = GRU(key, hidden)
         update: Update = "gru"
         if config.evolution == "agru":
@@ -166,7 +190,7 @@ class _Path(nn.Module):
         self.unit = None
         if config.attention == "mlp":
             self.unit = TargetAttention(hidden, hidden, config.attention_units, "sigmoid", softmax=True)
-        self.next = MLP(hidden + key, config.aux, "sigmoid", outputs=1) if config.aux_weight else None
+        self.next = MLP(hidden + told, config.aux, "sigmoid", outputs=1) if config.aux_weight else None
 
     def attend(self, q_BQ: Tensor, h_UH: Tensor, segments: Segments) -> Tensor:
         """``[N]``: what each interest matters to the candidate; the weights of a row sum to one."""
@@ -185,16 +209,22 @@ class _Path(nn.Module):
         i_NH = segments.keys(h_UH) * a_N.unsqueeze(1)
         return self.evolution.last_of_each(i_NH, segments), h_UH
 
-    def auxiliary(self, h_NH: Tensor, e_NK: Tensor, segments: Segments) -> Tensor:
-        """Cross entropy of telling the next event from another row's, a mean over the steps that have a next one."""
+    def auxiliary(self, h_NH: Tensor, e_NK: Tensor, segments: Segments, users_B: Tensor | None = None) -> Tensor:
+        """Cross entropy of telling the next event from another user's, a mean over the steps that have a next one.
+
+        Args:
+            users_B: whose rows they are; each row is a user's of its own when not given.
+        """
         assert self.next is not None
         row_N = segments.row
         step_M = torch.nonzero(row_N[1:] == row_N[:-1]).squeeze(1)
         if not len(step_M):
             return h_NH.sum() * 0 + sum(parameter.sum() for parameter in self.next.parameters()) * 0
         other_M = torch.randint(segments.positions, step_M.shape)
+        e_NK = e_NK[:, : self.told]
         h_MH, next_MK, other_MK = h_NH[step_M], e_NK[step_M + 1], e_NK[other_M]
-        told_M = (row_N[other_M] != row_N[step_M]) & (other_MK.detach() != next_MK.detach()).any(1)
+        user_N = row_N if users_B is None else users_B.index_select(0, row_N)
+        told_M = (user_N[other_M] != user_N[step_M]) & (other_MK.detach() != next_MK.detach()).any(1)
         good_M = self.next(torch.cat([h_MH, next_MK], 1)).squeeze(1)
         bad_M = self.next(torch.cat([h_MH[told_M], other_MK[told_M]], 1)).squeeze(1)
-        return (F.softplus(-good_M).sum() + F.softplus(bad_M).sum()) / len(step_M)
+        return (F.softplus(-good_M.float()).sum() + F.softplus(bad_M.float()).sum()) / len(step_M)

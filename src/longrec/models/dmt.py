@@ -15,7 +15,7 @@ clicks is learnt by a network that is left out when items are ranked.
     L   = sum_k c_k BCE(p_k, label_k)                                  over the rows whose label_k is known
 
 An encoder never sees the candidate: a request encodes each history once for all its candidates. The fields named by
-``bias`` (a position, a page) enter nothing but y_b: no score and no exported program reads them. A label of orders that
+``bias`` (a position, a page) enter nothing but y_b and no score: a request may leave them null. A label of orders that
 counts impressions without a click among its negatives is learnt as CTCVR, as in the paper.
 
 Departures from the paper
@@ -25,7 +25,10 @@ Departures from the paper
       which is scaled by sqrt(D) as the events are; a history of instance tokens is asked by a projection of all fields
       of the candidate;
     - a history without events is a learnt vector, whoever the candidate;
-    - attention has no bias and a head is as wide as an h-th of an event, rounded up (see nn/encoder.py);
+    - attention has no bias and a head is as wide as an h-th of an event, rounded up, W^O joins heads (see
+      nn/encoder.py); in the released code there is none, what enters encoder and decoder is dropped out too, and gates
+      have a bias;
+    - y_b takes fields of the impression; categories of the items around it, the paper's second form, are none;
     - batch normalisation in experts and towers, on by default, as in din.
 
 Letters: B rows, N positions, U what a history brings (see nn/segment.py), T events of one user, K tasks, D width of an
@@ -41,10 +44,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from longrec.errors import ConfigError, nearest
+from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.base import Ranker
+from longrec.models.base import Ranker, unknown_names
 from longrec.models.several_tasks import Tasks, TasksConfig
 from longrec.nn.activation import Name
 from longrec.nn.embedding import Embeddings
@@ -76,7 +79,7 @@ class DMTConfig(TasksConfig):
     tower: tuple[Width, ...] = Field((64,), description="Hidden units of the network of each task.")
     activation: Name = Field("relu", description="Activation of all networks.")
     batch_norm: bool = Field(True, description="Batch normalisation in experts and towers.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in all layers while training.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped while training, but in the bias.")
     bias: tuple[str, ...] = Field((), description="Features that move labels while training, and no score.")
     bias_mlp: tuple[Width, ...] = Field((32,), description="Hidden units of the network over them.")
     init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
@@ -233,17 +236,14 @@ def _parted(names: tuple[str, ...], fields: Fields) -> tuple[Fields, Fields]:
     """The fields of the bias, and all others.
 
     Raises:
-        ConfigError: names that are no features, all of them; or one that is named twice.
+        ConfigError: names that are no features, all of them; one that is named twice; a history that nothing asks.
     """
-    known = [field.name for field in fields.features]
-    faults = []
-    for name in names:
-        if name not in known:
-            near = nearest(name, known)
-            hint = f"did you mean {near!r}?" if near else f"features: {', '.join(known)}"
-            faults.append(f"model.bias: {name!r} is no feature of the impression; {hint}")
-    if len(set(names)) < len(names):
-        faults.append("model.bias: names a feature twice")
+    faults = unknown_names("model.bias", names, [field.name for field in fields.features])
+    for history in fields.histories:
+        shared = [field.name for field in fields.pairs(history)]
+        if shared and set(shared) <= set(names):
+            told = ", ".join(shared)
+            faults.append(f"model.bias: takes {told}, all that the history {history} shares with a candidate")
     if faults:
         raise ConfigError("config", faults)
     own = tuple(field for field in fields.features if field.name in names)

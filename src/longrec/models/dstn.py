@@ -16,6 +16,8 @@ the target adds almost nothing, and more ads count for more. Each set has weight
 
 Departures from the paper
     - the sets are the histories of the schema, any number of them and of any length, not three of at most five;
+    - ads of the same moment or the same request stand in no history, so those above the candidate are no set here; rows
+      that bring their histories may hold them, and a server gives all candidates the same ones;
     - an empty set, or a shorter one, holds no padded ads: they would take a share of the softmax;
     - W [x_t; x_ci] is split, W_t x_t once a row and W_c x_ci once an event of a shared history;
     - the exponent is cut at 10, in float32: past that one event would drown all others, and narrow floats overflow;
@@ -145,7 +147,8 @@ class DSTN(Ranker):
             assert isinstance(fusion, SetFusion)
             w = fusion.weights(x_BX, k_UK, segments)
             if segments.shared:
-                w = w.reshape(-1, segments.positions).expand(batch.size, -1)
+                rows = 1 if w.numel() == segments.positions else batch.size  # of candidates alike, or of each
+                w = w.reshape(rows, -1).expand(batch.size, -1)
             told[history] = w
         return told
 

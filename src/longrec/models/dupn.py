@@ -149,7 +149,7 @@ class DUPN(Ranker):
         embedded, weights = self.embeddings(batch), {}
         for history in self.fields.histories:
             _, w, segments = self._read(batch, embedded, history)
-            weights[history] = w.reshape(-1, segments.positions).expand(batch.size, -1) if segments.shared else w
+            weights[history] = w.reshape(segments.rows, -1).expand(batch.size, -1) if segments.shared else w
         return weights
 
     def _inputs(self, batch: Batch) -> Tensor:

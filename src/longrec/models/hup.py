@@ -29,6 +29,7 @@ Departures from the paper
     - items are told apart by the id column of most values that the candidate has too, categories by the first
       other one, or by ``item`` and ``category``; a history without such a column has one level less. Ids that say
       nothing (missing, unseen) change with every event;
+    - the first level runs on from the events on one item to those on the next, as its equations say;
     - each history has a pyramid of its own.
 
 Letters: B rows, R rows that differ for a history (1 of a request), N positions of the batch's histories, T positions of
@@ -137,13 +138,17 @@ class HUP(Ranker):
         """Cross entropy of the label, and how far the outputs point away from what came next."""
         embedded = self.embeddings(batch)
         told = self._told(batch, embedded)
-        loss = cross_entropy(self.head(self._interact(embedded, told)), batch)
+        return cross_entropy(self.head(self._interact(embedded, told)), batch) + self._auxiliary(batch, told)
+
+    def own_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
+        """How far the outputs point away from what came next."""
+        return self._auxiliary(batch, self._told(batch, self.embeddings(batch))) if self.config.aux_weight else 0.0
+
+    def _auxiliary(self, batch: Batch, told: dict[str, list[_Told]]) -> Tensor | float:
         if not self.config.aux_weight:
-            return loss
-        extra = loss.new_zeros(())
-        for history, levels in told.items():
-            extra = extra + self.auxiliary(batch, history, levels)
-        return loss + self.config.aux_weight * extra / len(told)
+            return 0.0
+        extra = sum(self.auxiliary(batch, history, levels) for history, levels in told.items())
+        return self.config.aux_weight * extra / len(told)
 
     def auxiliary(self, batch: Batch, history: str, levels: list[_Told]) -> Tensor:
         """1 - cos of the outputs of a history, a mean over levels and over rows with label 1; 0 without such rows."""

@@ -152,7 +152,7 @@ class IAT(Encoder):
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Mean binary cross entropy of the rows that count; with the direct loss and the quantiser's own."""
         e_BE, own = self._tokens(batch)
-        return self._loss(self._look_back(e_BE, batch), e_BE, own, batch)
+        return self._loss(self._look_back(e_BE, batch), e_BE, own, batch) + self.base.own_loss(batch)
 
     def logits_with_past(self, batch: Batch, past: PastInstances) -> Float[Tensor, " B"]:
         """The logit of every row; earlier rows of its user are those that ``past`` holds, and no others."""
@@ -162,7 +162,7 @@ class IAT(Encoder):
     def loss_with_past(self, batch: Batch, past: PastInstances) -> Float[Tensor, ""]:
         """``loss`` where earlier rows are those that ``past`` holds; no gradient enters them."""
         e_BE, own = self._tokens(batch)
-        return self._loss(self._look_back_at(e_BE, batch, past), e_BE, own, batch)
+        return self._loss(self._look_back_at(e_BE, batch, past), e_BE, own, batch) + self.base.own_loss(batch)
 
     def codebooks(self) -> Float[Tensor, "S M V D"] | None:
         """The codebooks, or None for vectors of free numbers."""

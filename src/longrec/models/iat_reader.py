@@ -144,7 +144,7 @@ class IATReader(Ranker):
             self.defaults.append(nn.Parameter(torch.zeros(config.width)))
         self.base = base_of(config.base, self._base_fields(), "model.base")
         self.order_matters = config.read in ("transformer", "longer") or self.base.order_matters
-        self.user_order, self.targets, self.interaction = self.base.user_order, self.base.targets, self.base.interaction
+        self.user_order, self.interaction = self.base.user_order, self.base.interaction
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """What the ranker holds of every row, with what was read among its features."""
@@ -153,6 +153,14 @@ class IATReader(Ranker):
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """The head of the ranker."""
         return self.base.head(h_BH)
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """The loss of the ranker."""
+        return self.base.loss(self._base_batch(batch))
+
+    def own_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
+        """That of the ranker."""
+        return self.base.own_loss(self._base_batch(batch))
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """The attention of the branch (mean over heads), and what the ranker tells of its own histories."""

@@ -102,6 +102,15 @@ class KEEPPlug(Ranker):
         """The head of the base."""
         return self.base.head(h_BH)
 
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """The loss of the base, its layers plugged: the cross entropy of the label, and what the base learns beside."""
+        with self._plugged(batch):
+            return self.base.loss(batch)
+
+    def own_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
+        """That of the base."""
+        return self.base.own_loss(batch)
+
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """What the base tells of its histories."""
         return self.base.explain(batch)

@@ -4,7 +4,7 @@ Liu, Lu, Zhao, Xu, Peng, Liu, Zhang, Li, Jin, Bao, Yan, NeurIPS 2020. https://ar
 
 A past click v_t under query k_t is a noisy reading of what the user wants under the query q of now. Before any click
 that want is a Gaussian known from q alone, so an interest without a matching past is not made up of clicks that have
-nothing to do with it; and a query that was asked often is read once, however many clicks it brought:
+nothing to do with it; and a query that was asked often counts for little more than once, however many its clicks:
 
     v_q ~ N(mu_q, s_q^2),  v_t | v_q ~ N(v_q, s_t^2),  1/s_t^2 = exp(q W_Q W_K^T k_t)
     v^ = (mu_q / s_q^2 + sum_t v_t / s_t^2) / (1/s_q^2 + sum_t 1/s_t^2)                        (KFAtt-base)
@@ -28,8 +28,8 @@ Departures from the paper
       without any is asked by all that it shares with the candidate, and each of its clicks is a key of its own;
     - so is a click whose key is missing or unseen;
     - v_t are all columns of the event, and as they are: values are projected only where there are several ``heads``;
-    - a session is a run of events with one value of the column ``sessions_back``; a history without that column is one
-      session. Places are counted back from the newest event of a session;
+    - a session is a run of events with one value of the column ``sessions_back`` (those 63 or more back have one); a
+      history without that column is one session. Places are counted back from the newest event of a session;
     - each history has networks of its own.
 
 Letters: B rows, N positions of the batch's histories, U what a history brings (see nn/segment.py), Q width of query
@@ -68,7 +68,7 @@ class KFAttConfig(Strict):
 
     embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
     query: str | None = Field(None, description="Column that asks; see the docstring for what does by default.")
-    frequency: bool = Field(True, description="Read every distinct key once, whatever its clicks.")
+    frequency: bool = Field(True, description="Let the weight of a key saturate, however many its clicks.")
     sessions: bool = Field(False, description="Let the events of a session see each other before.")
     places: Width = Field(64, description="Places counted back from the end of a session that are told apart.")
     heads: Width = Field(1, description="Heads of the attention, and of that in sessions.")

@@ -12,7 +12,7 @@ sums of a layer have to come near to.
     l_p^n = <W_p^n, f f^T>,  f = sum_i v_i                                          (5, ``outer``)
 
 (the numbers are ours). ``both`` adds the two products up (PNN*). f f^T is the sum of the outer products of all pairs of
-fields, so that OPNN costs O(F D + D^2) a row, whatever the number of pairs.
+fields, so that OPNN costs O(F D + D1 D^2) a row, whatever the number of pairs.
 
 Departures from the paper
     - P and f f^T are symmetric, so only their upper triangles, diagonals included, are computed and weighted: W_p as a

@@ -3,7 +3,7 @@ r"""Res-embedding: Res-embedding for Deep Learning Based Click-Through Rate Pred
 Zhou, Wu, Bian, Yang, Zhu, Gai, DLP-KDD 2019. https://arxiv.org/abs/1906.10304
 
 The nearer the vectors of items of one interest lie, the better a ranker of embeddings generalises. So an item's vector
-is a centre, averaged over the items it is clicked together with, and a small residual of its own.
+is a centre, averaged over the items it is met together with, and a small residual of its own.
 
     E = W C + R                                                                     (1)
     W_ij = Z_ij / sum_k Z_ik                                                        (2, ``average``)
@@ -19,6 +19,8 @@ Departures from the paper
     - the base is any ranker that has its vectors in ``embeddings``; its table of the item is R;
     - an item is its own neighbour too, ``self_weight`` times as near as its nearest; the paper's code is not public,
       and its score in (4) is taken as a scaled inner product;
+    - whatever a history holds of the item joins it with its neighbours: who wants a graph of clicks alone gives the
+      model a history of clicks (``where``);
     - of R the rows of a batch are penalised, each once;
     - in evaluation and in an exported program E is one table, made when training stops: a look-up costs what it
       costs in the base.
@@ -60,7 +62,7 @@ class ResEmbeddingConfig(Strict):
 
     base: BaseSection = Field({"name": "din"}, description="The ranker whose item vectors are made.")
     item: str | None = Field(
-        None, description="The id whose vectors are made; by default the first of the item that a history has too."
+        None, description="The id whose vectors are made; by default that of most values that a history has too."
     )
     weighting: Weighting = Field("average", description="How the neighbours of an item make its centre.")
     window: int = Field(5, ge=1, description="Events that two items may lie apart to be neighbours.")
@@ -95,8 +97,7 @@ class ResEmbedding(Ranker):
         self.graph = InterestGraph(self.item, plain.table(self.item.name).shape, config)
         self.base.embeddings = CentredEmbeddings(plain, self.item, self.graph)
         self.reads_history, self.order_matters = self.base.reads_history, self.base.order_matters
-        self.user_order, self.targets = self.base.user_order, self.base.targets
-        self.interaction = self.base.interaction
+        self.user_order, self.interaction = self.base.user_order, self.base.interaction
 
     def home_of(self, other: Model) -> str:
         """A run of the base brings its item table as the residuals."""
@@ -126,12 +127,18 @@ class ResEmbedding(Ranker):
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Equation 5."""
-        loss = self.base.loss(batch)
+        return self.base.loss(batch) + self._penalty(batch)
+
+    def own_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
+        """That of the base, and the residuals of the batch."""
+        return self.base.own_loss(batch) + self._penalty(batch)
+
+    def _penalty(self, batch: Batch) -> Tensor | float:
         if not self.config.penalty:
-            return loss
+            return 0.0
         ids_m = torch.unique(self._ids(batch))
         r_mD = F.embedding(ids_m, self.residuals, sparse=True)
-        return loss + self.config.penalty * r_mD.square().sum()
+        return self.config.penalty * r_mD.square().sum()
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """What the base tells of its histories."""
@@ -318,15 +325,16 @@ def _item(name: str | None, fields: Fields) -> Column:
         ConfigError: no such field, or none that could be meant.
     """
     known = [field for field in fields.tables() if field.kind == "id"]
+    met = {field.owner for columns in fields.histories.values() for field in columns if field.kind == "id"}
     if name is not None:
         for field in known:
-            if field.name == name:
+            if field.name == name and (field.owner in met or not fields.histories):
                 return field
-        told = ", ".join(field.name for field in known)
-        raise ConfigError("schema", [f"model.item: {name!r} is no id of the schema; known: {told}"])
-    paired = [field for history in fields.histories for field in fields.pairs(history)]
-    items = [*paired, *(field for field in fields.features if field.table == "item")]
-    for field in items:
-        if field.kind == "id":
-            return field
+        told = ", ".join(field.name for field in known if field.owner in met or not fields.histories) or "none"
+        where = "an id that a history holds" if fields.histories else "an id of the schema"
+        raise ConfigError("schema", [f"model.item: {name!r} is not {where}; known: {told}"])
+    paired = [field for history in fields.histories for field in fields.pairs(history) if field.kind == "id"]
+    items = paired or [field for field in fields.features if field.table == "item" and field.kind == "id"]
+    if items:
+        return max(items, key=lambda field: field.rows)
     raise ConfigError("schema", ["features: res_embedding needs an id of the item"])

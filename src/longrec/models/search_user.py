@@ -24,8 +24,9 @@ to mean, two years of purchases, what the device saw) are histories of the schem
 Departures from the paper
     - parts are told by the column ``time_gap``, whose buckets double: the newest part is as long as ``quarter``, to the
       nearest power of two of seconds (90 days: 97), so is the one before, and each older one is twice as long as the
-      one before it; the last holds all that is older still. With ``parts_by: place``, and in a history without that
-      column, parts are runs of ``part_events`` counted from the newest event;
+      one before it; the last holds all that is older still. In a log of steps a second is a step.
+      With ``parts_by: place``, and in a history without that column, parts are runs of ``part_events`` counted from
+      the newest event;
     - each history has an encoder of its own.
 
 Letters: B rows, N positions, U what a history brings (see nn/segment.py), Q width of the query, K width of an event, D
@@ -47,7 +48,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.duration import Duration, duration
 from longrec.features.fields import TIME_GAP, Fields
-from longrec.models.base import Ranker
+from longrec.models.base import Ranker, unknown_names
 from longrec.nn.activation import Name
 from longrec.nn.embedding import RESERVED, Embedded, Embeddings
 from longrec.nn.encoder import EncoderLayer
@@ -96,12 +97,7 @@ class SearchUser(Ranker):
         if not fields.histories:
             raise ConfigError("schema", ["histories: search_user reads a history, and the schema has none"])
         known = {field.name: field for field in fields.features}
-        faults = [
-            f"model.query: must name features of the impression ({', '.join(known)}), got {name!r}"
-            for name in config.query
-            if name not in known
-        ]
-        if faults:
+        if faults := unknown_names("model.query", config.query, known):
             raise ConfigError("config", faults)
         self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
         width = self.embeddings.widths
@@ -170,7 +166,7 @@ class _Path(nn.Module):
     def __init__(self, query: int, key: int, by_time: bool, config: SearchUserConfig) -> None:
         super().__init__()
         self.by_time, self.each, self.count = by_time, config.part_events, config.parts
-        self.first = round(log2(max(duration(config.quarter) / 1_000, 1)))
+        self.first = max(1, round(log2(max(duration(config.quarter) / 1_000, 1))))
         self.events = Linear(key, config.width)
         nn.init.zeros_(self.events.bias)  # else it drowns what small tables say
         self.of_part = nn.Parameter(torch.randn(config.parts, config.width) * config.init_std)

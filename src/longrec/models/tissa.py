@@ -19,11 +19,12 @@ Interval Aware Self-Attention", is another model.)
 Departures from the paper
     - slices end at powers of two of seconds where the paper's end at powers of two of hours, since that is what the
       column ``time_gap`` of a history tells: with the default the newest one is the last 2^12 s = 1.14 h, the others
-      reach back to 2.28 h, 4.55 h and so on; the oldest has no end;
+      reach back to 2.28 h, 4.55 h and so on; the oldest has no end. A log in steps wants a smaller ``newest``: its
+      slices end at powers of two of steps;
     - a history without ``time_gap`` is cut by place: the newest event, the 2 before, the 4 before those;
-    - dt is the log2 of the seconds, from the column ``since_previous``, which is no input besides; where it is not
-      known, as of the first event, it adds nothing, and a history without that column is read by an ordinary GRU.
-      ``time_gap`` cuts slices and is an input like other columns too;
+    - dt is a tenth of the log2 of the seconds, rounded down, from the column ``since_previous``, which is no input
+      besides; where it is not known, as of the first event, it adds nothing, and a history without that column is read
+      by an ordinary GRU. ``time_gap`` cuts slices and is an input like other columns too;
     - slices are in the order of time, so that i < s means before. An empty slice is no key to any other and none to
       the candidate; a slice with nothing before it has g = 0;
     - heads share out W_c, W_q and W_v, where the paper has a product of two matrices in the place of each of the
@@ -66,8 +67,8 @@ class TiSSAConfig(Strict):
 
     embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
     hidden: Width = Field(64, description="Units of the recurrence.")
-    slices: int = Field(9, ge=2, description="Slices of time, or of places in a history without time_gap.")
-    newest: int = Field(12, ge=1, le=39, description="The newest slice reaches back 2 to this many seconds.")
+    slices: int = Field(9, ge=2, le=40, description="Slices of time, or of places in a history without time_gap.")
+    newest: int = Field(12, ge=1, le=39, description="The newest slice reaches back 2 to this many seconds (or steps).")
     heads: Width = Field(8, description="Heads of the attention among slices.")
     mlp: tuple[Width, ...] = Field((128,), min_length=1, description="Hidden units of the top MLP.")
     mlp_activation: Name = Field("relu", description="Activation of the top MLP.")

@@ -113,7 +113,7 @@ class Groups:
     def whole(self, w_M: Float[Tensor, " M"]) -> Float[Tensor, " N"]:
         """The weight of its whole group at every position, of weights by the segments that ``means`` gave."""
         if self.segments.shared:
-            return (w_M.reshape(-1, self.segments.positions) * self.sizes).reshape(-1)
+            return (w_M.reshape(self.segments.rows, -1) * self.sizes).reshape(-1)
         return self._back(w_M.unsqueeze(1)).squeeze(1)
 
     @cached_property

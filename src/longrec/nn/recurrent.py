@@ -3,10 +3,10 @@ r"""A gated recurrent unit over ragged histories, as one fused scan.
     u = sigmoid(x_u + U_u h + b_u)      r = sigmoid(x_r + U_r h + b_r)      n = tanh(x_n + r * (U_n h) + b_n)
     h' = h + z * (n - h)
 
-The update z is u itself; with an attention a per position it is, by name
+The update z is u itself; with an attention a per position it is, by DIEN's names
 
-    ``agru``       a                    the attention replaces the gate (Zhou et al. 2019, eq. 5)
-    ``augru``      a u                  a = 0 keeps the state (eq. 7)
+    ``agru``       a                    the attention replaces the gate (Zhou et al. 2019)
+    ``augru``      a u                  a = 0 keeps the state
     ``released``   1 - (1 - a)(1 - u)   what DIEN's released code computes: a = 0 is an ordinary step, a = 1 forgets all
 
 The part of the input is one product over all positions of the batch. The scan then walks time: rows are sorted by
