@@ -26,6 +26,8 @@ SCHEMA: dict[str, Any] = {
         "back": {"kind": "id", "feedback": True, "known_at": "back_at"},
         "stars": {"kind": "id", "feedback": True},
         "hashed": {"kind": "id", "hash": 4, "feedback": True, "column": "like"},
+        "rare": {"kind": "id", "min_count": 3, "feedback": True, "column": "like"},
+        "late": {"kind": "id", "feedback": True},
     },
 }
 N = 20
@@ -48,6 +50,7 @@ def log(prepared: Callable[..., Log]) -> Log:
             "back": (np.arange(N) // 2) % 2,
             "back_at": pa.array(back_at, pa.int64()),
             "stars": np.arange(N) % 4,
+            "late": np.arange(N) // 15,  # nobody did it in the training window
         }
     )
     split = {"by": "time", "valid_from": "2020-09-13T12:26:54", "test_from": "2020-09-13T12:26:57"}
@@ -86,8 +89,8 @@ def test_no_target_is_a_feature_of_the_impression(log: Log) -> None:
     """The leak rules stay: feedback reaches a loss, never an input."""
     batch = gather(log, np.arange(3))
     assert set(batch.features) == {"user", "item"}
-    assert set(batch.targets) == {"like", "buy", "back"}
-    assert len(batch.targets) == 3
+    assert set(batch.targets) == {"like", "buy", "back", "late"}
+    assert len(batch.targets) == 4
     assert "user" not in batch.targets
     assert "stars" not in batch.targets
 
@@ -95,12 +98,15 @@ def test_no_target_is_a_feature_of_the_impression(log: Log) -> None:
 def test_what_is_no_target_is_refused_with_what_to_do(log: Log) -> None:
     check_targets(log, ["like", "buy"])
     with pytest.raises(ConfigError) as caught:
-        check_targets(log, ["liked", "user", "stars", "hashed"])
+        check_targets(log, ["liked", "user", "stars", "hashed", "rare"])
     told = caught.value.faults
     assert "'liked' is no feature; did you mean 'like'?" in told[0]
     assert "'user' is no feedback" in told[1]
     assert "'stars' has the value 2; a target has 0 and 1" in told[2]
     assert "'hashed' is of kind id; a target is an id with the values 0 and 1, without hash" in told[3]
+    assert "'rare' has min_count: 3; a target keeps every value it has" in told[4]
+    with pytest.raises(ConfigError, match="'late' is 0 in every training row where it was known"):
+        check_targets(log, ["late"])
     before, log.horizon = log.horizon, START
     try:
         with pytest.raises(ConfigError, match="'like' has no training row where it was known before the split line"):

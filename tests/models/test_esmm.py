@@ -44,6 +44,16 @@ def test_equation_3_over_all_impressions() -> None:
     torch.testing.assert_close(model.loss(batch), expected)
 
 
+def test_a_conversion_without_a_click_is_none() -> None:
+    model, batch = esmm(click="bought"), ragged(4, fields=FEW)
+    click = torch.tensor([1.0, 0.0, float("nan"), 1.0])
+    told = replace(batch, label=torch.tensor([1.0, 1.0, 1.0, 0.0]), targets={"bought": click})
+    meant = replace(told, label=torch.tensor([1.0, 0.0, 1.0, 0.0]))
+    torch.testing.assert_close(model.loss(told), model.loss(meant))
+    assert told.label is not None
+    assert told.label.tolist() == [1, 1, 1, 0]
+
+
 def test_rare_conversions_lose_nothing() -> None:
     """The logit of the product where neither probability is a float32 any more beside 1."""
     model = esmm(click="bought")

@@ -68,16 +68,21 @@ def check_targets(log: Log, names: Sequence[str]) -> None:
     """Refuse targets that a log cannot give, before anything is trained on them.
 
     Raises:
-        ConfigError: no feedback feature of that name, other values than 0 and 1, or none known in the training window.
+        ConfigError: no feedback feature of that name, other values than 0 and 1, or none known in the training window,
+            or one of them alone.
     """
     faults = [f"model: the target {name!r} {fault}" for name in names if (fault := _fault(log, name))]
     if not faults:
         rows = log.rows_of("train")
         for name in names:
-            if np.isnan(target(log, name, rows, log.horizon)).all():
+            told = target(log, name, rows, log.horizon)
+            values = np.unique(told[~np.isnan(told)])
+            if not len(values):
                 faults.append(
                     f"model: the target {name!r} has no training row where it was known before the split line"
                 )
+            elif len(values) < 2:
+                faults.append(f"model: the target {name!r} is {values[0]:g} in every training row where it was known")
     if faults:
         raise ConfigError("config", faults)
 
@@ -93,6 +98,8 @@ def _fault(log: Log, name: str) -> str:
     if not features[name].feedback:
         return "is no feedback; a target is a feature with feedback: true"
     encoder = log.fitted.encoders[name]
+    if getattr(features[name], "min_count", 1) > 1:
+        return f"has min_count: {features[name].min_count}; a target keeps every value it has"
     if not isinstance(encoder, IdEncoder):
         return f"is of kind {features[name].kind}; a target is an id with the values 0 and 1, without hash"
     odd = [value for value in encoder.keys.values.to_pylist()[:3] if value not in _VALUES]

@@ -197,7 +197,7 @@ SimpleMultiTask
 ESMM
   groups                   Tower*       =  model.base: a tower a group
   ctr_tower                TaskTower    =  model.click
-  cvr_tower                TaskTower    ~  the schema's label, which must be 0 where there was no click
+  cvr_tower                TaskTower    =  the schema's label
   l2_regularization        float        ~  fit.weight_decay, of all dense matrices
 PLE
   extraction_networks      ExtractionNetwork* =  model.levels; all have the experts of the first

@@ -10,10 +10,11 @@ over all impressions, and it shares its embeddings with the click, which has far
     pCTR = sigmoid(h_ctr(x)),  pCVR = sigmoid(h_cvr(x))                (figure 2)
     L = BCE(pCTR, click) + BCE(pCTCVR, click and conversion)           (eq. 3, over all impressions)
 
-The schema's label is the conversion, 0 where there was no click; ``click`` names the feedback feature that tells the
-click. Its logit is computed as it stands, ``-log(e^-a + e^-b + e^(-a-b))`` of the logits a and b, and loses nothing
-where both are small. x are all fields of the impression beside the mean of each history; or, with ``base``, the last
-hidden layer of any other ranker with its logit beside it, so that nothing of the base lies idle.
+The schema's label is the conversion; ``click`` names the feedback feature that tells the click, and where it says that
+there was none, the label counts as 0. The logit of the product is computed as it stands,
+``-log(e^-a + e^-b + e^(-a-b))`` of the logits a and b, and loses nothing where both are small. x are all fields of the
+impression beside the mean of each history; or, with ``base``, the last hidden layer of any other ranker with its logit
+beside it, so that nothing of the base lies idle.
 
 Departures from the paper
     - a row is ranked by pCTCVR, or by pCTR or pCVR where ``rank_by`` says so;
@@ -27,6 +28,7 @@ Letters: B rows, K labels (the conversion, and the click where it is named), H u
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -80,6 +82,13 @@ class ESMM(BottomRanker):
         a_B, b_B = self.towers_of(h_BH).float().unbind(1)
         both_B = -torch.logsumexp(torch.stack([-a_B, -b_B, -a_B - b_B]), 0)
         return torch.stack([both_B, a_B] if self.targets else [both_B], 1)
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """Equation 3: where there was no click there is no conversion, whatever the rows say."""
+        if self.targets and batch.label is not None and self.targets[0] in batch.targets:
+            label_B = batch.label.masked_fill(batch.targets[self.targets[0]] == 0, 0)
+            batch = replace(batch, label=label_B)
+        return super().loss(batch)
 
     def ranked(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
         """The logit of pCTCVR, pCTR, or pCVR, their quotient."""
