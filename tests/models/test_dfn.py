@@ -379,3 +379,10 @@ def test_the_whole_world_is_solved(model: dict[str, Any], tmp_path: Path) -> Non
 @pytest.mark.parametrize("model", world("negative_feedback", 2).must_not, ids=str)
 def test_the_whole_world_is_not_solved(model: dict[str, Any], tmp_path: Path) -> None:
     assert not solves(world("negative_feedback"), model, tmp_path)
+
+
+def test_columns_that_a_history_alone_has_are_as_wide_as_the_others() -> None:
+    shelf = replace(RATING, name="shelf", dim=4)
+    fields = Fields(THREE.features, {name: (*columns, shelf) for name, columns in THREE.histories.items()})
+    with pytest.raises(ConfigError, match="dfn multiplies fields .*shelf 4"):
+        build({"name": "dfn", "clicks": "clicked"}, fields)

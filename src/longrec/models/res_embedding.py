@@ -48,7 +48,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
-from longrec.models.base import BaseSection, Model, Ranker, base_of, build, name_of
+from longrec.models.base import BaseSection, Model, Ranker, base_of, name_of
 from longrec.nn.embedding import RESERVED, Embeddings
 from longrec.nn.segment import Segments
 
@@ -143,17 +143,6 @@ class ResEmbedding(Ranker):
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """What the base tells of its histories."""
         return self.base.explain(batch)
-
-    def folded(self) -> Ranker:
-        """The base with E in place of its item table: the same scores, without a graph."""
-        made = build(self.config.base, self.fields)
-        assert isinstance(made, Ranker)
-        made.load_state_dict(self.base.state_dict())
-        embeddings = made.get_submodule("embeddings")
-        assert isinstance(embeddings, Embeddings)
-        with torch.no_grad():
-            embeddings.table(self.item.name).copy_(self.vectors())
-        return made.train(self.training)
 
     def vectors(self) -> Float[Tensor, "n D"]:
         """E of equation 1, without a gradient."""
