@@ -78,7 +78,7 @@ def test_a_bottom_of_a_base_is_its_hidden_layer_and_its_logit() -> None:
     expected = torch.cat([bottom.base.interact(batch), bottom.base(batch).unsqueeze(1)], 1)
     torch.testing.assert_close(bottom(batch), expected)
     assert bottom.width == expected.shape[1]
-    assert bottom.loss(batch) == 0
+    assert bottom.own_loss(batch) == 0
 
 
 def test_a_bottom_without_a_base_is_all_fields_and_mean_histories() -> None:

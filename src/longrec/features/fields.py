@@ -19,6 +19,10 @@ SESSIONS_BACK_ROWS = 2 + 64
 
 COMPUTED = {TIME_GAP: TIME_GAP_ROWS, SINCE_PREVIOUS: SINCE_PREVIOUS_ROWS, SESSIONS_BACK: SESSIONS_BACK_ROWS}
 """Computed history columns with the rows of their tables: no feature may have their names."""
+OF_LOG = ("item", "times", "offsets")
+"""Names of arrays that a log has: no feature of a row may have them."""
+RESERVED_NAMES = (*OF_LOG, *COMPUTED)
+"""What a feature that another tool calls so is called otherwise for."""
 
 TOKEN, VERSION = "token", "version"
 """Columns of a token history: the vector of a past impression, and the version of the source that wrote it."""

@@ -15,12 +15,11 @@ from pydantic import Field as Setting
 from longrec.config import Strict
 from longrec.features.duration import Duration, duration
 from longrec.features.feature import Feature, Table
-from longrec.features.fields import COMPUTED, SESSIONS_BACK, TIME_GAP, TOKEN
+from longrec.features.fields import COMPUTED, OF_LOG, SESSIONS_BACK, TIME_GAP, TOKEN
 
 __all__ = ["Condition", "Feature", "History", "Label", "Schema", "TimeColumn", "duration"]
 
 _NAME = re.compile(r"[\w-]+")
-_TAKEN = ("item", "times", "offsets")
 """What a prepared log calls its own columns of an event."""
 
 
@@ -148,7 +147,7 @@ class Schema(Strict):
         for name in self.features:
             if name in COMPUTED:
                 faults.append(f"features.{name}: the name is taken by a computed history column")
-            elif name in _TAKEN and self.in_row(name):
+            elif name in OF_LOG and self.in_row(name):
                 faults.append(f"features.{name}: the name is taken by the log; call it otherwise and give its column")
         places = [*(f"features.{name}" for name in self.features), *(f"histories.{name}" for name in self.histories)]
         # Names become names of files and of program inputs.

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from longrec.errors import nearest
-from longrec.features.fields import COMPUTED
+from longrec.features.fields import RESERVED_NAMES
 from longrec.interop.easyrec_rows import Rows, expanded
 from longrec.interop.easyrec_section import Section
 
 _LOG = ("tf.math.log1p", "tf.log1p", "math.log1p", "log1p")
 _COMPOSED = ("ComboFeature", "LookupFeature")
-RESERVED_NAMES = ("item", "times", "offsets", *COMPUTED)
-"""Names that the log takes."""
 _POOLS = {"sum": "sum", "mean": "mean", "max": "max", "sqrtn": "mean"}
 
 

@@ -80,17 +80,18 @@ _ROW = re.compile(
 
 
 def _table(text: str) -> tuple[EasyRecField, ...]:
-    """The rows of a table: a message's name at the margin, its fields below it."""
-    made, message = [], ""
+    """The rows of a table: names of messages at the margin, the fields that each of them has below."""
+    made, messages = [], list[str]()
     for line in text.splitlines():
         if not line.startswith(" "):
-            message = line.strip() or message
+            messages = line.split() or messages
             continue
         row = _ROW.fullmatch(line.strip())
         assert row is not None, f"not a row of the table: {line}"
         fate, words = _FATES[row["fate"]], row["words"] or ""
         assert words or fate == "carried", f"a row without words: {line}"
-        made.append(EasyRecField(message, row["name"], row["type"], bool(row["many"]), row["group"], fate, words))
+        own = row["name"], row["type"], bool(row["many"]), row["group"], fate, words
+        made += [EasyRecField(message, *own) for message in messages]
     return tuple(made)
 
 

@@ -159,7 +159,7 @@ MMoE
 ExpertTower
   expert_name              text         -  experts have no names
   dnn                      DNN          =  model.expert
-TaskTower
+TaskTower BayesTaskTower
   tower_name               text         ~  a task is called as its label
   label_name               text         =  the label of the task; else label_fields in order
   metrics_set              EvalMetrics* =  every task is measured by AUC and log loss, always
@@ -175,22 +175,8 @@ TaskTower
   losses                   Loss*        ~  one of cross entropy; others are refused
   use_sample_weight        bool         -  all rows weigh alike
 BayesTaskTower
-  tower_name               text         ~  a task is called as its label
-  label_name               text         =  the label of the task; else label_fields in order
-  metrics_set              EvalMetrics* =  every task is measured by AUC and log loss, always
-  loss_type                enum:LossType =  must be cross entropy
-  num_class                int          =  must be 1
-  dnn                      DNN          =  model.tower; all towers have the layers of the first
   relation_tower_names     text*        !  a tower that reads another tower is not in this version
   relation_dnn             DNN          =  the last layers of model.tower
-  weight                   float        =  tasks: the weight of the loss; of the first model.label_weight
-  task_space_indicator_label text       !  a task that learns from a part of the rows
-  task_space_indicator_name text        !  a task that learns from a part of the rows
-  task_space_indicator_value text       !  a task that learns from a part of the rows
-  in_task_space_weight     float        -  of task_space_indicator_label
-  out_task_space_weight    float        -  of task_space_indicator_label
-  losses                   Loss*        ~  one of cross entropy; others are refused
-  use_sample_weight        bool         -  all rows weigh alike
 SimpleMultiTask
   task_towers              TaskTower*   =  tasks; the first is the schema's label
   l2_regularization        float        ~  fit.weight_decay, of all dense matrices

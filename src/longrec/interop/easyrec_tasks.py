@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from longrec.interop.easyrec_features import RESERVED_NAMES
+from longrec.features.fields import RESERVED_NAMES
 from longrec.interop.easyrec_parts import Groups, attention_inside, check_loss, embeds_numbers, layers, plain_layers
 from longrec.interop.easyrec_rows import Rows
 from longrec.interop.easyrec_section import Section

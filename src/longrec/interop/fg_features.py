@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from longrec.errors import nearest
-from longrec.features.fields import COMPUTED
+from longrec.features.fields import RESERVED_NAMES
 from longrec.interop.fg_entry import Entry
 
 _BETWEEN = "\x1d"
 """What parts several values of a cell unless the file says otherwise: the group separator of ASCII."""
-_TAKEN = ("item", "times", "offsets", *COMPUTED)
 _SIDES = ("user", "item", "context")
 _LOG = ("tf.math.log1p", "tf.log1p", "math.log1p", "log1p")
 _POOLS = ("sum", "mean", "max")
@@ -75,7 +74,7 @@ class Features:
         """Take a feature, and the cross that it may ask for besides."""
         given = entry.get("feature_name", default="")
         name = re.sub(r"[^\w-]", "_", given)
-        name = f"{name}_feature" if name in _TAKEN else name
+        name = f"{name}_feature" if name in RESERVED_NAMES else name
         if not name:
             entry.fault("feature_name", "is missing or empty; expected the name of the feature")
             return

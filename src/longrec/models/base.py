@@ -166,11 +166,11 @@ class Ranker(Model):
         raise NotImplementedError(f"{type(self).__name__} defines neither forward nor head")
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """Mean binary cross entropy of the logits, in float32."""
-        return cross_entropy(self(batch), batch)
+        """Mean binary cross entropy of the logits, in float32, and what the model learns beside the label."""
+        return cross_entropy(self(batch), batch) + self.own_loss(batch)
 
     def own_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
-        """What ``loss`` holds beside the cross entropy of the label, for models that build on this one; as a rule 0."""
+        """What the model learns beside the label, which goes with it where another model builds on it; as a rule 0."""
         return 0.0
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:

@@ -90,7 +90,7 @@ class Bottom(nn.Module):
             parts.extend(segments.pool(e_UD, "mean") for e_UD in columns.values())
         return torch.cat(parts, 1)
 
-    def loss(self, batch: Batch) -> Float[Tensor, ""] | float:
+    def own_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
         """What the base learns beside its label."""
         return 0.0 if self.base is None else self.base.own_loss(batch)
 
@@ -152,11 +152,11 @@ class BottomRanker(Ranker):
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """The weighted sum of the losses of all tasks."""
-        return self.tasks.loss(self.logits(batch), batch) + self.bottom.loss(batch)
+        return self.tasks.loss(self.logits(batch), batch) + self.own_loss(batch)
 
     def own_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
         """That of the base."""
-        return self.bottom.loss(batch)
+        return self.bottom.own_loss(batch)
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """What the base tells of its histories."""

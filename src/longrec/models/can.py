@@ -50,7 +50,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
-from longrec.models.base import BaseSection, Model, Ranker, base_of, cross_entropy, name_of
+from longrec.models.base import BaseSection, Model, Ranker, base_of, name_of
 from longrec.nn.activation import Name, make
 from longrec.nn.embedding import Embeddings
 from longrec.nn.mlp import MLP
@@ -129,10 +129,6 @@ class CAN(Ranker):
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """Equation 5."""
         return self.base.head(h_BH[:, : self.base.interaction]) + self.join(h_BH).squeeze(1)
-
-    def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """Cross entropy of the label, and what the base learns beside it."""
-        return cross_entropy(self(batch), batch) + self.own_loss(batch)
 
     def own_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
         """That of the base."""

@@ -313,13 +313,14 @@ def _item(name: str | None, fields: Fields) -> Column:
     Raises:
         ConfigError: no such field, or none that could be meant.
     """
-    known = [field for field in fields.tables() if field.kind == "id"]
+    ids = [field for field in fields.tables() if field.kind == "id"]
     met = {field.owner for columns in fields.histories.values() for field in columns if field.kind == "id"}
     if name is not None:
+        known = [field for field in ids if field.owner in met] if fields.histories else ids
         for field in known:
-            if field.name == name and (field.owner in met or not fields.histories):
+            if field.name == name:
                 return field
-        told = ", ".join(field.name for field in known if field.owner in met or not fields.histories) or "none"
+        told = ", ".join(field.name for field in known) or "none"
         where = "an id that a history holds" if fields.histories else "an id of the schema"
         raise ConfigError("schema", [f"model.item: {name!r} is not {where}; known: {told}"])
     paired = [field for history in fields.histories for field in fields.pairs(history) if field.kind == "id"]

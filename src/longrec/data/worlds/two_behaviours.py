@@ -7,7 +7,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from longrec.config import Strict
-from longrec.data.worlds.world import START, Recipe, World
+from longrec.data.worlds.layout import SPLIT, drawn, past_then_shown, some_of, words
+from longrec.data.worlds.world import Recipe, World
 
 STORY = (
     "A user clicks on items of some categories and orders items of others, as many of each and in any order. What was "
@@ -33,7 +34,7 @@ def make(knobs: TwoBehaviours, random: np.random.Generator) -> World:
     """The world of some settings."""
     users, past = knobs.users, 2 * knobs.each * knobs.events
     category_of = random.permutation(np.arange(_ITEMS) % knobs.categories)
-    own = random.permuted(np.tile(np.arange(knobs.categories), (users, 1)), axis=1)[:, : 2 * knobs.each]
+    own = some_of(knobs.categories, users, 2 * knobs.each, random)
     # Which of the user's categories each event is of; the first half are the clicked ones.
     which = random.permuted(np.tile(np.repeat(np.arange(2 * knobs.each), knobs.events), (users, 1)), axis=1)
     which = np.concatenate([which, random.integers(0, 2 * knobs.each, (users, knobs.shown))], axis=1)
@@ -41,40 +42,24 @@ def make(knobs: TwoBehaviours, random: np.random.Generator) -> World:
     category = np.take_along_axis(own, which, axis=1)
     item = _one_of(category_of, category, random)
     chance = np.where(clicked, _LIKES, _ELSE)
-    chance[:, :past] = np.nan
-    liked = random.random(chance.shape) < chance
-    shown = np.broadcast_to(np.arange(past + knobs.shown) >= past, chance.shape)
+    liked = drawn(chance, random)
     moment = np.minimum(np.arange(past + knobs.shown), past) * 600 + random.integers(0, 86_400, (users, 1))
-    log = pa.table(
-        {
-            "user": np.repeat(np.arange(users), past + knobs.shown),
-            "item": item.ravel(),
-            "time": START + moment.ravel(),
-            "action": np.where(shown, "shown", np.where(clicked, "click", "order")).ravel(),
-            "liked": pa.array(liked.astype(np.int64).ravel(), mask=~shown.ravel()),
-        }
-    )
+    done = "action", np.where(clicked, "click", "order")[:, :past]
+    log, oracle = past_then_shown(item, moment, done, liked[:, past:], chance[:, past:])
     last = past if knobs.as_one else past // 2
     actions = {"events": ["click", "order"]} if knobs.as_one else {"clicks": "click", "orders": "order"}
+    histories = {
+        name: {"of": ["category"], "where": {"action": action}, "last": last} for name, action in actions.items()
+    }
     kind = {"name": "dmt", "position": "time", "heads": 2}
     return World(
         name="two_behaviours",
         story=STORY,
         log=log,
         items=pa.table({"item": np.arange(_ITEMS), "category": category_of}),
-        schema={
-            "user": "user",
-            "item": "item",
-            "time": {"column": "time", "unit": "s"},
-            "label": "liked",
-            "features": {"item": {"kind": "id"}, "category": {"kind": "id", "table": "item"}},
-            "histories": {
-                name: {"of": ["category"], "where": {"action": action}, "last": last}
-                for name, action in actions.items()
-            },
-        },
-        split={"by": "user", "valid": 0.1, "test": 0.3},
-        oracle=chance.ravel(),
+        schema=words({}, histories),
+        split=SPLIT,
+        oracle=oracle,
         must=() if knobs.as_one else (kind, {"name": "din"}),
         must_not=(kind, {"name": "din"}) if knobs.as_one else ({"name": "deepfm"},),
         fit={"epochs": 2, "batch_size": 128, "lr": 5e-3, "tables_lr": 1e-2, "patience": 0},
