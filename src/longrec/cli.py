@@ -177,14 +177,14 @@ def _prepare(args: argparse.Namespace) -> None:
     text += tables.table(["part", "samples", "positive rate"], rows)
     for name, share in found["hash_collisions"].items():
         text += f"\nfeature {name}: about {share:.1%} of its values share a hash bucket with another"
+    text = "\n".join([text, *tables.warning_lines(found["warnings"])])
     _out(args, found, f"{text}\n{found['folder']}")
 
 
 def _train(args: argparse.Namespace) -> None:
     config, overrides = _config(args)
     run = verbs.train(config, overrides, resume=args.resume, quiet=args.quiet)
-    found = {"run": str(run.folder), "metrics": {name: one.to_dict() for name, one in run.metrics.items()}}
-    _out(args, found, f"{tables.metrics_table({run.folder.name: run.metrics})}\n{run.folder}")
+    _out(args, {**run.results, "run": str(run.folder)}, f"{tables.results_table(run.name, run.results)}\n{run.folder}")
 
 
 def _import(args: argparse.Namespace) -> None:

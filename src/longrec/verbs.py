@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -56,6 +55,7 @@ def prepare(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Returns:
         The manifest of the prepared log, with its ``folder``.
     """
+    from longrec.data.log import Log
     from longrec.data.prepare import prepare as prepare_log
     from longrec.train.job import read_job
 
@@ -63,7 +63,8 @@ def prepare(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
     with located:
         job = read_job(given, overrides)
     folder = prepare_log(job.data, job.schema)
-    return {"folder": str(folder), **json.loads((folder / "log.json").read_text())}
+    log = Log.open(folder, job.schema, stores=False)
+    return {"folder": str(folder), **log.manifest, "warnings": log.warnings}
 
 
 def train(

@@ -40,6 +40,7 @@ class Log:
         moments: int64 ``[n]``: the moment a row's features are taken at (the start of its request).
         tokens: where the token histories are read.
         knowledge: where the vector features are read.
+        warnings: one sentence per fact that makes numbers measured on this log worth less than they look.
         horizon: labels besides the schema's (``data/targets.py``) count where they were known before it: the end of
             the training window; None where the split is not by time.
     """
@@ -58,14 +59,16 @@ class Log:
         self._kept: dict[str, NDArray[np.int64]] = {}
         self.tokens: dict[str, TokenHistory] = {}
         self.knowledge: dict[str, KnowledgeFeature] = {}
+        self.warnings: list[str] = []
         self.horizon: int | None = None
 
     @classmethod
-    def open(cls, folder: str | Path, schema: Schema | None = None) -> Log:
+    def open(cls, folder: str | Path, schema: Schema | None = None, *, stores: bool = True) -> Log:
         """Open a folder that ``prepare`` wrote.
 
         Args:
             schema: the same schema with other widths or history lengths; default the one it was prepared with.
+            stores: open the token and knowledge stores that the schema names; without them no batch can be made.
 
         Raises:
             DataError: no prepared log, or one of another format.
@@ -76,6 +79,9 @@ class Log:
         log = cls(folder, FittedSchema(schema, fitted.encoders) if schema is not None else fitted)
         log.manifest = manifest
         log.horizon = manifest["lines"][0] if manifest.get("lines") else None
+        log.warnings = list(manifest.get("warnings", ()))
+        if not stores:
+            return log
         for name, history in log.schema.histories.items():
             if history.source is not None:
                 log.read_tokens(name, TokenStore.open(history.source))

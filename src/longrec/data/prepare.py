@@ -126,6 +126,7 @@ class _Preparation:
         self.scratch, self.sorted = scratch, scratch / "sorted.parquet"
         self.part_column = read.PART if config.split.by == "parts" else config.split.column
         self.step = schema.time is not None and schema.time.unit == "step"
+        self.warnings: list[str] = []
         (build / "events").mkdir(parents=True)
         (build / "lists").mkdir()
 
@@ -373,6 +374,7 @@ class _Preparation:
             "lines": self.lines,
             "rows": {name: encoder.rows for name, encoder in fitted.encoders.items()},
             "hash_collisions": hashed,
+            "warnings": self.warnings,
             "source": {
                 "log": str(self.config.log),
                 "users": str(self.config.users or ""),

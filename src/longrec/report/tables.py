@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,17 @@ def results_table(name: str, results: object) -> str:
     content = plain(results)
     rows = f"{content['rows']:,} rows, {content['users']:,} users, {content['positives']:,} positive"
     metrics = {key: Interval.from_dict(one) for key, one in content["metrics"].items()}
-    return f"{name} ({content['model']}) on {content['split']}: {rows}\n{metrics_table({name: metrics})}"
+    shown = f"{name} ({content['model']}) on {content['split']}: {rows}\n{metrics_table({name: metrics})}"
+    return "\n".join([shown, *warning_lines(content.get("warnings", ()))])
+
+
+def warning_lines(warnings: Iterable[str]) -> list[str]:
+    """Warnings as the terminal shows them, one line each.
+
+    >>> warning_lines(["PCOC is 45"])
+    ['warning: PCOC is 45']
+    """
+    return [f"warning: {sentence}" for sentence in warnings]
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> str:

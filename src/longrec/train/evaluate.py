@@ -40,6 +40,7 @@ class Evaluation:
         users_skipped: users whose rows are of one class, which GAUC leaves out.
         metrics: AUC, GAUC, log loss, normalised entropy, PCOC, ECE, with 95 % intervals; of a model of several tasks
             also AUC and log loss of each further one, as in ``auc.TASK``.
+        warnings: one sentence per reason to read these metrics with caution.
     """
 
     run: str
@@ -50,10 +51,12 @@ class Evaluation:
     positives: int
     users_skipped: int
     metrics: dict[str, Interval]
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and numbers, ready for JSON."""
-        return {**vars(self), "metrics": {key: one.to_dict() for key, one in self.metrics.items()}}
+        metrics = {key: one.to_dict() for key, one in self.metrics.items()}
+        return {**vars(self), "metrics": metrics, "warnings": list(self.warnings)}
 
 
 def evaluate(

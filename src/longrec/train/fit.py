@@ -143,8 +143,10 @@ def _measure(folder: Path, job: Job, log: Log, state: checkpoint.State, quiet: b
             table = write_predictions(best, log, job, part, folder / "predictions" / f"{part}.parquet", quiet=quiet)
             found = measure_table(table, folder.absolute().name, job.model["name"], part, job.evaluate)
             measured[part] = found.to_dict()
+    told = measured["test"] if "test" in measured else measured["valid"]
     results = {
-        **(measured["test"] if "test" in measured else measured["valid"]),
+        **told,
+        "warnings": [*log.warnings, *told["warnings"]],
         "valid": measured.get("valid"),
         "best_step": state.best_step,
         "steps": state.step,
