@@ -12,6 +12,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from longrec.data.headers import TEXT, Header, check_alike, read_header
 from longrec.data.rows import Layout
 from longrec.data.settings import DataConfig, Source
 from longrec.data.sql import literal, name, unreadable
@@ -22,7 +23,6 @@ __all__ = ["PART", "Relation", "connect", "fingerprint", "literal", "name", "pat
 PART = "_part"
 """Column of a source of parts: train, valid or test, after the files that a row came from."""
 _FILE = "_file"
-_TEXT = (".csv", ".tsv", ".gz")
 _INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "BOOLEAN"}
 
 
@@ -47,6 +47,8 @@ class Relation:
         self.con, self.view, self.where = con, view, str(source)
         self._text: str | None = None
         self._exact: set[str] = set()
+        self._headers: list[Header] = []
+        self._made: dict[str, str] = {}
         try:
             rows = self._rows(source, scratch)
             con.execute(f"CREATE OR REPLACE VIEW {view} AS SELECT * FROM {rows}")
@@ -65,6 +67,9 @@ class Relation:
         if layout is not None and layout.rows.columns is not None:
             return layout.write(None, target)
         rows = _from(self.con, self.view, source, files)
+        every = [path for own in files.values() for path in own]
+        self._headers = [read_header(self.con, path) for path in every] if len(every) > 1 else []
+        self._made = {} if source.rows is None else source.rows.made()
         if rows.startswith("read_csv("):
             self._text = rows[:-1] + ", all_varchar=true)"
         if source.parts is not None:
@@ -72,11 +77,14 @@ class Relation:
         return rows if layout is None else layout.write(rows, target)
 
     def need(self, columns: dict[str, str]) -> None:
-        """Refuse missing columns, all at once.
+        """Refuse missing columns, all at once, and columns that only some of the files have.
 
         Args:
             columns: column -> what asks for it.
         """
+        if self._headers:
+            read = {self._made.get(column, column): asker for column, asker in columns.items()}
+            check_alike(self.where, self._headers, read)
         faults = []
         for column, asker in columns.items():
             if column not in self.types:
@@ -207,21 +215,44 @@ def by_part(source: Source) -> dict[str | None, list[Path]]:
     """The files of each part; those of a source without parts under None.
 
     Raises:
-        DataError: a pattern that matches nothing, or a file in two parts.
+        DataError: a pattern that matches nothing, a file named twice, or a file in two parts.
     """
     if source.parts is None:
-        return {None: paths(source.files or ())}
+        return {None: _once(paths(source.files or ()))}
     files: dict[str | None, list[Path]] = {part: paths(own) for part, own in source.parts.each().items()}
-    owner: dict[Path, str | None] = {}
+    owner: dict[tuple[int, int], str | None] = {}
     for part, own in files.items():
         for path in own:
-            if owner.setdefault(path.resolve(), part) != part:
+            if owner.setdefault(_file_id(path), part) != part:
                 raise DataError(
                     str(path),
-                    f"a file of {owner[path.resolve()]} and of {part}",
+                    f"a file of {owner[_file_id(path)]} and of {part}",
                     "every file in one part",
                     "what was trained on tells nothing about new rows; name other files",
                 )
+        _once(own)
+    return files
+
+
+def _file_id(path: Path) -> tuple[int, int]:
+    """What a file is, by whatever path or link it is named."""
+    about = path.stat()
+    return about.st_dev, about.st_ino
+
+
+def _once(files: list[Path]) -> list[Path]:
+    """Refuse a file that is named twice: each of its events would count twice."""
+    named: dict[tuple[int, int], Path] = {}
+    for path in files:
+        other = named.setdefault(_file_id(path), path)
+        if other is not path:
+            by = "named twice" if str(other) == str(path) else f"the same file as {other}"
+            raise DataError(
+                str(path),
+                f"{by}, so each of its rows would count twice",
+                "every file once",
+                "remove one of the names, or narrow the pattern",
+            )
     return files
 
 
@@ -234,7 +265,7 @@ def _from(con: duckdb.DuckDBPyConnection, view: str, source: Source, files: dict
     named = f", filename={literal(_FILE)}" if source.parts is not None else ""
     if kind == ".parquet":
         return f"read_parquet({listed}, union_by_name=true{named})"
-    if kind in _TEXT:
+    if kind in TEXT:
         if source.rows is not None:
             raise DataError(
                 str(source), "text files, and rows without columns", "rows.columns: the name and type of every cell"
@@ -246,12 +277,22 @@ def _from(con: duckdb.DuckDBPyConnection, view: str, source: Source, files: dict
         for number, (part, own) in enumerate(files.items()):
             table = f"{view}_arrow_{number}"
             try:
-                con.register(table, pads.dataset([str(path) for path in own], format="ipc"))
+                con.register(table, _dataset(own))
             except (pa.ArrowInvalid, OSError) as error:
                 raise DataError(str(source), f"cannot be read: {error}", "a complete Arrow file") from None
             tables.append(f"SELECT *{'' if part is None else f', {literal(part)} AS {PART}'} FROM {table}")
         return f"({' UNION ALL BY NAME '.join(tables)})"
     raise DataError(str(source), f"a file of the kind {kind!r}", ".parquet, .csv, .tsv, .arrow or .feather")
+
+
+def _dataset(files: list[Path]) -> pads.Dataset:
+    """Arrow files as one relation with the columns of all of them, as Parquet and CSV are read."""
+    made = [pads.dataset(str(path), format="ipc") for path in files]
+    try:
+        schema = pa.unify_schemas([one.schema for one in made], promote_options="permissive")
+    except pa.ArrowException:  # columns that do not go together: refused by name where they are needed
+        schema = pa.unify_schemas([made[0].schema])
+    return pads.dataset([str(path) for path in files], format="ipc", schema=schema)
 
 
 def _with_part(con: duckdb.DuckDBPyConnection, rows: str, files: dict[str | None, list[Path]]) -> str:

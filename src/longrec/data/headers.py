@@ -1,0 +1,126 @@
+"""Columns of each file of a source, told by its header alone: the footer of Parquet, the schema of Arrow, a first line.
+
+Files are read together by the names of their columns, and a column that one file lacks would read as null in all of
+its rows. So the columns that are needed must be in every file, and of one kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.ipc as ipc
+import pyarrow.parquet as pq
+
+from longrec.data.sql import literal, unreadable
+from longrec.errors import DataError, nearest
+
+TEXT = (".csv", ".tsv", ".gz")
+_ARROW = (".arrow", ".feather")
+
+
+@dataclass(frozen=True)
+class Header:
+    """Columns of one file, in its order.
+
+    Attributes:
+        kinds: what each column holds: integers, numbers, text, times, lists; empty where the file does not say.
+    """
+
+    path: Path
+    kinds: dict[str, str]
+
+    def kind(self, column: str) -> str | None:
+        """What a column holds, or None when the file lacks it; upper and lower case are the same to the reader."""
+        return next((kind for name, kind in self.kinds.items() if name.lower() == column.lower()), None)
+
+
+def read_header(con: duckdb.DuckDBPyConnection, path: Path) -> Header:
+    """Read the columns of a file; none of its rows but the few that tell a text file's separator.
+
+    Raises:
+        DataError: a file that cannot be read, or of an unknown kind.
+    """
+    kind = path.suffix.lower()
+    try:
+        if kind in TEXT:
+            listed = f"read_csv({literal(str(path))}, header=true, all_varchar=true, sample_size=2048)"
+            return Header(path, {row[0]: "" for row in con.execute(f"DESCRIBE SELECT * FROM {listed}").fetchall()})
+        if kind == ".parquet":
+            schema = pq.read_schema(path)
+        elif kind in _ARROW:
+            with pa.memory_map(str(path)) as file:
+                schema = ipc.open_file(file).schema
+        else:
+            raise DataError(str(path), f"a file of the kind {kind!r}", ".parquet, .csv, .tsv, .arrow or .feather")
+    except duckdb.Error as error:
+        raise unreadable(str(path), error) from None
+    except (pa.ArrowException, OSError) as error:
+        words = " ".join(str(error).split())
+        raise DataError(
+            str(path), f"cannot be read: {words[:300]}", "a complete file", "write the file again"
+        ) from None
+    return Header(path, {field.name: _kind(field.type) for field in schema})
+
+
+def _kind(kind: pa.DataType) -> str:
+    if pa.types.is_dictionary(kind):
+        return _kind(kind.value_type)
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return "integers"
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return "numbers"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "text"
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return "times"
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return "lists"
+    return "" if pa.types.is_null(kind) else str(kind)
+
+
+def check_alike(where: str, headers: Iterable[Header], columns: Mapping[str, str]) -> None:
+    """Refuse a file that lacks a column which others have, or holds something else in it.
+
+    Args:
+        where: the source, as a message names it.
+        columns: column -> what asks for it; those that no file has are somebody else's to refuse.
+
+    Raises:
+        DataError: with the file and the column.
+    """
+    headers = list(headers)
+    lacks, differs = [], []
+    for column, asker in columns.items():
+        kinds = [(header, header.kind(column)) for header in headers]
+        having = [(header, kind) for header, kind in kinds if kind is not None]
+        if not having:
+            continue
+        for header, kind in kinds:
+            if kind is None:
+                near = nearest(column, header.kinds)
+                hint = f", did you mean its {near!r}?" if near else ""
+                lacks.append(f"{header.path} has no column {column!r} ({asker}){hint}")
+        telling = [(header, kind) for header, kind in having if kind]
+        odd = next((pair for pair in telling if not _alike(pair[1], telling[0][1])), None)
+        if odd is not None:
+            (first, one), (second, other) = telling[0], odd
+            differs.append(f"{column!r} ({asker}) is {one} in {first.path} and {other} in {second.path}")
+    if lacks:
+        raise DataError(
+            where,
+            "; ".join(lacks[:4]) + (f"; and {len(lacks) - 4} more" if len(lacks) > 4 else ""),
+            "the columns of the schema in every file: their rows would read as null",
+            "write the file again with this column, or leave the file out",
+        )
+    if differs:
+        raise DataError(
+            where, "; ".join(differs[:4]), "one type of a column in every file", "write the files again with one type"
+        )
+
+
+def _alike(one: str, other: str) -> bool:
+    return one == other or {one, other} == {"integers", "numbers"}
