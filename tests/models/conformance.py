@@ -281,6 +281,22 @@ def check_same_seed_same_weights(case: Case) -> None:
         assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
+def check_the_first_predictions_are_the_base_rates(case: Case) -> None:
+    """A new model that starts at rates predicts them on average, label by label; nothing but its biases moved."""
+    model, batch = case.build(), ragged(300)
+    assert isinstance(model, Ranker | Encoder)
+    rates = torch.tensor([0.01, *[0.3] * len(model.targets)])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.start_at_rates(rates.tolist())
+    moved = sum(int((tensor != before[name]).sum()) for name, tensor in model.state_dict().items())
+    assert 1 <= moved <= max(len(rates), len(model.output_biases()))
+    with torch.no_grad():
+        model.eval()
+        found_BK = model.logits(batch) if model.targets else model(batch).unsqueeze(1)
+    # What random weights add to the bias is the same for no two seeds, and small.
+    assert (found_BK.sigmoid().mean(0).logit() - rates.logit()).abs().max() < 0.5
+
+
 def check_saved_and_loaded(case: Case) -> None:
     model, batch = case.lively(), ragged(9)
     with tempfile.TemporaryDirectory() as folder:

@@ -27,6 +27,7 @@ Letters: B rows.
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from longrec.config import Strict
 from longrec.models.base import Ranker
@@ -47,10 +48,14 @@ class Mine(Ranker):
     def __init__(self, config, fields):
         super().__init__(config, fields)
         self.embeddings = Embeddings(fields, width=1)
+        self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, batch):
         vectors = self.embeddings(batch).features.values()
-        return self.config.scale * torch.cat(list(vectors), 1).sum(1)
+        return self.bias + self.config.scale * torch.cat(list(vectors), 1).sum(1)
+
+    def output_biases(self):
+        return [self.bias]
 '''
 
 

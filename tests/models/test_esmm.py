@@ -84,6 +84,17 @@ def test_without_a_click_the_label_alone_teaches_the_product() -> None:
     torch.testing.assert_close(model(batch).sigmoid(), model.factors(batch).sigmoid().prod(1))
 
 
+def test_the_conversion_starts_at_its_rate_among_clicks() -> None:
+    model = esmm(click="bought")
+    model.start_at_rates([0.01, 0.1])
+    torch.testing.assert_close(torch.stack(list(model.output_biases())).flatten().sigmoid(), torch.tensor([0.1, 0.1]))
+    model.start_at_rates([0.2, 0.1])  # more conversions than clicks: all of them convert
+    assert torch.stack(list(model.output_biases())).isfinite().all()
+    alone = esmm()
+    alone.start_at_rates([0.04])
+    torch.testing.assert_close(torch.stack(list(alone.output_biases())).flatten().sigmoid(), torch.tensor([0.2, 0.2]))
+
+
 def test_the_conversion_after_a_click_is_found_though_no_row_is_left_out() -> None:
     """Four items that convert alike, for opposite reasons: a network of the label alone could not tell them apart."""
     ctr, cvr, each = torch.tensor([0.8, 0.4, 0.2, 0.1]), torch.tensor([0.1, 0.2, 0.4, 0.8]), 100

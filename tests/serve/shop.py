@@ -113,6 +113,9 @@ class Plain(Ranker):
         embedded = self.embeddings(batch)
         return self.out(torch.stack(list(embedded.features.values())).sum(0).tanh()).squeeze(1)
 
+    def output_biases(self) -> list[Tensor]:
+        return [self.out.bias]
+
 
 class PlainHistory(Ranker):
     """Attention by dot product, and repeat_interleave, which a program must be able to hold."""
@@ -141,6 +144,9 @@ class PlainHistory(Ranker):
                 count = torch.zeros(segments.rows).index_add(0, segments.row, ones)
                 query = query + count.unsqueeze(1)
         return self.out(torch.cat([query, pooled], 1)).squeeze(1)
+
+    def output_biases(self) -> list[Tensor]:
+        return [self.out.bias]
 
 
 @dataclass(frozen=True, repr=False)

@@ -32,6 +32,7 @@ of a shared history, H what ``interact`` holds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
@@ -130,6 +131,10 @@ class ATRank(Ranker):
         assert self.top.last is not None
         logit: Tensor = self.top.last(h_BH).squeeze(1)
         return logit
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """The bias of the sum, or of the final layer."""
+        return [self.bias if self.top is None else self.top.output_bias]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """What the candidate attends to, mean over spaces: ragged ``[N]``, shared ``[B, T]``.

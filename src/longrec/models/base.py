@@ -7,6 +7,7 @@ one concrete model, with a ``Config`` of its own.
 from __future__ import annotations
 
 import importlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -122,6 +123,25 @@ class Model(nn.Module, ABC):
     def ranked(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
         """The logit that rows are ranked by, of what ``logits`` returned: as a rule that of the schema's label."""
         return logits_BK[:, 0]
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """Per label (the schema's, then ``targets``) what is added to its logit for every row alike: a parameter of one
+        number, or a slice of one. Of models inside models only the outermost output has a bias that counts. A model
+        that returns none trains from one half instead of the base rate, and its results carry a warning.
+        """
+        return ()
+
+    def start_at_rates(self, rates: Sequence[float]) -> None:
+        """Set the output biases so that the first predictions are about the rates of the training rows.
+
+        Called once on a new model, before its first step. Without it the first steps of a rare label are spent on
+        moving all weights towards its rate, and what they move then is not a preference for any item.
+
+        Args:
+            rates: of each label between 0 and 1, the schema's first, then ``targets``.
+        """
+        for bias, rate in zip(self.output_biases(), rates):
+            bias.detach().fill_(math.log(rate / (1 - rate)))
 
     def home_of(self, other: Model) -> str:
         """Where the weights of another model belong in this one when training goes on from it: what stands before

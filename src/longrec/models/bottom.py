@@ -5,6 +5,7 @@ Letters: B rows, K tasks, W width of the bottom, H what the towers are given.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -141,6 +142,10 @@ class BottomRanker(Ranker):
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """The logit that rows are ranked by."""
         return self.ranked(self.labels(h_BH))
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """Those of the towers; a base below has no say."""
+        return self.towers.output_biases
 
     def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
         """The logit of every label: the schema's, then those of ``targets``."""

@@ -32,6 +32,7 @@ event, D the same with its index, X width of all heads' queries, keys and values
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
@@ -109,6 +110,10 @@ class BST(Ranker):
         assert self.top.last is not None
         logit: Tensor = self.top.last(h_BH).squeeze(1)
         return logit
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """The bias of the final layer."""
+        return [self.top.output_bias]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """What the candidate attends to in the last block, mean over heads: ragged ``[N]``, shared ``[B, T]``.

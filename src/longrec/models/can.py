@@ -130,6 +130,10 @@ class CAN(Ranker):
         """Equation 5."""
         return self.base.head(h_BH[:, : self.base.interaction]) + self.join(h_BH).squeeze(1)
 
+    def output_biases(self) -> Sequence[Tensor]:
+        """Those of the base."""
+        return self.base.output_biases()
+
     def own_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
         """That of the base."""
         return self.base.own_loss(batch)

@@ -18,6 +18,7 @@ Letters: B rows, D width of all embeddings together, H what both networks give.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -74,3 +75,7 @@ class DCN(Ranker):
         """Equation 5."""
         logit: Tensor = self.last(h_BH).squeeze(1)
         return logit
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """The bias of the final layer."""
+        return [self.last.bias]

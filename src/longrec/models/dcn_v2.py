@@ -24,6 +24,7 @@ Letters: B rows, D width of all embeddings together, R rank, K experts, H what b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -97,6 +98,10 @@ class DCNV2(Ranker):
         """The final layer."""
         logit: Tensor = self.last(h_BH).squeeze(1)
         return logit
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """The bias of the final layer."""
+        return [self.last.bias]
 
 
 def _layer(width: int, config: DCNV2Config) -> nn.Module:

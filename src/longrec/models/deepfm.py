@@ -20,6 +20,7 @@ Letters: B rows, F fields, D embedding width, H what both parts hold.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -79,3 +80,7 @@ class DeepFM(Ranker):
         assert self.deep.last is not None
         fm = self.interaction - self.deep.width
         return self.bias + h_BH[:, :fm].sum(1) + self.deep.last(h_BH[:, fm:]).squeeze(1)
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """The bias of the sum."""
+        return [self.bias]

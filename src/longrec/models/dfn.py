@@ -37,6 +37,7 @@ embedding width, K width of an event, H what wide part, FM and MLP hold.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, cast
 
 import torch
@@ -145,6 +146,10 @@ class DFN(Ranker):
         assert self.deep.last is not None
         fm = self.interaction - self.deep.width
         return self.bias + h_BH[:, :fm].sum(1) + self.deep.last(h_BH[:, fm:]).squeeze(1)
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """The bias of the sum; a dislike has none of its own."""
+        return [self.bias]
 
     def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
         """The logit of every row, and what it is against a dislike."""

@@ -33,6 +33,7 @@ layer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
@@ -115,6 +116,10 @@ class DHAN(Ranker):
         assert self.top.last is not None
         logit: Tensor = self.top.last(h_BH).squeeze(1)
         return logit
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """The bias of the final layer."""
+        return [self.top.output_bias]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """The part of every position in x: ragged ``[N]``, shared ``[B, T]``. Those of a row sum to one."""

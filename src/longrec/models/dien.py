@@ -37,6 +37,7 @@ Q width of the columns that candidate and events share, H hidden units of the re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
@@ -117,6 +118,10 @@ class DIEN(Ranker):
         assert self.top.last is not None
         logit: Tensor = self.top.last(h_BH).squeeze(1)
         return logit
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """The bias of the final layer."""
+        return [self.top.output_bias]
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Cross entropy of the label, and of what came next in the histories."""

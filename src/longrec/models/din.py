@@ -32,6 +32,7 @@ hidden layer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, cast
 
 import torch
@@ -109,6 +110,10 @@ class DIN(Ranker):
         assert self.top.last is not None
         logit: Tensor = self.top.last(h_BH).squeeze(1)
         return logit
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """The bias of the final layer."""
+        return [self.top.output_bias]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """The attention on every position of every history: ragged ``[N]``, shared ``[B, T]``."""

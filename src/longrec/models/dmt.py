@@ -37,6 +37,7 @@ event, H what the towers are given.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
@@ -136,6 +137,10 @@ class DMT(Ranker):
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """The logit that rows are ranked by, without a bias."""
         return self.ranked(self._towers(h_BH))
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """Those of the towers."""
+        return self.towers.output_biases
 
     def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
         """The logit of every task: the schema's label, then those of ``tasks``; while training with the bias."""

@@ -40,6 +40,7 @@ hidden layer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -143,6 +144,10 @@ class DSIN(Ranker):
         assert self.top.last is not None
         logit: Tensor = self.top.last(h_BH).squeeze(1)
         return logit
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """The bias of the final layer."""
+        return [self.top.output_bias]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """The attention on I of every session, shared out among its events: ragged ``[N]``, shared ``[B, T]``."""

@@ -29,6 +29,7 @@ the target, K width of an event, H hidden units.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -138,6 +139,10 @@ class DSTN(Ranker):
         assert self.mlp.last is not None
         logit: Tensor = self.mlp.last(h_BH).squeeze(1)
         return logit
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """The bias of the final layer."""
+        return [self.mlp.output_bias]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """The weight of every position of every history: ragged ``[N]``, shared ``[B, T]``; none where they add up."""

@@ -31,6 +31,7 @@ width of what asks, V width of the user's vector, K labels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, cast
 
 import torch
@@ -122,6 +123,10 @@ class DUPN(Ranker):
         assert last is not None
         logit: Tensor = last(h_BH).squeeze(1)
         return logit
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """Those of the final layers."""
+        return [cast(MLP, top).output_bias for top in self.tops]
 
     def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
         """The logit of every label: the schema's, then those of ``tasks``."""

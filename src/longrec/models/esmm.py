@@ -28,6 +28,8 @@ Letters: B rows, K labels (the conversion, and the click where it is named), H u
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -44,6 +46,8 @@ from longrec.models.several_tasks import Tasks, joined
 from longrec.nn.tasks import MLPs, Towers
 
 Width = Annotated[int, Field(ge=1)]
+_NEVER = 1e-3
+"""Share of clicks that start without a conversion where the rows know none."""
 
 
 class ESMMConfig(BottomConfig):
@@ -82,6 +86,12 @@ class ESMM(BottomRanker):
         a_B, b_B = self.towers_of(h_BH).float().unbind(1)
         both_B = -torch.logsumexp(torch.stack([-a_B, -b_B, -a_B - b_B]), 0)
         return torch.stack([both_B, a_B] if self.targets else [both_B], 1)
+
+    def start_at_rates(self, rates: Sequence[float]) -> None:
+        """The click at its rate and the conversion after it at theirs; without a click the product shared evenly."""
+        ctcvr = rates[0]
+        ctr = max(rates[1], ctcvr) if self.targets else math.sqrt(ctcvr)
+        super().start_at_rates([ctr, min(ctcvr / ctr, 1 - _NEVER)])
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Equation 3: where there was no click there is no conversion, whatever the rows say."""

@@ -18,6 +18,8 @@ Letters: B rows, F fields, D embedding width, H = F + D.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from pydantic import Field
@@ -60,3 +62,7 @@ class FM(Ranker):
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """Their sum."""
         return self.bias + h_BH.sum(1)
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """The bias of the sum."""
+        return [self.bias]

@@ -24,6 +24,7 @@ Letters: B rows, F fields, D embedding width, Z = 1 + F (1 + D) numbers of z_0, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, cast
 
 import torch
@@ -86,3 +87,7 @@ class FNN(Ranker):
         assert self.deep.last is not None
         logit: Tensor = self.deep.last(h_BH).squeeze(1)
         return logit
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """The bias of the final layer."""
+        return [self.deep.output_bias]

@@ -39,6 +39,7 @@ weights, G width of the gap, D units of the recurrences, O width of an output, H
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, cast
 
@@ -133,6 +134,10 @@ class HUP(Ranker):
         assert self.top.last is not None
         logit: Tensor = self.top.last(h_BH).squeeze(1)
         return logit
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """The bias of the final layer."""
+        return [self.top.output_bias]
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Cross entropy of the label, and how far the outputs point away from what came next."""

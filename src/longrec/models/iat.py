@@ -39,6 +39,7 @@ slot, C codes of a row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -143,6 +144,10 @@ class IAT(Encoder):
         """The logit of every row; in user order it looks at the earlier rows of its user in the batch."""
         e_BE, _ = self._tokens(batch)
         return self._decode(self._look_back(e_BE, batch))
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """Those of the base."""
+        return self.base.output_biases()
 
     def encode(self, batch: Batch) -> Float[Tensor, "B E"]:
         """The token of every row, slot after slot; with codes, what its codes stand for."""

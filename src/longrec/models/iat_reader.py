@@ -34,6 +34,7 @@ request, D width of what is read, H units of the ranker's interaction.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -153,6 +154,10 @@ class IATReader(Ranker):
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """The head of the ranker."""
         return self.base.head(h_BH)
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """Those of the base."""
+        return self.base.output_biases()
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """The loss of the ranker."""

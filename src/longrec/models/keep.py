@@ -28,6 +28,7 @@ Letters: B rows, U what a history brings, W all knowledge, D_u, D_v, D_k width o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -145,6 +146,14 @@ class KEEP(Encoder):
     def forward(self, batch: Batch) -> Float[Tensor, " B"]:
         """The logit of the schema's label."""
         return self.logits(batch)[:, 0]
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """Those of the heads."""
+        return (
+            self.heads.bias.tensor_split(self.heads.out_features)
+            if isinstance(self.heads, Linear)
+            else self.heads.output_biases
+        )
 
     def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
         """The logit of every label: the schema's, then those of ``tasks``."""

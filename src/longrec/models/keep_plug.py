@@ -102,6 +102,10 @@ class KEEPPlug(Ranker):
         """The head of the base."""
         return self.base.head(h_BH)
 
+    def output_biases(self) -> Sequence[Tensor]:
+        """Those of the base."""
+        return self.base.output_biases()
+
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """The loss of the base, its layers plugged: the cross entropy of the label, and what the base learns beside."""
         with self._plugged(batch):

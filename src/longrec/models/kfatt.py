@@ -38,6 +38,7 @@ and keys, V width of an event, A width of a head's query, H heads, W units of th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, cast
 
 import torch
@@ -127,6 +128,10 @@ class KFAtt(Ranker):
         assert self.top.last is not None
         logit: Tensor = self.top.last(h_BW).squeeze(1)
         return logit
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """The bias of the final layer."""
+        return [self.top.output_bias]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """The weight of every position of every history, mean over heads: ragged ``[N]``, shared ``[B, T]``.

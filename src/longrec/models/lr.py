@@ -18,6 +18,8 @@ Letters: B rows, F fields.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -51,3 +53,7 @@ class LR(Ranker):
     def head(self, h_BH: Float[Tensor, "B F"]) -> Float[Tensor, " B"]:
         """Their sum."""
         return self.bias + h_BH.sum(1)
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """The bias of the sum."""
+        return [self.bias]

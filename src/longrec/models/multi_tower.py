@@ -34,7 +34,7 @@ event, I width of a tower's input, H units of the last hidden layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, cast
 
 import torch
@@ -190,6 +190,10 @@ class MultiTower(Ranker):
         assert self.final.last is not None
         logit: Tensor = self.final.last(h_BH).squeeze(1)
         return logit
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """The bias of the final layer."""
+        return [self.final.output_bias]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """The attention on every position of a history: ragged ``[N]``, shared ``[B, T]``. Of a history that several

@@ -27,6 +27,7 @@ Letters: B rows, F fields, D embedding width, D1 units of l_1, P products, H uni
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -107,6 +108,10 @@ class PNN(Ranker):
         assert self.deep.last is not None
         logit: Tensor = self.deep.last(h_BH).squeeze(1)
         return logit
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """The bias of the final layer."""
+        return [self.deep.output_bias]
 
 
 class _Triangle(nn.Module):

@@ -17,6 +17,7 @@ Letters: B rows, U what a history brings, D widths, H units of the last hidden l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -84,3 +85,7 @@ class Pooling(Ranker):
         assert self.mlp.last is not None
         logit: Tensor = self.mlp.last(h_BH).squeeze(1)
         return logit
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """The bias of the final layer."""
+        return [self.mlp.output_bias]

@@ -31,7 +31,7 @@ width, H as in the base.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -124,6 +124,10 @@ class ResEmbedding(Ranker):
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """The head of the base."""
         return self.base.head(h_BH)
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """Those of the base."""
+        return self.base.output_biases()
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Equation 5."""

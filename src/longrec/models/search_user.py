@@ -35,6 +35,7 @@ width, P events in parts (see nn/parts.py), T positions of a shared history, H u
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import log2
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -133,6 +134,10 @@ class SearchUser(Ranker):
         assert self.top.last is not None
         logit: Tensor = self.top.last(h_BH).squeeze(1)
         return logit
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """The bias of the final layer."""
+        return [self.top.output_bias]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """What the query attends to: ragged ``[N]``, shared ``[B, T]``."""

@@ -38,6 +38,7 @@ inputs of its gates or width of all heads, Q width of the candidate as a query, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, cast
 
 import torch
@@ -121,6 +122,10 @@ class TiSSA(Ranker):
         assert self.top.last is not None
         logit: Tensor = self.top.last(h_BH).squeeze(1)
         return logit
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """The bias of the final layer."""
+        return [self.top.output_bias]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """What the candidate pays to the slice of an event times the share of the event in its slice: ragged ``[N]``,

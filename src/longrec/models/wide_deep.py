@@ -19,7 +19,7 @@ Letters: B rows, F fields, D embedding width, H what both parts hold.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, cast
 
 import torch
@@ -92,6 +92,10 @@ class WideDeep(Ranker):
         assert self.deep.last is not None
         wide = self.interaction - self.deep.width
         return self.bias + h_BH[:, :wide].sum(1) + self.deep.last(h_BH[:, wide:]).squeeze(1)
+
+    def output_biases(self) -> Sequence[Tensor]:
+        """The bias of the sum."""
+        return [self.bias]
 
     def _crossed(self, batch: Batch) -> Mapping[str, Tensor]:
         ids = {}

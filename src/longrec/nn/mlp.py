@@ -49,6 +49,12 @@ class MLP(nn.Module):
         self.last = None if outputs is None else Linear(inputs, outputs, bias=last_bias)
         self.outputs = inputs if outputs is None else outputs
 
+    @property
+    def output_bias(self) -> Tensor:
+        """The bias of the final linear layer."""
+        assert self.last is not None, "no final layer"
+        return self.last.bias
+
     def forward(self, x_NI: Float[Tensor, "N I"]) -> Float[Tensor, "N O"]:
         """Apply all layers."""
         h_NH = self.hidden(x_NI)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -81,6 +81,12 @@ class Towers(MLPs):
         form: Form = _PLAIN,
     ) -> None:
         super().__init__(inputs, widths, tasks, form, apart=True, outputs=1)
+
+    @property
+    def output_biases(self) -> tuple[Tensor, ...]:
+        """What is added to the logit of each task: slices of one parameter."""
+        assert self.last is not None, "towers end with a logit"
+        return cast(Tensor, self.last.bias).tensor_split(self.count)
 
     def forward(self, h_BKH: Float[Tensor, "B K H"]) -> Float[Tensor, "B K"]:
         """The logit of every task."""

@@ -21,6 +21,7 @@ from longrec.models import artifact
 from longrec.models import base as models
 from longrec.models.base import Model
 from longrec.train import checkpoint
+from longrec.train.base_rate import start_at_base_rates, start_warnings
 from longrec.train.evaluate import check_parts, measure_table, write_predictions
 from longrec.train.folder import alone, new_folder, note_resumed, require_free
 from longrec.train.job import Job, flat, read_job
@@ -117,6 +118,8 @@ def _run(folder: Path, job: Job, log: Log, model: Model, quiet: bool) -> None:
             label=f"train {folder.absolute().name}",
             quiet=quiet,
         )
+        if not loop.state.step:
+            start_at_base_rates(model, log, loop.loader.rows)
         if job.fit.start_from is not None and not loop.state.step:
             start_from(job.fit.start_from, model, loop.optimisers, job.fit, log.fitted)
         if not loop.state.step:
@@ -146,7 +149,7 @@ def _measure(folder: Path, job: Job, log: Log, state: checkpoint.State, quiet: b
     told = measured["test"] if "test" in measured else measured["valid"]
     results = {
         **told,
-        "warnings": [*log.warnings, *told["warnings"]],
+        "warnings": [*log.warnings, *start_warnings(best), *told["warnings"]],
         "valid": measured.get("valid"),
         "best_step": state.best_step,
         "steps": state.step,

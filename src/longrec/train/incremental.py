@@ -33,6 +33,7 @@ from longrec.models import base as models
 from longrec.models.base import Model, Ranker
 from longrec.models.keep_plug import KEEPPlug, plug, without
 from longrec.progress import Progress
+from longrec.train.base_rate import start_at_base_rates
 from longrec.train.blocks import Block, blocks_of, refuse_looking_back
 from longrec.train.compress_settings import CompressConfig
 from longrec.train.instances import Instances
@@ -223,6 +224,8 @@ class _Learner:
         if not len(rows):
             return
         fit = self.job.fit
+        if not self.steps:
+            start_at_base_rates(self.model, self.log, rows)
         torch.manual_seed(fit.seed + self.passes)
         self.model.train()
         for batch in loader_of(self.model, self.log, rows, fit.batch_size, seed=fit.seed).epoch(self.passes):

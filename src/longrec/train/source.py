@@ -20,6 +20,7 @@ from longrec.models import artifact
 from longrec.models import base as models
 from longrec.models.base import Encoder, Model, PastInstances
 from longrec.store.tokens import TokenStore, Version
+from longrec.train.base_rate import start_at_base_rates
 from longrec.train.blocks import Block, refuse_looking_back
 from longrec.train.instances import LABEL, Instances
 from longrec.train.job import Job
@@ -67,6 +68,7 @@ class Source:
         """Train on rows of the log, each ``epochs`` times."""
         if not len(rows):
             return
+        self._start(rows)
         self.model.train()
         for _ in range(epochs):
             loader = loader_of(self.model, self.log, rows, self.fit.batch_size, seed=self.fit.seed)
@@ -74,6 +76,11 @@ class Source:
                 if batch.size > 1:
                     self.learn(batch)
             self.passes += 1
+
+    def _start(self, rows: NDArray[np.int64]) -> None:
+        """A new model starts at the rates of the first rows it learns."""
+        if not self.steps and not self.given:
+            start_at_base_rates(self.model, self.log, rows)
 
     def learn(self, batch: Batch, past: PastInstances | None = None) -> None:
         """One step of every optimiser."""
@@ -188,6 +195,8 @@ class Source:
     def _learn_stream(self, instances: Instances, store: TokenStore, moment: int, back: int) -> None:
         ready = instances.ready(moment)
         ready = ready[np.argsort(self.log.moments.take(ready), kind="stable")]
+        if len(ready):
+            self._start(ready)
         for at in range(0, len(ready), self.fit.batch_size):
             rows = ready[at : at + self.fit.batch_size]
             if len(rows) > 1:

@@ -1,0 +1,45 @@
+"""The base rate: how often each label of a model is 1 in its training rows, where its predictions start."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.data.log import Log
+from longrec.data.targets import target
+from longrec.models.base import Model, name_of
+
+
+def start_at_base_rates(model: Model, log: Log, rows: NDArray[np.int64]) -> None:
+    """Start a new model at the base rates of the rows it is about to learn.
+
+    Args:
+        rows: int64 rows of the log whose labels enter the loss.
+    """
+    labels = [log.labels.take(rows), *(target(log, name, rows, log.horizon) for name in model.targets)]
+    model.start_at_rates([base_rate(label) for label in labels])
+
+
+def start_warnings(model: Model) -> list[str]:
+    """Why the predictions of a model did not start at the base rate; empty where they did."""
+    if model.output_biases():
+        return []
+    what = f"model {name_of(model)} defines no output_biases, so it started at one half and not at the base rate"
+    return [f"{what}: its probabilities may be off where the label is rare; return the bias added to its logit"]
+
+
+def base_rate(label: NDArray[np.float32]) -> float:
+    """The share of ones among the labels that are known.
+
+    It is kept away from 0 and 1 by half a row. Without a known label it is one half.
+
+    >>> base_rate(np.array([0, 0, 1, np.nan, 0], np.float32))
+    0.25
+    >>> base_rate(np.array([0, 0], np.float32))
+    0.25
+    """
+    known = label[~np.isnan(label)]
+    if not len(known):
+        return 0.5
+    least = 0.5 / len(known)
+    return float(np.clip(known.mean(dtype=np.float64), least, 1 - least))
