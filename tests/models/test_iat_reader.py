@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Field, Fields
 from longrec.models.base import build
 from longrec.models.iat_reader import IATReader
+from longrec.models.keep_plug import KEEPPlug, without
 from longrec.nn.sparse_optim import LazyAdam
 
 READS: list[dict[str, Any]] = [
@@ -268,3 +270,43 @@ def accuracy(settings: dict[str, Any]) -> float:
 def test_it_solves_a_world_where_a_click_depends_on_a_token_and_the_candidate() -> None:
     assert accuracy({}) > 0.85
     assert accuracy({"tokens": "zeroed"}) < 0.6
+
+
+KNOWLEDGE = tuple(field.name for field in BOTH.features if field.kind == "vector")
+SMALL: dict[str, Any] = {"width": 8, "heads": 2, "adapt": 8, "query": 8}
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda plug: plug,
+        lambda plug: {"name": "res_embedding", "base": plug},
+        lambda plug: {"name": "can", "base": plug},
+        lambda plug: {"name": "iat_reader", "base": plug, **SMALL},
+    ],
+    ids=["itself", "res_embedding", "can", "iat_reader"],
+)
+@pytest.mark.parametrize("fields", [BOTH, without(BOTH, KNOWLEDGE)], ids=["knowledge", "none"])
+def test_what_it_reads_is_no_knowledge(fields: Fields, around: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """KEEP's plug inside the reader, however deep, would take what was read for the knowledge of an extractor."""
+    base = around({"name": "keep_plug", "base": {"name": "deepfm"}})
+    with pytest.raises(ConfigError, match="iat_reader is built on keep_plug.*\n?.*name keep_plug first"):
+        build({"name": "iat_reader", "base": base, **SMALL}, fields)
+    with pytest.raises(ConfigError, match="iat_reader is built on keep_plug"):
+        build({"name": "mmoe", "base": {"name": "iat_reader", "base": base, **SMALL}, "tasks": {}}, fields)
+
+
+def test_knowledge_is_plugged_into_a_reader() -> None:
+    """The other way round the plug sees the knowledge of the schema, and the reader's base what was read."""
+    reader = {"name": "iat_reader", "base": {"name": "deepfm"}, **SMALL}
+    section = {"name": "keep_plug", "zero_init": False, "base": reader}
+    model = build(section, BOTH).eval()
+    assert isinstance(model, KEEPPlug)
+    assert model.knowledge == KNOWLEDGE
+    assert isinstance(model.base, IATReader)
+    batch = ragged(12, fields=BOTH)
+    nothing = {name: cast(Tensor, batch.features[name]) * 0 for name in KNOWLEDGE}
+    other = replace(batch, features={**batch.features, **nothing})
+    assert torch.equal(model.base(batch), model.base(other))
+    assert not torch.allclose(model(batch), model(other))
+    assert [field.name for field in model.base.base.fields.features if field.kind == "vector"] == ["iat.tokens"]

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from longrec.data.gather import gather
@@ -65,11 +68,25 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], P
     return config, folder / "tokens"
 
 
-@pytest.mark.parametrize("model", [{"order": "temporal"}, {"order": "user", "labels": True, "context": 8}], ids=str)
-@pytest.mark.parametrize("regime", ["blocks", "stream"])
-def test_1_future_invariance(tmp_path: Path, model: dict[str, Any], regime: str) -> None:
+ORDERS = {"temporal": {"order": "temporal"}, "user": {"order": "user", "labels": True, "context": 8}}
+
+
+@pytest.mark.parametrize(
+    ("order", "regime", "keep"),
+    [
+        ("temporal", "blocks", "all"),
+        ("temporal", "stream", "all"),
+        ("user", "blocks", "all"),
+        ("user", "stream", "all"),
+        ("temporal", "blocks", "positive"),
+        ("user", "stream", "positive"),
+    ],
+)
+def test_1_future_invariance(tmp_path: Path, order: str, regime: str, keep: str) -> None:
     """Whatever happens at or after t, the tokens that a request at t reads are the same to the bit."""
     columns = pages.pages()
+    if keep == "positive":  # some labels wait for days, while the source learns those of rows after them
+        columns["seen_at"] += np.where(np.arange(len(columns["at"])) % 3 == 0, 4 * pages.DAYS, 0)
     t = int(np.quantile(columns["at"], 0.6))
     later = columns["at"] >= t
     first = {page for page in columns["page"][later]}
@@ -85,8 +102,9 @@ def test_1_future_invariance(tmp_path: Path, model: dict[str, Any], regime: str)
     changed["click"][unknown] = 1 - changed["click"][unknown]
     seen = []
     for name, log in (("one", columns), ("other", changed)):
-        config = pages.job(pages.write(log, tmp_path / name / "log.parquet"), tmp_path / name, {**pages.IAT, **model})
-        settings = [*FEW, f"regime={regime}", "codec=fp32", "probe=50"]
+        model = {**pages.IAT, **ORDERS[order]}
+        config = pages.job(pages.write(log, tmp_path / name / "log.parquet"), tmp_path / name, model)
+        settings = [*FEW, f"regime={regime}", f"keep={keep}", "codec=fp32", "probe=50"]
         compress(config, tmp_path / name / "tokens", settings, quiet=True)
         prepared = reading(config, tmp_path / name / "tokens")
         rows = np.flatnonzero(prepared.moments == prepared.moments[prepared.moments >= t].min())
@@ -218,6 +236,37 @@ def test_6_a_streaming_step_writes_the_current_rows_only(tmp_path: Path, monkeyp
     compress(config, tmp_path / "stream", [*FEW, "regime=stream", "codec=fp32", "past=5"], quiet=True)
     assert len(before) > 300
     assert len(times) > 6
+
+
+def test_a_positive_token_is_visible_once_its_label_is_known(tmp_path: Path) -> None:
+    columns = pages.pages()
+    columns["seen_at"][::7] = columns["at"][::7]
+    rows = np.arange(len(columns["at"]))
+    never = (rows % 5 == 0) & (columns["click"] == 1)
+    log = pa.table({**columns, "seen_at": pa.array(columns["seen_at"], mask=never)})
+    (tmp_path / "log.parquet").parent.mkdir(exist_ok=True)
+    pq.write_table(log.take(pc.sort_indices(log, [("at", "ascending")])), tmp_path / "log.parquet")
+    config = pages.job(tmp_path / "log.parquet", tmp_path, {**pages.IAT, "order": "temporal"})
+    compress(config, tmp_path / "tokens", [*FEW, "keep=positive", "lag=12h"], quiet=True)
+    prepared = reading(config, tmp_path / "tokens", last=1_000)
+    tokens = everything(tmp_path / "tokens")
+    known = dict(zip(own_ids(prepared).tolist(), prepared.label_known(np.arange(len(prepared))).tolist()))
+    expected = [max(time + 12 * 3_600_000, known[one]) for one, time in zip(tokens.instance.tolist(), tokens.times)]
+    assert tokens.visible.tolist() == expected
+    assert len(tokens.visible) > 100
+    assert (tokens.visible < np.iinfo(np.int64).max).all()
+    assert (tokens.visible - tokens.times == 12 * 3_600_000).any()
+    # Read strictly after it, in a list of every length.
+    source, user = prepared.tokens["tokens"], tokens_of(tmp_path / "tokens")
+    who, moment = next((one, int(own.visible[-1])) for one, own in user.items() if len(own))
+    row = np.flatnonzero(source._users == who)[-1:]
+    count = [len(source.times(row, np.array([moment + late]))) for late in (0, 1)]
+    assert count[1] == count[0] + (user[who].visible == moment).sum()
+
+
+def tokens_of(store: Path) -> dict[int, Tokens]:
+    with TokenStore.open(store) as opened_store:
+        return dict(opened_store.scan())
 
 
 def test_a_checkpoint_over_its_own_window_is_refused(tmp_path: Path) -> None:

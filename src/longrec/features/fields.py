@@ -42,6 +42,7 @@ class Field:
             other kinds.
         slots: equal parts a vector falls into (several tokens of one instance).
         share: the field whose table it looks into; its own when empty. Both have the same ``rows`` and ``dim``.
+        computed_by: the model that computes it for the model it is built on; empty for a field of the schema.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Field:
     width: int = 0
     slots: int = 1
     share: str = ""
+    computed_by: str = ""
 
     @property
     def owner(self) -> str:

@@ -224,7 +224,8 @@ class IATReader(Ranker):
         # A schema that asks for one width of all features means it for this one too: some rankers need it.
         dim = self.config.base_dim or (dims.pop() if len(dims) == 1 else None)
         # In a request it differs between candidates, as fields of the item do.
-        found = [Column(f"iat.{name}", "vector", 0, dim, table="item", width=self.config.width) for name in self.read]
+        made = Column("", "vector", 0, dim, table="item", width=self.config.width, computed_by="iat_reader")
+        found = [replace(made, name=f"iat.{name}") for name in self.read]
         rest = {name: columns for name, columns in self.fields.histories.items() if name not in self.read}
         return Fields((*self.fields.features, *found), rest)
 

@@ -245,6 +245,14 @@ def mlps(model: Ranker) -> list[MLP]:
 def _knowledge(wanted: tuple[str, ...] | None, fields: Fields) -> tuple[str, ...]:
     """Names of the vector features to plug in."""
     vectors: list[Column] = [field for field in fields.features if field.kind == "vector"]
+    outer = {field.computed_by for field in vectors if field.computed_by}
+    if outer:
+        # Without a presence flag, what such a model computes would be cut by a number and read as knowledge.
+        reader = ", ".join(sorted(outer))
+        fault = f"model: {reader} is built on keep_plug, which would take what {reader} computes for knowledge"
+        expected = f"expected keep_plug above {reader}, where it sees the knowledge of the schema alone"
+        do = f"name keep_plug first: {{name: keep_plug, base: {{name: {reader}, base: ...}}}}"
+        raise ConfigError("config", [f"{fault}; {expected}; {do}"])
     known = tuple(field.name for field in vectors)
     if not known:
         do = "add a feature {kind: vector, from: knowledge/v1, table: user} (or item) that longrec compress wrote"

@@ -30,7 +30,7 @@ from longrec.progress import Progress
 from longrec.store.tokens import TokenInfo, TokenStore, Version
 from longrec.train.blocks import Block, blocks_of
 from longrec.train.compress_settings import CompressConfig
-from longrec.train.instances import Instances
+from longrec.train.instances import LABEL, Instances
 from longrec.train.job import Job, read_job
 from longrec.train.machine import keep_large_blocks, torch_threads
 from longrec.train.run import Run, open_run
@@ -209,11 +209,14 @@ class _Writing:
             told[piece] = scores
             kept = instances.kept(piece, self.config.keep)
             rows, times = piece[kept], instances.times.take(piece[kept])
+            visible = times + self.store.info.lag
+            if self.config.keep == "positive":  # that such a token exists tells the label
+                visible = np.maximum(visible, instances.known[LABEL].take(rows))
             self.store.append(
                 instances.users(rows),
                 times,
                 instance=instances.ids.take(rows),
-                visible=times + self.store.info.lag,
+                visible=visible,
                 version=np.full(len(rows), number, np.int64),
                 vectors=vectors[kept],
                 sides={name: values.take(rows) for name, values in instances.sides.items()},

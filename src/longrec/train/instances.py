@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from longrec.data.log import Log
 from longrec.features.tokens import instance_ids
+from longrec.features.view import NEVER
 from longrec.features.vocabulary import key_numbers
 
 LABEL = "label"
@@ -57,7 +58,9 @@ class Instances:
 
     def kept(self, rows: NDArray[np.int64], keep: str) -> NDArray[np.bool_]:
         """Which rows get a token."""
-        return np.ones(len(rows), bool) if keep == "all" else self.sides[LABEL].take(rows) == POSITIVE
+        if keep == "all":
+            return np.ones(len(rows), bool)
+        return (self.sides[LABEL].take(rows) == POSITIVE) & (self.known[LABEL].take(rows) < NEVER)
 
     def feed(self, rows: NDArray[np.int64]) -> None:
         """Rows that have been encoded: their labels may be learned once they are known."""

@@ -20,6 +20,7 @@ from longrec.models import artifact
 from longrec.models import base as models
 from longrec.models.base import Encoder, Model, PastInstances
 from longrec.store.tokens import TokenStore, Version
+from longrec.store.visible import last_visible
 from longrec.train.base_rate import start_at_base_rates
 from longrec.train.blocks import Block, refuse_looking_back
 from longrec.train.instances import LABEL, Instances
@@ -207,11 +208,11 @@ class Source:
     def _with_past(
         self, instances: Instances, store: TokenStore, rows: NDArray[np.int64], back: int
     ) -> tuple[Batch, PastInstances | None]:
-        """The batch of rows, and the last stored tokens of each row's user before its moment, on the source's scale."""
+        """The batch of rows, and the last stored tokens that each row's user could read, on the source's scale."""
         batch, moments = gather(self.log, rows), self.log.moments.take(rows)
         if not back:
             return batch, None
-        tokens = store.last(instances.users(rows), moments, back)
+        tokens = last_visible(store, instances.users(rows), moments, back)
         owner = np.repeat(moments, np.diff(tokens.offsets))
         label = np.where(tokens.known[LABEL] < owner, tokens.sides[LABEL], instances.side_rows[LABEL])
         vectors = torch.from_numpy(self.raw(tokens.vectors))
