@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 from pathlib import Path
 
-from longrec.data.prepare import _sweep
+from longrec.data.scratch import sweep
 
 
 def test_only_abandoned_scratch_folders_are_swept(tmp_path: Path) -> None:
@@ -15,5 +15,5 @@ def test_only_abandoned_scratch_folders_are_swept(tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     with (tmp_path / ".scratch-alive" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _sweep(tmp_path)
+        sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".scratch-alive", "log"]

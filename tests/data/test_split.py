@@ -130,7 +130,7 @@ def test_a_column() -> None:
     made = splits.by_column(pa.array(["test", "train", "valid"]).dictionary_encode(), "log: column 's'")
     assert made.tolist() == [2, 0, 1]
     for array, odd in (
-        (pa.array(["train", "tset"]), "'tset'"),
+        (pa.array(["train", "tset"]), r"'tset' .did you mean 'test'\?."),
         (pa.array(["train", None]), "None"),
         (pa.array([1]), "1"),
     ):
@@ -189,3 +189,34 @@ def test_every_labelled_row_is_in_one_part(split: Any, table: pa.Table, prepared
 def test_an_unknown_part(table: pa.Table, prepared: Callable[..., Log]) -> None:
     with pytest.raises(UnknownName, match=r"no part named 'vaild'; did you mean 'valid'\?"):
         prepared(table, SCHEMA).rows_of("vaild")
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        ({"test_days": 1}, "set data.split.valid_days, for example to 1"),
+        ({"test_from": "2020-09-14"}, "set data.split.valid_from"),
+        ({"valid": 0.0, "test": 0.2}, "set data.split.valid"),
+        ({"by": "user", "valid": 0.0, "test": 0.5}, "set data.split.valid"),
+        ({"by": "column", "column": "s"}, "write 'valid' into column 's'"),
+        ({"by": "parts"}, "name files in log.parts.valid"),
+        ({"by": "leave_one_out"}, "three labeled rows"),
+    ],
+)
+def test_a_split_without_validation_is_told_with_the_way_out(rule: dict[str, Any], says: str) -> None:
+    (told,) = splits.missing_parts(Split.model_validate(rule), {"train": 9, "valid": 0, "test": 3})
+    assert told.startswith("the split has no validation rows, so training cannot stop early")
+    assert told.endswith(says) or says in told
+
+
+def test_a_split_without_test_is_told_and_a_whole_one_is_not() -> None:
+    (told,) = splits.missing_parts(Split(), {"train": 9, "valid": 1, "test": 0})
+    assert told.startswith("the split has no test rows, so metrics are those of the validation rows")
+    assert splits.missing_parts(Split(), {"train": 9, "valid": 1, "test": 1}) == []
+
+
+def test_preparing_without_validation_rows_warns(prepared: Any) -> None:
+    log = pa.table({"user": [1, 2] * 20, "item": [1, 2, 3, 4] * 10, "t": np.arange(40) * 40_000, "click": [0, 1] * 20})
+    schema = {"user": "user", "item": "item", "time": "t", "label": "click", "features": {"item": {"kind": "id"}}}
+    assert "no validation rows" in prepared(log, schema, split={"test_days": 2}).warnings[0]
+    assert prepared(log, schema, split={"test_days": 2, "valid_days": 2}).warnings == []

@@ -99,7 +99,10 @@ def test_a_vocabulary_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     for vocab, says in (
-        (["a", "b", "a"], r"^vocabulary of feature 'x': 1 values written twice; expected distinct values"),
+        (
+            ["a", "b", "a"],
+            r"^vocabulary of feature 'x': 1 values written twice, the first 'a'; expected distinct values",
+        ),
         ([1, "a"], r"^vocabulary of feature 'x': values of the types int, str; expected one type"),
         ([2**70], r"^vocabulary of feature 'x': values of the types int; expected one type|needs more than 64 bits"),
         (str(tmp_path / "gone.txt"), r"gone\.txt: no such file; expected a Parquet, CSV or text file"),

@@ -28,5 +28,6 @@ def check_labels(labels: NDArray[np.float32], codes: NDArray[np.int8], where: st
             where,
             f"every training label is {train[0]:g}",
             "both classes",
-            "look at the label's condition, and at the split",
+            "look at the label's condition, and at the split"
+            + ("; a log of clicks alone needs rows with label 0: what was shown and not clicked" if train[0] else ""),
         )

@@ -7,14 +7,12 @@ Histories are never materialised, so neither time nor space depends on how long 
 from __future__ import annotations
 
 import collections
-import fcntl
 import json
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -31,6 +29,8 @@ from longrec.data.checks import check_values
 from longrec.data.columns import ColumnFiles, as_type, same_lengths
 from longrec.data.entities import Entities, add_values
 from longrec.data.labels import check_labels, labels_of
+from longrec.data.occurrence import Filters, check_condition, vocabulary_warnings
+from longrec.data.scratch import SCRATCH, in_use, sweep
 from longrec.data.settings import DataConfig
 from longrec.data.sort import ITEM, MOMENT, TIME, USER, chunk_rows, event_columns, sort_events
 from longrec.data.writer import ArrayWriter, narrow
@@ -41,12 +41,11 @@ from longrec.features.fit import Fitter
 from longrec.features.fitted import FittedSchema
 from longrec.features.schema import Schema
 from longrec.features.table import open_array
-from longrec.features.view import NEVER, holds
+from longrec.features.view import NEVER
 from longrec.progress import Progress
 from longrec.store.segment import write_manifest
 
 FORMAT = "longrec-log-1"
-_SCRATCH = ".scratch-"
 
 
 def digest(config: DataConfig, schema: Schema, sources: str) -> str:
@@ -80,8 +79,8 @@ def prepare(config: DataConfig, schema: Schema) -> Path:
     """
     root = Path(config.folder)
     root.mkdir(parents=True, exist_ok=True)
-    _sweep(root)
-    with tempfile.TemporaryDirectory(dir=root, prefix=_SCRATCH) as scratch, _in_use(Path(scratch)):
+    sweep(root)
+    with tempfile.TemporaryDirectory(dir=root, prefix=SCRATCH) as scratch, in_use(Path(scratch)):
         con = read.connect(config, Path(scratch))
         try:
             folder = root / digest(config, schema, read.fingerprint(config, con))
@@ -99,25 +98,6 @@ def prepare(config: DataConfig, schema: Schema) -> Path:
                 raise
             shutil.rmtree(build)
     return folder
-
-
-@contextmanager
-def _in_use(scratch: Path) -> Iterator[None]:
-    """Hold the lock of a scratch folder; the system lets go of it even when we are killed."""
-    with (scratch / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _sweep(root: Path) -> None:
-    """Remove the scratch folders of preparations that were killed: nobody holds their lock."""
-    for lock in root.glob(f"{_SCRATCH}*/lock"):
-        with lock.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            shutil.rmtree(lock.parent)
 
 
 class _Preparation:
@@ -153,9 +133,11 @@ class _Preparation:
         self._split()
         fitted = FittedSchema(self.schema, self._fit())
         fitted.save(self.build / "schema")
-        self.users.encode(fitted).save(self.build / "users")
-        self.items.encode(fitted).save(self.build / "items")
+        users_table, items_table = self.users.encode(fitted), self.items.encode(fitted)
+        users_table.save(self.build / "users")
+        items_table.save(self.build / "items")
         self._encode(fitted)
+        self.warnings += vocabulary_warnings(fitted, self.build, (users_table.columns, items_table.columns))
         self._manifest(fitted, time.perf_counter() - began)
 
     def _chunks(self, what: str, columns: list[str]) -> Iterator[tuple[slice, pa.RecordBatch]]:
@@ -190,6 +172,8 @@ class _Preparation:
                     moments.append(chunk[MOMENT].to_numpy(zero_copy_only=False))
         if moments is not None:
             moments.close()
+        positives = int((open_array(self.build / "label.npy") > 0.5).sum())
+        check_condition(label, positives, self.con, self.sorted, f"{self.log.where}: column {label.column!r}")
         np.save(events / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]))
         self.counts = counts
 
@@ -223,6 +207,8 @@ class _Preparation:
     def _fit(self) -> dict[str, encode.Encoder]:
         features = {name: feature for name, feature in self.schema.features.items() if not feature.source}
         fitters = {name: Fitter(name, feature) for name, feature in features.items() if not feature.share}
+        for name in [name for name in fitters if features[name].vocab is not None]:
+            fitters[name].integers = self._integers(name)
         # Features that share their ids are learnt as one.
         fitters |= {name: fitters[feature.share] for name, feature in features.items() if feature.share}
         train = self.codes == split.TRAIN
@@ -303,15 +289,26 @@ class _Preparation:
         source = self.log if owner is None else owner.source(column)
         return pa.int64() if source.key_type(column) == "BIGINT" else pa.string()
 
+    def _integers(self, name: str) -> bool | None:
+        """Whether the column of a feature with a given vocabulary holds integers; what a map holds is text."""
+        feature, column = self.schema.features[name], self.schema.column(name)
+        if feature.composed:
+            return False
+        owner = {"user": self.users, "item": self.items}.get(self.schema.table(name))
+        source = self.log if owner is None or column == owner.key else owner.source(column)
+        source.need({column: f"feature {name}"})
+        kind = source.element_type(column)
+        return None if kind is None else kind == "BIGINT"
+
     def _encode(self, fitted: FittedSchema) -> None:
         plain = [n for t in ("event", "candidate") for n in fitted.of_table(t) if fitted.encoders[n].kind != "time"]
         known = {n: f.known_at for n, f in self.schema.features.items() if f.known_at}
-        filtered = {n: h.where for n, h in self.schema.histories.items() if h.where}
+        filters = Filters(self.schema, self.log.where)
         lists = [(h, n, c) for h, history in self.schema.histories.items() for n, c in (history.columns or {}).items()]
         wanted = sorted(
             {f"c.{column}" for n in plain for column in self.schema.columns(n)}
             | {f"c.{column}" for column in known.values()}
-            | {f"c.{column}" for where in filtered.values() for column in where}
+            | {f"c.{column}" for column in filters.columns()}
             | {f"c.{column}" for _, _, column in lists}
         )
         files, pool = ColumnFiles(self.build), ThreadPoolExecutor(self.config.threads)
@@ -325,14 +322,8 @@ class _Preparation:
                         files.event(name, values, dtype)
                 for name, column in known.items():
                     files.event(f"known.{name}", pc.fill_null(chunk[f"c.{column}"], NEVER).to_numpy(), np.int64)
-                for name, where in filtered.items():
-                    met = np.logical_and.reduce(
-                        [
-                            holds(condition, chunk[f"c.{c}"], f"{self.log.where}: column {c!r}, filter of {name}")
-                            for c, condition in where.items()
-                        ]
-                    )
-                    files.event(f"where.{name}", met, np.uint8)
+                for name in filters.histories:
+                    files.event(f"where.{name}", filters.met(name, chunk), np.uint8)
                 lengths: dict[str, tuple[str, NDArray[np.int64]]] = {}
                 for (history, name, column), made in zip(lists, pool.map(partial(self._list, fitted, chunk), lists)):
                     own = (column, made.offsets)
@@ -341,6 +332,7 @@ class _Preparation:
         finally:
             pool.shutdown(cancel_futures=True)
             files.close()
+        self.warnings += filters.warnings(self.con, self.sorted)
         item = open_array(self.build / "events" / "item.npy")
         write_manifest(self.build / "events", {"item": str(item.dtype), **files.event_types()})
 
@@ -363,6 +355,7 @@ class _Preparation:
         for part, code in split.PARTS.items():
             sample = (codes == code) & ~np.isnan(labels)
             parts[part] = {"samples": int(sample.sum()), "positives": int((labels[sample] > 0.5).sum())}
+        self.warnings += split.missing_parts(self.config.split, {part: own["samples"] for part, own in parts.items()})
         made_of = (encode.HashEncoder, encode.CrossEncoder)
         hashed = {n: e.collisions() for n, e in fitted.encoders.items() if isinstance(e, made_of)}
         content = {

@@ -134,6 +134,15 @@ class Relation:
             )
         raise DataError(where, f"ids of type {kind}", "64-bit integers or strings", "cast the column")
 
+    def element_type(self, column: str) -> str | None:
+        """``key_type`` of what a list column holds, or of a column of single ids; None for a column of nulls alone."""
+        kind = self.types[column]
+        if kind == '"NULL"':
+            return None
+        if not kind.endswith("[]"):
+            return self.key_type(column)
+        return "VARCHAR" if kind[:-2] == "VARCHAR" or kind.startswith("ENUM") else "BIGINT"
+
     def exact(self, column: str) -> None:
         """Refuse a CSV column of ids whose leading zeros would be lost because it reads as numbers."""
         if self._text is None or self.types[column] == "VARCHAR" or column in self._exact:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from longrec.data.settings import Split
-from longrec.errors import DataError
+from longrec.errors import DataError, nearest
 from longrec.features.encode import hash_keys
 
 TRAIN, VALID, TEST = 0, 1, 2
@@ -98,5 +99,37 @@ def by_column(column: pa.Array, where: str) -> NDArray[np.int8]:
     places: Any = pc.index_in(text, value_set=pa.array(list(PARTS)))
     if places.null_count:
         odd = column.filter(places.is_null())[0].as_py()
-        raise DataError(where, f"the split {odd!r}", "train, valid or test")
+        near = nearest(str(odd).lower(), PARTS)
+        hint = f" (did you mean {near!r}?)" if near and odd is not None else ""
+        raise DataError(where, f"the split {odd!r}{hint}", "train, valid or test")
     return np.asarray(places.to_numpy(zero_copy_only=False), np.int8)
+
+
+def missing_parts(split: Split, samples: Mapping[str, int]) -> list[str]:
+    """One sentence per part without samples that makes a measurement worth less than it looks.
+
+    Args:
+        samples: labeled rows of each part.
+    """
+    if not samples["valid"]:
+        what = "the split has no validation rows, so training cannot stop early or keep a best checkpoint: the weights "
+        return [f"{what}after the last step are used; {_valid_setting(split)}"]
+    if not samples["test"]:
+        what = (
+            "the split has no test rows, so metrics are those of the validation rows, which also chose the checkpoint"
+        )
+        return [f"{what} and look better than new rows will; keep later rows apart as test"]
+    return []
+
+
+def _valid_setting(split: Split) -> str:
+    """What to set for a split to have validation rows."""
+    if split.by == "column":
+        return f"write 'valid' into column {split.column!r} for some training rows"
+    if split.by == "parts":
+        return "name files in log.parts.valid"
+    if split.by == "leave_one_out":
+        return "users need three labeled rows each"
+    if split.test_days is not None:
+        return "set data.split.valid_days, for example to 1"
+    return f"set data.split.{'valid_from' if split.test_from is not None else 'valid'}"

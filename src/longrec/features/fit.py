@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec.errors import DataError
 from longrec.features import encode
+from longrec.features.given_vocabulary import given_vocabulary
 from longrec.features.schema import Feature
-from longrec.features.vocabulary import Keys, as_keys, one_column
+from longrec.features.vocabulary import Keys, as_keys
 
 _SAMPLE = 1_000_000
 """Quantiles are exact up to so many values, and taken from every k-th value above."""
@@ -27,10 +24,14 @@ class Fitter:
 
     ``add(values, counts)`` takes a column and how many training events stand behind each value
     (0: outside the window, such a value is not looked at).
+
+    Attributes:
+        integers: whether the column of a given vocabulary holds integers (else text); None when that is not known.
     """
 
     def __init__(self, name: str, feature: Feature) -> None:
         self.name, self.feature = name, feature
+        self.integers: bool | None = None
         self._counts: list[pa.Table] = []
         self._numbers: list[NDArray[np.float64]] = []
         self._weight: list[NDArray[np.int64]] = []
@@ -103,7 +104,7 @@ class Fitter:
         if f.form == "bucket":
             return self._bucket()
         if f.vocab is not None:
-            return encode.IdEncoder(Keys(_given(f.vocab, self.name)))
+            return encode.IdEncoder(Keys(given_vocabulary(f.vocab, self.name, self.integers)))
         counted = (
             self._merged()
             if self._counts
@@ -157,31 +158,3 @@ class Fitter:
             np.searchsorted(share, np.arange(1, f.quantiles) / f.quantiles, side="right").clip(max=len(values) - 1)
         ]
         return encode.BucketEncoder(tuple(float(cut) for cut in np.unique(cuts)))
-
-
-def _given(vocab: str | tuple[int | str, ...], name: str) -> pa.Array:
-    """The values of a given vocabulary: a list, or a file (Parquet or CSV: its first column; else one value a line)."""
-    where = f"vocabulary of feature {name!r}"
-    if isinstance(vocab, str):
-        where = f"{where}: {vocab}"
-        values = _first_column(Path(vocab), where)
-    else:
-        values = one_column(list(vocab), where)
-    keys = as_keys(values, where).drop_null()
-    if len(keys.unique()) != len(keys):
-        raise DataError(where, f"{len(keys) - len(keys.unique())} values written twice", "distinct values")
-    return keys
-
-
-def _first_column(path: Path, where: str) -> pa.Array | pa.ChunkedArray:
-    expected = "a Parquet, CSV or text file"
-    if not path.is_file():
-        raise DataError(where, "no such file", expected)
-    try:
-        if path.suffix == ".parquet":
-            return pq.read_table(path).column(0)
-        if path.suffix == ".csv":
-            return pacsv.read_csv(path).column(0)
-        return pa.array([line for line in path.read_text(encoding="utf-8").splitlines() if line], pa.string())
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(where, f"cannot be read: {error}", expected) from None

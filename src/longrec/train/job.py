@@ -1,7 +1,7 @@
 """A job: one YAML file that says what to read, what to train and how, as frozen typed configs.
 
     name: my-run                                        # optional: what the run folder is called
-    data: {log: events.parquet, schema: shop.schema.yaml, split: {by: time, test_days: 1}}
+    data: {log: events.parquet, schema: shop.schema.yaml, split: {by: time, valid_days: 1, test_days: 1}}
     model: {name: din, attention: [80, 40]}
     fit: {epochs: 2}
     evaluate: {unit: user}

@@ -1,0 +1,31 @@
+"""Scratch folders of preparations: held by a lock, and swept away when whoever made them was killed."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SCRATCH = ".scratch-"
+"""How the names of scratch folders begin."""
+
+
+@contextmanager
+def in_use(scratch: Path) -> Iterator[None]:
+    """Hold the lock of a scratch folder; the system lets go of it even when we are killed."""
+    with (scratch / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def sweep(root: Path) -> None:
+    """Remove the scratch folders of preparations that were killed: nobody holds their lock."""
+    for lock in root.glob(f"{SCRATCH}*/lock"):
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            shutil.rmtree(lock.parent)
