@@ -142,8 +142,7 @@ def _telling_row(log: Any) -> int:
     """A test row with a full history whose user likes some films and not others."""
     rows = log.rows_of("test")
     history = next(iter(log.schema.histories))
-    first, stop = log.window(history, rows)
-    full = rows[(stop - first) == log.schema.histories[history].last]
+    full = rows[log.past_lengths(history, rows) == log.schema.histories[history].last]
     return int(full[len(full) // 2]) if len(full) else int(rows[-1])
 
 

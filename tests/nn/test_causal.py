@@ -247,3 +247,20 @@ def test_heads_begin_by_looking_at_what_was_last_or_at_all_alike() -> None:
     places = CausalAttention(4, 2).places
     assert (places[0, 1:].diff() < 0).all()
     assert (places[1] == 0).all()
+
+
+def test_a_row_that_was_not_available_yet_is_not_seen() -> None:
+    groups, moments = torch.tensor([0, 0, 0, 0, 1]), torch.tensor([1, 2, 5, 6, 3])
+    plain = Timeline(groups, moments)
+    for parts in (1, 2):
+        same = Timeline(groups, moments, parts=parts, available=moments)
+        expected = Timeline(groups, moments, parts=parts)
+        assert [b.lag.tolist() for b in same.buckets] == [b.lag.tolist() for b in expected.buckets]
+    late = Timeline(groups, moments, available=torch.tensor([1, 5, 5, 6, 3]))  # the second row was told at 5
+    own, others = late.buckets[0].lag[0], plain.buckets[0].lag[0]
+    assert own[2].tolist() == [int(own[2, 0]), UNSEEN, 0, UNSEEN]
+    assert own[3, 1] == others[3, 1] != UNSEEN
+    assert own[3].tolist() == others[3].tolist()
+    # what the third row sees lies as far back as if the second were not there
+    alone = Timeline(groups[[0, 2, 3, 4]], moments[[0, 2, 3, 4]]).buckets[0].lag[0]
+    assert own[2, 0] == alone[1, 0]

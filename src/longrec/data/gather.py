@@ -36,6 +36,7 @@ def gather(log: Log, rows: NDArray[np.int64]) -> Batch:
         users=torch.from_numpy(users),
         moments=torch.from_numpy(log.moments.take(rows)),
         known=torch.from_numpy(log.label_known(rows)),
+        available=None if log.available is None else torch.from_numpy(log.available.take(rows)),
         targets=Targets(log, rows),
     )
 
@@ -46,8 +47,8 @@ def _past(log: Log, name: str, rows: NDArray[np.int64], users: NDArray[np.int64]
         return HistoryBatch({column: _plain(values) for column, values in columns.items()}, torch.from_numpy(offsets))
     if log.schema.prejoined:
         return _listed_history(log, name, rows)
-    first, stop = log.window(name, rows)
-    return history_between(log, name, first, stop, log.moments.take(rows))
+    at, offsets = log.past(name, rows)
+    return history_of(log, name, at, offsets, np.repeat(log.moments.take(rows), np.diff(offsets)))
 
 
 def _feature(log: Log, name: str, rows: NDArray[np.int64], users: NDArray[np.int64]) -> NDArray[Any] | Lists:
@@ -67,23 +68,6 @@ def _feature(log: Log, name: str, rows: NDArray[np.int64], users: NDArray[np.int
 
 def _take(column: NDArray[Any] | Lists, rows: NDArray[Any]) -> NDArray[Any] | Lists:
     return gather_lists(column, rows) if isinstance(column, Lists) else column.take(rows, axis=0)
-
-
-def history_between(
-    log: Log, name: str, first: NDArray[np.int64], stop: NDArray[np.int64], moments: NDArray[np.int64]
-) -> HistoryBatch:
-    """A history from places of the log (see ``Log.window``), as it was known at moments.
-
-    Args:
-        first, stop: int64 ``[B]``.
-        moments: int64 ``[B]``.
-    """
-    lengths = stop - first
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    at = np.repeat(first - offsets[:-1], lengths) + np.arange(offsets[-1])
-    if log.schema.histories[name].where:
-        at = log.kept(name).take(at)
-    return history_of(log, name, at, offsets, np.repeat(moments, lengths))
 
 
 def history_of(

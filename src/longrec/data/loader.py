@@ -56,8 +56,7 @@ class Loader:
                 offsets = self.log.lists[f"{name}.{self.log.schema.histories[name].of[0]}"].offsets
                 length += np.minimum(offsets[rows + 1] - offsets[rows], self.log.schema.histories[name].last)
             else:
-                first, stop = self.log.window(name, rows)
-                length += stop - first
+                length += self.log.past_lengths(name, rows)
         pool = 64 * self.batch_size
         parts = [
             rows[at : at + pool][np.argsort(length[at : at + pool], kind="stable")] for at in range(0, len(rows), pool)

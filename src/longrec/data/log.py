@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from longrec.data.availability import last_available, spans
 from longrec.data.knowledge import KnowledgeFeature
 from longrec.data.split import PARTS
 from longrec.data.tokens import TokenHistory
 from longrec.errors import DataError, UnknownName
 from longrec.features.encode import Lists
-from longrec.features.fields import Fields
+from longrec.features.fields import AVAILABLE, Fields
 from longrec.features.fitted import FittedSchema
 from longrec.features.manifest import read_manifest
 from longrec.features.schema import Schema
@@ -28,6 +29,8 @@ from longrec.store.segment import Segment
 from longrec.store.tokens import TokenStore
 
 FORMAT = "longrec-log-1"
+_ROWS = 65_536
+"""Rows whose histories are held at once when only their lengths are wanted."""
 
 
 class Log:
@@ -38,6 +41,8 @@ class Log:
         labels: float32 ``[n]``, NaN where the row is no sample.
         parts: int8 ``[n]``: 0 train, 1 valid, 2 test.
         moments: int64 ``[n]``: the moment a row's features are taken at (the start of its request).
+        available: int64 ``[n]``: from when on each event could be read, never before its own time; None where every
+            event was available at once.
         tokens: where the token histories are read.
         knowledge: where the vector features are read.
         warnings: one sentence per fact that makes numbers measured on this log worth less than they look.
@@ -56,6 +61,7 @@ class Log:
         self.lists = {
             path.name.removesuffix(".offsets.npy"): _lists(path) for path in (folder / "lists").glob("*.offsets.npy")
         }
+        self.available: NDArray[np.int64] | None = self.events.columns.get(AVAILABLE)
         self._kept: dict[str, NDArray[np.int64]] = {}
         self.tokens: dict[str, TokenHistory] = {}
         self.knowledge: dict[str, KnowledgeFeature] = {}
@@ -135,46 +141,74 @@ class Log:
 
     def label_known(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 moment at which the label of each row became known: the label column's own ``known_at`` where some
-        feedback feature says it, else the event's time and ``label_known_after``.
+        feedback feature says it, else the event's time and ``label_known_after``; never before the event was available.
         """
         for name, feature in self.schema.features.items():
             if feature.known_at is not None and self.schema.column(name) == self.schema.label.column:
-                return self.events.columns[f"known.{name}"].take(rows)
-        return self.events.times.take(rows) + self.schema.delay(self.schema.label_known_after)
+                return self.not_before_available(self.events.columns[f"known.{name}"].take(rows), rows)
+        known = self.events.times.take(rows) + self.schema.delay(self.schema.label_known_after)
+        return self.not_before_available(known, rows)
 
-    def window(self, name: str, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where the history of each row lies: first and one-past-last place, int64 ``[B]`` each.
+    def not_before_available(self, moments: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Moments of rows ``[B]``, raised to the moment at which each row's event became available."""
+        return moments if self.available is None else np.maximum(moments, self.available.take(rows))
 
-        Places count events of the log, or (for a filtered history) the events that pass the filter: see ``kept``.
-        Only events strictly before the row's moment are inside: ties and its own request are not.
+    def past(self, name: str, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The events of the history of each row: rows of the log ``[N]``, end to end, and offsets ``[B + 1]``.
+
+        Only events strictly before the row's moment that were also available strictly before it: ties and its own
+        request are not among them.
         """
-        return self.window_of(name, self.user(rows), self.moments.take(rows), rows)
+        return self.past_of(name, self.user(rows), self.moments.take(rows), rows)
 
-    def window_of(
+    def past_of(
         self,
         name: str,
         users: NDArray[np.int64],
         moments: NDArray[np.int64],
         below: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where the history of each user lies at a moment; as ``window``.
+        """The events of the history of each user at a moment; as ``past``.
 
         Args:
             users: int64 ``[B]`` rows of the user table.
             moments: int64 ``[B]``.
             below: int64 ``[B]``: rows at or after which nothing is looked for, where they are known.
         """
+        first, stop = self._range(name, users, moments, below)
+        kept, last = self._filtered(name), self.schema.histories[name].last
+        if self.available is None:
+            first = np.maximum(first, stop - last)
+            at, offsets = spans(first, stop - first)
+        else:
+            available = self.available if kept is None else self.available.take(kept)
+            at, offsets = last_available(first, stop, moments, last, available)
+        return at if kept is None else kept.take(at), offsets
+
+    def past_lengths(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64 ``[B]``: how many events the history of each row has."""
+        last = self.schema.histories[name].last
+        if self.available is None:
+            first, stop = self._range(name, self.user(rows), self.moments.take(rows), rows)
+            return np.minimum(stop - first, last)
+        pieces = [np.diff(self.past(name, rows[at : at + _ROWS])[1]) for at in range(0, len(rows), _ROWS)]
+        return np.concatenate([np.zeros(0, np.int64), *pieces])
+
+    def _range(
+        self, name: str, users: NDArray[np.int64], moments: NDArray[np.int64], below: NDArray[np.int64] | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First and one-past-last place of all events before a moment, counted among those that pass the filter."""
         first = self.events.offsets[users]
         delay = filter_delay(self.fitted, name)
         below = self.events.offsets[users + 1] if below is None else below
         stop = first_from(self.events.times, first, below, moments - delay)
-        if self.schema.histories[name].where:
-            kept = self.kept(name)
-            first, stop = np.searchsorted(kept, first), np.searchsorted(kept, stop)
-        return np.maximum(first, stop - self.schema.histories[name].last), stop
+        kept = self._filtered(name)
+        return (first, stop) if kept is None else (np.searchsorted(kept, first), np.searchsorted(kept, stop))
 
-    def kept(self, name: str) -> NDArray[np.int64]:
-        """Rows of the events that pass the filter of a history."""
+    def _filtered(self, name: str) -> NDArray[np.int64] | None:
+        """Rows of the events that pass the filter of a history; None where it has none."""
+        if not self.schema.histories[name].where:
+            return None
         if name not in self._kept:
             self._kept[name] = np.flatnonzero(self.events.columns[f"where.{name}"])
         return self._kept[name]

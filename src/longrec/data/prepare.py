@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec.data import read, split
+from longrec.data.availability import AvailabilityFile, available_before, event_types
 from longrec.data.checks import check_values
 from longrec.data.columns import ColumnFiles, as_type, same_lengths
 from longrec.data.entities import Entities, add_values
@@ -121,6 +122,8 @@ class _Preparation:
         keys = {self.schema.user: "the user", self.schema.item: "the item"}
         if self.schema.time is not None:
             keys[self.schema.time.column] = "the time"
+            if self.schema.time.available_at is not None:
+                keys[self.schema.time.available_at] = "time.available_at"
         self.log.need({**keys, **columns, **keys})
         if not self.log.one(f"SELECT count(*) FROM {self.log.view}"):
             raise DataError(self.log.where, "no rows", "at least one event")
@@ -155,6 +158,8 @@ class _Preparation:
         if self.schema.request:
             wanted.append(MOMENT)
         events = self.build / "events"
+        available = AvailabilityFile(events, self.schema, self.log.where)
+        wanted += available.columns
         moments = ArrayWriter(self.build / "moment.npy", np.int64) if self.schema.request else None
         with (
             ArrayWriter(events / "times.npy", np.int64) as times,
@@ -168,8 +173,10 @@ class _Preparation:
                 item_rows.append(self.items.keys.index(chunk[ITEM], "item") + 1)
                 times.append(chunk[TIME].to_numpy(zero_copy_only=False))
                 labels.append(labels_of(label, chunk[wanted[3]], f"{self.log.where}: column {label.column!r}"))
+                available.append(chunk)
                 if moments is not None:
                     moments.append(chunk[MOMENT].to_numpy(zero_copy_only=False))
+        self.warnings += available.close()
         if moments is not None:
             moments.close()
         positives = int((open_array(self.build / "label.npy") > 0.5).sum())
@@ -211,7 +218,7 @@ class _Preparation:
             fitters[name].integers = self._integers(name)
         # Features that share their ids are learnt as one.
         fitters |= {name: fitters[feature.share] for name, feature in features.items() if feature.share}
-        train = self.codes == split.TRAIN
+        train = (self.codes == split.TRAIN) & available_before(self.build / "events", self.lines)
         so_far = np.concatenate([[0], np.cumsum(train, dtype=np.int32)])
         self.users.fit(fitters, np.diff(so_far[np.cumsum(self.counts)]).astype(np.int64))
         del so_far
@@ -333,8 +340,7 @@ class _Preparation:
             pool.shutdown(cancel_futures=True)
             files.close()
         self.warnings += filters.warnings(self.con, self.sorted)
-        item = open_array(self.build / "events" / "item.npy")
-        write_manifest(self.build / "events", {"item": str(item.dtype), **files.event_types()})
+        write_manifest(self.build / "events", {**event_types(self.build / "events"), **files.event_types()})
 
     def _encoded(self, fitted: FittedSchema, chunk: pa.RecordBatch, name: str) -> NDArray[Any] | encode.Lists:
         """A feature of a chunk of rows."""

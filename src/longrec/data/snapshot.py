@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from longrec.data.gather import history_between, tensor
+from longrec.data.gather import history_of, tensor
 from longrec.data.log import Log
 from longrec.errors import DataError
 from longrec.features.batch import Batch, HistoryBatch, Jagged
@@ -41,8 +41,8 @@ def users_at(log: Log, users: NDArray[np.int64], moment: int) -> Batch:
             plain = {column: tensor(values) for column, values in columns.items()}
             histories[name] = HistoryBatch(plain, torch.from_numpy(offsets))
         else:
-            first, stop = log.window_of(name, users, moments)
-            histories[name] = history_between(log, name, first, stop, moments)
+            at, offsets = log.past_of(name, users, moments)
+            histories[name] = history_of(log, name, at, offsets, np.repeat(moments, np.diff(offsets)))
     return _batch(log, "user", users, moments, histories)
 
 

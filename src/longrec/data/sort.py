@@ -13,7 +13,7 @@ from longrec.data.read import Relation, literal, name, unreadable
 from longrec.errors import DataError
 from longrec.features.schema import Schema
 
-USER, ITEM, TIME, MOMENT = "_user", "_item", "_time", "_moment"
+USER, ITEM, TIME, MOMENT, AVAILABLE_AT = "_user", "_item", "_time", "_moment", "_available"
 _SCALE = {"s": (1_000, 1), "ms": (1, 1), "us": (1, 1_000), "ns": (1, 1_000_000), "step": (1, 1)}
 _MAGNITUDES = (("s", 10**8, 10**11), ("ms", 10**11, 10**14), ("us", 10**14, 10**17), ("ns", 10**17, 2**63))
 
@@ -44,7 +44,7 @@ def chunk_rows(schema: Schema) -> int:
 
 
 def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path) -> None:
-    """Write the sorted events: ``_user _item _time`` (and ``_moment``) beside the raw columns.
+    """Write the sorted events: ``_user _item _time`` (``_moment``, ``_available``) beside the raw columns.
 
     Raises:
         DataError: null users or times, ids that are none, times in mixed units.
@@ -60,6 +60,8 @@ def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path)
         assert schema.time is not None
         time_sql(log, known_at, schema.time.unit)
     raw = "".join(f", {_raw(log, schema, column)}" for column in columns)
+    if schema.time is not None and schema.time.available_at is not None:
+        raw += f", {time_sql(log, schema.time.available_at, schema.time.unit)} AS {AVAILABLE_AT}"
     inner = (
         f"SELECT {user}::{user_type} AS {USER}, {item}::{item_type} AS {ITEM}, {times} AS {TIME}{raw}, "
         f"row_number() OVER () AS _row FROM {log.view}"

@@ -59,9 +59,10 @@ def target(log: Log, name: str, rows: NDArray[np.int64], before: int | None = No
 
 
 def known(log: Log, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """int64 ``[B]``: when a feedback feature of the rows became known."""
+    """int64 ``[B]``: when a feedback feature of the rows became known; never before their events were available."""
     own = log.events.columns.get(f"known.{name}")
-    return own.take(rows) if own is not None else log.events.times.take(rows) + log.schema.known_after(name)
+    since = own.take(rows) if own is not None else log.events.times.take(rows) + log.schema.known_after(name)
+    return log.not_before_available(since, rows)
 
 
 def check_targets(log: Log, names: Sequence[str]) -> None:

@@ -46,6 +46,8 @@ def training_past(log: Log, most: int = _MOST) -> Iterator[dict[str, HistoryBatc
                 own = own & np.asarray(log.events.columns[f"where.{name}"][start:stop], bool)
             if log.horizon is not None:
                 own = own & (log.events.times[start:stop] < log.horizon - filter_delay(log.fitted, name))
+                if log.available is not None:
+                    own = own & (log.available[start:stop] < log.horizon)
             at = start + np.flatnonzero(own)
             bounds = np.searchsorted(at, offsets[low : high + 1]).astype(np.int64)
             piece[name] = history_of(log, name, at, bounds, now)

@@ -86,6 +86,7 @@ class Batch:
         users: int64 ``[B]`` user row of each sample, when they came from a log.
         moments: int64 ``[B]`` moment of each sample.
         known: int64 ``[B]`` moment at which the label of each sample became known.
+        available: int64 ``[B]`` moment from which on later samples may look back at each; None: from its own.
         counts: bool ``[B]``: whether a row's loss counts; None for all. The others stand there to be looked back at.
         targets: further labels by feedback feature, float32 ``[B]``: 0, 1, or NaN where it is missing or was not known
             when the training window ended. They are for losses only, and are made when a loss asks for them.
@@ -100,6 +101,7 @@ class Batch:
     users: Tensor | None = None
     moments: Tensor | None = None
     known: Tensor | None = None
+    available: Tensor | None = None
     counts: Tensor | None = None
     targets: Mapping[str, Tensor] = field(default_factory=dict)
 

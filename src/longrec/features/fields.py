@@ -24,6 +24,9 @@ OF_LOG = ("item", "times", "offsets")
 RESERVED_NAMES = (*OF_LOG, *COMPUTED)
 """What a feature that another tool calls so is called otherwise for."""
 
+AVAILABLE = "event.available_at"
+"""Column of a log and of a history store: from when on an event could be read. No feature's name has a dot."""
+
 TOKEN, VERSION = "token", "version"
 """Columns of a token history: the vector of a past impression, and the version of the source that wrote it."""
 

@@ -24,10 +24,21 @@ _NAME = re.compile(r"[\w-]+")
 
 
 class TimeColumn(Strict):
-    """The moment of an event. Kept as whole milliseconds UTC; with ``unit: step`` as plain whole numbers."""
+    """The moment of an event. Kept as whole milliseconds UTC; with ``unit: step`` as plain whole numbers.
+
+    ``available_at`` names the column that says when the event became available, where some were told late. An event
+    enters histories after that moment, and its label is known no earlier. Null is the event's own time.
+    """
 
     column: str
     unit: Literal["auto", "s", "ms", "us", "ns", "step"] = "auto"
+    available_at: str | None = None
+
+    @model_validator(mode="after")
+    def _two(self) -> TimeColumn:
+        if self.available_at == self.column:
+            raise ValueError(f"available_at is the time column itself, {self.column!r}; leave it out")
+        return self
 
 
 class Condition(Strict):
@@ -217,6 +228,8 @@ class Schema(Strict):
         own_moment |= {feature.known_at: name for name, feature in self.features.items() if feature.known_at}
         feedback = {self.column(name) for name, feature in self.features.items() if feature.feedback}
         late = dict.fromkeys([*feedback, *own_moment], "feedback") | {self.label.column: "label"}
+        if self.time is not None and self.time.available_at is not None:
+            late.setdefault(self.time.available_at, "available_at")
         faults = []
         for name, feature in self.features.items():
             for column in self.columns(name):

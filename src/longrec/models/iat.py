@@ -213,7 +213,8 @@ class IAT(Encoder):
         labels = None
         if self.config.labels and batch.label is not None and batch.known is not None:
             labels = torch.where(batch.label.isnan(), 0, (batch.label > 0.5).long() + 1)
-        return self._attend(e_BE, Timeline(batch.users, batch.moments, labels, batch.known, self.slots))
+        timeline = Timeline(batch.users, batch.moments, labels, batch.known, self.slots, batch.available)
+        return self._attend(e_BE, timeline)
 
     def _look_back_at(self, e_BE: Tensor, batch: Batch, past: PastInstances) -> Tensor:
         """What SIT makes of rows that see past instances; each row with its own past is a group of its own."""

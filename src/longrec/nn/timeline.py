@@ -1,8 +1,9 @@
 """Who sees whom among the rows of a batch: each the earlier rows of its own group.
 
-A group is a user, a row an impression at a moment. Row i sees row j of its group if and only if ``t_j < t_i`` or
-``j = i``: rows of one moment (the candidates of one request) never see each other. The order of the rows in a batch
-does not matter. Groups of like length share a bucket, so that nothing grows with the longest group of a batch.
+A group is a user, a row an impression at a moment. Row i sees row j of its group if and only if ``t_j < t_i`` (and j
+was available by then) or ``j = i``: rows of one moment (the candidates of one request) never see each other. The order
+of the rows in a batch does not matter. Groups of like length share a bucket, so that nothing grows with the longest
+group of a batch.
 
 Letters: N rows, P parts of a row, U groups of a bucket, T entries of its longest.
 """
@@ -61,6 +62,7 @@ class Timeline:
         labels: int64 ``[N]``: 0 none, 1 negative, 2 positive, 3 never known; None where no label is told.
         known: int64 ``[N]``: row i knows the label of j if ``known_j < t_i``.
         parts: P, entries that a row consists of, one after the other; they see each other.
+        available: int64 ``[N]``: row i sees row j only if ``available_j < t_i`` too; None where each was at once.
 
     Attributes:
         order: int64 ``[N P]`` entries group by group, groups by length.
@@ -75,11 +77,14 @@ class Timeline:
         labels: Int64[Tensor, " N"] | None = None,
         known: Int64[Tensor, " N"] | None = None,
         parts: int = 1,
+        available: Int64[Tensor, " N"] | None = None,
     ) -> None:
         columns = [moments, torch.arange(len(groups), device=groups.device)]
         if labels is not None:
             assert known is not None
             columns += [labels, known]
+        if available is not None:
+            columns.append(available)
         if parts > 1:
             groups, *columns = (x.repeat_interleave(parts, output_size=len(x) * parts) for x in (groups, *columns))
         _, place, count = torch.unique(groups, return_inverse=True, return_counts=True)
@@ -91,7 +96,9 @@ class Timeline:
         self.back[self.order] = torch.arange(len(groups), device=groups.device)
         lengths = count.sort(descending=True).values
         ordered = [column.index_select(0, self.order) for column in columns]
-        self.buckets = [_bucket(lengths, *span, ordered, parts) for span in _spans(lengths.tolist())]
+        self.buckets = [
+            _bucket(lengths, *span, ordered, parts, available is not None) for span in _spans(lengths.tolist())
+        ]
 
     def __len__(self) -> int:
         return len(self.order)
@@ -114,8 +121,12 @@ def _spans(lengths: list[int]) -> list[tuple[int, int]]:
     return [*spans, (first, len(lengths))] if lengths else []
 
 
-def _bucket(lengths: Tensor, first: int, last: int, ordered: list[Tensor], parts: int) -> Bucket:
-    """The bucket of groups ``first`` to ``last``, whose entries lie behind those of longer groups."""
+def _bucket(lengths: Tensor, first: int, last: int, ordered: list[Tensor], parts: int, late: bool) -> Bucket:
+    """The bucket of groups ``first`` to ``last``, whose entries lie behind those of longer groups.
+
+    Args:
+        late: the last column says when each row was available.
+    """
     start, own = int(lengths[:first].sum()), lengths[first:last]
     stop, groups, longest = start + int(own.sum()), last - first, int(own[0])
     from_flat = to_flat = None
@@ -125,17 +136,21 @@ def _bucket(lengths: Tensor, first: int, last: int, ordered: list[Tensor], parts
         to_flat = real.flatten().nonzero().squeeze(1)
         from_flat = torch.zeros(groups * longest, dtype=torch.int64, device=own.device)
         from_flat[to_flat] = torch.arange(stop - start, device=own.device)
-        fills = [_LATE, -1, 0, 0]  # a padded row is later than all others, and sees them; nobody sees it
+        fills = [_LATE, -1, 0, 0, 0]  # a padded row is later than all others, and sees them; nobody sees it
         columns = [
             column.new_full((groups * longest,), fill).index_copy(0, to_flat, column)
             for column, fill in zip(columns, fills)
         ]
     moment, row, *told = [column.view(groups, longest) for column in columns]
     now, then = moment.unsqueeze(2), moment.unsqueeze(1)
-    earlier = then < now
+    earlier = before = then < now
+    if late:
+        earlier = earlier & (told.pop().unsqueeze(1) < now)
     # Rows before one, so that rows of one moment stand at one place; whole numbers, since parts of a row go together.
     rank = earlier.sum(2, dtype=torch.float32) / parts
-    place = 1 + _log2((rank.unsqueeze(2) - rank.unsqueeze(1)), halves=True)
+    # Of the rows that i sees, those before j; where nobody is late, they are all that j sees.
+    passed = torch.bmm(earlier.float(), before.mT.float()) / parts if late else rank.unsqueeze(1)
+    place = 1 + _log2((rank.unsqueeze(2) - passed), halves=True)
     gap = 1 + _log2((now - then).float())
     lag = place.clamp_(1, PLACES - 1).mul_(GAPS).add_(gap.clamp_(1, GAPS - 1))
     lag = torch.where(earlier, lag, torch.where(row.unsqueeze(2) == row.unsqueeze(1), 0, UNSEEN)).long()

@@ -58,11 +58,24 @@ def _counts(seen: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.i
     return np.diff(total[offsets])
 
 
-def _those(tokens: Tokens, seen: NDArray[np.bool_], offsets: NDArray[np.int64], n: int) -> Tokens:
-    """The last ``n`` that are seen of each user."""
+def last_seen(seen: NDArray[np.bool_], offsets: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """The places of the last ``n`` that are seen of each user, rising.
+
+    Args:
+        seen: ``[N]``, all users end to end.
+        offsets: int64 ``[users + 1]``.
+
+    >>> last_seen(np.array([True, True, False, True, True]), np.array([0, 3, 5]), 1)
+    array([1, 4])
+    """
     total = np.concatenate([np.zeros(1, np.int64), np.cumsum(seen)])
     left = np.repeat(total[offsets[1:]], np.diff(offsets)) - total[:-1]  # seen ones from here on
-    return _taken(tokens, np.flatnonzero(seen & (left <= n)))
+    return np.flatnonzero(seen & (left <= n))
+
+
+def _those(tokens: Tokens, seen: NDArray[np.bool_], offsets: NDArray[np.int64], n: int) -> Tokens:
+    """The last ``n`` that are seen of each user."""
+    return _taken(tokens, last_seen(seen, offsets, n))
 
 
 def _taken(tokens: Tokens, at: NDArray[np.int64]) -> Tokens:

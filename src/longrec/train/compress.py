@@ -191,7 +191,7 @@ class _Writing:
 
     def _probe(self, block: Block) -> NDArray[np.int64]:
         """Rows from before a block, to tell a version's mean and deviation (all rows, where none lie before it)."""
-        before = np.flatnonzero(self.log.moments < block.start)
+        before = np.flatnonzero((self.log.moments < block.start) & (self.instances.available < block.start))
         before = before if len(before) else np.arange(len(self.log))
         random = np.random.default_rng([block.number, len(before)])
         return np.sort(random.choice(before, min(self.config.probe, len(before)), replace=False))
@@ -209,7 +209,7 @@ class _Writing:
             told[piece] = scores
             kept = instances.kept(piece, self.config.keep)
             rows, times = piece[kept], instances.times.take(piece[kept])
-            visible = times + self.store.info.lag
+            visible = np.maximum(times + self.store.info.lag, instances.available.take(rows))
             if self.config.keep == "positive":  # that such a token exists tells the label
                 visible = np.maximum(visible, instances.known[LABEL].take(rows))
             self.store.append(

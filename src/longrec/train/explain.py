@@ -83,10 +83,7 @@ def _events(
     items: list[Any] = columns[own] if own is not None else [None] * count
     times: list[int | None] = [None] * count
     if not log.schema.prejoined:
-        first, stop = (int(end[0]) for end in log.window(name, rows))
-        at = np.arange(first, stop)
-        if log.schema.histories[name].where:
-            at = log.kept(name).take(at)
+        at, _ = log.past(name, rows)
         items = [log.items.key(int(item)) for item in log.events.columns["item"].take(at)]
         times = log.events.times.take(at).tolist()
     return [

@@ -176,7 +176,8 @@ class _Writing:
         model.eval()
         first = np.full(len(log.users), np.iinfo(np.int64).max)
         met = np.diff(log.events.offsets) > 0
-        first[met] = log.events.times[log.events.offsets[:-1][met]]
+        if met.any():
+            first[met] = np.minimum.reduceat(self.instances.available, log.events.offsets[:-1][met])
         users = np.flatnonzero(first < moment)
         items = np.arange(1, len(log.items))
         k_u = self._known(users, lambda part: model.user_knowledge(users_at(log, part, moment)), log.users.keys.values)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from longrec.data import targets
 from longrec.data.log import Log
 from longrec.features.tokens import instance_ids
 from longrec.features.view import NEVER
@@ -22,6 +23,7 @@ class Instances:
 
     Attributes:
         times: int64 moments of the impressions.
+        available: int64: from when on each impression could be read.
         ids: int64 instance ids, distinct.
         sides, known: side columns (ids), and the moments at which they became known.
         side_rows: how many ids each side column has; the id of that number means "not yet known".
@@ -30,6 +32,7 @@ class Instances:
     def __init__(self, log: Log) -> None:
         self.log = log
         self.times = np.asarray(log.events.times)
+        self.available = self.times if log.available is None else np.asarray(log.available)
         self._users = np.concatenate([[0], key_numbers(log.users.keys.values)])
         items = np.concatenate([[0], key_numbers(log.items.keys.values)])
         rows = np.arange(len(log))
@@ -43,8 +46,7 @@ class Instances:
             if not feature.feedback or name == LABEL:
                 continue
             self.sides[name] = np.asarray(log.events.columns[name])
-            own = log.events.columns.get(f"known.{name}")
-            self.known[name] = np.asarray(own) if own is not None else self.times + log.schema.known_after(name)
+            self.known[name] = targets.known(log, name, rows)
             self.side_rows[name] = log.fitted.encoders[name].rows
         self._waiting = np.zeros(0, np.int64)
 

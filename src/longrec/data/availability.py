@@ -1,0 +1,127 @@
+"""When each event became available: the column of the log that says so, and the histories that honor it.
+
+An event that was told late enters no history before it was told. A log in which no event is late keeps no column, and
+its histories are contiguous.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from longrec.data.sort import AVAILABLE_AT, TIME
+from longrec.data.writer import ArrayWriter
+from longrec.features.fields import AVAILABLE
+from longrec.features.schema import Schema
+from longrec.features.table import open_array
+from longrec.store.visible import last_seen
+
+
+class AvailabilityFile:
+    """Writes the column of a log chunk by chunk; nothing where the schema names none, or no event is late.
+
+    Args:
+        folder: of the prepared events.
+        where: the log, named in a warning.
+
+    Attributes:
+        columns: what it reads of the sorted log.
+    """
+
+    def __init__(self, folder: Path, schema: Schema, where: str) -> None:
+        self._column = None if schema.time is None else schema.time.available_at
+        self._path, self._where = folder / f"{AVAILABLE}.npy", where
+        self.columns = [] if self._column is None else [AVAILABLE_AT]
+        self._writer = None if self._column is None else ArrayWriter(self._path, np.int64)
+        self._rows = self._late = self._early = 0
+
+    def append(self, chunk: pa.RecordBatch) -> None:
+        """Add a chunk. Null is the event's own time, and nothing is available before it happened."""
+        if self._writer is None:
+            return
+        times = chunk[TIME].to_numpy(zero_copy_only=False)
+        available = pc.coalesce(chunk[AVAILABLE_AT], chunk[TIME]).to_numpy(zero_copy_only=False)
+        self._rows += len(times)
+        self._late += int((available > times).sum())
+        self._early += int((available < times).sum())
+        self._writer.append(np.maximum(available, times))
+
+    def close(self) -> list[str]:
+        """Finish the file.
+
+        Returns:
+            Warnings.
+        """
+        if self._writer is None:
+            return []
+        self._writer.close()
+        if not self._late:
+            self._path.unlink()
+        if not self._early:
+            return []
+        share = f"{self._early:,} of {self._rows:,} events became available before they happened"
+        return [
+            f"{self._where}: by column {self._column!r} (time.available_at) {share}; they count as available at their "
+            "own time. Look at the clocks and time zones of both columns."
+        ]
+
+
+def event_types(folder: Path) -> dict[str, str]:
+    """Types of the columns of prepared events that come before the features: the item, and availability."""
+    names = ("item", AVAILABLE)
+    return {name: str(open_array(path).dtype) for name in names if (path := folder / f"{name}.npy").exists()}
+
+
+def available_before(folder: Path, lines: tuple[int, int] | None) -> NDArray[np.bool_] | bool:
+    """Which prepared events were available before the first line of a split by time; True where all are."""
+    path = folder / f"{AVAILABLE}.npy"
+    return open_array(path) < lines[0] if lines is not None and path.exists() else True
+
+
+def last_available(
+    first: NDArray[np.int64],
+    stop: NDArray[np.int64],
+    moments: NDArray[np.int64],
+    n: int,
+    available: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The last ``n`` places of each range whose event was available strictly before a moment.
+
+    Args:
+        first, stop: int64 ``[B]`` ranges of places.
+        moments: int64 ``[B]``.
+        available: int64, by place.
+
+    Returns:
+        int64 places ``[N]``, range after range and rising in each, and their offsets ``[B + 1]``.
+    """
+    open_, width = np.arange(len(first)), n
+    owners, found = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    while len(open_):
+        low = np.maximum(first[open_], stop[open_] - width)
+        lengths = np.maximum(stop[open_] - low, 0)
+        places, offsets = spans(low, lengths)
+        seen = available.take(places) < np.repeat(moments[open_], lengths)
+        total = np.concatenate([[0], np.cumsum(seen)])
+        done = (np.diff(total[offsets]) >= n) | (low == first[open_])
+        at = last_seen(seen & np.repeat(done, lengths), offsets, n)
+        owners.append(np.repeat(open_, lengths)[at])
+        found.append(places[at])
+        open_, width = open_[~done], width * 2
+    owner, place = np.concatenate(owners), np.concatenate(found)
+    order = np.argsort(owner, kind="stable")
+    return place[order], np.searchsorted(owner[order], np.arange(len(first) + 1))
+
+
+def spans(first: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The places of ranges, end to end, and int64 offsets ``[B + 1]``.
+
+    >>> spans(np.array([3, 7]), np.array([2, 1]))
+    (array([3, 4, 7]), array([0, 2, 3]))
+    """
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return np.repeat(first - offsets[:-1], lengths) + np.arange(offsets[-1]), offsets
