@@ -180,3 +180,13 @@ def test_other_vocabularies_are_refused_whatever_their_size(domain: Domain, base
     kinds["user"] = {"kind": "id", "vocab": list(range(5_000, 5_150))}
     with pytest.raises(RunError, match=r"feature 'user' was encoded otherwise: its ids do not mean"):
         train(config, [f"fit.runs={tmp_path / 'runs'}", f"fit.start_from={base.folder}"], quiet=True)
+
+
+def test_a_hash_means_the_same_whatever_was_counted(first: Run, shop: Path, runs: Runs) -> None:
+    """How many values the training window held is told of a hash, and changes no id."""
+    hashed = [f"data.schema.features.{name}={{kind: id, hash: 500}}" for name in ("user_id", "item_id")]
+    quick = [*runs("fit.max_steps=1"), *hashed]
+    earlier = train(shop, [*quick, "name=earlier", "data.split.test=0.88"], quiet=True)
+    again = train(shop, [*quick, "name=again", f"fit.start_from={earlier.folder}", "fit.lr=1e-6"], quiet=True)
+    before, after = earlier.fitted.encoders["item_id"], again.fitted.encoders["item_id"]
+    assert before != after

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from longrec.errors import RunError
-from longrec.features.encode import IdEncoder, to_state
+from longrec.features.encode import Encoder, IdEncoder, to_state
 from longrec.features.fitted import FittedSchema
 from longrec.models.base import Model, name_of
 from longrec.train import checkpoint
@@ -103,7 +104,7 @@ def _same_ids(where: str, old: Model, before: FittedSchema, now: FittedSchema) -
         one, other = before.encoders.get(field.name), now.encoders.get(field.name)
         if one is None and other is None:
             continue  # computed columns, tokens and knowledge
-        same = one is not None and other is not None and to_state(one) == to_state(other)
+        same = one is not None and other is not None and _meaning(one) == _meaning(other)
         if same and isinstance(one, IdEncoder) and isinstance(other, IdEncoder):
             same = one.keys.values.equals(other.keys.values)
         if not same:
@@ -113,6 +114,11 @@ def _same_ids(where: str, old: Model, before: FittedSchema, now: FittedSchema) -
                 "the same vocabularies, edges and scales",
                 "train on the same prepared log, or fix them in the schema (vocab, hash, edges)",
             )
+
+
+def _meaning(encoder: Encoder) -> dict[str, Any]:
+    """What decides the id of a value; how many values a hash met in training does not."""
+    return {key: value for key, value in to_state(encoder).items() if key != "distinct"}
 
 
 def _shape(tensor: Tensor | nn.Parameter) -> str:
