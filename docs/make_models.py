@@ -83,7 +83,7 @@ def reached(results: Mapping[str, Any]) -> str:
     )
     if not models:
         return ""
-    head = ["model", *(f"AUC, {SETS[log]}" for log in logs)]
+    head = ["model", *(f"test AUC, {SETS[log]}" for log in logs)]
     head += ["rows a CPU-second in training", "ms for 100 candidates"] if speed else []
     lines = [head, ["---"] * len(head)]
     for name in models:

@@ -62,7 +62,7 @@ def seeds_table(runs: dict[str, list[Any]]) -> str:
                 f"{np.mean([run.metrics['log_loss'].value for run in several]):.4f}",
             ]
         )
-    return table(["arm", "AUC", "seeds", "first seed [95 %, users]", "GAUC", "log loss"], rows)
+    return table(["arm", "test AUC", "seeds", "first seed [95 %, users]", "test GAUC", "test log loss"], rows)
 
 
 def paired_table(
@@ -87,7 +87,7 @@ def paired_table(
                 difference = found.to_dict()["differences"][better]["auc"]
                 cells.append(f"{difference['value']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}]")
             rows.append([f"{better} - {than}", seed, *cells])
-    return table(["difference in AUC", "seed", "over users", "over rows"], rows)
+    return table(["difference in test AUC", "seed", "over users", "over rows"], rows)
 
 
 def report(path: Path, title: str, parts: list[str]) -> None:

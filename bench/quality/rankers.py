@@ -100,7 +100,7 @@ def run(task: Task, model: str, regime: str, seed: int, work: Path, twin: str = 
             if begun
             else longrec.train(job(task, name, model, regime, seed, work), quiet=True)
         )
-        print(f"{name}: AUC {made.metrics['auc']} in {time.perf_counter() - began:.0f} s", flush=True)
+        print(f"{name}: test AUC {made.metrics['auc']} in {time.perf_counter() - began:.0f} s", flush=True)
     return longrec.open_run(folder)
 
 

@@ -122,7 +122,7 @@ def table_of(found: Found, regimes: list[str]) -> str:
     """All models, best first, each beside DIN and beside itself without what users said of past events."""
     head = ["model"]
     for regime in regimes:
-        head += [f"AUC, {regime} [95 %]", "seeds", "less DIN", "really worse models"]
+        head += [f"test AUC, {regime} [95 %]", "seeds", "less DIN", "really worse models"]
     if len(regimes) > 1:
         head += ["past less plain"]
     models = sorted({model for model, regime in found.seeds if regime in regimes}, key=lambda name: -_best(found, name))
@@ -190,7 +190,7 @@ def relations(folder: Path, found: Found) -> str:
                 {None: "", True: "yes", False: "no"}[own.get("twin")],
             ]
         )
-    head = ["model", "AUC", "beats popularity", "AUC of labels by lot", "trained twice, same to the bit"]
+    head = ["model", "test AUC", "beats popularity", "AUC of labels by lot", "trained twice, same to the bit"]
     about = (
         f"Popularity of an item alone: AUC {told['popularity']:.4f}. Scores that know nothing reach 0.5 within "
         f"{told['chance']:.4f} in 95 of 100 cases."

@@ -213,3 +213,20 @@ def test_ticks_are_round_rising_and_cover_the_data(low, spread, about):
     assert found[-1] >= low + spread - slack
     labels = [number(tick, found[1] - found[0]) for tick in found]
     assert len(set(labels)) == len(labels)
+
+
+def test_warnings_stand_above_the_numbers_and_say_whom_they_are_about(tmp_path):
+    both, one = f"the split is odd {EVIL}", "PCOC on test is 45"
+    runs = [view("lr", warnings=(both, one)), view("din", warnings=(both,))]
+    path = write_page(tmp_path / "p.html", "x", {}, runs, comparison("lr", "din"))
+    page = check(path)
+    text = page.text
+    assert text.index("Warnings") < text.index("Metrics on test")
+    assert text.count(both) == 1
+    assert f"lr: {one}" in text
+    assert f"lr and din: {both}" not in text
+    quiet = check(write_page(tmp_path / "q.html", "x", {}, [view("lr")]))
+    assert "Warnings" not in quiet.text
+    assert "Calibration on test" in quiet.text
+    later = {**comparison("lr", "din"), "split": "valid", "warnings": ["din: AUC on valid is 0.4"]}
+    assert "din: AUC on valid is 0.4" in check(write_page(tmp_path / "r.html", "x", {}, runs, later)).text

@@ -45,7 +45,13 @@ def test_metrics_and_comparisons_read_as_tables():
     assert f"{auc.value:+.4f} [{auc.low:+.4f}, {auc.high:+.4f}]" in text
     assert "better" in text
     assert "baseline" in text
-    assert len(text.splitlines()) == 2 + 6 * 2
+    assert len([line for line in text.splitlines() if not line.startswith("warning: ")]) == 3 + 6 * 2
+    assert text.splitlines()[0] == "120 rows, 30 users, 60 positive"
+    named = compare(y, {"fm": 0.6 - 0.2 * y, "din": p}, u, replicates=20, split="valid").to_dict()
+    lines = comparison_table(named).splitlines()
+    assert lines[0] == "on valid: 120 rows, 30 users, 60 positive"
+    assert lines[1].startswith("metric on valid ")
+    assert [line for line in lines if line.startswith("warning: fm: AUC on valid is ")]
     text = metrics_table({"fm": comparison.runs["fm"], "old": {"auc": Interval.undefined(), "hits": Interval(1, 1, 1)}})
     assert text.splitlines()[2].startswith("AUC")
     assert text.splitlines()[2].endswith("undefined")
@@ -56,7 +62,8 @@ def test_results_read_as_a_table():
     content = {"model": "din", "split": "test", "rows": 1200, "users": 30, "positives": 600}
     lines = results_table("run1", {**content, "metrics": {"auc": Interval(0.7, 0.6, 0.8)}}).splitlines()
     assert lines[0] == "run1 (din) on test: 1,200 rows, 30 users, 600 positive"
-    assert lines[-1] == "AUC     0.7000 [0.6000, 0.8000]"
+    assert lines[-1] == "AUC             0.7000 [0.6000, 0.8000]"
+    assert lines[1].split() == ["metric", "on", "test", "run1"]
 
 
 @dataclass

@@ -80,6 +80,7 @@ def test_metrics_of_every_task_are_those_of_its_known_rows(plain: Run, capsys: p
         label, score = (rows[f"{part}.{name}"].to_numpy() for part in ("label", "score"))
         assert plain.metrics[f"auc.{name}"].value == pytest.approx(metrics.auc(label, score))
         assert plain.metrics[f"log_loss.{name}"].value == pytest.approx(metrics.log_loss(label, score))
+        assert plain.metrics[f"pcoc.{name}"].value == pytest.approx(metrics.pcoc(label, score))
     assert "auc.label" not in plain.metrics, "which is auc"
     assert evaluate(plain).metrics == plain.metrics
     told = results_table("plain", plain.results)
@@ -87,6 +88,17 @@ def test_metrics_of_every_task_are_those_of_its_known_rows(plain: Run, capsys: p
     assert "\nLog loss of back " in told
     main(["evaluate", str(plain.folder)])
     assert "AUC of back" in capsys.readouterr().out
+
+
+def test_a_bad_task_carries_its_own_warning(plain: Run) -> None:
+    table = plain.predictions()
+    low = pa.array(table["score.click"].to_numpy() / 10)
+    changed = table.set_column(table.column_names.index("score.click"), "score.click", low)
+    found = measure_table(changed, "x", "mmoe", "test", plain.config.evaluate)
+    assert any(said.startswith("PCOC of click on test is ") for said in found.warnings)
+    assert found.to_dict()["warnings"] == list(found.warnings)
+    told = results_table("x", found.to_dict())
+    assert "\nwarning: PCOC of click on test is " in told
 
 
 def test_a_task_that_a_part_cannot_tell_is_undefined_and_stops_nothing(plain: Run) -> None:

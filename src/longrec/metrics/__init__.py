@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from longrec.metrics.auc import GroupedAUC, auc, gauc, grouped_auc
 from longrec.metrics.bootstrap import METRICS, Draws, bootstrap
+from longrec.metrics.bounds import metric_warnings
 from longrec.metrics.business import ctr_at_k, value_share_at_k
 from longrec.metrics.calibration import (
     CalibrationCurve,
@@ -45,6 +46,7 @@ __all__ = [
     "intra_list_diversity",
     "lists_skipped",
     "log_loss",
+    "metric_warnings",
     "mrr",
     "ndcg_at_k",
     "normalised_entropy",

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from longrec.errors import UnknownName
 from longrec.metrics.bootstrap import METRICS, Draws, Unit, bootstrap
+from longrec.metrics.bounds import metric_warnings
 from longrec.metrics.columns import Floats
 from longrec.metrics.interval import LEVEL, Interval
 
@@ -56,6 +57,8 @@ class Comparison:
         rows, users, positives: what was measured.
         gauc_users_skipped, gauc_rows_skipped: what GAUC had to leave out (users of one class).
         unit, replicates: what was resampled, and how often.
+        split: name of the rows; empty where nobody named them.
+        warnings: one sentence per reason to read the metrics of a run with caution.
     """
 
     baseline: str
@@ -68,11 +71,14 @@ class Comparison:
     gauc_rows_skipped: int
     unit: Unit
     replicates: int
+    split: str = ""
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and numbers, ready for JSON."""
         return {
             "baseline": self.baseline,
+            "split": self.split,
             "rows": self.rows,
             "users": self.users,
             "positives": self.positives,
@@ -85,6 +91,7 @@ class Comparison:
             "differences": {
                 run: {key: one.to_dict() for key, one in row.items()} for run, row in self.differences.items()
             },
+            "warnings": list(self.warnings),
         }
 
 
@@ -130,6 +137,7 @@ def compare(
     replicates: int = 300,
     seed: int = 0,
     unit: Unit = "user",
+    split: str = "",
 ) -> Comparison:
     """Set runs side by side on the same rows; every resample is shared, so differences are paired.
 
@@ -142,6 +150,7 @@ def compare(
         user: ``[N]`` the user of each row.
         baseline: name of the run to compare with; the first when None.
         replicates, seed, unit: as :func:`summary`.
+        split: name of the rows, for tables and warnings.
 
     Raises:
         UnknownName: ``baseline`` is not among ``scores``.
@@ -159,9 +168,10 @@ def compare(
         raise UnknownName("run", str(baseline), scores)
     drawn = bootstrap(label, scores, user, replicates=replicates, seed=seed, unit=unit)
     assert baseline is not None  # bootstrap has refused empty scores
+    runs = {run: _intervals(drawn, run) for run in scores}
     return Comparison(
         baseline=baseline,
-        runs={run: _intervals(drawn, run) for run in scores},
+        runs=runs,
         differences={run: _differences(drawn, run, baseline) for run in scores if run != baseline},
         rows=drawn.rows,
         users=drawn.users,
@@ -170,6 +180,8 @@ def compare(
         gauc_rows_skipped=drawn.gauc_rows_skipped,
         unit=unit,
         replicates=replicates,
+        split=split,
+        warnings=tuple(said for run in runs for said in metric_warnings(runs[run], split or "these rows", run)),
     )
 
 

@@ -14,6 +14,7 @@ from longrec.report.results import (
     learning_section,
     metrics_section,
     result_sentences,
+    warnings_section,
 )
 from longrec.report.run import RunView
 from longrec.report.sample import sample_section
@@ -47,6 +48,7 @@ def write_page(
     """
     sections = [
         _header(title, facts, comparison),
+        warnings_section(runs, comparison),
         metrics_section(runs, comparison),
         intervals_section(runs, comparison),
         learning_section(runs),
@@ -104,9 +106,10 @@ def _next(steps: Sequence[str]) -> str:
 def _footer(comparison: Mapping[str, Any] | None) -> str:
     how = "Intervals are 95 % bootstrap intervals."
     if comparison:
+        on = f"{comparison['split']}: " if comparison.get("split") else ""
         drawn = "whole users" if comparison["unit"] == "user" else "single rows"
         how = (
-            f"Measured on {comparison['rows']:,} rows of {comparison['users']:,} users, "
+            f"Measured on {on}{comparison['rows']:,} rows of {comparison['users']:,} users, "
             f"{comparison['positives']:,} positive. "
             f"Intervals: 95 %, {comparison['replicates']:,} resamples of {drawn}. "
             f"GAUC leaves out {comparison['gauc_users_skipped']:,} users ({comparison['gauc_rows_skipped']:,} rows) "

@@ -40,6 +40,34 @@ def result_sentences(comparison: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def warnings_section(runs: Sequence[RunView], comparison: Mapping[str, Any] | None) -> str:
+    """What makes the numbers below worth less than they look, run by run; each sentence once."""
+    listed: dict[str, list[str]] = {}
+    for run in runs:
+        for sentence in run.warnings:
+            listed.setdefault(sentence, []).append(run.name)
+    # On one split the results of the runs have said it already.
+    if comparison and comparison.get("split") not in {run.split for run in runs}:
+        for sentence in comparison.get("warnings", ()):
+            name, _, said = sentence.partition(": ")
+            listed.setdefault(said, []).append(name)
+    items = "".join(f"<li>{_for(names, runs)}{escape(sentence)}</li>" for sentence, names in listed.items())
+    if not items:
+        return ""
+    return f'<section class="warnings" role="note"><h2>Warnings</h2><ul>{items}</ul></section>'
+
+
+def _for(names: Sequence[str], runs: Sequence[RunView]) -> str:
+    """Whom a warning is about; nothing where it is about all runs."""
+    return "" if len(names) == len(runs) else f"<b>{escape(joined(names))}</b>: "
+
+
+def _on(runs: Sequence[RunView]) -> str:
+    """The split that all runs were measured on, as a heading names it."""
+    splits = list(dict.fromkeys(run.split for run in runs))
+    return f" on {escape(joined(splits))}" if splits else ""
+
+
 def metrics_section(runs: Sequence[RunView], comparison: Mapping[str, Any] | None) -> str:
     """The table: metrics down, runs across, under each value its difference to the baseline."""
     shown = {run.name: _of_run(run, comparison) for run in runs}
@@ -67,7 +95,7 @@ def metrics_section(runs: Sequence[RunView], comparison: Mapping[str, Any] | Non
             "interval excludes zero. Two intervals may overlap while their difference is clear: the runs share their "
             "rows, and what is hard for one is hard for the other.</p>"
         )
-    return f'<section><h2>Metrics</h2>{about}<div class="scroll">{grid}</div></section>'
+    return f'<section><h2>Metrics{_on(runs)}</h2>{about}<div class="scroll">{grid}</div></section>'
 
 
 def _grid(
@@ -122,13 +150,13 @@ def intervals_section(runs: Sequence[RunView], comparison: Mapping[str, Any] | N
             chart = plots.interval_chart(rows, f"difference in {metric_name(key)}", reference=0.0, signed=True)
             way = {"higher": "to the right is better", "lower": "to the left is better"}.get(BETTER.get(key, ""), "")
             cards.append(card(metric_name(key), chart, f"{way or 'neither side is better'}; dashed: no difference"))
-        head = f"<h2>Differences to {escape(baseline)}</h2>"
+        head = f"<h2>Differences to {escape(baseline)}{_on(runs)}</h2>"
     elif len(runs) > 1:
         for key in metric_keys(run.metrics for run in runs):
             rows = [(run.name, slots[run.name], run.metrics[key]) for run in runs if key in run.metrics]
             chart = plots.interval_chart(rows, metric_name(key), reference=1.0 if key == "pcoc" else None)
             cards.append(card(metric_name(key), chart, METRIC_WORDS.get(key, ("", ""))[1]))
-        head = "<h2>Intervals</h2>"
+        head = f"<h2>Intervals{_on(runs)}</h2>"
     cards = [card for card in cards if card]
     return f'<section>{head}<div class="cards">{"".join(cards)}</div></section>' if cards else ""
 
@@ -169,7 +197,8 @@ def calibration_section(runs: Sequence[RunView]) -> str:
     if not cards:
         return ""
     return (
-        '<section><h2>Calibration</h2><p class="soft small">Rows in bins of rising score, equally many in each. On the '
+        f"<section><h2>Calibration{_on(runs)}</h2>"
+        '<p class="soft small">Rows in bins of rising score, equally many in each. On the '
         "dashed line a score of 0.3 comes true three times in ten; below it the model promises too much, above it too "
         f'little.</p><div class="cards">{"".join(cards)}</div></section>'
     )

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec.errors import RunError
-from longrec.metrics import CalibrationCurve, Interval, calibration_curve
+from longrec.metrics import CalibrationCurve, Interval, calibration_curve, metric_warnings
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class RunView:
         curves: (split, measure) -> points (epoch, value), as (``train``, ``loss``) or (``valid``, ``auc``).
         config: the resolved config, YAML text.
         calibration: promised against observed on the predictions; None when there are none.
+        warnings: one sentence per reason to read the metrics with caution.
     """
 
     name: str
@@ -43,6 +44,7 @@ class RunView:
     curves: dict[tuple[str, str], list[tuple[float, float]]]
     config: str
     calibration: CalibrationCurve | None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Predictions:
     score: NDArray[np.float32]
 
 
-def read_run(folder: str | Path, split: str = "test") -> RunView:
-    """Read a finished run.
+def read_run(folder: str | Path) -> RunView:
+    """Read a finished run, measured on the split that its results name.
 
     ``results.json`` is required; learning curves, predictions and config are shown when they are there.
 
@@ -73,6 +75,7 @@ def read_run(folder: str | Path, split: str = "test") -> RunView:
     if not path.exists():
         raise RunError(str(folder), "no results.json", "a run that was evaluated", "run `longrec evaluate` on it first")
     results = _json(path.read_text(encoding="utf-8"), str(path))
+    split = str(results.get("split", "test"))
     predicted = folder / "predictions" / f"{split}.parquet"
     config = folder / "config.yaml"
     try:
@@ -81,7 +84,7 @@ def read_run(folder: str | Path, split: str = "test") -> RunView:
         view = RunView(
             name=folder.resolve().name,
             model=str(results["model"]),
-            split=str(results["split"]),
+            split=split,
             rows=int(results["rows"]),
             users=int(results["users"]),
             positives=int(results["positives"]),
@@ -90,6 +93,8 @@ def read_run(folder: str | Path, split: str = "test") -> RunView:
             curves=read_curves(folder / "metrics.jsonl"),
             config=config.read_text(encoding="utf-8") if config.exists() else "",
             calibration=_calibration(folder, split) if predicted.exists() else None,
+            # Results of older versions carry none.
+            warnings=tuple(map(str, results.get("warnings", metric_warnings(metrics, split)))),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(

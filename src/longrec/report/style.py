@@ -29,6 +29,10 @@ p { margin: 0 0 12px; max-width: 74ch; }
 .facts dd { margin: 0; font-weight: 550; overflow-wrap: anywhere; }
 .result { border-left: 4px solid var(--s0); padding: 2px 0 2px 14px; margin: 24px 0 0; font-size: 17px; }
 .result p { margin: 4px 0; }
+.warnings { background: var(--bad-back); border-left: 4px solid var(--bad); border-radius: 0 10px 10px 0;
+  padding: 12px 18px; margin: 24px 0 0; }
+.warnings h2 { margin: 0 0 4px; font-size: 17px; color: var(--bad); }
+.warnings ul { margin: 0; padding-left: 20px; } .warnings li { margin: 4px 0; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: 10px 18px 10px 0; border-bottom: 1px solid var(--rule); }

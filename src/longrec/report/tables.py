@@ -63,11 +63,11 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     )
 
 
-def metrics_table(runs: Mapping[str, Mapping[str, Interval]]) -> str:
-    """One row a metric, one column a run."""
+def metrics_table(runs: Mapping[str, Mapping[str, Interval]], split: str = "") -> str:
+    """One row per metric, one column per run; ``split`` names the rows that were measured."""
     keys = metric_keys(runs.values())
     rows = [[metric_name(key), *(str(run[key]) if key in run else None for run in runs.values())] for key in keys]
-    return table(["metric", *runs], rows)
+    return table([_metric_head(split), *runs], rows)
 
 
 def results_table(name: str, results: object) -> str:
@@ -75,8 +75,9 @@ def results_table(name: str, results: object) -> str:
     content = plain(results)
     rows = f"{content['rows']:,} rows, {content['users']:,} users, {content['positives']:,} positive"
     metrics = {key: Interval.from_dict(one) for key, one in content["metrics"].items()}
-    shown = f"{name} ({content['model']}) on {content['split']}: {rows}\n{metrics_table({name: metrics})}"
-    return "\n".join([shown, *warning_lines(content.get("warnings", ()))])
+    head = f"{name} ({content['model']}) on {content['split']}: {rows}"
+    shown = metrics_table({name: metrics}, content["split"])
+    return "\n".join([head, shown, *warning_lines(content.get("warnings", ()))])
 
 
 def warning_lines(warnings: Iterable[str]) -> list[str]:
@@ -102,7 +103,15 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
                 difference = comparison["differences"][run][key]
                 row += [signed(Interval.from_dict(difference)), verdict_words(difference["verdict"])]
             rows.append(row)
-    return table(["metric", "run", "value", f"minus {baseline}", "verdict"], rows)
+    split = comparison.get("split", "")
+    counts = f"{comparison['rows']:,} rows, {comparison['users']:,} users, {comparison['positives']:,} positive"
+    head = [f"on {split}: {counts}" if split else counts]
+    shown = table([_metric_head(split), "run", "value", f"minus {baseline}", "verdict"], rows)
+    return "\n".join([*head, shown, *warning_lines(comparison.get("warnings", ()))])
+
+
+def _metric_head(split: str) -> str:
+    return f"metric on {split}" if split else "metric"
 
 
 def metric_keys(runs: Any) -> list[str]:

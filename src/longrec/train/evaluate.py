@@ -29,6 +29,8 @@ from longrec.train.run import Run, open_run
 from longrec.train.scoring import score_tasks
 from longrec.train.settings import EvaluateConfig
 
+_OF_TASK = ("auc", "log_loss", "normalised_entropy", "pcoc")
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -38,8 +40,8 @@ class Evaluation:
         run, model, split: what was measured on what.
         rows, users, positives: how much.
         users_skipped: users whose rows are of one class, which GAUC leaves out.
-        metrics: AUC, GAUC, log loss, normalised entropy, PCOC, ECE, with 95 % intervals; of a model of several tasks
-            also AUC and log loss of each further one, as in ``auc.TASK``.
+        metrics: AUC, GAUC, log loss, normalized entropy, PCOC, ECE, with 95 % intervals; of a model of several tasks
+            also AUC, log loss, normalized entropy and PCOC of each further one, as in ``auc.TASK``.
         warnings: one sentence per reason to read these metrics with caution.
     """
 
@@ -138,7 +140,9 @@ def compare(
         _same_rows(part, names[0], tables[0], name, table)
     scores = {name: table["score"].to_numpy() for name, table in zip(names, tables)}
     label, user = tables[0]["label"].to_numpy(), tables[0]["user"].to_numpy()
-    return metrics.compare(label, scores, user, baseline=baseline, replicates=replicates, seed=seed, unit=unit)
+    return metrics.compare(
+        label, scores, user, baseline=baseline, replicates=replicates, seed=seed, unit=unit, split=part
+    )
 
 
 def write_predictions(model: Model, log: Log, job: Job, part: str, path: Path, *, quiet: bool = False) -> pa.Table:
@@ -188,6 +192,8 @@ def measure_table(table: pa.Table, run: str, model: str, part: str, config: Eval
         positives=int(label.sum()),
         users_skipped=grouped.users_skipped,
         metrics=found,
+        # A score that joins tasks is beside the label's own probability, and none itself.
+        warnings=metrics.metric_warnings(found, part, not_probabilities=[""] if "auc.label" in found else []),
     )
 
 
@@ -213,7 +219,7 @@ def check_parts(log: Log, job: Job) -> None:
 
 
 def _of_task(table: pa.Table, name: str, config: EvaluateConfig) -> dict[str, Interval]:
-    """AUC and log loss of a further task, on the rows whose label is known; undefined where these do not tell."""
+    """Metrics of a further task, on the rows whose label is known; undefined where these do not tell."""
     label = table["label" if name == "label" else f"label.{name}"].to_numpy()
     known = ~np.isnan(label)
     label, scores, user = label[known], table[f"score.{name}"].to_numpy()[known], table["user"].to_numpy()[known]
@@ -221,7 +227,7 @@ def _of_task(table: pa.Table, name: str, config: EvaluateConfig) -> dict[str, In
     found: dict[str, Interval] = {}
     if units > 1 and label.min() < label.max():
         found = metrics.summary(label, scores, user, replicates=config.replicates, seed=config.seed, unit=config.unit)
-    return {f"{key}.{name}": found.get(key, Interval.undefined()) for key in ("auc", "log_loss")}
+    return {f"{key}.{name}": found.get(key, Interval.undefined()) for key in _OF_TASK}
 
 
 def _predictions(run: Run, part: str) -> pa.Table:

@@ -1,0 +1,64 @@
+"""Values of metrics at which a model is worse than no model, and the warning each of them carries."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from longrec.metrics.interval import Interval
+
+__all__ = ["PCOC_BOUNDS", "metric_warnings"]
+
+PCOC_BOUNDS = (0.8, 1.25)
+"""PCOC outside of these is no calibration: a quarter too much, or the same the other way round."""
+
+
+def metric_warnings(
+    metrics: Mapping[str, Interval], split: str, run: str = "", not_probabilities: Collection[str] = ()
+) -> tuple[str, ...]:
+    """One sentence per metric whose value says that the model is worse than none, with figure, meaning and advice.
+
+    The value decides. Where its interval reaches across the bound the sentence says so.
+
+    Args:
+        metrics: key -> interval; of a further task as in ``auc.TASK``.
+        split: the rows that were measured.
+        run: named in front of each sentence.
+        not_probabilities: tasks whose scores are no probabilities of their label, so that only their order counts;
+            the empty name stands for the score that rows are ranked by.
+
+    >>> metric_warnings({"auc": Interval(0.7, 0.6, 0.8), "pcoc": Interval(1.1, 0.9, 1.4)}, "test")
+    ()
+    >>> metric_warnings({"auc": Interval(0.48, 0.44, 0.52)}, "valid")[0].partition(":")[0]
+    'AUC on valid is 0.4800 [0.4400, 0.5200], below 0.5'
+    """
+    sentences = []
+    for key, one in metrics.items():
+        name, _, task = key.partition(".")
+        if not one.defined or (task in not_probabilities and name != "auc"):
+            continue
+        of = f" of {task}" if task else ""
+        if name == "auc" and one.value < 0.5:
+            sentences.append(
+                f"AUC{of} on {split} is {one}, below 0.5: the scores order rows worse than chance"
+                f"{_reach(one, 0.5)}; check that the label means the same in train and {split}, and look in "
+                "metrics.jsonl for a model that had learned its training rows by heart"
+            )
+        elif name == "normalised_entropy" and one.value > 1:
+            sentences.append(
+                f"Normalized entropy{of} on {split} is {one}, above 1: the base rate of {split} as the score of every "
+                f"row has a lower log loss{_reach(one, 1.0)}; do not read these scores as probabilities, "
+                "and train with fit.monitor=log_loss, fewer epochs, a lower fit.lr or more data"
+            )
+        elif name == "pcoc" and not PCOC_BOUNDS[0] <= one.value <= PCOC_BOUNDS[1]:
+            low, high = PCOC_BOUNDS
+            sentences.append(
+                f"PCOC{of} on {split} is {one}, outside {low:g} to {high:g}: the scores promise {one.value:.3g} "
+                f"positives for each that came{_reach(one, low if one.value < low else high)}; compare the positive "
+                f"rates of train and {split}, train with fit.monitor=log_loss, or calibrate the scores before use"
+            )
+    return tuple(f"{run}: {sentence}" if run else sentence for sentence in sentences)
+
+
+def _reach(one: Interval, bound: float) -> str:
+    across = one.low <= bound <= one.high
+    return f" (the interval reaches across {bound:g}: more rows may say otherwise)" if across else ""
