@@ -27,7 +27,10 @@ Prepared = Callable[..., Log]
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    """``prepared(log, schema, users=, items=, **data)``: write tables as Parquet, prepare them, open the log."""
+    """``prepared(log, schema, users=, items=, as_of=, **data)``: write tables as Parquet, prepare them, open the log.
+
+    ``as_of`` names the column that dates the rows of a table: ``{"items": "since"}``.
+    """
     root = tmp_path_factory.mktemp("prepared")
     number = itertools.count()
 
@@ -37,6 +40,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         *,
         users: pa.Table | None = None,
         items: pa.Table | None = None,
+        as_of: dict[str, str] | None = None,
         **data: Any,
     ) -> Log:
         folder = root / str(next(number))
@@ -45,6 +49,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
             if table is not None:
                 pq.write_table(table, folder / f"{name}.parquet")
                 data[name] = str(folder / f"{name}.parquet")
+                if name in (as_of or {}):
+                    data[name] = {"files": data[name], "as_of": (as_of or {})[name]}
         config = DataConfig.model_validate({"folder": str(folder / "prepared"), "threads": 1, **data})
         return Log.open(prepare(config, Schema.model_validate(schema)))
 

@@ -141,13 +141,17 @@ def named(source: Any) -> Callable[[Path], Case]:
     return write
 
 
-def table(role: str, columns: dict[str, Any], x: dict[str, Any] | None = None) -> Callable[[Path], Case]:
+def table(
+    role: str, columns: dict[str, Any], x: dict[str, Any] | None = None, as_of: str | None = None, unit: str = "auto"
+) -> Callable[[Path], Case]:
     """The base log with a table of users or items, and a feature ``x`` of it."""
 
     def write(folder: Path) -> Case:
         data, _ = given()(folder)
         pq.write_table(pa.table(columns), folder / "table.parquet")
         extra = {"x": {"kind": "id", "table": role.removesuffix("s"), **(x or {})}}
-        return data | {role: {"files": [str(folder / "table.parquet")]}}, {"features": {**SCHEMA["features"], **extra}}
+        source = {"files": str(folder / "table.parquet"), **({} if as_of is None else {"as_of": as_of})}
+        words = {"features": {**SCHEMA["features"], **extra}, "time": {"column": "t", "unit": unit}}
+        return data | {role: source}, words
 
     return write

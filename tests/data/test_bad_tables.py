@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
-from small_logs import Case, N, feature, table, under, with_one
+from small_logs import START, Case, N, feature, table, under, with_one
 
+THEN = np.datetime64("2020-09-13T12:26:40.000001")
 WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     # ---- filters and splits
     "a filter of the wrong type": (
@@ -65,6 +67,30 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     "an item twice": (
         table("items", {"item": [1, 2, 1], "x": [1, 2, 3]}),
         r"table\.parquet: column 'item': 1 stands in 2 rows; expected one row a key\n  Remove the copies",
+    ),
+    "two versions of a moment": (
+        table("items", {"item": [1, 2, 1], "x": [1, 2, 3], "since": [START] * 3}, as_of="since"),
+        r"table\.parquet: column 'since': 1 has 2 rows as of 16\d+; expected one row a key and moment\n  Remove the",
+    ),
+    "two versions of a millisecond": (
+        table("items", {"item": [1, 1], "x": [1, 2], "since": [THEN, THEN + np.timedelta64(1, "us")]}, as_of="since"),
+        r"table\.parquet: column 'since': 1 has 2 rows as of 2020",
+    ),
+    "a version without a moment": (
+        table("users", {"user": [1, 2], "x": [1, 2], "since": [START, None]}, as_of="since"),
+        r"column 'since': 1 null value, first in row 2; expected a time in every row of a table with as_of",
+    ),
+    "versions of no column": (
+        table("items", {"item": [1], "x": [1], "since": [START]}, as_of="sinc"),
+        r"table\.parquet: no column 'sinc' \(as_of\), did you mean 'since'\?",
+    ),
+    "versions at no moments": (
+        table("items", {"item": [1], "x": [1], "since": ["soon"]}, as_of="since"),
+        r"table\.parquet: column 'since': the text 'soon'; expected a moment",
+    ),
+    "versions in another unit": (
+        table("items", {"item": [1], "x": [1], "since": [START * 1_000]}, as_of="since", unit="s"),
+        r"table\.parquet: column 'since': values up to \d+, which read as ms; expected s, as the schema says",
     ),
     "keys of another type": (
         table("items", {"item": ["1"], "x": [1]}),

@@ -35,6 +35,11 @@ def test_moments_may_be_plain_numbers() -> None:
         ({"log": []}, "log.files: tuple should have at least 1 item"),
         ({"log": {"files": ["a"], "query": "b"}}, "log: needs exactly one of files, parts, query"),
         ({"log": {}}, "log: needs exactly one of files, parts, query"),
+        (
+            {"log": {"files": "a", "as_of": "t"}},
+            "config: log.as_of: as_of is for users and items; the schema's time is the moment of an event",
+        ),
+        ({"log": "a", "items": {"files": "b", "as_off": "t"}}, "items.as_off: unknown key; did you mean 'as_of'?"),
         ({"log": "a", "item": "b"}, "item: unknown key; did you mean 'items'?"),
         ({"log": "a", "threads": 0}, "threads: input should be greater than or equal to 1, got 0"),
         ({"log": "a", "memory": "lots"}, "memory: must be a size such as '500MB' or '2GB', got 'lots'"),

@@ -112,6 +112,26 @@ def test_faults_inside_a_whole_schema_are_one_line_each(shop: Path) -> None:
     }
 
 
+def test_versions_need_a_moment_and_a_column_of_their_own(shop: Path) -> None:
+    dated = {key: {"files": "items.parquet", "as_of": key} for key in ("item", "since")}
+    words = {"user": "user", "item": "item", "label": "liked", "features": {"item": {"kind": "id"}}}
+    words["histories"] = {"seen": {"of": ["item"], "columns": {"item": "past"}}}  # type: ignore[assignment]
+    found = faults({"data": {"log": "x", "items": dated["item"], "users": dated["since"], "schema": words}, "fit": 1})
+    assert found[:3] == [
+        "data.users.as_of: needs the schema's time column, which says when an impression was",
+        "data.items.as_of: needs the schema's time column, which says when an impression was",
+        "data.items.as_of: 'item' is the key of the table; name the column that dates its rows",
+    ]
+    assert "model: is required" in found
+    assert faults({"data": {"log": {"files": ["x"], "as_of": "t"}, "schema": words}, "model": "lr"}) == [
+        "data: log.as_of: as_of is for users and items; the schema's time is the moment of an event"
+    ]
+    job = read_job(shop, ["data.items={files: items.parquet, as_of: since}"])
+    assert job.data.items is not None
+    assert (job.data.items.as_of, job.data.items.files) == ("since", (str(shop.parent / "items.parquet"),))
+    assert read_job(yaml.safe_load(job.to_yaml())) == job
+
+
 def test_missing_files_and_sections_are_faults(shop: Path) -> None:
     words = ["data.log=gone-*.parquet", "data.schema.features.genre.vocab=gone.txt"]
     assert faults(shop, *words) == [

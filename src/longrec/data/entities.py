@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +12,8 @@ from numpy.typing import NDArray
 
 from longrec.data.checks import check_width
 from longrec.data.read import Relation, name
+from longrec.data.settings import Source
+from longrec.data.sort import time_sql
 from longrec.errors import DataError
 from longrec.features.compose import multi_values
 from longrec.features.encode import Lists
@@ -17,19 +21,31 @@ from longrec.features.fit import Fitter
 from longrec.features.fitted import FittedSchema, concat_lists
 from longrec.features.schema import Schema
 from longrec.features.table import EntityTable
+from longrec.features.versions import Versions
 from longrec.features.vocabulary import Keys
+
+_STRETCH = 1_000_000
+"""Events whose versions are looked for at once."""
+_MANY = 0.5
+"""A larger share of rows without a version is told."""
 
 
 class Entities:
-    """All users, or all items: the union of the log and of their own table, sorted by key."""
+    """All users, or all items: the union of the log and of their own table, sorted by key.
 
-    def __init__(self, role: str, schema: Schema, log: Relation, own: Relation | None) -> None:
-        self.role, self.schema, self.log, self.own = role, schema, log, own
+    Attributes:
+        versions: of an own table with ``as_of``: what is read of it has an entry a version, all else one a key.
+        none: the share of training events before which there is no version.
+    """
+
+    def __init__(self, role: str, schema: Schema, log: Relation, own: Relation | None, given: Source | None) -> None:
+        self.role, self.schema, self.log, self.own, self.given = role, schema, log, own, given
+        as_of = None if given is None else given.as_of
         self.key = schema.user if role == "user" else schema.item
         kind = log.key_type(self.key)
         union = f"SELECT DISTINCT {name(self.key)}::{kind} AS key FROM {log.view}"
         if own is not None:
-            own.need({self.key: f"key of the {role} table"})
+            own.need({self.key: f"key of the {role} table", **({} if as_of is None else {as_of: "as_of"})})
             own_kind = own.key_type(self.key)
             if own_kind != kind:
                 raise DataError(
@@ -38,10 +54,15 @@ class Entities:
                     f"{kind}, as in the log",
                     "give both the same type",
                 )
-            self._distinct(own)
+            if as_of is None:
+                self._distinct(own)
             union += f" UNION SELECT {name(self.key)}::{kind} FROM {own.view}"
         table = log.table(f"SELECT key FROM ({union}) WHERE key IS NOT NULL ORDER BY key")
         self.keys = Keys(table["key"].combine_chunks())
+        self.versions: Versions | None = None
+        self.none = 0.0
+        if own is not None and as_of is not None:
+            self.versions = self._dated(own, as_of)
 
     def _distinct(self, own: Relation) -> None:
         twice = own.row(
@@ -52,15 +73,56 @@ class Entities:
                 f"{own.where}: column {self.key!r}",
                 f"{twice[0]!r} stands in {twice[1]} rows",
                 "one row a key",
-                "remove the copies",
+                "remove the copies; or give as_of, the column that says since when each row holds",
             )
+
+    def _dated(self, own: Relation, as_of: str) -> Versions:
+        """The versions of the own table: since when each row holds."""
+        time, where = self.schema.time, f"{own.where}: column {as_of!r}"
+        if time is None:
+            raise DataError(where, "as_of, but the schema names no time", "a time column", "leave as_of out")
+        own.no_nulls(as_of, "time", "row of a table with as_of")
+        self._since = time_sql(own, as_of, time.unit)
+        twice = own.row(
+            f"SELECT {name(self.key)}, any_value({name(as_of)}), count(*) FROM {own.view} "
+            f"WHERE {name(self.key)} IS NOT NULL GROUP BY 1, {self._since} HAVING count(*) > 1 ORDER BY 3 DESC LIMIT 1"
+        )
+        if twice:
+            found = f"{twice[0]!r} has {twice[2]} rows as of {twice[1]}"
+            raise DataError(where, found, "one row a key and moment", "remove the copies")
+        read = self._read("NULL", own)
+        counts = np.bincount(read["place"].to_numpy() + 1, minlength=len(self.keys) + 1)
+        return Versions(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), read["since"].to_numpy())
+
+    def _read(self, value: str, own: Relation) -> pa.Table:
+        """A value of every version, in the order of the versions, with the place of its key and its moment."""
+        own.con.register("_keys", pa.table({"key": self.keys.values, "place": np.arange(len(self.keys))}))
+        key = f"{name(self.key)}::{self.log.key_type(self.key)}"
+        found = own.table(
+            f"SELECT k.place, o.since, o.value FROM _keys k JOIN (SELECT {key} AS key, {self._since} AS since, "
+            f"{value} AS value FROM {own.view}) o ON k.key = o.key ORDER BY k.place, o.since"
+        )
+        own.con.unregister("_keys")
+        return found
 
     def source(self, column: str) -> Relation:
         """Where a column is read: the own table if it has it, else the log."""
         return self.own if self.own is not None and column in self.own.types else self.log
 
+    def of_own(self, feature: str) -> bool:
+        """Whether a feature reads its own table, besides the key."""
+        if self.schema.features[feature].kind == "vector":
+            return False
+        return any(c != self.key and self.source(c) is self.own for c in self.schema.columns(feature))
+
+    def dated(self, feature: str) -> bool:
+        """Whether a feature has an entry a version."""
+        return self.versions is not None and self.of_own(feature)
+
     def columns(self, features: list[str]) -> Iterator[tuple[str, pa.Array, pa.Array | None, str]]:
-        """Raw values of features, in the order of the keys: (feature, values, weights or None, where)."""
+        """Raw values of features, in the order of the keys (or of the versions): (feature, values, weights or None,
+        where).
+        """
         for feature_name in features:
             feature = self.schema.features[feature_name]
             column = self.schema.column(feature_name)
@@ -73,11 +135,23 @@ class Entities:
             yield feature_name, values, weights, where
 
     def _column(self, column: str, feature: str) -> tuple[pa.Array, str]:
-        if column == self.key:
-            return self.keys.values, f"{self.log.where}: column {column!r}"
-        source = self.source(column)
+        dated, source = self.dated(feature), self.source(column)
         where = f"{source.where}: column {column!r}"
-        source.need({column: f"feature {feature}, table {self.role}"})
+        if column != self.key:
+            source.need({column: f"feature {feature}, table {self.role}"})
+        if dated and column != self.key and source is self.own:
+            return self._read(name(column), source)["value"].combine_chunks(), where
+        if column == self.key:
+            values, where = self.keys.values, f"{self.log.where}: column {column!r}"
+        else:
+            values = self._plain(column, feature, source, where)
+        if dated:  # beside a column of versions: the same in all versions of a key
+            assert self.versions is not None
+            values = values.take(pa.array(np.repeat(np.arange(len(self.keys)), np.diff(self.versions.offsets)[1:])))
+        return values, where
+
+    def _plain(self, column: str, feature: str, source: Relation, where: str) -> pa.Array:
+        """One value a key."""
         key = name(self.key)
         con = source.con
         con.register("_keys", pa.table({"key": self.keys.values, "place": np.arange(len(self.keys))}))
@@ -100,24 +174,78 @@ class Entities:
             joined = f"SELECT {key} AS key, any_value({value}) AS value FROM {source.view} GROUP BY 1"
         values = source.table(f"SELECT j.value FROM _keys k LEFT JOIN ({joined}) j ON k.key = j.key ORDER BY k.place")
         con.unregister("_keys")
-        return values["value"].combine_chunks(), where
+        return values["value"].combine_chunks()
 
-    def fit(self, fitters: dict[str, Fitter], counts: NDArray[np.int64]) -> None:
-        """Show the fitters of this entity's features every value, weighed by its training events."""
+    def reads(
+        self, train: NDArray[np.bool_], owners: Callable[[NDArray[np.int64]], NDArray[Any]], moments: NDArray[np.int64]
+    ) -> NDArray[np.int64] | None:
+        """How many training events read each version: ``[V]``, or None without versions.
+
+        Args:
+            train: which events are.
+            owners: from places of events to rows of this table.
+            moments: of all events.
+        """
+        if self.versions is None:
+            return None
+        rows, found = np.flatnonzero(train), np.zeros(len(self.versions.times) + 1, np.int64)
+        for first in range(0, len(rows), _STRETCH):
+            at = rows[first : first + _STRETCH]
+            found += np.bincount(self.versions.rows(owners(at), moments.take(at)), minlength=len(found))
+        self.none = float(found[0] / max(len(rows), 1))
+        return found[1:]
+
+    def fit(
+        self, fitters: dict[str, Fitter], counts: NDArray[np.int64], reads: NDArray[np.int64] | None = None
+    ) -> None:
+        """Show the fitters of this entity's features every value, weighed by the training events that read it.
+
+        Args:
+            counts: training events of each key.
+            reads: training events that read each version, where there are versions: one that only later events read
+                is not looked at.
+        """
         names = [feature for feature in fitters if self.schema.table(feature) == self.role]
         for feature, values, _, where in self.columns([f for f in names if fitters[f].needs_data()]):
-            add_values(fitters[feature], self.schema, feature, values, counts, where)
+            weight = counts
+            if self.dated(feature):
+                assert reads is not None
+                weight = reads
+            add_values(fitters[feature], self.schema, feature, values, weight, where)
 
     def encode(self, fitted: FittedSchema) -> EntityTable:
-        """The encoded table, row 0 for an unknown key."""
-        table: dict[str, NDArray[np.generic] | Lists] = {}
+        """The encoded table, row 0 for an unknown key (and for a key without a version)."""
+        plain: dict[str, NDArray[Any] | Lists] = {}
+        dated: dict[str, NDArray[Any] | Lists] = {}
         for feature, values, weights, where in self.columns(fitted.of_table(self.role)):
             unknown, known = fitted.unknown(feature), fitted.encode(feature, values, where, weights)
+            table = dated if self.dated(feature) else plain
             if isinstance(known, Lists) and isinstance(unknown, Lists):
                 table[feature] = concat_lists([unknown, known])
             else:
                 table[feature] = np.concatenate([unknown, known])
-        return EntityTable(self.keys, table)
+        return EntityTable(self.keys, plain, self.versions, dated)
+
+    def warnings(self) -> list[str]:
+        """What the numbers measured on a log have to be read with, because of the moments of the own table."""
+        features = [f for f in self.schema.features if self.schema.table(f) == self.role and self.of_own(f)]
+        if self.given is None or not features:
+            return []
+        named = ", ".join(Path(file).name for file in self.given.files or ()) or f"the query of {self.role}s"
+        several, listed = len(features) > 1, ", ".join(features)
+        if self.versions is None:
+            does = (
+                f"features {listed} are taken as they stand" if several else f"feature {listed} is taken as it stands"
+            )
+            do = "; where that changes with time, keep a row a version and name the column that dates it with as_of"
+            return [f"{named} has no as_of: {does} in the file, for every impression{do if self.schema.time else ''}"]
+        if self.none <= _MANY:
+            return []
+        does = f"features {listed} read" if several else f"feature {listed} reads"
+        return [
+            f"{named} has no version before {self.none:.0%} of the training rows, where {does} as missing; "
+            f"look at the moments in {self.given.as_of}"
+        ]
 
 
 def add_values(

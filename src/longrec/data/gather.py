@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.encode import Lists, TimeEncoder
 from longrec.features.fields import COMPUTED
 from longrec.features.fitted import gather_lists
+from longrec.features.table import AsOf
 from longrec.features.view import Past, event_columns, history_columns
 
 
@@ -24,8 +26,12 @@ def gather(log: Log, rows: NDArray[np.int64]) -> Batch:
     Args:
         rows: int64 ``[B]`` places in the log, in any order.
     """
-    users = log.user(rows)
-    features = {field.name: tensor(_feature(log, field.name, rows, users)) for field in log.fields().features}
+    users, moments = log.user(rows), log.moments.take(rows)
+    owners = {"user": users, "item": log.events.columns["item"].take(rows)}
+    tables = {"user": log.users.as_of(users, moments), "item": log.items.as_of(owners["item"], moments)}
+    features = {
+        field.name: tensor(_feature(log, field.name, rows, moments, owners, tables)) for field in log.fields().features
+    }
     histories = {name: _past(log, name, rows, users) for name in log.schema.histories}
     return Batch(
         size=len(rows),
@@ -34,7 +40,7 @@ def gather(log: Log, rows: NDArray[np.int64]) -> Batch:
         label=torch.from_numpy(log.labels.take(rows)),
         rows=torch.from_numpy(rows),
         users=torch.from_numpy(users),
-        moments=torch.from_numpy(log.moments.take(rows)),
+        moments=torch.from_numpy(moments),
         known=torch.from_numpy(log.label_known(rows)),
         available=None if log.available is None else torch.from_numpy(log.available.take(rows)),
         targets=Targets(log, rows),
@@ -51,22 +57,23 @@ def _past(log: Log, name: str, rows: NDArray[np.int64], users: NDArray[np.int64]
     return history_of(log, name, at, offsets, np.repeat(log.moments.take(rows), np.diff(offsets)))
 
 
-def _feature(log: Log, name: str, rows: NDArray[np.int64], users: NDArray[np.int64]) -> NDArray[Any] | Lists:
+def _feature(
+    log: Log,
+    name: str,
+    rows: NDArray[np.int64],
+    moments: NDArray[np.int64],
+    owners: Mapping[str, NDArray[Any]],
+    tables: Mapping[str, AsOf],
+) -> NDArray[Any] | Lists:
     table = log.schema.table(name)
     if name in log.knowledge:
-        owners = users if table == "user" else log.events.columns["item"].take(rows)
-        return log.knowledge[name].values(owners, log.moments.take(rows))
+        return log.knowledge[name].values(owners[table], moments)
     encoder = log.fitted.encoders[name]
     if isinstance(encoder, TimeEncoder):
-        return encoder.encode_times(log.moments.take(rows))
-    if table == "user":
-        return _take(log.users.columns[name], users)
-    if table == "item":
-        return _take(log.items.columns[name], log.events.columns["item"].take(rows))
-    return _take(log.lists[name] if name in log.lists else log.events.columns[name], rows)
-
-
-def _take(column: NDArray[Any] | Lists, rows: NDArray[Any]) -> NDArray[Any] | Lists:
+        return encoder.encode_times(moments)
+    if table in tables:
+        return tables[table][name]
+    column = log.lists[name] if name in log.lists else log.events.columns[name]
     return gather_lists(column, rows) if isinstance(column, Lists) else column.take(rows, axis=0)
 
 

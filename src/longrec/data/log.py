@@ -23,6 +23,7 @@ from longrec.features.fitted import FittedSchema
 from longrec.features.manifest import read_manifest
 from longrec.features.schema import Schema
 from longrec.features.table import EntityTable, load_column, open_array
+from longrec.features.versions import first_from
 from longrec.features.view import filter_delay
 from longrec.store.knowledge import KnowledgeStore
 from longrec.store.segment import Segment
@@ -217,23 +218,6 @@ class Log:
     def sample_count(self) -> dict[str, int]:
         """Samples of each part."""
         return {part: len(self.rows_of(part)) for part in PARTS}
-
-
-def first_from(
-    times: NDArray[np.int64], low: NDArray[np.int64], high: NDArray[np.int64], moment: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """For each b the first place in ``[low, high]`` whose time is at or after ``moment[b]``: a binary search in step.
-
-    Args:
-        times: int64, rising inside every ``[low[b], high[b])``.
-    """
-    low, high = low.astype(np.int64), high.astype(np.int64)
-    while (open_ := low < high).any():
-        middle = (low + high) >> 1
-        earlier = open_ & (times.take(np.where(open_, middle, 0)) < moment)
-        low = np.where(earlier, middle + 1, low)
-        high = np.where(open_ & ~earlier, middle, high)
-    return low
 
 
 def _lists(path: Path) -> Lists:

@@ -129,8 +129,8 @@ class _Preparation:
             raise DataError(self.log.where, "no rows", "at least one event")
         check_values(self.log, self.schema)
         sort_events(self.log, self.schema, list(columns), self.sorted)
-        self.users = Entities("user", self.schema, self.log, users)
-        self.items = Entities("item", self.schema, self.log, items)
+        self.users = Entities("user", self.schema, self.log, users, self.config.users)
+        self.items = Entities("item", self.schema, self.log, items, self.config.items)
         self.rows = pq.ParquetFile(self.sorted).metadata.num_rows
         self._layout()
         self._split()
@@ -220,10 +220,15 @@ class _Preparation:
         fitters |= {name: fitters[feature.share] for name, feature in features.items() if feature.share}
         train = (self.codes == split.TRAIN) & available_before(self.build / "events", self.lines)
         so_far = np.concatenate([[0], np.cumsum(train, dtype=np.int32)])
-        self.users.fit(fitters, np.diff(so_far[np.cumsum(self.counts)]).astype(np.int64))
+        offsets, events = np.cumsum(self.counts), self.build / "events"
+        moments = open_array(self.build / "moment.npy" if self.schema.request else events / "times.npy")
+        reads = self.users.reads(train, lambda at: np.searchsorted(offsets, at, side="right"), moments)
+        self.users.fit(fitters, np.diff(so_far[offsets]).astype(np.int64), reads)
         del so_far
-        item_rows = open_array(self.build / "events" / "item.npy")
-        self.items.fit(fitters, np.bincount(item_rows[train], minlength=len(self.items.keys) + 1)[1:])
+        item_rows = open_array(events / "item.npy")
+        reads = self.items.reads(train, item_rows.take, moments)
+        self.items.fit(fitters, np.bincount(item_rows[train], minlength=len(self.items.keys) + 1)[1:], reads)
+        self.warnings += [*self.users.warnings(), *self.items.warnings()]
         listed = {name for history in self.schema.histories.values() for name in history.columns or {}}
         self.raw_types = {name: self._raw_type(name) for name in listed}
         sources = self._fit_sources(fitters)

@@ -172,8 +172,8 @@ class Relation:
             f"{self.where}: column {column!r}", what, "numbers", "clean the column, or declare the feature kind id"
         )
 
-    def no_nulls(self, column: str, role: str) -> None:
-        """Refuse nulls (and what is not a number) in a column that every event needs."""
+    def no_nulls(self, column: str, role: str, of: str = "event") -> None:
+        """Refuse nulls (and what is not a number) in a column that every event (or what ``of`` says) needs."""
         real = self.types[column] in ("FLOAT", "DOUBLE")
         # Not isnan(v): over Parquet the engine takes it from statistics, which leave out what is not a number.
         wrong = "try_cast(v AS BIGINT) IS NULL" if real else "v IS NULL"
@@ -184,7 +184,7 @@ class Relation:
             raise DataError(
                 f"{self.where}: column {column!r}",
                 f"{count} null{' or not finite' if real else ''} value{'s' if count > 1 else ''}, first in row {first}",
-                f"a {role} in every event",
+                f"a {role} in every {of}",
                 "drop or fill these rows",
             )
 
@@ -343,4 +343,6 @@ def fingerprint(config: DataConfig, con: duckdb.DuckDBPyConnection) -> str:
                     parts.append(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}")
             if source.rows is not None:
                 parts.append(f"rows {source.rows.model_dump_json()}")
+        if source is not None and source.as_of is not None:
+            parts.append(f"as of {source.as_of}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -11,6 +11,7 @@ from pydantic import Field as Setting
 
 from longrec.config import Strict
 from longrec.data.layout import Rows
+from longrec.features.schema import Schema
 
 
 def _text(value: Any) -> Any:
@@ -97,12 +98,14 @@ class Source(Strict):
     """Where rows come from: files (Parquet, CSV, Arrow; a glob works), files by part, or a DuckDB query.
 
     ``rows`` says how the rows of the files are laid out; without it text files name their columns in the first line.
+    ``as_of`` gives a table of users or items versions: the column that says since when each row holds.
     """
 
-    files: tuple[str, ...] | None = Setting(None, min_length=1)
+    files: Annotated[tuple[str, ...] | None, BeforeValidator(_files)] = Setting(None, min_length=1)
     parts: Parts | None = None
     query: str | None = None
     rows: Rows | None = None
+    as_of: str | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Source:
@@ -162,6 +165,21 @@ class DataConfig(Strict):
         for role, table in (("users", self.users), ("items", self.items)):
             if table is not None and table.parts is not None:
                 raise ValueError(f"{role}: parts is for the log alone; name the files of a table")
+        if self.log.as_of is not None:
+            raise ValueError("log.as_of: as_of is for users and items; the schema's time is the moment of an event")
         if (self.log.parts is not None) != (self.split.by == "parts"):
             raise ValueError("log.parts and split {by: parts} go together: one names the files, the other reads them")
         return self
+
+
+def as_of_faults(config: DataConfig, schema: Schema) -> list[str]:
+    """What is wrong with the ``as_of`` of users and items under a schema, a line each."""
+    faults = []
+    for role, table, key in (("users", config.users, schema.user), ("items", config.items, schema.item)):
+        if table is None or table.as_of is None:
+            continue
+        if schema.time is None:
+            faults.append(f"{role}.as_of: needs the schema's time column, which says when an impression was")
+        if table.as_of == key:
+            faults.append(f"{role}.as_of: {key!r} is the key of the table; name the column that dates its rows")
+    return faults

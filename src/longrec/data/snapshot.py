@@ -18,7 +18,7 @@ from longrec.errors import DataError
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.encode import Lists, TimeEncoder
 from longrec.features.fields import Field
-from longrec.features.fitted import gather_lists
+from longrec.features.table import AsOf
 
 
 def users_at(log: Log, users: NDArray[np.int64], moment: int) -> Batch:
@@ -72,21 +72,20 @@ def _no_events(field: Field) -> torch.Tensor | Jagged:
 def _batch(
     log: Log, side: str, rows: NDArray[np.int64], moments: NDArray[np.int64], histories: dict[str, HistoryBatch]
 ) -> Batch:
-    features = {}
+    features, table = {}, (log.users if side == "user" else log.items).as_of(rows, moments)
     for field in log.fields().features:
-        features[field.name] = tensor(_feature(log, field.name, side, rows, moments))
+        features[field.name] = tensor(_feature(log, field.name, side, rows, moments, table))
     return Batch(len(rows), features, histories)
 
 
 def _feature(
-    log: Log, name: str, side: str, rows: NDArray[np.int64], moments: NDArray[np.int64]
+    log: Log, name: str, side: str, rows: NDArray[np.int64], moments: NDArray[np.int64], table: AsOf
 ) -> NDArray[Any] | Lists:
     own = log.schema.table(name) == side
     if name in log.knowledge:
         return log.knowledge[name].values(rows if own else np.zeros_like(rows), moments)
     if own:
-        column = (log.users if side == "user" else log.items).columns[name]
-        return gather_lists(column, rows) if isinstance(column, Lists) else column.take(rows, axis=0)
+        return table[name]
     encoder = log.fitted.encoders[name]
     if isinstance(encoder, TimeEncoder):
         return encoder.encode_times(moments)

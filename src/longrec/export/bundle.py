@@ -1,12 +1,12 @@
 """A bundle: a folder that answers requests anywhere, and is refused when a byte of it is not as it was written.
 
-Format ``longrec-bundle-1``::
+Format ``longrec-bundle-1`` (``-2`` where a table has versions, which the first could not read)::
 
     manifest.json     what it is: model, inputs, counts, size and SHA-256 of every other file, parity figures
     manifest.sha256   the digest of manifest.json, as ``sha256sum`` writes and checks it
     program.onnx      the model (with program.onnx.data beside it above 1.5 GB of weights)
     schema/           the fitted schema: features.json and vocabularies
-    users/ items/     encoded tables, row 0 unknown
+    users/ items/     encoded tables, row 0 unknown; where they have versions, since when each holds
     history/          past events by user and time, just the columns that histories read (none where none is read)
     tokens/           a token store for each history of tokens (a store on a server is named by its address instead)
     knowledge/        what extractors left, for vector features
@@ -32,7 +32,7 @@ from longrec.features.fitted import FittedSchema
 from longrec.features.table import EntityTable
 from longrec.store.disk import DiskStore
 
-FORMAT = "longrec-bundle-1"
+FORMAT, DATED = "longrec-bundle-1", "longrec-bundle-2"
 MANIFEST, DIGEST, PROGRAM, GOLDEN = "manifest.json", "manifest.sha256", "program.onnx", "golden.json"
 SCHEMA, USERS, ITEMS, HISTORY, TOKENS, KNOWLEDGE = "schema", "users", "items", "history", "tokens", "knowledge"
 RANKER, ENCODER = "ranker", "encoder"
@@ -168,7 +168,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         form = msgspec.json.decode(content, type=dict[str, Any]).get("format")
-        if form != FORMAT:
+        if form not in (FORMAT, DATED):
             raise BundleError(str(folder), f"format {form!r}", FORMAT, "export it again with this version")
         return msgspec.json.decode(content, type=Manifest)
     except msgspec.DecodeError as error:

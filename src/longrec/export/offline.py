@@ -49,7 +49,7 @@ def golden_vectors(
 def ragged_batch(fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample) -> Batch:
     """The impression once for every item, as training would see it: C rows with a history each."""
     size = len(sample.items)
-    once = np.zeros(size, np.int64)
+    once, now = np.zeros(size, np.int64), np.array([sample.moment], np.int64)
     calendar = encoded_calendar(fitted, sample.moment)
     events, candidates = row_values(fitted, users, items, sample)
     features: dict[str, Tensor | Jagged] = {}
@@ -59,9 +59,9 @@ def ragged_batch(fitted: FittedSchema, users: EntityTable, items: EntityTable, s
             known = sample.knowledge[field.name]
             features[field.name] = _rows(known, np.arange(size) if table == "item" else once)
         elif table == "item":
-            features[field.name] = _rows(items.columns[field.name], sample.items)
+            features[field.name] = _tensor(items.as_of(sample.items, now)[field.name])
         elif table == "user":
-            features[field.name] = _rows(users.columns[field.name], once + sample.user)
+            features[field.name] = _tensor(users.as_of(once + sample.user, now)[field.name])
         elif table == "candidate":
             features[field.name] = _tensor(candidates[field.name])
         else:

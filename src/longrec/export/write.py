@@ -145,15 +145,17 @@ class _Making:
             ),
         }
         (build / bundle.GOLDEN).write_bytes(msgspec.json.encode(list(golden)))
+        users, items = EntityTable.load(build / bundle.USERS), EntityTable.load(build / bundle.ITEMS)
         counts = {
-            "users": len(EntityTable.load(build / bundle.USERS)) - 1,
-            "items": len(EntityTable.load(build / bundle.ITEMS)) - 1,
+            "users": len(users) - 1,
+            "items": len(items) - 1,
             "events": events,
             "features": len(fitted.fields().features),
             "histories": len({entry.group for entry in read if entry.group.startswith("h.")}),
         }
         parity: dict[str, Any] = {"tolerance": TOLERANCE, "shapes": shapes, "golden": {"requests": len(golden)}}
-        manifest = self._manifest(read, counts, parity, places)
+        form = bundle.FORMAT if users.versions is None and items.versions is None else bundle.DATED
+        manifest = self._manifest(form, read, counts, parity, places)
         bundle.write_manifest(build, manifest)
         progress.advance(note="replaying golden requests")
         # The online path opens only what is complete; its own figure goes into a second, final manifest.
@@ -177,10 +179,15 @@ class _Making:
         return {n: self.left.tokens[n] for n in read}, {n: self.left.knowledge[n] for n in knowledge}
 
     def _manifest(
-        self, inputs: list[Input], counts: dict[str, int], parity: dict[str, Any], places: dict[str, dict[str, str]]
+        self,
+        form: str,
+        inputs: list[Input],
+        counts: dict[str, int],
+        parity: dict[str, Any],
+        places: dict[str, dict[str, str]],
     ) -> Manifest:
         return Manifest(
-            format=bundle.FORMAT,
+            format=form,
             version=version("longrec"),
             model=self.name,
             kind=bundle.RANKER if self.encoder is None else bundle.ENCODER,

@@ -1,4 +1,4 @@
-"""Users and items: static tables, encoded once, looked up by row.
+"""Users and items: tables encoded once, looked up by row and, where they have versions, by moment.
 
 Row 0 stands for somebody or something unknown; row r > 0 is the r-th key. Events keep the row of their item,
 so that an item's features are stored once and never copied into the log.
@@ -7,8 +7,9 @@ so that an item's features are stored once and never copied into the log.
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -16,14 +17,28 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec.features.encode import Lists
+from longrec.features.fitted import gather_lists
+from longrec.features.versions import Versions
 from longrec.features.vocabulary import Keys
+
+Columns: TypeAlias = dict[str, NDArray[Any] | Lists]
+_VERSIONS = "versions"
 
 
 class EntityTable:
-    """Keys and encoded columns of all users, or of all items (row 0: unknown)."""
+    """Keys and encoded columns of all users, or of all items (row 0: unknown).
 
-    def __init__(self, keys: Keys, columns: dict[str, NDArray[Any] | Lists]) -> None:
+    Attributes:
+        columns: what an entity is, an entry each.
+        versions: when each version of an entity began, where its table has versions.
+        dated: what a version says, an entry each (``Versions``); read through ``as_of`` alone.
+    """
+
+    def __init__(
+        self, keys: Keys, columns: Columns, versions: Versions | None = None, dated: Columns | None = None
+    ) -> None:
         self.keys, self.columns = keys, columns
+        self.versions, self.dated = versions, dated or {}
 
     def __len__(self) -> int:
         return len(self.keys) + 1
@@ -36,22 +51,64 @@ class EntityTable:
         """The key of a row; None for row 0."""
         return None if row == 0 else self.keys.values[row - 1].as_py()
 
+    def as_of(self, rows: NDArray[Any], now: NDArray[np.int64]) -> AsOf:
+        """Some rows as they stood strictly before moments.
+
+        Args:
+            rows: whole numbers ``[n]``.
+            now: int64 ``[n]``, or ``[1]`` for all.
+        """
+        return AsOf(self, rows, now)
+
     def save(self, folder: Path) -> None:
         """Write keys (Parquet) and columns (.npy) into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table({"key": self.keys.values}), folder / "keys.parquet")
-        kinds = {}
-        for name, column in self.columns.items():
+        for name, column in [*self.columns.items(), *self.dated.items()]:
             save_column(folder, name, column)
-            kinds[name] = column_kind(column)
-        (folder / "table.json").write_text(json.dumps({"columns": kinds}, indent=1))
+        content = {"columns": {name: column_kind(column) for name, column in self.columns.items()}}
+        if self.versions is not None:
+            content["dated"] = {name: column_kind(column) for name, column in self.dated.items()}
+            (folder / _VERSIONS).mkdir(exist_ok=True)
+            np.save(folder / _VERSIONS / "offsets.npy", self.versions.offsets)
+            np.save(folder / _VERSIONS / "times.npy", self.versions.times)
+        (folder / "table.json").write_text(json.dumps(content, indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> EntityTable:
         """Open a saved table; columns are memory-mapped."""
-        kinds = json.loads((folder / "table.json").read_text())["columns"]
+        content = json.loads((folder / "table.json").read_text())
         keys = pq.read_table(folder / "keys.parquet")["key"].combine_chunks()
-        return cls(Keys(keys), {name: load_column(folder, name, kind) for name, kind in kinds.items()})
+        columns, dated = (
+            {name: load_column(folder, name, kind) for name, kind in content.get(part, {}).items()}
+            for part in ("columns", "dated")
+        )
+        versions = None
+        if "dated" in content:
+            versions = Versions(*(open_array(folder / _VERSIONS / f"{part}.npy") for part in ("offsets", "times")))
+        return cls(Keys(keys), columns, versions, dated)
+
+
+class AsOf:
+    """Rows of a table as they stood at moments; versions are looked for once, and only if a column asks for them."""
+
+    def __init__(self, table: EntityTable, rows: NDArray[Any], now: NDArray[np.int64]) -> None:
+        self._table, self._rows, self._now = table, rows, now
+
+    def __getitem__(self, name: str) -> NDArray[Any] | Lists:
+        """A column: ``[n]`` entries."""
+        if name in self._table.dated:
+            return _taken(self._table.dated[name], self._entries)
+        return _taken(self._table.columns[name], self._rows)
+
+    @cached_property
+    def _entries(self) -> NDArray[np.int64]:
+        assert self._table.versions is not None
+        return self._table.versions.rows(self._rows, self._now)
+
+
+def _taken(column: NDArray[Any] | Lists, rows: NDArray[Any]) -> NDArray[Any] | Lists:
+    return gather_lists(column, rows) if isinstance(column, Lists) else column.take(rows, axis=0)
 
 
 def column_kind(column: NDArray[Any] | Lists) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from longrec.errors import DataError
 from longrec.features.encode import Lists, numbers
 from longrec.features.fields import COMPUTED
-from longrec.features.fitted import FittedSchema, gather_lists
+from longrec.features.fitted import FittedSchema
 from longrec.features.moments import computed
 from longrec.features.schema import Condition
 from longrec.features.table import EntityTable
@@ -48,6 +48,9 @@ def history_columns(
 ) -> dict[str, NDArray[Any] | Lists]:
     """Columns of history ``name`` as known strictly before ``now``.
 
+    Items with versions are told as they stood at the moment of the impression, not of the event: a past item and a
+    candidate are then told by one table, and a store keeps nothing but the item of an event.
+
     Args:
         past: events before ``now``, already cut and filtered.
         now: int64 ``[N]`` (or ``[1]``): the moment of the impression that looks back.
@@ -57,7 +60,7 @@ def history_columns(
     """
     schema = fitted.schema
     columns: dict[str, NDArray[Any] | Lists] = {}
-    history = schema.histories[name]
+    history, of_items = schema.histories[name], items.as_of(past.items, now)
     for column in history.of:
         if column in COMPUTED:
             offsets = np.array([0, len(past.times)]) if past.offsets is None else past.offsets
@@ -65,8 +68,7 @@ def history_columns(
                 column, now, past.times, offsets, schema.per_second, schema.delay(history.session_gap)
             )
         elif schema.table(column) == "item":
-            owned = items.columns[column]
-            columns[column] = gather_lists(owned, past.items) if isinstance(owned, Lists) else owned.take(past.items)
+            columns[column] = of_items[column]
         else:
             values = past.values[column]
             if schema.features[column].feedback:

@@ -20,7 +20,6 @@ from longrec.export.request import (
     row_features,
 )
 from longrec.features.encode import Lists
-from longrec.features.fitted import gather_lists
 from longrec.features.table import EntityTable
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.stage import Query
@@ -50,8 +49,8 @@ class RequestEncoder:
         self.context, self.candidate_context = context_columns(self.fitted), candidate_columns(self.fitted)
         self._of_event = row_features(self.fitted, "event")
         self._of_candidate = row_features(self.fitted, "candidate")
-        self._user_columns = self._columns(bundle.users, "user")
-        self._item_columns = self._columns(bundle.items, "item")
+        self._user_names, self._item_names = self.fitted.of_table("user"), self.fitted.of_table("item")
+        self._user_table, self._item_table = self._typed(bundle.users), self._typed(bundle.items)
         self._users, self._items = Lookup(bundle.users), Lookup(bundle.items)
         self._histories = Histories(bundle, live)
         self._tokens = TokenHistories(bundle) if tokens is None else tokens
@@ -138,11 +137,7 @@ class RequestEncoder:
             )
         user = key_number(request.user) if self._by_key else 0
         inputs: dict[str, NDArray[Any]] = {}
-        for name, column in self._user_columns.items():
-            if isinstance(column, Lists):
-                inputs.update(self._feature(name, gather_lists(column, np.array([row]))))
-            else:
-                inputs[f"f.{name}"] = column[row : row + 1]
+        self._read(self._user_table, self._user_names, np.array([row]), moment, inputs)
         for name, column in self._of_context(request.context, request.user).items():
             inputs.update(self._feature(name, column))
         for name, ids in encoded_calendar(self.fitted, moment).items():
@@ -186,11 +181,7 @@ class RequestEncoder:
             told: the columns of ``candidates``, C entries each.
         """
         inputs: dict[str, NDArray[Any]] = {}
-        for name, column in self._item_columns.items():
-            if isinstance(column, Lists):
-                inputs.update(self._feature(name, gather_lists(column, rows)))
-            else:
-                inputs[f"f.{name}"] = column.take(rows, axis=0)
+        self._read(self._item_table, self._item_names, rows, moment, inputs)
         for name, column in (told or {}).items():
             inputs.update(self._feature(name, column))
         inputs.update(self._knowledge.of_items(rows, keys, moment))
@@ -201,13 +192,35 @@ class RequestEncoder:
         self._tokens.close()
         self._knowledge.close()
 
-    def _columns(self, table: EntityTable, owner: str) -> dict[str, NDArray[Any] | Lists]:
-        """The columns of a table, in the types of the program."""
-        columns: dict[str, NDArray[Any] | Lists] = {}
-        for name in self.fitted.of_table(owner):
-            column, number = table.columns[name], self._fields[name].kind in _NUMBERS
-            columns[name] = column if isinstance(column, Lists) else tensors(name, column, number)[name]
-        return columns
+    def _typed(self, table: EntityTable) -> EntityTable:
+        """A table with its columns in the types of the program."""
+
+        def typed(columns: Mapping[str, NDArray[Any] | Lists]) -> dict[str, NDArray[Any] | Lists]:
+            return {
+                name: column
+                if isinstance(column, Lists)
+                else tensors(name, column, self._fields[name].kind in _NUMBERS)[name]
+                for name, column in columns.items()
+            }
+
+        return EntityTable(table.keys, typed(table.columns), table.versions, typed(table.dated))
+
+    def _read(
+        self,
+        table: EntityTable,
+        names: Sequence[str],
+        rows: NDArray[Any],
+        moment: int,
+        inputs: dict[str, NDArray[Any]],
+    ) -> None:
+        """Add the columns of some rows of a table, as they stood strictly before the moment."""
+        found = table.as_of(rows, np.array([moment], np.int64))
+        for name in names:
+            column = found[name]
+            if isinstance(column, Lists):
+                inputs.update(self._feature(name, column))
+            else:
+                inputs[f"f.{name}"] = column
 
     def _feature(self, name: str, column: NDArray[Any] | Lists) -> dict[str, NDArray[Any]]:
         return tensors(f"f.{name}", column, number=self._fields[name].kind in _NUMBERS)

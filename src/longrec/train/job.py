@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from longrec.config import Strict, apply_overrides, parse, read_yaml, to_yaml
-from longrec.data.settings import DataConfig, Source, Split
+from longrec.data.settings import DataConfig, Source, Split, as_of_faults
 from longrec.errors import ConfigError, nearest
 from longrec.features.schema import Schema
 from longrec.train.settings import EvaluateConfig, FitConfig
@@ -116,6 +116,8 @@ def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str], *, s
     if name is not None and not (isinstance(name, str) and NAME.fullmatch(name)):
         faults.append(f"name: must be a folder name of letters, digits, '.', '-' and '_', got {name!r}")
     data, schema = _data(content, where, base, home, faults)
+    if data is not None and schema is not None:
+        faults += [f"data.{fault}" for fault in as_of_faults(data, schema)]
     model = _model(content, where, schema, faults)
     fit = _parse(FitConfig, content.get("fit"), where, "fit", faults)
     evaluate = _parse(EvaluateConfig, content.get("evaluate"), where, "evaluate", faults)

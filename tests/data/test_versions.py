@@ -1,0 +1,358 @@
+"""Tables with versions: every feature comes from the newest version strictly before its moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longrec.data.gather import gather
+from longrec.data.log import Log
+from longrec.data.snapshot import items_at, users_at
+from longrec.data.training_past import training_past
+from longrec.errors import DataError
+from longrec.features.batch import Jagged
+from longrec.features.encode import to_state
+from longrec.metrics import auc
+
+Row = dict[str, Any]
+USERS, ITEMS, TICKS = 3, 4, 12
+SCHEMA: dict[str, Any] = {
+    "user": "user",
+    "item": "item",
+    "time": {"column": "t", "unit": "step"},
+    "request": "visit",
+    "label": "click",
+    "features": {
+        "number": {"kind": "dense"},  # tells the rows apart
+        "user": {"kind": "id", "vocab": list(range(USERS))},
+        "item": {"kind": "id", "vocab": list(range(ITEMS))},
+        "brand": {"kind": "id", "table": "item", "vocab": ["a", "b", "c"]},
+        "cut": {"kind": "bucket", "table": "item", "column": "price", "edges": [2, 5]},
+        "price": {"kind": "dense", "table": "item", "missing": -1},
+        "sizes": {"kind": "dense", "table": "item", "width": 2},
+        "tags": {"kind": "multi", "table": "item", "vocab": [0, 1, 2], "weights": "tag_weights"},
+        "shelf": {"kind": "id", "table": "item", "vocab": [0, 1]},  # a column of the log, the same in all its rows
+        "land": {"kind": "id", "table": "user", "vocab": ["x", "y"]},
+        "likes": {"kind": "multi", "table": "user", "vocab": [0, 1, 2]},
+    },
+    "histories": {
+        "seen": {"of": ["item", "brand", "cut", "tags", "shelf"], "last": 4},
+        "clicked": {"of": ["brand", "time_gap"], "last": 3, "where": {"page": 1}},
+    },
+}
+VALUES = {"brand": ["a", "b", "c", "z"], "land": ["x", "y", "z"]}
+TAGS = st.lists(st.integers(0, 3), max_size=3)
+
+
+def event() -> st.SearchStrategy[Row]:
+    return st.fixed_dictionaries(
+        {
+            "user": st.integers(0, USERS - 1),
+            "item": st.integers(0, ITEMS - 1),
+            "t": st.integers(1, TICKS),
+            "visit": st.one_of(st.none(), st.integers(0, 1)),
+            "page": st.integers(0, 1),
+        }
+    )
+
+
+def versions(key: str, count: int, **columns: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Row]]:
+    """Dated rows, some of keys that no event knows; several entities without any."""
+    row = st.fixed_dictionaries({key: st.integers(0, count + 1), "since": st.integers(-3, TICKS + 2), **columns})
+    return st.lists(row, min_size=1, max_size=25, unique_by=lambda one: (one[key], one["since"]))
+
+
+ITEM_ROWS = versions(
+    "item",
+    ITEMS,
+    brand=st.one_of(st.none(), st.sampled_from(VALUES["brand"])),
+    price=st.one_of(st.none(), st.integers(0, 9)),
+    tags=TAGS,
+    sizes=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+)
+USER_ROWS = versions("user", USERS, land=st.sampled_from(VALUES["land"]), likes=TAGS)
+IDS, NUMBERS = pa.list_(pa.int64()), pa.list_(pa.float64())
+TYPES = {"visit": pa.int64(), "brand": pa.string(), "price": pa.float64(), "tags": IDS, "likes": IDS}
+TYPES |= {"tag_weights": NUMBERS, "sizes": NUMBERS}
+
+
+def table(rows: list[Row]) -> pa.Table:
+    return pa.table({name: pa.array([row[name] for row in rows], TYPES.get(name)) for name in rows[0]})
+
+
+def newest(rows: list[Row], key: str, which: Any, now: int) -> Row | None:
+    """By a look at every row."""
+    own = [row for row in rows if row[key] == which and row["since"] < now]
+    return max(own, key=lambda row: row["since"]) if own else None
+
+
+def code(known: list[Any], value: Any) -> int:
+    return 0 if value is None else known.index(value) + 2 if value in known else 1
+
+
+def told(item: Row | None, which: int) -> dict[str, Any]:
+    """What a batch must hold of an item."""
+    row = item or {"brand": None, "price": None, "tags": [], "sizes": None}
+    price = row["price"]
+    return {
+        "item": which + 2,
+        "brand": code(["a", "b", "c"], row["brand"]),
+        "cut": 0 if price is None else 2 + (price >= 2) + (price >= 5),
+        "price": -1.0 if price is None else float(price),
+        "sizes": [0.0, 0.0] if row["sizes"] is None else [float(one) for one in row["sizes"]],
+        "tags": [(code([0, 1, 2], tag), place + 0.5) for place, tag in enumerate(row["tags"])],
+        "shelf": which % 2 + 2,
+    }
+
+
+def owner(user: Row | None) -> dict[str, Any]:
+    row = user or {"land": None, "likes": []}
+    return {"land": code(["x", "y"], row["land"]), "likes": [code([0, 1, 2], one) for one in row["likes"]]}
+
+
+def plain(column: torch.Tensor | Jagged) -> list[Any]:
+    if not isinstance(column, Jagged):
+        return column.tolist()
+    values = (
+        column.values.tolist() if column.weights is None else list(zip(column.values.tolist(), column.weights.tolist()))
+    )
+    cuts = column.offsets.tolist()
+    return [values[first:stop] for first, stop in zip(cuts, cuts[1:])]
+
+
+def made(
+    prepared: Callable[..., Log], rows: list[Row], items: list[Row], users: list[Row], schema: Row = SCHEMA
+) -> Log:
+    log = [{**row, "number": n, "click": n % 2, "shelf": row["item"] % 2} for n, row in enumerate(rows)]
+    items = [{**row, "tag_weights": [place + 0.5 for place in range(len(row["tags"]))]} for row in items]
+    return prepared(
+        table(log).append_column("part", pa.array(["train"] * len(log))),
+        schema,
+        users=table(users),
+        items=table(items),
+        as_of={"users": "since", "items": "since"},
+        split={"by": "column", "column": "part"},
+    )
+
+
+@settings(deadline=None, max_examples=25)
+@given(rows=st.lists(event(), min_size=2, max_size=25), items=ITEM_ROWS, users=USER_ROWS)
+def test_every_feature_is_of_the_newest_version_before_its_moment(
+    rows: list[Row], items: list[Row], users: list[Row], prepared: Callable[..., Log]
+) -> None:
+    log = made(prepared, rows, items, users)
+    batch = gather(log, np.random.default_rng(0).permutation(len(log)))
+    features = {name: plain(column) for name, column in batch.features.items()}
+    for place, number in enumerate(features["number"]):
+        row = rows[int(number)]
+        same = [
+            r["t"] for r in rows if r["visit"] is not None and (r["user"], r["visit"]) == (row["user"], row["visit"])
+        ]
+        now = min([row["t"], *same])
+        expected = told(newest(items, "item", row["item"], now), row["item"])
+        expected |= owner(newest(users, "user", row["user"], now))
+        assert {name: features[name][place] for name in expected} == expected
+        # A past item is told as it stands at the impression, whatever it was at its own event.
+        past = sorted((r for r in rows if r["user"] == row["user"] and r["t"] < now), key=lambda r: r["t"])
+        for name, kept, last in (("seen", past, 4), ("clicked", [r for r in past if r["page"] == 1], 3)):
+            seen = [told(newest(items, "item", r["item"], now), r["item"]) for r in kept[-last:]]
+            history = batch.histories[name]
+            first, stop = history.offsets[place : place + 2].tolist()
+            for column in set(history.columns) - {"time_gap"}:
+                assert plain(history.columns[column])[first:stop] == [one[column] for one in seen], (name, column)
+
+
+@settings(deadline=None, max_examples=5)
+@given(items=ITEM_ROWS, users=USER_ROWS)
+def test_users_and_items_by_themselves_stand_as_at_any_moment(
+    items: list[Row], users: list[Row], prepared: Callable[..., Log]
+) -> None:
+    rows = [{"user": n % USERS, "item": n % ITEMS, "t": n, "visit": None, "page": 0} for n in range(TICKS)]
+    log = made(prepared, rows, items, users)
+    brands, lands = log.items.keys.values.to_pylist(), log.users.keys.values.to_pylist()
+    for now in range(-4, TICKS + 4):
+        made_of = items_at(log, np.arange(1, len(brands) + 1), now).features
+        found = {name: plain(column) for name, column in made_of.items()}
+        for place, key in enumerate(brands):
+            expected = told(newest(items, "item", key, now), key)
+            for name in ("brand", "cut", "price", "sizes", "tags"):
+                assert found[name][place] == expected[name]
+        made_of = users_at(log, np.arange(1, len(lands) + 1), now).features
+        found = {name: plain(column) for name, column in made_of.items()}
+        for place, key in enumerate(lands):
+            expected = owner(newest(users, "user", key, now))
+            assert {name: found[name][place] for name in expected} == expected
+
+
+# ---- coins -------------------------------------------------------------------------------------------------------
+
+COINS: dict[str, Any] = {
+    "user": "user",
+    "item": "item",
+    "time": {"column": "t", "unit": "s"},
+    "label": "click",
+    "features": {"item": {"kind": "id"}, "ctr": {"kind": "dense", "table": "item"}},
+}
+N, START = 2_000, 1_600_000_000
+
+
+@pytest.mark.parametrize("after", [0, 1, 3_600])
+def test_a_version_of_the_moment_or_later_tells_no_coin(after: int, prepared: Callable[..., Log]) -> None:
+    random = np.random.default_rng(after)
+    coin, times = random.integers(0, 2, N), START + np.arange(N) * 60
+    log = pa.table({"user": np.arange(N) % 40, "item": np.arange(N) % 200, "t": times, "click": coin})
+    rows = {"item": np.arange(N) % 200, "ctr": coin * 0.9 + random.random(N) * 0.1, "since": times + after}
+    dated = prepared(log, COINS, items=pa.table(rows), as_of={"items": "since"})
+    assert dated.warnings == []
+
+    def area(made: Log) -> float:
+        batch = gather(made, np.arange(len(made)))
+        ctr = batch.features["ctr"]
+        assert isinstance(ctr, torch.Tensor)
+        return float(auc(batch.label.numpy(), ctr.numpy()))
+
+    assert abs(area(dated) - 0.5) < 5 * 0.29 / np.sqrt(N) * 2
+    # The same numbers without their dates: the mean of the whole log, which has the coin in it.
+    means = [rows["ctr"][rows["item"] == item].mean() for item in range(200)]
+    static = prepared(log, COINS, items=pa.table({"item": np.arange(200), "ctr": means}))
+    assert area(static) > 0.6
+    assert static.warnings == [
+        "items.parquet has no as_of: feature ctr is taken as it stands in the file, for every impression; "
+        "where that changes with time, keep a row a version and name the column that dates it with as_of"
+    ]
+
+
+def test_only_a_table_that_some_feature_reads_is_told(prepared: Callable[..., Log]) -> None:
+    log = pa.table({"user": [1, 2] * 20, "item": [3, 4] * 20, "t": range(40), "click": [0, 1, 1, 0] * 10})
+    words = {
+        **COINS,
+        "features": {"item": {"kind": "id"}, "user": {"kind": "id"}},
+        "time": {"column": "t", "unit": "step"},
+    }
+    items = pa.table({"item": [3, 4], "ctr": [0.5, 0.6], "a": ["x", "y"]})
+    assert prepared(log, words, items=items).warnings == []
+    both = {
+        **words,
+        "features": {"ctr": {"kind": "dense", "table": "item"}, "b": {"kind": "id", "table": "item", "column": "a"}},
+    }
+    (told_of,) = prepared(log, both, items=items).warnings
+    assert told_of.startswith(
+        "items.parquet has no as_of: features ctr, b are taken as they stand in the file, for every"
+    )
+
+
+def test_moments_that_all_lie_late_are_told(prepared: Callable[..., Log]) -> None:
+    log = pa.table({"user": [1, 2] * 20, "item": [3, 4] * 20, "t": range(40), "click": [0, 1, 1, 0] * 10})
+    words = {**COINS, "time": {"column": "t", "unit": "step"}}
+    for since, share in ((9, None), (40, "100%"), (24, "78%")):
+        items = pa.table({"item": [3, 4], "ctr": [0.5, 0.6], "since": [since, since]})
+        told_of = prepared(log, words, items=items, as_of={"items": "since"}).warnings
+        assert len(told_of) == (share is not None)
+        if share is not None:
+            assert told_of[0].startswith(
+                f"items.parquet has no version before {share} of the training rows, where feature ctr"
+            )
+
+
+def test_versions_of_a_log_without_time_are_refused(prepared: Callable[..., Log]) -> None:
+    words = {"user": "user", "item": "item", "label": "click", "features": {"ctr": {"kind": "dense", "table": "item"}}}
+    words |= {"histories": {"past": {"of": ["item"], "columns": {"item": "past"}}}}
+    words["features"]["item"] = {"kind": "id"}  # type: ignore[index]
+    log = pa.table({"user": [1, 2] * 9, "item": [3, 4] * 9, "click": [0, 1] * 9, "past": [[3]] * 18})
+    items = pa.table({"item": [3], "ctr": [0.5], "since": [0]})
+    with pytest.raises(DataError, match="column 'since': as_of, but the schema names no time"):
+        prepared(log, words, items=items, as_of={"items": "since"}, split={"by": "user"})
+
+
+# ---- the fit -----------------------------------------------------------------------------------------------------
+
+LEARNT: dict[str, Any] = {
+    "brand": {"kind": "id", "min_count": 3},
+    "same": {"kind": "id", "column": "brand", "share": "brand"},
+    "tags": {"kind": "multi"},
+    "price": {"kind": "dense", "scale": "standard"},
+    "wide": {"kind": "dense", "scale": "minmax", "column": "price"},
+    "cuts": {"kind": "bucket", "quantiles": 4, "column": "price"},
+    "square": {"kind": "bucket", "log_square": True, "column": "price"},
+    "hashed": {"kind": "id", "column": "brand", "hash": 20},
+}
+
+
+def test_what_is_learnt_is_what_training_rows_read(prepared: Callable[..., Log]) -> None:
+    """As if every row of the log carried the values of its version."""
+    random = np.random.default_rng(3)
+    count, items = 300, list[Row]()
+    for n, since in enumerate(random.choice(400, 90, replace=False)):
+        values = {"brand": f"b{random.integers(0, 30)}", "price": float(random.integers(0, 90))}
+        items.append({"item": n % 8, "since": int(since), **values, "tags": random.integers(0, 40, 2).tolist()})
+    rows = [{"user": n % 5, "item": int(random.integers(0, 9)), "t": n, "click": n % 2} for n in range(count)]
+    nothing = {"brand": None, "price": None, "tags": None}
+    joined = []
+    for row in rows:
+        found = newest(items, "item", row["item"], row["t"]) or nothing
+        joined.append({**row, **{name: found[name] for name in nothing}})
+    base = {"user": "user", "item": "item", "time": {"column": "t", "unit": "step"}, "label": "click"}
+    ids = {"user": {"kind": "id"}, "item": {"kind": "id"}}
+    words = [
+        {**base, "features": ids | {n: {**f, "table": owns} for n, f in LEARNT.items()}}
+        for owns in ("item", "candidate")
+    ]
+    dated = prepared(table(rows), words[0], items=table(items), as_of={"items": "since"})
+    beside = prepared(table(joined), words[1])
+    for name in LEARNT:
+        one, other = (log.fitted.encoders[name] for log in (dated, beside))
+        states = [to_state(encoder) for encoder in (one, other)]
+        spreads = [state.pop("spread", 0.0) for state in states]  # sums in another order
+        assert states[0] == states[1], name
+        assert spreads[0] == pytest.approx(spreads[1], rel=1e-12)
+        keys = [getattr(encoder, "keys", None) for encoder in (one, other)]
+        assert (keys[0] is None) == (keys[1] is None)
+        if keys[0] is not None and keys[1] is not None:
+            assert keys[0].values.equals(keys[1].values), name
+    everything = np.arange(count)
+    for name, column in gather(dated, everything).features.items():
+        other = plain(gather(beside, everything).features[name])
+        assert plain(column) == (pytest.approx(other) if name == "price" else other), name
+
+
+def test_one_version_a_key_before_everything_is_a_table_without_versions(prepared: Callable[..., Log]) -> None:
+    random = np.random.default_rng(4)
+    log = pa.table(
+        {"user": random.integers(0, 5, 200), "item": random.integers(0, 9, 200), "t": START + np.arange(200),
+         "click": random.integers(0, 2, 200)}
+    )  # fmt: skip
+    items = pa.table(
+        {"item": np.arange(9), "brand": [f"b{n % 4}" for n in range(9)], "price": random.random(9) * 50,
+         "tags": [[n % 3, n % 5] for n in range(9)], "since": pa.array([START - 1] * 9, pa.timestamp("s"))}
+    )  # fmt: skip
+    words = {**COINS, "features": {"item": {"kind": "id"}} | {n: {**f, "table": "item"} for n, f in LEARNT.items()}}
+    words["histories"] = {"past": {"of": ["item", "brand", "tags", "cuts"], "last": 5}}
+    dated, static = prepared(log, words, items=items, as_of={"items": "since"}), prepared(log, words, items=items)
+    one, other = (gather(made_log, np.arange(200)) for made_log in (dated, static))
+    for name in one.features:
+        assert plain(one.features[name]) == plain(other.features[name]), name
+    for column, values in one.histories["past"].columns.items():
+        assert plain(values) == plain(other.histories["past"].columns[column]), column
+    assert dated.folder.name != static.folder.name
+    assert not (static.folder / "items" / "versions").exists()
+    assert "dated" not in (static.folder / "items" / "table.json").read_text()
+
+
+def test_what_users_did_in_training_is_told_as_of_its_end(prepared: Callable[..., Log]) -> None:
+    rows = [{"user": 0, "item": n % 2, "t": n, "click": n // 2 % 2} for n in range(40)]
+    items = [{"item": n, "since": since, "brand": f"{n} from {since}"} for n in (0, 1) for since in (-1, 10, 35)]
+    words = {**COINS, "time": {"column": "t", "unit": "step"}, "histories": {"past": {"of": ["brand"], "last": 5}}}
+    words["features"] = {
+        "item": {"kind": "id"},
+        "brand": {"kind": "id", "table": "item", "vocab": ["0 from 10", "1 from 10"]},
+    }
+    log = prepared(table(rows), words, items=table(items), as_of={"items": "since"}, split={"test_from": "30"})
+    (piece,) = training_past(log)
+    assert set(plain(piece["past"].columns["brand"])) == {2, 3}
