@@ -20,7 +20,7 @@ from longrec.models.catalogue import HOUSE
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "longrec"
 
-GROUND = {"errors", "config", "progress"}
+GROUND = {"errors", "config", "progress", "resources"}
 FACE = {"__init__", "__main__", "cli", "demo", "verbs"}
 MAY_IMPORT: dict[str, set[str]] = {
     "features": set(),

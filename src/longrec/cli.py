@@ -1,12 +1,15 @@
 """The command ``longrec``: one function a verb, no logic.
 
-Exit code 0 on success, 2 for a fault that the user can mend (with a message), 130 when interrupted, and 1 for a
-fault of our own, whose trace goes to a file.
+Exit code 0 on success, 2 for a fault that the user can mend (with a message), 130 when interrupted, 141 when the
+reader of the output left, and 1 for a fault of our own, whose trace goes to a file.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import signal
 import sys
 import tempfile
 import textwrap
@@ -18,6 +21,7 @@ from typing import Any
 from longrec import __version__, verbs
 from longrec.errors import ConfigError, LongRecError
 from longrec.report import tables
+from longrec.resources import resource_error
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -26,24 +30,46 @@ def main(words: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    args = _parsed(words)
     try:
+        args = _parsed(words)
         args.verb(args)
+        sys.stdout.flush()  # here, and not when the interpreter ends, where nobody would catch what it raises
     except LongRecError as error:
-        print(f"longrec: {type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+        return _told(error)
     except KeyboardInterrupt:
         print("longrec: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        return _reader_left()
     except Exception as error:  # noqa: BLE001 - the last resort of the command line: told, kept in a file, exit 1
-        return _our_fault(error)
+        ordinary = resource_error(error)
+        return _our_fault(error) if ordinary is None else _told(ordinary)
     return 0
+
+
+def _told(error: LongRecError) -> int:
+    print(f"longrec: {type(error).__name__}: {error}", file=sys.stderr)
+    return 2
+
+
+def _reader_left() -> int:
+    """Whoever read our output has seen enough (``longrec models | head``): end as other commands do, without a word."""
+    with contextlib.suppress(OSError, ValueError):  # a stream that is no file has nothing left to write
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def _parsed(words: Sequence[str] | None) -> argparse.Namespace:
     """The words as a verb with its options; settings may stand after options too, where argparse loses them."""
     made = parser()
-    args, rest = made.parse_known_args(words)
+    words = sys.argv[1:] if words is None else words
+    if not words:
+        return argparse.Namespace(verb=lambda _: print(made.format_help(), end=""))
+    try:
+        args, rest = made.parse_known_args(words)
+    except SystemExit:
+        sys.stdout.flush()
+        raise
     if rest and (not hasattr(args, "overrides") or any("=" not in word or word.startswith("-") for word in rest)):
         made.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -52,9 +78,13 @@ def _parsed(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _our_fault(error: Exception) -> int:
-    with tempfile.NamedTemporaryFile("w", prefix="longrec-", suffix=".txt", delete=False) as file:
-        traceback.print_exception(error, file=file)
     print(f"longrec: a fault of LongRec itself: {type(error).__name__}: {error}", file=sys.stderr)
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="longrec-", suffix=".txt", delete=False) as file:
+            traceback.print_exception(error, file=file)
+    except OSError:  # no room for a file: the trace must not be lost
+        traceback.print_exception(error)
+        return 1
     print(f"  The full trace is in {file.name}; please report it.", file=sys.stderr)
     return 1
 

@@ -7,6 +7,7 @@
     |-- StoreError              a history store that is damaged or was written by another version
     |-- RunError                a run folder that is missing, incomplete or does not fit
     |-- BundleError             a bundle that is altered, incomplete or of another version
+    |-- ResourceError           what the machine lacks: disk, memory, permission, an open port
     `-- RequestError            a request that cannot be answered; carries an HTTP status
 
 A message has four parts: where, what was found, what was expected, what to do.
@@ -71,6 +72,10 @@ class RunError(LongRecError):
 
 class BundleError(LongRecError):
     """A bundle that was altered, is incomplete, or is of another version."""
+
+
+class ResourceError(LongRecError):
+    """Something the machine lacks or forbids: disk space, memory, permission, open files, a network."""
 
 
 class RequestError(LongRecError):

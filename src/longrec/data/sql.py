@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import duckdb
 
-from longrec.errors import DataError
+from longrec.errors import DataError, LongRecError
+from longrec.resources import resource_error
 
 
 def literal(text: str) -> str:
@@ -17,8 +18,10 @@ def name(column: str) -> str:
     return '"' + column.replace('"', '""') + '"'
 
 
-def unreadable(where: str, error: duckdb.Error) -> DataError:
-    """A DuckDB error in our words."""
+def unreadable(where: str, error: duckdb.Error) -> LongRecError:
+    """A DuckDB error in our words: of the machine, where it says so, else of what was read."""
+    if (ordinary := resource_error(error, where)) is not None:
+        return ordinary
     # What follows LINE quotes our own statement around the source.
     lines = [line.strip() for line in str(error).partition("\nLINE ")[0].splitlines() if line.strip()]
     text = " ".join(lines[:4])

@@ -12,7 +12,7 @@ import duckdb
 
 from longrec.data.layout import Rows
 from longrec.data.sql import literal, name, unreadable
-from longrec.errors import DataError
+from longrec.errors import DataError, LongRecError
 
 _REJECTS = "_reject_errors"
 # Cells beyond the last column are passed over in silence where they read as null; so no cell does.
@@ -78,7 +78,7 @@ def check_header(con: duckdb.DuckDBPyConnection, rows: Rows, path: Path) -> None
         )
 
 
-def text_fault(con: duckdb.DuckDBPyConnection, rows: Rows, paths: list[Path]) -> DataError | None:
+def text_fault(con: duckdb.DuckDBPyConnection, rows: Rows, paths: list[Path]) -> LongRecError | None:
     """The first fault of the first file that has one, None if none is found."""
     for path in paths:
         fault = _line_fault(con, rows, path) or _value_fault(con, rows, path)
@@ -87,7 +87,7 @@ def text_fault(con: duckdb.DuckDBPyConnection, rows: Rows, paths: list[Path]) ->
     return None
 
 
-def _line_fault(con: duckdb.DuckDBPyConnection, rows: Rows, path: Path) -> DataError | None:
+def _line_fault(con: duckdb.DuckDBPyConnection, rows: Rows, path: Path) -> LongRecError | None:
     more = f", store_rejects=true, rejects_table='{_REJECTS}', rejects_scan='_reject_scans', rejects_limit=1000"
     try:
         con.execute(f"SELECT count(COLUMNS(*)) FROM {read_text(rows, [path], more)}").fetchall()

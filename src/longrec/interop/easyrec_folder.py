@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ def write(found: Imported, into: str | Path) -> list[Path]:
         for file, text in zip(files, texts):
             file.write_text(text, encoding="utf-8")
     except OSError as error:
+        for file in files:  # none of them was there before
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
         raise ConfigError(str(folder), [f"cannot be written: {error.strerror}; give another folder"]) from None
     return files
 

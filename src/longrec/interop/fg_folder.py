@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ def write(found: Generator, into: str | Path) -> list[Path]:
         files[0].write_text(head + to_yaml(_seen_from(folder, found), inline=True), encoding="utf-8")
         files[1].write_text(notes_text(found), encoding="utf-8")
     except OSError as error:
+        for file in files:  # none of them was there before
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
         raise ConfigError(str(folder), [f"cannot be written: {error.strerror}; give another folder"]) from None
     return files
 

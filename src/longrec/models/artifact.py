@@ -20,6 +20,7 @@ from longrec.config import parse
 from longrec.errors import RunError
 from longrec.features.fields import Field, Fields
 from longrec.models.base import Model, find, name_of
+from longrec.resources import resource_error
 
 FORMAT = 1
 
@@ -62,6 +63,8 @@ def load(folder: str | Path) -> Model:
     try:
         model.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
+        if not isinstance(error, OSError) and (ordinary := resource_error(error, str(path))) is not None:
+            raise ordinary from None
         reason = " ".join(str(error).split())[:300]
         raise RunError(str(path), reason, f"the weights of {about['name']}", "train or copy the model again") from None
     return model

@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from longrec.errors import RunError
+from longrec.errors import LongRecError, ResourceError, RunError
+from longrec.resources import resource_error
 
 FORMAT = "longrec-checkpoint-1"
 _RANDOM = "random"
@@ -89,12 +90,17 @@ def load(folder: Path, model: nn.Module, optimisers: Mapping[str, Optimizer]) ->
         tensors = load_file(folder / "optimiser.safetensors")
         model.load_state_dict(weights)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
-        raise RunError(
+        raise _of_memory(error) or RunError(
             str(folder), " ".join(str(error).split())[:400], "a whole checkpoint of this model", "start a new run"
         ) from None
     torch.set_rng_state(tensors.pop(_RANDOM).clone())
     _restore_optimisers(optimisers, tensors, numbers)
     return state
+
+
+def _of_memory(error: Exception) -> LongRecError | None:
+    """Too little memory is no damage of a checkpoint."""
+    return None if isinstance(error, OSError) else resource_error(error)
 
 
 def _optimiser_state(optimisers: Mapping[str, Optimizer]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -146,9 +152,15 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    fill(partial)
-    for path in [*partial.rglob("*"), partial]:
-        sync(path)
+    try:
+        fill(partial)
+        for path in [*partial.rglob("*"), partial]:
+            sync(path)
+    except BaseException as error:
+        shutil.rmtree(partial)
+        if (ordinary := resource_error(error, str(folder))) is not None:
+            raise ordinary from error
+        raise
     if folder.exists():
         folder.rename(aside)
     partial.rename(folder)
@@ -167,12 +179,25 @@ def recover_folder(folder: Path) -> None:
 
 
 def replace_file(path: Path, fill: Callable[[Path], None]) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all.
+
+    Raises:
+        ResourceError: no room, no permission, or something that is no file in its place.
+    """
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a device or a pipe, which cannot be replaced"
+        raise ResourceError(str(path), what, "the name of a file", "give another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    fill(partial)
-    sync(partial)
-    partial.replace(path)
+    try:
+        fill(partial)
+        sync(partial)
+        partial.replace(path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if (ordinary := resource_error(error, str(path))) is not None:
+            raise ordinary from error
+        raise
     sync(path.parent)
 
 

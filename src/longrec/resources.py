@@ -1,0 +1,191 @@
+"""What a machine lacks: disk space, memory, permission, open files, a network. Ordinary events, told as such.
+
+``resource_error`` turns what Python, DuckDB, Arrow, torch and safetensors say of them into one kind of message.
+``available_memory`` is what this process may still take, by the machine, its container and its own limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import resource
+from pathlib import Path
+
+from longrec.errors import LongRecError, ResourceError
+
+_DISK = {errno.ENOSPC, errno.EDQUOT}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_FILES = {errno.EMFILE, errno.ENFILE}
+_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTEMPTY}
+_NETWORK = {
+    errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT,
+    errno.EPIPE,
+}  # fmt: skip
+_NUMBER = re.compile(r"\[errno (\d+)\]|\(os error (\d+)\)|\bcode: (\d+)", re.IGNORECASE)
+_SAID = {
+    "no space left on device": errno.ENOSPC,
+    "disk quota exceeded": errno.EDQUOT,
+    "file too large": errno.EFBIG,
+    "read-only file system": errno.EROFS,
+    "permission denied": errno.EACCES,
+    "too many open files": errno.EMFILE,
+    "no such file or directory": errno.ENOENT,
+    "not a directory": errno.ENOTDIR,
+    "is a directory": errno.EISDIR,
+    "cannot allocate memory": errno.ENOMEM,
+}
+_NO_MEMORY = re.compile(
+    r"bad_alloc|can't allocate memory|not enough memory|out of memory|failed to allocate|unable to allocate|"
+    r"failed to allocate memory|cannot allocate memory|insufficient memory",
+    re.IGNORECASE,
+)
+_NAMED = re.compile(r'(?:file|path) \\?"([^"\\]+)\\?"')
+_HALF_WRITTEN = re.compile(r"^\d+ requested and \d+ written$")
+_TOOLS = ("duckdb", "_duckdb", "torch", "safetensors", "pyarrow", "onnx", "onnxruntime", "numpy", "builtins")
+
+
+def resource_error(error: BaseException, where: str = "") -> LongRecError | None:
+    """What an error says of the machine, or None for an error of another kind.
+
+    Args:
+        where: what was being read or written, where the error does not name it.
+    """
+    place, number = _file(error) or where, _errno(error)
+    said = os.strerror(number) if number is not None else _first_words(error)
+    spilled = "temp_directory" in str(error)  # DuckDB: no room on the disk for what does not fit into memory
+    if _is_memory(error) and not spilled:
+        return _memory(place, error)
+    if number in _DISK or _HALF_WRITTEN.match(str(error)) or (spilled and _is_memory(error)):
+        do = "free some space, or write to another disk; data.folder, fit.runs and --into say where things go"
+        return ResourceError(place or "the disk", f"no space left ({said})", "room for what is written", do)
+    if number == errno.EFBIG:
+        do = "raise the limit (ulimit -f), or write to another file system"
+        return ResourceError(place or "a file", f"too large to be written ({said})", "files of any size", do)
+    if number in _DENIED:
+        do = "change its permissions, or give another folder; data.folder, fit.runs and --into say where things go"
+        return ResourceError(place or "a file", f"no permission ({said})", "a place you may read and write", do)
+    if number in _FILES:
+        return ResourceError(
+            place or "files", f"too many open files ({said})", "a higher limit", "raise it: ulimit -n 4096"
+        )
+    if number in _PLACE and _file(error) is not None:
+        do = "look whether something else stands there or was removed while the command ran"
+        return ResourceError(place, f"cannot be read or written ({said})", "a file or folder that can", do)
+    if isinstance(error, OSError) and (number in _NETWORK or isinstance(error, ConnectionError | TimeoutError)):
+        return ResourceError(place or "the network", f"the connection failed ({said})", "an answer", "try again")
+    return None
+
+
+def _file(error: BaseException) -> str | None:
+    """The file that an error names."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return str(error.filename)
+    tool = type(error).__module__.partition(".")[0]
+    named = _NAMED.search(str(error)) if tool in ("duckdb", "_duckdb", "safetensors") else None
+    return None if named is None else named[1]
+
+
+def _is_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or _errno(error) == errno.ENOMEM:
+        return True
+    tool = type(error).__module__.partition(".")[0] in _TOOLS
+    return (
+        tool and isinstance(error, Exception) and not isinstance(error, OSError) and bool(_NO_MEMORY.search(str(error)))
+    )
+
+
+def _memory(place: str, error: BaseException) -> ResourceError:
+    if type(error).__module__.partition(".")[0] in ("duckdb", "_duckdb"):
+        do = "raise data.memory, which is the share of DuckDB (400MB unless set), or lower data.threads"
+        return ResourceError(place or "data.memory", f"too little memory ({_first_words(error)})", "more of it", do)
+    free = available_memory()
+    left = "" if free is None else f", {in_bytes(free)} available"
+    do = "use a smaller table (hash, min_count, dim), a smaller fit.batch_size, or a machine with more memory"
+    return ResourceError(place or "memory", f"too little memory ({_first_words(error)}{left})", "more of it", do)
+
+
+def _errno(error: BaseException) -> int | None:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if not isinstance(error, Exception) or type(error).__module__.partition(".")[0] not in _TOOLS:
+        return None
+    text = str(error)
+    if (match := _NUMBER.search(text)) and not isinstance(error, ValueError | KeyError | TypeError):
+        return int(next(filter(None, match.groups())))
+    if type(error).__name__ in ("IOException", "SafetensorError") or isinstance(error, OSError):
+        return next((number for words, number in _SAID.items() if words in text.lower()), None)
+    return None
+
+
+def _first_words(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:200] or type(error).__name__
+
+
+def available_memory() -> int | None:
+    """Bytes this process may still take: the least of the machine, its cgroup and its own limit; None when unknown."""
+    known = [free for free in (_machine(), _cgroup(), _own_limit()) if free is not None]
+    return max(min(known), 0) if known else None
+
+
+def _machine() -> int | None:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _cgroup(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
+    """What the cgroup of the process and those above it leave, of version 2 or 1; files in the cache can be let go."""
+    with contextlib.suppress(OSError):
+        free = []
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers not in ("", "memory") and "memory" not in controllers.split(","):
+                continue
+            new = controllers == ""
+            base = root if new else root / "memory"
+            files = ("memory.max", "memory.current", "inactive_file") if new else (
+                "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")  # fmt: skip
+            here = base / path.lstrip("/")
+            for folder in [here, *here.parents]:
+                if folder != base and base not in folder.parents:
+                    break
+                if (left := _left(folder, *files)) is not None:
+                    free.append(left)
+        return min(free) if free else None
+    return None
+
+
+def _left(folder: Path, limit: str, used: str, cached: str) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        most = int((folder / limit).read_text())  # "max" is no number: no limit
+        now = int((folder / used).read_text())
+        stat = dict(line.split(" ", 1) for line in (folder / "memory.stat").read_text().splitlines())
+        return most - now + int(stat.get(cached, 0))
+    return None
+
+
+def _own_limit() -> int | None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft == resource.RLIM_INFINITY:
+        return None
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return soft - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    return soft
+
+
+def in_bytes(count: float) -> str:
+    """A number of bytes as a person says it.
+
+    >>> in_bytes(999), in_bytes(64_000_000_000)
+    ('999 B', '64 GB')
+    """
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.3g} {unit}" if count < 100 else f"{count:,.0f} {unit}"
+        count /= 1000
+    raise AssertionError

@@ -1,0 +1,256 @@
+"""Ordinary events of a machine: told in four parts with exit code 2, and nothing is left that looks whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from longrec import cli, resources
+from longrec.errors import ResourceError
+from longrec.resources import available_memory, in_bytes, resource_error
+
+
+@contextmanager
+def limited(kind: int, most: int) -> Iterator[None]:
+    """A limit of this process: files of so many bytes are the closest to a full disk that it can set for itself."""
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, before)
+
+
+def models(out: int) -> tuple[int, str]:
+    """Exit code and standard error of ``longrec models`` in a process of its own, its output going to a file."""
+    words = [sys.executable, "-m", "longrec.cli", "models"]
+    done = subprocess.run(words, stdout=out, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    return done.returncode, done.stderr
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    random, n = np.random.default_rng(0), 20_000
+    log = {
+        "user": random.integers(0, 50, n),
+        "item": random.integers(0, 5000, n),
+        "time": np.arange(n),
+        "click": np.arange(n) % 2,
+    }
+    pq.write_table(pa.table(log), tmp_path / "events.parquet")
+    (tmp_path / "job.yaml").write_text(
+        "name: one\n"
+        "data:\n  log: events.parquet\n  schema: {user: user, item: item, time: {column: time, unit: step}, "
+        "label: click, features: {item: {kind: id}}}\n"
+        "model: {name: deepfm, mlp: [4]}\nfit: {max_steps: 2}\n"
+    )
+    return tmp_path
+
+
+# ---- what errors say ---------------------------------------------------------------------------------------------
+
+
+def raised(call: Callable[[], object]) -> BaseException:
+    with pytest.raises(BaseException) as caught:  # noqa: PT011 - whatever the tool raises
+        call()
+    return caught.value
+
+
+def full_disk() -> None:
+    with open("/dev/full", "w") as file:
+        file.write("x")
+
+
+def full_table() -> None:
+    with open("/dev/full", "wb", buffering=0) as file:  # never by name: tools remove what they could not write
+        pq.write_table(pa.table({"a": [1]}), pa.PythonFile(file, "w"))
+
+
+def short_of_memory() -> None:
+    with duckdb.connect() as con:
+        con.execute("SET memory_limit='5MB'; SET max_temp_directory_size='0MB'; SET threads=1")
+        con.execute(
+            "CREATE TABLE t AS SELECT range AS a, hash(range) AS b FROM range(3000000); SELECT * FROM t ORDER BY b"
+        )
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (full_disk, "no space left .No space left on device"),
+        (full_table, "no space left"),
+        (lambda: duckdb.sql("COPY (SELECT 1) TO '/proc/nothing/x' (FORMAT parquet)"), "/proc/nothing/x: cannot be"),
+        (lambda: save_file({"a": torch.zeros(2)}, "/proc/nothing/x"), "/proc/nothing/.*: cannot be"),
+        (lambda: Path("/proc/x").mkdir(), "^/proc/x: "),
+        (lambda: (Path(__file__) / "x").mkdir(parents=True), "test_resources.py/x: "),
+        (lambda: np.zeros(2**45), "too little memory .*available"),
+        (lambda: torch.zeros(2**50), "too little memory"),
+        (lambda: bytearray(2**60), "too little memory"),
+        (short_of_memory, "data.memory: too little memory|no space left"),
+    ],
+)  # fmt: skip
+def test_real_errors_are_told_in_four_parts(call: Callable[[], object], says: str) -> None:
+    error = resource_error(raised(call))
+    assert isinstance(error, ResourceError)
+    assert re.search(says, str(error)), str(error)
+    assert all((error.where, error.found, error.expected, error.do))
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.ENOSPC, "x.bin: no space left"),
+        (errno.EDQUOT, "x.bin: no space left"),
+        (errno.EROFS, "x.bin: no permission"),
+        (errno.EACCES, "x.bin: no permission"),
+        (errno.EMFILE, "x.bin: too many open files"),
+        (errno.EFBIG, "x.bin: too large"),
+        (errno.ENOMEM, "x.bin: too little memory"),
+        (errno.EISDIR, "x.bin: cannot be read or written"),
+    ],
+)
+def test_numbers_of_the_system(number: int, says: str) -> None:
+    assert str(resource_error(OSError(number, os.strerror(number), "x.bin"))).startswith(says)
+
+
+def test_a_fault_of_our_own_is_none_of_the_machine() -> None:
+    for error in (RuntimeError("shapes differ"), KeyError("memory"), OSError(errno.EINVAL, "bad"), ValueError("x")):
+        assert resource_error(error) is None
+
+
+def test_an_array_that_numpy_wrote_in_part() -> None:
+    assert "no space left" in str(resource_error(OSError("4000 requested and 120 written")))
+
+
+def test_messages_of_tools_that_carry_a_number() -> None:
+    text = "Error while serializing: I/O error: No space left on device (os error 28)"
+    error = type("SafetensorError", (Exception,), {"__module__": "safetensors"})(text)
+    assert str(resource_error(error, "checkpoints/best")).startswith("checkpoints/best: no space left")
+
+
+# ---- the command line --------------------------------------------------------------------------------------------
+
+
+def test_a_reader_that_leaves_is_no_fault() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    said = models(write)
+    os.close(write)
+    assert said == (141, "")
+
+
+def test_a_full_standard_output() -> None:
+    with open("/dev/full", "w") as full:
+        code, said = models(full.fileno())
+    assert code == 2
+    assert "no space left" in said
+
+
+def test_without_a_command_all_commands_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    assert capsys.readouterr().out == cli.parser().format_help()
+
+
+def test_what_does_not_fit_on_the_disk(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with limited(resource.RLIMIT_FSIZE, 50_000):
+        assert cli.main(["prepare", "job.yaml"]) == 2
+    assert "sorted.parquet: too large to be written" in capsys.readouterr().err
+    assert not any((job / "prepared").iterdir())
+
+    assert cli.main(["prepare", "job.yaml"]) == 0
+    with limited(resource.RLIMIT_FSIZE, 100_000):
+        assert cli.main(["train", "job.yaml", "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert "too large to be written" in said
+    assert "fault of LongRec" not in said
+    assert not list(job.rglob("*.partial"))
+    assert not (job / "runs" / "one" / "results.json").exists()
+    assert cli.main(["train", "--resume", "runs/one", "--quiet"]) == 0
+    assert (job / "runs" / "one" / "results.json").exists()
+
+
+def test_too_few_open_files(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with limited(resource.RLIMIT_NOFILE, len(os.listdir("/proc/self/fd"))):
+        assert cli.main(["prepare", "job.yaml"]) == 2
+    assert "too many open files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["prepare", "job.yaml", "data.folder=/proc/x"],
+        ["prepare", "job.yaml", "data.folder=job.yaml"],
+        ["train", "job.yaml", "fit.runs=/proc/x", "--quiet"],
+        ["worlds", "one_interest", "--into", "/proc/x"],
+        ["check", "job.yaml", "--json", "/proc/x"],
+    ],
+    ids=" ".join,
+)
+def test_a_folder_that_cannot_be_written(job: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert "fault of LongRec" not in said
+    assert "expected" in said
+
+
+def test_json_goes_to_a_pipe_and_never_replaces_it(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(job / "pipe")
+    reader = os.open(job / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    assert cli.main(["check", "job.yaml", "--json", "pipe"]) == 0
+    assert b'"model": "deepfm"' in os.read(reader, 100_000)
+    os.close(reader)
+    assert (job / "pipe").is_fifo()
+    assert cli.main(["check", "job.yaml", "--json", "/dev/full"]) == 2
+    assert Path("/dev/full").is_char_device()
+    assert "No space left" in capsys.readouterr().err
+
+
+# ---- memory ------------------------------------------------------------------------------------------------------
+
+
+def test_bytes_as_words() -> None:
+    assert [in_bytes(n) for n in (0, 999, 1000, 12_345, 64_000_000_000, 5e15)] == [
+        "0 B", "999 B", "1 kB", "12.3 kB", "64 GB", "5,000 TB",
+    ]  # fmt: skip
+
+
+def test_the_least_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = available_memory()
+    assert free is not None
+    assert 0 < free < 2**50
+    monkeypatch.setattr(resources, "_own_limit", lambda: 1000)
+    assert available_memory() == 1000
+    monkeypatch.setattr(resources, "_cgroup", lambda: -5)
+    assert available_memory() == 0
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_limit_of_a_container(tmp_path: Path, version: int) -> None:
+    names = ("memory.max", "memory.current", "inactive_file") if version == 2 else (
+        "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")  # fmt: skip
+    root = tmp_path if version == 2 else tmp_path / "memory"
+    for folder, limit in ((root, "9000"), (root / "outer", "500"), (root / "outer" / "inner", "max")):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in zip((*names[:2], "memory.stat"), (limit, "300", f"anon 1\n{names[2]} 50\n")):
+            (folder / name).write_text(text)
+    own = tmp_path / "cgroup"
+    own.write_text("0::/outer/inner\n" if version == 2 else "9:cpu:/\n4:cpuset,memory:/outer/inner\n0::/\n")
+    assert resources._cgroup(tmp_path, own) == 500 - 300 + 50
+    own.write_text("0::/elsewhere\n" if version == 2 else "4:memory:/elsewhere\n")  # a container sees its own root
+    assert resources._cgroup(tmp_path, own) == 9000 - 300 + 50
