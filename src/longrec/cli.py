@@ -207,7 +207,7 @@ def _prepare(args: argparse.Namespace) -> None:
     text += tables.table(["part", "samples", "positive rate"], rows)
     for name, share in found["hash_collisions"].items():
         text += f"\nfeature {name}: about {share:.1%} of its values share a hash bucket with another"
-    text = "\n".join([text, *tables.warning_lines(found["warnings"])])
+    text = "\n".join([text, *tables.left_out_lines(found["left_out"]), *tables.warning_lines(found["warnings"])])
     _out(args, found, f"{text}\n{found['folder']}")
 
 

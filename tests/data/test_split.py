@@ -170,11 +170,15 @@ SCHEMA: dict[str, Any] = {
     ],
     ids=lambda split: split.get("by", "time") + str(len(split)),
 )
-def test_every_labelled_row_is_in_one_part(split: Any, table: pa.Table, prepared: Callable[..., Log]) -> None:
+def test_every_labelled_row_is_in_one_part_or_left_out(
+    split: Any, table: pa.Table, prepared: Callable[..., Log]
+) -> None:
     log = prepared(table, SCHEMA, split=split)
     rows = {part: log.rows_of(part) for part in ("train", "valid", "test")}
     together = np.sort(np.concatenate(list(rows.values())))
-    assert together.tolist() == np.flatnonzero(~np.isnan(log.labels)).tolist()
+    out = np.concatenate([log.rows_left_out(part).rows for part in rows])
+    assert len(out) == (3 if split.get("by") == "leave_one_out" else 0)  # at the moment of the user's next one
+    assert np.sort(np.concatenate([together, out])).tolist() == np.flatnonzero(~np.isnan(log.labels)).tolist()
     assert all(len(own) for own in rows.values())
     assert {part: len(own) for part, own in rows.items()} == log.sample_count
     times = log.events.times

@@ -9,8 +9,10 @@ import pytest
 
 from longrec.data.gather import gather
 from longrec.data.log import Log
-from longrec.data.targets import Targets, check_targets
+from longrec.data.targets import check_targets
+from longrec.data.training_window import TrainingWindow
 from longrec.errors import ConfigError
+from longrec.features.view import NEVER
 
 START = 1_600_000_000_000
 SCHEMA: dict[str, Any] = {
@@ -57,15 +59,15 @@ def log(prepared: Callable[..., Log]) -> Log:
     return prepared(table, SCHEMA, split=split)
 
 
-def column(log: Log, name: str) -> list[float | None]:
+def column(log: Log, name: str, known_before: int | None = None) -> list[float | None]:
     """A target of every row of the log, in the order of time; None for NaN."""
-    values = gather(log, np.arange(N)).targets[name].numpy()
+    values = gather(log, np.arange(N), [name], known_before).targets[name].numpy()
     ordered = values[np.argsort(log.events.times, kind="stable")]
     return [None if np.isnan(value) else float(value) for value in ordered]
 
 
 def test_11_label_masks_of_values_that_are_missing_or_not_known_in_the_window(log: Log) -> None:
-    assert log.horizon == START + 14_000
+    assert log.training_window.train.tolist() == [START + 14_000]
     plain = [None if row in (3, *range(14, N)) else row % 2 for row in range(N)]
     assert column(log, "like") == plain
     # known ten seconds after: the row of second 4 at second 14, which is too late
@@ -73,26 +75,29 @@ def test_11_label_masks_of_values_that_are_missing_or_not_known_in_the_window(lo
     assert column(log, "back") == [(row // 2) % 2 if row % 4 and row + 5 < 14 else None for row in range(N)]
 
 
-def test_11_label_masks_move_with_the_horizon(log: Log) -> None:
-    before = log.horizon
-    try:
-        log.horizon = START + 16_001
-        assert column(log, "buy") == [row % 2 if row <= 6 else None for row in range(N)]
-        log.horizon = None
-        assert column(log, "buy") == [row % 2 for row in range(N)]
-        assert column(log, "back")[0] is None  # what never became known has no value, whenever one looks
-    finally:
-        log.horizon = before
+def test_11_label_masks_move_with_the_moment_of_learning(log: Log) -> None:
+    assert column(log, "buy", START + 16_001) == [row % 2 if row <= 6 else None for row in range(N)]
+    assert column(log, "buy", NEVER) == [row % 2 for row in range(N)]
+    assert column(log, "back", NEVER)[0] is None  # what never became known has no value, whenever one looks
+
+
+def test_a_batch_keeps_the_labels_that_it_was_made_with(log: Log) -> None:
+    """Nothing that happens to the log afterwards reaches a batch, and a batch holds no log."""
+    opened = Log.open(log.folder)
+    batch = gather(opened, np.arange(N), ["buy"])
+    before = batch.targets["buy"].clone()
+    opened.training_window = TrainingWindow(np.array([START]), np.array([START]), START, START)
+    np.testing.assert_array_equal(batch.targets["buy"].numpy(), before.numpy())
+    assert gather(opened, np.arange(N), ["buy"]).targets["buy"].isnan().all()
+    assert type(batch.targets) is dict
 
 
 def test_no_target_is_a_feature_of_the_impression(log: Log) -> None:
     """The leak rules stay: feedback reaches a loss, never an input."""
-    batch = gather(log, np.arange(3))
+    assert gather(log, np.arange(3)).targets == {}
+    batch = gather(log, np.arange(3), ["like", "buy"])
     assert set(batch.features) == {"user", "item"}
-    assert set(batch.targets) == {"like", "buy", "back", "late"}
-    assert len(batch.targets) == 4
-    assert "user" not in batch.targets
-    assert "stars" not in batch.targets
+    assert set(batch.targets) == {"like", "buy"}
 
 
 def test_what_is_no_target_is_refused_with_what_to_do(log: Log) -> None:
@@ -107,11 +112,9 @@ def test_what_is_no_target_is_refused_with_what_to_do(log: Log) -> None:
     assert "'rare' has min_count: 3; a target keeps every value it has" in told[4]
     with pytest.raises(ConfigError, match="'late' is 0 in every training row where it was known"):
         check_targets(log, ["late"])
-    before, log.horizon = log.horizon, START
-    try:
-        with pytest.raises(ConfigError, match="'like' has no training row where it was known before the split line"):
-            check_targets(log, ["like"])
-    finally:
-        log.horizon = before
-    with pytest.raises(KeyError, match="is no feedback"):
-        Targets(log, np.arange(2))["user"]
+    early = Log.open(log.folder)
+    early.training_window = TrainingWindow(np.array([START]), np.array([START]), START, START)
+    with pytest.raises(ConfigError, match="'like' has no training row where it was known before the split line"):
+        check_targets(early, ["like"])
+    with pytest.raises(ConfigError, match="'user' is no feedback"):
+        gather(log, np.arange(2), ["user"])

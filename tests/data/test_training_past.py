@@ -62,7 +62,9 @@ def test_every_event_of_the_window_once_whatever_the_pieces(
     log = prepared(table(), SCHEMA, split=split)
     column, clicked = log.events.columns["item"], log.events.columns["where.clicks"]
     item = log.items.columns["item"].take(column)
-    end = {"all": log.horizon, "days": log.horizon, "clicks": None if log.horizon is None else log.horizon - 30}
+    window = log.training_window.end("train", log.user(np.arange(N)))
+    line = int(window[0]) if len(window) == 1 else 2**62
+    end = {"all": line, "days": line, "clicks": line - 30}
     passes = {"all": np.ones(N, bool), "clicks": clicked, "days": log.events.columns["where.days"]}
     expected: dict[str, list[list[int]]] = {}
     for name in SCHEMA["histories"]:
@@ -71,9 +73,7 @@ def test_every_event_of_the_window_once_whatever_the_pieces(
             rows = [
                 row
                 for row in range(start, stop)
-                if log.parts[row] == PARTS["train"]
-                and passes[name][row]
-                and (end[name] is None or log.events.times[row] < end[name])
+                if log.parts[row] == PARTS["train"] and passes[name][row] and log.events.times[row] < end[name]
             ]
             expected[name].append([int(item[row]) for row in rows])
     assert told(log, most) == expected
@@ -83,9 +83,9 @@ def test_every_event_of_the_window_once_whatever_the_pieces(
 def test_feedback_is_what_was_known_when_the_window_ended(prepared: Callable[..., Log]) -> None:
     log = prepared(table(), SCHEMA, split={"by": "time", "valid": 0.1, "test": 0.2})
     (piece,) = training_past(log)
-    assert log.horizon is not None
+    (line,) = log.training_window.train
     rows = np.flatnonzero(log.parts == PARTS["train"])
-    late = log.events.times.take(rows) + 30 >= log.horizon
+    late = log.events.times.take(rows) + 30 >= line
     clicks = piece["all"].columns["click"]
     assert isinstance(clicks, Tensor)
     assert late.any()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from longrec.data.read import Relation, literal, name
 from longrec.errors import DataError
 from longrec.features.feature import Feature
@@ -26,6 +28,22 @@ def check_values(log: Relation, schema: Schema) -> None:
         elif feature.kind == "id" or feature.kind == "cross":
             for column in schema.columns(feature_name):
                 log.exact(column)
+
+
+def known_before_event(known_at: Mapping[str, str], early: Mapping[str, int], rows: int) -> list[str]:
+    """A sentence per column of moments of feedback that lie before their event, as skewed clocks write them.
+
+    Args:
+        known_at: feature -> its column of moments.
+        early: feature -> how many of its moments lie before their event.
+        rows: of the log.
+    """
+    return [
+        f"features.{name}: {early[name]:,} of {rows:,} values of the known_at column {column!r} lie before their own "
+        "event. They count as known at the event; correct the column if its clock is wrong."
+        for name, column in known_at.items()
+        if early[name]
+    ]
 
 
 def check_width(source: Relation, column: str, feature: Feature) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from longrec.data.log import Log
-from longrec.data.targets import Targets
+from longrec.data.targets import targets_of
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.encode import Lists, TimeEncoder
 from longrec.features.fields import COMPUTED
@@ -20,11 +20,13 @@ from longrec.features.table import AsOf
 from longrec.features.view import Past, event_columns, history_columns
 
 
-def gather(log: Log, rows: NDArray[np.int64]) -> Batch:
+def gather(log: Log, rows: NDArray[np.int64], targets: Sequence[str] = (), known_before: int | None = None) -> Batch:
     """The batch of some rows: features at their moments, histories strictly before them.
 
     Args:
         rows: int64 ``[B]`` places in the log, in any order.
+        targets: further labels to compute (``data/targets.py``); a batch that is only scored needs none.
+        known_before: the moment before which these must be known; default the end of the training window.
     """
     users, moments = log.user(rows), log.moments.take(rows)
     owners = {"user": users, "item": log.events.columns["item"].take(rows)}
@@ -43,7 +45,7 @@ def gather(log: Log, rows: NDArray[np.int64]) -> Batch:
         moments=torch.from_numpy(moments),
         known=torch.from_numpy(log.label_known(rows)),
         available=None if log.available is None else torch.from_numpy(log.available.take(rows)),
-        targets=Targets(log, rows),
+        targets=targets_of(log, rows, targets, known_before),
     )
 
 

@@ -6,10 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.data import split
+from longrec.data.log import Log
 from longrec.errors import DataError
 from longrec.features.label import labels_of
 
-__all__ = ["check_labels", "labels_of"]
+__all__ = ["check_labels", "check_window", "delay_of", "labels_of"]
 
 
 def check_labels(labels: NDArray[np.float32], codes: NDArray[np.int8], where: str) -> None:
@@ -31,3 +32,40 @@ def check_labels(labels: NDArray[np.float32], codes: NDArray[np.int8], where: st
             "look at the label's condition, and at the split"
             + ("; a log of clicks alone needs rows with label 0: what was shown and not clicked" if train[0] else ""),
         )
+
+
+def delay_of(log: Log) -> str:
+    """What in the schema says how late labels come, as a message names it."""
+    schema = log.schema
+    if schema.label_known_at is not None:
+        return f"known_at of features.{schema.label_known_at}"
+    own = [name for name, f in schema.features.items() if f.known_after and schema.column(name) == schema.label.column]
+    if own and schema.label_delay > schema.delay(schema.label_known_after):
+        return f"known_after of features.{', features.'.join(own)}"
+    return f"label_known_after: {schema.label_known_after}"
+
+
+def check_window(log: Log) -> None:
+    """Refuse a training window in which too few labels were known to learn from.
+
+    Raises:
+        DataError: no label of train is left, or labels of one class.
+    """
+    left_out = log.rows_left_out("train")
+    if not len(left_out.rows):
+        return  # ``prepare`` looked at the labels as they are
+    labels = log.labels.take(log.rows_of("train"))
+    if len(labels) and labels.min() < labels.max():
+        return
+    reasons = []
+    if left_out.unknown:
+        reasons.append(f"of {left_out.unknown:,} the label was not known before valid and test begin ({delay_of(log)})")
+    if left_out.later:
+        reasons.append(f"{left_out.later:,} lie at or after rows of the same user in valid or test")
+    rest = f"every other label is {labels[0]:g}" if len(labels) else "no other training row has a label"
+    raise DataError(
+        "the training window",
+        f"{len(left_out.rows):,} rows are left out: {', '.join(reasons)}; {rest}",
+        "labels of both classes that were known before the split",
+        "move the split later, split by time, or shorten the delay if labels are known sooner",
+    )

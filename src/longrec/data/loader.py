@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ class Loader:
         rows: int64 rows of the log.
         batch_size: rows a batch; the last one of an epoch may be smaller.
         shuffle: False keeps the order given (for prediction).
+        targets, known_before: further labels to compute, as ``gather``.
     """
 
     def __init__(
@@ -34,9 +35,12 @@ class Loader:
         seed: int = 0,
         shuffle: bool = True,
         by_length: bool = False,
+        targets: Sequence[str] = (),
+        known_before: int | None = None,
     ) -> None:
         self.log, self.rows, self.batch_size = log, rows, batch_size
         self.seed, self.shuffle, self.by_length = seed, shuffle, by_length
+        self.targets, self.known_before = tuple(targets), known_before
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
@@ -71,4 +75,4 @@ class Loader:
         """The batches of an epoch, from batch ``start`` on."""
         order = self.order(number)
         for at in range(start * self.batch_size, len(order), self.batch_size):
-            yield gather(self.log, order[at : at + self.batch_size])
+            yield gather(self.log, order[at : at + self.batch_size], self.targets, self.known_before)

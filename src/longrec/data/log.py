@@ -16,6 +16,7 @@ from longrec.data.availability import last_available, spans
 from longrec.data.knowledge import KnowledgeFeature
 from longrec.data.split import PARTS
 from longrec.data.tokens import TokenHistory
+from longrec.data.training_window import LeftOut, TrainingWindow, window_by_lines, window_of_rows
 from longrec.errors import DataError, UnknownName
 from longrec.features.encode import Lists
 from longrec.features.fields import AVAILABLE, Fields
@@ -24,7 +25,7 @@ from longrec.features.manifest import read_manifest
 from longrec.features.schema import Schema
 from longrec.features.table import EntityTable, load_column, open_array
 from longrec.features.versions import first_from
-from longrec.features.view import filter_delay
+from longrec.features.view import NEVER, filter_delay
 from longrec.store.knowledge import KnowledgeStore
 from longrec.store.segment import Segment
 from longrec.store.tokens import TokenStore
@@ -32,6 +33,8 @@ from longrec.store.tokens import TokenStore
 FORMAT = "longrec-log-1"
 _ROWS = 65_536
 """Rows whose histories are held at once when only their lengths are wanted."""
+_PIECE = 1 << 21
+"""Rows that are looked at together."""
 
 
 class Log:
@@ -47,8 +50,6 @@ class Log:
         tokens: where the token histories are read.
         knowledge: where the vector features are read.
         warnings: one sentence per fact that makes numbers measured on this log worth less than they look.
-        horizon: labels besides the schema's (``data/targets.py``) count where they were known before it: the end of
-            the training window; None where the split is not by time.
     """
 
     def __init__(self, folder: Path, fitted: FittedSchema) -> None:
@@ -67,7 +68,7 @@ class Log:
         self.tokens: dict[str, TokenHistory] = {}
         self.knowledge: dict[str, KnowledgeFeature] = {}
         self.warnings: list[str] = []
-        self.horizon: int | None = None
+        self._left_out: dict[str, LeftOut] = {}
 
     @classmethod
     def open(cls, folder: str | Path, schema: Schema | None = None, *, stores: bool = True) -> Log:
@@ -85,7 +86,6 @@ class Log:
         fitted = FittedSchema.load(folder / "schema")
         log = cls(folder, FittedSchema(schema, fitted.encoders) if schema is not None else fitted)
         log.manifest = manifest
-        log.horizon = manifest["lines"][0] if manifest.get("lines") else None
         log.warnings = list(manifest.get("warnings", ()))
         if not stores:
             return log
@@ -131,10 +131,60 @@ class Log:
         return self.fitted.fields()
 
     def rows_of(self, part: str) -> NDArray[np.int64]:
-        """int64 rows of the samples of train, valid or test, in the order of the log (by user, then time)."""
+        """int64 rows of the samples of train, valid or test, in the order of the log (by user, then time).
+
+        Rows of train and valid whose label was not known in time are left out: see ``data/training_window.py``.
+        """
         if part not in PARTS:
             raise UnknownName("part", part, PARTS)
-        return np.flatnonzero((self.parts == PARTS[part]) & ~np.isnan(self.labels))
+        chosen = (self.parts == PARTS[part]) & ~np.isnan(self.labels)
+        chosen[self.rows_left_out(part).rows] = False
+        return np.flatnonzero(chosen)
+
+    def rows_left_out(self, part: str) -> LeftOut:
+        """The labelled rows of a part that ``rows_of`` leaves out, and why."""
+        if part not in self._left_out:
+            self._left_out[part] = LeftOut(np.zeros(0, np.int64)) if part == "test" else self._look_for_late(part)
+        return self._left_out[part]
+
+    def _look_for_late(self, part: str) -> LeftOut:
+        ends = self.training_window.train if part == "train" else self.training_window.valid
+        # What lies before a line is known before it, where labels come without delay and no request crosses the line.
+        early = bool(self.manifest.get("lines")) and not self.labels_come_late and self.moments is self.events.times
+        if early or (ends == NEVER).all():
+            return LeftOut(np.zeros(0, np.int64))
+        found, unknown, later = [np.zeros(0, np.int64)], 0, 0
+        for at in range(0, len(self), _PIECE):
+            piece = slice(at, at + _PIECE)
+            rows = at + np.flatnonzero((self.parts[piece] == PARTS[part]) & ~np.isnan(self.labels[piece]))
+            end = ends if len(ends) == 1 else ends.take(self.user(rows))
+            late, itself = self.label_known(rows) >= end, self.events.times.take(rows) >= end
+            found.append(rows[late])
+            later += int((late & itself).sum())
+            unknown += int((late & ~itself).sum())
+        return LeftOut(np.concatenate(found), unknown, later)
+
+    @cached_property
+    def training_window(self) -> TrainingWindow:
+        """The moments before which labels must be known to train and to validate; found when it is asked for."""
+        if self.manifest.get("lines"):
+            first, second = self.manifest["lines"]
+            counts = self.manifest["parts"]
+            return window_by_lines((first, second), counts["valid"]["samples"], counts["test"]["samples"])
+        if self.schema.time is None:
+            return TrainingWindow(np.array([NEVER]), np.array([NEVER]), NEVER, NEVER)
+        codes, labelled = np.asarray(self.parts), ~np.isnan(self.labels)
+        return window_of_rows(codes, labelled, self.events.times, self.moments, self.events.offsets)
+
+    @cached_property
+    def left_out(self) -> dict[str, dict[str, int]]:
+        """Labelled rows of train and valid that are left out, by reason; empty where there are none."""
+        found = {part: self.rows_left_out(part) for part in ("train", "valid")}
+        return {
+            part: {"label_not_known": out.unknown, "not_before_measured": out.later}
+            for part, out in found.items()
+            if len(out.rows)
+        }
 
     def user(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 user row of each row."""
@@ -142,13 +192,17 @@ class Log:
 
     def label_known(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 moment at which the label of each row became known: the label column's own ``known_at`` where some
-        feedback feature says it, else the event's time and ``label_known_after``; never before the event was available.
+        feedback feature says it, else the event's time and its delay. Never before the event was available.
         """
-        for name, feature in self.schema.features.items():
-            if feature.known_at is not None and self.schema.column(name) == self.schema.label.column:
-                return self.not_before_available(self.events.columns[f"known.{name}"].take(rows), rows)
-        known = self.events.times.take(rows) + self.schema.delay(self.schema.label_known_after)
-        return self.not_before_available(known, rows)
+        times, own = self.events.times.take(rows), self.schema.label_known_at
+        if own is None:
+            return self.not_before_available(times + self.schema.label_delay, rows)
+        return self.not_before_available(np.maximum(self.events.columns[f"known.{own}"].take(rows), times), rows)
+
+    @property
+    def labels_come_late(self) -> bool:
+        """Whether a label may become known later than its event."""
+        return self.schema.label_known_at is not None or self.schema.label_delay > 0 or self.available is not None
 
     def not_before_available(self, moments: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Moments of rows ``[B]``, raised to the moment at which each row's event became available."""

@@ -24,9 +24,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from longrec.data import read, split
+from longrec.data import later_rows, read, split
 from longrec.data.availability import AvailabilityFile, available_before, event_types
-from longrec.data.checks import check_values
+from longrec.data.checks import check_values, known_before_event
 from longrec.data.columns import ColumnFiles, as_type, same_lengths
 from longrec.data.entities import Entities, add_values
 from longrec.data.labels import check_labels, labels_of
@@ -47,6 +47,8 @@ from longrec.progress import Progress
 from longrec.store.segment import write_manifest
 
 FORMAT = "longrec-log-1"
+_RULES = 2
+"""Which rules decide what is stored: a log that was prepared by others is not found again."""
 
 
 def digest(config: DataConfig, schema: Schema, sources: str) -> str:
@@ -65,7 +67,7 @@ def digest(config: DataConfig, schema: Schema, sources: str) -> str:
         history.pop("last", None)
     if histories:
         words["histories"] = histories
-    content = [FORMAT, sources, config.split.model_dump(mode="json"), words]
+    content = [FORMAT, _RULES, sources, config.split.model_dump(mode="json"), words]
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -84,11 +86,12 @@ def prepare(config: DataConfig, schema: Schema) -> Path:
     with tempfile.TemporaryDirectory(dir=root, prefix=SCRATCH) as scratch, in_use(Path(scratch)):
         con = read.connect(config, Path(scratch))
         try:
-            folder = root / digest(config, schema, read.fingerprint(config, con))
+            sources = read.fingerprint(config, con)
+            folder = root / digest(config, schema, sources)
             if (folder / "log.json").exists():
                 return folder
             build = Path(scratch) / "log"
-            _Preparation(config, schema, con, Path(scratch), build).run()
+            _Preparation(config, schema, con, Path(scratch), build, split.digest(config.split, sources)).run()
         finally:
             con.close()
         try:
@@ -102,7 +105,8 @@ def prepare(config: DataConfig, schema: Schema) -> Path:
 
 
 class _Preparation:
-    def __init__(self, config: DataConfig, schema: Schema, con: Any, scratch: Path, build: Path) -> None:
+    def __init__(self, config: DataConfig, schema: Schema, con: Any, scratch: Path, build: Path, rule: str) -> None:
+        self.split_digest, self.later = rule, list[later_rows.LaterShare]()
         self.config, self.schema, self.con, self.build = config, schema, con, build
         self.scratch, self.sorted = scratch, scratch / "sorted.parquet"
         self.part_column = read.PART if config.split.by == "parts" else config.split.column
@@ -187,6 +191,8 @@ class _Preparation:
     def _split(self) -> None:
         rule, where = self.config.split, self.log.where
         offsets, labels = np.load(self.build / "events" / "offsets.npy"), open_array(self.build / "label.npy")
+        times = open_array(self.build / "events" / "times.npy")
+        moments = open_array(self.build / "moment.npy") if self.schema.request else times
         self.lines: tuple[int, int] | None = None
         if rule.by == "time":
             if self.schema.time is None:
@@ -195,9 +201,8 @@ class _Preparation:
                     "a split by time, but the schema names no time",
                     "a time column, or a split by column or user",
                 )
-            times = open_array(self.build / "events" / "times.npy")
-            self.lines = split.time_lines(rule, times, self.step, where)
-            codes = split.by_time(times, self.lines)
+            self.lines = split.time_lines(rule, moments, self.step, where)
+            codes = split.by_time(moments, self.lines)
         elif rule.by == "user":
             codes = np.repeat(split.by_user(rule, self.users.keys.values), self.counts[1:])
         elif rule.by == "leave_one_out":
@@ -207,6 +212,9 @@ class _Preparation:
             column = f"c.{self.part_column}"
             for part, chunk in self._chunks("split", [column]):
                 codes[part] = split.by_column(chunk[column], f"{where}: column {self.part_column!r}")
+        if rule.by != "time":
+            told = later_rows.look_for(rule, self.schema, where, codes, labels, times, moments, offsets)
+            self.later, self.warnings = told[0], [*self.warnings, *told[1]]
         self.codes: NDArray[np.int8] = codes
         np.save(self.build / "split.npy", codes)
         check_labels(labels, codes, f"{where}: column {self.schema.label.column!r}")
@@ -323,9 +331,10 @@ class _Preparation:
             | {f"c.{column}" for column in filters.columns()}
             | {f"c.{column}" for _, _, column in lists}
         )
+        times, early = open_array(self.build / "events" / "times.npy"), dict.fromkeys(known, 0)
         files, pool = ColumnFiles(self.build), ThreadPoolExecutor(self.config.threads)
         try:
-            for _, chunk in self._chunks("encode", wanted) if wanted else ():
+            for place, chunk in self._chunks("encode", wanted) if wanted else ():
                 for name, values in zip(plain, pool.map(partial(self._encoded, fitted, chunk), plain)):
                     if isinstance(values, encode.Lists):
                         files.lists(name, values, fitted.encoders[name].rows)
@@ -333,7 +342,9 @@ class _Preparation:
                         dtype = np.float32 if values.dtype.kind == "f" else narrow(fitted.field(name).rows)
                         files.event(name, values, dtype)
                 for name, column in known.items():
-                    files.event(f"known.{name}", pc.fill_null(chunk[f"c.{column}"], NEVER).to_numpy(), np.int64)
+                    at = pc.fill_null(chunk[f"c.{column}"], NEVER).to_numpy()
+                    early[name] += int((at < times[place]).sum())
+                    files.event(f"known.{name}", np.maximum(at, times[place]), np.int64)
                 for name in filters.histories:
                     files.event(f"where.{name}", filters.met(name, chunk), np.uint8)
                 lengths: dict[str, tuple[str, NDArray[np.int64]]] = {}
@@ -344,7 +355,7 @@ class _Preparation:
         finally:
             pool.shutdown(cancel_futures=True)
             files.close()
-        self.warnings += filters.warnings(self.con, self.sorted)
+        self.warnings += [*known_before_event(known, early, self.rows), *filters.warnings(self.con, self.sorted)]
         write_manifest(self.build / "events", {**event_types(self.build / "events"), **files.event_types()})
 
     def _encoded(self, fitted: FittedSchema, chunk: pa.RecordBatch, name: str) -> NDArray[Any] | encode.Lists:
@@ -376,6 +387,8 @@ class _Preparation:
             "items": len(self.items.keys),
             "parts": parts,
             "lines": self.lines,
+            "split": self.split_digest,
+            "later": [vars(one) for one in self.later],
             "rows": {name: encoder.rows for name, encoder in fitted.encoders.items()},
             "hash_collisions": hashed,
             "warnings": self.warnings,

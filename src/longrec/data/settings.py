@@ -29,7 +29,8 @@ class Split(Strict):
     (``valid_days``, ``test_days``), or from given moments (``valid_from``, ``test_from``).
     Rows that share a moment stay together. ``user`` puts whole users into one part. ``leave_one_out`` tests on
     each user's last row and validates on the one before. ``column`` reads train, valid, test from a column.
-    ``parts`` takes each row into the part whose files it came from (``log.parts``).
+    ``parts`` takes each row into the part whose files it came from (``log.parts``); files of train, valid and test
+    follow each other in time unless ``allow_overlap``.
     """
 
     by: Literal["time", "user", "leave_one_out", "column", "parts"] = "time"
@@ -40,6 +41,7 @@ class Split(Strict):
     valid_from: MomentT = None
     test_from: MomentT = None
     column: str | None = None
+    allow_overlap: bool = False
     seed: int = 0
 
     @model_validator(mode="after")
@@ -50,7 +52,7 @@ class Split(Strict):
             "user": {"valid", "test", "seed"},
             "leave_one_out": set(),
             "column": {"column"},
-            "parts": set(),
+            "parts": {"allow_overlap"},
         }[self.by]
         if given - allowed:
             raise ValueError(f"a split by {self.by} takes no {', '.join(sorted(given - allowed))}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -63,8 +64,24 @@ def _moment(text: str, step: bool, where: str) -> int:
         ) from None
 
 
+def digest(split: Split, sources: str) -> str:
+    """What tells one split of one log from another; logs prepared for different features may share it."""
+    return sha256(f"{sources} {split.model_dump_json()}".encode()).hexdigest()[:16]
+
+
+def show_moment(moment: int, step: bool) -> str:
+    """A moment as messages name it: ISO in UTC, or the number of a step.
+
+    >>> show_moment(1_700_000_000_000, step=False), show_moment(12, step=True)
+    ('2023-11-14T22:13:20Z', 'step 12')
+    """
+    if step:
+        return f"step {moment}"
+    return np.datetime_as_string(np.datetime64(moment, "ms"), unit="ms").removesuffix(".000") + "Z"
+
+
 def by_time(times: NDArray[np.int64], lines: tuple[int, int]) -> NDArray[np.int8]:
-    """Codes of rows by their moment."""
+    """Codes of rows by their moment: rows of one request, which share it, are never parted."""
     return ((times >= lines[0]).astype(np.int8) + (times >= lines[1])).astype(np.int8)
 
 

@@ -1,12 +1,13 @@
 """Further labels of impressions: feedback features with the values 0 and 1, for models that learn several at once.
 
 A target is read as it stood when the training window ended: what became known later reads as missing. So a purchase
-counts inside its attribution window only, and never because somebody looked back from the test part.
+counts inside its attribution window only, and never because somebody looked back from the test part. Targets are
+computed when a batch is made, of the features that the model learns from and no other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -21,33 +22,34 @@ from longrec.features.view import NEVER
 _VALUES = {0: 0.0, 1: 1.0, "0": 0.0, "1": 1.0}
 
 
-class Targets(Mapping[str, Tensor]):
-    """The targets of some rows by feature, each float32 ``[B]``, made when it is asked for."""
+def targets_of(
+    log: Log, rows: NDArray[np.int64], names: Sequence[str], known_before: int | None = None
+) -> dict[str, Tensor]:
+    """The targets of some rows by feature, each float32 ``[B]``: NaN where the value was not known in time.
 
-    def __init__(self, log: Log, rows: NDArray[np.int64]) -> None:
-        self._log, self._rows = log, rows
+    Args:
+        known_before: the moment before which a value must be known; default the end of the log's training window.
 
-    def __getitem__(self, name: str) -> Tensor:
-        fault = _fault(self._log, name)
-        if fault:
-            raise KeyError(fault)
-        return torch.from_numpy(target(self._log, name, self._rows, self._log.horizon))
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and not _fault(self._log, name)
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self._log.schema.features if not _fault(self._log, name))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
+    Raises:
+        ConfigError: a name that is no target.
+    """
+    if not names:
+        return {}
+    faults = [f"model: the target {name!r} {fault}" for name in names if (fault := _fault(log, name))]
+    if faults:
+        raise ConfigError("config", faults)
+    before = log.training_window.end("train", log.user(rows)) if known_before is None else known_before
+    return {name: torch.from_numpy(target(log, name, rows, before)) for name in names}
 
 
-def target(log: Log, name: str, rows: NDArray[np.int64], before: int | None = None) -> NDArray[np.float32]:
+def target(
+    log: Log, name: str, rows: NDArray[np.int64], before: int | NDArray[np.int64] | None = None
+) -> NDArray[np.float32]:
     """float32 ``[B]``: 0 or 1; NaN where the value is null, or was not known strictly ``before`` a moment.
 
     Args:
-        before: None for whatever became known in the end, which is what a finished model is measured on.
+        before: one moment, or one per row; None for whatever became known in the end, which is what a finished model
+            is measured on.
     """
     encoder = log.fitted.encoders[name]
     assert isinstance(encoder, IdEncoder)
@@ -60,8 +62,8 @@ def target(log: Log, name: str, rows: NDArray[np.int64], before: int | None = No
 
 def known(log: Log, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """int64 ``[B]``: when a feedback feature of the rows became known; never before their events were available."""
-    own = log.events.columns.get(f"known.{name}")
-    since = own.take(rows) if own is not None else log.events.times.take(rows) + log.schema.known_after(name)
+    own, times = log.events.columns.get(f"known.{name}"), log.events.times.take(rows)
+    since = np.maximum(own.take(rows), times) if own is not None else times + log.schema.known_after(name)
     return log.not_before_available(since, rows)
 
 
@@ -75,8 +77,8 @@ def check_targets(log: Log, names: Sequence[str]) -> None:
     faults = [f"model: the target {name!r} {fault}" for name in names if (fault := _fault(log, name))]
     if not faults:
         rows = log.rows_of("train")
-        for name in names:
-            told = target(log, name, rows, log.horizon)
+        for name, made in targets_of(log, rows, names).items():
+            told = made.numpy()
             values = np.unique(told[~np.isnan(told)])
             if not len(values):
                 faults.append(

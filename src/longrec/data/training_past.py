@@ -11,7 +11,7 @@ from longrec.data.gather import gather, history_of
 from longrec.data.log import Log
 from longrec.data.split import PARTS
 from longrec.features.batch import HistoryBatch
-from longrec.features.view import NEVER, filter_delay
+from longrec.features.view import filter_delay
 
 _MOST = 1_000_000
 """Events of a piece, unless one user has more."""
@@ -22,7 +22,8 @@ _ROWS = 8_192
 def training_past(log: Log, most: int = _MOST) -> Iterator[dict[str, HistoryBatch]]:
     """Every event of the training part once, as histories of its user, oldest first: one row a user, piece by piece.
 
-    The events are those a history lets in, without its limit of length, as they were known when the window ended.
+    The events are those a history lets in, without its limit of length, as they were known when the window ended (for
+    the user, where the split draws no line through all users).
     Histories of tokens are left out. Where rows bring histories of their own there is one row a training row, and an
     event is met as often as it is listed.
     """
@@ -35,7 +36,7 @@ def training_past(log: Log, most: int = _MOST) -> Iterator[dict[str, HistoryBatc
     offsets = log.events.offsets
     cuts = np.unique(np.searchsorted(offsets, np.arange(0, offsets[-1], most)[1:]))
     cuts = np.unique(np.concatenate([[0], cuts, [len(offsets) - 1]]))
-    now = np.array([NEVER if log.horizon is None else log.horizon], np.int64)
+    ends = log.training_window.train
     for low, high in pairwise(cuts):
         start, stop = offsets[low], offsets[high]
         training = np.asarray(log.parts[start:stop] == PARTS["train"])
@@ -44,11 +45,12 @@ def training_past(log: Log, most: int = _MOST) -> Iterator[dict[str, HistoryBatc
             own = training
             if log.schema.histories[name].where:
                 own = own & np.asarray(log.events.columns[f"where.{name}"][start:stop], bool)
-            if log.horizon is not None:
-                own = own & (log.events.times[start:stop] < log.horizon - filter_delay(log.fitted, name))
-                if log.available is not None:
-                    own = own & (log.available[start:stop] < log.horizon)
+            delay = filter_delay(log.fitted, name)
+            now = ends if len(ends) == 1 else np.repeat(ends[low:high], np.diff(offsets[low : high + 1]))
+            own = own & (log.events.times[start:stop] < now - delay)
+            if log.available is not None:
+                own = own & (log.available[start:stop] < now)
             at = start + np.flatnonzero(own)
             bounds = np.searchsorted(at, offsets[low : high + 1]).astype(np.int64)
-            piece[name] = history_of(log, name, at, bounds, now)
+            piece[name] = history_of(log, name, at, bounds, now if len(now) == 1 else now[own])
         yield piece

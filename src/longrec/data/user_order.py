@@ -7,7 +7,7 @@ stand before a run (``context``): they are there to be looked back at, and their
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -34,6 +34,7 @@ class UserLoader:
         rows_per_user: longest run.
         context: rows of the log, of any part, put before each run; fewer where the user has fewer.
         mirrored: every second epoch goes backwards through the runs of the epoch before.
+        targets, known_before: further labels to compute, as ``gather``.
     """
 
     def __init__(
@@ -47,9 +48,12 @@ class UserLoader:
         rows_per_user: int = 256,
         context: int = 0,
         mirrored: bool = False,
+        targets: Sequence[str] = (),
+        known_before: int | None = None,
     ) -> None:
         self.log, self.rows = log, np.unique(rows)
         self.seed, self.shuffle, self.mirrored = seed, shuffle, mirrored
+        self.targets, self.known_before = tuple(targets), known_before
         self._first, self._last = _runs(log.user(self.rows), rows_per_user)
         first_rows = self.rows[self._first]
         begins = log.events.offsets[log.user(first_rows)]
@@ -104,9 +108,10 @@ class UserLoader:
         before = self._from[runs]
         every = np.union1d(rows, _spans(before, before + self._context[runs]))
         if len(every) == len(rows):
-            return gather(self.log, rows)
+            return gather(self.log, rows, self.targets, self.known_before)
         counts = np.isin(every, rows, assume_unique=True)
-        return replace(gather(self.log, every), counts=torch.from_numpy(counts))
+        made = gather(self.log, every, self.targets, self.known_before)
+        return replace(made, counts=torch.from_numpy(counts))
 
 
 def _runs(users: NDArray[np.int64], longest: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -89,7 +89,7 @@ class Batch:
         available: int64 ``[B]`` moment from which on later samples may look back at each; None: from its own.
         counts: bool ``[B]``: whether a row's loss counts; None for all. The others stand there to be looked back at.
         targets: further labels by feedback feature, float32 ``[B]``: 0, 1, or NaN where it is missing or was not known
-            when the training window ended. They are for losses only, and are made when a loss asks for them.
+            when the training window ended. They are for losses only: those of the model that learns, and no other.
     """
 
     size: int

@@ -341,6 +341,18 @@ class Schema(Strict):
         """Milliseconds (or steps) from an event to the moment its feedback is known."""
         return self.delay(self.features[name].known_after or self.label_known_after)
 
+    @property
+    def label_known_at(self) -> str | None:
+        """The feedback feature of the label's column whose ``known_at`` says when each label became known."""
+        named = [n for n, f in self.features.items() if f.known_at and self.column(n) == self.label.column]
+        return named[0] if named else None
+
+    @property
+    def label_delay(self) -> int:
+        """Milliseconds (or steps) from an event to its label: the longest delay that is given for the column."""
+        own = [n for n, f in self.features.items() if f.feedback and self.column(n) == self.label.column]
+        return max([self.delay(self.label_known_after), *map(self.known_after, own)])
+
     def delay(self, span: str) -> int:
         """A duration in the unit the log keeps its times in."""
         return duration(span) * self.per_second // 1_000

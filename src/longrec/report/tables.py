@@ -76,8 +76,26 @@ def results_table(name: str, results: object) -> str:
     rows = f"{content['rows']:,} rows, {content['users']:,} users, {content['positives']:,} positive"
     metrics = {key: Interval.from_dict(one) for key, one in content["metrics"].items()}
     head = f"{name} ({content['model']}) on {content['split']}: {rows}"
-    shown = metrics_table({name: metrics}, content["split"])
-    return "\n".join([head, shown, *warning_lines(content.get("warnings", ()))])
+    shown, left_out = metrics_table({name: metrics}, content["split"]), left_out_lines(content.get("left_out", {}))
+    return "\n".join([head, shown, *left_out, *warning_lines(content.get("warnings", ()))])
+
+
+def left_out_lines(left_out: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """How many labelled rows take no part, one line per split and reason.
+
+    >>> left_out_lines({"train": {"label_not_known": 1200, "not_before_measured": 0}})
+    ['train: 1,200 labelled rows left out, their labels were not known in time']
+    """
+    reasons = {
+        "label_not_known": "their labels were not known in time",
+        "not_before_measured": "they lie at or after rows that are measured",
+    }
+    return [
+        f"{part}: {counts[key]:,} labelled row{'s' if counts[key] > 1 else ''} left out, {why}"
+        for part, counts in left_out.items()
+        for key, why in reasons.items()
+        if counts.get(key)
+    ]
 
 
 def warning_lines(warnings: Iterable[str]) -> list[str]:

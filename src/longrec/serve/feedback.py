@@ -100,8 +100,7 @@ def delay(schema: Schema, name: str) -> int:
     tells the moment.
     """
     if name == LABEL:
-        own = [n for n, f in schema.features.items() if f.known_at and schema.column(n) == schema.label.column]
-        return 0 if own else schema.delay(schema.label_known_after)
+        return 0 if schema.label_known_at is not None else schema.label_delay
     return 0 if schema.features[name].known_at is not None else schema.known_after(name)
 
 

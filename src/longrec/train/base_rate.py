@@ -6,17 +6,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.data.log import Log
-from longrec.data.targets import target
+from longrec.data.targets import targets_of
 from longrec.models.base import Model, name_of
 
 
-def start_at_base_rates(model: Model, log: Log, rows: NDArray[np.int64]) -> None:
+def start_at_base_rates(model: Model, log: Log, rows: NDArray[np.int64], known_before: int | None = None) -> None:
     """Start a new model at the base rates of the rows it is about to learn.
 
     Args:
         rows: int64 rows of the log whose labels enter the loss.
+        known_before: the moment before which further labels must be known; default the end of the training window.
     """
-    labels = [log.labels.take(rows), *(target(log, name, rows, log.horizon) for name in model.targets)]
+    further = targets_of(log, rows, model.targets, known_before)
+    labels = [log.labels.take(rows), *(further[name].numpy() for name in model.targets)]
     model.start_at_rates([base_rate(label) for label in labels])
 
 

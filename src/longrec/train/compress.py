@@ -34,6 +34,7 @@ from longrec.train.instances import LABEL, Instances
 from longrec.train.job import Job, read_job
 from longrec.train.machine import keep_large_blocks, torch_threads
 from longrec.train.run import Run, open_run
+from longrec.train.seen_labels import delays_of, seen_by
 from longrec.train.source import Source
 
 LEAK = (
@@ -89,14 +90,14 @@ def compress(
     """
     config = parse(CompressConfig, apply_overrides({}, overrides), "compress")
     given = config.regime in ("checkpoint", "leaky_checkpoint")
-    name, job, log, trained = _opened(source, given)
-    _refuse_leak(config, name, log)
+    name, job, log, trained, after = _opened(source, given)
+    _refuse_leak(config, name, log, after)
     keep_large_blocks()
     with torch_threads(job.fit.threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.fit.seed)
         made = Source.of(job, log, name, trained)
         instances = Instances(log)
-        blocks, info = _walk(config, log), _info(config, name, job, log, made.model, instances)
+        blocks, info = _walk(config, log, after), _info(config, name, job, log, made.model, instances)
         written = Written(str(into), leak=info.leak)
         stream = io.StringIO() if quiet else None
         total = sum(len(block.rows) for block in blocks)
@@ -112,21 +113,29 @@ def compress(
     return written
 
 
-def _opened(source: Run | str | Path | Mapping[str, Any], given: bool) -> tuple[str, Job, Log, Model | None]:
-    """Name, job, log and (where asked for) trained model of a run or a config."""
+def _opened(
+    source: Run | str | Path | Mapping[str, Any], given: bool
+) -> tuple[str, Job, Log, Model | None, int | None]:
+    """Name, job, log and (where asked for) trained model of a run or a config, and the moment from which on the model
+    has seen no label; None where there is none.
+    """
     if isinstance(source, Mapping) or (not isinstance(source, Run) and Path(source).is_file()):
         if given:
             found, do = "a config", "train it first, or take regime=blocks"
             raise RunError("compress", found, "a finished run: this regime writes with its weights", do)
         job = read_job(source)
-        return job.name or str(job.model["name"]), job, Log.open(prepare(job.data, job.schema), job.schema), None
+        return job.name or str(job.model["name"]), job, Log.open(prepare(job.data, job.schema), job.schema), None, None
     run = source if isinstance(source, Run) else open_run(source)
-    return run.name, run.config, run.log(), run.model() if given else None
+    log = run.log()
+    if not given:
+        return run.name, run.config, log, None, None
+    lines, seen = log.manifest.get("lines"), seen_by(run).by_delays(delays_of(log.schema, ()))
+    after = None if lines is None or seen.validated is None else max(int(lines[1]), seen.validated)
+    return run.name, run.config, log, run.model(), after
 
 
-def _refuse_leak(config: CompressConfig, name: str, log: Log) -> None:
-    lines = log.manifest.get("lines")
-    if config.regime == "checkpoint" and (lines is None or lines[1] > int(log.moments.max())):
+def _refuse_leak(config: CompressConfig, name: str, log: Log, after: int | None) -> None:
+    if config.regime == "checkpoint" and (after is None or after > int(log.moments.max())):
         raise RunError(
             name,
             f"regime checkpoint finds only tokens to write that would be {LEAK}",
@@ -135,13 +144,13 @@ def _refuse_leak(config: CompressConfig, name: str, log: Log) -> None:
         )
 
 
-def _walk(config: CompressConfig, log: Log) -> list[Block]:
+def _walk(config: CompressConfig, log: Log, after: int | None) -> list[Block]:
     """The blocks to write, in order of time; with given weights all in one."""
     if config.regime == "leaky_checkpoint":
         return [Block(0, int(log.moments.min()), None, np.arange(len(log)))]
     if config.regime == "checkpoint":
-        start = int(log.manifest["lines"][1])
-        return [Block(0, start, None, np.flatnonzero(log.moments >= start))]
+        assert after is not None
+        return [Block(0, after, None, np.flatnonzero(log.moments >= after))]
     return blocks_of(config, log)
 
 
@@ -174,7 +183,7 @@ class _Writing:
             self.progress.advance(len(block.rows))
         if learns and not streams:
             self.instances.feed(block.rows)
-            source.train(self.instances.ready(block.stop), config.epochs)
+            source.train(self.instances.ready(block.stop), config.epochs, block.stop)
 
     def _version(self, block: Block) -> None:
         """A version of its own for weights that have changed."""

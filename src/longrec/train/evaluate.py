@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec import metrics
+from longrec.data.labels import check_window
 from longrec.data.log import Log
 from longrec.data.split import PARTS
 from longrec.data.targets import target
@@ -198,13 +199,15 @@ def measure_table(table: pa.Table, run: str, model: str, part: str, config: Eval
 
 
 def check_parts(log: Log, job: Job) -> None:
-    """Refuse, before anything is trained, a valid or test part that could not be measured afterwards.
+    """Refuse, before anything is trained, a training window without labels to learn from, and a valid or test part that
+    could not be measured afterwards.
 
     Raises:
         DataError: neither part has samples, labels of one class, one user where users are drawn, or no user that
             the monitor GAUC could count.
     """
     do = "move the split (data.split), or look at the label's condition"
+    check_window(log)
     parts = {part: rows for part in ("valid", "test") if len(rows := log.rows_of(part))}
     if not parts:
         raise DataError("data.split", "no sample in valid and none in test", "one part to measure at least", do)

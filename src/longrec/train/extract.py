@@ -166,9 +166,8 @@ class _Writing:
         self.instances.feed(rows)
         ready = self.instances.ready(block.stop)
         if len(ready) and block.stop is not None:
-            # Further labels count only where they were known by then too.
-            self.log.horizon = self.before = block.stop
-            self.source.train(ready, self.config.epochs)
+            self.before = block.stop
+            self.source.train(ready, self.config.epochs, block.stop)
 
     def _publish(self, block: Block) -> Published:
         moment, model, log = block.start, self.source.model, self.log

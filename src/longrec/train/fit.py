@@ -23,12 +23,13 @@ from longrec.models.base import Model
 from longrec.train import checkpoint
 from longrec.train.base_rate import start_at_base_rates, start_warnings
 from longrec.train.evaluate import check_parts, measure_table, write_predictions
-from longrec.train.folder import alone, new_folder, note_resumed, require_free
+from longrec.train.folder import alone, new_folder, note_resumed, require_free, warm_start_warnings
 from longrec.train.job import Job, flat, read_job
 from longrec.train.loop import Loop
 from longrec.train.machine import keep_large_blocks, torch_threads
 from longrec.train.optimisers import build_optimisers
 from longrec.train.run import Run, open_log, open_run, require_run
+from longrec.train.seen_labels import SeenLabels, check_start, seen_by, seen_labels
 from longrec.train.start import start_from
 from longrec.train.tracking import trackers
 
@@ -72,9 +73,10 @@ def train(
     with _tuned(job) as model_of:
         model = model_of(log)
         check_targets(log, model.targets)
+        seen, told = _seen(job, log, model)
         if job.fit.start_from is not None:  # what does not fit shows before there is a folder
             start_from(job.fit.start_from, model, build_optimisers(model, job.fit), job.fit, log.fitted)
-        folder = new_folder(job, log)
+        folder = new_folder(job, log, seen, told)
         with alone(folder):
             _run(folder, job, log, model, quiet)
     return open_run(folder)
@@ -121,6 +123,7 @@ def _run(folder: Path, job: Job, log: Log, model: Model, quiet: bool) -> None:
         if not loop.state.step:
             start_at_base_rates(model, log, loop.loader.rows)
         if job.fit.start_from is not None and not loop.state.step:
+            _seen(job, log, model)
             start_from(job.fit.start_from, model, loop.optimisers, job.fit, log.fitted)
         if not loop.state.step:
             _look_back(model, log)
@@ -128,6 +131,20 @@ def _run(folder: Path, job: Job, log: Log, model: Model, quiet: bool) -> None:
         with trackers(job.fit, folder, loop.state.step, settings) as others:
             state = loop.run(others)
     _measure(folder, job, log, state, quiet)
+
+
+def _seen(job: Job, log: Log, model: Model) -> tuple[SeenLabels, list[str]]:
+    """The labels that a run will have seen, with those of the run it starts from; and what results must say of these.
+
+    Raises:
+        RunError: the run it starts from has seen labels that this one is measured on.
+    """
+    seen = seen_labels(log, model.targets)
+    if job.fit.start_from is None:
+        return seen, []
+    before = seen_by(open_run(job.fit.start_from))
+    told = check_start(before, log, f"fit.start_from: {job.fit.start_from}", job.fit.allow_future_weights)
+    return seen.after(before.by_delays(seen.delays)), told
 
 
 def _look_back(model: Model, log: Log) -> None:
@@ -149,7 +166,8 @@ def _measure(folder: Path, job: Job, log: Log, state: checkpoint.State, quiet: b
     told = measured["test"] if "test" in measured else measured["valid"]
     results = {
         **told,
-        "warnings": [*log.warnings, *start_warnings(best), *told["warnings"]],
+        "warnings": [*log.warnings, *warm_start_warnings(folder), *start_warnings(best), *told["warnings"]],
+        "left_out": log.left_out,
         "valid": measured.get("valid"),
         "best_step": state.best_step,
         "steps": state.step,

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from longrec.errors import RunError
 from longrec.train.checkpoint import replace_file
 from longrec.train.job import Job
 from longrec.train.machine import environment
+from longrec.train.seen_labels import KEY, SeenLabels
 
 try:
     import fcntl
@@ -23,8 +24,12 @@ except ImportError:  # Windows: runs are not kept apart there
     fcntl = None  # type: ignore[assignment]
 
 
-def new_folder(job: Job, log: Log) -> Path:
+def new_folder(job: Job, log: Log, seen: SeenLabels, warnings: Sequence[str] = ()) -> Path:
     """A run folder with everything that is known before training; it appears whole or not at all.
+
+    Args:
+        seen: the labels that the weights will have seen.
+        warnings: sentences about the run that it starts from.
 
     Raises:
         RunError: the folder that the job names is there already.
@@ -40,6 +45,7 @@ def new_folder(job: Job, log: Log) -> Path:
         log.fitted.save(partial / "schema")
         (partial / "environment.json").write_text(json.dumps(environment(job.fit.threads), indent=1))
         about = {"path": str(log.folder.absolute()), "digest": log.folder.name, "samples": log.sample_count}
+        about |= {"left_out": log.left_out, KEY: seen.to_dict(), "warnings": list(warnings)}
         (partial / "log.json").write_text(json.dumps(about, indent=1))
         for number in range(1, 1_000_000):
             folder = runs / (job.name or f"{short}-{number}")
@@ -58,6 +64,11 @@ def new_folder(job: Job, log: Log) -> Path:
     finally:
         if partial.exists():
             shutil.rmtree(partial)
+
+
+def warm_start_warnings(folder: Path) -> list[str]:
+    """What the results of a run must say of the run that it started from."""
+    return list(json.loads((folder / "log.json").read_text(encoding="utf-8")).get("warnings", ()))
 
 
 def require_free(job: Job) -> None:

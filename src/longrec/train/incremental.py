@@ -162,7 +162,7 @@ class _Protocol:
     def __init__(self, job: Job, log: Log, curve: Curve) -> None:
         self.job, self.log, self.curve = job, log, curve
         self.instances = Instances(log)
-        self.learned: list[NDArray[np.int64]] = []
+        self.learned: list[tuple[NDArray[np.int64], int | None]] = []
         self.fields = log.fields()
         torch.manual_seed(job.fit.seed)
         self.plugged = models.build(job.model, self.fields)
@@ -183,9 +183,9 @@ class _Protocol:
         self.curve.days.append(Day(number, len(rows), auc, share))
         self.instances.feed(block.rows)
         ready = self.instances.ready(block.stop)
-        self.learned.append(ready)
+        self.learned.append((ready, block.stop))
         for arm in self.arms.values():
-            arm.learn(ready)
+            arm.learn(ready, block.stop)
 
     def _plug_in(self) -> None:
         base, settings = self.arms["base"], {key: value for key, value in self.job.model.items()
@@ -201,8 +201,8 @@ class _Protocol:
                 self.arms[name] = arm
             elif name == "concat":
                 arm = _Learner(models.build(self.job.model["base"], self.fields), self.log, self.job)
-                for rows in self.learned:
-                    arm.learn(rows)
+                for rows, known_before in self.learned:
+                    arm.learn(rows, known_before)
                 self.arms[name] = arm
 
     def _controlled(self, how: Control) -> Log:
@@ -219,16 +219,17 @@ class _Learner:
         self.optimisers: dict[str, Optimizer] = build_optimisers(model, job.fit)
         self.steps, self.passes = 0, 0
 
-    def learn(self, rows: NDArray[np.int64]) -> None:
-        """One pass over rows."""
+    def learn(self, rows: NDArray[np.int64], known_before: int | None) -> None:
+        """One pass over rows, with their further labels as far as they were known before a moment."""
         if not len(rows):
             return
         fit = self.job.fit
         if not self.steps:
-            start_at_base_rates(self.model, self.log, rows)
+            start_at_base_rates(self.model, self.log, rows, known_before)
         torch.manual_seed(fit.seed + self.passes)
         self.model.train()
-        for batch in loader_of(self.model, self.log, rows, fit.batch_size, seed=fit.seed).epoch(self.passes):
+        loader = loader_of(self.model, self.log, rows, fit.batch_size, seed=fit.seed, known_before=known_before)
+        for batch in loader.epoch(self.passes):
             if batch.size > 1:
                 update(self.model, self.optimisers, fit, self.steps, batch, "incremental")
                 self.steps += 1

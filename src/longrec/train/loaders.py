@@ -21,18 +21,32 @@ def loader_of(
     seed: int = 0,
     shuffle: bool = True,
     by_length: bool = False,
+    known_before: int | None = None,
 ) -> Loader | UserLoader:
     """The batches of some rows of a log as a model wants them.
 
     A model in user order that does not train (``shuffle`` off) meets the rows in the order of the log, each once, with
     as many earlier rows of the user before each run as a run may be long: they come from any part of the log.
 
+    Args:
+        known_before: the moment before which the model's further labels must be known; default the end of the
+            training window. What is only scored has none.
+
     Raises:
         ConfigError: ``by_length`` for a model in user order.
     """
-    order = model.user_order
+    order, targets = model.user_order, model.targets if shuffle else ()
     if order is None:
-        return Loader(log, rows, batch_size, seed=seed, shuffle=shuffle, by_length=by_length)
+        return Loader(
+            log,
+            rows,
+            batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            by_length=by_length,
+            targets=targets,
+            known_before=known_before,
+        )
     if by_length:
         raise ConfigError("config", ["fit.by_length: a model in user order has batches of its own; leave it out"])
     return UserLoader(
@@ -44,4 +58,6 @@ def loader_of(
         rows_per_user=order.rows,
         context=order.context if shuffle else order.rows,
         mirrored=order.mirrored,
+        targets=targets,
+        known_before=known_before,
     )

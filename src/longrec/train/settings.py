@@ -72,6 +72,11 @@ class FitConfig(Strict):
         description="folder of a finished run whose last weights and optimiser moments training begins with; keep_plug "
         "may start from a run of its base",
     )
+    allow_future_weights: bool = Setting(
+        False,
+        description="let start_from take a run that may have seen labels this run is measured on; results then carry a "
+        "warning",
+    )
     runs: str = Setting("runs", description="folder the run folders are kept in")
 
     @model_validator(mode="after")
@@ -88,6 +93,8 @@ class FitConfig(Strict):
                 faults.append(f"{key} is of {', '.join(of)}, but {told}")
         if self.warmup_from is not None and not self.warmup_steps:
             faults.append("warmup_from is given without warmup_steps")
+        if self.allow_future_weights and self.start_from is None:
+            faults.append("allow_future_weights is given without start_from")
         if self.warmup_from is not None and self.warmup_from > self.lr:
             faults.append(f"warmup_from is {self.warmup_from:g}, above lr {self.lr:g}: a warm-up rises")
         if faults:

@@ -65,23 +65,29 @@ class Source:
             refuse_looking_back(model, name)
         return cls(model, log, job, name, trained is not None)
 
-    def train(self, rows: NDArray[np.int64], epochs: int) -> None:
-        """Train on rows of the log, each ``epochs`` times."""
+    def train(self, rows: NDArray[np.int64], epochs: int, known_before: int | None) -> None:
+        """Train on rows of the log, each ``epochs`` times.
+
+        Args:
+            known_before: the moment before which further labels must be known.
+        """
         if not len(rows):
             return
-        self._start(rows)
+        self._start(rows, known_before)
         self.model.train()
         for _ in range(epochs):
-            loader = loader_of(self.model, self.log, rows, self.fit.batch_size, seed=self.fit.seed)
+            loader = loader_of(
+                self.model, self.log, rows, self.fit.batch_size, seed=self.fit.seed, known_before=known_before
+            )
             for batch in loader.epoch(self.passes):
                 if batch.size > 1:
                     self.learn(batch)
             self.passes += 1
 
-    def _start(self, rows: NDArray[np.int64]) -> None:
+    def _start(self, rows: NDArray[np.int64], known_before: int | None) -> None:
         """A new model starts at the rates of the first rows it learns."""
         if not self.steps and not self.given:
-            start_at_base_rates(self.model, self.log, rows)
+            start_at_base_rates(self.model, self.log, rows, known_before)
 
     def learn(self, batch: Batch, past: PastInstances | None = None) -> None:
         """One step of every optimiser."""
@@ -197,19 +203,29 @@ class Source:
         ready = instances.ready(moment)
         ready = ready[np.argsort(self.log.moments.take(ready), kind="stable")]
         if len(ready):
-            self._start(ready)
+            self._start(ready, moment)
         for at in range(0, len(ready), self.fit.batch_size):
             rows = ready[at : at + self.fit.batch_size]
             if len(rows) > 1:
                 self.model.train()
-                batch, before = self._with_past(instances, store, rows, back)
+                batch, before = self._with_past(instances, store, rows, back, moment)
                 self.learn(batch, before)
 
     def _with_past(
-        self, instances: Instances, store: TokenStore, rows: NDArray[np.int64], back: int
+        self,
+        instances: Instances,
+        store: TokenStore,
+        rows: NDArray[np.int64],
+        back: int,
+        learns_at: int | None = None,
     ) -> tuple[Batch, PastInstances | None]:
-        """The batch of rows, and the last stored tokens that each row's user could read, on the source's scale."""
-        batch, moments = gather(self.log, rows), self.log.moments.take(rows)
+        """The batch of rows, and the last stored tokens that each row's user could read, on the source's scale.
+
+        Args:
+            learns_at: the moment at which the source learns the rows; None where it only encodes them.
+        """
+        batch = gather(self.log, rows, () if learns_at is None else self.model.targets, learns_at)
+        moments = self.log.moments.take(rows)
         if not back:
             return batch, None
         tokens = last_visible(store, instances.users(rows), moments, back)

@@ -1,0 +1,131 @@
+"""Splits that do not run along time: which share of what a model learns lies later than what it is measured on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.data.settings import Split
+from longrec.data.split import PARTS, show_moment
+from longrec.data.training_window import window_of_rows
+from longrec.errors import DataError
+from longrec.features.schema import Schema
+
+_PAIRS = (("train", "test"), ("valid", "test"), ("train", "valid"))
+_NAMES = {"train": "training", "valid": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class LaterShare:
+    """Labelled rows of one part that lie at or after the first labelled row of another in time.
+
+    Attributes:
+        part, than: the parts.
+        share: of the rows of the part that are not left out (``data/training_window.py``).
+        first: the first moment of the other part.
+    """
+
+    part: str
+    than: str
+    share: float
+    first: int
+
+
+def look_for(
+    rule: Split,
+    schema: Schema,
+    where: str,
+    codes: NDArray[np.int8],
+    labels: NDArray[np.float32],
+    times: NDArray[np.int64],
+    moments: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+) -> tuple[list[LaterShare], list[str]]:
+    """The shares of a split, and a sentence about each.
+
+    Args:
+        codes: the part of each row, as in ``split``.
+        times, moments: when the event happened, and when its features are taken.
+        offsets: int64 ``[users + 1]``.
+
+    Raises:
+        DataError: files of train, valid and test that overlap in time.
+    """
+    if schema.time is None:
+        return [], [UNTIMED.format(by=rule.by)]
+    step = schema.time.unit == "step"
+    if rule.by == "parts" and not rule.allow_overlap:
+        check_files(codes, times, step, where)
+    shares = later_shares(codes, labels, times, moments, offsets)
+    return shares, later_warnings(rule, shares, step)
+
+
+def check_files(codes: NDArray[np.int8], times: NDArray[np.int64], step: bool, where: str) -> None:
+    """Refuse files of train, valid and test that overlap in time; equal times at a border overlap.
+
+    Raises:
+        DataError: with both spans in the message.
+    """
+    spans = {part: times[codes == code] for part, code in PARTS.items()}
+    for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
+        if len(spans[one]) and len(spans[other]) and spans[one].max() >= spans[other].min():
+            last, first = show_moment(int(spans[one].max()), step), show_moment(int(spans[other].min()), step)
+            raise DataError(
+                where,
+                f"the {one} files reach {last}, and the {other} files begin at {first}",
+                f"every row of {one} earlier than the first of {other}",
+                "cut the files along time, or allow it by name (data.split: {by: parts, allow_overlap: true}); results "
+                "then carry a warning",
+            )
+
+
+def later_shares(
+    codes: NDArray[np.int8],
+    labels: NDArray[np.float32],
+    times: NDArray[np.int64],
+    moments: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+) -> list[LaterShare]:
+    """The shares above zero, each part against the one it may not know.
+
+    Rows that are left out whatever the delay of the labels are not counted.
+    """
+    labelled = ~np.isnan(labels)
+    window = window_of_rows(codes, labelled, times, moments, offsets)
+    rows = {part: np.flatnonzero(labelled & (codes == code)) for part, code in PARTS.items()}
+    first = {part: int(moments.take(own).min()) for part, own in rows.items() if len(own)}
+    found: list[LaterShare] = []
+    for part, than in _PAIRS:
+        if than not in first or not len(rows[part]) or (than == "valid" and "test" in first):
+            continue
+        own = rows[part]
+        users = np.searchsorted(offsets, own, side="right") - 1
+        own_times = times.take(own)
+        kept = own_times[own_times < window.end(part, users)]
+        share = float(np.mean(kept >= first[than])) if len(kept) else 0.0
+        if share:
+            found.append(LaterShare(part, than, share, first[than]))
+    return found
+
+
+def later_warnings(rule: Split, shares: list[LaterShare], step: bool) -> list[str]:
+    """One sentence per share, for whoever reads numbers measured on the split."""
+    return [
+        f"split by {rule.by}: {_percent(one.share)} of the {_NAMES[one.part]} rows lie at or after the first "
+        f"{_NAMES[one.than]} row ({show_moment(one.first, step)}). The model learns from what other users did later, "
+        "so it scores better here than it will in use; split by time to measure that."
+        for one in shares
+    ]
+
+
+UNTIMED = (
+    "split by {by}: the schema names no time, so nobody can check that training rows lie before test rows. Name the "
+    "time column in the schema, or read the numbers with that in mind."
+)
+
+
+def _percent(share: float) -> str:
+    """A share above zero, which never reads as zero."""
+    return f"{share:.1%}" if share >= 0.001 else f"{100 * share:.1g}%"

@@ -1,0 +1,102 @@
+"""The training window: which labels may train and validate, because they were known before anything is measured.
+
+A label trains when it was known strictly before the first moment that is measured, and validates when it was known
+strictly before the first moment of test. Where the split runs along time, that moment is one line for all users. Where
+it does not, each user has a moment of its own: that of the user's first row in valid or test (in test). Rows of one
+user that are tied with that row, or later, or whose label was not known at it, are then left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.data.split import TEST, TRAIN, VALID
+from longrec.features.view import NEVER
+
+
+@dataclass(frozen=True)
+class TrainingWindow:
+    """The moments before which a label must be known.
+
+    Attributes:
+        train: int64 ``[users]`` (rows of the user table) or ``[1]`` for all: the end of training.
+        valid: the same of validation; ``NEVER`` where nothing is measured later.
+        first_measured: first moment of valid and test together; ``NEVER`` where both are empty.
+        first_test: first moment of test; ``NEVER`` where it is empty.
+    """
+
+    train: NDArray[np.int64]
+    valid: NDArray[np.int64]
+    first_measured: int
+    first_test: int
+
+    def end(self, part: str, users: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64 ``[users]`` or ``[1]``: the moment before which labels of a part must be known."""
+        ends = self.train if part == "train" else self.valid
+        return ends if len(ends) == 1 else ends.take(users)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Labelled rows of one part that may not take part.
+
+    Attributes:
+        rows: int64, rising.
+        unknown: how many lie before the end of the window, with a label that became known only later.
+        later: how many lie at or after it themselves.
+    """
+
+    rows: NDArray[np.int64]
+    unknown: int = 0
+    later: int = 0
+
+
+def window_by_lines(lines: tuple[int, int], valid: int, test: int) -> TrainingWindow:
+    """The window of a split by time.
+
+    Args:
+        lines: first moments of valid and of test.
+        valid, test: how many labelled rows each has; an empty part ends nothing.
+    """
+    measured = lines[0] if valid else lines[1] if test else NEVER
+    tested = lines[1] if test else NEVER
+    return TrainingWindow(np.array([measured]), np.array([tested]), measured, tested)
+
+
+def window_of_rows(
+    codes: NDArray[np.int8],
+    labelled: NDArray[np.bool_],
+    times: NDArray[np.int64],
+    moments: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+) -> TrainingWindow:
+    """The window of a split that rows tell one by one (by user, leave-one-out, by column, by files).
+
+    It is one line for all users where the parts follow each other in time, and one moment per user otherwise.
+
+    Args:
+        codes: the part of each row, as in ``split``.
+        labelled: which rows are samples.
+        times, moments: when the event happened, and when its features are taken.
+        offsets: int64 ``[users + 1]``.
+    """
+
+    def ends(part: int, later: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+        if not len(later):
+            return np.array([NEVER]), NEVER
+        first = int(moments.take(later).min())
+        own = times[labelled & (codes == part)]
+        if not len(own) or int(own.max()) < first:
+            return np.array([first]), first
+        users = np.searchsorted(offsets, later, side="right") - 1
+        starts = np.flatnonzero(np.diff(users, prepend=-1))
+        each = np.full(len(offsets) - 1, NEVER)
+        each[users[starts]] = np.minimum.reduceat(moments.take(later), starts)
+        return each, first
+
+    train, measured = ends(TRAIN, np.flatnonzero(labelled & (codes > TRAIN)))
+    valid, tested = ends(VALID, np.flatnonzero(labelled & (codes == TEST)))
+    return TrainingWindow(train, valid, measured, tested)

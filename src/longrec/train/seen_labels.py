@@ -1,0 +1,202 @@
+"""Which labels a run's weights have seen, in time: no warm start may know what its own run is measured on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from longrec.data.log import Log
+from longrec.data.split import TRAIN, VALID, show_moment
+from longrec.data.targets import known
+from longrec.errors import RunError
+from longrec.features.schema import Schema
+from longrec.features.view import NEVER
+from longrec.train.run import Run, open_run
+
+KEY = "seen_labels"
+LABEL = "label"
+
+
+@dataclass(frozen=True)
+class SeenLabels:
+    """The labels behind the weights of a run, and of the runs that it started from.
+
+    Attributes:
+        trained: weights were fitted to labels known before this moment; None where that cannot be told.
+        validated: labels known before this moment chose the weights, or when to stop; never earlier than ``trained``.
+        step: the moments are steps.
+        log: where the log came from.
+        splits: digests of the splits of the run and of those it started from, each once.
+        delays: how late the label and each further target were taken to be known; None where a column says so.
+    """
+
+    trained: int | None
+    validated: int | None
+    step: bool
+    log: str
+    splits: tuple[str, ...]
+    delays: Mapping[str, int | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> SeenLabels:
+        """Read :meth:`to_dict` back."""
+        return cls(**{**content, "splits": tuple(content["splits"])})
+
+    def by_delays(self, delays: Mapping[str, int | None]) -> SeenLabels:
+        """The same labels under other delays: what is known later than this run took it to be was seen from later on.
+
+        A column of moments on one side and a span on the other cannot be compared: nothing is told then.
+        """
+        extra = 0
+        for name, own in self.delays.items():
+            given = delays.get(name, own)
+            if (own is None) != (given is None):
+                return replace(self, trained=None, validated=None)
+            extra = max(extra, (given or 0) - (own or 0))
+        if self.trained is None or self.validated is None:
+            return self
+        return replace(self, trained=self.trained + extra, validated=self.validated + extra)
+
+    def after(self, before: SeenLabels) -> SeenLabels:
+        """What a run has seen that started from weights which had seen ``before``."""
+        splits = tuple(dict.fromkeys([*self.splits, *before.splits]))
+        mine, theirs = (self.trained, self.validated), (before.trained, before.validated)
+        if None in mine or None in theirs:
+            return replace(self, trained=None, validated=None, splits=splits)
+        trained, validated = (
+            max(one, other) for one, other in zip(mine, theirs) if one is not None if other is not None
+        )
+        return replace(self, trained=trained, validated=validated, splits=splits)
+
+
+def seen_labels(log: Log, targets: tuple[str, ...]) -> SeenLabels:
+    """What a run on a log sees by itself.
+
+    Args:
+        targets: further labels that its model learns from.
+    """
+    window, timed = log.training_window, log.schema.time is not None
+    trained = _end(window.train) if timed else None
+    if timed and trained is None:
+        rows = log.rows_of("train")
+        trained = _after([log.label_known(rows), *(known(log, name, rows) for name in targets)])
+    validated = trained
+    if trained is not None and len(rows := log.rows_of("valid")):
+        validated = _end(window.valid) or _after([log.label_known(rows)])
+        validated = None if validated is None else max(trained, validated)
+    delays = delays_of(log.schema, targets)
+    split = log.manifest.get("split", log.folder.name)
+    if validated is None:
+        trained = None
+    return SeenLabels(trained, validated, _steps(log), str(log.manifest["source"]["log"]), (split,), delays)
+
+
+def seen_by(run: Run) -> SeenLabels:
+    """What the weights of a finished run have seen.
+
+    Raises:
+        RunError: the run does not tell, and the log (or the run) it came from is gone.
+    """
+    about = json.loads((run.folder / "log.json").read_text(encoding="utf-8"))
+    if KEY in about:
+        return SeenLabels.from_dict(about[KEY])
+    seen = _seen_without_window(run.log())
+    if run.config.fit.start_from is not None:
+        seen = seen.after(seen_by(open_run(run.config.fit.start_from)))
+    return seen
+
+
+def _seen_without_window(log: Log) -> SeenLabels:
+    """What a run of version 0.3 or before has seen: every label of train and valid, however late it was known."""
+    ends: list[int | None] = [None, None]
+    if log.schema.time is not None:
+        sample = ~np.isnan(log.labels)
+        learned = [np.flatnonzero(sample & (log.parts == code)) for code in (TRAIN, VALID)]
+        ends = [_after([log.label_known(rows) for rows in learned[:many]]) for many in (1, 2)]
+        ends = [None, None] if None in ends else ends
+    source = str(log.manifest["source"]["log"])
+    return SeenLabels(ends[0], ends[1], _steps(log), source, (log.folder.name,), delays_of(log.schema, ()))
+
+
+def delays_of(schema: Schema, targets: tuple[str, ...]) -> dict[str, int | None]:
+    """How late the label and further targets are known, as ``SeenLabels.delays``."""
+    found: dict[str, int | None] = {LABEL: None if schema.label_known_at is not None else schema.label_delay}
+    for name in targets:
+        feature = schema.features[name]
+        found[name] = None if feature.known_at is not None else schema.known_after(name)
+    return found
+
+
+def fault_of_start(before: SeenLabels, log: Log) -> str:
+    """What is wrong with starting a run on a log from weights that have seen ``before``; empty where nothing is."""
+    window, step = log.training_window, _steps(log)
+    told = before.by_delays(_same_names(before, log.schema))
+    if before.splits == (log.manifest.get("split"),) and told == before:
+        return ""  # the same rows train, validate and test
+    apart = before.step != step or (step and before.log != str(log.manifest["source"]["log"]))
+    if told.trained is None or told.validated is None or log.schema.time is None or apart:
+        return "which labels that run has seen cannot be told from its split or compared with this one"
+    faults = []
+    for moment, first, verb, part in (
+        (told.trained, window.first_measured, "trained on", "valid and test begin" if _has(log) else "test begins"),
+        (told.validated, window.first_test, "was validated on", "test begins"),
+    ):
+        if moment > first:
+            faults.append(
+                f"that run {verb} labels known until {show_moment(moment, step)}, and here {part} at "
+                f"{show_moment(first, step)}"
+            )
+    return "; ".join(faults)
+
+
+def check_start(before: SeenLabels, log: Log, where: str, allowed: bool) -> list[str]:
+    """Refuse weights from the future of a run; where they are allowed by name, the sentences that results must carry.
+
+    Raises:
+        RunError: with both moments in the message.
+    """
+    fault = fault_of_start(before, log)
+    if not fault:
+        return []
+    if allowed:
+        return [
+            f"{where}: {fault}. The weights may have seen the labels that this run is measured on "
+            "(fit.allow_future_weights); start from an earlier run to measure this model."
+        ]
+    raise RunError(
+        where,
+        fault,
+        "weights that have seen only labels known before this run is measured",
+        "start from a run whose split ends earlier, or allow it by name (fit.allow_future_weights: true); results then "
+        "carry a warning",
+    )
+
+
+def _same_names(before: SeenLabels, schema: Schema) -> dict[str, int | None]:
+    return delays_of(schema, tuple(name for name in before.delays if name in schema.features and name != LABEL))
+
+
+def _has(log: Log) -> bool:
+    return bool(log.manifest["parts"]["valid"]["samples"])
+
+
+def _steps(log: Log) -> bool:
+    return log.schema.time is not None and log.schema.time.unit == "step"
+
+
+def _end(ends: np.ndarray[Any, np.dtype[np.int64]]) -> int | None:
+    return int(ends[0]) if len(ends) == 1 and ends[0] != NEVER else None
+
+
+def _after(moments: list[np.ndarray[Any, np.dtype[np.int64]]]) -> int | None:
+    """The first moment after all of these; None where one of them is never."""
+    last = max((int(one.max()) for one in moments if len(one)), default=0)
+    return None if last == NEVER else last + 1
