@@ -55,7 +55,7 @@ def prepare(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Returns:
         The manifest of the prepared log, with its ``folder``.
     """
-    from longrec.data.labels import check_window
+    from longrec.data.labels import check_window, window_warnings
     from longrec.data.log import Log
     from longrec.data.prepare import prepare as prepare_log
     from longrec.train.job import read_job
@@ -66,7 +66,8 @@ def prepare(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
     folder = prepare_log(job.data, job.schema)
     log = Log.open(folder, job.schema, stores=False)
     check_window(log)
-    return {"folder": str(folder), **log.manifest, "warnings": log.warnings, "left_out": log.left_out}
+    warnings = [*log.warnings, *window_warnings(log)]
+    return {"folder": str(folder), **log.manifest, "warnings": warnings, "left_out": log.left_out}
 
 
 def train(

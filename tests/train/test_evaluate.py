@@ -167,7 +167,7 @@ def test_explain_tells_each_past_event_and_its_weight(din: Run, shop: Path) -> N
 
 def test_explain_without_weights_or_before_feedback(lr: Run, shop: Path, folder: Path) -> None:
     assert explain(lr, 5)["histories"] == {}
-    words = ["name=late", "data.schema.label_known_after=30d", f"fit.runs={folder}", *QUICK]
+    words = ["name=late", "data.schema.label_known_after=15d", f"fit.runs={folder}", *QUICK]
     late = train(shop, words, quiet=True)
     row = late.predictions()["row"][20].as_py()
     assert {event["side"]["stars"] for event in explain(late, row)["histories"]["seen"]} == {"not yet known"}

@@ -9,8 +9,9 @@ from longrec.data import split
 from longrec.data.log import Log
 from longrec.errors import DataError
 from longrec.features.label import labels_of
+from longrec.features.view import NEVER
 
-__all__ = ["check_labels", "check_window", "delay_of", "labels_of"]
+__all__ = ["check_labels", "check_window", "delay_of", "labels_of", "window_warnings"]
 
 
 def check_labels(labels: NDArray[np.float32], codes: NDArray[np.int8], where: str) -> None:
@@ -69,3 +70,22 @@ def check_window(log: Log) -> None:
         "labels of both classes that were known before the split",
         "move the split later, split by time, or shorten the delay if labels are known sooner",
     )
+
+
+def window_warnings(log: Log) -> list[str]:
+    """Sentences about labels that became known too late for what is measured on a log, for results to carry."""
+    found, window = [], log.training_window
+    if "valid" in log.left_out and not len(log.rows_of("valid")):
+        found.append(
+            f"validation: no label was known before the first test row ({delay_of(log)}), so no row is left to choose "
+            "the weights or to stop early, and the last weights count; begin validation earlier than the delay."
+        )
+    if len(window.train) > 1 and log.labels_come_late and window.first_test < NEVER:
+        rows = log.rows_of("train")
+        late = (log.label_known(rows) >= window.first_test) & (log.events.times.take(rows) < window.first_test)
+        if late.any():
+            found.append(
+                f"training: a further {late.mean():.2%} of the training rows lie before the first test row with labels "
+                f"that became known only at or after it ({delay_of(log)}); split by time to leave them out."
+            )
+    return found

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from longrec.data.labels import window_warnings
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
 from longrec.data.targets import check_targets
@@ -166,7 +167,13 @@ def _measure(folder: Path, job: Job, log: Log, state: checkpoint.State, quiet: b
     told = measured["test"] if "test" in measured else measured["valid"]
     results = {
         **told,
-        "warnings": [*log.warnings, *warm_start_warnings(folder), *start_warnings(best), *told["warnings"]],
+        "warnings": [
+            *log.warnings,
+            *window_warnings(log),
+            *warm_start_warnings(folder),
+            *start_warnings(best),
+            *told["warnings"],
+        ],
         "left_out": log.left_out,
         "valid": measured.get("valid"),
         "best_step": state.best_step,

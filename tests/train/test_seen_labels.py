@@ -1,0 +1,162 @@
+"""Warm starts know nothing of what their own run is measured on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from longrec.errors import ConfigError, RunError
+from longrec.train.fit import train
+from longrec.train.run import Run
+from longrec.train.seen_labels import KEY, SeenLabels, fault_of_start, seen_by
+
+DAY = 86_400
+START = 1_700_006_400  # midnight
+SCHEMA: dict[str, Any] = {
+    "user": "user",
+    "item": "item",
+    "time": {"column": "t", "unit": "s"},
+    "label": "click",
+    "features": {"item": {"kind": "id", "vocab": list(range(5))}, "user": {"kind": "id", "vocab": list(range(40))}},
+}
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten days, forty impressions a day."""
+    random, n = np.random.default_rng(3), 400
+    table = pa.table(
+        {
+            "user": random.integers(0, 40, n),
+            "item": random.integers(0, 5, n),
+            "t": START + np.arange(n) * DAY // 40,
+            "click": random.integers(0, 2, n),
+        }
+    )
+    path = tmp_path_factory.mktemp("seen") / "log.parquet"
+    pq.write_table(table, path)
+    return path
+
+
+def days(valid: int, test: int) -> dict[str, str]:
+    """A split whose lines lie at the beginning of days."""
+    return {"valid_from": _day(valid), "test_from": _day(test)}
+
+
+def _day(day: int) -> str:
+    return str(np.datetime64(START + day * DAY, "s"))
+
+
+def fit(log: Path, split: dict[str, Any], start: Run | None = None, fit: Any = None, **schema: Any) -> Run:
+    settings = {
+        "epochs": 1,
+        "max_steps": 2,
+        "batch_size": 64,
+        "runs": str(log.parent / "runs"),
+        "tensorboard": "off",
+        "mlflow": "off",
+        **({} if start is None else {"start_from": str(start.folder)}),
+        **(fit or {}),
+    }
+    data = {"log": str(log), "folder": str(log.parent / "prepared"), "schema": {**SCHEMA, **schema}, "split": split}
+    evaluate = {"replicates": 2, "unit": "row"}
+    return train({"data": data, "model": {"name": "lr"}, "fit": settings, "evaluate": evaluate}, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def early(log: Path) -> Run:
+    return fit(log, days(4, 5))
+
+
+@pytest.fixture(scope="module")
+def late(log: Path) -> Run:
+    return fit(log, days(7, 8))
+
+
+def test_a_run_keeps_what_it_has_seen(early: Run) -> None:
+    seen = seen_by(early)
+    assert (seen.trained, seen.validated) == ((START + 4 * DAY) * 1_000, (START + 5 * DAY) * 1_000)
+    assert seen.delays == {"label": 0}
+    assert SeenLabels.from_dict(seen.to_dict()) == seen
+
+
+def test_forward_in_time_and_on_the_same_split_runs_may_start(log: Path, early: Run) -> None:
+    for split in (days(4, 5), days(4, 6), days(5, 6), days(8, 9)):
+        assert fit(log, split, early).results["warnings"] == early.results["warnings"]
+
+
+def test_weights_from_the_future_are_refused_with_both_lines(log: Path, late: Run) -> None:
+    with pytest.raises(RunError) as caught:
+        fit(log, days(4, 5), late)
+    told = str(caught.value)
+    assert "trained on labels known until 2023-11-22T00:00:00Z, and here valid and test begin at 2023-11-19" in told
+    assert "validated on labels known until 2023-11-23T00:00:00Z, and here test begins at 2023-11-20" in told
+    with pytest.raises(RunError, match="that run was validated on labels known until 2023-11-23") as caught:
+        fit(log, days(7, 7), late)
+    assert "trained on" not in str(caught.value)
+
+
+def test_allowed_by_name_results_say_so(log: Path, late: Run) -> None:
+    run = fit(log, days(4, 5), late, {"allow_future_weights": True})
+    (told,) = (sentence for sentence in run.results["warnings"] if "start_from" in sentence)
+    assert "The weights may have seen the labels that this run is measured on" in told
+    assert seen_by(run).trained == seen_by(late).trained, "and the next run in the chain knows it"
+    with pytest.raises(RunError, match="that run trained on labels known until 2023-11-22"):
+        fit(log, days(4, 5), run)
+    assert "start_from" not in str(fit(log, days(8, 9), run).results["warnings"])
+    with pytest.raises(ConfigError, match="allow_future_weights is given without start_from"):
+        fit(log, days(4, 5), None, {"allow_future_weights": True})
+
+
+def test_a_shorter_delay_of_the_run_before_is_no_way_around(log: Path, early: Run) -> None:
+    """It trained on labels that nobody knew yet, as this run says."""
+    with pytest.raises(RunError, match="trained on labels known until 2023-11-21T00:00:00Z, and here valid and test"):
+        fit(log, days(4, 5), early, label_known_after="2d")
+    assert "start_from" not in str(fit(log, days(6, 8), early, label_known_after="2d").results["warnings"])
+
+
+@pytest.mark.parametrize("split", [{"by": "user", "valid": 0.2, "test": 0.3}, {"by": "leave_one_out"}], ids=str)
+def test_without_a_line_only_the_same_split_starts(log: Path, early: Run, split: dict[str, Any]) -> None:
+    run = fit(log, split)
+    fit(log, split, run)
+    with pytest.raises(RunError, match="that run trained on labels known until 2023-11-"):
+        fit(log, days(4, 5), run)
+    with pytest.raises(RunError, match="that run trained on labels known until"):
+        fit(log, split, run, label_known_after="1d")
+    if split["by"] == "user":
+        with pytest.raises(RunError, match="that run trained on labels known until 2023-11-19"):
+            fit(log, split, early)
+        with pytest.raises(RunError, match="that run trained on labels known until"):
+            fit(log, {**split, "seed": 1}, run)
+
+
+def test_runs_that_tell_nothing_are_asked_of_their_log(log: Path, tmp_path: Path) -> None:
+    """Runs of version 0.3 learned every label of train, known or not, and kept no record of it."""
+    old = fit(log, days(7, 8), label_known_after="12h")
+    about = json.loads((old.folder / "log.json").read_text())
+    del about[KEY]
+    (old.folder / "log.json").write_text(json.dumps(about))
+    seen = seen_by(old)
+    assert seen.trained is not None
+    assert (START + 7 * DAY) * 1_000 < seen.trained < (START + 8 * DAY) * 1_000
+    with pytest.raises(RunError, match="trained on labels known until 2023-11-22T11"):
+        fit(log, days(7, 8), old, label_known_after="12h")
+    assert "start_from" not in str(fit(log, days(8, 9), old, label_known_after="12h").results["warnings"])
+    (old.folder / "log.json").write_text(json.dumps({**about, "path": str(tmp_path / "gone")}))
+    with pytest.raises(RunError, match="its prepared log cannot be opened"):
+        fit(log, days(8, 9), old, label_known_after="12h")
+
+
+def test_steps_of_two_logs_are_not_compared(early: Run) -> None:
+    log, seen = early.log(), seen_by(early)
+    assert fault_of_start(replace(seen, splits=("other",)), log) == ""
+    for other in (replace(seen, step=True), replace(seen, trained=None, validated=None)):
+        assert "cannot be told" in fault_of_start(replace(other, splits=("other",)), log)
+    assert "cannot be told" in fault_of_start(replace(seen, delays={"label": None}), log)
