@@ -89,7 +89,7 @@ def test_a_run_keeps_what_it_has_seen(early: Run) -> None:
 
 def test_forward_in_time_and_on_the_same_split_runs_may_start(log: Path, early: Run) -> None:
     for split in (days(4, 5), days(4, 6), days(5, 6), days(8, 9)):
-        assert fit(log, split, early).results["warnings"] == early.results["warnings"]
+        assert "start_from" not in str(fit(log, split, early).results["warnings"])
 
 
 def test_weights_from_the_future_are_refused_with_both_lines(log: Path, late: Run) -> None:

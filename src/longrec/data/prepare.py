@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from longrec.data import later_rows, read, split
 from longrec.data.availability import AvailabilityFile, available_before, event_types
 from longrec.data.checks import check_values, known_before_event
 from longrec.data.columns import ColumnFiles, as_type, same_lengths
+from longrec.data.digests import FORMAT, log_digest, split_digest
 from longrec.data.entities import Entities, add_values
 from longrec.data.labels import check_labels, labels_of
 from longrec.data.occurrence import Filters, check_condition, vocabulary_warnings
@@ -46,30 +46,6 @@ from longrec.features.view import NEVER
 from longrec.progress import Progress
 from longrec.store.segment import write_manifest
 
-FORMAT = "longrec-log-1"
-_RULES = 2
-"""Which rules decide what is stored: a log that was prepared by others is not found again."""
-
-
-def digest(config: DataConfig, schema: Schema, sources: str) -> str:
-    """What a prepared log depends on: sources, split and schema, less what is decided when a batch is made."""
-    words: dict[str, Any] = schema.model_dump(mode="json", exclude_unset=True)
-    words.pop("label_known_after", None)
-    words["features"] = {name: feature for name, feature in words["features"].items() if feature["kind"] != "vector"}
-    for feature in words["features"].values():
-        for later in ("dim", "pool", "known_after"):
-            feature.pop(later, None)
-        if isinstance(feature.get("vocab"), str) and Path(feature["vocab"]).is_file():
-            feature["vocab"] = sha256(Path(feature["vocab"]).read_bytes()).hexdigest()
-    # What other models left is read when a batch is made.
-    histories = {name: history for name, history in words.pop("histories", {}).items() if not history.get("from")}
-    for history in histories.values():
-        history.pop("last", None)
-    if histories:
-        words["histories"] = histories
-    content = [FORMAT, _RULES, sources, config.split.model_dump(mode="json"), words]
-    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
 
 def prepare(config: DataConfig, schema: Schema) -> Path:
     """Prepare a log, or find the one prepared before from the same sources and schema.
@@ -87,11 +63,11 @@ def prepare(config: DataConfig, schema: Schema) -> Path:
         con = read.connect(config, Path(scratch))
         try:
             sources = read.fingerprint(config, con)
-            folder = root / digest(config, schema, sources)
+            folder = root / log_digest(config, schema, sources)
             if (folder / "log.json").exists():
                 return folder
             build = Path(scratch) / "log"
-            _Preparation(config, schema, con, Path(scratch), build, split.digest(config.split, sources)).run()
+            _Preparation(config, schema, con, Path(scratch), build, split_digest(config.split, sources)).run()
         finally:
             con.close()
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -62,11 +61,6 @@ def _moment(text: str, step: bool, where: str) -> int:
         raise DataError(
             where, f"the moment {text!r}", "a whole number" if step else "an ISO date or time, UTC"
         ) from None
-
-
-def digest(split: Split, sources: str) -> str:
-    """What tells one split of one log from another; logs prepared for different features may share it."""
-    return sha256(f"{sources} {split.model_dump_json()}".encode()).hexdigest()[:16]
 
 
 def show_moment(moment: int, step: bool) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,8 @@ def evaluate(
     table = _predictions(run, part)
     given = {"unit": unit, "replicates": replicates, "seed": seed}
     config = run.config.evaluate.model_copy(update={key: value for key, value in given.items() if value is not None})
-    return measure_table(table, run.name, run.config.model["name"], part, config)
+    found = measure_table(table, run.name, run.config.model["name"], part, config)
+    return replace(found, warnings=(*run.results.get("run_warnings", ()), *found.warnings))
 
 
 def predict(run: Run | str | Path, part: str = "test", out: str | Path | None = None, *, quiet: bool = False) -> Path:

@@ -165,15 +165,11 @@ def _measure(folder: Path, job: Job, log: Log, state: checkpoint.State, quiet: b
             found = measure_table(table, folder.absolute().name, job.model["name"], part, job.evaluate)
             measured[part] = found.to_dict()
     told = measured["test"] if "test" in measured else measured["valid"]
+    known = [*log.warnings, *window_warnings(log), *warm_start_warnings(folder), *start_warnings(best)]
     results = {
         **told,
-        "warnings": [
-            *log.warnings,
-            *window_warnings(log),
-            *warm_start_warnings(folder),
-            *start_warnings(best),
-            *told["warnings"],
-        ],
+        "warnings": [*known, *told["warnings"]],
+        "run_warnings": known,  # those that hold whatever is measured
         "left_out": log.left_out,
         "valid": measured.get("valid"),
         "best_step": state.best_step,
@@ -182,6 +178,11 @@ def _measure(folder: Path, job: Job, log: Log, state: checkpoint.State, quiet: b
         "seconds": round(state.seconds, 2),
     }
     _write(folder / "results.json", json.dumps(results, indent=1))
+
+
+def _known_before(folder: Path, log: Log) -> list[str]:
+    """What results must say of the log, the split and the run that training started from."""
+    return [*log.warnings, *window_warnings(log), *warm_start_warnings(folder)]
 
 
 def _same(given: Job, own: Job, folder: Path) -> None:

@@ -1,0 +1,40 @@
+"""What a prepared log, and the split of a log, depend on: one short name per content."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from longrec.data.settings import DataConfig, Split
+from longrec.features.schema import Schema
+
+FORMAT = "longrec-log-1"
+_RULES = 2
+"""Which rules decide what is stored: a log that was prepared by others is not found again."""
+
+
+def log_digest(config: DataConfig, schema: Schema, sources: str) -> str:
+    """What a prepared log depends on: sources, split and schema, less what is decided when a batch is made."""
+    words: dict[str, Any] = schema.model_dump(mode="json", exclude_unset=True)
+    words.pop("label_known_after", None)
+    words["features"] = {name: feature for name, feature in words["features"].items() if feature["kind"] != "vector"}
+    for feature in words["features"].values():
+        for later in ("dim", "pool", "known_after"):
+            feature.pop(later, None)
+        if isinstance(feature.get("vocab"), str) and Path(feature["vocab"]).is_file():
+            feature["vocab"] = sha256(Path(feature["vocab"]).read_bytes()).hexdigest()
+    # What other models left is read when a batch is made.
+    histories = {name: history for name, history in words.pop("histories", {}).items() if not history.get("from")}
+    for history in histories.values():
+        history.pop("last", None)
+    if histories:
+        words["histories"] = histories
+    content = [FORMAT, _RULES, sources, config.split.model_dump(mode="json"), words]
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def split_digest(split: Split, sources: str) -> str:
+    """What tells one split of one log from another; logs prepared for different features may share it."""
+    return sha256(f"{sources} {split.model_dump_json()}".encode()).hexdigest()[:16]
