@@ -1,0 +1,125 @@
+"""This version beside another checkout of LongRec, in turn in one run: DIN training, preparation, serving.
+
+    python bench/paired.py --before ../longrec-before [--rounds 5] [--only training preparation serving]
+
+Both run in this environment with these scripts, and differ in ``PYTHONPATH`` alone. A round runs both, each round in
+the other order. The figure to read is the median over the rounds of the ratio before / after: above 1 is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import din_training
+import machine
+import prepare_20m
+
+HERE = Path(__file__).resolve().parent
+SERVING = """
+import json, tempfile, time
+from pathlib import Path
+import numpy as np
+import serving_latency as bench
+from longrec import verbs
+from longrec.serve.server import running
+with tempfile.TemporaryDirectory() as place:
+    folder, rng = Path(place), np.random.default_rng(1)
+    bench.log(folder, rng)
+    verbs.export(verbs.train(bench.job(folder), quiet=True), folder / "shop.bundle")
+    inside, cpu = bench.ask(str(folder / "shop.bundle"), 2000, 200, rng)
+    with running(folder / "shop.bundle") as url:
+        http, _ = bench.ask(url, 2000, 200, rng)
+print("RESULT", json.dumps({
+    "serving, HTTP p50, ms": float(np.median(http)),
+    "serving, in process p50, ms": float(np.median(inside)),
+    "serving, in process CPU, ms": cpu,
+}))
+"""
+
+
+def environment(source: Path) -> dict[str, str]:
+    """What makes a process import LongRec from a checkout."""
+    return {**din_training.THREADS, "PYTHONPATH": f"{source / 'src'}:{HERE}"}
+
+
+def told(used: machine.Usage) -> dict[str, float]:
+    """The figures that a process printed."""
+    lines = [line for line in used.output.splitlines() if line.startswith("RESULT ")]
+    return json.loads(lines[-1].removeprefix("RESULT "))
+
+
+def training(source: Path) -> dict[str, float]:
+    """CPU microseconds per training row of DIN on the generated log."""
+    din_training.log("base")
+    work = machine.CACHE / "work" / f"paired-{source.name}"
+    command = [sys.executable, str(HERE / "longrec_din.py"), "--data", str(machine.CACHE / "log-base")]
+    command += ["--work", str(work), "--steps"]
+    machine.measured([*command, "0", "--prepare"], **environment(source))
+    found = told(machine.measured([*command, "150"], **environment(source)))
+    return {"DIN training, CPU us per row": 1e6 / found["rows_per_cpu_second"]}
+
+
+def preparation(source: Path) -> dict[str, float]:
+    """CPU and wall seconds of preparing 20 million events."""
+    log = machine.CACHE / "events_20000000_50000_300000_1.parquet"
+    if not log.exists():
+        machine.CACHE.mkdir(parents=True, exist_ok=True)
+        prepare_20m.raw_log(log, 20_000_000, 50_000, 300_000, 1)
+    folder = Path(tempfile.mkdtemp(dir=machine.CACHE, prefix="prepared-"))
+    try:
+        command = [sys.executable, "-c", prepare_20m.PREPARE, prepare_20m.settings(log, folder, 100)]
+        used = machine.measured(command, **environment(source))
+    finally:
+        shutil.rmtree(folder)
+    return {"preparation of 20 M events, CPU s": used.cpu, "preparation of 20 M events, wall s": used.wall}
+
+
+def serving(source: Path) -> dict[str, float]:
+    """Milliseconds per request of an unloaded server."""
+    return told(machine.measured([sys.executable, "-c", SERVING], **environment(source)))
+
+
+CASES: dict[str, Callable[[Path], dict[str, float]]] = {
+    "training": training,
+    "preparation": preparation,
+    "serving": serving,
+}
+
+
+def main() -> None:
+    """Run, and write the table."""
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--before", type=Path, required=True, help="another checkout")
+    asked.add_argument("--rounds", type=int, default=5)
+    asked.add_argument("--only", nargs="*", default=list(CASES), choices=CASES)
+    given = asked.parse_args()
+    sources = {"before": given.before.resolve(), "after": HERE.parent}
+    figures: dict[str, dict[str, list[float]]] = {}
+    for case in given.only:
+        for number in range(given.rounds):
+            for arm in list(sources)[:: -1 if number % 2 else 1]:
+                for name, value in CASES[case](sources[arm]).items():
+                    figures.setdefault(name, {"before": [], "after": []})[arm].append(value)
+                    print(f"round {number + 1}, {arm}: {name} {value:.3f}", flush=True)
+    rows = []
+    for name, arms in figures.items():
+        ratios = sorted(before / after for before, after in zip(arms["before"], arms["after"]))
+        middle = [f"{statistics.median(arms[arm]):.3f}" for arm in sources]
+        rows.append([name, *middle, f"{statistics.median(ratios):.3f}", f"{ratios[0]:.3f} to {ratios[-1]:.3f}"])
+    head = ["", "before", "after", "speed, after over before", "over the rounds"]
+    machine.write(
+        "paired",
+        f"# This version beside the one before\n\n{given.rounds} rounds, both in turn in each; medians.\n\n"
+        + machine.table(head, rows),
+    )
+
+
+if __name__ == "__main__":
+    main()

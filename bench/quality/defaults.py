@@ -1,0 +1,254 @@
+"""How default settings rank and calibrate on four logs, and which validation each stopping rule keeps.
+
+    python bench/quality/defaults.py record --arm after [--logs movielens rare] [--data FOLDER]
+    python bench/quality/defaults.py table --before before --after after
+
+``record`` trains each model for ``EPOCHS`` epochs with all other settings at their defaults and stores, for every
+validation, its measures and the scores of the test rows. ``table`` applies stopping rules (monitor, patience, epochs)
+to these records, so that one run judges all rules on the same weights. Test is read by the rule's choice only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import kuairand
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from longrec import metrics
+from longrec.data.log import Log
+from longrec.data.prepare import prepare
+from longrec.data.public import movielens_1m
+from longrec.interop import atomic
+from longrec.models import artifact
+from longrec.models import base as models
+from longrec.report.tables import table
+from longrec.train.job import read_job
+from longrec.train.loop import Loop
+from longrec.train.scoring import score
+
+MODELS = ("lr", "deepfm", "din")
+EPOCHS = 4
+SEEDS = {"movielens": 1, "kuairand": 2, "rare": 2, "small": 2}
+
+
+class Rule(NamedTuple):
+    """A stopping rule: which validation is kept."""
+
+    monitor: str
+    patience: int
+    epochs: int
+
+
+def rare(work: Path) -> dict[str, Any]:
+    """100,000 impressions with 1 % clicks; one item in ten has a rate of 3 %."""
+    random, n = np.random.default_rng(0), 100_000
+    user, item = random.integers(0, 2000, n), random.integers(0, 500, n)
+    click = (random.random(n) < np.where(item < 50, 0.03, 0.008)).astype(int)
+    log = pa.table({"u": user, "i": item, "t": 1_700_000_000 + np.arange(n) * 10, "y": click})
+    pq.write_table(log, work / "rare.parquet")
+    schema = {
+        "user": "u",
+        "item": "i",
+        "time": "t",
+        "label": "y",
+        "features": {"u": {"kind": "id"}, "i": {"kind": "id"}},
+        "histories": {"h": {"of": ["i"], "last": 10}},
+    }
+    return {"schema": schema, "log": str(work / "rare.parquet")}
+
+
+def small(data: Path) -> dict[str, Any]:
+    """MovieLens latest-small: 100,836 ratings of 610 users over 22 years; label "rated 4 or better"."""
+    folder = data / "movielens_latest_small"
+    schema = {
+        "user": "user_id",
+        "item": "item_id",
+        "time": {"column": "timestamp", "unit": "s"},
+        "label": {"column": "rating", "at_least": 4},
+        "features": {
+            "user_id": {"kind": "id"},
+            "item_id": {"kind": "id"},
+            "genres": {"kind": "multi", "table": "item"},
+        },
+        "histories": {"seen": {"of": ["item_id", "genres"], "last": 50}},
+    }
+    return {"schema": schema, "log": str(folder / "ratings.parquet"), "items": str(folder / "movies.parquet")}
+
+
+def movielens() -> dict[str, Any]:
+    """MovieLens-1M: label "rated 4 or better", past ratings in the history."""
+    folder = movielens_1m(atomic.read)
+    features = {
+        "user_id": {"kind": "id"},
+        "gender": {"kind": "id", "table": "user"},
+        "age": {"kind": "id", "table": "user"},
+        "occupation": {"kind": "id", "table": "user"},
+        "movie": {"kind": "id"},
+        "genres": {"kind": "multi", "table": "item"},
+        "rating": {"kind": "id", "feedback": True},
+    }
+    schema = {
+        "user": "user_id",
+        "item": "movie",
+        "time": {"column": "timestamp", "unit": "s"},
+        "label": {"column": "rating", "at_least": 4},
+        "features": features,
+        "histories": {"seen": {"of": ["movie", "genres", "rating"], "last": 20}},
+    }
+    files = {"log": "ratings", "users": "users", "items": "movies"}
+    return {"schema": schema, **{key: str(folder / f"{name}.parquet") for key, name in files.items()}}
+
+
+def data_of(log: str, data: Path, work: Path) -> dict[str, Any]:
+    """The ``data`` section of a log."""
+    if log == "kuairand":
+        return kuairand.job(data.resolve() / "kuairand_pure_14d", work, {"name": "din"}, 0)["data"]
+    return {"rare": lambda: rare(work), "small": lambda: small(data.resolve()), "movielens": movielens}[log]()
+
+
+class Recorder:
+    """A tracker that scores the test rows at every validation."""
+
+    def __init__(self, model: models.Model, log: Log) -> None:
+        self.model, self.log, self.rows = model, log, log.rows_of("test")
+        self.measures: list[dict[str, float]] = []
+        self.scores: list[np.ndarray] = []
+
+    def train(self, step: int, loss: float) -> None:
+        """Nothing."""
+
+    def valid(self, step: int, measures: Mapping[str, float]) -> None:
+        """One validation."""
+        self.measures.append({"step": step, **measures})
+        self.scores.append(score(self.model, self.log, self.rows, 4096))
+
+    def close(self, *, finished: bool) -> None:
+        """Nothing."""
+
+
+def record(log_name: str, model_name: str, seed: int, arm: str, data: Path, work: Path) -> None:
+    """Train once, and store every validation."""
+    out = work / arm / f"{log_name}-{model_name}-{seed}.npz"
+    if out.exists():
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    section = {**data_of(log_name, data, work), "folder": str(work / arm / "prepared")}
+    fit = {"epochs": EPOCHS, "patience": 0, "seed": seed, "tensorboard": "off", "mlflow": "off"}
+    job = read_job({"name": out.stem, "data": section, "model": model_name, "fit": fit})
+    log = Log.open(prepare(job.data, job.schema), job.schema)
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    began = time.process_time()
+    model = models.build(job.model, log.fields())
+    if arm != "before":
+        from longrec.train.fit import set_base_rates
+
+        set_base_rates(model, log)
+    recorder = Recorder(model, log)
+    folder = out.with_suffix(".run")
+    folder.mkdir(exist_ok=True)
+    loop = Loop(model, log, job.fit, folder, save_best=lambda into: artifact.save(model, into), quiet=True)
+    loop.run([recorder])
+    rows = recorder.rows
+    np.savez_compressed(
+        out,
+        measures=json.dumps(recorder.measures),
+        scores=np.stack(recorder.scores),
+        label=log.labels.take(rows),
+        user=log.user(rows),
+        row=rows,
+    )
+    print(f"{arm} {out.stem}: {time.process_time() - began:.0f} CPU s, last {recorder.measures[-1]}", flush=True)
+
+
+def kept(measures: list[dict[str, float]], rule: Rule) -> int:
+    """Which validation a rule keeps."""
+    lower = rule.monitor in ("log_loss", "normalised_entropy")
+    best, value, stale = 0, None, 0
+    for at, found in enumerate(measures[: 3 * rule.epochs]):
+        now = found.get(rule.monitor, found["auc"])
+        if value is None or (now < value if lower else now > value):
+            best, value, stale = at, now, 0
+        else:
+            stale += 1
+            if rule.patience and stale >= rule.patience:
+                break
+    return best
+
+
+def of_rule(path: Path, rule: Rule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Label, user and score of the test rows, under a rule."""
+    found = np.load(path)
+    at = kept(json.loads(str(found["measures"])), rule)
+    return found["label"], found["user"], found["scores"][at]
+
+
+OLD = Rule("auc", 3, 2)
+RULES = [Rule(m, p, e) for e in (2, 3, 4) for m in ("auc", "gauc", "log_loss") for p in (3, 0)]
+
+
+def rows_of(work: Path, before: str, after: str) -> list[list[object]]:
+    """One row per log, model and rule: means over seeds, and the AUC's difference from before with its interval."""
+    rows: list[list[object]] = []
+    for log, seeds in SEEDS.items():
+        for model in MODELS:
+            names = [f"{log}-{model}-{seed}.npz" for seed in range(seeds)]
+            arms = [(before, OLD)] + [(after, rule) for rule in RULES]
+            if not all((work / arm / name).exists() for arm in (before, after) for name in names):
+                continue
+            for arm, rule in arms:
+                told = [of_rule(work / arm / name, rule) for name in names]
+                base = [of_rule(work / before / name, OLD) for name in names]
+                label, user = told[0][0], told[0][1]
+                pairs = {"before": np.mean([one[2] for one in base], 0), "now": np.mean([one[2] for one in told], 0)}
+                paired = metrics.compare(label, pairs, user, baseline="before", replicates=200).to_dict()
+                auc = np.mean([metrics.auc(label, one[2]) for one in told])
+                change = auc - np.mean([metrics.auc(label, one[2]) for one in base])
+                spread = paired["differences"]["now"]["auc"]
+                ne = np.mean([metrics.normalised_entropy(label, one[2]) for one in told])
+                pcoc = [metrics.pcoc(label, one[2]) for one in told]
+                words = "before" if arm == before and arm != after else "after"
+                interval = f"{change:+.4f} [{spread['low']:+.4f}, {spread['high']:+.4f}]"
+                rows.append(
+                    [log, model, words, *rule, float(auc), interval, float(ne), f"{min(pcoc):.2f}..{max(pcoc):.2f}"]
+                )
+    return rows
+
+
+def main() -> None:
+    """Record, or write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["record", "table"])
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--work", type=Path, default=Path("build/quality/defaults"))
+    parser.add_argument("--logs", nargs="*", default=list(SEEDS))
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--arm", default="after")
+    parser.add_argument("--before", default="before")
+    parser.add_argument("--after", default="after")
+    args = parser.parse_args()
+    if args.what == "record":
+        args.work.mkdir(parents=True, exist_ok=True)
+        for log in args.logs:
+            for seed in range(SEEDS[log]):
+                for model in args.models:
+                    record(log, model, seed, args.arm, args.data, args.work)
+        return
+    heads = ["log", "model", "arm", "monitor", "patience", "epochs", "AUC", "minus before", "NE", "PCOC"]
+    print(table(heads, rows_of(args.work, args.before, args.after)))
+
+
+if __name__ == "__main__":
+    main()
