@@ -51,7 +51,10 @@ class FitConfig(Strict):
         False, description="fill batches with rows of like history length: faster for models that pad, costs quality"
     )
     validations_per_epoch: int = Setting(3, ge=1, description="how often a pass stops to measure valid")
-    monitor: Monitor = Setting("auc", description="metric on valid that picks the best checkpoint")
+    monitor: Monitor = Setting(
+        "log_loss",
+        description="metric on valid that picks the best checkpoint; auc and gauc rank, and are blind to calibration",
+    )
     patience: int = Setting(
         3, ge=0, description="stop after so many validations in a row without a better monitor; 0 never stops early"
     )
