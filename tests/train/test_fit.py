@@ -191,7 +191,7 @@ def test_a_resumed_run_keeps_its_config(straight: Run, shop: Path, tmp_path: Pat
 def test_early_stopping_keeps_the_best_and_resumes(
     shop: Path, runs: Runs, same: Same, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = runs("fit.epochs=30", "fit.lr=0.1", "fit.patience=4")
+    words = runs("fit.epochs=30", "fit.lr=0.1", "fit.patience=4", "fit.monitor=auc")
     run = train(shop, [*words, "name=whole"], quiet=True)
     valid = [line for line in lines(run.folder) if line["split"] == "valid"]
     values = [line["auc"] for line in valid]
@@ -205,6 +205,14 @@ def test_early_stopping_keeps_the_best_and_resumes(
         with pytest.raises(KeyError):
             train(shop, [*words, "name=halved"], quiet=True)
     same(run.folder, train(resume=run.folder.parent / "halved", quiet=True).folder)
+
+
+def test_the_default_keeps_the_lowest_log_loss(shop: Path, runs: Runs, lines: Lines) -> None:
+    run = train(shop, runs("fit.epochs=6", "fit.lr=0.1", "fit.patience=0"), quiet=True)
+    valid = [line for line in lines(run.folder) if line["split"] == "valid"]
+    best = min(valid, key=lambda line: line["log_loss"])
+    assert run.results["best_step"] == best["step"] != max(valid, key=lambda line: line["auc"])["step"]
+    assert run.results["valid"]["metrics"]["log_loss"]["value"] == pytest.approx(best["log_loss"])
 
 
 def test_without_valid_rows_the_last_model_counts(shop: Path, runs: Runs) -> None:
