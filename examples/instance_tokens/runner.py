@@ -65,6 +65,8 @@ class Study:
         if arm.tokens is not None:
             store = self.tokens(arm.tokens, seed)
             histories["tokens"] = {"from": str(store), "of": list(arm.of or self.of), "last": last}
+            if self.stores[arm.tokens].compress.get("regime") == "leaky_checkpoint":
+                histories["tokens"]["allow_leak"] = True  # the canary
         model: dict[str, Any] = dict(self.base or BASE)
         if histories:
             data["schema"]["histories"] = histories

@@ -103,12 +103,12 @@ def test_when_feedback_is_known() -> None:
         label_known_after="1h",
         features={
             "dwell": {"kind": "bucket", "edges": [1], "feedback": True, "known_after": "2s"},
-            "stars": {"kind": "id", "column": "rating", "feedback": True, "known_after": 0},
+            "stars": {"kind": "id", "column": "rating", "feedback": True, "known_after": "2h"},
         },
     )
     assert made.known_after("rating") == 3_600_000
     assert made.known_after("dwell") == 2_000
-    assert made.known_after("stars") == 0
+    assert made.known_after("stars") == 7_200_000
     assert made.is_feedback_column("rating")
     assert made.is_feedback_column("dwell")
     assert not made.is_feedback_column("page")

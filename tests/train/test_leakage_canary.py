@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from longrec.errors import DataError
 from longrec.metrics import summary
 from longrec.train.compress import compress
 from longrec.train.fit import train
@@ -34,9 +35,9 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pages.write(columns, tmp_path_factory.mktemp("canary") / "log.parquet")
 
 
-def told(log: Path, folder: Path, tokens: Path) -> tuple[float, float, float]:
+def told(log: Path, folder: Path, tokens: Path, **history: Any) -> tuple[float, float, float]:
     """AUC on the valid rows of the users whose labels are coins, and its interval."""
-    histories = {"tokens": {"from": str(tokens), "of": ["token", "time_gap"], "last": 4}}
+    histories = {"tokens": {"from": str(tokens), "of": ["token", "time_gap"], "last": 4, **history}}
     model = {"name": "iat_reader", "base": pages.BASE, "adapt": 8, "width": 8, "query": 8}
     config = pages.job(log, folder, model, features=NARROW, histories=histories)
     config["data"]["split"] = {"by": "time", "valid": 0.4, "test": 0.1}
@@ -65,5 +66,7 @@ def test_5_checkpoint_leakage_canary(log: Path, tmp_path: Path) -> None:
     assert low <= 0.5 <= high, (value, low, high)
     run = train(source(log, tmp_path, 0.01), quiet=True)
     compress(run, tmp_path / "leaky", ["regime=leaky_checkpoint"], quiet=True)
-    value, low, high = told(log, tmp_path / "leaky-reader", tmp_path / "leaky")
+    with pytest.raises(DataError, match="tells more than was known: it leaks.*\n.*allow_leak: true reads it"):
+        told(log, tmp_path / "leaky-reader", tmp_path / "leaky")
+    value, low, high = told(log, tmp_path / "leaky-reader", tmp_path / "leaky", allow_leak=True)
     assert low > 0.52, (value, low, high)

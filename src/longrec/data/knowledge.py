@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from longrec.data.tokens import checked
 from longrec.errors import DataError
 from longrec.features.schema import Schema
 from longrec.features.vocabulary import Keys, key_numbers
@@ -31,13 +32,16 @@ class KnowledgeFeature:
 
     Attributes:
         width: numbers of a value: the presence flag, then the vector.
+        warnings: a sentence per reason to read what is measured on it with caution.
 
     Raises:
-        DataError: the store names users (or items) otherwise, or counts time otherwise.
+        DataError: the store names users (or items) otherwise, counts time otherwise, or discloses more than was known.
     """
 
     def __init__(self, store: KnowledgeStore, schema: Schema, table: str, keys: Keys, where: str) -> None:
         _check(store, schema, table, keys, where)
+        allowed = schema.features[where.removeprefix("features.")].allow_leak
+        self.warnings = checked(store.info, schema, where, str(store.folder), allowed)
         self.store = store
         self._side: Literal["user", "item"] = "user" if table == "user" else "item"
         self.width = 1 + store.info.widths[table]

@@ -5,6 +5,7 @@ A sample is an event row. Its history is a view: the last N events of the same u
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,24 @@ from longrec.data.split import PARTS
 from longrec.data.tokens import TokenHistory
 from longrec.data.training_window import LeftOut, TrainingWindow, window_by_lines, window_of_rows
 from longrec.errors import DataError, UnknownName
+from longrec.features.availability import Availability, available_at
 from longrec.features.encode import Lists
 from longrec.features.fields import AVAILABLE, Fields
 from longrec.features.fitted import FittedSchema
 from longrec.features.manifest import read_manifest
 from longrec.features.schema import Schema
 from longrec.features.table import EntityTable, load_column, open_array
+<<<<<<< HEAD
 from longrec.features.versions import first_from
 from longrec.features.view import NEVER, filter_delay
 from longrec.store.knowledge import KnowledgeStore
+=======
+from longrec.features.view import filter_delay
+from longrec.store.disclosure import disclosed, passed_on
+from longrec.store.knowledge import KnowledgeInfo, KnowledgeStore
+>>>>>>> c850437 (Refuse delays that contradict each other, and stores that disclose more than a schema allows)
 from longrec.store.segment import Segment
-from longrec.store.tokens import TokenStore
+from longrec.store.tokens import TokenInfo, TokenStore
 
 FORMAT = "longrec-log-1"
 _ROWS = 65_536
@@ -108,6 +116,7 @@ class Log:
         """
         history = TokenHistory(store, self.schema, name, self.users.keys, f"histories.{name}")
         self.tokens[name] = history
+        self.warnings += history.warnings
         self.fitted.tokens[name] = history.spec
 
     def read_knowledge(self, name: str, store: KnowledgeStore) -> None:
@@ -120,6 +129,7 @@ class Log:
         keys = self.users.keys if table == "user" else self.items.keys
         self.knowledge[name] = KnowledgeFeature(store, self.schema, table, keys, f"features.{name}")
         self.fitted.knowledge[name] = self.knowledge[name].width
+        self.warnings += self.knowledge[name].warnings
 
     manifest: dict[str, Any]
 
@@ -267,6 +277,21 @@ class Log:
         if name not in self._kept:
             self._kept[name] = np.flatnonzero(self.events.columns[f"where.{name}"])
         return self._kept[name]
+
+    @property
+    def leak(self) -> str:
+        """Why models that read this log's stores know more than they should; empty where they do not."""
+        names = [name for name, info in self._read_stores().items() if disclosed(info, self.schema).leaks]
+        return f"written by a source that reads a store which leaks ({', '.join(names)})" if names else ""
+
+    @property
+    def available_at(self) -> Mapping[str, Availability] | None:
+        """The earliest a model of this log, with its stores, can disclose each raw column; None if it is unknown."""
+        return passed_on(available_at(self.schema), self._read_stores().values())
+
+    def _read_stores(self) -> dict[str, TokenInfo | KnowledgeInfo]:
+        own = {name: history.store.info for name, history in self.tokens.items()}
+        return {**own, **{name: feature.store.info for name, feature in self.knowledge.items()}}
 
     @cached_property
     def sample_count(self) -> dict[str, int]:

@@ -18,6 +18,7 @@ from longrec.features.moments import time_gaps
 from longrec.features.schema import Schema
 from longrec.features.tokens import TokenSpec, token_columns
 from longrec.features.vocabulary import Keys, key_numbers
+from longrec.store.disclosure import DO, Written, disclosed
 from longrec.store.tokens import TokenStore
 from longrec.store.visible import last_visible
 
@@ -29,14 +30,18 @@ class TokenHistory:
         keys: the users of the log.
         where: the history named in a message.
 
+    Attributes:
+        warnings: a sentence per reason to read what is measured on these tokens with caution.
+
     Raises:
-        DataError: the store names users otherwise, or counts time otherwise.
+        DataError: the store names users otherwise, counts time otherwise, or discloses more than was known.
     """
 
     def __init__(self, store: TokenStore, schema: Schema, name: str, keys: Keys, where: str) -> None:
-        check_store(store, schema, keys.values.type, where)
-        self.store, self.name, self.spec = store, name, store.info.spec()
         history = schema.histories[name]
+        check_store(store, schema, keys.values.type, where)
+        self.warnings = checked(store.info, schema, where, store.place, history.allow_leak)
+        self.store, self.name, self.spec = store, name, store.info.spec()
         self.of, self.last = history.of, history.last
         self._gaps = partial(time_gaps, per_second=1 if store.info.unit == "step" else 1_000)
         # Row 0 of the user table is nobody.
@@ -73,3 +78,16 @@ def check_store(store: TokenStore, schema: Schema, key_type: pa.DataType, where:
     if info.unit != unit:
         raise DataError(where, f"tokens whose times count in {info.unit}", f"{unit}, as in the log")
     return info.spec()
+
+
+def checked(info: Written, schema: Schema, where: str, place: str, allowed: bool) -> list[str]:
+    """Warnings of reading a store.
+
+    Raises:
+        DataError: it discloses more than was known, and this is not allowed by name.
+    """
+    found = disclosed(info, schema)
+    if found.leaks and not allowed:
+        do = f"{DO}; {where}.allow_leak: true reads it nevertheless, and the results say so"
+        raise DataError(where, f"{place} tells more than was known: {found.found}", "a store that does not", do)
+    return found.allowed(where, place)

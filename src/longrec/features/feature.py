@@ -22,7 +22,7 @@ _ALLOWED: dict[str, set[str]] = {
     "dense": {"scale", "missing", "width", "separator"},
     "bucket": _BUCKETS | _LATE,
     "time": {"part", "utc_offset"},
-    "vector": {"source"},
+    "vector": {"source", "allow_leak"},
     "cross": {"of", "hash"},
 }
 _OUTER = {"outer_key", "outer_separator", "outer_pair_separator"}
@@ -73,6 +73,7 @@ class Feature(Strict):
     part: Literal["hour", "weekday", "hour_of_week"] = "hour"
     utc_offset: float = Setting(0.0, ge=-14, le=14)
     source: str | None = Setting(None, alias="from", min_length=1)
+    allow_leak: bool = False
 
     @property
     def form(self) -> Form:

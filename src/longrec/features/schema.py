@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, ConfigDict, model_validator
 from pydantic import Field as Setting
 
 from longrec.config import Strict
+from longrec.features.delays import delay_faults
 from longrec.features.duration import Duration, duration
 from longrec.features.feature import Feature, Table
 from longrec.features.fields import COMPUTED, OF_LOG, SESSIONS_BACK, TIME_GAP, TOKEN
@@ -92,7 +93,8 @@ class History(Strict):
     (or separated text) of the row that already holds its past values, oldest first.
 
     ``from`` (``tokens/v1``) makes it a history of instance tokens that ``longrec compress`` wrote: ``of`` then names
-    ``token``, ``version``, ``time_gap`` and the side columns of that store.
+    ``token``, ``version``, ``time_gap`` and the side columns of that store. ``allow_leak`` reads a store that discloses
+    more than was known, and the results say so.
     """
 
     model_config = ConfigDict(serialize_by_alias=True)
@@ -104,6 +106,7 @@ class History(Strict):
     columns: dict[str, str] | None = None
     separator: str | None = Setting(None, min_length=1)
     session_gap: Duration = "30m"
+    allow_leak: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -120,6 +123,8 @@ class History(Strict):
             raise ValueError("of names a column twice")
         if self.source is not None and (self.where or self.columns is not None or self.separator is not None):
             raise ValueError("a history of tokens (from) takes no where, columns or separator")
+        if self.source is None and "allow_leak" in self.model_fields_set:
+            raise ValueError("allow_leak belongs to a history of tokens (from)")
         if self.columns is not None:
             if set(self.columns) != set(self.of):
                 raise ValueError("columns must name a list column for each of: " + ", ".join(self.of))
@@ -254,7 +259,11 @@ class Schema(Strict):
                         f"histories.{name}.where: {column!r} is known at a moment of its own (known_at of "
                         f"{own_moment[column]}), and a filter waits one span for all; use known_after, or no filter"
                     )
-        return faults
+        return [*faults, *self._delay_faults()]
+
+    def _delay_faults(self) -> list[str]:
+        feedback = {name: (self.column(name), feature) for name, feature in self.features.items() if feature.feedback}
+        return delay_faults(feedback, self.label.column, self.label_known_after, self.delay)
 
     def _history_faults(self) -> list[str]:
         faults = []

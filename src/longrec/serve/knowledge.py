@@ -9,9 +9,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from longrec.errors import BundleError
 from longrec.export.bundle import Bundle
 from longrec.export.request import raw_column
 from longrec.features.vocabulary import key_numbers
+from longrec.store.disclosure import DO, disclosed
 from longrec.store.knowledge import KnowledgeStore
 
 
@@ -33,7 +35,12 @@ class Knowledge:
             place = bundle.place(own)
             if place not in opened:
                 opened[place] = KnowledgeStore.open(place)
-            table = bundle.fitted.schema.table(name)
+            schema = bundle.fitted.schema
+            told = disclosed(opened[place].info, schema)
+            if told.leaks and not schema.features[name].allow_leak:
+                where = f"features.{name}: {place}"
+                raise BundleError(where, f"tells more than was known: {told.found}", "a store that does not", DO)
+            table = schema.table(name)
             self._features.append(_Feature(name, "user" if table == "user" else "item", opened[place]))
         self._stores = list(opened.values())
 

@@ -17,6 +17,7 @@ from longrec.export.snapshot import is_remote, shown
 from longrec.features.fields import TIME_GAP, TOKEN, VERSION
 from longrec.features.moments import time_gaps
 from longrec.features.tokens import TokenSpec, token_columns
+from longrec.store.disclosure import DO, disclosed
 from longrec.store.tokens import TokenStore
 from longrec.store.visible import last_visible
 
@@ -140,7 +141,8 @@ def check(store: TokenStore, bundle: Bundle, name: str) -> None:
     """Hold a store to what a bundle was exported with.
 
     Raises:
-        BundleError: tokens of another width or with other side columns, other keys, or another unit of time.
+        BundleError: tokens of another width or with other side columns, other keys, another unit of time, or tokens
+            that disclose more than was known.
     """
     info, spec, schema = store.info, bundle.fitted.tokens[name], bundle.fitted.schema
     where = f"histories.{name}: {shown(store.place)}"
@@ -156,3 +158,6 @@ def check(store: TokenStore, bundle: Bundle, name: str) -> None:
     for what, (found, wanted) in expected.items():
         if found != wanted:
             raise BundleError(where, f"{what}: {found}", f"{wanted}, as when the bundle was exported")
+    told = disclosed(info, schema)
+    if told.leaks and not schema.histories[name].allow_leak:
+        raise BundleError(where, f"tells more than was known: {told.found}", "a store that does not", DO)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import StoreError
+from longrec.features.availability import Availability
 from longrec.features.manifest import read_manifest
 from longrec.store.tokens import TokenInfo, TokenStore, Version
 
@@ -59,6 +60,10 @@ class KnowledgeInfo:
         keys: how users and items are named: int64 or text.
         codec: how vectors are stored (fp32, fp16, int8).
         source: where it came from, as the extractor told.
+        lag: from the start of a block to the publication of its version, in the unit of time.
+        leak: why it knows more than it should; empty where it does not.
+        available_at: when the value of each raw column was available by the schema of the extractor; None where this
+            was not recorded.
         versions: the complete ones, by moment of publication.
     """
 
@@ -67,6 +72,9 @@ class KnowledgeInfo:
     keys: Mapping[str, str]
     codec: str = "fp16"
     source: Mapping[str, Any] | None = None
+    lag: int = 0
+    leak: str = ""
+    available_at: Mapping[str, Availability] | None = None
     versions: tuple[Published, ...] = ()
 
 

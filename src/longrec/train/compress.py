@@ -193,7 +193,9 @@ class _Writing:
         self.steps = source.steps
         mean, std = source.scale(self._probe(block)) if self.store.info.standardised else (None, None)
         number = len(self.written.versions)
-        source.version = Version(number, block.start, block.start, 0, mean, std)
+        # Weights that have seen what comes later were trained before no timestamp of this log.
+        start = None if self.config.regime == "leaky_checkpoint" else block.start
+        source.version = Version(number, start, start, 0, mean, std)
         self.store.add_version(source.version, source.codebooks() if self.store.info.codec == "codes" else None)
         began = block.start if self.store.info.unit == "step" else str(np.datetime64(block.start, "ms"))
         self.written.versions.append({"version": number, "from": began, "rows": 0, "auc": None})
@@ -263,7 +265,8 @@ def _info(config: CompressConfig, name: str, job: Job, log: Log, model: Encoder,
         unit="step" if log.schema.time is not None and log.schema.time.unit == "step" else "ms",
         keys="int64" if log.users.keys.numeric else "text",
         lag=log.schema.delay(config.lag),
-        leak=LEAK if config.regime == "leaky_checkpoint" else "",
+        leak=LEAK if config.regime == "leaky_checkpoint" else log.leak,
+        available_at=log.available_at,
         standardised=config.standardise,
         source={
             "run": name,

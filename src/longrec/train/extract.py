@@ -211,6 +211,9 @@ def _info(config: ExtractConfig, name: str, job: Job, log: Log, model: Extractor
         unit="step" if log.schema.time is not None and log.schema.time.unit == "step" else "ms",
         keys={"user": _named(log.users.keys.numeric), "item": _named(log.items.keys.numeric)},
         codec=config.codec,
+        lag=log.schema.delay(config.lag),
+        leak=log.leak,
+        available_at=log.available_at,
         source={
             "run": name,
             "model": dict(job.model),

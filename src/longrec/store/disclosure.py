@@ -1,0 +1,93 @@
+"""What a store discloses earlier than the schema of its reader allows: it is refused, or allowed by name and told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from longrec.features.availability import Availability, earlier, waits
+from longrec.features.schema import Schema
+
+DO = "compress again with the delays of this schema"
+
+
+class Written(Protocol):
+    """What a store says of how it was written."""
+
+    @property
+    def leak(self) -> str:
+        """Why it knows more than it should; empty where it does not."""
+
+    @property
+    def lag(self) -> int:
+        """How long after an impression its tokens can be read."""
+
+    @property
+    def available_at(self) -> Mapping[str, Availability] | None:
+        """The availability of each raw column when it was written; None where that was not recorded."""
+
+
+@dataclass(frozen=True)
+class Disclosure:
+    """What a store discloses to a schema.
+
+    Attributes:
+        leaks: a phrase per reason why the store tells more than was known.
+        unknown: it does not say how it was written.
+    """
+
+    leaks: tuple[str, ...] = ()
+    unknown: bool = False
+
+    def allowed(self, where: str, place: str) -> list[str]:
+        """Warnings of a history or feature ``where`` that reads the store at ``place`` all the same."""
+        warnings = []
+        if self.leaks:
+            warnings.append(
+                f"{where} reads {place} because allow_leak is set, although {self.found}: metrics measured with it are "
+                "too high"
+            )
+        if self.unknown:
+            warnings.append(
+                f"{where}: {place} does not record after how long labels and feedback were known when it was written, "
+                f"so it cannot be held to the delays of this schema; {DO}"
+            )
+        return warnings
+
+    @property
+    def found(self) -> str:
+        """All leaks in one phrase."""
+        return "; ".join(self.leaks)
+
+
+def disclosed(info: Written, schema: Schema) -> Disclosure:
+    """Hold what a store says of itself to the schema of its reader."""
+    leaks = [f"it leaks ({info.leak})"] if info.leak else []
+    if info.available_at is None:
+        return Disclosure(tuple(leaks), unknown=not info.leak and waits(schema))
+    leaks += [f"its source took {phrase}" for phrase in earlier(info.available_at, info.lag, schema)]
+    return Disclosure(tuple(leaks))
+
+
+def passed_on(own: Mapping[str, Availability], read: Iterable[Written]) -> Mapping[str, Availability] | None:
+    """What a store records whose source reads other stores: also the columns that only those have read; None where one
+    of them does not say.
+
+    Args:
+        own: the availability of columns by the source's schema.
+    """
+    found: dict[str, Availability] = {}
+    for info in read:
+        if info.available_at is None:
+            return None
+        for column, at in info.available_at.items():
+            at = info.lag if at is None else at
+            found[column] = _sooner(found.get(column, at), at)
+    return {**found, **own}
+
+
+def _sooner(one: Availability, other: Availability) -> Availability:
+    if one == other:
+        return one
+    return min(one, other) if isinstance(one, int) and isinstance(other, int) else 0
