@@ -26,15 +26,10 @@ from longrec.features.fitted import FittedSchema
 from longrec.features.manifest import read_manifest
 from longrec.features.schema import Schema
 from longrec.features.table import EntityTable, load_column, open_array
-<<<<<<< HEAD
 from longrec.features.versions import first_from
 from longrec.features.view import NEVER, filter_delay
-from longrec.store.knowledge import KnowledgeStore
-=======
-from longrec.features.view import filter_delay
 from longrec.store.disclosure import disclosed, passed_on
 from longrec.store.knowledge import KnowledgeInfo, KnowledgeStore
->>>>>>> c850437 (Refuse delays that contradict each other, and stores that disclose more than a schema allows)
 from longrec.store.segment import Segment
 from longrec.store.tokens import TokenInfo, TokenStore
 
