@@ -116,6 +116,66 @@ def test_when_feedback_is_known() -> None:
     assert steps.known_after("rating") == 3
 
 
+def test_delays_of_one_column_that_agree() -> None:
+    again = {"kind": "bucket", "column": "dwell", "edges": [1], "feedback": True}
+    schema(
+        label_known_after="1h",
+        features={
+            "rating": {"kind": "id", "feedback": True, "known_after": "60m"},
+            "stars": {"kind": "id", "column": "rating", "feedback": True, "known_after": "2h"},
+            "dwell": {**again, "known_after": "3600"},
+            "long_dwell": again,
+        },
+    )
+    own = {"kind": "id", "column": "rating", "feedback": True, "known_at": "rated_at"}
+    schema(features={"rating": own, "stars": own})
+
+
+DELAY_FAULTS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"rating": {"kind": "id", "feedback": True, "known_after": "59m"}},
+        "features.rating: reads 'rating', the label, after 59m, which leaks the answer: label_known_after says 1h; "
+        "expected that or longer; leave known_after out",
+    ),
+    (
+        {"stars": {"kind": "id", "column": "rating", "feedback": True, "known_after": 0}},
+        "the label, after 0, which leaks",
+    ),
+    (
+        {
+            "dwell": {"kind": "bucket", "edges": [1], "feedback": True},
+            "short": {"kind": "bucket", "column": "dwell", "edges": [1], "feedback": True, "known_after": "1s"},
+        },
+        "features.short: reads 'dwell', known after 1s, and features.dwell says that it is known after "
+        "label_known_after; expected one answer for one column; give both the same",
+    ),
+    (
+        {
+            "fix": {"kind": "id", "feedback": True, "known_at": "fixed_at"},
+            "mend": {"kind": "id", "column": "fix", "feedback": True, "known_at": "mended_at"},
+        },
+        "features.mend: reads 'fix', known at the timestamp in 'mended_at', and features.fix says that it is",
+    ),
+    (
+        {
+            "fix": {"kind": "id", "feedback": True, "known_at": "fixed_at"},
+            "mend": {"kind": "id", "column": "fix", "feedback": True, "known_after": "7d"},
+        },
+        "features.mend: reads 'fix', known after 7d, and features.fix says",
+    ),
+    (
+        {"rating": {"kind": "id", "feedback": True, "known_at": "rated_at"}},
+        "features.rating: reads 'rating', the label, known at the timestamp in 'rated_at', and label_known_after says "
+        "1h; expected one of the two; leave label_known_after out",
+    ),
+]
+
+
+@pytest.mark.parametrize(("features", "message"), DELAY_FAULTS)
+def test_delays_that_contradict_each_other(features: dict[str, Any], message: str) -> None:
+    assert message in fault(label_known_after="1h", features=features)
+
+
 # ---- faults ------------------------------------------------------------------------------------------------------
 
 SCHEMA_FAULTS: list[tuple[dict[str, Any], str]] = [

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,12 +18,14 @@ import torch
 
 from longrec.data.log import Log
 from longrec.data.requests import impression
+from longrec.errors import BundleError
 from longrec.export.bundle import Bundle
 from longrec.export.golden import Sample
 from longrec.export.offline import golden
 from longrec.export.write import Left, export
 from longrec.features.vocabulary import key_numbers
 from longrec.models.base import Ranker, build
+from longrec.serve.knowledge import Knowledge
 from longrec.serve.service import Service, replay, scores_of
 from longrec.store.knowledge import KnowledgeInfo, KnowledgeStore, Known
 
@@ -79,6 +84,18 @@ def test_impressions_score_online_as_offline(shop: Shop) -> None:
     for one, scores in zip(wanted, scores_of(service, wanted)):
         assert np.abs(one.expected - scores).max() < 1e-6
     service.close()
+
+
+def test_knowledge_that_leaks_is_refused(shop: Shop, tmp_path: Path) -> None:
+    bundle = Bundle.open(shop.bundle)
+    place = tmp_path / "leaky"
+    shutil.copytree(bundle.place(bundle.manifest.knowledge["about_user"]), place)
+    manifest = json.loads((place / "knowledge.json").read_text())
+    (place / "knowledge.json").write_text(json.dumps({**manifest, "leak": "it saw its labels"}))
+    manifest = SimpleNamespace(knowledge={"about_user": str(place)})
+    given: Any = SimpleNamespace(manifest=manifest, place=str, fitted=bundle.fitted, items=bundle.items)
+    with pytest.raises(BundleError, match=r"features.about_user: .*tells more than was known: it leaks \(it saw"):
+        Knowledge(given)
 
 
 def test_what_two_features_share_is_copied_once(shop: Shop) -> None:

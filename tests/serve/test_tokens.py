@@ -217,6 +217,8 @@ def test_stores_that_do_not_fit_are_refused(shop: Shop, live: TokenStore, tmp_pa
         "side columns": {"sides": {"label": 3}},
         "users named by: int64; expected text": {"keys": "int64"},
         "times in: step; expected ms": {"unit": "step"},
+        r"tells more than was known: it leaks \(seen\)": {"leak": "seen"},
+        "its source took 'stars' as available 59s after": {"column_delays": {"stars": 59_000, "click": 0}},
     }
     for number, (says, change) in enumerate(changes.items()):
         place = tmp_path / str(number)

@@ -238,6 +238,12 @@ def test_6_a_streaming_step_writes_the_current_rows_only(tmp_path: Path, monkeyp
     assert len(times) > 6
 
 
+def test_a_store_records_when_its_columns_were_available(written: tuple[dict[str, Any], Path]) -> None:
+    with TokenStore.open(written[1]) as store:
+        assert store.info.column_delays == {"place": None, "price": None, "at": None, "click": "seen_at"}
+        assert store.info.leak == ""
+
+
 def test_a_positive_token_is_visible_once_its_label_is_known(tmp_path: Path) -> None:
     columns = pages.pages()
     columns["seen_at"][::7] = columns["at"][::7]
@@ -283,6 +289,7 @@ def test_a_checkpoint_over_its_own_window_is_refused(tmp_path: Path) -> None:
     assert "labels" in found.leak
     with TokenStore.open(tmp_path / "t") as store:
         assert store.info.leak == found.leak
+        assert {(version.trained_before, version.published) for version in store.info.versions} == {(None, None)}
         assert len(store) == found.tokens == len(opened(config))
 
 

@@ -19,7 +19,7 @@ from longrec.data.split import PARTS
 from longrec.data.tokens import TokenHistory
 from longrec.data.training_window import LeftOut, TrainingWindow, window_by_lines, window_of_rows
 from longrec.errors import DataError, UnknownName
-from longrec.features.availability import Availability, available_at
+from longrec.features.column_delays import Delay, column_delays
 from longrec.features.encode import Lists
 from longrec.features.fields import AVAILABLE, Fields
 from longrec.features.fitted import FittedSchema
@@ -280,9 +280,9 @@ class Log:
         return f"written by a source that reads a store which leaks ({', '.join(names)})" if names else ""
 
     @property
-    def available_at(self) -> Mapping[str, Availability] | None:
+    def column_delays(self) -> Mapping[str, Delay] | None:
         """The earliest a model of this log, with its stores, can disclose each raw column; None if it is unknown."""
-        return passed_on(available_at(self.schema), self._read_stores().values())
+        return passed_on(column_delays(self.schema), self._read_stores().values())
 
     def _read_stores(self) -> dict[str, TokenInfo | KnowledgeInfo]:
         own = {name: history.store.info for name, history in self.tokens.items()}

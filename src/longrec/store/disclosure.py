@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from longrec.features.availability import Availability, earlier, waits
+from longrec.features.column_delays import Delay, earlier, waits
 from longrec.features.schema import Schema
 
 DO = "compress again with the delays of this schema"
@@ -24,7 +24,7 @@ class Written(Protocol):
         """How long after an impression its tokens can be read."""
 
     @property
-    def available_at(self) -> Mapping[str, Availability] | None:
+    def column_delays(self) -> Mapping[str, Delay] | None:
         """The availability of each raw column when it was written; None where that was not recorded."""
 
 
@@ -64,30 +64,30 @@ class Disclosure:
 def disclosed(info: Written, schema: Schema) -> Disclosure:
     """Hold what a store says of itself to the schema of its reader."""
     leaks = [f"it leaks ({info.leak})"] if info.leak else []
-    if info.available_at is None:
+    if info.column_delays is None:
         return Disclosure(tuple(leaks), unknown=not info.leak and waits(schema))
-    leaks += [f"its source took {phrase}" for phrase in earlier(info.available_at, info.lag, schema)]
+    leaks += [f"its source took {phrase}" for phrase in earlier(info.column_delays, info.lag, schema)]
     return Disclosure(tuple(leaks))
 
 
-def passed_on(own: Mapping[str, Availability], read: Iterable[Written]) -> Mapping[str, Availability] | None:
+def passed_on(own: Mapping[str, Delay], read: Iterable[Written]) -> Mapping[str, Delay] | None:
     """What a store records whose source reads other stores: also the columns that only those have read; None where one
     of them does not say.
 
     Args:
         own: the availability of columns by the source's schema.
     """
-    found: dict[str, Availability] = {}
+    found: dict[str, Delay] = {}
     for info in read:
-        if info.available_at is None:
+        if info.column_delays is None:
             return None
-        for column, at in info.available_at.items():
+        for column, at in info.column_delays.items():
             at = info.lag if at is None else at
             found[column] = _sooner(found.get(column, at), at)
     return {**found, **own}
 
 
-def _sooner(one: Availability, other: Availability) -> Availability:
+def _sooner(one: Delay, other: Delay) -> Delay:
     if one == other:
         return one
     return min(one, other) if isinstance(one, int) and isinstance(other, int) else 0

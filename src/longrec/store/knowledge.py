@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import StoreError
-from longrec.features.availability import Availability
+from longrec.features.column_delays import Delay
 from longrec.features.manifest import read_manifest
 from longrec.store.tokens import TokenInfo, TokenStore, Version
 
@@ -62,7 +62,7 @@ class KnowledgeInfo:
         source: where it came from, as the extractor told.
         lag: from the start of a block to the publication of its version, in the unit of time.
         leak: why it knows more than it should; empty where it does not.
-        available_at: when the value of each raw column was available by the schema of the extractor; None where this
+        column_delays: when the value of each raw column was available by the schema of the extractor; None where this
             was not recorded.
         versions: the complete ones, by moment of publication.
     """
@@ -74,7 +74,7 @@ class KnowledgeInfo:
     source: Mapping[str, Any] | None = None
     lag: int = 0
     leak: str = ""
-    available_at: Mapping[str, Availability] | None = None
+    column_delays: Mapping[str, Delay] | None = None
     versions: tuple[Published, ...] = ()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import StoreError
-from longrec.features.availability import Availability
+from longrec.features.column_delays import Delay
 from longrec.features.tokens import TokenSpec
 
 FORMAT = "longrec-tokens-1"
@@ -52,8 +52,8 @@ class TokenInfo:
         keys: what users are known by: their own integers, or 64-bit hashes of text.
         lag: how long after an impression its token can be read, in the unit of time.
         leak: why the tokens know more than they should; empty where they do not.
-        available_at: when the value of each raw column was available by the schema of the source, and so the earliest
-            its tokens can disclose it (``features/availability.py``); None where this was not recorded.
+        column_delays: when the value of each raw column was available by the schema of the source, and so the earliest
+            its tokens can disclose it (``features/column_delays.py``); None where this was not recorded.
         standardised: the vectors of each version were brought to mean 0, deviation 1.
         source: about the run that wrote them, as JSON.
         versions: of the source, by number.
@@ -67,7 +67,7 @@ class TokenInfo:
     keys: Literal["int64", "text"] | str = "int64"
     lag: int = 0
     leak: str = ""
-    available_at: Mapping[str, Availability] | None = None
+    column_delays: Mapping[str, Delay] | None = None
     standardised: bool = False
     source: Mapping[str, Any] = field(default_factory=dict)
     versions: tuple[Version, ...] = ()

@@ -151,7 +151,6 @@ class TokenStore:
                 found = f"{kind} {', '.join(sorted(given)) or 'of no column'}"
                 raise StoreError("tokens to append", found, ", ".join(sorted(info.sides)) or "none")
         _within(version, len(info.versions) - 1, "version", "tell of it by add_version first")
-        _after_training(version, visible, info.versions)
         columns = {
             "instance": instance,
             "version": version,
@@ -278,7 +277,6 @@ class TokenStore:
         self.close()
 
 
-_EVER = np.iinfo(np.int64).min
 _PLAIN = ("instance", "visible", "version")
 
 
@@ -324,19 +322,6 @@ def _within(values: NDArray[Any], top: int, what: str, do: str) -> NDArray[Any]:
         wrong = values[(values < 0) | (values > top)][0]
         raise StoreError("tokens to append", f"{what} {wrong}", f"0 to {top}" if top >= 0 else "none yet", do)
     return values
-
-
-def _after_training(version: NDArray[Any], visible: NDArray[Any], versions: Sequence[Version]) -> None:
-    """Refuse tokens that could be read before the version that wrote them had learned what it knows."""
-    trained = np.array([_EVER if one.trained_before is None else one.trained_before for one in versions], np.int64)
-    early = np.atleast_1d(visible) < trained[version] if len(version) == len(visible) else np.zeros(1, bool)
-    if early.any():
-        at = int(np.flatnonzero(early)[0])
-        found = f"a token of version {version[at]} that is visible from {visible[at]} on"
-        do = "write it with a version trained before, or make it visible later"
-        raise StoreError(
-            "tokens to append", found, f"{trained[version[at]]} or later, when that version was trained", do
-        )
 
 
 def _since(moments: NDArray[Any], times: NDArray[np.int64], name: str) -> NDArray[np.int64]:

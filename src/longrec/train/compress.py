@@ -266,7 +266,7 @@ def _info(config: CompressConfig, name: str, job: Job, log: Log, model: Encoder,
         keys="int64" if log.users.keys.numeric else "text",
         lag=log.schema.delay(config.lag),
         leak=LEAK if config.regime == "leaky_checkpoint" else log.leak,
-        available_at=log.available_at,
+        column_delays=log.column_delays,
         standardised=config.standardise,
         source={
             "run": name,

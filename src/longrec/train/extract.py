@@ -213,7 +213,7 @@ def _info(config: ExtractConfig, name: str, job: Job, log: Log, model: Extractor
         codec=config.codec,
         lag=log.schema.delay(config.lag),
         leak=log.leak,
-        available_at=log.available_at,
+        column_delays=log.column_delays,
         source={
             "run": name,
             "model": dict(job.model),

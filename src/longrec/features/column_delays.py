@@ -10,15 +10,18 @@ from typing import TypeAlias
 
 from longrec.features.schema import Schema
 
-Availability: TypeAlias = int | str | None
+Delay: TypeAlias = int | str | None
 """A delay after the event, in the unit of the log; the column that holds the timestamp; None: with the event itself."""
 
 _SPANS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
 
 
-def available_at(schema: Schema) -> dict[str, Availability]:
-    """The availability of every raw column of the log's rows that features, filters or the label read."""
-    found: dict[str, Availability] = {}
+def column_delays(schema: Schema) -> dict[str, Delay]:
+    """The delay of every raw column of the log's rows that features, filters or the label read.
+
+    That of the time column is the delay of the event itself.
+    """
+    found: dict[str, Delay] = {}
     for name, feature in schema.features.items():
         if feature.source is None and feature.kind != "time" and schema.in_row(name) and not feature.feedback:
             found |= dict.fromkeys(schema.columns(name))
@@ -27,21 +30,23 @@ def available_at(schema: Schema) -> dict[str, Availability]:
     for name, feature in schema.features.items():
         if feature.feedback:
             found[schema.column(name)] = feature.known_at or schema.known_after(name)
+    if schema.time is not None:
+        found[schema.time.column] = schema.time.available_at
     label = schema.label.column
     own = [f.known_at for n, f in schema.features.items() if f.known_at is not None and schema.column(n) == label]
     found[label] = own[0] if own else schema.delay(schema.label_known_after)
     return {column: at for column, at in found.items() if column not in (schema.user, schema.item)}
 
 
-def earlier(recorded: Mapping[str, Availability], lag: int, schema: Schema) -> list[str]:
+def earlier(recorded: Mapping[str, Delay], lag: int, schema: Schema) -> list[str]:
     """Columns that a store's source read earlier than a schema says that they are available, a phrase each.
 
     Args:
-        recorded: ``available_at`` of the schema the store was written with.
+        recorded: ``column_delays`` of the schema the store was written with.
         lag: of the store: what the source read of an event itself can be read so much later.
     """
     phrases = []
-    for column, own in available_at(schema).items():
+    for column, own in column_delays(schema).items():
         if own is None or column not in recorded:
             continue
         theirs = recorded[column]
@@ -53,15 +58,15 @@ def earlier(recorded: Mapping[str, Availability], lag: int, schema: Schema) -> l
 
 def waits(schema: Schema) -> bool:
     """Whether a schema says of any column that it becomes available later than its event."""
-    return any(at not in (None, 0) for at in available_at(schema).values())
+    return any(at not in (None, 0) for at in column_delays(schema).values())
 
 
-def _least(at: Availability, lag: int) -> int:
+def _least(at: Delay, lag: int) -> int:
     """The shortest delay that a store can have read a value with; a timestamp column tells none."""
     return lag if at is None else at if isinstance(at, int) else 0
 
 
-def _words(at: Availability, schema: Schema) -> str:
+def _words(at: Delay, schema: Schema) -> str:
     if at is None:
         return "with the event itself"
     if isinstance(at, str):

@@ -1,0 +1,243 @@
+"""A store that tells more than a schema says was known is refused, or allowed by name and told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from longrec.config import parse
+from longrec.data.log import Log
+from longrec.errors import DataError
+from longrec.features.column_delays import Delay, column_delays, earlier
+from longrec.features.schema import Schema
+from longrec.store.disclosure import passed_on
+from longrec.store.knowledge import KnowledgeInfo, KnowledgeStore
+from longrec.store.tokens import TokenInfo, TokenStore, Version
+
+N = 40
+TABLE = pa.table(
+    {
+        "user": np.arange(N) % 4,
+        "item": np.arange(N) % 5,
+        "t": 1_700_000_000_000 + 60_000 * np.arange(N),
+        "seen_at": 1_700_000_000_000 + 60_000 * np.arange(N) + 90_000,
+        "told_at": 1_700_000_000_000 + 60_000 * np.arange(N) + 90_000,
+        "click": np.arange(N) % 2,
+        "like": np.arange(N) % 3 % 2,
+    }
+)
+SCHEMA: dict[str, Any] = {
+    "user": "user",
+    "item": "item",
+    "time": {"column": "t", "unit": "ms"},
+    "label": "click",
+    "label_known_after": "1m",
+    "features": {"user": {"kind": "id"}, "item": {"kind": "id"}},
+}
+LIKE = {"kind": "id", "feedback": True}
+AT_ONCE = {**LIKE, "known_after": 0}
+PLAIN = {"like": {"kind": "id"}}
+
+
+def schema(label_known_after: str = "1m", features: Mapping[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    own = {**SCHEMA["features"], **(features or {})}
+    return {**SCHEMA, "label_known_after": label_known_after, "features": own, **changes}
+
+
+def parsed(**changes: Any) -> Schema:
+    return parse(Schema, schema(**changes), "schema")
+
+
+def delays(**changes: Any) -> dict[str, Delay]:
+    return column_delays(parsed(**changes))
+
+
+INFO = TokenInfo(2, sides={"label": 3}, versions=(Version(0),), column_delays=delays())
+
+
+@pytest.fixture
+def reading(prepared: Callable[..., Log], tmp_path: Path) -> Callable[..., Log]:
+    """The log of a schema that reads a store of some information."""
+
+    def read(info: TokenInfo, allow: bool | None = None, **changes: Any) -> Log:
+        TokenStore.create(tmp_path / "tokens", info).close()
+        tokens = {"from": str(tmp_path / "tokens"), "of": ["token", "label"], "last": 5}
+        tokens |= {} if allow is None else {"allow_leak": allow}
+        return prepared(TABLE, schema(**{**changes, "histories": {"tokens": tokens}}))
+
+    return read
+
+
+def test_a_store_of_the_same_delays_is_read_without_a_word(reading: Callable[..., Log]) -> None:
+    assert reading(INFO).warnings == []
+
+
+@pytest.mark.parametrize("allow", [None, False])
+def test_a_store_that_leaks_is_refused(reading: Callable[..., Log], allow: bool | None) -> None:
+    with pytest.raises(DataError) as raised:
+        reading(replace(INFO, leak="it saw its labels"), allow)
+    told = str(raised.value)
+    assert "tokens tells more than was known: it leaks (it saw its labels); expected a store that does not" in told
+    assert "histories.tokens.allow_leak: true reads it nevertheless, and the results say so" in told
+
+
+def test_allowed_by_name_it_is_read_and_told(reading: Callable[..., Log]) -> None:
+    (warning,) = reading(replace(INFO, leak="it saw its labels"), True).warnings
+    assert "histories.tokens reads" in warning
+    assert (
+        "because allow_leak is set, although it leaks (it saw its labels): metrics measured with it are too" in warning
+    )
+
+
+EARLIER: list[tuple[dict[str, Any], int, dict[str, Any], str]] = [
+    # written with, lag of the store, read with, what is said
+    (
+        {"label_known_after": "59s"},
+        0,
+        {},
+        "'click' as available 59s after the event, and here it is 1m after the event",
+    ),
+    ({}, 0, {"label_known_after": "2h"}, "'click' as available 1m after the event, and here it is 2h after the event"),
+    ({"label_known_after": "0s"}, 90_000, {}, "'click' as available 0s after the event"),  # weights know no lag
+    (
+        {"features": PLAIN},
+        0,
+        {"features": {"like": LIKE}},
+        "'like' as available with the event itself",
+    ),
+    ({"features": PLAIN}, 0, {"label": "like"}, "'like' as available with the event itself"),
+    (
+        {"features": {"both": {"kind": "cross", "of": ["like", "item"], "hash": 9}}},
+        59_999,
+        {"label": "like"},
+        "'like' as available with the event itself, and here it is 1m after the event",
+    ),
+    (
+        {"histories": {"h": {"of": ["item"], "where": {"like": 1}}}},
+        0,
+        {"features": {"like": LIKE}},
+        "'like' as available with the event itself",
+    ),
+    (
+        {"features": {"like": {**LIKE, "known_after": "1s"}}},
+        0,
+        {"features": {"like": {**LIKE, "known_at": "seen_at"}}},
+        "'like' as available 1s after the event, and here it is from the timestamp in 'seen_at'",
+    ),
+    (
+        {"features": {"like": {**LIKE, "known_at": "seen_at"}}},
+        0,
+        {"features": {"like": LIKE}},
+        "'like' as available from the timestamp in 'seen_at', and here it is 1m after the event",
+    ),
+    (
+        {},
+        0,
+        {"time": {"column": "t", "unit": "ms", "available_at": "told_at"}},
+        "'t' as available with the event itself, and here it is from the timestamp in 'told_at'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("written", "lag", "read", "phrase"), EARLIER)
+def test_a_store_written_with_shorter_delays(
+    reading: Callable[..., Log], written: dict[str, Any], lag: int, read: dict[str, Any], phrase: str
+) -> None:
+    info = replace(INFO, lag=lag, column_delays=delays(**written))
+    with pytest.raises(DataError) as raised:
+        reading(info, **read)
+    assert f"its source took {phrase}" in str(raised.value)
+    assert "compress again with the delays of this schema" in str(raised.value).lower()
+
+
+@pytest.mark.parametrize("case", [*EARLIER[:1], *EARLIER[3:4]])
+def test_shorter_delays_allowed_by_name(
+    reading: Callable[..., Log], case: tuple[dict[str, Any], int, dict[str, Any], str]
+) -> None:
+    written, lag, read, phrase = case
+    (warning,) = reading(replace(INFO, lag=lag, column_delays=delays(**written)), True, **read).warnings
+    assert phrase in warning
+
+
+@pytest.mark.parametrize(
+    ("written", "lag", "read"),
+    [
+        ({"label_known_after": "1h"}, 0, {}),
+        ({"features": PLAIN}, 0, {"features": {"like": AT_ONCE}}),
+        ({"features": PLAIN}, 60_000, {"features": {"like": LIKE}}),
+        ({"features": {"like": LIKE}}, 0, {"features": PLAIN}),
+        (
+            {"features": {"like": {**LIKE, "known_at": "seen_at"}}},
+            0,
+            {"features": {"like": AT_ONCE}},
+        ),
+        ({"label": "like"}, 0, {}),
+        ({"time": {"column": "t", "unit": "ms", "available_at": "told_at"}}, 0, {}),
+    ],
+)
+def test_longer_delays_and_other_columns_are_fine(written: dict[str, Any], lag: int, read: dict[str, Any]) -> None:
+    assert earlier(delays(**written), lag, parsed(**read)) == []
+
+
+def test_delays_in_steps(reading: Callable[..., Log]) -> None:
+    steps = {"time": {"column": "t", "unit": "step"}}
+    info = replace(INFO, unit="step", column_delays=delays(label_known_after="2", **steps))
+    with pytest.raises(DataError, match="'click' as available 2 steps after the event, and here it is 3 steps after"):
+        reading(info, label_known_after="3", **steps)
+
+
+def test_a_store_that_does_not_say_is_told(reading: Callable[..., Log]) -> None:
+    (warning,) = reading(replace(INFO, column_delays=None)).warnings
+    assert "tokens does not record after how long labels and feedback were known when it was written" in warning
+
+
+def test_a_store_that_does_not_say_where_nothing_waits(reading: Callable[..., Log]) -> None:
+    assert reading(replace(INFO, column_delays=None), label_known_after="0s").warnings == []
+
+
+def test_allow_leak_belongs_to_tokens_and_vectors() -> None:
+    with pytest.raises(Exception, match="allow_leak belongs to a history of tokens"):
+        parsed(histories={"h": {"of": ["item"], "allow_leak": True}})
+    with pytest.raises(Exception, match="a feature of kind 'id' takes no allow_leak"):
+        parsed(features={"like": {"kind": "id", "allow_leak": True}})
+
+
+@pytest.mark.parametrize("allow", [False, True])
+@pytest.mark.parametrize("given", [{"leak": "it saw its labels"}, {"column_delays": delays(label_known_after="0s")}])
+def test_knowledge_is_held_to_the_same(
+    prepared: Callable[..., Log], tmp_path: Path, given: dict[str, Any], allow: bool
+) -> None:
+    keys = {"user": "int64", "item": "int64"}
+    KnowledgeStore.create(tmp_path / "k", KnowledgeInfo({"user": 2, "item": 3}, "ms", keys, **given)).close()
+    with KnowledgeStore.open(tmp_path / "k") as store:
+        assert (store.info.leak, store.info.column_delays) == (given.get("leak", ""), given.get("column_delays"))
+    who = {"kind": "vector", "from": str(tmp_path / "k"), "table": "user", "allow_leak": allow}
+    if allow:
+        (warning,) = prepared(TABLE, schema(features={"who": who})).warnings
+        assert "features.who reads" in warning
+        return
+    with pytest.raises(DataError, match=r"features.who: .*tells more than was known.*\n.*who.allow_leak: true"):
+        prepared(TABLE, schema(features={"who": who}))
+
+
+def test_what_a_source_read_is_passed_on() -> None:
+    """A source that reads tokens tells their columns too, none of them later than those tokens did."""
+    plain = replace(INFO, column_delays={"like": None, "click": 0}, lag=5)
+    late = replace(INFO, column_delays={"like": 30, "fix": "fixed_at"})
+    assert passed_on({"click": 60_000}, []) == {"click": 60_000}
+    assert passed_on({"click": 60_000}, [plain]) == {"like": 5, "click": 60_000}
+    assert passed_on({}, [late, plain]) == {"like": 5, "fix": "fixed_at", "click": 0}
+    assert passed_on({}, [late, replace(late, column_delays={"fix": 3})]) == {"like": 30, "fix": 0}
+    assert passed_on({}, [late, replace(INFO, column_delays=None)]) is None
+
+
+def test_a_log_tells_what_its_stores_leak(reading: Callable[..., Log]) -> None:
+    log = reading(replace(INFO, leak="it saw its labels", column_delays={"like": None}), True)
+    assert log.leak == "written by a source that reads a store which leaks (tokens)"
+    assert log.column_delays == {"t": None, "click": 60_000, "like": 0}
