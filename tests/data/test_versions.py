@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,11 +16,14 @@ from hypothesis import strategies as st
 
 from longrec.data.gather import gather
 from longrec.data.log import Log
+from longrec.data.prepare import prepare
+from longrec.data.settings import DataConfig
 from longrec.data.snapshot import items_at, users_at
 from longrec.data.training_past import training_past
 from longrec.errors import DataError
 from longrec.features.batch import Jagged
 from longrec.features.encode import to_state
+from longrec.features.schema import Schema
 from longrec.metrics import auc
 
 Row = dict[str, Any]
@@ -340,9 +345,29 @@ def test_one_version_a_key_before_everything_is_a_table_without_versions(prepare
         assert plain(one.features[name]) == plain(other.features[name]), name
     for column, values in one.histories["past"].columns.items():
         assert plain(values) == plain(other.histories["past"].columns[column]), column
-    assert dated.folder.name != static.folder.name
     assert not (static.folder / "items" / "versions").exists()
     assert "dated" not in (static.folder / "items" / "table.json").read_text()
+
+
+def test_another_column_of_dates_is_another_log(tmp_path: Path) -> None:
+    count = 40
+    log = {"user": [0, 1] * 20, "item": [0, 1] * 20, "t": range(count), "click": [0, 1, 1, 0] * 10}
+    pq.write_table(pa.table(log), tmp_path / "log.parquet")
+    items = {"item": [0, 1], "ctr": [0.1, 0.9], "early": [-1, -1], "late": [count, count]}
+    pq.write_table(pa.table(items), tmp_path / "items.parquet")
+    schema = Schema.model_validate({**COINS, "time": {"column": "t", "unit": "step"}})
+    folders = set()
+    for as_of in (None, "early", "late"):
+        for words in ({"files": str(tmp_path / "items.parquet")}, {"query": f"FROM '{tmp_path}/items.parquet'"}):
+            source = {**words, **({} if as_of is None else {"as_of": as_of})}
+            data = {"log": str(tmp_path / "log.parquet"), "items": source, "folder": str(tmp_path / "prepared")}
+            folder = prepare(DataConfig.model_validate(data), schema)
+            folders.add(folder)
+            batch = gather(Log.open(folder), np.arange(count))
+            assert set(plain(batch.features["ctr"])) == (
+                {0.0} if as_of == "late" else {np.float32(0.1), np.float32(0.9)}
+            )
+    assert len(folders) == 6
 
 
 def test_what_users_did_in_training_is_told_as_of_its_end(prepared: Callable[..., Log]) -> None:
@@ -353,6 +378,8 @@ def test_what_users_did_in_training_is_told_as_of_its_end(prepared: Callable[...
         "item": {"kind": "id"},
         "brand": {"kind": "id", "table": "item", "vocab": ["0 from 10", "1 from 10"]},
     }
-    log = prepared(table(rows), words, items=table(items), as_of={"items": "since"}, split={"test_from": "30"})
-    (piece,) = training_past(log)
-    assert set(plain(piece["past"].columns["brand"])) == {2, 3}
+    rows = [{**row, "part": "train" if row["t"] < 30 else "test"} for row in rows]
+    for split in ({"test_from": "30"}, {"by": "column", "column": "part"}):
+        log = prepared(table(rows), words, items=table(items), as_of={"items": "since"}, split=split)
+        (piece,) = training_past(log)
+        assert set(plain(piece["past"].columns["brand"])) == {2, 3}, split

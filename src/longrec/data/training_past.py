@@ -11,7 +11,7 @@ from longrec.data.gather import gather, history_of
 from longrec.data.log import Log
 from longrec.data.split import PARTS
 from longrec.features.batch import HistoryBatch
-from longrec.features.view import filter_delay
+from longrec.features.view import NEVER, filter_delay
 
 _MOST = 1_000_000
 """Events of a piece, unless one user has more."""
@@ -36,7 +36,7 @@ def training_past(log: Log, most: int = _MOST) -> Iterator[dict[str, HistoryBatc
     offsets = log.events.offsets
     cuts = np.unique(np.searchsorted(offsets, np.arange(0, offsets[-1], most)[1:]))
     cuts = np.unique(np.concatenate([[0], cuts, [len(offsets) - 1]]))
-    ends = log.training_window.train
+    ends, last = log.training_window.train, _last_moment(log)
     for low, high in pairwise(cuts):
         start, stop = offsets[low], offsets[high]
         training = np.asarray(log.parts[start:stop] == PARTS["train"])
@@ -52,5 +52,12 @@ def training_past(log: Log, most: int = _MOST) -> Iterator[dict[str, HistoryBatc
                 own = own & (log.available[start:stop] < now)
             at = start + np.flatnonzero(own)
             bounds = np.searchsorted(at, offsets[low : high + 1]).astype(np.int64)
-            piece[name] = history_of(log, name, at, bounds, now if len(now) == 1 else now[own])
+            # Where nothing is measured later no line ends the window: then its last moment does.
+            known = np.where(now == NEVER, last + 1, now)
+            piece[name] = history_of(log, name, at, bounds, known if len(known) == 1 else known[own])
         yield piece
+
+
+def _last_moment(log: Log) -> int:
+    """The last moment of the training part; -1 where it is empty."""
+    return int(log.moments.take(np.flatnonzero(np.asarray(log.parts) == PARTS["train"])).max(initial=-1))
