@@ -49,7 +49,7 @@ def golden_vectors(
 def ragged_batch(fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample) -> Batch:
     """The impression once for every item, as training would see it: C rows with a history each."""
     size = len(sample.items)
-    once, now = np.zeros(size, np.int64), np.array([sample.moment], np.int64)
+    once, now = np.zeros(size, np.int64), sample.moment
     calendar = encoded_calendar(fitted, sample.moment)
     events, candidates = row_values(fitted, users, items, sample)
     features: dict[str, Tensor | Jagged] = {}

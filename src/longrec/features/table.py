@@ -7,7 +7,6 @@ so that an item's features are stored once and never copied into the log.
 from __future__ import annotations
 
 import json
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -51,12 +50,12 @@ class EntityTable:
         """The key of a row; None for row 0."""
         return None if row == 0 else self.keys.values[row - 1].as_py()
 
-    def as_of(self, rows: NDArray[Any], now: NDArray[np.int64]) -> AsOf:
+    def as_of(self, rows: NDArray[Any], now: NDArray[np.int64] | int) -> AsOf:
         """Some rows as they stood strictly before moments.
 
         Args:
             rows: whole numbers ``[n]``.
-            now: int64 ``[n]``, or ``[1]`` for all.
+            now: int64 ``[n]``, or one for all.
         """
         return AsOf(self, rows, now)
 
@@ -92,23 +91,23 @@ class EntityTable:
 class AsOf:
     """Rows of a table as they stood at moments; versions are looked for once, and only if a column asks for them."""
 
-    def __init__(self, table: EntityTable, rows: NDArray[Any], now: NDArray[np.int64]) -> None:
+    __slots__ = ("_entries", "_now", "_rows", "_table")
+
+    def __init__(self, table: EntityTable, rows: NDArray[Any], now: NDArray[np.int64] | int) -> None:
         self._table, self._rows, self._now = table, rows, now
+        self._entries: NDArray[np.int64] | None = None
 
     def __getitem__(self, name: str) -> NDArray[Any] | Lists:
         """A column: ``[n]`` entries."""
-        if name in self._table.dated:
-            return _taken(self._table.dated[name], self._entries)
-        return _taken(self._table.columns[name], self._rows)
-
-    @cached_property
-    def _entries(self) -> NDArray[np.int64]:
-        assert self._table.versions is not None
-        return self._table.versions.rows(self._rows, self._now)
-
-
-def _taken(column: NDArray[Any] | Lists, rows: NDArray[Any]) -> NDArray[Any] | Lists:
-    return gather_lists(column, rows) if isinstance(column, Lists) else column.take(rows, axis=0)
+        table, rows = self._table, self._rows
+        column = table.columns.get(name)
+        if column is None:
+            column = table.dated[name]
+            if self._entries is None:
+                assert table.versions is not None
+                self._entries = table.versions.rows(rows, self._now)
+            rows = self._entries
+        return gather_lists(column, rows) if isinstance(column, Lists) else column.take(rows, axis=0)
 
 
 def column_kind(column: NDArray[Any] | Lists) -> str:

@@ -22,12 +22,12 @@ class Versions:
     offsets: NDArray[np.int64]
     times: NDArray[np.int64]
 
-    def rows(self, entities: NDArray[Any], now: NDArray[np.int64]) -> NDArray[np.int64]:
+    def rows(self, entities: NDArray[Any], now: NDArray[np.int64] | int) -> NDArray[np.int64]:
         """The entry of the newest row of each entity strictly before a moment, 0 where there is none.
 
         Args:
             entities: whole numbers ``[n]``, rows of the entity table.
-            now: int64 ``[n]``, or ``[1]`` for all.
+            now: int64 ``[n]``, or one for all.
 
         >>> two = Versions(np.array([0, 0, 2, 3]), np.array([10, 20, 15]))
         >>> two.rows(np.array([1, 1, 1, 2, 0]), np.array([10, 11, 99, 15, 99])).tolist()

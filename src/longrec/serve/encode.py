@@ -137,7 +137,8 @@ class RequestEncoder:
             )
         user = key_number(request.user) if self._by_key else 0
         inputs: dict[str, NDArray[Any]] = {}
-        self._read(self._user_table, self._user_names, np.array([row]), moment, inputs)
+        if self._user_names:
+            self._read(self._user_table, self._user_names, np.array([row]), moment, inputs)
         for name, column in self._of_context(request.context, request.user).items():
             inputs.update(self._feature(name, column))
         for name, ids in encoded_calendar(self.fitted, moment).items():
@@ -214,7 +215,7 @@ class RequestEncoder:
         inputs: dict[str, NDArray[Any]],
     ) -> None:
         """Add the columns of some rows of a table, as they stood strictly before the moment."""
-        found = table.as_of(rows, np.array([moment], np.int64))
+        found = table.as_of(rows, moment)
         for name in names:
             column = found[name]
             if isinstance(column, Lists):
