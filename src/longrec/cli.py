@@ -107,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("overrides", nargs="*", metavar="key.key=value", help="settings laid over the config")
         return made
 
-    with_config(verb("check", _check, "tell every fault of a config; reads no data"))
+    with_config(verb("check", _check, "tell every fault of a config; reads the headers of files, and no row"))
     with_config(verb("prepare", _prepare, "turn an event log into a prepared log"))
     made = with_config(verb("train", _train, "train a model and measure it"), optional=True)
     made.add_argument("--resume", metavar="RUN", help="go on with an interrupted run")
@@ -194,7 +194,8 @@ def _check(args: argparse.Namespace) -> None:
     found = verbs.check(args.config, args.overrides)
     histories = ", ".join(f"{name} ({', '.join(of)})" for name, of in found["histories"].items()) or "none"
     text = f"{args.config}: no faults\n  model      {found['model']}\n  log        {found['log']}\n"
-    _out(args, found, text + f"  features   {', '.join(found['features'])}\n  histories  {histories}")
+    text += f"  features   {', '.join(found['features'])}\n  histories  {histories}"
+    _out(args, found, "\n".join([text, *tables.warning_lines(found["warnings"])]))
 
 
 def _prepare(args: argparse.Namespace) -> None:

@@ -31,11 +31,12 @@ Config = str | Path | Mapping[str, Any]
 
 
 def check(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a config with its schema, and find its files, without reading any data.
+    """Read a config with its schema, find its files and read their headers, without reading any row.
 
     Raises:
         ConfigError: every fault of the config, all at once.
     """
+    from longrec.data.split import without_validation
     from longrec.train import job
 
     given, located = _given(source, overrides)
@@ -46,6 +47,7 @@ def check(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "log": str(found.data.log),
         "features": list(found.schema.features),
         "histories": {name: list(history.of) for name, history in found.schema.histories.items()},
+        "warnings": without_validation(found.data),
     }
 
 

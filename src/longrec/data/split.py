@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from longrec.data.settings import Split
+from longrec.data.settings import DataConfig, Split
 from longrec.errors import DataError, nearest
 from longrec.features.encode import hash_keys
 
@@ -131,6 +131,18 @@ def missing_parts(split: Split, samples: Mapping[str, int]) -> list[str]:
         )
         return [f"{what} and look better than new rows will; keep later rows apart as test"]
     return []
+
+
+def without_validation(config: DataConfig) -> list[str]:
+    """The sentence of :func:`missing_parts` where the config alone tells that no row will be validated on."""
+    rule, valid = config.split, True
+    if rule.by == "parts":
+        valid = config.log.parts is not None and config.log.parts.valid is not None
+    elif rule.by == "user" or (rule.by == "time" and rule.test_days is None and rule.test_from is None):
+        valid = rule.valid > 0
+    elif rule.by == "time":
+        valid = rule.valid_days is not None or rule.valid_from is not None
+    return [] if valid else missing_parts(rule, {"valid": 0})
 
 
 def _valid_setting(split: Split) -> str:

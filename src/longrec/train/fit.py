@@ -28,6 +28,7 @@ from longrec.train.folder import alone, new_folder, note_resumed, require_free, 
 from longrec.train.job import Job, flat, read_job
 from longrec.train.loop import Loop
 from longrec.train.machine import keep_large_blocks, torch_threads
+from longrec.train.memory import check_memory, known_fields
 from longrec.train.optimisers import build_optimisers
 from longrec.train.run import Run, open_log, open_run, require_run
 from longrec.train.seen_labels import SeenLabels, check_start, seen_by, seen_labels
@@ -59,6 +60,7 @@ def train(
 
     Raises:
         ConfigError: a config that cannot be used, all faults at once.
+        ResourceError: a model that cannot fit into the memory there is.
         DataError: a log that cannot be used; no run folder is left behind.
         RunError: a run of that name exists, the loss is not finite, the run to start from does not fit, or there is
             nothing to resume.
@@ -69,6 +71,7 @@ def train(
         raise ConfigError("train", ["needs a config, or a run to resume"])
     job = read_job(source, overrides)
     require_free(job)
+    check_memory(job.model, known_fields(job.schema), job.fit)
     log = Log.open(prepare(job.data, job.schema), job.schema)
     check_parts(log, job)
     with _tuned(job) as model_of:
@@ -105,7 +108,13 @@ def _tuned(job: Job) -> Iterator[Callable[[Log], Model]]:
     keep_large_blocks()
     with torch_threads(job.fit.threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.fit.seed)
-        yield lambda log: models.build(job.model, log.fields())
+        yield lambda log: _built(job, log)
+
+
+def _built(job: Job, log: Log) -> Model:
+    fields = log.fields()
+    check_memory(job.model, fields, job.fit)
+    return models.build(job.model, fields)
 
 
 def _run(folder: Path, job: Job, log: Log, model: Model, quiet: bool) -> None:

@@ -88,10 +88,10 @@ def read_job(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = 
 
 
 def check(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Job:
-    """Read a job and make sure that the files it names are there. Reads no data.
+    """Read a job and make sure that the files it names are there and have its columns. Reads headers, and no row.
 
     Raises:
-        ConfigError: as :func:`read_job`, missing files among the faults.
+        ConfigError: as :func:`read_job`; missing files and columns, and a model beyond all memory, among the faults.
     """
     return _read(source, overrides, sources=True)
 
@@ -123,6 +123,7 @@ def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str], *, s
     evaluate = _parse(EvaluateConfig, content.get("evaluate"), where, "evaluate", faults)
     if sources:
         faults += _missing(data, schema)
+        faults += _beyond(data, schema, model, fit, home)
     if faults or data is None or schema is None or model is None or fit is None or evaluate is None:
         raise ConfigError(where, faults)
     start = None if fit.start_from is None else str(Path.cwd() / fit.start_from)
@@ -275,6 +276,30 @@ def _missing(data: DataConfig | None, schema: Schema | None) -> list[str]:
         if store is not None and "://" not in store and not Path(store).is_dir():
             faults.append(f"data.schema.{place}.from: no such store: {store}; longrec compress writes one")
     return faults
+
+
+def _beyond(
+    data: DataConfig | None, schema: Schema | None, model: Mapping[str, Any] | None, fit: FitConfig | None, home: _Home
+) -> list[str]:
+    """What the files lack by their headers, and a model that cannot fit into the memory there is."""
+    if data is None or schema is None:
+        return []
+    from longrec.data.sources import source_faults
+    from longrec.train.memory import known_fields, needs, too_large
+
+    every = [pattern for key in _SOURCES if (source := getattr(data, key)) for pattern in source.patterns()]
+    faults = source_faults(data, schema) if all(glob.glob(pattern) for pattern in every) else []
+    large = None if model is None or fit is None else too_large(needs(model, known_fields(schema), fit))
+    if large is not None:
+        faults.append(f"model: {large.where}: {large.found}; expected {large.expected}; {large.do}")
+    return [_in_file(fault, home) for fault in faults]
+
+
+def _in_file(fault: str, home: _Home) -> str:
+    """A fault of the schema with the file that the schema stands in."""
+    if home.file is None or not fault.startswith("data.schema."):
+        return fault
+    return f"{home.file}: {fault.removeprefix('data.schema.')}"
 
 
 def _beside(folder: Path, path: str) -> str:

@@ -1,0 +1,71 @@
+"""Memory is counted before anything is allocated: every model, every optimizer, and no random number is drawn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from longrec.features.schema import Schema
+from longrec.models.catalogue import names
+from longrec.train import memory
+from longrec.train.memory import known_fields, needs, too_large
+from longrec.train.settings import FitConfig
+
+SCHEMA = Schema.model_validate(
+    {
+        "user": "u",
+        "item": "i",
+        "time": "t",
+        "label": "y",
+        "features": {
+            "u": {"kind": "id"},
+            "i": {"kind": "id", "hash": 1000},
+            "city": {"kind": "id", "vocab": ["a", "b", "c"]},
+            "town": {"kind": "id", "share": "city"},
+            "p": {"kind": "dense"},
+            "tags": {"kind": "multi", "table": "item", "hash": 9},
+            "done": {"kind": "id", "column": "y", "feedback": True},
+            "hour": {"kind": "time"},
+            "size": {"kind": "bucket", "quantiles": 5},
+        },
+        "histories": {"seen": {"of": ["i", "time_gap", "done"]}},
+    }
+)
+
+
+def test_rows_as_far_as_a_schema_tells_them() -> None:
+    rows = {field.name: field.rows for field in known_fields(SCHEMA).features}
+    assert rows == {"u": 2, "i": 1002, "city": 5, "town": 5, "p": 0, "tags": 11, "hour": 2, "size": 7}
+    assert [field.name for field in known_fields(SCHEMA).histories["seen"]] == ["i", "time_gap", "done"]
+
+
+@pytest.mark.parametrize("model", [name for name in names() if name != "keep_plug"])  # which needs a vector feature
+def test_every_model_is_counted_without_memory_and_without_chance(model: str) -> None:
+    before = torch.get_rng_state()
+    found = needs({"name": model}, known_fields(SCHEMA), FitConfig())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert found is not None
+    assert found.weights >= 1002 * 4
+    assert found.optimizer == 2 * found.weights
+
+
+@pytest.mark.parametrize(
+    ("fit", "kept"),
+    [({}, 2), ({"tables_optimiser": "adagrad"}, 1), ({"tables_optimiser": "rowwise_adagrad"}, 0)],
+)
+def test_what_an_optimizer_keeps(fit: dict[str, str], kept: int) -> None:
+    found = needs({"name": "lr"}, known_fields(SCHEMA), FitConfig.model_validate(fit))
+    assert found is not None
+    assert found.optimizer == pytest.approx(kept * found.weights, abs=100)  # but for the bias and the number's weight
+
+
+def test_the_message_names_the_largest_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 100_000)
+    error = too_large(needs({"name": "din"}, known_fields(SCHEMA), FitConfig()))
+    assert error is not None
+    assert "parameter top.layers.0.linear.weight: 200 x" in str(error)
+    assert "at most the 100 kB of memory" in str(error)
+    assert too_large(needs({"name": "lr"}, known_fields(SCHEMA), FitConfig())) is None
+    assert too_large(None) is None
+    monkeypatch.setattr(memory, "available_memory", lambda: None)
+    assert too_large(needs({"name": "din"}, known_fields(SCHEMA), FitConfig())) is None
