@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "longrec"
 
 GROUND = {"errors", "config", "progress", "resources"}
-FACE = {"__init__", "__main__", "cli", "demo", "verbs"}
+FACE = {"__init__", "__main__", "cli", "demo", "imports", "verbs"}
 MAY_IMPORT: dict[str, set[str]] = {
     "features": set(),
     "metrics": set(),

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longrec import __version__, verbs
+from longrec import __version__, imports, verbs
 from longrec.errors import ConfigError, LongRecError
 from longrec.report import tables
 from longrec.resources import resource_error
@@ -219,7 +219,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _import(args: argparse.Namespace) -> None:
-    found = verbs.import_config(args.config, args.into, user=args.user, item=args.item)
+    found = imports.import_config(args.config, args.into, user=args.user, item=args.item)
     lines = [f"{args.config}:{one['line']}:{one['column']}: {one['field']}: {one['words']}" for one in found["notes"]]
     fates = [(f"{note['fate']}: ", line) for note, line in zip(found["notes"], lines)]
     told = [f"{fate}{line}" for fate, line in sorted(fates, key=lambda pair: pair[0], reverse=True)]

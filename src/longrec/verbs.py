@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.config import apply_overrides
-from longrec.errors import ConfigError, DataError, RunError
+from longrec.errors import DataError, RunError
+from longrec.imports import Config, as_job
 
 if TYPE_CHECKING:
     from longrec.data.log import Log
     from longrec.export.bundle import Manifest
     from longrec.export.golden import Golden
-    from longrec.interop.easyrec import Imported
     from longrec.metrics import Comparison
     from longrec.models.base import Model
     from longrec.models.catalogue import Card
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from longrec.train.evaluate import Evaluation
     from longrec.train.extract import Extracted
     from longrec.train.run import Run
-
-Config = str | Path | Mapping[str, Any]
 
 
 def check(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -39,7 +36,7 @@ def check(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
     from longrec.data.split import without_validation
     from longrec.train import job
 
-    given, located = _given(source, overrides)
+    given, located = as_job(source, overrides)
     with located:
         found = job.check(given, overrides)
     return {
@@ -62,7 +59,7 @@ def prepare(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
     from longrec.data.prepare import prepare as prepare_log
     from longrec.train.job import read_job
 
-    given, located = _given(source, overrides)
+    given, located = as_job(source, overrides)
     with located:
         job = read_job(given, overrides)
     folder = prepare_log(job.data, job.schema)
@@ -92,72 +89,11 @@ def train(
 
     if source is None:
         return fit(source, overrides, resume=resume, quiet=quiet)
-    given, located = _given(source, overrides)
+    given, located = as_job(source, overrides)
     with located:
         if given is not source:
             read_job(given, overrides)
     return fit(given, overrides, resume=resume, quiet=quiet)
-
-
-def _given(source: Config, overrides: Sequence[str]) -> tuple[Config, AbstractContextManager[None]]:
-    """A config as a job can read it, and what tells its faults with the lines of the file it came from.
-
-    An EasyRec configuration becomes the words that ``longrec import`` would write; any other config stays.
-    """
-    from longrec.interop import easyrec
-
-    if not easyrec.is_easyrec(source):
-        return source, nullcontext()
-    named = {key: value for key, _, value in (word.partition("=") for word in overrides)}
-    found = easyrec.read(
-        source,  # type: ignore[arg-type]  # is_easyrec says that it is a path
-        user=named.get("data.schema.user"),
-        item=named.get("data.schema.item"),
-    )
-    return found.job(), _told_with_lines(found)
-
-
-@contextmanager
-def _told_with_lines(found: Imported) -> Iterator[None]:
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(str(found.source), found.located(error.faults)) from None
-
-
-def import_config(
-    source: str | Path, into: str | Path, *, user: str | None = None, item: str | None = None
-) -> dict[str, Any]:
-    """Write an EasyRec configuration (``.config``) as config.yaml, schema.yaml and NOTES.md, or an fg.json as a schema.
-
-    Args:
-        into: a folder; what it holds stays.
-        user: column of the user, where its name does not tell.
-        item: column of the item, where its name does not tell.
-
-    Returns:
-        ``files``, the ``choices`` that were made, and the ``notes``: a field, its line, what became of it; of an
-        fg.json also ``rows``, which the log needs besides.
-
-    Raises:
-        ConfigError: all faults of the configuration, with line and column; files in the way.
-    """
-    from longrec.interop import easyrec, easyrec_folder, fg, fg_folder
-    from longrec.train.job import read_job
-
-    if fg.is_generator(source):
-        rules = fg.read(source, user=user, item=item)
-        written = fg_folder.write(rules, into)
-        return {**fg_folder.told(rules), "files": [str(file) for file in written]}
-    if not easyrec.is_easyrec(source):
-        endings = ", ".join(easyrec.SUFFIXES)
-        words = f"an unknown kind of file; expected an EasyRec configuration ({endings}) or an fg.json ({fg.SUFFIX})"
-        raise ConfigError(str(source), [words])
-    found = easyrec.read(source, user=user, item=item)
-    with _told_with_lines(found):
-        read_job(found.job())
-    files = easyrec_folder.write(found, into)
-    return {**easyrec_folder.told(found), "files": [str(file) for file in files]}
 
 
 def compress(
@@ -341,7 +277,7 @@ def cite(source: Config, overrides: Sequence[str] = ()) -> Bibliography:
     """The BibTeX of a model, or of all that a config, a run or a folder of tokens stands on; LongRec comes last."""
     from longrec.train.cited import cited
 
-    given, located = _given(source, overrides)
+    given, located = as_job(source, overrides)
     with located:
         return cited(given, overrides).bibliography()
 

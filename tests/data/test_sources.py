@@ -33,9 +33,8 @@ def source(kind: str) -> Write:
             pacsv.write_csv(log(), path)
         else:
             pq.write_table(log(), folder / "log.parquet")
-            return {
-                "query": f"SELECT * FROM '{folder}/log.parquet', (SELECT count(*) AS n FROM range(1000000000000)) -- all"
-            }
+            endless = "(SELECT count(*) AS n FROM range(1000000000000))"
+            return {"query": f"SELECT * FROM '{folder}/log.parquet', {endless} -- all"}
         return str(path)
 
     return write

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from longrec import verbs
+from longrec import imports, verbs
 from longrec.cli import main
 from longrec.errors import ConfigError
 from longrec.interop import easyrec
@@ -131,10 +131,10 @@ def test_user_and_item_may_be_told_from_the_command_line(sample: Path) -> None:
     with pytest.raises(ConfigError, match="say which it is with --item COLUMN"):
         verbs.check("odd.config")
     assert verbs.check("odd.config", ["data.schema.item=thing"])["model"] == "multi_tower"
-    verbs.import_config("odd.config", "out", item="thing", user="pid")
+    imports.import_config("odd.config", "out", item="thing", user="pid")
     assert "item: thing" in Path("out/schema.yaml").read_text()
     with pytest.raises(ConfigError, match="an unknown kind of file"):
-        verbs.import_config("train.csv", "out2")
+        imports.import_config("train.csv", "out2")
 
 
 TOWERS = """task_towers { tower_name: "ctr" label_name: "clk" dnn { hidden_units: 8 } }

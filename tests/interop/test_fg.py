@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longrec import verbs
+from longrec import imports, verbs
 from longrec.errors import ConfigError
 from longrec.interop import fg, json_places
 from longrec.interop.fg_fields import FG_FIELDS, KINDS, OTHERS
@@ -256,7 +256,7 @@ def test_an_imported_schema_prepares_rows_as_the_generator_reads_them(
     Path("fg.json").write_text(json.dumps({"features": [USER, ITEM, PRICE, SEQUENCE], "reserves": ["clk"]}))
     Path("train.txt").write_text(ROWS)
     Path("test.txt").write_text(ROWS)
-    found = verbs.import_config("fg.json", "out")
+    found = imports.import_config("fg.json", "out")
     assert found["files"] == ["out/schema.yaml", "out/NOTES.md"]
     assert "the steps of click_seq are encoded as cost is" in Path("out/NOTES.md").read_text()
     columns = {"clk": "int", "user_id": "text", "item_id": "text", "price": "float", "clicks": "text"}
