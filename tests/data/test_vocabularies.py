@@ -59,6 +59,15 @@ def test_a_vocabulary_none_of_whose_values_occurs_is_told(prepared: Prepared) ->
     assert "'Home'" in opened.warnings[0]
 
 
+def test_a_vocabulary_of_a_table_with_versions_is_held_to_its_versions(prepared: Prepared) -> None:
+    features = {**SCHEMA["features"], "brand": {"kind": "id", "table": "item", "vocab": ["a", "b"]}}
+    for brand, told in (("a", 0), ("z", 1)):
+        items = pa.table({"item": [1, 1, 2], "since": [0, 5, 0], "brand": [brand] * 3})
+        schema = SCHEMA | {"features": features}
+        warnings = prepared(log(), schema, items=items, as_of={"items": "since"}).warnings
+        assert sum("values of its vocabulary" in warning for warning in warnings) == told
+
+
 def test_requests_bring_keys_in_the_type_of_the_column(prepared: Prepared, tmp_path: Path) -> None:
     (tmp_path / "v.txt").write_text("3\n5\n")
     features = {**SCHEMA["features"], "n": {"kind": "id", "vocab": str(tmp_path / "v.txt")}}

@@ -120,7 +120,9 @@ class _Preparation:
         users_table.save(self.build / "users")
         items_table.save(self.build / "items")
         self._encode(fitted)
-        self.warnings += vocabulary_warnings(fitted, self.build, (users_table.columns, items_table.columns))
+        self.warnings += vocabulary_warnings(
+            fitted, self.build, [{**table.columns, **table.dated} for table in (users_table, items_table)]
+        )
         self._manifest(fitted, time.perf_counter() - began)
 
     def _chunks(self, what: str, columns: list[str]) -> Iterator[tuple[slice, pa.RecordBatch]]:
