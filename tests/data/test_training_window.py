@@ -13,7 +13,7 @@ import pytest
 
 from longrec.config import parse
 from longrec.data.gather import gather
-from longrec.data.labels import check_window
+from longrec.data.labels import check_window, window_warnings
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
 from longrec.data.settings import DataConfig
@@ -226,7 +226,7 @@ def test_nothing_left_names_the_delay_and_the_ties(prepared: Prepared) -> None:
     table = pa.table({"user": [0] * 10, "item": [0] * 10, "t": range(10), "click": [0, 1] * 5})
     log = prepared(table, {**STEP, "label_known_after": 9}, split={"valid_from": 6, "test_from": 8})
     with pytest.raises(
-        DataError, match=r"of 6 the label was not known before valid and test begin \(label_known_after: 9\)"
+        DataError, match=r"of 6 the label was not known before valid or test begins \(label_known_after: 9\)"
     ):
         check_window(log)
     tied = pa.table({"user": [0] * 4 + [1] * 4, "item": [0] * 8, "t": [5] * 8, "click": [0, 1] * 4})
@@ -307,3 +307,18 @@ def test_rows_without_a_time_cannot_be_checked_and_say_so(tmp_path: Path) -> Non
 def test_overlap_is_allowed_of_files_alone() -> None:
     with pytest.raises(ConfigError, match="a split by user takes no allow_overlap"):
         parse(DataConfig, {"log": "a", "split": {"by": "user", "allow_overlap": True}}, "job")
+
+
+def test_a_validation_without_rows_is_told(prepared: Prepared) -> None:
+    table = pa.table({"user": [0] * 10, "item": [0] * 10, "t": range(10), "click": [0, 1] * 5})
+    log = prepared(table, {**STEP, "label_known_after": 3}, split={"valid_from": 6, "test_from": 8})
+    (told,) = window_warnings(log)
+    assert told.startswith("validation: every row is left out, of 2 the label was not known before test begins (label")
+    assert window_warnings(prepared(table, STEP, split={"valid_from": 6, "test_from": 8})) == []
+
+
+def test_labels_that_came_after_the_first_test_row_are_told_where_no_line_leaves_them_out(prepared: Prepared) -> None:
+    rows = [(0, 1, "train"), (1, 4, "train"), (2, 5, "test"), (3, 9, "train"), (3, 9, "train")]
+    log = column_log(prepared, rows, label_known_after=3)
+    (told,) = window_warnings(log)
+    assert told.startswith("training: a further 25.00% of the training rows lie before the first test row with labels")

@@ -11,7 +11,7 @@ from longrec.errors import DataError
 from longrec.features.label import labels_of
 from longrec.features.view import NEVER
 
-__all__ = ["check_labels", "check_window", "delay_of", "labels_of", "window_warnings"]
+__all__ = ["check_labels", "check_window", "delay_of", "labels_of", "reasons", "window_warnings"]
 
 
 def check_labels(labels: NDArray[np.float32], codes: NDArray[np.int8], where: str) -> None:
@@ -46,6 +46,17 @@ def delay_of(log: Log) -> str:
     return f"label_known_after: {schema.label_known_after}"
 
 
+def reasons(log: Log, part: str) -> str:
+    """Why rows of train or valid are left out, with how many of each."""
+    left_out, what = log.rows_left_out(part), "valid or test" if part == "train" else "test"
+    found = []
+    if left_out.unknown:
+        found.append(f"of {left_out.unknown:,} the label was not known before {what} begins ({delay_of(log)})")
+    if left_out.later:
+        found.append(f"{left_out.later:,} lie at or after rows of the same user in {what}")
+    return ", ".join(found)
+
+
 def check_window(log: Log) -> None:
     """Refuse a training window in which too few labels were known to learn from.
 
@@ -58,15 +69,10 @@ def check_window(log: Log) -> None:
     labels = log.labels.take(log.rows_of("train"))
     if len(labels) and labels.min() < labels.max():
         return
-    reasons = []
-    if left_out.unknown:
-        reasons.append(f"of {left_out.unknown:,} the label was not known before valid and test begin ({delay_of(log)})")
-    if left_out.later:
-        reasons.append(f"{left_out.later:,} lie at or after rows of the same user in valid or test")
     rest = f"every other label is {labels[0]:g}" if len(labels) else "no other training row has a label"
     raise DataError(
         "the training window",
-        f"{len(left_out.rows):,} rows are left out: {', '.join(reasons)}; {rest}",
+        f"{len(left_out.rows):,} rows are left out: {reasons(log, 'train')}; {rest}",
         "labels of both classes that were known before the split",
         "move the split later, split by time, or shorten the delay if labels are known sooner",
     )
@@ -77,8 +83,8 @@ def window_warnings(log: Log) -> list[str]:
     found, window = [], log.training_window
     if "valid" in log.left_out and not len(log.rows_of("valid")):
         found.append(
-            f"validation: no label was known before the first test row ({delay_of(log)}), so no row is left to choose "
-            "the weights or to stop early, and the last weights count; begin validation earlier than the delay."
+            f"validation: every row is left out, {reasons(log, 'valid')}. No row chose the weights or stopped training, "
+            "so the last weights count; begin validation earlier."
         )
     if len(window.train) > 1 and log.labels_come_late and window.first_test < NEVER:
         rows = log.rows_of("train")

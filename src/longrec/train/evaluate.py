@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec import metrics
-from longrec.data.labels import check_window
+from longrec.data.labels import check_window, reasons
 from longrec.data.log import Log
 from longrec.data.split import PARTS
 from longrec.data.targets import target
@@ -214,6 +214,8 @@ def check_parts(log: Log, job: Job) -> None:
         raise DataError("data.split", "no sample in valid and none in test", "one part to measure at least", do)
     for part, rows in parts.items():
         labels, users, where = log.labels.take(rows), log.user(rows), f"the {part} part"
+        if len(log.rows_left_out(part).rows):
+            where += f", less {len(log.rows_left_out(part).rows):,} rows ({reasons(log, part)})"
         if labels.min() == labels.max():
             raise DataError(where, f"{len(rows):,} samples that are all {labels[0]:g}", "both classes", do)
         if job.evaluate.unit == "user" and users[0] == users[-1]:
