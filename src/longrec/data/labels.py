@@ -83,8 +83,8 @@ def window_warnings(log: Log) -> list[str]:
     found, window = [], log.training_window
     if "valid" in log.left_out and not len(log.rows_of("valid")):
         found.append(
-            f"validation: every row is left out, {reasons(log, 'valid')}. No row chose the weights or stopped training, "
-            "so the last weights count; begin validation earlier."
+            f"validation: every row is left out, {reasons(log, 'valid')}. No row chose the weights or stopped "
+            "training, so the last weights count; begin validation earlier."
         )
     if len(window.train) > 1 and log.labels_come_late and window.first_test < NEVER:
         rows = log.rows_of("train")
