@@ -207,7 +207,7 @@ def test_the_past_that_models_look_back_at_ends_with_the_window(prepared: Prepar
     (piece,) = training_past(log)
     assert piece["h"].offsets.tolist() == [0, 0, 1, 3]
     unknown = log.fitted.not_yet("told")
-    assert [value == unknown for value in piece["h"].columns["told"].tolist()] == [True, False, False]
+    assert [value == unknown for value in piece["h"].columns["told"].tolist()] == [True, False, True]
 
 
 def test_further_labels_end_with_the_window_of_their_user(prepared: Prepared) -> None:
