@@ -15,7 +15,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +295,25 @@ def check_the_first_predictions_are_the_base_rates(case: Case) -> None:
         found_BK = model.logits(batch) if model.targets else model(batch).unsqueeze(1)
     # What random weights add to the bias is the same for no two seeds, and small.
     assert (found_BK.sigmoid().mean(0).logit() - rates.logit()).abs().max() < 0.5
+
+
+def check_a_loss_is_the_weighted_mean_over_rows(case: Case) -> None:
+    """The loss of any weights is that of single rows, averaged by them: no label counts more or less than it weighs."""
+    model, batch = case.lively(), ragged(9)
+    assert isinstance(model, Ranker | Encoder)
+    batch = replace(batch, targets={name: target.nan_to_num() for name, target in batch.targets.items()})
+
+    def loss(weight_B: Tensor | None) -> Tensor:
+        torch.manual_seed(0)  # what a model draws for a loss of its own
+        with torch.no_grad():
+            return model.loss(replace(batch, weight=weight_B))
+
+    each = torch.stack([loss(weight) for weight in torch.eye(9)])
+    weight_B = torch.tensor([0.0, 0.5, 1.0, 2.0, 3.0, 0.0, 1.0, 7.0, 0.25])
+    close(loss(weight_B), (each * weight_B).sum() / weight_B.sum())
+    close(loss(torch.full((9,), 4.0)), loss(None))
+    assert loss(torch.zeros(9)).isfinite()
+    assert each.std() > 1e-3, "weights are not read"
 
 
 def check_saved_and_loaded(case: Case) -> None:

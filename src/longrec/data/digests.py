@@ -32,6 +32,8 @@ def log_digest(config: DataConfig, schema: Schema, sources: str) -> str:
     if histories:
         words["histories"] = histories
     content = [FORMAT, _RULES, sources, config.split.model_dump(mode="json"), words]
+    if config.weights:  # a log without keeps the name it had
+        content.append(list(config.weights))
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

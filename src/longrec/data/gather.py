@@ -46,6 +46,7 @@ def gather(log: Log, rows: NDArray[np.int64], targets: Sequence[str] = (), known
         known=torch.from_numpy(log.label_known(rows)),
         available=None if log.available is None else torch.from_numpy(log.available.take(rows)),
         targets=targets_of(log, rows, targets, known_before),
+        weight=None if log.sample_weight is None else torch.from_numpy(log.sample_weight.take(rows)),
     )
 
 

@@ -18,6 +18,7 @@ from longrec.data.knowledge import KnowledgeFeature
 from longrec.data.split import PARTS
 from longrec.data.tokens import TokenHistory
 from longrec.data.training_window import LeftOut, TrainingWindow, window_by_lines, window_of_rows
+from longrec.data.weights import open_weights
 from longrec.errors import DataError, UnknownName
 from longrec.features.column_delays import Delay, column_delays
 from longrec.features.encode import Lists
@@ -53,6 +54,8 @@ class Log:
         tokens: where the token histories are read.
         knowledge: where the vector features are read.
         warnings: one sentence per fact that makes numbers measured on this log worth less than they look.
+        weights: float32 ``[n]`` by name: the columns of ``data.weights``.
+        sample_weight: that of the loss, where training names one; batches then carry it.
     """
 
     def __init__(self, folder: Path, fitted: FittedSchema) -> None:
@@ -72,13 +75,23 @@ class Log:
         self.knowledge: dict[str, KnowledgeFeature] = {}
         self.warnings: list[str] = []
         self._left_out: dict[str, LeftOut] = {}
+        self.weights: Mapping[str, NDArray[np.float32]] = {}
+        self.sample_weight: NDArray[np.float32] | None = None
 
     @classmethod
-    def open(cls, folder: str | Path, schema: Schema | None = None, *, stores: bool = True) -> Log:
+    def open(
+        cls,
+        folder: str | Path,
+        schema: Schema | None = None,
+        *,
+        stores: bool = True,
+        sample_weight: str | None = None,
+    ) -> Log:
         """Open a folder that ``prepare`` wrote.
 
         Args:
             schema: the same schema with other widths or history lengths; default the one it was prepared with.
+            sample_weight: column of ``data.weights`` that weighs the rows of a loss.
             stores: open the token and knowledge stores that the schema names; without them no batch can be made.
 
         Raises:
@@ -90,6 +103,9 @@ class Log:
         log = cls(folder, FittedSchema(schema, fitted.encoders) if schema is not None else fitted)
         log.manifest = manifest
         log.warnings = list(manifest.get("warnings", ()))
+        log.weights = open_weights(folder, manifest.get("weights", ()))
+        if sample_weight is not None:
+            log.sample_weight = log.weight_of(sample_weight)
         if not stores:
             return log
         for name, history in log.schema.histories.items():
@@ -134,6 +150,19 @@ class Log:
     def fields(self) -> Fields:
         """What a model gets to know."""
         return self.fitted.fields()
+
+    def weight_of(self, column: str) -> NDArray[np.float32]:
+        """float32 ``[n]``: a column of sample weights.
+
+        Raises:
+            DataError: the log was prepared without it.
+        """
+        if column not in self.weights:
+            told = ", ".join(self.weights) or "none"
+            raise DataError(
+                str(self.folder), f"no sample weight {column!r}", f"one of: {told}", "prepare the log again"
+            )
+        return self.weights[column]
 
     def rows_of(self, part: str) -> NDArray[np.int64]:
         """int64 rows of the samples of train, valid or test, in the order of the log (by user, then time).

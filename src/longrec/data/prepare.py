@@ -34,6 +34,7 @@ from longrec.data.occurrence import Filters, check_condition, vocabulary_warning
 from longrec.data.scratch import SCRATCH, in_use, sweep
 from longrec.data.settings import DataConfig
 from longrec.data.sort import ITEM, MOMENT, TIME, USER, chunk_rows, event_columns, sort_events
+from longrec.data.weights import write_weights
 from longrec.data.writer import ArrayWriter, narrow
 from longrec.errors import DataError
 from longrec.features import encode
@@ -99,6 +100,8 @@ class _Preparation:
         columns = event_columns(self.schema)
         if self.part_column is not None:
             columns.setdefault(self.part_column, "the split")
+        for column in self.config.weights:
+            columns.setdefault(column, "a sample weight")
         keys = {self.schema.user: "the user", self.schema.item: "the item"}
         if self.schema.time is not None:
             keys[self.schema.time.column] = "the time"
@@ -108,12 +111,15 @@ class _Preparation:
         if not self.log.one(f"SELECT count(*) FROM {self.log.view}"):
             raise DataError(self.log.where, "no rows", "at least one event")
         check_values(self.log, self.schema)
+        for column in self.config.weights:
+            self.log.numeric(column)
         sort_events(self.log, self.schema, list(columns), self.sorted)
         self.users = Entities("user", self.schema, self.log, users, self.config.users)
         self.items = Entities("item", self.schema, self.log, items, self.config.items)
         self.rows = pq.ParquetFile(self.sorted).metadata.num_rows
         self._layout()
         self._split()
+        write_weights(self.log, self.config.weights, self.sorted, self.build, chunk_rows(self.schema))
         fitted = FittedSchema(self.schema, self._fit())
         fitted.save(self.build / "schema")
         users_table, items_table = self.users.encode(fitted), self.items.encode(fitted)
@@ -369,6 +375,7 @@ class _Preparation:
             "later": [vars(one) for one in self.later],
             "rows": {name: encoder.rows for name, encoder in fitted.encoders.items()},
             "hash_collisions": hashed,
+            "weights": self.config.weights,
             "warnings": self.warnings,
             "source": {
                 "log": str(self.config.log),

@@ -156,6 +156,9 @@ class DataConfig(Strict):
     users: Annotated[Source | None, BeforeValidator(_source)] = None
     items: Annotated[Source | None, BeforeValidator(_source)] = None
     split: Split = Split()
+    weights: tuple[str, ...] = Setting(
+        (), description="columns of sample weights kept beside the rows; those that fit and evaluate name are added"
+    )
     folder: str = Setting("prepared", description="where prepared logs are kept, one folder a fingerprint")
     memory: Annotated[str, BeforeValidator(_size)] = Setting(
         "400MB", description="memory the sort may use before it spills to disk"

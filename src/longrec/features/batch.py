@@ -90,6 +90,7 @@ class Batch:
         counts: bool ``[B]``: whether a row's loss counts; None for all. The others stand there to be looked back at.
         targets: further labels by feedback feature, float32 ``[B]``: 0, 1, or NaN where it is missing or was not known
             when the training window ended. They are for losses only: those of the model that learns, and no other.
+        weight: float32 ``[B]``: how much each row counts in a loss, 0 or more; None for all alike.
     """
 
     size: int
@@ -104,6 +105,7 @@ class Batch:
     available: Tensor | None = None
     counts: Tensor | None = None
     targets: Mapping[str, Tensor] = field(default_factory=dict)
+    weight: Tensor | None = None
 
     @property
     def counted(self) -> int:

@@ -113,7 +113,7 @@ class _Reader:
         histories = Histories(features)
         model, settings = model_words(top.section("model_config"), features, histories, tasks)
         features.note_unread()
-        fit = fit_words(top, model.get("name") == "wide_deep", settings, tasks)
+        fit = fit_words(top, model.get("name") == "wide_deep", settings, tasks, rows)
         evaluate = evaluate_words(top)
         files = {
             "train": paths(top, "train", folder),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from longrec.interop.easyrec_rows import Rows
 from longrec.interop.easyrec_section import Section
 from longrec.interop.easyrec_tasks import Tasks
 
@@ -22,13 +23,14 @@ def picks_best(top: Section) -> bool:
     return bool(export.get("enable_early_stop", False)) or export.get("exporter_type", "final") == "best"
 
 
-def fit_words(top: Section, wide: bool, l2: Section | None, tasks: Tasks) -> dict[str, Any]:
+def fit_words(top: Section, wide: bool, l2: Section | None, tasks: Tasks, rows: Rows) -> dict[str, Any]:
     """The ``fit`` section.
 
     Args:
         wide: the model has a wide part, whose optimiser stands first of several.
         l2: the settings of the model, with its ``l2_regularization``.
         tasks: the towers of the model, whose names metrics bear.
+        rows: the columns, one of which may weigh the rows.
     """
     train, data = top.section("train_config"), top.section("data_config")
     words: dict[str, Any] = {}
@@ -38,6 +40,7 @@ def fit_words(top: Section, wide: bool, l2: Section | None, tasks: Tasks) -> dic
     elif not data.get("num_epochs", 0):
         train.fault("num_steps", "and data_config.num_epochs are both 0 or missing; expected one of them: when to stop")
     _put(words, "batch_size", data, "batch_size", data.get("batch_size", 32))
+    words |= _sample_weight(data, rows)
     words |= _optimisers(train, wide)
     decay = l2.get("l2_regularization", 1e-4) if l2 is not None else 0.0
     if decay and l2 is not None and words.get("optimiser") != "adamw":
@@ -70,6 +73,17 @@ def evaluate_words(top: Section) -> dict[str, Any]:
         words["batch_size"] = data.get("eval_batch_size")
         data.origin("evaluate.batch_size", "eval_batch_size")
     return words
+
+
+def _sample_weight(data: Section, rows: Rows) -> dict[str, Any]:
+    """The column that weighs the rows, where there is one."""
+    column = data.get("sample_weight", "")
+    if not column or not (rows.parquet or rows.require(column, data, "sample_weight")):
+        return {}
+    if rows.types.get(column) == "text":
+        data.fault("sample_weight", f"names the column {column!r}, which is declared as text; expected a number")
+    data.origin("fit.sample_weight", "sample_weight")
+    return {"sample_weight": column}
 
 
 def _put(words: dict[str, Any], key: str, section: Section, name: str, value: Any) -> None:

@@ -173,7 +173,7 @@ TaskTower BayesTaskTower
   in_task_space_weight     float        -  of task_space_indicator_label
   out_task_space_weight    float        -  of task_space_indicator_label
   losses                   Loss*        ~  one of cross entropy; others are refused
-  use_sample_weight        bool         -  all rows weigh alike
+  use_sample_weight        bool         -  sample_weight weighs the loss of every task
 BayesTaskTower
   relation_tower_names     text*        !  a tower that reads another tower is not in this version
   relation_dnn             DNN          =  the last layers of model.tower

@@ -207,7 +207,7 @@ DatasetConfig
   pai_worker_queue         bool         -  only for tables of MaxCompute
   pai_worker_slice_num     int          -  only for tables of MaxCompute
   chief_redundant          bool         -  training runs in one process
-  sample_weight            text         -  all rows weigh alike
+  sample_weight            text         ~  fit.sample_weight; the loss is over the weights of a batch, not over its rows
   data_compression_type    text         -  only for TFRecord
   n_data_batch_tfrecord    int          -  only for TFRecord
   with_header              bool         =  data.log.rows.header

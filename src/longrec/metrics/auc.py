@@ -59,7 +59,7 @@ class GroupedAUC:
     rows_skipped: int
 
 
-def grouped_auc(label: ArrayLike, score: ArrayLike, user: ArrayLike) -> GroupedAUC:
+def grouped_auc(label: ArrayLike, score: ArrayLike, user: ArrayLike, weight: ArrayLike | None = None) -> GroupedAUC:
     r"""AUC within each user, averaged by rows, with the count of what had to be left out.
 
         GAUC = sum_u n_u AUC_u / sum_u n_u      over the users u with both classes, n_u = rows of u
@@ -71,6 +71,8 @@ def grouped_auc(label: ArrayLike, score: ArrayLike, user: ArrayLike) -> GroupedA
         label: ``[N]`` of 0 and 1.
         score: ``[N]`` finite numbers.
         user: ``[N]`` the user of each row, integers or strings, in any order.
+        weight: ``[N]`` not negative; ones when None. A user then counts by the weight of its rows, and rows of weight 0
+            are left out.
 
     Raises:
         DataError: a column that cannot be used. A log without any two-class user is no error here: the value
@@ -82,11 +84,16 @@ def grouped_auc(label: ArrayLike, score: ArrayLike, user: ArrayLike) -> GroupedA
     y = labels(label)
     s = numbers(score, "score", len(y))
     group, count = groups(user, "user", len(y))
+    if weight is not None:
+        w = weights(weight, len(y))
+        y, s, group, w = y[w > 0], s[w > 0], group[w > 0], w[w > 0]
+    else:
+        w = np.ones(len(y))
     pairs = Pairs.of(y, s, group, np.arange(len(y)))
-    won, positive, negative = pairs.won(np.ones(len(y)))
-    rows = positive + negative
-    counted = int(rows.sum())
-    value = float((rows * won / (positive * negative)).sum() / counted) if counted else float("nan")
+    won, positive, negative = pairs.won(w)
+    share = positive + negative
+    counted = len(pairs.positive) + len(pairs.negative)
+    value = float((share * won / (positive * negative)).sum() / share.sum()) if counted else float("nan")
     return GroupedAUC(value, len(won), counted, count - len(won), len(y) - counted)
 
 
@@ -124,6 +131,8 @@ class Pairs:
         first_positive: ``[G]`` where each group starts in ``positive``.
         first_negative: ``[G]`` where each group starts in ``negative``.
         group: ``[G]`` the number of each group kept.
+        positive_weight: ``[P]`` weight of each positive row besides; None for ones.
+        negative_weight: ``[M]`` the same of the negative rows.
     """
 
     positive: Ints
@@ -133,9 +142,11 @@ class Pairs:
     first_positive: Ints
     first_negative: Ints
     group: Ints
+    positive_weight: Floats | None = None
+    negative_weight: Floats | None = None
 
     @classmethod
-    def of(cls, label: Floats, score: Floats, group: Ints, unit: Ints) -> Pairs:
+    def of(cls, label: Floats, score: Floats, group: Ints, unit: Ints, weight: Floats | None = None) -> Pairs:
         """Sort the rows.
 
         Args:
@@ -143,6 +154,7 @@ class Pairs:
             score: ``[N]`` finite.
             group: ``[N]`` group of each row, 0, 1, ...
             unit: ``[N]`` where the weight of each row will be found in the argument of :meth:`won`.
+            weight: ``[N]`` what that is multiplied by, row by row; None for ones.
         """
         order = np.lexsort((score, group))
         ones = np.bincount(group, weights=label)
@@ -165,6 +177,8 @@ class Pairs:
             first_positive=starts - before[starts],
             first_negative=before[starts],
             group=g[starts],
+            positive_weight=None if weight is None else weight[order][y],
+            negative_weight=None if weight is None else weight[order][~y],
         )
 
     def won(self, weight: Floats) -> tuple[Floats, Floats, Floats]:
@@ -172,6 +186,8 @@ class Pairs:
         if len(self.group) == 0:
             return np.zeros(0), np.zeros(0), np.zeros(0)
         positives, negatives = weight[self.positive], weight[self.negative]
+        if self.positive_weight is not None and self.negative_weight is not None:
+            positives, negatives = positives * self.positive_weight, negatives * self.negative_weight
         before = np.concatenate(([0.0], np.cumsum(negatives)))
         wins = positives * (before[self.below] + before[self.upto]) * 0.5
         positive = np.add.reduceat(positives, self.first_positive)

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from longrec.errors import ConfigError, DataError, UnknownName
 from longrec.metrics.auc import Pairs
 from longrec.metrics.calibration import BINS, entropy, equal_mass, row_log_loss
-from longrec.metrics.columns import Floats, Ints, both_classes, groups, labels, probabilities
+from longrec.metrics.columns import Floats, Ints, both_classes, groups, labels, probabilities, weights
 
 METRICS = ("auc", "gauc", "log_loss", "normalised_entropy", "pcoc", "ece")
 Unit = Literal["user", "row"]
@@ -50,6 +50,7 @@ def bootstrap(
     replicates: int = 300,
     seed: int = 0,
     unit: Unit = "user",
+    weight: ArrayLike | None = None,
 ) -> Draws:
     """Draw users (or rows) with replacement and measure every score column on each draw.
 
@@ -62,6 +63,8 @@ def bootstrap(
         label: ``[N]`` of 0 and 1.
         scores: run name -> ``[N]`` probabilities, on the same rows.
         user: ``[N]`` the user of each row.
+        weight: ``[N]`` not negative, of each row in every metric; ones when None. Units are drawn alike whatever they
+            weigh. Rows of weight 0 are left out.
 
     Raises:
         DataError: a label of one class, fewer than two units to draw from, or a column that cannot be used.
@@ -74,6 +77,13 @@ def bootstrap(
     if not scores:
         raise ConfigError("scores", ["at least one score column is required"])
     y = labels(label)
+    w = None if weight is None else weights(weight, len(y))
+    if w is not None:
+        some = w > 0
+        # A score of another length is refused below, so it is cut only where it fits.
+        cut = {name: np.asarray(score) for name, score in scores.items()}
+        scores = {name: score[some] if score.shape == some.shape else score for name, score in cut.items()}
+        y, user, w = y[some], np.asarray(user)[some], w[some]
     both_classes(y)
     group, users = groups(user, "user", len(y))
     of_row, units = (group, users) if unit == "user" else (np.arange(len(y)), len(y))
@@ -81,7 +91,7 @@ def bootstrap(
         raise DataError(f"column '{unit}'", f"{units} {unit}", f"two {unit}s or more to draw from", "use unit='row'")
 
     columns = {
-        name: _Column(y, probabilities(score, len(y), name), group, of_row, units, unit)
+        name: _Column(y, probabilities(score, len(y), name), group, of_row, units, unit, w)
         for name, score in scores.items()
     }
     ones = np.ones(units)
@@ -132,10 +142,12 @@ def _draw(
 class _Column:
     """One score column made ready: ``measure(counts of the units) -> [6]``."""
 
-    def __init__(self, y: Floats, p: Floats, user: Ints, of_row: Ints, units: int, unit: Unit) -> None:
+    def __init__(
+        self, y: Floats, p: Floats, user: Ints, of_row: Ints, units: int, unit: Unit, w: Floats | None = None
+    ) -> None:
         everyone = np.zeros(len(y), np.int64)
-        self.pairs = Pairs.of(y, p, everyone, of_row)
-        self.pairs_by_user = Pairs.of(y, p, user, of_row)
+        self.pairs = Pairs.of(y, p, everyone, of_row, w)
+        self.pairs_by_user = Pairs.of(y, p, user, of_row, w)
         self.fixed_users: tuple[Floats, Floats] | None = None
         if unit == "user":
             # All rows of a user come or go together, so its AUC never changes: only how often it counts does.
@@ -146,11 +158,13 @@ class _Column:
             area[self.pairs_by_user.group] = won / (positive * negative)
             self.fixed_users = (rows, rows * area)
 
-        columns = (np.ones(len(y)), y, p, row_log_loss(y, p))
+        columns = np.stack([np.ones(len(y)), y, p, row_log_loss(y, p)])
+        if w is not None:
+            columns *= w
         self.sums = np.stack([np.bincount(of_row, weights=column, minlength=units) for column in columns])
         which = equal_mass(p, BINS)
         by_bin = np.argsort(which, kind="stable")
-        self.bin_unit, self.bin_gap = of_row[by_bin], (p - y)[by_bin]
+        self.bin_unit, self.bin_gap = of_row[by_bin], (p - y if w is None else w * (p - y))[by_bin]
         self.bin_start = np.flatnonzero(np.diff(which[by_bin], prepend=-1))
 
     def measure(self, counts: Floats) -> Floats:

@@ -119,7 +119,9 @@ class CalibrationCurve:
     count: tuple[int, ...]
 
 
-def calibration_curve(label: ArrayLike, score: ArrayLike, bins: int = BINS) -> CalibrationCurve:
+def calibration_curve(
+    label: ArrayLike, score: ArrayLike, bins: int = BINS, weight: ArrayLike | None = None
+) -> CalibrationCurve:
     """Promised against observed, in bins of equally many rows.
 
     Bin edges are quantiles of the score, and equal scores always share a bin, so the result does not depend on
@@ -129,6 +131,7 @@ def calibration_curve(label: ArrayLike, score: ArrayLike, bins: int = BINS) -> C
         label: ``[N]`` of 0 and 1.
         score: ``[N]`` probabilities.
         bins: 10 to 20 is usual.
+        weight: ``[N]`` not negative, of the means in each bin; ones when None. Rows of weight 0 are left out.
 
     Raises:
         DataError: a column that cannot be used, or a probability outside [0, 1].
@@ -138,19 +141,23 @@ def calibration_curve(label: ArrayLike, score: ArrayLike, bins: int = BINS) -> C
     """
     y = labels(label)
     p = probabilities(score, len(y))
+    w = weights(weight, len(y))
+    y, p, w = y[w > 0], p[w > 0], w[w > 0]
     which = equal_mass(p, bins)
-    count = np.bincount(which)
+    count, mass = np.bincount(which), np.bincount(which, weights=w)
     return CalibrationCurve(
-        score=tuple((np.bincount(which, weights=p) / count).tolist()),
-        rate=tuple((np.bincount(which, weights=y) / count).tolist()),
+        score=tuple((np.bincount(which, weights=w * p) / mass).tolist()),
+        rate=tuple((np.bincount(which, weights=w * y) / mass).tolist()),
         count=tuple(count.tolist()),
     )
 
 
-def ece(label: ArrayLike, score: ArrayLike, bins: int = BINS) -> float:
+def ece(label: ArrayLike, score: ArrayLike, bins: int = BINS, weight: ArrayLike | None = None) -> float:
     r"""Expected calibration error over bins of equally many rows.
 
-        ECE = sum_b (n_b / N) |mean score in b - share of positives in b|
+        ECE = sum_b (w_b / W) |mean score in b - share of positives in b|
+
+    with w_b the weight of the rows of a bin (their number, where none is given) and W that of all.
 
     Noise alone makes it positive: a perfectly calibrated score on n rows a bin shows about
     0.8 sqrt(q (1 - q) / n). Naeini et al., AAAI 2015; equal-mass bins as in Roelofs et al., AISTATS 2022.
@@ -162,8 +169,10 @@ def ece(label: ArrayLike, score: ArrayLike, bins: int = BINS) -> float:
     """
     y = labels(label)
     p = probabilities(score, len(y))
-    gaps = np.bincount(equal_mass(p, bins), weights=p - y)
-    return float(np.abs(gaps).sum() / len(y))
+    w = weights(weight, len(y))
+    y, p, w = y[w > 0], p[w > 0], w[w > 0]
+    gaps = np.bincount(equal_mass(p, bins), weights=w * (p - y))
+    return float(np.abs(gaps).sum() / w.sum())
 
 
 def equal_mass(score: Floats, bins: int) -> Ints:

@@ -103,6 +103,7 @@ def summary(
     replicates: int = 300,
     seed: int = 0,
     unit: Unit = "user",
+    weight: ArrayLike | None = None,
 ) -> dict[str, Interval]:
     """AUC, GAUC, log loss, normalised entropy, PCOC and ECE, each with a 95 % bootstrap interval.
 
@@ -116,6 +117,7 @@ def summary(
         replicates: resamples; 300 settle an end of the interval to about a tenth of its width.
         seed: of the resampling; the same seed gives the same interval.
         unit: what is resampled: whole users, or single rows (narrower; for rows that share nothing).
+        weight: ``[N]`` not negative, of each row in every metric; ones when None.
 
     Raises:
         DataError: a label of one class, fewer than two units, or a column that cannot be used.
@@ -124,7 +126,7 @@ def summary(
     >>> print(rows["auc"], "|", rows["log_loss"])
     1.0000 [1.0000, 1.0000] | 0.3375 [0.1643, 0.5108]
     """
-    drawn = bootstrap(label, {"score": score}, user, replicates=replicates, seed=seed, unit=unit)
+    drawn = bootstrap(label, {"score": score}, user, replicates=replicates, seed=seed, unit=unit, weight=weight)
     return _intervals(drawn, "score")
 
 
@@ -138,6 +140,7 @@ def compare(
     seed: int = 0,
     unit: Unit = "user",
     split: str = "",
+    weight: ArrayLike | None = None,
 ) -> Comparison:
     """Set runs side by side on the same rows; every resample is shared, so differences are paired.
 
@@ -149,7 +152,7 @@ def compare(
         scores: run name -> ``[N]`` probabilities, two runs or more.
         user: ``[N]`` the user of each row.
         baseline: name of the run to compare with; the first when None.
-        replicates, seed, unit: as :func:`summary`.
+        replicates, seed, unit, weight: as :func:`summary`.
         split: name of the rows, for tables and warnings.
 
     Raises:
@@ -166,7 +169,7 @@ def compare(
         baseline = next(iter(scores))
     if scores and baseline not in scores:
         raise UnknownName("run", str(baseline), scores)
-    drawn = bootstrap(label, scores, user, replicates=replicates, seed=seed, unit=unit)
+    drawn = bootstrap(label, scores, user, replicates=replicates, seed=seed, unit=unit, weight=weight)
     assert baseline is not None  # bootstrap has refused empty scores
     runs = {run: _intervals(drawn, run) for run in scores}
     return Comparison(

@@ -15,7 +15,7 @@ from inspect import isabstract, isclass
 from typing import Annotated, Any, ClassVar
 
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from pydantic import AfterValidator
 from torch import Tensor, nn
 
@@ -40,6 +40,7 @@ __all__ = [
     "describe",
     "find",
     "help_text",
+    "loss_mean",
     "name_of",
     "names",
     "one_width",
@@ -250,17 +251,39 @@ class Encoder(Model):
 
 
 def cross_entropy(logit_B: Float[Tensor, " B"], batch: Batch) -> Float[Tensor, ""]:
-    """Mean binary cross entropy of the rows that count, in float32.
+    """Mean binary cross entropy of the rows that count, by ``batch.weight`` where it has one, in float32.
 
     Raises:
         ValueError: a batch without labels.
     """
     if batch.label is None:
         raise ValueError("the batch carries no label")
-    label_B = batch.label
+    label_B, weight_B = batch.label, batch.weight
     if batch.counts is not None:
         logit_B, label_B = logit_B[batch.counts], label_B[batch.counts]
-    return F.binary_cross_entropy_with_logits(logit_B.float(), label_B)
+        weight_B = None if weight_B is None else weight_B[batch.counts]
+    if weight_B is None and len(label_B):
+        return F.binary_cross_entropy_with_logits(logit_B.float(), label_B)
+    return _mean(F.binary_cross_entropy_with_logits(logit_B.float(), label_B, reduction="none"), weight_B)
+
+
+def loss_mean(loss_B: Float[Tensor, " B"], batch: Batch, known_B: Bool[Tensor, " B"]) -> Float[Tensor, ""]:
+    """The mean loss of the rows that count and whose label is known, by ``batch.weight``; 0 where there are none.
+
+    Args:
+        loss_B: the loss of each row, finite where nothing is known too.
+    """
+    if batch.counts is not None:
+        known_B = known_B & batch.counts
+    return _mean(loss_B, known_B if batch.weight is None else batch.weight.masked_fill(~known_B, 0.0))
+
+
+def _mean(loss_B: Tensor, weight_B: Tensor | None) -> Tensor:
+    """The weighted mean; 0, with its gradients, where all weights are."""
+    if weight_B is None:
+        return loss_B.sum() / max(len(loss_B), 1)
+    total = weight_B.sum()
+    return (loss_B * weight_B).sum() / total.masked_fill(total == 0, 1)
 
 
 def _base_section(section: dict[str, Any]) -> dict[str, Any]:

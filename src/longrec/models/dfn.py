@@ -50,7 +50,7 @@ from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.base import Ranker, one_width
+from longrec.models.base import Ranker, loss_mean, one_width
 from longrec.nn.activation import Name
 from longrec.nn.attention import TargetAttention
 from longrec.nn.embedding import Embedded, Embeddings
@@ -172,9 +172,8 @@ class DFN(Ranker):
             disliked_B = batch.targets[name] == 1
             label_B = label_B.masked_fill(disliked_B, 0)
             weight_B = weight_B.masked_fill(disliked_B, config.dislike_weight)
-        if batch.counts is not None:
-            logit_B, label_B, weight_B = (x_B[batch.counts] for x_B in (logit_B, label_B, weight_B))
-        return F.binary_cross_entropy_with_logits(logit_B, label_B, weight_B)
+        loss_B = F.binary_cross_entropy_with_logits(logit_B, label_B.nan_to_num(), weight_B, reduction="none")
+        return loss_mean(loss_B, batch, ~label_B.isnan())
 
     def feedback(self, batch: Batch, embedded: Embedded) -> dict[str, Float[Tensor, "B K"]]:
         """f by its parts: ``clicks``, ``unclicks`` and ``dislikes``, then ``unclicks by clicks`` and so on."""

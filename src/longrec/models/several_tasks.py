@@ -24,7 +24,7 @@ from torch import Tensor
 from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
-from longrec.models.base import cross_entropy
+from longrec.models.base import cross_entropy, loss_mean
 
 LABEL = "label"
 """What a setting calls the schema's label."""
@@ -121,8 +121,5 @@ def known_cross_entropy(logit_B: Float[Tensor, " B"], batch: Batch, name: str) -
     if name not in batch.targets:
         raise ValueError(f"the batch carries no target {name!r}")
     target_B = batch.targets[name]
-    known_B = ~target_B.isnan()
-    if batch.counts is not None:
-        known_B &= batch.counts
     loss_B = F.binary_cross_entropy_with_logits(logit_B.float(), target_B.nan_to_num(), reduction="none")
-    return torch.where(known_B, loss_B, torch.zeros_like(loss_B)).sum() / known_B.sum().clamp(min=1)
+    return loss_mean(loss_B, batch, ~target_B.isnan())

@@ -56,6 +56,7 @@ class Predictions:
     time: NDArray[np.int64]
     label: NDArray[np.float32]
     score: NDArray[np.float32]
+    weight: NDArray[np.float32] | None = None
 
 
 def read_run(folder: str | Path) -> RunView:
@@ -149,12 +150,13 @@ def read_predictions(folder: str | Path, split: str = "test") -> Predictions:
     row, user, time, label, score = (
         table.column(name).to_numpy() for name in ("row", "user", "time", "label", "score")
     )
-    return Predictions(row, user, time, label, score)
+    weight = table["weight"].to_numpy() if "weight" in table.column_names else None
+    return Predictions(row, user, time, label, score, weight)
 
 
 def _calibration(folder: Path, split: str) -> CalibrationCurve:
     predictions = read_predictions(folder, split)
-    return calibration_curve(predictions.label, predictions.score)
+    return calibration_curve(predictions.label, predictions.score, weight=predictions.weight)
 
 
 def _json(text: str, where: str) -> dict[str, Any]:

@@ -75,7 +75,8 @@ def results_table(name: str, results: object) -> str:
     content = plain(results)
     rows = f"{content['rows']:,} rows, {content['users']:,} users, {content['positives']:,} positive"
     metrics = {key: Interval.from_dict(one) for key, one in content["metrics"].items()}
-    head = f"{name} ({content['model']}) on {content['split']}: {rows}"
+    weighed = f", weighed by {content['sample_weight']}" if content.get("sample_weight") else ""
+    head = f"{name} ({content['model']}) on {content['split']}: {rows}{weighed}"
     shown, left_out = metrics_table({name: metrics}, content["split"]), left_out_lines(content.get("left_out", {}))
     return "\n".join([head, shown, *left_out, *warning_lines(content.get("warnings", ()))])
 

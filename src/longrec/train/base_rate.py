@@ -19,7 +19,8 @@ def start_at_base_rates(model: Model, log: Log, rows: NDArray[np.int64], known_b
     """
     further = targets_of(log, rows, model.targets, known_before)
     labels = [log.labels.take(rows), *(further[name].numpy() for name in model.targets)]
-    model.start_at_rates([base_rate(label) for label in labels])
+    weight = None if log.sample_weight is None else log.sample_weight.take(rows)
+    model.start_at_rates([base_rate(label, weight) for label in labels])
 
 
 def start_warnings(model: Model) -> list[str]:
@@ -30,8 +31,8 @@ def start_warnings(model: Model) -> list[str]:
     return [f"{what}: its probabilities may be off where the label is rare; return the bias added to its logit"]
 
 
-def base_rate(label: NDArray[np.float32]) -> float:
-    """The share of ones among the labels that are known.
+def base_rate(label: NDArray[np.float32], weight: NDArray[np.float32] | None = None) -> float:
+    """The share of ones among the labels that are known, by weight where there is one.
 
     It is kept away from 0 and 1 by half a row. Without a known label it is one half.
 
@@ -40,8 +41,9 @@ def base_rate(label: NDArray[np.float32]) -> float:
     >>> base_rate(np.array([0, 0], np.float32))
     0.25
     """
-    known = label[~np.isnan(label)]
-    if not len(known):
+    known = ~np.isnan(label) if weight is None else ~np.isnan(label) & (weight > 0)
+    if not known.any():
         return 0.5
-    least = 0.5 / len(known)
-    return float(np.clip(known.mean(dtype=np.float64), least, 1 - least))
+    least = 0.5 / int(known.sum())
+    share = np.average(label[known].astype(np.float64), weights=None if weight is None else weight[known])
+    return float(np.clip(share, least, 1 - least))

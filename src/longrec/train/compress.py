@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from longrec import metrics
 from longrec.config import apply_overrides, parse
 from longrec.data.log import Log
-from longrec.data.prepare import prepare
 from longrec.errors import RunError, StoreError
 from longrec.models.base import Encoder, Model
 from longrec.progress import Progress
@@ -33,7 +32,7 @@ from longrec.train.compress_settings import CompressConfig
 from longrec.train.instances import LABEL, Instances
 from longrec.train.job import Job, read_job
 from longrec.train.machine import keep_large_blocks, torch_threads
-from longrec.train.run import Run, open_run
+from longrec.train.run import Run, open_run, read_log
 from longrec.train.seen_labels import delays_of, seen_by
 from longrec.train.source import Source
 
@@ -124,7 +123,7 @@ def _opened(
             found, do = "a config", "train it first, or take regime=blocks"
             raise RunError("compress", found, "a finished run: this regime writes with its weights", do)
         job = read_job(source)
-        return job.name or str(job.model["name"]), job, Log.open(prepare(job.data, job.schema), job.schema), None, None
+        return job.name or str(job.model["name"]), job, read_log(job), None, None
     run = source if isinstance(source, Run) else open_run(source)
     log = run.log()
     if not given:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from longrec.data.labels import check_window, reasons
 from longrec.data.log import Log
 from longrec.data.split import PARTS
 from longrec.data.targets import target
+from longrec.data.weights import check_weights
 from longrec.errors import ConfigError, DataError, RunError, UnknownName
 from longrec.metrics import Comparison, Interval
 from longrec.metrics.bootstrap import Unit
@@ -44,6 +45,7 @@ class Evaluation:
         metrics: AUC, GAUC, log loss, normalized entropy, PCOC, ECE, with 95 % intervals; of a model of several tasks
             also AUC, log loss, normalized entropy and PCOC of each further one, as in ``auc.TASK``.
         warnings: one sentence per reason to read these metrics with caution.
+        sample_weight: column that the rows were weighed by; None for all alike.
     """
 
     run: str
@@ -55,6 +57,7 @@ class Evaluation:
     users_skipped: int
     metrics: dict[str, Interval]
     warnings: tuple[str, ...] = ()
+    sample_weight: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and numbers, ready for JSON."""
@@ -142,8 +145,17 @@ def compare(
         _same_rows(part, names[0], tables[0], name, table)
     scores = {name: table["score"].to_numpy() for name, table in zip(names, tables)}
     label, user = tables[0]["label"].to_numpy(), tables[0]["user"].to_numpy()
+    weight = tables[0]["weight"].to_numpy() if opened[0].config.evaluate.sample_weight is not None else None
     return metrics.compare(
-        label, scores, user, baseline=baseline, replicates=replicates, seed=seed, unit=unit, split=part
+        label,
+        scores,
+        user,
+        baseline=baseline,
+        replicates=replicates,
+        seed=seed,
+        unit=unit,
+        split=part,
+        weight=weight,
     )
 
 
@@ -163,6 +175,8 @@ def write_predictions(model: Model, log: Log, job: Job, part: str, path: Path, *
         "label": log.labels.take(rows),
         "score": scores,
     }
+    if job.evaluate.sample_weight is not None:
+        columns["weight"] = log.weight_of(job.evaluate.sample_weight).take(rows)
     for name, probability in tasks.items():
         if name in model.targets:
             columns[f"label.{name}"] = pa.array(target(log, name, rows), from_pandas=True)
@@ -179,12 +193,13 @@ def measure_table(table: pa.Table, run: str, model: str, part: str, config: Eval
         DataError: labels of one class, or fewer than two users to draw from.
     """
     label, scores, user = (table[name].to_numpy() for name in ("label", "score", "user"))
-    found = metrics.summary(label, scores, user, replicates=config.replicates, seed=config.seed, unit=config.unit)
+    weight = table["weight"].to_numpy() if config.sample_weight is not None else None
+    found = _summary(label, scores, user, weight, config)
     for column in table.column_names:
         name = column.removeprefix("score.")
         if name != column:
             found |= _of_task(table, name, config)
-    grouped = metrics.grouped_auc(label, scores, user)
+    grouped = metrics.grouped_auc(label, scores, user, weight)
     return Evaluation(
         run=run,
         model=model,
@@ -196,6 +211,7 @@ def measure_table(table: pa.Table, run: str, model: str, part: str, config: Eval
         metrics=found,
         # A score that joins tasks is beside the label's own probability, and none itself.
         warnings=metrics.metric_warnings(found, part, not_probabilities=[""] if "auc.label" in found else []),
+        sample_weight=config.sample_weight,
     )
 
 
@@ -222,17 +238,39 @@ def check_parts(log: Log, job: Job) -> None:
             raise DataError(where, "samples of one user", "two users or more", f"{do}, or set evaluate.unit: row")
         if part == "valid" and job.fit.monitor == "gauc" and not metrics.grouped_auc(labels, labels, users).users:
             raise DataError(where, "no user with samples of both classes", "one at least", "set fit.monitor: auc")
+    _check_weights(log, job, parts)
+
+
+def _check_weights(log: Log, job: Job, parts: Mapping[str, NDArray[np.int64]]) -> None:
+    """Refuse sample weights that leave a class without weight, in the rows that are learned or measured."""
+    wanted = [(job.fit.sample_weight, "train", log.rows_of("train"), "fit.sample_weight")]
+    wanted += [(job.evaluate.sample_weight, part, rows, "evaluate.sample_weight") for part, rows in parts.items()]
+    for column, part, rows, setting in wanted:
+        if column is not None:
+            check_weights(log.weight_of(column).take(rows), log.labels.take(rows), part, setting)
+
+
+def _summary(
+    label: NDArray[Any], scores: NDArray[Any], user: NDArray[Any], weight: NDArray[Any] | None, config: EvaluateConfig
+) -> dict[str, Interval]:
+    replicates, seed, unit = config.replicates, config.seed, config.unit
+    return metrics.summary(label, scores, user, replicates=replicates, seed=seed, unit=unit, weight=weight)
 
 
 def _of_task(table: pa.Table, name: str, config: EvaluateConfig) -> dict[str, Interval]:
     """Metrics of a further task, on the rows whose label is known; undefined where these do not tell."""
     label = table["label" if name == "label" else f"label.{name}"].to_numpy()
     known = ~np.isnan(label)
+    weight = None
+    if config.sample_weight is not None:
+        weight = table["weight"].to_numpy()
+        known &= weight > 0
+        weight = weight[known]
     label, scores, user = label[known], table[f"score.{name}"].to_numpy()[known], table["user"].to_numpy()[known]
     units = len(label) if config.unit == "row" else len(np.unique(user))
     found: dict[str, Interval] = {}
     if units > 1 and label.min() < label.max():
-        found = metrics.summary(label, scores, user, replicates=config.replicates, seed=config.seed, unit=config.unit)
+        found = _summary(label, scores, user, weight, config)
     return {f"{key}.{name}": found.get(key, Interval.undefined()) for key in _OF_TASK}
 
 
@@ -247,7 +285,10 @@ def _same_rows(part: str, first: str, one: pa.Table, second: str, other: pa.Tabl
     if len(one) != len(other):
         raise RunError(f"{part} rows of {first} and {second}", f"{len(one):,} and {len(other):,}", "the same rows", do)
     # The number of a user depends on who else is in the log's user table; where one user ends does not.
-    for name in ("time", "label", "user"):
+    if ("weight" in one.column_names) != ("weight" in other.column_names):
+        found, wanted = "one with sample weights and one without", "both with the same weights"
+        raise RunError(f"{part} rows of {first} and {second}", found, wanted, "set evaluate.sample_weight alike")
+    for name in ("time", "label", "user", *(["weight"] if "weight" in one.column_names else [])):
         a, b = one[name].to_numpy(), other[name].to_numpy()
         differ = _ends(a) != _ends(b) if name == "user" else a != b
         if differ.any():

@@ -23,7 +23,6 @@ from torch import Tensor
 from longrec import metrics
 from longrec.config import Strict, apply_overrides, parse
 from longrec.data.log import Log
-from longrec.data.prepare import prepare
 from longrec.data.snapshot import items_at, users_at
 from longrec.data.split import TRAIN
 from longrec.data.targets import check_targets
@@ -39,7 +38,7 @@ from longrec.train.compress_settings import CompressConfig
 from longrec.train.instances import Instances
 from longrec.train.job import Job, read_job
 from longrec.train.machine import keep_large_blocks, torch_threads
-from longrec.train.run import Run, open_run
+from longrec.train.run import Run, open_run, read_log
 from longrec.train.source import Source
 
 _TINY = 1e-6
@@ -133,7 +132,7 @@ def _opened(source: Run | str | Path | Mapping[str, Any]) -> tuple[str, Job, Log
     """Name, job and log of a run or a config."""
     if isinstance(source, Mapping) or (not isinstance(source, Run) and Path(source).is_file()):
         job = read_job(source)
-        return job.name or str(job.model["name"]), job, Log.open(prepare(job.data, job.schema), job.schema)
+        return job.name or str(job.model["name"]), job, read_log(job)
     run = source if isinstance(source, Run) else open_run(source)
     return run.name, run.config, run.log()
 

@@ -14,7 +14,6 @@ import torch
 
 from longrec.data.labels import window_warnings
 from longrec.data.log import Log
-from longrec.data.prepare import prepare
 from longrec.data.targets import check_targets
 from longrec.data.training_past import training_past
 from longrec.errors import ConfigError
@@ -30,7 +29,7 @@ from longrec.train.loop import Loop
 from longrec.train.machine import keep_large_blocks, torch_threads
 from longrec.train.memory import check_memory, known_fields
 from longrec.train.optimisers import build_optimisers
-from longrec.train.run import Run, open_log, open_run, require_run
+from longrec.train.run import Run, open_log, open_run, read_log, require_run
 from longrec.train.seen_labels import SeenLabels, check_start, seen_by, seen_labels
 from longrec.train.start import start_from
 from longrec.train.tracking import trackers
@@ -72,7 +71,7 @@ def train(
     job = read_job(source, overrides)
     require_free(job)
     check_memory(job.model, known_fields(job.schema), job.fit)
-    log = Log.open(prepare(job.data, job.schema), job.schema)
+    log = read_log(job)
     check_parts(log, job)
     with _tuned(job) as model_of:
         model = model_of(log)
@@ -126,6 +125,7 @@ def _run(folder: Path, job: Job, log: Log, model: Model, quiet: bool) -> None:
             folder,
             save_best=lambda into: artifact.save(model, into),
             eval_batch=job.evaluate.batch_size,
+            eval_weight=job.evaluate.sample_weight,
             stop=stop,
             label=f"train {folder.absolute().name}",
             quiet=quiet,

@@ -27,7 +27,6 @@ from torch.optim import Optimizer
 from longrec import metrics
 from longrec.data.knowledge import Control
 from longrec.data.log import Log
-from longrec.data.prepare import prepare
 from longrec.errors import ConfigError
 from longrec.models import base as models
 from longrec.models.base import Model, Ranker
@@ -41,6 +40,7 @@ from longrec.train.job import Job, read_job
 from longrec.train.loop import loader_of, update
 from longrec.train.machine import keep_large_blocks, torch_threads
 from longrec.train.optimisers import build_optimisers
+from longrec.train.run import read_log
 from longrec.train.scoring import score
 from longrec.train.start import move_moments
 
@@ -135,7 +135,7 @@ def incremental(
         faults.append(f"model.name: {job.model['name']}; the protocol plugs: it takes keep_plug")
     if faults:
         raise ConfigError("incremental", faults)
-    log = Log.open(prepare(job.data, job.schema), job.schema)
+    log = read_log(job)
     blocks = blocks_of(CompressConfig(every=every, first_slices=1), log)[:days]
     if not 0 < plug_on < len(blocks):
         raise ConfigError(

@@ -126,6 +126,9 @@ def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str], *, s
         faults += _beyond(data, schema, model, fit, home)
     if faults or data is None or schema is None or model is None or fit is None or evaluate is None:
         raise ConfigError(where, faults)
+    named = [column for column in (fit.sample_weight, evaluate.sample_weight) if column is not None]
+    if named:
+        data = data.model_copy(update={"weights": tuple(dict.fromkeys([*data.weights, *named]))})
     start = None if fit.start_from is None else str(Path.cwd() / fit.start_from)
     fit = fit.model_copy(update={"runs": str(Path.cwd() / fit.runs), "start_from": start})
     return Job(name, data, schema, model, fit, evaluate)

@@ -37,6 +37,7 @@ class Loop:
         model: built right after ``torch.manual_seed(config.seed)``.
         save_best: writes the model, as it is, into a folder.
         eval_batch: rows scored at once in a validation.
+        eval_weight: column of sample weights that its metrics are weighed by.
         stop: asked after every step whether to leave; the loop then writes a checkpoint and raises RunError.
     """
 
@@ -49,6 +50,7 @@ class Loop:
         save_best: Callable[[Path], None],
         *,
         eval_batch: int = 4096,
+        eval_weight: str | None = None,
         stop: Callable[[], bool] = lambda: False,
         label: str = "train",
         quiet: bool = False,
@@ -57,6 +59,7 @@ class Loop:
         self.save_best, self.eval_batch, self.stop = save_best, eval_batch, stop
         self.label, self.quiet = label, quiet
         rows, self.valid_rows = log.rows_of("train"), log.rows_of("valid")
+        self.valid_weight = None if eval_weight is None else log.weight_of(eval_weight).take(self.valid_rows)
         self.loader = loader_of(model, log, rows, config.batch_size, seed=config.seed, by_length=config.by_length)
         self.optimisers = build_optimisers(model, config)
         self.checkpoints = folder / "checkpoints"
@@ -138,7 +141,8 @@ class Loop:
                 checkpoint.replace_folder(self.checkpoints / "best", self.save_best)
             return ""
         scores = score(self.model, self.log, self.valid_rows, self.eval_batch, bf16=config.bf16)
-        measures = measure(self.log.labels.take(self.valid_rows), scores, self.log.user(self.valid_rows))
+        labels, users = self.log.labels.take(self.valid_rows), self.log.user(self.valid_rows)
+        measures = measure(labels, scores, users, self.valid_weight)
         self.metrics.write("valid", state.step, self._passes(), self._seconds(), measures)
         for tracker in self.trackers:
             tracker.valid(state.step, measures)

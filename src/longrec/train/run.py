@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longrec.data.log import Log
+from longrec.data.prepare import prepare
 from longrec.errors import DataError, RunError
 from longrec.features.fitted import FittedSchema
 from longrec.metrics import Interval
@@ -130,6 +131,11 @@ def require_run(folder: Path) -> None:
         raise RunError(str(folder), "no config.yaml", "the folder of a run", "give the folder that training named")
 
 
+def read_log(job: Job) -> Log:
+    """The log of a job, prepared where it is not yet, as training reads it."""
+    return Log.open(prepare(job.data, job.schema), job.schema, sample_weight=job.fit.sample_weight)
+
+
 def open_log(folder: Path, job: Job) -> Log:
     """The prepared log that a run folder points at, read with the run's schema.
 
@@ -138,7 +144,7 @@ def open_log(folder: Path, job: Job) -> Log:
     """
     try:
         path = json.loads((folder / "log.json").read_text(encoding="utf-8"))["path"]
-        return Log.open(path, job.schema)
+        return Log.open(path, job.schema, sample_weight=job.fit.sample_weight)
     except (OSError, ValueError, KeyError) as error:
         raise RunError(str(folder / "log.json"), f"not readable ({error})", "the path of a prepared log") from None
     except DataError as error:

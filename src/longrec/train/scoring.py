@@ -108,15 +108,20 @@ def _told(
     return scores
 
 
-def measure(label: NDArray[np.float32], scores: NDArray[np.float32], user: NDArray[np.int64]) -> dict[str, float]:
+def measure(
+    label: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    user: NDArray[np.int64],
+    weight: NDArray[np.float32] | None = None,
+) -> dict[str, float]:
     """Measures of one validation: AUC, GAUC (left out when no user has both classes), log loss, entropy, PCOC."""
     measures = {
-        "auc": metrics.auc(label, scores),
-        "log_loss": metrics.log_loss(label, scores),
-        "normalised_entropy": metrics.normalised_entropy(label, scores),
-        "pcoc": metrics.pcoc(label, scores),
+        "auc": metrics.auc(label, scores, weight),
+        "log_loss": metrics.log_loss(label, scores, weight),
+        "normalised_entropy": metrics.normalised_entropy(label, scores, weight),
+        "pcoc": metrics.pcoc(label, scores, weight),
     }
-    grouped = metrics.grouped_auc(label, scores, user)
+    grouped = metrics.grouped_auc(label, scores, user, weight)
     if grouped.users:
         measures["gauc"] = grouped.value
     return measures

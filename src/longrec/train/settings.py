@@ -58,6 +58,9 @@ class FitConfig(Strict):
     patience: int = Setting(
         3, ge=0, description="stop after so many validations in a row without a better monitor; 0 never stops early"
     )
+    sample_weight: str | None = Setting(
+        None, description="column of the log that weighs each training row in the loss; all alike when not given"
+    )
     seed: int = Setting(0, ge=0, lt=2**63, description="of weights, batch order and dropout: same seed, same run")
     threads: int = Setting(1, ge=1, description="torch threads")
     log_steps: int = Setting(50, ge=1, description="batches a training line of metrics.jsonl averages over")
@@ -112,3 +115,6 @@ class EvaluateConfig(Strict):
     unit: Literal["user", "row"] = Setting("user", description="what the bootstrap draws: whole users, or rows")
     replicates: int = Setting(300, ge=2, description="bootstrap draws behind every interval")
     seed: int = Setting(0, ge=0, description="of the bootstrap")
+    sample_weight: str | None = Setting(
+        None, description="column of the log that weighs each row in every metric, those of validations too"
+    )
