@@ -24,6 +24,7 @@ from longrec.errors import DataError
 from longrec.features.batch import Jagged
 from longrec.features.encode import to_state
 from longrec.features.schema import Schema
+from longrec.features.versions import Versions
 from longrec.metrics import auc
 
 Row = dict[str, Any]
@@ -383,3 +384,36 @@ def test_what_users_did_in_training_is_told_as_of_its_end(prepared: Callable[...
         log = prepared(table(rows), words, items=table(items), as_of={"items": "since"}, split=split)
         (piece,) = training_past(log)
         assert set(plain(piece["past"].columns["brand"])) == {2, 3}, split
+
+
+def test_a_table_without_rows_and_columns_of_both_sides(prepared: Callable[..., Log]) -> None:
+    """Dated values with weights of the log, the other way round, a feature of the dates themselves, and no row."""
+    rows = [{"user": 0, "item": n % 2, "t": n, "click": n // 2 % 2} for n in range(40)]
+    log = table(rows).append_column("given", pa.array([[n % 2, 5] for n in range(40)]))
+    log = log.append_column("strength", pa.array([[0.5, 1.5 + n % 2] for n in range(40)]))
+    items = pa.table({"item": [0, 0], "since": [3, 8], "tags": [[1, 2], [3, 4]], "heavy": [[1.0, 2.0], [3.0, 4.0]]})
+    words = {**COINS, "time": {"column": "t", "unit": "step"}}
+    words["features"] = {
+        "dated": {"kind": "multi", "table": "item", "column": "tags", "weights": "strength", "vocab": [1, 2, 3, 4]},
+        "fixed": {"kind": "multi", "table": "item", "column": "given", "weights": "heavy", "vocab": [0, 1, 5]},
+        "since": {"kind": "dense", "table": "item", "missing": -1},
+    }
+    found = gather(prepared(log, words, items=items, as_of={"items": "since"}), np.arange(40)).features
+    dated, fixed, since = (plain(found[name]) for name in words["features"])
+    assert dated == [[], [], [], []] + [
+        [] if n % 2 else [(2, 0.5), (3, 1.5)] if n <= 8 else [(4, 0.5), (5, 1.5)] for n in range(4, 40)
+    ]
+    early, late = [(2, 1.0), (4, 2.0)], [(2, 3.0), (4, 4.0)]
+    assert fixed[3:11] == [[], early, [], early, [], early, [], late]
+    assert since[:11] == [-1.0, -1.0, -1.0, -1.0, 3.0, -1.0, 3.0, -1.0, 3.0, -1.0, 8.0]
+    none = prepared(log, words, items=items.slice(0, 0), as_of={"items": "since"})
+    empty = gather(none, np.arange(40)).features
+    assert plain(empty["dated"]) == [[]] * 40
+    assert plain(empty["since"]) == [-1.0] * 40
+    start = "items.parquet has no version before 100% of the training rows, where features dated, fixed, since read as"
+    assert any(sentence.startswith(start) for sentence in none.warnings)
+
+
+def test_the_last_row_of_a_narrow_type_has_its_versions() -> None:
+    versions = Versions(np.arange(257) - 1, np.zeros(255, np.int64))
+    assert versions.rows(np.array([1, 255, 0], np.uint8), 1).tolist() == [1, 255, 0]
