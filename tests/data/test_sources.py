@@ -176,3 +176,12 @@ def test_a_table_beyond_all_memory_is_told_by_check_and_by_train(
     with pytest.raises(ResourceError, match="the whole training at least"):
         train({"data": {**data, "schema": WHOLE}, "model": "din", "fit": {"runs": "r"}}, quiet=True)
     assert not (tmp_path / "r").exists()
+
+
+def test_the_column_that_dates_a_table_is_looked_for(tmp_path: Path) -> None:
+    pq.write_table(log(), tmp_path / "log.parquet")
+    pq.write_table(pa.table({"item": [1], "since": [0]}), tmp_path / "items.parquet")
+    dated = {"files": str(tmp_path / "items.parquet"), "as_of": "sinc"}
+    (fault,) = faults({"log": str(tmp_path / "log.parquet"), "items": dated}, WHOLE)
+    assert fault.startswith("data.items.as_of: no column 'sinc' in the table of items")
+    assert fault.endswith("did you mean 'since'?")

@@ -40,7 +40,7 @@ def source_faults(config: DataConfig, schema: Schema) -> list[str]:
                 faults.append(f"data.{role}: {_one_line(error)}")
         for role in ("user", "item"):
             own = f"{role}s"
-            needs |= _entity_needs(schema, role, columns, needs["log"], getattr(config, own) is not None)
+            needs |= _entity_needs(schema, role, columns, needs["log"], getattr(config, own))
         for role, source in sources(config):
             if role in columns:
                 named = "the log" if role == "log" else f"the table of {role}"
@@ -112,11 +112,13 @@ def _config_needs(config: DataConfig, source: Source) -> list[Need]:
 
 
 def _entity_needs(
-    schema: Schema, role: str, columns: Mapping[str, list[str]], of_log: list[Need], own_table: bool
+    schema: Schema, role: str, columns: Mapping[str, list[str]], of_log: list[Need], given: Source | None
 ) -> dict[str, list[Need]]:
     """What features of users or items read: of their table where it has the column (or nobody has), else of the log."""
     key, table = getattr(schema, role), f"{role}s"
-    of_log, own = list(of_log), [(f"data.schema.{role}", key)] if own_table else []
+    of_log, own = list(of_log), [(f"data.schema.{role}", key)] if given is not None else []
+    if given is not None and given.as_of is not None:
+        own.append((f"data.{table}.as_of", given.as_of))
     for name, feature in schema.features.items():
         if schema.table(name) != role or feature.kind == "vector":
             continue
@@ -124,7 +126,7 @@ def _entity_needs(
             if column == key:
                 continue
             place = (f"data.schema.features.{name}", column)
-            if not own_table or (column in columns.get("log", ()) and column not in columns.get(table, ())):
+            if given is None or (column in columns.get("log", ()) and column not in columns.get(table, ())):
                 of_log.append(place)
             else:
                 own.append(place)
