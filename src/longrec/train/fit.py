@@ -180,6 +180,7 @@ def _measure(folder: Path, job: Job, log: Log, state: checkpoint.State, quiet: b
         "warnings": [*known, *told["warnings"]],
         "run_warnings": known,  # those that hold whatever is measured
         "left_out": log.left_out,
+        "later": log.manifest.get("later", []),
         "valid": measured.get("valid"),
         "best_step": state.best_step,
         "steps": state.step,
