@@ -200,12 +200,18 @@ def _check(args: argparse.Namespace) -> None:
 
 def _prepare(args: argparse.Namespace) -> None:
     found = verbs.prepare(args.config, args.overrides)
+    spans = found.get("spans", {})
     rows = [
-        [part, count["samples"], count["positives"] / max(count["samples"], 1)]
+        [
+            part,
+            count["samples"],
+            count["positives"] / max(count["samples"], 1),
+            *(spans.get(part, ["", ""]) if spans else ()),
+        ]
         for part, count in found["parts"].items()
     ]
     text = f"{found['events']:,} events, {found['users']:,} users, {found['items']:,} items, in {found['seconds']} s\n"
-    text += tables.table(["part", "samples", "positive rate"], rows)
+    text += tables.table(["part", "samples", "positive rate", *(["from", "to"] if spans else [])], rows)
     for name, share in found["hash_collisions"].items():
         text += f"\nfeature {name}: about {share:.1%} of its values share a hash bucket with another"
     text = "\n".join([text, *tables.left_out_lines(found["left_out"]), *tables.warning_lines(found["warnings"])])

@@ -52,7 +52,8 @@ def prepare(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Prepare the log of a config, or find it prepared.
 
     Returns:
-        The manifest of the prepared log, with its ``folder``.
+        The manifest of the prepared log, with its ``folder``; ``spans`` holds the first and the last timestamp of each
+        part, as ISO 8601 text or as steps.
     """
     from longrec.data.labels import check_window, window_warnings
     from longrec.data.log import Log

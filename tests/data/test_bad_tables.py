@@ -86,7 +86,7 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     ),
     "versions at no moments": (
         table("items", {"item": [1], "x": [1], "since": ["soon"]}, as_of="since"),
-        r"table\.parquet: column 'since': the text 'soon'; expected a moment",
+        r"table\.parquet: column 'since': the text 'soon'; expected ISO 8601",
     ),
     "versions in another unit": (
         table("items", {"item": [1], "x": [1], "since": [START * 1_000]}, as_of="since", unit="s"),

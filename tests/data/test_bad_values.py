@@ -56,7 +56,7 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     ),
     "text that is no time": (
         given(t=with_one(["2026-01-01"] * N, "soon")),
-        r"column 't': the text 'soon'; expected a moment such as 2026-01-31T12:00:00",
+        r"column 't': the text 'soon'; expected ISO 8601 such as 2026-01-31T12:00:00Z",
     ),
     "an infinite time": (
         given(t=with_one(START + np.arange(N) / 2, float("inf"))),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,8 @@ def test_the_folder_tells_what_is_inside(tmp_path: Path) -> None:
     assert manifest["rows"] == {"user": 6, "item": 12, "tags": 5, "click": 4}
     assert manifest["hash_collisions"] == {"item": pytest.approx(1 - 0.9**5)}
     assert manifest["source"]["log"].endswith("log.parquet")
-    assert [path.name for path in (tmp_path / "prepared").iterdir()] == [folder.name]
+    assert manifest["spans"] == {"train": [0, 31], "valid": [32, 35], "test": [36, 39]}
+    assert {path.name for path in (tmp_path / "prepared").iterdir()} == {folder.name, "files.json"}
 
 
 def test_the_same_again_is_found_and_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,9 +144,8 @@ def test_a_changed_source_gets_a_new_folder(tmp_path: Path) -> None:
 def test_a_changed_item_table_gets_a_new_folder(tmp_path: Path) -> None:
     config = write(tmp_path)
     folder = prepare(config, schema())
-    path = tmp_path / "items.parquet"
-    stat = path.stat()
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000))
+    table = pq.read_table(tmp_path / "items.parquet")
+    pq.write_table(table.slice(0, len(table) - 1), tmp_path / "items.parquet")
     assert prepare(config, schema()) != folder
 
 
@@ -207,15 +206,15 @@ def test_somebody_else_may_have_prepared_the_same(tmp_path: Path, monkeypatch: p
     config = write(tmp_path)
     kept: list[Path] = []
 
-    def meanwhile(*arguments: Any) -> None:
+    def meanwhile(*arguments: Any) -> Schema:
         if not kept:
             kept.append(tmp_path)
             kept.append(prepare(config, schema()))
-        sort_events(*arguments)
+        return sort_events(*arguments)
 
     monkeypatch.setattr(prepare_module, "sort_events", meanwhile)
     assert prepare(config, schema()) == kept[1]
-    assert [path.name for path in (tmp_path / "prepared").iterdir()] == [kept[1].name]
+    assert {path.name for path in (tmp_path / "prepared").iterdir()} == {kept[1].name, "files.json"}
 
 
 def test_a_folder_that_is_no_log(tmp_path: Path) -> None:

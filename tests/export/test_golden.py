@@ -15,13 +15,13 @@ from longrec.export.request import (
     context_columns,
     encoded_context,
     encoded_list,
-    moment_text,
     raw_column,
     request_time,
     row_features,
 )
 from longrec.features.decode import raw_value, raw_values
 from longrec.features.encode import BucketEncoder, DenseEncoder, Encoder, HashEncoder, IdEncoder, LogSquareEncoder
+from longrec.features.timestamp import timestamp_text
 from longrec.features.vocabulary import Keys
 
 ENCODERS: list[Encoder] = [
@@ -59,7 +59,7 @@ def test_an_impression_becomes_a_request_that_any_client_may_send(full: Any) -> 
     request = request_of(full.fitted, full.users, full.items, sample)
     assert request["user"] == full.users.key(sample.user)
     assert request["candidates"] == [full.items.key(3), full.items.key(1)]
-    assert request["at"] == moment_text(int(full.segment.times[17]))
+    assert request["at"] == timestamp_text(int(full.segment.times[17]))
     assert list(request["context"]) == list(context_columns(full.fitted))
     assert "rating" not in request["context"]
     assert "at" not in request["context"]
@@ -80,7 +80,7 @@ def test_times_are_named_as_the_log_counts_them(full: Any, steps: Any, prejoined
     assert request_time(full.fitted, 1_600_000_000_001) == "2020-09-13T12:26:40.001Z"
     assert request_time(steps.fitted, 41) == 41
     assert request_time(prejoined.fitted, 0) is None
-    assert moment_text(-1) == "1969-12-31T23:59:59.999Z"
+    assert timestamp_text(-1) == "1969-12-31T23:59:59.999Z"
 
 
 @pytest.mark.parametrize(

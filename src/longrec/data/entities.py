@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from longrec.data.checks import check_width
 from longrec.data.read import Relation, name
 from longrec.data.settings import Source
-from longrec.data.sort import time_sql
+from longrec.data.timestamps import read_timestamps
 from longrec.errors import DataError
 from longrec.features.compose import multi_values
 from longrec.features.encode import Lists
@@ -82,9 +82,9 @@ class Entities:
         if time is None:
             raise DataError(where, "as_of, but the schema names no time", "a time column", "leave as_of out")
         own.no_nulls(as_of, "time", "row of a table with as_of")
-        self._since = time_sql(own, as_of, time.unit)
+        self._since = read_timestamps(own, as_of, time).sql
         twice = own.row(
-            f"SELECT {name(self.key)}, any_value({name(as_of)}), count(*) FROM {own.view} "
+            f"SELECT {name(self.key)}, any_value({name(as_of)}::VARCHAR), count(*) FROM {own.view} "
             f"WHERE {name(self.key)} IS NOT NULL GROUP BY 1, {self._since} HAVING count(*) > 1 ORDER BY 3 DESC LIMIT 1"
         )
         if twice:

@@ -100,7 +100,9 @@ class Log:
         folder = Path(folder)
         manifest = read_manifest(folder / "log.json", FORMAT, "a prepared log", "run longrec prepare", DataError)
         fitted = FittedSchema.load(folder / "schema")
-        log = cls(folder, FittedSchema(schema, fitted.encoders) if schema is not None else fitted)
+        if schema is not None:
+            fitted = FittedSchema(_with_unit(schema, fitted.schema), fitted.encoders)
+        log = cls(folder, fitted)
         log.manifest = manifest
         log.warnings = list(manifest.get("warnings", ()))
         log.weights = open_weights(folder, manifest.get("weights", ()))
@@ -321,6 +323,13 @@ class Log:
     def sample_count(self) -> dict[str, int]:
         """Samples of each part."""
         return {part: len(self.rows_of(part)) for part in PARTS}
+
+
+def _with_unit(schema: Schema, prepared: Schema) -> Schema:
+    """A schema with the unit of time that preparation found where the size of the numbers does not tell it."""
+    if schema.time is None or prepared.time is None or schema.time.unit != "auto":
+        return schema
+    return schema.model_copy(update={"time": schema.time.model_copy(update={"unit": prepared.time.unit})})
 
 
 def _lists(path: Path) -> Lists:

@@ -29,11 +29,12 @@ from longrec.data.checks import check_values, known_before_event
 from longrec.data.columns import ColumnFiles, as_type, same_lengths
 from longrec.data.digests import FORMAT, log_digest, split_digest
 from longrec.data.entities import Entities, add_values
+from longrec.data.fingerprint import ContentIndex, fingerprint
 from longrec.data.labels import check_labels, labels_of
 from longrec.data.occurrence import Filters, check_condition, vocabulary_warnings
 from longrec.data.scratch import SCRATCH, in_use, sweep
-from longrec.data.settings import DataConfig
-from longrec.data.sort import ITEM, MOMENT, TIME, USER, chunk_rows, event_columns, sort_events
+from longrec.data.settings import DataConfig, Source
+from longrec.data.sort import ITEM, MOMENT, TIME, USER, chunk_rows, event_columns, sort_events, timestamp_columns
 from longrec.data.weights import write_weights
 from longrec.data.writer import ArrayWriter, narrow
 from longrec.errors import DataError
@@ -63,12 +64,15 @@ def prepare(config: DataConfig, schema: Schema) -> Path:
     with tempfile.TemporaryDirectory(dir=root, prefix=SCRATCH) as scratch, in_use(Path(scratch)):
         con = read.connect(config, Path(scratch))
         try:
-            sources = read.fingerprint(config, con)
+            files = ContentIndex(root)
+            sources = fingerprint(config, con, files)
             folder = root / log_digest(config, schema, sources)
             if (folder / "log.json").exists():
+                files.save(Path(scratch))
                 return folder
             build = Path(scratch) / "log"
             _Preparation(config, schema, con, Path(scratch), build, split_digest(config.split, sources)).run()
+            files.check()
         finally:
             con.close()
         try:
@@ -78,6 +82,7 @@ def prepare(config: DataConfig, schema: Schema) -> Path:
             if not (folder / "log.json").exists():
                 raise
             shutil.rmtree(build)
+        files.save(Path(scratch))
     return folder
 
 
@@ -94,9 +99,10 @@ class _Preparation:
 
     def run(self) -> None:
         began = time.perf_counter()
-        self.log = read.Relation(self.con, "log", self.config.log, self.scratch)
-        users = read.Relation(self.con, "users", self.config.users, self.scratch) if self.config.users else None
-        items = read.Relation(self.con, "items", self.config.items, self.scratch) if self.config.items else None
+        times = timestamp_columns(self.schema)
+        self.log = read.Relation(self.con, "log", self.config.log, self.scratch, times)
+        users = self._table("users", self.config.users)
+        items = self._table("items", self.config.items)
         columns = event_columns(self.schema)
         if self.part_column is not None:
             columns.setdefault(self.part_column, "the split")
@@ -113,7 +119,7 @@ class _Preparation:
         check_values(self.log, self.schema)
         for column in self.config.weights:
             self.log.numeric(column)
-        sort_events(self.log, self.schema, list(columns), self.sorted)
+        self.schema = sort_events(self.log, self.schema, list(columns), self.sorted)
         self.users = Entities("user", self.schema, self.log, users, self.config.users)
         self.items = Entities("item", self.schema, self.log, items, self.config.items)
         self.rows = pq.ParquetFile(self.sorted).metadata.num_rows
@@ -130,6 +136,11 @@ class _Preparation:
             fitted, self.build, [{**table.columns, **table.dated} for table in (users_table, items_table)]
         )
         self._manifest(fitted, time.perf_counter() - began)
+
+    def _table(self, view: str, source: Source | None) -> read.Relation | None:
+        if source is None:
+            return None
+        return read.Relation(self.con, view, source, self.scratch, [source.as_of] if source.as_of else [])
 
     def _chunks(self, what: str, columns: list[str]) -> Iterator[tuple[slice, pa.RecordBatch]]:
         at, rows = 0, chunk_rows(self.schema)
@@ -185,7 +196,7 @@ class _Preparation:
                     "a split by time, but the schema names no time",
                     "a time column, or a split by column or user",
                 )
-            self.lines = split.time_lines(rule, moments, self.step, where)
+            self.lines = split.time_lines(rule, moments, self.step, where, self.schema.time)
             codes = split.by_time(moments, self.lines)
         elif rule.by == "user":
             codes = np.repeat(split.by_user(rule, self.users.keys.values), self.counts[1:])
@@ -357,10 +368,10 @@ class _Preparation:
 
     def _manifest(self, fitted: FittedSchema, seconds: float) -> None:
         labels, codes = open_array(self.build / "label.npy"), self.codes
-        parts = {}
-        for part, code in split.PARTS.items():
-            sample = (codes == code) & ~np.isnan(labels)
-            parts[part] = {"samples": int(sample.sum()), "positives": int((labels[sample] > 0.5).sum())}
+        moments = open_array(self.build / ("moment.npy" if self.schema.request else "events/times.npy"))
+        parts = split.counts(labels, codes)
+        timed = self.schema.time is not None
+        spans = split.spans(labels, codes, moments, self.step) if timed else {}
         self.warnings += split.missing_parts(self.config.split, {part: own["samples"] for part, own in parts.items()})
         made_of = (encode.HashEncoder, encode.CrossEncoder)
         hashed = {n: e.collisions() for n, e in fitted.encoders.items() if isinstance(e, made_of)}
@@ -370,6 +381,7 @@ class _Preparation:
             "users": len(self.users.keys),
             "items": len(self.items.keys),
             "parts": parts,
+            "spans": spans,
             "lines": self.lines,
             "split": self.split_digest,
             "later": [vars(one) for one in self.later],

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from longrec.data.settings import DataConfig, Source
 from longrec.data.sql import literal, name, unreadable
 from longrec.errors import DataError, nearest
 
-__all__ = ["PART", "Relation", "connect", "fingerprint", "literal", "name", "paths", "unreadable"]
+__all__ = ["PART", "Relation", "connect", "literal", "name", "paths", "query_rows", "unreadable"]
 
 PART = "_part"
 """Column of a source of parts: train, valid or test, after the files that a row came from."""
@@ -41,26 +41,35 @@ class Relation:
 
     Args:
         scratch: a folder for the rows of a source with a layout, which are read once and kept there.
+        timestamps: columns that hold timestamps: of text files they are never read in an order of day and month that
+            the engine guessed, but as text.
     """
 
-    def __init__(self, con: duckdb.DuckDBPyConnection, view: str, source: Source, scratch: Path) -> None:
+    def __init__(
+        self,
+        con: duckdb.DuckDBPyConnection,
+        view: str,
+        source: Source,
+        scratch: Path,
+        timestamps: Sequence[str] = (),
+    ) -> None:
         self.con, self.view, self.where = con, view, str(source)
         self._text: str | None = None
         self._exact: set[str] = set()
         self._headers: list[Header] = []
         self._made: dict[str, str] = {}
         try:
-            rows = self._rows(source, scratch)
+            rows = self._rows(source, scratch, timestamps)
             con.execute(f"CREATE OR REPLACE VIEW {view} AS SELECT * FROM {rows}")
             described = con.execute(f"DESCRIBE {view}").fetchall()
         except duckdb.Error as error:
             raise unreadable(self.where, error) from None
         self.types: dict[str, str] = {row[0]: row[1] for row in described}
 
-    def _rows(self, source: Source, scratch: Path) -> str:
+    def _rows(self, source: Source, scratch: Path, timestamps: Sequence[str]) -> str:
         """SQL of the rows of a source, with ``PART`` where it has parts."""
         if source.query is not None:
-            return f"({_query(source.query)})"
+            return f"({query_rows(source.query)})"
         files = by_part(source)
         layout = None if source.rows is None else Layout(self.con, source.rows, self.where, files, PART)
         target = scratch / f"{self.view}.parquet"
@@ -72,6 +81,7 @@ class Relation:
         self._made = {} if source.rows is None else source.rows.made()
         if rows.startswith("read_csv("):
             self._text = rows[:-1] + ", all_varchar=true)"
+            rows = _without_guessed_dates(self.con, rows, timestamps)
         if source.parts is not None:
             rows = _with_part(self.con, rows, files)
         return rows if layout is None else layout.write(rows, target)
@@ -304,6 +314,13 @@ def _dataset(files: list[Path]) -> pads.Dataset:
     return pads.dataset([str(path) for path in files], format="ipc", schema=schema)
 
 
+def _without_guessed_dates(con: duckdb.DuckDBPyConnection, rows: str, timestamps: Sequence[str]) -> str:
+    described = con.execute(f"DESCRIBE SELECT * FROM {rows}").fetchall() if timestamps else []
+    guessed = [row[0] for row in described if row[0] in timestamps and row[1].startswith(("DATE", "TIME"))]
+    types = ", ".join(f"{literal(column)}: 'VARCHAR'" for column in guessed)
+    return f"{rows[:-1]}, types={{{types}}})" if guessed else rows
+
+
 def _with_part(con: duckdb.DuckDBPyConnection, rows: str, files: dict[str | None, list[Path]]) -> str:
     """The rows with the part of each, told by the file it came from."""
     if not rows.startswith("read_"):
@@ -315,34 +332,6 @@ def _with_part(con: duckdb.DuckDBPyConnection, rows: str, files: dict[str | None
     return f"(SELECT * EXCLUDE ({_FILE}), CASE {' '.join(cases)} END AS {PART} FROM {rows})"
 
 
-def _query(text: str) -> str:
+def query_rows(text: str) -> str:
     """A query as it can stand in brackets: no semicolon, and no comment that would swallow the closing one."""
     return text.rstrip().rstrip(";") + "\n"
-
-
-def fingerprint(config: DataConfig, con: duckdb.DuckDBPyConnection) -> str:
-    """A digest of the sources: path, size and time of every file, its part and its layout; the contents of a query."""
-    parts: list[str] = []
-    for source in (config.log, config.users, config.items):
-        if source is None:
-            parts.append("none")
-        elif source.query is not None:
-            query = _query(source.query)
-            try:
-                # A sum, not an exclusive or, in which two equal rows would cancel out.
-                rows = con.execute(f"SELECT count(*), sum(hash(q)) FROM ({query}) q").fetchall()
-            except duckdb.Error as error:
-                raise unreadable(str(source), error) from None
-            parts.append(f"{query} {rows}")
-        else:
-            for part, files in by_part(source).items():
-                if part is not None:
-                    parts.append(f"part {part}")
-                for path in files:
-                    stat = path.stat()
-                    parts.append(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}")
-            if source.rows is not None:
-                parts.append(f"rows {source.rows.model_dump_json()}")
-        if source is not None and source.as_of is not None:
-            parts.append(f"as of {source.as_of}")
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -10,12 +10,12 @@ from pathlib import Path
 import duckdb
 
 from longrec.data.read import Relation, literal, name, unreadable
+from longrec.data.timestamps import Timestamps, check_known_at, read_timestamps, takes_format
 from longrec.errors import DataError
 from longrec.features.schema import Schema
 
 USER, ITEM, TIME, MOMENT, AVAILABLE_AT = "_user", "_item", "_time", "_moment", "_available"
-_SCALE = {"s": (1_000, 1), "ms": (1, 1), "us": (1, 1_000), "ns": (1, 1_000_000), "step": (1, 1)}
-_MAGNITUDES = (("s", 10**8, 10**11), ("ms", 10**11, 10**14), ("us", 10**14, 10**17), ("ns", 10**17, 2**63))
+_DROP = "leave time.format out: timestamps need none"
 
 
 def event_columns(schema: Schema) -> dict[str, str]:
@@ -38,30 +38,42 @@ def event_columns(schema: Schema) -> dict[str, str]:
     return needed
 
 
+def timestamp_columns(schema: Schema) -> list[str]:
+    """Raw columns of the log that hold timestamps: the event's own, then those that say when something was known."""
+    if schema.time is None:
+        return []
+    known_at = [feature.known_at for feature in schema.features.values()]
+    named = [schema.time.column, schema.time.available_at, *known_at]
+    return list(dict.fromkeys(column for column in named if column is not None))
+
+
 def chunk_rows(schema: Schema) -> int:
     """Rows that are written and read together: fewer where every row carries its histories, ten times as wide."""
     return 50_000 if schema.prejoined else 500_000
 
 
-def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path) -> None:
+def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path) -> Schema:
     """Write the sorted events: ``_user _item _time`` (``_moment``, ``_available``) beside the raw columns.
 
+    Returns:
+        The schema, with the unit of times that count from about zero, which their size does not tell.
+
     Raises:
-        DataError: null users or times, ids that are none, times in mixed units.
+        DataError: null users or times, ids that are none, times that are none or ambiguous.
     """
     user, item = name(schema.user), name(schema.item)
     user_type, item_type = log.key_type(schema.user), log.key_type(schema.item)
     log.no_nulls(schema.user, "user")
-    times = "0::BIGINT"
+    times, event = "0::BIGINT", None
     if schema.time is not None:
         log.no_nulls(schema.time.column, "time")
-        times = time_sql(log, schema.time.column, schema.time.unit)
-    for known_at in {f.known_at for f in schema.features.values() if f.known_at}:
-        assert schema.time is not None
-        time_sql(log, known_at, schema.time.unit)
-    raw = "".join(f", {_raw(log, schema, column)}" for column in columns)
+        event = read_timestamps(log, schema.time.column, schema.time)
+        times = event.sql
+    late = _late(log, schema, event)
+    known_at = {f.known_at for f in schema.features.values() if f.known_at}
+    raw = "".join(f", {late[c].sql if c in known_at else name(c)} AS {name('c.' + c)}" for c in columns)
     if schema.time is not None and schema.time.available_at is not None:
-        raw += f", {time_sql(log, schema.time.available_at, schema.time.unit)} AS {AVAILABLE_AT}"
+        raw += f", {late[schema.time.available_at].sql} AS {AVAILABLE_AT}"
     inner = (
         f"SELECT {user}::{user_type} AS {USER}, {item}::{item_type} AS {ITEM}, {times} AS {TIME}{raw}, "
         f"row_number() OVER () AS _row FROM {log.view}"
@@ -79,76 +91,26 @@ def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path)
         )
     except duckdb.Error as error:
         raise unreadable(log.where, error) from None
+    if schema.time is not None and schema.time.unit == "auto" and event is not None and event.near_1970:
+        return schema.model_copy(update={"time": schema.time.model_copy(update={"unit": event.unit})})
+    return schema
 
 
-def _raw(log: Relation, schema: Schema, column: str) -> str:
-    known = any(f.known_at == column for f in schema.features.values())
-    if known and schema.time is not None:
-        return f"{time_sql(log, column, schema.time.unit)} AS {name('c.' + column)}"
-    return f"{name(column)} AS {name('c.' + column)}"
-
-
-def time_sql(log: Relation, column: str, unit: str) -> str:
-    """SQL for whole milliseconds UTC (or steps) of a time column.
-
-    Raises:
-        DataError: text that is no time, a unit that does not fit the values, or values of two magnitudes.
-    """
-    kind, quoted, where = log.types[column], name(column), f"{log.where}: column {column!r}"
-    if kind.startswith("TIMESTAMP") or kind == "DATE":
-        if unit == "step":
-            raise DataError(where, f"times of type {kind}", "whole numbers for unit: step")
-        return f"epoch_ms({quoted}::TIMESTAMP)" if kind != "TIMESTAMP WITH TIME ZONE" else f"epoch_ms({quoted})"
-    if kind == '"NULL"':
-        return "NULL::BIGINT"
-    if kind == "VARCHAR":
-        wrong = f"{quoted} IS NOT NULL AND try_cast({quoted} AS TIMESTAMP) IS NULL"
-        odd = log.one(f"SELECT {quoted} FROM {log.view} WHERE {wrong} LIMIT 1")
-        if odd is not None:
-            raise DataError(where, f"the text {odd!r}", "a moment such as 2026-01-31T12:00:00, or whole numbers")
-        return f"epoch_ms({quoted}::TIMESTAMP)"
-    if kind not in (
-        "TINYINT",
-        "SMALLINT",
-        "INTEGER",
-        "BIGINT",
-        "UTINYINT",
-        "USMALLINT",
-        "UINTEGER",
-        "UBIGINT",
-        "FLOAT",
-        "DOUBLE",
-    ):
-        raise DataError(where, f"times of type {kind}", "whole numbers, timestamps or ISO text")
-    # What is no finite number counts as null: refused as a time of an event, never as the moment feedback is known.
-    finite = f"try_cast({quoted} AS BIGINT) IS NOT NULL"
-    low, high = log.row(f"SELECT min({quoted}), max({quoted}) FROM {log.view} WHERE {finite}") or (None, None)
-    if low is None:
-        return f"try_cast({quoted} AS BIGINT)"
-    known = _unit(int(low), int(high), unit, where)
-    times, divide = _SCALE[known]
-    if kind in ("FLOAT", "DOUBLE"):
-        return f"try_cast(round({quoted} * {times} / {divide}) AS BIGINT)"
-    return f"({quoted}::BIGINT * {times}) // {divide}"
-
-
-def _unit(low: int, high: int, unit: str, where: str) -> str:
-    if unit == "step":
-        return unit
-    found = [_magnitude(low), _magnitude(high)]
-    if found[0] != found[1]:
+def _late(log: Relation, schema: Schema, event: Timestamps | None) -> dict[str, Timestamps]:
+    """How the columns read that say when an event, or feedback, became known."""
+    if schema.time is None or event is None:
+        return {}
+    found = {schema.time.column: event}
+    for column in timestamp_columns(schema)[1:]:
+        found[column] = read_timestamps(log, column, schema.time)
+        check_known_at(log, column, found[column], event)
+    time = schema.time
+    if time.format is not None and not any(takes_format(log, column) for column in found):
+        kind = log.types[time.column]
         raise DataError(
-            where,
-            f"times in mixed units: {low} reads as {found[0] or 'near 1970'}, {high} as {found[1] or 'near 1970'}",
-            "one unit in the whole column",
-            "bring them to one unit; set time.unit: step if these are plain counters",
+            f"{log.where}: column {time.column!r}",
+            f"times of type {kind}",
+            "text or digits, as time.format reads",
+            _DROP,
         )
-    if unit != "auto" and found[1] is not None and found[1] != unit:
-        raise DataError(
-            where, f"values up to {high}, which read as {found[1]}", f"{unit}, as the schema says", "correct time.unit"
-        )
-    return unit if unit != "auto" else found[1] or "s"
-
-
-def _magnitude(value: int) -> str | None:
-    return next((unit for unit, low, high in _MAGNITUDES if low <= abs(value) < high), None)
+    return found

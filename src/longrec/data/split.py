@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -14,25 +14,32 @@ from numpy.typing import NDArray
 from longrec.data.settings import DataConfig, Split
 from longrec.errors import DataError, nearest
 from longrec.features.encode import hash_keys
+from longrec.features.schema import TimeColumn
+from longrec.features.timestamp import BadTimestamp, grammar, read_iso, read_timestamp, timestamp_text
 
 TRAIN, VALID, TEST = 0, 1, 2
 PARTS = {"train": TRAIN, "valid": VALID, "test": TEST}
 _DAY = 86_400_000
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def time_lines(split: Split, times: NDArray[np.int64], step: bool, where: str) -> tuple[int, int]:
+def time_lines(
+    split: Split, times: NDArray[np.int64], step: bool, where: str, time: TimeColumn | None = None
+) -> tuple[int, int]:
     """First moments of valid and of test.
+
+    Args:
+        step: the log counts in steps.
+        time: how the log's timestamps read, for lines given as moments.
 
     A share is a share of the rows along the global time line; rows of one moment stay together, on the later side.
 
     Raises:
         DataError: moments that are none, out of order, or days asked of a log in steps.
     """
-    last = int(times.max())
+    last, time = int(times.max()), time or TimeColumn(column="", unit="step" if step else "auto")
     if split.test_from is not None:
-        test = _moment(split.test_from, step, where)
-        valid = test if split.valid_from is None else _moment(split.valid_from, step, where)
+        test = _moment(split.test_from, time, where)
+        valid = test if split.valid_from is None else _moment(split.valid_from, time, where)
         if valid > test:
             raise DataError(
                 where, f"valid from {split.valid_from!r}, after test from {split.test_from!r}", "valid before test"
@@ -51,16 +58,18 @@ def time_lines(split: Split, times: NDArray[np.int64], step: bool, where: str) -
     return (int(ordered[first_valid]) if first_valid < n else last + 1), test
 
 
-def _moment(text: str, step: bool, where: str) -> int:
+def _moment(text: str, time: TimeColumn, where: str) -> int:
+    """A split line, read as the log's own timestamps are, or as ISO 8601 text."""
+    # Eight digits are a date of ISO 8601: as seconds they would lie in 1970.
+    day = re.fullmatch("([0-9]{4})([0-9]{2})([0-9]{2})", text) if time.unit != "step" else None
     try:
-        if step:
-            return int(text)
-        moment = datetime.fromisoformat(text)
-        return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH) // timedelta(milliseconds=1)
-    except ValueError:
-        raise DataError(
-            where, f"the moment {text!r}", "a whole number" if step else "an ISO date or time, UTC"
-        ) from None
+        found = read_iso("-".join(day.groups()) if day else text) if time.unit != "step" else None
+        if time.format is not None and (given := grammar(time.format).read(text)) is not None:
+            found = given
+        return read_timestamp(text, time.unit) if found is None else found
+    except BadTimestamp as bad:
+        expected = bad.expected if time.unit == "step" else "an ISO date or time, UTC unless it names an offset"
+        raise DataError(where, f"the moment {text!r}", expected) from None
 
 
 def show_moment(moment: int, step: bool) -> str:
@@ -77,6 +86,28 @@ def show_moment(moment: int, step: bool) -> str:
 def by_time(times: NDArray[np.int64], lines: tuple[int, int]) -> NDArray[np.int8]:
     """Codes of rows by their moment: rows of one request, which share it, are never parted."""
     return ((times >= lines[0]).astype(np.int8) + (times >= lines[1])).astype(np.int8)
+
+
+def counts(labels: NDArray[np.float32], codes: NDArray[np.int8]) -> dict[str, dict[str, int]]:
+    """Samples of each part, and how many of them are positive."""
+    samples = {part: (codes == code) & ~np.isnan(labels) for part, code in PARTS.items()}
+    return {
+        part: {"samples": int(sample.sum()), "positives": int((labels[sample] > 0.5).sum())}
+        for part, sample in samples.items()
+    }
+
+
+def spans(
+    labels: NDArray[np.float32], codes: NDArray[np.int8], times: NDArray[np.int64], step: bool
+) -> dict[str, tuple[int, int] | tuple[str, str]]:
+    """The first and the last timestamp of the samples of each part that has any: ISO 8601 text, or steps."""
+    ends, found = np.iinfo(np.int64), {}
+    for part, code in PARTS.items():
+        sample = (codes == code) & ~np.isnan(labels)
+        if sample.any():
+            low, high = times.min(where=sample, initial=ends.max), times.max(where=sample, initial=ends.min)
+            found[part] = (int(low), int(high)) if step else (timestamp_text(int(low)), timestamp_text(int(high)))
+    return found
 
 
 def by_user(split: Split, users: pa.Array) -> NDArray[np.int8]:

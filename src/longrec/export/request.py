@@ -6,7 +6,6 @@ The encoders are the fitted ones of training; a request is a table of one row to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,27 +14,17 @@ from numpy.typing import NDArray
 
 from longrec.features.encode import Lists, TimeEncoder
 from longrec.features.fitted import FittedSchema
+from longrec.features.timestamp import timestamp_text
 from longrec.features.vocabulary import one_column
 
 Column: TypeAlias = NDArray[Any] | Lists
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def moment_text(moment: int) -> str:
-    """Milliseconds UTC as ISO 8601 text.
-
-    >>> moment_text(1_000_000_000_250)
-    '2001-09-09T01:46:40.250Z'
-    """
-    when = _EPOCH + timedelta(milliseconds=moment)
-    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def request_time(fitted: FittedSchema, moment: int) -> str | int | None:
     """A moment of the log as a request names it: ISO text, the number of a step, None without a time column."""
     if fitted.schema.time is None:
         return None
-    return moment if fitted.schema.time.unit == "step" else moment_text(moment)
+    return moment if fitted.schema.time.unit == "step" else timestamp_text(moment)
 
 
 def context_columns(fitted: FittedSchema) -> dict[str, list[str]]:

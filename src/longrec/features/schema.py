@@ -17,6 +17,7 @@ from longrec.features.delays import delay_faults
 from longrec.features.duration import Duration, duration
 from longrec.features.feature import Feature, Table
 from longrec.features.fields import COMPUTED, OF_LOG, SESSIONS_BACK, TIME_GAP, TOKEN
+from longrec.features.timestamp import grammar
 
 __all__ = ["Condition", "Feature", "History", "Label", "Schema", "TimeColumn", "duration"]
 
@@ -29,16 +30,26 @@ class TimeColumn(Strict):
 
     ``available_at`` names the column that says when the event became available, where some were told late. An event
     enters histories after that moment, and its label is known no earlier. Null is the event's own time.
+
+    ``format`` is a ``strptime`` pattern for text, and for whole numbers that are digits of a date.
     """
 
     column: str
     unit: Literal["auto", "s", "ms", "us", "ns", "step"] = "auto"
+    format: str | None = None
     available_at: str | None = None
 
     @model_validator(mode="after")
-    def _two(self) -> TimeColumn:
+    def _fits(self) -> TimeColumn:
         if self.available_at == self.column:
             raise ValueError(f"available_at is the time column itself, {self.column!r}; leave it out")
+        if self.format is not None:
+            if self.unit != "auto":
+                raise ValueError(f"unit {self.unit} is of numbers that count, and format of digits and text: give one")
+            try:
+                grammar(self.format)
+            except ValueError as error:
+                raise ValueError(f"format {error}") from None
         return self
 
 

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from decimal import Decimal
 from types import TracebackType
 from typing import Any, NamedTuple, Self, overload
 
@@ -111,7 +112,7 @@ class Client(ABC):
             RequestError: a request that cannot be answered.
         """
         request: dict[str, Any] = {"user": user, "candidates": candidates, "context": context or {}}
-        request.update({"at": at} if at is not None else {})
+        request.update({"at": _zoned(at)} if at is not None else {})
         request.update({"history": history} if history is not None else {})
         request.update({"candidate_context": candidate_context} if candidate_context else {})
         request.update({"allow_unknown": True} if allow_unknown else {})
@@ -141,7 +142,7 @@ class Client(ABC):
         Raises:
             RequestError: an event that cannot be taken, or a server without a source.
         """
-        told = {"at": at, "context": context, "feedback": feedback, "request": request}
+        told = {"at": _zoned(at), "context": context, "feedback": feedback, "request": _zoned(request)}
         event: dict[str, Any] = {"user": user, "item": item}
         event |= {name: value for name, value in told.items() if value is not None}
         event.update({"allow_unknown": True} if allow_unknown else {})
@@ -219,6 +220,18 @@ def _body(content: Mapping[str, Any]) -> bytes:
         raise RequestError(
             "request", f"a value that JSON cannot hold ({error})", "numbers, text, lists", status=422
         ) from None
+
+
+def _zoned(at: Any) -> Any:
+    """A timestamp as JSON can tell it: dates and times as ISO 8601 text with their offset, numbers as they are."""
+    if isinstance(at, datetime):
+        return at.isoformat() if at.tzinfo is not None else f"{at.isoformat()}Z"
+    if isinstance(at, date):
+        return f"{at.isoformat()}T00:00:00Z"
+    if isinstance(at, np.datetime64):
+        unit = np.datetime_data(at.dtype)[0]
+        return f"{np.datetime_as_string(at, unit='ns' if unit in ('ns', 'us', 'ms') else 's')}Z"
+    return str(at) if isinstance(at, Decimal) else at
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import msgspec
 
 from longrec.errors import RequestError, nearest
 from longrec.features.schema import TimeColumn
+from longrec.features.timestamp import BadTimestamp, grammar, read_iso, read_timestamp
 
 MOST = 100_000
 """Candidates of one request, at most."""
@@ -69,6 +69,7 @@ class EventRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 FIELDS = tuple(RankRequest.__struct_fields__)
 _DECODER, _EVENTS = msgspec.json.Decoder(RankRequest), msgspec.json.Decoder(EventRequest)
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<place>.*)`)?$", re.DOTALL)
+_ANSWERED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T.*(?:[Zz]|[+-][0-9]{2}:?[0-9]{2})")
 _PLAIN = {
     "int": "whole number",
     "str": "text",
@@ -157,19 +158,12 @@ def _twice(candidates: list[Key]) -> RequestError:
     raise AssertionError("no copy")
 
 
-_SCALE = {"s": 1_000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
-_MAGNITUDES = (("s", 1e8), ("ms", 1e11), ("us", 1e14), ("ns", 1e17))
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_FIRST, _LAST = -62_135_596_800_000, 253_402_300_799_999
-"""The years 1 to 9999 in milliseconds."""
-
-
 def moment(at: int | float | str | None, time: TimeColumn | None, now: int, where: str = "at") -> int:
     """The moment of a request as the log keeps it: milliseconds UTC, or a step.
 
     Args:
-        at: ISO 8601 text (UTC when it names no offset), or a number in the unit of the log's time column; where the
-            schema leaves the unit open (``auto``), the size of the number tells it, as it does for the log.
+        at: what the log's time column could hold, read by the same rule (``features/timestamp.py``); beside a
+            ``time.format`` also ISO 8601 text with ``T`` and an offset, as answers have it.
         time: the schema's time column; without one there is no moment, and 0 is given.
         now: milliseconds UTC, taken when ``at`` is null.
         where: what is named in a message.
@@ -181,39 +175,15 @@ def moment(at: int | float | str | None, time: TimeColumn | None, now: int, wher
         if at is not None:
             raise RequestError(where, repr(at), "nothing: the schema has no time column", "leave it out", 422)
         return 0
-    if time.unit == "step":
-        if isinstance(at, bool) or not isinstance(at, int) or not -(2**62) < at < 2**62:
-            found = "nothing" if at is None else repr(at)
-            raise RequestError(where, found, "a whole number, as the log counts its steps", status=422)
-        return at
-    if at is None:
+    if at is None and time.unit != "step":
         return now
-    value = _text(at, where) if isinstance(at, str) else _number(at, time.unit, where)
-    if not _FIRST <= value <= _LAST:
-        raise RequestError(where, repr(at), "a moment of the years 1 to 9999", status=422)
-    return value
-
-
-def _text(at: str, where: str) -> int:
     try:
-        when = datetime.fromisoformat(at)
-    except ValueError:
-        raise RequestError(
-            where, f"the text {at[:60]!r}", "ISO 8601 such as 2026-01-31T12:00:00Z, or a number", status=422
-        ) from None
-    if when.tzinfo is None:
-        when = when.replace(tzinfo=UTC)
-    return (when - _EPOCH) // timedelta(milliseconds=1)
-
-
-def _number(at: int | float, unit: str, where: str) -> int:
-    # the units are a thousand apart, so the size of a number from 1973 on tells its unit
-    reads = next((name for name, low in reversed(_MAGNITUDES) if abs(at) >= low), None)
-    if abs(at) >= 1e20 or (reads is None and unit == "auto") or (reads is not None and unit not in ("auto", reads)):
-        expected = "an epoch number in s, ms, us or ns" if unit == "auto" else f"an epoch number in {unit}, as the log"
-        size = "near 1970" if reads is None else f"as {reads}"
-        raise RequestError(
-            where, f"{str(at)[:40]}, which reads {size}", expected, "or write ISO 8601 text, which has no unit", 422
-        )
-    scale = _SCALE[unit if unit != "auto" else reads or "s"]
-    return int(at * scale // 1) if isinstance(at, float) or scale >= 1 else at // round(1 / scale)
+        if at is None:
+            raise BadTimestamp("nothing", "a whole number, as the log counts its steps")
+        if isinstance(at, str) and time.format is not None and _ANSWERED.fullmatch(at):
+            told = read_iso(at)
+            if told is not None and grammar(time.format).read(at) is None:
+                return told
+        return read_timestamp(at, time.unit, time.format)
+    except BadTimestamp as bad:
+        raise RequestError(where, bad.found, bad.expected, bad.do, 422) from None

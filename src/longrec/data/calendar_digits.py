@@ -1,0 +1,95 @@
+"""Numbers that are the digits of a calendar, such as 14102100 for the hour 0 of 2014-10-21: found, and refused.
+
+Read as seconds or milliseconds they would lie near 1970 or far ahead, in an order that is nearly right, without a word.
+"""
+
+from __future__ import annotations
+
+from longrec.data.read import Relation
+from longrec.data.timestamp_sql import grammar_sql
+from longrec.errors import DataError
+from longrec.features.timestamp import grammar, milliseconds, timestamp_text
+
+FORMS = {
+    "YYYYMMDD": "%Y%m%d",
+    "YYMMDDHH": "%y%m%d%H",
+    "YYMMDD": "%y%m%d",
+    "YYYYMM": "%Y%m",
+    "YYYYMMDDHH": "%Y%m%d%H",
+    "YYMMDDHHMM": "%y%m%d%H%M",
+    "YYYYMMDDHHMM": "%Y%m%d%H%M",
+    "YYMMDDHHMMSS": "%y%m%d%H%M%S",
+    "YYYYMMDDHHMMSS": "%Y%m%d%H%M%S",
+    "YYYYMMDDHHMMSSmmm": "%Y%m%d%H%M%S%f",
+}
+_PLAUSIBLE = (631_152_000_000, 2_240_524_800_000)
+"""1990 and 2041 in milliseconds."""
+_FEW = 10
+"""Distinct values, at least, before what reads well as a number is taken for a date."""
+
+
+def refuse_calendar(
+    log: Relation, where: str, value: str, fractions: bool, low: float, high: float, unit: str, declared: str
+) -> None:
+    """Refuse a column whose values are all digits of one calendar form.
+
+    Numbers that read well in their unit are refused only where that unit was guessed, and by several values.
+
+    Args:
+        value: SQL of the numbers, ``fractions`` says that they may hold some.
+        low, high: the smallest and the largest.
+        unit: what they would be read in.
+        declared: ``time.unit``.
+
+    Raises:
+        DataError: naming the forms.
+    """
+    if low < 0 or low != int(low) or high != int(high):
+        return
+    low, high = int(low), int(high)
+    ends = [milliseconds(end, unit) for end in (low, high)]
+    reads_well = all(_plausible(end) for end in ends)
+    if reads_well and declared != "auto":
+        return
+    forms = {
+        form: pattern for form, pattern in FORMS.items() if _fits(form, pattern, low) and _fits(form, pattern, high)
+    }
+    if not forms:
+        return
+    whole = f"{value}::BIGINT::VARCHAR"
+    odd = f" OR {value} <> floor({value})" if fractions else ""
+    distinct = f"SELECT DISTINCT {value} AS v, {whole} AS d FROM {log.view} WHERE {value} IS NOT NULL"
+    for form, pattern in list(forms.items()):
+        same_width = f"length(d) NOT BETWEEN {len(form) - (form[2] != 'Y')} AND {len(form)}"
+        wrong = f"{grammar_sql('d', grammar(pattern))} IS NULL OR {same_width}{odd.replace(value, 'v')}"
+        count, faults = log.row(f"SELECT count(*), count(*) FILTER (WHERE {wrong}) FROM ({distinct})") or (0, 1)
+        if faults or count < (_FEW if reads_well else 1 if len(form) >= 8 else 2):
+            del forms[form]
+    if forms:
+        _refuse(where, forms, high, ends[1], unit)
+
+
+def _refuse(where: str, forms: dict[str, str], value: int, timestamp: int, unit: str) -> None:
+    dates = {form: timestamp_text(grammar(pattern).read(str(value)) or 0)[:19] for form, pattern in forms.items()}
+    told = " or ".join(f"{form} ({date})" for form, date in dates.items())
+    patterns = " or ".join(f"'{pattern}'" for pattern in forms.values())
+    raise DataError(
+        where,
+        f"numbers such as {value}, all of which are digits of a calendar, {told}; as {unit} it would be "
+        f"{timestamp_text(timestamp)[:19]}",
+        f"times whose meaning is plain, or time.format: {patterns}",
+        "set time.format, which reads digits and text; set time.unit: step if these are plain counters",
+    )
+
+
+def _fits(form: str, pattern: str, value: int) -> bool:
+    digits = str(value)
+    # A number has lost the leading zero of the years 2000 to 2009.
+    if len(digits) != len(form) and not (form[2] != "Y" and len(digits) == len(form) - 1):
+        return False
+    found = grammar(pattern).read(digits)
+    return found is not None and _plausible(found)
+
+
+def _plausible(timestamp: int) -> bool:
+    return _PLAUSIBLE[0] <= timestamp < _PLAUSIBLE[1]

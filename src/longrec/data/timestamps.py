@@ -1,0 +1,242 @@
+"""Columns of timestamps: checked, and turned into SQL for whole milliseconds UTC or steps.
+
+The rule is that of ``features/timestamp.py``. Here a whole column is looked at, so more can be refused than in a single
+value: units that are mixed, floats that no longer tell timestamps apart, and numbers that are the digits of a calendar.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from longrec.data import timestamp_sql as sql
+from longrec.data.calendar_digits import refuse_calendar
+from longrec.data.read import Relation, name
+from longrec.errors import DataError
+from longrec.features.schema import TimeColumn
+from longrec.features.timestamp import (
+    FIRST,
+    LAST,
+    LATEST,
+    NUMBER,
+    STEPS,
+    UNITS,
+    grammar,
+    magnitude,
+    milliseconds,
+    wanted_text,
+)
+
+_WHOLE = {
+    *("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT"),
+    *("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT"),
+}
+_FLOATS = {"FLOAT": 24, "DOUBLE": 53}
+"""Bits of the whole numbers that each holds exactly."""
+_DIGITS = " *[+-]?[0-9]{1,19} *"
+
+
+class Timestamps(NamedTuple):
+    """How a column reads.
+
+    Attributes:
+        sql: its whole milliseconds UTC, or its steps.
+        unit: the unit of its numbers; None where it holds no numbers.
+        near_1970: whether its numbers count from about zero.
+    """
+
+    sql: str
+    unit: str | None = None
+    near_1970: bool = False
+
+
+def read_timestamps(log: Relation, column: str, time: TimeColumn) -> Timestamps:
+    """SQL of a column of timestamps.
+
+    Raises:
+        DataError: a type or a value that is no timestamp, a unit that does not fit, values whose meaning is ambiguous.
+    """
+    return _Column(log, column, time).read()
+
+
+class _Column:
+    def __init__(self, log: Relation, column: str, time: TimeColumn) -> None:
+        self.log, self.time, self.view = log, time, log.view
+        self.kind, self.value = log.types[column], name(column)
+        self.where = f"{log.where}: column {column!r}"
+
+    def read(self) -> Timestamps:
+        kind = self.kind
+        if kind == '"NULL"':
+            return Timestamps("NULL::BIGINT")
+        if kind.startswith("TIMESTAMP") or kind == "DATE":
+            return self._instants()
+        if kind == "VARCHAR" or kind.startswith("ENUM"):
+            return self._text(f"{self.value}::VARCHAR" if kind != "VARCHAR" else self.value)
+        if kind in _WHOLE or kind in _FLOATS or kind.startswith("DECIMAL"):
+            return self._numbers(self.value, kind)
+        raise DataError(self.where, f"times of type {kind}", "whole numbers, timestamps or ISO text")
+
+    def _instants(self) -> Timestamps:
+        if self.time.unit == "step":
+            raise DataError(self.where, f"times of type {self.kind}", "whole numbers for unit: step")
+        return self._checked(sql.instant_sql(self.value, self.kind), self.value)
+
+    def _text(self, text: str) -> Timestamps:
+        if self.time.format is not None:
+            return self._checked(sql.grammar_sql(text, grammar(self.time.format)), text)
+        fast = f"SELECT count(*) FROM {self.view} WHERE NOT {sql.matches(text, sql.FAST)}"
+        if self.time.unit != "step" and not self.log.one(fast):
+            return self._checked(sql.fast_sql(text), text)
+        counts = (
+            f"SELECT count({text}), count(*) FILTER (WHERE {sql.matches(text, NUMBER)}), "
+            f"count(*) FILTER (WHERE {sql.matches(text, _DIGITS)}) FROM {self.view}"
+        )
+        every, numbers, whole = self.log.row(counts) or (0, 0, 0)
+        if every == whole:
+            return self._numbers(f"try_cast(trim({text}) AS HUGEINT)", "HUGEINT")
+        if self.time.unit == "step":
+            raise self._odd_text(text, f"NOT {sql.matches(text, _DIGITS)}")
+        if every == numbers:
+            return self._numbers(f"try_cast(trim({text}) AS DOUBLE)", "DOUBLE", text)
+        if numbers:
+            raise self._odd_text(text, f"NOT {sql.matches(text, NUMBER)}", " among numbers")
+        return self._checked(sql.iso_sql(text), text)
+
+    def _odd_text(self, text: str, wrong: str, among: str = "") -> DataError:
+        odd = self.log.one(f"SELECT {text} FROM {self.view} WHERE {wrong} LIMIT 1")
+        expected, do = wanted_text(odd, self.time.format)
+        if self.time.unit == "step":
+            expected, do = "whole numbers for unit: step", ""
+        return DataError(self.where, f"the text {odd[:60]!r}{among}", expected, do)
+
+    def _checked(self, made: str, value: str) -> Timestamps:
+        """Every value is read, and lies in the years 1 to 9999; one pass."""
+        stats = f"SELECT count({value}), count({made}), min({made}), max({made}) FROM {self.view}"
+        every, given, low, high = self.log.row(stats) or (0, 0, None, None)
+        if given < every:
+            wrong = f"{value} IS NOT NULL AND {made} IS NULL"
+            if self.kind.startswith("TIMESTAMP") or self.kind == "DATE":
+                raise DataError(self.where, f"{every - given} infinite times", "finite ones", "drop or fill these rows")
+            raise self._odd_text(value, wrong)
+        if low is not None and (low < FIRST or high > LAST):
+            odd = self.log.one(f"SELECT {value}::VARCHAR FROM {self.view} WHERE NOT {sql.in_range(made)} LIMIT 1")
+            raise DataError(self.where, f"the time {odd!r}", "a moment of the years 1 to 9999")
+        return Timestamps(made)
+
+    def _numbers(self, value: str, kind: str, text: str | None = None) -> Timestamps:
+        """Timestamps of numbers; ``text`` is what they are written as, where that is more exact."""
+        # What is no finite number counts as null: refused as a time of an event, never as the moment feedback is known.
+        real = kind in _FLOATS
+        finite = f"WHERE try_cast({value} AS HUGEINT) IS NOT NULL" if real else ""
+        low, high = self.log.row(f"SELECT min({value}), max({value}) FROM {self.view} {finite}") or (None, None)
+        if low is None:
+            return Timestamps("NULL::BIGINT")
+        pattern, unit = self.time.format, self.time.unit
+        if real:
+            self._precise(value, kind, max(abs(low), abs(high)))
+        if pattern is not None or unit == "step":
+            return self._whole(value, real or kind.startswith("DECIMAL"), math.floor(low), math.ceil(high))
+        known = self._unit(math.floor(low), math.floor(high))
+        refuse_calendar(self.log, self.where, value, real or kind.startswith("DECIMAL"), low, high, known, unit)
+        if text is not None:
+            made = sql.number_text_sql(text, known)
+        elif real:
+            made = sql.double_sql(value, known)
+        elif kind.startswith("DECIMAL"):
+            scale = int(kind.rstrip(")").rpartition(",")[2])
+            made = sql.decimal_sql(value, known) if scale <= 9 else sql.double_sql(value, known)
+        else:
+            made = sql.whole_sql(value, known, low)
+        return Timestamps(made, known, magnitude(high) is None)
+
+    def _whole(self, value: str, fractions: bool, low: int, high: int) -> Timestamps:
+        """Steps, or digits of a calendar: whole numbers alone."""
+        pattern = self.time.format
+        if fractions:
+            odd = self.log.one(f"SELECT {value}::VARCHAR FROM {self.view} WHERE {value} <> floor({value}) LIMIT 1")
+            if odd is not None:
+                what = "unit: step" if pattern is None else "time.format"
+                raise DataError(self.where, f"the number {odd}", f"whole numbers for {what}")
+        if pattern is not None:
+            text = f"try_cast({value} AS HUGEINT)::VARCHAR"
+            return self._checked(sql.grammar_sql(text, grammar(pattern)), text)
+        if max(abs(low), abs(high)) >= STEPS:
+            raise DataError(self.where, f"steps from {low} to {high}", "steps below 2**62")
+        return Timestamps(f"try_cast({value} AS BIGINT)", "step")
+
+    def _precise(self, value: str, kind: str, largest: float) -> None:
+        """Refuse floats that do not tell milliseconds apart, or no longer hold whole numbers exactly."""
+        bits = _FLOATS[kind]
+        step = 2.0 ** (math.frexp(largest)[1] - bits)  # from one float to the next
+        unit = self.time.unit
+        if self.time.format is not None or unit == "step":
+            lossy = largest >= 2**bits
+        else:
+            known = unit if unit != "auto" else magnitude(largest) or "s"
+            times, divide = UNITS[known]
+            lossy = largest >= 2**bits or step * times / divide > 1
+        if lossy and largest < 2**bits:
+            lossy = bool(self.log.one(f"SELECT count(*) FROM {self.view} WHERE {value} <> floor({value})"))
+        if lossy:
+            distinct, count = self.log.row(f"SELECT count(DISTINCT {value}), count({value}) FROM {self.view}") or (0, 0)
+            width = 32 if kind == "FLOAT" else 64
+            raise DataError(
+                self.where,
+                f"times as {width}-bit floats up to {largest:.0f}, where one float is {step:g} from the next: "
+                f"{distinct:,} distinct values in {count:,} rows",
+                f"times that are exact: {width}-bit floats hold whole numbers of {bits} bits",
+                "write the column anew from its source, as 64-bit integers or timestamps; what was rounded is lost",
+            )
+
+    def _unit(self, low: int, high: int) -> str:
+        unit, where, ends = self.time.unit, self.where, (magnitude(low), magnitude(high))
+        if max(abs(low), abs(high)) >= 2**63:
+            raise DataError(where, f"times from {low} to {high}", "numbers of at most 64 bits")
+        if ends[0] != ends[1]:
+            raise DataError(
+                where,
+                f"times in mixed units: {low} reads as {ends[0] or 'near 1970'}, {high} as {ends[1] or 'near 1970'}",
+                "one unit in the whole column",
+                "bring them to one unit; set time.unit: step if these are plain counters",
+            )
+        if unit != "auto" and ends[1] is not None and ends[1] != unit:
+            raise DataError(
+                where,
+                f"values up to {high}, which read as {ends[1]}",
+                f"{unit}, as the schema says",
+                "correct time.unit",
+            )
+        known = unit if unit != "auto" else ends[1] or "s"
+        first, last = (milliseconds(value, known) for value in (low, high))
+        if unit == "auto" and last >= LATEST:
+            raise DataError(
+                where,
+                f"values up to {high}, which read as {known} and would lie after 2100",
+                "times before 2100, where their unit is taken from their size",
+                "set time.unit if that is right, time.format where the digits are those of a date, or time.unit: step",
+            )
+        if first < FIRST or last > LAST:
+            raise DataError(where, f"values from {low} to {high} {known}", "moments of the years 1 to 9999")
+        return known
+
+
+def check_known_at(log: Relation, column: str, found: Timestamps, event: Timestamps) -> None:
+    """Refuse a column of delays in place of timestamps.
+
+    Raises:
+        DataError: small numbers beside events that lie elsewhere.
+    """
+    if found.near_1970 and not event.near_1970 and event.unit != "step":
+        raise DataError(
+            f"{log.where}: column {column!r}",
+            "times near 1970 beside events that are not",
+            "the timestamp from which on the value is known",
+            "a delay in seconds is no timestamp: add it to the time of the event, or set known_after",
+        )
+
+
+def takes_format(log: Relation, column: str) -> bool:
+    """Whether a column is of a type that ``time.format`` reads: text or numbers."""
+    kind = log.types[column]
+    return not (kind.startswith("TIMESTAMP") or kind in ("DATE", '"NULL"'))

@@ -1,0 +1,310 @@
+"""Timestamps: the one rule by which logs, requests and split lines are read.
+
+A timestamp is kept as whole milliseconds UTC, or as a step, the whole number of a plain counter (``unit: step``).
+
+- Text is ISO 8601: ``2026-01-31``, ``2026-01-31T12:00:00.250+01:00``, ``20260131T120000Z``. A blank may stand in
+  place of the ``T``, a comma in place of the decimal point, and blanks around the whole. An offset counts; without one
+  the text is UTC. Minutes, seconds and fractions may be left out. ``24:00``, leap seconds, years of other than four
+  digits, months and days of one digit, ``epoch`` and ``infinity`` are refused.
+- A number counts ``s``, ``ms``, ``us`` or ``ns`` since 1970. Where the unit is ``auto``, its size tells the unit. Text
+  of digits is a number.
+- With a ``format``, text and whole numbers (written as digits) are read by that pattern alone.
+- Whatever lies below a millisecond is cut off toward the past, before 1970 too.
+
+``data/timestamp_sql.py`` builds SQL from the same patterns and constants; the tests compare the two.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from functools import lru_cache
+
+UNITS = {"s": (1_000, 1), "ms": (1, 1), "us": (1, 1_000), "ns": (1, 1_000_000)}
+"""Milliseconds = number * first // second."""
+MAGNITUDES = (("s", 10**8, 10**11), ("ms", 10**11, 10**14), ("us", 10**14, 10**17), ("ns", 10**17, 2**63))
+"""The units are a thousand apart, so the size of a number from 1973 on tells its unit."""
+FIRST, LAST = -62_135_596_800_000, 253_402_300_799_999
+"""The years 1 to 9999 in milliseconds."""
+LATEST = 4_102_444_800_000
+"""2100 in milliseconds: where the unit is guessed, no timestamp lies later."""
+STEPS = 2**62
+"""Steps stay below this, so that a delay can be added to one."""
+EPSILON = 2.0**-52
+"""Representation error of a product of two doubles, as a share of it."""
+EXACT = 2**53
+"""A double holds every whole number below this."""
+
+PLAIN = r" *[+-]?[0-9]{1,19}(?:\.[0-9]{0,9})? *"
+"""Text of a decimal number that is read exactly."""
+NUMBER = r" *[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)? *"
+"""Text of any number."""
+
+MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_LONG = "january|february|march|april|may|june|july|august|september|october|november|december"
+_ZONE = r"(?: ?UTC|[Zz]|([+-])((?:[01][0-9]|2[0-3])):?([0-5][0-9])?)"
+_ZONE_NAMES = ("sign", "zone_hour", "zone_minute")
+_CLOCK = "([01][0-9]|2[0-3])"
+_SIXTY = "([0-5][0-9])"
+_ISO_NAMES = ("year", "month", "day", "hour", "minute", "second", "fraction", *_ZONE_NAMES)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH_DAY = date(1970, 1, 1).toordinal()
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A pattern of text timestamps.
+
+    Attributes:
+        pattern: regular expression of a whole text, read alike by Python and by RE2.
+        names: what each of its groups holds.
+        width: digits of a number that the pattern reads with leading zeros; 0 where it reads none so.
+    """
+
+    pattern: str
+    names: tuple[str, ...]
+    width: int = 0
+
+    def read(self, text: str) -> int | None:
+        """Milliseconds UTC of a text; None where it is of another form, or names no day."""
+        if self.width and text.isascii() and text.isdigit():
+            text = text.zfill(self.width)
+        match = re.fullmatch(self.pattern, text)
+        if match is None:
+            return None
+        held = {name: value for name, value in zip(self.names, match.groups()) if value}
+        year = int(held["year"]) if "year" in held else century(int(held["short_year"]))
+        month = MONTHS.index(held["month_name"][:3].lower()) + 1 if "month_name" in held else int(held.get("month", 1))
+        try:
+            days = date(year, month, int(held.get("day", 1))).toordinal() - _EPOCH_DAY
+        except ValueError:
+            return None
+        hour = int(held.get("hour", 0))
+        if "half" in held:
+            hour = int(held["half_hour"]) % 12 + (12 if held["half"].lower() == "pm" else 0)
+        offset = int(held.get("zone_hour", 0)) * 60 + int(held.get("zone_minute", 0))
+        minutes = (
+            (days * 24 + hour) * 60 + int(held.get("minute", 0)) - (-offset if held.get("sign") == "-" else offset)
+        )
+        below = int((held.get("fraction", "") + "000")[:3])
+        return (minutes * 60 + int(held.get("second", 0))) * 1_000 + below
+
+
+def century(year: int) -> int:
+    """The year that two digits stand for: 1969 to 2068, as in POSIX."""
+    return year + (2_000 if year <= 68 else 1_900)
+
+
+ISO = (
+    Grammar(
+        rf" *([0-9]{{4}})-([0-9]{{2}})-([0-9]{{2}})"
+        rf"(?:[Tt ]{_CLOCK}(?::{_SIXTY}(?::{_SIXTY}(?:[.,]([0-9]+))?)?)?{_ZONE}?)? *",
+        _ISO_NAMES,
+    ),
+    Grammar(
+        rf" *([0-9]{{4}})([0-9]{{2}})([0-9]{{2}})[Tt]{_CLOCK}(?:{_SIXTY}(?:{_SIXTY}(?:[.,]([0-9]+))?)?)?{_ZONE}? *",
+        _ISO_NAMES,
+    ),
+)
+"""ISO 8601: extended, and basic with a time."""
+
+_DIRECTIVES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "Y": ("([0-9]{4})", ("year",)),
+    "y": ("([0-9]{2})", ("short_year",)),
+    "m": ("(1[0-2]|0[1-9]|[1-9])", ("month",)),
+    "b": (f"((?i:{'|'.join(MONTHS)}))", ("month_name",)),
+    "B": (f"((?i:{_LONG}))", ("month_name",)),
+    "d": ("(3[01]|[12][0-9]|0[1-9]|[1-9])", ("day",)),
+    "H": ("(2[0-3]|[01][0-9]|[0-9])", ("hour",)),
+    "I": ("(1[0-2]|0[1-9]|[1-9])", ("half_hour",)),
+    "p": ("((?i:am|pm))", ("half",)),
+    "M": ("([0-5][0-9]|[0-9])", ("minute",)),
+    "S": ("([0-5][0-9]|[0-9])", ("second",)),
+    "f": ("([0-9]{1,9})", ("fraction",)),
+    "z": (_ZONE, _ZONE_NAMES),
+}
+_FIXED = {
+    "Y": ("([0-9]{4})", 4),
+    "y": ("([0-9]{2})", 2),
+    "m": ("(0[1-9]|1[0-2])", 2),
+    "d": ("(0[1-9]|[12][0-9]|3[01])", 2),
+    "H": (_CLOCK, 2),
+    "M": (_SIXTY, 2),
+    "S": (_SIXTY, 2),
+}
+
+
+@lru_cache
+def grammar(pattern: str) -> Grammar:
+    """The grammar of a ``strptime`` pattern.
+
+    Numbers that stand apart may leave out a leading zero; run together, each has its full width.
+
+    Raises:
+        ValueError: a directive that is not known, or a pattern that names no day.
+    """
+    pieces = re.findall(r"%(.)|( +)|([^% ]+)", pattern, re.DOTALL)
+    if "".join("%" + d if d else blank or text for d, blank, text in pieces) != pattern:
+        raise ValueError(f"ends in a bare %, got {pattern!r}")
+    made, width, seen = "", 0, [d for d, _, _ in pieces if d and d != "%"]
+    names: list[str] = []
+    for place, (directive, blank, text) in enumerate(pieces):
+        if directive == "%" or blank or text:
+            made += " +" if blank else re.escape("%" if directive else text)
+            width = -1
+            continue
+        if directive not in _DIRECTIVES:
+            known = ", ".join("%" + letter for letter in _DIRECTIVES)
+            raise ValueError(f"holds %{directive}, which is not one of {known}, got {pattern!r}")
+        near = [pieces[other][0] for other in (place - 1, place + 1) if 0 <= other < len(pieces)]
+        run_together = any(other in _FIXED or other == "f" for other in near)
+        expression, groups = _DIRECTIVES[directive]
+        if directive in _FIXED and run_together:
+            expression, digits = _FIXED[directive]
+            width += digits if width >= 0 else 0
+        else:
+            width = -1
+        made, names = made + expression, [*names, *groups]
+    _check_directives(pattern, seen)
+    return Grammar(f" *{made} *", tuple(names), width if seen[0] == "y" and width > 0 else 0)
+
+
+def _check_directives(pattern: str, seen: list[str]) -> None:
+    twice = next((letter for letter in seen if seen.count(letter) > 1), None)
+    if twice is not None:
+        raise ValueError(f"holds %{twice} twice, got {pattern!r}")
+    for group, what in (("Yy", "the year (%Y or %y)"), ("mbB", "the month (%m, %b or %B)")):
+        if len(set(group) & set(seen)) != 1:
+            raise ValueError(f"must hold {what} once, got {pattern!r}")
+    if "H" in seen and ("I" in seen or "p" in seen):
+        raise ValueError(f"holds %H, which goes with neither %I nor %p, got {pattern!r}")
+    if ("I" in seen) != ("p" in seen):
+        raise ValueError(f"holds one of %I and %p without the other, got {pattern!r}")
+    # A smaller part without the larger one would be a time on no clock.
+    ranks = [{"d"}, {"H", "I"}, {"M"}, {"S"}, {"f"}]
+    present = [bool(rank & set(seen)) for rank in ranks]
+    if present != sorted(present, reverse=True):
+        raise ValueError(f"leaves out a part between the ones it holds (%d, %H, %M, %S, %f), got {pattern!r}")
+
+
+class BadTimestamp(Exception):
+    """A value that is no timestamp: what was found, what was expected, what to do."""
+
+    def __init__(self, found: str, expected: str, do: str = "") -> None:
+        self.found, self.expected, self.do = found, expected, do
+        super().__init__(found, expected, do)
+
+
+def read_timestamp(value: int | float | str, unit: str, pattern: str | None = None) -> int:
+    """Milliseconds UTC, or a step, of one raw value.
+
+    Args:
+        value: text or a number.
+        unit: of numbers: ``auto``, ``s``, ``ms``, ``us``, ``ns`` or ``step``.
+        pattern: ``time.format``.
+
+    Raises:
+        BadTimestamp: a value that is no timestamp.
+    """
+    if unit == "step":
+        return _step(value)
+    if pattern is not None:
+        found = grammar(pattern).read(_digits(value))
+    elif isinstance(value, str) and not re.fullmatch(NUMBER, value):
+        found = read_iso(value)
+    else:
+        found = _count(value, unit)
+    if found is None:
+        what = f"the text {value[:60]!r}" if isinstance(value, str) else f"the number {str(value)[:40]}"
+        raise BadTimestamp(what, *wanted_text(str(value), pattern))
+    if not FIRST <= found <= LAST:
+        raise BadTimestamp(repr(value)[:60], "a moment of the years 1 to 9999")
+    return found
+
+
+def read_iso(text: str) -> int | None:
+    """Milliseconds UTC of ISO 8601 text; None for any other."""
+    return next((found for one in ISO if (found := one.read(text)) is not None), None)
+
+
+def wanted_text(text: str, pattern: str | None) -> tuple[str, str]:
+    """What was expected in place of a text, and what to do."""
+    if pattern is not None:
+        return f"text of the form {pattern!r}, as time.format says", "correct time.format, or the value"
+    expected = "ISO 8601 such as 2026-01-31T12:00:00Z, or a number"
+    if re.match(r" *[0-9]{1,2}[/.-][0-9]{1,2}[/.-][0-9]{2,4}", text):
+        do = "set time.format, such as '%m/%d/%Y %H:%M:%S' where the month comes first, '%d/%m/%Y' where the day does"
+        return expected + " (whether day or month comes first cannot be told)", do
+    return expected, "set time.format, a strptime pattern such as '%Y/%m/%d %H:%M:%S', for text of another form"
+
+
+def magnitude(value: int | float) -> str | None:
+    """The unit that the size of a number tells; None near 1970."""
+    return next((unit for unit, low, high in MAGNITUDES if low <= abs(value) < high), None)
+
+
+def milliseconds(value: int, unit: str) -> int:
+    """A whole number of a unit, in milliseconds."""
+    times, divide = UNITS[unit]
+    return value * times // divide
+
+
+def timestamp_text(timestamp: int) -> str:
+    """Milliseconds UTC as ISO 8601 text.
+
+    >>> timestamp_text(1_000_000_000_250)
+    '2001-09-09T01:46:40.250Z'
+    """
+    when = _EPOCH + timedelta(milliseconds=timestamp)
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _digits(value: int | float | str) -> str:
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < EXACT else str(value)
+    return str(value)
+
+
+def _step(value: int | float | str) -> int:
+    whole: int | None = None
+    if isinstance(value, str):
+        whole = int(value) if re.fullmatch(r" *[+-]?[0-9]{1,19} *", value) else None
+    elif not isinstance(value, float) or (value.is_integer() and abs(value) < EXACT):
+        whole = int(value)
+    if whole is None or isinstance(value, bool) or not -STEPS < whole < STEPS:
+        raise BadTimestamp(repr(value)[:60], "a whole number, as the log counts its steps")
+    return whole
+
+
+def _count(value: int | float | str, unit: str) -> int:
+    """Milliseconds of a number, or of its text."""
+    number: int | float | Decimal
+    if isinstance(value, str):
+        number = Decimal(value.strip(" ")) if re.fullmatch(PLAIN, value) else float(value)
+    else:
+        number = value
+    size: int | float = number if isinstance(number, float) else int(number)
+    if isinstance(number, float) and not math.isfinite(number):
+        raise BadTimestamp(f"the number {number}", "a finite number")
+    reads = magnitude(size)
+    expected = "an epoch number in s, ms, us or ns" if unit == "auto" else f"an epoch number in {unit}, as the log"
+    way_out = "or write ISO 8601 text, which has no unit"
+    if abs(size) >= 2**63 or (reads is None and unit == "auto") or (reads is not None and unit not in ("auto", reads)):
+        told = "near 1970" if reads is None and abs(size) < 2**63 else f"as {reads or 'ns'}"
+        raise BadTimestamp(f"{str(value)[:40]}, which reads {told}", expected, way_out)
+    if isinstance(number, float) and abs(size) >= EXACT:
+        raise BadTimestamp(f"{value}, a float above 2**53, which holds no exact {reads}", expected, way_out)
+    known = unit if unit != "auto" else reads or "s"
+    times, divide = UNITS[known]
+    found = _floored(number * times / divide) if isinstance(number, float) else math.floor(number * times) // divide
+    if unit == "auto" and found >= LATEST:
+        raise BadTimestamp(f"{str(value)[:40]}, which reads as {reads} after 2100", expected, way_out)
+    return found
+
+
+def _floored(value: float) -> int:
+    """The whole number below a double, or the one it stands for but for its representation error."""
+    return math.floor(value + abs(value) * EPSILON)
