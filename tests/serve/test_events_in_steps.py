@@ -97,11 +97,11 @@ def test_a_token_of_codes_can_be_read_from_the_next_step_on(shop: token_shop.Tok
 def test_features_are_taken_at_the_moment_of_the_request(service: Service) -> None:
     """An event a step after its request is encoded as the request saw the world."""
     tell(service, at=2_000, feedback={"stars": 5})
-    tell(service, at=2_005, item="i9", request=2_000)
+    tell(service, at=2_005, item="i7", request=2_000)
     asked = store_of(service).last(key_number(3), 2_006, 1).vectors
-    tell(service, at=2_005, item="i9")
+    tell(service, at=2_005, item="i7")
     assert not np.array_equal(store_of(service).last(key_number(3), 2_006, 1).vectors, asked)
-    tell(service, at=2_005, item="i9", request=1_999)
+    tell(service, at=2_005, item="i7", request=1_999)
     assert np.array_equal(store_of(service).last(key_number(3), 2_006, 1).vectors, asked)
     with pytest.raises(RequestError, match="request: a moment after the event"):
         tell(service, at=2_000, request=2_001)

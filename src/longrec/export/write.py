@@ -23,6 +23,7 @@ from longrec.export.parity import TOLERANCE, Answer, golden_parity, shapes_parit
 from longrec.export.program import Shared, trace
 from longrec.export.runtime import Program
 from longrec.export.snapshot import copied, copy_knowledge, copy_tokens
+from longrec.features.fields import AVAILABLE
 from longrec.features.fitted import FittedSchema
 from longrec.features.table import EntityTable
 from longrec.features.view import event_columns
@@ -246,5 +247,6 @@ def _history(fitted: FittedSchema, events: Segment) -> Segment:
         *(f"known.{name}" for name in values if schema.features[name].known_at is not None),
         *(f"where.{name}" for name, history in schema.histories.items() if history.where),
     ]
+    wanted += [AVAILABLE] if AVAILABLE in events.columns else []
     columns = {name: np.asarray(events.columns[name]) for name in wanted}
     return Segment(events.offsets, events.times, columns)

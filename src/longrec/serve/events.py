@@ -1,8 +1,9 @@
 """Events: an impression becomes a token, durably, before it is acknowledged; the next ranking of its user reads it.
 
-The same event told again replaces what was there: with its context it is encoded anew, without it only what became
-known is added. A token can be read from the moment it was written, never earlier; in a log that counts steps, from
-the event's own step.
+An event can be read from the moment it was first told, never earlier. The same event told again changes no answer for
+an earlier moment: feedback that was left out is added, known from when it was told, and other values than before make
+a further version of the event, which replaces it from then on. In a log that counts steps there is no clock: an event
+can be read from its own step, and what is told again replaces it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from longrec.serve.encode import RequestEncoder
 from longrec.serve.feedback import FeedbackReader, Given
 from longrec.serve.histories import names, refused
 from longrec.serve.knowledge import key_number
-from longrec.serve.live import LiveEvents
+from longrec.serve.live import KnownEvent, LiveEvents
 from longrec.serve.request import EventRequest, Key, RankRequest, moment
 from longrec.serve.state import State
 from longrec.store.amend import Token, find_token
@@ -41,7 +42,9 @@ class Recorded:
     Attributes:
         at: its moment, as a request names it: tell feedback of it with the same.
         instance: the name of its token.
-        visible: from when on its token can be read, as a request names it.
+        visible: from when on it can be read as it was last told, as a request names it: what a log stores as
+            ``available_at``.
+        told: when it was told: from then on its feedback is known, unless the schema says later.
         replaced: whether it was told before.
         known: whether any feedback came with it.
         new_user, new_item: whether the log of the ranker does not know them.
@@ -52,6 +55,7 @@ class Recorded:
     at: str | int | None
     instance: int
     visible: str | int | None
+    told: str | int | None
     replaced: bool
     known: bool
     new_user: bool
@@ -66,6 +70,7 @@ class Recorded:
                 "at": self.at,
                 "instance": str(self.instance),  # JSON readers of some languages hold 53 bits
                 "visible": self.visible,
+                "told": self.told,
                 "replaced": self.replaced,
                 "unknown": {"user": self.new_user, "item": self.new_item},
             }
@@ -144,8 +149,8 @@ class Events:
         event = self._read(request)
         stores = list(self.state.stores.values())
         tokens = [find_token(store, event.user, event.at, event.instance) for store in stores]
-        before = [live.find(event.user, event.at, event.instance) for live, _ in self._past]
-        if request.context is None and not (all(tokens) and all(old is not None for old in before)):
+        before = [self._known_event(event, *past) for past in self._past]
+        if request.context is None and not (all(tokens) and all(old is not None and old.recorded for old in before)):
             do = "send its context, or the at that it was answered with"
             raise RequestError("event", "no event of this user, item and moment", "one told before", do, 404)
         try:
@@ -155,18 +160,50 @@ class Events:
         except DataError as error:
             raise refused(error) from None
         now = event.at if self._steps else max(event.given.now, event.at)
-        visible = min([now, *(token.visible for token in tokens if token is not None)])
         writes: list[Callable[[], None]] = []
+        visible: list[int] = []
+        for (live, encoder), own, old in zip(self._past, columns, before):
+            row = encoder.user(request.user)
+            told = live.tell(event.user, row, event.at, own, old, now, in_place=self._steps)
+            visible.append(told.available)
+            writes += told.writes
         for place, (store, token, (codes, known)) in enumerate(zip(stores, tokens, sides)):
-            if vectors is None:
-                assert token is not None
-                writes.append(partial(token.amend, codes, known))
-            else:
-                since = now if token is None else token.visible
-                writes.append(partial(self._append, event, store, vectors[place], since, codes, known))
-        for (live, encoder), own in zip(self._past, columns):
-            writes.append(partial(live.append, event.user, encoder.user(request.user), event.at, own))
-        return Pending(writes, self._recorded(event, visible, replaced=any(token is not None for token in tokens)))
+            vector = None if vectors is None else vectors[place]
+            since, write = self._token(event, store, token, vector, codes, known, now)
+            # A token of the log may wait for the lag of its store; the event itself does not.
+            if not self._past or token is None or since != token.visible or token.instance != event.instance:
+                visible.append(since)
+            writes += write
+        replaced = any(token is not None for token in tokens)
+        return Pending(writes, self._recorded(event, max(visible), now, replaced))
+
+    def _token(
+        self,
+        event: _Event,
+        store: TokenStore,
+        token: Token | None,
+        vectors: NDArray[Any] | None,
+        codes: Mapping[str, int],
+        known: Mapping[str, int],
+        now: int,
+    ) -> tuple[int, list[Callable[[], None]]]:
+        """From when on a token can be read as it is told now, and what is to be written for that."""
+        if token is None or (self._steps and vectors is not None):
+            assert vectors is not None
+            since = now if token is None else token.visible
+            return since, [partial(self._append, event, store, vectors, since, event.instance, codes, known)]
+        since = max(now, token.visible)
+        if vectors is not None and not token.holds(vectors):
+            return since, [partial(self._append, event, store, vectors, since, token.instance + 1, codes, known)]
+        if not self._steps and any(token.known[name] != NEVER and token.sides[name] != codes[name] for name in codes):
+            return since, [partial(token.amend, codes, known, since)]
+        changed = codes != token.sides or known != token.known
+        return token.visible, [partial(token.amend, codes, known)] if changed else []
+
+    def _known_event(self, event: _Event, live: LiveEvents, encoder: RequestEncoder) -> KnownEvent | None:
+        request = event.request
+        item = int(encoder.items([request.item], True, "item")[1][0])
+        return live.find(event.user, encoder.user(request.user), event.at, event.instance, item)
 
     def _read(self, request: EventRequest) -> _Event:
         """Keys, moments and names of an event, held to what there is.
@@ -214,9 +251,9 @@ class Events:
         codes, known = {}, {}
         for name, ids in store.info.sides.items():
             told = feedback.side(self.source.encoder.fitted, name, event.given)
-            if told is None:
-                told = (ids, NEVER) if token is None else (token.sides[name], token.known[name])
-            codes[name], known[name] = told
+            old = (ids, NEVER) if token is None else (token.sides[name], token.known[name])
+            again = told is not None and told[0] == old[0] and old[1] != NEVER and not self._steps
+            codes[name], known[name] = old if told is None or again else told
         return codes, known
 
     def _append(
@@ -225,13 +262,14 @@ class Events:
         store: TokenStore,
         vectors: NDArray[Any],
         visible: int,
+        instance: int,
         codes: Mapping[str, int],
         known: Mapping[str, int],
     ) -> None:
         store.append(
             np.array([event.user], np.int64),
             np.array([event.at], np.int64),
-            instance=np.array([event.instance], np.int64),
+            instance=np.array([instance], np.int64),
             visible=np.array([visible], np.int64),
             version=np.array([self.source.facts.version], np.int64),
             vectors=vectors,
@@ -240,32 +278,35 @@ class Events:
         )
 
     def _columns(
-        self, event: _Event, live: LiveEvents, encoder: RequestEncoder, old: Mapping[str, NDArray[Any]] | None
+        self, event: _Event, live: LiveEvents, encoder: RequestEncoder, old: KnownEvent | None
     ) -> dict[str, int]:
-        """The columns of an event in a store of live events; what was told before and is not told now stays."""
+        """The columns of an event in a store of live events; what was told before and is not told now, or told alike,
+        stays.
+        """
         fitted, request = encoder.fitted, event.request
         schema, context = fitted.schema, request.context
         made = {"instance": event.instance, "item": int(encoder.items([request.item], True, "item")[1][0])}
         for name in live.values:
             if name in live.feedback:
-                kept = old is not None and schema.column(name) not in event.given.values
                 code, known = feedback.feature(fitted, name, event.given)
-                if kept:
-                    assert old is not None
-                    code, known = int(old[name][0]), int(old[f"known.{name}"][0])
+                if old is not None:
+                    was = old[name], old[f"known.{name}"]
+                    again = code == was[0] and was[1] != NEVER and not self._steps
+                    if again or schema.column(name) not in event.given.values:
+                        code, known = was
                 made |= {name: code, f"known.{name}": known}
             elif context is not None:
                 made[name] = _encoded(fitted, name, {schema.user: request.user, schema.item: request.item, **context})
             else:
                 assert old is not None
-                made[name] = int(old[name][0])
+                made[name] = old[name]
         values = {schema.user: request.user, schema.item: request.item, **(context or {}), **event.given.values}
         for name, conditions in live.filters.items():
-            bits = 0 if old is None else int(old[f"met.{name}"][0])
+            bits = 0 if old is None else old[f"met.{name}"]
             made[f"met.{name}"] = feedback.met(schema, name, conditions, values, bits)
         return made
 
-    def _recorded(self, event: _Event, visible: int, replaced: bool) -> Recorded:
+    def _recorded(self, event: _Event, visible: int, now: int, replaced: bool) -> Recorded:
         request, fitted = event.request, self._encoder.fitted
         return Recorded(
             request.user,
@@ -273,6 +314,7 @@ class Events:
             request_time(fitted, event.at),
             event.instance,
             request_time(fitted, visible),
+            request_time(fitted, now),
             replaced,
             bool(event.given.values),
             not self._encoder.user(request.user),

@@ -14,7 +14,7 @@ from longrec.export.bundle import Bundle
 from longrec.export.request import encoded_list
 from longrec.features.encode import Lists
 from longrec.features.view import Past, event_columns, filter_delay, history_columns
-from longrec.serve.live import LiveEvents
+from longrec.serve.live import LiveEvents, base_last
 from longrec.store.store import Events
 
 Columns = dict[str, NDArray[Any] | Lists]
@@ -71,7 +71,7 @@ class Histories:
             return past
         now = np.array([moment], np.int64)
         for history in self._read:
-            events = self._last(user, row, moment - history.delay, history)
+            events = self._last(user, row, moment, history)
             columns = events.columns
             seen = Past(
                 events.times,
@@ -82,11 +82,12 @@ class Histories:
             past[history.name] = history_columns(self.fitted, history.name, self.bundle.items, seen, now)
         return past
 
-    def _last(self, user: int, row: int, before: int, history: _History) -> Events:
+    def _last(self, user: int, row: int, moment: int, history: _History) -> Events:
+        before = moment - history.delay
         if self.live is not None:
-            return self.live.last(user, row, before, history.last, history.where, self._columns)
+            return self.live.last(user, row, before, history.last, history.where, self._columns, moment)
         assert self.bundle.store is not None
-        return self.bundle.store.last(row, before, history.last, history.where)
+        return base_last(self.bundle.store, row, before, moment, history.last, history.where)
 
     def given(self, given: Mapping[str, Mapping[str, list[Any]]] | None) -> dict[str, Columns]:
         """Histories that came with the request, cut to their last events.

@@ -72,9 +72,10 @@ class RecordedEvent:
     Attributes:
         at: its moment; feedback of it is told later with the same.
         instance: the name of its token.
-        visible: from when on rankings read its token.
+        visible: from when on rankings read it as it was last told: what a log stores as ``available_at``.
         replaced: whether it was told before.
         new_user, new_item: whether the log does not know them.
+        told: when it was told, by the clock of the server: what a log stores as ``known_at`` of its feedback.
     """
 
     at: str | int | None
@@ -83,6 +84,7 @@ class RecordedEvent:
     replaced: bool
     new_user: bool
     new_item: bool
+    told: str | int | None = None
 
 
 class Client(ABC):
@@ -150,7 +152,7 @@ class Client(ABC):
         answer = parsed(self._ask("/events", _body(event), again=at is not None))
         unknown = answer["unknown"]
         instance, new = int(answer["instance"]), (unknown["user"], unknown["item"])
-        return RecordedEvent(answer["at"], instance, answer["visible"], answer["replaced"], *new)
+        return RecordedEvent(answer["at"], instance, answer["visible"], answer["replaced"], *new, answer["told"])
 
     def infer(self, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Run the program on its own named inputs (see ``metadata``): float32 probabilities ``[C]``.

@@ -1,13 +1,15 @@
 """Events that came after a bundle was written: kept for good, and read as if they stood in its history.
 
 They lie in a store of their own, by the users' own keys, so that a user whom the bundle does not know has a past too.
-Ids are those of the bundle, so the store belongs to one bundle and is refused by another.
+Ids are those of the bundle, so the store belongs to one bundle and is refused by another. Every event carries the
+moment from which on it could be read (``store/visible.py`` tells how versions of one event lie).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,16 +17,46 @@ from numpy.typing import NDArray
 
 from longrec.errors import StoreError
 from longrec.export.bundle import Bundle
-from longrec.export.snapshot import shown
+from longrec.features.fields import AVAILABLE
 from longrec.features.fitted import FittedSchema
-from longrec.features.view import event_columns
-from longrec.store import backends
+from longrec.features.view import NEVER, event_columns
+from longrec.serve.live_store import open_live
 from longrec.store.amend import find
 from longrec.store.disk import DiskStore
 from longrec.store.store import Events
+from longrec.store.visible import last_readable
 
-FORMAT = "longrec-live-1"
 _ALL = 1 << 40
+_BITS = 31
+
+
+@dataclass(frozen=True)
+class KnownEvent:
+    """An event as it was told before.
+
+    Attributes:
+        columns: ``[1]`` each, those of the store.
+        recorded: it lies in the store; otherwise in the bundle alone.
+    """
+
+    columns: Mapping[str, NDArray[Any]]
+    recorded: bool
+
+    def __getitem__(self, name: str) -> int:
+        return int(self.columns[name][0])
+
+
+@dataclass(frozen=True)
+class Telling:
+    """What becomes of an event that is told.
+
+    Attributes:
+        available: from when on it can be read as it was told.
+        writes: what is to be done for that.
+    """
+
+    available: int
+    writes: list[Callable[[], None]] = field(default_factory=list)
 
 
 class LiveEvents:
@@ -45,78 +77,162 @@ class LiveEvents:
         schema = bundle.fitted.schema
         self.values = event_columns(bundle.fitted)
         self.feedback = [name for name in self.values if schema.features[name].feedback]
+        self._known = [f"known.{name}" for name in self.feedback]
         self.filters = {name: list(history.where) for name, history in schema.histories.items() if history.where}
         for name, columns in self.filters.items():
             if len(columns) > _BITS:
                 raise StoreError(f"histories.{name}.where", f"{len(columns)} conditions", f"at most {_BITS}")
-        attributes = {"format": FORMAT, "bundle": bundle.digest}
-        self.backend = _opened(place, self._types(), attributes)
+        self.backend = open_live(place, self._types(), bundle.digest)
 
     def _types(self) -> dict[str, Any]:
-        types: dict[str, Any] = {"instance": np.int64, "item": np.int32, "replaces": np.uint8}
+        types: dict[str, Any] = {"instance": np.int64, "item": np.int32, "replaces": np.uint8, AVAILABLE: np.int64}
         types |= dict.fromkeys(self.values, np.int32)
         types |= {f"known.{name}": np.int64 for name in self.feedback}
         for name in self.filters:
-            types |= {f"where.{name}": np.uint8, f"met.{name}": np.int32}
+            types |= {f"where.{name}": np.uint8, f"met.{name}": np.int32, f"since.{name}": np.int64}
         return types
 
-    def find(self, user: int, time: int, instance: int) -> dict[str, NDArray[Any]] | None:
-        """An event that was recorded before: its columns ``[1]``."""
-        return find(self.backend, user, time, instance)
+    def find(self, user: int, row: int, time: int, instance: int, item: int) -> KnownEvent | None:
+        """An event that was told before, in its newest version, or that the bundle holds.
 
-    def append(self, user: int, row: int, time: int, columns: Mapping[str, Any]) -> None:
-        """Record an event, or record it again.
+        Args:
+            user: key number.
+            row, item: of the user and the item in the bundle, 0 where it does not know them.
+        """
+        columns = find(self.backend, user, time, instance)
+        if columns is not None:
+            return KnownEvent(columns, True)
+        own = self._in_base(row, time, item)
+        return None if own is None else KnownEvent(own, False)
+
+    def tell(
+        self,
+        user: int,
+        row: int,
+        time: int,
+        columns: Mapping[str, int],
+        old: KnownEvent | None,
+        now: int,
+        *,
+        in_place: bool,
+    ) -> Telling:
+        """Record an event, or record it again: what was left out is added, and other values make a further version.
 
         Args:
             user: key number.
             row: of the user in the bundle, 0 for somebody new.
             columns: ``instance``, ``item`` (row), ids by event feature, ``known.*`` by feedback feature, and bits of
                 the conditions that hold, ``met.*`` by filtered history.
+            old: what ``find`` found.
+            now: when it is told; never before the event.
+            in_place: there is no clock: replace it.
         """
-        made = dict(columns)
-        for name, conditions in self.filters.items():
-            made[f"where.{name}"] = int(made[f"met.{name}"] == (1 << len(conditions)) - 1)
-        made["replaces"] = int(self._in_base(row, time, int(made["item"])))
-        self.backend.append(
-            np.array([user], np.int64), np.array([time], np.int64), {n: np.array([v]) for n, v in made.items()}
-        )
+        passes = {n: columns[f"met.{n}"] == (1 << len(conditions)) - 1 for n, conditions in self.filters.items()}
+        if old is None or in_place:
+            first = old is not None and (not old.recorded or bool(old["replaces"]))
+            return self._write(user, time, columns, now, {n: now for n in passes if passes[n]}, replaces=first)
+        further = old.recorded and old["instance"] != columns["instance"]
+        same = all(columns[name] == old[name] for name in self.values if name not in self.feedback)
+        lost = any(not passed and old[f"since.{name}"] != NEVER for name, passed in passes.items())
+        told = all(columns[n] == old[n] or old[f"known.{n}"] == NEVER for n in self.feedback)
+        if old.recorded and same and told and not lost:  # at most something is added
+            if all(columns[name] == old[name] for name in columns if name != "instance"):
+                return Telling(old[AVAILABLE])
+            since = {n: old[f"since.{n}"] if old[f"since.{n}"] != NEVER else now for n in passes if passes[n]}
+            own = {**columns, "instance": old["instance"]}
+            first = bool(old["replaces"])
+            return self._write(user, time, own, old[AVAILABLE], since, replaces=first, further=further)
+        alike = all(columns[n] == old[n] for n in (*self.values, *self._known))
+        if not old.recorded and alike and all(passed == (old[f"since.{n}"] != NEVER) for n, passed in passes.items()):
+            return Telling(old[AVAILABLE])
+        available = max(now, old[AVAILABLE])
+        since = {n: available for n in passes if passes[n]}
+        if not old.recorded:
+            return self._write(user, time, columns, available, since, replaces=True)
+        own = {**columns, "instance": old["instance"] + 1}
+        return self._write(user, time, own, available, since, replaces=False, further=True)
 
-    def last(self, user: int, row: int, before: int, n: int, where: str | None, columns: Sequence[str]) -> Events:
-        """The last ``n`` events of a user, of the bundle and since.
+    def _write(
+        self,
+        user: int,
+        time: int,
+        columns: Mapping[str, int],
+        available: int,
+        since: Mapping[str, int],
+        *,
+        replaces: bool,
+        further: bool = False,
+    ) -> Telling:
+        """One row: ``since`` holds the filters that it passes; ``further`` is a version after the first."""
+        made = {**columns, AVAILABLE: available, "replaces": int(replaces)}
+        for name in self.filters:
+            # A further version is read by every filter, since it takes the place of one that may pass.
+            made[f"where.{name}"] = int(name in since or further)
+            made[f"since.{name}"] = since.get(name, NEVER)
+        values = {name: np.array([value]) for name, value in made.items()}
+        keys, times = np.array([user], np.int64), np.array([time], np.int64)
+        return Telling(available, [partial(self.backend.append, keys, times, values)])
+
+    def last(
+        self,
+        user: int,
+        row: int,
+        before: int,
+        n: int,
+        where: str | None,
+        columns: Sequence[str],
+        now: int | None = None,
+    ) -> Events:
+        """The last ``n`` events of a user, of the bundle and since, that could be read at a moment.
 
         Args:
             user: key number.
             row: of the user in the bundle, 0 for somebody new.
+            before: events at or after it are left out.
             columns: those of the bundle's history; ``known.*`` come for every feedback feature.
+            now: the moment of the request; ``before`` unless a filter waits.
         """
-        known = [f"known.{name}" for name in self.feedback]
-        asked = list(dict.fromkeys([*columns, *known, "replaces"]))
-        new = self.backend.last(user, before, n, where, asked)
-        gone = self.backend.last(user, before, _ALL, "replaces", ["item"])
-        old = self._base.last(row, before, n + len(gone), where)
-        kept = _without(old, gone) if len(gone) else slice(None)
+        now = before if now is None else now
+        wanted = list(dict.fromkeys([*columns, *self._known]))
+        since = [AVAILABLE] if where is None else [AVAILABLE, f"since.{where.removeprefix('where.')}"]
+        new = last_readable(self.backend, user, before, now, n, where, [*wanted, *since, "instance"], since)
+        gone = self.backend.last(user, before, _ALL, "replaces", ["item", AVAILABLE])
+        taken = _told_before(gone, now) if len(gone) else []
+        old = base_last(self._base, row, before, now, n + len(taken), where)
+        kept = _without(old, taken) if taken else slice(None)
         times = old.times[kept]
         both = np.concatenate([times, new.times])
         order = np.argsort(both, kind="stable")[-n:] if n else np.zeros(0, np.int64)
         merged = {}
-        for name in asked[:-1]:
-            if name in old.columns:
-                own = old.columns[name][kept]
-            else:  # a moment that follows from the schema
-                own = times + self._fitted.schema.known_after(name.removeprefix("known."))
+        for name in wanted:
+            own = old.columns[name][kept] if name in old.columns else self._known_of(name, times)
             merged[name] = np.concatenate([own, new.columns[name]])[order]
         return Events(np.array([0, len(order)]), both[order], merged)
 
-    def _in_base(self, row: int, time: int, item: int) -> bool:
+    def _known_of(self, name: str, times: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Moments of feedback that follow from the schema."""
+        return times + self._fitted.schema.known_after(name.removeprefix("known."))
+
+    def _in_base(self, row: int, time: int, item: int) -> dict[str, NDArray[Any]] | None:
+        """An event of the bundle, in the columns of the store."""
         count = 64
         while row:
             events = self._base.last(row, time + 1, count)
-            if ((events.times == time) & (events.columns["item"] == item)).any():
-                return True
+            at = np.flatnonzero((events.times == time) & (events.columns["item"] == item))[:1]
+            if len(at):
+                own = {name: column[at] for name, column in events.columns.items()}
+                own.setdefault(AVAILABLE, events.times[at])
+                for name in self._known:
+                    own.setdefault(name, self._known_of(name, events.times[at]))
+                for name, conditions in self.filters.items():
+                    passed = own[f"where.{name}"] > 0
+                    own[f"since.{name}"] = np.where(passed, own[AVAILABLE], NEVER)
+                    own[f"met.{name}"] = np.where(passed, (1 << len(conditions)) - 1, 0)
+                return own
             if len(events) < count or events.times[0] < time:
                 break
             count *= 8
-        return False
+        return None
 
     def compact(self) -> None:
         """Bring what was recorded into its final form."""
@@ -127,7 +243,11 @@ class LiveEvents:
         self.backend.close()
 
 
-_BITS = 31
+def base_last(base: DiskStore, row: int, before: int, now: int, n: int, where: str | None) -> Events:
+    """The last ``n`` events of a bundle's own history that could be read at a moment."""
+    if AVAILABLE not in base.types:
+        return base.last(row, before, n, where)
+    return last_readable(base, row, before, now, n, where, None, [AVAILABLE])
 
 
 def reads_events(fitted: FittedSchema) -> bool:
@@ -136,33 +256,16 @@ def reads_events(fitted: FittedSchema) -> bool:
     return bool(own) and not fitted.schema.prejoined
 
 
-def _without(old: Events, gone: Events) -> NDArray[np.bool_]:
+def _told_before(gone: Events, now: int) -> list[tuple[int, int]]:
+    """Time and item of the events of the bundle that were recorded again before a moment."""
+    told = gone.columns[AVAILABLE] < now
+    return list(zip(gone.times[told].tolist(), gone.columns["item"][told].tolist()))
+
+
+def _without(old: Events, taken: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
     """Which events of the bundle were not recorded again: each that was takes away the first like it."""
     kept = np.ones(len(old), bool)
-    for time, item in zip(gone.times.tolist(), gone.columns["item"].tolist()):
+    for time, item in taken:
         first = np.flatnonzero(kept & (old.times == time) & (old.columns["item"] == item))[:1]
         kept[first] = False
     return kept
-
-
-def _opened(place: str, types: Mapping[str, Any], attributes: Mapping[str, Any]) -> backends.Backend:
-    if not there(place):
-        return backends.create(place, types, "instance", attributes)
-    backend = backends.open_store(place, writable=True)
-    if backend.attributes != dict(attributes):
-        backend.close()
-        do = "give another place with --state; the old events stay where they are"
-        raise StoreError(shown(place), "events of another bundle", "those of the bundle that is served", do)
-    return backend
-
-
-def there(place: str) -> bool:
-    """Whether a store is at a place; a server that does not answer is told when the store is made."""
-    if "://" not in place:
-        Path(place).parent.mkdir(parents=True, exist_ok=True)
-        return Path(place, "store.json").exists()
-    try:
-        backends.open_store(place, writable=False).close()
-    except StoreError:
-        return False
-    return True

@@ -190,6 +190,10 @@ class TokenStore:
         for user, events in self.backend.scan():
             yield user, self._tokens(events, None)
 
+    def vectors(self, columns: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """float32 ``[n, width]``: the vectors of tokens, from their columns as the backend keeps them."""
+        return self._codec.decode(columns, columns["version"])
+
     def _read(self, columns: Sequence[str] | None) -> list[str] | None:
         """The stored columns that are to be read."""
         if columns is None:

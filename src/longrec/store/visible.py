@@ -1,4 +1,8 @@
-"""The last tokens that could be read at a moment: what a later write cannot change, offline and online alike."""
+"""The last tokens, or events, that could be read at a moment: what a later write cannot change, offline and online.
+
+An event that was told again with other values is kept as a further version beside the first, under the next identity
+(``identity + 1``), and replaces it for the moments after it was told. So versions lie side by side in reading order.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from longrec.store.store import Events, HistoryStore
 from longrec.store.tokens import Tokens, TokenStore
 
 
@@ -30,9 +35,11 @@ def last_visible(
         columns: as ``TokenStore.last``; ``visible`` must be among them.
     """
     before = moments - store.info.lag
+    columns = None if columns is None else list(dict.fromkeys([*columns, "instance"]))
     tokens = store.last(users, before, n, columns)
     lengths = np.diff(tokens.offsets)
     seen = tokens.visible < np.repeat(np.atleast_1d(np.asarray(moments, np.int64)), lengths)
+    seen = newest(seen, tokens.times, tokens.instance)
     if seen.all():
         return tokens
     asked = np.atleast_1d(np.asarray(users, np.int64))
@@ -44,12 +51,65 @@ def last_visible(
         wanted *= 2
         more = store.last(asked[short], now[short] - store.info.lag, wanted, columns)
         own = np.diff(more.offsets)
-        good = more.visible < np.repeat(now[short], own)
+        good = newest(more.visible < np.repeat(now[short], own), more.times, more.instance)
         ended = (_counts(good, more.offsets) >= n) | (own < wanted)
         parts.append(_placed(_those(more, good, more.offsets, n), short, len(asked), ended))
         parts[0] = _without(parts[0], short[ended])
         short = short[~ended]
     return _joined(parts)
+
+
+def last_readable(
+    store: HistoryStore,
+    key: int,
+    before: int,
+    now: int,
+    n: int,
+    where: str | None,
+    columns: Sequence[str] | None,
+    since: Sequence[str],
+) -> Events:
+    """The last ``n`` events of a key before a moment that could be read strictly before ``now``.
+
+    Args:
+        where: as ``HistoryStore.last``.
+        columns: as ``HistoryStore.last``; those of ``since``, and the identity of the store, must be among them.
+        since: columns that say from when on an event can be read; the first tells of the version as such.
+    """
+    wanted = n
+    while True:
+        events = store.last(key, before, wanted, where, columns)
+        if not len(events):
+            return events
+        kept = events.columns[since[0]] < now
+        if store.identity is not None:
+            kept = newest(kept, events.times, events.columns[store.identity])
+        for name in since[1:]:
+            kept = kept & (events.columns[name] < now)
+        if kept.all():
+            return events
+        at = np.flatnonzero(kept)
+        if len(at) >= n or len(events) < wanted:
+            at = at[max(len(at) - n, 0) :]
+            own = {name: column[at] for name, column in events.columns.items()}
+            return Events(np.array([0, len(at)]), events.times[at], own)
+        wanted *= 2
+
+
+def newest(seen: NDArray[np.bool_], times: NDArray[np.int64], identities: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Those that are seen, less every version whose next version is seen too.
+
+    >>> newest(np.array([True, True, True, False]), np.array([5, 5, 6, 6]), np.array([7, 8, 7, 8])).tolist()
+    [False, True, True, False]
+    """
+    if len(times) < 2:
+        return seen
+    again = times[1:] == times[:-1]
+    if again.any():
+        again &= (identities[1:] == identities[:-1] + 1) & seen[1:]
+        seen = seen.copy()
+        seen[:-1] &= ~again
+    return seen
 
 
 def _counts(seen: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,0 +1,219 @@
+"""Events told late, twice or anew change no answer for an earlier moment, and the next log sees what the server saw."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+import token_shop
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longrec.data.gather import history_of
+from longrec.data.log import Log
+from longrec.serve.knowledge import key_number
+from longrec.serve.service import Service
+from longrec.serve.settings import Settings
+from longrec.store.tokens import TokenStore
+from longrec.train.compress import compress
+
+MINUTE = 60_000
+NOW = token_shop.START + 30 * token_shop.DAY
+FEATURES = token_shop.SCHEMA["features"]
+SCHEMA: dict[str, Any] = {
+    **token_shop.SCHEMA,
+    "features": {
+        **FEATURES,
+        "dwell": {"kind": "bucket", "edges": [5, 20], "feedback": True, "known_at": "dwell_known"},
+    },
+    "histories": {
+        "seen": {"of": ["item_id", "place", "stars", "dwell", "time_gap"], "last": 4},
+        "liked": {"of": ["item_id", "price", "time_gap"], "last": 3, "where": {"stars": {"at_least": 3}}},
+        "top": {"of": ["item_id"], "last": 3, "where": {"place": "top"}},
+    },
+}
+Event = dict[str, Any]
+
+
+def raw_events() -> dict[str, list[Any]]:
+    """The log of the token shop, with a column that is told later."""
+    columns = token_shop.events(250)
+    columns["dwell"] = [float(n * 7 % 30) for n in range(250)]
+    columns["dwell_known"] = [at + 5 * MINUTE for at in columns["at"]]
+    return columns
+
+
+@pytest.fixture(scope="module")
+def shop() -> token_shop.TokenShop:
+    return token_shop._make(raw_events(), SCHEMA, token_shop.SOURCE, token_shop.POOLING, token_shop.OF)
+
+
+@dataclass
+class Story:
+    """A server, a clock that moves, everything that was told, and every answer as it was given.
+
+    Attributes:
+        told: by user, item and time: the row that a log would keep.
+        changed: by user, when values that had been told were last told anew.
+    """
+
+    service: Service
+    now: int = NOW
+    told: dict[tuple[str, int, int], Event] = field(default_factory=dict)
+    changed: dict[str, int] = field(default_factory=dict)
+    answers: list[tuple[bytes, int, str, Any]] = field(default_factory=list)
+
+    def clock(self) -> int:
+        return self.now
+
+    def tell(self, user: str, item: int, at: int, feedback: Event, context: Event | None) -> None:
+        event = {"user": user, "item": item, "at": at, "feedback": feedback, "context": context}
+        said = self.service.record(orjson.dumps({**event, "allow_unknown": True}))
+        key = (user, item, at)
+        old, known = self.told.get(key), {} if "dwell" not in feedback else {"dwell_known": said.told}
+        row = {**(old or {}), **(context or {}), **feedback, **known, "told": said.visible}
+        row["click"] = row.pop("label", row.get("click"))
+        if old is not None and any(n in old and old[n] != v for n, v in {**(context or {}), **feedback}.items()):
+            self.changed[user] = self.now
+        elif old is not None and "dwell" in feedback and "dwell" in old:
+            row["dwell_known"] = old["dwell_known"]  # told alike: known since it was told first
+        self.told[key] = row
+
+    def ask(self, user: str, at: int) -> None:
+        request = {"user": user, "candidates": [100, 104], "at": at, "allow_unknown": True}
+        body = orjson.dumps({**request, "context": {"place": "side", "price": 2.25}})
+        self.answers.append((body, at, user, orjson.loads(self.service.answer(body))["items"]))
+
+    def replay(self) -> None:
+        """Every request again: the answers are those that were given at the time."""
+        assert self.answers
+        for body, _, _, items in self.answers:
+            assert orjson.loads(self.service.answer(body))["items"] == items
+
+    def step(self, draw: random.Random, users: list[str], items: list[int]) -> None:
+        """Something happens: mostly an event, late or not; or more of one that was told, or another value."""
+        self.now += draw.choice([1, 1_000, 20_000, 5 * MINUTE])
+        mine = [key for key in self.told if key[0] in users]
+        what = draw.choice(["new", "new", "late", "late", "again", "dwell", "correct"])
+        if what in ("new", "late") or not mine:
+            at = self.now - (draw.choice([1, MINUTE // 2, 9 * MINUTE, 120 * MINUTE]) if what == "late" else 0)
+            # What is told is known, null too; what is left out reads "not yet known" here, and null in a log.
+            feedback = {"stars": draw.choice([None, 1.0, 2.0, 3.0, 5.0]), "label": draw.randrange(2)}
+            self.tell(draw.choice(users), draw.choice(items), at, feedback, context(draw))
+        else:
+            key = draw.choice(mine)
+            row = self.told[key]
+            held = {name: row[name] for name in ("place", "price")}
+            if what == "again":
+                self.tell(*key, {}, held)
+            elif what == "dwell" and "dwell" not in row:
+                self.tell(*key, {"dwell": float(draw.randrange(30))}, None)
+            else:
+                other = {"stars": float(draw.randrange(1, 6))}
+                self.tell(*key, other, context(draw))
+        for user in users:
+            for at in (self.now, self.now - draw.choice([500, MINUTE, 60 * MINUTE])):
+                self.ask(user, at)
+
+
+def context(draw: random.Random) -> Event:
+    return {"place": draw.choice(["top", "side", "foot"]), "price": draw.choice([0.5, 2.25, 3.5])}
+
+
+@contextlib.contextmanager
+def served(shop: token_shop.TokenShop, state: str, tokens: str | None = None) -> Iterator[Story]:
+    story = Story.__new__(Story)
+    places = {} if tokens is None else {"tokens": tokens}
+    story.__init__(Service(shop.bundle, Settings(places, str(shop.source), state), lambda: story.now))  # type: ignore[misc]
+    try:
+        yield story
+    finally:
+        story.service.close()
+
+
+@pytest.fixture(scope="module")
+def story(shop: token_shop.TokenShop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    with served(shop, str(tmp_path_factory.mktemp("late") / "state")) as made:
+        yield made
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**32))
+def test_no_answer_changes_afterwards(story: Story, seed: int) -> None:
+    """Somebody new each time; the same moments are asked while events come in, and again when all have come."""
+    draw = random.Random(seed)
+    user, story.answers = f"new-{seed}-{story.now}", []
+    for _ in range(8):
+        story.step(draw, [user], [100, 101, 777])
+    story.replay()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_next_log_sees_what_the_server_saw(shop: token_shop.TokenShop, seed: int, tmp_path: Path) -> None:
+    """Users of the bundle and new ones; a log of everything that was told is prepared, and read at every moment."""
+    draw = random.Random(seed)
+    columns = raw_events()
+    users, items = ["u1", "u2", "fresh"], [100, 101, 102, 777]
+    with served(shop, str(tmp_path / "state")) as story:
+        for _ in range(40):
+            story.step(draw, users, items)
+        story.replay()
+        columns["told"] = [None] * len(columns["at"])
+        # the events of one moment are ordered as the server orders them
+        for user, item, at in sorted(story.told):
+            row = {**story.told[user, item, at], "user_id": user, "item_id": item, "at": at}
+            for name, values in columns.items():
+                values.append(row.get(name))
+        columns["dwell_known"] = [milliseconds(value) for value in columns["dwell_known"]]
+        columns["told"] = [milliseconds(value) for value in columns["told"]]
+        schema = {**SCHEMA, "time": {**SCHEMA["time"], "available_at": "told"}}
+        log = token_shop.opened(tmp_path / "next", columns, schema)
+        compared = 0
+        for _, at, user, _ in story.answers:
+            if story.changed.get(user, 0) < at:
+                compare(story.service, log, user, at)
+                compared += 1
+        assert compared > 30
+
+
+def milliseconds(value: Any) -> int | None:
+    if isinstance(value, str):
+        return int(np.datetime64(value.removesuffix("Z"), "ms").astype(np.int64))
+    return value
+
+
+def compare(service: Service, log: Log, user: str, at: int) -> None:
+    """The histories of a user at a moment, as the server reads them and as the log gives them."""
+    online = service._encoder._histories.stored(key_number(user), service._encoder.user(user), at)
+    row, moment = log.users.rows(token_shop.pa.array([user]), "user"), np.array([at])
+    for name, history in online.items():
+        events, offsets = log.past_of(name, row, moment)
+        offline = history_of(log, name, events, offsets, moment)
+        for column, values in history.items():
+            assert np.asarray(values).tolist() == offline.columns[column].tolist(), (name, column)  # type: ignore[union-attr]
+
+
+def test_tokens_are_visible_from_when_their_event_was(tmp_path: Path) -> None:
+    """What compress writes of a late event can be read from when the event could, like a token written online."""
+    columns = token_shop.events(200)
+    columns["told"] = [at + (n % 3) * 7 * token_shop.DAY // 2 for n, at in enumerate(columns["at"])]
+    schema = {**token_shop.SCHEMA, "time": {**token_shop.SCHEMA["time"], "available_at": "told"}}
+    job = token_shop.job_of(tmp_path, columns, schema)
+    compress(job, tmp_path / "tokens", ["blocks=2", "first_slices=1"], quiet=True)
+    log = token_shop.opened(tmp_path, columns, schema)
+    assert log.available is not None
+    known = log.label_known(np.arange(len(log)))
+    assert (known >= log.available).all()
+    wanted = {(int(t), int(a), int(k)) for t, a, k in zip(log.events.times, log.available, known)}
+    with TokenStore.open(tmp_path / "tokens") as store:
+        for _, tokens in store.scan():
+            told = zip(tokens.times.tolist(), tokens.visible.tolist(), tokens.known["label"].tolist())
+            assert set(told) <= wanted
+        assert len(store) > 50
