@@ -195,7 +195,7 @@ def _check(args: argparse.Namespace) -> None:
     histories = ", ".join(f"{name} ({', '.join(of)})" for name, of in found["histories"].items()) or "none"
     text = f"{args.config}: no faults\n  model      {found['model']}\n  log        {found['log']}\n"
     text += f"  features   {', '.join(found['features'])}\n  histories  {histories}"
-    _out(args, found, "\n".join([text, *tables.warning_lines(found["warnings"])]))
+    _out(args, found, "\n".join([text, *found["notes"], *tables.warning_lines(found["warnings"])]))
 
 
 def _prepare(args: argparse.Namespace) -> None:
@@ -214,21 +214,28 @@ def _prepare(args: argparse.Namespace) -> None:
     text += tables.table(["part", "samples", "positive rate", *(["from", "to"] if spans else [])], rows)
     for name, share in found["hash_collisions"].items():
         text += f"\nfeature {name}: about {share:.1%} of its values share a hash bucket with another"
-    text = "\n".join([text, *tables.left_out_lines(found["left_out"]), *tables.warning_lines(found["warnings"])])
+    text = "\n".join(
+        [text, *found["notes"], *tables.left_out_lines(found["left_out"]), *tables.warning_lines(found["warnings"])]
+    )
     _out(args, found, f"{text}\n{found['folder']}")
 
 
 def _train(args: argparse.Namespace) -> None:
     config, overrides = _config(args)
+    if config is not None:
+        # Before training, so that whoever reads them can still stop it; they are kept in the run too (NOTES.md).
+        for line in imports.as_job(config, overrides).notes:
+            print(line, file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
     run = verbs.train(config, overrides, resume=args.resume, quiet=args.quiet)
     _out(args, {**run.results, "run": str(run.folder)}, f"{tables.results_table(run.name, run.results)}\n{run.folder}")
 
 
 def _import(args: argparse.Namespace) -> None:
     found = imports.import_config(args.config, args.into, user=args.user, item=args.item)
-    lines = [f"{args.config}:{one['line']}:{one['column']}: {one['field']}: {one['words']}" for one in found["notes"]]
-    fates = [(f"{note['fate']}: ", line) for note, line in zip(found["notes"], lines)]
-    told = [f"{fate}{line}" for fate, line in sorted(fates, key=lambda pair: pair[0], reverse=True)]
+    told = [
+        f"{one['fate']}: {args.config}:{one['line']}:{one['column']}: {one['field']}: {one['words']}"
+        for one in found["notes"]
+    ]
     _out(args, found, "\n".join([*told, *found["choices"], "", *found["files"]]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,22 +16,49 @@ if TYPE_CHECKING:
 Config = str | Path | Mapping[str, Any]
 
 
-def as_job(source: Config, overrides: Sequence[str]) -> tuple[Config, AbstractContextManager[None]]:
-    """A config as a job can read it, and what tells its faults with the lines of the file it came from.
+@dataclass(frozen=True)
+class Given:
+    """A config as a job can read it.
 
-    An EasyRec configuration becomes the words that ``longrec import`` would write; any other config stays.
+    Attributes:
+        config: what a job reads: an EasyRec configuration in the words that ``longrec import`` would write, any other
+            config as it is.
+        located: tells the faults of a job with the lines of the file it came from.
+        notes: one line per choice that was made, and per field of an EasyRec configuration that is carried with a
+            difference or not at all; what changes results first.
+        text: the same as ``NOTES.md`` says it; empty for other configs.
     """
-    from longrec.interop import easyrec
+
+    config: Config
+    located: AbstractContextManager[None] = field(default_factory=nullcontext)
+    notes: tuple[str, ...] = ()
+    text: str = ""
+
+
+def as_job(source: Config, overrides: Sequence[str] = ()) -> Given:
+    """Read a config, be it EasyRec's or ours.
+
+    Raises:
+        ConfigError: all faults of an EasyRec configuration.
+    """
+    from longrec.interop import easyrec, easyrec_folder
 
     if not easyrec.is_easyrec(source):
-        return source, nullcontext()
+        return Given(source)
     named = {key: value for key, _, value in (word.partition("=") for word in overrides)}
     found = easyrec.read(
         source,  # type: ignore[arg-type]  # is_easyrec says that it is a path
         user=named.get("data.schema.user"),
         item=named.get("data.schema.item"),
+        options=False,
     )
-    return found.job(), _with_lines(found)
+    told, text = easyrec_folder.told(found), easyrec_folder.notes_text(found)
+    lines = [f"note: {source}: {choice}" for choice in found.choices]
+    lines += [
+        f"note: {source}:{one['line']}:{one['column']}: {one['field']}: {one['fate']}: {one['words']}"
+        for one in told["notes"]
+    ]
+    return Given(found.job(), _with_lines(found), tuple(lines), text)
 
 
 @contextmanager

@@ -58,13 +58,13 @@ def resource_error(error: BaseException, where: str = "") -> LongRecError | None
     if _is_memory(error) and not spilled:
         return _memory(place, error)
     if number in _DISK or _HALF_WRITTEN.match(str(error)) or (spilled and _is_memory(error)):
-        do = "free some space, or write to another disk; data.folder, fit.runs and --into say where things go"
+        do = "free some space, or write to another disk; data.folder and fit.runs say where logs and runs go"
         return ResourceError(place or "the disk", f"no space left ({said})", "room for what is written", do)
     if number == errno.EFBIG:
         do = "raise the limit (ulimit -f), or write to another file system"
         return ResourceError(place or "a file", f"too large to be written ({said})", "files of any size", do)
     if number in _DENIED:
-        do = "change its permissions, or give another folder; data.folder, fit.runs and --into say where things go"
+        do = "change its permissions, or give another folder; data.folder and fit.runs say where logs and runs go"
         return ResourceError(place or "a file", f"no permission ({said})", "a place you may read and write", do)
     if number in _FILES:
         return ResourceError(

@@ -36,15 +36,16 @@ def check(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
     from longrec.data.split import without_validation
     from longrec.train import job
 
-    given, located = as_job(source, overrides)
-    with located:
-        found = job.check(given, overrides)
+    given = as_job(source, overrides)
+    with given.located:
+        found = job.check(given.config, overrides)
     return {
         "model": found.model["name"],
         "log": str(found.data.log),
         "features": list(found.schema.features),
         "histories": {name: list(history.of) for name, history in found.schema.histories.items()},
         "warnings": without_validation(found.data),
+        "notes": list(given.notes),
     }
 
 
@@ -60,14 +61,20 @@ def prepare(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
     from longrec.data.prepare import prepare as prepare_log
     from longrec.train.job import read_job
 
-    given, located = as_job(source, overrides)
-    with located:
-        job = read_job(given, overrides)
+    given = as_job(source, overrides)
+    with given.located:
+        job = read_job(given.config, overrides)
     folder = prepare_log(job.data, job.schema)
     log = Log.open(folder, job.schema, stores=False)
     check_window(log)
     warnings = [*log.warnings, *window_warnings(log)]
-    return {"folder": str(folder), **log.manifest, "warnings": warnings, "left_out": log.left_out}
+    return {
+        "folder": str(folder),
+        **log.manifest,
+        "warnings": warnings,
+        "left_out": log.left_out,
+        "notes": list(given.notes),
+    }
 
 
 def train(
@@ -90,11 +97,11 @@ def train(
 
     if source is None:
         return fit(source, overrides, resume=resume, quiet=quiet)
-    given, located = as_job(source, overrides)
-    with located:
-        if given is not source:
-            read_job(given, overrides)
-    return fit(given, overrides, resume=resume, quiet=quiet)
+    given = as_job(source, overrides)
+    with given.located:
+        if given.config is not source:
+            read_job(given.config, overrides)
+    return fit(given.config, overrides, resume=resume, quiet=quiet, notes=given.text)
 
 
 def compress(
@@ -278,9 +285,9 @@ def cite(source: Config, overrides: Sequence[str] = ()) -> Bibliography:
     """The BibTeX of a model, or of all that a config, a run or a folder of tokens stands on; LongRec comes last."""
     from longrec.train.cited import cited
 
-    given, located = as_job(source, overrides)
-    with located:
-        return cited(given, overrides).bibliography()
+    given = as_job(source, overrides)
+    with given.located:
+        return cited(given.config, overrides).bibliography()
 
 
 def worlds() -> list[str]:

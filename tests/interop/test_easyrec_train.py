@@ -105,8 +105,27 @@ def test_the_imported_config_trains_to_the_same_numbers(sample: Path, capsys: py
     assert "differs: din.config:2:59: model_dir: its last part names the run" in out
     assert "user: user_id, by its name" in out
     notes = json.loads(Path("notes.json").read_text())
-    assert {"line": 2, "column": 59, "field": "model_dir", "fate": "differs"}.items() <= notes["notes"][0].items()
+    assert {"line": 2, "column": 59, "field": "model_dir", "fate": "differs"}.items() <= notes["notes"][-1].items()
+    weights = [one["changes_results"] for one in notes["notes"]]
+    assert weights == sorted(weights, reverse=True)  # what changes results comes first
+    assert any(weights)
+    assert not all(weights)
+
+    told = imports.as_job("din.config").notes
     assert main(["train", "din.config", "--quiet", *FAST]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("\n".join(told) + "\n")
+    assert "note: din.config: user: user_id, by its name; data.schema.user says otherwise" in out
+    kept = Path("runs/taobao/NOTES.md").read_text()
+    assert "- `din.config:2:59` `model_dir`: its last part names the run" in kept
+    assert "--user" not in kept + out
+    for verb in ("check", "prepare"):
+        assert main([verb, "din.config", *FAST]) == 0
+        assert "\n".join(told) in capsys.readouterr().out
+    assert main(["train", "din.config", "name=again", "--quiet", "--json", "-", *FAST]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["run"].endswith("again")
+    assert "\n".join(told) in shown.err
     assert main(["train", "out/config.yaml", "name=imported", "--quiet", *FAST]) == 0
     assert measures("taobao") == measures("imported")
 
@@ -128,8 +147,14 @@ def test_faults_of_our_own_are_told_with_the_lines_of_their_file(sample: Path) -
 
 def test_user_and_item_may_be_told_from_the_command_line(sample: Path) -> None:
     Path("odd.config").write_text(config().replace("adgroup_id", "thing"))
-    with pytest.raises(ConfigError, match="say which it is with --item COLUMN"):
+    with pytest.raises(ConfigError, match="say which it is with data.schema.item=COLUMN"):
         verbs.check("odd.config")
+    with pytest.raises(ConfigError, match="say which it is with --item COLUMN"):
+        imports.import_config("odd.config", "out")
+    with pytest.raises(ConfigError, match="--item: no column named 'thin'; did you mean 'thing'"):
+        imports.import_config("odd.config", "out", item="thin")
+    with pytest.raises(ConfigError, match="data.schema.item: no column named 'thin'; did you mean 'thing'"):
+        verbs.check("odd.config", ["data.schema.item=thin"])
     assert verbs.check("odd.config", ["data.schema.item=thing"])["model"] == "multi_tower"
     imports.import_config("odd.config", "out", item="thing", user="pid")
     assert "item: thing" in Path("out/schema.yaml").read_text()

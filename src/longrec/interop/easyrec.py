@@ -75,30 +75,33 @@ def is_easyrec(path: object) -> bool:
     return isinstance(path, str | Path) and Path(path).suffix.lower() in SUFFIXES
 
 
-def read(path: str | Path, *, user: str | None = None, item: str | None = None) -> Imported:
+def read(path: str | Path, *, user: str | None = None, item: str | None = None, options: bool = True) -> Imported:
     """Read a configuration.
 
     Args:
         user: column of the user; by GAUC's uid_field, by a telling name, or the number of the row when not given.
         item: column of the item; by a telling name when not given.
+        options: whether messages name user and item by the options of ``longrec import``, or by settings of a job.
 
     Raises:
         ConfigError: all faults, each with file, line and column.
     """
     path = Path(path)
-    return of_tree(text_format.read(path), path, user=user, item=item)
+    return of_tree(text_format.read(path), path, user=user, item=item, options=options)
 
 
-def of_tree(tree: Message, path: Path, *, user: str | None = None, item: str | None = None) -> Imported:
+def of_tree(
+    tree: Message, path: Path, *, user: str | None = None, item: str | None = None, options: bool = True
+) -> Imported:
     """:func:`read` of a configuration that is parsed already; ``path`` names it and is where its paths start."""
-    return _Reader(path, tree).imported(user, item)
+    return _Reader(path, tree, options).imported(user, item)
 
 
 class _Reader:
     """The parts in the order in which they need each other."""
 
-    def __init__(self, path: Path, tree: Message) -> None:
-        self.path, self.reading = path, Reading(str(path))
+    def __init__(self, path: Path, tree: Message, options: bool) -> None:
+        self.path, self.reading = path, Reading(str(path), options=options)
         _refuse_torch(tree, self.reading)
         self.top = Section(self.reading, "EasyRecConfig", tree, "", Place(1, 1))
 

@@ -64,15 +64,22 @@ class Features:
                 self._add(config.get("feature_name") or columns[0], columns[0], config)
         for config in configs:
             for name in config.all("shared_names"):
-                for column in expanded(name, config, "shared_names"):
+                for column in expanded(name, config, "shared_names", rows.types):
                     if rows.require(column, config, "shared_names"):
                         self._add(column, column, config)
 
     def _columns(self, config: Section) -> list[str]:
-        names = config.all("input_names")
+        names = self._inputs(config)
         if not names:
             config.fault("input_names", "is missing; expected the column of the feature")
         return [name for name in names if self.rows.require(name, config, "input_names")]
+
+    def _inputs(self, config: Section) -> list[str]:
+        """The columns a feature reads; one that combines several may name them as a range."""
+        names: list[str] = config.all("input_names")
+        if config.get("feature_type") not in _COMPOSED:
+            return names
+        return [one for name in names for one in expanded(name, config, "input_names", self.rows.types)]
 
     def _add(self, name: str, column: str, config: Section) -> None:
         if name in self.specs:
@@ -83,6 +90,10 @@ class Features:
         while any(spec.ours == ours for spec in self.specs.values()):
             ours += "_"
         self.specs[name] = Spec(name, ours, config.get("feature_type", "IdFeature"), column, config)
+
+    def names(self, section: Section, key: str) -> list[str]:
+        """Features that a list names, ranges such as ``field[1-3]`` as the features they stand for."""
+        return [one for name in section.all(key) for one in expanded(name, section, key, self.specs)]
 
     def find(self, name: str, section: Section, key: str) -> Spec | None:
         """The feature of a name, or None with a fault."""
@@ -266,7 +277,7 @@ class Features:
 
     def _combo(self, spec: Spec) -> dict[str, Any]:
         config = spec.config
-        names, hashed = config.all("input_names"), config.get("hash_bucket_size", 0)
+        names, hashed = self._inputs(config), config.get("hash_bucket_size", 0)
         config.get("combo_join_sep")
         if len(names) < 2:
             config.fault("input_names", f"of {spec.name} are {len(names)}; expected two columns at least to combine")
@@ -279,7 +290,7 @@ class Features:
         return {"kind": "cross", "of": names, "hash": hashed}
 
     def _lookup(self, spec: Spec) -> dict[str, Any]:
-        config, names = spec.config, spec.config.all("input_names")
+        config, names = spec.config, self._inputs(spec.config)
         if len(names) != 2:
             config.fault("input_names", f"of {spec.name} are {len(names)}; expected two columns: the map and the key")
             names = [*names, "", ""]

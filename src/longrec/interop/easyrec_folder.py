@@ -9,7 +9,7 @@ from typing import Any
 from longrec.config import to_yaml
 from longrec.errors import ConfigError
 from longrec.interop.easyrec import Imported
-from longrec.interop.easyrec_section import Note
+from longrec.interop.easyrec_section import Note, by_weight
 
 CONFIG, SCHEMA, NOTES = "config.yaml", "schema.yaml", "NOTES.md"
 
@@ -53,7 +53,7 @@ def notes_text(found: Imported) -> str:
     """What NOTES.md says: how columns were found, and a line a field that is not carried as it is."""
     lines = [f"# What became of {found.source.name}", "", *(f"- {choice}" for choice in found.choices), ""]
     for fate, title in (("not carried", "Not carried"), ("differs", "Carried with a difference")):
-        notes = [note for note in found.notes if note.fate == fate]
+        notes = [note for note in by_weight(found.notes) if note.fate == fate]
         lines += [
             f"## {title}",
             "",
@@ -81,7 +81,8 @@ def told(found: Imported) -> dict[str, Any]:
                 "field": note.field,
                 "fate": note.fate,
                 "words": note.words,
+                "changes_results": note.changes_results,
             }
-            for note in found.notes
+            for note in by_weight(found.notes)
         ],
     }

@@ -74,7 +74,7 @@ class Histories:
         if not maps:
             group.fault("seq_att_map", "is missing; expected the features of the candidate and their sequences")
         for one in maps:
-            keys, sequences = one.all("key"), one.all("hist_seq")
+            keys, sequences = self.features.names(one, "key"), self.features.names(one, "hist_seq")
             if len(keys) != len(sequences) or not keys:
                 one.fault("hist_seq", f"has {len(sequences)} sequences for {len(keys)} of key; expected one a key")
             for key, sequence in zip(keys, sequences):

@@ -38,7 +38,7 @@ FeatureConfig
   combo_input_seps         text*        -  a cross takes one value a column
 FeatureGroupConfig
   group_name               text         =  the name of a tower
-  feature_names            text*        =  what the tower reads
+  feature_names            text*        =  what the tower reads; name[1-3] is name1, name2, name3
   wide_deep                enum:WideOrDeep =  which part of a model reads the group
   sequence_features        SeqAttGroupConfig* =  attention inside the tower
   negative_sampler         bool         =  must be false

@@ -66,7 +66,7 @@ class Groups:
         if name not in self._read:
             made: list[str] = []
             of_item = _ITEM_GROUP.search(name.lower()) is not None
-            for feature in group.all("feature_names"):
+            for feature in self.features.names(group, "feature_names"):
                 spec = self.features.find(feature, group, "feature_names")
                 if spec is None:
                     continue

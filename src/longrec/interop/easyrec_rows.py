@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from longrec.interop.text_format import Place
 _CSV = ("CSVInput", "CSVInputV2", "CSVInputEx")
 _PARQUET = ("ParquetInput", "ParquetInputV2", "ParquetInputV3", "HiveParquetInput")
 _TYPES = {"INT32": "int", "INT64": "int", "FLOAT": "float", "DOUBLE": "float", "STRING": "text", "BOOL": "text"}
-_EXPANDED = re.compile(r"([A-Za-z_]+)\[([0-9]{1,9})-([0-9]{1,9})\]")
+_EXPANDED = re.compile(r"([^\[\]]+)\[([0-9]{1,9})-([0-9]{1,9})\]")
 _MOST = 10_000
 """Columns that one ``name[1-3]`` may stand for."""
 
@@ -87,16 +87,24 @@ class Rows:
         return words | {"rows": rows}
 
 
-def expanded(name: str, section: Section, key: str) -> list[str]:
-    """``name[1-3]`` as name1, name2, name3; any other name as itself."""
+def expanded(name: str, section: Section, key: str, known: Collection[str] = ()) -> list[str]:
+    """``name[1-3]`` as name1, name2, name3; any other name as itself.
+
+    ``name[01-03]`` makes the same names, as it does in EasyRec; name01 only where that one is known and name1 is not.
+
+    Args:
+        known: names that there are. One of them stands for itself, whatever it looks like.
+    """
     match = _EXPANDED.fullmatch(name)
-    if match is None:
+    if match is None or name in known:
         return [name]
     first, last = int(match[2]), int(match[3])
     if last < first or last - first >= _MOST:
         section.fault(key, f"is {name!r}; expected a rising range of {_MOST:,} names at most")
         return []
-    return [f"{match[1]}{number}" for number in range(first, last + 1)]
+    plain = [f"{match[1]}{number}" for number in range(first, last + 1)]
+    padded = [f"{match[1]}{number:0{len(match[2])}}" for number in range(first, last + 1)]
+    return [two if two in known and one not in known else one for one, two in zip(plain, padded)]
 
 
 def read_rows(top: Section) -> Rows:
@@ -238,32 +246,34 @@ def keys(
         taken: the columns of labels.
         metrics: what towers are measured by.
     """
-    config = rows.config
+    config, named_by = rows.config, rows.config.reading.named_by
     free = [name for name in rows.types if name not in taken]
-    for option, told in (("--user", user), ("--item", item)):
+    for key, told in (("user", user), ("item", item)):
         if told is not None and not rows.has(told) and not rows.parquet:
             near = nearest(told, rows.types)
             hint = f"did you mean {near!r}?" if near else f"known: {', '.join(rows.types)}"
-            config.reading.fault(config.at("input_fields", 0), f"{option}: no column named {told!r}; {hint}")
-    found_user, why_user = user, "as told (--user)"
+            config.reading.fault(config.at("input_fields", 0), f"{named_by(key)}: no column named {told!r}; {hint}")
+    found_user, why_user = user, f"as told ({named_by('user')})"
     if found_user is None:
         found_user, why_user = _uid([*top.section("eval_config").all("metrics_set"), *metrics], rows)
     if found_user is None:
         found_user = next((name for name in USERS if name in free), None)
-        why_user = "by its name; --user says otherwise"
+        why_user = f"by its name; {named_by('user')} says otherwise"
     if found_user is None:
-        found_user, why_user = rows.numbered(), "no column names a user, so each row is a user of its own; --user"
-    found_item, why_item = item, "as told (--item)"
+        found_user, why_user = rows.numbered(), "no column names a user, so each row is a user of its own; "
+        why_user += f"{named_by('user', 'COLUMN')} names one"
+    found_item, why_item = item, f"as told ({named_by('item')})"
     if found_item is None:
         names = [*ITEMS, *sorted(name for name in free if LIKE_AN_ITEM.search(name))]
         found_item = next((name for name in names if name in free and name != found_user), None)
-        why_item = "by its name; --item says otherwise"
+        why_item = f"by its name; {named_by('item')} says otherwise"
     if found_item is None:
         if free:
+            told = ", ".join(free[:12]) + (", ..." if len(free) > 12 else "")
             config.reading.fault(
                 config.at("input_fields", 0),
                 "data_config.input_fields has no column that names the item by a usual name; "
-                f"say which it is with --item COLUMN: {', '.join(free[:12])}{', ...' if len(free) > 12 else ''}",
+                f"say which it is with {named_by('item', 'COLUMN')}: {told}",
             )
         found_item = "item"
     for path, column in (("user", found_user), ("item", found_item)):
@@ -276,5 +286,5 @@ def _uid(metrics: Sequence[Section], rows: Rows) -> tuple[str | None, str]:
     named = [(one.section("gauc"), one.section("gauc").get("uid_field")) for one in metrics]
     for gauc, uid in named:
         if uid is not None and rows.require(uid, gauc, "uid_field"):
-            return uid, "as the gauc metric says; --user says otherwise"
+            return uid, f"as the gauc metric says; {rows.config.reading.named_by('user')} says otherwise"
     return None, ""

@@ -53,8 +53,8 @@ TrainConfig
   write_graph              bool         -  there is no graph to write
   freeze_gradient          text*        !  some variables would not be trained, named by TensorFlow's names
   incr_save_config         any          -  a checkpoint is written whole
-  enable_oss_stop_signal   bool         -  stop a run with an interrupt and go on with --resume
-  dead_line                text         -  stop a run with an interrupt and go on with --resume
+  enable_oss_stop_signal   bool         -  stop a run with an interrupt, go on with longrec train --resume RUN
+  dead_line                text         -  stop a run with an interrupt, go on with longrec train --resume RUN
 Optimizer
   adam_optimizer           AdamOptimizer@optimizer  ~  fit.optimiser: adam; tables by lazy_adam: only rows of the batch
   adamw_optimizer          AdamWOptimizer@optimizer ~  fit.optimiser: adamw; tables by lazy_adam, without decay
@@ -145,7 +145,7 @@ EvalConfig
 EvalMetrics
   auc                      AUC@metric   =  auc
   gauc                     GAUC@metric  =  gauc
-  session_auc              SessionAUC@metric -  make the session the user (--user), then gauc is AUC by session
+  session_auc              SessionAUC@metric -  make the session the user of the schema, then gauc is AUC by session
   max_f1                   any@metric   -  evaluate measures no thresholds
   accuracy                 any@metric   -  evaluate measures no thresholds
   precision                any@metric   -  evaluate measures no thresholds
@@ -158,10 +158,10 @@ EvalMetrics
 AUC
   num_thresholds           int          -  AUC is exact, by ranks
 GAUC
-  uid_field                text         =  the user of the schema, unless --user says otherwise
+  uid_field                text         =  the user of the schema, unless it is told otherwise
   reduction                text         ~  gauc weighs users by their rows (mean_by_sample_num)
 SessionAUC
-  session_id_field         text         -  make the session the user (--user), then gauc is AUC by session
+  session_id_field         text         -  make the session the user of the schema, then gauc is AUC by session
   reduction                text         -  gauc weighs users by their rows (mean_by_sample_num)
 TopK
   topk                     int          -  a metric of retrieval

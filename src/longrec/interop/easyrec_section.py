@@ -6,7 +6,7 @@ forgets a field cannot drop it in silence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,79 @@ class Note:
     def __str__(self) -> str:
         return f"{self.place}: {self.field}: {self.fate}: {self.words}"
 
+    @property
+    def changes_results(self) -> bool:
+        """Whether the difference may change what a model learns or how it is measured; when in doubt it may."""
+        leaf = self.field.rpartition(".")[2]
+        return leaf not in _HARMLESS and not (self.field.startswith(_OUTSIDE) and leaf not in _CHOOSES)
+
+
+_OUTSIDE = ("export_config.", "eval_config.")
+_CHOOSES = (
+    "exporter_type",
+    "enable_early_stop",
+    "early_stop_func",
+    "early_stop_params",
+    "max_check_steps",
+    "reduction",
+)
+"""Fields of these sections that choose the weights, or weigh a metric."""
+_HARMLESS = frozenset(
+    [
+        "model_dir",
+        "fg_json_path",
+        "sync_replicas",
+        "sparse_accumulator_type",
+        "startup_delay_steps",
+        "keep_checkpoint_max",
+        "save_summary_steps",
+        "is_profiling",
+        "force_restore_shape_compatible",
+        "train_distribute",
+        "num_gpus_per_worker",
+        "summary_model_vars",
+        "protocol",
+        "inter_op_parallelism_threads",
+        "intra_op_parallelism_threads",
+        "tensor_fuse",
+        "write_graph",
+        "incr_save_config",
+        "enable_oss_stop_signal",
+        "dead_line",
+        "prefetch_size",
+        "shard",
+        "file_shard",
+        "num_parallel_calls",
+        "selected_cols",
+        "selected_col_types",
+        "rtp_separator",
+        "pai_worker_queue",
+        "pai_worker_slice_num",
+        "chief_redundant",
+        "data_compression_type",
+        "n_data_batch_tfrecord",
+        "feature_fields",
+        "embedding_on_cpu",
+        "max_partitions",
+        "tf_summary",
+        "model_name",
+        "loss_name",
+        "expert_name",
+        "tower_name",
+        "network_name",
+        "restore_filters",
+        "wide_regularization",
+        "dense_regularization",
+        "ignore_error",
+    ]
+)
+"""Fields of machines, files and names: where a model runs, not what it learns."""
+
+
+def by_weight(notes: Iterable[Note]) -> list[Note]:
+    """Notes with what changes results first, and among those what is not carried before what differs."""
+    return sorted(notes, key=lambda note: (not note.changes_results, note.fate != "not carried", note.place))
+
 
 @dataclass
 class Reading:
@@ -40,12 +113,22 @@ class Reading:
         faults: one line a fault, each with line and column.
         notes: one a field that is carried with a difference or not carried.
         origins: where in the file a word of the job comes from, by its dotted path (``data.schema.features.brand``).
+        options: whether user and item are named by the options of ``longrec import``; else by settings of a job.
     """
 
     where: str
     faults: list[tuple[Place, str]] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     origins: dict[str, Place] = field(default_factory=dict)
+    options: bool = True
+
+    def named_by(self, key: str, value: str = "") -> str:
+        """How the user or the item is named in words that the command at hand takes: ``--item COLUMN``, or
+        ``data.schema.item=COLUMN``.
+        """
+        if self.options:
+            return f"--{key} {value}".rstrip()
+        return f"data.schema.{key}={value}" if value else f"data.schema.{key}"
 
     def fault(self, place: Place, words: str) -> None:
         """Remember a fault; all of them are raised together."""

@@ -44,6 +44,7 @@ def train(
     *,
     resume: str | Path | None = None,
     quiet: bool = False,
+    notes: str = "",
 ) -> Run:
     """Prepare the log, train the model, keep the best, measure it once on valid and test.
 
@@ -53,6 +54,7 @@ def train(
         resume: folder of a run that was stopped or killed; it goes on from its last checkpoint and ends bit by bit
             as if nothing had happened. A finished run is returned as it is.
         quiet: show no progress.
+        notes: what of another tool's configuration is not carried as it is; kept in the run folder.
 
     Returns:
         The finished run. Its folder is ``fit.runs``/name; without a name ``<model>-<n>``.
@@ -79,7 +81,7 @@ def train(
         seen, told = _seen(job, log, model)
         if job.fit.start_from is not None:  # what does not fit shows before there is a folder
             start_from(job.fit.start_from, model, build_optimisers(model, job.fit), job.fit, log.fitted)
-        folder = new_folder(job, log, seen, told)
+        folder = new_folder(job, log, seen, told, notes)
         with alone(folder):
             _run(folder, job, log, model, quiet)
     return open_run(folder)

@@ -24,12 +24,13 @@ except ImportError:  # Windows: runs are not kept apart there
     fcntl = None  # type: ignore[assignment]
 
 
-def new_folder(job: Job, log: Log, seen: SeenLabels, warnings: Sequence[str] = ()) -> Path:
+def new_folder(job: Job, log: Log, seen: SeenLabels, warnings: Sequence[str] = (), notes: str = "") -> Path:
     """A run folder with everything that is known before training; it appears whole or not at all.
 
     Args:
         seen: the labels that the weights will have seen.
         warnings: sentences about the run that it starts from.
+        notes: what of another tool's configuration is not carried as it is; kept as ``NOTES.md``.
 
     Raises:
         RunError: the folder that the job names is there already.
@@ -47,6 +48,8 @@ def new_folder(job: Job, log: Log, seen: SeenLabels, warnings: Sequence[str] = (
         about = {"path": str(log.folder.absolute()), "digest": log.folder.name, "samples": log.sample_count}
         about |= {"left_out": log.left_out, KEY: seen.to_dict(), "warnings": list(warnings)}
         (partial / "log.json").write_text(json.dumps(about, indent=1))
+        if notes:
+            (partial / "NOTES.md").write_text(notes, encoding="utf-8")
         for number in range(1, 1_000_000):
             folder = runs / (job.name or f"{short}-{number}")
             (partial / "config.yaml").write_text(replace(job, name=folder.name).to_yaml(), encoding="utf-8")

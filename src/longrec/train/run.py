@@ -4,6 +4,7 @@ config.yaml        the resolved job              schema/        the fitted schem
 metrics.jsonl      losses and validations        log.json       which prepared log
 environment.json   versions, processor, git      checkpoints/   best (a saved model), last (to resume from)
 predictions/       valid.parquet, test.parquet   results.json   metrics with intervals; written last
+NOTES.md           what of another tool's configuration is not carried as it is; where it came from one
 """
 
 from __future__ import annotations
