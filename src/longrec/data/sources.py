@@ -104,6 +104,7 @@ def row_needs(schema: Schema) -> list[Need]:
 def _config_needs(config: DataConfig, source: Source) -> list[Need]:
     """What the data section itself names of the log."""
     needs = [("data.split.column", config.split.column)] if config.split.column is not None else []
+    needs += [("data.weights", column) for column in config.weights]
     if source.rows is not None and source.rows.columns is None:
         made = source.rows.made()
         needs += [("data.log.rows.packed", column) for column in source.rows.packed]
