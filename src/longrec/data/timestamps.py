@@ -139,6 +139,7 @@ class _Column:
             return self._whole(value, real or kind.startswith("DECIMAL"), math.floor(low), math.ceil(high))
         known = self._unit(math.floor(low), math.floor(high))
         refuse_calendar(self.log, self.where, value, real or kind.startswith("DECIMAL"), low, high, known, unit)
+        self._plausible(math.floor(low), math.floor(high), known)
         if text is not None:
             made = sql.number_text_sql(text, known)
         elif real:
@@ -207,7 +208,10 @@ class _Column:
                 f"{unit}, as the schema says",
                 "correct time.unit",
             )
-        known = unit if unit != "auto" else ends[1] or "s"
+        return unit if unit != "auto" else ends[1] or "s"
+
+    def _plausible(self, low: int, high: int, known: str) -> None:
+        unit, where = self.time.unit, self.where
         first, last = (milliseconds(value, known) for value in (low, high))
         if unit == "auto" and last >= LATEST:
             raise DataError(
@@ -218,7 +222,6 @@ class _Column:
             )
         if first < FIRST or last > LAST:
             raise DataError(where, f"values from {low} to {high} {known}", "moments of the years 1 to 9999")
-        return known
 
 
 def check_known_at(log: Relation, column: str, found: Timestamps, event: Timestamps) -> None:
