@@ -361,10 +361,16 @@ def test_another_column_of_dates_is_another_log(tmp_path: Path) -> None:
     for as_of in (None, "early", "late"):
         for words in ({"files": str(tmp_path / "items.parquet")}, {"query": f"FROM '{tmp_path}/items.parquet'"}):
             source = {**words, **({} if as_of is None else {"as_of": as_of})}
+            if as_of is None and "files" in words:
+                source["files"] = str(tmp_path / "ite*.parquet")
             data = {"log": str(tmp_path / "log.parquet"), "items": source, "folder": str(tmp_path / "prepared")}
             folder = prepare(DataConfig.model_validate(data), schema)
             folders.add(folder)
-            batch = gather(Log.open(folder), np.arange(count))
+            log_of = Log.open(folder)
+            named = f"{tmp_path.name}/ite*.parquet" if "files" in words else "the query of items"
+            told_of = "" if not log_of.warnings else log_of.warnings[0].split(" has ")[0]
+            assert told_of == {None: named, "early": "", "late": named.replace("*", "ms").rpartition("/")[2]}[as_of]
+            batch = gather(log_of, np.arange(count))
             assert set(plain(batch.features["ctr"])) == (
                 {0.0} if as_of == "late" else {np.float32(0.1), np.float32(0.9)}
             )

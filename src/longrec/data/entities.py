@@ -231,7 +231,7 @@ class Entities:
         features = [f for f in self.schema.features if self.schema.table(f) == self.role and self.of_own(f)]
         if self.given is None or not features:
             return []
-        named = ", ".join(Path(file).name for file in self.given.files or ()) or f"the query of {self.role}s"
+        named = ", ".join(map(_named, self.given.files or ())) or f"the query of {self.role}s"
         several, listed = len(features) > 1, ", ".join(features)
         if self.versions is None:
             does = (
@@ -256,3 +256,8 @@ def add_values(
         values, offsets, _ = multi_values(schema.features[feature], values, where)
         counts = np.repeat(counts, np.diff(offsets))
     fitter.add(values, counts, where)
+
+
+def _named(file: str) -> str:
+    """A file by its name, a pattern with its folder."""
+    return Path(file).name if not set("*?[") & set(Path(file).name) else "/".join(Path(file).parts[-2:])
