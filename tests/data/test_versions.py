@@ -350,6 +350,29 @@ def test_one_version_a_key_before_everything_is_a_table_without_versions(prepare
     assert "dated" not in (static.folder / "items" / "table.json").read_text()
 
 
+def test_the_dates_of_a_table_may_be_of_another_type_than_those_of_the_log(prepared: Callable[..., Log]) -> None:
+    day = 86_400
+    moments = START // day * day + np.arange(40) * (day // 4)
+    log = pa.table({"user": [1] * 40, "item": [3] * 40, "t": moments, "click": [0, 1] * 20})
+    seconds = START // day * day + np.arange(10) * day
+    when = pa.array(seconds, pa.timestamp("s", "UTC"))
+    east = np.datetime_as_string((seconds + 2 * 3600).astype("datetime64[s]"))
+    dates: dict[str, Any] = {
+        "seconds": seconds,
+        "milliseconds": seconds * 1_000,
+        "with a zone": when.cast(pa.timestamp("us", "Asia/Tokyo")),
+        "naive": when.cast(pa.timestamp("ns")),
+        "days": when.cast(pa.date32()),
+        "text with an offset": [f"{text}+02:00" for text in east],
+    }
+    expected = [0.0] + [float(n // 4 + 1) for n in range(39)]
+    for kind, since in dates.items():
+        items = pa.table({"item": [3] * 10, "ctr": np.arange(10) + 1.0, "since": since})
+        words = {**COINS, "time": "t"}
+        ctr = gather(prepared(log, words, items=items, as_of={"items": "since"}), np.arange(40)).features["ctr"]
+        assert plain(ctr) == expected, kind
+
+
 def test_another_column_of_dates_is_another_log(tmp_path: Path) -> None:
     count = 40
     log = {"user": [0, 1] * 20, "item": [0, 1] * 20, "t": range(count), "click": [0, 1, 1, 0] * 10}
