@@ -11,6 +11,7 @@ import functools
 import gc
 import inspect
 import logging
+import math
 import re
 import tempfile
 import warnings
@@ -47,6 +48,8 @@ from longrec.models import artifact
 from longrec.models.base import Encoder, Model, Ranker, build, cross_entropy, describe, find, help_text
 from longrec.models.citation import citation
 from longrec.nn.sparse_optim import LazyAdam
+from longrec.train.negatives import check_negative_rate, corrected
+from longrec.train.settings import FitConfig
 
 SHAPES = [(100, 100), (100, 37), (7, 100), (1, 1), (500, 300), (3, 0), (1, 0)]
 """(candidates, events) at which the exported program must agree."""
@@ -314,6 +317,37 @@ def check_a_loss_is_the_weighted_mean_over_rows(case: Case) -> None:
     close(loss(torch.full((9,), 4.0)), loss(None))
     assert loss(torch.zeros(9)).isfinite()
     assert each.std() > 1e-3, "weights are not read"
+
+
+def check_the_correction_of_sampled_negatives_is_applied_once(case: Case) -> None:
+    """Weights saved while a model is corrected score all rows: by one shift of every logit, whatever is built on what.
+    Afterwards nothing of the model has moved. A model of several labels is refused.
+    """
+    model, batch = case.lively(), ragged(9)
+    if model.targets or len(model.output_biases()) != 1:
+        with pytest.raises(ConfigError, match=r"fit.negative_rate: 0.1"):
+            check_negative_rate(model, FitConfig(negative_rate=0.1))
+        return
+    check_negative_rate(model, FitConfig(negative_rate=0.1))
+    kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        before = model(batch)
+        vectors = model.encode(batch) if isinstance(model, Encoder) else None
+    with tempfile.TemporaryDirectory() as folder:
+        with corrected(model, 0.1):
+            artifact.save(model, folder)
+        again = artifact.load(folder)
+    assert isinstance(again, Ranker | Encoder)
+    again.eval()
+    close(scores_of_label(again, batch), before + math.log(0.1))
+    if isinstance(again, Encoder):
+        assert torch.equal(scores(again, batch), vectors), "a token does not depend on the output bias"
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
+
+
+def scores_of_label(model: Ranker | Encoder, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        return model(batch)
 
 
 def check_saved_and_loaded(case: Case) -> None:

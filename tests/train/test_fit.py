@@ -120,7 +120,8 @@ def test_a_stopped_run_resumes_bit_by_bit(
         ["fit.bf16=true", "fit.clip_norm=0.1", "fit.warmup_steps=10", "fit.weight_decay=0.1"],
         ["fit.tables_optimiser=rowwise_adagrad", "fit.by_length=true", "fit.monitor=log_loss"],
         ["fit.tables_optimiser=rowwise_adam", "fit.monitor=gauc", "model={name: deepfm}"],
-        ["model={name: lr}", "data.split.valid=0"],
+        ["model={name: lr}", "data.split.valid=0", "fit.negative_rate=0.3"],
+        ["fit.negative_rate=0.5", "fit.sample_weight=stars", "evaluate.sample_weight=stars"],
         [
             "model={name: multi_tower, din: {seen: {dropout: 0.2}}}",
             "fit.optimiser=sgd",

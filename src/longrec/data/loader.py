@@ -42,6 +42,11 @@ class Loader:
         self.seed, self.shuffle, self.by_length = seed, shuffle, by_length
         self.targets, self.known_before = tuple(targets), known_before
 
+    @property
+    def loss_rows(self) -> NDArray[np.int64]:
+        """The rows whose loss counts: all of them."""
+        return self.rows
+
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
 

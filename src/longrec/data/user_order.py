@@ -32,6 +32,7 @@ class UserLoader:
         batch_size: rows a batch; at least the longest run.
         shuffle: visit users at random; False keeps the order of the log (for prediction).
         rows_per_user: longest run.
+        loss_rows: those of ``rows`` whose loss counts; default all. The others stand there to be looked back at.
         context: rows of the log, of any part, put before each run; fewer where the user has fewer.
         mirrored: every second epoch goes backwards through the runs of the epoch before.
         targets, known_before: further labels to compute, as ``gather``.
@@ -50,8 +51,10 @@ class UserLoader:
         mirrored: bool = False,
         targets: Sequence[str] = (),
         known_before: int | None = None,
+        loss_rows: NDArray[np.int64] | None = None,
     ) -> None:
         self.log, self.rows = log, np.unique(rows)
+        self.loss_rows = self.rows if loss_rows is None else np.unique(loss_rows)
         self.seed, self.shuffle, self.mirrored = seed, shuffle, mirrored
         self.targets, self.known_before = tuple(targets), known_before
         self._first, self._last = _runs(log.user(self.rows), rows_per_user)
@@ -107,8 +110,10 @@ class UserLoader:
         rows = self._counted(runs)
         before = self._from[runs]
         every = np.union1d(rows, _spans(before, before + self._context[runs]))
-        if len(every) == len(rows):
+        if len(every) == len(rows) and len(self.loss_rows) == len(self.rows):
             return gather(self.log, rows, self.targets, self.known_before)
+        if len(self.loss_rows) < len(self.rows):
+            rows = np.intersect1d(rows, self.loss_rows, assume_unique=True)
         counts = np.isin(every, rows, assume_unique=True)
         made = gather(self.log, every, self.targets, self.known_before)
         return replace(made, counts=torch.from_numpy(counts))

@@ -28,6 +28,7 @@ from longrec.train.job import Job, flat, read_job
 from longrec.train.loop import Loop
 from longrec.train.machine import keep_large_blocks, torch_threads
 from longrec.train.memory import check_memory, known_fields
+from longrec.train.negatives import check_negative_rate, check_negatives_left
 from longrec.train.optimisers import build_optimisers
 from longrec.train.run import Run, open_log, open_run, read_log, require_run
 from longrec.train.seen_labels import SeenLabels, check_start, seen_by, seen_labels
@@ -78,6 +79,8 @@ def train(
     with _tuned(job) as model_of:
         model = model_of(log)
         check_targets(log, model.targets)
+        check_negative_rate(model, job.fit)
+        check_negatives_left(log, job.fit)
         seen, told = _seen(job, log, model)
         if job.fit.start_from is not None:  # what does not fit shows before there is a folder
             start_from(job.fit.start_from, model, build_optimisers(model, job.fit), job.fit, log.fitted)
@@ -133,7 +136,7 @@ def _run(folder: Path, job: Job, log: Log, model: Model, quiet: bool) -> None:
             quiet=quiet,
         )
         if not loop.state.step:
-            start_at_base_rates(model, log, loop.loader.rows)
+            start_at_base_rates(model, log, loop.loader.loss_rows)
         if job.fit.start_from is not None and not loop.state.step:
             _seen(job, log, model)
             start_from(job.fit.start_from, model, loop.optimisers, job.fit, log.fitted)

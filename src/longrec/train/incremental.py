@@ -39,6 +39,7 @@ from longrec.train.instances import Instances
 from longrec.train.job import Job, read_job
 from longrec.train.loop import loader_of, update
 from longrec.train.machine import keep_large_blocks, torch_threads
+from longrec.train.negatives import check_negative_rate
 from longrec.train.optimisers import build_optimisers
 from longrec.train.run import read_log
 from longrec.train.scoring import score
@@ -168,6 +169,7 @@ class _Protocol:
         self.plugged = models.build(job.model, self.fields)
         assert isinstance(self.plugged, KEEPPlug)
         refuse_looking_back(self.plugged, "incremental")
+        check_negative_rate(self.plugged, job.fit)
         torch.manual_seed(job.fit.seed)
         bare = models.build(job.model["base"], without(self.fields, self.plugged.knowledge))
         self.arms = {"base": _Learner(bare, log, job)}
@@ -224,11 +226,19 @@ class _Learner:
         if not len(rows):
             return
         fit = self.job.fit
+        loader = loader_of(
+            self.model,
+            self.log,
+            rows,
+            fit.batch_size,
+            seed=fit.seed,
+            known_before=known_before,
+            negative_rate=fit.negative_rate,
+        )
         if not self.steps:
-            start_at_base_rates(self.model, self.log, rows, known_before)
+            start_at_base_rates(self.model, self.log, loader.loss_rows, known_before)
         torch.manual_seed(fit.seed + self.passes)
         self.model.train()
-        loader = loader_of(self.model, self.log, rows, fit.batch_size, seed=fit.seed, known_before=known_before)
         for batch in loader.epoch(self.passes):
             if batch.size > 1:
                 update(self.model, self.optimisers, fit, self.steps, batch, "incremental")

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from longrec.data.loader import Loader
 from longrec.data.log import Log
+from longrec.data.negatives import sample_negatives
 from longrec.data.user_order import UserLoader
 from longrec.errors import ConfigError
 from longrec.models.base import Model
@@ -22,6 +23,7 @@ def loader_of(
     shuffle: bool = True,
     by_length: bool = False,
     known_before: int | None = None,
+    negative_rate: float = 1.0,
 ) -> Loader | UserLoader:
     """The batches of some rows of a log as a model wants them.
 
@@ -31,15 +33,18 @@ def loader_of(
     Args:
         known_before: the moment before which the model's further labels must be known; default the end of the
             training window. What is only scored has none.
+        negative_rate: share of the negatives that are kept. In user order the others stay to be looked back at, and
+            have no loss.
 
     Raises:
         ConfigError: ``by_length`` for a model in user order.
     """
     order, targets = model.user_order, model.targets if shuffle else ()
+    kept = sample_negatives(rows, log.labels.take(rows), negative_rate, seed) if negative_rate < 1 else rows
     if order is None:
         return Loader(
             log,
-            rows,
+            kept,
             batch_size,
             seed=seed,
             shuffle=shuffle,
@@ -58,6 +63,7 @@ def loader_of(
         rows_per_user=order.rows,
         context=order.context if shuffle else order.rows,
         mirrored=order.mirrored,
+        loss_rows=kept,
         targets=targets,
         known_before=known_before,
     )

@@ -18,6 +18,7 @@ from longrec.models.base import Model
 from longrec.progress import Progress
 from longrec.train import checkpoint
 from longrec.train.loaders import loader_of
+from longrec.train.negatives import corrected
 from longrec.train.optimisers import build_optimisers, clip, set_rates
 from longrec.train.scoring import measure, precision, score
 from longrec.train.settings import FitConfig
@@ -60,7 +61,15 @@ class Loop:
         self.label, self.quiet = label, quiet
         rows, self.valid_rows = log.rows_of("train"), log.rows_of("valid")
         self.valid_weight = None if eval_weight is None else log.weight_of(eval_weight).take(self.valid_rows)
-        self.loader = loader_of(model, log, rows, config.batch_size, seed=config.seed, by_length=config.by_length)
+        self.loader = loader_of(
+            model,
+            log,
+            rows,
+            config.batch_size,
+            seed=config.seed,
+            by_length=config.by_length,
+            negative_rate=config.negative_rate,
+        )
         self.optimisers = build_optimisers(model, config)
         self.checkpoints = folder / "checkpoints"
         checkpoint.recover_folder(self.checkpoints / "best")
@@ -133,6 +142,10 @@ class Loop:
         state.loss_sum, state.loss_rows = 0.0, 0
 
     def _validate(self) -> str:
+        with corrected(self.model, self.config.negative_rate):
+            return self._measure_valid()
+
+    def _measure_valid(self) -> str:
         """Measure valid, keep the model if it is the best so far; without valid rows the last model is the best."""
         state, config = self.state, self.config
         if not len(self.valid_rows):

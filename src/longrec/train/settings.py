@@ -58,6 +58,9 @@ class FitConfig(Strict):
     patience: int = Setting(
         3, ge=0, description="stop after so many validations in a row without a better monitor; 0 never stops early"
     )
+    negative_rate: float = Setting(
+        1.0, gt=0, le=1, description="share of the negative training rows that are kept; scores are corrected for it"
+    )
     sample_weight: str | None = Setting(
         None, description="column of the log that weighs each training row in the loss; all alike when not given"
     )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from longrec.data.gather import gather
 from longrec.data.log import Log
+from longrec.data.negatives import sample_negatives
 from longrec.errors import RunError
 from longrec.features.batch import Batch
 from longrec.models import artifact
@@ -26,6 +27,7 @@ from longrec.train.blocks import Block, refuse_looking_back
 from longrec.train.instances import LABEL, Instances
 from longrec.train.job import Job
 from longrec.train.loop import loader_of, update
+from longrec.train.negatives import check_negative_rate, corrected
 from longrec.train.optimisers import build_optimisers
 from longrec.train.scoring import score
 
@@ -63,6 +65,7 @@ class Source:
             raise RunError(name, found, "an encoder, such as iat", "train a source: model: {name: iat}")
         if trained is None:
             refuse_looking_back(model, name)
+            check_negative_rate(model, job.fit)
         return cls(model, log, job, name, trained is not None)
 
     def train(self, rows: NDArray[np.int64], epochs: int, known_before: int | None) -> None:
@@ -73,12 +76,18 @@ class Source:
         """
         if not len(rows):
             return
-        self._start(rows, known_before)
-        self.model.train()
         for _ in range(epochs):
             loader = loader_of(
-                self.model, self.log, rows, self.fit.batch_size, seed=self.fit.seed, known_before=known_before
+                self.model,
+                self.log,
+                rows,
+                self.fit.batch_size,
+                seed=self.fit.seed,
+                known_before=known_before,
+                negative_rate=self.fit.negative_rate,
             )
+            self._start(loader.loss_rows, known_before)
+            self.model.train()
             for batch in loader.epoch(self.passes):
                 if batch.size > 1:
                     self.learn(batch)
@@ -201,6 +210,7 @@ class Source:
 
     def _learn_stream(self, instances: Instances, store: TokenStore, moment: int, back: int) -> None:
         ready = instances.ready(moment)
+        ready = sample_negatives(ready, self.log.labels.take(ready), self.fit.negative_rate, self.fit.seed)
         ready = ready[np.argsort(self.log.moments.take(ready), kind="stable")]
         if len(ready):
             self._start(ready, moment)
@@ -237,7 +247,9 @@ class Source:
 
     def save(self, folder: Path, versions: Sequence[Mapping[str, Any]]) -> None:
         """Write the source as it is now: its weights, the fitted schema, and the version that writes next."""
-        artifact.save(self.model, folder / "model")
+        # The weights of a run are corrected already.
+        with corrected(self.model, 1.0 if self.given else self.fit.negative_rate):
+            artifact.save(self.model, folder / "model")
         self.log.fitted.save(folder / "schema")
         about = {
             "run": self.name,

@@ -15,6 +15,7 @@ from longrec.features.encode import Encoder, IdEncoder, to_state
 from longrec.features.fitted import FittedSchema
 from longrec.models.base import Model, name_of
 from longrec.train import checkpoint
+from longrec.train.negatives import move_rate
 from longrec.train.optimisers import build_optimisers
 from longrec.train.run import open_run
 from longrec.train.settings import FitConfig
@@ -46,6 +47,7 @@ def start_from(
     _same_optimisers(where, run.config.fit, config)
     _same_ids(where, old, run.fitted, fitted)
     inherit(model, old, where)
+    move_rate(model, old, run.config.fit.negative_rate, config.negative_rate)
     move_moments(model, optimisers, old, before)
 
 

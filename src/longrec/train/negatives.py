@@ -1,0 +1,87 @@
+"""Negative down-sampling and its correction: scores are probabilities of all rows, not of those that were kept.
+
+A model that learns all positives and a share r of the negatives learns odds that are 1 / r times too high:
+
+    logit(p) = logit(p_sampled) + log r                             (He et al., ADKDD 2014, section 6.3)
+
+The correction is one number that is added to the logit of every row. So it is added to the output bias of the model
+whenever the model leaves training: for a validation, for the best weights, for a source of tokens. Whatever loads these
+weights has it, once, and has no code for it: prediction, explanation, bundle, server.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from longrec.data.log import Log
+from longrec.data.negatives import sample_negatives
+from longrec.errors import ConfigError, DataError
+from longrec.models.base import Model, name_of
+from longrec.train.settings import FitConfig
+
+
+@contextmanager
+def corrected(model: Model, negative_rate: float) -> Iterator[None]:
+    """Within it the model scores all rows; after it, its parameters are to the bit what they were."""
+    if negative_rate >= 1:
+        yield
+        return
+    bias = _bias(model).detach()
+    before = bias.clone()
+    bias.add_(math.log(negative_rate))
+    try:
+        yield
+    finally:
+        bias.copy_(before)
+
+
+def check_negative_rate(model: Model, fit: FitConfig) -> None:
+    """Refuse down-sampling for a model that one shift of the logit cannot correct.
+
+    Raises:
+        ConfigError: a model of several labels, or one whose score has no output bias of its own.
+    """
+    if fit.negative_rate >= 1:
+        return
+    where, do = f"fit.negative_rate: {fit.negative_rate:g}", "leave it out, or set fit.sample_weight"
+    if model.targets:
+        told = f"{name_of(model)} learns {', '.join(model.targets)} beside the label"
+        fault = f"{where}: {told}; a row dropped for one label is missing for the others, which no shift corrects; {do}"
+        raise ConfigError("config", [fault])
+    if len(model.output_biases()) != 1:
+        fault = f"{where}: the score of {name_of(model)} has no single output bias to correct (output_biases); {do}"
+        raise ConfigError("config", [fault])
+
+
+def check_negatives_left(log: Log, fit: FitConfig) -> None:
+    """Refuse a rate that leaves no negative row to learn from.
+
+    Raises:
+        DataError: none is left.
+    """
+    rows = log.rows_of("train")
+    labels = log.labels.take(rows)
+    if fit.negative_rate < 1 and len(sample_negatives(rows, labels, fit.negative_rate, fit.seed)) == labels.sum():
+        found = f"none of {int((labels == 0).sum()):,} negative training rows is kept"
+        raise DataError(f"fit.negative_rate: {fit.negative_rate:g}", found, "one at least", "raise it")
+
+
+def move_rate(model: Model, old: Model, before: float, now: float) -> None:
+    """After a warm start, bring the output bias that ``old`` learned at the rate ``before`` to the rate ``now``.
+
+    A model whose output is new, on top of the other one, has nothing to be moved.
+    """
+    home, own, biases = model.home_of(old), dict(model.named_parameters()), model.output_biases()
+    if before == now or len(biases) != 1:
+        return
+    if any(own[home + name].data_ptr() == biases[0].data_ptr() for name, _ in old.named_parameters()):
+        biases[0].detach().add_(math.log(before / now))
+
+
+def _bias(model: Model) -> Tensor:
+    (bias,) = model.output_biases()
+    return bias
