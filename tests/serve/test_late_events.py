@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,19 @@ from hypothesis import strategies as st
 
 from longrec.data.gather import history_of
 from longrec.data.log import Log
+from longrec.errors import StoreError
+from longrec.export.bundle import Bundle
+from longrec.export.write import _history
+from longrec.features.fields import AVAILABLE
+from longrec.serve.histories import Histories
 from longrec.serve.knowledge import key_number
+from longrec.serve.live import LiveEvents
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings
+from longrec.store import backends
+from longrec.store.disk import DiskStore
 from longrec.store.tokens import TokenStore
+from longrec.store.visible import last_visible
 from longrec.train.compress import compress
 
 MINUTE = 60_000
@@ -198,6 +208,160 @@ def compare(service: Service, log: Log, user: str, at: int) -> None:
         offline = history_of(log, name, events, offsets, moment)
         for column, values in history.items():
             assert np.asarray(values).tolist() == offline.columns[column].tolist(), (name, column)  # type: ignore[union-attr]
+
+
+def token_of(service: Service, user: str, at: int) -> Any:
+    assert service._state is not None
+    store = next(iter(service._state.stores.values()))
+    return last_visible(store, key_number(user), at, 1)
+
+
+def test_a_further_version_is_read_from_when_it_was_told(story: Story) -> None:
+    """Context, a label and stars told anew: the event and its token as they were before, and as they are after."""
+    user, top, foot = f"once-{story.now}", {"place": "top", "price": 0.5}, {"place": "foot", "price": 3.5}
+    story.now += MINUTE
+    first, story.answers = story.now, []
+    story.tell(user, 104, first, {"label": 0, "stars": 5.0}, top)
+    story.now += 5 * MINUTE
+    story.ask(user, story.now)
+    token, seen = token_of(story.service, user, story.now), lengths(story.service, user, story.now)
+    assert seen == {"seen": 1, "liked": 1, "top": 1}
+    story.tell(user, 104, first, {"label": 1, "stars": 1.0}, foot)
+    again = story.told[user, 104, first]
+    assert milliseconds(again["told"]) == story.now
+    story.tell(user, 104, first, {"label": 1, "stars": 1.0}, foot)  # and this told again is the same
+    assert story.told[user, 104, first]["told"] == again["told"]
+    story.replay()
+    assert lengths(story.service, user, story.now) == seen
+    assert token_of(story.service, user, story.now).vectors.tobytes() == token.vectors.tobytes()
+    later = token_of(story.service, user, story.now + 1)
+    assert lengths(story.service, user, story.now + 1) == {"seen": 1, "liked": 0, "top": 0}
+    assert (len(later), later.visible.tolist(), later.sides["label"].tolist()) == (1, [story.now], [2])
+    assert later.vectors.tobytes() != token.vectors.tobytes()
+    story.now += MINUTE
+    story.tell(user, 104, first, {"stars": 4.0}, top)  # back again: a third version
+    story.replay()
+    assert lengths(story.service, user, story.now + 1) == seen
+    assert lengths(story.service, user, story.now) == {"seen": 1, "liked": 0, "top": 0}
+
+
+def lengths(service: Service, user: str, at: int) -> dict[str, int]:
+    """How many events each history has."""
+    past = service._encoder._histories.stored(key_number(user), service._encoder.user(user), at)
+    return {name: len(next(iter(columns.values()))) for name, columns in past.items()}
+
+
+def test_feedback_told_late_passes_a_filter_from_then_on(story: Story) -> None:
+    user, context = f"late-{story.now}", {"place": "side", "price": 0.5}
+    at = story.now
+    story.tell(user, 101, at, {}, context)
+    story.now += 60 * MINUTE
+    visible = story.told[user, 101, at]["told"]
+    story.tell(user, 101, at, {"stars": 4.0}, None)
+    assert story.told[user, 101, at]["told"] == visible
+    assert lengths(story.service, user, story.now) == {"seen": 1, "liked": 0, "top": 0}
+    assert lengths(story.service, user, story.now + 1) == {"seen": 1, "liked": 1, "top": 0}
+
+
+def test_an_event_of_the_bundle_told_again_is_read_as_before_until_then(
+    shop: token_shop.TokenShop, tmp_path: Path
+) -> None:
+    columns = raw_events()
+    place = max(n for n, user in enumerate(columns["user_id"]) if user == "u1")
+    at, item = columns["at"][place], columns["item_id"][place]
+    context = {name: columns[name][place] for name in ("place", "price")}
+    with served(shop, str(tmp_path / "state")) as story:
+        for moment in (at, at + 1, at + 10 * MINUTE, NOW):
+            story.ask("u1", moment)
+        story.tell("u1", item, at, {}, context)  # as the bundle holds it
+        assert milliseconds(story.told["u1", item, at]["told"]) == at
+        live = story.service._state.live  # type: ignore[union-attr]
+        assert len(live.backend) == 0  # type: ignore[union-attr]
+        story.replay()
+        before = story.service.answer(story.answers[-1][0].replace(str(NOW).encode(), str(NOW + 1).encode()))
+        story.tell("u1", item, at, {}, {**context, "place": "top" if context["place"] != "top" else "foot"})
+        assert milliseconds(story.told["u1", item, at]["told"]) == NOW
+        story.replay()
+        assert story.service.answer(story.answers[-1][0].replace(str(NOW).encode(), str(NOW + 1).encode())) != before
+
+
+def test_a_bundle_carries_when_its_events_became_available(shop: token_shop.TokenShop, tmp_path: Path) -> None:
+    """Histories read from the events of a bundle, with a live store over them and without, as the log gives them."""
+    columns = raw_events()
+    columns["told"] = [at + (n % 4) * 20 * token_shop.DAY // 24 for n, at in enumerate(columns["at"])]
+    schema = {**SCHEMA, "time": {**SCHEMA["time"], "available_at": "told"}}
+    log = token_shop.opened(tmp_path, columns, schema)
+    events = _history(log.fitted, log.events)
+    assert AVAILABLE in events.columns
+    manifest = SimpleNamespace(inputs=[SimpleNamespace(group=f"h.{name}") for name in log.schema.histories])
+    bundle: Any = SimpleNamespace(
+        fitted=log.fitted, store=DiskStore(events), items=log.items, manifest=manifest, digest="0" * 64
+    )
+    live = LiveEvents(str(tmp_path / "live"), bundle)
+    with contextlib.closing(live):
+        for histories in (Histories(bundle), Histories(bundle, live)):
+            for row in range(1, 6):
+                for at in np.quantile(columns["at"], [0.3, 0.6, 0.9, 1]).astype(np.int64).tolist():
+                    number = key_number(log.users.key(row))
+                    for name, own in histories.stored(number, row, at).items():
+                        rows, offsets = log.past_of(name, np.array([row]), np.array([at]))
+                        offline = history_of(log, name, rows, offsets, np.array([at])).columns
+                        assert {c: np.asarray(v).tolist() for c, v in own.items()} == {
+                            c: v.tolist()  # type: ignore[union-attr]
+                            for c, v in offline.items()
+                        }
+
+
+def as_before(place: str, old: backends.Backend) -> None:
+    """The live events of a store as version 0.3 kept them: without the moments at which they were told."""
+    types = {n: t for n, t in old.types.items() if n != AVAILABLE and not n.startswith("since.")}
+    attributes = {**old.attributes, "format": "longrec-live-1"}
+    with contextlib.closing(backends.create(place, types, "instance", attributes)) as new:
+        for user, events in old.scan():
+            new.append(np.full(len(events), user), events.times, {n: events.columns[n] for n in types})
+
+
+@pytest.mark.parametrize("where", ["folder", "server"])
+def test_events_of_an_earlier_version_are_taken_over(
+    shop: token_shop.TokenShop, where: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue("redis_url") if where == "server" else str(tmp_path / "old")
+    bundle = Bundle.open(shop.bundle)
+    with contextlib.closing(LiveEvents(f"{url}/late-made", bundle)) as made:
+        for n in range(6):
+            own = {"instance": 10 * n, "item": 1 + n, "place": 2, "price": 2, "stars": 3, "dwell": 2}
+            own |= {"known.stars": NOW, "known.dwell": NOW, "met.liked": n % 2, "met.top": 0}
+            for write in made.tell(7 + n % 2, 0, NOW + n, own, None, NOW + n, in_place=False).writes:
+                write()
+        expected = [
+            (user, e.times.tolist(), {n: c.tolist() for n, c in e.columns.items()}) for user, e in made.backend.scan()
+        ]
+        as_before(f"{url}/late-old", made.backend)
+    for _ in range(2):  # and a second start finds them
+        with contextlib.closing(LiveEvents(f"{url}/late-old", bundle)) as live:
+            found = [
+                (u, e.times.tolist(), {n: c.tolist() for n, c in e.columns.items()}) for u, e in live.backend.scan()
+            ]
+            assert found == expected
+    with backends.open_store(f"{url}/late-old", writable=False) as old:  # type: ignore[attr-defined]
+        assert len(old) == 6
+    other: Any = SimpleNamespace(fitted=bundle.fitted, store=bundle.store, digest="0" * 64)
+    with pytest.raises(StoreError, match="events of another bundle"):
+        LiveEvents(f"{url}/late-old", other)
+
+
+def test_a_copy_that_was_broken_off_is_made_again(shop: token_shop.TokenShop, tmp_path: Path) -> None:
+    bundle, place = Bundle.open(shop.bundle), str(tmp_path / "history")
+    with contextlib.closing(LiveEvents(str(tmp_path / "made"), bundle)) as made:
+        own = {"instance": 5, "item": 1, "place": 2, "price": 2, "stars": 3, "dwell": 2, "met.liked": 1, "met.top": 0}
+        own |= {"known.stars": NOW, "known.dwell": NOW}
+        for write in made.tell(7, 0, NOW, own, None, NOW, in_place=False).writes:
+            write()
+        as_before(place, made.backend)
+        half = {**made.backend.attributes, "format": "longrec-live-2-half"}
+        backends.create(f"{place}-2", made.backend.types, "instance", half).close()
+    with contextlib.closing(LiveEvents(place, bundle)) as live:
+        assert len(live.backend) == 1
 
 
 def test_tokens_are_visible_from_when_their_event_was(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ Whatever is not named lies in one folder, by default ``BUNDLE.state`` beside the
 
     state.json        which bundle it belongs to
     tokens/           copies of the bundle's token stores, which go on from there
-    history/          events since the bundle, where its program reads histories of events
-    source/           the same for the source
+    history-2/        events since the bundle, where its program reads histories of events
+    source-2/         the same for the source
 """
 
 from __future__ import annotations
