@@ -13,6 +13,7 @@ from longrec.data.targets import check_targets
 from longrec.data.training_window import TrainingWindow
 from longrec.errors import ConfigError
 from longrec.features.view import NEVER
+from longrec.train.loaders import loader_of
 
 START = 1_600_000_000_000
 SCHEMA: dict[str, Any] = {
@@ -118,3 +119,18 @@ def test_what_is_no_target_is_refused_with_what_to_do(log: Log) -> None:
         check_targets(early, ["like"])
     with pytest.raises(ConfigError, match="'user' is no feedback"):
         gather(log, np.arange(2), ["user"])
+
+
+class _Learns:
+    """What a loader reads of a model of several tasks."""
+
+    user_order = None
+    targets = ("like",)
+
+
+def test_a_loader_computes_the_labels_known_when_the_model_learns(log: Log) -> None:
+    model: Any = _Learns()
+    for known_before, known in ((None, 13), (START + 5_000, 4), (START, 0)):
+        batches = list(loader_of(model, log, np.arange(N), 8, known_before=known_before).epoch(0))
+        assert sum(int((~batch.targets["like"].isnan()).sum()) for batch in batches) == known
+    assert all(batch.targets == {} for batch in loader_of(model, log, np.arange(N), 8, shuffle=False).epoch(0))

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from longrec.errors import ConfigError, RunError
+from longrec.train.compress import _opened
 from longrec.train.fit import train
 from longrec.train.run import Run
 from longrec.train.seen_labels import KEY, SeenLabels, fault_of_start, seen_by
@@ -146,6 +147,8 @@ def test_runs_that_tell_nothing_are_asked_of_their_log(log: Path, tmp_path: Path
     seen = seen_by(old)
     assert seen.trained is not None
     assert (START + 7 * DAY) * 1_000 < seen.trained < (START + 8 * DAY) * 1_000
+    # A checkpoint writes tokens of impressions alone that come after every label it has seen.
+    assert _opened(old, True)[-1] == max(int(old.log().manifest["lines"][1]), seen.validated or 0)
     with pytest.raises(RunError, match="trained on labels known until 2023-11-22T11"):
         fit(log, days(7, 8), old, label_known_after="12h")
     assert "start_from" not in str(fit(log, days(8, 9), old, label_known_after="12h").results["warnings"])
