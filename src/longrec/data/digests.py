@@ -11,7 +11,7 @@ from longrec.data.settings import DataConfig, Split
 from longrec.features.schema import Schema
 
 FORMAT = "longrec-log-1"
-_RULES = 2
+_RULES = 3
 """Which rules decide what is stored: a log that was prepared by others is not found again."""
 
 

@@ -5,7 +5,7 @@ A sample is an event row. Its history is a view: the last N events of the same u
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ class Log:
             fitted = FittedSchema(_with_unit(schema, fitted.schema), fitted.encoders)
         log = cls(folder, fitted)
         log.manifest = manifest
-        log.warnings = list(manifest.get("warnings", ()))
+        log.warnings = [*manifest.get("warnings", ()), *log._early_copies(manifest.get("label_copies", ()))]
         log.weights = open_weights(folder, manifest.get("weights", ()))
         if sample_weight is not None:
             log.sample_weight = log.weight_of(sample_weight)
@@ -120,6 +120,23 @@ class Log:
                     opened[feature.source] = KnowledgeStore.open(feature.source)
                 log.read_knowledge(name, opened[feature.source])
         return log
+
+    def _early_copies(self, names: Sequence[str]) -> list[str]:
+        """A sentence per feedback feature that tells the label (``data/label_copies.py``) and is known before it."""
+        rows = np.flatnonzero(~np.isnan(self.labels)) if names else np.zeros(0, np.int64)
+        rows = rows[:: max(len(rows) // 1_000, 1)]
+        told, read = [], self.schema.histories.values()
+        for name in names:
+            if not any(name in history.of or self.schema.column(name) in history.where for history in read):
+                continue
+            own = self.events.columns.get(f"known.{name}")
+            known = self.events.times.take(rows) + self.schema.known_after(name) if own is None else own.take(rows)
+            if (self.not_before_available(known, rows) < self.label_known(rows)).any():
+                told.append(
+                    f"feature {name!r} tells the label as well as the label itself and is known before it, so "
+                    "histories that read it tell labels early; give it the delay of the label (known_after), or drop it"
+                )
+        return told
 
     def read_tokens(self, name: str, store: TokenStore) -> None:
         """Read the token history ``name`` from a store.

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from longrec.data.label_copies import filter_warning
 from longrec.data.sql import literal, name
 from longrec.errors import DataError, nearest
 from longrec.features.encode import FIRST, IdEncoder, Lists
@@ -38,17 +39,31 @@ class Filters:
             for column, condition in own.items()
         }
 
+        # Rows by whether a condition holds and by label, where nobody declared the column as feedback.
+        self._labels = {
+            (history, column): np.zeros((2, 2), np.int64)
+            for history, own in self.histories.items()
+            for column in own
+            if not schema.is_feedback_column(column)
+        }
+
     def columns(self) -> set[str]:
         """Raw columns that filters read."""
         return {column for own in self.histories.values() for column in own}
 
-    def met(self, history: str, chunk: pa.RecordBatch) -> NDArray[np.bool_]:
-        """bool ``[n]``: which rows of a chunk pass the filter of a history."""
+    def met(self, history: str, chunk: pa.RecordBatch, labels: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """bool ``[n]``: which rows of a chunk pass the filter of a history.
+
+        Args:
+            labels: ``[n]``, NaN for rows that are no training rows.
+        """
         met = []
         for column, condition in self.histories[history].items():
             values = chunk[f"c.{column}"]
             held = holds(condition, values, f"{self.where}: column {column!r}, filter of {history}")
             met.append(held)
+            if (counts := self._labels.get((history, column))) is not None:
+                counts += _label_counts(held, labels)
             missing = self._missing[history, column]
             if missing and held.any():
                 # After the first chunks of most logs nothing is missing, and nothing is looked for.
@@ -61,12 +76,13 @@ class Filters:
         return np.logical_and.reduce(met)
 
     def warnings(self, con: duckdb.DuckDBPyConnection, rows: Path) -> list[str]:
-        """One sentence per value that no row has.
+        """One sentence per value that no row has, and per undeclared column that tells the label of its own row.
 
         Args:
             rows: the Parquet file of the events, whose columns are called ``c.NAME``.
         """
-        told = []
+        told = [filter_warning(*place, counts) for place, counts in self._labels.items()]
+        told = [sentence for sentence in told if sentence]
         for (history, column), missing in self._missing.items():
             if not missing:
                 continue
@@ -89,6 +105,12 @@ class Filters:
                 f"{_listed(known)}{_meant(missing[0], known)}; correct its where"
             )
         return told
+
+
+def _label_counts(held: NDArray[np.bool_], labels: NDArray[np.float32]) -> NDArray[np.int64]:
+    """int64 ``[2, 2]``: rows that have a label, by whether a condition holds and by label."""
+    known = ~np.isnan(labels)
+    return np.bincount(2 * held[known] + (labels[known] > 0.5), minlength=4).reshape(2, 2)
 
 
 def _wanted(condition: Condition) -> list[Any]:

@@ -30,7 +30,9 @@ from longrec.data.columns import ColumnFiles, as_type, same_lengths
 from longrec.data.digests import FORMAT, log_digest, split_digest
 from longrec.data.entities import Entities, add_values
 from longrec.data.fingerprint import ContentIndex, fingerprint
+from longrec.data.label_copies import label_copies
 from longrec.data.labels import check_labels, labels_of
+from longrec.data.log import Log
 from longrec.data.occurrence import Filters, check_condition, vocabulary_warnings
 from longrec.data.scratch import SCRATCH, in_use, sweep
 from longrec.data.settings import DataConfig, Source
@@ -135,6 +137,8 @@ class _Preparation:
         self.warnings += vocabulary_warnings(
             fitted, self.build, [{**table.columns, **table.dated} for table in (users_table, items_table)]
         )
+        told, self.label_copies = label_copies(Log(self.build, fitted))
+        self.warnings += told
         self._manifest(fitted, time.perf_counter() - began)
 
     def _table(self, view: str, source: Source | None) -> read.Relation | None:
@@ -327,6 +331,7 @@ class _Preparation:
             | {f"c.{column}" for _, _, column in lists}
         )
         times, early = open_array(self.build / "events" / "times.npy"), dict.fromkeys(known, 0)
+        labels = np.where(self.codes == split.TRAIN, open_array(self.build / "label.npy"), np.float32(np.nan))
         files, pool = ColumnFiles(self.build), ThreadPoolExecutor(self.config.threads)
         try:
             for place, chunk in self._chunks("encode", wanted) if wanted else ():
@@ -341,7 +346,7 @@ class _Preparation:
                     early[name] += int((at < times[place]).sum())
                     files.event(f"known.{name}", np.maximum(at, times[place]), np.int64)
                 for name in filters.histories:
-                    files.event(f"where.{name}", filters.met(name, chunk), np.uint8)
+                    files.event(f"where.{name}", filters.met(name, chunk, labels[place]), np.uint8)
                 lengths: dict[str, tuple[str, NDArray[np.int64]]] = {}
                 for (history, name, column), made in zip(lists, pool.map(partial(self._list, fitted, chunk), lists)):
                     own = (column, made.offsets)
@@ -389,6 +394,7 @@ class _Preparation:
             "hash_collisions": hashed,
             "weights": self.config.weights,
             "warnings": self.warnings,
+            "label_copies": self.label_copies,
             "source": {
                 "log": str(self.config.log),
                 "users": str(self.config.users or ""),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -122,6 +123,8 @@ def _built(job: Job, log: Log) -> Model:
 
 
 def _run(folder: Path, job: Job, log: Log, model: Model, quiet: bool) -> None:
+    for sentence in _known_before(folder, log):
+        print(f"warning: {sentence}", file=sys.stderr)
     with _asked_to_stop() as stop:
         loop = Loop(
             model,
@@ -179,7 +182,7 @@ def _measure(folder: Path, job: Job, log: Log, state: checkpoint.State, quiet: b
             found = measure_table(table, folder.absolute().name, job.model["name"], part, job.evaluate)
             measured[part] = found.to_dict()
     told = measured["test"] if "test" in measured else measured["valid"]
-    known = [*log.warnings, *window_warnings(log), *warm_start_warnings(folder), *start_warnings(best)]
+    known = [*_known_before(folder, log), *start_warnings(best)]
     results = {
         **told,
         "warnings": [*known, *told["warnings"]],

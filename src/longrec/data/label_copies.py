@@ -1,0 +1,286 @@
+"""The label under another name: features that alone tell the label of their own row, on a sample of training rows.
+
+A feature's rates of the label are learned from the rows of half of the users and measured on the other half, so that
+the identity of a user tells nothing, and the identity of an item what items honestly tell. An honest feature rarely
+reaches an AUC of .9; a copy of the label, of a later stage or of another task's label does, or has a value that
+nearly always comes with the label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.data.log import Log
+from longrec.data.split import TRAIN
+from longrec.features.encode import FIRST, Lists, TimeEncoder
+from longrec.features.fitted import gather_lists
+
+MOST = 10_000
+"""Sampled rows of each class; AUC does not depend on how many there are of each."""
+LEAST = 50
+"""Rows of each class, in each half, without which nothing is told."""
+AUC = 0.9
+"""An honest feature alone stays below: the strongest of the public logs that were tried reaches .67."""
+COPY = 0.99
+"""Feedback tells the label as well as the label itself."""
+ODDS = 50.0
+"""How much more often a value comes with the label than other values do, where it gives the label away."""
+PURE = 0.9
+"""Share of the rows of a value that have the label, where it gives the label away."""
+_BUCKETS = 64
+_PRIOR = 2.0
+_NUMBERS = 32
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What one feature tells.
+
+    Attributes:
+        auc: of its rates of the label, learned on half of the users and measured on the other.
+        pure: the largest share of the label among the rows of one value that gives it away; 0 where none does.
+        rows: how many rows were measured.
+    """
+
+    auc: float
+    pure: float
+    rows: int
+
+    def phrase(self, told: str) -> str:
+        """What was found, in words."""
+        if self.auc >= AUC:
+            return f"alone tells {told} of its own row (AUC {self.auc:.3f} on {self.rows:,} training rows)"
+        return f"has a value that comes with {told} of its own row ({self.pure:.1%} of such rows)"
+
+
+def label_copies(log: Log) -> tuple[list[str], list[str]]:
+    """Sentences about features that tell the label or other feedback of their own row; and the feedback features that
+    tell the label as well as the label itself, which is fine unless they are known before it.
+    """
+    labels = np.where(log.parts == TRAIN, log.labels, np.nan)
+    sample = _Sample.of(log, labels)
+    if sample is None:
+        return [], []
+    schema, warnings, copies = log.schema, list[str](), list[str]()
+    feedback = {name: sample.of_event(name) for name, feature in schema.features.items() if feature.feedback}
+    others = {}
+    for name, ids in feedback.items():
+        if schema.column(name) == schema.label.column:
+            continue
+        found = sample.tells(ids)
+        if found is not None and found.auc >= COPY:
+            copies.append(name)
+        elif (other := sample.relabelled(ids)) is not None:
+            others[name] = other
+    for name, columns in sample.plain():
+        found = max((one for ids in columns if (one := sample.tells(ids))), key=_strength, default=None)
+        if found is not None and (found.auc >= AUC or found.pure):
+            warnings.append(
+                _sentence(name, schema.columns(name) if name in schema.features else (), found, "the label")
+            )
+            continue
+        for target, other in others.items():
+            found = max((one for ids in columns if (one := other.tells(ids))), key=_strength, default=None)
+            if found is not None and found.auc >= AUC:
+                warnings.append(_sentence(name, schema.columns(name), found, f"the feedback {target!r}"))
+                break
+    return warnings, copies
+
+
+def filter_warning(history: str, column: str, counts: NDArray[np.int64]) -> str:
+    """The sentence about a filter on a column that is not declared as feedback and tells the label; empty where none.
+
+    Args:
+        counts: int64 ``[2, 2]`` training rows by whether the condition holds, and by label.
+    """
+    held = counts[1] / np.maximum(counts.sum(0), 1)
+    auc = 0.5 + abs(float(held[1] - held[0])) / 2
+    pure = max(_pure(counts[side], counts[1 - side]) for side in (0, 1))
+    if counts.sum(0).min() < 2 * LEAST or not (auc >= AUC or pure):
+        return ""
+    phrase = Copy(auc, pure, int(counts.sum())).phrase("the label")
+    return (
+        f"history {history!r}: its filter on column {column!r} {phrase}, so which events pass tells labels before they "
+        f"are known; if the column is known only after the event, add a feature of it with feedback: true, so that the "
+        "filter waits, or filter by the label's own column"
+    )
+
+
+def _pure(own: NDArray[Any], rest: NDArray[Any]) -> float:
+    """Share of the label among some rows, (without, with) it, where it gives the label away; else 0."""
+    if own[1] < LEAST or own[1] < PURE * own.sum() or own[1] * (rest[0] + 1) < ODDS * (own[0] + 1) * rest[1]:
+        return 0.0
+    return float(own[1] / own.sum())
+
+
+def _sentence(name: str, columns: tuple[str, ...], found: Copy, told: str) -> str:
+    of = "" if columns in ((), (name,)) else f" (column {', '.join(map(repr, columns))})"
+    return (
+        f"feature {name!r}{of} {found.phrase(told)}, as what becomes known only after the event does; if it is such, "
+        "mark it feedback: true, which keeps it to histories, or drop it"
+    )
+
+
+def _strength(found: Copy) -> float:
+    return max(found.auc, found.pure)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Rows with labels of both classes, in two halves of the users.
+
+    Attributes:
+        rows: int64 ``[S]``, rising.
+        label: bool ``[S]``.
+        half: int64 ``[S]``, 0 or 1.
+        weight: float ``[2]``: how many training rows a sampled row without and with the label stands for.
+    """
+
+    log: Log
+    rows: NDArray[np.int64]
+    label: NDArray[np.bool_]
+    half: NDArray[np.int64]
+    weight: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, log: Log, labels: NDArray[np.float32]) -> _Sample | None:
+        """A sample by labels, NaN for rows that are none; None where there are too few."""
+        random = np.random.default_rng(0)
+        classes = [np.flatnonzero(labels <= 0.5), np.flatnonzero(labels > 0.5)]
+        weight = np.array([max(len(rows) / MOST, 1.0) for rows in classes])
+        some = [rows if len(rows) <= MOST else random.choice(rows, MOST, replace=False) for rows in classes]
+        rows = np.sort(np.concatenate(some))
+        users = log.user(rows).astype(np.uint64)
+        # Neighbouring users may have been numbered by what they did: a hash parts them.
+        half = ((users * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)).astype(np.int64) & 1
+        for halves in (half, random.integers(0, 2, len(rows))):
+            made = cls(log, rows, labels.take(rows) > 0.5, halves, weight)
+            if made.counts().min() >= LEAST:
+                return made
+        return None
+
+    def counts(self) -> NDArray[np.int64]:
+        """int64 ``[4]`` rows by half and label."""
+        return np.bincount(2 * self.half + self.label, minlength=4)
+
+    def relabelled(self, ids: NDArray[Any]) -> _Sample | None:
+        """The same rows with another label: the highest of two values of a feedback feature."""
+        known = ids >= FIRST
+        values = np.unique(ids[known])
+        if len(values) != 2:
+            return None
+        made = _Sample(self.log, self.rows, ids == values[1], np.where(known, self.half, 2), np.ones(2))
+        return made if np.bincount(2 * made.half + made.label, minlength=4)[:4].min() >= LEAST else None
+
+    def of_event(self, name: str) -> NDArray[Any]:
+        """``[S]`` values of a feature of the row."""
+        return self.log.events.columns[name].take(self.rows, axis=0)
+
+    def plain(self) -> Iterator[tuple[str, list[NDArray[np.int64] | Lists]]]:
+        """Features that a model sees of the impression itself, each as columns of ids, and lists that rows bring."""
+        log, moments = self.log, self.log.moments.take(self.rows)
+        owners = {"user": log.user(self.rows), "item": log.events.columns["item"].take(self.rows)}
+        tables = {"user": log.users.as_of(owners["user"], moments), "item": log.items.as_of(owners["item"], moments)}
+        for name, feature in log.schema.features.items():
+            if feature.feedback or feature.source is not None:
+                continue
+            encoder, table = log.fitted.encoders[name], log.schema.table(name)
+            if isinstance(encoder, TimeEncoder):
+                values: NDArray[Any] | Lists = encoder.encode_times(moments)
+            elif table in tables:
+                values = tables[table][name]
+            elif name in log.lists:
+                values = gather_lists(log.lists[name], self.rows)
+            else:
+                values = self.of_event(name)
+            yield name, _columns(values)
+        for name, lists in log.lists.items():
+            if name not in log.schema.features:  # what rows bring of their users' past
+                yield name, _columns(gather_lists(lists, self.rows))
+
+    def tells(self, values: NDArray[np.int64] | Lists) -> Copy | None:
+        """How well a column tells the label of its row; None where it has one value."""
+        if isinstance(values, Lists):
+            return self._tells_lists(values)
+        distinct, place = np.unique(values, return_inverse=True)
+        if len(distinct) < 2:
+            return None
+        counts = np.zeros((2, 2, len(distinct)))
+        for half in (0, 1):
+            for label in (0, 1):
+                at = (self.half == half) & (self.label == bool(label))
+                counts[half, label] = np.bincount(place[at], minlength=len(distinct))
+        auc = float(np.mean([_counted_auc(_rates(counts[1 - half]), counts[half]) for half in (0, 1)]))
+        return Copy(auc, self._purest(counts), int(counts.sum()))
+
+    def _purest(self, counts: NDArray[np.float64]) -> float:
+        """The largest share of the label in both halves, of one value or of all but the most frequent one."""
+        weighted = counts * self.weight[None, :, None]
+        total, mode = weighted.sum(2), int(weighted.sum((0, 1)).argmax())
+        # All but the most frequent value (as a rule the missing one) count as one value more.
+        every = np.concatenate([weighted, (total - weighted[:, :, mode])[:, :, None]], 2)
+        number = np.concatenate([counts, (counts.sum(2) - counts[:, :, mode])[:, :, None]], 2)
+        # One sampled row more without the label stands for what the sample may have missed.
+        missed = every[:, 0] + self.weight[0]
+        share = every[:, 1] / (every[:, 1] + missed)
+        odds = every[:, 1] * (total[:, :1] - every[:, 0] + 1)
+        good = (number[:, 1] >= LEAST) & (share >= PURE) & (odds >= ODDS * missed * (total[:, 1:] - every[:, 1]))
+        both = good.all(0)
+        return float(share.min(0)[both].max()) if both.any() else 0.0
+
+    def _tells_lists(self, lists: Lists) -> Copy:
+        lengths = np.diff(lists.offsets)
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        distinct, place = np.unique(lists.values, return_inverse=True)
+        aucs = []
+        for half in (0, 1):
+            learn = self.half[owner] == 1 - half
+            pairs = [
+                np.bincount(place[learn & (self.label[owner] == bool(x))], minlength=len(distinct)) for x in (0, 1)
+            ]
+            rate = _rates(np.stack(pairs).astype(np.float64))
+            score = np.bincount(owner, rate[place], minlength=len(lengths)) / np.maximum(lengths, 1)
+            empty = (lengths == 0) & (self.half == 1 - half)
+            score[lengths == 0] = (self.label[empty].sum() + _PRIOR / 2) / (empty.sum() + _PRIOR)
+            own = self.half == half
+            aucs.append(_counted_auc(score[own], np.stack([~self.label[own], self.label[own]]).astype(np.float64)))
+        return Copy(float(np.mean(aucs)), 0.0, len(lengths))
+
+
+def _columns(values: NDArray[Any] | Lists) -> list[NDArray[np.int64] | Lists]:
+    """Values as columns of ids: numbers fall into buckets, the length of a list is a column too."""
+    if isinstance(values, Lists):
+        return [values, np.diff(values.offsets)]
+    if values.dtype.kind != "f":
+        return [values.astype(np.int64)]
+    return [_bucketed(column) for column in values.reshape(len(values), -1).T[:_NUMBERS]]
+
+
+def _bucketed(numbers: NDArray[Any]) -> NDArray[np.int64]:
+    distinct, place = np.unique(numbers, return_inverse=True)
+    if len(distinct) <= _BUCKETS:
+        return place.astype(np.int64)
+    edges = np.unique(np.quantile(numbers, np.arange(1, _BUCKETS) / _BUCKETS))
+    # Numbers that stand on an edge, such as the one for a missing value, are a bucket of their own.
+    return np.searchsorted(edges, numbers, side="left") + np.searchsorted(edges, numbers, side="right")
+
+
+def _rates(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rate of the label of each value, from counts ``[2, V]`` without and with it."""
+    prior = counts[1].sum() / max(counts.sum(), 1)
+    rates: NDArray[np.float64] = (counts[1] + _PRIOR * prior) / (counts.sum(0) + _PRIOR)
+    return rates
+
+
+def _counted_auc(score: NDArray[np.float64], counts: NDArray[np.float64]) -> float:
+    """AUC of scores ``[V]`` of values that stand for ``[2, V]`` rows without and with the label; ties count half."""
+    _, place = np.unique(score, return_inverse=True)
+    negative, positive = (np.bincount(place, own) for own in counts)
+    below = np.cumsum(negative) - negative / 2
+    total = negative.sum() * positive.sum()
+    return float((positive * below).sum() / total) if total else 0.5
