@@ -257,9 +257,11 @@ def test_a_batch_of_one_row_is_left_out(shop: Path, runs: Runs) -> None:
     assert run.results["steps"] == 2
 
 
-def test_a_quiet_run_says_nothing(shop: Path, runs: Runs, capfd: pytest.CaptureFixture[str]) -> None:
-    train(shop, runs("fit.max_steps=2"), quiet=True)
-    assert capfd.readouterr() == ("", "")
+def test_a_quiet_run_says_nothing_but_its_warnings(shop: Path, runs: Runs, capfd: pytest.CaptureFixture[str]) -> None:
+    run = train(shop, runs("fit.max_steps=2"), quiet=True)
+    told = [line.removeprefix("warning: ") for line in capfd.readouterr().err.splitlines()]
+    assert told
+    assert told == run.results["run_warnings"][: len(told)]
 
 
 def test_a_resumed_run_notes_another_environment(shop: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -375,10 +375,9 @@ class _Preparation:
         labels, codes = open_array(self.build / "label.npy"), self.codes
         moments = open_array(self.build / ("moment.npy" if self.schema.request else "events/times.npy"))
         parts = split.counts(labels, codes)
-        timed = self.schema.time is not None
-        spans = split.spans(labels, codes, moments, self.step) if timed else {}
+        spans = split.spans(labels, codes, moments, self.step) if self.schema.time is not None else {}
         self.warnings += split.missing_parts(self.config.split, {part: own["samples"] for part, own in parts.items()})
-        made_of = (encode.HashEncoder, encode.CrossEncoder)
+        made_of = encode.HashEncoder | encode.CrossEncoder
         hashed = {n: e.collisions() for n, e in fitted.encoders.items() if isinstance(e, made_of)}
         content = {
             "format": FORMAT,
@@ -393,13 +392,8 @@ class _Preparation:
             "rows": {name: encoder.rows for name, encoder in fitted.encoders.items()},
             "hash_collisions": hashed,
             "weights": self.config.weights,
-            "warnings": self.warnings,
-            "label_copies": self.label_copies,
-            "source": {
-                "log": str(self.config.log),
-                "users": str(self.config.users or ""),
-                "items": str(self.config.items or ""),
-            },
+            **{"warnings": self.warnings, "label_copies": self.label_copies},
+            "source": {role: str(getattr(self.config, role) or "") for role in ("log", "users", "items")},
             "seconds": round(seconds, 2),
         }
         (self.build / "log.json").write_text(json.dumps(content, indent=1))

@@ -55,7 +55,7 @@ def train(
         overrides: ``fit.lr=3e-3`` and the like.
         resume: folder of a run that was stopped or killed; it goes on from its last checkpoint and ends bit by bit
             as if nothing had happened. A finished run is returned as it is.
-        quiet: show no progress.
+        quiet: show no progress; warnings are printed all the same.
         notes: what of another tool's configuration is not carried as it is; kept in the run folder.
 
     Returns:
