@@ -134,6 +134,11 @@ def test_a_fault_of_our_own_is_none_of_the_machine() -> None:
         assert resource_error(error) is None
 
 
+def test_a_library_that_finds_no_room() -> None:
+    error = resource_error(ImportError("libtorch_cpu.so: failed to map segment from shared object"))
+    assert "too little memory" in str(error)
+
+
 def test_an_array_that_numpy_wrote_in_part() -> None:
     assert "no space left" in str(resource_error(OSError("4000 requested and 120 written")))
 

@@ -38,7 +38,7 @@ _SAID = {
 }
 _NO_MEMORY = re.compile(
     r"bad_alloc|can't allocate memory|not enough memory|out of memory|failed to allocate|unable to allocate|"
-    r"failed to allocate memory|cannot allocate memory|insufficient memory",
+    r"failed to allocate memory|cannot allocate memory|insufficient memory|failed to map segment",
     re.IGNORECASE,
 )
 _NAMED = re.compile(r'(?:file|path) \\?"([^"\\]+)\\?"')
@@ -98,7 +98,7 @@ def _is_memory(error: BaseException) -> bool:
 
 def _memory(place: str, error: BaseException) -> ResourceError:
     if type(error).__module__.partition(".")[0] in ("duckdb", "_duckdb"):
-        do = "raise data.memory, which is the share of DuckDB (400MB unless set), or lower data.threads"
+        do = "lower data.threads; raise data.memory, DuckDB's share (400MB unless set), where the machine has more"
         return ResourceError(place or "data.memory", f"too little memory ({_first_words(error)})", "more of it", do)
     free = available_memory()
     left = "" if free is None else f", {in_bytes(free)} available"
@@ -121,7 +121,7 @@ def _errno(error: BaseException) -> int | None:
 
 def _first_words(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:200] or type(error).__name__
+    return " ".join(lines[:1])[:200] or type(error).__name__
 
 
 def available_memory() -> int | None:

@@ -137,6 +137,19 @@ class Source(Strict):
 def _source(value: Any) -> Any:
     if isinstance(value, str):
         return {"files": [value]}
+    if type(value).__module__.partition(".")[0] in (
+        "pyarrow",
+        "pandas",
+        "polars",
+        "numpy",
+        "duckdb",
+        "_duckdb",
+        "pyspark",
+    ):
+        kind = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
+        raise ValueError(
+            f"is a {kind} in memory; expected files or a query: write it to a Parquet file, and give its name"
+        )
     return {"files": value} if isinstance(value, list) else value
 
 
