@@ -29,6 +29,7 @@ from longrec.progress import Progress
 from longrec.store.tokens import TokenInfo, TokenStore, Version
 from longrec.train.blocks import Block, blocks_of
 from longrec.train.compress_settings import CompressConfig
+from longrec.train.folder import written_whole
 from longrec.train.instances import LABEL, Instances
 from longrec.train.job import Job, read_job
 from longrec.train.machine import keep_large_blocks, torch_threads
@@ -101,7 +102,8 @@ def compress(
         stream = io.StringIO() if quiet else None
         total = sum(len(block.rows) for block in blocks)
         with (
-            TokenStore.create(into, info) as store,
+            written_whole(into) as place,
+            TokenStore.create(place, info) as store,
             Progress(total, f"compress {name}", "impressions", stream=stream) as progress,
         ):
             writing = _Writing(config, log, made, instances, store, written, progress)

@@ -35,6 +35,7 @@ from longrec.store.knowledge import KnowledgeInfo, KnowledgeStore, Known, Publis
 from longrec.train.blocks import Block, blocks_of
 from longrec.train.compress import Written
 from longrec.train.compress_settings import CompressConfig
+from longrec.train.folder import written_whole
 from longrec.train.instances import Instances
 from longrec.train.job import Job, read_job
 from longrec.train.machine import keep_large_blocks, torch_threads
@@ -115,16 +116,17 @@ def extract(
         walk = CompressConfig(every=config.every, blocks=config.blocks, first_slices=1)
         blocks, written = blocks_of(walk, log), Extracted(str(into))
         stream = io.StringIO() if quiet else None
-        with (
-            KnowledgeStore.create(into, _info(config, name, job, log, made.model)) as store,
-            Progress(len(blocks), f"extract {name}", "blocks", stream=stream) as progress,
-        ):
-            writing = _Writing(config, log, made, Instances(log), store, written)
-            for block in blocks:
-                writing.write(block)
-                progress.advance()
-            store.compact()
-        made.save(Path(into) / "source", written.versions)
+        with written_whole(into) as place:
+            with (
+                KnowledgeStore.create(place, _info(config, name, job, log, made.model)) as store,
+                Progress(len(blocks), f"extract {name}", "blocks", stream=stream) as progress,
+            ):
+                writing = _Writing(config, log, made, Instances(log), store, written)
+                for block in blocks:
+                    writing.write(block)
+                    progress.advance()
+                store.compact()
+            made.save(Path(place) / "source", written.versions)
     return written
 
 

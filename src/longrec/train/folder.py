@@ -69,6 +69,25 @@ def new_folder(job: Job, log: Log, seen: SeenLabels, warnings: Sequence[str] = (
             shutil.rmtree(partial)
 
 
+@contextmanager
+def written_whole(into: str | Path) -> Iterator[str | Path]:
+    """A place to write a store to; the folder takes its name once all of it is there, so that no half is ever read.
+
+    An address, and a folder that is there already (which nobody may write to), are given as they are.
+    """
+    if "://" in str(into) or Path(into).exists():
+        yield into
+        return
+    target = Path(into)
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        yield partial
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
 def warm_start_warnings(folder: Path) -> list[str]:
     """What the results of a run must say of the run that it started from."""
     return list(json.loads((folder / "log.json").read_text(encoding="utf-8")).get("warnings", ()))
