@@ -1,0 +1,140 @@
+"""Online equals offline whatever type a log's timestamps have: a request names them as a row of the log does."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.feather as feather
+import pyarrow.parquet as pq
+import pytest
+
+import longrec
+
+USERS, EACH = 25, 40
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+random = np.random.default_rng(3)
+# Microseconds since 1970, around 2023; two events of a user lie a few milliseconds, or less than one, apart.
+MICROSECONDS = (
+    1_700_000_000_000_000
+    + random.integers(0, 86_400 * 10, (USERS, EACH // 2, 1)) * 1_000_000
+    + np.array([0, 1_499])
+    + random.integers(0, 999, (USERS, EACH // 2, 2))
+).reshape(-1)
+
+
+def iso(hours: float) -> Callable[[int], str]:
+    """ISO 8601 text at an offset from UTC."""
+    zone = dt.timezone(dt.timedelta(hours=hours))
+    return lambda us: (EPOCH + dt.timedelta(microseconds=us)).astimezone(zone).isoformat()
+
+
+def written(pattern: str) -> Callable[[int], str]:
+    return lambda us: (EPOCH + dt.timedelta(microseconds=us)).strftime(pattern)
+
+
+Form = tuple[Callable[[int], Any], pa.DataType, dict[str, Any], str]
+"""The raw value of a moment, the type of the column, keys of ``time``, and the kind of file."""
+FORMS: dict[str, Form] = {
+    "seconds": (lambda us: us // 10**6, pa.int64(), {}, "parquet"),
+    "seconds, 32 bits": (lambda us: us // 10**6, pa.int32(), {"unit": "s"}, "parquet"),
+    "seconds from zero": (lambda us: (us - 1_700_000_000_000_000) // 10**6, pa.int64(), {}, "parquet"),
+    "steps": (lambda us: us // 10**6, pa.int64(), {"unit": "step"}, "parquet"),
+    "milliseconds": (lambda us: us // 1000, pa.int64(), {}, "feather"),
+    "microseconds before 1970": (lambda us: -us, pa.int64(), {}, "parquet"),
+    "nanoseconds": (lambda us: us * 1000 + 999, pa.int64(), {"unit": "ns"}, "parquet"),
+    "seconds in floats": (lambda us: us / 10**6, pa.float64(), {}, "csv"),
+    "milliseconds in floats": (lambda us: us / 1000, pa.float64(), {"unit": "ms"}, "parquet"),
+    "decimals": (lambda us: Decimal(us) / 10**6, pa.decimal128(20, 6), {}, "parquet"),
+    "digits in text": (lambda us: str(us), pa.string(), {}, "parquet"),
+    "naive text": (lambda us: iso(0)(us)[:26], pa.large_string(), {}, "parquet"),
+    "text with offsets": (lambda us: iso(us % 27 - 13)(us), pa.string(), {}, "parquet"),
+    "text with offsets in CSV": (lambda us: iso(us % 27 - 13)(us), pa.string(), {}, "csv"),
+    "dictionary": (iso(5.5), pa.dictionary(pa.int32(), pa.string()), {}, "feather"),
+    "timestamps": (lambda us: dt.datetime(1970, 1, 1) + dt.timedelta(microseconds=us), pa.timestamp("us"), {}, "parquet"),
+    "nanosecond timestamps": (lambda us: np.datetime64(us * 1000 + 7, "ns"), pa.timestamp("ns"), {}, "parquet"),
+    "zoned timestamps": (lambda us: EPOCH + dt.timedelta(microseconds=us), pa.timestamp("ns", "Asia/Tokyo"), {}, "feather"),
+    "dates": (lambda us: (EPOCH + dt.timedelta(microseconds=us)).date(), pa.date32(), {}, "parquet"),
+    "hours in digits": (lambda us: int(written("%y%m%d%H")(us)), pa.int64(), {"format": "%y%m%d%H"}, "parquet"),
+    "months first": (written("%m/%d/%Y %H:%M:%S.%f"), pa.string(), {"format": "%m/%d/%Y %H:%M:%S.%f"}, "csv"),
+}  # fmt: skip
+
+
+def largest_difference(folder: Path, form: str) -> tuple[int, float]:
+    """How many rows were asked for, and the largest difference of a score of a request from the row's prediction."""
+    raw, kind, words, suffix = FORMS[form]
+    user, item = np.repeat(np.arange(USERS), EACH), random.integers(0, 30, USERS * EACH)
+    values = [raw(int(us)) for us in MICROSECONDS]
+    base = kind.value_type if pa.types.is_dictionary(kind) else kind
+    column = pa.array(values, base)
+    columns = {"user": user, "item": item, "t": column.dictionary_encode() if base is not kind else column}
+    table = pa.table({**columns, "row": np.arange(len(user)), "click": (item + user) % 2})
+    path = folder / f"log.{suffix}"
+    if suffix == "csv":
+        pacsv.write_csv(table, path)
+    else:
+        (pq.write_table if suffix == "parquet" else feather.write_feather)(table, path)
+    calendar = {} if words.get("unit") == "step" else {"hour": {"kind": "time", "part": "hour"}}
+    schema = {
+        "user": "user",
+        "item": "item",
+        "time": {"column": "t", **words},
+        "label": "click",
+        "features": {"user": {"kind": "id"}, "item": {"kind": "id"}, "row": {"kind": "dense", "scale": "minmax"}, **calendar},
+        "histories": {"past": {"of": ["item", "time_gap", "since_previous"], "last": 30}},
+    }  # fmt: skip
+    data = {"schema": schema, "log": str(path), "split": {"by": "user", "valid": 0.2, "test": 0.5}, "threads": 1}
+    config = {
+        "name": "times",
+        "data": {**data, "folder": str(folder / "prepared")},
+        "model": {"name": "din", "mlp": [8], "attention": [4]},
+        "fit": {"max_steps": 30, "batch_size": 64, "lr": 0.03},
+    }
+    with contextlib.chdir(folder):
+        run = longrec.train(config, quiet=True)
+    longrec.export(run, folder / "bundle")
+    worst, asked = 0.0, 0
+    with longrec.client(folder / "bundle") as client:
+        for part in ("train", "valid", "test"):
+            scored = pq.read_table(longrec.predict(run, part, folder / f"{part}.parquet"))
+            rows = np.round(raw_rows(run)[scored["row"].to_numpy()]).astype(int)
+            for row, score in zip(rows, scored["score"].to_pylist()):
+                context = {"row": int(row)}
+                found = client.rank(int(user[row]), [int(item[row])], at=values[row], context=context).items[0].score
+                worst, asked = max(worst, abs(found - score)), asked + 1
+    return asked, worst
+
+
+def raw_rows(run: Any) -> np.ndarray:
+    """The row of the file that each row of the prepared log came from."""
+    low, high = 0, USERS * EACH - 1
+    encoder = run.log().fitted.encoders["row"]
+    values = run.log().events.columns["row"].astype(np.float64) * encoder.spread + encoder.shift
+    assert (np.round(values).min(), np.round(values).max()) == (low, high)
+    return values
+
+
+@pytest.mark.parametrize("form", ["text with offsets in CSV"])
+def test_requests_score_as_predictions_do(tmp_path: Path, form: str) -> None:
+    asked, worst = largest_difference(tmp_path, form)
+    assert asked == USERS * EACH
+    assert worst < 1e-6
+
+
+@pytest.mark.slow
+def test_requests_score_as_predictions_do_over_all_types(tmp_path: Path) -> None:
+    total = 0
+    for place, form in enumerate(FORMS):
+        (tmp_path / str(place)).mkdir()
+        asked, worst = largest_difference(tmp_path / str(place), form)
+        print(f"{form}: {asked} rows, largest difference {worst:.2g}")
+        assert worst < 1e-6, form
+        total += asked
+    assert total >= 10_000
