@@ -48,7 +48,7 @@ from longrec.models import artifact
 from longrec.models.base import Encoder, Model, Ranker, build, cross_entropy, describe, find, help_text
 from longrec.models.citation import citation
 from longrec.nn.sparse_optim import LazyAdam
-from longrec.train.negatives import check_negative_rate, corrected
+from longrec.train import negatives
 from longrec.train.settings import FitConfig
 
 SHAPES = [(100, 100), (100, 37), (7, 100), (1, 1), (500, 300), (3, 0), (1, 0)]
@@ -326,15 +326,15 @@ def check_the_correction_of_sampled_negatives_is_applied_once(case: Case) -> Non
     model, batch = case.lively(), ragged(9)
     if model.targets or len(model.output_biases()) != 1:
         with pytest.raises(ConfigError, match=r"fit.negative_rate: 0.1"):
-            check_negative_rate(model, FitConfig(negative_rate=0.1))
+            negatives.check_negative_rate(model, FitConfig(negative_rate=0.1))
         return
-    check_negative_rate(model, FitConfig(negative_rate=0.1))
+    negatives.check_negative_rate(model, FitConfig(negative_rate=0.1))
     kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.no_grad():
         before = model(batch)
         vectors = model.encode(batch) if isinstance(model, Encoder) else None
     with tempfile.TemporaryDirectory() as folder:
-        with corrected(model, 0.1):
+        with negatives.corrected(model, 0.1):
             artifact.save(model, folder)
         again = artifact.load(folder)
     assert isinstance(again, Ranker | Encoder)
