@@ -30,14 +30,18 @@ MICROSECONDS = (
 ).reshape(-1)
 
 
+def when(us: int) -> dt.datetime:
+    return EPOCH + dt.timedelta(microseconds=us)
+
+
 def iso(hours: float) -> Callable[[int], str]:
     """ISO 8601 text at an offset from UTC."""
     zone = dt.timezone(dt.timedelta(hours=hours))
-    return lambda us: (EPOCH + dt.timedelta(microseconds=us)).astimezone(zone).isoformat()
+    return lambda us: when(us).astimezone(zone).isoformat()
 
 
 def written(pattern: str) -> Callable[[int], str]:
-    return lambda us: (EPOCH + dt.timedelta(microseconds=us)).strftime(pattern)
+    return lambda us: when(us).strftime(pattern)
 
 
 Form = tuple[Callable[[int], Any], pa.DataType, dict[str, Any], str]
@@ -58,13 +62,13 @@ FORMS: dict[str, Form] = {
     "text with offsets": (lambda us: iso(us % 27 - 13)(us), pa.string(), {}, "parquet"),
     "text with offsets in CSV": (lambda us: iso(us % 27 - 13)(us), pa.string(), {}, "csv"),
     "dictionary": (iso(5.5), pa.dictionary(pa.int32(), pa.string()), {}, "feather"),
-    "timestamps": (lambda us: dt.datetime(1970, 1, 1) + dt.timedelta(microseconds=us), pa.timestamp("us"), {}, "parquet"),
+    "timestamps": (lambda us: when(us).replace(tzinfo=None), pa.timestamp("us"), {}, "parquet"),
     "nanosecond timestamps": (lambda us: np.datetime64(us * 1000 + 7, "ns"), pa.timestamp("ns"), {}, "parquet"),
-    "zoned timestamps": (lambda us: EPOCH + dt.timedelta(microseconds=us), pa.timestamp("ns", "Asia/Tokyo"), {}, "feather"),
-    "dates": (lambda us: (EPOCH + dt.timedelta(microseconds=us)).date(), pa.date32(), {}, "parquet"),
+    "zoned timestamps": (lambda us: when(us), pa.timestamp("ns", "Asia/Tokyo"), {}, "feather"),
+    "dates": (lambda us: when(us).date(), pa.date32(), {}, "parquet"),
     "hours in digits": (lambda us: int(written("%y%m%d%H")(us)), pa.int64(), {"format": "%y%m%d%H"}, "parquet"),
     "months first": (written("%m/%d/%Y %H:%M:%S.%f"), pa.string(), {"format": "%m/%d/%Y %H:%M:%S.%f"}, "csv"),
-}  # fmt: skip
+}
 
 
 def largest_difference(folder: Path, form: str) -> tuple[int, float]:
@@ -82,14 +86,15 @@ def largest_difference(folder: Path, form: str) -> tuple[int, float]:
     else:
         (pq.write_table if suffix == "parquet" else feather.write_feather)(table, path)
     calendar = {} if words.get("unit") == "step" else {"hour": {"kind": "time", "part": "hour"}}
+    dense = {"kind": "dense", "scale": "minmax"}
     schema = {
         "user": "user",
         "item": "item",
         "time": {"column": "t", **words},
         "label": "click",
-        "features": {"user": {"kind": "id"}, "item": {"kind": "id"}, "row": {"kind": "dense", "scale": "minmax"}, **calendar},
+        "features": {"user": {"kind": "id"}, "item": {"kind": "id"}, "row": dense, **calendar},
         "histories": {"past": {"of": ["item", "time_gap", "since_previous"], "last": 30}},
-    }  # fmt: skip
+    }
     data = {"schema": schema, "log": str(path), "split": {"by": "user", "valid": 0.2, "test": 0.5}, "threads": 1}
     config = {
         "name": "times",
