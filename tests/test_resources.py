@@ -252,7 +252,9 @@ def test_a_limit_of_a_container(tmp_path: Path, version: int) -> None:
     root = tmp_path if version == 2 else tmp_path / "memory"
     for folder, limit in ((root, "9000"), (root / "outer", "500"), (root / "outer" / "inner", "max")):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in zip((*names[:2], "memory.stat"), (limit, "300", f"anon 1\n{names[2]} 50\n")):
+        for name, text in zip(
+            (*names[:2], "memory.stat"), (limit, "300", f"anon 1\n{names[2]} 40\n{names[2].replace('in', '', 1)} 10\n")
+        ):
             (folder / name).write_text(text)
     own = tmp_path / "cgroup"
     own.write_text("0::/outer/inner\n" if version == 2 else "9:cpu:/\n4:cpuset,memory:/outer/inner\n0::/\n")

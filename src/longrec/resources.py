@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import resource
+from collections.abc import Iterable
 from pathlib import Path
 
 from longrec.errors import LongRecError, ResourceError
@@ -130,6 +131,19 @@ def available_memory() -> int | None:
     return max(min(known), 0) if known else None
 
 
+def require_room(files: Iterable[Path], what: str) -> None:
+    """Raise a ResourceError when files that are read into memory are larger than what is left of it."""
+    sizes = {path: path.stat().st_size for path in files if path.is_file()}
+    free = available_memory()
+    if free is not None and sum(sizes.values()) > free:
+        raise ResourceError(
+            str(max(sizes, key=lambda path: sizes[path])),
+            f"{what} of {in_bytes(sum(sizes.values()))}",
+            f"at most the {in_bytes(free)} of memory that are available",
+            "use a machine with more memory, or train smaller tables",
+        )
+
+
 def _machine() -> int | None:
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -148,8 +162,8 @@ def _cgroup(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cg
                 continue
             new = controllers == ""
             base = root if new else root / "memory"
-            files = ("memory.max", "memory.current", "inactive_file") if new else (
-                "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")  # fmt: skip
+            files = ("memory.max", "memory.current", ("inactive_file", "active_file")) if new else (
+                "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))  # fmt: skip
             here = base / path.lstrip("/")
             for folder in [here, *here.parents]:
                 if folder != base and base not in folder.parents:
@@ -160,12 +174,12 @@ def _cgroup(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cg
     return None
 
 
-def _left(folder: Path, limit: str, used: str, cached: str) -> int | None:
+def _left(folder: Path, limit: str, used: str, cached: tuple[str, ...]) -> int | None:
     with contextlib.suppress(OSError, ValueError):
         most = int((folder / limit).read_text())  # "max" is no number: no limit
         now = int((folder / used).read_text())
         stat = dict(line.split(" ", 1) for line in (folder / "memory.stat").read_text().splitlines())
-        return most - now + int(stat.get(cached, 0))
+        return most - now + sum(int(stat.get(name, 0)) for name in cached)
     return None
 
 

@@ -8,7 +8,7 @@ import torch
 from conformance import Case
 from sample_batches import FIELDS, ragged
 
-from longrec.errors import ConfigError, RunError
+from longrec.errors import ConfigError, ResourceError, RunError
 from longrec.models import artifact
 
 
@@ -73,4 +73,12 @@ def test_weights_of_another_model_are_told(saved: Path) -> None:
     about["config"]["attention"] = [7]
     (saved / "model.json").write_text(json.dumps(about))
     with pytest.raises(RunError, match=r"weights\.safetensors.*expected the weights of din"):
+        artifact.load(saved)
+
+
+def test_weights_beyond_the_memory_there_is(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longrec.resources.available_memory", lambda: 100)
+    with pytest.raises(
+        ResourceError, match=r"weights.safetensors: weights of .* kB; expected at most the 100 B of memory"
+    ):
         artifact.load(saved)

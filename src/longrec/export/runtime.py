@@ -10,6 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from longrec.errors import BundleError
+from longrec.resources import require_room
 
 _ERRORS_ONLY = 3
 
@@ -23,6 +24,7 @@ class Program:
     """
 
     def __init__(self, path: Path) -> None:
+        require_room(path.parent.glob(f"{path.name}*"), "a program")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # a server runs one process a core; threads inside would fight over them
         options.inter_op_num_threads = 1

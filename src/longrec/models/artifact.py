@@ -20,7 +20,7 @@ from longrec.config import parse
 from longrec.errors import RunError
 from longrec.features.fields import Field, Fields
 from longrec.models.base import Model, find, name_of
-from longrec.resources import resource_error
+from longrec.resources import require_room, resource_error
 
 FORMAT = 1
 
@@ -58,8 +58,9 @@ def load(folder: str | Path) -> Model:
         fields = fields_from_json(content)
     except (KeyError, TypeError) as error:
         raise RunError(str(folder / "fields.json"), f"not the fields of a model ({error})") from None
-    model = cls(config, fields)
     path = folder / "weights.safetensors"
+    require_room([path], "weights")
+    model = cls(config, fields)
     try:
         model.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -121,7 +121,12 @@ def too_large(found: Needs | None) -> ResourceError | None:
         found.largest,
         f"{shape} numbers take {in_bytes(found.bytes)}, {rest}",
         f"at most the {in_bytes(free)} of memory that are available",
-        "lower hash or dim, raise min_count, or set fit.tables_optimiser=rowwise_adagrad, which keeps one number a row",
+        (
+            "lower hash (of a learned vocabulary: raise min_count) or dim, or set "
+            "fit.tables_optimiser=rowwise_adagrad, which keeps one number per row"
+            if found.largest.startswith("feature")
+            else "make this layer of the model smaller"
+        ),
     )
 
 
