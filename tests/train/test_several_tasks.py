@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from longrec.data.gather import gather
 from longrec.data.worlds import world
 from longrec.errors import ConfigError
 from longrec.report import results_table
-from longrec.train.evaluate import evaluate, measure_table, predict
+from longrec.train.evaluate import compare, evaluate, measure_table, predict
 from longrec.train.fit import train
-from longrec.train.run import Run
+from longrec.train.run import Run, open_run
 from longrec.verbs import export
 
 MODEL = {"name": "mmoe", "experts": 2, "expert": [8], "tower": [], "tasks": {"click": 0.5, "back": 0.1}}
@@ -111,6 +112,10 @@ def test_a_task_that_a_part_cannot_tell_is_undefined_and_stops_nothing(plain: Ru
         assert found["auc.click"] == plain.metrics["auc.click"]
 
 
+def run_copy(run: Run) -> Run:
+    return open_run(shutil.copytree(run.folder, run.folder.with_name("copy")))
+
+
 def test_a_joined_score_is_measured_beside_its_label_and_served(job: dict[str, Any], tmp_path: Path) -> None:
     small = {"encoder": 0, "heads": 1, "position": "time", "experts": 1}
     model = {**MODEL, **small, "name": "dmt", "bias": ["place"], "rank_by": {"label": 1.0, "click": 0.5}}
@@ -122,6 +127,9 @@ def test_a_joined_score_is_measured_beside_its_label_and_served(job: dict[str, A
     label = table["label"].to_numpy()
     assert run.metrics["auc.label"].value == pytest.approx(metrics.auc(label, p["label"]))
     assert run.metrics["auc"].value == pytest.approx(metrics.auc(label, table["score"].to_numpy()))
+    assert run.metrics["pcoc"].value < 0.8, "a product of probabilities"
+    said = compare([run, run_copy(run)]).warnings
+    assert not any("PCOC on test" in one or "entropy on test" in one for one in [*run.results["warnings"], *said])
     again = pq.read_table(predict(run, "test", tmp_path / "again.parquet", quiet=True))
     assert again.equals(table)
     manifest = export(run, tmp_path / "bundle")

@@ -19,7 +19,7 @@ from longrec.data.prepare import prepare
 from longrec.errors import DataError, RunError
 from longrec.features.batch import Batch
 from longrec.models import base, iat
-from longrec.report import results_table
+from longrec.report import comparison_table, results_table
 from longrec.train.base_rate import base_rate
 from longrec.train.compress import compress
 from longrec.train.evaluate import compare, evaluate
@@ -71,11 +71,12 @@ def test_weights_decide_what_is_learned_and_how_it_is_measured(tmp_path: Path) -
     valid = [json.loads(line) for line in (weighed.folder / "metrics.jsonl").read_text().splitlines()]
     assert max(line["auc"] for line in valid if line["split"] == "valid") > 0.7
     assert weighed.results["sample_weight"] == "w"
-    assert "weighed by w" in results_table("weighed", weighed.results).splitlines()[0]
+    assert "weighted by w" in results_table("weighed", weighed.results).splitlines()[0]
     assert evaluate(weighed).metrics == weighed.metrics
     with pytest.raises(RunError, match="sample weights"):
         compare([plain, weighed])
     own = compare([weighed, train(given, ["name=again", *both], quiet=True)])
+    assert comparison_table(own.to_dict()).splitlines()[0].endswith("weighted by w")
     assert own.runs["weighed"]["auc"].value == pytest.approx(weighed.metrics["auc"].value)
 
 

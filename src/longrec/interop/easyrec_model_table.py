@@ -162,7 +162,7 @@ ExpertTower
 TaskTower BayesTaskTower
   tower_name               text         ~  a task is called as its label
   label_name               text         =  the label of the task; else label_fields in order
-  metrics_set              EvalMetrics* =  every task is measured by AUC and log loss, always
+  metrics_set              EvalMetrics* =  every task is measured by AUC, log loss and more, always
   loss_type                enum:LossType =  must be cross entropy
   num_class                int          =  must be 1
   dnn                      DNN          =  model.tower; all towers have the layers of the first

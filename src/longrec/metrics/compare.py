@@ -59,6 +59,7 @@ class Comparison:
         unit, replicates: what was resampled, and how often.
         split: name of the rows; empty where nobody named them.
         warnings: one sentence per reason to read the metrics of a run with caution.
+        sample_weight: name of what the rows were weighted by; None for all alike.
     """
 
     baseline: str
@@ -73,12 +74,14 @@ class Comparison:
     replicates: int
     split: str = ""
     warnings: tuple[str, ...] = ()
+    sample_weight: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and numbers, ready for JSON."""
         return {
             "baseline": self.baseline,
             "split": self.split,
+            "sample_weight": self.sample_weight,
             "rows": self.rows,
             "users": self.users,
             "positives": self.positives,

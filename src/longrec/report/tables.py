@@ -75,8 +75,7 @@ def results_table(name: str, results: object) -> str:
     content = plain(results)
     rows = f"{content['rows']:,} rows, {content['users']:,} users, {content['positives']:,} positive"
     metrics = {key: Interval.from_dict(one) for key, one in content["metrics"].items()}
-    weighed = f", weighed by {content['sample_weight']}" if content.get("sample_weight") else ""
-    head = f"{name} ({content['model']}) on {content['split']}: {rows}{weighed}"
+    head = f"{name} ({content['model']}) on {content['split']}: {rows}{_weighted(content)}"
     shown, left_out = metrics_table({name: metrics}, content["split"]), left_out_lines(content.get("left_out", {}))
     return "\n".join([head, shown, *left_out, *warning_lines(content.get("warnings", ()))])
 
@@ -124,9 +123,14 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
             rows.append(row)
     split = comparison.get("split", "")
     counts = f"{comparison['rows']:,} rows, {comparison['users']:,} users, {comparison['positives']:,} positive"
+    counts += _weighted(comparison)
     head = [f"on {split}: {counts}" if split else counts]
     shown = table([_metric_head(split), "run", "value", f"minus {baseline}", "verdict"], rows)
     return "\n".join([*head, shown, *warning_lines(comparison.get("warnings", ()))])
+
+
+def _weighted(content: Mapping[str, Any]) -> str:
+    return f", weighted by {content['sample_weight']}" if content.get("sample_weight") else ""
 
 
 def _metric_head(split: str) -> str:

@@ -45,7 +45,7 @@ class Evaluation:
         metrics: AUC, GAUC, log loss, normalized entropy, PCOC, ECE, with 95 % intervals; of a model of several tasks
             also AUC, log loss, normalized entropy and PCOC of each further one, as in ``auc.TASK``.
         warnings: one sentence per reason to read these metrics with caution.
-        sample_weight: column that the rows were weighed by; None for all alike.
+        sample_weight: column that the rows were weighted by; None for all alike.
     """
 
     run: str
@@ -146,7 +146,7 @@ def compare(
     scores = {name: table["score"].to_numpy() for name, table in zip(names, tables)}
     label, user = tables[0]["label"].to_numpy(), tables[0]["user"].to_numpy()
     weight = tables[0]["weight"].to_numpy() if opened[0].config.evaluate.sample_weight is not None else None
-    return metrics.compare(
+    found = metrics.compare(
         label,
         scores,
         user,
@@ -157,6 +157,12 @@ def compare(
         split=part,
         weight=weight,
     )
+    warnings = [
+        said
+        for name, table in zip(names, tables)
+        for said in metrics.metric_warnings(found.runs[name], part, name, _not_probabilities(table))
+    ]
+    return replace(found, warnings=tuple(warnings), sample_weight=opened[0].config.evaluate.sample_weight)
 
 
 def write_predictions(model: Model, log: Log, job: Job, part: str, path: Path, *, quiet: bool = False) -> pa.Table:
@@ -209,8 +215,7 @@ def measure_table(table: pa.Table, run: str, model: str, part: str, config: Eval
         positives=int(label.sum()),
         users_skipped=grouped.users_skipped,
         metrics=found,
-        # A score that joins tasks is beside the label's own probability, and none itself.
-        warnings=metrics.metric_warnings(found, part, not_probabilities=[""] if "auc.label" in found else []),
+        warnings=metrics.metric_warnings(found, part, not_probabilities=_not_probabilities(table)),
         sample_weight=config.sample_weight,
     )
 
@@ -255,6 +260,11 @@ def _summary(
 ) -> dict[str, Interval]:
     replicates, seed, unit = config.replicates, config.seed, config.unit
     return metrics.summary(label, scores, user, replicates=replicates, seed=seed, unit=unit, weight=weight)
+
+
+def _not_probabilities(table: pa.Table) -> list[str]:
+    """A score that joins tasks stands beside the label's own probability, and is none itself."""
+    return [""] if "score.label" in table.column_names else []
 
 
 def _of_task(table: pa.Table, name: str, config: EvaluateConfig) -> dict[str, Interval]:

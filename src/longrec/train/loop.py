@@ -38,7 +38,7 @@ class Loop:
         model: built right after ``torch.manual_seed(config.seed)``.
         save_best: writes the model, as it is, into a folder.
         eval_batch: rows scored at once in a validation.
-        eval_weight: column of sample weights that its metrics are weighed by.
+        eval_weight: column of sample weights that its metrics are weighted by.
         stop: asked after every step whether to leave; the loop then writes a checkpoint and raises RunError.
     """
 
