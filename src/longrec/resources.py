@@ -162,13 +162,15 @@ def _cgroup(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cg
                 continue
             new = controllers == ""
             base = root if new else root / "memory"
-            files = ("memory.max", "memory.current", ("inactive_file", "active_file")) if new else (
-                "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))  # fmt: skip
+            files, cached = ("memory.max", "memory.current"), ("inactive_file", "active_file")
+            if not new:
+                files = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+                cached = ("total_inactive_file", "total_active_file")
             here = base / path.lstrip("/")
             for folder in [here, *here.parents]:
                 if folder != base and base not in folder.parents:
                     break
-                if (left := _left(folder, *files)) is not None:
+                if (left := _left(folder, *files, cached)) is not None:
                     free.append(left)
         return min(free) if free else None
     return None
