@@ -32,6 +32,7 @@ ODDS = 50.0
 """How much more often a value comes with the label than other values do, where it gives the label away."""
 PURE = 0.9
 """Share of the rows of a value that have the label, where it gives the label away."""
+_LOOKED_AT = 2_000_000
 _BUCKETS = 64
 _PRIOR = 2.0
 _NUMBERS = 32
@@ -62,8 +63,7 @@ def label_copies(log: Log) -> tuple[list[str], list[str]]:
     """Sentences about features that tell the label or other feedback of their own row; and the feedback features that
     tell the label as well as the label itself, which is fine unless they are known before it.
     """
-    labels = np.where(log.parts == TRAIN, log.labels, np.nan)
-    sample = _Sample.of(log, labels)
+    sample = _Sample.of(log)
     if sample is None:
         return [], []
     schema, warnings, copies = log.schema, list[str](), list[str]()
@@ -148,10 +148,16 @@ class _Sample:
     weight: NDArray[np.float64]
 
     @classmethod
-    def of(cls, log: Log, labels: NDArray[np.float32]) -> _Sample | None:
-        """A sample by labels, NaN for rows that are none; None where there are too few."""
+    def of(cls, log: Log) -> _Sample | None:
+        """A sample of the training rows; None where there are too few of a class."""
         random = np.random.default_rng(0)
-        classes = [np.flatnonzero(labels <= 0.5), np.flatnonzero(labels > 0.5)]
+        # One row of each stretch, so that a large log is not read from end to end.
+        stretch = max(len(log.labels) // _LOOKED_AT, 1)
+        rows = np.arange(len(log.labels) // stretch) * stretch
+        rows += random.integers(0, stretch, len(rows))
+        rows = rows[log.parts.take(rows) == TRAIN]
+        labels = log.labels.take(rows)
+        classes = [rows[labels <= 0.5], rows[labels > 0.5]]
         weight = np.array([max(len(rows) / MOST, 1.0) for rows in classes])
         some = [rows if len(rows) <= MOST else random.choice(rows, MOST, replace=False) for rows in classes]
         rows = np.sort(np.concatenate(some))
@@ -159,7 +165,7 @@ class _Sample:
         # Neighbouring users may have been numbered by what they did: a hash parts them.
         half = ((users * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)).astype(np.int64) & 1
         for halves in (half, random.integers(0, 2, len(rows))):
-            made = cls(log, rows, labels.take(rows) > 0.5, halves, weight)
+            made = cls(log, rows, log.labels.take(rows) > 0.5, halves, weight)
             if made.counts().min() >= LEAST:
                 return made
         return None
