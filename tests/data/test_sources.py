@@ -65,7 +65,7 @@ def test_a_whole_config_has_no_fault_and_every_misspelled_column_is_one(tmp_path
     wrong = {
         "user": "usr",
         "item": "itm",
-        "time": {"column": "tt"},
+        "time": {"column": "tt", "available_at": "tolled"},
         "request": "zzzzzz",
         "label": "clikc",
         "features": {
@@ -80,14 +80,14 @@ def test_a_whole_config_has_no_fault_and_every_misspelled_column_is_one(tmp_path
     found = faults(data | {"split": {"by": "column", "column": "splitt"}, "weights": ["wieght"]}, wrong)
     places = [fault.partition(": ")[0].removeprefix("data.") for fault in found]
     assert places == [
-        "schema.user", "schema.item", "schema.time", "schema.request", "schema.label", "schema.features.price",
-        "schema.features.x", "schema.features.w", "schema.features.f.known_at", "schema.histories.h.where",
+        "schema.user", "schema.item", "schema.time", "schema.time.available_at", "schema.request", "schema.label",
+        "schema.features.price", "schema.features.x", "schema.features.w", "schema.features.f.known_at", "schema.histories.h.where",
         "split.column",
         "weights",
     ]  # fmt: skip
     assert "no column 'usr' in the log" in found[0]
     assert found[0].endswith("did you mean 'user'?")
-    assert "it has user, item, t, click, price, size, page" in found[3]
+    assert "it has user, item, t, click, price, size, page" in found[4]
 
 
 def test_columns_of_prejoined_rows(tmp_path: Path) -> None:

@@ -87,6 +87,8 @@ def row_needs(schema: Schema) -> list[Need]:
     needs = [("data.schema.user", schema.user), ("data.schema.item", schema.item)]
     if schema.time is not None:
         needs.append(("data.schema.time", schema.time.column))
+        if schema.time.available_at is not None:
+            needs.append(("data.schema.time.available_at", schema.time.available_at))
     if schema.request:
         needs.append(("data.schema.request", schema.request))
     needs.append(("data.schema.label", schema.label.column))
