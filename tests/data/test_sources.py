@@ -81,8 +81,8 @@ def test_a_whole_config_has_no_fault_and_every_misspelled_column_is_one(tmp_path
     places = [fault.partition(": ")[0].removeprefix("data.") for fault in found]
     assert places == [
         "schema.user", "schema.item", "schema.time", "schema.time.available_at", "schema.request", "schema.label",
-        "schema.features.price", "schema.features.x", "schema.features.w", "schema.features.f.known_at", "schema.histories.h.where",
-        "split.column",
+        "schema.features.price", "schema.features.x", "schema.features.w", "schema.features.f.known_at",
+        "schema.histories.h.where", "split.column",
         "weights",
     ]  # fmt: skip
     assert "no column 'usr' in the log" in found[0]
