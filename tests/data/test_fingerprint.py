@@ -184,3 +184,19 @@ def test_a_query_whose_columns_change_names_is_prepared_anew(tmp_path: Path) -> 
     assert [column.to_pylist() for column in swapped.columns] == [column.to_pylist() for column in rows().columns]
     write(tmp_path, swapped)
     assert prepare(config(tmp_path, log=query), SCHEMA) != folder
+
+
+def test_a_folder_is_read_as_its_files(tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for place in range(2):
+        pq.write_table(rows().slice(place * 15, 15), folder / f"part-{place}.parquet")
+    (folder / "_SUCCESS").write_text("")
+    (folder / ".part-0.parquet.crc").write_text("x")
+    assert json.loads((prepare(config(tmp_path, log=str(folder)), SCHEMA) / "log.json").read_text())["events"] == N
+    (folder / "notes.csv").write_text("a")
+    with pytest.raises(DataError, match="files of the kinds .csv, .parquet"):
+        prepare(config(tmp_path, log=str(folder)), SCHEMA)
+    (folder / "day=1").mkdir()
+    with pytest.raises(DataError, match="the folder 'day=1' in it; expected a folder of files of one kind"):
+        prepare(config(tmp_path, log=str(folder)), SCHEMA)

@@ -94,7 +94,7 @@ def test_a_vocabulary_from_a_file(tmp_path: Path) -> None:
 
 
 def test_a_vocabulary_that_cannot_be_used(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"id": [1.0, 2.0]}), tmp_path / "floats.parquet")
+    pq.write_table(pa.table({"id": [1.0, 2.5]}), tmp_path / "floats.parquet")
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))

@@ -43,9 +43,10 @@ def test_ids_become_int64_or_text_exactly(array: pa.Array, expected: list[Any]) 
 @pytest.mark.parametrize(
     ("array", "says"),
     [
-        (pa.array([1.0, 2.0]), r"^x: ids stored as floats \(double\); expected 64-bit integers or strings"),
+        (pa.array([1.0, 2.5]), r"^x: ids stored as floats \(double\); expected 64-bit integers or strings"),
         (pa.array([float(2**53 + 2)]), r"ids stored as floats \(double\), the largest 9007199254740994"),
-        (pa.array([1.0, None], pa.float32()), r"ids stored as floats \(float\)"),
+        (pa.array([2.0**24, None], pa.float32()), r"ids stored as floats \(float\)"),
+        (pa.array([1.0, float("inf")]), "ids stored as floats"),
         (pa.array([2**63], pa.uint64()), r"integers above 2\*\*63 - 1; expected signed 64-bit integers or strings"),
         (pa.array([0], pa.date32()), r"ids of type date32\[day\]; expected 64-bit integers or strings"),
         (pa.array([[1]]), r"ids of type list<item: int64>"),
@@ -55,6 +56,15 @@ def test_ids_become_int64_or_text_exactly(array: pa.Array, expected: list[Any]) 
 def test_what_cannot_be_an_id(array: pa.Array, says: str) -> None:
     with pytest.raises(DataError, match=says):
         as_keys(array, "x")
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
+def test_whole_floats_are_integers(kind: pa.DataType) -> None:
+    """As pandas writes a column of integers that has nulls."""
+    array = pa.array(np.array([3, -2, np.nan, 0], kind.to_pandas_dtype()), kind)
+    assert as_keys(array, "x").to_pylist() == [3, -2, None, 0]
+    assert as_keys(pa.array([2.0**53 - 1, None]), "x").to_pylist() == [2**53 - 1, None]
+    assert as_keys(pa.array([], kind), "x").type == pa.int64()
 
 
 def test_places_of_keys_in_the_order_given() -> None:

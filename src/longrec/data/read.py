@@ -220,10 +220,18 @@ class Relation:
 
 
 def paths(patterns: tuple[str, ...]) -> list[Path]:
-    """The files of some patterns; one that matches nothing is refused."""
+    """The files of some patterns, and those of a folder; a pattern that matches nothing is refused."""
     found: list[Path] = []
     for pattern in patterns:
         matches = sorted(glob.glob(pattern))
+        if Path(pattern).is_dir():
+            # Other tools leave marks of their own beside the data, such as _SUCCESS and .part-0.parquet.crc.
+            own = sorted(path for path in Path(pattern).iterdir() if path.name[0] not in "._")
+            folders = [path for path in own if path.is_dir()]
+            if folders or not own:
+                what = f"the folder {folders[0].name!r} in it" if folders else "an empty folder"
+                raise DataError(pattern, what, "a folder of files of one kind", "name the files by a pattern")
+            matches = [str(path) for path in own]
         if not matches:
             raise DataError(pattern, "no such file", "a Parquet, CSV or Arrow file (or a pattern that matches some)")
         found += map(Path, matches)

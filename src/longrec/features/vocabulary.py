@@ -24,8 +24,12 @@ _FEW = 4_096
 def as_keys(array: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
     """Ids as int64 or string, exactly; nulls stay null.
 
+    Floats that are all whole numbers are integers: so some tools write a column of integers that has nulls, which then
+    may be NaN.
+
     Raises:
-        DataError: floats (whole numbers above 2**53 have lost digits there), dates, or integers beyond 64 bits.
+        DataError: fractions, floats too large to be exact (2**53, or 2**24 of 32 bits), dates, or integers beyond 64
+            bits.
     """
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
@@ -44,6 +48,9 @@ def as_keys(array: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
     if pa.types.is_null(kind):
         return array.cast(pa.int64())
     if pa.types.is_floating(kind):
+        whole = _whole_numbers(array)
+        if whole is not None:
+            return whole
         raise DataError(
             where,
             f"ids stored as floats ({kind}){_float_example(array)}",
@@ -51,6 +58,17 @@ def as_keys(array: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
             "write the column as integers (nullable ones if it has nulls); use kind bucket or dense for amounts",
         )
     raise DataError(where, f"ids of type {kind}", "64-bit integers or strings", "cast the column")
+
+
+def _whole_numbers(array: pa.Array) -> pa.Array | None:
+    """Floats as int64, NaN as null; None where one is a fraction, or too large to be exact."""
+    values = array.to_numpy(zero_copy_only=False)
+    bound = 2.0 ** (np.finfo(values.dtype).nmant + 1)
+    missing = np.isnan(values)
+    numbers = np.where(missing, 0, values)
+    if not ((np.abs(numbers) < bound) & (np.floor(numbers) == numbers)).all():
+        return None
+    return pa.array(numbers.astype(np.int64), mask=missing)
 
 
 def _float_example(array: pa.Array) -> str:
