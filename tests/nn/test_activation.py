@@ -32,6 +32,26 @@ def test_dice_in_evaluation_reads_running_statistics_and_no_neighbour() -> None:
     torch.testing.assert_close(dice(x)[:1], dice(x[:1]), rtol=1e-6, atol=1e-7)
 
 
+def test_running_statistics_start_from_the_first_batch() -> None:
+    norm, theirs = BatchNorm(2).train(), nn.BatchNorm1d(2).train()
+    batches = [torch.randn(64, 2) * 0.01 + 3 for _ in range(30)]
+    for number, x in enumerate(batches[:10], 1):
+        torch.testing.assert_close(norm(x), theirs(x))
+        seen = batches[:number]
+        torch.testing.assert_close(norm.running_mean, torch.stack([one.mean(0) for one in seen]).mean(0))
+        torch.testing.assert_close(norm.running_var, torch.stack([one.var(0) for one in seen]).mean(0))
+    mean = norm.running_mean.clone()
+    for x in batches[10:]:  # from then on a tenth of the way per batch, as PyTorch has it
+        norm(x)
+        mean = 0.9 * mean + 0.1 * x.mean(0)
+    torch.testing.assert_close(norm.running_mean, mean)
+    again = BatchNorm(2).train()  # resumed: it does not start once more
+    again.load_state_dict(norm.state_dict())
+    again(batches[0])
+    norm(batches[0])
+    assert torch.equal(again.running_var, norm.running_var)
+
+
 @pytest.mark.parametrize("rows", [0, 1])
 def test_normalisation_takes_a_batch_too_small_to_measure(rows: int) -> None:
     norm = BatchNorm(2).train()

@@ -39,14 +39,28 @@ def make(name: Name, width: int) -> nn.Module:
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """``nn.BatchNorm1d`` that takes a batch of one row, or none, in training too: by its running statistics."""
+    """``nn.BatchNorm1d`` whose running statistics start from its first batch, and that takes a batch of one row too.
+
+    PyTorch starts the running variance at 1 and moves a tenth of the way per batch. New embeddings have a variance
+    near 0, so the first validations would be scored by statistics that no batch had. Here the running statistics are the
+    mean over the first ten batches, and from then on what PyTorch makes them. A batch of fewer than two rows is
+    normalized by the running statistics while training too.
+    """
+
+    _starting: bool = True
 
     def forward(self, x_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N H"]:
         """Normalise every unit over the batch (training) or by the running statistics (evaluation)."""
-        if self.training and x_NH.shape[0] < 2:
-            mean, var = self.running_mean, self.running_var
-            return nn.functional.batch_norm(x_NH, mean, var, self.weight, self.bias, False, 0.0, self.eps)
-        return super().forward(x_NH)
+        momentum, by_batch = self.momentum, self.training and x_NH.shape[0] >= 2
+        assert momentum is not None
+        if by_batch and self._starting:
+            # The count is read from the buffer only while it matters: on a GPU every read waits for the device.
+            share = 1 / (1 + int(self.num_batches_tracked or 0))
+            momentum, self._starting = max(momentum, share), share > momentum
+        if by_batch and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        mean, var = self.running_mean, self.running_var
+        return nn.functional.batch_norm(x_NH, mean, var, self.weight, self.bias, by_batch, momentum, self.eps)
 
 
 class Dice(nn.Module):
