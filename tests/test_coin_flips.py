@@ -1,0 +1,132 @@
+"""Coin flips: whatever factors meet, nothing that a run may know tells a coin, and every leak that is planted shows.
+
+The logs are those of ``coins/coin_log.py``. An AUC is judged at five standard errors of what knows nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "coins"))  # for the log, the cases and the runs
+
+import coin_cases as cases
+import coin_plants as plants
+from coin_runs import Runs, Seen, share_of_later_rows, warnings_of
+
+from longrec.errors import LongRecError
+
+LIMIT = 5.0
+ARRAY = cases.covering()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Runs that share their logs and stores."""
+    return Runs(tmp_path_factory.mktemp("coins"))
+
+
+def nothing_is_told(runs: Runs, case: cases.Case) -> None:
+    """Run a case, and judge its scores and what its results say."""
+    seen = runs.run(case)
+    assert abs(seen.deviation) < LIMIT, seen
+    told = "\n".join(warnings_of(seen.run))
+    later = share_of_later_rows(seen.run)
+    if case["split"] in cases.TIME_SPLITS:
+        assert later == 0
+        assert "of the training rows lie at or after" not in told
+    else:
+        assert later > 0
+        assert f"split by {case['split']}: {later:.1%} of the training rows lie at or after the first test row" in told
+    assert ("has no as_of" in told) is (case["tables"] == "static")
+    assert "of its own row" not in told
+    if case["scores"] == "served":
+        assert runs.served(seen, case) < 1e-6
+
+
+def test_the_array_shows_every_pair_of_values() -> None:
+    shown = {pair for case in ARRAY for pair in cases.pairs(case)}
+    assert shown == cases.possible_pairs()
+    assert len(ARRAY) <= 40
+    assert all(cases.valid(case) for case in ARRAY)
+
+
+@pytest.mark.parametrize("case", ARRAY, ids=cases.name)
+def test_nothing_tells_a_coin(runs: Runs, case: cases.Case) -> None:
+    nothing_is_told(runs, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_tells_a_coin_in_the_product_of_all_factors(tmp_path: Path, seed: int) -> None:
+    random, runs = np.random.default_rng([7, seed]), Runs(tmp_path)
+    for _ in range(15):
+        case = cases.completed({}, random)
+        assert case is not None
+        nothing_is_told(runs, case)
+
+
+# ---- planted leaks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", plants.PLANTS)
+def test_a_planted_leak_is_found(runs: Runs, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant = plants.PLANTS[name]
+    honest = plant.honest(runs)
+    assert abs(honest.deviation) < LIMIT, honest
+    planted = plant.planted(runs, monkeypatch)
+    assert planted.deviation > LIMIT, planted
+
+
+@pytest.mark.parametrize(
+    ("leak", "refused", "told"),
+    [
+        (plants.future_weights, r"trained on labels known until 20\d\d.*begins at 20", "may have seen the labels"),
+        (plants.leaky_tokens, "tells more than was known: it leaks", "because allow_leak is set, although it leaks"),
+        (plants.tokens_of_other_delay, "took 'click' as available 0s after the event, and here", "allow_leak is set"),
+    ],
+)
+def test_what_leaks_is_refused_or_told(runs: Runs, leak: Callable[[Runs, bool], Seen], refused: str, told: str) -> None:
+    with pytest.raises(LongRecError, match=refused):
+        leak(runs, False)
+    seen = leak(runs, True)
+    assert seen.deviation > LIMIT, seen
+    assert told in "\n".join(warnings_of(seen.run))
+
+
+def test_knowledge_of_labels_that_were_not_known_is_found(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = plants.knowledge_of_targets(runs)
+    assert abs(honest.deviation) < LIMIT, honest
+    plants.targets_at_last(monkeypatch)
+    planted = plants.knowledge_of_targets(Runs(runs.folder / "late targets", number=runs.number))
+    assert planted.deviation > LIMIT, planted
+
+
+def test_a_table_without_times_is_told(runs: Runs) -> None:
+    seen = plants.newest_versions(runs)
+    assert seen.deviation > LIMIT, seen
+    assert "newest.parquet has no as_of: feature item_kind" in "\n".join(warnings_of(seen.run))
+
+
+def test_the_label_under_another_name_is_told(runs: Runs) -> None:
+    seen = plants.copied_label(runs)
+    assert seen.deviation > LIMIT, seen
+    assert "'copied'" in "\n".join(warnings_of(seen.run))
+
+
+def test_a_log_that_was_replaced_is_prepared_anew(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plants.replaced_log(runs) == 1
+    plants.old_cache(monkeypatch)
+    assert plants.replaced_log(Runs(runs.folder / "stale", number=runs.number)) < 0.6
+
+
+def test_a_live_event_that_is_told_late_changes_no_earlier_answer(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, error = plants.late_live_events(runs, "told late")
+    assert abs(honest - 0.5) < LIMIT * error
+    plants.live_at_once(monkeypatch)
+    planted, error = plants.late_live_events(runs, "told at once")
+    assert planted - 0.5 > LIMIT * error
