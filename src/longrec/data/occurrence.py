@@ -119,13 +119,13 @@ def _wanted(condition: Condition) -> list[Any]:
     return [condition.equals] if condition.among is None else list(condition.among)
 
 
-def check_condition(label: Label, positives: int, con: duckdb.DuckDBPyConnection, rows: Path, where: str) -> None:
+def check_condition(label: Label, met: bool, con: duckdb.DuckDBPyConnection, rows: Path, where: str) -> None:
     """Refuse a condition of the label that no row meets, with the values that there are.
 
     Args:
-        positives: rows that meet it.
+        met: whether any row meets it.
     """
-    if positives or (label.equals is None and label.at_least is None):
+    if met:
         return
     column = label.column
     if label.at_least is not None:

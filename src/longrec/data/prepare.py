@@ -182,8 +182,9 @@ class _Preparation:
         self.warnings += available.close()
         if moments is not None:
             moments.close()
-        positives = int((open_array(self.build / "label.npy") > 0.5).sum())
-        check_condition(label, positives, self.con, self.sorted, f"{self.log.where}: column {label.column!r}")
+        if label.equals is not None or label.at_least is not None:
+            met = bool((open_array(self.build / "label.npy") > 0.5).any())
+            check_condition(label, met, self.con, self.sorted, f"{self.log.where}: column {label.column!r}")
         np.save(events / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]))
         self.counts = counts
 

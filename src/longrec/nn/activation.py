@@ -42,8 +42,8 @@ class BatchNorm(nn.BatchNorm1d):
     """``nn.BatchNorm1d`` whose running statistics start from its first batch, and that takes a batch of one row too.
 
     PyTorch starts the running variance at 1 and moves a tenth of the way per batch. New embeddings have a variance
-    near 0, so the first validations would be scored by statistics that no batch had. Here the running statistics are the
-    mean over the first ten batches, and from then on what PyTorch makes them. A batch of fewer than two rows is
+    near 0, so the first validations would be scored by statistics that no batch had. Here the running statistics are
+    the mean over the first ten batches, and from then on what PyTorch makes them. A batch of fewer than two rows is
     normalized by the running statistics while training too.
     """
 
