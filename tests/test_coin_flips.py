@@ -45,7 +45,7 @@ def nothing_is_told(runs: Runs, case: cases.Case) -> None:
     assert ("has no as_of" in told) is (case["tables"] == "static")
     assert "of its own row" not in told
     if case["scores"] == "served":
-        assert runs.served(seen, case) < 1e-6
+        assert runs.served(seen, case) < 1e-5
 
 
 def test_the_array_shows_every_pair_of_values() -> None:
@@ -86,6 +86,7 @@ def test_a_planted_leak_is_found(runs: Runs, name: str, monkeypatch: pytest.Monk
     ("leak", "refused", "told"),
     [
         (plants.future_weights, r"trained on labels known until 20\d\d.*begins at 20", "may have seen the labels"),
+        (plants.weights_of_early_labels, "which labels that run has seen cannot be told", "may have seen the labels"),
         (plants.leaky_tokens, "tells more than was known: it leaks", "because allow_leak is set, although it leaks"),
         (plants.tokens_of_other_delay, "took 'click' as available 0s after the event, and here", "allow_leak is set"),
     ],

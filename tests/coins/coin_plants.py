@@ -195,6 +195,16 @@ def future_weights(runs: Runs, allowed: bool) -> Seen:
     return runs.judge(runs.train(config), runs.log(plain))
 
 
+def weights_of_early_labels(runs: Runs, allowed: bool) -> Seen:
+    """A run that starts from one that took labels for known at once, which only became available after the line."""
+    waiting = case(label="at_once", late="available_at", start="earlier_run")
+    early = runs.config(waiting)
+    no_available_at(early)
+    config = runs.config(waiting)
+    config["fit"] |= {"start_from": str(runs.train(early).folder)} | ({"allow_future_weights": True} if allowed else {})
+    return runs.judge(runs.train(config), runs.log(waiting))
+
+
 def leaky_tokens(runs: Runs, allowed: bool) -> Seen:
     """A run that reads tokens of a source that was trained on the very rows."""
     source = runs.config(case())

@@ -39,6 +39,9 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "item": random.integers(0, 5, n),
             "t": START + np.arange(n) * DAY // 40,
             "click": random.integers(0, 2, n),
+            "press": random.integers(0, 2, n),
+            "told": START + np.arange(n) * DAY // 40 + 2 * DAY,
+            "heard": START + np.arange(n) * DAY // 40 + DAY,
         }
     )
     path = tmp_path_factory.mktemp("seen") / "log.parquet"
@@ -84,7 +87,7 @@ def late(log: Path) -> Run:
 def test_a_run_keeps_what_it_has_seen(early: Run) -> None:
     seen = seen_by(early)
     assert (seen.trained, seen.validated) == ((START + 4 * DAY) * 1_000, (START + 5 * DAY) * 1_000)
-    assert seen.delays == {"label": 0}
+    assert seen.delays == {"click": 0, "t": None}
     assert SeenLabels.from_dict(seen.to_dict()) == seen
 
 
@@ -121,6 +124,23 @@ def test_a_shorter_delay_of_the_run_before_is_no_way_around(log: Path, early: Ru
     with pytest.raises(RunError, match="trained on labels known until 2023-11-21T00:00:00Z, and here valid and test"):
         fit(log, days(4, 5), early, label_known_after="2d")
     assert "start_from" not in str(fit(log, days(6, 8), early, label_known_after="2d").results["warnings"])
+
+
+def test_nor_is_a_run_that_took_events_or_other_labels_for_known_earlier(log: Path, early: Run) -> None:
+    told = {"time": {"column": "t", "unit": "s", "available_at": "told"}}
+    with pytest.raises(RunError, match="which labels that run has seen cannot be told"):
+        fit(log, days(4, 5), early, **told)
+    fit(log, days(4, 5), fit(log, days(4, 5), **told))
+    click = {"kind": "id", "vocab": [0, 1], "feedback": True}
+    heard, seen = ({"features": {**SCHEMA["features"], "click": {**click, "known_at": c}}} for c in ("heard", "told"))
+    before = fit(log, days(4, 5), **heard)
+    fit(log, days(4, 5), before, **heard)
+    with pytest.raises(RunError, match="which labels that run has seen cannot be told"):
+        fit(log, days(4, 5), before, **seen)
+    press = fit(log, days(4, 5), label="press")  # at once, as it says, and here after two days
+    late = {"features": {**SCHEMA["features"], "press": {**click, "known_after": "2d"}}}
+    with pytest.raises(RunError, match="trained on labels known until 2023-11-21T00:00:00Z, and here valid and test"):
+        fit(log, days(4, 5), press, **late)
 
 
 @pytest.mark.parametrize("split", [{"by": "user", "valid": 0.2, "test": 0.3}, {"by": "leave_one_out"}], ids=str)
@@ -162,4 +182,4 @@ def test_steps_of_two_logs_are_not_compared(early: Run) -> None:
     assert fault_of_start(replace(seen, splits=("other",)), log) == ""
     for other in (replace(seen, step=True), replace(seen, trained=None, validated=None)):
         assert "cannot be told" in fault_of_start(replace(other, splits=("other",)), log)
-    assert "cannot be told" in fault_of_start(replace(seen, delays={"label": None}), log)
+    assert "cannot be told" in fault_of_start(replace(seen, delays={"click": "told"}), log)

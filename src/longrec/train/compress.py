@@ -130,7 +130,7 @@ def _opened(
     log = run.log()
     if not given:
         return run.name, run.config, log, None, None
-    lines, seen = log.manifest.get("lines"), seen_by(run).by_delays(delays_of(log.schema, ()))
+    lines, seen = log.manifest.get("lines"), seen_by(run).by_delays(delays_of(log.schema))
     after = None if lines is None or seen.validated is None else max(int(lines[1]), seen.validated)
     return run.name, run.config, log, run.model(), after
 

@@ -32,7 +32,7 @@ from longrec.train.memory import check_memory, known_fields
 from longrec.train.negatives import check_negative_rate, check_negatives_left
 from longrec.train.optimisers import build_optimisers
 from longrec.train.run import Run, open_log, open_run, read_log, require_run
-from longrec.train.seen_labels import SeenLabels, check_start, seen_by, seen_labels
+from longrec.train.seen_labels import SeenLabels, check_start, delays_of, seen_by, seen_labels
 from longrec.train.start import start_from
 from longrec.train.tracking import trackers
 
@@ -162,7 +162,7 @@ def _seen(job: Job, log: Log, model: Model) -> tuple[SeenLabels, list[str]]:
         return seen, []
     before = seen_by(open_run(job.fit.start_from))
     told = check_start(before, log, f"fit.start_from: {job.fit.start_from}", job.fit.allow_future_weights)
-    return seen.after(before.by_delays(seen.delays)), told
+    return seen.after(before.by_delays(delays_of(log.schema))), told
 
 
 def _look_back(model: Model, log: Log) -> None:

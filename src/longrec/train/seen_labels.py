@@ -13,12 +13,12 @@ from longrec.data.log import Log
 from longrec.data.split import TRAIN, VALID, show_moment
 from longrec.data.targets import known
 from longrec.errors import RunError
+from longrec.features.column_delays import Delay, column_delays
 from longrec.features.schema import Schema
 from longrec.features.view import NEVER
 from longrec.train.run import Run, open_run
 
 KEY = "seen_labels"
-LABEL = "label"
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class SeenLabels:
         step: the moments are steps.
         log: where the log came from.
         splits: digests of the splits of the run and of those it started from, each once.
-        delays: how late the label and each further target were taken to be known; None where a column says so.
+        delays: how late the columns of the label and of further targets were taken to be known, and under the time
+            column the event itself, as ``features/column_delays.py`` tells delays.
     """
 
     trained: int | None
@@ -39,7 +40,7 @@ class SeenLabels:
     step: bool
     log: str
     splits: tuple[str, ...]
-    delays: Mapping[str, int | None]
+    delays: Mapping[str, Delay]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -50,17 +51,22 @@ class SeenLabels:
         """Read :meth:`to_dict` back."""
         return cls(**{**content, "splits": tuple(content["splits"])})
 
-    def by_delays(self, delays: Mapping[str, int | None]) -> SeenLabels:
+    def by_delays(self, delays: Mapping[str, Delay]) -> SeenLabels:
         """The same labels under other delays: what is known later than this run took it to be was seen from later on.
 
-        A column of moments on one side and a span on the other cannot be compared: nothing is told then.
+        A column of moments cannot be compared with a span, or with another column: nothing is told then.
+
+        Args:
+            delays: of every raw column, by the schema of a later run.
         """
         extra = 0
-        for name, own in self.delays.items():
-            given = delays.get(name, own)
-            if (own is None) != (given is None):
+        for column, own in self.delays.items():
+            given = delays.get(column, own)
+            if given is None or given == own:
+                continue
+            if not isinstance(given, int) or not isinstance(own, int):
                 return replace(self, trained=None, validated=None)
-            extra = max(extra, (given or 0) - (own or 0))
+            extra = max(extra, given - own)
         if self.trained is None or self.validated is None:
             return self
         return replace(self, trained=self.trained + extra, validated=self.validated + extra)
@@ -68,13 +74,14 @@ class SeenLabels:
     def after(self, before: SeenLabels) -> SeenLabels:
         """What a run has seen that started from weights which had seen ``before``."""
         splits = tuple(dict.fromkeys([*self.splits, *before.splits]))
+        delays = {**before.delays, **self.delays}
         mine, theirs = (self.trained, self.validated), (before.trained, before.validated)
         if None in mine or None in theirs:
-            return replace(self, trained=None, validated=None, splits=splits)
+            return replace(self, trained=None, validated=None, splits=splits, delays=delays)
         trained, validated = (
             max(one, other) for one, other in zip(mine, theirs) if one is not None if other is not None
         )
-        return replace(self, trained=trained, validated=validated, splits=splits)
+        return replace(self, trained=trained, validated=validated, splits=splits, delays=delays)
 
 
 def seen_labels(log: Log, targets: tuple[str, ...]) -> SeenLabels:
@@ -92,7 +99,7 @@ def seen_labels(log: Log, targets: tuple[str, ...]) -> SeenLabels:
     if trained is not None and len(rows := log.rows_of("valid")):
         validated = _end(window.valid) or _after([log.label_known(rows)])
         validated = None if validated is None else max(trained, validated)
-    delays = delays_of(log.schema, targets)
+    delays = _delays_of_labels(log.schema, targets)
     split = log.manifest.get("split", log.folder.name)
     if validated is None:
         trained = None
@@ -123,22 +130,21 @@ def _seen_without_window(log: Log) -> SeenLabels:
         ends = [_after([log.label_known(rows) for rows in learned[:many]]) for many in (1, 2)]
         ends = [None, None] if None in ends else ends
     source = str(log.manifest["source"]["log"])
-    return SeenLabels(ends[0], ends[1], _steps(log), source, (log.folder.name,), delays_of(log.schema, ()))
+    return SeenLabels(ends[0], ends[1], _steps(log), source, (log.folder.name,), _delays_of_labels(log.schema, ()))
 
 
-def delays_of(schema: Schema, targets: tuple[str, ...]) -> dict[str, int | None]:
-    """How late the label and further targets are known, as ``SeenLabels.delays``."""
-    found: dict[str, int | None] = {LABEL: None if schema.label_known_at is not None else schema.label_delay}
-    for name in targets:
-        feature = schema.features[name]
-        found[name] = None if feature.known_at is not None else schema.known_after(name)
-    return found
+def delays_of(schema: Schema) -> dict[str, Delay]:
+    """The delay of every raw column by a schema, as ``SeenLabels.delays``."""
+    delays = column_delays(schema)
+    if schema.label_known_at is None:
+        delays[schema.label.column] = schema.label_delay
+    return delays
 
 
 def fault_of_start(before: SeenLabels, log: Log) -> str:
     """What is wrong with starting a run on a log from weights that have seen ``before``; empty where nothing is."""
     window, step = log.training_window, _steps(log)
-    told = before.by_delays(_same_names(before, log.schema))
+    told = before.by_delays(delays_of(log.schema))
     if before.splits == (log.manifest.get("split"),) and told == before:
         return ""  # the same rows train, validate and test
     apart = before.step != step or (step and before.log != str(log.manifest["source"]["log"]))
@@ -180,8 +186,12 @@ def check_start(before: SeenLabels, log: Log, where: str, allowed: bool) -> list
     )
 
 
-def _same_names(before: SeenLabels, schema: Schema) -> dict[str, int | None]:
-    return delays_of(schema, tuple(name for name in before.delays if name in schema.features and name != LABEL))
+def _delays_of_labels(schema: Schema, targets: tuple[str, ...]) -> dict[str, Delay]:
+    """The delays behind the labels that a run learns from."""
+    columns = [schema.label.column, *(schema.column(name) for name in targets)]
+    columns += [] if schema.time is None else [schema.time.column]
+    delays = delays_of(schema)
+    return {column: delays[column] for column in columns}
 
 
 def _has(log: Log) -> bool:
