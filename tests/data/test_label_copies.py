@@ -69,6 +69,9 @@ def test_copies_of_every_kind_are_named(prepared: Callable[..., Log]) -> None:
         "bought": BASE["buy"],
         "shown_click": CLICK,
         "pair": [[float(value), 0.5] for value in CLICK],
+        "wide": [[0.5] * 40 + [float(value)] for value in CLICK],
+        "tag": [[3]] * N,
+        "tag_weight": [[0.1 + value] for value in CLICK.tolist()],
     }
     leaks: dict[str, Any] = {
         "number": {"kind": "id"},
@@ -92,6 +95,8 @@ def test_copies_of_every_kind_are_named(prepared: Callable[..., Log]) -> None:
         "bought": {"kind": "id"},
         "shown_click": {"kind": "id", "table": "candidate"},
         "pair": {"kind": "dense", "width": 2},
+        "wide": {"kind": "dense", "width": 41},
+        "tag": {"kind": "multi", "weights": "tag_weight", "pool": "sum"},
     }
     log = opened(prepared, columns, {**leaks, "buy": {"kind": "id", "feedback": True}})
     assert named(log) == sorted(leaks)

@@ -204,7 +204,7 @@ class _Sample:
                 values = gather_lists(log.lists[name], self.rows)
             else:
                 values = self.of_event(name)
-            yield name, _columns(values)
+            yield name, _columns(values, self.label)
         for name, lists in log.lists.items():
             if name not in log.schema.features:  # what rows bring of their users' past
                 yield name, _columns(gather_lists(lists, self.rows))
@@ -258,13 +258,25 @@ class _Sample:
         return Copy(float(np.mean(aucs)), 0.0, len(lengths))
 
 
-def _columns(values: NDArray[Any] | Lists) -> list[NDArray[np.int64] | Lists]:
-    """Values as columns of ids: numbers fall into buckets, the length of a list is a column too."""
+def _columns(values: NDArray[Any] | Lists, label: NDArray[np.bool_] | None = None) -> list[NDArray[np.int64] | Lists]:
+    """Values as columns of ids: numbers fall into buckets, and the length of a list and its weights are columns too.
+
+    Args:
+        label: of the rows; of many numbers a row those are looked at whose means differ most between its classes.
+    """
     if isinstance(values, Lists):
-        return [values, np.diff(values.offsets)]
+        lengths = np.diff(values.offsets)
+        if values.weights is None:
+            return [values, lengths]
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        return [values, lengths, _bucketed(np.bincount(owner, values.weights, minlength=len(lengths)))]
     if values.dtype.kind != "f":
         return [values.astype(np.int64)]
-    return [_bucketed(column) for column in values.reshape(len(values), -1).T[:_NUMBERS]]
+    numbers = values.reshape(len(values), -1)
+    if numbers.shape[1] > _NUMBERS and label is not None:
+        apart = np.abs(numbers[label].mean(0) - numbers[~label].mean(0)) / (numbers.std(0) + 1e-12)
+        numbers = numbers[:, np.argsort(-apart, kind="stable")[:_NUMBERS]]
+    return [_bucketed(column) for column in numbers.T[:_NUMBERS]]
 
 
 def _bucketed(numbers: NDArray[Any]) -> NDArray[np.int64]:
