@@ -36,7 +36,7 @@ Same = Callable[[Path, Path], None]
 @pytest.fixture(scope="module")
 def first(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run to start from."""
-    return train(shop, ["name=first", f"fit.runs={tmp_path_factory.mktemp('first')}", "fit.epochs=1"], quiet=True)
+    return train(shop, ["name=first", f"fit.runs={tmp_path_factory.mktemp('first')}", "fit.epochs=6"], quiet=True)
 
 
 @pytest.fixture(scope="module")
