@@ -308,6 +308,8 @@ def test_faults_are_told(written: tuple[dict[str, Any], Path], tmp_path: Path) -
         compress(config, tmp_path / "x", ["codek=fp16"])
     with pytest.raises(RunError, match="an encoder, such as iat"):
         compress({**config, "model": {"name": "fm"}}, tmp_path / "x", FEW)
+    with pytest.raises(RunError, match="start_from: .*runs/a, of a source that is trained anew"):
+        compress({**config, "fit": {**config["fit"], "start_from": "runs/a"}}, tmp_path / "x", FEW)
     with pytest.raises(ConfigError, match="no column 'lable'; did you mean 'label'"):
         reading(config, place, of=["token", "lable"]).fields()
     with pytest.raises(StoreError, match="codes, of a source that makes none"):

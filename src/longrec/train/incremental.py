@@ -134,6 +134,8 @@ def incremental(
         faults.append("arms: base is what the others are held against")
     if job.model["name"] != "keep_plug":
         faults.append(f"model.name: {job.model['name']}; the protocol plugs: it takes keep_plug")
+    if job.fit.start_from is not None:
+        faults.append("fit.start_from: every arm begins untrained on the first day; leave it out")
     if faults:
         raise ConfigError("incremental", faults)
     log = read_log(job)

@@ -57,7 +57,7 @@ class Source:
         """The encoder of a job: trained, or new as its training began.
 
         Raises:
-            RunError: the job's model is no encoder, or looks back at a training window.
+            RunError: the job's model is no encoder, looks back at a training window, or starts from another run.
         """
         model = models.build(job.model, log.fields()) if trained is None else trained
         if not isinstance(model, Encoder):
@@ -65,6 +65,9 @@ class Source:
             raise RunError(name, found, "an encoder, such as iat", "train a source: model: {name: iat}")
         if trained is None:
             refuse_looking_back(model, name)
+            if job.fit.start_from is not None:
+                found = f"fit.start_from: {job.fit.start_from}, of a source that is trained anew, block by block"
+                raise RunError(name, found, "a source that starts from no run", "leave fit.start_from out")
             check_negative_rate(model, job.fit)
         return cls(model, log, job, name, trained is not None)
 
