@@ -113,10 +113,11 @@ def test_a_table_without_times_is_told(runs: Runs) -> None:
     assert "newest.parquet has no as_of: feature item_kind" in "\n".join(warnings_of(seen.run))
 
 
-def test_the_label_under_another_name_is_told(runs: Runs) -> None:
-    seen = plants.copied_label(runs)
+@pytest.mark.parametrize("told", plants.COPIES)
+def test_the_label_under_another_name_is_told(runs: Runs, told: str) -> None:
+    seen = runs.run(*plants.COPIES[told])
     assert seen.deviation > LIMIT, seen
-    assert "'copied'" in "\n".join(warnings_of(seen.run))
+    assert f"{told} of its own row" in "\n".join(warnings_of(seen.run))
 
 
 def test_a_log_that_was_replaced_is_prepared_anew(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,13 +239,30 @@ def newest_versions(runs: Runs) -> Seen:
     return runs.run(base, lambda words: words["data"].update({"items": path}))
 
 
-def copied_label(runs: Runs) -> Seen:
-    """A run with the label under another name among its features."""
+def copied_label(words: Words) -> None:
+    """The label under another name among the features."""
+    words["data"]["schema"]["features"]["copied"] = {"kind": "id", "vocab": [0, 1]}
 
-    def change(words: Words) -> None:
-        words["data"]["schema"]["features"]["copied"] = {"kind": "id", "vocab": [0, 1]}
 
-    return runs.run(case(), change)
+def copied_filter(words: Words) -> None:
+    """The label under another name as the filter of a history."""
+    words["data"]["schema"]["histories"]["liked"]["where"] = {"copied": 1}
+
+
+def copied_task(words: Words) -> None:
+    """The label of another task under another name among the features."""
+    press_label(words)
+    copied_label(words)
+
+
+COPIES: dict[str, tuple[Case, Change, str]] = {
+    "feature 'copied' alone tells the label": (case(), copied_label, "score"),
+    "history 'liked': its filter on column 'copied' alone tells the label": (case(), copied_filter, "score"),
+    "feature 'copied' alone tells the feedback 'echo'": (
+        case(label="at_once", echo="delay", tasks="shared_bottom"), copied_task, "score.echo",
+    ),
+}  # fmt: skip
+"""Warnings, each with a case, a change of its config, and the scores that tell the coins."""
 
 
 def live_at_once(patch: Patch) -> None:
