@@ -371,4 +371,4 @@ def test_the_list_tells_what_was_measured_best_first() -> None:
         "| [`din`](models/din.md) | 0.8123 |  | 51,234 | 1.23 |",
         "| [`fm`](models/fm.md) |  | 0.7000 |  |  |",
     ]
-    assert "| model | AUC, MovieLens-1M | AUC, KuaiRand-Pure | rows a CPU-second in training" in text
+    assert "| model | test AUC, MovieLens-1M | test AUC, KuaiRand-Pure | rows a CPU-second in training" in text

@@ -23,7 +23,7 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     ),
     "a bad split value": (
         under(data={"split": {"by": "column", "column": "part"}}, part=with_one(["train"] * N, "tset")),
-        r"column 'part': the split 'tset'; expected train, valid or test",
+        r"column 'part': the split 'tset' \(did you mean 'test'\?\); expected train, valid or test",
     ),
     "a null split value": (
         under(data={"split": {"by": "column", "column": "part"}}, part=with_one(["train"] * N, None)),
@@ -120,7 +120,7 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     ),
     "a vocabulary of another type": (
         feature({"kind": "id", "vocab": ["a"]}, x=[1] * N),
-        r"column 'x': integers, for example 1; expected text",
+        r"vocabulary of feature 'x': the value 'a'; expected whole numbers in plain digits, since the column holds integers",
     ),
     "no vocabulary file": (
         feature({"kind": "id", "vocab": "gone.csv"}, x=[1] * N),

@@ -70,7 +70,7 @@ def test_metrics_are_written_as_training_goes(straight: Run, lines: Lines) -> No
 
 def test_the_best_checkpoint_is_the_one_measured(straight: Run, lines: Lines) -> None:
     valid = [line for line in lines(straight.folder) if line["split"] == "valid"]
-    best = max(valid, key=lambda line: line["auc"])  # type: ignore[arg-type,return-value]
+    best = min(valid, key=lambda line: line["log_loss"])  # type: ignore[arg-type,return-value]
     assert straight.results["best_step"] == best["step"]
     assert straight.results["valid"]["metrics"]["auc"]["value"] == pytest.approx(best["auc"])
 
