@@ -195,7 +195,7 @@ def test_too_few_open_files(job: Path, capsys: pytest.CaptureFixture[str]) -> No
     os.close(lowest)
     with limited(resource.RLIMIT_NOFILE, lowest):
         assert cli.main(["prepare", "job.yaml"]) == 2
-    assert "too many open files" in capsys.readouterr().err
+    assert "too many open files" in capsys.readouterr().err.lower()
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ def test_there_is_no_dip_when_knowledge_comes_in(curve: Curve) -> None:
 
 
 def test_9_shuffled_and_random_controls_gain_nothing_and_knowledge_does(curve: Curve) -> None:
-    assert curve.gain("keep") > 0.05
+    assert curve.days[5].auc["keep"] - curve.days[5].auc["base"] > 0.1  # the first day that has read knowledge
+    assert curve.gain("keep") > 0.03
     assert curve.gain("shuffled") < 0.02
     assert curve.gain("random") < 0.02
     assert curve.gain("base") == 0
