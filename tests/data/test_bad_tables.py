@@ -120,7 +120,7 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     ),
     "a vocabulary of another type": (
         feature({"kind": "id", "vocab": ["a"]}, x=[1] * N),
-        r"vocabulary of feature 'x': the value 'a'; expected whole numbers in plain digits, since the column holds integers",
+        r"feature 'x': the value 'a'; expected whole numbers in plain digits, since the column holds integers",
     ),
     "no vocabulary file": (
         feature({"kind": "id", "vocab": "gone.csv"}, x=[1] * N),
