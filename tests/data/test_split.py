@@ -25,6 +25,21 @@ def codes(times: list[int], step: bool = True, **split: Any) -> list[int]:
     return splits.by_time(array, splits.time_lines(Split(**split), array, step, "log")).tolist()
 
 
+@pytest.mark.parametrize("kind", ["random", "ties", "rising", "one value", "sample that misleads"])
+def test_a_rank_of_a_long_column_is_that_of_its_order(kind: str) -> None:
+    random, n = np.random.default_rng(1), 450_000
+    values = {
+        "random": random.integers(0, 10**12, n),
+        "ties": random.integers(0, 5, n),
+        "rising": np.arange(n),
+        "one value": np.zeros(n, np.int64),
+        "sample that misleads": np.where(np.arange(n) % 4 == 0, 0, random.integers(0, 10**6, n)),
+    }[kind]
+    ordered = np.sort(values)
+    for rank in (0, 1, n // 3, n // 2, round(0.9 * n), n - 1):
+        assert splits.of_rank(values, rank) == ordered[rank]
+
+
 # ---- by time -----------------------------------------------------------------------------------------------------
 
 

@@ -375,8 +375,7 @@ class _Preparation:
     def _manifest(self, fitted: FittedSchema, seconds: float) -> None:
         labels, codes = open_array(self.build / "label.npy"), self.codes
         moments = open_array(self.build / ("moment.npy" if self.schema.request else "events/times.npy"))
-        parts = split.counts(labels, codes)
-        spans = split.spans(labels, codes, moments, self.step) if self.schema.time is not None else {}
+        parts, spans = split.summary(labels, codes, moments, self.step)
         self.warnings += split.missing_parts(self.config.split, {part: own["samples"] for part, own in parts.items()})
         made_of = encode.HashEncoder | encode.CrossEncoder
         hashed = {n: e.collisions() for n, e in fitted.encoders.items() if isinstance(e, made_of)}
@@ -386,7 +385,7 @@ class _Preparation:
             "users": len(self.users.keys),
             "items": len(self.items.keys),
             "parts": parts,
-            "spans": spans,
+            "spans": spans if self.schema.time is not None else {},
             "lines": self.lines,
             "split": self.split_digest,
             "later": [vars(one) for one in self.later],

@@ -22,6 +22,8 @@ PARTS = {"train": TRAIN, "valid": VALID, "test": TEST}
 _DAY = 86_400_000
 _PIECE = 200_000
 """Rows that are looked at together."""
+_SAMPLE = 100_000
+"""Values that tell about where a rank lies."""
 
 
 def time_lines(
@@ -54,10 +56,26 @@ def time_lines(
         return test - round((split.valid_days or 0) * _DAY), test
     n = len(times)
     first_test, first_valid = round(n * (1 - split.test)), round(n * (1 - split.test - split.valid))
-    at = sorted({min(first_valid, n - 1), min(first_test, n - 1)})
-    ordered = np.partition(times, at)
-    test = int(ordered[first_test]) if first_test < n else last + 1
-    return (int(ordered[first_valid]) if first_valid < n else last + 1), test
+    test = of_rank(times, first_test) if first_test < n else last + 1
+    if first_valid == first_test:
+        return test, test
+    return (of_rank(times, first_valid) if first_valid < n else last + 1), test
+
+
+def of_rank(values: NDArray[np.int64], rank: int) -> int:
+    """The value that ``rank`` others come before in order: ``np.partition``, at half its time on long columns.
+
+    A sample says between which two values it lies, and only what lies there is put in order.
+    """
+    step = len(values) // _SAMPLE
+    if step > 1:
+        sample = np.sort(values[::step])
+        near, margin = rank * len(sample) // len(values), len(sample) // 50
+        low, high = sample[max(near - margin, 0)], sample[min(near + margin, len(sample) - 1)]
+        below, inside = int(np.count_nonzero(values < low)), values[(values >= low) & (values <= high)]
+        if below <= rank < below + len(inside):
+            return int(np.partition(inside, rank - below)[rank - below])
+    return int(np.partition(values, rank)[rank])
 
 
 def _moment(text: str, time: TimeColumn, where: str) -> int:
@@ -90,31 +108,31 @@ def by_time(times: NDArray[np.int64], lines: tuple[int, int]) -> NDArray[np.int8
     return ((times >= lines[0]).astype(np.int8) + (times >= lines[1])).astype(np.int8)
 
 
-def counts(labels: NDArray[np.float32], codes: NDArray[np.int8]) -> dict[str, dict[str, int]]:
-    """Samples of each part, and how many of them are positive."""
-    samples = {part: (codes == code) & ~np.isnan(labels) for part, code in PARTS.items()}
-    return {
-        part: {"samples": int(sample.sum()), "positives": int((labels[sample] > 0.5).sum())}
-        for part, sample in samples.items()
-    }
-
-
-def spans(
+def summary(
     labels: NDArray[np.float32], codes: NDArray[np.int8], times: NDArray[np.int64], step: bool
-) -> dict[str, tuple[int, int]] | dict[str, tuple[str, str]]:
-    """The first and the last timestamp of the samples of each part that has any: ISO 8601 text, or steps."""
+) -> tuple[dict[str, dict[str, int]], dict[str, tuple[int, int]] | dict[str, tuple[str, str]]]:
+    """Per part the samples and how many are positive; and of each that has any the first and the last timestamp.
+
+    Timestamps are ISO 8601 text, or steps.
+    """
+    counts = {part: {"samples": 0, "positives": 0} for part in PARTS}
     ends: dict[str, list[int]] = {}
     for at in range(0, len(codes), _PIECE):  # pieces that stay in the cache: three times as fast as whole columns
         piece = slice(at, at + _PIECE)
-        labeled, own, when = ~np.isnan(labels[piece]), codes[piece], times[piece]
+        label, own, when = labels[piece], codes[piece], times[piece]
+        labeled = ~np.isnan(label)
         for part, code in PARTS.items():
-            sample = when[labeled & (own == code)]
-            if len(sample):
-                ends.setdefault(part, []).extend((int(sample.min()), int(sample.max())))
-    shown = {part: (min(ends[part]), max(ends[part])) for part in PARTS if part in ends}
+            sample = labeled & (own == code)
+            count = int(np.count_nonzero(sample))
+            if count:
+                counts[part]["samples"] += count
+                counts[part]["positives"] += int(np.count_nonzero(sample & (label > 0.5)))
+                those = when[sample]
+                ends.setdefault(part, []).extend((int(those.min()), int(those.max())))
+    spans = {part: (min(ends[part]), max(ends[part])) for part in PARTS if part in ends}
     if step:
-        return shown
-    return {part: (timestamp_text(low), timestamp_text(high)) for part, (low, high) in shown.items()}
+        return counts, spans
+    return counts, {part: (timestamp_text(low), timestamp_text(high)) for part, (low, high) in spans.items()}
 
 
 def by_user(split: Split, users: pa.Array) -> NDArray[np.int8]:
