@@ -196,7 +196,7 @@ def of_rule(path: Path, rule: Rule) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 OLD = Rule("auc", 3, 2)
-RULES = [Rule("auc", 3, 2), Rule("gauc", 3, 2), *(Rule("log_loss", p, e) for e, p in ((2, 1), (2, 3), (4, 3)))]
+RULES = [Rule("auc", 3, 2), Rule("gauc", 3, 2), *(Rule("log_loss", p, e) for e, p in ((2, 1), (2, 3), (2, 5)))]
 
 
 def interval(before: list[tuple[np.ndarray, ...]], after: list[tuple[np.ndarray, ...]], draws: int = 100) -> str:

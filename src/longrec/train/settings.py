@@ -17,7 +17,7 @@ Beta = Annotated[float, Setting(ge=0, lt=1)]
 
 
 class FitConfig(Strict):
-    """How a model is trained. The defaults were measured on MovieLens-1M: two passes, three looks at valid a pass."""
+    """How a model is trained. The defaults were measured on four logs: two passes, three looks at valid a pass."""
 
     epochs: int = Setting(2, ge=1, description="passes over the training rows; click models overfit after one to three")
     max_steps: int | None = Setting(None, ge=1, description="stop after so many batches even inside an epoch")
@@ -56,7 +56,7 @@ class FitConfig(Strict):
         description="metric on valid that picks the best checkpoint; auc and gauc rank, and are blind to calibration",
     )
     patience: int = Setting(
-        3, ge=0, description="stop after so many validations in a row without a better monitor; 0 never stops early"
+        5, ge=0, description="stop after so many validations in a row without a better monitor; 0 never stops early"
     )
     negative_rate: float = Setting(
         1.0, gt=0, le=1, description="share of the negative training rows that are kept; scores are corrected for it"
