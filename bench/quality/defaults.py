@@ -199,7 +199,7 @@ OLD = Rule("auc", 3, 2)
 RULES = [Rule("auc", 3, 2), Rule("gauc", 3, 2), *(Rule("log_loss", p, e) for e, p in ((2, 1), (2, 3), (2, 5)))]
 
 
-def interval(before: list[tuple[np.ndarray, ...]], after: list[tuple[np.ndarray, ...]], draws: int = 100) -> str:
+def interval(before: list[tuple[np.ndarray, ...]], after: list[tuple[np.ndarray, ...]], draws: int = 50) -> str:
     """The AUC after minus before, mean over seeds, with a 95 % interval over users drawn for both alike."""
     label, user = before[0][0], before[0][1]
     starts = np.flatnonzero(np.diff(user, prepend=-1))
