@@ -9,12 +9,14 @@ the other order. The figure to read is the median over the rounds of the ratio b
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import shutil
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import din_training
@@ -22,20 +24,26 @@ import machine
 import prepare_20m
 
 HERE = Path(__file__).resolve().parent
-SERVING = """
-import json, tempfile, time
+EXPORT = """
+import sys
 from pathlib import Path
 import numpy as np
 import serving_latency as bench
 from longrec import verbs
+folder = Path(sys.argv[1])
+bench.log(folder, np.random.default_rng(1))
+verbs.export(verbs.train(bench.job(folder), quiet=True), folder / "shop.bundle")
+"""
+SERVING = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import serving_latency as bench
 from longrec.serve.server import running
-with tempfile.TemporaryDirectory() as place:
-    folder, rng = Path(place), np.random.default_rng(1)
-    bench.log(folder, rng)
-    verbs.export(verbs.train(bench.job(folder), quiet=True), folder / "shop.bundle")
-    inside, cpu = bench.ask(str(folder / "shop.bundle"), 2000, 200, rng)
-    with running(folder / "shop.bundle") as url:
-        http, _ = bench.ask(url, 2000, 200, rng)
+bundle, rng = sys.argv[1], np.random.default_rng(1)
+inside, cpu = bench.ask(bundle, 2000, 200, rng)
+with running(Path(bundle)) as url:
+    http, _ = bench.ask(url, 2000, 200, rng)
 print("RESULT", json.dumps({
     "serving, HTTP p50, ms": float(np.median(http)),
     "serving, in process p50, ms": float(np.median(inside)),
@@ -55,7 +63,7 @@ def told(used: machine.Usage) -> dict[str, float]:
     return json.loads(lines[-1].removeprefix("RESULT "))
 
 
-def training(source: Path) -> dict[str, float]:
+def training(source: Path, before: Path) -> dict[str, float]:
     """CPU microseconds per training row of DIN on the generated log."""
     din_training.log("base")
     work = machine.CACHE / "work" / f"paired-{source.name}"
@@ -66,7 +74,7 @@ def training(source: Path) -> dict[str, float]:
     return {"DIN training, CPU us per row": 1e6 / found["rows_per_cpu_second"]}
 
 
-def preparation(source: Path) -> dict[str, float]:
+def preparation(source: Path, before: Path) -> dict[str, float]:
     """CPU and wall seconds of preparing 20 million events."""
     log = machine.CACHE / "events_20000000_50000_300000_1.parquet"
     if not log.exists():
@@ -81,12 +89,22 @@ def preparation(source: Path) -> dict[str, float]:
     return {"preparation of 20 M events, CPU s": used.cpu, "preparation of 20 M events, wall s": used.wall}
 
 
-def serving(source: Path) -> dict[str, float]:
-    """Milliseconds per request of an unloaded server."""
-    return told(machine.measured([sys.executable, "-c", SERVING], **environment(source)))
+def serving(source: Path, before: Path) -> dict[str, float]:
+    """Milliseconds per request of an unloaded server; every arm serves one bundle, which the version before wrote."""
+    bundle = _bundle(before)
+    return told(machine.measured([sys.executable, "-c", SERVING, str(bundle)], **environment(source)))
 
 
-CASES: dict[str, Callable[[Path], dict[str, float]]] = {
+@cache
+def _bundle(before: Path) -> Path:
+    """A bundle of the generated shop, kept until this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="paired-"))
+    atexit.register(shutil.rmtree, folder)
+    machine.measured([sys.executable, "-c", EXPORT, str(folder)], **environment(before))
+    return folder / "shop.bundle"
+
+
+CASES: dict[str, Callable[[Path, Path], dict[str, float]]] = {
     "training": training,
     "preparation": preparation,
     "serving": serving,
@@ -105,7 +123,7 @@ def main() -> None:
     for case in given.only:
         for number in range(given.rounds):
             for arm in list(sources)[:: -1 if number % 2 else 1]:
-                for name, value in CASES[case](sources[arm]).items():
+                for name, value in CASES[case](sources[arm], sources["before"]).items():
                     figures.setdefault(name, {"before": [], "after": []})[arm].append(value)
                     print(f"round {number + 1}, {arm}: {name} {value:.3f}", flush=True)
     rows = []
