@@ -30,7 +30,7 @@ from ranking_logs import TASKS
 from longrec import verbs
 from longrec.data.log import Log
 from longrec.features.batch import Batch
-from longrec.models.base import Ranker, build, cross_entropy
+from longrec.models.core.base import Ranker, bce_loss, build
 from longrec.train.job import read_job
 from longrec.train.loaders import loader_of
 from longrec.train.optimisers import build_optimisers
@@ -93,7 +93,7 @@ def stepper(model: Ranker, score: Any, fit: Any) -> Callable[[Any, Batch], None]
 
     def step(given: Any, batch: Batch) -> None:
         logit_B: Tensor = score(given)
-        cross_entropy(logit_B, batch).backward()
+        bce_loss(logit_B, batch).backward()
         for optimiser in optimisers.values():
             optimiser.step()
             optimiser.zero_grad()

@@ -43,7 +43,7 @@ from longrec.export.inputs import inputs_of, random_tensors
 from longrec.export.program import shared_batch, trace
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.fields import Fields
-from longrec.models.base import Model, Ranker, build
+from longrec.models.core.base import Model, Ranker, build
 from longrec.train.loaders import loader_of
 
 LAST, BATCH, CANDIDATES = 100, 1024, 100
@@ -165,8 +165,8 @@ def one(name: str, work: Path, steps: int) -> dict[str, Any]:
     model = build(settings["model"], fields)
     assert isinstance(model, Ranker)
     for part in model.modules():
-        if isinstance(part, Model) and part.looks_back:
-            part.look_back(training_past(log))
+        if isinstance(part, Model) and part.needs_training_window:
+            part.fit_statistics(training_past(log))
     flops, speed = products(model, log), rate()
     tables = {id(table) for table in model.tables()}
     sizes = {True: 0, False: 0}

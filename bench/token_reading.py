@@ -23,7 +23,7 @@ from torch import Tensor
 
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import TIME_GAP, TIME_GAP_ROWS, Field, Fields
-from longrec.models.base import build
+from longrec.models.core.base import build
 from longrec.nn import gemm
 from longrec.train.loop import update
 from longrec.train.optimisers import build_optimisers

@@ -37,7 +37,7 @@ from longrec.data.settings import DataConfig
 from longrec.data.user_order import UserLoader
 from longrec.features.batch import Batch
 from longrec.features.schema import Schema
-from longrec.models.base import Encoder, PastInstances, build
+from longrec.models.core.base import ContextInstances, Encoder, build
 from longrec.nn.timeline import Timeline
 from longrec.train.loop import update
 from longrec.train.optimisers import build_optimisers
@@ -122,14 +122,14 @@ def same_losses(log: Log, batch: Batch, few: int) -> float:
     return float((together - alone).abs().max())
 
 
-Past = Callable[[Batch], PastInstances]
+Past = Callable[[Batch], ContextInstances]
 
 
 def rate(log: Log, order: str, batches: Callable[[], Iterator[Batch]], past: Past | None = None) -> float:
     """Impressions (rows whose loss counts) per CPU-second of training, the first two batches left out."""
     model, config = model_of(log, order).train(), FitConfig(lr=1e-3)
     optimisers, began, rows = build_optimisers(model, config), 0.0, 0
-    loss = None if past is None else lambda batch: model.loss_with_past(batch, past(batch))
+    loss = None if past is None else lambda batch: model.loss_with_context(batch, past(batch))
     for step, batch in enumerate(batches()):
         if step == 2:
             began, rows = time.process_time(), 0
@@ -142,13 +142,13 @@ def from_memory(log: Log, last: int) -> Past:
     """Reads the ``last`` tokens before each row out of an array that holds one for every row of the log."""
     tokens = torch.randn(len(log), model_of(log, "user").width)
 
-    def past(batch: Batch) -> PastInstances:
+    def past(batch: Batch) -> ContextInstances:
         assert batch.rows is not None
         rows = batch.rows.numpy()
         first = np.maximum(rows - last, log.events.offsets[log.user(rows)])
         offsets = np.concatenate([[0], np.cumsum(rows - first)])
         at = torch.from_numpy(np.repeat(first - offsets[:-1], rows - first) + np.arange(offsets[-1]))
-        return PastInstances(tokens[at], torch.from_numpy(offsets), torch.from_numpy(log.moments.take(at.numpy())))
+        return ContextInstances(tokens[at], torch.from_numpy(offsets), torch.from_numpy(log.moments.take(at.numpy())))
 
     return past
 

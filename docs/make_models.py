@@ -22,7 +22,7 @@ from typing import Any
 
 from model_page import COUNTED, DRAWN, SETS, page, plain, told_before
 
-from longrec.models.catalogue import Card, describe, names
+from longrec.models.core.catalog import Card, describe, names
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent / "src"

@@ -16,8 +16,8 @@ from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.fields import COMPUTED, Field, Fields
-from longrec.models.base import Model, build, find
-from longrec.models.catalogue import known
+from longrec.models.core.base import Model, build, find
+from longrec.models.core.catalog import is_model
 
 CANDIDATES, EVENTS, ROWS, POSITIONS = 19, 23, 19, 83
 """Numbers that nothing else in a model is likely to be, so that a shape tells what it counts."""
@@ -96,7 +96,7 @@ def _widths(config: type[Strict], width: int) -> dict[str, Any]:
     found: dict[str, Any] = {"embedding_dim": width} if "embedding_dim" in config.model_fields else {}
     for name, setting in config.model_fields.items():
         base = setting.default
-        if isinstance(base, dict) and known(str(base.get("name"))):
+        if isinstance(base, dict) and is_model(str(base.get("name"))):
             found[name] = {**base, **_widths(find(base["name"]).Config, width)}
     return found
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from longrec.config import to_yaml
-from longrec.models.catalogue import Card, describe, settings, variants
-from longrec.models.citation import citation
+from longrec.models.core.catalog import Card, describe, settings, variants
+from longrec.models.core.citation import citation
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTED, DRAWN = "<!-- counted -->", "<!-- drawn -->"

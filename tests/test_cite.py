@@ -15,10 +15,10 @@ from sample_batches import FEW
 from longrec import __version__, verbs
 from longrec.cli import main
 from longrec.errors import ConfigError
-from longrec.models import artifact
-from longrec.models.base import build
-from longrec.models.catalogue import Card, describe, known, names
-from longrec.models.citation import Citation, citation, entries, software
+from longrec.models.core import artifact
+from longrec.models.core.base import build
+from longrec.models.core.catalog import Card, describe, is_model, names
+from longrec.models.core.citation import Citation, citation, entries, software
 
 SCHEMA = """
 user: user
@@ -163,7 +163,7 @@ def test_one_paper_is_one_entry_and_keys_are_distinct(monkeypatch: pytest.Monkey
     found = entries(["iat", "iat_reader", "din", "iat"])
     assert [entry.models for entry in found] == [("iat", "iat_reader"), ("din",), ("longrec",)]
     cards = {"a": card("Ma, KDD 2018", "One"), "b": card("Ma, KDD 2018", "Two"), "c": card("Ma, KDD 2018", "Three")}
-    monkeypatch.setattr("longrec.models.citation.describe", cards.__getitem__)
+    monkeypatch.setattr("longrec.models.core.citation.describe", cards.__getitem__)
     found = entries("abc")
     keys = [entry.key for entry in found]
     assert keys == ["ma2018somenet", "ma2018someneta", "ma2018somenetb", "longrec"]
@@ -171,12 +171,12 @@ def test_one_paper_is_one_entry_and_keys_are_distinct(monkeypatch: pytest.Monkey
 
 
 def test_what_is_a_model() -> None:
-    assert known("din")
-    assert known("longrec.models.din")
-    assert not known("relu")
-    assert not known("longrec.errors")
-    assert not known("../din")
-    assert not known("x.yaml")
+    assert is_model("din")
+    assert is_model("longrec.models.din")
+    assert not is_model("relu")
+    assert not is_model("longrec.errors")
+    assert not is_model("../din")
+    assert not is_model("x.yaml")
 
 
 def test_a_model_is_cited_without_torch() -> None:

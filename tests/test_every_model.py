@@ -8,7 +8,7 @@ import pytest
 from conformance import CHECKS, Case, program_agrees
 from sample_batches import FEW, FIELDS
 
-from longrec.models.base import find, names
+from longrec.models.core.base import find, names
 
 CASES = [Case(name, settings) for name in names() for settings in ({}, *find(name).variants)]
 

@@ -19,7 +19,7 @@ from model_figure import svg
 from model_run import short
 from model_trace import trace
 
-from longrec.models.catalogue import describe, settings, variants
+from longrec.models.core.catalog import describe, settings, variants
 
 TINY = '''
 """Tiny: A model of every kind of box (made up).
@@ -41,7 +41,7 @@ Letters: B rows.
 """
 import torch
 from longrec.config import Strict
-from longrec.models.base import Ranker
+from longrec.models.core.base import Ranker
 from longrec.nn.embedding import Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP

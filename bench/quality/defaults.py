@@ -31,8 +31,8 @@ from longrec.data.log import Log
 from longrec.data.prepare import prepare
 from longrec.data.public import movielens_1m
 from longrec.interop import atomic
-from longrec.models import artifact
-from longrec.models import base as models
+from longrec.models.core import artifact
+from longrec.models.core import base as models
 from longrec.report.tables import table
 from longrec.train.job import read_job
 from longrec.train.loop import Loop

@@ -20,7 +20,7 @@ from typing import Any
 from ranking_logs import TASKS, Task
 
 import longrec
-from longrec.models.base import Ranker, find, names
+from longrec.models.core.base import Ranker, find, names
 
 COMMON: dict[str, Any] = {"embedding_dim": 32, "mlp": [128, 64], "dropout": 0.2}
 """Settings that every model gets, those it has."""

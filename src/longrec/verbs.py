@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from longrec.export.bundle import Manifest
     from longrec.export.golden import Golden
     from longrec.metrics import Comparison
-    from longrec.models.base import Model
-    from longrec.models.catalogue import Card
+    from longrec.models.core.base import Model
+    from longrec.models.core.catalog import Card
     from longrec.train.cited import Bibliography
     from longrec.train.compress import Written
     from longrec.train.evaluate import Evaluation
@@ -114,7 +114,7 @@ def compress(
         into: a folder that is not there yet (``tokens/v1``), or for tokens a ``redis://`` address.
         overrides: settings such as ``every=2d`` or ``codec=int8``.
     """
-    from longrec.models.base import find
+    from longrec.models.core.base import find
     from longrec.train.compress import compress as write_tokens
     from longrec.train.extract import extract
     from longrec.train.job import read_job
@@ -167,7 +167,7 @@ def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -
     """
     from longrec.export.write import Left
     from longrec.export.write import export as write
-    from longrec.models.base import Ranker
+    from longrec.models.core.base import Ranker
     from longrec.serve.service import replay
     from longrec.train.run import Run
     from longrec.train.written import find_source
@@ -214,7 +214,7 @@ def _export_source(folder: Path, out: Path, overwrite: bool) -> Manifest:
     from longrec.export.scale import Scale
     from longrec.export.write import Left
     from longrec.export.write import export as write
-    from longrec.models.base import name_of
+    from longrec.models.core.base import name_of
     from longrec.serve.source import replay
     from longrec.train.written import open_source
 
@@ -269,14 +269,14 @@ def _open(run: str | Path | Run) -> Run:
 
 def models() -> list[Card]:
     """Name, kind, paper and whether it reads histories, of every model; imports none of them."""
-    from longrec.models.catalogue import describe, names
+    from longrec.models.core.catalog import describe, names
 
     return [describe(name) for name in names()]
 
 
 def explain_model(name: str) -> str:
     """What a model is, from its file, and every setting with its type, default and meaning."""
-    from longrec.models.base import help_text
+    from longrec.models.core.base import help_text
 
     return help_text(name)
 

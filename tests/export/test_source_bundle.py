@@ -21,7 +21,7 @@ from longrec.export.offline import golden_vectors
 from longrec.export.scale import Scale
 from longrec.export.snapshot import copied, copy_tokens
 from longrec.export.write import export
-from longrec.models.base import build
+from longrec.models.core.base import build
 from longrec.serve.source import Source, replay, vectors_of
 from longrec.store.tokens import TokenInfo, TokenStore, Version
 from longrec.train.written import find_source, open_source

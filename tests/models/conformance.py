@@ -44,9 +44,9 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models import artifact
-from longrec.models.base import Encoder, Model, Ranker, build, cross_entropy, describe, find, help_text
-from longrec.models.citation import citation
+from longrec.models.core import artifact
+from longrec.models.core.base import Encoder, Model, Ranker, bce_loss, build, describe, find, help_text
+from longrec.models.core.citation import citation
 from longrec.nn.sparse_optim import LazyAdam
 from longrec.train import negatives
 from longrec.train.settings import FitConfig
@@ -419,7 +419,7 @@ def check_docstring_cites(case: Case) -> None:
     cls, card = find(case.name), describe(case.name)
     assert re.match(r"https?://(arxiv\.org|doi\.org|\S+)", card.link), "the second paragraph links to the paper"
     assert card.title
-    assert citation(card).year, "the second paragraph: AUTHORS, VENUE YEAR. LINK (see models/citation.py)"
+    assert citation(card).year, "the second paragraph: AUTHORS, VENUE YEAR. LINK (see models/core/citation.py)"
     assert "\nDepartures from the paper\n" in card.text
     assert re.search(r"^Letters: \S", card.text, re.MULTILINE)
     assert card.reads_history == cls.reads_history
@@ -457,7 +457,7 @@ def check_learns(case: Case) -> None:
 
     def of_label() -> float:  # a loss may have parts that nothing in this batch tells
         with torch.no_grad():
-            return float(cross_entropy(model(batch), batch))
+            return float(bce_loss(model(batch), batch))
 
     losses = [of_label()]
     while losses[-1] >= 0.7 * losses[0]:

@@ -9,7 +9,7 @@ from conformance import Case
 from sample_batches import FIELDS, ragged
 
 from longrec.errors import ConfigError, ResourceError, RunError
-from longrec.models import artifact
+from longrec.models.core import artifact
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
 from longrec.models.atrank import ATRank
-from longrec.models.base import build
+from longrec.models.core.base import build
 from longrec.nn.encoder import EncoderLayer
 
 SETTINGS: list[dict[str, Any]] = [{"width": 12, "spaces": 3}, *ATRank.variants]

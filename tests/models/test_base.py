@@ -10,7 +10,7 @@ from conformance import CHECKS, Case
 from sample_batches import FIELDS, ragged
 
 from longrec.errors import ConfigError, UnknownName
-from longrec.models.base import build, describe, find, name_of, names
+from longrec.models.core.base import build, describe, find, name_of, names
 from longrec.models.din import DIN
 
 MODEL = '''"""Mine: A model of one weight.
@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import nn
 
 from longrec.config import Strict
-from longrec.models.base import Ranker
+from longrec.models.core.base import Ranker
 from longrec.nn.embedding import Embeddings
 
 

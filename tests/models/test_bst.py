@@ -17,8 +17,8 @@ from longrec.data.worlds import world
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
-from longrec.models.base import build
 from longrec.models.bst import BST, _Path
+from longrec.models.core.base import build
 from longrec.nn.encoder import EncoderLayer
 
 SETTINGS: list[dict[str, Any]] = [{"mlp": [16]}, *BST.variants]

@@ -14,8 +14,8 @@ from longrec.data.worlds import world
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch, Jagged
 from longrec.features.fields import Field, Fields
-from longrec.models.base import build
 from longrec.models.can import CAN
+from longrec.models.core.base import build
 from longrec.train.start import inherit
 
 SMALL: dict[str, object] = {"base": {"name": "deepfm"}, "pairs": [["item", "seen.item"]]}

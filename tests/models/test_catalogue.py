@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 
-from longrec.models.catalogue import describe, help_text, names
+from longrec.models.core.catalog import describe, help_text, names
 
 
 def test_a_card_tells_the_paper() -> None:
@@ -18,7 +18,7 @@ def test_a_card_tells_the_paper() -> None:
 
 def test_listing_and_explaining_import_no_torch() -> None:
     code = (
-        "import sys; from longrec.models.catalogue import *\n"
+        "import sys; from longrec.models.core.catalog import *\n"
         "[(describe(n), help_text(n)) for n in names()]\n"
         "assert 'torch' not in sys.modules and 'longrec.models.din' not in sys.modules"
     )

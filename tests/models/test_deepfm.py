@@ -4,7 +4,7 @@ import torch
 from conformance import Case
 from sample_batches import ragged
 
-from longrec.models.base import build
+from longrec.models.core.base import build
 from longrec.models.deepfm import DeepFM
 
 

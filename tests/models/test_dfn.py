@@ -19,7 +19,7 @@ from longrec.data.worlds import world
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Fields
-from longrec.models.base import build, cross_entropy
+from longrec.models.core.base import bce_loss, build
 from longrec.models.dfn import DFN, _External, _Internal
 from longrec.nn.linear import Linear
 from longrec.nn.segment import Segments
@@ -284,10 +284,10 @@ def test_every_row_is_in_one_loss() -> None:
     batch = judged()
     even = dfn(dislike="bought", dislike_weight=1.0)
     told = replace(batch, label=torch.tensor([float(row in CLICKED) for row in range(6)]))
-    torch.testing.assert_close(even.loss(batch), cross_entropy(even(batch), told))
+    torch.testing.assert_close(even.loss(batch), bce_loss(even(batch), told))
     plain = dfn()
     assert plain.targets == ()
-    torch.testing.assert_close(plain.loss(batch), cross_entropy(plain(batch), batch))
+    torch.testing.assert_close(plain.loss(batch), bce_loss(plain(batch), batch))
     assert dfn(dislike="bought").config.dislike_weight == 10
 
 

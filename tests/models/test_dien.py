@@ -19,7 +19,7 @@ from torch.nn.functional import softplus
 from longrec.data import worlds
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.metrics import auc
-from longrec.models.base import cross_entropy
+from longrec.models.core.base import bce_loss
 from longrec.models.dien import DIEN, _Path
 from longrec.nn.segment import Segments
 
@@ -187,9 +187,9 @@ def test_loss_is_of_the_label_and_of_what_came_next() -> None:
     torch.manual_seed(5)
     extra = path.auxiliary(path.interest.states(e, segments), e, segments, batch.users)
     torch.manual_seed(5)
-    torch.testing.assert_close(model.own_loss(batch), 0.5 * extra)
+    torch.testing.assert_close(model.aux_loss(batch), 0.5 * extra)
     torch.manual_seed(5)
-    torch.testing.assert_close(model.loss(batch), cross_entropy(model(batch), batch) + 0.5 * extra)
+    torch.testing.assert_close(model.loss(batch), bce_loss(model(batch), batch) + 0.5 * extra)
 
 
 def test_an_auxiliary_loss_without_a_next_step_is_zero() -> None:
@@ -199,7 +199,7 @@ def test_an_auxiliary_loss_without_a_next_step_is_zero() -> None:
         for name, one in batch.histories.items()
     }
     bare: Batch = replace(batch, histories=empty)
-    torch.testing.assert_close(model.loss(bare), cross_entropy(model(bare), bare))
+    torch.testing.assert_close(model.loss(bare), bce_loss(model(bare), bare))
     model.loss(bare).backward()
 
 

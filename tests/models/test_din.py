@@ -9,7 +9,7 @@ from torch import Tensor
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Field, Fields
-from longrec.models.base import build
+from longrec.models.core.base import build
 from longrec.models.din import DIN
 
 SETTINGS = [{}, *DIN.variants]

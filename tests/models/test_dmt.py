@@ -15,7 +15,7 @@ from world_runs import aucs_of, run_in, solves
 from longrec.data.worlds import world
 from longrec.errors import ConfigError
 from longrec.features.fields import Field, Fields
-from longrec.models.base import build
+from longrec.models.core.base import build
 from longrec.models.dmt import DMT, _Path, _waves
 
 SMALL = {"embedding_dim": 6, "heads": 2, "expert": [8], "tower": []}

@@ -20,7 +20,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import SESSIONS_BACK, Fields
 from longrec.features.moments import sessions_back
-from longrec.models.base import build
+from longrec.models.core.base import build
 from longrec.models.dsin import DSIN, _Path, sessions
 from longrec.nn.encoder import EncoderLayer
 from longrec.nn.lstm import LSTM

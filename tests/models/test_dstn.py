@@ -14,7 +14,7 @@ from longrec.data import worlds
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Field, Fields
-from longrec.models.base import build
+from longrec.models.core.base import build
 from longrec.models.dstn import DSTN, LARGEST, SetFusion
 from longrec.nn.segment import Segments
 

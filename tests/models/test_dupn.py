@@ -19,9 +19,9 @@ from longrec.data.worlds import world
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
-from longrec.models.base import build, cross_entropy
+from longrec.models.core.base import bce_loss, build
+from longrec.models.core.multi_task import masked_bce_loss
 from longrec.models.dupn import DUPN, _Path
-from longrec.models.several_tasks import known_cross_entropy
 from longrec.nn.lstm import LSTM
 from longrec.nn.mlp import MLP
 from longrec.nn.segment import Segments
@@ -136,7 +136,7 @@ def test_the_loss_is_the_weighted_sum_of_the_tasks() -> None:
     assert model.targets == ("bought", "kept")
     batch = labelled(4, bought=[1.0, float("nan"), 0.0, 1.0], kept=[float("nan")] * 4)
     logits = model.logits(batch)
-    expected = 3 * cross_entropy(logits[:, 0], batch) + 0.5 * known_cross_entropy(logits[:, 1], batch, "bought")
+    expected = 3 * bce_loss(logits[:, 0], batch) + 0.5 * masked_bce_loss(logits[:, 1], batch, "bought")
     torch.testing.assert_close(model.loss(batch), expected)
 
 

@@ -9,7 +9,7 @@ from sample_batches import FIELDS, ragged
 
 from longrec.errors import ConfigError
 from longrec.features.fields import Field, Fields
-from longrec.models.base import build
+from longrec.models.core.base import build
 
 
 @pytest.mark.parametrize("name", ["fm", "deepfm"])

@@ -11,7 +11,7 @@ from world_runs import aucs_of, run_in
 
 from longrec.data.worlds import world
 from longrec.errors import RunError
-from longrec.models.base import build
+from longrec.models.core.base import build
 from longrec.models.fm import FM
 from longrec.models.fnn import FNN
 from longrec.nn.embedding import Embeddings

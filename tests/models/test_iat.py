@@ -15,7 +15,7 @@ from torch import Tensor
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
-from longrec.models.base import PastInstances, UserOrder, build, cross_entropy
+from longrec.models.core.base import ContextInstances, UserOrder, bce_loss, build
 from longrec.models.iat import IAT
 from longrec.nn.quantize import ResidualQuantizer
 
@@ -123,11 +123,11 @@ def test_8_stream_equals_batch(settings: dict[str, Any]) -> None:
     """Earlier rows read from a store give the same logits and losses as earlier rows of the batch."""
     model, batch = iat(settings), rows()
     past = past_of(model, batch)
-    close(model.logits_with_past(batch, past), model(batch))
-    torch.testing.assert_close(model.loss_with_past(batch, past), model.loss(batch), rtol=0, atol=1e-5)
+    close(model.logits_with_context(batch, past), model(batch))
+    torch.testing.assert_close(model.loss_with_context(batch, past), model.loss(batch), rtol=0, atol=1e-5)
 
 
-def past_of(model: IAT, batch: Batch) -> PastInstances:
+def past_of(model: IAT, batch: Batch) -> ContextInstances:
     """What a store of this batch's tokens would give."""
     assert batch.label is not None
     assert batch.moments is not None
@@ -136,7 +136,7 @@ def past_of(model: IAT, batch: Batch) -> PastInstances:
     flat = torch.tensor(sum(before, []))
     offsets = torch.tensor([0, *map(len, before)]).cumsum(0)
     labels = batch.label[flat].long() + 1
-    return PastInstances(model.encode(batch)[flat].detach(), offsets, batch.moments[flat], labels, batch.known[flat])
+    return ContextInstances(model.encode(batch)[flat].detach(), offsets, batch.moments[flat], labels, batch.known[flat])
 
 
 def test_labels_that_tell_what_was_known_need_no_moments() -> None:
@@ -144,18 +144,18 @@ def test_labels_that_tell_what_was_known_need_no_moments() -> None:
     model, batch = iat(LABELS), rows()
     batch = replace(batch, known=batch.moments)
     past = past_of(model, batch)
-    close(model.logits_with_past(batch, replace(past, known=None)), model(batch))
+    close(model.logits_with_context(batch, replace(past, known=None)), model(batch))
     unknown = replace(past, labels=torch.full_like(past.labels, 3), known=None)
-    assert (model.logits_with_past(batch, unknown) - model(batch)).abs().max() > 1e-3
+    assert (model.logits_with_context(batch, unknown) - model(batch)).abs().max() > 1e-3
     with pytest.raises(ValueError, match="the past has none"):
-        model.logits_with_past(batch, replace(past, labels=None))
+        model.logits_with_context(batch, replace(past, labels=None))
 
 
 def test_6_no_gradient_enters_stored_tokens() -> None:
     model, batch = iat(LABELS).train(), rows()
     past = past_of(model, batch)
     vectors = past.vectors.clone().requires_grad_()
-    model.loss_with_past(batch, replace(past, vectors=vectors)).backward()
+    model.loss_with_context(batch, replace(past, vectors=vectors)).backward()
     assert vectors.grad is None
     assert torch.equal(vectors.detach(), past.vectors)
     assert all(parameter.grad is not None for parameter in model.parameters())
@@ -227,7 +227,7 @@ def test_training_moves_codebooks_and_its_loss_holds_the_commitment() -> None:
     loss = model.loss(batch)
     assert not torch.equal(before, model.quantizer.codebooks)
     model.eval()
-    assert loss > cross_entropy(model(batch), batch) + 1e-4
+    assert loss > bce_loss(model(batch), batch) + 1e-4
 
 
 def test_without_codes_no_quantiser_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Field, Fields
-from longrec.models.base import build
+from longrec.models.core.base import build
 from longrec.models.iat_reader import IATReader
 from longrec.models.keep_plug import KEEPPlug, without
 from longrec.nn.sparse_optim import LazyAdam

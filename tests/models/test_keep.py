@@ -12,9 +12,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
-from longrec.models.base import build
+from longrec.models.core.base import build
+from longrec.models.core.multi_task import masked_bce_loss
 from longrec.models.keep import KEEP
-from longrec.models.several_tasks import known_cross_entropy
 
 SETTINGS: list[dict[str, Any]] = [{}, *KEEP.variants]
 NAN = float("nan")
@@ -123,7 +123,7 @@ def test_a_batch_without_a_target_is_refused() -> None:
     with pytest.raises(ValueError, match="carries no target 'buy'"):
         model.loss(ragged(4))
     with pytest.raises(ValueError, match="carries no target 'buy'"):
-        known_cross_entropy(torch.zeros(4), Batch(4, {}), "buy")
+        masked_bce_loss(torch.zeros(4), Batch(4, {}), "buy")
 
 
 def test_more_labels_make_no_other_main_logit() -> None:

@@ -15,7 +15,7 @@ from longrec.data import worlds
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Field, Fields
-from longrec.models.base import build
+from longrec.models.core.base import build
 from longrec.models.kfatt import KalmanAttention, KFAtt, SessionEncoder
 from longrec.nn.segment import Segments
 

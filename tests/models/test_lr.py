@@ -5,7 +5,7 @@ from sample_batches import FIELDS, ragged
 
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
-from longrec.models.base import build
+from longrec.models.core.base import build
 from longrec.models.lr import LR
 
 

@@ -11,7 +11,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Field, Fields
 from longrec.metrics import auc
-from longrec.models.base import build, help_text
+from longrec.models.core.base import build, help_text
 from longrec.models.multi_tower import MultiTower
 from longrec.nn.sparse_optim import LazyAdam
 

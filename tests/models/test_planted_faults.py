@@ -11,7 +11,7 @@ from conformance import CHECKS, Case, forget
 from sample_batches import FIELDS
 from torch import Tensor
 
-from longrec.models.base import build
+from longrec.models.core.base import build
 from longrec.models.din import DIN
 from longrec.nn.activation import BatchNorm
 from longrec.nn.attention import TargetAttention

@@ -13,7 +13,7 @@ from world_runs import aucs_of, run_in, solves
 from longrec.data.worlds import world
 from longrec.errors import ConfigError
 from longrec.features.fields import Field, Fields
-from longrec.models.base import build
+from longrec.models.core.base import build
 from longrec.models.pnn import PNN, Inner, Outer, RankOne, _Triangle
 
 

@@ -7,7 +7,7 @@ from sample_batches import FIELDS, ragged, take
 
 from longrec.errors import ConfigError
 from longrec.features.fields import Fields
-from longrec.models.base import build
+from longrec.models.core.base import build
 from longrec.models.pooling import Pooling
 
 

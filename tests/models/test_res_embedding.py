@@ -30,7 +30,7 @@ from longrec.data.worlds import parts as parts_of
 from longrec.errors import ConfigError, RunError
 from longrec.features.batch import HistoryBatch
 from longrec.features.fields import Field, Fields
-from longrec.models.base import Model, build
+from longrec.models.core.base import Model, build
 from longrec.models.res_embedding import InterestGraph, ResEmbedding, edges
 from longrec.train.blocks import refuse_looking_back
 from longrec.train.start import inherit
@@ -55,7 +55,7 @@ class Drawn(Case):
 
     def build(self, seed: int = 0, fields: Fields = FIELDS) -> Model:
         model = super().build(seed, fields)
-        model.look_back([random_past()])
+        model.fit_statistics([random_past()])
         return model
 
 
@@ -101,7 +101,7 @@ def strengths(model: ResEmbedding, pasts: list[dict[str, HistoryBatch]]) -> Tens
 def test_equations_1_to_4_by_whole_matrices(weighting: str, settings: dict[str, Any]) -> None:
     model = res({**POOLING, "weighting": weighting, **settings})
     pieces = [random_past(1), random_past(2)]
-    model.look_back(pieces)
+    model.fit_statistics(pieces)
     expected = dense(model, strengths(model, pieces)) @ model.graph.centres.table("item") + model.residuals
     torch.testing.assert_close(model.vectors(), expected, rtol=1e-4, atol=1e-5)
     batch = ragged(9, fields=FEW)
@@ -128,7 +128,7 @@ def test_an_edge_is_two_items_near_each_other_in_one_past() -> None:
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_a_without_residuals_items_of_one_neighbourhood_are_one(weighting: str) -> None:
     model = res({**POOLING, "weighting": weighting, "self_weight": 0})
-    model.look_back([past([10, 20], [11, 20], [10, 30], [11, 30])])
+    model.fit_statistics([past([10, 20], [11, 20], [10, 30], [11, 30])])
     with torch.no_grad():
         model.residuals.zero_()
     e = model.vectors()
@@ -247,7 +247,7 @@ def test_d_nothing_of_the_test_part_is_in_the_graph(split: dict[str, Any], tmp_p
         opened = log_of(tmp_path / name, replace(made, log=log, schema=schema, items=None))
         model = build({"name": "res_embedding"}, opened.fields())
         assert isinstance(model, ResEmbedding)
-        model.look_back(training_past(opened))
+        model.fit_statistics(training_past(opened))
         graphs.append(model.graph)
     assert torch.equal(graphs[0].slots, graphs[1].slots)
     assert torch.equal(graphs[0].strength, graphs[1].strength)
@@ -292,7 +292,9 @@ def test_it_starts_from_a_run_of_its_base_and_stands_under_others() -> None:
     inherit(model, base, "fit.start_from")
     assert torch.equal(model.residuals, base.embeddings.table("item"))
     over = build({"name": "can", "base": {"name": "res_embedding"}}, FEW)
-    assert [type(part) for part in over.modules() if isinstance(part, Model) and part.looks_back] == [ResEmbedding]
+    assert [type(part) for part in over.modules() if isinstance(part, Model) and part.needs_training_window] == [
+        ResEmbedding
+    ]
     assert res({}).explain(ragged(5, fields=FEW)).keys() == {"seen"}
 
 
@@ -332,10 +334,10 @@ def test_pieces_are_read_one_after_the_other() -> None:
             read += 1
             yield random_past(seed)
 
-    model.look_back(pieces())
+    model.fit_statistics(pieces())
     assert read == 3
     whole = model.graph.strength.clone()
-    model.look_back([random_past(2), random_past(0), random_past(1)])
+    model.fit_statistics([random_past(2), random_past(0), random_past(1)])
     assert torch.equal(model.graph.strength, whole)
 
 

@@ -19,7 +19,7 @@ from longrec.data.worlds import world
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
-from longrec.models.base import build
+from longrec.models.core.base import build
 from longrec.models.search_user import SearchUser, _Path
 from longrec.nn.encoder import EncoderLayer
 

@@ -12,10 +12,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from longrec.errors import ConfigError
 from longrec.features.fields import Fields
-from longrec.models.base import Ranker, build, cross_entropy, names
-from longrec.models.bottom import Bottom, BottomConfig
+from longrec.models.core.base import Ranker, bce_loss, build, names
+from longrec.models.core.bottom import Bottom, BottomConfig
+from longrec.models.core.multi_task import Tasks, join_logits, masked_bce_loss
 from longrec.models.iat_reader import IATReader
-from longrec.models.several_tasks import Tasks, joined, known_cross_entropy
 from longrec.train.start import inherit
 
 NAN = float("nan")
@@ -38,7 +38,7 @@ def test_the_loss_is_a_weighted_sum_over_what_is_known() -> None:
     counted = replace(batch, counts=torch.tensor([True, True, False, False]))
     expected = 3 * bce(logits[:2, 0], [1, 0]) + 0.5 * bce(logits[[0], 1], [1])
     torch.testing.assert_close(tasks.loss(logits, counted), expected)
-    assert known_cross_entropy(logits[:, 2], batch, "like") == 0
+    assert masked_bce_loss(logits[:, 2], batch, "like") == 0
 
 
 def test_a_score_joins_probabilities_by_their_exponents() -> None:
@@ -46,13 +46,13 @@ def test_a_score_joins_probabilities_by_their_exponents() -> None:
     logits = torch.randn(50, 3) * 3
     p = logits.sigmoid()
     tasks = Tasks({"buy": 1.0, "like": 1.0}, rank_by={"label": 1.0, "like": 0.5})
-    torch.testing.assert_close(tasks.ranked(logits).sigmoid(), p[:, 0] * p[:, 2].sqrt())
-    assert torch.equal(Tasks({"buy": 1.0}).ranked(logits), logits[:, 0])
-    assert torch.equal(Tasks({"buy": 1.0}, rank_by={"buy": 1.0}).ranked(logits), logits[:, 1])
-    squared = Tasks({}, rank_by={"label": 2.0}).ranked(logits)
+    torch.testing.assert_close(tasks.ranking_logit(logits).sigmoid(), p[:, 0] * p[:, 2].sqrt())
+    assert torch.equal(Tasks({"buy": 1.0}).ranking_logit(logits), logits[:, 0])
+    assert torch.equal(Tasks({"buy": 1.0}, rank_by={"buy": 1.0}).ranking_logit(logits), logits[:, 1])
+    squared = Tasks({}, rank_by={"label": 2.0}).ranking_logit(logits)
     torch.testing.assert_close(squared.sigmoid(), p[:, 0] ** 2)
     far = torch.tensor([[90.0, 90.0], [-90.0, -90.0], [90.0, -90.0]])
-    found = joined(far, {0: 1.0, 1: 2.0})
+    found = join_logits(far, {0: 1.0, 1: 2.0})
     assert found.isfinite().all()
     torch.testing.assert_close(found[1:], torch.tensor([-270.0, -180.0]))
     assert found[0] > 10
@@ -78,7 +78,7 @@ def test_a_bottom_of_a_base_is_its_hidden_layer_and_its_logit() -> None:
     expected = torch.cat([bottom.base.interact(batch), bottom.base(batch).unsqueeze(1)], 1)
     torch.testing.assert_close(bottom(batch), expected)
     assert bottom.width == expected.shape[1]
-    assert bottom.own_loss(batch) == 0
+    assert bottom.aux_loss(batch) == 0
 
 
 def test_a_bottom_without_a_base_is_all_fields_and_mean_histories() -> None:
@@ -109,12 +109,12 @@ def test_a_base_keeps_what_it_learns_beside_its_label(name: str, base: dict[str,
     assert isinstance(below, Ranker)
     given = model._base_batch(batch) if isinstance(model, IATReader) else batch
     torch.manual_seed(0)  # what did not come next is drawn
-    own = below.own_loss(given)
+    own = below.aux_loss(given)
     torch.manual_seed(0)
     whole = model.loss(batch)
     assert isinstance(own, Tensor)
     assert own > 0.05
-    torch.testing.assert_close(whole, cross_entropy(model(batch), batch) + own, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(whole, bce_loss(model(batch), batch) + own, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["shared_bottom", "mmoe", "ple", "esmm"])
@@ -127,7 +127,7 @@ def test_training_goes_on_from_a_run_of_the_base(name: str) -> None:
     batch = ragged(9, fields=FEW)
     torch.testing.assert_close(model.bottom.base.eval()(batch), base(batch))
     assert not model.reads_history
-    assert model.home_of(model) == ""
+    assert model.warm_start_prefix(model) == ""
 
 
 def test_a_model_of_several_tasks_is_no_base() -> None:

@@ -22,7 +22,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import HistoryBatch
 from longrec.features.fields import Field, Fields
 from longrec.features.moments import since_previous, time_gaps
-from longrec.models.base import build
+from longrec.models.core.base import build
 from longrec.models.tissa import TiSSA, _Path
 from longrec.nn.segment import Segments
 

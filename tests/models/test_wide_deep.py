@@ -6,7 +6,7 @@ from conformance import Case
 from sample_batches import FIELDS, ragged, repeated, shared, take
 
 from longrec.errors import ConfigError
-from longrec.models.base import build
+from longrec.models.core.base import build
 from longrec.models.wide_deep import WideDeep, cross
 
 CROSSED = Case("wide_deep", {"crosses": [["user", "item"], ["user", "hour"]], "cross_buckets": 50})

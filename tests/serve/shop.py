@@ -33,7 +33,7 @@ from longrec.features.schema import Schema
 from longrec.features.table import EntityTable
 from longrec.features.view import Past, filter_delay, history_columns, holds
 from longrec.features.vocabulary import Keys
-from longrec.models.base import Ranker, build
+from longrec.models.core.base import Ranker, build
 from longrec.nn.embedding import Embeddings
 from longrec.nn.segment import Segments
 from longrec.serve.service import replay

@@ -24,7 +24,7 @@ from longrec.export.golden import Sample
 from longrec.export.offline import golden
 from longrec.export.write import Left, export
 from longrec.features.vocabulary import key_numbers
-from longrec.models.base import Ranker, build
+from longrec.models.core.base import Ranker, build
 from longrec.serve.knowledge import Knowledge
 from longrec.serve.service import Service, replay, scores_of
 from longrec.store.knowledge import KnowledgeInfo, KnowledgeStore, Known

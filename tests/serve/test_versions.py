@@ -24,7 +24,7 @@ from longrec.export import bundle as bundles
 from longrec.export.bundle import DATED, Bundle, read_manifest
 from longrec.export.write import export
 from longrec.features.schema import Schema
-from longrec.models.base import Ranker, build
+from longrec.models.core.base import Ranker, build
 from longrec.serve.request import decode
 from longrec.serve.service import Service, replay
 from longrec.verbs import offline_request

@@ -27,7 +27,7 @@ from longrec.data.requests import impression
 from longrec.export.golden import Golden, Sample
 from longrec.export.offline import golden
 from longrec.export.write import Left, export
-from longrec.models.base import Ranker, build
+from longrec.models.core.base import Ranker, build
 from longrec.serve.service import replay
 from longrec.train.compress import compress
 from longrec.train.job import read_job

@@ -21,7 +21,8 @@ from typing import Any
 
 import torch._dynamo  # noqa: F401  every optimiser imports it; here once for all children
 
-from longrec.models import artifact, din
+from longrec.models import din
+from longrec.models.core import artifact
 from longrec.train import checkpoint, fit, loop, tracking
 
 

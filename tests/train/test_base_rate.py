@@ -11,8 +11,8 @@ import pytest
 
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
-from longrec.models import base as models
-from longrec.models.base import Model
+from longrec.models.core import base as models
+from longrec.models.core.base import Model
 from longrec.models.lr import LR
 from longrec.train.base_rate import base_rate, start_at_base_rates
 from longrec.train.fit import train

@@ -23,7 +23,7 @@ from longrec.data.split import TRAIN
 from longrec.errors import ConfigError, RunError, StoreError
 from longrec.features.batch import Batch
 from longrec.features.vocabulary import key_numbers
-from longrec.models import artifact
+from longrec.models.core import artifact
 from longrec.models.keep import KEEP
 from longrec.store.knowledge import KnowledgeStore
 from longrec.train.extract import Extracted, extract

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from longrec.features.schema import Schema
-from longrec.models.catalogue import names
+from longrec.models.core.catalog import names
 from longrec.train import memory
 from longrec.train.memory import known_fields, needs, too_large
 from longrec.train.settings import FitConfig

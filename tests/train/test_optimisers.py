@@ -12,7 +12,7 @@ from longrec.config import Strict, parse
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.base import Model
+from longrec.models.core.base import Model
 from longrec.nn.sparse_optim import LazyAdagrad, LazyAdam, LazySGD, RowwiseAdagrad
 from longrec.train import machine
 from longrec.train.optimisers import build_optimisers, clip, set_rates

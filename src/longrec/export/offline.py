@@ -19,7 +19,7 @@ from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.encode import Lists, NumbersEncoder
 from longrec.features.fitted import FittedSchema, concat_lists, gather_lists
 from longrec.features.table import EntityTable
-from longrec.models.base import Encoder
+from longrec.models.core.base import Encoder
 
 
 def golden(model: nn.Module, fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample) -> Golden:

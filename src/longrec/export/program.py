@@ -22,7 +22,7 @@ from torch.export import Dim
 from longrec.errors import BundleError
 from longrec.export.inputs import CODES_OUTPUT, OUTPUT, TOKEN_OUTPUT, Input, random_tensors
 from longrec.features.batch import Batch, HistoryBatch, Jagged
-from longrec.models.base import Encoder
+from longrec.models.core.base import Encoder
 
 op: Any = opset18
 _INLINE = 1_500_000_000

@@ -27,7 +27,7 @@ from longrec.features.fields import AVAILABLE
 from longrec.features.fitted import FittedSchema
 from longrec.features.table import EntityTable
 from longrec.features.view import event_columns
-from longrec.models.base import Encoder, Model, name_of
+from longrec.models.core.base import Encoder, Model, name_of
 from longrec.progress import Progress
 from longrec.store.knowledge import KnowledgeStore
 from longrec.store.segment import Segment

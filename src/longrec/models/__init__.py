@@ -1,1 +1,1 @@
-"""Papers, one a file. The folder is the registry; ``models/catalogue.py`` lists it without importing torch."""
+"""Models, one paper per file. The folder is the registry. ``models/core`` holds what they share."""

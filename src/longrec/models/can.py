@@ -50,7 +50,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
-from longrec.models.base import BaseSection, Model, Ranker, base_of, name_of
+from longrec.models.core.base import BaseSection, Model, Ranker, build_base, name_of
 from longrec.nn.activation import Name, make
 from longrec.nn.embedding import Embeddings
 from longrec.nn.mlp import MLP
@@ -105,7 +105,7 @@ class CAN(Ranker):
     def __init__(self, config: CANConfig, fields: Fields) -> None:
         super().__init__(config, fields)
         self.pairs = pairs_of(config.pairs, fields)
-        self.base = base_of(config.base, fields, "model.base")
+        self.base = build_base(config.base, fields, "model.base")
         past = {history for _, history, _ in self.pairs if history}
         self.reads_history = bool(past) or self.base.reads_history
         self.order_matters, self.user_order = self.base.order_matters, self.base.user_order
@@ -118,7 +118,7 @@ class CAN(Ranker):
         self.join = MLP(self.base.interaction + self.units, config.mlp, config.activation, outputs=1, last_bias=False)
         self.interaction = self.base.interaction + self.units
 
-    def home_of(self, other: Model) -> str:
+    def warm_start_prefix(self, other: Model) -> str:
         """A ranker without co-actions goes into the base."""
         return "" if name_of(other) == name_of(self) else "base."
 
@@ -134,9 +134,9 @@ class CAN(Ranker):
         """Those of the base."""
         return self.base.output_biases()
 
-    def own_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
+    def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
         """That of the base."""
-        return self.base.own_loss(batch)
+        return self.base.aux_loss(batch)
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """What the base tells of its histories."""

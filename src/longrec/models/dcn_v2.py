@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.base import Ranker
+from longrec.models.core.base import Ranker
 from longrec.nn.activation import Name, make
 from longrec.nn.embedding import Embeddings
 from longrec.nn.linear import Linear, linear

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.base import Ranker, one_width
+from longrec.models.core.base import Ranker, find_common_width
 from longrec.nn.activation import Name
 from longrec.nn.embedding import Embeddings
 from longrec.nn.fm import bi_interaction
@@ -59,7 +59,7 @@ class DeepFM(Ranker):
 
     def __init__(self, config: DeepFMConfig, fields: Fields) -> None:
         super().__init__(config, fields)
-        width = one_width(fields, config.embedding_dim, "deepfm")
+        width = find_common_width(fields, config.embedding_dim, "deepfm")
         self.embeddings = Embeddings(fields, width, std=config.init_std)
         self.first_order = Embeddings(fields, width=1, std=0.0)
         self.bias = nn.Parameter(torch.zeros(1))

@@ -50,7 +50,7 @@ from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.base import Ranker, loss_mean, one_width
+from longrec.models.core.base import Ranker, compute_mean_loss, find_common_width
 from longrec.nn.activation import Name
 from longrec.nn.attention import TargetAttention
 from longrec.nn.embedding import Embedded, Embeddings
@@ -108,7 +108,7 @@ class DFN(Ranker):
         self.part = _parts(config, fields)
         self.targets = (config.dislike,) if config.dislike else ()
         read = Fields(fields.features, {name: fields.histories[name] for name in self.part.values()})
-        width = one_width(Fields(read.tables(), {}), config.embedding_dim, "dfn")
+        width = find_common_width(Fields(read.tables(), {}), config.embedding_dim, "dfn")
         self.embeddings = Embeddings(read, width=width, histories=True, std=config.init_std)
         self.first_order = Embeddings(Fields(fields.features, {}), width=1, std=0.0)
         self.bias = nn.Parameter(torch.zeros(1))
@@ -173,7 +173,7 @@ class DFN(Ranker):
             label_B = label_B.masked_fill(disliked_B, 0)
             weight_B = weight_B.masked_fill(disliked_B, config.dislike_weight)
         loss_B = F.binary_cross_entropy_with_logits(logit_B, label_B.nan_to_num(), weight_B, reduction="none")
-        return loss_mean(loss_B, batch, ~label_B.isnan())
+        return compute_mean_loss(loss_B, batch, ~label_B.isnan())
 
     def feedback(self, batch: Batch, embedded: Embedded) -> dict[str, Float[Tensor, "B K"]]:
         """f by its parts: ``clicks``, ``unclicks`` and ``dislikes``, then ``unclicks by clicks`` and so on."""

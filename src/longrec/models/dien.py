@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.base import Ranker, cross_entropy
+from longrec.models.core.base import Ranker, bce_loss
 from longrec.nn.activation import Name
 from longrec.nn.attention import TargetAttention
 from longrec.nn.embedding import Embedded, Embeddings
@@ -126,9 +126,9 @@ class DIEN(Ranker):
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Cross entropy of the label, and of what came next in the histories."""
         h_BH, walked = self._interact(batch, self.embeddings(batch))
-        return cross_entropy(self.head(h_BH), batch) + self._auxiliary(walked, batch)
+        return bce_loss(self.head(h_BH), batch) + self._auxiliary(walked, batch)
 
-    def own_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
+    def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
         """That of what came next."""
         if not self.config.aux_weight:
             return 0.0

@@ -48,8 +48,8 @@ from torch import Tensor, nn
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.base import Ranker, unknown_names
-from longrec.models.several_tasks import Tasks, TasksConfig
+from longrec.models.core.base import Ranker, find_unknown_names
+from longrec.models.core.multi_task import Tasks, TasksConfig
 from longrec.nn.activation import Name
 from longrec.nn.embedding import Embeddings
 from longrec.nn.encoder import EncoderLayer
@@ -122,7 +122,7 @@ class DMT(Ranker):
 
     def forward(self, batch: Batch) -> Float[Tensor, " B"]:
         """The logit that rows are ranked by."""
-        return self.ranked(self.logits(batch))
+        return self.ranking_logit(self.logits(batch))
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """What the tower of each task is given, side by side; the bias has no part in it."""
@@ -136,7 +136,7 @@ class DMT(Ranker):
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """The logit that rows are ranked by, without a bias."""
-        return self.ranked(self._towers(h_BH))
+        return self.ranking_logit(self._towers(h_BH))
 
     def output_biases(self) -> Sequence[Tensor]:
         """Those of the towers."""
@@ -153,9 +153,9 @@ class DMT(Ranker):
         y_B1: Tensor = self.bias(torch.cat(list(self.bias_embeddings(batch).features.values()), 1))
         return y_B1
 
-    def ranked(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
+    def ranking_logit(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
         """The logit of the probabilities that ``rank_by`` joins."""
-        return self.tasks.ranked(logits_BK)
+        return self.tasks.ranking_logit(logits_BK)
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """The weighted sum of the losses of all tasks."""
@@ -243,7 +243,7 @@ def _parted(names: tuple[str, ...], fields: Fields) -> tuple[Fields, Fields]:
     Raises:
         ConfigError: names that are no features, all of them; one that is named twice; a history that nothing asks.
     """
-    faults = unknown_names("model.bias", names, [field.name for field in fields.features])
+    faults = find_unknown_names("model.bias", names, [field.name for field in fields.features])
     for history in fields.histories:
         shared = [field.name for field in fields.pairs(history)]
         if shared and set(shared) <= set(names):

@@ -54,7 +54,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import SESSIONS_BACK, SESSIONS_BACK_ROWS, Fields
 from longrec.features.fields import Field as Column
-from longrec.models.base import Ranker
+from longrec.models.core.base import Ranker
 from longrec.nn.activation import Name
 from longrec.nn.embedding import RESERVED, Embedded, Embeddings
 from longrec.nn.encoder import EncoderLayer

@@ -41,8 +41,8 @@ from torch import Tensor, nn
 
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.base import Ranker
-from longrec.models.several_tasks import Tasks, TasksConfig
+from longrec.models.core.base import Ranker
+from longrec.models.core.multi_task import Tasks, TasksConfig
 from longrec.nn.activation import Name
 from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.linear import Linear
@@ -110,7 +110,7 @@ class DUPN(Ranker):
 
     def forward(self, batch: Batch) -> Float[Tensor, " B"]:
         """The logit that rows are ranked by."""
-        return self.ranked(self.logits(batch)) if self.config.rank_by else super().forward(batch)
+        return self.ranking_logit(self.logits(batch)) if self.config.rank_by else super().forward(batch)
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """The last hidden layer of the MLP of the schema's label."""
@@ -133,9 +133,9 @@ class DUPN(Ranker):
         inputs = self._inputs(batch)
         return torch.cat([top(inputs) for top in self.tops], 1)
 
-    def ranked(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
+    def ranking_logit(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
         """The logit of the score that joins the tasks of ``rank_by``."""
-        return self.tasks.ranked(logits_BK)
+        return self.tasks.ranking_logit(logits_BK)
 
     def user(self, batch: Batch) -> Float[Tensor, "B V"]:
         """rep, the vector of every row's user; of a request it is made once."""

@@ -41,8 +41,8 @@ from torch import Tensor
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.bottom import BottomConfig, BottomRanker
-from longrec.models.several_tasks import Tasks, joined
+from longrec.models.core.bottom import BottomConfig, BottomRanker
+from longrec.models.core.multi_task import Tasks, join_logits
 from longrec.nn.tasks import MLPs, Towers
 
 Width = Annotated[int, Field(ge=1)]
@@ -100,6 +100,8 @@ class ESMM(BottomRanker):
             batch = replace(batch, label=label_B)
         return super().loss(batch)
 
-    def ranked(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
+    def ranking_logit(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
         """The logit of pCTCVR, pCTR, or pCVR, their quotient."""
-        return joined(logits_BK, {"ctcvr": {0: 1.0}, "ctr": {1: 1.0}, "cvr": {0: 1.0, 1: -1.0}}[self.config.rank_by])
+        return join_logits(
+            logits_BK, {"ctcvr": {0: 1.0}, "ctr": {1: 1.0}, "cvr": {0: 1.0, 1: -1.0}}[self.config.rank_by]
+        )

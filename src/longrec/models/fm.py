@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.base import Ranker, one_width
+from longrec.models.core.base import Ranker, find_common_width
 from longrec.nn.embedding import Embeddings
 from longrec.nn.fm import bi_interaction
 
@@ -47,7 +47,7 @@ class FM(Ranker):
 
     def __init__(self, config: FMConfig, fields: Fields) -> None:
         super().__init__(config, fields)
-        width = one_width(fields, config.embedding_dim, "fm")
+        width = find_common_width(fields, config.embedding_dim, "fm")
         self.embeddings = Embeddings(fields, width, std=config.init_std)
         self.first_order = Embeddings(fields, width=1, std=0.0)
         self.bias = nn.Parameter(torch.zeros(1))

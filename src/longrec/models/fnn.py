@@ -35,7 +35,7 @@ from torch import Tensor
 from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.base import Model, Ranker, build, name_of
+from longrec.models.core.base import Model, Ranker, build, name_of
 from longrec.models.fm import FM
 from longrec.nn.activation import Name
 from longrec.nn.mlp import MLP
@@ -68,7 +68,7 @@ class FNN(Ranker):
         self.deep = MLP(inputs, config.mlp, config.activation, config.dropout, outputs=1)
         self.interaction = self.deep.width
 
-    def home_of(self, other: Model) -> str:
+    def warm_start_prefix(self, other: Model) -> str:
         """A factorisation machine goes to where the parameters of one are."""
         return "fm." if name_of(other) == "fm" else ""
 

@@ -53,7 +53,7 @@ from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import SINCE_PREVIOUS, Fields
-from longrec.models.base import Ranker, cross_entropy
+from longrec.models.core.base import Ranker, bce_loss
 from longrec.nn.activation import Name
 from longrec.nn.embedding import RESERVED, Embedded, Embeddings
 from longrec.nn.linear import Linear
@@ -143,9 +143,9 @@ class HUP(Ranker):
         """Cross entropy of the label, and how far the outputs point away from what came next."""
         embedded = self.embeddings(batch)
         told = self._told(batch, embedded)
-        return cross_entropy(self.head(self._interact(embedded, told)), batch) + self._auxiliary(batch, told)
+        return bce_loss(self.head(self._interact(embedded, told)), batch) + self._auxiliary(batch, told)
 
-    def own_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
+    def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
         """How far the outputs point away from what came next."""
         return self._auxiliary(batch, self._told(batch, self.embeddings(batch))) if self.config.aux_weight else 0.0
 

@@ -15,7 +15,8 @@ models read a user's list of tokens as one more history. This is the model that 
 
 ``head`` is that of the base. The source instance transformer (SIT, nn/causal.py) runs over the rows of a user, so that
 the loss of a row reaches the compressor of the rows before it: the token is trained to be read later by attention. It
-is stored as it was before SIT. In a stream, earlier rows come from the store and get no gradient (``loss_with_past``).
+is stored as it was before SIT. In a stream, earlier rows come from the store and get no gradient
+(``loss_with_context``).
 
 With ``codes`` a token is quantised, each slot by residual codebooks of its own, learnt with the label through a
 straight-through gradient (SIF, Meituan 2026, https://arxiv.org/abs/2604.15650, section S1).
@@ -50,7 +51,7 @@ from torch import Tensor, nn
 from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.base import BaseSection, Encoder, PastInstances, UserOrder, base_of, cross_entropy
+from longrec.models.core.base import BaseSection, ContextInstances, Encoder, UserOrder, bce_loss, build_base
 from longrec.nn.activation import Name
 from longrec.nn.causal import CausalTransformer
 from longrec.nn.mlp import MLP, Layer
@@ -122,7 +123,7 @@ class IAT(Encoder):
 
     def __init__(self, config: IATConfig, fields: Fields) -> None:
         super().__init__(config, fields)
-        self.base = base_of(config.base, fields, "model.base")
+        self.base = build_base(config.base, fields, "model.base")
         self.reads_history, self.order_matters = self.base.reads_history, self.base.order_matters
         self.width, self.slots = config.slots * config.width, config.slots
         self.compressor = Layer(self.base.interaction, self.width, config.activation, 0.0, False)
@@ -143,7 +144,7 @@ class IAT(Encoder):
     def forward(self, batch: Batch) -> Float[Tensor, " B"]:
         """The logit of every row; in user order it looks at the earlier rows of its user in the batch."""
         e_BE, _ = self._tokens(batch)
-        return self._decode(self._look_back(e_BE, batch))
+        return self._decode(self._attend_batch(e_BE, batch))
 
     def output_biases(self) -> Sequence[Tensor]:
         """Those of the base."""
@@ -152,22 +153,22 @@ class IAT(Encoder):
     def encode(self, batch: Batch) -> Float[Tensor, "B E"]:
         """The token of every row, slot after slot; with codes, what its codes stand for."""
         e_BE, _ = self._tokens(batch)
-        return self._look_back(e_BE, batch) if self.encodes_in_context else e_BE
+        return self._attend_batch(e_BE, batch) if self.encodes_in_context else e_BE
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Mean binary cross entropy of the rows that count; with the direct loss and the quantiser's own."""
         e_BE, own = self._tokens(batch)
-        return self._loss(self._look_back(e_BE, batch), e_BE, own, batch) + self.base.own_loss(batch)
+        return self._loss(self._attend_batch(e_BE, batch), e_BE, own, batch) + self.base.aux_loss(batch)
 
-    def logits_with_past(self, batch: Batch, past: PastInstances) -> Float[Tensor, " B"]:
-        """The logit of every row; earlier rows of its user are those that ``past`` holds, and no others."""
+    def logits_with_context(self, batch: Batch, context: ContextInstances) -> Float[Tensor, " B"]:
+        """The logit of every row; earlier rows of its user are those that ``context`` holds, and no others."""
         e_BE, _ = self._tokens(batch)
-        return self._decode(self._look_back_at(e_BE, batch, past))
+        return self._decode(self._attend_context(e_BE, batch, context))
 
-    def loss_with_past(self, batch: Batch, past: PastInstances) -> Float[Tensor, ""]:
-        """``loss`` where earlier rows are those that ``past`` holds; no gradient enters them."""
+    def loss_with_context(self, batch: Batch, context: ContextInstances) -> Float[Tensor, ""]:
+        """``loss`` where earlier rows are those that ``context`` holds; no gradient enters them."""
         e_BE, own = self._tokens(batch)
-        return self._loss(self._look_back_at(e_BE, batch, past), e_BE, own, batch) + self.base.own_loss(batch)
+        return self._loss(self._attend_context(e_BE, batch, context), e_BE, own, batch) + self.base.aux_loss(batch)
 
     def codebooks(self) -> Float[Tensor, "S M V D"] | None:
         """The codebooks, or None for vectors of free numbers."""
@@ -198,12 +199,12 @@ class IAT(Encoder):
         return self.base.head(self.decoder(z_BE))
 
     def _loss(self, z_BE: Tensor, e_BE: Tensor, own: Tensor | None, batch: Batch) -> Tensor:
-        loss = cross_entropy(self._decode(z_BE), batch)
+        loss = bce_loss(self._decode(z_BE), batch)
         if self.config.direct:
-            loss = loss + self.config.direct * cross_entropy(self._decode(e_BE), batch)
+            loss = loss + self.config.direct * bce_loss(self._decode(e_BE), batch)
         return loss if own is None else loss + own
 
-    def _look_back(self, e_BE: Tensor, batch: Batch) -> Tensor:
+    def _attend_batch(self, e_BE: Tensor, batch: Batch) -> Tensor:
         """What SIT makes of rows that see earlier rows of the batch; rows of nobody see themselves alone."""
         if self.sit is None:
             return e_BE
@@ -216,23 +217,25 @@ class IAT(Encoder):
         timeline = Timeline(batch.users, batch.moments, labels, batch.known, self.slots, batch.available)
         return self._attend(e_BE, timeline)
 
-    def _look_back_at(self, e_BE: Tensor, batch: Batch, past: PastInstances) -> Tensor:
+    def _attend_context(self, e_BE: Tensor, batch: Batch, context: ContextInstances) -> Tensor:
         """What SIT makes of rows that see past instances; each row with its own past is a group of its own."""
         if self.sit is None:
             return e_BE
         rows = torch.arange(batch.size, device=e_BE.device)
         assert batch.moments is not None
-        groups = torch.cat([rows.repeat_interleave(past.offsets.diff(), output_size=len(past.times)), rows])
-        moments = torch.cat([past.times, batch.moments])
+        groups = torch.cat([rows.repeat_interleave(context.offsets.diff(), output_size=len(context.times)), rows])
+        moments = torch.cat([context.times, batch.moments])
         labels = known = None
         if self.config.labels:
-            if past.labels is None:
+            if context.labels is None:
                 raise ValueError("this source was trained with the labels of earlier rows, and the past has none")
-            labels = torch.cat([past.labels, torch.full_like(rows, NOT_YET)])
-            since = torch.full_like(past.times, torch.iinfo(torch.int64).min) if past.known is None else past.known
+            labels = torch.cat([context.labels, torch.full_like(rows, NOT_YET)])
+            since = (
+                torch.full_like(context.times, torch.iinfo(torch.int64).min) if context.known is None else context.known
+            )
             known = torch.cat([since, batch.moments])
-        x_XE = torch.cat([past.vectors.detach().to(e_BE.dtype), e_BE])
-        return self._attend(x_XE, Timeline(groups, moments, labels, known, self.slots), len(past.times))
+        x_XE = torch.cat([context.vectors.detach().to(e_BE.dtype), e_BE])
+        return self._attend(x_XE, Timeline(groups, moments, labels, known, self.slots), len(context.times))
 
     def _attend(self, x_XE: Tensor, timeline: Timeline | None, first: int = 0) -> Tensor:
         """SIT over rows ``[X, E]``, each slot an entry of its own: what becomes of rows from ``first`` on."""

@@ -48,7 +48,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import TIME_GAP, Fields
 from longrec.features.fields import Field as Column
-from longrec.models.base import BaseSection, Ranker, base_of
+from longrec.models.core.base import BaseSection, Ranker, build_base
 from longrec.nn.activation import Name, make
 from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.linear import Linear
@@ -143,7 +143,7 @@ class IATReader(Ranker):
             self.readers.append(_reader(config, tokens))
             self.norms.append(nn.LayerNorm(config.width))
             self.defaults.append(nn.Parameter(torch.zeros(config.width)))
-        self.base = base_of(config.base, self._base_fields(), "model.base")
+        self.base = build_base(config.base, self._base_fields(), "model.base")
         self.order_matters = config.read in ("transformer", "longer") or self.base.order_matters
         self.user_order, self.interaction = self.base.user_order, self.base.interaction
 
@@ -163,9 +163,9 @@ class IATReader(Ranker):
         """The loss of the ranker."""
         return self.base.loss(self._base_batch(batch))
 
-    def own_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
+    def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
         """That of the ranker."""
-        return self.base.own_loss(self._base_batch(batch))
+        return self.base.aux_loss(self._base_batch(batch))
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """The attention of the branch (mean over heads), and what the ranker tells of its own histories."""

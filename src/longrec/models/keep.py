@@ -41,8 +41,8 @@ from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.base import Encoder
-from longrec.models.several_tasks import Tasks, Weights
+from longrec.models.core.base import Encoder
+from longrec.models.core.multi_task import Tasks, Weights
 from longrec.nn.activation import Name
 from longrec.nn.attention import TargetAttention
 from longrec.nn.embedding import Embedded, Embeddings

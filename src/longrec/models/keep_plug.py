@@ -40,7 +40,7 @@ from longrec.errors import ConfigError, RunError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
-from longrec.models.base import BaseSection, Model, Ranker, base_of, build, name_of
+from longrec.models.core.base import BaseSection, Model, Ranker, build, build_base, name_of
 from longrec.nn.activation import Name, make
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP, Layer
@@ -79,7 +79,7 @@ class KEEPPlug(Ranker):
     def __init__(self, config: KEEPPlugConfig, fields: Fields) -> None:
         super().__init__(config, fields)
         self.knowledge = _knowledge(config.knowledge, fields)
-        self.base = base_of(config.base, without(fields, self.knowledge), "model.base")
+        self.base = build_base(config.base, without(fields, self.knowledge), "model.base")
         self.reads_history, self.order_matters = self.base.reads_history, self.base.order_matters
         self.user_order, self.interaction = self.base.user_order, self.base.interaction
         widths = {field.name: field.width - 1 for field in fields.features if field.name in self.knowledge}
@@ -89,7 +89,7 @@ class KEEPPlug(Ranker):
         for layer in self._layers():
             self.plugs.append(Plug(sum(widths.values()), layer.linear.out_features, config))
 
-    def home_of(self, other: Model) -> str:
+    def warm_start_prefix(self, other: Model) -> str:
         """A ranker that was never plugged goes into the base."""
         return "" if isinstance(other, KEEPPlug) else "base."
 
@@ -111,9 +111,9 @@ class KEEPPlug(Ranker):
         with self._plugged(batch):
             return self.base.loss(batch)
 
-    def own_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
+    def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
         """That of the base."""
-        return self.base.own_loss(batch)
+        return self.base.aux_loss(batch)
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """What the base tells of its histories."""

@@ -50,7 +50,7 @@ from torch import Tensor, nn
 from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import SESSIONS_BACK, Fields
-from longrec.models.base import Ranker
+from longrec.models.core.base import Ranker
 from longrec.nn.activation import Name
 from longrec.nn.embedding import Embedded, Embeddings
 from longrec.nn.encoder import EncoderLayer

@@ -47,7 +47,7 @@ from longrec.errors import ConfigError, nearest
 from longrec.features.batch import Batch
 from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
-from longrec.models.base import Ranker
+from longrec.models.core.base import Ranker
 from longrec.nn.activation import BatchNorm, Name
 from longrec.nn.attention import TargetAttention
 from longrec.nn.embedding import Embedded, Embeddings

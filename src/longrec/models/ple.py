@@ -32,8 +32,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from longrec.features.fields import Fields
-from longrec.models.bottom import BottomConfig, BottomRanker
-from longrec.models.several_tasks import Tasks, TasksConfig
+from longrec.models.core.bottom import BottomConfig, BottomRanker
+from longrec.models.core.multi_task import Tasks, TasksConfig
 from longrec.nn import tasks
 
 Width = Annotated[int, Field(ge=1)]

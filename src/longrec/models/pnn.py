@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.base import Ranker, one_width
+from longrec.models.core.base import Ranker, find_common_width
 from longrec.nn.activation import BatchNorm, Name, make
 from longrec.nn.embedding import Embeddings
 from longrec.nn.linear import Linear, linear
@@ -79,7 +79,11 @@ class PNN(Ranker):
 
     def __init__(self, config: PNNConfig, fields: Fields) -> None:
         super().__init__(config, fields)
-        width, count, units = one_width(fields, config.embedding_dim, "pnn"), len(fields.features), config.mlp[0]
+        width, count, units = (
+            find_common_width(fields, config.embedding_dim, "pnn"),
+            len(fields.features),
+            config.mlp[0],
+        )
         self.embeddings = Embeddings(fields, width, std=config.init_std)
         self.signal = Linear(count * width, units, bias=not config.batch_norm)
         self.products = nn.ModuleList()

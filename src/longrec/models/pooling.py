@@ -29,7 +29,7 @@ from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.base import Ranker
+from longrec.models.core.base import Ranker
 from longrec.nn.activation import Name
 from longrec.nn.embedding import Embeddings
 from longrec.nn.mlp import MLP

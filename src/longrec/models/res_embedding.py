@@ -48,7 +48,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
-from longrec.models.base import BaseSection, Model, Ranker, base_of, name_of
+from longrec.models.core.base import BaseSection, Model, Ranker, build_base, name_of
 from longrec.nn.embedding import RESERVED, Embeddings
 from longrec.nn.segment import Segments
 
@@ -80,7 +80,7 @@ class ResEmbedding(Ranker):
     Config = ResEmbeddingConfig
     reads_history = True
     history_optional = True
-    looks_back = True
+    needs_training_window = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"base": {"name": "deepfm"}, "weighting": "gcn", "penalty": 0.0},
         {"base": {"name": "pooling", "batch_norm": False}, "weighting": "attention", "neighbours": 3},
@@ -89,7 +89,7 @@ class ResEmbedding(Ranker):
     def __init__(self, config: ResEmbeddingConfig, fields: Fields) -> None:
         super().__init__(config, fields)
         self.item = _item(config.item, fields)
-        self.base = base_of(config.base, fields, "model.base")
+        self.base = build_base(config.base, fields, "model.base")
         plain = getattr(self.base, "embeddings", None)
         if not isinstance(plain, Embeddings) or self.item.name not in plain.widths:
             fault = f"model.base.name: {config.base['name']} holds no vectors of {self.item.name!r} in embeddings"
@@ -99,11 +99,11 @@ class ResEmbedding(Ranker):
         self.reads_history, self.order_matters = self.base.reads_history, self.base.order_matters
         self.user_order, self.interaction = self.base.user_order, self.base.interaction
 
-    def home_of(self, other: Model) -> str:
+    def warm_start_prefix(self, other: Model) -> str:
         """A run of the base brings its item table as the residuals."""
         return "" if name_of(other) == name_of(self) else "base."
 
-    def look_back(self, past: Iterable[Mapping[str, HistoryBatch]]) -> None:
+    def fit_statistics(self, chunks: Iterable[Mapping[str, HistoryBatch]]) -> None:
         """Draw the graph from what users did inside the training window."""
         owner = self.item.owner
         names = [
@@ -112,8 +112,8 @@ class ResEmbedding(Ranker):
             for field in columns
             if field.owner == owner and field.kind == "id"
         ]
-        pieces = ((piece[history], name) for piece in past for history, name in names if history in piece)
-        walks = ((one.columns[name], one.offsets) for one, name in pieces)
+        events = ((chunk[history], name) for chunk in chunks for history, name in names if history in chunk)
+        walks = ((one.columns[name], one.offsets) for one, name in events)
         ids = ((ids.numpy(), offsets.numpy()) for ids, offsets in walks if isinstance(ids, Tensor))
         self.graph.draw(*edges(ids, self.item.rows, self.config.window))
 
@@ -133,9 +133,9 @@ class ResEmbedding(Ranker):
         """Equation 5."""
         return self.base.loss(batch) + self._penalty(batch)
 
-    def own_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
+    def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
         """That of the base, and the residuals of the batch."""
-        return self.base.own_loss(batch) + self._penalty(batch)
+        return self.base.aux_loss(batch) + self._penalty(batch)
 
     def _penalty(self, batch: Batch) -> Tensor | float:
         if not self.config.penalty:

@@ -49,7 +49,7 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.duration import Duration, duration
 from longrec.features.fields import TIME_GAP, Fields
-from longrec.models.base import Ranker, unknown_names
+from longrec.models.core.base import Ranker, find_unknown_names
 from longrec.nn.activation import Name
 from longrec.nn.embedding import RESERVED, Embedded, Embeddings
 from longrec.nn.encoder import EncoderLayer
@@ -98,7 +98,7 @@ class SearchUser(Ranker):
         if not fields.histories:
             raise ConfigError("schema", ["histories: search_user reads a history, and the schema has none"])
         known = {field.name: field for field in fields.features}
-        if faults := unknown_names("model.query", config.query, known):
+        if faults := find_unknown_names("model.query", config.query, known):
             raise ConfigError("config", faults)
         self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
         width = self.embeddings.widths

@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from longrec.config import Strict
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import SINCE_PREVIOUS, TIME_GAP, Fields
-from longrec.models.base import Ranker
+from longrec.models.core.base import Ranker
 from longrec.nn.activation import Name
 from longrec.nn.embedding import Embeddings
 from longrec.nn.linear import Linear, linear

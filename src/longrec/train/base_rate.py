@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from longrec.data.log import Log
 from longrec.data.targets import targets_of
-from longrec.models.base import Model, name_of
+from longrec.models.core.base import Model, name_of
 
 
 def start_at_base_rates(model: Model, log: Log, rows: NDArray[np.int64], known_before: int | None = None) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from longrec.data.log import Log
 from longrec.errors import RunError
-from longrec.models.base import Model, name_of
+from longrec.models.core.base import Model, name_of
 from longrec.train.compress_settings import CompressConfig
 
 
@@ -67,6 +67,6 @@ def refuse_looking_back(model: Model, where: str) -> None:
         RunError: the model, or a part of it, looks back.
     """
     for part in model.modules():
-        if isinstance(part, Model) and part.looks_back:
+        if isinstance(part, Model) and part.needs_training_window:
             found = f"{name_of(part)}, which learns from the whole training window before the first step"
             raise RunError(where, found, "a model that learns from batches alone", "take another base")

@@ -3,7 +3,7 @@
 checkpoints/last/weights.safetensors     weights and running statistics
                  optimiser.safetensors   moments of every optimiser, and the random generator
                  state.json              where the run stands; written last
-checkpoints/best/                        the saved model of the best validation (models/artifact.py)
+checkpoints/best/                        the saved model of the best validation (models/core/artifact.py)
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longrec.models.catalogue import describe, known, names
-from longrec.models.citation import Entry, entries
+from longrec.models.core.catalog import describe, is_model, names
+from longrec.models.core.citation import Entry, entries
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def cited(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ())
 
 
 def _names_a_model(source: str) -> bool:
-    return source in names() or (not Path(source).exists() and (source.isidentifier() or known(source)))
+    return source in names() or (not Path(source).exists() and (source.isidentifier() or is_model(source)))
 
 
 def _of_job(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Cited:
@@ -109,7 +109,7 @@ def _of_job(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) ->
 def _models(section: Mapping[str, Any], place: str) -> Iterator[tuple[str, str]]:
     """Place and name of a model and of those that its settings name, however deep."""
     name = section.get("name")
-    if isinstance(name, str) and known(name):
+    if isinstance(name, str) and is_model(name):
         yield place, name
     for key, value in section.items():
         for inner in _sections(value):

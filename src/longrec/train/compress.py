@@ -24,7 +24,7 @@ from longrec import metrics
 from longrec.config import apply_overrides, parse
 from longrec.data.log import Log
 from longrec.errors import RunError, StoreError
-from longrec.models.base import Encoder, Model
+from longrec.models.core.base import Encoder, Model
 from longrec.progress import Progress
 from longrec.store.tokens import TokenInfo, TokenStore, Version
 from longrec.train.blocks import Block, blocks_of

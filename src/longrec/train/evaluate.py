@@ -22,7 +22,7 @@ from longrec.data.weights import check_weights
 from longrec.errors import ConfigError, DataError, RunError, UnknownName
 from longrec.metrics import Comparison, Interval
 from longrec.metrics.bootstrap import Unit
-from longrec.models.base import Model
+from longrec.models.core.base import Model
 from longrec.progress import Progress
 from longrec.train.checkpoint import replace_file
 from longrec.train.job import Job

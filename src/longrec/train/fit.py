@@ -18,9 +18,9 @@ from longrec.data.log import Log
 from longrec.data.targets import check_targets
 from longrec.data.training_past import training_past
 from longrec.errors import ConfigError
-from longrec.models import artifact
-from longrec.models import base as models
-from longrec.models.base import Model
+from longrec.models.core import artifact
+from longrec.models.core import base as models
+from longrec.models.core.base import Model
 from longrec.train import checkpoint
 from longrec.train.base_rate import start_at_base_rates, start_warnings
 from longrec.train.evaluate import check_parts, measure_table, write_predictions
@@ -168,8 +168,8 @@ def _seen(job: Job, log: Log, model: Model) -> tuple[SeenLabels, list[str]]:
 def _look_back(model: Model, log: Log) -> None:
     """Show the training window to whatever in a model learns from it before the first step."""
     for part in model.modules():
-        if isinstance(part, Model) and part.looks_back:
-            part.look_back(training_past(log))
+        if isinstance(part, Model) and part.needs_training_window:
+            part.fit_statistics(training_past(log))
 
 
 def _measure(folder: Path, job: Job, log: Log, state: checkpoint.State, quiet: bool) -> None:

@@ -28,8 +28,8 @@ from longrec import metrics
 from longrec.data.knowledge import Control
 from longrec.data.log import Log
 from longrec.errors import ConfigError
-from longrec.models import base as models
-from longrec.models.base import Model, Ranker
+from longrec.models.core import base as models
+from longrec.models.core.base import Model, Ranker
 from longrec.models.keep_plug import KEEPPlug, plug, without
 from longrec.progress import Progress
 from longrec.train.base_rate import start_at_base_rates

@@ -240,7 +240,7 @@ def _model(
     if not isinstance(section, dict):
         faults.append(f"model: must be a mapping with a name, got {section!r}")
         return None
-    from longrec.models import base as models  # brings torch, which nothing above needs
+    from longrec.models.core import base as models  # brings torch, which nothing above needs
 
     try:
         kind = models.find(str(section["name"]))

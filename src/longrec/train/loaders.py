@@ -10,7 +10,7 @@ from longrec.data.log import Log
 from longrec.data.negatives import sample_negatives
 from longrec.data.user_order import UserLoader
 from longrec.errors import ConfigError
-from longrec.models.base import Model
+from longrec.models.core.base import Model
 
 
 def loader_of(

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from longrec.data.log import Log
 from longrec.errors import RunError
 from longrec.features.batch import Batch
-from longrec.models.base import Model
+from longrec.models.core.base import Model
 from longrec.progress import Progress
 from longrec.train import checkpoint
 from longrec.train.loaders import loader_of

@@ -19,7 +19,7 @@ from longrec.features.feature import Feature
 from longrec.features.fields import Fields
 from longrec.features.fitted import FittedSchema
 from longrec.features.schema import Schema
-from longrec.models import base as models
+from longrec.models.core import base as models
 from longrec.resources import available_memory, in_bytes
 from longrec.train.settings import FitConfig
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from longrec.data.log import Log
 from longrec.data.negatives import sample_negatives
 from longrec.errors import ConfigError, DataError
-from longrec.models.base import Model, name_of
+from longrec.models.core.base import Model, name_of
 from longrec.train.settings import FitConfig
 
 
@@ -75,7 +75,7 @@ def move_rate(model: Model, old: Model, before: float, now: float) -> None:
 
     A model whose output is new, on top of the other one, has nothing to be moved.
     """
-    home, own, biases = model.home_of(old), dict(model.named_parameters()), model.output_biases()
+    home, own, biases = model.warm_start_prefix(old), dict(model.named_parameters()), model.output_biases()
     if before == now or len(biases) != 1:
         return
     if any(own[home + name].data_ptr() == biases[0].data_ptr() for name, _ in old.named_parameters()):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from longrec.models.base import Model
+from longrec.models.core.base import Model
 from longrec.nn.sparse_optim import LazyAdagrad, LazyAdam, LazySGD, RowwiseAdagrad, grouped
 from longrec.train.schedules import warmup
 from longrec.train.settings import FitConfig

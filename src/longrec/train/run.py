@@ -26,7 +26,7 @@ from longrec.metrics import Interval
 from longrec.train.job import Job, read_job
 
 if TYPE_CHECKING:
-    from longrec.models.base import Model
+    from longrec.models.core.base import Model
 
 COLUMNS = ("row", "user", "time", "label", "score")
 """Columns of a predictions file: row and user row of the prepared log, time, label, probability. Models of several
@@ -67,7 +67,7 @@ class Run:
 
     def model(self) -> Model:
         """The model of the best validation, in eval mode."""
-        from longrec.models import artifact  # brings torch
+        from longrec.models.core import artifact  # brings torch
 
         return artifact.load(self.folder / "checkpoints" / "best").eval()
 

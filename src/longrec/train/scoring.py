@@ -14,7 +14,7 @@ from longrec import metrics
 from longrec.data.log import Log
 from longrec.errors import RunError
 from longrec.features.batch import Batch
-from longrec.models.base import Model
+from longrec.models.core.base import Model
 from longrec.progress import Progress
 from longrec.train.loaders import loader_of
 
@@ -63,7 +63,7 @@ def score_tasks(
 
     def tell(batch: Batch) -> Tensor:
         logits = model.logits(batch)
-        return torch.cat([model.ranked(logits).unsqueeze(1), logits], 1)
+        return torch.cat([model.ranking_logit(logits).unsqueeze(1), logits], 1)
 
     told = _told(tell, 2 + len(model.targets), model, log, rows, batch_size, bf16, progress)
     tasks = {name: told[:, place] for place, name in enumerate(("label", *model.targets), 1)}

@@ -17,9 +17,9 @@ from longrec.data.log import Log
 from longrec.data.negatives import sample_negatives
 from longrec.errors import RunError
 from longrec.features.batch import Batch
-from longrec.models import artifact
-from longrec.models import base as models
-from longrec.models.base import Encoder, Model, PastInstances
+from longrec.models.core import artifact
+from longrec.models.core import base as models
+from longrec.models.core.base import ContextInstances, Encoder, Model
 from longrec.store.tokens import TokenStore, Version
 from longrec.store.visible import last_visible
 from longrec.train.base_rate import start_at_base_rates
@@ -101,12 +101,12 @@ class Source:
         if not self.steps and not self.given:
             start_at_base_rates(self.model, self.log, rows, known_before)
 
-    def learn(self, batch: Batch, past: PastInstances | None = None) -> None:
+    def learn(self, batch: Batch, past: ContextInstances | None = None) -> None:
         """One step of every optimiser."""
         if past is None:
             update(self.model, self.optimisers, self.fit, self.steps, batch, self.name)
         else:
-            loss = partial(self.model.loss_with_past, past=past)
+            loss = partial(self.model.loss_with_context, context=past)
             update(self.model, self.optimisers, self.fit, self.steps, batch, self.name, loss)
         self.steps += 1
 
@@ -200,7 +200,7 @@ class Source:
             self.model.eval()
             with torch.inference_mode():
                 vectors = self.model.encode(batch).float().numpy()
-                logits = self.model.logits_with_past(batch, before) if before is not None else self.model(batch)
+                logits = self.model.logits_with_context(batch, before) if before is not None else self.model(batch)
             coded = store.info.codec == "codes"
             yield (
                 part,
@@ -231,7 +231,7 @@ class Source:
         rows: NDArray[np.int64],
         back: int,
         learns_at: int | None = None,
-    ) -> tuple[Batch, PastInstances | None]:
+    ) -> tuple[Batch, ContextInstances | None]:
         """The batch of rows, and the last stored tokens that each row's user could read, on the source's scale.
 
         Args:
@@ -246,7 +246,7 @@ class Source:
         label = np.where(tokens.known[LABEL] < owner, tokens.sides[LABEL], instances.side_rows[LABEL])
         vectors = torch.from_numpy(self.raw(tokens.vectors))
         times, labels = torch.from_numpy(tokens.times), torch.from_numpy(label.astype(np.int64))
-        return batch, PastInstances(vectors, torch.from_numpy(tokens.offsets), times, labels)
+        return batch, ContextInstances(vectors, torch.from_numpy(tokens.offsets), times, labels)
 
     def save(self, folder: Path, versions: Sequence[Mapping[str, Any]]) -> None:
         """Write the source as it is now: its weights, the fitted schema, and the version that writes next."""

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from longrec.errors import RunError
 from longrec.features.encode import Encoder, IdEncoder, to_state
 from longrec.features.fitted import FittedSchema
-from longrec.models.base import Model, name_of
+from longrec.models.core.base import Model, name_of
 from longrec.train import checkpoint
 from longrec.train.negatives import move_rate
 from longrec.train.optimisers import build_optimisers
@@ -27,8 +27,8 @@ def start_from(
     """Put what a finished run ended with into a model and its optimisers.
 
     Every tensor of the run must find its place, and every tensor of the model must get one, except what stands outside
-    the place of the other model (``Model.home_of``): a plug begins as it was built. The last checkpoint is taken, not
-    the best one, since the moments belong to it.
+    the place of the other model (``Model.warm_start_prefix``): a plug begins as it was built. The last checkpoint is
+    taken, not the best one, since the moments belong to it.
 
     Args:
         fitted: how the log of the new training is encoded: an id must mean what it meant.
@@ -57,7 +57,7 @@ def inherit(model: Model, old: Model, where: str) -> None:
     Raises:
         RunError: a tensor without its place, or a place without its tensor; nothing was changed.
     """
-    home, own, given = model.home_of(old), model.state_dict(), old.state_dict()
+    home, own, given = model.warm_start_prefix(old), model.state_dict(), old.state_dict()
     faults = [f"{name} has no place" for name in given if home + name not in own]
     faults += [f"nothing for {name}" for name in own if name.startswith(home) and name.removeprefix(home) not in given]
     faults += [
@@ -80,7 +80,7 @@ def move_moments(
     model: Model, optimisers: Mapping[str, Optimizer], old: Model, before: Mapping[str, Optimizer]
 ) -> None:
     """Give the optimisers of a model the state that another model's optimisers hold, parameter by parameter."""
-    home, own = model.home_of(old), dict(model.named_parameters())
+    home, own = model.warm_start_prefix(old), dict(model.named_parameters())
     names = {id(parameter): name for name, parameter in old.named_parameters()}
     for kind, optimiser in before.items():
         for parameter, state in optimiser.state.items():

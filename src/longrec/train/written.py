@@ -9,8 +9,8 @@ from pathlib import Path
 from longrec.data.log import Log
 from longrec.errors import DataError, RunError
 from longrec.features.fitted import FittedSchema
-from longrec.models import artifact
-from longrec.models.base import Encoder
+from longrec.models.core import artifact
+from longrec.models.core.base import Encoder
 
 NAME = "source.json"
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
-from longrec.models.base import cross_entropy, loss_mean
+from longrec.models.core.base import bce_loss, compute_mean_loss
 
 LABEL = "label"
 """What a setting calls the schema's label."""
@@ -87,17 +87,17 @@ class Tasks:
 
     def loss(self, logits_BK: Float[Tensor, "B K"], batch: Batch) -> Float[Tensor, ""]:
         """The weighted sum of the cross entropies, each over the rows whose label is known."""
-        total = self.weights[LABEL] * cross_entropy(logits_BK[:, 0], batch)
+        total = self.weights[LABEL] * bce_loss(logits_BK[:, 0], batch)
         for place, name in enumerate(self.targets, 1):
-            total = total + self.weights[name] * known_cross_entropy(logits_BK[:, place], batch, name)
+            total = total + self.weights[name] * masked_bce_loss(logits_BK[:, place], batch, name)
         return total
 
-    def ranked(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
+    def ranking_logit(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
         """The logit of the score for ranking."""
-        return joined(logits_BK, {self.names.index(name): power for name, power in self.rank_by.items()})
+        return join_logits(logits_BK, {self.names.index(name): power for name, power in self.rank_by.items()})
 
 
-def joined(logits_BK: Float[Tensor, "B K"], powers: Mapping[int, float]) -> Float[Tensor, " B"]:
+def join_logits(logits_BK: Float[Tensor, "B K"], powers: Mapping[int, float]) -> Float[Tensor, " B"]:
     """The logit of ``prod_k sigmoid(logit_k)^power_k``; without powers, or with one of 1, a logit as it is.
 
     Args:
@@ -112,7 +112,7 @@ def joined(logits_BK: Float[Tensor, "B K"], powers: Mapping[int, float]) -> Floa
     return log_B - torch.log(-torch.expm1(log_B))
 
 
-def known_cross_entropy(logit_B: Float[Tensor, " B"], batch: Batch, name: str) -> Float[Tensor, ""]:
+def masked_bce_loss(logit_B: Float[Tensor, " B"], batch: Batch, name: str) -> Float[Tensor, ""]:
     """Mean binary cross entropy over the rows that count and whose target is known, in float32; 0 if there are none.
 
     Raises:
@@ -122,4 +122,4 @@ def known_cross_entropy(logit_B: Float[Tensor, " B"], batch: Batch, name: str) -
         raise ValueError(f"the batch carries no target {name!r}")
     target_B = batch.targets[name]
     loss_B = F.binary_cross_entropy_with_logits(logit_B.float(), target_B.nan_to_num(), reduction="none")
-    return loss_mean(loss_B, batch, ~target_B.isnan())
+    return compute_mean_loss(loss_B, batch, ~target_B.isnan())

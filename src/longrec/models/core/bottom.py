@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.models.base import BaseSection, Model, Ranker, base_of, name_of
-from longrec.models.several_tasks import Tasks
+from longrec.models.core.base import BaseSection, Model, Ranker, build_base, name_of
+from longrec.models.core.multi_task import Tasks
 from longrec.nn.activation import Name
 from longrec.nn.embedding import Embeddings
 from longrec.nn.segment import Segments
@@ -63,7 +63,7 @@ class Bottom(nn.Module):
         self.base: Ranker | None = None
         self.embeddings: Embeddings | None = None
         if config.base is not None:
-            self.base = base_of(config.base, fields, "model.base")
+            self.base = build_base(config.base, fields, "model.base")
             self.width = self.base.interaction + 1
             return
         self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
@@ -91,15 +91,15 @@ class Bottom(nn.Module):
             parts.extend(segments.pool(e_UD, "mean") for e_UD in columns.values())
         return torch.cat(parts, 1)
 
-    def own_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
+    def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
         """What the base learns beside its label."""
-        return 0.0 if self.base is None else self.base.own_loss(batch)
+        return 0.0 if self.base is None else self.base.aux_loss(batch)
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """What the base tells of its histories."""
         return {} if self.base is None else self.base.explain(batch)
 
-    def home_of(self, other: Model) -> str:
+    def warm_start_prefix(self, other: Model) -> str:
         """Where the weights of a run of the base belong in a model that calls this its ``bottom``."""
         of_base = self.base is not None and name_of(other) == name_of(self.base)
         return "bottom.base." if of_base else ""
@@ -141,7 +141,7 @@ class BottomRanker(Ranker):
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """The logit that rows are ranked by."""
-        return self.ranked(self.labels(h_BH))
+        return self.ranking_logit(self.labels(h_BH))
 
     def output_biases(self) -> Sequence[Tensor]:
         """Those of the towers; a base below has no say."""
@@ -151,22 +151,22 @@ class BottomRanker(Ranker):
         """The logit of every label: the schema's, then those of ``targets``."""
         return self.labels(self.interact(batch))
 
-    def ranked(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
+    def ranking_logit(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
         """The logit of the probabilities that ``rank_by`` joins."""
-        return self.tasks.ranked(logits_BK)
+        return self.tasks.ranking_logit(logits_BK)
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """The weighted sum of the losses of all tasks."""
-        return self.tasks.loss(self.logits(batch), batch) + self.own_loss(batch)
+        return self.tasks.loss(self.logits(batch), batch) + self.aux_loss(batch)
 
-    def own_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
+    def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
         """That of the base."""
-        return self.bottom.own_loss(batch)
+        return self.bottom.aux_loss(batch)
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """What the base tells of its histories."""
         return self.bottom.explain(batch)
 
-    def home_of(self, other: Model) -> str:
+    def warm_start_prefix(self, other: Model) -> str:
         """A run of the base goes under the tasks."""
-        return self.bottom.home_of(other)
+        return self.bottom.warm_start_prefix(other)

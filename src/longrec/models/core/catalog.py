@@ -13,10 +13,8 @@ from pathlib import Path
 import longrec.models
 from longrec.errors import ConfigError, UnknownName
 
-HOUSE = {"base", "artifact", "bottom", "catalogue", "citation", "several_tasks"}
-"""Files of the folder that are no models, but what models share."""
 KINDS = ("Ranker", "Retriever", "Generator", "Encoder", "Reranker", "Model")
-"""Classes of ``models/base.py`` (present and planned) that a model derives from."""
+"""Classes of ``models/core/base.py`` (present and planned) that a model derives from."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,11 @@ class Setting:
 
 def names() -> list[str]:
     """Models that ship with the package, in alphabetical order."""
-    found = (module.name for module in pkgutil.iter_modules(longrec.models.__path__))
-    return sorted(name for name in found if name not in HOUSE and not name.startswith("_"))
+    found = (module.name for module in pkgutil.iter_modules(longrec.models.__path__) if not module.ispkg)
+    return sorted(name for name in found if not name.startswith("_"))
 
 
-def known(name: str) -> bool:
+def is_model(name: str) -> bool:
     """Whether a name is a model's, ours or yours."""
     try:
         _model(_parse(_path(name)), Path(name))
@@ -81,7 +79,7 @@ def describe(name: str) -> Card:
 
     Raises:
         UnknownName: no such model.
-        ConfigError: its file holds no class derived from a kind of ``models/base.py``, or several.
+        ConfigError: its file holds no class derived from a kind of ``models/core/base.py``, or several.
     """
     tree = _parse(_path(name))
     node, kind = _model(tree, _path(name))
@@ -198,8 +196,8 @@ def _house(tree: ast.Module, name: str) -> ast.Module | None:
     for line in tree.body:
         if isinstance(line, ast.ImportFrom) and any(alias.name == name for alias in line.names):
             folder, _, file = (line.module or "").rpartition(".")
-            if folder == "longrec.models" and file in HOUSE - {"base"}:
-                return _parse(Path(next(iter(longrec.models.__path__))) / f"{file}.py")
+            if folder == "longrec.models.core" and file != "base":
+                return _parse(Path(__file__).with_name(f"{file}.py"))
     return None
 
 

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from string import ascii_lowercase
 
 from longrec.errors import ConfigError
-from longrec.models.catalogue import Card, describe
+from longrec.models.core.catalog import Card, describe
 
 FORM = "AUTHORS, VENUE YEAR. LINK, as in: Zhou, Zhu, Song, KDD 2018. https://arxiv.org/abs/1706.06978"
 _JOURNALS = re.compile(

@@ -23,28 +23,28 @@ from longrec.config import Strict, parse
 from longrec.errors import ConfigError, UnknownName, nearest
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Fields
-from longrec.models.catalogue import Card, describe, help_text, names
+from longrec.models.core.catalog import Card, describe, help_text, names
 from longrec.nn.embedding import Embeddings
 
 __all__ = [
     "BaseSection",
     "Card",
+    "ContextInstances",
     "Encoder",
     "Model",
-    "PastInstances",
     "Ranker",
     "UserOrder",
-    "base_of",
+    "bce_loss",
     "build",
-    "cross_entropy",
+    "build_base",
+    "compute_mean_loss",
     "describe",
     "find",
+    "find_common_width",
+    "find_unknown_names",
     "help_text",
-    "loss_mean",
     "name_of",
     "names",
-    "one_width",
-    "unknown_names",
 ]
 
 
@@ -64,7 +64,7 @@ class UserOrder:
 
 
 @dataclass(frozen=True)
-class PastInstances:
+class ContextInstances:
     """What a store gives of each row's user before the row: N instances, end to end, oldest first within a row.
 
     Attributes:
@@ -95,7 +95,7 @@ class Model(nn.Module, ABC):
             for rows in any order.
         targets: further labels that its loss reads in ``batch.targets``: feedback features with the values 0 and 1.
             A model with such labels defines ``logits``.
-        looks_back: whether it learns something of the training window before the first step: see ``look_back``.
+        looks_back: whether it learns something of the training window before the first step: see ``fit_statistics``.
         variants: settings that the conformance suite runs besides the defaults.
     """
 
@@ -105,7 +105,7 @@ class Model(nn.Module, ABC):
     order_matters: bool = False
     user_order: UserOrder | None = None
     targets: tuple[str, ...] = ()
-    looks_back: bool = False
+    needs_training_window: bool = False
     variants: ClassVar[tuple[dict[str, Any], ...]] = ()
 
     def __init__(self, config: Any, fields: Fields) -> None:
@@ -121,7 +121,7 @@ class Model(nn.Module, ABC):
         """The logit of every label: the schema's, then those of ``targets``."""
         raise NotImplementedError(f"{type(self).__name__} has no logits of several labels")
 
-    def ranked(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
+    def ranking_logit(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
         """The logit that rows are ranked by, of what ``logits`` returned: as a rule that of the schema's label."""
         return logits_BK[:, 0]
 
@@ -144,13 +144,13 @@ class Model(nn.Module, ABC):
         for bias, rate in zip(self.output_biases(), rates):
             bias.detach().fill_(math.log(rate / (1 - rate)))
 
-    def home_of(self, other: Model) -> str:
+    def warm_start_prefix(self, other: Model) -> str:
         """Where the weights of another model belong in this one when training goes on from it: what stands before
         their names here. As a rule nothing: the other model is the same one.
         """
         return ""
 
-    def look_back(self, past: Iterable[Mapping[str, HistoryBatch]]) -> None:
+    def fit_statistics(self, chunks: Iterable[Mapping[str, HistoryBatch]]) -> None:
         """Learn what users did inside the training window, before the first step. What is learnt belongs to the state.
 
         Args:
@@ -188,9 +188,9 @@ class Ranker(Model):
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Mean binary cross entropy of the logits, in float32, and what the model learns beside the label."""
-        return cross_entropy(self(batch), batch) + self.own_loss(batch)
+        return bce_loss(self(batch), batch) + self.aux_loss(batch)
 
-    def own_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
+    def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
         """What the model learns beside the label, which goes with it where another model builds on it; as a rule 0."""
         return 0.0
 
@@ -234,23 +234,23 @@ class Encoder(Model):
         """The codes of every row, slot by slot, level by level: ``codebooks`` turns them into ``encode``."""
         raise NotImplementedError(f"{type(self).__name__} makes no codes")
 
-    def logits_with_past(self, batch: Batch, past: PastInstances) -> Float[Tensor, " B"]:
+    def logits_with_context(self, batch: Batch, context: ContextInstances) -> Float[Tensor, " B"]:
         """The logit of every row where earlier rows are read from a store; rows of the batch do not see each other.
 
         An encoder whose logits depend on the row alone has no use for the past.
         """
         return self(batch)
 
-    def loss_with_past(self, batch: Batch, past: PastInstances) -> Float[Tensor, ""]:
-        """``loss`` of ``logits_with_past``; gradients reach the encoding of the batch's own rows only."""
-        return cross_entropy(self.logits_with_past(batch, past), batch)
+    def loss_with_context(self, batch: Batch, context: ContextInstances) -> Float[Tensor, ""]:
+        """``loss`` of ``logits_with_context``; gradients reach the encoding of the batch's own rows only."""
+        return bce_loss(self.logits_with_context(batch, context), batch)
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Mean binary cross entropy of the logits of the rows that count, in float32."""
-        return cross_entropy(self(batch), batch)
+        return bce_loss(self(batch), batch)
 
 
-def cross_entropy(logit_B: Float[Tensor, " B"], batch: Batch) -> Float[Tensor, ""]:
+def bce_loss(logit_B: Float[Tensor, " B"], batch: Batch) -> Float[Tensor, ""]:
     """Mean binary cross entropy of the rows that count, by ``batch.weight`` where it has one, in float32.
 
     Raises:
@@ -267,7 +267,7 @@ def cross_entropy(logit_B: Float[Tensor, " B"], batch: Batch) -> Float[Tensor, "
     return _mean(F.binary_cross_entropy_with_logits(logit_B.float(), label_B, reduction="none"), weight_B)
 
 
-def loss_mean(loss_B: Float[Tensor, " B"], batch: Batch, known_B: Bool[Tensor, " B"]) -> Float[Tensor, ""]:
+def compute_mean_loss(loss_B: Float[Tensor, " B"], batch: Batch, known_B: Bool[Tensor, " B"]) -> Float[Tensor, ""]:
     """The mean loss of the rows that count and whose label is known, by ``batch.weight``; 0 where there are none.
 
     Args:
@@ -302,7 +302,7 @@ BaseSection = Annotated[dict[str, Any], AfterValidator(_base_section)]
 """The type of a setting that names another model, ``{name: deepfm, mlp: [64]}``: checked, every default filled in."""
 
 
-def base_of(section: Mapping[str, Any], fields: Fields, where: str) -> Ranker:
+def build_base(section: Mapping[str, Any], fields: Fields, where: str) -> Ranker:
     """A ranker that another model builds on, from the nested section that names it.
 
     Args:
@@ -371,7 +371,7 @@ def build(section: Mapping[str, Any], fields: Fields, where: str = "config", pre
     return cls(parse(cls.Config, settings, where, prefix=prefix), fields)
 
 
-def unknown_names(setting: str, names: Sequence[str], known: Collection[str]) -> list[str]:
+def find_unknown_names(setting: str, names: Sequence[str], known: Collection[str]) -> list[str]:
     """The faults of a setting that names features of the impression: those that are none, and one that stands twice."""
     faults = []
     for name in names:
@@ -382,7 +382,7 @@ def unknown_names(setting: str, names: Sequence[str], known: Collection[str]) ->
     return faults + ([f"{setting}: names a feature twice"] if len(set(names)) < len(names) else [])
 
 
-def one_width(fields: Fields, dim: int, model: str) -> int:
+def find_common_width(fields: Fields, dim: int, model: str) -> int:
     """The one embedding width of all features, for models that multiply fields with each other.
 
     Raises:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from longrec.config import parse
 from longrec.errors import RunError
 from longrec.features.fields import Field, Fields
-from longrec.models.base import Model, find, name_of
+from longrec.models.core.base import Model, find, name_of
 from longrec.resources import require_room, resource_error
 
 FORMAT = 1
