@@ -18,60 +18,60 @@ from longrec.interop.fg_fields import FG_FIELDS, OTHERS
 
 PAGE = Path(__file__).resolve().parent / "guide" / "from-easyrec.md"
 MARK = "<!-- Below this line: written by `make docs`; do not edit. -->\n"
-FATES = {"carried": "yes", "differs": "differs", "not carried": "no", "refused": "refused"}
+LABELS = {"carried": "yes", "differs": "differs", "not carried": "no", "refused": "refused"}
 
 
-def page() -> str:
+def format_tables() -> str:
     """What stands below the mark."""
     lines = ["", "## Models", "", "| model_class | carried | |", "| --- | --- | --- |"]
-    for name, known in sorted(MODELS.items(), key=lambda pair: (isinstance(pair[1], str), pair[0])):
-        if isinstance(known, str):
-            lines.append(f"| {name} | refused | not in this version: {_cell(known)} |")
+    for name, model in sorted(MODELS.items(), key=lambda pair: (isinstance(pair[1], str), pair[0])):
+        if isinstance(model, str):
+            lines.append(f"| {name} | refused | not in this version: {_format_cell(model)} |")
         else:
-            lines.append(f"| {name} | yes | its settings stand in `{known[0]} {{ }}` |")
+            lines.append(f"| {name} | yes | its settings stand in `{model[0]} {{ }}` |")
     lines += ["", "## Every field", ""]
     for message, fields in MESSAGES.items():
-        lines += [f"### {message}", "", *_within(message), *_table(fields.values()), ""]
+        lines += [f"### {message}", "", *_list_parents(message), *_format_table(fields.values()), ""]
     lines += ["## Every key of fg.json", ""]
     for kind in dict.fromkeys(field.kind for field in FG_FIELDS):
         lines += [f"### fg: {kind}", "", "| key | carried | |", "| --- | --- | --- |"]
         for key in FG_FIELDS:
             if key.kind == kind:
-                lines.append(f"| {key.name} | {FATES[key.fate]} | {_cell(key.words)} |")
+                lines.append(f"| {key.name} | {LABELS[key.status]} | {_format_cell(key.explanation)} |")
         lines.append("")
     lines += ["### fg: other types", "", "| feature_type | carried | |", "| --- | --- | --- |"]
-    lines += [f"| {kind} | no | {_cell(words)} |" for kind, words in OTHERS.items()]
+    lines += [f"| {kind} | no | {_format_cell(reason)} |" for kind, reason in OTHERS.items()]
     return "\n".join([*lines, ""])
 
 
-def _within(message: str) -> list[str]:
+def _list_parents(message: str) -> list[str]:
     """Where the message is written."""
-    places = [f"`{field.message}.{field.name}`" for field in FIELDS if field.type == message]
-    return [f"In {', '.join(places)}.", ""] if places else []
+    parents = [f"`{field.message}.{field.name}`" for field in FIELDS if field.type == message]
+    return [f"In {', '.join(parents)}.", ""] if parents else []
 
 
-def _table(fields: Iterable[EasyRecField]) -> list[str]:
-    rows = [f"| {field.name} | {FATES[field.fate]} | {_cell(field.words)} |" for field in fields]
+def _format_table(fields: Iterable[EasyRecField]) -> list[str]:
+    rows = [f"| {field.name} | {LABELS[field.status]} | {_format_cell(field.explanation)} |" for field in fields]
     return ["| field | carried | |", "| --- | --- | --- |", *rows]
 
 
-def _cell(words: str) -> str:
-    return words.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
+def _format_cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
 
 
-def whole(text: str) -> str:
+def replace_tables(text: str) -> str:
     """The page with fresh tables."""
-    return text.partition(MARK)[0] + MARK + page()
+    return text.partition(MARK)[0] + MARK + format_tables()
 
 
 def main() -> None:
     """Write or check."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--check", action="store_true", help="exit with 1 when the tables are not up to date")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="exit with 1 when the tables are not up to date")
     text = PAGE.read_text(encoding="utf-8")
-    if not ask.parse_args().check:
-        PAGE.write_text(whole(text), encoding="utf-8")
-    elif whole(text) != text:
+    if not parser.parse_args().check:
+        PAGE.write_text(replace_tables(text), encoding="utf-8")
+    elif replace_tables(text) != text:
         sys.exit("docs/guide/from-easyrec.md is not up to date: run make docs")
 
 

@@ -15,14 +15,14 @@ from longrec import cli
 PACKAGE = Path(cli.__file__).parent
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 _COMMAND = re.compile(r"(?<!from )(?<!import )\blongrec ([a-z]+)((?: +(?!then\b|and\b)[^\s,;:`'\"]+)*)")
-_OF_ROOM = {"serve": {"serve"}, "interop": {"import"}, "train": {"train"}, "imports.py": {"import"}}
+_COMMANDS_OF = {"serve": {"serve"}, "interop": {"import"}, "train": {"train"}, "imports.py": {"import"}}
 """Which commands a bare option may belong to, by where it is written; of other places any."""
 
 
-def verbs() -> dict[str, set[str]]:
+def list_options() -> dict[str, set[str]]:
     """Options of every command."""
     (sub,) = (one for one in cli.parser()._actions if isinstance(one, argparse._SubParsersAction))
-    return {name: {*made._option_string_actions, "--version"} for name, made in sub.choices.items()}
+    return {name: {*command._option_string_actions, "--version"} for name, command in sub.choices.items()}
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
@@ -36,32 +36,32 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
-def faults(where: str, line: int, text: str, known: dict[str, set[str]]) -> list[str]:
+def faults(where: str, line: int, text: str, commands: dict[str, set[str]]) -> list[str]:
     """Commands and options of a text that the command line does not take."""
-    found, rest = [], text
+    faulty, rest = [], text
     for match in _COMMAND.finditer(text):
-        name, words = match.groups()
-        if name in known:
-            wrong = [word for word in _OPTION.findall(words) if word not in known[name]]
-            found += [f"{where}:{line}: longrec {name} takes no {word}" for word in wrong]
+        name, arguments = match.groups()
+        if name in commands:
+            wrong = [word for word in _OPTION.findall(arguments) if word not in commands[name]]
+            faulty += [f"{where}:{line}: longrec {name} takes no {word}" for word in wrong]
             rest = rest.replace(match[0], " ")
-        elif re.match(r"\s*--|\s+[A-Z]+\b|$", words):
-            found.append(f"{where}:{line}: no command {name}: {match[0]}")
-    room = where.split("/")[0]
-    allowed = set().union(*(known[verb] for verb in _OF_ROOM.get(room, known)))
-    return found + [f"{where}:{line}: no option {word}" for word in _OPTION.findall(rest) if word not in allowed]
+        elif re.match(r"\s*--|\s+[A-Z]+\b|$", arguments):
+            faulty.append(f"{where}:{line}: no command {name}: {match[0]}")
+    package = where.split("/")[0]
+    allowed = set().union(*(commands[command] for command in _COMMANDS_OF.get(package, commands)))
+    return faulty + [f"{where}:{line}: no option {word}" for word in _OPTION.findall(rest) if word not in allowed]
 
 
 def test_every_command_and_option_that_is_named_exists() -> None:
-    known, found, count = verbs(), [], 0
+    commands, faulty, count = list_options(), [], 0
     for path in sorted(PACKAGE.rglob("*.py")):
         where = path.relative_to(PACKAGE).as_posix()
         if where in ("report/style.py", "data/public.py", "train/machine.py"):  # style sheets, options of pip and git
             continue
         for line, text in texts(path):
             count += len(_OPTION.findall(text)) + len(_COMMAND.findall(text))
-            found += faults(where, line, text, known)
-    assert found == []
+            faulty += faults(where, line, text, commands)
+    assert faulty == []
     assert count > 40
 
 
@@ -75,10 +75,10 @@ def test_every_command_and_option_that_is_named_exists() -> None:
         ("data/x.py", "say --nothing", "no option --nothing"),
     ],
 )
-def test_planted_advice_is_found(where: str, text: str, says: str) -> None:
-    assert any(says in fault for fault in faults(where, 1, text, verbs()))
+def test_planted_advice_is_detected(where: str, text: str, says: str) -> None:
+    assert any(says in fault for fault in faults(where, 1, text, list_options()))
 
 
-def test_sound_advice_is_not_found() -> None:
+def test_sound_advice_is_accepted() -> None:
     for text in ("longrec train --resume X", "a run of longrec train.", "from longrec import cli", "longrec help NAME"):
-        assert faults("data/x.py", 1, text, verbs()) == []
+        assert faults("data/x.py", 1, text, list_options()) == []

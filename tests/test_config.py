@@ -19,13 +19,13 @@ class Fit(Strict):
     epochs: int = Setting(1, ge=1)
     lr: float = 1e-3
     amp: bool = False
-    optimiser: Literal["adam", "adagrad"] = "adam"
+    optimizer: Literal["adam", "adagrad"] = "adam"
     widths: tuple[int, ...] = ()
     note: str | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Fit:
-        if self.amp and self.optimiser == "adagrad":
+        if self.amp and self.optimizer == "adagrad":
             raise ValueError("amp needs adam")
         return self
 
@@ -33,7 +33,7 @@ class Fit(Strict):
 class Job(Strict):
     name: str
     fit: Fit = Fit()
-    parts: dict[str, Fit] = Setting(default_factory=dict)
+    variants: dict[str, Fit] = Setting(default_factory=dict)
     steps: tuple[Fit, ...] = ()
 
 
@@ -122,8 +122,8 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_overrides_reach_into_sections_and_leave_the_original_alone() -> None:
     content = {"fit": {"lr": 0.1, "widths": [1]}, "name": "a"}
-    made = apply_overrides(content, ["fit.lr=3e-3", "fit.widths=[2, 3]", "model.name=din", "name=b=c", "note="])
-    assert made == {"fit": {"lr": 0.003, "widths": [2, 3]}, "name": "b=c", "model": {"name": "din"}, "note": None}
+    overridden = apply_overrides(content, ["fit.lr=3e-3", "fit.widths=[2, 3]", "model.name=din", "name=b=c", "note="])
+    assert overridden == {"fit": {"lr": 0.003, "widths": [2, 3]}, "name": "b=c", "model": {"name": "din"}, "note": None}
     assert content == {"fit": {"lr": 0.1, "widths": [1]}, "name": "a"}
     assert apply_overrides({"fit": None}, ["fit.lr=1"]) == {"fit": {"lr": 1}}
 
@@ -144,36 +144,36 @@ def test_a_config_is_frozen_and_full_of_defaults() -> None:
         job.name = "b"
 
 
-def test_all_faults_at_once_with_place_finding_and_expectation() -> None:
-    found = faults(
+def test_all_faults_have_path_finding_and_expectation() -> None:
+    listed = faults(
         {
             "nmae": "a",
-            "fit": {"epochs": "two", "lr": "fast", "amp": 3, "optimiser": "adan", "widths": 5, "ecophs": 1},
-            "parts": {"x": {"epochs": 0, "note": 4}},
+            "fit": {"epochs": "two", "lr": "fast", "amp": 3, "optimizer": "adan", "widths": 5, "ecophs": 1},
+            "variants": {"x": {"epochs": 0, "note": 4}},
             "steps": [{}, {"sede": 1}, 7],
         }
     )
-    assert found == [
+    assert listed == [
         "name: is required",
         "fit.epochs: must be a whole number, got 'two'",
         "fit.lr: must be a number, got 'fast'",
         "fit.amp: must be true or false, got 3",
-        "fit.optimiser: must be one of 'adam' or 'adagrad'; got 'adan'",
+        "fit.optimizer: must be one of 'adam' or 'adagrad'; got 'adan'",
         "fit.widths: must be a list, got 5",
         "fit.ecophs: unknown key; did you mean 'epochs'?",
-        "parts.x.epochs: input should be greater than or equal to 1, got 0",
-        "parts.x.note: must be text, got 4",
-        "steps.1.sede: unknown key; known: epochs, lr, amp, optimiser, widths, note",
+        "variants.x.epochs: input should be greater than or equal to 1, got 0",
+        "variants.x.note: must be text, got 4",
+        "steps.1.sede: unknown key; known: epochs, lr, amp, optimizer, widths, note",
         "steps.2: must be a mapping, got 7",
         "nmae: unknown key; did you mean 'name'?",
     ]
 
 
 def test_a_rule_of_the_section_itself() -> None:
-    assert faults({"name": "a", "fit": {"amp": True, "optimiser": "adagrad"}}) == ["fit: amp needs adam"]
+    assert faults({"name": "a", "fit": {"amp": True, "optimizer": "adagrad"}}) == ["fit: amp needs adam"]
 
 
-def test_a_prefix_stands_before_every_place() -> None:
+def test_a_prefix_precedes_every_path() -> None:
     assert faults({"fit": {"lr": None}}, "model") == [
         "model.name: is required",
         "model.fit.lr: must be a number, got None",

@@ -19,7 +19,7 @@ from longrec.errors import (
 
 
 @pytest.mark.parametrize("kind", [DataError, StoreError, RunError, BundleError, RequestError])
-def test_a_message_has_four_parts(kind: type[LongRecError]) -> None:
+def test_a_message_has_four_fields(kind: type[LongRecError]) -> None:
     error = kind("events.parquet: column 'user_id'", "3 null values", "a user in every row", "drop these rows")
     assert str(error) == (
         "events.parquet: column 'user_id': 3 null values; expected a user in every row\n  Drop these rows"
@@ -28,7 +28,7 @@ def test_a_message_has_four_parts(kind: type[LongRecError]) -> None:
     assert (error.expected, error.do) == ("a user in every row", "drop these rows")
 
 
-def test_parts_that_are_empty_leave_no_trace() -> None:
+def test_empty_fields_leave_no_trace() -> None:
     assert str(LongRecError("", "nothing to read")) == "nothing to read"
     assert str(LongRecError("a.csv", "no rows")) == "a.csv: no rows"
     assert str(LongRecError("a.csv", "no rows", do="write some")) == "a.csv: no rows\n  Write some"
@@ -51,7 +51,7 @@ def test_an_unknown_name_names_its_nearest_or_all() -> None:
     assert UnknownName("model", "x", ["din", "deepfm"]).faults == ["no model named 'x'; known: deepfm, din"]
 
 
-def test_an_unknown_name_may_be_asked_of_an_iterator() -> None:
+def test_an_unknown_name_takes_an_iterator() -> None:
     assert UnknownName("model", "x", iter(["din", "deepfm"])).faults == ["no model named 'x'; known: deepfm, din"]
 
 

@@ -26,8 +26,8 @@ def pins() -> dict[str, str]:
 
 def required() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"]
-    words = PROJECT["dependencies"] + [word for group in extras.values() for word in group]
-    return [Requirement(word) for word in words if not word.startswith("longrec")]
+    lines = PROJECT["dependencies"] + [word for group in extras.values() for word in group]
+    return [Requirement(word) for word in lines if not word.startswith("longrec")]
 
 
 def test_constraints_are_plain_pins() -> None:
@@ -43,9 +43,9 @@ def test_every_dependency_is_pinned_inside_its_range() -> None:
 
 
 def test_the_makefile_pins_the_same_torch() -> None:
-    found = re.search(r"^TORCH\s*:=\s*(\S+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
-    assert found is not None
-    assert found[1] == pins()["torch"]
+    match = re.search(r"^TORCH\s*:=\s*(\S+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    assert match is not None
+    assert match[1] == pins()["torch"]
 
 
 def test_ci_runs_the_test_command_and_nothing_else() -> None:
@@ -88,8 +88,8 @@ class Checkout:
             timeout=60,
         )
         calls = self.calls.read_text().splitlines()
-        words = [" ".join(w for w in c.split() if w not in ("-qq", "-m")) for c in calls if not c.startswith("-c")]
-        return done.returncode, words
+        commands = [" ".join(w for w in c.split() if w not in ("-qq", "-m")) for c in calls if not c.startswith("-c")]
+        return done.returncode, commands
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from longrec import cli, resources
 from longrec.errors import ResourceError
-from longrec.resources import available_memory, in_bytes, resource_error
+from longrec.resources import available_memory, format_bytes, resource_error
 
 
 @contextmanager
@@ -38,8 +38,8 @@ def limited(kind: int, most: int) -> Iterator[None]:
 
 def models(out: int) -> tuple[int, str]:
     """Exit code and standard error of ``longrec models`` in a process of its own, its output going to a file."""
-    words = [sys.executable, "-m", "longrec.cli", "models"]
-    done = subprocess.run(words, stdout=out, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    command = [sys.executable, "-m", "longrec.cli", "models"]
+    done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
     return done.returncode, done.stderr
 
 
@@ -105,7 +105,7 @@ def short_of_memory() -> None:
         (short_of_memory, "data.memory: too little memory|no space left"),
     ],
 )  # fmt: skip
-def test_real_errors_are_told_in_four_parts(call: Callable[[], object], says: str) -> None:
+def test_real_errors_have_four_fields(call: Callable[[], object], says: str) -> None:
     error = resource_error(raised(call))
     assert isinstance(error, ResourceError)
     assert re.search(says, str(error)), str(error)
@@ -134,12 +134,12 @@ def test_a_fault_of_our_own_is_none_of_the_machine() -> None:
         assert resource_error(error) is None
 
 
-def test_a_library_that_finds_no_room() -> None:
+def test_a_library_without_memory() -> None:
     error = resource_error(ImportError("libtorch_cpu.so: failed to map segment from shared object"))
     assert "too little memory" in str(error)
 
 
-def test_an_array_that_numpy_wrote_in_part() -> None:
+def test_an_array_that_numpy_half_wrote() -> None:
     assert "no space left" in str(resource_error(OSError("4000 requested and 120 written")))
 
 
@@ -167,7 +167,7 @@ def test_a_full_standard_output() -> None:
     assert "no space left" in said
 
 
-def test_without_a_command_all_commands_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_command_all_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
     assert capsys.readouterr().out == cli.parser().format_help()
 
@@ -199,7 +199,7 @@ def test_too_few_open_files(job: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.parametrize(
-    "words",
+    "command",
     [
         ["prepare", "job.yaml", "data.folder=/proc/x"],
         ["prepare", "job.yaml", "data.folder=job.yaml"],
@@ -209,8 +209,8 @@ def test_too_few_open_files(job: Path, capsys: pytest.CaptureFixture[str]) -> No
     ],
     ids=" ".join,
 )
-def test_a_folder_that_cannot_be_written(job: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(words) == 2
+def test_a_folder_that_cannot_be_written(job: Path, command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(command) == 2
     said = capsys.readouterr().err
     assert "fault of LongRec" not in said
     assert "expected" in said
@@ -231,8 +231,8 @@ def test_json_goes_to_a_pipe_and_never_replaces_it(job: Path, capsys: pytest.Cap
 # ---- memory ------------------------------------------------------------------------------------------------------
 
 
-def test_bytes_as_words() -> None:
-    assert [in_bytes(n) for n in (0, 999, 1000, 12_345, 64_000_000_000, 5e15)] == [
+def test_bytes_as_text() -> None:
+    assert [format_bytes(n) for n in (0, 999, 1000, 12_345, 64_000_000_000, 5e15)] == [
         "0 B", "999 B", "1 kB", "12.3 kB", "64 GB", "5,000 TB",
     ]  # fmt: skip
 
@@ -241,9 +241,9 @@ def test_the_least_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     free = available_memory()
     assert free is not None
     assert 0 < free < 2**50
-    monkeypatch.setattr(resources, "_own_limit", lambda: 1000)
+    monkeypatch.setattr(resources, "_process_free", lambda: 1000)
     assert available_memory() == 1000
-    monkeypatch.setattr(resources, "_cgroup", lambda: -5)
+    monkeypatch.setattr(resources, "_container_free", lambda: -5)
     assert available_memory() == 0
 
 
@@ -260,6 +260,6 @@ def test_a_limit_of_a_container(tmp_path: Path, version: int) -> None:
             (folder / name).write_text(text)
     own = tmp_path / "cgroup"
     own.write_text("0::/outer/inner\n" if version == 2 else "9:cpu:/\n4:cpuset,memory:/outer/inner\n0::/\n")
-    assert resources._cgroup(tmp_path, own) == 500 - 300 + 50
+    assert resources._container_free(tmp_path, own) == 500 - 300 + 50
     own.write_text("0::/elsewhere\n" if version == 2 else "4:memory:/elsewhere\n")  # a container sees its own root
-    assert resources._cgroup(tmp_path, own) == 9000 - 300 + 50
+    assert resources._container_free(tmp_path, own) == 9000 - 300 + 50

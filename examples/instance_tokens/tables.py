@@ -14,7 +14,7 @@ from longrec.report.tables import table
 
 MANY = 10
 """Within-user AUC is taken over users with so many test rows at least, and both labels."""
-REPLICATES = 300
+N_RESAMPLES = 300
 
 
 def within_user(label: NDArray[Any], score: NDArray[Any], user: NDArray[Any]) -> tuple[float, int]:
@@ -40,7 +40,7 @@ def arms_table(runs: dict[str, list[Any]], references: tuple[str, ...], part: st
             label, user = own["label"].to_numpy(), own["user"].to_numpy()
     assert label is not None
     assert user is not None
-    drawn = bootstrap(label, scores, user, replicates=REPLICATES, seed=0)
+    drawn = bootstrap(label, scores, user, n_resamples=N_RESAMPLES, seed=0)
     column = METRICS.index("auc")
     rows = []
     for arm, several in runs.items():

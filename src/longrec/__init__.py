@@ -36,37 +36,37 @@ __all__ = [
     "train",
 ]
 
-_ELSEWHERE = {"client": "longrec.serve.client", "demo": "longrec.demo", "open_run": "longrec.train.run"}
+_OTHER_MODULES = {"client": "longrec.serve.client", "demo": "longrec.demo", "open_run": "longrec.train.run"}
 
 
-def _named(name: str) -> Any:
-    return getattr(importlib.import_module(_ELSEWHERE.get(name, "longrec.verbs")), name)
+def _import_name(name: str) -> Any:
+    return getattr(importlib.import_module(_OTHER_MODULES.get(name, "longrec.verbs")), name)
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'longrec' has no attribute {name!r}")
-    return _named(name)
+    return _import_name(name)
 
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
 
 
-class _Verb(ModuleType):
+class _CallableModule(ModuleType):
     """A room that shares its name with a verb: ``longrec.train`` holds the room's files and can be called."""
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
-        return _named(self.__name__.rpartition(".")[2])(*args, **settings)
+        return _import_name(self.__name__.rpartition(".")[2])(*args, **settings)
 
 
-class _Face(ModuleType):
+class _Package(ModuleType):
     """The package itself; the import system binds each room to it, and a room must not hide a verb."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in __all__ and isinstance(value, ModuleType):
-            value.__class__ = _Verb
+            value.__class__ = _CallableModule
         super().__setattr__(name, value)
 
 
-sys.modules[__name__].__class__ = _Face
+sys.modules[__name__].__class__ = _Package

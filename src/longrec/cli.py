@@ -224,7 +224,7 @@ def _train(args: argparse.Namespace) -> None:
     config, overrides = _config(args)
     if config is not None:
         # Before training, so that whoever reads them can still stop it; they are kept in the run too (NOTES.md).
-        for line in imports.as_job(config, overrides).notes:
+        for line in imports.read_job_source(config, overrides).notes:
             print(line, file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
     run = verbs.train(config, overrides, resume=args.resume, quiet=args.quiet)
     _out(args, {**run.results, "run": str(run.folder)}, f"{tables.results_table(run.name, run.results)}\n{run.folder}")
@@ -259,7 +259,7 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    found = verbs.compare(args.runs, args.part, unit=args.unit, replicates=args.replicates).to_dict()
+    found = verbs.compare(args.runs, args.part, resample=args.unit, n_resamples=args.replicates).to_dict()
     _out(args, found, tables.comparison_table(found))
 
 

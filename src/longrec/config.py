@@ -48,7 +48,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: dict[Any, int] = {}
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
@@ -61,7 +61,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     return dict(loader.construct_pairs(node, deep=True))
 
 
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -80,8 +80,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), [f"not readable as YAML: {' '.join(str(error).split())}"]) from None
     if not isinstance(content, dict):
-        found = "nothing" if content is None else type(content).__name__
-        raise ConfigError(str(path), [f"must be a mapping of keys to values, got {found}"])
+        kind = "nothing" if content is None else type(content).__name__
+        raise ConfigError(str(path), [f"must be a mapping of keys to values, got {kind}"])
     return content
 
 
@@ -99,14 +99,14 @@ _Dumper.add_implicit_resolver(
 )
 
 
-def to_yaml(words: Any, *, inline: bool = False) -> str:
+def to_yaml(content: Any, *, inline: bool = False) -> str:
     """Plain values as YAML that :func:`read_yaml` reads back to the same.
 
     Args:
         inline: write what holds nothing but plain values on one line.
     """
     flow = None if inline else False
-    return yaml.dump(words, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100, default_flow_style=flow)
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100, default_flow_style=flow)
 
 
 def apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -128,17 +128,17 @@ def apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dic
             faults.append(f"{word}: {' '.join(str(error).split())}")
             continue
         *parents, last = path.split(".")
-        place = result
+        section = result
         for parent in parents:
-            inner = place.get(parent)
+            inner = section.get(parent)
             if inner is None:
-                inner = place[parent] = {}
+                inner = section[parent] = {}
             if not isinstance(inner, dict):
                 faults.append(f"{word}: {parent} is a value, not a section")
                 break
-            place = inner
+            section = inner
         else:
-            place[last] = value
+            section[last] = value
     if faults:
         raise ConfigError("command line", faults)
     return result
@@ -168,10 +168,10 @@ def parse(cls: type[StrictT], content: Any, where: str, prefix: str = "") -> Str
 
 def faults(error: ValidationError, cls: type[BaseModel], prefix: str = "") -> list[str]:
     """One line a fault of a pydantic error: dotted place, finding, expectation, nearest name."""
-    return [_line(detail, cls, prefix) for detail in error.errors()]
+    return [_format_fault(detail, cls, prefix) for detail in error.errors()]
 
 
-_WORDS = {
+_MESSAGES = {
     "int_parsing": "must be a whole number",
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -188,46 +188,46 @@ _WORDS = {
 }
 
 
-def _line(detail: Any, cls: type[BaseModel], prefix: str) -> str:
-    location = tuple(part for part in detail["loc"] if not (isinstance(part, str) and "[" in part))
-    place = ".".join([prefix, *map(str, location)] if prefix else list(map(str, location))) or "config"
+def _format_fault(detail: Any, cls: type[BaseModel], prefix: str) -> str:
+    location = tuple(key for key in detail["loc"] if not (isinstance(key, str) and "[" in key))
+    path = ".".join([prefix, *map(str, location)] if prefix else list(map(str, location))) or "config"
     kind, got = detail["type"], repr(detail["input"])
     if len(got) > 80:
         got = got[:77] + "..."
     if kind == "missing":
-        return f"{place}: is required"
+        return f"{path}: is required"
     if kind == "extra_forbidden":
-        known = _keys(cls, location[:-1])
-        near = nearest(str(location[-1]), known)
-        return f"{place}: unknown key" + (f"; did you mean {near!r}?" if near else f"; known: {', '.join(known)}")
+        valid_keys = _list_keys(cls, location[:-1])
+        near = nearest(str(location[-1]), valid_keys)
+        return f"{path}: unknown key" + (f"; did you mean {near!r}?" if near else f"; known: {', '.join(valid_keys)}")
     if kind == "literal_error":
-        return f"{place}: must be one of {detail['ctx']['expected']}; got {got}"
-    if kind in _WORDS:
-        return f"{place}: {_WORDS[kind]}, got {got}"
+        return f"{path}: must be one of {detail['ctx']['expected']}; got {got}"
+    if kind in _MESSAGES:
+        return f"{path}: {_MESSAGES[kind]}, got {got}"
     message = detail["msg"].removeprefix("Value error, ")
     if kind in ("value_error", "assertion_error"):
-        return f"{place}: {message}"
-    return f"{place}: {message[0].lower()}{message[1:]}, got {got}"
+        return f"{path}: {message}"
+    return f"{path}: {message[0].lower()}{message[1:]}, got {got}"
 
 
-def _keys(cls: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+def _list_keys(cls: type[BaseModel], location: Sequence[int | str]) -> list[str]:
     """Names of the fields at a place inside a config class (empty when the place is not a section)."""
     here: Any = cls
-    for part in location:
+    for key in location:
         fields = getattr(here, "model_fields", None)
-        if fields and part in fields:
-            here = fields[part].annotation
-        here = _section(here)
+        if fields and key in fields:
+            here = fields[key].annotation
+        here = _unwrap_annotation(here)
     fields = getattr(here, "model_fields", None)
     return [field.alias or name for name, field in fields.items()] if fields else []
 
 
-def _section(annotation: Any) -> Any:
+def _unwrap_annotation(annotation: Any) -> Any:
     """The config class inside ``X | None``, ``dict[str, X]``, ``tuple[X, ...]``."""
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType, dict, list, tuple, typing.Annotated):
         for inner in typing.get_args(annotation):
-            found = _section(inner)
-            if isinstance(found, type) and issubclass(found, BaseModel):
-                return found
+            config_class = _unwrap_annotation(inner)
+            if isinstance(config_class, type) and issubclass(config_class, BaseModel):
+                return config_class
     return annotation

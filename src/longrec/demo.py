@@ -35,15 +35,15 @@ def demo(folder: str | Path = "longrec-demo", say: Callable[[str], None] = print
     step("MovieLens-1M: who rated which film, when, and how")
     source = movielens_1m(atomic.read, say)
     configs = _write_configs(folder, source)
-    places = [f"fit.runs={folder / 'runs'}", f"data.folder={cache() / 'prepared'}"]
-    manifest = verbs.prepare(configs["din"], places)
-    say(_facts(manifest))
+    overrides = [f"fit.runs={folder / 'runs'}", f"data.folder={cache() / 'prepared'}"]
+    manifest = verbs.prepare(configs["din"], overrides)
+    say(_format_facts(manifest))
 
     step("Train DeepFM (no history) and DIN (the last 20 ratings)")
     runs = {}
     for name in _RUNS:
         shutil.rmtree(folder / "runs" / name, ignore_errors=True)
-        runs[name] = verbs.train(configs[name], places)
+        runs[name] = verbs.train(configs[name], overrides)
         say(f"{name}: test AUC {runs[name].metrics['auc']}, trained in {duration(runs[name].results['seconds'])}")
 
     step("Compare them on the same test rows")
@@ -62,9 +62,9 @@ def demo(folder: str | Path = "longrec-demo", say: Callable[[str], None] = print
     ranked = _rank_over_http(bundle, runs["din"], say)
 
     step("Write the report")
-    report = _report(folder, runs, comparison, manifest, ranked)
+    report = _write_report(folder, runs, comparison, manifest, ranked)
     say(f"\nDone in {duration(time.perf_counter() - began)}.")
-    say(_next_steps_text(folder, report))
+    say(_format_next_steps(folder, report))
     return report
 
 
@@ -82,9 +82,9 @@ class _Steps:
 def examples() -> Path:
     """The folder of the shipped examples: inside the installed package, or beside it in a checkout."""
     here = Path(__file__).resolve().parent
-    for place in (here / "examples", here.parents[1] / "examples"):
-        if place.is_dir():
-            return place
+    for folder in (here / "examples", here.parents[1] / "examples"):
+        if folder.is_dir():
+            return folder
     raise DataError("examples", f"not found beside {here}", "the shipped examples", "install the package again")
 
 
@@ -102,11 +102,11 @@ def _write_configs(folder: Path, source: Path) -> dict[str, Path]:
     return configs
 
 
-def _facts(manifest: dict[str, Any]) -> str:
-    parts = ", ".join(f"{part} {count['samples']:,}" for part, count in manifest["parts"].items())
+def _format_facts(manifest: dict[str, Any]) -> str:
+    counts = ", ".join(f"{split} {count['samples']:,}" for split, count in manifest["parts"].items())
     return (
         f"{manifest['events']:,} ratings by {manifest['users']:,} users of {manifest['items']:,} films\n"
-        f"samples: {parts}\n"
+        f"samples: {counts}\n"
         f"prepared log: {manifest['folder']}"
     )
 
@@ -117,7 +117,7 @@ def _rank_over_http(bundle: Path, run: Any, say: Callable[[str], None]) -> dict[
     from longrec.serve.server import running
 
     log = run.log()
-    row = _telling_row(log)
+    row = _choose_row(log)
     golden = verbs.offline_request(log, run.model(), row, verbs.popular(log)[:99])
     with running(bundle) as url, client(url) as shop:
         say(f"serving at {url}")
@@ -133,12 +133,12 @@ def _rank_over_http(bundle: Path, run: Any, say: Callable[[str], None]) -> dict[
         raise RunError("demo", f"online and offline scores differ by {worst:.2e}", "at most 1e-4", "report this")
     say(f"user {golden.request['user']} at {golden.request['at']}: {len(ranked)} films in {took:.1f} ms over HTTP;")
     say(f"online and offline scores differ by at most {worst:.0e}")
-    for place, item in enumerate(ranked[:5], 1):
-        say(f"  {place}. {item.score:.3f}  {item.id}")
+    for rank, item in enumerate(ranked[:5], 1):
+        say(f"  {rank}. {item.score:.3f}  {item.id}")
     return {"row": row}
 
 
-def _telling_row(log: Any) -> int:
+def _choose_row(log: Any) -> int:
     """A test row with a full history whose user likes some films and not others."""
     rows = log.rows_of("test")
     history = next(iter(log.schema.histories))
@@ -146,19 +146,19 @@ def _telling_row(log: Any) -> int:
     return int(full[len(full) // 2]) if len(full) else int(rows[-1])
 
 
-def _report(
+def _write_report(
     folder: Path, runs: dict[str, Any], comparison: Any, manifest: dict[str, Any], ranked: dict[str, Any]
 ) -> Path:
     from longrec.report.page import write_page
     from longrec.report.run import read_run
     from longrec.train.explain import explain
 
-    parts = manifest["parts"]
+    counts = manifest["parts"]
     facts = {
         "Data": f"MovieLens-1M: {manifest['events']:,} ratings by {manifest['users']:,} users",
         "Label": "rating 4 or better",
         "Split": "80/10/10 of the rows along the global time line: "
-        + ", ".join(f"{p} {n['samples']:,}" for p, n in parts.items()),
+        + ", ".join(f"{p} {n['samples']:,}" for p, n in counts.items()),
         "Histories": "the last 20 ratings strictly before the moment of the impression; a rating is known at once",
     }
     views = [read_run(runs[name].folder) for name in _RUNS]
@@ -168,41 +168,41 @@ def _report(
         facts,
         views,
         comparison.to_dict(),
-        _explanation(explain(runs["din"], ranked["row"])),
-        _next_steps(folder),
+        _format_explanation(explain(runs["din"], ranked["row"])),
+        _list_next_steps(folder),
     )
 
 
-def _explanation(found: dict[str, Any]) -> dict[str, Any]:
+def _format_explanation(explained: dict[str, Any]) -> dict[str, Any]:
     """What the page shows of one explained row."""
     events = [
         {
             "name": event["item"],
-            "side": {name: _words(value) for name, value in event["side"].items()},
-            "ago": _ago(event["ago"] / 1_000),
+            "side": {name: _format_value(value) for name, value in event["side"].items()},
+            "ago": _format_age(event["ago"] / 1_000),
             "weight": event["weight"],
         }
-        for event in found["histories"]["rated"]
+        for event in explained["histories"]["rated"]
     ]
-    when = np.datetime_as_string(np.datetime64(found["moment"], "ms"), unit="s").replace("T", " ") + " UTC"
-    words = {"user": str(found["user"]), "when": when, "candidate": str(found["item"])}
+    when = np.datetime_as_string(np.datetime64(explained["moment"], "ms"), unit="s").replace("T", " ") + " UTC"
+    fields = {"user": str(explained["user"]), "when": when, "candidate": str(explained["item"])}
     note = "DIN's scores are not normalised: a weight may be negative, and they need not add up to one."
-    return {**words, "score": found["score"], "label": found["label"], "events": events, "note": note}
+    return {**fields, "score": explained["score"], "label": explained["label"], "events": events, "note": note}
 
 
-def _ago(seconds: float) -> str:
+def _format_age(seconds: float) -> str:
     return f"{seconds / 86_400:.0f} days" if seconds >= 2 * 86_400 else duration(seconds)
 
 
-def _words(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _next_steps(folder: Path) -> list[str]:
+def _list_next_steps(folder: Path) -> list[str]:
     here = Path(sys.prefix)
-    home = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here
+    environment = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here
     # The command lies in an environment that a newcomer has not entered yet.
-    enter = [] if shutil.which("longrec") else [f"source {home}/bin/activate"]
+    enter = [] if shutil.which("longrec") else [f"source {environment}/bin/activate"]
     return [
         *enter,
         f"longrec serve {folder}/din.bundle",
@@ -214,6 +214,6 @@ def _next_steps(folder: Path) -> list[str]:
     ]
 
 
-def _next_steps_text(folder: Path, report: Path) -> str:
+def _format_next_steps(folder: Path, report: Path) -> str:
     lines = [f"report:  {report}", f"runs:    {folder / 'runs'}", f"bundle:  {folder / 'din.bundle'}", "", "Try next:"]
-    return "\n".join([*lines, *(f"  {step}" for step in _next_steps(folder))])
+    return "\n".join([*lines, *(f"  {step}" for step in _list_next_steps(folder))])

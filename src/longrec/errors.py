@@ -51,10 +51,10 @@ class ConfigError(LongRecError):
 class UnknownName(ConfigError):
     """A name that nothing answers to; names the nearest one there is."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        self.name, known = name, list(known)
-        near = nearest(name, known)
-        hint = f"; did you mean {near!r}?" if near else f"; known: {', '.join(sorted(known))}"
+    def __init__(self, kind: str, name: str, valid_names: Iterable[str]) -> None:
+        self.name, valid_names = name, list(valid_names)
+        near = nearest(name, valid_names)
+        hint = f"; did you mean {near!r}?" if near else f"; known: {', '.join(sorted(valid_names))}"
         super().__init__(kind, [f"no {kind} named {name!r}{hint}"])
 
 
@@ -86,11 +86,11 @@ class RequestError(LongRecError):
         super().__init__(where, found, expected, do)
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
+def nearest(name: str, valid_names: Iterable[str]) -> str | None:
     """The known name most like ``name``, or None when none is near.
 
     >>> nearest("dinn", ["din", "deepfm"])
     'din'
     """
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, list(valid_names), n=1, cutoff=0.6)
     return close[0] if close else None

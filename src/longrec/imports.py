@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from longrec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from longrec.interop.easyrec import Imported
+    from longrec.interop.easyrec import ImportedConfig
 
 Config = str | Path | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Given:
+class JobSource:
     """A config as a job can read it.
 
     Attributes:
@@ -30,12 +30,12 @@ class Given:
     """
 
     config: Config
-    located: AbstractContextManager[None] = field(default_factory=nullcontext)
+    error_context: AbstractContextManager[None] = field(default_factory=nullcontext)
     notes: tuple[str, ...] = ()
     text: str = ""
 
 
-def as_job(source: Config, overrides: Sequence[str] = ()) -> Given:
+def read_job_source(source: Config, overrides: Sequence[str] = ()) -> JobSource:
     """Read a config, be it EasyRec's or ours.
 
     Raises:
@@ -44,29 +44,29 @@ def as_job(source: Config, overrides: Sequence[str] = ()) -> Given:
     from longrec.interop import easyrec, easyrec_folder
 
     if not easyrec.is_easyrec(source):
-        return Given(source)
+        return JobSource(source)
     named = {key: value for key, _, value in (word.partition("=") for word in overrides)}
-    found = easyrec.read(
+    imported = easyrec.read(
         source,  # type: ignore[arg-type]  # is_easyrec says that it is a path
         user=named.get("data.schema.user"),
         item=named.get("data.schema.item"),
         options=False,
     )
-    told, text = easyrec_folder.told(found), easyrec_folder.notes_text(found)
-    lines = [f"note: {source}: {choice}" for choice in found.choices]
+    described, text = easyrec_folder.describe_notes(imported), easyrec_folder.format_notes(imported)
+    lines = [f"note: {source}: {choice}" for choice in imported.choices]
     lines += [
         f"note: {source}:{one['line']}:{one['column']}: {one['field']}: {one['fate']}: {one['words']}"
-        for one in told["notes"]
+        for one in described["notes"]
     ]
-    return Given(found.job(), _with_lines(found), tuple(lines), text)
+    return JobSource(imported.job(), _add_lines(imported), tuple(lines), text)
 
 
 @contextmanager
-def _with_lines(found: Imported) -> Iterator[None]:
+def _add_lines(imported: ImportedConfig) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(str(found.source), found.located(error.faults)) from None
+        raise ConfigError(str(imported.source), imported.locate(error.faults)) from None
 
 
 def import_config(
@@ -92,13 +92,15 @@ def import_config(
     if fg.is_generator(source):
         rules = fg.read(source, user=user, item=item)
         written = fg_folder.write(rules, into)
-        return {**fg_folder.told(rules), "files": [str(file) for file in written]}
+        return {**fg_folder.describe_notes(rules), "files": [str(file) for file in written]}
     if not easyrec.is_easyrec(source):
         endings = ", ".join(easyrec.SUFFIXES)
-        words = f"an unknown kind of file; expected an EasyRec configuration ({endings}) or an fg.json ({fg.SUFFIX})"
-        raise ConfigError(str(source), [words])
-    found = easyrec.read(source, user=user, item=item)
-    with _with_lines(found):
-        read_job(found.job())
-    files = easyrec_folder.write(found, into)
-    return {**easyrec_folder.told(found), "files": [str(file) for file in files]}
+        description = (
+            f"an unknown kind of file; expected an EasyRec configuration ({endings}) or an fg.json ({fg.SUFFIX})"
+        )
+        raise ConfigError(str(source), [description])
+    imported = easyrec.read(source, user=user, item=item)
+    with _add_lines(imported):
+        read_job(imported.job())
+    files = easyrec_folder.write(imported, into)
+    return {**easyrec_folder.describe_notes(imported), "files": [str(file) for file in files]}

@@ -70,7 +70,7 @@ class Progress:
         now = self._clock()
         if now < self._due:
             return
-        self._show(self._state(now - self._start))
+        self._show(self._format_state(now - self._start))
         self._due = now + (REDRAW if self._terminal else REPEAT)
 
     def __exit__(
@@ -80,28 +80,28 @@ class Progress:
         if seconds < QUIET:
             return
         how = "in" if kind is None else "stopped after"
-        rate = f" ({self._rate(seconds)})" if self.done else ""
-        self._show(f"{self.label}: {self._amount(self.done)} {how} {duration(seconds)}{rate}", last=True)
+        rate = f" ({self._format_rate(seconds)})" if self.done else ""
+        self._show(f"{self.label}: {self._format_amount(self.done)} {how} {duration(seconds)}{rate}", last=True)
 
-    def _state(self, seconds: float) -> str:
-        parts = [self.label]
+    def _format_state(self, seconds: float) -> str:
+        fields = [self.label]
         if self.total:
             share = min(self.done / self.total, 1.0)
-            parts += [f"{share:4.0%}", f"{self.done:,}/{self._amount(self.total)}"]
+            fields += [f"{share:4.0%}", f"{self.done:,}/{self._format_amount(self.total)}"]
         else:
-            parts.append(self._amount(self.done))
+            fields.append(self._format_amount(self.done))
         if self.done:
-            parts.append(self._rate(seconds))
+            fields.append(self._format_rate(seconds))
         if self.total and 0 < self.done < self.total:
-            parts.append(f"{duration(seconds * (self.total - self.done) / self.done)} left")
+            fields.append(f"{duration(seconds * (self.total - self.done) / self.done)} left")
         if self._note:
-            parts.append(self._note)
-        return "  ".join(parts)
+            fields.append(self._note)
+        return "  ".join(fields)
 
-    def _amount(self, count: int) -> str:
+    def _format_amount(self, count: int) -> str:
         return f"{count:,} {self.unit}".rstrip()
 
-    def _rate(self, seconds: float) -> str:
+    def _format_rate(self, seconds: float) -> str:
         rate = self.done / max(seconds, 1e-9)
         return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
 

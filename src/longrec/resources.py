@@ -19,13 +19,21 @@ from longrec.errors import LongRecError, ResourceError
 _DISK = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FILES = {errno.EMFILE, errno.ENFILE}
-_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTEMPTY}
+_PATH_ERRORS = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENOTEMPTY,
+}
 _NETWORK = {
     errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT,
     errno.EPIPE,
 }  # fmt: skip
 _NUMBER = re.compile(r"\[errno (\d+)\]|\(os error (\d+)\)|\bcode: (\d+)", re.IGNORECASE)
-_SAID = {
+_PHRASES = {
     "no space left on device": errno.ENOSPC,
     "disk quota exceeded": errno.EDQUOT,
     "file too large": errno.EFBIG,
@@ -42,7 +50,7 @@ _NO_MEMORY = re.compile(
     r"failed to allocate memory|cannot allocate memory|insufficient memory|failed to map segment",
     re.IGNORECASE,
 )
-_NAMED = re.compile(r'(?:file|path) \\?"([^"\\]+)\\?"')
+_FILE_NAME = re.compile(r'(?:file|path) \\?"([^"\\]+)\\?"')
 _HALF_WRITTEN = re.compile(r"^\d+ requested and \d+ written$")
 _TOOLS = ("duckdb", "_duckdb", "torch", "safetensors", "pyarrow", "onnx", "onnxruntime", "numpy", "builtins")
 
@@ -53,43 +61,43 @@ def resource_error(error: BaseException, where: str = "") -> LongRecError | None
     Args:
         where: what was being read or written, where the error does not name it.
     """
-    place, number = _file(error) or where, _errno(error)
-    said = os.strerror(number) if number is not None else _first_words(error)
+    location, number = _find_file(error) or where, _find_number(error)
+    said = os.strerror(number) if number is not None else _first_line(error)
     spilled = "temp_directory" in str(error)  # DuckDB: no room on the disk for what does not fit into memory
     if _is_memory(error) and not spilled:
-        return _memory(place, error)
+        return _memory_error(location, error)
     if number in _DISK or _HALF_WRITTEN.match(str(error)) or (spilled and _is_memory(error)):
         do = "free some space, or write to another disk; data.folder and fit.runs say where logs and runs go"
-        return ResourceError(place or "the disk", f"no space left ({said})", "room for what is written", do)
+        return ResourceError(location or "the disk", f"no space left ({said})", "room for what is written", do)
     if number == errno.EFBIG:
         do = "raise the limit (ulimit -f), or write to another file system"
-        return ResourceError(place or "a file", f"too large to be written ({said})", "files of any size", do)
+        return ResourceError(location or "a file", f"too large to be written ({said})", "files of any size", do)
     if number in _DENIED:
         do = "change its permissions, or give another folder; data.folder and fit.runs say where logs and runs go"
-        return ResourceError(place or "a file", f"no permission ({said})", "a place you may read and write", do)
+        return ResourceError(location or "a file", f"no permission ({said})", "a place you may read and write", do)
     if number in _FILES:
         return ResourceError(
-            place or "files", f"too many open files ({said})", "a higher limit", "raise it: ulimit -n 4096"
+            location or "files", f"too many open files ({said})", "a higher limit", "raise it: ulimit -n 4096"
         )
-    if number in _PLACE and _file(error) is not None:
+    if number in _PATH_ERRORS and _find_file(error) is not None:
         do = "look whether something else stands there or was removed while the command ran"
-        return ResourceError(place, f"cannot be read or written ({said})", "a file or folder that can", do)
+        return ResourceError(location, f"cannot be read or written ({said})", "a file or folder that can", do)
     if isinstance(error, OSError) and (number in _NETWORK or isinstance(error, ConnectionError | TimeoutError)):
-        return ResourceError(place or "the network", f"the connection failed ({said})", "an answer", "try again")
+        return ResourceError(location or "the network", f"the connection failed ({said})", "an answer", "try again")
     return None
 
 
-def _file(error: BaseException) -> str | None:
+def _find_file(error: BaseException) -> str | None:
     """The file that an error names."""
     if isinstance(error, OSError) and error.filename is not None:
         return str(error.filename)
     tool = type(error).__module__.partition(".")[0]
-    named = _NAMED.search(str(error)) if tool in ("duckdb", "_duckdb", "safetensors") else None
+    named = _FILE_NAME.search(str(error)) if tool in ("duckdb", "_duckdb", "safetensors") else None
     return None if named is None else named[1]
 
 
 def _is_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or _errno(error) == errno.ENOMEM:
+    if isinstance(error, MemoryError) or _find_number(error) == errno.ENOMEM:
         return True
     tool = type(error).__module__.partition(".")[0] in _TOOLS
     return (
@@ -97,17 +105,17 @@ def _is_memory(error: BaseException) -> bool:
     )
 
 
-def _memory(place: str, error: BaseException) -> ResourceError:
+def _memory_error(location: str, error: BaseException) -> ResourceError:
     if type(error).__module__.partition(".")[0] in ("duckdb", "_duckdb"):
         do = "lower data.threads; raise data.memory, DuckDB's share (400MB unless set), where the machine has more"
-        return ResourceError(place or "data.memory", f"too little memory ({_first_words(error)})", "more of it", do)
+        return ResourceError(location or "data.memory", f"too little memory ({_first_line(error)})", "more of it", do)
     free = available_memory()
-    left = "" if free is None else f", {in_bytes(free)} available"
+    left = "" if free is None else f", {format_bytes(free)} available"
     do = "use a smaller table (hash, min_count, dim), a smaller fit.batch_size, or a machine with more memory"
-    return ResourceError(place or "memory", f"too little memory ({_first_words(error)}{left})", "more of it", do)
+    return ResourceError(location or "memory", f"too little memory ({_first_line(error)}{left})", "more of it", do)
 
 
-def _errno(error: BaseException) -> int | None:
+def _find_number(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     if not isinstance(error, Exception) or type(error).__module__.partition(".")[0] not in _TOOLS:
@@ -116,35 +124,35 @@ def _errno(error: BaseException) -> int | None:
     if (match := _NUMBER.search(text)) and not isinstance(error, ValueError | KeyError | TypeError):
         return int(next(filter(None, match.groups())))
     if type(error).__name__ in ("IOException", "SafetensorError") or isinstance(error, OSError):
-        return next((number for words, number in _SAID.items() if words in text.lower()), None)
+        return next((number for phrase, number in _PHRASES.items() if phrase in text.lower()), None)
     return None
 
 
-def _first_words(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:1])[:200] or type(error).__name__
 
 
 def available_memory() -> int | None:
     """Bytes this process may still take: the least of the machine, its cgroup and its own limit; None when unknown."""
-    known = [free for free in (_machine(), _cgroup(), _own_limit()) if free is not None]
-    return max(min(known), 0) if known else None
+    limits = [free for free in (_machine_free(), _container_free(), _process_free()) if free is not None]
+    return max(min(limits), 0) if limits else None
 
 
-def require_room(files: Iterable[Path], what: str) -> None:
+def require_memory(files: Iterable[Path], what: str) -> None:
     """Raise a ResourceError when files that are read into memory are larger than what is left of it."""
     sizes = {path: path.stat().st_size for path in files if path.is_file()}
     free = available_memory()
     if free is not None and sum(sizes.values()) > free:
         raise ResourceError(
             str(max(sizes, key=lambda path: sizes[path])),
-            f"{what} of {in_bytes(sum(sizes.values()))}",
-            f"at most the {in_bytes(free)} of memory that are available",
+            f"{what} of {format_bytes(sum(sizes.values()))}",
+            f"at most the {format_bytes(free)} of memory that are available",
             "use a machine with more memory, or train smaller tables",
         )
 
 
-def _machine() -> int | None:
+def _machine_free() -> int | None:
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -152,7 +160,7 @@ def _machine() -> int | None:
     return None
 
 
-def _cgroup(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
+def _container_free(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
     """What the cgroup of the process and those above it leave, of version 2 or 1; files in the cache can be let go."""
     with contextlib.suppress(OSError):
         free = []
@@ -170,13 +178,13 @@ def _cgroup(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cg
             for folder in [here, *here.parents]:
                 if folder != base and base not in folder.parents:
                     break
-                if (left := _left(folder, *files, cached)) is not None:
+                if (left := _cgroup_free(folder, *files, cached)) is not None:
                     free.append(left)
         return min(free) if free else None
     return None
 
 
-def _left(folder: Path, limit: str, used: str, cached: tuple[str, ...]) -> int | None:
+def _cgroup_free(folder: Path, limit: str, used: str, cached: tuple[str, ...]) -> int | None:
     with contextlib.suppress(OSError, ValueError):
         most = int((folder / limit).read_text())  # "max" is no number: no limit
         now = int((folder / used).read_text())
@@ -185,7 +193,7 @@ def _left(folder: Path, limit: str, used: str, cached: tuple[str, ...]) -> int |
     return None
 
 
-def _own_limit() -> int | None:
+def _process_free() -> int | None:
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft == resource.RLIM_INFINITY:
         return None
@@ -194,7 +202,7 @@ def _own_limit() -> int | None:
     return soft
 
 
-def in_bytes(count: float) -> str:
+def format_bytes(count: float) -> str:
     """A number of bytes as a person says it.
 
     >>> in_bytes(999), in_bytes(64_000_000_000)

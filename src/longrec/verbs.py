@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from longrec.config import apply_overrides
 from longrec.errors import DataError, RunError
-from longrec.imports import Config, as_job
+from longrec.imports import Config, read_job_source
 
 if TYPE_CHECKING:
     from longrec.data.log import Log
@@ -36,8 +36,8 @@ def check(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
     from longrec.data.split import without_validation
     from longrec.train import job
 
-    given = as_job(source, overrides)
-    with given.located:
+    given = read_job_source(source, overrides)
+    with given.error_context:
         found = job.check(given.config, overrides)
     return {
         "model": found.model["name"],
@@ -61,8 +61,8 @@ def prepare(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
     from longrec.data.prepare import prepare as prepare_log
     from longrec.train.job import read_job
 
-    given = as_job(source, overrides)
-    with given.located:
+    given = read_job_source(source, overrides)
+    with given.error_context:
         job = read_job(given.config, overrides)
     folder = prepare_log(job.data, job.schema)
     log = Log.open(folder, job.schema, stores=False)
@@ -97,8 +97,8 @@ def train(
 
     if source is None:
         return fit(source, overrides, resume=resume, quiet=quiet)
-    given = as_job(source, overrides)
-    with given.located:
+    given = read_job_source(source, overrides)
+    with given.error_context:
         if given.config is not source:
             read_job(given.config, overrides)
     return fit(given.config, overrides, resume=resume, quiet=quiet, notes=given.text)
@@ -146,13 +146,13 @@ def compare(
     runs: Sequence[str | Path | Run],
     part: str = "test",
     *,
-    unit: Literal["user", "row"] = "user",
-    replicates: int = 300,
+    resample: Literal["user", "row"] = "user",
+    n_resamples: int = 300,
 ) -> Comparison:
     """Compare runs on the same rows; the first is the baseline."""
     from longrec.train.evaluate import compare as pair
 
-    return pair(runs, part, unit=unit, replicates=replicates)
+    return pair(runs, part, resample=resample, n_resamples=n_resamples)
 
 
 def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -> Manifest:
@@ -285,8 +285,8 @@ def cite(source: Config, overrides: Sequence[str] = ()) -> Bibliography:
     """The BibTeX of a model, or of all that a config, a run or a folder of tokens stands on; LongRec comes last."""
     from longrec.train.cited import cited
 
-    given = as_job(source, overrides)
-    with given.located:
+    given = read_job_source(source, overrides)
+    with given.error_context:
         return cited(given.config, overrides).bibliography()
 
 

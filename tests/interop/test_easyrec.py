@@ -38,20 +38,20 @@ CASES = [Case(path.stem, path.read_text()) for path in sorted((Path(__file__).pa
 SMALLEST = next(case for case in CASES if case.name == "the_smallest")
 
 
-def read(folder: Path, text: str, **options: str) -> easyrec.Imported:
+def read(folder: Path, text: str, **options: str) -> easyrec.ImportedConfig:
     (folder / "their.config").write_text(text, encoding="utf-8")
     return easyrec.read(folder / "their.config", **options)
 
 
-def at(words: Any, path: str) -> Any:
+def get_at(settings: Any, path: str) -> Any:
     """The value at a dotted path."""
-    for part in path.split("."):
-        words = words[part]
-    return words
+    for key in path.split("."):
+        settings = settings[key]
+    return settings
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_configuration_loads_or_tells_why_not(case: Case, tmp_path: Path) -> None:
+def test_a_configuration_loads_or_names_its_faults(case: Case, tmp_path: Path) -> None:
     if expected := case.pieces("#!"):
         with pytest.raises(ConfigError) as raised:
             read(tmp_path, case.text)
@@ -60,14 +60,14 @@ def test_a_configuration_loads_or_tells_why_not(case: Case, tmp_path: Path) -> N
         for piece in expected:
             assert any(piece in fault for fault in raised.value.faults), (piece, raised.value.faults)
         return
-    found = read(tmp_path, case.text)
-    job = found.job()
+    imported = read(tmp_path, case.text)
+    job = imported.job()
     read_job(job)
     for line in case.pieces("#="):
         path, _, value = line.partition(": ")
-        assert at(job, path) == json.loads(value), path
+        assert get_at(job, path) == json.loads(value), path
     for piece in case.pieces("#~"):
-        assert any(piece in str(note) for note in found.notes), (piece, [str(note) for note in found.notes])
+        assert any(piece in str(note) for note in imported.notes), (piece, [str(note) for note in imported.notes])
 
 
 def test_there_are_fifty() -> None:
@@ -75,20 +75,20 @@ def test_there_are_fifty() -> None:
     assert len({case.name for case in CASES}) == len(CASES)
 
 
-def written(message: str, node: Message) -> set[tuple[str, str]]:
+def list_written_fields(message: str, node: Message) -> set[tuple[str, str]]:
     """Fields of the table that a configuration writes, by message and name."""
-    found: set[tuple[str, str]] = set()
+    fields: set[tuple[str, str]] = set()
     for one in node.fields:
-        known = MESSAGES[message].get(one.name)
-        if known is not None:
-            found.add((message, one.name))
-            if known.type in MESSAGES and isinstance(one.value, Message):
-                found |= written(known.type, one.value)
-    return found
+        spec = MESSAGES[message].get(one.name)
+        if spec is not None:
+            fields.add((message, one.name))
+            if spec.type in MESSAGES and isinstance(one.value, Message):
+                fields |= list_written_fields(spec.type, one.value)
+    return fields
 
 
 def test_the_configurations_write_every_field_of_the_table() -> None:
-    covered = set().union(*(written("EasyRecConfig", text_format.parse(case.text)) for case in CASES))
+    covered = set().union(*(list_written_fields("EasyRecConfig", text_format.parse(case.text)) for case in CASES))
     models = {
         "model_params", "dummy", "autoint", "dlrm", "cmbf", "uniter", "multi_tower_recall", "mind",
         "dropoutnet", "metric_learning", "pdn", "dssm_senet", "dat", "rocket_launching",
@@ -108,32 +108,32 @@ def test_the_table_is_whole() -> None:
     types = {field.type for field in FIELDS if not field.type.startswith("enum:")}
     assert types <= {*SCALARS, "any", *MESSAGES}
     assert len({(field.message, field.name) for field in FIELDS}) == len(FIELDS)
-    assert all(field.words for field in FIELDS if field.fate != "carried")
+    assert all(field.explanation for field in FIELDS if field.status != "carried")
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.pieces("#!")], ids=lambda case: case.name)
 def test_nothing_is_dropped_in_silence(case: Case, tmp_path: Path) -> None:
-    found = read(tmp_path, case.text)
-    told = {note.field for note in found.notes}
+    imported = read(tmp_path, case.text)
+    noted = {note.field for note in imported.notes}
 
     def silent(message: str, node: Message, path: str) -> list[str]:
         lines = []
         for one in node.fields:
-            known, dotted = MESSAGES[message][one.name], f"{path}.{one.name}" if path else one.name
-            if dotted in told or any(dotted.startswith(f"{note}.") for note in told):
+            spec, dotted = MESSAGES[message][one.name], f"{path}.{one.name}" if path else one.name
+            if dotted in noted or any(dotted.startswith(f"{note}.") for note in noted):
                 continue
-            if known.fate != "carried":
+            if spec.status != "carried":
                 lines.append(dotted)
-            if known.type in MESSAGES and isinstance(one.value, Message):
-                lines += silent(known.type, one.value, dotted)
+            if spec.type in MESSAGES and isinstance(one.value, Message):
+                lines += silent(spec.type, one.value, dotted)
         return lines
 
     assert silent("EasyRecConfig", text_format.parse(case.text), "") == []
 
 
-def test_user_and_item_may_be_told(tmp_path: Path) -> None:
-    found = read(tmp_path, SMALLEST.text, user="age", item="tags")
-    assert (found.schema["user"], found.schema["item"]) == ("age", "tags")
+def test_user_and_item_may_be_arguments(tmp_path: Path) -> None:
+    imported = read(tmp_path, SMALLEST.text, user="age", item="tags")
+    assert (imported.schema["user"], imported.schema["item"]) == ("age", "tags")
     with pytest.raises(ConfigError, match=r"--user: no column named 'agee'; did you mean 'age'\?"):
         read(tmp_path, SMALLEST.text, user="agee")
 
@@ -141,13 +141,13 @@ def test_user_and_item_may_be_told(tmp_path: Path) -> None:
 def test_a_folder_holds_config_schema_and_notes(tmp_path: Path) -> None:
     from longrec.config import read_yaml
 
-    found = read(tmp_path, SMALLEST.text)
-    files = easyrec_folder.write(found, tmp_path / "out")
+    imported = read(tmp_path, SMALLEST.text)
+    files = easyrec_folder.write(imported, tmp_path / "out")
     assert [file.name for file in files] == ["config.yaml", "schema.yaml", "NOTES.md"]
     config, schema = read_yaml(files[0]), read_yaml(files[1])
     assert config["data"]["schema"] == "schema.yaml"
     assert config["data"]["log"]["parts"] == {"train": ["../train.csv"], "test": ["../test.csv"]}
-    job = found.job()
+    job = imported.job()
     assert schema == job["data"]["schema"]
     assert {**config, "data": None} == {**job, "data": None}
     notes = files[2].read_text()
@@ -155,15 +155,15 @@ def test_a_folder_holds_config_schema_and_notes(tmp_path: Path) -> None:
     assert f"- `their.config:{line}:1` `model_dir`: its last part names the run" in notes
     assert "- user: user_id, by its name" in notes
     with pytest.raises(ConfigError, match=r"holds config.yaml, schema.yaml, NOTES.md already"):
-        easyrec_folder.write(found, tmp_path / "out")
+        easyrec_folder.write(imported, tmp_path / "out")
 
 
-def test_faults_of_the_job_are_told_with_lines(tmp_path: Path) -> None:
-    found = read(tmp_path, SMALLEST.text)
-    place = SMALLEST.text[: SMALLEST.text.index("hash_bucket_size: 60")].count("\n") + 1
-    (line,) = found.located(["data.schema.features.item_id.hash: must be a whole number"])
-    assert f"their.config:{place}:" in line
-    assert found.located(["data.nothing: x"]) == [f"{tmp_path / 'their.config'}:1:1: data.nothing: x"]
+def test_faults_of_the_job_have_lines(tmp_path: Path) -> None:
+    imported = read(tmp_path, SMALLEST.text)
+    line_number = SMALLEST.text[: SMALLEST.text.index("hash_bucket_size: 60")].count("\n") + 1
+    (line,) = imported.locate(["data.schema.features.item_id.hash: must be a whole number"])
+    assert f"their.config:{line_number}:" in line
+    assert imported.locate(["data.nothing: x"]) == [f"{tmp_path / 'their.config'}:1:1: data.nothing: x"]
 
 
 TOKENS = [re.findall(r'"[^"]*"|[\w.]+|[^\w\s]', re.sub(r"(?m)^#.*$", "", case.text)) for case in CASES]
@@ -193,28 +193,28 @@ PIECES = [
 def test_a_mutated_configuration_loads_or_is_our_error(data: st.DataObject) -> None:
     tokens = list(data.draw(st.sampled_from(TOKENS)))
     for _ in range(data.draw(st.integers(1, 3))):
-        place = data.draw(st.integers(0, len(tokens) - 1))
+        index = data.draw(st.integers(0, len(tokens) - 1))
         match data.draw(st.integers(0, 3)):
             case 0:
-                tokens[place : place + 1] = []
+                tokens[index : index + 1] = []
             case 1:
-                tokens[place] = data.draw(st.sampled_from(PIECES))
+                tokens[index] = data.draw(st.sampled_from(PIECES))
             case 2:
-                tokens.insert(place, data.draw(st.sampled_from(tokens)))
+                tokens.insert(index, data.draw(st.sampled_from(tokens)))
             case _:
                 other = data.draw(st.integers(0, len(tokens) - 1))
-                tokens[place], tokens[other] = tokens[other], tokens[place]
+                tokens[index], tokens[other] = tokens[other], tokens[index]
     try:
         tree = text_format.parse(" ".join(tokens), "their.config")
-        found = easyrec.of_tree(tree, Path("their.config"))
+        imported = easyrec.read_tree(tree, Path("their.config"))
     except ConfigError as error:
         faults = error.faults
     else:
         try:
-            read_job(found.job())
+            read_job(imported.job())
             return
         except ConfigError as error:
-            faults = found.located(error.faults)
+            faults = imported.locate(error.faults)
     assert faults
     for fault in faults:
         assert re.match(r"their\.config:\d+:\d+: ", fault), fault

@@ -92,9 +92,9 @@ def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def measures(folder: str) -> str:
-    found = json.loads(Path("runs", folder, "results.json").read_text())
-    return json.dumps(found["metrics"])
+def read_metrics(folder: str) -> str:
+    results = json.loads(Path("runs", folder, "results.json").read_text())
+    return json.dumps(results["metrics"])
 
 
 def test_the_imported_config_trains_to_the_same_numbers(sample: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,32 +111,32 @@ def test_the_imported_config_trains_to_the_same_numbers(sample: Path, capsys: py
     assert any(weights)
     assert not all(weights)
 
-    told = imports.as_job("din.config").notes
+    notes_printed = imports.read_job_source("din.config").notes
     assert main(["train", "din.config", "--quiet", *FAST]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("\n".join(told) + "\n")
+    assert out.startswith("\n".join(notes_printed) + "\n")
     assert "note: din.config: user: user_id, by its name; data.schema.user says otherwise" in out
     kept = Path("runs/taobao/NOTES.md").read_text()
     assert "- `din.config:2:59` `model_dir`: its last part names the run" in kept
     assert "--user" not in kept + out
-    for verb in ("check", "prepare"):
-        assert main([verb, "din.config", *FAST]) == 0
-        assert "\n".join(told) in capsys.readouterr().out
+    for command in ("check", "prepare"):
+        assert main([command, "din.config", *FAST]) == 0
+        assert "\n".join(notes_printed) in capsys.readouterr().out
     assert main(["train", "din.config", "name=again", "--quiet", "--json", "-", *FAST]) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out)["run"].endswith("again")
-    assert "\n".join(told) in shown.err
+    assert "\n".join(notes_printed) in shown.err
     assert main(["train", "out/config.yaml", "name=imported", "--quiet", *FAST]) == 0
-    assert measures("taobao") == measures("imported")
+    assert read_metrics("taobao") == read_metrics("imported")
 
 
-def test_both_spellings_of_features_are_the_same_words(sample: Path) -> None:
+def test_both_spellings_of_features_convert_alike(sample: Path) -> None:
     one, other = easyrec.read("din.config"), easyrec.read("seed.config")
     assert one.job() == other.job()
-    assert [note.words for note in one.notes] == [note.words for note in other.notes]
+    assert [note.explanation for note in one.notes] == [note.explanation for note in other.notes]
 
 
-def test_faults_of_our_own_are_told_with_the_lines_of_their_file(sample: Path) -> None:
+def test_faults_of_the_job_have_the_lines_of_the_file(sample: Path) -> None:
     text = config().replace("learning_rate: 0.001", "learning_rate: 0").replace('"train.csv"', '"none.csv"')
     Path("bad.config").write_text(text)
     with pytest.raises(ConfigError) as raised:
@@ -145,7 +145,7 @@ def test_faults_of_our_own_are_told_with_the_lines_of_their_file(sample: Path) -
     assert any(fault.startswith("bad.config:2:1: data.log") and "none.csv" in fault for fault in raised.value.faults)
 
 
-def test_user_and_item_may_be_told_from_the_command_line(sample: Path) -> None:
+def test_user_and_item_may_be_options(sample: Path) -> None:
     Path("odd.config").write_text(config().replace("adgroup_id", "thing"))
     with pytest.raises(ConfigError, match="say which it is with data.schema.item=COLUMN"):
         verbs.check("odd.config")
@@ -180,9 +180,9 @@ def test_models_of_several_tasks_learn_every_label(name: str, sample: Path) -> N
     Path("several.config").write_text(text[: text.index("model_config {")] + model)
     assert main(["train", "several.config", "--quiet", *FAST]) == 0
     label, other = ("clk", "buy") if name == "MMoE" else ("buy", "clk")
-    found = json.loads(measures("taobao"))
-    assert {"auc", f"auc.{other}"} <= set(found)
-    told = pq.read_table("runs/taobao/predictions/test.parquet")
+    metrics = json.loads(read_metrics("taobao"))
+    assert {"auc", f"auc.{other}"} <= set(metrics)
+    predictions = pq.read_table("runs/taobao/predictions/test.parquet")
     rows = [line.split(",") for line in Path("test.csv").read_text().splitlines()]
-    given = Counter((float(row[COLUMNS.index(label)]), float(row[COLUMNS.index(other)])) for row in rows)
-    assert Counter(zip(told["label"].to_pylist(), told[f"label.{other}"].to_pylist())) == given
+    expected = Counter((float(row[COLUMNS.index(label)]), float(row[COLUMNS.index(other)])) for row in rows)
+    assert Counter(zip(predictions["label"].to_pylist(), predictions[f"label.{other}"].to_pylist())) == expected

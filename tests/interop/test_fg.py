@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 
 from longrec import imports, verbs
 from longrec.errors import ConfigError
-from longrec.interop import fg, json_places
+from longrec.interop import fg, json_positions
 from longrec.interop.fg_fields import FG_FIELDS, KINDS, OTHERS
 
 USER = {"feature_name": "user_id", "feature_type": "id_feature", "expression": "user:user_id", "hash_bucket_size": 50}
 ITEM = {"feature_name": "item_id", "feature_type": "id_feature", "expression": "item:item_id", "hash_bucket_size": 60}
 
 
-def read(*features: dict[str, Any], **top: Any) -> fg.Generator:
+def read(*features: dict[str, Any], **top: Any) -> fg.ImportedGenerator:
     """The rules of user, item and some more."""
-    given = {"features": [USER, ITEM, *features], "reserves": ["user_id", "clk"], **top}
-    return fg.of_json(json_places.parse(json.dumps(given, indent=1), "fg.json"), Path("rules/fg.json"))
+    rules = {"features": [USER, ITEM, *features], "reserves": ["user_id", "clk"], **top}
+    return fg.read_document(json_positions.parse(json.dumps(rules, indent=1), "fg.json"), Path("rules/fg.json"))
 
 
 def rule(kind: str, expression: Any = "item:x", **more: Any) -> dict[str, Any]:
@@ -44,7 +44,7 @@ MATCH = {"feature_name": "f", "feature_type": "match_feature", "user": "user:m",
 
 
 @pytest.mark.parametrize(
-    ("one", "words"),
+    ("one", "settings"),
     [
         (rule("id", **HASH), {**ID, "hash": 100}),
         (rule("id", "user:x", **HASH), {"kind": "id", "column": "x", "hash": 100}),
@@ -106,43 +106,45 @@ MATCH = {"feature_name": "f", "feature_type": "match_feature", "user": "user:m",
     ],
     ids=lambda value: None if "feature_name" not in value else re.sub(r"[^\w=,]", "", str(value))[20:90],
 )  # fmt: skip
-def test_a_rule_becomes_a_feature(one: dict[str, Any], words: dict[str, Any]) -> None:
-    assert read(one).features["f"] == words
+def test_a_rule_becomes_a_feature(one: dict[str, Any], settings: dict[str, Any]) -> None:
+    assert read(one).features["f"] == settings
 
 
 def test_what_holds_for_the_file_holds_for_its_features() -> None:
-    found = read(rule("id", is_multi=True, **HASH), embedding_dim=8, multi_val_sep="|", kv_separator=":")
-    assert found.features["user_id"] == {"kind": "id", "hash": 50, "dim": 8}
+    imported = read(rule("id", is_multi=True, **HASH), embedding_dim=8, multi_val_sep="|", kv_separator=":")
+    assert imported.features["user_id"] == {"kind": "id", "hash": 50, "dim": 8}
     separators = {"separator": "|", "weight_separator": ":"}
-    assert found.features["f"] == {"kind": "multi", **X, "hash": 100, "dim": 8, "pool": "sum", **separators}
+    assert imported.features["f"] == {"kind": "multi", **X, "hash": 100, "dim": 8, "pool": "sum", **separators}
 
 
 def test_shared_tables_and_crosses_of_two_features() -> None:
     info = {"feature_names": ["user_id"], "hash_bucket_size": 10, "embedding_dim": 4, "final_feature_name": "both"}
-    found = read(
+    imported = read(
         rule("id", shared_name="t", extra_combo_info=info, **HASH),
         {**rule("id", "user:y", shared_name="t", **HASH), "feature_name": "g"},
     )
-    assert found.features["both"] == {
+    assert imported.features["both"] == {
         "kind": "cross",
         "table": "candidate",
         "of": ["x", "user_id"],
         "hash": 10,
         "dim": 4,
     }
-    assert found.features["g"] == {"kind": "id", "column": "y", "share": "f"}
+    assert imported.features["g"] == {"kind": "id", "column": "y", "share": "f"}
 
 
 def test_user_item_and_label() -> None:
-    found = read()
-    assert (found.schema["user"], found.schema["item"], found.schema["label"]) == ("user_id", "item_id", "clk")
-    assert found.schema["time"] == {"column": "row", "unit": "step"}
-    assert found.rows == {"number": "row"}
+    imported = read()
+    assert (imported.schema["user"], imported.schema["item"], imported.schema["label"]) == ("user_id", "item_id", "clk")
+    assert imported.schema["time"] == {"column": "row", "unit": "step"}
+    assert imported.rows == {"number": "row"}
     assert read(label_fields=["buy"]).schema["label"] == "buy"
-    placed = json_places.parse(json.dumps({"features": [rule("id", **HASH)], "label_fields": ["y", "z"]}), "fg.json")
-    found = fg.of_json(placed, Path("fg.json"), item="x")
-    assert (found.schema["user"], found.schema["item"]) == ("row", "x")
-    assert any("z is not read" in note.words for note in found.notes)
+    document = json_positions.parse(
+        json.dumps({"features": [rule("id", **HASH)], "label_fields": ["y", "z"]}), "fg.json"
+    )
+    imported = fg.read_document(document, Path("fg.json"), item="x")
+    assert (imported.schema["user"], imported.schema["item"]) == ("row", "x")
+    assert any("z is not read" in note.explanation for note in imported.notes)
 
 
 SEQUENCE = {
@@ -158,26 +160,26 @@ PRICE = {"feature_name": "cost", "feature_type": "raw_feature", "expression": "i
 
 
 def test_a_sequence_is_a_history_of_packed_cells() -> None:
-    found = read(PRICE, SEQUENCE)
+    imported = read(PRICE, SEQUENCE)
     columns = {"item_id": "clicks__item_id", "cost": "clicks__cost"}
-    assert found.schema["histories"] == {"click_seq": {"of": ["item_id", "cost"], "columns": columns, "last": 10}}
+    assert imported.schema["histories"] == {"click_seq": {"of": ["item_id", "cost"], "columns": columns, "last": 10}}
     into = {"item__item_id": "clicks__item_id", "item__price": "clicks__cost"}
-    assert found.rows == {"packed": {"clicks": {"into": into, "step": ";", "feature": "#", "ignore": ["user__ts"]}}}
-    assert any("no id or bucket of the candidate reads ts" in str(note) for note in found.notes)
-    assert "time" not in found.schema
+    assert imported.rows == {"packed": {"clicks": {"into": into, "step": ";", "feature": "#", "ignore": ["user__ts"]}}}
+    assert any("no id or bucket of the candidate reads ts" in str(note) for note in imported.notes)
+    assert "time" not in imported.schema
 
 
 def test_a_sequence_of_nothing_is_left_out() -> None:
-    found = read({**SEQUENCE, "features": SEQUENCE["features"][1:]})  # type: ignore[index]
-    assert "histories" not in found.schema
-    assert any("so click_seq is left out" in note.words for note in found.notes)
+    imported = read({**SEQUENCE, "features": SEQUENCE["features"][1:]})  # type: ignore[index]
+    assert "histories" not in imported.schema
+    assert any("so click_seq is left out" in note.explanation for note in imported.notes)
 
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_rules_are_named_with_their_reason(kind: str) -> None:
-    found = read({"feature_name": "f", "feature_type": kind, "expression": "item:x"})
-    assert "f" not in found.features
-    assert [str(note) for note in found.notes if OTHERS[kind] in note.words and "features[2]" in note.field]
+    imported = read({"feature_name": "f", "feature_type": kind, "expression": "item:x"})
+    assert "f" not in imported.features
+    assert [str(note) for note in imported.notes if OTHERS[kind] in note.explanation and "features[2]" in note.field]
 
 
 @pytest.mark.parametrize(
@@ -212,20 +214,20 @@ def test_faults_have_line_and_column(one: dict[str, Any], says: str) -> None:
         assert not fault.startswith("rules/fg.json:1:1:"), fault
 
 
-def test_all_faults_are_told_at_once() -> None:
+def test_all_faults_are_reported_together() -> None:
     with pytest.raises(ConfigError) as raised:
         read(rule("id", "x"), {**rule("raw", normalizer="log"), "feature_name": "g"}, reserves=[])
     assert len(raised.value.faults) == 3
 
 
-def test_the_label_must_be_told() -> None:
+def test_the_label_must_be_named() -> None:
     with pytest.raises(ConfigError, match=r'buy, clk of reserves may be the label; add "label_fields"'):
         read(reserves=["buy", "clk"])
 
 
 def test_an_unknown_key_is_noted_with_the_nearest() -> None:
     (note,) = (note for note in read(rule("id", hash_bucket_sise=3, num_buckets=3)).notes if "sise" in note.field)
-    assert note.words == "no documented key; did you mean 'hash_bucket_size'?"
+    assert note.explanation == "no documented key; did you mean 'hash_bucket_size'?"
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("the file", "sequence")])
@@ -236,8 +238,8 @@ def test_no_key_is_dropped_in_silence(kind: str) -> None:
     one = {key.name: values.get(key.type, 1) for key in keys if key.name not in exclusive}
     one |= {"feature_name": "f", "feature_type": kind, "combiner": "sum", "kv_separator": ":", "shared_name": "t"}
     one |= {"normalizer": "method=log10"} if "normalizer" in one else {}
-    told = {note.field.rpartition(".")[2] for note in read({k: v for k, v in one.items() if k in KINDS[kind]}).notes}
-    assert {key.name for key in keys if key.fate != "carried" and key.name in one} <= told
+    noted = {note.field.rpartition(".")[2] for note in read({k: v for k, v in one.items() if k in KINDS[kind]}).notes}
+    assert {key.name for key in keys if key.status != "carried" and key.name in one} <= noted
 
 
 ROWS = """1,u1,i1,4.5,item__item_id:i3#item__price:9#user__ts:7;item__item_id:i1#item__price:2#user__ts:3
@@ -256,22 +258,22 @@ def test_an_imported_schema_prepares_rows_as_the_generator_reads_them(
     Path("fg.json").write_text(json.dumps({"features": [USER, ITEM, PRICE, SEQUENCE], "reserves": ["clk"]}))
     Path("train.txt").write_text(ROWS)
     Path("test.txt").write_text(ROWS)
-    found = imports.import_config("fg.json", "out")
-    assert found["files"] == ["out/schema.yaml", "out/NOTES.md"]
+    imported = imports.import_config("fg.json", "out")
+    assert imported["files"] == ["out/schema.yaml", "out/NOTES.md"]
     assert "the steps of click_seq are encoded as cost is" in Path("out/NOTES.md").read_text()
     columns = {"clk": "int", "user_id": "text", "item_id": "text", "price": "float", "clicks": "text"}
-    rows = {"columns": columns, **found["rows"]}
+    rows = {"columns": columns, **imported["rows"]}
     log = {"parts": {"train": ["train.txt"], "test": ["test.txt"]}, "rows": rows}
     job = {"data": {"schema": read_yaml(Path("out/schema.yaml")), "log": log, "split": {"by": "parts"}}, "model": "din"}
     assert verbs.check(job)["model"] == "din"
     assert verbs.prepare(job)["events"] == 8
 
 
-def test_places_of_json() -> None:
-    placed = json_places.parse('{"a": [1, {"b": "x,{}\\"", "c": []},\n "é"],\n "d": {}, "a": 2}', "f")
-    assert placed.places["a", 1, "b"] == (1, 12)
-    assert placed.places["a", 2] == (2, 2)
-    assert placed.repeated == (("a",),)
+def test_positions_of_json() -> None:
+    document = json_positions.parse('{"a": [1, {"b": "x,{}\\"", "c": []},\n "é"],\n "d": {}, "a": 2}', "f")
+    assert document.positions["a", 1, "b"] == (1, 12)
+    assert document.positions["a", 2] == (2, 2)
+    assert document.repeated == (("a",),)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +281,7 @@ def test_places_of_json() -> None:
 )
 def test_what_is_no_generator_is_our_error(text: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        fg.of_json(json_places.parse(text, "fg.json"), Path("fg.json"))
+        fg.read_document(json_positions.parse(text, "fg.json"), Path("fg.json"))
     assert all(re.match(r"fg\.json:\d+:\d+: ", fault) for fault in raised.value.faults)
 
 
@@ -302,10 +304,10 @@ def test_a_mutated_generator_loads_or_is_our_error(data: st.DataObject) -> None:
     tokens = list(TOKENS)
     values = [n for n, token in enumerate(tokens) if token not in "{}[]:,"]
     for _ in range(data.draw(st.integers(1, 3))):
-        place = data.draw(st.sampled_from(values) | st.integers(0, len(tokens) - 1))
-        tokens[place] = data.draw(st.sampled_from(PIECES) | st.sampled_from(TOKENS))
+        index = data.draw(st.sampled_from(values) | st.integers(0, len(tokens) - 1))
+        tokens[index] = data.draw(st.sampled_from(PIECES) | st.sampled_from(TOKENS))
     try:
-        fg.of_json(json_places.parse(" ".join(tokens), "fg.json"), Path("fg.json"))
+        fg.read_document(json_positions.parse(" ".join(tokens), "fg.json"), Path("fg.json"))
         return
     except ConfigError as error:
         faults = error.faults

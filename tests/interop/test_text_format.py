@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longrec.errors import ConfigError
-from longrec.interop.text_format import Field, Message, Number, Place, Text, Word, as_float, parse, read
+from longrec.interop.text_format import Field, Message, Number, Position, Text, Word, as_float, parse, read
 
 
 def plain(message: Message) -> list[tuple[str, object]]:
@@ -49,22 +49,22 @@ def test_every_spelling_reads(text: str, expected: list[tuple[str, object]]) -> 
     assert plain(parse(text)) == expected
 
 
-def test_everything_knows_its_place() -> None:
+def test_every_node_has_its_position() -> None:
     tree = parse("a: 1\n  b {\n    c: 'x'\n    d: [DEEP,\n -2]\n  }\n")
     b = tree.fields[1]
-    assert tree.fields[0] == Field("a", Number(1, Place(1, 4)), Place(1, 1))
-    assert b.place == Place(2, 3)
+    assert tree.fields[0] == Field("a", Number(1, Position(1, 4)), Position(1, 1))
+    assert b.position == Position(2, 3)
     assert isinstance(b.value, Message)
-    assert b.value.place == Place(2, 5)
+    assert b.value.position == Position(2, 5)
     assert b.value.fields == (
-        Field("c", Text("x", Place(3, 8)), Place(3, 5)),
-        Field("d", Word("DEEP", Place(4, 9)), Place(4, 9)),
-        Field("d", Number(-2, Place(5, 2)), Place(5, 2)),
+        Field("c", Text("x", Position(3, 8)), Position(3, 5)),
+        Field("d", Word("DEEP", Position(4, 9)), Position(4, 9)),
+        Field("d", Number(-2, Position(5, 2)), Position(5, 2)),
     )
 
 
 @pytest.mark.parametrize(
-    ("text", "place", "says"),
+    ("text", "position", "says"),
     [
         ("a", "1:2", "after a; expected ':'"),
         ("a: ", "1:4", "the end of the file; expected a value"),
@@ -91,11 +91,11 @@ def test_everything_knows_its_place() -> None:
         ("a: " + "9" * 401, "1:4", "401 digits"),
     ],
 )  # fmt: skip
-def test_a_fault_tells_where_it_stands(text: str, place: str, says: str) -> None:
+def test_a_fault_names_its_position(text: str, position: str, says: str) -> None:
     with pytest.raises(ConfigError) as raised:
         parse(text, "my.config")
     (fault,) = raised.value.faults
-    assert fault.startswith(f"my.config:{place}: ")
+    assert fault.startswith(f"my.config:{position}: ")
     assert says in fault
 
 
@@ -111,8 +111,8 @@ def test_files_are_utf_8_and_there(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_floats_take_words_too() -> None:
-    at = Place(1, 1)
+def test_float_fields_accept_inf_and_nan() -> None:
+    at = Position(1, 1)
     assert as_float(Word("-Infinity", at)) == -math.inf
     assert math.isnan(as_float(Word("nan", at)) or 0.0)
     assert as_float(Word("DEEP", at)) is None

@@ -52,19 +52,19 @@ def test_a_weight_of_two_is_a_row_written_twice(sample):
 @given(samples())
 def test_gauc_equals_the_loop_over_users(sample):
     label, score, user, _ = sample
-    parts, rows, skipped = [], [], 0
+    areas, rows, skipped = [], [], 0
     for u in np.unique(user):
         mine = user == u
         if len(set(label[mine])) == 2:
-            parts.append(auc_by_pairs(label[mine], score[mine], np.ones(mine.sum())))
+            areas.append(auc_by_pairs(label[mine], score[mine], np.ones(mine.sum())))
             rows.append(mine.sum())
         else:
             skipped += 1
     result = grouped_auc(label, score, user)
-    assert (result.users, result.users_skipped) == (len(parts), skipped)
+    assert (result.users, result.users_skipped) == (len(areas), skipped)
     assert (result.rows, result.rows_skipped) == (sum(rows), len(label) - sum(rows))
-    if parts:
-        assert result.value == pytest.approx(np.average(parts, weights=rows), abs=1e-12)
+    if areas:
+        assert result.value == pytest.approx(np.average(areas, weights=rows), abs=1e-12)
     else:
         assert np.isnan(result.value)
 
@@ -95,7 +95,7 @@ def test_one_class_is_refused(value):
         auc([value] * 3, [0.1, 0.2, 0.3])
 
 
-def test_gauc_without_a_two_class_user_is_refused_but_grouped_auc_tells():
+def test_gauc_without_a_two_class_user_is_refused_but_grouped_auc_is_nan():
     label, score, user = [1, 0], [0.1, 0.2], [1, 2]
     assert grouped_auc(label, score, user).users == 0
     with pytest.raises(DataError, match="none of 2 users has rows of both classes"):

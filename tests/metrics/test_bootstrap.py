@@ -16,13 +16,13 @@ PUBLIC = {
     "auc": lambda y, p, u: metrics.auc(y, p),
     "gauc": metrics.gauc,
     "log_loss": lambda y, p, u: metrics.log_loss(y, p),
-    "normalised_entropy": lambda y, p, u: metrics.normalised_entropy(y, p),
+    "normalised_entropy": lambda y, p, u: metrics.normalized_entropy(y, p),
     "pcoc": lambda y, p, u: metrics.pcoc(y, p),
     "ece": lambda y, p, u: metrics.ece(y, p),
 }
 
 
-def world(rows=3000, users=200, seed=0):
+def sample_rows(rows=3000, users=200, seed=0):
     """Labels drawn from the score's own probability; scores rounded, so that many tie."""
     rng = np.random.default_rng(seed)
     user = rng.integers(0, users, rows)
@@ -30,21 +30,21 @@ def world(rows=3000, users=200, seed=0):
     return (rng.random(rows) < score).astype(np.float32), score, user
 
 
-@pytest.mark.parametrize("unit", ["user", "row"])
-def test_values_are_those_of_the_plain_functions(unit):
-    y, p, u = world()
-    for key, one in summary(y, p, u, replicates=20, unit=unit).items():
+@pytest.mark.parametrize("resample", ["user", "row"])
+def test_values_are_those_of_the_plain_functions(resample):
+    y, p, u = sample_rows()
+    for key, one in summary(y, p, u, n_resamples=20, resample=resample).items():
         assert one.value == pytest.approx(PUBLIC[key](y, p, u), abs=1e-12)
         assert one.low <= one.value <= one.high
 
 
-@pytest.mark.parametrize("unit", ["user", "row"])
-def test_a_replicate_equals_the_plain_functions_on_rows_written_out(unit):
-    y, p, u = world(rows=400, users=30)
+@pytest.mark.parametrize("resample", ["user", "row"])
+def test_a_resample_equals_the_plain_functions_on_rows_written_out(resample):
+    y, p, u = sample_rows(rows=400, users=30)
     u = np.unique(u, return_inverse=True)[1]
-    units = u.max() + 1 if unit == "user" else len(y)
-    of_row = u if unit == "user" else np.arange(len(y))
-    column = _Column(y.astype(float), p, u, of_row, units, unit)
+    units = u.max() + 1 if resample == "user" else len(y)
+    of_row = u if resample == "user" else np.arange(len(y))
+    column = _Column(y.astype(float), p, u, of_row, units, resample)
     rng = np.random.default_rng(5)
     for _ in range(5):
         counts = np.bincount(rng.integers(0, units, units), minlength=units)
@@ -56,15 +56,15 @@ def test_a_replicate_equals_the_plain_functions_on_rows_written_out(unit):
 
 
 def test_the_seed_decides():
-    y, p, u = world()
-    assert summary(y, p, u, replicates=30, seed=3) == summary(y, p, u, replicates=30, seed=3)
-    assert summary(y, p, u, replicates=30, seed=3) != summary(y, p, u, replicates=30, seed=4)
+    y, p, u = sample_rows()
+    assert summary(y, p, u, n_resamples=30, seed=3) == summary(y, p, u, n_resamples=30, seed=3)
+    assert summary(y, p, u, n_resamples=30, seed=3) != summary(y, p, u, n_resamples=30, seed=4)
 
 
 def test_row_order_does_not_matter_when_users_are_drawn():
-    y, p, u = world()
+    y, p, u = sample_rows()
     order = np.random.default_rng(1).permutation(len(y))
-    one, two = summary(y, p, u, replicates=30), summary(y[order], p[order], u[order], replicates=30)
+    one, two = summary(y, p, u, n_resamples=30), summary(y[order], p[order], u[order], n_resamples=30)
     for key in METRICS:
         assert one[key].low == pytest.approx(two[key].low, abs=1e-12)
         assert one[key].high == pytest.approx(two[key].high, abs=1e-12)
@@ -81,16 +81,16 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         u = np.repeat(np.arange(60), 10)
         y = (rng.random(600) < rng.beta(0.5, 0.5, 60)[u]).astype(float)
         z = shift * y + spread * rng.normal(size=60)[u] + rng.normal(size=600)
-        for unit in covered:
-            one = summary(y, 1 / (1 + np.exp(-z)), u, replicates=80, seed=trial, unit=unit)["auc"]
-            covered[unit] += one.low <= truth <= one.high
+        for resample in covered:
+            one = summary(y, 1 / (1 + np.exp(-z)), u, n_resamples=80, seed=trial, resample=resample)["auc"]
+            covered[resample] += one.low <= truth <= one.high
     assert covered["user"] >= 0.86 * trials
     assert covered["row"] <= 0.8 * trials
 
 
 def test_equal_scores_differ_by_exactly_nothing():
-    y, p, u = world()
-    comparison = compare(y, {"a": p, "b": p.copy()}, u, replicates=50)
+    y, p, u = sample_rows()
+    comparison = compare(y, {"a": p, "b": p.copy()}, u, n_resamples=50)
     for difference in comparison.differences["b"].values():
         assert difference.interval == Interval(0.0, 0.0, 0.0)
         assert (difference.real, difference.verdict) == (False, "unclear")
@@ -98,15 +98,15 @@ def test_equal_scores_differ_by_exactly_nothing():
 
 def test_a_real_difference_is_called_real_and_noise_is_not():
     rng = np.random.default_rng(0)
-    y, p, u = world(rows=8000, users=300)
+    y, p, u = sample_rows(rows=8000, users=300)
     noisy = np.clip(p + rng.normal(size=len(p)) * 0.15, 0, 1)
     again = np.clip(p + rng.normal(size=len(p)) * 1e-5, 0, 1)
-    comparison = compare(y, {"good": p, "noisy": noisy, "again": again}, u, baseline="good", replicates=100)
+    comparison = compare(y, {"good": p, "noisy": noisy, "again": again}, u, baseline="good", n_resamples=100)
     assert list(comparison.differences) == ["noisy", "again"]
     verdicts = {key: one.verdict for key, one in comparison.differences["noisy"].items()}
     assert [verdicts[key] for key in ("auc", "gauc", "log_loss", "normalised_entropy")] == ["worse"] * 4
     assert not comparison.differences["again"]["auc"].real
-    turned = compare(y, {"good": p, "noisy": noisy}, u, baseline="noisy", replicates=100).differences["good"]
+    turned = compare(y, {"good": p, "noisy": noisy}, u, baseline="noisy", n_resamples=100).differences["good"]
     assert turned["auc"].verdict == "better"
     assert turned["log_loss"].verdict == "better"
     one, other = comparison.differences["noisy"]["auc"].interval, turned["auc"].interval
@@ -114,21 +114,21 @@ def test_a_real_difference_is_called_real_and_noise_is_not():
 
 
 def test_pairing_makes_differences_much_tighter_than_the_runs():
-    y, p, u = world()
+    y, p, u = sample_rows()
     other = np.clip(p + 0.02 * np.random.default_rng(1).normal(size=len(p)), 0, 1)
-    comparison = compare(y, {"a": p, "b": other}, u, replicates=60)
+    comparison = compare(y, {"a": p, "b": other}, u, n_resamples=60)
     run, difference = comparison.runs["b"]["auc"], comparison.differences["b"]["auc"].interval
     assert difference.high - difference.low < (run.high - run.low) / 3
 
 
 def test_pcoc_that_differs_is_neither_better_nor_worse():
-    y, p, u = world()
-    assert compare(y, {"a": p, "b": p * 0.9}, u, replicates=30).differences["b"]["pcoc"].verdict == "differs"
+    y, p, u = sample_rows()
+    assert compare(y, {"a": p, "b": p * 0.9}, u, n_resamples=30).differences["b"]["pcoc"].verdict == "differs"
 
 
-def test_a_comparison_is_plain_json_and_tells_what_gauc_left_out():
-    y, p, u = world(rows=300, users=150)
-    comparison = compare(y, {"a": p, "b": p * 0.5}, u, replicates=20)
+def test_a_comparison_is_plain_json_and_counts_what_gauc_left_out():
+    y, p, u = sample_rows(rows=300, users=150)
+    comparison = compare(y, {"a": p, "b": p * 0.5}, u, n_resamples=20)
     skipped = metrics.grouped_auc(y, p, u)
     content = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
     assert content["baseline"] == "a"
@@ -142,36 +142,36 @@ def test_a_comparison_is_plain_json_and_tells_what_gauc_left_out():
 
 
 def test_one_row_a_user_has_no_gauc_and_that_is_said_not_averaged():
-    y, p, u = world(rows=200)
-    result = summary(y, p, np.arange(200), replicates=20)
+    y, p, u = sample_rows(rows=200)
+    result = summary(y, p, np.arange(200), n_resamples=20)
     assert not result["gauc"].defined
     assert str(result["gauc"]) == "undefined"
     assert result["gauc"].to_dict() == {"value": None, "low": None, "high": None}
     assert not Interval.from_dict(result["gauc"].to_dict()).defined
     assert result["auc"].defined
-    assert compare(y, {"a": p, "b": p}, np.arange(200), replicates=5).differences["b"]["gauc"].verdict == "unclear"
+    assert compare(y, {"a": p, "b": p}, np.arange(200), n_resamples=5).differences["b"]["gauc"].verdict == "unclear"
 
 
-def test_replicates_that_lack_a_class_are_drawn_again():
+def test_resamples_that_lack_a_class_are_drawn_again():
     y, u = np.array([1.0, 0, 0, 0, 0, 0]), np.array([0, 0, 1, 2, 3, 4])
-    drawn = bootstrap(y, {"s": np.linspace(0.9, 0.1, 6)}, u, replicates=50)
+    drawn = bootstrap(y, {"s": np.linspace(0.9, 0.1, 6)}, u, n_resamples=50)
     assert np.isfinite(drawn.draws["s"]).all()
 
 
-def test_faults_are_told():
-    y, p, u = world(rows=50)
+def test_faults_are_errors():
+    y, p, u = sample_rows(rows=50)
     with pytest.raises(DataError, match="50 rows that are all 0"):
         summary(np.zeros(50), p, u)
-    with pytest.raises(DataError, match=r"(?s)1 user; expected two users or more.*unit='row'"):
+    with pytest.raises(DataError, match=r"(?s)1 user; expected two users or more.*resample='row'"):
         summary(y, p, np.zeros(50, int))
     with pytest.raises(DataError, match="column 'b': the value 7"):
         compare(y, {"a": p, "b": p + 7}, u)
     with pytest.raises(UnknownName, match="did you mean 'user'"):
-        summary(y, p, u, unit="users")
+        summary(y, p, u, resample="users")
     with pytest.raises(UnknownName, match="no run named 'c'"):
         compare(y, {"a": p, "b": p}, u, baseline="c")
     with pytest.raises(ConfigError, match="at least 2"):
-        summary(y, p, u, replicates=1)
+        summary(y, p, u, n_resamples=1)
     with pytest.raises(ConfigError, match="at least one score column"):
         compare(y, {}, u)
 
@@ -181,5 +181,5 @@ def test_the_bootstrap_is_fast():
     u, p = rng.integers(0, 6000, 100_000), rng.random(100_000).astype(np.float32)
     y = rng.random(100_000) < p
     start = time.process_time()
-    compare(y, {"a": p, "b": 1 - p}, u, replicates=100)
+    compare(y, {"a": p, "b": 1 - p}, u, n_resamples=100)
     assert time.process_time() - start < 2  # 300 replicates under 6 s

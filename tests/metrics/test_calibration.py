@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrec.errors import ConfigError, DataError
-from longrec.metrics import calibration_curve, ece, log_loss, normalised_entropy, pcoc
+from longrec.metrics import calibration_curve, ece, log_loss, normalized_entropy, pcoc
 
 
 def test_log_loss_by_hand_and_from_logits():
@@ -28,12 +28,12 @@ def test_scores_outside_zero_and_one_are_no_probabilities():
         log_loss([0, 1], [0.2, 1.5])
 
 
-def test_normalised_entropy_of_the_base_rate_is_one():
+def test_normalized_entropy_of_the_base_rate_is_one():
     label = np.array([1, 0, 0, 0, 1, 0, 0, 0])
-    assert normalised_entropy(label, np.full(8, 0.25)) == pytest.approx(1.0)
-    assert normalised_entropy(label, np.where(label, 0.9, 0.1)) < 1
+    assert normalized_entropy(label, np.full(8, 0.25)) == pytest.approx(1.0)
+    assert normalized_entropy(label, np.where(label, 0.9, 0.1)) < 1
     with pytest.raises(DataError, match="all 1"):
-        normalised_entropy([1, 1], [0.5, 0.5])
+        normalized_entropy([1, 1], [0.5, 0.5])
 
 
 def test_pcoc_by_hand():

@@ -7,9 +7,9 @@ import pkgutil
 
 import pytest
 
-import longrec.metrics as room
+import longrec.metrics as package
 
-MODULES = [f"{room.__name__}.{found.name}" for found in pkgutil.iter_modules(room.__path__)]
+MODULES = [f"{package.__name__}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
 
 
 @pytest.mark.parametrize("name", [*MODULES, "longrec.report.tables", "longrec.report.plots", "longrec.progress"])
@@ -19,7 +19,7 @@ def test_doctests_pass(name):
 
 def test_every_metric_has_a_doctest():
     finder = doctest.DocTestFinder()
-    for name in room.__all__:
-        thing = getattr(room, name)
+    for name in package.__all__:
+        thing = getattr(package, name)
         if inspect.isfunction(thing) and name not in ("bootstrap",):
             assert any(test.examples for test in finder.find(thing, name)), f"{name} shows no example"

@@ -55,8 +55,8 @@ def by_loop(relevance, score, lists, k):
         gains = [2.0 ** relevance[i] - 1 for i in order]
         dcg = sum(g / np.log2(r + 2) for r, g in enumerate(gains[:k]))
         ideal = sum(g / np.log2(r + 2) for r, g in enumerate(sorted(gains, reverse=True)[:k]))
-        found = [relevance[i] > 0 for i in order]
-        rows.append((dcg / ideal, float(any(found[:k])), sum(found[:k]) / sum(found), 1 / (found.index(True) + 1)))
+        hits = [relevance[i] > 0 for i in order]
+        rows.append((dcg / ideal, float(any(hits[:k])), sum(hits[:k]) / sum(hits), 1 / (hits.index(True) + 1)))
     return np.mean(rows, axis=0)
 
 
@@ -79,7 +79,7 @@ def test_business_by_hand():
 
 
 def test_diversity_by_hand():
-    assert coverage(["a", "b", "a"], catalogue=10) == 0.2
+    assert coverage(["a", "b", "a"], catalog=10) == 0.2
     assert gini([5, 5, 5]) == 0
     assert gini([0, 1]) == 0.5
     assert gini([1, 2, 3]) == pytest.approx(2 / 9)
@@ -106,13 +106,13 @@ def test_intra_list_diversity_equals_the_pairs():
         (lambda: recall_at_k([0, 0], [1, 2], [1, 1], k=1), DataError, "nothing relevant in 2 rows"),
         (lambda: mrr([-1, 1], [1, 2], [1, 1]), DataError, "grades of 0 or more"),
         (lambda: value_share_at_k([0, 0], [1, 2], [1, 1], k=1), DataError, "one positive"),
-        (lambda: coverage([1, 2, 3], catalogue=2), DataError, "3 distinct items; expected at most the catalogue's 2"),
+        (lambda: coverage([1, 2, 3], catalog=2), DataError, "3 distinct items; expected at most the catalogue's 2"),
         (lambda: gini([0, 0]), DataError, "one positive"),
         (lambda: novelty([0.0, 0.5]), DataError, "above 0 and at most 1"),
         (lambda: intra_list_diversity([[1.0]], [1]), DataError, "no list with two items"),
         (lambda: intra_list_diversity([1.0], [1]), DataError, "finite numbers"),
     ],
 )
-def test_faults_are_told(call, error, says):
+def test_faults_are_errors(call, error, says):
     with pytest.raises(error, match=says):
         call()

@@ -40,16 +40,16 @@ def view(name: str, **changes) -> RunView:
 def comparison(*names: str) -> dict:
     rng = np.random.default_rng(0)
     y, u = rng.integers(0, 2, 400), rng.integers(0, 40, 400)
-    scores = {name: np.clip(0.3 + 0.1 * place * y + 0.3 * rng.random(400), 0, 1) for place, name in enumerate(names)}
-    return compare(y, scores, u, replicates=20).to_dict()
+    scores = {name: np.clip(0.3 + 0.1 * index * y + 0.3 * rng.random(400), 0, 1) for index, name in enumerate(names)}
+    return compare(y, scores, u, n_resamples=20).to_dict()
 
 
 def explanation(events: int = 14, weight: float = 0.1) -> dict:
-    past = [
+    history = [
         {"name": f"Film {i} {EVIL}", "side": {"rating": EVIL}, "ago": f"{i} days", "weight": weight * i}
         for i in range(events)
     ]
-    return {"user": EVIL, "when": EVIL, "candidate": EVIL, "score": 0.5, "label": 1.0, "events": past, "note": EVIL}
+    return {"user": EVIL, "when": EVIL, "candidate": EVIL, "score": 0.5, "label": 1.0, "events": history, "note": EVIL}
 
 
 class Checker(HTMLParser):
@@ -99,10 +99,10 @@ def check(path) -> Checker:
 
 
 def svgs(text: str) -> list[ET.Element]:
-    return [ET.fromstring(found) for found in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+    return [ET.fromstring(source) for source in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
 
 
-def test_everything_that_is_given_is_escaped(tmp_path):
+def test_every_argument_is_escaped(tmp_path):
     names = ["plain", f"b{EVIL}"]
     runs = [view(name, model=EVIL, config=EVIL) for name in names]
     path = write_page(
@@ -115,28 +115,28 @@ def test_everything_that_is_given_is_escaped(tmp_path):
 
 
 def test_the_page_says_what_differs_and_by_how_much(tmp_path):
-    told = comparison("deepfm", "din")
+    compared = comparison("deepfm", "din")
     page = check(
         write_page(
             tmp_path / "p.html",
             "T",
             {"Data": "small"},
             [view("deepfm"), view("din")],
-            told,
+            compared,
             None,
             ["a `b`", "longrec models"],
         )
     )
-    auc = told["differences"]["din"]["auc"]
+    auc = compared["differences"]["din"]["auc"]
     assert auc["verdict"] == "better"
     assert f"din against deepfm: better on AUC ({auc['value']:+.4f})" in page.text
     assert f"{auc['value']:+.4f} [{auc['low']:+.4f}, {auc['high']:+.4f}]" in page.text
-    assert f"{told['runs']['din']['auc']['value']:.4f}" in page.text
+    assert f"{compared['runs']['din']['auc']['value']:.4f}" in page.text
     for head in ("Metrics", "Differences to deepfm", "Learning", "Calibration", "Settings", "How to go on"):
         assert head in page.text
     assert "Where a sample" not in page.text
     assert "20 resamples of whole users" in page.text
-    assert f"GAUC leaves out {told['gauc_users_skipped']}" in page.text
+    assert f"GAUC leaves out {compared['gauc_users_skipped']}" in page.text
     assert page.tags.count("code") == 2
 
 
@@ -195,7 +195,7 @@ def test_bars_share_a_scale_and_start_at_zero():
     assert rect(bar(0.0, 0.0, 0.0)) == (0.0, 0.0)
 
 
-def test_runs_keep_apart_without_colour():
+def test_runs_differ_without_color():
     marks = [re.sub(r"s\d", "", swatch(slot)) for slot in range(4)]
     assert len(set(marks)) == 4
     assert len({swatch(slot) for slot in range(12)}) == 12
@@ -204,18 +204,18 @@ def test_runs_keep_apart_without_colour():
 @settings(max_examples=60, deadline=None)
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6), st.integers(2, 8))
 def test_ticks_are_round_rising_and_cover_the_data(low, spread, about):
-    found = ticks(low, low + spread, about)
-    steps = np.diff(found)
-    assert 2 <= len(found) <= about + 3
+    values = ticks(low, low + spread, about)
+    steps = np.diff(values)
+    assert 2 <= len(values) <= about + 3
     assert (steps > 0).all()
     slack = 1e-6 * max(steps)
-    assert found[0] <= low + slack
-    assert found[-1] >= low + spread - slack
-    labels = [number(tick, found[1] - found[0]) for tick in found]
+    assert values[0] <= low + slack
+    assert values[-1] >= low + spread - slack
+    labels = [number(tick, values[1] - values[0]) for tick in values]
     assert len(set(labels)) == len(labels)
 
 
-def test_warnings_stand_above_the_numbers_and_say_whom_they_are_about(tmp_path):
+def test_warnings_precede_the_numbers_and_name_their_runs(tmp_path):
     both, one = f"the split is odd {EVIL}", "PCOC on test is 45"
     runs = [view("lr", warnings=(both, one)), view("din", warnings=(both,))]
     path = write_page(tmp_path / "p.html", "x", {}, runs, comparison("lr", "din"))

@@ -82,7 +82,7 @@ def test_after_a_resume_the_later_line_counts(tmp_path):
     assert read_curves(path) == {("train", "loss"): [(10.0, 0.9), (20.0, 0.6), (30.0, 0.7)]}
 
 
-def test_faults_are_told(tmp_path):
+def test_faults_are_errors(tmp_path):
     with pytest.raises(RunError, match="no such folder"):
         read_run(tmp_path / "nothing")
     with pytest.raises(RunError, match=r"(?s)no results.json.*longrec evaluate"):

@@ -12,7 +12,7 @@ from longrec.metrics import Interval, compare
 from longrec.report import comparison_table, metrics_table, results_table, table, write_json
 
 
-def test_numbers_stand_right_words_stand_left():
+def test_numbers_align_right_text_aligns_left():
     text = table(["run", "rows", "AUC", "done"], [["deepfm", 1000209, 0.78, True], ["x", 5, None, False]])
     assert text.splitlines() == [
         "run          rows     AUC  done",
@@ -39,7 +39,7 @@ def test_a_cell_stays_on_its_line_and_rows_fit_their_heads():
 def test_metrics_and_comparisons_read_as_tables():
     y, u = np.tile([1, 0], 60), np.repeat(np.arange(30), 4)
     p = np.linspace(0.1, 0.9, 120)
-    comparison = compare(y, {"fm": p, "din": np.clip(p + 0.3 * y - 0.2, 0, 1)}, u, baseline="fm", replicates=20)
+    comparison = compare(y, {"fm": p, "din": np.clip(p + 0.3 * y - 0.2, 0, 1)}, u, baseline="fm", n_resamples=20)
     text = comparison_table(comparison.to_dict())
     auc = comparison.differences["din"]["auc"].interval
     assert f"{auc.value:+.4f} [{auc.low:+.4f}, {auc.high:+.4f}]" in text
@@ -47,7 +47,7 @@ def test_metrics_and_comparisons_read_as_tables():
     assert "baseline" in text
     assert len([line for line in text.splitlines() if not line.startswith("warning: ")]) == 3 + 6 * 2
     assert text.splitlines()[0] == "120 rows, 30 users, 60 positive"
-    named = compare(y, {"fm": 0.6 - 0.2 * y, "din": p}, u, replicates=20, split="valid").to_dict()
+    named = compare(y, {"fm": 0.6 - 0.2 * y, "din": p}, u, n_resamples=20, split="valid").to_dict()
     lines = comparison_table(named).splitlines()
     assert lines[0] == "on valid: 120 rows, 30 users, 60 positive"
     assert lines[1].startswith("metric on valid ")
@@ -99,7 +99,7 @@ def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert [path.name for path in target.parent.iterdir()] == ["out.json"]
 
 
-def test_a_file_that_cannot_be_written_is_told(tmp_path):
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(LongRecError, match=r"(?s)cannot be written.*folder you may write to"):
         write_json({}, tmp_path / "file" / "out.json")

@@ -57,7 +57,7 @@ def test_evaluate_says_what_training_said(din: Run) -> None:
     shared = {key: value for key, value in din.results.items() if key in found.to_dict()}
     assert found.to_dict() == shared
     assert din.metrics["auc"].value == metrics.auc(*(din.predictions()[name].to_numpy() for name in ("label", "score")))
-    by_row = evaluate(din, unit="row", replicates=50)
+    by_row = evaluate(din, resample="row", n_resamples=50)
     assert by_row.metrics["auc"].value == found.metrics["auc"].value
     assert by_row.metrics["auc"] != found.metrics["auc"]
     assert str(found.metrics["auc"]).startswith(f"{found.metrics['auc'].value:.4f} [")
@@ -78,13 +78,13 @@ def test_any_part_can_be_predicted(din: Run, tmp_path: Path) -> None:
 
 def test_runs_are_compared_on_the_same_rows(din: Run, lr: Run) -> None:
     assert din.log().folder != lr.log().folder, "other histories, another prepared log, the same rows"
-    found = compare([lr.folder, din], replicates=50)
+    found = compare([lr.folder, din], n_resamples=50)
     assert (found.baseline, list(found.runs), found.rows) == ("lr", ["lr", "din"], 300)
     assert found.runs["din"]["auc"].value == din.metrics["auc"].value
     difference = found.differences["din"]["auc"].interval
     assert difference.value == pytest.approx(din.metrics["auc"].value - lr.metrics["auc"].value)
-    assert compare([lr, din], baseline="din", replicates=50).baseline == "din"
-    assert compare([lr, din], "valid", unit="row", replicates=50).unit == "row"
+    assert compare([lr, din], baseline="din", n_resamples=50).baseline == "din"
+    assert compare([lr, din], "valid", resample="row", n_resamples=50).resample == "row"
 
 
 def test_runs_of_other_rows_are_not_compared(din: Run, shop: Path, folder: Path, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_runs_of_other_rows_are_not_compared(din: Run, shop: Path, folder: Path,
     with pytest.raises(RunError, match="another label in sample"):
         compare([din, relabelled])
     shutil.copytree(din.folder, tmp_path / "din")
-    assert list(compare([din, tmp_path / "din"], replicates=10).runs) == [str(din.folder), str(tmp_path / "din")]
+    assert list(compare([din, tmp_path / "din"], n_resamples=10).runs) == [str(din.folder), str(tmp_path / "din")]
     with pytest.raises(ConfigError, match="named twice"):
         compare([din, din.folder])
     with pytest.raises(ConfigError, match="two runs or more, got 1"):

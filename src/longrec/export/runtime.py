@@ -10,7 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from longrec.errors import BundleError
-from longrec.resources import require_room
+from longrec.resources import require_memory
 
 _ERRORS_ONLY = 3
 
@@ -24,7 +24,7 @@ class Program:
     """
 
     def __init__(self, path: Path) -> None:
-        require_room(path.parent.glob(f"{path.name}*"), "a program")
+        require_memory(path.parent.glob(f"{path.name}*"), "a program")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # a server runs one process a core; threads inside would fight over them
         options.inter_op_num_threads = 1

@@ -54,12 +54,14 @@ def read(path: str | Path) -> pa.Table:
         raise DataError(str(path), f"cannot be read: {error}", "one line a row, as the header says") from None
     for name, kind in kinds.items():
         if kind.endswith("_seq"):
-            place = table.column_names.index(name)
-            table = table.set_column(place, name, _sequence(table[name].combine_chunks(), kind, f"{path}: {name}"))
+            index = table.column_names.index(name)
+            table = table.set_column(
+                index, name, _parse_sequence(table[name].combine_chunks(), kind, f"{path}: {name}")
+            )
     return table
 
 
-def _sequence(text: pa.Array, kind: str, where: str) -> pa.Array:
+def _parse_sequence(text: pa.Array, kind: str, where: str) -> pa.Array:
     values, offsets = flatten(text, " ", where)
     if kind == "float_seq":
         try:

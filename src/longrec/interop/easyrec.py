@@ -19,19 +19,19 @@ from typing import Any
 
 from longrec.interop import text_format
 from longrec.interop.easyrec_features import Features
-from longrec.interop.easyrec_fit import evaluate_words, fit_words, picks_best
+from longrec.interop.easyrec_fit import convert_evaluate, convert_fit, picks_best
 from longrec.interop.easyrec_histories import Histories
-from longrec.interop.easyrec_models import model_words
-from longrec.interop.easyrec_rows import keys, label, paths, read_rows
+from longrec.interop.easyrec_models import convert_model
+from longrec.interop.easyrec_rows import find_keys, find_label, find_paths, read_rows
 from longrec.interop.easyrec_section import Note, Reading, Section
 from longrec.interop.easyrec_tasks import Tasks
-from longrec.interop.text_format import Message, Place
+from longrec.interop.text_format import Message, Position
 
 SUFFIXES = (".config", ".pbtxt", ".prototxt")
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportedConfig:
     """A configuration in our words; paths in it are ``Path`` objects until it is written or trained.
 
     Attributes:
@@ -51,23 +51,23 @@ class Imported:
 
     def job(self) -> dict[str, Any]:
         """The whole job with absolute paths, schema inside."""
-        made: dict[str, Any] = _with_paths(self.config, lambda path: str(path.absolute()))
-        made["data"]["schema"] = _with_paths(self.schema, lambda path: str(path.absolute()))
-        return made
+        job: dict[str, Any] = _map_paths(self.config, lambda path: str(path.absolute()))
+        job["data"]["schema"] = _map_paths(self.schema, lambda path: str(path.absolute()))
+        return job
 
-    def located(self, faults: list[str]) -> list[str]:
+    def locate(self, faults: list[str]) -> list[str]:
         """Faults of the job, each with the line of the configuration that it comes from."""
-        return self.reading.located(faults)
+        return self.reading.locate(faults)
 
-    def relative(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    def make_relative(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         """Config and schema with paths as seen from a folder."""
 
-        def seen(path: Path) -> str:
+        def format_path(path: Path) -> str:
             return Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
 
-        config: dict[str, Any] = _with_paths(self.config, seen)
+        config: dict[str, Any] = _map_paths(self.config, format_path)
         config["data"] = {"schema": "schema.yaml", **config["data"]}
-        return config, _with_paths(self.schema, seen)
+        return config, _map_paths(self.schema, format_path)
 
 
 def is_easyrec(path: object) -> bool:
@@ -75,7 +75,7 @@ def is_easyrec(path: object) -> bool:
     return isinstance(path, str | Path) and Path(path).suffix.lower() in SUFFIXES
 
 
-def read(path: str | Path, *, user: str | None = None, item: str | None = None, options: bool = True) -> Imported:
+def read(path: str | Path, *, user: str | None = None, item: str | None = None, options: bool = True) -> ImportedConfig:
     """Read a configuration.
 
     Args:
@@ -87,14 +87,14 @@ def read(path: str | Path, *, user: str | None = None, item: str | None = None, 
         ConfigError: all faults, each with file, line and column.
     """
     path = Path(path)
-    return of_tree(text_format.read(path), path, user=user, item=item, options=options)
+    return read_tree(text_format.read(path), path, user=user, item=item, options=options)
 
 
-def of_tree(
+def read_tree(
     tree: Message, path: Path, *, user: str | None = None, item: str | None = None, options: bool = True
-) -> Imported:
+) -> ImportedConfig:
     """:func:`read` of a configuration that is parsed already; ``path`` names it and is where its paths start."""
-    return _Reader(path, tree, options).imported(user, item)
+    return _Reader(path, tree, options).read_config(user, item)
 
 
 class _Reader:
@@ -103,35 +103,35 @@ class _Reader:
     def __init__(self, path: Path, tree: Message, options: bool) -> None:
         self.path, self.reading = path, Reading(str(path), options=options)
         _refuse_torch(tree, self.reading)
-        self.top = Section(self.reading, "EasyRecConfig", tree, "", Place(1, 1))
+        self.top = Section(self.reading, "EasyRecConfig", tree, "", Position(1, 1))
 
-    def imported(self, user: str | None, item: str | None) -> Imported:
+    def read_config(self, user: str | None, item: str | None) -> ImportedConfig:
         top, folder = self.top, self.path.parent
         rows = read_rows(top)
         tasks = Tasks(top)
-        target = label(top, rows, tasks.columns)
-        user, item, why_user, why_item = keys(top, rows, user, item, [target, *tasks.columns], tasks.metrics)
+        target = find_label(top, rows, tasks.columns)
+        user, item, why_user, why_item = find_keys(top, rows, user, item, [target, *tasks.columns], tasks.metrics)
         features = Features(top, rows, folder, user, item)
-        tasks.name(spec.ours for spec in features.specs.values())
+        tasks.assign_names(spec.ours for spec in features.specs.values())
         histories = Histories(features)
-        model, settings = model_words(top.section("model_config"), features, histories, tasks)
+        model, model_section = convert_model(top.section("model_config"), features, histories, tasks)
         features.note_unread()
-        fit = fit_words(top, model.get("name") == "wide_deep", settings, tasks, rows)
-        evaluate = evaluate_words(top)
+        fit = convert_fit(top, model.get("name") == "wide_deep", model_section, tasks, rows)
+        evaluate = convert_evaluate(top)
         files = {
-            "train": paths(top, "train", folder),
-            "valid" if picks_best(top) else "test": paths(top, "eval", folder),
+            "train": find_paths(top, "train", folder),
+            "valid" if picks_best(top) else "test": find_paths(top, "eval", folder),
         }
-        schema: dict[str, Any] = {"user": user, "item": item, "label": target, "features": features.schema_words()}
-        schema["features"] |= tasks.features(rows)
-        if histories.words:
-            schema["histories"] = histories.words
+        schema: dict[str, Any] = {"user": user, "item": item, "label": target, "features": features.convert_features()}
+        schema["features"] |= tasks.convert_labels(rows)
+        if histories.settings:
+            schema["histories"] = histories.settings
         else:
             # Without histories that rows carry, the schema needs a moment: the rows are taken in their order.
-            schema["time"] = {"column": rows.numbered(), "unit": "step"}
+            schema["time"] = {"column": rows.add_row_number(), "unit": "step"}
         config: dict[str, Any] = {
-            "name": self._name(),
-            "data": {"log": rows.log_words(files), "split": {"by": "parts"}},
+            "name": self._choose_name(),
+            "data": {"log": rows.convert_log(files), "split": {"by": "parts"}},
             "model": model,
             "fit": fit,
             **({"evaluate": evaluate} if evaluate else {}),
@@ -143,16 +143,16 @@ class _Reader:
             f"user: {user}, {why_user}",
             f"item: {item}, {why_item}",
             "features of the candidate (table: candidate): "
-            + (", ".join(name for name, words in schema["features"].items() if words.get("table")) or "none")
+            + (", ".join(name for name, feature in schema["features"].items() if feature.get("table")) or "none")
             + "; keys of attention, groups and names that tell of items",
         )
-        return Imported(self.path, config, schema, tuple(sorted(self.reading.notes)), choices, self.reading)
+        return ImportedConfig(self.path, config, schema, tuple(sorted(self.reading.notes)), choices, self.reading)
 
-    def _name(self) -> str:
+    def _choose_name(self) -> str:
         """What the run is called: the last part of ``model_dir``, else the name of the file."""
-        given = self.top.get("model_dir", "").rstrip("/").rpartition("/")[2] or self.path.stem
-        name = re.sub(r"[^A-Za-z0-9._-]", "_", given).lstrip("._-")
-        self.top.origin("name", "model_dir")
+        folder_name = self.top.get("model_dir", "").rstrip("/").rpartition("/")[2] or self.path.stem
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", folder_name).lstrip("._-")
+        self.top.record_origin("name", "model_dir")
         return name or "easyrec"
 
 
@@ -163,17 +163,17 @@ def _refuse_torch(tree: Message, reading: Reading) -> None:
             if inner.name in ("sparse_optimizer", "dataset_type") or (
                 one.name == "feature_configs" and inner.name.endswith("_feature")
             ):
-                words = (
+                description = (
                     f"{one.name}.{inner.name} is TorchEasyRec's; expected EasyRec's fields, which this version reads"
                 )
-                reading.fault(inner.place, words)
+                reading.fault(inner.position, description)
                 raise reading.error()
 
 
-def _with_paths(value: Any, seen: Callable[[Path], str]) -> Any:
+def _map_paths(value: Any, format_path: Callable[[Path], str]) -> Any:
     """A copy of words with every path as text."""
     if isinstance(value, Mapping):
-        return {key: _with_paths(inner, seen) for key, inner in value.items()}
+        return {key: _map_paths(inner, format_path) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_with_paths(inner, seen) for inner in value]
-    return seen(value) if isinstance(value, Path) else value
+        return [_map_paths(inner, format_path) for inner in value]
+    return format_path(value) if isinstance(value, Path) else value

@@ -10,7 +10,7 @@ from typing import Any
 
 from longrec.errors import nearest
 from longrec.features.fields import RESERVED_NAMES
-from longrec.interop.easyrec_rows import Rows, expanded
+from longrec.interop.easyrec_rows import Rows, expand_range
 from longrec.interop.easyrec_section import Section
 
 _LOG = ("tf.math.log1p", "tf.log1p", "math.log1p", "log1p")
@@ -36,7 +36,7 @@ class Spec:
     kind: str
     column: str
     config: Section
-    words: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 class Features:
@@ -59,27 +59,27 @@ class Features:
             top.fault("feature_configs", "is missing; expected one feature at least")
         # Columns of shared_names come after all others, as they do there.
         for config in configs:
-            columns = self._columns(config)
+            columns = self._find_columns(config)
             if columns:
                 self._add(config.get("feature_name") or columns[0], columns[0], config)
         for config in configs:
             for name in config.all("shared_names"):
-                for column in expanded(name, config, "shared_names", rows.types):
+                for column in expand_range(name, config, "shared_names", rows.types):
                     if rows.require(column, config, "shared_names"):
                         self._add(column, column, config)
 
-    def _columns(self, config: Section) -> list[str]:
-        names = self._inputs(config)
+    def _find_columns(self, config: Section) -> list[str]:
+        names = self._expand_inputs(config)
         if not names:
             config.fault("input_names", "is missing; expected the column of the feature")
         return [name for name in names if self.rows.require(name, config, "input_names")]
 
-    def _inputs(self, config: Section) -> list[str]:
+    def _expand_inputs(self, config: Section) -> list[str]:
         """The columns a feature reads; one that combines several may name them as a range."""
         names: list[str] = config.all("input_names")
         if config.get("feature_type") not in _COMPOSED:
             return names
-        return [one for name in names for one in expanded(name, config, "input_names", self.rows.types)]
+        return [one for name in names for one in expand_range(name, config, "input_names", self.rows.types)]
 
     def _add(self, name: str, column: str, config: Section) -> None:
         if name in self.specs:
@@ -91,9 +91,9 @@ class Features:
             ours += "_"
         self.specs[name] = Spec(name, ours, config.get("feature_type", "IdFeature"), column, config)
 
-    def names(self, section: Section, key: str) -> list[str]:
+    def expand_names(self, section: Section, key: str) -> list[str]:
         """Features that a list names, ranges such as ``field[1-3]`` as the features they stand for."""
-        return [one for name in section.all(key) for one in expanded(name, section, key, self.specs)]
+        return [one for name in section.all(key) for one in expand_range(name, section, key, self.specs)]
 
     def find(self, name: str, section: Section, key: str) -> Spec | None:
         """The feature of a name, or None with a fault."""
@@ -113,32 +113,32 @@ class Features:
         Returns:
             Its name in the schema; None when it is not carried.
         """
-        if not spec.words:
-            words = self._words(spec)
-            if words is None:
+        if not spec.settings:
+            settings = self._convert(spec)
+            if settings is None:
                 return None
-            spec.words = words
+            spec.settings = settings
             self.read[spec.name] = spec
-            self._origins[f"data.schema.features.{spec.ours}"] = spec.config.place
+            self._origins[f"data.schema.features.{spec.ours}"] = spec.config.position
             for key, name in _ORIGINS.items():
                 if spec.config.has(name):
-                    spec.config.origin(f"data.schema.features.{spec.ours}.{key}", name)
+                    spec.config.record_origin(f"data.schema.features.{spec.ours}.{key}", name)
         if candidate and spec.column not in self.own:
-            spec.words["table"] = "candidate"
+            spec.settings["table"] = "candidate"
             if spec.kind not in _COMPOSED:
                 self._candidates.add(spec.column)
         return spec.ours
 
-    def schema_words(self) -> dict[str, dict[str, Any]]:
+    def convert_features(self) -> dict[str, dict[str, Any]]:
         """The features of the schema, in the order of the configuration."""
         order = ("kind", "table", "column")
         for spec in self.specs.values():  # a column has one owner, whoever reads it
-            if spec.words and spec.column in self._candidates and spec.kind not in _COMPOSED:
-                spec.words["table"] = "candidate"
+            if spec.settings and spec.column in self._candidates and spec.kind not in _COMPOSED:
+                spec.settings["table"] = "candidate"
         return {
-            spec.ours: {key: spec.words[key] for key in (*order, *spec.words) if key in spec.words}
+            spec.ours: {key: spec.settings[key] for key in (*order, *spec.settings) if key in spec.settings}
             for spec in self.specs.values()
-            if spec.words
+            if spec.settings
         }
 
     def note_unread(self) -> None:
@@ -149,56 +149,56 @@ class Features:
 
     # ---- kinds ----
 
-    def _words(self, spec: Spec) -> dict[str, Any] | None:
-        made = {
-            "IdFeature": self._id,
-            "RawFeature": self._raw,
-            "TagFeature": self._tag,
-            "SequenceFeature": self._pooled,
-            "ComboFeature": self._combo,
-            "LookupFeature": self._lookup,
+    def _convert(self, spec: Spec) -> dict[str, Any] | None:
+        convert = {
+            "IdFeature": self._convert_id,
+            "RawFeature": self._convert_raw,
+            "TagFeature": self._convert_tag,
+            "SequenceFeature": self._convert_sequence,
+            "ComboFeature": self._convert_combo,
+            "LookupFeature": self._convert_lookup,
         }.get(spec.kind)
-        if made is None:
-            words = f"{spec.kind} is not computed; the model reads no {spec.name}; make the column in the rows"
-            spec.config.note("feature_type", "not carried", words)
+        if convert is None:
+            explanation = f"{spec.kind} is not computed; the model reads no {spec.name}; make the column in the rows"
+            spec.config.note("feature_type", "not carried", explanation)
             return None
-        words_of = made(spec)
+        settings = convert(spec)
         if spec.column != spec.ours and spec.kind not in _COMPOSED:
-            words_of["column"] = spec.column
-        if spec.kind != "RawFeature" or "edges" in words_of or spec.config.get("embedding_dim", 0):
-            self._dim(spec, words_of)
-        return words_of
+            settings["column"] = spec.column
+        if spec.kind != "RawFeature" or "edges" in settings or spec.config.get("embedding_dim", 0):
+            self._add_dim(spec, settings)
+        return settings
 
-    def _dim(self, spec: Spec, words: dict[str, Any]) -> None:
+    def _add_dim(self, spec: Spec, settings: dict[str, Any]) -> None:
         dim = spec.config.get("embedding_dim", 0)
         if dim:
-            words["dim"] = dim
+            settings["dim"] = dim
 
-    def _id(self, spec: Spec) -> dict[str, Any]:
+    def _convert_id(self, spec: Spec) -> dict[str, Any]:
         if self.rows.types.get(spec.column) == "float":
             self.rows.types[spec.column] = "text"
             self.rows.defaults.pop(spec.column, None)
             spec.config.note("input_names", "differs", f"numbers of {spec.column} are compared as they are written")
-        return {"kind": "id", **self._values(spec)}
+        return {"kind": "id", **self._convert_encoding(spec)}
 
-    def _values(self, spec: Spec) -> dict[str, Any]:
+    def _convert_encoding(self, spec: Spec) -> dict[str, Any]:
         """How values become ids: another feature's ids, hashed, a given vocabulary, or a learnt one."""
         config = spec.config
         hashed, listed = config.get("hash_bucket_size", 0), config.all("vocab_list")
         file, buckets = config.get("vocab_file"), config.get("num_buckets", 0)
-        given = {"hash_bucket_size": hashed, "vocab_list": listed, "vocab_file": file, "num_buckets": buckets}
-        written = [name for name, value in given.items() if value]
+        encodings = {"hash_bucket_size": hashed, "vocab_list": listed, "vocab_file": file, "num_buckets": buckets}
+        written = [name for name, value in encodings.items() if value]
         if len(written) > 1:
             config.fault(written[1], f"stands beside {written[0]}; expected one of the two")
         elif not written and not config.has("ev_params"):
             config.fault(
-                "input_names", f"of {spec.name} lack one of {', '.join(given)}; expected how values become ids"
+                "input_names", f"of {spec.name} lack one of {', '.join(encodings)}; expected how values become ids"
             )
         shared = config.get("embedding_name")
         if shared:
             owner = self._tables.setdefault(shared, spec.ours)
             if owner != spec.ours:
-                config.origin(f"data.schema.features.{spec.ours}.share", "embedding_name")
+                config.record_origin(f"data.schema.features.{spec.ours}.share", "embedding_name")
                 return {"share": owner}
         if hashed:
             return {"hash": hashed}
@@ -206,18 +206,18 @@ class Features:
             whole = all(re.fullmatch(r"-?(0|[1-9]\d{0,17})", value) for value in listed)
             if self.rows.types.get(spec.column) == "int" and spec.kind == "IdFeature" and whole:
                 return {"vocab": [int(value) for value in listed]}
-            self.as_text(spec.column)
+            self.read_as_text(spec.column)
             return {"vocab": listed}
         if file:
             return {"vocab": file if "://" in file else self.folder / file}
         return {}
 
-    def _raw(self, spec: Spec) -> dict[str, Any]:
+    def _convert_raw(self, spec: Spec) -> dict[str, Any]:
         config, column = spec.config, spec.column
         width, combined = config.get("raw_input_dim", 1), config.has("seq_multi_sep")
         if width == 1 and not combined and self.rows.types.get(column) == "text":
             self.rows.types[column] = "float"
-            self.rows.defaults[column] = _number(self.rows.defaults.get(column))
+            self.rows.defaults[column] = _parse_number(self.rows.defaults.get(column))
         low, high = config.get("min_val", 0.0), config.get("max_val", 0.0)
         function = config.get("normalizer_fn")
         if function is not None and function not in _LOG:
@@ -227,81 +227,86 @@ class Features:
         if not edges and buckets > 1 and high > low:
             edges = [number / buckets for number in range(buckets + 1)] if buckets <= 10_000 else []
         if edges:
-            return {"kind": "bucket", "edges": [_plain(_undone(edge, low, high, function)) for edge in edges]}
-        words: dict[str, Any] = {"kind": "dense"}
+            return {"kind": "bucket", "edges": [_simplify(_denormalize(edge, low, high, function)) for edge in edges]}
+        settings: dict[str, Any] = {"kind": "dense"}
         if function in _LOG:
-            words["scale"] = "log"
+            settings["scale"] = "log"
             if high > low:
                 config.note("normalizer_fn", "differs", "min_val and max_val are not applied before it")
         elif high > low and width == 1:
-            words["scale"] = "minmax"
+            settings["scale"] = "minmax"
         elif high > low:
             config.note("max_val", "not carried", "several numbers are not scaled")
         if width > 1:
-            words |= {"width": width, "separator": config.get("separator", "|")}
-        return words
+            settings |= {"width": width, "separator": config.get("separator", "|")}
+        return settings
 
-    def _tag(self, spec: Spec) -> dict[str, Any]:
+    def _convert_tag(self, spec: Spec) -> dict[str, Any]:
         config, names = spec.config, spec.config.all("input_names")
         pair = config.get("kv_separator")
         if len(names) > 2 or (pair and len(names) > 1):
             config.fault("input_names", f"of {spec.name} are too many; expected values, or values and weights")
-        words = self._several(spec, config.get("combiner", "sum"))
+        settings = self._convert_multi(spec, config.get("combiner", "sum"))
         if pair:
-            words["weight_separator"] = pair
+            settings["weight_separator"] = pair
         elif len(names) == 2 and spec.column == names[0]:
-            words["weights"] = names[1]
-            self.as_text(names[1])
-        return words
+            settings["weights"] = names[1]
+            self.read_as_text(names[1])
+        return settings
 
-    def _several(self, spec: Spec, pool: str) -> dict[str, Any]:
+    def _convert_multi(self, spec: Spec, pool: str) -> dict[str, Any]:
         if pool not in _POOLS:
             spec.config.fault("combiner", f"is {pool!r}; expected one of {', '.join(_POOLS)}")
-        self.as_text(spec.column)
+        self.read_as_text(spec.column)
         separator = spec.config.get("separator", "|")
-        return {"kind": "multi", **self._values(spec), "separator": separator, "pool": _POOLS.get(pool, "sum")}
+        return {
+            "kind": "multi",
+            **self._convert_encoding(spec),
+            "separator": separator,
+            "pool": _POOLS.get(pool, "sum"),
+        }
 
-    def as_text(self, column: str) -> None:
+    def read_as_text(self, column: str) -> None:
         """A cell of several values is text, even where each is a number."""
         if self.rows.types.get(column) in ("int", "float"):
             self.rows.types[column] = "text"
             self.rows.defaults.pop(column, None)
 
-    def _pooled(self, spec: Spec) -> dict[str, Any]:
+    def _convert_sequence(self, spec: Spec) -> dict[str, Any]:
         """A sequence outside attention: its values pooled, order forgotten."""
         if spec.config.get("sub_feature_type", "IdFeature") != "IdFeature":
             spec.config.note("sub_feature_type", "differs", "outside attention the numbers of a sequence are ids")
         spec.config.get("sequence_combiner")
         spec.config.get("combiner")
-        return self._several(spec, "mean")
+        return self._convert_multi(spec, "mean")
 
-    def _combo(self, spec: Spec) -> dict[str, Any]:
+    def _convert_combo(self, spec: Spec) -> dict[str, Any]:
         config = spec.config
-        names, hashed = self._inputs(config), config.get("hash_bucket_size", 0)
+        names, hashed = self._expand_inputs(config), config.get("hash_bucket_size", 0)
         config.get("combo_join_sep")
         if len(names) < 2:
             config.fault("input_names", f"of {spec.name} are {len(names)}; expected two columns at least to combine")
         if not hashed:
             config.fault("hash_bucket_size", f"of {spec.name} is missing; expected the number of buckets")
         for name in names:
-            config.origin(f"data.schema.features.{spec.ours}.of", "input_names")
+            config.record_origin(f"data.schema.features.{spec.ours}.of", "input_names")
             if self.rows.types.get(name) == "float":
                 config.note("input_names", "differs", f"numbers of {name} are combined as LongRec writes them")
         return {"kind": "cross", "of": names, "hash": hashed}
 
-    def _lookup(self, spec: Spec) -> dict[str, Any]:
-        config, names = spec.config, self._inputs(spec.config)
+    def _convert_lookup(self, spec: Spec) -> dict[str, Any]:
+        config, names = spec.config, self._expand_inputs(spec.config)
         if len(names) != 2:
             config.fault("input_names", f"of {spec.name} are {len(names)}; expected two columns: the map and the key")
             names = [*names, "", ""]
-        words: dict[str, Any] = {"kind": "lookup", "map": names[0], "key": names[1]}
-        words["separator"] = config.get("separator", "|")
+        settings: dict[str, Any] = {"kind": "lookup", "map": names[0], "key": names[1]}
+        settings["separator"] = config.get("separator", "|")
         if config.has("kv_separator"):
-            words["pair_separator"] = config.get("kv_separator")
+            settings["pair_separator"] = config.get("kv_separator")
         edges = sorted(config.all("boundaries"))
         if edges:
-            return words | {"as": "bucket", "edges": [_plain(edge) for edge in edges]}
-        return words | {"as": "id", **self._values(spec)}
+            return settings | {"as": "bucket", "edges": [_simplify(edge) for edge in edges]}
+        return settings | {"as": "id", **self._convert_encoding(spec)}
 
 
 _ORIGINS = {
@@ -315,20 +320,20 @@ _ORIGINS = {
 }
 
 
-def _number(text: Any) -> float:
+def _parse_number(text: Any) -> float:
     try:
         return float(text or 0)
     except ValueError:
         return 0.0
 
 
-def _undone(edge: float, low: float, high: float, function: str | None) -> float:
+def _denormalize(edge: float, low: float, high: float, function: str | None) -> float:
     """An edge of normalised numbers as an edge of the numbers themselves."""
     if function in _LOG:
         edge = math.expm1(edge) if edge < 700 else math.inf
     return low + edge * (high - low) if high > low else edge
 
 
-def _plain(number: float) -> int | float:
+def _simplify(number: float) -> int | float:
     """A whole number as such, as a person would write it."""
     return int(number) if math.isfinite(number) and number == int(number) and abs(number) < 1e15 else number

@@ -13,8 +13,8 @@ from typing import Literal
 
 from longrec.interop import easyrec_model_table, easyrec_run_table
 
-Fate = Literal["carried", "differs", "not carried", "refused"]
-_FATES: dict[str, Fate] = {"=": "carried", "~": "differs", "-": "not carried", "!": "refused"}
+Status = Literal["carried", "differs", "not carried", "refused"]
+_STATUSES: dict[str, Status] = {"=": "carried", "~": "differs", "-": "not carried", "!": "refused"}
 SCALARS = ("text", "int", "float", "bool")
 
 
@@ -39,8 +39,8 @@ class EasyRecField:
     type: str
     repeated: bool
     group: str | None
-    fate: Fate
-    words: str
+    status: Status
+    explanation: str
 
 
 ENUMS: dict[str, tuple[str, ...]] = {
@@ -75,27 +75,27 @@ FeatureType, WideOrDeep)."""
 NUMBERED = ("FieldType", "FeatureType", "WideOrDeep", "LossWeightStrategy")
 
 _ROW = re.compile(
-    r"(?P<name>\w+) +(?P<type>[\w:]+)(?P<many>\*?)(?:@(?P<group>\w+))? +(?P<fate>[=~!-])(?: +(?P<words>.*))?"
+    r"(?P<name>\w+) +(?P<type>[\w:]+)(?P<many>\*?)(?:@(?P<group>\w+))? +(?P<status>[=~!-])(?: +(?P<explanation>.*))?"
 )
 
 
-def _table(text: str) -> tuple[EasyRecField, ...]:
+def _parse_table(text: str) -> tuple[EasyRecField, ...]:
     """The rows of a table: names of messages at the margin, the fields that each of them has below."""
-    made, messages = [], list[str]()
+    fields, messages = [], list[str]()
     for line in text.splitlines():
         if not line.startswith(" "):
             messages = line.split() or messages
             continue
         row = _ROW.fullmatch(line.strip())
         assert row is not None, f"not a row of the table: {line}"
-        fate, words = _FATES[row["fate"]], row["words"] or ""
-        assert words or fate == "carried", f"a row without words: {line}"
-        own = row["name"], row["type"], bool(row["many"]), row["group"], fate, words
-        made += [EasyRecField(message, *own) for message in messages]
-    return tuple(made)
+        status, explanation = _STATUSES[row["status"]], row["explanation"] or ""
+        assert explanation or status == "carried", f"a row without words: {line}"
+        own = row["name"], row["type"], bool(row["many"]), row["group"], status, explanation
+        fields += [EasyRecField(message, *own) for message in messages]
+    return tuple(fields)
 
 
-FIELDS: tuple[EasyRecField, ...] = (*_table(easyrec_run_table.TABLE), *_table(easyrec_model_table.TABLE))
+FIELDS: tuple[EasyRecField, ...] = (*_parse_table(easyrec_run_table.TABLE), *_parse_table(easyrec_model_table.TABLE))
 MESSAGES: dict[str, dict[str, EasyRecField]] = {}
 for _field in FIELDS:
     MESSAGES.setdefault(_field.message, {})[_field.name] = _field

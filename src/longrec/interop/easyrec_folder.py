@@ -8,13 +8,13 @@ from typing import Any
 
 from longrec.config import to_yaml
 from longrec.errors import ConfigError
-from longrec.interop.easyrec import Imported
-from longrec.interop.easyrec_section import Note, by_weight
+from longrec.interop.easyrec import ImportedConfig
+from longrec.interop.easyrec_section import Note, sort_notes
 
 CONFIG, SCHEMA, NOTES = "config.yaml", "schema.yaml", "NOTES.md"
 
 
-def write(found: Imported, into: str | Path) -> list[Path]:
+def write(imported: ImportedConfig, into: str | Path) -> list[Path]:
     """Write the folder, which may be there but must hold none of the three files.
 
     Returns:
@@ -26,9 +26,9 @@ def write(found: Imported, into: str | Path) -> list[Path]:
     folder = Path(into)
     files = [folder / name for name in (CONFIG, SCHEMA, NOTES)]
     refuse_existing(files)
-    config, schema = found.relative(folder)
-    head = f"# From {found.source.name} by longrec import. What differs is in {NOTES}.\n"
-    texts = [head + to_yaml(config, inline=True), head + to_yaml(schema, inline=True), notes_text(found)]
+    config, schema = imported.make_relative(folder)
+    head = f"# From {imported.source.name} by longrec import. What differs is in {NOTES}.\n"
+    texts = [head + to_yaml(config, inline=True), head + to_yaml(schema, inline=True), format_notes(imported)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file, text in zip(files, texts):
@@ -45,44 +45,44 @@ def refuse_existing(files: list[Path]) -> None:
     """Raise a ConfigError when one of the files is there already: an import replaces nothing."""
     taken = [file.name for file in files if file.exists()]
     if taken:
-        words = f"holds {', '.join(taken)} already; expected a new folder: give another one, or remove them"
-        raise ConfigError(str(files[0].parent), [words])
+        description = f"holds {', '.join(taken)} already; expected a new folder: give another one, or remove them"
+        raise ConfigError(str(files[0].parent), [description])
 
 
-def notes_text(found: Imported) -> str:
+def format_notes(imported: ImportedConfig) -> str:
     """What NOTES.md says: how columns were found, and a line a field that is not carried as it is."""
-    lines = [f"# What became of {found.source.name}", "", *(f"- {choice}" for choice in found.choices), ""]
-    for fate, title in (("not carried", "Not carried"), ("differs", "Carried with a difference")):
-        notes = [note for note in by_weight(found.notes) if note.fate == fate]
+    lines = [f"# What became of {imported.source.name}", "", *(f"- {choice}" for choice in imported.choices), ""]
+    for status, title in (("not carried", "Not carried"), ("differs", "Carried with a difference")):
+        notes = [note for note in sort_notes(imported.notes) if note.status == status]
         lines += [
             f"## {title}",
             "",
-            *(note_line(found.source.name, note) for note in notes),
+            *(format_note(imported.source.name, note) for note in notes),
             *([] if notes else ["Nothing."]),
             "",
         ]
     return "\n".join(lines)
 
 
-def note_line(name: str, note: Note) -> str:
+def format_note(name: str, note: Note) -> str:
     """One line of NOTES.md."""
-    return f"- `{name}:{note.place}` `{note.field}`: {note.words}"
+    return f"- `{name}:{note.position}` `{note.field}`: {note.explanation}"
 
 
-def told(found: Imported) -> dict[str, Any]:
+def describe_notes(imported: ImportedConfig) -> dict[str, Any]:
     """The notes as plain values, for JSON."""
     return {
-        "source": str(found.source),
-        "choices": list(found.choices),
+        "source": str(imported.source),
+        "choices": list(imported.choices),
         "notes": [
             {
-                "line": note.place.line,
-                "column": note.place.column,
+                "line": note.position.line,
+                "column": note.position.column,
                 "field": note.field,
-                "fate": note.fate,
-                "words": note.words,
+                "fate": note.status,
+                "words": note.explanation,
                 "changes_results": note.changes_results,
             }
-            for note in by_weight(found.notes)
+            for note in sort_notes(imported.notes)
         ],
     }

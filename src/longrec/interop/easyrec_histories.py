@@ -27,7 +27,7 @@ class Histories:
 
     def __init__(self, features: Features) -> None:
         self.features = features
-        self.words: dict[str, dict[str, Any]] = {}
+        self.settings: dict[str, dict[str, Any]] = {}
 
     def use(self, group: Section) -> list[str]:
         """The histories of an attention group, one unless its sequences cannot stand in one.
@@ -39,73 +39,77 @@ class Histories:
         group.get("allow_key_search")
         group.get("allow_key_transform")
         group.get("transform_dnn")
-        made: list[str] = []
-        for pair in self._pairs(group):
+        histories: list[str] = []
+        for pair in self._find_pairs(group):
             separator = pair.sequence.config.get("separator", "|")
             last = pair.sequence.config.get("max_seq_len", 0) or ALL
-            place = next((one for one in made if self._takes(one, pair, separator)), None)
-            if place is None:
-                place = name
-                while place in self.words:
-                    place = f"{name}_{int(place.rpartition('_')[2]) + 1}" if place != name else f"{name}_2"
-                if made:
-                    group.note("seq_att_map", "differs", f"{pair.sequence.name} gets an attention of its own, {place}")
-                made.append(place)
-                self.words[place] = {"of": [], "columns": {}, "separator": separator, "last": last}
-                group.reading.origins[f"data.schema.histories.{place}"] = group.place
-            words = self.words[place]
-            words["of"].append(pair.ours)
-            words["columns"][pair.ours] = pair.sequence.column
-            if last != words["last"]:
-                words["last"] = min(last, words["last"])
-                note = f"the shortest max_seq_len of the group holds for all: {words['last']}"
+            history = next((one for one in histories if self._accepts(one, pair, separator)), None)
+            if history is None:
+                history = name
+                while history in self.settings:
+                    history = f"{name}_{int(history.rpartition('_')[2]) + 1}" if history != name else f"{name}_2"
+                if histories:
+                    group.note(
+                        "seq_att_map", "differs", f"{pair.sequence.name} gets an attention of its own, {history}"
+                    )
+                histories.append(history)
+                self.settings[history] = {"of": [], "columns": {}, "separator": separator, "last": last}
+                group.reading.origins[f"data.schema.histories.{history}"] = group.position
+            settings = self.settings[history]
+            settings["of"].append(pair.ours)
+            settings["columns"][pair.ours] = pair.sequence.column
+            if last != settings["last"]:
+                settings["last"] = min(last, settings["last"])
+                note = f"the shortest max_seq_len of the group holds for all: {settings['last']}"
                 pair.sequence.config.note("max_seq_len", "differs", note)
             if pair.sequence.config.has("max_seq_len"):
-                pair.sequence.config.origin(f"data.schema.histories.{place}.last", "max_seq_len")
-        return made
+                pair.sequence.config.record_origin(f"data.schema.histories.{history}.last", "max_seq_len")
+        return histories
 
-    def _takes(self, place: str, pair: _Pair, separator: str) -> bool:
-        words = self.words[place]
-        return pair.ours not in words["columns"] and words["separator"] == separator
+    def _accepts(self, history: str, pair: _Pair, separator: str) -> bool:
+        settings = self.settings[history]
+        return pair.ours not in settings["columns"] and settings["separator"] == separator
 
-    def _pairs(self, group: Section) -> list[_Pair]:
+    def _find_pairs(self, group: Section) -> list[_Pair]:
         pairs: list[_Pair] = []
         maps: list[Section] = group.all("seq_att_map")
         if not maps:
             group.fault("seq_att_map", "is missing; expected the features of the candidate and their sequences")
         for one in maps:
-            keys, sequences = self.features.names(one, "key"), self.features.names(one, "hist_seq")
+            keys, sequences = self.features.expand_names(one, "key"), self.features.expand_names(one, "hist_seq")
             if len(keys) != len(sequences) or not keys:
                 one.fault("hist_seq", f"has {len(sequences)} sequences for {len(keys)} of key; expected one a key")
             for key, sequence in zip(keys, sequences):
-                pair = self._pair(one, key, sequence)
+                pair = self._match_pair(one, key, sequence)
                 if pair is not None:
                     pairs.append(pair)
         return pairs
 
-    def _pair(self, one: Section, key: str, sequence: str) -> _Pair | None:
-        found, past = self.features.find(key, one, "key"), self.features.find(sequence, one, "hist_seq")
-        if found is None or past is None:
+    def _match_pair(self, one: Section, key: str, sequence: str) -> _Pair | None:
+        key_spec, sequence_spec = self.features.find(key, one, "key"), self.features.find(sequence, one, "hist_seq")
+        if key_spec is None or sequence_spec is None:
             return None
-        if past.kind not in ("SequenceFeature", "TagFeature"):
-            one.fault("hist_seq", f"names {sequence!r}, which is a {past.kind}; expected a SequenceFeature")
+        if sequence_spec.kind not in ("SequenceFeature", "TagFeature"):
+            one.fault("hist_seq", f"names {sequence!r}, which is a {sequence_spec.kind}; expected a SequenceFeature")
             return None
-        ours = self.features.use(found, candidate=True)
-        kind = found.words.get("kind")
+        ours = self.features.use(key_spec, candidate=True)
+        kind = key_spec.settings.get("kind")
         if ours is None or kind not in ("id", "bucket"):
-            words = f"{key} of kind {kind or found.kind} cannot stand in a history; its sequence {sequence} is left out"
-            one.note("key", "not carried", words)
+            explanation = (
+                f"{key} of kind {kind or key_spec.kind} cannot stand in a history; its sequence {sequence} is left out"
+            )
+            one.note("key", "not carried", explanation)
             return None
-        self._compare(found, past)
-        self.features.read.setdefault(past.name, past)
-        return _Pair(found, ours, past)
+        self._note_differences(key_spec, sequence_spec)
+        self.features.read.setdefault(sequence_spec.name, sequence_spec)
+        return _Pair(key_spec, ours, sequence_spec)
 
-    def _compare(self, key: Spec, past: Spec) -> None:
+    def _note_differences(self, key: Spec, sequence: Spec) -> None:
         """Note how a sequence was encoded otherwise than its key, with which it shares ids and table here."""
-        config, other = past.config, key.config
-        self.features.as_text(past.column)
+        config, other = sequence.config, key.config
+        self.features.read_as_text(sequence.column)
         config.get("feature_type")
-        steps = "RawFeature" if key.words["kind"] == "bucket" else "IdFeature"
+        steps = "RawFeature" if key.settings["kind"] == "bucket" else "IdFeature"
         if config.get("sub_feature_type", "IdFeature") != steps:
             config.note("sub_feature_type", "differs", f"its steps are encoded as {key.name} is")
         for name in ("hash_bucket_size", "num_buckets", "embedding_dim", "vocab_file"):

@@ -10,7 +10,7 @@ from typing import Any
 
 from longrec.errors import nearest
 from longrec.interop.easyrec_section import Section
-from longrec.interop.text_format import Place
+from longrec.interop.text_format import Position
 
 _CSV = ("CSVInput", "CSVInputV2", "CSVInputEx")
 _PARQUET = ("ParquetInput", "ParquetInputV2", "ParquetInputV3", "HiveParquetInput")
@@ -46,7 +46,7 @@ class Rows:
     config: Section
     types: dict[str, str] = field(default_factory=dict)
     declared: dict[str, str] = field(default_factory=dict)
-    places: dict[str, Place] = field(default_factory=dict)
+    positions: dict[str, Position] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
     parquet: bool = False
     number: str | None = None
@@ -55,7 +55,7 @@ class Rows:
         """Whether a column is declared; Parquet files may have more."""
         return name in self.types
 
-    def numbered(self) -> str:
+    def add_row_number(self) -> str:
         """The name of the column with the number of the row; from now on the rows have it."""
         if self.number is None:
             self.number = next(name for name in ("row", "row_number", "_row_number_") if name not in self.types)
@@ -70,11 +70,11 @@ class Rows:
         section.fault(key, f"names the column {name!r}, which is not declared; {hint}")
         return False
 
-    def log_words(self, paths: dict[str, list[Path | str]]) -> dict[str, Any]:
+    def convert_log(self, paths: dict[str, list[Path | str]]) -> dict[str, Any]:
         """The ``data.log`` section."""
-        words: dict[str, Any] = {"parts": paths}
+        settings: dict[str, Any] = {"parts": paths}
         if self.parquet:
-            return words | ({"rows": {"number": self.number}} if self.number else {})
+            return settings | ({"rows": {"number": self.number}} if self.number else {})
         rows: dict[str, Any] = {
             "header": self.config.get("with_header", False),
             "separator": self.config.get("separator", ","),
@@ -84,10 +84,10 @@ class Rows:
             rows["defaults"] = {name: value for name, value in self.defaults.items() if name in self.types}
         if self.number:
             rows["number"] = self.number
-        return words | {"rows": rows}
+        return settings | {"rows": rows}
 
 
-def expanded(name: str, section: Section, key: str, known: Collection[str] = ()) -> list[str]:
+def expand_range(name: str, section: Section, key: str, names: Collection[str] = ()) -> list[str]:
     """``name[1-3]`` as name1, name2, name3; any other name as itself.
 
     ``name[01-03]`` makes the same names, as it does in EasyRec; name01 only where that one is known and name1 is not.
@@ -96,7 +96,7 @@ def expanded(name: str, section: Section, key: str, known: Collection[str] = ())
         known: names that there are. One of them stands for itself, whatever it looks like.
     """
     match = _EXPANDED.fullmatch(name)
-    if match is None or name in known:
+    if match is None or name in names:
         return [name]
     first, last = int(match[2]), int(match[3])
     if last < first or last - first >= _MOST:
@@ -104,14 +104,14 @@ def expanded(name: str, section: Section, key: str, known: Collection[str] = ())
         return []
     plain = [f"{match[1]}{number}" for number in range(first, last + 1)]
     padded = [f"{match[1]}{number:0{len(match[2])}}" for number in range(first, last + 1)]
-    return [two if two in known and one not in known else one for one, two in zip(plain, padded)]
+    return [two if two in names and one not in names else one for one, two in zip(plain, padded)]
 
 
 def read_rows(top: Section) -> Rows:
     """The declared columns."""
     config = top.section("data_config")
     rows = Rows(config)
-    if not config.there:
+    if not config.present:
         top.fault("data_config", "is missing; expected the columns of the rows")
         return rows
     kind = config.get("input_type")
@@ -131,15 +131,15 @@ def read_rows(top: Section) -> Rows:
         if not name:
             one.fault("input_name", "is missing or empty; expected the name of a column")
             continue
-        for column in expanded(name, one, "input_name") if auto else [name]:
+        for column in expand_range(name, one, "input_name") if auto else [name]:
             if column in rows.types:
                 one.fault("input_name", f"declares the column {column!r} again; expected distinct names")
                 continue
             rows.types[column], rows.declared[column] = _TYPES[declared], declared
-            rows.places[column] = one.place
-            _default(rows, one, column)
-            one.reading.origins[f"data.log.rows.columns.{column}"] = one.place
-            one.reading.origins[f"data.log.rows.defaults.{column}"] = one.place
+            rows.positions[column] = one.position
+            _read_default(rows, one, column)
+            one.reading.origins[f"data.log.rows.columns.{column}"] = one.position
+            one.reading.origins[f"data.log.rows.defaults.{column}"] = one.position
     if not rows.types and not rows.parquet:
         config.fault("input_fields", "is missing; expected the columns of the rows, in their order")
     if rows.parquet:
@@ -151,11 +151,11 @@ def read_rows(top: Section) -> Rows:
     if not separator:
         config.fault("separator", "is empty; expected the text between two cells")
     for name in ("data.log.rows", "data.log.rows.separator"):
-        config.origin(name, "separator")
+        config.record_origin(name, "separator")
     return rows
 
 
-def _default(rows: Rows, one: Section, column: str) -> None:
+def _read_default(rows: Rows, one: Section, column: str) -> None:
     """What an empty cell counts as: EasyRec's numbers are 0 unless said, its text is none."""
     text, kind = one.get("default_val", ""), rows.types[column]
     if rows.parquet:
@@ -172,19 +172,19 @@ def _default(rows: Rows, one: Section, column: str) -> None:
         one.fault("default_val", f"is {text!r}; expected a number, as the column is {rows.declared[column]}")
 
 
-def paths(top: Section, part: str, folder: Path) -> list[Path | str]:
+def find_paths(top: Section, split: str, folder: Path) -> list[Path | str]:
     """The files of ``train`` or ``eval``: paths seen from the folder of the configuration, and addresses."""
-    name = top.which(part)
+    name = top.written_field(split)
     if name is None:
-        top.reading.fault(top.place, f"{part}_input_path is missing; expected the files of the rows to {part} on")
+        top.reading.fault(top.position, f"{split}_input_path is missing; expected the files of the rows to {split} on")
         return []
     text = top.get(name)
     if not isinstance(text, str):  # a stream or a table of a cluster, which its table refuses
         return []
-    top.origin("data.log" if part == "train" else "data.log.parts", name)
-    for ours in ("train",) if part == "train" else ("valid", "test"):
-        top.origin(f"data.log.parts.{ours}", name)
-    found: list[Path | str] = []
+    top.record_origin("data.log" if split == "train" else "data.log.parts", name)
+    for ours in ("train",) if split == "train" else ("valid", "test"):
+        top.record_origin(f"data.log.parts.{ours}", name)
+    files: list[Path | str] = []
     for piece in text.split(","):
         piece = piece.strip()
         if not piece or "\0" in piece:
@@ -192,11 +192,11 @@ def paths(top: Section, part: str, folder: Path) -> list[Path | str]:
         elif piece.startswith("odps://"):
             top.fault(name, f"is a table of MaxCompute ({piece}); write the rows to CSV or Parquet files")
         else:
-            found.append(piece if "://" in piece else folder / piece)
-    return found
+            files.append(piece if "://" in piece else folder / piece)
+    return files
 
 
-def label(top: Section, rows: Rows, tasks: Sequence[str] = ()) -> str:
+def find_label(top: Section, rows: Rows, tasks: Sequence[str] = ()) -> str:
     """The column of the label.
 
     Args:
@@ -210,20 +210,20 @@ def label(top: Section, rows: Rows, tasks: Sequence[str] = ()) -> str:
     if any(dim != 1 for dim in config.all("label_dim")):
         config.fault("label_dim", "has a label of several numbers; expected one number a label")
     if not fields:
-        if config.there:
+        if config.present:
             config.fault("label_fields", "is missing; expected the column of the label")
         return ""
     column: str = chosen if chosen in fields else fields[0]
     for one in dict.fromkeys([column, *tasks]):
-        _two_valued(one, rows)
+        _require_binary(one, rows)
     others = [name for name in fields if name != column and name not in tasks]
     if others:
         config.note("label_fields", "differs", f"{column} is the label; {', '.join(others)} is not read")
-    config.origin("data.schema.label", "label_fields")
+    config.record_origin("data.schema.label", "label_fields")
     return column
 
 
-def _two_valued(column: str, rows: Rows) -> None:
+def _require_binary(column: str, rows: Rows) -> None:
     """See that a column can hold a label: 0 and 1, as numbers."""
     config = rows.config
     if not rows.require(column, config, "label_fields"):
@@ -235,7 +235,7 @@ def _two_valued(column: str, rows: Rows) -> None:
         rows.defaults.setdefault(column, 0)
 
 
-def keys(
+def find_keys(
     top: Section, rows: Rows, user: str | None, item: str | None, taken: Sequence[str], metrics: Sequence[Section] = ()
 ) -> tuple[str, str, str, str]:
     """The columns of user and item, and why these.
@@ -246,45 +246,47 @@ def keys(
         taken: the columns of labels.
         metrics: what towers are measured by.
     """
-    config, named_by = rows.config, rows.config.reading.named_by
+    config, option_for = rows.config, rows.config.reading.option_for
     free = [name for name in rows.types if name not in taken]
-    for key, told in (("user", user), ("item", item)):
-        if told is not None and not rows.has(told) and not rows.parquet:
-            near = nearest(told, rows.types)
+    for key, chosen in (("user", user), ("item", item)):
+        if chosen is not None and not rows.has(chosen) and not rows.parquet:
+            near = nearest(chosen, rows.types)
             hint = f"did you mean {near!r}?" if near else f"known: {', '.join(rows.types)}"
-            config.reading.fault(config.at("input_fields", 0), f"{named_by(key)}: no column named {told!r}; {hint}")
-    found_user, why_user = user, f"as told ({named_by('user')})"
-    if found_user is None:
-        found_user, why_user = _uid([*top.section("eval_config").all("metrics_set"), *metrics], rows)
-    if found_user is None:
-        found_user = next((name for name in USERS if name in free), None)
-        why_user = f"by its name; {named_by('user')} says otherwise"
-    if found_user is None:
-        found_user, why_user = rows.numbered(), "no column names a user, so each row is a user of its own; "
-        why_user += f"{named_by('user', 'COLUMN')} names one"
-    found_item, why_item = item, f"as told ({named_by('item')})"
-    if found_item is None:
-        names = [*ITEMS, *sorted(name for name in free if LIKE_AN_ITEM.search(name))]
-        found_item = next((name for name in names if name in free and name != found_user), None)
-        why_item = f"by its name; {named_by('item')} says otherwise"
-    if found_item is None:
-        if free:
-            told = ", ".join(free[:12]) + (", ..." if len(free) > 12 else "")
             config.reading.fault(
-                config.at("input_fields", 0),
-                "data_config.input_fields has no column that names the item by a usual name; "
-                f"say which it is with {named_by('item', 'COLUMN')}: {told}",
+                config.position_of("input_fields", 0), f"{option_for(key)}: no column named {chosen!r}; {hint}"
             )
-        found_item = "item"
-    for path, column in (("user", found_user), ("item", found_item)):
-        config.reading.origins[f"data.schema.{path}"] = rows.places.get(column, config.place)
-    return found_user, found_item, why_user, why_item
+    user_column, why_user = user, f"as told ({option_for('user')})"
+    if user_column is None:
+        user_column, why_user = _find_uid_field([*top.section("eval_config").all("metrics_set"), *metrics], rows)
+    if user_column is None:
+        user_column = next((name for name in USERS if name in free), None)
+        why_user = f"by its name; {option_for('user')} says otherwise"
+    if user_column is None:
+        user_column, why_user = rows.add_row_number(), "no column names a user, so each row is a user of its own; "
+        why_user += f"{option_for('user', 'COLUMN')} names one"
+    item_column, why_item = item, f"as told ({option_for('item')})"
+    if item_column is None:
+        names = [*ITEMS, *sorted(name for name in free if LIKE_AN_ITEM.search(name))]
+        item_column = next((name for name in names if name in free and name != user_column), None)
+        why_item = f"by its name; {option_for('item')} says otherwise"
+    if item_column is None:
+        if free:
+            columns = ", ".join(free[:12]) + (", ..." if len(free) > 12 else "")
+            config.reading.fault(
+                config.position_of("input_fields", 0),
+                "data_config.input_fields has no column that names the item by a usual name; "
+                f"say which it is with {option_for('item', 'COLUMN')}: {columns}",
+            )
+        item_column = "item"
+    for path, column in (("user", user_column), ("item", item_column)):
+        config.reading.origins[f"data.schema.{path}"] = rows.positions.get(column, config.position)
+    return user_column, item_column, why_user, why_item
 
 
-def _uid(metrics: Sequence[Section], rows: Rows) -> tuple[str | None, str]:
+def _find_uid_field(metrics: Sequence[Section], rows: Rows) -> tuple[str | None, str]:
     """The user as GAUC names it."""
     named = [(one.section("gauc"), one.section("gauc").get("uid_field")) for one in metrics]
     for gauc, uid in named:
         if uid is not None and rows.require(uid, gauc, "uid_field"):
-            return uid, f"as the gauc metric says; {rows.config.reading.named_by('user')} says otherwise"
+            return uid, f"as the gauc metric says; {rows.config.reading.option_for('user')} says otherwise"
     return None, ""

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from longrec.errors import ConfigError, nearest
-from longrec.interop.easyrec_fields import ENUMS, MESSAGES, NUMBERED, EasyRecField, Fate
-from longrec.interop.text_format import Field, Message, Number, Place, Text, Word, as_float
+from longrec.interop.easyrec_fields import ENUMS, MESSAGES, NUMBERED, EasyRecField, Status
+from longrec.interop.text_format import Field, Message, Number, Position, Text, Word, as_float
 
 _TRUE, _FALSE = ("true", "True", "t", "1"), ("false", "False", "f", "0")
 _WHOLE = 2**63
@@ -22,23 +22,23 @@ _WHOLE = 2**63
 class Note:
     """One line about one field that is carried with a difference or not carried."""
 
-    place: Place
+    position: Position
     field: str
-    fate: Fate
-    words: str
+    status: Status
+    explanation: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.field}: {self.fate}: {self.words}"
+        return f"{self.position}: {self.field}: {self.status}: {self.explanation}"
 
     @property
     def changes_results(self) -> bool:
         """Whether the difference may change what a model learns or how it is measured; when in doubt it may."""
         leaf = self.field.rpartition(".")[2]
-        return leaf not in _HARMLESS and not (self.field.startswith(_OUTSIDE) and leaf not in _CHOOSES)
+        return leaf not in _HARMLESS and not (self.field.startswith(_OUTSIDE) and leaf not in _CHOICES)
 
 
 _OUTSIDE = ("export_config.", "eval_config.")
-_CHOOSES = (
+_CHOICES = (
     "exporter_type",
     "enable_early_stop",
     "early_stop_func",
@@ -99,9 +99,9 @@ _HARMLESS = frozenset(
 """Fields of machines, files and names: where a model runs, not what it learns."""
 
 
-def by_weight(notes: Iterable[Note]) -> list[Note]:
+def sort_notes(notes: Iterable[Note]) -> list[Note]:
     """Notes with what changes results first, and among those what is not carried before what differs."""
-    return sorted(notes, key=lambda note: (not note.changes_results, note.fate != "not carried", note.place))
+    return sorted(notes, key=lambda note: (not note.changes_results, note.status != "not carried", note.position))
 
 
 @dataclass
@@ -117,12 +117,12 @@ class Reading:
     """
 
     where: str
-    faults: list[tuple[Place, str]] = field(default_factory=list)
+    faults: list[tuple[Position, str]] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
-    origins: dict[str, Place] = field(default_factory=dict)
+    origins: dict[str, Position] = field(default_factory=dict)
     options: bool = True
 
-    def named_by(self, key: str, value: str = "") -> str:
+    def option_for(self, key: str, value: str = "") -> str:
         """How the user or the item is named in words that the command at hand takes: ``--item COLUMN``, or
         ``data.schema.item=COLUMN``.
         """
@@ -130,27 +130,29 @@ class Reading:
             return f"--{key} {value}".rstrip()
         return f"data.schema.{key}={value}" if value else f"data.schema.{key}"
 
-    def fault(self, place: Place, words: str) -> None:
+    def fault(self, position: Position, description: str) -> None:
         """Remember a fault; all of them are raised together."""
-        if (place, words) not in self.faults:
-            self.faults.append((place, words))
+        if (position, description) not in self.faults:
+            self.faults.append((position, description))
 
-    def note(self, place: Place, name: str, fate: Fate, words: str) -> None:
+    def note(self, position: Position, name: str, status: Status, explanation: str) -> None:
         """Remember what becomes of a field."""
-        self.notes.append(Note(place, name, fate, words))
+        self.notes.append(Note(position, name, status, explanation))
 
     def error(self) -> ConfigError:
         """All faults, in the order of the file."""
-        return ConfigError(self.where, [f"{self.where}:{place}: {words}" for place, words in sorted(self.faults)])
+        return ConfigError(
+            self.where, [f"{self.where}:{position}: {description}" for position, description in sorted(self.faults)]
+        )
 
-    def located(self, faults: list[str]) -> list[str]:
+    def locate(self, faults: list[str]) -> list[str]:
         """Faults that begin with a dotted path of the job, each with the line of the configuration it comes from."""
         lines = []
         for fault in faults:
             path = fault.partition(":")[0]
             while path and path not in self.origins:
                 path = path.rpartition(".")[0]
-            lines.append(f"{self.where}:{self.origins.get(path, Place(1, 1))}: {fault}")
+            lines.append(f"{self.where}:{self.origins.get(path, Position(1, 1))}: {fault}")
         return lines
 
 
@@ -164,70 +166,70 @@ class Section:
         place: where it stands, or where it would.
     """
 
-    def __init__(self, reading: Reading, message: str, node: Message | None, path: str, place: Place) -> None:
-        self.reading, self.message, self.path, self.place = reading, message, path, place
-        self.there = node is not None
+    def __init__(self, reading: Reading, message: str, node: Message | None, path: str, position: Position) -> None:
+        self.reading, self.message, self.path, self.position = reading, message, path, position
+        self.present = node is not None
         self._read: set[str] = set()
-        self._carried: set[str] = set()
-        self._known = MESSAGES[message]
-        self._values: dict[str, list[tuple[Any, Place]]] = {}
+        self._carried_fields: set[str] = set()
+        self._specs = MESSAGES[message]
+        self._values: dict[str, list[tuple[Any, Position]]] = {}
         groups: dict[str, str] = {}
         for one in node.fields if node is not None else ():
-            known = self._known.get(one.name)
-            if known is None:
+            spec = self._specs.get(one.name)
+            if spec is None:
                 self._unknown(one)
                 continue
-            if known.group is not None and groups.setdefault(known.group, one.name) != one.name:
-                self._fault(one, f"stands beside {groups[known.group]}; expected one of the two")
-            if one.name in self._values and not known.repeated:
+            if spec.group is not None and groups.setdefault(spec.group, one.name) != one.name:
+                self._fault(one, f"stands beside {groups[spec.group]}; expected one of the two")
+            if one.name in self._values and not spec.repeated:
                 self._fault(one, "is written twice; expected once")
-            value = self._value(known, one)
+            value = self._read_value(spec, one)
             if value is not None:
-                self._values.setdefault(one.name, []).append((value, one.place))
+                self._values.setdefault(one.name, []).append((value, one.position))
 
-    def _fault(self, one: Field, words: str) -> None:
-        self.reading.fault(one.place, f"{self._dotted(one.name)} {words}")
+    def _fault(self, one: Field, description: str) -> None:
+        self.reading.fault(one.position, f"{self._path_of(one.name)} {description}")
 
-    def _dotted(self, name: str) -> str:
+    def _path_of(self, name: str) -> str:
         return f"{self.path}.{name}" if self.path else name
 
     def _unknown(self, one: Field) -> None:
-        near = nearest(one.name, self._known)
-        hint = f"did you mean {near!r}?" if near else f"known: {', '.join(self._known)}"
+        near = nearest(one.name, self._specs)
+        hint = f"did you mean {near!r}?" if near else f"known: {', '.join(self._specs)}"
         self._fault(one, f"is no field of {self.message}; {hint}")
 
-    def _value(self, known: EasyRecField, one: Field) -> Any:
+    def _read_value(self, spec: EasyRecField, one: Field) -> Any:
         """What the field's type makes of a value; None, with a fault, when it makes nothing of it."""
-        value, kind = one.value, known.type
+        value, kind = one.value, spec.type
         if kind == "any":
             return value
         if kind in MESSAGES and isinstance(value, Message):
-            return Section(self.reading, kind, value, self._dotted(one.name), one.place)
-        made = None if isinstance(value, Message) or kind in MESSAGES else _scalar(kind, value)
-        if made is None:
-            self._fault(one, f"is {_told(value)}; expected {_expected(kind, value)}")
-        return made
+            return Section(self.reading, kind, value, self._path_of(one.name), one.position)
+        result = None if isinstance(value, Message) or kind in MESSAGES else _parse_scalar(kind, value)
+        if result is None:
+            self._fault(one, f"is {_format_value(value)}; expected {_describe_expected(kind, value)}")
+        return result
 
     # ---- reading ----
 
-    def _take(self, name: str) -> list[tuple[Any, Place]]:
-        assert name in self._known, f"{self.message}.{name} is not in the table"
+    def _take(self, name: str) -> list[tuple[Any, Position]]:
+        assert name in self._specs, f"{self.message}.{name} is not in the table"
         self._read.add(name)
         return self._values.get(name, [])
 
     def has(self, name: str) -> bool:
         """Whether a field is written; does not count as reading it."""
-        assert name in self._known, f"{self.message}.{name} is not in the table"
+        assert name in self._specs, f"{self.message}.{name} is not in the table"
         return bool(self._values.get(name))
 
-    def which(self, group: str) -> str | None:
+    def written_field(self, group: str) -> str | None:
         """The field of a group that is written."""
-        return next((name for name in self._values if self._known[name].group == group), None)
+        return next((name for name in self._values if self._specs[name].group == group), None)
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of a field, or the default."""
-        taken = self._take(name)
-        return taken[-1][0] if taken else default
+        entries = self._take(name)
+        return entries[-1][0] if entries else default
 
     def all(self, name: str) -> list[Any]:
         """All values of a repeated field."""
@@ -235,61 +237,63 @@ class Section:
 
     def section(self, name: str) -> Section:
         """A message inside; where it is not written, one without fields."""
-        taken = self._take(name)
-        if taken:
-            made: Section = taken[-1][0]
-            return made
-        return Section(self.reading, self._known[name].type, None, self._dotted(name), self.place)
+        entries = self._take(name)
+        if entries:
+            inner: Section = entries[-1][0]
+            return inner
+        return Section(self.reading, self._specs[name].type, None, self._path_of(name), self.position)
 
-    def at(self, name: str, number: int = -1) -> Place:
+    def position_of(self, name: str, number: int = -1) -> Position:
         """Where a field stands; where the message stands when it is not written."""
-        taken = self._values.get(name)
-        return taken[number][1] if taken else self.place
+        entries = self._values.get(name)
+        return entries[number][1] if entries else self.position
 
     # ---- telling ----
 
-    def note(self, name: str, fate: Fate, words: str) -> None:
+    def note(self, name: str, status: Status, explanation: str) -> None:
         """Note something about a field that its table does not say."""
-        self.reading.note(self.at(name), self._dotted(name), fate, words)
+        self.reading.note(self.position_of(name), self._path_of(name), status, explanation)
 
-    def carried(self, name: str) -> None:
+    def mark_carried(self, name: str) -> None:
         """Note nothing about a field that its table says is not carried: here it is."""
-        self._carried.add(name)
+        self._carried_fields.add(name)
 
-    def fault(self, name: str, words: str) -> None:
+    def fault(self, name: str, description: str) -> None:
         """A fault of a field."""
-        self.reading.fault(self.at(name), f"{self._dotted(name)} {words}")
+        self.reading.fault(self.position_of(name), f"{self._path_of(name)} {description}")
 
-    def origin(self, path: str, name: str) -> None:
+    def record_origin(self, path: str, name: str) -> None:
         """The word of the job at ``path`` comes from this field."""
-        self.reading.origins[path] = self.at(name)
+        self.reading.origins[path] = self.position_of(name)
 
     def settle(self) -> None:
         """Note or refuse every field that is written, after all were read that anybody reads."""
         for name, values in self._values.items():
-            known = self._known[name]
-            place, dotted = values[0][1], self._dotted(name)
-            if known.fate == "refused":
-                self.reading.fault(place, f"{dotted} is not carried over: {known.words}; take it out, or change it")
-            elif name in self._carried:
+            spec = self._specs[name]
+            position, dotted = values[0][1], self._path_of(name)
+            if spec.status == "refused":
+                self.reading.fault(
+                    position, f"{dotted} is not carried over: {spec.explanation}; take it out, or change it"
+                )
+            elif name in self._carried_fields:
                 continue
-            elif known.fate == "not carried":
-                self.reading.note(place, dotted, known.fate, known.words)
+            elif spec.status == "not carried":
+                self.reading.note(position, dotted, spec.status, spec.explanation)
             elif name not in self._read:
-                words = "nothing reads it here" if self.message != "EasyRecModel" else "another model's settings"
-                self.reading.note(place, dotted, "not carried", words)
+                explanation = "nothing reads it here" if self.message != "EasyRecModel" else "another model's settings"
+                self.reading.note(position, dotted, "not carried", explanation)
             else:
-                if known.fate == "differs":
-                    self.reading.note(place, dotted, known.fate, known.words)
-                for inner in _sections(values):
+                if spec.status == "differs":
+                    self.reading.note(position, dotted, spec.status, spec.explanation)
+                for inner in _inner_sections(values):
                     inner.settle()
 
 
-def _sections(values: list[tuple[Any, Place]]) -> Iterator[Section]:
+def _inner_sections(values: list[tuple[Any, Position]]) -> Iterator[Section]:
     return (value for value, _ in values if isinstance(value, Section))
 
 
-def _scalar(kind: str, value: Text | Number | Word) -> Any:
+def _parse_scalar(kind: str, value: Text | Number | Word) -> Any:
     if kind == "text":
         return value.value if isinstance(value, Text) else None
     if isinstance(value, Text):
@@ -309,7 +313,7 @@ def _scalar(kind: str, value: Text | Number | Word) -> Any:
     return names[int(value.value)] or None if numbered else None
 
 
-def _expected(kind: str, value: Text | Number | Word | Message) -> str:
+def _describe_expected(kind: str, value: Text | Number | Word | Message) -> str:
     if kind in MESSAGES:
         return "a message in braces"
     if kind.startswith("enum:"):
@@ -319,8 +323,8 @@ def _expected(kind: str, value: Text | Number | Word | Message) -> str:
     return {"text": "text in quotes", "bool": "true or false", "int": "a whole number, 0 or more"}.get(kind, "a number")
 
 
-def _told(value: Text | Number | Word | Message) -> str:
+def _format_value(value: Text | Number | Word | Message) -> str:
     if isinstance(value, Message):
         return "a message"
-    told = repr(value.value) if isinstance(value, Text) else str(value.value)
-    return told if len(told) <= 60 else told[:57] + "..."
+    text = repr(value.value) if isinstance(value, Text) else str(value.value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from longrec.features.fields import RESERVED_NAMES
-from longrec.interop.easyrec_parts import Groups, attention_inside, check_loss, embeds_numbers, layers, plain_layers
+from longrec.interop.easyrec_groups import (
+    Groups,
+    check_loss,
+    convert_attention,
+    convert_layers,
+    convert_plain_layers,
+    embeds_numbers,
+)
 from longrec.interop.easyrec_rows import Rows
 from longrec.interop.easyrec_section import Section
 
@@ -36,7 +43,7 @@ class Tasks:
 
     def __init__(self, top: Section) -> None:
         model = top.section("model_config")
-        settings = model.which("model") if model.there else None
+        settings = model.written_field("model") if model.present else None
         self.towers: list[Section] = []
         self.columns: list[str] = []
         self.names: list[str] = []
@@ -46,9 +53,11 @@ class Tasks:
         if settings not in _TOWERS:
             return
         own, fields = model.section(settings), top.section("data_config").all("label_fields")
-        self.towers = [tower for place in _TOWERS[settings] for tower in own.all(place)]
+        self.towers = [tower for field in _TOWERS[settings] for tower in own.all(field)]
         if len(self.towers) < len(_TOWERS[settings]):
-            own.reading.fault(own.place, f"{own.path} lacks {' or '.join(_TOWERS[settings])}; expected a tower a task")
+            own.reading.fault(
+                own.position, f"{own.path} lacks {' or '.join(_TOWERS[settings])}; expected a tower a task"
+            )
         for number, tower in enumerate(self.towers):
             self._add(tower, fields[number] if number < len(fields) else None, fields)
 
@@ -57,19 +66,19 @@ class Tasks:
         column = tower.get("label_name", default)
         if column is None:
             tower.reading.fault(
-                tower.place, f"{tower.path} has no label; expected label_name, or one more label_fields"
+                tower.position, f"{tower.path} has no label; expected label_name, or one more label_fields"
             )
         elif column not in fields:
-            told = ", ".join(fields) or "none"
-            tower.fault("label_name", f"is {column!r}; expected one of data_config.label_fields: {told}")
+            choices = ", ".join(fields) or "none"
+            tower.fault("label_name", f"is {column!r}; expected one of data_config.label_fields: {choices}")
         elif column in self.columns:
-            tower.reading.fault(tower.place, f"{tower.path} learns {column} again; expected one tower a label")
+            tower.reading.fault(tower.position, f"{tower.path} learns {column} again; expected one tower a label")
         else:
             self.columns.append(column)
             self.names.append(column)
-            self.weights.append(self._weight(tower))
+            self.weights.append(self._read_weight(tower))
 
-    def _weight(self, tower: Section) -> float:
+    def _read_weight(self, tower: Section) -> float:
         check_loss(tower)
         for metrics in tower.all("metrics_set"):
             metrics.get("auc")
@@ -78,165 +87,192 @@ class Tasks:
         weight: float = tower.get("weight", 1.0)
         for loss in tower.all("losses")[:1]:
             weight *= loss.get("weight", 1.0)
-            loss.carried("weight")
+            loss.mark_carried("weight")
         if weight <= 0:
             tower.fault("weight", f"is {weight:g}; expected a number above 0, or no such tower")
-        tower.origin(f"model.tasks.{self.names[-1]}" if len(self.columns) > 1 else "model.label_weight", "weight")
+        tower.record_origin(
+            f"model.tasks.{self.names[-1]}" if len(self.columns) > 1 else "model.label_weight", "weight"
+        )
         return weight
 
-    def name(self, taken: Iterable[str]) -> None:
+    def assign_names(self, taken: Iterable[str]) -> None:
         """Give the labels besides the schema's names that no feature has."""
-        known = {_LABEL, *RESERVED_NAMES, *taken}
+        names_in_use = {_LABEL, *RESERVED_NAMES, *taken}
         for number, column in enumerate(self.columns):
             name = re.sub(r"[^\w-]", "_", column)
-            while number and name in known:
+            while number and name in names_in_use:
                 name += "_"
-            known.add(name)
+            names_in_use.add(name)
             self.names[number] = name
-            self.towers[number].origin(f"data.schema.features.{name}", "label_name")
+            self.towers[number].record_origin(f"data.schema.features.{name}", "label_name")
 
-    def plain(self, metric: str) -> str:
+    def strip_tower_name(self, metric: str) -> str:
         """A metric of the tower of the schema's label by the name it has in a model of one task."""
         names = [self.towers[0].get("tower_name", "")] if self.towers else []
         own = [f"_{name}" for name in [*names, *(["ctcvr"] if self._esmm else [])] if name]
         return next((metric.removesuffix(end) for end in own if metric.endswith(end)), metric)
 
-    def features(self, rows: Rows) -> dict[str, dict[str, Any]]:
+    def convert_labels(self, rows: Rows) -> dict[str, dict[str, Any]]:
         """The labels besides the schema's, as feedback features of its words."""
-        made: dict[str, dict[str, Any]] = {}
+        labels: dict[str, dict[str, Any]] = {}
         for name, column in list(zip(self.names, self.columns))[1:]:
             if rows.types.get(column) == "float":
                 rows.types[column] = "int"  # 0 and 1, to be told apart like ids
                 rows.defaults[column] = int(rows.defaults.get(column) or 0)
-            made[name] = {"kind": "id", "feedback": True} | ({"column": column} if name != column else {})
-        return made
+            labels[name] = {"kind": "id", "feedback": True} | ({"column": column} if name != column else {})
+        return labels
 
-    def words(self) -> dict[str, Any]:
+    def convert_tasks(self) -> dict[str, Any]:
         """``tasks`` and ``label_weight`` of our models."""
-        words: dict[str, Any] = {"tasks": dict(zip(self.names[1:], self.weights[1:]))}
+        settings: dict[str, Any] = {"tasks": dict(zip(self.names[1:], self.weights[1:]))}
         if self.weights and self.weights[0] != 1:
-            words["label_weight"] = self.weights[0]
-        return words
+            settings["label_weight"] = self.weights[0]
+        return settings
 
 
-def simple(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
+def convert_simple(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
     """A network a task over all features."""
-    form = _Form()
-    return {"name": "shared_bottom", **_bottom(own, groups), "mlp": [], **_towers(tasks, form), **form.words}
+    form = _SharedLayers()
+    return {
+        "name": "shared_bottom",
+        **_convert_base(own, groups),
+        "mlp": [],
+        **_convert_towers(tasks, form),
+        **form.settings,
+    }
 
 
-def mmoe(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
+def convert_mmoe(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
     """Experts behind gates; ``experts`` are the older form of ``expert_dnn`` and ``num_expert``."""
-    form, several = _Form(), own.all("experts")
+    form, several = _SharedLayers(), own.all("experts")
     if own.has("expert_dnn"):
-        words = {"experts": own.get("num_expert", 0), "expert": form.units(own.section("expert_dnn"))}
-        own.origin("model.experts", "num_expert")
-        if not words["experts"]:
+        settings = {"experts": own.get("num_expert", 0), "expert": form.read_units(own.section("expert_dnn"))}
+        own.record_origin("model.experts", "num_expert")
+        if not settings["experts"]:
             own.fault("num_expert", "is missing or 0; expected the number of experts")
     elif several:
-        words = {"experts": len(several), "expert": form.alike(([one.section("dnn")] for one in several), "experts")}
+        settings = {
+            "experts": len(several),
+            "expert": form.unify_units(([one.section("dnn")] for one in several), "experts"),
+        }
     else:
-        own.reading.fault(own.place, f"{own.path} has no experts; expected expert_dnn and num_expert")
-        words = {}
-    return {"name": "mmoe", **_bottom(own, groups), **words, **_towers(tasks, form), **form.words}
+        own.reading.fault(own.position, f"{own.path} has no experts; expected expert_dnn and num_expert")
+        settings = {}
+    return {"name": "mmoe", **_convert_base(own, groups), **settings, **_convert_towers(tasks, form), **form.settings}
 
 
-def ple(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
+def convert_ple(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
     """Levels of experts, those of a task beside shared ones."""
-    form, words = _Form(), dict[str, Any]()
+    form, settings = _SharedLayers(), dict[str, Any]()
     levels: list[Section] = own.all("extraction_networks")
     if not levels:
-        own.reading.fault(own.place, f"{own.path} has no extraction_networks; expected one at least")
+        own.reading.fault(own.position, f"{own.path} has no extraction_networks; expected one at least")
     for level in levels:
         nets = [level.section(net) for net in ("task_expert_net", "share_expert_net") if level.has(net)]
-        found = {"own": level.get("expert_num_per_task", 1), "expert": form.alike(([net] for net in nets), "experts")}
-        found |= {"experts": level.get("share_num")} if level.has("share_num") else {}
-        words = {**found, **words}
+        level_settings = {
+            "own": level.get("expert_num_per_task", 1),
+            "expert": form.unify_units(([net] for net in nets), "experts"),
+        }
+        level_settings |= {"experts": level.get("share_num")} if level.has("share_num") else {}
+        settings = {**level_settings, **settings}
         for key, name in (("own", "expert_num_per_task"), ("experts", "share_num")):
-            if found.get(key, 0) != words.get(key, 0):
-                level.note(name, "differs", f"all levels have as many as the first that has some: {words[key]}")
-    if levels and "experts" not in words:
+            if level_settings.get(key, 0) != settings.get(key, 0):
+                level.note(name, "differs", f"all levels have as many as the first that has some: {settings[key]}")
+    if levels and "experts" not in settings:
         levels[0].reading.fault(
-            levels[0].place, f"{levels[0].path} has no share_num; expected one shared expert at least"
+            levels[0].position, f"{levels[0].path} has no share_num; expected one shared expert at least"
         )
     return {
-        "name": "ple", **_bottom(own, groups), "levels": len(levels), **words, **_towers(tasks, form), **form.words,
+        "name": "ple", **_convert_base(own, groups), "levels": len(levels), **settings, **_convert_towers(tasks, form),
+        **form.settings,
     }  # fmt: skip
 
 
-def esmm(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
+def convert_esmm(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
     """A click and what comes after it."""
-    form, under = _Form(), dict[str, dict[str, Any]]()
+    form, under = _SharedLayers(), dict[str, dict[str, Any]]()
     for tower in own.all("groups"):
         name = tower.get("input", "")
         if name in under:
             tower.fault("input", f"names the group {name!r} again; expected one tower a group")
         elif groups.find(name, tower) is not None:
-            under[name] = layers(tower.section("dnn"))
-    words: dict[str, Any] = {"name": "esmm", **_bottom(own, groups, under)}
+            under[name] = convert_layers(tower.section("dnn"))
+    settings: dict[str, Any] = {"name": "esmm", **_convert_base(own, groups, under)}
     if len(tasks.columns) == 2:
-        words |= {"click": tasks.names[1], "click_weight": tasks.weights[1], "label_weight": tasks.weights[0]}
-        own.origin("model.click", "ctr_tower")
+        settings |= {"click": tasks.names[1], "click_weight": tasks.weights[1], "label_weight": tasks.weights[0]}
+        own.record_origin("model.click", "ctr_tower")
     mean = "losses are means over the rows of a batch (there: sums), so that regularisation weighs more"
-    own.reading.note(own.place, own.path, "differs", mean)
-    units = _units(tasks, form)
+    own.reading.note(own.position, own.path, "differs", mean)
+    units = _convert_tower_units(tasks, form)
     if not units:
         units = [128, 64]
         own.note("cvr_tower", "differs", f"without layers of its own it has {units}")
-    return {**words, "mlp": units, **form.words}
+    return {**settings, "mlp": units, **form.settings}
 
 
-def dbmtl(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
+def convert_dbmtl(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
     """A bottom, experts over it where there are some, and towers that do not read each other."""
-    form, several = _Form(), own.get("num_expert", 0)
+    form, several = _SharedLayers(), own.get("num_expert", 0)
     if not several:
-        units = form.units(own.section("bottom_dnn")) if own.has("bottom_dnn") else []
-        return {"name": "shared_bottom", **_bottom(own, groups), "mlp": units, **_towers(tasks, form), **form.words}
-    own.origin("model.experts", "num_expert")
-    words = {"experts": several, "expert": form.units(own.section("expert_dnn"))}
-    under = {groups.whole(own): layers(own.section("bottom_dnn"))} if own.has("bottom_dnn") else {}
-    return {"name": "mmoe", **_bottom(own, groups, under), **words, **_towers(tasks, form), **form.words}
+        units = form.read_units(own.section("bottom_dnn")) if own.has("bottom_dnn") else []
+        return {
+            "name": "shared_bottom",
+            **_convert_base(own, groups),
+            "mlp": units,
+            **_convert_towers(tasks, form),
+            **form.settings,
+        }
+    own.record_origin("model.experts", "num_expert")
+    settings = {"experts": several, "expert": form.read_units(own.section("expert_dnn"))}
+    under = {groups.find_whole(own): convert_layers(own.section("bottom_dnn"))} if own.has("bottom_dnn") else {}
+    return {
+        "name": "mmoe",
+        **_convert_base(own, groups, under),
+        **settings,
+        **_convert_towers(tasks, form),
+        **form.settings,
+    }
 
 
-MAPPED: dict[str, tuple[str, Callable[[Section, Groups, Tasks], dict[str, Any]]]] = {
-    "SimpleMultiTask": ("simple_multi_task", simple),
-    "MMoE": ("mmoe", mmoe),
-    "PLE": ("ple", ple),
-    "ESMM": ("esmm", esmm),
-    "DBMTL": ("dbmtl", dbmtl),
+MAPPERS: dict[str, tuple[str, Callable[[Section, Groups, Tasks], dict[str, Any]]]] = {
+    "SimpleMultiTask": ("simple_multi_task", convert_simple),
+    "MMoE": ("mmoe", convert_mmoe),
+    "PLE": ("ple", convert_ple),
+    "ESMM": ("esmm", convert_esmm),
+    "DBMTL": ("dbmtl", convert_dbmtl),
 }
 """Class name -> field of its settings, and mapper."""
 
 
-class _Form:
+class _SharedLayers:
     """Units of networks, of which all of one model have one activation, normalisation and dropout."""
 
     def __init__(self) -> None:
-        self.words: dict[str, Any] = {}
+        self.settings: dict[str, Any] = {}
         self._units: dict[str, list[int]] = {}
 
-    def units(self, dnn: Section) -> list[int]:
+    def read_units(self, dnn: Section) -> list[int]:
         """The hidden units of a network."""
-        found = plain_layers(dnn)
-        units: list[int] = found.pop("mlp")
-        for key, value in found.items():
-            if self.words.setdefault(key, value) != value:
-                told = str(self.words[key]).lower()
-                dnn.note(_FIELDS[key], "differs", f"one for all networks of the model: {told}")
+        settings = convert_plain_layers(dnn)
+        units: list[int] = settings.pop("mlp")
+        for key, value in settings.items():
+            if self.settings.setdefault(key, value) != value:
+                shared = str(self.settings[key]).lower()
+                dnn.note(_FIELDS[key], "differs", f"one for all networks of the model: {shared}")
         return units
 
-    def alike(self, networks: Iterable[Iterable[Section]], what: str) -> list[int]:
+    def unify_units(self, networks: Iterable[Iterable[Section]], what: str) -> list[int]:
         """The hidden units of networks that all have those of the first ever given by that name; none without any.
 
         Args:
             networks: the parts of each, which stand on each other.
         """
-        for parts in networks:
-            found = [(dnn, self.units(dnn)) for dnn in parts]
-            units = [unit for _, own in found for unit in own]
-            if found and self._units.setdefault(what, units) != units:
-                words = f"all {what} have those of the first: {self._units[what]}"
-                found[0][0].note("hidden_units", "differs", words)
+        for network in networks:
+            sizes = [(dnn, self.read_units(dnn)) for dnn in network]
+            units = [unit for _, own in sizes for unit in own]
+            if sizes and self._units.setdefault(what, units) != units:
+                explanation = f"all {what} have those of the first: {self._units[what]}"
+                sizes[0][0].note("hidden_units", "differs", explanation)
         return self._units.get(what, [])
 
 
@@ -245,43 +281,43 @@ _LAYERS = {"TaskTower": ("dnn",), "BayesTaskTower": ("dnn", "relation_dnn")}
 _FIELDS = {"activation": "activation", "batch_norm": "use_bn", "dropout": "dropout_ratio"}
 
 
-def _towers(tasks: Tasks, form: _Form) -> dict[str, Any]:
+def _convert_towers(tasks: Tasks, form: _SharedLayers) -> dict[str, Any]:
     """``tower`` and the labels."""
-    return {"tower": _units(tasks, form), **tasks.words()}
+    return {"tower": _convert_tower_units(tasks, form), **tasks.convert_tasks()}
 
 
-def _units(tasks: Tasks, form: _Form) -> list[int]:
+def _convert_tower_units(tasks: Tasks, form: _SharedLayers) -> list[int]:
     """The layers of every tower, those of the first that has some."""
     networks = [[tower.section(dnn) for dnn in _LAYERS[tower.message] if tower.has(dnn)] for tower in tasks.towers]
-    units, first = form.alike(networks, "towers"), next((parts[0] for parts in networks if parts), None)
+    units, first = form.unify_units(networks, "towers"), next((network[0] for network in networks if network), None)
     if first is not None and not all(networks):
-        words = f"all towers have the layers of those with some: {units}"
-        first.reading.note(first.place, first.path, "differs", words)
+        explanation = f"all towers have the layers of those with some: {units}"
+        first.reading.note(first.position, first.path, "differs", explanation)
     return units
 
 
-def _bottom(own: Section, groups: Groups, under: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+def _convert_base(own: Section, groups: Groups, under: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:
     """``base``: towers over groups where groups have layers of their own, attend to histories, or hold plain numbers;
     else nothing, for all features as they are.
 
     Args:
         under: layers by group; by default the one group that all tasks read, without layers.
     """
-    given = under or {groups.whole(own): {"mlp": []}}
+    layers_by_group = under or {groups.find_whole(own): {"mlp": []}}
     towers, plain = {}, not under
-    for name, form in given.items():
+    for name, form in layers_by_group.items():
         if name not in groups.by_name:
             continue
-        inside = attention_inside(groups.by_name[name], groups)
+        inside = convert_attention(groups.by_name[name], groups)
         of = groups.read(name)
         if not of:
             groups.by_name[name].fault("feature_names", "have none that is carried; expected one feature at least")
         plain = plain and not inside
         towers[re.sub(r"[^\w-]", "_", name)] = {"of": of, **form, **({"din": inside} if inside else {})}
     vectors = embeds_numbers(groups)
-    numbers = any(spec.words.get("kind") == "dense" for spec in groups.features.read.values())
+    numbers = any(spec.settings.get("kind") == "dense" for spec in groups.features.read.values())
     if not towers or (plain and not numbers):
         return {}
     base = {"name": "multi_tower", "towers": towers, "din": {}, "final": {"mlp": []}, "input_norm": False}
-    own.reading.origins["model.base"] = own.place
+    own.reading.origins["model.base"] = own.position
     return {"base": base | ({"embed_numbers": True} if vectors else {})}

@@ -16,20 +16,20 @@ from typing import Any
 from longrec.config import parse
 from longrec.errors import ConfigError, nearest
 from longrec.features.schema import Schema
-from longrec.interop import json_places
+from longrec.interop import json_positions
 from longrec.interop.easyrec_rows import ITEMS, LIKE_AN_ITEM, USERS
 from longrec.interop.easyrec_section import Note, Reading
 from longrec.interop.fg_entry import Entry
 from longrec.interop.fg_features import Features
 from longrec.interop.fg_fields import KINDS, OTHERS
 from longrec.interop.fg_histories import Histories
-from longrec.interop.json_places import Placed
+from longrec.interop.json_positions import JsonDocument
 
 SUFFIX = ".json"
 
 
 @dataclass(frozen=True)
-class Generator:
+class ImportedGenerator:
     """What an fg.json says, in our words; paths in it are ``Path`` objects until it is written.
 
     Attributes:
@@ -49,8 +49,8 @@ class Generator:
     @property
     def features(self) -> Mapping[str, Mapping[str, Any]]:
         """The features of the schema by name."""
-        made: Mapping[str, Mapping[str, Any]] = self.schema["features"]
-        return made
+        result: Mapping[str, Mapping[str, Any]] = self.schema["features"]
+        return result
 
 
 def is_generator(path: object) -> bool:
@@ -58,7 +58,7 @@ def is_generator(path: object) -> bool:
     return isinstance(path, str | Path) and Path(path).suffix.lower() == SUFFIX
 
 
-def read(path: str | Path, *, user: str | None = None, item: str | None = None) -> Generator:
+def read(path: str | Path, *, user: str | None = None, item: str | None = None) -> ImportedGenerator:
     """Read an fg.json.
 
     Args:
@@ -69,27 +69,29 @@ def read(path: str | Path, *, user: str | None = None, item: str | None = None) 
         ConfigError: all faults, each with file, line and column.
     """
     path = Path(path)
-    return of_json(json_places.read(path), path, user=user, item=item)
+    return read_document(json_positions.read(path), path, user=user, item=item)
 
 
-def of_json(placed: Placed, path: Path, *, user: str | None = None, item: str | None = None) -> Generator:
+def read_document(
+    document: JsonDocument, path: Path, *, user: str | None = None, item: str | None = None
+) -> ImportedGenerator:
     """:func:`read` of a file that is parsed already; ``path`` names it and is where its paths start."""
-    return _Reader(placed, path).generator(user, item)
+    return _Reader(document, path).read_schema(user, item)
 
 
 class _Reader:
     """The parts in the order in which they need each other."""
 
-    def __init__(self, placed: Placed, path: Path) -> None:
-        self.placed, self.path, self.reading = placed, path, Reading(str(path))
-        for where in placed.repeated:
-            self.reading.fault(placed.places[where], f"{where[-1]} is written twice; expected once")
-        self.top = Entry(self.reading, placed, "the file")
+    def __init__(self, document: JsonDocument, path: Path) -> None:
+        self.document, self.path, self.reading = document, path, Reading(str(path))
+        for where in document.repeated:
+            self.reading.fault(document.positions[where], f"{where[-1]} is written twice; expected once")
+        self.top = Entry(self.reading, document, "the file")
 
-    def generator(self, user: str | None, item: str | None) -> Generator:
-        entries, sequences = self._entries()
+    def read_schema(self, user: str | None, item: str | None) -> ImportedGenerator:
+        entries, sequences = self._read_entries()
         reserves = self.top.get("reserves", default=[])
-        theirs, candidates = _columns(entries)
+        theirs, candidates = _find_columns(entries)
         choices = []
         if user is None:
             user = next((name for name in USERS if name in [*theirs, *reserves]), None)
@@ -99,7 +101,7 @@ class _Reader:
         else:
             number, why = None, "as told (--user)"
         choices.append(f"user: {user}, {why}")
-        item, why = self._item(item, [*candidates, *reserves], user)
+        item, why = self._choose_item(item, [*candidates, *reserves], user)
         choices.append(f"item: {item}, {why}")
         features = Features(self.top, self.path.parent, user, item)
         for entry in entries:
@@ -107,73 +109,75 @@ class _Reader:
         histories = Histories(features)
         for sequence, steps in sequences:
             histories.add(sequence, steps)
-        label, why = self._label(reserves, {user, item, *theirs, *candidates})
+        label, why = self._choose_label(reserves, {user, item, *theirs, *candidates})
         choices.append(f"label: {label}, {why}")
         for entry in (self.top, *entries, *(sequence for sequence, _ in sequences)):
             entry.settle()
-        schema: dict[str, Any] = {"user": user, "item": item, "label": label, "features": features.words()}
+        schema: dict[str, Any] = {"user": user, "item": item, "label": label, "features": features.convert_features()}
         rows: dict[str, Any] = {"packed": histories.packed} if histories.packed else {}
-        if histories.words:
-            schema["histories"] = histories.words
+        if histories.settings:
+            schema["histories"] = histories.settings
         else:
             # Without histories that rows carry, the schema needs a moment: the rows are taken in their order.
             number = "row"
             schema["time"] = {"column": number, "unit": "step"}
         rows |= {"number": number} if number else {}
         self._check(schema)
-        return Generator(self.path, schema, rows, tuple(sorted(self.reading.notes)), tuple(choices))
+        return ImportedGenerator(self.path, schema, rows, tuple(sorted(self.reading.notes)), tuple(choices))
 
-    def _entries(self) -> tuple[list[Entry], list[tuple[Entry, list[Entry]]]]:
+    def _read_entries(self) -> tuple[list[Entry], list[tuple[Entry, list[Entry]]]]:
         """Features, and sequences with the features of a step; what is not carried is noted."""
-        given = self.top.get("features")
-        if not isinstance(given, list) or not given:
+        features = self.top.get("features")
+        if not isinstance(features, list) or not features:
             self.top.fault("features", "is missing or no list; expected the features")
             return [], []
         entries: list[Entry] = []
         sequences: list[tuple[Entry, list[Entry]]] = []
-        for number, one in enumerate(given):
+        for number, one in enumerate(features):
             path: tuple[str | int, ...] = ("features", number)
             if isinstance(one, dict) and "sequence_name" in one:
-                sequence = Entry(self.reading, self.placed, "sequence", path)
+                sequence = Entry(self.reading, self.document, "sequence", path)
                 inner = sequence.get("features")
                 if not isinstance(inner, list) or not inner:
                     sequence.fault("features", "is missing or no list; expected the features of a step")
                     inner = []
-                steps = [self._entry((*path, "features", place), step) for place, step in enumerate(inner)]
+                steps = [self._read_entry((*path, "features", index), step) for index, step in enumerate(inner)]
                 sequences.append((sequence, [step for step in steps if step is not None]))
                 continue
-            entry = self._entry(path, one)
+            entry = self._read_entry(path, one)
             if entry is not None:
                 entries.append(entry)
         return entries, sequences
 
-    def _entry(self, path: tuple[str | int, ...], one: Any) -> Entry | None:
+    def _read_entry(self, path: tuple[str | int, ...], one: Any) -> Entry | None:
         """A feature of a kind that is carried."""
         kind = one.get("feature_type") if isinstance(one, dict) else ""
         if isinstance(kind, str) and kind in KINDS and kind != "sequence" and kind != "the file":
-            return Entry(self.reading, self.placed, kind, path)
-        entry = Entry(self.reading, self.placed, "id_feature", path)
+            return Entry(self.reading, self.document, kind, path)
+        entry = Entry(self.reading, self.document, "id_feature", path)
         if isinstance(one, dict) and isinstance(kind, str) and kind in OTHERS:
             entry.note_whole("not carried", f"{one.get('feature_name', '')} is a {kind}: {OTHERS[kind]}")
         elif isinstance(one, dict):
             near = nearest(kind, [*KINDS, *OTHERS]) if isinstance(kind, str) else None
-            known = ", ".join(name for name in KINDS if name.endswith("_feature"))
-            hint = f"did you mean {near!r}?" if near else f"known: {known}, or sequence_name"
+            kinds = ", ".join(name for name in KINDS if name.endswith("_feature"))
+            hint = f"did you mean {near!r}?" if near else f"known: {kinds}, or sequence_name"
             entry.fault("feature_type", f"is {kind!r}, which is no type of a feature; {hint}")
         return None
 
-    def _item(self, item: str | None, free: list[str], user: str) -> tuple[str, str]:
+    def _choose_item(self, item: str | None, free: list[str], user: str) -> tuple[str, str]:
         if item is not None:
             return item, "as told (--item)"
         names = [*ITEMS, *sorted(name for name in free if LIKE_AN_ITEM.search(name))]
-        found = next((name for name in names if name in free and name != user), None)
-        if found is None:
-            told = ", ".join(dict.fromkeys(free)) or "none"
-            words = f"has no column that names the item by a usual name; say which it is with --item COLUMN: {told}"
-            self.top.fault("features", words)
-        return found or "item", "by its name; --item says otherwise"
+        column = next((name for name in names if name in free and name != user), None)
+        if column is None:
+            columns = ", ".join(dict.fromkeys(free)) or "none"
+            description = (
+                f"has no column that names the item by a usual name; say which it is with --item COLUMN: {columns}"
+            )
+            self.top.fault("features", description)
+        return column or "item", "by its name; --item says otherwise"
 
-    def _label(self, reserves: list[str], read: set[str]) -> tuple[str, str]:
+    def _choose_label(self, reserves: list[str], read: set[str]) -> tuple[str, str]:
         """The first of ``label_fields``, else the one reserved column that nothing else reads."""
         labels = self.top.get("label_fields", default=[])
         if len(labels) > 1:
@@ -182,8 +186,8 @@ class _Reader:
             return labels[0], "the first of label_fields"
         rest = [name for name in dict.fromkeys(reserves) if name not in read]
         if len(rest) != 1:
-            found = f"{', '.join(rest)} of reserves may be the label" if rest else "nothing tells the label"
-            self.top.fault("label_fields", f'is missing, and {found}; add "label_fields": ["COLUMN"]')
+            reason = f"{', '.join(rest)} of reserves may be the label" if rest else "nothing tells the label"
+            self.top.fault("label_fields", f'is missing, and {reason}; add "label_fields": ["COLUMN"]')
             return "label", ""
         return rest[0], "the only column of reserves that nothing else reads"
 
@@ -194,23 +198,23 @@ class _Reader:
         plain = {
             **schema,
             "features": {
-                name: {key: str(value) if isinstance(value, Path) else value for key, value in words.items()}
-                for name, words in schema["features"].items()
+                name: {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
+                for name, settings in schema["features"].items()
             },
         }
         try:
             parse(Schema, plain, str(self.path))
         except ConfigError as error:
-            raise ConfigError(str(self.path), self.reading.located(error.faults)) from None
+            raise ConfigError(str(self.path), self.reading.locate(error.faults)) from None
 
 
-def _columns(entries: list[Entry]) -> tuple[list[str], list[str]]:
+def _find_columns(entries: list[Entry]) -> tuple[list[str], list[str]]:
     """Columns that rules read, of the user and of the candidate; their faults are told where they are used."""
     sides: dict[bool, list[str]] = {True: [], False: []}
     for entry in entries:
         for key in ("expression", "map", "key", "user", "item", "category"):
-            given = entry.values.get(key)
-            for text in [given] if isinstance(given, str) else given if isinstance(given, list) else []:
+            value = entry.values.get(key)
+            for text in [value] if isinstance(value, str) else value if isinstance(value, list) else []:
                 side, _, column = str(text).partition(":")
                 if column:
                     sides[side == "user"].append(column)

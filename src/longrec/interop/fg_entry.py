@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 from longrec.errors import nearest
-from longrec.interop.easyrec_fields import Fate
+from longrec.interop.easyrec_fields import Status
 from longrec.interop.easyrec_section import Reading
 from longrec.interop.fg_fields import KINDS
-from longrec.interop.json_places import Placed
-from longrec.interop.text_format import Place
+from longrec.interop.json_positions import JsonDocument
+from longrec.interop.text_format import Position
 
 _WHOLE = 2**63
 _EXPECTED = {
@@ -31,43 +31,43 @@ class Entry:
         path: the keys and numbers that lead to it.
     """
 
-    def __init__(self, reading: Reading, placed: Placed, kind: str, path: tuple[str | int, ...] = ()) -> None:
-        self.reading, self.placed, self.kind, self.path = reading, placed, kind, path
-        value: Any = placed.value
-        for part in path:
-            value = value[part]
+    def __init__(self, reading: Reading, document: JsonDocument, kind: str, path: tuple[str | int, ...] = ()) -> None:
+        self.reading, self.document, self.kind, self.path = reading, document, kind, path
+        value: Any = document.value
+        for key in path:
+            value = value[key]
         self.values: dict[str, Any] = value if isinstance(value, dict) else {}
         if not isinstance(value, dict):
-            self._fault(self.place, self._dotted(), f"is {_told(value)}; expected an object")
-        self._known, self._read = KINDS[kind], {"feature_type"}
+            self._fault(self.position, self._path_of(), f"is {_format_value(value)}; expected an object")
+        self._specs, self._read = KINDS[kind], {"feature_type"}
 
     @property
-    def place(self) -> Place:
+    def position(self) -> Position:
         """Where it stands."""
-        return self.placed.places.get(self.path, Place(1, 1))
+        return self.document.positions.get(self.path, Position(1, 1))
 
-    def at(self, name: str) -> Place:
+    def position_of(self, name: str) -> Position:
         """Where a key stands; where the entry stands when it is not written."""
-        return self.placed.places.get((*self.path, name), self.place)
+        return self.document.positions.get((*self.path, name), self.position)
 
-    def _dotted(self, name: str = "") -> str:
-        told = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in self.path)
-        return f"{told}.{name}".strip(".") if name else told.strip(".") or "the file"
+    def _path_of(self, name: str = "") -> str:
+        path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in self.path)
+        return f"{path}.{name}".strip(".") if name else path.strip(".") or "the file"
 
-    def _fault(self, place: Place, name: str, words: str) -> None:
-        self.reading.fault(place, f"{name} {words}")
+    def _fault(self, position: Position, name: str, description: str) -> None:
+        self.reading.fault(position, f"{name} {description}")
 
-    def fault(self, name: str, words: str) -> None:
+    def fault(self, name: str, description: str) -> None:
         """A fault of a key."""
-        self._fault(self.at(name), self._dotted(name), words)
+        self._fault(self.position_of(name), self._path_of(name), description)
 
-    def note(self, name: str, fate: Fate, words: str) -> None:
+    def note(self, name: str, status: Status, explanation: str) -> None:
         """Note something about a key that its table does not say."""
-        self.reading.note(self.at(name), self._dotted(name), fate, words)
+        self.reading.note(self.position_of(name), self._path_of(name), status, explanation)
 
-    def note_whole(self, fate: Fate, words: str) -> None:
+    def note_whole(self, status: Status, explanation: str) -> None:
         """Note what becomes of the entry as a whole."""
-        self.reading.note(self.place, self._dotted(), fate, words)
+        self.reading.note(self.position, self._path_of(), status, explanation)
 
     def has(self, *names: str) -> bool:
         """Whether one of the keys is written, and not null."""
@@ -76,32 +76,34 @@ class Entry:
     def get(self, *names: str, default: Any = None) -> Any:
         """The value of the first of several spellings that is written, or the default; an odd type is a fault."""
         for name in names:
-            assert name in self._known, f"{self.kind}: {name} is not in the table"
+            assert name in self._specs, f"{self.kind}: {name} is not in the table"
             self._read.add(name)
-        told = next((name for name in names if self.has(name)), None)
-        if told is None:
+        spelling = next((name for name in names if self.has(name)), None)
+        if spelling is None:
             return default
-        made = _typed(self._known[told].type, self.values[told])
-        if made is None:
-            self.fault(told, f"is {_told(self.values[told])}; expected {_EXPECTED[self._known[told].type]}")
+        value = _parse_value(self._specs[spelling].type, self.values[spelling])
+        if value is None:
+            self.fault(
+                spelling, f"is {_format_value(self.values[spelling])}; expected {_EXPECTED[self._specs[spelling].type]}"
+            )
             return default
-        return made
+        return value
 
     def settle(self) -> None:
         """Note every key that is not carried as it is, after all were read that anybody reads."""
         for name, value in self.values.items():
-            known = self._known.get(name)
-            if known is None:
-                near = nearest(name, self._known)
-                words = "no documented key" + (f"; did you mean {near!r}?" if near else "")
-                self.note(name, "not carried", words)
-            elif known.fate != "carried" and value not in (None, ""):
-                self.note(name, known.fate, known.words)
+            spec = self._specs.get(name)
+            if spec is None:
+                near = nearest(name, self._specs)
+                explanation = "no documented key" + (f"; did you mean {near!r}?" if near else "")
+                self.note(name, "not carried", explanation)
+            elif spec.status != "carried" and value not in (None, ""):
+                self.note(name, spec.status, spec.explanation)
             elif name not in self._read and value is not None:
                 self.note(name, "not carried", "nothing reads it here")
 
 
-def _typed(kind: str, value: Any) -> Any:
+def _parse_value(kind: str, value: Any) -> Any:
     if kind == "any":
         return value
     if kind == "text":
@@ -117,21 +119,21 @@ def _typed(kind: str, value: Any) -> Any:
         texts = [value] if isinstance(value, str) else value
         whole = isinstance(texts, list) and all(isinstance(text, str | int) for text in texts)
         return [str(text) for text in texts] if whole else None
-    return _numbers(value)
+    return _parse_numbers(value)
 
 
-def _numbers(value: Any) -> list[float] | None:
+def _parse_numbers(value: Any) -> list[float] | None:
     """A list of numbers, or their text parted by commas."""
     try:
         pieces = value.split(",") if isinstance(value, str) else value
         if not isinstance(pieces, list) or any(isinstance(piece, bool) for piece in pieces):
             return None
-        made = [float(piece) for piece in pieces]
+        numbers = [float(piece) for piece in pieces]
     except (TypeError, ValueError, OverflowError):
         return None
-    return made if all(map(math.isfinite, made)) else None
+    return numbers if all(map(math.isfinite, numbers)) else None
 
 
-def _told(value: Any) -> str:
-    told = "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else repr(value)
-    return told if len(told) <= 60 else told[:57] + "..."
+def _format_value(value: Any) -> str:
+    text = "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

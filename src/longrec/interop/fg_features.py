@@ -11,7 +11,7 @@ from longrec.errors import nearest
 from longrec.features.fields import RESERVED_NAMES
 from longrec.interop.fg_entry import Entry
 
-_BETWEEN = "\x1d"
+_SEPARATOR = "\x1d"
 """What parts several values of a cell unless the file says otherwise: the group separator of ASCII."""
 _SIDES = ("user", "item", "context")
 _LOG = ("tf.math.log1p", "tf.log1p", "math.log1p", "log1p")
@@ -31,32 +31,33 @@ class Features:
     def __init__(self, top: Entry, folder: Path, user: str, item: str) -> None:
         self.folder, self.keys = folder, (user, item)
         self.dim = top.get("embedding_dim", default=0)
-        self.between = top.get("multi_val_sep", default=_BETWEEN) or _BETWEEN
+        self.default_separator = top.get("multi_val_sep", default=_SEPARATOR) or _SEPARATOR
         self.weight = top.get("kv_separator")
-        self._made: dict[str, dict[str, Any]] = {}
+        self._features: dict[str, dict[str, Any]] = {}
         self._tables: dict[str, str] = {}
         self._reads: dict[str, str] = {}
         self._origins = top.reading.origins
 
-    def words(self) -> dict[str, dict[str, Any]]:
+    def convert_features(self) -> dict[str, dict[str, Any]]:
         """The features of the schema."""
         order = ("kind", "table", "column")
         return {
-            name: {key: words[key] for key in (*order, *words) if key in words} for name, words in self._made.items()
+            name: {key: settings[key] for key in (*order, *settings) if key in settings}
+            for name, settings in self._features.items()
         }
 
-    def reading_column(self, column: str) -> str | None:
+    def find_reader(self, column: str) -> str | None:
         """The id or bucket of the candidate that reads a column."""
         return self._reads.get(column)
 
-    def columns(self, entry: Entry, key: str) -> list[tuple[str, str]]:
+    def read_columns(self, entry: Entry, key: str) -> list[tuple[str, str]]:
         """Whose column and which, of every ``side:column`` of a key; none, with a fault or a note, where one is odd."""
-        given = entry.get(key)
-        if not given:
+        sources = entry.get(key)
+        if not sources:
             entry.fault(key, "is missing; expected user:COLUMN, item:COLUMN or context:COLUMN")
             return []
-        made = []
-        for text in [given] if isinstance(given, str) else given:
+        pairs = []
+        for text in [sources] if isinstance(sources, str) else sources:
             side, colon, column = str(text).partition(":")
             if side in ("feature", "const") and colon:
                 what = "what another feature makes" if side == "feature" else "a constant"
@@ -67,159 +68,168 @@ class Features:
             if side not in _SIDES or not column:
                 entry.fault(key, f"is {text!r}; expected user:COLUMN, item:COLUMN or context:COLUMN")
                 return []
-            made.append((side, column))
-        return made
+            pairs.append((side, column))
+        return pairs
 
     def add(self, entry: Entry) -> None:
         """Take a feature, and the cross that it may ask for besides."""
-        given = entry.get("feature_name", default="")
-        name = re.sub(r"[^\w-]", "_", given)
+        raw_name = entry.get("feature_name", default="")
+        name = re.sub(r"[^\w-]", "_", raw_name)
         name = f"{name}_feature" if name in RESERVED_NAMES else name
         if not name:
             entry.fault("feature_name", "is missing or empty; expected the name of the feature")
             return
-        if name in self._made:
-            entry.fault("feature_name", f"gives a second feature the name {given!r}; expected distinct names")
+        if name in self._features:
+            entry.fault("feature_name", f"gives a second feature the name {raw_name!r}; expected distinct names")
             return
         if entry.get("stub_type", default=False):
-            entry.note("stub_type", "not carried", f"{given} is there for other features only, so it is left out")
+            entry.note("stub_type", "not carried", f"{raw_name} is there for other features only, so it is left out")
             return
         kinds = {
-            "id_feature": self._id, "raw_feature": self._raw, "combo_feature": self._combo,
-            "lookup_feature": self._lookup, "match_feature": self._match,
+            "id_feature": self._convert_id, "raw_feature": self._convert_raw, "combo_feature": self._convert_combo,
+            "lookup_feature": self._convert_lookup, "match_feature": self._convert_match,
         }  # fmt: skip
-        words = kinds[entry.kind](entry, name)
-        if words is None:
+        settings = kinds[entry.kind](entry, name)
+        if settings is None:
             return
-        self._made[name] = words
+        self._features[name] = settings
         origin = f"features.{name}"
-        self._origins[origin] = entry.place
+        self._origins[origin] = entry.position
         for key, keys in _ORIGINS.items():
-            told = next((key for key in keys if entry.has(key)), None)
-            if told is not None:
-                self._origins[f"{origin}.{key}"] = entry.at(told)
+            spelling = next((key for key in keys if entry.has(key)), None)
+            if spelling is not None:
+                self._origins[f"{origin}.{key}"] = entry.position_of(spelling)
         if entry.kind == "id_feature" and entry.has("extra_combo_info"):
-            self._extra(entry, name)
+            self._add_extra_cross(entry, name)
 
     # ---- kinds ----
 
-    def _column(self, entry: Entry, name: str) -> dict[str, Any] | None:
+    def _convert_column(self, entry: Entry, name: str) -> dict[str, Any] | None:
         """Whose column it reads, and which."""
-        sides = self.columns(entry, "expression")
+        sides = self.read_columns(entry, "expression")
         if not sides:
             return None
         side, column = sides[0]
-        words: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         if side != "user" and column not in self.keys:
-            words["table"] = "candidate"
+            settings["table"] = "candidate"
         if column != name:
-            words["column"] = column
-        return words
+            settings["column"] = column
+        return settings
 
-    def _id(self, entry: Entry, name: str) -> dict[str, Any] | None:
-        words = self._column(entry, name)
-        if words is None:
+    def _convert_id(self, entry: Entry, name: str) -> dict[str, Any] | None:
+        settings = self._convert_column(entry, name)
+        if settings is None:
             return None
         pair = ":" if entry.get("weighted", default=False) else entry.get("kv_separator", default=None)
         several = entry.get("is_multi", default=False) or entry.get("value_dim", default=1) == 0 or bool(pair)
         pool = entry.get("combiner", default="sum")
         if several:
-            words |= {"kind": "multi", **self._encoded(entry, name), "separator": self._between(entry)}
+            settings |= {
+                "kind": "multi",
+                **self._convert_encoding(entry, name),
+                "separator": self._read_separator(entry),
+            }
             if pool not in _POOLS:
                 entry.fault("combiner", f"is {pool!r}; expected {', '.join(_POOLS)}")
-            words["pool"] = pool
+            settings["pool"] = pool
             if pair or self.weight:
-                words["weight_separator"] = pair or self.weight
+                settings["weight_separator"] = pair or self.weight
         else:
-            words |= {"kind": "id", **self._encoded(entry, name)}
-            if words.get("table") or words.get("column", name) == self.keys[1]:
-                self._reads.setdefault(words.get("column", name), name)
+            settings |= {"kind": "id", **self._convert_encoding(entry, name)}
+            if settings.get("table") or settings.get("column", name) == self.keys[1]:
+                self._reads.setdefault(settings.get("column", name), name)
             entry.get("separator")
         entry.get("value_dimension")
-        self._null(entry)
-        return words
+        self._read_default(entry)
+        return settings
 
-    def _raw(self, entry: Entry, name: str) -> dict[str, Any] | None:
-        words = self._column(entry, name)
-        if words is None:
+    def _convert_raw(self, entry: Entry, name: str) -> dict[str, Any] | None:
+        settings = self._convert_column(entry, name)
+        if settings is None:
             return None
-        words |= self._number(entry, name)
+        settings |= self._convert_number(entry, name)
         width = entry.get("value_dimension", "value_dim", default=1)
         several = entry.get("is_multi", default=False)
         entry.get("separator")
-        if words["kind"] == "bucket":
+        if settings["kind"] == "bucket":
             if width > 1 or several:
                 entry.note("feature_type", "differs", "one number a row is cut into buckets")
-            if words.get("table"):
-                self._reads.setdefault(words.get("column", name), name)
+            if settings.get("table"):
+                self._reads.setdefault(settings.get("column", name), name)
         elif width > 1:
-            if words.get("scale", "log") != "log":
-                del words["scale"]
+            if settings.get("scale", "log") != "log":
+                del settings["scale"]
                 entry.note("normalizer", "not carried", "several numbers are not scaled by what is fitted")
-            words |= {"width": width, "separator": self._between(entry)}
-        return words
+            settings |= {"width": width, "separator": self._read_separator(entry)}
+        return settings
 
-    def _combo(self, entry: Entry, name: str) -> dict[str, Any] | None:
-        sides = self.columns(entry, "expression")
+    def _convert_combo(self, entry: Entry, name: str) -> dict[str, Any] | None:
+        sides = self.read_columns(entry, "expression")
         if not sides:
             return None
         entry.get("separator")
-        self._null(entry)
+        self._read_default(entry)
         if len(sides) == 1:
-            return {**(self._column(entry, name) or {}), "kind": "id", **self._encoded(entry, name)}
-        return self._crossed(entry, name, sides)
+            return {**(self._convert_column(entry, name) or {}), "kind": "id", **self._convert_encoding(entry, name)}
+        return self._convert_cross(entry, name, sides)
 
-    def _crossed(self, entry: Entry, name: str, sides: list[tuple[str, str]]) -> dict[str, Any]:
+    def _convert_cross(self, entry: Entry, name: str, sides: list[tuple[str, str]]) -> dict[str, Any]:
         columns = list(dict.fromkeys(column for _, column in sides))
-        encoded = self._encoded(entry, name)
+        encoded = self._convert_encoding(entry, name)
         if "hash" not in encoded:
             entry.fault("hash_bucket_size", f"of {name} is missing; expected the number of buckets of a cross")
         if any(side != "user" for side, _ in sides):
             encoded["table"] = "candidate"
         return {"kind": "cross", "of": columns, **{k: v for k, v in encoded.items() if k in ("hash", "dim", "table")}}
 
-    def _lookup(self, entry: Entry, name: str) -> dict[str, Any] | None:
-        maps, keys = self.columns(entry, "map"), self.columns(entry, "key")
+    def _convert_lookup(self, entry: Entry, name: str) -> dict[str, Any] | None:
+        maps, keys = self.read_columns(entry, "map"), self.read_columns(entry, "key")
         if not maps or not keys:
             return None
-        words: dict[str, Any] = {"kind": "lookup", "map": maps[0][1], "key": keys[0][1], "separator": self.between}
+        settings: dict[str, Any] = {
+            "kind": "lookup",
+            "map": maps[0][1],
+            "key": keys[0][1],
+            "separator": self.default_separator,
+        }
         if maps[0][0] != "user" or keys[0][0] != "user":
-            words["table"] = "candidate"
+            settings["table"] = "candidate"
         entry.get("expression")
         entry.get("separator")
-        return self._found(entry, name, words, "key")
+        return self._convert_lookup_value(entry, name, settings, "key")
 
-    def _match(self, entry: Entry, name: str) -> dict[str, Any] | None:
-        told = {"user": "map", "item": "key"} | (
+    def _convert_match(self, entry: Entry, name: str) -> dict[str, Any] | None:
+        targets = {"user": "map", "item": "key"} | (
             {} if entry.values.get("category") == "ALL" else {"category": "outer_key"}
         )
         if entry.get("matchType", default="hit") != "hit" or entry.values.get("item") == "ALL":
             entry.note_whole("not carried", f"{name} matches many values; a lookup takes one")
             return None
-        sides = {key: self.columns(entry, key) for key in told}
+        sides = {key: self.read_columns(entry, key) for key in targets}
         entry.get("category")
         if not all(sides.values()):
             return None
-        words: dict[str, Any] = {"kind": "lookup", **{told[key]: found[0][1] for key, found in sides.items()}}
-        words |= {"separator": ",", "outer_separator": "|"}
-        if any(found[0][0] != "user" for found in sides.values()):
-            words["table"] = "candidate"
+        settings: dict[str, Any] = {"kind": "lookup", **{targets[key]: columns[0][1] for key, columns in sides.items()}}
+        settings |= {"separator": ",", "outer_separator": "|"}
+        if any(columns[0][0] != "user" for columns in sides.values()):
+            settings["table"] = "candidate"
         entry.get("separator")
-        return self._found(entry, name, words, "item")
+        return self._convert_lookup_value(entry, name, settings, "item")
 
-    def _found(self, entry: Entry, name: str, words: dict[str, Any], key: str) -> dict[str, Any]:
+    def _convert_lookup_value(self, entry: Entry, name: str, settings: dict[str, Any], key: str) -> dict[str, Any]:
         """What a value looked up becomes."""
         discrete = entry.get("needDiscrete", "need_discrete", default=True)
         if discrete and not entry.has("needKey", "need_key", "show_item"):
             entry.note(key, "differs", "the value alone is looked up, its key is not part of the id")
         if discrete:
-            self._null(entry)
-            return words | {"as": "id", **self._encoded(entry, name)}
-        number = self._number(entry, name)
+            self._read_default(entry)
+            return settings | {"as": "id", **self._convert_encoding(entry, name)}
+        number = self._convert_number(entry, name)
         number["as"] = number.pop("kind")
-        return words | number
+        return settings | number
 
-    def _extra(self, entry: Entry, name: str) -> None:
+    def _add_extra_cross(self, entry: Entry, name: str) -> None:
         """The cross that ``extra_combo_info`` asks for."""
         info = entry.get("extra_combo_info")
         others = info.get("feature_names") if isinstance(info, dict) else None
@@ -227,43 +237,45 @@ class Features:
         if not isinstance(others, list) or not others or not isinstance(hashed, int):
             entry.fault("extra_combo_info", "is not whole; expected an object with feature_names and hash_bucket_size")
             return
-        unknown = [other for other in others if self._made.get(str(other), {}).get("kind") != "id"]
+        unknown = [other for other in others if self._features.get(str(other), {}).get("kind") != "id"]
         if unknown:
-            near = nearest(str(unknown[0]), self._made)
+            near = nearest(str(unknown[0]), self._features)
             hint = f"did you mean {near!r}?" if near else "expected id features that stand before it"
             entry.fault("extra_combo_info", f"names {unknown[0]!r}, which is no id feature before it; {hint}")
             return
         names = [name, *others]
-        made: dict[str, Any] = {
+        cross: dict[str, Any] = {
             "kind": "cross",
-            "of": list(dict.fromkeys(self._made[one].get("column", one) for one in names)),
+            "of": list(dict.fromkeys(self._features[one].get("column", one) for one in names)),
             "hash": hashed,
         }
-        if any(self._made[one].get("table") or self._made[one].get("column", one) == self.keys[1] for one in names):
-            made["table"] = "candidate"
+        if any(
+            self._features[one].get("table") or self._features[one].get("column", one) == self.keys[1] for one in names
+        ):
+            cross["table"] = "candidate"
         dim = info.get("embedding_dimension", info.get("embedding_dim", self.dim))
         ours = re.sub(r"[^\w-]", "_", str(info.get("final_feature_name", "combo__" + "_".join(names))))
-        self._made[ours] = made | ({"dim": dim} if dim else {})
-        self._origins[f"features.{ours}"] = entry.at("extra_combo_info")
+        self._features[ours] = cross | ({"dim": dim} if dim else {})
+        self._origins[f"features.{ours}"] = entry.position_of("extra_combo_info")
 
     # ---- parts ----
 
-    def _between(self, entry: Entry) -> str:
-        told: str = entry.get("separator", default=self.between) or self.between
-        return told
+    def _read_separator(self, entry: Entry) -> str:
+        separator: str = entry.get("separator", default=self.default_separator) or self.default_separator
+        return separator
 
-    def _null(self, entry: Entry) -> None:
+    def _read_default(self, entry: Entry) -> None:
         entry.get("default_value")
 
-    def _dim(self, entry: Entry) -> dict[str, Any]:
+    def _convert_dim(self, entry: Entry) -> dict[str, Any]:
         dim = entry.get("embedding_dimension", "embedding_dim", default=self.dim)
         return {"dim": dim} if dim else {}
 
-    def _encoded(self, entry: Entry, name: str) -> dict[str, Any]:
+    def _convert_encoding(self, entry: Entry, name: str) -> dict[str, Any]:
         """How values become ids: another feature's, hashed, a given vocabulary, or a learnt one; and the width."""
-        given = {key: entry.get(key) for key in _ENCODINGS}
-        written = [key for key, value in given.items() if value]
-        dim = self._dim(entry)
+        encodings = {key: entry.get(key) for key in _ENCODINGS}
+        written = [key for key, value in encodings.items() if value]
+        dim = self._convert_dim(entry)
         if len(written) > 1:
             entry.fault(written[1], f"stands beside {written[0]}; expected one of the two")
         elif not written:
@@ -273,37 +285,37 @@ class Features:
             owner = self._tables.setdefault(shared, name)
             if owner != name:
                 return {"share": owner, **dim}
-        if given["hash_bucket_size"]:
-            hashed = min(given["hash_bucket_size"], _LARGEST_HASH)
-            if hashed < given["hash_bucket_size"]:
+        if encodings["hash_bucket_size"]:
+            hashed = min(encodings["hash_bucket_size"], _LARGEST_HASH)
+            if hashed < encodings["hash_bucket_size"]:
                 entry.note("hash_bucket_size", "differs", f"at most {_LARGEST_HASH} buckets")
             return {"hash": hashed, **dim}
-        if given["vocab_list"] or given["vocab_dict"]:
-            return {"vocab": list(given["vocab_list"] or given["vocab_dict"]), **dim}
-        if given["vocab_file"]:
-            file = given["vocab_file"]
+        if encodings["vocab_list"] or encodings["vocab_dict"]:
+            return {"vocab": list(encodings["vocab_list"] or encodings["vocab_dict"]), **dim}
+        if encodings["vocab_file"]:
+            file = encodings["vocab_file"]
             return {"vocab": file if "://" in file else self.folder / file, **dim}
         return dim
 
-    def _number(self, entry: Entry, name: str) -> dict[str, Any]:
+    def _convert_number(self, entry: Entry, name: str) -> dict[str, Any]:
         """A number: as it is, scaled, or cut into buckets."""
-        method, settings = self._normalizer(entry)
+        method, options = self._read_normalizer(entry)
         edges = entry.get("boundaries", "bucketize_boundaries")
-        missing = _as_float(entry.get("default_value"))
+        missing = _parse_float(entry.get("default_value"))
         if edges:
-            made = sorted({_undone(edge, method, settings) for edge in edges})
-            if not all(map(math.isfinite, made)):
+            raw_edges = sorted({_denormalize(edge, method, options) for edge in edges})
+            if not all(map(math.isfinite, raw_edges)):
                 entry.fault("boundaries", "are beyond all numbers before normalizer; expected the edges of numbers")
-            return {"kind": "bucket", "edges": [_plain(edge) for edge in made], **self._dim(entry)}
-        words: dict[str, Any] = {"kind": "dense"}
+            return {"kind": "bucket", "edges": [_simplify(edge) for edge in raw_edges], **self._convert_dim(entry)}
+        settings: dict[str, Any] = {"kind": "dense"}
         scale = {"zscore": "standard", "minmax": "minmax", "log10": "log", "log1p": "log"}.get(method)
         if scale:
-            words["scale"] = scale
+            settings["scale"] = scale
         if missing:
-            words["missing"] = _plain(missing)
-        return words | (self._dim(entry) if entry.has("embedding_dim", "embedding_dimension") else {})
+            settings["missing"] = _simplify(missing)
+        return settings | (self._convert_dim(entry) if entry.has("embedding_dim", "embedding_dimension") else {})
 
-    def _normalizer(self, entry: Entry) -> tuple[str, dict[str, float]]:
+    def _read_normalizer(self, entry: Entry) -> tuple[str, dict[str, float]]:
         """The method of ``normalizer`` and its settings; ``normalizer_fn`` is a name only."""
         function = entry.get("normalizer_fn")
         if function in _LOG:
@@ -319,7 +331,7 @@ class Features:
         if text and method not in ("zscore", "minmax", "log10"):
             entry.fault("normalizer", f"is {text!r}; expected method=zscore, method=minmax or method=log10")
             return "", {}
-        numbers = {key: _as_float(value) for key, value in pairs.items() if key != "method"}
+        numbers = {key: _parse_float(value) for key, value in pairs.items() if key != "method"}
         odd = next((key for key, value in numbers.items() if value is None), None)
         if odd is not None:
             entry.fault("normalizer", f"says {odd}={pairs[odd]}; expected a number")
@@ -339,15 +351,15 @@ _ORIGINS = {
 }
 
 
-def _as_float(value: Any) -> float | None:
+def _parse_float(value: Any) -> float | None:
     try:
-        made = float(value)
+        number = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return made if math.isfinite(made) else None
+    return number if math.isfinite(number) else None
 
 
-def _undone(edge: float, method: str, settings: dict[str, float]) -> float:
+def _denormalize(edge: float, method: str, settings: dict[str, float]) -> float:
     """An edge of normalised numbers as an edge of the numbers themselves."""
     if method == "zscore":
         return edge * settings.get("standard_deviation", 1.0) + settings.get("mean", 0.0)
@@ -361,6 +373,6 @@ def _undone(edge: float, method: str, settings: dict[str, float]) -> float:
     return edge
 
 
-def _plain(number: float) -> int | float:
+def _simplify(number: float) -> int | float:
     """A whole number as such, as a person would write it."""
     return int(number) if number == int(number) and abs(number) < 1e15 else number

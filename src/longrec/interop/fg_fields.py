@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from longrec.interop.easyrec_fields import Fate
+from longrec.interop.easyrec_fields import Status
 
-_FATES: dict[str, Fate] = {"=": "carried", "~": "differs", "-": "not carried"}
+_STATUSES: dict[str, Status] = {"=": "carried", "~": "differs", "-": "not carried"}
 
 _ENCODED = """
   hash_bucket_size         int          =  hash; the hash function is another one
@@ -130,7 +130,7 @@ OTHERS: dict[str, str] = {
 }
 """Types of features that are documented and not carried, each with its reason."""
 
-_ROW = re.compile(r"(?P<name>\w+) +(?P<type>\w+) +(?P<fate>[=~-]) +(?P<words>.+)")
+_ROW = re.compile(r"(?P<name>\w+) +(?P<type>\w+) +(?P<status>[=~-]) +(?P<explanation>.+)")
 
 
 @dataclass(frozen=True)
@@ -148,23 +148,23 @@ class FgField:
     kind: str
     name: str
     type: str
-    fate: Fate
-    words: str
+    status: Status
+    explanation: str
 
 
-def _table(text: str) -> tuple[FgField, ...]:
-    made, kind = [], ""
+def _parse_table(text: str) -> tuple[FgField, ...]:
+    fields, kind = [], ""
     for line in filter(str.strip, text.splitlines()):
         if not line.startswith(" "):
             kind = line.strip()
             continue
         row = _ROW.fullmatch(line.strip())
         assert row is not None, f"not a row of the table: {line}"
-        made.append(FgField(kind, row["name"], row["type"], _FATES[row["fate"]], row["words"]))
-    return tuple(made)
+        fields.append(FgField(kind, row["name"], row["type"], _STATUSES[row["status"]], row["explanation"]))
+    return tuple(fields)
 
 
-FG_FIELDS = _table(TABLE)
+FG_FIELDS = _parse_table(TABLE)
 KINDS: dict[str, dict[str, FgField]] = {}
 for _field in FG_FIELDS:
     KINDS.setdefault(_field.kind, {})[_field.name] = _field

@@ -9,11 +9,11 @@ from typing import Any
 
 from longrec.config import to_yaml
 from longrec.errors import ConfigError
-from longrec.interop.easyrec_folder import NOTES, SCHEMA, note_line, refuse_existing
-from longrec.interop.fg import Generator
+from longrec.interop.easyrec_folder import NOTES, SCHEMA, format_note, refuse_existing
+from longrec.interop.fg import ImportedGenerator
 
 
-def write(found: Generator, into: str | Path) -> list[Path]:
+def write(imported: ImportedGenerator, into: str | Path) -> list[Path]:
     """Write the folder, which may be there but must hold none of the files.
 
     Returns:
@@ -25,11 +25,11 @@ def write(found: Generator, into: str | Path) -> list[Path]:
     folder = Path(into)
     files = [folder / SCHEMA, folder / NOTES]
     refuse_existing(files)
-    head = f"# From {found.source.name} by longrec import. What differs is in {NOTES}.\n"
+    head = f"# From {imported.source.name} by longrec import. What differs is in {NOTES}.\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files[0].write_text(head + to_yaml(_seen_from(folder, found), inline=True), encoding="utf-8")
-        files[1].write_text(notes_text(found), encoding="utf-8")
+        files[0].write_text(head + to_yaml(_make_relative(folder, imported), inline=True), encoding="utf-8")
+        files[1].write_text(format_notes(imported), encoding="utf-8")
     except OSError as error:
         for file in files:  # none of them was there before
             with contextlib.suppress(OSError):
@@ -38,40 +38,48 @@ def write(found: Generator, into: str | Path) -> list[Path]:
     return files
 
 
-def _seen_from(folder: Path, found: Generator) -> dict[str, Any]:
+def _make_relative(folder: Path, imported: ImportedGenerator) -> dict[str, Any]:
     """The schema with paths as seen from a folder."""
 
-    def seen(value: Any) -> Any:
+    def format_path(value: Any) -> Any:
         if isinstance(value, Path):
             return Path(os.path.relpath(value.absolute(), folder.absolute())).as_posix()
         return value
 
-    features = {name: {key: seen(value) for key, value in words.items()} for name, words in found.features.items()}
-    return {**found.schema, "features": features}
+    features = {
+        name: {key: format_path(value) for key, value in settings.items()}
+        for name, settings in imported.features.items()
+    }
+    return {**imported.schema, "features": features}
 
 
-def notes_text(found: Generator) -> str:
+def format_notes(imported: ImportedGenerator) -> str:
     """What NOTES.md says: how columns were found, what the rows need, and a line a key that is not carried as it is."""
-    lines = [f"# What became of {found.source.name}", "", *(f"- {choice}" for choice in found.choices), ""]
-    for fate, title in (("not carried", "Not carried"), ("differs", "Carried with a difference")):
-        notes = [note_line(found.source.name, note) for note in found.notes if note.fate == fate]
+    lines = [f"# What became of {imported.source.name}", "", *(f"- {choice}" for choice in imported.choices), ""]
+    for status, title in (("not carried", "Not carried"), ("differs", "Carried with a difference")):
+        notes = [format_note(imported.source.name, note) for note in imported.notes if note.status == status]
         lines += [f"## {title}", "", *(notes or ["Nothing."]), ""]
-    if found.rows:
+    if imported.rows:
         lines += ["## In the config", "", "The schema needs this of the rows:", "", "```yaml"]
-        lines += [to_yaml({"data": {"log": {"rows": dict(found.rows)}}}, inline=True).rstrip(), "```", ""]
+        lines += [to_yaml({"data": {"log": {"rows": dict(imported.rows)}}}, inline=True).rstrip(), "```", ""]
     return "\n".join(lines)
 
 
-def told(found: Generator) -> dict[str, Any]:
+def describe_notes(imported: ImportedGenerator) -> dict[str, Any]:
     """The notes as plain values, for JSON."""
     notes = [
         {
-            "line": note.place.line,
-            "column": note.place.column,
+            "line": note.position.line,
+            "column": note.position.column,
             "field": note.field,
-            "fate": note.fate,
-            "words": note.words,
+            "fate": note.status,
+            "words": note.explanation,
         }
-        for note in found.notes
+        for note in imported.notes
     ]
-    return {"source": str(found.source), "choices": list(found.choices), "rows": dict(found.rows), "notes": notes}
+    return {
+        "source": str(imported.source),
+        "choices": list(imported.choices),
+        "rows": dict(imported.rows),
+        "notes": notes,
+    }

@@ -21,7 +21,7 @@ class Histories:
 
     def __init__(self, features: Features) -> None:
         self.features = features
-        self.words: dict[str, dict[str, Any]] = {}
+        self.settings: dict[str, dict[str, Any]] = {}
         self.packed: dict[str, dict[str, Any]] = {}
 
     def add(self, sequence: Entry, steps: list[Entry]) -> None:
@@ -31,7 +31,7 @@ class Histories:
         if not name:
             sequence.fault("sequence_name", "is missing or empty; expected the name of the sequence")
             return
-        if name in self.words or column in self.packed:
+        if name in self.settings or column in self.packed:
             sequence.fault("sequence_name", f"gives a second sequence the name {name!r}; expected distinct names")
             return
         last = sequence.get("sequence_length", default=_ALL) or _ALL
@@ -43,7 +43,7 @@ class Histories:
         history: dict[str, Any] = {"of": [], "columns": {}, "last": last}
         ignored: list[str] = []
         for step in steps:
-            read = self._step(step, name)
+            read = self._match_step(step, name)
             if read is None:
                 continue
             inside, ours = read
@@ -53,30 +53,32 @@ class Histories:
                 history["of"].append(ours)
                 history["columns"][ours] = packed["into"][inside] = f"{column}__{ours}"
         if not history["of"]:
-            words = f"no feature of the candidate reads what its steps hold, so {name} is left out"
-            sequence.note("features", "not carried", words)
+            explanation = f"no feature of the candidate reads what its steps hold, so {name} is left out"
+            sequence.note("features", "not carried", explanation)
             return
         if ignored:
             packed["ignore"] = ignored
-        self.words[name], self.packed[column] = history, packed
-        sequence.reading.origins[f"histories.{name}"] = sequence.place
-        for key, told in (("last", "sequence_length"), ("columns", "features")):
-            sequence.reading.origins[f"histories.{name}.{key}"] = sequence.at(told)
+        self.settings[name], self.packed[column] = history, packed
+        sequence.reading.origins[f"histories.{name}"] = sequence.position
+        for key, field in (("last", "sequence_length"), ("columns", "features")):
+            sequence.reading.origins[f"histories.{name}.{key}"] = sequence.position_of(field)
 
-    def _step(self, step: Entry, name: str) -> tuple[str, str | None] | None:
+    def _match_step(self, step: Entry, name: str) -> tuple[str, str | None] | None:
         """What a feature of a step is called inside the cell, and the feature of the candidate it belongs to."""
         if step.kind not in ("id_feature", "raw_feature"):
             step.note_whole("not carried", f"{step.kind} is not computed for the steps of {name}")
             return None
-        sides = self.features.columns(step, "expression")
+        sides = self.features.read_columns(step, "expression")
         if not sides:
             return None
         side, column = sides[0]
         inside = f"{side}__{column}"
-        ours = self.features.reading_column(column) if side != "user" else None
+        ours = self.features.find_reader(column) if side != "user" else None
         if ours is None:
-            words = f"no id or bucket of the candidate reads {column}; add one, and the steps of {name} have it too"
-            step.note_whole("not carried", words)
+            explanation = (
+                f"no id or bucket of the candidate reads {column}; add one, and the steps of {name} have it too"
+            )
+            step.note_whole("not carried", explanation)
             return inside, None
         step.note_whole("differs", f"the steps of {name} are encoded as {ours} is, and share its table")
         return inside, ours

@@ -25,7 +25,7 @@ DEEPEST = 100
 """Messages inside messages, at most: as deep as protobuf's own parsers go."""
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Line and column, from 1."""
 
     line: int
@@ -40,7 +40,7 @@ class Text:
     """Text that stood in quotes."""
 
     value: str
-    place: Place
+    position: Position
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Number:
     """A number; ``value`` is whole when it was written so. ``inf`` and ``nan`` are words to the reader."""
 
     value: int | float
-    place: Place
+    position: Position
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Word:
     """A bare word: ``true``, ``DEEP``, and ``-inf``."""
 
     value: str
-    place: Place
+    position: Position
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Message:
     """Fields in the order in which they stand; a repeated field stands several times."""
 
     fields: tuple[Field, ...]
-    place: Place
+    position: Position
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ class Field:
 
     name: str
     value: Text | Number | Word | Message
-    place: Place
+    position: Position
 
 
 class _Token(NamedTuple):
     kind: str
     text: str
-    place: Place
+    position: Position
 
 
 _TOKENS = re.compile(
@@ -118,7 +118,7 @@ def parse(text: str, where: str = "config") -> Message:
     Raises:
         ConfigError: the first fault, with its line and column.
     """
-    return _Parser(text, where).whole()
+    return _Parser(text, where).parse_whole()
 
 
 class _Parser:
@@ -127,161 +127,163 @@ class _Parser:
     def __init__(self, text: str, where: str) -> None:
         self.where = where
         self.tokens = self._tokens(text)
-        self.now: _Token = next(self.tokens)
+        self.current: _Token = next(self.tokens)
 
-    def fail(self, place: Place, found: str, expected: str) -> NoReturn:
-        raise ConfigError(self.where, [f"{self.where}:{place}: {found}; expected {expected}"])
+    def fail(self, position: Position, message: str, expected: str) -> NoReturn:
+        raise ConfigError(self.where, [f"{self.where}:{position}: {message}; expected {expected}"])
 
     def _tokens(self, text: str) -> Iterator[_Token]:
-        line, start, at = 1, 0, self._past_blanks(text, 0)
+        line, start, at = 1, 0, self._skip_blanks(text, 0)
         while at < len(text):
             match = _TOKENS.match(text, at)
             if match is None:
-                self._odd(text, at, Place(line, at - start + 1))
+                self._refuse_character(text, at, Position(line, at - start + 1))
             kind, end = str(match.lastgroup), match.end()
             if kind == "line":
                 line, start = line + 1, end
             else:
-                yield _Token(kind, match.group(), Place(line, at - start + 1))
-            at = self._past_blanks(text, end)
-        yield _Token("end", "", Place(line, at - start + 1))
+                yield _Token(kind, match.group(), Position(line, at - start + 1))
+            at = self._skip_blanks(text, end)
+        yield _Token("end", "", Position(line, at - start + 1))
 
     @staticmethod
-    def _past_blanks(text: str, at: int) -> int:
+    def _skip_blanks(text: str, at: int) -> int:
         """Past blanks and a comment, to the next token or the end of the line."""
         match = _BLANKS.match(text, at)
         return match.end() if match else at
 
-    def _odd(self, text: str, at: int, place: Place) -> NoReturn:
+    def _refuse_character(self, text: str, at: int, position: Position) -> NoReturn:
         if text[at] in "\"'":
-            self.fail(place, "a text that does not end on its line", f"a closing {text[at]}")
+            self.fail(position, "a text that does not end on its line", f"a closing {text[at]}")
         if text[at].isdigit():
             word = re.match(r"[\w.]+", text[at:])
-            self.fail(place, f"{word.group() if word else text[at]!r}, which is no number", "a number")
-        self.fail(place, f"the character {text[at]!r}", "a field name, a value or a bracket")
+            self.fail(position, f"{word.group() if word else text[at]!r}, which is no number", "a number")
+        self.fail(position, f"the character {text[at]!r}", "a field name, a value or a bracket")
 
     def step(self) -> _Token:
-        token, self.now = self.now, next(self.tokens, self.now)
+        token, self.current = self.current, next(self.tokens, self.current)
         return token
 
     def eat(self, *marks: str) -> bool:
         """Step over the next token if it is one of these marks."""
-        found = self.now.kind == "mark" and self.now.text in marks
-        if found:
+        matches = self.current.kind == "mark" and self.current.text in marks
+        if matches:
             self.step()
-        return found
+        return matches
 
-    def whole(self) -> Message:
-        fields = self.fields("", 0)
-        if self.now.kind != "end":
-            self.fail(self.now.place, f"{self.now.text!r} with nothing open", "a field name")
-        return Message(fields, Place(1, 1))
+    def parse_whole(self) -> Message:
+        fields = self.parse_fields("", 0)
+        if self.current.kind != "end":
+            self.fail(self.current.position, f"{self.current.text!r} with nothing open", "a field name")
+        return Message(fields, Position(1, 1))
 
-    def fields(self, closing: str, depth: int) -> tuple[Field, ...]:
-        found: list[Field] = []
-        while self.now.kind != "end" and not (self.now.kind == "mark" and self.now.text in "}>]"):
-            found += self.field(depth)
+    def parse_fields(self, closing: str, depth: int) -> tuple[Field, ...]:
+        entries: list[Field] = []
+        while self.current.kind != "end" and not (self.current.kind == "mark" and self.current.text in "}>]"):
+            entries += self.parse_field(depth)
             self.eat(",", ";")
         if closing and not self.eat(closing):
-            what = f"{self.now.text!r}" if self.now.kind != "end" else "the end of the file"
-            self.fail(self.now.place, what, f"a field name or {closing!r}")
-        return tuple(found)
+            what = f"{self.current.text!r}" if self.current.kind != "end" else "the end of the file"
+            self.fail(self.current.position, what, f"a field name or {closing!r}")
+        return tuple(entries)
 
-    def field(self, depth: int) -> Iterator[Field]:
+    def parse_field(self, depth: int) -> Iterator[Field]:
         token = self.step()
         if token.kind == "mark" and token.text == "[":
-            self.fail(token.place, "an extension or Any in brackets", "a plain field name")
+            self.fail(token.position, "an extension or Any in brackets", "a plain field name")
         if token.kind != "word":
-            self.fail(token.place, f"{token.text!r}", "a field name")
+            self.fail(token.position, f"{token.text!r}", "a field name")
         colon = self.eat(":")
-        if not colon and not (self.now.kind == "mark" and self.now.text in "{<["):
-            what = f"{self.now.text!r}" if self.now.kind != "end" else "the end of the file"
-            self.fail(self.now.place, f"{what} after {token.text}", "':' and a value, or '{'")
-        place = self.now.place
+        if not colon and not (self.current.kind == "mark" and self.current.text in "{<["):
+            what = f"{self.current.text!r}" if self.current.kind != "end" else "the end of the file"
+            self.fail(self.current.position, f"{what} after {token.text}", "':' and a value, or '{'")
+        position = self.current.position
         if not self.eat("["):
-            yield Field(token.text, self.value(depth), token.place)
+            yield Field(token.text, self.parse_value(depth), token.position)
             return
         while not self.eat("]"):
-            value = self.value(depth)
+            value = self.parse_value(depth)
             if not colon and not isinstance(value, Message):
-                self.fail(place, f"a list of values right after {token.text}", "':' before it")
-            yield Field(token.text, value, value.place)
-            if not self.eat(",") and not (self.now.kind == "mark" and self.now.text == "]"):
-                what = f"{self.now.text!r}" if self.now.kind != "end" else "the end of the file"
-                self.fail(self.now.place, f"{what} in a list", "',' or ']'")
+                self.fail(position, f"a list of values right after {token.text}", "':' before it")
+            yield Field(token.text, value, value.position)
+            if not self.eat(",") and not (self.current.kind == "mark" and self.current.text == "]"):
+                what = f"{self.current.text!r}" if self.current.kind != "end" else "the end of the file"
+                self.fail(self.current.position, f"{what} in a list", "',' or ']'")
 
-    def value(self, depth: int) -> Text | Number | Word | Message:
+    def parse_value(self, depth: int) -> Text | Number | Word | Message:
         token = self.step()
         if token.kind == "mark" and token.text in "{<":
             if depth == DEEPEST:
-                self.fail(token.place, f"more than {DEEPEST} messages inside each other", "fewer")
-            return Message(self.fields("}" if token.text == "{" else ">", depth + 1), token.place)
+                self.fail(token.position, f"more than {DEEPEST} messages inside each other", "fewer")
+            return Message(self.parse_fields("}" if token.text == "{" else ">", depth + 1), token.position)
         if token.kind == "text":
-            pieces = [self.unquoted(token)]
-            while self.now.kind == "text":
-                pieces.append(self.unquoted(self.step()))
-            return Text(self.decoded(b"".join(pieces), token.place), token.place)
+            pieces = [self.unquote(token)]
+            while self.current.kind == "text":
+                pieces.append(self.unquote(self.step()))
+            return Text(self.decode(b"".join(pieces), token.position), token.position)
         negative = token.kind == "mark" and token.text == "-"
         if negative:
             sign, token = token, self.step()
             if token.kind == "word" and token.text.lower() not in ("inf", "infinity", "nan"):
-                self.fail(token.place, f"{token.text!r} after '-'", "a number")
+                self.fail(token.position, f"{token.text!r} after '-'", "a number")
         if token.kind == "word":
-            return Word(f"-{token.text}" if negative else token.text, sign.place if negative else token.place)
+            return Word(f"-{token.text}" if negative else token.text, sign.position if negative else token.position)
         if token.kind == "number":
-            value = self.number(token)
-            return Number(-value if negative else value, sign.place if negative else token.place)
+            value = self.parse_number(token)
+            return Number(-value if negative else value, sign.position if negative else token.position)
         what = f"{token.text!r}" if token.kind != "end" else "the end of the file"
-        return self.fail(token.place, what, "a value: a text in quotes, a number, a word or '{'")
+        return self.fail(token.position, what, "a value: a text in quotes, a number, a word or '{'")
 
-    def number(self, token: _Token) -> int | float:
+    def parse_number(self, token: _Token) -> int | float:
         text = token.text
         if text[:2].lower() == "0x":
             return int(text, 16)
         if text.isdigit():
             if len(text) > 1 and text[0] == "0":
                 if not set(text) <= set("01234567"):
-                    self.fail(token.place, f"{text}, which is no number", "octal digits after a leading 0")
+                    self.fail(token.position, f"{text}, which is no number", "octal digits after a leading 0")
                 return int(text, 8)
             if len(text) > 400:
-                self.fail(token.place, f"a number of {len(text)} digits", "at most 400 digits")
+                self.fail(token.position, f"a number of {len(text)} digits", "at most 400 digits")
             return int(text)
         return float(text.rstrip("fF"))
 
-    def unquoted(self, token: _Token) -> bytes:
+    def unquote(self, token: _Token) -> bytes:
         """The bytes of a quoted text: escapes may write single bytes of a character."""
-        made, at, body = bytearray(), 0, token.text[1:-1]
+        raw, at, body = bytearray(), 0, token.text[1:-1]
         for match in _ESCAPE.finditer(body):
-            made += self.bytes_of(body[at : match.start()], token.place)
+            raw += self.encode_text(body[at : match.start()], token.position)
             word, at = match.group(1), match.end()
             if word[0] in "01234567":
                 if int(word, 8) > 255:
-                    self.fail(token.place, f"the escape \\{word}", "a byte, at most \\377")
-                made.append(int(word, 8))
+                    self.fail(token.position, f"the escape \\{word}", "a byte, at most \\377")
+                raw.append(int(word, 8))
             elif word[0] in "xX" and len(word) > 1:
-                made.append(int(word[1:], 16))
+                raw.append(int(word[1:], 16))
             elif word[0] in "uU" and len(word) > 1:
                 code = int(word[1:], 16)
                 if code > 0x10FFFF:
-                    self.fail(token.place, f"the escape \\{word}", "a Unicode character, at most U+10FFFF")
-                made += self.bytes_of(chr(code), token.place)
+                    self.fail(token.position, f"the escape \\{word}", "a Unicode character, at most U+10FFFF")
+                raw += self.encode_text(chr(code), token.position)
             elif word in _ONE_LETTER:
-                made.append(_ONE_LETTER[word])
+                raw.append(_ONE_LETTER[word])
             else:
-                self.fail(token.place, f"the escape \\{word}", r"\n, \t, \\, \', \", \001, \x01, \u0001 and the like")
-        return bytes(made + self.bytes_of(body[at:], token.place))
+                self.fail(
+                    token.position, f"the escape \\{word}", r"\n, \t, \\, \', \", \001, \x01, \u0001 and the like"
+                )
+        return bytes(raw + self.encode_text(body[at:], token.position))
 
-    def bytes_of(self, text: str, place: Place) -> bytes:
+    def encode_text(self, text: str, position: Position) -> bytes:
         try:
             return text.encode()
         except UnicodeEncodeError:
-            self.fail(place, "half of a surrogate pair in a text", "whole characters")
+            self.fail(position, "half of a surrogate pair in a text", "whole characters")
 
-    def decoded(self, raw: bytes, place: Place) -> str:
+    def decode(self, raw: bytes, position: Position) -> str:
         try:
             return raw.decode()
         except UnicodeDecodeError:
-            self.fail(place, "a text whose escapes make no UTF-8", "escapes that write whole UTF-8 characters")
+            self.fail(position, "a text whose escapes make no UTF-8", "escapes that write whole UTF-8 characters")
 
 
 def as_float(value: Number | Word) -> float | None:

@@ -15,7 +15,7 @@ from longrec.metrics.calibration import (
     calibration_curve,
     ece,
     log_loss,
-    normalised_entropy,
+    normalized_entropy,
     pcoc,
 )
 from longrec.metrics.compare import BETTER, Comparison, Difference, compare, summary
@@ -49,7 +49,7 @@ __all__ = [
     "metric_warnings",
     "mrr",
     "ndcg_at_k",
-    "normalised_entropy",
+    "normalized_entropy",
     "novelty",
     "pcoc",
     "recall_at_k",

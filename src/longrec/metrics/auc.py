@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from longrec.errors import DataError
-from longrec.metrics.columns import Floats, Ints, both_classes, groups, labels, numbers, weights
+from longrec.metrics.columns import Floats, Ints, groups, labels, numbers, require_both_classes, weights
 
 
 def auc(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
@@ -31,7 +31,7 @@ def auc(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> 
     0.875
     """
     y = labels(label)
-    both_classes(y)
+    require_both_classes(y)
     s = numbers(score, "score", len(y))
     w = weights(weight, len(y))
     won, positive, negative = Pairs.of(y, s, np.zeros(len(y), np.int64), np.arange(len(y))).won(w)

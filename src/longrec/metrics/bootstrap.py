@@ -16,10 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 from longrec.errors import ConfigError, DataError, UnknownName
 from longrec.metrics.auc import Pairs
 from longrec.metrics.calibration import BINS, entropy, equal_mass, row_log_loss
-from longrec.metrics.columns import Floats, Ints, both_classes, groups, labels, probabilities, weights
+from longrec.metrics.columns import Floats, Ints, as_probabilities, groups, labels, require_both_classes, weights
 
 METRICS = ("auc", "gauc", "log_loss", "normalised_entropy", "pcoc", "ece")
-Unit = Literal["user", "row"]
+Resample = Literal["user", "row"]
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,15 @@ def bootstrap(
     scores: Mapping[str, ArrayLike],
     user: ArrayLike,
     *,
-    replicates: int = 300,
+    n_resamples: int = 300,
     seed: int = 0,
-    unit: Unit = "user",
+    resample: Resample = "user",
     weight: ArrayLike | None = None,
 ) -> Draws:
     """Draw users (or rows) with replacement and measure every score column on each draw.
 
     Rows of one user are alike, so drawing rows makes intervals too narrow for the question "how would this do
-    on other users?"; ``unit="user"`` draws whole users (the cluster bootstrap; Field and Welsh, JRSS B 2007).
+    on other users?"; ``resample="user"`` draws whole users (the cluster bootstrap; Field and Welsh, JRSS B 2007).
     The same draw serves every column, which makes differences between columns paired. A draw on which AUC or
     GAUC is undefined is drawn again. ECE keeps the bins of the full rows.
 
@@ -68,12 +68,12 @@ def bootstrap(
 
     Raises:
         DataError: a label of one class, fewer than two units to draw from, or a column that cannot be used.
-        ConfigError: no scores, ``replicates`` below 2, or an unknown ``unit``.
+        ConfigError: no scores, ``n_resamples`` below 2, or an unknown ``resample``.
     """
-    if unit not in ("user", "row"):
-        raise UnknownName("unit", str(unit), ("user", "row"))
-    if replicates < 2:
-        raise ConfigError("replicates", [f"must be at least 2, got {replicates}"])
+    if resample not in ("user", "row"):
+        raise UnknownName("resample", str(resample), ("user", "row"))
+    if n_resamples < 2:
+        raise ConfigError("n_resamples", [f"must be at least 2, got {n_resamples}"])
     if not scores:
         raise ConfigError("scores", ["at least one score column is required"])
     y = labels(label)
@@ -84,22 +84,24 @@ def bootstrap(
         cut = {name: np.asarray(score) for name, score in scores.items()}
         scores = {name: score[some] if score.shape == some.shape else score for name, score in cut.items()}
         y, user, w = y[some], np.asarray(user)[some], w[some]
-    both_classes(y)
+    require_both_classes(y)
     group, users = groups(user, "user", len(y))
-    of_row, units = (group, users) if unit == "user" else (np.arange(len(y)), len(y))
+    of_row, units = (group, users) if resample == "user" else (np.arange(len(y)), len(y))
     if units < 2:
-        raise DataError(f"column '{unit}'", f"{units} {unit}", f"two {unit}s or more to draw from", "use unit='row'")
+        raise DataError(
+            f"column '{resample}'", f"{units} {resample}", f"two {resample}s or more to draw from", "use resample='row'"
+        )
 
     columns = {
-        name: _Column(y, probabilities(score, len(y), name), group, of_row, units, unit, w)
+        name: _Column(y, as_probabilities(score, len(y), name), group, of_row, units, resample, w)
         for name, score in scores.items()
     }
     ones = np.ones(units)
     values = {name: column.measure(ones) for name, column in columns.items()}
-    draws = {name: np.empty((replicates, len(METRICS))) for name in columns}
+    draws = {name: np.empty((n_resamples, len(METRICS))) for name in columns}
     defined = np.isfinite(next(iter(values.values())))
     rng = np.random.default_rng(seed)
-    for r in range(replicates):
+    for r in range(n_resamples):
         _draw(rng, units, columns, defined, {name: block[r] for name, block in draws.items()})
 
     skipped = np.ones(users, bool)
@@ -135,7 +137,7 @@ def _draw(
         "column 'label'",
         "1,000 resamples in a row that lack one of the two classes",
         "enough users of each class to draw from",
-        "measure a larger split, or use unit='row'",
+        "measure a larger split, or use resample='row'",
     )
 
 
@@ -143,13 +145,13 @@ class _Column:
     """One score column made ready: ``measure(counts of the units) -> [6]``."""
 
     def __init__(
-        self, y: Floats, p: Floats, user: Ints, of_row: Ints, units: int, unit: Unit, w: Floats | None = None
+        self, y: Floats, p: Floats, user: Ints, of_row: Ints, units: int, resample: Resample, w: Floats | None = None
     ) -> None:
         everyone = np.zeros(len(y), np.int64)
         self.pairs = Pairs.of(y, p, everyone, of_row, w)
         self.pairs_by_user = Pairs.of(y, p, user, of_row, w)
         self.fixed_users: tuple[Floats, Floats] | None = None
-        if unit == "user":
+        if resample == "user":
             # All rows of a user come or go together, so its AUC never changes: only how often it counts does.
             won, positive, negative = self.pairs_by_user.won(np.ones(units))
             rows = np.zeros(units)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from longrec.errors import ConfigError, DataError
-from longrec.metrics.columns import Floats, Ints, both_classes, labels, numbers, probabilities, weights
+from longrec.metrics.columns import Floats, Ints, as_probabilities, labels, numbers, require_both_classes, weights
 
 # A float32 sigmoid reaches exactly 0 and 1; this bounds the loss of one row at 16.1 instead of infinity.
 EPSILON = 1e-7
@@ -40,7 +40,7 @@ def log_loss(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None
         z = numbers(score, "score", len(y))
         loss: Floats = np.logaddexp(0, z) - y * z
     else:
-        loss = row_log_loss(y, probabilities(score, len(y)))
+        loss = row_log_loss(y, as_probabilities(score, len(y)))
     return float(np.average(loss, weights=weights(weight, len(y))))
 
 
@@ -60,7 +60,7 @@ def entropy(rate: float) -> float:
     return float(-rate * np.log(rate) - (1 - rate) * np.log1p(-rate))
 
 
-def normalised_entropy(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
+def normalized_entropy(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
     r"""Log loss over the log loss of always answering the base rate: below 1 is better than knowing nothing.
 
         NE = logloss(y, p) / H(q)        q = share of positives, H(q) = -q ln q - (1 - q) ln(1 - q)
@@ -71,11 +71,11 @@ def normalised_entropy(label: ArrayLike, score: ArrayLike, weight: ArrayLike | N
     Raises:
         DataError: a label of one class (H = 0), or as :func:`log_loss`.
 
-    >>> normalised_entropy([1, 0, 0, 0], [0.25] * 4)
+    >>> normalized_entropy([1, 0, 0, 0], [0.25] * 4)
     1.0
     """
     y = labels(label)
-    both_classes(y)
+    require_both_classes(y)
     rate = float(np.average(y, weights=weights(weight, len(y))))
     if rate in (0.0, 1.0):
         raise DataError("column 'weight'", "no weight on one of the two classes", "weight on both")
@@ -97,7 +97,7 @@ def pcoc(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) ->
     """
     y = labels(label)
     w = weights(weight, len(y))
-    p = probabilities(score, len(y))
+    p = as_probabilities(score, len(y))
     clicks = float(w @ y)
     if clicks == 0:
         raise DataError("column 'label'", f"no positive among {len(y):,} rows", "at least one positive row")
@@ -140,7 +140,7 @@ def calibration_curve(
     CalibrationCurve(score=(0.1, 0.5), rate=(0.0, 1.0), count=(2, 2))
     """
     y = labels(label)
-    p = probabilities(score, len(y))
+    p = as_probabilities(score, len(y))
     w = weights(weight, len(y))
     y, p, w = y[w > 0], p[w > 0], w[w > 0]
     which = equal_mass(p, bins)
@@ -168,7 +168,7 @@ def ece(label: ArrayLike, score: ArrayLike, bins: int = BINS, weight: ArrayLike 
     0.3
     """
     y = labels(label)
-    p = probabilities(score, len(y))
+    p = as_probabilities(score, len(y))
     w = weights(weight, len(y))
     y, p, w = y[w > 0], p[w > 0], w[w > 0]
     gaps = np.bincount(equal_mass(p, bins), weights=w * (p - y))

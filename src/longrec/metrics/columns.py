@@ -48,7 +48,7 @@ def labels(values: ArrayLike, name: str = "label") -> Floats:
     return column
 
 
-def both_classes(label: Floats, name: str = "label") -> None:
+def require_both_classes(label: Floats, name: str = "label") -> None:
     """Raise a DataError when ``label`` holds one class only."""
     ones = int(label.sum())
     if ones in (0, len(label)):
@@ -60,7 +60,7 @@ def both_classes(label: Floats, name: str = "label") -> None:
         )
 
 
-def probabilities(values: ArrayLike, rows: int, name: str = "score") -> Floats:
+def as_probabilities(values: ArrayLike, rows: int, name: str = "score") -> Floats:
     """A column of numbers within [0, 1] as float64 ``[N]``.
 
     Raises:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from longrec.errors import UnknownName
-from longrec.metrics.bootstrap import METRICS, Draws, Unit, bootstrap
+from longrec.metrics.bootstrap import METRICS, Draws, Resample, bootstrap
 from longrec.metrics.bounds import metric_warnings
 from longrec.metrics.columns import Floats
 from longrec.metrics.interval import LEVEL, Interval
@@ -56,7 +56,7 @@ class Comparison:
         differences: run (all but the baseline) -> metric -> difference to the baseline.
         rows, users, positives: what was measured.
         gauc_users_skipped, gauc_rows_skipped: what GAUC had to leave out (users of one class).
-        unit, replicates: what was resampled, and how often.
+        resample, n_resamples: what was resampled, and how often.
         split: name of the rows; empty where nobody named them.
         warnings: one sentence per reason to read the metrics of a run with caution.
         sample_weight: name of what the rows were weighted by; None for all alike.
@@ -70,8 +70,8 @@ class Comparison:
     positives: int
     gauc_users_skipped: int
     gauc_rows_skipped: int
-    unit: Unit
-    replicates: int
+    resample: Resample
+    n_resamples: int
     split: str = ""
     warnings: tuple[str, ...] = ()
     sample_weight: str | None = None
@@ -87,8 +87,8 @@ class Comparison:
             "positives": self.positives,
             "gauc_users_skipped": self.gauc_users_skipped,
             "gauc_rows_skipped": self.gauc_rows_skipped,
-            "unit": self.unit,
-            "replicates": self.replicates,
+            "unit": self.resample,
+            "replicates": self.n_resamples,
             "level": LEVEL,
             "runs": {run: {key: one.to_dict() for key, one in row.items()} for run, row in self.runs.items()},
             "differences": {
@@ -103,9 +103,9 @@ def summary(
     score: ArrayLike,
     user: ArrayLike,
     *,
-    replicates: int = 300,
+    n_resamples: int = 300,
     seed: int = 0,
-    unit: Unit = "user",
+    resample: Resample = "user",
     weight: ArrayLike | None = None,
 ) -> dict[str, Interval]:
     """AUC, GAUC, log loss, normalised entropy, PCOC and ECE, each with a 95 % bootstrap interval.
@@ -117,19 +117,21 @@ def summary(
         label: ``[N]`` of 0 and 1.
         score: ``[N]`` probabilities.
         user: ``[N]`` the user of each row.
-        replicates: resamples; 300 settle an end of the interval to about a tenth of its width.
+        n_resamples: resamples; 300 settle an end of the interval to about a tenth of its width.
         seed: of the resampling; the same seed gives the same interval.
-        unit: what is resampled: whole users, or single rows (narrower; for rows that share nothing).
+        resample: what is resampled: whole users, or single rows (narrower; for rows that share nothing).
         weight: ``[N]`` not negative, of each row in every metric; ones when None.
 
     Raises:
         DataError: a label of one class, fewer than two units, or a column that cannot be used.
 
-    >>> rows = summary([1, 0, 1, 0], [0.9, 0.2, 0.6, 0.4], [1, 1, 2, 2], replicates=50)
+    >>> rows = summary([1, 0, 1, 0], [0.9, 0.2, 0.6, 0.4], [1, 1, 2, 2], n_resamples=50)
     >>> print(rows["auc"], "|", rows["log_loss"])
     1.0000 [1.0000, 1.0000] | 0.3375 [0.1643, 0.5108]
     """
-    drawn = bootstrap(label, {"score": score}, user, replicates=replicates, seed=seed, unit=unit, weight=weight)
+    drawn = bootstrap(
+        label, {"score": score}, user, n_resamples=n_resamples, seed=seed, resample=resample, weight=weight
+    )
     return _intervals(drawn, "score")
 
 
@@ -139,9 +141,9 @@ def compare(
     user: ArrayLike,
     *,
     baseline: str | None = None,
-    replicates: int = 300,
+    n_resamples: int = 300,
     seed: int = 0,
-    unit: Unit = "user",
+    resample: Resample = "user",
     split: str = "",
     weight: ArrayLike | None = None,
 ) -> Comparison:
@@ -155,7 +157,7 @@ def compare(
         scores: run name -> ``[N]`` probabilities, two runs or more.
         user: ``[N]`` the user of each row.
         baseline: name of the run to compare with; the first when None.
-        replicates, seed, unit, weight: as :func:`summary`.
+        n_resamples, seed, resample, weight: as :func:`summary`.
         split: name of the rows, for tables and warnings.
 
     Raises:
@@ -164,7 +166,7 @@ def compare(
 
     >>> y, u = [1, 0, 1, 0, 1, 0], [1, 1, 2, 2, 3, 3]
     >>> good, bad = [0.9, 0.1, 0.8, 0.2, 0.7, 0.3], [0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
-    >>> difference = compare(y, {"bad": bad, "good": good}, u, replicates=50).differences["good"]["auc"]
+    >>> difference = compare(y, {"bad": bad, "good": good}, u, n_resamples=50).differences["good"]["auc"]
     >>> print(difference.interval, difference.verdict)
     0.5000 [0.5000, 0.5000] better
     """
@@ -172,7 +174,7 @@ def compare(
         baseline = next(iter(scores))
     if scores and baseline not in scores:
         raise UnknownName("run", str(baseline), scores)
-    drawn = bootstrap(label, scores, user, replicates=replicates, seed=seed, unit=unit, weight=weight)
+    drawn = bootstrap(label, scores, user, n_resamples=n_resamples, seed=seed, resample=resample, weight=weight)
     assert baseline is not None  # bootstrap has refused empty scores
     runs = {run: _intervals(drawn, run) for run in scores}
     return Comparison(
@@ -184,36 +186,36 @@ def compare(
         positives=drawn.positives,
         gauc_users_skipped=drawn.gauc_users_skipped,
         gauc_rows_skipped=drawn.gauc_rows_skipped,
-        unit=unit,
-        replicates=replicates,
+        resample=resample,
+        n_resamples=n_resamples,
         split=split,
         warnings=tuple(said for run in runs for said in metric_warnings(runs[run], split or "these rows", run)),
     )
 
 
-def _centred(drawn: Draws, run: str) -> Floats:
+def _center_ece(drawn: Draws, run: str) -> Floats:
     """The draws ``[R, 6]`` with those of ECE moved onto its value (see :func:`summary`)."""
     draws = drawn.draws[run].copy()
-    place = METRICS.index("ece")
-    draws[:, place] += drawn.values[run][place] - np.mean(draws[:, place])
+    index = METRICS.index("ece")
+    draws[:, index] += drawn.values[run][index] - np.mean(draws[:, index])
     return draws
 
 
 def _intervals(drawn: Draws, run: str) -> dict[str, Interval]:
-    draws = _centred(drawn, run)
+    draws = _center_ece(drawn, run)
     # None of the six is ever negative; only the shift of ECE could say otherwise.
     return {
-        key: Interval.of(float(drawn.values[run][place]), np.maximum(draws[:, place], 0.0))
-        for place, key in enumerate(METRICS)
+        key: Interval.of(float(drawn.values[run][index]), np.maximum(draws[:, index], 0.0))
+        for index, key in enumerate(METRICS)
     }
 
 
 def _differences(drawn: Draws, run: str, baseline: str) -> dict[str, Difference]:
     values = drawn.values[run] - drawn.values[baseline]
-    draws = _centred(drawn, run) - _centred(drawn, baseline)
+    draws = _center_ece(drawn, run) - _center_ece(drawn, baseline)
     result = {}
-    for place, key in enumerate(METRICS):
-        interval = Interval.of(float(values[place]), draws[:, place])
+    for index, key in enumerate(METRICS):
+        interval = Interval.of(float(values[index]), draws[:, index])
         result[key] = Difference(interval, interval.excludes_zero, _verdict(key, interval))
     return result
 

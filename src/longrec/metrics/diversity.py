@@ -9,23 +9,23 @@ from longrec.errors import DataError
 from longrec.metrics.columns import groups, numbers
 
 
-def coverage(items: ArrayLike, catalogue: int) -> float:
+def coverage(items: ArrayLike, catalog: int) -> float:
     """Share of the catalogue that was recommended at least once.
 
     Args:
         items: ``[N]`` recommended item of each row, all lists together.
-        catalogue: how many items there are.
+        catalog: how many items there are.
 
     Raises:
         DataError: more distinct items than the catalogue holds, or no rows.
 
-    >>> coverage([3, 3, 5], catalogue=4)
+    >>> coverage([3, 3, 5], catalog=4)
     0.5
     """
     _, distinct = groups(items, "items", len(np.asarray(items)))
-    if distinct > catalogue:
-        raise DataError("column 'items'", f"{distinct:,} distinct items", f"at most the catalogue's {catalogue:,}")
-    return distinct / catalogue
+    if distinct > catalog:
+        raise DataError("column 'items'", f"{distinct:,} distinct items", f"at most the catalogue's {catalog:,}")
+    return distinct / catalog
 
 
 def gini(exposure: ArrayLike) -> float:

@@ -61,8 +61,8 @@ class Interval:
 
     def to_dict(self) -> dict[str, float | None]:
         """``{"value", "low", "high"}``, null where undefined (JSON has no NaN)."""
-        parts = {"value": self.value, "low": self.low, "high": self.high}
-        return {key: part if math.isfinite(part) else None for key, part in parts.items()}
+        values = {"value": self.value, "low": self.low, "high": self.high}
+        return {key: number if math.isfinite(number) else None for key, number in values.items()}
 
     def __str__(self) -> str:
         return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]" if self.defined else "undefined"

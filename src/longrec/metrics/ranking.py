@@ -35,10 +35,10 @@ def ndcg_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) 
     """
     rel, s, lists, count = _columns(relevance, score, group, k)
     gain = np.exp2(rel) - 1
-    found = _discounted(gain, _ranks(s, gain, lists), lists, count, k)
-    ideal = _discounted(gain, _ranks(gain, gain, lists), lists, count, k)
+    dcg = _discount(gain, _ranks(s, gain, lists), lists, count, k)
+    ideal = _discount(gain, _ranks(gain, gain, lists), lists, count, k)
     kept = ideal > 0
-    return float((found[kept] / ideal[kept]).mean())
+    return float((dcg[kept] / ideal[kept]).mean())
 
 
 def hit_rate_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> float:
@@ -63,10 +63,10 @@ def recall_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int
     """
     rel, s, lists, count = _columns(relevance, score, group, k)
     top = _ranks(s, rel, lists) <= k
-    found = np.bincount(lists, weights=(rel > 0) & top, minlength=count)
+    hits = np.bincount(lists, weights=(rel > 0) & top, minlength=count)
     total = np.bincount(lists, weights=rel > 0, minlength=count)
     kept = total > 0
-    return float((found[kept] / total[kept]).mean())
+    return float((hits[kept] / total[kept]).mean())
 
 
 def mrr(relevance: ArrayLike, score: ArrayLike, group: ArrayLike) -> float:
@@ -125,7 +125,7 @@ def _ranks(score: Floats, worth: Floats, lists: Ints) -> Ints:
     return rank
 
 
-def _discounted(gain: Floats, rank: Ints, lists: Ints, count: int, k: int) -> Floats:
+def _discount(gain: Floats, rank: Ints, lists: Ints, count: int, k: int) -> Floats:
     gains = np.where(rank <= k, gain / np.log2(rank + 1), 0.0)
     return np.bincount(lists, weights=gains, minlength=count).astype(np.float64)
 

@@ -85,21 +85,21 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, best: str =
     width, height = 440, 270
     x_axis = _Axis(ticks(min(0.0, *xs) if min(xs) < 0.3 * max(xs) else min(xs), max(xs)), 58, width - 14)
     y_axis = _Axis(ticks(min(ys), max(ys)), height - 40, 30)
-    parts = [*_frame(x_axis, y_axis, width, height, x_label, y_label)]
+    elements = [*_frame(x_axis, y_axis, width, height, x_label, y_label)]
     for one, points in drawn:
         slot = one.slot
         path = " ".join(f"{x_axis.at(x):.1f},{y_axis.at(y):.1f}" for x, y in points)
-        parts.append(f'<polyline class="line s{slot % SLOTS}" stroke-dasharray="{_dash(slot)}" points="{path}"/>')
+        elements.append(f'<polyline class="line s{slot % SLOTS}" stroke-dasharray="{_dash(slot)}" points="{path}"/>')
         for x, y in points:
             hover = f"{one.name}: {y:.4f} at {x_label} {x:.4g}"
-            parts.append(_marker(slot, x_axis.at(x), y_axis.at(y), 3.5 if len(points) <= 25 else 0, hover))
+            elements.append(_marker(slot, x_axis.at(x), y_axis.at(y), 3.5 if len(points) <= 25 else 0, hover))
         if best:
             x, y = (max if best == "highest" else min)(points, key=lambda point: point[1])
-            parts.append(
+            elements.append(
                 f'<circle class="ring s{slot % SLOTS}" cx="{x_axis.at(x):.1f}" cy="{y_axis.at(y):.1f}" r="8">'
                 f"{_title(f'{one.name}: {best} {y_label}, {y:.4f} at {x_label} {x:.4g}')}</circle>"
             )
-    return _svg(width, height, f"{y_label} over {x_label}", parts)
+    return _svg(width, height, f"{y_label} over {x_label}", elements)
 
 
 def interval_chart(
@@ -124,23 +124,23 @@ def interval_chart(
     axis = _Axis(ticks(min(ends), max(ends), 4), 22, width - 22)
     bottom = top + pitch * len(rows)
     step = axis.ticks[1] - axis.ticks[0]
-    parts = []
+    elements = []
     for tick in axis.ticks:
         x = axis.at(tick)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>')
-        parts.append(
+        elements.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>')
+        elements.append(
             f'<text class="tick" x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{number(tick, step)}</text>'
         )
     if reference is not None:
         x = axis.at(reference)
-        parts.append(f'<line class="reference" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>')
-    for place, (name, slot, one) in enumerate(rows):
-        y = top + pitch * (place + 0.66)
+        elements.append(f'<line class="reference" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>')
+    for index, (name, slot, one) in enumerate(rows):
+        y = top + pitch * (index + 0.66)
         low, high, dot = axis.at(one.low), axis.at(one.high), axis.at(one.value)
         plus = "+" if signed else ""
         hover = f"{name}: {one.value:{plus}.4f} [{one.low:{plus}.4f}, {one.high:{plus}.4f}]"
         anchor = "start" if dot < width * 0.25 else "end" if dot > width * 0.75 else "middle"
-        parts.append(
+        elements.append(
             f'<g class="s{slot % SLOTS}">{_title(hover)}'
             f'<line class="whisker" x1="{low:.1f}" x2="{high:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<line class="whisker" x1="{low:.1f}" x2="{low:.1f}" y1="{y - 5:.1f}" y2="{y + 5:.1f}"/>'
@@ -148,7 +148,7 @@ def interval_chart(
             f"{_marker(slot, dot, y, 5, hover)}"
             f'<text class="name" x="{dot:.1f}" y="{y - 9:.1f}" text-anchor="{anchor}">{escape(name)}</text></g>'
         )
-    return _svg(width, height, label, parts)
+    return _svg(width, height, label, elements)
 
 
 def calibration_chart(curve: CalibrationCurve, name: str, slot: int) -> str:
@@ -157,18 +157,18 @@ def calibration_chart(curve: CalibrationCurve, name: str, slot: int) -> str:
     top = max(*curve.score, *curve.rate) if curve.score else 1.0
     marks = ticks(0.0, min(1.0, top))
     across, up = _Axis(marks, 52, width - 14), _Axis(marks, height - 42, 28)
-    parts = [*_frame(across, up, width, height, "mean score", "share of positives")]
-    parts.append(
+    elements = [*_frame(across, up, width, height, "mean score", "share of positives")]
+    elements.append(
         f'<line class="reference" x1="{across.start}" y1="{up.start}" x2="{across.stop}" y2="{up.stop}">'
         f"{_title('a promise kept: the score equals the share of positives')}</line>"
     )
     path = " ".join(f"{across.at(p):.1f},{up.at(q):.1f}" for p, q in zip(curve.score, curve.rate))
-    parts.append(f'<polyline class="line thin s{slot % SLOTS}" points="{path}"/>')
+    elements.append(f'<polyline class="line thin s{slot % SLOTS}" points="{path}"/>')
     most = max(curve.count, default=1)
     for p, q, n in zip(curve.score, curve.rate, curve.count):
         hover = f"{name}: {n:,} rows, mean score {p:.3f}, {q:.3f} positive"
-        parts.append(_marker(slot, across.at(p), up.at(q), 2 + 3.5 * math.sqrt(n / most), hover))
-    return _svg(width, height, f"calibration of {name}", parts)
+        elements.append(_marker(slot, across.at(p), up.at(q), 2 + 3.5 * math.sqrt(n / most), hover))
+    return _svg(width, height, f"calibration of {name}", elements)
 
 
 def bar(weight: float, low: float, high: float, hover: str = "") -> str:
@@ -208,8 +208,8 @@ def _marker(slot: int, x: float, y: float, r: float, hover: str) -> str:
         return f'<circle class="dot s{slot % SLOTS}" cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}">{title}</circle>'
     if shape == 1:
         side = r * 1.8
-        place = f'x="{x - side / 2:.1f}" y="{y - side / 2:.1f}" width="{side:.1f}" height="{side:.1f}"'
-        return f'<rect class="dot s{slot % SLOTS}" {place}>{title}</rect>'
+        attributes = f'x="{x - side / 2:.1f}" y="{y - side / 2:.1f}" width="{side:.1f}" height="{side:.1f}"'
+        return f'<rect class="dot s{slot % SLOTS}" {attributes}>{title}</rect>'
     a = r * 1.25
     corners = (
         [(x, y - a), (x + a, y), (x, y + a), (x - a, y)] if shape == 2 else [(x, y - a), (x + a, y + a), (x - a, y + a)]
@@ -220,24 +220,24 @@ def _marker(slot: int, x: float, y: float, r: float, hover: str) -> str:
 
 def _frame(across: _Axis, up: _Axis, width: int, height: int, x_label: str, y_label: str) -> list[str]:
     """Grid, tick labels and axis names."""
-    parts = []
+    elements = []
     step = up.ticks[1] - up.ticks[0]
     for tick in up.ticks:
         y = up.at(tick)
-        parts.append(f'<line class="grid" x1="{across.start}" x2="{across.stop}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(
+        elements.append(f'<line class="grid" x1="{across.start}" x2="{across.stop}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        elements.append(
             f'<text class="tick" x="{across.start - 7}" y="{y + 4:.1f}" text-anchor="end">{number(tick, step)}</text>'
         )
     step = across.ticks[1] - across.ticks[0]
     for tick in across.ticks:
         x = across.at(tick)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{up.start}" y2="{up.start + 5}"/>')
-        parts.append(
+        elements.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{up.start}" y2="{up.start + 5}"/>')
+        elements.append(
             f'<text class="tick" x="{x:.1f}" y="{up.start + 18}" text-anchor="middle">{number(tick, step)}</text>'
         )
-    parts.append(f'<text class="axis" x="{across.stop}" y="{height - 5}" text-anchor="end">{escape(x_label)}</text>')
-    parts.append(f'<text class="axis" x="4" y="14">{escape(y_label)}</text>')
-    return parts
+    elements.append(f'<text class="axis" x="{across.stop}" y="{height - 5}" text-anchor="end">{escape(x_label)}</text>')
+    elements.append(f'<text class="axis" x="4" y="14">{escape(y_label)}</text>')
+    return elements
 
 
 def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -253,9 +253,9 @@ def _title(text: str) -> str:
     return f"<title>{escape(text)}</title>" if text else ""
 
 
-def _svg(width: int, height: int, label: str, parts: Sequence[str]) -> str:
+def _svg(width: int, height: int, label: str, elements: Sequence[str]) -> str:
     return (
         f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
         f'style="max-width:{width * 1.15:.0f}px" '
-        f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
+        f'aria-label="{escape(label)}">{"".join(elements)}</svg>'
     )

@@ -9,9 +9,9 @@ from typing import Any
 from longrec.metrics import BETTER, Interval
 from longrec.progress import duration
 from longrec.report import plots
-from longrec.report.markup import card, joined
+from longrec.report.markup import card, join_names
 from longrec.report.run import RunView
-from longrec.report.tables import METRIC_WORDS, metric_keys, metric_name, signed, verdict_words
+from longrec.report.tables import METRIC_LABELS, format_verdict, metric_keys, metric_name, signed
 
 _SIDE_BY_SIDE = 3
 
@@ -21,7 +21,7 @@ def result_sentences(comparison: Mapping[str, Any]) -> list[str]:
     lines = []
     for run, differences in comparison["differences"].items():
         said = []
-        for verdict, words in (
+        for verdict, phrase in (
             ("better", "better on"),
             ("worse", "worse on"),
             ("differs", "different in"),
@@ -33,7 +33,7 @@ def result_sentences(comparison: Mapping[str, Any]) -> list[str]:
                 if one["verdict"] == verdict and one["value"] is not None
             ]
             if names:
-                said.append(f"{words} {joined(names)}")
+                said.append(f"{phrase} {join_names(names)}")
         if said:
             against = f"<b>{escape(run)}</b> against <b>{escape(comparison['baseline'])}</b>"
             lines.append(f"{against}: {'; '.join(said)}.")
@@ -59,13 +59,13 @@ def warnings_section(runs: Sequence[RunView], comparison: Mapping[str, Any] | No
 
 def _for(names: Sequence[str], runs: Sequence[RunView]) -> str:
     """Whom a warning is about; nothing where it is about all runs."""
-    return "" if len(names) == len(runs) else f"<b>{escape(joined(names))}</b>: "
+    return "" if len(names) == len(runs) else f"<b>{escape(join_names(names))}</b>: "
 
 
 def _on(runs: Sequence[RunView]) -> str:
     """The split that all runs were measured on, as a heading names it."""
     splits = list(dict.fromkeys(run.split for run in runs))
-    return f" on {escape(joined(splits))}" if splits else ""
+    return f" on {escape(join_names(splits))}" if splits else ""
 
 
 def metrics_section(runs: Sequence[RunView], comparison: Mapping[str, Any] | None) -> str:
@@ -130,7 +130,7 @@ def _cell(key: str, run: str, one: Interval | None, comparison: Mapping[str, Any
     verdict = difference["verdict"]
     change, _, spread = signed(Interval.from_dict(difference)).partition(" ")
     return (
-        f'{text}<span class="change"><span class="verdict {escape(verdict)}">{escape(verdict_words(verdict))}</span> '
+        f'{text}<span class="change"><span class="verdict {escape(verdict)}">{escape(format_verdict(verdict))}</span> '
         f"{escape(change)} "
         f'<span class="range">{escape(spread)}</span></span>'
     )
@@ -155,7 +155,7 @@ def intervals_section(runs: Sequence[RunView], comparison: Mapping[str, Any] | N
         for key in metric_keys(run.metrics for run in runs):
             rows = [(run.name, slots[run.name], run.metrics[key]) for run in runs if key in run.metrics]
             chart = plots.interval_chart(rows, metric_name(key), reference=1.0 if key == "pcoc" else None)
-            cards.append(card(metric_name(key), chart, METRIC_WORDS.get(key, ("", ""))[1]))
+            cards.append(card(metric_name(key), chart, METRIC_LABELS.get(key, ("", ""))[1]))
         head = f"<h2>Intervals{_on(runs)}</h2>"
     cards = [card for card in cards if card]
     return f'<section>{head}<div class="cards">{"".join(cards)}</div></section>' if cards else ""
@@ -193,7 +193,7 @@ def calibration_section(runs: Sequence[RunView]) -> str:
                 f"PCOC {pcoc.value:.3f}" if pcoc and pcoc.defined else "",
                 f"ECE {gap.value:.4f}" if gap and gap.defined else "",
             ]
-            cards.append(card(run.name, chart, ", ".join(part for part in said if part)))
+            cards.append(card(run.name, chart, ", ".join(text for text in said if text)))
     if not cards:
         return ""
     return (
@@ -206,16 +206,16 @@ def calibration_section(runs: Sequence[RunView]) -> str:
 
 def _of_run(run: RunView, comparison: Mapping[str, Any] | None) -> dict[str, Interval]:
     """The comparison's own intervals where it has the run: they are the ones its differences belong to."""
-    found = (comparison or {}).get("runs", {}).get(run.name) or {}
-    of_tasks = {key: one for key, one in run.metrics.items() if not found or "." in key}
-    return {key: Interval.from_dict(one) for key, one in found.items()} | of_tasks
+    intervals = (comparison or {}).get("runs", {}).get(run.name) or {}
+    of_tasks = {key: one for key, one in run.metrics.items() if not intervals or "." in key}
+    return {key: Interval.from_dict(one) for key, one in intervals.items()} | of_tasks
 
 
 def _under_name(run: RunView, is_baseline: bool) -> str:
     said = [f"model {run.model}" if run.model != run.name else ""]
     said.append(f"trained in {duration(run.seconds)}" if run.seconds is not None else "")
     said.append("baseline" if is_baseline else "")
-    return escape(", ".join(part for part in said if part))
+    return escape(", ".join(text for text in said if text))
 
 
 def _in_sentence(key: str) -> str:
@@ -224,7 +224,7 @@ def _in_sentence(key: str) -> str:
 
 
 def _hint(key: str) -> str:
-    return f'<span class="hint">{escape(METRIC_WORDS[key][1])}</span>' if key in METRIC_WORDS else ""
+    return f'<span class="hint">{escape(METRIC_LABELS[key][1])}</span>' if key in METRIC_LABELS else ""
 
 
 def _legend(runs: Sequence[RunView]) -> str:

@@ -58,7 +58,7 @@ def _events(events: Sequence[Mapping[str, Any]], scale: tuple[float, float]) -> 
     rows = []
     for event in events:
         side = [f"{key} {value}" for key, value in event.get("side", {}).items()]
-        below = " · ".join(part for part in (*side, f"{event['ago']} before" if event.get("ago") else "") if part)
+        below = " · ".join(text for text in (*side, f"{event['ago']} before" if event.get("ago") else "") if text)
         weight = float(event["weight"])
         mark = plots.bar(weight, *scale, hover=f"{event['name']}: weight {weight:.4f}")
         rows.append(

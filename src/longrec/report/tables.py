@@ -19,7 +19,7 @@ from longrec.errors import LongRecError
 from longrec.metrics import Interval
 
 # key -> name, and what it asks; the order in which reports show metrics.
-METRIC_WORDS: dict[str, tuple[str, str]] = {
+METRIC_LABELS: dict[str, tuple[str, str]] = {
     "auc": ("AUC", "order over all rows; higher is better"),
     "gauc": ("GAUC", "order within each user; higher is better"),
     "log_loss": ("Log loss", "price of wrong probabilities; lower is better"),
@@ -91,8 +91,8 @@ def left_out_lines(left_out: Mapping[str, Mapping[str, int]]) -> list[str]:
         "not_before_measured": "they lie at or after rows that are measured",
     }
     return [
-        f"{part}: {counts[key]:,} labelled row{'s' if counts[key] > 1 else ''} left out, {why}"
-        for part, counts in left_out.items()
+        f"{split}: {counts[key]:,} labelled row{'s' if counts[key] > 1 else ''} left out, {why}"
+        for split, counts in left_out.items()
         for key, why in reasons.items()
         if counts.get(key)
     ]
@@ -113,13 +113,13 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
     ordered = [baseline, *(run for run in runs if run != baseline)]
     rows = []
     for key in metric_keys(runs.values()):
-        for place, run in enumerate(ordered):
-            row = ["" if place else metric_name(key), run, str(Interval.from_dict(runs[run][key]))]
+        for index, run in enumerate(ordered):
+            row = ["" if index else metric_name(key), run, str(Interval.from_dict(runs[run][key]))]
             if run == baseline:
                 row += ["", "baseline"]
             else:
                 difference = comparison["differences"][run][key]
-                row += [signed(Interval.from_dict(difference)), verdict_words(difference["verdict"])]
+                row += [signed(Interval.from_dict(difference)), format_verdict(difference["verdict"])]
             rows.append(row)
     split = comparison.get("split", "")
     counts = f"{comparison['rows']:,} rows, {comparison['users']:,} users, {comparison['positives']:,} positive"
@@ -139,8 +139,8 @@ def _metric_head(split: str) -> str:
 
 def metric_keys(runs: Any) -> list[str]:
     """Keys of the metrics of some runs, the known ones first and in their order."""
-    found = dict.fromkeys(key for run in runs for key in run)
-    return [key for key in METRIC_WORDS if key in found] + [key for key in found if key not in METRIC_WORDS]
+    keys = dict.fromkeys(key for run in runs for key in run)
+    return [key for key in METRIC_LABELS if key in keys] + [key for key in keys if key not in METRIC_LABELS]
 
 
 def metric_name(key: str) -> str:
@@ -150,7 +150,7 @@ def metric_name(key: str) -> str:
     ('AUC', 'Log loss of buy', 'hit rate')
     """
     metric, _, task = key.partition(".")
-    name = METRIC_WORDS[metric][0] if metric in METRIC_WORDS else metric.replace("_", " ")
+    name = METRIC_LABELS[metric][0] if metric in METRIC_LABELS else metric.replace("_", " ")
     return f"{name} of {task}" if task else name
 
 
@@ -161,7 +161,7 @@ def signed(difference: Interval) -> str:
     return f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
 
 
-def verdict_words(verdict: str) -> str:
+def format_verdict(verdict: str) -> str:
     """A verdict as it is shown: ``unclear`` reads ``no clear difference``."""
     return "no clear difference" if verdict == "unclear" else verdict
 

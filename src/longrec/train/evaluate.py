@@ -21,7 +21,7 @@ from longrec.data.targets import target
 from longrec.data.weights import check_weights
 from longrec.errors import ConfigError, DataError, RunError, UnknownName
 from longrec.metrics import Comparison, Interval
-from longrec.metrics.bootstrap import Unit
+from longrec.metrics.bootstrap import Resample
 from longrec.models.core.base import Model
 from longrec.progress import Progress
 from longrec.train.checkpoint import replace_file
@@ -69,15 +69,15 @@ def evaluate(
     run: Run | str | Path,
     part: str = "test",
     *,
-    unit: Unit | None = None,
-    replicates: int | None = None,
+    resample: Resample | None = None,
+    n_resamples: int | None = None,
     seed: int | None = None,
 ) -> Evaluation:
     """Metrics of a run on a part, with intervals; predicts first where no predictions lie yet.
 
     Args:
         part: ``test``, ``valid`` or ``train``.
-        unit, replicates, seed: of the bootstrap; default as in the run's config.
+        resample, n_resamples, seed: of the bootstrap; default as in the run's config.
 
     Raises:
         RunError: no finished run, or a part without rows.
@@ -85,7 +85,7 @@ def evaluate(
     """
     run = run if isinstance(run, Run) else open_run(run)
     table = _predictions(run, part)
-    given = {"unit": unit, "replicates": replicates, "seed": seed}
+    given = {"unit": resample, "replicates": n_resamples, "seed": seed}
     config = run.config.evaluate.model_copy(update={key: value for key, value in given.items() if value is not None})
     found = measure_table(table, run.name, run.config.model["name"], part, config)
     return replace(found, warnings=(*run.results.get("run_warnings", ()), *found.warnings))
@@ -115,8 +115,8 @@ def compare(
     runs: Sequence[Run | str | Path],
     part: str = "test",
     *,
-    unit: Unit = "user",
-    replicates: int = 300,
+    resample: Resample = "user",
+    n_resamples: int = 300,
     seed: int = 0,
     baseline: str | None = None,
 ) -> Comparison:
@@ -151,9 +151,9 @@ def compare(
         scores,
         user,
         baseline=baseline,
-        replicates=replicates,
+        n_resamples=n_resamples,
         seed=seed,
-        unit=unit,
+        resample=resample,
         split=part,
         weight=weight,
     )
@@ -258,8 +258,8 @@ def _check_weights(log: Log, job: Job, parts: Mapping[str, NDArray[np.int64]]) -
 def _summary(
     label: NDArray[Any], scores: NDArray[Any], user: NDArray[Any], weight: NDArray[Any] | None, config: EvaluateConfig
 ) -> dict[str, Interval]:
-    replicates, seed, unit = config.replicates, config.seed, config.unit
-    return metrics.summary(label, scores, user, replicates=replicates, seed=seed, unit=unit, weight=weight)
+    n_resamples, seed, resample = config.replicates, config.seed, config.unit
+    return metrics.summary(label, scores, user, n_resamples=n_resamples, seed=seed, resample=resample, weight=weight)
 
 
 def _not_probabilities(table: pa.Table) -> list[str]:

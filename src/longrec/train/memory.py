@@ -20,7 +20,7 @@ from longrec.features.fields import Fields
 from longrec.features.fitted import FittedSchema
 from longrec.features.schema import Schema
 from longrec.models.core import base as models
-from longrec.resources import available_memory, in_bytes
+from longrec.resources import available_memory, format_bytes
 from longrec.train.settings import FitConfig
 
 _NUMBER = 4  # bytes of a float32
@@ -116,11 +116,11 @@ def too_large(found: Needs | None) -> ResourceError | None:
     if found is None or free is None or found.weights + found.optimizer <= free:
         return None
     shape = " x ".join(f"{size:,}" for size in found.shape)
-    rest = f"the whole training at least {in_bytes(found.weights + found.optimizer)} (weights and optimizer)"
+    rest = f"the whole training at least {format_bytes(found.weights + found.optimizer)} (weights and optimizer)"
     return ResourceError(
         found.largest,
-        f"{shape} numbers take {in_bytes(found.bytes)}, {rest}",
-        f"at most the {in_bytes(free)} of memory that are available",
+        f"{shape} numbers take {format_bytes(found.bytes)}, {rest}",
+        f"at most the {format_bytes(free)} of memory that are available",
         (
             "lower hash (of a learned vocabulary: raise min_count) or dim, or set "
             "fit.tables_optimiser=rowwise_adagrad, which keeps one number per row"

@@ -20,7 +20,7 @@ from longrec.config import parse
 from longrec.errors import RunError
 from longrec.features.fields import Field, Fields
 from longrec.models.core.base import Model, find, name_of
-from longrec.resources import require_room, resource_error
+from longrec.resources import require_memory, resource_error
 
 FORMAT = 1
 
@@ -59,7 +59,7 @@ def load(folder: str | Path) -> Model:
     except (KeyError, TypeError) as error:
         raise RunError(str(folder / "fields.json"), f"not the fields of a model ({error})") from None
     path = folder / "weights.safetensors"
-    require_room([path], "weights")
+    require_memory([path], "weights")
     model = cls(config, fields)
     try:
         model.load_state_dict(load_file(path))

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from longrec.errors import ConfigError
-from longrec.interop.text_format import Place
+from longrec.interop.text_format import Position
 
-Path_ = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 _TOKEN = re.compile(r'\s*([{}\[\],:]|"(?:[^"\\]|\\.)*"|[^\s{}\[\],:"]+)')
 _LARGEST = 64_000_000
 
 
 @dataclass(frozen=True)
-class Placed:
+class JsonDocument:
     """A parsed file.
 
     Attributes:
@@ -27,11 +27,11 @@ class Placed:
     """
 
     value: Any
-    places: dict[Path_, Place]
-    repeated: tuple[Path_, ...]
+    positions: dict[KeyPath, Position]
+    repeated: tuple[KeyPath, ...]
 
 
-def read(path: Path) -> Placed:
+def read(path: Path) -> JsonDocument:
     """Read a file.
 
     Raises:
@@ -48,28 +48,28 @@ def read(path: Path) -> Placed:
     return parse(text, str(path))
 
 
-def parse(text: str, where: str) -> Placed:
+def parse(text: str, where: str) -> JsonDocument:
     """Parse text; ``where`` names it in faults."""
     try:
-        value = json.loads(text, parse_constant=_no_number)
+        value = json.loads(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        found = f"{where}:{error.lineno}:{error.colno}: is no JSON here: {error.msg}; mend the file"
-        raise ConfigError(where, [found]) from None
+        message = f"{where}:{error.lineno}:{error.colno}: is no JSON here: {error.msg}; mend the file"
+        raise ConfigError(where, [message]) from None
     except RecursionError:
         raise ConfigError(where, [f"{where}:1:1: is nested too deeply; expected rules of features"]) from None
     except ValueError as error:
         raise ConfigError(where, [f"{where}:1:1: holds a number that is none: {error}; mend the file"]) from None
-    return _located(text, value)
+    return _locate_values(text, value)
 
 
-def _no_number(word: str) -> float:
+def _refuse_constant(word: str) -> float:
     raise ValueError(word)
 
 
-def _located(text: str, value: Any) -> Placed:
+def _locate_values(text: str, value: Any) -> JsonDocument:
     """Walk the tokens of valid JSON; ``path`` holds for each open bracket the key or number it is at."""
-    places: dict[Path_, Place] = {(): Place(1, 1)}
-    repeated: list[Path_] = []
+    positions: dict[KeyPath, Position] = {(): Position(1, 1)}
+    repeated: list[KeyPath] = []
     path: list[str | int | None] = []
     line, start, last = 1, 0, 0
     key_next = False
@@ -77,7 +77,7 @@ def _located(text: str, value: Any) -> Placed:
         begin, word = token.start(1), token[1]
         line += text.count("\n", last, begin)
         start, last = text.rfind("\n", 0, begin) + 1, begin
-        place = Place(line, begin - start + 1)
+        position = Position(line, begin - start + 1)
         if word in "}]":
             path.pop()
             key_next = False
@@ -89,14 +89,14 @@ def _located(text: str, value: Any) -> Placed:
             key_next = False
         elif key_next:
             path[-1] = json.loads(word)
-            here = tuple(part for part in path if part is not None)
-            if here in places:
+            here = tuple(key for key in path if key is not None)
+            if here in positions:
                 repeated.append(here)
-            places[here] = place
+            positions[here] = position
         else:
             if path and isinstance(path[-1], int):
-                places[tuple(part for part in path if part is not None)] = place
+                positions[tuple(key for key in path if key is not None)] = position
             if word in "{[":
                 path.append(0 if word == "[" else None)
                 key_next = word == "{"
-    return Placed(value, places, tuple(repeated))
+    return JsonDocument(value, positions, tuple(repeated))

@@ -14,7 +14,7 @@ from longrec.interop.easyrec_section import Section
 _ACTIVATIONS = {"": "relu", "leaky_relu": "prelu"} | {
     name: name for name in ("relu", "prelu", "dice", "sigmoid", "tanh", "gelu")
 }
-_CROSS_ENTROPY = ("CLASSIFICATION", "CROSS_ENTROPY_LOSS", "BINARY_CROSS_ENTROPY_LOSS")
+_BINARY_LOSSES = ("CLASSIFICATION", "CROSS_ENTROPY_LOSS", "BINARY_CROSS_ENTROPY_LOSS")
 _ITEM_GROUP = re.compile(r"(^|_)(item|items|ad|ads|goods|product|sku|candidate|target)(_|$)")
 _ITEM_FEATURE = re.compile(r"^(item|adgroup|ad|goods|product|sku|candidate|target)_")
 _ATTENTION_UNITS = (128, 64, 32, 1)
@@ -50,13 +50,13 @@ class Groups:
             section.fault("input", f"names the group {name!r}, which is not there; {hint}")
         return group
 
-    def whole(self, section: Section) -> str:
+    def find_whole(self, section: Section) -> str:
         """The group that a model of one group reads: ``all``, or the only one; empty, with a fault, if neither is."""
         if "all" in self.by_name or len(self.by_name) == 1:
             return "all" if "all" in self.by_name else next(iter(self.by_name))
-        told = ", ".join(self.by_name) or "none"
+        names = ", ".join(self.by_name) or "none"
         self.config.reading.fault(
-            section.place, f"{section.path} reads the group 'all', which is not there; known: {told}"
+            section.position, f"{section.path} reads the group 'all', which is not there; known: {names}"
         )
         return ""
 
@@ -64,18 +64,18 @@ class Groups:
         """The features of a group, by their names in the schema."""
         group = self.by_name[name]
         if name not in self._read:
-            made: list[str] = []
+            names: list[str] = []
             of_item = _ITEM_GROUP.search(name.lower()) is not None
-            for feature in self.features.names(group, "feature_names"):
+            for feature in self.features.expand_names(group, "feature_names"):
                 spec = self.features.find(feature, group, "feature_names")
                 if spec is None:
                     continue
                 sequence = spec.kind == "SequenceFeature"
                 candidate = not sequence and (of_item or _ITEM_FEATURE.match(feature.lower()) is not None)
                 ours = self.features.use(spec, candidate=candidate)
-                if ours is not None and ours not in made:
-                    made.append(ours)
-            self._read[name] = made
+                if ours is not None and ours not in names:
+                    names.append(ours)
+            self._read[name] = names
         return self._read[name]
 
     def read_all(self) -> None:
@@ -91,94 +91,98 @@ def check_loss(config: Section) -> None:
     """Fault a loss that is none of one label of 0 and 1."""
     for section in (config, *config.all("losses")):
         loss = section.get("loss_type", "CLASSIFICATION")
-        if loss not in _CROSS_ENTROPY:
-            section.fault("loss_type", f"is {loss}; expected {' or '.join(_CROSS_ENTROPY)}: one label of 0 and 1")
+        if loss not in _BINARY_LOSSES:
+            section.fault("loss_type", f"is {loss}; expected {' or '.join(_BINARY_LOSSES)}: one label of 0 and 1")
     if config.get("num_class", 1) != 1:
         config.fault("num_class", f"is {config.get('num_class')}; expected 1: one label of 0 and 1")
     if len(config.all("losses")) > 1:
         config.fault("losses", "are several; expected one")
 
 
-def layers(dnn: Section, *, default: tuple[int, ...] = ()) -> dict[str, Any]:
+def convert_layers(dnn: Section, *, default: tuple[int, ...] = ()) -> dict[str, Any]:
     """An MLP: ``mlp``, ``activation``, ``batch_norm`` and ``dropout`` (one a layer)."""
     units = dnn.all("hidden_units") or list(default)
     if not units:
         dnn.fault("hidden_units", "is missing; expected the units of one layer at least")
     units = [] if units == [0] else units
-    words: dict[str, Any] = {"mlp": units, "activation": _activation(dnn), "batch_norm": dnn.get("use_bn", True)}
+    settings: dict[str, Any] = {
+        "mlp": units,
+        "activation": _convert_activation(dnn),
+        "batch_norm": dnn.get("use_bn", True),
+    }
     dropout = dnn.all("dropout_ratio")
     if dropout and len(dropout) != len(units):
         dnn.fault("dropout_ratio", f"has {len(dropout)} numbers for {len(units)} layers; expected one a layer")
     elif dropout:
-        words["dropout"] = dropout
-    return words
+        settings["dropout"] = dropout
+    return settings
 
 
-def _activation(dnn: Section) -> str:
-    given = dnn.get("activation", "tf.nn.relu")
-    name = given.lower().rpartition(".")[2] if given.lower().startswith("tf.") else given.lower()
+def _convert_activation(dnn: Section) -> str:
+    value = dnn.get("activation", "tf.nn.relu")
+    name = value.lower().rpartition(".")[2] if value.lower().startswith("tf.") else value.lower()
     if name == "leaky_relu":
         dnn.note("activation", "differs", "prelu, whose slope is learnt")
     if name not in _ACTIVATIONS:
-        dnn.fault("activation", f"is {given!r}; expected one of {', '.join(filter(None, _ACTIVATIONS))}")
-    if not given:
+        dnn.fault("activation", f"is {value!r}; expected one of {', '.join(filter(None, _ACTIVATIONS))}")
+    if not value:
         dnn.note("activation", "differs", "relu")
     return _ACTIVATIONS.get(name, "relu")
 
 
-def plain_layers(dnn: Section) -> dict[str, Any]:
+def convert_plain_layers(dnn: Section) -> dict[str, Any]:
     """An MLP of a model whose dropout is one share for all layers."""
-    words = layers(dnn)
-    shares = words.pop("dropout", [0.0])
+    settings = convert_layers(dnn)
+    shares = settings.pop("dropout", [0.0])
     if len(set(shares)) > 1:
         dnn.note("dropout_ratio", "differs", f"one share for all layers: {shares[0]:g}")
-    return words | {"dropout": shares[0]}
+    return settings | {"dropout": shares[0]}
 
 
-def unit_of(dnn: Section) -> dict[str, Any]:
+def convert_attention_unit(dnn: Section) -> dict[str, Any]:
     """The activation unit of an attention, whose last layer of one unit is always there."""
-    words = layers(dnn, default=_ATTENTION_UNITS)
-    units = words["mlp"]
+    settings = convert_layers(dnn, default=_ATTENTION_UNITS)
+    units = settings["mlp"]
     if units and units[-1] != 1:
         dnn.fault("hidden_units", f"end with {units[-1]}; expected 1, the weight of an event")
     if len(units) == 1:
         dnn.fault("hidden_units", "are the weight alone; expected one hidden layer at least before it")
-    if "dropout" in words:
-        words["dropout"] = words["dropout"][:-1]
-    return words | {"mlp": units[:-1]}
+    if "dropout" in settings:
+        settings["dropout"] = settings["dropout"][:-1]
+    return settings | {"mlp": units[:-1]}
 
 
-def one_width(groups: Groups, model: str) -> int:
+def choose_width(groups: Groups, model: str) -> int:
     """The width that all features have where a model multiplies them; others are noted."""
     groups.read_all()
-    dims = [spec.words["dim"] for spec in groups.features.read.values() if "dim" in spec.words]
+    dims = [spec.settings["dim"] for spec in groups.features.read.values() if "dim" in spec.settings]
     width: int = max(set(dims), key=lambda dim: (dims.count(dim), dim)) if dims else 16
     for spec in groups.features.read.values():
-        if spec.words.get("dim", width) != width:
+        if spec.settings.get("dim", width) != width:
             spec.config.note("embedding_dim", "not carried", f"{model} has one width for all features: {width}")
-        spec.words.pop("dim", None)
+        spec.settings.pop("dim", None)
     return width
 
 
 def embeds_numbers(groups: Groups) -> bool:
     """Whether some number asks for a vector of its own."""
-    numbers = [spec for spec in groups.features.read.values() if spec.words.get("kind") == "dense"]
-    asking = [spec for spec in numbers if "dim" in spec.words]
-    if asking and len(asking) < len(numbers):
+    numbers = [spec for spec in groups.features.read.values() if spec.settings.get("kind") == "dense"]
+    with_dim = [spec for spec in numbers if "dim" in spec.settings]
+    if with_dim and len(with_dim) < len(numbers):
         for spec in numbers:
-            if "dim" not in spec.words:
+            if "dim" not in spec.settings:
                 spec.config.note("input_names", "differs", "scales a vector, as the other numbers of this model do")
-    return bool(asking)
+    return bool(with_dim)
 
 
-def attention_inside(group: Section, groups: Groups) -> dict[str, Any]:
+def convert_attention(group: Section, groups: Groups) -> dict[str, Any]:
     """The attentions inside a tower."""
-    found: dict[str, Any] = {}
+    units: dict[str, Any] = {}
     for attention in group.all("sequence_features"):
         dnn = attention.section("seq_dnn")
-        unit = unit_of(dnn)
+        unit = convert_attention_unit(dnn)
         if not attention.get("need_key_feature", True):
             unit = unit | {"key": False}
         for history in groups.histories.use(attention):
-            found[history] = unit
-    return found
+            units[history] = unit
+    return units
