@@ -25,18 +25,20 @@ class Enough(Exception):
 
 def options() -> argparse.Namespace:
     """The words every runner takes."""
-    ask = argparse.ArgumentParser()
-    ask.add_argument("--data", type=Path, required=True, help="folder written by gen_log.py")
-    ask.add_argument("--work", type=Path, required=True, help="scratch folder; prepared data stays there")
-    ask.add_argument("--steps", type=int, default=0, help="stop after so many steps; 0 is one epoch and the test AUC")
-    ask.add_argument("--batch", type=int, default=1024)
-    ask.add_argument("--threads", type=int, default=1)
-    ask.add_argument("--seed", type=int, default=1)
-    ask.add_argument("--prepare", action="store_true", help="only prepare the data (a process of its own)")
-    given = ask.parse_args()
-    given.meta = json.loads((given.data / "meta.json").read_text())
-    given.work.mkdir(parents=True, exist_ok=True)
-    return given
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True, help="folder written by gen_log.py")
+    parser.add_argument("--work", type=Path, required=True, help="scratch folder; prepared data stays there")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="stop after so many steps; 0 is one epoch and the test AUC"
+    )
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--prepare", action="store_true", help="only prepare the data (a process of its own)")
+    args = parser.parse_args()
+    args.meta = json.loads((args.data / "meta.json").read_text())
+    args.work.mkdir(parents=True, exist_ok=True)
+    return args
 
 
 class StepClock:
@@ -56,8 +58,8 @@ class StepClock:
         self.cpu: list[float] = []
         register_optimizer_step_post_hook(self._stamp)
 
-    def _stamp(self, optimiser: Any, *_: Any) -> None:
-        if self.kinds is not None and type(optimiser).__name__ not in self.kinds:
+    def _stamp(self, optimizer: Any, *_: Any) -> None:
+        if self.kinds is not None and type(optimizer).__name__ not in self.kinds:
             return
         if not self.wall:
             forget_peak()
@@ -100,8 +102,8 @@ def auc(label: Any, score: Any) -> float:
     import numpy as np
 
     label, score = np.asarray(label).ravel(), np.asarray(score).ravel()
-    _, place, count = np.unique(score, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(count) - (count - 1) / 2)[place]
+    _, index, count = np.unique(score, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(count) - (count - 1) / 2)[index]
     positive = label.sum()
     return float((rank[label > 0].sum() - positive * (positive + 1) / 2) / (positive * (len(label) - positive)))
 

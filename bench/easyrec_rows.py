@@ -108,30 +108,30 @@ def work(what: str, files: dict[str, str], form: str, threads: int) -> None:
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("rows", 1_000_000), ("threads", 2), ("seed", 1)):
-        ask.add_argument(f"--{name}", type=int, default=value)
-    ask.add_argument("--work", help=argparse.SUPPRESS)
-    given = ask.parse_args()
-    if given.work:
-        work(**json.loads(given.work), threads=given.threads)
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.work:
+        work(**json.loads(args.work), threads=args.threads)
         return
     machine.CACHE.mkdir(parents=True, exist_ok=True)
     rows = []
     for form in ("lists", "packed"):
         files = {}
-        for part, count, seed in (
-            ("train", given.rows * 4 // 5, given.seed),
-            ("test", given.rows // 5, given.seed + 1),
+        for split, count, seed in (
+            ("train", args.rows * 4 // 5, args.seed),
+            ("test", args.rows // 5, args.seed + 1),
         ):
-            path = machine.CACHE / f"easyrec_{form}_{part}_{count}_{seed}.csv"
+            path = machine.CACHE / f"easyrec_{form}_{split}_{count}_{seed}.csv"
             if not path.exists():
                 write(path, count, form, seed)
-            files[part] = str(path)
+            files[split] = str(path)
         size = sum(Path(path).stat().st_size for path in files.values())
         for what in ("read", "prepare"):
             job = json.dumps({"what": what, "files": files, "form": form})
-            used = machine.measured([sys.executable, __file__, "--threads", str(given.threads), "--work", job])
+            used = machine.measured([sys.executable, __file__, "--threads", str(args.threads), "--work", job])
             rows.append([
                 form, what, f"{size / 1e6:,.0f}", f"{used.wall:.1f}", f"{used.cpu:.1f}", f"{used.peak_mb / 1000:.2f}",
                 machine.busy(),
@@ -140,8 +140,8 @@ def main() -> None:
     head = ["form", "", "text, MB", "wall, s", "CPU, s", "peak memory, GB", "load"]
     machine.write(
         "easyrec_rows",
-        f"# {given.rows:,} rows of 20 columns in the form of EasyRec's DIN sample\n\n"
-        f"Text without a header, four fifths of it train; {given.threads} threads; start of Python and imports "
+        f"# {args.rows:,} rows of 20 columns in the form of EasyRec's DIN sample\n\n"
+        f"Text without a header, four fifths of it train; {args.threads} threads; start of Python and imports "
         "included. *Read* checks every row against the declared types and writes typed columns; *prepare* is "
         "`longrec prepare` in all: read, sort, fit, encode. A load above the number of cores makes wall times "
         f"pessimistic.\n\n{machine.table(head, rows)}",

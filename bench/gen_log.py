@@ -24,12 +24,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-FAVOURITES = 4
+FAVORITES = 4
 WIDTH = 8
 
 
 @dataclass
-class World:
+class SyntheticLog:
     """Catalogue and users; an item is its popularity rank, 0 the most popular."""
 
     category: np.ndarray  # [items]
@@ -38,46 +38,46 @@ class World:
     by_category: np.ndarray  # [items] ranks, grouped by category, popular first
     start: np.ndarray  # [categories + 1] into by_category
     cumulative: np.ndarray  # [items] Zipf distribution function
-    favourites: np.ndarray  # [users, FAVOURITES]
+    favorites: np.ndarray  # [users, FAVOURITES]
     taste: np.ndarray  # [users, WIDTH]
 
     @classmethod
-    def make(cls, items: int, users: int, categories: int, zipf: float, rng: np.random.Generator) -> World:
-        centre = rng.normal(size=(categories, WIDTH)).astype(np.float32)
-        centre /= np.linalg.norm(centre, axis=1, keepdims=True)
+    def make(cls, items: int, users: int, categories: int, zipf: float, rng: np.random.Generator) -> SyntheticLog:
+        center = rng.normal(size=(categories, WIDTH)).astype(np.float32)
+        center /= np.linalg.norm(center, axis=1, keepdims=True)
         category = rng.integers(0, categories, items)
         weight = np.arange(1, items + 1, dtype=np.float64) ** -zipf
-        favourites = rng.integers(0, categories, (users, FAVOURITES))
+        favorites = rng.integers(0, categories, (users, FAVORITES))
         return cls(
             category=category,
-            vector=centre[category] + rng.normal(size=(items, WIDTH)).astype(np.float32) * 0.15,
+            vector=center[category] + rng.normal(size=(items, WIDTH)).astype(np.float32) * 0.15,
             bias=(rng.normal(size=categories) * 0.8).astype(np.float32),
             by_category=np.argsort(category, kind="stable"),
             start=np.concatenate([[0], np.cumsum(np.bincount(category, minlength=categories))]),
             cumulative=np.cumsum(weight / weight.sum()),
-            favourites=favourites,
-            taste=2 * centre[favourites].mean(axis=1) + rng.normal(size=(users, WIDTH)).astype(np.float32) * 0.25,
+            favorites=favorites,
+            taste=2 * center[favorites].mean(axis=1) + rng.normal(size=(users, WIDTH)).astype(np.float32) * 0.25,
         )
 
     def draw(self, user: np.ndarray, loyal: float, rng: np.random.Generator) -> np.ndarray:
         """One item for each entry of ``user``: from a favourite category with probability ``loyal``."""
         item = np.minimum(np.searchsorted(self.cumulative, rng.random(len(user))), len(self.category) - 1)
         at = np.flatnonzero(rng.random(len(user)) < loyal)
-        chosen = self.favourites[user[at], rng.integers(0, FAVOURITES, len(at))]
+        chosen = self.favorites[user[at], rng.integers(0, FAVORITES, len(at))]
         size = self.start[chosen + 1] - self.start[chosen]
         at, chosen, size = at[size > 0], chosen[size > 0], size[size > 0]
         # size ** u is log-uniform: inside a category popularity falls as 1 / rank
-        place = np.minimum(size ** rng.random(len(at)) - 1, size - 1).astype(np.int64)
-        item[at] = self.by_category[self.start[chosen] + place]
+        rank = np.minimum(size ** rng.random(len(at)) - 1, size - 1).astype(np.int64)
+        item[at] = self.by_category[self.start[chosen] + rank]
         return item
 
     def logit(
-        self, user: np.ndarray, item: np.ndarray, hour: np.ndarray, past: np.ndarray, offsets: np.ndarray
+        self, user: np.ndarray, item: np.ndarray, hour: np.ndarray, history: np.ndarray, offsets: np.ndarray
     ) -> np.ndarray:
         """True click logit of every row, before centring."""
         owner = np.repeat(np.arange(len(user)), np.diff(offsets))
-        like = np.einsum("nd,nd->n", self.vector[past], self.vector[item[owner]])
-        same = (self.category[past] == self.category[item[owner]]).astype(np.float32)
+        like = np.einsum("nd,nd->n", self.vector[history], self.vector[item[owner]])
+        same = (self.category[history] == self.category[item[owner]]).astype(np.float32)
         starts = offsets[:-1]  # every history holds at least one item, so reduceat sees no empty segment
         nearest = np.maximum.reduceat(like, starts)
         mean = np.add.reduceat(like, starts) / np.diff(offsets)
@@ -104,32 +104,32 @@ def generate(out: Path, items: int, users: int, categories: int, train: int, tes
              spread: float, zipf: float, seed: int) -> dict[str, object]:  # fmt: skip
     """Write the log; returns what meta.json holds."""
     rng = np.random.default_rng(seed)
-    world = World.make(items, users, categories, zipf, rng)
+    dataset = SyntheticLog.make(items, users, categories, zipf, rng)
     rows = train + test
     user = rng.integers(0, users, rows)
     length = np.clip(np.round(rng.lognormal(np.log(mean) - spread**2 / 2, spread, rows)), 1, cap).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(length)])
-    past = world.draw(np.repeat(user, length), 0.7, rng)
-    item = world.draw(user, 0.5, rng)
+    history = dataset.draw(np.repeat(user, length), 0.7, rng)
+    item = dataset.draw(user, 0.5, rng)
     hour = rng.integers(1, 25, rows)
     logit = np.empty(rows)
     for low in range(0, rows, 20_000):  # in pieces: the vectors of all past items at once would need gigabytes
         high = min(rows, low + 20_000)
         inside = slice(offsets[low], offsets[high])
-        logit[low:high] = world.logit(
-            user[low:high], item[low:high], hour[low:high], past[inside], offsets[low : high + 1] - offsets[low]
+        logit[low:high] = dataset.logit(
+            user[low:high], item[low:high], hour[low:high], history[inside], offsets[low : high + 1] - offsets[low]
         )
     logit = 1.2 * (logit - logit.mean()) - 1.4
     label = (rng.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
 
     out.mkdir(parents=True, exist_ok=True)
     name = (rng.permutation(items) + 1).astype(np.int32)  # ids carry no popularity
-    cate = (world.category + 1).astype(np.int32)
+    cate = (dataset.category + 1).astype(np.int32)
     order = np.argsort(name)
     pq.write_table(pa.table({"item_id": name[order], "cate_id": cate[order]}), out / "items.parquet")
     for split, low, high in (("train", 0, train), ("test", train, rows)):
         bounds = pa.array((offsets[low : high + 1] - offsets[low]).astype(np.int32))
-        seen = past[offsets[low] : offsets[high]]
+        seen = history[offsets[low] : offsets[high]]
         table = pa.table({
             "user_id": (user[low:high] + 1).astype(np.int32),
             "item_id": name[item[low:high]],
@@ -146,7 +146,7 @@ def generate(out: Path, items: int, users: int, categories: int, train: int, tes
         "users": users, "items": items, "categories": categories, "hours": 24, "cap": cap, "train": train, "test": test,
         "seed": seed, "click_rate": float(label.mean()), "mean_length": float(length.mean()),
         "median_length": float(np.median(length)), "mean_length_at_50": float(np.minimum(length, 50).mean()),
-        "distinct_items": len(np.unique(np.concatenate([past, item]))),
+        "distinct_items": len(np.unique(np.concatenate([history, item]))),
         "ceiling_auc": auc(label[train:], logit[train:]),
     }  # fmt: skip
     (out / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
@@ -155,14 +155,14 @@ def generate(out: Path, items: int, users: int, categories: int, train: int, tes
 
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    ask.add_argument("--out", type=Path, required=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--out", type=Path, required=True)
     for name, value in (("items", 200_000), ("users", 100_000), ("categories", 1_000), ("train", 200_000),
                         ("test", 50_000), ("cap", 100), ("seed", 1)):  # fmt: skip
-        ask.add_argument(f"--{name}", type=int, default=value)
+        parser.add_argument(f"--{name}", type=int, default=value)
     for name, real in (("mean", 30.0), ("spread", 0.9), ("zipf", 1.05)):
-        ask.add_argument(f"--{name}", type=float, default=real)
-    print(json.dumps(generate(**vars(ask.parse_args())), indent=1))
+        parser.add_argument(f"--{name}", type=float, default=real)
+    print(json.dumps(generate(**vars(parser.parse_args())), indent=1))
 
 
 if __name__ == "__main__":

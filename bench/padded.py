@@ -63,62 +63,62 @@ def one(log: str, label: str, last: int, data: Path, work: Path, steps: int) -> 
     batches = list(itertools.islice(loader.epoch(0), steps + 2))
     if kind is PaddedDSIN:
         config = ours.config
-        made = [in_sessions(batch, history, config.sessions, config.session_items) for batch in batches]
+        padded_batches = [in_sessions(batch, history, config.sessions, config.session_items) for batch in batches]
     else:
-        made = [padded(batch, history) for batch in batches]
+        padded_batches = [padded(batch, history) for batch in batches]
     wide = kind(theirs)
     with torch.no_grad():
-        one_B, other_B = ours.eval()(batches[0]), wide.eval()(made[0])
+        one_B, other_B = ours.eval()(batches[0]), wide.eval()(padded_batches[0])
     assert torch.allclose(one_B, other_B, rtol=1e-3, atol=1e-4), (one_B - other_B).abs().max()
     fit = read_job(job).fit
     step_one = stepper(ours, ours.train(), fit)
     step_other = stepper(theirs, wide.train(), fit)
     times: tuple[list[float], list[float]] = ([], [])
-    for number, (batch, ready) in enumerate(zip(batches, made)):
-        for spent, step, given in ((times[0], step_one, batch), (times[1], step_other, ready)):
+    for number, (batch, ready) in enumerate(zip(batches, padded_batches)):
+        for spent, step, inputs in ((times[0], step_one, batch), (times[1], step_other, ready)):
             began = time.process_time()
-            step(given, batch)
+            step(inputs, batch)
             if number > 1:
                 spent.append(time.process_time() - began)
     fast, slow = (BATCH / statistics.median(spent) for spent in times)
     lengths = torch.cat([batch.histories[history].offsets.diff() for batch in batches]).float()
     longest = statistics.mean(float(batch.histories[history].offsets.diff().max()) for batch in batches)
-    told = [log, str(last), label, f"{float(lengths.mean()):.0f}", f"{longest:.0f}"]
-    return [*told, f"{fast:,.0f}", f"{slow:,.0f}", f"{fast / slow:.1f}"]
+    cells = [log, str(last), label, f"{float(lengths.mean()):.0f}", f"{longest:.0f}"]
+    return [*cells, f"{fast:,.0f}", f"{slow:,.0f}", f"{fast / slow:.1f}"]
 
 
 def stepper(model: Ranker, score: Any, fit: Any) -> Callable[[Any, Batch], None]:
     """A training step."""
-    optimisers = build_optimisers(model, fit)
+    optimizers = build_optimisers(model, fit)
 
-    def step(given: Any, batch: Batch) -> None:
-        logit_B: Tensor = score(given)
+    def step(inputs: Any, batch: Batch) -> None:
+        logit_B: Tensor = score(inputs)
         bce_loss(logit_B, batch).backward()
-        for optimiser in optimisers.values():
-            optimiser.step()
-            optimiser.zero_grad()
+        for optimizer in optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad()
 
     return step
 
 
 def main() -> None:
     """Measure, then write the table."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--data", type=Path, default=Path("data"))
-    ask.add_argument("--logs", nargs="*", default=["movielens", "kuairand"])
-    ask.add_argument("--last", nargs="*", type=int, default=[100, 1000])
-    ask.add_argument("--models", nargs="*", default=list(MODELS))
-    ask.add_argument("--steps", type=int, default=12)
-    ask.add_argument("--work", type=Path, default=machine.CACHE / "padded")
-    given = ask.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--logs", nargs="*", default=["movielens", "kuairand"])
+    parser.add_argument("--last", nargs="*", type=int, default=[100, 1000])
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--work", type=Path, default=machine.CACHE / "padded")
+    args = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
-    for log in given.logs:
-        work = given.work / log
+    for log in args.logs:
+        work = args.work / log
         work.mkdir(parents=True, exist_ok=True)
-        for last in given.last:
-            for label in given.models:
-                rows.append(one(log, label, last, given.data, work, given.steps))
+        for last in args.last:
+            for label in args.models:
+                rows.append(one(log, label, last, args.data, work, args.steps))
                 print(" ".join(rows[-1]), flush=True)
     head = ["log", "latest events kept", "model", "events of a row, mean", "longest of a batch, mean"]
     head += ["ragged, rows a CPU-second", "padded, rows a CPU-second", "ratio"]

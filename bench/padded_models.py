@@ -38,35 +38,35 @@ class Padded:
 def padded(batch: Batch, history: str) -> Padded:
     """Events to the longest history of the batch."""
     lengths_B = batch.histories[history].offsets.diff()
-    place_N = torch.arange(int(lengths_B.sum())) - torch.repeat_interleave(
+    slot_N = torch.arange(int(lengths_B.sum())) - torch.repeat_interleave(
         batch.histories[history].offsets[:-1], lengths_B
     )
-    return _laid(batch, history, place_N, max(1, int(lengths_B.max())))
+    return _scatter_events(batch, history, slot_N, max(1, int(lengths_B.max())))
 
 
 def in_sessions(batch: Batch, history: str, count: int, longest: int) -> Padded:
     """The latest sessions of the latest events each, newest last; what is left over goes."""
-    given = batch.histories[history]
-    segments = Segments.of(given, batch.size)
-    told = given.columns[SESSIONS_BACK]
-    assert isinstance(told, Tensor)
-    number_N = dsin.sessions(told, segments, longest, 0)
+    events = batch.histories[history]
+    segments = Segments.of(events, batch.size)
+    recency_N = events.columns[SESSIONS_BACK]
+    assert isinstance(recency_N, Tensor)
+    number_N = dsin.sessions(recency_N, segments, longest, 0)
     run_N = torch.unique_consecutive(segments.row * 2**41 + number_N, return_inverse=True)[1]
     ends = torch.bincount(run_N).cumsum(0)
     newer_N = ends[run_N] - 1 - torch.arange(len(run_N))
-    place_N = torch.where(number_N < count, (count - 1 - number_N) * longest + longest - 1 - newer_N, -1)
-    return _laid(batch, history, place_N, count * longest)
+    slot_N = torch.where(number_N < count, (count - 1 - number_N) * longest + longest - 1 - newer_N, -1)
+    return _scatter_events(batch, history, slot_N, count * longest)
 
 
-def _laid(batch: Batch, history: str, place_N: Tensor, length: int) -> Padded:
+def _scatter_events(batch: Batch, history: str, slot_N: Tensor, length: int) -> Padded:
     """Every event at its place of its row; -1 for one that is left out. Padding is the id of what is missing."""
-    given, rows = batch.histories[history], batch.size
-    row_N = torch.repeat_interleave(torch.arange(rows), given.offsets.diff())
-    kept = (place_N >= 0).nonzero().squeeze(1)
-    to = (row_N * length + place_N)[kept]
+    events, rows = batch.histories[history], batch.size
+    row_N = torch.repeat_interleave(torch.arange(rows), events.offsets.diff())
+    kept = (slot_N >= 0).nonzero().squeeze(1)
+    to = (row_N * length + slot_N)[kept]
     kept, to = kept[to.argsort()], to.sort()[0]
     columns: dict[str, Tensor | Jagged] = {}
-    for name, column in given.columns.items():
+    for name, column in events.columns.items():
         if isinstance(column, Tensor):
             columns[name] = column.new_zeros(rows * length, *column.shape[1:]).index_copy(0, to, column[kept])
             continue
@@ -88,17 +88,17 @@ class PaddedBST(nn.Module):
         (self.history,) = model.fields.histories
         self.path = cast(bst._Path, model.paths[f"path_{self.history}"])
 
-    def forward(self, given: Padded) -> Tensor:
+    def forward(self, batch: Padded) -> Tensor:
         """Logits ``[B]``."""
-        embedded, real_BL = self.model.embeddings(given.flat), given.real_BL
+        embedded, real_BL = self.model.embeddings(batch.flat), batch.real_BL
         rows, longest = real_BL.shape
-        q_BQ, e_NK, _ = self.model.queries(given.flat, embedded, self.history)
+        q_BQ, e_NK, _ = self.model.queries(batch.flat, embedded, self.history)
         y_BK = q_BQ if self.path.absent is None else torch.cat([q_BQ, self.path.absent.expand(rows, -1)], 1)
         x_BEK = torch.cat([e_NK.view(rows, longest, -1), y_BK.unsqueeze(1)], 1)
         seen_BE = F.pad(real_BL, (0, 1), value=True)
         block = cast(EncoderLayer, self.path.blocks[0])
-        parts = block.parts(x_BEK.flatten(0, 1))
-        q, k, v = (part.view(rows, longest + 1, block.heads, -1).transpose(1, 2) for part in parts)
+        projections = block.parts(x_BEK.flatten(0, 1))
+        q, k, v = (projection.view(rows, longest + 1, block.heads, -1).transpose(1, 2) for projection in projections)
         wanted = slice(longest, None) if self.path.pooling == "target" else slice(None)
         q, x_BEK = q[:, :, wanted], x_BEK[:, wanted]
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_BE[:, None, None, :], scale=1.0)
@@ -121,16 +121,18 @@ class PaddedDSIN(nn.Module):
         (self.history,) = model.fields.histories
         self.path = cast(dsin._Path, model.paths[f"path_{self.history}"])
 
-    def forward(self, given: Padded) -> Tensor:
+    def forward(self, batch: Padded) -> Tensor:
         """Logits ``[B]``."""
-        embedded, path, config = self.model.embeddings(given.flat), self.path, self.model.config
-        rows, count, items = len(given.real_BL), config.sessions, config.session_items
-        real_BST = given.real_BL.view(rows, count, items)
-        q_BQ, e_NK, _ = self.model.queries(given.flat, embedded, self.history)
+        embedded, path, config = self.model.embeddings(batch.flat), self.path, self.model.config
+        rows, count, items = len(batch.real_BL), config.sessions, config.session_items
+        real_BST = batch.real_BL.view(rows, count, items)
+        q_BQ, e_NK, _ = self.model.queries(batch.flat, embedded, self.history)
         bias_ST1 = (path.of_session.flip(0).unsqueeze(1) + path.of_event.flip(0)).unsqueeze(2)
         x_NK = (e_NK.view(rows, count, items, -1) + bias_ST1 + path.of_unit).flatten(0, 2)
         layer, there_BS = path.layer, real_BST.any(2)
-        heads = (part.view(rows * count, items, layer.heads, -1).transpose(1, 2) for part in layer.parts(x_NK))
+        heads = (
+            projection.view(rows * count, items, layer.heads, -1).transpose(1, 2) for projection in layer.parts(x_NK)
+        )
         # A session of padding alone sees itself, or its softmax is undefined.
         seen = (real_BST | ~there_BS.unsqueeze(2)).view(-1, 1, 1, items)
         o = F.scaled_dot_product_attention(*heads, attn_mask=seen, scale=1.0)
@@ -139,8 +141,8 @@ class PaddedDSIN(nn.Module):
         both = [_states(lstm, i_BSK, there_BS) for lstm in (path.forth, path.back)]
         h_BSW = torch.cat(both, 2) if path.merge == "concat" else both[0] + both[1]
         read = []
-        for ask_BW, of_BSW in ((path.asks_interest(q_BQ), i_BSK), (path.asks_state(q_BQ), h_BSW)):
-            s_BS = torch.einsum("bw,bsw->bs", ask_BW, of_BSW).masked_fill(~there_BS, -1e30)
+        for query_BW, of_BSW in ((path.asks_interest(q_BQ), i_BSK), (path.asks_state(q_BQ), h_BSW)):
+            s_BS = torch.einsum("bw,bsw->bs", query_BW, of_BSW).masked_fill(~there_BS, -1e30)
             read.append(torch.einsum("bs,bsw->bw", s_BS.softmax(1) * there_BS, of_BSW))
         return self.model.head(self.model.top.hidden(torch.cat([*embedded.features.values(), *read], 1)))
 
@@ -149,12 +151,12 @@ def _states(lstm: LSTM, x_BSK: Tensor, moves_BS: Tensor) -> Tensor:
     """The states of a recurrence that stays where it is at sessions of padding: ``[B, S, H]``."""
     x_BSG = F.linear(x_BSK, lstm.weight, lstm.bias)
     h_BH = c_BH = x_BSG.new_zeros(len(x_BSK), lstm.hidden)
-    found: list[Tensor] = []
-    for place in range(x_BSK.shape[1] - 1, -1, -1) if lstm.reverse else range(x_BSK.shape[1]):
-        i, f, o, g = (x_BSG[:, place] + F.linear(h_BH, lstm.recurrent)).chunk(4, 1)
+    states: list[Tensor] = []
+    for step in range(x_BSK.shape[1] - 1, -1, -1) if lstm.reverse else range(x_BSK.shape[1]):
+        i, f, o, g = (x_BSG[:, step] + F.linear(h_BH, lstm.recurrent)).chunk(4, 1)
         new_BH = f.sigmoid() * c_BH + i.sigmoid() * g.tanh()
-        moves_B1 = moves_BS[:, place].unsqueeze(1)
+        moves_B1 = moves_BS[:, step].unsqueeze(1)
         h_BH = torch.where(moves_B1, o.sigmoid() * new_BH.tanh(), h_BH)
         c_BH = torch.where(moves_B1, new_BH, c_BH)
-        found.append(h_BH)
-    return torch.stack(found[::-1] if lstm.reverse else found, 1)
+        states.append(h_BH)
+    return torch.stack(states[::-1] if lstm.reverse else states, 1)

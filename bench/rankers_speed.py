@@ -52,11 +52,11 @@ LAST, BATCH, CANDIDATES = 100, 1024, 100
 def job(name: str, work: Path) -> dict[str, Any]:
     """The config of a model."""
     task = TASKS["movielens"](Path(), work)
-    made = rankers.job(task, name, name, "past", 0, work)
-    for history in made["data"]["schema"]["histories"].values():
+    config = rankers.job(task, name, name, "past", 0, work)
+    for history in config["data"]["schema"]["histories"].values():
         history["last"] = LAST
-    made["data"]["folder"] += f"-{LAST}"
-    return made
+    config["data"]["folder"] += f"-{LAST}"
+    return config
 
 
 def train(settings: dict[str, Any], steps: int) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def answers(model: Ranker, fields: Fields) -> dict[str, float]:
     import onnxruntime
 
     inputs = inputs_of(fields, histories=model.reads_history)
-    made = random_tensors(inputs, CANDIDATES, LAST, seed=0)
+    arrays = random_tensors(inputs, CANDIDATES, LAST, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         trace(model, inputs, path)
@@ -138,15 +138,15 @@ def answers(model: Ranker, fields: Fields) -> dict[str, float]:
         options.intra_op_num_threads, options.log_severity_level = 1, 3
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     taken = {entry.name for entry in session.get_inputs()}
-    feed = {name: array for name, array in made.items() if name in taken}
-    batch = shared_batch(inputs, [torch.from_numpy(made[entry.name]) for entry in inputs])
+    feed = {name: array for name, array in arrays.items() if name in taken}
+    batch = shared_batch(inputs, [torch.from_numpy(arrays[entry.name]) for entry in inputs])
     again = repeated(batch, fields)
     model.eval()
     with torch.no_grad():
         one, many = model(batch), model(again)
         assert torch.allclose(one, many, rtol=1e-3, atol=1e-3), (one - many).abs().max()
-        found = session.run(None, feed)[0]
-        assert np.allclose(found, torch.sigmoid(one).numpy(), atol=1e-3)
+        scores = session.run(None, feed)[0]
+        assert np.allclose(scores, torch.sigmoid(one).numpy(), atol=1e-3)
         return {
             "inference_ms_100": median_ms(lambda: session.run(None, feed)),
             "torch_shared_ms": median_ms(lambda: model(batch)),
@@ -164,9 +164,9 @@ def one(name: str, work: Path, steps: int) -> dict[str, Any]:
     torch.manual_seed(0)
     model = build(settings["model"], fields)
     assert isinstance(model, Ranker)
-    for part in model.modules():
-        if isinstance(part, Model) and part.needs_training_window:
-            part.fit_statistics(training_past(log))
+    for module in model.modules():
+        if isinstance(module, Model) and module.needs_training_window:
+            module.fit_statistics(training_past(log))
     flops, speed = products(model, log), rate()
     tables = {id(table) for table in model.tables()}
     sizes = {True: 0, False: 0}
@@ -184,40 +184,40 @@ def one(name: str, work: Path, steps: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, then write the table."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--models", nargs="*", default=rankers.ranked())
-    ask.add_argument("--rounds", type=int, default=3)
-    ask.add_argument("--steps", type=int, default=40)
-    ask.add_argument("--work", type=Path, default=machine.CACHE / "rankers_speed")
-    ask.add_argument("--one", help="measure this model in this process and print its figures")
-    given = ask.parse_args()
-    given.work.mkdir(parents=True, exist_ok=True)
-    if given.one:
-        print("RESULT " + json.dumps(one(given.one, given.work, given.steps)), flush=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=rankers.ranked())
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--work", type=Path, default=machine.CACHE / "rankers_speed")
+    parser.add_argument("--one", help="measure this model in this process and print its figures")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.one:
+        print("RESULT " + json.dumps(one(args.one, args.work, args.steps)), flush=True)
         return
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in given.models}
-    for number in range(given.rounds):
-        for name in given.models:
-            command = [sys.executable, str(Path(__file__).resolve()), "--one", name, "--steps", str(given.steps)]
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in args.models}
+    for number in range(args.rounds):
+        for name in args.models:
+            command = [sys.executable, str(Path(__file__).resolve()), "--one", name, "--steps", str(args.steps)]
             used = machine.measured(
-                [*command, "--work", str(given.work)], OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE"
+                [*command, "--work", str(args.work)], OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE"
             )
             line = next(text for text in used.output.splitlines() if text.startswith("RESULT "))
             runs[name].append(json.loads(line.removeprefix("RESULT ")))
             print(f"round {number + 1}, {name}: {line.removeprefix('RESULT ')}", flush=True)
-    found = {name: {key: _middle([r[key] for r in own]) for key in own[0]} for name, own in runs.items()}
-    (given.work / "speed.json").write_text(json.dumps(found, indent=1))
-    machine.write("rankers_speed", report(found, given.rounds))
+    figures = {name: {key: _middle([r[key] for r in own]) for key in own[0]} for name, own in runs.items()}
+    (args.work / "speed.json").write_text(json.dumps(figures, indent=1))
+    machine.write("rankers_speed", report(figures, args.rounds))
 
 
 def _middle(values: list[Any]) -> Any:
     return None if None in values else statistics.median(values)
 
 
-def report(found: dict[str, dict[str, float]], rounds: int) -> str:
+def report(figures: dict[str, dict[str, float]], rounds: int) -> str:
     """The table, fastest first."""
     rows = []
-    for name, own in sorted(found.items(), key=lambda item: -item[1]["train_rows_per_s"]):
+    for name, own in sorted(figures.items(), key=lambda item: -item[1]["train_rows_per_s"]):
         gain, floor = own["torch_repeated_ms"] / own["torch_shared_ms"], own["floor_rows_per_s"]
         rows.append(
             [

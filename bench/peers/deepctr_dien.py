@@ -17,12 +17,12 @@ import clock  # noqa: E402
 WIDTH = 16
 
 
-def read(given, split: str):
+def read(options, split: str):
     """Columns as its ``fit`` takes them: histories padded behind, their lengths beside."""
     import numpy as np
     import pyarrow.parquet as pq
 
-    table, cap = pq.read_table(given.data / f"{split}.parquet"), given.meta["cap"]
+    table, cap = pq.read_table(options.data / f"{split}.parquet"), options.meta["cap"]
     columns = {name: table[name].to_numpy() for name in ("user_id", "item_id", "cate_id", "hour")}
     for name, own in (("hist_item_id", "hist_item"), ("hist_cate_id", "hist_cate")):
         lists = table[own].combine_chunks()
@@ -34,15 +34,15 @@ def read(given, split: str):
 
 
 def main() -> None:
-    given = clock.options()
-    if given.prepare:
+    options = clock.options()
+    if options.prepare:
         return
-    steps = clock.StepClock(given.steps, given.threads)
+    steps = clock.StepClock(options.steps, options.threads)
     import torch
     from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat
     from deepctr_torch.models.dien import DIEN
 
-    meta, cap = given.meta, given.meta["cap"]
+    meta, cap = options.meta, options.meta["cap"]
     sizes = {"user_id": meta["users"] + 1, "hour": 25, "item_id": meta["items"] + 1, "cate_id": meta["categories"] + 1}
     columns = [SparseFeat(name, size, WIDTH) for name, size in sizes.items()]
     for name in ("item_id", "cate_id"):
@@ -50,18 +50,18 @@ def main() -> None:
         columns.append(VarLenSparseFeat(own, cap, length_name="seq_length"))
     model = DIEN(
         columns, ["item_id", "cate_id"], gru_type="AUGRU", dnn_hidden_units=(200, 80), att_hidden_units=(64, 16),
-        l2_reg_embedding=0.0, seed=given.seed,
+        l2_reg_embedding=0.0, seed=options.seed,
     )  # fmt: skip
     model.compile(torch.optim.Adam(model.parameters(), lr=1e-3), "binary_crossentropy", metrics=[])
-    x, y = read(given, "train")
+    x, y = read(options, "train")
     try:
-        model.fit(x, y, batch_size=given.batch, epochs=1, verbose=0, shuffle=True)
+        model.fit(x, y, batch_size=options.batch, epochs=1, verbose=0, shuffle=True)
     except clock.Enough:
-        clock.emit(steps.result(given.batch, name="DeepCTR-Torch"))
+        clock.emit(steps.result(options.batch, name="DeepCTR-Torch"))
         return
-    result = steps.result(given.batch, name="DeepCTR-Torch")
-    x, y = read(given, "test")
-    clock.emit({**result, "auc": clock.auc(y, model.predict(x, given.batch))})
+    result = steps.result(options.batch, name="DeepCTR-Torch")
+    x, y = read(options, "test")
+    clock.emit({**result, "auc": clock.auc(y, model.predict(x, options.batch))})
 
 
 if __name__ == "__main__":

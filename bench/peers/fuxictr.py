@@ -27,47 +27,47 @@ def text_rows(source: Path, target: Path) -> None:
     rows.with_columns(ids + lists).drop("part").write_parquet(target)
 
 
-def settings(given) -> dict:
+def settings(options) -> dict:
     """One dictionary of settings, as its YAML files hold."""
     category = [
         {"name": name, "active": True, "dtype": "str", "type": "categorical"}
         for name in ("user_id", "hour", "item_id", "cate_id")
     ]
-    past = [
+    sequences = [
         {"name": name, "active": True, "dtype": "str", "type": "sequence", "splitter": "^", "padding": "pre",
-         "max_len": given.meta["cap"], "share_embedding": twin, "feature_encoder": None}
+         "max_len": options.meta["cap"], "share_embedding": twin, "feature_encoder": None}
         for name, twin in (("hist_item", "item_id"), ("hist_cate", "cate_id"))
     ]  # fmt: skip
-    folder = given.work / "log"
+    folder = options.work / "log"
     return {
-        "dataset_id": "log", "data_root": str(given.work), "model_root": str(given.work), "data_format": "parquet",
+        "dataset_id": "log", "data_root": str(options.work), "model_root": str(options.work), "data_format": "parquet",
         "train_data": str(folder / "train.parquet"), "valid_data": str(folder / "valid.parquet"),
-        "test_data": str(folder / "test.parquet"), "feature_cols": category + past,
+        "test_data": str(folder / "test.parquet"), "feature_cols": category + sequences,
         "label_col": {"name": "label", "dtype": "float"}, "min_categr_count": 1, "verbose": 0, "metrics": ["AUC"],
         "optimizer": "adam", "loss": "binary_crossentropy", "task": "binary_classification",
-        "batch_size": given.batch, "num_workers": 1, "shuffle": True,
+        "batch_size": options.batch, "num_workers": 1, "shuffle": True,
     }  # fmt: skip
 
 
-def prepare(given) -> None:
+def prepare(options) -> None:
     """Fit the vocabularies and write encoded Parquet, once."""
     from fuxictr.preprocess import FeatureProcessor, build_dataset
 
     for split in ("train", "test"):
-        text_rows(given.data / f"{split}.parquet", given.work / f"{split}.parquet")
-    told = settings(given)
-    test = str(given.work / "test.parquet")
-    told |= {"train_data": str(given.work / "train.parquet"), "valid_data": test, "test_data": test}
-    build_dataset(FeatureProcessor(**told), **told)
+        text_rows(options.data / f"{split}.parquet", options.work / f"{split}.parquet")
+    config = settings(options)
+    test = str(options.work / "test.parquet")
+    config |= {"train_data": str(options.work / "train.parquet"), "valid_data": test, "test_data": test}
+    build_dataset(FeatureProcessor(**config), **config)
 
 
 def main() -> None:
-    given = clock.options()
-    if given.prepare:
-        if not (given.work / "log" / "test.parquet").exists():
-            prepare(given)
+    options = clock.options()
+    if options.prepare:
+        if not (options.work / "log" / "test.parquet").exists():
+            prepare(options)
         return
-    steps = clock.StepClock(given.steps, given.threads)
+    steps = clock.StepClock(options.steps, options.threads)
     import torch
     from fuxictr.features import FeatureMap
     from fuxictr.pytorch.dataloaders import RankDataLoader
@@ -75,15 +75,15 @@ def main() -> None:
     from fuxictr.pytorch.models import BaseModel
     from fuxictr.pytorch.torch_utils import seed_everything
 
-    told = settings(given)
-    seed_everything(given.seed)
-    features = FeatureMap("log", str(given.work / "log"))
-    features.load(str(given.work / "log" / "feature_map.json"), told)
+    config = settings(options)
+    seed_everything(options.seed)
+    features = FeatureMap("log", str(options.work / "log"))
+    features.load(str(options.work / "log" / "feature_map.json"), config)
 
     class DIN(BaseModel):
         def __init__(self):
             super().__init__(features, model_id="DIN", gpu=-1, **{
-                key: told[key] for key in ("verbose", "metrics", "model_root", "task")
+                key: config[key] for key in ("verbose", "metrics", "model_root", "task")
             })  # fmt: skip
             self.embedding = FeatureEmbeddingDict(features, WIDTH)
             self.attention = DIN_Attention(2 * WIDTH, attention_units=[80, 40], hidden_activations="ReLU")
@@ -91,7 +91,7 @@ def main() -> None:
                 input_dim=6 * WIDTH, output_dim=1, hidden_units=[200, 80], hidden_activations="ReLU",
                 output_activation=self.output_activation,
             )  # fmt: skip
-            self.compile(told["optimizer"], told["loss"], 1e-3)
+            self.compile(config["optimizer"], config["loss"], 1e-3)
             self.reset_parameters()
             self.model_to_device()
 
@@ -99,24 +99,24 @@ def main() -> None:
             ids = self.get_inputs(inputs)
             vectors = self.embedding(ids)
             candidate = torch.cat([vectors["item_id"], vectors["cate_id"]], dim=-1)
-            past = torch.cat([vectors["hist_item"], vectors["hist_cate"]], dim=-1)
-            interest = self.attention(candidate, past, ids["hist_item"].long() != 0)
+            history = torch.cat([vectors["hist_item"], vectors["hist_cate"]], dim=-1)
+            interest = self.attention(candidate, history, ids["hist_item"].long() != 0)
             return {"y_pred": self.top(torch.cat([vectors["user_id"], vectors["hour"], candidate, interest], dim=-1))}
 
     model = DIN()
-    batches, valid = RankDataLoader(features, stage="train", **told)
+    batches, valid = RankDataLoader(features, stage="train", **config)
     try:
-        model.fit(batches, validation_data=None if given.steps else valid, epochs=1)
+        model.fit(batches, validation_data=None if options.steps else valid, epochs=1)
     except clock.Enough:
         print("enough")
     result = steps.result(
-        given.batch, name="FuxiCTR", item_rows=model.embedding.embedding_layers["item_id"].num_embeddings
+        options.batch, name="FuxiCTR", item_rows=model.embedding.embedding_layers["item_id"].num_embeddings
     )
-    if not given.steps:
+    if not options.steps:
         import pyarrow.parquet as pq
 
-        label = pq.read_table(given.data / "test.parquet", columns=["label"])["label"].to_numpy()
-        result["auc"] = clock.auc(label, model.predict(RankDataLoader(features, stage="test", **told)))
+        label = pq.read_table(options.data / "test.parquet", columns=["label"])["label"].to_numpy()
+        result["auc"] = clock.auc(label, model.predict(RankDataLoader(features, stage="test", **config)))
     clock.emit(result)
 
 

@@ -26,47 +26,47 @@ def columns(path, cap):
 
 
 def main() -> None:
-    given = clock.options()
-    if given.prepare:  # it has no data format of its own: padding happens in the training process
+    options = clock.options()
+    if options.prepare:  # it has no data format of its own: padding happens in the training process
         return
-    steps = clock.StepClock(given.steps, given.threads)
+    steps = clock.StepClock(options.steps, options.threads)
     import torch
     from torch_rechub.basic.features import SequenceFeature, SparseFeature
     from torch_rechub.models.ranking import DIN
     from torch_rechub.trainers import CTRTrainer
     from torch_rechub.utils.data import DataGenerator
 
-    torch.manual_seed(given.seed)
-    size, width = given.meta, 16
-    train, train_label = columns(given.data / "train.parquet", size["cap"])
-    test, test_label = columns(given.data / "test.parquet", size["cap"])
+    torch.manual_seed(options.seed)
+    size, width = options.meta, 16
+    train, train_label = columns(options.data / "train.parquet", size["cap"])
+    test, test_label = columns(options.data / "test.parquet", size["cap"])
 
     def one(name, count):
         return SparseFeature(name, count + 1, width, padding_idx=0)
 
-    def past(name, count, twin):
+    def history(name, count, twin):
         return SequenceFeature(name, count + 1, width, pooling="concat", shared_with=twin, padding_idx=0)
 
     model = DIN(
         features=[one("user_id", size["users"]), one("hour", size["hours"])],
         target_features=[one("item_id", size["items"]), one("cate_id", size["categories"])],
         history_features=[
-            past("hist_item", size["items"], "item_id"),
-            past("hist_cate", size["categories"], "cate_id"),
+            history("hist_item", size["items"], "item_id"),
+            history("hist_cate", size["categories"], "cate_id"),
         ],
         attention_mlp_params={"dims": [80, 40], "activation": "relu"},
         mlp_params={"dims": [200, 80]},
     )
     batches, _, test_batches = DataGenerator(train, train_label).generate_dataloader(
-        x_val=test, y_val=test_label, x_test=test, y_test=test_label, batch_size=given.batch
+        x_val=test, y_val=test_label, x_test=test, y_test=test_label, batch_size=options.batch
     )
-    trainer = CTRTrainer(model, optimizer_params={"lr": 1e-3}, n_epoch=1, model_path=str(given.work))
+    trainer = CTRTrainer(model, optimizer_params={"lr": 1e-3}, n_epoch=1, model_path=str(options.work))
     try:
         trainer.fit(batches)
     except clock.Enough:
         print("enough")
-    result = steps.result(given.batch, name="torch-rechub")
-    if not given.steps:
+    result = steps.result(options.batch, name="torch-rechub")
+    if not options.steps:
         result["auc"] = clock.auc(test_label, trainer.predict(model, test_batches))
     clock.emit(result)
 

@@ -177,8 +177,8 @@ def kept(measures: list[dict[str, float]], rule: Rule) -> int:
     """Which validation a rule keeps."""
     lower = rule.monitor in ("log_loss", "normalised_entropy")
     best, value, stale = 0, None, 0
-    for at, found in enumerate(measures[: 3 * rule.epochs]):
-        now = found.get(rule.monitor, found["auc"])
+    for at, measured in enumerate(measures[: 3 * rule.epochs]):
+        now = measured.get(rule.monitor, measured["auc"])
         if value is None or (now < value if lower else now > value):
             best, value, stale = at, now, 0
         else:
@@ -190,9 +190,9 @@ def kept(measures: list[dict[str, float]], rule: Rule) -> int:
 
 def of_rule(path: Path, rule: Rule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Label, user and score of the test rows, under a rule."""
-    found = np.load(path)
-    at = kept(json.loads(str(found["measures"])), rule)
-    return found["label"], found["user"], found["scores"][at]
+    recorded = np.load(path)
+    at = kept(json.loads(str(recorded["measures"])), rule)
+    return recorded["label"], recorded["user"], recorded["scores"][at]
 
 
 OLD = Rule("auc", 3, 2)
@@ -206,8 +206,8 @@ def interval(before: list[tuple[np.ndarray, ...]], after: list[tuple[np.ndarray,
     stops, random = np.append(starts[1:], len(user)), np.random.default_rng(0)
 
     def change(rows: np.ndarray) -> float:
-        told = [[metrics.auc(label[rows], one[2][rows]) for one in arm] for arm in (before, after)]
-        return float(np.mean(told[1]) - np.mean(told[0]))
+        areas = [[metrics.auc(label[rows], one[2][rows]) for one in arm] for arm in (before, after)]
+        return float(np.mean(areas[1]) - np.mean(areas[0]))
 
     drawn = []
     for _ in range(draws):
@@ -227,12 +227,12 @@ def rows_of(work: Path, before: str, after: str) -> list[list[object]]:
                 continue
             base = [of_rule(work / before / name, OLD) for name in names]
             for arm, rule in [(before, OLD), *((after, rule) for rule in RULES)]:
-                told = [of_rule(work / arm / name, rule) for name in names]
-                auc = float(np.mean([metrics.auc(one[0], one[2]) for one in told]))
-                ne = float(np.mean([metrics.normalised_entropy(one[0], one[2]) for one in told]))
-                pcoc = [metrics.pcoc(one[0], one[2]) for one in told]
-                words = ["before", ""] if arm == before else ["after", interval(base, told)]
-                rows.append([log, model, words[0], *rule, auc, words[1], ne, f"{min(pcoc):.2f} to {max(pcoc):.2f}"])
+                scored = [of_rule(work / arm / name, rule) for name in names]
+                auc = float(np.mean([metrics.auc(one[0], one[2]) for one in scored]))
+                ne = float(np.mean([metrics.normalized_entropy(one[0], one[2]) for one in scored]))
+                pcoc = [metrics.pcoc(one[0], one[2]) for one in scored]
+                cells = ["before", ""] if arm == before else ["after", interval(base, scored)]
+                rows.append([log, model, cells[0], *rule, auc, cells[1], ne, f"{min(pcoc):.2f} to {max(pcoc):.2f}"])
     return rows
 
 

@@ -86,9 +86,9 @@ def main() -> None:
             runs.setdefault(model, []).append(run)
             print(folder.name, run.metrics["auc"], flush=True)
     log = runs["din"][0].log()
-    parts = [mark_table(log, ("tab",)), seeds_table(runs)]
-    parts.append(paired_table(runs, [("din", "counting"), ("din", "deepfm")], log, ("tab",)))
-    report(args.work / "kuairand.md", "KuaiRand-Pure, 14 days", parts)
+    tables = [mark_table(log, ("tab",)), seeds_table(runs)]
+    tables.append(paired_table(runs, [("din", "counting"), ("din", "deepfm")], log, ("tab",)))
+    report(args.work / "kuairand.md", "KuaiRand-Pure, 14 days", tables)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ from longrec.report.run import read_predictions
 from longrec.report.tables import table
 
 
-def counting(log: Log, part: str = "test", smooth: float = 10.0, extra: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+def counting(log: Log, split: str = "test", smooth: float = 10.0, extra: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """Scores of a part by smoothed training rates: of the item, of the user, and the sum of their logits.
 
     Args:
         smooth: how many rows of the average rate stand behind every count.
         extra: event columns whose rates join the sum.
     """
-    train, rows = log.rows_of("train"), log.rows_of(part)
+    train, rows = log.rows_of("train"), log.rows_of(split)
     label = log.labels[train]
     base = float(label.mean())
 
@@ -33,17 +33,17 @@ def counting(log: Log, part: str = "test", smooth: float = 10.0, extra: tuple[st
 
     columns = {"item": log.events.columns["item"], "user": log.user(np.arange(len(log)))}
     columns |= {name: log.events.columns[name] for name in extra}
-    parts = {name: logit(np.asarray(column, np.int64)) for name, column in columns.items()}
-    total = np.log(base / (1 - base)) + sum(parts.values())
-    return {**parts, "counting": 1 / (1 + np.exp(-total))}
+    terms = {name: logit(np.asarray(column, np.int64)) for name, column in columns.items()}
+    total = np.log(base / (1 - base)) + sum(terms.values())
+    return {**terms, "counting": 1 / (1 + np.exp(-total))}
 
 
 def mark_table(log: Log, extra: tuple[str, ...] = ()) -> str:
     """AUC of every counting score on valid and test."""
     rows = []
-    scores = {part: counting(log, part, extra=extra) for part in ("valid", "test")}
+    scores = {split: counting(log, split, extra=extra) for split in ("valid", "test")}
     for name in scores["test"]:
-        rows.append([name, *(auc(log.labels[log.rows_of(part)], scores[part][name]) for part in ("valid", "test"))])
+        rows.append([name, *(auc(log.labels[log.rows_of(split)], scores[split][name]) for split in ("valid", "test"))])
     return table(["counted on train", "valid AUC", "test AUC"], rows)
 
 
@@ -82,17 +82,19 @@ def paired_table(
                 than: other if other is not None else read_predictions(runs[than][seed].folder).score,
             }
             cells = []
-            for unit in ("user", "row"):
-                found = compare(own.label, scores, own.user, baseline=than, replicates=300, seed=0, unit=unit)
-                difference = found.to_dict()["differences"][better]["auc"]
+            for resample in ("user", "row"):
+                comparison = compare(
+                    own.label, scores, own.user, baseline=than, n_resamples=300, seed=0, resample=resample
+                )
+                difference = comparison.to_dict()["differences"][better]["auc"]
                 cells.append(f"{difference['value']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}]")
             rows.append([f"{better} - {than}", seed, *cells])
     return table(["difference in test AUC", "seed", "over users", "over rows"], rows)
 
 
-def report(path: Path, title: str, parts: list[str]) -> None:
+def report(path: Path, title: str, tables: list[str]) -> None:
     """Write the tables as Markdown and print them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = f"# {title}\n\n" + "\n\n".join(f"```\n{part}\n```" for part in parts) + "\n"
+    text = f"# {title}\n\n" + "\n\n".join(f"```\n{body}\n```" for body in tables) + "\n"
     path.write_text(text)
     print(text)

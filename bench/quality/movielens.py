@@ -62,7 +62,7 @@ def main() -> None:
         config = examples() / "movielens" / f"{model}.yaml"
         for seed in range(args.seeds):
             name = f"{arm.replace(',', '').replace(' ', '-')}-{seed}"
-            places = [
+            files = [
                 f"data.log={log_file}",
                 f"data.users={source}/users.parquet",
                 f"data.items={source}/movies.parquet",
@@ -76,7 +76,7 @@ def main() -> None:
             folder = args.work / "runs" / name
             done = (folder / "results.json").exists()
             run = (
-                longrec.open_run(folder) if done else longrec.train(config, [*overrides, *places, *folders], quiet=True)
+                longrec.open_run(folder) if done else longrec.train(config, [*overrides, *files, *folders], quiet=True)
             )
             runs.setdefault(arm, []).append(run)
             print(name, run.metrics["auc"], flush=True)

@@ -45,16 +45,16 @@ def write_log(source: Path, target: Path) -> None:
     day = (ratings["timestamp"].to_numpy() + 8 * 3600) // 86_400
     day = day - day[keep].min()
     last = day[keep].max()
-    part = np.where(day <= 0.8 * last, 0, np.where(day <= 0.9 * last, 1, 2))
-    train = keep & (part == 0)
+    split_code = np.where(day <= 0.8 * last, 0, np.where(day <= 0.9 * last, 1, 2))
+    train = keep & (split_code == 0)
     seen = np.isin(user, user[train]) & np.isin(item, item[train])
-    keep &= (part == 0) | seen
+    keep &= (split_code == 0) | seen
     names = np.array(["train", "valid", "test"])
-    found = {str(name): int((keep & (part == code)).sum()) for code, name in enumerate(names)}
-    if found != COUNTS:
-        raise SystemExit(f"counts {found}, published {COUNTS}")
+    counts = {str(name): int((keep & (split_code == code)).sum()) for code, name in enumerate(names)}
+    if counts != COUNTS:
+        raise SystemExit(f"counts {counts}, published {COUNTS}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(ratings.append_column("split", pa.array(names[part])).filter(pa.array(keep)), target)
+    pq.write_table(ratings.append_column("split", pa.array(names[split_code])).filter(pa.array(keep)), target)
 
 
 def main() -> None:
@@ -70,22 +70,20 @@ def main() -> None:
     for model, several in runs.items():
         for seed in range(args.seeds):
             folder = args.work / "runs" / f"{model}-{seed}"
-            places = [
+            files = [
                 f"data.log={log_file}",
                 f"data.users={source}/users.parquet",
                 f"data.items={source}/movies.parquet",
             ]
-            places += ["data.split={by: column, column: split}", f"data.folder={args.work}/prepared"]
+            files += ["data.split={by: column, column: split}", f"data.folder={args.work}/prepared"]
             settings = [f"fit.runs={args.work}/runs", f"name={model}-{seed}", f"fit.seed={seed}"]
             done = (folder / "results.json").exists()
             config = examples() / "movielens" / f"{model}.yaml"
-            several.append(
-                longrec.open_run(folder) if done else longrec.train(config, [*places, *settings], quiet=True)
-            )
+            several.append(longrec.open_run(folder) if done else longrec.train(config, [*files, *settings], quiet=True))
             print(folder.name, several[-1].metrics["auc"], flush=True)
     log = runs["din"][0].log()
-    parts = [mark_table(log), seeds_table(runs), paired_table(runs, [("deepfm", "counting"), ("din", "deepfm")], log)]
-    report(args.work / "c12.md", "MovieLens-1M, protocol C12", parts)
+    tables = [mark_table(log), seeds_table(runs), paired_table(runs, [("deepfm", "counting"), ("din", "deepfm")], log)]
+    report(args.work / "c12.md", "MovieLens-1M, protocol C12", tables)
 
 
 if __name__ == "__main__":

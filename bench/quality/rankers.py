@@ -52,28 +52,28 @@ def ranked() -> list[str]:
 
 def settings(model: str) -> dict[str, Any]:
     """The ``model`` section: the common settings where the model, or the model it builds on, has them."""
-    known = find(model).Config.model_fields
-    own: dict[str, Any] = {"name": model} | {key: value for key, value in COMMON.items() if key in known}
-    if "base" in known:
+    fields = find(model).Config.model_fields
+    own: dict[str, Any] = {"name": model} | {key: value for key, value in COMMON.items() if key in fields}
+    if "base" in fields:
         base = find(model).Config().base
         if isinstance(base, dict) and "name" in base:
             own["base"] = settings(base["name"])
     return own
 
 
-def regimes(task: Task, model: str) -> list[str]:
+def list_modes(task: Task, model: str) -> list[str]:
     """The regimes in which a model is run: one if it reads no history."""
     if not find(model).reads_history:
         return ["plain"] if "plain" in task.of else ["past"]
-    return [*task.of, "apart"] if model == "din" and task.parts else list(task.of)
+    return [*task.of, "apart"] if model == "din" and task.behaviors else list(task.of)
 
 
-def job(task: Task, name: str, model: str, regime: str, seed: int, work: Path) -> dict[str, Any]:
+def job(task: Task, name: str, model: str, mode: str, seed: int, work: Path) -> dict[str, Any]:
     """The config of a run."""
-    extra, apart = WANTS.get(model, []), regime == "apart" or (model in APART and regime == "past")
-    regime = "past" if apart else regime
-    data = task.section(regime, extra, apart)
-    key = "-".join([regime, *extra, *(["apart"] if apart else [])])
+    extra, apart = WANTS.get(model, []), mode == "apart" or (model in APART and mode == "past")
+    mode = "past" if apart else mode
+    data = task.section(mode, extra, apart)
+    key = "-".join([mode, *extra, *(["apart"] if apart else [])])
     return {
         "name": name,
         "data": {**data, "folder": str(work / "prepared" / key)},
@@ -84,33 +84,33 @@ def job(task: Task, name: str, model: str, regime: str, seed: int, work: Path) -
     }
 
 
-def run(task: Task, model: str, regime: str, seed: int, work: Path, twin: str = "") -> Any:
+def run(task: Task, model: str, mode: str, seed: int, work: Path, twin: str = "") -> Any:
     """The finished run of a model.
 
     Args:
         twin: a suffix, for a run that is made once more.
     """
-    name = f"{model}-{regime}-{seed}{twin}"
+    name = f"{model}-{mode}-{seed}{twin}"
     folder = work / "runs" / name
     if not (folder / "results.json").exists():
         began = time.perf_counter()
         begun = (folder / "config.yaml").exists()
-        made = (
+        trained = (
             longrec.train(resume=folder)
             if begun
-            else longrec.train(job(task, name, model, regime, seed, work), quiet=True)
+            else longrec.train(job(task, name, model, mode, seed, work), quiet=True)
         )
-        print(f"{name}: test AUC {made.metrics['auc']} in {time.perf_counter() - began:.0f} s", flush=True)
+        print(f"{name}: test AUC {trained.metrics['auc']} in {time.perf_counter() - began:.0f} s", flush=True)
     return longrec.open_run(folder)
 
 
 def plan(task: Task, models: list[str], seeds: int) -> Iterator[tuple[str, str, int]]:
     """Model, regime and seed of every run, seed by seed."""
     for seed in range(seeds):
-        for regime in (*task.of, "apart"):
+        for mode in (*task.of, "apart"):
             for model in models:
-                if regime in regimes(task, model):
-                    yield model, regime, seed
+                if mode in list_modes(task, model):
+                    yield model, mode, seed
 
 
 def main() -> None:
@@ -126,9 +126,9 @@ def main() -> None:
     work = args.work / args.log
     work.mkdir(parents=True, exist_ok=True)
     task = TASKS[args.log](args.data, work)
-    for model, regime, seed in plan(task, args.models, args.seeds):
-        if regime in args.regimes:
-            run(task, model, regime, seed, work)
+    for model, mode, seed in plan(task, args.models, args.seeds):
+        if mode in args.modes:
+            run(task, model, mode, seed, work)
 
 
 if __name__ == "__main__":

@@ -32,14 +32,14 @@ class Task:
     data: dict[str, Any]
     of: dict[str, list[str]]
     last: int
-    parts: dict[str, dict[str, Any]]
+    behaviors: dict[str, dict[str, Any]]
     timed: bool
     joined: dict[str, str] | None
     fit: dict[str, Any]
     item: str
     category: str
 
-    def section(self, regime: str, extra: list[str], apart: bool) -> dict[str, Any]:
+    def section(self, mode: str, extra: list[str], apart: bool) -> dict[str, Any]:
         """The ``data`` section of a regime.
 
         Args:
@@ -47,12 +47,12 @@ class Task:
             apart: one history a behaviour, where the regime tells behaviours apart.
         """
         schema = dict(self.data["schema"])
-        columns = self.of[regime] + (extra if self.timed else [])
+        columns = self.of[mode] + (extra if self.timed else [])
         if self.joined is not None:
             schema["histories"] = {"seen": {"columns": self.joined, "of": columns, "last": self.last}}
-        elif apart and self.parts and regime == "past":
+        elif apart and self.behaviors and mode == "past":
             schema["histories"] = {
-                name: {"of": columns, "where": where, "last": self.last} for name, where in self.parts.items()
+                name: {"of": columns, "where": where, "last": self.last} for name, where in self.behaviors.items()
             }
         else:
             schema["histories"] = {"seen": {"of": columns, "last": self.last}}
@@ -89,7 +89,7 @@ def _movielens(log: Path, source: Path, split: dict[str, Any]) -> Task:
         },
         of={"past": ["movie", "genres", "rating"], "plain": ["movie", "genres"]},
         last=20,
-        parts={"liked": {"rating": {"at_least": 4}}, "disliked": {"rating": [1, 2, 3]}},
+        behaviors={"liked": {"rating": {"at_least": 4}}, "disliked": {"rating": [1, 2, 3]}},
         timed=True,
         joined=None,
         fit={"epochs": 2, "batch_size": 1024, "lr": 1e-3},
@@ -123,7 +123,7 @@ def kuai(data: Path, work: Path) -> Task:
             "plain": ["video_id", "author_id", "tags"],
         },
         last=30,
-        parts={},  # a filter cannot wait for each event by itself until its click is known
+        behaviors={},  # a filter cannot wait for each event by itself until its click is known
         timed=True,
         joined=None,
         fit={"epochs": 1, "batch_size": 512, "lr": 1e-3},
@@ -135,10 +135,10 @@ def kuai(data: Path, work: Path) -> Task:
 def beauty(data: Path, work: Path) -> Task:
     """Amazon Beauty in DIEN's form: a user's last item or one drawn by popularity; one user in ten is the test."""
     log = f"read_parquet('{(data / 'amazon_beauty/ctr_dien_style.parquet').resolve()}')"
-    part = "CASE WHEN split = 'test' THEN 'test' WHEN user_id % 10 = 3 THEN 'valid' ELSE 'train' END AS part"
+    split_column = "CASE WHEN split = 'test' THEN 'test' WHEN user_id % 10 = 3 THEN 'valid' ELSE 'train' END AS part"
     return Task(
         data={
-            "log": {"query": f"SELECT *, {part} FROM {log}"},
+            "log": {"query": f"SELECT *, {split_column} FROM {log}"},
             "split": {"by": "column", "column": "part"},
             "schema": {
                 "user": "user_id",
@@ -149,7 +149,7 @@ def beauty(data: Path, work: Path) -> Task:
         },
         of={"past": ["item_id", "category_id"]},
         last=100,
-        parts={},
+        behaviors={},
         timed=False,
         joined={"item_id": "hist_item_id", "category_id": "hist_category_id"},
         fit={"epochs": 3, "batch_size": 128, "lr": 1e-3},

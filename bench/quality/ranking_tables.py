@@ -44,7 +44,7 @@ Z = 1.96
 
 
 @dataclass(frozen=True)
-class Found:
+class Results:
     """The runs of one log.
 
     Attributes:
@@ -77,25 +77,25 @@ class Found:
 
 def runs_of(folder: Path) -> dict[Arm, list[Path]]:
     """The finished runs of a log; twins and runs with shuffled labels are not among them."""
-    found: dict[Arm, list[Path]] = defaultdict(list)
+    folders: dict[Arm, list[Path]] = defaultdict(list)
     for path in sorted(folder.glob("runs/*/predictions/test.parquet")):
-        parts = re.fullmatch(r"(\w+)-(past|plain|apart)-(\d+)", path.parents[1].name)
-        if parts and (path.parents[1] / "results.json").exists():
-            found[parts[1], parts[2]].append(path.parents[1])
-    return found
+        match = re.fullmatch(r"(\w+)-(past|plain|apart)-(\d+)", path.parents[1].name)
+        if match and (path.parents[1] / "results.json").exists():
+            folders[match[1], match[2]].append(path.parents[1])
+    return folders
 
 
-def made_on(folder: Path) -> str:
+def list_machines(folder: Path) -> str:
     """Which machines made the runs."""
-    told: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for several in runs_of(folder).values():
         for run in several:
-            made = json.loads((run / "environment.json").read_text(encoding="utf-8"))
-            told[f"{made['cpu']}, torch {made['packages']['torch']}"] += 1
-    return "; ".join(f"{count} runs on {name}" for name, count in told.most_common()) + "."
+            environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+            counts[f"{environment['cpu']}, torch {environment['packages']['torch']}"] += 1
+    return "; ".join(f"{count} runs on {name}" for name, count in counts.most_common()) + "."
 
 
-def measured(folder: Path, replicates: int) -> Found | None:
+def measure_log(folder: Path, n_resamples: int) -> Results | None:
     """Read, draw and measure; None without runs."""
     runs = runs_of(folder)
     if not runs:
@@ -110,129 +110,137 @@ def measured(folder: Path, replicates: int) -> Found | None:
             scores[run.name] = own.score
     assert label is not None
     assert user is not None
-    draws = bootstrap(label, scores, user, replicates=replicates, seed=0)
+    draws = bootstrap(label, scores, user, n_resamples=n_resamples, seed=0)
     seeds = {arm: np.array([draws.values[run.name][0] for run in several]) for arm, several in runs.items()}
     means = {arm: np.mean([draws.draws[run.name][:, 0] for run in several], axis=0) for arm, several in runs.items()}
     free = sum(len(values) - 1 for values in seeds.values())
     spread = sum(float(((values - values.mean()) ** 2).sum()) for values in seeds.values())
-    return Found(seeds, means, (spread / free) ** 0.5 if free else None)
+    return Results(seeds, means, (spread / free) ** 0.5 if free else None)
 
 
-def table_of(found: Found, regimes: list[str]) -> str:
+def table_of(results: Results, modes: list[str]) -> str:
     """All models, best first, each beside DIN and beside itself without what users said of past events."""
     head = ["model"]
-    for regime in regimes:
-        head += [f"test AUC, {regime} [95 %]", "seeds", "less DIN", "really worse models"]
-    if len(regimes) > 1:
+    for mode in modes:
+        head += [f"test AUC, {mode} [95 %]", "seeds", "less DIN", "really worse models"]
+    if len(modes) > 1:
         head += ["past less plain"]
-    models = sorted({model for model, regime in found.seeds if regime in regimes}, key=lambda name: -_best(found, name))
+    models = sorted({model for model, mode in results.seeds if mode in modes}, key=lambda name: -_best(results, name))
     rows = []
     for model in models:
         row = [model]
-        for regime in regimes:
-            row += _cells(found, (model, regime))
-        if len(regimes) > 1:
-            both = [(model, regime) for regime in ("past", "plain")]
-            row.append(_told(*found.difference(*both)) if all(arm in found.seeds for arm in both) else "")
+        for mode in modes:
+            row += _cells(results, (model, mode))
+        if len(modes) > 1:
+            both = [(model, mode) for mode in ("past", "plain")]
+            row.append(
+                _format_difference(*results.difference(*both)) if all(arm in results.seeds for arm in both) else ""
+            )
         rows.append(row)
     return machine.table(head, rows)
 
 
-def apart(found: Found) -> str:
+def apart(results: Results) -> str:
     """What it does to read each behaviour as a history of its own."""
     arm = "din", "apart"
-    if arm not in found.seeds:
+    if arm not in results.seeds:
         return ""
-    told, spread = _cells(found, arm)[:2]
+    cell, spread = _cells(results, arm)[:2]
     return (
         f"{' and '.join(APART)} read what was liked and what was not as histories apart. The weights of each sum to "
-        f"one, so that how many were liked is lost: DIN reading so reaches {told} (seeds {spread}), "
-        f"{_told(*found.difference(arm, ('din', 'past')))} to itself with one history."
+        f"one, so that how many were liked is lost: DIN reading so reaches {cell} (seeds {spread}), "
+        f"{_format_difference(*results.difference(arm, ('din', 'past')))} to itself with one history."
     )
 
 
-def _best(found: Found, model: str) -> float:
-    return max(found.mean(arm) for arm in found.seeds if arm[0] == model)
+def _best(results: Results, model: str) -> float:
+    return max(results.mean(arm) for arm in results.seeds if arm[0] == model)
 
 
-def _cells(found: Found, arm: Arm) -> list[str]:
-    if arm not in found.seeds:
+def _cells(results: Results, arm: Arm) -> list[str]:
+    if arm not in results.seeds:
         return ["", "", "", ""]
-    half, values = found.half(found.draws[arm], arm), found.seeds[arm]
-    told = f"{values.mean():.4f} [{values.mean() - half:.4f}, {values.mean() + half:.4f}]"
+    half, values = results.half(results.draws[arm], arm), results.seeds[arm]
+    cell = f"{values.mean():.4f} [{values.mean() - half:.4f}, {values.mean() + half:.4f}]"
     spread = f"{len(values)}: {values.min():.4f} to {values.max():.4f}" if len(values) > 1 else "1"
-    din, others = ("din", arm[1]), [other for other in found.seeds if other[1] == arm[1] and other != arm]
-    less = _told(*found.difference(arm, din)) if arm != din and din in found.seeds else ""
-    return [told, spread, less, f"{sum(found.real(arm, other) for other in others)} of {len(others)}"]
+    din, others = ("din", arm[1]), [other for other in results.seeds if other[1] == arm[1] and other != arm]
+    less = _format_difference(*results.difference(arm, din)) if arm != din and din in results.seeds else ""
+    return [cell, spread, less, f"{sum(results.real(arm, other) for other in others)} of {len(others)}"]
 
 
-def _told(value: float, half: float) -> str:
+def _format_difference(value: float, half: float) -> str:
     text = f"{value:+.4f} [{value - half:+.4f}, {value + half:+.4f}]"
     return f"**{text}**" if abs(value) > half else text
 
 
-def relations(folder: Path, found: Found) -> str:
+def relations(folder: Path, results: Results) -> str:
     """What has to hold on a log of made-up negatives (see ``relations.py``)."""
     path = folder / "relations.json"
     if not path.exists():
         return "Relations: not run (`relations.py`)."
-    told = json.loads(path.read_text(encoding="utf-8"))
+    checked = json.loads(path.read_text(encoding="utf-8"))
     rows = []
-    for model in sorted({model for model, _ in found.seeds}):
-        own = told["models"].get(model, {})
+    for model in sorted({model for model, _ in results.seeds}):
+        own = checked["models"].get(model, {})
         shuffled = own.get("shuffled")
         rows.append(
             [
                 model,
-                f"{found.mean((model, 'past')):.4f}",
-                "yes" if found.mean((model, "past")) > told["popularity"] else "no",
+                f"{results.mean((model, 'past')):.4f}",
+                "yes" if results.mean((model, "past")) > checked["popularity"] else "no",
                 "" if shuffled is None else f"{shuffled:.4f}",
                 {None: "", True: "yes", False: "no"}[own.get("twin")],
             ]
         )
     head = ["model", "test AUC", "beats popularity", "AUC of labels by lot", "trained twice, same to the bit"]
     about = (
-        f"Popularity of an item alone: AUC {told['popularity']:.4f}. Scores that know nothing reach 0.5 within "
-        f"{told['chance']:.4f} in 95 of 100 cases."
+        f"Popularity of an item alone: AUC {checked['popularity']:.4f}. Scores that know nothing reach 0.5 within "
+        f"{checked['chance']:.4f} in 95 of 100 cases."
     )
     return f"{about}\n\n{machine.table(head, rows)}"
 
 
 def main() -> None:
     """Write what there is."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--work", type=Path, default=Path("build/quality/rankers"))
-    ask.add_argument("--replicates", type=int, default=300)
-    ask.add_argument("--speed", type=Path, default=machine.CACHE / "rankers_speed" / "speed.json")
-    given = ask.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/quality/rankers"))
+    parser.add_argument("--replicates", type=int, default=300)
+    parser.add_argument("--speed", type=Path, default=machine.CACHE / "rankers_speed" / "speed.json")
+    args = parser.parse_args()
     kept: dict[str, Any] = {}
     for log, title in TITLES.items():
-        found = measured(given.work / log, given.replicates)
-        if found is None:
+        results = measure_log(args.work / log, args.n_resamples)
+        if results is None:
             continue
-        regimes = [regime for regime in ("past", "plain") if any(arm[1] == regime for arm in found.seeds)]
-        noise = "unknown (one seed a model)" if found.noise is None else f"{found.noise:.4f}"
+        modes = [mode for mode in ("past", "plain") if any(arm[1] == mode for arm in results.seeds)]
+        noise = "unknown (one seed a model)" if results.noise is None else f"{results.noise:.4f}"
         more = ", ".join(f"{model} ({', '.join(columns)})" for model, columns in sorted(WANTS.items()))
         about = (
             f"Standard deviation of a seed: {noise}. Bold: real differences. "
             f"Some models read computed columns too: {more}."
         )
-        text = [f"# {title}", about, table_of(found, regimes), *filter(None, [apart(found)]), made_on(given.work / log)]
+        text = [
+            f"# {title}",
+            about,
+            table_of(results, modes),
+            *filter(None, [apart(results)]),
+            list_machines(args.work / log),
+        ]
         if log == "beauty":
-            text.append(relations(given.work / log, found))
+            text.append(relations(args.work / log, results))
         machine.write(f"rankers_{log}", "\n\n".join(text))
         kept[log] = {}
-        for model in sorted({model for model, _ in found.seeds}):
-            arm = next((model, regime) for regime in ("past", "plain") if (model, regime) in found.seeds)
-            half = found.half(found.draws[arm], arm)
+        for model in sorted({model for model, _ in results.seeds}):
+            arm = next((model, mode) for mode in ("past", "plain") if (model, mode) in results.seeds)
+            half = results.half(results.draws[arm], arm)
             kept[log][model] = {
-                "auc": round(found.mean(arm), 4),
-                "low": round(found.mean(arm) - half, 4),
-                "high": round(found.mean(arm) + half, 4),
-                "seeds": len(found.seeds[arm]),
+                "auc": round(results.mean(arm), 4),
+                "low": round(results.mean(arm) - half, 4),
+                "high": round(results.mean(arm) + half, 4),
+                "seeds": len(results.seeds[arm]),
             }
-    if given.speed.exists():
-        kept["speed"] = json.loads(given.speed.read_text(encoding="utf-8"))
+    if args.speed.exists():
+        kept["speed"] = json.loads(args.speed.read_text(encoding="utf-8"))
     (machine.RESULTS / "models.json").write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -49,16 +49,16 @@ def chance(run: Any) -> float:
 
 def main() -> None:
     """Train what is not there yet, then compare."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--data", type=Path, default=Path("data"))
-    ask.add_argument("--work", type=Path, default=Path("build/quality/rankers"))
-    ask.add_argument("--models", nargs="*", default=rankers.ranked())
-    given = ask.parse_args()
-    work = given.work / "beauty"
-    task = TASKS["beauty"](given.data, work)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--work", type=Path, default=Path("build/quality/rankers"))
+    parser.add_argument("--models", nargs="*", default=rankers.ranked())
+    args = parser.parse_args()
+    work = args.work / "beauty"
+    task = TASKS["beauty"](args.data, work)
     path = work / "relations.json"
     kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"models": {}}
-    for model in given.models:
+    for model in args.models:
         first = rankers.run(task, model, "past", 0, work)
         twin = rankers.run(task, model, "past", 0, work, twin="-twin")
         lot = rankers.run(by_lot(task), model, "past", 0, work / "shuffled")
