@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,6 @@ import pytest
 from numpy.typing import NDArray
 
 from longrec.errors import StoreError
-from longrec.store.deadline import TimelyKnowledge
 from longrec.store.knowledge import KnowledgeInfo, KnowledgeStore, Known
 
 INFO = KnowledgeInfo(
@@ -137,76 +134,3 @@ def test_what_cannot_be_is_refused(store: KnowledgeStore, tmp_path: Path) -> Non
     manifest.write_text(json.dumps(content))
     with pytest.raises(StoreError, match="not readable"):
         KnowledgeStore.open(store.folder)
-
-
-# ---- deadlines ---------------------------------------------------------------------------------------------------
-
-
-class Slow(KnowledgeStore):
-    """A store whose look-ups wait until they are let go."""
-
-    def __init__(self, store: KnowledgeStore) -> None:
-        super().__init__(store.folder, store.info, store._stores)
-        self.go = threading.Event()
-
-    def look_up(self, *given: Any) -> NDArray[np.float32]:
-        self.go.wait(10)
-        return super().look_up(*given)
-
-
-def test_13_latency_a_quick_look_up_is_what_the_store_says(store: KnowledgeStore) -> None:
-    with TimelyKnowledge(store, seconds=5) as timely:
-        found = timely.look_up(250, KEYS, numbers(1, 4))
-        assert (found.version, found.late, timely.missed) == (1, False, 0)
-        assert np.array_equal(found.users, store.look_up("user", KEYS, numbers(1)))
-        assert found.items[:, 0].tolist() == [1, 0]
-        early = timely.look_up(50, KEYS, numbers(1))
-        assert (early.version, early.late, early.users.any()) == (-1, False, False)
-
-
-def test_13_latency_ranker_path_never_waits_beyond_the_deadline(store: KnowledgeStore) -> None:
-    slow = Slow(store)
-    with TimelyKnowledge(slow, seconds=0.05, waiting=2) as timely:
-        began = time.monotonic()
-        found = timely.look_up(250, KEYS, numbers(1, 4))
-        waited = time.monotonic() - began
-        assert 0.04 < waited < 1.0  # a second of grace for a busy machine; the store itself would take ten
-        assert found.late
-        assert found.users.shape == (3, 4)
-        assert not found.users.any()
-        assert not found.items.any()
-        assert (timely.asked, timely.missed) == (1, 1)
-        slow.go.set()
-
-
-def test_13_latency_questions_do_not_queue_without_end(store: KnowledgeStore) -> None:
-    """With the thread stuck and the queue full, a question is late at once; the deadline runs from the question."""
-    slow = Slow(store)
-    with TimelyKnowledge(slow, seconds=0.2, waiting=2) as timely:
-        answers = [timely.ask(250, KEYS, numbers(1)) for _ in range(8)]
-        began = time.monotonic()
-        assert [answer().late for answer in answers[3:]] == [True] * 5
-        assert time.monotonic() - began < 0.15
-        assert all(answer().late for answer in answers[:3])
-        assert time.monotonic() - began < 1.0
-        slow.go.set()
-        assert (timely.asked, timely.missed) == (8, 8)
-    with TimelyKnowledge(store, seconds=5, waiting=0) as timely:
-        assert not timely.look_up(250, KEYS, numbers(1)).late
-
-
-def test_13_latency_it_can_be_asked_before_it_is_needed(store: KnowledgeStore) -> None:
-    slow = Slow(store)
-    with TimelyKnowledge(slow, seconds=5) as timely:
-        answer = timely.ask(250, KEYS, numbers(1))
-        slow.go.set()
-        assert not answer().late
-
-
-def test_a_store_that_cannot_be_read_is_no_late_answer(store: KnowledgeStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*given: Any) -> None:
-        raise StoreError("here", "damaged")
-
-    monkeypatch.setattr(store, "look_up", broken)
-    with TimelyKnowledge(store, seconds=5) as timely, pytest.raises(StoreError, match="damaged"):
-        timely.look_up(250, KEYS, numbers(1))
