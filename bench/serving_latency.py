@@ -31,7 +31,7 @@ from longrec import verbs
 from longrec.serve.client import client
 from longrec.serve.server import running
 from longrec.serve.settings import Settings
-from longrec.store.tokens import TokenInfo, TokenStore, Version
+from longrec.store.token_store import TokenInfo, TokenStore, Version
 
 USERS, ITEMS, PAST, CANDIDATES = 2_000, 100_000, 100, 100
 TOKENS, WIDTH, START = 256, 64, 1_700_000_000
@@ -92,7 +92,7 @@ def reader(folder: Path) -> dict:
 
 def tokens(folder: Path, rng: np.random.Generator) -> None:
     """So many tokens a user, all before the last events."""
-    info = TokenInfo(WIDTH, codec="fp16", sides={"label": 3}, standardised=True, versions=(Version(0),))
+    info = TokenInfo(WIDTH, codec="fp16", sides={"label": 3}, standardized=True, versions=(Version(0),))
     count = USERS * TOKENS
     times = 1_000 * (START + np.tile(np.arange(TOKENS) * 600, USERS))
     with TokenStore.create(folder, info) as store:
@@ -104,7 +104,7 @@ def tokens(folder: Path, rng: np.random.Generator) -> None:
             version=np.zeros(count, np.int64),
             vectors=rng.standard_normal((count, WIDTH), dtype=np.float32),
             sides={"label": rng.integers(0, 3, count)},
-            known={"label": times + 1_000},
+            available_at={"label": times + 1_000},
         )
 
 
@@ -122,7 +122,7 @@ def writing(folder: Path) -> Iterator[None]:
                 vector = rng.standard_normal((1, WIDTH), dtype=np.float32)
                 store.append(rng.integers(0, USERS, 1), at, instance=np.array([number]), visible=at,
                              version=np.zeros(1, np.int64), vectors=vector, sides={"label": np.array([1])},
-                             known={"label": at})  # fmt: skip
+                             available_at={"label": at})  # fmt: skip
 
         thread = threading.Thread(target=write)
         thread.start()

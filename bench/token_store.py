@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.store.segment import Segment
-from longrec.store.tokens import TokenInfo, TokenStore, Version
+from longrec.store.token_store import TokenInfo, TokenStore, Version
 
 TESTS = Path(__file__).resolve().parent.parent / "tests" / "store"
 INFO = TokenInfo(width=32, codec="fp16", sides={"label": 3}, versions=tuple(Version(n) for n in range(8)))
@@ -55,7 +55,7 @@ class Made:
             version=np.arange(stop) * 8 // stop,
             vectors=self.vectors[:stop],
             sides={"label": np.ones(stop, np.int8)},
-            known={"label": times + 3_600_000},
+            available_at={"label": times + 3_600_000},
         )
 
     def requests(self, count: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -141,7 +141,7 @@ def append(store: TokenStore, random: np.random.Generator, users: NDArray[np.int
         version=np.zeros(count, np.int64),
         vectors=random.standard_normal((count, 32), dtype=np.float32),
         sides={"label": np.full(count, 3)},
-        known={"label": times},
+        available_at={"label": times},
     )
 
 

@@ -23,7 +23,7 @@ from longrec.features.view import NEVER
 from longrec.metrics import auc
 from longrec.serve.client import client
 from longrec.serve.live import LiveEvents
-from longrec.store.tokens import TokenStore
+from longrec.store.token_store import TokenStore
 from longrec.train.compress import compress
 from longrec.train.job import read_job
 from longrec.train.run import Run

@@ -16,9 +16,9 @@ from longrec.data.log import Log
 from longrec.errors import DataError
 from longrec.features.column_delays import Delay, column_delays, earlier
 from longrec.features.schema import Schema
-from longrec.store.disclosure import passed_on
-from longrec.store.knowledge import KnowledgeInfo, KnowledgeStore
-from longrec.store.tokens import TokenInfo, TokenStore, Version
+from longrec.store.disclosure import merge_column_delays
+from longrec.store.knowledge_store import KnowledgeInfo, KnowledgeStore
+from longrec.store.token_store import TokenInfo, TokenStore, Version
 
 N = 40
 TABLE = pa.table(
@@ -149,7 +149,7 @@ EARLIER: list[tuple[dict[str, Any], int, dict[str, Any], str]] = [
 def test_a_store_written_with_shorter_delays(
     reading: Callable[..., Log], written: dict[str, Any], lag: int, read: dict[str, Any], phrase: str
 ) -> None:
-    info = replace(INFO, lag=lag, column_delays=delays(**written))
+    info = replace(INFO, visibility_delay=lag, column_delays=delays(**written))
     with pytest.raises(DataError) as raised:
         reading(info, **read)
     assert f"its source took {phrase}" in str(raised.value)
@@ -161,7 +161,7 @@ def test_shorter_delays_allowed_by_name(
     reading: Callable[..., Log], case: tuple[dict[str, Any], int, dict[str, Any], str]
 ) -> None:
     written, lag, read, phrase = case
-    (warning,) = reading(replace(INFO, lag=lag, column_delays=delays(**written)), True, **read).warnings
+    (warning,) = reading(replace(INFO, visibility_delay=lag, column_delays=delays(**written)), True, **read).warnings
     assert phrase in warning
 
 
@@ -194,7 +194,7 @@ def test_delays_in_steps(reading: Callable[..., Log]) -> None:
 
 def test_a_store_that_does_not_say_is_told(reading: Callable[..., Log]) -> None:
     (warning,) = reading(replace(INFO, column_delays=None)).warnings
-    assert "tokens does not record after how long labels and feedback were known when it was written" in warning
+    assert "tokens does not record the delays of labels and feedback with which it was written" in warning
 
 
 def test_a_store_that_does_not_say_where_nothing_waits(reading: Callable[..., Log]) -> None:
@@ -228,13 +228,13 @@ def test_knowledge_is_held_to_the_same(
 
 def test_what_a_source_read_is_passed_on() -> None:
     """A source that reads tokens tells their columns too, none of them later than those tokens did."""
-    plain = replace(INFO, column_delays={"like": None, "click": 0}, lag=5)
+    plain = replace(INFO, column_delays={"like": None, "click": 0}, visibility_delay=5)
     late = replace(INFO, column_delays={"like": 30, "fix": "fixed_at"})
-    assert passed_on({"click": 60_000}, []) == {"click": 60_000}
-    assert passed_on({"click": 60_000}, [plain]) == {"like": 5, "click": 60_000}
-    assert passed_on({}, [late, plain]) == {"like": 5, "fix": "fixed_at", "click": 0}
-    assert passed_on({}, [late, replace(late, column_delays={"fix": 3})]) == {"like": 30, "fix": 0}
-    assert passed_on({}, [late, replace(INFO, column_delays=None)]) is None
+    assert merge_column_delays({"click": 60_000}, []) == {"click": 60_000}
+    assert merge_column_delays({"click": 60_000}, [plain]) == {"like": 5, "click": 60_000}
+    assert merge_column_delays({}, [late, plain]) == {"like": 5, "fix": "fixed_at", "click": 0}
+    assert merge_column_delays({}, [late, replace(late, column_delays={"fix": 3})]) == {"like": 30, "fix": 0}
+    assert merge_column_delays({}, [late, replace(INFO, column_delays=None)]) is None
 
 
 def test_a_log_tells_what_its_stores_leak(reading: Callable[..., Log]) -> None:

@@ -13,7 +13,7 @@ from longrec.data.log import Log
 from longrec.errors import DataError
 from longrec.features.fitted import FittedSchema
 from longrec.features.vocabulary import key_numbers
-from longrec.store.knowledge import KnowledgeInfo, KnowledgeStore, Known
+from longrec.store.knowledge_store import KnowledgeInfo, KnowledgeStore, SideVectors
 
 START = 1_600_000_000_000
 N = 40
@@ -65,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             k_u = np.array([[user, version] for user in users], np.float32)
             k_v = np.array([[item, version, 1] for item in items], np.float32)
             keys = np.array([number(f"u{user}") for user in users])
-            store.publish(published, published, Known(keys, k_u), Known(np.array(items), k_v))
+            store.publish(published, published, SideVectors(keys, k_u), SideVectors(np.array(items), k_v))
     return made
 
 

@@ -23,7 +23,7 @@ from longrec.export.snapshot import copied, copy_tokens
 from longrec.export.write import export
 from longrec.models.core.base import build
 from longrec.serve.source import Source, replay, vectors_of
-from longrec.store.tokens import TokenInfo, TokenStore, Version
+from longrec.store.token_store import TokenInfo, TokenStore, Version
 from longrec.train.written import find_source, open_source
 
 
@@ -115,7 +115,7 @@ def small(place: Path, count: int = 50) -> TokenStore:
 def write(store: TokenStore, numbers: Any) -> None:
     at = np.array(list(numbers), np.int64)
     store.append(at % 3, at, instance=at, visible=at, version=0 * at, vectors=np.stack([at, at], 1).astype(np.float32),
-                 sides={"label": at % 3}, known={"label": at})  # fmt: skip
+                 sides={"label": at % 3}, available_at={"label": at})  # fmt: skip
 
 
 def test_a_copy_is_compacted_and_has_nothing_of_the_writer(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_store_that_cannot_be_copied_is_told(tmp_path: Path, monkeypatch: pyte
 def test_a_store_of_two_readers_is_copied_once_and_a_remote_one_never(tmp_path: Path) -> None:
     made: list[Path] = []
     with small(tmp_path / "s") as one, small(tmp_path / "t") as two:
-        two.place = "redis://host:1/0/shop"
+        two.location = "redis://host:1/0/shop"
         places = copied({"a": one, "b": one, "c": two}, tmp_path, "tokens", lambda store, into: made.append(into))
     assert places == {"a": "tokens/a", "b": "tokens/a", "c": "redis://host:1/0/shop"}
     assert made == [tmp_path / "tokens" / "a"]

@@ -27,7 +27,7 @@ from longrec.serve.server import running, serve
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings
 from longrec.serve.source import Source
-from longrec.store.tokens import TokenStore
+from longrec.store.token_store import TokenStore
 from longrec.train.written import open_source
 
 Shop = token_shop.TokenShop
@@ -103,7 +103,8 @@ def offline(shop: Shop, folder: Path, events: list[dict[str, Any]], asked: dict[
         with TokenStore.open(shop.tokens) as old:
             for user, t in old.scan():
                 store.append(np.full(len(t), user), t.times, instance=t.instance, visible=t.visible,
-                             version=t.version, vectors=t.vectors, sides=t.sides, known=t.known)  # fmt: skip
+                             version=t.version, vectors=t.vectors, sides=t.sides,
+                             available_at=t.available_at)  # fmt: skip
         for event in events:
             row = np.flatnonzero(log.events.times == event["at"])
             assert len(row) == 1
@@ -113,7 +114,7 @@ def offline(shop: Shop, folder: Path, events: list[dict[str, Any]], asked: dict[
             since = {n: np.array([v]) for n, v in event["known"].items()}
             store.append(
                 np.array([key_number(event["user_id"])]), np.array([event["at"]]), instance=row, sides=one,
-                visible=np.array([event["at"]]), version=np.array([source.version]), vectors=vector, known=since,
+                visible=np.array([event["at"]]), version=np.array([source.version]), vectors=vector, available_at=since,
             )  # fmt: skip
     reader = token_shop.opened(folder / "reader", columns, token_shop.reading(folder / "tokens"))
     row = np.flatnonzero(reader.events.times == asked["at"])
@@ -210,7 +211,7 @@ def test_a_late_label_is_not_read_before_it_was_told(service: Service, clock: Cl
     assert (again.replaced, again.instance, again.visible) == (True, told.instance, told.visible)
     token = tokens_of(service)
     assert token.sides["label"].tolist() == [POSITIVE]
-    assert token.known["label"].tolist() == token.known["stars"].tolist() == [NOW + 600_000]
+    assert token.available_at["label"].tolist() == token.available_at["stars"].tolist() == [NOW + 600_000]
     assert token.vectors.tobytes() == unknown.vectors.tobytes()
     assert ask(service, at=NOW + 600_000) == before[0]
     assert ask(service, at=NOW + 600_001) != before[1]
@@ -218,16 +219,16 @@ def test_a_late_label_is_not_read_before_it_was_told(service: Service, clock: Cl
     clock.now += 60_000
     tell(service, context=None, at=told.at, feedback={"stars": None})
     token = tokens_of(service)
-    assert (token.sides["label"].tolist(), token.known["label"].tolist()) == ([POSITIVE], [NOW + 600_000])
-    assert (token.sides["stars"].tolist(), token.known["stars"].tolist()) == ([0], [NOW + 660_000])
+    assert (token.sides["label"].tolist(), token.available_at["label"].tolist()) == ([POSITIVE], [NOW + 600_000])
+    assert (token.sides["stars"].tolist(), token.available_at["stars"].tolist()) == ([0], [NOW + 660_000])
 
 
 def test_feedback_is_never_fresher_than_in_training(service: Service) -> None:
     """The schema says that stars are known after a minute: what comes at once waits for it."""
     tell(service, feedback={"stars": 4.0, "label": 0})
     token = tokens_of(service)
-    assert token.known["stars"].tolist() == [NOW + 60_000]
-    assert (token.sides["label"].tolist(), token.known["label"].tolist()) == ([1], [NOW])
+    assert token.available_at["stars"].tolist() == [NOW + 60_000]
+    assert (token.sides["label"].tolist(), token.available_at["label"].tolist()) == ([1], [NOW])
     early, late = (ask(service, at=NOW + at) for at in (60_000, 60_001))
     assert early != late
 

@@ -19,7 +19,7 @@ from longrec.serve.knowledge import key_number
 from longrec.serve.service import Service, scores_of
 from longrec.serve.settings import Settings
 from longrec.serve.source import Source
-from longrec.store.tokens import TokenStore
+from longrec.store.token_store import TokenStore
 from longrec.train.written import open_source
 
 CONTEXT = {"place": "side", "zone": "a"}

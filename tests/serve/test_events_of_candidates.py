@@ -15,7 +15,7 @@ from longrec.serve.client import LocalClient
 from longrec.serve.knowledge import key_number
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings
-from longrec.store.tokens import TokenStore
+from longrec.store.token_store import TokenStore
 from longrec.train.written import open_source
 
 SCHEMA: dict[str, Any] = {

@@ -27,7 +27,7 @@ from longrec.features.vocabulary import key_numbers
 from longrec.models.core.base import Ranker, build
 from longrec.serve.knowledge import Knowledge
 from longrec.serve.service import Service, replay, scores_of
-from longrec.store.knowledge import KnowledgeInfo, KnowledgeStore, Known
+from longrec.store.knowledge_store import KnowledgeInfo, KnowledgeStore, SideVectors
 
 DAY, START = token_shop.DAY, token_shop.START
 MODEL: dict[str, Any] = {
@@ -60,7 +60,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     with KnowledgeStore.create(place, info) as store:
         for number, (day, step) in enumerate(((3, 1), (9, 2))):
             some = [keys[::step] for keys in (users, items)]
-            known = [Known(keys, random.standard_normal((len(keys), width)).astype(np.float32) + number)
+            known = [SideVectors(keys, random.standard_normal((len(keys), width)).astype(np.float32) + number)
                      for keys, width in zip(some, (5, 3))]  # fmt: skip
             store.publish(START + day * DAY, START + day * DAY + 500, *known)
     about = {f"about_{table}": {"kind": "vector", "from": str(place), "table": table} for table in ("user", "item")}

@@ -29,9 +29,9 @@ from longrec.serve.live import LiveEvents
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings
 from longrec.store import backends
-from longrec.store.disk import DiskStore
-from longrec.store.tokens import TokenStore
-from longrec.store.visible import last_visible
+from longrec.store.disk_store import DiskStore
+from longrec.store.token_store import TokenStore
+from longrec.store.visibility import read_visible_tokens
 from longrec.train.compress import compress
 
 MINUTE = 60_000
@@ -213,7 +213,7 @@ def compare(service: Service, log: Log, user: str, at: int) -> None:
 def token_of(service: Service, user: str, at: int) -> Any:
     assert service._state is not None
     store = next(iter(service._state.stores.values()))
-    return last_visible(store, key_number(user), at, 1)
+    return read_visible_tokens(store, key_number(user), at, 1)
 
 
 def test_a_further_version_is_read_from_when_it_was_told(story: Story) -> None:
@@ -378,6 +378,6 @@ def test_tokens_are_visible_from_when_their_event_was(tmp_path: Path) -> None:
     wanted = {(int(t), int(a), int(k)) for t, a, k in zip(log.events.times, log.available, known)}
     with TokenStore.open(tmp_path / "tokens") as store:
         for _, tokens in store.scan():
-            told = zip(tokens.times.tolist(), tokens.visible.tolist(), tokens.known["label"].tolist())
+            told = zip(tokens.times.tolist(), tokens.visible.tolist(), tokens.available_at["label"].tolist())
             assert set(told) <= wanted
         assert len(store) > 50

@@ -24,7 +24,7 @@ from longrec.serve.knowledge import key_number
 from longrec.serve.service import Service, scores_of
 from longrec.serve.settings import Settings
 from longrec.serve.tokens import TokenHistories
-from longrec.store.tokens import TokenStore
+from longrec.store.token_store import TokenStore
 
 Shop = token_shop.TokenShop
 
@@ -58,7 +58,7 @@ def write(store: TokenStore, user: Any, at: int, visible: int, seed: int = 0, in
         version=np.array([0]),
         vectors=vector,
         sides={"label": np.array([2]), "stars": np.array([2])},
-        known={"label": np.array([visible]), "stars": np.array([visible])},
+        available_at={"label": np.array([visible]), "stars": np.array([visible])},
     )
     return vector
 
@@ -97,7 +97,7 @@ def test_14_serving_parity_embedded(shop: Shop) -> None:
 
 def test_14_serving_parity_on_a_live_store(shop: Shop, live: TokenStore) -> None:
     """Part of the tokens lie in the journal, written again while a reader has the store open."""
-    online = TokenHistories(Bundle.open(shop.bundle), {"tokens": live.place})
+    online = TokenHistories(Bundle.open(shop.bundle), {"tokens": live.location})
     for user, tokens in list(live.scan())[:5]:
         live.append(
             np.full(len(tokens), user),
@@ -107,7 +107,7 @@ def test_14_serving_parity_on_a_live_store(shop: Shop, live: TokenStore) -> None
             version=tokens.version,
             vectors=tokens.vectors,
             sides=tokens.sides,
-            known=tokens.known,
+            available_at=tokens.available_at,
         )
     assert same_lists(shop, online) > 5_000
     online.close()
@@ -121,7 +121,7 @@ def test_14_serving_parity_on_a_server(shop: Shop, redis_url: str) -> None:
             store.add_version(version)
         for user, t in old.scan():
             store.load(np.full(len(t), user), t.times, instance=t.instance, visible=t.visible, version=t.version,
-                       vectors=t.vectors, sides=t.sides, known=t.known)  # fmt: skip
+                       vectors=t.vectors, sides=t.sides, available_at=t.available_at)  # fmt: skip
     online = TokenHistories(Bundle.open(shop.bundle), {"tokens": place})
     assert same_lists(shop, online) > 5_000
     users, moments = sampled(shop)
@@ -165,7 +165,7 @@ def test_a_tampered_token_is_refused(shop: Shop, tmp_path: Path) -> None:
 
 def test_1_future_invariance_online(shop: Shop, live: TokenStore) -> None:
     """Whatever is written at or after a moment, or can be read only then, changes no answer for it."""
-    service = Service(shop.bundle, Settings(tokens={"tokens": live.place}))
+    service = Service(shop.bundle, Settings(tokens={"tokens": live.location}))
     at = int(shop.log.moments.max()) - token_shop.DAY
     before = ask(service, "u3", at)
     write(live, "u3", at, at)
@@ -179,7 +179,7 @@ def test_1_future_invariance_online(shop: Shop, live: TokenStore) -> None:
 
 
 def test_a_store_that_another_writes_is_read_as_it_is_now(shop: Shop, live: TokenStore) -> None:
-    service = Service(shop.bundle, Settings(tokens={"tokens": live.place}))
+    service = Service(shop.bundle, Settings(tokens={"tokens": live.location}))
     at = int(shop.log.moments.max()) + 1_000
     before = ask(service, "u5", at)
     for number in range(3):
@@ -193,7 +193,7 @@ def test_a_store_that_another_writes_is_read_as_it_is_now(shop: Shop, live: Toke
 
 
 def test_somebody_new_with_tokens_gets_them(shop: Shop, live: TokenStore) -> None:
-    service = Service(shop.bundle, Settings(tokens={"tokens": live.place}))
+    service = Service(shop.bundle, Settings(tokens={"tokens": live.location}))
     at = int(shop.log.moments.max()) + 1_000
     with pytest.raises(RequestError, match="the unknown user 'stranger'"):
         ask(service, "stranger", at)
@@ -208,7 +208,7 @@ def test_somebody_new_with_tokens_gets_them(shop: Shop, live: TokenStore) -> Non
 def test_stores_that_do_not_fit_are_refused(shop: Shop, live: TokenStore, tmp_path: Path) -> None:
     bundle = Bundle.open(shop.bundle)
     with pytest.raises(UnknownName, match="no history of tokens named 'token'; did you mean 'tokens'"):
-        TokenHistories(bundle, {"token": live.place})
+        TokenHistories(bundle, {"token": live.location})
     with pytest.raises(StoreError):
         TokenHistories(bundle, {"tokens": str(tmp_path / "nowhere")})
     info = live.info

@@ -13,12 +13,12 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from longrec.store.disk import DiskStore
-from longrec.store.durable import DurableStore
-from longrec.store.memory import MemoryStore
-from longrec.store.remote import RemoteStore
+from longrec.store.disk_store import DiskStore
+from longrec.store.history_store import Events, HistoryStore
+from longrec.store.lsm_store import LsmStore
+from longrec.store.memory_store import MemoryStore
+from longrec.store.remote_store import RemoteStore
 from longrec.store.segment import Segment
-from longrec.store.store import Events, HistoryStore
 
 TYPES = {
     "place": np.dtype(np.int64),
@@ -116,8 +116,8 @@ def _disk_and_delta(space: Space, log: Log, folder: Path, url: str) -> HistorySt
     return store
 
 
-def _created(space: Space, folder: Path) -> DurableStore:
-    return DurableStore.create(folder / f"s{next(_numbers)}", TYPES, space.rows, space.identity, sync=False)
+def _created(space: Space, folder: Path) -> LsmStore:
+    return LsmStore.create(folder / f"s{next(_numbers)}", TYPES, space.rows, space.identity, sync=False)
 
 
 def _in_thirds(store: HistoryStore, space: Space, log: Log, between: Callable[[int], Any]) -> None:
@@ -137,7 +137,7 @@ def _reopened(space: Space, log: Log, folder: Path, url: str) -> HistoryStore:
     store = _created(space, folder)
     _in_thirds(store, space, log, lambda part: store.compact() if part == 0 else None)
     store.close()
-    return DurableStore.open(store.folder, writable=True, verify=True, sync=False)
+    return LsmStore.open(store.folder, writable=True, verify=True, sync=False)
 
 
 def _half_compacted(space: Space, log: Log, folder: Path, url: str) -> HistoryStore:
@@ -194,5 +194,5 @@ def filled(name: str, space: Space, log: Log, folder: Path, url: str) -> Iterato
     try:
         yield store
     finally:
-        if isinstance(store, DurableStore | RemoteStore):
+        if isinstance(store, LsmStore | RemoteStore):
             store.close()

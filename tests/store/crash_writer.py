@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from longrec.store.durable import DurableStore
+from longrec.store.lsm_store import LsmStore
 
 TYPES = {"name": np.dtype(np.int64), "number": np.dtype(np.int32), "vector": np.dtype((np.float16, (16,)))}
 TOGETHER = 50
@@ -35,7 +35,7 @@ def batch(number: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
 def write(folder: Path, seed: int) -> None:
     random = np.random.default_rng(seed)
     acks = os.open(folder.parent / "acks", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    store = DurableStore.open(folder, writable=True, sync=bool(seed % 2))
+    store = LsmStore.open(folder, writable=True, sync=bool(seed % 2))
     number = len(store) // TOGETHER
     if number:
         store.append(*batch(number - 1))  # a writer that does not know whether it was heard says it again

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from crash_writer import TOGETHER, TYPES, batch
 
-from longrec.store.durable import DurableStore
+from longrec.store.lsm_store import LsmStore
 
 
 class Writers:
@@ -45,7 +45,7 @@ class Writers:
 
 @contextmanager
 def writers(folder: Path) -> Iterator[Writers]:
-    DurableStore.create(folder, TYPES, None, "name").close()
+    LsmStore.create(folder, TYPES, None, "name").close()
     process = subprocess.Popen(
         [sys.executable, crash_writer.__file__, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -59,7 +59,7 @@ def writers(folder: Path) -> Iterator[Writers]:
         process.stdout.close()
 
 
-def appends(store: DurableStore) -> int:
+def appends(store: LsmStore) -> int:
     """How many appends a store holds, each of them whole, once and as it was written."""
     found: Counter[int] = Counter()
     for key, events in store.scan():
@@ -85,7 +85,7 @@ def killed(tmp_path: Path, times: int, seconds: float) -> int:
                 time.sleep(0.001)
             time.sleep(seconds * random.random())
             some.kill(writer)
-            there = appends(DurableStore.open(tmp_path / "s", verify=True))
+            there = appends(LsmStore.open(tmp_path / "s", verify=True))
             assert some.acknowledged() <= there
         return some.acknowledged()
 
@@ -101,7 +101,7 @@ def test_a_hundred_killed_writers_lose_nothing(tmp_path: Path) -> None:
 
 def test_a_reader_in_another_process_sees_whole_appends(tmp_path: Path) -> None:
     with writers(tmp_path / "s") as some:
-        reader, seen = DurableStore.open(tmp_path / "s"), 0
+        reader, seen = LsmStore.open(tmp_path / "s"), 0
         writer = some.begin(1)
         end = time.monotonic() + 20
         while seen < 60 and time.monotonic() < end:

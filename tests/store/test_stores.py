@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from longrec.errors import StoreError
-from longrec.store.disk import DiskStore
-from longrec.store.durable import DurableStore
-from longrec.store.memory import MemoryStore
+from longrec.store.disk_store import DiskStore
+from longrec.store.history_store import HistoryStore
+from longrec.store.lsm_store import LsmStore
+from longrec.store.memory_store import MemoryStore
 from longrec.store.segment import Segment
-from longrec.store.store import HistoryStore
 
 ROWS = 5
 TYPES = {"item": np.dtype(np.uint8), "known.r": np.dtype(np.int64)}
@@ -104,5 +104,5 @@ def test_columns_that_cannot_be_kept_are_refused(
     with pytest.raises(StoreError, match=message):
         MemoryStore(columns, None, identity)
     with pytest.raises(StoreError, match=message):
-        DurableStore.create(tmp_path / "s", columns, None, identity)
+        LsmStore.create(tmp_path / "s", columns, None, identity)
     assert not (tmp_path / "s").exists()

@@ -18,7 +18,7 @@ from longrec.data.prepare import prepare
 from longrec.errors import ConfigError, RunError, StoreError
 from longrec.features.batch import HistoryBatch
 from longrec.features.tokens import instance_ids
-from longrec.store.tokens import Tokens, TokenStore
+from longrec.store.token_store import Tokens, TokenStore
 from longrec.train.compress import compress
 from longrec.train.fit import train
 from longrec.train.job import read_job
@@ -56,7 +56,7 @@ def everything(store: Path) -> Tokens:
         name: np.concatenate([getattr(part, name) for part in parts])
         for name in ("times", "instance", "visible", "version", "vectors")
     }
-    return Tokens(np.array([0, len(columns["times"])]), sides={}, known={}, **columns)
+    return Tokens(np.array([0, len(columns["times"])]), sides={}, available_at={}, **columns)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_4_label_delay(written: tuple[dict[str, Any], Path]) -> None:
     batch = lists(log, rows)
     moments = np.repeat(log.moments, np.diff(batch.offsets.numpy()))
     tokens = log.tokens["tokens"].store.last(log.tokens["tokens"]._users.take(log.user(rows)), log.moments, 1_000)
-    late = tokens.known["label"] >= moments
+    late = tokens.available_at["label"] >= moments
     assert late.any()
     assert not late.all()
     labels = batch.columns["tokens.label"].numpy()
@@ -194,7 +194,7 @@ def test_13_cross_version(written: tuple[dict[str, Any], Path], tmp_path: Path) 
     config, place = written
     with TokenStore.open(place) as store:
         assert len(store.info.versions) == 4
-        assert store.info.standardised
+        assert store.info.standardized
     compress(config, tmp_path / "raw", [*FEW, "standardise=false"], quiet=True)
     with pytest.raises(ConfigError, match="add version so that a model can tell them apart"):
         reading(config, tmp_path / "raw").fields()

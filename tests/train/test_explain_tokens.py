@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from longrec.data.gather import gather
-from longrec.store.tokens import TokenInfo, TokenStore, Version
+from longrec.store.token_store import TokenInfo, TokenStore, Version
 from longrec.train.explain import explain
 from longrec.train.fit import train
 from longrec.train.run import Run
@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     columns = {"user": user, "item": random.integers(0, 9, N), "at": at, "click": random.integers(0, 2, N)}
     pq.write_table(pa.table(columns), folder / "log.parquet")
     info = TokenInfo(width=3, sides={"label": 3, "dwell": 7}, unit="ms", versions=(Version(0), Version(1)),
-                     standardised=True)  # fmt: skip
+                     standardized=True)  # fmt: skip
     with TokenStore.create(folder / "tokens", info) as store:
         store.append(
             user,
@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             version=np.arange(N) % 2,
             vectors=np.tile(np.array([[3.0, 0.0, 4.0]], np.float32), (N, 1)),
             sides={"label": np.arange(N) % 3, "dwell": np.arange(N) % 7},
-            known={"label": at * 1_000 + 400_000, "dwell": at * 1_000},
+            available_at={"label": at * 1_000 + 400_000, "dwell": at * 1_000},
         )
     schema = {
         "user": "user",

@@ -25,7 +25,7 @@ from longrec.features.batch import Batch
 from longrec.features.vocabulary import key_numbers
 from longrec.models.core import artifact
 from longrec.models.keep import KEEP
-from longrec.store.knowledge import KnowledgeStore
+from longrec.store.knowledge_store import KnowledgeStore
 from longrec.train.extract import Extracted, extract
 from longrec.train.fit import train
 from longrec.train.job import read_job
@@ -125,7 +125,7 @@ def test_4_time_leakage(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     wide = opened(domains.extractor(small))
     log = opened(domains.downstream(small, tmp_path / "v1"))
     store = log.knowledge["who"].store
-    read = store.version_at(log.moments)
+    read = store.find_versions(log.moments)
     assert set(read) == {0, 1, 2, 3, 4}
     for version in range(len(store.info.versions)):
         first = log.moments[read == version].min()
@@ -237,7 +237,7 @@ def test_a_sample_reads_what_is_known_of_its_user_and_item(domain: Domain) -> No
     batch = gather(log, rows)
     with KnowledgeStore.open(written.into) as store:
         for at, row in enumerate(rows):
-            version = store.version_at(log.moments[[row]])
+            version = store.find_versions(log.moments[[row]])
             user = np.array([log.users.key(int(log.user(np.array([row]))[0]))])
             item = np.array([log.items.key(int(log.events.columns["item"][row]))])
             assert np.array_equal(batch.features["who"][[at]].numpy(), store.look_up("user", user, version))

@@ -18,7 +18,7 @@ from longrec.data.writer import ArrayWriter
 from longrec.features.fields import AVAILABLE
 from longrec.features.schema import Schema
 from longrec.features.table import open_array
-from longrec.store.visible import last_seen
+from longrec.store.visibility import select_last_visible
 
 
 class AvailabilityFile:
@@ -108,7 +108,7 @@ def last_available(
         seen = available.take(places) < np.repeat(moments[open_], lengths)
         total = np.concatenate([[0], np.cumsum(seen)])
         done = (np.diff(total[offsets]) >= n) | (low == first[open_])
-        at = last_seen(seen & np.repeat(done, lengths), offsets, n)
+        at = select_last_visible(seen & np.repeat(done, lengths), offsets, n)
         owners.append(np.repeat(open_, lengths)[at])
         found.append(places[at])
         open_, width = open_[~done], width * 2

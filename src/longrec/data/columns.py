@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from longrec.data.writer import ArrayWriter, narrow
 from longrec.errors import DataError
 from longrec.features.encode import Lists
-from longrec.store.columns import type_text
+from longrec.store.column_types import format_type
 
 
 class ColumnFiles:
@@ -49,7 +49,7 @@ class ColumnFiles:
         paths = (
             (path.removeprefix("events/"), writer) for path, writer in self._writers.items() if path[:6] == "events"
         )
-        return {name: type_text(writer.dtype) for name, writer in paths}
+        return {name: format_type(writer.dtype) for name, writer in paths}
 
     def _put(self, path: str, values: NDArray[Any], dtype: Any) -> None:
         if path not in self._writers:

@@ -17,7 +17,7 @@ from longrec.features.schema import Schema
 from longrec.features.vocabulary import Keys, key_numbers
 
 if TYPE_CHECKING:
-    from longrec.store.knowledge import KnowledgeStore
+    from longrec.store.knowledge_store import KnowledgeStore
 
 Control = Literal["shuffled", "random"]
 
@@ -58,7 +58,7 @@ class KnowledgeFeature:
             moments: int64 ``[B]``.
         """
         found = np.zeros((len(owners), self.width), np.float32)
-        version = self.store.version_at(moments)
+        version = self.store.find_versions(moments)
         for number in np.unique(version[version >= 0]):
             at = version == number
             found[at] = self._matrix(int(number))[self._rows.take(owners[at])]

@@ -29,10 +29,10 @@ from longrec.features.schema import Schema
 from longrec.features.table import EntityTable, load_column, open_array
 from longrec.features.versions import first_from
 from longrec.features.view import NEVER, filter_delay
-from longrec.store.disclosure import disclosed, passed_on
-from longrec.store.knowledge import KnowledgeInfo, KnowledgeStore
+from longrec.store.disclosure import assess_disclosure, merge_column_delays
+from longrec.store.knowledge_store import KnowledgeInfo, KnowledgeStore
 from longrec.store.segment import Segment
-from longrec.store.tokens import TokenInfo, TokenStore
+from longrec.store.token_store import TokenInfo, TokenStore
 
 FORMAT = "longrec-log-1"
 _ROWS = 65_536
@@ -324,13 +324,13 @@ class Log:
     @property
     def leak(self) -> str:
         """Why models that read this log's stores know more than they should; empty where they do not."""
-        names = [name for name, info in self._read_stores().items() if disclosed(info, self.schema).leaks]
+        names = [name for name, info in self._read_stores().items() if assess_disclosure(info, self.schema).leaks]
         return f"written by a source that reads a store which leaks ({', '.join(names)})" if names else ""
 
     @property
     def column_delays(self) -> Mapping[str, Delay] | None:
         """The earliest a model of this log, with its stores, can disclose each raw column; None if it is unknown."""
-        return passed_on(column_delays(self.schema), self._read_stores().values())
+        return merge_column_delays(column_delays(self.schema), self._read_stores().values())
 
     def _read_stores(self) -> dict[str, TokenInfo | KnowledgeInfo]:
         own = {name: history.store.info for name, history in self.tokens.items()}

@@ -18,9 +18,9 @@ from longrec.features.moments import time_gaps
 from longrec.features.schema import Schema
 from longrec.features.tokens import TokenSpec, token_columns
 from longrec.features.vocabulary import Keys, key_numbers
-from longrec.store.disclosure import DO, Written, disclosed
-from longrec.store.tokens import TokenStore
-from longrec.store.visible import last_visible
+from longrec.store.disclosure import REMEDY, Provenance, assess_disclosure
+from longrec.store.token_store import TokenStore
+from longrec.store.visibility import read_visible_tokens
 
 
 class TokenHistory:
@@ -40,7 +40,7 @@ class TokenHistory:
     def __init__(self, store: TokenStore, schema: Schema, name: str, keys: Keys, where: str) -> None:
         history = schema.histories[name]
         check_store(store, schema, keys.values.type, where)
-        self.warnings = checked(store.info, schema, where, store.place, history.allow_leak)
+        self.warnings = checked(store.info, schema, where, store.location, history.allow_leak)
         self.store, self.name, self.spec = store, name, store.info.spec()
         self.of, self.last = history.of, history.last
         self._gaps = partial(time_gaps, per_second=1 if store.info.unit == "step" else 1_000)
@@ -56,12 +56,12 @@ class TokenHistory:
             users: int64 ``[B]`` rows of the log's user table.
             moments: int64 ``[B]``.
         """
-        past = last_visible(self.store, self._users.take(users), moments, self.last)
+        past = read_visible_tokens(self.store, self._users.take(users), moments, self.last)
         return token_columns(self.spec, self.name, self.of, past, moments, self._gaps)
 
     def times(self, users: NDArray[np.int64], moments: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 ``[N]``: moments of the impressions that ``columns`` tells of, in its order."""
-        return last_visible(self.store, self._users.take(users), moments, self.last, ["visible"]).times
+        return read_visible_tokens(self.store, self._users.take(users), moments, self.last, ["visible"]).times
 
 
 def check_store(store: TokenStore, schema: Schema, key_type: pa.DataType, where: str) -> TokenSpec:
@@ -80,14 +80,14 @@ def check_store(store: TokenStore, schema: Schema, key_type: pa.DataType, where:
     return info.spec()
 
 
-def checked(info: Written, schema: Schema, where: str, place: str, allowed: bool) -> list[str]:
+def checked(info: Provenance, schema: Schema, where: str, place: str, allowed: bool) -> list[str]:
     """Warnings of reading a store.
 
     Raises:
         DataError: it discloses more than was known, and this is not allowed by name.
     """
-    found = disclosed(info, schema)
+    found = assess_disclosure(info, schema)
     if found.leaks and not allowed:
-        do = f"{DO}; {where}.allow_leak: true reads it nevertheless, and the results say so"
-        raise DataError(where, f"{place} tells more than was known: {found.found}", "a store that does not", do)
-    return found.allowed(where, place)
+        do = f"{REMEDY}; {where}.allow_leak: true reads it nevertheless, and the results say so"
+        raise DataError(where, f"{place} tells more than was known: {found.summary}", "a store that does not", do)
+    return found.list_warnings(where, place)

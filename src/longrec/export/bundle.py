@@ -30,7 +30,7 @@ from longrec.export.inputs import Input
 from longrec.export.scale import Scale
 from longrec.features.fitted import FittedSchema
 from longrec.features.table import EntityTable
-from longrec.store.disk import DiskStore
+from longrec.store.disk_store import DiskStore
 
 FORMAT, DATED = "longrec-bundle-1", "longrec-bundle-2"
 MANIFEST, DIGEST, PROGRAM, GOLDEN = "manifest.json", "manifest.sha256", "program.onnx", "golden.json"

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from longrec.errors import BundleError, StoreError
-from longrec.store import knowledge
-from longrec.store.knowledge import SIDES, KnowledgeStore
-from longrec.store.tokens import TokenStore
+from longrec.store import knowledge_store
+from longrec.store.knowledge_store import SIDES, KnowledgeStore
+from longrec.store.token_store import TokenStore
 
 _TRIES = 5
 _LEFT_OUT = shutil.ignore_patterns("source", "lock", ".*", "*.new", "*.new.npy", "*.damaged")
@@ -48,7 +48,7 @@ def copy_tokens(store: TokenStore, into: Path) -> None:
     Raises:
         BundleError: it changed under every attempt.
     """
-    _again(into, lambda: _copy(Path(store.place), into))
+    _again(into, lambda: _copy(Path(store.location), into))
 
 
 def copy_knowledge(store: KnowledgeStore, into: Path) -> None:
@@ -61,7 +61,7 @@ def copy_knowledge(store: KnowledgeStore, into: Path) -> None:
     def copy() -> None:
         # The manifest first: versions that are published meanwhile are then copied and not named.
         into.mkdir(parents=True)
-        shutil.copyfile(store.folder / knowledge.MANIFEST, into / knowledge.MANIFEST)
+        shutil.copyfile(store.folder / knowledge_store.MANIFEST, into / knowledge_store.MANIFEST)
         for side in SIDES:
             _copy(store.folder / f"{side}s", into / f"{side}s")
 
@@ -81,7 +81,7 @@ def copied(stores: Mapping[str, Store], root: Path, folder: str, copy: Callable[
     places: dict[str, str] = {}
     seen: dict[str, str] = {}
     for name, store in stores.items():
-        own = store.place if isinstance(store, TokenStore) else str(store.folder)
+        own = store.location if isinstance(store, TokenStore) else str(store.folder)
         if own not in seen:
             seen[own] = own
             if not is_remote(own):

@@ -29,9 +29,9 @@ from longrec.features.table import EntityTable
 from longrec.features.view import event_columns
 from longrec.models.core.base import Encoder, Model, name_of
 from longrec.progress import Progress
-from longrec.store.knowledge import KnowledgeStore
+from longrec.store.knowledge_store import KnowledgeStore
 from longrec.store.segment import Segment
-from longrec.store.tokens import TokenStore
+from longrec.store.token_store import TokenStore
 
 
 @dataclass(frozen=True)

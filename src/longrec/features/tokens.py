@@ -105,7 +105,7 @@ class PastTokens(Protocol):
         """int32 ids ``[N]`` by side column."""
 
     @property
-    def known(self) -> Mapping[str, NDArray[np.int64]]:
+    def available_at(self) -> Mapping[str, NDArray[np.int64]]:
         """int64 ``[N]``: when each side value became known."""
 
 
@@ -150,7 +150,7 @@ def token_columns(
             version = kept(past.version)
             values = np.where(version < spec.versions, version + FIRST, UNSEEN).astype(np.int32)
         else:
-            values = np.where(past.known[column] < now, past.sides[column], spec.sides[column]).astype(np.int32)
+            values = np.where(past.available_at[column] < now, past.sides[column], spec.sides[column]).astype(np.int32)
             values = kept(values)
         columns[token_field(history, column)] = values
     return columns, offsets

@@ -32,7 +32,7 @@ from longrec.serve.live import KnownEvent, LiveEvents
 from longrec.serve.request import EventRequest, Key, RankRequest, moment
 from longrec.serve.state import State
 from longrec.store.amend import Token, find_token
-from longrec.store.tokens import TokenStore
+from longrec.store.token_store import TokenStore
 
 
 @dataclass(frozen=True)
@@ -195,9 +195,11 @@ class Events:
         since = max(now, token.visible)
         if vectors is not None and not token.holds(vectors):
             return since, [partial(self._append, event, store, vectors, since, token.instance + 1, codes, known)]
-        if not self._steps and any(token.known[name] != NEVER and token.sides[name] != codes[name] for name in codes):
+        if not self._steps and any(
+            token.available_at[name] != NEVER and token.sides[name] != codes[name] for name in codes
+        ):
             return since, [partial(token.amend, codes, known, since)]
-        changed = codes != token.sides or known != token.known
+        changed = codes != token.sides or known != token.available_at
         return token.visible, [partial(token.amend, codes, known)] if changed else []
 
     def _known_event(self, event: _Event, live: LiveEvents, encoder: RequestEncoder) -> KnownEvent | None:
@@ -251,7 +253,7 @@ class Events:
         codes, known = {}, {}
         for name, ids in store.info.sides.items():
             told = feedback.side(self.source.encoder.fitted, name, event.given)
-            old = (ids, NEVER) if token is None else (token.sides[name], token.known[name])
+            old = (ids, NEVER) if token is None else (token.sides[name], token.available_at[name])
             again = told is not None and told[0] == old[0] and old[1] != NEVER and not self._steps
             codes[name], known[name] = old if told is None or again else told
         return codes, known
@@ -274,7 +276,7 @@ class Events:
             version=np.array([self.source.facts.version], np.int64),
             vectors=vectors,
             sides={name: np.array([code], np.int64) for name, code in codes.items()},
-            known={name: np.array([since], np.int64) for name, since in known.items()},
+            available_at={name: np.array([since], np.int64) for name, since in known.items()},
         )
 
     def _columns(

@@ -15,7 +15,7 @@ from longrec.export.request import encoded_list
 from longrec.features.encode import Lists
 from longrec.features.view import Past, event_columns, filter_delay, history_columns
 from longrec.serve.live import LiveEvents, base_last
-from longrec.store.store import Events
+from longrec.store.history_store import Events
 
 Columns = dict[str, NDArray[Any] | Lists]
 

@@ -13,8 +13,8 @@ from longrec.errors import BundleError
 from longrec.export.bundle import Bundle
 from longrec.export.request import raw_column
 from longrec.features.vocabulary import key_numbers
-from longrec.store.disclosure import DO, disclosed
-from longrec.store.knowledge import KnowledgeStore
+from longrec.store.disclosure import REMEDY, assess_disclosure
+from longrec.store.knowledge_store import KnowledgeStore
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Knowledge:
             if place not in opened:
                 opened[place] = KnowledgeStore.open(place)
             schema = bundle.fitted.schema
-            told = disclosed(opened[place].info, schema)
+            told = assess_disclosure(opened[place].info, schema)
             if told.leaks and not schema.features[name].allow_leak:
                 where = f"features.{name}: {place}"
-                raise BundleError(where, f"tells more than was known: {told.found}", "a store that does not", DO)
+                raise BundleError(where, f"tells more than was known: {told.summary}", "a store that does not", REMEDY)
             table = schema.table(name)
             self._features.append(_Feature(name, "user" if table == "user" else "item", opened[place]))
         self._stores = list(opened.values())
@@ -69,7 +69,7 @@ class Knowledge:
     def _look_up(self, side: str, numbers: NDArray[np.int64], moment: int) -> dict[str, NDArray[np.float32]]:
         now = np.array([moment], np.int64)
         return {
-            f"f.{feature.name}": feature.store.look_up(feature.side, numbers, feature.store.version_at(now))
+            f"f.{feature.name}": feature.store.look_up(feature.side, numbers, feature.store.find_versions(now))
             for feature in self._features
             if feature.side == side
         }

@@ -2,7 +2,7 @@
 
 They lie in a store of their own, by the users' own keys, so that a user whom the bundle does not know has a past too.
 Ids are those of the bundle, so the store belongs to one bundle and is refused by another. Every event carries the
-moment from which on it could be read (``store/visible.py`` tells how versions of one event lie).
+moment from which on it could be read (``store/visibility.py`` tells how versions of one event lie).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from longrec.features.fitted import FittedSchema
 from longrec.features.view import NEVER, event_columns
 from longrec.serve.live_store import open_live
 from longrec.store.amend import find
-from longrec.store.disk import DiskStore
-from longrec.store.store import Events
-from longrec.store.visible import last_readable
+from longrec.store.disk_store import DiskStore
+from longrec.store.history_store import Events
+from longrec.store.visibility import read_visible_events
 
 _ALL = 1 << 40
 _BITS = 31
@@ -195,7 +195,7 @@ class LiveEvents:
         now = before if now is None else now
         wanted = list(dict.fromkeys([*columns, *self._known]))
         since = [AVAILABLE] if where is None else [AVAILABLE, f"since.{where.removeprefix('where.')}"]
-        new = last_readable(self.backend, user, before, now, n, where, [*wanted, *since, "instance"], since)
+        new = read_visible_events(self.backend, user, before, now, n, where, [*wanted, *since, "instance"], since)
         gone = self.backend.last(user, before, _ALL, "replaces", ["item", AVAILABLE])
         taken = _told_before(gone, now) if len(gone) else []
         old = base_last(self._base, row, before, now, n + len(taken), where)
@@ -247,7 +247,7 @@ def base_last(base: DiskStore, row: int, before: int, now: int, n: int, where: s
     """The last ``n`` events of a bundle's own history that could be read at a moment."""
     if AVAILABLE not in base.types:
         return base.last(row, before, n, where)
-    return last_readable(base, row, before, now, n, where, None, [AVAILABLE])
+    return read_visible_events(base, row, before, now, n, where, None, [AVAILABLE])
 
 
 def reads_events(fitted: FittedSchema) -> bool:

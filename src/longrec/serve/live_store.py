@@ -19,7 +19,7 @@ from longrec.export.snapshot import is_remote, shown
 from longrec.features.fields import AVAILABLE
 from longrec.features.view import NEVER
 from longrec.store import backends
-from longrec.store.store import Events
+from longrec.store.history_store import Events
 
 FORMAT, BEFORE = "longrec-live-2", "longrec-live-1"
 _USERS = 100_000

@@ -23,7 +23,7 @@ from longrec.serve.live import LiveEvents, reads_events
 from longrec.serve.settings import Settings
 from longrec.serve.source import Source
 from longrec.serve.tokens import check
-from longrec.store.tokens import TokenStore
+from longrec.store.token_store import TokenStore
 
 FORMAT = "longrec-state-1"
 NAME = "state.json"

@@ -17,9 +17,9 @@ from longrec.export.snapshot import is_remote, shown
 from longrec.features.fields import TIME_GAP, TOKEN, VERSION
 from longrec.features.moments import time_gaps
 from longrec.features.tokens import TokenSpec, token_columns
-from longrec.store.disclosure import DO, disclosed
-from longrec.store.tokens import TokenStore
-from longrec.store.visible import last_visible
+from longrec.store.disclosure import REMEDY, assess_disclosure
+from longrec.store.token_store import TokenStore
+from longrec.store.visibility import read_visible_tokens
 
 _AGAIN = 1.0
 """Seconds after which a server is asked again whether there are new versions of the source."""
@@ -37,7 +37,7 @@ class _Live:
         """See what another process has written since."""
         if not self.changes:
             return
-        if is_remote(self.store.place):  # a server always answers with all tokens; only versions are remembered
+        if is_remote(self.store.location):  # a server always answers with all tokens; only versions are remembered
             now = time.monotonic()
             if now - self.asked < _AGAIN:
                 return
@@ -120,14 +120,14 @@ class TokenHistories:
             live.renew()
         for history in self._read:
             store = history.live.store
-            tokens = last_visible(store, user, moment, history.last, history.columns)
+            tokens = read_visible_tokens(store, user, moment, history.last, history.columns)
             past[history.name], _ = token_columns(history.spec, history.name, history.of, tokens, now, history.gaps)
         return past
 
     def close(self) -> None:
         """Let go of the stores that were opened here."""
         for live in self._opened:
-            if live.store.place not in self._written:
+            if live.store.location not in self._written:
                 live.store.close()
 
 
@@ -145,7 +145,7 @@ def check(store: TokenStore, bundle: Bundle, name: str) -> None:
             that disclose more than was known.
     """
     info, spec, schema = store.info, bundle.fitted.tokens[name], bundle.fitted.schema
-    where = f"histories.{name}: {shown(store.place)}"
+    where = f"histories.{name}: {shown(store.location)}"
     keys = "int64" if bundle.users.keys.numeric else "text"
     unit = "step" if schema.time is not None and schema.time.unit == "step" else "ms"
     expected = {
@@ -158,6 +158,6 @@ def check(store: TokenStore, bundle: Bundle, name: str) -> None:
     for what, (found, wanted) in expected.items():
         if found != wanted:
             raise BundleError(where, f"{what}: {found}", f"{wanted}, as when the bundle was exported")
-    told = disclosed(info, schema)
+    told = assess_disclosure(info, schema)
     if told.leaks and not schema.histories[name].allow_leak:
-        raise BundleError(where, f"tells more than was known: {told.found}", "a store that does not", DO)
+        raise BundleError(where, f"tells more than was known: {told.summary}", "a store that does not", REMEDY)

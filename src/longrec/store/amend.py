@@ -1,7 +1,7 @@
 """Events that are known already: found by their identity, and written again with what became known since.
 
 What was left out is added in place, and is known from when it was told. What changes is written as the next version
-(``store/visible.py``), so that no earlier moment reads it.
+(``store/visibility.py``), so that no earlier moment reads it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from longrec.errors import StoreError
 from longrec.store.backends import Backend
-from longrec.store.tokens import TokenStore
+from longrec.store.token_store import TokenStore
 
 _FEW = 64
 _NEAR = 1e-2
@@ -66,9 +66,9 @@ class Token:
         self.version = int(columns["version"][0])
         self.instance = int(columns["instance"][0])
         self.sides = {name: int(columns[f"side.{name}"][0]) for name in store.info.sides}
-        self.known = {name: int(columns[f"known.{name}"][0] + np.int64(time)) for name in store.info.sides}
+        self.available_at = {name: int(columns[f"known.{name}"][0] + np.int64(time)) for name in store.info.sides}
 
-    def amend(self, sides: Mapping[str, int], known: Mapping[str, int], since: int | None = None) -> None:
+    def amend(self, sides: Mapping[str, int], available_at: Mapping[str, int], since: int | None = None) -> None:
         """Write it again with side ids that became known since; vector and version stay as they are.
 
         Args:
@@ -82,7 +82,7 @@ class Token:
             if not 0 <= code <= info.sides.get(name, -1):
                 raise StoreError("token to amend", f"id {code} of side column {name!r}", f"ids of {info.sides}")
             columns[f"side.{name}"] = np.array([code], np.int64)
-            columns[f"known.{name}"] = np.array([known[name]], np.int64) - np.int64(self._time)
+            columns[f"known.{name}"] = np.array([available_at[name]], np.int64) - np.int64(self._time)
         if since is not None:
             columns["instance"] = np.array([self.instance + 1], np.int64)
             columns["visible"] = np.array([since - self._time], np.int64)

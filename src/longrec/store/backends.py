@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.store.durable import DurableStore
-from longrec.store.remote import SCHEMES, RemoteStore
-from longrec.store.store import HistoryStore
+from longrec.store.history_store import HistoryStore
+from longrec.store.lsm_store import LsmStore
+from longrec.store.remote_store import SCHEMES, RemoteStore
 
 
 class Backend(HistoryStore, Protocol):
@@ -56,7 +56,7 @@ class Backend(HistoryStore, Protocol):
 
 
 def create(
-    place: str | Path, columns: Mapping[str, Any], identity: str | None, attributes: Mapping[str, Any]
+    location: str | Path, columns: Mapping[str, Any], identity: str | None, attributes: Mapping[str, Any]
 ) -> Backend:
     """Begin a store with an open key space where none is.
 
@@ -66,19 +66,19 @@ def create(
     Raises:
         StoreError: a store is there already, or nothing answers.
     """
-    if _remote(place):
-        return RemoteStore.create(str(place), columns, None, identity, attributes)
-    return DurableStore.create(place, columns, None, identity, attributes)
+    if _remote(location):
+        return RemoteStore.create(str(location), columns, None, identity, attributes)
+    return LsmStore.create(location, columns, None, identity, attributes)
 
 
-def open_store(place: str | Path, writable: bool) -> Backend:
+def open_store(location: str | Path, writable: bool) -> Backend:
     """Open a store.
 
     Raises:
         StoreError: there is none, it is damaged or of another version, or another writer holds it.
     """
-    return RemoteStore.open(str(place), writable) if _remote(place) else DurableStore.open(place, writable)
+    return RemoteStore.open(str(location), writable) if _remote(location) else LsmStore.open(location, writable)
 
 
-def _remote(place: str | Path) -> bool:
-    return isinstance(place, str) and place.partition("://")[0] in SCHEMES
+def _remote(location: str | Path) -> bool:
+    return isinstance(location, str) and location.partition("://")[0] in SCHEMES

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import StoreError
-from longrec.store.columns import Types
+from longrec.store.column_types import Types
 
 _WHERE = "vectors to store"
 _PIECE = 1 << 16

@@ -9,10 +9,10 @@ from typing import Protocol
 from longrec.features.column_delays import Delay, earlier, waits
 from longrec.features.schema import Schema
 
-DO = "compress again with the delays of this schema"
+REMEDY = "compress again with the delays of this schema"
 
 
-class Written(Protocol):
+class Provenance(Protocol):
     """What a store says of how it was written."""
 
     @property
@@ -20,7 +20,7 @@ class Written(Protocol):
         """Why it knows more than it should; empty where it does not."""
 
     @property
-    def lag(self) -> int:
+    def visibility_delay(self) -> int:
         """How long after an impression its tokens can be read."""
 
     @property
@@ -40,37 +40,37 @@ class Disclosure:
     leaks: tuple[str, ...] = ()
     unknown: bool = False
 
-    def allowed(self, where: str, place: str) -> list[str]:
+    def list_warnings(self, where: str, location: str) -> list[str]:
         """Warnings of a history or feature ``where`` that reads the store at ``place`` all the same."""
         warnings = []
         if self.leaks:
             warnings.append(
-                f"{where} reads {place} because allow_leak is set, although {self.found}: metrics measured with it are "
-                "too high"
+                f"{where} reads {location} because allow_leak is set, although {self.summary}: "
+                "metrics measured with it are too high"
             )
         if self.unknown:
             warnings.append(
-                f"{where}: {place} does not record after how long labels and feedback were known when it was written, "
-                f"so it cannot be held to the delays of this schema; {DO}"
+                f"{where}: {location} does not record the delays of labels and feedback with which it was written, "
+                f"so it cannot be checked against the delays of this schema; {REMEDY}"
             )
         return warnings
 
     @property
-    def found(self) -> str:
+    def summary(self) -> str:
         """All leaks in one phrase."""
         return "; ".join(self.leaks)
 
 
-def disclosed(info: Written, schema: Schema) -> Disclosure:
+def assess_disclosure(info: Provenance, schema: Schema) -> Disclosure:
     """Hold what a store says of itself to the schema of its reader."""
     leaks = [f"it leaks ({info.leak})"] if info.leak else []
     if info.column_delays is None:
         return Disclosure(tuple(leaks), unknown=not info.leak and waits(schema))
-    leaks += [f"its source took {phrase}" for phrase in earlier(info.column_delays, info.lag, schema)]
+    leaks += [f"its source took {phrase}" for phrase in earlier(info.column_delays, info.visibility_delay, schema)]
     return Disclosure(tuple(leaks))
 
 
-def passed_on(own: Mapping[str, Delay], read: Iterable[Written]) -> Mapping[str, Delay] | None:
+def merge_column_delays(own: Mapping[str, Delay], read: Iterable[Provenance]) -> Mapping[str, Delay] | None:
     """What a store records whose source reads other stores: also the columns that only those have read; None where one
     of them does not say.
 
@@ -82,7 +82,7 @@ def passed_on(own: Mapping[str, Delay], read: Iterable[Written]) -> Mapping[str,
         if info.column_delays is None:
             return None
         for column, at in info.column_delays.items():
-            at = info.lag if at is None else at
+            at = info.visibility_delay if at is None else at
             found[column] = _sooner(found.get(column, at), at)
     return {**found, **own}
 

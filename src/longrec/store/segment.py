@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from longrec.errors import StoreError
 from longrec.features.manifest import read_manifest
 from longrec.features.table import open_array
-from longrec.store.columns import of_type, type_text
+from longrec.store.column_types import format_type, of_type
 
 FORMAT = "longrec-segment-1"
 MANIFEST = "segment.json"
@@ -88,7 +88,7 @@ class Segment:
         arrays = {"offsets": self.offsets, "times": self.times, **keys, **self.columns}
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array)
-        write_manifest(folder, {name: type_text(of_type(array)) for name, array in self.columns.items()})
+        write_manifest(folder, {name: format_type(of_type(array)) for name, array in self.columns.items()})
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = False) -> Segment:

@@ -16,6 +16,9 @@ from longrec.features.tokens import TokenSpec
 
 FORMAT = "longrec-tokens-1"
 CODECS = ("fp32", "fp16", "int8", "codes")
+# Stored names of fields that have another name in code. Stores written before keep their format.
+_STORED_NAMES = {"visibility_delay": "lag", "standardized": "standardised"}
+_FIELD_NAMES = {stored: name for name, stored in _STORED_NAMES.items()}
 _SIDE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\- ]*")
 
 
@@ -65,10 +68,10 @@ class TokenInfo:
     sides: Mapping[str, int] = field(default_factory=dict)
     unit: Literal["ms", "step"] | str = "ms"
     keys: Literal["int64", "text"] | str = "int64"
-    lag: int = 0
+    visibility_delay: int = 0
     leak: str = ""
     column_delays: Mapping[str, Delay] | None = None
-    standardised: bool = False
+    standardized: bool = False
     source: Mapping[str, Any] = field(default_factory=dict)
     versions: tuple[Version, ...] = ()
 
@@ -79,7 +82,7 @@ class TokenInfo:
             f"codec {self.codec!r}": (", ".join(CODECS), self.codec in CODECS),
             f"times in {self.unit!r}": ("ms or step", self.unit in ("ms", "step")),
             f"users by {self.keys!r}": ("int64 or text", self.keys in ("int64", "text")),
-            f"a lag of {self.lag}": ("0 or more", self.lag >= 0),
+            f"a lag of {self.visibility_delay}": ("0 or more", self.visibility_delay >= 0),
         }
         for name, ids in self.sides.items():
             faults[f"side column {name!r} of {ids} ids"] = (
@@ -95,7 +98,7 @@ class TokenInfo:
     def spec(self) -> TokenSpec:
         """What a model gets to know of these tokens."""
         count = len(self.versions)
-        return TokenSpec(self.width, self.slots, dict(self.sides), count, count > 1 and not self.standardised)
+        return TokenSpec(self.width, self.slots, dict(self.sides), count, count > 1 and not self.standardized)
 
     def with_version(self, version: Version) -> TokenInfo:
         """The same store, one version later.
@@ -108,7 +111,7 @@ class TokenInfo:
 
     def json(self) -> dict[str, Any]:
         """As a store's attributes keep it."""
-        content = asdict(self)
+        content = to_stored_names(asdict(self))
         return {"format": FORMAT, **content, "versions": [asdict(version) for version in self.versions]}
 
     @classmethod
@@ -123,7 +126,7 @@ class TokenInfo:
             raise StoreError(where, f"format {form!r}", FORMAT, "give the place of a token store")
         try:
             content["versions"] = tuple(Version(**version) for version in content["versions"])
-            return cls(**content)
+            return cls(**to_field_names(content))
         except (KeyError, TypeError) as error:
             raise StoreError(where, f"not readable ({error})", FORMAT, "write it again with this version") from None
 
@@ -150,10 +153,20 @@ class Tokens:
     version: NDArray[np.int32]
     vectors: NDArray[np.float32]
     sides: Mapping[str, NDArray[np.int32]]
-    known: Mapping[str, NDArray[np.int64]]
+    available_at: Mapping[str, NDArray[np.int64]]
 
     def __len__(self) -> int:
         return len(self.times)
+
+
+def to_stored_names(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a description under their stored names."""
+    return {_STORED_NAMES.get(name, name): value for name, value in content.items()}
+
+
+def to_field_names(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored content under the names of the fields."""
+    return {_FIELD_NAMES.get(name, name): value for name, value in content.items()}
 
 
 def check_version(version: Version, number: int, width: int) -> None:

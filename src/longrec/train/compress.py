@@ -26,7 +26,7 @@ from longrec.data.log import Log
 from longrec.errors import RunError, StoreError
 from longrec.models.core.base import Encoder, Model
 from longrec.progress import Progress
-from longrec.store.tokens import TokenInfo, TokenStore, Version
+from longrec.store.token_store import TokenInfo, TokenStore, Version
 from longrec.train.blocks import Block, blocks_of
 from longrec.train.compress_settings import CompressConfig
 from longrec.train.folder import written_whole
@@ -192,7 +192,7 @@ class _Writing:
         if self.steps == source.steps:
             return
         self.steps = source.steps
-        mean, std = source.scale(self._probe(block)) if self.store.info.standardised else (None, None)
+        mean, std = source.scale(self._probe(block)) if self.store.info.standardized else (None, None)
         number = len(self.written.versions)
         # Weights that have seen what comes later were trained before no timestamp of this log.
         start = None if self.config.regime == "leaky_checkpoint" else block.start
@@ -221,7 +221,7 @@ class _Writing:
             told[piece] = scores
             kept = instances.kept(piece, self.config.keep)
             rows, times = piece[kept], instances.times.take(piece[kept])
-            visible = np.maximum(times + self.store.info.lag, instances.available.take(rows))
+            visible = np.maximum(times + self.store.info.visibility_delay, instances.available.take(rows))
             if self.config.keep == "positive":  # that such a token exists tells the label
                 visible = np.maximum(visible, instances.known[LABEL].take(rows))
             self.store.append(
@@ -232,7 +232,7 @@ class _Writing:
                 version=np.full(len(rows), number, np.int64),
                 vectors=vectors[kept],
                 sides={name: values.take(rows) for name, values in instances.sides.items()},
-                known={name: values.take(rows) for name, values in instances.known.items()},
+                available_at={name: values.take(rows) for name, values in instances.known.items()},
             )
             self.written.tokens += len(rows)
             self.progress.advance(len(piece))
@@ -265,10 +265,10 @@ def _info(config: CompressConfig, name: str, job: Job, log: Log, model: Encoder,
         sides=instances.side_rows,
         unit="step" if log.schema.time is not None and log.schema.time.unit == "step" else "ms",
         keys="int64" if log.users.keys.numeric else "text",
-        lag=log.schema.delay(config.lag),
+        visibility_delay=log.schema.delay(config.lag),
         leak=LEAK if config.regime == "leaky_checkpoint" else log.leak,
         column_delays=log.column_delays,
-        standardised=config.standardise,
+        standardized=config.standardise,
         source={
             "run": name,
             "model": dict(job.model),

@@ -103,7 +103,7 @@ def _tokens(
 ) -> list[dict[str, Any]]:
     history, moment, own = log.tokens[name], int(log.moments[rows[0]]), batch.histories[name].columns
     times = history.times(log.user(rows), log.moments.take(rows)).tolist()
-    place = find_source(history.store.place)
+    place = find_source(history.store.location)
     fitted = None if place is None else FittedSchema.load(place / "schema")
     vectors = own.get(token_field(name, TOKEN))
     norms = [None] * len(times) if not isinstance(vectors, torch.Tensor) else torch.linalg.vector_norm(vectors, dim=1)

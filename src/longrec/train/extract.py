@@ -31,7 +31,7 @@ from longrec.features.batch import Batch
 from longrec.features.duration import Duration
 from longrec.features.vocabulary import key_numbers
 from longrec.progress import Progress
-from longrec.store.knowledge import KnowledgeInfo, KnowledgeStore, Known, Published
+from longrec.store.knowledge_store import KnowledgeInfo, KnowledgeStore, KnowledgeVersion, SideVectors
 from longrec.train.blocks import Block, blocks_of
 from longrec.train.compress import Written
 from longrec.train.compress_settings import CompressConfig
@@ -170,7 +170,7 @@ class _Writing:
             self.before = block.stop
             self.source.train(ready, self.config.epochs, block.stop)
 
-    def _publish(self, block: Block) -> Published:
+    def _publish(self, block: Block) -> KnowledgeVersion:
         moment, model, log = block.start, self.source.model, self.log
         assert isinstance(model, Extractor)
         model.eval()
@@ -184,7 +184,7 @@ class _Writing:
         k_v = self._known(items, lambda part: model.item_knowledge(items_at(log, part, moment)), log.items.keys.values)
         return self.store.publish(self.before, moment + log.schema.delay(self.config.lag), k_u, k_v)
 
-    def _known(self, rows: NDArray[np.int64], of: Callable[[NDArray[np.int64]], Tensor], keys: Any) -> Known:
+    def _known(self, rows: NDArray[np.int64], of: Callable[[NDArray[np.int64]], Tensor], keys: Any) -> SideVectors:
         """Vectors of rows of an entity table, brought to mean 0 and deviation 1 by numbers of their own."""
         with torch.inference_mode():
             parts = [of(part).float().numpy() for part in self._pieces(rows)]
@@ -192,7 +192,7 @@ class _Writing:
         mean, std = vectors.mean(0), vectors.std(0)
         std = np.where(std < _TINY, 1.0, std)
         standard = ((vectors - mean) / std).astype(np.float32)
-        return Known(key_numbers(keys).take(rows - 1), standard, mean.tolist(), std.tolist())
+        return SideVectors(key_numbers(keys).take(rows - 1), standard, mean.tolist(), std.tolist())
 
     def _pieces(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         for at in range(0, len(rows), self.config.batch_size):
@@ -212,7 +212,7 @@ def _info(config: ExtractConfig, name: str, job: Job, log: Log, model: Extractor
         unit="step" if log.schema.time is not None and log.schema.time.unit == "step" else "ms",
         keys={"user": _named(log.users.keys.numeric), "item": _named(log.items.keys.numeric)},
         codec=config.codec,
-        lag=log.schema.delay(config.lag),
+        visibility_delay=log.schema.delay(config.lag),
         leak=log.leak,
         column_delays=log.column_delays,
         source={

@@ -20,8 +20,8 @@ from longrec.features.batch import Batch
 from longrec.models.core import artifact
 from longrec.models.core import base as models
 from longrec.models.core.base import ContextInstances, Encoder, Model
-from longrec.store.tokens import TokenStore, Version
-from longrec.store.visible import last_visible
+from longrec.store.token_store import TokenStore, Version
+from longrec.store.visibility import read_visible_tokens
 from longrec.train.base_rate import start_at_base_rates
 from longrec.train.blocks import Block, refuse_looking_back
 from longrec.train.instances import LABEL, Instances
@@ -241,9 +241,9 @@ class Source:
         moments = self.log.moments.take(rows)
         if not back:
             return batch, None
-        tokens = last_visible(store, instances.users(rows), moments, back)
+        tokens = read_visible_tokens(store, instances.users(rows), moments, back)
         owner = np.repeat(moments, np.diff(tokens.offsets))
-        label = np.where(tokens.known[LABEL] < owner, tokens.sides[LABEL], instances.side_rows[LABEL])
+        label = np.where(tokens.available_at[LABEL] < owner, tokens.sides[LABEL], instances.side_rows[LABEL])
         vectors = torch.from_numpy(self.raw(tokens.vectors))
         times, labels = torch.from_numpy(tokens.times), torch.from_numpy(label.astype(np.int64))
         return batch, ContextInstances(vectors, torch.from_numpy(tokens.offsets), times, labels)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.store.columns import Types
-from longrec.store.delta import Delta, Own, merged
+from longrec.store.column_types import Types
+from longrec.store.history_store import Events
+from longrec.store.memtable import Memtable, Own, merged
 from longrec.store.segment import Segment
-from longrec.store.store import Events
 
 _FEW = 12
 """Up to so many new events of a key are put among the old ones one by one."""
@@ -27,7 +27,7 @@ Piece = tuple[bool, int, int]
 
 def mixed(
     segment: Segment,
-    delta: Delta,
+    delta: Memtable,
     identity: str | None,
     own: Own,
     count: int,
@@ -71,7 +71,7 @@ def mixed(
 
 
 def _squeezed(
-    segment: Segment, start: int, stop: int, delta: Delta, new: NDArray[np.int64], identity: str | None
+    segment: Segment, start: int, stop: int, delta: Memtable, new: NDArray[np.int64], identity: str | None
 ) -> list[Piece]:
     """``start:stop`` of a segment with a few events of the delta among it."""
     pieces: list[Piece] = []
@@ -115,7 +115,7 @@ def ranges(
 
 def gathered(
     segment: Segment,
-    delta: Delta,
+    delta: Memtable,
     pieces: list[Piece],
     places: NDArray[np.int64],
     types: Types,
@@ -142,7 +142,7 @@ def gathered(
 
 
 def picked(
-    segment: Segment, delta: Delta, places: NDArray[np.int64], offsets: NDArray[np.int64], types: Types
+    segment: Segment, delta: Memtable, places: NDArray[np.int64], offsets: NDArray[np.int64], types: Types
 ) -> Events:
     """The events at some places, taken one by one."""
     taken = _Places(places).taken

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.store.columns import Types
+from longrec.store.column_types import Types
 
 _FEW = 8
 """Up to so many events of a key are put in their places one by one."""
@@ -21,7 +21,7 @@ Own = tuple["array[int]", "array[int]"]
 """Times and places of one key's events, both in the order in which they are read."""
 
 
-class Delta:
+class Memtable:
     """Events by key; without an identity, those of one moment keep the order in which they came.
 
     Places are never moved or written twice, so that arrays taken from a delta stay valid while it grows.

@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import StoreError
-from longrec.store.columns import Types, checked, column_types, type_of, type_text
-from longrec.store.merge import reading_order
+from longrec.store.column_types import Types, checked, column_types, format_type, type_of
+from longrec.store.history_store import Events
 from longrec.store.remote_scripts import APPEND, LAST, REPLACE
-from longrec.store.store import Events
+from longrec.store.sorted_events import reading_order
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -66,7 +66,7 @@ class Meta:
 
     def text(self) -> bytes:
         """As the server keeps it."""
-        columns = {name: type_text(dtype) for name, dtype in self.types.items()}
+        columns = {name: format_type(dtype) for name, dtype in self.types.items()}
         return json.dumps({"format": FORMAT, **vars(self), "types": columns}, allow_nan=False).encode()
 
     @classmethod
@@ -89,8 +89,8 @@ class Meta:
 class RemoteStore:
     """Events in a server; see the module."""
 
-    def __init__(self, place: str, client: Redis, name: str, *, writable: bool) -> None:
-        self.place, self._client, self._name, self._writable = _shown(place), client, name, writable
+    def __init__(self, location: str, client: Redis, name: str, *, writable: bool) -> None:
+        self.location, self._client, self._name, self._writable = _shown(location), client, name, writable
         self._append, self._last = client.register_script(APPEND), client.register_script(LAST)
         self._replace = client.register_script(REPLACE)
         try:
@@ -102,40 +102,40 @@ class RemoteStore:
     @classmethod
     def create(
         cls,
-        place: str,
+        location: str,
         columns: Mapping[str, Any],
         rows: int | None = None,
         identity: str | None = None,
         attributes: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Begin a store; see ``DurableStore.create``.
+        """Begin a store; see ``LsmStore.create``.
 
         Raises:
             StoreError: a store is there already, a column that cannot be kept, or no server.
         """
-        client, name, cap = _connected(place)
-        meta = Meta(column_types(columns, identity, _shown(place)), rows, identity, cap, dict(attributes or {}))
-        if not _asked(place, lambda: client.set(f"{name}:meta", meta.text(), nx=True)):
+        client, name, cap = _connected(location)
+        meta = Meta(column_types(columns, identity, _shown(location)), rows, identity, cap, dict(attributes or {}))
+        if not _asked(location, lambda: client.set(f"{name}:meta", meta.text(), nx=True)):
             client.close()
-            raise StoreError(_shown(place), "a store is there already", "another name", "open it, or remove it")
-        return cls(place, client, name, writable=True)
+            raise StoreError(_shown(location), "a store is there already", "another name", "open it, or remove it")
+        return cls(location, client, name, writable=True)
 
     @classmethod
-    def open(cls, place: str, writable: bool = False) -> Self:
+    def open(cls, location: str, writable: bool = False) -> Self:
         """Open a store.
 
         Raises:
             StoreError: none is there, it is of another version, or no server.
         """
-        client, name, _ = _connected(place)
-        return cls(place, client, name, writable=writable)
+        client, name, _ = _connected(location)
+        return cls(location, client, name, writable=writable)
 
     def refresh(self) -> None:
         """Hear what the store is now; its events are always read anew."""
         text: Any = self._ask(lambda: self._client.get(f"{self._name}:meta"))
         if text is None:
-            raise StoreError(self.place, "no store of that name", "one that was created", "create it first")
-        self._text, self._meta = text, Meta.parse(text, self.place)
+            raise StoreError(self.location, "no store of that name", "one that was created", "create it first")
+        self._text, self._meta = text, Meta.parse(text, self.location)
         self.types, self.rows, self.identity = self._meta.types, self._meta.rows, self._meta.identity
         # The identity stands behind the time: both are what records are sorted by.
         names = sorted(self.types, key=lambda name: name != self.identity)
@@ -162,14 +162,14 @@ class RemoteStore:
             StoreError: it holds events, or columns that cannot be kept.
         """
         if next(iter(self._keys()), None) is not None:
-            raise StoreError(self.place, "events", "a store without events")
-        self._change(replace(self._meta, types=column_types(columns, self.identity, self.place)))
+            raise StoreError(self.location, "events", "a store without events")
+        self._change(replace(self._meta, types=column_types(columns, self.identity, self.location)))
 
     def _change(self, meta: Meta) -> None:
         self._may_write()
         if not self._ask(lambda: self._replace(keys=[f"{self._name}:meta"], args=[self._text, meta.text()])):
             found, expected = "changed by somebody else", "what was last heard"
-            raise StoreError(self.place, found, expected, "refresh, then try again")
+            raise StoreError(self.location, found, expected, "refresh, then try again")
         self.refresh()
 
     def put_array(self, name: str, array: NDArray[Any]) -> None:
@@ -187,7 +187,7 @@ class RemoteStore:
         """
         held: Any = self._ask(lambda: self._client.get(f"{self._name}:a:{name}"))
         if held is None:
-            raise StoreError(self.place, f"no array {name!r}", "an array that was kept")
+            raise StoreError(self.location, f"no array {name!r}", "an array that was kept")
         return np.load(io.BytesIO(held), allow_pickle=False)
 
     def __len__(self) -> int:
@@ -247,7 +247,7 @@ class RemoteStore:
         """The last ``n`` events of each key strictly before a moment; see ``HistoryStore.last``."""
         for name in (*(columns or ()), *((where,) if where is not None else ())):
             if name not in self.types:
-                raise StoreError(self.place, f"no column {name!r}", ", ".join(self.types))
+                raise StoreError(self.location, f"no column {name!r}", ", ".join(self.types))
         wanted = np.atleast_1d(np.asarray(keys)).astype(np.int64, copy=False)
         moments = np.broadcast_to(np.asarray(before, np.int64), wanted.shape).astype("<i8").tobytes()
         if self.rows is not None and len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.rows:
@@ -317,10 +317,12 @@ class RemoteStore:
 
     def _may_write(self) -> None:
         if not self._writable:
-            raise StoreError(self.place, "open for reading", "a store open for writing", "open it with writable=True")
+            raise StoreError(
+                self.location, "open for reading", "a store open for writing", "open it with writable=True"
+            )
 
     def _ask(self, question: Callable[[], ResultT]) -> ResultT:
-        return _asked(self.place, question)
+        return _asked(self.location, question)
 
     def __enter__(self) -> Self:
         return self
@@ -331,29 +333,29 @@ class RemoteStore:
         self.close()
 
 
-def _connected(place: str) -> tuple[Redis, str, int]:
+def _connected(location: str) -> tuple[Redis, str, int]:
     """A client, the name of the store and its cap, from an address."""
-    parts = urlsplit(place)
+    parts = urlsplit(location)
     shape = "redis://host:port/db/name"
     path = parts.path.strip("/").split("/")
     if parts.scheme not in SCHEMES or len(path) != 2 or not path[0].isdigit() or not _NAME.fullmatch(path[1]):
-        raise StoreError(_shown(place), "not the address of a store", shape)
+        raise StoreError(_shown(location), "not the address of a store", shape)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     cap = options.pop("cap", "0")
     if options or not cap.isdigit():
-        raise StoreError(_shown(place), f"the options {parts.query!r}", "cap=N, whole and not below 0")
+        raise StoreError(_shown(location), f"the options {parts.query!r}", "cap=N, whole and not below 0")
     try:
         import redis
     except ImportError:
         raise StoreError(
-            _shown(place), "the package redis is not installed", "", "pip install longrec[remote]"
+            _shown(location), "the package redis is not installed", "", "pip install longrec[remote]"
         ) from None
     url = urlunsplit((parts.scheme, parts.netloc, path[0], "", ""))
     client = redis.Redis.from_url(url, socket_connect_timeout=_CONNECT, socket_timeout=_ANSWER)
     return client, path[1], int(cap)
 
 
-def _asked(place: str, question: Callable[[], ResultT]) -> ResultT:
+def _asked(location: str, question: Callable[[], ResultT]) -> ResultT:
     """An answer of the server.
 
     Raises:
@@ -365,14 +367,14 @@ def _asked(place: str, question: Callable[[], ResultT]) -> ResultT:
         return question()
     except (redis.ConnectionError, redis.TimeoutError) as error:
         do = "start redis-server or valkey-server there, or give another address"
-        raise StoreError(_shown(place), f"no answer ({error})", "a Redis or Valkey server", do) from None
+        raise StoreError(_shown(location), f"no answer ({error})", "a Redis or Valkey server", do) from None
     except redis.RedisError as error:
-        raise StoreError(_shown(place), f"the server refuses ({error})", "", "look at the server") from None
+        raise StoreError(_shown(location), f"the server refuses ({error})", "", "look at the server") from None
 
 
-def _shown(place: str) -> str:
+def _shown(location: str) -> str:
     """An address without its password."""
-    return re.sub(r"//[^/@]*@", "//", place)
+    return re.sub(r"//[^/@]*@", "//", location)
 
 
 def _little(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.store.store import Events, HistoryStore
-from longrec.store.tokens import Tokens, TokenStore
+from longrec.store.history_store import Events, HistoryStore
+from longrec.store.token_store import Tokens, TokenStore
 
 
-def last_visible(
+def read_visible_tokens(
     store: TokenStore,
     users: int | NDArray[np.int64],
     moments: int | NDArray[np.int64],
@@ -34,7 +34,7 @@ def last_visible(
         moments: one moment, or ``[k]``.
         columns: as ``TokenStore.last``; ``visible`` must be among them.
     """
-    before = moments - store.info.lag
+    before = moments - store.info.visibility_delay
     columns = None if columns is None else list(dict.fromkeys([*columns, "instance"]))
     tokens = store.last(users, before, n, columns)
     lengths = np.diff(tokens.offsets)
@@ -49,7 +49,7 @@ def last_visible(
     wanted = n
     while len(short):
         wanted *= 2
-        more = store.last(asked[short], now[short] - store.info.lag, wanted, columns)
+        more = store.last(asked[short], now[short] - store.info.visibility_delay, wanted, columns)
         own = np.diff(more.offsets)
         good = newest(more.visible < np.repeat(now[short], own), more.times, more.instance)
         ended = (_counts(good, more.offsets) >= n) | (own < wanted)
@@ -59,7 +59,7 @@ def last_visible(
     return _joined(parts)
 
 
-def last_readable(
+def read_visible_events(
     store: HistoryStore,
     key: int,
     before: int,
@@ -118,7 +118,7 @@ def _counts(seen: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.i
     return np.diff(total[offsets])
 
 
-def last_seen(seen: NDArray[np.bool_], offsets: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+def select_last_visible(seen: NDArray[np.bool_], offsets: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     """The places of the last ``n`` that are seen of each user, rising.
 
     Args:
@@ -135,7 +135,7 @@ def last_seen(seen: NDArray[np.bool_], offsets: NDArray[np.int64], n: int) -> ND
 
 def _those(tokens: Tokens, seen: NDArray[np.bool_], offsets: NDArray[np.int64], n: int) -> Tokens:
     """The last ``n`` that are seen of each user."""
-    return _taken(tokens, last_seen(seen, offsets, n))
+    return _taken(tokens, select_last_visible(seen, offsets, n))
 
 
 def _taken(tokens: Tokens, at: NDArray[np.int64]) -> Tokens:
@@ -147,11 +147,11 @@ def _taken(tokens: Tokens, at: NDArray[np.int64]) -> Tokens:
     plain = {
         field.name: some(getattr(tokens, field.name))
         for field in fields(tokens)
-        if field.name not in ("offsets", "sides", "known")
+        if field.name not in ("offsets", "sides", "available_at")
     }
     sides = {name: some(values) for name, values in tokens.sides.items()}
-    known = {name: some(values) for name, values in tokens.known.items()}
-    return replace(tokens, offsets=np.searchsorted(at, tokens.offsets), sides=sides, known=known, **plain)
+    available_at = {name: some(values) for name, values in tokens.available_at.items()}
+    return replace(tokens, offsets=np.searchsorted(at, tokens.offsets), sides=sides, available_at=available_at, **plain)
 
 
 def _placed(tokens: Tokens, users: NDArray[np.int64], count: int, keep: NDArray[np.bool_]) -> Tokens:
@@ -187,7 +187,9 @@ def _joined(parts: list[Tokens]) -> Tokens:
         return {side: values[order] for side, values in whole.items()}
 
     plain = {
-        field.name: all_of(field.name) for field in fields(Tokens) if field.name not in ("offsets", "sides", "known")
+        field.name: all_of(field.name)
+        for field in fields(Tokens)
+        if field.name not in ("offsets", "sides", "available_at")
     }
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    return Tokens(offsets=offsets, sides=sides_of("sides"), known=sides_of("known"), **plain)
+    return Tokens(offsets=offsets, sides=sides_of("sides"), available_at=sides_of("available_at"), **plain)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from longrec.store.columns import column_types, reading_types
-from longrec.store.layered import Layered
+from longrec.store.column_types import column_types, reading_types
+from longrec.store.lsm import LsmTree
 from longrec.store.segment import no_events
 
 
-class MemoryStore(Layered):
+class MemoryStore(LsmTree):
     """Events that are gone with the process.
 
     Args:

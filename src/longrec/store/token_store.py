@@ -20,7 +20,7 @@ from longrec.errors import StoreError
 from longrec.store import backends
 from longrec.store.backends import Backend
 from longrec.store.codec import Bytes, Codec, Codes, Half, Whole
-from longrec.store.store import Events
+from longrec.store.history_store import Events
 from longrec.store.token_info import TokenInfo, Tokens, Version
 
 __all__ = ["TokenInfo", "TokenStore", "Tokens", "Version"]
@@ -35,14 +35,14 @@ class TokenStore:
         info: what it holds, as last heard.
     """
 
-    def __init__(self, backend: Backend, place: str) -> None:
-        self.backend, self.place = backend, place
+    def __init__(self, backend: Backend, location: str) -> None:
+        self.backend, self.location = backend, location
         self._books: dict[int, NDArray[np.float32]] = {}
         self._heard: dict[str, Any] | None = None
         self._hear()
 
     @classmethod
-    def create(cls, place: str | Path, info: TokenInfo) -> Self:
+    def create(cls, location: str | Path, info: TokenInfo) -> Self:
         """Begin a store, and hold it for writing.
 
         Args:
@@ -52,20 +52,20 @@ class TokenStore:
             StoreError: a store is there already, or versions whose codebooks are not told (``add_version`` tells them).
         """
         if info.codec == "codes" and info.versions:
-            raise StoreError(str(place), "versions without codebooks", "none yet", "bring them by add_version")
-        backend = backends.create(place, _types(info, 0), "instance", info.json())
-        return cls(backend, str(place))
+            raise StoreError(str(location), "versions without codebooks", "none yet", "bring them by add_version")
+        backend = backends.create(location, _types(info, 0), "instance", info.json())
+        return cls(backend, str(location))
 
     @classmethod
-    def open(cls, place: str | Path, writable: bool = False) -> Self:
+    def open(cls, location: str | Path, writable: bool = False) -> Self:
         """Open a store.
 
         Raises:
             StoreError: no token store, one that is damaged or of another version, or one that another writer holds.
         """
-        backend = backends.open_store(place, writable)
+        backend = backends.open_store(location, writable)
         try:
-            return cls(backend, str(place))
+            return cls(backend, str(location))
         except BaseException:
             backend.close()
             raise
@@ -75,7 +75,7 @@ class TokenStore:
         attributes = self.backend.attributes
         if attributes == self._heard:
             return
-        self.info = info = TokenInfo.parse(attributes, self.place)
+        self.info = info = TokenInfo.parse(attributes, self.location)
         if info.codec == "codes":
             for version in info.versions[len(self._books) :]:
                 self._books[version.number] = self.backend.take_array(_books_name(version))
@@ -83,7 +83,7 @@ class TokenStore:
         levels = codes.shape[0] // info.slots if info.codec == "codes" and codes.shape else 0
         if dict(self.backend.types) != _types(info, levels):
             found, do = "other columns than its tokens have", "restore it from a copy"
-            raise StoreError(self.place, found, ", ".join(_types(info, levels)), do)
+            raise StoreError(self.location, found, ", ".join(_types(info, levels)), do)
         self._codec, self._heard = _codec(info, levels, self._books), attributes
 
     def __len__(self) -> int:
@@ -99,7 +99,7 @@ class TokenStore:
         version: NDArray[Any],
         vectors: NDArray[Any],
         sides: Mapping[str, NDArray[Any]] | None = None,
-        known: Mapping[str, NDArray[np.int64]] | None = None,
+        available_at: Mapping[str, NDArray[np.int64]] | None = None,
     ) -> None:
         """Add tokens, or write them again: all of them, or none when something is wrong with one.
 
@@ -116,7 +116,7 @@ class TokenStore:
         Raises:
             StoreError: a side column too many or too few, an id or version that does not exist, NaN or infinity.
         """
-        self.backend.append(*self._packed(users, times, instance, visible, version, vectors, sides, known))
+        self.backend.append(*self._packed(users, times, instance, visible, version, vectors, sides, available_at))
 
     def load(
         self,
@@ -128,10 +128,10 @@ class TokenStore:
         version: NDArray[Any],
         vectors: NDArray[Any],
         sides: Mapping[str, NDArray[Any]] | None = None,
-        known: Mapping[str, NDArray[np.int64]] | None = None,
+        available_at: Mapping[str, NDArray[np.int64]] | None = None,
     ) -> None:
         """Add many tokens at once, as ``append``; fastest when sorted by user, time and instance."""
-        self.backend.load(*self._packed(users, times, instance, visible, version, vectors, sides, known))
+        self.backend.load(*self._packed(users, times, instance, visible, version, vectors, sides, available_at))
 
     def _packed(
         self,
@@ -142,11 +142,11 @@ class TokenStore:
         version: NDArray[Any],
         vectors: NDArray[Any],
         sides: Mapping[str, NDArray[Any]] | None,
-        known: Mapping[str, NDArray[Any]] | None,
+        available_at: Mapping[str, NDArray[Any]] | None,
     ) -> tuple[NDArray[Any], NDArray[np.int64], dict[str, NDArray[Any]]]:
-        sides, known, info = sides or {}, known or {}, self.info
+        sides, available_at, info = sides or {}, available_at or {}, self.info
         times, version = _whole(times, "times"), _whole(version, "version")
-        for kind, given in (("sides", sides), ("known", known)):
+        for kind, given in (("sides", sides), ("available_at", available_at)):
             if set(given) != set(info.sides):
                 found = f"{kind} {', '.join(sorted(given)) or 'of no column'}"
                 raise StoreError("tokens to append", found, ", ".join(sorted(info.sides)) or "none")
@@ -159,7 +159,7 @@ class TokenStore:
         }
         for name, ids in info.sides.items():
             columns[f"side.{name}"] = _within(_whole(sides[name], name), ids, f"side column {name!r}", "encode it")
-            columns[f"known.{name}"] = _since(known[name], times, f"known {name}")
+            columns[f"known.{name}"] = _since(available_at[name], times, f"known {name}")
         return users, times, {**columns, **self._codec.encode(vectors, version)}
 
     def last(
@@ -172,7 +172,7 @@ class TokenStore:
         """The last ``n`` tokens of each user, of impressions strictly before a moment.
 
         Whether a token could be read by then, and which side ids were known, is for the caller to hold against
-        ``visible`` and ``known``.
+        ``visible`` and ``available_at``.
 
         Args:
             users: one user, or ``[k]`` of them; one that is unknown has none.
@@ -208,7 +208,7 @@ class TokenStore:
                 stored.append(name)
             else:
                 expected = ", ".join(["vectors", *_PLAIN, *self.info.sides])
-                raise StoreError(self.place, f"no column {name!r}", expected)
+                raise StoreError(self.location, f"no column {name!r}", expected)
         if "codes" in stored and "version" not in stored:
             stored.append("version")
         return stored

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import StoreError
-from longrec.store.columns import Types, checked
-from longrec.store.delta import Delta, until
-from longrec.store.merge import first_from, rewritten
-from longrec.store.mixing import Piece, gathered, mixed, picked, ranges
+from longrec.store.column_types import Types, checked
+from longrec.store.history_store import Events
+from longrec.store.memtable import Memtable, until
+from longrec.store.merge_iterator import Piece, gathered, mixed, picked, ranges
 from longrec.store.segment import Segment
-from longrec.store.store import Events
+from longrec.store.sorted_events import first_from, rewritten
 
 _SCAN = 1_024
 """Keys that a scan reads at once."""
@@ -26,7 +26,7 @@ _SHORT = 24
 """Up to so many events a key, taking them one by one is faster than slice by slice."""
 
 
-class Layered:
+class LsmTree:
     """A segment, and the events that came since, merged by time; the base of the embedded stores.
 
     Safe for several readers beside one writer in threads of one process.
@@ -38,11 +38,11 @@ class Layered:
         """Held for the moment in which places are looked up; values are gathered without it."""
         self._under(segment)
 
-    def _under(self, segment: Segment, delta: Delta | None = None) -> None:
+    def _under(self, segment: Segment, delta: Memtable | None = None) -> None:
         """Put a segment under a delta, by default an empty one."""
         with self._reading:
             self._segment = segment
-            self._delta = Delta(self.types, self.identity) if delta is None else delta
+            self._delta = Memtable(self.types, self.identity) if delta is None else delta
             self._kept: dict[str, NDArray[np.int64]] = {}
             self._twice = (0, 0)
 
@@ -163,7 +163,7 @@ class Layered:
     def _sliced(
         self,
         segment: Segment,
-        delta: Delta,
+        delta: Memtable,
         first: NDArray[np.int64],
         stop: NDArray[np.int64],
         fresh: dict[int, tuple[NDArray[np.int64], list[Piece]]],
@@ -188,7 +188,7 @@ class Layered:
     def _fresh(
         self,
         segment: Segment,
-        delta: Delta,
+        delta: Memtable,
         keys: NDArray[np.int64],
         moments: NDArray[np.int64] | None,
         n: int | None,

@@ -15,8 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 from longrec.errors import StoreError
-from longrec.store import durable_files, rewrite
-from longrec.store.durable import DurableStore
+from longrec.store import compaction, lsm_files
+from longrec.store.lsm_store import LsmStore
 
 TYPES = {"name": np.dtype(np.int64), "small": np.dtype(np.int32), "vector": np.dtype((np.float16, (4,)))}
 
@@ -27,13 +27,13 @@ def events(keys: Any, times: Any, names: Any, value: int = 0) -> tuple[Any, Any,
     return keys, times, {"name": names, "small": np.full(len(keys), value), "vector": vectors}
 
 
-def store_of(folder: Path, count: int = 3) -> DurableStore:
-    store = DurableStore.create(folder, TYPES, None, "name", {"about": "test"}, sync=False)
+def store_of(folder: Path, count: int = 3) -> LsmStore:
+    store = LsmStore.create(folder, TYPES, None, "name", {"about": "test"}, sync=False)
     store.append(*events([7] * count, range(count), range(count)))
     return store
 
 
-def names(store: DurableStore, key: int = 7) -> list[int]:
+def names(store: LsmStore, key: int = 7) -> list[int]:
     return store.last(key, 10**6, 10**6).columns["name"].tolist()
 
 
@@ -41,11 +41,11 @@ def test_what_was_appended_is_there_again(tmp_path: Path) -> None:
     with store_of(tmp_path / "s") as store:
         store.set_attributes({"about": "test", "more": [1, 2.5]})
         store.put_array("books", np.eye(3))
-    with DurableStore.open(tmp_path / "s", verify=True) as reader:
+    with LsmStore.open(tmp_path / "s", verify=True) as reader:
         assert names(reader) == [0, 1, 2]
         assert reader.attributes == {"about": "test", "more": [1, 2.5]}
         assert np.array_equal(reader.take_array("books"), np.eye(3))
-        assert (reader.recovered.dropped, reader.recovered.kept) == (0, None)
+        assert (reader.recovery.dropped, reader.recovery.kept) == (0, None)
         with pytest.raises(StoreError, match="open for reading"):
             reader.append(*events([1], [1], [1]))
         for write in (reader.compact, lambda: reader.set_attributes({}), lambda: reader.put_array("x", np.eye(1))):
@@ -60,18 +60,18 @@ def test_what_was_appended_is_there_again(tmp_path: Path) -> None:
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     store = store_of(tmp_path / "s")
     for second in (
-        lambda: DurableStore.open(tmp_path / "s", writable=True),
-        lambda: DurableStore.create(tmp_path / "s", TYPES),
+        lambda: LsmStore.open(tmp_path / "s", writable=True),
+        lambda: LsmStore.create(tmp_path / "s", TYPES),
     ):
         with pytest.raises(StoreError, match="another writer holds it"):
             second()
-    assert names(DurableStore.open(tmp_path / "s")) == [0, 1, 2]
+    assert names(LsmStore.open(tmp_path / "s")) == [0, 1, 2]
     store.close()
     with pytest.raises(StoreError, match="a store is there already"):
-        DurableStore.create(tmp_path / "s", TYPES)
-    DurableStore.open(tmp_path / "s", writable=True)  # not closed: the lock goes with what held it
+        LsmStore.create(tmp_path / "s", TYPES)
+    LsmStore.open(tmp_path / "s", writable=True)  # not closed: the lock goes with what held it
     gc.collect()
-    with DurableStore.open(tmp_path / "s", writable=True) as again:
+    with LsmStore.open(tmp_path / "s", writable=True) as again:
         again.append(*events([7], [9], [9]))
         assert names(again) == [0, 1, 2, 9]
     with pytest.raises(StoreError, match="closed"):
@@ -88,11 +88,11 @@ def test_a_forked_process_neither_keeps_nor_gives_away_the_lock(tmp_path: Path) 
         os._exit(0)
     os.read(told, 1)
     with pytest.raises(StoreError, match="another writer holds it"):
-        DurableStore.open(tmp_path / "s", writable=True)
+        LsmStore.open(tmp_path / "s", writable=True)
     os.waitpid(child, 0)
     store.append(*events([7], [9], [9]))
     store.close()
-    with DurableStore.open(tmp_path / "s", writable=True) as again:
+    with LsmStore.open(tmp_path / "s", writable=True) as again:
         assert names(again) == [0, 1, 2, 9]
     os.close(told)
     os.close(tell)
@@ -100,7 +100,7 @@ def test_a_forked_process_neither_keeps_nor_gives_away_the_lock(tmp_path: Path) 
 
 def test_a_reader_sees_what_is_new_when_it_refreshes(tmp_path: Path) -> None:
     store = store_of(tmp_path / "s")
-    reader = DurableStore.open(tmp_path / "s")
+    reader = LsmStore.open(tmp_path / "s")
     store.append(*events([7, 8], [9, 9], [9, 9]))
     assert names(reader) == [0, 1, 2]
     reader.refresh()
@@ -130,9 +130,9 @@ def test_only_what_counts_is_left_in_the_folder(tmp_path: Path) -> None:
     (tmp_path / "s" / "segment-000009").mkdir()
     (tmp_path / "s" / "journal-000009.log").write_bytes(b"x")
     (tmp_path / "s" / "notes").mkdir()
-    DurableStore.open(tmp_path / "s").close()
+    LsmStore.open(tmp_path / "s").close()
     assert (tmp_path / "s" / "segment-000009").exists()  # a reader takes nothing away
-    DurableStore.open(tmp_path / "s", writable=True).close()
+    LsmStore.open(tmp_path / "s", writable=True).close()
     assert {path.name for path in (tmp_path / "s").iterdir()} == left | {"notes"}
 
 
@@ -159,36 +159,36 @@ def test_a_compaction_that_fails_changes_nothing(tmp_path: Path, monkeypatch: py
 
     with monkeypatch.context() as patched:
         if moment == "segment":
-            patched.setattr(rewrite, "write_manifest", full)
+            patched.setattr(compaction, "write_manifest", full)
         elif moment == "journal":
-            patched.setattr("longrec.store.durable.sync_path", full)
+            patched.setattr("longrec.store.lsm_store.sync_path", full)
         else:
-            patched.setattr(durable_files, "_replace", full)
+            patched.setattr(lsm_files, "_replace", full)
         with pytest.raises(StoreError, match="No space left on device"):
             store.compact()
         assert names(store) == [0, 1, 2]
     store.append(*events([7], [9], [9]))
-    assert names(DurableStore.open(tmp_path / "s")) == [0, 1, 2, 9]
+    assert names(LsmStore.open(tmp_path / "s")) == [0, 1, 2, 9]
     store.compact()
-    assert names(DurableStore.open(tmp_path / "s", verify=True)) == [0, 1, 2, 9]
+    assert names(LsmStore.open(tmp_path / "s", verify=True)) == [0, 1, 2, 9]
 
 
 def test_a_manifest_that_may_not_last_ends_the_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was replaced, but the disk failed: what is appended to the old journal now could be lost."""
     store = store_of(tmp_path / "s")
-    replace_ = durable_files._replace
+    replace_ = lsm_files._replace
 
     def fails_late(*arguments: Any) -> None:
         replace_(*arguments)
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(durable_files, "_replace", fails_late)
+    monkeypatch.setattr(lsm_files, "_replace", fails_late)
     with pytest.raises(StoreError, match="Input/output error"):
         store.compact()
     monkeypatch.undo()
     with pytest.raises(StoreError, match="closed"):
         store.append(*events([7], [9], [9]))
-    with DurableStore.open(tmp_path / "s", writable=True, verify=True) as again:
+    with LsmStore.open(tmp_path / "s", writable=True, verify=True) as again:
         assert names(again) == [0, 1, 2]
 
 
@@ -207,13 +207,13 @@ def test_an_append_that_meets_a_full_disk_is_undone(tmp_path: Path, monkeypatch:
     monkeypatch.undo()
     assert names(store) == [0, 1, 2]
     store.append(*events([7], [10], [10]))
-    reader = DurableStore.open(tmp_path / "s")
+    reader = LsmStore.open(tmp_path / "s")
     assert names(reader) == [0, 1, 2, 10]
-    assert reader.recovered.dropped == 0
+    assert reader.recovery.dropped == 0
 
 
 def test_a_disk_that_fails_ends_the_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = DurableStore.create(tmp_path / "s", TYPES, None, "name")
+    store = LsmStore.create(tmp_path / "s", TYPES, None, "name")
 
     def fails(file: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -225,17 +225,17 @@ def test_a_disk_that_fails_ends_the_writing(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(StoreError, match="the disk failed"):
         store.append(*events([7], [2], [2]))
     store.close()
-    with DurableStore.open(tmp_path / "s", writable=True) as again:
+    with LsmStore.open(tmp_path / "s", writable=True) as again:
         again.append(*events([7], [1], [1]))  # whether it was kept or not, now it is there once
         assert names(again) == [1]
 
 
 def test_new_events_are_compacted_when_memory_ends(tmp_path: Path) -> None:
-    store = DurableStore.create(tmp_path / "s", TYPES, None, "name", sync=False, room=28 * 10)
+    store = LsmStore.create(tmp_path / "s", TYPES, None, "name", sync=False, memtable_bytes=28 * 10)
     for at in range(0, 40, 4):
         store.append(*events([7] * 4, range(at, at + 4), range(at, at + 4)))
     assert list((tmp_path / "s").glob("segment-*"))
-    assert names(store) == names(DurableStore.open(tmp_path / "s", verify=True)) == list(range(40))
+    assert names(store) == names(LsmStore.open(tmp_path / "s", verify=True)) == list(range(40))
 
 
 @pytest.mark.parametrize("given", ["sorted", "ties", "mixed"])
@@ -249,7 +249,7 @@ def test_a_load_is_a_sorted_append(tmp_path: Path, given: str) -> None:
     }[given]
     keys, times, ids = keys[order], times[order], ids[order]
     kept = {triple: at for at, triple in enumerate(zip(keys.tolist(), times.tolist(), ids.tolist()))}
-    store = DurableStore.create(tmp_path / "s", {"name": np.int64, "at": np.int32}, None, "name", sync=False)
+    store = LsmStore.create(tmp_path / "s", {"name": np.int64, "at": np.int32}, None, "name", sync=False)
     store.append(keys[:5], times[:5], {"name": ids[:5], "at": np.full(5, -1)})
     store.load(keys, times, {"name": ids, "at": np.arange(len(keys))})
     found = {}
@@ -261,8 +261,8 @@ def test_a_load_is_a_sorted_append(tmp_path: Path, given: str) -> None:
 
 
 def test_an_empty_store_may_be_given_other_columns(tmp_path: Path) -> None:
-    store = DurableStore.create(tmp_path / "s", {"name": np.int64}, None, "name")
-    reader = DurableStore.open(tmp_path / "s")
+    store = LsmStore.create(tmp_path / "s", {"name": np.int64}, None, "name")
+    reader = LsmStore.open(tmp_path / "s")
     store.retype(TYPES)
     store.append(*events([7], [1], [1]))
     reader.refresh()
@@ -294,22 +294,22 @@ def test_a_manifest_that_does_not_fit_is_refused(tmp_path: Path, change: dict[st
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     for writable in (False, True):
         with pytest.raises(StoreError, match=message):
-            DurableStore.open(tmp_path / "s", writable)
+            LsmStore.open(tmp_path / "s", writable)
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no readable store.json"):
-        DurableStore.open(tmp_path / "none")
+        LsmStore.open(tmp_path / "none")
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be written"):
-        DurableStore.create(tmp_path / "file", TYPES)
+        LsmStore.create(tmp_path / "file", TYPES)
     store = store_of(tmp_path / "s")
     with pytest.raises(StoreError, match="attributes that are no JSON"):
         store.set_attributes({"n": float("nan")})
     store.close()
     (tmp_path / "s" / "store.json").write_text("{")
     with pytest.raises(StoreError, match="no readable store.json"):
-        DurableStore.open(tmp_path / "s")
+        LsmStore.open(tmp_path / "s")
 
 
 def test_a_damaged_segment_is_refused(tmp_path: Path) -> None:
@@ -321,15 +321,15 @@ def test_a_damaged_segment_is_refused(tmp_path: Path) -> None:
     data[-1] ^= 1
     path.write_bytes(bytes(data))
     with pytest.raises(StoreError, match="checksum"):
-        DurableStore.open(tmp_path / "s", verify=True)
+        LsmStore.open(tmp_path / "s", verify=True)
     path.unlink()
     with pytest.raises(StoreError, match="no such file"):
-        DurableStore.open(tmp_path / "s")
+        LsmStore.open(tmp_path / "s")
 
 
 def test_threads_read_while_one_writes_and_compacts(tmp_path: Path) -> None:
     """Every answer is a prefix of what was written, and never shorter than the one before."""
-    store = DurableStore.create(tmp_path / "s", TYPES, None, "name", sync=False)
+    store = LsmStore.create(tmp_path / "s", TYPES, None, "name", sync=False)
     done, faults = threading.Event(), []
 
     def read() -> None:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from longrec.errors import StoreError
 from longrec.features.manifest import read_manifest
-from longrec.store.columns import Types, of_type, type_of, type_text
-from longrec.store.rewrite import sync_path
+from longrec.store.column_types import Types, format_type, of_type, type_of
+from longrec.store.compaction import sync_path
 from longrec.store.segment import Segment
 
 FORMAT = "longrec-store-1"
@@ -92,7 +92,7 @@ class Manifest:
             "format": FORMAT,
             "generation": self.generation,
             "segment": self.segment,
-            "columns": {name: type_text(dtype) for name, dtype in self.types.items()},
+            "columns": {name: format_type(dtype) for name, dtype in self.types.items()},
             "rows": self.rows,
             "identity": self.identity,
             "attributes": self.attributes,

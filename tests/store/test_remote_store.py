@@ -13,8 +13,8 @@ import pytest
 import redis
 
 from longrec.errors import StoreError
-from longrec.store.remote import RemoteStore
-from longrec.store.tokens import TokenInfo, TokenStore
+from longrec.store.remote_store import RemoteStore
+from longrec.store.token_store import TokenInfo, TokenStore
 
 TYPES = {"name": np.dtype(np.int64), "vector": np.dtype((np.float16, (4,)))}
 _numbers = itertools.count()
@@ -89,7 +89,7 @@ def test_a_cap_keeps_the_newest(place: str, client: redis.Redis) -> None:
 
 
 def test_a_load_of_many_megabytes_goes_in_pieces(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longrec.store.remote._LOAD", 100)
+    monkeypatch.setattr("longrec.store.remote_store._LOAD", 100)
     keys = np.arange(200) // 7
     with RemoteStore.create(place, TYPES, None, "name") as store:
         store.load(*events(keys, np.arange(200), np.arange(200)))

@@ -9,20 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from longrec.store.durable import DurableStore
-from longrec.store.journal import Frames, Journal
+from longrec.store.lsm_store import LsmStore
+from longrec.store.write_ahead_log import Frames, WriteAheadLog
 
 TYPES = {"name": np.dtype(np.int64), "vector": np.dtype((np.float16, (4,)))}
 SIZES = [1, 3, 1, 20, 2, 7, 1, 1, 12, 5]
 
 
-def append(store: DurableStore, first: int, count: int) -> None:
+def append(store: LsmStore, first: int, count: int) -> None:
     names = np.arange(first, first + count)
     vectors = np.repeat(names[:, None], 4, 1).astype(np.float16)
     store.append(names % 3, names, {"name": names, "vector": vectors})
 
 
-def found(store: DurableStore) -> list[int]:
+def found(store: LsmStore) -> list[int]:
     names = np.concatenate([np.zeros(0, np.int64), *(events.columns["name"] for _, events in store.scan())])
     for _, events in store.scan():
         assert (events.columns["vector"] == events.columns["name"][:, None]).all()
@@ -34,7 +34,7 @@ def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[i
     """A store of ten appends, and where each ends in the journal."""
     monkeypatch.setattr(os, "fsync", lambda file: None)
     ends, first = [0], 0
-    with DurableStore.create(tmp_path / "whole", TYPES, sync=False) as store:
+    with LsmStore.create(tmp_path / "whole", TYPES, sync=False) as store:
         for size in SIZES:
             append(store, first, size)
             first += size
@@ -56,23 +56,23 @@ def test_300_cuts_and_flips_reopen_to_the_valid_prefix(whole: tuple[Path, list[i
         journal.write_bytes(altered)
         for kept in folder.glob("*.damaged"):
             kept.unlink()
-        reader = DurableStore.open(folder)
+        reader = LsmStore.open(folder)
         assert found(reader) == expected
-        assert reader.recovered.dropped == len(altered) - valid
+        assert reader.recovery.dropped == len(altered) - valid
         assert journal.read_bytes() == altered  # a reader changes nothing
-        with DurableStore.open(folder, writable=True, sync=False) as writer:
+        with LsmStore.open(folder, writable=True, sync=False) as writer:
             assert found(writer) == expected
-            assert writer.recovered.dropped == len(altered) - valid
+            assert writer.recovery.dropped == len(altered) - valid
             last = not trial % 2 and frames == len(SIZES) - 1  # an altered last frame may look like an unfinished one
-            if trial % 2 or (last and writer.recovered.torn):
-                assert writer.recovered.torn
-                assert writer.recovered.kept is None
+            if trial % 2 or (last and writer.recovery.torn):
+                assert writer.recovery.torn
+                assert writer.recovery.kept is None
             else:
-                assert writer.recovered.kept is not None
-                assert writer.recovered.kept.read_bytes() == altered[valid:]
+                assert writer.recovery.kept is not None
+                assert writer.recovery.kept.read_bytes() == altered[valid:]
             append(writer, len(expected), 2)
         reader.refresh()
-        assert found(reader) == found(DurableStore.open(folder)) == list(range(len(expected) + 2))
+        assert found(reader) == found(LsmStore.open(folder)) == list(range(len(expected) + 2))
     shutil.rmtree(folder)
 
 
@@ -84,17 +84,17 @@ def test_a_frame_of_another_store_or_journal_is_no_frame(whole: tuple[Path, list
     for frames in (Frames(TYPES, 1), Frames(other, 0)):
         with (folder / "journal-000000.log").open("ab") as journal:
             journal.write(frames.pack(keys, times, dict(zip(frames.types, columns.values()))))
-        reader = DurableStore.open(folder)
+        reader = LsmStore.open(folder)
         assert found(reader) == list(range(sum(SIZES)))
-        assert reader.recovered.dropped > 0
+        assert reader.recovery.dropped > 0
 
 
 def test_a_long_journal_is_replayed_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More frames than are handed over at once; the last writing counts."""
-    monkeypatch.setattr("longrec.store.journal._REPLAY", 8)
+    monkeypatch.setattr("longrec.store.write_ahead_log._REPLAY", 8)
     types = {"name": np.dtype(np.int64), "value": np.dtype(np.int64)}
     frames = Frames(types, 0)
-    journal = Journal(tmp_path / "j", frames, 0, sync=False)
+    journal = WriteAheadLog(tmp_path / "j", frames, 0, sync=False)
     for value in range(40):
         one = np.array([value % 4], np.int64)
         journal.append(one, one, {"name": one, "value": np.array([value], np.int64)})

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.store.columns import Types, narrowest, type_text
-from longrec.store.merge import rewritten
+from longrec.store.column_types import Types, format_type, narrowest
 from longrec.store.segment import Segment, write_manifest
+from longrec.store.sorted_events import rewritten
 
 _PIECE = 1 << 18
 """Events that are merged at once."""
@@ -23,7 +23,7 @@ Piece = Callable[[int, int], NDArray[Any]]
 """Values of the new events from one place to another."""
 
 
-class Rewrite:
+class Compaction:
     """A segment and new events, merged.
 
     Args:
@@ -69,7 +69,7 @@ class Rewrite:
             lying = self._lying(name, dtype, columns[name])
             pieces = self._pieces(segment.columns[name], columns[name], lying)
             crcs[f"{name}.npy"] = _write(folder / f"{name}.npy", lying, len(self), pieces, sync)
-            texts[name] = type_text(lying)
+            texts[name] = format_type(lying)
         write_manifest(folder, texts, crcs)
         if sync:
             sync_path(folder / "segment.json")

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longrec.store.tokens import TokenInfo, TokenStore, Version
-from longrec.store.visible import last_visible
+from longrec.store.token_store import TokenInfo, TokenStore, Version
+from longrec.store.visibility import read_visible_tokens
 
-INFO = TokenInfo(width=2, codec="fp32", sides={"label": 3}, lag=3, versions=(Version(0),))
+INFO = TokenInfo(width=2, codec="fp32", sides={"label": 3}, visibility_delay=3, versions=(Version(0),))
 TOKENS = st.lists(st.tuples(st.integers(1, 3), st.integers(0, 40), st.integers(0, 30)), max_size=60)
 
 
@@ -24,18 +24,20 @@ def test_it_equals_a_search_from_end_to_end(
     vectors = np.stack([names, -names], 1).astype(np.float32)
     with TokenStore.create(tmp_path_factory.mktemp("s") / "t", INFO) as store:
         store.append(user, time, instance=names, visible=time + late, version=0 * names, vectors=vectors,
-                     sides={"label": names % 3}, known={"label": time + 2 * late})  # fmt: skip
+                     sides={"label": names % 3}, available_at={"label": time + 2 * late})  # fmt: skip
         users = np.array([3, 1, 2, 9])
-        found = last_visible(store, users, np.array(moments), n)
+        found = read_visible_tokens(store, users, np.array(moments), n)
         order = np.lexsort((names, time))
         for place, (who, now) in enumerate(zip(users.tolist(), moments)):
-            wanted = [k for k in order if user[k] == who and time[k] < now - INFO.lag and time[k] + late[k] < now][-n:]
+            wanted = [
+                k for k in order if user[k] == who and time[k] < now - INFO.visibility_delay and time[k] + late[k] < now
+            ][-n:]
             part = slice(found.offsets[place], found.offsets[place + 1])
-            one = last_visible(store, who, now, n, ["visible", "vectors", "label"])
+            one = read_visible_tokens(store, who, now, n, ["visible", "vectors", "label"])
             for got in (found.vectors[part], one.vectors):
                 assert got.tolist() == vectors[wanted].tolist()
             assert found.times[part].tolist() == one.times.tolist() == time[wanted].tolist()
             assert found.instance[part].tolist() == wanted
             assert found.sides["label"][part].tolist() == one.sides["label"].tolist() == (names[wanted] % 3).tolist()
-            assert found.known["label"][part].tolist() == (time + 2 * late)[wanted].tolist()
+            assert found.available_at["label"][part].tolist() == (time + 2 * late)[wanted].tolist()
             assert one.offsets.tolist() == [0, len(wanted)]

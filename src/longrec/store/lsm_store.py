@@ -26,19 +26,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import StoreError
-from longrec.store.columns import checked, column_types
-from longrec.store.delta import Delta
-from longrec.store.durable_files import Lock, Manifest, put_array, sweep, take_array, written
-from longrec.store.journal import Frames, Journal, Recovered
-from longrec.store.layered import Layered
-from longrec.store.merge import reading_order
-from longrec.store.rewrite import Piece, Rewrite, sync_path
+from longrec.store.column_types import checked, column_types
+from longrec.store.compaction import Compaction, Piece, sync_path
+from longrec.store.lsm import LsmTree
+from longrec.store.lsm_files import Lock, Manifest, put_array, sweep, take_array, written
+from longrec.store.memtable import Memtable
 from longrec.store.segment import Segment, no_events
+from longrec.store.sorted_events import reading_order
+from longrec.store.write_ahead_log import Frames, RecoveryReport, WriteAheadLog
 
-ROOM = 1 << 29
+MEMTABLE_BYTES = 1 << 29
 
 
-class DurableStore(Layered):
+class LsmStore(LsmTree):
     """Events that stay; see the module.
 
     Attributes:
@@ -47,20 +47,20 @@ class DurableStore(Layered):
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, held: Lock | None, *, verify: bool, sync: bool, room: int
+        self, folder: Path, manifest: Manifest, held: Lock | None, *, verify: bool, sync: bool, memtable_bytes: int
     ) -> None:
         super().__init__(no_events(manifest.types, manifest.rows), manifest.types, manifest.rows, manifest.identity)
         self.folder, self._manifest, self._lock = folder, manifest, held
-        self._verify, self._sync, self._room = verify, sync, room
+        self._verify, self._sync, self._memtable_bytes = verify, sync, memtable_bytes
         self._writing = threading.RLock()
-        self._journal: Journal | None = None
+        self._journal: WriteAheadLog | None = None
         self._open = True
         self._at, self._mapped = 0, -1
-        self.recovered = Recovered()
+        self.recovery = RecoveryReport()
         try:
             self._settle()
             if held is not None:
-                self._journal = Journal(folder / manifest.journal, self._frames, self._at, sync=sync)
+                self._journal = WriteAheadLog(folder / manifest.journal, self._frames, self._at, sync=sync)
         except BaseException:
             self.close()
             raise
@@ -75,7 +75,7 @@ class DurableStore(Layered):
         attributes: Mapping[str, Any] | None = None,
         *,
         sync: bool = True,
-        room: int = ROOM,
+        memtable_bytes: int = MEMTABLE_BYTES,
     ) -> Self:
         """Begin a store, and hold it for writing.
 
@@ -108,7 +108,7 @@ class DurableStore(Layered):
         except BaseException:
             held.close()
             raise
-        return cls(folder, manifest, held, verify=False, sync=sync, room=room)
+        return cls(folder, manifest, held, verify=False, sync=sync, memtable_bytes=memtable_bytes)
 
     @classmethod
     def open(
@@ -118,7 +118,7 @@ class DurableStore(Layered):
         *,
         verify: bool = False,
         sync: bool = True,
-        room: int = ROOM,
+        memtable_bytes: int = MEMTABLE_BYTES,
     ) -> Self:
         """Open a store; a writer also cuts off a torn end of the journal and sweeps what a crash left.
 
@@ -133,14 +133,14 @@ class DurableStore(Layered):
         folder = Path(folder)
         manifest = Manifest.read(folder)
         if not writable:
-            return cls(folder, manifest, None, verify=verify, sync=sync, room=room)
+            return cls(folder, manifest, None, verify=verify, sync=sync, memtable_bytes=memtable_bytes)
         held = Lock(folder)
         try:
             manifest = Manifest.read(folder)
         except BaseException:
             held.close()
             raise
-        store = cls(folder, manifest, held, verify=verify, sync=sync, room=room)
+        store = cls(folder, manifest, held, verify=verify, sync=sync, memtable_bytes=memtable_bytes)
         sweep(folder, manifest)  # only now: what the manifest names was there
         return store
 
@@ -186,7 +186,9 @@ class DurableStore(Layered):
                 journal.append(keys, times, columns)
                 with self._reading:
                     self._delta.add(keys, times, columns)
-                if self._delta.size * journal.frames.size > self._room and 2 * self._delta.size > len(self._segment):
+                if self._delta.size * journal.frames.size > self._memtable_bytes and 2 * self._delta.size > len(
+                    self._segment
+                ):
                     self.compact()
 
     def load(self, keys: NDArray[Any], times: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> None:
@@ -210,7 +212,7 @@ class DurableStore(Layered):
                 keys, times = keys.take(order), times.take(order)
                 ids = None if ids is None else ids.take(order)
                 parts = {name: _picked(column, order) for name, column in columns.items()}
-            self._renew(Rewrite(self._segment, keys, times, ids, self.identity), parts)
+            self._renew(Compaction(self._segment, keys, times, ids, self.identity), parts)
 
     def compact(self) -> None:
         """Write the segment and what came since into a new segment.
@@ -225,7 +227,7 @@ class DurableStore(Layered):
             keys, times, columns = self._delta.sorted(self.types)
             ids = None if self.identity is None else columns[self.identity]
             parts = {name: _part(column) for name, column in columns.items()}
-            self._renew(Rewrite(self._segment, keys, times, ids, self.identity), parts)
+            self._renew(Compaction(self._segment, keys, times, ids, self.identity), parts)
 
     def retype(self, columns: Mapping[str, Any]) -> None:
         """Give a store that holds no events other columns.
@@ -244,7 +246,7 @@ class DurableStore(Layered):
         number = self._manifest.generation + 1
         return replace(self._manifest, generation=number, segment=f"segment-{number:06d}")
 
-    def _renew(self, rewrite: Rewrite, parts: Mapping[str, Piece]) -> None:
+    def _renew(self, rewrite: Compaction, parts: Mapping[str, Piece]) -> None:
         """Write a segment anew and turn to it."""
         new = self._next()
         assert new.segment is not None
@@ -258,7 +260,7 @@ class DurableStore(Layered):
         """Begin a new journal over a segment, and let the manifest name both."""
         before, frames = self._writer(), Frames(new.types, new.generation)
         with written(self.folder):
-            journal = Journal(self.folder / new.journal, frames, 0, sync=self._sync)
+            journal = WriteAheadLog(self.folder / new.journal, frames, 0, sync=self._sync)
             sync_path(self.folder)
         try:
             with written(self.folder):
@@ -304,7 +306,7 @@ class DurableStore(Layered):
                 if manifest.segment is not None:
                     segment = Segment.open(self.folder / manifest.segment, verify=self._verify)
                     manifest.fits(segment, self.folder)
-                delta = Delta(manifest.types, self.identity)
+                delta = Memtable(manifest.types, self.identity)
                 self._at, self._frames = 0, Frames(manifest.types, manifest.generation)
                 if self._caught_up(delta):
                     break
@@ -318,7 +320,7 @@ class DurableStore(Layered):
         self.types, self._mapped = manifest.types, manifest.generation
         self._under(segment, delta)
 
-    def _caught_up(self, delta: Delta) -> bool:
+    def _caught_up(self, delta: Memtable) -> bool:
         """Take in the frames that the journal has grown by; False when it is not the one that was read."""
         path = self.folder / self._manifest.journal
         try:
@@ -333,16 +335,16 @@ class DurableStore(Layered):
                 with self._reading:
                     delta.add(*batch)
                 self._at = at
-            self.recovered = self._frames.rest(file, self._at)
-            if self._lock is not None and self.recovered.dropped and not self.recovered.torn:
+            self.recovery = self._frames.rest(file, self._at)
+            if self._lock is not None and self.recovery.dropped and not self.recovery.torn:
                 kept = path.with_name(f"{path.name}.{self._at}.damaged")
                 journal.seek(self._at)
                 with written(kept), kept.open("wb") as copy:
                     shutil.copyfileobj(journal, copy)
-                self.recovered = replace(self.recovered, kept=kept)
+                self.recovery = replace(self.recovery, kept=kept)
         return True
 
-    def _writer(self) -> Journal:
+    def _writer(self) -> WriteAheadLog:
         if self._journal is None:
             do = "open it with writable=True"
             raise StoreError(str(self.folder), "open for reading, or closed", "a store open for writing", do)

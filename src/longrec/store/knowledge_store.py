@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from longrec.errors import StoreError
 from longrec.features.column_delays import Delay
 from longrec.features.manifest import read_manifest
-from longrec.store.tokens import TokenInfo, TokenStore, Version
+from longrec.store.token_info import to_field_names, to_stored_names
+from longrec.store.token_store import TokenInfo, TokenStore, Version
 
 FORMAT = "longrec-knowledge-1"
 MANIFEST = "knowledge.json"
@@ -33,7 +34,7 @@ _AGAIN = "extract the knowledge again: longrec compress RUN --into a new folder"
 
 
 @dataclass(frozen=True)
-class Published:
+class KnowledgeVersion:
     """One complete version.
 
     Attributes:
@@ -72,14 +73,14 @@ class KnowledgeInfo:
     keys: Mapping[str, str]
     codec: str = "fp16"
     source: Mapping[str, Any] | None = None
-    lag: int = 0
+    visibility_delay: int = 0
     leak: str = ""
     column_delays: Mapping[str, Delay] | None = None
-    versions: tuple[Published, ...] = ()
+    versions: tuple[KnowledgeVersion, ...] = ()
 
 
 @dataclass(frozen=True)
-class Known:
+class SideVectors:
     """What is published of one side: int64 keys ``[n]``, float32 vectors ``[n, W]``, and the scale they were brought
     from: mean and deviation of each number.
     """
@@ -128,7 +129,7 @@ class KnowledgeStore:
         stores = {side: TokenStore.open(folder / f"{side}s", writable=writable) for side in SIDES}
         return cls(folder, info, stores)
 
-    def publish(self, trained_before: int, published: int, users: Known, items: Known) -> Published:
+    def publish(self, trained_before: int, published: int, users: SideVectors, items: SideVectors) -> KnowledgeVersion:
         """Write a version; readers see it, whole, once the manifest is written.
 
         Args:
@@ -150,12 +151,12 @@ class KnowledgeStore:
         number = max(len(store.info.versions) for store in self._stores.values())
         for side, given in zip(SIDES, (users, items)):
             self._append(side, number, trained_before, published, given)
-        made = Published(number, trained_before, published, len(users.keys), len(items.keys))
+        made = KnowledgeVersion(number, trained_before, published, len(users.keys), len(items.keys))
         self.info = replace(self.info, versions=(*versions, made))
         self._write()
         return made
 
-    def _append(self, side: Side, number: int, trained_before: int, published: int, given: Known) -> None:
+    def _append(self, side: Side, number: int, trained_before: int, published: int, given: SideVectors) -> None:
         store, n = self._stores[side], len(given.keys)
         while len(store.info.versions) < number:
             store.add_version(Version(len(store.info.versions), None, None, 0, None, None))
@@ -165,10 +166,17 @@ class KnowledgeStore:
         numbers = np.full(n, number, np.int64)
         vectors = given.vectors
         store.append(
-            given.keys, times, instance=numbers, visible=times, version=numbers, vectors=vectors, sides={}, known={}
+            given.keys,
+            times,
+            instance=numbers,
+            visible=times,
+            version=numbers,
+            vectors=vectors,
+            sides={},
+            available_at={},
         )
 
-    def version_at(self, moments: NDArray[np.int64]) -> NDArray[np.int64]:
+    def find_versions(self, moments: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 ``[B]``: number of the newest version published strictly before each moment; -1 for none."""
         versions = self.info.versions
         place = np.searchsorted(np.array([one.published for one in versions], np.int64), moments, side="left")
@@ -225,7 +233,7 @@ class KnowledgeStore:
     def _write(self) -> None:
         partial = self.folder / f".{MANIFEST}.partial"
         with partial.open("w", encoding="utf-8") as file:
-            json.dump({"format": FORMAT, **asdict(self.info)}, file, indent=1)
+            json.dump({"format": FORMAT, **to_stored_names(asdict(self.info))}, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(self.folder / MANIFEST)
@@ -238,9 +246,9 @@ _BEFORE = -(2**62)
 def _read(folder: Path) -> KnowledgeInfo:
     content = read_manifest(folder / MANIFEST, FORMAT, "knowledge", _AGAIN, StoreError)
     try:
-        versions = tuple(Published(**one) for one in content.pop("versions"))
+        versions = tuple(KnowledgeVersion(**one) for one in content.pop("versions"))
         content.pop("format")
-        return KnowledgeInfo(**content, versions=versions)
+        return KnowledgeInfo(**to_field_names(content), versions=versions)
     except (KeyError, TypeError) as error:
         raise StoreError(str(folder / MANIFEST), f"not readable ({error})", "what it was written as", _AGAIN) from None
 
@@ -252,7 +260,7 @@ def _tokens(info: KnowledgeInfo, side: Side) -> TokenInfo:
         sides={},
         unit=info.unit,
         keys=info.keys[side],
-        standardised=True,
+        standardized=True,
         source=dict(info.source or {}),
         versions=(),
     )

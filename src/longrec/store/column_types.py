@@ -18,7 +18,7 @@ _NARROW = tuple(np.dtype(f"{sign}int{bits}") for bits in (8, 16, 32) for sign in
 _PIECE = 1 << 22
 
 
-def type_text(dtype: np.dtype[Any]) -> str:
+def format_type(dtype: np.dtype[Any]) -> str:
     """A column's type as manifests write it.
 
     >>> type_text(np.dtype(np.int64)), type_text(np.dtype((np.float16, (32,))))
@@ -51,9 +51,9 @@ def column_types(columns: Mapping[str, Any], identity: str | None, where: str) -
             raise StoreError(where, f"a column named {name!r}", "letters, digits, dots and dashes", "rename it")
         if len(dtype.shape) > 1:
             raise StoreError(where, f"column {name!r} with {len(dtype.shape)} axes an event", "one at most")
-        type_of(type_text(dtype), where)
+        type_of(format_type(dtype), where)
     if identity is not None and types.get(identity) != np.dtype(np.int64):
-        found = type_text(types[identity]) if identity in types else "no such column"
+        found = format_type(types[identity]) if identity in types else "no such column"
         raise StoreError(where, f"identity {identity!r}: {found}", "the name of an int64 column")
     return types
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from longrec.errors import StoreError
-from longrec.store.knowledge import KnowledgeInfo, KnowledgeStore, Known
+from longrec.store.knowledge_store import KnowledgeInfo, KnowledgeStore, SideVectors
 
 INFO = KnowledgeInfo(
     {"user": 3, "item": 2}, "ms", {"user": "int64", "item": "int64"}, codec="fp32", source={"run": "a"}
@@ -17,11 +18,11 @@ INFO = KnowledgeInfo(
 KEYS = np.array([7, 8, 9], np.int64)
 
 
-def known(keys: list[int], width: int, value: float) -> Known:
+def known(keys: list[int], width: int, value: float) -> SideVectors:
     """Everybody's vector is ``value`` and the key."""
     vectors = np.full((len(keys), width), value, np.float32)
     vectors[:, -1] = keys
-    return Known(np.array(keys, np.int64), vectors, [0.0] * width, [1.0] * width)
+    return SideVectors(np.array(keys, np.int64), vectors, [0.0] * width, [1.0] * width)
 
 
 def publish(store: KnowledgeStore, at: int, value: float, users: list[int], items: list[int]) -> None:
@@ -42,13 +43,13 @@ def numbers(*values: int) -> NDArray[np.int64]:
 
 def test_7_version_consistency_is_strictly_before_the_request(store: KnowledgeStore) -> None:
     moments = numbers(0, 100, 101, 200, 201, 10**12)
-    assert store.version_at(moments).tolist() == [-1, -1, 0, 0, 1, 1]
+    assert store.find_versions(moments).tolist() == [-1, -1, 0, 0, 1, 1]
 
 
 def test_7_version_consistency_of_both_sides(store: KnowledgeStore) -> None:
     """Whatever a request reads of users and items was written by one version; a gap is a gap, no older vector."""
     for moment, value, there in ((150, 1.0, [1, 1, 0]), (250, 2.0, [1, 0, 1])):
-        version = store.version_at(numbers(moment))
+        version = store.find_versions(numbers(moment))
         users = store.look_up("user", KEYS, version)
         items = store.look_up("item", numbers(1, 2, 3), version)
         assert users[:, 0].tolist() == there
@@ -75,10 +76,10 @@ def test_7_version_consistency_while_a_version_is_being_written(
     monkeypatch.undo()
     store.close()
     with KnowledgeStore.open(store.folder, writable=True) as again:
-        assert again.version_at(numbers(1_000)).tolist() == [1]
+        assert again.find_versions(numbers(1_000)).tolist() == [1]
         assert again.look_up("user", KEYS, numbers(1, 1, 1))[:, 0].tolist() == [1, 0, 1]
         publish(again, 310, 4.0, [8], [1])
-        version = again.version_at(numbers(1_000))
+        version = again.find_versions(numbers(1_000))
         users, items = again.look_up("user", KEYS, version), again.look_up("item", numbers(1, 2), version)
         assert users[:, :2].tolist() == [[0, 0], [1, 4], [0, 0]]  # nothing of the version that never came to be
         assert items[:, :2].tolist() == [[1, 4], [0, 0]]
@@ -96,7 +97,7 @@ def test_vectors_come_back_as_the_codec_keeps_them(tmp_path: Path, codec: str) -
     info = KnowledgeInfo({"user": 3, "item": 2}, "step", {"user": "text", "item": "int64"}, codec=codec)
     with KnowledgeStore.create(tmp_path / "v1", info) as made:
         keys = random.permutation(1_000)[:50]
-        made.publish(5, 9, Known(keys, vectors), known([1], 2, 1))
+        made.publish(5, 9, SideVectors(keys, vectors), known([1], 2, 1))
         found = made.look_up("user", keys, numbers(0))
     near = {"fp32": 0, "fp16": 2**-11 * 4, "int8": 4 / 254}[codec]
     np.testing.assert_allclose(found[:, 1:], vectors, rtol=0, atol=near)
@@ -106,13 +107,21 @@ def test_vectors_come_back_as_the_codec_keeps_them(tmp_path: Path, codec: str) -
         assert np.array_equal(again.look_up("user", keys, numbers(0)), found)
 
 
+def test_the_visibility_delay_keeps_its_stored_name(tmp_path: Path) -> None:
+    with KnowledgeStore.create(tmp_path / "v1", replace(INFO, visibility_delay=3)):
+        stored = json.loads((tmp_path / "v1" / "knowledge.json").read_text())
+    assert (stored["lag"], "visibility_delay" in stored) == (3, False)
+    with KnowledgeStore.open(tmp_path / "v1") as again:
+        assert again.info.visibility_delay == 3
+
+
 def test_a_reader_sees_a_version_after_refresh(store: KnowledgeStore) -> None:
     with KnowledgeStore.open(store.folder) as reader:
         publish(store, 300, 3.0, [8], [2])
-        assert reader.version_at(numbers(500)).tolist() == [1]
+        assert reader.find_versions(numbers(500)).tolist() == [1]
         assert reader.look_up("user", KEYS, numbers(1))[:, 0].tolist() == [1, 0, 1]
         reader.refresh()
-        assert reader.version_at(numbers(500)).tolist() == [2]
+        assert reader.find_versions(numbers(500)).tolist() == [2]
         assert reader.look_up("user", KEYS, numbers(2))[:, :2].tolist() == [[0, 0], [1, 3], [0, 0]]
 
 

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from longrec.errors import StoreError
-from longrec.store.tokens import TokenInfo, Tokens, TokenStore, Version
+from longrec.store.token_store import TokenInfo, Tokens, TokenStore, Version
 
 INFO = TokenInfo(
     width=8,
@@ -22,9 +22,9 @@ INFO = TokenInfo(
     sides={"label": 3, "dwell": 1_000},
     unit="ms",
     keys="int64",
-    lag=5,
+    visibility_delay=5,
     leak="",
-    standardised=True,
+    standardized=True,
     source={"run": "iat", "config": {"lr": 0.1}},
     versions=(Version(0, 10, 20, 5, [0.5] * 8, [2.0] * 8),),
 )
@@ -42,7 +42,7 @@ def tokens(count: int, seed: int = 0) -> dict[str, Any]:
         "version": np.zeros(count, np.int64),
         "vectors": random.integers(-100, 100, (count, 8)).astype(np.float32) / 8,
         "sides": {"label": random.integers(0, 4, count), "dwell": random.integers(0, 1_001, count)},
-        "known": {"label": times + random.integers(0, 100, count), "dwell": np.full(count, NEVER)},
+        "available_at": {"label": times + random.integers(0, 100, count), "dwell": np.full(count, NEVER)},
     }
 
 
@@ -64,11 +64,11 @@ def same(found: Tokens, given: dict[str, Any], rows: NDArray[np.int64]) -> None:
         assert np.array_equal(getattr(found, name), expected[name]), name
     for name in given["sides"]:
         assert np.array_equal(found.sides[name], expected["sides"][name])
-        assert np.array_equal(found.known[name], expected["known"][name])
+        assert np.array_equal(found.available_at[name], expected["available_at"][name])
     kinds = [found.offsets, found.times, found.instance, found.visible, found.version, found.vectors]
     assert [array.dtype for array in kinds] == [np.int64] * 4 + [np.int32, np.float32]
     assert {array.dtype for array in found.sides.values()} == {np.dtype(np.int32)}
-    assert {array.dtype for array in found.known.values()} == {np.dtype(np.int64)}
+    assert {array.dtype for array in found.available_at.values()} == {np.dtype(np.int64)}
 
 
 def rows_of(given: dict[str, Any], user: int, before: int = NEVER, n: int = 10**6) -> NDArray[np.int64]:
@@ -82,7 +82,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "folder":
         yield str(tmp_path / "tokens")
         return
-    from longrec.store.remote import RemoteStore
+    from longrec.store.remote_store import RemoteStore
 
     where = f"{request.getfixturevalue('redis_url')}/tokens"
     yield where
@@ -110,6 +110,21 @@ def test_what_was_written_is_read(place: str) -> None:
         assert list(told) == sorted(set(given["users"].tolist()))
         for user, own in told.items():
             same(own, given, rows_of(given, user))
+
+
+def test_renamed_fields_keep_their_stored_names(tmp_path: Path) -> None:
+    TokenStore.create(tmp_path / "tokens", INFO).close()
+    content = json.loads((tmp_path / "tokens" / "store.json").read_text())
+    stored = content["attributes"]
+    assert (stored["lag"], stored["standardised"]) == (5, True)
+    assert not {"visibility_delay", "standardized"} & set(stored)
+    assert list(stored) == [
+        "format", "width", "slots", "codec", "sides", "unit", "keys", "lag", "leak", "column_delays", "standardised",
+        "source", "versions",
+    ]  # fmt: skip
+    assert {"known.label", "known.dwell"} <= set(
+        json.loads((tmp_path / "tokens" / "store.json").read_text())["columns"]
+    )
 
 
 def test_11_a_retried_append_never_multiplies(place: str) -> None:
@@ -144,7 +159,7 @@ def test_only_the_columns_asked_for_are_read(place: str) -> None:
         rows = rows_of(given, 2**60)
         found = store.last(2**60, NEVER, 99, ["vectors", "label"])
         assert np.array_equal(found.vectors, given["vectors"][rows])
-        assert (list(found.sides), list(found.known)) == (["label"], ["label"])
+        assert (list(found.sides), list(found.available_at)) == (["label"], ["label"])
         assert len(found.instance) == len(found.visible) == len(found.version) == 0 < len(found.times) == len(found)
         assert store.last(2**60, NEVER, 99, ["visible"]).vectors.shape == (0, 8)
         with pytest.raises(StoreError, match="no column 'lable'; expected vectors, instance, visible, version, label"):
@@ -229,7 +244,7 @@ def test_versions_are_told_one_after_the_other(place: str) -> None:
         reader.refresh()
         assert reader.info == store.info == replace(INFO, versions=(first, second))
         reader.close()
-    assert replace(INFO, versions=(first, second), standardised=False).spec().mixed
+    assert replace(INFO, versions=(first, second), standardized=False).spec().mixed
 
 
 @pytest.mark.parametrize(
@@ -240,7 +255,7 @@ def test_versions_are_told_one_after_the_other(place: str) -> None:
         ({"sides": {"label": np.array([4]), "dwell": np.array([0])}}, "side column 'label' 4; expected 0 to 3"),
         ({"sides": {"label": np.array([-1]), "dwell": np.array([0])}}, "side column 'label' -1; expected 0 to 3"),
         ({"sides": {"label": np.array([0])}}, "sides label; expected dwell, label"),
-        ({"known": {}}, "known of no column; expected dwell, label"),
+        ({"available_at": {}}, "available_at of no column; expected dwell, label"),
         ({"visible": np.array([1, 2])}, "1 times, 2 visible"),
         ({"vectors": np.full((1, 8), np.nan, np.float32)}, "NaN or infinity in row 0"),
         ({"vectors": np.zeros((1, 9), np.float32)}, r"expected float32 \[n, 8\]"),
@@ -261,7 +276,7 @@ def test_wrong_tokens_are_refused(tmp_path: Path, change: dict[str, Any], messag
         ({"slots": 3}, "8 numbers in 3 slots; expected equal parts"),
         ({"unit": "s"}, "times in 's'; expected ms or step"),
         ({"keys": "uuid"}, "users by 'uuid'"),
-        ({"lag": -1}, "a lag of -1"),
+        ({"visibility_delay": -1}, "a lag of -1"),
         ({"sides": {"a/b": 3}}, "side column 'a/b' of 3 ids"),
         ({"versions": (Version(1),)}, "number 1; expected 0"),
     ],
@@ -272,9 +287,9 @@ def test_a_store_that_cannot_be_is_refused(change: dict[str, Any], message: str)
 
 
 def test_what_is_no_token_store_is_refused(tmp_path: Path) -> None:
-    from longrec.store.durable import DurableStore
+    from longrec.store.lsm_store import LsmStore
 
-    DurableStore.create(tmp_path / "plain", {"a": np.int64}, None).close()
+    LsmStore.create(tmp_path / "plain", {"a": np.int64}, None).close()
     with pytest.raises(StoreError, match="format None; expected longrec-tokens-1"):
         TokenStore.open(tmp_path / "plain")
     TokenStore.create(tmp_path / "tokens", INFO).close()
@@ -308,7 +323,7 @@ def test_a_token_of_32_halves_takes_little_room(tmp_path: Path) -> None:
             version=np.zeros(count, np.int64),
             vectors=random.standard_normal((count, 32)).astype(np.float32),
             sides={"label": np.ones(count, np.int64)},
-            known={"label": times + 100},
+            available_at={"label": times + 100},
         )
     size = sum(path.stat().st_size for path in (tmp_path / "tokens").rglob("*") if path.is_file())
     assert size / count < 8 + 64 + 8 + 4 + 1

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import StoreError
-from longrec.store.columns import Types, type_text
+from longrec.store.column_types import Types, format_type
 
 _HEAD = struct.Struct("<4sII")
 _MAGIC = b"LRE1"
@@ -32,7 +32,7 @@ Batch = tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True)
-class Recovered:
+class RecoveryReport:
     """What the end of a journal was found to be.
 
     Attributes:
@@ -54,7 +54,7 @@ class Frames:
         self.types = types
         self.parts = [("", np.dtype("<i8")), ("", np.dtype("<i8")), *types.items()]
         self.size = sum(dtype.itemsize for _, dtype in self.parts)
-        text = ",".join(f"{name}:{type_text(dtype)}" for name, dtype in types.items())
+        text = ",".join(f"{name}:{format_type(dtype)}" for name, dtype in types.items())
         self.seed = zlib.crc32(f"{number};{text}".encode())
 
     def pack(self, keys: NDArray[np.int64], times: NDArray[np.int64], columns: Mapping[str, NDArray[Any]]) -> bytes:
@@ -99,20 +99,20 @@ class Frames:
         payload = _read(file, count * self.size, at + _HEAD.size)
         return (payload, count) if self._crc(count, payload) == crc else None
 
-    def rest(self, file: int, at: int) -> Recovered:
+    def rest(self, file: int, at: int) -> RecoveryReport:
         """What lies after the last whole frame."""
         dropped = max(0, os.fstat(file).st_size - at)
         data = _read(file, dropped, at)
         begun = _MAGIC.startswith(data[:4]) if len(data) < _HEAD.size else data.startswith(_MAGIC)
         # An altered count looks like a frame that was never finished; but then others follow.
-        return Recovered(dropped, begun and _MAGIC not in data[4:] and not self._whole(data))
+        return RecoveryReport(dropped, begun and _MAGIC not in data[4:] and not self._whole(data))
 
     def _whole(self, data: bytes) -> bool:
         """Whether all bytes of the frame that data begins with are there."""
         return len(data) >= _HEAD.size and len(data) >= _HEAD.size + _HEAD.unpack_from(data)[1] * self.size
 
 
-class Journal:
+class WriteAheadLog:
     """A journal being written.
 
     Args:

@@ -1,18 +1,18 @@
 """A history store on disk: one immutable, memory-mapped segment, and the events appended since, in memory.
 
-What was appended is not durable: it is gone with the process. ``durable.DurableStore`` keeps it.
+What was appended is not durable: it is gone with the process. ``durable.LsmStore`` keeps it.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from longrec.store.columns import of_type, reading_types
-from longrec.store.layered import Layered
+from longrec.store.column_types import of_type, reading_types
+from longrec.store.lsm import LsmTree
 from longrec.store.segment import Segment
 
 
-class DiskStore(Layered):
+class DiskStore(LsmTree):
     """A segment and a delta, read as one: merged by time, the segment's events first where times are equal."""
 
     def __init__(self, segment: Segment) -> None:
