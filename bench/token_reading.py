@@ -37,9 +37,9 @@ FEATURES = (
     *(Field(f"field_{k}", "id", 100, table="item" if k % 2 else "event") for k in range(10)),
 )
 GAP = Field(TIME_GAP, "id", TIME_GAP_ROWS)
-PAST = (ITEM, FEATURES[3], GAP)
+HISTORY = (ITEM, FEATURES[3], GAP)
 TOKEN = (Field("tokens.token", "vector", 0, width=WIDTH), Field("tokens.label", "id", 4, feedback=True), GAP)
-RANKERS = {"deepfm": ("DeepFM over 12 fields", {}), "din": ("DIN, a history of 50 events", {"past": PAST})}
+RANKERS = {"deepfm": ("DeepFM over 12 fields", {}), "din": ("DIN, a history of 50 events", {"past": HISTORY})}
 READS = ("attention", "din", "transformer", "longer")
 LENGTHS = ("full", "as in a log")
 
@@ -80,7 +80,7 @@ class Arm:
         torch.manual_seed(0)
         self.model = build({"name": "iat_reader", "base": section, "read": read} if read else section, fields)
         self.config = FitConfig()
-        self.optimisers = build_optimisers(self.model, self.config)
+        self.optimizers = build_optimisers(self.model, self.config)
         self.batches = [batch(fields, how, rows, seed) for seed in range(3)]
         self.step = 0
         self.rates: list[float] = []
@@ -89,11 +89,11 @@ class Arm:
         """Some steps; the median step tells the rate."""
         spent = []
         for _ in range(steps):
-            given, began = self.batches[self.step % 3], time.process_time()
-            update(self.model, self.optimisers, self.config, self.step, given, "bench")
+            current, began = self.batches[self.step % 3], time.process_time()
+            update(self.model, self.optimizers, self.config, self.step, current, "bench")
             spent.append(time.process_time() - began)
             self.step += 1
-        self.rates.append(given.size / median(spent))
+        self.rates.append(current.size / median(spent))
 
 
 def products(rows: int) -> float:
@@ -102,46 +102,46 @@ def products(rows: int) -> float:
     piece, spent = 8_192, []
     for _ in range(7):
         began, total = time.process_time(), torch.zeros(WIDTH, WIDTH)
-        for part in x.split(piece):
-            total.addmm_(gemm.affine(part, w, b, relu=True).t(), part)
+        for chunk in x.split(piece):
+            total.addmm_(gemm.affine(chunk, w, b, relu=True).t(), chunk)
         spent.append(time.process_time() - began)
     return median(spent) / rows
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--batch", type=int, default=512)
-    ask.add_argument("--steps", type=int, default=12, help="steps of an arm in a round")
-    ask.add_argument("--rounds", type=int, default=3)
-    ask.add_argument("--only", default=",".join(RANKERS), help="rankers, comma separated")
-    ask.add_argument("--reads", default="attention", help=f"how tokens are read, of {', '.join(READS)}")
-    given = ask.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=12, help="steps of an arm in a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default=",".join(RANKERS), help="rankers, comma separated")
+    parser.add_argument("--reads", default="attention", help=f"how tokens are read, of {', '.join(READS)}")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    parts = [
+    sections = [
         "# Training a ranker that reads instance tokens",
-        f"Rows per CPU-second of one thread, batches of {given.batch} in memory, optimisers included: median over the "
-        f"rounds (all in brackets). Tokens of {WIDTH} numbers, a label and the time passed beside each. Full: "
+        f"Rows per CPU-second of one thread, batches of {arguments.batch} in memory, optimizers included: median over "
+        f"the rounds (all in brackets). Tokens of {WIDTH} numbers, a label and the time passed beside each. Full: "
         f"{TOKENS} tokens a row; as in a log: log-normal, cut at {TOKENS}.",
     ]
-    floor = 1 / products(given.batch)
-    for ranker in given.only.split(","):
-        kinds = [(None, "full"), *((read, how) for read in given.reads.split(",") for how in LENGTHS)]
-        arms = {kind: Arm(ranker, *kind, given.batch) for kind in kinds}
+    floor = 1 / products(arguments.batch)
+    for ranker in arguments.only.split(","):
+        kinds = [(None, "full"), *((read, how) for read in arguments.reads.split(",") for how in LENGTHS)]
+        arms = {kind: Arm(ranker, *kind, arguments.batch) for kind in kinds}
         for arm in arms.values():
             arm.run(3)
             arm.rates.clear()
-        for number in range(given.rounds):
+        for number in range(arguments.rounds):
             for (read, how), arm in arms.items():
-                arm.run(given.steps)
-                told = f"{arm.rates[-1]:,.0f} rows a CPU-second"
-                print(f"{ranker}, round {number + 1}, {read or 'alone'}, {how}: {told}", flush=True)
-        parts.append(_section(ranker, arms))
-    parts.append(
+                arm.run(arguments.steps)
+                rate_text = f"{arm.rates[-1]:,.0f} rows a CPU-second"
+                print(f"{ranker}, round {number + 1}, {read or 'alone'}, {how}: {rate_text}", flush=True)
+        sections.append(_section(ranker, arms))
+    sections.append(
         f"The two products of the adaptation alone, of {TOKENS} tokens a row ({WIDTH} x {WIDTH}, forward and the "
         f"gradient of its weights), run at {floor:,.0f} rows a CPU-second here: no reader that trains one is faster."
     )
-    machine.write("token_reading", "\n\n".join(parts))
+    machine.write("token_reading", "\n\n".join(sections))
 
 
 def _section(ranker: str, arms: dict[tuple[str | None, str], Arm]) -> str:

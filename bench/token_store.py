@@ -37,7 +37,7 @@ NOW = 2_000_000_000_000
 
 
 @dataclass
-class Made:
+class TokenSet:
     """Sorted tokens."""
 
     users: NDArray[np.int64]
@@ -63,7 +63,7 @@ class Made:
         return self.users[at], self.times[at]
 
 
-def make(count: int, users: int) -> Made:
+def build_tokens(count: int, users: int) -> TokenSet:
     random = np.random.default_rng(0)
     weight = random.lognormal(0, 1.2, users)
     counts = random.multinomial(count, weight / weight.sum())
@@ -73,9 +73,9 @@ def make(count: int, users: int) -> Made:
     times = 1_700_000_000_000 + passed - np.repeat(before, counts)
     vectors = np.empty((count, 32), np.float16)
     for at in range(0, count, 1 << 20):
-        part = vectors[at : at + (1 << 20)]
-        part[:] = random.standard_normal(part.shape, dtype=np.float32)
-    return Made(np.repeat(np.arange(users) * 7_919 + 1, counts), offsets, times, vectors)
+        chunk = vectors[at : at + (1 << 20)]
+        chunk[:] = random.standard_normal(chunk.shape, dtype=np.float32)
+    return TokenSet(np.repeat(np.arange(users) * 7_919 + 1, counts), offsets, times, vectors)
 
 
 def size(folder: Path) -> int:
@@ -89,10 +89,10 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def batches(readers: dict[str, Callable[[Any, Any], int]], asked: list[tuple[Any, Any]]) -> list[list[str]]:
+def batches(readers: dict[str, Callable[[Any, Any], int]], queries: list[tuple[Any, Any]]) -> list[list[str]]:
     """Rows of the table: every batch read once before, then timed, by one reader after the other."""
-    counts = [[read(*one) for read in readers.values()] for one in asked]
-    took = np.array([[timed(lambda read=read, one=one: read(*one)) for read in readers.values()] for one in asked])
+    counts = [[read(*one) for read in readers.values()] for one in queries]
+    took = np.array([[timed(lambda read=read, one=one: read(*one)) for read in readers.values()] for one in queries])
     tokens = np.mean(counts, 0)
     return [
         [name, f"{wall * 1e3:.2f}", f"{cpu * 1e3:.2f}", f"{count / cpu / 1e6:.1f}"]
@@ -100,30 +100,33 @@ def batches(readers: dict[str, Callable[[Any, Any], int]], asked: list[tuple[Any
     ]
 
 
-def singles(read: Callable[[int, int], Any], asked: list[tuple[int, int]]) -> list[str]:
+def singles(read: Callable[[int, int], Any], queries: list[tuple[int, int]]) -> list[str]:
     """Percentiles of reads, one user at a time."""
-    for one in asked[:500]:
+    for one in queries[:500]:
         read(*one)
-    return percentiles([timed(lambda one=one: read(*one)) for one in asked])
+    return percentiles([timed(lambda one=one: read(*one)) for one in queries])
 
 
 def percentiles(took: list[tuple[float, float]]) -> list[str]:
     """p50, p99 and p99.9 in microseconds, of wall and of CPU seconds."""
-    found = np.percentile(np.array(took) * 1e6, [50, 99, 99.9], axis=0)
-    return [" / ".join(f"{value:.0f}" for value in column) for column in found.T]
+    values = np.percentile(np.array(took) * 1e6, [50, 99, 99.9], axis=0)
+    return [" / ".join(f"{value:.0f}" for value in column) for column in values.T]
 
 
-def floor(folder: Path, asked: list[tuple[Any, Any]]) -> Callable[[Any, Any], int]:
+def floor(folder: Path, queries: list[tuple[Any, Any]]) -> Callable[[Any, Any], int]:
     """Reads of plain mapped arrays at places that are known beforehand."""
     segment = Segment.open(next(folder.glob("segment-*")))
     columns = [segment.times, *(segment.columns[name] for name in RAW)]
-    known = {}
-    for users, moments in asked:
-        ranges = [segment.before(segment.row(user), moment) for user, moment in zip(users.tolist(), moments.tolist())]
-        known[id(users)] = [slice(max(start, stop - 256), stop) for start, stop in ranges]
+    slices = {}
+    for users, timestamps in queries:
+        ranges = [
+            segment.find_before(segment.find_row(user), timestamp)
+            for user, timestamp in zip(users.tolist(), timestamps.tolist())
+        ]
+        slices[id(users)] = [slice(max(start, stop - 256), stop) for start, stop in ranges]
 
-    def read(users: Any, moments: Any) -> int:
-        pieces = known[id(users)]
+    def read(users: Any, timestamps: Any) -> int:
+        pieces = slices[id(users)]
         return len([np.concatenate([column[piece] for piece in pieces]) for column in columns][0])
 
     return read
@@ -158,22 +161,22 @@ def append_on(folder: Path, users: int) -> None:
 def appends(folder: Path, users: int) -> list[list[str]]:
     random, rows, number = np.random.default_rng(2), [], 0
     for together, rounds, sync in ((1_000, 200, True), (1_000, 200, False), (1, 500, True), (1, 500, False)):
-        asked = [random.choice(users, min(together, users), replace=False) * 7_919 + 1 for _ in range(rounds)]
+        queries = [random.choice(users, min(together, users), replace=False) * 7_919 + 1 for _ in range(rounds)]
         with TokenStore.open(folder, writable=True) as store:
-            store.backend._journal.sync = sync
+            store.backend._wal.sync = sync
 
-            def write(store: TokenStore = store, asked: list[Any] = asked, number: int = number) -> None:
-                for at, own in enumerate(asked):
+            def write(store: TokenStore = store, queries: list[Any] = queries, number: int = number) -> None:
+                for at, own in enumerate(queries):
                     append(store, random, own, number + at)
 
             wall, cpu = timed(write)
         number += rounds
-        total = sum(map(len, asked))
+        total = sum(map(len, queries))
         rows.append([str(together), "yes" if sync else "no", f"{total / wall:,.0f}", f"{total / cpu:,.0f}"])
     return rows
 
 
-def remote(made: Made, stop: int) -> tuple[list[str], list[str]]:
+def remote(token_set: TokenSet, stop: int) -> tuple[list[str], list[str]]:
     """A server's load, memory and reads; empty where there is none."""
     sys.path.insert(0, str(TESTS))
     import redis
@@ -187,11 +190,11 @@ def remote(made: Made, stop: int) -> tuple[list[str], list[str]]:
     try:
         with redis.Redis.from_url(url) as client, TokenStore.create(f"{url}/bench", INFO) as store:
             empty = client.info("memory")["used_memory"]
-            wall, _ = timed(lambda: made.put(store, stop))
+            wall, _ = timed(lambda: token_set.put(store, stop))
             used = client.info("memory")["used_memory"] - empty
-            asked = [made.requests(512 + at, stop) for at in range(20)]
-            row = batches({"Redis, float32": lambda u, t: len(store.last(u, t, 256, TRAINING))}, asked)[0]
-            one = list(zip(*(part.tolist() for part in made.requests(3_000, stop))))
+            queries = [token_set.requests(512 + at, stop) for at in range(20)]
+            row = batches({"Redis, float32": lambda u, t: len(store.last(u, t, 256, TRAINING))}, queries)[0]
+            one = list(zip(*(array.tolist() for array in token_set.requests(3_000, stop))))
             wall_us, cpu_us = singles(lambda u, t: store.last(u, t, 256), one)
     finally:
         serving.__exit__(None, None, None)
@@ -207,46 +210,48 @@ def kills(count: int) -> str:
     import test_crash
 
     with tempfile.TemporaryDirectory(dir=machine.CACHE) as folder:
-        told = test_crash.killed(Path(folder), count, 0.2)
-    return f"{count} writers killed (`kill -9`) while they appended and compacted: {told:,} acknowledged appends of 50 \
-events, 0 lost, 0 torn, 0 doubled."
+        acknowledged = test_crash.kill_writers(Path(folder), count, 0.2)
+    return (
+        f"{count} writers killed (`kill -9`) while they appended and compacted: {acknowledged:,} acknowledged appends "
+        "of 50 events, 0 lost, 0 torn, 0 doubled."
+    )
 
 
-def measure(folder: Path, made: Made, given: argparse.Namespace) -> str:
+def measure(folder: Path, token_set: TokenSet, arguments: argparse.Namespace) -> str:
     store = TokenStore.create(folder, INFO)
-    load = timed(lambda: made.put(store, given.tokens))
+    load = timed(lambda: token_set.put(store, arguments.tokens))
     store.close()
-    bytes_each = {path.stem: path.stat().st_size / given.tokens for path in folder.rglob("*.npy")}
-    asked = [made.requests(512 + at, given.tokens) for at in range(40)]
-    one = list(zip(*(part.tolist() for part in made.requests(10_000, given.tokens))))
-    stop = given.tokens // 10
-    redis_row, redis_said = remote(made, stop)
+    bytes_each = {path.stem: path.stat().st_size / arguments.tokens for path in folder.rglob("*.npy")}
+    queries = [token_set.requests(512 + at, arguments.tokens) for at in range(40)]
+    one = list(zip(*(array.tolist() for array in token_set.requests(10_000, arguments.tokens))))
+    stop = arguments.tokens // 10
+    redis_row, redis_said = remote(token_set, stop)
     opened = timed(lambda: TokenStore.open(folder).close())
     reader = TokenStore.open(folder)
     readers: dict[str, Callable[[Any, Any], int]] = {
-        "floor: mapped arrays": floor(folder, asked),
+        "floor: mapped arrays": floor(folder, queries),
         "store, as it lies": lambda u, t: len(reader.backend.last(u, t, 256, None, RAW)),
         "store, float32": lambda u, t: len(reader.last(u, t, 256, TRAINING)),
         "store, float32, all columns": lambda u, t: len(reader.last(u, t, 256)),
     }
-    rows, found = batches(readers, asked), np.mean([readers["store, as it lies"](*own) for own in asked])
+    rows, mean_tokens = batches(readers, queries), np.mean([readers["store, as it lies"](*own) for own in queries])
     quiet = [
         ["as it lies", *singles(lambda u, t: reader.backend.last(u, t, 256, None, RAW), one)],
         ["float32, all columns", *singles(lambda u, t: reader.last(u, t, 256), one)],
     ]
-    writes = appends(folder, given.users)
+    writes = appends(folder, arguments.users)
     reader.refresh()
     newest = [(user, NOW * 2) for user, _ in one]
     quiet.append(["float32, all columns, newest not compacted", *singles(lambda u, t: reader.last(u, t, 256), newest)])
-    writer = subprocess.Popen([sys.executable, __file__, "--append", str(folder), "--users", str(given.users)])
+    writer = subprocess.Popen([sys.executable, __file__, "--append", str(folder), "--users", str(arguments.users)])
     try:
         time.sleep(3)
         busy, refresh = [], []
-        for at, (user, moment) in enumerate(newest):
+        for at, (user, timestamp) in enumerate(newest):
             if at % 20 == 0:
                 refresh.append(timed(reader.refresh))
                 time.sleep(0.001)
-            busy.append(timed(lambda u=user, t=moment: reader.last(u, t, 256)))
+            busy.append(timed(lambda u=user, t=timestamp: reader.last(u, t, 256)))
     finally:
         writer.kill()
         writer.wait()
@@ -256,13 +261,13 @@ def measure(folder: Path, made: Made, given: argparse.Namespace) -> str:
     ):
         quiet.append([name, *percentiles(took)])
     with TokenStore.open(folder, writable=True) as store:
-        new = len(store.backend._delta)
+        new = len(store.backend._memtable)
         compact = timed(store.compact)
     lean = sum(bytes_each[name] for name in ("times", "vector", "visible", "version"))
     head = ["512 users, last 256", "ms", "CPU, ms", "million tokens a CPU-second"]
-    return f"""# The token store at {given.tokens:,} tokens of {given.users:,} users
+    return f"""# The token store at {arguments.tokens:,} tokens of {arguments.users:,} users
 
-32 numbers of 16 bits a token, one side column. A batch of 512 users finds {found:,.0f} tokens on average.
+32 numbers of 16 bits a token, one side column. A batch of 512 users finds {mean_tokens:,.0f} tokens on average.
 
 Loaded, sorted, in {load[0]:.1f} s ({load[1]:.1f} CPU-s). On disk {sum(bytes_each.values()):.1f} bytes a token, of
 which moment, vector, visible and version {lean:.1f}, and the instance {bytes_each["instance"]:.1f}. Opened in
@@ -278,23 +283,23 @@ On {stop:,} of the tokens, over a local socket: {redis_said[0]}.
 
 {machine.table(["tokens an append", "synced", "tokens a second", "tokens a CPU-second"], writes)}
 
-{kills(given.kills)}
+{kills(arguments.kills)}
 """
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("tokens", 20_000_000), ("users", 50_000), ("kills", 100)):
-        ask.add_argument(f"--{name}", type=int, default=value)
-    ask.add_argument("--append", type=Path, help=argparse.SUPPRESS)
-    given = ask.parse_args()
-    if given.append:
-        append_on(given.append, given.users)
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--append", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.append:
+        append_on(arguments.append, arguments.users)
         return
     machine.CACHE.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=machine.CACHE, prefix="tokens-"))
     try:
-        text = measure(folder / "tokens", make(given.tokens, given.users), given)
+        text = measure(folder / "tokens", build_tokens(arguments.tokens, arguments.users), arguments)
     finally:
         shutil.rmtree(folder)
     machine.write("token_store", text)

@@ -21,7 +21,7 @@ from longrec.store.remote_store import RemoteStore
 from longrec.store.segment import Segment
 
 TYPES = {
-    "place": np.dtype(np.int64),
+    "position": np.dtype(np.int64),
     "seen": np.dtype(np.int64),
     "name": np.dtype(np.int64),
     "vector": np.dtype((np.float16, (3,))),
@@ -51,30 +51,34 @@ class Space:
 
 
 def arrays(space: Space, log: Log, start: int = 0) -> tuple[NDArray[Any], NDArray[Any], dict[str, NDArray[Any]]]:
-    which, times, masks, names = (np.array([event[part] for event in log], np.int64) for part in range(4))
-    places = np.arange(start, start + len(log))
-    vectors = np.stack([places, places + 0.5, -places], 1).astype(np.float16)
+    which, times, masks, names = (np.array([event[index] for event in log], np.int64) for index in range(4))
+    positions = np.arange(start, start + len(log))
+    vectors = np.stack([positions, positions + 0.5, -positions], 1).astype(np.float16)
     keys = np.array([space.key(one) for one in which.tolist()], np.int64)
-    return keys, times, {"place": places, "seen": masks, "name": names, "vector": vectors}
+    return keys, times, {"position": positions, "seen": masks, "name": names, "vector": vectors}
 
 
-def kept(space: Space, log: Log) -> Log:
+def list_kept_events(space: Space, log: Log) -> Log:
     """Key, time, mask and place of the events that count, in the order in which they are read."""
     events: dict[Any, tuple[int, int, int, int]] = {}
-    for place, (key, time, mask, name) in enumerate(log):
-        events[(key, time, name) if space.identity else place] = (key, time, mask, place)
-    order = (lambda place: log[place][3]) if space.identity else (lambda place: place)
-    return sorted(events.values(), key=lambda found: (found[0], found[1], order(found[3])))
+    for position, (key, time, mask, name) in enumerate(log):
+        events[(key, time, name) if space.identity else position] = (key, time, mask, position)
+    order = (lambda position: log[position][3]) if space.identity else (lambda position: position)
+    return sorted(events.values(), key=lambda entry: (entry[0], entry[1], order(entry[3])))
 
 
 def slow_last(space: Space, log: Log, which: int, before: int, n: int, masked: bool = False) -> list[int]:
     """Places of the last events of a key strictly before a moment."""
-    mine = [found for found in kept(space, log) if found[0] == which and found[1] < before and (found[2] or not masked)]
-    return [place for _, _, _, place in mine][-n:] if n else []
+    mine = [
+        entry
+        for entry in list_kept_events(space, log)
+        if entry[0] == which and entry[1] < before and (entry[2] or not masked)
+    ]
+    return [position for _, _, _, position in mine][-n:] if n else []
 
 
-def places(events: Events, part: int = 0) -> list[int]:
-    return events.columns["place"][events.offsets[part] : events.offsets[part + 1]].tolist()
+def read_positions(events: Events, index: int = 0) -> list[int]:
+    return events.columns["position"][events.offsets[index] : events.offsets[index + 1]].tolist()
 
 
 Build = Callable[[Space, Log, Path, str], HistoryStore]
@@ -83,8 +87,8 @@ _numbers = itertools.count()
 
 def _memory(space: Space, log: Log, folder: Path, url: str) -> HistoryStore:
     store = MemoryStore(TYPES, space.rows, space.identity)
-    for place, one in enumerate(log):
-        store.append(*arrays(space, [one], place))
+    for position, one in enumerate(log):
+        store.append(*arrays(space, [one], position))
     return store
 
 
@@ -109,51 +113,51 @@ def _disk(space: Space, log: Log, folder: Path, url: str) -> HistoryStore:
     return DiskStore(segment(space, log))
 
 
-def _disk_and_delta(space: Space, log: Log, folder: Path, url: str) -> HistoryStore:
+def _disk_and_memtable(space: Space, log: Log, folder: Path, url: str) -> HistoryStore:
     half = len(log) // 2
     store = DiskStore(segment(space, log[:half]))
     store.append(*arrays(space, log[half:], half))
     return store
 
 
-def _created(space: Space, folder: Path) -> LsmStore:
+def _create(space: Space, folder: Path) -> LsmStore:
     return LsmStore.create(folder / f"s{next(_numbers)}", TYPES, space.rows, space.identity, sync=False)
 
 
 def _in_thirds(store: HistoryStore, space: Space, log: Log, between: Callable[[int], Any]) -> None:
     third = max(1, len(log) // 3)
-    for part, at in enumerate(range(0, len(log), third)):
+    for index, at in enumerate(range(0, len(log), third)):
         store.append(*arrays(space, log[at : at + third], at))
-        between(part)
+        between(index)
 
 
-def _durable(space: Space, log: Log, folder: Path, url: str) -> HistoryStore:
-    store = _created(space, folder)
-    _in_thirds(store, space, log, lambda part: None)
+def _lsm(space: Space, log: Log, folder: Path, url: str) -> HistoryStore:
+    store = _create(space, folder)
+    _in_thirds(store, space, log, lambda index: None)
     return store
 
 
-def _reopened(space: Space, log: Log, folder: Path, url: str) -> HistoryStore:
-    store = _created(space, folder)
-    _in_thirds(store, space, log, lambda part: store.compact() if part == 0 else None)
+def _reopen(space: Space, log: Log, folder: Path, url: str) -> HistoryStore:
+    store = _create(space, folder)
+    _in_thirds(store, space, log, lambda index: store.compact() if index == 0 else None)
     store.close()
     return LsmStore.open(store.folder, writable=True, verify=True, sync=False)
 
 
-def _half_compacted(space: Space, log: Log, folder: Path, url: str) -> HistoryStore:
-    store = _created(space, folder)
-    _in_thirds(store, space, log, lambda part: store.compact() if part == 1 else None)
+def _compact_half(space: Space, log: Log, folder: Path, url: str) -> HistoryStore:
+    store = _create(space, folder)
+    _in_thirds(store, space, log, lambda index: store.compact() if index == 1 else None)
     return store
 
 
-def _compacted(space: Space, log: Log, folder: Path, url: str) -> HistoryStore:
-    store = _created(space, folder)
-    _in_thirds(store, space, log, lambda part: store.compact())
+def _compact_all(space: Space, log: Log, folder: Path, url: str) -> HistoryStore:
+    store = _create(space, folder)
+    _in_thirds(store, space, log, lambda index: store.compact())
     return store
 
 
-def _loaded(space: Space, log: Log, folder: Path, url: str) -> HistoryStore:
-    store, half = _created(space, folder), len(log) // 2
+def _load(space: Space, log: Log, folder: Path, url: str) -> HistoryStore:
+    store, half = _create(space, folder), len(log) // 2
     store.load(*arrays(space, log[:half]))
     store.load(*arrays(space, log[half:], half))
     return store
@@ -161,7 +165,7 @@ def _loaded(space: Space, log: Log, folder: Path, url: str) -> HistoryStore:
 
 def _remote(space: Space, log: Log, folder: Path, url: str) -> HistoryStore:
     store = RemoteStore.create(f"{url}/contract-{next(_numbers)}", TYPES, space.rows, space.identity)
-    _in_thirds(store, space, log, lambda part: None)
+    _in_thirds(store, space, log, lambda index: None)
     return store
 
 
@@ -169,26 +173,26 @@ BACKENDS: dict[str, Build] = {
     "memory": _memory,
     "memory at once": _memory_at_once,
     "disk": _disk,
-    "disk and delta": _disk_and_delta,
-    "durable": _durable,
-    "durable reopened": _reopened,
-    "durable half compacted": _half_compacted,
-    "durable compacted": _compacted,
-    "durable loaded": _loaded,
+    "disk and memtable": _disk_and_memtable,
+    "lsm": _lsm,
+    "lsm reopened": _reopen,
+    "lsm half compacted": _compact_half,
+    "lsm compacted": _compact_all,
+    "lsm loaded": _load,
     "remote": _remote,
 }
 NAMED, UNNAMED = Space(None, "name"), Space(ROWS, None)
 SPACES = {
     "memory": [Space(None, None), Space(ROWS, "name"), NAMED, UNNAMED],
     "disk": [Space(None, None), UNNAMED],  # a segment that somebody brings names no events
-    "disk and delta": [Space(None, None), UNNAMED],
-    "durable half compacted": [Space(None, None), Space(ROWS, "name"), NAMED, UNNAMED],
+    "disk and memtable": [Space(None, None), UNNAMED],
+    "lsm half compacted": [Space(None, None), Space(ROWS, "name"), NAMED, UNNAMED],
 }
 CASES = [(name, space) for name in BACKENDS for space in SPACES.get(name, [NAMED, UNNAMED])]
 
 
 @contextmanager
-def filled(name: str, space: Space, log: Log, folder: Path, url: str) -> Iterator[HistoryStore]:
+def open_filled_store(name: str, space: Space, log: Log, folder: Path, url: str) -> Iterator[HistoryStore]:
     """A store of one backend that holds a log."""
     store = BACKENDS[name](space, log, folder, url)
     try:

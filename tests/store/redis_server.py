@@ -29,8 +29,8 @@ def program() -> tuple[str, dict[str, str]]:
         NoServer: none is installed, and none can be fetched.
     """
     for name in ("redis-server", "valkey-server"):
-        if found := shutil.which(name):
-            return found, dict(os.environ)
+        if executable := shutil.which(name):
+            return executable, dict(os.environ)
     unpacked = CACHE / "usr" / "bin" / "redis-server"
     if not unpacked.exists():
         _fetch()
@@ -74,17 +74,17 @@ def serving(*options: str) -> Iterator[str]:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         where = ["--bind", "127.0.0.1", "--port", str(port), "--dir", folder, "--save", "", "--daemonize", "no"]
-        with (Path(folder) / "said").open("w+") as said:
-            server = subprocess.Popen([command, *where, *options], env=environment, stdout=said, stderr=said)
+        with (Path(folder) / "said").open("w+") as output:
+            server = subprocess.Popen([command, *where, *options], env=environment, stdout=output, stderr=output)
             try:
-                _wait(server, port, said.name)
+                _wait(server, port, output.name)
                 yield f"redis://127.0.0.1:{port}/0"
             finally:
                 server.kill()
                 server.wait()
 
 
-def _wait(server: subprocess.Popen[bytes], port: int, said: str) -> None:
+def _wait(server: subprocess.Popen[bytes], port: int, output: str) -> None:
     client = redis.Redis(port=port)
     try:
         for _ in range(200):
@@ -92,7 +92,7 @@ def _wait(server: subprocess.Popen[bytes], port: int, said: str) -> None:
                 client.ping()
             except redis.ConnectionError:
                 if server.poll() is not None:
-                    raise NoServer(f"redis-server ends at once: {Path(said).read_text()[-200:]}") from None
+                    raise NoServer(f"redis-server ends at once: {Path(output).read_text()[-200:]}") from None
                 time.sleep(0.05)
             else:
                 return

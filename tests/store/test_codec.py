@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from longrec.errors import StoreError
-from longrec.store.codec import Bytes, Codec, Codes, Half, Whole, widened
+from longrec.store.codec import Codec, Float16Codec, Float32Codec, Int8Codec, ResidualCodec, widen_float16
 
 few = settings(deadline=None, max_examples=25)
 
@@ -21,39 +21,39 @@ def vectors(largest: float) -> st.SearchStrategy[NDArray[np.float32]]:
     return arrays.arrays(np.float32, shapes, elements=numbers)
 
 
-def round_trip(codec: Codec, given_: NDArray[np.float32]) -> NDArray[np.float32]:
-    versions = np.zeros(len(given_), np.int64)
-    columns = codec.encode(given_, versions)
+def round_trip(codec: Codec, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    versions = np.zeros(len(values), np.int64)
+    columns = codec.encode(values, versions)
     assert {name: (column.dtype, column.shape[1:]) for name, column in columns.items()} == {
         name: (dtype.base, dtype.shape) for name, dtype in codec.types.items()
     }
     back = codec.decode(columns, versions)
-    assert (back.dtype, back.shape) == (np.float32, given_.shape)
+    assert (back.dtype, back.shape) == (np.float32, values.shape)
     return back
 
 
 @few
-@given(given_=vectors(2.0**100))
-def test_fp32_keeps_every_bit(given_: NDArray[np.float32]) -> None:
-    assert round_trip(Whole(8), given_).tobytes() == given_.tobytes()
+@given(values=vectors(2.0**100))
+def test_fp32_keeps_every_bit(values: NDArray[np.float32]) -> None:
+    assert round_trip(Float32Codec(8), values).tobytes() == values.tobytes()
 
 
 @few
-@given(given_=vectors(65_504.0))
-def test_fp16_keeps_eleven_bits(given_: NDArray[np.float32]) -> None:
-    bound = np.where(np.abs(given_) < 2.0**-14, 2.0**-25, np.abs(given_.astype(np.float64)) * 2.0**-11)
-    assert (np.abs(round_trip(Half(8), given_).astype(np.float64) - given_) <= bound).all()
+@given(values=vectors(65_504.0))
+def test_fp16_keeps_eleven_bits(values: NDArray[np.float32]) -> None:
+    bound = np.where(np.abs(values) < 2.0**-14, 2.0**-25, np.abs(values.astype(np.float64)) * 2.0**-11)
+    assert (np.abs(round_trip(Float16Codec(8), values).astype(np.float64) - values) <= bound).all()
 
 
 @few
-@given(given_=vectors(2.0**100))
-def test_int8_keeps_half_a_step(given_: NDArray[np.float32]) -> None:
-    largest = np.abs(given_.astype(np.float64)).max(1, initial=0, keepdims=True)
+@given(values=vectors(2.0**100))
+def test_int8_keeps_half_a_step(values: NDArray[np.float32]) -> None:
+    largest = np.abs(values.astype(np.float64)).max(1, initial=0, keepdims=True)
     bound = np.where(largest > 2.0**-100, largest * (0.5 / 127 + 2.0**-20), largest)
-    assert (np.abs(round_trip(Bytes(8), given_).astype(np.float64) - given_) <= bound).all()
+    assert (np.abs(round_trip(Int8Codec(8), values).astype(np.float64) - values) <= bound).all()
 
 
-@pytest.mark.parametrize("codec", [Whole(8), Half(8), Bytes(8)])
+@pytest.mark.parametrize("codec", [Float32Codec(8), Float16Codec(8), Int8Codec(8)])
 def test_float16_is_taken_as_it_is(codec: Codec) -> None:
     halves = np.random.default_rng(0).standard_normal((9, 8)).astype(np.float16)
     assert np.array_equal(round_trip(codec, halves), round_trip(codec, halves.astype(np.float32)))
@@ -66,33 +66,33 @@ def test_float16_is_widened_bit_for_bit() -> None:
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     finite = every[np.isfinite(every)]
     for halves in (finite, finite.reshape(-1, 2)[::3], finite[:0]):
-        assert widened(halves).tobytes() == halves.astype(np.float32).tobytes()
+        assert widen_float16(halves).tobytes() == halves.astype(np.float32).tobytes()
     many = np.tile(finite, 3)  # more than fits one piece
-    assert widened(many).tobytes() == many.astype(np.float32).tobytes()
+    assert widen_float16(many).tobytes() == many.astype(np.float32).tobytes()
 
 
-@pytest.mark.parametrize("codec", [Whole(8), Half(8), Bytes(8)])
+@pytest.mark.parametrize("codec", [Float32Codec(8), Float16Codec(8), Int8Codec(8)])
 def test_what_cannot_be_kept_is_refused(codec: Codec) -> None:
     none = np.zeros(2, np.int64)
     for bad in (np.nan, np.inf, -np.inf, 1e300):
-        given_ = np.zeros((2, 8))
-        given_[1, 3] = bad
+        values = np.zeros((2, 8))
+        values[1, 3] = bad
         with pytest.raises(StoreError, match="NaN or infinity in row 1"):
-            codec.encode(given_, none)
-    for given_ in (np.zeros((2, 7), np.float32), np.zeros(8, np.float32), np.zeros((2, 8), np.int64)):
+            codec.encode(values, none)
+    for values in (np.zeros((2, 7), np.float32), np.zeros(8, np.float32), np.zeros((2, 8), np.int64)):
         with pytest.raises(StoreError, match=r"expected float32 \[n, 8\]"):
-            codec.encode(given_, none)
+            codec.encode(values, none)
 
 
 def test_fp16_refuses_what_it_would_make_infinite() -> None:
     fits = np.array([[65_504.0, 65_519.0]], np.float32)
-    assert np.isfinite(round_trip(Half(2), fits)).all()
+    assert np.isfinite(round_trip(Float16Codec(2), fits)).all()
     with pytest.raises(StoreError, match="the number 65520; expected at most 65504 in fp16"):
-        Half(2).encode(np.array([[1.0, 65_520.0]], np.float32), np.zeros(1, np.int64))
+        Float16Codec(2).encode(np.array([[1.0, 65_520.0]], np.float32), np.zeros(1, np.int64))
 
 
 def test_int8_by_hand() -> None:
-    codec = Bytes(3)
+    codec = Int8Codec(3)
     columns = codec.encode(np.array([[1.0, -2.54, 0.03], [0, 0, 0]], np.float32), np.zeros(2, np.int64))
     assert columns["vector"].tolist() == [[50, -127, 2], [0, 0, 0]]  # 0.03 / 0.02 is 1.5, and rounds to even
     assert columns["scale"].tolist() == pytest.approx([0.02, 0])
@@ -104,45 +104,45 @@ def books(random: np.random.Generator, versions: int = 2) -> dict[int, NDArray[n
     return {n: (random.standard_normal((2, 3, 16, 4)) * scale).astype(np.float32) for n in range(versions)}
 
 
-def test_codes_stand_for_the_words_of_their_own_version() -> None:
+def test_codes_decode_with_the_codebook_of_their_version() -> None:
     random = np.random.default_rng(0)
-    found = books(random)
-    codec = Codes(8, 2, 3, found)
+    codebooks = books(random)
+    codec = ResidualCodec(8, 2, 3, codebooks)
     codes, versions = random.integers(0, 16, (50, 6)).astype(np.uint8), random.integers(0, 2, 50)
     columns = codec.encode(codes, versions)
     assert np.array_equal(columns["codes"], codes)
     back = codec.decode(columns, versions)
     for row in range(50):
-        own, code = found[int(versions[row])], codes[row].reshape(2, 3)
+        own, code = codebooks[int(versions[row])], codes[row].reshape(2, 3)
         slow = [sum(own[slot, level, code[slot, level]].astype(np.float64) for level in range(3)) for slot in range(2)]
         assert np.allclose(back[row], np.concatenate(slow), atol=1e-5)
     assert codec.decode(codec.encode(codes[:0], versions[:0]), versions[:0]).shape == (0, 8)
 
 
-def test_codes_are_the_nearest_words_level_by_level() -> None:
+def test_codes_are_the_nearest_codewords_per_level() -> None:
     random = np.random.default_rng(1)
-    found = books(random)
-    codec = Codes(8, 2, 3, found)
-    given_, versions = random.standard_normal((40, 8)).astype(np.float32), random.integers(0, 2, 40)
-    codes = codec.encode(given_, versions)["codes"].reshape(40, 2, 3)
+    codebooks = books(random)
+    codec = ResidualCodec(8, 2, 3, codebooks)
+    values, versions = random.standard_normal((40, 8)).astype(np.float32), random.integers(0, 2, 40)
+    codes = codec.encode(values, versions)["codes"].reshape(40, 2, 3)
     for row in range(40):
         for slot in range(2):
-            rest = given_[row, 4 * slot : 4 * slot + 4].astype(np.float64)
+            rest = values[row, 4 * slot : 4 * slot + 4].astype(np.float64)
             for level in range(3):
-                words = found[int(versions[row])][slot, level].astype(np.float64)
-                distance = np.square(rest - words).sum(1)
+                codewords = codebooks[int(versions[row])][slot, level].astype(np.float64)
+                distance = np.square(rest - codewords).sum(1)
                 assert distance[codes[row, slot, level]] <= distance.min() + 1e-5
-                rest = rest - words[codes[row, slot, level]]
+                rest = rest - codewords[codes[row, slot, level]]
     # A level can only bring the vector nearer than the best of its words alone.
-    off = np.square(codec.decode({"codes": codes.reshape(40, 6)}, versions) - given_).sum(1)
+    off = np.square(codec.decode({"codes": codes.reshape(40, 6)}, versions) - values).sum(1)
     first = np.stack([
-        np.concatenate([found[int(v)][s, 0, codes[row, s, 0]] for s in range(2)]) for row, v in enumerate(versions)
+        np.concatenate([codebooks[int(v)][s, 0, codes[row, s, 0]] for s in range(2)]) for row, v in enumerate(versions)
     ])  # fmt: skip
-    assert off.mean() < np.square(first - given_).sum(1).mean()
+    assert off.mean() < np.square(first - values).sum(1).mean()
 
 
 def test_codes_that_stand_for_nothing_are_refused() -> None:
-    codec = Codes(8, 2, 3, books(np.random.default_rng(2)))
+    codec = ResidualCodec(8, 2, 3, books(np.random.default_rng(2)))
     with pytest.raises(StoreError, match="code 16; expected codes below 16"):
         codec.encode(np.full((1, 6), 16, np.uint8), np.zeros(1, np.int64))
     with pytest.raises(StoreError, match=r"codes of shape \[1, 5\]; expected \[n, 6\]"):

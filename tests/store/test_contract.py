@@ -8,7 +8,7 @@ from pathlib import Path
 import contract
 import numpy as np
 import pytest
-from contract import ROWS, TYPES, Log, Space, arrays, filled, kept, places, slow_last
+from contract import ROWS, TYPES, Log, Space, arrays, list_kept_events, open_filled_store, read_positions, slow_last
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -37,36 +37,40 @@ def url(name: str, request: pytest.FixtureRequest) -> str:
 
 @cases
 @few
-@given(log=contract.logs, n=st.integers(0, 6), masked=st.booleans(), moment=st.integers(-2, 6))
+@given(log=contract.logs, n=st.integers(0, 6), masked=st.booleans(), timestamp=st.integers(-2, 6))
 def test_last_equals_a_search_from_end_to_end(
-    name: str, space: Space, folder: Path, url: str, log: Log, n: int, masked: bool, moment: int
+    name: str, space: Space, folder: Path, url: str, log: Log, n: int, masked: bool, timestamp: int
 ) -> None:
     which = np.array([2, 1, 2, 0, 4])
     keys = np.array([space.key(one) for one in which.tolist()])
-    before = moment + np.arange(5)
-    with filled(name, space, log, folder, url) as store:
+    before = timestamp + np.arange(5)
+    with open_filled_store(name, space, log, folder, url) as store:
         got = store.last(keys, before, n, "seen" if masked else None)
-        for part, (one, at) in enumerate(zip(which.tolist(), before.tolist())):
-            assert places(got, part) == slow_last(space, log, one, at, n, masked)
-        place = got.columns["place"]
-        assert np.array_equal(got.columns["vector"], np.stack([place, place + 0.5, -place], 1).astype(np.float16))
-        assert got.times.tolist() == [log[at][1] for at in place.tolist()]
-        one = store.last(space.key(2), moment, n, columns=["place"])
-        assert places(one) == slow_last(space, log, 2, moment, n)
-        assert set(one.columns) == {"place"}
+        for index, (one, at) in enumerate(zip(which.tolist(), before.tolist())):
+            assert read_positions(got, index) == slow_last(space, log, one, at, n, masked)
+        position = got.columns["position"]
+        assert np.array_equal(
+            got.columns["vector"], np.stack([position, position + 0.5, -position], 1).astype(np.float16)
+        )
+        assert got.times.tolist() == [log[at][1] for at in position.tolist()]
+        one = store.last(space.key(2), timestamp, n, columns=["position"])
+        assert read_positions(one) == slow_last(space, log, 2, timestamp, n)
+        assert set(one.columns) == {"position"}
 
 
 @cases
 @few
-@given(log=contract.logs, late=st.lists(contract.event, min_size=1, max_size=5), moment=st.integers(0, 4))
-def test_what_comes_at_or_after_a_moment_changes_no_answer_for_it(
-    name: str, space: Space, folder: Path, url: str, log: Log, late: Log, moment: int
+@given(log=contract.logs, late=st.lists(contract.event, min_size=1, max_size=5), timestamp=st.integers(0, 4))
+def test_later_events_do_not_change_an_earlier_read(
+    name: str, space: Space, folder: Path, url: str, log: Log, late: Log, timestamp: int
 ) -> None:
     keys = np.array([space.key(one) for one in range(ROWS)])
-    with filled(name, space, log, folder, url) as store:
-        first = store.last(keys, moment, 4)
-        store.append(*arrays(space, [(key, time + moment + 1, mask, id_) for key, time, mask, id_ in late], len(log)))
-        again = store.last(keys, moment, 4)
+    with open_filled_store(name, space, log, folder, url) as store:
+        first = store.last(keys, timestamp, 4)
+        store.append(
+            *arrays(space, [(key, time + timestamp + 1, mask, id_) for key, time, mask, id_ in late], len(log))
+        )
+        again = store.last(keys, timestamp, 4)
     assert np.array_equal(first.offsets, again.offsets)
     assert np.array_equal(first.times, again.times)
     assert all(np.array_equal(first.columns[column], again.columns[column]) for column in TYPES)
@@ -75,13 +79,13 @@ def test_what_comes_at_or_after_a_moment_changes_no_answer_for_it(
 @cases
 @few
 @given(log=contract.logs)
-def test_scan_tells_every_event_once(name: str, space: Space, folder: Path, url: str, log: Log) -> None:
+def test_scan_returns_every_event_once(name: str, space: Space, folder: Path, url: str, log: Log) -> None:
     expected: dict[int, list[tuple[int, int]]] = {}
-    for key, time, _, place in kept(space, log):
-        expected.setdefault(space.key(key), []).append((time, place))
-    with filled(name, space, log, folder, url) as store:
-        told = {key: list(zip(events.times.tolist(), places(events))) for key, events in store.scan()}
-        assert list(told.items()) == sorted(expected.items())
+    for key, time, _, position in list_kept_events(space, log):
+        expected.setdefault(space.key(key), []).append((time, position))
+    with open_filled_store(name, space, log, folder, url) as store:
+        events_by_key = {key: list(zip(events.times.tolist(), read_positions(events))) for key, events in store.scan()}
+        assert list(events_by_key.items()) == sorted(expected.items())
         assert len(store) == sum(map(len, expected.values()))
 
 
@@ -96,7 +100,7 @@ def test_11_a_retried_append_never_multiplies(
         return
     some = again.draw(st.lists(st.sampled_from(log), max_size=8)) if log else []
     some = [(key, time, 1 - mask, id_) for key, time, mask, id_ in some]
-    with filled(name, space, log, folder, url) as store:
+    with open_filled_store(name, space, log, folder, url) as store:
         count = len(store)
         store.append(*arrays(space, some, len(log)))
         store.append(*arrays(space, some, len(log)))
@@ -104,8 +108,8 @@ def test_11_a_retried_append_never_multiplies(
         whole = log + some + some
         for which in range(1, ROWS):
             got = store.last(space.key(which), 9, 99)
-            found = [place if place < len(log) else place + len(some) for place in places(got)]
-            assert found == slow_last(space, whole, which, 9, 99)
+            positions = [position if position < len(log) else position + len(some) for position in read_positions(got)]
+            assert positions == slow_last(space, whole, which, 9, 99)
 
 
 @cases
@@ -113,7 +117,7 @@ def test_12_order_list_sorted_by_event_time_and_truncation_keeps_the_newest(
     name: str, space: Space, folder: Path, url: str
 ) -> None:
     log: Log = [(1, time, 1, 0) for time in (3, 1, 4, 0, 2)]
-    with filled(name, space, log, folder, url) as store:
+    with open_filled_store(name, space, log, folder, url) as store:
         assert store.last(space.key(1), 9, 99).times.tolist() == [0, 1, 2, 3, 4]
         assert store.last(space.key(1), 9, 2).times.tolist() == [3, 4]
         assert store.last(space.key(1), 3, 2).times.tolist() == [1, 2]
@@ -121,7 +125,7 @@ def test_12_order_list_sorted_by_event_time_and_truncation_keeps_the_newest(
 
 @cases
 def test_columns_are_read_in_the_same_types_everywhere(name: str, space: Space, folder: Path, url: str) -> None:
-    with filled(name, space, [(1, 1, 1, 0), (1, 2, 0, 0), (2, 1, 1, 1)], folder, url) as store:
+    with open_filled_store(name, space, [(1, 1, 1, 0), (1, 2, 0, 0), (2, 1, 1, 1)], folder, url) as store:
         for keys in (np.array([space.key(1), space.key(3)]), np.array([space.key(1)]), np.zeros(0, np.int64)):
             got = store.last(keys, 9, 9)
             assert {n: (column.dtype, column.shape[1:]) for n, column in got.columns.items()} == {
@@ -132,14 +136,14 @@ def test_columns_are_read_in_the_same_types_everywhere(name: str, space: Space, 
 
 
 WRONG = [
-    ([1], [1], {"place": None}, "expected name, place, seen, vector"),
-    ([1], [1], {"other": [1]}, "the columns name, other, place, seen, vector"),
-    ([1, 2], [1], {}, "2 keys, 1 times, 1 place"),
+    ([1], [1], {"position": None}, "expected name, position, seen, vector"),
+    ([1], [1], {"other": [1]}, "the columns name, other, position, seen, vector"),
+    ([1, 2], [1], {}, "2 keys, 1 times, 1 position"),
     ([1.0], [1], {}, "keys of type float64"),
     ([2**64 - 1], [1], {}, "18446744073709551615|what fits int64"),
-    ([1], [1], {"place": [1.5]}, "column 'place': values of type float64"),
-    ([1], [1], {"place": [2**63]}, "what fits int64"),
-    ([1], [1], {"place": ["a"]}, "column 'place': values of type <U1"),
+    ([1], [1], {"position": [1.5]}, "column 'position': values of type float64"),
+    ([1], [1], {"position": [2**63]}, "what fits int64"),
+    ([1], [1], {"position": ["a"]}, "column 'position': values of type <U1"),
     ([1], [1], {"vector": [1]}, r"column 'vector': \[1\]; expected \[1, 3\]"),
     ([1], [1], {"vector": [[1, 2]]}, r"column 'vector': \[1, 2\]; expected \[1, 3\]"),
     ([1], [1], {"vector": [[1, 2, 1e9]]}, "what fits float16"),
@@ -149,18 +153,18 @@ WRONG = [
 
 @cases
 def test_a_wrong_append_changes_nothing(name: str, space: Space, folder: Path, url: str) -> None:
-    with filled(name, space, [(1, 1, 1, 0), (2, 1, 1, 0)], folder, url) as store:
+    with open_filled_store(name, space, [(1, 1, 1, 0), (2, 1, 1, 0)], folder, url) as store:
         for keys, times, change, message in WRONG:
-            values = {"place": [3], "seen": [1], "name": [1], "vector": [[1, 2, 3]]} | change
-            given_ = {n: np.array(v) for n, v in values.items() if v is not None}
+            values = {"position": [3], "seen": [1], "name": [1], "vector": [[1, 2, 3]]} | change
+            columns = {n: np.array(v) for n, v in values.items() if v is not None}
             with pytest.raises(StoreError, match=message):
-                store.append(np.array(keys), np.array(times), given_)
+                store.append(np.array(keys), np.array(times), columns)
         assert len(store) == 2
 
 
 @cases
 def test_an_empty_append_an_unknown_key_and_an_unknown_column(name: str, space: Space, folder: Path, url: str) -> None:
-    with filled(name, space, [(1, 1, 1, 0)], folder, url) as store:
+    with open_filled_store(name, space, [(1, 1, 1, 0)], folder, url) as store:
         store.append(*arrays(space, []))
         assert len(store) == 1
         for key in (-1, ROWS):
@@ -168,15 +172,15 @@ def test_an_empty_append_an_unknown_key_and_an_unknown_column(name: str, space: 
                 assert len(store.last(key, 9, 1)) == 0
                 assert len(store.last(np.array([key, space.key(1)]), 9, 1)) == 1
                 continue
-            for asked in (key, np.array([1, key])):
+            for key_rows in (key, np.array([1, key])):
                 with pytest.raises(StoreError, match="rows from 0 to 4"):
-                    store.last(asked, 9, 1)
+                    store.last(key_rows, 9, 1)
         if space.rows is not None:
             with pytest.raises(StoreError, match="the key row 0; expected rows from 1 to 4"):
                 store.append(np.array([0]), np.array([1]), arrays(space, [(1, 1, 1, 1)])[2])
-        for asked_for in ({"where": "sen"}, {"columns": ["sen"]}):
+        for arguments in ({"where": "sen"}, {"columns": ["sen"]}):
             with pytest.raises(StoreError, match="no column 'sen'"):
-                store.last(space.key(1), 9, 1, **asked_for)
+                store.last(space.key(1), 9, 1, **arguments)
 
 
 @cases
@@ -185,11 +189,11 @@ def test_an_empty_append_an_unknown_key_and_an_unknown_column(name: str, space: 
 def test_long_lists_are_read_as_short_ones(name: str, space: Space, folder: Path, url: str, log: Log) -> None:
     """Many events a key are copied in slices, few one by one."""
     keys = np.array([space.key(1), space.key(2), space.key(1)])
-    with filled(name, space, log, folder, url) as store:
+    with open_filled_store(name, space, log, folder, url) as store:
         got = store.last(keys, np.array([30, 30, 99]), 80)
-        assert places(got, 0) == slow_last(space, log, 1, 30, 80)
-        assert places(got, 1) == []
-        assert places(got, 2) == slow_last(space, log, 1, 99, 80)
-        place = got.columns["place"]
-        assert np.array_equal(got.columns["vector"][:, 0], place.astype(np.float16))
-        assert got.columns["name"].tolist() == [log[at][3] for at in place.tolist()]
+        assert read_positions(got, 0) == slow_last(space, log, 1, 30, 80)
+        assert read_positions(got, 1) == []
+        assert read_positions(got, 2) == slow_last(space, log, 1, 99, 80)
+        position = got.columns["position"]
+        assert np.array_equal(got.columns["vector"][:, 0], position.astype(np.float16))
+        assert got.columns["name"].tolist() == [log[at][3] for at in position.tolist()]

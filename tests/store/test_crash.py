@@ -61,22 +61,22 @@ def writers(folder: Path) -> Iterator[Writers]:
 
 def appends(store: LsmStore) -> int:
     """How many appends a store holds, each of them whole, once and as it was written."""
-    found: Counter[int] = Counter()
+    counts: Counter[int] = Counter()
     for key, events in store.scan():
         numbers, names = events.columns["number"], events.columns["name"]
         assert (np.diff(events.times) >= 0).all()
         assert len(np.unique(names)) == len(names)
         assert (events.columns["vector"] == (numbers % 1_000)[:, None]).all()
         assert (names // TOGETHER == numbers).all()
-        found.update(numbers.tolist())
+        counts.update(numbers.tolist())
         own = batch(int(numbers[-1]))
         assert key in own[0]
-    assert set(found) == set(range(len(found)))
-    assert set(found.values()) <= {TOGETHER}
-    return len(found)
+    assert set(counts) == set(range(len(counts)))
+    assert set(counts.values()) <= {TOGETHER}
+    return len(counts)
 
 
-def killed(tmp_path: Path, times: int, seconds: float) -> int:
+def kill_writers(tmp_path: Path, times: int, seconds: float) -> int:
     random = np.random.default_rng(3)
     with writers(tmp_path / "s") as some:
         for seed in range(times):
@@ -90,13 +90,13 @@ def killed(tmp_path: Path, times: int, seconds: float) -> int:
         return some.acknowledged()
 
 
-def test_a_killed_writer_loses_nothing_that_it_was_told_is_there(tmp_path: Path) -> None:
-    assert killed(tmp_path, 8, 0.05) >= 8
+def test_a_killed_writer_loses_no_acknowledged_append(tmp_path: Path) -> None:
+    assert kill_writers(tmp_path, 8, 0.05) >= 8
 
 
 @pytest.mark.slow
 def test_a_hundred_killed_writers_lose_nothing(tmp_path: Path) -> None:
-    assert killed(tmp_path, 100, 0.2) >= 100
+    assert kill_writers(tmp_path, 100, 0.2) >= 100
 
 
 def test_a_reader_in_another_process_sees_whole_appends(tmp_path: Path) -> None:
@@ -105,10 +105,10 @@ def test_a_reader_in_another_process_sees_whole_appends(tmp_path: Path) -> None:
         writer = some.begin(1)
         end = time.monotonic() + 20
         while seen < 60 and time.monotonic() < end:
-            told = some.acknowledged()
+            minimum = some.acknowledged()
             reader.refresh()
             now = appends(reader)
-            assert now >= max(seen, told)
+            assert now >= max(seen, minimum)
             seen = now
         some.kill(writer)
         assert seen >= 60

@@ -18,7 +18,7 @@ INFO = KnowledgeInfo(
 KEYS = np.array([7, 8, 9], np.int64)
 
 
-def known(keys: list[int], width: int, value: float) -> SideVectors:
+def build_side(keys: list[int], width: int, value: float) -> SideVectors:
     """Everybody's vector is ``value`` and the key."""
     vectors = np.full((len(keys), width), value, np.float32)
     vectors[:, -1] = keys
@@ -26,15 +26,15 @@ def known(keys: list[int], width: int, value: float) -> SideVectors:
 
 
 def publish(store: KnowledgeStore, at: int, value: float, users: list[int], items: list[int]) -> None:
-    store.publish(at, at, known(users, 3, value), known(items, 2, value))
+    store.publish(at, at, build_side(users, 3, value), build_side(items, 2, value))
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> KnowledgeStore:
-    made = KnowledgeStore.create(tmp_path / "v1", INFO)
-    publish(made, 100, 1.0, [7, 8], [1, 2])
-    publish(made, 200, 2.0, [7, 9], [1, 2, 3])
-    return made
+    knowledge = KnowledgeStore.create(tmp_path / "v1", INFO)
+    publish(knowledge, 100, 1.0, [7, 8], [1, 2])
+    publish(knowledge, 200, 2.0, [7, 9], [1, 2, 3])
+    return knowledge
 
 
 def numbers(*values: int) -> NDArray[np.int64]:
@@ -42,14 +42,14 @@ def numbers(*values: int) -> NDArray[np.int64]:
 
 
 def test_7_version_consistency_is_strictly_before_the_request(store: KnowledgeStore) -> None:
-    moments = numbers(0, 100, 101, 200, 201, 10**12)
-    assert store.find_versions(moments).tolist() == [-1, -1, 0, 0, 1, 1]
+    timestamps = numbers(0, 100, 101, 200, 201, 10**12)
+    assert store.find_versions(timestamps).tolist() == [-1, -1, 0, 0, 1, 1]
 
 
 def test_7_version_consistency_of_both_sides(store: KnowledgeStore) -> None:
     """Whatever a request reads of users and items was written by one version; a gap is a gap, no older vector."""
-    for moment, value, there in ((150, 1.0, [1, 1, 0]), (250, 2.0, [1, 0, 1])):
-        version = store.find_versions(numbers(moment))
+    for timestamp, value, there in ((150, 1.0, [1, 1, 0]), (250, 2.0, [1, 0, 1])):
+        version = store.find_versions(numbers(timestamp))
         users = store.look_up("user", KEYS, version)
         items = store.look_up("item", numbers(1, 2, 3), version)
         assert users[:, 0].tolist() == there
@@ -95,16 +95,16 @@ def test_vectors_come_back_as_the_codec_keeps_them(tmp_path: Path, codec: str) -
     random = np.random.default_rng(0)
     vectors = random.standard_normal((50, 3)).astype(np.float32)
     info = KnowledgeInfo({"user": 3, "item": 2}, "step", {"user": "text", "item": "int64"}, codec=codec)
-    with KnowledgeStore.create(tmp_path / "v1", info) as made:
+    with KnowledgeStore.create(tmp_path / "v1", info) as knowledge:
         keys = random.permutation(1_000)[:50]
-        made.publish(5, 9, SideVectors(keys, vectors), known([1], 2, 1))
-        found = made.look_up("user", keys, numbers(0))
+        knowledge.publish(5, 9, SideVectors(keys, vectors), build_side([1], 2, 1))
+        lookup = knowledge.look_up("user", keys, numbers(0))
     near = {"fp32": 0, "fp16": 2**-11 * 4, "int8": 4 / 254}[codec]
-    np.testing.assert_allclose(found[:, 1:], vectors, rtol=0, atol=near)
+    np.testing.assert_allclose(lookup[:, 1:], vectors, rtol=0, atol=near)
     with KnowledgeStore.open(tmp_path / "v1") as again:
-        assert again.info == made.info
+        assert again.info == knowledge.info
         assert again.info.versions[0].trained_before == 5
-        assert np.array_equal(again.look_up("user", keys, numbers(0)), found)
+        assert np.array_equal(again.look_up("user", keys, numbers(0)), lookup)
 
 
 def test_the_visibility_delay_keeps_its_stored_name(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_what_cannot_be_is_refused(store: KnowledgeStore, tmp_path: Path) -> Non
     with pytest.raises(StoreError, match="a version published at 200, after version 1 of 200"):
         publish(store, 200, 1.0, [7], [1])
     with pytest.raises(StoreError, match="a moment from 400 on"):
-        store.publish(400, 300, known([7], 3, 1), known([1], 2, 1))
+        store.publish(400, 300, build_side([7], 3, 1), build_side([1], 2, 1))
     with pytest.raises(StoreError, match="something is there already"):
         KnowledgeStore.create(store.folder, INFO)
     with pytest.raises(StoreError, match=r"no readable knowledge.json"):

@@ -22,7 +22,7 @@ TYPES = {"name": np.dtype(np.int64), "small": np.dtype(np.int32), "vector": np.d
 
 
 def events(keys: Any, times: Any, names: Any, value: int = 0) -> tuple[Any, Any, dict[str, NDArray[Any]]]:
-    keys, times, names = (np.array(part, np.int64) for part in (keys, times, names))
+    keys, times, names = (np.array(array, np.int64) for array in (keys, times, names))
     vectors = np.repeat(names[:, None] % 1_000, 4, 1).astype(np.float16)
     return keys, times, {"name": names, "small": np.full(len(keys), value), "vector": vectors}
 
@@ -45,7 +45,7 @@ def test_what_was_appended_is_there_again(tmp_path: Path) -> None:
         assert names(reader) == [0, 1, 2]
         assert reader.attributes == {"about": "test", "more": [1, 2.5]}
         assert np.array_equal(reader.take_array("books"), np.eye(3))
-        assert (reader.recovery.dropped, reader.recovery.kept) == (0, None)
+        assert (reader.recovery.dropped_bytes, reader.recovery.saved_to) == (0, None)
         with pytest.raises(StoreError, match="open for reading"):
             reader.append(*events([1], [1], [1]))
         for write in (reader.compact, lambda: reader.set_attributes({}), lambda: reader.put_array("x", np.eye(1))):
@@ -80,13 +80,13 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
 
 def test_a_forked_process_neither_keeps_nor_gives_away_the_lock(tmp_path: Path) -> None:
     store = store_of(tmp_path / "s")
-    told, tell = os.pipe()
+    read_end, write_end = os.pipe()
     child = os.fork()
     if not child:
         store.close()  # as if it were collected there
-        os.write(tell, b"x")
+        os.write(write_end, b"x")
         os._exit(0)
-    os.read(told, 1)
+    os.read(read_end, 1)
     with pytest.raises(StoreError, match="another writer holds it"):
         LsmStore.open(tmp_path / "s", writable=True)
     os.waitpid(child, 0)
@@ -94,8 +94,8 @@ def test_a_forked_process_neither_keeps_nor_gives_away_the_lock(tmp_path: Path) 
     store.close()
     with LsmStore.open(tmp_path / "s", writable=True) as again:
         assert names(again) == [0, 1, 2, 9]
-    os.close(told)
-    os.close(tell)
+    os.close(read_end)
+    os.close(write_end)
 
 
 def test_a_reader_sees_what_is_new_when_it_refreshes(tmp_path: Path) -> None:
@@ -150,17 +150,17 @@ def test_whole_numbers_lie_as_narrow_as_they_are(tmp_path: Path) -> None:
     assert (got.columns["small"].dtype, names(store)[-1]) == (np.int32, -(2**60))
 
 
-@pytest.mark.parametrize("moment", ["segment", "journal", "manifest"])
-def test_a_compaction_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+@pytest.mark.parametrize("step", ["segment", "wal", "manifest"])
+def test_a_compaction_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     store = store_of(tmp_path / "s")
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        if moment == "segment":
+        if step == "segment":
             patched.setattr(compaction, "write_manifest", full)
-        elif moment == "journal":
+        elif step == "wal":
             patched.setattr("longrec.store.lsm_store.sync_path", full)
         else:
             patched.setattr(lsm_files, "_replace", full)
@@ -209,7 +209,7 @@ def test_an_append_that_meets_a_full_disk_is_undone(tmp_path: Path, monkeypatch:
     store.append(*events([7], [10], [10]))
     reader = LsmStore.open(tmp_path / "s")
     assert names(reader) == [0, 1, 2, 10]
-    assert reader.recovery.dropped == 0
+    assert reader.recovery.dropped_bytes == 0
 
 
 def test_a_disk_that_fails_ends_the_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,29 +238,29 @@ def test_new_events_are_compacted_when_memory_ends(tmp_path: Path) -> None:
     assert names(store) == names(LsmStore.open(tmp_path / "s", verify=True)) == list(range(40))
 
 
-@pytest.mark.parametrize("given", ["sorted", "ties", "mixed"])
-def test_a_load_is_a_sorted_append(tmp_path: Path, given: str) -> None:
+@pytest.mark.parametrize("case", ["sorted", "ties", "mixed"])
+def test_a_load_is_a_sorted_append(tmp_path: Path, case: str) -> None:
     random = np.random.default_rng(0)
     keys, times, ids = random.integers(-50, 50, (3, 2_000)) // np.array([[1], [2], [5]])
     order = {
         "sorted": np.lexsort((ids, times, keys)),
         "ties": np.lexsort((times, keys)),
         "mixed": np.arange(len(keys)),
-    }[given]
+    }[case]
     keys, times, ids = keys[order], times[order], ids[order]
     kept = {triple: at for at, triple in enumerate(zip(keys.tolist(), times.tolist(), ids.tolist()))}
     store = LsmStore.create(tmp_path / "s", {"name": np.int64, "at": np.int32}, None, "name", sync=False)
     store.append(keys[:5], times[:5], {"name": ids[:5], "at": np.full(5, -1)})
     store.load(keys, times, {"name": ids, "at": np.arange(len(keys))})
-    found = {}
+    positions = {}
     for key, own in store.scan():
         for time, name, at in zip(own.times.tolist(), own.columns["name"].tolist(), own.columns["at"].tolist()):
-            found[(key, time, name)] = at
-    assert list(found.items()) == sorted(kept.items())
+            positions[(key, time, name)] = at
+    assert list(positions.items()) == sorted(kept.items())
     assert len(store) == len(kept)
 
 
-def test_an_empty_store_may_be_given_other_columns(tmp_path: Path) -> None:
+def test_an_empty_store_accepts_other_columns(tmp_path: Path) -> None:
     store = LsmStore.create(tmp_path / "s", {"name": np.int64}, None, "name")
     reader = LsmStore.open(tmp_path / "s")
     store.retype(TYPES)
@@ -336,11 +336,14 @@ def test_threads_read_while_one_writes_and_compacts(tmp_path: Path) -> None:
         seen = 0
         while not done.is_set():
             got = store.last(np.array([7, 8, 7]), 10**6, 10**6)
-            for part in range(3):
-                own = slice(*got.offsets[part : part + 2])
-                found, vectors = got.columns["name"][own], got.columns["vector"][own]
-                if found.tolist() != list(range(len(found))) or not (vectors == (found % 1_000)[:, None]).all():
-                    faults.append((part, found))
+            for index in range(3):
+                own = slice(*got.offsets[index : index + 2])
+                own_names, vectors = got.columns["name"][own], got.columns["vector"][own]
+                if (
+                    own_names.tolist() != list(range(len(own_names)))
+                    or not (vectors == (own_names % 1_000)[:, None]).all()
+                ):
+                    faults.append((index, own_names))
             if got.offsets[1] < seen:
                 faults.append(("shorter", seen))
             seen = int(got.offsets[1])

@@ -30,7 +30,7 @@ def names(store: RemoteStore, key: int = 7, before: int = 2**63 - 1, n: int = 99
 
 
 @pytest.fixture
-def place(redis_url: str) -> Iterator[str]:
+def location(redis_url: str) -> Iterator[str]:
     where = f"{redis_url}/remote-{next(_numbers)}"
     yield where
     with RemoteStore.open(where, writable=True) as store:
@@ -43,23 +43,23 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
         yield client
 
 
-def test_moments_and_names_of_64_bits_keep_their_order(place: str) -> None:
+def test_timestamps_and_identities_of_64_bits_keep_their_order(location: str) -> None:
     """Lua counts in doubles, which know no odd numbers above 2**53."""
     ends = [-(2**63), -(2**62) - 1, -1, 0, 2**32 - 1, 2**32, 2**53 + 1, 2**53 + 2, 2**62 + 1, 2**63 - 2]
-    with RemoteStore.create(place, TYPES, None, "name") as store:
+    with RemoteStore.create(location, TYPES, None, "name") as store:
         for at in np.random.default_rng(0).permutation(len(ends)).tolist():
             store.append(*events([7] * len(ends), [ends[at]] * len(ends), ends))
-        found = store.last(7, 2**63 - 1, 1_000)
-        assert list(zip(found.times.tolist(), found.columns["name"].tolist())) == list(itertools.product(ends, ends))
+        stored = store.last(7, 2**63 - 1, 1_000)
+        assert list(zip(stored.times.tolist(), stored.columns["name"].tolist())) == list(itertools.product(ends, ends))
         for at, end in enumerate(ends):
             assert len(store.last(7, end, 1_000)) == at * len(ends)
 
 
-def test_many_writers_append_to_one_key(place: str) -> None:
-    RemoteStore.create(place, TYPES, None, "name").close()
+def test_many_writers_append_to_one_key(location: str) -> None:
+    RemoteStore.create(location, TYPES, None, "name").close()
 
     def write(writer: int) -> None:
-        with RemoteStore.open(place, writable=True) as store:
+        with RemoteStore.open(location, writable=True) as store:
             for at in range(20):
                 store.append(*events([7, 8], [at, at], [at * 4 + writer] * 2))
                 store.append(*events([7, 8], [at, at], [at * 4 + writer] * 2))
@@ -69,36 +69,39 @@ def test_many_writers_append_to_one_key(place: str) -> None:
         writer.start()
     for writer in writers:
         writer.join()
-    with RemoteStore.open(place) as store:
+    with RemoteStore.open(location) as store:
         assert names(store) == names(store, 8) == list(range(80))
         assert len(store) == 160
 
 
-def test_a_cap_keeps_the_newest(place: str, client: redis.Redis) -> None:
-    with RemoteStore.create(f"{place}?cap=20", TYPES, None, "name") as store:
+def test_a_cap_keeps_the_newest(location: str, client: redis.Redis) -> None:
+    with RemoteStore.create(f"{location}?cap=20", TYPES, None, "name") as store:
         for at in range(0, 300, 3):
             store.append(*events([7] * 3, range(at, at + 3), range(at, at + 3)))
             store.append(*events([7], [0], [0]))  # what is older than all that is kept may go again
             assert len(store) <= 25
-        found = names(store)
-        assert found[-20:] == list(range(280, 300))
-        assert len(found) <= 25
-    with RemoteStore.open(place, writable=True) as again:
+        stored = names(store)
+        assert stored[-20:] == list(range(280, 300))
+        assert len(stored) <= 25
+    with RemoteStore.open(location, writable=True) as again:
         again.append(*events([7] * 30, range(300, 330), range(300, 330)))
         assert names(again) == list(range(310, 330))
 
 
-def test_a_load_of_many_megabytes_goes_in_pieces(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_load_of_many_megabytes_goes_in_pieces(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("longrec.store.remote_store._LOAD", 100)
     keys = np.arange(200) // 7
-    with RemoteStore.create(place, TYPES, None, "name") as store:
+    with RemoteStore.create(location, TYPES, None, "name") as store:
         store.load(*events(keys, np.arange(200), np.arange(200)))
         assert len(store) == 200
         assert names(store, 3) == list(range(21, 28))
 
 
-def test_a_store_changes_under_one_hand_only(place: str) -> None:
-    with RemoteStore.create(place, TYPES, None, "name") as first, RemoteStore.open(place, writable=True) as second:
+def test_a_store_changes_under_one_hand_only(location: str) -> None:
+    with (
+        RemoteStore.create(location, TYPES, None, "name") as first,
+        RemoteStore.open(location, writable=True) as second,
+    ):
         second.set_attributes({"by": "second"})
         with pytest.raises(StoreError, match=r"changed by somebody else.*\n.*Refresh"):
             first.set_attributes({"by": "first"})
@@ -109,12 +112,12 @@ def test_a_store_changes_under_one_hand_only(place: str) -> None:
         with pytest.raises(StoreError, match="events; expected a store without events"):
             first.retype({"name": np.int64})
     with pytest.raises(StoreError, match="a store is there already"):
-        RemoteStore.create(place, TYPES)
+        RemoteStore.create(location, TYPES)
 
 
-def test_a_reader_writes_nothing(place: str) -> None:
-    RemoteStore.create(place, TYPES, None, "name").close()
-    with RemoteStore.open(place) as store:
+def test_a_reader_writes_nothing(location: str) -> None:
+    RemoteStore.create(location, TYPES, None, "name").close()
+    with RemoteStore.open(location) as store:
         for write in (
             lambda: store.append(*events([7], [1], [1])),
             lambda: store.load(*events([7], [1], [1])),
@@ -162,12 +165,12 @@ def test_what_is_no_store_is_refused(redis_url: str, client: redis.Redis, text: 
 
 
 @pytest.mark.parametrize(
-    "place",
+    "location",
     ["redis://host/0", "redis://host/x/name", "redis://host/0/a/b", "redis://host/0/a*", "http://host/0/name"],
 )
-def test_an_address_that_is_none_is_refused(place: str) -> None:
+def test_an_address_that_is_none_is_refused(location: str) -> None:
     with pytest.raises(StoreError, match="not the address of a store; expected redis://host:port/db/name"):
-        RemoteStore.open(place)
+        RemoteStore.open(location)
     with pytest.raises(StoreError, match="the options"):
         RemoteStore.open("redis://host/0/name?cap=-1")
     with pytest.raises(StoreError, match="the options"):
@@ -177,9 +180,9 @@ def test_an_address_that_is_none_is_refused(place: str) -> None:
 def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     where = "redis://user:secret@127.0.0.1:1/0/name"
     for begin in (lambda: TokenStore.open(where), lambda: TokenStore.create(where, TokenInfo(width=4))):
-        with pytest.raises(StoreError, match=r"no answer .*\n.*Start redis-server or valkey-server") as told:
+        with pytest.raises(StoreError, match=r"no answer .*\n.*Start redis-server or valkey-server") as raised:
             begin()
-        assert "secret" not in str(told.value)
+        assert "secret" not in str(raised.value)
     import_ = builtins.__import__
 
     def without(name: str, *rest: Any, **more: Any) -> Any:
@@ -192,8 +195,8 @@ def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
         TokenStore.open(where)
 
 
-def test_a_server_that_is_full_refuses(redis_url: str, client: redis.Redis, place: str) -> None:
-    with RemoteStore.create(place, TYPES, None, "name") as store:
+def test_a_server_that_is_full_refuses(redis_url: str, client: redis.Redis, location: str) -> None:
+    with RemoteStore.create(location, TYPES, None, "name") as store:
         store.append(*events([7], [1], [1]))
         client.config_set("maxmemory", "1")
         try:
@@ -204,8 +207,8 @@ def test_a_server_that_is_full_refuses(redis_url: str, client: redis.Redis, plac
         assert names(store) == [1]
 
 
-def test_a_script_that_the_server_forgot_is_sent_again(place: str, client: redis.Redis) -> None:
-    with RemoteStore.create(place, TYPES, None, "name") as store:
+def test_a_script_that_the_server_forgot_is_sent_again(location: str, client: redis.Redis) -> None:
+    with RemoteStore.create(location, TYPES, None, "name") as store:
         store.append(*events([7], [1], [1]))
         client.script_flush()
         store.append(*events([7], [2], [2]))

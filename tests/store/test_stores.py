@@ -22,8 +22,8 @@ TYPES = {"item": np.dtype(np.uint8), "known.r": np.dtype(np.int64)}
 
 def segment() -> Segment:
     """Key rows 1, 1 and 3."""
-    items, known = np.array([0, 1, 2], np.uint8), np.array([4, 5, 4])
-    return Segment(np.array([0, 0, 2, 2, 3, 3]), np.array([1, 2, 1]), {"item": items, "known.r": known})
+    items, available = np.array([0, 1, 2], np.uint8), np.array([4, 5, 4])
+    return Segment(np.array([0, 0, 2, 2, 3, 3]), np.array([1, 2, 1]), {"item": items, "known.r": available})
 
 
 def memory() -> HistoryStore:

@@ -46,39 +46,46 @@ def tokens(count: int, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def put(store: TokenStore, given: dict[str, Any], *, how: Callable[..., None] | None = None) -> None:
-    rest = {name: given[name] for name in given if name not in ("users", "times")}
-    (how or store.append)(given["users"], given["times"], **rest)
+def put(store: TokenStore, columns: dict[str, Any], *, how: Callable[..., None] | None = None) -> None:
+    rest = {name: columns[name] for name in columns if name not in ("users", "times")}
+    (how or store.append)(columns["users"], columns["times"], **rest)
 
 
-def part(given: dict[str, Any], rows: Any) -> dict[str, Any]:
+def select_rows(columns: dict[str, Any], rows: Any) -> dict[str, Any]:
     return {
         name: {side: own[rows] for side, own in values.items()} if isinstance(values, dict) else values[rows]
-        for name, values in given.items()
+        for name, values in columns.items()
     }
 
 
-def same(found: Tokens, given: dict[str, Any], rows: NDArray[np.int64]) -> None:
-    expected = part(given, rows)
+def assert_equal_tokens(tokens_read: Tokens, columns: dict[str, Any], rows: NDArray[np.int64]) -> None:
+    expected = select_rows(columns, rows)
     for name in ("times", "instance", "visible", "version", "vectors"):
-        assert np.array_equal(getattr(found, name), expected[name]), name
-    for name in given["sides"]:
-        assert np.array_equal(found.sides[name], expected["sides"][name])
-        assert np.array_equal(found.available_at[name], expected["available_at"][name])
-    kinds = [found.offsets, found.times, found.instance, found.visible, found.version, found.vectors]
+        assert np.array_equal(getattr(tokens_read, name), expected[name]), name
+    for name in columns["sides"]:
+        assert np.array_equal(tokens_read.sides[name], expected["sides"][name])
+        assert np.array_equal(tokens_read.available_at[name], expected["available_at"][name])
+    kinds = [
+        tokens_read.offsets,
+        tokens_read.times,
+        tokens_read.instance,
+        tokens_read.visible,
+        tokens_read.version,
+        tokens_read.vectors,
+    ]
     assert [array.dtype for array in kinds] == [np.int64] * 4 + [np.int32, np.float32]
-    assert {array.dtype for array in found.sides.values()} == {np.dtype(np.int32)}
-    assert {array.dtype for array in found.available_at.values()} == {np.dtype(np.int64)}
+    assert {array.dtype for array in tokens_read.sides.values()} == {np.dtype(np.int32)}
+    assert {array.dtype for array in tokens_read.available_at.values()} == {np.dtype(np.int64)}
 
 
-def rows_of(given: dict[str, Any], user: int, before: int = NEVER, n: int = 10**6) -> NDArray[np.int64]:
-    order = np.lexsort((given["instance"], given["times"]))
-    own = order[(given["users"][order] == user) & (given["times"][order] < before)]
+def find_rows(columns: dict[str, Any], user: int, before: int = NEVER, n: int = 10**6) -> NDArray[np.int64]:
+    order = np.lexsort((columns["instance"], columns["times"]))
+    own = order[(columns["users"][order] == user) & (columns["times"][order] < before)]
     return own[max(0, len(own) - n) :]
 
 
 @pytest.fixture(params=["folder", "server"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "folder":
         yield str(tmp_path / "tokens")
         return
@@ -90,26 +97,30 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         store.remove()
 
 
-def test_what_was_written_is_read(place: str) -> None:
-    given = tokens(400)
-    with TokenStore.create(place, INFO) as store:
-        put(store, part(given, slice(300)))
+def test_what_was_written_is_read(location: str) -> None:
+    columns = tokens(400)
+    with TokenStore.create(location, INFO) as store:
+        put(store, select_rows(columns, slice(300)))
         store.compact()
-        put(store, part(given, slice(300, None)))
+        put(store, select_rows(columns, slice(300, None)))
         assert len(store) == 400
-    with TokenStore.open(place) as store:
+    with TokenStore.open(location) as store:
         assert store.info == INFO
-        users, moments = np.array([0, 2**60, 77, -3 * 2**60]), 1_700_000_000_010 + np.arange(4)
-        found = store.last(users, moments, 12)
-        whole = [rows_of(given, user, moment, 12) for user, moment in zip(users.tolist(), moments.tolist())]
-        assert np.diff(found.offsets).tolist() == [len(rows) for rows in whole]
+        users, timestamps = np.array([0, 2**60, 77, -3 * 2**60]), 1_700_000_000_010 + np.arange(4)
+        tokens_read = store.last(users, timestamps, 12)
+        whole = [
+            find_rows(columns, user, timestamp, 12) for user, timestamp in zip(users.tolist(), timestamps.tolist())
+        ]
+        assert np.diff(tokens_read.offsets).tolist() == [len(rows) for rows in whole]
         assert len(whole[2]) == 0
-        same(found, given, np.concatenate(whole))
-        same(store.last(2**60, 1_700_000_000_010, 12), given, rows_of(given, 2**60, 1_700_000_000_010, 12))
-        told = dict(store.scan())
-        assert list(told) == sorted(set(given["users"].tolist()))
-        for user, own in told.items():
-            same(own, given, rows_of(given, user))
+        assert_equal_tokens(tokens_read, columns, np.concatenate(whole))
+        assert_equal_tokens(
+            store.last(2**60, 1_700_000_000_010, 12), columns, find_rows(columns, 2**60, 1_700_000_000_010, 12)
+        )
+        tokens_by_user = dict(store.scan())
+        assert list(tokens_by_user) == sorted(set(columns["users"].tolist()))
+        for user, own in tokens_by_user.items():
+            assert_equal_tokens(own, columns, find_rows(columns, user))
 
 
 def test_renamed_fields_keep_their_stored_names(tmp_path: Path) -> None:
@@ -127,107 +138,118 @@ def test_renamed_fields_keep_their_stored_names(tmp_path: Path) -> None:
     )
 
 
-def test_11_a_retried_append_never_multiplies(place: str) -> None:
+def test_11_a_retried_append_never_multiplies(location: str) -> None:
     """Join cardinality: the ids of a written-again token and their moments are the newest ones."""
-    given = tokens(60)
-    with TokenStore.create(place, INFO) as store:
-        put(store, given)
-        put(store, given)
-        late = {**given, "sides": {**given["sides"], "label": np.full(60, 2)}}
-        put(store, part(late, slice(20)))
+    columns = tokens(60)
+    with TokenStore.create(location, INFO) as store:
+        put(store, columns)
+        put(store, columns)
+        late = {**columns, "sides": {**columns["sides"], "label": np.full(60, 2)}}
+        put(store, select_rows(late, slice(20)))
         store.compact()
-        put(store, part(late, slice(20, None)))
+        put(store, select_rows(late, slice(20, None)))
         assert len(store) == 60
         for user, own in store.scan():
-            same(own, late, rows_of(late, user))
+            assert_equal_tokens(own, late, find_rows(late, user))
 
 
-def test_a_load_is_an_append(place: str) -> None:
-    given = tokens(300)
-    with TokenStore.create(place, INFO) as store:
-        order = np.lexsort((given["instance"], given["times"], given["users"]))
-        put(store, part(given, order), how=store.load)
+def test_a_load_is_an_append(location: str) -> None:
+    columns = tokens(300)
+    with TokenStore.create(location, INFO) as store:
+        order = np.lexsort((columns["instance"], columns["times"], columns["users"]))
+        put(store, select_rows(columns, order), how=store.load)
         assert len(store) == 300
         for user, own in store.scan():
-            same(own, given, rows_of(given, user))
+            assert_equal_tokens(own, columns, find_rows(columns, user))
 
 
-def test_only_the_columns_asked_for_are_read(place: str) -> None:
-    given = tokens(50)
-    with TokenStore.create(place, INFO) as store:
-        put(store, given)
-        rows = rows_of(given, 2**60)
-        found = store.last(2**60, NEVER, 99, ["vectors", "label"])
-        assert np.array_equal(found.vectors, given["vectors"][rows])
-        assert (list(found.sides), list(found.available_at)) == (["label"], ["label"])
-        assert len(found.instance) == len(found.visible) == len(found.version) == 0 < len(found.times) == len(found)
+def test_only_the_requested_columns_are_read(location: str) -> None:
+    columns = tokens(50)
+    with TokenStore.create(location, INFO) as store:
+        put(store, columns)
+        rows = find_rows(columns, 2**60)
+        tokens_read = store.last(2**60, NEVER, 99, ["vectors", "label"])
+        assert np.array_equal(tokens_read.vectors, columns["vectors"][rows])
+        assert (list(tokens_read.sides), list(tokens_read.available_at)) == (["label"], ["label"])
+        assert (
+            len(tokens_read.instance)
+            == len(tokens_read.visible)
+            == len(tokens_read.version)
+            == 0
+            < len(tokens_read.times)
+            == len(tokens_read)
+        )
         assert store.last(2**60, NEVER, 99, ["visible"]).vectors.shape == (0, 8)
         with pytest.raises(StoreError, match="no column 'lable'; expected vectors, instance, visible, version, label"):
             store.last(2**60, NEVER, 99, ["lable"])
 
 
 @pytest.mark.parametrize("codec", ["fp32", "int8"])
-def test_other_codecs(place: str, codec: str) -> None:
-    given = tokens(80)
-    with TokenStore.create(place, replace(INFO, codec=codec)) as store:
-        put(store, given)
+def test_other_codecs(location: str, codec: str) -> None:
+    columns = tokens(80)
+    with TokenStore.create(location, replace(INFO, codec=codec)) as store:
+        put(store, columns)
         store.compact()
-        found = store.last(2**60, NEVER, 99)
+        tokens_read = store.last(2**60, NEVER, 99)
         bound = 0 if codec == "fp32" else 12.5 / 254 + 1e-4
-        assert np.abs(found.vectors - given["vectors"][rows_of(given, 2**60)]).max() <= bound
+        assert np.abs(tokens_read.vectors - columns["vectors"][find_rows(columns, 2**60)]).max() <= bound
 
 
-def test_codes_are_read_by_the_books_of_their_version(place: str) -> None:
+def test_codes_are_read_by_the_books_of_their_version(location: str) -> None:
     random = np.random.default_rng(0)
     books = random.standard_normal((2, 2, 3, 16, 4)).astype(np.float32)
-    given = tokens(90)
-    given["version"] = np.arange(90) % 2
+    columns = tokens(90)
+    columns["version"] = np.arange(90) % 2
     codes = random.integers(0, 16, (90, 6)).astype(np.uint8)
     vectors = np.stack([
         np.concatenate([sum(books[v, s, m, c[3 * s + m]] for m in range(3)) for s in range(2)])
-        for v, c in zip(given["version"], codes)
+        for v, c in zip(columns["version"], codes)
     ])  # fmt: skip
-    with TokenStore.create(place, replace(INFO, codec="codes", versions=())) as store:
+    with TokenStore.create(location, replace(INFO, codec="codes", versions=())) as store:
         with pytest.raises(StoreError, match="version 0; expected none yet"):
-            put(store, {**given, "vectors": codes})
+            put(store, {**columns, "vectors": codes})
         assert len(store.last(2**60, NEVER, 99)) == len(store) == 0
         store.add_version(Version(0), books[0])
         with pytest.raises(StoreError, match="no codebooks; expected what codec codes needs"):
             store.add_version(Version(1))
         with pytest.raises(StoreError, match=r"float32 \[2, 2, 16, 4\]; expected finite \[2, 3, at most 256, 4\]"):
             store.add_version(Version(1), books[1][:, :2])
-        reader = TokenStore.open(place)
+        reader = TokenStore.open(location)
         store.add_version(Version(1), books[1])
-        put(store, {**given, "vectors": codes})
+        put(store, {**columns, "vectors": codes})
         store.compact()
         reader.refresh()
         for one in (store, reader):
-            found = one.last(2**60, NEVER, 99)
-            assert np.allclose(found.vectors, vectors[rows_of(given, 2**60)], atol=1e-5)
+            tokens_read = one.last(2**60, NEVER, 99)
+            assert np.allclose(tokens_read.vectors, vectors[find_rows(columns, 2**60)], atol=1e-5)
             only = one.last(np.array([2**60, 0]), NEVER, 99, ["vectors"])
-            assert np.allclose(only.vectors[: len(found)], found.vectors)
-        near = {**part(given, slice(1)), "instance": given["instance"][:1] + 1_000, "vectors": vectors[:1] + 0.001}
+            assert np.allclose(only.vectors[: len(tokens_read)], tokens_read.vectors)
+        near = {
+            **select_rows(columns, slice(1)),
+            "instance": columns["instance"][:1] + 1_000,
+            "vectors": vectors[:1] + 0.001,
+        }
         put(store, near)  # vectors find their codes
-        now = dict(store.scan())[int(given["users"][0])]
+        now = dict(store.scan())[int(columns["users"][0])]
         at = now.instance.tolist().index(int(near["instance"][0]))
         assert np.abs(now.vectors[at] - vectors[0]).max() < 3
-        old = TokenStore.open(place)
+        old = TokenStore.open(location)
         store.add_version(Version(2), books[0])
         put(store, {**near, "version": np.array([2]), "vectors": codes[:1], "times": near["times"] + 1})
         old.backend.refresh()  # the tokens are there, the version is not yet known
-        assert 2 in dict(old.scan())[int(given["users"][0])].version
+        assert 2 in dict(old.scan())[int(columns["users"][0])].version
         old.close()
         reader.close()
     with pytest.raises(StoreError, match="versions without codebooks"):
-        TokenStore.create(place + "2", replace(INFO, codec="codes"))
+        TokenStore.create(location + "2", replace(INFO, codec="codes"))
 
 
-def test_versions_are_told_one_after_the_other(place: str) -> None:
-    with TokenStore.create(place, replace(INFO, versions=())) as store:
+def test_versions_are_added_in_order(location: str) -> None:
+    with TokenStore.create(location, replace(INFO, versions=())) as store:
         assert (store.info.spec().versions, store.info.spec().mixed) == (0, False)
         first, second = Version(0, 1, 2, 3, [0.0] * 8, [1.0] * 8), Version(1, 4, 5)
         store.add_version(first)
-        reader = TokenStore.open(place)
+        reader = TokenStore.open(location)
         for version, message in (
             (first, "number 0; expected 1, the next one"),
             (Version(3), "number 3; expected 1, the next one"),
@@ -309,7 +331,7 @@ def test_what_is_no_token_store_is_refused(tmp_path: Path) -> None:
         TokenStore.open(tmp_path / "none")
 
 
-def test_a_token_of_32_halves_takes_little_room(tmp_path: Path) -> None:
+def test_a_token_of_32_float16_numbers_takes_at_most_85_bytes(tmp_path: Path) -> None:
     """8 bytes for the moment, 64 for the vector, 8 for the instance, and one each for what is near the moment."""
     info = TokenInfo(width=32, sides={"label": 3}, versions=(Version(0),))
     count, random = 20_000, np.random.default_rng(0)

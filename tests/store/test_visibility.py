@@ -15,29 +15,29 @@ TOKENS = st.lists(st.tuples(st.integers(1, 3), st.integers(0, 40), st.integers(0
 
 
 @settings(deadline=None, max_examples=25)
-@given(tokens=TOKENS, moments=st.lists(st.integers(0, 60), min_size=4, max_size=4), n=st.integers(1, 6))
+@given(tokens=TOKENS, timestamps=st.lists(st.integers(0, 60), min_size=4, max_size=4), n=st.integers(1, 6))
 def test_it_equals_a_search_from_end_to_end(
-    tmp_path_factory: pytest.TempPathFactory, tokens: list[tuple[int, int, int]], moments: list[int], n: int
+    tmp_path_factory: pytest.TempPathFactory, tokens: list[tuple[int, int, int]], timestamps: list[int], n: int
 ) -> None:
-    user, time, late = (np.array([t[part] for t in tokens], np.int64) for part in range(3))
+    user, time, late = (np.array([t[field] for t in tokens], np.int64) for field in range(3))
     names = np.arange(len(tokens), dtype=np.int64)
     vectors = np.stack([names, -names], 1).astype(np.float32)
     with TokenStore.create(tmp_path_factory.mktemp("s") / "t", INFO) as store:
         store.append(user, time, instance=names, visible=time + late, version=0 * names, vectors=vectors,
                      sides={"label": names % 3}, available_at={"label": time + 2 * late})  # fmt: skip
         users = np.array([3, 1, 2, 9])
-        found = read_visible_tokens(store, users, np.array(moments), n)
+        read = read_visible_tokens(store, users, np.array(timestamps), n)
         order = np.lexsort((names, time))
-        for place, (who, now) in enumerate(zip(users.tolist(), moments)):
+        for index, (who, now) in enumerate(zip(users.tolist(), timestamps)):
             wanted = [
                 k for k in order if user[k] == who and time[k] < now - INFO.visibility_delay and time[k] + late[k] < now
             ][-n:]
-            part = slice(found.offsets[place], found.offsets[place + 1])
+            own = slice(read.offsets[index], read.offsets[index + 1])
             one = read_visible_tokens(store, who, now, n, ["visible", "vectors", "label"])
-            for got in (found.vectors[part], one.vectors):
+            for got in (read.vectors[own], one.vectors):
                 assert got.tolist() == vectors[wanted].tolist()
-            assert found.times[part].tolist() == one.times.tolist() == time[wanted].tolist()
-            assert found.instance[part].tolist() == wanted
-            assert found.sides["label"][part].tolist() == one.sides["label"].tolist() == (names[wanted] % 3).tolist()
-            assert found.available_at["label"][part].tolist() == (time + 2 * late)[wanted].tolist()
+            assert read.times[own].tolist() == one.times.tolist() == time[wanted].tolist()
+            assert read.instance[own].tolist() == wanted
+            assert read.sides["label"][own].tolist() == one.sides["label"].tolist() == (names[wanted] % 3).tolist()
+            assert read.available_at["label"][own].tolist() == (time + 2 * late)[wanted].tolist()
             assert one.offsets.tolist() == [0, len(wanted)]

@@ -22,7 +22,7 @@ def append(store: LsmStore, first: int, count: int) -> None:
     store.append(names % 3, names, {"name": names, "vector": vectors})
 
 
-def found(store: LsmStore) -> list[int]:
+def read_names(store: LsmStore) -> list[int]:
     names = np.concatenate([np.zeros(0, np.int64), *(events.columns["name"] for _, events in store.scan())])
     for _, events in store.scan():
         assert (events.columns["vector"] == events.columns["name"][:, None]).all()
@@ -44,8 +44,8 @@ def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[i
 
 def test_300_cuts_and_flips_reopen_to_the_valid_prefix(whole: tuple[Path, list[int]], tmp_path: Path) -> None:
     folder, ends = whole
-    journal = folder / "journal-000000.log"
-    data, random = journal.read_bytes(), np.random.default_rng(7)
+    wal = folder / "journal-000000.log"
+    data, random = wal.read_bytes(), np.random.default_rng(7)
     for trial in range(300):
         at = int(random.integers(len(data)))
         altered = bytearray(data[:at] if trial % 2 else data)
@@ -53,52 +53,52 @@ def test_300_cuts_and_flips_reopen_to_the_valid_prefix(whole: tuple[Path, list[i
             altered[at] ^= 1 << int(random.integers(8))
         frames = int(np.searchsorted(ends, at, side="right")) - 1
         valid, expected = ends[frames], list(range(sum(SIZES[:frames])))
-        journal.write_bytes(altered)
+        wal.write_bytes(altered)
         for kept in folder.glob("*.damaged"):
             kept.unlink()
         reader = LsmStore.open(folder)
-        assert found(reader) == expected
-        assert reader.recovery.dropped == len(altered) - valid
-        assert journal.read_bytes() == altered  # a reader changes nothing
+        assert read_names(reader) == expected
+        assert reader.recovery.dropped_bytes == len(altered) - valid
+        assert wal.read_bytes() == altered  # a reader changes nothing
         with LsmStore.open(folder, writable=True, sync=False) as writer:
-            assert found(writer) == expected
-            assert writer.recovery.dropped == len(altered) - valid
+            assert read_names(writer) == expected
+            assert writer.recovery.dropped_bytes == len(altered) - valid
             last = not trial % 2 and frames == len(SIZES) - 1  # an altered last frame may look like an unfinished one
-            if trial % 2 or (last and writer.recovery.torn):
-                assert writer.recovery.torn
-                assert writer.recovery.kept is None
+            if trial % 2 or (last and writer.recovery.is_torn):
+                assert writer.recovery.is_torn
+                assert writer.recovery.saved_to is None
             else:
-                assert writer.recovery.kept is not None
-                assert writer.recovery.kept.read_bytes() == altered[valid:]
+                assert writer.recovery.saved_to is not None
+                assert writer.recovery.saved_to.read_bytes() == altered[valid:]
             append(writer, len(expected), 2)
         reader.refresh()
-        assert found(reader) == found(LsmStore.open(folder)) == list(range(len(expected) + 2))
+        assert read_names(reader) == read_names(LsmStore.open(folder)) == list(range(len(expected) + 2))
     shutil.rmtree(folder)
 
 
-def test_a_frame_of_another_store_or_journal_is_no_frame(whole: tuple[Path, list[int]]) -> None:
+def test_a_frame_of_another_store_or_log_is_rejected(whole: tuple[Path, list[int]]) -> None:
     folder, ends = whole
     keys = times = np.zeros(1, np.int64)
     columns = {"name": np.zeros(1, np.int64), "vector": np.zeros((1, 4), np.float16)}
     other = {"eman": TYPES["name"], "vector": TYPES["vector"]}
     for frames in (Frames(TYPES, 1), Frames(other, 0)):
-        with (folder / "journal-000000.log").open("ab") as journal:
-            journal.write(frames.pack(keys, times, dict(zip(frames.types, columns.values()))))
+        with (folder / "journal-000000.log").open("ab") as wal:
+            wal.write(frames.pack(keys, times, dict(zip(frames.types, columns.values()))))
         reader = LsmStore.open(folder)
-        assert found(reader) == list(range(sum(SIZES)))
-        assert reader.recovery.dropped > 0
+        assert read_names(reader) == list(range(sum(SIZES)))
+        assert reader.recovery.dropped_bytes > 0
 
 
-def test_a_long_journal_is_replayed_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_log_is_replayed_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More frames than are handed over at once; the last writing counts."""
     monkeypatch.setattr("longrec.store.write_ahead_log._REPLAY", 8)
     types = {"name": np.dtype(np.int64), "value": np.dtype(np.int64)}
     frames = Frames(types, 0)
-    journal = WriteAheadLog(tmp_path / "j", frames, 0, sync=False)
+    wal = WriteAheadLog(tmp_path / "j", frames, 0, sync=False)
     for value in range(40):
         one = np.array([value % 4], np.int64)
-        journal.append(one, one, {"name": one, "value": np.array([value], np.int64)})
-    journal.close()
+        wal.append(one, one, {"name": one, "value": np.array([value], np.int64)})
+    wal.close()
     with (tmp_path / "j").open("rb") as file:
         batches = list(frames.read(file.fileno(), 0))
     assert len(batches) == 5

@@ -35,10 +35,14 @@ def find(backend: Backend, key: int, time: int, identity: int) -> dict[str, NDAr
         ids = events.columns[backend.identity]
         at = np.flatnonzero((events.times == time) & (ids == identity))
         if len(at):
-            place = int(at[-1])
-            while place + 1 < len(events) and events.times[place + 1] == time and ids[place + 1] == ids[place] + 1:
-                place += 1
-            return {name: column[place : place + 1] for name, column in events.columns.items()}
+            position = int(at[-1])
+            while (
+                position + 1 < len(events)
+                and events.times[position + 1] == time
+                and ids[position + 1] == ids[position] + 1
+            ):
+                position += 1
+            return {name: column[position : position + 1] for name, column in events.columns.items()}
         if len(events) < count or events.times[0] < time:
             return None
         count *= 8
@@ -92,5 +96,5 @@ class Token:
         """Whether it stands for the same vector ``[1, W]`` (or codes), as exactly as its codec keeps one."""
         if self._store.info.codec == "codes":
             return np.array_equal(self._columns["codes"], vectors)
-        kept = self._store.vectors(self._columns)
+        kept = self._store.decode_vectors(self._columns)
         return bool(np.abs(kept - vectors).max() <= _NEAR + np.abs(kept).max() / 127)

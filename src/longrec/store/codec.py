@@ -20,7 +20,7 @@ from longrec.errors import StoreError
 from longrec.store.column_types import Types
 
 _WHERE = "vectors to store"
-_PIECE = 1 << 16
+_CHUNK = 1 << 16
 """Numbers that are widened at once: what fits a core's own cache."""
 
 Columns = Mapping[str, NDArray[Any]]
@@ -52,7 +52,7 @@ class Codec(Protocol):
         ...
 
 
-class Whole:
+class Float32Codec:
     """fp32: every bit."""
 
     def __init__(self, width: int) -> None:
@@ -60,14 +60,14 @@ class Whole:
 
     def encode(self, vectors: NDArray[Any], versions: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """See ``Codec.encode``."""
-        return {"vector": finite(vectors, self.types["vector"].shape[0]).astype(np.float32, copy=False)}
+        return {"vector": check_finite(vectors, self.types["vector"].shape[0]).astype(np.float32, copy=False)}
 
     def decode(self, columns: Columns, versions: NDArray[np.int64]) -> NDArray[np.float32]:
         """See ``Codec.decode``."""
         return columns["vector"]
 
 
-class Half:
+class Float16Codec:
     """fp16: a number is kept within 2**-11 of itself, one below 2**-14 in size within 2**-25."""
 
     def __init__(self, width: int) -> None:
@@ -75,7 +75,7 @@ class Half:
 
     def encode(self, vectors: NDArray[Any], versions: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """See ``Codec.encode``; what rounds beyond 65,504 is refused."""
-        vectors = finite(vectors, self.types["vector"].shape[0])
+        vectors = check_finite(vectors, self.types["vector"].shape[0])
         if vectors.dtype == np.float16:
             return {"vector": vectors}
         with np.errstate(over="ignore"):
@@ -86,10 +86,10 @@ class Half:
 
     def decode(self, columns: Columns, versions: NDArray[np.int64]) -> NDArray[np.float32]:
         """See ``Codec.decode``."""
-        return widened(columns["vector"])
+        return widen_float16(columns["vector"])
 
 
-class Bytes:
+class Int8Codec:
     """int8: whole steps of a vector's own scale, 1/127 of its largest number; off by half a step at most.
 
     Float32 rounding adds at most 2**-20 of the largest number.
@@ -100,7 +100,7 @@ class Bytes:
 
     def encode(self, vectors: NDArray[Any], versions: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """See ``Codec.encode``."""
-        vectors = finite(vectors, self.types["vector"].shape[0]).astype(np.float32, copy=False)
+        vectors = check_finite(vectors, self.types["vector"].shape[0]).astype(np.float32, copy=False)
         largest = np.abs(vectors).max(1, initial=0) if len(vectors) else np.zeros(0, np.float32)
         scale = (largest / np.float32(127)).astype(np.float32)
         steps = np.rint(vectors / np.where(scale > 0, scale, np.float32(1))[:, None])
@@ -111,7 +111,7 @@ class Bytes:
         return columns["vector"] * columns["scale"][:, None]
 
 
-class Codes:
+class ResidualCodec:
     """Residual codes: a slot of a vector is the sum of one codeword a level, of the codebooks of its version.
 
     Args:
@@ -133,14 +133,14 @@ class Codes:
         """
         vectors = np.asarray(vectors)
         coded = vectors.dtype == np.uint8
-        rest = vectors if coded else finite(vectors, self.width).astype(np.float32, copy=False)
+        rest = vectors if coded else check_finite(vectors, self.width).astype(np.float32, copy=False)
         if coded and rest.shape[1:] != (self.slots * self.levels,):
             raise StoreError(_WHERE, f"codes of shape {list(rest.shape)}", f"[n, {self.slots * self.levels}]")
         codes = np.empty((len(rest), self.slots * self.levels), np.uint8)
         for version in np.unique(versions).tolist():
             books, own = self.codebooks[version], versions == version
             if not coded:
-                codes[own] = _nearest(rest[own], books)
+                codes[own] = _find_nearest_codes(rest[own], books)
                 continue
             codes[own] = rest[own]
             if codes[own].max(initial=0) >= books.shape[2]:
@@ -156,16 +156,16 @@ class Codes:
         for version in present:
             books = self.codebooks[version]
             own: Any = slice(None) if len(present) == 1 else np.flatnonzero(versions == version)
-            mine = codes[own]
+            own_codes = codes[own]
             for slot in range(self.slots):
-                part = books[slot, 0].take(mine[:, slot, 0], axis=0)
+                total = books[slot, 0].take(own_codes[:, slot, 0], axis=0)
                 for level in range(1, self.levels):
-                    part += books[slot, level].take(mine[:, slot, level], axis=0)
-                vectors[own, slot] = part
+                    total += books[slot, level].take(own_codes[:, slot, level], axis=0)
+                vectors[own, slot] = total
         return vectors.reshape(len(codes), self.width)
 
 
-def finite(vectors: NDArray[Any], width: int) -> NDArray[Any]:
+def check_finite(vectors: NDArray[Any], width: int) -> NDArray[Any]:
     """float32 ``[n, width]`` without NaN or infinity (float16 stays as it is).
 
     Raises:
@@ -184,7 +184,7 @@ def finite(vectors: NDArray[Any], width: int) -> NDArray[Any]:
     return vectors
 
 
-def widened(halves: NDArray[np.float16]) -> NDArray[np.float32]:
+def widen_float16(halves: NDArray[np.float16]) -> NDArray[np.float32]:
     """float32 of finite float16, bit for bit what ``astype`` gives, several times faster: numpy converts one by one.
 
     The bits are put where float32 has them; what the exponents differ by is a factor of 2**112.
@@ -192,11 +192,11 @@ def widened(halves: NDArray[np.float16]) -> NDArray[np.float32]:
     flat = np.ascontiguousarray(halves).reshape(-1).view(np.int16)
     wide = np.empty(flat.size, np.int32)
     numbers = wide.view(np.float32)
-    for at in range(0, flat.size, _PIECE):
-        part, number = wide[at : at + _PIECE], numbers[at : at + _PIECE]
-        np.copyto(part, flat[at : at + _PIECE])  # the sign fills the upper half
-        np.left_shift(part, 13, out=part)
-        np.bitwise_and(part, _SIGN_AND_REST, out=part)
+    for at in range(0, flat.size, _CHUNK):
+        chunk, number = wide[at : at + _CHUNK], numbers[at : at + _CHUNK]
+        np.copyto(chunk, flat[at : at + _CHUNK])  # the sign fills the upper half
+        np.left_shift(chunk, 13, out=chunk)
+        np.bitwise_and(chunk, _SIGN_AND_REST, out=chunk)
         np.multiply(number, _EXPONENTS, out=number)
     return numbers.reshape(halves.shape)
 
@@ -205,15 +205,15 @@ _SIGN_AND_REST = np.int32(0x8FFFE000 - (1 << 32))
 _EXPONENTS = np.float32(2.0**112)
 
 
-def _nearest(vectors: NDArray[np.float32], books: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _find_nearest_codes(vectors: NDArray[np.float32], books: NDArray[np.float32]) -> NDArray[np.uint8]:
     slots, levels, _, width = books.shape
     rest = vectors.reshape(len(vectors), slots, width).copy()
     codes = np.empty((len(vectors), slots, levels), np.uint8)
     for slot in range(slots):
         for level in range(levels):
-            words = books[slot, level]
-            distance = np.square(words).sum(1) - 2 * rest[:, slot] @ words.T
+            codewords = books[slot, level]
+            distance = np.square(codewords).sum(1) - 2 * rest[:, slot] @ codewords.T
             code = distance.argmin(1)
             codes[:, slot, level] = code
-            rest[:, slot] -= words[code]
+            rest[:, slot] -= codewords[code]
     return codes.reshape(len(vectors), slots * levels)

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from longrec.errors import StoreError
 
 Types = Mapping[str, np.dtype[Any]]
-_WORDS = re.compile(r"((?:u?int(?:8|16|32|64)|float(?:16|32|64)|bool))(?:\[(\d+)\])?")
+_TYPE_TEXT = re.compile(r"((?:u?int(?:8|16|32|64)|float(?:16|32|64)|bool))(?:\[(\d+)\])?")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\- ]*")
 _NARROW = tuple(np.dtype(f"{sign}int{bits}") for bits in (8, 16, 32) for sign in ("u", ""))
-_PIECE = 1 << 22
+_CHUNK = 1 << 22
 
 
 def format_type(dtype: np.dtype[Any]) -> str:
@@ -27,19 +27,19 @@ def format_type(dtype: np.dtype[Any]) -> str:
     return str(dtype.base) + (f"[{dtype.shape[0]}]" if dtype.shape else "")
 
 
-def type_of(text: str, where: str) -> np.dtype[Any]:
+def parse_type(text: str, where: str) -> np.dtype[Any]:
     """A column's type from a manifest.
 
     Raises:
         StoreError: no type a store can hold.
     """
-    parts = _WORDS.fullmatch(text)
-    if parts is None:
+    match = _TYPE_TEXT.fullmatch(text)
+    if match is None:
         raise StoreError(where, f"a column of type {text!r}", "a number, or numbers with a width like float16[32]")
-    return np.dtype((parts[1], (int(parts[2]),))) if parts[2] else np.dtype(parts[1])
+    return np.dtype((match[1], (int(match[2]),))) if match[2] else np.dtype(match[1])
 
 
-def column_types(columns: Mapping[str, Any], identity: str | None, where: str) -> dict[str, np.dtype[Any]]:
+def validate_types(columns: Mapping[str, Any], identity: str | None, where: str) -> dict[str, np.dtype[Any]]:
     """The types of a new store's columns, held to what a store can keep.
 
     Raises:
@@ -51,14 +51,14 @@ def column_types(columns: Mapping[str, Any], identity: str | None, where: str) -
             raise StoreError(where, f"a column named {name!r}", "letters, digits, dots and dashes", "rename it")
         if len(dtype.shape) > 1:
             raise StoreError(where, f"column {name!r} with {len(dtype.shape)} axes an event", "one at most")
-        type_of(format_type(dtype), where)
+        parse_type(format_type(dtype), where)
     if identity is not None and types.get(identity) != np.dtype(np.int64):
-        found = format_type(types[identity]) if identity in types else "no such column"
-        raise StoreError(where, f"identity {identity!r}: {found}", "the name of an int64 column")
+        actual = format_type(types[identity]) if identity in types else "no such column"
+        raise StoreError(where, f"identity {identity!r}: {actual}", "the name of an int64 column")
     return types
 
 
-def reading_types(columns: Types) -> dict[str, np.dtype[Any]]:
+def widen_types(columns: Types) -> dict[str, np.dtype[Any]]:
     """The types in which stored columns are read: whole numbers wider than they lie, so that appended values fit.
     Vectors are read as they lie.
     """
@@ -66,12 +66,12 @@ def reading_types(columns: Types) -> dict[str, np.dtype[Any]]:
     return {name: widths[name] if dtype.kind in "iub" and not dtype.shape else dtype for name, dtype in columns.items()}
 
 
-def of_type(array: NDArray[Any]) -> np.dtype[Any]:
+def get_array_type(array: NDArray[Any]) -> np.dtype[Any]:
     """The type of a column that lies as an array ``[n]`` or ``[n, W]``."""
     return np.dtype((array.dtype, array.shape[1:])) if array.ndim > 1 else array.dtype
 
 
-def narrowest(low: int, high: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
+def find_narrowest_type(low: int, high: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The smallest whole-number type that holds all of ``low..high``, at most ``dtype``.
 
     >>> narrowest(0, 255, np.dtype(np.int64)), narrowest(-1, 255, np.dtype(np.int64))
@@ -83,7 +83,7 @@ def narrowest(low: int, high: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype
 
 
-def checked(
+def validate_events(
     types: Types,
     rows: int | None,
     keys: NDArray[Any],
@@ -107,11 +107,11 @@ def checked(
         raise StoreError(where, f"keys of shape {keys.shape} and times of shape {times.shape}", "one axis", write)
     for name, array in arrays.items():
         if array.shape[1:] != types[name].shape and array.size:
-            found, width = f"{list(array.shape)}", ", ".join(map(str, types[name].shape))
-            raise StoreError(f"{where}: column {name!r}", found, f"[{len(keys)}{', ' if width else ''}{width}]", write)
+            shape, width = f"{list(array.shape)}", ", ".join(map(str, types[name].shape))
+            raise StoreError(f"{where}: column {name!r}", shape, f"[{len(keys)}{', ' if width else ''}{width}]", write)
     if not len(keys):
-        none = {name: np.zeros(0, dtype) for name, dtype in types.items()}
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), none
+        empty = {name: np.zeros(0, dtype) for name, dtype in types.items()}
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), empty
     if keys.dtype.kind not in "iu" or times.dtype.kind not in "iu":
         raise StoreError(where, f"keys of type {keys.dtype} and times of type {times.dtype}", "whole numbers")
     if rows is not None:
@@ -131,12 +131,16 @@ def _cast(array: NDArray[Any], dtype: np.dtype[Any], where: str) -> NDArray[Any]
         return array
     if array.dtype.kind in "iubf":
         cast = np.empty(array.shape, dtype)
-        for at in range(0, len(array), _PIECE):  # in pieces: a load may bring gigabytes
-            piece = array[at : at + _PIECE]
+        for at in range(0, len(array), _CHUNK):  # in pieces: a load may bring gigabytes
+            chunk = array[at : at + _CHUNK]
             with np.errstate(over="ignore", invalid="ignore"):
-                cast[at : at + _PIECE] = piece
-            part = cast[at : at + _PIECE]
-            same = np.array_equal(np.isfinite(part), np.isfinite(piece)) if dtype.kind == "f" else _equal(part, piece)
+                cast[at : at + _CHUNK] = chunk
+            converted = cast[at : at + _CHUNK]
+            same = (
+                np.array_equal(np.isfinite(converted), np.isfinite(chunk))
+                if dtype.kind == "f"
+                else _have_equal_values(converted, chunk)
+            )
             if not same:
                 break
         else:
@@ -144,7 +148,7 @@ def _cast(array: NDArray[Any], dtype: np.dtype[Any], where: str) -> NDArray[Any]
     raise StoreError(where, f"values of type {array.dtype}", f"what fits {dtype}", "encode them as the log was")
 
 
-def _equal(cast: NDArray[Any], array: NDArray[Any]) -> bool:
+def _have_equal_values(cast: NDArray[Any], array: NDArray[Any]) -> bool:
     # Signed against unsigned: two 64-bit numbers of one bit pattern are not one number.
     signs = bool(((cast < 0) == (array < 0)).all()) if cast.dtype.kind != "b" else True
     return signs and np.array_equal(cast, array)

@@ -77,17 +77,17 @@ def merge_column_delays(own: Mapping[str, Delay], read: Iterable[Provenance]) ->
     Args:
         own: the availability of columns by the source's schema.
     """
-    found: dict[str, Delay] = {}
+    delays: dict[str, Delay] = {}
     for info in read:
         if info.column_delays is None:
             return None
         for column, at in info.column_delays.items():
             at = info.visibility_delay if at is None else at
-            found[column] = _sooner(found.get(column, at), at)
-    return {**found, **own}
+            delays[column] = _choose_earlier(delays.get(column, at), at)
+    return {**delays, **own}
 
 
-def _sooner(one: Delay, other: Delay) -> Delay:
+def _choose_earlier(one: Delay, other: Delay) -> Delay:
     if one == other:
         return one
     return min(one, other) if isinstance(one, int) and isinstance(other, int) else 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from longrec.store.column_types import of_type, reading_types
+from longrec.store.column_types import get_array_type, widen_types
 from longrec.store.lsm import LsmTree
 from longrec.store.segment import Segment
 
@@ -16,7 +16,7 @@ class DiskStore(LsmTree):
     """A segment and a delta, read as one: merged by time, the segment's events first where times are equal."""
 
     def __init__(self, segment: Segment) -> None:
-        types = reading_types({name: of_type(column) for name, column in segment.columns.items()})
+        types = widen_types({name: get_array_type(column) for name, column in segment.columns.items()})
         super().__init__(segment, types, segment.rows if segment.keys is None else None, None)
 
     @classmethod

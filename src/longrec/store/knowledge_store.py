@@ -30,7 +30,7 @@ FORMAT = "longrec-knowledge-1"
 MANIFEST = "knowledge.json"
 Side = Literal["user", "item"]
 SIDES: tuple[Side, ...] = ("user", "item")
-_AGAIN = "extract the knowledge again: longrec compress RUN --into a new folder"
+_REMEDY = "extract the knowledge again: longrec compress RUN --into a new folder"
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,10 @@ class KnowledgeStore:
         if folder.exists() and any(folder.iterdir()):
             raise StoreError(str(folder), "something is there already", "a new folder", "give another, such as v2")
         folder.mkdir(parents=True, exist_ok=True)
-        stores = {side: TokenStore.create(folder / f"{side}s", _tokens(info, side)) for side in SIDES}
-        made = cls(folder, replace(info, versions=()), stores)
-        made._write()
-        return made
+        stores = {side: TokenStore.create(folder / f"{side}s", _build_token_info(info, side)) for side in SIDES}
+        store = cls(folder, replace(info, versions=()), stores)
+        store._write_manifest()
+        return store
 
     @classmethod
     def open(cls, folder: str | Path, writable: bool = False) -> KnowledgeStore:
@@ -125,7 +125,7 @@ class KnowledgeStore:
             StoreError: none, damaged, or of another version of the format.
         """
         folder = Path(folder)
-        info = _read(folder)
+        info = _read_manifest(folder)
         stores = {side: TokenStore.open(folder / f"{side}s", writable=writable) for side in SIDES}
         return cls(folder, info, stores)
 
@@ -149,24 +149,24 @@ class KnowledgeStore:
             )
         # A number is used once: what a killed writer left of a version is never read as another's.
         number = max(len(store.info.versions) for store in self._stores.values())
-        for side, given in zip(SIDES, (users, items)):
-            self._append(side, number, trained_before, published, given)
-        made = KnowledgeVersion(number, trained_before, published, len(users.keys), len(items.keys))
-        self.info = replace(self.info, versions=(*versions, made))
-        self._write()
-        return made
+        for side, side_vectors in zip(SIDES, (users, items)):
+            self._append(side, number, trained_before, published, side_vectors)
+        version = KnowledgeVersion(number, trained_before, published, len(users.keys), len(items.keys))
+        self.info = replace(self.info, versions=(*versions, version))
+        self._write_manifest()
+        return version
 
-    def _append(self, side: Side, number: int, trained_before: int, published: int, given: SideVectors) -> None:
-        store, n = self._stores[side], len(given.keys)
+    def _append(self, side: Side, number: int, trained_before: int, published: int, side_vectors: SideVectors) -> None:
+        store, n = self._stores[side], len(side_vectors.keys)
         while len(store.info.versions) < number:
             store.add_version(Version(len(store.info.versions), None, None, 0, None, None))
-        mean, std = (None if numbers is None else list(numbers) for numbers in (given.mean, given.std))
+        mean, std = (None if numbers is None else list(numbers) for numbers in (side_vectors.mean, side_vectors.std))
         store.add_version(Version(number, trained_before, published, n, mean, std))
         times = np.full(n, published, np.int64)
         numbers = np.full(n, number, np.int64)
-        vectors = given.vectors
+        vectors = side_vectors.vectors
         store.append(
-            given.keys,
+            side_vectors.keys,
             times,
             instance=numbers,
             visible=times,
@@ -176,11 +176,11 @@ class KnowledgeStore:
             available_at={},
         )
 
-    def find_versions(self, moments: NDArray[np.int64]) -> NDArray[np.int64]:
+    def find_versions(self, timestamps: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 ``[B]``: number of the newest version published strictly before each moment; -1 for none."""
         versions = self.info.versions
-        place = np.searchsorted(np.array([one.published for one in versions], np.int64), moments, side="left")
-        return np.array([-1, *(one.number for one in versions)], np.int64).take(place)
+        index = np.searchsorted(np.array([one.published for one in versions], np.int64), timestamps, side="left")
+        return np.array([-1, *(one.number for one in versions)], np.int64).take(index)
 
     def look_up(self, side: Side, keys: NDArray[np.int64], versions: NDArray[np.int64]) -> NDArray[np.float32]:
         """What versions know of users or of items.
@@ -192,19 +192,19 @@ class KnowledgeStore:
         Returns:
             float32 ``[n, 1 + W]``: 1 and the vector, or zeros where the version has not the key.
         """
-        found = np.zeros((len(keys), 1 + self.info.widths[side]), np.float32)
+        vectors = np.zeros((len(keys), 1 + self.info.widths[side]), np.float32)
         if not self.info.versions or not len(keys):
-            return found
+            return vectors
         versions = np.broadcast_to(versions, keys.shape)
         published = {one.number: one.published for one in self.info.versions}
-        at = np.array([published.get(int(number), _BEFORE) for number in np.unique(versions)], np.int64)
+        at = np.array([published.get(int(number), _MIN_TIMESTAMP) for number in np.unique(versions)], np.int64)
         at = at[np.searchsorted(np.unique(versions), versions)]
         tokens = self._stores[side].last(keys, at + 1, 1)
         # The last token may be of an older version, which knew the key when this one does not.
         row = np.repeat(np.arange(len(keys)), np.diff(tokens.offsets))
         same = tokens.version == versions[row]
-        found[row[same], 0], found[row[same], 1:] = 1, tokens.vectors[same]
-        return found
+        vectors[row[same], 0], vectors[row[same], 1:] = 1, tokens.vectors[same]
+        return vectors
 
     def compact(self) -> None:
         """Bring what was published into its final form; readers notice nothing."""
@@ -215,7 +215,7 @@ class KnowledgeStore:
         """See what was published since."""
         for store in self._stores.values():
             store.refresh()
-        self.info = _read(self.folder)
+        self.info = _read_manifest(self.folder)
 
     def close(self) -> None:
         """Let go of the files."""
@@ -230,7 +230,7 @@ class KnowledgeStore:
     ) -> None:
         self.close()
 
-    def _write(self) -> None:
+    def _write_manifest(self) -> None:
         partial = self.folder / f".{MANIFEST}.partial"
         with partial.open("w", encoding="utf-8") as file:
             json.dump({"format": FORMAT, **to_stored_names(asdict(self.info))}, file, indent=1)
@@ -239,21 +239,21 @@ class KnowledgeStore:
         partial.replace(self.folder / MANIFEST)
 
 
-_BEFORE = -(2**62)
+_MIN_TIMESTAMP = -(2**62)
 """A moment before all others."""
 
 
-def _read(folder: Path) -> KnowledgeInfo:
-    content = read_manifest(folder / MANIFEST, FORMAT, "knowledge", _AGAIN, StoreError)
+def _read_manifest(folder: Path) -> KnowledgeInfo:
+    content = read_manifest(folder / MANIFEST, FORMAT, "knowledge", _REMEDY, StoreError)
     try:
         versions = tuple(KnowledgeVersion(**one) for one in content.pop("versions"))
         content.pop("format")
         return KnowledgeInfo(**to_field_names(content), versions=versions)
     except (KeyError, TypeError) as error:
-        raise StoreError(str(folder / MANIFEST), f"not readable ({error})", "what it was written as", _AGAIN) from None
+        raise StoreError(str(folder / MANIFEST), f"not readable ({error})", "what it was written as", _REMEDY) from None
 
 
-def _tokens(info: KnowledgeInfo, side: Side) -> TokenInfo:
+def _build_token_info(info: KnowledgeInfo, side: Side) -> TokenInfo:
     return TokenInfo(
         width=info.widths[side],
         codec=info.codec,

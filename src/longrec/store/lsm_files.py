@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from longrec.errors import StoreError
 from longrec.features.manifest import read_manifest
-from longrec.store.column_types import Types, format_type, of_type, type_of
+from longrec.store.column_types import Types, format_type, get_array_type, parse_type
 from longrec.store.compaction import sync_path
 from longrec.store.segment import Segment
 
 FORMAT = "longrec-store-1"
-_OURS = re.compile(r"segment-\d{6,}|journal-\d{6,}\.log|store\.json\.new")
+_OWN_FILES = re.compile(r"segment-\d{6,}|journal-\d{6,}\.log|store\.json\.new")
 _ARRAY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -50,7 +50,7 @@ class Manifest:
     stamp: tuple[int, int, int] | None = None
 
     @property
-    def journal(self) -> str:
+    def wal_name(self) -> str:
         """Name of the journal that counts."""
         return f"journal-{self.generation:06d}.log"
 
@@ -62,29 +62,32 @@ class Manifest:
             StoreError: no store, or one of another version.
         """
         what = "a durable store"
-        stamp = cls.stamp_of(folder)
+        stamp = cls.read_stamp(folder)
         content = read_manifest(folder / cls.NAME, FORMAT, what, "restore it from a copy", StoreError)
         try:
             where = str(folder / cls.NAME)
-            types = {name: type_of(text, where) for name, text in content["columns"].items()}
+            types = {name: parse_type(text, where) for name, text in content["columns"].items()}
             number, segment = int(content["generation"]), content["segment"]
             rows, identity = content["rows"], content["identity"]
             return cls(number, segment, types, rows, identity, content["attributes"], stamp)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise StoreError(str(folder / cls.NAME), f"not readable ({error!r})", what, "restore it") from None
 
-    def fits(self, segment: Segment, folder: Path) -> None:
+    def check_segment(self, segment: Segment, folder: Path) -> None:
         """Hold a segment to what the manifest says.
 
         Raises:
             StoreError: it has other columns, or other keys.
         """
-        found = {name: of_type(column).shape for name, column in segment.columns.items()}
-        same = found == {name: dtype.shape for name, dtype in self.types.items()}
+        shapes = {name: get_array_type(column).shape for name, column in segment.columns.items()}
+        same = shapes == {name: dtype.shape for name, dtype in self.types.items()}
         keys = segment.keys is not None if self.rows is None else segment.keys is None and segment.rows == self.rows
         if not (same and keys):
-            shown, expected = f"a segment of the columns {', '.join(found)}", f"{', '.join(self.types)}, and their keys"
-            raise StoreError(str(folder), shown, expected, "restore it from a copy")
+            actual, expected = (
+                f"a segment of the columns {', '.join(shapes)}",
+                f"{', '.join(self.types)}, and their keys",
+            )
+            raise StoreError(str(folder), actual, expected, "restore it from a copy")
 
     def write(self, folder: Path) -> None:
         """Replace the manifest at once: before, the old one counts, after, this one."""
@@ -104,7 +107,7 @@ class Manifest:
         _replace(folder / self.NAME, text.encode())
 
     @classmethod
-    def stamp_of(cls, folder: Path) -> tuple[int, int, int]:
+    def read_stamp(cls, folder: Path) -> tuple[int, int, int]:
         """What changes whenever the manifest is replaced.
 
         Raises:
@@ -113,8 +116,8 @@ class Manifest:
         try:
             facts = (folder / cls.NAME).stat()
         except OSError as error:
-            found = f"no readable {cls.NAME} ({error.strerror})"
-            raise StoreError(str(folder), found, "a durable store", "give the folder of one") from None
+            actual = f"no readable {cls.NAME} ({error.strerror})"
+            raise StoreError(str(folder), actual, "a durable store", "give the folder of one") from None
         return facts.st_ino, facts.st_mtime_ns, facts.st_size
 
 
@@ -137,7 +140,7 @@ class Lock:
 
     def __init__(self, folder: Path) -> None:
         self._file, self._owner = -1, os.getpid()
-        with written(folder):
+        with translate_os_errors(folder):
             self._file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,7 +163,7 @@ class Lock:
 
 
 @contextmanager
-def written(path: Path) -> Iterator[None]:
+def translate_os_errors(path: Path) -> Iterator[None]:
     """Tell what the disk refuses as a fault of a store.
 
     Raises:
@@ -169,14 +172,14 @@ def written(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        found = f"cannot be written: {error.strerror or error}"
-        raise StoreError(str(path), found, "a place that can", "make room or choose another, then try again") from None
+        actual = f"cannot be written: {error.strerror or error}"
+        raise StoreError(str(path), actual, "a place that can", "make room or choose another, then try again") from None
 
 
 def sweep(folder: Path, manifest: Manifest) -> None:
     """Take away segments and journals that count no more. Readers that have mapped them keep them."""
     for path in folder.iterdir():
-        if _OURS.fullmatch(path.name) and path.name not in (manifest.segment, manifest.journal):
+        if _OWN_FILES.fullmatch(path.name) and path.name not in (manifest.segment, manifest.wal_name):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -185,7 +188,7 @@ def sweep(folder: Path, manifest: Manifest) -> None:
 
 def put_array(folder: Path, name: str, array: NDArray[Any]) -> None:
     """Keep a small array, at once."""
-    _named(folder, name)
+    _check_array_name(folder, name)
     (folder / "arrays").mkdir(exist_ok=True)
     path = folder / "arrays" / f"{name}.npy"
     new = path.with_name(f"{name}.new.npy")
@@ -201,7 +204,7 @@ def take_array(folder: Path, name: str) -> NDArray[Any]:
     Raises:
         StoreError: there is none, or it cannot be read.
     """
-    _named(folder, name)
+    _check_array_name(folder, name)
     path = folder / "arrays" / f"{name}.npy"
     try:
         return np.load(path, allow_pickle=False)
@@ -209,6 +212,6 @@ def take_array(folder: Path, name: str) -> NDArray[Any]:
         raise StoreError(str(path), f"no readable array ({error})", "an array that was kept") from None
 
 
-def _named(folder: Path, name: str) -> None:
+def _check_array_name(folder: Path, name: str) -> None:
     if not _ARRAY.fullmatch(name):
         raise StoreError(str(folder), f"an array named {name!r}", "letters, digits, dots and dashes")

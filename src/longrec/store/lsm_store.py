@@ -2,7 +2,7 @@
 
 ``store.json``          what the store is and which files count; replaced at once, never changed
 ``segment-NNNNNN/``     sorted events, memory-mapped (``segment.Segment``)
-``journal-NNNNNN.log``  what was appended since (``journal``)
+``wal-NNNNNN.log``  what was appended since (``wal``)
 ``arrays/``             small arrays kept beside the events
 ``lock``                held by the one writer
 
@@ -26,13 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import StoreError
-from longrec.store.column_types import checked, column_types
-from longrec.store.compaction import Compaction, Piece, sync_path
+from longrec.store.column_types import validate_events, validate_types
+from longrec.store.compaction import ColumnReader, Compaction, sync_path
 from longrec.store.lsm import LsmTree
-from longrec.store.lsm_files import Lock, Manifest, put_array, sweep, take_array, written
+from longrec.store.lsm_files import Lock, Manifest, put_array, sweep, take_array, translate_os_errors
 from longrec.store.memtable import Memtable
-from longrec.store.segment import Segment, no_events
-from longrec.store.sorted_events import reading_order
+from longrec.store.segment import Segment, build_empty_segment
+from longrec.store.sorted_events import compute_read_order
 from longrec.store.write_ahead_log import Frames, RecoveryReport, WriteAheadLog
 
 MEMTABLE_BYTES = 1 << 29
@@ -47,20 +47,22 @@ class LsmStore(LsmTree):
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, held: Lock | None, *, verify: bool, sync: bool, memtable_bytes: int
+        self, folder: Path, manifest: Manifest, lock: Lock | None, *, verify: bool, sync: bool, memtable_bytes: int
     ) -> None:
-        super().__init__(no_events(manifest.types, manifest.rows), manifest.types, manifest.rows, manifest.identity)
-        self.folder, self._manifest, self._lock = folder, manifest, held
+        super().__init__(
+            build_empty_segment(manifest.types, manifest.rows), manifest.types, manifest.rows, manifest.identity
+        )
+        self.folder, self._manifest, self._lock = folder, manifest, lock
         self._verify, self._sync, self._memtable_bytes = verify, sync, memtable_bytes
-        self._writing = threading.RLock()
-        self._journal: WriteAheadLog | None = None
-        self._open = True
-        self._at, self._mapped = 0, -1
+        self._write_lock = threading.RLock()
+        self._wal: WriteAheadLog | None = None
+        self._is_open = True
+        self._wal_end, self._loaded_generation = 0, -1
         self.recovery = RecoveryReport()
         try:
-            self._settle()
-            if held is not None:
-                self._journal = WriteAheadLog(folder / manifest.journal, self._frames, self._at, sync=sync)
+            self._synchronize()
+            if lock is not None:
+                self._wal = WriteAheadLog(folder / manifest.wal_name, self._frames, self._wal_end, sync=sync)
         except BaseException:
             self.close()
             raise
@@ -93,22 +95,22 @@ class LsmStore(LsmTree):
             StoreError: a store is there already, or a column that cannot be kept.
         """
         folder = Path(folder)
-        types = column_types(columns, identity, str(folder))
-        with written(folder):
+        types = validate_types(columns, identity, str(folder))
+        with translate_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             sync_path(folder.parent)
-        held = Lock(folder)
+        lock = Lock(folder)
         try:
             if (folder / Manifest.NAME).exists():
                 raise StoreError(str(folder), "a store is there already", "another folder", "open it, or remove it")
             manifest = Manifest(0, None, types, rows, identity, dict(attributes or {}))
-            with written(folder):
-                (folder / manifest.journal).write_bytes(b"")
+            with translate_os_errors(folder):
+                (folder / manifest.wal_name).write_bytes(b"")
                 manifest.write(folder)
         except BaseException:
-            held.close()
+            lock.close()
             raise
-        return cls(folder, manifest, held, verify=False, sync=sync, memtable_bytes=memtable_bytes)
+        return cls(folder, manifest, lock, verify=False, sync=sync, memtable_bytes=memtable_bytes)
 
     @classmethod
     def open(
@@ -134,13 +136,13 @@ class LsmStore(LsmTree):
         manifest = Manifest.read(folder)
         if not writable:
             return cls(folder, manifest, None, verify=verify, sync=sync, memtable_bytes=memtable_bytes)
-        held = Lock(folder)
+        lock = Lock(folder)
         try:
             manifest = Manifest.read(folder)
         except BaseException:
-            held.close()
+            lock.close()
             raise
-        store = cls(folder, manifest, held, verify=verify, sync=sync, memtable_bytes=memtable_bytes)
+        store = cls(folder, manifest, lock, verify=verify, sync=sync, memtable_bytes=memtable_bytes)
         sweep(folder, manifest)  # only now: what the manifest names was there
         return store
 
@@ -151,18 +153,18 @@ class LsmStore(LsmTree):
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Replace the attributes, at once."""
-        with self._writing:
-            self._writer()
+        with self._write_lock:
+            self._require_wal()
             manifest = replace(self._manifest, attributes=dict(attributes))
-            with written(self.folder):
+            with translate_os_errors(self.folder):
                 manifest.write(self.folder)
             self._manifest = manifest
 
     def put_array(self, name: str, array: NDArray[Any]) -> None:
         """Keep a small array beside the events, at once; one of the same name is replaced."""
-        with self._writing:
-            self._writer()
-            with written(self.folder):
+        with self._write_lock:
+            self._require_wal()
+            with translate_os_errors(self.folder):
                 put_array(self.folder, name, array)
 
     def take_array(self, name: str) -> NDArray[Any]:
@@ -179,14 +181,14 @@ class LsmStore(LsmTree):
         Raises:
             StoreError: also when the store is open for reading, or the disk is full.
         """
-        keys, times, columns = checked(self.types, self.rows, keys, times, values)
-        with self._writing:
-            journal = self._writer()
+        keys, times, columns = validate_events(self.types, self.rows, keys, times, values)
+        with self._write_lock:
+            wal = self._require_wal()
             if len(keys):
-                journal.append(keys, times, columns)
-                with self._reading:
-                    self._delta.add(keys, times, columns)
-                if self._delta.size * journal.frames.size > self._memtable_bytes and 2 * self._delta.size > len(
+                wal.append(keys, times, columns)
+                with self._read_lock:
+                    self._memtable.add(keys, times, columns)
+                if self._memtable.size * wal.frames.size > self._memtable_bytes and 2 * self._memtable.size > len(
                     self._segment
                 ):
                     self.compact()
@@ -200,19 +202,19 @@ class LsmStore(LsmTree):
         Raises:
             StoreError: as ``append``.
         """
-        keys, times, columns = checked(self.types, self.rows, keys, times, values)
+        keys, times, columns = validate_events(self.types, self.rows, keys, times, values)
         ids = None if self.identity is None else columns[self.identity]
-        with self._writing:
-            self._writer()
+        with self._write_lock:
+            self._require_wal()
             self.compact()
-            order = reading_order(keys, times, ids)
+            order = compute_read_order(keys, times, ids)
             if order is None:
-                parts: dict[str, Piece] = {name: _part(column) for name, column in columns.items()}
+                readers: dict[str, ColumnReader] = {name: _slice_column(column) for name, column in columns.items()}
             else:
                 keys, times = keys.take(order), times.take(order)
                 ids = None if ids is None else ids.take(order)
-                parts = {name: _picked(column, order) for name, column in columns.items()}
-            self._renew(Compaction(self._segment, keys, times, ids, self.identity), parts)
+                readers = {name: _reorder_column(column, order) for name, column in columns.items()}
+            self._write_segment(Compaction(self._segment, keys, times, ids, self.identity), readers)
 
     def compact(self) -> None:
         """Write the segment and what came since into a new segment.
@@ -220,14 +222,14 @@ class LsmStore(LsmTree):
         Raises:
             StoreError: the store is open for reading, or the disk is full; the store is as it was.
         """
-        with self._writing:
-            self._writer()
-            if not len(self._delta):
+        with self._write_lock:
+            self._require_wal()
+            if not len(self._memtable):
                 return
-            keys, times, columns = self._delta.sorted(self.types)
+            keys, times, columns = self._memtable.sort_events(self.types)
             ids = None if self.identity is None else columns[self.identity]
-            parts = {name: _part(column) for name, column in columns.items()}
-            self._renew(Compaction(self._segment, keys, times, ids, self.identity), parts)
+            readers = {name: _slice_column(column) for name, column in columns.items()}
+            self._write_segment(Compaction(self._segment, keys, times, ids, self.identity), readers)
 
     def retype(self, columns: Mapping[str, Any]) -> None:
         """Give a store that holds no events other columns.
@@ -235,43 +237,45 @@ class LsmStore(LsmTree):
         Raises:
             StoreError: it holds events, or columns that cannot be kept.
         """
-        with self._writing:
-            self._writer()
+        with self._write_lock:
+            self._require_wal()
             if len(self):
                 raise StoreError(str(self.folder), f"{len(self)} events", "a store without events")
-            types = column_types(columns, self.identity, str(self.folder))
-            self._turn(replace(self._next(), segment=None, types=types), no_events(types, self.rows))
+            types = validate_types(columns, self.identity, str(self.folder))
+            self._switch_to(
+                replace(self._next_manifest(), segment=None, types=types), build_empty_segment(types, self.rows)
+            )
 
-    def _next(self) -> Manifest:
+    def _next_manifest(self) -> Manifest:
         number = self._manifest.generation + 1
         return replace(self._manifest, generation=number, segment=f"segment-{number:06d}")
 
-    def _renew(self, rewrite: Compaction, parts: Mapping[str, Piece]) -> None:
+    def _write_segment(self, compaction: Compaction, readers: Mapping[str, ColumnReader]) -> None:
         """Write a segment anew and turn to it."""
-        new = self._next()
+        new = self._next_manifest()
         assert new.segment is not None
         folder = self.folder / new.segment
-        with written(folder):
+        with translate_os_errors(folder):
             shutil.rmtree(folder, ignore_errors=True)
-            rewrite.write(folder, self.types, parts, sync=self._sync)
-        self._turn(new, Segment.open(folder))
+            compaction.write(folder, self.types, readers, sync=self._sync)
+        self._switch_to(new, Segment.open(folder))
 
-    def _turn(self, new: Manifest, segment: Segment) -> None:
+    def _switch_to(self, new: Manifest, segment: Segment) -> None:
         """Begin a new journal over a segment, and let the manifest name both."""
-        before, frames = self._writer(), Frames(new.types, new.generation)
-        with written(self.folder):
-            journal = WriteAheadLog(self.folder / new.journal, frames, 0, sync=self._sync)
+        before, frames = self._require_wal(), Frames(new.types, new.generation)
+        with translate_os_errors(self.folder):
+            wal = WriteAheadLog(self.folder / new.wal_name, frames, 0, sync=self._sync)
             sync_path(self.folder)
         try:
-            with written(self.folder):
+            with translate_os_errors(self.folder):
                 new.write(self.folder)
         except StoreError:
             if Manifest.read(self.folder).generation != self._manifest.generation:
                 self.close()  # it was replaced after all, and may not last: only a new reading can tell
             raise
-        self._manifest, self._frames, self._journal = new, frames, journal
+        self._manifest, self._frames, self._wal = new, frames, wal
         self.types = new.types
-        self._under(segment)
+        self._install_layers(segment)
         before.close()
         sweep(self.folder, new)
 
@@ -281,83 +285,83 @@ class LsmStore(LsmTree):
         Raises:
             StoreError: what is there now is damaged, or this store was closed.
         """
-        with self._writing:
+        with self._write_lock:
             if self._lock is not None:
                 return
-            if not self._open:
+            if not self._is_open:
                 raise StoreError(str(self.folder), "closed", "an open store", "open it again")
-            self._settle()
+            self._synchronize()
 
-    def _settle(self) -> None:
+    def _synchronize(self) -> None:
         """Read manifest and journal until both are of one moment: what is told of events comes before the events."""
         while True:
-            if self._manifest.generation != self._mapped or not self._caught_up(self._delta):
-                self._map()
-            if self._lock is not None or Manifest.stamp_of(self.folder) == self._manifest.stamp:
+            if self._manifest.generation != self._loaded_generation or not self._replay_wal(self._memtable):
+                self._load_generation()
+            if self._lock is not None or Manifest.read_stamp(self.folder) == self._manifest.stamp:
                 return
             self._manifest = Manifest.read(self.folder)
 
-    def _map(self) -> None:
+    def _load_generation(self) -> None:
         """Map the segment and replay the journal that the manifest names."""
         while True:
             manifest = self._manifest
             try:
-                segment = no_events(manifest.types, manifest.rows)
+                segment = build_empty_segment(manifest.types, manifest.rows)
                 if manifest.segment is not None:
                     segment = Segment.open(self.folder / manifest.segment, verify=self._verify)
-                    manifest.fits(segment, self.folder)
-                delta = Memtable(manifest.types, self.identity)
-                self._at, self._frames = 0, Frames(manifest.types, manifest.generation)
-                if self._caught_up(delta):
+                    manifest.check_segment(segment, self.folder)
+                memtable = Memtable(manifest.types, self.identity)
+                self._wal_end, self._frames = 0, Frames(manifest.types, manifest.generation)
+                if self._replay_wal(memtable):
                     break
-                fault = StoreError(str(self.folder), f"no {manifest.journal}", "its journal", "restore it from a copy")
+                fault = StoreError(str(self.folder), f"no {manifest.wal_name}", "its journal", "restore it from a copy")
             except StoreError as error:
                 fault = error
             # The writer may have moved on between the manifest and the files.
             self._manifest = Manifest.read(self.folder)
             if self._manifest.generation == manifest.generation:
                 raise fault
-        self.types, self._mapped = manifest.types, manifest.generation
-        self._under(segment, delta)
+        self.types, self._loaded_generation = manifest.types, manifest.generation
+        self._install_layers(segment, memtable)
 
-    def _caught_up(self, delta: Memtable) -> bool:
+    def _replay_wal(self, memtable: Memtable) -> bool:
         """Take in the frames that the journal has grown by; False when it is not the one that was read."""
-        path = self.folder / self._manifest.journal
+        path = self.folder / self._manifest.wal_name
         try:
-            journal = path.open("rb", buffering=0)
+            wal = path.open("rb", buffering=0)
         except FileNotFoundError:
             return False
-        with journal:
-            file = journal.fileno()
-            if os.fstat(file).st_size < self._at:  # a writer took back what it could not finish
+        with wal:
+            file = wal.fileno()
+            if os.fstat(file).st_size < self._wal_end:  # a writer took back what it could not finish
                 return False
-            for batch, at in self._frames.read(file, self._at):
-                with self._reading:
-                    delta.add(*batch)
-                self._at = at
-            self.recovery = self._frames.rest(file, self._at)
-            if self._lock is not None and self.recovery.dropped and not self.recovery.torn:
-                kept = path.with_name(f"{path.name}.{self._at}.damaged")
-                journal.seek(self._at)
-                with written(kept), kept.open("wb") as copy:
-                    shutil.copyfileobj(journal, copy)
-                self.recovery = replace(self.recovery, kept=kept)
+            for batch, at in self._frames.read(file, self._wal_end):
+                with self._read_lock:
+                    memtable.add(*batch)
+                self._wal_end = at
+            self.recovery = self._frames.inspect_tail(file, self._wal_end)
+            if self._lock is not None and self.recovery.dropped_bytes and not self.recovery.is_torn:
+                copy_path = path.with_name(f"{path.name}.{self._wal_end}.damaged")
+                wal.seek(self._wal_end)
+                with translate_os_errors(copy_path), copy_path.open("wb") as copy:
+                    shutil.copyfileobj(wal, copy)
+                self.recovery = replace(self.recovery, saved_to=copy_path)
         return True
 
-    def _writer(self) -> WriteAheadLog:
-        if self._journal is None:
+    def _require_wal(self) -> WriteAheadLog:
+        if self._wal is None:
             do = "open it with writable=True"
             raise StoreError(str(self.folder), "open for reading, or closed", "a store open for writing", do)
-        return self._journal
+        return self._wal
 
     def close(self) -> None:
         """Give up the journal and the lock. What was read stays valid."""
-        with self._writing:
-            if self._journal is not None:
-                self._journal.close()
+        with self._write_lock:
+            if self._wal is not None:
+                self._wal.close()
             if self._lock is not None:
                 self._lock.close()
-            self._journal, self._lock, self._open = None, None, False
+            self._wal, self._lock, self._is_open = None, None, False
 
     def __enter__(self) -> Self:
         return self
@@ -368,9 +372,9 @@ class LsmStore(LsmTree):
         self.close()
 
 
-def _part(column: NDArray[Any]) -> Piece:
+def _slice_column(column: NDArray[Any]) -> ColumnReader:
     return lambda low, high: column[low:high]
 
 
-def _picked(column: NDArray[Any], order: NDArray[np.int64]) -> Piece:
+def _reorder_column(column: NDArray[Any], order: NDArray[np.int64]) -> ColumnReader:
     return lambda low, high: column.take(order[low:high], axis=0)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from longrec.store.column_types import column_types, reading_types
+from longrec.store.column_types import validate_types, widen_types
 from longrec.store.lsm import LsmTree
-from longrec.store.segment import no_events
+from longrec.store.segment import build_empty_segment
 
 
 class MemoryStore(LsmTree):
@@ -20,9 +20,9 @@ class MemoryStore(LsmTree):
     """
 
     def __init__(self, columns: Mapping[str, Any], rows: int | None, identity: str | None = None) -> None:
-        types = reading_types(column_types(columns, identity, "store in memory"))
-        super().__init__(no_events(types, rows), types, rows, identity)
+        types = widen_types(validate_types(columns, identity, "store in memory"))
+        super().__init__(build_empty_segment(types, rows), types, rows, identity)
 
     def __contains__(self, key: int) -> bool:
         """Whether a key owns events."""
-        return self._delta.get(key) is not None
+        return self._memtable.get(key) is not None

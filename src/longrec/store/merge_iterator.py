@@ -14,28 +14,28 @@ from numpy.typing import NDArray
 
 from longrec.store.column_types import Types
 from longrec.store.history_store import Events
-from longrec.store.memtable import Memtable, Own, merged
+from longrec.store.memtable import KeyEvents, Memtable, compute_merge_order
 from longrec.store.segment import Segment
 
 _FEW = 12
 """Up to so many new events of a key are put among the old ones one by one."""
 _TIME = np.dtype(np.int64)
 
-Piece = tuple[bool, int, int]
+EventRange = tuple[bool, int, int]
 """Whether it is a range of the places found (or of the segment), its start and its end."""
 
 
-def mixed(
+def merge_key_events(
     segment: Segment,
-    delta: Memtable,
+    memtable: Memtable,
     identity: str | None,
-    own: Own,
+    own: KeyEvents,
     count: int,
     start: int,
     stop: int,
     n: int | None,
     where: str | None,
-) -> tuple[NDArray[np.int64], list[Piece]]:
+) -> tuple[NDArray[np.int64], list[EventRange]]:
     """What to read of one key that owns events in both layers: places, and the pieces to read in turn.
 
     Args:
@@ -56,54 +56,54 @@ def mixed(
             return ~new, [(False, start, stop), (True, 0, len(new))]
         among = bisect_right(own[0], int(segment.times[stop - 1]), low, count) - low
         if among <= _FEW:
-            pieces = _squeezed(segment, start, stop, delta, new[:among], identity)
-            return ~new, _newest([*pieces, (True, among, len(new))], n)
+            ranges = _split_ranges(segment, start, stop, memtable, new[:among], identity)
+            return ~new, _keep_last([*ranges, (True, among, len(new))], n)
     ids = None
-    places = np.concatenate([np.arange(start, stop), ~new])
-    times = np.concatenate([segment.times[start:stop], delta.times.take(new)])
+    positions = np.concatenate([np.arange(start, stop), ~new])
+    times = np.concatenate([segment.times[start:stop], memtable.times.take(new)])
     if identity is not None:
-        ids = np.concatenate([segment.columns[identity][start:stop], delta.columns[identity].take(new)])
-    places = places[merged(times, ids)]
+        ids = np.concatenate([segment.columns[identity][start:stop], memtable.columns[identity].take(new)])
+    positions = positions[compute_merge_order(times, ids)]
     if where is not None:  # only now: an event written again may pass no more
-        passed = _Places(places).taken(segment.columns[where], delta.columns[where], delta.types[where]) != 0
-        places = places[passed]
-    return places, _newest([(True, 0, len(places))], n)
+        passed = _Positions(positions).take(segment.columns[where], memtable.columns[where], memtable.types[where]) != 0
+        positions = positions[passed]
+    return positions, _keep_last([(True, 0, len(positions))], n)
 
 
-def _squeezed(
-    segment: Segment, start: int, stop: int, delta: Memtable, new: NDArray[np.int64], identity: str | None
-) -> list[Piece]:
+def _split_ranges(
+    segment: Segment, start: int, stop: int, memtable: Memtable, new: NDArray[np.int64], identity: str | None
+) -> list[EventRange]:
     """``start:stop`` of a segment with a few events of the delta among it."""
-    pieces: list[Piece] = []
+    ranges: list[EventRange] = []
     times, ids = segment.times, None if identity is None else segment.columns[identity]
-    for number, place in enumerate(new.tolist()):
-        time = delta.times[place]
+    for number, position in enumerate(new.tolist()):
+        time = memtable.times[position]
         at, again = start + int(times[start:stop].searchsorted(time, side="right" if ids is None else "left")), False
         if ids is not None and identity is not None and at < stop and times[at] == time:
             tied = at + int(times[at:stop].searchsorted(time, side="right"))
-            name = delta.columns[identity][place]
+            name = memtable.columns[identity][position]
             at += int(ids[at:tied].searchsorted(name))
             again = at < tied and bool(ids[at] == name)
-        pieces += [(False, start, at), (True, number, number + 1)]
+        ranges += [(False, start, at), (True, number, number + 1)]
         start = at + again
-    pieces.append((False, start, stop))
-    return pieces
+    ranges.append((False, start, stop))
+    return ranges
 
 
-def _newest(pieces: list[Piece], n: int | None) -> list[Piece]:
+def _keep_last(ranges: list[EventRange], n: int | None) -> list[EventRange]:
     """The last ``n`` events of some pieces."""
     if n is None:
-        return pieces
-    kept: list[Piece] = []
-    for late, start, stop in reversed(pieces):
+        return ranges
+    kept: list[EventRange] = []
+    for by_position, start, stop in reversed(ranges):
         if n <= 0:
             break
-        kept.append((late, max(start, stop - n), stop))
+        kept.append((by_position, max(start, stop - n), stop))
         n -= stop - start
     return kept[::-1]
 
 
-def ranges(
+def expand_ranges(
     first: NDArray[np.int64], stop: NDArray[np.int64], begin: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """All numbers of some ranges, end to end, and the numbers from ``begin`` on that stand beside them."""
@@ -113,11 +113,11 @@ def ranges(
     return count + np.repeat(first - (ends - lengths), lengths), count + np.repeat(begin - (ends - lengths), lengths)
 
 
-def gathered(
+def gather_ranges(
     segment: Segment,
-    delta: Memtable,
-    pieces: list[Piece],
-    places: NDArray[np.int64],
+    memtable: Memtable,
+    ranges: list[EventRange],
+    positions: NDArray[np.int64],
     types: Types,
     offsets: NDArray[np.int64] | None,
 ) -> Events:
@@ -126,48 +126,51 @@ def gathered(
     Args:
         offsets: of the keys; None: all of them are one key's.
     """
-    pieces, late = [piece for piece in pieces if piece[1] < piece[2]], _Places(places)
+    ranges, selection = (
+        [event_range for event_range in ranges if event_range[1] < event_range[2]],
+        _Positions(positions),
+    )
 
-    def joined(old: NDArray[Any], added: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-        if not len(places):
-            parts = [old[start:stop] for _, start, stop in pieces]
+    def concatenate(old: NDArray[Any], added: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+        if not len(positions):
+            blocks = [old[start:stop] for _, start, stop in ranges]
         else:
-            new = late.taken(old, added, dtype)
-            parts = [(new if late_ else old)[start:stop] for late_, start, stop in pieces]
-        return np.concatenate(parts or [old[:0]], dtype=dtype.base, casting="unsafe")
+            new = selection.take(old, added, dtype)
+            blocks = [(new if by_position else old)[start:stop] for by_position, start, stop in ranges]
+        return np.concatenate(blocks or [old[:0]], dtype=dtype.base, casting="unsafe")
 
-    columns = {name: joined(segment.columns[name], delta.columns[name], dtype) for name, dtype in types.items()}
-    times = joined(segment.times, delta.times, _TIME)
+    columns = {name: concatenate(segment.columns[name], memtable.columns[name], dtype) for name, dtype in types.items()}
+    times = concatenate(segment.times, memtable.times, _TIME)
     return Events(np.array([0, len(times)]) if offsets is None else offsets, times, columns)
 
 
-def picked(
-    segment: Segment, delta: Memtable, places: NDArray[np.int64], offsets: NDArray[np.int64], types: Types
+def gather_events(
+    segment: Segment, memtable: Memtable, positions: NDArray[np.int64], offsets: NDArray[np.int64], types: Types
 ) -> Events:
     """The events at some places, taken one by one."""
-    taken = _Places(places).taken
-    columns = {name: taken(segment.columns[name], delta.columns[name], dtype) for name, dtype in types.items()}
-    return Events(offsets, taken(segment.times, delta.times, _TIME), columns)
+    take = _Positions(positions).take
+    columns = {name: take(segment.columns[name], memtable.columns[name], dtype) for name, dtype in types.items()}
+    return Events(offsets, take(segment.times, memtable.times, _TIME), columns)
 
 
-class _Places:
+class _Positions:
     """Places of a segment (0 and up) and of the delta above it (below 0)."""
 
-    def __init__(self, places: NDArray[np.int64]) -> None:
-        self.places = places
-        fresh = places < 0
+    def __init__(self, positions: NDArray[np.int64]) -> None:
+        self.positions = positions
+        fresh = positions < 0
         count = int(np.count_nonzero(fresh))
         self._old = not count
-        self._mixed = (fresh, ~places[fresh], ~fresh, places[~fresh]) if 0 < count < len(places) else None
+        self._split = (fresh, ~positions[fresh], ~fresh, positions[~fresh]) if 0 < count < len(positions) else None
 
-    def taken(self, old: NDArray[Any], late: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    def take(self, old: NDArray[Any], new: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Values of one column, of the segment and of the delta, in the type in which it is read."""
         if self._old:
-            return old.take(self.places, axis=0).astype(dtype.base, copy=False)
-        if self._mixed is None:
-            return late.take(~self.places, axis=0)
-        at_late, from_late, at_old, from_old = self._mixed
-        values = np.empty((len(self.places), *dtype.shape), dtype.base)
-        values[at_late] = late.take(from_late, axis=0)
+            return old.take(self.positions, axis=0).astype(dtype.base, copy=False)
+        if self._split is None:
+            return new.take(~self.positions, axis=0)
+        at_new, from_new, at_old, from_old = self._split
+        values = np.empty((len(self.positions), *dtype.shape), dtype.base)
+        values[at_new] = new.take(from_new, axis=0)
         values[at_old] = old.take(from_old, axis=0)
         return values

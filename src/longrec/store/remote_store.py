@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import StoreError
-from longrec.store.column_types import Types, checked, column_types, format_type, type_of
+from longrec.store.column_types import Types, format_type, parse_type, validate_events, validate_types
 from longrec.store.history_store import Events
 from longrec.store.remote_scripts import APPEND, LAST, REPLACE
-from longrec.store.sorted_events import reading_order
+from longrec.store.sorted_events import compute_read_order
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -38,11 +38,11 @@ SCHEMES = ("redis", "rediss")
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _TIME = "@time"
 """The field of the time; no column can have that name."""
-_TOGETHER = 256
+_SCAN = 256
 """Keys that a scan reads at once."""
 _LOAD = 1 << 23
 """Bytes that a load sends at once."""
-_CONNECT, _ANSWER = 5, 60
+_CONNECT_TIMEOUT, _RESPONSE_TIMEOUT = 5, 60
 """Seconds to wait for a connection, and for an answer."""
 
 ResultT = TypeVar("ResultT")
@@ -80,7 +80,7 @@ class Meta:
             content = json.loads(text)
             if content.pop("format") != FORMAT:
                 raise ValueError("another format")
-            content["types"] = {name: type_of(kind, where) for name, kind in content["types"].items()}
+            content["types"] = {name: parse_type(kind, where) for name, kind in content["types"].items()}
             return cls(**content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(where, f"not readable ({error})", FORMAT, "give the address of a store") from None
@@ -90,7 +90,7 @@ class RemoteStore:
     """Events in a server; see the module."""
 
     def __init__(self, location: str, client: Redis, name: str, *, writable: bool) -> None:
-        self.location, self._client, self._name, self._writable = _shown(location), client, name, writable
+        self.location, self._client, self._name, self._writable = _mask_password(location), client, name, writable
         self._append, self._last = client.register_script(APPEND), client.register_script(LAST)
         self._replace = client.register_script(REPLACE)
         try:
@@ -113,11 +113,15 @@ class RemoteStore:
         Raises:
             StoreError: a store is there already, a column that cannot be kept, or no server.
         """
-        client, name, cap = _connected(location)
-        meta = Meta(column_types(columns, identity, _shown(location)), rows, identity, cap, dict(attributes or {}))
-        if not _asked(location, lambda: client.set(f"{name}:meta", meta.text(), nx=True)):
+        client, name, cap = _connect(location)
+        meta = Meta(
+            validate_types(columns, identity, _mask_password(location)), rows, identity, cap, dict(attributes or {})
+        )
+        if not _call_server(location, lambda: client.set(f"{name}:meta", meta.text(), nx=True)):
             client.close()
-            raise StoreError(_shown(location), "a store is there already", "another name", "open it, or remove it")
+            raise StoreError(
+                _mask_password(location), "a store is there already", "another name", "open it, or remove it"
+            )
         return cls(location, client, name, writable=True)
 
     @classmethod
@@ -127,19 +131,19 @@ class RemoteStore:
         Raises:
             StoreError: none is there, it is of another version, or no server.
         """
-        client, name, _ = _connected(location)
+        client, name, _ = _connect(location)
         return cls(location, client, name, writable=writable)
 
     def refresh(self) -> None:
         """Hear what the store is now; its events are always read anew."""
-        text: Any = self._ask(lambda: self._client.get(f"{self._name}:meta"))
+        text: Any = self._call(lambda: self._client.get(f"{self._name}:meta"))
         if text is None:
             raise StoreError(self.location, "no store of that name", "one that was created", "create it first")
         self._text, self._meta = text, Meta.parse(text, self.location)
         self.types, self.rows, self.identity = self._meta.types, self._meta.rows, self._meta.identity
         # The identity stands behind the time: both are what records are sorted by.
         names = sorted(self.types, key=lambda name: name != self.identity)
-        self._record = np.dtype([(_TIME, "<i8"), *((name, _little(self.types[name])) for name in names)])
+        self._record = np.dtype([(_TIME, "<i8"), *((name, _to_little_endian(self.types[name])) for name in names)])
         self._head = 16 if self.identity is not None else 8
 
     @property
@@ -163,21 +167,21 @@ class RemoteStore:
         """
         if next(iter(self._keys()), None) is not None:
             raise StoreError(self.location, "events", "a store without events")
-        self._change(replace(self._meta, types=column_types(columns, self.identity, self.location)))
+        self._change(replace(self._meta, types=validate_types(columns, self.identity, self.location)))
 
     def _change(self, meta: Meta) -> None:
-        self._may_write()
-        if not self._ask(lambda: self._replace(keys=[f"{self._name}:meta"], args=[self._text, meta.text()])):
-            found, expected = "changed by somebody else", "what was last heard"
-            raise StoreError(self.location, found, expected, "refresh, then try again")
+        self._require_writable()
+        if not self._call(lambda: self._replace(keys=[f"{self._name}:meta"], args=[self._text, meta.text()])):
+            actual, expected = "changed by somebody else", "what was last heard"
+            raise StoreError(self.location, actual, expected, "refresh, then try again")
         self.refresh()
 
     def put_array(self, name: str, array: NDArray[Any]) -> None:
         """Keep a small array beside the events, at once; one of the same name is replaced."""
-        self._may_write()
-        held = io.BytesIO()
-        np.save(held, array, allow_pickle=False)
-        self._ask(lambda: self._client.set(f"{self._name}:a:{name}", held.getvalue()))
+        self._require_writable()
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        self._call(lambda: self._client.set(f"{self._name}:a:{name}", buffer.getvalue()))
 
     def take_array(self, name: str) -> NDArray[Any]:
         """An array kept beside the events.
@@ -185,42 +189,42 @@ class RemoteStore:
         Raises:
             StoreError: there is none of that name.
         """
-        held: Any = self._ask(lambda: self._client.get(f"{self._name}:a:{name}"))
-        if held is None:
+        content: Any = self._call(lambda: self._client.get(f"{self._name}:a:{name}"))
+        if content is None:
             raise StoreError(self.location, f"no array {name!r}", "an array that was kept")
-        return np.load(io.BytesIO(held), allow_pickle=False)
+        return np.load(io.BytesIO(content), allow_pickle=False)
 
     def __len__(self) -> int:
         keys = list(self._keys())
         pipe = self._client.pipeline(transaction=False)
         for key in keys:
             pipe.strlen(self._key(key))
-        return sum(self._ask(pipe.execute)) // self._record.itemsize
+        return sum(self._call(pipe.execute)) // self._record.itemsize
 
     def append(self, keys: NDArray[Any], times: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> None:
         """Add events; see ``HistoryStore.append``. Several writers may."""
-        self._may_write()
-        keys, times, columns = checked(self.types, self.rows, keys, times, values)
+        self._require_writable()
+        keys, times, columns = validate_events(self.types, self.rows, keys, times, values)
         if len(keys):
-            self._send(*self._grouped(keys, times, columns))
+            self._send(*self._group_records(keys, times, columns))
 
     def load(self, keys: NDArray[Any], times: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> None:
         """Add many events, some megabytes at a time: an error leaves those before it there."""
-        self._may_write()
-        keys, times, columns = checked(self.types, self.rows, keys, times, values)
-        owners, records = self._grouped(keys, times, columns)
-        first, held = 0, 0
+        self._require_writable()
+        keys, times, columns = validate_events(self.types, self.rows, keys, times, values)
+        owners, records = self._group_records(keys, times, columns)
+        first, size = 0, 0
         for at, record in enumerate(records):
-            held += len(record)
-            if held >= _LOAD or at + 1 == len(records):
+            size += len(record)
+            if size >= _LOAD or at + 1 == len(records):
                 self._send(owners[first : at + 1], records[first : at + 1])
-                first, held = at + 1, 0
+                first, size = at + 1, 0
 
-    def _grouped(
+    def _group_records(
         self, keys: NDArray[np.int64], times: NDArray[np.int64], columns: Mapping[str, NDArray[Any]]
     ) -> tuple[list[int], list[bytes]]:
         """Keys, and the sorted records of each."""
-        order = reading_order(keys, times, None if self.identity is None else columns[self.identity])
+        order = compute_read_order(keys, times, None if self.identity is None else columns[self.identity])
         records = np.empty(len(keys), self._record)
         records[_TIME] = times
         for name, column in columns.items():
@@ -234,7 +238,7 @@ class RemoteStore:
 
     def _send(self, keys: list[int], records: list[bytes]) -> None:
         args: list[Any] = [self._record.itemsize, self._head, self._meta.cap, *records]
-        self._ask(lambda: self._append(keys=[self._key(key) for key in keys], args=args))
+        self._call(lambda: self._append(keys=[self._key(key) for key in keys], args=args))
 
     def last(
         self,
@@ -249,27 +253,29 @@ class RemoteStore:
             if name not in self.types:
                 raise StoreError(self.location, f"no column {name!r}", ", ".join(self.types))
         wanted = np.atleast_1d(np.asarray(keys)).astype(np.int64, copy=False)
-        moments = np.broadcast_to(np.asarray(before, np.int64), wanted.shape).astype("<i8").tobytes()
+        timestamps = np.broadcast_to(np.asarray(before, np.int64), wanted.shape).astype("<i8").tobytes()
         if self.rows is not None and len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.rows:
             raise StoreError(
                 "store", f"the key rows {wanted.min()} to {wanted.max()}", f"rows from 0 to {self.rows - 1}"
             )
-        found: list[bytes] = []
+        blocks: list[bytes] = []
         if len(wanted):
             args: list[Any] = [self._record.itemsize, self._head, n if where is None else -1]
-            cuts = [moments[at : at + 8] for at in range(0, len(moments), 8)]
+            cuts = [timestamps[at : at + 8] for at in range(0, len(timestamps), 8)]
             names = [self._key(key) for key in wanted.tolist()]
-            found = self._ask(lambda: self._last(keys=names, args=[*args, *cuts]))
-        return self._events(found, None if where is None else (where, n), columns)
+            blocks = self._call(lambda: self._last(keys=names, args=[*args, *cuts]))
+        return self._events(blocks, None if where is None else (where, n), columns)
 
-    def _events(self, found: list[bytes], filtered: tuple[str, int] | None, columns: Sequence[str] | None) -> Events:
-        records = np.frombuffer(b"".join(found), self._record)
-        offsets = np.zeros(len(found) + 1, np.int64)
-        np.cumsum([len(part) // self._record.itemsize for part in found], out=offsets[1:])
+    def _events(self, blocks: list[bytes], filtered: tuple[str, int] | None, columns: Sequence[str] | None) -> Events:
+        records = np.frombuffer(b"".join(blocks), self._record)
+        offsets = np.zeros(len(blocks) + 1, np.int64)
+        np.cumsum([len(block) // self._record.itemsize for block in blocks], out=offsets[1:])
         if filtered is not None:
             where, n = filtered
-            met = np.concatenate([np.zeros(1, np.int64), np.cumsum(records[where] != 0)])
-            later = np.repeat(met[offsets[1:]], np.diff(offsets)) - met[:-1]  # how many that pass are left from here on
+            passing = np.concatenate([np.zeros(1, np.int64), np.cumsum(records[where] != 0)])
+            later = (
+                np.repeat(passing[offsets[1:]], np.diff(offsets)) - passing[:-1]
+            )  # how many that pass are left from here on
             kept = (records[where] != 0) & (later <= n)
             records = records[kept]
             offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])[offsets]
@@ -282,18 +288,18 @@ class RemoteStore:
     def scan(self) -> Iterator[tuple[int, Events]]:
         """Every key with events; see ``HistoryStore.scan``."""
         keys = sorted(self._keys())
-        for at in range(0, len(keys), _TOGETHER):
-            some = keys[at : at + _TOGETHER]
+        for at in range(0, len(keys), _SCAN):
+            some = keys[at : at + _SCAN]
             names = [self._key(key) for key in some]
-            found: Any = self._ask(partial(self._client.mget, names))
-            for key, record in zip(some, found):
+            blocks: Any = self._call(partial(self._client.mget, names))
+            for key, record in zip(some, blocks):
                 if record:
                     yield key, self._events([record], None, None)
 
     def _keys(self) -> set[int]:
         """Keys that own events; the server may tell one twice."""
         start = len(self._key(0)) - 1
-        names: Any = self._ask(lambda: list(self._client.scan_iter(f"{self._name}:e:*", count=1_000)))
+        names: Any = self._call(lambda: list(self._client.scan_iter(f"{self._name}:e:*", count=1_000)))
         return {int(name[start:]) for name in names}
 
     def _key(self, key: int) -> str:
@@ -301,28 +307,28 @@ class RemoteStore:
 
     def compact(self) -> None:
         """Nothing is left to do: records are sorted as they come."""
-        self._may_write()
+        self._require_writable()
 
     def remove(self) -> None:
         """Take the store and all its events away."""
-        self._may_write()
-        names: Any = self._ask(lambda: list(self._client.scan_iter(f"{self._name}:*", count=1_000)))
+        self._require_writable()
+        names: Any = self._call(lambda: list(self._client.scan_iter(f"{self._name}:*", count=1_000)))
         for at in range(0, len(names), 1_000):
             some = names[at : at + 1_000]
-            self._ask(partial(self._client.unlink, *some))
+            self._call(partial(self._client.unlink, *some))
 
     def close(self) -> None:
         """Give up the connection."""
         self._client.close()
 
-    def _may_write(self) -> None:
+    def _require_writable(self) -> None:
         if not self._writable:
             raise StoreError(
                 self.location, "open for reading", "a store open for writing", "open it with writable=True"
             )
 
-    def _ask(self, question: Callable[[], ResultT]) -> ResultT:
-        return _asked(self.location, question)
+    def _call(self, request: Callable[[], ResultT]) -> ResultT:
+        return _call_server(self.location, request)
 
     def __enter__(self) -> Self:
         return self
@@ -333,29 +339,29 @@ class RemoteStore:
         self.close()
 
 
-def _connected(location: str) -> tuple[Redis, str, int]:
+def _connect(location: str) -> tuple[Redis, str, int]:
     """A client, the name of the store and its cap, from an address."""
-    parts = urlsplit(location)
+    address = urlsplit(location)
     shape = "redis://host:port/db/name"
-    path = parts.path.strip("/").split("/")
-    if parts.scheme not in SCHEMES or len(path) != 2 or not path[0].isdigit() or not _NAME.fullmatch(path[1]):
-        raise StoreError(_shown(location), "not the address of a store", shape)
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    path = address.path.strip("/").split("/")
+    if address.scheme not in SCHEMES or len(path) != 2 or not path[0].isdigit() or not _NAME.fullmatch(path[1]):
+        raise StoreError(_mask_password(location), "not the address of a store", shape)
+    options = dict(parse_qsl(address.query, keep_blank_values=True))
     cap = options.pop("cap", "0")
     if options or not cap.isdigit():
-        raise StoreError(_shown(location), f"the options {parts.query!r}", "cap=N, whole and not below 0")
+        raise StoreError(_mask_password(location), f"the options {address.query!r}", "cap=N, whole and not below 0")
     try:
         import redis
     except ImportError:
         raise StoreError(
-            _shown(location), "the package redis is not installed", "", "pip install longrec[remote]"
+            _mask_password(location), "the package redis is not installed", "", "pip install longrec[remote]"
         ) from None
-    url = urlunsplit((parts.scheme, parts.netloc, path[0], "", ""))
-    client = redis.Redis.from_url(url, socket_connect_timeout=_CONNECT, socket_timeout=_ANSWER)
+    url = urlunsplit((address.scheme, address.netloc, path[0], "", ""))
+    client = redis.Redis.from_url(url, socket_connect_timeout=_CONNECT_TIMEOUT, socket_timeout=_RESPONSE_TIMEOUT)
     return client, path[1], int(cap)
 
 
-def _asked(location: str, question: Callable[[], ResultT]) -> ResultT:
+def _call_server(location: str, request: Callable[[], ResultT]) -> ResultT:
     """An answer of the server.
 
     Raises:
@@ -364,18 +370,18 @@ def _asked(location: str, question: Callable[[], ResultT]) -> ResultT:
     import redis
 
     try:
-        return question()
+        return request()
     except (redis.ConnectionError, redis.TimeoutError) as error:
         do = "start redis-server or valkey-server there, or give another address"
-        raise StoreError(_shown(location), f"no answer ({error})", "a Redis or Valkey server", do) from None
+        raise StoreError(_mask_password(location), f"no answer ({error})", "a Redis or Valkey server", do) from None
     except redis.RedisError as error:
-        raise StoreError(_shown(location), f"the server refuses ({error})", "", "look at the server") from None
+        raise StoreError(_mask_password(location), f"the server refuses ({error})", "", "look at the server") from None
 
 
-def _shown(location: str) -> str:
+def _mask_password(location: str) -> str:
     """An address without its password."""
     return re.sub(r"//[^/@]*@", "//", location)
 
 
-def _little(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def _to_little_endian(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype((dtype.base.newbyteorder("<"), dtype.shape))

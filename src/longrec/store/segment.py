@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from longrec.errors import StoreError
 from longrec.features.manifest import read_manifest
 from longrec.features.table import open_array
-from longrec.store.column_types import format_type, of_type
+from longrec.store.column_types import format_type, get_array_type
 
 FORMAT = "longrec-segment-1"
 MANIFEST = "segment.json"
-AGAIN = "copy or write the segment again"
+REMEDY = "copy or write the segment again"
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,19 @@ class Segment:
         """How many key rows, row 0 included."""
         return len(self.offsets) - 1
 
-    def row(self, key: int) -> int:
+    def find_row(self, key: int) -> int:
         """The row of a key, -1 when it has none."""
         if self.keys is None:
             return key
         row = int(self.keys.searchsorted(key))
         return row if row < len(self.keys) and self.keys[row] == key else -1
 
-    def before(self, row: int, moment: int) -> tuple[int, int]:
+    def find_before(self, row: int, timestamp: int) -> tuple[int, int]:
         """First and one-past-last position of a row's events strictly before a moment."""
         start, stop = int(self.offsets[row]), int(self.offsets[row + 1])
-        return start, start + int(self.times[start:stop].searchsorted(moment, side="left"))
+        return start, start + int(self.times[start:stop].searchsorted(timestamp, side="left"))
 
-    def ranges(self, keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def find_ranges(self, keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First and one-past-last position of each key's events, int64 ``[k]`` each; two equal ones where none are."""
         if self.keys is None:
             return self.offsets.take(keys), self.offsets.take(keys + 1)
@@ -73,8 +73,8 @@ class Segment:
         first = self.offsets.take(rows)
         if not len(self.keys):
             return first, first
-        met = self.keys.take(rows, mode="clip") == keys
-        return first, np.where(met, self.offsets.take(rows + 1, mode="clip"), first)
+        matches = self.keys.take(rows, mode="clip") == keys
+        return first, np.where(matches, self.offsets.take(rows + 1, mode="clip"), first)
 
     def owners(self) -> NDArray[np.int64]:
         """int64 keys that own events, rising."""
@@ -88,7 +88,7 @@ class Segment:
         arrays = {"offsets": self.offsets, "times": self.times, **keys, **self.columns}
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array)
-        write_manifest(folder, {name: format_type(of_type(array)) for name, array in self.columns.items()})
+        write_manifest(folder, {name: format_type(get_array_type(array)) for name, array in self.columns.items()})
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = False) -> Segment:
@@ -102,17 +102,17 @@ class Segment:
         """
         manifest = read_manifest(folder / MANIFEST, FORMAT, "a segment", "write it again", StoreError)
         for name, facts in manifest["files"].items():
-            _check(folder / name, facts, verify)
-        columns = {name: _open(folder / f"{name}.npy") for name in manifest["columns"]}
-        keys = _open(folder / "keys.npy") if "keys.npy" in manifest["files"] else None
-        segment = cls(_open(folder / "offsets.npy"), _open(folder / "times.npy"), columns, keys)
+            _check_file(folder / name, facts, verify)
+        columns = {name: _open_array(folder / f"{name}.npy") for name in manifest["columns"]}
+        keys = _open_array(folder / "keys.npy") if "keys.npy" in manifest["files"] else None
+        segment = cls(_open_array(folder / "offsets.npy"), _open_array(folder / "times.npy"), columns, keys)
         lengths = {name: len(array) for name, array in columns.items()}
         if {len(segment), *lengths.values()} != {len(segment)} or (keys is not None and len(keys) != segment.rows):
-            raise StoreError(str(folder), f"columns of lengths {lengths}", f"{len(segment)} events", AGAIN)
+            raise StoreError(str(folder), f"columns of lengths {lengths}", f"{len(segment)} events", REMEDY)
         return segment
 
 
-def no_events(types: Mapping[str, np.dtype[Any]], rows: int | None) -> Segment:
+def build_empty_segment(types: Mapping[str, np.dtype[Any]], rows: int | None) -> Segment:
     """A segment without events."""
     columns = {name: np.zeros(0, dtype) for name, dtype in types.items()}
     keys = np.zeros(0, np.int64) if rows is None else None
@@ -126,34 +126,34 @@ def write_manifest(folder: Path, columns: dict[str, str], crcs: Mapping[str, int
         crcs: checksums by file name, of files that were summed while they were written; the others are read.
     """
     names = [name for name in ("offsets", "times", "keys", *columns) if (folder / f"{name}.npy").exists()]
-    known = crcs or {}
+    precomputed = crcs or {}
     files = {}
     for name in (f"{name}.npy" for name in names):
-        crc = known[name] if name in known else crc32(folder / name)
+        crc = precomputed[name] if name in precomputed else crc32(folder / name)
         files[name] = {"bytes": (folder / name).stat().st_size, "crc32": crc}
     (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "columns": columns, "files": files}, indent=1))
 
 
-def _open(path: Path) -> NDArray[Any]:
+def _open_array(path: Path) -> NDArray[Any]:
     try:
         return open_array(path)
     except (OSError, ValueError, EOFError) as error:
-        raise StoreError(str(path), f"no readable array ({error})", "the bytes that were written", AGAIN) from None
+        raise StoreError(str(path), f"no readable array ({error})", "the bytes that were written", REMEDY) from None
 
 
-def _check(path: Path, facts: dict[str, int], verify: bool) -> None:
+def _check_file(path: Path, facts: dict[str, int], verify: bool) -> None:
     size = path.stat().st_size if path.exists() else -1
     if size != facts["bytes"]:
-        found = "no such file" if size < 0 else f"{size} bytes"
-        raise StoreError(str(path), found, f"{facts['bytes']} bytes", AGAIN)
+        actual = "no such file" if size < 0 else f"{size} bytes"
+        raise StoreError(str(path), actual, f"{facts['bytes']} bytes", REMEDY)
     if verify and crc32(path) != facts["crc32"]:
-        raise StoreError(str(path), "its checksum does not match", "the bytes that were written", AGAIN)
+        raise StoreError(str(path), "its checksum does not match", "the bytes that were written", REMEDY)
 
 
 def crc32(path: Path) -> int:
     """CRC32 of a file, read in pieces."""
     value = 0
     with path.open("rb") as file:
-        while piece := file.read(1 << 22):
-            value = zlib.crc32(piece, value)
+        while chunk := file.read(1 << 22):
+            value = zlib.crc32(chunk, value)
     return value

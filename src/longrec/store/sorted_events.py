@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from longrec.store.segment import Segment
 
 
-def first_from(
+def find_lower_bounds(
     times: NDArray[np.int64],
     low: NDArray[np.int64],
     high: NDArray[np.int64],
-    moments: NDArray[np.int64],
+    timestamps: NDArray[np.int64],
     *,
     ties: bool = False,
     ids: tuple[NDArray[Any], NDArray[np.int64]] | None = None,
 ) -> NDArray[np.int64]:
-    """For each b the first place in ``[low, high]`` at or after ``moments[b]``: a binary search in step.
+    """For each b the first place in ``[low, high]`` at or after ``timestamps[b]``: a binary search in step.
 
     Args:
         times: int64, rising inside every ``[low[b], high[b])``.
@@ -27,21 +27,21 @@ def first_from(
         ids: a second key, of the events and of what is searched for; it decides between equal moments.
     """
     low, high = low.astype(np.int64), high.astype(np.int64)
-    left = np.flatnonzero(low < high)
-    while len(left):
-        start, stop, moment = low[left], high[left], moments[left]
+    active = np.flatnonzero(low < high)
+    while len(active):
+        start, stop, timestamp = low[active], high[active], timestamps[active]
         middle = (start + stop) >> 1
-        found = times.take(middle)
-        earlier = found <= moment if ties else found < moment
+        values = times.take(middle)
+        earlier = values <= timestamp if ties else values < timestamp
         if ids is not None:
-            earlier |= (found == moment) & (ids[0].take(middle) < ids[1][left])
+            earlier |= (values == timestamp) & (ids[0].take(middle) < ids[1][active])
         start, stop = np.where(earlier, middle + 1, start), np.where(earlier, stop, middle)
-        low[left], high[left] = start, stop
-        left = left[start < stop]
+        low[active], high[active] = start, stop
+        active = active[start < stop]
     return low
 
 
-def rewritten(
+def locate_events(
     segment: Segment,
     keys: NDArray[np.int64],
     times: NDArray[np.int64],
@@ -53,17 +53,19 @@ def rewritten(
     Args:
         keys, times, ids: int64 ``[n]``, one event each; without an identity an event comes after its ties.
     """
-    first, stop = segment.ranges(keys)
+    first, stop = segment.find_ranges(keys)
     if ids is None or identity is None:
-        return first_from(segment.times, first, stop, times, ties=True), np.zeros(len(keys), bool)
-    places = first_from(segment.times, first, stop, times, ids=(segment.columns[identity], ids))
-    again = places < stop
-    at = places[again]
-    again[again] = (segment.times.take(at) == times[again]) & (segment.columns[identity].take(at) == ids[again])
-    return places, again
+        return find_lower_bounds(segment.times, first, stop, times, ties=True), np.zeros(len(keys), bool)
+    positions = find_lower_bounds(segment.times, first, stop, times, ids=(segment.columns[identity], ids))
+    is_update = positions < stop
+    at = positions[is_update]
+    is_update[is_update] = (segment.times.take(at) == times[is_update]) & (
+        segment.columns[identity].take(at) == ids[is_update]
+    )
+    return positions, is_update
 
 
-def reading_order(
+def compute_read_order(
     keys: NDArray[np.int64], times: NDArray[np.int64], ids: NDArray[np.int64] | None
 ) -> NDArray[np.int64] | None:
     """The order by (key, time, identity), each event once; None when they lie so already."""
@@ -72,17 +74,19 @@ def reading_order(
         order = np.lexsort((times, keys) if ids is None else (ids, times, keys))
         if ids is None:
             return order
-        last = np.append((np.diff(keys[order]) != 0) | (np.diff(times[order]) != 0) | (np.diff(ids[order]) != 0), True)
-        return order[last] if len(order) else order
+        is_last = np.append(
+            (np.diff(keys[order]) != 0) | (np.diff(times[order]) != 0) | (np.diff(ids[order]) != 0), True
+        )
+        return order[is_last] if len(order) else order
     if ids is None:
         return None
     tied = (keys[1:] == keys[:-1]) & (times[1:] == times[:-1])
     if (ids[1:] > ids[:-1])[tied].all():
         return None
-    return _ties_ordered(times, ids, tied)
+    return _sort_ties(times, ids, tied)
 
 
-def _ties_ordered(times: NDArray[np.int64], ids: NDArray[np.int64], tied: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _sort_ties(times: NDArray[np.int64], ids: NDArray[np.int64], tied: NDArray[np.bool_]) -> NDArray[np.int64]:
     """The order of events sorted by (key, time): only those that share both are put in order of identity."""
     order = np.arange(len(times))
     run = np.cumsum(np.append(True, ~tied))  # one number for all events of a key and moment

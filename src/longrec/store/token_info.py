@@ -89,11 +89,11 @@ class TokenInfo:
                 "a plain name, ids from 1",
                 bool(_SIDE.fullmatch(name)) and ids >= 1,
             )
-        for place, version in enumerate(self.versions):
-            check_version(version, place, self.width)
-        for found, (expected, good) in faults.items():
+        for index, version in enumerate(self.versions):
+            check_version(version, index, self.width)
+        for actual, (expected, good) in faults.items():
             if not good:
-                raise StoreError("token store", found, expected)
+                raise StoreError("token store", actual, expected)
 
     def spec(self) -> TokenSpec:
         """What a model gets to know of these tokens."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from longrec.errors import StoreError
 from longrec.store import backends
 from longrec.store.backends import Backend
-from longrec.store.codec import Bytes, Codec, Codes, Half, Whole
+from longrec.store.codec import Codec, Float16Codec, Float32Codec, Int8Codec, ResidualCodec
 from longrec.store.history_store import Events
 from longrec.store.token_info import TokenInfo, Tokens, Version
 
@@ -37,9 +37,9 @@ class TokenStore:
 
     def __init__(self, backend: Backend, location: str) -> None:
         self.backend, self.location = backend, location
-        self._books: dict[int, NDArray[np.float32]] = {}
-        self._heard: dict[str, Any] | None = None
-        self._hear()
+        self._codebooks: dict[int, NDArray[np.float32]] = {}
+        self._loaded_attributes: dict[str, Any] | None = None
+        self._load_info()
 
     @classmethod
     def create(cls, location: str | Path, info: TokenInfo) -> Self:
@@ -53,7 +53,7 @@ class TokenStore:
         """
         if info.codec == "codes" and info.versions:
             raise StoreError(str(location), "versions without codebooks", "none yet", "bring them by add_version")
-        backend = backends.create(location, _types(info, 0), "instance", info.json())
+        backend = backends.create(location, _token_columns(info, 0), "instance", info.json())
         return cls(backend, str(location))
 
     @classmethod
@@ -70,21 +70,21 @@ class TokenStore:
             backend.close()
             raise
 
-    def _hear(self) -> None:
+    def _load_info(self) -> None:
         """Take in what the store says of itself."""
         attributes = self.backend.attributes
-        if attributes == self._heard:
+        if attributes == self._loaded_attributes:
             return
         self.info = info = TokenInfo.parse(attributes, self.location)
         if info.codec == "codes":
-            for version in info.versions[len(self._books) :]:
-                self._books[version.number] = self.backend.take_array(_books_name(version))
+            for version in info.versions[len(self._codebooks) :]:
+                self._codebooks[version.number] = self.backend.take_array(_codebook_name(version))
         codes = self.backend.types.get("codes", np.dtype(np.uint8))
         levels = codes.shape[0] // info.slots if info.codec == "codes" and codes.shape else 0
-        if dict(self.backend.types) != _types(info, levels):
-            found, do = "other columns than its tokens have", "restore it from a copy"
-            raise StoreError(self.location, found, ", ".join(_types(info, levels)), do)
-        self._codec, self._heard = _codec(info, levels, self._books), attributes
+        if dict(self.backend.types) != _token_columns(info, levels):
+            actual, do = "other columns than its tokens have", "restore it from a copy"
+            raise StoreError(self.location, actual, ", ".join(_token_columns(info, levels)), do)
+        self._codec, self._loaded_attributes = _build_codec(info, levels, self._codebooks), attributes
 
     def __len__(self) -> int:
         return len(self.backend)
@@ -116,7 +116,7 @@ class TokenStore:
         Raises:
             StoreError: a side column too many or too few, an id or version that does not exist, NaN or infinity.
         """
-        self.backend.append(*self._packed(users, times, instance, visible, version, vectors, sides, available_at))
+        self.backend.append(*self._pack(users, times, instance, visible, version, vectors, sides, available_at))
 
     def load(
         self,
@@ -131,9 +131,9 @@ class TokenStore:
         available_at: Mapping[str, NDArray[np.int64]] | None = None,
     ) -> None:
         """Add many tokens at once, as ``append``; fastest when sorted by user, time and instance."""
-        self.backend.load(*self._packed(users, times, instance, visible, version, vectors, sides, available_at))
+        self.backend.load(*self._pack(users, times, instance, visible, version, vectors, sides, available_at))
 
-    def _packed(
+    def _pack(
         self,
         users: NDArray[Any],
         times: NDArray[Any],
@@ -145,21 +145,23 @@ class TokenStore:
         available_at: Mapping[str, NDArray[Any]] | None,
     ) -> tuple[NDArray[Any], NDArray[np.int64], dict[str, NDArray[Any]]]:
         sides, available_at, info = sides or {}, available_at or {}, self.info
-        times, version = _whole(times, "times"), _whole(version, "version")
-        for kind, given in (("sides", sides), ("available_at", available_at)):
-            if set(given) != set(info.sides):
-                found = f"{kind} {', '.join(sorted(given)) or 'of no column'}"
-                raise StoreError("tokens to append", found, ", ".join(sorted(info.sides)) or "none")
-        _within(version, len(info.versions) - 1, "version", "tell of it by add_version first")
+        times, version = _check_integers(times, "times"), _check_integers(version, "version")
+        for kind, values in (("sides", sides), ("available_at", available_at)):
+            if set(values) != set(info.sides):
+                actual = f"{kind} {', '.join(sorted(values)) or 'of no column'}"
+                raise StoreError("tokens to append", actual, ", ".join(sorted(info.sides)) or "none")
+        _check_range(version, len(info.versions) - 1, "version", "tell of it by add_version first")
         columns = {
             "instance": instance,
             "version": version,
             # Wraps around, and back when it is read: no distance is too long.
-            "visible": _since(visible, times, "visible"),
+            "visible": _subtract_times(visible, times, "visible"),
         }
         for name, ids in info.sides.items():
-            columns[f"side.{name}"] = _within(_whole(sides[name], name), ids, f"side column {name!r}", "encode it")
-            columns[f"known.{name}"] = _since(available_at[name], times, f"known {name}")
+            columns[f"side.{name}"] = _check_range(
+                _check_integers(sides[name], name), ids, f"side column {name!r}", "encode it"
+            )
+            columns[f"known.{name}"] = _subtract_times(available_at[name], times, f"known {name}")
         return users, times, {**columns, **self._codec.encode(vectors, version)}
 
     def last(
@@ -183,18 +185,18 @@ class TokenStore:
         Raises:
             StoreError: a column that tokens have not.
         """
-        return self._tokens(self.backend.last(users, before, n, None, self._read(columns)), columns)
+        return self._unpack(self.backend.last(users, before, n, None, self._select_stored(columns)), columns)
 
     def scan(self) -> Iterator[tuple[int, Tokens]]:
         """Every user that has tokens, in rising order, with all of them."""
         for user, events in self.backend.scan():
-            yield user, self._tokens(events, None)
+            yield user, self._unpack(events, None)
 
-    def vectors(self, columns: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    def decode_vectors(self, columns: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """float32 ``[n, width]``: the vectors of tokens, from their columns as the backend keeps them."""
         return self._codec.decode(columns, columns["version"])
 
-    def _read(self, columns: Sequence[str] | None) -> list[str] | None:
+    def _select_stored(self, columns: Sequence[str] | None) -> list[str] | None:
         """The stored columns that are to be read."""
         if columns is None:
             return None
@@ -204,35 +206,35 @@ class TokenStore:
                 stored += self._codec.types
             elif name in self.info.sides:
                 stored += [f"side.{name}", f"known.{name}"]
-            elif name in _PLAIN:
+            elif name in _PLAIN_COLUMNS:
                 stored.append(name)
             else:
-                expected = ", ".join(["vectors", *_PLAIN, *self.info.sides])
+                expected = ", ".join(["vectors", *_PLAIN_COLUMNS, *self.info.sides])
                 raise StoreError(self.location, f"no column {name!r}", expected)
         if "codes" in stored and "version" not in stored:
             stored.append("version")
         return stored
 
-    def _tokens(self, events: Events, columns: Sequence[str] | None) -> Tokens:
-        got, times, info = events.columns, events.times, self.info
+    def _unpack(self, events: Events, columns: Sequence[str] | None) -> Tokens:
+        stored, times, info = events.columns, events.times, self.info
         none = np.zeros(0, np.int64)
-        version = got.get("version", none)
+        version = stored.get("version", none)
         if columns is None or "vectors" in columns:
-            if info.codec == "codes" and version.max(initial=0) >= len(self._books):
+            if info.codec == "codes" and version.max(initial=0) >= len(self._codebooks):
                 self.refresh()  # written by a version that was added since
-            vectors = self._codec.decode(got, version)
+            vectors = self._codec.decode(stored, version)
         else:
             vectors = np.zeros((0, info.width), np.float32)
         sides = [name for name in info.sides if columns is None or name in columns]
         return Tokens(
             events.offsets,
             times,
-            got.get("instance", none),
-            got["visible"] + times if "visible" in got else none,
+            stored.get("instance", none),
+            stored["visible"] + times if "visible" in stored else none,
             version.astype(np.int32),
             vectors,
-            {name: got[f"side.{name}"] for name in sides},
-            {name: got[f"known.{name}"] + times for name in sides},
+            {name: stored[f"side.{name}"] for name in sides},
+            {name: stored[f"known.{name}"] + times for name in sides},
         )
 
     def add_version(self, version: Version, codebooks: NDArray[Any] | None = None) -> None:
@@ -247,17 +249,17 @@ class TokenStore:
         """
         info = self.info.with_version(version)
         if (codebooks is not None) != (info.codec == "codes"):
-            found = "no codebooks" if codebooks is None else "codebooks"
-            raise StoreError(f"version {version.number}", found, f"what codec {info.codec} needs")
+            actual = "no codebooks" if codebooks is None else "codebooks"
+            raise StoreError(f"version {version.number}", actual, f"what codec {info.codec} needs")
         if codebooks is not None:
             first = len(info.versions) == 1
             codes = 0 if first else self.backend.types["codes"].shape[0]
-            books = _checked_books(np.asarray(codebooks, np.float32), info, codes)
+            books = _check_codebooks(np.asarray(codebooks, np.float32), info, codes)
             if first:
-                self.backend.retype(_types(info, books.shape[1]))
-            self.backend.put_array(_books_name(version), books)
+                self.backend.retype(_token_columns(info, books.shape[1]))
+            self.backend.put_array(_codebook_name(version), books)
         self.backend.set_attributes(info.json())
-        self._hear()
+        self._load_info()
 
     def compact(self) -> None:
         """Bring what was appended into its final form: sorted, mapped, read fastest."""
@@ -266,7 +268,7 @@ class TokenStore:
     def refresh(self) -> None:
         """See what a writer has done since this store was opened for reading."""
         self.backend.refresh()
-        self._hear()
+        self._load_info()
 
     def close(self) -> None:
         """Give up files, locks and connections."""
@@ -281,30 +283,30 @@ class TokenStore:
         self.close()
 
 
-_PLAIN = ("instance", "visible", "version")
+_PLAIN_COLUMNS = ("instance", "visible", "version")
 
 
-def _codec(info: TokenInfo, levels: int, books: Mapping[int, NDArray[np.float32]]) -> Codec:
+def _build_codec(info: TokenInfo, levels: int, books: Mapping[int, NDArray[np.float32]]) -> Codec:
     if info.codec == "codes":
-        return Codes(info.width, info.slots, levels, books)
-    plain: dict[str, Callable[[int], Codec]] = {"fp32": Whole, "fp16": Half, "int8": Bytes}
+        return ResidualCodec(info.width, info.slots, levels, books)
+    plain: dict[str, Callable[[int], Codec]] = {"fp32": Float32Codec, "fp16": Float16Codec, "int8": Int8Codec}
     return plain[info.codec](info.width)
 
 
-def _types(info: TokenInfo, levels: int) -> dict[str, np.dtype[Any]]:
+def _token_columns(info: TokenInfo, levels: int) -> dict[str, np.dtype[Any]]:
     """The columns of a token in a store. Moments are distances from the impression: small numbers lie narrow."""
     long, types = np.dtype(np.int64), dict[str, np.dtype[Any]]()
     types |= {"instance": long, "version": np.dtype(np.uint16), "visible": long}
     for name in info.sides:
         types[f"side.{name}"], types[f"known.{name}"] = np.dtype(np.int32), long
-    return {**types, **_codec(info, levels, {}).types}
+    return {**types, **_build_codec(info, levels, {}).types}
 
 
-def _books_name(version: Version) -> str:
+def _codebook_name(version: Version) -> str:
     return f"codebooks-{version.number}"
 
 
-def _checked_books(books: NDArray[np.float32], info: TokenInfo, codes: int) -> NDArray[np.float32]:
+def _check_codebooks(books: NDArray[np.float32], info: TokenInfo, codes: int) -> NDArray[np.float32]:
     slots, width = info.slots, info.width // info.slots
     levels = codes // slots or (books.shape[1] if books.ndim == 4 else 0)
     good = books.ndim == 4 and books.shape[:2] == (slots, levels) and books.shape[3] == width
@@ -314,22 +316,22 @@ def _checked_books(books: NDArray[np.float32], info: TokenInfo, codes: int) -> N
     return books
 
 
-def _whole(values: NDArray[Any], name: str) -> NDArray[Any]:
+def _check_integers(values: NDArray[Any], name: str) -> NDArray[Any]:
     values = np.atleast_1d(np.asarray(values))
     if values.dtype.kind not in "iu" and len(values):
         raise StoreError("tokens to append", f"{name} of type {values.dtype}", "whole numbers")
     return values.astype(np.int64) if not len(values) else values
 
 
-def _within(values: NDArray[Any], top: int, what: str, do: str) -> NDArray[Any]:
+def _check_range(values: NDArray[Any], top: int, what: str, do: str) -> NDArray[Any]:
     if len(values) and not 0 <= int(values.min()) <= int(values.max()) <= top:
         wrong = values[(values < 0) | (values > top)][0]
         raise StoreError("tokens to append", f"{what} {wrong}", f"0 to {top}" if top >= 0 else "none yet", do)
     return values
 
 
-def _since(moments: NDArray[Any], times: NDArray[np.int64], name: str) -> NDArray[np.int64]:
-    moments = _whole(moments, name)
-    if len(moments) != len(times):
-        raise StoreError("tokens to append", f"{len(times)} times, {len(moments)} {name}", "one length")
-    return moments.astype(np.int64, copy=False) - times.astype(np.int64, copy=False)
+def _subtract_times(timestamps: NDArray[Any], times: NDArray[np.int64], name: str) -> NDArray[np.int64]:
+    timestamps = _check_integers(timestamps, name)
+    if len(timestamps) != len(times):
+        raise StoreError("tokens to append", f"{len(times)} times, {len(timestamps)} {name}", "one length")
+    return timestamps.astype(np.int64, copy=False) - times.astype(np.int64, copy=False)

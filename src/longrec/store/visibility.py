@@ -20,7 +20,7 @@ from longrec.store.token_store import Tokens, TokenStore
 def read_visible_tokens(
     store: TokenStore,
     users: int | NDArray[np.int64],
-    moments: int | NDArray[np.int64],
+    timestamps: int | NDArray[np.int64],
     n: int,
     columns: Sequence[str] | None = None,
 ) -> Tokens:
@@ -34,29 +34,29 @@ def read_visible_tokens(
         moments: one moment, or ``[k]``.
         columns: as ``TokenStore.last``; ``visible`` must be among them.
     """
-    before = moments - store.info.visibility_delay
+    before = timestamps - store.info.visibility_delay
     columns = None if columns is None else list(dict.fromkeys([*columns, "instance"]))
     tokens = store.last(users, before, n, columns)
     lengths = np.diff(tokens.offsets)
-    seen = tokens.visible < np.repeat(np.atleast_1d(np.asarray(moments, np.int64)), lengths)
-    seen = newest(seen, tokens.times, tokens.instance)
+    seen = tokens.visible < np.repeat(np.atleast_1d(np.asarray(timestamps, np.int64)), lengths)
+    seen = mask_newest_versions(seen, tokens.times, tokens.instance)
     if seen.all():
         return tokens
-    asked = np.atleast_1d(np.asarray(users, np.int64))
-    now = np.broadcast_to(np.asarray(moments, np.int64), asked.shape)
-    short = np.flatnonzero((lengths == n) & (_counts(seen, tokens.offsets) < n))
-    parts = [_those(tokens, seen, tokens.offsets, n)]
+    user_array = np.atleast_1d(np.asarray(users, np.int64))
+    now = np.broadcast_to(np.asarray(timestamps, np.int64), user_array.shape)
+    short = np.flatnonzero((lengths == n) & (_count_seen(seen, tokens.offsets) < n))
+    results = [_keep_last_seen(tokens, seen, tokens.offsets, n)]
     wanted = n
     while len(short):
         wanted *= 2
-        more = store.last(asked[short], now[short] - store.info.visibility_delay, wanted, columns)
+        more = store.last(user_array[short], now[short] - store.info.visibility_delay, wanted, columns)
         own = np.diff(more.offsets)
-        good = newest(more.visible < np.repeat(now[short], own), more.times, more.instance)
-        ended = (_counts(good, more.offsets) >= n) | (own < wanted)
-        parts.append(_placed(_those(more, good, more.offsets, n), short, len(asked), ended))
-        parts[0] = _without(parts[0], short[ended])
+        good = mask_newest_versions(more.visible < np.repeat(now[short], own), more.times, more.instance)
+        ended = (_count_seen(good, more.offsets) >= n) | (own < wanted)
+        results.append(_expand_users(_keep_last_seen(more, good, more.offsets, n), short, len(user_array), ended))
+        results[0] = _drop_users(results[0], short[ended])
         short = short[~ended]
-    return _joined(parts)
+    return _merge_users(results)
 
 
 def read_visible_events(
@@ -83,7 +83,7 @@ def read_visible_events(
             return events
         kept = events.columns[since[0]] < now
         if store.identity is not None:
-            kept = newest(kept, events.times, events.columns[store.identity])
+            kept = mask_newest_versions(kept, events.times, events.columns[store.identity])
         for name in since[1:]:
             kept = kept & (events.columns[name] < now)
         if kept.all():
@@ -96,7 +96,9 @@ def read_visible_events(
         wanted *= 2
 
 
-def newest(seen: NDArray[np.bool_], times: NDArray[np.int64], identities: NDArray[np.int64]) -> NDArray[np.bool_]:
+def mask_newest_versions(
+    seen: NDArray[np.bool_], times: NDArray[np.int64], identities: NDArray[np.int64]
+) -> NDArray[np.bool_]:
     """Those that are seen, less every version whose next version is seen too.
 
     >>> newest(np.array([True, True, True, False]), np.array([5, 5, 6, 6]), np.array([7, 8, 7, 8])).tolist()
@@ -112,7 +114,7 @@ def newest(seen: NDArray[np.bool_], times: NDArray[np.int64], identities: NDArra
     return seen
 
 
-def _counts(seen: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+def _count_seen(seen: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many are seen of each user."""
     total = np.concatenate([np.zeros(1, np.int64), np.cumsum(seen)])
     return np.diff(total[offsets])
@@ -129,67 +131,69 @@ def select_last_visible(seen: NDArray[np.bool_], offsets: NDArray[np.int64], n: 
     array([1, 4])
     """
     total = np.concatenate([np.zeros(1, np.int64), np.cumsum(seen)])
-    left = np.repeat(total[offsets[1:]], np.diff(offsets)) - total[:-1]  # seen ones from here on
-    return np.flatnonzero(seen & (left <= n))
+    remaining = np.repeat(total[offsets[1:]], np.diff(offsets)) - total[:-1]  # seen ones from here on
+    return np.flatnonzero(seen & (remaining <= n))
 
 
-def _those(tokens: Tokens, seen: NDArray[np.bool_], offsets: NDArray[np.int64], n: int) -> Tokens:
+def _keep_last_seen(tokens: Tokens, seen: NDArray[np.bool_], offsets: NDArray[np.int64], n: int) -> Tokens:
     """The last ``n`` that are seen of each user."""
-    return _taken(tokens, select_last_visible(seen, offsets, n))
+    return _take(tokens, select_last_visible(seen, offsets, n))
 
 
-def _taken(tokens: Tokens, at: NDArray[np.int64]) -> Tokens:
+def _take(tokens: Tokens, at: NDArray[np.int64]) -> Tokens:
     """The tokens at some rising places."""
 
-    def some(values: NDArray[Any]) -> NDArray[Any]:
+    def take(values: NDArray[Any]) -> NDArray[Any]:
         return values[at] if len(values) == len(tokens) else values
 
     plain = {
-        field.name: some(getattr(tokens, field.name))
+        field.name: take(getattr(tokens, field.name))
         for field in fields(tokens)
         if field.name not in ("offsets", "sides", "available_at")
     }
-    sides = {name: some(values) for name, values in tokens.sides.items()}
-    available_at = {name: some(values) for name, values in tokens.available_at.items()}
+    sides = {name: take(values) for name, values in tokens.sides.items()}
+    available_at = {name: take(values) for name, values in tokens.available_at.items()}
     return replace(tokens, offsets=np.searchsorted(at, tokens.offsets), sides=sides, available_at=available_at, **plain)
 
 
-def _placed(tokens: Tokens, users: NDArray[np.int64], count: int, keep: NDArray[np.bool_]) -> Tokens:
+def _expand_users(tokens: Tokens, users: NDArray[np.int64], count: int, keep: NDArray[np.bool_]) -> Tokens:
     """The tokens of some users, as a list of ``count`` users of whom the others have none."""
     lengths = np.diff(tokens.offsets)
-    tokens = _taken(tokens, np.flatnonzero(np.repeat(keep, lengths)))
+    tokens = _take(tokens, np.flatnonzero(np.repeat(keep, lengths)))
     all_lengths = np.zeros(count, np.int64)
     all_lengths[users] = np.diff(tokens.offsets)
     return replace(tokens, offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(all_lengths)]))
 
 
-def _without(tokens: Tokens, users: NDArray[np.int64]) -> Tokens:
+def _drop_users(tokens: Tokens, users: NDArray[np.int64]) -> Tokens:
     """The tokens of all but some users."""
     kept = np.ones(len(tokens.offsets) - 1, bool)
     kept[users] = False
-    return _taken(tokens, np.flatnonzero(np.repeat(kept, np.diff(tokens.offsets))))
+    return _take(tokens, np.flatnonzero(np.repeat(kept, np.diff(tokens.offsets))))
 
 
-def _joined(parts: list[Tokens]) -> Tokens:
+def _merge_users(results: list[Tokens]) -> Tokens:
     """Lists of the same users, each of whom has tokens in one of them."""
-    if len(parts) == 1:
-        return parts[0]
-    owner = np.concatenate([np.repeat(np.arange(len(p.offsets) - 1), np.diff(p.offsets)) for p in parts])
+    if len(results) == 1:
+        return results[0]
+    owner = np.concatenate([np.repeat(np.arange(len(p.offsets) - 1), np.diff(p.offsets)) for p in results])
     order = np.argsort(owner, kind="stable")
-    lengths = np.sum([np.diff(p.offsets) for p in parts], axis=0)
+    lengths = np.sum([np.diff(p.offsets) for p in results], axis=0)
 
-    def all_of(name: str) -> NDArray[Any]:
-        values = np.concatenate([getattr(p, name) for p in parts])
+    def concatenate(name: str) -> NDArray[Any]:
+        values = np.concatenate([getattr(p, name) for p in results])
         return values[order] if len(values) == len(order) else values
 
-    def sides_of(name: str) -> dict[str, NDArray[Any]]:
-        whole = {side: np.concatenate([getattr(p, name)[side] for p in parts]) for side in getattr(parts[0], name)}
+    def concatenate_sides(name: str) -> dict[str, NDArray[Any]]:
+        whole = {side: np.concatenate([getattr(p, name)[side] for p in results]) for side in getattr(results[0], name)}
         return {side: values[order] for side, values in whole.items()}
 
     plain = {
-        field.name: all_of(field.name)
+        field.name: concatenate(field.name)
         for field in fields(Tokens)
         if field.name not in ("offsets", "sides", "available_at")
     }
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    return Tokens(offsets=offsets, sides=sides_of("sides"), available_at=sides_of("available_at"), **plain)
+    return Tokens(
+        offsets=offsets, sides=concatenate_sides("sides"), available_at=concatenate_sides("available_at"), **plain
+    )

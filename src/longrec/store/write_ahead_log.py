@@ -42,9 +42,9 @@ class RecoveryReport:
         kept: where a writer put altered bytes before it cut them off.
     """
 
-    dropped: int = 0
-    torn: bool = True
-    kept: Path | None = None
+    dropped_bytes: int = 0
+    is_torn: bool = True
+    saved_to: Path | None = None
 
 
 class Frames:
@@ -52,8 +52,8 @@ class Frames:
 
     def __init__(self, types: Types, number: int) -> None:
         self.types = types
-        self.parts = [("", np.dtype("<i8")), ("", np.dtype("<i8")), *types.items()]
-        self.size = sum(dtype.itemsize for _, dtype in self.parts)
+        self.fields = [("", np.dtype("<i8")), ("", np.dtype("<i8")), *types.items()]
+        self.size = sum(dtype.itemsize for _, dtype in self.fields)
         text = ",".join(f"{name}:{format_type(dtype)}" for name, dtype in types.items())
         self.seed = zlib.crc32(f"{number};{text}".encode())
 
@@ -68,7 +68,7 @@ class Frames:
     def unpack(self, payload: bytes, count: int) -> Batch:
         """The events of a payload."""
         arrays, at = [], 0
-        for _, dtype in self.parts:
+        for _, dtype in self.fields:
             stop = at + count * dtype.itemsize
             arrays.append(np.frombuffer(payload[at:stop], dtype.base).reshape(count, *dtype.shape))
             at = stop
@@ -77,16 +77,16 @@ class Frames:
     def read(self, file: int, at: int) -> Iterator[tuple[Batch, int]]:
         """Events of the whole frames from a position on, many frames at once, and the position after them."""
         batch: list[Batch] = []
-        held = 0
+        pending = 0
         while (frame := self._frame(file, at)) is not None:
             payload, count = frame
             batch.append(self.unpack(payload, count))
-            at, held = at + _HEAD.size + len(payload), held + count
-            if held >= _REPLAY:
-                yield _joined(batch, self.types), at
-                batch, held = [], 0
+            at, pending = at + _HEAD.size + len(payload), pending + count
+            if pending >= _REPLAY:
+                yield _concatenate(batch, self.types), at
+                batch, pending = [], 0
         if batch:
-            yield _joined(batch, self.types), at
+            yield _concatenate(batch, self.types), at
 
     def _frame(self, file: int, at: int) -> tuple[bytes, int] | None:
         """The payload of a whole frame and its count, or None."""
@@ -96,18 +96,18 @@ class Frames:
         magic, count, crc = _HEAD.unpack(head)
         if magic != _MAGIC or not count or at + _HEAD.size + count * self.size > os.fstat(file).st_size:
             return None
-        payload = _read(file, count * self.size, at + _HEAD.size)
+        payload = _read_bytes(file, count * self.size, at + _HEAD.size)
         return (payload, count) if self._crc(count, payload) == crc else None
 
-    def rest(self, file: int, at: int) -> RecoveryReport:
+    def inspect_tail(self, file: int, at: int) -> RecoveryReport:
         """What lies after the last whole frame."""
         dropped = max(0, os.fstat(file).st_size - at)
-        data = _read(file, dropped, at)
+        data = _read_bytes(file, dropped, at)
         begun = _MAGIC.startswith(data[:4]) if len(data) < _HEAD.size else data.startswith(_MAGIC)
         # An altered count looks like a frame that was never finished; but then others follow.
-        return RecoveryReport(dropped, begun and _MAGIC not in data[4:] and not self._whole(data))
+        return RecoveryReport(dropped, begun and _MAGIC not in data[4:] and not self._is_whole(data))
 
-    def _whole(self, data: bytes) -> bool:
+    def _is_whole(self, data: bytes) -> bool:
         """Whether all bytes of the frame that data begins with are there."""
         return len(data) >= _HEAD.size and len(data) >= _HEAD.size + _HEAD.unpack_from(data)[1] * self.size
 
@@ -139,7 +139,7 @@ class WriteAheadLog:
             raise StoreError(str(self.path), self._broken, "a journal that takes events", "open the store again")
         frame, where = self.frames.pack(keys, times, columns), str(self.path)
         try:
-            _write(self._file, frame, self.at)
+            _write_bytes(self._file, frame, self.at)
         except OSError as error:
             self._undo(error)
             raise StoreError(where, f"cannot be written: {error.strerror}", "", "make room and append again") from None
@@ -168,14 +168,14 @@ class WriteAheadLog:
         self.close()
 
 
-def _joined(batches: list[Batch], types: Types) -> Batch:
+def _concatenate(batches: list[Batch], types: Types) -> Batch:
     if len(batches) == 1:
         return batches[0]
-    keys, times = (np.concatenate([batch[part] for batch in batches]) for part in (0, 1))
+    keys, times = (np.concatenate([batch[index] for batch in batches]) for index in (0, 1))
     return keys, times, {name: np.concatenate([batch[2][name] for batch in batches]) for name in types}
 
 
-def _read(file: int, size: int, at: int) -> bytes:
+def _read_bytes(file: int, size: int, at: int) -> bytes:
     """All bytes asked for: one call may give fewer than 2 GiB."""
     data = os.pread(file, size, at)
     while len(data) < size:
@@ -186,7 +186,7 @@ def _read(file: int, size: int, at: int) -> bytes:
     return data
 
 
-def _write(file: int, data: bytes, at: int) -> None:
+def _write_bytes(file: int, data: bytes, at: int) -> None:
     view = memoryview(data)
     while view:
         done = os.pwrite(file, view, at)
