@@ -85,7 +85,7 @@ class Arm:
             str(steps),
             *extra,
         ]
-        used = machine.measured(command, **THREADS)
+        used = machine.measure(command, **THREADS)
         found = [line for line in used.output.splitlines() if line.startswith("RESULT ")]
         return json.loads(found[-1].removeprefix("RESULT ")) if found else None
 
@@ -135,7 +135,7 @@ print("RESULT", B / (total + 8 * copy))
 
 def floor() -> float:
     """Rows a CPU-second if a step were its matrix products (ragged, first layer split) and its activations' traffic."""
-    used = machine.measured([sys.executable, "-c", FLOOR], **THREADS)
+    used = machine.measure([sys.executable, "-c", FLOOR], **THREADS)
     return float(used.output.split()[-1])
 
 

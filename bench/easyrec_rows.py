@@ -131,10 +131,10 @@ def main() -> None:
         size = sum(Path(path).stat().st_size for path in files.values())
         for what in ("read", "prepare"):
             job = json.dumps({"what": what, "files": files, "form": form})
-            used = machine.measured([sys.executable, __file__, "--threads", str(args.threads), "--work", job])
+            used = machine.measure([sys.executable, __file__, "--threads", str(args.threads), "--work", job])
             rows.append([
                 form, what, f"{size / 1e6:,.0f}", f"{used.wall:.1f}", f"{used.cpu:.1f}", f"{used.peak_mb / 1000:.2f}",
-                machine.busy(),
+                machine.read_load(),
             ])  # fmt: skip
             print(f"{form}, {what}: {used.wall:.1f} s, CPU {used.cpu:.1f} s, {used.peak_mb:.0f} MB", flush=True)
     head = ["form", "", "text, MB", "wall, s", "CPU, s", "peak memory, GB", "load"]

@@ -30,11 +30,11 @@ def processor() -> str:
 
 def hardware() -> str:
     """Short name for file names: ``2cpu-amd-epyc-9575f``."""
-    words = re.sub(r"\(.*?\)|processor|cpu|@.*|\d+-core", " ", processor().lower())
-    return f"{os.cpu_count()}cpu-" + "-".join(re.findall(r"[a-z0-9]+", words))[:32].strip("-")
+    name = re.sub(r"\(.*?\)|processor|cpu|@.*|\d+-core", " ", processor().lower())
+    return f"{os.cpu_count()}cpu-" + "-".join(re.findall(r"[a-z0-9]+", name))[:32].strip("-")
 
 
-def busy() -> str:
+def read_load() -> str:
     """Load of the last minute: above the number of cores, wall times are pessimistic."""
     return f"{os.getloadavg()[0]:.1f}"
 
@@ -49,24 +49,24 @@ class Usage:
     output: str
 
 
-def measured(command: list[str], **environment: str) -> Usage:
+def measure(command: list[str], **environment: str) -> Usage:
     """Run a command to its end and account for it (its own threads and children, peak resident memory).
 
     Raises:
         SystemExit: when the command fails; the end of what it said is shown.
     """
     began = time.perf_counter()
-    with tempfile.TemporaryFile("w+", errors="replace") as said:
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=said, text=True, env={**os.environ, **environment}
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, **environment}
         )
         assert process.stdout is not None
         output = process.stdout.read()
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            said.seek(0)
-            sys.exit(f"{' '.join(command[:3])} ... ended with {process.returncode}\n{output}\n{said.read()[-4_000:]}")
+            errors.seek(0)
+            sys.exit(f"{' '.join(command[:3])} ... ended with {process.returncode}\n{output}\n{errors.read()[-4_000:]}")
     scale = 2**20 if sys.platform == "darwin" else 2**10
     return Usage(time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / scale, output)
 
@@ -83,7 +83,7 @@ def write(task: str, text: str) -> Path:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     foot = (
         f"{processor()}, {os.cpu_count()} cores, {memory:.0f} GiB; {platform.system()}, Python "
-        f"{platform.python_version()}; {versions}; {today}; load at the end {busy()}."
+        f"{platform.python_version()}; {versions}; {today}; load at the end {read_load()}."
     )
     path = RESULTS / f"{task}_{hardware()}_{today}.md"
     path.parent.mkdir(exist_ok=True)

@@ -39,11 +39,11 @@ import json, sys
 from pathlib import Path
 import numpy as np
 import serving_latency as bench
-from longrec.serve.server import running
+from longrec.serve.server import run_server
 bundle, rng = sys.argv[1], np.random.default_rng(1)
-inside, cpu = bench.ask(bundle, 2000, 200, rng)
-with running(Path(bundle)) as url:
-    http, _ = bench.ask(url, 2000, 200, rng)
+inside, cpu = bench.measure_requests(bundle, 2000, 200, rng)
+with run_server(Path(bundle)) as url:
+    http, _ = bench.measure_requests(url, 2000, 200, rng)
 print("RESULT", json.dumps({
     "serving, HTTP p50, ms": float(np.median(http)),
     "serving, in process p50, ms": float(np.median(inside)),
@@ -57,7 +57,7 @@ def environment(source: Path) -> dict[str, str]:
     return {**din_training.THREADS, "PYTHONPATH": f"{source / 'src'}:{HERE}"}
 
 
-def told(used: machine.Usage) -> dict[str, float]:
+def parse_figures(used: machine.Usage) -> dict[str, float]:
     """The figures that a process printed."""
     lines = [line for line in used.output.splitlines() if line.startswith("RESULT ")]
     return json.loads(lines[-1].removeprefix("RESULT "))
@@ -69,9 +69,9 @@ def training(source: Path, before: Path) -> dict[str, float]:
     work = machine.CACHE / "work" / f"paired-{source.name}"
     command = [sys.executable, str(HERE / "longrec_din.py"), "--data", str(machine.CACHE / "log-base")]
     command += ["--work", str(work), "--steps"]
-    machine.measured([*command, "0", "--prepare"], **environment(source))
-    found = told(machine.measured([*command, "150"], **environment(source)))
-    return {"DIN training, CPU us per row": 1e6 / found["rows_per_cpu_second"]}
+    machine.measure([*command, "0", "--prepare"], **environment(source))
+    figures = parse_figures(machine.measure([*command, "150"], **environment(source)))
+    return {"DIN training, CPU us per row": 1e6 / figures["rows_per_cpu_second"]}
 
 
 def preparation(source: Path, before: Path) -> dict[str, float]:
@@ -83,7 +83,7 @@ def preparation(source: Path, before: Path) -> dict[str, float]:
     folder = Path(tempfile.mkdtemp(dir=machine.CACHE, prefix="prepared-"))
     try:
         command = [sys.executable, "-c", prepare_20m.PREPARE, prepare_20m.settings(log, folder, 100)]
-        used = machine.measured(command, **environment(source))
+        used = machine.measure(command, **environment(source))
     finally:
         shutil.rmtree(folder)
     return {"preparation of 20 M events, CPU s": used.cpu, "preparation of 20 M events, wall s": used.wall}
@@ -92,7 +92,7 @@ def preparation(source: Path, before: Path) -> dict[str, float]:
 def serving(source: Path, before: Path) -> dict[str, float]:
     """Milliseconds per request of an unloaded server; every arm serves one bundle, which the version before wrote."""
     bundle = _bundle(before)
-    return told(machine.measured([sys.executable, "-c", SERVING, str(bundle)], **environment(source)))
+    return parse_figures(machine.measure([sys.executable, "-c", SERVING, str(bundle)], **environment(source)))
 
 
 @cache
@@ -100,7 +100,7 @@ def _bundle(before: Path) -> Path:
     """A bundle of the generated shop, kept until this process ends."""
     folder = Path(tempfile.mkdtemp(prefix="paired-"))
     atexit.register(shutil.rmtree, folder)
-    machine.measured([sys.executable, "-c", EXPORT, str(folder)], **environment(before))
+    machine.measure([sys.executable, "-c", EXPORT, str(folder)], **environment(before))
     return folder / "shop.bundle"
 
 
@@ -113,15 +113,15 @@ CASES: dict[str, Callable[[Path, Path], dict[str, float]]] = {
 
 def main() -> None:
     """Run, and write the table."""
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--before", type=Path, required=True, help="another checkout")
-    asked.add_argument("--rounds", type=int, default=5)
-    asked.add_argument("--only", nargs="*", default=list(CASES), choices=CASES)
-    given = asked.parse_args()
-    sources = {"before": given.before.resolve(), "after": HERE.parent}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", type=Path, required=True, help="another checkout")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="*", default=list(CASES), choices=CASES)
+    arguments = parser.parse_args()
+    sources = {"before": arguments.before.resolve(), "after": HERE.parent}
     figures: dict[str, dict[str, list[float]]] = {}
-    for case in given.only:
-        for number in range(given.rounds):
+    for case in arguments.only:
+        for number in range(arguments.rounds):
             for arm in list(sources)[:: -1 if number % 2 else 1]:
                 for name, value in CASES[case](sources[arm], sources["before"]).items():
                     figures.setdefault(name, {"before": [], "after": []})[arm].append(value)
@@ -134,7 +134,7 @@ def main() -> None:
     head = ["", "before", "after", "speed, after over before", "over the rounds"]
     machine.write(
         "paired",
-        f"# This version beside the one before\n\n{given.rounds} rounds, both in turn in each; medians.\n\n"
+        f"# This version beside the one before\n\n{arguments.rounds} rounds, both in turn in each; medians.\n\n"
         + machine.table(head, rows),
     )
 

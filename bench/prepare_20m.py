@@ -103,8 +103,8 @@ def main() -> None:
         folder = Path(tempfile.mkdtemp(dir=machine.CACHE, prefix="prepared-"))
         try:
             command = [sys.executable, "-c", PREPARE, settings(log, folder, last)]
-            used = machine.measured(command)
-            again = machine.measured(command)
+            used = machine.measure(command)
+            again = machine.measure(command)
             written = size(Path(used.output.strip().splitlines()[-1]))
         finally:
             shutil.rmtree(folder)

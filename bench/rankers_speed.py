@@ -39,8 +39,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from longrec import verbs
 from longrec.data.log import Log
 from longrec.data.training_past import training_past
-from longrec.export.inputs import inputs_of, random_tensors
-from longrec.export.program import shared_batch, trace
+from longrec.export.inputs import list_inputs, make_random_tensors
+from longrec.export.program import build_shared_batch, trace
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.fields import Fields
 from longrec.models.core.base import Model, Ranker, build
@@ -129,8 +129,8 @@ def answers(model: Ranker, fields: Fields) -> dict[str, float]:
     """The request, in the program and in torch."""
     import onnxruntime
 
-    inputs = inputs_of(fields, histories=model.reads_history)
-    arrays = random_tensors(inputs, CANDIDATES, LAST, seed=0)
+    inputs = list_inputs(fields, histories=model.reads_history)
+    arrays = make_random_tensors(inputs, CANDIDATES, LAST, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         trace(model, inputs, path)
@@ -139,7 +139,7 @@ def answers(model: Ranker, fields: Fields) -> dict[str, float]:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     taken = {entry.name for entry in session.get_inputs()}
     feed = {name: array for name, array in arrays.items() if name in taken}
-    batch = shared_batch(inputs, [torch.from_numpy(arrays[entry.name]) for entry in inputs])
+    batch = build_shared_batch(inputs, [torch.from_numpy(arrays[entry.name]) for entry in inputs])
     again = repeated(batch, fields)
     model.eval()
     with torch.no_grad():
@@ -199,9 +199,7 @@ def main() -> None:
     for number in range(args.rounds):
         for name in args.models:
             command = [sys.executable, str(Path(__file__).resolve()), "--one", name, "--steps", str(args.steps)]
-            used = machine.measured(
-                [*command, "--work", str(args.work)], OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE"
-            )
+            used = machine.measure([*command, "--work", str(args.work)], OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
             line = next(text for text in used.output.splitlines() if text.startswith("RESULT "))
             runs[name].append(json.loads(line.removeprefix("RESULT ")))
             print(f"round {number + 1}, {name}: {line.removeprefix('RESULT ')}", flush=True)

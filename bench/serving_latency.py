@@ -29,23 +29,23 @@ import pyarrow.parquet as pq
 
 from longrec import verbs
 from longrec.serve.client import client
-from longrec.serve.server import running
+from longrec.serve.server import run_server
 from longrec.serve.settings import Settings
 from longrec.store.token_store import TokenInfo, TokenStore, Version
 
-USERS, ITEMS, PAST, CANDIDATES = 2_000, 100_000, 100, 100
+USERS, ITEMS, HISTORY_LENGTH, CANDIDATES = 2_000, 100_000, 100, 100
 TOKENS, WIDTH, START = 256, 64, 1_700_000_000
 
 
 def log(folder: Path, rng: np.random.Generator) -> None:
     """120 events a user, a second or more apart."""
-    count = USERS * (PAST + 20)
-    user = np.repeat(np.arange(USERS), PAST + 20)
+    count = USERS * (HISTORY_LENGTH + 20)
+    user = np.repeat(np.arange(USERS), HISTORY_LENGTH + 20)
     category = rng.integers(0, 1_000, ITEMS)
     table = pa.table({
         "user_id": user,
         "item_id": rng.integers(0, ITEMS, count),
-        "time": START + np.tile(np.arange(PAST + 20) * 3_600, USERS) + rng.integers(0, 3_600, count),
+        "time": START + np.tile(np.arange(HISTORY_LENGTH + 20) * 3_600, USERS) + rng.integers(0, 3_600, count),
         "device": rng.integers(0, 5, count),
         "click": rng.integers(0, 2, count),
     })  # fmt: skip
@@ -73,7 +73,7 @@ def job(folder: Path) -> dict:
                     "device": {"kind": "id"},
                     "hour": {"kind": "time"},
                 },
-                "histories": {"past": {"of": ["item_id", "category", "time_gap"], "last": PAST}},
+                "histories": {"past": {"of": ["item_id", "category", "time_gap"], "last": HISTORY_LENGTH}},
             },
         },
         "model": {"name": "din", "embedding_dim": 16, "attention": [80, 40], "mlp": [200, 80]},
@@ -84,10 +84,10 @@ def job(folder: Path) -> dict:
 
 def reader(folder: Path) -> dict:
     """The same DIN inside a reader of tokens."""
-    made = job(folder)
+    config = job(folder)
     of = ["token", "label", "time_gap"]
-    made["data"]["schema"]["histories"]["tokens"] = {"from": str(folder / "tokens"), "of": of, "last": TOKENS}
-    return {**made, "name": "reader", "model": {"name": "iat_reader", "base": made["model"]}}
+    config["data"]["schema"]["histories"]["tokens"] = {"from": str(folder / "tokens"), "of": of, "last": TOKENS}
+    return {**config, "name": "reader", "model": {"name": "iat_reader", "base": config["model"]}}
 
 
 def tokens(folder: Path, rng: np.random.Generator) -> None:
@@ -109,7 +109,7 @@ def tokens(folder: Path, rng: np.random.Generator) -> None:
 
 
 @contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def write_in_background(folder: Path) -> Iterator[None]:
     """A writer that adds a token of somebody every five milliseconds."""
     end, rng = threading.Event(), np.random.default_rng(2)
     with TokenStore.open(folder, writable=True) as store:
@@ -133,7 +133,9 @@ def writing(folder: Path) -> Iterator[None]:
             thread.join()
 
 
-def ask(bundle: str, requests: int, warm: int, rng: np.random.Generator, **live: object) -> tuple[np.ndarray, float]:
+def measure_requests(
+    bundle: str, requests: int, warm: int, rng: np.random.Generator, **live: object
+) -> tuple[np.ndarray, float]:
     """Milliseconds of every request after the warm-up, and this process's CPU milliseconds a request."""
     drawn = [
         (int(rng.integers(USERS)), rng.choice(ITEMS, CANDIDATES, replace=False).tolist())
@@ -152,7 +154,9 @@ def ask(bundle: str, requests: int, warm: int, rng: np.random.Generator, **live:
     return 1_000 * spent[warm:], 1_000 * cpu / requests
 
 
-def measured(folder: Path, case: str, given: argparse.Namespace, rng: np.random.Generator) -> tuple[list, float]:
+def measure_serving(
+    folder: Path, case: str, arguments: argparse.Namespace, rng: np.random.Generator
+) -> tuple[list, float]:
     """Rows of the table, and how long the export took."""
     config = job(folder)
     if case == "tokens":
@@ -165,44 +169,44 @@ def measured(folder: Path, case: str, given: argparse.Namespace, rng: np.random.
     exported, rows = time.perf_counter() - began, []
 
     def note(title: str, where: str, **live: object) -> None:
-        spent, cpu = ask(where, given.requests, given.warm, rng, **live)
+        spent, cpu = measure_requests(where, arguments.requests, arguments.warm, rng, **live)
         rows.append([title, *(f"{f:.2f}" for f in (*np.percentile(spent, (5, 50, 90, 99)), spent.max(), cpu))])
 
-    with running(bundle) as url:
+    with run_server(bundle) as url:
         note("over HTTP", url)
     note("in process", str(bundle))
     if case == "tokens":
         live = {"tokens": str(folder / "tokens")}
-        with running(bundle, settings=Settings(live)) as url:
+        with run_server(bundle, settings=Settings(live)) as url:
             note("over HTTP, a live store", url)
-            with writing(folder / "tokens"):
+            with write_in_background(folder / "tokens"):
                 note("over HTTP, a live store that is written", url)
     return rows, exported
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--requests", type=int, default=2_000)
-    asked.add_argument("--warm", type=int, default=200)
-    asked.add_argument("--case", choices=["plain", "tokens"], default="plain")
-    given = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=2_000)
+    parser.add_argument("--warm", type=int, default=200)
+    parser.add_argument("--case", choices=["plain", "tokens"], default="plain")
+    arguments = parser.parse_args()
     machine.CACHE.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=machine.CACHE, prefix="serving-"))
     rng = np.random.default_rng(1)
     load = os.getloadavg()[0]
     try:
         log(folder, rng)
-        rows, exported = measured(folder, given.case, given, rng)
+        rows, exported = measure_serving(folder, arguments.case, arguments, rng)
     finally:
         shutil.rmtree(folder)
     model, name = "DIN (16; 80-40; 200-80)", "serving_latency"
-    if given.case == "tokens":
+    if arguments.case == "tokens":
         model, name = f"{model} inside a reader of {TOKENS} instance tokens of {WIDTH} numbers", "serving_tokens"
     machine.write(
         name,
-        f"# Serving latency\n\n{CANDIDATES} candidates, {PAST} past events, {model}, "
-        f"{given.requests:,} requests one after another over one connection, after {given.warm} to warm up; JSON in "
-        "and out, the client's own work included. One server process, one thread; the machine's load was "
+        f"# Serving latency\n\n{CANDIDATES} candidates, {HISTORY_LENGTH} past events, {model}, "
+        f"{arguments.requests:,} requests one after another over one connection, after {arguments.warm} to warm up; "
+        "JSON in and out, the client's own work included. One server process, one thread; the machine's load was "
         f"{load:.1f} when it began. Export with its checks took {exported:.0f} s.\n\n"
         + machine.table(["milliseconds", "p5", "p50", "p90", "p99", "longest", "CPU of the asking process"], rows),
     )

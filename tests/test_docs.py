@@ -252,7 +252,7 @@ def test_every_key_is_documented_and_no_other(page: str, heading: str, cls: type
 
 
 def test_every_key_of_a_request_is_documented() -> None:
-    from longrec.serve.request import RankRequest
+    from longrec.serve.request_json import RankRequest
 
     found = documented(ROOT / "docs" / "guide" / "serving.md", "A request")
     assert found == set(RankRequest.__struct_fields__)

@@ -271,7 +271,7 @@ def _export(args: argparse.Namespace) -> None:
 
 def _serve(args: argparse.Namespace) -> None:
     from longrec.serve.server import serve
-    from longrec.serve.settings import settings_of
+    from longrec.serve.settings import build_settings
 
     faults = [f"--tokens: {word!r} is not HISTORY=PLACE" for word in args.tokens if not all(word.partition("=")[::2])]
     if args.state is not None and args.events is None:
@@ -279,7 +279,7 @@ def _serve(args: argparse.Namespace) -> None:
     if faults:
         raise ConfigError("longrec serve", faults)
     tokens = dict(word.split("=", 1) for word in args.tokens)
-    settings = settings_of(tokens, args.events, args.state)
+    settings = build_settings(tokens, args.events, args.state)
     serve(args.bundle, host=args.host, port=args.port, workers=args.workers, settings=settings)
 
 

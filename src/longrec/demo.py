@@ -114,12 +114,12 @@ def _format_facts(manifest: dict[str, Any]) -> str:
 def _rank_over_http(bundle: Path, run: Any, say: Callable[[str], None]) -> dict[str, Any]:
     """Rank for one test user through the server, and hold its scores against the offline ones."""
     from longrec.serve.client import client
-    from longrec.serve.server import running
+    from longrec.serve.server import run_server
 
     log = run.log()
     row = _choose_row(log)
     golden = verbs.offline_request(log, run.model(), row, verbs.popular(log)[:99])
-    with running(bundle) as url, client(url) as shop:
+    with run_server(bundle) as url, client(url) as shop:
         say(f"serving at {url}")
         times = []
         for _ in range(20):

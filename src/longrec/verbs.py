@@ -16,7 +16,7 @@ from longrec.imports import Config, read_job_source
 if TYPE_CHECKING:
     from longrec.data.log import Log
     from longrec.export.bundle import Manifest
-    from longrec.export.golden import Golden
+    from longrec.export.golden import GoldenRequest
     from longrec.metrics import Comparison
     from longrec.models.core.base import Model
     from longrec.models.core.catalog import Card
@@ -165,7 +165,7 @@ def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -
         RunError: a run of a source, whose weights write nothing: its tokens are exported.
         BundleError: a folder in the way, a model that cannot be traced, or scores that differ.
     """
-    from longrec.export.write import Left
+    from longrec.export.write import ExternalStores
     from longrec.export.write import export as write
     from longrec.models.core.base import Ranker
     from longrec.serve.service import replay
@@ -186,7 +186,7 @@ def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -
     others = popular(log)[:50]
     golden = [offline_request(log, model, int(row), others) for row in _telling_rows(log)]
     source = {"run": opened.name, "config": opened.config.to_yaml()}
-    left = Left(
+    external_stores = ExternalStores(
         {name: history.store for name, history in log.tokens.items()},
         {name: feature.store for name, feature in log.knowledge.items()},
     )
@@ -201,7 +201,7 @@ def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -
         name=name,
         source=source,
         overwrite=overwrite,
-        left=left,
+        external_stores=external_stores,
     )
 
 
@@ -210,18 +210,18 @@ def _export_source(folder: Path, out: Path, overwrite: bool) -> Manifest:
     from longrec.data.requests import impression
     from longrec.export.bundle import EncoderFacts
     from longrec.export.golden import Sample
-    from longrec.export.offline import golden_vectors
+    from longrec.export.offline import build_golden_tokens
     from longrec.export.scale import Scale
-    from longrec.export.write import Left
+    from longrec.export.write import ExternalStores
     from longrec.export.write import export as write
     from longrec.models.core.base import name_of
-    from longrec.serve.source import replay
+    from longrec.serve.online_source import replay
     from longrec.train.written import open_source
 
     made = open_source(folder)
     log, scale = made.log, Scale(made.mean, made.std)
     samples = [Sample(**impression(log, int(row), popular(log)[:10])) for row in _telling_rows(log)]
-    golden = [golden_vectors(made.model, log.fitted, log.users, log.items, sample, scale) for sample in samples]
+    golden = [build_golden_tokens(made.model, log.fitted, log.users, log.items, sample, scale) for sample in samples]
     return write(
         made.model,
         log.folder,
@@ -232,7 +232,7 @@ def _export_source(folder: Path, out: Path, overwrite: bool) -> Manifest:
         name=name_of(made.model),
         source={"run": made.run, "version": made.version},
         overwrite=overwrite,
-        left=Left(
+        external_stores=ExternalStores(
             {name: history.store for name, history in log.tokens.items()},
             {name: feature.store for name, feature in log.knowledge.items()},
         ),
@@ -240,13 +240,13 @@ def _export_source(folder: Path, out: Path, overwrite: bool) -> Manifest:
     )
 
 
-def offline_request(log: Log, model: Model, row: int, others: Iterable[int]) -> Golden:
+def offline_request(log: Log, model: Model, row: int, others: Iterable[int]) -> GoldenRequest:
     """The request of a row of the log, its own item ranked beside others, with the scores it must get."""
     from longrec.data.requests import impression
     from longrec.export.golden import Sample
-    from longrec.export.offline import golden
+    from longrec.export.offline import build_golden_request
 
-    return golden(model, log.fitted, log.users, log.items, Sample(**impression(log, row, others)))
+    return build_golden_request(model, log.fitted, log.users, log.items, Sample(**impression(log, row, others)))
 
 
 def popular(log: Log) -> NDArray[np.int64]:

@@ -22,7 +22,7 @@ from longrec.data.training_window import LeftOut
 from longrec.features.view import NEVER
 from longrec.metrics import auc
 from longrec.serve.client import client
-from longrec.serve.live import LiveEvents
+from longrec.serve.live_events import LiveEvents
 from longrec.store.token_store import TokenStore
 from longrec.train.compress import compress
 from longrec.train.job import read_job
@@ -267,12 +267,12 @@ COPIES: dict[str, tuple[Case, Change, str]] = {
 
 def live_at_once(patch: Patch) -> None:
     """Take a live event for told when it happened."""
-    tell = LiveEvents.tell
+    prepare_update = LiveEvents.prepare_update
 
     def early(live: LiveEvents, user: int, row: int, time: int, columns: Any, old: Any, now: int, **words: Any) -> Any:
-        return tell(live, user, row, time, columns, old, time, **words)
+        return prepare_update(live, user, row, time, columns, old, time, **words)
 
-    patch.setattr(LiveEvents, "tell", early)
+    patch.setattr(LiveEvents, "prepare_update", early)
 
 
 def open_hints(words: Words) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from coin_cases import EARLIER, EXTRACTOR, FACTORS, FIT, SOURCE, Case, model, schema, split
 from coin_log import DAY, LINE, TAIL, CoinLog, write
 
-from longrec.export.request import context_columns
+from longrec.export.raw_columns import list_context_columns
 from longrec.metrics import auc
 from longrec.serve.client import client
 from longrec.train.compress import compress
@@ -198,7 +198,7 @@ class Runs:
             begin.setdefault(visit, row)
         worst = 0.0
         with client(bundle) as asked:
-            context = context_columns(seen.run.log().fitted)
+            context = list_context_columns(seen.run.log().fitted)
             step = max(len(found) // most, 1)
             for row, time, score in zip(*(found[name].to_numpy()[::step] for name in ("row", "time", "score"))):
                 own = int(order[row])

@@ -58,7 +58,7 @@ def test_an_impression_is_the_row_it_was(log: Log) -> None:
         own = int(log.events.columns["item"][row])
         assert made["items"].tolist() == list(dict.fromkeys(item for item in (own, 3, 5) if item))
         assert log.users.key(made["user"]) == f"u{made['user'] - 1}"
-        assert made["moment"] == log.events.times[row]
+        assert made["timestamp"] == log.events.times[row]
         assert sorted(made["events"]) == ["cut", "hashed", "page", "price", "size", "tags"]
         for name in ("cut", "hashed", "page", "price", "size"):
             assert made["events"][name] == batch.features[name][0]  # type: ignore[index]

@@ -26,8 +26,8 @@ from longrec.data.settings import DataConfig, Source
 from longrec.data.timestamps import read_timestamps
 from longrec.errors import ConfigError, DataError, RequestError
 from longrec.features.schema import TimeColumn
-from longrec.serve.interface import _zoned
-from longrec.serve.request import moment
+from longrec.serve.interface import _format_time
+from longrec.serve.request_json import parse_request_time
 
 random = np.random.default_rng(0)
 # Before and after 1970, on both sides of a whole millisecond.
@@ -61,7 +61,7 @@ def connection() -> Any:
 
 
 def online(value: Any, **time: Any) -> int | None:
-    return None if value is None else moment(_zoned(value), TimeColumn(column="t", **time), 0)
+    return None if value is None else parse_request_time(_format_time(value), TimeColumn(column="t", **time), 0)
 
 
 def text(ns: int, zone: str = "") -> str:

@@ -20,7 +20,7 @@ from longrec.data.settings import DataConfig
 from longrec.data.training_past import training_past
 from longrec.errors import ConfigError, DataError
 from longrec.features.schema import Schema
-from longrec.serve.feedback import Given, feature
+from longrec.serve.feedback import Feedback, encode_feature
 
 Prepared = Callable[..., Log]
 STEP: dict[str, Any] = {
@@ -111,7 +111,7 @@ def test_a_column_says_when_each_label_is_known(prepared: Prepared) -> None:
     assert log.label_known(np.array([3])).tolist() == [3]
     assert log.left_out["train"] == {"label_not_known": 2, "not_before_measured": 0}
     (warning,) = (sentence for sentence in log.warnings if "known_at" in sentence)
-    at = feature(log.fitted, "told", Given({"click": 1}, at=5, now=2))
+    at = encode_feature(log.fitted, "told", Feedback({"click": 1}, at=5, now=2))
     assert at[1] == 5, "and a server does the same with what it is told before its event"
     assert warning.startswith("features.told: 1 of 8 values of the known_at column 'known' lie before their own event")
 

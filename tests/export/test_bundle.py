@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from longrec.errors import BundleError
-from longrec.export.bundle import DIGEST, MANIFEST, Bundle, digest_line, read_manifest
+from longrec.export.bundle import DIGEST, MANIFEST, Bundle, format_digest, read_manifest
 from longrec.export.write import export
 from longrec.features.fitted import FittedSchema
 from longrec.features.schema import Schema
@@ -24,14 +24,14 @@ def copy(full: Any, tmp_path: Path) -> Path:
     return Path(shutil.copytree(full.bundle, tmp_path / "bundle"))
 
 
-def refuse(folder: Path, *words: str) -> None:
+def refuse(folder: Path, *phrases: str) -> None:
     with pytest.raises(BundleError) as caught:
         Bundle.open(folder)
-    for word in words:
-        assert word in str(caught.value)
+    for phrase in phrases:
+        assert phrase in str(caught.value)
 
 
-def test_a_bundle_tells_what_it_is(full: Any) -> None:
+def test_a_bundle_describes_itself(full: Any) -> None:
     bundle = Bundle.open(full.bundle)
     manifest = bundle.manifest
     assert (manifest.format, manifest.model, manifest.kind) == ("longrec-bundle-1", "din", "ranker")
@@ -49,14 +49,14 @@ def test_a_bundle_tells_what_it_is(full: Any) -> None:
     assert bundle.golden == full.golden
 
 
-def test_a_flipped_byte_in_any_file_is_found_and_the_file_named(copy: Path) -> None:
+def test_a_flipped_byte_in_any_file_is_detected_and_the_file_named(copy: Path) -> None:
     files = sorted(path for path in copy.rglob("*") if path.is_file())
     kinds = {path.suffix for path in files}
     assert kinds == {".json", ".onnx", ".npy", ".parquet", ".sha256"}
     for path in files:
         content = path.read_bytes()
-        for place in {0, len(content) // 2, len(content) - 1}:
-            path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        for position in {0, len(content) // 2, len(content) - 1}:
+            path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
             # a wrong digest and a wrong manifest look the same: the manifest is named for both
             refuse(copy, MANIFEST if path.name == DIGEST else path.relative_to(copy).as_posix())
         path.write_bytes(content)
@@ -88,17 +88,17 @@ def test_what_is_no_bundle_is_refused(copy: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         (b'{"format": "longrec-bundle-9"}', "format 'longrec-bundle-9'; expected longrec-bundle-1"),
         (b"[]", "not a manifest"),
         (b'{"format": "longrec-bundle-1"}', "not a manifest"),
     ],
 )
-def test_another_format_is_refused(copy: Path, content: bytes, words: str) -> None:
+def test_another_format_is_refused(copy: Path, content: bytes, message: str) -> None:
     (copy / MANIFEST).write_bytes(content)
-    (copy / DIGEST).write_bytes(digest_line(content))
-    refuse(copy, words)
+    (copy / DIGEST).write_bytes(format_digest(content))
+    refuse(copy, message)
 
 
 def test_a_manifest_cannot_reach_outside_the_bundle(copy: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_manifest_cannot_reach_outside_the_bundle(copy: Path) -> None:
     facts = type(next(iter(manifest.files.values())))(1, hashlib.sha256(b"x").hexdigest())
     content = msgspec.json.encode(msgspec.structs.replace(manifest, files={**manifest.files, "../secret": facts}))
     (copy / MANIFEST).write_bytes(content)
-    (copy / DIGEST).write_bytes(digest_line(content))
+    (copy / DIGEST).write_bytes(format_digest(content))
     refuse(copy, "no such file")
 
 
@@ -128,7 +128,7 @@ def test_history_holds_just_what_histories_read(full: Any, steps: Any, prejoined
     assert not any(entry.name.startswith("h.") for entry in Bundle.open(steps.bundle).manifest.inputs)
 
 
-def test_export_never_overwrites_unless_asked(steps: Any, tmp_path: Path) -> None:
+def test_export_never_overwrites_by_default(steps: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.tex").write_text("x")
@@ -157,11 +157,11 @@ def test_the_schema_of_the_run_counts_not_that_of_the_log(full: Any, steps: Any,
 
 
 def test_an_export_that_fails_leaves_nothing_behind(steps: Any, tmp_path: Path) -> None:
-    def lying(folder: Path, golden: Any) -> list[np.ndarray]:
-        return [np.array(one.scores) + (2e-5 if place == 3 else 0.0) for place, one in enumerate(golden)]
+    def replay_with_errors(folder: Path, golden: Any) -> list[np.ndarray]:
+        return [np.array(one.scores) + (2e-5 if number == 3 else 0.0) for number, one in enumerate(golden)]
 
     with pytest.raises(BundleError, match="golden request 3: the exported program differs from the model by 2e-05"):
-        export(steps.model, steps.log, tmp_path / "out", steps.golden, lying)
+        export(steps.model, steps.log, tmp_path / "out", steps.golden, replay_with_errors)
     assert list(tmp_path.iterdir()) == []
 
 

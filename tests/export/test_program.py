@@ -11,9 +11,9 @@ from torch import Tensor, nn
 import longrec.export.program as program_file
 from longrec.errors import BundleError
 from longrec.export.bundle import Bundle
-from longrec.export.inputs import inputs_of, random_tensors
-from longrec.export.parity import difference, golden_parity, shapes_parity
-from longrec.export.program import Shared, run_torch, shared_batch, trace
+from longrec.export.inputs import list_inputs, make_random_tensors
+from longrec.export.parity import check_difference, check_golden, check_shapes
+from longrec.export.program import SharedModel, build_shared_batch, run_torch, trace
 from longrec.export.runtime import Program
 from longrec.features.batch import Batch, Jagged
 from longrec.features.fields import Field, Fields
@@ -37,25 +37,25 @@ def test_the_program_equals_torch_at_any_shape(
 ) -> None:
     shop = request.getfixturevalue(kind)
     program = Program(shop.bundle / "program.onnx")
-    inputs = inputs_of(shop.fitted.fields(), histories=shop.model.reads_history)
+    inputs = list_inputs(shop.fitted.fields(), histories=shop.model.reads_history)
     for seed in range(3):
-        tensors = random_tensors(inputs, candidates, events, seed)
-        torch_scores = run_torch(Shared(shop.model, inputs).eval(), tensors)
+        tensors = make_random_tensors(inputs, candidates, events, seed)
+        torch_scores = run_torch(SharedModel(shop.model, inputs).eval(), tensors)
         assert np.abs(program.run(tensors) - torch_scores).max() < 1e-6
 
 
 def test_histories_may_differ_in_length(full: Any) -> None:
     program = Program(full.bundle / "program.onnx")
-    inputs = inputs_of(full.fitted.fields(), histories=True)
+    inputs = list_inputs(full.fitted.fields(), histories=True)
     for lengths in ([0, 5], [12, 0], [3, 1]):
-        tensors = random_tensors(inputs, 4, lengths, 0)
-        assert np.abs(program.run(tensors) - run_torch(Shared(full.model, inputs).eval(), tensors)).max() < 1e-6
+        tensors = make_random_tensors(inputs, 4, lengths, 0)
+        assert np.abs(program.run(tensors) - run_torch(SharedModel(full.model, inputs).eval(), tensors)).max() < 1e-6
 
 
 def test_the_shared_batch_is_the_contract(full: Any) -> None:
-    inputs = inputs_of(full.fitted.fields(), histories=True)
-    tensors = random_tensors(inputs, 4, [6, 2], 0)
-    batch = shared_batch(inputs, [torch.from_numpy(tensors[entry.name]) for entry in inputs])
+    inputs = list_inputs(full.fitted.fields(), histories=True)
+    tensors = make_random_tensors(inputs, 4, [6, 2], 0)
+    batch = build_shared_batch(inputs, [torch.from_numpy(tensors[entry.name]) for entry in inputs])
     assert (batch.size, batch.shared) == (4, True)
     assert list(batch.features) == [field.name for field in full.fitted.fields().features]
     assert batch.features["user_id"].shape == (1,)
@@ -77,20 +77,20 @@ def test_slow_operators_are_not_in_the_program(full: Any) -> None:
 
 
 def test_a_program_keeps_only_what_the_model_reads(tmp_path: Any) -> None:
-    inputs = inputs_of(Fields((ITEM, Field("user", "id", 5, table="user")), {}), histories=False)
+    inputs = list_inputs(Fields((ITEM, Field("user", "id", 5, table="user")), {}), histories=False)
     trace(Sum(), inputs, tmp_path / "p.onnx")
     program = Program(tmp_path / "p.onnx")
     scores = program.run({"f.item": np.array([0, 2], np.int32), "f.user": np.array([1], np.int32)})
     assert np.allclose(scores, 1 / (1 + np.exp([0.0, -2.0])))
-    assert shapes_parity(Shared(Sum(), inputs), program)["1x0"] < 1e-7
+    assert check_shapes(SharedModel(Sum(), inputs), program)["1x0"] < 1e-7
 
 
 def test_weights_too_large_for_one_file_lie_beside_it(steps: Any, tmp_path: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(program_file, "_INLINE", 0)
-    inputs = inputs_of(steps.fitted.fields(), histories=False)
+    inputs = list_inputs(steps.fitted.fields(), histories=False)
     trace(steps.model, inputs, tmp_path / "program.onnx")
     assert {path.name for path in tmp_path.iterdir()} == {"program.onnx", "program.onnx.data"}
-    assert shapes_parity(Shared(steps.model, inputs), Program(tmp_path / "program.onnx"))["7x100"] < 1e-6
+    assert check_shapes(SharedModel(steps.model, inputs), Program(tmp_path / "program.onnx"))["7x100"] < 1e-6
 
 
 def test_a_model_that_cannot_be_traced_is_refused_with_the_reason(tmp_path: Any) -> None:
@@ -100,9 +100,9 @@ def test_a_model_that_cannot_be_traced_is_refused_with_the_reason(tmp_path: Any)
             return score if score.sum() > 0 else -score
 
     with pytest.raises(BundleError, match="model Branches: it cannot be traced: .*data-dependent"):
-        trace(Branches(), inputs_of(Fields((ITEM,), {}), histories=False), tmp_path / "p.onnx")
+        trace(Branches(), list_inputs(Fields((ITEM,), {}), histories=False), tmp_path / "p.onnx")
     with pytest.raises(BundleError, match="no feature of the item"):
-        trace(Sum(), inputs_of(Fields((Field("user", "id", 5, table="user"),), {}), histories=False), tmp_path / "p")
+        trace(Sum(), list_inputs(Fields((Field("user", "id", 5, table="user"),), {}), histories=False), tmp_path / "p")
 
 
 def test_what_is_no_program_is_refused(tmp_path: Any) -> None:
@@ -112,17 +112,17 @@ def test_what_is_no_program_is_refused(tmp_path: Any) -> None:
 
 
 def test_a_program_of_other_weights_fails_the_parity_check(steps: Any) -> None:
-    inputs = inputs_of(steps.fitted.fields(), histories=False)
+    inputs = list_inputs(steps.fitted.fields(), histories=False)
     other = type(steps.model)(steps.model.config, steps.fitted.fields()).eval()
     with pytest.raises(BundleError, match="shape 100x100: the exported program differs from the model by"):
-        shapes_parity(Shared(other, inputs), Program(steps.bundle / "program.onnx"))
+        check_shapes(SharedModel(other, inputs), Program(steps.bundle / "program.onnx"))
 
 
 def test_differences_are_measured_and_bounded(steps: Any) -> None:
-    assert difference(np.array([0.5, 0.25]), np.array([0.5, 0.250005]), "x") == pytest.approx(5e-6)
+    assert check_difference(np.array([0.5, 0.25]), np.array([0.5, 0.250005]), "x") == pytest.approx(5e-6)
     for online in (np.array([0.5, 0.3]), np.array([0.5, np.nan]), np.array([0.5])):
         with pytest.raises(BundleError):
-            difference(np.array([0.5, 0.25]), online, "x")
+            check_difference(np.array([0.5, 0.25]), online, "x")
     with pytest.raises(BundleError, match="golden requests: none"):
-        golden_parity(steps.bundle, [], lambda folder, golden: [])
+        check_golden(steps.bundle, [], lambda folder, golden: [])
     assert Bundle.open(steps.bundle).manifest.parity["tolerance"] == 1e-5

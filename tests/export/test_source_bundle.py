@@ -15,14 +15,14 @@ import torch
 
 from longrec import verbs
 from longrec.errors import BundleError, RunError
-from longrec.export import snapshot
+from longrec.export import store_copies
 from longrec.export.bundle import Bundle, EncoderFacts
-from longrec.export.offline import golden_vectors
+from longrec.export.offline import build_golden_tokens
 from longrec.export.scale import Scale
-from longrec.export.snapshot import copied, copy_tokens
+from longrec.export.store_copies import copy_stores, copy_tokens
 from longrec.export.write import export
 from longrec.models.core.base import build
-from longrec.serve.source import Source, replay, vectors_of
+from longrec.serve.online_source import OnlineSource, encode_golden, replay
 from longrec.store.token_store import TokenInfo, TokenStore, Version
 from longrec.train.written import find_source, open_source
 
@@ -32,7 +32,7 @@ def shop() -> token_shop.TokenShop:
     return token_shop.shop()
 
 
-def test_a_source_bundle_tells_what_it_is(shop: token_shop.TokenShop) -> None:
+def test_a_source_bundle_describes_itself(shop: token_shop.TokenShop) -> None:
     bundle, about = Bundle.open(shop.source), json.loads((shop.tokens / "source" / "source.json").read_text())
     manifest = bundle.manifest
     assert (manifest.kind, manifest.model) == ("encoder", "iat")
@@ -44,13 +44,13 @@ def test_a_source_bundle_tells_what_it_is(shop: token_shop.TokenShop) -> None:
 
 
 def test_tokens_of_any_impression_are_those_of_the_source(shop: token_shop.TokenShop) -> None:
-    made = open_source(shop.tokens / "source")
-    log, scale, source = made.log, Scale(made.mean, made.std), Source(Bundle.open(shop.source))
+    source = open_source(shop.tokens / "source")
+    log, scale, online_source = source.log, Scale(source.mean, source.std), OnlineSource(Bundle.open(shop.source))
     samples = [token_shop.Sample(**token_shop.impression(log, row, range(1, 6))) for row in range(0, len(log), 23)]
-    golden = [golden_vectors(made.model, log.fitted, log.users, log.items, sample, scale) for sample in samples]
-    for one, vectors in zip(golden, vectors_of(source, golden)):
+    golden = [build_golden_tokens(source.model, log.fitted, log.users, log.items, sample, scale) for sample in samples]
+    for one, vectors in zip(golden, encode_golden(online_source, golden)):
         assert vectors.dtype == np.float32
-        assert np.allclose(scale.raw(vectors), scale.raw(one.expected), atol=1e-5)
+        assert np.allclose(scale.unstandardize(vectors), scale.unstandardize(one.expected), atol=1e-5)
 
 
 def test_a_machine_that_makes_other_tokens_is_noticed(shop: token_shop.TokenShop) -> None:
@@ -58,41 +58,41 @@ def test_a_machine_that_makes_other_tokens_is_noticed(shop: token_shop.TokenShop
     one = bundle.golden[0]
     bundle.golden[0] = type(one)(one.request, vectors=(one.expected + 0.1).tolist())
     with pytest.raises(BundleError, match="golden request 0: tokens differ by"):
-        Source(bundle).check()
+        OnlineSource(bundle).check()
 
 
 def test_golden_vectors_that_differ_stop_an_export(shop: token_shop.TokenShop, tmp_path: Path) -> None:
-    made, bundle = open_source(shop.tokens / "source"), Bundle.open(shop.source)
+    source, bundle = open_source(shop.tokens / "source"), Bundle.open(shop.source)
     assert bundle.manifest.encoder is not None
 
-    def lying(folder: Path, golden: Any) -> list[np.ndarray]:
+    def replay_with_errors(folder: Path, golden: Any) -> list[np.ndarray]:
         return [vectors + np.float32(0.01) for vectors in replay(folder, golden)]
 
     with pytest.raises(BundleError, match="golden request 0: the exported program differs"):
-        export(made.model, made.log.folder, tmp_path / "out", bundle.golden, lying, fitted=made.log.fitted,
-               encoder=bundle.manifest.encoder)  # fmt: skip
+        export(source.model, source.log.folder, tmp_path / "out", bundle.golden, replay_with_errors,
+               fitted=source.log.fitted, encoder=bundle.manifest.encoder)  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
 
 def test_vectors_that_depend_on_other_rows_do_not_leave(shop: token_shop.TokenShop, tmp_path: Path) -> None:
-    made, bundle = open_source(shop.tokens / "source"), Bundle.open(shop.source)
+    source, bundle = open_source(shop.tokens / "source"), Bundle.open(shop.source)
     torch.manual_seed(0)
-    model = build({**token_shop.SOURCE, "order": "user", "stored": "after"}, made.log.fields())
+    model = build({**token_shop.SOURCE, "order": "user", "stored": "after"}, source.log.fields())
     with pytest.raises(BundleError, match="vectors depend on other rows"):
-        export(model, made.log.folder, tmp_path / "out", bundle.golden, replay, fitted=made.log.fitted,
+        export(model, source.log.folder, tmp_path / "out", bundle.golden, replay, fitted=source.log.fitted,
                encoder=bundle.manifest.encoder)  # fmt: skip
 
 
 def test_a_run_of_a_source_is_compressed_first(shop: token_shop.TokenShop, tmp_path: Path) -> None:
     columns = token_shop.events(200)
-    job = token_shop.job_of(tmp_path, columns, token_shop.SCHEMA)
+    job = token_shop.make_job(tmp_path, columns, token_shop.SCHEMA)
     job["fit"] |= {"runs": str(tmp_path / "runs"), "max_steps": 2}
     run = verbs.train({**job, "evaluate": {"replicates": 2}}, quiet=True)
     with pytest.raises(RunError, match=r"whose tokens are written by weights of other moments(.|\n)*longrec compress"):
         verbs.export(run, tmp_path / "out")
 
 
-def test_the_source_of_a_place_is_found_or_not(shop: token_shop.TokenShop, tmp_path: Path) -> None:
+def test_find_source_returns_the_folder_or_none(shop: token_shop.TokenShop, tmp_path: Path) -> None:
     folder = shop.tokens / "source"
     assert find_source(shop.tokens) == find_source(folder) == folder
     assert find_source(tmp_path) is None
@@ -106,8 +106,8 @@ def test_the_source_of_a_place_is_found_or_not(shop: token_shop.TokenShop, tmp_p
         open_source(copy)
 
 
-def small(place: Path, count: int = 50) -> TokenStore:
-    store = TokenStore.create(place, TokenInfo(2, sides={"label": 3}, versions=(Version(0),)))
+def create_small_store(folder: Path, count: int = 50) -> TokenStore:
+    store = TokenStore.create(folder, TokenInfo(2, sides={"label": 3}, versions=(Version(0),)))
     write(store, range(count))
     return store
 
@@ -119,7 +119,7 @@ def write(store: TokenStore, numbers: Any) -> None:
 
 
 def test_a_copy_is_compacted_and_has_nothing_of_the_writer(tmp_path: Path) -> None:
-    with small(tmp_path / "s") as store:
+    with create_small_store(tmp_path / "s") as store:
         (tmp_path / "s" / "source").mkdir()
         (tmp_path / "s" / "source" / "source.json").write_text("{}")
         copy_tokens(store, tmp_path / "copy")
@@ -128,13 +128,13 @@ def test_a_copy_is_compacted_and_has_nothing_of_the_writer(tmp_path: Path) -> No
     assert not names & {"source", "lock"}
     with TokenStore.open(tmp_path / "copy") as copy:
         assert len(copy) == 50
-    journal = next((tmp_path / "copy").glob("journal-*.log"))
-    assert journal.stat().st_size == 0
+    log_file = next((tmp_path / "copy").glob("journal-*.log"))
+    assert log_file.stat().st_size == 0
 
 
-def test_a_copy_of_a_store_at_work_is_one_moment_of_it(tmp_path: Path) -> None:
+def test_a_copy_of_a_store_being_written_is_consistent(tmp_path: Path) -> None:
     end = threading.Event()
-    with small(tmp_path / "s") as store:
+    with create_small_store(tmp_path / "s") as store:
 
         def work() -> None:
             number = 50
@@ -158,26 +158,28 @@ def test_a_copy_of_a_store_at_work_is_one_moment_of_it(tmp_path: Path) -> None:
             thread.join()
 
 
-def test_a_store_that_cannot_be_copied_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with small(tmp_path / "s") as store:
-        monkeypatch.setattr(snapshot, "_copy", lambda place, into: Path(into / "nothing").read_bytes())
+def test_a_store_that_cannot_be_copied_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with create_small_store(tmp_path / "s") as store:
+        monkeypatch.setattr(store_copies, "_copy", lambda folder, into: Path(into / "nothing").read_bytes())
         with pytest.raises(BundleError, match="no copy of the store"):
             copy_tokens(store, tmp_path / "copy")
 
 
 def test_a_store_of_two_readers_is_copied_once_and_a_remote_one_never(tmp_path: Path) -> None:
-    made: list[Path] = []
-    with small(tmp_path / "s") as one, small(tmp_path / "t") as two:
+    copies: list[Path] = []
+    with create_small_store(tmp_path / "s") as one, create_small_store(tmp_path / "t") as two:
         two.location = "redis://host:1/0/shop"
-        places = copied({"a": one, "b": one, "c": two}, tmp_path, "tokens", lambda store, into: made.append(into))
-    assert places == {"a": "tokens/a", "b": "tokens/a", "c": "redis://host:1/0/shop"}
-    assert made == [tmp_path / "tokens" / "a"]
+        locations = copy_stores(
+            {"a": one, "b": one, "c": two}, tmp_path, "tokens", lambda store, into: copies.append(into)
+        )
+    assert locations == {"a": "tokens/a", "b": "tokens/a", "c": "redis://host:1/0/shop"}
+    assert copies == [tmp_path / "tokens" / "a"]
 
 
 def test_a_manifest_names_stores_of_its_own_bundle_only(shop: token_shop.TokenShop) -> None:
     bundle = Bundle.open(shop.bundle)
-    assert bundle.place("tokens/tokens") == str(shop.bundle / "tokens" / "tokens")
-    assert bundle.place("redis://host/0/x") == "redis://host/0/x"
+    assert bundle.resolve_store("tokens/tokens") == str(shop.bundle / "tokens" / "tokens")
+    assert bundle.resolve_store("redis://host/0/x") == "redis://host/0/x"
     for where in ("../tokens/v1", "/etc", "tokens/other"):
         with pytest.raises(BundleError, match="expected a folder of the bundle"):
-            bundle.place(where)
+            bundle.resolve_store(where)

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import shop  # noqa: E402
 
-from longrec.serve.server import running  # noqa: E402
+from longrec.serve.server import run_server  # noqa: E402
 from longrec.serve.service import Service  # noqa: E402
 
 
@@ -36,5 +36,5 @@ def service(full: shop.Shop) -> Service:
 
 @pytest.fixture(scope="session")
 def url(full: shop.Shop) -> Iterator[str]:
-    with running(full.bundle) as address:
+    with run_server(full.bundle) as address:
         yield address

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from longrec.config import Strict
 from longrec.export.bundle import Bundle
-from longrec.export.golden import Golden, Sample
-from longrec.export.offline import golden
+from longrec.export.golden import GoldenRequest, Sample
+from longrec.export.offline import build_golden_request
 from longrec.export.write import export
 from longrec.features.batch import Batch, Jagged
 from longrec.features.encode import Lists, flatten
@@ -86,12 +86,10 @@ PREJOINED: dict[str, Any] = {
     "features": {
         "user_id": {"kind": "id"},
         "item_id": {"kind": "id"},
-        "colour": {"kind": "id", "table": "item"},
+        "color": {"kind": "id", "table": "item"},
         "slot": {"kind": "id"},
     },
-    "histories": {
-        "clicks": {"of": ["item_id", "colour"], "last": 6, "columns": {"item_id": "ids", "colour": "colours"}}
-    },
+    "histories": {"clicks": {"of": ["item_id", "color"], "last": 6, "columns": {"item_id": "ids", "color": "colors"}}},
 }
 
 
@@ -159,13 +157,13 @@ class Shop:
     event_lists: dict[str, Lists]
     bundle: Path
     model: Ranker
-    golden: list[Golden]
+    golden: list[GoldenRequest]
     histories: dict[str, dict[str, Lists]]
 
-    def sample(self, row: int, items: NDArray[Any], moment: int | None = None) -> Sample:
+    def sample(self, row: int, items: NDArray[Any], timestamp: int | None = None) -> Sample:
         """The impression of a row of the log, as the log keeps it."""
         user = int(np.searchsorted(self.segment.offsets, row, side="right")) - 1
-        moment = int(self.segment.times[row]) if moment is None else moment
+        timestamp = int(self.segment.times[row]) if timestamp is None else timestamp
         schema = self.fitted.schema
         events: dict[str, Any] = {}
         for name in self.fitted.of_table("event"):
@@ -173,43 +171,43 @@ class Shop:
             if feature.feedback or feature.kind == "time":
                 continue
             if feature.kind == "multi":
-                events[name] = one_row(self.event_lists[name], row)
+                events[name] = select_row(self.event_lists[name], row)
             else:
                 events[name] = self.segment.columns[name][row]
         if schema.prejoined:
             histories: Any = {
-                history: {name: one_row(column, row).values for name, column in columns.items()}
+                history: {name: select_row(column, row).values for name, column in columns.items()}
                 for history, columns in self.histories.items()
             }
         else:
-            histories = {name: self.history(user, name, moment) for name in schema.histories}
-        return Sample(user, items, moment, events, histories)
+            histories = {name: self.history(user, name, timestamp) for name in schema.histories}
+        return Sample(user, items, timestamp, events, histories)
 
-    def history(self, user: int, name: str, moment: int) -> dict[str, Any]:
+    def history(self, user: int, name: str, timestamp: int) -> dict[str, Any]:
         """A history by a search from end to end."""
         history, columns = self.fitted.schema.histories[name], self.segment.columns
-        cut = moment - filter_delay(self.fitted, name)
+        cut = timestamp - filter_delay(self.fitted, name)
         own = range(int(self.segment.offsets[user]), int(self.segment.offsets[user + 1]))
         rows = [row for row in own if self.segment.times[row] < cut]
         if history.where:
             rows = [row for row in rows if columns[f"where.{name}"][row]]
         at = np.array(rows[-history.last :], np.int64)
-        past = Past(
+        view = Past(
             self.segment.times[at],
             columns["item"][at],
             {n: c[at].astype(np.int32) for n, c in columns.items() if "." not in n and c.dtype.kind != "f"},
             {n.removeprefix("known."): c[at] for n, c in columns.items() if n.startswith("known.")},
         )
-        return history_columns(self.fitted, name, self.items, past, np.array([moment]))
+        return history_columns(self.fitted, name, self.items, view, np.array([timestamp]))
 
 
-def one_row(column: Lists, row: int) -> Lists:
-    part = slice(int(column.offsets[row]), int(column.offsets[row + 1]))
-    weights = None if column.weights is None else column.weights[part]
-    return Lists(column.values[part], np.array([0, part.stop - part.start]), weights)
+def select_row(column: Lists, row: int) -> Lists:
+    span = slice(int(column.offsets[row]), int(column.offsets[row + 1]))
+    weights = None if column.weights is None else column.weights[span]
+    return Lists(column.values[span], np.array([0, span.stop - span.start]), weights)
 
 
-def _fit(schema: Schema, sources: dict[str, tuple[pa.Array, str | None]]) -> FittedSchema:
+def _fit_schema(schema: Schema, sources: dict[str, tuple[pa.Array, str | None]]) -> FittedSchema:
     encoders = {}
     for name, feature in schema.features.items():
         fitter = Fitter(name, feature)
@@ -222,19 +220,19 @@ def _fit(schema: Schema, sources: dict[str, tuple[pa.Array, str | None]]) -> Fit
     return FittedSchema(schema, encoders)
 
 
-def _table(fitted: FittedSchema, owner: str, keys: pa.Array, columns: dict[str, pa.Array]) -> EntityTable:
-    made: dict[str, Any] = {}
+def _make_table(fitted: FittedSchema, owner: str, keys: pa.Array, columns: dict[str, pa.Array]) -> EntityTable:
+    table_columns: dict[str, Any] = {}
     for name in fitted.of_table(owner):
         feature = fitted.schema.features[name]
         weights = None if feature.weights is None else columns[feature.weights]
-        known = fitted.encode(name, columns[fitted.schema.column(name)], name, weights)
+        values = fitted.encode(name, columns[fitted.schema.column(name)], name, weights)
         unknown = fitted.unknown(name)
-        if isinstance(known, Lists):
+        if isinstance(values, Lists):
             assert isinstance(unknown, Lists)
-            made[name] = concat_lists([unknown, known])
+            table_columns[name] = concat_lists([unknown, values])
         else:
-            made[name] = np.concatenate([unknown, known])
-    return EntityTable(Keys(keys), made)
+            table_columns[name] = np.concatenate([unknown, values])
+    return EntityTable(Keys(keys), table_columns)
 
 
 def make(
@@ -250,9 +248,9 @@ def make(
     time = schema.time.column if schema.time else None
     owned = {"event": events, "user": users, "item": items}
     sources = {n: (owned[schema.table(n)].get(schema.column(n)), None) for n in schema.features}
-    fitted = _fit(schema, sources)
-    user_table = _table(fitted, "user", users[schema.user], users)
-    item_table = _table(fitted, "item", items[schema.item], items)
+    fitted = _fit_schema(schema, sources)
+    user_table = _make_table(fitted, "user", users[schema.user], users)
+    item_table = _make_table(fitted, "item", items[schema.item], items)
     rows = user_table.rows(events[schema.user], "user")
     times = events[time].to_numpy() if time else np.zeros(len(rows), np.int64)
     order = np.lexsort((times, rows))
@@ -279,9 +277,9 @@ def make(
         for column, raw in (history.columns or {}).items():
             flat, offsets = flatten(events[raw].take(pa.array(order)), None, raw)
             ids = fitted.encoders[column].encode(flat, raw)  # type: ignore[union-attr]
-            cut = [ids[a:b][-history.last :] for a, b in zip(offsets[:-1], offsets[1:])]
-            lengths = [0, *np.cumsum([len(part) for part in cut])]
-            histories.setdefault(name, {})[column] = Lists(np.concatenate(cut), np.array(lengths))
+            chunks = [ids[a:b][-history.last :] for a, b in zip(offsets[:-1], offsets[1:])]
+            lengths = [0, *np.cumsum([len(chunk) for chunk in chunks])]
+            histories.setdefault(name, {})[column] = Lists(np.concatenate(chunks), np.array(lengths))
     offsets = np.searchsorted(rows[order], np.arange(len(user_table) + 1))
     segment = Segment(offsets, times[order], columns)
     log, out = folder / "log", folder / "bundle"
@@ -296,7 +294,7 @@ def make(
     wanted = [int(row) for row in rng.choice(len(segment), 12, replace=False)]
     for row in wanted:
         others = rng.permutation(np.arange(1, len(item_table)))[: rng.integers(1, 20)]
-        shop.golden.append(golden(ranker, fitted, user_table, item_table, shop.sample(row, others)))
+        shop.golden.append(build_golden_request(ranker, fitted, user_table, item_table, shop.sample(row, others)))
     export(ranker, log, out, shop.golden, replay, source={"run": "shop"})
     return shop
 
@@ -308,8 +306,8 @@ def full() -> Shop:
     users, items, count = 9, 40, 400
     start = 1_600_000_000_000
     times = start + rng.integers(0, 60, count) * 1_000
-    words = ["sun", "sea", "sky", "ice"]
-    lists = [list(map(str, rng.choice(words, rng.integers(0, 3)))) for _ in range(count)]
+    tag_names = ["sun", "sea", "sky", "ice"]
+    lists = [list(map(str, rng.choice(tag_names, rng.integers(0, 3)))) for _ in range(count)]
     events = {
         "user_id": pa.array(rng.integers(1, users + 1, count) * 11),
         "item_id": pa.array([f"i{n}" for n in rng.integers(0, items, count)]),
@@ -344,7 +342,7 @@ def full() -> Shop:
     # the activations whose usual ONNX forms are slow or easily wrong
     settings = {"name": "din", "attention": [8, 4], "mlp": [8], "embedding_dim": 4, "init_std": 0.5}
     settings |= {"activation": "prelu", "mlp_activation": "dice", "softmax": True}
-    return make(_folder(), FULL, events, people, things, lambda fields: build(settings, fields))
+    return make(_make_folder(), FULL, events, people, things, lambda fields: build(settings, fields))
 
 
 @functools.cache
@@ -360,7 +358,7 @@ def steps() -> Shop:
         "place": pa.array(rng.integers(0, 6, count)),
     }
     people, things = {"name": pa.array([f"n{n}" for n in range(5)])}, {"film": pa.array(np.arange(1, 9))}
-    return make(_folder(), STEPS, events, people, things, lambda fields: Plain(PlainConfig(), fields))
+    return make(_make_folder(), STEPS, events, people, things, lambda fields: Plain(PlainConfig(), fields))
 
 
 @functools.cache
@@ -368,26 +366,28 @@ def prejoined() -> Shop:
     """Histories that come with every row, and no times."""
     rng = np.random.default_rng(4)
     count = 50
-    past = [rng.integers(1, 12, rng.integers(0, 10)).tolist() for _ in range(count)]
-    colours = ["red", "green", "blue"]
+    item_ids = [rng.integers(1, 12, rng.integers(0, 10)).tolist() for _ in range(count)]
+    colors = ["red", "green", "blue"]
     events = {
         "user_id": pa.array(rng.integers(1, 6, count)),
         "item_id": pa.array(rng.integers(1, 10, count)),
         "click": pa.array(rng.integers(0, 2, count)),
         "slot": pa.array(rng.integers(0, 4, count)),
-        "ids": pa.array(past, pa.list_(pa.int64())),
-        "colours": pa.array([[None if n == 5 else colours[n % 3] for n in row] for row in past], pa.list_(pa.string())),
+        "ids": pa.array(item_ids, pa.list_(pa.int64())),
+        "colors": pa.array(
+            [[None if n == 5 else colors[n % 3] for n in row] for row in item_ids], pa.list_(pa.string())
+        ),
     }
-    things = {"item_id": pa.array(np.arange(1, 10)), "colour": pa.array([colours[n % 3] for n in range(1, 10)])}
+    things = {"item_id": pa.array(np.arange(1, 10)), "color": pa.array([colors[n % 3] for n in range(1, 10)])}
     people = {"user_id": pa.array(np.arange(1, 6))}
-    return make(_folder(), PREJOINED, events, people, things, lambda fields: PlainHistory(PlainConfig(), fields))
+    return make(_make_folder(), PREJOINED, events, people, things, lambda fields: PlainHistory(PlainConfig(), fields))
 
 
-def _folder() -> Path:
+def _make_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="shop-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
-def opened(shop: Shop) -> Bundle:
+def open_bundle(shop: Shop) -> Bundle:
     return Bundle.open(shop.bundle)

@@ -10,8 +10,8 @@ import numpy as np
 import orjson
 import pytest
 
-from longrec.export.inputs import random_tensors
-from longrec.serve.app import BODY
+from longrec.export.inputs import make_random_tensors
+from longrec.serve.app import MAX_BODY_BYTES
 
 
 def call(url: str, method: str, path: str, body: Any = None) -> tuple[int, dict[str, str], bytes]:
@@ -24,7 +24,7 @@ def call(url: str, method: str, path: str, body: Any = None) -> tuple[int, dict[
     return answer
 
 
-def parts(content: bytes) -> dict[str, str]:
+def error_fields(content: bytes) -> dict[str, str]:
     return orjson.loads(content)["error"]
 
 
@@ -47,14 +47,14 @@ def test_rank_over_http(url: str, full: Any) -> None:
         ({"user": 1}, 422, "candidates"),
         ({"user": 1, "candidates": []}, 422, "candidates"),
         ({"user": 1, "candidates": list(range(100_001))}, 413, "candidates"),
-        (b" " * (BODY + 1), 413, "body"),
+        (b" " * (MAX_BODY_BYTES + 1), 413, "body"),
     ],
 )
-def test_faults_are_json_with_four_parts(url: str, body: Any, status: int, where: str) -> None:
+def test_faults_are_json_with_four_fields(url: str, body: Any, status: int, where: str) -> None:
     got, headers, content = call(url, "POST", "/rank", body)
     assert (got, headers["content-type"]) == (status, "application/json")
-    assert set(parts(content)) == {"where", "found", "expected", "do"}
-    assert parts(content)["where"] == where
+    assert set(error_fields(content)) == {"where", "found", "expected", "do"}
+    assert error_fields(content)["where"] == where
     assert b"Traceback" not in content
 
 
@@ -72,9 +72,9 @@ def test_a_body_without_a_length_is_cut_off_too(url: str) -> None:
 
 def test_other_pages_and_methods(url: str) -> None:
     status, _, content = call(url, "GET", "/nothing")
-    assert (status, parts(content)["where"]) == (404, "/nothing")
+    assert (status, error_fields(content)["where"]) == (404, "/nothing")
     status, headers, content = call(url, "GET", "/rank")
-    assert (status, headers["allow"], parts(content)["expected"]) == (405, "POST", "POST")
+    assert (status, headers["allow"], error_fields(content)["expected"]) == (405, "POST", "POST")
     status, _, content = call(url, "POST", "/v2/models/other/infer", {"inputs": []})
     assert status == 404
     assert orjson.loads(content)["error"] == "model: the unknown model 'other'; expected din"
@@ -88,7 +88,7 @@ def test_the_open_inference_protocol(url: str, full: Any, service: Any) -> None:
     metadata = orjson.loads(call(url, "GET", "/v2/models/din")[2])
     assert metadata["platform"] == "onnxruntime_onnx"
     assert [entry["name"] for entry in metadata["inputs"]] == [e.name for e in service.bundle.manifest.inputs]
-    tensors = random_tensors(service.bundle.manifest.inputs, 3, 4, 0)
+    tensors = make_random_tensors(service.bundle.manifest.inputs, 3, 4, 0)
     names = {np.dtype(np.int32): "INT32", np.dtype(np.int64): "INT64", np.dtype(np.float32): "FP32"}
     inputs = [
         {"name": name, "shape": [len(data)], "datatype": names[data.dtype], "data": data.tolist()}
@@ -113,9 +113,9 @@ def test_the_console_needs_nothing_from_elsewhere(url: str) -> None:
     assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert "default-src 'none'" in headers["content-security-policy"]
     assert not re.search(r"https?://|src=|@import|<link(?! rel=\"icon\" href=\"data:)", page)
-    for asked in re.findall(r'fetch\("([^"]+)"', page):
-        method = "POST" if asked == "rank" else "GET"
-        assert call(url, method, f"/{asked}", b"{}" if method == "POST" else None)[0] != 404
+    for page_path in re.findall(r'fetch\("([^"]+)"', page):
+        method = "POST" if page_path == "rank" else "GET"
+        assert call(url, method, f"/{page_path}", b"{}" if method == "POST" else None)[0] != 404
 
 
 def test_the_example_of_the_console_is_a_request_that_works(url: str) -> None:
@@ -123,19 +123,19 @@ def test_the_example_of_the_console_is_a_request_that_works(url: str) -> None:
     assert call(url, "POST", "/rank", example)[0] == 200
 
 
-def test_metrics_count_what_was_asked(url: str, full: Any) -> None:
-    def counted(name: str) -> float:
+def test_metrics_count_requests(url: str, full: Any) -> None:
+    def read_counter(name: str) -> float:
         text = call(url, "GET", "/metrics")[2].decode()
         return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
     names = ['longrec_requests_total{route="/rank",status="200"}', 'longrec_requests_total{route="/rank",status="404"}']
-    before = [counted(name) for name in names]
-    ranked, size = counted("longrec_candidates_count"), counted("longrec_candidates_sum")
+    before = [read_counter(name) for name in names]
+    ranked, size = read_counter("longrec_candidates_count"), read_counter("longrec_candidates_sum")
     for _ in range(3):
         call(url, "POST", "/rank", full.golden[0].request)
     call(url, "POST", "/rank", full.golden[0].request | {"user": 1})
-    assert [counted(name) for name in names] == [before[0] + 3, before[1] + 1]
-    assert counted("longrec_candidates_count") == ranked + 3
-    assert counted("longrec_candidates_sum") == size + 3 * len(full.golden[0].request["candidates"])
-    assert counted('longrec_model_info{model="din"') == 1
-    assert counted('longrec_request_seconds_bucket{route="/rank",le="+Inf"}') >= 4
+    assert [read_counter(name) for name in names] == [before[0] + 3, before[1] + 1]
+    assert read_counter("longrec_candidates_count") == ranked + 3
+    assert read_counter("longrec_candidates_sum") == size + 3 * len(full.golden[0].request["candidates"])
+    assert read_counter('longrec_model_info{model="din"') == 1
+    assert read_counter('longrec_request_seconds_bucket{route="/rank",le="+Inf"}') >= 4

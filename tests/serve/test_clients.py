@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from longrec.errors import BundleError, LongRecError, RequestError
-from longrec.export.inputs import random_tensors
+from longrec.export.inputs import make_random_tensors
 from longrec.serve.client import Client, HttpClient, LocalClient, RankedItem, client
 
 
 @pytest.fixture(scope="module", params=["in process", "over HTTP"])
 def shop(request: pytest.FixtureRequest, full: Any) -> Iterator[Client]:
     target = full.bundle if request.param == "in process" else request.getfixturevalue("url")
-    with client(target) as opened:
-        assert isinstance(opened, LocalClient if request.param == "in process" else HttpClient)
-        yield opened
+    with client(target) as opened_client:
+        assert isinstance(opened_client, LocalClient if request.param == "in process" else HttpClient)
+        yield opened_client
 
 
 @pytest.fixture
@@ -89,31 +89,31 @@ FAULTS: dict[str, tuple[dict[str, Any], int, str]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_the_same_errors_on_both_sides(shop: Client, good: dict[str, Any], fault: str) -> None:
-    change, status, words = FAULTS[fault]
+    change, status, message = FAULTS[fault]
     with pytest.raises(RequestError) as caught:
         shop.rank(**good | change)
     assert caught.value.status == status
-    assert str(caught.value).startswith(words)
+    assert str(caught.value).startswith(message)
     assert shop.rank(**good)
 
 
 def test_faults_read_alike_word_for_word(full: Any, url: str, good: dict[str, Any]) -> None:
-    told: list[list[str]] = []
+    messages: list[list[str]] = []
     for target in (full.bundle, url):
         with client(target) as shop:
-            words = []
+            lines = []
             for change, _, _ in FAULTS.values():
                 with pytest.raises(RequestError) as caught:
                     shop.rank(**good | change)
-                words.append(f"{caught.value.status} {caught.value}")
-            told.append(words)
-    assert told[0] == told[1]
+                lines.append(f"{caught.value.status} {caught.value}")
+            messages.append(lines)
+    assert messages[0] == messages[1]
 
 
 def test_the_program_answers_its_own_tensors(shop: Client, full: Any, service: Any) -> None:
     inputs = service.bundle.manifest.inputs
     for candidates, events in ((1, 0), (5, 9)):
-        tensors = random_tensors(inputs, candidates, events, 1)
+        tensors = make_random_tensors(inputs, candidates, events, 1)
         assert np.array_equal(shop.infer(tensors), service.program.run(tensors))
     wrong = {**tensors, "f.item_id": tensors["f.item_id"][:2]}
     with pytest.raises(RequestError, match=r"inputs.f.price: 5 entries; expected 2, as in f.item_id") as caught:
@@ -123,7 +123,7 @@ def test_the_program_answers_its_own_tensors(shop: Client, full: Any, service: A
         shop.infer({**tensors, "f.age": tensors["f.age"].astype(np.float64)})
 
 
-def test_what_is_served_is_told(shop: Client) -> None:
+def test_the_served_model_is_described(shop: Client) -> None:
     metadata = shop.metadata()
     assert metadata["name"] == "din"
     assert {"name": "f.item_id", "datatype": "INT32", "shape": [-1]} in metadata["inputs"]
@@ -156,7 +156,7 @@ def test_targets_that_are_none(tmp_path: Any) -> None:
 
 
 @contextlib.contextmanager
-def answering(answer: bytes) -> Iterator[str]:
+def serve_fixed_answer(answer: bytes) -> Iterator[str]:
     """Some other server, which says one thing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -176,7 +176,7 @@ def answering(answer: bytes) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("answer", "words"),
+    ("answer", "message"),
     [
         (b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 4\r\n\r\noops", "status 502 without a message of ours"),
         (b"HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\n\r\n[]", "status 404 without a message of ours"),
@@ -185,14 +185,17 @@ def answering(answer: bytes) -> Iterator[str]:
         (b"SSH-2.0\r\n\r\n", "no answer"),
     ],
 )
-def test_what_is_no_server_of_ours_is_told_apart(answer: bytes, words: str, good: dict[str, Any]) -> None:
-    with answering(answer) as address, client(address) as shop, pytest.raises(LongRecError, match=words):
+def test_other_servers_are_recognized(answer: bytes, message: str, good: dict[str, Any]) -> None:
+    with serve_fixed_answer(answer) as address, client(address) as shop, pytest.raises(LongRecError, match=message):
         shop.rank(**good)
 
 
 def test_an_answer_that_is_no_json(good: dict[str, Any]) -> None:
-    ask: Callable[[HttpClient], Any] = lambda shop: shop.rank(**good)  # noqa: E731
-    with answering(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello") as address, HttpClient(address) as shop:
-        for call in (ask, HttpClient.health, HttpClient.metadata):
+    rank: Callable[[HttpClient], Any] = lambda shop: shop.rank(**good)  # noqa: E731
+    with (
+        serve_fixed_answer(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello") as address,
+        HttpClient(address) as shop,
+    ):
+        for call in (rank, HttpClient.health, HttpClient.metadata):
             with pytest.raises(RequestError, match="no answer of a LongRec server"):
                 call(shop)

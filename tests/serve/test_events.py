@@ -21,12 +21,12 @@ from longrec.errors import BundleError, LongRecError, RequestError, StoreError
 from longrec.export.scale import Scale
 from longrec.features.label import POSITIVE
 from longrec.serve.client import Client, RecordedEvent, client
-from longrec.serve.knowledge import key_number
-from longrec.serve.request import RankRequest
-from longrec.serve.server import running, serve
+from longrec.serve.knowledge_features import key_number
+from longrec.serve.online_source import OnlineSource
+from longrec.serve.request_json import RankRequest
+from longrec.serve.server import run_server, serve
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings
-from longrec.serve.source import Source
 from longrec.store.token_store import TokenStore
 from longrec.train.written import open_source
 
@@ -57,47 +57,49 @@ def clock() -> Clock:
 
 @pytest.fixture
 def service(shop: Shop, tmp_path: Path, clock: Clock) -> Iterator[Service]:
-    made = Service(shop.bundle, Settings(events=str(shop.source), state=str(tmp_path / "state")), clock)
-    yield made
-    made.close()
+    opened_service = Service(shop.bundle, Settings(events=str(shop.source), state=str(tmp_path / "state")), clock)
+    yield opened_service
+    opened_service.close()
 
 
-def ask(service: Service, user: str = "u1", **change: Any) -> list[dict[str, Any]]:
+def rank(service: Service, user: str = "u1", **change: Any) -> list[dict[str, Any]]:
     request = {"user": user, "candidates": [100, 101, 110], "context": CONTEXT, **change}
     return orjson.loads(service.answer(orjson.dumps(request)))["items"]
 
 
-def tell(service: Service, **change: Any) -> RecordedEvent:
+def record_event(service: Service, **change: Any) -> RecordedEvent:
     event = {"user": "u1", "item": 104, "context": CONTEXT, **change}
-    told = service.record(orjson.dumps({name: value for name, value in event.items() if value is not None}))
-    return RecordedEvent(told.at, told.instance, told.visible, told.replaced, told.new_user, told.new_item)
+    response = service.record(orjson.dumps({name: value for name, value in event.items() if value is not None}))
+    return RecordedEvent(
+        response.at, response.instance, response.visible, response.replaced, response.new_user, response.new_item
+    )
 
 
-def refused(service: Service, **change: Any) -> RequestError:
+def catch_error(service: Service, **change: Any) -> RequestError:
     with pytest.raises(RequestError) as caught:
-        tell(service, **change)
+        record_event(service, **change)
     return caught.value
 
 
-def encoded(service: Service, user: str, item: int, at: int, context: dict[str, Any] = CONTEXT) -> Any:
+def encode_impression(service: Service, user: str, item: int, at: int, context: dict[str, Any] = CONTEXT) -> Any:
     """What the source makes of an impression now."""
     source = service._state.source  # type: ignore[union-attr]
     return source.encode(RankRequest(user, [item], context=context, allow_unknown=True), at)
 
 
-def tokens_of(service: Service, user: str = "u1") -> Any:
+def read_last_token(service: Service, user: str = "u1") -> Any:
     store = next(iter(service._state.stores.values()))  # type: ignore[union-attr]
     return store.last(key_number(user), 2**62, 1)
 
 
-def offline(shop: Shop, folder: Path, events: list[dict[str, Any]], asked: dict[str, Any]) -> float:
+def score_offline(shop: Shop, folder: Path, events: list[dict[str, Any]], request: dict[str, Any]) -> float:
     """The score of a request whose log holds these events too, their tokens made by the source offline."""
     columns = token_shop.events()
-    for event in [*events, asked]:
+    for event in [*events, request]:
         for name in columns:
             columns[name].append(event.get(name))
     source = open_source(shop.tokens / "source")
-    log = token_shop.opened(folder / "events", columns, token_shop.SCHEMA)
+    log = token_shop.open_log(folder / "events", columns, token_shop.SCHEMA)
     scale = Scale(source.mean, source.std)
     with TokenStore.create(folder / "tokens", type(i := TokenStore.open(shop.tokens).info)(**vars(i))) as store:
         with TokenStore.open(shop.tokens) as old:
@@ -109,15 +111,15 @@ def offline(shop: Shop, folder: Path, events: list[dict[str, Any]], asked: dict[
             row = np.flatnonzero(log.events.times == event["at"])
             assert len(row) == 1
             with torch.no_grad():
-                vector = scale.standard(source.model.encode(gather(log, row)).numpy())
+                vector = scale.standardize(source.model.encode(gather(log, row)).numpy())
             one = {n: np.array([v]) for n, v in event["sides"].items()}
             since = {n: np.array([v]) for n, v in event["known"].items()}
             store.append(
                 np.array([key_number(event["user_id"])]), np.array([event["at"]]), instance=row, sides=one,
                 visible=np.array([event["at"]]), version=np.array([source.version]), vectors=vector, available_at=since,
             )  # fmt: skip
-    reader = token_shop.opened(folder / "reader", columns, token_shop.reading(folder / "tokens"))
-    row = np.flatnonzero(reader.events.times == asked["at"])
+    reader = token_shop.open_log(folder / "reader", columns, token_shop.make_reader_schema(folder / "tokens"))
+    row = np.flatnonzero(reader.events.times == request["at"])
     assert len(row) == 1
     with torch.no_grad():
         return float(torch.sigmoid(shop.model(gather(reader, row)))[0])
@@ -131,19 +133,19 @@ def test_a_ranking_after_an_event_equals_one_with_the_event_in_the_log(
         {"user_id": "u1", "item_id": 104, "at": NOW, "place": "side", "price": 2.25, "stars": 4.0, "click": 1},
         {"user_id": "u1", "item_id": 117, "at": NOW + 600_000, "place": "top", "price": 0.5, "stars": 1.0, "click": 0},
     ]
-    asked = {"user_id": "u1", "item_id": 100, "at": NOW + 900_000, "place": "side", "price": 2.25, "click": 0}
-    before = ask(service, at=asked["at"], candidates=[100])[0]["score"]
-    assert before == pytest.approx(offline(shop, tmp_path / "before", [], asked), abs=1e-5)
+    request = {"user_id": "u1", "item_id": 100, "at": NOW + 900_000, "place": "side", "price": 2.25, "click": 0}
+    before = rank(service, at=request["at"], candidates=[100])[0]["score"]
+    assert before == pytest.approx(score_offline(shop, tmp_path / "before", [], request), abs=1e-5)
     for event in raw:
         clock.now = event["at"]
         context = {name: event[name] for name in ("place", "price")}
         feedback = {"click": event["click"], "stars": event["stars"]}
-        tell(service, item=event["item_id"], context=context, feedback=feedback)
+        record_event(service, item=event["item_id"], context=context, feedback=feedback)
         event["sides"] = {"label": 1 + event["click"], "stars": 4 if event["stars"] == 4.0 else 2}
         event["known"] = {"label": event["at"], "stars": event["at"] + 60_000}
-    clock.now = asked["at"]
-    after = ask(service, candidates=[100])[0]["score"]
-    assert after == pytest.approx(offline(shop, tmp_path / "after", raw, asked), abs=1e-5)
+    clock.now = request["at"]
+    after = rank(service, candidates=[100])[0]["score"]
+    assert after == pytest.approx(score_offline(shop, tmp_path / "after", raw, request), abs=1e-5)
     assert abs(after - before) > 1e-4
 
 
@@ -157,139 +159,146 @@ def test_a_token_is_the_one_that_training_would_have_written(shop: Shop, service
     for row in range(len(log) - 1, 0, -9):
         user, item, at = log.user(np.array([row]))[0], log.events.columns["item"][row], int(log.events.times[row])
         key, thing = log.users.key(int(user)), log.items.key(int(item))
-        place = next(n for n in range(len(columns["at"])) if (columns["user_id"][n], columns["item_id"][n],
+        index = next(n for n in range(len(columns["at"])) if (columns["user_id"][n], columns["item_id"][n],
                      columns["at"][n]) == (key, thing, at))  # fmt: skip
-        context = {name: columns[name][place] for name in ("place", "price")}
-        told = tell(service, user=key, item=thing, at=at, context=context)
-        version, vector = written.get(told.instance, (-1, None))
+        context = {name: columns[name][index] for name in ("place", "price")}
+        response = record_event(service, user=key, item=thing, at=at, context=context)
+        version, vector = written.get(response.instance, (-1, None))
         if version == source.version:
-            assert told.replaced
-            own = encoded(service, key, thing, at, context)[0]
+            assert response.replaced
+            own = encode_impression(service, key, thing, at, context)[0]
             assert np.abs(own - vector).max() < 4e-3  # fp16, and float32 summed in another order
             count += 1
     assert count > 5
 
 
 def test_the_next_ranking_reads_it_and_nobody_else_does(service: Service, clock: Clock) -> None:
-    before, other = ask(service, at=NOW + 1), ask(service, "u2", at=NOW + 1)
-    told = tell(service)
-    assert (told.at, told.replaced, told.new_user, told.new_item) == ("2023-12-14T22:13:20.000Z", False, False, False)
-    assert told.visible == told.at
-    assert ask(service, at=NOW) == ask(service, at=NOW)
-    assert ask(service, at=NOW + 1) != before
-    assert ask(service, "u2", at=NOW + 1) == other
+    before, other = rank(service, at=NOW + 1), rank(service, "u2", at=NOW + 1)
+    response = record_event(service)
+    assert (response.at, response.replaced, response.new_user, response.new_item) == (
+        "2023-12-14T22:13:20.000Z",
+        False,
+        False,
+        False,
+    )
+    assert response.visible == response.at
+    assert rank(service, at=NOW) == rank(service, at=NOW)
+    assert rank(service, at=NOW + 1) != before
+    assert rank(service, "u2", at=NOW + 1) == other
 
 
-def test_nothing_at_or_after_its_moment_changes_an_answer(service: Service, clock: Clock) -> None:
-    before = ask(service, at=NOW)
-    tell(service, at=NOW)
-    tell(service, at=NOW + 5, item=105)
-    assert ask(service, at=NOW) == before
+def test_nothing_at_or_after_its_timestamp_changes_an_answer(service: Service, clock: Clock) -> None:
+    before = rank(service, at=NOW)
+    record_event(service, at=NOW)
+    record_event(service, at=NOW + 5, item=105)
+    assert rank(service, at=NOW) == before
     # told late, neither the token nor the event can be read before
     clock.now = NOW + 10
-    later = ask(service, at=NOW + 11)
-    told = tell(service, at=NOW - 1, item=106)
-    assert told.visible == "2023-12-14T22:13:20.010Z"
-    token = tokens_of(service)
-    assert ask(service, at=NOW) == before
-    assert ask(service, at=NOW + 11) != later
+    later = rank(service, at=NOW + 11)
+    response = record_event(service, at=NOW - 1, item=106)
+    assert response.visible == "2023-12-14T22:13:20.010Z"
+    token = read_last_token(service)
+    assert rank(service, at=NOW) == before
+    assert rank(service, at=NOW + 11) != later
     assert token.visible.tolist() == [NOW + 5]
     store = next(iter(service._state.stores.values()))  # type: ignore[union-attr]
     late = store.last(key_number("u1"), NOW, 1)
     assert (late.times.tolist(), late.visible.tolist()) == ([NOW - 1], [NOW + 10])
 
 
-def test_a_late_label_is_not_read_before_it_was_told(service: Service, clock: Clock) -> None:
-    told = tell(service)
-    unknown = tokens_of(service)
+def test_a_late_label_is_not_read_before_it_was_recorded(service: Service, clock: Clock) -> None:
+    response = record_event(service)
+    unknown = read_last_token(service)
     assert unknown.sides["label"].tolist() == [3]
     assert unknown.sides["stars"].tolist() == [5]
     clock.now = NOW + 600_000
-    before = ask(service, at=NOW + 600_000), ask(service, at=NOW + 600_001)
+    before = rank(service, at=NOW + 600_000), rank(service, at=NOW + 600_001)
     assert before[0] == before[1]
-    again = tell(service, context=None, at=told.at, feedback={"click": 1, "stars": 5})
-    assert (again.replaced, again.instance, again.visible) == (True, told.instance, told.visible)
-    token = tokens_of(service)
+    again = record_event(service, context=None, at=response.at, feedback={"click": 1, "stars": 5})
+    assert (again.replaced, again.instance, again.visible) == (True, response.instance, response.visible)
+    token = read_last_token(service)
     assert token.sides["label"].tolist() == [POSITIVE]
     assert token.available_at["label"].tolist() == token.available_at["stars"].tolist() == [NOW + 600_000]
     assert token.vectors.tobytes() == unknown.vectors.tobytes()
-    assert ask(service, at=NOW + 600_000) == before[0]
-    assert ask(service, at=NOW + 600_001) != before[1]
+    assert rank(service, at=NOW + 600_000) == before[0]
+    assert rank(service, at=NOW + 600_001) != before[1]
     # what was known stays when more becomes known, and null is known to be nothing
     clock.now += 60_000
-    tell(service, context=None, at=told.at, feedback={"stars": None})
-    token = tokens_of(service)
+    record_event(service, context=None, at=response.at, feedback={"stars": None})
+    token = read_last_token(service)
     assert (token.sides["label"].tolist(), token.available_at["label"].tolist()) == ([POSITIVE], [NOW + 600_000])
     assert (token.sides["stars"].tolist(), token.available_at["stars"].tolist()) == ([0], [NOW + 660_000])
 
 
 def test_feedback_is_never_fresher_than_in_training(service: Service) -> None:
     """The schema says that stars are known after a minute: what comes at once waits for it."""
-    tell(service, feedback={"stars": 4.0, "label": 0})
-    token = tokens_of(service)
+    record_event(service, feedback={"stars": 4.0, "label": 0})
+    token = read_last_token(service)
     assert token.available_at["stars"].tolist() == [NOW + 60_000]
     assert (token.sides["label"].tolist(), token.available_at["label"].tolist()) == ([1], [NOW])
-    early, late = (ask(service, at=NOW + at) for at in (60_000, 60_001))
+    early, late = (rank(service, at=NOW + at) for at in (60_000, 60_001))
     assert early != late
 
 
-def test_an_event_told_again_replaces_itself(service: Service, clock: Clock) -> None:
+def test_an_event_recorded_again_replaces_itself(service: Service, clock: Clock) -> None:
     stores = service._state.stores  # type: ignore[union-attr]
     count = len(next(iter(stores.values())))
-    first = tell(service, at=NOW)
-    answer = ask(service, at=NOW + 1)
+    first = record_event(service, at=NOW)
+    answer = rank(service, at=NOW + 1)
     clock.now += 5_000
     for _ in range(3):
-        again = tell(service, at=NOW)
+        again = record_event(service, at=NOW)
         assert again.replaced
         assert (again.instance, again.visible) == (first.instance, first.visible)
     assert len(next(iter(stores.values()))) == count + 1
-    assert ask(service, at=NOW + 1) == answer
-    assert not tell(service, at=NOW, item=105).replaced
-    assert not tell(service, at=NOW + 1).replaced
-    assert not tell(service, at=NOW, user="u2").replaced
+    assert rank(service, at=NOW + 1) == answer
+    assert not record_event(service, at=NOW, item=105).replaced
+    assert not record_event(service, at=NOW + 1).replaced
+    assert not record_event(service, at=NOW, user="u2").replaced
 
 
-def test_an_event_of_the_log_told_again_counts_once(shop: Shop, service: Service) -> None:
+def test_an_event_of_the_log_recorded_again_counts_once(shop: Shop, service: Service) -> None:
     columns = token_shop.events()
-    place = max(n for n, user in enumerate(columns["user_id"]) if user == "u1")
-    event = {name: columns[name][place] for name in columns}
+    index = max(n for n, user in enumerate(columns["user_id"]) if user == "u1")
+    event = {name: columns[name][index] for name in columns}
     at = int(event["at"])
     live = service._state.live  # type: ignore[union-attr]
     row = int(shop.log.users.rows(token_shop.pa.array(["u1"]), "user")[0])
     before = live.last(key_number("u1"), row, at + 1, 100, None, ["item", "stars"])
-    answer = ask(service)
+    answer = rank(service)
     context = {name: event[name] for name in ("place", "price")}
-    known = {} if event["stars"] is None else {"stars": event["stars"]}
-    told = tell(service, item=event["item_id"], at=at, context=context, feedback={"click": event["click"], **known})
-    assert told.replaced
+    stars = {} if event["stars"] is None else {"stars": event["stars"]}
+    response = record_event(
+        service, item=event["item_id"], at=at, context=context, feedback={"click": event["click"], **stars}
+    )
+    assert response.replaced
     after = live.last(key_number("u1"), row, at + 1, 100, None, ["item", "stars"])
     assert after.times.tolist() == before.times.tolist()
     assert sorted(after.columns["item"].tolist()) == sorted(before.columns["item"].tolist())
-    assert [item["id"] for item in ask(service)] == [item["id"] for item in answer]
+    assert [item["id"] for item in rank(service)] == [item["id"] for item in answer]
 
 
-def test_somebody_new_has_a_past_after_their_first_event(service: Service) -> None:
-    nobody = ask(service, "fresh", at=NOW + 1, allow_unknown=True)
-    told = tell(service, user="fresh")
-    assert told.new_user
-    after = ask(service, "fresh", at=NOW + 1, allow_unknown=True)
+def test_a_new_user_has_a_history_after_their_first_event(service: Service) -> None:
+    nobody = rank(service, "fresh", at=NOW + 1, allow_unknown=True)
+    response = record_event(service, user="fresh")
+    assert response.new_user
+    after = rank(service, "fresh", at=NOW + 1, allow_unknown=True)
     assert after != nobody
-    assert ask(service, "other", at=NOW + 1, allow_unknown=True) == nobody
+    assert rank(service, "other", at=NOW + 1, allow_unknown=True) == nobody
     live = service._state.live  # type: ignore[union-attr]
     assert live.last(key_number("fresh"), 0, NOW + 1, 5, None, ["item"]).columns["item"].tolist() == [5]
 
 
-def test_a_source_with_a_past_sees_earlier_events(service: Service, clock: Clock) -> None:
+def test_a_source_with_histories_reads_earlier_events(service: Service, clock: Clock) -> None:
     """The base of the source reads what the user did: a token depends on events told before it, and on none after."""
-    tell(service, user="u7", at=NOW)
-    alone = tokens_of(service, "u7")
-    later = encoded(service, "u7", 104, NOW + 1)
-    tell(service, user="u7", at=NOW - 1_000, item=109)
-    assert not np.array_equal(encoded(service, "u7", 104, NOW + 1), later)
+    record_event(service, user="u7", at=NOW)
+    alone = read_last_token(service, "u7")
+    later = encode_impression(service, "u7", 104, NOW + 1)
+    record_event(service, user="u7", at=NOW - 1_000, item=109)
+    assert not np.array_equal(encode_impression(service, "u7", 104, NOW + 1), later)
     clock.now += 1_000
-    again = tell(service, user="u7", at=NOW)  # as it was then: the earlier event was told after it
-    token = tokens_of(service, "u7")
+    again = record_event(service, user="u7", at=NOW)  # as it was then: the earlier event was told after it
+    token = read_last_token(service, "u7")
     assert (token.instance, token.visible) == (alone.instance, alone.visible)
     assert (token.instance.tolist(), token.vectors.tobytes()) == ([again.instance], alone.vectors.tobytes())
 
@@ -318,22 +327,22 @@ FAULTS: dict[str, tuple[dict[str, Any], int, str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_is_wrong_with_an_event_is_told_and_nothing_is_kept(service: Service, fault: str) -> None:
+def test_an_invalid_event_is_refused_and_nothing_is_written(service: Service, fault: str) -> None:
     change, status, says = FAULTS[fault]
     stores = service._state.stores  # type: ignore[union-attr]
-    count, before = len(next(iter(stores.values()))), ask(service)
-    error = refused(service, **change)
+    count, before = len(next(iter(stores.values()))), rank(service)
+    error = catch_error(service, **change)
     assert error.status == status
     assert says in str(error)
     assert len(next(iter(stores.values()))) == count
-    assert ask(service) == before
+    assert rank(service) == before
 
 
 def test_an_unknown_item_is_taken_when_allowed(service: Service) -> None:
-    assert "allow_unknown" in refused(service, item=5).do
-    told = tell(service, item=5, allow_unknown=True)
-    assert told.new_item
-    assert len(ask(service, at=NOW + 1)) == 3
+    assert "allow_unknown" in catch_error(service, item=5).do
+    response = record_event(service, item=5, allow_unknown=True)
+    assert response.new_item
+    assert len(rank(service, at=NOW + 1)) == 3
 
 
 def test_a_service_without_a_source_takes_no_events(shop: Shop) -> None:
@@ -349,23 +358,26 @@ def shops(request: pytest.FixtureRequest, shop: Shop, tmp_path_factory: pytest.T
         with client(shop.bundle, events=shop.source, state=state) as opened:
             yield opened
         return
-    with running(shop.bundle, settings=Settings(events=str(shop.source), state=str(state))) as url, client(url) as far:
+    with (
+        run_server(shop.bundle, settings=Settings(events=str(shop.source), state=str(state))) as url,
+        client(url) as far,
+    ):
         yield far
 
 
-def test_a_client_tells_events_and_reads_them(shops: Client) -> None:
-    def ranked(user: str) -> list[tuple[Any, ...]]:
+def test_a_client_records_events_and_reads_them(shops: Client) -> None:
+    def rank_items(user: str) -> list[tuple[Any, ...]]:
         return list(shops.rank(user, [100, 101, 110], context=CONTEXT, allow_unknown=True, at="2040-01-01"))
 
-    before = ranked("u8")
-    told = shops.event("u8", 104, context=CONTEXT)
-    assert not told.replaced
-    after = ranked("u8")
+    before = rank_items("u8")
+    response = shops.event("u8", 104, context=CONTEXT)
+    assert not response.replaced
+    after = rank_items("u8")
     assert after != before
-    again = shops.event("u8", 104, at=told.at, feedback={"click": 1, "stars": 3})
+    again = shops.event("u8", 104, at=response.at, feedback={"click": 1, "stars": 3})
     assert again.replaced
-    assert again.instance == told.instance
-    assert ranked("u8") not in (after, before)
+    assert again.instance == response.instance
+    assert rank_items("u8") not in (after, before)
     with pytest.raises(RequestError, match="1 unknown item: 3") as caught:
         shops.event("u8", 3, context=CONTEXT)
     assert caught.value.status == 404
@@ -373,9 +385,9 @@ def test_a_client_tells_events_and_reads_them(shops: Client) -> None:
 
 def test_metrics_count_events(shop: Shop, tmp_path: Path) -> None:
     settings = Settings(events=str(shop.source), state=str(tmp_path / "state"))
-    with running(shop.bundle, settings=settings) as url, client(url) as far:
-        told = far.event("u8", 104, context=CONTEXT)
-        far.event("u8", 104, at=told.at, feedback={"click": 1})
+    with run_server(shop.bundle, settings=settings) as url, client(url) as far:
+        response = far.event("u8", 104, context=CONTEXT)
+        far.event("u8", 104, at=response.at, feedback={"click": 1})
         with pytest.raises(RequestError):
             far.event("u8", 1, context=CONTEXT)
         text = far._call("GET", "/metrics").decode()  # type: ignore[attr-defined]
@@ -393,15 +405,15 @@ def test_rankings_go_on_while_events_are_kept(shop: Shop, tmp_path: Path) -> Non
     def work(url: str, number: int) -> None:
         try:
             with client(url) as far:
-                for place in range(12):
+                for offset in range(12):
                     if number % 2:
                         assert len(far.rank("u1", [100, 101], context=CONTEXT, at="2040-01-01")) == 2
                     else:
-                        far.event("u1", 100 + place, at=NOW + number, context=CONTEXT, feedback={"click": place % 2})
+                        far.event("u1", 100 + offset, at=NOW + number, context=CONTEXT, feedback={"click": offset % 2})
         except Exception as error:  # noqa: BLE001  told by the test's own thread
             faults.append(error)
 
-    with running(shop.bundle, settings=settings) as url:
+    with run_server(shop.bundle, settings=settings) as url:
         threads = [threading.Thread(target=work, args=(url, number)) for number in range(4)]
         for thread in threads:
             thread.start()
@@ -416,8 +428,8 @@ def test_rankings_go_on_while_events_are_kept(shop: Shop, tmp_path: Path) -> Non
 
 def test_what_was_acknowledged_outlives_a_killed_server(shop: Shop, tmp_path: Path) -> None:
     settings = orjson.dumps({"events": str(shop.source), "state": str(tmp_path / "state")}).decode()
-    words = [sys.executable, "-m", "longrec.serve.server", str(shop.bundle), "0", "1", settings]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    arguments = [sys.executable, "-m", "longrec.serve.server", str(shop.bundle), "0", "1", settings]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     with client(process.stdout.readline().split("ready at ")[1].split()[0]) as far:
         for number in range(5):
@@ -451,7 +463,7 @@ def test_a_state_belongs_to_its_bundle(shop: Shop, tmp_path: Path) -> None:
         Service(shop.bundle, Settings(events=str(shop.source), state=str(tmp_path / "mine")))
 
 
-def test_bundles_in_the_wrong_place_are_refused(shop: Shop, tmp_path: Path) -> None:
+def test_bundles_of_the_wrong_kind_are_refused(shop: Shop, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="a bundle of an encoder; expected a bundle of a ranker"):
         Service(shop.source)
     with pytest.raises(BundleError, match="a bundle of a ranker; expected a bundle of a source"):
@@ -459,19 +471,19 @@ def test_bundles_in_the_wrong_place_are_refused(shop: Shop, tmp_path: Path) -> N
 
 
 def test_a_source_of_other_tokens_is_refused(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Source, "wrote", lambda self, info: False)
+    monkeypatch.setattr(OnlineSource, "matches", lambda self, info: False)
     with pytest.raises(BundleError, match="wrote none of the tokens that .* reads"):
         Service(shop.bundle, Settings(events=str(shop.source), state=str(tmp_path / "state")))
 
 
-def test_a_live_store_is_written_in_place_of_the_copy(shop: Shop, tmp_path: Path, clock: Callable[[], int]) -> None:
-    place = tmp_path / "live"
-    token_shop.shutil.copytree(shop.tokens, place, ignore=token_shop.shutil.ignore_patterns("source", "lock"))
-    settings = Settings({"tokens": str(place)}, str(shop.source), str(tmp_path / "state"))
+def test_a_live_store_is_written_instead_of_the_copy(shop: Shop, tmp_path: Path, clock: Callable[[], int]) -> None:
+    folder = tmp_path / "live"
+    token_shop.shutil.copytree(shop.tokens, folder, ignore=token_shop.shutil.ignore_patterns("source", "lock"))
+    settings = Settings({"tokens": str(folder)}, str(shop.source), str(tmp_path / "state"))
     service = Service(shop.bundle, settings, clock)
-    told = tell(service)
-    with TokenStore.open(place) as store:
-        assert store.last(key_number("u1"), NOW + 1, 1).instance.tolist() == [told.instance]
+    response = record_event(service)
+    with TokenStore.open(folder) as store:
+        assert store.last(key_number("u1"), NOW + 1, 1).instance.tolist() == [response.instance]
     assert not (tmp_path / "state" / "tokens").exists()
     service.close()
 
@@ -481,8 +493,8 @@ def test_tokens_of_positive_impressions_only_are_not_written_online(
 ) -> None:
     info = TokenStore.open(shop.tokens).info
     kept = {**info.source, "compress": {**info.source["compress"], "keep": "positive"}}
-    place = tmp_path / "live"
-    with TokenStore.create(place, type(info)(**{**vars(info), "source": kept})):
+    folder = tmp_path / "live"
+    with TokenStore.create(folder, type(info)(**{**vars(info), "source": kept})):
         pass
     with pytest.raises(BundleError, match="tokens of positive impressions only"):
-        Service(shop.bundle, Settings({"tokens": str(place)}, str(shop.source), str(tmp_path / "state")))
+        Service(shop.bundle, Settings({"tokens": str(folder)}, str(shop.source), str(tmp_path / "state")))

@@ -21,11 +21,11 @@ from longrec.data.gather import history_of
 from longrec.data.log import Log
 from longrec.errors import StoreError
 from longrec.export.bundle import Bundle
-from longrec.export.write import _history
+from longrec.export.write import _select_history
 from longrec.features.fields import AVAILABLE
-from longrec.serve.histories import Histories
-from longrec.serve.knowledge import key_number
-from longrec.serve.live import LiveEvents
+from longrec.serve.histories import EventHistories
+from longrec.serve.knowledge_features import key_number
+from longrec.serve.live_events import LiveEvents
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings
 from longrec.store import backends
@@ -76,27 +76,27 @@ class Story:
 
     service: Service
     now: int = NOW
-    told: dict[tuple[str, int, int], Event] = field(default_factory=dict)
+    event_rows: dict[tuple[str, int, int], Event] = field(default_factory=dict)
     changed: dict[str, int] = field(default_factory=dict)
     answers: list[tuple[bytes, int, str, Any]] = field(default_factory=list)
 
     def clock(self) -> int:
         return self.now
 
-    def tell(self, user: str, item: int, at: int, feedback: Event, context: Event | None) -> None:
+    def record(self, user: str, item: int, at: int, feedback: Event, context: Event | None) -> None:
         event = {"user": user, "item": item, "at": at, "feedback": feedback, "context": context}
         said = self.service.record(orjson.dumps({**event, "allow_unknown": True}))
         key = (user, item, at)
-        old, known = self.told.get(key), {} if "dwell" not in feedback else {"dwell_known": said.told}
-        row = {**(old or {}), **(context or {}), **feedback, **known, "told": said.visible}
+        old, dwell_time = self.event_rows.get(key), {} if "dwell" not in feedback else {"dwell_known": said.recorded_at}
+        row = {**(old or {}), **(context or {}), **feedback, **dwell_time, "told": said.visible}
         row["click"] = row.pop("label", row.get("click"))
         if old is not None and any(n in old and old[n] != v for n, v in {**(context or {}), **feedback}.items()):
             self.changed[user] = self.now
         elif old is not None and "dwell" in feedback and "dwell" in old:
             row["dwell_known"] = old["dwell_known"]  # told alike: known since it was told first
-        self.told[key] = row
+        self.event_rows[key] = row
 
-    def ask(self, user: str, at: int) -> None:
+    def rank(self, user: str, at: int) -> None:
         request = {"user": user, "candidates": [100, 104], "at": at, "allow_unknown": True}
         body = orjson.dumps({**request, "context": {"place": "side", "price": 2.25}})
         self.answers.append((body, at, user, orjson.loads(self.service.answer(body))["items"]))
@@ -110,27 +110,27 @@ class Story:
     def step(self, draw: random.Random, users: list[str], items: list[int]) -> None:
         """Something happens: mostly an event, late or not; or more of one that was told, or another value."""
         self.now += draw.choice([1, 1_000, 20_000, 5 * MINUTE])
-        mine = [key for key in self.told if key[0] in users]
+        mine = [key for key in self.event_rows if key[0] in users]
         what = draw.choice(["new", "new", "late", "late", "again", "dwell", "correct"])
         if what in ("new", "late") or not mine:
             at = self.now - (draw.choice([1, MINUTE // 2, 9 * MINUTE, 120 * MINUTE]) if what == "late" else 0)
             # What is told is known, null too; what is left out reads "not yet known" here, and null in a log.
             feedback = {"stars": draw.choice([None, 1.0, 2.0, 3.0, 5.0]), "label": draw.randrange(2)}
-            self.tell(draw.choice(users), draw.choice(items), at, feedback, context(draw))
+            self.record(draw.choice(users), draw.choice(items), at, feedback, context(draw))
         else:
             key = draw.choice(mine)
-            row = self.told[key]
+            row = self.event_rows[key]
             held = {name: row[name] for name in ("place", "price")}
             if what == "again":
-                self.tell(*key, {}, held)
+                self.record(*key, {}, held)
             elif what == "dwell" and "dwell" not in row:
-                self.tell(*key, {"dwell": float(draw.randrange(30))}, None)
+                self.record(*key, {"dwell": float(draw.randrange(30))}, None)
             else:
                 other = {"stars": float(draw.randrange(1, 6))}
-                self.tell(*key, other, context(draw))
+                self.record(*key, other, context(draw))
         for user in users:
             for at in (self.now, self.now - draw.choice([500, MINUTE, 60 * MINUTE])):
-                self.ask(user, at)
+                self.rank(user, at)
 
 
 def context(draw: random.Random) -> Event:
@@ -138,10 +138,10 @@ def context(draw: random.Random) -> Event:
 
 
 @contextlib.contextmanager
-def served(shop: token_shop.TokenShop, state: str, tokens: str | None = None) -> Iterator[Story]:
+def open_story(shop: token_shop.TokenShop, state: str, tokens: str | None = None) -> Iterator[Story]:
     story = Story.__new__(Story)
-    places = {} if tokens is None else {"tokens": tokens}
-    story.__init__(Service(shop.bundle, Settings(places, str(shop.source), state), lambda: story.now))  # type: ignore[misc]
+    locations = {} if tokens is None else {"tokens": tokens}
+    story.__init__(Service(shop.bundle, Settings(locations, str(shop.source), state), lambda: story.now))  # type: ignore[misc]
     try:
         yield story
     finally:
@@ -150,8 +150,8 @@ def served(shop: token_shop.TokenShop, state: str, tokens: str | None = None) ->
 
 @pytest.fixture(scope="module")
 def story(shop: token_shop.TokenShop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    with served(shop, str(tmp_path_factory.mktemp("late") / "state")) as made:
-        yield made
+    with open_story(shop, str(tmp_path_factory.mktemp("late") / "state")) as opened_story:
+        yield opened_story
 
 
 @settings(deadline=None, max_examples=25)
@@ -171,20 +171,20 @@ def test_the_next_log_sees_what_the_server_saw(shop: token_shop.TokenShop, seed:
     draw = random.Random(seed)
     columns = raw_events()
     users, items = ["u1", "u2", "fresh"], [100, 101, 102, 777]
-    with served(shop, str(tmp_path / "state")) as story:
+    with open_story(shop, str(tmp_path / "state")) as story:
         for _ in range(40):
             story.step(draw, users, items)
         story.replay()
         columns["told"] = [None] * len(columns["at"])
         # the events of one moment are ordered as the server orders them
-        for user, item, at in sorted(story.told):
-            row = {**story.told[user, item, at], "user_id": user, "item_id": item, "at": at}
+        for user, item, at in sorted(story.event_rows):
+            row = {**story.event_rows[user, item, at], "user_id": user, "item_id": item, "at": at}
             for name, values in columns.items():
                 values.append(row.get(name))
-        columns["dwell_known"] = [milliseconds(value) for value in columns["dwell_known"]]
-        columns["told"] = [milliseconds(value) for value in columns["told"]]
+        columns["dwell_known"] = [to_milliseconds(value) for value in columns["dwell_known"]]
+        columns["told"] = [to_milliseconds(value) for value in columns["told"]]
         schema = {**SCHEMA, "time": {**SCHEMA["time"], "available_at": "told"}}
-        log = token_shop.opened(tmp_path / "next", columns, schema)
+        log = token_shop.open_log(tmp_path / "next", columns, schema)
         compared = 0
         for _, at, user, _ in story.answers:
             if story.changed.get(user, 0) < at:
@@ -193,7 +193,7 @@ def test_the_next_log_sees_what_the_server_saw(shop: token_shop.TokenShop, seed:
         assert compared > 30
 
 
-def milliseconds(value: Any) -> int | None:
+def to_milliseconds(value: Any) -> int | None:
     if isinstance(value, str):
         return int(np.datetime64(value.removesuffix("Z"), "ms").astype(np.int64))
     return value
@@ -201,86 +201,86 @@ def milliseconds(value: Any) -> int | None:
 
 def compare(service: Service, log: Log, user: str, at: int) -> None:
     """The histories of a user at a moment, as the server reads them and as the log gives them."""
-    online = service._encoder._histories.stored(key_number(user), service._encoder.user(user), at)
-    row, moment = log.users.rows(token_shop.pa.array([user]), "user"), np.array([at])
+    online = service._encoder._histories.read_stored(key_number(user), service._encoder.look_up_user(user), at)
+    row, timestamps = log.users.rows(token_shop.pa.array([user]), "user"), np.array([at])
     for name, history in online.items():
-        events, offsets = log.past_of(name, row, moment)
-        offline = history_of(log, name, events, offsets, moment)
+        events, offsets = log.past_of(name, row, timestamps)
+        offline = history_of(log, name, events, offsets, timestamps)
         for column, values in history.items():
             assert np.asarray(values).tolist() == offline.columns[column].tolist(), (name, column)  # type: ignore[union-attr]
 
 
-def token_of(service: Service, user: str, at: int) -> Any:
+def read_last_token(service: Service, user: str, at: int) -> Any:
     assert service._state is not None
     store = next(iter(service._state.stores.values()))
     return read_visible_tokens(store, key_number(user), at, 1)
 
 
-def test_a_further_version_is_read_from_when_it_was_told(story: Story) -> None:
+def test_a_further_version_is_read_from_when_it_was_recorded(story: Story) -> None:
     """Context, a label and stars told anew: the event and its token as they were before, and as they are after."""
     user, top, foot = f"once-{story.now}", {"place": "top", "price": 0.5}, {"place": "foot", "price": 3.5}
     story.now += MINUTE
     first, story.answers = story.now, []
-    story.tell(user, 104, first, {"label": 0, "stars": 5.0}, top)
+    story.record(user, 104, first, {"label": 0, "stars": 5.0}, top)
     story.now += 5 * MINUTE
-    story.ask(user, story.now)
-    token, seen = token_of(story.service, user, story.now), lengths(story.service, user, story.now)
+    story.rank(user, story.now)
+    token, seen = read_last_token(story.service, user, story.now), count_events(story.service, user, story.now)
     assert seen == {"seen": 1, "liked": 1, "top": 1}
-    story.tell(user, 104, first, {"label": 1, "stars": 1.0}, foot)
-    again = story.told[user, 104, first]
-    assert milliseconds(again["told"]) == story.now
-    story.tell(user, 104, first, {"label": 1, "stars": 1.0}, foot)  # and this told again is the same
-    assert story.told[user, 104, first]["told"] == again["told"]
+    story.record(user, 104, first, {"label": 1, "stars": 1.0}, foot)
+    again = story.event_rows[user, 104, first]
+    assert to_milliseconds(again["told"]) == story.now
+    story.record(user, 104, first, {"label": 1, "stars": 1.0}, foot)  # and this told again is the same
+    assert story.event_rows[user, 104, first]["told"] == again["told"]
     story.replay()
-    assert lengths(story.service, user, story.now) == seen
-    assert token_of(story.service, user, story.now).vectors.tobytes() == token.vectors.tobytes()
-    later = token_of(story.service, user, story.now + 1)
-    assert lengths(story.service, user, story.now + 1) == {"seen": 1, "liked": 0, "top": 0}
+    assert count_events(story.service, user, story.now) == seen
+    assert read_last_token(story.service, user, story.now).vectors.tobytes() == token.vectors.tobytes()
+    later = read_last_token(story.service, user, story.now + 1)
+    assert count_events(story.service, user, story.now + 1) == {"seen": 1, "liked": 0, "top": 0}
     assert (len(later), later.visible.tolist(), later.sides["label"].tolist()) == (1, [story.now], [2])
     assert later.vectors.tobytes() != token.vectors.tobytes()
     story.now += MINUTE
-    story.tell(user, 104, first, {"stars": 4.0}, top)  # back again: a third version
+    story.record(user, 104, first, {"stars": 4.0}, top)  # back again: a third version
     story.replay()
-    assert lengths(story.service, user, story.now + 1) == seen
-    assert lengths(story.service, user, story.now) == {"seen": 1, "liked": 0, "top": 0}
+    assert count_events(story.service, user, story.now + 1) == seen
+    assert count_events(story.service, user, story.now) == {"seen": 1, "liked": 0, "top": 0}
 
 
-def lengths(service: Service, user: str, at: int) -> dict[str, int]:
+def count_events(service: Service, user: str, at: int) -> dict[str, int]:
     """How many events each history has."""
-    past = service._encoder._histories.stored(key_number(user), service._encoder.user(user), at)
-    return {name: len(next(iter(columns.values()))) for name, columns in past.items()}
+    histories = service._encoder._histories.read_stored(key_number(user), service._encoder.look_up_user(user), at)
+    return {name: len(next(iter(columns.values()))) for name, columns in histories.items()}
 
 
-def test_feedback_told_late_passes_a_filter_from_then_on(story: Story) -> None:
+def test_late_feedback_passes_a_filter_from_then_on(story: Story) -> None:
     user, context = f"late-{story.now}", {"place": "side", "price": 0.5}
     at = story.now
-    story.tell(user, 101, at, {}, context)
+    story.record(user, 101, at, {}, context)
     story.now += 60 * MINUTE
-    visible = story.told[user, 101, at]["told"]
-    story.tell(user, 101, at, {"stars": 4.0}, None)
-    assert story.told[user, 101, at]["told"] == visible
-    assert lengths(story.service, user, story.now) == {"seen": 1, "liked": 0, "top": 0}
-    assert lengths(story.service, user, story.now + 1) == {"seen": 1, "liked": 1, "top": 0}
+    visible = story.event_rows[user, 101, at]["told"]
+    story.record(user, 101, at, {"stars": 4.0}, None)
+    assert story.event_rows[user, 101, at]["told"] == visible
+    assert count_events(story.service, user, story.now) == {"seen": 1, "liked": 0, "top": 0}
+    assert count_events(story.service, user, story.now + 1) == {"seen": 1, "liked": 1, "top": 0}
 
 
-def test_an_event_of_the_bundle_told_again_is_read_as_before_until_then(
+def test_an_event_of_the_bundle_recorded_again_is_read_as_before_until_then(
     shop: token_shop.TokenShop, tmp_path: Path
 ) -> None:
     columns = raw_events()
-    place = max(n for n, user in enumerate(columns["user_id"]) if user == "u1")
-    at, item = columns["at"][place], columns["item_id"][place]
-    context = {name: columns[name][place] for name in ("place", "price")}
-    with served(shop, str(tmp_path / "state")) as story:
-        for moment in (at, at + 1, at + 10 * MINUTE, NOW):
-            story.ask("u1", moment)
-        story.tell("u1", item, at, {}, context)  # as the bundle holds it
-        assert milliseconds(story.told["u1", item, at]["told"]) == at
+    index = max(n for n, user in enumerate(columns["user_id"]) if user == "u1")
+    at, item = columns["at"][index], columns["item_id"][index]
+    context = {name: columns[name][index] for name in ("place", "price")}
+    with open_story(shop, str(tmp_path / "state")) as story:
+        for timestamp in (at, at + 1, at + 10 * MINUTE, NOW):
+            story.rank("u1", timestamp)
+        story.record("u1", item, at, {}, context)  # as the bundle holds it
+        assert to_milliseconds(story.event_rows["u1", item, at]["told"]) == at
         live = story.service._state.live  # type: ignore[union-attr]
         assert len(live.backend) == 0  # type: ignore[union-attr]
         story.replay()
         before = story.service.answer(story.answers[-1][0].replace(str(NOW).encode(), str(NOW + 1).encode()))
-        story.tell("u1", item, at, {}, {**context, "place": "top" if context["place"] != "top" else "foot"})
-        assert milliseconds(story.told["u1", item, at]["told"]) == NOW
+        story.record("u1", item, at, {}, {**context, "place": "top" if context["place"] != "top" else "foot"})
+        assert to_milliseconds(story.event_rows["u1", item, at]["told"]) == NOW
         story.replay()
         assert story.service.answer(story.answers[-1][0].replace(str(NOW).encode(), str(NOW + 1).encode())) != before
 
@@ -290,8 +290,8 @@ def test_a_bundle_carries_when_its_events_became_available(shop: token_shop.Toke
     columns = raw_events()
     columns["told"] = [at + (n % 4) * 20 * token_shop.DAY // 24 for n, at in enumerate(columns["at"])]
     schema = {**SCHEMA, "time": {**SCHEMA["time"], "available_at": "told"}}
-    log = token_shop.opened(tmp_path, columns, schema)
-    events = _history(log.fitted, log.events)
+    log = token_shop.open_log(tmp_path, columns, schema)
+    events = _select_history(log.fitted, log.events)
     assert AVAILABLE in events.columns
     manifest = SimpleNamespace(inputs=[SimpleNamespace(group=f"h.{name}") for name in log.schema.histories])
     bundle: Any = SimpleNamespace(
@@ -299,11 +299,11 @@ def test_a_bundle_carries_when_its_events_became_available(shop: token_shop.Toke
     )
     live = LiveEvents(str(tmp_path / "live"), bundle)
     with contextlib.closing(live):
-        for histories in (Histories(bundle), Histories(bundle, live)):
+        for histories in (EventHistories(bundle), EventHistories(bundle, live)):
             for row in range(1, 6):
                 for at in np.quantile(columns["at"], [0.3, 0.6, 0.9, 1]).astype(np.int64).tolist():
                     number = key_number(log.users.key(row))
-                    for name, own in histories.stored(number, row, at).items():
+                    for name, own in histories.read_stored(number, row, at).items():
                         rows, offsets = log.past_of(name, np.array([row]), np.array([at]))
                         offline = history_of(log, name, rows, offsets, np.array([at])).columns
                         assert {c: np.asarray(v).tolist() for c, v in own.items()} == {
@@ -312,11 +312,11 @@ def test_a_bundle_carries_when_its_events_became_available(shop: token_shop.Toke
                         }
 
 
-def as_before(place: str, old: backends.Backend) -> None:
+def write_previous_format(location: str, old: backends.Backend) -> None:
     """The live events of a store as version 0.3 kept them: without the moments at which they were told."""
     types = {n: t for n, t in old.types.items() if n != AVAILABLE and not n.startswith("since.")}
     attributes = {**old.attributes, "format": "longrec-live-1"}
-    with contextlib.closing(backends.create(place, types, "instance", attributes)) as new:
+    with contextlib.closing(backends.create(location, types, "instance", attributes)) as new:
         for user, events in old.scan():
             new.append(np.full(len(events), user), events.times, {n: events.columns[n] for n in types})
 
@@ -327,22 +327,22 @@ def test_events_of_an_earlier_version_are_taken_over(
 ) -> None:
     url = request.getfixturevalue("redis_url") if where == "server" else str(tmp_path / "old")
     bundle = Bundle.open(shop.bundle)
-    with contextlib.closing(LiveEvents(f"{url}/late-made", bundle)) as made:
+    with contextlib.closing(LiveEvents(f"{url}/late-made", bundle)) as first:
         for n in range(6):
             own = {"instance": 10 * n, "item": 1 + n, "place": 2, "price": 2, "stars": 3, "dwell": 2}
             own |= {"known.stars": NOW, "known.dwell": NOW, "met.liked": n % 2, "met.top": 0}
-            for write in made.tell(7 + n % 2, 0, NOW + n, own, None, NOW + n, in_place=False).writes:
+            for write in first.prepare_update(7 + n % 2, 0, NOW + n, own, None, NOW + n, overwrite=False).writes:
                 write()
         expected = [
-            (user, e.times.tolist(), {n: c.tolist() for n, c in e.columns.items()}) for user, e in made.backend.scan()
+            (user, e.times.tolist(), {n: c.tolist() for n, c in e.columns.items()}) for user, e in first.backend.scan()
         ]
-        as_before(f"{url}/late-old", made.backend)
+        write_previous_format(f"{url}/late-old", first.backend)
     for _ in range(2):  # and a second start finds them
         with contextlib.closing(LiveEvents(f"{url}/late-old", bundle)) as live:
-            found = [
+            migrated = [
                 (u, e.times.tolist(), {n: c.tolist() for n, c in e.columns.items()}) for u, e in live.backend.scan()
             ]
-            assert found == expected
+            assert migrated == expected
     with backends.open_store(f"{url}/late-old", writable=False) as old:  # type: ignore[attr-defined]
         assert len(old) == 6
     other: Any = SimpleNamespace(fitted=bundle.fitted, store=bundle.store, digest="0" * 64)
@@ -350,17 +350,17 @@ def test_events_of_an_earlier_version_are_taken_over(
         LiveEvents(f"{url}/late-old", other)
 
 
-def test_a_copy_that_was_broken_off_is_made_again(shop: token_shop.TokenShop, tmp_path: Path) -> None:
-    bundle, place = Bundle.open(shop.bundle), str(tmp_path / "history")
-    with contextlib.closing(LiveEvents(str(tmp_path / "made"), bundle)) as made:
+def test_an_interrupted_copy_is_repeated(shop: token_shop.TokenShop, tmp_path: Path) -> None:
+    bundle, location = Bundle.open(shop.bundle), str(tmp_path / "history")
+    with contextlib.closing(LiveEvents(str(tmp_path / "made"), bundle)) as first:
         own = {"instance": 5, "item": 1, "place": 2, "price": 2, "stars": 3, "dwell": 2, "met.liked": 1, "met.top": 0}
         own |= {"known.stars": NOW, "known.dwell": NOW}
-        for write in made.tell(7, 0, NOW, own, None, NOW, in_place=False).writes:
+        for write in first.prepare_update(7, 0, NOW, own, None, NOW, overwrite=False).writes:
             write()
-        as_before(place, made.backend)
-        half = {**made.backend.attributes, "format": "longrec-live-2-half"}
-        backends.create(f"{place}-2", made.backend.types, "instance", half).close()
-    with contextlib.closing(LiveEvents(place, bundle)) as live:
+        write_previous_format(location, first.backend)
+        half = {**first.backend.attributes, "format": "longrec-live-2-half"}
+        backends.create(f"{location}-2", first.backend.types, "instance", half).close()
+    with contextlib.closing(LiveEvents(location, bundle)) as live:
         assert len(live.backend) == 1
 
 
@@ -369,15 +369,15 @@ def test_tokens_are_visible_from_when_their_event_was(tmp_path: Path) -> None:
     columns = token_shop.events(200)
     columns["told"] = [at + (n % 3) * 7 * token_shop.DAY // 2 for n, at in enumerate(columns["at"])]
     schema = {**token_shop.SCHEMA, "time": {**token_shop.SCHEMA["time"], "available_at": "told"}}
-    job = token_shop.job_of(tmp_path, columns, schema)
+    job = token_shop.make_job(tmp_path, columns, schema)
     compress(job, tmp_path / "tokens", ["blocks=2", "first_slices=1"], quiet=True)
-    log = token_shop.opened(tmp_path, columns, schema)
+    log = token_shop.open_log(tmp_path, columns, schema)
     assert log.available is not None
-    known = log.label_known(np.arange(len(log)))
-    assert (known >= log.available).all()
-    wanted = {(int(t), int(a), int(k)) for t, a, k in zip(log.events.times, log.available, known)}
+    label_times = log.label_known(np.arange(len(log)))
+    assert (label_times >= log.available).all()
+    wanted = {(int(t), int(a), int(k)) for t, a, k in zip(log.events.times, log.available, label_times)}
     with TokenStore.open(tmp_path / "tokens") as store:
         for _, tokens in store.scan():
-            told = zip(tokens.times.tolist(), tokens.visible.tolist(), tokens.available_at["label"].tolist())
-            assert set(told) <= wanted
+            written = zip(tokens.times.tolist(), tokens.visible.tolist(), tokens.available_at["label"].tolist())
+            assert set(written) <= wanted
         assert len(store) > 50

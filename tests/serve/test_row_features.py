@@ -22,7 +22,7 @@ from longrec.data.requests import impression
 from longrec.data.settings import DataConfig
 from longrec.errors import RequestError
 from longrec.export.golden import Sample
-from longrec.export.offline import golden
+from longrec.export.offline import build_golden_request
 from longrec.export.write import export
 from longrec.features.schema import Schema
 from longrec.serve.client import client
@@ -77,58 +77,60 @@ PREJOINED: dict[str, Any] = {
 }
 
 
-def rows(n: int = 160) -> pa.Table:
+def make_rows(n: int = 160) -> pa.Table:
     rng = np.random.default_rng(4)
 
-    def maybe(make: Callable[[int], Any], share: float = 0.15) -> list[Any]:
+    def draw_column(make: Callable[[int], Any], share: float = 0.15) -> list[Any]:
         return [None if rng.random() < share else make(k) for k in range(n)]
 
     def pairs(between: str, name: str, count: int = 3) -> str:
         return between.join(f"{name}{rng.integers(5)}:{rng.integers(1, 9) / 4}" for _ in range(rng.integers(count)))
 
-    past = [int(rng.integers(5)) for _ in range(n)]
+    lengths = [int(rng.integers(5)) for _ in range(n)]
     return pa.table(
         {
             "user": [f"u{rng.integers(8)}" for _ in range(n)],
             "item": rng.integers(0, 30, n),
             "t": 1_600_000_000 + rng.integers(0, 500, n),
             "click": rng.integers(0, 2, n),
-            "brand": maybe(lambda k: f"b{rng.integers(6)}"),
-            "price": maybe(lambda k: float(rng.integers(0, 8))),
+            "brand": draw_column(lambda k: f"b{rng.integers(6)}"),
+            "price": draw_column(lambda k: float(rng.integers(0, 8))),
             "shop_id": rng.integers(0, 30, n),
-            "discount": maybe(lambda k: float(rng.normal())),
-            "words": maybe(lambda k: "|".join(filter(None, [pairs("|", "w"), "plain" if k % 3 else ":0.5"]))),
+            "discount": draw_column(lambda k: float(rng.normal())),
+            "words": draw_column(lambda k: "|".join(filter(None, [pairs("|", "w"), "plain" if k % 3 else ":0.5"]))),
             "labels": [[f"l{m}" for m in range(k % 3)] for k in range(n)],
             "label_weights": [[0.25 * (m + 1) for m in range(k % 3)] for k in range(n)],
-            "sizes": maybe(lambda k: f"{k}.5; {k % 3};" if k % 5 else f"{k};1e-3;2"),
-            "page": maybe(lambda k: f"p{rng.integers(3)}"),
-            "stats": maybe(lambda k: [float(rng.normal()), None if k % 4 == 0 else 2.0]),
-            "tags": maybe(lambda k: pairs("|", "t")),
-            "looked_at": maybe(lambda k: f"b{rng.integers(9)}"),
-            "hour": maybe(lambda k: int(rng.integers(24))),
-            "prices": maybe(lambda k: ",".join(f"b{m}:{rng.integers(9)}.5" for m in range(6) if rng.random() < 0.8)),
-            "brands_of_page": maybe(
+            "sizes": draw_column(lambda k: f"{k}.5; {k % 3};" if k % 5 else f"{k};1e-3;2"),
+            "page": draw_column(lambda k: f"p{rng.integers(3)}"),
+            "stats": draw_column(lambda k: [float(rng.normal()), None if k % 4 == 0 else 2.0]),
+            "tags": draw_column(lambda k: pairs("|", "t")),
+            "looked_at": draw_column(lambda k: f"b{rng.integers(9)}"),
+            "hour": draw_column(lambda k: int(rng.integers(24))),
+            "prices": draw_column(
+                lambda k: ",".join(f"b{m}:{rng.integers(9)}.5" for m in range(6) if rng.random() < 0.8)
+            ),
+            "brands_of_page": draw_column(
                 lambda k: "|".join(
                     f"p{m}^" + ",".join(f"b{rng.integers(6)}:{rng.integers(9)}.5" for _ in range(4)) for m in range(2)
                 )
             ),
-            "lasts": maybe(lambda k: "&".join(f"p{m}=x{rng.integers(4)}" for m in range(3))),
-            "past_brands": [[f"b{m}" for m in range(k)] for k in past],
-            "past_prices": [[float(m) for m in range(k)] for k in past],
+            "lasts": draw_column(lambda k: "&".join(f"p{m}=x{rng.integers(4)}" for m in range(3))),
+            "past_brands": [[f"b{m}" for m in range(k)] for k in lengths],
+            "past_prices": [[float(m) for m in range(k)] for k in lengths],
         }
     )
 
 
 @dataclass(frozen=True)
-class World:
+class ExportedLog:
     table: pa.Table
     log: Log
     model: Any
     bundle: Path
 
 
-def made(folder: Path, schema: Mapping[str, Any]) -> World:
-    pq.write_table(rows(), folder / "log.parquet")
+def export_log(folder: Path, schema: Mapping[str, Any]) -> ExportedLog:
+    pq.write_table(make_rows(), folder / "log.parquet")
     split = {"by": "user", "valid": 0.1, "test": 0.1}
     config = DataConfig.model_validate(
         {"log": str(folder / "log.parquet"), "folder": str(folder / "prepared"), "threads": 1, "split": split}
@@ -136,34 +138,34 @@ def made(folder: Path, schema: Mapping[str, Any]) -> World:
     log = Log.open(prepare(config, Schema.model_validate(schema)))
     torch.manual_seed(1)
     model = shop.PlainHistory(shop.PlainConfig(), log.fields()).eval()
-    asked = [Sample(**impression(log, row, range(1, 6))) for row in (3, 40, 77)]
-    goldens = [golden(model, log.fitted, log.users, log.items, sample) for sample in asked]
+    samples = [Sample(**impression(log, row, range(1, 6))) for row in (3, 40, 77)]
+    goldens = [build_golden_request(model, log.fitted, log.users, log.items, sample) for sample in samples]
     export(model, log.folder, folder / "bundle", goldens, replay, fitted=log.fitted)
-    return World(pq.read_table(folder / "log.parquet"), log, model, folder / "bundle")
+    return ExportedLog(pq.read_table(folder / "log.parquet"), log, model, folder / "bundle")
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return made(tmp_path_factory.mktemp("row"), SCHEMA)
+def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportedLog:
+    return export_log(tmp_path_factory.mktemp("row"), SCHEMA)
 
 
-def in_order(world: World) -> list[dict[str, Any]]:
+def sort_rows(exported: ExportedLog) -> list[dict[str, Any]]:
     """The raw rows as the log sorts them: by user, time, and place in the file."""
-    raw = world.table.to_pylist()
-    timed = world.log.schema.time is not None
+    raw = exported.table.to_pylist()
+    timed = exported.log.schema.time is not None
     order = sorted(range(len(raw)), key=lambda k: (raw[k]["user"], raw[k]["t"] if timed else 0, k))
     return [raw[k] for k in order]
 
 
-def request_of(service: Service, row: Mapping[str, Any], others: list[Mapping[str, Any]]) -> dict[str, Any]:
+def build_request(service: Service, row: Mapping[str, Any], others: list[Mapping[str, Any]]) -> dict[str, Any]:
     """A row as a client asks for it, beside others of which each brings its own columns."""
     encoder = service._encoder
-    asked = [row, *others]
+    rows = [row, *others]
     request: dict[str, Any] = {
         "user": row["user"],
-        "candidates": [one["item"] for one in asked],
+        "candidates": [one["item"] for one in rows],
         "context": {column: row[column] for column in encoder.context},
-        "candidate_context": {column: [one[column] for one in asked] for column in encoder.candidate_context},
+        "candidate_context": {column: [one[column] for one in rows] for column in encoder.candidate_context},
     }
     if service.bundle.fitted.schema.time is not None:
         request["at"] = row["t"]
@@ -172,8 +174,8 @@ def request_of(service: Service, row: Mapping[str, Any], others: list[Mapping[st
     return request
 
 
-def test_what_a_request_brings(world: World) -> None:
-    service = Service(world.bundle)
+def test_what_a_request_brings(exported: ExportedLog) -> None:
+    service = Service(exported.bundle)
     assert set(service._encoder.context) == {"page", "stats", "tags", "looked_at", "hour", "lasts"}
     assert set(service._encoder.candidate_context) == {
         *(
@@ -191,60 +193,60 @@ def test_what_a_request_brings(world: World) -> None:
     }
 
 
-def test_a_request_of_raw_values_scores_as_the_row(world: World) -> None:
-    scores_agree(world)
+def test_a_request_of_raw_values_scores_as_the_row(exported: ExportedLog) -> None:
+    assert_scores_agree(exported)
 
 
-def test_it_does_so_with_the_past_in_the_row(tmp_path: Path) -> None:
-    scores_agree(made(tmp_path, PREJOINED))
+def test_a_prejoined_request_scores_as_the_row(tmp_path: Path) -> None:
+    assert_scores_agree(export_log(tmp_path, PREJOINED))
 
 
-def scores_agree(world: World) -> None:
-    raw, service = in_order(world), Service(world.bundle)
+def assert_scores_agree(exported: ExportedLog) -> None:
+    raw, service = sort_rows(exported), Service(exported.bundle)
     with torch.no_grad():
-        scores = torch.sigmoid(world.model(gather(world.log, np.arange(len(raw))))).numpy()
+        scores = torch.sigmoid(exported.model(gather(exported.log, np.arange(len(raw))))).numpy()
     for at in range(0, len(raw), 7):
         taken, others = {raw[at]["item"]}, []
         for one in raw:
             if one["item"] not in taken:
                 others.append(one)
                 taken.add(one["item"])
-        body = json.dumps(request_of(service, raw[at], others[:5]))
+        body = json.dumps(build_request(service, raw[at], others[:5]))
         items = {item["id"]: item["score"] for item in json.loads(service.answer(body.encode()))["items"]}
         assert items[raw[at]["item"]] == pytest.approx(float(scores[at]), abs=1e-6)
 
 
-def test_ids_and_numbers_are_the_same_to_the_bit(world: World) -> None:
-    raw, service = in_order(world), Service(world.bundle)
-    log, fitted = world.log, world.log.fitted
+def test_ids_and_numbers_are_the_same_to_the_bit(exported: ExportedLog) -> None:
+    raw, service = sort_rows(exported), Service(exported.bundle)
+    log, fitted = exported.log, exported.log.fitted
     batch = gather(log, np.arange(len(raw)))
     for at in range(0, len(raw), 11):
-        request = service_request(service, raw[at])
-        query, _ = service._encoder.query(request, 0)
-        candidates, _ = service._encoder.candidates(request)
+        request = decode_row_request(service, raw[at])
+        query, _ = service._encoder.build_query(request, 0)
+        candidates, _ = service._encoder.build_candidates(request)
         inputs = {
             **query.inputs,
-            **service._encoder.item_tensors(candidates.rows, candidates.keys, 0, candidates.columns),
+            **service._encoder.build_item_tensors(candidates.rows, candidates.keys, 0, candidates.columns),
         }
         for name in [n for n in fitted.schema.features if fitted.schema.in_row(n)]:
             own = batch.features[name]
             if isinstance(own, torch.Tensor):
                 np.testing.assert_array_equal(inputs[f"f.{name}"][0], own[at].numpy())
                 continue
-            part = slice(int(own.offsets[at]), int(own.offsets[at + 1]))
-            np.testing.assert_array_equal(inputs[f"f.{name}.values"], own.values[part].numpy())
+            span = slice(int(own.offsets[at]), int(own.offsets[at + 1]))
+            np.testing.assert_array_equal(inputs[f"f.{name}.values"], own.values[span].numpy())
             if own.weights is not None:
-                np.testing.assert_array_equal(inputs[f"f.{name}.weights"], own.weights[part].numpy())
+                np.testing.assert_array_equal(inputs[f"f.{name}.weights"], own.weights[span].numpy())
 
 
-def service_request(service: Service, row: Mapping[str, Any]) -> Any:
-    from longrec.serve.request import decode
+def decode_row_request(service: Service, row: Mapping[str, Any]) -> Any:
+    from longrec.serve.request_json import decode_request
 
-    return decode(json.dumps(request_of(service, row, [])).encode())
+    return decode_request(json.dumps(build_request(service, row, [])).encode())
 
 
-def test_golden_requests_hold_the_candidates_columns(world: World) -> None:
-    service = Service(world.bundle)
+def test_golden_requests_hold_the_candidates_columns(exported: ExportedLog) -> None:
+    service = Service(exported.bundle)
     assert service.check() < 1e-5
     example = service.example()
     assert set(example["candidate_context"]) == set(service._encoder.candidate_context)
@@ -252,15 +254,15 @@ def test_golden_requests_hold_the_candidates_columns(world: World) -> None:
     assert all(brand is None or brand[0] in "bu" for brand in example["candidate_context"]["brand"])
 
 
-def test_a_client_sends_them(world: World) -> None:
-    raw = in_order(world)
-    with client(world.bundle) as one:
+def test_a_client_sends_them(exported: ExportedLog) -> None:
+    raw = sort_rows(exported)
+    with client(exported.bundle) as one:
         assert isinstance(one, Client)
-        asked = request_of(Service(world.bundle), raw[8], [])
-        ranking = one.rank(**asked)
-        asked["candidate_context"]["brand"] = np.array([asked["candidate_context"]["brand"][0]], object)
-        asked["candidate_context"]["labels"] = asked["candidate_context"]["label_weights"] = None
-        again = one.rank(**asked)
+        request = build_request(Service(exported.bundle), raw[8], [])
+        ranking = one.rank(**request)
+        request["candidate_context"]["brand"] = np.array([request["candidate_context"]["brand"][0]], object)
+        request["candidate_context"]["labels"] = request["candidate_context"]["label_weights"] = None
+        again = one.rank(**request)
     assert len(ranking) == len(again) == 1
 
 
@@ -275,9 +277,9 @@ def test_a_client_sends_them(world: World) -> None:
         ({"brand": [7]}, "candidate_context.brand: integers, for example 7; expected text, as in the log"),
     ],
 )
-def test_columns_that_do_not_fit(world: World, change: dict[str, Any], says: str) -> None:
-    service = Service(world.bundle)
-    request = request_of(service, in_order(world)[5], [])
+def test_columns_that_do_not_fit(exported: ExportedLog, change: dict[str, Any], says: str) -> None:
+    service = Service(exported.bundle)
+    request = build_request(service, sort_rows(exported)[5], [])
     request["candidate_context"] |= change
     with pytest.raises(RequestError) as raised:
         service.answer(json.dumps(request).encode())
@@ -285,17 +287,17 @@ def test_columns_that_do_not_fit(world: World, change: dict[str, Any], says: str
     assert raised.value.status == 422
 
 
-def test_a_column_that_is_left_out(world: World) -> None:
-    service = Service(world.bundle)
-    request = request_of(service, in_order(world)[5], [])
+def test_a_column_that_is_left_out(exported: ExportedLog) -> None:
+    service = Service(exported.bundle)
+    request = build_request(service, sort_rows(exported)[5], [])
     del request["candidate_context"]
     with pytest.raises(RequestError, match="candidate_context: no 'brand'; no 'price'"):
         service.answer(json.dumps(request).encode())
 
 
-def test_a_cross_of_the_wrong_type(world: World) -> None:
-    service = Service(world.bundle)
-    request = request_of(service, in_order(world)[5], [])
+def test_a_cross_of_the_wrong_type(exported: ExportedLog) -> None:
+    service = Service(exported.bundle)
+    request = build_request(service, sort_rows(exported)[5], [])
     request["context"] |= {"hour": "07", "page": "p1"}
     with pytest.raises(RequestError, match=r"context.hour: text, for example '07'; expected integers, as in the log"):
         service.answer(json.dumps(request).encode())

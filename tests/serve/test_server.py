@@ -12,12 +12,12 @@ import pytest
 
 from longrec.errors import LongRecError
 from longrec.serve.client import client
-from longrec.serve.server import address, running, serve
+from longrec.serve.server import format_url, run_server, serve
 
 
-def start(bundle: Path, workers: int = 1) -> tuple[subprocess.Popen[str], str, str]:
-    words = [sys.executable, "-m", "longrec.serve.server", str(bundle), "0", str(workers)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start_server(bundle: Path, workers: int = 1) -> tuple[subprocess.Popen[str], str, str]:
+    arguments = [sys.executable, "-m", "longrec.serve.server", str(bundle), "0", str(workers)]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     first = process.stdout.readline()
     return process, first.split("ready at ")[1].split()[0], process.stdout.readline()
@@ -25,7 +25,7 @@ def start(bundle: Path, workers: int = 1) -> tuple[subprocess.Popen[str], str, s
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_server_cleanly(steps: Any, number: signal.Signals) -> None:
-    process, url, curl = start(steps.bundle)
+    process, url, curl = start_server(steps.bundle)
     with client(url) as shop:
         assert shop.health()["model"] == "shop"
     assert curl.startswith(f"curl -s {url}/rank ")
@@ -39,7 +39,7 @@ def test_a_signal_ends_the_server_cleanly(steps: Any, number: signal.Signals) ->
 
 def test_workers_share_a_port_and_their_counts(steps: Any) -> None:
     request = {**steps.golden[0].request}
-    with running(steps.bundle, workers=2) as url:
+    with run_server(steps.bundle, workers=2) as url:
         for _ in range(12):
             with client(url) as shop:  # a connection each, so that both workers are asked
                 shop.rank(**request)
@@ -53,7 +53,7 @@ def test_an_altered_bundle_is_not_served(steps: Any, tmp_path: Path) -> None:
     content = bytearray((copy / "program.onnx").read_bytes())
     content[100] ^= 1
     (copy / "program.onnx").write_bytes(bytes(content))
-    with pytest.raises(LongRecError, match=r"program\.onnx: its SHA-256"), running(copy):
+    with pytest.raises(LongRecError, match=r"program\.onnx: its SHA-256"), run_server(copy):
         pass
     done = subprocess.run(
         [sys.executable, "-m", "longrec.serve.server", str(copy), "0", "1"], capture_output=True, text=True, timeout=30
@@ -62,13 +62,13 @@ def test_an_altered_bundle_is_not_served(steps: Any, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_taken_address_is_told(steps: Any) -> None:
+def test_a_taken_address_is_reported(steps: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(LongRecError, match="cannot be taken"):
         serve(steps.bundle, port=taken.getsockname()[1])
 
 
-def test_a_server_that_dies_is_told_of(steps: Any) -> None:
-    process, url, _ = start(steps.bundle)
+def test_a_server_that_dies_is_reported(steps: Any) -> None:
+    process, url, _ = start_server(steps.bundle)
     with client(url) as shop:
         shop.health()
         process.kill()
@@ -78,6 +78,6 @@ def test_a_server_that_dies_is_told_of(steps: Any) -> None:
 
 
 def test_addresses() -> None:
-    assert address("127.0.0.1", 80) == "http://127.0.0.1:80"
-    assert address("0.0.0.0", 80) == "http://127.0.0.1:80"
-    assert address("::", 80) == "http://[::1]:80"
+    assert format_url("127.0.0.1", 80) == "http://127.0.0.1:80"
+    assert format_url("0.0.0.0", 80) == "http://127.0.0.1:80"
+    assert format_url("::", 80) == "http://[::1]:80"

@@ -15,22 +15,22 @@ from hypothesis import strategies as st
 import longrec.serve.service as service_file
 from longrec.errors import BundleError, RequestError
 from longrec.export.bundle import Bundle
-from longrec.export.offline import golden
-from longrec.serve.request import decode
-from longrec.serve.service import Answer, Service, scores_of
+from longrec.export.offline import build_golden_request
+from longrec.serve.request_json import decode_request
+from longrec.serve.service import RankResponse, Service, score_golden
 
 
-def ask(service: Service, **request: Any) -> Answer:
-    return service.rank(decode(orjson.dumps(request)))
+def rank(service: Service, **request: Any) -> RankResponse:
+    return service.rank(decode_request(orjson.dumps(request)))
 
 
-def refused(service: Service, **request: Any) -> RequestError:
+def catch_error(service: Service, **request: Any) -> RequestError:
     with pytest.raises(RequestError) as caught:
-        ask(service, **request)
+        rank(service, **request)
     return caught.value
 
 
-def by_key(answer: Answer) -> dict[Any, float]:
+def map_scores(answer: RankResponse) -> dict[Any, float]:
     ranked = answer.outcome.candidates
     return dict(zip(ranked.keys.tolist(), ranked.scores.tolist()))
 
@@ -47,8 +47,10 @@ def test_every_impression_scores_online_as_offline(request: pytest.FixtureReques
     assert service.check() < 1e-6
     rows = range(0, len(shop.segment), 7)
     items = np.arange(1, 8)
-    wanted = [golden(shop.model, shop.fitted, shop.users, shop.items, shop.sample(row, items)) for row in rows]
-    for one, scores in zip(wanted, scores_of(service, wanted)):
+    wanted = [
+        build_golden_request(shop.model, shop.fitted, shop.users, shop.items, shop.sample(row, items)) for row in rows
+    ]
+    for one, scores in zip(wanted, score_golden(service, wanted)):
         assert np.abs(np.array(one.scores) - scores).max() < 1e-6
 
 
@@ -57,36 +59,45 @@ def test_every_impression_scores_online_as_offline(request: pytest.FixtureReques
 def test_histories_online_equal_a_search_from_end_to_end(full: Any, service: Service, row: int, shift: int) -> None:
     at = int(full.segment.times[row]) + 500 * shift
     sample = full.sample(row, np.array([1, 2]), at)
-    one = golden(full.model, full.fitted, full.users, full.items, sample)
-    assert np.abs(scores_of(service, [one])[0] - one.scores).max() < 1e-6
+    one = build_golden_request(full.model, full.fitted, full.users, full.items, sample)
+    assert np.abs(score_golden(service, [one])[0] - one.scores).max() < 1e-6
 
 
 @settings(deadline=None, max_examples=25)
-@given(place=st.integers(0, 11), late=st.integers(0, 5_000), rating=st.integers(0, 5), item=st.integers(1, 40))
-def test_nothing_at_or_after_the_moment_changes_an_answer(
-    full: Any, place: int, late: int, rating: int, item: int
+@given(number=st.integers(0, 11), late=st.integers(0, 5_000), rating=st.integers(0, 5), item=st.integers(1, 40))
+def test_nothing_at_or_after_the_timestamp_changes_an_answer(
+    full: Any, number: int, late: int, rating: int, item: int
 ) -> None:
     service = Service(full.bundle)
     store = service.bundle.store
     assert store is not None
-    request = full.golden[place].request
+    request = full.golden[number].request
     body = orjson.dumps(request)
     before = service.answer(body)
     user = int(full.users.rows(pa.array([request["user"]]), "user")[0])
     at = int(np.datetime64(request["at"].rstrip("Z"), "ms").astype(np.int64))
 
-    def happens(moment: int) -> None:
-        values = {"item": item, "device": 2, "rating": rating + 2, "dwell": 2, "known.dwell": moment, "where.liked": 1}
-        store.append(np.array([user]), np.array([moment]), {name: np.array([value]) for name, value in values.items()})
+    def append_event(timestamp: int) -> None:
+        values = {
+            "item": item,
+            "device": 2,
+            "rating": rating + 2,
+            "dwell": 2,
+            "known.dwell": timestamp,
+            "where.liked": 1,
+        }
+        store.append(
+            np.array([user]), np.array([timestamp]), {name: np.array([value]) for name, value in values.items()}
+        )
 
-    happens(at)
-    happens(at + late)
+    append_event(at)
+    append_event(at + late)
     assert service.answer(body) == before
-    happens(at - 1 - late)
+    append_event(at - 1 - late)
     assert service.answer(body) != before
 
 
-def test_feedback_is_not_known_before_its_time(full: Any) -> None:
+def test_feedback_is_not_read_before_its_time(full: Any) -> None:
     # the rating of an event is known two seconds later: until then it reads as not yet known, whatever it was
     service = Service(full.bundle)
     request = {**full.golden[0].request, "at": "2021-01-01T00:00:10Z"}
@@ -122,40 +133,40 @@ def test_an_answer_says_all(service: Service, full: Any) -> None:
 def test_many_candidates_score_as_few_do(service: Service, good: dict[str, Any], monkeypatch: Any) -> None:
     request = orjson.dumps(good | {"candidates": [f"i{n}" for n in range(40)]})
     whole = orjson.loads(service.answer(request))
-    monkeypatch.setattr(service_file, "_TOGETHER", 3)
-    parts = orjson.loads(service.answer(request))
-    assert [item["id"] for item in parts["items"]] == [item["id"] for item in whole["items"]]
-    assert np.allclose([i["score"] for i in parts["items"]], [i["score"] for i in whole["items"]], atol=1e-6)
-    monkeypatch.setattr(service_file, "_POSITIONS", 1)
+    monkeypatch.setattr(service_file, "_CHUNK_CANDIDATES", 3)
+    chunked = orjson.loads(service.answer(request))
+    assert [item["id"] for item in chunked["items"]] == [item["id"] for item in whole["items"]]
+    assert np.allclose([i["score"] for i in chunked["items"]], [i["score"] for i in whole["items"]], atol=1e-6)
+    monkeypatch.setattr(service_file, "_CHUNK_POSITIONS", 1)
     assert len(orjson.loads(service.answer(request))["items"]) == 40
 
 
 def test_an_unknown_user_is_refused_or_ranked_as_new(service: Service, good: dict[str, Any]) -> None:
-    error = refused(service, **good | {"user": 123_456})
+    error = catch_error(service, **good | {"user": 123_456})
     assert (error.status, error.where) == (404, "user")
     assert "the unknown user 123456" in str(error)
     assert "allow_unknown" in error.do
-    first = ask(service, **good | {"user": 123_456, "allow_unknown": True})
+    first = rank(service, **good | {"user": 123_456, "allow_unknown": True})
     assert (first.new_user, first.new_items) == (True, [])
-    other = ask(service, **good | {"user": -1, "allow_unknown": True})
+    other = rank(service, **good | {"user": -1, "allow_unknown": True})
     assert first.outcome.candidates.scores.tolist() == other.outcome.candidates.scores.tolist()
-    assert not ask(service, **good | {"allow_unknown": True}).new_user
+    assert not rank(service, **good | {"allow_unknown": True}).new_user
 
 
 def test_unknown_items_are_refused_by_name_or_ranked_as_new(service: Service, good: dict[str, Any]) -> None:
     strange = [f"x{n}" for n in range(8)]
-    error = refused(service, **good | {"candidates": [*strange, "i3"]})
+    error = catch_error(service, **good | {"candidates": [*strange, "i3"]})
     assert (error.status, error.where) == (404, "candidates")
     assert error.found == "8 unknown items: 'x0', 'x1', 'x2', 'x3', 'x4', ..."
-    answer = ask(service, **good | {"candidates": ["x1", "i3", "x0"], "allow_unknown": True})
+    answer = rank(service, **good | {"candidates": ["x1", "i3", "x0"], "allow_unknown": True})
     assert answer.new_items == ["x1", "x0"]
-    scores = by_key(answer)
+    scores = map_scores(answer)
     assert scores["x1"] == pytest.approx(scores["x0"], abs=1e-6)
-    assert scores["i3"] == pytest.approx(by_key(ask(service, **good | {"candidates": ["i3"]}))["i3"], abs=1e-6)
+    assert scores["i3"] == pytest.approx(map_scores(rank(service, **good | {"candidates": ["i3"]}))["i3"], abs=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("change", "where", "words"),
+    ("change", "where", "message"),
     [
         ({"user": "11"}, "user", "text, for example '11'; expected integers, as in the log"),
         ({"candidates": [3]}, "candidates", "integers, for example 3; expected text, as in the log"),
@@ -167,15 +178,15 @@ def test_unknown_items_are_refused_by_name_or_ranked_as_new(service: Service, go
     ],
 )
 def test_what_does_not_fit_the_schema_is_refused(
-    service: Service, good: dict[str, Any], change: dict[str, Any], where: str, words: str
+    service: Service, good: dict[str, Any], change: dict[str, Any], where: str, message: str
 ) -> None:
-    error = refused(service, **good | change)
+    error = catch_error(service, **good | change)
     assert (error.status, error.where) == (422, where)
-    assert words in str(error)
+    assert message in str(error)
 
 
 @pytest.mark.parametrize(
-    ("change", "where", "words"),
+    ("change", "where", "message"),
     [
         ({"devise": "d1"}, "context", "the unknown key 'devise'"),
         ({"rating": 5}, "context", "the unknown key 'rating'; expected device, shown, campaign, tags, tag_weights"),
@@ -192,11 +203,11 @@ def test_what_does_not_fit_the_schema_is_refused(
     ],
 )
 def test_a_context_that_does_not_fit_is_refused(
-    service: Service, good: dict[str, Any], change: dict[str, Any], where: str, words: str
+    service: Service, good: dict[str, Any], change: dict[str, Any], where: str, message: str
 ) -> None:
-    error = refused(service, **good | {"context": good["context"] | change})
+    error = catch_error(service, **good | {"context": good["context"] | change})
     assert (error.status, error.where) == (422, where)
-    assert words in str(error)
+    assert message in str(error)
 
 
 ANYTHING = st.recursive(
@@ -218,27 +229,27 @@ def test_no_request_breaks_the_service(service: Service, full: Any, field: str, 
         value = {**request["context"], column: value}
     body = json.dumps(request | {field: value}).encode()  # knows NaN and large integers, which orjson does not
     try:
-        told: Any = orjson.loads(service.answer(body))["items"]
+        outcome: Any = orjson.loads(service.answer(body))["items"]
     except RequestError as error:
-        told = error
-    if isinstance(told, RequestError):
-        assert told.status in (400, 404, 413, 422)
-        assert all(isinstance(part, str) for part in (told.where, told.found, told.expected, told.do))
+        outcome = error
+    if isinstance(outcome, RequestError):
+        assert outcome.status in (400, 404, 413, 422)
+        assert all(isinstance(text, str) for text in (outcome.where, outcome.found, outcome.expected, outcome.do))
     else:
-        assert len(told) == len(request["candidates"])
+        assert len(outcome) == len(request["candidates"])
 
 
 def test_a_missing_value_of_the_context_may_be_null(service: Service, good: dict[str, Any]) -> None:
     empty = dict.fromkeys(good["context"])
-    nothing = ask(service, **good | {"context": empty})
+    nothing = rank(service, **good | {"context": empty})
     assert len(nothing.outcome.candidates) == len(good["candidates"])
-    lists = ask(service, **good | {"context": empty | {"tags": [], "tag_weights": []}})
+    lists = rank(service, **good | {"context": empty | {"tags": [], "tag_weights": []}})
     assert lists.outcome.candidates.scores.tolist() == nothing.outcome.candidates.scores.tolist()
 
 
 def test_the_context_and_the_calendar_are_read(service: Service, good: dict[str, Any]) -> None:
     def scores(**change: Any) -> list[float]:
-        answer = ask(service, **good | {"candidates": ["i1"], **change})
+        answer = rank(service, **good | {"candidates": ["i1"], **change})
         return answer.outcome.candidates.scores.tolist()
 
     usual = scores()
@@ -247,51 +258,51 @@ def test_the_context_and_the_calendar_are_read(service: Service, good: dict[str,
     assert scores(at="2031-01-01T00:00:00Z") != scores(at="2031-01-01T05:00:00Z")
 
 
-def test_a_moment_in_the_units_of_an_open_log_is_told_by_its_size(service: Service, good: dict[str, Any]) -> None:
-    answers = [ask(service, **good | {"at": at}) for at in ("2020-09-13T12:26:50Z", 1_600_000_010, 1_600_000_010_000)]
+def test_the_unit_of_a_timestamp_of_an_auto_log_follows_from_its_size(service: Service, good: dict[str, Any]) -> None:
+    answers = [rank(service, **good | {"at": at}) for at in ("2020-09-13T12:26:50Z", 1_600_000_010, 1_600_000_010_000)]
     assert {answer.at for answer in answers} == {"2020-09-13T12:26:50.000Z"}
     assert len({tuple(answer.outcome.candidates.scores.tolist()) for answer in answers}) == 1
 
 
-def test_now_is_the_default_moment(service: Service, good: dict[str, Any]) -> None:
-    answer = ask(service, **{name: value for name, value in good.items() if name != "at"})
+def test_now_is_the_default_timestamp(service: Service, good: dict[str, Any]) -> None:
+    answer = rank(service, **{name: value for name, value in good.items() if name != "at"})
     assert abs(np.datetime64(str(answer.at).rstrip("Z"), "s") - np.datetime64("now")) < np.timedelta64(60, "s")
 
 
 def test_a_prejoined_history_comes_with_the_request(prejoined: Any) -> None:
     service = Service(prejoined.bundle)
     good = {"user": 1, "candidates": [1, 2, 3], "context": {"slot": 1}}
-    past = {"item_id": [4, 5, 6], "colour": ["red", None, "mauve"]}
-    empty = ask(service, **good, history={"clicks": {"item_id": [], "colour": []}})
-    full = ask(service, **good, history={"clicks": past})
+    events = {"item_id": [4, 5, 6], "color": ["red", None, "mauve"]}
+    empty = rank(service, **good, history={"clicks": {"item_id": [], "color": []}})
+    full = rank(service, **good, history={"clicks": events})
     assert full.at is None
     assert empty.outcome.candidates.scores.tolist() != full.outcome.candidates.scores.tolist()
-    longer = {"item_id": [9, 9, 9, *past["item_id"] * 2], "colour": ["red", "red", "red", *past["colour"] * 2]}
+    longer = {"item_id": [9, 9, 9, *events["item_id"] * 2], "color": ["red", "red", "red", *events["color"] * 2]}
     last = {name: values[-6:] for name, values in longer.items()}
     assert np.allclose(
-        ask(service, **good, history={"clicks": longer}).outcome.candidates.scores,
-        ask(service, **good, history={"clicks": last}).outcome.candidates.scores,
+        rank(service, **good, history={"clicks": longer}).outcome.candidates.scores,
+        rank(service, **good, history={"clicks": last}).outcome.candidates.scores,
     )
     faults = {
-        "history": [None, {}, {"click": past}],
-        "history.clicks": [{"clicks": {"item_id": [1]}}, {"clicks": {"item_id": [1], "colour": []}}],
-        "history.clicks.item_id": [{"clicks": {"item_id": ["4"], "colour": ["red"]}}],
-        "history.clicks.colour": [{"clicks": {"item_id": [4], "colour": [1.5]}}],
+        "history": [None, {}, {"click": events}],
+        "history.clicks": [{"clicks": {"item_id": [1]}}, {"clicks": {"item_id": [1], "color": []}}],
+        "history.clicks.item_id": [{"clicks": {"item_id": ["4"], "color": ["red"]}}],
+        "history.clicks.color": [{"clicks": {"item_id": [4], "color": [1.5]}}],
     }
     for where, histories in faults.items():
         for history in histories:
-            error = refused(service, **good, history=history)
+            error = catch_error(service, **good, history=history)
             assert (error.status, error.where) == (422, where), history
 
 
 def test_steps_are_counted_as_in_the_log(steps: Any) -> None:
     service = Service(steps.bundle)
     good = {"user": "n1", "candidates": [1, 2], "context": {"place": 3}}
-    assert ask(service, **good, at=70).at == 70
+    assert rank(service, **good, at=70).at == 70
     for at in (None, "2026-01-01", 7.5):
-        assert "a whole number" in str(refused(service, **good, at=at))
-    assert refused(service, **good | {"candidates": ["1"]}, at=1).where == "candidates"
-    assert refused(service, **good | {"user": 1}, at=1).where == "user"
+        assert "a whole number" in str(catch_error(service, **good, at=at))
+    assert catch_error(service, **good | {"candidates": ["1"]}, at=1).where == "candidates"
+    assert catch_error(service, **good | {"user": 1}, at=1).where == "user"
 
 
 def test_a_machine_that_computes_other_scores_does_not_serve(steps: Any) -> None:

@@ -9,20 +9,20 @@ import pytest
 from longrec.cli import main
 from longrec.errors import RequestError
 from longrec.serve.client import client
-from longrec.serve.settings import Settings, settings_of
+from longrec.serve.settings import Settings, build_settings
 
 
 def test_settings_are_text() -> None:
-    assert settings_of() == Settings()
-    made = settings_of({"tokens": "redis://h/0/t"}, "source.bundle", "state")
-    assert made == Settings({"tokens": "redis://h/0/t"}, "source.bundle", "state")
+    assert build_settings() == Settings()
+    settings = build_settings({"tokens": "redis://h/0/t"}, "source.bundle", "state")
+    assert settings == Settings({"tokens": "redis://h/0/t"}, "source.bundle", "state")
 
 
 def test_the_command_line_passes_them_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("longrec.serve.server.serve", lambda *given, **named: seen.append((given, named)))
-    words = ["serve", "b", "--tokens", "a=x", "--tokens", "b=redis://h/0/t?cap=9", "--events", "s", "--state", "z"]
-    assert main(words) == 0
+    monkeypatch.setattr("longrec.serve.server.serve", lambda *positional, **named: seen.append((positional, named)))
+    arguments = ["serve", "b", "--tokens", "a=x", "--tokens", "b=redis://h/0/t?cap=9", "--events", "s", "--state", "z"]
+    assert main(arguments) == 0
     assert main(["serve", "b"]) == 0
     assert [named["settings"] for _, named in seen] == [
         Settings({"a": "x", "b": "redis://h/0/t?cap=9"}, "s", "z"),
@@ -31,15 +31,15 @@ def test_the_command_line_passes_them_on(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "says"),
     [
         (["--tokens", "place"], "--tokens: 'place' is not HISTORY=PLACE"),
         (["--tokens", "=x"], "'=x' is not HISTORY=PLACE"),
         (["--state", "x"], "--state: needs --events"),
     ],
 )
-def test_words_that_make_no_sense_are_refused(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", "b", *words]) == 2
+def test_invalid_arguments_are_refused(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "b", *arguments]) == 2
     assert says in capsys.readouterr().err
 
 

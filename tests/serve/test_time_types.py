@@ -30,18 +30,18 @@ MICROSECONDS = (
 ).reshape(-1)
 
 
-def when(us: int) -> dt.datetime:
+def to_datetime(us: int) -> dt.datetime:
     return EPOCH + dt.timedelta(microseconds=us)
 
 
-def iso(hours: float) -> Callable[[int], str]:
+def format_iso(hours: float) -> Callable[[int], str]:
     """ISO 8601 text at an offset from UTC."""
     zone = dt.timezone(dt.timedelta(hours=hours))
-    return lambda us: when(us).astimezone(zone).isoformat()
+    return lambda us: to_datetime(us).astimezone(zone).isoformat()
 
 
-def written(pattern: str) -> Callable[[int], str]:
-    return lambda us: when(us).strftime(pattern)
+def format_with(pattern: str) -> Callable[[int], str]:
+    return lambda us: to_datetime(us).strftime(pattern)
 
 
 Form = tuple[Callable[[int], Any], pa.DataType, dict[str, Any], str]
@@ -58,22 +58,22 @@ FORMS: dict[str, Form] = {
     "milliseconds in floats": (lambda us: us / 1000, pa.float64(), {"unit": "ms"}, "parquet"),
     "decimals": (lambda us: Decimal(us) / 10**6, pa.decimal128(20, 6), {}, "parquet"),
     "digits in text": (lambda us: str(us), pa.string(), {}, "parquet"),
-    "naive text": (lambda us: iso(0)(us)[:26], pa.large_string(), {}, "parquet"),
-    "text with offsets": (lambda us: iso(us % 27 - 13)(us), pa.string(), {}, "parquet"),
-    "text with offsets in CSV": (lambda us: iso(us % 27 - 13)(us), pa.string(), {}, "csv"),
-    "dictionary": (iso(5.5), pa.dictionary(pa.int32(), pa.string()), {}, "feather"),
-    "timestamps": (lambda us: when(us).replace(tzinfo=None), pa.timestamp("us"), {}, "parquet"),
+    "naive text": (lambda us: format_iso(0)(us)[:26], pa.large_string(), {}, "parquet"),
+    "text with offsets": (lambda us: format_iso(us % 27 - 13)(us), pa.string(), {}, "parquet"),
+    "text with offsets in CSV": (lambda us: format_iso(us % 27 - 13)(us), pa.string(), {}, "csv"),
+    "dictionary": (format_iso(5.5), pa.dictionary(pa.int32(), pa.string()), {}, "feather"),
+    "timestamps": (lambda us: to_datetime(us).replace(tzinfo=None), pa.timestamp("us"), {}, "parquet"),
     "nanosecond timestamps": (lambda us: np.datetime64(us * 1000 + 7, "ns"), pa.timestamp("ns"), {}, "parquet"),
-    "zoned timestamps": (lambda us: when(us), pa.timestamp("ns", "Asia/Tokyo"), {}, "feather"),
-    "dates": (lambda us: when(us).date(), pa.date32(), {}, "parquet"),
-    "hours in digits": (lambda us: int(written("%y%m%d%H")(us)), pa.int64(), {"format": "%y%m%d%H"}, "parquet"),
-    "months first": (written("%m/%d/%Y %H:%M:%S.%f"), pa.string(), {"format": "%m/%d/%Y %H:%M:%S.%f"}, "csv"),
+    "zoned timestamps": (lambda us: to_datetime(us), pa.timestamp("ns", "Asia/Tokyo"), {}, "feather"),
+    "dates": (lambda us: to_datetime(us).date(), pa.date32(), {}, "parquet"),
+    "hours in digits": (lambda us: int(format_with("%y%m%d%H")(us)), pa.int64(), {"format": "%y%m%d%H"}, "parquet"),
+    "months first": (format_with("%m/%d/%Y %H:%M:%S.%f"), pa.string(), {"format": "%m/%d/%Y %H:%M:%S.%f"}, "csv"),
 }
 
 
-def largest_difference(folder: Path, form: str) -> tuple[int, float]:
+def measure_difference(folder: Path, form: str) -> tuple[int, float]:
     """How many rows were asked for, and the largest difference of a score of a request from the row's prediction."""
-    raw, kind, words, suffix = FORMS[form]
+    raw, kind, time_keys, suffix = FORMS[form]
     user, item = np.repeat(np.arange(USERS), EACH), random.integers(0, 30, USERS * EACH)
     values = [raw(int(us)) for us in MICROSECONDS]
     base = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -85,12 +85,12 @@ def largest_difference(folder: Path, form: str) -> tuple[int, float]:
         pacsv.write_csv(table, path)
     else:
         (pq.write_table if suffix == "parquet" else feather.write_feather)(table, path)
-    calendar = {} if words.get("unit") == "step" else {"hour": {"kind": "time", "part": "hour"}}
+    calendar = {} if time_keys.get("unit") == "step" else {"hour": {"kind": "time", "part": "hour"}}
     dense = {"kind": "dense", "scale": "minmax"}
     schema = {
         "user": "user",
         "item": "item",
-        "time": {"column": "t", **words},
+        "time": {"column": "t", **time_keys},
         "label": "click",
         "features": {"user": {"kind": "id"}, "item": {"kind": "id"}, "row": dense, **calendar},
         "histories": {"past": {"of": ["item", "time_gap", "since_previous"], "last": 30}},
@@ -105,19 +105,19 @@ def largest_difference(folder: Path, form: str) -> tuple[int, float]:
     with contextlib.chdir(folder):
         run = longrec.train(config, quiet=True)
     longrec.export(run, folder / "bundle")
-    worst, asked = 0.0, 0
+    worst, total = 0.0, 0
     with longrec.client(folder / "bundle") as client:
-        for part in ("train", "valid", "test"):
-            scored = pq.read_table(longrec.predict(run, part, folder / f"{part}.parquet"))
-            rows = np.round(raw_rows(run)[scored["row"].to_numpy()]).astype(int)
+        for split in ("train", "valid", "test"):
+            scored = pq.read_table(longrec.predict(run, split, folder / f"{split}.parquet"))
+            rows = np.round(read_raw_rows(run)[scored["row"].to_numpy()]).astype(int)
             for row, score in zip(rows, scored["score"].to_pylist()):
                 context = {"row": int(row)}
-                found = client.rank(int(user[row]), [int(item[row])], at=values[row], context=context).items[0].score
-                worst, asked = max(worst, abs(found - score)), asked + 1
-    return asked, worst
+                online = client.rank(int(user[row]), [int(item[row])], at=values[row], context=context).items[0].score
+                worst, total = max(worst, abs(online - score)), total + 1
+    return total, worst
 
 
-def raw_rows(run: Any) -> np.ndarray:
+def read_raw_rows(run: Any) -> np.ndarray:
     """The row of the file that each row of the prepared log came from."""
     low, high = 0, USERS * EACH - 1
     encoder = run.log().fitted.encoders["row"]
@@ -128,18 +128,18 @@ def raw_rows(run: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("form", ["text with offsets in CSV"])
 def test_requests_score_as_predictions_do(tmp_path: Path, form: str) -> None:
-    asked, worst = largest_difference(tmp_path, form)
-    assert asked == USERS * EACH
+    n_requests, worst = measure_difference(tmp_path, form)
+    assert n_requests == USERS * EACH
     assert worst < 1e-6
 
 
 @pytest.mark.slow
 def test_requests_score_as_predictions_do_over_all_types(tmp_path: Path) -> None:
     total = 0
-    for place, form in enumerate(FORMS):
-        (tmp_path / str(place)).mkdir()
-        asked, worst = largest_difference(tmp_path / str(place), form)
-        print(f"{form}: {asked} rows, largest difference {worst:.2g}")
+    for number, form in enumerate(FORMS):
+        (tmp_path / str(number)).mkdir()
+        n_requests, worst = measure_difference(tmp_path / str(number), form)
+        print(f"{form}: {n_requests} rows, largest difference {worst:.2g}")
         assert worst < 1e-6, form
-        total += asked
+        total += n_requests
     assert total >= 10_000

@@ -24,9 +24,9 @@ from longrec import verbs
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
 from longrec.data.requests import impression
-from longrec.export.golden import Golden, Sample
-from longrec.export.offline import golden
-from longrec.export.write import Left, export
+from longrec.export.golden import GoldenRequest, Sample
+from longrec.export.offline import build_golden_request
+from longrec.export.write import ExternalStores, export
 from longrec.models.core.base import Ranker, build
 from longrec.serve.service import replay
 from longrec.train.compress import compress
@@ -92,15 +92,15 @@ def events(count: int = 400, seed: int = 0) -> dict[str, list[Any]]:
     random = np.random.default_rng(seed)
     at = START + np.sort(random.integers(0, 10 * 24, count)) * (DAY // 24)
     user, item = random.integers(0, USERS, count), random.integers(0, ITEMS, count)
-    place = random.integers(0, 3, count)
+    position = random.integers(0, 3, count)
     return {
         "user_id": [f"u{n}" for n in user],
         "item_id": (100 + item).tolist(),
         "at": at.tolist(),
-        "place": [("top", "side", "foot")[n] for n in place],
+        "place": [("top", "side", "foot")[n] for n in position],
         "price": (random.random(count) * 4).round(2).tolist(),
         "stars": [None if n == 0 else float(n) for n in random.integers(0, 6, count)],
-        "click": (random.random(count) < np.where(place == item % 3, 0.9, 0.2)).astype(int).tolist(),
+        "click": (random.random(count) < np.where(position == item % 3, 0.9, 0.2)).astype(int).tolist(),
     }
 
 
@@ -120,13 +120,13 @@ def steps(count: int = 400, seed: int = 1) -> dict[str, list[Any]]:
     }
 
 
-def opened(folder: Path, columns: Mapping[str, list[Any]], schema: Mapping[str, Any]) -> Log:
+def open_log(folder: Path, columns: Mapping[str, list[Any]], schema: Mapping[str, Any]) -> Log:
     """A prepared log of raw columns."""
-    job = read_job(job_of(folder, columns, schema))
+    job = read_job(make_job(folder, columns, schema))
     return Log.open(prepare(job.data, job.schema), job.schema)
 
 
-def job_of(
+def make_job(
     folder: Path, columns: Mapping[str, list[Any]], schema: Mapping[str, Any], model: Mapping[str, Any] = SOURCE
 ) -> dict[str, Any]:
     """The job of a source, over raw columns written into a folder."""
@@ -147,7 +147,9 @@ def job_of(
     }
 
 
-def reading(tokens: str | Path, of: Sequence[str] = OF, schema: Mapping[str, Any] = SCHEMA) -> dict[str, Any]:
+def make_reader_schema(
+    tokens: str | Path, of: Sequence[str] = OF, schema: Mapping[str, Any] = SCHEMA
+) -> dict[str, Any]:
     """The schema of the reader."""
     histories = {**schema["histories"], "tokens": {"from": str(tokens), "of": list(of), "last": 16}}
     return {**schema, "histories": histories}
@@ -162,10 +164,10 @@ class TokenShop:
     bundle: Path
     source: Path
 
-    def golden(self, log: Log, row: int, others: NDArray[Any] | None = None) -> Golden:
+    def golden(self, log: Log, row: int, others: NDArray[Any] | None = None) -> GoldenRequest:
         """A row of a log as a request, and its scores offline."""
         items = np.arange(1, 9) if others is None else others
-        return golden(self.model, log.fitted, log.users, log.items, Sample(**impression(log, row, items)))
+        return build_golden_request(self.model, log.fitted, log.users, log.items, Sample(**impression(log, row, items)))
 
 
 @functools.cache
@@ -190,14 +192,23 @@ def _make(
     folder = Path(tempfile.mkdtemp(prefix="token-shop-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     tokens = folder / "tokens" / "v1"
-    compress(job_of(folder, columns, schema, source), tokens, ["blocks=3", "first_slices=2"], quiet=True)
-    log = opened(folder, columns, reading(tokens, of, schema))
+    compress(make_job(folder, columns, schema, source), tokens, ["blocks=3", "first_slices=2"], quiet=True)
+    log = open_log(folder, columns, make_reader_schema(tokens, of, schema))
     torch.manual_seed(1)
     model = build(reader, log.fields()).eval()
     assert isinstance(model, Ranker)
-    made = TokenShop(folder, tokens, log, model, folder / "shop.bundle", folder / "source.bundle")
-    requests = [made.golden(log, int(row)) for row in log.rows_of("test")[::15]]
-    left = Left({name: history.store for name, history in log.tokens.items()})
-    export(model, log.folder, made.bundle, requests, replay, fitted=log.fitted, name="reader", left=left)
-    verbs.export(made.tokens, made.source)
-    return made
+    token_shop = TokenShop(folder, tokens, log, model, folder / "shop.bundle", folder / "source.bundle")
+    requests = [token_shop.golden(log, int(row)) for row in log.rows_of("test")[::15]]
+    external_stores = ExternalStores({name: history.store for name, history in log.tokens.items()})
+    export(
+        model,
+        log.folder,
+        token_shop.bundle,
+        requests,
+        replay,
+        fitted=log.fitted,
+        name="reader",
+        external_stores=external_stores,
+    )
+    verbs.export(token_shop.tokens, token_shop.source)
+    return token_shop

@@ -24,14 +24,14 @@ def impression(log: Log, row: int, others: Iterable[int]) -> dict[str, Any]:
         others: rows of the item table to rank beside the row's own item; row 0 and repeats are left out.
 
     Returns:
-        ``user`` (row of the user table), ``items`` (rows of the item table), ``moment``, ``events`` (encoded event
+        ``user`` (row of the user table), ``items`` (rows of the item table), ``timestamp``, ``events`` (encoded event
         features of the impression), ``histories`` (their encoded columns ``[T]`` as known at the moment, tokens
         ``[T, W]``), ``candidates`` (encoded candidate features, C entries) and ``knowledge`` (what was known then:
         ``[1, W]`` of the user, ``[C, W]`` of the items).
     """
     own = int(log.events.columns["item"][row])
     items = np.array([item for item in dict.fromkeys([own, *map(int, others)]) if item > 0], np.int64)
-    user, moment = log.user(np.array([row])), log.moments[[row]]
+    user, timestamp = log.user(np.array([row])), log.moments[[row]]
     batch = gather(log, np.array([row], np.int64))
     # What a row says of its candidate is known of its own item alone: the others borrow it from the rows that follow.
     near = (row + np.arange(len(items), dtype=np.int64)) % len(log)
@@ -45,14 +45,14 @@ def impression(log: Log, row: int, others: Iterable[int]) -> dict[str, Any]:
     return {
         "user": int(user[0]),
         "items": items,
-        "moment": int(moment[0]),
+        "timestamp": int(timestamp[0]),
         "events": {n: value if isinstance(value, Lists) else value[0] for n, value in events.items()},
         "histories": histories,
         "candidates": {n: _array(theirs[n]) for n in log.fitted.of_table("candidate")},
         "knowledge": {
-            name: feature.values(user, moment)
+            name: feature.values(user, timestamp)
             if log.schema.table(name) == "user"
-            else feature.values(items, moment.repeat(len(items)))
+            else feature.values(items, timestamp.repeat(len(items)))
             for name, feature in log.knowledge.items()
         },
     }

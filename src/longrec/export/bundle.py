@@ -25,18 +25,18 @@ from typing import Any
 import msgspec
 
 from longrec.errors import BundleError
-from longrec.export.golden import Golden
+from longrec.export.golden import GoldenRequest
 from longrec.export.inputs import Input
 from longrec.export.scale import Scale
 from longrec.features.fitted import FittedSchema
 from longrec.features.table import EntityTable
 from longrec.store.disk_store import DiskStore
 
-FORMAT, DATED = "longrec-bundle-1", "longrec-bundle-2"
+FORMAT, VERSIONED_FORMAT = "longrec-bundle-1", "longrec-bundle-2"
 MANIFEST, DIGEST, PROGRAM, GOLDEN = "manifest.json", "manifest.sha256", "program.onnx", "golden.json"
 SCHEMA, USERS, ITEMS, HISTORY, TOKENS, KNOWLEDGE = "schema", "users", "items", "history", "tokens", "knowledge"
 RANKER, ENCODER = "ranker", "encoder"
-AGAIN = "copy the bundle again, or export it again"
+EXPORT_AGAIN = "copy the bundle again, or export it again"
 
 
 class FileFacts(msgspec.Struct, frozen=True):
@@ -105,7 +105,7 @@ class Bundle:
     users: EntityTable
     items: EntityTable
     store: DiskStore | None
-    golden: list[Golden]
+    golden: list[GoldenRequest]
 
     @property
     def program(self) -> Path:
@@ -117,17 +117,19 @@ class Bundle:
         """SHA-256 of the manifest: another bundle has another."""
         return (self.path / DIGEST).read_text().split()[0]
 
-    def place(self, where: str) -> str:
+    def resolve_store(self, location: str) -> str:
         """Where a store that the manifest names can be opened: a folder of the bundle, or an address as it is.
 
         Raises:
             BundleError: a folder that is not one of the bundle.
         """
-        if "://" in where:
-            return where
-        if not any(name.startswith(f"{where}/") for name in self.manifest.files):
-            raise BundleError(str(self.path / MANIFEST), f"a store in {where!r}", "a folder of the bundle", AGAIN)
-        return str(self.path / where)
+        if "://" in location:
+            return location
+        if not any(name.startswith(f"{location}/") for name in self.manifest.files):
+            raise BundleError(
+                str(self.path / MANIFEST), f"a store in {location!r}", "a folder of the bundle", EXPORT_AGAIN
+            )
+        return str(self.path / location)
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
@@ -146,7 +148,7 @@ class Bundle:
             EntityTable.load(folder / USERS),
             EntityTable.load(folder / ITEMS),
             DiskStore.open(folder / HISTORY) if f"{HISTORY}/segment.json" in manifest.files else None,
-            msgspec.json.decode((folder / GOLDEN).read_bytes(), type=list[Golden]),
+            msgspec.json.decode((folder / GOLDEN).read_bytes(), type=list[GoldenRequest]),
         )
 
 
@@ -160,66 +162,73 @@ def read_manifest(folder: Path) -> Manifest:
         content, digest = (folder / MANIFEST).read_bytes(), (folder / DIGEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         missing = Path(str(error.filename)).name
-        found = f"no file {missing}" if folder.is_dir() else "no such folder"
-        raise BundleError(str(folder), found, "a folder that longrec export wrote") from None
-    if digest != digest_line(content):
+        problem = f"no file {missing}" if folder.is_dir() else "no such folder"
+        raise BundleError(str(folder), problem, "a folder that longrec export wrote") from None
+    if digest != format_digest(content):
         raise BundleError(
-            str(folder / MANIFEST), f"its SHA-256 is not the one in {DIGEST}", "the bytes that were exported", AGAIN
+            str(folder / MANIFEST),
+            f"its SHA-256 is not the one in {DIGEST}",
+            "the bytes that were exported",
+            EXPORT_AGAIN,
         )
     try:
-        form = msgspec.json.decode(content, type=dict[str, Any]).get("format")
-        if form not in (FORMAT, DATED):
-            raise BundleError(str(folder), f"format {form!r}", FORMAT, "export it again with this version")
+        format_name = msgspec.json.decode(content, type=dict[str, Any]).get("format")
+        if format_name not in (FORMAT, VERSIONED_FORMAT):
+            raise BundleError(str(folder), f"format {format_name!r}", FORMAT, "export it again with this version")
         return msgspec.json.decode(content, type=Manifest)
     except msgspec.DecodeError as error:
-        raise BundleError(str(folder / MANIFEST), f"not a manifest ({error})", FORMAT, AGAIN) from None
+        raise BundleError(str(folder / MANIFEST), f"not a manifest ({error})", FORMAT, EXPORT_AGAIN) from None
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``manifest.json`` and its digest."""
     content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
     (folder / MANIFEST).write_bytes(content)
-    (folder / DIGEST).write_bytes(digest_line(content))
+    (folder / DIGEST).write_bytes(format_digest(content))
 
 
-def digest_line(manifest: bytes) -> bytes:
+def format_digest(manifest: bytes) -> bytes:
     """The content of ``manifest.sha256``."""
     return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
 
 
-def file_facts(folder: Path) -> dict[str, FileFacts]:
+def collect_file_facts(folder: Path) -> dict[str, FileFacts]:
     """Size and SHA-256 of every file of a bundle, the manifest and its digest left out."""
-    return {name: FileFacts(path.stat().st_size, sha256(path)) for name, path in sorted(_files(folder).items())}
+    return {
+        name: FileFacts(path.stat().st_size, compute_sha256(path)) for name, path in sorted(_list_files(folder).items())
+    }
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    found = {}
+def _list_files(folder: Path) -> dict[str, Path]:
+    paths = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or not path.is_dir():
-            found[name] = path
-    return {name: path for name, path in found.items() if name not in (MANIFEST, DIGEST)}
+            paths[name] = path
+    return {name: path for name, path in paths.items() if name not in (MANIFEST, DIGEST)}
 
 
 def _verify(folder: Path, expected: dict[str, FileFacts]) -> None:
-    found = _files(folder)
-    if missing := sorted(set(expected) - set(found)):
-        raise BundleError(str(folder / missing[0]), "no such file", "every file of the manifest", AGAIN)
-    if extra := sorted(set(found) - set(expected)):
+    paths = _list_files(folder)
+    if missing := sorted(set(expected) - set(paths)):
+        raise BundleError(str(folder / missing[0]), "no such file", "every file of the manifest", EXPORT_AGAIN)
+    if extra := sorted(set(paths) - set(expected)):
         raise BundleError(
             str(folder / extra[0]), "a file the manifest does not name", "nothing else in the folder", "take it away"
         )
     for name, facts in expected.items():
-        path = found[name]
+        path = paths[name]
         if path.is_symlink() or not path.is_file():
-            raise BundleError(str(path), "no plain file", "a plain file inside the bundle", AGAIN)
+            raise BundleError(str(path), "no plain file", "a plain file inside the bundle", EXPORT_AGAIN)
         if path.stat().st_size != facts.bytes:
-            raise BundleError(str(path), f"{path.stat().st_size} bytes", f"{facts.bytes} bytes", AGAIN)
-        if sha256(path) != facts.sha256:
-            raise BundleError(str(path), "its SHA-256 is not the manifest's", "the bytes that were exported", AGAIN)
+            raise BundleError(str(path), f"{path.stat().st_size} bytes", f"{facts.bytes} bytes", EXPORT_AGAIN)
+        if compute_sha256(path) != facts.sha256:
+            raise BundleError(
+                str(path), "its SHA-256 is not the manifest's", "the bytes that were exported", EXPORT_AGAIN
+            )
 
 
-def sha256(path: Path) -> str:
+def compute_sha256(path: Path) -> str:
     """SHA-256 of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

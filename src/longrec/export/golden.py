@@ -15,14 +15,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.export.request import candidate_columns, context_columns, request_time
+from longrec.export.raw_columns import format_request_time, list_candidate_columns, list_context_columns
 from longrec.features.decode import raw_values
 from longrec.features.encode import MISSING, CrossEncoder, Encoder, HashEncoder, Lists
 from longrec.features.fitted import FittedSchema
 from longrec.features.table import EntityTable
 
 
-class Golden(msgspec.Struct, frozen=True):
+class GoldenRequest(msgspec.Struct, frozen=True):
     """One request, as ``/rank`` takes it, and what each of its candidates must get, in their order.
 
     Attributes:
@@ -57,25 +57,25 @@ class Sample:
 
     user: int
     items: NDArray[Any]
-    moment: int
+    timestamp: int
     events: Mapping[str, Any]
     histories: Mapping[str, Mapping[str, NDArray[Any] | Lists]]
     knowledge: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     candidates: Mapping[str, NDArray[Any] | Lists] = field(default_factory=dict)
 
 
-def request_of(fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample) -> dict[str, Any]:
+def build_request(fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample) -> dict[str, Any]:
     """The request that asks for an impression."""
     request: dict[str, Any] = {
         "user": users.key(sample.user),
         "candidates": [items.key(row) for row in np.asarray(sample.items).tolist()],
-        "at": request_time(fitted, sample.moment),
-        "context": {column: values[0] for column, values in _raw_columns(fitted, sample.events, "event").items()},
+        "at": format_request_time(fitted, sample.timestamp),
+        "context": {column: values[0] for column, values in _decode_columns(fitted, sample.events, "event").items()},
     }
-    told = _raw_columns(fitted, sample.candidates, "candidate")
-    if told:
-        none = [None] * len(sample.items)
-        request["candidate_context"] = {column: values or none for column, values in told.items()}
+    raw_candidates = _decode_columns(fitted, sample.candidates, "candidate")
+    if raw_candidates:
+        missing = [None] * len(sample.items)
+        request["candidate_context"] = {column: values or missing for column, values in raw_candidates.items()}
     if fitted.schema.prejoined:
         request["history"] = {
             name: {column: raw_values(fitted.encoders[column], ids) for column, ids in columns.items()}
@@ -85,51 +85,53 @@ def request_of(fitted: FittedSchema, users: EntityTable, items: EntityTable, sam
     return request
 
 
-def deciders(fitted: FittedSchema, table: str) -> dict[str, str | None]:
+def choose_decoded_features(fitted: FittedSchema, table: str) -> dict[str, str | None]:
     """Raw columns of the context (``event``) or of the candidates -> the feature whose encoded values are turned back.
 
     Of several the first that is no hash; None for a column that is read by crosses, lookups or hashes alone, or that
     holds weights.
     """
-    columns = context_columns(fitted) if table == "event" else candidate_columns(fitted)
-    found: dict[str, str | None] = {}
+    columns = list_context_columns(fitted) if table == "event" else list_candidate_columns(fitted)
+    chosen: dict[str, str | None] = {}
     for column, features in columns.items():
-        known = [name for name in features if not isinstance(fitted.encoders[name], HashEncoder)]
-        found[column] = next(iter([*known, *features]), None)
-    return found
+        invertible = [name for name in features if not isinstance(fitted.encoders[name], HashEncoder)]
+        chosen[column] = next(iter([*invertible, *features]), None)
+    return chosen
 
 
-def _raw_columns(fitted: FittedSchema, encoded: Mapping[str, Any], table: str) -> dict[str, list[Any]]:
+def _decode_columns(fitted: FittedSchema, encoded: Mapping[str, Any], table: str) -> dict[str, list[Any]]:
     """Raw values of the columns of a request, an entry each row: one row of the context, C of the candidates."""
-    columns, made = deciders(fitted, table), dict[str, list[Any]]()
+    columns, decoded = choose_decoded_features(fitted, table), dict[str, list[Any]]()
     for column, name in columns.items():
         if name is None:
-            made.setdefault(column, [None] if table == "event" else [])
+            decoded.setdefault(column, [None] if table == "event" else [])
             continue
         value, encoder, feature = encoded[name], fitted.encoders[name], fitted.schema.features[name]
         if not isinstance(value, Lists):
-            made[column] = raw_values(encoder, value)
+            decoded[column] = raw_values(encoder, value)
             continue
         cuts = value.offsets[1:-1].tolist()
-        values: list[Any] = _cut(raw_values(encoder, value), cuts)
-        weights = [] if value.weights is None else _cut(value.weights.tolist(), cuts)
+        values: list[Any] = _split_at(raw_values(encoder, value), cuts)
+        weights = [] if value.weights is None else _split_at(value.weights.tolist(), cuts)
         if feature.weight_separator is not None:
             assert feature.separator is not None
-            between = feature.weight_separator
+            separator = feature.weight_separator
             values = [
-                feature.separator.join(f"{'' if one is None else one}{between}{weight!r}" for one, weight in zip(*row))
+                feature.separator.join(
+                    f"{'' if one is None else one}{separator}{weight!r}" for one, weight in zip(*row)
+                )
                 for row in zip(values, weights)
             ]
         elif feature.weights is not None:
-            made[feature.weights] = weights
-        made[column] = values
-    return {column: made[column] for column in columns}
+            decoded[feature.weights] = weights
+        decoded[column] = values
+    return {column: decoded[column] for column in columns}
 
 
-def _cut(values: list[Any], at: list[int]) -> list[list[Any]]:
+def _split_at(values: list[Any], at: list[int]) -> list[list[Any]]:
     return [values[first:stop] for first, stop in zip([0, *at], [*at, len(values)])]
 
 
-def answerable(encoder: Encoder, encoded: NDArray[Any]) -> NDArray[Any]:
+def mask_undecodable(encoder: Encoder, encoded: NDArray[Any]) -> NDArray[Any]:
     """Encoded values as the request of ``raw_value`` brings them: those of a hash are missing."""
     return np.full_like(encoded, MISSING) if isinstance(encoder, (HashEncoder, CrossEncoder)) else encoded

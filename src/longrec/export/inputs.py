@@ -42,7 +42,7 @@ class Input(msgspec.Struct, frozen=True):
     name: str
     datatype: Literal["INT32", "INT64", "FP32"]
     group: str
-    part: Literal["value", "values", "offsets", "weights"]
+    component: Literal["value", "values", "offsets", "weights"] = msgspec.field(name="part")
     rows: int
     width: int = 0
 
@@ -55,47 +55,47 @@ class Input(msgspec.Struct, frozen=True):
     def shape(self) -> list[int]:
         """-1 for a length that differs between requests."""
         size = -1
-        if self.group == "user" and self.part in ("value", "offsets"):
-            size = 1 if self.part == "value" else 2
+        if self.group == "user" and self.component in ("value", "offsets"):
+            size = 1 if self.component == "value" else 2
         return [size, self.width] if self.width else [size]
 
     @property
     def field(self) -> str:
         """The name without its part: ``f.genres`` of ``f.genres.values``."""
-        return self.name if self.part == "value" else self.name.removesuffix(f".{self.part}")
+        return self.name if self.component == "value" else self.name.removesuffix(f".{self.component}")
 
 
-def inputs_of(fields: Fields, *, histories: bool) -> tuple[Input, ...]:
+def list_inputs(fields: Fields, *, histories: bool) -> tuple[Input, ...]:
     """All inputs, features first, in schema order.
 
     Args:
         histories: whether the model reads its histories.
     """
-    found: list[Input] = []
+    inputs: list[Input] = []
     for field in fields.features:
-        found += _parts(f"f.{field.name}", field, "item" if field.table == "item" else "user")
+        inputs += _list_field_inputs(f"f.{field.name}", field, "item" if field.table == "item" else "user")
     if histories:
         for history, columns in fields.histories.items():
             for column in columns:
-                found += _parts(f"h.{history}.{column.name}", column, f"h.{history}")
-    return tuple(found)
+                inputs += _list_field_inputs(f"h.{history}.{column.name}", column, f"h.{history}")
+    return tuple(inputs)
 
 
-def _parts(name: str, field: Field, group: str) -> list[Input]:
+def _list_field_inputs(name: str, field: Field, group: str) -> list[Input]:
     if field.kind == "dense":
         return [Input(name, "FP32", group, "value", 0)]
     if field.kind in ("vector", "numbers"):
         return [Input(name, "FP32", group, "value", 0, field.width)]
     if field.kind == "id":
         return [Input(name, "INT32", group, "value", field.rows)]
-    parts = [
+    inputs = [
         Input(f"{name}.values", "INT32", group, "values", field.rows),
         Input(f"{name}.offsets", "INT64", group, "offsets", 0),
     ]
-    return [*parts, Input(f"{name}.weights", "FP32", group, "weights", 0)] if field.weighted else parts
+    return [*inputs, Input(f"{name}.weights", "FP32", group, "weights", 0)] if field.weighted else inputs
 
 
-def tensors(name: str, column: NDArray[Any] | Lists, number: bool) -> dict[str, NDArray[Any]]:
+def make_tensors(name: str, column: NDArray[Any] | Lists, number: bool) -> dict[str, NDArray[Any]]:
     """One encoded column as input tensors.
 
     Args:
@@ -104,16 +104,16 @@ def tensors(name: str, column: NDArray[Any] | Lists, number: bool) -> dict[str, 
     """
     if not isinstance(column, Lists):
         return {name: np.ascontiguousarray(column, np.float32 if number else np.int32)}
-    parts: dict[str, NDArray[Any]] = {
+    tensors: dict[str, NDArray[Any]] = {
         f"{name}.values": np.ascontiguousarray(column.values, np.int32),
         f"{name}.offsets": np.ascontiguousarray(column.offsets, np.int64),
     }
     if column.weights is not None:
-        parts[f"{name}.weights"] = np.ascontiguousarray(column.weights, np.float32)
-    return parts
+        tensors[f"{name}.weights"] = np.ascontiguousarray(column.weights, np.float32)
+    return tensors
 
 
-def random_tensors(
+def make_random_tensors(
     inputs: Iterable[Input], candidates: int, events: int | Sequence[int], seed: int
 ) -> dict[str, NDArray[Any]]:
     """Valid random tensors: every id of a table may come up, lists hold up to three values, often none.
@@ -128,26 +128,26 @@ def random_tensors(
     sizes = {"user": 1, "item": candidates, **dict(zip(histories, lengths))}
     offsets: dict[str, NDArray[np.int64]] = {}
     for entry in inputs:
-        if entry.part != "value" and entry.field not in offsets:
+        if entry.component != "value" and entry.field not in offsets:
             counts = rng.integers(0, 4, sizes[entry.group])
             offsets[entry.field] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    made: dict[str, NDArray[Any]] = {}
+    tensors: dict[str, NDArray[Any]] = {}
     for entry in inputs:
-        size = sizes[entry.group] if entry.part == "value" else int(offsets[entry.field][-1])
-        if entry.part == "offsets":
-            made[entry.name] = offsets[entry.field]
+        size = sizes[entry.group] if entry.component == "value" else int(offsets[entry.field][-1])
+        if entry.component == "offsets":
+            tensors[entry.name] = offsets[entry.field]
         elif entry.rows:
-            made[entry.name] = rng.integers(0, entry.rows, size).astype(np.int32)
+            tensors[entry.name] = rng.integers(0, entry.rows, size).astype(np.int32)
         else:
             shape = (size, entry.width) if entry.width else size
-            made[entry.name] = rng.standard_normal(shape).astype(np.float32)
-    return made
+            tensors[entry.name] = rng.standard_normal(shape).astype(np.float32)
+    return tensors
 
 
-def lengths_of(inputs: Iterable[Input], made: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+def count_entries(inputs: Iterable[Input], tensors: Mapping[str, NDArray[Any]]) -> dict[str, int]:
     """Entries of every group, told by its first input."""
     sizes: dict[str, int] = {}
     for entry in inputs:
-        if entry.part in ("value", "offsets"):
-            sizes.setdefault(entry.group, len(made[entry.name]) - (entry.part == "offsets"))
+        if entry.component in ("value", "offsets"):
+            sizes.setdefault(entry.group, len(tensors[entry.name]) - (entry.component == "offsets"))
     return sizes

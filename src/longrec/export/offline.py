@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from longrec.export.golden import Golden, Sample, answerable, deciders, request_of
-from longrec.export.request import Column, encoded_calendar, encoded_candidates, encoded_context, row_features
+from longrec.export.golden import GoldenRequest, Sample, build_request, choose_decoded_features, mask_undecodable
+from longrec.export.raw_columns import Column, encode_calendar, encode_candidates, encode_context, list_row_features
 from longrec.export.scale import Scale
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.encode import Lists, NumbersEncoder
@@ -22,103 +22,106 @@ from longrec.features.table import EntityTable
 from longrec.models.core.base import Encoder
 
 
-def golden(model: nn.Module, fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample) -> Golden:
+def build_golden_request(
+    model: nn.Module, fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample
+) -> GoldenRequest:
     """An impression of the log as a request, and the scores it must get.
 
     Returns:
         The request as ``/rank`` takes it; probabilities in the order of ``sample.items``.
     """
     with torch.no_grad():
-        scores = torch.sigmoid(model.eval()(ragged_batch(fitted, users, items, sample)))
-    return Golden(request_of(fitted, users, items, sample), scores.tolist())
+        scores = torch.sigmoid(model.eval()(build_ragged_batch(fitted, users, items, sample)))
+    return GoldenRequest(build_request(fitted, users, items, sample), scores.tolist())
 
 
-def golden_vectors(
+def build_golden_tokens(
     model: Encoder, fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample, scale: Scale
-) -> Golden:
+) -> GoldenRequest:
     """An impression of the log as a request, and the tokens that its items must get.
 
     Args:
         scale: of the tokens as they are stored.
     """
     with torch.no_grad():
-        vectors = scale.standard(model.eval().encode(ragged_batch(fitted, users, items, sample)).numpy())
-    return Golden(request_of(fitted, users, items, sample), vectors=vectors.tolist())
+        vectors = scale.standardize(model.eval().encode(build_ragged_batch(fitted, users, items, sample)).numpy())
+    return GoldenRequest(build_request(fitted, users, items, sample), vectors=vectors.tolist())
 
 
-def ragged_batch(fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample) -> Batch:
+def build_ragged_batch(fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample) -> Batch:
     """The impression once for every item, as training would see it: C rows with a history each."""
     size = len(sample.items)
-    once, now = np.zeros(size, np.int64), sample.moment
-    calendar = encoded_calendar(fitted, sample.moment)
-    events, candidates = row_values(fitted, users, items, sample)
+    once, now = np.zeros(size, np.int64), sample.timestamp
+    calendar = encode_calendar(fitted, sample.timestamp)
+    events, candidates = encode_row_values(fitted, users, items, sample)
     features: dict[str, Tensor | Jagged] = {}
     for field in fitted.fields().features:
         table = fitted.schema.table(field.name)
         if field.name in sample.knowledge:
-            known = sample.knowledge[field.name]
-            features[field.name] = _rows(known, np.arange(size) if table == "item" else once)
+            vectors = sample.knowledge[field.name]
+            features[field.name] = _take_rows(vectors, np.arange(size) if table == "item" else once)
         elif table == "item":
-            features[field.name] = _tensor(items.as_of(sample.items, now)[field.name])
+            features[field.name] = _to_tensor(items.as_of(sample.items, now)[field.name])
         elif table == "user":
-            features[field.name] = _tensor(users.as_of(once + sample.user, now)[field.name])
+            features[field.name] = _to_tensor(users.as_of(once + sample.user, now)[field.name])
         elif table == "candidate":
-            features[field.name] = _tensor(candidates[field.name])
+            features[field.name] = _to_tensor(candidates[field.name])
         else:
             own = calendar[field.name] if field.name in calendar else events[field.name]
-            features[field.name] = _rows(own, once)
+            features[field.name] = _take_rows(own, once)
     histories = {}
     for name, columns in sample.histories.items():
         length = max((len(column) for column in columns.values()), default=0)
         prejoined = fitted.schema.prejoined and fitted.schema.histories[name].source is None
         repeated = {
-            column: _repeat(_own(fitted, column, ids) if prejoined else ids, size) for column, ids in columns.items()
+            column: _repeat(_mask_encoded(fitted, column, ids) if prejoined else ids, size)
+            for column, ids in columns.items()
         }
         histories[name] = HistoryBatch(repeated, torch.arange(size + 1) * length)
     return Batch(size, features, histories)
 
 
-def row_values(
+def encode_row_values(
     fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample
 ) -> tuple[dict[str, Column], dict[str, Column]]:
     """Encoded values of the event features (one entry) and of the candidate features (C entries) as the request of a
     sample brings them: the log's own where their column is turned back from them, else what becomes of the raw columns.
     """
-    request, made = request_of(fitted, users, items, sample), []
+    request, values = build_request(fitted, users, items, sample), []
     context, user = request["context"], request["user"]
-    for table, told in (("event", sample.events), ("candidate", sample.candidates)):
-        own = {name for name in deciders(fitted, table).values() if name is not None}
-        others = [name for name in row_features(fitted, table) if name not in own]
+    for table, encoded in (("event", sample.events), ("candidate", sample.candidates)):
+        own = {name for name in choose_decoded_features(fitted, table).values() if name is not None}
+        others = [name for name in list_row_features(fitted, table) if name not in own]
         if table == "event":
-            found = encoded_context(fitted, context, others, user)
+            computed = encode_context(fitted, context, others, user)
         else:
-            given = request.get("candidate_context", {})
-            found = encoded_candidates(fitted, others, given, context, user, request["candidates"])
-        made.append({**{name: _own(fitted, name, told[name]) for name in own}, **found})
-    return made[0], made[1]
+            raw_candidates = request.get("candidate_context", {})
+            computed = encode_candidates(fitted, others, raw_candidates, context, user, request["candidates"])
+        values.append({**{name: _mask_encoded(fitted, name, encoded[name]) for name in own}, **computed})
+    return values[0], values[1]
 
 
-def _own(fitted: FittedSchema, name: str, encoded: Any) -> NDArray[Any] | Lists:
+def _mask_encoded(fitted: FittedSchema, name: str, encoded: Any) -> NDArray[Any] | Lists:
     """An encoded value of the log as its request brings it."""
     encoder = fitted.encoders[name]
     if isinstance(encoded, Lists):
-        return Lists(answerable(encoder, encoded.values), encoded.offsets, encoded.weights)
+        return Lists(mask_undecodable(encoder, encoded.values), encoded.offsets, encoded.weights)
     if isinstance(encoder, NumbersEncoder):
         return np.asarray(encoded).reshape(-1, encoder.width)
-    return answerable(encoder, np.atleast_1d(np.asarray(encoded)))
+    return mask_undecodable(encoder, np.atleast_1d(np.asarray(encoded)))
 
 
 def _repeat(column: NDArray[Any] | Lists, times: int) -> Tensor | Jagged:
     if isinstance(column, Lists):
-        return _tensor(concat_lists([column] * times))
-    return _tensor(np.concatenate([column] * times))
+        return _to_tensor(concat_lists([column] * times))
+    return _to_tensor(np.concatenate([column] * times))
 
 
-def _rows(column: NDArray[Any] | Lists, rows: NDArray[Any]) -> Tensor | Jagged:
-    return _tensor(gather_lists(column, rows) if isinstance(column, Lists) else column[rows])
+def _take_rows(column: NDArray[Any] | Lists, rows: NDArray[Any]) -> Tensor | Jagged:
+    return _to_tensor(gather_lists(column, rows) if isinstance(column, Lists) else column[rows])
 
 
-def _tensor(column: NDArray[Any] | Lists) -> Tensor | Jagged:
+def _to_tensor(column: NDArray[Any] | Lists) -> Tensor | Jagged:
     """Ids as int32, numbers as float32."""
     if isinstance(column, Lists):
         weights = None if column.weights is None else torch.from_numpy(column.weights.astype(np.float32))

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import BundleError
-from longrec.export.golden import Golden
-from longrec.export.inputs import random_tensors
-from longrec.export.program import Shared, run_torch
+from longrec.export.golden import GoldenRequest
+from longrec.export.inputs import make_random_tensors
+from longrec.export.program import SharedModel, run_torch
 from longrec.export.runtime import Program
 from longrec.export.scale import Scale
 
@@ -22,11 +22,11 @@ TOLERANCE = 1e-5
 SHAPES = ((100, 100), (7, 100), (1, 1), (500, 300), (3, 0), (1, 0))
 """(candidates, events of every history)."""
 
-Answer = Callable[[Path, Sequence[Golden]], Sequence[NDArray[Any]]]
+ReplayFunction = Callable[[Path, Sequence[GoldenRequest]], Sequence[NDArray[Any]]]
 """A bundle's folder and requests -> for each request the score (or vector) of each of its candidates, in order."""
 
 
-def shapes_parity(module: Shared, program: Program) -> dict[str, float]:
+def check_shapes(module: SharedModel, program: Program) -> dict[str, float]:
     """Largest difference between torch and onnxruntime at every shape.
 
     Raises:
@@ -34,13 +34,15 @@ def shapes_parity(module: Shared, program: Program) -> dict[str, float]:
     """
     worst = {}
     for seed, (candidates, events) in enumerate(SHAPES):
-        tensors = random_tensors(module.inputs, candidates, events, seed)
+        tensors = make_random_tensors(module.inputs, candidates, events, seed)
         shape = f"{candidates}x{events}"
-        worst[shape] = difference(run_torch(module, tensors), program.run(tensors), f"shape {shape}")
+        worst[shape] = check_difference(run_torch(module, tensors), program.run(tensors), f"shape {shape}")
     return worst
 
 
-def golden_parity(folder: Path, golden: Sequence[Golden], answer: Answer, scale: Scale | None = None) -> float:
+def check_golden(
+    folder: Path, golden: Sequence[GoldenRequest], replay: ReplayFunction, scale: Scale | None = None
+) -> float:
     """Largest difference between offline scores and those of the whole online path.
 
     Args:
@@ -52,15 +54,15 @@ def golden_parity(folder: Path, golden: Sequence[Golden], answer: Answer, scale:
     """
     if not golden:
         raise BundleError("golden requests", "none", "at least one request of the log with its offline scores")
-    answers = answer(folder, golden)
-    own = (lambda values: values) if scale is None else scale.raw
+    answers = replay(folder, golden)
+    own = (lambda values: values) if scale is None else scale.unstandardize
     return max(
-        difference(own(one.expected), own(np.asarray(scores)), f"golden request {place}")
-        for place, (one, scores) in enumerate(zip(golden, answers, strict=True))
+        check_difference(own(one.expected), own(np.asarray(scores)), f"golden request {number}")
+        for number, (one, scores) in enumerate(zip(golden, answers, strict=True))
     )
 
 
-def difference(offline: NDArray[Any], online: NDArray[Any], where: str) -> float:
+def check_difference(offline: NDArray[Any], online: NDArray[Any], where: str) -> float:
     """Largest absolute difference of two lists of probabilities; of vectors, as a share of the largest number (or 1).
 
     Raises:

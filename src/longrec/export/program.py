@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from longrec.errors import BundleError
-from longrec.export.inputs import CODES_OUTPUT, OUTPUT, TOKEN_OUTPUT, Input, random_tensors
+from longrec.export.inputs import CODES_OUTPUT, OUTPUT, TOKEN_OUTPUT, Input, make_random_tensors
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.models.core.base import Encoder
 
@@ -29,7 +29,7 @@ _INLINE = 1_500_000_000
 """Weights beyond so many bytes lie beside the program: one protobuf message ends at 2 GiB."""
 
 
-class Shared(nn.Module):
+class SharedModel(nn.Module):
     """A model as a function of flat tensors, in the order of ``inputs``.
 
     Attributes:
@@ -45,7 +45,7 @@ class Shared(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Batch; then logits and sigmoid, or vectors."""
-        batch = shared_batch(self.inputs, tensors)
+        batch = build_shared_batch(self.inputs, tensors)
         if not isinstance(self.model, Encoder):
             logits: Tensor = self.model(batch)
             return torch.sigmoid(logits)
@@ -53,17 +53,17 @@ class Shared(nn.Module):
         return vectors if len(self.outputs) == 1 else (vectors, self.model.codes(batch).int())
 
 
-def shared_batch(inputs: Sequence[Input], tensors: Sequence[Tensor]) -> Batch:
+def build_shared_batch(inputs: Sequence[Input], tensors: Sequence[Tensor]) -> Batch:
     """The batch of one user and C candidates that flat tensors stand for."""
     by_name = {entry.name: tensor for entry, tensor in zip(inputs, tensors)}
     columns: dict[str, dict[str, Tensor | Jagged]] = {}
     sizes: dict[str, int] = {}
     for entry in inputs:
-        if entry.part not in ("value", "offsets"):
+        if entry.component not in ("value", "offsets"):
             continue
         column: Tensor | Jagged = by_name[entry.name]
         size = by_name[entry.name].shape[0]
-        if entry.part == "offsets":
+        if entry.component == "offsets":
             values, weights = by_name[f"{entry.field}.values"], by_name.get(f"{entry.field}.weights")
             column, size = Jagged(values, by_name[entry.name], weights), size - 1
         sizes.setdefault(entry.group, size)
@@ -86,15 +86,15 @@ def trace(model: nn.Module, inputs: Sequence[Input], path: Path) -> None:
     """
     if not any(entry.group == "item" for entry in inputs):
         raise BundleError("schema", "no feature of the item", "a feature with table: item, to tell candidates apart")
-    module = Shared(model, inputs).eval()
+    module = SharedModel(model, inputs).eval()
     # Lengths that all differ, so that no two free dimensions are taken for one.
     groups = list(dict.fromkeys(entry.group for entry in inputs if entry.group.startswith("h.")))
-    example = random_tensors(inputs, 5, [7 + 2 * number for number in range(len(groups))], seed=1)
+    example = make_random_tensors(inputs, 5, [7 + 2 * number for number in range(len(groups))], seed=1)
     arguments = tuple(torch.from_numpy(example[entry.name]) for entry in inputs)
     dims = {"item": Dim("C"), **{group: Dim(f"T{number}") for number, group in enumerate(groups)}}
-    shapes = tuple(_free(entry, dims, number) for number, entry in enumerate(inputs))
+    shapes = tuple(_list_dynamic_dims(entry, dims, number) for number, entry in enumerate(inputs))
     try:
-        with _quiet(), torch.no_grad():
+        with _silence_exporter(), torch.no_grad():
             program = torch.onnx.export(
                 module,
                 arguments,
@@ -120,13 +120,13 @@ def trace(model: nn.Module, inputs: Sequence[Input], path: Path) -> None:
     program.save(str(path), external_data=weights > _INLINE)
 
 
-def _free(entry: Input, dims: Mapping[str, Any], number: int) -> dict[int, Any]:
+def _list_dynamic_dims(entry: Input, dims: Mapping[str, Any], number: int) -> dict[int, Any]:
     """Which dimensions of an input are free, and how they hang together."""
-    if entry.part in ("values", "weights"):
+    if entry.component in ("values", "weights"):
         return {0: Dim.AUTO}
     if entry.group == "user":
         return {}
-    return {0: dims[entry.group] + 1 if entry.part == "offsets" else dims[entry.group]}
+    return {0: dims[entry.group] + 1 if entry.component == "offsets" else dims[entry.group]}
 
 
 def _repeat_interleave(repeats: Any, output_size: Any = None) -> Any:
@@ -146,7 +146,7 @@ def _repeat_interleave(repeats: Any, output_size: Any = None) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_exporter() -> Iterator[None]:
     """Hold back what the exporter says about packages and classes that are not ours. Errors pass."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
@@ -164,8 +164,10 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def run_torch(module: Shared, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+def run_torch(module: SharedModel, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
     """Probabilities ``[C]`` (or vectors ``[C, W]``) of the same flat tensors, from torch."""
     with torch.no_grad():
-        made: Tensor | tuple[Tensor, ...] = module(*(torch.from_numpy(tensors[entry.name]) for entry in module.inputs))
-    return (made if isinstance(made, Tensor) else made[0]).numpy()
+        output: Tensor | tuple[Tensor, ...] = module(
+            *(torch.from_numpy(tensors[entry.name]) for entry in module.inputs)
+        )
+    return (output if isinstance(output, Tensor) else output[0]).numpy()

@@ -47,11 +47,11 @@ class Program:
             tensors: every input of ``names``; others are left out.
             output: its name; the first when None.
         """
-        asked = [self.outputs[0] if output is None else output]
-        made: NDArray[Any] = self._session.run(
-            asked, {name: tensor for name, tensor in tensors.items() if name in self.names}
+        outputs = [self.outputs[0] if output is None else output]
+        values: NDArray[Any] = self._session.run(
+            outputs, {name: tensor for name, tensor in tensors.items() if name in self.names}
         )[0]
-        return made
+        return values
 
 
 def _first_line(error: Exception) -> str:

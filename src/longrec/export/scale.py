@@ -15,13 +15,13 @@ class Scale(msgspec.Struct, frozen=True):
     mean: list[float] | None = None
     std: list[float] | None = None
 
-    def standard(self, vectors: NDArray[Any]) -> NDArray[np.float32]:
+    def standardize(self, vectors: NDArray[Any]) -> NDArray[np.float32]:
         """float32 ``[n, W]``: vectors of the source as tokens."""
         if self.mean is None or self.std is None:
             return vectors.astype(np.float32)
         return ((vectors - np.array(self.mean)) / np.array(self.std)).astype(np.float32)
 
-    def raw(self, tokens: NDArray[Any]) -> NDArray[np.float64]:
+    def unstandardize(self, tokens: NDArray[Any]) -> NDArray[np.float64]:
         """float64 ``[n, W]``: tokens as vectors of the source."""
         if self.mean is None or self.std is None:
             return tokens.astype(np.float64)

@@ -17,12 +17,12 @@ import numpy as np
 from longrec.errors import BundleError
 from longrec.export import bundle
 from longrec.export.bundle import EncoderFacts, Manifest
-from longrec.export.golden import Golden
-from longrec.export.inputs import Input, inputs_of
-from longrec.export.parity import TOLERANCE, Answer, golden_parity, shapes_parity
-from longrec.export.program import Shared, trace
+from longrec.export.golden import GoldenRequest
+from longrec.export.inputs import Input, list_inputs
+from longrec.export.parity import TOLERANCE, ReplayFunction, check_golden, check_shapes
+from longrec.export.program import SharedModel, trace
 from longrec.export.runtime import Program
-from longrec.export.snapshot import copied, copy_knowledge, copy_tokens
+from longrec.export.store_copies import copy_knowledge, copy_stores, copy_tokens
 from longrec.features.fields import AVAILABLE
 from longrec.features.fitted import FittedSchema
 from longrec.features.table import EntityTable
@@ -35,7 +35,7 @@ from longrec.store.token_store import TokenStore
 
 
 @dataclass(frozen=True)
-class Left:
+class ExternalStores:
     """What other models left for this one to read.
 
     Attributes:
@@ -51,14 +51,14 @@ def export(
     model: Model,
     log: str | Path,
     out: str | Path,
-    golden: Sequence[Golden],
-    answer: Answer,
+    golden: Sequence[GoldenRequest],
+    replay: ReplayFunction,
     *,
     fitted: FittedSchema | None = None,
     name: str | None = None,
     source: Mapping[str, Any] | None = None,
     overwrite: bool = False,
-    left: Left | None = None,
+    external_stores: ExternalStores | None = None,
     encoder: EncoderFacts | None = None,
 ) -> Manifest:
     """Write a bundle, or nothing.
@@ -67,8 +67,8 @@ def export(
         model: a ranker or an encoder.
         log: folder of the prepared log: schema, users, items and past events are copied from it.
         golden: requests with offline scores, see ``offline.golden``.
-        answer: the online path, ``longrec.serve.service.replay`` or ``longrec.serve.source.replay`` (this room may not
-            import that one).
+        answer: the online path, ``longrec.serve.service.replay`` or
+            ``longrec.serve.online_source.replay`` (``export`` may not import ``serve``).
         fitted: the schema the model was trained with; the log's own when not given. One prepared log serves schemas
             that differ in widths, pooling and history lengths.
         name: of the model in URLs; that of its file when not given.
@@ -89,10 +89,12 @@ def export(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         build = Path(scratch) / "bundle"
         own = fitted or FittedSchema.load(log / bundle.SCHEMA)
-        called = name or name_of(model)
-        with Progress(5, f"export {called}", "steps") as progress:
-            making = _Making(build, model, own, log, left or Left(), called, source or {}, encoder)
-            manifest = making.fill(golden, answer, progress)
+        model_name = name or name_of(model)
+        with Progress(5, f"export {model_name}", "steps") as progress:
+            writer = _BundleWriter(
+                build, model, own, log, external_stores or ExternalStores(), model_name, source or {}, encoder
+            )
+            manifest = writer.write_files(golden, replay, progress)
         if out.exists():
             out.rename(Path(scratch) / "replaced")
         build.rename(out)
@@ -100,48 +102,48 @@ def export(
 
 
 @dataclass(frozen=True)
-class _Making:
+class _BundleWriter:
     """One bundle being made."""
 
     build: Path
     model: Model
     fitted: FittedSchema
     log: Path
-    left: Left
+    external_stores: ExternalStores
     name: str
     source: Mapping[str, Any]
     encoder: EncoderFacts | None
 
-    def fill(self, golden: Sequence[Golden], answer: Answer, progress: Progress) -> Manifest:
+    def write_files(self, golden: Sequence[GoldenRequest], replay: ReplayFunction, progress: Progress) -> Manifest:
         """Write every file, and check what they answer."""
         build, model, fitted = self.build, self.model, self.fitted
         _check_schema(fitted, model)
         _check_kind(model, self.encoder)
-        tokens, knowledge = self._others()
+        tokens, knowledge = self._select_stores()
         build.mkdir()
         fitted.save(build / bundle.SCHEMA)
-        for part in (bundle.USERS, bundle.ITEMS):
-            shutil.copytree(self.log / part, build / part)
+        for table in (bundle.USERS, bundle.ITEMS):
+            shutil.copytree(self.log / table, build / table)
         events = 0
         own = [history for history in fitted.schema.histories.values() if history.source is None]
         if model.reads_history and own and not fitted.schema.prejoined:
-            history = _history(fitted, Segment.open(self.log / "events"))
+            history = _select_history(fitted, Segment.open(self.log / "events"))
             history.write(build / bundle.HISTORY)
             events = len(history)
-        inputs = inputs_of(fitted.fields(), histories=model.reads_history)
+        inputs = list_inputs(fitted.fields(), histories=model.reads_history)
         progress.advance(note="tables copied, tracing")
         trace(model, inputs, build / bundle.PROGRAM)
         progress.advance(note="traced, comparing with the model")
         program = Program(build / bundle.PROGRAM)
         read = [entry for entry in inputs if entry.name in program.names]
-        shapes = shapes_parity(Shared(model, inputs).eval(), program)
+        shapes = check_shapes(SharedModel(model, inputs).eval(), program)
         progress.advance(note="scores alike, copying what others left, writing checksums")
         groups, names = {entry.group for entry in read}, {entry.name for entry in read}
-        places = {
-            "tokens": copied(
+        locations = {
+            "tokens": copy_stores(
                 {n: s for n, s in tokens.items() if f"h.{n}" in groups}, build, bundle.TOKENS, copy_tokens
             ),
-            "knowledge": copied(
+            "knowledge": copy_stores(
                 {n: s for n, s in knowledge.items() if f"f.{n}" in names}, build, bundle.KNOWLEDGE, copy_knowledge
             ),
         }
@@ -155,58 +157,60 @@ class _Making:
             "histories": len({entry.group for entry in read if entry.group.startswith("h.")}),
         }
         parity: dict[str, Any] = {"tolerance": TOLERANCE, "shapes": shapes, "golden": {"requests": len(golden)}}
-        form = bundle.FORMAT if users.versions is None and items.versions is None else bundle.DATED
-        manifest = self._manifest(form, read, counts, parity, places)
+        format_name = bundle.FORMAT if users.versions is None and items.versions is None else bundle.VERSIONED_FORMAT
+        manifest = self._build_manifest(format_name, read, counts, parity, locations)
         bundle.write_manifest(build, manifest)
         progress.advance(note="replaying golden requests")
         # The online path opens only what is complete; its own figure goes into a second, final manifest.
         scale = None if self.encoder is None else self.encoder.scale
-        parity["golden"]["worst"] = golden_parity(build, golden, answer, scale)
+        parity["golden"]["worst"] = check_golden(build, golden, replay, scale)
         manifest = msgspec.structs.replace(manifest, parity=parity)
         bundle.write_manifest(build, manifest)
         progress.advance(note="online and offline score alike")
         return manifest
 
-    def _others(self) -> tuple[dict[str, TokenStore], dict[str, KnowledgeStore]]:
+    def _select_stores(self) -> tuple[dict[str, TokenStore], dict[str, KnowledgeStore]]:
         """The stores that the model may read, by history and by feature."""
         schema = self.fitted.schema
         tokens = [n for n, history in schema.histories.items() if history.source is not None]
         knowledge = [n for n, feature in schema.features.items() if feature.kind == "vector"]
-        missing = [n for n in tokens if n not in self.left.tokens] if self.model.reads_history else []
-        missing += [n for n in knowledge if n not in self.left.knowledge]
+        missing = [n for n in tokens if n not in self.external_stores.tokens] if self.model.reads_history else []
+        missing += [n for n in knowledge if n not in self.external_stores.knowledge]
         if missing:
             raise BundleError(f"schema: {missing[0]!r}", "no store to copy", "the store that it reads", "give it too")
         read = tokens if self.model.reads_history else []
-        return {n: self.left.tokens[n] for n in read}, {n: self.left.knowledge[n] for n in knowledge}
+        return {n: self.external_stores.tokens[n] for n in read}, {
+            n: self.external_stores.knowledge[n] for n in knowledge
+        }
 
-    def _manifest(
+    def _build_manifest(
         self,
-        form: str,
+        format_name: str,
         inputs: list[Input],
         counts: dict[str, int],
         parity: dict[str, Any],
-        places: dict[str, dict[str, str]],
+        locations: dict[str, dict[str, str]],
     ) -> Manifest:
         return Manifest(
-            format=form,
+            format=format_name,
             version=version("longrec"),
             model=self.name,
             kind=bundle.RANKER if self.encoder is None else bundle.ENCODER,
             inputs=inputs,
             counts=counts,
-            files=bundle.file_facts(self.build),
+            files=bundle.collect_file_facts(self.build),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             source=dict(self.source),
             parity=parity,
             encoder=self.encoder,
-            **places,
+            **locations,
         )
 
 
 def _check_kind(model: Model, encoder: EncoderFacts | None) -> None:
     if isinstance(model, Encoder) != (encoder is not None):
-        found = "an encoder without its version and scale" if encoder is None else "a ranker as an encoder"
-        raise BundleError("model", found, "a model with what belongs to it")
+        problem = "an encoder without its version and scale" if encoder is None else "a ranker as an encoder"
+        raise BundleError("model", problem, "a model with what belongs to it")
     if isinstance(model, Encoder) and model.encodes_in_context:
         raise BundleError(
             "model",
@@ -237,7 +241,7 @@ def _check_schema(fitted: FittedSchema, model: Model) -> None:
         )
 
 
-def _history(fitted: FittedSchema, events: Segment) -> Segment:
+def _select_history(fitted: FittedSchema, events: Segment) -> Segment:
     """The past, with just the columns that histories read."""
     schema = fitted.schema
     values = event_columns(fitted)

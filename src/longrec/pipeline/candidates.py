@@ -48,7 +48,7 @@ class Candidates:
         columns: Mapping[str, NDArray[Any] | Lists] | None = None,
     ) -> Candidates:
         """Unscored candidates from one source."""
-        column = keys if isinstance(keys, np.ndarray) else _column(keys)
+        column = keys if isinstance(keys, np.ndarray) else _to_key_array(keys)
         scores, via = np.full(len(rows), np.nan, np.float32), np.ones(len(rows), np.int64)
         return cls(rows, column, scores, via, (source,), columns or {})
 
@@ -60,53 +60,56 @@ class Candidates:
             keys=self.keys[order],
             scores=self.scores[order],
             via=self.via[order],
-            columns=self.told(order),
+            columns=self.take_columns(order),
         )
 
-    def told(self, order: NDArray[Any]) -> dict[str, NDArray[Any] | Lists]:
+    def take_columns(self, order: NDArray[Any]) -> dict[str, NDArray[Any] | Lists]:
         """The columns of some of the candidates, by whole numbers into them."""
         return {
             name: gather_lists(column, order) if isinstance(column, Lists) else column[order]
             for name, column in self.columns.items()
         }
 
-    def scored(self, scores: NDArray[Any]) -> Candidates:
+    def with_scores(self, scores: NDArray[Any]) -> Candidates:
         """The same candidates with scores."""
         return replace(self, scores=np.asarray(scores, np.float32))
 
-    def origins(self) -> list[str]:
+    def list_origins(self) -> list[str]:
         """For each candidate the names of its sources, joined by ``+``."""
         if len(self.sources) == 1:
             return list(self.sources) * len(self)
         names = {}
         for bits in np.unique(self.via).tolist():
-            names[bits] = "+".join(name for place, name in enumerate(self.sources) if bits >> place & 1)
+            names[bits] = "+".join(name for bit, name in enumerate(self.sources) if bits >> bit & 1)
         return [names[bits] for bits in self.via.tolist()]
 
 
-def _column(keys: Sequence[Any]) -> NDArray[Any]:
+def _to_key_array(keys: Sequence[Any]) -> NDArray[Any]:
     return np.array(keys, np.int64 if keys and isinstance(keys[0], int) else object)
 
 
-def merge(parts: Sequence[Candidates]) -> Candidates:
+def merge(candidate_sets: Sequence[Candidates]) -> Candidates:
     """Candidates of several sources, each item once, at its first place and with its first score.
 
     Raises:
         ValueError: more sources than bits, or parts of which a request tells different columns.
     """
-    if len({frozenset(part.columns) for part in parts}) > 1:
+    if len({frozenset(candidates.columns) for candidates in candidate_sets}) > 1:
         raise ValueError("candidates of several sources need the same columns")
-    sources = tuple(dict.fromkeys(name for part in parts for name in part.sources))
+    sources = tuple(dict.fromkeys(name for candidates in candidate_sets for name in candidates.sources))
     if len(sources) > _SOURCES:
         raise ValueError(f"{len(sources)} sources, at most {_SOURCES}")
-    bits = [_moved(part, sources) for part in parts]
+    bits = [_remap_source_bits(candidates, sources) for candidates in candidate_sets]
     both = Candidates(
-        np.concatenate([part.rows for part in parts]),
-        np.concatenate([part.keys for part in parts]),
-        np.concatenate([part.scores for part in parts]),
+        np.concatenate([candidates.rows for candidates in candidate_sets]),
+        np.concatenate([candidates.keys for candidates in candidate_sets]),
+        np.concatenate([candidates.scores for candidates in candidate_sets]),
         np.concatenate(bits),
         sources,
-        {name: _joined([part.columns[name] for part in parts]) for name in (parts[0].columns if parts else ())},
+        {
+            name: _concatenate([candidates.columns[name] for candidates in candidate_sets])
+            for name in (candidate_sets[0].columns if candidate_sets else ())
+        },
     )
     _, first, owner = np.unique(both.keys, return_index=True, return_inverse=True)
     via = np.zeros(len(first), np.int64)
@@ -115,14 +118,18 @@ def merge(parts: Sequence[Candidates]) -> Candidates:
     return replace(both.take(first[order]), via=via[order])
 
 
-def _joined(parts: Sequence[NDArray[Any] | Lists]) -> NDArray[Any] | Lists:
-    lists = [part for part in parts if isinstance(part, Lists)]
-    return concat_lists(lists) if lists else np.concatenate([part for part in parts if not isinstance(part, Lists)])
+def _concatenate(columns: Sequence[NDArray[Any] | Lists]) -> NDArray[Any] | Lists:
+    lists = [column for column in columns if isinstance(column, Lists)]
+    return (
+        concat_lists(lists)
+        if lists
+        else np.concatenate([column for column in columns if not isinstance(column, Lists)])
+    )
 
 
-def _moved(part: Candidates, sources: tuple[str, ...]) -> NDArray[np.int64]:
+def _remap_source_bits(candidates: Candidates, sources: tuple[str, ...]) -> NDArray[np.int64]:
     """The source bits of a part, in the order of the sources of the whole."""
-    bits = np.zeros(len(part), np.int64)
-    for place, name in enumerate(part.sources):
-        bits |= (part.via >> place & 1) << sources.index(name)
+    bits = np.zeros(len(candidates), np.int64)
+    for bit, name in enumerate(candidates.sources):
+        bits |= (candidates.via >> bit & 1) << sources.index(name)
     return bits

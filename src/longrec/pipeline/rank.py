@@ -16,7 +16,7 @@ Scorer = Callable[[Candidates, Query], NDArray[Any]]
 """Candidates and a query -> one finite number a candidate."""
 
 
-class Rank:
+class RankStage:
     """Scores candidates and sorts them, higher first; equal scores keep the order in which they came."""
 
     def __init__(self, scorer: Scorer, name: str = "rank") -> None:
@@ -38,4 +38,4 @@ class Rank:
             raise LongRecError(
                 f"stage {self.name!r}", f"a score that is not finite, first for item {first!r}", "finite scores"
             )
-        return candidates.scored(scores).take(np.argsort(-scores, kind="stable"))
+        return candidates.with_scores(scores).take(np.argsort(-scores, kind="stable"))

@@ -24,7 +24,7 @@ class Query:
     """
 
     user: int
-    moment: int
+    timestamp: int
     inputs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     positions: int = 0
 

@@ -22,12 +22,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from longrec.errors import LongRecError, RequestError, StoreError
-from longrec.serve.metrics import Metrics
-from longrec.serve.request import decode
+from longrec.serve.prometheus import ServerMetrics
+from longrec.serve.request_json import decode_request
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings
 
-BODY = 16 * 2**20
+MAX_BODY_BYTES = 16 * 2**20
 """Largest request body in bytes."""
 BUNDLE, SETTINGS, COUNTS = "LONGREC_BUNDLE", "LONGREC_SETTINGS", "LONGREC_COUNTS"
 """Environment of a worker process: the bundle to serve, its settings as JSON, and where the workers keep their counts.
@@ -42,154 +42,165 @@ class App:
     waits for the disk when events are kept.
     """
 
-    def __init__(self, service: Service, metrics: Metrics | None = None) -> None:
-        self.service, self.metrics = service, metrics or Metrics()
+    def __init__(self, service: Service, metrics: ServerMetrics | None = None) -> None:
+        self.service, self.metrics = service, metrics or ServerMetrics()
         self.version = service.bundle.manifest.version
-        self._one, self._keeper = asyncio.Lock(), ThreadPoolExecutor(1, thread_name_prefix="events")
+        self._event_lock, self._event_executor = asyncio.Lock(), ThreadPoolExecutor(1, thread_name_prefix="events")
         self._page = files("longrec.serve").joinpath("console", "index.html").read_bytes()
 
     def starlette(self) -> Starlette:
         """The ASGI application."""
         model = "/v2/models/{name}"
         routes = [
-            self._route("/rank", self._rank, "/rank", "POST"),
-            self._route("/events", self._event, "/events", "POST"),
-            self._route("/v2", self._server, "/v2"),
-            self._route("/v2/health/live", self._live, "/health"),
-            self._route("/v2/health/ready", self._ready, "/health"),
-            self._route(model, self._model, "/v2/models"),
-            self._route(f"{model}/ready", self._model_ready, "/health"),
-            self._route(f"{model}/infer", self._infer, "/v2/models/infer", "POST"),
-            self._route("/health", self._health, "/health"),
-            self._route("/metrics", self._metrics, "/metrics"),
-            self._route("/example", self._example, "other"),
-            self._route("/", self._console, "/"),
+            self._build_route("/rank", self._handle_rank, "/rank", "POST"),
+            self._build_route("/events", self._handle_event, "/events", "POST"),
+            self._build_route("/v2", self._handle_server, "/v2"),
+            self._build_route("/v2/health/live", self._handle_live, "/health"),
+            self._build_route("/v2/health/ready", self._handle_ready, "/health"),
+            self._build_route(model, self._handle_model, "/v2/models"),
+            self._build_route(f"{model}/ready", self._handle_model_ready, "/health"),
+            self._build_route(f"{model}/infer", self._handle_infer, "/v2/models/infer", "POST"),
+            self._build_route("/health", self._handle_health, "/health"),
+            self._build_route("/metrics", self._handle_metrics, "/metrics"),
+            self._build_route("/example", self._handle_example, "other"),
+            self._build_route("/", self._handle_console, "/"),
         ]
-        return Starlette(routes=routes, exception_handlers={HTTPException: self._no_route})
+        return Starlette(routes=routes, exception_handlers={HTTPException: self._handle_http_error})
 
-    def _route(self, path: str, handler: Handler, name: str, method: str = "GET") -> Route:
-        async def counted(request: Request) -> Response:
+    def _build_route(self, path: str, handler: Handler, name: str, method: str = "GET") -> Route:
+        async def handle_and_count(request: Request) -> Response:
             began = time.perf_counter()
             try:
                 response = await handler(request)
             except Exception as error:  # noqa: BLE001  a client gets a message, never a traceback
-                response = self._fault(path, error)
-            self.metrics.seen(name, response.status_code, time.perf_counter() - began)
+                response = self._handle_error(path, error)
+            self.metrics.count_request(name, response.status_code, time.perf_counter() - began)
             return response
 
-        return Route(path, counted, methods=[method])
+        return Route(path, handle_and_count, methods=[method])
 
-    def _fault(self, path: str, error: Exception) -> Response:
+    def _handle_error(self, path: str, error: Exception) -> Response:
         if isinstance(error, RequestError):
-            return fault(path, error)
+            return build_error_response(path, error)
         if isinstance(error, ClientDisconnect):
             return Response(status_code=400)
         _log.error("%s failed", path, exc_info=error)
         if isinstance(error, StoreError):
-            return fault(path, RequestError("store", error.found, "a store that answers", "try again", 503))
-        found = error.found if isinstance(error, LongRecError) else "the server failed"
-        return fault(path, RequestError("server", found, "an answer", "look into the server's log", 500))
+            return build_error_response(
+                path, RequestError("store", error.found, "a store that answers", "try again", 503)
+            )
+        message = error.found if isinstance(error, LongRecError) else "the server failed"
+        return build_error_response(
+            path, RequestError("server", message, "an answer", "look into the server's log", 500)
+        )
 
-    async def _no_route(self, request: Request, error: Exception) -> Response:
+    async def _handle_http_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        self.metrics.seen("other", error.status_code, 0.0)
-        path, found = request.url.path, f"no such page ({error.detail})"
+        self.metrics.count_request("other", error.status_code, 0.0)
+        path, message = request.url.path, f"no such page ({error.detail})"
         expected = "/, /rank, /events, /health, /metrics or /v2"
         if error.status_code == 405:
-            found, expected = f"{request.method} {path}", ", ".join((error.headers or {}).get("Allow", "").split(", "))
-        return fault(path, RequestError(path, found, expected, status=error.status_code), error.headers)
+            message, expected = (
+                f"{request.method} {path}",
+                ", ".join((error.headers or {}).get("Allow", "").split(", ")),
+            )
+        return build_error_response(
+            path, RequestError(path, message, expected, status=error.status_code), error.headers
+        )
 
-    async def _rank(self, request: Request) -> Response:
-        body = await _body(request)
+    async def _handle_rank(self, request: Request) -> Response:
+        body = await _read_body(request)
         began = time.perf_counter()
-        answer = self.service.rank(decode(body))
+        answer = self.service.rank(decode_request(body))
         content = answer.json()
         whole = time.perf_counter() - began
-        self.metrics.ranked(len(answer.outcome.candidates))
+        self.metrics.count_ranking(len(answer.outcome.candidates))
         steps = {**answer.outcome.seconds, "service": whole}
         timing = ", ".join(f"{name};dur={1e3 * seconds:.3f}" for name, seconds in steps.items())
         return Response(content, media_type="application/json", headers={"server-timing": timing})
 
-    async def _event(self, request: Request) -> Response:
-        body = await _body(request)
-        async with self._one:  # rankings go on while the disk is waited for; the next event does not
+    async def _handle_event(self, request: Request) -> Response:
+        body = await _read_body(request)
+        async with self._event_lock:  # rankings go on while the disk is waited for; the next event does not
             pending = self.service.prepare(body)
-            recorded = await asyncio.get_running_loop().run_in_executor(self._keeper, pending.keep)
-        self.metrics.recorded(recorded.known, recorded.replaced)
-        return _raw(recorded.json())
+            response = await asyncio.get_running_loop().run_in_executor(self._event_executor, pending.commit)
+        self.metrics.count_event(response.has_feedback, response.replaced)
+        return _raw_response(response.json())
 
-    async def _infer(self, request: Request) -> Response:
-        self._known(request)
-        return _raw(self.service.infer(await _body(request)))
+    async def _handle_infer(self, request: Request) -> Response:
+        self._check_model_name(request)
+        return _raw_response(self.service.infer(await _read_body(request)))
 
-    async def _model(self, request: Request) -> Response:
-        self._known(request)
-        return _json(self.service.metadata())
+    async def _handle_model(self, request: Request) -> Response:
+        self._check_model_name(request)
+        return _json_response(self.service.metadata())
 
-    async def _model_ready(self, request: Request) -> Response:
-        self._known(request)
-        return _json({"name": self.service.model, "ready": True})
+    async def _handle_model_ready(self, request: Request) -> Response:
+        self._check_model_name(request)
+        return _json_response({"name": self.service.model, "ready": True})
 
-    def _known(self, request: Request) -> None:
+    def _check_model_name(self, request: Request) -> None:
         name = request.path_params["name"]
         if name != self.service.model:
             raise RequestError("model", f"the unknown model {name!r}", self.service.model, status=404)
 
-    async def _server(self, request: Request) -> Response:
-        return _json({"name": "longrec", "version": self.version, "extensions": []})
+    async def _handle_server(self, request: Request) -> Response:
+        return _json_response({"name": "longrec", "version": self.version, "extensions": []})
 
-    async def _live(self, request: Request) -> Response:
-        return _json({"live": True})
+    async def _handle_live(self, request: Request) -> Response:
+        return _json_response({"live": True})
 
-    async def _ready(self, request: Request) -> Response:
-        return _json({"ready": True})
+    async def _handle_ready(self, request: Request) -> Response:
+        return _json_response({"ready": True})
 
-    async def _health(self, request: Request) -> Response:
-        return _json(self.service.health())
+    async def _handle_health(self, request: Request) -> Response:
+        return _json_response(self.service.health())
 
-    async def _metrics(self, request: Request) -> Response:
-        text = self.metrics.text(self.service.model, self.version)
+    async def _handle_metrics(self, request: Request) -> Response:
+        text = self.metrics.render(self.service.model, self.version)
         return Response(text, media_type="text/plain; version=0.0.4")
 
-    async def _example(self, request: Request) -> Response:
-        return _json(self.service.example())
+    async def _handle_example(self, request: Request) -> Response:
+        return _json_response(self.service.example())
 
-    async def _console(self, request: Request) -> Response:
+    async def _handle_console(self, request: Request) -> Response:
         inline = "style-src 'unsafe-inline'; script-src 'unsafe-inline'"
         policy = f"default-src 'none'; {inline}; connect-src 'self'; img-src data:"
         return Response(self._page, media_type="text/html", headers={"content-security-policy": policy})
 
 
-async def _body(request: Request) -> bytes:
+async def _read_body(request: Request) -> bytes:
     """The body, never more of it than is allowed."""
-    too_large = RequestError("body", f"more than {BODY:,} bytes", f"at most {BODY:,}", "ask in several requests", 413)
-    if (told := request.headers.get("content-length", "")).isdecimal() and int(told) > BODY:
+    too_large = RequestError(
+        "body", f"more than {MAX_BODY_BYTES:,} bytes", f"at most {MAX_BODY_BYTES:,}", "ask in several requests", 413
+    )
+    if (length := request.headers.get("content-length", "")).isdecimal() and int(length) > MAX_BODY_BYTES:
         raise too_large
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > BODY:
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
             raise too_large
-        parts.append(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+        chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def fault(path: str, error: RequestError, headers: Any = None) -> Response:
+def build_error_response(path: str, error: RequestError, headers: Any = None) -> Response:
     """An error as JSON; under ``/v2`` the message stands as text, as the protocol wants it."""
-    parts = {"where": error.where, "found": error.found, "expected": error.expected, "do": error.do}
-    content = {"error": str(error), "parts": parts} if path.startswith("/v2") else {"error": parts}
-    return _raw(orjson.dumps(content), error.status, headers)
+    fields = {"where": error.where, "found": error.found, "expected": error.expected, "do": error.do}
+    content = {"error": str(error), "parts": fields} if path.startswith("/v2") else {"error": fields}
+    return _raw_response(orjson.dumps(content), error.status, headers)
 
 
-def _json(content: Any) -> Response:
-    return _raw(orjson.dumps(content))
+def _json_response(content: Any) -> Response:
+    return _raw_response(orjson.dumps(content))
 
 
-def _raw(body: bytes, status: int = 200, headers: Any = None) -> Response:
+def _raw_response(body: bytes, status: int = 200, headers: Any = None) -> Response:
     return Response(body, status, headers, "application/json")
 
 
-def worker() -> Starlette:
+def create_worker_app() -> Starlette:
     """The application of a worker process, from its environment."""
     try:
         settings = msgspec.json.decode(os.environ.get(SETTINGS, "{}"), type=Settings)
@@ -198,4 +209,4 @@ def worker() -> Starlette:
     except LongRecError as error:
         print(f"longrec: {error}", file=sys.stderr)
         sys.exit(3)  # the status by which uvicorn knows that starting again is of no use
-    return App(service, Metrics(Path(os.environ[COUNTS]))).starlette()
+    return App(service, ServerMetrics(Path(os.environ[COUNTS]))).starlette()

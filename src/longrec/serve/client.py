@@ -11,9 +11,9 @@ from urllib.parse import quote, urlsplit
 import orjson
 
 from longrec.errors import RequestError
-from longrec.serve.interface import Client, RankedItem, Ranking, RecordedEvent, parsed
+from longrec.serve.interface import Client, RankedItem, Ranking, RecordedEvent, parse_response
 from longrec.serve.service import Service
-from longrec.serve.settings import Settings, settings_of
+from longrec.serve.settings import Settings, build_settings
 
 __all__ = ["Client", "HttpClient", "LocalClient", "RankedItem", "Ranking", "RecordedEvent", "client"]
 
@@ -36,7 +36,7 @@ class LocalClient(Client):
         """Let go of the stores."""
         self._service.close()
 
-    def _ask(self, path: str, body: bytes, again: bool = True) -> bytes:
+    def _request(self, path: str, body: bytes, again: bool = True) -> bytes:
         return self._service.record(body).json() if path == "/events" else self._service.answer(body)
 
     def _infer(self, body: bytes) -> bytes:
@@ -47,57 +47,57 @@ class HttpClient(Client):
     """Asks a server over one connection that stays open."""
 
     def __init__(self, url: str, timeout: float = 30.0) -> None:
-        parts = urlsplit(url)
+        address = urlsplit(url)
         try:
-            port = parts.port
+            port = address.port
         except ValueError:
             port = -1
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
+        if address.scheme not in ("http", "https") or not address.hostname or port == -1:
             raise RequestError("url", repr(url), "http://host:port")
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._url, self._base = url, parts.path.rstrip("/")
-        self._connection = kind(parts.hostname, port, timeout=timeout)
+        kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+        self._url, self._base = url, address.path.rstrip("/")
+        self._connection = kind(address.hostname, port, timeout=timeout)
         self._model: str | None = None
 
     def metadata(self) -> dict[str, Any]:
         """Name, inputs and outputs of the model."""
-        return parsed(self._call("GET", f"/v2/models/{self._name()}"))
+        return parse_response(self._call("GET", f"/v2/models/{self._get_model_name()}"))
 
     def health(self) -> dict[str, Any]:
         """What is served, if it is."""
-        return parsed(self._call("GET", "/health"))
+        return parse_response(self._call("GET", "/health"))
 
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
 
-    def _name(self) -> str:
+    def _get_model_name(self) -> str:
         if self._model is None:
             self._model = quote(str(self.health()["model"]), safe="")
         return self._model
 
-    def _ask(self, path: str, body: bytes, again: bool = True) -> bytes:
+    def _request(self, path: str, body: bytes, again: bool = True) -> bytes:
         return self._call("POST", path, body, again)
 
     def _infer(self, body: bytes) -> bytes:
-        return self._call("POST", f"/v2/models/{self._name()}/infer", body)
+        return self._call("POST", f"/v2/models/{self._get_model_name()}/infer", body)
 
     def _call(self, method: str, path: str, body: bytes | None = None, again: bool = True) -> bytes:
         fresh = self._connection.sock is None
         try:
-            return self._once(method, path, body)
+            return self._send_once(method, path, body)
         except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
             # A server may close a connection that idled; a call that reads, or names its event, is safe to repeat.
             if fresh or not again:
-                raise self._unreachable(error) from None
+                raise self._build_unreachable_error(error) from None
         except (OSError, http.client.HTTPException) as error:
-            raise self._unreachable(error) from None
+            raise self._build_unreachable_error(error) from None
         try:
-            return self._once(method, path, body)
+            return self._send_once(method, path, body)
         except (OSError, http.client.HTTPException) as error:
-            raise self._unreachable(error) from None
+            raise self._build_unreachable_error(error) from None
 
-    def _once(self, method: str, path: str, body: bytes | None) -> bytes:
+    def _send_once(self, method: str, path: str, body: bytes | None) -> bytes:
         headers = {"content-type": "application/json"} if body is not None else {}
         try:
             self._connection.request(method, self._base + path, body, headers)
@@ -107,10 +107,10 @@ class HttpClient(Client):
             self._connection.close()
             raise
         if response.status != 200:
-            raise _refusal(response.status, content, self._url)
+            raise _parse_error(response.status, content, self._url)
         return content
 
-    def _unreachable(self, error: Exception) -> RequestError:
+    def _build_unreachable_error(self, error: Exception) -> RequestError:
         reason = str(error) or type(error).__name__
         return RequestError(self._url, f"no answer ({reason})", "a server", "start one: longrec serve BUNDLE", 503)
 
@@ -134,7 +134,7 @@ def client(
         StoreError: a store that cannot be opened.
         RequestError: an address that is none, or settings for a server that has its own.
     """
-    settings = settings_of(tokens, events, state)
+    settings = build_settings(tokens, events, state)
     if isinstance(target, str) and target.startswith(("http://", "https://")):
         if settings != Settings():
             raise RequestError("client", "tokens, events or state of a server", "an address alone", "give them to it")
@@ -142,10 +142,10 @@ def client(
     return LocalClient(target, settings)
 
 
-def _refusal(status: int, content: bytes, url: str) -> RequestError:
+def _parse_error(status: int, content: bytes, url: str) -> RequestError:
     try:
         answer = orjson.loads(content)
-        parts = answer.get("parts") or answer["error"]
-        return RequestError(parts["where"], parts["found"], parts["expected"], parts["do"], status)
+        fields = answer.get("parts") or answer["error"]
+        return RequestError(fields["where"], fields["found"], fields["expected"], fields["do"], status)
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
         return RequestError(url, f"status {status} without a message of ours", "a LongRec server", status=status)

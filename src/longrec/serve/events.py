@@ -18,25 +18,25 @@ import orjson
 from numpy.typing import NDArray
 
 from longrec.errors import DataError, RequestError
-from longrec.export.request import raw_column, request_time
+from longrec.export.raw_columns import build_raw_column, format_request_time
 from longrec.features.fitted import FittedSchema
 from longrec.features.schema import Schema
 from longrec.features.tokens import instance_ids
 from longrec.features.view import NEVER
 from longrec.serve import feedback
-from longrec.serve.encode import RequestEncoder
-from longrec.serve.feedback import FeedbackReader, Given
-from longrec.serve.histories import names, refused
-from longrec.serve.knowledge import key_number
-from longrec.serve.live import KnownEvent, LiveEvents
-from longrec.serve.request import EventRequest, Key, RankRequest, moment
-from longrec.serve.state import State
+from longrec.serve.feedback import Feedback, FeedbackReader
+from longrec.serve.histories import check_names, to_request_error
+from longrec.serve.knowledge_features import key_number
+from longrec.serve.live_events import LiveEvents, StoredEvent
+from longrec.serve.request_encoder import RequestEncoder
+from longrec.serve.request_json import EventRequest, Key, RankRequest, parse_request_time
+from longrec.serve.state import ServiceState
 from longrec.store.amend import Token, find_token
 from longrec.store.token_store import TokenStore
 
 
 @dataclass(frozen=True)
-class Recorded:
+class EventResponse:
     """What became of an event.
 
     Attributes:
@@ -55,9 +55,9 @@ class Recorded:
     at: str | int | None
     instance: int
     visible: str | int | None
-    told: str | int | None
+    recorded_at: str | int | None
     replaced: bool
-    known: bool
+    has_feedback: bool
     new_user: bool
     new_item: bool
 
@@ -70,7 +70,7 @@ class Recorded:
                 "at": self.at,
                 "instance": str(self.instance),  # JSON readers of some languages hold 53 bits
                 "visible": self.visible,
-                "told": self.told,
+                "told": self.recorded_at,
                 "replaced": self.replaced,
                 "unknown": {"user": self.new_user, "item": self.new_item},
             }
@@ -78,13 +78,13 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class Pending:
+class PendingEvent:
     """An event that was found good and is not kept yet."""
 
     writes: Sequence[Callable[[], None]]
-    recorded: Recorded
+    response: EventResponse
 
-    def keep(self) -> Recorded:
+    def commit(self) -> EventResponse:
         """Make it part of the past, for good: this waits for the disk, or the server, and may run beside rankings.
 
         Raises:
@@ -92,7 +92,7 @@ class Pending:
         """
         for write in self.writes:
             write()
-        return self.recorded
+        return self.response
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,10 @@ class _Event:
     at: int
     start: int
     instance: int
-    given: Given
+    feedback: Feedback
 
 
-class Events:
+class EventRecorder:
     """Takes events for one bundle, one at a time: each is kept before the next is prepared.
 
     Args:
@@ -122,25 +122,30 @@ class Events:
         clock: milliseconds UTC.
     """
 
-    def __init__(self, state: State, encoder: RequestEncoder, clock: Callable[[], int]) -> None:
+    def __init__(self, state: ServiceState, encoder: RequestEncoder, clock: Callable[[], int]) -> None:
         self.state, self.source, self._encoder, self._clock = state, state.source, encoder, clock
         fitted, own = encoder.fitted, self.source.encoder.fitted
         self._time = fitted.schema.time
         self._steps = self._time is not None and self._time.unit == "step"
         self._requests = own.schema.request is not None
         self._feedback = FeedbackReader([own.schema, fitted.schema])
-        self._past: list[tuple[LiveEvents, RequestEncoder]] = []
+        self._live_stores: list[tuple[LiveEvents, RequestEncoder]] = []
         if state.live is not None:
-            self._past.append((state.live, encoder))
+            self._live_stores.append((state.live, encoder))
         if self.source.live is not None:
-            self._past.append((self.source.live, self.source.encoder))
+            self._live_stores.append((self.source.live, self.source.encoder))
         self._context = dict.fromkeys([*self.source.encoder.context, *self.source.encoder.candidate_context])
-        for live, past in self._past:
-            schema = past.fitted.schema
-            plain = [column for name in live.values if name not in live.feedback for column in _told(schema, name)]
-            self._context |= dict.fromkeys([*plain, *feedback.required(schema)])
+        for live, live_encoder in self._live_stores:
+            schema = live_encoder.fitted.schema
+            plain = [
+                column
+                for name in live.values
+                if name not in live.feedback
+                for column in _list_required_columns(schema, name)
+            ]
+            self._context |= dict.fromkeys([*plain, *feedback.list_filter_columns(schema)])
 
-    def prepare(self, request: EventRequest) -> Pending:
+    def prepare(self, request: EventRequest) -> PendingEvent:
         """Everything about an event except keeping it.
 
         Raises:
@@ -149,63 +154,65 @@ class Events:
         event = self._read(request)
         stores = list(self.state.stores.values())
         tokens = [find_token(store, event.user, event.at, event.instance) for store in stores]
-        before = [self._known_event(event, *past) for past in self._past]
+        before = [self._find_stored_event(event, *live_store) for live_store in self._live_stores]
         if request.context is None and not (all(tokens) and all(old is not None and old.recorded for old in before)):
             do = "send its context, or the at that it was answered with"
             raise RequestError("event", "no event of this user, item and moment", "one told before", do, 404)
         try:
-            sides = [self._sides(event, store, token) for store, token in zip(stores, tokens)]
-            columns = [self._columns(event, *past, old) for past, old in zip(self._past, before)]
-            vectors = None if request.context is None else [self._vector(event, store) for store in stores]
+            sides = [self._encode_sides(event, store, token) for store, token in zip(stores, tokens)]
+            columns = [
+                self._encode_columns(event, *live_store, old) for live_store, old in zip(self._live_stores, before)
+            ]
+            vectors = None if request.context is None else [self._encode_token(event, store) for store in stores]
         except DataError as error:
-            raise refused(error) from None
-        now = event.at if self._steps else max(event.given.now, event.at)
+            raise to_request_error(error) from None
+        now = event.at if self._steps else max(event.feedback.now, event.at)
         writes: list[Callable[[], None]] = []
         visible: list[int] = []
-        for (live, encoder), own, old in zip(self._past, columns, before):
-            row = encoder.user(request.user)
-            told = live.tell(event.user, row, event.at, own, old, now, in_place=self._steps)
-            visible.append(told.available)
-            writes += told.writes
-        for place, (store, token, (codes, known)) in enumerate(zip(stores, tokens, sides)):
-            vector = None if vectors is None else vectors[place]
-            since, write = self._token(event, store, token, vector, codes, known, now)
+        for (live, encoder), own_columns, old in zip(self._live_stores, columns, before):
+            row = encoder.look_up_user(request.user)
+            update = live.prepare_update(event.user, row, event.at, own_columns, old, now, overwrite=self._steps)
+            visible.append(update.available)
+            writes += update.writes
+        for index, (store, token, (codes, available_at)) in enumerate(zip(stores, tokens, sides)):
+            vector = None if vectors is None else vectors[index]
+            since, write = self._plan_token_write(event, store, token, vector, codes, available_at, now)
             # A token of the log may wait for the lag of its store; the event itself does not.
-            if not self._past or token is None or since != token.visible or token.instance != event.instance:
+            if not self._live_stores or token is None or since != token.visible or token.instance != event.instance:
                 visible.append(since)
             writes += write
         replaced = any(token is not None for token in tokens)
-        return Pending(writes, self._recorded(event, max(visible), now, replaced))
+        return PendingEvent(writes, self._build_response(event, max(visible), now, replaced))
 
-    def _token(
+    def _plan_token_write(
         self,
         event: _Event,
         store: TokenStore,
         token: Token | None,
         vectors: NDArray[Any] | None,
         codes: Mapping[str, int],
-        known: Mapping[str, int],
+        available_at: Mapping[str, int],
         now: int,
     ) -> tuple[int, list[Callable[[], None]]]:
         """From when on a token can be read as it is told now, and what is to be written for that."""
         if token is None or (self._steps and vectors is not None):
             assert vectors is not None
             since = now if token is None else token.visible
-            return since, [partial(self._append, event, store, vectors, since, event.instance, codes, known)]
+            return since, [partial(self._append, event, store, vectors, since, event.instance, codes, available_at)]
         since = max(now, token.visible)
         if vectors is not None and not token.holds(vectors):
-            return since, [partial(self._append, event, store, vectors, since, token.instance + 1, codes, known)]
+            return since, [partial(self._append, event, store, vectors, since, token.instance + 1, codes, available_at)]
         if not self._steps and any(
             token.available_at[name] != NEVER and token.sides[name] != codes[name] for name in codes
         ):
-            return since, [partial(token.amend, codes, known, since)]
-        changed = codes != token.sides or known != token.available_at
-        return token.visible, [partial(token.amend, codes, known)] if changed else []
+            return since, [partial(token.amend, codes, available_at, since)]
+        changed = codes != token.sides or available_at != token.available_at
+        return token.visible, [partial(token.amend, codes, available_at)] if changed else []
 
-    def _known_event(self, event: _Event, live: LiveEvents, encoder: RequestEncoder) -> KnownEvent | None:
+    def _find_stored_event(self, event: _Event, live: LiveEvents, encoder: RequestEncoder) -> StoredEvent | None:
         request = event.request
-        item = int(encoder.items([request.item], True, "item")[1][0])
-        return live.find(event.user, encoder.user(request.user), event.at, event.instance, item)
+        item = int(encoder.look_up_items([request.item], True, "item")[1][0])
+        return live.find(event.user, encoder.look_up_user(request.user), event.at, event.instance, item)
 
     def _read(self, request: EventRequest) -> _Event:
         """Keys, moments and names of an event, held to what there is.
@@ -215,29 +222,29 @@ class Events:
         """
         source = self.source.encoder
         for encoder in (source, self._encoder):
-            encoder.user(request.user)  # a key of the wrong type is refused; somebody new is not
-            encoder.items([request.item], request.allow_unknown, "item")
+            encoder.look_up_user(request.user)  # a key of the wrong type is refused; somebody new is not
+            encoder.look_up_items([request.item], request.allow_unknown, "item")
         if request.context is not None and request.context.keys() != self._context.keys():
-            names("context", set(request.context), self._context, "write null where a value is missing")
+            check_names("context", set(request.context), self._context, "write null where a value is missing")
         if request.at is None and request.context is None:
             do = "send the at that the event was answered with"
             raise RequestError("at", "nothing", "the moment of an event told before", do, 422)
         now = self._clock()
-        at = moment(request.at, self._time, now)
+        at = parse_request_time(request.at, self._time, now)
         start = at
         if request.request is not None:
             if not self._requests:
-                found = "the moment of a request"
-                raise RequestError("request", found, "nothing: the log has no requests", "leave it out", 422)
-            start = moment(request.request, self._time, now, "request")
+                problem = "the moment of a request"
+                raise RequestError("request", problem, "nothing: the log has no requests", "leave it out", 422)
+            start = parse_request_time(request.request, self._time, now, "request")
             if start > at:
                 raise RequestError("request", "a moment after the event", "one at or before it", status=422)
         user, item = key_number(request.user), key_number(request.item)
-        who, what, when = (np.array([number], np.int64) for number in (user, item, at))
-        given = self._feedback.read(request.feedback, at, at if self._steps else now)
-        return _Event(request, user, at, start, int(instance_ids(who, what, when)[0]), given)
+        users, items, times = (np.array([number], np.int64) for number in (user, item, at))
+        event_feedback = self._feedback.read(request.feedback, at, at if self._steps else now)
+        return _Event(request, user, at, start, int(instance_ids(users, items, times)[0]), event_feedback)
 
-    def _vector(self, event: _Event, store: TokenStore) -> NDArray[Any]:
+    def _encode_token(self, event: _Event, store: TokenStore) -> NDArray[Any]:
         """What a store takes of an event, ``[1, W]``."""
         request = event.request
         assert request.context is not None
@@ -245,18 +252,22 @@ class Events:
         own: dict[str, list[Any] | None] = {
             column: [request.context[column]] for column in self.source.encoder.candidate_context
         }
-        asked = RankRequest(request.user, [request.item], context=context, candidate_context=own, allow_unknown=True)
-        return self.source.encode(asked, event.start, store.info.codec)
+        rank_request = RankRequest(
+            request.user, [request.item], context=context, candidate_context=own, allow_unknown=True
+        )
+        return self.source.encode(rank_request, event.start, store.info.codec)
 
-    def _sides(self, event: _Event, store: TokenStore, token: Token | None) -> tuple[dict[str, int], dict[str, int]]:
+    def _encode_sides(
+        self, event: _Event, store: TokenStore, token: Token | None
+    ) -> tuple[dict[str, int], dict[str, int]]:
         """Ids of the side columns and when they became known; what was known before stays."""
-        codes, known = {}, {}
+        codes, available_at = {}, {}
         for name, ids in store.info.sides.items():
-            told = feedback.side(self.source.encoder.fitted, name, event.given)
+            encoded = feedback.encode_side(self.source.encoder.fitted, name, event.feedback)
             old = (ids, NEVER) if token is None else (token.sides[name], token.available_at[name])
-            again = told is not None and told[0] == old[0] and old[1] != NEVER and not self._steps
-            codes[name], known[name] = old if told is None or again else told
-        return codes, known
+            unchanged = encoded is not None and encoded[0] == old[0] and old[1] != NEVER and not self._steps
+            codes[name], available_at[name] = old if encoded is None or unchanged else encoded
+        return codes, available_at
 
     def _append(
         self,
@@ -266,7 +277,7 @@ class Events:
         visible: int,
         instance: int,
         codes: Mapping[str, int],
-        known: Mapping[str, int],
+        available_at: Mapping[str, int],
     ) -> None:
         store.append(
             np.array([event.user], np.int64),
@@ -276,66 +287,68 @@ class Events:
             version=np.array([self.source.facts.version], np.int64),
             vectors=vectors,
             sides={name: np.array([code], np.int64) for name, code in codes.items()},
-            available_at={name: np.array([since], np.int64) for name, since in known.items()},
+            available_at={name: np.array([since], np.int64) for name, since in available_at.items()},
         )
 
-    def _columns(
-        self, event: _Event, live: LiveEvents, encoder: RequestEncoder, old: KnownEvent | None
+    def _encode_columns(
+        self, event: _Event, live: LiveEvents, encoder: RequestEncoder, old: StoredEvent | None
     ) -> dict[str, int]:
         """The columns of an event in a store of live events; what was told before and is not told now, or told alike,
         stays.
         """
         fitted, request = encoder.fitted, event.request
         schema, context = fitted.schema, request.context
-        made = {"instance": event.instance, "item": int(encoder.items([request.item], True, "item")[1][0])}
+        columns = {"instance": event.instance, "item": int(encoder.look_up_items([request.item], True, "item")[1][0])}
         for name in live.values:
             if name in live.feedback:
-                code, known = feedback.feature(fitted, name, event.given)
+                code, available_at = feedback.encode_feature(fitted, name, event.feedback)
                 if old is not None:
-                    was = old[name], old[f"known.{name}"]
-                    again = code == was[0] and was[1] != NEVER and not self._steps
-                    if again or schema.column(name) not in event.given.values:
-                        code, known = was
-                made |= {name: code, f"known.{name}": known}
+                    previous = old[name], old[f"known.{name}"]
+                    unchanged = code == previous[0] and previous[1] != NEVER and not self._steps
+                    if unchanged or schema.column(name) not in event.feedback.values:
+                        code, available_at = previous
+                columns |= {name: code, f"known.{name}": available_at}
             elif context is not None:
-                made[name] = _encoded(fitted, name, {schema.user: request.user, schema.item: request.item, **context})
+                columns[name] = _encode_feature(
+                    fitted, name, {schema.user: request.user, schema.item: request.item, **context}
+                )
             else:
                 assert old is not None
-                made[name] = old[name]
-        values = {schema.user: request.user, schema.item: request.item, **(context or {}), **event.given.values}
+                columns[name] = old[name]
+        values = {schema.user: request.user, schema.item: request.item, **(context or {}), **event.feedback.values}
         for name, conditions in live.filters.items():
             bits = 0 if old is None else old[f"met.{name}"]
-            made[f"met.{name}"] = feedback.met(schema, name, conditions, values, bits)
-        return made
+            columns[f"met.{name}"] = feedback.evaluate_conditions(schema, name, conditions, values, bits)
+        return columns
 
-    def _recorded(self, event: _Event, visible: int, now: int, replaced: bool) -> Recorded:
+    def _build_response(self, event: _Event, visible: int, now: int, replaced: bool) -> EventResponse:
         request, fitted = event.request, self._encoder.fitted
-        return Recorded(
+        return EventResponse(
             request.user,
             request.item,
-            request_time(fitted, event.at),
+            format_request_time(fitted, event.at),
             event.instance,
-            request_time(fitted, visible),
-            request_time(fitted, now),
+            format_request_time(fitted, visible),
+            format_request_time(fitted, now),
             replaced,
-            bool(event.given.values),
-            not self._encoder.user(request.user),
-            bool(self._encoder.items([request.item], True, "item")[2]),
+            bool(event.feedback.values),
+            not self._encoder.look_up_user(request.user),
+            bool(self._encoder.look_up_items([request.item], True, "item")[2]),
         )
 
 
-def _told(schema: Schema, name: str) -> list[str]:
+def _list_required_columns(schema: Schema, name: str) -> list[str]:
     """Columns of a feature that an event must bring: a cross or a lookup, and a candidate's column, know the keys."""
     own = schema.columns(name)
     keyed = schema.features[name].composed or schema.table(name) == "candidate"
     return [column for column in own if not (keyed and column in (schema.user, schema.item))]
 
 
-def _encoded(fitted: FittedSchema, name: str, values: Mapping[str, Any]) -> int:
+def _encode_feature(fitted: FittedSchema, name: str, values: Mapping[str, Any]) -> int:
     """The id of a feature of one event, from raw values by column."""
 
-    def place(column: str) -> str:
+    def locate(column: str) -> str:
         return f"context.{column}"
 
-    columns = {column: raw_column([values[column]], place(column)) for column in fitted.schema.columns(name)}
-    return int(fitted.encode_row(name, columns, place)[0])  # type: ignore[index]  # a history takes no lists of a row
+    columns = {column: build_raw_column([values[column]], locate(column)) for column in fitted.schema.columns(name)}
+    return int(fitted.encode_row(name, columns, locate)[0])  # type: ignore[index]  # a history takes no lists of a row

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from longrec.errors import RequestError, nearest
-from longrec.export.request import raw_column
+from longrec.export.raw_columns import build_raw_column
 from longrec.features.fitted import FittedSchema
 from longrec.features.label import LABEL, label_ids, labels_of
 from longrec.features.schema import Schema
@@ -21,7 +21,7 @@ from longrec.features.view import NEVER, holds
 
 
 @dataclass(frozen=True)
-class Given:
+class Feedback:
     """Feedback of one event.
 
     Attributes:
@@ -36,7 +36,7 @@ class Given:
 
     def array(self, column: str) -> pa.Array:
         """The value of a column, as a column of one."""
-        return raw_column([self.values[column]], f"feedback.{column}")
+        return build_raw_column([self.values[column]], f"feedback.{column}")
 
 
 class FeedbackReader:
@@ -56,28 +56,28 @@ class FeedbackReader:
             for history in schema.histories.values():
                 columns |= {c: c for c in history.where if schema.is_feedback_column(c)}
         self._columns = {**short, **columns}
-        self._known = list(columns)
+        self._names = list(columns)
 
-    def read(self, given: Mapping[str, Any], at: int, now: int) -> Given:
+    def read(self, raw_values: Mapping[str, Any], at: int, now: int) -> Feedback:
         """The feedback of a request.
 
         Raises:
             RequestError: 422 a name that is no feedback, or one column told twice.
         """
         values: dict[str, Any] = {}
-        for name, value in given.items():
+        for name, value in raw_values.items():
             column = self._columns.get(name)
             if column is None:
                 near = nearest(name, self._columns)
                 do = f"did you mean {near!r}?" if near else "what is known beforehand belongs to the context"
-                raise RequestError("feedback", f"the unknown key {name!r}", ", ".join(self._known), do, 422)
+                raise RequestError("feedback", f"the unknown key {name!r}", ", ".join(self._names), do, 422)
             if column in values:
                 raise RequestError(f"feedback.{name}", f"column {column!r} twice", "each once", status=422)
             values[column] = value
-        return Given(values, at, now)
+        return Feedback(values, at, now)
 
 
-def side(fitted: FittedSchema, name: str, given: Given) -> tuple[int, int] | None:
+def encode_side(fitted: FittedSchema, name: str, feedback: Feedback) -> tuple[int, int] | None:
     """Id of a side column and the moment it became known; None where it is not known yet.
 
     Raises:
@@ -85,17 +85,17 @@ def side(fitted: FittedSchema, name: str, given: Given) -> tuple[int, int] | Non
     """
     schema = fitted.schema
     column = schema.label.column if name == LABEL else schema.column(name)
-    if column not in given.values:
+    if column not in feedback.values:
         return None
-    known = max(given.now, given.at + delay(schema, name))
-    array, where = given.array(column), f"feedback.{column}"
+    available_at = max(feedback.now, feedback.at + compute_delay(schema, name))
+    array, where = feedback.array(column), f"feedback.{column}"
     if name == LABEL:
-        return int(label_ids(labels_of(schema.label, array, where))[0]), known
+        return int(label_ids(labels_of(schema.label, array, where))[0]), available_at
     encoded = fitted.encode(name, array, where)
-    return int(encoded[0]), known  # type: ignore[index]  # feedback is of kind id or bucket: never lists
+    return int(encoded[0]), available_at  # type: ignore[index]  # feedback is of kind id or bucket: never lists
 
 
-def delay(schema: Schema, name: str) -> int:
+def compute_delay(schema: Schema, name: str) -> int:
     """How long after its event a side column is known at the earliest, by the schema; 0 where a column of the log
     tells the moment.
     """
@@ -104,21 +104,23 @@ def delay(schema: Schema, name: str) -> int:
     return 0 if schema.features[name].known_at is not None else schema.known_after(name)
 
 
-def feature(fitted: FittedSchema, name: str, given: Given) -> tuple[int, int]:
+def encode_feature(fitted: FittedSchema, name: str, feedback: Feedback) -> tuple[int, int]:
     """Id of a feedback feature and the moment it became known; "not yet known", never, where it was not told.
 
     Raises:
         DataError: a value of the wrong type.
     """
-    if fitted.schema.column(name) not in given.values:
+    if fitted.schema.column(name) not in feedback.values:
         return fitted.not_yet(name), NEVER
     schema = fitted.schema
     column = schema.column(name)
-    encoded = fitted.encode(name, given.array(column), f"feedback.{column}")
-    return int(encoded[0]), max(given.now, given.at + delay(schema, name))  # type: ignore[index]
+    encoded = fitted.encode(name, feedback.array(column), f"feedback.{column}")
+    return int(encoded[0]), max(feedback.now, feedback.at + compute_delay(schema, name))  # type: ignore[index]
 
 
-def met(schema: Schema, history: str, columns: Sequence[str], values: Mapping[str, Any], before: int = 0) -> int:
+def evaluate_conditions(
+    schema: Schema, history: str, columns: Sequence[str], values: Mapping[str, Any], before: int = 0
+) -> int:
     """Which conditions of a filtered history hold, a bit each.
 
     Args:
@@ -130,17 +132,17 @@ def met(schema: Schema, history: str, columns: Sequence[str], values: Mapping[st
         DataError: a value that cannot meet a condition.
     """
     bits = before
-    for place, column in enumerate(columns):
+    for index, column in enumerate(columns):
         if column not in values:
             continue
         where = f"filter of {history}: {column}"
         condition = schema.histories[history].where[column]
-        holding = bool(holds(condition, raw_column([values[column]], where), where)[0])
-        bits = bits | 1 << place if holding else bits & ~(1 << place)
+        holding = bool(holds(condition, build_raw_column([values[column]], where), where)[0])
+        bits = bits | 1 << index if holding else bits & ~(1 << index)
     return bits
 
 
-def required(schema: Schema) -> list[str]:
+def list_filter_columns(schema: Schema) -> list[str]:
     """Raw columns that filters read and that are known beforehand: a context must bring them."""
     return [
         column

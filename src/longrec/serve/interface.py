@@ -55,11 +55,11 @@ class Ranking(Sequence[RankedItem]):
         return len(self.items)
 
     @overload
-    def __getitem__(self, place: int) -> RankedItem: ...
+    def __getitem__(self, index: int) -> RankedItem: ...
     @overload
-    def __getitem__(self, place: slice) -> tuple[RankedItem, ...]: ...
-    def __getitem__(self, place: int | slice) -> RankedItem | tuple[RankedItem, ...]:
-        return self.items[place]
+    def __getitem__(self, index: slice) -> tuple[RankedItem, ...]: ...
+    def __getitem__(self, index: int | slice) -> RankedItem | tuple[RankedItem, ...]:
+        return self.items[index]
 
     def __iter__(self) -> Iterator[RankedItem]:
         return iter(self.items)
@@ -84,7 +84,7 @@ class RecordedEvent:
     replaced: bool
     new_user: bool
     new_item: bool
-    told: str | int | None = None
+    recorded_at: str | int | None = None
 
 
 class Client(ABC):
@@ -114,11 +114,11 @@ class Client(ABC):
             RequestError: a request that cannot be answered.
         """
         request: dict[str, Any] = {"user": user, "candidates": candidates, "context": context or {}}
-        request.update({"at": _zoned(at)} if at is not None else {})
+        request.update({"at": _format_time(at)} if at is not None else {})
         request.update({"history": history} if history is not None else {})
         request.update({"candidate_context": candidate_context} if candidate_context else {})
         request.update({"allow_unknown": True} if allow_unknown else {})
-        answer = parsed(self._ask("/rank", _body(request)))
+        answer = parse_response(self._request("/rank", _encode_body(request)))
         items = tuple(RankedItem(item["id"], item["score"], item["via"]) for item in answer["items"])
         return Ranking(items, answer["at"], answer["unknown"]["user"], tuple(answer["unknown"]["candidates"]))
 
@@ -144,15 +144,15 @@ class Client(ABC):
         Raises:
             RequestError: an event that cannot be taken, or a server without a source.
         """
-        told = {"at": _zoned(at), "context": context, "feedback": feedback, "request": _zoned(request)}
+        optional = {"at": _format_time(at), "context": context, "feedback": feedback, "request": _format_time(request)}
         event: dict[str, Any] = {"user": user, "item": item}
-        event |= {name: value for name, value in told.items() if value is not None}
+        event |= {name: value for name, value in optional.items() if value is not None}
         event.update({"allow_unknown": True} if allow_unknown else {})
         # Told twice without a moment, an event would happen twice.
-        answer = parsed(self._ask("/events", _body(event), again=at is not None))
+        answer = parse_response(self._request("/events", _encode_body(event), again=at is not None))
         unknown = answer["unknown"]
-        instance, new = int(answer["instance"]), (unknown["user"], unknown["item"])
-        return RecordedEvent(answer["at"], instance, answer["visible"], answer["replaced"], *new, answer["told"])
+        instance, is_new = int(answer["instance"]), (unknown["user"], unknown["item"])
+        return RecordedEvent(answer["at"], instance, answer["visible"], answer["replaced"], *is_new, answer["told"])
 
     def infer(self, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Run the program on its own named inputs (see ``metadata``): float32 probabilities ``[C]``.
@@ -169,7 +169,7 @@ class Client(ABC):
             }
             for name, tensor in tensors.items()
         ]
-        answer = parsed(self._infer(_body({"inputs": inputs})))
+        answer = parse_response(self._infer(_encode_body({"inputs": inputs})))
         return np.array(answer["outputs"][0]["data"], np.float32)
 
     @abstractmethod
@@ -185,7 +185,7 @@ class Client(ABC):
         """Let go of what the client holds."""
 
     @abstractmethod
-    def _ask(self, path: str, body: bytes, again: bool = True) -> bytes: ...
+    def _request(self, path: str, body: bytes, again: bool = True) -> bytes: ...
 
     @abstractmethod
     def _infer(self, body: bytes) -> bytes: ...
@@ -199,7 +199,7 @@ class Client(ABC):
         self.close()
 
 
-def parsed(content: bytes) -> dict[str, Any]:
+def parse_response(content: bytes) -> dict[str, Any]:
     """An answer of a server; JSON of ours always has the keys we look for.
 
     Raises:
@@ -214,17 +214,17 @@ def parsed(content: bytes) -> dict[str, Any]:
     return answer
 
 
-def _body(content: Mapping[str, Any]) -> bytes:
+def _encode_body(content: Mapping[str, Any]) -> bytes:
     """JSON of a request. What JSON cannot say is refused here, and not turned into null."""
     try:
-        return orjson.dumps(_plain(content, ""))
+        return orjson.dumps(_to_plain(content, ""))
     except TypeError as error:
         raise RequestError(
             "request", f"a value that JSON cannot hold ({error})", "numbers, text, lists", status=422
         ) from None
 
 
-def _zoned(at: Any) -> Any:
+def _format_time(at: Any) -> Any:
     """A timestamp as JSON can tell it: dates and times as ISO 8601 text with their offset, numbers as they are."""
     if isinstance(at, datetime):
         return at.isoformat() if at.tzinfo is not None else f"{at.isoformat()}Z"
@@ -236,7 +236,7 @@ def _zoned(at: Any) -> Any:
     return str(at) if isinstance(at, Decimal) else at
 
 
-def _plain(value: Any, where: str) -> Any:
+def _to_plain(value: Any, where: str) -> Any:
     """Values that JSON holds exactly."""
     if isinstance(value, np.ndarray):
         if value.dtype.kind != "f" or np.isfinite(value).all():
@@ -247,9 +247,9 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise RequestError(where or "request", f"the number {value}", "a finite number, or null", status=422)
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner, f"{where}.{key}" if where else str(key)) for key, inner in value.items()}
+        return {str(key): _to_plain(inner, f"{where}.{key}" if where else str(key)) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         if all(type(inner) is int or type(inner) is str for inner in value):
             return value  # the usual case: a list of keys
-        return [_plain(inner, f"{where}[{place}]") for place, inner in enumerate(value)]
+        return [_to_plain(inner, f"{where}[{index}]") for index, inner in enumerate(value)]
     return value.isoformat() if isinstance(value, (datetime, date)) else value

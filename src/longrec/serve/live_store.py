@@ -15,20 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import StoreError
-from longrec.export.snapshot import is_remote, shown
+from longrec.export.store_copies import is_remote, mask_password
 from longrec.features.fields import AVAILABLE
 from longrec.features.view import NEVER
 from longrec.store import backends
 from longrec.store.history_store import Events
 
-FORMAT, BEFORE = "longrec-live-2", "longrec-live-1"
+FORMAT, PREVIOUS_FORMAT = "longrec-live-2", "longrec-live-1"
 _USERS = 100_000
 """Users whose events are taken over at once."""
-_HALF = f"{FORMAT}-half"
+_INCOMPLETE = f"{FORMAT}-half"
 """Format of a store that is being filled from an earlier one."""
 
 
-def open_live(place: str, types: Mapping[str, Any], bundle: str) -> backends.Backend:
+def open_live(location: str, types: Mapping[str, Any], bundle: str) -> backends.Backend:
     """Open a store of live events for writing; begin it where none is.
 
     Args:
@@ -39,48 +39,48 @@ def open_live(place: str, types: Mapping[str, Any], bundle: str) -> backends.Bac
     Raises:
         StoreError: it belongs to another bundle, or another process writes to it.
     """
-    new, old = _places(place)
+    new, old = _resolve_locations(location)
     attributes = {"format": FORMAT, "bundle": bundle}
-    if not there(new) or _is_half(new):
-        if not there(old):
+    if not store_exists(new) or _is_incomplete(new):
+        if not store_exists(old):
             return backends.create(new, types, "instance", attributes)
-        _take_over(old, new, types, attributes)
+        _migrate(old, new, types, attributes)
     backend = backends.open_store(new, writable=True)
     if backend.attributes != attributes:
         backend.close()
-        raise _other(new)
+        raise _build_other_bundle_error(new)
     return backend
 
 
-def there(place: str) -> bool:
+def store_exists(location: str) -> bool:
     """Whether a store is at a place; a server that does not answer is told when the store is made."""
-    if "://" not in place:
-        Path(place).parent.mkdir(parents=True, exist_ok=True)
-        return Path(place, "store.json").exists()
+    if "://" not in location:
+        Path(location).parent.mkdir(parents=True, exist_ok=True)
+        return Path(location, "store.json").exists()
     try:
-        backends.open_store(place, writable=False).close()
+        backends.open_store(location, writable=False).close()
     except StoreError:
         return False
     return True
 
 
-def _places(place: str) -> tuple[str, str]:
+def _resolve_locations(location: str) -> tuple[str, str]:
     """Where events of this version lie, and where those of the version before do: beside each other."""
-    if not is_remote(place):
-        return f"{place}-2", place
-    parts = urlsplit(place)
-    return urlunsplit(parts._replace(path=f"{parts.path}-2")), place
+    if not is_remote(location):
+        return f"{location}-2", location
+    url = urlsplit(location)
+    return urlunsplit(url._replace(path=f"{url.path}-2")), location
 
 
-def _is_half(place: str) -> bool:
-    backend = backends.open_store(place, writable=False)
+def _is_incomplete(location: str) -> bool:
+    backend = backends.open_store(location, writable=False)
     try:
-        return backend.attributes.get("format") == _HALF
+        return backend.attributes.get("format") == _INCOMPLETE
     finally:
         backend.close()
 
 
-def _take_over(old: str, new: str, types: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+def _migrate(old: str, new: str, types: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
     """Fill a store with the events of an earlier one, which stays as it is.
 
     Raises:
@@ -88,15 +88,15 @@ def _take_over(old: str, new: str, types: Mapping[str, Any], attributes: Mapping
     """
     source = backends.open_store(old, writable=not is_remote(old))  # so that no earlier server goes on writing
     try:
-        if source.attributes != {**attributes, "format": BEFORE}:
-            raise _other(old)
-        if there(new) and is_remote(new):  # filled in part; events are named, so filling again adds none twice
+        if source.attributes != {**attributes, "format": PREVIOUS_FORMAT}:
+            raise _build_other_bundle_error(old)
+        if store_exists(new) and is_remote(new):  # filled in part; events are named, so filling again adds none twice
             target = backends.open_store(new, writable=True)
         else:
             shutil.rmtree(new, ignore_errors=True)
-            target = backends.create(new, types, "instance", {**attributes, "format": _HALF})
+            target = backends.create(new, types, "instance", {**attributes, "format": _INCOMPLETE})
         try:
-            for users, times, columns in _pieces(source):
+            for users, times, columns in _iterate_chunks(source):
                 columns[AVAILABLE] = times
                 for name in [name for name in types if name.startswith("since.")]:
                     passes = columns[name.replace("since.", "where.", 1)] > 0
@@ -109,24 +109,28 @@ def _take_over(old: str, new: str, types: Mapping[str, Any], attributes: Mapping
         source.close()
 
 
-def _pieces(store: backends.Backend) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray[Any]]]]:
+def _iterate_chunks(
+    store: backends.Backend,
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray[Any]]]]:
     """Users, times and columns of all events, many at once."""
-    held: list[tuple[int, Events]] = []
+    chunk: list[tuple[int, Events]] = []
     for user, events in store.scan():
-        held.append((user, events))
-        if len(held) == _USERS:
-            yield _joined(held)
-            held = []
-    if held:
-        yield _joined(held)
+        chunk.append((user, events))
+        if len(chunk) == _USERS:
+            yield _concatenate(chunk)
+            chunk = []
+    if chunk:
+        yield _concatenate(chunk)
 
 
-def _joined(held: list[tuple[int, Events]]) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray[Any]]]:
-    users = np.repeat(np.array([user for user, _ in held], np.int64), [len(events) for _, events in held])
-    columns = {name: np.concatenate([events.columns[name] for _, events in held]) for name in held[0][1].columns}
-    return users, np.concatenate([events.times for _, events in held]), columns
+def _concatenate(
+    chunk: list[tuple[int, Events]],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray[Any]]]:
+    users = np.repeat(np.array([user for user, _ in chunk], np.int64), [len(events) for _, events in chunk])
+    columns = {name: np.concatenate([events.columns[name] for _, events in chunk]) for name in chunk[0][1].columns}
+    return users, np.concatenate([events.times for _, events in chunk]), columns
 
 
-def _other(place: str) -> StoreError:
+def _build_other_bundle_error(location: str) -> StoreError:
     do = "give another place with --state; the old events stay where they are"
-    return StoreError(shown(place), "events of another bundle", "those of the bundle that is served", do)
+    return StoreError(mask_password(location), "events of another bundle", "those of the bundle that is served", do)

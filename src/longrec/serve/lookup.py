@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from longrec.errors import RequestError
 from longrec.features.table import EntityTable
-from longrec.serve.request import Key
+from longrec.serve.request_json import Key
 
 
 class Lookup:
@@ -26,11 +26,11 @@ class Lookup:
         numbers = values.to_numpy(zero_copy_only=False)
         order = np.argsort(numbers, kind="stable")
         # One key more than there are, so that a search never ends past the last.
-        self._known = np.append(numbers[order], np.iinfo(np.int64).max)
-        self._places = np.append(order + 1, 0)
+        self._sorted_keys = np.append(numbers[order], np.iinfo(np.int64).max)
+        self._sorted_rows = np.append(order + 1, 0)
         self._total = len(numbers)
 
-    def rows(self, keys: Sequence[Key], where: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    def find_rows(self, keys: Sequence[Key], where: str) -> tuple[NDArray[Any], NDArray[Any]]:
         """The keys as an array (int64, or text as objects), and the int64 row of each.
 
         Raises:
@@ -38,16 +38,16 @@ class Lookup:
         """
         if not self.numeric:
             if not all(type(key) is str for key in keys):
-                raise self._fault(next(key for key in keys if type(key) is not str), where)
+                raise self._build_type_error(next(key for key in keys if type(key) is not str), where)
             return np.array(keys, object), np.array([self._rows.get(key, 0) for key in keys], np.int64)
         wanted = np.array(keys)
         if wanted.dtype != np.int64:
-            raise self._fault(next(key for key in keys if type(key) is not int), where)
-        at = self._known.searchsorted(wanted)
-        rows = np.where(self._known.take(at) == wanted, self._places.take(at), 0)
+            raise self._build_type_error(next(key for key in keys if type(key) is not int), where)
+        at = self._sorted_keys.searchsorted(wanted)
+        rows = np.where(self._sorted_keys.take(at) == wanted, self._sorted_rows.take(at), 0)
         return wanted, rows
 
-    def _fault(self, key: Key, where: str) -> RequestError:
-        found, expected = ("text", "integers") if self.numeric else ("integers", "text")
+    def _build_type_error(self, key: Key, where: str) -> RequestError:
+        actual, expected = ("text", "integers") if self.numeric else ("integers", "text")
         do = "write the ids as the log has them"
-        return RequestError(where, f"{found}, for example {key!r}", f"{expected}, as in the log", do, 422)
+        return RequestError(where, f"{actual}, for example {key!r}", f"{expected}, as in the log", do, 422)

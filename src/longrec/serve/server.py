@@ -65,48 +65,48 @@ def serve(
     settings = settings or Settings()
     with contextlib.closing(Service(bundle, settings)) as service:
         service.check()
-        if workers > 1 and service.embedded:
+        if workers > 1 and service.exclusive_folders:
             raise LongRecError(
                 "--events",
-                f"{workers} workers, and {service.embedded[0]} is a folder that one process may write to",
+                f"{workers} workers, and {service.exclusive_folders[0]} is a folder that one process may write to",
                 "one worker, or stores on a server",
                 "give --workers 1, or redis:// addresses for --tokens and --state",
             )
-        words = _words(service)
+        format_announcement = _build_announcement(service)
         if workers == 1:
-            with _listening(host, port) as (sock, url), _signals_end_cleanly():
-                server = _Server(uvicorn.Config(App(service).starlette(), **_OPTIONS), words(url))
+            with _open_socket(host, port) as (sock, url), _absorb_signals():
+                server = _Server(uvicorn.Config(App(service).starlette(), **_OPTIONS), format_announcement(url))
                 # What lives until the end is not looked at again by the collector: shorter pauses.
                 gc.collect()
                 gc.freeze()
                 server.run(sockets=[sock])
             return
     del service  # the workers have their own
-    with _listening(host, port) as (sock, url), tempfile.TemporaryDirectory(prefix="longrec-") as counts:
+    with _open_socket(host, port) as (sock, url), tempfile.TemporaryDirectory(prefix="longrec-") as counts:
         os.environ[BUNDLE], os.environ[COUNTS] = str(Path(bundle).resolve()), counts
         os.environ[SETTINGS] = msgspec.json.encode(settings).decode()
-        with _signals_end_cleanly():
-            config = uvicorn.Config("longrec.serve.app:worker", factory=True, workers=workers, **_OPTIONS)
-            print(words(url), flush=True)
+        with _absorb_signals():
+            config = uvicorn.Config("longrec.serve.app:create_worker_app", factory=True, workers=workers, **_OPTIONS)
+            print(format_announcement(url), flush=True)
             Multiprocess(config, sockets=[sock]).run()
 
 
 @contextlib.contextmanager
-def _listening(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
+def _open_socket(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
     """A listening socket and its URL."""
-    with _listen(host, port) as sock:
+    with _bind_socket(host, port) as sock:
         if not ipaddress.ip_address(sock.getsockname()[0]).is_loopback:
             print(f"longrec: {host} is open to the network, and nothing asks who calls", file=sys.stderr)
-        yield sock, address(host, sock.getsockname()[1])
+        yield sock, format_url(host, sock.getsockname()[1])
 
 
-def address(host: str, port: int) -> str:
+def format_url(host: str, port: int) -> str:
     """The URL to reach a listening socket by."""
     name = {"0.0.0.0": HOST, "::": "::1"}.get(host, host)
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
-def _words(service: Service) -> Callable[[str], str]:
+def _build_announcement(service: Service) -> Callable[[str], str]:
     """What is said once a URL is there."""
     example = service.example()
     example["candidates"] = example["candidates"][:3]
@@ -117,7 +117,7 @@ def _words(service: Service) -> Callable[[str], str]:
     )
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _bind_socket(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -139,25 +139,25 @@ def _listen(host: str, port: int) -> socket.socket:
 class _Server(uvicorn.Server):
     """Says where it listens once it does."""
 
-    def __init__(self, config: uvicorn.Config, words: str) -> None:
+    def __init__(self, config: uvicorn.Config, announcement: str) -> None:
         super().__init__(config)
-        self._words = words
+        self._announcement = announcement
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then speak."""
         await super().startup(sockets=sockets)
         if self.started:
-            print(self._words, flush=True)
+            print(self._announcement, flush=True)
 
 
 @contextlib.contextmanager
-def _signals_end_cleanly() -> Iterator[None]:
+def _absorb_signals() -> Iterator[None]:
     """uvicorn raises a signal again after its shutdown; here that is the end, not an error."""
 
-    def nothing(number: int, frame: FrameType | None) -> None:
+    def ignore(number: int, frame: FrameType | None) -> None:
         return None
 
-    before = {number: signal.signal(number, nothing) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ignore) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -166,7 +166,7 @@ def _signals_end_cleanly() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def running(
+def run_server(
     bundle: str | Path, port: int = 0, workers: int = 1, seconds: float = 60.0, settings: Settings | None = None
 ) -> Iterator[str]:
     """A server in a process of its own, for a demo or a test; its URL. It ends with the block.
@@ -178,11 +178,11 @@ def running(
     Raises:
         LongRecError: it did not come up; the message is what it said.
     """
-    told = msgspec.json.encode(settings or Settings()).decode()
-    words = [sys.executable, "-m", "longrec.serve.server", str(bundle), str(port), str(workers), told]
+    settings_json = msgspec.json.encode(settings or Settings()).decode()
+    arguments = [sys.executable, "-m", "longrec.serve.server", str(bundle), str(port), str(workers), settings_json]
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **_THREADS})
-        timer = _killed_after(process, seconds)
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **_THREADS})
+        timer = _start_kill_timer(process, seconds)
         try:
             assert process.stdout is not None
             line = process.stdout.readline().decode()
@@ -190,8 +190,8 @@ def running(
             if _READY not in line:
                 process.wait()
                 errors.seek(0)
-                said = errors.read().decode(errors="replace").strip()
-                raise LongRecError("server", " ".join(said.split())[-600:] or f"silent for {seconds:g} s", "a start")
+                output = errors.read().decode(errors="replace").strip()
+                raise LongRecError("server", " ".join(output.split())[-600:] or f"silent for {seconds:g} s", "a start")
             yield line.split(_READY)[1].split()[0]
         finally:
             timer.cancel()
@@ -205,7 +205,7 @@ def running(
             process.stdout.close()
 
 
-def _killed_after(process: subprocess.Popen[bytes], seconds: float) -> threading.Timer:
+def _start_kill_timer(process: subprocess.Popen[bytes], seconds: float) -> threading.Timer:
     timer = threading.Timer(seconds, process.kill)
     timer.daemon = True
     timer.start()
@@ -214,8 +214,8 @@ def _killed_after(process: subprocess.Popen[bytes], seconds: float) -> threading
 
 if __name__ == "__main__":
     try:
-        given = msgspec.json.decode(sys.argv[4], type=Settings) if len(sys.argv) > 4 else None
-        serve(sys.argv[1], port=int(sys.argv[2]), workers=int(sys.argv[3]), settings=given)
+        worker_settings = msgspec.json.decode(sys.argv[4], type=Settings) if len(sys.argv) > 4 else None
+        serve(sys.argv[1], port=int(sys.argv[2]), workers=int(sys.argv[3]), settings=worker_settings)
     except LongRecError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

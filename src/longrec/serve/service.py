@@ -18,29 +18,29 @@ from numpy.typing import NDArray
 
 from longrec.errors import BundleError, RequestError
 from longrec.export.bundle import RANKER, Bundle
-from longrec.export.golden import Golden
-from longrec.export.request import request_time
+from longrec.export.golden import GoldenRequest
+from longrec.export.raw_columns import format_request_time
 from longrec.export.runtime import Program
 from longrec.pipeline.candidates import Candidates
-from longrec.pipeline.rank import Rank
+from longrec.pipeline.rank import RankStage
 from longrec.pipeline.stage import Outcome, Pipeline, Query
-from longrec.serve import tensors
-from longrec.serve.encode import RequestEncoder
-from longrec.serve.events import Events, Pending, Recorded
-from longrec.serve.request import Key, RankRequest, decode, decode_event, moment
+from longrec.serve import open_inference
+from longrec.serve.events import EventRecorder, EventResponse, PendingEvent
+from longrec.serve.request_encoder import RequestEncoder
+from longrec.serve.request_json import Key, RankRequest, decode_event, decode_request, parse_request_time
 from longrec.serve.settings import Settings
-from longrec.serve.state import State
-from longrec.serve.tokens import TokenHistories
+from longrec.serve.state import ServiceState
+from longrec.serve.token_histories import TokenHistories
 
-_POSITIONS, _TOGETHER = 10_000, 256
+_CHUNK_POSITIONS, _CHUNK_CANDIDATES = 10_000, 256
 """Candidates are scored so many (times their history) at once: what fits the processor's cache."""
 
-DRIFT = 1e-4
+MAX_DRIFT = 1e-4
 """Largest difference from the golden scores on this machine; export itself holds a tenth of it."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class RankResponse:
     """A ranking: candidates best first.
 
     Attributes:
@@ -59,7 +59,7 @@ class Answer:
     def json(self) -> bytes:
         """The answer of ``/rank``."""
         ranked = self.outcome.candidates
-        columns = zip(ranked.keys.tolist(), ranked.scores.tolist(), ranked.origins())
+        columns = zip(ranked.keys.tolist(), ranked.scores.tolist(), ranked.list_origins())
         return orjson.dumps(
             {
                 "model": self.model,
@@ -71,7 +71,7 @@ class Answer:
         )
 
 
-def milliseconds() -> int:
+def read_clock() -> int:
     """Now, UTC."""
     return time.time_ns() // 1_000_000
 
@@ -92,60 +92,62 @@ class Service:
         self,
         bundle: Bundle | str | Path,
         settings: Settings | None = None,
-        clock: Callable[[], int] = milliseconds,
+        clock: Callable[[], int] = read_clock,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if self.bundle.manifest.kind != RANKER:
-            found, do = f"a bundle of an {self.bundle.manifest.kind}", "give it as --events beside a ranker's bundle"
-            raise BundleError(str(self.bundle.path), found, "a bundle of a ranker", do)
+            message, do = f"a bundle of an {self.bundle.manifest.kind}", "give it as --events beside a ranker's bundle"
+            raise BundleError(str(self.bundle.path), message, "a bundle of a ranker", do)
         self.model, self.settings = self.bundle.manifest.model, settings or Settings()
         self.program = Program(self.bundle.program)
         self._clock = clock
-        self._state = None if self.settings.events is None else State(self.bundle, self.settings)
+        self._state = None if self.settings.events is None else ServiceState(self.bundle, self.settings)
         try:
-            self._encoder = self._opened()
+            self._encoder = self._open_encoder()
         except BaseException:
             if self._state is not None:
                 self._state.close()
             raise
-        self._events = None if self._state is None else Events(self._state, self._encoder, clock)
-        self._pipeline = Pipeline([Rank(self._score)])
+        self._events = None if self._state is None else EventRecorder(self._state, self._encoder, clock)
+        self._pipeline = Pipeline([RankStage(self._score)])
         self._time = self.bundle.fitted.schema.time
 
-    def _opened(self) -> RequestEncoder:
-        places, state = self.settings.tokens, self._state
+    def _open_encoder(self) -> RequestEncoder:
+        locations, state = self.settings.tokens, self._state
         if state is None:
-            return RequestEncoder(self.bundle, TokenHistories(self.bundle, places))
-        tokens = TokenHistories(self.bundle, {**places, **state.places}, state.stores)
+            return RequestEncoder(self.bundle, TokenHistories(self.bundle, locations))
+        tokens = TokenHistories(self.bundle, {**locations, **state.token_locations}, state.stores)
         return RequestEncoder(self.bundle, tokens, state.live)
 
     @property
-    def embedded(self) -> list[str]:
+    def exclusive_folders(self) -> list[str]:
         """Places it writes to that only one process may hold."""
-        return [] if self._state is None else self._state.embedded
+        return [] if self._state is None else self._state.exclusive_folders
 
-    def rank(self, request: RankRequest) -> Answer:
+    def rank(self, request: RankRequest) -> RankResponse:
         """Rank the candidates of a request.
 
         Raises:
             RequestError: a request that cannot be answered; nothing is done by halves.
             StoreError: a store that does not answer.
         """
-        at = moment(request.at, self._time, self._clock())
-        query, new_user = self._encoder.query(request, at)
-        candidates, new_items = self._encoder.candidates(request)
+        at = parse_request_time(request.at, self._time, self._clock())
+        query, new_user = self._encoder.build_query(request, at)
+        candidates, new_items = self._encoder.build_candidates(request)
         outcome = self._pipeline(candidates, query)
-        return Answer(self.model, request.user, request_time(self.bundle.fitted, at), outcome, new_user, new_items)
+        return RankResponse(
+            self.model, request.user, format_request_time(self.bundle.fitted, at), outcome, new_user, new_items
+        )
 
-    def record(self, body: bytes) -> Recorded:
+    def record(self, body: bytes) -> EventResponse:
         """Take an event: JSON in. It is kept for good when this returns.
 
         Raises:
-            RequestError, StoreError: as ``prepare``, and ``Pending.keep``.
+            RequestError, StoreError: as ``prepare``, and ``PendingEvent.commit``.
         """
-        return self.prepare(body).keep()
+        return self.prepare(body).commit()
 
-    def prepare(self, body: bytes) -> Pending:
+    def prepare(self, body: bytes) -> PendingEvent:
         """An event that is good to keep: JSON in. It must be kept before the next is prepared.
 
         Raises:
@@ -159,7 +161,7 @@ class Service:
 
     def answer(self, body: bytes) -> bytes:
         """JSON in, JSON out: what ``POST /rank`` does."""
-        return self.rank(decode(body)).json()
+        return self.rank(decode_request(body)).json()
 
     def close(self) -> None:
         """Let go of all stores."""
@@ -168,15 +170,17 @@ class Service:
             self._state.close()
 
     def _score(self, candidates: Candidates, query: Query) -> NDArray[np.float32]:
-        step = max(1, min(_TOGETHER, _POSITIONS // max(query.positions, 1)))
-        parts = []
+        step = max(1, min(_CHUNK_CANDIDATES, _CHUNK_POSITIONS // max(query.positions, 1)))
+        scores = []
         # Rows do not see each other, so that the cut changes no score.
         for start in range(0, len(candidates), step):
             some = slice(start, start + step)
-            told = candidates.told(np.arange(len(candidates))[some])
-            items = self._encoder.item_tensors(candidates.rows[some], candidates.keys[some], query.moment, told)
-            parts.append(self.program.run({**query.inputs, **items}))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            columns = candidates.take_columns(np.arange(len(candidates))[some])
+            items = self._encoder.build_item_tensors(
+                candidates.rows[some], candidates.keys[some], query.timestamp, columns
+            )
+            scores.append(self.program.run({**query.inputs, **items}))
+        return scores[0] if len(scores) == 1 else np.concatenate(scores)
 
     def infer(self, body: bytes) -> bytes:
         """JSON in, JSON out: what ``POST /v2/models/{name}/infer`` does.
@@ -185,12 +189,12 @@ class Service:
             RequestError: tensors that are not those of the program.
         """
         manifest = self.bundle.manifest
-        identity, given = tensors.decode(body, manifest.inputs)
-        return tensors.encode(self.model, manifest.version, identity, self.program.run(given))
+        identity, inputs = open_inference.decode_infer_request(body, manifest.inputs)
+        return open_inference.encode_infer_response(self.model, manifest.version, identity, self.program.run(inputs))
 
     def metadata(self) -> dict[str, Any]:
         """Name, inputs and outputs of the model, in the words of the Open Inference Protocol."""
-        return tensors.metadata(self.model, self.bundle.manifest.version, self.bundle.manifest.inputs)
+        return open_inference.build_metadata(self.model, self.bundle.manifest.version, self.bundle.manifest.inputs)
 
     def health(self) -> dict[str, Any]:
         """What is served."""
@@ -209,20 +213,20 @@ class Service:
         They are answered from the bundle alone: live stores know more by now than the exporter did.
 
         Raises:
-            BundleError: scores that differ by more than ``DRIFT``.
+            BundleError: scores that differ by more than ``MAX_DRIFT``.
         """
         if self.settings != Settings():
             self.answer(orjson.dumps(self.example()))
             with contextlib.closing(Service(self.bundle)) as alone:
                 return alone.check()
         worst = 0.0
-        for place, (golden, scores) in enumerate(zip(self.bundle.golden, scores_of(self, self.bundle.golden))):
+        for number, (golden, scores) in enumerate(zip(self.bundle.golden, score_golden(self, self.bundle.golden))):
             difference = float(np.abs(np.array(golden.scores) - scores).max())
-            if not difference <= DRIFT:
+            if not difference <= MAX_DRIFT:
                 raise BundleError(
-                    f"{self.bundle.path}: golden request {place}",
+                    f"{self.bundle.path}: golden request {number}",
                     f"scores differ by {difference:.2g} on this machine",
-                    f"at most {DRIFT:g}",
+                    f"at most {MAX_DRIFT:g}",
                     "compare the versions of onnxruntime here and where it was exported",
                 )
             worst = max(worst, difference)
@@ -233,17 +237,17 @@ class Service:
         return dict(self.bundle.golden[0].request)
 
 
-def scores_of(service: Service, golden: Sequence[Golden]) -> list[NDArray[np.float64]]:
+def score_golden(service: Service, golden: Sequence[GoldenRequest]) -> list[NDArray[np.float64]]:
     """The service's score of every candidate of golden requests, in the order of the candidates."""
     answers = []
     for one in golden:
-        ranked = service.rank(decode(orjson.dumps(one.request))).outcome.candidates
+        ranked = service.rank(decode_request(orjson.dumps(one.request))).outcome.candidates
         scores = dict(zip(ranked.keys.tolist(), ranked.scores.tolist()))
         answers.append(np.array([scores[key] for key in one.request["candidates"]]))
     return answers
 
 
-def replay(folder: Path, golden: Sequence[Golden]) -> list[NDArray[np.float64]]:
+def replay(folder: Path, golden: Sequence[GoldenRequest]) -> list[NDArray[np.float64]]:
     """Answer golden requests from a bundle: the ``answer`` that export asks for."""
     with contextlib.closing(Service(folder)) as service:
-        return scores_of(service, golden)
+        return score_golden(service, golden)

@@ -24,12 +24,12 @@ class Settings(msgspec.Struct, frozen=True):
     state: str | None = None
 
 
-def settings_of(
+def build_settings(
     tokens: Mapping[str, str | Path] | None = None, events: str | Path | None = None, state: str | Path | None = None
 ) -> Settings:
     """Settings from paths or text."""
     return Settings(
-        {name: str(place) for name, place in (tokens or {}).items()},
+        {name: str(location) for name, location in (tokens or {}).items()},
         None if events is None else str(events),
         None if state is None else str(state),
     )

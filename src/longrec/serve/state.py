@@ -17,19 +17,19 @@ from urllib.parse import urlsplit, urlunsplit
 
 from longrec.errors import BundleError, StoreError
 from longrec.export.bundle import Bundle
-from longrec.export.snapshot import copy_tokens, is_remote, shown
+from longrec.export.store_copies import copy_tokens, is_remote, mask_password
 from longrec.features.manifest import read_manifest
-from longrec.serve.live import LiveEvents, reads_events
+from longrec.serve.live_events import LiveEvents, keeps_events
+from longrec.serve.online_source import OnlineSource
 from longrec.serve.settings import Settings
-from longrec.serve.source import Source
-from longrec.serve.tokens import check
+from longrec.serve.token_histories import check_store
 from longrec.store.token_store import TokenStore
 
 FORMAT = "longrec-state-1"
 NAME = "state.json"
 
 
-class State:
+class ServiceState:
     """Everything one service writes to, held for writing.
 
     Attributes:
@@ -46,7 +46,7 @@ class State:
     def __init__(self, bundle: Bundle, settings: Settings) -> None:
         assert settings.events is not None
         self.where = settings.state or f"{bundle.path}.state"
-        self.places: dict[str, str] = {}
+        self.token_locations: dict[str, str] = {}
         self.stores: dict[str, TokenStore] = {}
         self.live: LiveEvents | None = None
         self._closing = ExitStack()
@@ -57,89 +57,89 @@ class State:
             raise
 
     @property
-    def embedded(self) -> list[str]:
+    def exclusive_folders(self) -> list[str]:
         """Places that only one process may write to."""
-        places = [*self.stores, *([self.where] if self._keeps_events else [])]
-        return [place for place in places if not is_remote(place)]
+        locations = [*self.stores, *([self.where] if self._keeps_events else [])]
+        return [location for location in locations if not is_remote(location)]
 
     def _open(self, bundle: Bundle, source: Bundle, settings: Settings) -> None:
         _check_times(bundle, source)
-        pristine = Source(source)
+        pristine = OnlineSource(source)
         self._closing.callback(pristine.close)
         pristine.check()
         for name, own in bundle.manifest.tokens.items():
-            self._take(name, settings.tokens.get(name) or own, bundle, pristine)
-        if not self.places:
-            found = f"version {pristine.facts.version} of {source.manifest.source.get('run')!r}"
+            self._open_tokens(name, settings.tokens.get(name) or own, bundle, pristine)
+        if not self.token_locations:
+            message = f"version {pristine.facts.version} of {source.manifest.source.get('run')!r}"
             names = ", ".join(bundle.manifest.tokens) or "none, the bundle reads no tokens"
             raise BundleError(
                 f"{source.path}: events",
-                f"{found} wrote none of the tokens that {bundle.path} reads",
+                f"{message} wrote none of the tokens that {bundle.path} reads",
                 f"the source of one of its histories of tokens ({names})",
                 "export the source from the same tokens: longrec export tokens/v1 source.bundle",
             )
-        base, back = (one.store is not None and reads_events(one.fitted) for one in (bundle, source))
-        self._keeps_events = base or back
+        bundle_keeps, source_keeps = (one.store is not None and keeps_events(one.fitted) for one in (bundle, source))
+        self._keeps_events = bundle_keeps or source_keeps
         if self._keeps_events and not is_remote(self.where):
-            _own(Path(self.where), bundle)
-        if base:
-            self.live = self._events("history", bundle)
-        self.source = Source(source, self._events("source", source)) if back else pristine
-        if back:
+            _claim_folder(Path(self.where), bundle)
+        if bundle_keeps:
+            self.live = self._open_live_events("history", bundle)
+        self.source = OnlineSource(source, self._open_live_events("source", source)) if source_keeps else pristine
+        if source_keeps:
             self._closing.callback(self.source.close)
 
-    def _take(self, name: str, place: str, bundle: Bundle, source: Source) -> None:
+    def _open_tokens(self, name: str, location: str, bundle: Bundle, source: OnlineSource) -> None:
         """Hold the store of a history for writing, when its tokens are the source's."""
-        inside = not is_remote(place) and place == bundle.manifest.tokens[name]
-        opened = bundle.place(place) if inside else place
+        inside = not is_remote(location) and location == bundle.manifest.tokens[name]
+        opened = bundle.resolve_store(location) if inside else location
         with TokenStore.open(opened) as store:
-            check(store, bundle, name)
-            if not source.wrote(store.info):
+            check_store(store, bundle, name)
+            if not source.matches(store.info):
                 return
             if store.info.source.get("compress", {}).get("keep") == "positive":
-                found, expected = (
+                problem, expected = (
                     "tokens of positive impressions only",
                     "tokens of all: an event comes before its label",
                 )
-                raise BundleError(shown(opened), found, expected, "compress with keep=all")
-            if not source.codec_fits(store.info.codec):
+                raise BundleError(mask_password(opened), problem, expected, "compress with keep=all")
+            if not source.supports_codec(store.info.codec):
                 raise BundleError(opened, f"tokens as {store.info.codec}", "a source that makes codes")
             if inside:
-                opened = self._copy(store, place, bundle)
+                opened = self._copy_tokens(store, location, bundle)
         if opened not in self.stores:
             written = TokenStore.open(opened, writable=True)
             self._closing.callback(written.close)
             if not is_remote(opened):
                 written.compact()
             self.stores[opened] = written
-        self.places[name] = opened
+        self.token_locations[name] = opened
 
-    def _copy(self, store: TokenStore, place: str, bundle: Bundle) -> str:
+    def _copy_tokens(self, store: TokenStore, location: str, bundle: Bundle) -> str:
         """The copy of a store that lies in the bundle, made when it is first asked for."""
         if is_remote(self.where):
             raise StoreError(
-                shown(self.where),
+                mask_password(self.where),
                 "a server, and the tokens lie in the bundle",
                 "tokens on a server too",
                 "give --tokens HISTORY=redis://..., or a folder for --state",
             )
         folder = Path(self.where)
-        _own(folder, bundle)
-        if not (folder / place).exists():
-            half = folder / f"{place}.partial"
+        _claim_folder(folder, bundle)
+        if not (folder / location).exists():
+            half = folder / f"{location}.partial"
             half.parent.mkdir(parents=True, exist_ok=True)
             copy_tokens(store, half)
-            half.rename(folder / place)
-        return str(folder / place)
+            half.rename(folder / location)
+        return str(folder / location)
 
-    def _events(self, what: str, bundle: Bundle) -> LiveEvents:
-        place = str(Path(self.where, what))
+    def _open_live_events(self, what: str, bundle: Bundle) -> LiveEvents:
+        location = str(Path(self.where, what))
         if is_remote(self.where):
-            parts = urlsplit(self.where)
-            place = urlunsplit(parts._replace(path=f"{parts.path}-{what}"))
-        live = LiveEvents(place, bundle)
+            url = urlsplit(self.where)
+            location = urlunsplit(url._replace(path=f"{url.path}-{what}"))
+        live = LiveEvents(location, bundle)
         self._closing.callback(live.close)
-        if not is_remote(place):
+        if not is_remote(location):
             live.compact()
         return live
 
@@ -150,7 +150,7 @@ class State:
     _keeps_events = False
 
 
-def _own(folder: Path, bundle: Bundle) -> None:
+def _claim_folder(folder: Path, bundle: Bundle) -> None:
     """Make a folder of state, or hold the one that is there to its bundle."""
     path = folder / NAME
     if not path.exists():

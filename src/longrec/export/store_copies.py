@@ -24,22 +24,22 @@ _LEFT_OUT = shutil.ignore_patterns("source", "lock", ".*", "*.new", "*.new.npy",
 Store = TypeVar("Store", TokenStore, KnowledgeStore)
 
 
-def is_remote(place: str | Path) -> bool:
+def is_remote(location: str | Path) -> bool:
     """Whether a store is the address of a server, and no folder.
 
     >>> is_remote("redis://localhost:6379/0/shop"), is_remote("tokens/v1")
     (True, False)
     """
-    return "://" in str(place)
+    return "://" in str(location)
 
 
-def shown(place: str | Path) -> str:
+def mask_password(location: str | Path) -> str:
     """A place without its password.
 
     >>> shown("redis://ann:secret@host/0/shop")
     'redis://host/0/shop'
     """
-    return re.sub(r"//[^/@]*@", "//", str(place))
+    return re.sub(r"//[^/@]*@", "//", str(location))
 
 
 def copy_tokens(store: TokenStore, into: Path) -> None:
@@ -48,7 +48,7 @@ def copy_tokens(store: TokenStore, into: Path) -> None:
     Raises:
         BundleError: it changed under every attempt.
     """
-    _again(into, lambda: _copy(Path(store.location), into))
+    _retry(into, lambda: _copy(Path(store.location), into))
 
 
 def copy_knowledge(store: KnowledgeStore, into: Path) -> None:
@@ -65,10 +65,12 @@ def copy_knowledge(store: KnowledgeStore, into: Path) -> None:
         for side in SIDES:
             _copy(store.folder / f"{side}s", into / f"{side}s")
 
-    _again(into, copy)
+    _retry(into, copy)
 
 
-def copied(stores: Mapping[str, Store], root: Path, folder: str, copy: Callable[[Store, Path], None]) -> dict[str, str]:
+def copy_stores(
+    stores: Mapping[str, Store], root: Path, folder: str, copy: Callable[[Store, Path], None]
+) -> dict[str, str]:
     """Copy stores by the names of what reads them; one that two names share is copied once, a remote one not at all.
 
     Args:
@@ -78,7 +80,7 @@ def copied(stores: Mapping[str, Store], root: Path, folder: str, copy: Callable[
     Returns:
         The place of each: inside the bundle, or its address.
     """
-    places: dict[str, str] = {}
+    locations: dict[str, str] = {}
     seen: dict[str, str] = {}
     for name, store in stores.items():
         own = store.location if isinstance(store, TokenStore) else str(store.folder)
@@ -87,18 +89,18 @@ def copied(stores: Mapping[str, Store], root: Path, folder: str, copy: Callable[
             if not is_remote(own):
                 seen[own] = f"{folder}/{name}"
                 copy(store, root / folder / name)
-        places[name] = seen[own]
-    return places
+        locations[name] = seen[own]
+    return locations
 
 
-def _copy(place: Path, into: Path) -> None:
-    shutil.copytree(place, into, ignore=_LEFT_OUT)
+def _copy(location: Path, into: Path) -> None:
+    shutil.copytree(location, into, ignore=_LEFT_OUT)
     with TokenStore.open(into, writable=True) as store:
         store.compact()
     (into / "lock").unlink(missing_ok=True)
 
 
-def _again(into: Path, copy: Callable[[], None]) -> None:
+def _retry(into: Path, copy: Callable[[], None]) -> None:
     for attempt in range(_TRIES):
         try:
             return copy()

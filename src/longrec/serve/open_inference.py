@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from longrec.errors import RequestError, nearest
 from longrec.export.inputs import OUTPUT, Input
-from longrec.serve.request import MOST, form_fault, json_fault
+from longrec.serve.request_json import MAX_CANDIDATES, build_json_error, build_validation_error
 
 POSITIONS = 2_000_000
 """Pairs of a candidate and a past event in one call of the program, at most: they are all in memory at once."""
@@ -43,7 +43,7 @@ class InferRequest(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(InferRequest)
 
 
-def decode(body: bytes, inputs: Sequence[Input]) -> tuple[str | None, dict[str, NDArray[Any]]]:
+def decode_infer_request(body: bytes, inputs: Sequence[Input]) -> tuple[str | None, dict[str, NDArray[Any]]]:
     """The request's id and its tensors, fit to run.
 
     Raises:
@@ -52,21 +52,21 @@ def decode(body: bytes, inputs: Sequence[Input]) -> tuple[str | None, dict[str, 
     try:
         request = _DECODER.decode(body)
     except msgspec.ValidationError as error:
-        raise form_fault(error, InferRequest.__struct_fields__) from None
+        raise build_validation_error(error, InferRequest.__struct_fields__) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise json_fault(error) from None
+        raise build_json_error(error) from None
     for output in request.outputs:
         if output.name != OUTPUT:
             raise RequestError("outputs", f"the unknown output {output.name!r}", OUTPUT, status=422)
-    tensors = _named(request.inputs, inputs)
-    check(tensors, inputs)
+    tensors = _collect_tensors(request.inputs, inputs)
+    check_tensors(tensors, inputs)
     return request.id, tensors
 
 
-def _named(given: Sequence[_Tensor], inputs: Sequence[Input]) -> dict[str, NDArray[Any]]:
+def _collect_tensors(received: Sequence[_Tensor], inputs: Sequence[Input]) -> dict[str, NDArray[Any]]:
     expected = {entry.name: entry for entry in inputs}
     tensors: dict[str, NDArray[Any]] = {}
-    for place, tensor in enumerate(given):
+    for index, tensor in enumerate(received):
         where = f"inputs.{tensor.name}"
         if tensor.name not in expected:
             near = nearest(tensor.name, expected)
@@ -78,22 +78,22 @@ def _named(given: Sequence[_Tensor], inputs: Sequence[Input]) -> dict[str, NDArr
         entry = expected[tensor.name]
         if tensor.datatype != entry.datatype:
             raise RequestError(where, f"datatype {tensor.datatype!r}", entry.datatype, status=422)
-        tensors[tensor.name] = _array(tensor, entry, where, place)
+        tensors[tensor.name] = _to_array(tensor, entry, where, index)
     return tensors
 
 
-def _array(tensor: _Tensor, entry: Input, where: str, place: int) -> NDArray[Any]:
+def _to_array(tensor: _Tensor, entry: Input, where: str, index: int) -> NDArray[Any]:
     data, nested = tensor.data, [at for at, value in enumerate(tensor.data) if isinstance(value, list)]
     if nested and not entry.width:
-        raise RequestError(f"inputs[{place}].data[{nested[0]}]", "a value of type list", "a number", status=422)
+        raise RequestError(f"inputs[{index}].data[{nested[0]}]", "a value of type list", "a number", status=422)
     if nested and len(nested) < len(data):
         raise RequestError(f"{where}.data", "numbers beside lists", "rows, or the numbers of all rows", status=422)
     flat: list[Any] = [number for row in data for number in row] if nested else data  # type: ignore[union-attr]
     wide = [entry.width] if entry.width else []
     if tensor.shape[1:] != wide or not tensor.shape or tensor.shape[0] * (entry.width or 1) != len(flat):
-        found = f"shape {tensor.shape} with {len(flat)} values"
+        problem = f"shape {tensor.shape} with {len(flat)} values"
         shape = f"[-1, {entry.width}], as many values as it says" if wide else "one dimension, as long as the data"
-        raise RequestError(where, found, shape, status=422)
+        raise RequestError(where, problem, shape, status=422)
     if entry.dtype.kind == "i" and any(isinstance(value, float) for value in flat):
         raise RequestError(where, "numbers with a point", f"whole numbers ({entry.datatype})", status=422)
     try:
@@ -106,7 +106,7 @@ def _array(tensor: _Tensor, entry: Input, where: str, place: int) -> NDArray[Any
     return array.reshape(tensor.shape)
 
 
-def check(tensors: dict[str, NDArray[Any]], inputs: Sequence[Input]) -> None:
+def check_tensors(tensors: dict[str, NDArray[Any]], inputs: Sequence[Input]) -> None:
     """Refuse tensors that do not fit together: onnxruntime would read past a table, or answer nonsense.
 
     Raises:
@@ -122,32 +122,34 @@ def check(tensors: dict[str, NDArray[Any]], inputs: Sequence[Input]) -> None:
             raise RequestError(
                 where, f"ids from {array.min()} to {array.max()}", f"ids from 0 to {entry.rows - 1}", status=422
             )
-        if entry.part in ("values", "weights"):
+        if entry.component in ("values", "weights"):
             ends = tensors[f"{entry.field}.offsets"]
             if len(ends) and ends[-1] != len(array):
                 raise RequestError(where, f"{len(array)} values", f"{ends[-1]}, where the offsets end", status=422)
             continue
         size = len(array)
-        if entry.part == "offsets":
+        if entry.component == "offsets":
             size -= 1
             if size < 0 or array[0] != 0 or (np.diff(array) < 0).any():
                 raise RequestError(where, "offsets that do not rise from 0", "0, then the end of each row", status=422)
-        known, first = lengths.setdefault(entry.group, (size, entry.name))
-        if size != known:
-            expected = f"{known}, as in {first}" if first else "1, for the one user"
+        expected_size, first = lengths.setdefault(entry.group, (size, entry.name))
+        if size != expected_size:
+            expected = f"{expected_size}, as in {first}" if first else "1, for the one user"
             raise RequestError(where, f"{size} entries", expected, status=422)
     count = lengths["item"][0] if "item" in lengths else 0
     positions = count * max((size for group, (size, _) in lengths.items() if group.startswith("h.")), default=0)
     if not count:
-        raise RequestError("inputs", "no candidates", f"1 to {MOST:,}", status=422)
-    if count > MOST:
-        raise RequestError("inputs", f"{count:,} candidates", f"at most {MOST:,}", "ask in several requests", 413)
+        raise RequestError("inputs", "no candidates", f"1 to {MAX_CANDIDATES:,}", status=422)
+    if count > MAX_CANDIDATES:
+        raise RequestError(
+            "inputs", f"{count:,} candidates", f"at most {MAX_CANDIDATES:,}", "ask in several requests", 413
+        )
     if positions > POSITIONS:
-        found = f"{positions:,} pairs of a candidate and a past event"
-        raise RequestError("inputs", found, f"at most {POSITIONS:,}", "ask in several requests", 413)
+        message = f"{positions:,} pairs of a candidate and a past event"
+        raise RequestError("inputs", message, f"at most {POSITIONS:,}", "ask in several requests", 413)
 
 
-def encode(model: str, version: str, identity: str | None, scores: NDArray[np.float32]) -> bytes:
+def encode_infer_response(model: str, version: str, identity: str | None, scores: NDArray[np.float32]) -> bytes:
     """The answer of the protocol."""
     output = {"name": OUTPUT, "datatype": "FP32", "shape": [len(scores)], "data": np.ascontiguousarray(scores)}
     answer: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": [output]}
@@ -156,7 +158,7 @@ def encode(model: str, version: str, identity: str | None, scores: NDArray[np.fl
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def metadata(model: str, version: str, inputs: Sequence[Input]) -> dict[str, Any]:
+def build_metadata(model: str, version: str, inputs: Sequence[Input]) -> dict[str, Any]:
     """What the protocol tells of a model."""
     return {
         "name": model,

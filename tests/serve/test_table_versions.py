@@ -21,11 +21,11 @@ from longrec.data.prepare import prepare
 from longrec.data.settings import DataConfig
 from longrec.errors import BundleError
 from longrec.export import bundle as bundles
-from longrec.export.bundle import DATED, Bundle, read_manifest
+from longrec.export.bundle import VERSIONED_FORMAT, Bundle, read_manifest
 from longrec.export.write import export
 from longrec.features.schema import Schema
 from longrec.models.core.base import Ranker, build
-from longrec.serve.request import decode
+from longrec.serve.request_json import decode_request
 from longrec.serve.service import Service, replay
 from longrec.verbs import offline_request
 
@@ -55,15 +55,20 @@ def write_log(folder: Path) -> None:
     """Impressions a millisecond before, at and after the moments of versions, and in between."""
     random = np.random.default_rng(0)
     items: list[dict[str, Any]] = []
-    moments: list[int] = []
+    timestamps: list[int] = []
     for item in range(1, ITEMS):  # item 0 has no version
         for turn in range(int(random.integers(1, ROUNDS))):
             since = START + int(random.integers(0, 100)) * HOUR + turn
             tags = random.integers(0, 6, int(random.integers(0, 3))).tolist()
-            made = {"item": item, "since": since, "brand": f"b{random.integers(0, 9)}", "ctr": float(random.random())}
-            made |= {"tags": tags, "tag_weights": [float(n + 1) for n in tags], "shape": random.random(2).tolist()}
-            items.append(made)
-            moments += [since - 1, since, since + 1]
+            version = {
+                "item": item,
+                "since": since,
+                "brand": f"b{random.integers(0, 9)}",
+                "ctr": float(random.random()),
+            }
+            version |= {"tags": tags, "tag_weights": [float(n + 1) for n in tags], "shape": random.random(2).tolist()}
+            items.append(version)
+            timestamps += [since - 1, since, since + 1]
     users = [
         {
             "user": f"u{n % (USERS - 1)}",
@@ -73,13 +78,13 @@ def write_log(folder: Path) -> None:
         }
         for n in range(14)
     ]
-    moments += [user["since"] + shift for user in users for shift in (-1, 0, 1)]
-    moments += (START - HOUR + random.integers(0, 100 * HOUR, 100)).tolist()
-    count = len(moments)
+    timestamps += [user["since"] + shift for user in users for shift in (-1, 0, 1)]
+    timestamps += (START - HOUR + random.integers(0, 100 * HOUR, 100)).tolist()
+    count = len(timestamps)
     log = {
         "user": [f"u{n}" for n in random.integers(0, USERS, count)],
         "item": random.integers(0, ITEMS, count).tolist(),
-        "at": moments,
+        "at": timestamps,
         "click": random.integers(0, 2, count).tolist(),
     }
     pq.write_table(pa.table(log), folder / "log.parquet")
@@ -93,8 +98,8 @@ class Shop:
     def __init__(self, folder: Path) -> None:
         write_log(folder)
         sources = {name: {"files": str(folder / f"{name}.parquet"), "as_of": "since"} for name in ("items", "users")}
-        words = {"log": str(folder / "log.parquet"), **sources, "folder": str(folder / "prepared"), "threads": 1}
-        self.log = Log.open(prepare(DataConfig.model_validate(words), Schema.model_validate(SCHEMA)))
+        config_dict = {"log": str(folder / "log.parquet"), **sources, "folder": str(folder / "prepared"), "threads": 1}
+        self.log = Log.open(prepare(DataConfig.model_validate(config_dict), Schema.model_validate(SCHEMA)))
         torch.manual_seed(0)
         settings = {"name": "din", "attention": [8], "mlp": [8], "embedding_dim": 4, "init_std": 0.5}
         model = build(settings, self.log.fields())
@@ -114,9 +119,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     return Shop(tmp_path_factory.mktemp("versions"))
 
 
-def asked(service: Service, user: Any, items: list[Any], at: Any) -> dict[Any, float]:
+def score_items(service: Service, user: Any, items: list[Any], at: Any) -> dict[Any, float]:
     body = orjson.dumps({"user": user, "candidates": items, "at": at, "context": {}, "allow_unknown": True})
-    ranked = service.rank(decode(body)).outcome.candidates
+    ranked = service.rank(decode_request(body)).outcome.candidates
     return dict(zip(ranked.keys.tolist(), ranked.scores.tolist()))
 
 
@@ -128,27 +133,29 @@ def test_online_equals_offline_around_every_version(shop: Shop) -> None:
     worst = 0.0
     for row in rows.tolist():
         item = log.items.key(int(log.events.columns["item"][row]))
-        at = bundle_time(int(log.moments[row]))
-        worst = max(worst, abs(asked(service, log.users.key(int(users[row])), [item], at)[item] - offline[row]))
+        at = format_time(int(log.moments[row]))
+        worst = max(worst, abs(score_items(service, log.users.key(int(users[row])), [item], at)[item] - offline[row]))
     assert worst < 1e-6
 
 
-def bundle_time(moment: int) -> str:
-    return f"{np.datetime64(moment, 'ms')}Z"
+def format_time(timestamp: int) -> str:
+    return f"{np.datetime64(timestamp, 'ms')}Z"
 
 
-def test_a_version_counts_from_the_millisecond_after_its_moment(shop: Shop) -> None:
+def test_a_version_counts_from_the_millisecond_after_its_timestamp(shop: Shop) -> None:
     service, versions = Service(shop.bundle), shop.log.items.versions
     assert versions is not None
     for item in np.flatnonzero(np.diff(versions.offsets)).tolist():
         for since in versions.times[versions.offsets[item] : versions.offsets[item + 1]].tolist():
             key = shop.log.items.key(item)  # asked for somebody new, who has no past that could tell moments apart
-            scores = [asked(service, "nobody", [key], bundle_time(since + shift))[key] for shift in (-1, 0, 1, 999)]
+            scores = [
+                score_items(service, "nobody", [key], format_time(since + shift))[key] for shift in (-1, 0, 1, 999)
+            ]
             assert scores[0] == scores[1] != scores[2] == scores[3]
 
 
 def test_the_format_says_that_there_are_versions(shop: Shop, full: Any, tmp_path: Path) -> None:
-    assert read_manifest(shop.bundle).format == DATED == "longrec-bundle-2"
+    assert read_manifest(shop.bundle).format == VERSIONED_FORMAT == "longrec-bundle-2"
     assert read_manifest(full.bundle).format == "longrec-bundle-1", "what has none is as it was"
     assert "items/versions/times.npy" in shop.manifest.files
     assert shop.manifest.counts["items"] == ITEMS
@@ -158,6 +165,6 @@ def test_the_format_says_that_there_are_versions(shop: Shop, full: Any, tmp_path
     shutil.copytree(shop.bundle, other)
     content = re.sub(rb"longrec-bundle-2", b"longrec-bundle-3", (other / bundles.MANIFEST).read_bytes())
     (other / bundles.MANIFEST).write_bytes(content)
-    (other / bundles.DIGEST).write_bytes(bundles.digest_line(content))
+    (other / bundles.DIGEST).write_bytes(bundles.format_digest(content))
     with pytest.raises(BundleError, match="format 'longrec-bundle-3'"):
         Bundle.open(other)

@@ -11,7 +11,7 @@ from longrec.errors import RequestError, nearest
 from longrec.features.schema import TimeColumn
 from longrec.features.timestamp import BadTimestamp, grammar, read_iso, read_timestamp
 
-MOST = 100_000
+MAX_CANDIDATES = 100_000
 """Candidates of one request, at most."""
 
 _Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -68,9 +68,9 @@ class EventRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 FIELDS = tuple(RankRequest.__struct_fields__)
 _DECODER, _EVENTS = msgspec.json.Decoder(RankRequest), msgspec.json.Decoder(EventRequest)
-_PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<place>.*)`)?$", re.DOTALL)
-_ANSWERED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T.*(?:[Zz]|[+-][0-9]{2}:?[0-9]{2})")
-_PLAIN = {
+_ERROR_PATTERN = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
+_RESPONSE_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T.*(?:[Zz]|[+-][0-9]{2}:?[0-9]{2})")
+_TYPE_NAMES = {
     "int": "whole number",
     "str": "text",
     "float": "number",
@@ -80,7 +80,7 @@ _PLAIN = {
 }
 
 
-def decode(body: bytes) -> RankRequest:
+def decode_request(body: bytes) -> RankRequest:
     """A request from JSON.
 
     Raises:
@@ -89,16 +89,18 @@ def decode(body: bytes) -> RankRequest:
     try:
         request = _DECODER.decode(body)
     except msgspec.ValidationError as error:
-        raise form_fault(error, FIELDS) from None
+        raise build_validation_error(error, FIELDS) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise json_fault(error) from None
+        raise build_json_error(error) from None
     count = len(request.candidates)
     if not count:
-        raise RequestError("candidates", "an empty list", f"1 to {MOST:,} items", status=422)
-    if count > MOST:
-        raise RequestError("candidates", f"{count:,} items", f"at most {MOST:,}", "ask in several requests", 413)
+        raise RequestError("candidates", "an empty list", f"1 to {MAX_CANDIDATES:,} items", status=422)
+    if count > MAX_CANDIDATES:
+        raise RequestError(
+            "candidates", f"{count:,} items", f"at most {MAX_CANDIDATES:,}", "ask in several requests", 413
+        )
     if len(set(request.candidates)) != count:
-        raise _twice(request.candidates)
+        raise _build_duplicate_error(request.candidates)
     return request
 
 
@@ -111,54 +113,56 @@ def decode_event(body: bytes) -> EventRequest:
     try:
         request = _EVENTS.decode(body)
     except msgspec.ValidationError as error:
-        raise form_fault(error, EventRequest.__struct_fields__) from None
+        raise build_validation_error(error, EventRequest.__struct_fields__) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise json_fault(error) from None
+        raise build_json_error(error) from None
     if request.context is None and not request.feedback:
         do = "send the context of a new event; for one that was told before, what became known"
         raise RequestError("event", "neither context nor feedback", "one of them", do, 422)
     return request
 
 
-def json_fault(error: Exception) -> RequestError:
+def build_json_error(error: Exception) -> RequestError:
     """A body that is no JSON."""
-    found = "nested too deep" if isinstance(error, RecursionError) else str(error)
-    return RequestError("body", f"not JSON ({found})", "one JSON object (NaN and Infinity are not JSON)")
+    message = "nested too deep" if isinstance(error, RecursionError) else str(error)
+    return RequestError("body", f"not JSON ({message})", "one JSON object (NaN and Infinity are not JSON)")
 
 
-def form_fault(error: msgspec.ValidationError, fields: tuple[str, ...]) -> RequestError:
+def build_validation_error(error: msgspec.ValidationError, fields: tuple[str, ...]) -> RequestError:
     """JSON of another form, in our words."""
-    match = _PLACE.match(str(error))
+    match = _ERROR_PATTERN.match(str(error))
     assert match is not None  # the pattern takes any text
-    what, place = match["what"], match["place"] or "body"
-    if found := re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL):
-        near = nearest(found[1], fields)
+    what, path = match["what"], match["path"] or "body"
+    if details := re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL):
+        near = nearest(details[1], fields)
         do = f"did you mean {near!r}?" if near else ""
-        return RequestError(place, f"the unknown key {found[1]!r}", ", ".join(fields), do, 422)
-    if found := re.fullmatch(r"Object missing required field `(.*)`", what):
-        return RequestError(found[1] if place == "body" else f"{place}.{found[1]}", "nothing", "a value", status=422)
-    if found := re.fullmatch(r"Expected `(.*)`, got `(.*)`", what):
-        wanted = [_PLAIN.get(word, word) for word in found[1].split(" | ")]
-        return RequestError(place, f"a value of type {_PLAIN.get(found[2], found[2])}", " or ".join(wanted), status=422)
+        return RequestError(path, f"the unknown key {details[1]!r}", ", ".join(fields), do, 422)
+    if details := re.fullmatch(r"Object missing required field `(.*)`", what):
+        return RequestError(details[1] if path == "body" else f"{path}.{details[1]}", "nothing", "a value", status=422)
+    if details := re.fullmatch(r"Expected `(.*)`, got `(.*)`", what):
+        wanted = [_TYPE_NAMES.get(word, word) for word in details[1].split(" | ")]
+        return RequestError(
+            path, f"a value of type {_TYPE_NAMES.get(details[2], details[2])}", " or ".join(wanted), status=422
+        )
     if re.fullmatch(r"Expected `int` (<=|>=) -?\d+", what):
         return RequestError(
-            place, "an integer of more than 64 bits", "signed 64-bit integers or text", "write it as text", 422
+            path, "an integer of more than 64 bits", "signed 64-bit integers or text", "write it as text", 422
         )
-    return RequestError(place, what[:1].lower() + what[1:], status=422)
+    return RequestError(path, what[:1].lower() + what[1:], status=422)
 
 
-def _twice(candidates: list[Key]) -> RequestError:
+def _build_duplicate_error(candidates: list[Key]) -> RequestError:
     first: dict[Key, int] = {}
-    for place, key in enumerate(candidates):
+    for index, key in enumerate(candidates):
         if key in first:
             return RequestError(
-                "candidates", f"{key!r} twice, at {first[key]} and {place}", "each item once", "drop the copies", 422
+                "candidates", f"{key!r} twice, at {first[key]} and {index}", "each item once", "drop the copies", 422
             )
-        first[key] = place
+        first[key] = index
     raise AssertionError("no copy")
 
 
-def moment(at: int | float | str | None, time: TimeColumn | None, now: int, where: str = "at") -> int:
+def parse_request_time(at: int | float | str | None, time: TimeColumn | None, now: int, where: str = "at") -> int:
     """The moment of a request as the log keeps it: milliseconds UTC, or a step.
 
     Args:
@@ -180,10 +184,10 @@ def moment(at: int | float | str | None, time: TimeColumn | None, now: int, wher
     try:
         if at is None:
             raise BadTimestamp("nothing", "a whole number, as the log counts its steps")
-        if isinstance(at, str) and time.format is not None and _ANSWERED.fullmatch(at):
-            told = read_iso(at)
-            if told is not None and grammar(time.format).read(at) is None:
-                return told
+        if isinstance(at, str) and time.format is not None and _RESPONSE_TIME.fullmatch(at):
+            timestamp = read_iso(at)
+            if timestamp is not None and grammar(time.format).read(at) is None:
+                return timestamp
         return read_timestamp(at, time.unit, time.format)
     except BadTimestamp as bad:
         raise RequestError(where, bad.found, bad.expected, bad.do, 422) from None

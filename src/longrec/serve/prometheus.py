@@ -27,7 +27,7 @@ _RECORDED = _RANKED + len(CANDIDATES) + 2
 _SIZE = _RECORDED + len(EVENTS)
 
 
-class Metrics:
+class ServerMetrics:
     """Counts of one process.
 
     Args:
@@ -42,7 +42,7 @@ class Metrics:
         else:
             self._cells = np.memmap(folder / f"{os.getpid()}.counts", np.float64, "w+", shape=(_SIZE,))
 
-    def seen(self, route: str, status: int, seconds: float) -> None:
+    def count_request(self, route: str, status: int, seconds: float) -> None:
         """One request answered."""
         at = ROUTES.index(route)
         nearest = status if status in STATUSES else (500 if status >= 500 else 400 if status >= 400 else 200)
@@ -51,18 +51,18 @@ class Metrics:
         self._cells[start + bisect_left(SECONDS, seconds)] += 1
         self._cells[start + _LATENCY - 1] += seconds
 
-    def ranked(self, candidates: int) -> None:
+    def count_ranking(self, candidates: int) -> None:
         """One ranking of so many candidates."""
         self._cells[_RANKED + bisect_left(CANDIDATES, candidates)] += 1
         self._cells[_RECORDED - 1] += candidates
 
-    def recorded(self, known: bool, replaced: bool) -> None:
+    def count_event(self, has_feedback: bool, is_repeat: bool) -> None:
         """One event taken, with feedback or without, for the first time or again."""
-        self._cells[_RECORDED + 2 * replaced + known] += 1
+        self._cells[_RECORDED + 2 * is_repeat + has_feedback] += 1
 
-    def text(self, model: str, version: str) -> str:
+    def render(self, model: str, version: str) -> str:
         """The page of all workers' counts."""
-        cells = self._total()
+        cells = self._sum_counters()
         lines = [
             "# HELP longrec_model_info The model that is served.",
             "# TYPE longrec_model_info gauge",
@@ -79,22 +79,22 @@ class Metrics:
             "# TYPE longrec_request_seconds histogram",
         ]
         latency = cells[_COUNTS:_RANKED].reshape(len(ROUTES), _LATENCY)
-        for place, route in enumerate(ROUTES):
-            if latency[place, :-1].any():
-                lines += _histogram("longrec_request_seconds", f'route="{route}",', SECONDS, latency[place])
+        for index, route in enumerate(ROUTES):
+            if latency[index, :-1].any():
+                lines += _format_histogram("longrec_request_seconds", f'route="{route}",', SECONDS, latency[index])
         lines += [
             "# HELP longrec_candidates Candidates of a ranking.",
             "# TYPE longrec_candidates histogram",
-            *_histogram("longrec_candidates", "", CANDIDATES, cells[_RANKED:_RECORDED]),
+            *_format_histogram("longrec_candidates", "", CANDIDATES, cells[_RANKED:_RECORDED]),
             "# HELP longrec_events_total Events recorded, told for the first time or again, by their feedback.",
             "# TYPE longrec_events_total counter",
         ]
-        for (told, given), count in zip(EVENTS, cells[_RECORDED:].tolist()):
+        for (occurrence, feedback), count in zip(EVENTS, cells[_RECORDED:].tolist()):
             if count:
-                lines.append(f'longrec_events_total{{told="{told}",feedback="{given}"}} {count:.0f}')
+                lines.append(f'longrec_events_total{{told="{occurrence}",feedback="{feedback}"}} {count:.0f}')
         return "\n".join(lines) + "\n"
 
-    def _total(self) -> NDArray[np.float64]:
+    def _sum_counters(self) -> NDArray[np.float64]:
         if self._folder is None:
             return self._cells
         files = [np.fromfile(path, np.float64) for path in self._folder.glob("*.counts")]
@@ -103,7 +103,7 @@ class Metrics:
         return total
 
 
-def _histogram(name: str, labels: str, edges: tuple[float, ...], cells: NDArray[np.float64]) -> list[str]:
+def _format_histogram(name: str, labels: str, edges: tuple[float, ...], cells: NDArray[np.float64]) -> list[str]:
     counts = np.cumsum(cells[:-1])
     lines = [f'{name}_bucket{{{labels}le="{edge:g}"}} {count:.0f}' for edge, count in zip(edges, counts)]
     own = f"{{{labels.rstrip(',')}}}" if labels else ""

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
-from longrec.serve.metrics import CANDIDATES, SECONDS, Metrics
+from longrec.serve.prometheus import CANDIDATES, SECONDS, ServerMetrics
 
 
 def test_a_histogram_is_cumulative_and_its_edges_belong_below() -> None:
-    metrics = Metrics()
+    metrics = ServerMetrics()
     for seconds in (0.0005, 0.0006, 99.0):
-        metrics.seen("/rank", 200, seconds)
+        metrics.count_request("/rank", 200, seconds)
     for count in (1, 2, 100_000):
-        metrics.ranked(count)
-    lines = metrics.text("m", "1").splitlines()
+        metrics.count_ranking(count)
+    lines = metrics.render("m", "1").splitlines()
     assert 'longrec_request_seconds_bucket{route="/rank",le="0.0005"} 1' in lines
     assert 'longrec_request_seconds_bucket{route="/rank",le="0.001"} 2' in lines
     assert f'longrec_request_seconds_bucket{{route="/rank",le="{SECONDS[-1]:g}"}} 2' in lines
@@ -28,21 +28,21 @@ def test_a_histogram_is_cumulative_and_its_edges_belong_below() -> None:
 
 
 def test_a_status_without_a_counter_is_counted_with_its_kind() -> None:
-    metrics = Metrics()
+    metrics = ServerMetrics()
     for status in (204, 418, 507):
-        metrics.seen("other", status, 0.0)
-    text = metrics.text("m", "1")
+        metrics.count_request("other", status, 0.0)
+    text = metrics.render("m", "1")
     for status in (200, 400, 500):
         assert f'longrec_requests_total{{route="other",status="{status}"}} 1' in text
 
 
 def test_workers_are_added_up_and_the_dead_are_not_forgotten(tmp_path: Path) -> None:
-    own = Metrics(tmp_path)
-    own.seen("/rank", 200, 0.1)
+    own = ServerMetrics(tmp_path)
+    own.count_request("/rank", 200, 0.1)
     size = len(np.fromfile(tmp_path / f"{os.getpid()}.counts", np.float64))
-    gone = Metrics()
-    gone.seen("/rank", 200, 0.1)
+    gone = ServerMetrics()
+    gone.count_request("/rank", 200, 0.1)
     gone._cells.tofile(tmp_path / "1.counts")
     (tmp_path / "2.counts").write_bytes(b"")
     assert size == len(gone._cells)
-    assert 'longrec_requests_total{route="/rank",status="200"} 2' in own.text("m", "1")
+    assert 'longrec_requests_total{route="/rank",status="200"} 2' in own.render("m", "1")

@@ -21,12 +21,12 @@ from longrec.data.requests import impression
 from longrec.errors import BundleError
 from longrec.export.bundle import Bundle
 from longrec.export.golden import Sample
-from longrec.export.offline import golden
-from longrec.export.write import Left, export
+from longrec.export.offline import build_golden_request
+from longrec.export.write import ExternalStores, export
 from longrec.features.vocabulary import key_numbers
 from longrec.models.core.base import Ranker, build
-from longrec.serve.knowledge import Knowledge
-from longrec.serve.service import Service, replay, scores_of
+from longrec.serve.knowledge_features import KnowledgeFeatures
+from longrec.serve.service import Service, replay, score_golden
 from longrec.store.knowledge_store import KnowledgeInfo, KnowledgeStore, SideVectors
 
 DAY, START = token_shop.DAY, token_shop.START
@@ -46,34 +46,38 @@ class Shop:
     def golden(self, row: int) -> Any:
         log = self.log
         sample = Sample(**impression(log, row, np.arange(1, 9)))
-        return golden(self.model, log.fitted, log.users, log.items, sample)
+        return build_golden_request(self.model, log.fitted, log.users, log.items, sample)
 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     """Two versions: the second, of the ninth day, has forgotten half of the users and items."""
     folder = tmp_path_factory.mktemp("knowing")
-    place, random = folder / "knowledge" / "v1", np.random.default_rng(0)
+    store_folder, random = folder / "knowledge" / "v1", np.random.default_rng(0)
     users = key_numbers(pa.array([f"u{n}" for n in range(token_shop.USERS)]))
     items = key_numbers(pa.array(list(range(100, 100 + token_shop.ITEMS))))
     info = KnowledgeInfo({"user": 5, "item": 3}, "ms", {"user": "text", "item": "int64"})
-    with KnowledgeStore.create(place, info) as store:
+    with KnowledgeStore.create(store_folder, info) as store:
         for number, (day, step) in enumerate(((3, 1), (9, 2))):
             some = [keys[::step] for keys in (users, items)]
-            known = [SideVectors(keys, random.standard_normal((len(keys), width)).astype(np.float32) + number)
+            matrices = [SideVectors(keys, random.standard_normal((len(keys), width)).astype(np.float32) + number)
                      for keys, width in zip(some, (5, 3))]  # fmt: skip
-            store.publish(START + day * DAY, START + day * DAY + 500, *known)
-    about = {f"about_{table}": {"kind": "vector", "from": str(place), "table": table} for table in ("user", "item")}
+            store.publish(START + day * DAY, START + day * DAY + 500, *matrices)
+    about = {
+        f"about_{table}": {"kind": "vector", "from": str(store_folder), "table": table} for table in ("user", "item")
+    }
     schema = {**token_shop.SCHEMA, "features": {**token_shop.SCHEMA["features"], **about}, "histories": {}}
-    log = token_shop.opened(folder / "log", token_shop.events(), schema)
+    log = token_shop.open_log(folder / "log", token_shop.events(), schema)
     torch.manual_seed(2)
     model = build(MODEL, log.fields()).eval()
     assert isinstance(model, Ranker)
-    made = Shop(log, model, folder / "shop.bundle")
-    requests = [made.golden(int(row)) for row in log.rows_of("test")[::20]]
-    left = Left(knowledge={name: feature.store for name, feature in log.knowledge.items()})
-    export(model, log.folder, made.bundle, requests, replay, fitted=log.fitted, left=left)
-    return made
+    prepared_shop = Shop(log, model, folder / "shop.bundle")
+    requests = [prepared_shop.golden(int(row)) for row in log.rows_of("test")[::20]]
+    external_stores = ExternalStores(knowledge={name: feature.store for name, feature in log.knowledge.items()})
+    export(
+        model, log.folder, prepared_shop.bundle, requests, replay, fitted=log.fitted, external_stores=external_stores
+    )
+    return prepared_shop
 
 
 def test_impressions_score_online_as_offline(shop: Shop) -> None:
@@ -81,21 +85,23 @@ def test_impressions_score_online_as_offline(shop: Shop) -> None:
     assert service.check() < 1e-6
     rows = np.flatnonzero(shop.log.events.times > START + 2 * DAY)[::13]
     wanted = [shop.golden(int(row)) for row in rows]
-    for one, scores in zip(wanted, scores_of(service, wanted)):
+    for one, scores in zip(wanted, score_golden(service, wanted)):
         assert np.abs(one.expected - scores).max() < 1e-6
     service.close()
 
 
 def test_knowledge_that_leaks_is_refused(shop: Shop, tmp_path: Path) -> None:
     bundle = Bundle.open(shop.bundle)
-    place = tmp_path / "leaky"
-    shutil.copytree(bundle.place(bundle.manifest.knowledge["about_user"]), place)
-    manifest = json.loads((place / "knowledge.json").read_text())
-    (place / "knowledge.json").write_text(json.dumps({**manifest, "leak": "it saw its labels"}))
-    manifest = SimpleNamespace(knowledge={"about_user": str(place)})
-    given: Any = SimpleNamespace(manifest=manifest, place=str, fitted=bundle.fitted, items=bundle.items)
+    folder = tmp_path / "leaky"
+    shutil.copytree(bundle.resolve_store(bundle.manifest.knowledge["about_user"]), folder)
+    manifest = json.loads((folder / "knowledge.json").read_text())
+    (folder / "knowledge.json").write_text(json.dumps({**manifest, "leak": "it saw its labels"}))
+    manifest = SimpleNamespace(knowledge={"about_user": str(folder)})
+    changed_bundle: Any = SimpleNamespace(
+        manifest=manifest, resolve_store=str, fitted=bundle.fitted, items=bundle.items
+    )
     with pytest.raises(BundleError, match=r"features.about_user: .*tells more than was known: it leaks \(it saw"):
-        Knowledge(given)
+        KnowledgeFeatures(changed_bundle)
 
 
 def test_what_two_features_share_is_copied_once(shop: Shop) -> None:
@@ -110,18 +116,18 @@ def test_what_two_features_share_is_copied_once(shop: Shop) -> None:
 def test_a_request_reads_the_version_published_before_it(shop: Shop) -> None:
     service = Service(shop.bundle)
 
-    def ask(at: int, user: str, items: list[int], **more: Any) -> dict[int, float]:
+    def rank(at: int, user: str, items: list[int], **more: Any) -> dict[int, float]:
         context = {"place": "top", "price": 2.0}
         request = {"user": user, "candidates": items, "at": START + at, "context": context, **more}
         answer = orjson.loads(service.answer(orjson.dumps(request)))
         return {item["id"]: item["score"] for item in answer["items"]}
 
-    before, after = ask(9 * DAY + 500, "u1", [101, 102]), ask(9 * DAY + 501, "u1", [101, 102])
+    before, after = rank(9 * DAY + 500, "u1", [101, 102]), rank(9 * DAY + 501, "u1", [101, 102])
     assert before != after
     # in the second version u1 and 101 are missing: not what an older version knew, but nothing
-    nobody = ask(0, "u1", [101])
+    nobody = rank(0, "u1", [101])
     assert after[101] == pytest.approx(nobody[101], abs=1e-6)
     assert before[101] != pytest.approx(nobody[101], abs=1e-4)
-    strange = ask(9 * DAY + 501, "u1", [101, 999], allow_unknown=True)
+    strange = rank(9 * DAY + 501, "u1", [101, 999], allow_unknown=True)
     assert strange[101] == pytest.approx(after[101], abs=1e-6)
     service.close()

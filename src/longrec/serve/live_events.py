@@ -31,7 +31,7 @@ _BITS = 31
 
 
 @dataclass(frozen=True)
-class KnownEvent:
+class StoredEvent:
     """An event as it was told before.
 
     Attributes:
@@ -47,7 +47,7 @@ class KnownEvent:
 
 
 @dataclass(frozen=True)
-class Telling:
+class EventUpdate:
     """What becomes of an event that is told.
 
     Attributes:
@@ -70,21 +70,21 @@ class LiveEvents:
         StoreError: it belongs to another bundle, or another process writes to it.
     """
 
-    def __init__(self, place: str, bundle: Bundle) -> None:
+    def __init__(self, location: str, bundle: Bundle) -> None:
         assert bundle.store is not None
         self._base: DiskStore = bundle.store
         self._fitted = bundle.fitted
         schema = bundle.fitted.schema
         self.values = event_columns(bundle.fitted)
         self.feedback = [name for name in self.values if schema.features[name].feedback]
-        self._known = [f"known.{name}" for name in self.feedback]
+        self._availability_columns = [f"known.{name}" for name in self.feedback]
         self.filters = {name: list(history.where) for name, history in schema.histories.items() if history.where}
         for name, columns in self.filters.items():
             if len(columns) > _BITS:
                 raise StoreError(f"histories.{name}.where", f"{len(columns)} conditions", f"at most {_BITS}")
-        self.backend = open_live(place, self._types(), bundle.digest)
+        self.backend = open_live(location, self._list_column_types(), bundle.digest)
 
-    def _types(self) -> dict[str, Any]:
+    def _list_column_types(self) -> dict[str, Any]:
         types: dict[str, Any] = {"instance": np.int64, "item": np.int32, "replaces": np.uint8, AVAILABLE: np.int64}
         types |= dict.fromkeys(self.values, np.int32)
         types |= {f"known.{name}": np.int64 for name in self.feedback}
@@ -92,7 +92,7 @@ class LiveEvents:
             types |= {f"where.{name}": np.uint8, f"met.{name}": np.int32, f"since.{name}": np.int64}
         return types
 
-    def find(self, user: int, row: int, time: int, instance: int, item: int) -> KnownEvent | None:
+    def find(self, user: int, row: int, time: int, instance: int, item: int) -> StoredEvent | None:
         """An event that was told before, in its newest version, or that the bundle holds.
 
         Args:
@@ -101,21 +101,21 @@ class LiveEvents:
         """
         columns = find(self.backend, user, time, instance)
         if columns is not None:
-            return KnownEvent(columns, True)
-        own = self._in_base(row, time, item)
-        return None if own is None else KnownEvent(own, False)
+            return StoredEvent(columns, True)
+        own = self._find_in_base(row, time, item)
+        return None if own is None else StoredEvent(own, False)
 
-    def tell(
+    def prepare_update(
         self,
         user: int,
         row: int,
         time: int,
         columns: Mapping[str, int],
-        old: KnownEvent | None,
+        old: StoredEvent | None,
         now: int,
         *,
-        in_place: bool,
-    ) -> Telling:
+        overwrite: bool,
+    ) -> EventUpdate:
         """Record an event, or record it again: what was left out is added, and other values make a further version.
 
         Args:
@@ -128,23 +128,23 @@ class LiveEvents:
             in_place: there is no clock: replace it.
         """
         passes = {n: columns[f"met.{n}"] == (1 << len(conditions)) - 1 for n, conditions in self.filters.items()}
-        if old is None or in_place:
+        if old is None or overwrite:
             first = old is not None and (not old.recorded or bool(old["replaces"]))
             return self._write(user, time, columns, now, {n: now for n in passes if passes[n]}, replaces=first)
         further = old.recorded and old["instance"] != columns["instance"]
         same = all(columns[name] == old[name] for name in self.values if name not in self.feedback)
         lost = any(not passed and old[f"since.{name}"] != NEVER for name, passed in passes.items())
-        told = all(columns[n] == old[n] or old[f"known.{n}"] == NEVER for n in self.feedback)
-        if old.recorded and same and told and not lost:  # at most something is added
+        feedback_unchanged = all(columns[n] == old[n] or old[f"known.{n}"] == NEVER for n in self.feedback)
+        if old.recorded and same and feedback_unchanged and not lost:  # at most something is added
             if all(columns[name] == old[name] for name in columns if name != "instance"):
-                return Telling(old[AVAILABLE])
+                return EventUpdate(old[AVAILABLE])
             since = {n: old[f"since.{n}"] if old[f"since.{n}"] != NEVER else now for n in passes if passes[n]}
             own = {**columns, "instance": old["instance"]}
             first = bool(old["replaces"])
             return self._write(user, time, own, old[AVAILABLE], since, replaces=first, further=further)
-        alike = all(columns[n] == old[n] for n in (*self.values, *self._known))
+        alike = all(columns[n] == old[n] for n in (*self.values, *self._availability_columns))
         if not old.recorded and alike and all(passed == (old[f"since.{n}"] != NEVER) for n, passed in passes.items()):
-            return Telling(old[AVAILABLE])
+            return EventUpdate(old[AVAILABLE])
         available = max(now, old[AVAILABLE])
         since = {n: available for n in passes if passes[n]}
         if not old.recorded:
@@ -162,16 +162,16 @@ class LiveEvents:
         *,
         replaces: bool,
         further: bool = False,
-    ) -> Telling:
+    ) -> EventUpdate:
         """One row: ``since`` holds the filters that it passes; ``further`` is a version after the first."""
-        made = {**columns, AVAILABLE: available, "replaces": int(replaces)}
+        row_columns = {**columns, AVAILABLE: available, "replaces": int(replaces)}
         for name in self.filters:
             # A further version is read by every filter, since it takes the place of one that may pass.
-            made[f"where.{name}"] = int(name in since or further)
-            made[f"since.{name}"] = since.get(name, NEVER)
-        values = {name: np.array([value]) for name, value in made.items()}
+            row_columns[f"where.{name}"] = int(name in since or further)
+            row_columns[f"since.{name}"] = since.get(name, NEVER)
+        values = {name: np.array([value]) for name, value in row_columns.items()}
         keys, times = np.array([user], np.int64), np.array([time], np.int64)
-        return Telling(available, [partial(self.backend.append, keys, times, values)])
+        return EventUpdate(available, [partial(self.backend.append, keys, times, values)])
 
     def last(
         self,
@@ -193,27 +193,27 @@ class LiveEvents:
             now: the moment of the request; ``before`` unless a filter waits.
         """
         now = before if now is None else now
-        wanted = list(dict.fromkeys([*columns, *self._known]))
+        wanted = list(dict.fromkeys([*columns, *self._availability_columns]))
         since = [AVAILABLE] if where is None else [AVAILABLE, f"since.{where.removeprefix('where.')}"]
         new = read_visible_events(self.backend, user, before, now, n, where, [*wanted, *since, "instance"], since)
         gone = self.backend.last(user, before, _ALL, "replaces", ["item", AVAILABLE])
-        taken = _told_before(gone, now) if len(gone) else []
-        old = base_last(self._base, row, before, now, n + len(taken), where)
-        kept = _without(old, taken) if taken else slice(None)
+        taken = _list_replaced(gone, now) if len(gone) else []
+        old = read_base_last(self._base, row, before, now, n + len(taken), where)
+        kept = _mask_remaining(old, taken) if taken else slice(None)
         times = old.times[kept]
         both = np.concatenate([times, new.times])
         order = np.argsort(both, kind="stable")[-n:] if n else np.zeros(0, np.int64)
         merged = {}
         for name in wanted:
-            own = old.columns[name][kept] if name in old.columns else self._known_of(name, times)
+            own = old.columns[name][kept] if name in old.columns else self._compute_availability(name, times)
             merged[name] = np.concatenate([own, new.columns[name]])[order]
         return Events(np.array([0, len(order)]), both[order], merged)
 
-    def _known_of(self, name: str, times: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _compute_availability(self, name: str, times: NDArray[np.int64]) -> NDArray[np.int64]:
         """Moments of feedback that follow from the schema."""
         return times + self._fitted.schema.known_after(name.removeprefix("known."))
 
-    def _in_base(self, row: int, time: int, item: int) -> dict[str, NDArray[Any]] | None:
+    def _find_in_base(self, row: int, time: int, item: int) -> dict[str, NDArray[Any]] | None:
         """An event of the bundle, in the columns of the store."""
         count = 64
         while row:
@@ -222,8 +222,8 @@ class LiveEvents:
             if len(at):
                 own = {name: column[at] for name, column in events.columns.items()}
                 own.setdefault(AVAILABLE, events.times[at])
-                for name in self._known:
-                    own.setdefault(name, self._known_of(name, events.times[at]))
+                for name in self._availability_columns:
+                    own.setdefault(name, self._compute_availability(name, events.times[at]))
                 for name, conditions in self.filters.items():
                     passed = own[f"where.{name}"] > 0
                     own[f"since.{name}"] = np.where(passed, own[AVAILABLE], NEVER)
@@ -243,26 +243,26 @@ class LiveEvents:
         self.backend.close()
 
 
-def base_last(base: DiskStore, row: int, before: int, now: int, n: int, where: str | None) -> Events:
+def read_base_last(base: DiskStore, row: int, before: int, now: int, n: int, where: str | None) -> Events:
     """The last ``n`` events of a bundle's own history that could be read at a moment."""
     if AVAILABLE not in base.types:
         return base.last(row, before, n, where)
     return read_visible_events(base, row, before, now, n, where, None, [AVAILABLE])
 
 
-def reads_events(fitted: FittedSchema) -> bool:
+def keeps_events(fitted: FittedSchema) -> bool:
     """Whether a schema has histories of events that a bundle keeps."""
     own = [history for history in fitted.schema.histories.values() if history.source is None]
     return bool(own) and not fitted.schema.prejoined
 
 
-def _told_before(gone: Events, now: int) -> list[tuple[int, int]]:
+def _list_replaced(gone: Events, now: int) -> list[tuple[int, int]]:
     """Time and item of the events of the bundle that were recorded again before a moment."""
-    told = gone.columns[AVAILABLE] < now
-    return list(zip(gone.times[told].tolist(), gone.columns["item"][told].tolist()))
+    replaced = gone.columns[AVAILABLE] < now
+    return list(zip(gone.times[replaced].tolist(), gone.columns["item"][replaced].tolist()))
 
 
-def _without(old: Events, taken: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
+def _mask_remaining(old: Events, taken: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
     """Which events of the bundle were not recorded again: each that was takes away the first like it."""
     kept = np.ones(len(old), bool)
     for time, item in taken:

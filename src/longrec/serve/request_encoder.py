@@ -10,25 +10,25 @@ from numpy.typing import NDArray
 
 from longrec.errors import DataError, RequestError
 from longrec.export.bundle import Bundle
-from longrec.export.inputs import tensors
-from longrec.export.request import (
-    candidate_columns,
-    context_columns,
-    encoded_calendar,
-    encoded_candidates,
-    encoded_context,
-    row_features,
+from longrec.export.inputs import make_tensors
+from longrec.export.raw_columns import (
+    encode_calendar,
+    encode_candidates,
+    encode_context,
+    list_candidate_columns,
+    list_context_columns,
+    list_row_features,
 )
 from longrec.features.encode import Lists
 from longrec.features.table import EntityTable
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.stage import Query
-from longrec.serve.histories import Columns, Histories, names, refused
-from longrec.serve.knowledge import Knowledge, key_number
-from longrec.serve.live import LiveEvents
+from longrec.serve.histories import Columns, EventHistories, check_names, to_request_error
+from longrec.serve.knowledge_features import KnowledgeFeatures, key_number
+from longrec.serve.live_events import LiveEvents
 from longrec.serve.lookup import Lookup
-from longrec.serve.request import Key, RankRequest
-from longrec.serve.tokens import TokenHistories
+from longrec.serve.request_json import Key, RankRequest
+from longrec.serve.token_histories import TokenHistories
 
 _NUMBERS = ("dense", "numbers")
 _SHOWN = 5
@@ -46,19 +46,19 @@ class RequestEncoder:
     def __init__(self, bundle: Bundle, tokens: TokenHistories | None = None, live: LiveEvents | None = None) -> None:
         self.bundle, self.fitted = bundle, bundle.fitted
         self._fields = {field.name: field for field in self.fitted.fields().features}
-        self.context, self.candidate_context = context_columns(self.fitted), candidate_columns(self.fitted)
-        self._of_event = row_features(self.fitted, "event")
-        self._of_candidate = row_features(self.fitted, "candidate")
+        self.context, self.candidate_context = list_context_columns(self.fitted), list_candidate_columns(self.fitted)
+        self._event_features = list_row_features(self.fitted, "event")
+        self._candidate_features = list_row_features(self.fitted, "candidate")
         self._user_names, self._item_names = self.fitted.of_table("user"), self.fitted.of_table("item")
-        self._user_table, self._item_table = self._typed(bundle.users), self._typed(bundle.items)
+        self._user_table, self._item_table = self._cast_table(bundle.users), self._cast_table(bundle.items)
         self._users, self._items = Lookup(bundle.users), Lookup(bundle.items)
-        self._histories = Histories(bundle, live)
+        self._histories = EventHistories(bundle, live)
         self._tokens = TokenHistories(bundle) if tokens is None else tokens
-        self._knowledge = Knowledge(bundle)
+        self._knowledge = KnowledgeFeatures(bundle)
         # Reading by the users' own keys costs a hash of text; a bundle that needs none does without.
         self._by_key = live is not None or bool(bundle.manifest.tokens or bundle.manifest.knowledge)
 
-    def candidates(self, request: RankRequest, where: str = "candidates") -> tuple[Candidates, list[Key]]:
+    def build_candidates(self, request: RankRequest, where: str = "candidates") -> tuple[Candidates, list[Key]]:
         """The items to rank, and which of them are unknown.
 
         Args:
@@ -67,40 +67,40 @@ class RequestEncoder:
         Raises:
             RequestError: 404 unknown items, 422 keys of the wrong type, or columns of the candidates that do not fit.
         """
-        keys, rows, unknown = self.items(request.candidates, request.allow_unknown, where)
-        return Candidates.of(rows, keys, "request", self._told(request)), unknown
+        keys, rows, unknown = self.look_up_items(request.candidates, request.allow_unknown, where)
+        return Candidates.of(rows, keys, "request", self._encode_candidate_columns(request)), unknown
 
-    def _told(self, request: RankRequest) -> Mapping[str, NDArray[Any] | Lists]:
+    def _encode_candidate_columns(self, request: RankRequest) -> Mapping[str, NDArray[Any] | Lists]:
         """What a request tells of its candidates, encoded: C entries by feature."""
-        given, count = request.candidate_context, len(request.candidates)
-        if given.keys() != self.candidate_context.keys():
+        raw_columns, count = request.candidate_context, len(request.candidates)
+        if raw_columns.keys() != self.candidate_context.keys():
             do = "give a value for every candidate, null where one is missing"
-            names("candidate_context", set(given), self.candidate_context, do)
-        if not self._of_candidate:
+            check_names("candidate_context", set(raw_columns), self.candidate_context, do)
+        if not self._candidate_features:
             return {}
-        for column, values in given.items():
+        for column, values in raw_columns.items():
             if values is not None and len(values) != count:
-                found, do = f"{len(values):,} values for {count:,} candidates", "write null where a value is missing"
-                raise RequestError(f"candidate_context.{column}", found, "one a candidate, in their order", do, 422)
+                message, do = f"{len(values):,} values for {count:,} candidates", "write null where a value is missing"
+                raise RequestError(f"candidate_context.{column}", message, "one a candidate, in their order", do, 422)
         try:
-            return encoded_candidates(
-                self.fitted, self._of_candidate, given, request.context, request.user, request.candidates
+            return encode_candidates(
+                self.fitted, self._candidate_features, raw_columns, request.context, request.user, request.candidates
             )
         except DataError as error:
-            raise refused(error) from None
+            raise to_request_error(error) from None
 
-    def items(
-        self, given: Sequence[Key], allow_unknown: bool, where: str
+    def look_up_items(
+        self, item_keys: Sequence[Key], allow_unknown: bool, where: str
     ) -> tuple[NDArray[Any], NDArray[Any], list[Key]]:
         """Keys of items as an array, their rows ``[C]``, and those that are in no table.
 
         Raises:
             RequestError: 404 unknown items, unless they are allowed; 422 keys of the wrong type.
         """
-        keys, rows = self._items.rows(given, where)
+        keys, rows = self._items.find_rows(item_keys, where)
         if rows.all():
             return keys, rows, []
-        unknown = [given[place] for place in np.flatnonzero(rows == 0).tolist()]
+        unknown = [item_keys[index] for index in np.flatnonzero(rows == 0).tolist()]
         if not allow_unknown:
             shown = ", ".join(map(repr, unknown[:_SHOWN])) + (", ..." if len(unknown) > _SHOWN else "")
             raise RequestError(
@@ -112,21 +112,21 @@ class RequestEncoder:
             )
         return keys, rows, unknown
 
-    def user(self, key: Key) -> int:
+    def look_up_user(self, key: Key) -> int:
         """The row of a user, 0 for somebody who is in no table.
 
         Raises:
             RequestError: 422 a key of the wrong type.
         """
-        return int(self._users.rows([key], "user")[1][0])
+        return int(self._users.find_rows([key], "user")[1][0])
 
-    def query(self, request: RankRequest, moment: int) -> tuple[Query, bool]:
+    def build_query(self, request: RankRequest, timestamp: int) -> tuple[Query, bool]:
         """Everything that is the same for all candidates, and whether the user is unknown.
 
         Raises:
             RequestError: 404 an unknown user, 422 a context or a history that does not fit the schema.
         """
-        row = self.user(request.user)
+        row = self.look_up_user(request.user)
         if not row and not request.allow_unknown:
             raise RequestError(
                 "user",
@@ -138,41 +138,41 @@ class RequestEncoder:
         user = key_number(request.user) if self._by_key else 0
         inputs: dict[str, NDArray[Any]] = {}
         if self._user_names:
-            self._read(self._user_table, self._user_names, np.array([row]), moment, inputs)
-        for name, column in self._of_context(request.context, request.user).items():
+            self._read(self._user_table, self._user_names, np.array([row]), timestamp, inputs)
+        for name, column in self._encode_context(request.context, request.user).items():
             inputs.update(self._feature(name, column))
-        for name, ids in encoded_calendar(self.fitted, moment).items():
+        for name, ids in encode_calendar(self.fitted, timestamp).items():
             inputs.update(self._feature(name, ids))
-        inputs.update(self._knowledge.of_user(user, moment))
+        inputs.update(self._knowledge.read_user(user, timestamp))
         positions = 0
-        for history, columns in self._past(request, user, row, moment).items():
+        for history, columns in self._read_histories(request, user, row, timestamp).items():
             for name, column in columns.items():
                 number = not isinstance(column, Lists) and column.dtype.kind == "f"
-                inputs.update(tensors(f"h.{history}.{name}", column, number))
+                inputs.update(make_tensors(f"h.{history}.{name}", column, number))
                 # A token is adapted once a run and weighed cheaply a candidate: few candidates a run repeat the former.
                 positions = max(positions, len(column) // 4 if history in self._tokens.stores else len(column))
-        return Query(row, moment, inputs, positions), not row
+        return Query(row, timestamp, inputs, positions), not row
 
-    def _past(self, request: RankRequest, user: int, row: int, moment: int) -> dict[str, Columns]:
-        past: dict[str, Columns] = {}
+    def _read_histories(self, request: RankRequest, user: int, row: int, timestamp: int) -> dict[str, Columns]:
+        histories: dict[str, Columns] = {}
         if self.fitted.schema.prejoined:
-            past.update(self._histories.given(request.history))
+            histories.update(self._histories.encode_request_histories(request.history))
         elif request.history is not None:
             raise RequestError(
                 "history", "a history in the request", "none: this bundle keeps histories itself", "leave it out", 422
             )
         else:
-            past.update(self._histories.stored(user, row, moment))
-        for name, columns in self._tokens.columns(user, moment).items():
-            past[name] = {**columns}
-        return past
+            histories.update(self._histories.read_stored(user, row, timestamp))
+        for name, columns in self._tokens.read(user, timestamp).items():
+            histories[name] = {**columns}
+        return histories
 
-    def item_tensors(
+    def build_item_tensors(
         self,
         rows: NDArray[Any],
         keys: NDArray[Any],
-        moment: int,
-        told: Mapping[str, NDArray[Any] | Lists] | None = None,
+        timestamp: int,
+        columns: Mapping[str, NDArray[Any] | Lists] | None = None,
     ) -> dict[str, NDArray[Any]]:
         """The program's inputs that differ between candidates.
 
@@ -182,10 +182,10 @@ class RequestEncoder:
             told: the columns of ``candidates``, C entries each.
         """
         inputs: dict[str, NDArray[Any]] = {}
-        self._read(self._item_table, self._item_names, rows, moment, inputs)
-        for name, column in (told or {}).items():
+        self._read(self._item_table, self._item_names, rows, timestamp, inputs)
+        for name, column in (columns or {}).items():
             inputs.update(self._feature(name, column))
-        inputs.update(self._knowledge.of_items(rows, keys, moment))
+        inputs.update(self._knowledge.read_items(rows, keys, timestamp))
         return inputs
 
     def close(self) -> None:
@@ -193,45 +193,45 @@ class RequestEncoder:
         self._tokens.close()
         self._knowledge.close()
 
-    def _typed(self, table: EntityTable) -> EntityTable:
+    def _cast_table(self, table: EntityTable) -> EntityTable:
         """A table with its columns in the types of the program."""
 
-        def typed(columns: Mapping[str, NDArray[Any] | Lists]) -> dict[str, NDArray[Any] | Lists]:
+        def cast(columns: Mapping[str, NDArray[Any] | Lists]) -> dict[str, NDArray[Any] | Lists]:
             return {
                 name: column
                 if isinstance(column, Lists)
-                else tensors(name, column, self._fields[name].kind in _NUMBERS)[name]
+                else make_tensors(name, column, self._fields[name].kind in _NUMBERS)[name]
                 for name, column in columns.items()
             }
 
-        return EntityTable(table.keys, typed(table.columns), table.versions, typed(table.dated))
+        return EntityTable(table.keys, cast(table.columns), table.versions, cast(table.dated))
 
     def _read(
         self,
         table: EntityTable,
         names: Sequence[str],
         rows: NDArray[Any],
-        moment: int,
+        timestamp: int,
         inputs: dict[str, NDArray[Any]],
     ) -> None:
         """Add the columns of some rows of a table, as they stood strictly before the moment."""
-        found = table.as_of(rows, moment)
+        values = table.as_of(rows, timestamp)
         for name in names:
-            column = found[name]
+            column = values[name]
             if isinstance(column, Lists):
                 inputs.update(self._feature(name, column))
             else:
                 inputs[f"f.{name}"] = column
 
     def _feature(self, name: str, column: NDArray[Any] | Lists) -> dict[str, NDArray[Any]]:
-        return tensors(f"f.{name}", column, number=self._fields[name].kind in _NUMBERS)
+        return make_tensors(f"f.{name}", column, number=self._fields[name].kind in _NUMBERS)
 
-    def _of_context(self, context: Mapping[str, Any], user: Key) -> dict[str, NDArray[Any] | Lists]:
+    def _encode_context(self, context: Mapping[str, Any], user: Key) -> dict[str, NDArray[Any] | Lists]:
         if context.keys() != self.context.keys():
-            names("context", set(context), self.context, "write null where a value is missing")
-        if not self._of_event:
+            check_names("context", set(context), self.context, "write null where a value is missing")
+        if not self._event_features:
             return {}
         try:
-            return encoded_context(self.fitted, context, self._of_event, user)
+            return encode_context(self.fitted, context, self._event_features, user)
         except DataError as error:
-            raise refused(error) from None
+            raise to_request_error(error) from None

@@ -20,14 +20,14 @@ from longrec.features.vocabulary import one_column
 Column: TypeAlias = NDArray[Any] | Lists
 
 
-def request_time(fitted: FittedSchema, moment: int) -> str | int | None:
+def format_request_time(fitted: FittedSchema, timestamp: int) -> str | int | None:
     """A moment of the log as a request names it: ISO text, the number of a step, None without a time column."""
     if fitted.schema.time is None:
         return None
-    return moment if fitted.schema.time.unit == "step" else timestamp_text(moment)
+    return timestamp if fitted.schema.time.unit == "step" else timestamp_text(timestamp)
 
 
-def context_columns(fitted: FittedSchema) -> dict[str, list[str]]:
+def list_context_columns(fitted: FittedSchema) -> dict[str, list[str]]:
     """Raw columns that a request's context must give -> the event features whose values they are.
 
     Feedback is not known yet, and the calendar follows from the moment; neither is asked for. A column of weights
@@ -36,7 +36,7 @@ def context_columns(fitted: FittedSchema) -> dict[str, list[str]]:
     """
     schema = fitted.schema
     columns: dict[str, list[str]] = {}
-    for name in row_features(fitted, "event"):
+    for name in list_row_features(fitted, "event"):
         own = schema.columns(name)
         if schema.features[name].composed:
             columns |= {column: columns.get(column, []) for column in own if column != schema.user}
@@ -47,35 +47,35 @@ def context_columns(fitted: FittedSchema) -> dict[str, list[str]]:
     return columns
 
 
-def candidate_columns(fitted: FittedSchema) -> dict[str, list[str]]:
+def list_candidate_columns(fitted: FittedSchema) -> dict[str, list[str]]:
     """Raw columns that a request must give with every candidate -> the candidate features whose values they are.
 
     Keys are in every request. What a cross or a lookup of the candidate reads of the event is in its context.
     """
-    schema, context = fitted.schema, context_columns(fitted)
+    schema, context = fitted.schema, list_context_columns(fitted)
     columns: dict[str, list[str]] = {}
-    for name in row_features(fitted, "candidate"):
+    for name in list_row_features(fitted, "candidate"):
         composed = schema.features[name].composed
-        for place, column in enumerate(schema.columns(name)):
+        for index, column in enumerate(schema.columns(name)):
             if column not in (schema.user, schema.item) and not (composed and column in context):
-                columns.setdefault(column, []).extend([name] if not composed and not place else [])
+                columns.setdefault(column, []).extend([name] if not composed and not index else [])
     return columns
 
 
-def row_features(fitted: FittedSchema, table: str) -> list[str]:
+def list_row_features(fitted: FittedSchema, table: str) -> list[str]:
     """Features whose raw values a request brings: of ``event`` or ``candidate``, no feedback and no calendar."""
     features = fitted.schema.features
     return [n for n in fitted.of_table(table) if not features[n].feedback and features[n].kind != "time"]
 
 
-def encoded_context(
+def encode_context(
     fitted: FittedSchema, context: Mapping[str, Any], features: Sequence[str], user: Any = None
 ) -> dict[str, Column]:
     """What a context encodes to: one entry for every event feature of the impression.
 
     Args:
-        context: a value or None for each of ``context_columns``; a list for a multi-value feature.
-        features: the ``row_features`` of the event.
+        context: a value or None for each of ``list_context_columns``; a list for a multi-value feature.
+        features: the ``list_row_features`` of the event.
         user: the key of the user.
 
     Raises:
@@ -85,16 +85,17 @@ def encoded_context(
     encoded: dict[str, Column] = {}
     for name in features:
         columns = {
-            column: raw_column([context.get(column, user)], _context_place(column)) for column in schema.columns(name)
+            column: build_raw_column([context.get(column, user)], _locate_in_context(column))
+            for column in schema.columns(name)
         }
-        encoded[name] = fitted.encode_row(name, columns, _context_place)
+        encoded[name] = fitted.encode_row(name, columns, _locate_in_context)
     return encoded
 
 
-def encoded_candidates(
+def encode_candidates(
     fitted: FittedSchema,
     features: Sequence[str],
-    given: Mapping[str, Sequence[Any] | None],
+    candidate_context: Mapping[str, Sequence[Any] | None],
     context: Mapping[str, Any],
     user: Any,
     items: Sequence[Any],
@@ -102,8 +103,8 @@ def encoded_candidates(
     """What is told of candidates encodes to: C entries for every candidate feature.
 
     Args:
-        features: the ``row_features`` of the candidate.
-        given: C values for each of ``candidate_columns``; None where all are missing.
+        features: the ``list_row_features`` of the candidate.
+        given: C values for each of ``list_candidate_columns``; None where all are missing.
         context: of the same request; what a cross or a lookup reads of it counts for every candidate.
         user: the key of the user.
         items: the keys of the candidates, C of them.
@@ -114,34 +115,38 @@ def encoded_candidates(
     schema, count = fitted.schema, len(items)
     raw: dict[str, pa.Array] = {}
 
-    def place(column: str) -> str:
-        return _context_place(column) if column in context and column not in given else f"candidate_context.{column}"
+    def locate(column: str) -> str:
+        return (
+            _locate_in_context(column)
+            if column in context and column not in candidate_context
+            else f"candidate_context.{column}"
+        )
 
-    def column_of(column: str) -> pa.Array:
-        if column in given:
-            values = given[column]
-            return pa.nulls(count) if values is None else raw_column(values, place(column))
+    def read_column(column: str) -> pa.Array:
+        if column in candidate_context:
+            values = candidate_context[column]
+            return pa.nulls(count) if values is None else build_raw_column(values, locate(column))
         if column == schema.item:
-            return raw_column(items, "candidates")
-        return raw_column([user if column == schema.user else context[column]] * count, place(column))
+            return build_raw_column(items, "candidates")
+        return build_raw_column([user if column == schema.user else context[column]] * count, locate(column))
 
     encoded: dict[str, Column] = {}
     for name in features:
         for column in schema.columns(name):
             if column not in raw:
-                raw[column] = column_of(column)
-        encoded[name] = fitted.encode_row(name, raw, place)
+                raw[column] = read_column(column)
+        encoded[name] = fitted.encode_row(name, raw, locate)
     return encoded
 
 
-def _context_place(column: str) -> str:
+def _locate_in_context(column: str) -> str:
     return f"context.{column}"
 
 
 _TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
-def raw_column(values: Sequence[Any], where: str) -> pa.Array:
+def build_raw_column(values: Sequence[Any], where: str) -> pa.Array:
     """Python values as an Arrow array. A named type spares Arrow the guess, which takes ten times as long.
 
     Raises:
@@ -155,15 +160,15 @@ def raw_column(values: Sequence[Any], where: str) -> pa.Array:
         return one_column(values, where)
 
 
-def encoded_calendar(fitted: FittedSchema, moment: int) -> dict[str, NDArray[np.int32]]:
+def encode_calendar(fitted: FittedSchema, timestamp: int) -> dict[str, NDArray[np.int32]]:
     """The calendar features of a moment, one entry each."""
-    now = np.array([moment], np.int64)
+    now = np.array([timestamp], np.int64)
     return {
         name: encoder.encode_times(now) for name, encoder in fitted.encoders.items() if isinstance(encoder, TimeEncoder)
     }
 
 
-def encoded_list(fitted: FittedSchema, column: str, values: Sequence[Any], where: str) -> NDArray[np.int32]:
+def encode_list(fitted: FittedSchema, column: str, values: Sequence[Any], where: str) -> NDArray[np.int32]:
     """Ids of the past values of a pre-joined history column.
 
     Raises:
@@ -171,4 +176,4 @@ def encoded_list(fitted: FittedSchema, column: str, values: Sequence[Any], where
     """
     encoder = fitted.encoders[column]
     assert not isinstance(encoder, TimeEncoder)  # the schema refuses the calendar in a history
-    return encoder.encode(raw_column(values, where), where).astype(np.int32)
+    return encoder.encode(build_raw_column(values, where), where).astype(np.int32)

@@ -7,7 +7,7 @@ import pytest
 
 from longrec.errors import RequestError
 from longrec.export.inputs import Input
-from longrec.serve.tensors import decode, encode, metadata
+from longrec.serve.open_inference import build_metadata, decode_infer_request, encode_infer_response
 
 INPUTS = [
     Input("f.user", "INT32", "user", "value", 5),
@@ -40,21 +40,21 @@ def body(**change: Any) -> bytes:
     return orjson.dumps({"inputs": inputs, "parameters": {"any": "thing"}})
 
 
-def refused(content: bytes) -> RequestError:
+def catch_error(content: bytes) -> RequestError:
     with pytest.raises(RequestError) as caught:
-        decode(content, INPUTS)
+        decode_infer_request(content, INPUTS)
     return caught.value
 
 
 def test_tensors_come_in_the_types_of_the_program() -> None:
-    identity, tensors = decode(body(), INPUTS)
+    identity, tensors = decode_infer_request(body(), INPUTS)
     assert identity is None
     assert {name: tensor.dtype for name, tensor in tensors.items()} == {entry.name: entry.dtype for entry in INPUTS}
     assert tensors["f.price"].tolist() == [1.0, 2.5]
 
 
 @pytest.mark.parametrize(
-    ("change", "where", "words"),
+    ("change", "where", "message"),
     [
         ({"f__item": [9, 0]}, "inputs.f.item", "ids from 0 to 9; expected ids from 0 to 8"),
         ({"f__item": [-1, 0]}, "inputs.f.item", "ids from -1 to 0"),
@@ -72,22 +72,22 @@ def test_tensors_come_in_the_types_of_the_program() -> None:
         ({"f__item": None, "h__seen__item": None}, "inputs", "no f.item, no h.seen.item"),
     ],
 )
-def test_tensors_that_do_not_fit_together_are_refused(change: dict[str, Any], where: str, words: str) -> None:
-    error = refused(body(**change))
+def test_tensors_that_do_not_fit_together_are_refused(change: dict[str, Any], where: str, message: str) -> None:
+    error = catch_error(body(**change))
     assert (error.status, error.where) == (422, where)
-    assert words in str(error)
+    assert message in str(error)
 
 
 def test_no_candidates_and_too_many() -> None:
     none = {"f__item": [], "f__price": [], "f__tags__values": [], "f__tags__weights": [], "f__tags__offsets": [0]}
-    assert refused(body(**none)).found == "no candidates"
+    assert catch_error(body(**none)).found == "no candidates"
     inputs = INPUTS[:2]
     many = [
         {"name": "f.user", "shape": [1], "datatype": "INT32", "data": [1]},
         {"name": "f.item", "shape": [100_001], "datatype": "INT32", "data": [0] * 100_001},
     ]
     with pytest.raises(RequestError, match="100,001 candidates") as caught:
-        decode(orjson.dumps({"inputs": many}), inputs)
+        decode_infer_request(orjson.dumps({"inputs": many}), inputs)
     assert caught.value.status == 413
 
 
@@ -100,12 +100,12 @@ def test_more_pairs_than_fit_into_memory() -> None:
     with pytest.raises(
         RequestError, match="2,001,000 pairs of a candidate and a past event; expected at most"
     ) as caught:
-        decode(orjson.dumps({"inputs": many}), inputs)
+        decode_infer_request(orjson.dumps({"inputs": many}), inputs)
     assert caught.value.status == 413
 
 
 @pytest.mark.parametrize(
-    ("change", "where", "words"),
+    ("change", "where", "message"),
     [
         ({"name": "f.itm"}, "inputs.f.itm", "an unknown input"),
         ({"name": "f.user"}, "inputs.f.user", "given twice"),
@@ -116,25 +116,25 @@ def test_more_pairs_than_fit_into_memory() -> None:
         ({"data": [None, 1]}, "inputs[1].data[0]", "a value of type null"),
     ],
 )
-def test_tensors_of_another_form_are_refused(change: dict[str, Any], where: str, words: str) -> None:
+def test_tensors_of_another_form_are_refused(change: dict[str, Any], where: str, message: str) -> None:
     content = orjson.loads(body())
     content["inputs"][1].update(change)
-    error = refused(orjson.dumps(content))
+    error = catch_error(orjson.dumps(content))
     assert (error.status, error.where) == (422, where)
-    assert words in str(error)
+    assert message in str(error)
 
 
 def test_other_outputs_and_no_json() -> None:
-    error = refused(orjson.dumps({**orjson.loads(body()), "outputs": [{"name": "logit"}]}))
+    error = catch_error(orjson.dumps({**orjson.loads(body()), "outputs": [{"name": "logit"}]}))
     assert "the unknown output 'logit'; expected score" in str(error)
-    assert refused(b"{").status == 400
-    assert refused(b"{}").where == "inputs"
+    assert catch_error(b"{").status == 400
+    assert catch_error(b"{}").where == "inputs"
 
 
 def test_answers_and_metadata() -> None:
     import numpy as np
 
-    answer = orjson.loads(encode("m", "1", "x", np.array([0.5, 0.25], np.float32)))
+    answer = orjson.loads(encode_infer_response("m", "1", "x", np.array([0.5, 0.25], np.float32)))
     assert answer["outputs"] == [{"name": "score", "datatype": "FP32", "shape": [2], "data": [0.5, 0.25]}]
     assert (answer["id"], answer["model_version"]) == ("x", "1")
-    assert [entry["shape"] for entry in metadata("m", "1", INPUTS)["inputs"]] == [[1], *[[-1]] * 6]
+    assert [entry["shape"] for entry in build_metadata("m", "1", INPUTS)["inputs"]] == [[1], *[[-1]] * 6]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from longrec.errors import BundleError
 from longrec.export.bundle import Bundle
-from longrec.export.request import raw_column
+from longrec.export.raw_columns import build_raw_column
 from longrec.features.vocabulary import key_numbers
 from longrec.store.disclosure import REMEDY, assess_disclosure
 from longrec.store.knowledge_store import KnowledgeStore
@@ -24,35 +24,37 @@ class _Feature:
     store: KnowledgeStore
 
 
-class Knowledge:
+class KnowledgeFeatures:
     """The vector features that a bundle's program reads."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._items = bundle.items
         opened: dict[str, KnowledgeStore] = {}
         self._features: list[_Feature] = []
-        for name, own in bundle.manifest.knowledge.items():
-            place = bundle.place(own)
-            if place not in opened:
-                opened[place] = KnowledgeStore.open(place)
+        for name, stored_path in bundle.manifest.knowledge.items():
+            location = bundle.resolve_store(stored_path)
+            if location not in opened:
+                opened[location] = KnowledgeStore.open(location)
             schema = bundle.fitted.schema
-            told = assess_disclosure(opened[place].info, schema)
-            if told.leaks and not schema.features[name].allow_leak:
-                where = f"features.{name}: {place}"
-                raise BundleError(where, f"tells more than was known: {told.summary}", "a store that does not", REMEDY)
+            disclosure = assess_disclosure(opened[location].info, schema)
+            if disclosure.leaks and not schema.features[name].allow_leak:
+                where = f"features.{name}: {location}"
+                raise BundleError(
+                    where, f"tells more than was known: {disclosure.summary}", "a store that does not", REMEDY
+                )
             table = schema.table(name)
-            self._features.append(_Feature(name, "user" if table == "user" else "item", opened[place]))
+            self._features.append(_Feature(name, "user" if table == "user" else "item", opened[location]))
         self._stores = list(opened.values())
 
-    def of_user(self, user: int, moment: int) -> dict[str, NDArray[np.float32]]:
+    def read_user(self, user: int, timestamp: int) -> dict[str, NDArray[np.float32]]:
         """Inputs ``[1, W]``.
 
         Args:
             user: key number.
         """
-        return self._look_up("user", np.array([user], np.int64), moment)
+        return self._look_up("user", np.array([user], np.int64), timestamp)
 
-    def of_items(self, rows: NDArray[Any], keys: NDArray[Any], moment: int) -> dict[str, NDArray[np.float32]]:
+    def read_items(self, rows: NDArray[Any], keys: NDArray[Any], timestamp: int) -> dict[str, NDArray[np.float32]]:
         """Inputs ``[C, W]``.
 
         Args:
@@ -62,12 +64,12 @@ class Knowledge:
         if not any(feature.side == "item" for feature in self._features):
             return {}
         numbers = self._numbers.take(rows)
-        for place in np.flatnonzero(rows == 0).tolist():
-            numbers[place] = key_number(keys[place])
-        return self._look_up("item", numbers, moment)
+        for index in np.flatnonzero(rows == 0).tolist():
+            numbers[index] = key_number(keys[index])
+        return self._look_up("item", numbers, timestamp)
 
-    def _look_up(self, side: str, numbers: NDArray[np.int64], moment: int) -> dict[str, NDArray[np.float32]]:
-        now = np.array([moment], np.int64)
+    def _look_up(self, side: str, numbers: NDArray[np.int64], timestamp: int) -> dict[str, NDArray[np.float32]]:
+        now = np.array([timestamp], np.int64)
         return {
             f"f.{feature.name}": feature.store.look_up(feature.side, numbers, feature.store.find_versions(now))
             for feature in self._features
@@ -93,4 +95,4 @@ def key_number(key: Any) -> int:
     """
     if isinstance(key, np.generic):
         key = key.item()
-    return int(key_numbers(raw_column([key], "key"))[0])
+    return int(key_numbers(build_raw_column([key], "key"))[0])

@@ -9,19 +9,21 @@ import pytest
 
 from longrec.errors import RequestError
 from longrec.features.schema import TimeColumn
-from longrec.serve.request import EventRequest, decode, decode_event, moment
+from longrec.serve.request_json import EventRequest, decode_event, decode_request, parse_request_time
 
 GOOD = {"user": 1, "candidates": [1, 2]}
 
 
-def refused(body: bytes) -> RequestError:
+def catch_error(body: bytes) -> RequestError:
     with pytest.raises(RequestError) as caught:
-        decode(body)
+        decode_request(body)
     return caught.value
 
 
 def test_a_request_is_typed() -> None:
-    request = decode(b'{"user":"u","candidates":["a",1],"at":"2026-01-31","context":{"x":null},"allow_unknown":true}')
+    request = decode_request(
+        b'{"user":"u","candidates":["a",1],"at":"2026-01-31","context":{"x":null},"allow_unknown":true}'
+    )
     assert (request.user, request.candidates, request.at) == ("u", ["a", 1], "2026-01-31")
     assert (request.context, request.history, request.allow_unknown) == ({"x": None}, None, True)
 
@@ -39,7 +41,7 @@ def test_a_request_is_typed() -> None:
     ],
 )
 def test_what_is_no_json_is_a_400(body: bytes) -> None:
-    error = refused(body)
+    error = catch_error(body)
     assert error.status == 400
     assert str(error).startswith("body: not JSON (")
     assert "NaN and Infinity are not JSON" in str(error)
@@ -62,21 +64,24 @@ def test_what_is_no_json_is_a_400(body: bytes) -> None:
         ({"candidate": [1]}, "body", "the unknown key 'candidate'", "user, candidates"),
     ],
 )
-def test_another_form_is_a_422_with_its_place(change: dict[str, Any], where: str, found: str, expected: str) -> None:
-    error = refused(orjson.dumps(GOOD | change))
+def test_another_form_is_a_422_with_its_path(change: dict[str, Any], where: str, found: str, expected: str) -> None:
+    error = catch_error(orjson.dumps(GOOD | change))
     assert (error.status, error.where, error.found) == (422, where, found)
     assert expected in error.expected
 
 
 def test_more_faults_of_form() -> None:
-    assert "did you mean 'candidates'?" in refused(b'{"user":1,"candidates":[1],"candidats":[1]}').do.lower()
-    assert refused(b'{"user":1}').where == "candidates"
-    assert refused(b"[1]").found == "a value of type list"
-    error = refused(b'{"user":1,"candidates":[1],"at":1e999}')
+    assert "did you mean 'candidates'?" in catch_error(b'{"user":1,"candidates":[1],"candidats":[1]}').do.lower()
+    assert catch_error(b'{"user":1}').where == "candidates"
+    assert catch_error(b"[1]").found == "a value of type list"
+    error = catch_error(b'{"user":1,"candidates":[1],"at":1e999}')
     assert (error.status, error.where, error.found) == (422, "at", "number out of range")
-    error = refused(b'{"user":1,"candidates":' + orjson.dumps(list(range(100_001))) + b"}")
+    error = catch_error(b'{"user":1,"candidates":' + orjson.dumps(list(range(100_001))) + b"}")
     assert (error.status, error.found, error.expected) == (413, "100,001 items", "at most 100,000")
-    assert len(decode(b'{"user":1,"candidates":' + orjson.dumps(list(range(100_000))) + b"}").candidates) == 100_000
+    assert (
+        len(decode_request(b'{"user":1,"candidates":' + orjson.dumps(list(range(100_000))) + b"}").candidates)
+        == 100_000
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,8 +108,8 @@ def test_more_faults_of_form() -> None:
         (None, "s", 77),
     ],
 )
-def test_moments_are_read_in_the_unit_of_the_log(at: Any, unit: Any, expected: int) -> None:
-    assert moment(at, TimeColumn(column="t", unit=unit), 77) == expected
+def test_timestamps_are_read_in_the_unit_of_the_log(at: Any, unit: Any, expected: int) -> None:
+    assert parse_request_time(at, TimeColumn(column="t", unit=unit), 77) == expected
 
 
 @pytest.mark.parametrize(
@@ -123,21 +128,21 @@ def test_moments_are_read_in_the_unit_of_the_log(at: Any, unit: Any, expected: i
         (2**62, "step", "a whole number"),
     ],
 )
-def test_a_moment_in_another_unit_is_refused(at: Any, unit: Any, message: str | None) -> None:
+def test_a_timestamp_in_another_unit_is_refused(at: Any, unit: Any, message: str | None) -> None:
     if message is None:
-        assert moment(at, TimeColumn(column="t", unit=unit), 0) == at
+        assert parse_request_time(at, TimeColumn(column="t", unit=unit), 0) == at
         return
     with pytest.raises(RequestError) as caught:
-        moment(at, TimeColumn(column="t", unit=unit), 0)
+        parse_request_time(at, TimeColumn(column="t", unit=unit), 0)
     assert caught.value.status == 422
     assert message in str(caught.value)
 
 
-def test_moments_without_a_clock() -> None:
-    assert moment(41, TimeColumn(column="t", unit="step"), 0) == 41
-    assert moment(None, None, 5) == 0
+def test_timestamps_without_a_clock() -> None:
+    assert parse_request_time(41, TimeColumn(column="t", unit="step"), 0) == 41
+    assert parse_request_time(None, None, 5) == 0
     with pytest.raises(RequestError, match="the schema has no time column"):
-        moment("2026-01-01", None, 0)
+        parse_request_time("2026-01-01", None, 0)
 
 
 def test_an_event_is_typed() -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from longrec.errors import BundleError, UnknownName
 from longrec.export.bundle import Bundle
-from longrec.export.snapshot import is_remote, shown
+from longrec.export.store_copies import is_remote, mask_password
 from longrec.features.fields import TIME_GAP, TOKEN, VERSION
 from longrec.features.moments import time_gaps
 from longrec.features.tokens import TokenSpec, token_columns
@@ -21,27 +21,27 @@ from longrec.store.disclosure import REMEDY, assess_disclosure
 from longrec.store.token_store import TokenStore
 from longrec.store.visibility import read_visible_tokens
 
-_AGAIN = 1.0
+_REFRESH_SECONDS = 1.0
 """Seconds after which a server is asked again whether there are new versions of the source."""
 
 
 @dataclass
-class _Live:
+class _OpenStore:
     """A store and who else writes to it."""
 
     store: TokenStore
     changes: bool
-    asked: float = 0.0
+    refreshed_at: float = 0.0
 
-    def renew(self) -> None:
+    def refresh(self) -> None:
         """See what another process has written since."""
         if not self.changes:
             return
         if is_remote(self.store.location):  # a server always answers with all tokens; only versions are remembered
             now = time.monotonic()
-            if now - self.asked < _AGAIN:
+            if now - self.refreshed_at < _REFRESH_SECONDS:
                 return
-            self.asked = now
+            self.refreshed_at = now
         self.store.refresh()
 
 
@@ -53,7 +53,7 @@ class _History:
     of: tuple[str, ...]
     last: int
     spec: TokenSpec
-    live: _Live
+    live: _OpenStore
     columns: tuple[str, ...]
     gaps: Any
 
@@ -74,24 +74,29 @@ class TokenHistories:
     """
 
     def __init__(
-        self, bundle: Bundle, places: Mapping[str, str] | None = None, written: Mapping[str, TokenStore] | None = None
+        self,
+        bundle: Bundle,
+        locations: Mapping[str, str] | None = None,
+        written: Mapping[str, TokenStore] | None = None,
     ) -> None:
-        places, written = dict(places or {}), dict(written or {})
-        for name in places:
+        locations, written = dict(locations or {}), dict(written or {})
+        for name in locations:
             if name not in bundle.manifest.tokens:
                 raise UnknownName("history of tokens", name, bundle.manifest.tokens)
-        schema, opened = bundle.fitted.schema, dict[str, _Live]()
+        schema, opened = bundle.fitted.schema, dict[str, _OpenStore]()
         self._read: list[_History] = []
         for name, own in bundle.manifest.tokens.items():
-            place = places.get(name) or bundle.place(own)
-            if place not in opened:
-                changes = name in places or is_remote(place)
-                ours = place in written
-                opened[place] = _Live(written[place] if ours else TokenStore.open(place), changes and not ours)
-            store, history = opened[place].store, schema.histories[name]
-            check(store, bundle, name)
+            location = locations.get(name) or bundle.resolve_store(own)
+            if location not in opened:
+                changes = name in locations or is_remote(location)
+                is_writable = location in written
+                opened[location] = _OpenStore(
+                    written[location] if is_writable else TokenStore.open(location), changes and not is_writable
+                )
+            store, history = opened[location].store, schema.histories[name]
+            check_store(store, bundle, name)
             step = store.info.unit == "step"
-            columns = ["visible", *_stored(history.of)]
+            columns = ["visible", *_list_store_columns(history.of)]
             gaps = partial(time_gaps, per_second=1 if step else 1_000)
             self._read.append(
                 _History(
@@ -99,7 +104,7 @@ class TokenHistories:
                     history.of,
                     history.last,
                     bundle.fitted.tokens[name],
-                    opened[place],
+                    opened[location],
                     tuple(columns),
                     gaps,
                 )
@@ -108,21 +113,23 @@ class TokenHistories:
         self._opened = list(opened.values())
         self._written = set(written)
 
-    def columns(self, user: int, moment: int) -> dict[str, dict[str, NDArray[Any]]]:
+    def read(self, user: int, timestamp: int) -> dict[str, dict[str, NDArray[Any]]]:
         """Columns of each history, by the names of the program, as known strictly before the moment.
 
         Args:
             user: key number.
         """
-        past: dict[str, dict[str, NDArray[Any]]] = {}
-        now = np.array([moment], np.int64)
+        histories: dict[str, dict[str, NDArray[Any]]] = {}
+        now = np.array([timestamp], np.int64)
         for live in self._opened:
-            live.renew()
+            live.refresh()
         for history in self._read:
             store = history.live.store
-            tokens = read_visible_tokens(store, user, moment, history.last, history.columns)
-            past[history.name], _ = token_columns(history.spec, history.name, history.of, tokens, now, history.gaps)
-        return past
+            tokens = read_visible_tokens(store, user, timestamp, history.last, history.columns)
+            histories[history.name], _ = token_columns(
+                history.spec, history.name, history.of, tokens, now, history.gaps
+            )
+        return histories
 
     def close(self) -> None:
         """Let go of the stores that were opened here."""
@@ -131,13 +138,13 @@ class TokenHistories:
                 live.store.close()
 
 
-def _stored(of: tuple[str, ...]) -> list[str]:
+def _list_store_columns(of: tuple[str, ...]) -> list[str]:
     """What is read of a store for columns of a history."""
     names = {TOKEN: "vectors", VERSION: "version"}
     return [names.get(column, column) for column in of if column != TIME_GAP]
 
 
-def check(store: TokenStore, bundle: Bundle, name: str) -> None:
+def check_store(store: TokenStore, bundle: Bundle, name: str) -> None:
     """Hold a store to what a bundle was exported with.
 
     Raises:
@@ -145,7 +152,7 @@ def check(store: TokenStore, bundle: Bundle, name: str) -> None:
             that disclose more than was known.
     """
     info, spec, schema = store.info, bundle.fitted.tokens[name], bundle.fitted.schema
-    where = f"histories.{name}: {shown(store.location)}"
+    where = f"histories.{name}: {mask_password(store.location)}"
     keys = "int64" if bundle.users.keys.numeric else "text"
     unit = "step" if schema.time is not None and schema.time.unit == "step" else "ms"
     expected = {
@@ -155,9 +162,9 @@ def check(store: TokenStore, bundle: Bundle, name: str) -> None:
         "users named by": (info.keys, keys),
         "times in": (info.unit, unit),
     }
-    for what, (found, wanted) in expected.items():
-        if found != wanted:
-            raise BundleError(where, f"{what}: {found}", f"{wanted}, as when the bundle was exported")
-    told = assess_disclosure(info, schema)
-    if told.leaks and not schema.histories[name].allow_leak:
-        raise BundleError(where, f"tells more than was known: {told.summary}", "a store that does not", REMEDY)
+    for what, (actual, wanted) in expected.items():
+        if actual != wanted:
+            raise BundleError(where, f"{what}: {actual}", f"{wanted}, as when the bundle was exported")
+    disclosure = assess_disclosure(info, schema)
+    if disclosure.leaks and not schema.histories[name].allow_leak:
+        raise BundleError(where, f"tells more than was known: {disclosure.summary}", "a store that does not", REMEDY)

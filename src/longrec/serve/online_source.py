@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 
 from longrec.errors import BundleError
 from longrec.export.bundle import ENCODER, Bundle
-from longrec.export.golden import Golden
+from longrec.export.golden import GoldenRequest
 from longrec.export.inputs import CODES_OUTPUT
 from longrec.export.runtime import Program
-from longrec.serve.encode import RequestEncoder
-from longrec.serve.live import LiveEvents
-from longrec.serve.request import RankRequest, decode, moment
+from longrec.serve.live_events import LiveEvents
+from longrec.serve.request_encoder import RequestEncoder
+from longrec.serve.request_json import RankRequest, decode_request, parse_request_time
 from longrec.store.token_info import TokenInfo
 
-DRIFT = 1e-4
+MAX_DRIFT = 1e-4
 """Largest difference from the golden tokens on this machine, as a share; export itself holds a tenth of it."""
 
 
-class Source:
+class OnlineSource:
     """An encoder, opened. One call at a time: it belongs to one thread.
 
     Args:
@@ -42,9 +42,9 @@ class Source:
     def __init__(self, bundle: Bundle, live: LiveEvents | None = None) -> None:
         facts = bundle.manifest.encoder
         if bundle.manifest.kind != ENCODER or facts is None:
-            found = f"a bundle of a {bundle.manifest.kind}"
+            message = f"a bundle of a {bundle.manifest.kind}"
             do = "export the tokens that it reads: longrec export tokens/v1 source.bundle"
-            raise BundleError(str(bundle.path), found, "a bundle of a source", do)
+            raise BundleError(str(bundle.path), message, "a bundle of a source", do)
         if any(entry.group.startswith("h.") for entry in bundle.manifest.inputs) and bundle.fitted.schema.prejoined:
             raise BundleError(
                 str(bundle.path), "a source whose histories come with each row", "one whose bundle keeps histories"
@@ -53,7 +53,7 @@ class Source:
         self.program = Program(bundle.program)
         self.encoder = RequestEncoder(bundle, live=live)
 
-    def wrote(self, info: TokenInfo) -> bool:
+    def matches(self, info: TokenInfo) -> bool:
         """Whether tokens of this version of the source lie in a store, on the same scale."""
         facts = self.facts
         if (info.width, info.slots) != (facts.width, facts.slots) or facts.version >= len(info.versions):
@@ -62,7 +62,7 @@ class Source:
         own = info.source.get("run") == self.bundle.manifest.source.get("run")
         return own and (version.mean, version.std) == (facts.scale.mean, facts.scale.std)
 
-    def codec_fits(self, codec: str) -> bool:
+    def supports_codec(self, codec: str) -> bool:
         """Whether it makes what a codec stores."""
         return codec != "codes" or CODES_OUTPUT in self.program.outputs
 
@@ -72,12 +72,15 @@ class Source:
         Raises:
             RequestError: an impression that cannot be encoded.
         """
-        query, _ = self.encoder.query(request, at)
-        made, _ = self.encoder.candidates(request, "item")
-        inputs = {**query.inputs, **self.encoder.item_tensors(made.rows, made.keys, query.moment, made.columns)}
+        query, _ = self.encoder.build_query(request, at)
+        candidates, _ = self.encoder.build_candidates(request, "item")
+        inputs = {
+            **query.inputs,
+            **self.encoder.build_item_tensors(candidates.rows, candidates.keys, query.timestamp, candidates.columns),
+        }
         if codec == "codes":
             return self.program.run(inputs, CODES_OUTPUT).astype(np.uint8)
-        return self.facts.scale.standard(self.program.run(inputs))
+        return self.facts.scale.standardize(self.program.run(inputs))
 
     def check(self) -> float:
         """Replay the golden impressions; the largest difference, as a share of the largest number.
@@ -85,16 +88,16 @@ class Source:
         Raises:
             BundleError: tokens that differ from those of the exporter.
         """
-        raw, worst = self.facts.scale.raw, 0.0
-        for place, (one, vectors) in enumerate(zip(self.bundle.golden, vectors_of(self, self.bundle.golden))):
+        raw, worst = self.facts.scale.unstandardize, 0.0
+        for number, (one, vectors) in enumerate(zip(self.bundle.golden, encode_golden(self, self.bundle.golden))):
             expected = raw(one.expected)
             largest = max(1.0, float(np.abs(expected).max()))
             difference = float(np.abs(expected - raw(vectors)).max()) / largest
-            if not difference <= DRIFT:
+            if not difference <= MAX_DRIFT:
                 raise BundleError(
-                    f"{self.bundle.path}: golden request {place}",
+                    f"{self.bundle.path}: golden request {number}",
                     f"tokens differ by {difference:.2g} on this machine",
-                    f"at most {DRIFT:g} of their largest number",
+                    f"at most {MAX_DRIFT:g} of their largest number",
                     "compare the versions of onnxruntime here and where it was exported",
                 )
             worst = max(worst, difference)
@@ -105,17 +108,17 @@ class Source:
         self.encoder.close()
 
 
-def vectors_of(source: Source, golden: Sequence[Golden]) -> list[NDArray[np.float32]]:
+def encode_golden(source: OnlineSource, golden: Sequence[GoldenRequest]) -> list[NDArray[np.float32]]:
     """The tokens of every candidate of golden requests."""
     time = source.bundle.fitted.schema.time
-    requests = [decode(orjson.dumps(one.request)) for one in golden]
-    return [source.encode(request, moment(request.at, time, 0)) for request in requests]
+    requests = [decode_request(orjson.dumps(one.request)) for one in golden]
+    return [source.encode(request, parse_request_time(request.at, time, 0)) for request in requests]
 
 
-def replay(folder: Path, golden: Sequence[Golden]) -> list[NDArray[np.float32]]:
+def replay(folder: Path, golden: Sequence[GoldenRequest]) -> list[NDArray[np.float32]]:
     """Answer golden requests from a bundle of an encoder: the ``answer`` that export asks for."""
-    source = Source(Bundle.open(folder))
+    source = OnlineSource(Bundle.open(folder))
     try:
-        return vectors_of(source, golden)
+        return encode_golden(source, golden)
     finally:
         source.close()

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from longrec.data.tokens import TokenHistory
 from longrec.errors import BundleError, RequestError, StoreError, UnknownName
 from longrec.export.bundle import Bundle, EncoderFacts
-from longrec.export.inputs import random_tensors
+from longrec.export.inputs import make_random_tensors
 from longrec.export.scale import Scale
 from longrec.export.write import export
-from longrec.serve.knowledge import key_number
-from longrec.serve.service import Service, scores_of
+from longrec.serve.knowledge_features import key_number
+from longrec.serve.service import Service, score_golden
 from longrec.serve.settings import Settings
-from longrec.serve.tokens import TokenHistories
+from longrec.serve.token_histories import TokenHistories
 from longrec.store.token_store import TokenStore
 
 Shop = token_shop.TokenShop
@@ -63,28 +63,28 @@ def write(store: TokenStore, user: Any, at: int, visible: int, seed: int = 0, in
     return vector
 
 
-def ask(service: Service, user: str, at: int, **change: Any) -> Any:
+def rank(service: Service, user: str, at: int, **change: Any) -> Any:
     context = {"place": "top", "price": 2.5}
     request = {"user": user, "candidates": [100, 101, 110], "at": at, "context": context, **change}
     return orjson.loads(service.answer(orjson.dumps(request)))["items"]
 
 
-def sampled(shop: Shop, count: int = 1_000) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def draw_samples(shop: Shop, count: int = 1_000) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """User rows and moments: those of rows of the log, some a little earlier or later."""
     random = np.random.default_rng(3)
     rows = random.integers(0, len(shop.log), count)
     return shop.log.user(rows), shop.log.moments.take(rows) + random.choice([0, 0, -1, 1, 60_000, 10**9], count)
 
 
-def same_lists(shop: Shop, online: TokenHistories) -> int:
+def assert_same_lists(shop: Shop, online: TokenHistories) -> int:
     """Compare a thousand lists of the join with those fetched one by one; how many tokens there were."""
-    users, moments = sampled(shop)
-    offline, offsets = shop.log.tokens["tokens"].columns(users, moments)
-    for place, (user, moment) in enumerate(zip(users.tolist(), moments.tolist())):
-        fetched = online.columns(key_number(shop.log.users.key(user)), moment)["tokens"]
+    users, timestamps = draw_samples(shop)
+    offline, offsets = shop.log.tokens["tokens"].columns(users, timestamps)
+    for index, (user, timestamp) in enumerate(zip(users.tolist(), timestamps.tolist())):
+        fetched = online.read(key_number(shop.log.users.key(user)), timestamp)["tokens"]
         assert list(fetched) == list(offline)
         for name, column in offline.items():
-            own = column[offsets[place] : offsets[place + 1]]
+            own = column[offsets[index] : offsets[index + 1]]
             assert fetched[name].dtype == own.dtype
             assert fetched[name].shape == own.shape
             assert fetched[name].tobytes() == own.tobytes()
@@ -92,7 +92,7 @@ def same_lists(shop: Shop, online: TokenHistories) -> int:
 
 
 def test_14_serving_parity_embedded(shop: Shop) -> None:
-    assert same_lists(shop, TokenHistories(Bundle.open(shop.bundle))) > 5_000
+    assert assert_same_lists(shop, TokenHistories(Bundle.open(shop.bundle))) > 5_000
 
 
 def test_14_serving_parity_on_a_live_store(shop: Shop, live: TokenStore) -> None:
@@ -109,26 +109,26 @@ def test_14_serving_parity_on_a_live_store(shop: Shop, live: TokenStore) -> None
             sides=tokens.sides,
             available_at=tokens.available_at,
         )
-    assert same_lists(shop, online) > 5_000
+    assert assert_same_lists(shop, online) > 5_000
     online.close()
 
 
 def test_14_serving_parity_on_a_server(shop: Shop, redis_url: str) -> None:
     """The same tokens in Redis: fetched from there they equal the join, whether that reads the folder or the server."""
-    place = f"{redis_url}/parity"
-    with TokenStore.open(shop.tokens) as old, TokenStore.create(place, replace(old.info, versions=())) as store:
+    url = f"{redis_url}/parity"
+    with TokenStore.open(shop.tokens) as old, TokenStore.create(url, replace(old.info, versions=())) as store:
         for version in old.info.versions:
             store.add_version(version)
         for user, t in old.scan():
             store.load(np.full(len(t), user), t.times, instance=t.instance, visible=t.visible, version=t.version,
                        vectors=t.vectors, sides=t.sides, available_at=t.available_at)  # fmt: skip
-    online = TokenHistories(Bundle.open(shop.bundle), {"tokens": place})
-    assert same_lists(shop, online) > 5_000
-    users, moments = sampled(shop)
-    own, offsets = shop.log.tokens["tokens"].columns(users, moments)
-    with TokenStore.open(place) as remote:
+    online = TokenHistories(Bundle.open(shop.bundle), {"tokens": url})
+    assert assert_same_lists(shop, online) > 5_000
+    users, timestamps = draw_samples(shop)
+    own, offsets = shop.log.tokens["tokens"].columns(users, timestamps)
+    with TokenStore.open(url) as remote:
         joined = TokenHistory(remote, shop.log.schema, "tokens", shop.log.users.keys, "tokens")
-        theirs, there = joined.columns(users, moments)
+        theirs, there = joined.columns(users, timestamps)
     assert offsets.tobytes() == there.tobytes()
     assert {n: c.tobytes() for n, c in own.items()} == {n: c.tobytes() for n, c in theirs.items()}
     online.close()
@@ -138,7 +138,7 @@ def test_impressions_score_online_as_offline(shop: Shop, service: Service) -> No
     assert service.check() < 1e-5
     rows = [int(row) for row in shop.log.rows_of("test")[::7]]
     wanted = [shop.golden(shop.log, row) for row in rows]
-    for one, scores in zip(wanted, scores_of(service, wanted)):
+    for one, scores in zip(wanted, score_golden(service, wanted)):
         assert np.abs(one.expected - scores).max() < 1e-5
 
 
@@ -167,26 +167,26 @@ def test_1_future_invariance_online(shop: Shop, live: TokenStore) -> None:
     """Whatever is written at or after a moment, or can be read only then, changes no answer for it."""
     service = Service(shop.bundle, Settings(tokens={"tokens": live.location}))
     at = int(shop.log.moments.max()) - token_shop.DAY
-    before = ask(service, "u3", at)
+    before = rank(service, "u3", at)
     write(live, "u3", at, at)
     write(live, "u3", at + 1, at + 1, 1)
     write(live, "u3", at - 1, at, 2)
-    assert ask(service, "u3", at) == before
+    assert rank(service, "u3", at) == before
     write(live, "u3", at - 1, at - 1, 3, instance=6)
-    assert ask(service, "u3", at) != before
-    assert ask(service, "u4", at) == ask(Service(shop.bundle), "u4", at)
+    assert rank(service, "u3", at) != before
+    assert rank(service, "u4", at) == rank(Service(shop.bundle), "u4", at)
     service.close()
 
 
 def test_a_store_that_another_writes_is_read_as_it_is_now(shop: Shop, live: TokenStore) -> None:
     service = Service(shop.bundle, Settings(tokens={"tokens": live.location}))
     at = int(shop.log.moments.max()) + 1_000
-    before = ask(service, "u5", at)
+    before = rank(service, "u5", at)
     for number in range(3):
         write(live, "u5", at - 10 + number, at - 5, number)
         if number == 1:
             live.compact()
-        now = ask(service, "u5", at)
+        now = rank(service, "u5", at)
         assert now != before
         before = now
     service.close()
@@ -196,12 +196,12 @@ def test_somebody_new_with_tokens_gets_them(shop: Shop, live: TokenStore) -> Non
     service = Service(shop.bundle, Settings(tokens={"tokens": live.location}))
     at = int(shop.log.moments.max()) + 1_000
     with pytest.raises(RequestError, match="the unknown user 'stranger'"):
-        ask(service, "stranger", at)
-    nobody = ask(service, "stranger", at, allow_unknown=True)
-    assert nobody == ask(service, "other", at, allow_unknown=True)
+        rank(service, "stranger", at)
+    nobody = rank(service, "stranger", at, allow_unknown=True)
+    assert nobody == rank(service, "other", at, allow_unknown=True)
     write(live, "stranger", at - 2, at - 1)
-    assert ask(service, "stranger", at, allow_unknown=True) != nobody
-    assert ask(service, "other", at, allow_unknown=True) == nobody
+    assert rank(service, "stranger", at, allow_unknown=True) != nobody
+    assert rank(service, "other", at, allow_unknown=True) == nobody
     service.close()
 
 
@@ -221,27 +221,27 @@ def test_stores_that_do_not_fit_are_refused(shop: Shop, live: TokenStore, tmp_pa
         "its source took 'stars' as available 59s after": {"column_delays": {"stars": 59_000, "click": 0}},
     }
     for number, (says, change) in enumerate(changes.items()):
-        place = tmp_path / str(number)
-        TokenStore.create(place, type(info)(**{**vars(info), **change})).close()
+        folder = tmp_path / str(number)
+        TokenStore.create(folder, type(info)(**{**vars(info), **change})).close()
         with pytest.raises(BundleError, match=says):
-            TokenHistories(bundle, {"tokens": str(place)})
+            TokenHistories(bundle, {"tokens": str(folder)})
 
 
 def test_the_open_inference_protocol_takes_vectors(shop: Shop, service: Service) -> None:
     inputs = service.bundle.manifest.inputs
-    tensors = random_tensors(inputs, 3, 4, 0)
+    tensors = make_random_tensors(inputs, 3, 4, 0)
 
     def body(**change: Any) -> bytes:
-        given = [
+        entries = [
             {"name": e.name, "shape": list(tensors[e.name].shape), "datatype": e.datatype,
              "data": tensors[e.name].tolist()}
             for e in inputs
         ]  # fmt: skip
-        given[place].update(change)
-        return orjson.dumps({"inputs": given})
+        entries[index].update(change)
+        return orjson.dumps({"inputs": entries})
 
-    place = [entry.name for entry in inputs].index("h.tokens.tokens.token")
-    metadata = service.metadata()["inputs"][place]
+    index = [entry.name for entry in inputs].index("h.tokens.tokens.token")
+    metadata = service.metadata()["inputs"][index]
     assert (metadata["datatype"], metadata["shape"]) == ("FP32", [-1, 6])
     vector = tensors["h.tokens.tokens.token"]
     expected = service.program.run(tensors).tolist()
@@ -265,7 +265,7 @@ def test_the_open_inference_protocol_takes_vectors(shop: Shop, service: Service)
 
 
 def test_a_bundle_holds_what_its_schema_reads_or_is_refused(shop: Shop, tmp_path: Path) -> None:
-    golden = service_golden(shop)
+    golden = read_golden(shop)
     with pytest.raises(BundleError, match="'tokens': no store to copy"):
         export(shop.model, shop.log.folder, tmp_path / "out", golden, lambda *_: [], fitted=shop.log.fitted)
     facts = EncoderFacts(0, Scale(), 6, 1)
@@ -275,5 +275,5 @@ def test_a_bundle_holds_what_its_schema_reads_or_is_refused(shop: Shop, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def service_golden(shop: Shop) -> list[Any]:
+def read_golden(shop: Shop) -> list[Any]:
     return Bundle.open(shop.bundle).golden
