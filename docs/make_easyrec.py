@@ -1,8 +1,8 @@
-"""Write the tables of docs/guide/from-easyrec.md from the reader's own; ``--check`` only says whether they are fresh.
+"""Write the tables of docs/guide/from-easyrec.md from those of the reader. ``--check`` only checks that they are fresh.
 
     python docs/make_easyrec.py [--check]
 
-Only what stands below the mark is written; the page above it is written by hand.
+Only the text below the mark is generated. The page above it is written by hand.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ LABELS = {"carried": "yes", "differs": "differs", "not carried": "no", "refused"
 
 
 def format_tables() -> str:
-    """What stands below the mark."""
+    """Return the text below the mark."""
     lines = ["", "## Models", "", "| model_class | carried | |", "| --- | --- | --- |"]
     for name, model in sorted(MODELS.items(), key=lambda pair: (isinstance(pair[1], str), pair[0])):
         if isinstance(model, str):
             lines.append(f"| {name} | refused | not in this version: {_format_cell(model)} |")
         else:
-            lines.append(f"| {name} | yes | its settings stand in `{model[0]} {{ }}` |")
+            lines.append(f"| {name} | yes | its settings are in `{model[0]} {{ }}` |")
     lines += ["", "## Every field", ""]
     for message, fields in MESSAGES.items():
         lines += [f"### {message}", "", *_list_parents(message), *_format_table(fields.values()), ""]
@@ -45,7 +45,7 @@ def format_tables() -> str:
 
 
 def _list_parents(message: str) -> list[str]:
-    """Where the message is written."""
+    """Return the line that names the fields of this message's type."""
     parents = [f"`{field.message}.{field.name}`" for field in FIELDS if field.type == message]
     return [f"In {', '.join(parents)}.", ""] if parents else []
 
@@ -60,12 +60,12 @@ def _format_cell(text: str) -> str:
 
 
 def replace_tables(text: str) -> str:
-    """The page with fresh tables."""
+    """Return the page with fresh tables."""
     return text.partition(MARK)[0] + MARK + format_tables()
 
 
 def main() -> None:
-    """Write or check."""
+    """Write or check the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="exit with 1 when the tables are not up to date")
     text = PAGE.read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 """All ranking models of the folder on one log, the same budget for each.
 
-    python bench/quality/rankers.py movielens [--data FOLDER] [--seeds 3] [--models din dien] [--regimes past]
+    python bench/quality/rankers.py movielens [--data FOLDER] [--seeds 3] [--models din dien] [--modes past]
 
 Logs: movielens, c12, kuairand, beauty (``ranking_logs.py``). Nothing is tuned: every model has its own defaults, but
 for the width of embeddings (32), the top network (128-64) and dropout (0.2), and the log's epochs, batch and learning
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/quality/rankers"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--models", nargs="*", default=ranked())
-    parser.add_argument("--regimes", nargs="*", default=["past", "plain", "apart"])
+    parser.add_argument("--modes", nargs="*", default=["past", "plain", "apart"])
     args = parser.parse_args()
     work = args.work / args.log
     work.mkdir(parents=True, exist_ok=True)

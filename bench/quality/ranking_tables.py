@@ -204,7 +204,7 @@ def main() -> None:
     """Write what there is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/quality/rankers"))
-    parser.add_argument("--replicates", type=int, default=300)
+    parser.add_argument("--n-resamples", type=int, default=300)
     parser.add_argument("--speed", type=Path, default=machine.CACHE / "rankers_speed" / "speed.json")
     args = parser.parse_args()
     kept: dict[str, Any] = {}

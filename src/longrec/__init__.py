@@ -1,7 +1,7 @@
 """LongRec: recommendation from long user histories.
 
 From an event log to point-in-time correct histories, a trained model, an exported bundle and a server.
-Names are imported when they are first used, so that ``import longrec`` costs nothing.
+Names are imported on first use, so that ``import longrec`` costs nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from longrec.train.run import open_run
     from longrec.verbs import check, compare, compress, evaluate, export, predict, prepare, train
 
-# Threads that spin at a barrier cost up to 25-fold beside a busy neighbour; this must be set before torch is imported.
+# Threads that spin at a barrier cost up to 25-fold on a busy machine. This must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.4.0"
@@ -54,14 +54,14 @@ def __dir__() -> list[str]:
 
 
 class _CallableModule(ModuleType):
-    """A room that shares its name with a verb: ``longrec.train`` holds the room's files and can be called."""
+    """Package with the name of a command: ``longrec.train`` is a package and can be called."""
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
         return _import_name(self.__name__.rpartition(".")[2])(*args, **settings)
 
 
 class _Package(ModuleType):
-    """The package itself; the import system binds each room to it, and a room must not hide a verb."""
+    """The package ``longrec``. The import system binds each subpackage to it, which must not hide a command."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in __all__ and isinstance(value, ModuleType):

@@ -1,7 +1,7 @@
-"""YAML into frozen, typed configs: strict, and all faults at once.
+"""Strict parsing of YAML into frozen, typed configs. All config errors are reported together.
 
 A config class is a pydantic model that forbids unknown keys. ``read_yaml`` follows YAML 1.2 for numbers
-and booleans (``1e-3`` is a number, ``no`` is a word) and refuses a key written twice.
+and booleans (``1e-3`` is a number, ``no`` is text) and refuses a key written twice.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from longrec.errors import ConfigError, nearest
 
 
 class Strict(BaseModel):
-    """Base of every config: frozen, no unknown keys, finite numbers, defaults checked too."""
+    """Base class of every config: frozen, no unknown keys, finite numbers, defaults validated too."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -29,7 +29,7 @@ StrictT = TypeVar("StrictT", bound=Strict)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with 1.2 scalars and no duplicate keys."""
+    """Safe loader of YAML with 1.2 scalars and no duplicate keys."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -54,7 +54,7 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any
         key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
         if not isinstance(key, Hashable):
-            raise yaml.YAMLError(f"line {line}: a key must be a word or a number, got {key!r}")
+            raise yaml.YAMLError(f"line {line}: a key must be text or a number, got {key!r}")
         if key in seen:
             raise yaml.YAMLError(f"line {line}: key {key!r} is already written on line {seen[key]}")
         seen[key] = line
@@ -86,10 +86,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that our reader, which follows YAML 1.2 for numbers, would take for a number."""
+    """Dumper that quotes text which :func:`read_yaml`, by the rules of YAML 1.2, would parse as a number."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write a value out wherever it stands, without anchors."""
+        """Write out every occurrence of a value, without anchors."""
         return True
 
 
@@ -100,17 +100,17 @@ _Dumper.add_implicit_resolver(
 
 
 def to_yaml(content: Any, *, inline: bool = False) -> str:
-    """Plain values as YAML that :func:`read_yaml` reads back to the same.
+    """Format plain values as YAML that :func:`read_yaml` reads back to the same.
 
     Args:
-        inline: write what holds nothing but plain values on one line.
+        inline: write collections of plain values on one line.
     """
     flow = None if inline else False
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100, default_flow_style=flow)
 
 
 def apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Lay ``a.b=value`` words over a mapping; the value is read as YAML.
+    """Apply ``a.b=value`` overrides to a mapping. The value is parsed as YAML.
 
     >>> apply_overrides({"fit": {"lr": 0.1}}, ["fit.lr=3e-3", "seed=1"])
     {'fit': {'lr': 0.003}, 'seed': 1}
@@ -151,14 +151,14 @@ def _copy(value: Any) -> Any:
 
 
 def parse(cls: type[StrictT], content: Any, where: str, prefix: str = "") -> StrictT:
-    """Turn a mapping into ``cls``.
+    """Parse a mapping into ``cls``.
 
     Args:
         where: the file (or command) named in the message.
         prefix: dotted path of this section inside the file.
 
     Raises:
-        ConfigError: with one line a fault, all of them.
+        ConfigError: all faults, one line per fault.
     """
     try:
         return cls.model_validate(content)
@@ -167,7 +167,7 @@ def parse(cls: type[StrictT], content: Any, where: str, prefix: str = "") -> Str
 
 
 def faults(error: ValidationError, cls: type[BaseModel], prefix: str = "") -> list[str]:
-    """One line a fault of a pydantic error: dotted place, finding, expectation, nearest name."""
+    """Return one line per fault of a pydantic error: dotted path, finding, expectation, nearest name."""
     return [_format_fault(detail, cls, prefix) for detail in error.errors()]
 
 
@@ -211,7 +211,7 @@ def _format_fault(detail: Any, cls: type[BaseModel], prefix: str) -> str:
 
 
 def _list_keys(cls: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """Names of the fields at a place inside a config class (empty when the place is not a section)."""
+    """Return the names of the fields at a location inside a config class. Empty when it is not a section."""
     here: Any = cls
     for key in location:
         fields = getattr(here, "model_fields", None)
@@ -223,7 +223,7 @@ def _list_keys(cls: type[BaseModel], location: Sequence[int | str]) -> list[str]
 
 
 def _unwrap_annotation(annotation: Any) -> Any:
-    """The config class inside ``X | None``, ``dict[str, X]``, ``tuple[X, ...]``."""
+    """Return the config class inside ``X | None``, ``dict[str, X]``, ``tuple[X, ...]``."""
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType, dict, list, tuple, typing.Annotated):
         for inner in typing.get_args(annotation):

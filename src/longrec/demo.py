@@ -1,4 +1,4 @@
-"""The main job: MovieLens-1M from the raw ratings to a server that ranks, and one page that tells the story."""
+"""The demo: MovieLens-1M from raw ratings to a server that ranks, and a report of one page."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _RUNS = ("deepfm", "din")
 
 
 def demo(folder: str | Path = "longrec-demo", say: Callable[[str], None] = print) -> Path:
-    """Fetch MovieLens-1M, train and compare two models, export one, serve it, rank with it, report.
+    """Fetch MovieLens-1M, train and compare two models, export one, serve it, rank with it, and write a report.
 
     Args:
-        folder: where configs, runs, the bundle and the report go.
-        say: is told what is going on.
+        folder: folder of the configs, runs, bundle and report.
+        say: function that prints a line of progress.
 
     Returns:
         The HTML report.
     """
     began, folder = time.perf_counter(), Path(folder)
     step = _Steps(say, 6)
-    step("MovieLens-1M: who rated which film, when, and how")
+    step("MovieLens-1M: ratings of films by users, with timestamps")
     source = movielens_1m(atomic.read, say)
     configs = _write_configs(folder, source)
     overrides = [f"fit.runs={folder / 'runs'}", f"data.folder={cache() / 'prepared'}"]
@@ -69,7 +69,7 @@ def demo(folder: str | Path = "longrec-demo", say: Callable[[str], None] = print
 
 
 class _Steps:
-    """Numbered headings."""
+    """Printer of numbered headings."""
 
     def __init__(self, say: Callable[[str], None], total: int) -> None:
         self.say, self.total, self.done = say, total, 0
@@ -80,7 +80,7 @@ class _Steps:
 
 
 def examples() -> Path:
-    """The folder of the shipped examples: inside the installed package, or beside it in a checkout."""
+    """Return the folder of the shipped examples: inside the installed package, or beside it in a checkout."""
     here = Path(__file__).resolve().parent
     for folder in (here / "examples", here.parents[1] / "examples"):
         if folder.is_dir():
@@ -112,7 +112,7 @@ def _format_facts(manifest: dict[str, Any]) -> str:
 
 
 def _rank_over_http(bundle: Path, run: Any, say: Callable[[str], None]) -> dict[str, Any]:
-    """Rank for one test user through the server, and hold its scores against the offline ones."""
+    """Rank for one test user through the server, and compare its scores with the offline ones."""
     from longrec.serve.client import client
     from longrec.serve.server import run_server
 
@@ -139,7 +139,7 @@ def _rank_over_http(bundle: Path, run: Any, say: Callable[[str], None]) -> dict[
 
 
 def _choose_row(log: Any) -> int:
-    """A test row with a full history whose user likes some films and not others."""
+    """Return a test row with a full history."""
     rows = log.rows_of("test")
     history = next(iter(log.schema.histories))
     full = rows[log.past_lengths(history, rows) == log.schema.histories[history].last]
@@ -159,7 +159,7 @@ def _write_report(
         "Label": "rating 4 or better",
         "Split": "80/10/10 of the rows along the global time line: "
         + ", ".join(f"{p} {n['samples']:,}" for p, n in counts.items()),
-        "Histories": "the last 20 ratings strictly before the moment of the impression; a rating is known at once",
+        "Histories": "the last 20 ratings strictly before the timestamp of the impression; ratings have no delay",
     }
     views = [read_run(runs[name].folder) for name in _RUNS]
     return write_page(
@@ -174,7 +174,7 @@ def _write_report(
 
 
 def _format_explanation(explained: dict[str, Any]) -> dict[str, Any]:
-    """What the page shows of one explained row."""
+    """Return the explanation of one row in the form of the page."""
     events = [
         {
             "name": event["item"],
@@ -186,7 +186,7 @@ def _format_explanation(explained: dict[str, Any]) -> dict[str, Any]:
     ]
     when = np.datetime_as_string(np.datetime64(explained["moment"], "ms"), unit="s").replace("T", " ") + " UTC"
     fields = {"user": str(explained["user"]), "when": when, "candidate": str(explained["item"])}
-    note = "DIN's scores are not normalised: a weight may be negative, and they need not add up to one."
+    note = "DIN's scores are not normalized: a weight may be negative, and they need not add up to one."
     return {**fields, "score": explained["score"], "label": explained["label"], "events": events, "note": note}
 
 
@@ -201,7 +201,7 @@ def _format_value(value: Any) -> str:
 def _list_next_steps(folder: Path) -> list[str]:
     here = Path(sys.prefix)
     environment = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here
-    # The command lies in an environment that a newcomer has not entered yet.
+    # The command is in an environment that a newcomer has not activated yet.
     enter = [] if shutil.which("longrec") else [f"source {environment}/bin/activate"]
     return [
         *enter,

@@ -1,16 +1,16 @@
-"""Every error LongRec raises on purpose.
+"""All errors that LongRec raises on purpose.
 
-    LongRecError                what a user can act on; the command line prints it and exits with 2
+    LongRecError                an error a user can act on; the command line prints it and exits with 2
     |-- ConfigError             a config or schema with one fault or more (all are listed)
     |   `-- UnknownName         a name that is not in a list of names
     |-- DataError               a log, a table, a column or a value that cannot be used
     |-- StoreError              a history store that is damaged or was written by another version
     |-- RunError                a run folder that is missing, incomplete or does not fit
     |-- BundleError             a bundle that is altered, incomplete or of another version
-    |-- ResourceError           what the machine lacks: disk, memory, permission, an open port
+    |-- ResourceError           a resource that the machine lacks: disk, memory, permission, an open port
     `-- RequestError            a request that cannot be answered; carries an HTTP status
 
-A message has four parts: where, what was found, what was expected, what to do.
+A message has four fields: where, what was found, what was expected, what to do.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from collections.abc import Iterable, Sequence
 
 
 class LongRecError(Exception):
-    """Base of all: ``where: found; expected ...`` and, on a second line, what to do.
+    """Base class of all errors: ``where: found; expected ...`` and, on a second line, what to do.
 
     Args:
         where: the file, column, key or request field at fault.
-        found: what was there.
-        expected: what should have been there.
+        found: the actual content.
+        expected: the expected content.
         do: the next step for the reader.
     """
 
@@ -40,7 +40,7 @@ class LongRecError(Exception):
 
 
 class ConfigError(LongRecError):
-    """A config that cannot be used. ``faults`` holds one line a fault, all of them at once."""
+    """A config that cannot be used. ``faults`` holds all faults, one line per fault."""
 
     def __init__(self, where: str, faults: Sequence[str]) -> None:
         self.faults = list(faults)
@@ -49,7 +49,7 @@ class ConfigError(LongRecError):
 
 
 class UnknownName(ConfigError):
-    """A name that nothing answers to; names the nearest one there is."""
+    """A name that does not exist. The message contains the nearest valid name."""
 
     def __init__(self, kind: str, name: str, valid_names: Iterable[str]) -> None:
         self.name, valid_names = name, list(valid_names)
@@ -67,7 +67,7 @@ class StoreError(LongRecError):
 
 
 class RunError(LongRecError):
-    """A run folder that is missing, incomplete, or does not fit what is asked of it."""
+    """A run folder that is missing, incomplete, or does not fit the request."""
 
 
 class BundleError(LongRecError):
@@ -87,7 +87,7 @@ class RequestError(LongRecError):
 
 
 def nearest(name: str, valid_names: Iterable[str]) -> str | None:
-    """The known name most like ``name``, or None when none is near.
+    """Return the valid name most similar to ``name``, or None when none is near.
 
     >>> nearest("dinn", ["din", "deepfm"])
     'din'

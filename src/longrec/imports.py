@@ -1,4 +1,4 @@
-"""Configurations of other tools at the command line: read where a config is expected, or written as one of ours."""
+"""Configurations of other tools: read in place of a config, or written as a config of LongRec."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ Config = str | Path | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class JobSource:
-    """A config as a job can read it.
+    """A config in the form that a job reads.
 
     Attributes:
-        config: what a job reads: an EasyRec configuration in the words that ``longrec import`` would write, any other
-            config as it is.
-        located: tells the faults of a job with the lines of the file it came from.
-        notes: one line per choice that was made, and per field of an EasyRec configuration that is carried with a
-            difference or not at all; what changes results first.
-        text: the same as ``NOTES.md`` says it; empty for other configs.
+        config: an EasyRec configuration converted as by ``longrec import``, any other config as it is.
+        error_context: adds to the faults of a job the lines of the file it came from.
+        notes: one line per choice, and per field of an EasyRec configuration that is carried with a difference or not
+            carried. Those that change results come first.
+        text: the notes in the form of ``NOTES.md``. Empty for other configs.
     """
 
     config: Config
@@ -36,7 +35,7 @@ class JobSource:
 
 
 def read_job_source(source: Config, overrides: Sequence[str] = ()) -> JobSource:
-    """Read a config, be it EasyRec's or ours.
+    """Read a config of EasyRec or of LongRec.
 
     Raises:
         ConfigError: all faults of an EasyRec configuration.
@@ -47,7 +46,7 @@ def read_job_source(source: Config, overrides: Sequence[str] = ()) -> JobSource:
         return JobSource(source)
     named = {key: value for key, _, value in (word.partition("=") for word in overrides)}
     imported = easyrec.read(
-        source,  # type: ignore[arg-type]  # is_easyrec says that it is a path
+        source,  # type: ignore[arg-type]  # is_easyrec is true of paths only
         user=named.get("data.schema.user"),
         item=named.get("data.schema.item"),
         options=False,
@@ -75,16 +74,16 @@ def import_config(
     """Write an EasyRec configuration (``.config``) as config.yaml, schema.yaml and NOTES.md, or an fg.json as a schema.
 
     Args:
-        into: a folder; what it holds stays.
-        user: column of the user, where its name does not tell.
-        item: column of the item, where its name does not tell.
+        into: a folder, whose other files are kept.
+        user: column of the user. Default: chosen by its name.
+        item: column of the item. Default: chosen by its name.
 
     Returns:
-        ``files``, the ``choices`` that were made, and the ``notes``: a field, its line, what became of it; of an
-        fg.json also ``rows``, which the log needs besides.
+        ``files``, the ``choices``, and the ``notes``: a field, its line and its status. Of an fg.json also ``rows``,
+        the settings that the log needs.
 
     Raises:
-        ConfigError: all faults of the configuration, with line and column; files in the way.
+        ConfigError: all faults of the configuration, with line and column, or files that exist already.
     """
     from longrec.interop import easyrec, easyrec_folder, fg, fg_folder
     from longrec.train.job import read_job

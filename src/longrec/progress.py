@@ -1,4 +1,4 @@
-"""Progress with an estimate, on anything that takes over two seconds."""
+"""Progress line with an estimate, for work that takes over two seconds."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
-QUIET = 2.0  # seconds of silence: work that ends sooner says nothing
+QUIET = 2.0  # seconds without output: work that ends sooner prints nothing
 REDRAW = 0.1  # seconds between two states of the line on a terminal
 REPEAT = 10.0  # seconds between two lines where the line cannot be redrawn (a log file, a pipe)
 
 
 class Progress:
-    """One line on standard error: how far, how fast, how long still.
+    """Progress line on standard error: share done, rate, and time left.
 
-    On a terminal the line is redrawn in place; elsewhere a line is added at most every ten seconds. Work that ends
-    within two seconds prints nothing at all; longer work leaves one closing line behind. :meth:`advance` is cheap
-    enough to call for every batch: until the next line is due it adds up and reads the clock.
+    On a terminal the line is redrawn. Elsewhere a line is added at most every ten seconds. Work that ends within two
+    seconds prints nothing. Longer work ends with one closing line. :meth:`advance` is cheap enough to call for every
+    batch: until the next line is due it adds up and reads the clock.
 
         with Progress(len(loader), "train din", "batches") as progress:
             for batch in loader:
@@ -27,11 +27,11 @@ class Progress:
                 progress.advance(note=f"loss {loss:.4f}")
 
     Args:
-        total: how much there is to do; None when nobody knows (then there is no estimate).
-        label: what is being done.
-        unit: what is counted, in the plural.
-        stream: standard error when None.
-        clock: seconds, rising; for tests.
+        total: amount of work. None when it is unknown, which gives no estimate.
+        label: name of the work.
+        unit: the counted unit, in the plural.
+        stream: default standard error.
+        clock: increasing seconds, for tests.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Progress:
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._terminal = self._stream.isatty()
-        self._drawn = 0  # width of the line that stands on the terminal
+        self._drawn = 0  # width of the current line on the terminal
         self._start = clock()
         self._due = self._start + QUIET
 
@@ -59,11 +59,11 @@ class Progress:
         return self
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Count ``count`` more as done; ``note`` is shown at the end of the line (a loss, a file)."""
+        """Add ``count`` to the amount done. ``note`` is shown at the end of the line (a loss, a file)."""
         self.at(self.done + count, note)
 
     def at(self, done: int, note: str = "") -> None:
-        """Set how much is done in all."""
+        """Set the amount done."""
         self.done = done
         if note:
             self._note = note
@@ -118,7 +118,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them.
+    """Format seconds for people.
 
     >>> duration(0.42), duration(75), duration(7384)
     ('0.4 s', '1 min 15 s', '2 h 3 min')

@@ -1,7 +1,7 @@
-"""What a machine lacks: disk space, memory, permission, open files, a network. Ordinary events, told as such.
+"""Errors of machine resources: disk space, memory, permission, open files, a network.
 
-``resource_error`` turns what Python, DuckDB, Arrow, torch and safetensors say of them into one kind of message.
-``available_memory`` is what this process may still take, by the machine, its container and its own limit.
+``resource_error`` converts the errors of Python, DuckDB, Arrow, torch and safetensors to one kind of message.
+``available_memory`` returns the bytes this process may still allocate, by the limits of machine, container and process.
 """
 
 from __future__ import annotations
@@ -56,31 +56,31 @@ _TOOLS = ("duckdb", "_duckdb", "torch", "safetensors", "pyarrow", "onnx", "onnxr
 
 
 def resource_error(error: BaseException, where: str = "") -> LongRecError | None:
-    """What an error says of the machine, or None for an error of another kind.
+    """Convert an error of the machine. Return None for an error of another kind.
 
     Args:
-        where: what was being read or written, where the error does not name it.
+        where: the file that was read or written, for errors that do not name it.
     """
     location, number = _find_file(error) or where, _find_number(error)
     said = os.strerror(number) if number is not None else _first_line(error)
-    spilled = "temp_directory" in str(error)  # DuckDB: no room on the disk for what does not fit into memory
+    spilled = "temp_directory" in str(error)  # DuckDB: no disk space for data that does not fit into memory
     if _is_memory(error) and not spilled:
         return _memory_error(location, error)
     if number in _DISK or _HALF_WRITTEN.match(str(error)) or (spilled and _is_memory(error)):
-        do = "free some space, or write to another disk; data.folder and fit.runs say where logs and runs go"
-        return ResourceError(location or "the disk", f"no space left ({said})", "room for what is written", do)
+        do = "free some space, or write to another disk; data.folder and fit.runs set the folders of logs and runs"
+        return ResourceError(location or "the disk", f"no space left ({said})", "free space for the file", do)
     if number == errno.EFBIG:
         do = "raise the limit (ulimit -f), or write to another file system"
         return ResourceError(location or "a file", f"too large to be written ({said})", "files of any size", do)
     if number in _DENIED:
-        do = "change its permissions, or give another folder; data.folder and fit.runs say where logs and runs go"
-        return ResourceError(location or "a file", f"no permission ({said})", "a place you may read and write", do)
+        do = "change its permissions, or give another folder; data.folder and fit.runs set the folders of logs and runs"
+        return ResourceError(location or "a file", f"no permission ({said})", "a folder you may read and write", do)
     if number in _FILES:
         return ResourceError(
             location or "files", f"too many open files ({said})", "a higher limit", "raise it: ulimit -n 4096"
         )
     if number in _PATH_ERRORS and _find_file(error) is not None:
-        do = "look whether something else stands there or was removed while the command ran"
+        do = "check whether the path is another kind of file, or was removed while the command ran"
         return ResourceError(location, f"cannot be read or written ({said})", "a file or folder that can", do)
     if isinstance(error, OSError) and (number in _NETWORK or isinstance(error, ConnectionError | TimeoutError)):
         return ResourceError(location or "the network", f"the connection failed ({said})", "an answer", "try again")
@@ -88,7 +88,7 @@ def resource_error(error: BaseException, where: str = "") -> LongRecError | None
 
 
 def _find_file(error: BaseException) -> str | None:
-    """The file that an error names."""
+    """Return the file that an error names."""
     if isinstance(error, OSError) and error.filename is not None:
         return str(error.filename)
     tool = type(error).__module__.partition(".")[0]
@@ -134,13 +134,13 @@ def _first_line(error: BaseException) -> str:
 
 
 def available_memory() -> int | None:
-    """Bytes this process may still take: the least of the machine, its cgroup and its own limit; None when unknown."""
+    """Return the bytes this process may still allocate: the least of machine, cgroup and process. None when unknown."""
     limits = [free for free in (_machine_free(), _container_free(), _process_free()) if free is not None]
     return max(min(limits), 0) if limits else None
 
 
 def require_memory(files: Iterable[Path], what: str) -> None:
-    """Raise a ResourceError when files that are read into memory are larger than what is left of it."""
+    """Raise a ResourceError if files that are read into memory are larger than the available memory."""
     sizes = {path: path.stat().st_size for path in files if path.is_file()}
     free = available_memory()
     if free is not None and sum(sizes.values()) > free:
@@ -161,7 +161,7 @@ def _machine_free() -> int | None:
 
 
 def _container_free(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
-    """What the cgroup of the process and those above it leave, of version 2 or 1; files in the cache can be let go."""
+    """Return the bytes left in the cgroups of the process, of version 2 or 1. Cached files count as free."""
     with contextlib.suppress(OSError):
         free = []
         for line in own.read_text().splitlines():
@@ -203,7 +203,7 @@ def _process_free() -> int | None:
 
 
 def format_bytes(count: float) -> str:
-    """A number of bytes as a person says it.
+    """Format a number of bytes for people.
 
     >>> in_bytes(999), in_bytes(64_000_000_000)
     ('999 B', '64 GB')

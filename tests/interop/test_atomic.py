@@ -51,8 +51,8 @@ def test_no_rows(tmp_path: Path) -> None:
         (":token\n1\n", r"a header without known types"),
         ("", r"a header without known types"),
         ("a:token\ta:float\n1\t2\n", r"x\.inter: a column written twice: a; expected distinct names"),
-        ("a:token\tb:float\n1\tx\n", r"x\.inter: cannot be read: .*conversion error.*'x'; expected one line a row"),
-        ("a:token\tb:float\n1\t2\n3\n", r"x\.inter: cannot be read: .*; expected one line a row"),
+        ("a:token\tb:float\n1\tx\n", r"x\.inter: cannot be read: .*conversion error.*'x'; expected one line per row"),
+        ("a:token\tb:float\n1\t2\n3\n", r"x\.inter: cannot be read: .*; expected one line per row"),
         ("a:token\tb:float_seq\n1\t2 x\n", r"x\.inter: b: cannot be read: .*'x'.*; expected numbers"),
     ],
 )

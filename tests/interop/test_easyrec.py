@@ -1,4 +1,4 @@
-"""EasyRec's configurations: what each field becomes, what is told, and that nothing is dropped in silence."""
+"""EasyRec's configurations: the conversion of each field, the notes, and that nothing is dropped in silence."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from longrec.train.job import read_job
 
 @dataclass(frozen=True)
 class Case:
-    """One of the configurations beside this file, written after EasyRec's public documentation.
+    """One of the configurations in the folder ``easyrec``, written after EasyRec's public documentation.
 
-    Its head says what is expected of it: ``#= path: value`` of the job, ``#~`` a piece of a note, ``#!`` a piece of a
-    fault. Without a fault it must load.
+    Its head holds the expectations: ``#= path: value`` of the job, ``#~`` text in a note, ``#!`` text in a fault.
+    Without a fault it must load.
     """
 
     name: str
@@ -44,7 +44,7 @@ def read(folder: Path, text: str, **options: str) -> easyrec.ImportedConfig:
 
 
 def get_at(settings: Any, path: str) -> Any:
-    """The value at a dotted path."""
+    """Return the value at a dotted path."""
     for key in path.split("."):
         settings = settings[key]
     return settings
@@ -76,7 +76,7 @@ def test_there_are_fifty() -> None:
 
 
 def list_written_fields(message: str, node: Message) -> set[tuple[str, str]]:
-    """Fields of the table that a configuration writes, by message and name."""
+    """Return the fields of the table that a configuration writes, by message and name."""
     fields: set[tuple[str, str]] = set()
     for one in node.fields:
         spec = MESSAGES[message].get(one.name)
@@ -100,7 +100,7 @@ def test_the_configurations_write_every_field_of_the_table() -> None:
 @pytest.mark.parametrize("name", ["model_params", "mind", "esmm", "rocket_launching"])
 def test_settings_of_other_models_are_refused(name: str, tmp_path: Path) -> None:
     text = SMALLEST.text.replace("multi_tower {", f"{name} {{ }} multi_tower {{")
-    with pytest.raises(ConfigError, match=f"multi_tower stands beside {name}"):
+    with pytest.raises(ConfigError, match=f"multi_tower conflicts with {name}"):
         read(tmp_path, text)
 
 
@@ -152,7 +152,7 @@ def test_a_folder_holds_config_schema_and_notes(tmp_path: Path) -> None:
     assert {**config, "data": None} == {**job, "data": None}
     notes = files[2].read_text()
     line = SMALLEST.text[: SMALLEST.text.index("model_dir")].count("\n") + 1
-    assert f"- `their.config:{line}:1` `model_dir`: its last part names the run" in notes
+    assert f"- `their.config:{line}:1` `model_dir`: its last component names the run" in notes
     assert "- user: user_id, by its name" in notes
     with pytest.raises(ConfigError, match=r"holds config.yaml, schema.yaml, NOTES.md already"):
         easyrec_folder.write(imported, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""An EasyRec configuration with its rows, from the command line: check, import, train; both spellings of features."""
+"""Check, import and training of an EasyRec configuration from the command line, in both spellings of features."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ model_config {
 
 
 def config(*, flat: bool = True) -> str:
-    """The configuration in the spelling of ``feature_configs`` or of ``feature_config``."""
+    """Return the configuration in the spelling of ``feature_configs`` or of ``feature_config``."""
     types = dict.fromkeys(COLUMNS, "STRING") | dict.fromkeys(("clk", "buy", "price"), "INT32")
     fields = "\n".join(f"input_fields {{ input_name: '{name}' input_type: {kind} }}" for name, kind in types.items())
     features = "\n".join(f"feature_configs : {{ {one} }}" for one in FEATURES)
@@ -68,7 +68,7 @@ def config(*, flat: bool = True) -> str:
 
 @pytest.fixture
 def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Rows of eleven columns without a header, some histories empty; the working directory is theirs."""
+    """Write rows of eleven columns without a header, some with empty histories, to the working directory."""
     draw = random.Random(3)
     for name, count in (("train.csv", 120), ("test.csv", 60)):
         lines = []
@@ -102,7 +102,7 @@ def test_the_imported_config_trains_to_the_same_numbers(sample: Path, capsys: py
     assert "din (brand, cate_id)" in capsys.readouterr().out
     assert main(["import", "din.config", "--into", "out", "--json", "notes.json"]) == 0
     out = capsys.readouterr().out
-    assert "differs: din.config:2:59: model_dir: its last part names the run" in out
+    assert "differs: din.config:2:59: model_dir: its last component names the run" in out
     assert "user: user_id, by its name" in out
     notes = json.loads(Path("notes.json").read_text())
     assert {"line": 2, "column": 59, "field": "model_dir", "fate": "differs"}.items() <= notes["notes"][-1].items()
@@ -115,9 +115,9 @@ def test_the_imported_config_trains_to_the_same_numbers(sample: Path, capsys: py
     assert main(["train", "din.config", "--quiet", *FAST]) == 0
     out = capsys.readouterr().out
     assert out.startswith("\n".join(notes_printed) + "\n")
-    assert "note: din.config: user: user_id, by its name; data.schema.user says otherwise" in out
+    assert "note: din.config: user: user_id, by its name; override with data.schema.user" in out
     kept = Path("runs/taobao/NOTES.md").read_text()
-    assert "- `din.config:2:59` `model_dir`: its last part names the run" in kept
+    assert "- `din.config:2:59` `model_dir`: its last component names the run" in kept
     assert "--user" not in kept + out
     for command in ("check", "prepare"):
         assert main([command, "din.config", *FAST]) == 0
@@ -147,9 +147,9 @@ def test_faults_of_the_job_have_the_lines_of_the_file(sample: Path) -> None:
 
 def test_user_and_item_may_be_options(sample: Path) -> None:
     Path("odd.config").write_text(config().replace("adgroup_id", "thing"))
-    with pytest.raises(ConfigError, match="say which it is with data.schema.item=COLUMN"):
+    with pytest.raises(ConfigError, match="set it with data.schema.item=COLUMN"):
         verbs.check("odd.config")
-    with pytest.raises(ConfigError, match="say which it is with --item COLUMN"):
+    with pytest.raises(ConfigError, match="set it with --item COLUMN"):
         imports.import_config("odd.config", "out")
     with pytest.raises(ConfigError, match="--item: no column named 'thin'; did you mean 'thing'"):
         imports.import_config("odd.config", "out", item="thin")

@@ -1,4 +1,4 @@
-"""fg.json: what each rule becomes, what is told, and that its features are computed from rows as they lie."""
+"""fg.json: the conversion of each rule, the notes, and that its features are computed from raw rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ITEM = {"feature_name": "item_id", "feature_type": "id_feature", "expression": "
 
 
 def read(*features: dict[str, Any], **top: Any) -> fg.ImportedGenerator:
-    """The rules of user, item and some more."""
+    """Read the rules of user and item, and more."""
     rules = {"features": [USER, ITEM, *features], "reserves": ["user_id", "clk"], **top}
     return fg.read_document(json_positions.parse(json.dumps(rules, indent=1), "fg.json"), Path("rules/fg.json"))
 
@@ -186,16 +186,16 @@ def test_other_rules_are_named_with_their_reason(kind: str) -> None:
     ("one", "says"),
     [
         (rule("id", "x"), r"expression is 'x'; expected user:COLUMN"),
-        (rule("id", **HASH, vocab_list=["a"]), r"vocab_list stands beside hash_bucket_size"),
+        (rule("id", **HASH, vocab_list=["a"]), r"vocab_list conflicts with hash_bucket_size"),
         (rule("id", hash_bucket_size="100"), r"hash_bucket_size is '100'; expected a whole number"),
         (rule("id", hash_bucket_size=True), r"hash_bucket_size is True"),
         (rule("id", is_multi=True, combiner="max-pool", **HASH), r"combiner is 'max-pool'"),
         (rule("idd"), r"'idd_feature', which is no type of a feature; did you mean 'id_feature'\?"),
         (rule("raw", boundaries="1,two"), r"boundaries is '1,two'; expected a list of numbers"),
         (rule("raw", normalizer="log"), r"normalizer is 'log'; expected method=zscore"),
-        (rule("raw", normalizer="method=zscore,mean=m"), r"says mean=m; expected a number"),
+        (rule("raw", normalizer="method=zscore,mean=m"), r"has mean=m; expected a number"),
         (rule("combo", ["user:a", "item:b"]), r"hash_bucket_size of f is missing"),
-        (rule("id", extra_combo_info={"feature_names": []}), r"extra_combo_info is not whole"),
+        (rule("id", extra_combo_info={"feature_names": []}), r"extra_combo_info is incomplete"),
         ({**MAP, "map": None}, r"map is missing"),
         ({"feature_type": "id_feature", "expression": "item:x"}, r"feature_name is missing"),
         (rule("id") | {"feature_type": ["id_feature"]}, r"feature_type is \['id_feature'\], which is no type"),

@@ -1,4 +1,4 @@
-"""Protobuf's text format: every spelling, and where everything stands."""
+"""Protobuf's text format: every spelling, and the position of every node."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from longrec.interop.text_format import Field, Message, Number, Position, Text, 
 
 
 def plain(message: Message) -> list[tuple[str, object]]:
-    """Names and values without places."""
+    """Return names and values without positions."""
     return [(f.name, plain(f.value) if isinstance(f.value, Message) else f.value.value) for f in message.fields]
 
 

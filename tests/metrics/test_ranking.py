@@ -106,7 +106,7 @@ def test_intra_list_diversity_equals_the_pairs():
         (lambda: recall_at_k([0, 0], [1, 2], [1, 1], k=1), DataError, "nothing relevant in 2 rows"),
         (lambda: mrr([-1, 1], [1, 2], [1, 1]), DataError, "grades of 0 or more"),
         (lambda: value_share_at_k([0, 0], [1, 2], [1, 1], k=1), DataError, "one positive"),
-        (lambda: coverage([1, 2, 3], catalog=2), DataError, "3 distinct items; expected at most the catalogue's 2"),
+        (lambda: coverage([1, 2, 3], catalog=2), DataError, "3 distinct items; expected at most the catalog's 2"),
         (lambda: gini([0, 0]), DataError, "one positive"),
         (lambda: novelty([0.0, 0.5]), DataError, "above 0 and at most 1"),
         (lambda: intra_list_diversity([[1.0]], [1]), DataError, "no list with two items"),

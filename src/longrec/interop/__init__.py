@@ -1,1 +1,1 @@
-"""Reads other tools' formats into ours."""
+"""Readers of other tools' formats."""

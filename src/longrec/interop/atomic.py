@@ -1,7 +1,7 @@
-"""Atomic files: the tab-separated tables of RecBole, whose header gives every column a type.
+"""Reader of atomic files, RecBole's tab-separated tables with a type per column in the header.
 
-``user_id:token``, ``rating:float``, ``genre:token_seq``: a token is text, a float a number, a sequence is
-separated by single blanks. Tokens stay text; whole-number floats stay floats.
+``user_id:token``, ``rating:float``, ``genre:token_seq``: a token is text, a float is a number, a sequence is separated
+by single blanks. Tokens stay text, and floats stay floats even when whole.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def read(path: str | Path) -> pa.Table:
     """Read one atomic file.
 
     Returns:
-        A table with the columns' bare names; sequences are list columns.
+        A table with the columns' bare names. Sequences are list columns.
 
     Raises:
-        DataError: no such file, a header without types, or a value that is not of its type.
+        DataError: no such file, a header without types, or a value of another type.
     """
     path = Path(path)
     try:
@@ -51,7 +51,9 @@ def read(path: str | Path) -> pa.Table:
             convert_options=pacsv.ConvertOptions(column_types={name: _TYPES[kind] for name, kind in kinds.items()}),
         )
     except pa.ArrowInvalid as error:
-        raise DataError(str(path), f"cannot be read: {error}", "one line a row, as the header says") from None
+        raise DataError(
+            str(path), f"cannot be read: {error}", "one line per row with the columns of the header"
+        ) from None
     for name, kind in kinds.items():
         if kind.endswith("_seq"):
             index = table.column_names.index(name)

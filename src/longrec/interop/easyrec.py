@@ -1,11 +1,12 @@
-"""EasyRec's pipeline configurations, read into the words of a job of ours.
+"""EasyRec's pipeline configurations, converted to a job config.
 
-    found = read("their.config")
-    found.job()                    # the job as one mapping, schema inside: what ``longrec train their.config`` trains
-    write(found, "folder")         # the same as config.yaml, schema.yaml and NOTES.md
+    imported = read("their.config")
+    imported.job()                 # the job as one mapping, schema inside: what ``longrec train their.config`` trains
+    write(imported, "folder")      # the same as config.yaml, schema.yaml and NOTES.md
 
-Both are made of the same words, so they train to the same numbers. What cannot be carried over is in ``found.notes``,
-a line a field; what would make another model of it is a fault, and all faults are told at once with line and column.
+Both hold the same settings, so they train to the same numbers. ``imported.notes`` has one line per field that cannot be
+carried over. A field without which the model would be another one is a fault. All faults are reported together, with
+line and column.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ SUFFIXES = (".config", ".pbtxt", ".prototxt")
 
 @dataclass(frozen=True)
 class ImportedConfig:
-    """A configuration in our words; paths in it are ``Path`` objects until it is written or trained.
+    """A converted configuration. Paths in it are ``Path`` objects until it is written or trained.
 
     Attributes:
         source: the configuration.
         config: name, data (without schema), model, fit and evaluate.
         schema: the schema.
-        notes: what is carried with a difference or not carried, in the order of the file.
-        choices: how user, item and the owners of features were found, a line each.
+        notes: fields that are carried with a difference or not carried, in the order of the file.
+        choices: how user, item and the sides of features were chosen, one line each.
     """
 
     source: Path
@@ -50,17 +51,17 @@ class ImportedConfig:
     reading: Reading
 
     def job(self) -> dict[str, Any]:
-        """The whole job with absolute paths, schema inside."""
+        """Return the whole job with absolute paths, schema inside."""
         job: dict[str, Any] = _map_paths(self.config, lambda path: str(path.absolute()))
         job["data"]["schema"] = _map_paths(self.schema, lambda path: str(path.absolute()))
         return job
 
     def locate(self, faults: list[str]) -> list[str]:
-        """Faults of the job, each with the line of the configuration that it comes from."""
+        """Add to each fault of the job the line of the configuration that it comes from."""
         return self.reading.locate(faults)
 
     def make_relative(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Config and schema with paths as seen from a folder."""
+        """Return config and schema with paths relative to a folder."""
 
         def format_path(path: Path) -> str:
             return Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
@@ -71,7 +72,7 @@ class ImportedConfig:
 
 
 def is_easyrec(path: object) -> bool:
-    """Whether a path names an EasyRec configuration, by its ending."""
+    """Return True if the suffix of a path is one of EasyRec's configurations."""
     return isinstance(path, str | Path) and Path(path).suffix.lower() in SUFFIXES
 
 
@@ -79,9 +80,9 @@ def read(path: str | Path, *, user: str | None = None, item: str | None = None, 
     """Read a configuration.
 
     Args:
-        user: column of the user; by GAUC's uid_field, by a telling name, or the number of the row when not given.
-        item: column of the item; by a telling name when not given.
-        options: whether messages name user and item by the options of ``longrec import``, or by settings of a job.
+        user: column of the user. Default: GAUC's uid_field, else a column with a usual name, else the row number.
+        item: column of the item. Default: a column with a usual name.
+        options: messages name user and item by the options of ``longrec import``, else by settings of a job.
 
     Raises:
         ConfigError: all faults, each with file, line and column.
@@ -93,12 +94,12 @@ def read(path: str | Path, *, user: str | None = None, item: str | None = None, 
 def read_tree(
     tree: Message, path: Path, *, user: str | None = None, item: str | None = None, options: bool = True
 ) -> ImportedConfig:
-    """:func:`read` of a configuration that is parsed already; ``path`` names it and is where its paths start."""
+    """Read a parsed configuration, see :func:`read`. ``path`` names it, and its paths are relative to that file."""
     return _Reader(path, tree, options).read_config(user, item)
 
 
 class _Reader:
-    """The parts in the order in which they need each other."""
+    """Converter of a configuration, section by section in the order of their dependencies."""
 
     def __init__(self, path: Path, tree: Message, options: bool) -> None:
         self.path, self.reading = path, Reading(str(path), options=options)
@@ -127,7 +128,7 @@ class _Reader:
         if histories.settings:
             schema["histories"] = histories.settings
         else:
-            # Without histories that rows carry, the schema needs a moment: the rows are taken in their order.
+            # Without histories in the rows, the schema needs a timestamp: the row number.
             schema["time"] = {"column": rows.add_row_number(), "unit": "step"}
         config: dict[str, Any] = {
             "name": self._choose_name(),
@@ -144,12 +145,12 @@ class _Reader:
             f"item: {item}, {why_item}",
             "features of the candidate (table: candidate): "
             + (", ".join(name for name, feature in schema["features"].items() if feature.get("table")) or "none")
-            + "; keys of attention, groups and names that tell of items",
+            + "; keys of attention, and groups and features with an item's name",
         )
         return ImportedConfig(self.path, config, schema, tuple(sorted(self.reading.notes)), choices, self.reading)
 
     def _choose_name(self) -> str:
-        """What the run is called: the last part of ``model_dir``, else the name of the file."""
+        """Return the run's name: the last component of ``model_dir``, else the name of the file."""
         folder_name = self.top.get("model_dir", "").rstrip("/").rpartition("/")[2] or self.path.stem
         name = re.sub(r"[^A-Za-z0-9._-]", "_", folder_name).lstrip("._-")
         self.top.record_origin("name", "model_dir")
@@ -157,7 +158,7 @@ class _Reader:
 
 
 def _refuse_torch(tree: Message, reading: Reading) -> None:
-    """Refuse TorchEasyRec's configurations, which look alike but have other fields, with one fault in place of many."""
+    """Refuse TorchEasyRec's configurations, whose fields differ, with one fault instead of many."""
     for one in tree.fields:
         for inner in one.value.fields if isinstance(one.value, Message) else ():
             if inner.name in ("sparse_optimizer", "dataset_type") or (
@@ -171,7 +172,7 @@ def _refuse_torch(tree: Message, reading: Reading) -> None:
 
 
 def _map_paths(value: Any, format_path: Callable[[Path], str]) -> Any:
-    """A copy of words with every path as text."""
+    """Return a copy of settings with every path as text."""
     if isinstance(value, Mapping):
         return {key: _map_paths(inner, format_path) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""EasyRec's features in the words of the schema: what a column means, how it is encoded, whose it is."""
+"""Conversion of EasyRec's features to features of the schema: kind, encoding and side of each column."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _POOLS = {"sum": "sum", "mean": "mean", "max": "max", "sqrtn": "mean"}
 
 @dataclass
 class Spec:
-    """One feature as EasyRec names it.
+    """One feature of an EasyRec configuration.
 
     Attributes:
-        name: EasyRec's name of it.
+        name: its name in EasyRec.
         ours: its name in the schema.
-        kind: EasyRec's type of it.
+        kind: its type in EasyRec.
         column: the first column it reads.
         config: its section.
-        words: its words in the schema; filled when something reads it.
+        settings: its settings in the schema. Empty until the model reads it.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Spec:
 
 
 class Features:
-    """All features of a configuration, and those that the model reads in the words of the schema.
+    """All features of a configuration, and the schema's settings of those that the model reads.
 
     Args:
-        folder: where paths of vocabularies start.
-        item: the column of the item; a feature of it belongs to the item by itself.
+        folder: base folder of the paths of vocabularies.
+        item: column of the item. A feature of this column is an item feature without further settings.
     """
 
     def __init__(self, top: Section, rows: Rows, folder: Path, user: str, item: str) -> None:
@@ -57,7 +57,7 @@ class Features:
         configs = [*top.all("feature_configs"), *top.section("feature_config").all("features")]
         if not configs:
             top.fault("feature_configs", "is missing; expected one feature at least")
-        # Columns of shared_names come after all others, as they do there.
+        # Columns of shared_names come after all others, as in EasyRec.
         for config in configs:
             columns = self._find_columns(config)
             if columns:
@@ -75,7 +75,7 @@ class Features:
         return [name for name in names if self.rows.require(name, config, "input_names")]
 
     def _expand_inputs(self, config: Section) -> list[str]:
-        """The columns a feature reads; one that combines several may name them as a range."""
+        """Return the columns a feature reads. A feature that combines several may name them as a range."""
         names: list[str] = config.all("input_names")
         if config.get("feature_type") not in _COMPOSED:
             return names
@@ -92,11 +92,11 @@ class Features:
         self.specs[name] = Spec(name, ours, config.get("feature_type", "IdFeature"), column, config)
 
     def expand_names(self, section: Section, key: str) -> list[str]:
-        """Features that a list names, ranges such as ``field[1-3]`` as the features they stand for."""
+        """Return the features that a list names, with ranges such as ``field[1-3]`` expanded."""
         return [one for name in section.all(key) for one in expand_range(name, section, key, self.specs)]
 
     def find(self, name: str, section: Section, key: str) -> Spec | None:
-        """The feature of a name, or None with a fault."""
+        """Return the feature with this name, or None with a fault."""
         spec = self.specs.get(name)
         if spec is None:
             near = nearest(name, self.specs)
@@ -105,13 +105,13 @@ class Features:
         return spec
 
     def use(self, spec: Spec, *, candidate: bool = False) -> str | None:
-        """Take a feature into the schema.
+        """Add a feature to the schema.
 
         Args:
-            candidate: it belongs to the candidate, not to the request.
+            candidate: it is a feature of the candidate, not of the request.
 
         Returns:
-            Its name in the schema; None when it is not carried.
+            Its name in the schema. None when it is not carried.
         """
         if not spec.settings:
             settings = self._convert(spec)
@@ -130,9 +130,9 @@ class Features:
         return spec.ours
 
     def convert_features(self) -> dict[str, dict[str, Any]]:
-        """The features of the schema, in the order of the configuration."""
+        """Return the features of the schema, in the order of the configuration."""
         order = ("kind", "table", "column")
-        for spec in self.specs.values():  # a column has one owner, whoever reads it
+        for spec in self.specs.values():  # all features of a column have one side
             if spec.settings and spec.column in self._candidates and spec.kind not in _COMPOSED:
                 spec.settings["table"] = "candidate"
         return {
@@ -182,14 +182,14 @@ class Features:
         return {"kind": "id", **self._convert_encoding(spec)}
 
     def _convert_encoding(self, spec: Spec) -> dict[str, Any]:
-        """How values become ids: another feature's ids, hashed, a given vocabulary, or a learnt one."""
+        """Convert the encoding of ids: another feature's ids, hashed, from a list or file, or a learned vocabulary."""
         config = spec.config
         hashed, listed = config.get("hash_bucket_size", 0), config.all("vocab_list")
         file, buckets = config.get("vocab_file"), config.get("num_buckets", 0)
         encodings = {"hash_bucket_size": hashed, "vocab_list": listed, "vocab_file": file, "num_buckets": buckets}
         written = [name for name, value in encodings.items() if value]
         if len(written) > 1:
-            config.fault(written[1], f"stands beside {written[0]}; expected one of the two")
+            config.fault(written[1], f"conflicts with {written[0]}; expected one of the two")
         elif not written and not config.has("ev_params"):
             config.fault(
                 "input_names", f"of {spec.name} lack one of {', '.join(encodings)}; expected how values become ids"
@@ -267,13 +267,13 @@ class Features:
         }
 
     def read_as_text(self, column: str) -> None:
-        """A cell of several values is text, even where each is a number."""
+        """Read a column as text, as a cell of several numbers is."""
         if self.rows.types.get(column) in ("int", "float"):
             self.rows.types[column] = "text"
             self.rows.defaults.pop(column, None)
 
     def _convert_sequence(self, spec: Spec) -> dict[str, Any]:
-        """A sequence outside attention: its values pooled, order forgotten."""
+        """Convert a sequence outside attention: its values are pooled without order."""
         if spec.config.get("sub_feature_type", "IdFeature") != "IdFeature":
             spec.config.note("sub_feature_type", "differs", "outside attention the numbers of a sequence are ids")
         spec.config.get("sequence_combiner")
@@ -328,12 +328,12 @@ def _parse_number(text: Any) -> float:
 
 
 def _denormalize(edge: float, low: float, high: float, function: str | None) -> float:
-    """An edge of normalised numbers as an edge of the numbers themselves."""
+    """Convert an edge of normalized numbers to an edge of the raw numbers."""
     if function in _LOG:
         edge = math.expm1(edge) if edge < 700 else math.inf
     return low + edge * (high - low) if high > low else edge
 
 
 def _simplify(number: float) -> int | float:
-    """A whole number as such, as a person would write it."""
+    """Return a whole number as an int."""
     return int(number) if math.isfinite(number) and number == int(number) and abs(number) < 1e15 else number

@@ -1,8 +1,8 @@
-"""Every field of EasyRec's pipeline configuration that LongRec knows, and what becomes of it.
+"""Table of all supported fields of EasyRec's pipeline configuration, with the status of each.
 
-``FIELDS`` is the list behind the reader, the notes of an import and the table in the documentation, so that the three
-cannot disagree. The facts (names, types, which fields exclude each other) are those of EasyRec's public ``.proto``
-files and documentation. A field that is not listed is a fault of the configuration, with the nearest name.
+The reader, the notes of an import and the table in the documentation all use ``FIELDS``, so that the three cannot
+disagree. The facts (names, types, which fields exclude each other) are those of EasyRec's public ``.proto`` files and
+documentation. A field that is not listed is a fault of the configuration, reported with the nearest name.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class EasyRecField:
     """One field of one message.
 
     Attributes:
-        message: the message it stands in, by EasyRec's name.
+        message: EasyRec's name of the message that has the field.
         name: the field.
         type: ``text``, ``int``, ``float``, ``bool``, ``enum:NAME``, the name of a message, or ``any`` for a message
-            whose inside is not read.
-        repeated: whether it may stand several times.
-        group: fields of one group exclude each other (a oneof); None for the others.
+            whose fields are not read.
+        repeated: it may occur several times.
+        group: fields of one group exclude each other (a oneof). None for the others.
         fate: ``carried``; ``differs`` (carried with a difference); ``not carried`` (named in the notes, the import goes
-            on); ``refused`` (without it the model would be another one, so the import stops).
+            on); ``refused`` (the model would be another one without it, so the import stops).
         words: where it goes, what differs, or why it is not carried.
     """
 
@@ -69,8 +69,7 @@ ENUMS: dict[str, tuple[str, ...]] = {
         "HiveRTPInput", "CriteoInput",
     ),
 }  # fmt: skip
-"""Names of enum values; a value may be written as a number where the place in the list is its number (FieldType,
-FeatureType, WideOrDeep)."""
+"""Names of enum values. Values of the enums in ``NUMBERED`` may be written as their index in the list."""
 
 NUMBERED = ("FieldType", "FeatureType", "WideOrDeep", "LossWeightStrategy")
 
@@ -80,7 +79,7 @@ _ROW = re.compile(
 
 
 def _parse_table(text: str) -> tuple[EasyRecField, ...]:
-    """The rows of a table: names of messages at the margin, the fields that each of them has below."""
+    """Parse the rows of a table: unindented lines name messages, the indented lines below name their fields."""
     fields, messages = [], list[str]()
     for line in text.splitlines():
         if not line.startswith(" "):
@@ -89,7 +88,7 @@ def _parse_table(text: str) -> tuple[EasyRecField, ...]:
         row = _ROW.fullmatch(line.strip())
         assert row is not None, f"not a row of the table: {line}"
         status, explanation = _STATUSES[row["status"]], row["explanation"] or ""
-        assert explanation or status == "carried", f"a row without words: {line}"
+        assert explanation or status == "carried", f"a row without an explanation: {line}"
         own = row["name"], row["type"], bool(row["many"]), row["group"], status, explanation
         fields += [EasyRecField(message, *own) for message in messages]
     return tuple(fields)

@@ -1,4 +1,4 @@
-"""How EasyRec trains, in the words of the ``fit`` and ``evaluate`` sections."""
+"""Conversion of EasyRec's training settings to the ``fit`` and ``evaluate`` sections."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ FIT = "fit"
 
 
 def picks_best(top: Section) -> bool:
-    """Whether the rows of evaluation choose the weights, so that they are valid and not test."""
+    """Return True if the rows of evaluation choose the weights, so that they are valid and not test."""
     export = top.section("export_config")
     return bool(export.get("enable_early_stop", False)) or export.get("exporter_type", "final") == "best"
 
 
 def convert_fit(top: Section, wide: bool, l2: Section | None, tasks: Tasks, rows: Rows) -> dict[str, Any]:
-    """The ``fit`` section.
+    """Return the ``fit`` section.
 
     Args:
         wide: the model has a wide part, whose optimiser stands first of several.
         l2: the settings of the model, with its ``l2_regularization``.
-        tasks: the towers of the model, whose names metrics bear.
-        rows: the columns, one of which may weigh the rows.
+        tasks: the towers of the model, whose names are suffixes of metrics.
+        rows: the columns, one of which may hold weights of the rows.
     """
     train, data = top.section("train_config"), top.section("data_config")
     settings: dict[str, Any] = {}
@@ -63,7 +63,7 @@ def convert_fit(top: Section, wide: bool, l2: Section | None, tasks: Tasks, rows
 
 
 def convert_evaluate(top: Section) -> dict[str, Any]:
-    """The ``evaluate`` section. The metrics that are always measured are read here, so that they count as carried."""
+    """Return the ``evaluate`` section. Read the metrics that are always measured, so that they count as carried."""
     settings: dict[str, Any] = {}
     for metrics in top.section("eval_config").all("metrics_set"):
         metrics.get("auc")
@@ -76,7 +76,7 @@ def convert_evaluate(top: Section) -> dict[str, Any]:
 
 
 def _convert_sample_weight(data: Section, rows: Rows) -> dict[str, Any]:
-    """The column that weighs the rows, where there is one."""
+    """Convert the column with the weights of the rows, if there is one."""
     column = data.get("sample_weight", "")
     if not column or not (rows.parquet or rows.require(column, data, "sample_weight")):
         return {}
@@ -92,7 +92,7 @@ def _put(settings: dict[str, Any], key: str, section: Section, name: str, value:
 
 
 def _convert_monitor(top: Section, tasks: Tasks) -> dict[str, Any]:
-    """When valid is looked at, and what is done about it."""
+    """Convert the metric that chooses the weights, and early stopping."""
     export = top.section("export_config")
     metric = tasks.strip_tower_name(export.get("best_exporter_metric", "auc"))
     bigger = export.get("metric_bigger", True)
@@ -195,7 +195,7 @@ def _convert_dense_optimizer(optimizer: Section) -> dict[str, Any]:
 
 
 def _convert_rate(optimizer: Section) -> dict[str, Any]:
-    """Learning rate, warm-up and schedule."""
+    """Convert learning rate, warm-up and schedule."""
     rates = optimizer.section("learning_rate")
     kind = rates.written_field("rate")
     if kind is None:

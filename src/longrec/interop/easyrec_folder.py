@@ -15,13 +15,13 @@ CONFIG, SCHEMA, NOTES = "config.yaml", "schema.yaml", "NOTES.md"
 
 
 def write(imported: ImportedConfig, into: str | Path) -> list[Path]:
-    """Write the folder, which may be there but must hold none of the three files.
+    """Write the folder, which may exist but must hold none of the three files.
 
     Returns:
         The files.
 
     Raises:
-        ConfigError: a file in the way, or a folder that cannot be written.
+        ConfigError: a file that exists already, or a folder that cannot be written.
     """
     folder = Path(into)
     files = [folder / name for name in (CONFIG, SCHEMA, NOTES)]
@@ -34,7 +34,7 @@ def write(imported: ImportedConfig, into: str | Path) -> list[Path]:
         for file, text in zip(files, texts):
             file.write_text(text, encoding="utf-8")
     except OSError as error:
-        for file in files:  # none of them was there before
+        for file in files:  # none of them existed before
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
         raise ConfigError(str(folder), [f"cannot be written: {error.strerror}; give another folder"]) from None
@@ -42,7 +42,7 @@ def write(imported: ImportedConfig, into: str | Path) -> list[Path]:
 
 
 def refuse_existing(files: list[Path]) -> None:
-    """Raise a ConfigError when one of the files is there already: an import replaces nothing."""
+    """Raise a ConfigError if one of the files exists: an import replaces nothing."""
     taken = [file.name for file in files if file.exists()]
     if taken:
         description = f"holds {', '.join(taken)} already; expected a new folder: give another one, or remove them"
@@ -50,7 +50,7 @@ def refuse_existing(files: list[Path]) -> None:
 
 
 def format_notes(imported: ImportedConfig) -> str:
-    """What NOTES.md says: how columns were found, and a line a field that is not carried as it is."""
+    """Return the text of NOTES.md: how columns were chosen, and one line per field that is not carried as it is."""
     lines = [f"# What became of {imported.source.name}", "", *(f"- {choice}" for choice in imported.choices), ""]
     for status, title in (("not carried", "Not carried"), ("differs", "Carried with a difference")):
         notes = [note for note in sort_notes(imported.notes) if note.status == status]
@@ -65,12 +65,12 @@ def format_notes(imported: ImportedConfig) -> str:
 
 
 def format_note(name: str, note: Note) -> str:
-    """One line of NOTES.md."""
+    """Return one line of NOTES.md."""
     return f"- `{name}:{note.position}` `{note.field}`: {note.explanation}"
 
 
 def describe_notes(imported: ImportedConfig) -> dict[str, Any]:
-    """The notes as plain values, for JSON."""
+    """Return the notes as plain values, for JSON."""
     return {
         "source": str(imported.source),
         "choices": list(imported.choices),

@@ -1,4 +1,4 @@
-"""What EasyRec's models are made of, in the words of ours: groups of features, layers, attention, losses."""
+"""Conversion of the components of EasyRec's models: groups of features, layers, attention, losses."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _BINARY_LOSSES = ("CLASSIFICATION", "CROSS_ENTROPY_LOSS", "BINARY_CROSS_ENTROPY_
 _ITEM_GROUP = re.compile(r"(^|_)(item|items|ad|ads|goods|product|sku|candidate|target)(_|$)")
 _ITEM_FEATURE = re.compile(r"^(item|adgroup|ad|goods|product|sku|candidate|target)_")
 _ATTENTION_UNITS = (128, 64, 32, 1)
-"""What EasyRec takes for an attention inside a group without ``seq_dnn``."""
+"""EasyRec's units of an attention inside a group without ``seq_dnn``."""
 
 
 @dataclass
 class Groups:
-    """The feature groups of a model, and what of them it has read."""
+    """The feature groups of a model, with the features that were read from each."""
 
     config: Section
     features: Features
@@ -42,7 +42,7 @@ class Groups:
         self._read: dict[str, list[str]] = {}
 
     def find(self, name: str, section: Section) -> Section | None:
-        """The group that ``input`` of a tower names, or None with a fault."""
+        """Return the group that ``input`` of a tower names, or None with a fault."""
         group = self.by_name.get(name)
         if group is None:
             near = nearest(name, self.by_name)
@@ -51,7 +51,7 @@ class Groups:
         return group
 
     def find_whole(self, section: Section) -> str:
-        """The group that a model of one group reads: ``all``, or the only one; empty, with a fault, if neither is."""
+        """Return the group of a model of one group: ``all``, or the only one. Empty, with a fault, otherwise."""
         if "all" in self.by_name or len(self.by_name) == 1:
             return "all" if "all" in self.by_name else next(iter(self.by_name))
         names = ", ".join(self.by_name) or "none"
@@ -61,7 +61,7 @@ class Groups:
         return ""
 
     def read(self, name: str) -> list[str]:
-        """The features of a group, by their names in the schema."""
+        """Return the features of a group, by their names in the schema."""
         group = self.by_name[name]
         if name not in self._read:
             names: list[str] = []
@@ -79,7 +79,7 @@ class Groups:
         return self._read[name]
 
     def read_all(self) -> None:
-        """Read every group; what a model of plain fields cannot use of them is noted."""
+        """Read every group, and note the sequences, which a model of plain fields cannot use."""
         for name, group in self.by_name.items():
             self.read(name)
             group.note("sequence_features", "not carried", "this model reads no histories") if group.has(
@@ -88,7 +88,7 @@ class Groups:
 
 
 def check_loss(config: Section) -> None:
-    """Fault a loss that is none of one label of 0 and 1."""
+    """Add a fault for a loss that is not the one of a single label of 0 and 1."""
     for section in (config, *config.all("losses")):
         loss = section.get("loss_type", "CLASSIFICATION")
         if loss not in _BINARY_LOSSES:
@@ -100,7 +100,7 @@ def check_loss(config: Section) -> None:
 
 
 def convert_layers(dnn: Section, *, default: tuple[int, ...] = ()) -> dict[str, Any]:
-    """An MLP: ``mlp``, ``activation``, ``batch_norm`` and ``dropout`` (one a layer)."""
+    """Convert an MLP: ``mlp``, ``activation``, ``batch_norm`` and ``dropout`` (one per layer)."""
     units = dnn.all("hidden_units") or list(default)
     if not units:
         dnn.fault("hidden_units", "is missing; expected the units of one layer at least")
@@ -112,7 +112,7 @@ def convert_layers(dnn: Section, *, default: tuple[int, ...] = ()) -> dict[str, 
     }
     dropout = dnn.all("dropout_ratio")
     if dropout and len(dropout) != len(units):
-        dnn.fault("dropout_ratio", f"has {len(dropout)} numbers for {len(units)} layers; expected one a layer")
+        dnn.fault("dropout_ratio", f"has {len(dropout)} numbers for {len(units)} layers; expected one per layer")
     elif dropout:
         settings["dropout"] = dropout
     return settings
@@ -122,7 +122,7 @@ def _convert_activation(dnn: Section) -> str:
     value = dnn.get("activation", "tf.nn.relu")
     name = value.lower().rpartition(".")[2] if value.lower().startswith("tf.") else value.lower()
     if name == "leaky_relu":
-        dnn.note("activation", "differs", "prelu, whose slope is learnt")
+        dnn.note("activation", "differs", "prelu, whose slope is learned")
     if name not in _ACTIVATIONS:
         dnn.fault("activation", f"is {value!r}; expected one of {', '.join(filter(None, _ACTIVATIONS))}")
     if not value:
@@ -131,16 +131,16 @@ def _convert_activation(dnn: Section) -> str:
 
 
 def convert_plain_layers(dnn: Section) -> dict[str, Any]:
-    """An MLP of a model whose dropout is one share for all layers."""
+    """Convert an MLP of a model with one dropout rate for all layers."""
     settings = convert_layers(dnn)
     shares = settings.pop("dropout", [0.0])
     if len(set(shares)) > 1:
-        dnn.note("dropout_ratio", "differs", f"one share for all layers: {shares[0]:g}")
+        dnn.note("dropout_ratio", "differs", f"one rate for all layers: {shares[0]:g}")
     return settings | {"dropout": shares[0]}
 
 
 def convert_attention_unit(dnn: Section) -> dict[str, Any]:
-    """The activation unit of an attention, whose last layer of one unit is always there."""
+    """Convert the activation unit of an attention. Its last layer, of one unit, is always present."""
     settings = convert_layers(dnn, default=_ATTENTION_UNITS)
     units = settings["mlp"]
     if units and units[-1] != 1:
@@ -153,7 +153,7 @@ def convert_attention_unit(dnn: Section) -> dict[str, Any]:
 
 
 def choose_width(groups: Groups, model: str) -> int:
-    """The width that all features have where a model multiplies them; others are noted."""
+    """Return the width of all features in a model that multiplies them, and note features of other widths."""
     groups.read_all()
     dims = [spec.settings["dim"] for spec in groups.features.read.values() if "dim" in spec.settings]
     width: int = max(set(dims), key=lambda dim: (dims.count(dim), dim)) if dims else 16
@@ -165,7 +165,7 @@ def choose_width(groups: Groups, model: str) -> int:
 
 
 def embeds_numbers(groups: Groups) -> bool:
-    """Whether some number asks for a vector of its own."""
+    """Return True if some numeric feature has an embedding of its own."""
     numbers = [spec for spec in groups.features.read.values() if spec.settings.get("kind") == "dense"]
     with_dim = [spec for spec in numbers if "dim" in spec.settings]
     if with_dim and len(with_dim) < len(numbers):
@@ -176,7 +176,7 @@ def embeds_numbers(groups: Groups) -> bool:
 
 
 def convert_attention(group: Section, groups: Groups) -> dict[str, Any]:
-    """The attentions inside a tower."""
+    """Convert the attentions inside a tower."""
     units: dict[str, Any] = {}
     for attention in group.all("sequence_features"):
         dnn = attention.section("seq_dnn")

@@ -1,4 +1,4 @@
-"""EasyRec's attention groups as histories of rows that carry them: which sequence belongs to which feature."""
+"""Conversion of EasyRec's attention groups to histories in the rows: the sequence of each feature."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from longrec.interop.easyrec_features import Features, Spec
 from longrec.interop.easyrec_section import Section
 
 ALL = 1_000_000
-"""Events of a history without ``max_seq_len``: all of them."""
+"""Length of a history without ``max_seq_len``: all its events."""
 
 
 @dataclass
 class _Pair:
-    """A feature of the candidate and the sequence of its past values."""
+    """A feature of the candidate and the sequence of its values in the history."""
 
     key: Spec
     ours: str
@@ -30,10 +30,10 @@ class Histories:
         self.settings: dict[str, dict[str, Any]] = {}
 
     def use(self, group: Section) -> list[str]:
-        """The histories of an attention group, one unless its sequences cannot stand in one.
+        """Add the histories of an attention group: one, unless its sequences do not fit into one.
 
         Returns:
-            Their names; none when nothing of the group is carried.
+            Their names. Empty when nothing of the group is carried.
         """
         name = re.sub(r"[^\w-]", "_", group.get("group_name") or "history")
         group.get("allow_key_search")
@@ -78,7 +78,7 @@ class Histories:
         for one in maps:
             keys, sequences = self.features.expand_names(one, "key"), self.features.expand_names(one, "hist_seq")
             if len(keys) != len(sequences) or not keys:
-                one.fault("hist_seq", f"has {len(sequences)} sequences for {len(keys)} of key; expected one a key")
+                one.fault("hist_seq", f"has {len(sequences)} sequences for {len(keys)} of key; expected one per key")
             for key, sequence in zip(keys, sequences):
                 pair = self._match_pair(one, key, sequence)
                 if pair is not None:
@@ -96,7 +96,7 @@ class Histories:
         kind = key_spec.settings.get("kind")
         if ours is None or kind not in ("id", "bucket"):
             explanation = (
-                f"{key} of kind {kind or key_spec.kind} cannot stand in a history; its sequence {sequence} is left out"
+                f"a history holds no {kind or key_spec.kind} such as {key}; its sequence {sequence} is left out"
             )
             one.note("key", "not carried", explanation)
             return None
@@ -105,7 +105,7 @@ class Histories:
         return _Pair(key_spec, ours, sequence_spec)
 
     def _note_differences(self, key: Spec, sequence: Spec) -> None:
-        """Note how a sequence was encoded otherwise than its key, with which it shares ids and table here."""
+        """Note where the encoding of a sequence differs from its key's, whose ids and table it shares here."""
         config, other = sequence.config, key.config
         self.features.read_as_text(sequence.column)
         config.get("feature_type")

@@ -1,4 +1,4 @@
-"""The fields of features and models; read by ``easyrec_fields``, which explains the form."""
+"""Table of the fields of features and models, parsed by ``easyrec_fields``. ``easyrec_run_table`` explains its form."""
 
 TABLE = """
 FeatureConfigV2
@@ -11,7 +11,7 @@ FeatureConfig
   embedding_name           text         =  share: features of one name share ids and table
   embedding_dim            int          =  dim
   hash_bucket_size         int          =  hash; the hash function is another one
-  num_buckets              int          ~  values are learnt from the training rows; of a number equal buckets
+  num_buckets              int          ~  values are learned from the training rows; of a number equal buckets
   boundaries               float*       =  edges
   separator                text         =  separator
   kv_separator             text         =  weight_separator
@@ -34,18 +34,18 @@ FeatureConfig
   sequence_length          int          -  sequences are ragged
   expression               text         -  expressions are not computed; make the column in the rows
   ev_params                any          -  a table has as many rows as values or buckets
-  combo_join_sep           text         ~  a cross joins values with a mark of its own
-  combo_input_seps         text*        -  a cross takes one value a column
+  combo_join_sep           text         ~  a cross joins values with a separator of its own
+  combo_input_seps         text*        -  a cross takes one value per column
 FeatureGroupConfig
   group_name               text         =  the name of a tower
-  feature_names            text*        =  what the tower reads; name[1-3] is name1, name2, name3
-  wide_deep                enum:WideOrDeep =  which part of a model reads the group
+  feature_names            text*        =  the features of the tower; name[1-3] is name1, name2, name3
+  wide_deep                enum:WideOrDeep =  the component of a model that reads the group
   sequence_features        SeqAttGroupConfig* =  attention inside the tower
   negative_sampler         bool         =  must be false
 SeqAttGroupConfig
   group_name               text         =  the name of a history
   seq_att_map              SeqAttMap*   =  the history: of and columns
-  tf_summary               bool         -  attention is shown by the run's report
+  tf_summary               bool         -  the run's report shows attention
   seq_dnn                  DNN          =  the attention's MLP
   allow_key_search         bool         =  the attention takes any feature as its key
   need_key_feature         bool         =  model: key of the attention tower
@@ -54,7 +54,7 @@ SeqAttGroupConfig
 SeqAttMap
   key                      text*        =  of: the candidate's features
   hist_seq                 text*        =  columns: the sequence that belongs to each key
-  aux_hist_seq             text*        -  a column of a history needs a feature of the candidate that it belongs to
+  aux_hist_seq             text*        -  a column of a history needs a matching feature of the candidate
 EasyRecModel
   model_class              text         =  model.name
   model_name               text         -  a name for people
@@ -95,7 +95,7 @@ EasyRecModel
   losses                   Loss*        ~  one of cross entropy; others are refused
   loss_weight_strategy     enum:LossWeightStrategy -  weights of losses are the towers'
   backbone                 any          !  a model built of components has no counterpart
-  label_name               text         =  which of label_fields is the label, of a model of one task
+  label_name               text         =  the label among label_fields, of a model of one task
 Loss
   loss_type                enum:LossType =  must be cross entropy
   weight                   float        -  there is one loss; of a task it is a factor of the tower's weight
@@ -133,11 +133,11 @@ MultiTower
 WideAndDeep
   wide_output_dim          int          ~  the wide part gives one number
   dnn                      DNN          =  the deep part
-  final_dnn                DNN          -  wide and deep parts are added
+  final_dnn                DNN          -  wide and deep logits are added
   l2_regularization        float        ~  fit.weight_decay, of all dense matrices
 DeepFM
   dnn                      DNN          =  the deep part
-  final_dnn                DNN          -  the parts are added
+  final_dnn                DNN          -  both logits are added
   wide_output_dim          int          ~  the wide part gives one number
   wide_regularization      float        -  deprecated there too
   dense_regularization     float        -  deprecated there too
@@ -145,7 +145,7 @@ DeepFM
 DCN
   deep_tower               Tower        =  the deep part
   cross_tower              CrossTower   =  the cross part
-  final_dnn                DNN          -  both parts meet in one linear layer
+  final_dnn                DNN          -  both outputs enter one linear layer
   l2_regularization        float        ~  fit.weight_decay, of all dense matrices
 CrossTower
   input                    text         =  a feature group
@@ -160,16 +160,16 @@ ExpertTower
   expert_name              text         -  experts have no names
   dnn                      DNN          =  model.expert
 TaskTower BayesTaskTower
-  tower_name               text         ~  a task is called as its label
+  tower_name               text         ~  a task has the name of its label
   label_name               text         =  the label of the task; else label_fields in order
   metrics_set              EvalMetrics* =  every task is measured by AUC, log loss and more, always
   loss_type                enum:LossType =  must be cross entropy
   num_class                int          =  must be 1
   dnn                      DNN          =  model.tower; all towers have the layers of the first
   weight                   float        =  tasks: the weight of the loss; of the first model.label_weight
-  task_space_indicator_label text       !  a task that learns from a part of the rows
-  task_space_indicator_name text        !  a task that learns from a part of the rows
-  task_space_indicator_value text       !  a task that learns from a part of the rows
+  task_space_indicator_label text       !  a task that learns from some of the rows
+  task_space_indicator_name text        !  a task that learns from some of the rows
+  task_space_indicator_value text       !  a task that learns from some of the rows
   in_task_space_weight     float        -  of task_space_indicator_label
   out_task_space_weight    float        -  of task_space_indicator_label
   losses                   Loss*        ~  one of cross entropy; others are refused
@@ -181,7 +181,7 @@ SimpleMultiTask
   task_towers              TaskTower*   =  tasks; the first is the schema's label
   l2_regularization        float        ~  fit.weight_decay, of all dense matrices
 ESMM
-  groups                   Tower*       =  model.base: a tower a group
+  groups                   Tower*       =  model.base: one tower per group
   ctr_tower                TaskTower    =  model.click
   cvr_tower                TaskTower    =  the schema's label
   l2_regularization        float        ~  fit.weight_decay, of all dense matrices
@@ -203,7 +203,7 @@ DBMTL
   num_expert               int          =  model.experts
   task_towers              BayesTaskTower* =  tasks; the first is the schema's label
   l2_regularization        float        ~  fit.weight_decay, of all dense matrices
-  use_feature_bn           bool         -  what enters the bottom is not normalised
+  use_feature_bn           bool         -  inputs of the bottom are not normalized
   sequence_dnn             DNN          -  a layer over pooled sequences
 FM
   use_variant              bool         -  of the components; the plain model has no variant

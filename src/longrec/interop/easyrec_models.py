@@ -1,4 +1,4 @@
-"""EasyRec's models in the words of ours: one table from class names to mappers, or to the reason why there is none."""
+"""Conversion of EasyRec's models: one table from class names to mappers, or to the reason for having none."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Mapper = Callable[[Section, Groups, Tasks], dict[str, Any]]
 def convert_model(
     config: Section, features: Features, histories: Histories, tasks: Tasks
 ) -> tuple[dict[str, Any], Section | None]:
-    """The ``model`` section, and the settings that hold ``l2_regularization``."""
+    """Return the ``model`` section, and the section that holds ``l2_regularization``."""
     if not config.present:
         config.reading.fault(config.position, "model_config is missing; expected a model")
         return {}, None
@@ -58,7 +58,7 @@ def convert_model(
 
 
 def _convert_multi_tower(own: Section, groups: Groups, _: Tasks) -> dict[str, Any]:
-    """Towers over groups, attention towers over histories."""
+    """Convert towers over groups and attention towers over histories."""
     towers: dict[str, Any] = {}
     for tower in own.all("towers"):
         name = tower.get("input", "")
@@ -73,7 +73,7 @@ def _convert_multi_tower(own: Section, groups: Groups, _: Tasks) -> dict[str, An
             tower.fault("input", f"names the group {name!r}, of which no feature is carried")
         key = re.sub(r"[^\w-]", "_", name)
         if key in towers:
-            tower.fault("input", f"names the group {name!r} again; expected one tower a group")
+            tower.fault("input", f"names the group {name!r} again; expected one tower per group")
         towers[key] = settings if of else {key: value for key, value in settings.items() if key != "of"}
         own.reading.origins[f"model.towers.{key}"] = tower.position
     din: dict[str, Any] = {}
@@ -99,7 +99,7 @@ def _convert_multi_tower(own: Section, groups: Groups, _: Tasks) -> dict[str, An
 
 
 def _make_mapper(name: str) -> Mapper:
-    """A model of a wide and a deep part over all features."""
+    """Return the mapper of a model of a wide and a deep part over all features."""
 
     def convert(own: Section, groups: Groups, _: Tasks) -> dict[str, Any]:
         own.get("wide_output_dim")
@@ -113,7 +113,7 @@ def _make_mapper(name: str) -> Mapper:
 
 
 def _note_smaller_groups(groups: Groups, model: str) -> None:
-    """Note groups that part what the model reads as a whole."""
+    """Note groups that hold fewer features than the model reads."""
     read = {name: set(groups.read(name)) for name in groups.by_name}
     everything = set().union(*read.values()) if read else set()
     for name, of in read.items():
@@ -159,4 +159,4 @@ MODELS: dict[str, tuple[str, Mapper] | str] = {
     **dict.fromkeys(("RankModel", "MultiTaskModel"), "it is built of components (backbone)"),
     "DummyModel": "it is a test of the input",
 }
-"""Class name -> field of its settings and mapper, or why there is none. A model that lands is one line."""
+"""Class name -> field of its settings and mapper, or the reason for having none. A new model is one line."""

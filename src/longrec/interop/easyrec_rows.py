@@ -1,4 +1,4 @@
-"""Where EasyRec's rows are and how they are laid out, in the words of ``data.log``; and who is user, item and label."""
+"""Conversion of EasyRec's row files and columns to ``data.log``, and the columns of user, item and label."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PARQUET = ("ParquetInput", "ParquetInputV2", "ParquetInputV3", "HiveParquetInpu
 _TYPES = {"INT32": "int", "INT64": "int", "FLOAT": "float", "DOUBLE": "float", "STRING": "text", "BOOL": "text"}
 _EXPANDED = re.compile(r"([^\[\]]+)\[([0-9]{1,9})-([0-9]{1,9})\]")
 _MOST = 10_000
-"""Columns that one ``name[1-3]`` may stand for."""
+"""Largest number of columns in one ``name[1-3]``."""
 
 USERS = (
     "user_id", "userid", "uid", "user", "member_id", "buyer_id", "visitor_id", "customer_id", "account_id", "device_id",
@@ -32,15 +32,15 @@ LIKE_AN_ITEM = re.compile(r"(item|goods|sku|product)_?id$")
 
 @dataclass
 class Rows:
-    """The columns of the rows, by name, and who is who.
+    """The columns of the rows, by name.
 
     Attributes:
-        types: ``int``, ``float`` or ``text`` of every column, in order; a mapping may change them.
+        types: ``int``, ``float`` or ``text`` of every column, in order. A conversion may change them.
         declared: EasyRec's type of every column.
-        places: where each column is declared.
-        defaults: what an empty cell counts as.
+        positions: line and column of each declaration.
+        defaults: value of an empty cell.
         parquet: the rows are Parquet, which has types and nulls of its own.
-        number: name of the column with the number of the row, when something needs it.
+        number: name of the column with the row number. None when nothing needs it.
     """
 
     config: Section
@@ -52,17 +52,17 @@ class Rows:
     number: str | None = None
 
     def has(self, name: str) -> bool:
-        """Whether a column is declared; Parquet files may have more."""
+        """Return True if a column is declared. Parquet files may have more."""
         return name in self.types
 
     def add_row_number(self) -> str:
-        """The name of the column with the number of the row; from now on the rows have it."""
+        """Add a column with the row number, and return its name."""
         if self.number is None:
             self.number = next(name for name in ("row", "row_number", "_row_number_") if name not in self.types)
         return self.number
 
     def require(self, name: str, section: Section, key: str) -> bool:
-        """Fault a column that is not declared."""
+        """Return True if a column is declared. Add a fault otherwise."""
         if name in self.types:
             return True
         near = nearest(name, self.types)
@@ -71,7 +71,7 @@ class Rows:
         return False
 
     def convert_log(self, paths: dict[str, list[Path | str]]) -> dict[str, Any]:
-        """The ``data.log`` section."""
+        """Return the ``data.log`` section."""
         settings: dict[str, Any] = {"parts": paths}
         if self.parquet:
             return settings | ({"rows": {"number": self.number}} if self.number else {})
@@ -88,12 +88,13 @@ class Rows:
 
 
 def expand_range(name: str, section: Section, key: str, names: Collection[str] = ()) -> list[str]:
-    """``name[1-3]`` as name1, name2, name3; any other name as itself.
+    """Expand ``name[1-3]`` to name1, name2, name3. Return any other name as it is.
 
-    ``name[01-03]`` makes the same names, as it does in EasyRec; name01 only where that one is known and name1 is not.
+    ``name[01-03]`` expands to the same names, as in EasyRec, except that name01 is used where it exists and name1 does
+    not.
 
     Args:
-        known: names that there are. One of them stands for itself, whatever it looks like.
+        names: existing names. One of them is never expanded.
     """
     match = _EXPANDED.fullmatch(name)
     if match is None or name in names:
@@ -108,7 +109,7 @@ def expand_range(name: str, section: Section, key: str, names: Collection[str] =
 
 
 def read_rows(top: Section) -> Rows:
-    """The declared columns."""
+    """Return the declared columns."""
     config = top.section("data_config")
     rows = Rows(config)
     if not config.present:
@@ -122,7 +123,7 @@ def read_rows(top: Section) -> Rows:
     elif kind not in _CSV:
         config.fault("input_type", f"is {kind}, which is not read; write the rows to CSV or Parquet files, say so here")
     rows.parquet = rows.parquet or top.has("parquet_train_input")
-    for name in ("shuffle", "ignore_error", "drop_remainder"):  # done in one way only, which their notes tell
+    for name in ("shuffle", "ignore_error", "drop_remainder"):  # fixed here, as their notes explain
         config.get(name)
     auto = config.get("auto_expand_input_fields", False)
     for one in config.all("input_fields"):
@@ -145,7 +146,7 @@ def read_rows(top: Section) -> Rows:
     if rows.parquet:
         for name in ("separator", "with_header"):
             if config.has(name):
-                config.note(name, "not carried", "Parquet files have no text to part")
+                config.note(name, "not carried", "Parquet files have no text to split")
                 config.get(name)
     separator = config.get("separator", ",")
     if not separator:
@@ -156,7 +157,7 @@ def read_rows(top: Section) -> Rows:
 
 
 def _read_default(rows: Rows, one: Section, column: str) -> None:
-    """What an empty cell counts as: EasyRec's numbers are 0 unless said, its text is none."""
+    """Read the value of an empty cell. Default: 0 for EasyRec's numbers, missing for its text."""
     text, kind = one.get("default_val", ""), rows.types[column]
     if rows.parquet:
         if text:
@@ -173,7 +174,7 @@ def _read_default(rows: Rows, one: Section, column: str) -> None:
 
 
 def find_paths(top: Section, split: str, folder: Path) -> list[Path | str]:
-    """The files of ``train`` or ``eval``: paths seen from the folder of the configuration, and addresses."""
+    """Return the files of ``train`` or ``eval``: paths relative to the configuration's folder, and URLs."""
     name = top.written_field(split)
     if name is None:
         top.reading.fault(top.position, f"{split}_input_path is missing; expected the files of the rows to {split} on")
@@ -197,10 +198,10 @@ def find_paths(top: Section, split: str, folder: Path) -> list[Path | str]:
 
 
 def find_label(top: Section, rows: Rows, tasks: Sequence[str] = ()) -> str:
-    """The column of the label.
+    """Return the column of the label.
 
     Args:
-        tasks: the columns that a model of several tasks learns, that of the label first.
+        tasks: the label columns of a model of several tasks, the schema's label first.
     """
     config, model = rows.config, top.section("model_config")
     fields = config.all("label_fields")
@@ -208,7 +209,7 @@ def find_label(top: Section, rows: Rows, tasks: Sequence[str] = ()) -> str:
     if not tasks and chosen is not None and chosen not in fields:
         model.fault("label_name", f"is {chosen!r}; expected one of label_fields: {', '.join(fields) or 'none'}")
     if any(dim != 1 for dim in config.all("label_dim")):
-        config.fault("label_dim", "has a label of several numbers; expected one number a label")
+        config.fault("label_dim", "has a label of several numbers; expected one number per label")
     if not fields:
         if config.present:
             config.fault("label_fields", "is missing; expected the column of the label")
@@ -224,7 +225,7 @@ def find_label(top: Section, rows: Rows, tasks: Sequence[str] = ()) -> str:
 
 
 def _require_binary(column: str, rows: Rows) -> None:
-    """See that a column can hold a label: 0 and 1, as numbers."""
+    """Require that a column can hold a label: 0 and 1, as numbers."""
     config = rows.config
     if not rows.require(column, config, "label_fields"):
         return
@@ -238,13 +239,13 @@ def _require_binary(column: str, rows: Rows) -> None:
 def find_keys(
     top: Section, rows: Rows, user: str | None, item: str | None, taken: Sequence[str], metrics: Sequence[Section] = ()
 ) -> tuple[str, str, str, str]:
-    """The columns of user and item, and why these.
+    """Return the columns of user and item, and the reason for each.
 
     Args:
-        user: column the caller says; None looks for one.
-        item: likewise.
+        user: the column. None chooses one.
+        item: the column. None chooses one.
         taken: the columns of labels.
-        metrics: what towers are measured by.
+        metrics: the metrics of the towers.
     """
     config, option_for = rows.config, rows.config.reading.option_for
     free = [name for name in rows.types if name not in taken]
@@ -255,27 +256,27 @@ def find_keys(
             config.reading.fault(
                 config.position_of("input_fields", 0), f"{option_for(key)}: no column named {chosen!r}; {hint}"
             )
-    user_column, why_user = user, f"as told ({option_for('user')})"
+    user_column, why_user = user, f"set by {option_for('user')}"
     if user_column is None:
         user_column, why_user = _find_uid_field([*top.section("eval_config").all("metrics_set"), *metrics], rows)
     if user_column is None:
         user_column = next((name for name in USERS if name in free), None)
-        why_user = f"by its name; {option_for('user')} says otherwise"
+        why_user = f"by its name; override with {option_for('user')}"
     if user_column is None:
         user_column, why_user = rows.add_row_number(), "no column names a user, so each row is a user of its own; "
-        why_user += f"{option_for('user', 'COLUMN')} names one"
-    item_column, why_item = item, f"as told ({option_for('item')})"
+        why_user += f"set one with {option_for('user', 'COLUMN')}"
+    item_column, why_item = item, f"set by {option_for('item')}"
     if item_column is None:
         names = [*ITEMS, *sorted(name for name in free if LIKE_AN_ITEM.search(name))]
         item_column = next((name for name in names if name in free and name != user_column), None)
-        why_item = f"by its name; {option_for('item')} says otherwise"
+        why_item = f"by its name; override with {option_for('item')}"
     if item_column is None:
         if free:
             columns = ", ".join(free[:12]) + (", ..." if len(free) > 12 else "")
             config.reading.fault(
                 config.position_of("input_fields", 0),
                 "data_config.input_fields has no column that names the item by a usual name; "
-                f"say which it is with {option_for('item', 'COLUMN')}: {columns}",
+                f"set it with {option_for('item', 'COLUMN')}: {columns}",
             )
         item_column = "item"
     for path, column in (("user", user_column), ("item", item_column)):
@@ -284,9 +285,9 @@ def find_keys(
 
 
 def _find_uid_field(metrics: Sequence[Section], rows: Rows) -> tuple[str | None, str]:
-    """The user as GAUC names it."""
+    """Return GAUC's ``uid_field``, and the reason for choosing it."""
     named = [(one.section("gauc"), one.section("gauc").get("uid_field")) for one in metrics]
     for gauc, uid in named:
         if uid is not None and rows.require(uid, gauc, "uid_field"):
-            return uid, f"as the gauc metric says; {rows.config.reading.option_for('user')} says otherwise"
+            return uid, f"by the gauc metric; override with {rows.config.reading.option_for('user')}"
     return None, ""

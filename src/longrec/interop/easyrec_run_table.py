@@ -1,24 +1,25 @@
-"""The fields that say where rows are, how a model is trained and how it is measured; read by ``easyrec_fields``.
+"""Table of the fields of data, training and evaluation, parsed by ``easyrec_fields``.
 
-A message stands at the margin and its fields below it: name, type (``*`` may be repeated, ``@group`` excludes the
-others of the group), fate (``=`` carried, ``~`` carried with a difference, ``-`` not carried, ``!`` refused) and words.
+Unindented lines name messages, the lines below their fields: name, type (``*`` may be repeated, ``@group`` excludes the
+others of the group), status (``=`` carried, ``~`` carried with a difference, ``-`` not carried, ``!`` refused) and
+explanation.
 """
 
 TABLE = """
 EasyRecConfig
   train_input_path         text@train   =  data.log.parts.train; commas part several files, and globs work
   parquet_train_input      text@train   =  data.log.parts.train, read as Parquet
-  kafka_train_input        any@train    !  a stream; LongRec trains on files: write a part of it to CSV or Parquet
-  datahub_train_input      any@train    !  a stream; LongRec trains on files: write a part of it to CSV or Parquet
+  kafka_train_input        any@train    !  a stream; LongRec trains on files: write some of it to CSV or Parquet
+  datahub_train_input      any@train    !  a stream; LongRec trains on files: write some of it to CSV or Parquet
   hive_train_input         any@train    !  a table of a cluster; write it to CSV or Parquet files
   binary_train_input       any@train    !  a binary form of its own; write the rows to CSV or Parquet files
-  eval_input_path          text@eval    =  data.log.parts.test, or .valid when the best weights are looked for
+  eval_input_path          text@eval    =  data.log.parts.test, or .valid when the best weights are kept
   parquet_eval_input       text@eval    =  as eval_input_path, read as Parquet
-  kafka_eval_input         any@eval     !  a stream; LongRec measures on files: write a part of it to CSV or Parquet
-  datahub_eval_input       any@eval     !  a stream; LongRec measures on files: write a part of it to CSV or Parquet
+  kafka_eval_input         any@eval     !  a stream; LongRec measures on files: write some of it to CSV or Parquet
+  datahub_eval_input       any@eval     !  a stream; LongRec measures on files: write some of it to CSV or Parquet
   hive_eval_input          any@eval     !  a table of a cluster; write it to CSV or Parquet files
   binary_eval_input        any@eval     !  a binary form of its own; write the rows to CSV or Parquet files
-  model_dir                text         ~  its last part names the run, which goes below the folder of runs (fit.runs)
+  model_dir                text         ~  its last component names the run, which goes to the folder of runs (fit.runs)
   train_config             TrainConfig  =
   eval_config              EvalConfig   =
   data_config              DatasetConfig =
@@ -136,7 +137,7 @@ TransformerLearningRate
   warmup_steps             int          =  fit.schedule.warmup
   step_scaling_rate        float        =  fit.schedule.scale
 EvalConfig
-  num_examples             int          -  a part is measured whole
+  num_examples             int          -  all rows of a split are measured
   eval_interval_secs       int          -  valid is measured at shares of a pass (fit.validations_per_epoch)
   max_evals                int          -  valid is measured at shares of a pass (fit.validations_per_epoch)
   save_graph               bool         -  there is no graph to write
@@ -152,13 +153,13 @@ EvalMetrics
   recall                   any@metric   -  evaluate measures no thresholds
   recall_at_topk           TopK@metric  -  a metric of retrieval; rankers are measured by auc, gauc and log loss
   precision_at_topk        TopK@metric  -  a metric of retrieval; rankers are measured by auc, gauc and log loss
-  mean_absolute_error      any@metric   -  a metric of regression; log loss and calibration stand in its place
-  mean_squared_error       any@metric   -  a metric of regression; log loss and calibration stand in its place
-  root_mean_squared_error  any@metric   -  a metric of regression; log loss and calibration stand in its place
+  mean_absolute_error      any@metric   -  a metric of regression; log loss and calibration replace it
+  mean_squared_error       any@metric   -  a metric of regression; log loss and calibration replace it
+  root_mean_squared_error  any@metric   -  a metric of regression; log loss and calibration replace it
 AUC
   num_thresholds           int          -  AUC is exact, by ranks
 GAUC
-  uid_field                text         =  the user of the schema, unless it is told otherwise
+  uid_field                text         =  the user of the schema by default
   reduction                text         ~  gauc weighs users by their rows (mean_by_sample_num)
 SessionAUC
   session_id_field         text         -  make the session the user of the schema, then gauc is AUC by session
@@ -170,23 +171,23 @@ ExportConfig
   exporter_type            text         ~  best: the eval rows become valid and choose the weights; else the last
   best_exporter_metric     text         =  fit.monitor: auc, gauc or log_loss
   metric_bigger            bool         =  must fit the metric
-  enable_early_stop        bool         ~  the eval rows become valid; fit.patience says when to stop
-  early_stop_func          text         -  code of your own; patience stands in its place
+  enable_early_stop        bool         ~  the eval rows become valid; fit.patience decides when to stop
+  early_stop_func          text         -  code of your own; fit.patience replaces it
   early_stop_params        text         -  of early_stop_func
-  max_check_steps          int          ~  steps without a better metric; fit.patience counts looks at valid instead
-  multi_placeholder        bool         -  a bundle has an input a feature
-  exports_to_keep          int          -  longrec export writes one bundle when told
-  multi_value_fields       any          -  the schema says which features have several values
-  auto_multi_value         bool         -  the schema says which features have several values
+  max_check_steps          int          ~  steps without a better metric; fit.patience counts validations instead
+  multi_placeholder        bool         -  a bundle has one input per feature
+  exports_to_keep          int          -  longrec export writes one bundle per call
+  multi_value_fields       any          -  the schema names the features with several values
+  auto_multi_value         bool         -  the schema names the features with several values
   placeholder_named_by_input bool       -  a request names columns
-  filter_inputs            bool         -  a bundle asks for what the model reads
-  export_features          bool         -  a bundle answers scores
-  export_rtp_outputs       bool         -  a bundle answers scores
-  asset_files              text*        -  a bundle holds its vocabularies itself
+  filter_inputs            bool         -  a bundle's inputs are those the model reads
+  export_features          bool         -  a bundle returns scores
+  export_rtp_outputs       bool         -  a bundle returns scores
+  asset_files              text*        -  a bundle contains its vocabularies
 DatasetConfig
   batch_size               int          =  fit.batch_size
   auto_expand_input_fields bool         =  name[1-3] is name1, name2, name3
-  label_fields             text*        =  the label: the one that label_name names, else the first; of towers one each
+  label_fields             text*        =  the label: the one in label_name, else the first; one per tower
   label_sep                text*        !  labels of several numbers
   label_dim                int*         =  must be 1
   extra_label_func         any*         !  code of your own that makes labels; make them in the rows
@@ -223,8 +224,8 @@ InputField
   input_name               text         =  a column
   input_type               enum:FieldType =  int, float or text; BOOL is read as text
   default_val              text         =  data.log.rows.defaults
-  input_dim                int          ~  a feature's raw_input_dim says how many numbers a cell holds
-  input_shape              int          -  a feature says what its cell holds
+  input_dim                int          ~  a feature's raw_input_dim is the count of numbers in a cell
+  input_shape              int          -  a feature defines the content of its cell
   user_define_fn           text         !  code of your own that changes a column; make the column in the rows
   user_define_fn_path      text         !  code of your own that changes a column; make the column in the rows
   user_define_fn_res_type  enum:FieldType !  code of your own that changes a column; make the column in the rows

@@ -1,7 +1,7 @@
-"""One message of a configuration as typed values, which remember whether anybody has read them.
+"""One message of a configuration as typed values, with a record of the fields that were read.
 
-What nobody read was not carried: at the end every such field is noted, whatever its table says. So a mapping that
-forgets a field cannot drop it in silence.
+A field that is never read is not carried. Each such field is noted at the end, whatever its status in the table, so
+that a conversion that forgets a field cannot drop it in silence.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Note:
 
     @property
     def changes_results(self) -> bool:
-        """Whether the difference may change what a model learns or how it is measured; when in doubt it may."""
+        """True if the difference may change training or metrics. In doubt it is True."""
         leaf = self.field.rpartition(".")[2]
         return leaf not in _HARMLESS and not (self.field.startswith(_OUTSIDE) and leaf not in _CHOICES)
 
@@ -46,7 +46,7 @@ _CHOICES = (
     "max_check_steps",
     "reduction",
 )
-"""Fields of these sections that choose the weights, or weigh a metric."""
+"""Fields of these sections that choose the weights, or the weights of a metric."""
 _HARMLESS = frozenset(
     [
         "model_dir",
@@ -96,24 +96,24 @@ _HARMLESS = frozenset(
         "ignore_error",
     ]
 )
-"""Fields of machines, files and names: where a model runs, not what it learns."""
+"""Fields of machines, files and names, which do not change what a model learns."""
 
 
 def sort_notes(notes: Iterable[Note]) -> list[Note]:
-    """Notes with what changes results first, and among those what is not carried before what differs."""
+    """Sort notes: those that change results first, then those not carried before those that differ."""
     return sorted(notes, key=lambda note: (not note.changes_results, note.status != "not carried", note.position))
 
 
 @dataclass
 class Reading:
-    """What is found while a configuration is read.
+    """Faults, notes and origins collected while a configuration is read.
 
     Attributes:
         where: the file, as its faults name it.
-        faults: one line a fault, each with line and column.
-        notes: one a field that is carried with a difference or not carried.
-        origins: where in the file a word of the job comes from, by its dotted path (``data.schema.features.brand``).
-        options: whether user and item are named by the options of ``longrec import``; else by settings of a job.
+        faults: one line per fault, each with line and column.
+        notes: one per field that is carried with a difference or not carried.
+        origins: dotted path of a setting of the job (``data.schema.features.brand``) -> its position in the file.
+        options: messages name user and item by the options of ``longrec import``, else by settings of a job.
     """
 
     where: str
@@ -123,30 +123,28 @@ class Reading:
     options: bool = True
 
     def option_for(self, key: str, value: str = "") -> str:
-        """How the user or the item is named in words that the command at hand takes: ``--item COLUMN``, or
-        ``data.schema.item=COLUMN``.
-        """
+        """Return the argument that sets the user or the item: ``--item COLUMN`` or ``data.schema.item=COLUMN``."""
         if self.options:
             return f"--{key} {value}".rstrip()
         return f"data.schema.{key}={value}" if value else f"data.schema.{key}"
 
     def fault(self, position: Position, description: str) -> None:
-        """Remember a fault; all of them are raised together."""
+        """Add a fault. All faults are raised together."""
         if (position, description) not in self.faults:
             self.faults.append((position, description))
 
     def note(self, position: Position, name: str, status: Status, explanation: str) -> None:
-        """Remember what becomes of a field."""
+        """Add a note about the status of a field."""
         self.notes.append(Note(position, name, status, explanation))
 
     def error(self) -> ConfigError:
-        """All faults, in the order of the file."""
+        """Return the error with all faults, in the order of the file."""
         return ConfigError(
             self.where, [f"{self.where}:{position}: {description}" for position, description in sorted(self.faults)]
         )
 
     def locate(self, faults: list[str]) -> list[str]:
-        """Faults that begin with a dotted path of the job, each with the line of the configuration it comes from."""
+        """Add to each fault, which begins with a dotted path of the job, its line in the configuration."""
         lines = []
         for fault in faults:
             path = fault.partition(":")[0]
@@ -161,9 +159,9 @@ class Section:
 
     Args:
         message: EasyRec's name of the message.
-        node: its fields as read; None for a message that is not there, all of whose fields are then at their defaults.
-        path: the fields that lead to it, dotted, for notes and faults.
-        place: where it stands, or where it would.
+        node: its parsed fields. None for a message that is absent, whose fields all have their defaults.
+        path: dotted path of the message, for notes and faults.
+        position: line and column of the message, or of its parent where it is absent.
     """
 
     def __init__(self, reading: Reading, message: str, node: Message | None, path: str, position: Position) -> None:
@@ -180,7 +178,7 @@ class Section:
                 self._unknown(one)
                 continue
             if spec.group is not None and groups.setdefault(spec.group, one.name) != one.name:
-                self._fault(one, f"stands beside {groups[spec.group]}; expected one of the two")
+                self._fault(one, f"conflicts with {groups[spec.group]}; expected one of the two")
             if one.name in self._values and not spec.repeated:
                 self._fault(one, "is written twice; expected once")
             value = self._read_value(spec, one)
@@ -199,7 +197,7 @@ class Section:
         self._fault(one, f"is no field of {self.message}; {hint}")
 
     def _read_value(self, spec: EasyRecField, one: Field) -> Any:
-        """What the field's type makes of a value; None, with a fault, when it makes nothing of it."""
+        """Parse a value by the field's type. None, with a fault, when it does not fit."""
         value, kind = one.value, spec.type
         if kind == "any":
             return value
@@ -218,25 +216,25 @@ class Section:
         return self._values.get(name, [])
 
     def has(self, name: str) -> bool:
-        """Whether a field is written; does not count as reading it."""
+        """Return True if a field is written. This does not count as reading it."""
         assert name in self._specs, f"{self.message}.{name} is not in the table"
         return bool(self._values.get(name))
 
     def written_field(self, group: str) -> str | None:
-        """The field of a group that is written."""
+        """Return the field of a group that is written."""
         return next((name for name in self._values if self._specs[name].group == group), None)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of a field, or the default."""
+        """Return the value of a field, or the default."""
         entries = self._take(name)
         return entries[-1][0] if entries else default
 
     def all(self, name: str) -> list[Any]:
-        """All values of a repeated field."""
+        """Return all values of a repeated field."""
         return [value for value, _ in self._take(name)]
 
     def section(self, name: str) -> Section:
-        """A message inside; where it is not written, one without fields."""
+        """Return an inner message, without fields where it is absent."""
         entries = self._take(name)
         if entries:
             inner: Section = entries[-1][0]
@@ -244,30 +242,30 @@ class Section:
         return Section(self.reading, self._specs[name].type, None, self._path_of(name), self.position)
 
     def position_of(self, name: str, number: int = -1) -> Position:
-        """Where a field stands; where the message stands when it is not written."""
+        """Return the position of a field, or of the message where the field is absent."""
         entries = self._values.get(name)
         return entries[number][1] if entries else self.position
 
-    # ---- telling ----
+    # ---- notes and faults ----
 
     def note(self, name: str, status: Status, explanation: str) -> None:
-        """Note something about a field that its table does not say."""
+        """Add a note about a field, besides the one of the table."""
         self.reading.note(self.position_of(name), self._path_of(name), status, explanation)
 
     def mark_carried(self, name: str) -> None:
-        """Note nothing about a field that its table says is not carried: here it is."""
+        """Mark a field as carried although it is not carried by the table, so that no note is added."""
         self._carried_fields.add(name)
 
     def fault(self, name: str, description: str) -> None:
-        """A fault of a field."""
+        """Add a fault of a field."""
         self.reading.fault(self.position_of(name), f"{self._path_of(name)} {description}")
 
     def record_origin(self, path: str, name: str) -> None:
-        """The word of the job at ``path`` comes from this field."""
+        """Record that the job's setting at ``path`` comes from this field."""
         self.reading.origins[path] = self.position_of(name)
 
     def settle(self) -> None:
-        """Note or refuse every field that is written, after all were read that anybody reads."""
+        """Note or refuse every field that is written. To be called after all fields were read."""
         for name, values in self._values.items():
             spec = self._specs[name]
             position, dotted = values[0][1], self._path_of(name)

@@ -1,4 +1,4 @@
-"""EasyRec's models of several tasks in the words of ours: which labels they learn, and what stands under the towers."""
+"""Conversion of EasyRec's models of several tasks: their labels, and the layers below the towers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from longrec.interop.easyrec_rows import Rows
 from longrec.interop.easyrec_section import Section
 
 _LABEL = "label"
-"""What a model of several tasks calls the schema's label, so that no other task may."""
+"""Name of the schema's label in a model of several tasks. No other task may have it."""
 _TOWERS = {
     "mmoe": ("task_towers",),
     "ple": ("task_towers",),
@@ -27,18 +27,18 @@ _TOWERS = {
     "dbmtl": ("task_towers",),
     "esmm": ("cvr_tower", "ctr_tower"),
 }
-"""Settings of a model -> where its towers stand, that of the schema's label first."""
+"""Settings of a model -> fields with its towers, that of the schema's label first."""
 
 
 class Tasks:
-    """The towers of a model of several tasks; none where the model has one label.
+    """The towers of a model of several tasks. Empty for a model of one label.
 
     Attributes:
-        towers: one a task, that of the schema's label first.
+        towers: one per task, that of the schema's label first.
         columns: the label of each, a column of the rows.
-        names: what each is called in the schema.
+        names: the name of each in the schema.
         weights: of the losses.
-        metrics: what towers are measured by.
+        metrics: the metrics of the towers.
     """
 
     def __init__(self, top: Section) -> None:
@@ -56,7 +56,7 @@ class Tasks:
         self.towers = [tower for field in _TOWERS[settings] for tower in own.all(field)]
         if len(self.towers) < len(_TOWERS[settings]):
             own.reading.fault(
-                own.position, f"{own.path} lacks {' or '.join(_TOWERS[settings])}; expected a tower a task"
+                own.position, f"{own.path} lacks {' or '.join(_TOWERS[settings])}; expected one tower per task"
             )
         for number, tower in enumerate(self.towers):
             self._add(tower, fields[number] if number < len(fields) else None, fields)
@@ -72,7 +72,7 @@ class Tasks:
             choices = ", ".join(fields) or "none"
             tower.fault("label_name", f"is {column!r}; expected one of data_config.label_fields: {choices}")
         elif column in self.columns:
-            tower.reading.fault(tower.position, f"{tower.path} learns {column} again; expected one tower a label")
+            tower.reading.fault(tower.position, f"{tower.path} learns {column} again; expected one tower per label")
         else:
             self.columns.append(column)
             self.names.append(column)
@@ -96,7 +96,7 @@ class Tasks:
         return weight
 
     def assign_names(self, taken: Iterable[str]) -> None:
-        """Give the labels besides the schema's names that no feature has."""
+        """Assign to the labels, except the schema's, names that no feature has."""
         names_in_use = {_LABEL, *RESERVED_NAMES, *taken}
         for number, column in enumerate(self.columns):
             name = re.sub(r"[^\w-]", "_", column)
@@ -107,23 +107,23 @@ class Tasks:
             self.towers[number].record_origin(f"data.schema.features.{name}", "label_name")
 
     def strip_tower_name(self, metric: str) -> str:
-        """A metric of the tower of the schema's label by the name it has in a model of one task."""
+        """Return a metric of the tower of the schema's label by its name in a model of one task."""
         names = [self.towers[0].get("tower_name", "")] if self.towers else []
         own = [f"_{name}" for name in [*names, *(["ctcvr"] if self._esmm else [])] if name]
         return next((metric.removesuffix(end) for end in own if metric.endswith(end)), metric)
 
     def convert_labels(self, rows: Rows) -> dict[str, dict[str, Any]]:
-        """The labels besides the schema's, as feedback features of its words."""
+        """Return the labels, except the schema's, as feedback features."""
         labels: dict[str, dict[str, Any]] = {}
         for name, column in list(zip(self.names, self.columns))[1:]:
             if rows.types.get(column) == "float":
-                rows.types[column] = "int"  # 0 and 1, to be told apart like ids
+                rows.types[column] = "int"  # 0 and 1, distinct like ids
                 rows.defaults[column] = int(rows.defaults.get(column) or 0)
             labels[name] = {"kind": "id", "feedback": True} | ({"column": column} if name != column else {})
         return labels
 
     def convert_tasks(self) -> dict[str, Any]:
-        """``tasks`` and ``label_weight`` of our models."""
+        """Return ``tasks`` and ``label_weight`` of the model section."""
         settings: dict[str, Any] = {"tasks": dict(zip(self.names[1:], self.weights[1:]))}
         if self.weights and self.weights[0] != 1:
             settings["label_weight"] = self.weights[0]
@@ -131,7 +131,7 @@ class Tasks:
 
 
 def convert_simple(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
-    """A network a task over all features."""
+    """Convert SimpleMultiTask: one network per task over all features."""
     form = _SharedLayers()
     return {
         "name": "shared_bottom",
@@ -143,7 +143,7 @@ def convert_simple(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]
 
 
 def convert_mmoe(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
-    """Experts behind gates; ``experts`` are the older form of ``expert_dnn`` and ``num_expert``."""
+    """Convert MMoE: experts with gates. ``experts`` is the older form of ``expert_dnn`` and ``num_expert``."""
     form, several = _SharedLayers(), own.all("experts")
     if own.has("expert_dnn"):
         settings = {"experts": own.get("num_expert", 0), "expert": form.read_units(own.section("expert_dnn"))}
@@ -162,7 +162,7 @@ def convert_mmoe(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
 
 
 def convert_ple(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
-    """Levels of experts, those of a task beside shared ones."""
+    """Convert PLE: levels of task-specific and shared experts."""
     form, settings = _SharedLayers(), dict[str, Any]()
     levels: list[Section] = own.all("extraction_networks")
     if not levels:
@@ -189,19 +189,19 @@ def convert_ple(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
 
 
 def convert_esmm(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
-    """A click and what comes after it."""
+    """Convert ESMM: a click and a conversion after it."""
     form, under = _SharedLayers(), dict[str, dict[str, Any]]()
     for tower in own.all("groups"):
         name = tower.get("input", "")
         if name in under:
-            tower.fault("input", f"names the group {name!r} again; expected one tower a group")
+            tower.fault("input", f"names the group {name!r} again; expected one tower per group")
         elif groups.find(name, tower) is not None:
             under[name] = convert_layers(tower.section("dnn"))
     settings: dict[str, Any] = {"name": "esmm", **_convert_base(own, groups, under)}
     if len(tasks.columns) == 2:
         settings |= {"click": tasks.names[1], "click_weight": tasks.weights[1], "label_weight": tasks.weights[0]}
         own.record_origin("model.click", "ctr_tower")
-    mean = "losses are means over the rows of a batch (there: sums), so that regularisation weighs more"
+    mean = "losses are means over the rows of a batch (there: sums), so that regularization weighs more"
     own.reading.note(own.position, own.path, "differs", mean)
     units = _convert_tower_units(tasks, form)
     if not units:
@@ -211,7 +211,7 @@ def convert_esmm(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
 
 
 def convert_dbmtl(own: Section, groups: Groups, tasks: Tasks) -> dict[str, Any]:
-    """A bottom, experts over it where there are some, and towers that do not read each other."""
+    """Convert DBMTL: a bottom, experts over it if there are any, and towers that do not read each other."""
     form, several = _SharedLayers(), own.get("num_expert", 0)
     if not several:
         units = form.read_units(own.section("bottom_dnn")) if own.has("bottom_dnn") else []
@@ -245,14 +245,14 @@ MAPPERS: dict[str, tuple[str, Callable[[Section, Groups, Tasks], dict[str, Any]]
 
 
 class _SharedLayers:
-    """Units of networks, of which all of one model have one activation, normalisation and dropout."""
+    """Hidden units of a model's networks, which share one activation, normalization and dropout."""
 
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {}
         self._units: dict[str, list[int]] = {}
 
     def read_units(self, dnn: Section) -> list[int]:
-        """The hidden units of a network."""
+        """Return the hidden units of a network."""
         settings = convert_plain_layers(dnn)
         units: list[int] = settings.pop("mlp")
         for key, value in settings.items():
@@ -262,10 +262,10 @@ class _SharedLayers:
         return units
 
     def unify_units(self, networks: Iterable[Iterable[Section]], what: str) -> list[int]:
-        """The hidden units of networks that all have those of the first ever given by that name; none without any.
+        """Return the hidden units of networks of one role: those of the first network, for all. Empty without networks.
 
         Args:
-            networks: the parts of each, which stand on each other.
+            networks: the stacked layers of each.
         """
         for network in networks:
             sizes = [(dnn, self.read_units(dnn)) for dnn in network]
@@ -277,17 +277,17 @@ class _SharedLayers:
 
 
 _LAYERS = {"TaskTower": ("dnn",), "BayesTaskTower": ("dnn", "relation_dnn")}
-"""The layers of a tower; the second network reads the first and other towers, of which none may be named."""
+"""The layers of a tower. The second network reads the first and other towers, of which none may be named."""
 _FIELDS = {"activation": "activation", "batch_norm": "use_bn", "dropout": "dropout_ratio"}
 
 
 def _convert_towers(tasks: Tasks, form: _SharedLayers) -> dict[str, Any]:
-    """``tower`` and the labels."""
+    """Return ``tower`` and the labels."""
     return {"tower": _convert_tower_units(tasks, form), **tasks.convert_tasks()}
 
 
 def _convert_tower_units(tasks: Tasks, form: _SharedLayers) -> list[int]:
-    """The layers of every tower, those of the first that has some."""
+    """Return the layers of every tower: those of the first tower with layers."""
     networks = [[tower.section(dnn) for dnn in _LAYERS[tower.message] if tower.has(dnn)] for tower in tasks.towers]
     units, first = form.unify_units(networks, "towers"), next((network[0] for network in networks if network), None)
     if first is not None and not all(networks):
@@ -297,11 +297,12 @@ def _convert_tower_units(tasks: Tasks, form: _SharedLayers) -> list[int]:
 
 
 def _convert_base(own: Section, groups: Groups, under: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:
-    """``base``: towers over groups where groups have layers of their own, attend to histories, or hold plain numbers;
-    else nothing, for all features as they are.
+    """Return ``base``: towers over groups with layers of their own, attention over histories, or plain numbers.
+
+    Empty otherwise, which means all features as they are.
 
     Args:
-        under: layers by group; by default the one group that all tasks read, without layers.
+        under: layers by group. Default: the one group that all tasks read, without layers.
     """
     layers_by_group = under or {groups.find_whole(own): {"mlp": []}}
     towers, plain = {}, not under

@@ -1,9 +1,9 @@
-"""The rules of EasyRec's feature generator (fg.json), read into the words of a schema.
+"""The rules of EasyRec's feature generator (fg.json), converted to a schema.
 
-    found = read("fg.json")
-    found.features, found.notes        # the features by name; what is carried with a difference or not carried
+    imported = read("fg.json")
+    imported.features, imported.notes  # the features by name; fields that are carried with a difference or not carried
 
-The rules are computed from the raw columns of a row, in training and in serving, so that the generator is not needed.
+Training and serving compute the rules from the raw columns of a row, so that the generator is not needed.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ SUFFIX = ".json"
 
 @dataclass(frozen=True)
 class ImportedGenerator:
-    """What an fg.json says, in our words; paths in it are ``Path`` objects until it is written.
+    """A converted fg.json. Paths in it are ``Path`` objects until it is written.
 
     Attributes:
         source: the file.
         schema: the whole schema.
-        rows: what the rows need below ``data.log.rows``: packed cells, and the number of the row.
-        notes: what is carried with a difference or not carried, in the order of the file.
-        choices: how user, item and label were found, a line each.
+        rows: settings that the schema needs below ``data.log.rows``: packed cells, and the row number.
+        notes: keys that are carried with a difference or not carried, in the order of the file.
+        choices: how user, item and label were chosen, one line each.
     """
 
     source: Path
@@ -48,13 +48,13 @@ class ImportedGenerator:
 
     @property
     def features(self) -> Mapping[str, Mapping[str, Any]]:
-        """The features of the schema by name."""
+        """Features of the schema by name."""
         result: Mapping[str, Mapping[str, Any]] = self.schema["features"]
         return result
 
 
 def is_generator(path: object) -> bool:
-    """Whether a path names an fg.json, by its ending."""
+    """Return True if the suffix of a path is that of an fg.json."""
     return isinstance(path, str | Path) and Path(path).suffix.lower() == SUFFIX
 
 
@@ -62,8 +62,8 @@ def read(path: str | Path, *, user: str | None = None, item: str | None = None) 
     """Read an fg.json.
 
     Args:
-        user: column of the user; by a telling name, or the number of the row when not given.
-        item: column of the item; by a telling name when not given.
+        user: column of the user. Default: a column with a usual name, else the row number.
+        item: column of the item. Default: a column with a usual name.
 
     Raises:
         ConfigError: all faults, each with file, line and column.
@@ -75,12 +75,12 @@ def read(path: str | Path, *, user: str | None = None, item: str | None = None) 
 def read_document(
     document: JsonDocument, path: Path, *, user: str | None = None, item: str | None = None
 ) -> ImportedGenerator:
-    """:func:`read` of a file that is parsed already; ``path`` names it and is where its paths start."""
+    """Read a parsed file, see :func:`read`. ``path`` names it, and its paths are relative to that file."""
     return _Reader(document, path).read_schema(user, item)
 
 
 class _Reader:
-    """The parts in the order in which they need each other."""
+    """Converter of an fg.json, in the order of the dependencies."""
 
     def __init__(self, document: JsonDocument, path: Path) -> None:
         self.document, self.path, self.reading = document, path, Reading(str(path))
@@ -97,9 +97,9 @@ class _Reader:
             user = next((name for name in USERS if name in [*theirs, *reserves]), None)
             number = "row" if user is None else None
             why = "by its name" if user else "no column names a user, so each row is a user of its own"
-            user, why = user or "row", f"{why}; --user says otherwise"
+            user, why = user or "row", f"{why}; override with --user"
         else:
-            number, why = None, "as told (--user)"
+            number, why = None, "set by --user"
         choices.append(f"user: {user}, {why}")
         item, why = self._choose_item(item, [*candidates, *reserves], user)
         choices.append(f"item: {item}, {why}")
@@ -118,7 +118,7 @@ class _Reader:
         if histories.settings:
             schema["histories"] = histories.settings
         else:
-            # Without histories that rows carry, the schema needs a moment: the rows are taken in their order.
+            # Without histories in the rows, the schema needs a timestamp: the row number.
             number = "row"
             schema["time"] = {"column": number, "unit": "step"}
         rows |= {"number": number} if number else {}
@@ -126,7 +126,7 @@ class _Reader:
         return ImportedGenerator(self.path, schema, rows, tuple(sorted(self.reading.notes)), tuple(choices))
 
     def _read_entries(self) -> tuple[list[Entry], list[tuple[Entry, list[Entry]]]]:
-        """Features, and sequences with the features of a step; what is not carried is noted."""
+        """Return features, and sequences with the features of a step, and note those that are not carried."""
         features = self.top.get("features")
         if not isinstance(features, list) or not features:
             self.top.fault("features", "is missing or no list; expected the features")
@@ -150,7 +150,7 @@ class _Reader:
         return entries, sequences
 
     def _read_entry(self, path: tuple[str | int, ...], one: Any) -> Entry | None:
-        """A feature of a kind that is carried."""
+        """Return a feature of a kind that is carried, else None."""
         kind = one.get("feature_type") if isinstance(one, dict) else ""
         if isinstance(kind, str) and kind in KINDS and kind != "sequence" and kind != "the file":
             return Entry(self.reading, self.document, kind, path)
@@ -166,19 +166,17 @@ class _Reader:
 
     def _choose_item(self, item: str | None, free: list[str], user: str) -> tuple[str, str]:
         if item is not None:
-            return item, "as told (--item)"
+            return item, "set by --item"
         names = [*ITEMS, *sorted(name for name in free if LIKE_AN_ITEM.search(name))]
         column = next((name for name in names if name in free and name != user), None)
         if column is None:
             columns = ", ".join(dict.fromkeys(free)) or "none"
-            description = (
-                f"has no column that names the item by a usual name; say which it is with --item COLUMN: {columns}"
-            )
+            description = f"has no column that names the item by a usual name; set it with --item COLUMN: {columns}"
             self.top.fault("features", description)
-        return column or "item", "by its name; --item says otherwise"
+        return column or "item", "by its name; override with --item"
 
     def _choose_label(self, reserves: list[str], read: set[str]) -> tuple[str, str]:
-        """The first of ``label_fields``, else the one reserved column that nothing else reads."""
+        """Return the first of ``label_fields``, else the one reserved column that nothing else reads."""
         labels = self.top.get("label_fields", default=[])
         if len(labels) > 1:
             self.top.note("label_fields", "differs", f"{labels[0]} is the label; {', '.join(labels[1:])} is not read")
@@ -186,13 +184,13 @@ class _Reader:
             return labels[0], "the first of label_fields"
         rest = [name for name in dict.fromkeys(reserves) if name not in read]
         if len(rest) != 1:
-            reason = f"{', '.join(rest)} of reserves may be the label" if rest else "nothing tells the label"
+            reason = f"{', '.join(rest)} of reserves may be the label" if rest else "no column can be the label"
             self.top.fault("label_fields", f'is missing, and {reason}; add "label_fields": ["COLUMN"]')
             return "label", ""
         return rest[0], "the only column of reserves that nothing else reads"
 
     def _check(self, schema: Mapping[str, Any]) -> None:
-        """Raise all faults; those of the schema only when the file itself has none."""
+        """Raise all faults. Those of the schema are raised only when the file itself has none."""
         if self.reading.faults:
             raise self.reading.error()
         plain = {
@@ -209,7 +207,7 @@ class _Reader:
 
 
 def _find_columns(entries: list[Entry]) -> tuple[list[str], list[str]]:
-    """Columns that rules read, of the user and of the candidate; their faults are told where they are used."""
+    """Return the columns that rules read, of the user and of the candidate. Faults are added where they are used."""
     sides: dict[bool, list[str]] = {True: [], False: []}
     for entry in entries:
         for key in ("expression", "map", "key", "user", "item", "category"):

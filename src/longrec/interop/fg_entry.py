@@ -1,4 +1,4 @@
-"""One entry of an fg.json: its keys as typed values, which remember whether anybody has read them."""
+"""One entry of an fg.json: its keys as typed values, with a record of the keys that were read."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Entry:
 
     @property
     def position(self) -> Position:
-        """Where it stands."""
+        """Line and column of the entry."""
         return self.document.positions.get(self.path, Position(1, 1))
 
     def position_of(self, name: str) -> Position:
-        """Where a key stands; where the entry stands when it is not written."""
+        """Return the position of a key, or of the entry where the key is absent."""
         return self.document.positions.get((*self.path, name), self.position)
 
     def _path_of(self, name: str = "") -> str:
@@ -58,23 +58,23 @@ class Entry:
         self.reading.fault(position, f"{name} {description}")
 
     def fault(self, name: str, description: str) -> None:
-        """A fault of a key."""
+        """Add a fault of a key."""
         self._fault(self.position_of(name), self._path_of(name), description)
 
     def note(self, name: str, status: Status, explanation: str) -> None:
-        """Note something about a key that its table does not say."""
+        """Add a note about a key, besides the one of the table."""
         self.reading.note(self.position_of(name), self._path_of(name), status, explanation)
 
     def note_whole(self, status: Status, explanation: str) -> None:
-        """Note what becomes of the entry as a whole."""
+        """Add a note about the status of the whole entry."""
         self.reading.note(self.position, self._path_of(), status, explanation)
 
     def has(self, *names: str) -> bool:
-        """Whether one of the keys is written, and not null."""
+        """Return True if one of the keys is written and not null."""
         return any(self.values.get(name) is not None for name in names)
 
     def get(self, *names: str, default: Any = None) -> Any:
-        """The value of the first of several spellings that is written, or the default; an odd type is a fault."""
+        """Return the value of the first spelling that is written, or the default. Another type is a fault."""
         for name in names:
             assert name in self._specs, f"{self.kind}: {name} is not in the table"
             self._read.add(name)
@@ -90,7 +90,7 @@ class Entry:
         return value
 
     def settle(self) -> None:
-        """Note every key that is not carried as it is, after all were read that anybody reads."""
+        """Note every key that is not carried as it is. To be called after all keys were read."""
         for name, value in self.values.items():
             spec = self._specs.get(name)
             if spec is None:
@@ -123,7 +123,7 @@ def _parse_value(kind: str, value: Any) -> Any:
 
 
 def _parse_numbers(value: Any) -> list[float] | None:
-    """A list of numbers, or their text parted by commas."""
+    """Parse a list of numbers, or text of numbers separated by commas."""
     try:
         pieces = value.split(",") if isinstance(value, str) else value
         if not isinstance(pieces, list) or any(isinstance(piece, bool) for piece in pieces):

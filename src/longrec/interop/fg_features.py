@@ -1,4 +1,4 @@
-"""The features of an fg.json in the words of the schema: id, raw, combo and lookup features."""
+"""Conversion of the features of an fg.json to features of the schema: id, raw, combo, lookup and match features."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from longrec.features.fields import RESERVED_NAMES
 from longrec.interop.fg_entry import Entry
 
 _SEPARATOR = "\x1d"
-"""What parts several values of a cell unless the file says otherwise: the group separator of ASCII."""
+"""Default separator of several values in a cell: the group separator of ASCII."""
 _SIDES = ("user", "item", "context")
 _LOG = ("tf.math.log1p", "tf.log1p", "math.log1p", "log1p")
 _POOLS = ("sum", "mean", "max")
@@ -24,8 +24,8 @@ class Features:
     """Features by name, in the order of the file.
 
     Args:
-        folder: where paths of vocabularies start.
-        user, item: columns of the keys; features of them belong to them by themselves.
+        folder: base folder of the paths of vocabularies.
+        user, item: columns of the keys. Features of them are user and item features without further settings.
     """
 
     def __init__(self, top: Entry, folder: Path, user: str, item: str) -> None:
@@ -39,7 +39,7 @@ class Features:
         self._origins = top.reading.origins
 
     def convert_features(self) -> dict[str, dict[str, Any]]:
-        """The features of the schema."""
+        """Return the features of the schema."""
         order = ("kind", "table", "column")
         return {
             name: {key: settings[key] for key in (*order, *settings) if key in settings}
@@ -47,11 +47,11 @@ class Features:
         }
 
     def find_reader(self, column: str) -> str | None:
-        """The id or bucket of the candidate that reads a column."""
+        """Return the name of the candidate's id or bucketized feature that reads a column."""
         return self._reads.get(column)
 
     def read_columns(self, entry: Entry, key: str) -> list[tuple[str, str]]:
-        """Whose column and which, of every ``side:column`` of a key; none, with a fault or a note, where one is odd."""
+        """Return side and column of each ``side:column`` of a key. Empty, with a fault or note, if one is invalid."""
         sources = entry.get(key)
         if not sources:
             entry.fault(key, "is missing; expected user:COLUMN, item:COLUMN or context:COLUMN")
@@ -60,7 +60,7 @@ class Features:
         for text in [sources] if isinstance(sources, str) else sources:
             side, colon, column = str(text).partition(":")
             if side in ("feature", "const") and colon:
-                what = "what another feature makes" if side == "feature" else "a constant"
+                what = "the output of another feature" if side == "feature" else "a constant"
                 entry.note(
                     key, "not carried", f"{text} is {what}; a feature reads columns of the row, so it is left out"
                 )
@@ -72,7 +72,7 @@ class Features:
         return pairs
 
     def add(self, entry: Entry) -> None:
-        """Take a feature, and the cross that it may ask for besides."""
+        """Add a feature, and the cross of its ``extra_combo_info``."""
         raw_name = entry.get("feature_name", default="")
         name = re.sub(r"[^\w-]", "_", raw_name)
         name = f"{name}_feature" if name in RESERVED_NAMES else name
@@ -83,7 +83,7 @@ class Features:
             entry.fault("feature_name", f"gives a second feature the name {raw_name!r}; expected distinct names")
             return
         if entry.get("stub_type", default=False):
-            entry.note("stub_type", "not carried", f"{raw_name} is there for other features only, so it is left out")
+            entry.note("stub_type", "not carried", f"only other features use {raw_name}, so it is left out")
             return
         kinds = {
             "id_feature": self._convert_id, "raw_feature": self._convert_raw, "combo_feature": self._convert_combo,
@@ -105,7 +105,7 @@ class Features:
     # ---- kinds ----
 
     def _convert_column(self, entry: Entry, name: str) -> dict[str, Any] | None:
-        """Whose column it reads, and which."""
+        """Convert side and column of the ``expression``."""
         sides = self.read_columns(entry, "expression")
         if not sides:
             return None
@@ -154,13 +154,13 @@ class Features:
         entry.get("separator")
         if settings["kind"] == "bucket":
             if width > 1 or several:
-                entry.note("feature_type", "differs", "one number a row is cut into buckets")
+                entry.note("feature_type", "differs", "one number per row is bucketized")
             if settings.get("table"):
                 self._reads.setdefault(settings.get("column", name), name)
         elif width > 1:
             if settings.get("scale", "log") != "log":
                 del settings["scale"]
-                entry.note("normalizer", "not carried", "several numbers are not scaled by what is fitted")
+                entry.note("normalizer", "not carried", "several numbers are not scaled by fitted statistics")
             settings |= {"width": width, "separator": self._read_separator(entry)}
         return settings
 
@@ -218,7 +218,7 @@ class Features:
         return self._convert_lookup_value(entry, name, settings, "item")
 
     def _convert_lookup_value(self, entry: Entry, name: str, settings: dict[str, Any], key: str) -> dict[str, Any]:
-        """What a value looked up becomes."""
+        """Convert the encoding of a value that was looked up."""
         discrete = entry.get("needDiscrete", "need_discrete", default=True)
         if discrete and not entry.has("needKey", "need_key", "show_item"):
             entry.note(key, "differs", "the value alone is looked up, its key is not part of the id")
@@ -230,17 +230,17 @@ class Features:
         return settings | number
 
     def _add_extra_cross(self, entry: Entry, name: str) -> None:
-        """The cross that ``extra_combo_info`` asks for."""
+        """Add the cross of ``extra_combo_info``."""
         info = entry.get("extra_combo_info")
         others = info.get("feature_names") if isinstance(info, dict) else None
         hashed = info.get("hash_bucket_size") if isinstance(info, dict) else None
         if not isinstance(others, list) or not others or not isinstance(hashed, int):
-            entry.fault("extra_combo_info", "is not whole; expected an object with feature_names and hash_bucket_size")
+            entry.fault("extra_combo_info", "is incomplete; expected an object with feature_names and hash_bucket_size")
             return
         unknown = [other for other in others if self._features.get(str(other), {}).get("kind") != "id"]
         if unknown:
             near = nearest(str(unknown[0]), self._features)
-            hint = f"did you mean {near!r}?" if near else "expected id features that stand before it"
+            hint = f"did you mean {near!r}?" if near else "expected id features before it"
             entry.fault("extra_combo_info", f"names {unknown[0]!r}, which is no id feature before it; {hint}")
             return
         names = [name, *others]
@@ -258,7 +258,7 @@ class Features:
         self._features[ours] = cross | ({"dim": dim} if dim else {})
         self._origins[f"features.{ours}"] = entry.position_of("extra_combo_info")
 
-    # ---- parts ----
+    # ---- shared by the kinds ----
 
     def _read_separator(self, entry: Entry) -> str:
         separator: str = entry.get("separator", default=self.default_separator) or self.default_separator
@@ -272,14 +272,14 @@ class Features:
         return {"dim": dim} if dim else {}
 
     def _convert_encoding(self, entry: Entry, name: str) -> dict[str, Any]:
-        """How values become ids: another feature's, hashed, a given vocabulary, or a learnt one; and the width."""
+        """Convert the width, and the encoding of ids: another feature's, hashed, listed, or a learned vocabulary."""
         encodings = {key: entry.get(key) for key in _ENCODINGS}
         written = [key for key, value in encodings.items() if value]
         dim = self._convert_dim(entry)
         if len(written) > 1:
-            entry.fault(written[1], f"stands beside {written[0]}; expected one of the two")
+            entry.fault(written[1], f"conflicts with {written[0]}; expected one of the two")
         elif not written:
-            entry.note("feature_name", "differs", f"nothing says how values become ids: {name} learns its vocabulary")
+            entry.note("feature_name", "differs", f"no encoding of ids is set: {name} learns its vocabulary")
         shared = entry.get("shared_name")
         if shared:
             owner = self._tables.setdefault(shared, name)
@@ -298,7 +298,7 @@ class Features:
         return dim
 
     def _convert_number(self, entry: Entry, name: str) -> dict[str, Any]:
-        """A number: as it is, scaled, or cut into buckets."""
+        """Convert a number: as it is, scaled, or bucketized."""
         method, options = self._read_normalizer(entry)
         edges = entry.get("boundaries", "bucketize_boundaries")
         missing = _parse_float(entry.get("default_value"))
@@ -316,7 +316,7 @@ class Features:
         return settings | (self._convert_dim(entry) if entry.has("embedding_dim", "embedding_dimension") else {})
 
     def _read_normalizer(self, entry: Entry) -> tuple[str, dict[str, float]]:
-        """The method of ``normalizer`` and its settings; ``normalizer_fn`` is a name only."""
+        """Return the method of ``normalizer`` and its settings. ``normalizer_fn`` is a name only."""
         function = entry.get("normalizer_fn")
         if function in _LOG:
             return "log1p", {}
@@ -334,7 +334,7 @@ class Features:
         numbers = {key: _parse_float(value) for key, value in pairs.items() if key != "method"}
         odd = next((key for key, value in numbers.items() if value is None), None)
         if odd is not None:
-            entry.fault("normalizer", f"says {odd}={pairs[odd]}; expected a number")
+            entry.fault("normalizer", f"has {odd}={pairs[odd]}; expected a number")
         return method, {key: value for key, value in numbers.items() if value is not None}
 
 
@@ -360,7 +360,7 @@ def _parse_float(value: Any) -> float | None:
 
 
 def _denormalize(edge: float, method: str, settings: dict[str, float]) -> float:
-    """An edge of normalised numbers as an edge of the numbers themselves."""
+    """Convert an edge of normalized numbers to an edge of the raw numbers."""
     if method == "zscore":
         return edge * settings.get("standard_deviation", 1.0) + settings.get("mean", 0.0)
     if method == "minmax":
@@ -374,5 +374,5 @@ def _denormalize(edge: float, method: str, settings: dict[str, float]) -> float:
 
 
 def _simplify(number: float) -> int | float:
-    """A whole number as such, as a person would write it."""
+    """Return a whole number as an int."""
     return int(number) if number == int(number) and abs(number) < 1e15 else number

@@ -1,7 +1,7 @@
-"""Every key of a feature generator's fg.json that LongRec knows, and what becomes of it.
+"""Table of all supported keys of a feature generator's fg.json, with the status of each.
 
-``FG_FIELDS`` is behind the reader, its notes and the table in the documentation. The facts are those of the public
-documentation of EasyRec and TorchEasyRec. A key that is not listed is noted, with the nearest name.
+The reader, its notes and the table in the documentation all use ``FG_FIELDS``. The facts are those of the public
+documentation of EasyRec and TorchEasyRec. A key that is not listed is noted with the nearest name.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _ENCODED = """
   hash_bucket_size         int          =  hash; the hash function is another one
   vocab_list               texts        =  vocab
   vocab_file               text         =  vocab
-  vocab_dict               map          ~  its words are the vocab, each with an id of its own
-  num_buckets              int          ~  the values are learnt from the training rows
+  vocab_dict               map          ~  its keys are the vocab, each with an id of its own
+  num_buckets              int          ~  the values are learned from the training rows
   default_bucketize_value  int          -  a value outside the vocabulary has an id of its own
   embedding_dim            int          =  dim
   embedding_dimension      int          =  dim
-  filter_freq              int          -  min_count goes with learnt vocabularies only
+  filter_freq              int          -  min_count is for learned vocabularies only
   steps_to_live            int          -  a table keeps all its rows
   max_partitions           int          -  tables are not split over servers
 """
@@ -36,15 +36,15 @@ _EVERY = """
   feature_name             text         =  the feature's name
   feature_type             text         =  kind
   default_value            any          ~  missing of a number; elsewhere a null counts as missing
-  value_type               text         -  the rows say what type a column has
-  value_dimension          int          =  width of a number, 1 unless said
-  value_dim                int          =  width of a number, 1 unless said; of an id 0 is several values
-  separator                text         =  separator; chr(29) unless said, or multi_val_sep of the file
-  need_prefix              bool         -  a feature has ids of its own; nothing need tell them apart
+  value_type               text         -  the rows define the type of a column
+  value_dimension          int          =  width of a number, default 1
+  value_dim                int          =  width of a number, default 1; of an id 0 is several values
+  separator                text         =  separator; default multi_val_sep of the file, else chr(29)
+  need_prefix              bool         -  a feature has ids of its own, so that they need no prefix
   group                    text         -  the model's settings name groups
   is_multi                 bool         =  kind multi
   is_cache                 bool         -  of EasyRec's server
-  stub_type                bool         =  true: it is there for other features only, and is left out
+  stub_type                bool         =  true: only other features use it, so it is left out
   shared_name              text         =  share: features of one name share ids and table
 """
 
@@ -55,7 +55,7 @@ the file
   label_fields             texts        =  the first is the label
   embedding_dim            int          =  dim of features without one of their own
   multi_val_sep            text         =  the separator of several values in a cell
-  separator                text         -  of the generator's sparse tables; LongRec reads one column a feature
+  separator                text         -  of the generator's sparse tables; LongRec reads one column per feature
   kv_separator             text         =  weight_separator of multi-value features
   model_dir                text         -  the schema holds no model
   num_steps                int          -  the schema holds no model
@@ -64,52 +64,52 @@ the file
   edit_config_json         any          -  the schema holds no model
 id_feature
 {_EVERY}{_ENCODED}
-  expression               text         =  column; what stands before the colon says whose it is
-  combiner                 text         =  pool of several values; sum unless said
+  expression               text         =  column; the prefix before the colon is its side
+  combiner                 text         =  pool of several values; default sum
   weighted                 bool         =  weight_separator ":"
   kv_separator             text         =  weight_separator
   extra_combo_info         any          =  a cross
 raw_feature
 {_EVERY}{_NUMBERS}
-  expression               text         =  column; what stands before the colon says whose it is
+  expression               text         =  column; the prefix before the colon is its side
   combiner                 text         -  numbers are not pooled
   embedding_dim            int          =  dim
   embedding_dimension      int          =  dim
 combo_feature
 {_EVERY}{_ENCODED}
   expression               texts        =  of; one column alone is an id
-  combiner                 text         -  a cross takes one value a column
+  combiner                 text         -  a cross takes one value per column
 lookup_feature
 {_EVERY}{_ENCODED}{_NUMBERS}
   map                      text         =  map
-  key                      text         =  key; one key a row
+  key                      text         =  key; one key per row
   combiner                 text         -  a row has one key
-  needDiscrete             bool         =  as: id; false is as: dense or, with boundaries, bucket; true unless said
+  needDiscrete             bool         =  as: id; false is as: dense or, with boundaries, bucket; default true
   need_discrete            bool         =  the same
   needKey                  bool         ~  the value alone is looked up, its key is not part of the id
   need_key                 bool         ~  the value alone is looked up, its key is not part of the id
   needWeighting            bool         -  a value looked up is an id or a number, not an id with a weight
-  expression               any          -  map and key say what is read
+  expression               any          -  map and key name the columns
 match_feature
 {_EVERY}{_ENCODED}{_NUMBERS}
   user                     text         =  map, a map of maps such as a^x:1,y:2|b^z:3
-  category                 text         =  outer_key; ALL looks in all maps
+  category                 text         =  outer_key; ALL searches all maps
   item                     text         =  key
-  matchType                text         =  hit; multihit looks for many values and is not carried
+  matchType                text         =  hit; multihit matches many values and is not carried
   combiner                 text         -  a row has one key
-  needDiscrete             bool         =  as: id; false is as: dense or, with boundaries, bucket; true unless said
+  needDiscrete             bool         =  as: id; false is as: dense or, with boundaries, bucket; default true
   need_discrete            bool         =  the same
   needWeighting            bool         -  a value looked up is an id or a number, not an id with a weight
   show_category            bool         ~  the value alone is looked up, its keys are not part of the id
   show_item                bool         ~  the value alone is looked up, its keys are not part of the id
 sequence
   sequence_name            text         =  the history's name
-  sequence_column          text         =  the packed column; sequence_name unless said
+  sequence_column          text         =  the packed column; default sequence_name
   sequence_length          int          =  last
   sequence_delim           text         =  packed: step
-  attribute_delim          text         =  packed: feature; # unless said
-  sequence_table           text         -  what a step holds stands in the row
-  sequence_pk              text         -  a request brings all features of a step
+  attribute_delim          text         =  packed: feature; default #
+  sequence_table           text         -  the row holds the features of a step
+  sequence_pk              text         -  a request holds all features of a step
   default_value            any          -  a step without a value counts as missing
   features                 any          =  of: features of the candidate that read the same column
   group                    text         -  the model's settings name groups
@@ -118,8 +118,8 @@ sequence
 OTHERS: dict[str, str] = {
     "expr_feature": "expressions are not computed; make the column in the rows",
     "overlap_feature": "texts are not compared; make the column in the rows",
-    "tokenize_feature": "texts are not cut into words; write the words as a column parted by a separator",
-    "text_normalizer": "texts are taken as they are; normalise them in the rows",
+    "tokenize_feature": "texts are not cut into words; write the words as a column with a separator",
+    "text_normalizer": "texts are taken as they are; normalize them in the rows",
     "regex_replace_feature": "texts are taken as they are; change them in the rows",
     "bm25_feature": "texts are not compared; make the column in the rows",
     "kv_dot_product": "maps are not multiplied; make the column in the rows",

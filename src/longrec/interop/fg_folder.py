@@ -14,13 +14,13 @@ from longrec.interop.fg import ImportedGenerator
 
 
 def write(imported: ImportedGenerator, into: str | Path) -> list[Path]:
-    """Write the folder, which may be there but must hold none of the files.
+    """Write the folder, which may exist but must hold none of the files.
 
     Returns:
         The files.
 
     Raises:
-        ConfigError: a file in the way, or a folder that cannot be written.
+        ConfigError: a file that exists already, or a folder that cannot be written.
     """
     folder = Path(into)
     files = [folder / SCHEMA, folder / NOTES]
@@ -31,7 +31,7 @@ def write(imported: ImportedGenerator, into: str | Path) -> list[Path]:
         files[0].write_text(head + to_yaml(_make_relative(folder, imported), inline=True), encoding="utf-8")
         files[1].write_text(format_notes(imported), encoding="utf-8")
     except OSError as error:
-        for file in files:  # none of them was there before
+        for file in files:  # none of them existed before
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
         raise ConfigError(str(folder), [f"cannot be written: {error.strerror}; give another folder"]) from None
@@ -39,7 +39,7 @@ def write(imported: ImportedGenerator, into: str | Path) -> list[Path]:
 
 
 def _make_relative(folder: Path, imported: ImportedGenerator) -> dict[str, Any]:
-    """The schema with paths as seen from a folder."""
+    """Return the schema with paths relative to a folder."""
 
     def format_path(value: Any) -> Any:
         if isinstance(value, Path):
@@ -54,7 +54,9 @@ def _make_relative(folder: Path, imported: ImportedGenerator) -> dict[str, Any]:
 
 
 def format_notes(imported: ImportedGenerator) -> str:
-    """What NOTES.md says: how columns were found, what the rows need, and a line a key that is not carried as it is."""
+    """Return the text of NOTES.md: how columns were chosen, one line per key that is not carried as it is, and the
+    settings that the rows need.
+    """
     lines = [f"# What became of {imported.source.name}", "", *(f"- {choice}" for choice in imported.choices), ""]
     for status, title in (("not carried", "Not carried"), ("differs", "Carried with a difference")):
         notes = [format_note(imported.source.name, note) for note in imported.notes if note.status == status]
@@ -66,7 +68,7 @@ def format_notes(imported: ImportedGenerator) -> str:
 
 
 def describe_notes(imported: ImportedGenerator) -> dict[str, Any]:
-    """The notes as plain values, for JSON."""
+    """Return the notes as plain values, for JSON."""
     notes = [
         {
             "line": note.position.line,

@@ -1,4 +1,4 @@
-"""Sequences of an fg.json as histories: packed cells whose steps hold several features."""
+"""Conversion of the sequences of an fg.json to histories: packed cells whose steps hold several features."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from longrec.interop.fg_entry import Entry
 from longrec.interop.fg_features import Features
 
 _ALL = 1_000_000
-"""Events of a sequence without ``sequence_length``: all of them."""
+"""Length of a sequence without ``sequence_length``: all its events."""
 
 
 class Histories:
-    """Histories by name, and how the cells that hold them are packed.
+    """Histories by name, and the packed form of their cells.
 
-    A step of the generator's offline rows is written ``item__item_id:11#item__price:2.0``: whose column it is, two
-    underlines, the column.
+    A step of the generator's offline rows is written ``item__item_id:11#item__price:2.0``: the side of the column, two
+    underscores, the column.
     """
 
     def __init__(self, features: Features) -> None:
@@ -25,7 +25,7 @@ class Histories:
         self.packed: dict[str, dict[str, Any]] = {}
 
     def add(self, sequence: Entry, steps: list[Entry]) -> None:
-        """Take a sequence; a feature of its steps is carried when a feature of the candidate reads the same column."""
+        """Add a sequence. A feature of its steps is carried if a feature of the candidate reads the same column."""
         name = re.sub(r"[^\w-]", "_", sequence.get("sequence_name", default=""))
         column = sequence.get("sequence_column", default=name) or name
         if not name:
@@ -53,7 +53,7 @@ class Histories:
                 history["of"].append(ours)
                 history["columns"][ours] = packed["into"][inside] = f"{column}__{ours}"
         if not history["of"]:
-            explanation = f"no feature of the candidate reads what its steps hold, so {name} is left out"
+            explanation = f"no feature of the candidate reads a column of its steps, so {name} is left out"
             sequence.note("features", "not carried", explanation)
             return
         if ignored:
@@ -64,7 +64,7 @@ class Histories:
             sequence.reading.origins[f"histories.{name}.{key}"] = sequence.position_of(field)
 
     def _match_step(self, step: Entry, name: str) -> tuple[str, str | None] | None:
-        """What a feature of a step is called inside the cell, and the feature of the candidate it belongs to."""
+        """Return the name of a step's feature inside the cell, and the candidate's feature of the same column."""
         if step.kind not in ("id_feature", "raw_feature"):
             step.note_whole("not carried", f"{step.kind} is not computed for the steps of {name}")
             return None
@@ -75,9 +75,7 @@ class Histories:
         inside = f"{side}__{column}"
         ours = self.features.find_reader(column) if side != "user" else None
         if ours is None:
-            explanation = (
-                f"no id or bucket of the candidate reads {column}; add one, and the steps of {name} have it too"
-            )
+            explanation = f"no id or bucket of the candidate reads {column}; add one to have it in the steps of {name}"
             step.note_whole("not carried", explanation)
             return inside, None
         step.note_whole("differs", f"the steps of {name} are encoded as {ours} is, and share its table")

@@ -1,4 +1,4 @@
-"""JSON with the line and column of every value, for messages that point into the file."""
+"""Parser of JSON that keeps the line and column of every value, for messages."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class JsonDocument:
     """A parsed file.
 
     Attributes:
-        value: what the JSON says.
-        places: where each value stands, by the keys and numbers that lead to it; a key's place, in an object.
-        repeated: keys that stand twice in one object.
+        value: the content.
+        positions: path of keys and indices -> position of the value, or of its key in an object.
+        repeated: keys that occur twice in one object.
     """
 
     value: Any
@@ -35,7 +35,7 @@ def read(path: Path) -> JsonDocument:
     """Read a file.
 
     Raises:
-        ConfigError: a file that cannot be read or is no JSON, with line and column.
+        ConfigError: a file that cannot be read or is not JSON, with line and column.
     """
     try:
         if path.stat().st_size > _LARGEST:
@@ -49,16 +49,16 @@ def read(path: Path) -> JsonDocument:
 
 
 def parse(text: str, where: str) -> JsonDocument:
-    """Parse text; ``where`` names it in faults."""
+    """Parse text. ``where`` names it in faults."""
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        message = f"{where}:{error.lineno}:{error.colno}: is no JSON here: {error.msg}; mend the file"
+        message = f"{where}:{error.lineno}:{error.colno}: is no JSON here: {error.msg}; fix the file"
         raise ConfigError(where, [message]) from None
     except RecursionError:
         raise ConfigError(where, [f"{where}:1:1: is nested too deeply; expected rules of features"]) from None
     except ValueError as error:
-        raise ConfigError(where, [f"{where}:1:1: holds a number that is none: {error}; mend the file"]) from None
+        raise ConfigError(where, [f"{where}:1:1: holds a number that is none: {error}; fix the file"]) from None
     return _locate_values(text, value)
 
 
@@ -67,7 +67,7 @@ def _refuse_constant(word: str) -> float:
 
 
 def _locate_values(text: str, value: Any) -> JsonDocument:
-    """Walk the tokens of valid JSON; ``path`` holds for each open bracket the key or number it is at."""
+    """Walk the tokens of valid JSON. ``path`` holds the current key or index of each open bracket."""
     positions: dict[KeyPath, Position] = {(): Position(1, 1)}
     repeated: list[KeyPath] = []
     path: list[str | int | None] = []

@@ -1,13 +1,13 @@
-"""Protobuf's text format, read without generated classes: a tree of messages that knows where everything stands.
+"""Parser of Protobuf's text format without generated classes: a tree of messages with positions.
 
     feature_configs : {            # a message: `name {`, `name: {` or `name <`
-      input_names: 'brand'         # text in single or double quotes; neighbouring pieces are one text
+      input_names: 'brand'         # text in single or double quotes; adjacent pieces are one text
       boundaries: [5, 10, 1e2]     # a list, the same as the field written several times
       shuffle: true                # a word: booleans and enums
     }
 
-The reader knows no schema: it tells numbers, texts and words apart, and leaves it to its caller which of them a field
-takes. Lines and columns count from 1; columns count characters.
+The parser uses no schema. It distinguishes numbers, texts and words, and the caller checks the type of a field. Lines
+and columns count from 1. Columns count characters.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import NamedTuple, NoReturn
 from longrec.errors import ConfigError
 
 DEEPEST = 100
-"""Messages inside messages, at most: as deep as protobuf's own parsers go."""
+"""Largest depth of nested messages, the limit of protobuf's own parsers."""
 
 
 class Position(NamedTuple):
@@ -37,7 +37,7 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Text:
-    """Text that stood in quotes."""
+    """Quoted text."""
 
     value: str
     position: Position
@@ -45,7 +45,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Number:
-    """A number; ``value`` is whole when it was written so. ``inf`` and ``nan`` are words to the reader."""
+    """A number. ``value`` is an int when it is written as one. ``inf`` and ``nan`` are parsed as words."""
 
     value: int | float
     position: Position
@@ -61,7 +61,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Message:
-    """Fields in the order in which they stand; a repeated field stands several times."""
+    """Fields in the order of the file. A repeated field occurs several times."""
 
     fields: tuple[Field, ...]
     position: Position
@@ -69,7 +69,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Field:
-    """One name with one value, and where the name stands."""
+    """One name with one value, and the position of the name."""
 
     name: str
     value: Text | Number | Word | Message
@@ -97,7 +97,7 @@ def read(path: str | Path) -> Message:
     """Read a file of text format.
 
     Raises:
-        ConfigError: no such file, not UTF-8, or not text format; the fault tells file, line and column.
+        ConfigError: no such file, not UTF-8, or not text format. The fault has file, line and column.
     """
     path = Path(path)
     try:
@@ -113,7 +113,7 @@ def read(path: str | Path) -> Message:
 
 
 def parse(text: str, where: str = "config") -> Message:
-    """Parse text format; ``where`` names the file in faults.
+    """Parse text format. ``where`` names the file in faults.
 
     Raises:
         ConfigError: the first fault, with its line and column.
@@ -122,7 +122,7 @@ def parse(text: str, where: str = "config") -> Message:
 
 
 class _Parser:
-    """One pass, one token ahead. A fault ends it: what follows a wrong bracket would be guessed."""
+    """Parser of one pass with one token of lookahead. It stops at the first fault."""
 
     def __init__(self, text: str, where: str) -> None:
         self.where = where
@@ -148,7 +148,7 @@ class _Parser:
 
     @staticmethod
     def _skip_blanks(text: str, at: int) -> int:
-        """Past blanks and a comment, to the next token or the end of the line."""
+        """Return the index after blanks and a comment: the next token or the end of the line."""
         match = _BLANKS.match(text, at)
         return match.end() if match else at
 
@@ -165,7 +165,7 @@ class _Parser:
         return token
 
     def eat(self, *marks: str) -> bool:
-        """Step over the next token if it is one of these marks."""
+        """Consume the next token if it is one of these marks."""
         matches = self.current.kind == "mark" and self.current.text in marks
         if matches:
             self.step()
@@ -249,7 +249,7 @@ class _Parser:
         return float(text.rstrip("fF"))
 
     def unquote(self, token: _Token) -> bytes:
-        """The bytes of a quoted text: escapes may write single bytes of a character."""
+        """Return the bytes of a quoted text. Escapes may encode single bytes of a character."""
         raw, at, body = bytearray(), 0, token.text[1:-1]
         for match in _ESCAPE.finditer(body):
             raw += self.encode_text(body[at : match.start()], token.position)
@@ -287,7 +287,7 @@ class _Parser:
 
 
 def as_float(value: Number | Word) -> float | None:
-    """The number a float field takes from a value, or None: a number, or a word such as ``inf``, ``-inf``, ``nan``."""
+    """Return the number of a float field, from a number or a word such as ``inf``, ``-inf``, ``nan``; else None."""
     if isinstance(value, Number):
         try:
             return float(value.value)

@@ -1,7 +1,7 @@
-"""Measures: plain functions of arrays, each with its formula, its edge cases and an interval.
+"""Metrics: plain functions of arrays, each with its formula, its edge cases and an interval.
 
-One table of a binary task comes from :func:`summary`; runs on the same rows are set side by side by
-:func:`compare`, which says which differences are real. This room needs numpy and nothing else.
+:func:`summary` computes all metrics of a binary task. :func:`compare` computes the differences between runs on the same
+rows, with confidence intervals. The package needs numpy and nothing else.
 """
 
 from __future__ import annotations

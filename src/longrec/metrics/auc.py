@@ -12,12 +12,12 @@ from longrec.metrics.columns import Floats, Ints, groups, labels, numbers, requi
 
 
 def auc(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
-    r"""The chance that a positive row is scored above a negative one, a tie counting half.
+    r"""Return the probability that a positive row has a higher score than a negative one. A tie counts half.
 
         AUC = sum_{i: y=1} sum_{j: y=0} w_i w_j ([s_i > s_j] + [s_i = s_j] / 2) / (W_1 W_0)
 
     with W_1, W_0 the weight of the positives and of the negatives. Only the order of the scores matters.
-    Sorted once, O(N log N). Hanley and McNeil, Radiology 1982 (the Mann-Whitney form).
+    One sort, O(N log N). Hanley and McNeil, Radiology 1982 (the Mann-Whitney form).
 
     Args:
         label: ``[N]`` of 0 and 1.
@@ -42,13 +42,13 @@ def auc(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> 
 
 @dataclass(frozen=True)
 class GroupedAUC:
-    """GAUC and what it is an average of.
+    """GAUC, with the counts of users and rows it averages over.
 
     Attributes:
-        value: the row-weighted mean of AUC over the users that have both classes; NaN when none has.
+        value: row-weighted mean of AUC over the users with both classes. NaN without any.
         users: users counted.
         rows: rows of the users counted.
-        users_skipped: users whose rows are all of one class: they have no AUC.
+        users_skipped: users without an AUC, because all their rows are of one class.
         rows_skipped: rows of the users skipped.
     """
 
@@ -60,11 +60,11 @@ class GroupedAUC:
 
 
 def grouped_auc(label: ArrayLike, score: ArrayLike, user: ArrayLike, weight: ArrayLike | None = None) -> GroupedAUC:
-    r"""AUC within each user, averaged by rows, with the count of what had to be left out.
+    r"""Return the row-weighted mean of AUC within each user, with the counts of skipped users and rows.
 
         GAUC = sum_u n_u AUC_u / sum_u n_u      over the users u with both classes, n_u = rows of u
 
-    It is blind to how users are ordered among each other, which is what a ranker is asked for.
+    It ignores the order between users, as a ranker orders the candidates of one user.
     Zhou et al., KDD 2018 (DIN), section 6.3; first in Zhu et al., KDD 2017.
 
     Args:
@@ -72,10 +72,10 @@ def grouped_auc(label: ArrayLike, score: ArrayLike, user: ArrayLike, weight: Arr
         score: ``[N]`` finite numbers.
         user: ``[N]`` the user of each row, integers or strings, in any order.
         weight: ``[N]`` not negative; ones when None. A user then counts by the weight of its rows, and rows of weight 0
-            are left out.
+            are skipped.
 
     Raises:
-        DataError: a column that cannot be used. A log without any two-class user is no error here: the value
+        DataError: a column that cannot be used. A log without any two-class user is not an error here: the value
             is NaN and ``users`` is 0.
 
     >>> grouped_auc([1, 0, 1, 0, 1, 1], [0.9, 0.1, 0.2, 0.3, 0.5, 0.6], ["a", "a", "b", "b", "c", "c"])
@@ -98,7 +98,7 @@ def grouped_auc(label: ArrayLike, score: ArrayLike, user: ArrayLike, weight: Arr
 
 
 def gauc(label: ArrayLike, score: ArrayLike, user: ArrayLike) -> float:
-    """The value of :func:`grouped_auc`, which also says how many users and rows it had to skip.
+    """Return the value of :func:`grouped_auc`, which also counts the skipped users and rows.
 
     Raises:
         DataError: no user has rows of both classes, or a column that cannot be used.
@@ -112,7 +112,7 @@ def gauc(label: ArrayLike, score: ArrayLike, user: ArrayLike) -> float:
             "column 'label'",
             f"none of {result.users_skipped:,} users has rows of both classes",
             "at least one user with a 0 and a 1",
-            "use auc, or a split that keeps several rows a user",
+            "use auc, or a split that keeps several rows per user",
         )
     return result.value
 
@@ -124,14 +124,14 @@ class Pairs:
     Only groups with both classes are kept. AUC is the case of one group.
 
     Attributes:
-        positive: ``[P]`` where each positive row finds its weight; by group, then by rising score.
+        positive: ``[P]`` index of the weight of each positive row, by group, then by rising score.
         negative: ``[M]`` the same of the negative rows.
-        below: ``[P]`` how many entries of ``negative`` come before the positive's own ties.
-        upto: ``[P]`` the same with its ties: they count half.
-        first_positive: ``[G]`` where each group starts in ``positive``.
-        first_negative: ``[G]`` where each group starts in ``negative``.
+        below: ``[P]`` number of entries of ``negative`` before the positive's own ties.
+        upto: ``[P]`` the same with its ties, which count half.
+        first_positive: ``[G]`` start of each group in ``positive``.
+        first_negative: ``[G]`` start of each group in ``negative``.
         group: ``[G]`` the number of each group kept.
-        positive_weight: ``[P]`` weight of each positive row besides; None for ones.
+        positive_weight: ``[P]`` additional weight of each positive row. None for ones.
         negative_weight: ``[M]`` the same of the negative rows.
     """
 
@@ -153,8 +153,8 @@ class Pairs:
             label: ``[N]`` of 0 and 1.
             score: ``[N]`` finite.
             group: ``[N]`` group of each row, 0, 1, ...
-            unit: ``[N]`` where the weight of each row will be found in the argument of :meth:`won`.
-            weight: ``[N]`` what that is multiplied by, row by row; None for ones.
+            unit: ``[N]`` index of the weight of each row in the argument of :meth:`won`.
+            weight: ``[N]`` factor of that weight, row by row. None for ones.
         """
         order = np.lexsort((score, group))
         ones = np.bincount(group, weights=label)
@@ -164,7 +164,7 @@ class Pairs:
 
         new_group = np.diff(g, prepend=-1) != 0
         new_tie = new_group | (np.diff(s, prepend=np.inf) != 0)
-        # Negatives before each row; read at the start of a run of equal scores, and at the start of the next.
+        # Negatives before each row, read at the start of a run of equal scores and at the start of the next.
         before = np.concatenate(([0], np.cumsum(~y)))
         bounds = np.append(np.flatnonzero(new_tie), len(order))
         tie = np.cumsum(new_tie)[y] - 1
@@ -182,7 +182,7 @@ class Pairs:
         )
 
     def won(self, weight: Floats) -> tuple[Floats, Floats, Floats]:
-        """Weight of the pairs won, of the positives and of the negatives, each ``[G]``."""
+        """Return the weight of the pairs won, of the positives and of the negatives, each ``[G]``."""
         if len(self.group) == 0:
             return np.zeros(0), np.zeros(0), np.zeros(0)
         positives, negatives = weight[self.positive], weight[self.negative]
@@ -192,6 +192,6 @@ class Pairs:
         wins = positives * (before[self.below] + before[self.upto]) * 0.5
         positive = np.add.reduceat(positives, self.first_positive)
         negative = np.add.reduceat(negatives, self.first_negative)
-        # `before` runs on over all groups; what earlier groups put into it is taken off again.
+        # `before` accumulates over all groups, so the sum of earlier groups is subtracted.
         won = np.add.reduceat(wins, self.first_positive) - before[self.first_negative] * positive
         return won, positive, negative

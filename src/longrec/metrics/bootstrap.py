@@ -1,7 +1,7 @@
-"""How far would the metrics move on another sample of users (or rows)? Every metric at once, fast.
+"""Bootstrap of all metrics at once over users (or rows).
 
-A replicate is never materialised: it is a vector of counts, one a user. Each score column is sorted once; after
-that a replicate costs a cumulative sum for AUC, sums over bins for ECE, and dot products for the rest.
+A resample is never materialized. It is a vector of counts, one per user. Each score column is sorted once. After that
+a resample costs a cumulative sum for AUC, sums over bins for ECE, and dot products for the rest.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Resample = Literal["user", "row"]
 
 @dataclass(frozen=True)
 class Draws:
-    """Metrics of every score column, on the rows as they are and on every replicate.
+    """Metrics of every score column, on the full rows and on every resample.
 
     Attributes:
         values: run -> ``[6]`` in the order of ``METRICS``.
-        draws: run -> ``[R, 6]``; replicate r is the same resample for every run.
-        rows, users, positives: what was measured.
-        gauc_users_skipped, gauc_rows_skipped: users of one class, which GAUC leaves out, and their rows.
+        draws: run -> ``[R, 6]``. Resample r is the same for every run.
+        rows, users, positives: counts of the measured rows.
+        gauc_users_skipped, gauc_rows_skipped: users of one class, which GAUC skips, and their rows.
     """
 
     values: dict[str, Floats]
@@ -52,19 +52,19 @@ def bootstrap(
     resample: Resample = "user",
     weight: ArrayLike | None = None,
 ) -> Draws:
-    """Draw users (or rows) with replacement and measure every score column on each draw.
+    """Draw users (or rows) with replacement and compute the metrics of every score column on each resample.
 
-    Rows of one user are alike, so drawing rows makes intervals too narrow for the question "how would this do
-    on other users?"; ``resample="user"`` draws whole users (the cluster bootstrap; Field and Welsh, JRSS B 2007).
-    The same draw serves every column, which makes differences between columns paired. A draw on which AUC or
-    GAUC is undefined is drawn again. ECE keeps the bins of the full rows.
+    Rows of one user are alike, so drawing rows makes intervals too narrow for the metrics on other users.
+    ``resample="user"`` draws whole users (the cluster bootstrap; Field and Welsh, JRSS B 2007). Each resample is used
+    for every column, so that differences between columns are paired. A resample with an undefined AUC or GAUC is drawn
+    again. ECE keeps the bins of the full rows.
 
     Args:
         label: ``[N]`` of 0 and 1.
         scores: run name -> ``[N]`` probabilities, on the same rows.
         user: ``[N]`` the user of each row.
-        weight: ``[N]`` not negative, of each row in every metric; ones when None. Units are drawn alike whatever they
-            weigh. Rows of weight 0 are left out.
+        weight: ``[N]`` not negative, of each row in every metric; ones when None. Weights do not change the probability
+            of a draw. Rows of weight 0 are skipped.
 
     Raises:
         DataError: a label of one class, fewer than two units to draw from, or a column that cannot be used.
@@ -80,7 +80,7 @@ def bootstrap(
     w = None if weight is None else weights(weight, len(y))
     if w is not None:
         some = w > 0
-        # A score of another length is refused below, so it is cut only where it fits.
+        # A score of another length is refused below, so only those that fit are masked.
         cut = {name: np.asarray(score) for name, score in scores.items()}
         scores = {name: score[some] if score.shape == some.shape else score for name, score in cut.items()}
         y, user, w = y[some], np.asarray(user)[some], w[some]
@@ -124,7 +124,7 @@ def _draw(
     defined: NDArray[np.bool_],
     into: dict[str, Floats],
 ) -> None:
-    """Fill one replicate, drawing again while it lacks a class (the same for every column: labels decide)."""
+    """Fill one resample, and draw again while it lacks a class (the same for every column, as labels are shared)."""
     for _ in range(1000):
         counts = np.bincount(rng.integers(0, units, units), minlength=units).astype(np.float64)
         for name, column in columns.items():
@@ -142,7 +142,7 @@ def _draw(
 
 
 class _Column:
-    """One score column made ready: ``measure(counts of the units) -> [6]``."""
+    """One score column, prepared for ``measure(counts of the units) -> [6]``."""
 
     def __init__(
         self, y: Floats, p: Floats, user: Ints, of_row: Ints, units: int, resample: Resample, w: Floats | None = None
@@ -152,7 +152,7 @@ class _Column:
         self.pairs_by_user = Pairs.of(y, p, user, of_row, w)
         self.fixed_users: tuple[Floats, Floats] | None = None
         if resample == "user":
-            # All rows of a user come or go together, so its AUC never changes: only how often it counts does.
+            # All rows of a user are drawn together, so its AUC never changes, only its count.
             won, positive, negative = self.pairs_by_user.won(np.ones(units))
             rows = np.zeros(units)
             rows[self.pairs_by_user.group] = positive + negative
@@ -170,7 +170,7 @@ class _Column:
         self.bin_start = np.flatnonzero(np.diff(which[by_bin], prepend=-1))
 
     def measure(self, counts: Floats) -> Floats:
-        """The six metrics ``[6]``; AUC and everything that needs both classes is NaN where undefined."""
+        """Return the six metrics ``[6]``. Metrics that need both classes are NaN where undefined."""
         rows, clicks, promised, loss = self.sums @ counts
         result = np.full(len(METRICS), np.nan)
         if clicks == 0 or clicks == rows:

@@ -1,4 +1,4 @@
-"""Values of metrics at which a model is worse than no model, and the warning each of them carries."""
+"""Warnings for metrics whose values show that a model is worse than no model."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from longrec.metrics.interval import Interval
 __all__ = ["PCOC_BOUNDS", "metric_warnings"]
 
 PCOC_BOUNDS = (0.8, 1.25)
-"""PCOC outside of these is no calibration: a quarter too much, or the same the other way round."""
+"""Bounds of PCOC for a calibrated model: a quarter too much, and its inverse."""
 
 
 def metric_warnings(
     metrics: Mapping[str, Interval], split: str, run: str = "", not_probabilities: Collection[str] = ()
 ) -> tuple[str, ...]:
-    """One sentence per metric whose value says that the model is worse than none, with figure, meaning and advice.
+    """Return one sentence per metric worse than without a model, with its value, meaning and advice.
 
-    The value decides. Where its interval reaches across the bound the sentence says so.
+    The value decides. The sentence notes an interval that reaches across the bound.
 
     Args:
-        metrics: key -> interval; of a further task as in ``auc.TASK``.
-        split: the rows that were measured.
-        run: named in front of each sentence.
-        not_probabilities: tasks whose scores are no probabilities of their label, so that only their order counts;
-            the empty name stands for the score that rows are ranked by.
+        metrics: key -> interval. Keys of a further task are written ``auc.TASK``.
+        split: name of the measured rows.
+        run: prefix of each sentence.
+        not_probabilities: tasks whose scores are no probabilities of their label, so that only their order counts. The
+            empty name is the score that ranks the rows.
 
     >>> metric_warnings({"auc": Interval(0.7, 0.6, 0.8), "pcoc": Interval(1.1, 0.9, 1.4)}, "test")
     ()

@@ -1,4 +1,4 @@
-"""What the top of a list is worth: its click rate, and the share of all value it holds."""
+"""Value of the top of a list: its click rate, and its share of all value."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from longrec.metrics.ranking import ranks
 
 
 def ctr_at_k(label: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> float:
-    """Click rate of the rows that the score puts among the first ``k`` of their list.
+    """Return the click rate of the rows that the score ranks among the first ``k`` of their list.
 
-    On logged data this is no forecast of an online rate: only what was shown then could be clicked. Ties are ranked
+    On logged data this is no forecast of an online rate, because only shown items could be clicked. Ties are ranked
     with the unclicked first.
 
     Args:
         label: ``[N]`` of 0 and 1.
         score: ``[N]`` finite numbers.
-        group: ``[N]`` the list of each row; one shorter than ``k`` is taken whole.
+        group: ``[N]`` the list of each row. All rows of a list shorter than ``k`` count.
 
     Raises:
         DataError: a column that cannot be used.
@@ -32,10 +32,10 @@ def ctr_at_k(label: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> fl
 
 
 def value_share_at_k(value: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> float:
-    """Share of all value (revenue, watch time, clicks times price) that stands among the first ``k`` of its list.
+    """Return the share of all value (revenue, watch time, clicks times price) in the first ``k`` rows of each list.
 
     Args:
-        value: ``[N]`` what each row was worth, not negative.
+        value: ``[N]`` value of each row, not negative.
         score, group, k: as :func:`ctr_at_k`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Are the probabilities right? Log loss, normalised entropy, PCOC, ECE, and the curve behind ECE."""
+"""Metrics of probabilities: log loss, normalized entropy, PCOC, ECE, and the calibration curve of ECE."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from numpy.typing import ArrayLike
 from longrec.errors import ConfigError, DataError
 from longrec.metrics.columns import Floats, Ints, as_probabilities, labels, numbers, require_both_classes, weights
 
-# A float32 sigmoid reaches exactly 0 and 1; this bounds the loss of one row at 16.1 instead of infinity.
+# A float32 sigmoid reaches exactly 0 and 1. This bounds the loss of one row at 16.1 instead of infinity.
 EPSILON = 1e-7
 BINS = 15
 
 
 def log_loss(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None, *, logits: bool = False) -> float:
-    r"""Mean negative log likelihood (binary cross entropy), in nats.
+    r"""Return the mean negative log likelihood (binary cross entropy), in nats.
 
         - sum_i w_i (y_i ln p_i + (1 - y_i) ln(1 - p_i)) / sum_i w_i
 
-    Probabilities are clipped to [1e-7, 1 - 1e-7]; logits are not clipped, their loss is computed stably.
+    Probabilities are clipped to [1e-7, 1 - 1e-7]. Logits are not clipped. Their loss is computed stably.
 
     Args:
         label: ``[N]`` of 0 and 1; one class is allowed.
@@ -45,14 +45,14 @@ def log_loss(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None
 
 
 def row_log_loss(label: Floats, score: Floats) -> Floats:
-    """Loss of each row ``[N]``, in nats, probabilities clipped as in :func:`log_loss`."""
+    """Return the loss of each row ``[N]``, in nats, with probabilities clipped as in :func:`log_loss`."""
     p = np.clip(score, EPSILON, 1 - EPSILON)
     loss: Floats = -np.log(np.where(label > 0, p, 1 - p))
     return loss
 
 
 def entropy(rate: float) -> float:
-    """Entropy of a coin, in nats.
+    """Return the entropy of a coin with this rate, in nats.
 
     >>> round(entropy(0.5), 4)  # ln 2
     0.6931
@@ -61,7 +61,7 @@ def entropy(rate: float) -> float:
 
 
 def normalized_entropy(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
-    r"""Log loss over the log loss of always answering the base rate: below 1 is better than knowing nothing.
+    r"""Return log loss divided by the log loss of the base rate: below 1 is better than a constant score.
 
         NE = logloss(y, p) / H(q)        q = share of positives, H(q) = -q ln q - (1 - q) ln(1 - q)
 
@@ -83,11 +83,11 @@ def normalized_entropy(label: ArrayLike, score: ArrayLike, weight: ArrayLike | N
 
 
 def pcoc(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
-    r"""Predicted clicks over clicks: 1 is right on average, above 1 promises too much.
+    r"""Return predicted clicks divided by clicks: 1 is right on average, above 1 predicts too many.
 
         PCOC = sum_i w_i p_i / sum_i w_i y_i
 
-    Called *calibration* in He et al., ADKDD 2014, section 2. It sees only the mean: errors may cancel.
+    Called *calibration* in He et al., ADKDD 2014, section 2. It measures only the mean, so errors may cancel.
 
     Raises:
         DataError: no positive row, or a column that cannot be used.
@@ -106,12 +106,12 @@ def pcoc(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) ->
 
 @dataclass(frozen=True)
 class CalibrationCurve:
-    """Bins of rows with like scores, rising by score.
+    """Bins of rows with similar scores, by rising score.
 
     Attributes:
         score: ``[B]`` mean score of each bin.
-        rate: ``[B]`` share of positives in it.
-        count: ``[B]`` rows in it.
+        rate: ``[B]`` share of positives in each bin.
+        count: ``[B]`` rows in each bin.
     """
 
     score: tuple[float, ...]
@@ -122,16 +122,16 @@ class CalibrationCurve:
 def calibration_curve(
     label: ArrayLike, score: ArrayLike, bins: int = BINS, weight: ArrayLike | None = None
 ) -> CalibrationCurve:
-    """Promised against observed, in bins of equally many rows.
+    """Return predicted and observed rates, in bins of equally many rows.
 
     Bin edges are quantiles of the score, and equal scores always share a bin, so the result does not depend on
-    the order of the rows; there are fewer bins than asked for when scores repeat.
+    the order of the rows. Repeated scores may give fewer bins.
 
     Args:
         label: ``[N]`` of 0 and 1.
         score: ``[N]`` probabilities.
         bins: 10 to 20 is usual.
-        weight: ``[N]`` not negative, of the means in each bin; ones when None. Rows of weight 0 are left out.
+        weight: ``[N]`` not negative, of the means in each bin; ones when None. Rows of weight 0 are skipped.
 
     Raises:
         DataError: a column that cannot be used, or a probability outside [0, 1].
@@ -153,13 +153,13 @@ def calibration_curve(
 
 
 def ece(label: ArrayLike, score: ArrayLike, bins: int = BINS, weight: ArrayLike | None = None) -> float:
-    r"""Expected calibration error over bins of equally many rows.
+    r"""Return the expected calibration error over bins of equally many rows.
 
         ECE = sum_b (w_b / W) |mean score in b - share of positives in b|
 
-    with w_b the weight of the rows of a bin (their number, where none is given) and W that of all.
+    with w_b the weight of the rows of a bin (their number without weights) and W that of all.
 
-    Noise alone makes it positive: a perfectly calibrated score on n rows a bin shows about
+    Noise alone makes it positive: a perfectly calibrated score on n rows per bin has about
     0.8 sqrt(q (1 - q) / n). Naeini et al., AAAI 2015; equal-mass bins as in Roelofs et al., AISTATS 2022.
 
     Args, Raises: as :func:`calibration_curve`.
@@ -176,10 +176,10 @@ def ece(label: ArrayLike, score: ArrayLike, bins: int = BINS, weight: ArrayLike 
 
 
 def equal_mass(score: Floats, bins: int) -> Ints:
-    """Bin of each row ``[N]``, 0, 1, ... by rising score, none empty; equal scores share a bin."""
+    """Return the bin of each row ``[N]``, 0, 1, ... by rising score, none empty. Equal scores share a bin."""
     if bins < 1:
         raise ConfigError("bins", [f"must be at least 1, got {bins}"])
-    # Inner edges are scores that occur; a row equal to an edge belongs to the bin above it.
+    # Inner edges are scores that occur. A row equal to an edge belongs to the bin above it.
     edges = np.quantile(score, np.arange(1, bins) / bins, method="higher")
     which = np.searchsorted(edges, score, side="right")
     return np.unique(which, return_inverse=True)[1].astype(np.int64, copy=False)

@@ -1,4 +1,4 @@
-"""What a metric accepts: columns of one length, checked once, with a message a reader can act on."""
+"""Validation of the inputs of metrics: columns of one length, with messages a user can act on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Ints: TypeAlias = NDArray[np.int64]
 
 
 def numbers(values: ArrayLike, name: str, rows: int | None = None) -> Floats:
-    """A column of finite numbers as float64 ``[N]``.
+    """Return a column of finite numbers as float64 ``[N]``.
 
     Raises:
         DataError: not one-dimensional, empty, not of ``rows`` rows, not numbers, or not finite.
@@ -29,13 +29,13 @@ def numbers(values: ArrayLike, name: str, rows: int | None = None) -> Floats:
             f"column '{name}'",
             f"{int(bad.sum())} values that are NaN or infinite (first at row {int(bad.argmax())})",
             "finite numbers",
-            "look at the model that wrote them: a diverged training run scores NaN",
+            "check the model that wrote them: a diverged training run scores NaN",
         )
     return result
 
 
 def labels(values: ArrayLike, name: str = "label") -> Floats:
-    """A column of 0 and 1 as float64 ``[N]``.
+    """Return a column of 0 and 1 as float64 ``[N]``.
 
     Raises:
         DataError: as :func:`numbers`, or a value that is neither 0 nor 1.
@@ -49,7 +49,7 @@ def labels(values: ArrayLike, name: str = "label") -> Floats:
 
 
 def require_both_classes(label: Floats, name: str = "label") -> None:
-    """Raise a DataError when ``label`` holds one class only."""
+    """Raise a DataError if ``label`` holds one class only."""
     ones = int(label.sum())
     if ones in (0, len(label)):
         raise DataError(
@@ -61,7 +61,7 @@ def require_both_classes(label: Floats, name: str = "label") -> None:
 
 
 def as_probabilities(values: ArrayLike, rows: int, name: str = "score") -> Floats:
-    """A column of numbers within [0, 1] as float64 ``[N]``.
+    """Return a column of numbers within [0, 1] as float64 ``[N]``.
 
     Raises:
         DataError: as :func:`numbers`, or a value outside [0, 1].
@@ -80,7 +80,7 @@ def as_probabilities(values: ArrayLike, rows: int, name: str = "score") -> Float
 
 
 def weights(values: ArrayLike | None, rows: int) -> Floats:
-    """Row weights as float64 ``[N]``: ones when ``values`` is None.
+    """Return row weights as float64 ``[N]``: ones when ``values`` is None.
 
     Raises:
         DataError: as :func:`numbers`, a negative weight, or all weights zero.
@@ -98,7 +98,7 @@ def weights(values: ArrayLike | None, rows: int) -> Floats:
 
 
 def groups(values: ArrayLike, name: str, rows: int) -> tuple[Ints, int]:
-    """Number the groups of a key column (user, list) 0, 1, ...: ``([N] group of each row, how many)``.
+    """Number the groups of a key column (user, list) 0, 1, ...: ``([N] group of each row, number of groups)``.
 
     Raises:
         DataError: not one-dimensional or not of ``rows`` rows.
@@ -110,7 +110,7 @@ def groups(values: ArrayLike, name: str, rows: int) -> tuple[Ints, int]:
 def _flat(values: ArrayLike, name: str, rows: int | None) -> NDArray[Any]:
     column = np.asarray(values)
     if column.ndim != 1:
-        raise DataError(f"column '{name}'", f"an array of shape {column.shape}", "one value a row")
+        raise DataError(f"column '{name}'", f"an array of shape {column.shape}", "one value per row")
     if len(column) == 0:
         raise DataError(f"column '{name}'", "no rows", "at least one row")
     if rows is not None and len(column) != rows:

@@ -1,4 +1,4 @@
-"""Metrics with intervals for one run, and runs side by side with the differences that are real."""
+"""Metrics with confidence intervals for one run, and differences with confidence intervals between runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from longrec.metrics.bounds import metric_warnings
 from longrec.metrics.columns import Floats
 from longrec.metrics.interval import LEVEL, Interval
 
-# Which way is better; PCOC is best at 1, so a difference in it is neither.
+# The better direction. PCOC is best at 1, so a difference in it is neither better nor worse.
 BETTER: dict[str, Literal["higher", "lower", "one"]] = {
     "auc": "higher",
     "gauc": "higher",
@@ -33,7 +33,7 @@ class Difference:
 
     Attributes:
         interval: the difference and its 95 % interval.
-        real: whether the interval excludes zero.
+        real: the interval excludes zero.
         verdict: ``better`` or ``worse`` when real, ``differs`` for a real difference of PCOC, else ``unclear``.
     """
 
@@ -42,24 +42,24 @@ class Difference:
     verdict: Verdict
 
     def to_dict(self) -> dict[str, Any]:
-        """The interval's keys, ``real`` and ``verdict``."""
+        """Return the interval's keys, ``real`` and ``verdict``."""
         return {**self.interval.to_dict(), "real": self.real, "verdict": self.verdict}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs on the same rows.
+    """Metrics of runs on the same rows, and the differences to a baseline.
 
     Attributes:
-        baseline: the run the others are measured against.
+        baseline: the run the others are compared with.
         runs: run -> metric -> interval.
         differences: run (all but the baseline) -> metric -> difference to the baseline.
-        rows, users, positives: what was measured.
-        gauc_users_skipped, gauc_rows_skipped: what GAUC had to leave out (users of one class).
-        resample, n_resamples: what was resampled, and how often.
-        split: name of the rows; empty where nobody named them.
+        rows, users, positives: counts of the measured rows.
+        gauc_users_skipped, gauc_rows_skipped: users of one class, which GAUC skips, and their rows.
+        resample, n_resamples: the resampled unit, and the number of resamples.
+        split: name of the rows, or empty.
         warnings: one sentence per reason to read the metrics of a run with caution.
-        sample_weight: name of what the rows were weighted by; None for all alike.
+        sample_weight: column of the row weights. None without weights.
     """
 
     baseline: str
@@ -77,7 +77,7 @@ class Comparison:
     sample_weight: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts and numbers, ready for JSON."""
+        """Return plain dicts and numbers, ready for JSON."""
         return {
             "baseline": self.baseline,
             "split": self.split,
@@ -108,18 +108,18 @@ def summary(
     resample: Resample = "user",
     weight: ArrayLike | None = None,
 ) -> dict[str, Interval]:
-    """AUC, GAUC, log loss, normalised entropy, PCOC and ECE, each with a 95 % bootstrap interval.
+    """Return AUC, GAUC, log loss, normalized entropy, PCOC and ECE, each with a 95 % bootstrap interval.
 
-    GAUC is undefined (NaN) when no user has rows of both classes. ECE's draws are moved so that they centre on its
-    value: resampling adds noise of its own, and noise only ever raises ECE.
+    GAUC is undefined (NaN) when no user has rows of both classes. ECE's draws are shifted so that their mean is its
+    value, because the noise of resampling only ever raises ECE.
 
     Args:
         label: ``[N]`` of 0 and 1.
         score: ``[N]`` probabilities.
         user: ``[N]`` the user of each row.
-        n_resamples: resamples; 300 settle an end of the interval to about a tenth of its width.
-        seed: of the resampling; the same seed gives the same interval.
-        resample: what is resampled: whole users, or single rows (narrower; for rows that share nothing).
+        n_resamples: number of resamples. With 300, the ends of the interval vary by about a tenth of its width.
+        seed: of the resampling. The same seed gives the same interval.
+        resample: the resampled unit: whole users, or single rows (narrower, for independent rows).
         weight: ``[N]`` not negative, of each row in every metric; ones when None.
 
     Raises:
@@ -147,16 +147,16 @@ def compare(
     split: str = "",
     weight: ArrayLike | None = None,
 ) -> Comparison:
-    """Set runs side by side on the same rows; every resample is shared, so differences are paired.
+    """Compare runs on the same rows. All runs share each resample, so differences are paired.
 
-    A difference is *real* when its 95 % interval excludes zero. One in twenty comparisons of equal runs will look
-    real by chance; look at the size, not only at the word.
+    A difference is *real* when its 95 % interval excludes zero. One in twenty comparisons of equal runs looks real by
+    chance, so consider the size of a difference too.
 
     Args:
         label: ``[N]`` of 0 and 1.
         scores: run name -> ``[N]`` probabilities, two runs or more.
         user: ``[N]`` the user of each row.
-        baseline: name of the run to compare with; the first when None.
+        baseline: name of the run to compare with. Default: the first.
         n_resamples, seed, resample, weight: as :func:`summary`.
         split: name of the rows, for tables and warnings.
 
@@ -194,7 +194,7 @@ def compare(
 
 
 def _center_ece(drawn: Draws, run: str) -> Floats:
-    """The draws ``[R, 6]`` with those of ECE moved onto its value (see :func:`summary`)."""
+    """Return the draws ``[R, 6]`` with those of ECE shifted to its value (see :func:`summary`)."""
     draws = drawn.draws[run].copy()
     index = METRICS.index("ece")
     draws[:, index] += drawn.values[run][index] - np.mean(draws[:, index])
@@ -203,7 +203,7 @@ def _center_ece(drawn: Draws, run: str) -> Floats:
 
 def _intervals(drawn: Draws, run: str) -> dict[str, Interval]:
     draws = _center_ece(drawn, run)
-    # None of the six is ever negative; only the shift of ECE could say otherwise.
+    # None of the six metrics is negative, but the shift of ECE can make a draw negative.
     return {
         key: Interval.of(float(drawn.values[run][index]), np.maximum(draws[:, index], 0.0))
         for index, key in enumerate(METRICS)

@@ -1,4 +1,4 @@
-"""What a set of recommendations looks like as a whole: coverage, concentration, novelty, variety."""
+"""Metrics of a set of recommendations: coverage, concentration, novelty, diversity."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from longrec.metrics.columns import groups, numbers
 
 
 def coverage(items: ArrayLike, catalog: int) -> float:
-    """Share of the catalogue that was recommended at least once.
+    """Return the share of the catalog that was recommended at least once.
 
     Args:
         items: ``[N]`` recommended item of each row, all lists together.
-        catalog: how many items there are.
+        catalog: number of items.
 
     Raises:
-        DataError: more distinct items than the catalogue holds, or no rows.
+        DataError: more distinct items than the catalog holds, or no rows.
 
     >>> coverage([3, 3, 5], catalog=4)
     0.5
     """
     _, distinct = groups(items, "items", len(np.asarray(items)))
     if distinct > catalog:
-        raise DataError("column 'items'", f"{distinct:,} distinct items", f"at most the catalogue's {catalog:,}")
+        raise DataError("column 'items'", f"{distinct:,} distinct items", f"at most the catalog's {catalog:,}")
     return distinct / catalog
 
 
 def gini(exposure: ArrayLike) -> float:
-    r"""Concentration of exposure: 0 when every item is shown equally often, towards 1 when one takes all.
+    r"""Return the concentration of exposure: 0 when all items are shown equally often, near 1 when one takes all.
 
         G = sum_i (2 i - n - 1) x_i / (n sum_i x_i)        x sorted, i = 1..n
 
     Args:
-        exposure: ``[n]`` how often each item of the catalogue was shown; items never shown count, as 0.
+        exposure: ``[n]`` number of times each item of the catalog was shown. Items never shown count as 0.
 
     Raises:
         DataError: a negative count, nothing shown at all, or no items.
@@ -50,7 +50,7 @@ def gini(exposure: ArrayLike) -> float:
 
 
 def novelty(popularity: ArrayLike) -> float:
-    r"""Mean self-information of what was recommended, in bits: how surprising it is.
+    r"""Return the mean self-information of the recommended items, in bits.
 
         - mean_i log2 p_i        p_i = share of users (or of events) that item i already had
 
@@ -77,16 +77,16 @@ def novelty(popularity: ArrayLike) -> float:
 
 
 def intra_list_diversity(vectors: ArrayLike, group: ArrayLike) -> float:
-    r"""Mean over lists of the mean cosine distance between two of its items.
+    r"""Return the mean over lists of the mean cosine distance between two of its items.
 
         1 - (|sum_i u_i|^2 - sum_i |u_i|^2) / (n (n - 1))        u_i = v_i / |v_i|
 
-    which needs no pair: O(N D). A zero vector is at distance 1 from everything. Lists of one item have no pair and
-    are left out. Ziegler et al., WWW 2005.
+    which needs no pairs: O(N D). A zero vector has distance 1 to every vector. Lists of one item have no pair and are
+    skipped. Ziegler et al., WWW 2005.
 
     Args:
-        vectors: ``[N, D]`` a vector of each recommended item.
-        group: ``[N]`` its list.
+        vectors: ``[N, D]`` vector of each recommended item.
+        group: ``[N]`` list of each item.
 
     Raises:
         DataError: wrong shapes, values that are not finite, or no list of two items.

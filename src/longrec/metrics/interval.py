@@ -1,4 +1,4 @@
-"""A number with its interval."""
+"""An estimate with its confidence interval."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the 95 % interval around it; all three NaN when the metric is undefined on the rows.
+    """An estimate and the 95 % interval around it. All three are NaN when the metric is undefined on the rows.
 
     >>> print(Interval(0.6312, 0.629, 0.6335))
     0.6312 [0.6290, 0.6335]
@@ -30,12 +30,12 @@ class Interval:
 
     @classmethod
     def undefined(cls) -> Interval:
-        """What a metric is where it has no meaning, such as GAUC when every user has one row."""
+        """Return the value of an undefined metric, such as GAUC when every user has one row."""
         return cls(math.nan, math.nan, math.nan)
 
     @classmethod
     def of(cls, value: float, draws: Floats) -> Interval:
-        """The percentile interval of bootstrap ``draws`` around ``value``. Efron and Tibshirani 1993, chapter 13."""
+        """Return the percentile interval of bootstrap ``draws``. Efron and Tibshirani 1993, chapter 13."""
         if not math.isfinite(value):
             return cls.undefined()
         low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -43,7 +43,7 @@ class Interval:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Interval:
-        """Read what :meth:`to_dict` wrote; null reads as NaN."""
+        """Read the output of :meth:`to_dict`. Null is read as NaN."""
         value, low, high = (
             math.nan if content[key] is None else float(content[key]) for key in ("value", "low", "high")
         )
@@ -51,16 +51,16 @@ class Interval:
 
     @property
     def defined(self) -> bool:
-        """Whether there is a number at all."""
+        """True if the metric is defined on the rows."""
         return math.isfinite(self.value)
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the whole interval lies on one side of zero."""
+        """True if the whole interval is on one side of zero."""
         return self.low > 0 or self.high < 0
 
     def to_dict(self) -> dict[str, float | None]:
-        """``{"value", "low", "high"}``, null where undefined (JSON has no NaN)."""
+        """Return ``{"value", "low", "high"}``, null where undefined (JSON has no NaN)."""
         values = {"value": self.value, "low": self.low, "high": self.high}
         return {key: number if math.isfinite(number) else None for key, number in values.items()}
 

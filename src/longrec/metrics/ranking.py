@@ -1,8 +1,8 @@
 """Metrics of ranked lists: NDCG, hit rate, recall and reciprocal rank.
 
-Every function takes one row a (list, item) pair in any order, and averages over the lists that hold something
-relevant; :func:`lists_skipped` says how many do not. Items of equal score are ranked with the least relevant first, so
-that a constant score earns nothing by luck of the row order.
+Every function takes one row per (list, item) pair in any order, and averages over the lists with a relevant item.
+:func:`lists_skipped` counts the others. Items of equal score are ranked with the least relevant first, so that a
+constant score gains nothing from the row order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from longrec.metrics.columns import Floats, Ints, groups, numbers
 
 
 def ndcg_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> float:
-    r"""Normalised discounted cumulative gain of the first ``k``.
+    r"""Return the normalized discounted cumulative gain of the first ``k``.
 
         DCG = sum_{r=1..k} (2^rel_r - 1) / log2(r + 1)        NDCG = DCG / DCG of the ideal order
 
@@ -25,7 +25,7 @@ def ndcg_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) 
         relevance: ``[N]`` grades, not negative; 0 and 1 for clicks.
         score: ``[N]`` finite numbers.
         group: ``[N]`` the list (or user) of each row.
-        k: cut, at least 1; a list shorter than ``k`` is taken whole.
+        k: cut, at least 1. All rows of a list shorter than ``k`` count.
 
     Raises:
         DataError: a negative grade, nothing relevant in any list, or a column that cannot be used.
@@ -42,7 +42,7 @@ def ndcg_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) 
 
 
 def hit_rate_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> float:
-    """Share of lists with something relevant among the first ``k``. Args, Raises: as :func:`ndcg_at_k`.
+    """Return the share of lists with a relevant item among the first ``k``. Args, Raises: as :func:`ndcg_at_k`.
 
     >>> hit_rate_at_k([1, 0, 0, 1], [0.9, 0.1, 0.8, 0.2], [1, 1, 2, 2], k=1)
     0.5
@@ -54,9 +54,9 @@ def hit_rate_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: i
 
 
 def recall_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> float:
-    """Mean share of a list's relevant items that stand among its first ``k``. Args, Raises: as :func:`ndcg_at_k`.
+    """Return the mean share of a list's relevant items among its first ``k``. Args, Raises: as :func:`ndcg_at_k`.
 
-    What is relevant but was never put into the list is not seen here.
+    Relevant items that are not in the list do not count.
 
     >>> recall_at_k([1, 1, 0], [0.9, 0.1, 0.5], [7, 7, 7], k=2)
     0.5
@@ -70,7 +70,9 @@ def recall_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int
 
 
 def mrr(relevance: ArrayLike, score: ArrayLike, group: ArrayLike) -> float:
-    """Mean of 1 / rank of the first relevant item. Args, Raises: as :func:`ndcg_at_k`. Voorhees, TREC-8 1999.
+    """Return the mean of 1 / rank of the first relevant item. Args, Raises: as :func:`ndcg_at_k`.
+
+    Voorhees, TREC-8 1999.
 
     >>> mrr([1, 0, 0, 1], [0.9, 0.1, 0.8, 0.2], [1, 1, 2, 2])  # ranks 1 and 2
     0.75
@@ -83,7 +85,7 @@ def mrr(relevance: ArrayLike, score: ArrayLike, group: ArrayLike) -> float:
 
 
 def lists_skipped(relevance: ArrayLike, group: ArrayLike) -> int:
-    """How many lists hold nothing relevant, and are left out of every mean in this file.
+    """Return the number of lists without a relevant item, which every mean in this file skips.
 
     >>> lists_skipped([1, 0, 0, 0], [1, 1, 2, 2])
     1
@@ -94,7 +96,7 @@ def lists_skipped(relevance: ArrayLike, group: ArrayLike) -> int:
 
 
 def ranks(score: ArrayLike, worth: ArrayLike, group: ArrayLike) -> Ints:
-    """Rank of each row in its list ``[N]``, 1 first; among equal scores the one of least ``worth`` comes first.
+    """Return the rank of each row in its list ``[N]``, from 1. Among equal scores the least ``worth`` comes first.
 
     >>> ranks([0.2, 0.9, 0.9], [0, 1, 0], [7, 7, 7]).tolist()
     [3, 2, 1]

@@ -1,4 +1,4 @@
-"""Shows what was measured: text tables, JSON, and one HTML page a run or comparison. Measures nothing itself."""
+"""Reports of metrics: text tables, JSON, and one HTML page per run or comparison. Computes no metrics itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a run or a comparison: no script, no font, no picture from elsewhere."""
+"""One self-contained HTML page of a run or a comparison, without scripts, external fonts or images."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def write_page(
 
     Args:
         out: the HTML file.
-        title: what was run.
+        title: heading of the page.
         facts: name -> value, shown under the title (data, split, dates, machine time).
-        runs: from :func:`longrec.report.run.read_run`; their order gives colours and columns.
-        comparison: ``Comparison.to_dict()`` whose runs are named as ``runs`` are; None for no differences.
-        explanation: where one sample's score comes from: ``user, when, candidate, score, label`` and ``events``, each
-            with ``name, side, ago, weight``; ``note`` may be empty.
-        next_steps: sentences, or commands that start with ``longrec``; words between backticks are shown as code.
+        runs: from :func:`longrec.report.run.read_run`. Their order sets colors and columns.
+        comparison: ``Comparison.to_dict()`` of runs with the names of ``runs``. None for no differences.
+        explanation: explanation of one sample's score: ``user, when, candidate, score, label`` and ``events``, each
+            with ``name, side, ago, weight``. ``note`` may be empty.
+        next_steps: sentences, or commands that start with ``longrec``. Text between backticks is shown as code.
 
     Raises:
         LongRecError: the file cannot be written.

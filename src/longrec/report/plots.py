@@ -1,8 +1,8 @@
-"""Charts as inline SVG, drawn by hand: they need no library, no script and no network.
+"""Charts as inline SVG, without a library, a script or the network.
 
-Colours come from the page's style sheet by class (``s0`` to ``s5``, a palette that colour-blind readers can tell
-apart), so a chart follows the page into dark mode. Runs also differ by dash and by marker. Everything that has a value
-carries a ``title`` for hovering.
+Colors come from the page's style sheet by class (``s0`` to ``s5``, a palette for color-blind readers), so a chart
+follows the page into dark mode. Runs also differ by dash and by marker. Every element with a value has a ``title`` for
+hovering.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MOST_POINTS = 120
 
 @dataclass(frozen=True)
 class Series:
-    """A line: its name, the colour slot it keeps in every chart of a page, and its points (x, y) by rising x."""
+    """A line: its name, its color slot in every chart of a page, and its points (x, y) by rising x."""
 
     name: str
     slot: int
@@ -31,7 +31,7 @@ class Series:
 
 @dataclass(frozen=True)
 class _Axis:
-    """Data to pixels, over a range that ends on round numbers."""
+    """Map from data to pixels, over a range that ends on round numbers."""
 
     ticks: list[float]
     start: float
@@ -43,7 +43,7 @@ class _Axis:
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers that cover ``low`` to ``high``, about ``about`` of them, at steps of 1, 2, 2.5 or 5 times 10^k.
+    """Return about ``about`` round numbers that cover ``low`` to ``high``, at steps of 1, 2, 2.5 or 5 times 10^k.
 
     >>> ticks(0.683, 0.717)
     [0.68, 0.69, 0.7, 0.71, 0.72]
@@ -60,7 +60,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def number(value: float, step: float) -> str:
-    """A tick with just the decimals its step needs.
+    """Format a tick with the decimals its step needs.
 
     >>> number(0.7, 0.05), number(20000.0, 5000.0), number(0.025, 0.025)
     ('0.70', '20,000', '0.025')
@@ -70,12 +70,12 @@ def number(value: float, step: float) -> str:
 
 
 def line_chart(series: Sequence[Series], x_label: str, y_label: str, best: str = "") -> str:
-    """Lines over a common x axis, as learning curves.
+    """Return a chart of lines over a common x axis, such as learning curves.
 
     Args:
-        series: drawn in order; long ones are averaged down to 120 points.
-        x_label, y_label: under and above the axes.
-        best: ``highest`` or ``lowest`` rings that point of every line.
+        series: drawn in order. Long ones are averaged down to 120 points.
+        x_label, y_label: names of the axes.
+        best: ``highest`` or ``lowest`` adds a ring to that point of every line.
     """
     drawn = [(one, _thin(one.points)) for one in series if one.points]
     if not drawn:
@@ -105,13 +105,13 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, best: str =
 def interval_chart(
     rows: Sequence[tuple[str, int, Interval]], label: str, reference: float | None = None, signed: bool = False
 ) -> str:
-    """Dots with whiskers, one row an entry.
+    """Return a chart of dots with whiskers, one row per entry.
 
     Args:
-        rows: name, colour slot, interval; undefined ones are left out.
+        rows: name, color slot, interval. Undefined ones are skipped.
         label: of the axis.
         reference: a value to mark with a line, such as 1 for PCOC or 0 for a difference.
-        signed: whether hovers show a plus sign.
+        signed: hovers show a plus sign.
     """
     rows = [row for row in rows if row[2].defined]
     if not rows:
@@ -152,7 +152,7 @@ def interval_chart(
 
 
 def calibration_chart(curve: CalibrationCurve, name: str, slot: int) -> str:
-    """Share of positives against mean score, a point a bin sized by its rows; on the diagonal a promise is kept."""
+    """Return a chart of the share of positives over the mean score, one point per bin, sized by its rows."""
     width = height = 340
     top = max(*curve.score, *curve.rate) if curve.score else 1.0
     marks = ticks(0.0, min(1.0, top))
@@ -160,7 +160,7 @@ def calibration_chart(curve: CalibrationCurve, name: str, slot: int) -> str:
     elements = [*_frame(across, up, width, height, "mean score", "share of positives")]
     elements.append(
         f'<line class="reference" x1="{across.start}" y1="{up.start}" x2="{across.stop}" y2="{up.stop}">'
-        f"{_title('a promise kept: the score equals the share of positives')}</line>"
+        f"{_title('calibrated: the score equals the share of positives')}</line>"
     )
     path = " ".join(f"{across.at(p):.1f},{up.at(q):.1f}" for p, q in zip(curve.score, curve.rate))
     elements.append(f'<polyline class="line thin s{slot % SLOTS}" points="{path}"/>')
@@ -172,7 +172,7 @@ def calibration_chart(curve: CalibrationCurve, name: str, slot: int) -> str:
 
 
 def bar(weight: float, low: float, high: float, hover: str = "") -> str:
-    """One horizontal bar from zero, on a scale from ``low`` to ``high`` that all bars of a table share."""
+    """Return one horizontal bar from zero, on a scale from ``low`` to ``high`` that all bars of a table share."""
     low, high = min(low, 0.0), max(high, 0.0)
     span = (high - low) or 1.0
     zero, end = -low / span * 100, (weight - low) / span * 100
@@ -186,7 +186,7 @@ def bar(weight: float, low: float, high: float, hover: str = "") -> str:
 
 
 def swatch(slot: int) -> str:
-    """The mark of a run for legends and table heads: its line and its marker."""
+    """Return the line and the marker of a run, for legends and table heads."""
     return (
         f'<svg class="swatch" width="34" height="14" aria-hidden="true"><line class="line s{slot % SLOTS}" '
         f'stroke-dasharray="{_dash(slot)}" x1="1" x2="33" y1="7" y2="7"/>{_marker(slot, 17, 7, 4.5, "")}</svg>'
@@ -194,12 +194,12 @@ def swatch(slot: int) -> str:
 
 
 def _dash(slot: int) -> str:
-    # The seventh run has the first one's colour, so it takes another dash (and, below, another marker).
+    # The seventh run has the first one's color, so it takes another dash (and, below, another marker).
     return _DASHES[(slot + slot // SLOTS) % len(_DASHES)]
 
 
 def _marker(slot: int, x: float, y: float, r: float, hover: str) -> str:
-    """A run's own shape: circle, square, diamond, triangle...; with ``r`` 0 nothing to see, only something to hover."""
+    """Return a run's marker: circle, square, diamond or triangle. It is invisible, for hovering only, if ``r`` is 0."""
     title = _title(hover)
     if not r:
         return f'<circle class="touch" cx="{x:.1f}" cy="{y:.1f}" r="6">{title}</circle>'
@@ -219,7 +219,7 @@ def _marker(slot: int, x: float, y: float, r: float, hover: str) -> str:
 
 
 def _frame(across: _Axis, up: _Axis, width: int, height: int, x_label: str, y_label: str) -> list[str]:
-    """Grid, tick labels and axis names."""
+    """Return grid, tick labels and axis names."""
     elements = []
     step = up.ticks[1] - up.ticks[0]
     for tick in up.ticks:
@@ -241,7 +241,7 @@ def _frame(across: _Axis, up: _Axis, width: int, height: int, x_label: str, y_la
 
 
 def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most 120 points: means of equally many neighbours."""
+    """Return at most 120 points: means of equally many neighbors."""
     if len(points) <= _MOST_POINTS:
         return list(points)
     cuts = [round(i * len(points) / _MOST_POINTS) for i in range(_MOST_POINTS + 1)]

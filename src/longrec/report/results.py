@@ -1,4 +1,4 @@
-"""The parts of a page that show what was measured: metrics, differences, learning curves, calibration."""
+"""Sections of a page with results: metrics, differences, learning curves, calibration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SIDE_BY_SIDE = 3
 
 
 def result_sentences(comparison: Mapping[str, Any]) -> list[str]:
-    """The comparison in one sentence a run."""
+    """Return the comparison in one sentence per run."""
     lines = []
     for run, differences in comparison["differences"].items():
         said = []
@@ -41,12 +41,12 @@ def result_sentences(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def warnings_section(runs: Sequence[RunView], comparison: Mapping[str, Any] | None) -> str:
-    """What makes the numbers below worth less than they look, run by run; each sentence once."""
+    """Return the warnings of the runs, each sentence once."""
     listed: dict[str, list[str]] = {}
     for run in runs:
         for sentence in run.warnings:
             listed.setdefault(sentence, []).append(run.name)
-    # On one split the results of the runs have said it already.
+    # On the same split the results of the runs contain the same warnings.
     if comparison and comparison.get("split") not in {run.split for run in runs}:
         for sentence in comparison.get("warnings", ()):
             name, _, said = sentence.partition(": ")
@@ -58,18 +58,18 @@ def warnings_section(runs: Sequence[RunView], comparison: Mapping[str, Any] | No
 
 
 def _for(names: Sequence[str], runs: Sequence[RunView]) -> str:
-    """Whom a warning is about; nothing where it is about all runs."""
+    """Return the runs of a warning. Empty for a warning about all runs."""
     return "" if len(names) == len(runs) else f"<b>{escape(join_names(names))}</b>: "
 
 
 def _on(runs: Sequence[RunView]) -> str:
-    """The split that all runs were measured on, as a heading names it."""
+    """Return the split of the measured rows, for a heading."""
     splits = list(dict.fromkeys(run.split for run in runs))
     return f" on {escape(join_names(splits))}" if splits else ""
 
 
 def metrics_section(runs: Sequence[RunView], comparison: Mapping[str, Any] | None) -> str:
-    """The table: metrics down, runs across, under each value its difference to the baseline."""
+    """Return the table of metrics (rows) by runs (columns), with the difference to the baseline below each value."""
     shown = {run.name: _of_run(run, comparison) for run in runs}
     keys = metric_keys(shown.values())
     if not keys:
@@ -83,7 +83,7 @@ def metrics_section(runs: Sequence[RunView], comparison: Mapping[str, Any] | Non
     cells = [[_cell(key, run.name, shown[run.name].get(key), comparison) for run in runs] for key in keys]
     if len(runs) <= _SIDE_BY_SIDE:
         grid = _grid("Metric", [run.name for run in runs], run_heads, key_heads, cells)
-    else:  # more would not fit next to each other: metrics across, runs down
+    else:  # more do not fit next to each other: metrics as columns, runs as rows
         names = [metric_name(key) for key in keys]
         turned = [list(column) for column in zip(*cells)]
         grid = _grid("Run", names, [escape(name) for name in names], run_heads, turned, "many")
@@ -92,8 +92,8 @@ def metrics_section(runs: Sequence[RunView], comparison: Mapping[str, Any] | Non
         about = (
             '<p class="soft small">In brackets the 95 % interval. Below it the difference to '
             f"<b>{escape(baseline or '')}</b> on the same rows; it is called better or worse only when its own "
-            "interval excludes zero. Two intervals may overlap while their difference is clear: the runs share their "
-            "rows, and what is hard for one is hard for the other.</p>"
+            "interval excludes zero. Two intervals may overlap while their difference is clear, because the runs share "
+            "their rows.</p>"
         )
     return f'<section><h2>Metrics{_on(runs)}</h2>{about}<div class="scroll">{grid}</div></section>'
 
@@ -106,7 +106,7 @@ def _grid(
     cells: Sequence[Sequence[str]],
     kind: str = "few",
 ) -> str:
-    """A table of ready HTML; ``names`` are the columns again, in plain text, for screens too narrow for a head."""
+    """Return a table of HTML cells. ``names`` are the columns in plain text, for screens too narrow for a head."""
     heads = "".join(f'<th scope="col">{head}</th>' for head in across)
     rows = "".join(
         f'<tr><th scope="row">{head}</th>'
@@ -137,7 +137,7 @@ def _cell(key: str, run: str, one: Interval | None, comparison: Mapping[str, Any
 
 
 def intervals_section(runs: Sequence[RunView], comparison: Mapping[str, Any] | None) -> str:
-    """Small charts: the differences where there is a comparison, else the values of each run."""
+    """Return small charts: the differences of a comparison, else the values of each run."""
     slots = {run.name: slot for slot, run in enumerate(runs)}
     cards = []
     if comparison:
@@ -162,7 +162,7 @@ def intervals_section(runs: Sequence[RunView], comparison: Mapping[str, Any] | N
 
 
 def learning_section(runs: Sequence[RunView]) -> str:
-    """Training loss and validation AUC over the epochs, all runs in one chart."""
+    """Return charts of training loss and validation AUC over the epochs, with all runs in one chart."""
     cards = []
     for split, measure, name, best in (
         ("train", "loss", "training loss", ""),
@@ -183,7 +183,7 @@ def learning_section(runs: Sequence[RunView]) -> str:
 
 
 def calibration_section(runs: Sequence[RunView]) -> str:
-    """One calibration chart a run that has predictions."""
+    """Return one calibration chart per run with predictions."""
     cards = []
     for slot, run in enumerate(runs):
         if run.calibration:
@@ -199,13 +199,13 @@ def calibration_section(runs: Sequence[RunView]) -> str:
     return (
         f"<section><h2>Calibration{_on(runs)}</h2>"
         '<p class="soft small">Rows in bins of rising score, equally many in each. On the '
-        "dashed line a score of 0.3 comes true three times in ten; below it the model promises too much, above it too "
-        f'little.</p><div class="cards">{"".join(cards)}</div></section>'
+        "dashed line a score of 0.3 comes true three times in ten. Below it scores are too high, above it too low.</p>"
+        f'<div class="cards">{"".join(cards)}</div></section>'
     )
 
 
 def _of_run(run: RunView, comparison: Mapping[str, Any] | None) -> dict[str, Interval]:
-    """The comparison's own intervals where it has the run: they are the ones its differences belong to."""
+    """Return the intervals of the comparison, which its differences belong to, else those of the run."""
     intervals = (comparison or {}).get("runs", {}).get(run.name) or {}
     of_tasks = {key: one for key, one in run.metrics.items() if not intervals or "." in key}
     return {key: Interval.from_dict(one) for key, one in intervals.items()} | of_tasks

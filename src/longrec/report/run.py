@@ -1,4 +1,4 @@
-"""What a run folder holds, read for showing."""
+"""Reader of run folders for reports."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from longrec.metrics import CalibrationCurve, Interval, calibration_curve, metri
 
 @dataclass(frozen=True)
 class RunView:
-    """One run, as tables and pages show it.
+    """Content of one run for tables and pages.
 
     Attributes:
-        name: what the run is called: its folder.
+        name: name of the run, which is that of its folder.
         model: name of its model.
-        split: the rows that were measured, ``test`` as a rule.
-        rows, users, positives: how many.
+        split: name of the measured rows, usually ``test``.
+        rows, users, positives: counts of the measured rows.
         metrics: key -> interval.
         seconds: training time; None when unknown.
         curves: (split, measure) -> points (epoch, value), as (``train``, ``loss``) or (``valid``, ``auc``).
         config: the resolved config, YAML text.
-        calibration: promised against observed on the predictions; None when there are none.
+        calibration: predicted and observed rates of the predictions. None without predictions.
         warnings: one sentence per reason to read the metrics with caution.
     """
 
@@ -49,7 +49,7 @@ class RunView:
 
 @dataclass(frozen=True)
 class Predictions:
-    """``predictions/SPLIT.parquet``, columns of one length: row in the log, user, time, label, score."""
+    """Columns of ``predictions/SPLIT.parquet``: row in the log, user, time, label, score."""
 
     row: NDArray[np.int64]
     user: NDArray[np.int64]
@@ -60,9 +60,9 @@ class Predictions:
 
 
 def read_run(folder: str | Path) -> RunView:
-    """Read a finished run, measured on the split that its results name.
+    """Read a finished run, with the predictions of the split in its results.
 
-    ``results.json`` is required; learning curves, predictions and config are shown when they are there.
+    ``results.json`` is required. Learning curves, predictions and config are optional.
 
     Raises:
         RunError: no such folder, no results yet, or a file that cannot be read.
@@ -94,7 +94,7 @@ def read_run(folder: str | Path) -> RunView:
             curves=read_curves(folder / "metrics.jsonl"),
             config=config.read_text(encoding="utf-8") if config.exists() else "",
             calibration=_calibration(folder, split) if predicted.exists() else None,
-            # Results of older versions carry none.
+            # Results of older versions have none.
             warnings=tuple(map(str, results.get("warnings", metric_warnings(metrics, split)))),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -105,9 +105,9 @@ def read_run(folder: str | Path) -> RunView:
 
 
 def read_curves(path: Path) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """Learning curves from ``metrics.jsonl``: (split, measure) -> points (epoch, value); none when there is no file.
+    """Read learning curves from ``metrics.jsonl``: (split, measure) -> points (epoch, value). Empty without a file.
 
-    A resumed run writes some steps twice; the later line counts. Where lines carry no epoch, x is the step.
+    A resumed run writes some steps twice. The later line counts. For lines without an epoch, x is the step.
 
     Raises:
         RunError: a line that is not a JSON object with ``step`` and ``split``.

@@ -1,4 +1,4 @@
-"""The part of a page that shows where one sample's score comes from: the attention over its history."""
+"""Section of a page that explains one sample's score: the attention over its history."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _EVENTS_SHOWN = 10
 
 
 def sample_section(explanation: Mapping[str, Any]) -> str:
-    """The sample, and its past events by weight (see ``explanation`` of :func:`longrec.report.page.write_page`)."""
+    """Return the sample and its events by weight (see ``explanation`` of :func:`longrec.report.page.write_page`)."""
     label = explanation.get("label")
     happened = "not known" if label is None else f"label {label:g}, {'positive' if label > 0 else 'negative'}"
     facts = {

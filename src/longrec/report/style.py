@@ -1,4 +1,4 @@
-"""The style sheet of a page: light and dark, wide and narrow, screen and paper."""
+"""Style sheet of a page: light and dark, wide and narrow, screen and paper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain text tables for the terminal, and JSON for everything else that reads."""
+"""Plain text tables for the terminal, and JSON for programs."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ import numpy as np
 from longrec.errors import LongRecError
 from longrec.metrics import Interval
 
-# key -> name, and what it asks; the order in which reports show metrics.
+# key -> name and description, in the order of the metrics in reports.
 METRIC_LABELS: dict[str, tuple[str, str]] = {
     "auc": ("AUC", "order over all rows; higher is better"),
     "gauc": ("GAUC", "order within each user; higher is better"),
-    "log_loss": ("Log loss", "price of wrong probabilities; lower is better"),
-    "normalised_entropy": ("Normalised entropy", "log loss over that of the base rate; below 1, lower is better"),
+    "log_loss": ("Log loss", "cost of wrong probabilities; lower is better"),
+    "normalised_entropy": ("Normalized entropy", "log loss over that of the base rate; below 1, lower is better"),
     "pcoc": ("PCOC", "predicted over observed positives; best at 1"),
-    "ece": ("ECE", "mean gap between promise and outcome; lower is better"),
+    "ece": ("ECE", "mean gap between prediction and outcome; lower is better"),
 }
 _NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?\s?(%|[a-zA-Z/]{1,4})?( \[.*\])?|-|undefined", re.ASCII)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A text table: aligned columns, numbers to the right, words to the left, no trailing blanks.
+    """Format a text table: aligned columns, numbers to the right, text to the left, no trailing blanks.
 
     Whole numbers get thousands separators, fractions four decimals, None is ``-``. Wide (East Asian) and combining
     characters are counted by the cells they take up on a terminal.
 
     Args:
-        headers: a name for each column.
-        rows: one cell a column.
+        headers: name of each column.
+        rows: one cell per column.
 
     Raises:
         ValueError: a row with more or fewer cells than there are headers.
@@ -64,14 +64,14 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def metrics_table(runs: Mapping[str, Mapping[str, Interval]], split: str = "") -> str:
-    """One row per metric, one column per run; ``split`` names the rows that were measured."""
+    """Format one row per metric and one column per run. ``split`` names the measured rows."""
     keys = metric_keys(runs.values())
     rows = [[metric_name(key), *(str(run[key]) if key in run else None for run in runs.values())] for key in keys]
     return table([_metric_head(split), *runs], rows)
 
 
 def results_table(name: str, results: object) -> str:
-    """What ``results.json`` holds, read or not yet written: which rows were measured, and each metric."""
+    """Format results, of the form of ``results.json``: the measured rows, and each metric."""
     content = plain(results)
     rows = f"{content['rows']:,} rows, {content['users']:,} users, {content['positives']:,} positive"
     metrics = {key: Interval.from_dict(one) for key, one in content["metrics"].items()}
@@ -81,17 +81,17 @@ def results_table(name: str, results: object) -> str:
 
 
 def left_out_lines(left_out: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """How many labelled rows take no part, one line per split and reason.
+    """Format the counts of labeled rows that are left out, one line per split and reason.
 
     >>> left_out_lines({"train": {"label_not_known": 1200, "not_before_measured": 0}})
-    ['train: 1,200 labelled rows left out, their labels were not known in time']
+    ['train: 1,200 labeled rows left out, their labels were not available in time']
     """
     reasons = {
-        "label_not_known": "their labels were not known in time",
-        "not_before_measured": "they lie at or after rows that are measured",
+        "label_not_known": "their labels were not available in time",
+        "not_before_measured": "their timestamps are not before the measured rows",
     }
     return [
-        f"{split}: {counts[key]:,} labelled row{'s' if counts[key] > 1 else ''} left out, {why}"
+        f"{split}: {counts[key]:,} labeled row{'s' if counts[key] > 1 else ''} left out, {why}"
         for split, counts in left_out.items()
         for key, why in reasons.items()
         if counts.get(key)
@@ -99,7 +99,7 @@ def left_out_lines(left_out: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 
 def warning_lines(warnings: Iterable[str]) -> list[str]:
-    """Warnings as the terminal shows them, one line each.
+    """Format warnings for the terminal, one line each.
 
     >>> warning_lines(["PCOC is 45"])
     ['warning: PCOC is 45']
@@ -108,7 +108,7 @@ def warning_lines(warnings: Iterable[str]) -> list[str]:
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> str:
-    """What ``Comparison.to_dict()`` says: each metric of each run, and how it differs from the baseline."""
+    """Format ``Comparison.to_dict()``: each metric of each run, and its difference to the baseline."""
     runs, baseline = comparison["runs"], comparison["baseline"]
     ordered = [baseline, *(run for run in runs if run != baseline)]
     rows = []
@@ -138,13 +138,13 @@ def _metric_head(split: str) -> str:
 
 
 def metric_keys(runs: Any) -> list[str]:
-    """Keys of the metrics of some runs, the known ones first and in their order."""
+    """Return the keys of the metrics of some runs, first those of ``METRIC_LABELS`` in their order."""
     keys = dict.fromkeys(key for run in runs for key in run)
     return [key for key in METRIC_LABELS if key in keys] + [key for key in keys if key not in METRIC_LABELS]
 
 
 def metric_name(key: str) -> str:
-    """Name of a metric as people write it; an unknown key stands for itself.
+    """Return the name of a metric for people. An unknown key is its own name.
 
     >>> metric_name("auc"), metric_name("log_loss.buy"), metric_name("hit_rate")
     ('AUC', 'Log loss of buy', 'hit rate')
@@ -155,22 +155,22 @@ def metric_name(key: str) -> str:
 
 
 def signed(difference: Interval) -> str:
-    """A difference with its sign everywhere: ``+0.0213 [+0.0190, +0.0236]``."""
+    """Format a difference with signs: ``+0.0213 [+0.0190, +0.0236]``."""
     if not difference.defined:
         return "undefined"
     return f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
 
 
 def format_verdict(verdict: str) -> str:
-    """A verdict as it is shown: ``unclear`` reads ``no clear difference``."""
+    """Format a verdict: ``unclear`` becomes ``no clear difference``."""
     return "no clear difference" if verdict == "unclear" else verdict
 
 
 def write_json(obj: object, target: str | Path) -> None:
     """Write ``obj`` as indented JSON to a file, or to standard output when ``target`` is ``-``.
 
-    Dataclasses, numpy values, paths and intervals become plain JSON; NaN and infinities become null. A file is
-    replaced whole or not at all.
+    Dataclasses, numpy values, paths and intervals become plain JSON. NaN and infinities become null. A file is replaced
+    atomically.
 
     Raises:
         LongRecError: the file cannot be written.
@@ -185,7 +185,7 @@ def write_json(obj: object, target: str | Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never half; makes its folder.
+    """Write a text file atomically, and create its folder.
 
     Raises:
         LongRecError: the file cannot be written.
@@ -206,7 +206,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def plain(obj: object) -> Any:
-    """``obj`` in dicts, lists, text, numbers, booleans and None.
+    """Convert ``obj`` to dicts, lists, text, numbers, booleans and None.
 
     >>> plain({"a": np.float32(0.5), "b": (1, float("nan"))})
     {'a': 0.5, 'b': [1, None]}
