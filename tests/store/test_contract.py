@@ -140,13 +140,13 @@ WRONG = [
     ([1], [1], {"other": [1]}, "the columns name, other, position, seen, vector"),
     ([1, 2], [1], {}, "2 keys, 1 times, 1 position"),
     ([1.0], [1], {}, "keys of type float64"),
-    ([2**64 - 1], [1], {}, "18446744073709551615|what fits int64"),
+    ([2**64 - 1], [1], {}, "18446744073709551615|values that fit int64"),
     ([1], [1], {"position": [1.5]}, "column 'position': values of type float64"),
-    ([1], [1], {"position": [2**63]}, "what fits int64"),
+    ([1], [1], {"position": [2**63]}, "values that fit int64"),
     ([1], [1], {"position": ["a"]}, "column 'position': values of type <U1"),
     ([1], [1], {"vector": [1]}, r"column 'vector': \[1\]; expected \[1, 3\]"),
     ([1], [1], {"vector": [[1, 2]]}, r"column 'vector': \[1, 2\]; expected \[1, 3\]"),
-    ([1], [1], {"vector": [[1, 2, 1e9]]}, "what fits float16"),
+    ([1], [1], {"vector": [[1, 2, 1e9]]}, "values that fit float16"),
     ([1], [1], {"seen": [[1]]}, r"column 'seen': \[1, 1\]; expected \[1\]"),
 ]
 

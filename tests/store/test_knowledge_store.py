@@ -128,9 +128,9 @@ def test_a_reader_sees_a_version_after_refresh(store: KnowledgeStore) -> None:
 def test_what_cannot_be_is_refused(store: KnowledgeStore, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="a version published at 200, after version 1 of 200"):
         publish(store, 200, 1.0, [7], [1])
-    with pytest.raises(StoreError, match="a moment from 400 on"):
+    with pytest.raises(StoreError, match="a timestamp from 400 on"):
         store.publish(400, 300, build_side([7], 3, 1), build_side([1], 2, 1))
-    with pytest.raises(StoreError, match="something is there already"):
+    with pytest.raises(StoreError, match="the folder is not empty"):
         KnowledgeStore.create(store.folder, INFO)
     with pytest.raises(StoreError, match=r"no readable knowledge.json"):
         KnowledgeStore.open(tmp_path / "nowhere")

@@ -67,7 +67,7 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
             second()
     assert names(LsmStore.open(tmp_path / "s")) == [0, 1, 2]
     store.close()
-    with pytest.raises(StoreError, match="a store is there already"):
+    with pytest.raises(StoreError, match="the store exists already"):
         LsmStore.create(tmp_path / "s", TYPES)
     LsmStore.open(tmp_path / "s", writable=True)  # not closed: the lock goes with what held it
     gc.collect()
@@ -282,7 +282,7 @@ def test_an_empty_store_accepts_other_columns(tmp_path: Path) -> None:
         ({"segment": "segment-000003"}, "no readable segment.json"),
         (
             {"columns": {"name": "int64", "small": "int32", "other": "int8"}},
-            "a segment of the columns name, small, vector; expected name, small, other",
+            "a segment with the columns name, small, vector; expected name, small, other",
         ),
     ],
 )
@@ -304,7 +304,7 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot be written"):
         LsmStore.create(tmp_path / "file", TYPES)
     store = store_of(tmp_path / "s")
-    with pytest.raises(StoreError, match="attributes that are no JSON"):
+    with pytest.raises(StoreError, match="attributes that are not JSON"):
         store.set_attributes({"n": float("nan")})
     store.close()
     (tmp_path / "s" / "store.json").write_text("{")

@@ -103,7 +103,7 @@ def test_a_store_changes_under_one_hand_only(location: str) -> None:
         RemoteStore.open(location, writable=True) as second,
     ):
         second.set_attributes({"by": "second"})
-        with pytest.raises(StoreError, match=r"changed by somebody else.*\n.*Refresh"):
+        with pytest.raises(StoreError, match=r"changed by another writer.*\n.*Refresh"):
             first.set_attributes({"by": "first"})
         first.refresh()
         assert first.attributes == {"by": "second"}
@@ -111,7 +111,7 @@ def test_a_store_changes_under_one_hand_only(location: str) -> None:
         first.append(*events([7], [1], [1]))
         with pytest.raises(StoreError, match="events; expected a store without events"):
             first.retype({"name": np.int64})
-    with pytest.raises(StoreError, match="a store is there already"):
+    with pytest.raises(StoreError, match="the store exists already"):
         RemoteStore.create(location, TYPES)
 
 
@@ -180,7 +180,7 @@ def test_an_address_that_is_none_is_refused(location: str) -> None:
 def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     where = "redis://user:secret@127.0.0.1:1/0/name"
     for begin in (lambda: TokenStore.open(where), lambda: TokenStore.create(where, TokenInfo(width=4))):
-        with pytest.raises(StoreError, match=r"no answer .*\n.*Start redis-server or valkey-server") as raised:
+        with pytest.raises(StoreError, match=r"no response .*\n.*Start redis-server or valkey-server") as raised:
             begin()
         assert "secret" not in str(raised.value)
     import_ = builtins.__import__

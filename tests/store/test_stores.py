@@ -43,7 +43,7 @@ def test_whole_numbers_are_read_wider_than_they_lie(build: Callable[[], HistoryS
         got = store.last(keys, 9, 9)
         assert {name: column.dtype for name, column in got.columns.items()} == {"item": np.int32, "known.r": np.int64}
         assert got.columns["item"][:3].tolist() == [0, 1, 70_000]
-    with pytest.raises(StoreError, match="what fits int32"):
+    with pytest.raises(StoreError, match="values that fit int32"):
         store.append(np.array([1]), np.array([1]), {"item": np.array([2**40]), "known.r": np.array([1])})
     assert len(store) == 4
 
@@ -82,7 +82,7 @@ def test_a_segment_whose_files_do_not_belong_together_is_refused(tmp_path: Path)
 def test_a_float_column_may_lose_digits_but_not_its_size() -> None:
     store = MemoryStore({"price": np.float32}, 3)
     store.append(np.array([1]), np.array([1]), {"price": np.array([0.1])})
-    with pytest.raises(StoreError, match="what fits float32"):
+    with pytest.raises(StoreError, match="values that fit float32"):
         store.append(np.array([1]), np.array([2]), {"price": np.array([1e300])})
     assert store.last(1, 5, 5).columns["price"].tolist() == [np.float32(0.1)]
 

@@ -210,7 +210,7 @@ def test_codes_are_read_by_the_books_of_their_version(location: str) -> None:
             put(store, {**columns, "vectors": codes})
         assert len(store.last(2**60, NEVER, 99)) == len(store) == 0
         store.add_version(Version(0), books[0])
-        with pytest.raises(StoreError, match="no codebooks; expected what codec codes needs"):
+        with pytest.raises(StoreError, match="no codebooks; expected those that codec codes needs"):
             store.add_version(Version(1))
         with pytest.raises(StoreError, match=r"float32 \[2, 2, 16, 4\]; expected finite \[2, 3, at most 256, 4\]"):
             store.add_version(Version(1), books[1][:, :2])
@@ -259,7 +259,7 @@ def test_versions_are_added_in_order(location: str) -> None:
         ):
             with pytest.raises(StoreError, match=message):
                 store.add_version(version)
-        with pytest.raises(StoreError, match="codebooks; expected what codec fp16 needs"):
+        with pytest.raises(StoreError, match="codebooks; expected those that codec fp16 needs"):
             store.add_version(second, np.zeros((2, 1, 4, 4), np.float32))
         store.add_version(second)
         assert reader.info.versions == (first,)
@@ -272,7 +272,7 @@ def test_versions_are_added_in_order(location: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": np.array([1])}, "version 1; expected 0 to 0\n.*Tell of it by add_version first"),
+        ({"version": np.array([1])}, "version 1; expected 0 to 0\n.*Add it with add_version first"),
         ({"version": np.array([0.5])}, "version of type float64"),
         ({"sides": {"label": np.array([4]), "dwell": np.array([0])}}, "side column 'label' 4; expected 0 to 3"),
         ({"sides": {"label": np.array([-1]), "dwell": np.array([0])}}, "side column 'label' -1; expected 0 to 3"),
@@ -295,10 +295,10 @@ def test_wrong_tokens_are_refused(tmp_path: Path, change: dict[str, Any], messag
     ("change", "message"),
     [
         ({"codec": "fp8"}, "codec 'fp8'; expected fp32, fp16, int8, codes"),
-        ({"slots": 3}, "8 numbers in 3 slots; expected equal parts"),
+        ({"slots": 3}, "8 numbers in 3 slots; expected slots of equal width"),
         ({"unit": "s"}, "times in 's'; expected ms or step"),
         ({"keys": "uuid"}, "users by 'uuid'"),
-        ({"visibility_delay": -1}, "a lag of -1"),
+        ({"visibility_delay": -1}, "a visibility delay of -1"),
         ({"sides": {"a/b": 3}}, "side column 'a/b' of 3 ids"),
         ({"versions": (Version(1),)}, "number 1; expected 0"),
     ],
@@ -325,7 +325,7 @@ def test_what_is_no_token_store_is_refused(tmp_path: Path) -> None:
     content["attributes"]["width"] = 4
     content["attributes"]["versions"] = []
     path.write_text(json.dumps(content))
-    with pytest.raises(StoreError, match="other columns than its tokens have"):
+    with pytest.raises(StoreError, match="other columns than those of its tokens"):
         TokenStore.open(tmp_path / "tokens")
     with pytest.raises(StoreError, match="no readable store.json"):
         TokenStore.open(tmp_path / "none")

@@ -1,1 +1,1 @@
-"""What one model leaves for another, by key and time; nothing at or after the asked moment comes back."""
+"""Stores of events and vectors by key and time. A read returns only what lies strictly before a given timestamp."""

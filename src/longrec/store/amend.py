@@ -1,7 +1,7 @@
-"""Events that are known already: found by their identity, and written again with what became known since.
+"""Amendments: stored events, looked up by identity and written again with values that became available since.
 
-What was left out is added in place, and is known from when it was told. What changes is written as the next version
-(``store/visibility.py``), so that no earlier moment reads it.
+A value that was missing is added in place and is available from the time of the amendment. A change is written as the
+next version (``store/visibility.py``), so that no earlier timestamp reads it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from longrec.store.token_store import TokenStore
 
 _FEW = 64
 _NEAR = 1e-2
-"""Numbers of a token have deviation 1; the same event encoded again is nearer by far, but for 8 bits."""
+"""Numbers of a token have deviation 1. The same event encoded again differs by much less, except with codec int8."""
 
 
 def find(backend: Backend, key: int, time: int, identity: int) -> dict[str, NDArray[Any]] | None:
-    """The columns ``[1]`` of the newest version of an event, as the store keeps them; None where it is not there.
+    """Return the stored columns ``[1]`` of the newest version of an event, or None if there is none.
 
     Raises:
-        StoreError: a store without identities.
+        StoreError: the store has no identity column.
     """
     if backend.identity is None:
-        raise StoreError("store", "no identity", "a store that tells its events apart")
+        raise StoreError("store", "no identity", "a store with an identity column")
     count = _FEW
     while True:
         events = backend.last(key, time + 1, count)
@@ -49,7 +49,7 @@ def find(backend: Backend, key: int, time: int, identity: int) -> dict[str, NDAr
 
 
 def find_token(store: TokenStore, user: int, time: int, instance: int) -> Token | None:
-    """What is known of a token besides its vector; None where it is not there."""
+    """Return a stored token, or None if there is none."""
     columns = find(store.backend, user, time, instance)
     return None if columns is None else Token(store, columns, user, time)
 
@@ -58,28 +58,28 @@ class Token:
     """One stored token.
 
     Attributes:
-        visible: from when on it could be read.
-        version: which version of the source wrote it.
-        instance: its own name: that of the event, or one after it for every change.
-        sides, known: its side ids, and when they became known.
+        visible: timestamp from which it can be read.
+        version: version of the source that wrote it.
+        instance: its id: that of the event, plus one per change.
+        sides, available_at: its side ids, and the timestamps from which they are available.
     """
 
     def __init__(self, store: TokenStore, columns: dict[str, NDArray[Any]], user: int, time: int) -> None:
         self._store, self._columns, self._user, self._time = store, columns, user, time
-        self.visible = int(columns["visible"][0]) + time  # stored as a distance; Python's integers do not wrap
+        self.visible = int(columns["visible"][0]) + time  # stored as a difference; Python integers do not wrap
         self.version = int(columns["version"][0])
         self.instance = int(columns["instance"][0])
         self.sides = {name: int(columns[f"side.{name}"][0]) for name in store.info.sides}
         self.available_at = {name: int(columns[f"known.{name}"][0] + np.int64(time)) for name in store.info.sides}
 
     def amend(self, sides: Mapping[str, int], available_at: Mapping[str, int], since: int | None = None) -> None:
-        """Write it again with side ids that became known since; vector and version stay as they are.
+        """Write the token again with side ids that became available since. Vector and version stay.
 
         Args:
-            since: write a version of its own, which can be read from then on; None writes in place.
+            since: write a new version that can be read from this timestamp. None: write in place.
 
         Raises:
-            StoreError: a side column the store has not, or an id beyond it.
+            StoreError: an unknown side column, or an id beyond it.
         """
         info, columns = self._store.info, dict(self._columns)
         for name, code in sides.items():
@@ -93,7 +93,7 @@ class Token:
         self._store.backend.append(np.array([self._user], np.int64), np.array([self._time], np.int64), columns)
 
     def holds(self, vectors: NDArray[Any]) -> bool:
-        """Whether it stands for the same vector ``[1, W]`` (or codes), as exactly as its codec keeps one."""
+        """Return whether the token encodes the same vector ``[1, W]`` (or codes), within the error of its codec."""
         if self._store.info.codec == "codes":
             return np.array_equal(self._columns["codes"], vectors)
         kept = self._store.decode_vectors(self._columns)

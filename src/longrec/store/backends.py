@@ -1,4 +1,4 @@
-"""Stores that keep what they are told, by where they are: a folder, or the address of a server."""
+"""Persistent stores, chosen by location: a folder, or the address of a server."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from longrec.store.remote_store import SCHEMES, RemoteStore
 
 
 class Backend(HistoryStore, Protocol):
-    """A store that also keeps attributes and small arrays."""
+    """A persistent store that also keeps attributes and small arrays."""
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """What else is known of the store; a copy."""
+        """Attributes of the store (a copy)."""
         ...
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
-        """Replace the attributes, at once."""
+        """Replace the attributes atomically."""
         ...
 
     def put_array(self, name: str, array: NDArray[Any]) -> None:
-        """Keep a small array beside the events, at once."""
+        """Store a small array beside the events, atomically."""
         ...
 
     def take_array(self, name: str) -> NDArray[Any]:
-        """An array kept beside the events."""
+        """Return an array stored beside the events."""
         ...
 
     def load(self, keys: NDArray[Any], times: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> None:
@@ -39,32 +39,32 @@ class Backend(HistoryStore, Protocol):
         ...
 
     def retype(self, columns: Mapping[str, Any]) -> None:
-        """Give a store that holds no events other columns."""
+        """Replace the columns of a store without events."""
         ...
 
     def compact(self) -> None:
-        """Bring what was appended into its final form."""
+        """Merge appended events into the sorted form."""
         ...
 
     def refresh(self) -> None:
-        """See what a writer has done since."""
+        """Read what a writer has changed since."""
         ...
 
     def close(self) -> None:
-        """Give up files, locks and connections."""
+        """Release files, locks and connections."""
         ...
 
 
 def create(
     location: str | Path, columns: Mapping[str, Any], identity: str | None, attributes: Mapping[str, Any]
 ) -> Backend:
-    """Begin a store with an open key space where none is.
+    """Create a store with an open key space.
 
     Args:
-        place: a folder, or ``redis://host:port/db/name``.
+        location: a folder, or ``redis://host:port/db/name``.
 
     Raises:
-        StoreError: a store is there already, or nothing answers.
+        StoreError: the store exists already, or the server does not respond.
     """
     if _remote(location):
         return RemoteStore.create(str(location), columns, None, identity, attributes)
@@ -75,7 +75,7 @@ def open_store(location: str | Path, writable: bool) -> Backend:
     """Open a store.
 
     Raises:
-        StoreError: there is none, it is damaged or of another version, or another writer holds it.
+        StoreError: there is no store, it is damaged or of another version, or another writer holds it.
     """
     return RemoteStore.open(str(location), writable) if _remote(location) else LsmStore.open(location, writable)
 

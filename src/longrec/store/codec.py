@@ -1,11 +1,11 @@
-"""Vectors as a store keeps them, and back: whole, halved, in bytes, or as codes of codebooks.
+"""Codecs of stored vectors: float32, float16, int8, and residual codes of codebooks.
 
-| codec | bytes of W numbers | how far a number can lie off |
+| codec | bytes for W numbers | maximum error of a number |
 | --- | --- | --- |
-| fp32 | 4 W | not at all |
-| fp16 | 2 W | 2**-11 of it (2**-25 where it is below 2**-14); at most 65,504 |
+| fp32 | 4 W | none |
+| fp16 | 2 W | 2**-11 of it (2**-25 where it is below 2**-14); largest number 65,504 |
 | int8 | W + 4 | half a step, where a step is 1/127 of the vector's largest number |
-| codes | one a slot and level | what the codebooks leave over |
+| codes | one per slot and level | the residual of the codebooks |
 """
 
 from __future__ import annotations
@@ -21,76 +21,76 @@ from longrec.store.column_types import Types
 
 _WHERE = "vectors to store"
 _CHUNK = 1 << 16
-"""Numbers that are widened at once: what fits a core's own cache."""
+"""Numbers that are widened at once: as many as fit the cache of one core."""
 
 Columns = Mapping[str, NDArray[Any]]
 
 
 class Codec(Protocol):
-    """How vectors lie in a store.
+    """Conversion between vectors and the columns that store them.
 
     Attributes:
-        types: the columns that hold them.
+        types: types of the columns.
     """
 
     types: Types
 
     def encode(self, vectors: NDArray[Any], versions: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Columns of vectors.
+        """Return the columns of vectors.
 
         Args:
             vectors: float32 (or float16) ``[n, W]``.
-            versions: ``[n]``, which version made each.
+            versions: ``[n]``, version of the source that computed each vector.
 
         Raises:
-            StoreError: another shape, NaN, infinity, or numbers too large to be kept.
+            StoreError: a wrong shape, NaN, infinity, or numbers too large for the codec.
         """
         ...
 
     def decode(self, columns: Columns, versions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """float32 ``[n, W]`` vectors of columns."""
+        """Return the float32 vectors ``[n, W]`` of columns."""
         ...
 
 
 class Float32Codec:
-    """fp32: every bit."""
+    """Codec fp32: stores every bit."""
 
     def __init__(self, width: int) -> None:
         self.types: Types = {"vector": np.dtype((np.float32, (width,)))}
 
     def encode(self, vectors: NDArray[Any], versions: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """See ``Codec.encode``."""
+        """Return the columns of vectors; see ``Codec.encode``."""
         return {"vector": check_finite(vectors, self.types["vector"].shape[0]).astype(np.float32, copy=False)}
 
     def decode(self, columns: Columns, versions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """See ``Codec.decode``."""
+        """Return the vectors of columns; see ``Codec.decode``."""
         return columns["vector"]
 
 
 class Float16Codec:
-    """fp16: a number is kept within 2**-11 of itself, one below 2**-14 in size within 2**-25."""
+    """Codec fp16: relative error at most 2**-11, absolute error at most 2**-25 for numbers below 2**-14."""
 
     def __init__(self, width: int) -> None:
         self.types: Types = {"vector": np.dtype((np.float16, (width,)))}
 
     def encode(self, vectors: NDArray[Any], versions: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """See ``Codec.encode``; what rounds beyond 65,504 is refused."""
+        """Return the columns of vectors; see ``Codec.encode``. Numbers that round beyond 65,504 are refused."""
         vectors = check_finite(vectors, self.types["vector"].shape[0])
         if vectors.dtype == np.float16:
             return {"vector": vectors}
         with np.errstate(over="ignore"):
             halves = vectors.astype(np.float16)
         if not np.isfinite(halves).all():
-            raise StoreError(_WHERE, f"the number {np.abs(vectors).max():.6g}", "at most 65504 in fp16", "take fp32")
+            raise StoreError(_WHERE, f"the number {np.abs(vectors).max():.6g}", "at most 65504 in fp16", "use fp32")
         return {"vector": halves}
 
     def decode(self, columns: Columns, versions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """See ``Codec.decode``."""
+        """Return the vectors of columns; see ``Codec.decode``."""
         return widen_float16(columns["vector"])
 
 
 class Int8Codec:
-    """int8: whole steps of a vector's own scale, 1/127 of its largest number; off by half a step at most.
+    """Codec int8: integer steps of 1/127 of a vector's largest number, with an error of half a step at most.
 
     Float32 rounding adds at most 2**-20 of the largest number.
     """
@@ -99,7 +99,7 @@ class Int8Codec:
         self.types: Types = {"vector": np.dtype((np.int8, (width,))), "scale": np.dtype(np.float32)}
 
     def encode(self, vectors: NDArray[Any], versions: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """See ``Codec.encode``."""
+        """Return the columns of vectors; see ``Codec.encode``."""
         vectors = check_finite(vectors, self.types["vector"].shape[0]).astype(np.float32, copy=False)
         largest = np.abs(vectors).max(1, initial=0) if len(vectors) else np.zeros(0, np.float32)
         scale = (largest / np.float32(127)).astype(np.float32)
@@ -107,17 +107,17 @@ class Int8Codec:
         return {"vector": np.clip(steps, -127, 127).astype(np.int8), "scale": scale}
 
     def decode(self, columns: Columns, versions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """See ``Codec.decode``."""
+        """Return the vectors of columns; see ``Codec.decode``."""
         return columns["vector"] * columns["scale"][:, None]
 
 
 class ResidualCodec:
-    """Residual codes: a slot of a vector is the sum of one codeword a level, of the codebooks of its version.
+    """Residual codes: a slot of a vector is the sum of one codeword per level, from the codebooks of its version.
 
     Args:
         width: W, all slots together.
         slots: S.
-        codebooks: float32 ``[S, M, V, W / S]`` by version, with at most 256 words.
+        codebooks: float32 ``[S, M, V, W / S]`` by version, with at most 256 codewords.
         levels: M.
     """
 
@@ -126,10 +126,12 @@ class ResidualCodec:
         self.types: Types = {"codes": np.dtype((np.uint8, (slots * levels,)))}
 
     def encode(self, vectors: NDArray[Any], versions: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Codes of vectors: level by level the nearest word to what is left over. Codes (uint8 ``[n, S * M]``) stay.
+        """Return the codes of vectors: per level the codeword nearest to the residual.
+
+        Codes (uint8 ``[n, S * M]``) pass unchanged.
 
         Raises:
-            StoreError: as ``Codec.encode``, or a code beyond its codebook.
+            StoreError: the cases of ``Codec.encode``, or a code beyond its codebook.
         """
         vectors = np.asarray(vectors)
         coded = vectors.dtype == np.uint8
@@ -148,7 +150,7 @@ class ResidualCodec:
         return {"codes": codes}
 
     def decode(self, columns: Columns, versions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """See ``Codec.decode``."""
+        """Return the vectors of columns; see ``Codec.decode``."""
         codes = columns["codes"]
         codes = codes.reshape(len(codes), self.slots, self.levels)
         vectors = np.empty((len(codes), self.slots, self.width // self.slots), np.float32)
@@ -166,7 +168,7 @@ class ResidualCodec:
 
 
 def check_finite(vectors: NDArray[Any], width: int) -> NDArray[Any]:
-    """float32 ``[n, width]`` without NaN or infinity (float16 stays as it is).
+    """Return float32 vectors ``[n, width]`` after a check for NaN and infinity (float16 passes unchanged).
 
     Raises:
         StoreError: anything else.
@@ -180,14 +182,15 @@ def check_finite(vectors: NDArray[Any], width: int) -> NDArray[Any]:
     good = np.isfinite(vectors)
     if not good.all():
         row = int(np.flatnonzero(~good.all(1))[0])
-        raise StoreError(_WHERE, f"NaN or infinity in row {row}", "finite numbers", "look at the model that made them")
+        raise StoreError(_WHERE, f"NaN or infinity in row {row}", "finite numbers", "check the model that wrote them")
     return vectors
 
 
 def widen_float16(halves: NDArray[np.float16]) -> NDArray[np.float32]:
-    """float32 of finite float16, bit for bit what ``astype`` gives, several times faster: numpy converts one by one.
+    """Return finite float16 numbers as float32, with the same bits as ``astype`` and several times faster.
 
-    The bits are put where float32 has them; what the exponents differ by is a factor of 2**112.
+    The bits are shifted to their float32 positions. The exponents then differ by a factor of 2**112. (``astype``
+    converts the numbers one by one.)
     """
     flat = np.ascontiguousarray(halves).reshape(-1).view(np.int16)
     wide = np.empty(flat.size, np.int32)

@@ -1,4 +1,4 @@
-"""Columns of events: their types in words, and values brought into them without loss."""
+"""Column types of events: their text form in manifests, and lossless conversion of values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CHUNK = 1 << 22
 
 
 def format_type(dtype: np.dtype[Any]) -> str:
-    """A column's type as manifests write it.
+    """Return the text form of a column type, as manifests store it.
 
     >>> type_text(np.dtype(np.int64)), type_text(np.dtype((np.float16, (32,))))
     ('int64', 'float16[32]')
@@ -28,10 +28,10 @@ def format_type(dtype: np.dtype[Any]) -> str:
 
 
 def parse_type(text: str, where: str) -> np.dtype[Any]:
-    """A column's type from a manifest.
+    """Return the column type of a text from a manifest.
 
     Raises:
-        StoreError: no type a store can hold.
+        StoreError: not a type that a store supports.
     """
     match = _TYPE_TEXT.fullmatch(text)
     if match is None:
@@ -40,10 +40,10 @@ def parse_type(text: str, where: str) -> np.dtype[Any]:
 
 
 def validate_types(columns: Mapping[str, Any], identity: str | None, where: str) -> dict[str, np.dtype[Any]]:
-    """The types of a new store's columns, held to what a store can keep.
+    """Return the column types of a new store after validation.
 
     Raises:
-        StoreError: a name that is no plain file name, a type that is no number, or an identity that cannot be one.
+        StoreError: a name that is not a plain file name, a type that is not numeric, or an invalid identity column.
     """
     types = {name: np.dtype(dtype) for name, dtype in columns.items()}
     for name, dtype in types.items():
@@ -59,20 +59,21 @@ def validate_types(columns: Mapping[str, Any], identity: str | None, where: str)
 
 
 def widen_types(columns: Types) -> dict[str, np.dtype[Any]]:
-    """The types in which stored columns are read: whole numbers wider than they lie, so that appended values fit.
-    Vectors are read as they lie.
+    """Return the types in which stored columns are read.
+
+    Integers are read in a wider type than the stored one, so that appended values fit. Vectors keep their type.
     """
     widths = {name: np.dtype(np.int64 if dtype.itemsize > 2 else np.int32) for name, dtype in columns.items()}
     return {name: widths[name] if dtype.kind in "iub" and not dtype.shape else dtype for name, dtype in columns.items()}
 
 
 def get_array_type(array: NDArray[Any]) -> np.dtype[Any]:
-    """The type of a column that lies as an array ``[n]`` or ``[n, W]``."""
+    """Return the column type of an array ``[n]`` or ``[n, W]``."""
     return np.dtype((array.dtype, array.shape[1:])) if array.ndim > 1 else array.dtype
 
 
 def find_narrowest_type(low: int, high: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The smallest whole-number type that holds all of ``low..high``, at most ``dtype``.
+    """Return the smallest integer type that holds all of ``low..high``, at most ``dtype``.
 
     >>> narrowest(0, 255, np.dtype(np.int64)), narrowest(-1, 255, np.dtype(np.int64))
     (dtype('uint8'), dtype('int16'))
@@ -90,12 +91,12 @@ def validate_events(
     times: NDArray[Any],
     values: Mapping[str, NDArray[Any]],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray[Any]]]:
-    """Events to append, in the types of the store.
+    """Return events to append, converted to the types of the store.
 
     Raises:
-        StoreError: as ``HistoryStore.append`` says.
+        StoreError: the cases of ``HistoryStore.append``.
     """
-    where, write = "events to append", "give every event a key, a time and all the columns"
+    where, write = "events to append", "give every event a key, a time and all columns"
     keys, times = np.atleast_1d(np.asarray(keys)), np.atleast_1d(np.asarray(times))
     if set(values) != set(types):
         raise StoreError(where, f"the columns {', '.join(sorted(values)) or 'none'}", ", ".join(sorted(types)), write)
@@ -113,7 +114,7 @@ def validate_events(
         empty = {name: np.zeros(0, dtype) for name, dtype in types.items()}
         return np.zeros(0, np.int64), np.zeros(0, np.int64), empty
     if keys.dtype.kind not in "iu" or times.dtype.kind not in "iu":
-        raise StoreError(where, f"keys of type {keys.dtype} and times of type {times.dtype}", "whole numbers")
+        raise StoreError(where, f"keys of type {keys.dtype} and times of type {times.dtype}", "integers")
     if rows is not None:
         wrong = (keys < 1) | (keys >= rows)
         if wrong.any():
@@ -126,12 +127,12 @@ _INT64 = np.dtype(np.int64)
 
 
 def _cast(array: NDArray[Any], dtype: np.dtype[Any], where: str) -> NDArray[Any]:
-    """Values in another type; only the digits of a double may be lost."""
+    """Return values in another type. Only digits of a double may be lost."""
     if array.dtype == dtype:
         return array
     if array.dtype.kind in "iubf":
         cast = np.empty(array.shape, dtype)
-        for at in range(0, len(array), _CHUNK):  # in pieces: a load may bring gigabytes
+        for at in range(0, len(array), _CHUNK):  # in chunks, because a load may hold gigabytes
             chunk = array[at : at + _CHUNK]
             with np.errstate(over="ignore", invalid="ignore"):
                 cast[at : at + _CHUNK] = chunk
@@ -145,10 +146,10 @@ def _cast(array: NDArray[Any], dtype: np.dtype[Any], where: str) -> NDArray[Any]
                 break
         else:
             return cast
-    raise StoreError(where, f"values of type {array.dtype}", f"what fits {dtype}", "encode them as the log was")
+    raise StoreError(where, f"values of type {array.dtype}", f"values that fit {dtype}", "encode them like the log")
 
 
 def _have_equal_values(cast: NDArray[Any], array: NDArray[Any]) -> bool:
-    # Signed against unsigned: two 64-bit numbers of one bit pattern are not one number.
+    # Signed and unsigned 64-bit numbers with the same bit pattern are different numbers.
     signs = bool(((cast < 0) == (array < 0)).all()) if cast.dtype.kind != "b" else True
     return signs and np.array_equal(cast, array)

@@ -1,4 +1,4 @@
-"""Writing a segment anew with more events in it, column by column, a piece at a time."""
+"""Compaction: merge of a segment and new events into a new segment, column by column and chunk by chunk."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from longrec.store.segment import Segment, write_manifest
 from longrec.store.sorted_events import locate_events
 
 _CHUNK = 1 << 18
-"""Events that are merged at once."""
+"""Number of events that are merged at once."""
 
 ColumnReader = Callable[[int, int], NDArray[Any]]
-"""Values of the new events from one place to another."""
+"""Function that returns the values of the new events from one index to another."""
 
 
 class Compaction:
-    """A segment and new events, merged.
+    """Merge of a segment and new events.
 
     Args:
         keys, times: int64 ``[n]`` of the new events, sorted by key, time and identity, each once.
@@ -42,20 +42,20 @@ class Compaction:
         self.segment, self.keys, self.times = segment, keys, times
         positions, is_update = locate_events(segment, keys, times, ids, identity)
         self.replaced = positions[is_update]
-        """Places of events that were written again."""
+        """Positions of old events that new ones replace."""
         self.target = positions - np.searchsorted(self.replaced, positions) + np.arange(len(keys))
-        """Where each new event will lie."""
+        """Position of each new event in the merged segment."""
         self._ranks = self.replaced - np.arange(len(self.replaced))
 
     def __len__(self) -> int:
         return len(self.segment) - len(self.replaced) + len(self.keys)
 
     def write(self, folder: Path, types: Types, columns: Mapping[str, ColumnReader], *, sync: bool) -> None:
-        """Write the merged segment: whole numbers as narrow as their values allow, the manifest last.
+        """Write the merged segment, with integers as narrow as their values allow and the manifest last.
 
         Args:
-            columns: the columns of the new events.
-            sync: wait until all of it is on the disk.
+            columns: columns of the new events.
+            sync: wait until all files are on the disk.
         """
         folder.mkdir(parents=True)
         segment, crcs, texts = self.segment, {}, {}
@@ -76,7 +76,7 @@ class Compaction:
             sync_path(folder)
 
     def _choose_type(self, name: str, dtype: np.dtype[Any], new: ColumnReader) -> np.dtype[Any]:
-        """The type in which a column will lie."""
+        """Return the type in which a column is stored."""
         if dtype.kind not in "iu" or dtype.shape or not len(self):
             return dtype
         old = self.segment.columns[name]
@@ -87,7 +87,7 @@ class Compaction:
         )
 
     def _merge_chunks(self, old: NDArray[Any], new: ColumnReader, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
-        """The merged column in the type ``dtype``, piece by piece."""
+        """Yield the merged column in the type ``dtype``, chunk by chunk."""
         for low in range(0, len(self), _CHUNK):
             high = min(low + _CHUNK, len(self))
             first, stop = np.searchsorted(self.target, [low, high]).tolist()
@@ -107,11 +107,11 @@ class Compaction:
             yield chunk
 
     def _find_old_position(self, rank: int) -> int:
-        """The place, among the old events, of the one that ``rank`` kept ones come before."""
+        """Return the position of the old event that follows ``rank`` retained old events."""
         return rank + int(np.searchsorted(self._ranks, rank, side="right"))
 
     def _merge_offsets(self) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-        """Offsets and keys of the merged segment."""
+        """Return the offsets and keys of the merged segment."""
         segment = self.segment
         counts = np.diff(segment.offsets - np.searchsorted(self.replaced, segment.offsets))
         bounds = np.flatnonzero(np.append(True, self.keys[1:] != self.keys[:-1])[: len(self.keys)])
@@ -127,7 +127,7 @@ class Compaction:
 
 
 def sync_path(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
@@ -136,7 +136,7 @@ def sync_path(path: Path) -> None:
 
 
 def _write_array(path: Path, dtype: np.dtype[Any], length: int, chunks: Iterator[NDArray[Any]], sync: bool) -> int:
-    """Write an ``.npy`` file piece by piece; returns its CRC32."""
+    """Write an ``.npy`` file chunk by chunk and return its CRC32."""
     head = io.BytesIO()
     header = {
         "descr": np.lib.format.dtype_to_descr(dtype.base),

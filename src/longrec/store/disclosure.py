@@ -1,4 +1,7 @@
-"""What a store discloses earlier than the schema of its reader allows: it is refused, or allowed by name and told."""
+"""Leaks of a store: values it discloses earlier than the schema of its reader allows.
+
+Such a store is refused, or allowed by name and reported.
+"""
 
 from __future__ import annotations
 
@@ -13,35 +16,35 @@ REMEDY = "compress again with the delays of this schema"
 
 
 class Provenance(Protocol):
-    """What a store says of how it was written."""
+    """Record of how a store was written."""
 
     @property
     def leak(self) -> str:
-        """Why it knows more than it should; empty where it does not."""
+        """Reason why the store leaks. Empty if it does not."""
 
     @property
     def visibility_delay(self) -> int:
-        """How long after an impression its tokens can be read."""
+        """Delay between an impression and the timestamp from which its token can be read."""
 
     @property
     def column_delays(self) -> Mapping[str, Delay] | None:
-        """The availability of each raw column when it was written; None where that was not recorded."""
+        """Availability of each raw column when the store was written. None if it was not recorded."""
 
 
 @dataclass(frozen=True)
 class Disclosure:
-    """What a store discloses to a schema.
+    """Leaks of a store, seen by one schema.
 
     Attributes:
-        leaks: a phrase per reason why the store tells more than was known.
-        unknown: it does not say how it was written.
+        leaks: one phrase per reason why the store leaks.
+        unknown: the store does not record how it was written.
     """
 
     leaks: tuple[str, ...] = ()
     unknown: bool = False
 
     def list_warnings(self, where: str, location: str) -> list[str]:
-        """Warnings of a history or feature ``where`` that reads the store at ``place`` all the same."""
+        """Return the warnings of a history or feature ``where`` that reads the store at ``location`` nevertheless."""
         warnings = []
         if self.leaks:
             warnings.append(
@@ -62,7 +65,7 @@ class Disclosure:
 
 
 def assess_disclosure(info: Provenance, schema: Schema) -> Disclosure:
-    """Hold what a store says of itself to the schema of its reader."""
+    """Compare the record of a store with the schema of its reader."""
     leaks = [f"it leaks ({info.leak})"] if info.leak else []
     if info.column_delays is None:
         return Disclosure(tuple(leaks), unknown=not info.leak and waits(schema))
@@ -71,11 +74,13 @@ def assess_disclosure(info: Provenance, schema: Schema) -> Disclosure:
 
 
 def merge_column_delays(own: Mapping[str, Delay], read: Iterable[Provenance]) -> Mapping[str, Delay] | None:
-    """What a store records whose source reads other stores: also the columns that only those have read; None where one
-    of them does not say.
+    """Return the column delays of a store whose source reads other stores.
+
+    They include columns that only those stores have read. The result is None if one of them records no delays.
 
     Args:
-        own: the availability of columns by the source's schema.
+        own: availability of columns by the source's schema.
+        read: records of the stores that the source reads.
     """
     delays: dict[str, Delay] = {}
     for info in read:

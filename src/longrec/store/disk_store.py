@@ -1,6 +1,6 @@
 """A history store on disk: one immutable, memory-mapped segment, and the events appended since, in memory.
 
-What was appended is not durable: it is gone with the process. ``durable.LsmStore`` keeps it.
+Appended events are lost when the process ends. ``lsm_store.LsmStore`` keeps them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from longrec.store.segment import Segment
 
 
 class DiskStore(LsmTree):
-    """A segment and a delta, read as one: merged by time, the segment's events first where times are equal."""
+    """A segment and a memtable, merged by time. The segment's events come first where times are equal."""
 
     def __init__(self, segment: Segment) -> None:
         types = widen_types({name: get_array_type(column) for name, column in segment.columns.items()})
@@ -21,9 +21,9 @@ class DiskStore(LsmTree):
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = False) -> DiskStore:
-        """Map a segment.
+        """Open a store by mapping its segment.
 
         Raises:
-            StoreError: missing, damaged, or of another version.
+            StoreError: the segment is missing, damaged, or of another version.
         """
         return cls(Segment.open(folder, verify=verify))

@@ -1,12 +1,12 @@
-"""What every history store promises: events by key and time, and nothing at or after the asked moment.
+"""Contract of every history store: events by key and time, read strictly before a timestamp.
 
-Keys are rows of an entity table (row 0 is nobody and owns no event) or, in a store with an open key space, any
-64-bit integers: a user's own number, or a hash of its text. A key that was never written owns no events.
+Keys are rows of an entity table (row 0 is a placeholder without events). In a store with an open key space, any 64-bit
+integer is a key: a user's own number, or a hash of its text. A key that was never written has no events.
 
-Events of one key that share a moment are all kept, in the order in which they came. A store may name an
-``identity``: a whole-number column that tells events of one key and moment apart. An event written again, with the
-same key, time and identity, replaces the first writing (so an append can be retried, and what became known later can
-be added), and events of one moment are ordered by their identity: no retry changes an answer.
+Events of one key with equal timestamps are all kept, in the order of their arrival. A store may name an ``identity``:
+an int64 column that distinguishes events of one key and timestamp. An event that is written again, with the same key,
+time and identity, replaces the first one. So an append can be retried, and values that become available later can be
+added. Events of one timestamp are ordered by their identity, so that a retry changes no result of a read.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Events:
-    """Events of several keys, end to end, oldest first within a key.
+    """Events of several keys, concatenated, oldest first within a key.
 
     Attributes:
-        offsets: int64 ``[keys + 1]``; key k owns ``offsets[k]:offsets[k + 1]``, which may be empty.
+        offsets: int64 ``[keys + 1]``. The events of key k are ``offsets[k]:offsets[k + 1]``, which may be empty.
         times: int64 ``[n]``.
-        columns: arrays by name, ``[n]``, or ``[n, W]`` where the column holds a vector an event.
+        columns: arrays by name, ``[n]``, or ``[n, W]`` where the column holds one vector per event.
     """
 
     offsets: NDArray[np.int64]
@@ -38,12 +38,12 @@ class Events:
 
 
 class HistoryStore(Protocol):
-    """Past events by (key, time).
+    """Events by (key, time).
 
     Attributes:
-        types: the type in which every column is read; ``np.dtype((np.float16, (32,)))`` is a vector of 32 an event.
-        rows: how many key rows there are, row 0 included; None: any 64-bit integer is a key.
-        identity: the column that names an event of a key and moment; None: every event is kept.
+        types: type in which each column is read. ``np.dtype((np.float16, (32,)))`` is one vector of 32 per event.
+        rows: number of key rows, row 0 included. None: any 64-bit integer is a key.
+        identity: column that identifies an event of a key and timestamp. None: every event is kept.
     """
 
     types: Mapping[str, np.dtype[Any]]
@@ -51,19 +51,20 @@ class HistoryStore(Protocol):
     identity: str | None
 
     def __len__(self) -> int:
-        """How many events the store holds."""
+        """Return the number of events in the store."""
         ...
 
     def append(self, keys: NDArray[Any], times: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> None:
-        """Add events; all of them, or none when something is wrong with one.
+        """Add all events, or none if one of them is invalid.
 
         Args:
-            keys: whole numbers ``[n]``: rows from 1, or any where the key space is open.
+            keys: integers ``[n]``: rows from 1, or any integers if the key space is open.
             times: int64 ``[n]``, in any order.
-            values: arrays ``[n]`` or ``[n, W]``, one for every column of the store.
+            values: arrays ``[n]`` or ``[n, W]``, one per column of the store.
 
         Raises:
-            StoreError: a column too many or too few, other shapes, a key that is no row, a value that does not fit.
+            StoreError: a missing or unexpected column, a wrong shape, a key that is no row, or a value that does not
+                fit its type.
         """
         ...
 
@@ -75,20 +76,20 @@ class HistoryStore(Protocol):
         where: str | None = None,
         columns: Sequence[str] | None = None,
     ) -> Events:
-        """The last ``n`` events of each key strictly before a moment.
+        """Return the last ``n`` events of each key strictly before a timestamp.
 
         Args:
             keys: one key, or ``[k]`` of them.
-            before: one moment for all, or ``[k]``.
-            n: at most so many events a key, counted after the filter.
-            where: a column; only events whose value in it is not 0 count.
-            columns: the columns to read; default all.
+            before: one timestamp for all keys, or ``[k]``.
+            n: maximum number of events per key, counted after the filter.
+            where: column of a filter. Only events with a nonzero value in it are returned.
+            columns: columns to read. Default all.
 
         Raises:
-            StoreError: a key that is no row of a store whose keys are rows, or a column the store has not.
+            StoreError: a key that is no row (in a store whose keys are rows), or an unknown column.
         """
         ...
 
     def scan(self) -> Iterator[tuple[int, Events]]:
-        """Every key that owns events, in rising order, with all its events."""
+        """Yield every key that has events, in ascending order, with all its events."""
         ...

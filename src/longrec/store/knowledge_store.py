@@ -1,10 +1,11 @@
-"""What an extractor knew of every user and every item, version by version, looked up together.
+"""A store of knowledge vectors: an extractor's vectors of users and items, by version.
 
-    knowledge/v1/knowledge.json     widths, units, and the versions that are complete; written last
-                 users/  items/     a token store each: one token a key and version, at the moment of publication
+    knowledge/v1/knowledge.json     widths, units, and the complete versions; written last
+                 users/  items/     one token store each: one token per key and version, at the publication timestamp
 
-A version exists once the manifest names it, so both sides of it are there. A request at t reads the newest version
-published strictly before t on both sides; a key that this version has not is missing, whatever an older one said.
+A version exists once the manifest lists it, so that both its sides are complete. A request at t reads the newest
+version published strictly before t, on both sides. A key without a vector in this version is missing, even if an older
+version has one.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ class KnowledgeVersion:
     """One complete version.
 
     Attributes:
-        number: of the version, on both sides.
-        trained_before: the extractor had seen only labels known strictly before this moment.
-        published: from when on it may be read: by requests strictly later.
-        users, items: how many it knows.
+        number: number of the version, on both sides.
+        trained_before: the extractor was trained only on labels available strictly before this timestamp.
+        published: publication timestamp. Requests strictly later read the version.
+        users, items: number of keys with a vector.
     """
 
     number: int
@@ -53,19 +54,18 @@ class KnowledgeVersion:
 
 @dataclass(frozen=True)
 class KnowledgeInfo:
-    """What a folder of knowledge holds.
+    """Description of a folder of knowledge.
 
     Attributes:
-        widths: numbers of what is known of a user and of an item.
-        unit: what moments count in.
-        keys: how users and items are named: int64 or text.
-        codec: how vectors are stored (fp32, fp16, int8).
-        source: where it came from, as the extractor told.
-        lag: from the start of a block to the publication of its version, in the unit of time.
-        leak: why it knows more than it should; empty where it does not.
-        column_delays: when the value of each raw column was available by the schema of the extractor; None where this
-            was not recorded.
-        versions: the complete ones, by moment of publication.
+        widths: numbers per vector of a user and of an item.
+        unit: unit of timestamps.
+        keys: key type of users and items: int64 or text.
+        codec: encoding of vectors (fp32, fp16, int8).
+        source: JSON description of the extractor's run.
+        visibility_delay: delay from the start of a block to the publication of its version, in the unit of time.
+        leak: reason why the knowledge leaks. Empty if it does not.
+        column_delays: availability of each raw column by the schema of the extractor. None if it was not recorded.
+        versions: complete versions, by publication timestamp.
     """
 
     widths: Mapping[str, int]
@@ -81,8 +81,9 @@ class KnowledgeInfo:
 
 @dataclass(frozen=True)
 class SideVectors:
-    """What is published of one side: int64 keys ``[n]``, float32 vectors ``[n, W]``, and the scale they were brought
-    from: mean and deviation of each number.
+    """Vectors of one side of a version: int64 keys ``[n]`` and float32 vectors ``[n, W]``.
+
+    ``mean`` and ``std`` are the original mean and deviation of each number, before standardization.
     """
 
     keys: NDArray[np.int64]
@@ -92,10 +93,10 @@ class SideVectors:
 
 
 class KnowledgeStore:
-    """Knowledge of users and items, opened.
+    """An open store of knowledge vectors of users and items.
 
     Attributes:
-        info: what it holds; its versions as of opening or the last ``refresh``.
+        info: its description, with the versions as of opening or the last ``refresh``.
     """
 
     def __init__(self, folder: Path, info: KnowledgeInfo, stores: Mapping[Side, TokenStore]) -> None:
@@ -103,14 +104,14 @@ class KnowledgeStore:
 
     @classmethod
     def create(cls, folder: str | Path, info: KnowledgeInfo) -> KnowledgeStore:
-        """A new folder without versions, open for writing.
+        """Create a folder without versions, open for writing.
 
         Raises:
-            StoreError: something is there already.
+            StoreError: the folder is not empty.
         """
         folder = Path(folder)
         if folder.exists() and any(folder.iterdir()):
-            raise StoreError(str(folder), "something is there already", "a new folder", "give another, such as v2")
+            raise StoreError(str(folder), "the folder is not empty", "a new folder", "give another, such as v2")
         folder.mkdir(parents=True, exist_ok=True)
         stores = {side: TokenStore.create(folder / f"{side}s", _build_token_info(info, side)) for side in SIDES}
         store = cls(folder, replace(info, versions=()), stores)
@@ -122,7 +123,7 @@ class KnowledgeStore:
         """Open a folder.
 
         Raises:
-            StoreError: none, damaged, or of another version of the format.
+            StoreError: there is no such folder, it is damaged, or of another version of the format.
         """
         folder = Path(folder)
         info = _read_manifest(folder)
@@ -130,14 +131,14 @@ class KnowledgeStore:
         return cls(folder, info, stores)
 
     def publish(self, trained_before: int, published: int, users: SideVectors, items: SideVectors) -> KnowledgeVersion:
-        """Write a version; readers see it, whole, once the manifest is written.
+        """Write a version. Readers read all of it, or nothing, once the manifest is written.
 
         Args:
-            trained_before: all labels it learned from were known strictly before.
-            published: moment of publication, later than that of the version before.
+            trained_before: timestamp strictly before which all labels of its training were available.
+            published: publication timestamp, later than that of the version before.
 
         Raises:
-            StoreError: an earlier moment than the last version's, or one before ``trained_before``.
+            StoreError: not later than the last version, or before ``trained_before``.
         """
         versions = self.info.versions
         if published < trained_before or (versions and published <= versions[-1].published):
@@ -145,9 +146,9 @@ class KnowledgeStore:
             raise StoreError(
                 str(self.folder),
                 f"a version published at {published}{last}",
-                f"a moment from {trained_before} on, and later",
+                f"a timestamp from {trained_before} on, and later",
             )
-        # A number is used once: what a killed writer left of a version is never read as another's.
+        # A number is used once, so that the remains of a killed writer are never read as part of another version.
         number = max(len(store.info.versions) for store in self._stores.values())
         for side, side_vectors in zip(SIDES, (users, items)):
             self._append(side, number, trained_before, published, side_vectors)
@@ -177,20 +178,20 @@ class KnowledgeStore:
         )
 
     def find_versions(self, timestamps: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64 ``[B]``: number of the newest version published strictly before each moment; -1 for none."""
+        """Return int64 ``[B]``: the newest version published strictly before each timestamp, or -1 for none."""
         versions = self.info.versions
         index = np.searchsorted(np.array([one.published for one in versions], np.int64), timestamps, side="left")
         return np.array([-1, *(one.number for one in versions)], np.int64).take(index)
 
     def look_up(self, side: Side, keys: NDArray[np.int64], versions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """What versions know of users or of items.
+        """Look up the vectors of users or of items in given versions.
 
         Args:
             keys: int64 ``[n]`` key numbers (``vocabulary.key_numbers``).
-            versions: int64 ``[n]``, or ``[1]`` for all; -1 for none.
+            versions: int64 ``[n]``, or ``[1]`` for all keys. -1 for none.
 
         Returns:
-            float32 ``[n, 1 + W]``: 1 and the vector, or zeros where the version has not the key.
+            float32 ``[n, 1 + W]``: 1 and the vector, or zeros where the version does not have the key.
         """
         vectors = np.zeros((len(keys), 1 + self.info.widths[side]), np.float32)
         if not self.info.versions or not len(keys):
@@ -200,25 +201,25 @@ class KnowledgeStore:
         at = np.array([published.get(int(number), _MIN_TIMESTAMP) for number in np.unique(versions)], np.int64)
         at = at[np.searchsorted(np.unique(versions), versions)]
         tokens = self._stores[side].last(keys, at + 1, 1)
-        # The last token may be of an older version, which knew the key when this one does not.
+        # The last token may be of an older version, which has the key although this one does not.
         row = np.repeat(np.arange(len(keys)), np.diff(tokens.offsets))
         same = tokens.version == versions[row]
         vectors[row[same], 0], vectors[row[same], 1:] = 1, tokens.vectors[same]
         return vectors
 
     def compact(self) -> None:
-        """Bring what was published into its final form; readers notice nothing."""
+        """Merge published vectors into the sorted form. Reads do not change."""
         for store in self._stores.values():
             store.compact()
 
     def refresh(self) -> None:
-        """See what was published since."""
+        """Read versions that were published since."""
         for store in self._stores.values():
             store.refresh()
         self.info = _read_manifest(self.folder)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for store in self._stores.values():
             store.close()
 
@@ -240,7 +241,7 @@ class KnowledgeStore:
 
 
 _MIN_TIMESTAMP = -(2**62)
-"""A moment before all others."""
+"""A timestamp before all others."""
 
 
 def _read_manifest(folder: Path) -> KnowledgeInfo:
@@ -250,7 +251,7 @@ def _read_manifest(folder: Path) -> KnowledgeInfo:
         content.pop("format")
         return KnowledgeInfo(**to_field_names(content), versions=versions)
     except (KeyError, TypeError) as error:
-        raise StoreError(str(folder / MANIFEST), f"not readable ({error})", "what it was written as", _REMEDY) from None
+        raise StoreError(str(folder / MANIFEST), f"not readable ({error})", "a readable manifest", _REMEDY) from None
 
 
 def _build_token_info(info: KnowledgeInfo, side: Side) -> TokenInfo:

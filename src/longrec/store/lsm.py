@@ -1,6 +1,6 @@
-"""Reading a segment and a delta as one: many keys at once by a binary search in step, one key in plain Python.
+"""Reads that merge a segment and a memtable: vectorized binary search for many keys, plain Python for one key.
 
-Which events answer is looked up under a lock, in a moment; their values are gathered without it.
+The positions of the events are looked up under a lock, which is fast. Their values are gathered without it.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from longrec.store.segment import Segment
 from longrec.store.sorted_events import find_lower_bounds, locate_events
 
 _SCAN = 1_024
-"""Keys that a scan reads at once."""
+"""Number of keys that a scan reads at once."""
 _SHORT = 24
-"""Up to so many events a key, taking them one by one is faster than slice by slice."""
+"""Mean number of events per key up to which taking them one by one is faster than slice by slice."""
 
 
 class LsmTree:
-    """A segment, and the events that came since, merged by time; the base of the embedded stores.
+    """A segment and a memtable of newer events, merged by time. Base class of the embedded stores.
 
-    Safe for several readers beside one writer in threads of one process.
+    Safe for several reader threads beside one writer thread in one process.
     """
 
     def __init__(self, segment: Segment, types: Types, rows: int | None, identity: str | None) -> None:
         self.types, self.rows, self.identity = types, rows, identity
         self._read_lock = threading.Lock()
-        """Held for the moment in which places are looked up; values are gathered without it."""
+        """Lock of the lookup of positions. Values are gathered without it."""
         self._install_layers(segment)
 
     def _install_layers(self, segment: Segment, memtable: Memtable | None = None) -> None:
-        """Put a segment under a delta, by default an empty one."""
+        """Set the segment and the memtable above it, by default an empty one."""
         with self._read_lock:
             self._segment = segment
             self._memtable = Memtable(self.types, self.identity) if memtable is None else memtable
@@ -56,7 +56,7 @@ class LsmTree:
             return len(segment) + len(memtable) - duplicates
 
     def append(self, keys: NDArray[Any], times: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> None:
-        """Add events to the delta; see ``HistoryStore.append``."""
+        """Add events to the memtable; see ``HistoryStore.append``."""
         keys, times, columns = validate_events(self.types, self.rows, keys, times, values)
         with self._read_lock:
             self._memtable.add(keys, times, columns)
@@ -69,7 +69,7 @@ class LsmTree:
         where: str | None = None,
         columns: Sequence[str] | None = None,
     ) -> Events:
-        """The last ``n`` events of each key strictly before a moment; see ``HistoryStore.last``."""
+        """Return the last ``n`` events of each key strictly before a timestamp; see ``HistoryStore.last``."""
         types = self._select_types(where, columns)
         if isinstance(keys, int) and isinstance(before, int):
             return self._read_one(keys, before, n, where, types)
@@ -82,7 +82,7 @@ class LsmTree:
         return self._read_many(wanted, timestamps, n, where, types)
 
     def scan(self) -> Iterator[tuple[int, Events]]:
-        """Every key with events; see ``HistoryStore.scan``."""
+        """Yield every key with its events; see ``HistoryStore.scan``."""
         with self._read_lock:
             owners = np.union1d(self._segment.owners(), self._memtable.owners)
         for at in range(0, len(owners), _SCAN):
@@ -96,7 +96,7 @@ class LsmTree:
     def _select_types(self, where: str | None, columns: Sequence[str] | None) -> Types:
         for name in (*(columns or ()), *((where,) if where is not None else ())):
             if name not in self.types:
-                raise StoreError("store", f"no column {name!r}", ", ".join(self.types) or "no column at all")
+                raise StoreError("store", f"no column {name!r}", ", ".join(self.types) or "none")
         return self.types if columns is None else {name: self.types[name] for name in columns}
 
     def _check_keys(self, low: int, high: int) -> None:
@@ -105,7 +105,7 @@ class LsmTree:
             raise StoreError("store", actual, f"rows from 0 to {self.rows - 1}")
 
     def _read_one(self, key: int, timestamp: int, n: int, where: str | None, types: Types) -> Events:
-        """One key of one request: no search in step."""
+        """Read one key of one request, without vectorized search."""
         self._check_keys(key, key)
         with self._read_lock:
             segment, memtable = self._segment, self._memtable
@@ -135,7 +135,7 @@ class LsmTree:
         where: str | None,
         types: Types,
     ) -> Events:
-        """Events of many keys, all of them where ``timestamps`` or ``n`` is None."""
+        """Read events of many keys, all of them if ``timestamps`` or ``n`` is None."""
         with self._read_lock:
             segment, memtable = self._segment, self._memtable
             first, stop = segment.find_ranges(keys)
@@ -172,7 +172,7 @@ class LsmTree:
         offsets: NDArray[np.int64],
         types: Types,
     ) -> Events:
-        """Long lists, copied slice by slice."""
+        """Gather long lists, copied slice by slice."""
         if not fresh:
             whole = [(False, start, end) for start, end in zip(first.tolist(), stop.tolist())]
             return gather_ranges(segment, memtable, whole, np.zeros(0, np.int64), types, offsets)
@@ -201,8 +201,9 @@ class LsmTree:
         first: NDArray[np.int64],
         stop: NDArray[np.int64],
     ) -> dict[int, tuple[NDArray[np.int64], list[EventRange]]]:
-        """What to read of the keys that own events in the delta, by their place among the keys; the segment's own
-        range of such a key is closed.
+        """Return positions and ranges of the keys that have events in the memtable, by index among the keys.
+
+        The segment's own range of such a key is emptied.
         """
         fresh: dict[int, tuple[NDArray[np.int64], list[EventRange]]] = {}
         owners = (
@@ -218,7 +219,7 @@ class LsmTree:
         return fresh
 
     def _find_passing(self, segment: Segment, where: str) -> NDArray[np.int64]:
-        """Places of the segment's events that pass a filter."""
+        """Return the positions of the segment's events that pass a filter."""
         if where not in self._passing:
             self._passing[where] = np.flatnonzero(segment.columns[where])
         return self._passing[where]

@@ -1,4 +1,4 @@
-"""The files of a durable store: its manifest, its lock, and what a crash may leave."""
+"""Files of an LSM store: its manifest, its lock, and the leftovers of a crash."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _ARRAY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True)
 class Manifest:
-    """What ``store.json`` says.
+    """Content of ``store.json``.
 
     Attributes:
-        generation: counts the journals.
-        segment: name of the segment that counts, None before the first.
-        types, rows, identity: as ``store.HistoryStore``.
-        attributes: whatever else is to be known, as JSON.
-        stamp: what the file was known by before it was read.
+        generation: number of the write-ahead log.
+        segment: name of the current segment, None before the first.
+        types, rows, identity: as in ``history_store.HistoryStore``.
+        attributes: further JSON attributes.
+        stamp: stamp of the file before it was read.
     """
 
     NAME: ClassVar[str] = "store.json"
@@ -51,17 +51,18 @@ class Manifest:
 
     @property
     def wal_name(self) -> str:
-        """Name of the journal that counts."""
+        """Name of the current write-ahead log."""
+        # The stored name is kept.
         return f"journal-{self.generation:06d}.log"
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """The manifest of a store.
+        """Read the manifest of a store.
 
         Raises:
-            StoreError: no store, or one of another version.
+            StoreError: there is no store, or it is of another version.
         """
-        what = "a durable store"
+        what = "an LSM store"
         stamp = cls.read_stamp(folder)
         content = read_manifest(folder / cls.NAME, FORMAT, what, "restore it from a copy", StoreError)
         try:
@@ -74,7 +75,7 @@ class Manifest:
             raise StoreError(str(folder / cls.NAME), f"not readable ({error!r})", what, "restore it") from None
 
     def check_segment(self, segment: Segment, folder: Path) -> None:
-        """Hold a segment to what the manifest says.
+        """Check that a segment has the columns and keys of the manifest.
 
         Raises:
             StoreError: it has other columns, or other keys.
@@ -84,13 +85,13 @@ class Manifest:
         keys = segment.keys is not None if self.rows is None else segment.keys is None and segment.rows == self.rows
         if not (same and keys):
             actual, expected = (
-                f"a segment of the columns {', '.join(shapes)}",
+                f"a segment with the columns {', '.join(shapes)}",
                 f"{', '.join(self.types)}, and their keys",
             )
             raise StoreError(str(folder), actual, expected, "restore it from a copy")
 
     def write(self, folder: Path) -> None:
-        """Replace the manifest at once: before, the old one counts, after, this one."""
+        """Replace the manifest atomically."""
         content = {
             "format": FORMAT,
             "generation": self.generation,
@@ -103,21 +104,21 @@ class Manifest:
         try:
             text = json.dumps(content, indent=1, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise StoreError(str(folder), f"attributes that are no JSON ({error})", "plain values") from None
+            raise StoreError(str(folder), f"attributes that are not JSON ({error})", "plain values") from None
         _replace(folder / self.NAME, text.encode())
 
     @classmethod
     def read_stamp(cls, folder: Path) -> tuple[int, int, int]:
-        """What changes whenever the manifest is replaced.
+        """Return the stamp of a manifest: file facts that change whenever it is replaced.
 
         Raises:
-            StoreError: there is none.
+            StoreError: there is no manifest.
         """
         try:
             facts = (folder / cls.NAME).stat()
         except OSError as error:
             actual = f"no readable {cls.NAME} ({error.strerror})"
-            raise StoreError(str(folder), actual, "a durable store", "give the folder of one") from None
+            raise StoreError(str(folder), actual, "an LSM store", "give the folder of one") from None
         return facts.st_ino, facts.st_mtime_ns, facts.st_size
 
 
@@ -132,7 +133,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 class Lock:
-    """A store held for writing; it is given back when closed, or with the process.
+    """Exclusive file lock of a writer. Closing it, or the end of the process, releases it.
 
     Raises:
         StoreError: another writer holds it, or the folder cannot be written.
@@ -147,13 +148,13 @@ class Lock:
         except OSError:
             self.close()
             raise StoreError(
-                str(folder), "another writer holds it", "one writer a store", "close that one, or open for reading"
+                str(folder), "another writer holds it", "one writer per store", "close that one, or open for reading"
             ) from None
 
     def close(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         if self._file >= 0:
-            if os.getpid() == self._owner:  # a forked process holds the same lock, and must not give it away
+            if os.getpid() == self._owner:  # a forked process holds the same lock and must not release it
                 fcntl.flock(self._file, fcntl.LOCK_UN)
             os.close(self._file)
             self._file = -1
@@ -164,20 +165,22 @@ class Lock:
 
 @contextmanager
 def translate_os_errors(path: Path) -> Iterator[None]:
-    """Tell what the disk refuses as a fault of a store.
+    """Raise OS errors inside the block as errors of a store.
 
     Raises:
-        StoreError: the disk is full, or the place cannot be written.
+        StoreError: the disk is full, or the path cannot be written.
     """
     try:
         yield
     except OSError as error:
         actual = f"cannot be written: {error.strerror or error}"
-        raise StoreError(str(path), actual, "a place that can", "make room or choose another, then try again") from None
+        raise StoreError(
+            str(path), actual, "a writable path", "free disk space or choose another path, then try again"
+        ) from None
 
 
 def sweep(folder: Path, manifest: Manifest) -> None:
-    """Take away segments and journals that count no more. Readers that have mapped them keep them."""
+    """Remove segments and write-ahead logs that are not current. Readers that have mapped them keep them."""
     for path in folder.iterdir():
         if _OWN_FILES.fullmatch(path.name) and path.name not in (manifest.segment, manifest.wal_name):
             if path.is_dir():
@@ -187,7 +190,7 @@ def sweep(folder: Path, manifest: Manifest) -> None:
 
 
 def put_array(folder: Path, name: str, array: NDArray[Any]) -> None:
-    """Keep a small array, at once."""
+    """Write a small array atomically."""
     _check_array_name(folder, name)
     (folder / "arrays").mkdir(exist_ok=True)
     path = folder / "arrays" / f"{name}.npy"
@@ -199,17 +202,17 @@ def put_array(folder: Path, name: str, array: NDArray[Any]) -> None:
 
 
 def take_array(folder: Path, name: str) -> NDArray[Any]:
-    """A kept array.
+    """Return a stored array.
 
     Raises:
-        StoreError: there is none, or it cannot be read.
+        StoreError: there is no such array, or it cannot be read.
     """
     _check_array_name(folder, name)
     path = folder / "arrays" / f"{name}.npy"
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise StoreError(str(path), f"no readable array ({error})", "an array that was kept") from None
+        raise StoreError(str(path), f"no readable array ({error})", "an array that was stored") from None
 
 
 def _check_array_name(folder: Path, name: str) -> None:

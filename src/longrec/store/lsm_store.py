@@ -1,14 +1,14 @@
-"""A durable history store in one folder: what was appended outlives the process, and with ``sync`` the machine.
+"""An LSM store in one folder: appended events survive the end of the process, and with ``sync`` a power failure.
 
-``store.json``          what the store is and which files count; replaced at once, never changed
+``store.json``          manifest: the columns, and the names of the current files; replaced atomically
 ``segment-NNNNNN/``     sorted events, memory-mapped (``segment.Segment``)
-``wal-NNNNNN.log``  what was appended since (``wal``)
-``arrays/``             small arrays kept beside the events
-``lock``                held by the one writer
+``journal-NNNNNN.log``  write-ahead log of the events appended since (``write_ahead_log``); this stored name is kept
+``arrays/``             small arrays beside the events
+``lock``                file lock of the one writer
 
-Opening maps the segment and replays the journal. ``compact`` writes both into a new segment and begins a new journal;
-the manifest then names the new ones, and until that moment the old ones count. There is one writer; readers take no
-lock, go on with the files they have mapped, and see what is new when they ``refresh``.
+Opening maps the segment and replays the write-ahead log. ``compact`` writes both into a new segment and starts a new
+log. The manifest then names the new files. Until it is replaced, the old files are the current ones. There is one
+writer. Readers take no lock, continue with the files they have mapped, and read newer events after ``refresh``.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ MEMTABLE_BYTES = 1 << 29
 
 
 class LsmStore(LsmTree):
-    """Events that stay; see the module.
+    """A persistent store of events in one folder; see the module.
 
     Attributes:
-        folder: where it lies.
-        recovered: what lay behind the last whole frame of the journal when it was last read.
+        folder: folder of the store.
+        recovery: bytes after the last whole frame of the write-ahead log, as of its last read.
     """
 
     def __init__(
@@ -79,20 +79,20 @@ class LsmStore(LsmTree):
         sync: bool = True,
         memtable_bytes: int = MEMTABLE_BYTES,
     ) -> Self:
-        """Begin a store, and hold it for writing.
+        """Create a store and open it for writing.
 
         Args:
-            folder: a folder that holds no store yet.
-            columns: type of each column; a vector an event is ``np.dtype((np.float16, (32,)))``.
-            rows: how many key rows there are, row 0 included; None: any 64-bit integer is a key.
-            identity: the int64 column that names an event of a key and moment.
-            attributes: what else is to be known of the store, as JSON.
-            sync: an append returns once the disk holds it. Without, a power cut may take the newest ones.
-            room: bytes that new events may take in memory; the append that exceeds them compacts, once they are also
-                half as many as those in the segment.
+            folder: a folder without a store.
+            columns: type of each column. One vector of 32 per event is ``np.dtype((np.float16, (32,)))``.
+            rows: number of key rows, row 0 included. None: any 64-bit integer is a key.
+            identity: int64 column that identifies an event of a key and timestamp.
+            attributes: further JSON attributes of the store.
+            sync: an append returns once the disk has written it. Without it, a power failure may lose the newest ones.
+            memtable_bytes: memory limit of new events. The append that exceeds it compacts, if there are also at least
+                half as many new events as events in the segment.
 
         Raises:
-            StoreError: a store is there already, or a column that cannot be kept.
+            StoreError: the store exists already, or a column has an unsupported type.
         """
         folder = Path(folder)
         types = validate_types(columns, identity, str(folder))
@@ -102,7 +102,7 @@ class LsmStore(LsmTree):
         lock = Lock(folder)
         try:
             if (folder / Manifest.NAME).exists():
-                raise StoreError(str(folder), "a store is there already", "another folder", "open it, or remove it")
+                raise StoreError(str(folder), "the store exists already", "another folder", "open it, or remove it")
             manifest = Manifest(0, None, types, rows, identity, dict(attributes or {}))
             with translate_os_errors(folder):
                 (folder / manifest.wal_name).write_bytes(b"")
@@ -122,15 +122,15 @@ class LsmStore(LsmTree):
         sync: bool = True,
         memtable_bytes: int = MEMTABLE_BYTES,
     ) -> Self:
-        """Open a store; a writer also cuts off a torn end of the journal and sweeps what a crash left.
+        """Open a store. A writer also truncates a torn end of the write-ahead log and removes files that a crash left.
 
         Args:
-            writable: hold it for writing.
-            verify: read every byte of the segment and hold it against its checksum.
-            sync, room: as in ``create``.
+            writable: open it for writing.
+            verify: read every byte of the segment and compare it with its checksum.
+            sync, memtable_bytes: as in ``create``.
 
         Raises:
-            StoreError: no store, one that is damaged or of another version, or one that another writer holds.
+            StoreError: there is no store, it is damaged or of another version, or another writer holds it.
         """
         folder = Path(folder)
         manifest = Manifest.read(folder)
@@ -143,16 +143,16 @@ class LsmStore(LsmTree):
             lock.close()
             raise
         store = cls(folder, manifest, lock, verify=verify, sync=sync, memtable_bytes=memtable_bytes)
-        sweep(folder, manifest)  # only now: what the manifest names was there
+        sweep(folder, manifest)  # only now: the files that the manifest names exist
         return store
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """What else is known of the store; a copy."""
+        """Attributes of the store (a copy)."""
         return dict(self._manifest.attributes)
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
-        """Replace the attributes, at once."""
+        """Replace the attributes atomically."""
         with self._write_lock:
             self._require_wal()
             manifest = replace(self._manifest, attributes=dict(attributes))
@@ -161,22 +161,22 @@ class LsmStore(LsmTree):
             self._manifest = manifest
 
     def put_array(self, name: str, array: NDArray[Any]) -> None:
-        """Keep a small array beside the events, at once; one of the same name is replaced."""
+        """Store a small array beside the events, atomically. It replaces one of the same name."""
         with self._write_lock:
             self._require_wal()
             with translate_os_errors(self.folder):
                 put_array(self.folder, name, array)
 
     def take_array(self, name: str) -> NDArray[Any]:
-        """An array kept beside the events.
+        """Return an array stored beside the events.
 
         Raises:
-            StoreError: there is none of that name.
+            StoreError: there is no array of that name.
         """
         return take_array(self.folder, name)
 
     def append(self, keys: NDArray[Any], times: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> None:
-        """Add events, and make them last; see ``HistoryStore.append``.
+        """Add events durably; see ``HistoryStore.append``.
 
         Raises:
             StoreError: also when the store is open for reading, or the disk is full.
@@ -194,13 +194,13 @@ class LsmStore(LsmTree):
                     self.compact()
 
     def load(self, keys: NDArray[Any], times: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> None:
-        """Add many events at once, straight into a new segment; fastest when sorted by key, time and identity.
+        """Add many events at once into a new segment. This is fastest if they are sorted by key, time and identity.
 
         Args:
-            keys, times, values: as in ``append``; of events written twice the later one counts.
+            keys, times, values: as in ``append``. The later one of two equal events is kept.
 
         Raises:
-            StoreError: as ``append``.
+            StoreError: the cases of ``append``.
         """
         keys, times, columns = validate_events(self.types, self.rows, keys, times, values)
         ids = None if self.identity is None else columns[self.identity]
@@ -217,10 +217,10 @@ class LsmStore(LsmTree):
             self._write_segment(Compaction(self._segment, keys, times, ids, self.identity), readers)
 
     def compact(self) -> None:
-        """Write the segment and what came since into a new segment.
+        """Merge the segment and the memtable into a new segment.
 
         Raises:
-            StoreError: the store is open for reading, or the disk is full; the store is as it was.
+            StoreError: the store is open for reading, or the disk is full. The store is then unchanged.
         """
         with self._write_lock:
             self._require_wal()
@@ -232,10 +232,10 @@ class LsmStore(LsmTree):
             self._write_segment(Compaction(self._segment, keys, times, ids, self.identity), readers)
 
     def retype(self, columns: Mapping[str, Any]) -> None:
-        """Give a store that holds no events other columns.
+        """Replace the columns of a store without events.
 
         Raises:
-            StoreError: it holds events, or columns that cannot be kept.
+            StoreError: the store has events, or a column has an unsupported type.
         """
         with self._write_lock:
             self._require_wal()
@@ -251,7 +251,7 @@ class LsmStore(LsmTree):
         return replace(self._manifest, generation=number, segment=f"segment-{number:06d}")
 
     def _write_segment(self, compaction: Compaction, readers: Mapping[str, ColumnReader]) -> None:
-        """Write a segment anew and turn to it."""
+        """Write the next segment and switch to it."""
         new = self._next_manifest()
         assert new.segment is not None
         folder = self.folder / new.segment
@@ -261,7 +261,7 @@ class LsmStore(LsmTree):
         self._switch_to(new, Segment.open(folder))
 
     def _switch_to(self, new: Manifest, segment: Segment) -> None:
-        """Begin a new journal over a segment, and let the manifest name both."""
+        """Start a new write-ahead log over a segment and write both names into the manifest."""
         before, frames = self._require_wal(), Frames(new.types, new.generation)
         with translate_os_errors(self.folder):
             wal = WriteAheadLog(self.folder / new.wal_name, frames, 0, sync=self._sync)
@@ -271,7 +271,7 @@ class LsmStore(LsmTree):
                 new.write(self.folder)
         except StoreError:
             if Manifest.read(self.folder).generation != self._manifest.generation:
-                self.close()  # it was replaced after all, and may not last: only a new reading can tell
+                self.close()  # it was replaced after all, but maybe not durably: open it again
             raise
         self._manifest, self._frames, self._wal = new, frames, wal
         self.types = new.types
@@ -280,10 +280,10 @@ class LsmStore(LsmTree):
         sweep(self.folder, new)
 
     def refresh(self) -> None:
-        """See what a writer has done since; of no effect in the writer itself.
+        """Read what a writer has changed since. In the writer itself this does nothing.
 
         Raises:
-            StoreError: what is there now is damaged, or this store was closed.
+            StoreError: the store is damaged now, or was closed.
         """
         with self._write_lock:
             if self._lock is not None:
@@ -293,7 +293,7 @@ class LsmStore(LsmTree):
             self._synchronize()
 
     def _synchronize(self) -> None:
-        """Read manifest and journal until both are of one moment: what is told of events comes before the events."""
+        """Read manifest and write-ahead log until both are of one state. A writer changes the manifest first."""
         while True:
             if self._manifest.generation != self._loaded_generation or not self._replay_wal(self._memtable):
                 self._load_generation()
@@ -302,7 +302,7 @@ class LsmStore(LsmTree):
             self._manifest = Manifest.read(self.folder)
 
     def _load_generation(self) -> None:
-        """Map the segment and replay the journal that the manifest names."""
+        """Map the segment and replay the write-ahead log that the manifest names."""
         while True:
             manifest = self._manifest
             try:
@@ -314,10 +314,12 @@ class LsmStore(LsmTree):
                 self._wal_end, self._frames = 0, Frames(manifest.types, manifest.generation)
                 if self._replay_wal(memtable):
                     break
-                fault = StoreError(str(self.folder), f"no {manifest.wal_name}", "its journal", "restore it from a copy")
+                fault = StoreError(
+                    str(self.folder), f"no {manifest.wal_name}", "its write-ahead log", "restore it from a copy"
+                )
             except StoreError as error:
                 fault = error
-            # The writer may have moved on between the manifest and the files.
+            # The writer may have replaced the files after the manifest was read.
             self._manifest = Manifest.read(self.folder)
             if self._manifest.generation == manifest.generation:
                 raise fault
@@ -325,7 +327,7 @@ class LsmStore(LsmTree):
         self._install_layers(segment, memtable)
 
     def _replay_wal(self, memtable: Memtable) -> bool:
-        """Take in the frames that the journal has grown by; False when it is not the one that was read."""
+        """Replay the new frames of the write-ahead log. Return False if it is not the one that was read before."""
         path = self.folder / self._manifest.wal_name
         try:
             wal = path.open("rb", buffering=0)
@@ -333,7 +335,7 @@ class LsmStore(LsmTree):
             return False
         with wal:
             file = wal.fileno()
-            if os.fstat(file).st_size < self._wal_end:  # a writer took back what it could not finish
+            if os.fstat(file).st_size < self._wal_end:  # a writer truncated a frame that it could not finish
                 return False
             for batch, at in self._frames.read(file, self._wal_end):
                 with self._read_lock:
@@ -355,7 +357,7 @@ class LsmStore(LsmTree):
         return self._wal
 
     def close(self) -> None:
-        """Give up the journal and the lock. What was read stays valid."""
+        """Release the write-ahead log and the lock. Results of reads stay valid."""
         with self._write_lock:
             if self._wal is not None:
                 self._wal.close()

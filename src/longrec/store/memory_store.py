@@ -11,12 +11,12 @@ from longrec.store.segment import build_empty_segment
 
 
 class MemoryStore(LsmTree):
-    """Events that are gone with the process.
+    """Events that are lost when the process ends.
 
     Args:
         columns: type of each column.
-        rows: how many key rows there are, row 0 included; None: any 64-bit integer is a key.
-        identity: the int64 column that names an event of a key and moment.
+        rows: number of key rows, row 0 included. None: any 64-bit integer is a key.
+        identity: int64 column that identifies an event of a key and timestamp.
     """
 
     def __init__(self, columns: Mapping[str, Any], rows: int | None, identity: str | None = None) -> None:
@@ -24,5 +24,5 @@ class MemoryStore(LsmTree):
         super().__init__(build_empty_segment(types, rows), types, rows, identity)
 
     def __contains__(self, key: int) -> bool:
-        """Whether a key owns events."""
+        """Return whether a key has events."""
         return self._memtable.get(key) is not None

@@ -1,5 +1,6 @@
-"""A delta: the newest events, in memory. Columns grow in the order in which events came; each key keeps the places of
-its own, in order of time.
+"""The memtable of an LSM store: the newest events, in memory.
+
+Columns grow in the order of arrival. Each key keeps the positions of its events, in order of time.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from numpy.typing import NDArray
 from longrec.store.column_types import Types
 
 _FEW = 8
-"""Up to so many events of a key are put in their places one by one."""
+"""Maximum number of events of a key that are inserted one by one."""
 
 KeyEvents = tuple["array[int]", "array[int]"]
-"""Times and places of one key's events, both in the order in which they are read."""
+"""Times and positions of one key's events, both in read order."""
 
 
 class Memtable:
-    """Events by key; without an identity, those of one moment keep the order in which they came.
+    """Events by key. Without an identity, events of one timestamp keep their order of arrival.
 
-    Places are never moved or written twice, so that arrays taken from a delta stay valid while it grows.
+    A position is never moved or written twice, so that arrays taken from a memtable stay valid while it grows.
 
     Attributes:
-        times: int64 ``[capacity]``, the first ``size`` of them written; ``columns`` likewise.
+        times: int64 ``[capacity]``, of which the first ``size`` are written. ``columns`` likewise.
     """
 
     def __init__(self, types: Types, identity: str | None = None) -> None:
@@ -38,32 +39,34 @@ class Memtable:
         self._events_by_key: dict[int, KeyEvents] = {}
 
     def __len__(self) -> int:
-        """Events, each identity counted once."""
+        """Return the number of events, counting each identity once."""
         return self._count
 
     @property
     def owners(self) -> NDArray[np.int64]:
-        """int64 keys that own events, rising."""
+        """Keys that have events, int64, ascending."""
         return np.sort(np.fromiter(self._events_by_key, np.int64, len(self._events_by_key)))
 
     def get(self, key: int) -> KeyEvents | None:
-        """Times and places of a key, or None when it owns nothing."""
+        """Return the times and positions of a key, or None if it has no events."""
         return self._events_by_key.get(key)
 
     def gather_positions(self, keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Places of all events of some keys that own some, end to end, and how many each has."""
+        """Return the concatenated positions of all events of some keys, and the number of events per key."""
         owned = [self._events_by_key[key][1] for key in keys.tolist()]
         counts = np.fromiter(map(len, owned), np.int64, len(owned))
         return np.frombuffer(b"".join(positions.tobytes() for positions in owned), np.int64), counts
 
     def add(self, keys: NDArray[np.int64], times: NDArray[np.int64], columns: Mapping[str, NDArray[Any]]) -> None:
-        """Add events in the types of the store, ``[n]`` or ``[n, W]``; they came in this order."""
+        """Add events in the types of the store, ``[n]`` or ``[n, W]``, in order of arrival."""
         if not len(keys):
             return
         start = self.size
         self._write(times, columns)
         ids = None if self.identity is None else columns[self.identity]
-        order = np.lexsort((times, keys) if ids is None else (ids, times, keys))  # stable: arrival decides the rest
+        order = np.lexsort(
+            (times, keys) if ids is None else (ids, times, keys)
+        )  # stable: ties stay in order of arrival
         if ids is not None and len(order) > 1:
             same = np.ones(len(order) - 1, bool)
             for values in (keys, times, ids):
@@ -103,7 +106,7 @@ class Memtable:
         self.size = stop
 
     def _is_last(self, own: KeyEvents, timestamp: int, position: int) -> bool:
-        """Whether an event, no later than the last that its key owns, comes after it nevertheless."""
+        """Return whether an event that is no later than the last of its key still comes after it."""
         if timestamp < own[0][-1]:
             return False
         if self.identity is None:
@@ -112,7 +115,7 @@ class Memtable:
         return bool(ids[position] > ids[own[1][-1]])
 
     def _insert_few(self, own: KeyEvents, times: list[int], positions: list[int]) -> int:
-        """Put a few late or rewritten events where they belong; returns how many were new."""
+        """Insert a few late or updated events and return the number of new ones."""
         before, ids = len(own[0]), None if self.identity is None else self.columns[self.identity]
         for time, position in zip(times, positions):
             low, high = bisect_left(own[0], time), bisect_right(own[0], time)
@@ -128,7 +131,7 @@ class Memtable:
         return len(own[0]) - before
 
     def _merge_events(self, key: int, own: KeyEvents, new: tuple[bytes, bytes]) -> int:
-        """Merge late or rewritten events into a key's own; returns by how many they grew."""
+        """Merge late or updated events into those of a key and return the number of new ones."""
         times = np.frombuffer(own[0].tobytes() + new[0], np.int64)
         positions = np.frombuffer(own[1].tobytes() + new[1], np.int64)
         ids = None if self.identity is None else self.columns[self.identity].take(positions)
@@ -137,7 +140,7 @@ class Memtable:
         return len(order) - len(own[0])
 
     def sort_events(self, names: Iterable[str]) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray[Any]]]:
-        """Keys, times and some columns of all events, by (key, time)."""
+        """Return keys, times and some columns of all events, sorted by (key, time)."""
         owners = self.owners
         positions, counts = self.gather_positions(owners)
         return (
@@ -148,12 +151,12 @@ class Memtable:
 
 
 def count_before(own: KeyEvents, timestamp: int | None) -> int:
-    """How many of a key's events lie strictly before a moment (all, when it is None)."""
+    """Return the number of a key's events strictly before a timestamp (all of them for None)."""
     return len(own[0]) if timestamp is None else bisect_left(own[0], timestamp)
 
 
 def compute_merge_order(times: NDArray[np.int64], ids: NDArray[Any] | None) -> NDArray[np.int64]:
-    """The order in which events are read, each once, given those written first at the front."""
+    """Return the read order of events, each identity once, from events in order of arrival."""
     if ids is None:
         return np.argsort(times, kind="stable")
     order = np.lexsort((ids, times))

@@ -1,7 +1,7 @@
-"""One key's events in two layers, in the order in which they are read; and the values of what was found.
+"""Merge of a segment and a memtable: the read order of one key's events, and their values.
 
-A place counts a segment's events from 0; an event of the delta at place p is written ``~p``, so that the sign tells
-where a value is taken from. A piece is a range of the segment, or of a list of places.
+A position counts a segment's events from 0. The event at position p of the memtable is written ``~p``, so that the
+sign selects the source of a value. An event range is a range of the segment, or of an array of positions.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from longrec.store.memtable import KeyEvents, Memtable, compute_merge_order
 from longrec.store.segment import Segment
 
 _FEW = 12
-"""Up to so many new events of a key are put among the old ones one by one."""
+"""Maximum number of new events of a key that are inserted among the old ones one by one."""
 _TIME = np.dtype(np.int64)
 
 EventRange = tuple[bool, int, int]
-"""Whether it is a range of the places found (or of the segment), its start and its end."""
+"""Whether it is a range of an array of positions (else of the segment), its start and its end."""
 
 
 def merge_key_events(
@@ -36,16 +36,16 @@ def merge_key_events(
     n: int | None,
     where: str | None,
 ) -> tuple[NDArray[np.int64], list[EventRange]]:
-    """What to read of one key that owns events in both layers: places, and the pieces to read in turn.
+    """Return positions, and the ranges to read in turn, of one key that has events in both layers.
 
     Args:
-        own: what it owns in the delta; the first ``count`` of it lie before the moment.
-        start, stop: the segment's events of the key before the moment.
-        n: the last so many; None: all.
-        where: the column that lets events pass.
+        own: events of the key in the memtable. The first ``count`` of them are before the timestamp.
+        start, stop: the segment's events of the key before the timestamp.
+        n: number of newest events to read. None: all.
+        where: column of the filter.
     """
     low = 0 if n is None or where is not None else max(0, count - n)
-    # Copied, since a buffer that is read cannot grow.
+    # A copy, because an array with an exported buffer cannot grow.
     new = np.frombuffer(own[1][low:count].tobytes(), np.int64)
     if where is None:
         if n is not None:
@@ -64,7 +64,7 @@ def merge_key_events(
     if identity is not None:
         ids = np.concatenate([segment.columns[identity][start:stop], memtable.columns[identity].take(new)])
     positions = positions[compute_merge_order(times, ids)]
-    if where is not None:  # only now: an event written again may pass no more
+    if where is not None:  # after the merge: an updated event may no longer pass
         passed = _Positions(positions).take(segment.columns[where], memtable.columns[where], memtable.types[where]) != 0
         positions = positions[passed]
     return positions, _keep_last([(True, 0, len(positions))], n)
@@ -73,7 +73,7 @@ def merge_key_events(
 def _split_ranges(
     segment: Segment, start: int, stop: int, memtable: Memtable, new: NDArray[np.int64], identity: str | None
 ) -> list[EventRange]:
-    """``start:stop`` of a segment with a few events of the delta among it."""
+    """Return the ranges of ``start:stop`` of a segment with a few events of the memtable inserted."""
     ranges: list[EventRange] = []
     times, ids = segment.times, None if identity is None else segment.columns[identity]
     for number, position in enumerate(new.tolist()):
@@ -91,7 +91,7 @@ def _split_ranges(
 
 
 def _keep_last(ranges: list[EventRange], n: int | None) -> list[EventRange]:
-    """The last ``n`` events of some pieces."""
+    """Return the last ``n`` events of some ranges."""
     if n is None:
         return ranges
     kept: list[EventRange] = []
@@ -106,7 +106,7 @@ def _keep_last(ranges: list[EventRange], n: int | None) -> list[EventRange]:
 def expand_ranges(
     first: NDArray[np.int64], stop: NDArray[np.int64], begin: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """All numbers of some ranges, end to end, and the numbers from ``begin`` on that stand beside them."""
+    """Return all indices of some ranges, concatenated, and their destination indices, which start at ``begin``."""
     lengths = stop - first
     ends = np.cumsum(lengths)
     count = np.arange(ends[-1] if len(ends) else 0)
@@ -121,10 +121,10 @@ def gather_ranges(
     types: Types,
     offsets: NDArray[np.int64] | None,
 ) -> Events:
-    """The events of some pieces, copied slice by slice.
+    """Return the events of some ranges, copied slice by slice.
 
     Args:
-        offsets: of the keys; None: all of them are one key's.
+        offsets: offsets of the keys. None: all events are of one key.
     """
     ranges, selection = (
         [event_range for event_range in ranges if event_range[1] < event_range[2]],
@@ -147,14 +147,14 @@ def gather_ranges(
 def gather_events(
     segment: Segment, memtable: Memtable, positions: NDArray[np.int64], offsets: NDArray[np.int64], types: Types
 ) -> Events:
-    """The events at some places, taken one by one."""
+    """Return the events at some positions, taken one by one."""
     take = _Positions(positions).take
     columns = {name: take(segment.columns[name], memtable.columns[name], dtype) for name, dtype in types.items()}
     return Events(offsets, take(segment.times, memtable.times, _TIME), columns)
 
 
 class _Positions:
-    """Places of a segment (0 and up) and of the delta above it (below 0)."""
+    """Positions of a segment (0 and up) and of the memtable above it (below 0)."""
 
     def __init__(self, positions: NDArray[np.int64]) -> None:
         self.positions = positions
@@ -164,7 +164,7 @@ class _Positions:
         self._split = (fresh, ~positions[fresh], ~fresh, positions[~fresh]) if 0 < count < len(positions) else None
 
     def take(self, old: NDArray[Any], new: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Values of one column, of the segment and of the delta, in the type in which it is read."""
+        """Return the values of one column, from the segment and the memtable, in its read type."""
         if self._old:
             return old.take(self.positions, axis=0).astype(dtype.base, copy=False)
         if self._split is None:

@@ -1,8 +1,9 @@
-"""What a Redis server does with one string a key: fixed-width records, sorted, each once. A script runs whole or not at
-all and nobody reads in between.
+"""Lua scripts of the remote store. A Redis string per key holds sorted fixed-width records, each once.
 
-A record begins with its time (int64, little-endian), followed by its identity where a store has one: together they are
-the head that records are sorted by. Lua counts in doubles, so that a head is compared in halves of 32 bits.
+A script runs completely or not at all, and no other command runs in between.
+
+A record begins with its time (int64, little-endian), followed by its identity if the store has one. Together they are
+the head, by which records are sorted. Lua numbers are doubles, so that a head is compared in halves of 32 bits.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ local function before(a1, a2, a3, a4, b1, b2, b3, b4)
   if a3 ~= b3 then return a3 < b3 end
   return a4 < b4
 end
--- How many records of a key come before a head (with ties: also those that equal it).
+-- Number of records of a key before a head (with ties: also those equal to it).
 local function search(key, count, ties, b1, b2, b3, b4)
   local low, high = 0, count
   while low < high do
@@ -38,8 +39,8 @@ end
 
 APPEND = (
     """
--- KEYS: keys. ARGV: record size, head size, most records to keep (0: all), then the sorted records of each key.
--- Records that equal one there in time and identity replace it; without identity they come after their ties.
+-- KEYS: keys. ARGV: record size, head size, maximum number of records (0: all), then the sorted records of each key.
+-- A record replaces a stored one with equal time and identity. Without identity it comes after its ties.
 local SIZE, HEAD, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 """
     + _SEARCH
@@ -78,7 +79,7 @@ end
 
 LAST = (
     """
--- KEYS: keys. ARGV: record size, head size, most records to give (-1: all), then a moment for each key (8 bytes).
+-- KEYS: keys. ARGV: record size, head size, maximum number of records (-1: all), then a timestamp per key (8 bytes).
 local SIZE, HEAD, most = tonumber(ARGV[1]), 8, tonumber(ARGV[3])
 """
     + _SEARCH
@@ -96,7 +97,7 @@ return found
 )
 
 REPLACE = """
--- Set a key to ARGV[2] if it still is ARGV[1].
+-- Set a key to ARGV[2] if it is still ARGV[1].
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2])
 return 1

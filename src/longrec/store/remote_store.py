@@ -1,11 +1,12 @@
-"""A history store in a Redis or Valkey server: many processes write and read it, none holds it.
+"""A history store in a Redis or Valkey server, which many processes read and write without a lock.
 
-One string a key holds fixed-width records, sorted by time (and identity), each once: a read is a binary search in the
-server and one copy. Under ``name:meta`` lies what the store is, as JSON; ``name:e:KEY`` are the events,
-``name:a:NAME`` small arrays. How safe a write is against a power cut the server's own settings tell (``appendfsync``).
+One string per key holds fixed-width records, sorted by time (and identity), each once. A read is a binary search in the
+server and one copy. ``name:meta`` holds the metadata of the store as JSON, ``name:e:KEY`` the events of a key, and
+``name:a:NAME`` a small array. The server's own settings (``appendfsync``) decide whether a write survives a power
+failure.
 
-Address: ``redis://[user:password@]host[:port]/db/name``, ``rediss://`` for TLS; ``?cap=N`` when it is created keeps
-the newest N events of a key (up to a quarter more, between two trimmings).
+Address: ``redis://[user:password@]host[:port]/db/name``, or ``rediss://`` for TLS. ``?cap=N`` at creation keeps the
+newest N events of a key (up to a quarter more, between two trimmings).
 """
 
 from __future__ import annotations
@@ -37,25 +38,25 @@ FORMAT = "longrec-remote-1"
 SCHEMES = ("redis", "rediss")
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _TIME = "@time"
-"""The field of the time; no column can have that name."""
+"""Record field of the time. No column can have this name."""
 _SCAN = 256
-"""Keys that a scan reads at once."""
+"""Number of keys that a scan reads at once."""
 _LOAD = 1 << 23
 """Bytes that a load sends at once."""
 _CONNECT_TIMEOUT, _RESPONSE_TIMEOUT = 5, 60
-"""Seconds to wait for a connection, and for an answer."""
+"""Seconds to wait for a connection, and for a response."""
 
 ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
 class Meta:
-    """What a remote store is.
+    """Metadata of a remote store.
 
     Attributes:
-        types, rows, identity: as ``store.HistoryStore``.
-        cap: events kept of each key; 0: all.
-        attributes: whatever else is to be known, as JSON.
+        types, rows, identity: as in ``history_store.HistoryStore``.
+        cap: maximum number of events per key. 0: all.
+        attributes: further JSON attributes.
     """
 
     types: Types
@@ -65,16 +66,16 @@ class Meta:
     attributes: dict[str, Any]
 
     def text(self) -> bytes:
-        """As the server keeps it."""
+        """Return the JSON text that the server stores."""
         columns = {name: format_type(dtype) for name, dtype in self.types.items()}
         return json.dumps({"format": FORMAT, **vars(self), "types": columns}, allow_nan=False).encode()
 
     @classmethod
     def parse(cls, text: bytes, where: str) -> Meta:
-        """What ``text`` wrote.
+        """Parse the result of ``text``.
 
         Raises:
-            StoreError: no store, or one of another version.
+            StoreError: not a store, or one of another version.
         """
         try:
             content = json.loads(text)
@@ -87,7 +88,7 @@ class Meta:
 
 
 class RemoteStore:
-    """Events in a server; see the module."""
+    """A store of events in a server; see the module."""
 
     def __init__(self, location: str, client: Redis, name: str, *, writable: bool) -> None:
         self.location, self._client, self._name, self._writable = _mask_password(location), client, name, writable
@@ -108,10 +109,10 @@ class RemoteStore:
         identity: str | None = None,
         attributes: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Begin a store; see ``LsmStore.create``.
+        """Create a store; see ``LsmStore.create``.
 
         Raises:
-            StoreError: a store is there already, a column that cannot be kept, or no server.
+            StoreError: the store exists already, a column has an unsupported type, or the server does not respond.
         """
         client, name, cap = _connect(location)
         meta = Meta(
@@ -120,7 +121,7 @@ class RemoteStore:
         if not _call_server(location, lambda: client.set(f"{name}:meta", meta.text(), nx=True)):
             client.close()
             raise StoreError(
-                _mask_password(location), "a store is there already", "another name", "open it, or remove it"
+                _mask_password(location), "the store exists already", "another name", "open it, or remove it"
             )
         return cls(location, client, name, writable=True)
 
@@ -129,41 +130,41 @@ class RemoteStore:
         """Open a store.
 
         Raises:
-            StoreError: none is there, it is of another version, or no server.
+            StoreError: there is no store, it is of another version, or the server does not respond.
         """
         client, name, _ = _connect(location)
         return cls(location, client, name, writable=writable)
 
     def refresh(self) -> None:
-        """Hear what the store is now; its events are always read anew."""
+        """Read the metadata again. Events are always read from the server."""
         text: Any = self._call(lambda: self._client.get(f"{self._name}:meta"))
         if text is None:
             raise StoreError(self.location, "no store of that name", "one that was created", "create it first")
         self._text, self._meta = text, Meta.parse(text, self.location)
         self.types, self.rows, self.identity = self._meta.types, self._meta.rows, self._meta.identity
-        # The identity stands behind the time: both are what records are sorted by.
+        # The identity follows the time, because records are sorted by both.
         names = sorted(self.types, key=lambda name: name != self.identity)
         self._record = np.dtype([(_TIME, "<i8"), *((name, _to_little_endian(self.types[name])) for name in names)])
         self._head = 16 if self.identity is not None else 8
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """What else is known of the store; a copy."""
+        """Attributes of the store (a copy)."""
         return dict(self._meta.attributes)
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
-        """Replace the attributes, at once.
+        """Replace the attributes atomically.
 
         Raises:
-            StoreError: somebody else did since they were last heard.
+            StoreError: another writer changed them since they were last read.
         """
         self._change(replace(self._meta, attributes=dict(attributes)))
 
     def retype(self, columns: Mapping[str, Any]) -> None:
-        """Give a store that holds no events other columns.
+        """Replace the columns of a store without events.
 
         Raises:
-            StoreError: it holds events, or columns that cannot be kept.
+            StoreError: the store has events, or a column has an unsupported type.
         """
         if next(iter(self._keys()), None) is not None:
             raise StoreError(self.location, "events", "a store without events")
@@ -172,26 +173,26 @@ class RemoteStore:
     def _change(self, meta: Meta) -> None:
         self._require_writable()
         if not self._call(lambda: self._replace(keys=[f"{self._name}:meta"], args=[self._text, meta.text()])):
-            actual, expected = "changed by somebody else", "what was last heard"
+            actual, expected = "changed by another writer", "the metadata that was last read"
             raise StoreError(self.location, actual, expected, "refresh, then try again")
         self.refresh()
 
     def put_array(self, name: str, array: NDArray[Any]) -> None:
-        """Keep a small array beside the events, at once; one of the same name is replaced."""
+        """Store a small array beside the events, atomically. It replaces one of the same name."""
         self._require_writable()
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
         self._call(lambda: self._client.set(f"{self._name}:a:{name}", buffer.getvalue()))
 
     def take_array(self, name: str) -> NDArray[Any]:
-        """An array kept beside the events.
+        """Return an array stored beside the events.
 
         Raises:
-            StoreError: there is none of that name.
+            StoreError: there is no array of that name.
         """
         content: Any = self._call(lambda: self._client.get(f"{self._name}:a:{name}"))
         if content is None:
-            raise StoreError(self.location, f"no array {name!r}", "an array that was kept")
+            raise StoreError(self.location, f"no array {name!r}", "an array that was stored")
         return np.load(io.BytesIO(content), allow_pickle=False)
 
     def __len__(self) -> int:
@@ -202,14 +203,14 @@ class RemoteStore:
         return sum(self._call(pipe.execute)) // self._record.itemsize
 
     def append(self, keys: NDArray[Any], times: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> None:
-        """Add events; see ``HistoryStore.append``. Several writers may."""
+        """Add events; see ``HistoryStore.append``. Several processes may append."""
         self._require_writable()
         keys, times, columns = validate_events(self.types, self.rows, keys, times, values)
         if len(keys):
             self._send(*self._group_records(keys, times, columns))
 
     def load(self, keys: NDArray[Any], times: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> None:
-        """Add many events, some megabytes at a time: an error leaves those before it there."""
+        """Add many events, some megabytes at a time. After an error the events sent before it are stored."""
         self._require_writable()
         keys, times, columns = validate_events(self.types, self.rows, keys, times, values)
         owners, records = self._group_records(keys, times, columns)
@@ -223,7 +224,7 @@ class RemoteStore:
     def _group_records(
         self, keys: NDArray[np.int64], times: NDArray[np.int64], columns: Mapping[str, NDArray[Any]]
     ) -> tuple[list[int], list[bytes]]:
-        """Keys, and the sorted records of each."""
+        """Return the keys, and the sorted records of each."""
         order = compute_read_order(keys, times, None if self.identity is None else columns[self.identity])
         records = np.empty(len(keys), self._record)
         records[_TIME] = times
@@ -248,7 +249,7 @@ class RemoteStore:
         where: str | None = None,
         columns: Sequence[str] | None = None,
     ) -> Events:
-        """The last ``n`` events of each key strictly before a moment; see ``HistoryStore.last``."""
+        """Return the last ``n`` events of each key strictly before a timestamp; see ``HistoryStore.last``."""
         for name in (*(columns or ()), *((where,) if where is not None else ())):
             if name not in self.types:
                 raise StoreError(self.location, f"no column {name!r}", ", ".join(self.types))
@@ -275,7 +276,7 @@ class RemoteStore:
             passing = np.concatenate([np.zeros(1, np.int64), np.cumsum(records[where] != 0)])
             later = (
                 np.repeat(passing[offsets[1:]], np.diff(offsets)) - passing[:-1]
-            )  # how many that pass are left from here on
+            )  # number of passing records from here on
             kept = (records[where] != 0) & (later <= n)
             records = records[kept]
             offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])[offsets]
@@ -286,7 +287,7 @@ class RemoteStore:
         return Events(offsets, records[_TIME].astype(np.int64), own)
 
     def scan(self) -> Iterator[tuple[int, Events]]:
-        """Every key with events; see ``HistoryStore.scan``."""
+        """Yield every key with its events; see ``HistoryStore.scan``."""
         keys = sorted(self._keys())
         for at in range(0, len(keys), _SCAN):
             some = keys[at : at + _SCAN]
@@ -297,7 +298,7 @@ class RemoteStore:
                     yield key, self._events([record], None, None)
 
     def _keys(self) -> set[int]:
-        """Keys that own events; the server may tell one twice."""
+        """Return the keys that have events. (The server may list a key twice.)"""
         start = len(self._key(0)) - 1
         names: Any = self._call(lambda: list(self._client.scan_iter(f"{self._name}:e:*", count=1_000)))
         return {int(name[start:]) for name in names}
@@ -306,11 +307,11 @@ class RemoteStore:
         return f"{self._name}:e:{key}"
 
     def compact(self) -> None:
-        """Nothing is left to do: records are sorted as they come."""
+        """Check that the store is writable. Records are sorted on arrival, so that nothing else is to do."""
         self._require_writable()
 
     def remove(self) -> None:
-        """Take the store and all its events away."""
+        """Remove the store and all its events."""
         self._require_writable()
         names: Any = self._call(lambda: list(self._client.scan_iter(f"{self._name}:*", count=1_000)))
         for at in range(0, len(names), 1_000):
@@ -318,7 +319,7 @@ class RemoteStore:
             self._call(partial(self._client.unlink, *some))
 
     def close(self) -> None:
-        """Give up the connection."""
+        """Close the connection."""
         self._client.close()
 
     def _require_writable(self) -> None:
@@ -340,7 +341,7 @@ class RemoteStore:
 
 
 def _connect(location: str) -> tuple[Redis, str, int]:
-    """A client, the name of the store and its cap, from an address."""
+    """Return a client, the name of the store and its cap, from an address."""
     address = urlsplit(location)
     shape = "redis://host:port/db/name"
     path = address.path.strip("/").split("/")
@@ -349,7 +350,7 @@ def _connect(location: str) -> tuple[Redis, str, int]:
     options = dict(parse_qsl(address.query, keep_blank_values=True))
     cap = options.pop("cap", "0")
     if options or not cap.isdigit():
-        raise StoreError(_mask_password(location), f"the options {address.query!r}", "cap=N, whole and not below 0")
+        raise StoreError(_mask_password(location), f"the options {address.query!r}", "cap=N, an integer from 0")
     try:
         import redis
     except ImportError:
@@ -362,10 +363,10 @@ def _connect(location: str) -> tuple[Redis, str, int]:
 
 
 def _call_server(location: str, request: Callable[[], ResultT]) -> ResultT:
-    """An answer of the server.
+    """Return the response of the server.
 
     Raises:
-        StoreError: it does not answer, or refuses.
+        StoreError: the server does not respond, or refuses.
     """
     import redis
 
@@ -373,13 +374,13 @@ def _call_server(location: str, request: Callable[[], ResultT]) -> ResultT:
         return request()
     except (redis.ConnectionError, redis.TimeoutError) as error:
         do = "start redis-server or valkey-server there, or give another address"
-        raise StoreError(_mask_password(location), f"no answer ({error})", "a Redis or Valkey server", do) from None
+        raise StoreError(_mask_password(location), f"no response ({error})", "a Redis or Valkey server", do) from None
     except redis.RedisError as error:
-        raise StoreError(_mask_password(location), f"the server refuses ({error})", "", "look at the server") from None
+        raise StoreError(_mask_password(location), f"the server refuses ({error})", "", "check the server") from None
 
 
 def _mask_password(location: str) -> str:
-    """An address without its password."""
+    """Return an address without its password."""
     return re.sub(r"//[^/@]*@", "//", location)
 
 

@@ -1,10 +1,10 @@
-"""A segment: events sorted by (key, time), immutable, memory-mapped, with an offset a key.
+"""A segment: immutable, memory-mapped events sorted by (key, time), with one offset per key.
 
-On disk a folder: ``offsets.npy`` (int64 ``[rows + 1]``), ``times.npy`` (int64 ``[n]``), one ``.npy`` a column
-(``[n]``, or ``[n, W]`` for a vector an event), and ``segment.json`` with the format, the column types and a CRC32 of
-every file. Row r owns the events ``offsets[r]:offsets[r + 1]``. Where keys are rows of a table, row 0 is nobody and
-owns none; in an open key space ``keys.npy`` (int64, rising) names the key of every row. Nothing but numpy is needed
-to read one.
+On disk it is a folder: ``offsets.npy`` (int64 ``[rows + 1]``), ``times.npy`` (int64 ``[n]``), one ``.npy`` per column
+(``[n]``, or ``[n, W]`` for one vector per event), and ``segment.json`` with the format, the column types and a CRC32
+of every file. The events of row r are ``offsets[r]:offsets[r + 1]``. Where keys are rows of a table, row 0 is a
+placeholder without events. In an open key space ``keys.npy`` (int64, ascending) holds the key of every row. Reading a
+segment needs only numpy.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Segment:
         offsets: int64 ``[rows + 1]``.
         times: int64 ``[n]``.
         columns: arrays ``[n]`` or ``[n, W]`` by name.
-        keys: int64 ``[rows]``, rising, in an open key space; None where keys are the rows themselves.
+        keys: int64 ``[rows]``, ascending, in an open key space. None where keys are the rows themselves.
     """
 
     offsets: NDArray[np.int64]
@@ -50,23 +50,23 @@ class Segment:
 
     @property
     def rows(self) -> int:
-        """How many key rows, row 0 included."""
+        """Number of key rows, row 0 included."""
         return len(self.offsets) - 1
 
     def find_row(self, key: int) -> int:
-        """The row of a key, -1 when it has none."""
+        """Return the row of a key, or -1 if it has none."""
         if self.keys is None:
             return key
         row = int(self.keys.searchsorted(key))
         return row if row < len(self.keys) and self.keys[row] == key else -1
 
     def find_before(self, row: int, timestamp: int) -> tuple[int, int]:
-        """First and one-past-last position of a row's events strictly before a moment."""
+        """Return the first and one-past-last position of a row's events strictly before a timestamp."""
         start, stop = int(self.offsets[row]), int(self.offsets[row + 1])
         return start, start + int(self.times[start:stop].searchsorted(timestamp, side="left"))
 
     def find_ranges(self, keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """First and one-past-last position of each key's events, int64 ``[k]`` each; two equal ones where none are."""
+        """Return the first and one-past-last position of each key's events, int64 ``[k]`` (equal if there are none)."""
         if self.keys is None:
             return self.offsets.take(keys), self.offsets.take(keys + 1)
         rows = self.keys.searchsorted(keys)
@@ -77,12 +77,12 @@ class Segment:
         return first, np.where(matches, self.offsets.take(rows + 1, mode="clip"), first)
 
     def owners(self) -> NDArray[np.int64]:
-        """int64 keys that own events, rising."""
+        """Return the keys that have events, int64, ascending."""
         rows = np.flatnonzero(np.diff(self.offsets))
         return rows if self.keys is None else self.keys.take(rows)
 
     def write(self, folder: Path) -> None:
-        """Write the folder; the manifest comes last, so a half-written segment is never opened."""
+        """Write the folder. The manifest is written last, so that a partly written segment is never opened."""
         folder.mkdir(parents=True, exist_ok=True)
         keys = {} if self.keys is None else {"keys": self.keys}
         arrays = {"offsets": self.offsets, "times": self.times, **keys, **self.columns}
@@ -95,10 +95,10 @@ class Segment:
         """Map a segment.
 
         Args:
-            verify: read every byte and hold it against the recorded checksum.
+            verify: read every byte and compare it with the recorded checksum.
 
         Raises:
-            StoreError: missing, of another format, or damaged.
+            StoreError: the segment is missing, of another format, or damaged.
         """
         manifest = read_manifest(folder / MANIFEST, FORMAT, "a segment", "write it again", StoreError)
         for name, facts in manifest["files"].items():
@@ -113,17 +113,17 @@ class Segment:
 
 
 def build_empty_segment(types: Mapping[str, np.dtype[Any]], rows: int | None) -> Segment:
-    """A segment without events."""
+    """Return a segment without events."""
     columns = {name: np.zeros(0, dtype) for name, dtype in types.items()}
     keys = np.zeros(0, np.int64) if rows is None else None
     return Segment(np.zeros((rows or 0) + 1, np.int64), np.zeros(0, np.int64), columns, keys)
 
 
 def write_manifest(folder: Path, columns: dict[str, str], crcs: Mapping[str, int] | None = None) -> None:
-    """Write ``segment.json`` for the arrays that already lie in a folder.
+    """Write ``segment.json`` for the arrays in a folder.
 
     Args:
-        crcs: checksums by file name, of files that were summed while they were written; the others are read.
+        crcs: checksums by file name, computed while the files were written. Other files are read.
     """
     names = [name for name in ("offsets", "times", "keys", *columns) if (folder / f"{name}.npy").exists()]
     precomputed = crcs or {}
@@ -151,7 +151,7 @@ def _check_file(path: Path, facts: dict[str, int], verify: bool) -> None:
 
 
 def crc32(path: Path) -> int:
-    """CRC32 of a file, read in pieces."""
+    """Return the CRC32 of a file, read in chunks."""
     value = 0
     with path.open("rb") as file:
         while chunk := file.read(1 << 22):

@@ -1,4 +1,4 @@
-"""Searching and merging sorted events, all keys at once."""
+"""Vectorized search and sorting of events by (key, time, identity)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ def find_lower_bounds(
     ties: bool = False,
     ids: tuple[NDArray[Any], NDArray[np.int64]] | None = None,
 ) -> NDArray[np.int64]:
-    """For each b the first place in ``[low, high]`` at or after ``timestamps[b]``: a binary search in step.
+    """Return for each b the first position in ``[low[b], high[b]]`` at or after ``timestamps[b]``.
+
+    All binary searches advance together.
 
     Args:
-        times: int64, rising inside every ``[low[b], high[b])``.
-        ties: the first place *after* the moment instead.
-        ids: a second key, of the events and of what is searched for; it decides between equal moments.
+        times: int64, ascending inside every ``[low[b], high[b])``.
+        ties: return the first position *after* the timestamp instead (an upper bound).
+        ids: second sort key, of the events and of the searched values. It orders equal timestamps.
     """
     low, high = low.astype(np.int64), high.astype(np.int64)
     active = np.flatnonzero(low < high)
@@ -48,10 +50,10 @@ def locate_events(
     ids: NDArray[np.int64] | None,
     identity: str | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Where each event belongs among a segment's, and whether it is one of them written again.
+    """Return the position of each event among a segment's events, and whether it updates the event there.
 
     Args:
-        keys, times, ids: int64 ``[n]``, one event each; without an identity an event comes after its ties.
+        keys, times, ids: int64 ``[n]``, one event each. Without an identity an event comes after its ties.
     """
     first, stop = segment.find_ranges(keys)
     if ids is None or identity is None:
@@ -68,7 +70,7 @@ def locate_events(
 def compute_read_order(
     keys: NDArray[np.int64], times: NDArray[np.int64], ids: NDArray[np.int64] | None
 ) -> NDArray[np.int64] | None:
-    """The order by (key, time, identity), each event once; None when they lie so already."""
+    """Return the order by (key, time, identity), each event once, or None if events are in that order already."""
     rising = (keys[1:] > keys[:-1]) | ((keys[1:] == keys[:-1]) & (times[1:] >= times[:-1]))
     if not rising.all():
         order = np.lexsort((times, keys) if ids is None else (ids, times, keys))
@@ -87,9 +89,9 @@ def compute_read_order(
 
 
 def _sort_ties(times: NDArray[np.int64], ids: NDArray[np.int64], tied: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The order of events sorted by (key, time): only those that share both are put in order of identity."""
+    """Return the order of events sorted by (key, time) in which ties are sorted by identity."""
     order = np.arange(len(times))
-    run = np.cumsum(np.append(True, ~tied))  # one number for all events of a key and moment
+    run = np.cumsum(np.append(True, ~tied))  # one number per key and timestamp
     among = np.flatnonzero(np.append(tied, False) | np.append(False, tied))
     by_id = np.lexsort((ids[among], run[among]))
     order[among] = among[by_id]

@@ -1,4 +1,4 @@
-"""What is known of a token store besides its tokens: widths, side columns, versions of the source."""
+"""Description of a token store: widths, side columns and versions of the source. Also its token arrays."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Version:
     """One state of the weights that wrote tokens.
 
     Attributes:
-        number: counted from 0; every token carries it.
-        trained_before: the source had learned only what was known before this moment; None: not told.
-        published: the moment from which on it wrote; None: not told.
-        rows: impressions it was trained on.
-        mean, std: ``[width]``: tokens are delivered as (vector - mean) / std of what the source made; None: as it was.
+        number: counted from 0. Every token carries it.
+        trained_before: the source was trained only on data available before this timestamp. None: not recorded.
+        published: timestamp from which it wrote tokens. None: not recorded.
+        rows: number of impressions it was trained on.
+        mean, std: ``[width]``: tokens are (vector - mean) / std of the source's output. None: the output itself.
     """
 
     number: int
@@ -44,22 +44,22 @@ class Version:
 
 @dataclass(frozen=True)
 class TokenInfo:
-    """What a token store holds.
+    """Description of a token store.
 
     Attributes:
-        width: numbers of a token as it is delivered, all slots together.
-        slots: equal parts it falls into.
-        codec: how vectors lie: fp32, fp16, int8, or codes of the codebooks of each version.
-        sides: side columns and how many ids each has; the id of that number means "not yet known".
-        unit: what times count: milliseconds or steps.
-        keys: what users are known by: their own integers, or 64-bit hashes of text.
-        lag: how long after an impression its token can be read, in the unit of time.
-        leak: why the tokens know more than they should; empty where they do not.
-        column_delays: when the value of each raw column was available by the schema of the source, and so the earliest
-            its tokens can disclose it (``features/column_delays.py``); None where this was not recorded.
-        standardised: the vectors of each version were brought to mean 0, deviation 1.
-        source: about the run that wrote them, as JSON.
-        versions: of the source, by number.
+        width: numbers per token, all slots together.
+        slots: number of equal blocks of a token.
+        codec: encoding of vectors: fp32, fp16, int8, or codes of the codebooks of each version.
+        sides: number of ids per side column. The id equal to that number means "not yet available".
+        unit: unit of times: milliseconds or steps.
+        keys: keys of users: their own integers, or 64-bit hashes of text.
+        visibility_delay: delay after an impression from which its token can be read, in the unit of time.
+        leak: reason why the tokens leak. Empty if they do not.
+        column_delays: availability of each raw column by the schema of the source, and so the earliest disclosure by
+            its tokens (``features/column_delays.py``). None if it was not recorded.
+        standardized: the vectors of each version have mean 0 and deviation 1.
+        source: JSON description of the run that wrote them.
+        versions: versions of the source, by number.
     """
 
     width: int
@@ -78,11 +78,11 @@ class TokenInfo:
     def __post_init__(self) -> None:
         whole = self.width >= 1 and self.slots >= 1 and self.width % self.slots == 0
         faults = {
-            f"{self.width} numbers in {self.slots} slots": ("equal parts", whole),
+            f"{self.width} numbers in {self.slots} slots": ("slots of equal width", whole),
             f"codec {self.codec!r}": (", ".join(CODECS), self.codec in CODECS),
             f"times in {self.unit!r}": ("ms or step", self.unit in ("ms", "step")),
             f"users by {self.keys!r}": ("int64 or text", self.keys in ("int64", "text")),
-            f"a lag of {self.visibility_delay}": ("0 or more", self.visibility_delay >= 0),
+            f"a visibility delay of {self.visibility_delay}": ("0 or more", self.visibility_delay >= 0),
         }
         for name, ids in self.sides.items():
             faults[f"side column {name!r} of {ids} ids"] = (
@@ -96,12 +96,12 @@ class TokenInfo:
                 raise StoreError("token store", actual, expected)
 
     def spec(self) -> TokenSpec:
-        """What a model gets to know of these tokens."""
+        """Return the description of these tokens for a model."""
         count = len(self.versions)
         return TokenSpec(self.width, self.slots, dict(self.sides), count, count > 1 and not self.standardized)
 
     def with_version(self, version: Version) -> TokenInfo:
-        """The same store, one version later.
+        """Return the description with one more version.
 
         Raises:
             StoreError: not the next number, or a mean or deviation of another width.
@@ -110,20 +110,20 @@ class TokenInfo:
         return replace(self, versions=(*self.versions, version))
 
     def json(self) -> dict[str, Any]:
-        """As a store's attributes keep it."""
+        """Return the attributes under which a store keeps this description."""
         content = to_stored_names(asdict(self))
         return {"format": FORMAT, **content, "versions": [asdict(version) for version in self.versions]}
 
     @classmethod
     def parse(cls, attributes: Mapping[str, Any], where: str) -> TokenInfo:
-        """What ``json`` wrote.
+        """Parse the result of ``json``.
 
         Raises:
-            StoreError: no token store, or one of another version.
+            StoreError: not a token store, or one of another version.
         """
         content = dict(attributes)
         if (form := content.pop("format", None)) != FORMAT:
-            raise StoreError(where, f"format {form!r}", FORMAT, "give the place of a token store")
+            raise StoreError(where, f"format {form!r}", FORMAT, "give the location of a token store")
         try:
             content["versions"] = tuple(Version(**version) for version in content["versions"])
             return cls(**to_field_names(content))
@@ -133,17 +133,17 @@ class TokenInfo:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of several users, end to end, oldest first within a user.
+    """Tokens of several users, concatenated, oldest first within a user.
 
     Attributes:
-        offsets: int64 ``[users + 1]``; user u owns ``offsets[u]:offsets[u + 1]``, which may be empty.
-        times: int64 ``[N]``: moments of the impressions.
-        instance: int64 ``[N]``: names of the impressions.
-        visible: int64 ``[N]``: from when on a token could be read.
-        version: int32 ``[N]``: which version of the source wrote it.
+        offsets: int64 ``[users + 1]``. The tokens of user u are ``offsets[u]:offsets[u + 1]``, which may be empty.
+        times: int64 ``[N]``: timestamps of the impressions.
+        instance: int64 ``[N]``: ids of the impressions.
+        visible: int64 ``[N]``: timestamps from which the tokens can be read.
+        version: int32 ``[N]``: versions of the source that wrote them.
         vectors: float32 ``[N, width]``.
         sides: int32 ids ``[N]`` by side column.
-        known: int64 ``[N]`` by side column: when the id became known.
+        available_at: int64 ``[N]`` by side column: timestamps from which the ids are available.
     """
 
     offsets: NDArray[np.int64]
@@ -170,16 +170,16 @@ def to_field_names(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_version(version: Version, number: int, width: int) -> None:
-    """Hold a version to its place.
+    """Check a version against its expected number.
 
     Raises:
-        StoreError: another number, or a mean or deviation that is none.
+        StoreError: another number, or an invalid mean or deviation.
     """
     where = f"version {version.number}"
     if version.number != number or number >= 1 << 16:
         raise StoreError(where, f"number {version.number}", f"{number}, the next one (at most 65535)")
     if (version.mean is None) != (version.std is None):
-        raise StoreError(where, "a mean without a deviation, or the other way round", "both or none")
+        raise StoreError(where, "a mean without a deviation, or the reverse", "both or none")
     for name, values in (("mean", version.mean), ("std", version.std)):
         if values is not None and (len(values) != width or not np.isfinite(values).all()):
             raise StoreError(where, f"{name} of {len(values)} numbers", f"{width} finite numbers")

@@ -1,9 +1,9 @@
-"""Instance tokens in a store: what a source made of each past impression, by user and time, on any backend.
+"""A store of instance tokens: the source's vectors of earlier impressions, by user and time, on any backend.
 
-A token is written under its user and the moment of its impression and named by its instance. Written again, it
-replaces what was there: so an append can be retried, and a label that matures late can be added. On disk a token of 32
-fp16 numbers takes about 82 bytes: 64 for the vector, 8 each for the moment and the instance, one or two for everything
-else, since moments lie as distances from the impression.
+A token is written under its user and the timestamp of its impression and is identified by its instance. A token that is
+written again replaces the stored one. So an append can be retried, and a label that matures late can be added. On disk
+a token of 32 fp16 numbers takes about 82 bytes: 64 for the vector, 8 each for the timestamp and the instance, and one
+or two for everything else, because other timestamps are stored as differences from that of the impression.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = ["TokenInfo", "TokenStore", "Tokens", "Version"]
 
 
 class TokenStore:
-    """Tokens by user and time; see the module. ``create`` and ``open`` make one.
+    """A store of tokens by user and time; see the module. ``create`` and ``open`` return one.
 
     Attributes:
-        backend: the store underneath.
-        place: where it is.
-        info: what it holds, as last heard.
+        backend: the underlying store.
+        location: its folder or address.
+        info: its description, as of the last read.
     """
 
     def __init__(self, backend: Backend, location: str) -> None:
@@ -43,16 +43,16 @@ class TokenStore:
 
     @classmethod
     def create(cls, location: str | Path, info: TokenInfo) -> Self:
-        """Begin a store, and hold it for writing.
+        """Create a store and open it for writing.
 
         Args:
-            place: a folder that holds no store yet, or ``redis://host:port/db/name``.
+            location: a folder without a store, or ``redis://host:port/db/name``.
 
         Raises:
-            StoreError: a store is there already, or versions whose codebooks are not told (``add_version`` tells them).
+            StoreError: the store exists already, or versions without codebooks (``add_version`` adds them).
         """
         if info.codec == "codes" and info.versions:
-            raise StoreError(str(location), "versions without codebooks", "none yet", "bring them by add_version")
+            raise StoreError(str(location), "versions without codebooks", "none yet", "add them with add_version")
         backend = backends.create(location, _token_columns(info, 0), "instance", info.json())
         return cls(backend, str(location))
 
@@ -61,7 +61,7 @@ class TokenStore:
         """Open a store.
 
         Raises:
-            StoreError: no token store, one that is damaged or of another version, or one that another writer holds.
+            StoreError: there is no token store, it is damaged or of another version, or another writer holds it.
         """
         backend = backends.open_store(location, writable)
         try:
@@ -71,7 +71,7 @@ class TokenStore:
             raise
 
     def _load_info(self) -> None:
-        """Take in what the store says of itself."""
+        """Read the description from the attributes of the backend."""
         attributes = self.backend.attributes
         if attributes == self._loaded_attributes:
             return
@@ -82,7 +82,7 @@ class TokenStore:
         codes = self.backend.types.get("codes", np.dtype(np.uint8))
         levels = codes.shape[0] // info.slots if info.codec == "codes" and codes.shape else 0
         if dict(self.backend.types) != _token_columns(info, levels):
-            actual, do = "other columns than its tokens have", "restore it from a copy"
+            actual, do = "other columns than those of its tokens", "restore it from a copy"
             raise StoreError(self.location, actual, ", ".join(_token_columns(info, levels)), do)
         self._codec, self._loaded_attributes = _build_codec(info, levels, self._codebooks), attributes
 
@@ -101,20 +101,20 @@ class TokenStore:
         sides: Mapping[str, NDArray[Any]] | None = None,
         available_at: Mapping[str, NDArray[np.int64]] | None = None,
     ) -> None:
-        """Add tokens, or write them again: all of them, or none when something is wrong with one.
+        """Add tokens, or write them again: all of them, or none if one is invalid.
 
         Args:
-            users: int64 ``[n]``, as ``info.keys`` says.
-            times: int64 ``[n]`` moments of the impressions.
-            instance: int64 ``[n]``, what tells apart the impressions of a user and moment.
-            visible: int64 ``[n]``, from when on a token may be read.
+            users: int64 ``[n]``, in the key space of ``info.keys``.
+            times: int64 ``[n]``, timestamps of the impressions.
+            instance: int64 ``[n]``, ids that distinguish the impressions of a user and timestamp.
+            visible: int64 ``[n]``, timestamps from which the tokens can be read.
             version: ``[n]``, versions that were added before.
-            vectors: float32 ``[n, width]``; with codec codes also uint8 codes ``[n, slots * levels]``.
-            sides: ids ``[n]`` by side column, up to its number of ids (which means "not yet known").
-            known: int64 ``[n]`` by side column, when the id became known.
+            vectors: float32 ``[n, width]``. With codec codes also uint8 codes ``[n, slots * levels]``.
+            sides: ids ``[n]`` by side column, up to its number of ids (which means "not yet available").
+            available_at: int64 ``[n]`` by side column, timestamps from which the ids are available.
 
         Raises:
-            StoreError: a side column too many or too few, an id or version that does not exist, NaN or infinity.
+            StoreError: a missing or unexpected side column, an unknown id or version, NaN or infinity.
         """
         self.backend.append(*self._pack(users, times, instance, visible, version, vectors, sides, available_at))
 
@@ -130,7 +130,7 @@ class TokenStore:
         sides: Mapping[str, NDArray[Any]] | None = None,
         available_at: Mapping[str, NDArray[np.int64]] | None = None,
     ) -> None:
-        """Add many tokens at once, as ``append``; fastest when sorted by user, time and instance."""
+        """Add many tokens at once, as ``append``. This is fastest if they are sorted by user, time and instance."""
         self.backend.load(*self._pack(users, times, instance, visible, version, vectors, sides, available_at))
 
     def _pack(
@@ -150,18 +150,18 @@ class TokenStore:
             if set(values) != set(info.sides):
                 actual = f"{kind} {', '.join(sorted(values)) or 'of no column'}"
                 raise StoreError("tokens to append", actual, ", ".join(sorted(info.sides)) or "none")
-        _check_range(version, len(info.versions) - 1, "version", "tell of it by add_version first")
+        _check_range(version, len(info.versions) - 1, "version", "add it with add_version first")
         columns = {
             "instance": instance,
             "version": version,
-            # Wraps around, and back when it is read: no distance is too long.
+            # The difference may wrap around. It wraps back on reading, so that none is too large.
             "visible": _subtract_times(visible, times, "visible"),
         }
         for name, ids in info.sides.items():
             columns[f"side.{name}"] = _check_range(
                 _check_integers(sides[name], name), ids, f"side column {name!r}", "encode it"
             )
-            columns[f"known.{name}"] = _subtract_times(available_at[name], times, f"known {name}")
+            columns[f"known.{name}"] = _subtract_times(available_at[name], times, f"available_at {name}")
         return users, times, {**columns, **self._codec.encode(vectors, version)}
 
     def last(
@@ -171,33 +171,32 @@ class TokenStore:
         n: int,
         columns: Sequence[str] | None = None,
     ) -> Tokens:
-        """The last ``n`` tokens of each user, of impressions strictly before a moment.
+        """Return the last ``n`` tokens of each user, of impressions strictly before a timestamp.
 
-        Whether a token could be read by then, and which side ids were known, is for the caller to hold against
-        ``visible`` and ``available_at``.
+        The caller compares ``visible`` and ``available_at`` with the timestamp of its request.
 
         Args:
-            users: one user, or ``[k]`` of them; one that is unknown has none.
-            before: one moment for all, or ``[k]``.
-            columns: what to read besides times: ``vectors``, ``instance``, ``visible``, ``version``, and names of side
-                columns; default all. What is not read comes back empty.
+            users: one user, or ``[k]`` of them. An unknown user has no tokens.
+            before: one timestamp for all users, or ``[k]``.
+            columns: columns to read besides times: ``vectors``, ``instance``, ``visible``, ``version``, and names of
+                side columns. Default all. Other columns are returned empty.
 
         Raises:
-            StoreError: a column that tokens have not.
+            StoreError: an unknown column.
         """
         return self._unpack(self.backend.last(users, before, n, None, self._select_stored(columns)), columns)
 
     def scan(self) -> Iterator[tuple[int, Tokens]]:
-        """Every user that has tokens, in rising order, with all of them."""
+        """Yield every user that has tokens, in ascending order, with all of them."""
         for user, events in self.backend.scan():
             yield user, self._unpack(events, None)
 
     def decode_vectors(self, columns: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """float32 ``[n, width]``: the vectors of tokens, from their columns as the backend keeps them."""
+        """Return the vectors of tokens, float32 ``[n, width]``, from their columns in the backend."""
         return self._codec.decode(columns, columns["version"])
 
     def _select_stored(self, columns: Sequence[str] | None) -> list[str] | None:
-        """The stored columns that are to be read."""
+        """Return the stored columns to read."""
         if columns is None:
             return None
         stored: list[str] = []
@@ -221,7 +220,7 @@ class TokenStore:
         version = stored.get("version", none)
         if columns is None or "vectors" in columns:
             if info.codec == "codes" and version.max(initial=0) >= len(self._codebooks):
-                self.refresh()  # written by a version that was added since
+                self.refresh()  # tokens of a version that was added since
             vectors = self._codec.decode(stored, version)
         else:
             vectors = np.zeros((0, info.width), np.float32)
@@ -238,19 +237,19 @@ class TokenStore:
         )
 
     def add_version(self, version: Version, codebooks: NDArray[Any] | None = None) -> None:
-        """Tell of the next version of the source; tokens may carry it from now on.
+        """Add the next version of the source, which tokens may carry from now on.
 
         Args:
-            codebooks: float32 ``[slots, levels, words, width / slots]``, with codec codes: what its codes stand for,
-                on the scale on which tokens are delivered.
+            codebooks: float32 ``[slots, levels, codewords, width / slots]``, with codec codes: its codewords, on the
+                scale of the tokens.
 
         Raises:
-            StoreError: not the next number, or codebooks that are missing, not asked for, or of another shape.
+            StoreError: not the next number, or codebooks that are missing, unexpected, or of another shape.
         """
         info = self.info.with_version(version)
         if (codebooks is not None) != (info.codec == "codes"):
             actual = "no codebooks" if codebooks is None else "codebooks"
-            raise StoreError(f"version {version.number}", actual, f"what codec {info.codec} needs")
+            raise StoreError(f"version {version.number}", actual, f"those that codec {info.codec} needs")
         if codebooks is not None:
             first = len(info.versions) == 1
             codes = 0 if first else self.backend.types["codes"].shape[0]
@@ -262,16 +261,16 @@ class TokenStore:
         self._load_info()
 
     def compact(self) -> None:
-        """Bring what was appended into its final form: sorted, mapped, read fastest."""
+        """Merge appended tokens into the sorted, memory-mapped form, which is read fastest."""
         self.backend.compact()
 
     def refresh(self) -> None:
-        """See what a writer has done since this store was opened for reading."""
+        """Read what a writer has changed since this store was opened or refreshed."""
         self.backend.refresh()
         self._load_info()
 
     def close(self) -> None:
-        """Give up files, locks and connections."""
+        """Release files, locks and connections."""
         self.backend.close()
 
     def __enter__(self) -> Self:
@@ -294,7 +293,7 @@ def _build_codec(info: TokenInfo, levels: int, books: Mapping[int, NDArray[np.fl
 
 
 def _token_columns(info: TokenInfo, levels: int) -> dict[str, np.dtype[Any]]:
-    """The columns of a token in a store. Moments are distances from the impression: small numbers lie narrow."""
+    """Return the columns of a token in a store. Timestamps are differences from the impression, which store narrow."""
     long, types = np.dtype(np.int64), dict[str, np.dtype[Any]]()
     types |= {"instance": long, "version": np.dtype(np.uint16), "visible": long}
     for name in info.sides:
@@ -319,7 +318,7 @@ def _check_codebooks(books: NDArray[np.float32], info: TokenInfo, codes: int) ->
 def _check_integers(values: NDArray[Any], name: str) -> NDArray[Any]:
     values = np.atleast_1d(np.asarray(values))
     if values.dtype.kind not in "iu" and len(values):
-        raise StoreError("tokens to append", f"{name} of type {values.dtype}", "whole numbers")
+        raise StoreError("tokens to append", f"{name} of type {values.dtype}", "integers")
     return values.astype(np.int64) if not len(values) else values
 
 

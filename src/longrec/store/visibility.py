@@ -1,7 +1,7 @@
-"""The last tokens, or events, that could be read at a moment: what a later write cannot change, offline and online.
+"""Reads of the last tokens or events visible at a timestamp. A later write does not change them.
 
-An event that was told again with other values is kept as a further version beside the first, under the next identity
-(``identity + 1``), and replaces it for the moments after it was told. So versions lie side by side in reading order.
+An amended event is stored as a further version beside the first, under the next identity (``identity + 1``). It
+replaces the first for timestamps after the amendment. So the versions of an event are adjacent in read order.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ def read_visible_tokens(
     n: int,
     columns: Sequence[str] | None = None,
 ) -> Tokens:
-    """The last ``n`` tokens of each user that could be read strictly before a moment.
+    """Return the last ``n`` tokens of each user that were visible strictly before a timestamp.
 
-    A token that was written late takes no place in the list before it could be read. The lag of a store is kept: what
-    is younger is not read, even if it was there.
+    A token that was written late does not count among the ``n`` before it is visible. The visibility delay of the store
+    applies: a younger token is not read, even if it was stored in time.
 
     Args:
         users: one user, or ``[k]`` of them.
-        moments: one moment, or ``[k]``.
-        columns: as ``TokenStore.last``; ``visible`` must be among them.
+        timestamps: one timestamp, or ``[k]``.
+        columns: as in ``TokenStore.last``. ``visible`` must be among them.
     """
     before = timestamps - store.info.visibility_delay
     columns = None if columns is None else list(dict.fromkeys([*columns, "instance"]))
@@ -69,12 +69,12 @@ def read_visible_events(
     columns: Sequence[str] | None,
     since: Sequence[str],
 ) -> Events:
-    """The last ``n`` events of a key before a moment that could be read strictly before ``now``.
+    """Return the last ``n`` events of a key before a timestamp that were visible strictly before ``now``.
 
     Args:
-        where: as ``HistoryStore.last``.
-        columns: as ``HistoryStore.last``; those of ``since``, and the identity of the store, must be among them.
-        since: columns that say from when on an event can be read; the first tells of the version as such.
+        where: as in ``HistoryStore.last``.
+        columns: as in ``HistoryStore.last``. Those of ``since``, and the identity of the store, must be among them.
+        since: columns with the timestamps from which an event can be read. The first one is that of its version.
     """
     wanted = n
     while True:
@@ -99,7 +99,7 @@ def read_visible_events(
 def mask_newest_versions(
     seen: NDArray[np.bool_], times: NDArray[np.int64], identities: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Those that are seen, less every version whose next version is seen too.
+    """Return the mask of visible entries without every version whose next version is visible too.
 
     >>> newest(np.array([True, True, True, False]), np.array([5, 5, 6, 6]), np.array([7, 8, 7, 8])).tolist()
     [False, True, True, False]
@@ -115,33 +115,33 @@ def mask_newest_versions(
 
 
 def _count_seen(seen: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many are seen of each user."""
+    """Return the number of visible entries of each user."""
     total = np.concatenate([np.zeros(1, np.int64), np.cumsum(seen)])
     return np.diff(total[offsets])
 
 
 def select_last_visible(seen: NDArray[np.bool_], offsets: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """The places of the last ``n`` that are seen of each user, rising.
+    """Return the ascending positions of the last ``n`` visible entries of each user.
 
     Args:
-        seen: ``[N]``, all users end to end.
+        seen: ``[N]``, visible entries of all users, concatenated.
         offsets: int64 ``[users + 1]``.
 
     >>> last_seen(np.array([True, True, False, True, True]), np.array([0, 3, 5]), 1)
     array([1, 4])
     """
     total = np.concatenate([np.zeros(1, np.int64), np.cumsum(seen)])
-    remaining = np.repeat(total[offsets[1:]], np.diff(offsets)) - total[:-1]  # seen ones from here on
+    remaining = np.repeat(total[offsets[1:]], np.diff(offsets)) - total[:-1]  # visible entries from here on
     return np.flatnonzero(seen & (remaining <= n))
 
 
 def _keep_last_seen(tokens: Tokens, seen: NDArray[np.bool_], offsets: NDArray[np.int64], n: int) -> Tokens:
-    """The last ``n`` that are seen of each user."""
+    """Return the last ``n`` visible tokens of each user."""
     return _take(tokens, select_last_visible(seen, offsets, n))
 
 
 def _take(tokens: Tokens, at: NDArray[np.int64]) -> Tokens:
-    """The tokens at some rising places."""
+    """Return the tokens at some ascending positions."""
 
     def take(values: NDArray[Any]) -> NDArray[Any]:
         return values[at] if len(values) == len(tokens) else values
@@ -157,7 +157,7 @@ def _take(tokens: Tokens, at: NDArray[np.int64]) -> Tokens:
 
 
 def _expand_users(tokens: Tokens, users: NDArray[np.int64], count: int, keep: NDArray[np.bool_]) -> Tokens:
-    """The tokens of some users, as a list of ``count`` users of whom the others have none."""
+    """Return the tokens of some users as those of ``count`` users, of whom the others have none."""
     lengths = np.diff(tokens.offsets)
     tokens = _take(tokens, np.flatnonzero(np.repeat(keep, lengths)))
     all_lengths = np.zeros(count, np.int64)
@@ -166,14 +166,14 @@ def _expand_users(tokens: Tokens, users: NDArray[np.int64], count: int, keep: ND
 
 
 def _drop_users(tokens: Tokens, users: NDArray[np.int64]) -> Tokens:
-    """The tokens of all but some users."""
+    """Return the tokens of all but some users."""
     kept = np.ones(len(tokens.offsets) - 1, bool)
     kept[users] = False
     return _take(tokens, np.flatnonzero(np.repeat(kept, np.diff(tokens.offsets))))
 
 
 def _merge_users(results: list[Tokens]) -> Tokens:
-    """Lists of the same users, each of whom has tokens in one of them."""
+    """Merge tokens of the same users, each of whom has tokens in one of them."""
     if len(results) == 1:
         return results[0]
     owner = np.concatenate([np.repeat(np.arange(len(p.offsets) - 1), np.diff(p.offsets)) for p in results])

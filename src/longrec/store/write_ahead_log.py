@@ -1,9 +1,9 @@
-"""An append log of framed events: what a store was told since its last segment, readable up to the last whole frame.
+"""Write-ahead log of an LSM store: framed events since the last segment, readable up to the last whole frame.
 
 A frame is ``magic, count, CRC32`` (12 bytes, little-endian) and a payload: keys (int64 ``[count]``), times (int64
-``[count]``), then the columns in the order of the store, each end to end. One append is one frame, so that all of it is
-there, or none. The checksum begins with the store's column types and the journal's number: a frame of another store
-or of an older journal is no frame.
+``[count]``), then the columns in the order of the store, one after the other. One append is one frame, so that either
+all of it is read back or nothing. The checksum starts from the store's column types and the number of the log, so that
+a frame of another store or of an older log is invalid.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from longrec.store.column_types import Types, format_type
 _HEAD = struct.Struct("<4sII")
 _MAGIC = b"LRE1"
 _REPLAY = 1 << 18
-"""Events that a replay hands over at once."""
+"""Number of events after which a replay yields a batch."""
 
 Batch = tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray[Any]]]
 """Keys, times and columns of events."""
@@ -33,13 +33,13 @@ Batch = tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray[Any]]]
 
 @dataclass(frozen=True)
 class RecoveryReport:
-    """What the end of a journal was found to be.
+    """State of the end of a write-ahead log.
 
     Attributes:
-        dropped: bytes after the last whole frame.
-        torn: they are the beginning of a frame that was never finished (a writer that ended while it wrote, or is
-            writing); False: a frame whose bytes were altered.
-        kept: where a writer put altered bytes before it cut them off.
+        dropped_bytes: number of bytes after the last whole frame.
+        is_torn: these bytes are the beginning of an unfinished frame, of a writer that ended while it wrote or that is
+            still writing. False: they are a frame whose bytes were altered.
+        saved_to: file to which a writer copied altered bytes before it truncated the log.
     """
 
     dropped_bytes: int = 0
@@ -48,7 +48,7 @@ class RecoveryReport:
 
 
 class Frames:
-    """How events of some columns are packed."""
+    """Encoding of events with given columns into frames."""
 
     def __init__(self, types: Types, number: int) -> None:
         self.types = types
@@ -58,7 +58,7 @@ class Frames:
         self.seed = zlib.crc32(f"{number};{text}".encode())
 
     def pack(self, keys: NDArray[np.int64], times: NDArray[np.int64], columns: Mapping[str, NDArray[Any]]) -> bytes:
-        """One frame."""
+        """Return one frame."""
         payload = b"".join([keys.tobytes(), times.tobytes(), *(columns[name].tobytes() for name in self.types)])
         return _HEAD.pack(_MAGIC, len(keys), self._crc(len(keys), payload)) + payload
 
@@ -66,7 +66,7 @@ class Frames:
         return zlib.crc32(payload, zlib.crc32(count.to_bytes(4, "little"), self.seed))
 
     def unpack(self, payload: bytes, count: int) -> Batch:
-        """The events of a payload."""
+        """Return the events of a payload."""
         arrays, at = [], 0
         for _, dtype in self.fields:
             stop = at + count * dtype.itemsize
@@ -75,7 +75,7 @@ class Frames:
         return arrays[0], arrays[1], dict(zip(self.types, arrays[2:]))
 
     def read(self, file: int, at: int) -> Iterator[tuple[Batch, int]]:
-        """Events of the whole frames from a position on, many frames at once, and the position after them."""
+        """Yield the events of whole frames from a position on, many frames at once, and the position after them."""
         batch: list[Batch] = []
         pending = 0
         while (frame := self._frame(file, at)) is not None:
@@ -89,7 +89,7 @@ class Frames:
             yield _concatenate(batch, self.types), at
 
     def _frame(self, file: int, at: int) -> tuple[bytes, int] | None:
-        """The payload of a whole frame and its count, or None."""
+        """Return the payload of a whole frame and its count, or None."""
         head = os.pread(file, _HEAD.size, at)
         if len(head) < _HEAD.size:
             return None
@@ -100,23 +100,23 @@ class Frames:
         return (payload, count) if self._crc(count, payload) == crc else None
 
     def inspect_tail(self, file: int, at: int) -> RecoveryReport:
-        """What lies after the last whole frame."""
+        """Return a report on the bytes after the last whole frame."""
         dropped = max(0, os.fstat(file).st_size - at)
         data = _read_bytes(file, dropped, at)
         begun = _MAGIC.startswith(data[:4]) if len(data) < _HEAD.size else data.startswith(_MAGIC)
-        # An altered count looks like a frame that was never finished; but then others follow.
+        # An altered count looks like an unfinished frame, but then other frames follow.
         return RecoveryReport(dropped, begun and _MAGIC not in data[4:] and not self._is_whole(data))
 
     def _is_whole(self, data: bytes) -> bool:
-        """Whether all bytes of the frame that data begins with are there."""
+        """Return whether the data contains all bytes of its first frame."""
         return len(data) >= _HEAD.size and len(data) >= _HEAD.size + _HEAD.unpack_from(data)[1] * self.size
 
 
 class WriteAheadLog:
-    """A journal being written.
+    """Writer of a write-ahead log.
 
     Args:
-        at: where its last whole frame ends; what lies behind is cut off.
+        at: end of its last whole frame. The file is truncated there.
         sync: wait until a frame is on the disk before an append returns.
     """
 
@@ -130,24 +130,26 @@ class WriteAheadLog:
             os.fsync(self._file)
 
     def append(self, keys: NDArray[np.int64], times: NDArray[np.int64], columns: Mapping[str, NDArray[Any]]) -> None:
-        """Write one frame; when this returns, the events outlive the process (with ``sync`` also the machine).
+        """Write one frame. Then the events survive the end of the process (with ``sync`` also a power failure).
 
         Raises:
-            StoreError: the disk is full, and nothing of the events is kept; or the disk fails, and they may be.
+            StoreError: the disk is full, and no event is stored. Or the disk fails, and the events may be stored.
         """
         if self._broken:
-            raise StoreError(str(self.path), self._broken, "a journal that takes events", "open the store again")
+            raise StoreError(str(self.path), self._broken, "a writable log", "open the store again")
         frame, where = self.frames.pack(keys, times, columns), str(self.path)
         try:
             _write_bytes(self._file, frame, self.at)
         except OSError as error:
             self._undo(error)
-            raise StoreError(where, f"cannot be written: {error.strerror}", "", "make room and append again") from None
+            raise StoreError(
+                where, f"cannot be written: {error.strerror}", "", "free disk space and append again"
+            ) from None
         try:
             if self.sync:
                 os.fdatasync(self._file)
         except OSError as error:
-            # Whether the disk has it nobody knows, and readers may have it already: only a new reading can tell.
+            # The frame may be on the disk, and readers may have read it. Only opening the store again decides this.
             self._broken = f"the disk failed ({error.strerror})"
             raise StoreError(where, self._broken, "", "open the store again, then append again") from None
         self.at += len(frame)
@@ -159,7 +161,7 @@ class WriteAheadLog:
             self._broken = f"failed to write ({error.strerror}) and to undo it ({again.strerror})"
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         if self._file >= 0:
             os.close(self._file)
             self._file, self._broken = -1, "closed"
@@ -176,11 +178,11 @@ def _concatenate(batches: list[Batch], types: Types) -> Batch:
 
 
 def _read_bytes(file: int, size: int, at: int) -> bytes:
-    """All bytes asked for: one call may give fewer than 2 GiB."""
+    """Return all requested bytes (one system call returns fewer than 2 GiB)."""
     data = os.pread(file, size, at)
     while len(data) < size:
         more = os.pread(file, size - len(data), at + len(data))
-        if not more:  # cut off while it was read
+        if not more:  # truncated during the read
             break
         data += more
     return data
