@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.fields import SESSIONS_BACK
 from longrec.models import bst, dsin
-from longrec.nn.encoder import EncoderLayer
 from longrec.nn.lstm import LSTM
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
+from longrec.nn.transformer import EncoderLayer
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class PaddedBST(nn.Module):
         x_BEK = torch.cat([e_NK.view(rows, longest, -1), y_BK.unsqueeze(1)], 1)
         seen_BE = F.pad(real_BL, (0, 1), value=True)
         block = cast(EncoderLayer, self.path.blocks[0])
-        projections = block.parts(x_BEK.flatten(0, 1))
+        projections = block.project(x_BEK.flatten(0, 1))
         q, k, v = (projection.view(rows, longest + 1, block.heads, -1).transpose(1, 2) for projection in projections)
         wanted = slice(longest, None) if self.path.pooling == "target" else slice(None)
         q, x_BEK = q[:, :, wanted], x_BEK[:, wanted]
@@ -131,7 +131,7 @@ class PaddedDSIN(nn.Module):
         x_NK = (e_NK.view(rows, count, items, -1) + bias_ST1 + path.of_unit).flatten(0, 2)
         layer, there_BS = path.layer, real_BST.any(2)
         heads = (
-            projection.view(rows * count, items, layer.heads, -1).transpose(1, 2) for projection in layer.parts(x_NK)
+            projection.view(rows * count, items, layer.heads, -1).transpose(1, 2) for projection in layer.project(x_NK)
         )
         # A session of padding alone sees itself, or its softmax is undefined.
         seen = (real_BST | ~there_BS.unsqueeze(2)).view(-1, 1, 1, items)

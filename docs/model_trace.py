@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from longrec.features.batch import Batch, Jagged
 from longrec.features.fields import Fields
 from longrec.models.core.base import Encoder, Model
-from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.embedding import EmbeddedBatch, Embeddings
 
 LISTS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, Model)
 
@@ -216,7 +216,7 @@ class _Watch(TorchDispatchMode):
         box = self.add(name, lambda: Box(name, "output", shape=shape_of(out, self.ragged), rates=rate))
         self.lines |= {(source, box) for source in self.origins.sources(out)}
 
-    def embedded(self, path: str, module: Embeddings, batch: Batch, out: Embedded) -> None:
+    def embedded(self, path: str, module: Embeddings, batch: Batch, out: EmbeddedBatch) -> None:
         """One box for the fields of the impression and one for each history, though they share their tables."""
         columns = {"impression": batch.features, **{name: given.columns for name, given in batch.histories.items()}}
         vectors = {"impression": out.features, **out.histories}

@@ -46,7 +46,7 @@ from longrec.nn.embedding import Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 from torch import nn
 
 

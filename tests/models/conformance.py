@@ -47,9 +47,9 @@ from longrec.features.fields import Fields
 from longrec.models.core import artifact
 from longrec.models.core.base import Encoder, Model, Ranker, bce_loss, build, describe, find, help_text
 from longrec.models.core.citation import citation
-from longrec.nn.sparse_optim import LazyAdam
 from longrec.train import negatives
 from longrec.train.settings import FitConfig
+from longrec.train.sparse_optimizers import LazyAdam
 
 SHAPES = [(100, 100), (100, 37), (7, 100), (1, 1), (500, 300), (3, 0), (1, 0)]
 """(candidates, events) at which the exported program must agree."""

@@ -19,7 +19,7 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
 from longrec.models.atrank import ATRank
 from longrec.models.core.base import build
-from longrec.nn.encoder import EncoderLayer
+from longrec.nn.transformer import EncoderLayer
 
 SETTINGS: list[dict[str, Any]] = [{"width": 12, "spaces": 3}, *ATRank.variants]
 TWO = Fields(FEW.features, {"seen": (ITEM, RATING), "liked": (ITEM, GAP)})

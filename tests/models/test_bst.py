@@ -19,7 +19,7 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
 from longrec.models.bst import BST, _Path
 from longrec.models.core.base import build
-from longrec.nn.encoder import EncoderLayer
+from longrec.nn.transformer import EncoderLayer
 
 SETTINGS: list[dict[str, Any]] = [{"mlp": [16]}, *BST.variants]
 

@@ -22,7 +22,7 @@ from longrec.features.fields import Fields
 from longrec.models.core.base import bce_loss, build
 from longrec.models.dfn import DFN, _External, _Internal
 from longrec.nn.linear import Linear
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 THREE = Fields(FEW.features, {"clicked": (RATING, ITEM), "left": (RATING, ITEM), "disliked": (ITEM,)})
 """Clicks as wide as what was left unclicked, and dislikes that are narrower."""

@@ -19,7 +19,7 @@ from longrec.models.core.base import build
 from longrec.models.dhan import DHAN, _Path
 from longrec.nn.attention import TargetAttention
 from longrec.nn.groups import Groups
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 KIND = Field("kind", "id", 6, table="item")
 KINDS = Fields(
@@ -74,8 +74,8 @@ def test_equations_category_by_category(settings: dict[str, Any]) -> None:
             path, given = path_of(model, history), batch.histories[history]
             start, stop = given.offsets[row : row + 2].tolist()
             past = embedded.histories[history]
-            k = torch.cat([past[name][start:stop] for name in model.queries.keys[history]], 1)
-            q = torch.cat([embedded.features[name][row] for name in model.queries.asking[history]])
+            k = torch.cat([past[name][start:stop] for name in model.queries.key_columns[history]], 1)
+            q = torch.cat([embedded.features[name][row] for name in model.queries.query_columns[history]])
             beside = torch.zeros(path.width)
             if stop > start:
                 ids = cast(Tensor, given.columns[cast(str, column)])[start:stop].tolist()

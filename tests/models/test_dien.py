@@ -21,7 +21,7 @@ from longrec.features.batch import Batch, HistoryBatch
 from longrec.metrics import auc
 from longrec.models.core.base import bce_loss
 from longrec.models.dien import DIEN, _Path
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 SETTINGS: list[dict[str, Any]] = [{"hidden": 6}, *DIEN.variants]
 
@@ -165,11 +165,11 @@ def test_d_the_auxiliary_loss_reaches_the_next_step_and_no_later_one(monkeypatch
 def test_the_auxiliary_loss_is_told_what_candidates_have_too() -> None:
     """What time passed, or what was said of an event, would tell it from another one without any interest."""
     model = dien({"hidden": 6})
-    path, common = path_of(model), model.queries.common["seen"]
-    assert 0 < common < model.queries.key["seen"]
+    path, common = path_of(model), model.queries.common_widths["seen"]
+    assert 0 < common < model.queries.key_widths["seen"]
     segments, e, h = (
         Segments(torch.tensor([0, 4, 8]), 2, 8),
-        torch.randn(8, model.queries.key["seen"]),
+        torch.randn(8, model.queries.key_widths["seen"]),
         torch.randn(8, 6),
     )
     found = []
@@ -182,7 +182,7 @@ def test_the_auxiliary_loss_is_told_what_candidates_have_too() -> None:
 def test_loss_is_of_the_label_and_of_what_came_next() -> None:
     model, batch = dien({"hidden": 6, "aux_weight": 0.5}), ragged(9, fields=FEW)
     embedded = model.embeddings(batch)
-    e, segments = model.queries.events(batch, embedded, "seen")
+    e, segments = model.queries.gather_keys(batch, embedded, "seen")
     path = path_of(model)
     torch.manual_seed(5)
     extra = path.auxiliary(path.interest.states(e, segments), e, segments, batch.users)

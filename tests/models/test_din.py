@@ -100,8 +100,8 @@ def test_columns_that_no_candidate_has_enter_the_keys_only() -> None:
     fields = Fields((Field("user", "id", 9, table="user"), ITEM), {"seen": (RATING, GAP, ITEM)})
     model = build({"name": "din", "embedding_dim": 4}, fields)
     assert isinstance(model, DIN)
-    assert model.queries.asking == {"seen": ["item"]}
-    assert model.queries.keys == {"seen": ["item", "rating", "time_gap"]}
+    assert model.queries.query_columns == {"seen": ["item"]}
+    assert model.queries.key_columns == {"seen": ["item", "rating", "time_gap"]}
     assert (model.units[0].first.query, model.units[0].first.key) == (4, 12)
     assert model.top.layers[0].linear.weight.shape[1] == 4 + 4 + 12
 

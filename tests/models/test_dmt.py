@@ -91,7 +91,7 @@ def test_places_are_counted_back_from_the_newest_event() -> None:
     torch.testing.assert_close(waves[3, 2:4], torch.tensor([math.sin(3 * speed), math.cos(3 * speed)]))
     model = dmt(encoder=0)
     long = shared(2, 5, fields=FEW)
-    e_UD, segments = model.queries.events(long, model.embeddings(long), "seen")
+    e_UD, segments = model.queries.gather_keys(long, model.embeddings(long), "seen")
     path = path_of(model, "seen")
     assert isinstance(path.places, Tensor)
     found = model.encoded(long, "seen") - e_UD * path.width**0.5

@@ -22,10 +22,10 @@ from longrec.features.fields import SESSIONS_BACK, Fields
 from longrec.features.moments import sessions_back
 from longrec.models.core.base import build
 from longrec.models.dsin import DSIN, _Path, sessions
-from longrec.nn.encoder import EncoderLayer
 from longrec.nn.lstm import LSTM
-from longrec.nn.parts import Parts
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
+from longrec.nn.sessions import Sessions
+from longrec.nn.transformer import EncoderLayer
 
 TWO = Fields(FEW.features, {"seen": (RATING, ITEM), "liked": (GAP, SESSION, ITEM)})
 SMALL: dict[str, Any] = {"embedding_dim": 4, "heads": 2, "mlp": [16]}
@@ -196,7 +196,7 @@ def test_one_session_and_no_lstm_equals_plain_self_attention_pooling() -> None:
         one.load_state_dict(other.state_dict())
     torch.manual_seed(0)
     e, q, zeros = torch.randn(9, 8), torch.randn(2, 4), torch.zeros(9, dtype=torch.int64)
-    u, _ = path(q, e, Parts(zeros, 1, rows(4, 5)))
+    u, _ = path(q, e, Sessions(zeros, 1, rows(4, 5)))
     expected = torch.stack([own(session.unsqueeze(0))[0].mean(0) for session in e.split([4, 5])])
     torch.testing.assert_close(u, torch.cat([expected, torch.zeros(2, 8)], 1), rtol=1e-4, atol=1e-5)
 
@@ -259,7 +259,7 @@ def test_what_begins_a_history_is_no_session_that_is_dropped() -> None:
 
 def test_one_recurrence_knows_sessions_before_and_one_those_after() -> None:
     path = path_of(dsin({**SMALL, "merge": "concat", "lstm": 3}))
-    parts = Parts(torch.tensor([3, 2, 1, 0, 1, 0]), 5, rows(4, 2))
+    parts = Sessions(torch.tensor([3, 2, 1, 0, 1, 0]), 5, rows(4, 2))
     assert parts.number.tolist() == [3, 2, 1, 0, 1, 0]  # oldest first
     torch.manual_seed(1)
     i_GK = torch.randn(6, 8)

@@ -16,7 +16,7 @@ from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Field, Fields
 from longrec.models.core.base import build
 from longrec.models.dstn import DSTN, LARGEST, SetFusion
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 FUSIONS = ["interactive", "self", "pooling"]
 

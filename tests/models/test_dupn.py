@@ -24,7 +24,7 @@ from longrec.models.core.multi_task import masked_bce_loss
 from longrec.models.dupn import DUPN, _Path
 from longrec.nn.lstm import LSTM
 from longrec.nn.mlp import MLP
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 SMALL: dict[str, Any] = {"hidden": 6, "attention": [5], "mlp": [16]}
 SETTINGS: list[dict[str, Any]] = [SMALL, *DUPN.variants]

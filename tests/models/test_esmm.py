@@ -17,7 +17,7 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
 from longrec.models.core.base import build
 from longrec.models.esmm import ESMM
-from longrec.nn.sparse_optim import LazyAdam
+from longrec.train.sparse_optimizers import LazyAdam
 
 
 def esmm(**settings: object) -> ESMM:

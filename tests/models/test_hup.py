@@ -25,7 +25,7 @@ from longrec.features.moments import since_previous
 from longrec.models.core.base import bce_loss, build
 from longrec.models.hup import HUP, _Level, _Steps, hard_sigmoid
 from longrec.nn.lstm import LSTM
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 CATEGORY = Field("category", "id", 8, table="item")
 THREE = Fields((Field("user", "id", 40, table="user"), ITEM, CATEGORY), {"seen": (ITEM, CATEGORY, RATING, SINCE)})

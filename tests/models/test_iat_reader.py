@@ -16,7 +16,7 @@ from longrec.features.fields import Field, Fields
 from longrec.models.core.base import build
 from longrec.models.iat_reader import IATReader
 from longrec.models.keep_plug import KEEPPlug, without
-from longrec.nn.sparse_optim import LazyAdam
+from longrec.train.sparse_optimizers import LazyAdam
 
 READS: list[dict[str, Any]] = [
     {"read": "attention"},

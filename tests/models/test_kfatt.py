@@ -17,7 +17,7 @@ from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Field, Fields
 from longrec.models.core.base import build
 from longrec.models.kfatt import KalmanAttention, KFAtt, SessionEncoder
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 KIND = Field("kind", "id", 5, table="item")
 QUERY = Field("query", "id", 7)
@@ -71,7 +71,7 @@ def in_sessions(encoder: SessionEncoder, v: Tensor, session: list[int]) -> Tenso
         stop = next((at for at in range(start, len(session)) if session[at] != session[start]), len(session))
         back = torch.arange(stop - start).flip(0).clamp(max=len(encoder.places) - 1)
         x = v[start:stop] + encoder.places[back]
-        parts = (part.view(len(x), encoder.layer.heads, -1).transpose(0, 1) for part in encoder.layer.parts(x))
+        parts = (part.view(len(x), encoder.layer.heads, -1).transpose(0, 1) for part in encoder.layer.project(x))
         q, k, w = parts
         o = (q @ k.transpose(1, 2)).softmax(2) @ w
         found.append(encoder.layer.rest(x, o.transpose(0, 1).flatten(1)))
@@ -91,7 +91,7 @@ def test_equations_key_by_key(settings: dict[str, Any]) -> None:
             assert column is not None
             start, stop = batch.histories[history].offsets[row : row + 2].tolist()
             columns, past = batch.histories[history].columns, embedded.histories[history]
-            v = torch.cat([past[name][start:stop] for name in model.queries.keys[history]], 1)
+            v = torch.cat([past[name][start:stop] for name in model.queries.key_columns[history]], 1)
             if model.config.sessions:
                 session = columns.get(SESSION.name)
                 told = [0] * len(v) if session is None else cast(Tensor, session)[start:stop].tolist()

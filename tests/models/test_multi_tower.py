@@ -13,7 +13,7 @@ from longrec.features.fields import Field, Fields
 from longrec.metrics import auc
 from longrec.models.core.base import build, help_text
 from longrec.models.multi_tower import MultiTower
-from longrec.nn.sparse_optim import LazyAdam
+from longrec.train.sparse_optimizers import LazyAdam
 
 NAMED: dict[str, Any] = {
     "towers": {

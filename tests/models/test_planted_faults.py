@@ -16,7 +16,7 @@ from longrec.models.din import DIN
 from longrec.nn.activation import BatchNorm
 from longrec.nn.attention import TargetAttention
 from longrec.nn.queries import Queries
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 CASES = [Case("din", settings) for settings in ({}, *DIN.variants)]
 

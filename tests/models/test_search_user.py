@@ -21,7 +21,7 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
 from longrec.models.core.base import build
 from longrec.models.search_user import SearchUser, _Path
-from longrec.nn.encoder import EncoderLayer
+from longrec.nn.transformer import EncoderLayer
 
 WORDS = Field("words", "id", 30)
 FIELDS = Fields(
@@ -120,7 +120,7 @@ def test_a_longer_neighbour_changes_nothing(settings: dict[str, Any]) -> None:
 def test_the_norm_of_an_event_moves_no_score_among_events() -> None:
     model = search_user(SETTINGS[0])
     layer, x = cast(EncoderLayer, path_of(model, "seen").blocks[0]), torch.randn(5, 8)
-    for one, other in zip(layer.parts(x)[:2], layer.parts(100 * x)[:2]):
+    for one, other in zip(layer.project(x)[:2], layer.project(100 * x)[:2]):
         torch.testing.assert_close(one, other)
 
 

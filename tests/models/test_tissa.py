@@ -24,7 +24,7 @@ from longrec.features.fields import Field, Fields
 from longrec.features.moments import since_previous, time_gaps
 from longrec.models.core.base import build
 from longrec.models.tissa import TiSSA, _Path
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 TIMED = Fields((Field("user", "id", 40, table="user"), ITEM), {"seen": (RATING, ITEM, GAP, SINCE)})
 SMALL: dict[str, Any] = {"hidden": 6, "heads": 2, "mlp": [16], "slices": 4, "newest": 12}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from longrec.nn.activation import BatchNorm, Dice, PReLU, make
+from longrec.nn.activation import BatchNorm, Dice, PReLU, make_activation
 
 
 def test_dice_is_its_equation() -> None:
@@ -21,7 +21,7 @@ def test_dice_starts_with_alpha_zero_and_no_other_weight() -> None:
     assert {name: value.tolist() for name, value in Dice(2).named_parameters()} == {"alpha": [0.0, 0.0]}
 
 
-def test_dice_in_evaluation_reads_running_statistics_and_no_neighbour() -> None:
+def test_dice_in_evaluation_reads_running_statistics_and_no_other_row() -> None:
     dice = Dice(2).train()
     for _ in range(200):
         dice(torch.randn(500, 2) * 3 + 5)
@@ -32,7 +32,7 @@ def test_dice_in_evaluation_reads_running_statistics_and_no_neighbour() -> None:
     torch.testing.assert_close(dice(x)[:1], dice(x[:1]), rtol=1e-6, atol=1e-7)
 
 
-def test_running_statistics_start_from_the_first_batch() -> None:
+def test_running_statistics_begin_with_the_first_batch() -> None:
     norm, theirs = BatchNorm(2).train(), nn.BatchNorm1d(2).train()
     batches = [torch.randn(64, 2) * 0.01 + 3 for _ in range(30)]
     for number, x in enumerate(batches[:10], 1):
@@ -53,7 +53,7 @@ def test_running_statistics_start_from_the_first_batch() -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-def test_normalisation_takes_a_batch_too_small_to_measure(rows: int) -> None:
+def test_normalization_takes_a_batch_too_small_to_measure(rows: int) -> None:
     norm = BatchNorm(2).train()
     before = norm.running_mean.clone(), norm.running_var.clone()
     x = torch.randn(rows, 2)
@@ -72,13 +72,15 @@ def test_prelu_is_that_of_torch() -> None:
 
 def test_names_make_their_activation() -> None:
     x = torch.tensor([[-2.0, 3.0]])
-    assert make("relu", 2)(x).tolist() == [[0.0, 3.0]]
-    assert make("prelu", 2)(x).tolist() == [[-0.5, 3.0]]
-    torch.testing.assert_close(make("sigmoid", 2)(x), x.sigmoid())
-    torch.testing.assert_close(make("tanh", 2)(x), x.tanh())
-    torch.testing.assert_close(make("leaky_relu", 2)(x), torch.tensor([[-0.4, 3.0]]))
-    torch.testing.assert_close(make("elu", 2)(x), torch.tensor([[math.exp(-2) - 1, 3.0]]))
-    torch.testing.assert_close(make("selu", 2)(x), 1.0507010 * torch.tensor([[1.6732632 * (math.exp(-2) - 1), 3.0]]))
-    torch.testing.assert_close(make("swish", 2)(x), x * x.sigmoid())
-    assert make("linear", 2)(x) is x
-    assert isinstance(make("dice", 2), Dice)
+    assert make_activation("relu", 2)(x).tolist() == [[0.0, 3.0]]
+    assert make_activation("prelu", 2)(x).tolist() == [[-0.5, 3.0]]
+    torch.testing.assert_close(make_activation("sigmoid", 2)(x), x.sigmoid())
+    torch.testing.assert_close(make_activation("tanh", 2)(x), x.tanh())
+    torch.testing.assert_close(make_activation("leaky_relu", 2)(x), torch.tensor([[-0.4, 3.0]]))
+    torch.testing.assert_close(make_activation("elu", 2)(x), torch.tensor([[math.exp(-2) - 1, 3.0]]))
+    torch.testing.assert_close(
+        make_activation("selu", 2)(x), 1.0507010 * torch.tensor([[1.6732632 * (math.exp(-2) - 1), 3.0]])
+    )
+    torch.testing.assert_close(make_activation("swish", 2)(x), x * x.sigmoid())
+    assert make_activation("linear", 2)(x) is x
+    assert isinstance(make_activation("dice", 2), Dice)

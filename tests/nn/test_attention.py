@@ -7,7 +7,7 @@ from torch import Tensor
 
 from longrec.nn.activation import Name
 from longrec.nn.attention import FirstLayer, TargetAttention, _FirstLayerFunction
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 LENGTHS = [0, 3, 1, 5]
 
@@ -18,11 +18,11 @@ def segments(lengths: list[int]) -> Segments:
 
 def concatenated(layer: FirstLayer, q_ND: Tensor, k_ND: Tensor) -> Tensor:
     """The first layer over [q, k, q - k', q * k'], with weights that fold into those of the split one."""
-    part = k_ND[:, : layer.query]
+    shared_ND = k_ND[:, : layer.query]
     w_d = torch.randn(layer.bias.shape[0], layer.query)
     w_q = layer.weight_q - w_d
     w_k = layer.weight_k + F.pad(w_d, (0, layer.key - layer.query))
-    whole = torch.cat([q_ND, k_ND, q_ND - part, q_ND * part], 1)
+    whole = torch.cat([q_ND, k_ND, q_ND - shared_ND, q_ND * shared_ND], 1)
     return F.linear(whole, torch.cat([w_q, w_k, w_d, layer.weight_m], 1), layer.bias)
 
 
@@ -46,11 +46,11 @@ def test_the_fast_form_has_the_gradients_of_the_plain_one() -> None:
     k_NK = torch.randn(sum(lengths), 5, requires_grad=True)
     leaves = [q_BQ, k_NK, *layer.parameters()]
     upstream = torch.randn(sum(lengths), 7)
-    found = torch.autograd.grad(layer(q_BQ, k_NK, own, relu=True), leaves, upstream)
+    gradients = torch.autograd.grad(layer(q_BQ, k_NK, own, relu=True), leaves, upstream)
     q_NQ = q_BQ[own.row]
     plain = F.linear(q_NQ, layer.weight_q, layer.bias) + F.linear(k_NK, layer.weight_k)
     plain = (plain + F.linear(q_NQ * k_NK[:, :3], layer.weight_m)).relu()
-    for a, e in zip(found, torch.autograd.grad(plain, leaves, upstream), strict=True):
+    for a, e in zip(gradients, torch.autograd.grad(plain, leaves, upstream), strict=True):
         torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-3)
 
 
@@ -59,7 +59,7 @@ def test_gradients_of_the_fast_form(relu: bool) -> None:
     own = segments(LENGTHS)
     sizes = [(4, 3), (4, 2), (9, 3), (3, 5)]  # hq, q, k, weight: H = 3, Q = 2, K = 3
     leaves = [torch.randn(*size, dtype=torch.float64, requires_grad=True) for size in sizes]
-    assert torch.autograd.gradcheck(lambda *given: _FirstLayerFunction.apply(*given, own, relu), leaves)
+    assert torch.autograd.gradcheck(lambda *inputs: _FirstLayerFunction.apply(*inputs, own, relu), leaves)
 
 
 def test_it_starts_as_a_layer_over_the_concatenation_starts() -> None:
@@ -111,7 +111,7 @@ def test_a_shared_history_builds_nothing_of_all_rows_and_positions_before_the_ca
 def test_raw_scores_double_with_a_doubled_history_and_softmax_does_not_see_it() -> None:
     torch.manual_seed(0)
     q_BQ, k_NK, lengths = torch.randn(4, 3), torch.randn(9, 5), LENGTHS
-    twice = torch.cat([part for chunk in k_NK.split(lengths) for part in (chunk, chunk)])
+    twice = torch.cat([copy for chunk in k_NK.split(lengths) for copy in (chunk, chunk)])
     for softmax, factor in ((False, 2), (True, 1)):
         unit = TargetAttention(3, 5, [6, 4], softmax=softmax)
         once = unit(q_BQ, k_NK, segments(lengths))
@@ -123,7 +123,7 @@ def test_no_weight_of_the_unit_is_idle_under_softmax() -> None:
     assert TargetAttention(3, 5, [6]).rest.last.bias is not None
 
 
-def test_a_normalised_unit_is_its_layers_one_after_the_other() -> None:
+def test_a_normalized_unit_is_its_layers_one_after_the_other() -> None:
     torch.manual_seed(0)
     unit, own = TargetAttention(3, 5, [7, 4], softmax=True, batch_norm=True, dropout=[0.2, 0.1]), segments([3, 0, 6])
     assert [name for name, _ in unit.named_parameters() if "bias" in name] == ["norm.bias", "rest.layers.0.norm.bias"]

@@ -21,19 +21,19 @@ def lively(outer: int = 6, width: int = 8, layers: int = 2, heads: int = 2, labe
     return model
 
 
-def columns(rows: int, groups: int, moments: int, seed: int = 0) -> dict[str, Tensor]:
+def columns(rows: int, groups: int, times: int, seed: int = 0) -> dict[str, Tensor]:
     """Rows of some groups in any order, with ties, and labels that become known later."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(high: int) -> Tensor:
         return torch.randint(0, high, (rows,), generator=generator)
 
-    moment = draw(moments) * 1_000
+    timestamp = draw(times) * 1_000
     return {
         "groups": draw(groups) * 7,
-        "moments": moment,
+        "timestamps": timestamp,
         "labels": draw(3),
-        "known": moment + draw(3) * 1_500,
+        "label_time": timestamp + draw(3) * 1_500,
     }
 
 
@@ -43,14 +43,14 @@ def half_octaves(rank: int) -> int:
     return 2 * octave + (rank >= 1.5 * 2**octave)
 
 
-def reference(model: CausalTransformer, x_NW: Tensor, given: dict[str, Tensor], parts: int = 1) -> Tensor:
+def reference(model: CausalTransformer, x_NW: Tensor, inputs: dict[str, Tensor], entries_per_row: int = 1) -> Tensor:
     """The formula row by row and head by head, in loops."""
-    given = {name: column.repeat_interleave(parts) for name, column in given.items()}
+    inputs = {name: column.repeat_interleave(entries_per_row) for name, column in inputs.items()}
     x_ND = x_NW if model.lift is None else model.lift(x_NW)
-    group, moment = given["groups"].tolist(), given["moments"].tolist()
-    own = [place // parts for place in range(len(group))]
+    group, timestamp = inputs["groups"].tolist(), inputs["timestamps"].tolist()
+    own = [index // entries_per_row for index in range(len(group))]
     before = [
-        len({own[j] for j in range(len(own)) if group[j] == group[i] and moment[j] < moment[i]})
+        len({own[j] for j in range(len(own)) if group[j] == group[i] and timestamp[j] < timestamp[i]})
         for i in range(len(own))
     ]
     for layer in model.layers:
@@ -60,23 +60,25 @@ def reference(model: CausalTransformer, x_NW: Tensor, given: dict[str, Tensor], 
         rows = []
         for i in range(len(group)):
             seen = [
-                j for j in range(len(group)) if group[j] == group[i] and (moment[j] < moment[i] or own[j] == own[i])
+                j
+                for j in range(len(group))
+                if group[j] == group[i] and (timestamp[j] < timestamp[i] or own[j] == own[i])
             ]
             heads = []
             for head in range(attention.heads):
-                part = slice(head * size, (head + 1) * size)
+                span = slice(head * size, (head + 1) * size)
                 scores, values = [], []
                 for j in seen:
-                    gap, rank = moment[i] - moment[j], before[i] - before[j]
-                    key, value = k_ND[j, part], v_ND[j, part]
+                    gap, rank = timestamp[i] - timestamp[j], before[i] - before[j]
+                    key, value = k_ND[j, span], v_ND[j, span]
                     if attention.labels is not None:
-                        known = own[j] != own[i] and given["known"][j] < moment[i]
-                        told = int(given["labels"][j]) if known else NOT_YET
-                        key = key + attention.labels[0, head, told]
-                        value = value + attention.labels[1, head, told]
+                        available = own[j] != own[i] and inputs["label_time"][j] < timestamp[i]
+                        label = int(inputs["labels"][j]) if available else NOT_YET
+                        key = key + attention.labels[0, head, label]
+                        value = value + attention.labels[1, head, label]
                     bias = attention.gaps[head, 0 if gap == 0 else 1 + int(math.log2(gap))]
                     bias = bias + attention.places[head, 0 if rank == 0 else 1 + half_octaves(rank)]
-                    scores.append(q_ND[i, part] @ key / math.sqrt(size) + bias)
+                    scores.append(q_ND[i, span] @ key / math.sqrt(size) + bias)
                     values.append(value)
                 heads.append(torch.stack(scores).softmax(0) @ torch.stack(values))
             rows.append(torch.cat(heads))
@@ -88,11 +90,13 @@ def reference(model: CausalTransformer, x_NW: Tensor, given: dict[str, Tensor], 
 @pytest.mark.parametrize("labels", [False, True])
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("outer", [6, 8])
-def test_it_is_the_formula_row_by_row(labels: bool, parts: int, outer: int) -> None:
-    model, told = lively(outer, labels=labels), columns(14, 3, 6)
-    x_NW = torch.randn(14 * parts, outer, dtype=torch.float64)
-    used = told if labels else {name: told[name] for name in told if name not in ("labels", "known")}
-    torch.testing.assert_close(model(x_NW, Timeline(**used, parts=parts)), reference(model, x_NW, told, parts))
+def test_it_is_the_formula_row_by_row(labels: bool, entries_per_row: int, outer: int) -> None:
+    model, rows = lively(outer, labels=labels), columns(14, 3, 6)
+    x_NW = torch.randn(14 * entries_per_row, outer, dtype=torch.float64)
+    used = rows if labels else {name: rows[name] for name in rows if name not in ("labels", "label_time")}
+    torch.testing.assert_close(
+        model(x_NW, Timeline(**used, entries_per_row=entries_per_row)), reference(model, x_NW, rows, entries_per_row)
+    )
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=8), st.booleans(), st.integers(0, 10**6))
@@ -100,17 +104,17 @@ def test_it_is_the_formula_row_by_row(labels: bool, parts: int, outer: int) -> N
 def test_padding_and_the_order_of_rows_change_nothing(lengths: list[int], labels: bool, seed: int) -> None:
     """All groups at once, shuffled, against each group by itself."""
     rows = sum(lengths)
-    told = columns(rows, 1, 9, seed) | {"groups": torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))}
+    inputs = columns(rows, 1, 9, seed) | {"groups": torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))}
     if not labels:
-        del told["labels"], told["known"]
+        del inputs["labels"], inputs["label_time"]
     model = lively(labels=labels)
     x_NW = torch.randn(rows, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     each = [
-        model(x_NW[told["groups"] == group], Timeline(**{k: v[told["groups"] == group] for k, v in told.items()}))
+        model(x_NW[inputs["groups"] == group], Timeline(**{k: v[inputs["groups"] == group] for k, v in inputs.items()}))
         for group in range(len(lengths))
     ]
     mixed = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-    together = model(x_NW[mixed], Timeline(**{name: column[mixed] for name, column in told.items()}))
+    together = model(x_NW[mixed], Timeline(**{name: column[mixed] for name, column in inputs.items()}))
     torch.testing.assert_close(together, torch.cat(each)[mixed])
 
 
@@ -118,10 +122,10 @@ def test_padding_and_the_order_of_rows_change_nothing(lengths: list[int], labels
 def test_gradients_are_right(labels: bool) -> None:
     """Some buckets are padded."""
     lengths = torch.tensor([1, 3, 2, 3])
-    told = columns(9, 1, 5) | {"groups": torch.arange(4).repeat_interleave(lengths)}
+    inputs = columns(9, 1, 5) | {"groups": torch.arange(4).repeat_interleave(lengths)}
     if not labels:
-        del told["labels"], told["known"]
-    model, timeline = lively(4, 4, 1, 2, labels), Timeline(**told)
+        del inputs["labels"], inputs["label_time"]
+    model, timeline = lively(4, 4, 1, 2, labels), Timeline(**inputs)
     assert any(bucket.from_flat is not None for bucket in timeline.buckets)
     names = [name for name, _ in model.named_parameters()]
     x_NW = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
@@ -134,35 +138,35 @@ def test_gradients_are_right(labels: bool) -> None:
 
 
 def test_nobody_sees_the_present_or_the_future() -> None:
-    told, model = columns(30, 3, 8), lively(labels=True)
+    inputs, model = columns(30, 3, 8), lively(labels=True)
     x_NW = torch.randn(30, 6, dtype=torch.float64, requires_grad=True)
-    z_NW = model(x_NW, Timeline(**told))
-    moment, group = told["moments"], told["groups"]
+    z_NW = model(x_NW, Timeline(**inputs))
+    timestamp, group = inputs["timestamps"], inputs["groups"]
     looked = 0
     for i in range(30):
         (grad,) = torch.autograd.grad(z_NW[i].square().sum(), x_NW, retain_graph=True)
         reached = grad.abs().sum(1) > 0
-        allowed = (group == group[i]) & (moment < moment[i])
+        allowed = (group == group[i]) & (timestamp < timestamp[i])
         allowed[i] = True
         assert torch.equal(reached, allowed)
         looked += int(allowed.sum()) - 1
     assert looked > 20
 
 
-def test_a_label_counts_from_when_it_is_known_and_never_for_its_own_row() -> None:
-    told, model = columns(30, 3, 8), lively(labels=True)
+def test_a_label_counts_from_its_own_time_on_and_never_for_its_own_row() -> None:
+    inputs, model = columns(30, 3, 8), lively(labels=True)
     x_NW = torch.randn(30, 6, dtype=torch.float64)
-    before = model(x_NW, Timeline(**told))
-    moment, group = told["moments"], told["groups"]
+    before = model(x_NW, Timeline(**inputs))
+    timestamp, group = inputs["timestamps"], inputs["groups"]
     moved_rows = 0
     for j in range(30):
-        labels = told["labels"].clone()
+        labels = inputs["labels"].clone()
         labels[j] = (labels[j] + 1) % 3
-        moved = (model(x_NW, Timeline(**{**told, "labels": labels})) != before).any(1)
+        moved = (model(x_NW, Timeline(**{**inputs, "labels": labels})) != before).any(1)
         # Two layers: whoever knows the label, and whoever looks at one that knew it earlier.
-        knows = (group == group[j]) & (moment > told["known"][j]) & (moment > moment[j])
-        assert not moved[~knows].any()
-        assert torch.equal(moved, knows)
+        sees_label = (group == group[j]) & (timestamp > inputs["label_time"][j]) & (timestamp > timestamp[j])
+        assert not moved[~sees_label].any()
+        assert torch.equal(moved, sees_label)
         moved_rows += int(moved.sum())
     assert moved_rows > 20
 
@@ -170,10 +174,10 @@ def test_a_label_counts_from_when_it_is_known_and_never_for_its_own_row() -> Non
 def test_alone_is_a_timeline_of_strangers() -> None:
     for labels in (False, True):
         model, x_NW = lively(labels=labels), torch.randn(7, 6, dtype=torch.float64)
-        told = {"groups": torch.arange(7), "moments": torch.zeros(7, dtype=torch.int64)}
+        inputs = {"groups": torch.arange(7), "timestamps": torch.zeros(7, dtype=torch.int64)}
         if labels:
-            told |= {"labels": torch.ones(7, dtype=torch.int64), "known": torch.zeros(7, dtype=torch.int64)}
-        torch.testing.assert_close(model(x_NW, None), model(x_NW, Timeline(**told)))
+            inputs |= {"labels": torch.ones(7, dtype=torch.int64), "label_time": torch.zeros(7, dtype=torch.int64)}
+        torch.testing.assert_close(model(x_NW, None), model(x_NW, Timeline(**inputs)))
 
 
 def test_no_compute_grows_with_the_longest_group() -> None:
@@ -193,9 +197,9 @@ def test_no_compute_grows_with_the_longest_group() -> None:
 
 @pytest.mark.parametrize("outer", [6, 8])
 def test_wanted_rows_alone(outer: int) -> None:
-    told, model = columns(20, 3, 8), lively(outer, labels=True)
+    inputs, model = columns(20, 3, 8), lively(outer, labels=True)
     x_NW, wanted = torch.randn(20, outer, dtype=torch.float64), torch.tensor([7, 3, 19])
-    for timeline in (Timeline(**told), None):
+    for timeline in (Timeline(**inputs), None):
         torch.testing.assert_close(model(x_NW, timeline, wanted), model(x_NW, timeline)[wanted])
 
 
@@ -227,40 +231,40 @@ def test_one_layer_by_hand() -> None:
     torch.testing.assert_close(attention(x_ND, timeline), expected)
 
 
-def test_lags_fall_into_buckets_of_their_log2() -> None:
-    moments = torch.tensor([0, 1, 2, 3, 4, 7, 8, 2**40, 2**62])
-    lag = Timeline(torch.zeros(9, dtype=torch.int64), moments).buckets[0].lag[0]
-    assert (lag[:, 0] % GAPS).tolist() == [0, 1, 2, 2, 3, 3, 4, 41, 63]
-    assert (lag[:, 0] // GAPS).tolist() == [0, 1, 3, 4, 5, 5, 6, 6, 7]
-    assert lag[0].tolist() == [0, *[UNSEEN] * 8]
+def test_distances_fall_into_buckets_of_their_log2() -> None:
+    timestamps = torch.tensor([0, 1, 2, 3, 4, 7, 8, 2**40, 2**62])
+    distance = Timeline(torch.zeros(9, dtype=torch.int64), timestamps).buckets[0].distance[0]
+    assert (distance[:, 0] % GAPS).tolist() == [0, 1, 2, 2, 3, 3, 4, 41, 63]
+    assert (distance[:, 0] // GAPS).tolist() == [0, 1, 3, 4, 5, 5, 6, 6, 7]
+    assert distance[0].tolist() == [0, *[UNSEEN] * 8]
 
 
-def test_rows_of_one_moment_stand_at_one_place() -> None:
+def test_rows_of_one_timestamp_have_one_rank() -> None:
     """Three candidates, then two: both of the two see the three as the last ones."""
-    lag = Timeline(torch.zeros(5, dtype=torch.int64), torch.tensor([5, 5, 5, 9, 9])).buckets[0].lag[0] // GAPS
+    distance = Timeline(torch.zeros(5, dtype=torch.int64), torch.tensor([5, 5, 5, 9, 9])).buckets[0].distance[0] // GAPS
     three_back = 1 + half_octaves(3)
-    assert lag[3].tolist() == [three_back, three_back, three_back, 0, UNSEEN // GAPS]
-    assert lag[4].tolist() == [three_back, three_back, three_back, UNSEEN // GAPS, 0]
+    assert distance[3].tolist() == [three_back, three_back, three_back, 0, UNSEEN // GAPS]
+    assert distance[4].tolist() == [three_back, three_back, three_back, UNSEEN // GAPS, 0]
 
 
 def test_heads_begin_by_looking_at_what_was_last_or_at_all_alike() -> None:
-    places = CausalAttention(4, 2).places
-    assert (places[0, 1:].diff() < 0).all()
-    assert (places[1] == 0).all()
+    ranks = CausalAttention(4, 2).places
+    assert (ranks[0, 1:].diff() < 0).all()
+    assert (ranks[1] == 0).all()
 
 
 def test_a_row_that_was_not_available_yet_is_not_seen() -> None:
-    groups, moments = torch.tensor([0, 0, 0, 0, 1]), torch.tensor([1, 2, 5, 6, 3])
-    plain = Timeline(groups, moments)
-    for parts in (1, 2):
-        same = Timeline(groups, moments, parts=parts, available=moments)
-        expected = Timeline(groups, moments, parts=parts)
-        assert [b.lag.tolist() for b in same.buckets] == [b.lag.tolist() for b in expected.buckets]
-    late = Timeline(groups, moments, available=torch.tensor([1, 5, 5, 6, 3]))  # the second row was told at 5
-    own, others = late.buckets[0].lag[0], plain.buckets[0].lag[0]
+    groups, timestamps = torch.tensor([0, 0, 0, 0, 1]), torch.tensor([1, 2, 5, 6, 3])
+    plain = Timeline(groups, timestamps)
+    for entries in (1, 2):
+        same = Timeline(groups, timestamps, entries_per_row=entries, available=timestamps)
+        expected = Timeline(groups, timestamps, entries_per_row=entries)
+        assert [b.distance.tolist() for b in same.buckets] == [b.distance.tolist() for b in expected.buckets]
+    late = Timeline(groups, timestamps, available=torch.tensor([1, 5, 5, 6, 3]))  # the second row was told at 5
+    own, others = late.buckets[0].distance[0], plain.buckets[0].distance[0]
     assert own[2].tolist() == [int(own[2, 0]), UNSEEN, 0, UNSEEN]
     assert own[3, 1] == others[3, 1] != UNSEEN
     assert own[3].tolist() == others[3].tolist()
     # what the third row sees lies as far back as if the second were not there
-    alone = Timeline(groups[[0, 2, 3, 4]], moments[[0, 2, 3, 4]]).buckets[0].lag[0]
+    alone = Timeline(groups[[0, 2, 3, 4]], timestamps[[0, 2, 3, 4]]).buckets[0].distance[0]
     assert own[2, 0] == alone[1, 0]

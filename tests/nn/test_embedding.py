@@ -44,16 +44,16 @@ def by_hand(field: Field, column: Tensor | Jagged, table: Tensor) -> Tensor:
 
 def test_every_field_by_hand() -> None:
     embeddings, batch = lively(FIELDS, dim=5), ragged(9)
-    found = embeddings(batch)
-    assert list(found.features) == [field.name for field in FIELDS.features]
+    embedded = embeddings(batch)
+    assert list(embedded.features) == [field.name for field in FIELDS.features]
     for field in FIELDS.features:
         expected = by_hand(field, batch.features[field.name], embeddings.table(field.name))
-        torch.testing.assert_close(found.features[field.name], expected)
+        torch.testing.assert_close(embedded.features[field.name], expected)
     for history, columns in FIELDS.histories.items():
-        assert set(found.histories[history]) == {field.name for field in columns}
+        assert set(embedded.histories[history]) == {field.name for field in columns}
         for field in columns:
             expected = by_hand(field, batch.histories[history].columns[field.name], embeddings.table(field.name))
-            torch.testing.assert_close(found.histories[history][field.name], expected)
+            torch.testing.assert_close(embedded.histories[history][field.name], expected)
 
 
 @pytest.mark.parametrize("pool", ["mean", "sum", "max"])
@@ -105,16 +105,16 @@ def test_tables_start_small_and_reserved_rows_at_zero() -> None:
 
 def test_the_gradient_is_sparse_and_that_of_a_dense_table() -> None:
     embeddings, batch = lively(FIELDS, dim=3), ragged(9)
-    found = embeddings(batch)
-    flat = [*found.features.values(), *(v for part in found.histories.values() for v in part.values())]
+    embedded = embeddings(batch)
+    flat = [*embedded.features.values(), *(v for columns in embedded.histories.values() for v in columns.values())]
     up = [torch.randn_like(v) for v in flat]
     sum((v * u).sum() for v, u in zip(flat, up)).backward()
     table = embeddings.table("item")
     assert table.grad is not None
     assert table.grad.is_sparse
     dense = table.detach().clone().requires_grad_()
-    uses = [(batch.features["item"], found.features["item"])]
-    uses += [(batch.histories[name].columns["item"], found.histories[name]["item"]) for name in FIELDS.histories]
+    uses = [(batch.features["item"], embedded.features["item"])]
+    uses += [(batch.histories[name].columns["item"], embedded.histories[name]["item"]) for name in FIELDS.histories]
     order = {id(v): u for v, u in zip(flat, up)}
     sum((dense[ids.long()] * order[id(v)]).sum() for ids, v in uses).backward()
     torch.testing.assert_close(table.grad.to_dense(), dense.grad)
@@ -122,11 +122,11 @@ def test_the_gradient_is_sparse_and_that_of_a_dense_table() -> None:
 
 def test_a_shared_batch_repeats_vectors_of_the_user_without_copying() -> None:
     embeddings, batch = lively(FIELDS, dim=3), shared(4, 6)
-    found, expected = embeddings(batch), embeddings(repeated(batch))
-    for name, vectors in found.features.items():
+    embedded, expected = embeddings(batch), embeddings(repeated(batch))
+    for name, vectors in embedded.features.items():
         torch.testing.assert_close(vectors, expected.features[name])
-    assert found.features["user"].stride(0) == 0
-    assert found.histories["seen"]["item"].shape == (6, 3)
+    assert embedded.features["user"].stride(0) == 0
+    assert embedded.histories["seen"]["item"].shape == (6, 3)
 
 
 @pytest.mark.parametrize("name", ["a.b", "values", "forward", "50%", "with space"])
@@ -140,8 +140,8 @@ def test_any_name_makes_a_table(name: str) -> None:
 
 def test_a_history_of_nothing() -> None:
     batch = ragged(3, lengths=[0, 0, 0])
-    found = lively(FIELDS, dim=3)(batch)
-    assert found.histories["seen"]["genres"].shape == (0, 3)
+    embedded = lively(FIELDS, dim=3)(batch)
+    assert embedded.histories["seen"]["genres"].shape == (0, 3)
     empty = replace(
         batch,
         histories={
@@ -168,14 +168,14 @@ def test_fields_that_share_a_table() -> None:
     assert embeddings.table("looked") is embeddings.table("bought") is embeddings.table("brand")
     assert [len(table) for table in embeddings.tables()] == [9]
     ids = {"brand": torch.tensor([2, 3]), "looked": torch.tensor([3, 0]), "size": torch.randn(2, 3)}
-    past = HistoryBatch({"bought": torch.tensor([2, 2, 8])}, torch.tensor([0, 3, 3]))
-    found = embeddings(Batch(2, ids, {"past": past}))
+    history = HistoryBatch({"bought": torch.tensor([2, 2, 8])}, torch.tensor([0, 3, 3]))
+    embedded = embeddings(Batch(2, ids, {"past": history}))
     table = embeddings.table("brand")
-    torch.testing.assert_close(found.features["brand"], table[[2, 3]])
-    torch.testing.assert_close(found.features["looked"], table[[3, 0]])
-    torch.testing.assert_close(found.histories["past"]["bought"], table[[2, 2, 8]])
-    torch.testing.assert_close(found.features["size"], ids["size"] @ embeddings.table("size"))
-    (found.features["looked"].sum() + 2 * found.histories["past"]["bought"].sum()).backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(embedded.features["brand"], table[[2, 3]])
+    torch.testing.assert_close(embedded.features["looked"], table[[3, 0]])
+    torch.testing.assert_close(embedded.histories["past"]["bought"], table[[2, 2, 8]])
+    torch.testing.assert_close(embedded.features["size"], ids["size"] @ embeddings.table("size"))
+    (embedded.features["looked"].sum() + 2 * embedded.histories["past"]["bought"].sum()).backward()  # type: ignore[no-untyped-call]
     assert table.grad is not None
     assert table.grad.coalesce().to_dense().sum(1).tolist() == [4, 0, 16, 4, 0, 0, 0, 0, 8]
 
@@ -189,6 +189,6 @@ def test_a_shared_table_of_a_field_that_is_not_there() -> None:
 def test_a_candidates_fields_differ_in_a_shared_batch() -> None:
     embeddings = lively(SHARING, dim=4)
     ids = {"brand": torch.tensor([2, 3, 4]), "looked": torch.tensor([3]), "size": torch.randn(1, 3)}
-    past = HistoryBatch({"bought": torch.tensor([2])}, torch.tensor([0, 1]), shared=True)
-    found = embeddings(Batch(3, ids, {"past": past}, shared=True))
-    assert [len(found.features[name]) for name in ("brand", "looked", "size")] == [3, 3, 3]
+    history = HistoryBatch({"bought": torch.tensor([2])}, torch.tensor([0, 1]), shared=True)
+    embedded = embeddings(Batch(3, ids, {"past": history}, shared=True))
+    assert [len(embedded.features[name]) for name in ("brand", "looked", "size")] == [3, 3, 3]

@@ -11,13 +11,13 @@ from torch import Tensor
 from longrec.errors import ConfigError
 from longrec.features.fields import Field, Fields
 from longrec.nn.embedding import RESERVED
-from longrec.nn.groups import Groups, group_columns
-from longrec.nn.segment import Segments
+from longrec.nn.groups import Groups, choose_group_columns
+from longrec.nn.segments import Segments
 
 
 def names(row: list[int]) -> list[object]:
     """What the group of each position of a row is called."""
-    return [at if at >= RESERVED else ("alone", place) for place, at in enumerate(row)]
+    return [at if at >= RESERVED else ("alone", index) for index, at in enumerate(row)]
 
 
 @given(st.lists(st.lists(st.integers(0, 5), max_size=6), min_size=1, max_size=6))
@@ -25,23 +25,23 @@ def names(row: list[int]) -> list[object]:
 def test_groups_of_ragged_rows_equal_a_loop(rows: list[list[int]]) -> None:
     edges = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)
     flat = torch.tensor([at for row in rows for at in row], dtype=torch.int32)
-    made = Groups(flat, Segments(edges, len(rows), len(flat)))
-    assert sorted(made.order.tolist()) == list(range(len(flat)))
-    assert made.groups.rows == len(rows)
-    members, own, sizes = made.members.offsets.tolist(), made.groups.offsets.tolist(), []
+    groups = Groups(flat, Segments(edges, len(rows), len(flat)))
+    assert sorted(groups.order.tolist()) == list(range(len(flat)))
+    assert groups.groups.rows == len(rows)
+    members, own, sizes = groups.members.offsets.tolist(), groups.groups.offsets.tolist(), []
     for number, row in enumerate(rows):
         called, start = names(row), int(edges[number])
-        found = []
+        group_names = []
         for group in range(own[number], own[number + 1]):
-            places = [at - start for at in made.order[members[group] : members[group + 1]].tolist()]
-            assert places == sorted(places)
-            (name,) = {called[place] for place in places}  # all of the row, and of one name
-            assert called.count(name) == len(places)
-            found.append(name)
-        assert len(found) == len(set(found)) == len(set(called))
+            positions = [at - start for at in groups.order[members[group] : members[group + 1]].tolist()]
+            assert positions == sorted(positions)
+            (name,) = {called[position] for position in positions}  # all of the row, and of one name
+            assert called.count(name) == len(positions)
+            group_names.append(name)
+        assert len(group_names) == len(set(group_names)) == len(set(called))
         counts = Counter(called)
         sizes += [counts[name] for name in called]
-    assert made.sizes.tolist() == sizes
+    assert groups.sizes.tolist() == sizes
 
 
 @pytest.mark.parametrize("row", [[], [3], [3, 0, 3, 1, 1, 0, 5, 3]])
@@ -65,11 +65,11 @@ def by_hand(w: Tensor, k: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     for own in owns.values():
         share[own] = w[own] / w[own].sum()
         means.append(share[own] @ k[own])
-    part = (torch.stack(means) @ q).softmax(0)
+    weights = (torch.stack(means) @ q).softmax(0)
     whole = torch.zeros(len(ROW))
-    for own, of in zip(owns.values(), part):
+    for own, of in zip(owns.values(), weights):
         whole[own] = of
-    return share, whole, part @ torch.stack(means)
+    return share, whole, weights @ torch.stack(means)
 
 
 def test_groups_are_weighed_and_averaged_as_by_hand() -> None:
@@ -86,10 +86,10 @@ def test_groups_are_weighed_and_averaged_as_by_hand() -> None:
         c_MK, over = groups.means(share_N, k if shared else k.repeat(2, 1))
         torch.testing.assert_close(over.dot(q, c_MK), over.mul(q, c_MK).sum(1))
         torch.testing.assert_close(over.add(q, c_MK).sum(1), over.add(q, over.keys(c_MK)).sum(1))
-        part_M = over.softmax(over.dot(q, c_MK))
+        weights_M = over.softmax(over.dot(q, c_MK))
         torch.testing.assert_close(share_N, torch.cat([one[0] for one in expected]))
-        torch.testing.assert_close(groups.whole(part_M), torch.cat([one[1] for one in expected]))
-        torch.testing.assert_close(over.weighted_sum(part_M, c_MK), torch.stack([one[2] for one in expected]))
+        torch.testing.assert_close(groups.whole(weights_M), torch.cat([one[1] for one in expected]))
+        torch.testing.assert_close(over.weighted_sum(weights_M, c_MK), torch.stack([one[2] for one in expected]))
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -106,7 +106,7 @@ def test_a_group_without_weight_has_a_mean(shared: bool) -> None:
     assert w_N.grad.isfinite().all()
 
 
-def test_parts_of_groups_are_not_pooled() -> None:
+def test_members_of_groups_are_not_pooled() -> None:
     groups = Groups(torch.tensor([2, 2]), Segments(torch.tensor([0, 2]), 3, 2, shared=True))
     _, over = groups.means(torch.full((6,), 0.5), torch.ones(2, 1))
     with pytest.raises(NotImplementedError, match="summed by weights"):
@@ -128,31 +128,31 @@ FIELDS = Fields(
 
 def test_the_column_that_groups() -> None:
     """The first shared id column that is not the item, by default."""
-    assert group_columns(FIELDS, None, "model.group") == {
+    assert choose_group_columns(FIELDS, None, "model.group") == {
         "all": "cat",
         "items": "item",
         "genres": None,
         "kinds": "shop",
     }
-    assert group_columns(FIELDS, "shop", "model.group") == {
+    assert choose_group_columns(FIELDS, "shop", "model.group") == {
         "all": "shop",
         "items": "item",
         "genres": None,
         "kinds": "shop",
     }
-    assert group_columns(FIELDS, "query", "model.query", asked=True)["all"] == "query"
-    assert group_columns(FIELDS, "rating", "model.group") == {
+    assert choose_group_columns(FIELDS, "query", "model.query", in_impression=True)["all"] == "query"
+    assert choose_group_columns(FIELDS, "rating", "model.group") == {
         **dict.fromkeys(FIELDS.histories, "rating"),
         "kinds": "shop",
     }
 
 
 @pytest.mark.parametrize(
-    ("named", "asked", "fitting"), [("genres", False, r"cat, item, query, rating, shop"), ("rating", True, "")]
+    ("named", "in_impression", "fitting"), [("genres", False, r"cat, item, query, rating, shop"), ("rating", True, "")]
 )
-def test_a_column_that_cannot_group_is_refused(named: str, asked: bool, fitting: str) -> None:
-    too = " and the impression too" if asked else ""
+def test_a_column_that_cannot_group_is_refused(named: str, in_impression: bool, fitting: str) -> None:
+    too = " and the impression too" if in_impression else ""
     with pytest.raises(
         ConfigError, match=f"model.group: must be an id column of a history{too} .*{fitting}.*'{named}'"
     ):
-        group_columns(FIELDS, named, "model.group", asked)
+        choose_group_columns(FIELDS, named, "model.group", in_impression)

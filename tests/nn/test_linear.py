@@ -26,10 +26,10 @@ def test_the_fast_layer_equals_the_plain_one(rows: int, inputs: int, outputs: in
     b = torch.randn(outputs, requires_grad=True) if bias else None
     leaves = [leaf for leaf in (x, w, b) if leaf is not None]
     assert not plain(x)
-    found, expected = linear(x, w, b, relu), reference(x, w, b, relu)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    product, expected = linear(x, w, b, relu), reference(x, w, b, relu)
+    torch.testing.assert_close(product, expected, rtol=1e-5, atol=1e-5)
     upstream = torch.randn(rows, outputs)
-    for a, e in zip(torch.autograd.grad(found, leaves, upstream), torch.autograd.grad(expected, leaves, upstream)):
+    for a, e in zip(torch.autograd.grad(product, leaves, upstream), torch.autograd.grad(expected, leaves, upstream)):
         torch.testing.assert_close(a, e, rtol=1e-4, atol=2e-4)
 
 
@@ -42,7 +42,7 @@ def test_gradients_of_the_fast_layer() -> None:
     assert torch.autograd.gradcheck(lambda x, w: _LinearFunction.apply(x, w, None, False), (x, w))
 
 
-def test_a_layer_of_a_fixed_input_asks_for_no_gradient_of_it() -> None:
+def test_a_layer_of_a_fixed_input_computes_no_gradient_of_it() -> None:
     x, w = torch.randn(600, 3), torch.randn(2, 3, requires_grad=True)
     linear(x, w).sum().backward()
     torch.testing.assert_close(w.grad, x.sum(0).expand(2, 3), rtol=1e-4, atol=1e-4)
@@ -56,18 +56,18 @@ def test_products_where_the_fast_operator_is_missing(monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(gemm.weight_gradient(g, x), g.t() @ x)
 
 
-def test_products_of_parts_of_a_larger_tensor() -> None:
+def test_products_of_views_of_a_larger_tensor() -> None:
     big, w = torch.randn(700, 10), torch.randn(3, 4)
     for x in (big[:, :4], big[50:650, 3:7], big[:600, :4].contiguous(), big.flatten()[8:].reshape(-1, 4)[:513]):
         torch.testing.assert_close(gemm.affine(x, w), x @ w.t(), rtol=1e-5, atol=1e-5)
 
 
-def test_room_reaches_a_whole_grain() -> None:
+def test_allocated_rows_fill_whole_grains() -> None:
     for rows in (1, gemm.GRAIN, gemm.GRAIN + 1):
-        made = gemm.room(torch.zeros(1), rows, 3)
-        assert made.shape == (rows, 3)
-        assert made.is_contiguous()
-        assert made.untyped_storage().nbytes() == -(-rows // gemm.GRAIN) * gemm.GRAIN * 3 * 4
+        rows_of_grains = gemm.allocate_rows(torch.zeros(1), rows, 3)
+        assert rows_of_grains.shape == (rows, 3)
+        assert rows_of_grains.is_contiguous()
+        assert rows_of_grains.untyped_storage().nbytes() == -(-rows // gemm.GRAIN) * gemm.GRAIN * 3 * 4
     y = gemm.affine(torch.randn(700, 5), torch.randn(4, 5))
     assert gemm._whole(y).data_ptr() == y.data_ptr()  # the next layer copies nothing
 

@@ -25,7 +25,7 @@ def test_layers_follow_each_other(rows: int, activation: Name, batch_norm: bool)
     torch.testing.assert_close(mlp(x), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_normalised_layer_has_no_bias_of_its_own() -> None:
+def test_a_normalized_layer_has_no_bias_of_its_own() -> None:
     names = [name for name, _ in MLP(3, [2], batch_norm=True).named_parameters()]
     assert names == ["layers.0.linear.weight", "layers.0.norm.weight", "layers.0.norm.bias"]
 

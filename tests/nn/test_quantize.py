@@ -7,10 +7,12 @@ from torch import Tensor
 from longrec.nn.quantize import ResidualQuantizer
 
 
-def trained(points_NSD: Tensor, levels: int = 2, size: int = 16, steps: int = 60, **given: float) -> ResidualQuantizer:
+def trained(
+    points_NSD: Tensor, levels: int = 2, size: int = 16, steps: int = 60, **settings: float
+) -> ResidualQuantizer:
     """Codebooks after some batches of these points, in evaluation."""
     torch.manual_seed(0)
-    quantizer = ResidualQuantizer(points_NSD.shape[1], levels, size, points_NSD.shape[2], decay=0.8, **given)
+    quantizer = ResidualQuantizer(points_NSD.shape[1], levels, size, points_NSD.shape[2], decay=0.8, **settings)
     for _ in range(steps):
         quantizer(points_NSD[torch.randint(len(points_NSD), (256,))])
     return quantizer.eval()
@@ -38,7 +40,7 @@ def test_levels_by_hand() -> None:
     assert float(loss) == pytest.approx(0.25 * ((1.44 + 0.64) / 2 + (0.04 + 0.04) / 2), rel=1e-4)
 
 
-def test_codes_stand_for_the_quantised_vectors() -> None:
+def test_codes_decode_to_the_quantized_vectors() -> None:
     quantizer, x_BSD = trained(cloud(), levels=3), cloud(seed=2)[:300]
     e_BSD, _ = quantizer(x_BSD)
     codes = quantizer.codes(x_BSD)
@@ -68,13 +70,13 @@ def test_codes_are_deterministic_in_evaluation() -> None:
     assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
 
 
-def test_the_straight_through_gradient_reaches_what_made_the_vectors() -> None:
+def test_the_straight_through_gradient_reaches_the_layer_below() -> None:
     quantizer = trained(cloud()).train()
-    made = torch.nn.Linear(5, 8)
-    e_BSD, _ = quantizer(made(torch.randn(64, 5)).view(64, 2, 4))
+    layer = torch.nn.Linear(5, 8)
+    e_BSD, _ = quantizer(layer(torch.randn(64, 5)).view(64, 2, 4))
     wanted = torch.randn(64, 2, 4)
     (e_BSD * wanted).sum().backward()
-    assert made.weight.grad is not None
+    assert layer.weight.grad is not None
     x_BSD = torch.randn(64, 2, 4, requires_grad=True)
     e_BSD, loss = quantizer(x_BSD)
     (e_BSD * wanted).sum().backward(retain_graph=True)
@@ -111,14 +113,14 @@ def test_the_entropy_term_spreads_vectors_over_the_codes() -> None:
     quantizer.usage.fill_(1e6)
     quantizer.sums.copy_(quantizer.codebooks * 1e6)
     x_BSD = (torch.randn(64, 1, 2) * 0.05).requires_grad_()
-    optimiser = torch.optim.Adam([x_BSD], lr=0.05)
+    optimizer = torch.optim.Adam([x_BSD], lr=0.05)
     losses = []
     for _ in range(60):
         _, loss = quantizer(x_BSD)
         losses.append(loss.item())
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     assert 0 <= losses[-1] < 0.5 * losses[0] <= 0.5
     assert len(quantizer.eval().codes(x_BSD).unique()) >= 6
 

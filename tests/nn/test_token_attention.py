@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from longrec.nn import token_attention, token_kernel
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 from longrec.nn.token_attention import TokenAttention, TokenInput, TokenInterest
 from longrec.nn.token_kernel import attend
 
@@ -58,9 +58,9 @@ def by_hand(attention: TokenAttention, q_Q: Tensor, toks: list[Tensor]) -> Tenso
     size = len(q) // heads
     out = []
     for head in range(heads):
-        part = slice(head * size, (head + 1) * size)
-        scores = [q[part] @ (attention.key.weight @ tok)[part] / math.sqrt(size) for tok in toks]
-        values = [(attention.value.weight @ tok)[part] for tok in toks]
+        span = slice(head * size, (head + 1) * size)
+        scores = [q[span] @ (attention.key.weight @ tok)[span] / math.sqrt(size) for tok in toks]
+        values = [(attention.value.weight @ tok)[span] for tok in toks]
         weights = torch.stack(scores).softmax(0) if toks else []
         out.append(sum((w * v for w, v in zip(weights, values, strict=True)), torch.zeros(size, dtype=q.dtype)))
     return affine(attention.out, torch.cat(out))
@@ -95,15 +95,15 @@ def test_absorbed_and_in_buckets_it_is_the_plain_attention(lengths: list[int], m
     (x, ids), q, owns = draw(sum(lengths), seed), queries(len(lengths), seed), segments(lengths)
     x.requires_grad_()
     wanted = [x, *tokens.parameters(), *attention.parameters()]
-    found = []
+    results = []
     for fused in (False, True):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(token_attention, "_as_written", lambda x, fused=fused: not fused)
             patch.setattr(token_kernel, "_MOST", most)
             h = attention(q, tokens, x, ids, owns)
         grads = torch.autograd.grad((h * torch.linspace(-1, 1, h.numel()).view_as(h)).sum(), wanted)
-        found.append((h, *grads))
-    for plain, fused in zip(*found, strict=True):
+        results.append((h, *grads))
+    for plain, fused in zip(*results, strict=True):
         torch.testing.assert_close(fused, plain, rtol=1e-7, atol=1e-9)
 
 
@@ -130,10 +130,10 @@ def test_in_narrow_numbers_it_computes_in_wide_ones() -> None:
     (x, ids), q, owns = draw(700), queries(2).float(), segments([400, 300])
     expected = attention(q, tokens, x.float(), ids, owns)
     with torch.autocast("cpu", torch.bfloat16):
-        found = attention(q.bfloat16(), tokens, x.float(), ids, owns)
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.01)
-    found.sum().backward()
+        output = attention(q.bfloat16(), tokens, x.float(), ids, owns)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), expected, rtol=0.02, atol=0.01)
+    output.sum().backward()
     assert tokens.adapt.weight.grad is not None
 
 
@@ -153,13 +153,13 @@ def test_side_columns_that_are_few_together_are_looked_up_together() -> None:
     tokens = lively(TokenInput(5, 6, heights, 2))
     assert tokens.groups == [[0, 1], [2], [3, 4]]
     ids = torch.stack([torch.randint(0, rows, (50,)) for rows in heights])
-    first, parts, ends = 0, [], []
-    for (own, table), at in zip(tokens.tables(), tokens.places(ids), strict=True):
-        parts.append(table[at - first])
+    first, columns, ends = 0, [], []
+    for (own, table), at in zip(tokens.build_tables(), tokens.compute_table_rows(ids), strict=True):
+        columns.append(table[at - first])
         first += len(table)
         ends.append((own.start, own.stop))
     assert ends == [(6, 10), (10, 12), (12, 16)]
-    torch.testing.assert_close(torch.cat(parts, 1), tokens(torch.zeros(50, 5).double(), ids)[:, 6:])
+    torch.testing.assert_close(torch.cat(columns, 1), tokens(torch.zeros(50, 5).double(), ids)[:, 6:])
 
 
 def test_without_side_information() -> None:
@@ -167,9 +167,9 @@ def test_without_side_information() -> None:
     attention = lively(TokenAttention(7, tokens, 8, 2))
     owns, q, x = segments([700, 3]), queries(2), draw(703)[0]
     none = torch.zeros(0, 703, dtype=torch.int64)
-    found = attention(q, tokens, x, none, owns)
+    output = attention(q, tokens, x, none, owns)
     expected = by_hand(attention, q[1], [token(tokens, x[n], none[:, n]) for n in range(700, 703)])
-    torch.testing.assert_close(found[1], expected)
+    torch.testing.assert_close(output[1], expected)
 
 
 def test_din_reads_tokens_by_its_activation_unit() -> None:

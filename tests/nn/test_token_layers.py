@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from longrec.nn import token_layers
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 from longrec.nn.token_attention import TokenInput
 from longrec.nn.token_layers import TokenTransformer
 
@@ -26,7 +26,7 @@ def lively(merge: int, recent: int | None, layers: int) -> tuple[TokenInput, Tok
     return tokens.double(), reader.double()
 
 
-def given(lengths: list[int]) -> tuple[Tensor, Tensor, Tensor, Segments]:
+def draw_inputs(lengths: list[int]) -> tuple[Tensor, Tensor, Tensor, Segments]:
     generator = torch.Generator().manual_seed(5)
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     positions = int(offsets[-1])
@@ -46,21 +46,23 @@ def one_row(reader: TokenTransformer, q_Q: Tensor, tok_TK: Tensor) -> Tensor:
     blank = torch.zeros_like(tok[0])
     tok = [blank] * (-len(tok) % merge) + tok
     groups = [torch.cat(tok[at : at + merge]) for at in range(0, len(tok), merge)]
-    places = range(len(groups) - 1, -1, -1)
-    x = [affine(reader.entry, group) + reader.places[place] for group, place in zip(groups, places, strict=True)]
+    distances = range(len(groups) - 1, -1, -1)
+    x = [
+        affine(reader.entry, group) + reader.places[distance] for group, distance in zip(groups, distances, strict=True)
+    ]
     y = affine(reader.query, q_Q)
     for number, layer in enumerate(reader.layers):
         heads, size = layer.heads, len(y) // layer.heads
-        parts = [affine(layer.inner, layer.norms[0](entry)).chunk(3) for entry in [*x, y]]
+        chunks = [affine(layer.inner, layer.norms[0](entry)).chunk(3) for entry in [*x, y]]
 
-        def attend(at: int, parts: Any = parts, layer: Any = layer, heads: int = heads, size: int = size) -> Tensor:
+        def attend(at: int, chunks: Any = chunks, layer: Any = layer, heads: int = heads, size: int = size) -> Tensor:
             """What the entry at ``at`` gets from itself and the entries before it."""
             out = []
             for head in range(heads):
                 own = slice(head * size, (head + 1) * size)
-                scores = [parts[at][0][own] @ parts[j][1][own] / math.sqrt(size) for j in range(at + 1)]
+                scores = [chunks[at][0][own] @ chunks[j][1][own] / math.sqrt(size) for j in range(at + 1)]
                 weights = torch.stack(scores).softmax(0)
-                out.append(sum(w * parts[j][2][own] for j, w in enumerate(weights)))
+                out.append(sum(w * chunks[j][2][own] for j, w in enumerate(weights)))
             return affine(layer.outer, torch.cat(out))
 
         def rest(entry: Tensor, seen: Tensor, layer: Any = layer) -> Tensor:
@@ -78,20 +80,20 @@ def one_row(reader: TokenTransformer, q_Q: Tensor, tok_TK: Tensor) -> Tensor:
 def test_it_is_a_causal_transformer_whose_last_entry_is_the_query(
     merge: int, recent: int | None, layers: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_layers, "_MOST", most)
+    monkeypatch.setattr(token_layers, "_MAX_POSITIONS", most)
     tokens, reader = lively(merge, recent, layers)
-    q, x, ids, owns = given([4, 0, 7, 1])
-    found, tok = reader(q, tokens, x, ids, owns), tokens(x, ids)
+    q, x, ids, owns = draw_inputs([4, 0, 7, 1])
+    output, tok = reader(q, tokens, x, ids, owns), tokens(x, ids)
     for row, (start, stop) in enumerate(zip(owns.offsets.tolist(), owns.offsets.tolist()[1:])):
         if stop > start:
-            torch.testing.assert_close(found[row], one_row(reader, q[row], tok[start:stop]))
-    assert found.isfinite().all()
+            torch.testing.assert_close(output[row], one_row(reader, q[row], tok[start:stop]))
+    assert output.isfinite().all()
 
 
 @pytest.mark.parametrize(("merge", "recent", "layers"), KINDS)
 def test_one_history_that_all_candidates_share(merge: int, recent: int | None, layers: int) -> None:
     tokens, reader = lively(merge, recent, layers)
-    q, x, ids, owns = given([5, 0, 0])
+    q, x, ids, owns = draw_inputs([5, 0, 0])
     shared = reader(q, tokens, x, ids, Segments(owns.offsets[:2], 3, 5, shared=True))
     each = Segments(torch.tensor([0, 5, 10, 15]), 3, 15)
     torch.testing.assert_close(shared, reader(q, tokens, x.repeat(3, 1), ids.repeat(1, 3), each))
@@ -101,7 +103,7 @@ def test_one_history_that_all_candidates_share(merge: int, recent: int | None, l
 
 def test_gradients_do_not_cross_rows_and_reach_every_parameter() -> None:
     tokens, reader = lively(2, 3, 2)
-    q, x, ids, owns = given([4, 0, 7, 1])
+    q, x, ids, owns = draw_inputs([4, 0, 7, 1])
     x.requires_grad_()
     reader(q, tokens, x, ids, owns)[2].sum().backward()
     assert x.grad is not None

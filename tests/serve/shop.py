@@ -35,7 +35,7 @@ from longrec.features.view import Past, filter_delay, history_columns, holds
 from longrec.features.vocabulary import Keys
 from longrec.models.core.base import Ranker, build
 from longrec.nn.embedding import Embeddings
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 from longrec.serve.service import replay
 from longrec.store.segment import Segment
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from longrec.errors import RunError
-from longrec.nn.sparse_optim import LazyAdam
 from longrec.train import checkpoint
 from longrec.train.checkpoint import State, recover_folder, replace_file, replace_folder
+from longrec.train.sparse_optimizers import LazyAdam
 
 
 class Small(nn.Module):

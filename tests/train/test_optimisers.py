@@ -13,10 +13,10 @@ from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Model
-from longrec.nn.sparse_optim import LazyAdagrad, LazyAdam, LazySGD, RowwiseAdagrad
 from longrec.train import machine
 from longrec.train.optimisers import build_optimisers, clip, set_rates
 from longrec.train.settings import FitConfig
+from longrec.train.sparse_optimizers import LazyAdagrad, LazyAdam, LazySGD, RowwiseAdagrad
 
 
 class Two(Model):

@@ -16,8 +16,8 @@ F_P and F_Q are one layer with a ReLU, F_self and its like a network of one hidd
 stand residual connections and layer normalisation. Every history of the schema is a group, with an F_g of its own.
 
 Departures from the paper
-    - W^O joins the spaces before F_self (see nn/encoder.py); the candidate asks once, where the released code asks in
-      as many layers as ``blocks``; without behaviours e_u is what the last layer makes of the candidate alone;
+    - W^O joins the spaces before F_self (see nn/transformer.py); the candidate asks once, where the released code asks
+      in as many layers as ``blocks``; without behaviours e_u is what the last layer makes of the candidate alone;
     - the spaces are equally wide. ``score: dot`` is the released code's a(S_k, S) = S_k relu(S W + b)^T / sqrt(d);
     - s_t is one linear layer of all fields of the candidate, so that any histories can stand beside each other;
     - the bias, one an item there, is a weight of every field here: else the user, the hour and the price would tell
@@ -26,7 +26,7 @@ Departures from the paper
       side and brought to the width by F_g, as the code does, not added;
     - the penalty on e_u and s_t in the code's loss is left to the optimiser (``l2``, ``weight_decay``).
 
-Letters: B rows, N positions of all histories of the batch, U what they bring (see nn/segment.py), D width, T positions
+Letters: B rows, N positions of all histories of the batch, U what they bring (see nn/segments.py), D width, T positions
 of a shared history, H what ``interact`` holds.
 """
 
@@ -46,12 +46,12 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
 from longrec.nn.activation import Name
-from longrec.nn.embedding import Embedded, Embeddings
-from longrec.nn.encoder import EncoderLayer
+from longrec.nn.bucketed_attention import BucketedAttention
+from longrec.nn.embedding import EmbeddedBatch, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
-from longrec.nn.rectangles import Rectangles
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
+from longrec.nn.transformer import EncoderLayer
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -143,7 +143,7 @@ class ATRank(Ranker):
         """
         return self._attend(batch, self.embeddings(batch))[2]
 
-    def _attend(self, batch: Batch, embedded: Embedded) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _attend(self, batch: Batch, embedded: EmbeddedBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """User ``[B, D]``, candidate ``[B, D]`` and the weights of the events of every history."""
         behaviours = [
             cast(Tensor, group(torch.cat(list(columns.values()), 1)))
@@ -151,18 +151,18 @@ class ATRank(Ranker):
         ]
         every = [Segments.of(batch.histories[history], batch.size) for history in self.fields.histories]
         segments, order = _union(every)
-        rectangles = Rectangles(segments)
+        attention = BucketedAttention(segments)
         x_UD = torch.cat(behaviours)
-        x_UD = rectangles.positions_in(x_UD if order is None else x_UD.index_select(0, order))
+        x_UD = attention.gather_positions(x_UD if order is None else x_UD.index_select(0, order))
         for block in self.blocks:
-            x_UD = block(x_UD, rectangles)
+            x_UD = block(x_UD, attention)
         s_BD = self.target(torch.cat([embedded.features[name] for name in self.candidate], 1))
-        e_BD, w = self.asking.query(rectangles.rows_in(s_BD), x_UD, rectangles)
+        e_BD, w = self.asking.attend_query(attention.gather_rows(s_BD), x_UD, attention)
         if not segments.shared:
-            w = rectangles.positions_back(w)
+            w = attention.restore_positions(w)
             w = w if order is None else w.index_select(0, order.argsort())
         weights = torch.split(w, [x.shape[0] for x in behaviours], -1)
-        return rectangles.rows_back(e_BD), s_BD, dict(zip(self.fields.histories, weights))
+        return attention.restore_rows(e_BD), s_BD, dict(zip(self.fields.histories, weights))
 
 
 def _union(every: list[Segments]) -> tuple[Segments, Tensor | None]:

@@ -26,7 +26,7 @@ Departures from the paper
     - a head is as wide as an h-th of an event, rounded up, so that any width goes with any number of heads;
     - each history has blocks of its own; a row without events is a candidate that sees itself.
 
-Letters: B rows, N positions, U what a history brings (see nn/segment.py), T events of a shared history, K width of an
+Letters: B rows, N positions, U what a history brings (see nn/segments.py), T events of a shared history, K width of an
 event, D the same with its index, X width of all heads' queries, keys and values, H units of the last hidden layer.
 """
 
@@ -45,12 +45,12 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
 from longrec.nn.activation import Name
+from longrec.nn.bucketed_attention import BucketedAttention
 from longrec.nn.embedding import Embeddings
-from longrec.nn.encoder import EncoderLayer
 from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
-from longrec.nn.rectangles import Rectangles
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
+from longrec.nn.transformer import EncoderLayer
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -91,7 +91,7 @@ class BST(Ranker):
         self.paths = nn.ModuleDict()
         top = sum(width[field.name] for field in fields.features)
         for history in fields.histories:
-            path = _Path(self.queries.query[history], self.queries.key[history], config)
+            path = _Path(self.queries.query_widths[history], self.queries.key_widths[history], config)
             self.paths[f"path_{history}"] = path
             top += path.width
         self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, outputs=1)
@@ -145,13 +145,13 @@ class _Path(nn.Module):
 
     def forward(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> Tensor:
         """``[B, D]``: what is kept of the candidate and its events."""
-        y_BD, x, rectangles, _ = self._run(q_BQ, e_UK, segments)
+        y_BD, x, attention, _ = self._run(q_BQ, e_UK, segments)
         if x is None:
             return y_BD
         if segments.shared:
             all_BTD = torch.cat([x, y_BD.unsqueeze(1)], 1)
             return all_BTD.mean(1) if self.pooling == "mean" else all_BTD.sum(1)
-        total_BD = segments.sum(rectangles.positions_back(x)) + y_BD
+        total_BD = segments.sum(attention.restore_positions(x)) + y_BD
         if self.pooling == "sum":
             return total_BD
         return total_BD / (1 + segments.offsets[1:] - segments.offsets[:-1]).unsqueeze(1)
@@ -160,20 +160,22 @@ class _Path(nn.Module):
         """The candidate's attention in the last block: ragged ``[N]``, shared ``[B, T]``."""
         return self._run(q_BQ, e_UK, segments)[3]
 
-    def _run(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> tuple[Tensor, Tensor | None, Rectangles, Tensor]:
+    def _run(
+        self, q_BQ: Tensor, e_UK: Tensor, segments: Segments
+    ) -> tuple[Tensor, Tensor | None, BucketedAttention, Tensor]:
         """Candidates after the last block; where they are kept events, in the order of the rectangles; those; weights.
 
         Events of a shared history are ``[T, D]`` as long as no candidate has changed them, then ``[B, T, D]``.
         """
-        rectangles = Rectangles(segments)
+        attention = BucketedAttention(segments)
         y_BD, x_UD = self._inputs(q_BQ, e_UK, segments)
-        y_BD, w = rectangles.rows_in(y_BD), x_UD
-        x: Tensor | None = rectangles.positions_in(x_UD)
+        y_BD, w = attention.gather_rows(y_BD), x_UD
+        x: Tensor | None = attention.gather_positions(x_UD)
         for number, block in enumerate(self.blocks, 1):
             assert x is not None
             events = number < len(self.blocks) or self.pooling != "target"
-            y_BD, x, w = _step(cast(EncoderLayer, block), y_BD, x, rectangles, events)
-        return rectangles.rows_back(y_BD), x, rectangles, w if segments.shared else rectangles.positions_back(w)
+            y_BD, x, w = _step(cast(EncoderLayer, block), y_BD, x, attention, events)
+        return attention.restore_rows(y_BD), x, attention, w if segments.shared else attention.restore_positions(w)
 
     def _inputs(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
         """The candidates and the events as the first block sees them, with their index."""
@@ -192,17 +194,17 @@ class _Path(nn.Module):
 
 
 def _step(
-    block: EncoderLayer, y_BD: Tensor, x: Tensor, rectangles: Rectangles, events: bool
+    block: EncoderLayer, y_BD: Tensor, x: Tensor, attention: BucketedAttention, events: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Candidates after a block, events after it if they go on, and the weights of the candidates on the events."""
-    q, k, v = (part.view(*x.shape[:-1], part.shape[1]) for part in block.parts(x.flatten(0, -2)))
-    q_BX, *own = block.parts(y_BD)
+    q, k, v = (part.view(*x.shape[:-1], part.shape[1]) for part in block.project(x.flatten(0, -2)))
+    q_BX, *own = block.project(y_BD)
     beside = own[0], own[1]
-    o_BX, w = rectangles.query(q_BX, k, v, block.heads, beside)
+    o_BX, w = attention.attend_query(q_BX, k, v, block.heads, beside)
     z_BD = block.rest(y_BD, o_BX)
     if not events:
         return z_BD, None, w
-    o = rectangles.among(q, k, v, block.heads, beside)
+    o = attention.attend_within(q, k, v, block.heads, beside)
     if o.ndim > x.ndim:
         x = x.expand(o.shape[0], -1, -1)
     return z_BD, block.rest(x.flatten(0, -2), o.flatten(0, -2)).view(x.shape), w

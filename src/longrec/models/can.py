@@ -51,10 +51,10 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
 from longrec.models.core.base import BaseSection, Model, Ranker, build_base, name_of
-from longrec.nn.activation import Name, make
+from longrec.nn.activation import Name, make_activation
 from longrec.nn.embedding import Embeddings
 from longrec.nn.mlp import MLP
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 Width = Annotated[int, Field(ge=1)]
 _TILE = 4
@@ -171,7 +171,7 @@ class Unit(nn.Module):
         self.sizes = [size for i, o in self.shapes for size in ((i * o, o) if bias else (i * o,))]
         self.weights = sum(self.sizes)
         self.outputs = sum(widths[1:]) if every else widths[-1]
-        self.activation = make(activation, 1)
+        self.activation = make_activation(activation, 1)
 
     def forward(self, h_GMI: Tensor, w_GW: Float[Tensor, "G W"]) -> Float[Tensor, "G M O"]:
         """``[G, M, I]`` through the weights of each group; or ``[M, I]`` through those of every group."""

@@ -36,7 +36,7 @@ from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
-from longrec.nn.activation import Name, make
+from longrec.nn.activation import Name, make_activation
 from longrec.nn.embedding import Embeddings
 from longrec.nn.linear import Linear, linear
 from longrec.nn.mlp import MLP
@@ -136,7 +136,7 @@ class CrossMixture(nn.Module):
         self.up = nn.Parameter(torch.empty(width, experts * rank).uniform_(-(rank**-0.5), rank**-0.5))
         self.bias = nn.Parameter(torch.zeros(width))
         self.gate = Linear(width, experts) if experts > 1 else None
-        self.activation = make(activation, experts * rank)
+        self.activation = make_activation(activation, experts * rank)
 
     def forward(self, x0_BD: Float[Tensor, "B D"], x_BD: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Equations 3 and 4; no ``[B, K, D]`` is built."""

@@ -34,7 +34,7 @@ from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker, find_common_width
 from longrec.nn.activation import Name
 from longrec.nn.embedding import Embeddings
-from longrec.nn.fm import bi_interaction
+from longrec.nn.interactions import bi_interaction
 from longrec.nn.mlp import MLP
 
 Width = Annotated[int, Field(ge=1)]

@@ -31,7 +31,7 @@ Departures from the paper
     - where two histories have not the same columns, f_c or f_d is projected to the width of the unclicked events;
     - a row whose dislike is not known counts as one that is not disliked.
 
-Letters: B rows, N positions, U what a history brings (see nn/segment.py), T events of a shared history, F fields, D
+Letters: B rows, N positions, U what a history brings (see nn/segments.py), T events of a shared history, F fields, D
 embedding width, K width of an event, H what wide part, FM and MLP hold.
 """
 
@@ -53,15 +53,15 @@ from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker, compute_mean_loss, find_common_width
 from longrec.nn.activation import Name
 from longrec.nn.attention import TargetAttention
-from longrec.nn.embedding import Embedded, Embeddings
-from longrec.nn.encoder import EncoderLayer
-from longrec.nn.fm import bi_interaction
+from longrec.nn.bucketed_attention import BucketedAttention
+from longrec.nn.embedding import EmbeddedBatch, Embeddings
+from longrec.nn.interactions import bi_interaction
+from longrec.nn.length_buckets import find_empty_rows
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
-from longrec.nn.rectangles import Rectangles
-from longrec.nn.segment import Segments
-from longrec.nn.token_buckets import without_positions
+from longrec.nn.segments import Segments
+from longrec.nn.transformer import EncoderLayer
 
 Width = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(gt=0)]
@@ -113,10 +113,12 @@ class DFN(Ranker):
         self.first_order = Embeddings(Fields(fields.features, {}), width=1, std=0.0)
         self.bias = nn.Parameter(torch.zeros(1))
         self.queries = Queries(read, self.embeddings.widths, "dfn")
-        key = self.queries.key
+        key = self.queries.key_widths
         self.inner = nn.ModuleDict(
             {
-                part: _Internal(self.queries.query[name], key[name], config.heads, config.places, config.init_std)
+                part: _Internal(
+                    self.queries.query_widths[name], key[name], config.heads, config.places, config.init_std
+                )
                 for part, name in self.part.items()
             }
         )
@@ -175,11 +177,11 @@ class DFN(Ranker):
         loss_B = F.binary_cross_entropy_with_logits(logit_B, label_B.nan_to_num(), weight_B, reduction="none")
         return compute_mean_loss(loss_B, batch, ~label_B.isnan())
 
-    def feedback(self, batch: Batch, embedded: Embedded) -> dict[str, Float[Tensor, "B K"]]:
+    def feedback(self, batch: Batch, embedded: EmbeddedBatch) -> dict[str, Float[Tensor, "B K"]]:
         """f by its parts: ``clicks``, ``unclicks`` and ``dislikes``, then ``unclicks by clicks`` and so on."""
         found: dict[str, Tensor] = {}
         read = {part: self.queries(batch, embedded, history) for part, history in self.part.items()}
-        empty = {part: without_positions(segments) for part, (_, _, segments) in read.items()}
+        empty = {part: find_empty_rows(segments) for part, (_, _, segments) in read.items()}
         for part, asked in read.items():
             found[part] = self.inner[part](*asked)[0].masked_fill(empty[part], 0)
         for part, outer in self.outer.items():
@@ -209,24 +211,24 @@ class _Internal(nn.Module):
 
     def forward(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
         """``[B, K]``: the mean; and the candidate's weights, ragged ``[N]``, shared ``[B, T]``."""
-        rectangles, layer = Rectangles(segments), self.layer
+        attention, layer = BucketedAttention(segments), self.layer
         y_BK = q_BQ if self.absent is None else torch.cat([q_BQ, self.absent.expand(q_BQ.shape[0], -1)], 1)
         count, device = segments.positions, segments.offsets.device
         stop = count if segments.shared else segments.expand_rows(segments.offsets[1:])
         back_U = (stop - torch.arange(count, device=device)).clamp(max=len(self.places) - 1)
-        y_BK = rectangles.rows_in(y_BK + self.places[0])
-        x = rectangles.positions_in(e_UK + self.places.index_select(0, back_U))
-        (q, k, v), (own_q, *own) = layer.parts(x), layer.parts(y_BK)
+        y_BK = attention.gather_rows(y_BK + self.places[0])
+        x = attention.gather_positions(e_UK + self.places.index_select(0, back_U))
+        (q, k, v), (own_q, *own) = layer.project(x), layer.project(y_BK)
         beside = own[0], own[1]
-        o_BX, w = rectangles.query(own_q, k, v, layer.heads, beside)
-        o = rectangles.among(q, k, v, layer.heads, beside)
+        o_BX, w = attention.attend_query(own_q, k, v, layer.heads, beside)
+        o = attention.attend_within(q, k, v, layer.heads, beside)
         x = x.expand(*o.shape[:-1], -1)
         z_BK, z = layer.rest(y_BK, o_BX), layer.rest(x.flatten(0, -2), o.flatten(0, -2))
         if segments.shared:
             return (z.reshape(x.shape).sum(1) + z_BK) / (count + 1), w
-        total_BK = segments.sum(rectangles.positions_back(z)) + rectangles.rows_back(z_BK)
+        total_BK = segments.sum(attention.restore_positions(z)) + attention.restore_rows(z_BK)
         lengths_B = segments.offsets[1:] - segments.offsets[:-1]
-        return total_BK / (1 + lengths_B).unsqueeze(1), rectangles.positions_back(w)
+        return total_BK / (1 + lengths_B).unsqueeze(1), attention.restore_positions(w)
 
 
 class _External(nn.Module):

@@ -26,7 +26,7 @@ Departures from the paper
       the top MLP has batch normalisation with running statistics, and the attention none;
     - events may carry columns that the candidate has not: they enter the keys and what is pooled, as in din.
 
-Letters: B rows, N positions of the batch's histories, U what a history brings (see nn/segment.py), Q width of the
+Letters: B rows, N positions of the batch's histories, U what a history brings (see nn/segments.py), Q width of the
 query, K width of an event, M what tells the categories of all rows (see nn/groups.py), H units of the last hidden
 layer.
 """
@@ -48,11 +48,11 @@ from longrec.models.core.base import Ranker
 from longrec.nn.activation import Name
 from longrec.nn.attention import TargetAttention
 from longrec.nn.embedding import Embeddings
-from longrec.nn.groups import Groups, group_columns
+from longrec.nn.groups import Groups, choose_group_columns
 from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
 from longrec.nn.recurrent import GRU
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -92,11 +92,11 @@ class DHAN(Ranker):
         self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
         width = self.embeddings.widths
         self.queries = Queries(fields, width, "dhan")
-        self.columns = group_columns(fields, config.group, "model.group")
+        self.columns = choose_group_columns(fields, config.group, "model.group")
         self.paths = nn.ModuleDict()
         top = sum(width[field.name] for field in fields.features)
         for history in fields.histories:
-            path = _Path(self.queries.query[history], self.queries.key[history], config)
+            path = _Path(self.queries.query_widths[history], self.queries.key_widths[history], config)
             self.paths[f"path_{history}"] = path
             top += path.width
         self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)

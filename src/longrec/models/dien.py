@@ -31,8 +31,8 @@ Departures from the paper
     - W e_a has a bias in the bilinear attention too;
     - each history has recurrences of its own; batch normalisation in the top MLP uses running statistics.
 
-Letters: B rows, N positions of the batch's histories, U what a history brings (see nn/segment.py), K width of an event,
-Q width of the columns that candidate and events share, H hidden units of the recurrences.
+Letters: B rows, N positions of the batch's histories, U what a history brings (see nn/segments.py), K width of an
+event, Q width of the columns that candidate and events share, H hidden units of the recurrences.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker, bce_loss
 from longrec.nn.activation import Name
 from longrec.nn.attention import TargetAttention
-from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.embedding import EmbeddedBatch, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
 from longrec.nn.recurrent import GRU, Update
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 Width = Annotated[int, Field(ge=1)]
 _Walked = tuple[Tensor, Tensor, Segments]
@@ -102,9 +102,9 @@ class DIEN(Ranker):
         self.paths = nn.ModuleDict()
         top = sum(width[field.name] for field in fields.features)
         for history in fields.histories:
-            key = self.queries.key[history]
-            common = self.queries.common[history]
-            self.paths[f"path_{history}"] = _Path(self.queries.query[history], key, common or key, config)
+            key = self.queries.key_widths[history]
+            common = self.queries.common_widths[history]
+            self.paths[f"path_{history}"] = _Path(self.queries.query_widths[history], key, common or key, config)
             top += key + common + config.hidden
         self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
         self.interaction = self.top.width
@@ -134,7 +134,7 @@ class DIEN(Ranker):
             return 0.0
         embedded, walked = self.embeddings(batch), {}
         for history in self.fields.histories:
-            e_UK, segments = self.queries.events(batch, embedded, history)
+            e_UK, segments = self.queries.gather_keys(batch, embedded, history)
             h_UH = cast(_Path, self.paths[f"path_{history}"]).interest.states(e_UK, segments)
             walked[history] = h_UH, e_UK, segments
         return self._auxiliary(walked, batch)
@@ -158,7 +158,7 @@ class DIEN(Ranker):
             weights[history] = w_N.reshape(batch.size, -1) if segments.shared else w_N
         return weights
 
-    def _interact(self, batch: Batch, embedded: Embedded) -> tuple[Tensor, dict[str, _Walked]]:
+    def _interact(self, batch: Batch, embedded: EmbeddedBatch) -> tuple[Tensor, dict[str, _Walked]]:
         """The last hidden layer; and of each history its interests, its events and its segments."""
         parts, walked = list(embedded.features.values()), {}
         for history in self.fields.histories:
@@ -167,7 +167,7 @@ class DIEN(Ranker):
             walked[history] = h_UH, e_UK, segments
             sum_BK = segments.pool(e_UK, "sum")
             parts += [sum_BK, last_BH]
-            if self.queries.common[history]:
+            if self.queries.common_widths[history]:
                 parts.append(q_BQ * sum_BK[:, : q_BQ.shape[1]])
         return self.top.hidden(torch.cat(parts, 1)), walked
 

@@ -87,7 +87,7 @@ class DIN(Ranker):
         self.units = nn.ModuleList()
         top = sum(width[field.name] for field in fields.features)
         for history in fields.histories:
-            q, k = self.queries.query[history], self.queries.key[history]
+            q, k = self.queries.query_widths[history], self.queries.key_widths[history]
             self.units.append(TargetAttention(q, k, config.attention, config.activation, config.softmax))
             top += k + (q if config.product else 0)
         self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)

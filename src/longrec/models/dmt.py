@@ -26,12 +26,12 @@ Departures from the paper
       of the candidate;
     - a history without events is a learnt vector, whoever the candidate;
     - attention has no bias and a head is as wide as an h-th of an event, rounded up, W^O joins heads (see
-      nn/encoder.py); in the released code there is none, what enters encoder and decoder is dropped out too, and gates
-      have a bias;
+      nn/transformer.py); in the released code there is none, what enters encoder and decoder is dropped out too, and
+      gates have a bias;
     - y_b takes fields of the impression; categories of the items around it, the paper's second form, are none;
     - batch normalisation in experts and towers, on by default, as in din.
 
-Letters: B rows, N positions, U what a history brings (see nn/segment.py), T events of one user, K tasks, D width of an
+Letters: B rows, N positions, U what a history brings (see nn/segments.py), T events of one user, K tasks, D width of an
 event, H what the towers are given.
 """
 
@@ -51,14 +51,14 @@ from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker, find_unknown_names
 from longrec.models.core.multi_task import Tasks, TasksConfig
 from longrec.nn.activation import Name
+from longrec.nn.bucketed_attention import BucketedAttention
 from longrec.nn.embedding import Embeddings
-from longrec.nn.encoder import EncoderLayer
+from longrec.nn.experts import Form, MMoE, Towers
+from longrec.nn.length_buckets import find_empty_rows
 from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
-from longrec.nn.rectangles import Rectangles
-from longrec.nn.segment import Segments
-from longrec.nn.tasks import Form, MMoE, Towers
-from longrec.nn.token_buckets import without_positions
+from longrec.nn.segments import Segments
+from longrec.nn.transformer import EncoderLayer
 
 Width = Annotated[int, Field(ge=1)]
 _SLOWEST = 10_000.0
@@ -105,7 +105,7 @@ class DMT(Ranker):
         self.queries = Queries(rest, width, "dmt")
         self.paths, inputs = nn.ModuleDict(), sum(width[field.name] for field in rest.features)
         for history in rest.histories:
-            path = _Path(self.queries.query[history], self.queries.key[history], config)
+            path = _Path(self.queries.query_widths[history], self.queries.key_widths[history], config)
             self.paths[f"path_{history}"] = path
             inputs += path.width
         self.tasks = Tasks.of(config)
@@ -164,9 +164,9 @@ class DMT(Ranker):
     def encoded(self, batch: Batch, history: str) -> Float[Tensor, "U D"]:
         """H of one history: what no candidate has touched, each event in its place."""
         path = cast(_Path, self.paths[f"path_{history}"])
-        e_UD, segments = self.queries.events(batch, self.embeddings(batch), history)
-        rectangles = Rectangles(segments)
-        return rectangles.positions_back(path.encode(e_UD, segments, rectangles))
+        e_UD, segments = self.queries.gather_keys(batch, self.embeddings(batch), history)
+        attention = BucketedAttention(segments)
+        return attention.restore_positions(path.encode(e_UD, segments, attention))
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """The attention of the last decoder layer, mean over heads: ragged ``[N]``, shared ``[B, T]``."""
@@ -200,18 +200,18 @@ class _Path(nn.Module):
 
     def forward(self, q_BQ: Tensor, e_UD: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
         """u ``[B, D]``, and the weights of the events: ragged ``[N]``, shared ``[B, T]``."""
-        rectangles = Rectangles(segments)
-        x_UD = self.encode(e_UD, segments, rectangles)
+        attention = BucketedAttention(segments)
+        x_UD = self.encode(e_UD, segments, attention)
         if self.absent is not None:
             q_BQ = torch.cat([q_BQ, self.absent.expand(q_BQ.shape[0], -1)], 1)
-        y_BD = rectangles.rows_in(q_BQ * self.width**0.5)
+        y_BD = attention.gather_rows(q_BQ * self.width**0.5)
         w = x_UD
         for layer in self.decoder:
-            y_BD, w = cast(EncoderLayer, layer).query(y_BD, x_UD, rectangles)
-        u_BD = torch.where(without_positions(segments), self.nothing, rectangles.rows_back(y_BD))
-        return u_BD, w if segments.shared else rectangles.positions_back(w)
+            y_BD, w = cast(EncoderLayer, layer).attend_query(y_BD, x_UD, attention)
+        u_BD = torch.where(find_empty_rows(segments), self.nothing, attention.restore_rows(y_BD))
+        return u_BD, w if segments.shared else attention.restore_positions(w)
 
-    def encode(self, e_UD: Tensor, segments: Segments, rectangles: Rectangles) -> Tensor:
+    def encode(self, e_UD: Tensor, segments: Segments, attention: BucketedAttention) -> Tensor:
         """H ``[U, D]``, in the order of the rectangles."""
         x_UD = e_UD * self.width**0.5
         if self.places is not None:
@@ -219,9 +219,9 @@ class _Path(nn.Module):
             stop = count if segments.shared else segments.expand_rows(segments.offsets[1:])
             back_U = stop - 1 - torch.arange(count, device=e_UD.device)
             x_UD = x_UD + self.places.index_select(0, back_U.clamp(max=len(self.places) - 1))
-        x_UD = rectangles.positions_in(x_UD)
+        x_UD = attention.gather_positions(x_UD)
         for layer in self.encoder:
-            x_UD = layer(x_UD, rectangles)
+            x_UD = layer(x_UD, attention)
         return x_UD
 
 

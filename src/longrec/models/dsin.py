@@ -33,8 +33,8 @@ Departures from the paper
       neither;
     - a mean is over the events that there are; each history has weights of its own.
 
-Letters: B rows, N positions, U what a history brings (see nn/segment.py), P events in sessions and G sessions of the
-batch (see nn/parts.py), K width of an event (and sessions that are read), Q width of the query, H units of the last
+Letters: B rows, N positions, U what a history brings (see nn/segments.py), P events in sessions and G sessions of the
+batch (see nn/sessions.py), K width of an event (and sessions that are read), Q width of the query, H units of the last
 hidden layer.
 """
 
@@ -56,14 +56,14 @@ from longrec.features.fields import SESSIONS_BACK, SESSIONS_BACK_ROWS, Fields
 from longrec.features.fields import Field as Column
 from longrec.models.core.base import Ranker
 from longrec.nn.activation import Name
-from longrec.nn.embedding import RESERVED, Embedded, Embeddings
-from longrec.nn.encoder import EncoderLayer
+from longrec.nn.embedding import RESERVED, EmbeddedBatch, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.lstm import LSTM
 from longrec.nn.mlp import MLP
-from longrec.nn.parts import Parts
 from longrec.nn.queries import Queries
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
+from longrec.nn.sessions import Sessions
+from longrec.nn.transformer import EncoderLayer
 
 Width = Annotated[int, Field(ge=1)]
 _NONE = 2**40
@@ -124,7 +124,7 @@ class DSIN(Ranker):
         self.paths = nn.ModuleDict()
         top = sum(width[field.name] for field in fields.features)
         for history in fields.histories:
-            path = _Path(self.queries.query[history], self.queries.key[history], config)
+            path = _Path(self.queries.query_widths[history], self.queries.key_widths[history], config)
             self.paths[f"path_{history}"] = path
             top += path.width
         self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
@@ -161,11 +161,11 @@ class DSIN(Ranker):
             found[history] = w
         return found
 
-    def _read(self, batch: Batch, embedded: Embedded, history: str, number_U: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(self, batch: Batch, embedded: EmbeddedBatch, history: str, number_U: Tensor) -> tuple[Tensor, Tensor]:
         """What the candidate reads of a history, and the weights of its events."""
         path = cast(_Path, self.paths[f"path_{history}"])
         q_BQ, e_UK, segments = self.queries(batch, embedded, history)
-        return path(q_BQ, e_UK, Parts(number_U, self.config.sessions, segments))
+        return path(q_BQ, e_UK, Sessions(number_U, self.config.sessions, segments))
 
     def _latest(self, batch: Batch) -> tuple[Batch, dict[str, Tensor], dict[str, Tensor]]:
         """The batch without the events that are not read, which are then not even looked up; the session of each that
@@ -229,29 +229,29 @@ class _Path(nn.Module):
         self.asks_state = Linear(query, state, bias=False)
         self.width = key + state
 
-    def interests(self, e_UK: Float[Tensor, "U K"], parts: Parts) -> Float[Tensor, "G K"]:
+    def interests(self, e_UK: Float[Tensor, "U K"], parts: Sessions) -> Float[Tensor, "G K"]:
         """I of every session."""
-        number_P = parts.numbers().clamp(max=len(self.of_session) - 1)
-        back_P = parts.back().clamp(max=len(self.of_event) - 1)
+        number_P = parts.gather_numbers().clamp(max=len(self.of_session) - 1)
+        back_P = parts.count_newer().clamp(max=len(self.of_event) - 1)
         b_P = self.of_session.index_select(0, number_P) + self.of_event.index_select(0, back_P)
-        x_PK = parts.take(e_UK) + b_P.unsqueeze(1) + self.of_unit
-        x_PK = self.layer(parts.rectangles.positions_in(x_PK), parts.rectangles)
-        return parts.mean(parts.rectangles.positions_back(x_PK))
+        x_PK = parts.gather(e_UK) + b_P.unsqueeze(1) + self.of_unit
+        x_PK = self.layer(parts.attention.gather_positions(x_PK), parts.attention)
+        return parts.mean(parts.attention.restore_positions(x_PK))
 
-    def states(self, i_GK: Float[Tensor, "G K"], parts: Parts) -> Tensor:
+    def states(self, i_GK: Float[Tensor, "G K"], parts: Sessions) -> Tensor:
         """H of every session, ``[G, W]``."""
-        moves = parts.there_K if parts.rows.shared else None
+        moves = parts.nonempty_K if parts.rows.shared else None
         both = [lstm.states(i_GK, parts.rows, moves_T=moves) for lstm in (self.forth, self.back)]
         return torch.cat(both, 1) if self.merge == "concat" else both[0] + both[1]
 
-    def forward(self, q_BQ: Tensor, e_UK: Tensor, parts: Parts) -> tuple[Tensor, Tensor]:
+    def forward(self, q_BQ: Tensor, e_UK: Tensor, parts: Sessions) -> tuple[Tensor, Tensor]:
         """U_I and U_H side by side, and the weight of every event."""
         i_GK = self.interests(e_UK, parts)
         h_GW = self.states(i_GK, parts)
         a = parts.softmax(parts.rows.dot(self.asks_interest(q_BQ), i_GK))
         b = parts.softmax(parts.rows.dot(self.asks_state(q_BQ), h_GW))
         u_BW = torch.cat([parts.rows.weighted_sum(a, i_GK), parts.rows.weighted_sum(b, h_GW)], 1)
-        return u_BW, parts.told(a, 1 / parts.sizes().clamp(min=1))
+        return u_BW, parts.weigh_events(a, 1 / parts.count_events().clamp(min=1))
 
 
 def sessions(told_U: Int[Tensor, " U"], segments: Segments, longest: int, shortest: int) -> Int[Tensor, " U"]:

@@ -46,7 +46,7 @@ from longrec.nn.activation import Name
 from longrec.nn.embedding import Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 Width = Annotated[int, Field(ge=1)]
 Fusion = Literal["interactive", "self", "pooling"]

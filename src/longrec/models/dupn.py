@@ -25,7 +25,7 @@ Departures from the paper
     - each history has a recurrence and an attention of its own.
 
 Letters: B rows, R rows that differ for the attention (1 of a request), N positions of the batch's histories, U what a
-history brings (see nn/segment.py), P width of a property, H units of the recurrence or of the last hidden layer, X
+history brings (see nn/segments.py), P width of a property, H units of the recurrence or of the last hidden layer, X
 width of what asks, V width of the user's vector, K labels.
 """
 
@@ -44,12 +44,12 @@ from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
 from longrec.models.core.multi_task import Tasks, TasksConfig
 from longrec.nn.activation import Name
-from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.embedding import EmbeddedBatch, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.lstm import LSTM
 from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -94,8 +94,10 @@ class DUPN(Ranker):
         self.paths = nn.ModuleDict()
         for history, columns in fields.histories.items():
             tokens = [field.name for field in columns if field.kind == "vector"]
-            self.items[history] = queries.asking[history] if queries.common[history] else tokens
-            self.properties[history] = [name for name in queries.keys[history] if name not in self.items[history]]
+            self.items[history] = queries.query_columns[history] if queries.common_widths[history] else tokens
+            self.properties[history] = [
+                name for name in queries.key_columns[history] if name not in self.items[history]
+            ]
             parts = self.items[history], self.properties[history], self.asking
             e, p, x = (sum(width[name] for name in part) for part in parts)
             self.paths[f"path_{history}"] = _Path(e, p, x, config)
@@ -162,11 +164,11 @@ class DUPN(Ranker):
         rest = [embedded.features[name] for name in (*self.of["event"], *self.of["item"])]
         return torch.cat([self._user(batch, embedded), *rest], 1)
 
-    def _user(self, batch: Batch, embedded: Embedded) -> Tensor:
+    def _user(self, batch: Batch, embedded: EmbeddedBatch) -> Tensor:
         parts = [self._read(batch, embedded, history)[0].expand(batch.size, -1) for history in self.fields.histories]
         return torch.cat([*parts, *(embedded.features[name] for name in self.of["user"])], 1)
 
-    def _read(self, batch: Batch, embedded: Embedded, history: str) -> tuple[Tensor, Tensor, Segments]:
+    def _read(self, batch: Batch, embedded: EmbeddedBatch, history: str) -> tuple[Tensor, Tensor, Segments]:
         """rep_s ``[R, H]``, the attention of R rows and their segments."""
         past, segments = embedded.histories[history], Segments.of(batch.histories[history], batch.size)
         asking = [embedded.features[name] for name in self.asking]

@@ -43,7 +43,7 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.bottom import BottomConfig, BottomRanker
 from longrec.models.core.multi_task import Tasks, join_logits
-from longrec.nn.tasks import MLPs, Towers
+from longrec.nn.experts import MLPs, Towers
 
 Width = Annotated[int, Field(ge=1)]
 _NEVER = 1e-3

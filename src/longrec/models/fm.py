@@ -30,7 +30,7 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker, find_common_width
 from longrec.nn.embedding import Embeddings
-from longrec.nn.fm import bi_interaction
+from longrec.nn.interactions import bi_interaction
 
 
 class FMConfig(Strict):

@@ -33,7 +33,7 @@ Departures from the paper
     - each history has a pyramid of its own.
 
 Letters: B rows, R rows that differ for a history (1 of a request), N positions of the batch's histories, T positions of
-a request's, U what a history brings (see nn/segment.py), K width of an event, I inputs of a level, W width of the
+a request's, U what a history brings (see nn/segments.py), K width of an event, I inputs of a level, W width of the
 weights, G width of the gap, D units of the recurrences, O width of an output, H units of the last hidden layer.
 """
 
@@ -55,12 +55,12 @@ from longrec.features.batch import Batch
 from longrec.features.fields import SINCE_PREVIOUS, Fields
 from longrec.models.core.base import Ranker, bce_loss
 from longrec.nn.activation import Name
-from longrec.nn.embedding import RESERVED, Embedded, Embeddings
+from longrec.nn.embedding import RESERVED, EmbeddedBatch, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.lstm import LSTM
 from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 Width = Annotated[int, Field(ge=1)]
 _CATEGORY = 2
@@ -110,12 +110,12 @@ class HUP(Ranker):
         self.weights, self.levels = {}, nn.ModuleDict()
         top = sum(width[field.name] for field in fields.features)
         for history in fields.histories:
-            keys = self.queries.keys[history]
-            own = keys if not self.queries.common[history] else self.queries.asking[history]
+            keys = self.queries.key_columns[history]
+            own = keys if not self.queries.common_widths[history] else self.queries.query_columns[history]
             gap = SINCE_PREVIOUS in keys
             self.weights[history] = [name for name in keys if name not in own and name != SINCE_PREVIOUS]
             w, g = sum(width[name] for name in self.weights[history]), width[SINCE_PREVIOUS] if gap else 0
-            q, inputs = self.queries.query[history], self.queries.key[history]
+            q, inputs = self.queries.query_widths[history], self.queries.key_widths[history]
             for number, unit in enumerate([None, *self.units[history]]):
                 space = width[unit] if number == _CATEGORY and unit is not None else q
                 inputs = inputs if unit is None else space + config.hidden
@@ -176,18 +176,18 @@ class HUP(Ranker):
             weights[history] = w_U.expand(batch.size, -1) if batch.histories[history].shared else w_U
         return weights
 
-    def _interact(self, embedded: Embedded, told: dict[str, list[_Told]]) -> Tensor:
+    def _interact(self, embedded: EmbeddedBatch, told: dict[str, list[_Told]]) -> Tensor:
         parts = list(embedded.features.values())
         for levels in told.values():
             for level in levels:
                 parts += [level.output, level.output * level.target]
         return self.top.hidden(torch.cat(parts, 1))
 
-    def _told(self, batch: Batch, embedded: Embedded) -> dict[str, list[_Told]]:
+    def _told(self, batch: Batch, embedded: EmbeddedBatch) -> dict[str, list[_Told]]:
         """What the levels of each history say."""
         return {history: self._walked(batch, embedded, history) for history in self.fields.histories}
 
-    def _walked(self, batch: Batch, embedded: Embedded, history: str) -> list[_Told]:
+    def _walked(self, batch: Batch, embedded: EmbeddedBatch, history: str) -> list[_Told]:
         past, ids = embedded.histories[history], batch.histories[history].columns
         q_BQ, e_UK, segments = self.queries(batch, embedded, history)
         if segments.shared:

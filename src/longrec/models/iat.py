@@ -210,7 +210,7 @@ class IAT(Encoder):
             return e_BE
         if batch.users is None or batch.moments is None or batch.shared:
             rows = torch.arange(batch.size, device=e_BE.device)
-            return self._attend(e_BE, None if self.slot is None else Timeline(rows, rows, parts=self.slots))
+            return self._attend(e_BE, None if self.slot is None else Timeline(rows, rows, entries_per_row=self.slots))
         labels = None
         if self.config.labels and batch.label is not None and batch.known is not None:
             labels = torch.where(batch.label.isnan(), 0, (batch.label > 0.5).long() + 1)

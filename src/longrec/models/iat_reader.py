@@ -49,12 +49,12 @@ from longrec.features.batch import Batch
 from longrec.features.fields import TIME_GAP, Fields
 from longrec.features.fields import Field as Column
 from longrec.models.core.base import BaseSection, Ranker, build_base
-from longrec.nn.activation import Name, make
-from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.activation import Name, make_activation
+from longrec.nn.embedding import EmbeddedBatch, Embeddings
+from longrec.nn.length_buckets import find_empty_rows, split_rows
 from longrec.nn.linear import Linear
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 from longrec.nn.token_attention import TokenAttention, TokenInput, TokenInterest
-from longrec.nn.token_buckets import pieces, without_positions
 from longrec.nn.token_layers import TokenTransformer
 
 Width = Annotated[int, Field(ge=1)]
@@ -130,7 +130,7 @@ class IATReader(Ranker):
         self.embeddings = Embeddings(own, width=config.embedding_dim, histories=True, std=config.init_std)
         wide = config.embedding_dim * len(asked)
         self.request = nn.Sequential(
-            nn.LayerNorm(wide), Linear(wide, config.query), make(config.activation, config.query)
+            nn.LayerNorm(wide), Linear(wide, config.query), make_activation(config.activation, config.query)
         )
         self.inputs, self.readers, self.norms = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self.defaults = nn.ParameterList()
@@ -189,14 +189,14 @@ class IATReader(Ranker):
         for name, tokens, reader, norm, default in parts:
             x_UI, ids_GU, segments = self._tokens(batch, embedded, name)
             h_BD = norm(_read(cast(Reader, reader), q_BQ, cast(TokenInput, tokens), x_UI, ids_GU, segments))
-            found[name] = torch.where(without_positions(segments), default, h_BD)
+            found[name] = torch.where(find_empty_rows(segments), default, h_BD)
         return found
 
-    def _query(self, batch: Batch, embedded: Embedded) -> Tensor:
+    def _query(self, batch: Batch, embedded: EmbeddedBatch) -> Tensor:
         q_BQ: Tensor = self.request(torch.cat(list(embedded.features.values()), 1))
         return q_BQ
 
-    def _tokens(self, batch: Batch, embedded: Embedded, name: str) -> tuple[Tensor, Tensor, Segments]:
+    def _tokens(self, batch: Batch, embedded: EmbeddedBatch, name: str) -> tuple[Tensor, Tensor, Segments]:
         """Content ``[U, I]``, ids of side information ``[G, U]`` and segments of one history, slot by slot."""
         columns, history = self.read[name], batch.histories[name]
         segments = Segments.of(history, batch.size)
@@ -285,7 +285,7 @@ def _read(reader: Reader, q_BQ: Tensor, tokens: TokenInput, x_UI: Tensor, ids_GU
     few = segments.shared or torch.compiler.is_compiling() or segments.positions <= _PIECE
     if few or isinstance(reader, TokenAttention):
         return reader(q_BQ, tokens, x_UI, ids_GU, segments)
-    rows, positions, parts = pieces(segments, _PIECE)
+    rows, positions, parts = split_rows(segments, _PIECE)
     split = torch.split
     each = zip(split(q_BQ, rows), split(x_UI, positions), split(ids_GU, positions, 1), parts)
     return torch.cat([reader(q, tokens, x, ids, part) for q, x, ids, part in each])

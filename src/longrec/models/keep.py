@@ -45,11 +45,11 @@ from longrec.models.core.base import Encoder
 from longrec.models.core.multi_task import Tasks, Weights
 from longrec.nn.activation import Name
 from longrec.nn.attention import TargetAttention
-from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.embedding import EmbeddedBatch, Embeddings
+from longrec.nn.experts import PLE, Form, MMoE, Towers
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
-from longrec.nn.segment import Segments
-from longrec.nn.tasks import PLE, Form, MMoE, Towers
+from longrec.nn.segments import Segments
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -196,7 +196,7 @@ class KEEP(Encoder):
         parts += [embedded.features[name] for name in self.of["event"]]
         return _Hidden(user, item, self.both(torch.cat(parts, 1)))
 
-    def _user(self, batch: Batch, embedded: Embedded) -> Tensor:
+    def _user(self, batch: Batch, embedded: EmbeddedBatch) -> Tensor:
         parts = [embedded.features[name] for name in self.of["user"]]
         for history, names in self.keys.items():
             segments = Segments.of(batch.histories[history], batch.size)
@@ -204,6 +204,6 @@ class KEEP(Encoder):
         user: Tensor = self.user(torch.cat(parts, 1))
         return user
 
-    def _item(self, embedded: Embedded) -> Tensor:
+    def _item(self, embedded: EmbeddedBatch) -> Tensor:
         item: Tensor = self.item(torch.cat([embedded.features[name] for name in self.of["item"]], 1))
         return item

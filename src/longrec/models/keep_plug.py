@@ -41,7 +41,7 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
 from longrec.models.core.base import BaseSection, Model, Ranker, build, build_base, name_of
-from longrec.nn.activation import Name, make
+from longrec.nn.activation import Name, make_activation
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP, Layer
 
@@ -190,7 +190,7 @@ class Plug(nn.Module):
         self.norm = nn.LayerNorm(inputs) if config.norm == "layer" else None
         width = inputs if config.linear else max(round(config.hidden * inputs), 1)
         self.hidden = None if config.linear else Linear(inputs, width)
-        self.activation = None if config.linear else make(config.activation, width)
+        self.activation = None if config.linear else make_activation(config.activation, width)
         self.last = Linear(width, outputs, bias=False)
         self.gate = Linear(width, outputs) if config.gate == "glu" else None
         if config.zero_init:

@@ -32,7 +32,7 @@ Departures from the paper
       history without that column is one session. Places are counted back from the newest event of a session;
     - each history has networks of its own.
 
-Letters: B rows, N positions of the batch's histories, U what a history brings (see nn/segment.py), Q width of query
+Letters: B rows, N positions of the batch's histories, U what a history brings (see nn/segments.py), Q width of query
 and keys, V width of an event, A width of a head's query, H heads, W units of the last hidden layer.
 """
 
@@ -52,14 +52,14 @@ from longrec.features.batch import Batch
 from longrec.features.fields import SESSIONS_BACK, Fields
 from longrec.models.core.base import Ranker
 from longrec.nn.activation import Name
-from longrec.nn.embedding import Embedded, Embeddings
-from longrec.nn.encoder import EncoderLayer
-from longrec.nn.groups import Groups, group_columns
+from longrec.nn.bucketed_attention import BucketedAttention
+from longrec.nn.embedding import EmbeddedBatch, Embeddings
+from longrec.nn.groups import Groups, choose_group_columns
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
-from longrec.nn.rectangles import Rectangles
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
+from longrec.nn.transformer import EncoderLayer
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -98,12 +98,12 @@ class KFAtt(Ranker):
         self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
         width = self.embeddings.widths
         self.queries = Queries(fields, width, "kfatt")
-        self.columns = group_columns(fields, config.query, "model.query", asked=True)
+        self.columns = choose_group_columns(fields, config.query, "model.query", in_impression=True)
         self.paths, self.encoders = nn.ModuleDict(), nn.ModuleDict()
         top = sum(width[field.name] for field in fields.features)
         for history, column in self.columns.items():
-            query = width[column] if column else self.queries.query[history]
-            value = self.queries.key[history]
+            query = width[column] if column else self.queries.query_widths[history]
+            value = self.queries.key_widths[history]
             self.paths[f"path_{history}"] = KalmanAttention(
                 query, value, config.attention, config.hidden, config.heads, config.frequency
             )
@@ -147,13 +147,13 @@ class KFAtt(Ranker):
         return told
 
     def _read(
-        self, batch: Batch, embedded: Embedded, history: str
+        self, batch: Batch, embedded: EmbeddedBatch, history: str
     ) -> tuple[Tensor, Tensor, Tensor, Segments, Tensor | None]:
         """Query, keys, values, segments and the clicks of each event's key; None where that is one."""
-        v_UV, segments = self.queries.events(batch, embedded, history)
+        v_UV, segments = self.queries.gather_keys(batch, embedded, history)
         column, columns = self.columns[history], batch.histories[history].columns
         if column is None:
-            q_BQ, sizes_U = self.queries.ask(embedded, history), None
+            q_BQ, sizes_U = self.queries.compute_query(embedded, history), None
             k_UQ = v_UV[:, : q_BQ.shape[1]]
         else:
             q_BQ, k_UQ = embedded.features[column], embedded.histories[history][column]
@@ -255,6 +255,6 @@ class SessionEncoder(nn.Module):
         else:
             sessions = segments if session_U is None else Segments.of_runs(segments.row * 2**32 + session_U)
             back_U = sessions.expand_rows(sessions.offsets[1:]) - 1 - place_U
-        rectangles = Rectangles(sessions, seen_TT)
+        attention = BucketedAttention(sessions, seen_TT)
         x_UV = v_UV + self.places.index_select(0, back_U.clamp(max=len(self.places) - 1))
-        return rectangles.positions_back(self.layer(rectangles.positions_in(x_UV), rectangles))
+        return attention.restore_positions(self.layer(attention.gather_positions(x_UV), attention))

@@ -30,7 +30,7 @@ from pydantic import Field
 from longrec.features.fields import Fields
 from longrec.models.core.bottom import BottomConfig, BottomRanker
 from longrec.models.core.multi_task import Tasks, TasksConfig
-from longrec.nn import tasks
+from longrec.nn import experts
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -57,5 +57,5 @@ class MMoE(BottomRanker):
     def __init__(self, config: MMoEConfig, fields: Fields) -> None:
         super().__init__(config, fields, Tasks.of(config))
         count = len(self.tasks.names)
-        shared = tasks.MMoE(self.bottom.width, count, config.experts, config.expert, config.form)
-        self.stand(shared, tasks.Towers(shared.width, config.tower, count, config.form))
+        shared = experts.MMoE(self.bottom.width, count, config.experts, config.expert, config.form)
+        self.stand(shared, experts.Towers(shared.width, config.tower, count, config.form))

@@ -50,11 +50,11 @@ from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker
 from longrec.nn.activation import BatchNorm, Name
 from longrec.nn.attention import TargetAttention
-from longrec.nn.embedding import Embedded, Embeddings
+from longrec.nn.embedding import EmbeddedBatch, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
-from longrec.nn.queries import attention_columns
-from longrec.nn.segment import Pool, Segments
+from longrec.nn.queries import choose_attention_columns
+from longrec.nn.segments import Pool, Segments
 
 Width = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -208,7 +208,7 @@ class MultiTower(Ranker):
                 weights[attention.history] = attention.weights(batch, embedded, candidate_BC)
         return weights
 
-    def _inputs(self, batch: Batch) -> tuple[Embedded, dict[str, Tensor], Tensor | None]:
+    def _inputs(self, batch: Batch) -> tuple[EmbeddedBatch, dict[str, Tensor], Tensor | None]:
         """Vectors, what the towers read of every feature, and all that they read of the candidate."""
         embedded = self.embeddings(batch)
         inputs = dict(embedded.features)
@@ -233,7 +233,7 @@ class _Attention(nn.Module):
         self, settings: Attention, history: str, fields: Fields, widths: Mapping[str, int], asked: int
     ) -> None:
         super().__init__()
-        queries, keys = attention_columns(fields, [history], "multi_tower")
+        queries, keys = choose_attention_columns(fields, [history], "multi_tower")
         self.history, self.query, self.keys, self.key = history, queries[history], keys[history], settings.key
         k = sum(widths[name] for name in self.keys)
         q = sum(widths[name] for name in self.query) or k
@@ -245,20 +245,22 @@ class _Attention(nn.Module):
         self.width = k + (q if settings.key else 0)
 
     def forward(
-        self, batch: Batch, embedded: Embedded, candidate_BC: Float[Tensor, "B C"] | None
+        self, batch: Batch, embedded: EmbeddedBatch, candidate_BC: Float[Tensor, "B C"] | None
     ) -> Float[Tensor, "B D"]:
         """The pooled events, and the query."""
         q_BQ, k_UK, segments = self._read(batch, embedded, candidate_BC)
         u_BK: Tensor = self.unit(q_BQ, k_UK, segments)
         return torch.cat([u_BK, q_BQ], 1) if self.key else u_BK
 
-    def weights(self, batch: Batch, embedded: Embedded, candidate_BC: Float[Tensor, "B C"] | None) -> Tensor:
+    def weights(self, batch: Batch, embedded: EmbeddedBatch, candidate_BC: Float[Tensor, "B C"] | None) -> Tensor:
         """The weight of every position: ragged ``[N]``, shared ``[B, T]``."""
         q_BQ, k_UK, segments = self._read(batch, embedded, candidate_BC)
         w_N = self.unit.weights(q_BQ, k_UK, segments)
         return w_N.reshape(batch.size, -1) if segments.shared else w_N
 
-    def _read(self, batch: Batch, embedded: Embedded, candidate_BC: Tensor | None) -> tuple[Tensor, Tensor, Segments]:
+    def _read(
+        self, batch: Batch, embedded: EmbeddedBatch, candidate_BC: Tensor | None
+    ) -> tuple[Tensor, Tensor, Segments]:
         if self.projection is None:
             q_BQ = torch.cat([embedded.features[name] for name in self.query], 1)
         else:
@@ -297,7 +299,7 @@ class _Tower(nn.Module):
     def forward(
         self,
         batch: Batch,
-        embedded: Embedded,
+        embedded: EmbeddedBatch,
         inputs: Mapping[str, Tensor],
         candidate_BC: Float[Tensor, "B C"] | None,
     ) -> Float[Tensor, "B H"]:
@@ -346,7 +348,7 @@ class _Plan:
         self.read = [name for name in self.columns if name in read]
         within = {history for tower in given.values() for history in tower.din}
         self.histories = taken | set(self.din)
-        queries, _ = attention_columns(fields, sorted(within | set(self.din)), "multi_tower")
+        queries, _ = choose_attention_columns(fields, sorted(within | set(self.din)), "multi_tower")
         self.queried = {name for names in queries.values() for name in names}
         candidate = any(self.columns[name].table == "item" for name in self.read)
         alone = [history for history, names in queries.items() if not names and not candidate]

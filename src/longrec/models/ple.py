@@ -34,7 +34,7 @@ from pydantic import Field
 from longrec.features.fields import Fields
 from longrec.models.core.bottom import BottomConfig, BottomRanker
 from longrec.models.core.multi_task import Tasks, TasksConfig
-from longrec.nn import tasks
+from longrec.nn import experts
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -60,7 +60,7 @@ class PLE(BottomRanker):
     def __init__(self, config: PLEConfig, fields: Fields) -> None:
         super().__init__(config, fields, Tasks.of(config))
         count = len(self.tasks.names)
-        shared = tasks.PLE(
+        shared = experts.PLE(
             self.bottom.width, count, config.own, config.experts, config.expert, config.levels, config.form
         )
-        self.stand(shared, tasks.Towers(shared.width, config.tower, count, config.form))
+        self.stand(shared, experts.Towers(shared.width, config.tower, count, config.form))

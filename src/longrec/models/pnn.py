@@ -39,7 +39,7 @@ from longrec.config import Strict
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Ranker, find_common_width
-from longrec.nn.activation import BatchNorm, Name, make
+from longrec.nn.activation import BatchNorm, Name, make_activation
 from longrec.nn.embedding import Embeddings
 from longrec.nn.linear import Linear, linear
 from longrec.nn.mlp import MLP
@@ -92,7 +92,7 @@ class PNN(Ranker):
         if config.product != "inner":
             self.products.append(Outer(width, units))
         self.norm = BatchNorm(units) if config.batch_norm else None
-        self.activation = make(config.activation, units)
+        self.activation = make_activation(config.activation, units)
         self.dropout = nn.Dropout(config.dropout)
         self.deep = MLP(units, config.mlp[1:], config.activation, config.dropout, config.batch_norm, outputs=1)
         self.interaction = self.deep.width

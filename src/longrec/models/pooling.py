@@ -33,7 +33,7 @@ from longrec.models.core.base import Ranker
 from longrec.nn.activation import Name
 from longrec.nn.embedding import Embeddings
 from longrec.nn.mlp import MLP
-from longrec.nn.segment import Pool, Segments
+from longrec.nn.segments import Pool, Segments
 
 Width = Annotated[int, Field(ge=1)]
 

@@ -50,7 +50,7 @@ from longrec.features.fields import Field as Column
 from longrec.features.fields import Fields
 from longrec.models.core.base import BaseSection, Model, Ranker, build_base, name_of
 from longrec.nn.embedding import RESERVED, Embeddings
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 Weighting = Literal["average", "gcn", "attention"]
 _BLOCK = 65_536
@@ -270,9 +270,9 @@ class CentredEmbeddings(Embeddings):
             self._made_of = versions
         return self.table_of_all
 
-    def _vectors(self, field: Column, uses: list[Tensor | Jagged]) -> list[Tensor]:
+    def _look_up(self, field: Column, uses: list[Tensor | Jagged]) -> list[Tensor]:
         if field.owner != self.item.owner:
-            return super()._vectors(field, uses)
+            return super()._look_up(field, uses)
         flat = [use.values if isinstance(use, Jagged) else use for use in uses]
         if torch.compiler.is_compiling():
             return [F.embedding(values, self.table_of_all) for values in flat]

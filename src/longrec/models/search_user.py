@@ -29,8 +29,8 @@ Departures from the paper
       the newest event;
     - each history has an encoder of its own.
 
-Letters: B rows, N positions, U what a history brings (see nn/segment.py), Q width of the query, K width of an event, D
-width, P events in parts (see nn/parts.py), T positions of a shared history, H units of the last hidden layer.
+Letters: B rows, N positions, U what a history brings (see nn/segments.py), Q width of the query, K width of an event, D
+width, P events in parts (see nn/sessions.py), T positions of a shared history, H units of the last hidden layer.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ from longrec.features.duration import Duration, duration
 from longrec.features.fields import TIME_GAP, Fields
 from longrec.models.core.base import Ranker, find_unknown_names
 from longrec.nn.activation import Name
-from longrec.nn.embedding import RESERVED, Embedded, Embeddings
-from longrec.nn.encoder import EncoderLayer
+from longrec.nn.embedding import RESERVED, EmbeddedBatch, Embeddings
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
-from longrec.nn.parts import Parts
 from longrec.nn.queries import Queries
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
+from longrec.nn.sessions import Sessions
+from longrec.nn.transformer import EncoderLayer
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -114,7 +114,7 @@ class SearchUser(Ranker):
         for name, columns in fields.histories.items():
             asks = sum(width[column] for column in config.query)
             if self.queries is not None:
-                asks = self.queries.query[name]
+                asks = self.queries.query_widths[name]
             key = sum(width[column.name] for column in columns)
             self.paths[f"path_{name}"] = _Path(asks, key, by_time[name], config)
         top = sum(width[field.name] for field in fields.features) + len(fields.histories) * config.width
@@ -147,7 +147,9 @@ class SearchUser(Ranker):
             for name, w in zip(self.fields.histories, told)
         }
 
-    def _inputs(self, batch: Batch, embedded: Embedded) -> list[tuple[_Path, tuple[Tensor, Tensor, Tensor, Segments]]]:
+    def _inputs(
+        self, batch: Batch, embedded: EmbeddedBatch
+    ) -> list[tuple[_Path, tuple[Tensor, Tensor, Tensor, Segments]]]:
         """Of each history its path, and query, events, their buckets of time and segments."""
         found = []
         for name, columns in embedded.histories.items():
@@ -156,7 +158,7 @@ class SearchUser(Ranker):
             if self.queries is None:
                 q_BQ = torch.cat([embedded.features[column] for column in self.config.query], 1)
             else:
-                q_BQ = self.queries.ask(embedded, name)
+                q_BQ = self.queries.compute_query(embedded, name)
             if self.once and segments.shared:
                 q_BQ, segments = q_BQ[:1], Segments(segments.offsets, 1, segments.positions, shared=True)
             path = cast(_Path, self.paths[f"path_{name}"])
@@ -195,16 +197,16 @@ class _Path(nn.Module):
 
     def forward(self, q_BQ: Tensor, e_UK: Tensor, told_U: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
         """``[B, D]``: what the query reads of the past; and its weights, ragged ``[N]``, shared ``[B, T]``."""
-        parts = Parts(self.number(told_U, segments), self.count, segments)
-        x_PD = self.events(parts.take(e_UK)) + self.of_part.index_select(0, parts.numbers())
-        x_PD = parts.rectangles.positions_in(x_PD)
+        parts = Sessions(self.number(told_U, segments), self.count, segments)
+        x_PD = self.events(parts.gather(e_UK)) + self.of_part.index_select(0, parts.gather_numbers())
+        x_PD = parts.attention.gather_positions(x_PD)
         for block in self.blocks:
-            x_PD = block(x_PD, parts.rectangles)
-        x_PD = parts.rectangles.positions_back(x_PD)
-        u_GD, w = parts.asked(self.query(q_BQ) * self.scale, x_PD)
+            x_PD = block(x_PD, parts.attention)
+        x_PD = parts.attention.restore_positions(x_PD)
+        u_GD, w = parts.attend(self.query(q_BQ) * self.scale, x_PD)
         s_G = u_GD[:, 0] * 0
         if self.over is not None:
             q_GD = parts.rows.expand(self.over(q_BQ) * self.scale)
             s_G = (q_GD * u_GD).sum(1)
         w_G = parts.softmax(s_G)
-        return parts.rows.sum(w_G.unsqueeze(1) * u_GD), parts.told(w_G, w)
+        return parts.rows.sum(w_G.unsqueeze(1) * u_GD), parts.weigh_events(w_G, w)

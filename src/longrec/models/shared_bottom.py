@@ -29,7 +29,7 @@ from pydantic import Field
 from longrec.features.fields import Fields
 from longrec.models.core.bottom import BottomConfig, BottomRanker
 from longrec.models.core.multi_task import Tasks, TasksConfig
-from longrec.nn import tasks
+from longrec.nn import experts
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -52,5 +52,5 @@ class SharedBottom(BottomRanker):
     def __init__(self, config: SharedBottomConfig, fields: Fields) -> None:
         super().__init__(config, fields, Tasks.of(config))
         count = len(self.tasks.names)
-        shared = tasks.SharedBottom(self.bottom.width, count, config.mlp, config.form)
-        self.stand(shared, tasks.Towers(shared.width, config.tower, count, config.form))
+        shared = experts.SharedBottom(self.bottom.width, count, config.mlp, config.form)
+        self.stand(shared, experts.Towers(shared.width, config.tower, count, config.form))

@@ -32,8 +32,8 @@ Departures from the paper
     - each history has weights of its own.
 
 Letters: B rows, R rows that differ before the candidate is met (1 of a request), N positions of the batch's histories,
-T positions of a request's, U what a history brings (see nn/segment.py), S slices, D units of the recurrence, A heads, X
-inputs of its gates or width of all heads, Q width of the candidate as a query, H units of the last hidden layer.
+T positions of a request's, U what a history brings (see nn/segments.py), S slices, D units of the recurrence, A heads,
+X inputs of its gates or width of all heads, Q width of the candidate as a query, H units of the last hidden layer.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from longrec.nn.linear import Linear, linear
 from longrec.nn.mlp import MLP
 from longrec.nn.queries import Queries
 from longrec.nn.recurrent import GRU
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 Width = Annotated[int, Field(ge=1)]
 _FIRST = 2
@@ -102,7 +102,7 @@ class TiSSA(Ranker):
         self.paths = nn.ModuleDict()
         for history, columns in fields.histories.items():
             timed = any(field.name == SINCE_PREVIOUS for field in columns)
-            path = _Path(self.queries.query[history], self.queries.key[history], timed, config)
+            path = _Path(self.queries.query_widths[history], self.queries.key_widths[history], timed, config)
             self.paths[f"path_{history}"] = path
         top = sum(width[field.name] for field in fields.features) + config.hidden * len(self.paths)
         self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)

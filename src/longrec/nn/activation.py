@@ -17,7 +17,7 @@ _LEAK = 0.2
 """Slope of ``leaky_relu`` below zero, as in TensorFlow."""
 
 
-def make(name: Name, width: int) -> nn.Module:
+def make_activation(name: Name, width: int) -> nn.Module:
     """The activation of a layer of ``width`` units."""
     if name == "prelu":
         return PReLU(width)

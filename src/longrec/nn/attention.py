@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from longrec.nn import gemm
-from longrec.nn.activation import BatchNorm, Name, make
-from longrec.nn.linear import linear, plain, relu_gradient
+from longrec.nn.activation import BatchNorm, Name, make_activation
+from longrec.nn.linear import linear, relu_gradient, use_plain_formula
 from longrec.nn.mlp import MLP
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 
 class FirstLayer(nn.Module):
@@ -49,7 +49,7 @@ class FirstLayer(nn.Module):
     ) -> Float[Tensor, "N H"]:
         """The first layer at every position."""
         hq_BH = linear(q_BQ, self.weight_q, self.bias)
-        if segments.shared or plain(k_UK):
+        if segments.shared or use_plain_formula(k_UK):
             hk_UH = F.linear(k_UK, self.weight_k)
             h_NH = segments.add(hq_BH, hk_UH) + F.linear(segments.mul(q_BQ, k_UK[:, : self.query]), self.weight_m)
             return h_NH.relu() if relu else h_NH
@@ -68,7 +68,7 @@ class _FirstLayerFunction(torch.autograd.Function):
         ctx: Any, hq_BH: Tensor, q_BQ: Tensor, k_NK: Tensor, w_HX: Tensor, segments: Segments, relu: bool
     ) -> Tensor:
         (positions, key), query = k_NK.shape, q_BQ.shape[1]
-        x_NX = gemm.room(k_NK, positions, key + query)
+        x_NX = gemm.allocate_rows(k_NK, positions, key + query)
         x_NX[:, :key] = k_NK
         torch.mul(k_NK[:, :query], q_BQ.index_select(0, segments.row), out=x_NX[:, key:])
         h_NH = gemm.affine(x_NX, w_HX).add_(hq_BH.index_select(0, segments.row))
@@ -121,7 +121,7 @@ class TargetAttention(nn.Module):
         self.first = FirstLayer(query, key, first, bias=not batch_norm)
         self.norm = BatchNorm(first) if batch_norm else None
         self.fused = activation == "relu" and not batch_norm
-        self.activation = None if self.fused else make(activation, first)
+        self.activation = None if self.fused else make_activation(activation, first)
         self.dropout = nn.Dropout(share) if share else None
         # A softmax does not see what is added to all scores: a last bias would never learn.
         self.rest = MLP(first, rest, activation, shares, batch_norm, outputs=1, last_bias=not softmax)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from longrec.nn.linear import Linear
-from longrec.nn.timeline import GAPS, NOT_YET, PLACES, UNSEEN, Bucket, Timeline
+from longrec.nn.timeline import GAPS, NOT_YET, RANKS, UNSEEN, Bucket, Timeline
 
 
 class CausalAttention(nn.Module):
@@ -40,16 +40,16 @@ class CausalAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.inner = Linear(width, 3 * width)
-        self.outer = _silent(Linear(width, width))
+        self.outer = _zero_init(Linear(width, width))
         self.gaps = nn.Parameter(torch.zeros(heads, GAPS))
         # Some heads begin by looking at what was last, some at all alike.
         slopes = torch.linspace(1, 0, heads) if heads > 1 else torch.ones(1)
-        octaves = (torch.arange(PLACES) - 1).clamp(min=0) / 2
+        octaves = (torch.arange(RANKS) - 1).clamp(min=0) / 2
         self.places = nn.Parameter(-slopes.unsqueeze(1) * octaves)
         self.labels = nn.Parameter(torch.randn(2, heads, NOT_YET + 1, width // heads) * 0.02) if labels else None
 
     def forward(
-        self, x_ND: Float[Tensor, "N D"], timeline: Timeline | None, places: Int64[Tensor, " M"] | None = None
+        self, x_ND: Float[Tensor, "N D"], timeline: Timeline | None, wanted: Int64[Tensor, " M"] | None = None
     ) -> Float[Tensor, "M D"]:
         """Attend; the rows are in the order of the timeline, and without one each sees itself alone.
 
@@ -58,11 +58,11 @@ class CausalAttention(nn.Module):
         """
         qkv_NX = self.inner(x_ND)
         if timeline is None:
-            v_ND = _at(qkv_NX, places)[:, 2 * x_ND.shape[1] :]
+            v_ND = _select(qkv_NX, wanted)[:, 2 * x_ND.shape[1] :]
             return self.outer(v_ND if self.labels is None else v_ND + self.labels[1, :, NOT_YET].flatten())
-        parts = qkv_NX.split([bucket.stop - bucket.start for bucket in timeline.buckets])
-        seen = [self._attend(part, bucket) for part, bucket in zip(parts, timeline.buckets)]
-        return self.outer(_at(torch.cat(seen) if seen else x_ND, places))
+        chunks = qkv_NX.split([bucket.stop - bucket.start for bucket in timeline.buckets])
+        outputs = [self._attend(chunk, bucket) for chunk, bucket in zip(chunks, timeline.buckets)]
+        return self.outer(_select(torch.cat(outputs) if outputs else x_ND, wanted))
 
     def _attend(self, qkv_NX: Tensor, bucket: Bucket) -> Tensor:
         groups, longest, heads = bucket.groups, bucket.longest, self.heads
@@ -73,7 +73,7 @@ class CausalAttention(nn.Module):
         shape = (heads * groups, longest, width // heads)
         q, k, v = q.reshape(shape), k.reshape(shape), v.reshape(shape)
         scale = (width // heads) ** -0.5
-        b_HUTT = _Bias.apply(self.places, self.gaps, bucket.lag)  # type: ignore[no-untyped-call]
+        b_HUTT = _Bias.apply(self.places, self.gaps, bucket.distance)  # type: ignore[no-untyped-call]
         s = torch.baddbmm(b_HUTT.view(-1, longest, longest).to(q.dtype), q, k.transpose(1, 2), alpha=scale)
         if self.labels is None:
             out = torch.bmm(s.softmax(-1).to(v.dtype), v)
@@ -94,9 +94,9 @@ class CausalAttention(nn.Module):
         groups, longest, _ = label_UTT.shape
         key, value = self.labels
         index = label_UTT.unsqueeze(0).expand(heads, -1, -1, -1)
-        told = torch.bmm(q.reshape(heads, groups * longest, -1), key.transpose(1, 2)) * scale
-        told = told.view(heads, groups, longest, kinds).gather(3, index)
-        w = (s + told.view_as(s)).softmax(-1)
+        label_scores = torch.bmm(q.reshape(heads, groups * longest, -1), key.transpose(1, 2)) * scale
+        label_scores = label_scores.view(heads, groups, longest, kinds).gather(3, index)
+        w = (s + label_scores.view_as(s)).softmax(-1)
         share = w.new_zeros(heads, groups, longest, kinds).scatter_add(3, index, w.view(heads, *label_UTT.shape))
         own = torch.bmm(share.view(heads, groups * longest, kinds).to(value.dtype), value)
         return torch.bmm(w.to(v.dtype), v) + own.view_as(v)
@@ -109,13 +109,13 @@ class CausalLayer(nn.Module):
         super().__init__()
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
         self.attention = CausalAttention(width, heads, labels)
-        self.network = nn.Sequential(Linear(width, 4 * width), nn.GELU(), _silent(Linear(4 * width, width)))
+        self.network = nn.Sequential(Linear(width, 4 * width), nn.GELU(), _zero_init(Linear(4 * width, width)))
 
     def forward(
-        self, x_ND: Float[Tensor, "N D"], timeline: Timeline | None, places: Int64[Tensor, " M"] | None = None
+        self, x_ND: Float[Tensor, "N D"], timeline: Timeline | None, wanted: Int64[Tensor, " M"] | None = None
     ) -> Float[Tensor, "M D"]:
-        """Apply the layer to rows in the order of the timeline; the result is that of ``places``, as in attention."""
-        x_MD = _at(x_ND, places) + self.attention(self.norms[0](x_ND), timeline, places)
+        """Apply the layer to rows in the order of the timeline; the result is that of ``wanted``, as in attention."""
+        x_MD = _select(x_ND, wanted) + self.attention(self.norms[0](x_ND), timeline, wanted)
         return x_MD + self.network(self.norms[1](x_MD))
 
 
@@ -135,7 +135,7 @@ class CausalTransformer(nn.Module):
         super().__init__()
         self.lift = None if width == outer else Linear(outer, width)
         self.layers = nn.ModuleList(CausalLayer(width, heads, labels) for _ in range(layers))
-        self.lower = None if width == outer else _silent(Linear(width, outer))
+        self.lower = None if width == outer else _zero_init(Linear(width, outer))
 
     def forward(
         self, x_NW: Float[Tensor, "N W"], timeline: Timeline | None, wanted: Int64[Tensor, " M"] | None = None
@@ -146,21 +146,21 @@ class CausalTransformer(nn.Module):
             wanted: rows whose result is wanted, in this order; None for all. The last layer does no work for others.
         """
         x_ND = x_NW if self.lift is None else self.lift(x_NW)
-        places = wanted
+        rows = wanted
         if timeline is not None:
             x_ND = x_ND.index_select(0, timeline.order)
-            places = timeline.back if wanted is None else timeline.back.index_select(0, wanted)
+            rows = timeline.back if wanted is None else timeline.back.index_select(0, wanted)
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
-            x_ND = layer(x_ND, timeline, places if number == last else None)
-        return x_ND if self.lower is None else _at(x_NW, wanted) + self.lower(x_ND)
+            x_ND = layer(x_ND, timeline, rows if number == last else None)
+        return x_ND if self.lower is None else _select(x_NW, wanted) + self.lower(x_ND)
 
 
-def _at(x: Tensor, places: Tensor | None) -> Tensor:
-    return x if places is None else x.index_select(0, places)
+def _select(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x.index_select(0, rows)
 
 
-def _silent(layer: Linear) -> Linear:
+def _zero_init(layer: Linear) -> Linear:
     """A layer that ends a residual branch: it starts at zero, so that the branch starts as nothing."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -171,20 +171,20 @@ class _Bias(torch.autograd.Function):
     """``[H, U, T, T]``: the biases of each pair's lag, added up; -inf where a row does not see the other."""
 
     @staticmethod
-    def forward(ctx: Any, places_HP: Tensor, gaps_HG: Tensor, lag_UTT: Tensor) -> Tensor:
-        ctx.save_for_backward(lag_UTT)
-        both = (places_HP.unsqueeze(2) + gaps_HG.unsqueeze(1)).flatten(1)
+    def forward(ctx: Any, ranks_HP: Tensor, gaps_HG: Tensor, distance_UTT: Tensor) -> Tensor:
+        ctx.save_for_backward(distance_UTT)
+        both = (ranks_HP.unsqueeze(2) + gaps_HG.unsqueeze(1)).flatten(1)
         table = torch.cat([both, both.new_full((len(both), 1), -torch.inf)], 1)
-        return table.index_select(1, lag_UTT.flatten()).view(-1, *lag_UTT.shape)
+        return table.index_select(1, distance_UTT.flatten()).view(-1, *distance_UTT.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_HUTT: Tensor) -> tuple[Tensor, Tensor, None]:
-        (lag_UTT,) = ctx.saved_tensors
-        flat = lag_UTT.view(1, -1).expand(len(g_HUTT), -1)
+        (distance_UTT,) = ctx.saved_tensors
+        flat = distance_UTT.view(1, -1).expand(len(g_HUTT), -1)
         wide = torch.promote_types(g_HUTT.dtype, torch.float32)
         sums = g_HUTT.new_zeros(len(g_HUTT), UNSEEN + 1, dtype=wide)
-        sums = sums.scatter_add_(1, flat, g_HUTT.flatten(1).to(wide))[:, :UNSEEN].reshape(-1, PLACES, GAPS)
+        sums = sums.scatter_add_(1, flat, g_HUTT.flatten(1).to(wide))[:, :UNSEEN].reshape(-1, RANKS, GAPS)
         return sums.sum(2), sums.sum(1), None
 
 

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from longrec.features.batch import Batch, Jagged
 from longrec.features.fields import Field, Fields
 from longrec.nn.linear import linear
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 RESERVED = 2
 """Row 0 stands for a missing value, row 1 for an unseen one; both start at zero."""
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedBatch:
     """Vectors of one batch: ``features[name]`` is ``[B, D]``, ``histories[history][name]`` is ``[U, D]``."""
 
     features: Mapping[str, Tensor]
@@ -56,18 +56,18 @@ class Embeddings(nn.Module):
             table = torch.empty(max(field.rows, field.width, 1), self.widths[field.name]).normal_(std=std)
             if field.rows:
                 table[:RESERVED] = 0
-            self.register_parameter(_key(field.owner), nn.Parameter(table))
+            self.register_parameter(_parameter_name(field.owner), nn.Parameter(table))
 
     def table(self, name: str) -> nn.Parameter:
         """The table of a field, ``[rows, D]`` (``[1, D]`` of a dense one, ``[W, D]`` of a vector or of numbers)."""
         owner = next(field.owner for field in self.fields.tables() if field.name == name)
-        return self.get_parameter(_key(owner))
+        return self.get_parameter(_parameter_name(owner))
 
     def tables(self) -> list[nn.Parameter]:
         """All tables with sparse gradients."""
         return [self.table(fields[0].name) for fields in self._sharing.values() if fields[0].rows]
 
-    def forward(self, batch: Batch) -> Embedded:
+    def forward(self, batch: Batch) -> EmbeddedBatch:
         """Look everything up, each table once."""
         features: dict[str, Tensor] = {}
         histories: dict[str, dict[str, Tensor]] = {name: {} for name in self.fields.histories}
@@ -80,14 +80,14 @@ class Embeddings(nn.Module):
                 for name, columns in self.fields.histories.items():
                     if any(column.name == field.name for column in columns):
                         uses.append((field, histories[name], batch.histories[name].columns[field.name], False))
-            vectors = self._vectors(sharing[0], [values for _, _, values, _ in uses])
-            for (field, place, values, repeat), e_ND in zip(uses, vectors):
-                e_ND = _pooled(field, values, e_ND) if isinstance(values, Jagged) else e_ND
-                place[field.name] = e_ND.expand(batch.size, -1) if repeat else e_ND
+            vectors = self._look_up(sharing[0], [values for _, _, values, _ in uses])
+            for (field, target, values, repeat), e_ND in zip(uses, vectors):
+                e_ND = _pool(field, values, e_ND) if isinstance(values, Jagged) else e_ND
+                target[field.name] = e_ND.expand(batch.size, -1) if repeat else e_ND
         order = [field.name for field in self.fields.features]
-        return Embedded({name: features[name] for name in order}, histories)
+        return EmbeddedBatch({name: features[name] for name in order}, histories)
 
-    def _vectors(self, field: Field, uses: list[Tensor | Jagged]) -> list[Tensor]:
+    def _look_up(self, field: Field, uses: list[Tensor | Jagged]) -> list[Tensor]:
         """For each use of a field the vectors of its values."""
         table = self.table(field.name)
         flat = [use.values if isinstance(use, Jagged) else use for use in uses]
@@ -103,12 +103,12 @@ class Embeddings(nn.Module):
         return list(torch.split(e_ND, [len(values) for values in flat]))
 
 
-def _key(name: str) -> str:
+def _parameter_name(name: str) -> str:
     """A parameter name for any field name (torch takes no dots, and some names are methods)."""
     return "table_" + name.replace("%", "%25").replace(".", "%2E")
 
 
-def _pooled(field: Field, values: Jagged, e_ND: Tensor) -> Tensor:
+def _pool(field: Field, values: Jagged, e_ND: Tensor) -> Tensor:
     """``[U, D]``: the values of each entry pooled; 0 for an entry without values.
 
     Weighted, ``mean`` is the weighted sum over the sum of the weights, and ``max`` is taken of the weighted vectors.

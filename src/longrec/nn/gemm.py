@@ -6,8 +6,8 @@ torch.compile itself emits for a linear layer, and for weight gradients by a 1 x
 missing, or for other types and devices, everything here is the plain product.
 
 oneDNN builds a kernel for each shape it meets, which costs about a millisecond, and ragged batches never have
-the same number of positions twice. So the rows of a product are rounded up to a multiple of ``GRAIN``: ``room`` makes
-tensors whose memory reaches that far, and the rows past the end are computed and never read.
+the same number of positions twice. So the rows of a product are rounded up to a multiple of ``GRAIN``:
+``allocate_rows`` makes tensors whose memory reaches that far, and the rows past the end are computed and never read.
 
 Letters: N rows, I inputs, O outputs.
 """
@@ -21,33 +21,33 @@ from torch import Tensor
 
 GRAIN = 256
 """Rows of a product are rounded up to a multiple of this."""
-_FEW = 512
+_MIN_ROWS = 512
 """Below so many rows the plain product is as fast."""
 _IMAGES = 16
 """torch sends a 1 x 1 convolution on one thread to oneDNN from so many images on."""
 
 
-def _pointwise() -> Any:
+def _find_pointwise() -> Any:
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
-_POINTWISE = _pointwise()
+_POINTWISE = _find_pointwise()
 
 
-def _onednn(x: Tensor) -> bool:
-    fits = x.device.type == "cpu" and x.dtype is torch.float32 and x.shape[0] >= _FEW
+def _fits_onednn(x: Tensor) -> bool:
+    fits = x.device.type == "cpu" and x.dtype is torch.float32 and x.shape[0] >= _MIN_ROWS
     return fits and _POINTWISE is not None and bool(torch.backends.mkldnn.enabled)
 
 
-def room(like: Tensor, rows: int, width: int) -> Tensor:
+def allocate_rows(like: Tensor, rows: int, width: int) -> Tensor:
     """An uninitialised ``[rows, width]`` whose memory holds whole grains of rows."""
     whole = -(-rows // GRAIN) * GRAIN
     return like.new_empty(whole, width).resize_(rows, width)
 
 
-def _whole(x_NI: Tensor) -> Tensor:
+def _round_up_rows(x_NI: Tensor) -> Tensor:
     """``x_NI`` with its rows rounded up to a grain: a view where its memory has room, else a copy."""
     rows, width = x_NI.shape
     whole = -(-rows // GRAIN) * GRAIN
@@ -63,8 +63,8 @@ def _whole(x_NI: Tensor) -> Tensor:
 
 def affine(x_NI: Tensor, w_OI: Tensor, b_O: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """``x w^T + b`` as ``[N, O]``, and its positive part with ``relu``. Records no gradient."""
-    if _onednn(x_NI) and w_OI.shape[0] > 1:
-        y_NO: Tensor = _POINTWISE(_whole(x_NI), w_OI, b_O, "relu" if relu else "none", [], "")
+    if _fits_onednn(x_NI) and w_OI.shape[0] > 1:
+        y_NO: Tensor = _POINTWISE(_round_up_rows(x_NI), w_OI, b_O, "relu" if relu else "none", [], "")
         return y_NO.resize_(x_NI.shape[0], w_OI.shape[0])
     y_NO = torch.nn.functional.linear(x_NI, w_OI, b_O)
     return y_NO.relu_() if relu else y_NO
@@ -72,7 +72,7 @@ def affine(x_NI: Tensor, w_OI: Tensor, b_O: Tensor | None = None, *, relu: bool 
 
 def input_gradient(g_NO: Tensor, w_OI: Tensor) -> Tensor:
     """``g w`` as ``[N, I]``: the gradient of ``x w^T`` by x."""
-    if _onednn(g_NO) and w_OI.shape[0] > 1:
+    if _fits_onednn(g_NO) and w_OI.shape[0] > 1:
         return affine(g_NO, w_OI.t().contiguous())
     return g_NO @ w_OI
 
@@ -81,7 +81,7 @@ def weight_gradient(g_NO: Tensor, x_NI: Tensor) -> Tensor:
     """``g^T x`` as ``[O, I]``: the gradient of ``x w^T`` by w."""
     side = 16 if x_NI.shape[0] >= _IMAGES * 256 else 8
     images, inputs, outputs = x_NI.shape[0] // (side * side), x_NI.shape[1], g_NO.shape[1]
-    if images < _IMAGES or outputs == 1 or not _onednn(x_NI):
+    if images < _IMAGES or outputs == 1 or not _fits_onednn(x_NI):
         return g_NO.t() @ x_NI
     rows = images * side * side
     # [rows, C] is a batch of square images in channels-last order as it stands: nothing is copied.

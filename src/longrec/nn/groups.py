@@ -3,7 +3,8 @@
 Ids 0 and 1 (missing, unseen) do not say what they stand for: such a position is a group of its own.
 
 In a ragged batch positions are sorted by group and everything costs O(N). Of a shared history it is told by a matrix of
-all pairs, which traces: its groups stay T positions, each of which stands for an n-th of a group of n (``Parts``).
+all pairs, which traces: its groups stay T positions, each of which stands for an n-th of a group of n
+(``GroupMembers``).
 
 Letters: B rows, N positions, U what a history brings (see ``Segments``), T positions of a shared one, G groups of all
 rows, M of what tells the groups: G ragged, N shared, K width.
@@ -20,7 +21,7 @@ from torch import Tensor
 from longrec.errors import ConfigError
 from longrec.features.fields import Fields
 from longrec.nn.embedding import RESERVED
-from longrec.nn.segment import Pool, Segments
+from longrec.nn.segments import Pool, Segments
 
 _LEAST = 1e-26
 """Weights below count as this, so that even a group without weight has a mean."""
@@ -39,19 +40,19 @@ class Groups:
     @cached_property
     def same(self) -> Bool[Tensor, "T T"]:
         """Of a shared history: which two positions are of one group."""
-        place_T = torch.arange(self.segments.positions, device=self.ids.device)
-        told_T1 = (self.ids >= RESERVED).unsqueeze(1)
+        index_T = torch.arange(self.segments.positions, device=self.ids.device)
+        real_T1 = (self.ids >= RESERVED).unsqueeze(1)
         equal_TT = self.ids.unsqueeze(1) == self.ids.unsqueeze(0)
-        return (equal_TT & told_T1) | (place_T.unsqueeze(1) == place_T.unsqueeze(0))
+        return (equal_TT & real_T1) | (index_T.unsqueeze(1) == index_T.unsqueeze(0))
 
     @cached_property
-    def _laid_out(self) -> tuple[Tensor, Segments, Segments]:
+    def _layout(self) -> tuple[Tensor, Segments, Segments]:
         segments = self.segments
-        place_N = torch.arange(segments.positions, device=self.ids.device)
+        index_N = torch.arange(segments.positions, device=self.ids.device)
         # One number a group: those of a row lie together, those of later rows above.
-        ids_N = torch.where(self.ids < RESERVED, -1 - place_N, self.ids.long())
+        ids_N = torch.where(self.ids < RESERVED, -1 - index_N, self.ids.long())
         least = -segments.positions
-        span = (ids_N.max() if segments.positions else place_N.sum()) - least + 1
+        span = (ids_N.max() if segments.positions else index_N.sum()) - least + 1
         key_N, order_N = (segments.row * span + ids_N - least).sort(stable=True)
         members = Segments.of_runs(key_N)
         before = torch.searchsorted(members.offsets[:-1], segments.offsets)
@@ -60,17 +61,17 @@ class Groups:
     @property
     def order(self) -> Tensor:
         """int64 ``[N]``, ragged: the positions, row by row and group by group."""
-        return self._laid_out[0]
+        return self._layout[0]
 
     @property
     def members(self) -> Segments:
         """Ragged: the groups over the positions in that order."""
-        return self._laid_out[1]
+        return self._layout[1]
 
     @property
     def groups(self) -> Segments:
         """Ragged: the rows over the groups."""
-        return self._laid_out[2]
+        return self._layout[2]
 
     @cached_property
     def sizes(self) -> Float[Tensor, " U"]:
@@ -90,7 +91,7 @@ class Groups:
             w_BT = w_N.reshape(self.segments.rows, self.segments.positions)
             return (w_BT / (w_BT @ self.same.to(w_BT.dtype))).reshape(-1)
         total_G = self.members.sum(w_N.index_select(0, self.order).unsqueeze(1))
-        return w_N / self._back(total_G).squeeze(1)
+        return w_N / self._expand_groups(total_G).squeeze(1)
 
     def means(self, share_N: Float[Tensor, " N"], k_UK: Float[Tensor, "U K"]) -> tuple[Float[Tensor, "M K"], Segments]:
         """What the events of each group make together, and the rows over the groups.
@@ -102,26 +103,26 @@ class Groups:
             rows, count = self.segments.rows, self.segments.positions
             x_BTK = share_N.reshape(rows, count, 1).to(k_UK.dtype) * k_UK
             c_BTK = torch.matmul(self.same.to(k_UK.dtype), x_BTK)
-            return c_BTK.reshape(-1, k_UK.shape[1]), Parts(self.segments, self.sizes)
+            return c_BTK.reshape(-1, k_UK.shape[1]), GroupMembers(self.segments, self.sizes)
         at = self.order
         return self.members.weighted_sum(share_N.index_select(0, at), k_UK.index_select(0, at)), self.groups
 
-    def _back(self, x_GW: Tensor) -> Tensor:
+    def _expand_groups(self, x_GW: Tensor) -> Tensor:
         """``[N, W]``, ragged: what its group has at every position."""
-        return self.members.expand(x_GW).index_select(0, self._places)
+        return self.members.expand(x_GW).index_select(0, self._inverse_order)
 
     def whole(self, w_M: Float[Tensor, " M"]) -> Float[Tensor, " N"]:
         """The weight of its whole group at every position, of weights by the segments that ``means`` gave."""
         if self.segments.shared:
             return (w_M.reshape(self.segments.rows, -1) * self.sizes).reshape(-1)
-        return self._back(w_M.unsqueeze(1)).squeeze(1)
+        return self._expand_groups(w_M.unsqueeze(1)).squeeze(1)
 
     @cached_property
-    def _places(self) -> Tensor:
+    def _inverse_order(self) -> Tensor:
         return self.order.argsort()
 
 
-class Parts(Segments):
+class GroupMembers(Segments):
     """The groups of a shared history as its positions tell them: each candidate has keys of its own, and a position
     with n - 1 others of its group stands for an n-th of it. Weights of a softmax are those of the parts.
     """
@@ -163,7 +164,9 @@ class Parts(Segments):
         return self.sum(w_N.unsqueeze(1) * k_UD)
 
 
-def group_columns(fields: Fields, named: str | None, place: str, asked: bool = False) -> dict[str, str | None]:
+def choose_group_columns(
+    fields: Fields, named: str | None, key: str, in_impression: bool = False
+) -> dict[str, str | None]:
     """The id column that groups the events of each history.
 
     It is the one that is named; in a history without that one, and where none is named, the first that the candidate
@@ -180,16 +183,18 @@ def group_columns(fields: Fields, named: str | None, place: str, asked: bool = F
     features = {field.name for field in fields.features}
     candidate = [field for field in fields.features if field.table == "item" and field.kind == "id"]
     item = max(candidate, key=lambda field: field.rows).name if candidate else ""
-    found: dict[str, str | None] = {}
+    grouping: dict[str, str | None] = {}
     fitting: set[str] = set()
     for history, columns in fields.histories.items():
-        told = [field.name for field in columns if field.kind == "id" and (field.name in features or not asked)]
-        fitting.update(told)
+        id_columns = [
+            field.name for field in columns if field.kind == "id" and (field.name in features or not in_impression)
+        ]
+        fitting.update(id_columns)
         shared = [field.name for field in fields.pairs(history) if field.kind == "id"]
         first = next((name for name in shared if name != item), item if item in shared else None)
-        found[history] = named if named in told else first
+        grouping[history] = named if named in id_columns else first
     if named is not None and named not in fitting:
-        too = " and the impression too" if asked else ""
-        told_all = ", ".join(sorted(fitting)) or "none"
-        raise ConfigError("config", [f"{place}: must be an id column of a history{too} ({told_all}), got {named!r}"])
-    return found
+        too = " and the impression too" if in_impression else ""
+        choices = ", ".join(sorted(fitting)) or "none"
+        raise ConfigError("config", [f"{key}: must be an id column of a history{too} ({choices}), got {named!r}"])
+    return grouping

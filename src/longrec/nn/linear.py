@@ -18,20 +18,20 @@ from torch.autograd.function import once_differentiable
 
 from longrec.nn import gemm
 
-_FEW = 512
+_MIN_ROWS = 512
 
 
-def plain(x: Tensor) -> bool:
+def use_plain_formula(x: Tensor) -> bool:
     """Whether a formula over the rows of ``x`` should run as written, for torch to differentiate, trace and cast."""
     autocast = torch.is_autocast_enabled(x.device.type)
-    return torch.compiler.is_compiling() or autocast or x.shape[0] < _FEW
+    return torch.compiler.is_compiling() or autocast or x.shape[0] < _MIN_ROWS
 
 
 def linear(
     x_NI: Float[Tensor, "N I"], w_OI: Float[Tensor, "O I"], b_O: Float[Tensor, " O"] | None = None, relu: bool = False
 ) -> Float[Tensor, "N O"]:
     """``x w^T + b``, or its positive part."""
-    if plain(x_NI):
+    if use_plain_formula(x_NI):
         y_NO = F.linear(x_NI, w_OI, b_O)
         return y_NO.relu() if relu else y_NO
     out: Tensor = _LinearFunction.apply(x_NI, w_OI, b_O, relu)  # type: ignore[no-untyped-call]
@@ -74,6 +74,6 @@ class _LinearFunction(torch.autograd.Function):
 
 def relu_gradient(g_NO: Tensor, y_NO: Tensor) -> Tensor:
     """The gradient where the output of a ReLU is positive, in memory with room for ``nn/gemm.py``."""
-    into = gemm.room(g_NO, *g_NO.shape)
+    into = gemm.allocate_rows(g_NO, *g_NO.shape)
     torch.ops.aten.threshold_backward.grad_input(g_NO, y_NO, 0, grad_input=into)
     return into

@@ -27,8 +27,8 @@ from torch.autograd.function import once_differentiable
 
 from longrec.nn import gemm
 from longrec.nn.linear import linear
-from longrec.nn.segment import Segments
-from longrec.nn.steps import Steps, last_of, walk
+from longrec.nn.segments import Segments
+from longrec.nn.steps import Steps, gather_last, run_steps
 
 
 class LSTM(nn.Module):
@@ -87,7 +87,7 @@ class LSTM(nn.Module):
     ) -> tuple[Float[Tensor, "U H"], Float[Tensor, "B H"]]:
         """Both, of one walk."""
         h_UH, last_1H = self._run(x_UI, segments, gates_UX, scale_UH, moves_T)
-        return h_UH, last_of(h_UH, segments, self.reverse) if last_1H is None else last_1H.expand(segments.rows, -1)
+        return h_UH, gather_last(h_UH, segments, self.reverse) if last_1H is None else last_1H.expand(segments.rows, -1)
 
     def _run(
         self,
@@ -102,7 +102,7 @@ class LSTM(nn.Module):
         if gates_UX is not None:
             x_UG = x_UG + F.pad(gates_UX, (0, self.hidden))
         if segments.shared:
-            return self._walk(x_UG, scale_UH, moves_T)
+            return self._run_steps(x_UG, scale_UH, moves_T)
         assert moves_T is None, "rows of different lengths take the positions that move, and no mask of them"
         if segments.positions == 0:
             return x_UG.new_zeros(0, self.hidden), None
@@ -113,12 +113,14 @@ class LSTM(nn.Module):
         return states, None
 
     @no_type_check
-    def _walk(self, x_TG: Tensor, scale_TH: Tensor | None, moves_T: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _run_steps(self, x_TG: Tensor, scale_TH: Tensor | None, moves_T: Tensor | None) -> tuple[Tensor, Tensor]:
         inputs = (x_TG,) if scale_TH is None else (x_TG, scale_TH)
         if self.reverse:
             inputs, moves_T = tuple(x.flip(0) for x in inputs), None if moves_T is None else moves_T.flip(0)
         start = x_TG.new_zeros(1, self.hidden)
-        last_1H, states_T1H = walk(self._step, (start, start.clone()), tuple(x.unsqueeze(1) for x in inputs), moves_T)
+        last_1H, states_T1H = run_steps(
+            self._step, (start, start.clone()), tuple(x.unsqueeze(1) for x in inputs), moves_T
+        )
         states_TH = states_T1H.squeeze(1)
         return states_TH.flip(0) if self.reverse else states_TH, last_1H
 
@@ -138,10 +140,10 @@ class _Scan(torch.autograd.Function):
     def forward(ctx: Any, x_NG: Tensor, w_GH: Tensor, m_NH: Tensor | None, steps: Steps) -> Tensor:
         width, total = w_GH.shape[1], len(x_NG)
         # Moment after moment; the gates and what is new take the place of their inputs.
-        x_NG = x_NG.index_select(0, steps.places)
-        m_NH = None if m_NH is None else m_NH.index_select(0, steps.places)
-        before_NH, out_NH = (gemm.room(x_NG, total, width) for _ in range(2))
-        kept_NH, told_NH = torch.empty_like(out_NH), torch.empty_like(out_NH)  # c before, and tanh(c) after
+        x_NG = x_NG.index_select(0, steps.positions)
+        m_NH = None if m_NH is None else m_NH.index_select(0, steps.positions)
+        before_NH, out_NH = (gemm.allocate_rows(x_NG, total, width) for _ in range(2))
+        kept_NH, tanh_NH = torch.empty_like(out_NH), torch.empty_like(out_NH)  # c before, and tanh(c) after
         w_HG, start = w_GH.t().contiguous(), 0
         h_BH, c_BH = (x_NG.new_zeros(len(steps.order), width) for _ in range(2))
         for count in steps.counts:
@@ -151,36 +153,36 @@ class _Scan(torch.autograd.Function):
             if start:
                 x.add_(h @ w_HG)
             x[:, : 3 * width].sigmoid_()
-            i, f, o, g = (x[:, place : place + width] for place in range(0, 4 * width, width))
+            i, f, o, g = (x[:, first : first + width] for first in range(0, 4 * width, width))
             g.tanh_()
             c.mul_(f).addcmul_(i, g if m_NH is None else g * m_NH[at])
-            told = torch.tanh(c, out=told_NH[at])
-            torch.mul(o, told, out=h)
+            tanh_c = torch.tanh(c, out=tanh_NH[at])
+            torch.mul(o, tanh_c, out=h)
             out_NH[at] = h
             start += count
         ctx.steps = steps
-        ctx.save_for_backward(x_NG, before_NH, kept_NH, told_NH, w_GH, m_NH)
+        ctx.save_for_backward(x_NG, before_NH, kept_NH, tanh_NH, w_GH, m_NH)
         states_NH = torch.empty_like(out_NH)
-        states_NH[steps.places] = out_NH
+        states_NH[steps.positions] = out_NH
         return states_NH
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_NH: Tensor) -> tuple[Tensor | None, ...]:
-        x_NG, before_NH, kept_NH, told_NH, w_GH, m_NH = ctx.saved_tensors
+        x_NG, before_NH, kept_NH, tanh_NH, w_GH, m_NH = ctx.saved_tensors
         steps, width = ctx.steps, w_GH.shape[1]
-        g_NH = g_NH.index_select(0, steps.places)
-        gx_NG = gemm.room(x_NG, *x_NG.shape)
+        g_NH = g_NH.index_select(0, steps.positions)
+        gx_NG = gemm.allocate_rows(x_NG, *x_NG.shape)
         gm_NH = None if m_NH is None else torch.empty_like(m_NH)
         dh_BH, dc_BH = (x_NG.new_zeros(len(steps.order), width) for _ in range(2))
         stop = len(x_NG)
         for count in reversed(steps.counts):
             at = slice(stop - count, stop)
-            dh, dc, gx, told = dh_BH[:count], dc_BH[:count], gx_NG[at], told_NH[at]
-            i, f, o, g = (x_NG[at, place : place + width] for place in range(0, 4 * width, width))
+            dh, dc, gx, tanh_c = dh_BH[:count], dc_BH[:count], gx_NG[at], tanh_NH[at]
+            i, f, o, g = (x_NG[at, first : first + width] for first in range(0, 4 * width, width))
             dh.add_(g_NH[at])
-            do = torch.mul(dh, told, out=gx[:, 2 * width : 3 * width])
-            dc.add_(dh.mul_(o).sub_(do * (o * told)))
+            do = torch.mul(dh, tanh_c, out=gx[:, 2 * width : 3 * width])
+            dc.add_(dh.mul_(o).sub_(do * (o * tanh_c)))
             torch.mul(dc, kept_NH[at], out=gx[:, width : 2 * width])
             new, dg = (g, dc * i) if m_NH is None else (g * m_NH[at], dc * i)
             torch.mul(dc, new, out=gx[:, :width])
@@ -195,9 +197,9 @@ class _Scan(torch.autograd.Function):
             stop -= count
         g_w = gemm.weight_gradient(gx_NG, before_NH)
         back_NG = torch.empty_like(gx_NG)
-        back_NG[steps.places] = gx_NG
+        back_NG[steps.positions] = gx_NG
         if gm_NH is None:
             return back_NG, g_w, None, None
         g_m = torch.empty_like(gm_NH)
-        g_m[steps.places] = gm_NH
+        g_m[steps.positions] = gm_NH
         return back_NG, g_w, g_m, None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from longrec.nn.activation import BatchNorm, Name, make
+from longrec.nn.activation import BatchNorm, Name, make_activation
 from longrec.nn.linear import Linear
 
 
@@ -82,7 +82,7 @@ class Layer(nn.Module):
         self.norm = BatchNorm(width) if batch_norm else None
         # A ReLU right after the product is computed with it.
         self.fused = activation == "relu" and not batch_norm
-        self.activation = None if self.fused else make(activation, width)
+        self.activation = None if self.fused else make_activation(activation, width)
         self.dropout = nn.Dropout(dropout) if dropout else None
 
     def forward(self, x_NI: Float[Tensor, "N I"]) -> Float[Tensor, "N O"]:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-_DEAD = 0.1
+_DEAD_SHARE = 0.1
 """A code chosen less often than this share of an even draw starts again."""
 
 
@@ -65,15 +65,15 @@ class ResidualQuantizer(nn.Module):
             x_BSD = x_BSD.float()
             if self.training and len(x_BSD):
                 with torch.no_grad():
-                    self._learn(x_BSD)
+                    self._update_codebooks(x_BSD)
             rest_BSD, e_BSD, loss = x_BSD, torch.zeros_like(x_BSD), x_BSD.new_zeros(())
             for level in range(self.codebooks.shape[1]):
                 book_SVD = self.codebooks[:, level]
-                c_BSD = _take(book_SVD, _nearest(rest_BSD.detach(), book_SVD))
+                c_BSD = _gather_codewords(book_SVD, _find_nearest(rest_BSD.detach(), book_SVD))
                 if self.training and len(x_BSD):
                     loss = loss + self.commitment * (rest_BSD - c_BSD).square().mean()
                     if self.entropy:
-                        loss = loss + self.entropy * _unevenness(rest_BSD, book_SVD)
+                        loss = loss + self.entropy * _compute_unevenness(rest_BSD, book_SVD)
                 e_BSD, rest_BSD = e_BSD + c_BSD, rest_BSD - c_BSD
             return x_BSD + (e_BSD - x_BSD).detach(), loss
 
@@ -82,21 +82,23 @@ class ResidualQuantizer(nn.Module):
         with torch.autocast(x_BSD.device.type, enabled=False):
             rest_BSD, codes = x_BSD.detach().float(), []
             for book_SVD in self.codebooks.unbind(1):
-                codes.append(_nearest(rest_BSD, book_SVD))
-                rest_BSD = rest_BSD - _take(book_SVD, codes[-1])
+                codes.append(_find_nearest(rest_BSD, book_SVD))
+                rest_BSD = rest_BSD - _gather_codewords(book_SVD, codes[-1])
             return torch.stack(codes, 2).to(torch.uint8)
 
     def decode(self, codes_BSM: UInt8[Tensor, "B S M"]) -> Float[Tensor, "B S D"]:
         """The vectors of codes."""
-        parts = [_take(book, code) for book, code in zip(self.codebooks.unbind(1), codes_BSM.long().unbind(2))]
-        return torch.stack(parts).sum(0)
+        codewords = [
+            _gather_codewords(book, code) for book, code in zip(self.codebooks.unbind(1), codes_BSM.long().unbind(2))
+        ]
+        return torch.stack(codewords).sum(0)
 
     def perplexity(self) -> Float[Tensor, "S M"]:
         """How many codes each codebook really uses: the exponential of the entropy of its moving usage."""
         p = self.usage / self.usage.sum(2, keepdim=True).clamp(min=1e-12)
         return torch.exp(-torch.special.xlogy(p, p).sum(2))
 
-    def _learn(self, x_BSD: Tensor) -> None:
+    def _update_codebooks(self, x_BSD: Tensor) -> None:
         """Move every codebook towards what it codes; start dead codes again."""
         rest_BSD, size, rows = x_BSD, self.codebooks.shape[2], len(x_BSD)
         fresh, even = not bool(self.begun), rows / size
@@ -104,7 +106,7 @@ class ResidualQuantizer(nn.Module):
             book_SVD, usage_SV, sums_SVD = self.codebooks[:, level], self.usage[:, level], self.sums[:, level]
             if fresh:
                 self._restart(torch.ones_like(usage_SV, dtype=torch.bool), rest_BSD, book_SVD, usage_SV, sums_SVD, even)
-            code_BS = _nearest(rest_BSD, book_SVD)
+            code_BS = _find_nearest(rest_BSD, book_SVD)
             chosen = code_BS.t() + size * torch.arange(len(book_SVD), device=code_BS.device).unsqueeze(1)
             count = torch.bincount(chosen.flatten(), minlength=usage_SV.numel()).view_as(usage_SV)
             total = torch.zeros_like(book_SVD).flatten(0, 1)
@@ -112,9 +114,9 @@ class ResidualQuantizer(nn.Module):
             usage_SV.lerp_(count.to(usage_SV.dtype), 1 - self.decay)
             sums_SVD.lerp_(total.view_as(sums_SVD), 1 - self.decay)
             book_SVD.copy_(torch.where(usage_SV.unsqueeze(2) > 0, sums_SVD / usage_SV.unsqueeze(2), book_SVD))
-            dead_SV = usage_SV < _DEAD * usage_SV.mean(1, keepdim=True)
+            dead_SV = usage_SV < _DEAD_SHARE * usage_SV.mean(1, keepdim=True)
             self._restart(dead_SV, rest_BSD, book_SVD, usage_SV, sums_SVD, even)
-            rest_BSD = rest_BSD - _take(book_SVD, _nearest(rest_BSD, book_SVD))
+            rest_BSD = rest_BSD - _gather_codewords(book_SVD, _find_nearest(rest_BSD, book_SVD))
         self.begun.fill_(True)
 
     def _restart(
@@ -124,34 +126,34 @@ class ResidualQuantizer(nn.Module):
         if not len(slot):
             return
         row = torch.randint(len(rest_BSD), slot.shape, device=slot.device)
-        found = rest_BSD[row, slot]
+        fresh_RD = rest_BSD[row, slot]
         # Twins would share their rows by the first's luck; a breath of noise parts them.
-        found = found + torch.randn_like(found) * 0.01 * rest_BSD.std(0, unbiased=False).index_select(0, slot)
-        book_SVD[slot, code] = found
+        fresh_RD = fresh_RD + torch.randn_like(fresh_RD) * 0.01 * rest_BSD.std(0, unbiased=False).index_select(0, slot)
+        book_SVD[slot, code] = fresh_RD
         usage_SV[slot, code] = even
-        sums_SVD[slot, code] = found * even
+        sums_SVD[slot, code] = fresh_RD * even
 
 
-def _nearest(x_BSD: Tensor, book_SVD: Tensor) -> Tensor:
+def _find_nearest(x_BSD: Tensor, book_SVD: Tensor) -> Tensor:
     """int64 ``[B, S]``: the nearest code of each slot."""
-    return _distances(x_BSD, book_SVD).argmin(2).t()
+    return _compute_distances(x_BSD, book_SVD).argmin(2).t()
 
 
-def _distances(x_BSD: Tensor, book_SVD: Tensor) -> Tensor:
+def _compute_distances(x_BSD: Tensor, book_SVD: Tensor) -> Tensor:
     """``[S, B, V]``: squared distances, without the part ``|x|^2`` that all codes share."""
     return book_SVD.square().sum(2).unsqueeze(1) - 2 * torch.bmm(x_BSD.transpose(0, 1), book_SVD.transpose(1, 2))
 
 
-def _take(book_SVD: Tensor, code_BS: Tensor) -> Tensor:
+def _gather_codewords(book_SVD: Tensor, code_BS: Tensor) -> Tensor:
     """``[B, S, D]``: the codewords of codes."""
     slots, size, _ = book_SVD.shape
     flat = code_BS + size * torch.arange(slots, device=code_BS.device)
     return book_SVD.flatten(0, 1)[flat]
 
 
-def _unevenness(x_BSD: Tensor, book_SVD: Tensor) -> Tensor:
+def _compute_unevenness(x_BSD: Tensor, book_SVD: Tensor) -> Tensor:
     """``1 - H / log V`` of the mean over rows of a softmax of the negative distances, mean over slots."""
-    distance = _distances(x_BSD, book_SVD)
+    distance = _compute_distances(x_BSD, book_SVD)
     spread = (distance - distance.amin(2, keepdim=True)).detach().mean((1, 2), keepdim=True).clamp(min=1e-12)
     p_SV = torch.softmax(-4 * distance / spread, 2).mean(1)
     return 1 + torch.special.xlogy(p_SV, p_SV).sum(1).mean() / torch.log(torch.tensor(float(book_SVD.shape[1])))

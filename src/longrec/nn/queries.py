@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Fields
-from longrec.nn.embedding import Embedded
+from longrec.nn.embedding import EmbeddedBatch
 from longrec.nn.linear import Linear
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 
 class Queries(nn.Module):
@@ -35,44 +35,48 @@ class Queries(nn.Module):
         common: how many of the Q columns are the same in query and keys: all, or none.
 
     Raises:
-        ConfigError: no history at all, or some that nothing can ask (see ``attention_columns``).
+        ConfigError: no history at all, or some that nothing can ask (see ``choose_attention_columns``).
     """
 
     def __init__(self, fields: Fields, widths: Mapping[str, int], model: str, project: bool = True) -> None:
         super().__init__()
         if not fields.histories:
             raise ConfigError("schema", [f"histories: {model} reads a history, and the schema has none"])
-        self.asking, self.keys = attention_columns(fields, fields.histories, model)
-        self.common = {name: sum(widths[column] for column in columns) for name, columns in self.asking.items()}
-        self.key = {name: sum(widths[column] for column in columns) for name, columns in self.keys.items()}
-        self.query, self.projections = dict(self.common), nn.ModuleDict()
+        self.query_columns, self.key_columns = choose_attention_columns(fields, fields.histories, model)
+        self.common_widths = {
+            name: sum(widths[column] for column in columns) for name, columns in self.query_columns.items()
+        }
+        self.key_widths = {
+            name: sum(widths[column] for column in columns) for name, columns in self.key_columns.items()
+        }
+        self.query_widths, self.projections = dict(self.common_widths), nn.ModuleDict()
         candidate = [field.name for field in fields.features if field.table == "item"]
-        for name, columns in self.asking.items():
+        for name, columns in self.query_columns.items():
             if columns:
                 continue
-            self.asking[name] = candidate
-            self.query[name] = sum(widths[column] for column in candidate)
+            self.query_columns[name] = candidate
+            self.query_widths[name] = sum(widths[column] for column in candidate)
             if project:
-                self.projections[f"query_{name}"] = Linear(self.query[name], self.key[name])
-                self.query[name] = self.key[name]
+                self.projections[f"query_{name}"] = Linear(self.query_widths[name], self.key_widths[name])
+                self.query_widths[name] = self.key_widths[name]
 
-    def ask(self, embedded: Embedded, history: str) -> Tensor:
+    def compute_query(self, embedded: EmbeddedBatch, history: str) -> Tensor:
         """``[B, Q]``: the candidate as the history is asked by it."""
-        q_BQ = torch.cat([embedded.features[name] for name in self.asking[history]], 1)
-        place = f"query_{history}"
-        return self.projections[place](q_BQ) if place in self.projections else q_BQ
+        q_BQ = torch.cat([embedded.features[name] for name in self.query_columns[history]], 1)
+        key = f"query_{history}"
+        return self.projections[key](q_BQ) if key in self.projections else q_BQ
 
-    def events(self, batch: Batch, embedded: Embedded, history: str) -> tuple[Tensor, Segments]:
+    def gather_keys(self, batch: Batch, embedded: EmbeddedBatch, history: str) -> tuple[Tensor, Segments]:
         """Keys ``[U, K]``, what they have in common with the query first, and segments of one history."""
-        k_UK = torch.cat([embedded.histories[history][name] for name in self.keys[history]], 1)
+        k_UK = torch.cat([embedded.histories[history][name] for name in self.key_columns[history]], 1)
         return k_UK, Segments.of(batch.histories[history], batch.size)
 
-    def forward(self, batch: Batch, embedded: Embedded, history: str) -> tuple[Tensor, Tensor, Segments]:
+    def forward(self, batch: Batch, embedded: EmbeddedBatch, history: str) -> tuple[Tensor, Tensor, Segments]:
         """Query ``[B, Q]``, keys ``[U, K]`` and segments of one history."""
-        return self.ask(embedded, history), *self.events(batch, embedded, history)
+        return self.compute_query(embedded, history), *self.gather_keys(batch, embedded, history)
 
 
-def attention_columns(
+def choose_attention_columns(
     fields: Fields, histories: Iterable[str], model: str
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """For each history the names of the query's columns, and of the keys' columns with the query's first.
@@ -90,9 +94,9 @@ def attention_columns(
         queries[history] = [field.name for field in fields.pairs(history)]
         keys[history] = queries[history] + [field.name for field in columns if field.name not in queries[history]]
         if not queries[history] and not (candidate and any(field.kind == "vector" for field in columns)):
-            told = ", ".join(field.name for field in columns)
+            names = ", ".join(field.name for field in columns)
             faults.append(
-                f"histories.{history}.of: {model} needs a column that is a feature of the candidate too, got {told}; "
+                f"histories.{history}.of: {model} needs a column that is a feature of the candidate too, got {names}; "
                 "add the item (or another feature of the item table) to it"
             )
     if faults:

@@ -29,8 +29,8 @@ from torch.autograd.function import once_differentiable
 
 from longrec.nn import gemm
 from longrec.nn.linear import linear
-from longrec.nn.segment import Segments
-from longrec.nn.steps import Steps, last_of, walk
+from longrec.nn.segments import Segments
+from longrec.nn.steps import Steps, gather_last, run_steps
 
 Update = Literal["gru", "agru", "augru", "released"]
 
@@ -63,8 +63,8 @@ class GRU(nn.Module):
         """
         x_UG = self._inputs(x_UI, gates_UX)
         if segments.shared:
-            return self._walk(x_UG.unsqueeze(1), None, 1)[1].squeeze(1)
-        return self._scanned(x_UG, segments, None)
+            return self._run_steps(x_UG.unsqueeze(1), None, 1)[1].squeeze(1)
+        return self._scan_rows(x_UG, segments, None)
 
     def last(
         self, x_UI: Float[Tensor, "U I"], segments: Segments, a_N: Float[Tensor, " N"] | None = None
@@ -79,8 +79,8 @@ class GRU(nn.Module):
         if segments.shared:
             rows = segments.rows if a_N is not None else 1
             a_TB = None if a_N is None else a_N.reshape(segments.rows, segments.positions).t()
-            return self._walk(x_UG.unsqueeze(1), a_TB, rows)[0].expand(segments.rows, -1)
-        return last_of(self._scanned(x_UG, segments, a_N), segments)
+            return self._run_steps(x_UG.unsqueeze(1), a_TB, rows)[0].expand(segments.rows, -1)
+        return gather_last(self._scan_rows(x_UG, segments, a_N), segments)
 
     def last_of_each(self, x_NI: Float[Tensor, "N I"], segments: Segments) -> Float[Tensor, "B H"]:
         """``last`` where every row has inputs of its own even in a shared batch."""
@@ -88,13 +88,13 @@ class GRU(nn.Module):
             return self.last(x_NI, segments)
         x_NG = self._inputs(x_NI)
         x_TBG = x_NG.reshape(segments.rows, segments.positions, x_NG.shape[1]).transpose(0, 1)
-        return self._walk(x_TBG, None, segments.rows)[0]
+        return self._run_steps(x_TBG, None, segments.rows)[0]
 
     def _inputs(self, x_UI: Tensor, gates_UX: Tensor | None = None) -> Tensor:
         x_UG = linear(x_UI, self.weight, self.bias)
         return x_UG if gates_UX is None else x_UG + F.pad(gates_UX, (0, self.hidden))
 
-    def _scanned(self, x_NG: Tensor, segments: Segments, a_N: Tensor | None) -> Tensor:
+    def _scan_rows(self, x_NG: Tensor, segments: Segments, a_N: Tensor | None) -> Tensor:
         if segments.positions == 0:
             return x_NG.new_zeros(0, self.hidden)
         states: Tensor = _Scan.apply(  # type: ignore[no-untyped-call]
@@ -103,24 +103,24 @@ class GRU(nn.Module):
         return states
 
     @no_type_check
-    def _walk(self, x_TBG: Tensor, a_TB: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:
+    def _run_steps(self, x_TBG: Tensor, a_TB: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:
         """The last state ``[B, H]`` and all states ``[T, B, H]`` of rows of one length; B is 1 in what they share."""
         attention = x_TBG.new_ones(x_TBG.shape[0], 1) if a_TB is None else a_TB
         start = x_TBG.new_zeros(rows, self.hidden)
-        return walk(lambda state, *at: (self._step(*state, *at),), (start,), (x_TBG, attention))
+        return run_steps(lambda state, *at: (self._step(*state, *at),), (start,), (x_TBG, attention))
 
     @no_type_check
     def _step(self, h_BH: Tensor, x_BG: Tensor, a_B: Tensor) -> Tensor:
-        parts = [*(h_BH @ self.recurrent.t()).split(self.hidden, 1)], [*x_BG.split(self.hidden, 1)]
-        *gates, (h_n, x_n) = zip(*parts)
+        terms = [*(h_BH @ self.recurrent.t()).split(self.hidden, 1)], [*x_BG.split(self.hidden, 1)]
+        *gates, (h_n, x_n) = zip(*terms)
         r_BH = torch.sigmoid(gates[-1][0] + gates[-1][1])
         n_BH = torch.tanh(x_n + r_BH * h_n)
         u_BH = torch.sigmoid(gates[0][0] + gates[0][1]) if len(gates) == 2 else None
-        return h_BH + _moved(self.update, u_BH, a_B.unsqueeze(1)) * (n_BH - h_BH)
+        return h_BH + _compute_share(self.update, u_BH, a_B.unsqueeze(1)) * (n_BH - h_BH)
 
 
 @no_type_check
-def _moved(update: Update, u_BH: Tensor | None, a_B1: Tensor) -> Tensor:
+def _compute_share(update: Update, u_BH: Tensor | None, a_B1: Tensor) -> Tensor:
     """z, the share of the new state."""
     if u_BH is None:
         return a_B1
@@ -137,9 +137,9 @@ class _Scan(torch.autograd.Function):
         width, total = w_GH.shape[1], len(x_NG)
         gates = w_GH.shape[0] // width
         # Moment after moment; the gates and the new state take the place of their inputs.
-        x_NG = x_NG.index_select(0, steps.places)
-        a_N1 = None if a_N is None else a_N.index_select(0, steps.places).unsqueeze(1)
-        hn_NH, before_NH, out_NH = (gemm.room(x_NG, total, width) for _ in range(3))
+        x_NG = x_NG.index_select(0, steps.positions)
+        a_N1 = None if a_N is None else a_N.index_select(0, steps.positions).unsqueeze(1)
+        hn_NH, before_NH, out_NH = (gemm.allocate_rows(x_NG, total, width) for _ in range(3))
         w_HG, h_BH, start = w_GH.t().contiguous(), x_NG.new_zeros(len(steps.order), width), 0
         for count in steps.counts:
             at = slice(start, start + count)
@@ -156,13 +156,13 @@ class _Scan(torch.autograd.Function):
             n = x[:, -width:].addcmul_(x[:, -2 * width : -width], hn).tanh_()
             u = x[:, :width] if gates == 3 else None
             a = a_N1[at] if a_N1 is not None else x[:0, :1]
-            h.add_(_moved(update, u, a) * (n - h))
+            h.add_(_compute_share(update, u, a) * (n - h))
             out_NH[at] = h
             start += count
         ctx.steps, ctx.update = steps, update
         ctx.save_for_backward(x_NG, hn_NH, before_NH, w_GH, a_N1)
         states_NH = torch.empty_like(out_NH)
-        states_NH[steps.places] = out_NH
+        states_NH[steps.positions] = out_NH
         return states_NH
 
     @staticmethod
@@ -171,9 +171,9 @@ class _Scan(torch.autograd.Function):
         x_NG, hn_NH, before_NH, w_GH, a_N1 = ctx.saved_tensors
         steps, update, width = ctx.steps, ctx.update, w_GH.shape[1]
         three = w_GH.shape[0] == 3 * width
-        g_NH = g_NH.index_select(0, steps.places)
-        gx_NG = gemm.room(x_NG, *x_NG.shape)  # by the inputs
-        gh_NG = gemm.room(x_NG, *x_NG.shape)  # by what the last state brings to them
+        g_NH = g_NH.index_select(0, steps.positions)
+        gx_NG = gemm.allocate_rows(x_NG, *x_NG.shape)  # by the inputs
+        gh_NG = gemm.allocate_rows(x_NG, *x_NG.shape)  # by what the last state brings to them
         ga_N1 = None if a_N1 is None else torch.empty_like(a_N1)
         d_BH, stop = x_NG.new_zeros(len(steps.order), width), len(x_NG)
         for count in reversed(steps.counts):
@@ -184,7 +184,7 @@ class _Scan(torch.autograd.Function):
             u = x[:, :width] if three else None
             a = a_N1[at] if a_N1 is not None else x[:0, :1]
             dz = d * (n - before_NH[at])
-            z = _moved(update, u, a)
+            z = _compute_share(update, u, a)
             gx, gh = gx_NG[at], gh_NG[at]
             dn = torch.mul(d * z, 1 - n * n, out=gx[:, -width:])
             torch.mul(dn * hn_NH[at], r * (1 - r), out=gx[:, -2 * width : -width])
@@ -200,9 +200,9 @@ class _Scan(torch.autograd.Function):
             stop -= count
         g_w = gemm.weight_gradient(gh_NG, before_NH)
         back_NG = torch.empty_like(gx_NG)
-        back_NG[steps.places] = gx_NG
+        back_NG[steps.positions] = gx_NG
         if ga_N1 is None:
             return back_NG, g_w, None, None, None
         g_a = torch.empty_like(ga_N1)
-        g_a[steps.places] = ga_N1
+        g_a[steps.positions] = ga_N1
         return back_NG, g_w, g_a.squeeze(1), None, None

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch._higher_order_ops.scan import scan
 
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 State = tuple[Tensor, ...]
 
@@ -29,7 +29,7 @@ class Steps:
         counts: rows alive at each moment, falling.
     """
 
-    places: Tensor
+    positions: Tensor
     order: Tensor
     counts: list[int]
 
@@ -47,12 +47,12 @@ class Steps:
             at_N = position_N - segments.expand_rows(segments.offsets[:-1])
         counts_T = torch.bincount(at_N)
         starts_T = counts_T.cumsum(0) - counts_T
-        places_N = torch.empty_like(at_N)
-        places_N[starts_T[at_N] + segments.expand_rows(rank_B)] = position_N
-        return cls(places_N, order_B, counts_T.tolist())
+        positions_N = torch.empty_like(at_N)
+        positions_N[starts_T[at_N] + segments.expand_rows(rank_B)] = position_N
+        return cls(positions_N, order_B, counts_T.tolist())
 
 
-def last_of(h_NH: Float[Tensor, "N H"], segments: Segments, reverse: bool = False) -> Float[Tensor, "B H"]:
+def gather_last(h_NH: Float[Tensor, "N H"], segments: Segments, reverse: bool = False) -> Float[Tensor, "B H"]:
     """What stands at the last (``reverse``: the first) position of each ragged row; 0 for an empty one."""
     lengths_B = segments.offsets[1:] - segments.offsets[:-1]
     full_B = lengths_B > 0
@@ -65,7 +65,7 @@ def last_of(h_NH: Float[Tensor, "N H"], segments: Segments, reverse: bool = Fals
 
 # Nothing that stands inside a traced scan may be wrapped by a checker of shapes.
 @no_type_check
-def walk(
+def run_steps(
     step: Callable[..., State], start: State, inputs: tuple[Tensor, ...], moves_T: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The last state ``[B, H]`` and all states ``[T, B, H]`` of rows of one length, a moment at a time.
@@ -78,9 +78,9 @@ def walk(
     """
     if torch.compiler.is_compiling():
 
-        def held(state: State, at: tuple[Tensor, ...]) -> tuple[State, Tensor]:
-            *given, real = at
-            state = tuple(old + real * (new - old) for old, new in zip(state, step(state, *given)))
+        def masked_step(state: State, at: tuple[Tensor, ...]) -> tuple[State, Tensor]:
+            *step_inputs, real = at
+            state = tuple(old + real * (new - old) for old, new in zip(state, step(state, *step_inputs)))
             return state, state[0].clone()
 
         # A moment that moves nothing goes first: programs cannot scan an empty history.
@@ -89,10 +89,10 @@ def walk(
         real_T = torch.cat([first, rest if moves_T is None else moves_T.to(rest.dtype)])
         # As wide as a state: where T is known too, the exporter takes all sizes of 1 for one that is free.
         real_T1H = real_T.view(-1, 1, 1).expand(-1, 1, start[0].shape[1])
-        state, states_TBH = scan(held, start, (*inputs, real_T1H))
+        state, states_TBH = scan(masked_step, start, (*inputs, real_T1H))
         return state[0], states_TBH[1:]
     state, states = start, []
-    for *given, moves in zip(*inputs, [True] * len(inputs[0]) if moves_T is None else moves_T.tolist()):
-        state = step(state, *given) if moves else state
+    for *step_inputs, moves in zip(*inputs, [True] * len(inputs[0]) if moves_T is None else moves_T.tolist()):
+        state = step(state, *step_inputs) if moves else state
         states.append(state[0])
     return state[0], torch.stack(states) if states else start[0].new_zeros(0, *start[0].shape)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 GAPS = 64
 """Buckets of the time passed: 0 for the row itself, 1 + floor(log2) for others."""
-PLACES = 22
+RANKS = 22
 """Buckets of how many rows back: 0 for the row itself, then two an octave: 1, 2, 3, 4-5, 6-7, 8-11, 12-15, ... """
-UNSEEN = PLACES * GAPS
+UNSEEN = RANKS * GAPS
 """In place of both buckets, where a row does not see the other."""
 NOT_YET = 3
 """Label id of a row whose label is not known yet, after 0 none, 1 negative, 2 positive."""
@@ -47,7 +47,7 @@ class Bucket:
     stop: int
     groups: int
     longest: int
-    lag: Tensor
+    distance: Tensor
     label: Tensor | None
     from_flat: Tensor | None
     to_flat: Tensor | None
@@ -73,31 +73,34 @@ class Timeline:
     def __init__(
         self,
         groups: Int64[Tensor, " N"],
-        moments: Int64[Tensor, " N"],
+        timestamps: Int64[Tensor, " N"],
         labels: Int64[Tensor, " N"] | None = None,
-        known: Int64[Tensor, " N"] | None = None,
-        parts: int = 1,
+        label_time: Int64[Tensor, " N"] | None = None,
+        entries_per_row: int = 1,
         available: Int64[Tensor, " N"] | None = None,
     ) -> None:
-        columns = [moments, torch.arange(len(groups), device=groups.device)]
+        columns = [timestamps, torch.arange(len(groups), device=groups.device)]
         if labels is not None:
-            assert known is not None
-            columns += [labels, known]
+            assert label_time is not None
+            columns += [labels, label_time]
         if available is not None:
             columns.append(available)
-        if parts > 1:
-            groups, *columns = (x.repeat_interleave(parts, output_size=len(x) * parts) for x in (groups, *columns))
-        _, place, count = torch.unique(groups, return_inverse=True, return_counts=True)
+        if entries_per_row > 1:
+            groups, *columns = (
+                x.repeat_interleave(entries_per_row, output_size=len(x) * entries_per_row) for x in (groups, *columns)
+            )
+        _, group, count = torch.unique(groups, return_inverse=True, return_counts=True)
         # Longest groups first, each group's rows together.
         rank = torch.empty_like(count)
         rank[count.argsort(descending=True, stable=True)] = torch.arange(len(count), device=groups.device)
-        self.order = rank[place].argsort(stable=True)
+        self.order = rank[group].argsort(stable=True)
         self.back = torch.empty_like(self.order)
         self.back[self.order] = torch.arange(len(groups), device=groups.device)
         lengths = count.sort(descending=True).values
         ordered = [column.index_select(0, self.order) for column in columns]
         self.buckets = [
-            _bucket(lengths, *span, ordered, parts, available is not None) for span in _spans(lengths.tolist())
+            _bucket(lengths, *span, ordered, entries_per_row, available is not None)
+            for span in _spans(lengths.tolist())
         ]
 
     def __len__(self) -> int:
@@ -121,7 +124,7 @@ def _spans(lengths: list[int]) -> list[tuple[int, int]]:
     return [*spans, (first, len(lengths))] if lengths else []
 
 
-def _bucket(lengths: Tensor, first: int, last: int, ordered: list[Tensor], parts: int, late: bool) -> Bucket:
+def _bucket(lengths: Tensor, first: int, last: int, ordered: list[Tensor], entries_per_row: int, late: bool) -> Bucket:
     """The bucket of groups ``first`` to ``last``, whose entries lie behind those of longer groups.
 
     Args:
@@ -141,24 +144,24 @@ def _bucket(lengths: Tensor, first: int, last: int, ordered: list[Tensor], parts
             column.new_full((groups * longest,), fill).index_copy(0, to_flat, column)
             for column, fill in zip(columns, fills)
         ]
-    moment, row, *told = [column.view(groups, longest) for column in columns]
-    now, then = moment.unsqueeze(2), moment.unsqueeze(1)
+    timestamp, row, *others = [column.view(groups, longest) for column in columns]
+    now, then = timestamp.unsqueeze(2), timestamp.unsqueeze(1)
     earlier = before = then < now
     if late:
-        earlier = earlier & (told.pop().unsqueeze(1) < now)
+        earlier = earlier & (others.pop().unsqueeze(1) < now)
     # Rows before one, so that rows of one moment stand at one place; whole numbers, since parts of a row go together.
-    rank = earlier.sum(2, dtype=torch.float32) / parts
+    rank = earlier.sum(2, dtype=torch.float32) / entries_per_row
     # Of the rows that i sees, those before j; where nobody is late, they are all that j sees.
-    passed = torch.bmm(earlier.float(), before.mT.float()) / parts if late else rank.unsqueeze(1)
-    place = 1 + _log2((rank.unsqueeze(2) - passed), halves=True)
+    passed = torch.bmm(earlier.float(), before.mT.float()) / entries_per_row if late else rank.unsqueeze(1)
+    rank_bucket = 1 + _log2((rank.unsqueeze(2) - passed), halves=True)
     gap = 1 + _log2((now - then).float())
-    lag = place.clamp_(1, PLACES - 1).mul_(GAPS).add_(gap.clamp_(1, GAPS - 1))
-    lag = torch.where(earlier, lag, torch.where(row.unsqueeze(2) == row.unsqueeze(1), 0, UNSEEN)).long()
+    distance = rank_bucket.clamp_(1, RANKS - 1).mul_(GAPS).add_(gap.clamp_(1, GAPS - 1))
+    distance = torch.where(earlier, distance, torch.where(row.unsqueeze(2) == row.unsqueeze(1), 0, UNSEEN)).long()
     label = None
-    if told:
-        labels, known = told
-        label = torch.where(earlier & (known.unsqueeze(1) < now), labels.unsqueeze(1), NOT_YET)
-    return Bucket(start, stop, groups, longest, lag, label, from_flat, to_flat)
+    if others:
+        labels, label_time = others
+        label = torch.where(earlier & (label_time.unsqueeze(1) < now), labels.unsqueeze(1), NOT_YET)
+    return Bucket(start, stop, groups, longest, distance, label, from_flat, to_flat)
 
 
 def _log2(x: Tensor, halves: bool = False) -> Tensor:

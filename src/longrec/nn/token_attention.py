@@ -27,15 +27,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from longrec.nn.activation import Name, make
+from longrec.nn.activation import Name, make_activation
 from longrec.nn.attention import TargetAttention
 from longrec.nn.linear import Linear
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 from longrec.nn.token_kernel import attend
 
-_FEW = 512
+_MIN_POSITIONS = 512
 """Below so many positions the formulas run as written."""
-_TOGETHER = 512
+_MAX_GROUP_IDS = 512
 """Ids that a group of side columns may have."""
 
 
@@ -56,25 +56,25 @@ class TokenInput(nn.Module):
         super().__init__()
         self.adapt = Linear(inputs, adapt)
         self.fused = activation == "relu"
-        self.activation = None if self.fused else make(activation, adapt)
+        self.activation = None if self.fused else make_activation(activation, adapt)
         self.sides = nn.ParameterList(nn.Parameter(torch.randn(rows, side_dim) * 0.1) for rows in sides)
         self.width = adapt + side_dim * len(sides)
-        self.groups = _groups(sides)
+        self.groups = _group_columns(sides)
 
-    def adapted(self, x_UI: Float[Tensor, "U I"]) -> Float[Tensor, "U A"]:
+    def adapt_content(self, x_UI: Float[Tensor, "U I"]) -> Float[Tensor, "U A"]:
         """The adapted content."""
         a_UA: Tensor = self.adapt(x_UI, relu=self.fused)
         return a_UA if self.activation is None else self.activation(a_UA)
 
     def forward(self, x_UI: Float[Tensor, "U I"], ids_GU: Int[Tensor, "G U"]) -> Float[Tensor, "U K"]:
         """``tok`` of every position."""
-        parts = [self.adapted(x_UI)]
-        parts += [F.embedding(ids_U, table) for ids_U, table in zip(ids_GU.unbind(), self.sides)]
-        return torch.cat(parts, 1)
+        columns = [self.adapt_content(x_UI)]
+        columns += [F.embedding(ids_U, table) for ids_U, table in zip(ids_GU.unbind(), self.sides)]
+        return torch.cat(columns, 1)
 
-    def tables(self) -> list[tuple[slice, Float[Tensor, "R S"]]]:
+    def build_tables(self) -> list[tuple[slice, Float[Tensor, "R S"]]]:
         """For each group of side columns its place in ``tok``, and the part of ``tok`` that each id stands for."""
-        found, first = [], self.adapt.out_features
+        group_tables, first = [], self.adapt.out_features
         for group in self.groups:
             tables = [self.sides[side] for side in group]
             heights = [len(table) for table in tables]
@@ -83,20 +83,20 @@ class TokenInput(nn.Module):
                 for own, table in enumerate(tables)
             ]
             table_RS = torch.cat(wide, -1).flatten(0, -2)
-            found.append((slice(first, first + table_RS.shape[1]), table_RS))
+            group_tables.append((slice(first, first + table_RS.shape[1]), table_RS))
             first += table_RS.shape[1]
-        return found
+        return group_tables
 
-    def places(self, ids_GU: Int[Tensor, "G U"]) -> Int[Tensor, "J U"]:
+    def compute_table_rows(self, ids_GU: Int[Tensor, "G U"]) -> Int[Tensor, "J U"]:
         """For each group of side columns the place of every position in the tables of all groups, end to end."""
-        found, first = [], 0
+        rows, first = [], 0
         for group in self.groups:
-            place_U, height = torch.zeros_like(ids_GU[0]), 1
+            row_U, height = torch.zeros_like(ids_GU[0]), 1
             for side in group:
-                place_U, height = place_U * len(self.sides[side]) + ids_GU[side], height * len(self.sides[side])
-            found.append(place_U + first)
+                row_U, height = row_U * len(self.sides[side]) + ids_GU[side], height * len(self.sides[side])
+            rows.append(row_U + first)
             first += height
-        return torch.stack(found) if found else ids_GU
+        return torch.stack(rows) if rows else ids_GU
 
 
 class TokenAttention(nn.Module):
@@ -127,11 +127,11 @@ class TokenAttention(nn.Module):
         q_BD, k_UD = self.query(q_BQ), self.key(tok_UK)
         size = q_BD.shape[1] // heads
         if segments.shared:
-            q = _heads(q_BD, heads).transpose(0, 1)
-            k = _heads(k_UD, heads).permute(1, 2, 0)
+            q = _split_heads(q_BD, heads).transpose(0, 1)
+            k = _split_heads(k_UD, heads).permute(1, 2, 0)
             s_HBT = torch.matmul(q, k) * size**-0.5
             return s_HBT.softmax(2).permute(1, 2, 0).flatten(0, 1)
-        s_NH = _heads(segments.mul(q_BD, k_UD), heads).sum(2) * size**-0.5
+        s_NH = _split_heads(segments.mul(q_BD, k_UD), heads).sum(2) * size**-0.5
         return torch.stack([segments.softmax(s_N) for s_N in s_NH.unbind(1)], 1)
 
     def forward(
@@ -143,47 +143,49 @@ class TokenAttention(nn.Module):
         segments: Segments,
     ) -> Float[Tensor, "B D"]:
         """What each row reads."""
-        if not segments.shared and not _as_written(x_UI):
+        if not segments.shared and not _use_written_formulas(x_UI):
             # In float32 whatever the rest is trained in: what this saves is more than narrow numbers would.
             with torch.autocast(x_UI.device.type, enabled=False):
-                o_BD = self._absorbed(q_BQ.to(self.query.weight.dtype), tokens, x_UI, ids_GU, segments)
+                o_BD = self._attend_absorbed(q_BQ.to(self.query.weight.dtype), tokens, x_UI, ids_GU, segments)
             return self.out(o_BD)
         tok_UK = tokens(x_UI, ids_GU)
         w_NH, v_UD = self.weights(q_BQ, tok_UK, segments), self.value(tok_UK)
         o = [segments.weighted_sum(w_N, v) for w_N, v in zip(w_NH.unbind(1), v_UD.chunk(self.heads, 1))]
         return self.out(torch.cat(o, 1))
 
-    def _absorbed(self, q_BQ: Tensor, tokens: TokenInput, x_NI: Tensor, ids_GN: Tensor, segments: Segments) -> Tensor:
+    def _attend_absorbed(
+        self, q_BQ: Tensor, tokens: TokenInput, x_NI: Tensor, ids_GN: Tensor, segments: Segments
+    ) -> Tensor:
         """``[o_1; ...; o_H]`` of every row, keys and values absorbed."""
         q_BD, width = self.query(q_BQ), tokens.adapt.out_features
         size = q_BD.shape[1] // self.heads
-        q_HBd = _heads(q_BD, self.heads).transpose(0, 1)
+        q_HBd = _split_heads(q_BD, self.heads).transpose(0, 1)
         u_HBK = torch.bmm(q_HBd, self.key.weight.view(self.heads, size, -1)) * size**-0.5
-        scores = [torch.matmul(u_HBK[:, :, own], table_RS.t()) for own, table_RS in tokens.tables()]
+        scores = [torch.matmul(u_HBK[:, :, own], table_RS.t()) for own, table_RS in tokens.build_tables()]
         p_HBR = torch.cat(scores, 2) if scores else u_HBK[:, :, :0]
         o_BHA, c_BHR = attend(
-            x_NI if tokens.fused else tokens.adapted(x_NI),
+            x_NI if tokens.fused else tokens.adapt_content(x_NI),
             (tokens.adapt.weight, tokens.adapt.bias) if tokens.fused else None,
-            tokens.places(ids_GN),
+            tokens.compute_table_rows(ids_GN),
             u_HBK[:, :, :width].transpose(0, 1).contiguous(),
             p_HBR.transpose(0, 1).contiguous(),
             segments,
         )
-        parts, first = [o_BHA], 0
-        for _, table_RS in tokens.tables():
-            parts.append(torch.matmul(c_BHR[:, :, first : first + len(table_RS)], table_RS))
+        sums, first = [o_BHA], 0
+        for _, table_RS in tokens.build_tables():
+            sums.append(torch.matmul(c_BHR[:, :, first : first + len(table_RS)], table_RS))
             first += len(table_RS)
-        m_HBK = torch.cat(parts, 2).transpose(0, 1)
+        m_HBK = torch.cat(sums, 2).transpose(0, 1)
         o_HBd = torch.bmm(m_HBK, self.value.weight.view(self.heads, size, -1).transpose(1, 2))
         return o_HBd.transpose(0, 1).flatten(1)
 
 
-def _as_written(x_UI: Tensor) -> bool:
+def _use_written_formulas(x_UI: Tensor) -> bool:
     """Whether the formulas should run as they stand above, for torch to trace and to differentiate."""
-    return torch.compiler.is_compiling() or x_UI.shape[0] < _FEW
+    return torch.compiler.is_compiling() or x_UI.shape[0] < _MIN_POSITIONS
 
 
-def _heads(x_ND: Tensor, heads: int) -> Tensor:
+def _split_heads(x_ND: Tensor, heads: int) -> Tensor:
     """``[N, H, d]``."""
     return x_ND.reshape(x_ND.shape[0], heads, x_ND.shape[1] // heads)
 
@@ -221,13 +223,13 @@ class TokenInterest(nn.Module):
         return self.unit(self.query(q_BQ), self.key(tokens(x_UI, ids_GU)), segments)
 
 
-def _groups(sides: Sequence[int]) -> list[list[int]]:
+def _group_columns(sides: Sequence[int]) -> list[list[int]]:
     """Neighbouring side columns whose ids are told as one, as long as they are few together."""
     groups: list[list[int]] = []
     height = 1
     for side, rows in enumerate(sides):
         height *= rows
-        if groups and height <= _TOGETHER:
+        if groups and height <= _MAX_GROUP_IDS:
             groups[-1].append(side)
         else:
             groups.append([side])

@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from longrec.nn import gemm
-from longrec.nn.segment import Segments
-from longrec.nn.token_buckets import Bucket, Buckets
+from longrec.nn.length_buckets import Bucket, Buckets
+from longrec.nn.segments import Segments
 
-_MOST = 4_096
+_MAX_POSITIONS = 4_096
 """Positions of a bucket: at 64 numbers each, a second-level cache."""
 
 
@@ -47,8 +47,8 @@ def attend(
         segments: of a ragged batch.
     """
     w_AI, b_A = adaptation or (None, None)
-    found = _Attend.apply(x_NI, w_AI, b_A, ids_GN, u_BHA, p_BHR, segments)  # type: ignore[no-untyped-call]
-    return cast("tuple[Tensor, Tensor]", found)
+    outputs = _Attend.apply(x_NI, w_AI, b_A, ids_GN, u_BHA, p_BHR, segments)  # type: ignore[no-untyped-call]
+    return cast("tuple[Tensor, Tensor]", outputs)
 
 
 class _Attend(torch.autograd.Function):
@@ -63,17 +63,17 @@ class _Attend(torch.autograd.Function):
         p_BHR: Tensor,
         segments: Segments,
     ) -> tuple[Tensor, Tensor]:
-        buckets = Buckets(segments, _MOST)
-        u_BHA, p_BHR = buckets.take(u_BHA), buckets.take(p_BHR)
+        buckets = Buckets(segments, _MAX_POSITIONS)
+        u_BHA, p_BHR = buckets.gather(u_BHA), buckets.gather(p_BHR)
         o_BHA, c_BHR = torch.empty_like(u_BHA), torch.zeros_like(p_BHR)
         kept: list[Tensor] = []
         for bucket in buckets.all:
-            rows, ids = bucket.rows, _ids(ids_GN, bucket, u_BHA.shape[1])
-            a_nA = _gathered(x_NI, bucket)
+            rows, ids = bucket.rows, _gather_ids(ids_GN, bucket, u_BHA.shape[1])
+            a_nA = _gather_content(x_NI, bucket)
             if w_AI is not None:
                 a_nA = gemm.affine(a_nA, w_AI, b_A, relu=True)
             a_bTA = a_nA.view(-1, bucket.longest, a_nA.shape[1])
-            s_bHT = _plus(p_BHR[rows], ids, u_BHA[rows], a_bTA)
+            s_bHT = _add_side_scores(p_BHR[rows], ids, u_BHA[rows], a_bTA)
             if bucket.real is not None:
                 s_bHT.masked_fill_(~bucket.real.unsqueeze(1), -torch.inf)
             w_bHT = s_bHT.softmax(2)
@@ -84,7 +84,7 @@ class _Attend(torch.autograd.Function):
                 kept += [a_nA, w_bHT]
         ctx.buckets = buckets
         ctx.save_for_backward(x_NI, w_AI, ids_GN, u_BHA, p_BHR, *kept)
-        return buckets.back(o_BHA), buckets.back(c_BHR)
+        return buckets.restore(o_BHA), buckets.restore(c_BHR)
 
     @staticmethod
     @once_differentiable
@@ -94,44 +94,44 @@ class _Attend(torch.autograd.Function):
         gx_NI = torch.zeros_like(x_NI) if by_x else None
         gw_AI = torch.zeros_like(w_AI) if by_w else None
         gb_A = u_BHA.new_zeros(u_BHA.shape[2]) if by_w else None
-        go_BHA, gc_BHR = ctx.buckets.take(go_BHA.contiguous()), ctx.buckets.take(gc_BHR.contiguous())
+        go_BHA, gc_BHR = ctx.buckets.gather(go_BHA.contiguous()), ctx.buckets.gather(gc_BHR.contiguous())
         gu_BHA, gp_BHR = torch.empty_like(u_BHA), torch.zeros_like(p_BHR)
         both_BXA = torch.cat([go_BHA, u_BHA], 1)
         for bucket, a_nA, w_bHT in zip(ctx.buckets.all, kept[::2], kept[1::2], strict=True):
-            rows, ids = bucket.rows, _ids(ids_GN, bucket, u_BHA.shape[1])
+            rows, ids = bucket.rows, _gather_ids(ids_GN, bucket, u_BHA.shape[1])
             a_bTA = a_nA.view(-1, bucket.longest, a_nA.shape[1])
-            g_bHT = _plus(gc_BHR[rows], ids, go_BHA[rows], a_bTA)
+            g_bHT = _add_side_scores(gc_BHR[rows], ids, go_BHA[rows], a_bTA)
             g_bHT = torch.ops.aten._softmax_backward_data(g_bHT, w_bHT, 2, w_bHT.dtype)
             torch.bmm(g_bHT, a_bTA, out=gu_BHA[rows])
             for at in ids:
                 gp_BHR[rows].scatter_add_(2, at, g_bHT)
             # Through the value and through the key at once.
-            g_nA = gemm.room(a_nA, *a_nA.shape)
+            g_nA = gemm.allocate_rows(a_nA, *a_nA.shape)
             torch.bmm(torch.cat([w_bHT, g_bHT], 1).transpose(1, 2), both_BXA[rows], out=g_nA.view(a_bTA.shape))
             if gw_AI is not None and gb_A is not None:
                 torch.ops.aten.threshold_backward.grad_input(g_nA, a_nA, 0, grad_input=g_nA)
-                gw_AI.addmm_(g_nA.t(), _gathered(x_NI, bucket))
+                gw_AI.addmm_(g_nA.t(), _gather_content(x_NI, bucket))
                 gb_A += g_nA.sum(0)
             if gx_NI is not None:
                 g_nI = g_nA if w_AI is None else gemm.input_gradient(g_nA, w_AI)
-                gx_NI[bucket.own] = g_nI if bucket.places is None else g_nI[bucket.places]
-        return gx_NI, gw_AI, gb_A, None, ctx.buckets.back(gu_BHA), ctx.buckets.back(gp_BHR), None
+                gx_NI[bucket.own] = g_nI if bucket.slots is None else g_nI[bucket.slots]
+        return gx_NI, gw_AI, gb_A, None, ctx.buckets.restore(gu_BHA), ctx.buckets.restore(gp_BHR), None
 
 
-def _gathered(x_NI: Tensor, bucket: Bucket) -> Tensor:
+def _gather_content(x_NI: Tensor, bucket: Bucket) -> Tensor:
     """``[n, I]`` in memory with room for ``nn/gemm.py``."""
     if bucket.at is None:
         return x_NI[bucket.own]
-    return torch.index_select(x_NI, 0, bucket.at, out=gemm.room(x_NI, len(bucket), x_NI.shape[1]))
+    return torch.index_select(x_NI, 0, bucket.at, out=gemm.allocate_rows(x_NI, len(bucket), x_NI.shape[1]))
 
 
-def _ids(ids_GN: Tensor, bucket: Bucket, heads: int) -> list[Tensor]:
+def _gather_ids(ids_GN: Tensor, bucket: Bucket, heads: int) -> list[Tensor]:
     """``[b, H, T]``: for each side column the id of every position, once a head."""
     ids_Gn = ids_GN[:, bucket.own] if bucket.at is None else ids_GN.index_select(1, bucket.at)
     return [ids_n.view(-1, 1, bucket.longest).expand(-1, heads, -1) for ids_n in ids_Gn.unbind()]
 
 
-def _plus(p_bHR: Tensor, ids: list[Tensor], u_bHA: Tensor, a_bTA: Tensor) -> Tensor:
+def _add_side_scores(p_bHR: Tensor, ids: list[Tensor], u_bHA: Tensor, a_bTA: Tensor) -> Tensor:
     """``[b, H, T]``: ``u_h . a_j + sum_g p_h[id_gj]``."""
     if not ids:
         return torch.bmm(u_bHA, a_bTA.transpose(1, 2))

@@ -26,14 +26,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from longrec.nn.length_buckets import Buckets
 from longrec.nn.linear import Linear
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 from longrec.nn.token_attention import TokenInput
-from longrec.nn.token_buckets import Buckets
 
-_PLACES = 256
+_MAX_DISTANCE = 256
 """Places from the newest that are told apart."""
-_MOST = 4_096
+_MAX_POSITIONS = 4_096
 """Positions of a bucket."""
 
 
@@ -64,7 +64,7 @@ class TokenTransformer(nn.Module):
         self.merge, self.recent = merge, recent
         self.query = Linear(query, width)
         self.entry = Linear(merge * tokens.width, width)
-        self.places = nn.Parameter(torch.randn(_PLACES, width) * 0.02)
+        self.places = nn.Parameter(torch.randn(_MAX_DISTANCE, width) * 0.02)
         # After the last layer only the query is read: there the entries themselves go no further.
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
         self.norm, self.out = nn.LayerNorm(width), Linear(width, width)
@@ -82,31 +82,31 @@ class TokenTransformer(nn.Module):
         if segments.shared:
             real = torch.ones(1, segments.positions, dtype=torch.bool, device=x_UI.device)
             return self._read(tok_UK.unsqueeze(0), real, y_BD.unsqueeze(0)).squeeze(0)
-        buckets = Buckets(segments, _MOST)
-        parts = torch.split(tok_UK.index_select(0, buckets.positions()), buckets.sizes) if buckets.all else ()
-        ys = torch.split(buckets.take(y_BD), [bucket.rows.stop - bucket.rows.start for bucket in buckets.all])
-        read = [self._read(b.padded(part), b.real, y.unsqueeze(1)) for b, part, y in zip(buckets.all, parts, ys)]
-        return buckets.back(torch.cat(read).squeeze(1)) if read else torch.zeros_like(y_BD)
+        buckets = Buckets(segments, _MAX_POSITIONS)
+        chunks = torch.split(tok_UK.index_select(0, buckets.positions()), buckets.sizes) if buckets.all else ()
+        ys = torch.split(buckets.gather(y_BD), [bucket.rows.stop - bucket.rows.start for bucket in buckets.all])
+        read = [self._read(b.pad(chunk), b.real, y.unsqueeze(1)) for b, chunk, y in zip(buckets.all, chunks, ys)]
+        return buckets.restore(torch.cat(read).squeeze(1)) if read else torch.zeros_like(y_BD)
 
     def _read(self, tok_RTK: Tensor, real_RT: Tensor | None, y_RCD: Tensor) -> Tensor:
         """``[R, C, D]``: what each of C queries a row reads of the row's tokens."""
-        tok_RTK, real_RT = self._merged(tok_RTK, real_RT)
+        tok_RTK, real_RT = self._merge(tok_RTK, real_RT)
         entries = tok_RTK.shape[1]
-        place = (entries - 1 - torch.arange(entries, device=tok_RTK.device)).clamp(max=_PLACES - 1)
+        distance = (entries - 1 - torch.arange(entries, device=tok_RTK.device)).clamp(max=_MAX_DISTANCE - 1)
         x_ND: Tensor = self.entry(tok_RTK.flatten(0, 1))
-        x_RTD = x_ND.view(len(tok_RTK), entries, x_ND.shape[1]) + self.places.index_select(0, place)
+        x_RTD = x_ND.view(len(tok_RTK), entries, x_ND.shape[1]) + self.places.index_select(0, distance)
         for number, each in enumerate(self.layers):
             layer = cast(Layer, each)
             go_on = self.recent if number == 0 else None
             if number == len(self.layers) - 1:
-                y_RCD = layer.query(x_RTD, real_RT, y_RCD)
+                y_RCD = layer.update_query(x_RTD, real_RT, y_RCD)
             else:
-                y_RCD, x_RTD = layer.query(x_RTD, real_RT, y_RCD), layer.entries(x_RTD, real_RT, go_on)
-                real_RT = None if real_RT is None else _newest(real_RT, go_on)
+                y_RCD, x_RTD = layer.update_query(x_RTD, real_RT, y_RCD), layer.update_entries(x_RTD, real_RT, go_on)
+                real_RT = None if real_RT is None else _keep_newest(real_RT, go_on)
         out: Tensor = self.out(self.norm(y_RCD).flatten(0, 1)).view_as(y_RCD)
         return out
 
-    def _merged(self, tok_RTK: Tensor, real_RT: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _merge(self, tok_RTK: Tensor, real_RT: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Neighbours side by side ``[R, T / merge, merge K]``; before the oldest stand zeros."""
         if self.merge == 1:
             return tok_RTK, real_RT
@@ -131,12 +131,12 @@ class Layer(nn.Module):
         self.inner, self.outer = Linear(width, 3 * width), Linear(width, width)
         self.network = nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
 
-    def entries(
+    def update_entries(
         self, x_RTD: Float[Tensor, "R T D"], real_RT: Bool[Tensor, "R T"] | None, newest: int | None
     ) -> Float[Tensor, "R M D"]:
         """The newest entries after the layer; each sees itself and older ones."""
-        q, k, v = self._parts(x_RTD, newest)
-        x_RMD = _newest(x_RTD, newest)
+        q, k, v = self._project(x_RTD, newest)
+        x_RMD = _keep_newest(x_RTD, newest)
         entries, going = x_RTD.shape[1], x_RMD.shape[1]
         at = torch.arange(entries, device=x_RTD.device)
         seen = at <= (torch.arange(going, device=x_RTD.device) + (entries - going)).unsqueeze(1)
@@ -145,29 +145,33 @@ class Layer(nn.Module):
         s_RHMT = torch.matmul(q, k.transpose(2, 3))
         # Not -inf: a padded entry sees nothing, and nobody reads what it becomes.
         w_RHMT = s_RHMT.masked_fill(~seen, -1e30).softmax(3).to(v.dtype)
-        return self._rest(x_RMD, torch.matmul(w_RHMT, v))
+        return self._finish(x_RMD, torch.matmul(w_RHMT, v))
 
-    def query(
+    def update_query(
         self, x_RTD: Float[Tensor, "R T D"], real_RT: Bool[Tensor, "R T"] | None, y_RCD: Float[Tensor, "R C D"]
     ) -> Float[Tensor, "R C D"]:
         """The queries after the layer; each sees itself and all entries."""
-        _, k, v = self._parts(x_RTD, None)
-        q, own_k, own_v = self._parts(y_RCD, None)
+        _, k, v = self._project(x_RTD, None)
+        q, own_k, own_v = self._project(y_RCD, None)
         s_RHCT = torch.matmul(q, k.transpose(2, 3))
         if real_RT is not None:
             s_RHCT = s_RHCT.masked_fill(~real_RT[:, None, None, :], -torch.inf)
         own = (q * own_k).sum(3, keepdim=True)
         w = torch.cat([s_RHCT, own.to(s_RHCT.dtype)], 3).softmax(3).to(v.dtype)
-        return self._rest(y_RCD, torch.matmul(w[..., :-1], v) + w[..., -1:] * own_v)
+        return self._finish(y_RCD, torch.matmul(w[..., :-1], v) + w[..., -1:] * own_v)
 
-    def _parts(self, x_RTD: Tensor, newest: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x_RTD: Tensor, newest: int | None) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled queries of the newest ``[R, H, M, d]``, keys and values of all ``[R, H, T, d]``."""
         rows, entries, width = x_RTD.shape
         inner: Tensor = self.inner(self.norms[0](x_RTD).flatten(0, 1))
         q, k, v = inner.view(rows, entries, 3, self.heads, width // self.heads).unbind(2)
-        return _newest(q, newest).transpose(1, 2) * (width // self.heads) ** -0.5, k.transpose(1, 2), v.transpose(1, 2)
+        return (
+            _keep_newest(q, newest).transpose(1, 2) * (width // self.heads) ** -0.5,
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+        )
 
-    def _rest(self, x_RMD: Tensor, o_RHMd: Tensor) -> Tensor:
+    def _finish(self, x_RMD: Tensor, o_RHMd: Tensor) -> Tensor:
         shape = x_RMD.shape
         x_ND = x_RMD.reshape(-1, shape[2])
         x_ND = x_ND + self.outer(o_RHMd.transpose(1, 2).reshape(x_ND.shape))
@@ -175,7 +179,7 @@ class Layer(nn.Module):
         return x_ND.view(shape)
 
 
-def _newest(x: Tensor, most: int | None) -> Tensor:
+def _keep_newest(x: Tensor, most: int | None) -> Tensor:
     """The newest entries of ``[R, T, ...]``; while a program is traced always ``most``, with zeros before them."""
     if most is None:
         return x

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from longrec.models.core.base import Model
-from longrec.nn.sparse_optim import LazyAdagrad, LazyAdam, LazySGD, RowwiseAdagrad, grouped
 from longrec.train.schedules import warmup
 from longrec.train.settings import FitConfig
+from longrec.train.sparse_optimizers import LazyAdagrad, LazyAdam, LazySGD, RowwiseAdagrad, sum_by_row
 
 
 def build_optimisers(model: Model, config: FitConfig) -> dict[str, Optimizer]:
@@ -48,9 +48,9 @@ def _tables(tables: list[nn.Parameter], config: FitConfig) -> Optimizer:
     if kind == "sgd":
         return LazySGD(tables, lr=rate, l2=config.l2, momentum=config.momentum)
     if kind == "adagrad":
-        return LazyAdagrad(tables, lr=rate, l2=config.l2, accumulator=config.accumulator)
+        return LazyAdagrad(tables, lr=rate, l2=config.l2, initial_accumulator_value=config.accumulator)
     if kind == "rowwise_adagrad":
-        return RowwiseAdagrad(tables, lr=rate, l2=config.l2, accumulator=config.accumulator)
+        return RowwiseAdagrad(tables, lr=rate, l2=config.l2, initial_accumulator_value=config.accumulator)
     return LazyAdam(tables, lr=rate, betas=config.betas, l2=config.l2, rowwise=kind == "rowwise_adam")
 
 
@@ -83,7 +83,7 @@ def clip(model: Model, longest: float) -> None:
             continue
         if grad.is_sparse:
             # The norm is that of the sums: equal rows come several times in a raw sparse gradient.
-            rows, sums = grouped(grad)
+            rows, sums = sum_by_row(grad)
             parameter.grad = torch.sparse_coo_tensor(rows.unsqueeze(0), sums, grad.shape, check_invariants=False)
             grad = sums
         parts.append(grad)

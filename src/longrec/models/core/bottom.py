@@ -20,8 +20,8 @@ from longrec.models.core.base import BaseSection, Model, Ranker, build_base, nam
 from longrec.models.core.multi_task import Tasks
 from longrec.nn.activation import Name
 from longrec.nn.embedding import Embeddings
-from longrec.nn.segment import Segments
-from longrec.nn.tasks import PLE, Form, MLPs, MMoE, SharedBottom, Towers
+from longrec.nn.experts import PLE, Form, MLPs, MMoE, SharedBottom, Towers
+from longrec.nn.segments import Segments
 
 Width = Annotated[int, Field(ge=1)]
 Shared = SharedBottom | MMoE | PLE | MLPs

@@ -5,14 +5,15 @@ products, bilinear forms and cosines are all
 
     o_i = sum_j softmax_j(q_i . k_j) v_j                                            in each head
 
-The events of a row ask each other (``among``), or one query a row asks its events (``query``). In both the asking row
-may bring a key and a value of its own, as a candidate does that stands among its events (``own``).
+The events of a row ask each other (``attend_within``), or one query a row asks its events (``attend_query``). In both
+the asking row may bring a key and a value of its own, as a candidate does that stands among its events (``own``).
 
-In a ragged batch, rows of like length lie side by side (nn/token_buckets.py), and what is given stands in their order:
-``positions_in`` and ``rows_in`` bring it there, ``positions_back`` and ``rows_back`` home. All else a layer does runs
-on flat positions. A shared history is computed once for all candidates. A row without events reads 0, or its own value.
+In a ragged batch, rows of like length lie side by side (nn/length_buckets.py), and what is given stands in their order:
+``gather_positions`` and ``gather_rows`` bring it there, ``restore_positions`` and ``restore_rows`` home. All else a
+layer does runs on flat positions. A shared history is computed once for all candidates. A row without events reads 0,
+or its own value.
 
-Letters: B rows, N positions, U what a history brings (see nn/segment.py), R rows of a bucket, T events of its longest
+Letters: B rows, N positions, U what a history brings (see nn/segments.py), R rows of a bucket, T events of its longest
 row, C candidates of such a row (1, or all of a request), H heads, X width of all heads' queries and keys, V of values.
 """
 
@@ -24,17 +25,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longrec.nn.segment import Segments
-from longrec.nn.token_buckets import Bucket, Buckets
+from longrec.nn.length_buckets import Bucket, Buckets
+from longrec.nn.segments import Segments
 
-_MOST = 4_096
+_MAX_POSITIONS = 4_096
 """Positions of a bucket."""
 
 Own = tuple[Tensor, Tensor]
 """Keys ``[B, X]`` and values ``[B, V]`` that rows bring beside those of their events."""
 
 
-class Rectangles:
+class BucketedAttention:
     """The rows of a batch as attention wants them.
 
     Args:
@@ -52,7 +53,7 @@ class Rectangles:
         self.positions: Tensor | None = None
         if self.shared:
             return
-        buckets = Buckets(segments, _MOST)
+        buckets = Buckets(segments, _MAX_POSITIONS)
         self.buckets, self.sizes, self.filled = buckets.all, buckets.sizes, len(buckets.rows)
         if not buckets.sorted:
             empty = (segments.offsets[1:] == segments.offsets[:-1]).nonzero().squeeze(1)
@@ -67,23 +68,23 @@ class Rectangles:
     def _positions_back(self) -> Tensor | None:
         return None if self.positions is None else self.positions.argsort()
 
-    def rows_in(self, x_BW: Tensor) -> Tensor:
+    def gather_rows(self, x_BW: Tensor) -> Tensor:
         """What belongs to rows, in the order of the rectangles; rows without events last."""
-        return _picked(x_BW, self.rows)
+        return _select(x_BW, self.rows)
 
-    def rows_back(self, x_BW: Tensor) -> Tensor:
+    def restore_rows(self, x_BW: Tensor) -> Tensor:
         """What belongs to rows, in the order of the batch."""
-        return _picked(x_BW, self._rows_back)
+        return _select(x_BW, self._rows_back)
 
-    def positions_in(self, x_UW: Tensor) -> Tensor:
+    def gather_positions(self, x_UW: Tensor) -> Tensor:
         """What belongs to positions, in the order of the rectangles."""
-        return _picked(x_UW, self.positions)
+        return _select(x_UW, self.positions)
 
-    def positions_back(self, x_UW: Tensor) -> Tensor:
+    def restore_positions(self, x_UW: Tensor) -> Tensor:
         """What belongs to positions, in the order of the batch."""
-        return _picked(x_UW, self._positions_back)
+        return _select(x_UW, self._positions_back)
 
-    def among(self, q: Tensor, k: Tensor, v: Tensor, heads: int, own: Own | None = None) -> Tensor:
+    def attend_within(self, q: Tensor, k: Tensor, v: Tensor, heads: int, own: Own | None = None) -> Tensor:
         """What each event gathers of its row's events: ``[U, V]``; with ``own`` in a shared batch ``[B, T, V]``.
 
         Args:
@@ -93,68 +94,70 @@ class Rectangles:
         if self.shared:
             q_RTX, k_RTX, v_RTV = (x if x.ndim == 3 else x.unsqueeze(0) for x in (q, k, v))
             if own is not None:
-                return _beside(q_RTX, k_RTX, v_RTV, heads, *_columns_of(own, k)).flatten(0, 1)
-            return _among(q_RTX, k_RTX, v_RTV, heads, self.seen_TT).view(v.shape)
+                return _attend_beside(q_RTX, k_RTX, v_RTV, heads, *_shape_own(own, k)).flatten(0, 1)
+            return _attend_within(q_RTX, k_RTX, v_RTV, heads, self.seen_TT).view(v.shape)
         if not self.buckets:
             return v
-        found = []
-        parts = (torch.split(x, self.sizes) for x in (q, k, v))
-        for bucket, part_q, part_k, part_v in zip(self.buckets, *parts):
-            q_RTX, k_RTX, v_RTV = (bucket.padded(part) for part in (part_q, part_k, part_v))
+        outputs = []
+        chunks = (torch.split(x, self.sizes) for x in (q, k, v))
+        for bucket, chunk_q, chunk_k, chunk_v in zip(self.buckets, *chunks):
+            q_RTX, k_RTX, v_RTV = (bucket.pad(chunk) for chunk in (chunk_q, chunk_k, chunk_v))
             seen = None if bucket.real is None else bucket.real[:, None, None, :]
             if own is not None:
                 k_RTX, v_RTV = (torch.cat([x, o[bucket.rows].unsqueeze(1)], 1) for x, o in zip((k_RTX, v_RTV), own))
                 seen = None if seen is None else F.pad(seen, (0, 1), value=True)
-            found.append(_real(_among(q_RTX, k_RTX, v_RTV, heads, seen).flatten(0, 1), bucket))
-        return torch.cat(found)
+            outputs.append(_drop_padding(_attend_within(q_RTX, k_RTX, v_RTV, heads, seen).flatten(0, 1), bucket))
+        return torch.cat(outputs)
 
-    def query(self, q: Tensor, k: Tensor, v: Tensor, heads: int, own: Own | None = None) -> tuple[Tensor, Tensor]:
+    def attend_query(
+        self, q: Tensor, k: Tensor, v: Tensor, heads: int, own: Own | None = None
+    ) -> tuple[Tensor, Tensor]:
         """What the query of each row gathers ``[B, V]``, and its weights, mean over heads: ``[N]``, shared ``[B, T]``.
 
         Args:
             q: ``[B, X]``.
-            k, v: as in ``among``.
+            k, v: as in ``attend_within``.
         """
         if self.shared:
             apart = k.ndim == 3
             q_RCX = q.unsqueeze(1) if apart else q.unsqueeze(0)
             k_RTX, v_RTV = (k, v) if apart else (k.unsqueeze(0), v.unsqueeze(0))
-            o_RCV, w_RCT = _candidates(q_RCX, k_RTX, v_RTV, heads, None if own is None else _columns_of(own, k))
+            o_RCV, w_RCT = _attend_candidates(q_RCX, k_RTX, v_RTV, heads, None if own is None else _shape_own(own, k))
             return o_RCV.flatten(0, 1), w_RCT.flatten(0, 1)
         blank = v.new_zeros(len(q) - self.filled, v.shape[1]) if own is None else own[1][self.filled :]
-        found, weights = [], [v[:0, 0]]
-        for bucket, part_k, part_v in zip(self.buckets, *(torch.split(x, self.sizes) for x in (k, v))):
+        outputs, weights = [], [v[:0, 0]]
+        for bucket, chunk_k, chunk_v in zip(self.buckets, *(torch.split(x, self.sizes) for x in (k, v))):
             beside = None if own is None else (own[0][bucket.rows], own[1][bucket.rows])
             rows = q[bucket.rows]
-            o_RV, w_RT = _one(rows, bucket.padded(part_k), bucket.padded(part_v), heads, bucket.real, beside)
-            found.append(o_RV)
-            weights.append(_real(w_RT.flatten(), bucket))
-        return torch.cat([*found, blank]), torch.cat(weights)
+            o_RV, w_RT = _attend_one(rows, bucket.pad(chunk_k), bucket.pad(chunk_v), heads, bucket.real, beside)
+            outputs.append(o_RV)
+            weights.append(_drop_padding(w_RT.flatten(), bucket))
+        return torch.cat([*outputs, blank]), torch.cat(weights)
 
 
-def _picked(x: Tensor, at: Tensor | None) -> Tensor:
+def _select(x: Tensor, at: Tensor | None) -> Tensor:
     return x if at is None else x.index_select(0, at)
 
 
-def _real(x: Tensor, bucket: Bucket) -> Tensor:
+def _drop_padding(x: Tensor, bucket: Bucket) -> Tensor:
     """What is not padded."""
-    return _picked(x, bucket.places)
+    return _select(x, bucket.slots)
 
 
-def _columns_of(own: Own, k: Tensor) -> Own:
+def _shape_own(own: Own, k: Tensor) -> Own:
     """``[R, C, W]``: all candidates of one history, or the one of each history that a candidate has changed."""
     return (own[0].unsqueeze(1), own[1].unsqueeze(1)) if k.ndim == 3 else (own[0].unsqueeze(0), own[1].unsqueeze(0))
 
 
-def _heads(x_RTX: Tensor, heads: int) -> Tensor:
+def _split_heads(x_RTX: Tensor, heads: int) -> Tensor:
     """``[R, H, T, d]``."""
     rows, entries, width = x_RTX.shape
     return x_RTX.reshape(rows, entries, heads, width // heads).transpose(1, 2)
 
 
-def _among(q_RTX: Tensor, k_RTX: Tensor, v_RTV: Tensor, heads: int, seen: Tensor | None) -> Tensor:
+def _attend_within(q_RTX: Tensor, k_RTX: Tensor, v_RTV: Tensor, heads: int, seen: Tensor | None) -> Tensor:
     """``[R, T, V]``."""
-    q, k, v = (_heads(x, heads) for x in (q_RTX, k_RTX, v_RTV))
+    q, k, v = (_split_heads(x, heads) for x in (q_RTX, k_RTX, v_RTV))
     if torch.compiler.is_compiling():
         s_RHTT = torch.matmul(q, k.transpose(2, 3))
         if seen is not None:
@@ -165,9 +168,9 @@ def _among(q_RTX: Tensor, k_RTX: Tensor, v_RTV: Tensor, heads: int, seen: Tensor
     return o.transpose(1, 2).flatten(2)
 
 
-def _beside(q: Tensor, k: Tensor, v: Tensor, heads: int, own_k: Tensor, own_v: Tensor) -> Tensor:
+def _attend_beside(q: Tensor, k: Tensor, v: Tensor, heads: int, own_k: Tensor, own_v: Tensor) -> Tensor:
     """``[R, C, T, V]``: what events gather beside each candidate; scores among events are the same beside each."""
-    q, k, v, own_k, own_v = (_heads(x, heads) for x in (q, k, v, own_k, own_v))
+    q, k, v, own_k, own_v = (_split_heads(x, heads) for x in (q, k, v, own_k, own_v))
     s_RHTT = torch.matmul(q, k.transpose(2, 3))
     t_RHCT1 = torch.matmul(own_k, q.transpose(2, 3)).unsqueeze(4)
     s_RHCTT = s_RHTT.unsqueeze(2).expand(-1, -1, own_k.shape[2], -1, -1)
@@ -176,21 +179,21 @@ def _beside(q: Tensor, k: Tensor, v: Tensor, heads: int, own_k: Tensor, own_v: T
     return e_RHCTd.permute(0, 2, 3, 1, 4).flatten(3)
 
 
-def _candidates(q: Tensor, k: Tensor, v: Tensor, heads: int, own: Own | None) -> tuple[Tensor, Tensor]:
+def _attend_candidates(q: Tensor, k: Tensor, v: Tensor, heads: int, own: Own | None) -> tuple[Tensor, Tensor]:
     """``[R, C, V]`` and ``[R, C, T]``: what many candidates a row gather, and their weights, mean over heads."""
-    q, k, v = (_heads(x, heads) for x in (q, k, v))
+    q, k, v = (_split_heads(x, heads) for x in (q, k, v))
     s_RHCT = torch.matmul(q, k.transpose(2, 3))
     if own is None:
         w = s_RHCT.softmax(3).to(v.dtype)
         return torch.matmul(w, v).transpose(1, 2).flatten(2), w.mean(1)
-    own_k, own_v = (_heads(x, heads) for x in own)
+    own_k, own_v = (_split_heads(x, heads) for x in own)
     own_RHC1 = (q * own_k).sum(3, keepdim=True).to(s_RHCT.dtype)
     w = torch.cat([s_RHCT, own_RHC1], 3).softmax(3).to(v.dtype)
     o_RHCd = torch.matmul(w[..., :-1], v) + w[..., -1:] * own_v
     return o_RHCd.transpose(1, 2).flatten(2), w[..., :-1].mean(1)
 
 
-def _one(
+def _attend_one(
     q_RX: Tensor, k_RTX: Tensor, v_RTV: Tensor, heads: int, real_RT: Tensor | None, own: Own | None
 ) -> tuple[Tensor, Tensor]:
     """``[R, V]`` and ``[R, T]`` of one query a row: products and sums, which run faster here than small matrices do."""
@@ -202,8 +205,8 @@ def _one(
     if own is not None:
         s_RTH = torch.cat([s_RTH, (q_R1Hd * own[0].reshape(q_R1Hd.shape)).sum(3)], 1)
     w_RTH = s_RTH.softmax(1).to(v_RTV.dtype)
-    told_RTH = w_RTH[:, :entries]
-    o_RHd = (told_RTH.unsqueeze(3) * v_RTV.reshape(rows, entries, heads, -1)).sum(1)
+    events_RTH = w_RTH[:, :entries]
+    o_RHd = (events_RTH.unsqueeze(3) * v_RTV.reshape(rows, entries, heads, -1)).sum(1)
     if own is not None:
         o_RHd = o_RHd + w_RTH[:, entries].unsqueeze(2) * own[1].reshape(o_RHd.shape)
-    return o_RHd.flatten(1), told_RTH.mean(2)
+    return o_RHd.flatten(1), events_RTH.mean(2)

@@ -14,7 +14,7 @@ The score is, by name
 
 Without ``residual`` nothing is added to what a part makes; without ``norm`` LN does nothing.
 
-Letters: B rows, N positions, U what a history brings (see nn/segment.py), D width, X width of all heads' queries, keys
+Letters: B rows, N positions, U what a history brings (see nn/segments.py), D width, X width of all heads' queries, keys
 and values, H heads.
 """
 
@@ -26,13 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longrec.nn.activation import Name, make
+from longrec.nn.activation import Name, make_activation
+from longrec.nn.bucketed_attention import BucketedAttention
 from longrec.nn.linear import Linear, linear
-from longrec.nn.rectangles import Rectangles
 
 Score = Literal["dot", "relu", "bilinear", "cosine"]
 
-_SHARPEST = 10.0
+_INITIAL_SCALE = 10.0
 """Where the scale of the cosine begins."""
 
 
@@ -63,25 +63,26 @@ class EncoderLayer(nn.Module):
         self.inner = Linear(width, 3 * heads * size, bias=False)
         self.outer = Linear(heads * size, width, bias=False)
         self.first, self.second = Linear(width, hidden), Linear(hidden, width)
-        self.activation = make(activation, hidden)
+        self.activation = make_activation(activation, hidden)
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)] if norm else [])
         self.dropout = nn.Dropout(dropout)
         # What is not cut at zero has no bias: keys' would move no weight.
         cut = {"relu": 3, "bilinear": 2}.get(score, 0)
         self.bias = nn.Parameter(torch.zeros(cut, heads * size)) if cut else None
-        self.scale = nn.Parameter(torch.full((heads,), _SHARPEST)) if score == "cosine" else None
+        self.scale = nn.Parameter(torch.full((heads,), _INITIAL_SCALE)) if score == "cosine" else None
 
-    def parts(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values ``[N, X]`` whose products are the scores."""
         q_NX, k_NX, v_NX = self.inner(x_ND).chunk(3, 1)
         return self._query(q_NX), self._key(k_NX), self._value(v_NX)
 
-    def forward(self, x_UD: Tensor, rectangles: Rectangles) -> Tensor:
+    def forward(self, x_UD: Tensor, attention: BucketedAttention) -> Tensor:
         """``[U, D]``: the events of each row after they have seen each other; in the order of the rectangles."""
-        return self.rest(x_UD, rectangles.among(*self.parts(x_UD), self.heads))
+        return self.rest(x_UD, attention.attend_within(*self.project(x_UD), self.heads))
 
-    def query(self, y_BD: Tensor, x_UD: Tensor, rectangles: Rectangles) -> tuple[Tensor, Tensor]:
-        """``[B, D]``: the query of each row after it has seen the events, and its weights (see ``Rectangles.query``).
+    def attend_query(self, y_BD: Tensor, x_UD: Tensor, attention: BucketedAttention) -> tuple[Tensor, Tensor]:
+        """``[B, D]``: the query of each row after it has seen the events, and its weights (see
+        ``BucketedAttention.attend_query``).
 
         A query does not see itself. All in the order of the rectangles.
         """
@@ -89,7 +90,7 @@ class EncoderLayer(nn.Module):
         w_XD = self.inner.weight
         k_UX, v_UX = linear(x_UD, w_XD[size:]).chunk(2, 1)
         q_BX = self._query(linear(y_BD, w_XD[:size]))
-        o_BX, w = rectangles.query(q_BX, self._key(k_UX), self._value(v_UX), self.heads)
+        o_BX, w = attention.attend_query(q_BX, self._key(k_UX), self._value(v_UX), self.heads)
         return self.rest(y_BD, o_BX), w
 
     def rest(self, x_ND: Tensor, o_NX: Tensor) -> Tensor:
@@ -97,28 +98,28 @@ class EncoderLayer(nn.Module):
         s_ND = self._add(x_ND, self.dropout(self.outer(o_NX)), 0)
         return self._add(s_ND, self.dropout(self.second(self.activation(self.first(s_ND)))), 1)
 
-    def _add(self, x_ND: Tensor, part_ND: Tensor, place: int) -> Tensor:
-        y_ND = x_ND + part_ND if self.residual else part_ND
-        return self.norms[place](y_ND) if self.norms else y_ND
+    def _add(self, x_ND: Tensor, update_ND: Tensor, index: int) -> Tensor:
+        y_ND = x_ND + update_ND if self.residual else update_ND
+        return self.norms[index](y_ND) if self.norms else y_ND
 
     def _query(self, q_NX: Tensor) -> Tensor:
         if self.scale is not None:
-            return (self._units(q_NX) * self.scale.unsqueeze(1)).flatten(1)
+            return (self._normalize_heads(q_NX) * self.scale.unsqueeze(1)).flatten(1)
         if self.score == "bilinear":
             return self._cut(q_NX, 0)
         return self._cut(q_NX, 0) * (q_NX.shape[1] // self.heads) ** -0.5
 
     def _key(self, k_NX: Tensor) -> Tensor:
         if self.scale is not None:
-            return self._units(k_NX).flatten(1)
+            return self._normalize_heads(k_NX).flatten(1)
         return k_NX if self.score == "bilinear" else self._cut(k_NX, 2)
 
     def _value(self, v_NX: Tensor) -> Tensor:
         return self._cut(v_NX, 1)
 
-    def _cut(self, x_NX: Tensor, place: int) -> Tensor:
-        return x_NX if self.bias is None else (x_NX + self.bias[place]).relu()
+    def _cut(self, x_NX: Tensor, index: int) -> Tensor:
+        return x_NX if self.bias is None else (x_NX + self.bias[index]).relu()
 
-    def _units(self, x_NX: Tensor) -> Tensor:
+    def _normalize_heads(self, x_NX: Tensor) -> Tensor:
         """``[N, H, d]`` of length one in each head."""
         return F.normalize(x_NX.view(x_NX.shape[0], self.heads, x_NX.shape[1] // self.heads), dim=2)

@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from longrec.nn.fm import pairwise
+from longrec.nn.interactions import pairwise
 
 
 def test_the_identity_equals_the_sum_over_all_pairs() -> None:
@@ -36,6 +36,6 @@ def test_the_gradient_of_a_field_is_the_sum_of_the_others() -> None:
 def test_narrow_floats_are_widened_first() -> None:
     v = (torch.randn(3, 40, 16) + 10).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        found = pairwise(v)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, pairwise(v.float()))
+        interaction = pairwise(v)
+    assert interaction.dtype == torch.float32
+    torch.testing.assert_close(interaction, pairwise(v.float()))

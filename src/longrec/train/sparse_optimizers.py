@@ -25,16 +25,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-_RADIX = 32_768
+_RADIX_LENGTH = 32_768
 """torch sorts integers by radix from this length on; below, numpy's radix sort of 16-bit digits is 6 times as fast."""
 
 
-def grouped(grad: Tensor) -> tuple[Tensor, Tensor]:
+def sum_by_row(grad: Tensor) -> tuple[Tensor, Tensor]:
     """Distinct rows of a sparse gradient, int64 ``[m]`` rising, and the sum of their gradients ``[m, D]``."""
     ids_n, values_nD = grad._indices()[0], grad._values()
     if len(ids_n) == 0:
         return ids_n, values_nD
-    sorted_n, order_n = _sort(ids_n)
+    sorted_n, order_n = _sort_ids(ids_n)
     first_n = torch.ones_like(sorted_n, dtype=torch.bool)
     torch.ne(sorted_n[1:], sorted_n[:-1], out=first_n[1:])
     starts_m = first_n.nonzero().squeeze(1)
@@ -42,9 +42,9 @@ def grouped(grad: Tensor) -> tuple[Tensor, Tensor]:
     return sorted_n.index_select(0, starts_m).long(), sums_mD
 
 
-def _sort(ids_n: Tensor) -> tuple[Tensor, Tensor]:
+def _sort_ids(ids_n: Tensor) -> tuple[Tensor, Tensor]:
     """``ids`` in rising order, and the place each came from (stable)."""
-    if ids_n.device.type != "cpu" or len(ids_n) >= _RADIX:
+    if ids_n.device.type != "cpu" or len(ids_n) >= _RADIX_LENGTH:
         return torch.sort(ids_n.int(), stable=True)
     ids = ids_n.numpy()
     order = ids.astype(np.uint16).argsort(kind="stable")
@@ -77,22 +77,22 @@ class SparseOptimizer(Optimizer, ABC):
                 state = self.state[table]
                 if not state:
                     state["step"] = torch.tensor(0)
-                    self._start(group, table, state)
+                    self._init_state(group, table, state)
                 state["step"] += 1
-                rows_m, g_mD = grouped(table.grad)
+                rows_m, g_mD = sum_by_row(table.grad)
                 p_mD = table.index_select(0, rows_m)
                 if group["l2"]:
                     g_mD.add_(p_mD, alpha=group["l2"])
-                self._move(group, state, rows_m, g_mD, p_mD)
+                self._update_rows(group, state, rows_m, g_mD, p_mD)
                 table.index_copy_(0, rows_m, p_mD)
         return loss
 
     @abstractmethod
-    def _start(self, group: dict[str, Any], table: Tensor, state: dict[str, Any]) -> None:
+    def _init_state(self, group: dict[str, Any], table: Tensor, state: dict[str, Any]) -> None:
         """Make the state of a table."""
 
     @abstractmethod
-    def _move(self, group: dict[str, Any], state: dict[str, Any], rows: Tensor, g: Tensor, p: Tensor) -> None:
+    def _update_rows(self, group: dict[str, Any], state: dict[str, Any], rows: Tensor, g: Tensor, p: Tensor) -> None:
         """Move the rows ``p`` in place, and write their state back."""
 
 
@@ -105,11 +105,11 @@ class LazySGD(SparseOptimizer):
     def __init__(self, params: ParamsT, lr: float = 0.01, momentum: float = 0.0, l2: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "l2": l2})
 
-    def _start(self, group: dict[str, Any], table: Tensor, state: dict[str, Any]) -> None:
+    def _init_state(self, group: dict[str, Any], table: Tensor, state: dict[str, Any]) -> None:
         if group["momentum"]:
             state["momentum"] = torch.zeros_like(table)
 
-    def _move(self, group: dict[str, Any], state: dict[str, Any], rows: Tensor, g: Tensor, p: Tensor) -> None:
+    def _update_rows(self, group: dict[str, Any], state: dict[str, Any], rows: Tensor, g: Tensor, p: Tensor) -> None:
         if group["momentum"]:
             g = state["momentum"].index_select(0, rows).mul_(group["momentum"]).add_(g)
             state["momentum"].index_copy_(0, rows, g)
@@ -126,14 +126,19 @@ class LazyAdagrad(SparseOptimizer):
     """
 
     def __init__(
-        self, params: ParamsT, lr: float = 0.01, eps: float = 1e-10, l2: float = 0.0, accumulator: float = 0.0
+        self,
+        params: ParamsT,
+        lr: float = 0.01,
+        eps: float = 1e-10,
+        l2: float = 0.0,
+        initial_accumulator_value: float = 0.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "eps": eps, "l2": l2, "accumulator": accumulator})
+        super().__init__(params, {"lr": lr, "eps": eps, "l2": l2, "accumulator": initial_accumulator_value})
 
-    def _start(self, group: dict[str, Any], table: Tensor, state: dict[str, Any]) -> None:
+    def _init_state(self, group: dict[str, Any], table: Tensor, state: dict[str, Any]) -> None:
         state["accumulator"] = torch.full_like(table, group["accumulator"])
 
-    def _move(self, group: dict[str, Any], state: dict[str, Any], rows: Tensor, g: Tensor, p: Tensor) -> None:
+    def _update_rows(self, group: dict[str, Any], state: dict[str, Any], rows: Tensor, g: Tensor, p: Tensor) -> None:
         a_mD = state["accumulator"].index_select(0, rows).addcmul_(g, g)
         state["accumulator"].index_copy_(0, rows, a_mD)
         p.addcdiv_(g, a_mD.sqrt_().add_(group["eps"]), value=-group["lr"])
@@ -147,14 +152,19 @@ class RowwiseAdagrad(SparseOptimizer):
     """
 
     def __init__(
-        self, params: ParamsT, lr: float = 0.01, eps: float = 1e-10, l2: float = 0.0, accumulator: float = 0.0
+        self,
+        params: ParamsT,
+        lr: float = 0.01,
+        eps: float = 1e-10,
+        l2: float = 0.0,
+        initial_accumulator_value: float = 0.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "eps": eps, "l2": l2, "accumulator": accumulator})
+        super().__init__(params, {"lr": lr, "eps": eps, "l2": l2, "accumulator": initial_accumulator_value})
 
-    def _start(self, group: dict[str, Any], table: Tensor, state: dict[str, Any]) -> None:
+    def _init_state(self, group: dict[str, Any], table: Tensor, state: dict[str, Any]) -> None:
         state["accumulator"] = table.new_full((table.shape[0],), group["accumulator"])
 
-    def _move(self, group: dict[str, Any], state: dict[str, Any], rows: Tensor, g: Tensor, p: Tensor) -> None:
+    def _update_rows(self, group: dict[str, Any], state: dict[str, Any], rows: Tensor, g: Tensor, p: Tensor) -> None:
         a_m = state["accumulator"].index_select(0, rows).add_(g.square().mean(1))
         state["accumulator"].index_copy_(0, rows, a_m)
         p.addcdiv_(g, a_m.sqrt().add_(group["eps"]).unsqueeze(1), value=-group["lr"])
@@ -178,11 +188,11 @@ class LazyAdam(SparseOptimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "l2": l2, "rowwise": rowwise})
 
-    def _start(self, group: dict[str, Any], table: Tensor, state: dict[str, Any]) -> None:
+    def _init_state(self, group: dict[str, Any], table: Tensor, state: dict[str, Any]) -> None:
         state["moment1"] = torch.zeros_like(table)
         state["moment2"] = table.new_zeros(table.shape[0]) if group["rowwise"] else torch.zeros_like(table)
 
-    def _move(self, group: dict[str, Any], state: dict[str, Any], rows: Tensor, g: Tensor, p: Tensor) -> None:
+    def _update_rows(self, group: dict[str, Any], state: dict[str, Any], rows: Tensor, g: Tensor, p: Tensor) -> None:
         beta1, beta2 = group["betas"]
         step = int(state["step"])
         m = state["moment1"].index_select(0, rows).lerp_(g, 1 - beta1)

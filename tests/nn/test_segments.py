@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longrec.features.batch import HistoryBatch, Jagged
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 LENGTHS = [0, 3, 1, 0, 4, 2, 0]
 
@@ -50,9 +50,9 @@ def test_every_reduction_equals_a_loop_over_rows(lengths: list[int], width: int,
     torch.testing.assert_close(own.weighted_sum(w_N, v_ND), expected)
     null_B = torch.randn(len(lengths), generator=generator)
     each = [torch.cat([null, w]).softmax(0) for null, (w,) in zip(null_B.split(1), spans(lengths, w_N))]
-    found_N, found_B = own.softmax_with_null(w_N, null_B)
-    torch.testing.assert_close(found_N, torch.cat([w[1:] for w in each]))
-    torch.testing.assert_close(found_B, torch.stack([w[0] for w in each]))
+    weights_N, null_weights_B = own.softmax_with_null(w_N, null_B)
+    torch.testing.assert_close(weights_N, torch.cat([w[1:] for w in each]))
+    torch.testing.assert_close(null_weights_B, torch.stack([w[0] for w in each]))
     x_BD = torch.randn(len(lengths), width, generator=generator)
     expected = torch.cat([x.expand(length, width) for x, length in zip(x_BD.split(1), lengths)])
     torch.testing.assert_close(own.expand(x_BD), expected)
@@ -100,8 +100,8 @@ def test_the_traced_forms_equal_the_hand_written_ones(monkeypatch: pytest.Monkey
         expected = results(own)
         with monkeypatch.context() as patch:
             patch.setattr(torch.compiler, "is_compiling", lambda: True)
-            found = results(segments(lengths))
-        for a, b in zip(found, expected, strict=True):
+            traced = results(segments(lengths))
+        for a, b in zip(traced, expected, strict=True):
             torch.testing.assert_close(a, b)
 
 
@@ -151,6 +151,6 @@ def test_segments_of_a_history_and_of_values() -> None:
     ("key", "offsets"), [([5, 5, 2, 2, 2, 5], [0, 2, 5, 6]), ([7], [0, 1]), ([], [0]), ([1, 2, 3], [0, 1, 2, 3])]
 )
 def test_runs_of_a_key_are_segments(key: list[int], offsets: list[int]) -> None:
-    found = Segments.of_runs(torch.tensor(key, dtype=torch.int64))
-    assert found.offsets.tolist() == offsets
-    assert (found.rows, found.positions, found.shared) == (len(offsets) - 1, len(key), False)
+    runs = Segments.of_runs(torch.tensor(key, dtype=torch.int64))
+    assert runs.offsets.tolist() == offsets
+    assert (runs.rows, runs.positions, runs.shared) == (len(offsets) - 1, len(key), False)

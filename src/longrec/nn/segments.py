@@ -276,9 +276,9 @@ class _Softmax(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g_N: Tensor) -> tuple[Tensor, None]:
         (w_N,) = ctx.saved_tensors
-        part_N = w_N * g_N
-        total_B = ctx.segments.add_up(part_N.unsqueeze(1)).squeeze(1)
-        return part_N - w_N * total_B.index_select(0, ctx.segments.row), None
+        product_N = w_N * g_N
+        total_B = ctx.segments.add_up(product_N.unsqueeze(1)).squeeze(1)
+        return product_N - w_N * total_B.index_select(0, ctx.segments.row), None
 
 
 class _SoftmaxWithNull(torch.autograd.Function):
@@ -299,6 +299,6 @@ class _SoftmaxWithNull(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g_N: Tensor, g_B: Tensor) -> tuple[Tensor, Tensor, None]:
         w_N, own_B = ctx.saved_tensors
-        part_N, part_B = w_N * g_N, own_B * g_B
-        total_B = ctx.segments.add_up(part_N.unsqueeze(1)).squeeze(1) + part_B
-        return part_N - w_N * total_B.index_select(0, ctx.segments.row), part_B - own_B * total_B, None
+        product_N, product_B = w_N * g_N, own_B * g_B
+        total_B = ctx.segments.add_up(product_N.unsqueeze(1)).squeeze(1) + product_B
+        return product_N - w_N * total_B.index_select(0, ctx.segments.row), product_B - own_B * total_B, None

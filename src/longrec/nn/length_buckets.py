@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from longrec.nn.segment import Segments
+from longrec.nn.segments import Segments
 
 _WASTE = 0.125
 """Share of its positions that a bucket may pad."""
@@ -36,7 +36,7 @@ class Bucket:
     start: int = 0
     at: Tensor | None = None
     real: Tensor | None = None
-    places: Tensor | None = None
+    slots: Tensor | None = None
 
     def __len__(self) -> int:
         """How many places it has."""
@@ -47,13 +47,13 @@ class Bucket:
         """The positions it holds, in order, as an index."""
         if self.at is None:
             return slice(self.start, self.start + len(self))
-        return self.at if self.places is None else self.at[self.places]
+        return self.at if self.slots is None else self.at[self.slots]
 
-    def padded(self, part_W: Tensor) -> Tensor:
+    def pad(self, own_W: Tensor) -> Tensor:
         """``[R, T, W]`` of the bucket's own positions, in order; zero where padded."""
-        if self.places is not None:
-            part_W = part_W.new_zeros(len(self), part_W.shape[1]).index_copy(0, self.places, part_W)
-        return part_W.view(-1, self.longest, part_W.shape[1])
+        if self.slots is not None:
+            own_W = own_W.new_zeros(len(self), own_W.shape[1]).index_copy(0, self.slots, own_W)
+        return own_W.view(-1, self.longest, own_W.shape[1])
 
 
 class Buckets:
@@ -72,18 +72,21 @@ class Buckets:
         offsets = segments.offsets
         lengths = offsets[1:] - offsets[:-1]
         order = lengths.argsort(descending=True, stable=True)
-        told = lengths[order].tolist()
-        filled = len(told) - told.count(0)
+        sorted_lengths = lengths[order].tolist()
+        filled = len(sorted_lengths) - sorted_lengths.count(0)
         self.rows = order[:filled]
         self.batch, self.count = segments.rows, segments.positions
-        self.sorted = told == lengths.tolist() and filled == len(told)
-        self.all = [_bucket(offsets, self.rows[span], span, told[span]) for span in _spans(told[:filled], most)]
+        self.sorted = sorted_lengths == lengths.tolist() and filled == len(sorted_lengths)
+        self.all = [
+            _bucket(offsets, self.rows[span], span, sorted_lengths[span])
+            for span in _spans(sorted_lengths[:filled], most)
+        ]
 
-    def take(self, x_BW: Tensor) -> Tensor:
+    def gather(self, x_BW: Tensor) -> Tensor:
         """What belongs to ``rows``."""
         return x_BW if self.sorted else x_BW.index_select(0, self.rows)
 
-    def back(self, y_W: Tensor) -> Tensor:
+    def restore(self, y_W: Tensor) -> Tensor:
         """``[B, ...]`` of what belongs to ``rows``; zero for rows without positions."""
         return y_W if self.sorted else y_W.new_zeros(self.batch, *y_W.shape[1:]).index_copy(0, self.rows, y_W)
 
@@ -95,10 +98,10 @@ class Buckets:
     @property
     def sizes(self) -> list[int]:
         """How many positions each bucket has, the padded ones left out."""
-        return [len(bucket) if bucket.places is None else len(bucket.places) for bucket in self.all]
+        return [len(bucket) if bucket.slots is None else len(bucket.slots) for bucket in self.all]
 
 
-def without_positions(segments: Segments) -> Tensor:
+def find_empty_rows(segments: Segments) -> Tensor:
     """bool ``[B, 1]``: which rows have no positions (``[1, 1]`` when shared)."""
     if segments.shared:
         # Counted, not compared: a traced length stays free.
@@ -106,7 +109,7 @@ def without_positions(segments: Segments) -> Tensor:
     return (segments.offsets[1:] == segments.offsets[:-1]).unsqueeze(1)
 
 
-def pieces(segments: Segments, most: int) -> tuple[list[int], list[int], list[Segments]]:
+def split_rows(segments: Segments, most: int) -> tuple[list[int], list[int], list[Segments]]:
     """A ragged batch as several, each of whole rows and of about ``most`` positions: rows and positions of each.
 
     Layers that make several wide tensors of all positions run faster piece by piece: memory of a moderate size is
@@ -119,11 +122,11 @@ def pieces(segments: Segments, most: int) -> tuple[list[int], list[int], list[Se
     rows = [stop - first for first, stop in pairwise(cuts)]
     ends = offsets[cuts].tolist()
     positions = [stop - first for first, stop in pairwise(ends)]
-    parts = [
+    chunks = [
         Segments(offsets[first : stop + 1] - offsets[first], stop - first, count)
         for (first, stop), count in zip(pairwise(cuts), positions)
     ]
-    return rows, positions, parts
+    return rows, positions, chunks
 
 
 def _spans(lengths: list[int], most: int) -> list[slice]:
@@ -141,12 +144,12 @@ def _spans(lengths: list[int], most: int) -> list[slice]:
 def _bucket(offsets: Tensor, rows: Tensor, span: slice, lengths: list[int]) -> Bucket:
     longest, starts = lengths[0], offsets[rows]
     if lengths[-1] == longest:
-        told = rows.tolist()
-        if told == list(range(told[0], told[0] + len(told))):
+        row_list = rows.tolist()
+        if row_list == list(range(row_list[0], row_list[0] + len(row_list))):
             return Bucket(span, longest, int(starts[0]))
     at = (offsets[rows + 1] - longest).unsqueeze(1) + torch.arange(longest, device=rows.device)
     if lengths[-1] == longest:
         return Bucket(span, longest, at=at.flatten())
     real = at >= starts.unsqueeze(1)
     at = torch.maximum(at, starts.unsqueeze(1))
-    return Bucket(span, longest, at=at.flatten(), real=real, places=real.flatten().nonzero().squeeze(1))
+    return Bucket(span, longest, at=at.flatten(), real=real, slots=real.flatten().nonzero().squeeze(1))

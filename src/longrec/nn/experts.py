@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from longrec.nn.activation import BatchNorm, Name, make
+from longrec.nn.activation import BatchNorm, Name, make_activation
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP
 
@@ -56,9 +56,9 @@ class MLPs(nn.Module):
     ) -> None:
         super().__init__()
         self.count, self.layers = count, nn.ModuleList()
-        for place, (given, made) in enumerate(pairwise([inputs, *widths])):
-            own = apart or place > 0
-            self.layers.append(_Layer(given, made, count, own, form))
+        for index, (width_in, width_out) in enumerate(pairwise([inputs, *widths])):
+            own = apart or index > 0
+            self.layers.append(_Layer(width_in, width_out, count, own, form))
         hidden = [inputs, *widths][-1]
         self.last = None if outputs is None else _product(hidden, outputs, count, apart or bool(widths), True)
         self.width = outputs or hidden
@@ -167,9 +167,9 @@ class PLE(nn.Module):
         super().__init__()
         self.levels = nn.ModuleList()
         for level in range(1, levels + 1):
-            made = CGC(inputs, tasks, own, shared, widths, form, first=level == 1, last=level == levels)
-            self.levels.append(made)
-            inputs = made.width
+            level_layer = CGC(inputs, tasks, own, shared, widths, form, first=level == 1, last=level == levels)
+            self.levels.append(level_layer)
+            inputs = level_layer.width
         self.width = inputs
 
     def forward(self, x_BI: Float[Tensor, "B I"]) -> Float[Tensor, "B K H"]:
@@ -216,34 +216,34 @@ class CGC(nn.Module):
         self.width = self.experts.width
         groups = [task for task in range(tasks) for _ in range(own)] + [tasks] * shared
         self.register_buffer("group", torch.tensor(groups), persistent=False)
-        self.register_buffer("seen", _seen(groups, tasks, own, shared, last), persistent=False)
+        self.register_buffer("seen", _index_scores(groups, tasks, own, shared, last), persistent=False)
 
-    def forward(self, given: Tensor) -> Float[Tensor, "B G H"]:
+    def forward(self, x: Tensor) -> Float[Tensor, "B G H"]:
         """What each task goes on with; and last, where a level follows, what its shared experts read."""
-        w_BGE = self.weights(given)
-        made_BEH: Tensor = self.experts(given if self.first else given.index_select(1, self.group))
-        return torch.matmul(w_BGE.to(made_BEH.dtype), made_BEH)
+        w_BGE = self.weights(x)
+        experts_BEH: Tensor = self.experts(x if self.first else x.index_select(1, self.group))
+        return torch.matmul(w_BGE.to(experts_BEH.dtype), experts_BEH)
 
-    def weights(self, given: Tensor) -> Float[Tensor, "B G E"]:
+    def weights(self, x: Tensor) -> Float[Tensor, "B G E"]:
         """The weight of each expert at each gate; 0 for those of other tasks."""
-        of_tasks, of_shared = (given, given) if self.first else (given[:, : self.tasks], given[:, -1])
+        of_tasks, of_shared = (x, x) if self.first else (x[:, : self.tasks], x[:, -1])
         scores = [self.gates(of_tasks)] + ([] if self.shared_gate is None else [self.shared_gate(of_shared)])
-        never_B1 = given.new_full((given.shape[0], 1), -torch.inf)
+        never_B1 = x.new_full((x.shape[0], 1), -torch.inf)
         s_BX = torch.cat([*scores, never_B1], 1).index_select(1, self.seen)
         return s_BX.view(-1, len(self.seen) // self.count, self.count).softmax(2)
 
 
-def _seen(groups: list[int], tasks: int, own: int, shared: int, last: bool) -> Tensor:
+def _index_scores(groups: list[int], tasks: int, own: int, shared: int, last: bool) -> Tensor:
     """For each gate and each expert the place of its score among all; the one after them for what is not seen."""
     n, experts = own + shared, len(groups)
     never = tasks * n + (0 if last else experts)
-    places = []
+    indices = []
     for gate in range(tasks):
         own_first, shared_first = gate * n - gate * own, gate * n + own - tasks * own
         for expert, group in enumerate(groups):
             first = own_first if group == gate else shared_first
-            places.append(first + expert if group in (gate, tasks) else never)
-    return torch.tensor(places + ([] if last else list(range(tasks * n, never))))
+            indices.append(first + expert if group in (gate, tasks) else never)
+    return torch.tensor(indices + ([] if last else list(range(tasks * n, never))))
 
 
 class Gates(nn.Module):
@@ -276,7 +276,7 @@ class _Layer(nn.Module):
         self.count, self.width = count, width
         self.product = _product(inputs, width, count, apart, not form.batch_norm)
         self.norm = BatchNorm(count * width) if form.batch_norm else None
-        self.activation = make(form.activation, count * width)
+        self.activation = make_activation(form.activation, count * width)
         self.dropout = nn.Dropout(form.dropout) if form.dropout else None
 
     def forward(self, x: Tensor) -> Float[Tensor, "B M O"]:

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longrec.nn.sparse_optim import LazyAdagrad, LazyAdam, LazySGD, RowwiseAdagrad, SparseOptimizer, grouped
+from longrec.train.sparse_optimizers import LazyAdagrad, LazyAdam, LazySGD, RowwiseAdagrad, SparseOptimizer, sum_by_row
 
 KINDS: dict[str, Any] = {
     "sgd": lambda params: LazySGD(params, lr=0.1),
     "sgd momentum": lambda params: LazySGD(params, lr=0.1, momentum=0.9),
-    "adagrad": lambda params: LazyAdagrad(params, lr=0.1, accumulator=0.1),
+    "adagrad": lambda params: LazyAdagrad(params, lr=0.1, initial_accumulator_value=0.1),
     "adagrad rowwise": lambda params: RowwiseAdagrad(params, lr=0.1),
     "adam": lambda params: LazyAdam(params, lr=0.1),
     "adam rowwise": lambda params: LazyAdam(params, lr=0.1, rowwise=True, l2=0.01),
@@ -25,14 +25,14 @@ def table(rows: int = 50, width: int = 4, seed: int = 0) -> nn.Parameter:
     return nn.Parameter(torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)))
 
 
-def step(optimiser: SparseOptimizer, p: nn.Parameter, seed: int, ids: list[int] | None = None) -> Tensor:
+def step(optimizer: SparseOptimizer, p: nn.Parameter, seed: int, ids: list[int] | None = None) -> Tensor:
     """One step on random lookups; returns the ids."""
     generator = torch.Generator().manual_seed(seed)
     at = torch.randint(0, len(p), (12,), generator=generator) if ids is None else torch.tensor(ids)
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     weight = torch.randn(len(at), p.shape[1], generator=generator)
     (F.embedding(at, p, sparse=True) * weight).sum().backward()
-    optimiser.step()
+    optimizer.step()
     return at
 
 
@@ -44,8 +44,8 @@ def test_grouping_equals_coalescing(rows: int, count: int) -> None:
     ids[0, : count // 2] = ids[0, count // 2 : 2 * (count // 2)]
     grad = torch.sparse_coo_tensor(ids, torch.randn(count, 3, generator=generator), (rows, 3), check_invariants=True)
     expected = grad.coalesce()
-    found_rows, sums = grouped(grad)
-    assert torch.equal(found_rows, expected.indices()[0])
+    distinct_rows, sums = sum_by_row(grad)
+    assert torch.equal(distinct_rows, expected.indices()[0])
     torch.testing.assert_close(sums, expected.values(), rtol=1e-4, atol=1e-4)
 
 
@@ -64,17 +64,17 @@ def test_adam_with_every_row_touched_is_adam() -> None:
     a, b = LazyAdam([ours], lr=0.1), torch.optim.Adam([theirs], lr=0.1)
     for seed in range(5):
         weight = torch.randn(50, 4, generator=torch.Generator().manual_seed(seed))
-        for optimiser, p, sparse in ((a, ours, True), (b, theirs, False)):
-            optimiser.zero_grad()
+        for optimizer, p, sparse in ((a, ours, True), (b, theirs, False)):
+            optimizer.zero_grad()
             (F.embedding(torch.arange(50), p, sparse=sparse) * weight).sum().backward()
-            optimiser.step()
+            optimizer.step()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("start", [0.0, 0.1])
 def test_adagrad_is_that_of_torch_whatever_rows_are_touched(start: float) -> None:
     ours, theirs = table(), table()
-    a = LazyAdagrad([ours], lr=0.1, accumulator=start)
+    a = LazyAdagrad([ours], lr=0.1, initial_accumulator_value=start)
     b = torch.optim.Adagrad([theirs], lr=0.1, initial_accumulator_value=start)
     for seed in range(6):
         at = step(a, ours, seed)
@@ -92,31 +92,31 @@ def test_sgd_is_that_of_torch_where_every_row_is_touched(momentum: float) -> Non
     a, b = LazySGD([ours], lr=0.1, momentum=momentum), torch.optim.SGD([theirs], lr=0.1, momentum=momentum)
     for seed in range(5):
         weight = torch.randn(50, 4, generator=torch.Generator().manual_seed(seed))
-        for optimiser, p, sparse in ((a, ours, True), (b, theirs, False)):
-            optimiser.zero_grad()
+        for optimizer, p, sparse in ((a, ours, True), (b, theirs, False)):
+            optimizer.zero_grad()
             (F.embedding(torch.arange(50), p, sparse=sparse) * weight).sum().backward()
-            optimiser.step()
+            optimizer.step()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     assert ("momentum" in a.state[ours]) == bool(momentum)
 
 
 def test_momentum_of_a_row_rests_while_the_row_is_not_touched() -> None:
     p = nn.Parameter(torch.zeros(3, 1))
-    optimiser = LazySGD([p], lr=1.0, momentum=0.5)
+    optimizer = LazySGD([p], lr=1.0, momentum=0.5)
     for ids in ([0], [1], [0]):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         F.embedding(torch.tensor(ids), p, sparse=True).sum().backward()
-        optimiser.step()
+        optimizer.step()
     assert p.flatten().tolist() == [-2.5, -1.0, 0.0]  # row 0: 1, then 0.5 * 1 + 1
 
 
 def test_rowwise_adam_by_hand() -> None:
     p = table()
     expected, m, v = p.detach().clone(), torch.zeros(50, 4), torch.zeros(50)
-    optimiser = LazyAdam([p], lr=0.1, rowwise=True)
+    optimizer = LazyAdam([p], lr=0.1, rowwise=True)
     for seed in range(4):
-        step(optimiser, p, seed)
-        rows, g = grouped(p.grad)
+        step(optimizer, p, seed)
+        rows, g = sum_by_row(p.grad)
         for row, grad in zip(rows.tolist(), g):
             m[row] = 0.9 * m[row] + 0.1 * grad
             v[row] = 0.999 * v[row] + 0.001 * (grad**2).mean()
@@ -128,10 +128,10 @@ def test_rowwise_adam_by_hand() -> None:
 def test_rowwise_adagrad_by_hand() -> None:
     p = table()
     expected, total = p.detach().clone(), torch.zeros(50)
-    optimiser = RowwiseAdagrad([p], lr=0.1)
+    optimizer = RowwiseAdagrad([p], lr=0.1)
     for seed in range(4):
-        step(optimiser, p, seed)
-        rows, g = grouped(p.grad)
+        step(optimizer, p, seed)
+        rows, g = sum_by_row(p.grad)
         for row, grad in zip(rows.tolist(), g):
             total[row] += (grad**2).mean()
             expected[row] -= 0.1 * grad / (total[row].sqrt() + 1e-10)
@@ -141,14 +141,14 @@ def test_rowwise_adagrad_by_hand() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_rows_stay_to_the_bit_with_their_state(kind: str) -> None:
     p = table()
-    optimiser = KINDS[kind]([p])
-    step(optimiser, p, 0)
-    before = copy.deepcopy((p.detach(), optimiser.state[p]))
-    touched = step(optimiser, p, 1).unique()
+    optimizer = KINDS[kind]([p])
+    step(optimizer, p, 0)
+    before = copy.deepcopy((p.detach(), optimizer.state[p]))
+    touched = step(optimizer, p, 1).unique()
     other = torch.ones(50, dtype=torch.bool).index_fill(0, touched, False)
     assert torch.equal(p.detach()[other], before[0][other])
     assert (p.detach()[touched] != before[0][touched]).any(1).all()
-    for name, value in optimiser.state[p].items():
+    for name, value in optimizer.state[p].items():
         if name != "step":
             assert torch.equal(value[other], before[1][name][other]), name
 
@@ -159,16 +159,16 @@ def test_other_rows_stay_to_the_bit_with_their_state(kind: str) -> None:
 def test_the_penalty_touches_the_rows_of_the_batch_only(make: Any) -> None:
     p = table()
     before = p.detach().clone()
-    optimiser = make(p)
+    optimizer = make(p)
     (F.embedding(torch.tensor([3, 7]), p, sparse=True) * 0).sum().backward()
-    optimiser.step()
+    optimizer.step()
     moved = (p.detach() != before).any(1).nonzero().squeeze(1)
     assert moved.tolist() == [3, 7]
     assert (p.detach()[moved].abs() < before[moved].abs()).all()  # towards zero
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_resumed_optimiser_goes_on_to_the_bit(kind: str) -> None:
+def test_a_resumed_optimizer_goes_on_to_the_bit(kind: str) -> None:
     whole, cut = table(), table()
     a, b = KINDS[kind]([whole]), KINDS[kind]([cut])
     for seed in range(6):
@@ -190,21 +190,21 @@ def test_a_resumed_optimiser_goes_on_to_the_bit(kind: str) -> None:
 
 def test_groups_have_their_own_settings() -> None:
     one, two = table(seed=1), table(seed=1)
-    optimiser = LazyAdam([{"params": [one], "lr": 0.0}, {"params": [two]}], lr=0.1)
+    optimizer = LazyAdam([{"params": [one], "lr": 0.0}, {"params": [two]}], lr=0.1)
     for p in (one, two):
         F.embedding(torch.tensor([5]), p, sparse=True).sum().backward()
-    optimiser.step()
+    optimizer.step()
     assert torch.equal(one, table(seed=1))
     assert not torch.equal(two, table(seed=1))
 
 
 def test_no_lookups_and_no_gradient_move_nothing() -> None:
     p, idle = table(), table()
-    optimiser = LazyAdam([p, idle])
+    optimizer = LazyAdam([p, idle])
     F.embedding(torch.zeros(0, dtype=torch.int64), p, sparse=True).sum().backward()
-    optimiser.step()
+    optimizer.step()
     assert torch.equal(p, table())
-    assert idle not in optimiser.state
+    assert idle not in optimizer.state
 
 
 def test_a_dense_gradient_is_refused() -> None:
@@ -216,12 +216,12 @@ def test_a_dense_gradient_is_refused() -> None:
 
 def test_a_closure_is_evaluated_with_gradients() -> None:
     p = table()
-    optimiser = RowwiseAdagrad([p])
+    optimizer = RowwiseAdagrad([p])
 
     def closure() -> Tensor:
         loss = F.embedding(torch.tensor([1]), p, sparse=True).sum()
         loss.backward()
         return loss
 
-    assert torch.equal(optimiser.step(closure), table()[1].sum())
+    assert torch.equal(optimizer.step(closure), table()[1].sum())
     assert not torch.equal(p, table())

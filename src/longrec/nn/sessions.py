@@ -4,8 +4,9 @@ Every event is in one part of its row, or in none; parts are numbered back from 
 batch the parts that have events are segments of their own, oldest first, and nothing is computed for others. In a
 shared batch there is room for all K of them and those without events are masked, so that no size depends on an id.
 
-Letters: B rows, N positions, U what a history brings (see nn/segment.py), T positions of a shared history, K parts that
-are told apart, P events in parts (all T in a shared batch), G parts that there are (all K in a shared batch), W width.
+Letters: B rows, N positions, U what a history brings (see nn/segments.py), T positions of a shared history, K parts
+that are told apart, P events in parts (all T in a shared batch), G parts that there are (all K in a shared batch), W
+width.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from longrec.nn.rectangles import Rectangles
-from longrec.nn.segment import Segments
+from longrec.nn.bucketed_attention import BucketedAttention
+from longrec.nn.segments import Segments
 
 _NEVER = -1e30
 
 
-class Parts:
+class Sessions:
     """The parts of the rows of one history.
 
     Args:
@@ -35,20 +36,20 @@ class Parts:
         number: int64 ``[G]``, of each part.
     """
 
-    def __init__(self, number_U: Int[Tensor, " U"], parts: int, segments: Segments) -> None:
+    def __init__(self, number_U: Int[Tensor, " U"], count: int, segments: Segments) -> None:
         self.segments, number_U = segments, number_U.long()
         if segments.shared:
-            self.rows = Segments(segments.offsets, segments.rows, parts, shared=True)
-            self.number = torch.arange(parts - 1, -1, -1, device=number_U.device)
+            self.rows = Segments(segments.offsets, segments.rows, count, shared=True)
+            self.number = torch.arange(count - 1, -1, -1, device=number_U.device)
             self._number_U = number_U
             return
-        at = (number_U < parts).nonzero().squeeze(1)
-        key_P, order = (segments.row[at] * parts + (parts - 1 - number_U[at])).sort(stable=True)
+        at = (number_U < count).nonzero().squeeze(1)
+        key_P, order = (segments.row[at] * count + (count - 1 - number_U[at])).sort(stable=True)
         self._at = at[order]
         self._within = Segments.of_runs(key_P)
         key_G = key_P[self._within.offsets[:-1]]
-        self.number = parts - 1 - key_G % parts
-        marks = torch.arange(segments.rows + 1, device=key_G.device) * parts
+        self.number = count - 1 - key_G % count
+        marks = torch.arange(segments.rows + 1, device=key_G.device) * count
         self.rows = Segments(torch.searchsorted(key_G, marks), segments.rows, len(key_G))
 
     @cached_property
@@ -56,7 +57,7 @@ class Parts:
         return self._number_U.unsqueeze(0) == self.number.unsqueeze(1)
 
     @cached_property
-    def there_K(self) -> Tensor:
+    def nonempty_K(self) -> Tensor:
         """bool, shared: which parts have events."""
         return self._member_KT.sum(1) > 0
 
@@ -65,29 +66,29 @@ class Parts:
         return self._number_U.unsqueeze(0) == self._number_U.unsqueeze(1)
 
     @cached_property
-    def rectangles(self) -> Rectangles:
+    def attention(self) -> BucketedAttention:
         """For the attention of the events of each part among themselves."""
         if self.segments.shared:
-            return Rectangles(self.segments, self._same_TT)
-        return Rectangles(self._within)
+            return BucketedAttention(self.segments, self._same_TT)
+        return BucketedAttention(self._within)
 
-    def take(self, x_UW: Float[Tensor, "U W"]) -> Float[Tensor, "P W"]:
+    def gather(self, x_UW: Float[Tensor, "U W"]) -> Float[Tensor, "P W"]:
         """The events in parts, part by part; of a shared history all as they stand."""
         return x_UW if self.segments.shared else x_UW.index_select(0, self._at)
 
-    def numbers(self) -> Int[Tensor, " P"]:
+    def gather_numbers(self) -> Int[Tensor, " P"]:
         """The part of each event; of a shared history some K or above."""
         return self._number_U if self.segments.shared else self._within.expand_rows(self.number)
 
-    def back(self) -> Int[Tensor, " P"]:
+    def count_newer(self) -> Int[Tensor, " P"]:
         """How many events of its part are newer than each."""
         if not self.segments.shared:
             ends_P = self._within.expand_rows(self._within.offsets[1:])
             return ends_P - 1 - torch.arange(len(ends_P), device=ends_P.device)
-        place_T = torch.arange(self.segments.positions, device=self._number_U.device)
-        return (self._same_TT & (place_T.unsqueeze(0) > place_T.unsqueeze(1))).sum(1)
+        index_T = torch.arange(self.segments.positions, device=self._number_U.device)
+        return (self._same_TT & (index_T.unsqueeze(0) > index_T.unsqueeze(1))).sum(1)
 
-    def sizes(self) -> Int[Tensor, " P"]:
+    def count_events(self) -> Int[Tensor, " P"]:
         """How many events the part of each has."""
         if not self.segments.shared:
             return self._within.expand_rows(self._within.offsets[1:] - self._within.offsets[:-1])
@@ -105,10 +106,10 @@ class Parts:
         if not self.segments.shared:
             return self.rows.softmax(s)
         s_BK = s.reshape(self.segments.rows, self.rows.positions)
-        w_BK = s_BK.masked_fill(~self.there_K, _NEVER).softmax(1)
-        return (w_BK * self.there_K).reshape(-1)
+        w_BK = s_BK.masked_fill(~self.nonempty_K, _NEVER).softmax(1)
+        return (w_BK * self.nonempty_K).reshape(-1)
 
-    def asked(self, q_BW: Float[Tensor, "B W"], x_PW: Float[Tensor, "P W"]) -> tuple[Tensor, Tensor]:
+    def attend(self, q_BW: Float[Tensor, "B W"], x_PW: Float[Tensor, "P W"]) -> tuple[Tensor, Tensor]:
         """What the query of each row reads in each of its parts, ``[G, W]`` (shared ``[B K, W]``), and the weights of
         the events, ``[P]`` (shared ``[B, K, T]``): ``sum_j softmax_j(q . x_j) x_j`` over the events of a part.
         """
@@ -120,16 +121,16 @@ class Parts:
         w_BKT = s_BKT.softmax(2) * self._member_KT
         return torch.matmul(w_BKT.to(x_PW.dtype), x_PW).flatten(0, 1), w_BKT
 
-    def told(self, of_parts: Tensor, of_events: Tensor) -> Tensor:
+    def weigh_events(self, session_weights: Tensor, event_weights: Tensor) -> Tensor:
         """The weight of every event of a history, ``[N]`` or shared ``[B, T]``, 0 for one in no part.
 
         Args:
             of_parts: as ``softmax`` gives them.
-            of_events: as ``asked`` gives them; or one weight for each event of a part, ``[P]``.
+            of_events: as ``attend`` gives them; or one weight for each event of a part, ``[P]``.
         """
         if self.segments.shared:
-            of_BK1 = of_parts.reshape(self.segments.rows, self.rows.positions, 1)
-            within = of_events if of_events.ndim == 3 else self._member_KT * of_events
-            return (of_BK1 * within).sum(1)
-        w_P = of_events * self._within.expand_rows(of_parts)
+            session_BK1 = session_weights.reshape(self.segments.rows, self.rows.positions, 1)
+            within = event_weights if event_weights.ndim == 3 else self._member_KT * event_weights
+            return (session_BK1 * within).sum(1)
+        w_P = event_weights * self._within.expand_rows(session_weights)
         return w_P.new_zeros(self.segments.positions).index_copy(0, self._at, w_P)
