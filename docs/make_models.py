@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from model_page import COUNTED, DRAWN, SETS, page, plain, told_before
+from model_page import COUNTED, DRAWN, SETS, page, plain, read_section
 
 from longrec.models.core.catalog import Card, describe, names
 
@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent / "src"
 LIST, FOLDER, RESULTS = HERE / "models.md", HERE / "models", HERE.parent / "bench" / "results" / "models.json"
 SUMS = FOLDER / "drawn.json"
-ROOMS = ("longrec.models.", "longrec.nn.", "longrec.features.")
+PACKAGES = ("longrec.models.", "longrec.nn.", "longrec.features.")
 HEAD = """# Models
 
 Written by `make docs` from the models' docstrings; do not edit. `longrec help NAME` shows the settings of one; its page
@@ -61,11 +61,11 @@ AUC by at most a few thousandths (`rerun_0.4.0` among the results of bench); the
 """
 
 
-class Broken(Exception):
+class BrokenModelError(Exception):
     """A model that has no page: it cannot be read, built, or run."""
 
 
-def listed(cards: Iterable[Card], results: Mapping[str, Any]) -> str:
+def format_list(cards: Iterable[Card], results: Mapping[str, Any]) -> str:
     """The page that lists all models, and beside each other what was measured of them."""
     lines = ["| name | kind | reads histories | paper |", "| --- | --- | --- | --- |"]
     for card in cards:
@@ -73,14 +73,14 @@ def listed(cards: Iterable[Card], results: Mapping[str, Any]) -> str:
         paper = f"[{title}]({card.link})" if card.link else title
         history = "yes" if card.reads_history else "no"
         lines.append(f"| [`{card.name}`](models/{card.name}.md) | {card.kind} | {history} | {paper}. {card.source} |")
-    return HEAD + "\n".join(lines) + "\n" + reached(results) + TAIL
+    return HEAD + "\n".join(lines) + "\n" + format_all_results(results) + TAIL
 
 
-def reached(results: Mapping[str, Any]) -> str:
+def format_all_results(results: Mapping[str, Any]) -> str:
     """What models reached and cost, as far as it was measured, best first on the first log; nothing without results."""
     logs, speed = [log for log in SETS if log in results], results.get("speed", {})
     models = sorted(
-        {name for part in results.values() for name in part},
+        {name for scores in results.values() for name in scores},
         key=lambda name: [-results[log].get(name, {}).get("auc", 0.0) for log in logs],
     )
     if not models:
@@ -98,13 +98,13 @@ def reached(results: Mapping[str, Any]) -> str:
     return RESULTS_HEAD + "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
-def written(name: str, results: Mapping[str, Any], sums: Mapping[str, str]) -> tuple[str, str]:
+def build_page(name: str, results: Mapping[str, Any], sums: Mapping[str, str]) -> tuple[str, str]:
     """Page and figure of a model; what takes a run is taken from before where the code is as it was."""
     text, figure = FOLDER / f"{name}.md", FOLDER / f"{name}.svg"
     drawn = counted = None
     if sums.get(name) == fingerprint(name) and text.exists() and figure.exists():
         before = text.read_text(encoding="utf-8")
-        drawn, counted = told_before(before, DRAWN), told_before(before, COUNTED)
+        drawn, counted = read_section(before, DRAWN), read_section(before, COUNTED)
     if drawn is not None and counted is not None:
         return page(name, drawn, counted, results), figure.read_text(encoding="utf-8")
     from model_run import run  # brings torch
@@ -123,34 +123,34 @@ def fingerprint(name: str) -> str:
 
 def _closure(module: str) -> set[Path]:
     """The files of a module and of all modules of the package it imports, directly or not."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     waiting = [module]
     while waiting:
         one = waiting.pop()
         path = _path(one)
-        if path is not None and one not in found:
-            found[one] = path
+        if path is not None and one not in files:
+            files[one] = path
             waiting += _imports(path)
-    return set(found.values())
+    return set(files.values())
 
 
 def _path(module: str) -> Path | None:
-    place = SOURCE / Path(*module.split("."))
-    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
+    base = SOURCE / Path(*module.split("."))
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 
 @cache
 def _imports(path: Path) -> tuple[str, ...]:
     """Modules of the rooms a model may import; the package itself and its face say nothing of what a model computes."""
-    found = []
+    modules = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
             ("longrec.models.", "longrec.nn.", "longrec.features.")
         ):
-            found += [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+            modules += [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.ImportFrom) and node.module in ("longrec.models", "longrec.nn", "longrec.features"):
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
-    return tuple(found)
+            modules += [f"{node.module}.{alias.name}" for alias in node.names]
+    return tuple(modules)
 
 
 @cache
@@ -174,47 +174,47 @@ def pages(
     broken = []
     for name in models:
         try:
-            yield describe(name), *written(name, results, sums), fingerprint(name)
+            yield describe(name), *build_page(name, results, sums), fingerprint(name)
         except Exception as error:  # noqa: BLE001 - one unfinished model must not stop the pages of the others
             frame = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{Path(frame.filename).name}:{frame.lineno}"
-            broken.append(f"{name}: {type(error).__name__} at {place}: {' '.join(str(error).split())}")
+            location = f"{Path(frame.filename).name}:{frame.lineno}"
+            broken.append(f"{name}: {type(error).__name__} at {location}: {' '.join(str(error).split())}")
     if broken:
-        raise Broken("no page for\n  " + "\n  ".join(broken))
+        raise BrokenModelError("no page for\n  " + "\n  ".join(broken))
 
 
 def main() -> None:
     """Write or check."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--check", action="store_true", help="exit with 1 when something is not up to date")
-    ask.add_argument("names", nargs="*", help="models whose pages to write; all when none is given")
-    args = ask.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="exit with 1 when something is not up to date")
+    parser.add_argument("names", nargs="*", help="models whose pages to write; all when none is given")
+    args = parser.parse_args()
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     sums: dict[str, str] = json.loads(SUMS.read_text(encoding="utf-8")) if SUMS.exists() else {}
     wanted: dict[Path, str] = {}
-    cards, made, broken = list[Card](), dict[str, str](), None
+    cards, digests, broken = list[Card](), dict[str, str](), None
     try:
-        for card, text, figure, found in pages(args.names or names(), results, sums):
+        for card, text, figure, digest in pages(args.names or names(), results, sums):
             wanted |= {FOLDER / f"{card.name}.md": text, FOLDER / f"{card.name}.svg": figure}
             cards.append(card)
-            made[card.name] = found
-    except Broken as error:
+            digests[card.name] = digest
+    except BrokenModelError as error:
         broken = error
     if not args.names:
-        wanted[LIST] = listed(cards, results)
-    left = [] if args.names else [path for path in FOLDER.glob("*.*") if path.stem not in names() and path != SUMS]
+        wanted[LIST] = format_list(cards, results)
+    obsolete = [] if args.names else [path for path in FOLDER.glob("*.*") if path.stem not in names() and path != SUMS]
     if args.check:
         stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
-        told = [str(path.relative_to(HERE.parent)) for path in [*stale, *left]]
-        if told:
-            sys.exit(f"not up to date: {', '.join(told)}: run make docs")
+        paths = [str(path.relative_to(HERE.parent)) for path in [*stale, *obsolete]]
+        if paths:
+            sys.exit(f"not up to date: {', '.join(paths)}: run make docs")
     else:
         FOLDER.mkdir(exist_ok=True)
         for path, text in wanted.items():
             path.write_text(text, encoding="utf-8")
-        for path in left:
+        for path in obsolete:
             path.unlink()
-        kept = {name: found for name, found in {**sums, **made}.items() if name in names()}
+        kept = {name: digest for name, digest in {**sums, **digests}.items() if name in names()}
         SUMS.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", encoding="utf-8")
     if broken is not None:
         sys.exit(str(broken))

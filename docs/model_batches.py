@@ -37,7 +37,7 @@ SHOP = Fields(
     ),
     histories={"clicks": (ITEM, CATEGORY, ACTION, GAP)},
 )
-KNOWN = (
+KNOWLEDGE = (
     Field("about_user", "vector", 0, table="user", width=33),
     Field("about_item", "vector", 0, table="item", width=33),
 )
@@ -49,12 +49,12 @@ def schemas(name: str) -> list[Fields]:
     A model that reads tokens (its file imports ``TokenInput``) gets a history of them too.
     """
     sessions = replace(SHOP, histories={"clicks": (*SHOP.histories["clicks"], SINCE, SESSION)})
-    known = replace(SHOP, features=(*SHOP.features, *KNOWN))
-    several = replace(known, histories={**sessions.histories, "carted": SHOP.histories["clicks"]})
-    found = [SHOP, sessions, known, several]
+    with_knowledge = replace(SHOP, features=(*SHOP.features, *KNOWLEDGE))
+    several = replace(with_knowledge, histories={**sessions.histories, "carted": SHOP.histories["clicks"]})
+    choices = [SHOP, sessions, with_knowledge, several]
     if _reads_tokens(name):
-        return [replace(fields, histories={**fields.histories, "tokens": TOKENS}) for fields in found]
-    return found
+        return [replace(fields, histories={**fields.histories, "tokens": TOKENS}) for fields in choices]
+    return choices
 
 
 def small(name: str, width: int = 16) -> tuple[Model, Fields]:
@@ -76,7 +76,7 @@ def small(name: str, width: int = 16) -> tuple[Model, Fields]:
             },
         )
         torch.manual_seed(0)
-        settings = {"name": name, **told(name), **_widths(find(name).Config, width)}
+        settings = {"name": name, **extra_settings(name), **_widths(find(name).Config, width)}
         try:
             return build(settings, wide).eval(), wide
         except ConfigError as error:
@@ -85,7 +85,7 @@ def small(name: str, width: int = 16) -> tuple[Model, Fields]:
     raise first
 
 
-def told(name: str) -> dict[str, Any]:
+def extra_settings(name: str) -> dict[str, Any]:
     """Settings without which a model shows nothing of its own: one that learns several labels gets a second one."""
     tasks = find(name).Config.model_fields.get("tasks")
     return {"tasks": {"bought": 1.0}} if tasks is not None and tasks.default == {} else {}
@@ -93,12 +93,12 @@ def told(name: str) -> dict[str, Any]:
 
 def _widths(config: type[Strict], width: int) -> dict[str, Any]:
     """The setting of the width of all embeddings, where a model and the models inside it have one."""
-    found: dict[str, Any] = {"embedding_dim": width} if "embedding_dim" in config.model_fields else {}
+    widths: dict[str, Any] = {"embedding_dim": width} if "embedding_dim" in config.model_fields else {}
     for name, setting in config.model_fields.items():
         base = setting.default
         if isinstance(base, dict) and is_model(str(base.get("name"))):
-            found[name] = {**base, **_widths(find(base["name"]).Config, width)}
-    return found
+            widths[name] = {**base, **_widths(find(base["name"]).Config, width)}
+    return widths
 
 
 def _reads_tokens(name: str) -> bool:
@@ -129,10 +129,10 @@ def some_rows(fields: Fields, lengths: Sequence[int]) -> Batch:
         name: HistoryBatch({f.name: _values(f, sum(lengths), generator) for f in columns}, _offsets(lengths))
         for name, columns in fields.histories.items()
     }
-    moments = torch.arange(rows) * 1_000
+    timestamps = torch.arange(rows) * 1_000
     users = torch.arange(rows) * 3 // rows
     label = torch.randint(0, 2, (rows,), generator=generator).float()
-    return Batch(rows, features, histories, label=label, users=users, moments=moments, known=moments + 500)
+    return Batch(rows, features, histories, label=label, users=users, moments=timestamps, known=timestamps + 500)
 
 
 def ragged_rows(fields: Fields) -> Batch:

@@ -25,7 +25,7 @@ LETTERS = {
 
 
 @dataclass
-class Part:
+class Entry:
     """A line inside a box: a module, what came out of it, at which rate, and how often it ran."""
 
     name: str
@@ -53,7 +53,7 @@ class Box:
     name: str
     kind: str
     parameters: int = 0
-    parts: list[Part] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
     shape: str = ""
     rates: dict[str, int] = field(default_factory=dict)
     times: int = 1
@@ -61,8 +61,8 @@ class Box:
 
     def idle(self) -> bool:
         """Whether nothing is computed here, and nothing learnt."""
-        told = self.kind in ("input", "output", "embeddings")
-        return not told and not self.parameters and not any(self.rates.values())
+        holds_data = self.kind in ("input", "output", "embeddings")
+        return not holds_data and not self.parameters and not any(self.rates.values())
 
 
 @dataclass
@@ -76,16 +76,16 @@ class Figure:
 
     name: str
     ragged: bool
-    learnt: int
+    learned: int
     boxes: dict[int, Box]
     lines: set[tuple[int, int]]
 
 
 def shape_of(tensor: Tensor, ragged: bool) -> str:
     """``[B, 16]``; what stands last is a width, and no multiple of anything."""
-    known, several = LETTERS[ragged], _letters(tensor, ragged)
-    told = [known.get(n, str(n)) for n in tensor.shape[-1:]] if tensor.ndim > 1 else several[-1:]
-    return f"[{', '.join([*several[:-1], *told])}]"
+    letters, several = LETTERS[ragged], _letters(tensor, ragged)
+    last = [letters.get(n, str(n)) for n in tensor.shape[-1:]] if tensor.ndim > 1 else several[-1:]
+    return f"[{', '.join([*several[:-1], *last])}]"
 
 
 def rate_of(tensor: Tensor, ragged: bool) -> str:
@@ -99,46 +99,46 @@ def rate_of(tensor: Tensor, ragged: bool) -> str:
 
 def _letters(tensor: Tensor, ragged: bool) -> list[str]:
     """A shape in letters where they fit."""
-    known = LETTERS[ragged]
+    letters = LETTERS[ragged]
     several = {
-        times * n: f"{times}·{letter}" for n, letter in known.items() if len(letter) < 4 for times in range(2, 13)
+        times * n: f"{times}·{letter}" for n, letter in letters.items() if len(letter) < 4 for times in range(2, 13)
     }
-    return [(several | known).get(n, str(n)) for n in tensor.shape]
+    return [(several | letters).get(n, str(n)) for n in tensor.shape]
 
 
-def by_rate(fields: Iterable[Field], ragged: bool) -> list[Part]:
+def by_rate(fields: Iterable[Field], ragged: bool) -> list[Entry]:
     """Fields of the impression in a line each: those of the request, and those of the candidate."""
     fields = list(fields)
     if ragged:
-        return [Part(", ".join(field.name for field in fields), "", "", "row")]
+        return [Entry(", ".join(field.name for field in fields), "", "", "row")]
     groups = {
         "request": [field.name for field in fields if field.table != "item"],
         "candidate": [field.name for field in fields if field.table == "item"],
     }
-    return [Part(", ".join(names), "", "", rate) for rate, names in groups.items() if names]
+    return [Entry(", ".join(names), "", "", rate) for rate, names in groups.items() if names]
 
 
-def events_of(history: str, columns: Iterable[Field]) -> Part:
+def events_of(history: str, columns: Iterable[Field]) -> Entry:
     """The columns of a history in one line."""
-    return Part(", ".join(column.name.removeprefix(f"{history}.") for column in columns), "", "", "event")
+    return Entry(", ".join(column.name.removeprefix(f"{history}.") for column in columns), "", "", "event")
 
 
 # ---- a figure that is easy to read ---------------------------------------------------------------------------------
 
 
-def tidied(figure: Figure) -> Figure:
+def tidy(figure: Figure) -> Figure:
     """Without inputs that nobody reads, and with like boxes as one."""
     reached = {number for number, box in figure.boxes.items() if box.kind == "output"}
     while more := {a for a, b in figure.lines if b in reached} - reached:
         reached |= more
     figure.boxes = {number: box for number, box in figure.boxes.items() if number in reached}
     figure.lines = {(a, b) for a, b in figure.lines if a in reached and b in reached}
-    while _merged(figure):
+    while _merge_pair(figure):
         pass
     return figure
 
 
-def _merged(figure: Figure) -> bool:
+def _merge_pair(figure: Figure) -> bool:
     """Make one box of the first two that are alike: same kind, size and shape, fed by the same and read by the same."""
     alike: dict[Any, int] = {}
     for number, box in figure.boxes.items():

@@ -43,7 +43,7 @@ _FREE = {
     "new_empty_strided",
 }  # fmt: skip
 _ENTRIES = {"addcmul_", "addcdiv_", "celu_", "glu", "prelu", "_prelu_kernel"}
-_MADE = ("empty", "zeros", "ones", "full", "new_", "arange", "scalar_tensor", "rand", "eye", "linspace")
+_CREATED = ("empty", "zeros", "ones", "full", "new_", "arange", "scalar_tensor", "rand", "eye", "linspace")
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -68,7 +68,7 @@ def cost(func: Any, args: Any, kwargs: Any, out: Any) -> int:
         return int(flop_registry[packet](*args, **(kwargs or {}), out_val=out))
     inputs = [one for one in tensors([args, kwargs or {}]) if one.is_floating_point()]
     floats = [one for one in tensors(out) if one.is_floating_point()]
-    if not floats or func.is_view or name in _FREE or name.startswith(_MADE):
+    if not floats or func.is_view or name in _FREE or name.startswith(_CREATED):
         return 0
     if name == "_linear_pointwise":
         return 2 * inputs[0].numel() * len(inputs[1])
@@ -79,8 +79,8 @@ def cost(func: Any, args: Any, kwargs: Any, out: Any) -> int:
     if name in _BAGS:
         return (len(inputs) if len(inputs) > 1 else 1) * int(args[1].numel()) * int(args[0].shape[1])
     if name.startswith("_scaled_dot_product"):
-        (*batch, asking, width), (*_, asked, _), (*_, value) = (one.shape for one in inputs[:3])
-        return int(math.prod(batch) * asking * asked * (2 * width + 2 * value + 1))
+        (*batch, queries, width), (*_, keys, _), (*_, value) = (one.shape for one in inputs[:3])
+        return int(math.prod(batch) * queries * keys * (2 * width + 2 * value + 1))
     if name in _REDUCTIONS:
         return max((one.numel() for one in inputs), default=0)
     if torch.Tag.pointwise in func.tags or name in _ENTRIES:
@@ -109,23 +109,25 @@ def costs(name: str) -> Costs:
     row = {many: _row(model, fields, many) for many in EVENTS}
     candidate = {}
     if not isinstance(model, Encoder):
-        candidate = {many: counted(model, one_request(fields, CANDIDATES, many)) // CANDIDATES for many in EVENTS}
+        candidate = {
+            many: count_operations(model, one_request(fields, CANDIDATES, many)) // CANDIDATES for many in EVENTS
+        }
     model, fields = small(name, 2 * WIDTH)
     return Costs(row, candidate, _row(model, fields, EVENTS[1]))
 
 
 def _row(model: Model, fields: Fields, events: int) -> int:
-    return counted(model, some_rows(fields, [events] * _ROWS[events])) // _ROWS[events]
+    return count_operations(model, some_rows(fields, [events] * _ROWS[events])) // _ROWS[events]
 
 
-def counted(model: Model, batch: Batch) -> int:
+def count_operations(model: Model, batch: Batch) -> int:
     """Operations of one pass, without oneDNN, for which rows are rounded up (nn/gemm.py)."""
-    with torch.no_grad(), mock.patch.object(gemm, "_POINTWISE", None), Counting() as counting:
+    with torch.no_grad(), mock.patch.object(gemm, "_POINTWISE", None), OperationCounter() as counting:
         model(batch)
     return counting.total
 
 
-class Counting(TorchDispatchMode):
+class OperationCounter(TorchDispatchMode):
     """Adds up what is computed while it is entered.
 
     Attributes:

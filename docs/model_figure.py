@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from html import escape
 from itertools import pairwise
 
-from model_boxes import Box, Figure, Part
+from model_boxes import Box, Entry, Figure
 
-COLOURS = {
+COLORS = {
     "request": "#7a8290",
     "candidate": "#2f8f5b",
     "row": "#2f8f5b",
     "event": "#2f6fb8",
     "pair": "#d2691e",
 }
-WORDS = {
+LABELS = {
     "request": "once a request",
     "candidate": "once a candidate",
     "row": "once a row",
@@ -53,9 +53,9 @@ class _Node:
 
 def svg(figure: Figure) -> str:
     """The whole file."""
-    nodes, chains = _layered(figure)
-    order = _ordered(nodes, chains)
-    _placed(order, chains)
+    nodes, chains = _assign_layers(figure)
+    order = _order_layers(nodes, chains)
+    _set_positions(order, chains)
     top = float(MARGIN)
     for row in order:
         tall = max(node.height for node in row)
@@ -67,7 +67,7 @@ def svg(figure: Figure) -> str:
     for node in nodes.values():
         node.x += MARGIN - left
     width = max(node.x + node.width / 2 for node in nodes.values()) + MARGIN
-    rates = [rate for rate in COLOURS if any(rate in _rates(box) for box in figure.boxes.values())]
+    rates = [rate for rate in COLORS if any(rate in _rates(box) for box in figure.boxes.values())]
     legend, across, deep = _legend(rates, figure.ragged, max(width, 680))
     width, height = max(width, across), top - DEEP + 20 + deep
     shift = (width - (max(node.x + node.width / 2 for node in nodes.values()) + MARGIN)) / 2
@@ -97,7 +97,7 @@ def svg(figure: Figure) -> str:
 # ---- where things stand --------------------------------------------------------------------------------------------
 
 
-def _layered(figure: Figure) -> tuple[dict[int, _Node], list[list[int]]]:
+def _assign_layers(figure: Figure) -> tuple[dict[int, _Node], list[list[int]]]:
     """A layer for every box, below all that feeds it; lines as chains of nodes, with a bend in every layer between."""
     layer = dict.fromkeys(figure.boxes, 0)
     for _ in figure.boxes:
@@ -122,41 +122,41 @@ def _layered(figure: Figure) -> tuple[dict[int, _Node], list[list[int]]]:
     return nodes, chains
 
 
-def _ordered(nodes: Mapping[int, _Node], chains: Sequence[Sequence[int]]) -> list[list[_Node]]:
+def _order_layers(nodes: Mapping[int, _Node], chains: Sequence[Sequence[int]]) -> list[list[_Node]]:
     """The nodes of each layer from left to right, so that few lines cross."""
     rows: list[list[_Node]] = [[] for _ in range(1 + max(node.layer for node in nodes.values()))]
     for node in nodes.values():
         rows[node.layer].append(node)
     pairs = [(a, b) for chain in chains for a, b in pairwise(chain)]
-    best, fewest = [list(row) for row in rows], _crossings(rows, pairs)
+    best, fewest = [list(row) for row in rows], _count_crossings(rows, pairs)
     for sweep in range(12):
         down = sweep % 2 == 0
         for row in rows if down else reversed(rows):
-            place = {node.number: at for other in rows for at, node in enumerate(other)}
+            index = {node.number: at for other in rows for at, node in enumerate(other)}
             beside = {
-                node.number: [place[a] if down else place[b] for a, b in pairs if node.number == (b if down else a)]
+                node.number: [index[a] if down else index[b] for a, b in pairs if node.number == (b if down else a)]
                 for node in row
             }
             row.sort(
-                key=lambda node, beside=beside, place=place: (  # type: ignore[misc]
-                    sum(beside[node.number]) / len(beside[node.number]) if beside[node.number] else place[node.number]
+                key=lambda node, beside=beside, index=index: (  # type: ignore[misc]
+                    sum(beside[node.number]) / len(beside[node.number]) if beside[node.number] else index[node.number]
                 )
             )
-        found = _crossings(rows, pairs)
-        if found < fewest:
-            best, fewest = [list(row) for row in rows], found
+        crossings = _count_crossings(rows, pairs)
+        if crossings < fewest:
+            best, fewest = [list(row) for row in rows], crossings
     return best
 
 
-def _crossings(rows: Sequence[Sequence[_Node]], pairs: Sequence[tuple[int, int]]) -> int:
-    place = {node.number: (node.layer, at) for row in rows for at, node in enumerate(row)}
-    ends = [(place[a], place[b]) for a, b in pairs]
+def _count_crossings(rows: Sequence[Sequence[_Node]], pairs: Sequence[tuple[int, int]]) -> int:
+    index = {node.number: (node.layer, at) for row in rows for at, node in enumerate(row)}
+    ends = [(index[a], index[b]) for a, b in pairs]
     return sum(
         (a[1] - c[1]) * (b[1] - d[1]) < 0 for at, (a, b) in enumerate(ends) for c, d in ends[:at] if a[0] == c[0]
     )
 
 
-def _placed(rows: Sequence[Sequence[_Node]], chains: Sequence[Sequence[int]]) -> None:
+def _set_positions(rows: Sequence[Sequence[_Node]], chains: Sequence[Sequence[int]]) -> None:
     """Centres of all nodes: each near those it is joined with, none upon another."""
     at = {node.number: node for row in rows for node in row}
     beside: dict[int, list[int]] = {number: [] for number in at}
@@ -199,13 +199,15 @@ def _spread(row: Sequence[_Node], wanted: Sequence[float]) -> None:
 
 def _size(box: Box) -> tuple[int, int]:
     """Width and height of a box."""
-    wide = [_long(box.name, 14, bold=True) + 24, _long(_under(box), 11) + 24]
-    for part in _listed(box):
-        wide.append(28 + _long(part.name, 12) + _long(_kind(part), 11) + 16 + _long(part.shape, 11, fixed=True) + 10)
+    wide = [_measure(box.name, 14, bold=True) + 24, _measure(_under(box), 11) + 24]
+    for entry in _list_entries(box):
+        wide.append(
+            28 + _measure(entry.name, 12) + _measure(_kind(entry), 11) + 16 + _measure(entry.shape, 11, fixed=True) + 10
+        )
     if box.shape and box.kind != "output":
-        wide.append(24 + _long(f"→ {box.shape}", 11, fixed=True))
-    lines = len(_listed(box)) + bool(box.parts and len(box.parts) > MOST)
-    tall = 30 + (16 if _under(box) else 0) + 17 * lines + (20 if _gives(box) else 6) + (4 if lines else 0)
+        wide.append(24 + _measure(f"→ {box.shape}", 11, fixed=True))
+    lines = len(_list_entries(box)) + bool(box.entries and len(box.entries) > MOST)
+    tall = 30 + (16 if _under(box) else 0) + 17 * lines + (20 if _format_output(box) else 6) + (4 if lines else 0)
     return max(116, round(max(wide))), tall
 
 
@@ -224,21 +226,21 @@ def _box(box: Box, node: _Node) -> str:
     if _under(box):
         at += 16
         out.append(_text(12, at, _under(box), 11, FAINT))
-    if box.parts:
+    if box.entries:
         at += 4
-    for part in _listed(box):
+    for entry in _list_entries(box):
         at += 17
-        out.append(f'<circle cx="17" cy="{at - 4}" r="4" fill="{COLOURS[part.rate]}"/>')
-        out.append(_text(28, at, part.name, 12, INK))
-        if _kind(part):
-            out.append(_text(round(28 + _long(part.name, 12) + 6), at, _kind(part), 11, FAINT))
-        if part.shape:
-            out.append(_text(node.width - 10, at, part.shape, 11, INK, fixed=True, end=True))
-    if len(box.parts) > MOST:
+        out.append(f'<circle cx="17" cy="{at - 4}" r="4" fill="{COLORS[entry.rate]}"/>')
+        out.append(_text(28, at, entry.name, 12, INK))
+        if _kind(entry):
+            out.append(_text(round(28 + _measure(entry.name, 12) + 6), at, _kind(entry), 11, FAINT))
+        if entry.shape:
+            out.append(_text(node.width - 10, at, entry.shape, 11, INK, fixed=True, end=True))
+    if len(box.entries) > MOST:
         at += 17
-        out.append(_text(28, at, f"and {len(box.parts) - MOST} more", 11, FAINT))
-    if _gives(box):
-        out.append(_text(12, node.height - 9, _gives(box), 11, INK, fixed=True))
+        out.append(_text(28, at, f"and {len(box.entries) - MOST} more", 11, FAINT))
+    if _format_output(box):
+        out.append(_text(12, node.height - 9, _format_output(box), 11, INK, fixed=True))
     return "\n".join([*out, "</g>"])
 
 
@@ -248,16 +250,16 @@ def _bar(rates: Mapping[str, int], width: int) -> list[str]:
     for rate, count in rates.items():
         share = (width - 2) * count / total
         wide = max(1, round(at + share) - round(at))
-        out.append(f'<rect x="{round(at)}" y="1" width="{wide}" height="4" fill="{COLOURS[rate]}"/>')
+        out.append(f'<rect x="{round(at)}" y="1" width="{wide}" height="4" fill="{COLORS[rate]}"/>')
         at += share
     return out
 
 
 def _rates(box: Box) -> dict[str, int]:
     """Operations by rate, in the order of the legend; what looks up, has one of each."""
-    found = box.rates if any(box.rates.values()) else {part.rate: 1 for part in box.parts}
-    total = sum(found.values())
-    return {rate: found[rate] for rate in COLOURS if total and found.get(rate, 0) / total >= 0.005}
+    rates = box.rates if any(box.rates.values()) else {entry.rate: 1 for entry in box.entries}
+    total = sum(rates.values())
+    return {rate: rates[rate] for rate in COLORS if total and rates.get(rate, 0) / total >= 0.005}
 
 
 def _line(chain: Sequence[_Node], nodes: Mapping[int, _Node], chains: Sequence[Sequence[int]]) -> str:
@@ -276,61 +278,61 @@ def _line(chain: Sequence[_Node], nodes: Mapping[int, _Node], chains: Sequence[S
     return f'<path d="{path}" fill="none" stroke="{LINE}" stroke-width="1.4" marker-end="url(#tip)"/>'
 
 
-def _port(node: _Node, place: int, count: int) -> float:
+def _port(node: _Node, index: int, count: int) -> float:
     """Where on the edge of a box the line of that place begins or ends."""
     step = min(26.0, (node.width - 24) / max(count, 1))
-    return node.x + (place - (count - 1) / 2) * step
+    return node.x + (index - (count - 1) / 2) * step
 
 
 def _legend(rates: Sequence[str], ragged: bool, width: float) -> tuple[list[str], float, int]:
     """What the colours and letters mean: lines of text, how wide they are, and how tall together."""
     out, at, line, most = [], float(MARGIN), 0, 0.0
     for rate in rates:
-        wide = 16 + _long(WORDS[rate], 12) + 20
+        wide = 16 + _measure(LABELS[rate], 12) + 20
         if at + wide > width:
             at, line = float(MARGIN), line + 1
         y = 12 + 18 * line
-        out.append(f'<circle cx="{round(at + 4)}" cy="{y - 4}" r="4" fill="{COLOURS[rate]}"/>')
-        out.append(_text(round(at + 14), y, WORDS[rate], 12, INK))
+        out.append(f'<circle cx="{round(at + 4)}" cy="{y - 4}" r="4" fill="{COLORS[rate]}"/>')
+        out.append(_text(round(at + 14), y, LABELS[rate], 12, INK))
         at += wide
         most = max(most, at)
     letters = "R rows, N events of all their histories." if ragged else "B candidates, T events of the past."
-    told = [f"{letters} The strip on a box: how its operations divide among these."]
-    for words in told:
+    sentences = [f"{letters} The strip on a box: how its operations divide among these."]
+    for sentence in sentences:
         line += 1
-        out.append(_text(MARGIN, 12 + 18 * line, words, 11, FAINT))
-        most = max(most, MARGIN + _long(words, 11))
+        out.append(_text(MARGIN, 12 + 18 * line, sentence, 11, FAINT))
+        most = max(most, MARGIN + _measure(sentence, 11))
     return out, most + MARGIN, 12 + 18 * line + 14
 
 
-def _listed(box: Box) -> list[Part]:
-    return box.parts[:MOST]
+def _list_entries(box: Box) -> list[Entry]:
+    return box.entries[:MOST]
 
 
 def _under(box: Box) -> str:
     """The second line of a box: what it is, how much it learns, how often it runs."""
     if box.kind in ("input", "output"):
         return {"impression": "fields of the impression", "logit": "", "vector": ""}.get(box.name, "a history")
-    words = [box.under or box.kind.strip("_")]
+    phrases = [box.under or box.kind.strip("_")]
     if box.kind == "parameter":
-        words = [f"{box.parameters:,} learnt numbers"]
+        phrases = [f"{box.parameters:,} learnt numbers"]
     elif box.parameters:
-        words.append(f"{box.parameters:,} parameters{' each' if '…' in box.name else ''}")
+        phrases.append(f"{box.parameters:,} parameters{' each' if '…' in box.name else ''}")
     if box.times > 1:
-        words.append(f"{box.times} times")
-    return ", ".join(words)
+        phrases.append(f"{box.times} times")
+    return ", ".join(phrases)
 
 
-def _kind(part: Part) -> str:
-    told = "" if part.kind in ("", "function") else part.kind.strip("_")
-    return f"{told} × {part.times}".strip() if part.times > 1 else told
+def _kind(entry: Entry) -> str:
+    text = "" if entry.kind in ("", "function") else entry.kind.strip("_")
+    return f"{text} × {entry.times}".strip() if entry.times > 1 else text
 
 
-def _gives(box: Box) -> str:
+def _format_output(box: Box) -> str:
     return f"→ {box.shape}" if box.shape else ""
 
 
-def _long(text: str, size: int, *, bold: bool = False, fixed: bool = False) -> float:
+def _measure(text: str, size: int, *, bold: bool = False, fixed: bool = False) -> float:
     """About how wide a text is: letters of Helvetica are narrow, wide, or neither."""
     if fixed:
         return len(text) * size * 0.61

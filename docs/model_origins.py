@@ -35,7 +35,7 @@ class Origins:
         """Something was written into the memory of a tensor, which others may look at."""
         self.written[store_of(tensor)] = self.written.get(store_of(tensor), NONE) | sources
 
-    def joined(self, args: Any, out: Tensor) -> None:
+    def note_columns(self, args: Any, out: Tensor) -> None:
         """Remember which columns of a wide matrix came from where, for whoever takes them apart again."""
         if out.ndim == 2 and len(args) > 1 and args[1] in (1, -1):
             pieces, at = [], 0
@@ -44,12 +44,12 @@ class Origins:
                 at += one.shape[1]
             self.columns[store_of(out)] = pieces
 
-    def sliced(self, view: Tensor, found: frozenset[int]) -> frozenset[int]:
+    def find_columns(self, view: Tensor, default: frozenset[int]) -> frozenset[int]:
         """Where the columns of a view of such a matrix came from."""
         pieces = self.columns.get(store_of(view), [])
         wide = max((end for _, end, _ in pieces), default=0)
         if not wide or view.ndim != 2 or view.stride() != (wide, 1):
-            return found
+            return default
         first = view.storage_offset() % wide
         return NONE.union(*(came for at, end, came in pieces if at < first + view.shape[1] and end > first))
 

@@ -33,7 +33,7 @@ def page(name: str, drawn: str, counted: str, results: Mapping[str, Any]) -> str
     Args:
         drawn: what is told of the figure.
         counted: the table of operations.
-        results: of all models; see ``measured``.
+        results: of all models; see ``format_results``.
     """
     card = describe(name)
     reads = "reads histories" if card.reads_history else "reads no histories"
@@ -72,7 +72,7 @@ def page(name: str, drawn: str, counted: str, results: Mapping[str, Any]) -> str
         "",
         "## What it reached",
         "",
-        *measured(name, results),
+        *format_results(name, results),
         "",
         "## How to cite it",
         "",
@@ -83,54 +83,54 @@ def page(name: str, drawn: str, counted: str, results: Mapping[str, Any]) -> str
     return "\n".join([*lines, ""])
 
 
-def told_before(text: str, mark: str) -> str | None:
+def read_section(text: str, mark: str) -> str | None:
     """What stands below a mark of a page that was written before; None where there is no such mark."""
-    found = re.search(rf"^{re.escape(mark)}\n(.*?)\n\n## ", text, re.M | re.S)
-    return found[1] if found else None
+    match = re.search(rf"^{re.escape(mark)}\n(.*?)\n\n## ", text, re.M | re.S)
+    return match[1] if match else None
 
 
 def body(text: str) -> list[str]:
     """A docstring from its third paragraph on: formulas as code, departures as a list."""
     lines: list[str] = []
-    for part in re.split(r"\n{2,}", text.strip())[2:]:
-        block = part.split("\n")
+    for paragraph in re.split(r"\n{2,}", text.strip())[2:]:
+        block = paragraph.split("\n")
         if block[0].startswith("Departures from the paper"):
             lines += ["### Departures from the paper", "", *_list(block[1:]), ""]
             continue
         for run, code in _runs(block):
-            lines += ["```text", *_dedented(run), "```", ""] if code else [plain(" ".join(run)), ""]
+            lines += ["```text", *_dedent(run), "```", ""] if code else [plain(" ".join(run)), ""]
     return lines[:-1]
 
 
 def plain(text: str) -> str:
     """Words as Markdown that shows them as they are; what stands in backticks stays code."""
-    parts = re.split(r"(?:``(?=[^`])|(?<!`)`(?=[^`]))(.+?)`{1,2}", " ".join(text.split()))
-    for at in range(0, len(parts), 2):
-        words = re.sub(r"[\\*\[\]|`~]", r"\\\g<0>", parts[at])
-        words = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", words)
-        parts[at] = words.replace("&", "&amp;").replace("<", "&lt;").replace(r"\](", r"\]\(")
-    return "".join(f"`{part}`" if at % 2 else part for at, part in enumerate(parts))
+    pieces = re.split(r"(?:``(?=[^`])|(?<!`)`(?=[^`]))(.+?)`{1,2}", " ".join(text.split()))
+    for at in range(0, len(pieces), 2):
+        escaped = re.sub(r"[\\*\[\]|`~]", r"\\\g<0>", pieces[at])
+        escaped = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", escaped)
+        pieces[at] = escaped.replace("&", "&amp;").replace("<", "&lt;").replace(r"\](", r"\]\(")
+    return "".join(f"`{piece}`" if at % 2 else piece for at, piece in enumerate(pieces))
 
 
-def measured(name: str, results: Mapping[str, Any]) -> list[str]:
+def format_results(name: str, results: Mapping[str, Any]) -> list[str]:
     """What was measured of a model, by data set: ``{"movielens": {"din": {"auc": ...}}, "speed": {...}}``."""
     rows = []
-    for part, models in results.items():
-        found = models.get(name) if part != "speed" else None
-        if found is not None:
-            low, high = (f"{found[key]:.4f}" if found.get(key) is not None else "?" for key in ("low", "high"))
-            rows.append(f"| {SETS.get(part, part)} | {found['auc']:.4f} | {low} to {high} | {found.get('seeds', 1)} |")
+    for log, models in results.items():
+        scores = models.get(name) if log != "speed" else None
+        if scores is not None:
+            low, high = (f"{scores[key]:.4f}" if scores.get(key) is not None else "?" for key in ("low", "high"))
+            rows.append(f"| {SETS.get(log, log)} | {scores['auc']:.4f} | {low} to {high} | {scores.get('seeds', 1)} |")
     lines = ["| log | AUC on test | interval | seeds |", "| --- | --- | --- | --- |", *rows] if rows else []
     speed = results.get("speed", {}).get(name)
     if speed is not None:
-        told = [
+        columns = [
             ("parameters", "parameters", "{:,.0f}"),
             ("train_rows_per_s", "rows a second in training", "{:,.0f}"),
             ("inference_ms_100", "milliseconds for 100 candidates", "{:,.2f}"),
         ]
-        kept = [(words, form.format(speed[key])) for key, words, form in told if speed.get(key) is not None]
+        kept = [(heading, form.format(speed[key])) for key, heading, form in columns if speed.get(key) is not None]
         lines += [""] if lines else []
-        lines += ["| | |", "| --- | --- |", *(f"| {words} | {value} |" for words, value in kept)]
+        lines += ["| | |", "| --- | --- |", *(f"| {heading} | {value} |" for heading, value in kept)]
     return [*lines, "", "How it was measured: [bench](../../bench/README.md)."] if lines else ["Not measured yet."]
 
 
@@ -140,8 +140,8 @@ def _short(card: Card) -> str:
 
 def _links(name: str) -> str:
     own, test = ROOT / "src/longrec/models" / f"{name}.py", ROOT / "tests/models" / f"test_{name}.py"
-    found = [f"[{path.name}](../../{path.relative_to(ROOT).as_posix()})" for path in (own, test) if path.exists()]
-    return " and ".join(found)
+    links = [f"[{path.name}](../../{path.relative_to(ROOT).as_posix()})" for path in (own, test) if path.exists()]
+    return " and ".join(links)
 
 
 def _runs(block: Sequence[str]) -> list[tuple[list[str], bool]]:
@@ -155,7 +155,7 @@ def _runs(block: Sequence[str]) -> list[tuple[list[str], bool]]:
     return runs
 
 
-def _dedented(lines: Sequence[str]) -> list[str]:
+def _dedent(lines: Sequence[str]) -> list[str]:
     margin = min(len(line) - len(line.lstrip()) for line in lines)
     return [line[margin:].rstrip() for line in lines]
 
@@ -172,9 +172,9 @@ def _list(lines: Sequence[str]) -> list[str]:
 
 
 def _settings(name: str) -> list[str]:
-    found = settings(name)
-    lines = ["| setting | type | default | meaning |", "| --- | --- | --- | --- |"] if found else ["It has none."]
-    for one in found:
+    own = settings(name)
+    lines = ["| setting | type | default | meaning |", "| --- | --- | --- | --- |"] if own else ["It has none."]
+    for one in own:
         lines.append(f"| `{one.key}` | {_code(one.type)} | {_code(one.default)} | {plain(one.meaning)} |")
     others = variants(name)
     if others:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from model_batches import told
+from model_batches import extra_settings
 from model_boxes import Figure
 from model_cost import EVENTS, WIDTH, Costs, costs
 from model_figure import svg
@@ -18,33 +18,33 @@ def run(name: str) -> tuple[str, str, str]:
     """Figure, what is told of it, and the table of operations of a model."""
     torch.set_num_threads(1)
     figure = trace(name)
-    return svg(figure), _told(figure), _counted(costs(name))
+    return svg(figure), _describe(figure), _format_costs(costs(name))
 
 
-def _told(figure: Figure) -> str:
+def _describe(figure: Figure) -> str:
     """One paragraph: what was run, and how many numbers are learnt beside the tables."""
     batch = "rows of some users, each with a history of its own" if figure.ragged else "one request of B candidates"
-    more = told(figure.name)
+    more = extra_settings(figure.name)
     with_ = f" with `{' '.join(to_yaml(more, inline=True).split())}`" if more else ""
     return (
         f"Watched on {batch}{with_} ([how](../models.md#how-the-pages-are-made)). "
-        f"Beside its tables the model learns {figure.learnt:,} numbers."
+        f"Beside its tables the model learns {figure.learned:,} numbers."
     )
 
 
-def _counted(found: Costs) -> str:
+def _format_costs(counts: Costs) -> str:
     """A table of operations, and how they grow."""
     lines = [f"| events of a history | {' | '.join(f'{many:,}' for many in EVENTS)} |"]
     lines.append("| --- |" + " ---: |" * len(EVENTS))
-    lines.append(f"| a row | {' | '.join(short(found.row[many]) for many in EVENTS)} |")
-    if found.candidate:
-        lines.append(f"| a candidate | {' | '.join(short(found.candidate[many]) for many in EVENTS)} |")
+    lines.append(f"| a row | {' | '.join(short(counts.row[many]) for many in EVENTS)} |")
+    if counts.candidate:
+        lines.append(f"| a candidate | {' | '.join(short(counts.candidate[many]) for many in EVENTS)} |")
     middle, most = EVENTS[1:]
-    by_t = math.log(found.row[most] / found.row[middle]) / math.log(most / middle)
-    by_d = math.log2(found.wide / found.row[middle])
-    words = f"From {middle:,} to {most:,} events the cost of a row grows as T^{by_t:.1f}"
-    words += f"; from a width of {WIDTH} to {2 * WIDTH}, at {middle} events, as d^{by_d:.1f}."
-    return "\n".join([*lines, "", words.replace("^-0.0", "^0.0")])
+    by_t = math.log(counts.row[most] / counts.row[middle]) / math.log(most / middle)
+    by_d = math.log2(counts.wide / counts.row[middle])
+    sentence = f"From {middle:,} to {most:,} events the cost of a row grows as T^{by_t:.1f}"
+    sentence += f"; from a width of {WIDTH} to {2 * WIDTH}, at {middle} events, as d^{by_d:.1f}."
+    return "\n".join([*lines, "", sentence.replace("^-0.0", "^0.0")])
 
 
 def short(count: int) -> str:

@@ -18,7 +18,7 @@ from unittest import mock
 
 import torch
 from model_batches import one_request, ragged_rows, small
-from model_boxes import Box, Figure, Part, by_rate, events_of, rate_of, shape_of, tidied
+from model_boxes import Box, Entry, Figure, by_rate, events_of, rate_of, shape_of, tidy
 from model_cost import cost, tensors
 from model_origins import NONE, Origins, store_of
 from torch import Tensor, nn
@@ -49,12 +49,14 @@ def trace(name: str) -> Figure:
         # What computes nothing hands its inputs on one by one, which takes another look to follow.
         idle = {key for key, number in watch.of.items() if watch.boxes[number].idle()} - clear
         if not idle:
-            return tidied(Figure(name, ragged, _learnt(model), watch.boxes, watch.lines))
+            return tidy(Figure(name, ragged, _count_learned(model), watch.boxes, watch.lines))
         clear |= idle
 
 
-def _learnt(model: Model) -> int:
-    tables = {id(table) for part in model.modules() if isinstance(part, Embeddings) for table in part.parameters()}
+def _count_learned(model: Model) -> int:
+    tables = {
+        id(table) for module in model.modules() if isinstance(module, Embeddings) for table in module.parameters()
+    }
     return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in tables)
 
 
@@ -91,7 +93,7 @@ class _Watch(TorchDispatchMode):
             self.boxes[self.of[key]] = make()
         return self.of[key]
 
-    def home(self, name: str) -> str | None:
+    def find_box(self, name: str) -> str | None:
         """The box of a module: the first on the way down to it that does more than hold others."""
         steps = name.split(".") if name else []
         for end in range(1, len(steps) + 1):
@@ -102,7 +104,7 @@ class _Watch(TorchDispatchMode):
 
     def holds(self, path: str, module: nn.Module) -> bool:
         """Whether what runs in a module runs outside of any box."""
-        return not isinstance(module, Embeddings) and self.home(path) is None
+        return not isinstance(module, Embeddings) and self.find_box(path) is None
 
     def box_of(self, path: str) -> int:
         """The box of a module that is one."""
@@ -110,15 +112,15 @@ class _Watch(TorchDispatchMode):
         count = sum(parameter.numel() for parameter in module.parameters())
         return self.add(path, lambda: Box(path, type(module).__name__, count, times=0))
 
-    def by_parameter(self, given: Iterable[Tensor]) -> int | None:
+    def by_parameter(self, inputs: Iterable[Tensor]) -> int | None:
         """The box whose parameter an operator reads outside of any call; a matrix of the model itself is a box too."""
-        for one in given:
+        for one in inputs:
             name = self.owner.get(store_of(one))
             if name is None:
                 continue
-            home = self.home(name.rpartition(".")[0])
-            if home is not None:
-                return self.box_of(home)
+            path_of_box = self.find_box(name.rpartition(".")[0])
+            if path_of_box is not None:
+                return self.box_of(path_of_box)
             parameter = self.model.get_parameter(name)
             if parameter.ndim > 1:
                 return self.add(name, functools.partial(Box, name, "parameter", parameter.numel()))
@@ -127,37 +129,37 @@ class _Watch(TorchDispatchMode):
     def again(self) -> None:
         """A second pass follows: what runs again is not counted again."""
         self.called = 0
-        self.counted = {*self.of, *(f"{box}/{part.name}" for box in self.boxes for part in self.boxes[box].parts)}
+        self.counted = {*self.of, *(f"{box}/{entry.name}" for box in self.boxes for entry in self.boxes[box].entries)}
 
     # ---- tensors
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, and note where its inputs came from."""
         out = func(*args, **(kwargs or {}))
-        given, made = list(tensors([args, kwargs or {}])), list(tensors(out))
-        if func.is_view and store_of(given[0]) in self.owner:
+        inputs, outputs = list(tensors([args, kwargs or {}])), list(tensors(out))
+        if func.is_view and store_of(inputs[0]) in self.owner:
             return out
         if self.inside and self.inside[-1] is None:
-            self.origins.kept += made
+            self.origins.kept += outputs
             return out
-        here = self.inside[-1] if self.inside else self.by_parameter(given)
+        here = self.inside[-1] if self.inside else self.by_parameter(inputs)
         looks_up = func._overloadpacket.__name__ == "embedding"
-        floats = any(one.is_floating_point() for one in made)
-        told = [one for one in given if looks_up or one.is_floating_point() or not floats]
-        found = NONE.union(*map(self.origins.sources, told))
+        floats = any(one.is_floating_point() for one in outputs)
+        relevant = [one for one in inputs if looks_up or one.is_floating_point() or not floats]
+        sources = NONE.union(*map(self.origins.sources, relevant))
         if here is not None and floats:
-            here = self.apart(here, found)
-            self.lines |= {(source, here) for source in found if source != here}
-            self.count(here, func, args, kwargs, out, made)
-            found = frozenset([here])
+            here = self.apart(here, sources)
+            self.lines |= {(source, here) for source in sources if source != here}
+            self.count(here, func, args, kwargs, out, outputs)
+            sources = frozenset([here])
         if here is None and func._overloadpacket.__name__ == "cat":
-            self.origins.joined(args, made[0])
-        for one in made:
+            self.origins.note_columns(args, outputs[0])
+        for one in outputs:
             if here is None and func.is_view:
-                found = self.origins.sliced(one, found)
-            if func._schema.is_mutable and any(store_of(one) == store_of(tensor) for tensor in given):
-                self.origins.write(one, found)
-            self.origins.put(one, found)
+                sources = self.origins.find_columns(one, sources)
+            if func._schema.is_mutable and any(store_of(one) == store_of(tensor) for tensor in inputs):
+                self.origins.write(one, sources)
+            self.origins.put(one, sources)
         return out
 
     def apart(self, here: int, sources: frozenset[int]) -> int:
@@ -171,24 +173,24 @@ class _Watch(TorchDispatchMode):
         steps = box.name.count(".") + 2
         inner = [call for call in self.calls if call.startswith(f"{box.name}.")]
         name = ".".join(inner[0].split(".")[:steps]) if inner else box.name
-        part = self.model.get_submodule(name) if inner and name in self.path.values() else None
-        if part is None or isinstance(part, LISTS):
-            name, part = (inner[0], self.model.get_submodule(inner[0])) if inner else (box.name, None)
-        count = sum(parameter.numel() for parameter in part.parameters()) if part is not None else 0
-        kind = type(part).__name__ if part is not None else box.kind
+        inner_module = self.model.get_submodule(name) if inner and name in self.path.values() else None
+        if inner_module is None or isinstance(inner_module, LISTS):
+            name, inner_module = (inner[0], self.model.get_submodule(inner[0])) if inner else (box.name, None)
+        count = sum(parameter.numel() for parameter in inner_module.parameters()) if inner_module is not None else 0
+        kind = type(inner_module).__name__ if inner_module is not None else box.kind
         number = self.add(f"{name} again", functools.partial(Box, name, kind, count, times=0))
         if number == len(self.boxes) - 1 and not self.boxes[number].rates:
             box.parameters -= count
         self.inside = [number if one == here else one for one in self.inside]
         return number
 
-    def count(self, here: int, func: Any, args: Any, kwargs: Any, out: Any, made: list[Tensor]) -> None:
+    def count(self, here: int, func: Any, args: Any, kwargs: Any, out: Any, outputs: list[Tensor]) -> None:
         """Add the operations of an operator to its box, and take its result for what the box gives."""
-        largest = max(made, key=Tensor.numel)
-        found = cost(func, args, kwargs, out)
-        if found:
+        largest = max(outputs, key=Tensor.numel)
+        operations = cost(func, args, kwargs, out)
+        if operations:
             rate = rate_of(largest, self.ragged)
-            self.boxes[here].rates[rate] = self.boxes[here].rates.get(rate, 0) + found
+            self.boxes[here].rates[rate] = self.boxes[here].rates.get(rate, 0) + operations
         if not self.inside:
             self.boxes[here].shape = shape_of(largest, self.ragged)
 
@@ -196,13 +198,13 @@ class _Watch(TorchDispatchMode):
 
     def enter(self, batch: Batch) -> None:
         """Boxes of the inputs."""
-        parts = by_rate(self.fields.features, self.ragged)
-        box = self.add("impression", lambda: Box("impression", "input", parts=parts))
+        entries = by_rate(self.fields.features, self.ragged)
+        box = self.add("impression", lambda: Box("impression", "input", entries=entries))
         for name in batch.features:
             self.hand(batch.features[name], box)
         for history, columns in self.fields.histories.items():
-            made = functools.partial(Box, history, "input", parts=[events_of(history, columns)])
-            box = self.add(f"history {history}", made)
+            make = functools.partial(Box, history, "input", entries=[events_of(history, columns)])
+            box = self.add(f"history {history}", make)
             for column in batch.histories[history].columns.values():
                 self.hand(column, box)
 
@@ -218,19 +220,21 @@ class _Watch(TorchDispatchMode):
 
     def embedded(self, path: str, module: Embeddings, batch: Batch, out: EmbeddedBatch) -> None:
         """One box for the fields of the impression and one for each history, though they share their tables."""
-        columns = {"impression": batch.features, **{name: given.columns for name, given in batch.histories.items()}}
+        columns = {"impression": batch.features, **{name: events.columns for name, events in batch.histories.items()}}
         vectors = {"impression": out.features, **out.histories}
         fields = {"impression": module.fields.features, **module.fields.histories}
-        for group, found in vectors.items():
-            if not found:
+        for group, group_vectors in vectors.items():
+            if not group_vectors:
                 continue
-            shapes = dict.fromkeys(shape_of(vector, self.ragged) for vector in found.values())
-            told = f"{len(found)} × {' '.join(shapes)}" if len(found) > 1 else " ".join(shapes)
-            parts = by_rate(fields[group], self.ragged) if group == "impression" else [events_of(group, fields[group])]
+            shapes = dict.fromkeys(shape_of(vector, self.ragged) for vector in group_vectors.values())
+            shape = f"{len(group_vectors)} × {' '.join(shapes)}" if len(group_vectors) > 1 else " ".join(shapes)
+            entries = (
+                by_rate(fields[group], self.ragged) if group == "impression" else [events_of(group, fields[group])]
+            )
             under = "tables" if type(module) is Embeddings else type(module).__name__
-            make = functools.partial(Box, path, "embeddings", under=under, parts=parts, shape=told)
+            make = functools.partial(Box, path, "embeddings", under=under, entries=entries, shape=shape)
             number = self.add(f"{path} of {group}", make)
-            for name, vector in found.items():
+            for name, vector in group_vectors.items():
                 column = columns[group][name]
                 came = self.origins.sources(column.values if isinstance(column, Jagged) else column)
                 self.lines |= {(source, number) for source in came}
@@ -245,9 +249,9 @@ class _Watch(TorchDispatchMode):
         if isinstance(module, Embeddings):
             self.inside.append(None)
         elif not self.holds(path, module):
-            home = self.home(path)
+            path_of_box = self.find_box(path)
             hidden = bool(self.inside) and self.inside[-1] is None
-            self.inside.append(None if hidden or home is None else self.box_of(home))
+            self.inside.append(None if hidden or path_of_box is None else self.box_of(path_of_box))
 
     def after(self, module: nn.Module, args: Any, out: Any) -> None:
         """A module has run."""
@@ -263,41 +267,41 @@ class _Watch(TorchDispatchMode):
     def ran(self, here: int, path: str, kind: str, out: Any) -> None:
         """Note a call in its box: of the box itself, or of a part that no other part called."""
         box = self.boxes[here]
-        made = [one for one in tensors(out) if one.is_floating_point()]
+        outputs = [one for one in tensors(out) if one.is_floating_point()]
         within = path in self.calls or any(call.startswith(f"{box.name}.") for call in self.calls)
-        if not made or kind == "Dropout" or within:
+        if not outputs or kind == "Dropout" or within:
             return
-        box.shape = " ".join(dict.fromkeys(shape_of(one, self.ragged) for one in made))
+        box.shape = " ".join(dict.fromkeys(shape_of(one, self.ragged) for one in outputs))
         if path == box.name:
             box.times += path not in self.counted
             return
         name = path[len(box.name) + 1 :]
-        rate = rate_of(made[0], self.ragged)
-        for part in box.parts:
-            if (part.name, part.shape) == (name, box.shape):
-                part.times += f"{here}/{name}" not in self.counted
+        rate = rate_of(outputs[0], self.ragged)
+        for entry in box.entries:
+            if (entry.name, entry.shape) == (name, box.shape):
+                entry.times += f"{here}/{name}" not in self.counted
                 return
-        box.parts.append(Part(name, kind, box.shape, rate))
+        box.entries.append(Entry(name, kind, box.shape, rate))
 
     def function(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         """A function that gets a box of its own where no module calls it."""
 
         @functools.wraps(run)
         def watched(*args: Any, **kwargs: Any) -> Any:
-            words = [one for one in (*args, *kwargs.values()) if isinstance(one, str)]
-            told = f"{name} ({', '.join(words)})" if words else name
+            texts = [one for one in (*args, *kwargs.values()) if isinstance(one, str)]
+            label = f"{name} ({', '.join(texts)})" if texts else name
             if self.inside:
-                return self.part(told, functools.partial(run, *args, **kwargs))
+                return self.add_entry(label, functools.partial(run, *args, **kwargs))
             self.called += 1
-            key = f"call {self.called} of {told}"
+            key = f"call {self.called} of {label}"
             if key in self.clear:
                 return run(*args, **kwargs)
-            here = self.add(key, lambda: Box(told, "function"))
+            here = self.add(key, lambda: Box(label, "function"))
             self.inside.append(here)
             out = run(*args, **kwargs)
             self.inside.pop()
-            made = [one for one in tensors(out) if one.is_floating_point()]
-            self.boxes[here].shape = " ".join(dict.fromkeys(shape_of(one, self.ragged) for one in made))
+            outputs = [one for one in tensors(out) if one.is_floating_point()]
+            self.boxes[here].shape = " ".join(dict.fromkeys(shape_of(one, self.ragged) for one in outputs))
             return out
 
         return watched
@@ -316,7 +320,7 @@ class _Watch(TorchDispatchMode):
 
         return watched
 
-    def part(self, name: str, run: Callable[[], Any]) -> Any:
+    def add_entry(self, name: str, run: Callable[[], Any]) -> Any:
         """A function that a box calls itself is a part of it, where it computes something."""
         here = self.inside[-1]
         box = self.boxes[here] if here is not None else None
@@ -329,13 +333,13 @@ class _Watch(TorchDispatchMode):
         self.named, before = True, sum(box.rates.values())
         out = run()
         self.named = False
-        made = [one for one in tensors(out) if one.is_floating_point()]
-        if made and box.kind != "function" and sum(box.rates.values()) > before:
-            new = Part(name, "function", shape_of(made[0], self.ragged), rate_of(made[0], self.ragged))
-            like = [one for one in box.parts if (one.name, one.shape) == (new.name, new.shape)]
+        outputs = [one for one in tensors(out) if one.is_floating_point()]
+        if outputs and box.kind != "function" and sum(box.rates.values()) > before:
+            new = Entry(name, "function", shape_of(outputs[0], self.ragged), rate_of(outputs[0], self.ragged))
+            like = [one for one in box.entries if (one.name, one.shape) == (new.name, new.shape)]
             for one in like:
                 one.times += f"{here}/{name}" not in self.counted
-            box.parts += [] if like else [new]
+            box.entries += [] if like else [new]
         return out
 
     @contextmanager
@@ -347,18 +351,18 @@ class _Watch(TorchDispatchMode):
                 stack.callback(module.register_forward_hook(self.after, always_call=False).remove)
             files = {type(module).__module__ for module in self.path if isinstance(module, Model)}
             for file in sorted(files):
-                for name, found in sorted(vars(sys.modules[file]).items()):
-                    if inspect.isfunction(found) and (found.__module__ == file or _of_nn(found.__module__)):
-                        told = self.function(found.__name__.strip("_").replace("_", " "), found)
-                        stack.enter_context(mock.patch.object(sys.modules[file], name, told))
+                for name, member in sorted(vars(sys.modules[file]).items()):
+                    if inspect.isfunction(member) and (member.__module__ == file or _of_nn(member.__module__)):
+                        wrapped = self.function(member.__name__.strip("_").replace("_", " "), member)
+                        stack.enter_context(mock.patch.object(sys.modules[file], name, wrapped))
             for cls in _plain_classes():
-                for name, found in _methods(cls):
-                    told = self.function(name.replace("_", " "), found)
-                    stack.enter_context(mock.patch.object(cls, name, told))
+                for name, member in _methods(cls):
+                    wrapped = self.function(name.replace("_", " "), member)
+                    stack.enter_context(mock.patch.object(cls, name, wrapped))
             for cls in {type(module): None for module in self.path if not isinstance(module, Model | Embeddings)}:
-                for name, found in _methods(cls):
+                for name, member in _methods(cls):
                     if name != "forward":
-                        stack.enter_context(mock.patch.object(cls, name, self.method(found)))
+                        stack.enter_context(mock.patch.object(cls, name, self.method(member)))
             yield
 
 
@@ -375,16 +379,16 @@ def _of_nn(module: str) -> bool:
 
 def _plain_classes() -> list[type]:
     """Classes of ``nn`` that are no modules: they hold what is known of the rows of a batch."""
-    found = {}
+    classes = {}
     for name, module in sorted(sys.modules.items()):
         own = (one for one in vars(module).values() if inspect.isclass(one) and one.__module__ == name)
         for cls in own if _of_nn(name) else ():
             if not issubclass(cls, nn.Module | torch.autograd.Function | torch.optim.Optimizer | Exception):
-                found[f"{name}.{cls.__name__}"] = cls
-    return list(found.values())
+                classes[f"{name}.{cls.__name__}"] = cls
+    return list(classes.values())
 
 
 def _methods(cls: type) -> list[tuple[str, Any]]:
     """The public functions of a class of ours."""
     own = vars(cls).items() if cls.__module__.startswith("longrec.") else ()
-    return sorted((name, found) for name, found in own if inspect.isfunction(found) and not name.startswith("_"))
+    return sorted((name, member) for name, member in own if inspect.isfunction(member) and not name.startswith("_"))

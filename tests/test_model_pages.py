@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from model_boxes import Box, Figure
-from model_cost import Counting, counted
+from model_cost import OperationCounter, count_operations
 from model_figure import svg
 from model_run import short
 from model_trace import trace
@@ -81,10 +81,10 @@ class Tiny(Ranker):
 
 
 def boxes(figure: Figure) -> dict[str, list[Box]]:
-    found: dict[str, list[Box]] = {}
+    by_name: dict[str, list[Box]] = {}
     for box in figure.boxes.values():
-        found.setdefault(box.name, []).append(box)
-    return found
+        by_name.setdefault(box.name, []).append(box)
+    return by_name
 
 
 def feeds(figure: Figure, name: str) -> set[str]:
@@ -116,36 +116,36 @@ def test_lines_are_what_fed_what(tiny: Figure) -> None:
     assert "queries" not in boxes(tiny), "it computes nothing"
 
 
-def test_a_box_tells_what_it_is(tiny: Figure) -> None:
-    found = boxes(tiny)
-    (experts,) = found["experts.1 … 2"]
+def test_a_box_shows_what_it_is(tiny: Figure) -> None:
+    by_name = boxes(tiny)
+    (experts,) = by_name["experts.1 … 2"]
     assert (experts.kind, experts.parameters, experts.shape, experts.times) == ("Linear", 485, "[B, 5]", 2)
-    (last,) = found["last"]
-    assert [(part.name, part.kind, part.shape, part.times) for part in last.parts] == [
+    (last,) = by_name["last"]
+    assert [(entry.name, entry.kind, entry.shape, entry.times) for entry in last.entries] == [
         ("layers.0", "Layer", "[B, 7]", 2),
         ("last", "Linear", "[B, 1]", 1),
     ]
     assert (last.times, last.parameters) == (2, 7 * 89 + 7 + 7 + 1)
-    (mix,) = found["mix"]
+    (mix,) = by_name["mix"]
     assert (mix.kind, mix.shape, mix.rates) == ("parameter", "[B, 10]", {"candidate": 2 * 19 * 96 * 10})
-    assert tiny.learnt == 3 * 485 + 960 + 638
+    assert tiny.learned == 3 * 485 + 960 + 638
 
 
-def test_rates_are_told_apart(tiny: Figure) -> None:
-    found = boxes(tiny)
-    assert set(found["mul"][0].rates) == {"pair"}
-    assert set(found["softmax"][0].rates) == {"pair"}
-    assert found["weighted sum"][0].shape == "[B, 64]"
-    features, clicks = found["embeddings"]
-    assert [part.rate for part in features.parts] == ["request", "candidate"]
-    assert [part.rate for part in clicks.parts] == ["event"]
+def test_rates_are_separate(tiny: Figure) -> None:
+    by_name = boxes(tiny)
+    assert set(by_name["mul"][0].rates) == {"pair"}
+    assert set(by_name["softmax"][0].rates) == {"pair"}
+    assert by_name["weighted sum"][0].shape == "[B, 64]"
+    features, clicks = by_name["embeddings"]
+    assert [entry.rate for entry in features.entries] == ["request", "candidate"]
+    assert [entry.rate for entry in clicks.entries] == ["event"]
     assert (features.shape, clicks.shape) == ("6 × [B, 16]", "4 × [T, 16]")
 
 
-def test_din_asks_events_by_the_candidate() -> None:
+def test_din_weighs_events_by_the_candidate() -> None:
     figure = trace("din")
     (unit,) = boxes(figure)["units.0"]
-    assert [part.name for part in unit.parts] == ["first", "rest", "weighted sum"]
+    assert [entry.name for entry in unit.entries] == ["first", "rest", "weighted sum"]
     pairs, events = 19 * 23, 23
     assert unit.rates["event"] == 2 * events * 64 * 80, "the keys once an event"
     assert unit.rates["pair"] > 2 * pairs * (32 * 80 + 80 * 40), "what depends on both once a pair"
@@ -210,7 +210,7 @@ def test_a_figure_is_well_formed_and_nothing_overlaps(name: str) -> None:
 
 
 def operations(run: Any) -> int:
-    with torch.no_grad(), Counting() as counting:
+    with torch.no_grad(), OperationCounter() as counting:
         run()
     return counting.total
 
@@ -236,16 +236,19 @@ def test_operations_of_a_model_do_not_hang_on_how_a_layer_runs() -> None:
     from model_batches import small, some_rows
 
     model, fields = small("pooling")
-    one, many = counted(model, some_rows(fields, [3] * 10)), counted(model, some_rows(fields, [3] * 1_000))
+    one, many = (
+        count_operations(model, some_rows(fields, [3] * 10)),
+        count_operations(model, some_rows(fields, [3] * 1_000)),
+    )
     assert many == 100 * one
 
 
 @pytest.mark.parametrize(
-    ("count", "words"),
+    ("count", "text"),
     [(0, "0"), (999, "999"), (1_000, "1.00 k"), (43_136, "43.1 k"), (211_457_912, "211 M"), (3_000_000_000, "3.00 G")],
 )
-def test_numbers_of_operations_in_short(count: int, words: str) -> None:
-    assert short(count) == words
+def test_numbers_of_operations_in_short(count: int, text: str) -> None:
+    assert short(count) == text
 
 
 # ---- texts --------------------------------------------------------------------------------------------------------
@@ -274,7 +277,7 @@ def test_a_docstring_becomes_markdown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "markdown"),
     [
         ("h'_t and K_u, _x_", r"h'\_t and K_u, \_x\_"),
         ("by `label` or ``a * b``", "by `label` or `a * b`"),
@@ -282,8 +285,8 @@ def test_a_docstring_becomes_markdown() -> None:
         ("from  here\n    on", "from here on"),
     ],
 )
-def test_words_stay_as_they_are(text: str, words: str) -> None:
-    assert model_page.plain(text) == words
+def test_text_stays_as_it_is(text: str, markdown: str) -> None:
+    assert model_page.plain(text) == markdown
 
 
 RESULTS = {
@@ -294,21 +297,21 @@ RESULTS = {
 
 
 def test_results_of_a_model() -> None:
-    told = "\n".join(model_page.measured("din", RESULTS))
-    assert "| MovieLens-1M | 0.8123 | 0.8000 to 0.8200 | 3 |" in told
-    assert "KuaiRand" not in told
-    assert "| rows a second in training | 51,234 |" in told
-    assert "| milliseconds for 100 candidates | 1.23 |" in told
-    assert "| KuaiRand-Pure | 0.7000 | ? to ? | 1 |" in "\n".join(model_page.measured("fm", RESULTS))
+    lines = "\n".join(model_page.format_results("din", RESULTS))
+    assert "| MovieLens-1M | 0.8123 | 0.8000 to 0.8200 | 3 |" in lines
+    assert "KuaiRand" not in lines
+    assert "| rows a second in training | 51,234 |" in lines
+    assert "| milliseconds for 100 candidates | 1.23 |" in lines
+    assert "| KuaiRand-Pure | 0.7000 | ? to ? | 1 |" in "\n".join(model_page.format_results("fm", RESULTS))
     for results in (RESULTS, {}):
-        assert model_page.measured("lr", results) == ["Not measured yet."]
+        assert model_page.format_results("lr", results) == ["Not measured yet."]
 
 
 def test_a_page_holds_what_was_handed_in_and_gives_it_back() -> None:
     text = model_page.page("din", "drawn", "| a |\n\nb", {})
-    assert model_page.told_before(text, model_page.DRAWN) == "drawn"
-    assert model_page.told_before(text, model_page.COUNTED) == "| a |\n\nb"
-    assert model_page.told_before("nothing", model_page.DRAWN) is None
+    assert model_page.read_section(text, model_page.DRAWN) == "drawn"
+    assert model_page.read_section(text, model_page.COUNTED) == "| a |\n\nb"
+    assert model_page.read_section("nothing", model_page.DRAWN) is None
     assert text.startswith("# DIN\n")
     assert "\n## What it reached\n\nNot measured yet.\n" in text
     assert "@inproceedings{zhou2018din," in text
@@ -316,9 +319,9 @@ def test_a_page_holds_what_was_handed_in_and_gives_it_back() -> None:
     assert text.count("\n- `{name: din") == len(variants("din"))
 
 
-def test_settings_of_the_suite_are_told_as_a_job_writes_them() -> None:
-    told = model_page._variant("din", "{**{'mlp': [8, 4]}, **{'base': {'name': 'fm'}, 'softmax': True}, 'x': None}")
-    assert told == "{name: din, mlp: [8, 4], base: {name: fm}, softmax: true, x: null}"
+def test_settings_of_the_suite_are_shown_as_a_job_writes_them() -> None:
+    variant = model_page._variant("din", "{**{'mlp': [8, 4]}, **{'base': {'name': 'fm'}, 'softmax': True}, 'x': None}")
+    assert variant == "{name: din, mlp: [8, 4], base: {name: fm}, softmax: true, x: null}"
     assert model_page._variant("din", "dict(a=1)") == "dict(a=1)"
 
 
@@ -330,42 +333,42 @@ def test_a_fingerprint_follows_code_and_nothing_else(tmp_path: Path) -> None:
     assert {"din.py", "attention.py", "mlp.py", "segment.py", "batch.py", "base.py"} <= names
     assert "deepfm.py" not in names
     path = tmp_path / "a.py"
-    told = []
+    codes = []
     for text in ('"""A."""\nx = 1\n', '"""B."""\n# why\nx  =  1\n', "x = 2\n"):
         path.write_text(text)
         make_models._code.cache_clear()
-        told.append(make_models._code(path))
-    assert told[0] == told[1] != told[2]
+        codes.append(make_models._code(path))
+    assert codes[0] == codes[1] != codes[2]
 
 
-def test_a_broken_model_is_told_and_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_model_is_reported_and_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(make_models, "FOLDER", tmp_path)
-    real = make_models.written
+    real = make_models.build_page
 
-    def written(name: str, *rest: Any) -> tuple[str, str]:
+    def build_page(name: str, *rest: Any) -> tuple[str, str]:
         if name == "fm":
             raise RuntimeError("half made")
         return real(name, *rest)
 
-    monkeypatch.setattr(make_models, "written", written)
-    made = make_models.pages(["fm", "lr"], {}, {})
-    card, text, figure, _ = next(made)
-    with pytest.raises(make_models.Broken, match=r"fm: RuntimeError at test_model_pages.py:\d+: half made"):
-        next(made)
+    monkeypatch.setattr(make_models, "build_page", build_page)
+    pages = make_models.pages(["fm", "lr"], {}, {})
+    card, text, figure, _ = next(pages)
+    with pytest.raises(make_models.BrokenModelError, match=r"fm: RuntimeError at test_model_pages.py:\d+: half made"):
+        next(pages)
     assert card == describe("lr")
     assert text.startswith("# LR\n")
     assert figure.startswith("<svg ")
 
 
 def test_the_list_links_every_page() -> None:
-    text = make_models.listed([describe("din"), describe("fm")], {})
+    text = make_models.format_list([describe("din"), describe("fm")], {})
     assert "What they reached" not in text
     assert "| [`din`](models/din.md) | ranker | yes | [Deep Interest Network" in text
     assert "| [`fm`](models/fm.md) | ranker | no | [Factorization Machines](https://doi.org/" in text
 
 
-def test_the_list_tells_what_was_measured_best_first() -> None:
-    text = make_models.listed([describe("din"), describe("fm")], RESULTS)
+def test_the_list_shows_results_best_first() -> None:
+    text = make_models.format_list([describe("din"), describe("fm")], RESULTS)
     lines = [line for line in text.splitlines() if "](models/" in line and "| [`" in line][2:]
     assert lines == [
         "| [`din`](models/din.md) | 0.8123 |  | 51,234 | 1.23 |",
