@@ -1,1 +1,1 @@
-"""Layers with two users or more: ragged operations, embeddings, sparse optimisers."""
+"""Layers that at least two packages or models use: ragged operations, embeddings, attention, recurrences."""

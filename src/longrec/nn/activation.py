@@ -1,6 +1,6 @@
 """Activations by name, each written so that it exports well.
 
-Letters: N rows or positions, H width.
+Shapes: N rows or positions, H width.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LEAK = 0.2
 
 
 def make_activation(name: Name, width: int) -> nn.Module:
-    """The activation of a layer of ``width`` units."""
+    """Return the activation module of a layer of ``width`` units."""
     if name == "prelu":
         return PReLU(width)
     if name == "dice":
@@ -39,18 +39,18 @@ def make_activation(name: Name, width: int) -> nn.Module:
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """``nn.BatchNorm1d`` whose running statistics start from its first batch, and that takes a batch of one row too.
+    """``nn.BatchNorm1d`` whose running statistics begin with its first batch, and that accepts a batch of one row.
 
-    PyTorch starts the running variance at 1 and moves a tenth of the way per batch. New embeddings have a variance
-    near 0, so the first validations would be scored by statistics that no batch had. Here the running statistics are
-    the mean over the first ten batches, and from then on what PyTorch makes them. A batch of fewer than two rows is
-    normalized by the running statistics while training too.
+    PyTorch starts the running variance at 1 and moves it by a tenth of the difference per batch. New embeddings have a
+    variance near 0, so the first validations would use statistics that no batch had. Here the running statistics are
+    the mean over the first ten batches. After that they follow PyTorch's rule. A batch of fewer than two rows is
+    normalized by the running statistics, in training too.
     """
 
     _starting: bool = True
 
     def forward(self, x_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N H"]:
-        """Normalise every unit over the batch (training) or by the running statistics (evaluation)."""
+        """Normalize every unit over the batch (training) or by the running statistics (evaluation)."""
         momentum, by_batch = self.momentum, self.training and x_NH.shape[0] >= 2
         assert momentum is not None
         if by_batch and self._starting:
@@ -66,8 +66,8 @@ class BatchNorm(nn.BatchNorm1d):
 class Dice(nn.Module):
     """``p x + (1 - p) alpha x`` with ``p = sigmoid((x - mean) / sqrt(var + eps))`` (Zhou et al. 2018, section 5.2).
 
-    Mean and variance are those of the batch while training, running averages in evaluation, so that a score never
-    depends on the rows scored with it. alpha starts at 0.
+    Mean and variance are those of the batch in training and running averages in evaluation, so a score never depends on
+    the rows that are scored with it. alpha starts at 0.
     """
 
     def __init__(self, width: int) -> None:
@@ -92,5 +92,5 @@ class PReLU(nn.Module):
         self.weight = nn.Parameter(torch.full((width,), 0.25))
 
     def forward(self, x_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N H"]:
-        """Scale the negative part of every unit."""
+        """Scale the negative values of every unit."""
         return self.weight * x_NH + (1 - self.weight) * torch.relu(x_NH)

@@ -1,14 +1,14 @@
-"""Target attention: how much each past event matters to the candidate.
+"""Target attention: weights of history events given the candidate.
 
-The activation unit of DIN is a small network over ``[q, k, q - k', q * k']``, where k' is the part of the key that
-describes the same columns as the query. Its first layer is split, so that nothing of that width is built:
+The activation unit of DIN is a small network over ``[q, k, q - k', q * k']``, where k' is the slice of the key that
+describes the same columns as the query. Its first layer is split, so that no tensor of that width is built:
 
     h = W_q q + W_k k + W_m (q * k') + b
 
-The difference is linear in q and k, so its weights are folded into ``W_q`` and ``W_k``. The query part is computed
-once a row; for one user with many candidates (serving) the key part is computed once a position.
+The difference is linear in q and k, so its weights are folded into ``W_q`` and ``W_k``. The term of the query is
+computed once per row. For one user with many candidates (serving), the term of the key is computed once per position.
 
-Letters: B rows, N positions, U what the history brings (see ``Segments``), Q query width, K key width, H hidden units.
+Shapes: B rows, N positions, U entries of the history (see ``Segments``), Q query width, K key width, H hidden units.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from longrec.nn.segments import Segments
 
 
 class FirstLayer(nn.Module):
-    """``W_q q + W_k k + W_m (q * k') + b``, with a ReLU on request; k' is the first Q columns of k."""
+    """``W_q q + W_k k + W_m (q * k') + b``, with an optional ReLU. k' is the first Q columns of k."""
 
     def __init__(self, query: int, key: int, width: int, bias: bool = True) -> None:
         super().__init__()
         self.query, self.key = query, key
-        # As a linear layer over [q, k, q - k', q * k'] starts, with the difference folded in.
+        # Initialized as a linear layer over [q, k, q - k', q * k'], with the difference folded in.
         bound = (3 * query + key) ** -0.5
         whole = torch.empty(width, 3 * query + key).uniform_(-bound, bound)
         w_q, w_k, w_d, w_m = torch.split(whole, [query, key, query, query], dim=1)
@@ -47,7 +47,7 @@ class FirstLayer(nn.Module):
     def forward(
         self, q_BQ: Float[Tensor, "B Q"], k_UK: Float[Tensor, "U K"], segments: Segments, relu: bool = False
     ) -> Float[Tensor, "N H"]:
-        """The first layer at every position."""
+        """Return the output of the first layer at every position."""
         hq_BH = linear(q_BQ, self.weight_q, self.bias)
         if segments.shared or use_plain_formula(k_UK):
             hk_UH = F.linear(k_UK, self.weight_k)
@@ -61,7 +61,7 @@ class FirstLayer(nn.Module):
 
 
 class _FirstLayerFunction(torch.autograd.Function):
-    """``relu(hq[row] + [k, q[row] * k'] w^T)`` with the gradient by hand; X = K + Q."""
+    """``relu(hq[row] + [k, q[row] * k'] w^T)`` with a hand-written gradient. X = K + Q."""
 
     @staticmethod
     def forward(
@@ -94,15 +94,16 @@ class _FirstLayerFunction(torch.autograd.Function):
 
 
 class TargetAttention(nn.Module):
-    """DIN's local activation unit and the pooling by it (Zhou et al. 2018, eq. 3).
+    """Local activation unit of DIN and the pooling by its weights (Zhou et al. 2018, eq. 3).
 
     Args:
         query: width of the query.
-        key: width of the keys; their first ``query`` columns describe the same columns as the query.
+        key: width of the keys. Their first ``query`` columns describe the same columns as the query.
         widths: hidden units of the activation unit.
-        softmax: weights that sum to one over a history; off, the raw scores keep the intensity of the interest.
-        batch_norm: normalise the hidden units of the activation unit over the positions of the batch.
-        dropout: share of units dropped in every hidden layer of the activation unit, or one share a layer.
+        softmax: normalize the weights of a history to a sum of one. Without it, the raw scores keep the intensity of
+            the interest.
+        batch_norm: normalize the hidden units of the activation unit over the positions of the batch.
+        dropout: dropout rate of every hidden layer of the activation unit, or one rate per layer.
     """
 
     def __init__(
@@ -123,14 +124,14 @@ class TargetAttention(nn.Module):
         self.fused = activation == "relu" and not batch_norm
         self.activation = None if self.fused else make_activation(activation, first)
         self.dropout = nn.Dropout(share) if share else None
-        # A softmax does not see what is added to all scores: a last bias would never learn.
+        # A softmax ignores a constant added to all scores, so a last bias would get no gradient.
         self.rest = MLP(first, rest, activation, shares, batch_norm, outputs=1, last_bias=not softmax)
         self.softmax = softmax
 
     def weights(
         self, q_BQ: Float[Tensor, "B Q"], k_UK: Float[Tensor, "U K"], segments: Segments
     ) -> Float[Tensor, " N"]:
-        """The weight of every position for its row's candidate."""
+        """Return the weight of every position for the candidate of its row."""
         h_NH = self.first(q_BQ, k_UK, segments, relu=self.fused)
         for step in (self.norm, self.activation, self.dropout):
             if step is not None:
@@ -141,5 +142,5 @@ class TargetAttention(nn.Module):
     def forward(
         self, q_BQ: Float[Tensor, "B Q"], k_UK: Float[Tensor, "U K"], segments: Segments
     ) -> Float[Tensor, "B K"]:
-        """``u = sum_t w_t k_t`` of each row; 0 for an empty history."""
+        """Return ``u = sum_t w_t k_t`` of each row, or 0 for an empty history."""
         return segments.weighted_sum(self.weights(q_BQ, k_UK, segments), k_UK)

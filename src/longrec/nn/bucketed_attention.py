@@ -1,20 +1,21 @@
-r"""Attention over ragged histories, computed in rectangles.
+"""Attention over ragged histories, computed in buckets of rows of similar length.
 
-Queries, keys and values are made by the caller, who scales, normalises or projects them as its paper says, so that dot
-products, bilinear forms and cosines are all
+The caller makes queries, keys and values, and scales, normalizes or projects them as its paper says. Dot products,
+bilinear forms and cosines are therefore all
 
     o_i = sum_j softmax_j(q_i . k_j) v_j                                            in each head
 
-The events of a row ask each other (``attend_within``), or one query a row asks its events (``attend_query``). In both
-the asking row may bring a key and a value of its own, as a candidate does that stands among its events (``own``).
+``attend_within`` computes the attention of the events of a row over each other, and ``attend_query`` that of one query
+per row over its events. In both, a row may add a key and a value of its own (``own``), as for a candidate that is
+placed among its events.
 
-In a ragged batch, rows of like length lie side by side (nn/length_buckets.py), and what is given stands in their order:
-``gather_positions`` and ``gather_rows`` bring it there, ``restore_positions`` and ``restore_rows`` home. All else a
-layer does runs on flat positions. A shared history is computed once for all candidates. A row without events reads 0,
-or its own value.
+In a ragged batch, rows of similar length are adjacent (nn/length_buckets.py), and all inputs are in that order.
+``gather_positions`` and ``gather_rows`` put tensors into it, ``restore_positions`` and ``restore_rows`` undo it. All
+other operations of a layer run on flat positions. A shared history is computed once for all candidates. The result of a
+row without events is 0, or its own value.
 
-Letters: B rows, N positions, U what a history brings (see nn/segments.py), R rows of a bucket, T events of its longest
-row, C candidates of such a row (1, or all of a request), H heads, X width of all heads' queries and keys, V of values.
+Shapes: B rows, N positions, U entries of a history (see nn/segments.py), R rows of a bucket, T events of its longest
+row, C candidates per row (1, or all of a request), H heads, X width of all heads' queries and keys, V width of values.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ from longrec.nn.length_buckets import Bucket, Buckets
 from longrec.nn.segments import Segments
 
 _MAX_POSITIONS = 4_096
-"""Positions of a bucket."""
+"""Maximum number of positions of a bucket."""
 
 Own = tuple[Tensor, Tensor]
-"""Keys ``[B, X]`` and values ``[B, V]`` that rows bring beside those of their events."""
+"""Keys ``[B, X]`` and values ``[B, V]`` that rows add to those of their events."""
 
 
 class BucketedAttention:
-    """The rows of a batch as attention wants them.
+    """Attention over the events of the rows of a batch.
 
     Args:
         segments: rows and positions.
-        seen_TT: bool, which events of a shared history the event of each line may see, itself at least; None for all.
-            Parts of ragged rows are segments of their own.
+        seen_TT: bool mask of the events of a shared history that each event attends to (its own included), or None for
+            all. In a ragged batch, groups of events are segments of their own.
     """
 
     def __init__(self, segments: Segments, seen_TT: Tensor | None = None) -> None:
@@ -69,27 +70,28 @@ class BucketedAttention:
         return None if self.positions is None else self.positions.argsort()
 
     def gather_rows(self, x_BW: Tensor) -> Tensor:
-        """What belongs to rows, in the order of the rectangles; rows without events last."""
+        """Reorder a tensor over rows from batch order to bucket order. Rows without events come last."""
         return _select(x_BW, self.rows)
 
     def restore_rows(self, x_BW: Tensor) -> Tensor:
-        """What belongs to rows, in the order of the batch."""
+        """Reorder a tensor over rows from bucket order to batch order."""
         return _select(x_BW, self._rows_back)
 
     def gather_positions(self, x_UW: Tensor) -> Tensor:
-        """What belongs to positions, in the order of the rectangles."""
+        """Reorder a tensor over positions from batch order to bucket order."""
         return _select(x_UW, self.positions)
 
     def restore_positions(self, x_UW: Tensor) -> Tensor:
-        """What belongs to positions, in the order of the batch."""
+        """Reorder a tensor over positions from bucket order to batch order."""
         return _select(x_UW, self._positions_back)
 
     def attend_within(self, q: Tensor, k: Tensor, v: Tensor, heads: int, own: Own | None = None) -> Tensor:
-        """What each event gathers of its row's events: ``[U, V]``; with ``own`` in a shared batch ``[B, T, V]``.
+        """Return ``[U, V]``, the attention of each event over its row's events. With ``own`` in a shared batch: ``[B,
+        T, V]``.
 
         Args:
-            q, k, v: ``[U, X]``, ``[U, X]`` and ``[U, V]``; or ``[B, T, ...]`` of a shared history whose events each
-                candidate has changed.
+            q, k, v: ``[U, X]``, ``[U, X]`` and ``[U, V]``; or ``[B, T, ...]`` of a shared history whose events differ
+                per candidate.
         """
         if self.shared:
             q_RTX, k_RTX, v_RTV = (x if x.ndim == 3 else x.unsqueeze(0) for x in (q, k, v))
@@ -112,7 +114,8 @@ class BucketedAttention:
     def attend_query(
         self, q: Tensor, k: Tensor, v: Tensor, heads: int, own: Own | None = None
     ) -> tuple[Tensor, Tensor]:
-        """What the query of each row gathers ``[B, V]``, and its weights, mean over heads: ``[N]``, shared ``[B, T]``.
+        """Return the attention of each row's query ``[B, V]`` and its weights, mean over heads: ``[N]``, shared ``[B,
+        T]``.
 
         Args:
             q: ``[B, X]``.
@@ -140,12 +143,14 @@ def _select(x: Tensor, at: Tensor | None) -> Tensor:
 
 
 def _drop_padding(x: Tensor, bucket: Bucket) -> Tensor:
-    """What is not padded."""
+    """Return the entries that are not padding."""
     return _select(x, bucket.slots)
 
 
 def _shape_own(own: Own, k: Tensor) -> Own:
-    """``[R, C, W]``: all candidates of one history, or the one of each history that a candidate has changed."""
+    """``[R, C, W]``: all candidates of one history, or the single candidate of each history that differs per
+    candidate.
+    """
     return (own[0].unsqueeze(1), own[1].unsqueeze(1)) if k.ndim == 3 else (own[0].unsqueeze(0), own[1].unsqueeze(0))
 
 
@@ -169,7 +174,9 @@ def _attend_within(q_RTX: Tensor, k_RTX: Tensor, v_RTV: Tensor, heads: int, seen
 
 
 def _attend_beside(q: Tensor, k: Tensor, v: Tensor, heads: int, own_k: Tensor, own_v: Tensor) -> Tensor:
-    """``[R, C, T, V]``: what events gather beside each candidate; scores among events are the same beside each."""
+    """``[R, C, T, V]``: attention of events with each candidate as one more key. Scores among events are computed
+    once.
+    """
     q, k, v, own_k, own_v = (_split_heads(x, heads) for x in (q, k, v, own_k, own_v))
     s_RHTT = torch.matmul(q, k.transpose(2, 3))
     t_RHCT1 = torch.matmul(own_k, q.transpose(2, 3)).unsqueeze(4)
@@ -180,7 +187,7 @@ def _attend_beside(q: Tensor, k: Tensor, v: Tensor, heads: int, own_k: Tensor, o
 
 
 def _attend_candidates(q: Tensor, k: Tensor, v: Tensor, heads: int, own: Own | None) -> tuple[Tensor, Tensor]:
-    """``[R, C, V]`` and ``[R, C, T]``: what many candidates a row gather, and their weights, mean over heads."""
+    """``[R, C, V]`` and ``[R, C, T]``: attention of C candidates per row, and their weights, mean over heads."""
     q, k, v = (_split_heads(x, heads) for x in (q, k, v))
     s_RHCT = torch.matmul(q, k.transpose(2, 3))
     if own is None:
@@ -196,7 +203,9 @@ def _attend_candidates(q: Tensor, k: Tensor, v: Tensor, heads: int, own: Own | N
 def _attend_one(
     q_RX: Tensor, k_RTX: Tensor, v_RTV: Tensor, heads: int, real_RT: Tensor | None, own: Own | None
 ) -> tuple[Tensor, Tensor]:
-    """``[R, V]`` and ``[R, T]`` of one query a row: products and sums, which run faster here than small matrices do."""
+    """``[R, V]`` and ``[R, T]`` of one query per row, as products and sums, which are faster here than small matrix
+    products.
+    """
     rows, entries, width = k_RTX.shape
     q_R1Hd = q_RX.reshape(rows, 1, heads, width // heads)
     s_RTH = (q_R1Hd * k_RTX.reshape(rows, entries, heads, width // heads)).sum(3)

@@ -1,19 +1,19 @@
-"""Causal attention over the rows of a batch: each row looks at the earlier rows of its own group (nn/timeline.py).
+"""Causal attention over the rows of a batch: each row attends to earlier rows of its own group (nn/timeline.py).
 
 One layer, pre-norm, computes
 
     x' = x + W_o softmax_j(q_i . (k_j + a_s) / sqrt(d) + b_g + c_p) (v_j + d_s),      q, k, v = W_qkv LN(x)
     x" = x' + W_2 gelu(W_1 LN(x'))
 
-for each head, where g is the log2 bucket of the time ``t_i - t_j``, p the bucket of how many rows back j lies, b and c
-learnt a bucket, and (on request) s tells the label of row j as row i may know it: a and d are learnt a label, and "not
-known yet" is one of them. A row's own label is never known to itself.
+for each head. Here g is the log2 bucket of the time ``t_i - t_j`` and p the bucket of the rank distance of row j (rows
+back), and b and c are learned per bucket. With ``labels``, s is the label of row j as available to row i, a and d are
+learned per label, and "not yet available" is one of the labels. A row's own label is never available to itself.
 
-Attention is computed in buckets of groups of like length, so that nothing grows with the longest group of a batch;
-everything else runs on the flat rows.
+Attention is computed in buckets of groups of similar length, so that no cost grows with the longest group of a batch.
+All other operations run on the flat rows.
 
-Letters: N rows, M rows wanted, W width of a row, D width inside, H heads, U groups of a bucket, T rows of its longest,
-P buckets of places, G of gaps, X columns.
+Shapes: N rows, M output rows, W width of a row, D width inside, H heads, U groups of a bucket, T rows of its longest
+group, P rank buckets, G gap buckets, X columns.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from longrec.nn.timeline import GAPS, NOT_YET, RANKS, UNSEEN, Bucket, Timeline
 
 
 class CausalAttention(nn.Module):
-    """Attention of the rows of a timeline.
+    """Multi-head attention over the rows of a timeline.
 
     Args:
-        labels: whether keys and values carry the labels of earlier rows.
+        labels: add the labels of earlier rows to keys and values.
     """
 
     def __init__(self, width: int, heads: int, labels: bool = False) -> None:
@@ -42,7 +42,7 @@ class CausalAttention(nn.Module):
         self.inner = Linear(width, 3 * width)
         self.outer = _zero_init(Linear(width, width))
         self.gaps = nn.Parameter(torch.zeros(heads, GAPS))
-        # Some heads begin by looking at what was last, some at all alike.
+        # Some heads start with a preference for recent rows, others weigh all rows alike.
         slopes = torch.linspace(1, 0, heads) if heads > 1 else torch.ones(1)
         octaves = (torch.arange(RANKS) - 1).clamp(min=0) / 2
         self.places = nn.Parameter(-slopes.unsqueeze(1) * octaves)
@@ -51,10 +51,10 @@ class CausalAttention(nn.Module):
     def forward(
         self, x_ND: Float[Tensor, "N D"], timeline: Timeline | None, wanted: Int64[Tensor, " M"] | None = None
     ) -> Float[Tensor, "M D"]:
-        """Attend; the rows are in the order of the timeline, and without one each sees itself alone.
+        """Return the attention output of rows in timeline order. Without a timeline, each row attends to itself alone.
 
         Args:
-            places: rows whose result is wanted, in this order; None for all.
+            wanted: rows to return, in this order; None for all.
         """
         qkv_NX = self.inner(x_ND)
         if timeline is None:
@@ -78,7 +78,7 @@ class CausalAttention(nn.Module):
         if self.labels is None:
             out = torch.bmm(s.softmax(-1).to(v.dtype), v)
         elif bucket.label is None:
-            # All alike not known: one vector more on every key moves no weight, one on every value stays as it is.
+            # No label is available: a vector added to every key changes no weight, one added to every value remains.
             own_HD = self.labels[1, :, NOT_YET].repeat_interleave(groups, 0)
             out = torch.bmm(s.softmax(-1).to(v.dtype), v) + own_HD.unsqueeze(1)
         else:
@@ -88,7 +88,7 @@ class CausalAttention(nn.Module):
         return out_ND if bucket.to_flat is None else out_ND.index_select(0, bucket.to_flat)
 
     def _with_labels(self, s: Tensor, q: Tensor, v: Tensor, label_UTT: Tensor, scale: float) -> Tensor:
-        """Keys and values with the label vectors, without a key for each pair of rows."""
+        """Add the label vectors to keys and values, without a key per pair of rows."""
         assert self.labels is not None
         heads, kinds = self.heads, NOT_YET + 1
         groups, longest, _ = label_UTT.shape
@@ -114,21 +114,21 @@ class CausalLayer(nn.Module):
     def forward(
         self, x_ND: Float[Tensor, "N D"], timeline: Timeline | None, wanted: Int64[Tensor, " M"] | None = None
     ) -> Float[Tensor, "M D"]:
-        """Apply the layer to rows in the order of the timeline; the result is that of ``wanted``, as in attention."""
+        """Apply the layer to rows in timeline order and return the ``wanted`` rows, as in the attention."""
         x_MD = _select(x_ND, wanted) + self.attention(self.norms[0](x_ND), timeline, wanted)
         return x_MD + self.network(self.norms[1](x_MD))
 
 
 class CausalTransformer(nn.Module):
-    """Layers over the rows of a timeline. It starts as the identity.
+    """Layers over the rows of a timeline. At initialization it is the identity.
 
-    Where it works at another width than that of the rows, they are lifted to it, and what the layers made of them is
-    brought down and added: ``z = x + W_down layers(W_up x)``.
+    If the inner width differs from that of the rows, rows are projected up, and the output of the layers is projected
+    down and added: ``z = x + W_down layers(W_up x)``.
 
     Args:
         outer: W.
         width: D.
-        labels: whether earlier rows bring their labels.
+        labels: add the labels of earlier rows to keys and values.
     """
 
     def __init__(self, outer: int, width: int, layers: int, heads: int, labels: bool = False) -> None:
@@ -140,10 +140,11 @@ class CausalTransformer(nn.Module):
     def forward(
         self, x_NW: Float[Tensor, "N W"], timeline: Timeline | None, wanted: Int64[Tensor, " M"] | None = None
     ) -> Float[Tensor, "M W"]:
-        """What each row becomes by looking back; rows in any order, and without a timeline each alone.
+        """Return each row after attention to earlier rows. Rows are in any order. Without a timeline, each row is
+        alone.
 
         Args:
-            wanted: rows whose result is wanted, in this order; None for all. The last layer does no work for others.
+            wanted: rows to return, in this order; None for all. The last layer computes no others.
         """
         x_ND = x_NW if self.lift is None else self.lift(x_NW)
         rows = wanted
@@ -161,14 +162,14 @@ def _select(x: Tensor, rows: Tensor | None) -> Tensor:
 
 
 def _zero_init(layer: Linear) -> Linear:
-    """A layer that ends a residual branch: it starts at zero, so that the branch starts as nothing."""
+    """Set a layer that ends a residual branch to zero, so that the branch adds nothing at first."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
 
 
 class _Bias(torch.autograd.Function):
-    """``[H, U, T, T]``: the biases of each pair's lag, added up; -inf where a row does not see the other."""
+    """``[H, U, T, T]``: the sum of the biases of each pair's distance; -inf where row i does not see row j."""
 
     @staticmethod
     def forward(ctx: Any, ranks_HP: Tensor, gaps_HG: Tensor, distance_UTT: Tensor) -> Tensor:
@@ -189,7 +190,7 @@ class _Bias(torch.autograd.Function):
 
 
 class _Pad(torch.autograd.Function):
-    """``x[from_flat]``; the gradient gathers what came back to real places, since padded ones get none."""
+    """``x[from_flat]``. The gradient is gathered from real slots only, because padded slots get none."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, from_flat: Tensor, to_flat: Tensor) -> Tensor:

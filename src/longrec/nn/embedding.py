@@ -1,10 +1,10 @@
-"""Embeddings of all fields of a model: one table a field, shared by the impression and its histories.
+"""Embeddings of all fields of a model: one table per field, shared by the impression and its histories.
 
-A dense field has one vector, which its value scales; a vector of W numbers has W, which its numbers scale.
+A dense field has one vector, scaled by its value. A vector of W numbers has W vectors, scaled by its numbers.
 
-Gradients of tables are sparse: a step costs what the batch looks up, whatever the height of the table.
+Gradients of tables are sparse: the cost of a step depends on the ids of the batch, not on the height of the table.
 
-Letters: B rows, N positions of a history, T positions of a shared one, U either, D width.
+Shapes: B rows, N positions of a history, T positions of a shared one, U either, D width.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from longrec.nn.linear import linear
 from longrec.nn.segments import Segments
 
 RESERVED = 2
-"""Row 0 stands for a missing value, row 1 for an unseen one; both start at zero."""
+"""Number of reserved rows: row 0 is the missing value and row 1 an unseen value. Both start at zero."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class EmbeddedBatch:
 
 
 class Embeddings(nn.Module):
-    """One table for each distinct field name, but one for all fields that share it.
+    """Embedding tables: one per distinct field name, and one for all fields that share it.
 
     Args:
-        dim: width of fields that ask for none.
-        width: width of all fields, whatever they ask for.
+        dim: width of fields without a width of their own.
+        width: width of all fields, overriding their own.
         histories: embed histories too.
-        std: standard deviation of the normal distribution the tables start from.
+        std: standard deviation of the normal distribution that initializes the tables.
     """
 
     def __init__(
@@ -59,16 +59,18 @@ class Embeddings(nn.Module):
             self.register_parameter(_parameter_name(field.owner), nn.Parameter(table))
 
     def table(self, name: str) -> nn.Parameter:
-        """The table of a field, ``[rows, D]`` (``[1, D]`` of a dense one, ``[W, D]`` of a vector or of numbers)."""
+        """Return the table of a field, ``[rows, D]`` (``[1, D]`` of a dense one, ``[W, D]`` of a vector or of
+        numbers).
+        """
         owner = next(field.owner for field in self.fields.tables() if field.name == name)
         return self.get_parameter(_parameter_name(owner))
 
     def tables(self) -> list[nn.Parameter]:
-        """All tables with sparse gradients."""
+        """Return all tables with sparse gradients."""
         return [self.table(fields[0].name) for fields in self._sharing.values() if fields[0].rows]
 
     def forward(self, batch: Batch) -> EmbeddedBatch:
-        """Look everything up, each table once."""
+        """Look up all fields, each table once."""
         features: dict[str, Tensor] = {}
         histories: dict[str, dict[str, Tensor]] = {name: {} for name in self.fields.histories}
         for sharing in self._sharing.values():
@@ -88,7 +90,7 @@ class Embeddings(nn.Module):
         return EmbeddedBatch({name: features[name] for name in order}, histories)
 
     def _look_up(self, field: Field, uses: list[Tensor | Jagged]) -> list[Tensor]:
-        """For each use of a field the vectors of its values."""
+        """Return the vectors of the values of each use of a field."""
         table = self.table(field.name)
         flat = [use.values if isinstance(use, Jagged) else use for use in uses]
         if field.kind == "dense":
@@ -97,21 +99,22 @@ class Embeddings(nn.Module):
             return [linear(values.to(table.dtype), table.t().contiguous()) for values in flat]
         if torch.compiler.is_compiling():
             return [F.embedding(values, table) for values in flat]
-        # One lookup for all uses: the optimiser then groups the ids of the table once.
+        # One lookup for all uses, so that the optimizer groups the ids of the table once.
         ids = torch.cat(flat) if len(flat) > 1 else flat[0]
         e_ND = F.embedding(ids.long(), table, sparse=True)
         return list(torch.split(e_ND, [len(values) for values in flat]))
 
 
 def _parameter_name(name: str) -> str:
-    """A parameter name for any field name (torch takes no dots, and some names are methods)."""
+    """Return a parameter name for any field name (torch allows no dots, and some names are methods)."""
     return "table_" + name.replace("%", "%25").replace(".", "%2E")
 
 
 def _pool(field: Field, values: Jagged, e_ND: Tensor) -> Tensor:
-    """``[U, D]``: the values of each entry pooled; 0 for an entry without values.
+    """Pool the values of each entry to ``[U, D]``; 0 for an entry without values.
 
-    Weighted, ``mean`` is the weighted sum over the sum of the weights, and ``max`` is taken of the weighted vectors.
+    With weights, ``mean`` is the weighted sum over the sum of the weights, and ``max`` is taken over the weighted
+    vectors.
     """
     segments = Segments.of_values(values)
     if values.weights is None:

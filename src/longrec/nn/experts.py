@@ -1,8 +1,8 @@
-"""What several tasks share of one input: a bottom, experts behind gates, or experts of their own beside shared ones.
+"""Shared representations for several tasks: a shared bottom, gated experts, or task-specific and shared experts.
 
-Each of the three turns ``[B, I]`` into one vector a task, ``[B, K, H]``; ``Towers`` make logits of those.
+Each of the three maps ``[B, I]`` to one vector per task, ``[B, K, H]``. ``Towers`` compute logits from those.
 
-Letters: B rows, K tasks, M networks side by side, E experts, I inputs, O outputs, H width of an expert.
+Shapes: B rows, K tasks, M parallel networks, E experts, I inputs, O outputs, H width of an expert.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from longrec.nn.mlp import MLP
 
 
 class Form(NamedTuple):
-    """What all hidden layers of some networks are like, in the order in which an MLP takes it."""
+    """Options of all hidden layers of several networks, in the order of the arguments of an MLP."""
 
     activation: Name = "relu"
     dropout: float = 0.0
@@ -32,16 +32,16 @@ _PLAIN = Form()
 
 
 class MLPs(nn.Module):
-    """M networks of one form side by side, each with weights of its own, all in one product a layer.
+    """M parallel networks of one form with separate weights, computed by one product per layer.
 
     Args:
-        inputs: width of the input of each.
-        widths: units of the hidden layers of each.
-        apart: each has an input of its own, ``[B, M, I]``; else all read the same ``[B, I]``.
+        inputs: width of the input of each network.
+        widths: units of the hidden layers of each network.
+        apart: each network has an input of its own, ``[B, M, I]``; otherwise all read the same ``[B, I]``.
         outputs: units of a final linear layer, or None to end with the last hidden layer.
 
     Attributes:
-        width: units of what each gives.
+        width: units of the output of each network.
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class MLPs(nn.Module):
         self.width = outputs or hidden
 
     def forward(self, x: Tensor) -> Float[Tensor, "B M O"]:
-        """What each network gives."""
+        """Return the output of each network."""
         for layer in self.layers:
             x = layer(x)
         return x if self.last is None else self.last(x).view(-1, self.count, self.width)
 
 
 class Towers(MLPs):
-    """One network a task, each over the vector of its task, that ends with a logit."""
+    """One network per task over the vector of that task, ending with a logit."""
 
     def __init__(
         self,
@@ -84,12 +84,12 @@ class Towers(MLPs):
 
     @property
     def output_biases(self) -> tuple[Tensor, ...]:
-        """What is added to the logit of each task: slices of one parameter."""
+        """The bias of the logit of each task, as slices of one parameter."""
         assert self.last is not None, "towers end with a logit"
         return cast(Tensor, self.last.bias).tensor_split(self.count)
 
     def forward(self, h_BKH: Float[Tensor, "B K H"]) -> Float[Tensor, "B K"]:
-        """The logit of every task."""
+        """Return the logit of every task."""
         return super().forward(h_BKH).squeeze(2)
 
 
@@ -112,13 +112,13 @@ class SharedBottom(nn.Module):
         self.width = self.bottom.width
 
     def forward(self, x_BI: Float[Tensor, "B I"]) -> Float[Tensor, "B K H"]:
-        """The same vector for each task."""
+        """Return the same vector for each task."""
         h_BH: Tensor = self.bottom(x_BI)
         return h_BH.unsqueeze(1).expand(-1, self.tasks, -1)
 
 
 class MMoE(nn.Module):
-    """Experts that all tasks read, each through a gate of its own (Ma et al. 2018, eq. 6 and 7).
+    """Experts shared by all tasks, with one gate per task (Ma et al. 2018, eq. 6 and 7).
 
     Attributes:
         width: H.
@@ -138,15 +138,15 @@ class MMoE(nn.Module):
         self.width = self.experts.width
 
     def forward(self, x_BI: Float[Tensor, "B I"]) -> Float[Tensor, "B K H"]:
-        """The experts of each row, mixed for each task."""
+        """Return the experts of each row, mixed per task."""
         return self.gates.mix(x_BI, self.experts(x_BI))
 
 
 class PLE(nn.Module):
-    """Levels of experts, some of them shared and some of one task each (Tang et al. 2020, section 4).
+    """Levels of experts, some shared and some specific to one task (Tang et al. 2020, section 4).
 
     Args:
-        own: experts of each task at every level.
+        own: experts per task at every level.
         shared: experts of all tasks at every level.
         levels: 1 is CGC, "customized gate control".
 
@@ -173,20 +173,22 @@ class PLE(nn.Module):
         self.width = inputs
 
     def forward(self, x_BI: Float[Tensor, "B I"]) -> Float[Tensor, "B K H"]:
-        """The vector of each task after the last level."""
+        """Return the vector of each task after the last level."""
         for level in self.levels:
             x_BI = level(x_BI)
         return x_BI
 
 
 class CGC(nn.Module):
-    """One level: the gate of a task chooses among its own experts and the shared ones; that of the next level's shared
-    experts among all. All experts are one product a layer, and all gates one softmax.
+    """One level of PLE, with one gate per task.
+
+    The gate of a task weighs its own experts and the shared ones. The gate of the next level's shared experts weighs
+    all experts. All experts are one product per layer, and all gates one softmax.
 
     Args:
-        first: all read the same ``[B, I]``; else each task what the level before made for it, and the shared experts
-            what it made for them, ``[B, K + 1, I]``.
-        last: no level follows, so that nothing has to be made for shared experts.
+        first: all experts read the same ``[B, I]``; otherwise each task reads its output of the previous level, and the
+            shared experts theirs, ``[B, K + 1, I]``.
+        last: no level follows, so that no output for shared experts is needed.
 
     Attributes:
         experts: those of each task, task by task, then the shared ones.
@@ -219,13 +221,15 @@ class CGC(nn.Module):
         self.register_buffer("seen", _index_scores(groups, tasks, own, shared, last), persistent=False)
 
     def forward(self, x: Tensor) -> Float[Tensor, "B G H"]:
-        """What each task goes on with; and last, where a level follows, what its shared experts read."""
+        """Return the output of each task's gate and, unless this is the last level, of the shared gate as the last
+        entry.
+        """
         w_BGE = self.weights(x)
         experts_BEH: Tensor = self.experts(x if self.first else x.index_select(1, self.group))
         return torch.matmul(w_BGE.to(experts_BEH.dtype), experts_BEH)
 
     def weights(self, x: Tensor) -> Float[Tensor, "B G E"]:
-        """The weight of each expert at each gate; 0 for those of other tasks."""
+        """Return the weight of each expert at each gate; 0 for those of other tasks."""
         of_tasks, of_shared = (x, x) if self.first else (x[:, : self.tasks], x[:, -1])
         scores = [self.gates(of_tasks)] + ([] if self.shared_gate is None else [self.shared_gate(of_shared)])
         never_B1 = x.new_full((x.shape[0], 1), -torch.inf)
@@ -234,7 +238,7 @@ class CGC(nn.Module):
 
 
 def _index_scores(groups: list[int], tasks: int, own: int, shared: int, last: bool) -> Tensor:
-    """For each gate and each expert the place of its score among all; the one after them for what is not seen."""
+    """Return the index of each (gate, expert) score among all scores; the index after them for hidden experts."""
     n, experts = own + shared, len(groups)
     never = tasks * n + (0 if last else experts)
     indices = []
@@ -247,7 +251,7 @@ def _index_scores(groups: list[int], tasks: int, own: int, shared: int, last: bo
 
 
 class Gates(nn.Module):
-    """K ways to weigh E experts, each a softmax of a linear map without bias; nothing is learnt where E is 1."""
+    """K softmax gates over E experts, each a linear map without bias; no parameters if E is 1."""
 
     def __init__(self, inputs: int, tasks: int, experts: int) -> None:
         super().__init__()
@@ -255,14 +259,14 @@ class Gates(nn.Module):
         self.linear = Linear(inputs, tasks * experts, bias=False) if experts > 1 else None
 
     def weights(self, x_BI: Float[Tensor, "B I"]) -> Float[Tensor, "B K E"]:
-        """The weight of each expert for each task; they sum to 1."""
+        """Return the weight of each expert per task. The weights sum to 1."""
         if self.linear is None:
             return x_BI.new_ones(x_BI.shape[0], self.tasks, 1)
         s_BG: Tensor = self.linear(x_BI)
         return s_BG.view(-1, self.tasks, self.experts).softmax(2)
 
     def mix(self, x_BI: Float[Tensor, "B I"], e_BEH: Float[Tensor, "B E H"]) -> Float[Tensor, "B K H"]:
-        """The experts, weighed for each task."""
+        """Return the weighted sum of the experts per task."""
         if self.linear is None:
             return e_BEH.expand(-1, self.tasks, -1)
         return torch.matmul(self.weights(x_BI).to(e_BEH.dtype), e_BEH)
@@ -287,12 +291,12 @@ class _Layer(nn.Module):
 
 
 def _product(inputs: int, outputs: int, count: int, apart: bool, bias: bool) -> nn.Module:
-    """The linear part of M networks, from ``[B, I]`` or ``[B, M, I]`` to ``[B, M O]``."""
+    """Return the linear layer of M networks, from ``[B, I]`` or ``[B, M, I]`` to ``[B, M O]``."""
     return _Apart(inputs, outputs, count, bias) if apart else Linear(inputs, count * outputs, bias=bias)
 
 
 class _Apart(nn.Module):
-    """M linear maps, each of an input of its own; they start as ``nn.Linear`` does."""
+    """M linear maps, each of an input of its own, initialized as ``nn.Linear`` is."""
 
     def __init__(self, inputs: int, outputs: int, count: int, bias: bool) -> None:
         super().__init__()
@@ -301,6 +305,6 @@ class _Apart(nn.Module):
         self.bias = nn.Parameter(torch.empty(count * outputs).uniform_(-reach, reach)) if bias else None
 
     def forward(self, x_BMI: Float[Tensor, "B M I"]) -> Float[Tensor, "B X"]:
-        """``[B, M O]``."""
+        """Return ``[B, M O]``."""
         y_BX = torch.bmm(x_BMI.transpose(0, 1), self.weight).transpose(0, 1).flatten(1)
         return y_BX if self.bias is None else y_BX + self.bias

@@ -1,15 +1,15 @@
 """Matrix products of a layer over many rows, float32 on CPU through oneDNN.
 
-torch sends a float32 product to MKL, which runs at half the speed of oneDNN on some makers' processors (measured:
-58 against 189 GFLOP/s a core on ``[24600, 64] x [64, 80]``). oneDNN is reached by the operator that
-torch.compile itself emits for a linear layer, and for weight gradients by a 1 x 1 convolution; where either is
-missing, or for other types and devices, everything here is the plain product.
+torch sends a float32 product to MKL, which runs at half the speed of oneDNN on processors of some makers (measured: 58
+against 189 GFLOP/s per core on ``[24600, 64] x [64, 80]``). oneDNN is called by the operator that torch.compile itself
+emits for a linear layer, and for weight gradients by a 1 x 1 convolution. If either is missing, and for other types and
+devices, all functions here are the plain product.
 
-oneDNN builds a kernel for each shape it meets, which costs about a millisecond, and ragged batches never have
-the same number of positions twice. So the rows of a product are rounded up to a multiple of ``GRAIN``:
-``allocate_rows`` makes tensors whose memory reaches that far, and the rows past the end are computed and never read.
+oneDNN builds a kernel for each new shape, which costs about a millisecond, and ragged batches almost never repeat a
+number of positions. So the rows of a product are rounded up to a multiple of ``GRAIN``. ``allocate_rows`` makes tensors
+whose memory has room for that many rows. The rows past the end are computed and never read.
 
-Letters: N rows, I inputs, O outputs.
+Shapes: N rows, I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch import Tensor
 GRAIN = 256
 """Rows of a product are rounded up to a multiple of this."""
 _MIN_ROWS = 512
-"""Below so many rows the plain product is as fast."""
+"""Below this number of rows the plain product is as fast."""
 _IMAGES = 16
-"""torch sends a 1 x 1 convolution on one thread to oneDNN from so many images on."""
+"""torch sends a 1 x 1 convolution on one thread to oneDNN from this number of images on."""
 
 
 def _find_pointwise() -> Any:
@@ -42,13 +42,13 @@ def _fits_onednn(x: Tensor) -> bool:
 
 
 def allocate_rows(like: Tensor, rows: int, width: int) -> Tensor:
-    """An uninitialised ``[rows, width]`` whose memory holds whole grains of rows."""
+    """Return an uninitialized ``[rows, width]`` whose memory has room for whole grains of rows."""
     whole = -(-rows // GRAIN) * GRAIN
     return like.new_empty(whole, width).resize_(rows, width)
 
 
 def _round_up_rows(x_NI: Tensor) -> Tensor:
-    """``x_NI`` with its rows rounded up to a grain: a view where its memory has room, else a copy."""
+    """Return ``x_NI`` with its rows rounded up to a grain: a view if its memory has room, else a copy."""
     rows, width = x_NI.shape
     whole = -(-rows // GRAIN) * GRAIN
     if rows == whole and x_NI.is_contiguous():
@@ -62,7 +62,7 @@ def _round_up_rows(x_NI: Tensor) -> Tensor:
 
 
 def affine(x_NI: Tensor, w_OI: Tensor, b_O: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """``x w^T + b`` as ``[N, O]``, and its positive part with ``relu``. Records no gradient."""
+    """Return ``x w^T + b`` as ``[N, O]``, or its ReLU with ``relu``. Records no gradient."""
     if _fits_onednn(x_NI) and w_OI.shape[0] > 1:
         y_NO: Tensor = _POINTWISE(_round_up_rows(x_NI), w_OI, b_O, "relu" if relu else "none", [], "")
         return y_NO.resize_(x_NI.shape[0], w_OI.shape[0])
@@ -71,20 +71,20 @@ def affine(x_NI: Tensor, w_OI: Tensor, b_O: Tensor | None = None, *, relu: bool 
 
 
 def input_gradient(g_NO: Tensor, w_OI: Tensor) -> Tensor:
-    """``g w`` as ``[N, I]``: the gradient of ``x w^T`` by x."""
+    """Return ``g w`` as ``[N, I]``: the gradient of ``x w^T`` with respect to x."""
     if _fits_onednn(g_NO) and w_OI.shape[0] > 1:
         return affine(g_NO, w_OI.t().contiguous())
     return g_NO @ w_OI
 
 
 def weight_gradient(g_NO: Tensor, x_NI: Tensor) -> Tensor:
-    """``g^T x`` as ``[O, I]``: the gradient of ``x w^T`` by w."""
+    """Return ``g^T x`` as ``[O, I]``: the gradient of ``x w^T`` with respect to w."""
     side = 16 if x_NI.shape[0] >= _IMAGES * 256 else 8
     images, inputs, outputs = x_NI.shape[0] // (side * side), x_NI.shape[1], g_NO.shape[1]
     if images < _IMAGES or outputs == 1 or not _fits_onednn(x_NI):
         return g_NO.t() @ x_NI
     rows = images * side * side
-    # [rows, C] is a batch of square images in channels-last order as it stands: nothing is copied.
+    # [rows, C] is already a batch of square images in channels-last order, so nothing is copied.
     x = x_NI[:rows].view(images, side, side, inputs).permute(0, 3, 1, 2)
     g = g_NO[:rows].view(images, side, side, outputs).permute(0, 3, 1, 2)
     w = x_NI.new_empty(outputs, inputs, 1, 1)

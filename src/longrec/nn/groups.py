@@ -1,13 +1,13 @@
-"""Groups: which positions of a row carry the same id.
+"""Groups of the positions of a row that have the same id.
 
-Ids 0 and 1 (missing, unseen) do not say what they stand for: such a position is a group of its own.
+Ids 0 and 1 (missing, unseen) identify nothing, so each such position is a group of its own.
 
-In a ragged batch positions are sorted by group and everything costs O(N). Of a shared history it is told by a matrix of
-all pairs, which traces: its groups stay T positions, each of which stands for an n-th of a group of n
+In a ragged batch positions are sorted by group and every operation costs O(N). For a shared history a matrix of all
+pairs is used, which can be traced. Its groups remain T positions, and each position of a group of n counts as 1/n of it
 (``GroupMembers``).
 
-Letters: B rows, N positions, U what a history brings (see ``Segments``), T positions of a shared one, G groups of all
-rows, M of what tells the groups: G ragged, N shared, K width.
+Shapes: B rows, N positions, U entries of a history (see ``Segments``), T positions of a shared one, G groups of all
+rows, M group entries (G ragged, N shared), K width.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from longrec.nn.embedding import RESERVED
 from longrec.nn.segments import Pool, Segments
 
 _LEAST = 1e-26
-"""Weights below count as this, so that even a group without weight has a mean."""
+"""Lower bound of weights, so that even a group without weight has a mean."""
 
 
 class Groups:
-    """The groups of the positions of one history.
+    """Groups of the positions of one history.
 
     Args:
         ids: integers ``[U]``.
@@ -39,7 +39,7 @@ class Groups:
 
     @cached_property
     def same(self) -> Bool[Tensor, "T T"]:
-        """Of a shared history: which two positions are of one group."""
+        """Mask of the position pairs of a shared history that are in one group."""
         index_T = torch.arange(self.segments.positions, device=self.ids.device)
         real_T1 = (self.ids >= RESERVED).unsqueeze(1)
         equal_TT = self.ids.unsqueeze(1) == self.ids.unsqueeze(0)
@@ -49,7 +49,7 @@ class Groups:
     def _layout(self) -> tuple[Tensor, Segments, Segments]:
         segments = self.segments
         index_N = torch.arange(segments.positions, device=self.ids.device)
-        # One number a group: those of a row lie together, those of later rows above.
+        # One number per group, consecutive within a row, larger in later rows.
         ids_N = torch.where(self.ids < RESERVED, -1 - index_N, self.ids.long())
         least = -segments.positions
         span = (ids_N.max() if segments.positions else index_N.sum()) - least + 1
@@ -65,17 +65,17 @@ class Groups:
 
     @property
     def members(self) -> Segments:
-        """Ragged: the groups over the positions in that order."""
+        """Segments of the groups over the positions in that order; ragged."""
         return self._layout[1]
 
     @property
     def groups(self) -> Segments:
-        """Ragged: the rows over the groups."""
+        """Segments of the rows over the groups; ragged."""
         return self._layout[2]
 
     @cached_property
     def sizes(self) -> Float[Tensor, " U"]:
-        """How many positions the group of each position has."""
+        """Number of positions in the group of each position."""
         if self.segments.shared:
             return self.same.float().sum(1)
         edges = self.members.offsets
@@ -83,10 +83,11 @@ class Groups:
         return torch.empty_like(sizes_N, dtype=torch.float32).index_copy_(0, self.order, sizes_N.float())
 
     def shares(self, w_N: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-        """The weight of every position over the sum of its group's. Weights are at least 0, and their sums not far
-        below 1.
+        """Return the weight of every position over the sum of its group's weights.
+
+        Weights are at least 0, and their sums are not far below 1.
         """
-        w_N = w_N.clamp(min=_LEAST)  # of a group that has next to nothing too
+        w_N = w_N.clamp(min=_LEAST)  # also in a group of almost no weight
         if self.segments.shared:
             w_BT = w_N.reshape(self.segments.rows, self.segments.positions)
             return (w_BT / (w_BT @ self.same.to(w_BT.dtype))).reshape(-1)
@@ -94,10 +95,10 @@ class Groups:
         return w_N / self._expand_groups(total_G).squeeze(1)
 
     def means(self, share_N: Float[Tensor, " N"], k_UK: Float[Tensor, "U K"]) -> tuple[Float[Tensor, "M K"], Segments]:
-        """What the events of each group make together, and the rows over the groups.
+        """Return the weighted sum of the events of each group, and the segments of the rows over the groups.
 
         Args:
-            share_N: what ``shares`` gave.
+            share_N: the result of ``shares``.
         """
         if self.segments.shared:
             rows, count = self.segments.rows, self.segments.positions
@@ -108,11 +109,11 @@ class Groups:
         return self.members.weighted_sum(share_N.index_select(0, at), k_UK.index_select(0, at)), self.groups
 
     def _expand_groups(self, x_GW: Tensor) -> Tensor:
-        """``[N, W]``, ragged: what its group has at every position."""
+        """Return ``[N, W]``, ragged: the value of its group at every position."""
         return self.members.expand(x_GW).index_select(0, self._inverse_order)
 
     def whole(self, w_M: Float[Tensor, " M"]) -> Float[Tensor, " N"]:
-        """The weight of its whole group at every position, of weights by the segments that ``means`` gave."""
+        """Return the weight of its whole group at every position, given weights over the segments from ``means``."""
         if self.segments.shared:
             return (w_M.reshape(self.segments.rows, -1) * self.sizes).reshape(-1)
         return self._expand_groups(w_M.unsqueeze(1)).squeeze(1)
@@ -123,8 +124,9 @@ class Groups:
 
 
 class GroupMembers(Segments):
-    """The groups of a shared history as its positions tell them: each candidate has keys of its own, and a position
-    with n - 1 others of its group stands for an n-th of it. Weights of a softmax are those of the parts.
+    """Segments over the group members of a shared history, with separate keys per candidate.
+
+    A position of a group of n counts as 1/n of it. The weights of a softmax are those of the members.
     """
 
     def __init__(self, of: Segments, sizes_T: Float[Tensor, " T"]) -> None:
@@ -135,47 +137,47 @@ class GroupMembers(Segments):
         return x_NK.reshape(self.rows, self.positions, x_NK.shape[1])
 
     def keys(self, k_UD: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        """They are at their positions already."""
+        """Return the keys, which are at their positions already."""
         return k_UD
 
     def add(self, x_BD: Float[Tensor, "B D"], k_UD: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        """``expand(x) + k``."""
+        """Return ``expand(x) + k``."""
         return (x_BD.unsqueeze(1) + self._by_row(k_UD)).reshape(k_UD.shape)
 
     def mul(self, x_BD: Float[Tensor, "B D"], k_UD: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        """``expand(x) * k``."""
+        """Return ``expand(x) * k``."""
         return (x_BD.unsqueeze(1) * self._by_row(k_UD)).reshape(k_UD.shape)
 
     def dot(self, x_BD: Float[Tensor, "B D"], k_UD: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
-        """``<expand(x), k>``."""
+        """Return ``<expand(x), k>``."""
         return self.mul(x_BD, k_UD).sum(1)
 
     def pool(self, k_UD: Float[Tensor, "N D"], how: Pool) -> Float[Tensor, "B D"]:
-        """Of parts there are weighted sums alone."""
-        raise NotImplementedError("parts of groups are summed by weights")
+        """Raise an error: only weighted sums of group members are defined."""
+        raise NotImplementedError("members of groups are summed by weights")
 
     def softmax(self, s_N: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-        """Softmax of the scores of each row's groups, each split among its parts."""
+        """Return the softmax of the scores of each row's groups, each weight divided equally among the members."""
         s_BT = s_N.reshape(self.rows, self.positions) - self.sizes.log()
         return s_BT.softmax(1).reshape(-1)
 
     def weighted_sum(self, w_N: Float[Tensor, " N"], k_UD: Float[Tensor, "N D"]) -> Float[Tensor, "B D"]:
-        """Sum over each row's positions of ``w * k``."""
+        """Return the sum over each row's positions of ``w * k``."""
         return self.sum(w_N.unsqueeze(1) * k_UD)
 
 
 def choose_group_columns(
     fields: Fields, named: str | None, key: str, in_impression: bool = False
 ) -> dict[str, str | None]:
-    """The id column that groups the events of each history.
+    """Return the id column by which the events of each history are grouped.
 
-    It is the one that is named; in a history without that one, and where none is named, the first that the candidate
-    has too other than the item, which is its id of most values; the item where it is alone, and None where not even
-    that is there.
+    It is the named column. In a history without that column, and without a name, it is the first id column that the
+    candidate has too other than the item (the id with the most values), or the item if it is the only one, or None
+    without any.
 
     Args:
-        place: of the setting, such as ``model.group``, for a message.
-        asked: whether a feature of the impression has to go by that name too.
+        key: config key of the setting, such as ``model.group``, for the error message.
+        in_impression: require a feature of the impression with that name too.
 
     Raises:
         ConfigError: no history has such an id column.

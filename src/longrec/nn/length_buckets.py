@@ -1,6 +1,6 @@
-"""Rows of like length together: where attention wants rectangles, without padding every row to the longest.
+"""Buckets of rows of similar length, for attention on rectangles without padding every row to the longest.
 
-Letters: B rows of a batch, N positions, R rows of a bucket, T positions of its longest row, W anything.
+Shapes: B rows of a batch, N positions, R rows of a bucket, T positions of its longest row, W width.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from torch import Tensor
 from longrec.nn.segments import Segments
 
 _WASTE = 0.125
-"""Share of its positions that a bucket may pad."""
+"""Maximum share of padded positions in a bucket."""
 _FREE = 256
-"""Padded positions that cost less than a bucket of their own does."""
+"""Number of padded positions that cost less than a bucket of their own."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Rows of at most T positions; a row's newest position is the last.
+    """Rows of at most T positions, right-aligned: a row's newest position is in the last slot.
 
     Attributes:
-        rows: its place among the rows of ``Buckets``.
-        start: first position of the bucket where its positions lie end to end, row by row, and none is padded.
-        at: int64 ``[R T]``: the position at each place, any of the row's where padded; None where ``start`` tells all.
-        real: bool ``[R, T]``: which places are not padded; None where all are.
-        places: int64: the places that are not padded, in order; None where all are.
+        rows: slice of the rows of ``Buckets``.
+        start: first position of the bucket if its positions are consecutive, row by row, without padding.
+        at: int64 ``[R T]``: the position in each slot, any of the row's in a padded slot; None if ``start`` is enough.
+        real: bool ``[R, T]``: slots without padding; None if no slot is padded.
+        slots: int64: indices of the slots without padding, in order; None if no slot is padded.
     """
 
     rows: slice
@@ -39,33 +39,33 @@ class Bucket:
     slots: Tensor | None = None
 
     def __len__(self) -> int:
-        """How many places it has."""
+        """Number of slots."""
         return (self.rows.stop - self.rows.start) * self.longest
 
     @property
     def own(self) -> Tensor | slice:
-        """The positions it holds, in order, as an index."""
+        """Index of the positions of the bucket, in order."""
         if self.at is None:
             return slice(self.start, self.start + len(self))
         return self.at if self.slots is None else self.at[self.slots]
 
     def pad(self, own_W: Tensor) -> Tensor:
-        """``[R, T, W]`` of the bucket's own positions, in order; zero where padded."""
+        """Return ``[R, T, W]`` of the bucket's own positions, in order; zero where padded."""
         if self.slots is not None:
             own_W = own_W.new_zeros(len(self), own_W.shape[1]).index_copy(0, self.slots, own_W)
         return own_W.view(-1, self.longest, own_W.shape[1])
 
 
 class Buckets:
-    """The buckets of a ragged batch; rows without positions are in none.
+    """Buckets of a ragged batch. Rows without positions are in none.
 
     Args:
-        most: positions of a bucket, the padded ones included, unless a single row has more.
+        most: maximum number of slots of a bucket, unless a single row has more.
 
     Attributes:
         all: the buckets, longest rows first.
         rows: int64: the rows of all buckets, in order.
-        sorted: whether these are all rows of the batch as they stand.
+        sorted: True if these are all rows of the batch in their order.
     """
 
     def __init__(self, segments: Segments, most: int) -> None:
@@ -83,37 +83,38 @@ class Buckets:
         ]
 
     def gather(self, x_BW: Tensor) -> Tensor:
-        """What belongs to ``rows``."""
+        """Return the entries of ``rows``."""
         return x_BW if self.sorted else x_BW.index_select(0, self.rows)
 
     def restore(self, y_W: Tensor) -> Tensor:
-        """``[B, ...]`` of what belongs to ``rows``; zero for rows without positions."""
+        """Return ``[B, ...]`` from the entries of ``rows``; zero for rows without positions."""
         return y_W if self.sorted else y_W.new_zeros(self.batch, *y_W.shape[1:]).index_copy(0, self.rows, y_W)
 
     def positions(self) -> Tensor:
-        """int64 ``[N]``: all positions, bucket by bucket."""
+        """Return int64 ``[N]``: all positions, bucket by bucket."""
         every = torch.arange(self.count, device=self.rows.device)
         return torch.cat([every[bucket.own] for bucket in self.all])
 
     @property
     def sizes(self) -> list[int]:
-        """How many positions each bucket has, the padded ones left out."""
+        """Number of positions of each bucket, without padding."""
         return [len(bucket) if bucket.slots is None else len(bucket.slots) for bucket in self.all]
 
 
 def find_empty_rows(segments: Segments) -> Tensor:
-    """bool ``[B, 1]``: which rows have no positions (``[1, 1]`` when shared)."""
+    """Return bool ``[B, 1]``: True for rows without positions (``[1, 1]`` when shared)."""
     if segments.shared:
-        # Counted, not compared: a traced length stays free.
+        # A sum instead of a comparison, so that a traced length stays dynamic.
         return (torch.ones(segments.positions, device=segments.offsets.device).sum() == 0).reshape(1, 1)
     return (segments.offsets[1:] == segments.offsets[:-1]).unsqueeze(1)
 
 
 def split_rows(segments: Segments, most: int) -> tuple[list[int], list[int], list[Segments]]:
-    """A ragged batch as several, each of whole rows and of about ``most`` positions: rows and positions of each.
+    """Split a ragged batch into chunks of whole rows and of about ``most`` positions each.
 
-    Layers that make several wide tensors of all positions run faster piece by piece: memory of a moderate size is
-    used again, that of a large one is asked from the system every time.
+    Layers that make several wide tensors of all positions run faster chunk by chunk, because memory blocks of moderate
+    size are reused, while large ones are requested from the system every time. Returns the rows, the positions and the
+    segments of each chunk.
     """
     offsets = segments.offsets
     marks = torch.arange(0, segments.positions, most, device=offsets.device)[1:]
@@ -130,7 +131,7 @@ def split_rows(segments: Segments, most: int) -> tuple[list[int], list[int], lis
 
 
 def _spans(lengths: list[int], most: int) -> list[slice]:
-    """The rows of each bucket; ``lengths`` fall."""
+    """Return the rows of each bucket; ``lengths`` are in descending order."""
     spans, first, real = [], 0, 0
     for at, length in enumerate(lengths):
         whole = (at - first + 1) * lengths[first]

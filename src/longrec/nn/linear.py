@@ -1,9 +1,9 @@
 """A linear layer over many rows, with its ReLU.
 
 The formula is ``relu(x w^T + b)``. In float32 training and evaluation it runs on ``nn/gemm.py`` with a hand-written
-gradient; while a program is traced, under autocast, and for few rows it is the plain formula.
+gradient. While a program is traced, under autocast, and for few rows it is the plain formula.
 
-Letters: N rows, I inputs, O outputs.
+Shapes: N rows, I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ _MIN_ROWS = 512
 
 
 def use_plain_formula(x: Tensor) -> bool:
-    """Whether a formula over the rows of ``x`` should run as written, for torch to differentiate, trace and cast."""
+    """Return True if a formula over the rows of ``x`` should run as written, so that torch differentiates, traces and
+    casts it.
+    """
     autocast = torch.is_autocast_enabled(x.device.type)
     return torch.compiler.is_compiling() or autocast or x.shape[0] < _MIN_ROWS
 
@@ -30,7 +32,7 @@ def use_plain_formula(x: Tensor) -> bool:
 def linear(
     x_NI: Float[Tensor, "N I"], w_OI: Float[Tensor, "O I"], b_O: Float[Tensor, " O"] | None = None, relu: bool = False
 ) -> Float[Tensor, "N O"]:
-    """``x w^T + b``, or its positive part."""
+    """Return ``x w^T + b``, or its ReLU."""
     if use_plain_formula(x_NI):
         y_NO = F.linear(x_NI, w_OI, b_O)
         return y_NO.relu() if relu else y_NO
@@ -39,15 +41,15 @@ def linear(
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` for ``[N, I]`` inputs, running on ``linear``."""
+    """``nn.Linear`` for ``[N, I]`` inputs, computed by ``linear``."""
 
     def forward(self, x_NI: Float[Tensor, "N I"], relu: bool = False) -> Float[Tensor, "N O"]:
-        """Apply the layer; with ``relu``, and its positive part."""
+        """Apply the layer, followed by a ReLU with ``relu``."""
         return linear(x_NI, self.weight, self.bias, relu)
 
 
 class _LinearFunction(torch.autograd.Function):
-    """``relu(x w^T + b)`` with the gradient by hand."""
+    """``relu(x w^T + b)`` with a hand-written gradient."""
 
     @staticmethod
     def forward(ctx: Any, x_NI: Tensor, w_OI: Tensor, b_O: Tensor | None, relu: bool) -> Tensor:
@@ -73,7 +75,7 @@ class _LinearFunction(torch.autograd.Function):
 
 
 def relu_gradient(g_NO: Tensor, y_NO: Tensor) -> Tensor:
-    """The gradient where the output of a ReLU is positive, in memory with room for ``nn/gemm.py``."""
+    """Return the gradient where the output of a ReLU is positive, in memory with room for ``nn/gemm.py``."""
     into = gemm.allocate_rows(g_NO, *g_NO.shape)
     torch.ops.aten.threshold_backward.grad_input(g_NO, y_NO, 0, grad_input=into)
     return into

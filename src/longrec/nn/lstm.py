@@ -1,18 +1,18 @@
-r"""A long short-term memory over ragged histories, as one fused scan.
+"""A long short-term memory over ragged histories, as one fused scan.
 
     i, f, o = sigmoid(x_ifo + p + U_ifo h + b_ifo)      g = m * tanh(x_g + U_g h + b_g)
     c' = f * c + i * g                                  h' = o * tanh(c')
 
-x is the part of the input. p, where there is one, enters the gates and nothing else (Ni et al. 2018: the property of an
-event); m, where there is one, scales what is new (Gu et al. 2020: weight and time of an event). ``reverse`` walks from
-the last position of a row to its first.
+x is the term of the input. p, if given, is added inside the gates only (Ni et al. 2018: the property of an event). m,
+if given, scales the new content (Gu et al. 2020: weight and time of an event). ``reverse`` runs from the last position
+of a row to its first.
 
-It runs as nn/recurrent.py does: the part of the input is one product over all positions of the batch, a step is a slice
-of the rows that are still alive, the gradient is written by hand. The gate f starts open (its bias at 1), so that what
-was seen is kept until there is a reason to forget it.
+It runs as nn/recurrent.py does: the term of the input is one product over all positions of the batch, a step is a slice
+of the rows that are still active, and the gradient is written by hand. The forget gate f starts open (its bias at 1),
+so that the state is kept by default.
 
-Letters: B rows, N positions, U what the history brings (see ``Segments``), T positions of a shared history, I inputs,
-H hidden units, G inputs of a step (4 H: i, f, o, g), X those of its gates (3 H).
+Shapes: B rows, N positions, U entries of the history (see ``Segments``), T positions of a shared history, I inputs, H
+hidden units, G inputs of a step (4 H: i, f, o, g), X those of its gates (3 H).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from longrec.nn.steps import Steps, gather_last, run_steps
 
 
 class LSTM(nn.Module):
-    """One layer; see the module.
+    """One LSTM layer; see the module.
 
     Args:
         inputs: I.
         hidden: H.
-        reverse: walk from the last position to the first.
+        reverse: run from the last position to the first.
     """
 
     def __init__(self, inputs: int, hidden: int, reverse: bool = False) -> None:
@@ -56,13 +56,13 @@ class LSTM(nn.Module):
         scale_UH: Float[Tensor, "U H"] | None = None,
         moves_T: Bool[Tensor, " T"] | None = None,
     ) -> Float[Tensor, "U H"]:
-        """h after every position; a row begins at zero.
+        """Return h after every position. A row begins at zero.
 
         Args:
-            gates_UX: p, what is added inside i, f and o.
-            scale_UH: m, what g is multiplied by.
-            moves_T: positions of a shared history that move the state, which stays as it is at the others. (Of ragged
-                rows take these positions before, and compute nothing on the others.)
+            gates_UX: p, added inside i, f and o.
+            scale_UH: m, the factor of g.
+            moves_T: positions of a shared history that update the state. The others leave it unchanged. (For ragged
+                rows, select these positions before, so that nothing is computed for the others.)
         """
         return self._run(x_UI, segments, gates_UX, scale_UH, moves_T)[0]
 
@@ -74,7 +74,9 @@ class LSTM(nn.Module):
         scale_UH: Float[Tensor, "U H"] | None = None,
         moves_T: Bool[Tensor, " T"] | None = None,
     ) -> Float[Tensor, "B H"]:
-        """h after the last position of each row (``reverse``: the first); 0 for an empty one. Arguments as above."""
+        """Return h after the last position of each row (``reverse``: the first); 0 for an empty one. Arguments as
+        above.
+        """
         return self.states_and_last(x_UI, segments, gates_UX, scale_UH, moves_T)[1]
 
     def states_and_last(
@@ -85,7 +87,7 @@ class LSTM(nn.Module):
         scale_UH: Float[Tensor, "U H"] | None = None,
         moves_T: Bool[Tensor, " T"] | None = None,
     ) -> tuple[Float[Tensor, "U H"], Float[Tensor, "B H"]]:
-        """Both, of one walk."""
+        """Return the results of ``states`` and ``last`` from one run."""
         h_UH, last_1H = self._run(x_UI, segments, gates_UX, scale_UH, moves_T)
         return h_UH, gather_last(h_UH, segments, self.reverse) if last_1H is None else last_1H.expand(segments.rows, -1)
 
@@ -97,13 +99,13 @@ class LSTM(nn.Module):
         scale_UH: Tensor | None,
         moves_T: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """h after every position; and after the last one of a shared history."""
+        """Return h after every position, and after the last one of a shared history."""
         x_UG = linear(x_UI, self.weight, self.bias)
         if gates_UX is not None:
             x_UG = x_UG + F.pad(gates_UX, (0, self.hidden))
         if segments.shared:
             return self._run_steps(x_UG, scale_UH, moves_T)
-        assert moves_T is None, "rows of different lengths take the positions that move, and no mask of them"
+        assert moves_T is None, "ragged rows take the selected positions, not a mask of them"
         if segments.positions == 0:
             return x_UG.new_zeros(0, self.hidden), None
         scale = None if scale_UH is None else scale_UH.float()
@@ -134,12 +136,12 @@ class LSTM(nn.Module):
 
 
 class _Scan(torch.autograd.Function):
-    """h in the order of the positions, gradients by hand."""
+    """h in the order of the positions, with a hand-written gradient."""
 
     @staticmethod
     def forward(ctx: Any, x_NG: Tensor, w_GH: Tensor, m_NH: Tensor | None, steps: Steps) -> Tensor:
         width, total = w_GH.shape[1], len(x_NG)
-        # Moment after moment; the gates and what is new take the place of their inputs.
+        # Step by step. The gates and the new content overwrite their inputs.
         x_NG = x_NG.index_select(0, steps.positions)
         m_NH = None if m_NH is None else m_NH.index_select(0, steps.positions)
         before_NH, out_NH = (gemm.allocate_rows(x_NG, total, width) for _ in range(2))

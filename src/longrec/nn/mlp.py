@@ -1,6 +1,6 @@
 """Multi-layer perceptron.
 
-Letters: N rows, I inputs, O outputs.
+Shapes: N rows, I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from longrec.nn.linear import Linear
 
 
 class MLP(nn.Module):
-    """Layers of linear, batch normalisation, activation, dropout; and a last linear layer when ``outputs`` is given.
+    """Layers of linear, batch normalization, activation and dropout, with an optional final linear layer.
 
     Args:
         inputs: width of the input.
         widths: units of the hidden layers.
-        dropout: share of units dropped in every hidden layer, or one share a layer.
-        batch_norm: normalise before the activation (the layer then has no bias of its own).
+        dropout: dropout rate of every hidden layer, or one rate per layer.
+        batch_norm: normalize before the activation (the layer then has no bias of its own).
         outputs: units of a final linear layer, or None to end with the last hidden layer.
-        last_bias: whether that final layer has a bias (a model of several summed parts wants one bias in all).
+        last_bias: add a bias to that final layer (a model that sums several terms needs only one bias).
 
     Attributes:
-        width: units of the last hidden layer (the inputs where there is none).
+        width: units of the last hidden layer (the inputs without hidden layers).
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class MLP(nn.Module):
         return h_NH if self.last is None else self.last(h_NH)
 
     def hidden(self, x_NI: Float[Tensor, "N I"]) -> Float[Tensor, "N H"]:
-        """What the last hidden layer gives, before the final linear layer."""
+        """Return the output of the last hidden layer, before the final linear layer."""
         for layer in self.layers:
             x_NI = layer(x_NI)
         return x_NI
@@ -71,7 +71,8 @@ class Layer(nn.Module):
     """One hidden layer.
 
     Attributes:
-        addend: added to the linear part, before normalisation and activation, while it is set (see ``keep_plug``).
+        addend: tensor added to the linear term, before normalization and activation, while it is set (see
+            ``keep_plug``).
     """
 
     addend: Tensor | None = None
@@ -80,7 +81,7 @@ class Layer(nn.Module):
         super().__init__()
         self.linear = Linear(inputs, width, bias=not batch_norm)
         self.norm = BatchNorm(width) if batch_norm else None
-        # A ReLU right after the product is computed with it.
+        # A ReLU that directly follows the product is fused with it.
         self.fused = activation == "relu" and not batch_norm
         self.activation = None if self.fused else make_activation(activation, width)
         self.dropout = nn.Dropout(dropout) if dropout else None

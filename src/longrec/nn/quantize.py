@@ -1,12 +1,13 @@
-"""Residual vector quantisation: a vector becomes the sum of a few codewords, one a level.
+"""Residual vector quantization: a vector becomes the sum of a few codewords, one per level.
 
     r^1 = x;   q^m = argmin_v |r^m - c^m_v|;   r^(m+1) = r^m - c^m_(q^m);   e = sum_m c^m_(q^m)
 
-Each slot and level has a codebook of its own. Codebooks follow what they code by moving averages (van den Oord et al.
-2017, appendix A.1) and get no gradient; the gradient of e passes to x as it is (straight-through), and the commitment
-term draws x towards its code. A code that nothing chooses is dead: it starts again at a residual of the batch.
+Each slot and level has a codebook of its own. Codebooks follow the vectors assigned to them by moving averages (van den
+Oord et al. 2017, appendix A.1) and get no gradient. The gradient of e passes to x unchanged (straight-through), and the
+commitment term pulls x toward its code. A code that no vector chooses is dead and is restarted at a residual of the
+batch.
 
-Letters: B rows, S slots, M levels, V codes of a codebook, D width of a slot.
+Shapes: B rows, S slots, M levels, V codes of a codebook, D width of a slot.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 _DEAD_SHARE = 0.1
-"""A code chosen less often than this share of an even draw starts again."""
+"""A code chosen less often than this share of the mean usage is restarted."""
 
 
 class ResidualQuantizer(nn.Module):
-    """Codebooks of S slots and M levels, with what they learn from.
+    """Codebooks of S slots and M levels, with the statistics they learn from.
 
     Args:
         size: V, at most 256.
         width: D.
-        decay: of the moving averages, a batch.
+        decay: of the moving averages, per batch.
         commitment: weight of ``|x - sg(c)|^2``, a mean over rows and numbers, summed over levels.
-        entropy: weight of the regulariser ``1 - H(mean_b p(v | r_b)) / log V``, where p is a softmax of the distances.
+        entropy: weight of the regularizer ``1 - H(mean_b p(v | r_b)) / log V``, where p is a softmax of the distances.
     """
 
     codebooks: Tensor
@@ -57,9 +58,9 @@ class ResidualQuantizer(nn.Module):
         self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
 
     def forward(self, x_BSD: Float[Tensor, "B S D"]) -> tuple[Float[Tensor, "B S D"], Float[Tensor, ""]]:
-        """The quantised vectors, and the loss that belongs to them; while training, the codebooks learn.
+        """Return the quantized vectors and their loss. In training, also update the codebooks.
 
-        In float32 throughout: a narrow distance would choose other codes.
+        Runs in float32 throughout, because narrow distances would choose other codes.
         """
         with torch.autocast(x_BSD.device.type, enabled=False):
             x_BSD = x_BSD.float()
@@ -78,7 +79,7 @@ class ResidualQuantizer(nn.Module):
             return x_BSD + (e_BSD - x_BSD).detach(), loss
 
     def codes(self, x_BSD: Float[Tensor, "B S D"]) -> UInt8[Tensor, "B S M"]:
-        """The codes of vectors."""
+        """Return the codes of vectors."""
         with torch.autocast(x_BSD.device.type, enabled=False):
             rest_BSD, codes = x_BSD.detach().float(), []
             for book_SVD in self.codebooks.unbind(1):
@@ -87,19 +88,19 @@ class ResidualQuantizer(nn.Module):
             return torch.stack(codes, 2).to(torch.uint8)
 
     def decode(self, codes_BSM: UInt8[Tensor, "B S M"]) -> Float[Tensor, "B S D"]:
-        """The vectors of codes."""
+        """Return the vectors of codes."""
         codewords = [
             _gather_codewords(book, code) for book, code in zip(self.codebooks.unbind(1), codes_BSM.long().unbind(2))
         ]
         return torch.stack(codewords).sum(0)
 
     def perplexity(self) -> Float[Tensor, "S M"]:
-        """How many codes each codebook really uses: the exponential of the entropy of its moving usage."""
+        """Return the effective number of codes of each codebook: the exponential of the entropy of its moving usage."""
         p = self.usage / self.usage.sum(2, keepdim=True).clamp(min=1e-12)
         return torch.exp(-torch.special.xlogy(p, p).sum(2))
 
     def _update_codebooks(self, x_BSD: Tensor) -> None:
-        """Move every codebook towards what it codes; start dead codes again."""
+        """Move every codebook toward the vectors assigned to it, and restart dead codes."""
         rest_BSD, size, rows = x_BSD, self.codebooks.shape[2], len(x_BSD)
         fresh, even = not bool(self.begun), rows / size
         for level in range(self.codebooks.shape[1]):
@@ -127,7 +128,7 @@ class ResidualQuantizer(nn.Module):
             return
         row = torch.randint(len(rest_BSD), slot.shape, device=slot.device)
         fresh_RD = rest_BSD[row, slot]
-        # Twins would share their rows by the first's luck; a breath of noise parts them.
+        # A little noise separates equal codewords, of which only the first would be assigned any rows.
         fresh_RD = fresh_RD + torch.randn_like(fresh_RD) * 0.01 * rest_BSD.std(0, unbiased=False).index_select(0, slot)
         book_SVD[slot, code] = fresh_RD
         usage_SV[slot, code] = even
@@ -135,24 +136,24 @@ class ResidualQuantizer(nn.Module):
 
 
 def _find_nearest(x_BSD: Tensor, book_SVD: Tensor) -> Tensor:
-    """int64 ``[B, S]``: the nearest code of each slot."""
+    """Return int64 ``[B, S]``: the nearest code of each slot."""
     return _compute_distances(x_BSD, book_SVD).argmin(2).t()
 
 
 def _compute_distances(x_BSD: Tensor, book_SVD: Tensor) -> Tensor:
-    """``[S, B, V]``: squared distances, without the part ``|x|^2`` that all codes share."""
+    """Return ``[S, B, V]``: squared distances, without the term ``|x|^2`` that all codes share."""
     return book_SVD.square().sum(2).unsqueeze(1) - 2 * torch.bmm(x_BSD.transpose(0, 1), book_SVD.transpose(1, 2))
 
 
 def _gather_codewords(book_SVD: Tensor, code_BS: Tensor) -> Tensor:
-    """``[B, S, D]``: the codewords of codes."""
+    """Return ``[B, S, D]``: the codewords of codes."""
     slots, size, _ = book_SVD.shape
     flat = code_BS + size * torch.arange(slots, device=code_BS.device)
     return book_SVD.flatten(0, 1)[flat]
 
 
 def _compute_unevenness(x_BSD: Tensor, book_SVD: Tensor) -> Tensor:
-    """``1 - H / log V`` of the mean over rows of a softmax of the negative distances, mean over slots."""
+    """Return ``1 - H / log V`` of the mean over rows of a softmax of the negative distances, mean over slots."""
     distance = _compute_distances(x_BSD, book_SVD)
     spread = (distance - distance.amin(2, keepdim=True)).detach().mean((1, 2), keepdim=True).clamp(min=1e-12)
     p_SV = torch.softmax(-4 * distance / spread, 2).mean(1)

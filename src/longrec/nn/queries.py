@@ -1,10 +1,10 @@
-"""What target attention asks a history with, and what answers.
+"""Query (candidate features) and keys (history features) for target attention.
 
-The query of a history is made of the columns that the candidate has too; the keys are all columns of its events, those
-of the query first. A history of instance tokens may share no column with the candidate: all fields of the candidate,
-or a learnt projection of them as wide as the keys, then ask it.
+The query of a history consists of the columns that the candidate has too. The keys are all columns of its events, those
+of the query first. A history of instance tokens may share no column with the candidate. Its query is then all fields of
+the candidate, or a learned projection of them as wide as the keys.
 
-Letters: B rows, U what a history brings (see ``Segments``), Q width of the query, K width of an event.
+Shapes: B rows, U entries of a history (see ``Segments``), Q width of the query, K width of an event.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ class Queries(nn.Module):
     """Query, keys and segments of every history.
 
     Args:
-        widths: width of every field, as ``Embeddings`` has them.
-        model: name of the model that asks, for a message.
-        project: ask a history that shares no column by a projection of the candidate's fields, else by the fields.
+        widths: width of every field, as in ``Embeddings``.
+        model: name of the model, for error messages.
+        project: for a history that shares no column, use a projection of the candidate's fields, else the fields.
 
     Attributes:
-        query, key: Q and K of each history.
-        common: how many of the Q columns are the same in query and keys: all, or none.
+        query_columns, key_columns: names of the columns of each history.
+        query_widths, key_widths: Q and K of each history.
+        common_widths: number of the Q columns that are the same in query and keys: all, or none.
 
     Raises:
-        ConfigError: no history at all, or some that nothing can ask (see ``choose_attention_columns``).
+        ConfigError: no history, or a history without a query (see ``choose_attention_columns``).
     """
 
     def __init__(self, fields: Fields, widths: Mapping[str, int], model: str, project: bool = True) -> None:
@@ -61,28 +62,28 @@ class Queries(nn.Module):
                 self.query_widths[name] = self.key_widths[name]
 
     def compute_query(self, embedded: EmbeddedBatch, history: str) -> Tensor:
-        """``[B, Q]``: the candidate as the history is asked by it."""
+        """Return ``[B, Q]``, the query of the candidate for one history."""
         q_BQ = torch.cat([embedded.features[name] for name in self.query_columns[history]], 1)
         key = f"query_{history}"
         return self.projections[key](q_BQ) if key in self.projections else q_BQ
 
     def gather_keys(self, batch: Batch, embedded: EmbeddedBatch, history: str) -> tuple[Tensor, Segments]:
-        """Keys ``[U, K]``, what they have in common with the query first, and segments of one history."""
+        """Return keys ``[U, K]``, their columns in common with the query first, and segments of one history."""
         k_UK = torch.cat([embedded.histories[history][name] for name in self.key_columns[history]], 1)
         return k_UK, Segments.of(batch.histories[history], batch.size)
 
     def forward(self, batch: Batch, embedded: EmbeddedBatch, history: str) -> tuple[Tensor, Tensor, Segments]:
-        """Query ``[B, Q]``, keys ``[U, K]`` and segments of one history."""
+        """Return query ``[B, Q]``, keys ``[U, K]`` and segments of one history."""
         return self.compute_query(embedded, history), *self.gather_keys(batch, embedded, history)
 
 
 def choose_attention_columns(
     fields: Fields, histories: Iterable[str], model: str
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """For each history the names of the query's columns, and of the keys' columns with the query's first.
+    """Return the names of the query's columns of each history, and of the keys' columns with the query's first.
 
     Args:
-        model: name of the model that asks, for a message.
+        model: name of the model, for error messages.
 
     Raises:
         ConfigError: a history without a column that the candidate has, and without tokens (all such histories).

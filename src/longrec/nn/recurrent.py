@@ -1,20 +1,20 @@
-r"""A gated recurrent unit over ragged histories, as one fused scan.
+"""A gated recurrent unit over ragged histories, as one fused scan.
 
     u = sigmoid(x_u + U_u h + b_u)      r = sigmoid(x_r + U_r h + b_r)      n = tanh(x_n + r * (U_n h) + b_n)
     h' = h + z * (n - h)
 
-The update z is u itself; with an attention a per position it is, by DIEN's names
+The update z is u itself. With an attention weight a per position it is, by DIEN's names
 
     ``agru``       a                    the attention replaces the gate (Zhou et al. 2019)
     ``augru``      a u                  a = 0 keeps the state
-    ``released``   1 - (1 - a)(1 - u)   what DIEN's released code computes: a = 0 is an ordinary step, a = 1 forgets all
+    ``released``   1 - (1 - a)(1 - u)   DIEN's released code: a = 0 is an ordinary step, a = 1 replaces the state
 
-The part of the input is one product over all positions of the batch. The scan then walks time: rows are sorted by
-length, positions laid out moment after moment, so that a step is a slice of the rows that are still alive and nothing
-is computed on padding. The gradient is written by hand; that of the recurrent weights is again one product.
+The term of the input is one product over all positions of the batch. The scan then runs over time steps. Rows are
+sorted by length and positions ordered by step, so that a step is a slice of the rows that are still active and no
+padding is computed. The gradient is written by hand. That of the recurrent weights is again one product.
 
-Letters: B rows, N positions, U what the history brings (see ``Segments``), T positions of a shared history, I inputs,
-H hidden units, G inputs of a step (3 H; 2 H for ``agru``, which has no u), X those of its gates (G - H).
+Shapes: B rows, N positions, U entries of the history (see ``Segments``), T positions of a shared history, I inputs, H
+hidden units, G inputs of a step (3 H; 2 H for ``agru``, which has no u), X those of its gates (G - H).
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ Update = Literal["gru", "agru", "augru", "released"]
 
 
 class GRU(nn.Module):
-    """One layer; see the module.
+    """One GRU layer; see the module.
 
     Args:
         inputs: I.
         hidden: H.
-        update: what moves the state.
+        update: rule of the state update.
     """
 
     def __init__(self, inputs: int, hidden: int, update: Update = "gru") -> None:
@@ -56,10 +56,10 @@ class GRU(nn.Module):
     def states(
         self, x_UI: Float[Tensor, "U I"], segments: Segments, gates_UX: Float[Tensor, "U X"] | None = None
     ) -> Float[Tensor, "U H"]:
-        """The state after every position; a row begins at zero.
+        """Return the state after every position. A row begins at zero.
 
         Args:
-            gates_UX: what is added inside the gates u and r, and not inside n.
+            gates_UX: terms added inside the gates u and r, not inside n.
         """
         x_UG = self._inputs(x_UI, gates_UX)
         if segments.shared:
@@ -69,12 +69,14 @@ class GRU(nn.Module):
     def last(
         self, x_UI: Float[Tensor, "U I"], segments: Segments, a_N: Float[Tensor, " N"] | None = None
     ) -> Float[Tensor, "B H"]:
-        """The state after the last position of each row; 0 for an empty one.
+        """Return the state after the last position of each row; 0 for an empty one.
 
         Args:
-            a_N: the attention of each row at each of its positions, for the updates that take one.
+            a_N: the attention of each row at each of its positions, for the updates that use one.
         """
-        assert (a_N is None) == (self.update == "gru"), "an update by attention takes one, and no other does"
+        assert (a_N is None) == (self.update == "gru"), (
+            "attention must be passed to updates that use it, and to no other"
+        )
         x_UG = self._inputs(x_UI)
         if segments.shared:
             rows = segments.rows if a_N is not None else 1
@@ -83,7 +85,7 @@ class GRU(nn.Module):
         return gather_last(self._scan_rows(x_UG, segments, a_N), segments)
 
     def last_of_each(self, x_NI: Float[Tensor, "N I"], segments: Segments) -> Float[Tensor, "B H"]:
-        """``last`` where every row has inputs of its own even in a shared batch."""
+        """Return ``last`` of rows that have separate inputs even in a shared batch."""
         if not segments.shared:
             return self.last(x_NI, segments)
         x_NG = self._inputs(x_NI)
@@ -104,7 +106,9 @@ class GRU(nn.Module):
 
     @no_type_check
     def _run_steps(self, x_TBG: Tensor, a_TB: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:
-        """The last state ``[B, H]`` and all states ``[T, B, H]`` of rows of one length; B is 1 in what they share."""
+        """Return the last state ``[B, H]`` and all states ``[T, B, H]`` of rows of one length. B is 1 in shared
+        tensors.
+        """
         attention = x_TBG.new_ones(x_TBG.shape[0], 1) if a_TB is None else a_TB
         start = x_TBG.new_zeros(rows, self.hidden)
         return run_steps(lambda state, *at: (self._step(*state, *at),), (start,), (x_TBG, attention))
@@ -121,7 +125,7 @@ class GRU(nn.Module):
 
 @no_type_check
 def _compute_share(update: Update, u_BH: Tensor | None, a_B1: Tensor) -> Tensor:
-    """z, the share of the new state."""
+    """Return z, the share of the new state."""
     if u_BH is None:
         return a_B1
     if update == "augru":
@@ -130,13 +134,13 @@ def _compute_share(update: Update, u_BH: Tensor | None, a_B1: Tensor) -> Tensor:
 
 
 class _Scan(torch.autograd.Function):
-    """All states in the order of the positions, gradients by hand."""
+    """All states in the order of the positions, with a hand-written gradient."""
 
     @staticmethod
     def forward(ctx: Any, x_NG: Tensor, w_GH: Tensor, a_N: Tensor | None, steps: Steps, update: Update) -> Tensor:
         width, total = w_GH.shape[1], len(x_NG)
         gates = w_GH.shape[0] // width
-        # Moment after moment; the gates and the new state take the place of their inputs.
+        # Step by step. The gates and the new state overwrite their inputs.
         x_NG = x_NG.index_select(0, steps.positions)
         a_N1 = None if a_N is None else a_N.index_select(0, steps.positions).unsqueeze(1)
         hn_NH, before_NH, out_NH = (gemm.allocate_rows(x_NG, total, width) for _ in range(3))
@@ -172,8 +176,8 @@ class _Scan(torch.autograd.Function):
         steps, update, width = ctx.steps, ctx.update, w_GH.shape[1]
         three = w_GH.shape[0] == 3 * width
         g_NH = g_NH.index_select(0, steps.positions)
-        gx_NG = gemm.allocate_rows(x_NG, *x_NG.shape)  # by the inputs
-        gh_NG = gemm.allocate_rows(x_NG, *x_NG.shape)  # by what the last state brings to them
+        gx_NG = gemm.allocate_rows(x_NG, *x_NG.shape)  # with respect to the inputs
+        gh_NG = gemm.allocate_rows(x_NG, *x_NG.shape)  # with respect to the terms of the last state
         ga_N1 = None if a_N1 is None else torch.empty_like(a_N1)
         d_BH, stop = x_NG.new_zeros(len(steps.order), width), len(x_NG)
         for count in reversed(steps.counts):

@@ -1,15 +1,15 @@
-"""Segments: how the rows of a batch own the positions of a history.
+"""Segments: which positions of a history belong to each row of a batch.
 
-A model writes its formula once and it runs on both kinds of batches:
+A model writes its formula once, and it runs on both kinds of batches:
 
-- **ragged** (training, evaluation): N flat positions, row b owns ``offsets[b]:offsets[b + 1]``, which may be empty;
-- **shared** (serving): one history of T positions that each of B candidates reads, so N = B T. What depends
-  on the history alone keeps T rows until it first meets the candidate.
+- **ragged** (training, evaluation): N flat positions, where row b owns ``offsets[b]:offsets[b + 1]``, possibly empty;
+- **shared** (serving): one history of T positions that each of B candidates reads, so N = B T. Tensors that depend on
+  the history alone keep T rows until they are first combined with the candidate.
 
-A row without positions reads 0 from ``sum``, ``mean``, ``max`` and ``weighted_sum``, never NaN.
+For a row without positions, ``sum``, ``mean``, ``max`` and ``weighted_sum`` return 0, never NaN.
 
-Letters: B rows, N positions, T positions of a shared history, U what the history brings (N ragged, T shared),
-D, H widths.
+Shapes: B rows, N positions, T positions of a shared history, U entries of the history (N ragged, T shared), D, H
+widths.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Segments:
     """B rows over the positions of one history.
 
     Args:
-        offsets: int64 ``[B + 1]``; unread when shared.
+        offsets: int64 ``[B + 1]``; not read when shared.
         rows: B.
         positions: N, or T when shared.
     """
@@ -42,14 +42,14 @@ class Segments:
 
     @classmethod
     def of(cls, history: HistoryBatch, rows: int) -> Segments:
-        """The segments of a history in a batch of ``rows`` rows."""
+        """Return the segments of a history in a batch of ``rows`` rows."""
         column = next(iter(history.columns.values()))
         positions = column.offsets.shape[0] - 1 if isinstance(column, Jagged) else column.shape[0]
         return cls(history.offsets, rows, positions, history.shared)
 
     @classmethod
     def of_runs(cls, key_N: Tensor) -> Segments:
-        """The runs of one key, which is an integer at every position; ragged, and none of them is empty."""
+        """Return the runs of equal values of an integer key per position; ragged, none of them empty."""
         first_N = torch.ones_like(key_N, dtype=torch.bool)
         first_N[1:] = key_N[1:] != key_N[:-1]
         starts = first_N.nonzero().squeeze(1)
@@ -57,7 +57,7 @@ class Segments:
 
     @classmethod
     def of_values(cls, values: Jagged) -> Segments:
-        """The segments of a multi-value feature: entry r owns its values."""
+        """Return the segments of a multi-value feature: entry r owns its values."""
         return cls(values.offsets, values.offsets.shape[0] - 1, values.values.shape[0])
 
     @cached_property
@@ -67,7 +67,7 @@ class Segments:
         if self.shared:
             return rows.unsqueeze(1).expand(-1, self.positions).reshape(-1)
         if torch.compiler.is_compiling():
-            # One mark where each row but the first begins, and their running sum: only operators every program knows.
+            # A mark at the start of each row but the first, and a running sum: operators that every runtime supports.
             starts = self.offsets[1:-1]
             marks = torch.zeros(self.positions + 1, dtype=torch.int64, device=starts.device)
             return marks.index_add(0, starts, torch.ones_like(starts))[:-1].cumsum(0)
@@ -78,7 +78,7 @@ class Segments:
         return torch.arange(self.positions, device=self.offsets.device, dtype=self.offsets.dtype)
 
     def expand(self, x_BD: Float[Tensor, "B D"]) -> Float[Tensor, "N D"]:
-        """The value of its row at every position."""
+        """Repeat the value of each row at its positions."""
         if self.shared:
             width = x_BD.shape[1]
             return x_BD.unsqueeze(1).expand(-1, self.positions, width).reshape(-1, width)
@@ -88,29 +88,29 @@ class Segments:
         return out
 
     def expand_rows(self, x_B: Tensor) -> Tensor:
-        """``[N]``: the entry of its row at every position, recording no gradient."""
+        """Return ``[N]``, the entry of its row at every position, without a gradient."""
         return x_B.index_select(0, self.row)
 
     def keys(self, k_UD: Float[Tensor, "U D"]) -> Float[Tensor, "N D"]:
-        """The value of the history at every position."""
+        """Return the value of the history at every position."""
         if not self.shared:
             return k_UD
         return k_UD.unsqueeze(0).expand(self.rows, -1, -1).reshape(-1, k_UD.shape[1])
 
     def add(self, x_BD: Float[Tensor, "B D"], k_UD: Float[Tensor, "U D"]) -> Float[Tensor, "N D"]:
-        """``expand(x) + keys(k)``; shared, neither is repeated."""
+        """Return ``expand(x) + keys(k)``; when shared, neither is repeated."""
         if self.shared:
             return (x_BD.unsqueeze(1) + k_UD.unsqueeze(0)).reshape(-1, x_BD.shape[1])
         return k_UD + self.expand(x_BD)
 
     def mul(self, x_BD: Float[Tensor, "B D"], k_UD: Float[Tensor, "U D"]) -> Float[Tensor, "N D"]:
-        """``expand(x) * keys(k)``; shared, neither is repeated."""
+        """Return ``expand(x) * keys(k)``; when shared, neither is repeated."""
         if self.shared:
             return (x_BD.unsqueeze(1) * k_UD.unsqueeze(0)).reshape(-1, x_BD.shape[1])
         return k_UD * self.expand(x_BD)
 
     def sum(self, v_ND: Float[Tensor, "N D"]) -> Float[Tensor, "B D"]:
-        """Sum of each row's positions."""
+        """Return the sum over each row's positions."""
         if self.shared:
             return v_ND.reshape(self.rows, self.positions, v_ND.shape[1]).sum(1)
         if torch.compiler.is_compiling():
@@ -119,7 +119,7 @@ class Segments:
         return out
 
     def mean(self, v_ND: Float[Tensor, "N D"]) -> Float[Tensor, "B D"]:
-        """Mean of each row's positions; 0 where there are none."""
+        """Return the mean over each row's positions; 0 for a row without positions."""
         if self.shared:
             ones = torch.ones_like(v_ND[:, :1]).reshape(self.rows, self.positions, 1)
             return self.sum(v_ND) / ones.sum(1).clamp(min=1)
@@ -127,7 +127,7 @@ class Segments:
         return self.sum(v_ND) / count.to(v_ND.dtype).unsqueeze(1)
 
     def max(self, v_ND: Float[Tensor, "N D"]) -> Float[Tensor, "B D"]:
-        """Largest value of each row's positions, column by column; 0 where there are none."""
+        """Return the maximum over each row's positions, column by column; 0 for a row without positions."""
         if self.shared:
             return _amax(v_ND.reshape(self.rows, self.positions, v_ND.shape[1]), 1)
         index = self.row.unsqueeze(1).expand_as(v_ND)
@@ -136,7 +136,7 @@ class Segments:
         return torch.where(top_BD == -torch.inf, torch.zeros_like(top_BD), top_BD)
 
     def pool(self, k_UD: Float[Tensor, "U D"], how: Pool) -> Float[Tensor, "B D"]:
-        """``sum``, ``mean`` or ``max`` of what the history brings; shared, computed once and repeated."""
+        """Pool the entries of the history by ``sum``, ``mean`` or ``max``; when shared, computed once and repeated."""
         if not self.shared:
             return {"sum": self.sum, "mean": self.mean, "max": self.max}[how](k_UD)
         if how == "max":
@@ -148,7 +148,7 @@ class Segments:
         return one_D.unsqueeze(0).expand(self.rows, -1)
 
     def softmax(self, s_N: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-        """Softmax of the scores of each row."""
+        """Return the softmax of the scores of each row."""
         if self.shared:
             return s_N.reshape(self.rows, self.positions).softmax(1).reshape(-1)
         if torch.compiler.is_compiling():
@@ -160,7 +160,9 @@ class Segments:
     def softmax_with_null(
         self, s_N: Float[Tensor, " N"], null_B: Float[Tensor, " B"]
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, " B"]]:
-        """Softmax of the scores of each row and of one more of its own; an empty row leaves 1 to that one."""
+        """Return the softmax of the scores of each row and one null score per row. An empty row gives the null weight
+        1.
+        """
         if self.shared:
             w_BT = torch.cat([null_B.unsqueeze(1), s_N.reshape(self.rows, self.positions)], 1).softmax(1)
             return w_BT[:, 1:].reshape(-1), w_BT[:, 0]
@@ -173,13 +175,13 @@ class Segments:
         return out
 
     def dot(self, x_BD: Float[Tensor, "B D"], k_UD: Float[Tensor, "U D"]) -> Float[Tensor, " N"]:
-        """The inner product of its row's value and the history's at every position."""
+        """Return the inner product of the row's value and the history's at every position."""
         if self.shared:
             return (x_BD @ k_UD.t()).reshape(-1)
         return self.mul(x_BD, k_UD).sum(1)
 
     def weighted_sum(self, w_N: Float[Tensor, " N"], k_UD: Float[Tensor, "U D"]) -> Float[Tensor, "B D"]:
-        """Sum over each row's positions of ``w * k``."""
+        """Return the sum over each row's positions of ``w * k``."""
         if self.shared:
             return w_N.reshape(self.rows, self.positions) @ k_UD
         if torch.compiler.is_compiling():
@@ -188,9 +190,10 @@ class Segments:
         return out
 
     def add_up(self, v_ND: Tensor, w_N: Tensor | None = None) -> Tensor:
-        """``[B, D]``: the (weighted) sum of each row's positions, recording no gradient.
+        """Return ``[B, D]``: the (weighted) sum of each row's positions, without a gradient.
 
-        A bag of consecutive positions runs 10 times as fast as ``index_add``; narrow floats are summed in float32.
+        An embedding bag of consecutive positions runs 10 times as fast as ``index_add``. Narrow floats are summed in
+        float32.
         """
         wide_ND = _wide(v_ND)
         if wide_ND is not v_ND:
@@ -202,19 +205,19 @@ class Segments:
 
 
 def _wide(v: Tensor) -> Tensor:
-    """Half floats as float32; others as they are."""
+    """Return half floats as float32, others unchanged."""
     return v.float() if v.dtype in (torch.bfloat16, torch.float16) else v
 
 
 def _amax(v: Tensor, dim: int) -> Tensor:
-    """Largest value along ``dim``; 0 where it has no entries (or only -inf)."""
+    """Return the maximum along ``dim``; 0 without entries (or with only -inf)."""
     shape = [*v.shape[:dim], 1, *v.shape[dim + 1 :]]
     top = torch.cat([v, v.new_full(shape, -torch.inf)], dim).amax(dim)
     return torch.where(top == -torch.inf, torch.zeros_like(top), top)
 
 
 class _Expand(torch.autograd.Function):
-    """``x[row]``; its gradient adds up the positions of each row."""
+    """``x[row]``. Its gradient is the sum over the positions of each row."""
 
     @staticmethod
     def forward(ctx: Any, x_BD: Tensor, segments: Segments) -> Tensor:
@@ -260,7 +263,7 @@ class _WeightedSum(torch.autograd.Function):
 
 
 class _Softmax(torch.autograd.Function):
-    """``exp(s - max) / sum`` inside each row; the gradient is ``w * (g - sum of w g in the row)``."""
+    """``exp(s - max) / sum`` in each row, with the gradient ``w * (g - sum of w g in the row)``."""
 
     @staticmethod
     def forward(ctx: Any, s_N: Tensor, segments: Segments) -> Tensor:
@@ -282,7 +285,7 @@ class _Softmax(torch.autograd.Function):
 
 
 class _SoftmaxWithNull(torch.autograd.Function):
-    """``exp(s - max) / sum`` inside each row, where the row's own score takes part in both."""
+    """``exp(s - max) / sum`` in each row, where the null score of the row is included in both."""
 
     @staticmethod
     def forward(ctx: Any, s_N: Tensor, null_B: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:

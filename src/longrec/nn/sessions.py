@@ -1,12 +1,11 @@
-"""Parts of a past: the sessions of a user, the quarters of a year, each with the events that fall into it.
+"""Sessions of a history: numbered groups of events, such as the sessions of a user or the quarters of a year.
 
-Every event is in one part of its row, or in none; parts are numbered back from the newest, which is 0. In a ragged
-batch the parts that have events are segments of their own, oldest first, and nothing is computed for others. In a
-shared batch there is room for all K of them and those without events are masked, so that no size depends on an id.
+Every event is in one session of its row, or in none. Sessions are numbered backward from the newest, which is 0. In a
+ragged batch the sessions that have events are segments of their own, oldest first, and nothing is computed for others.
+In a shared batch all K sessions are computed and those without events are masked, so that no size depends on an id.
 
-Letters: B rows, N positions, U what a history brings (see nn/segments.py), T positions of a shared history, K parts
-that are told apart, P events in parts (all T in a shared batch), G parts that there are (all K in a shared batch), W
-width.
+Shapes: B rows, N positions, U entries of a history (see nn/segments.py), T positions of a shared history, K sessions at
+most, P events in sessions (all T in a shared batch), G sessions with events (all K in a shared batch), W width.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ _NEVER = -1e30
 
 
 class Sessions:
-    """The parts of the rows of one history.
+    """Sessions of the rows of one history.
 
     Args:
-        number_U: the part of each event; K and above for none.
-        parts: K.
+        number_U: session number of each event; K and above for none.
+        count: K.
         segments: rows and positions.
 
     Attributes:
-        rows: rows over their parts.
-        number: int64 ``[G]``, of each part.
+        rows: segments of the rows over their sessions.
+        number: int64 ``[G]``, the number of each session.
     """
 
     def __init__(self, number_U: Int[Tensor, " U"], count: int, segments: Segments) -> None:
@@ -58,7 +57,7 @@ class Sessions:
 
     @cached_property
     def nonempty_K(self) -> Tensor:
-        """bool, shared: which parts have events."""
+        """bool, shared: True for sessions that have events."""
         return self._member_KT.sum(1) > 0
 
     @cached_property
@@ -67,21 +66,21 @@ class Sessions:
 
     @cached_property
     def attention(self) -> BucketedAttention:
-        """For the attention of the events of each part among themselves."""
+        """Attention of the events of each session over each other."""
         if self.segments.shared:
             return BucketedAttention(self.segments, self._same_TT)
         return BucketedAttention(self._within)
 
     def gather(self, x_UW: Float[Tensor, "U W"]) -> Float[Tensor, "P W"]:
-        """The events in parts, part by part; of a shared history all as they stand."""
+        """Return the events in sessions, session by session; for a shared history all events in their order."""
         return x_UW if self.segments.shared else x_UW.index_select(0, self._at)
 
     def gather_numbers(self) -> Int[Tensor, " P"]:
-        """The part of each event; of a shared history some K or above."""
+        """Return the session number of each event; for a shared history some are K or above."""
         return self._number_U if self.segments.shared else self._within.expand_rows(self.number)
 
     def count_newer(self) -> Int[Tensor, " P"]:
-        """How many events of its part are newer than each."""
+        """Return the number of newer events in the same session, per event."""
         if not self.segments.shared:
             ends_P = self._within.expand_rows(self._within.offsets[1:])
             return ends_P - 1 - torch.arange(len(ends_P), device=ends_P.device)
@@ -89,20 +88,20 @@ class Sessions:
         return (self._same_TT & (index_T.unsqueeze(0) > index_T.unsqueeze(1))).sum(1)
 
     def count_events(self) -> Int[Tensor, " P"]:
-        """How many events the part of each has."""
+        """Return the number of events in the same session, per event."""
         if not self.segments.shared:
             return self._within.expand_rows(self._within.offsets[1:] - self._within.offsets[:-1])
         return self._same_TT.sum(1)
 
     def mean(self, x_PW: Float[Tensor, "P W"]) -> Float[Tensor, "G W"]:
-        """The mean of the events of each part; 0 for one without."""
+        """Return the mean of the events of each session; 0 for one without events."""
         if not self.segments.shared:
             return self._within.mean(x_PW)
         member_KT = self._member_KT.to(x_PW.dtype)
         return (member_KT @ x_PW) / member_KT.sum(1, keepdim=True).clamp(min=1)
 
     def softmax(self, s: Float[Tensor, " S"]) -> Float[Tensor, " S"]:
-        """Softmax over the parts of each row, of one score for each of its parts: ``[G]``, shared ``[B K]``."""
+        """Return the softmax over the sessions of each row, of one score per session: ``[G]``, shared ``[B K]``."""
         if not self.segments.shared:
             return self.rows.softmax(s)
         s_BK = s.reshape(self.segments.rows, self.rows.positions)
@@ -110,8 +109,10 @@ class Sessions:
         return (w_BK * self.nonempty_K).reshape(-1)
 
     def attend(self, q_BW: Float[Tensor, "B W"], x_PW: Float[Tensor, "P W"]) -> tuple[Tensor, Tensor]:
-        """What the query of each row reads in each of its parts, ``[G, W]`` (shared ``[B K, W]``), and the weights of
-        the events, ``[P]`` (shared ``[B, K, T]``): ``sum_j softmax_j(q . x_j) x_j`` over the events of a part.
+        """Return each row's attention over the events of each session, and the weights of the events.
+
+        The result is ``sum_j softmax_j(q . x_j) x_j`` over the events of a session, ``[G, W]`` (shared ``[B K, W]``).
+        The weights are ``[P]`` (shared ``[B, K, T]``).
         """
         if not self.segments.shared:
             q_GW = self.rows.expand(q_BW)
@@ -122,11 +123,11 @@ class Sessions:
         return torch.matmul(w_BKT.to(x_PW.dtype), x_PW).flatten(0, 1), w_BKT
 
     def weigh_events(self, session_weights: Tensor, event_weights: Tensor) -> Tensor:
-        """The weight of every event of a history, ``[N]`` or shared ``[B, T]``, 0 for one in no part.
+        """Return the weight of every event of a history, ``[N]`` or shared ``[B, T]``; 0 for events in no session.
 
         Args:
-            of_parts: as ``softmax`` gives them.
-            of_events: as ``attend`` gives them; or one weight for each event of a part, ``[P]``.
+            session_weights: as returned by ``softmax``.
+            event_weights: as returned by ``attend``, or one weight per event of a session, ``[P]``.
         """
         if self.segments.shared:
             session_BK1 = session_weights.reshape(self.segments.rows, self.rows.positions, 1)

@@ -1,6 +1,6 @@
-"""How recurrences walk: ragged rows moment after moment, rows of one length together.
+"""Time steps of recurrences: ragged rows step by step, and rows of one length together.
 
-Letters: B rows, N positions, T moments, H width of a state.
+Shapes: B rows, N positions, T steps, H width of a state.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ State = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Steps:
-    """Positions of ragged rows laid out by time.
+    """Positions of ragged rows ordered by time step.
 
     Attributes:
-        places: int64 ``[N]``: the positions, first those that begin a row, then the second ones, and so on.
-        order: int64 ``[B]``: rows, longest first; each moment holds the first so many of them.
-        counts: rows alive at each moment, falling.
+        positions: int64 ``[N]``: the positions, first those that begin a row, then the second ones, and so on.
+        order: int64 ``[B]``: rows, longest first; the rows of a step are a prefix of them.
+        counts: active rows at each step, in descending order.
     """
 
     positions: Tensor
@@ -35,7 +35,7 @@ class Steps:
 
     @classmethod
     def of(cls, segments: Segments, reverse: bool = False) -> Steps:
-        """The steps of ragged segments; ``reverse`` begins a row at its last position."""
+        """Return the steps of ragged segments; ``reverse`` starts a row at its last position."""
         lengths_B = segments.offsets[1:] - segments.offsets[:-1]
         order_B = torch.argsort(lengths_B, descending=True, stable=True)
         rank_B = torch.empty_like(order_B)
@@ -53,7 +53,7 @@ class Steps:
 
 
 def gather_last(h_NH: Float[Tensor, "N H"], segments: Segments, reverse: bool = False) -> Float[Tensor, "B H"]:
-    """What stands at the last (``reverse``: the first) position of each ragged row; 0 for an empty one."""
+    """Return the value at the last (``reverse``: the first) position of each ragged row; 0 for an empty one."""
     lengths_B = segments.offsets[1:] - segments.offsets[:-1]
     full_B = lengths_B > 0
     if not segments.positions:
@@ -63,18 +63,19 @@ def gather_last(h_NH: Float[Tensor, "N H"], segments: Segments, reverse: bool = 
     return torch.where(full_B.unsqueeze(1), last_BH, torch.zeros_like(last_BH))
 
 
-# Nothing that stands inside a traced scan may be wrapped by a checker of shapes.
+# A function inside a traced scan must not be wrapped by a shape checker.
 @no_type_check
 def run_steps(
     step: Callable[..., State], start: State, inputs: tuple[Tensor, ...], moves_T: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The last state ``[B, H]`` and all states ``[T, B, H]`` of rows of one length, a moment at a time.
+    """Return the last state ``[B, H]`` and all states ``[T, B, H]`` of rows of one length, computed step by step.
 
     Args:
-        step: the next state, of a state and one moment of each input; what it begins with is what is told of it.
-        start: the state before the first moment.
+        step: function of a state and one step of each input that returns the next state. The first tensor of a state is
+            the one returned here.
+        start: the state before the first step.
         inputs: ``[T, ...]`` each.
-        moves_T: bool: moments that move the state; at the others it stays as it is.
+        moves_T: bool: steps that update the state. The others leave it unchanged.
     """
     if torch.compiler.is_compiling():
 
@@ -83,11 +84,11 @@ def run_steps(
             state = tuple(old + real * (new - old) for old, new in zip(state, step(state, *step_inputs)))
             return state, state[0].clone()
 
-        # A moment that moves nothing goes first: programs cannot scan an empty history.
+        # A step without an update comes first, because programs cannot scan an empty history.
         inputs = tuple(torch.cat([torch.zeros_like(x.sum(0, keepdim=True)), x]) for x in inputs)
         first, rest = inputs[0].new_zeros(1), torch.ones_like(inputs[0][1:].flatten(1)[:, 0])
         real_T = torch.cat([first, rest if moves_T is None else moves_T.to(rest.dtype)])
-        # As wide as a state: where T is known too, the exporter takes all sizes of 1 for one that is free.
+        # As wide as a state: if T is dynamic, the exporter treats all sizes of 1 as one dynamic size.
         real_T1H = real_T.view(-1, 1, 1).expand(-1, 1, start[0].shape[1])
         state, states_TBH = scan(masked_step, start, (*inputs, real_T1H))
         return state[0], states_TBH[1:]

@@ -1,11 +1,11 @@
-"""Who sees whom among the rows of a batch: each the earlier rows of its own group.
+"""Causal visibility among the rows of a batch: each row sees the earlier rows of its own group.
 
-A group is a user, a row an impression at a moment. Row i sees row j of its group if and only if ``t_j < t_i`` (and j
-was available by then) or ``j = i``: rows of one moment (the candidates of one request) never see each other. The order
-of the rows in a batch does not matter. Groups of like length share a bucket, so that nothing grows with the longest
-group of a batch.
+A group is a user, and a row an impression at a timestamp. Row i sees row j of its group if and only if ``t_j < t_i``
+(and j was available by then) or ``j = i``. Rows of one timestamp (the candidates of one request) never see each other.
+The order of the rows in a batch does not matter. Groups of similar length share a bucket, so that no cost grows with
+the longest group of a batch.
 
-Letters: N rows, P parts of a row, U groups of a bucket, T entries of its longest.
+Shapes: N rows, P entries per row, U groups of a bucket, T entries of its longest group.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from jaxtyping import Int64
 from torch import Tensor
 
 GAPS = 64
-"""Buckets of the time passed: 0 for the row itself, 1 + floor(log2) for others."""
+"""Buckets of the elapsed time: 0 for the row itself, 1 + floor(log2) for others."""
 RANKS = 22
-"""Buckets of how many rows back: 0 for the row itself, then two an octave: 1, 2, 3, 4-5, 6-7, 8-11, 12-15, ... """
+"""Buckets of the number of rows back: 0 for the row itself, then two per octave: 1, 2, 3, 4-5, 6-7, 8-11, 12-15, ..."""
 UNSEEN = RANKS * GAPS
-"""In place of both buckets, where a row does not see the other."""
+"""Value that replaces both buckets if a row does not see the other."""
 NOT_YET = 3
-"""Label id of a row whose label is not known yet, after 0 none, 1 negative, 2 positive."""
+"""Label id of a row whose label is not yet available, after 0 none, 1 negative, 2 positive."""
 _WASTE = 0.15
-"""Share of its pairs of rows that a bucket may pad."""
+"""Maximum share of padded row pairs in a bucket."""
 _FREE = 4_096
-"""Pairs that cost less than a bucket of their own does."""
+"""Number of pairs that cost less than a bucket of their own."""
 _LATE = torch.iinfo(torch.int64).max
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """U groups of at most T entries, which lie end to end from ``start`` to ``stop`` in the order of the timeline.
+    """U groups of at most T entries, consecutive from ``start`` to ``stop`` in the order of the timeline.
 
     Attributes:
-        lag: int64 ``[U, T, T]``: how far back j lies from i: ``GAPS`` times the bucket of rows, plus that of the time
-            passed; ``UNSEEN`` where i does not see j.
-        label: int64 ``[U, T, T]``: the label of j as known to i; None where no label is told.
-        from_flat: int64 ``[U T]``: for each place its entry (any one where padded); None where nothing is padded.
-        to_flat: int64 ``[stop - start]``: for each entry its place.
+        distance: int64 ``[U, T, T]``: distance from i back to j: ``GAPS`` times the rank bucket, plus the bucket of the
+            elapsed time; ``UNSEEN`` if i does not see j.
+        label: int64 ``[U, T, T]``: the label of j as available to i; None without labels.
+        from_flat: int64 ``[U T]``: the entry of each slot (any one where padded); None without padding.
+        to_flat: int64 ``[stop - start]``: the slot of each entry.
     """
 
     start: int
@@ -54,20 +54,21 @@ class Bucket:
 
 
 class Timeline:
-    """Who sees whom among N rows.
+    """Visibility among N rows, in buckets of groups.
 
     Args:
-        groups: int64 ``[N]`` the group (user) of each row.
-        moments: int64 ``[N]``.
-        labels: int64 ``[N]``: 0 none, 1 negative, 2 positive, 3 never known; None where no label is told.
-        known: int64 ``[N]``: row i knows the label of j if ``known_j < t_i``.
-        parts: P, entries that a row consists of, one after the other; they see each other.
-        available: int64 ``[N]``: row i sees row j only if ``available_j < t_i`` too; None where each was at once.
+        groups: int64 ``[N]``: the group (user) of each row.
+        timestamps: int64 ``[N]``.
+        labels: int64 ``[N]``: 0 none, 1 negative, 2 positive, 3 never available; None without labels.
+        label_time: int64 ``[N]``: row i sees the label of j if ``label_time_j < t_i``.
+        entries_per_row: P, consecutive entries of a row, which see each other.
+        available: int64 ``[N]``: row i sees row j only if ``available_j < t_i`` too; None if rows are available at
+            once.
 
     Attributes:
-        order: int64 ``[N P]`` entries group by group, groups by length.
-        back: int64 ``[N P]`` the inverse of ``order``.
-        buckets: what to compute.
+        order: int64 ``[N P]``: entries group by group, groups by length.
+        back: int64 ``[N P]``: the inverse of ``order``.
+        buckets: the buckets to compute.
     """
 
     def __init__(
@@ -108,12 +109,12 @@ class Timeline:
 
     @property
     def pairs(self) -> int:
-        """Pairs of entries that are computed, the padded ones included."""
+        """Number of computed pairs of entries, padded ones included."""
         return sum(bucket.groups * bucket.longest**2 for bucket in self.buckets)
 
 
 def _spans(lengths: list[int]) -> list[tuple[int, int]]:
-    """First and one-past-last group of each bucket; ``lengths`` fall."""
+    """Return the first and one-past-last group of each bucket; ``lengths`` are in descending order."""
     spans, first, real = [], 0, 0
     for at, length in enumerate(lengths):
         padded = (at - first + 1) * lengths[first] ** 2
@@ -125,10 +126,10 @@ def _spans(lengths: list[int]) -> list[tuple[int, int]]:
 
 
 def _bucket(lengths: Tensor, first: int, last: int, ordered: list[Tensor], entries_per_row: int, late: bool) -> Bucket:
-    """The bucket of groups ``first`` to ``last``, whose entries lie behind those of longer groups.
+    """Return the bucket of groups ``first`` to ``last``, whose entries follow those of longer groups.
 
     Args:
-        late: the last column says when each row was available.
+        late: the last column is the time from which each row is available.
     """
     start, own = int(lengths[:first].sum()), lengths[first:last]
     stop, groups, longest = start + int(own.sum()), last - first, int(own[0])
@@ -139,7 +140,7 @@ def _bucket(lengths: Tensor, first: int, last: int, ordered: list[Tensor], entri
         to_flat = real.flatten().nonzero().squeeze(1)
         from_flat = torch.zeros(groups * longest, dtype=torch.int64, device=own.device)
         from_flat[to_flat] = torch.arange(stop - start, device=own.device)
-        fills = [_LATE, -1, 0, 0, 0]  # a padded row is later than all others, and sees them; nobody sees it
+        fills = [_LATE, -1, 0, 0, 0]  # a padded row is later than all others and sees them, and no row sees it
         columns = [
             column.new_full((groups * longest,), fill).index_copy(0, to_flat, column)
             for column, fill in zip(columns, fills)
@@ -149,9 +150,9 @@ def _bucket(lengths: Tensor, first: int, last: int, ordered: list[Tensor], entri
     earlier = before = then < now
     if late:
         earlier = earlier & (others.pop().unsqueeze(1) < now)
-    # Rows before one, so that rows of one moment stand at one place; whole numbers, since parts of a row go together.
+    # Number of rows before each, so that rows of one timestamp have one rank. Integers, as a row's entries share it.
     rank = earlier.sum(2, dtype=torch.float32) / entries_per_row
-    # Of the rows that i sees, those before j; where nobody is late, they are all that j sees.
+    # Of the rows that i sees, those before j. If no row is late, they are all that j sees.
     passed = torch.bmm(earlier.float(), before.mT.float()) / entries_per_row if late else rank.unsqueeze(1)
     rank_bucket = 1 + _log2((rank.unsqueeze(2) - passed), halves=True)
     gap = 1 + _log2((now - then).float())
@@ -165,9 +166,10 @@ def _bucket(lengths: Tensor, first: int, last: int, ordered: list[Tensor], entri
 
 
 def _log2(x: Tensor, halves: bool = False) -> Tensor:
-    """int32: the log2 of positive float32, rounded down; ``halves`` doubles it and counts from 1.5 times a power on.
+    """Return the log2 of positive float32 as int32, rounded down; ``halves`` doubles it and counts from 1.5 times a
+    power on.
 
-    Read off the bits: the exponent, and with ``halves`` the first bit behind it.
+    Computed from the bits: the exponent, and with ``halves`` the first bit of the mantissa.
     """
     bits = x.view(torch.int32)
     return bits.bitwise_right_shift(22) - 2 * 127 if halves else bits.bitwise_right_shift(23) - 127

@@ -1,20 +1,20 @@
-"""Reading what was left of past impressions: tokens with side information, and attention of one query a row.
+"""Attention over tokens of earlier impressions with side information, with one query per row.
 
-A position brings a content (an instance token, or embedded columns of a past event) and ids of side information (its
-label, the time passed). ``TokenInput`` makes one vector of both, ``TokenAttention`` reads the vectors of a row:
+A position has a content (an instance token, or embedded columns of an earlier event) and ids of side information (its
+label, the elapsed time). ``TokenInput`` makes one vector of both, and ``TokenAttention`` attends to the vectors of a
+row:
 
     a_j   = act(W_a x_j + b_a)                                                     (adaptation)
     tok_j = [a_j; e_1(side_j1); e_2(side_j2); ...]
     s_jh  = (W_q q + b_q)_h . (W_k tok_j)_h / sqrt(d / H)                           for each head h
     o_h   = sum_j softmax_j(s_jh) (W_v tok_j)_h
-    out   = W_o [o_1; ...; o_H] + b_o                                               (b_o where a row has no positions)
+    out   = W_o [o_1; ...; o_H] + b_o                                               (b_o for a row without positions)
 
-In training nothing but the adaptation is computed at every position with a matrix: keys and values are absorbed,
-``s_jh = (W_k^T q)_h . tok_j`` and ``o_h = W_v (sum_j w_j tok_j)``, and side information is looked up in tables that
-are scored once a row (``nn/token_kernel.py``). While a program is traced, and for few positions, the formulas run as
-written.
+In training only the adaptation is a matrix product at every position. Keys and values are absorbed, ``s_jh = (W_k^T
+q)_h . tok_j`` and ``o_h = W_v (sum_j w_j tok_j)``, and side information is looked up in tables that are scored once per
+row (``nn/token_kernel.py``). While a program is traced, and for few positions, the formulas run as written.
 
-Letters: B rows, N positions, U what the history brings, I width of the content, A width of the adapted content, S width
+Shapes: B rows, N positions, U entries of the history, I width of the content, A width of the adapted content, S width
 of all side information, K = A + S, Q width of the query, D width of the result, H heads, G side columns.
 """
 
@@ -34,9 +34,9 @@ from longrec.nn.segments import Segments
 from longrec.nn.token_kernel import attend
 
 _MIN_POSITIONS = 512
-"""Below so many positions the formulas run as written."""
+"""Below this number of positions the formulas run as written."""
 _MAX_GROUP_IDS = 512
-"""Ids that a group of side columns may have."""
+"""Maximum number of ids of a group of side columns."""
 
 
 class TokenInput(nn.Module):
@@ -62,18 +62,18 @@ class TokenInput(nn.Module):
         self.groups = _group_columns(sides)
 
     def adapt_content(self, x_UI: Float[Tensor, "U I"]) -> Float[Tensor, "U A"]:
-        """The adapted content."""
+        """Return the adapted content."""
         a_UA: Tensor = self.adapt(x_UI, relu=self.fused)
         return a_UA if self.activation is None else self.activation(a_UA)
 
     def forward(self, x_UI: Float[Tensor, "U I"], ids_GU: Int[Tensor, "G U"]) -> Float[Tensor, "U K"]:
-        """``tok`` of every position."""
+        """Return ``tok`` of every position."""
         columns = [self.adapt_content(x_UI)]
         columns += [F.embedding(ids_U, table) for ids_U, table in zip(ids_GU.unbind(), self.sides)]
         return torch.cat(columns, 1)
 
     def build_tables(self) -> list[tuple[slice, Float[Tensor, "R S"]]]:
-        """For each group of side columns its place in ``tok``, and the part of ``tok`` that each id stands for."""
+        """Return, per group of side columns, its slice of ``tok`` and the values of that slice for each id."""
         group_tables, first = [], self.adapt.out_features
         for group in self.groups:
             tables = [self.sides[side] for side in group]
@@ -88,7 +88,7 @@ class TokenInput(nn.Module):
         return group_tables
 
     def compute_table_rows(self, ids_GU: Int[Tensor, "G U"]) -> Int[Tensor, "J U"]:
-        """For each group of side columns the place of every position in the tables of all groups, end to end."""
+        """Return, per group of side columns, the row of every position in the concatenated tables of all groups."""
         rows, first = [], 0
         for group in self.groups:
             row_U, height = torch.zeros_like(ids_GU[0]), 1
@@ -100,11 +100,11 @@ class TokenInput(nn.Module):
 
 
 class TokenAttention(nn.Module):
-    """Multi-head attention of one query a row.
+    """Multi-head attention of one query per row.
 
     Args:
         query: Q.
-        tokens: what makes the vectors.
+        tokens: module that makes the vectors.
         width: D.
         heads: H; it divides D.
     """
@@ -113,8 +113,8 @@ class TokenAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.query = Linear(query, width)
-        # A bias of the keys adds the same to all scores of a row, which the softmax does not see; one of the values
-        # adds the same to all rows, as that of the output does.
+        # A bias of the keys adds the same to all scores of a row, which the softmax ignores. A bias of the values
+        # adds the same to all rows, as the bias of the output does.
         self.key = Linear(tokens.width, width, bias=False)
         self.value = Linear(tokens.width, width, bias=False)
         self.out = Linear(width, width)
@@ -122,7 +122,7 @@ class TokenAttention(nn.Module):
     def weights(
         self, q_BQ: Float[Tensor, "B Q"], tok_UK: Float[Tensor, "U K"], segments: Segments
     ) -> Float[Tensor, "N H"]:
-        """The weight of every position in every head."""
+        """Return the weight of every position in every head."""
         heads = self.heads
         q_BD, k_UD = self.query(q_BQ), self.key(tok_UK)
         size = q_BD.shape[1] // heads
@@ -142,9 +142,9 @@ class TokenAttention(nn.Module):
         ids_GU: Int[Tensor, "G U"],
         segments: Segments,
     ) -> Float[Tensor, "B D"]:
-        """What each row reads."""
+        """Return the attention output of each row."""
         if not segments.shared and not _use_written_formulas(x_UI):
-            # In float32 whatever the rest is trained in: what this saves is more than narrow numbers would.
+            # In float32 in any precision mode: absorbing saves more than narrow numbers would.
             with torch.autocast(x_UI.device.type, enabled=False):
                 o_BD = self._attend_absorbed(q_BQ.to(self.query.weight.dtype), tokens, x_UI, ids_GU, segments)
             return self.out(o_BD)
@@ -156,7 +156,7 @@ class TokenAttention(nn.Module):
     def _attend_absorbed(
         self, q_BQ: Tensor, tokens: TokenInput, x_NI: Tensor, ids_GN: Tensor, segments: Segments
     ) -> Tensor:
-        """``[o_1; ...; o_H]`` of every row, keys and values absorbed."""
+        """Return ``[o_1; ...; o_H]`` of every row, with keys and values absorbed."""
         q_BD, width = self.query(q_BQ), tokens.adapt.out_features
         size = q_BD.shape[1] // self.heads
         q_HBd = _split_heads(q_BD, self.heads).transpose(0, 1)
@@ -181,7 +181,7 @@ class TokenAttention(nn.Module):
 
 
 def _use_written_formulas(x_UI: Tensor) -> bool:
-    """Whether the formulas should run as they stand above, for torch to trace and to differentiate."""
+    """Return True if the formulas should run as written above, so that torch traces and differentiates them."""
     return torch.compiler.is_compiling() or x_UI.shape[0] < _MIN_POSITIONS
 
 
@@ -191,11 +191,11 @@ def _split_heads(x_ND: Tensor, heads: int) -> Tensor:
 
 
 class TokenInterest(nn.Module):
-    """DIN's activation unit over tokens: ``sum_j a(q, k_j) k_j`` with q and k_j projected to one width.
+    """Activation unit of DIN over tokens: ``sum_j a(q, k_j) k_j`` with q and k_j projected to one width.
 
     Args:
         query: Q.
-        tokens: what makes the vectors.
+        tokens: module that makes the vectors.
         width: D.
         units: hidden units of the activation unit.
     """
@@ -208,7 +208,7 @@ class TokenInterest(nn.Module):
     def weights(
         self, q_BQ: Float[Tensor, "B Q"], tok_UK: Float[Tensor, "U K"], segments: Segments
     ) -> Float[Tensor, "N 1"]:
-        """The weight of every position."""
+        """Return the weight of every position."""
         return self.unit.weights(self.query(q_BQ), self.key(tok_UK), segments).unsqueeze(1)
 
     def forward(
@@ -219,12 +219,12 @@ class TokenInterest(nn.Module):
         ids_GU: Int[Tensor, "G U"],
         segments: Segments,
     ) -> Float[Tensor, "B D"]:
-        """What each row reads."""
+        """Return the pooled tokens of each row."""
         return self.unit(self.query(q_BQ), self.key(tokens(x_UI, ids_GU)), segments)
 
 
 def _group_columns(sides: Sequence[int]) -> list[list[int]]:
-    """Neighbouring side columns whose ids are told as one, as long as they are few together."""
+    """Group adjacent side columns whose combined number of ids is small, so that each group is looked up as one id."""
     groups: list[list[int]] = []
     height = 1
     for side, rows in enumerate(sides):

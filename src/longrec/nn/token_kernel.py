@@ -1,17 +1,18 @@
-"""Attention of one query a row over adapted tokens, fused with the adaptation, with the gradient by hand.
+"""Attention of one query per row over adapted tokens, fused with the adaptation, with a hand-written gradient.
 
-For every head h, with keys and values absorbed into u and into what reads the result (``nn/token_attention.py``):
+For every head h, with keys and values absorbed into u and into the layer that reads the result
+(``nn/token_attention.py``):
 
     a_j  = relu(W x_j + b)                                                          (or a_j = x_j)
     s_jh = u_h . a_j + sum_g p_h[id_gj],    w_h = softmax over the row
     o_h  = sum_j w_jh a_j,                  c_h[r] = sum of w_jh over j, g with id_gj = r
 
-It runs in buckets of rows of like length that fit a cache: a position is read from memory once a direction, and nothing
-as large as the batch is allocated but the adapted tokens, which the gradient needs again. Only the adaptation costs a
-matrix product a position.
+It runs in buckets of rows of similar length that fit a cache. A position is read from memory once per direction, and no
+tensor as large as the batch is allocated except the adapted tokens, which the gradient needs again. Only the adaptation
+costs a matrix product per position.
 
-Letters: B rows, N positions, I width of x, A width of a, H heads, R ids of all side columns, G side columns; n = b T
-in a bucket of b rows and T positions a row.
+Shapes: B rows, N positions, I width of x, A width of a, H heads, R ids of all side columns, G side columns, n = b T in
+a bucket of b rows and T positions per row.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from longrec.nn.length_buckets import Bucket, Buckets
 from longrec.nn.segments import Segments
 
 _MAX_POSITIONS = 4_096
-"""Positions of a bucket: at 64 numbers each, a second-level cache."""
+"""Maximum number of positions of a bucket: at 64 numbers each, a second-level cache."""
 
 
 def attend(
@@ -39,11 +40,11 @@ def attend(
     p_BHR: Float[Tensor, "B H R"],
     segments: Segments,
 ) -> tuple[Float[Tensor, "B H A"], Float[Tensor, "B H R"]]:
-    """o and c of every row; 0 for a row without positions.
+    """Return o and c of every row; 0 for a row without positions.
 
     Args:
-        adaptation: W ``[A, I]`` and b ``[A]``; None where x is adapted already.
-        ids_GN: places in p.
+        adaptation: W ``[A, I]`` and b ``[A]``; None if x is adapted already.
+        ids_GN: indices into p.
         segments: of a ragged batch.
     """
     w_AI, b_A = adaptation or (None, None)
@@ -105,7 +106,7 @@ class _Attend(torch.autograd.Function):
             torch.bmm(g_bHT, a_bTA, out=gu_BHA[rows])
             for at in ids:
                 gp_BHR[rows].scatter_add_(2, at, g_bHT)
-            # Through the value and through the key at once.
+            # The gradients of value and key in one product.
             g_nA = gemm.allocate_rows(a_nA, *a_nA.shape)
             torch.bmm(torch.cat([w_bHT, g_bHT], 1).transpose(1, 2), both_BXA[rows], out=g_nA.view(a_bTA.shape))
             if gw_AI is not None and gb_A is not None:
@@ -119,20 +120,20 @@ class _Attend(torch.autograd.Function):
 
 
 def _gather_content(x_NI: Tensor, bucket: Bucket) -> Tensor:
-    """``[n, I]`` in memory with room for ``nn/gemm.py``."""
+    """Return ``[n, I]`` in memory with room for ``nn/gemm.py``."""
     if bucket.at is None:
         return x_NI[bucket.own]
     return torch.index_select(x_NI, 0, bucket.at, out=gemm.allocate_rows(x_NI, len(bucket), x_NI.shape[1]))
 
 
 def _gather_ids(ids_GN: Tensor, bucket: Bucket, heads: int) -> list[Tensor]:
-    """``[b, H, T]``: for each side column the id of every position, once a head."""
+    """Return ``[b, H, T]`` per side column: the id of every position, repeated per head."""
     ids_Gn = ids_GN[:, bucket.own] if bucket.at is None else ids_GN.index_select(1, bucket.at)
     return [ids_n.view(-1, 1, bucket.longest).expand(-1, heads, -1) for ids_n in ids_Gn.unbind()]
 
 
 def _add_side_scores(p_bHR: Tensor, ids: list[Tensor], u_bHA: Tensor, a_bTA: Tensor) -> Tensor:
-    """``[b, H, T]``: ``u_h . a_j + sum_g p_h[id_gj]``."""
+    """Return ``[b, H, T]``: ``u_h . a_j + sum_g p_h[id_gj]``."""
     if not ids:
         return torch.bmm(u_bHA, a_bTA.transpose(1, 2))
     s_bHT = p_bHR.gather(2, ids[0])

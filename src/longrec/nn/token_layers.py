@@ -1,21 +1,21 @@
-"""A transformer over tokens that a query reads.
+"""A transformer over tokens, read out by a query.
 
-The query is the last entry of the sequence ``[x_1, ..., x_T, y]`` under causal attention: entries never see it, so that
-in serving they are computed once for all candidates. Every layer is pre-norm, and so is what comes after the last:
+The query is the last entry of the sequence ``[x_1, ..., x_T, y]`` under causal attention. Entries never see it, so in
+serving they are computed once for all candidates. Every layer is pre-norm, and so is the output projection:
 
     x_l' = x_l + Attention(LN(x_l); LN(x_1), ..., LN(x_l))
     y'   = y + Attention(LN(y); LN(x_1), ..., LN(x_T), LN(y))
     x", y" = x' + FFN(LN(x')), y' + FFN(LN(y'))                                      FFN(z) = W_2 gelu(W_1 z)
     out  = W_o LN(y_last)
 
-where y starts as ``W_q q`` and x_l as ``W_x tok_l + p_(T - l)``, p a learnt vector of the place from the newest.
-LONGER (https://arxiv.org/abs/2505.04421) first merges neighbouring tokens into one, and only its newest entries and
-the query go through the layers: in the first they see all entries, afterwards each other.
+where y starts as ``W_q q`` and x_l as ``W_x tok_l + p_(T - l)``, with p a learned vector of the distance from the
+newest entry. LONGER (https://arxiv.org/abs/2505.04421) first merges adjacent tokens into one, and only its newest
+entries and the query go through the layers: in the first layer they see all entries, afterwards each other.
 
-Sequences are computed in buckets of rows of like length, the newest entry at the right.
+Sequences are computed in buckets of rows of similar length, right-aligned on the newest entry.
 
-Letters: B rows, U what the history brings, Q width of the query, K width of a token, D width, H heads, G side columns,
-R rows of a bucket, T entries of its longest row, M entries that go on.
+Shapes: B rows, U entries of the history, Q width of the query, K width of a token, D width, H heads, G side columns, R
+rows of a bucket, T entries of its longest row, M entries of the next layer.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from longrec.nn.segments import Segments
 from longrec.nn.token_attention import TokenInput
 
 _MAX_DISTANCE = 256
-"""Places from the newest that are told apart."""
+"""Number of distinct distances from the newest entry."""
 _MAX_POSITIONS = 4_096
-"""Positions of a bucket."""
+"""Maximum number of positions of a bucket."""
 
 
 class TokenTransformer(nn.Module):
@@ -42,10 +42,10 @@ class TokenTransformer(nn.Module):
 
     Args:
         query: Q.
-        tokens: what makes the vectors.
+        tokens: module that makes the vectors.
         width: D.
         heads: H; it divides D.
-        layers: how many.
+        layers: number of layers.
         merge: tokens that become one entry.
         recent: newest entries that go through the layers; None for all.
     """
@@ -65,7 +65,7 @@ class TokenTransformer(nn.Module):
         self.query = Linear(query, width)
         self.entry = Linear(merge * tokens.width, width)
         self.places = nn.Parameter(torch.randn(_MAX_DISTANCE, width) * 0.02)
-        # After the last layer only the query is read: there the entries themselves go no further.
+        # Only the query is read after the last layer, so that layer does not update the entries.
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
         self.norm, self.out = nn.LayerNorm(width), Linear(width, width)
 
@@ -77,7 +77,7 @@ class TokenTransformer(nn.Module):
         ids_GU: Int[Tensor, "G U"],
         segments: Segments,
     ) -> Float[Tensor, "B D"]:
-        """What each row reads; a row without positions nothing of use."""
+        """Return the output of each row's query. The output of a row without positions is meaningless."""
         y_BD, tok_UK = self.query(q_BQ), tokens(x_UI, ids_GU)
         if segments.shared:
             real = torch.ones(1, segments.positions, dtype=torch.bool, device=x_UI.device)
@@ -89,7 +89,7 @@ class TokenTransformer(nn.Module):
         return buckets.restore(torch.cat(read).squeeze(1)) if read else torch.zeros_like(y_BD)
 
     def _read(self, tok_RTK: Tensor, real_RT: Tensor | None, y_RCD: Tensor) -> Tensor:
-        """``[R, C, D]``: what each of C queries a row reads of the row's tokens."""
+        """Return ``[R, C, D]``: the output of each of C queries per row over the row's tokens."""
         tok_RTK, real_RT = self._merge(tok_RTK, real_RT)
         entries = tok_RTK.shape[1]
         distance = (entries - 1 - torch.arange(entries, device=tok_RTK.device)).clamp(max=_MAX_DISTANCE - 1)
@@ -107,22 +107,22 @@ class TokenTransformer(nn.Module):
         return out
 
     def _merge(self, tok_RTK: Tensor, real_RT: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Neighbours side by side ``[R, T / merge, merge K]``; before the oldest stand zeros."""
+        """Concatenate adjacent tokens to ``[R, T / merge, merge K]``, with zeros before the oldest."""
         if self.merge == 1:
             return tok_RTK, real_RT
         rows, entries, width = tok_RTK.shape
         groups = (entries + self.merge - 1) // self.merge
-        # By index: a traced length has no remainder that a program could be built on.
+        # By index, because an exported program cannot depend on the remainder of a traced length.
         at = torch.arange(groups * self.merge, device=tok_RTK.device) - groups * self.merge + entries + 1
         wide = torch.cat([tok_RTK.new_zeros(rows, 1, width), tok_RTK], 1).index_select(1, at.clamp(min=0))
         if real_RT is not None:
-            # The newest of a group is real if any of it is.
+            # The newest token of a group is real if any of its tokens is.
             real_RT = real_RT.index_select(1, at.reshape(groups, self.merge)[:, -1] - 1)
         return wide.reshape(rows, groups, self.merge * width), real_RT
 
 
 class Layer(nn.Module):
-    """One layer, for the entries of a row and for its queries."""
+    """One transformer layer, for the entries of a row and for its queries."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class Layer(nn.Module):
     def update_entries(
         self, x_RTD: Float[Tensor, "R T D"], real_RT: Bool[Tensor, "R T"] | None, newest: int | None
     ) -> Float[Tensor, "R M D"]:
-        """The newest entries after the layer; each sees itself and older ones."""
+        """Return the newest entries after the layer. Each sees itself and older ones."""
         q, k, v = self._project(x_RTD, newest)
         x_RMD = _keep_newest(x_RTD, newest)
         entries, going = x_RTD.shape[1], x_RMD.shape[1]
@@ -143,14 +143,14 @@ class Layer(nn.Module):
         if real_RT is not None:
             seen = seen & real_RT[:, None, None, :]
         s_RHMT = torch.matmul(q, k.transpose(2, 3))
-        # Not -inf: a padded entry sees nothing, and nobody reads what it becomes.
+        # Not -inf, because a padded entry sees nothing. Its output is never read.
         w_RHMT = s_RHMT.masked_fill(~seen, -1e30).softmax(3).to(v.dtype)
         return self._finish(x_RMD, torch.matmul(w_RHMT, v))
 
     def update_query(
         self, x_RTD: Float[Tensor, "R T D"], real_RT: Bool[Tensor, "R T"] | None, y_RCD: Float[Tensor, "R C D"]
     ) -> Float[Tensor, "R C D"]:
-        """The queries after the layer; each sees itself and all entries."""
+        """Return the queries after the layer. Each sees itself and all entries."""
         _, k, v = self._project(x_RTD, None)
         q, own_k, own_v = self._project(y_RCD, None)
         s_RHCT = torch.matmul(q, k.transpose(2, 3))
@@ -161,7 +161,7 @@ class Layer(nn.Module):
         return self._finish(y_RCD, torch.matmul(w[..., :-1], v) + w[..., -1:] * own_v)
 
     def _project(self, x_RTD: Tensor, newest: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Scaled queries of the newest ``[R, H, M, d]``, keys and values of all ``[R, H, T, d]``."""
+        """Return scaled queries of the newest ``[R, H, M, d]``, and keys and values of all ``[R, H, T, d]``."""
         rows, entries, width = x_RTD.shape
         inner: Tensor = self.inner(self.norms[0](x_RTD).flatten(0, 1))
         q, k, v = inner.view(rows, entries, 3, self.heads, width // self.heads).unbind(2)
@@ -180,7 +180,7 @@ class Layer(nn.Module):
 
 
 def _keep_newest(x: Tensor, most: int | None) -> Tensor:
-    """The newest entries of ``[R, T, ...]``; while a program is traced always ``most``, with zeros before them."""
+    """Return the newest entries of ``[R, T, ...]``; in a traced program always ``most``, with zeros before them."""
     if most is None:
         return x
     if not torch.compiler.is_compiling():

@@ -1,4 +1,4 @@
-r"""A layer of a transformer over ragged histories, normalised after each part.
+"""A transformer layer over ragged histories, post-norm.
 
     q_i, k_j, v_j = x_i W^Q, x_j W^K, x_j W^V                                       in each head
     o_i = sum_j softmax_j(s(q_i, k_j)) v_j
@@ -10,11 +10,11 @@ The score is, by name
     ``dot``        q . k / sqrt(d)
     ``relu``       the same of relu(x W + b), and so is v
     ``bilinear``   q' . x_j W^K with q' = relu(x_i W^Q + b), a bilinear form of q' and x_j; v is relu(x W + b)
-    ``cosine``     c cos(q, k) with a learnt c that begins at 10
+    ``cosine``     c cos(q, k) with a learned c that begins at 10
 
-Without ``residual`` nothing is added to what a part makes; without ``norm`` LN does nothing.
+Without ``residual`` there is no residual connection. Without ``norm`` LN is the identity.
 
-Letters: B rows, N positions, U what a history brings (see nn/segments.py), D width, X width of all heads' queries, keys
+Shapes: B rows, N positions, U entries of a history (see nn/segments.py), D width, X width of all heads' queries, keys
 and values, H heads.
 """
 
@@ -33,11 +33,11 @@ from longrec.nn.linear import Linear, linear
 Score = Literal["dot", "relu", "bilinear", "cosine"]
 
 _INITIAL_SCALE = 10.0
-"""Where the scale of the cosine begins."""
+"""Initial scale of the cosine."""
 
 
 class EncoderLayer(nn.Module):
-    """One layer; see the module. A head is as wide as an h-th of D, rounded up, so that any D goes with any H.
+    """One encoder layer; see the module. A head is D / H wide, rounded up, so that any D works with any H.
 
     Args:
         width: D.
@@ -66,25 +66,25 @@ class EncoderLayer(nn.Module):
         self.activation = make_activation(activation, hidden)
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)] if norm else [])
         self.dropout = nn.Dropout(dropout)
-        # What is not cut at zero has no bias: keys' would move no weight.
+        # Only projections with a ReLU have a bias. A bias of plain keys would change no weight.
         cut = {"relu": 3, "bilinear": 2}.get(score, 0)
         self.bias = nn.Parameter(torch.zeros(cut, heads * size)) if cut else None
         self.scale = nn.Parameter(torch.full((heads,), _INITIAL_SCALE)) if score == "cosine" else None
 
     def project(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values ``[N, X]`` whose products are the scores."""
+        """Return queries, keys and values ``[N, X]`` whose products are the scores."""
         q_NX, k_NX, v_NX = self.inner(x_ND).chunk(3, 1)
         return self._query(q_NX), self._key(k_NX), self._value(v_NX)
 
     def forward(self, x_UD: Tensor, attention: BucketedAttention) -> Tensor:
-        """``[U, D]``: the events of each row after they have seen each other; in the order of the rectangles."""
+        """Return ``[U, D]``, the events of each row after attention over each other, in bucket order."""
         return self.rest(x_UD, attention.attend_within(*self.project(x_UD), self.heads))
 
     def attend_query(self, y_BD: Tensor, x_UD: Tensor, attention: BucketedAttention) -> tuple[Tensor, Tensor]:
-        """``[B, D]``: the query of each row after it has seen the events, and its weights (see
-        ``BucketedAttention.attend_query``).
+        """Return ``[B, D]``, the query of each row after attention over the events, and its weights.
 
-        A query does not see itself. All in the order of the rectangles.
+        A query does not see itself. All tensors are in bucket order, and the weights are those of
+        ``BucketedAttention.attend_query``.
         """
         size = self.outer.in_features
         w_XD = self.inner.weight
@@ -94,7 +94,7 @@ class EncoderLayer(nn.Module):
         return self.rest(y_BD, o_BX), w
 
     def rest(self, x_ND: Tensor, o_NX: Tensor) -> Tensor:
-        """What follows the attention."""
+        """Apply the operations after the attention."""
         s_ND = self._add(x_ND, self.dropout(self.outer(o_NX)), 0)
         return self._add(s_ND, self.dropout(self.second(self.activation(self.first(s_ND)))), 1)
 
@@ -121,5 +121,5 @@ class EncoderLayer(nn.Module):
         return x_NX if self.bias is None else (x_NX + self.bias[index]).relu()
 
     def _normalize_heads(self, x_NX: Tensor) -> Tensor:
-        """``[N, H, d]`` of length one in each head."""
+        """Return ``[N, H, d]`` of length one in each head."""
         return F.normalize(x_NX.view(x_NX.shape[0], self.heads, x_NX.shape[1] // self.heads), dim=2)

@@ -1,15 +1,15 @@
-"""Optimisers that touch only the rows of a table that the batch looked up.
+"""Optimizers that update only the rows of a table that the batch looked up.
 
-Every step groups the equal ids of a sparse gradient, adds up their gradients, and updates those rows; the rest of
-the table, its moments included, stays as it is to the bit. The cost of a step does not grow with the table.
+Every step groups the equal ids of a sparse gradient, sums their gradients and updates those rows. The rest of the table
+and its state stay the same to the bit. The cost of a step does not grow with the table.
 
-They count steps for the whole table, not row by row: Adam's bias correction uses the number of steps the table has
-been trained, so a row first met late in training takes a somewhat longer first step than a row met at once.
+Steps are counted per table, not per row. Adam's bias correction uses the number of steps of the table, so a row that
+first occurs late in training takes a somewhat longer first step than one that occurs at once.
 
-``l2`` is the mini-batch-aware penalty of DIN (section 5.1) with every row's weight alike: ``l2 * row`` is added to
-the gradient of the touched rows only.
+``l2`` is the mini-batch-aware penalty of DIN (section 5.1) with the same weight for every row: ``l2 * row`` is added to
+the gradient of the looked-up rows only.
 
-Letters: R rows of a table, D width, n lookups, m distinct rows.
+Shapes: R rows of a table, D width, n lookups, m distinct rows.
 """
 
 from __future__ import annotations
@@ -26,11 +26,15 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 _RADIX_LENGTH = 32_768
-"""torch sorts integers by radix from this length on; below, numpy's radix sort of 16-bit digits is 6 times as fast."""
+"""torch uses radix sort for integers from this length on. Below it, numpy's radix sort of 16-bit digits is 6 times as
+fast.
+"""
 
 
 def sum_by_row(grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct rows of a sparse gradient, int64 ``[m]`` rising, and the sum of their gradients ``[m, D]``."""
+    """Return the distinct rows of a sparse gradient, int64 ``[m]`` ascending, and the sum of their gradients ``[m,
+    D]``.
+    """
     ids_n, values_nD = grad._indices()[0], grad._values()
     if len(ids_n) == 0:
         return ids_n, values_nD
@@ -43,7 +47,7 @@ def sum_by_row(grad: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sort_ids(ids_n: Tensor) -> tuple[Tensor, Tensor]:
-    """``ids`` in rising order, and the place each came from (stable)."""
+    """Return ``ids`` in ascending order, and their original indices (stable)."""
     if ids_n.device.type != "cpu" or len(ids_n) >= _RADIX_LENGTH:
         return torch.sort(ids_n.int(), stable=True)
     ids = ids_n.numpy()
@@ -55,14 +59,14 @@ def _sort_ids(ids_n: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class SparseOptimizer(Optimizer, ABC):
-    """What these optimisers share: grouping, the penalty, the count of steps."""
+    """Base class of the sparse optimizers: grouping, the penalty and the count of steps."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update the rows that carry a gradient.
+        """Update the rows that have a gradient.
 
         Raises:
-            TypeError: a gradient is dense; these optimisers are for tables.
+            TypeError: a gradient is dense. These optimizers are for tables with sparse gradients.
         """
         loss = None
         if closure is not None:
@@ -73,7 +77,7 @@ class SparseOptimizer(Optimizer, ABC):
                 if table.grad is None:
                     continue
                 if not table.grad.is_sparse:
-                    raise TypeError(f"{type(self).__name__} takes sparse gradients; this parameter has a dense one")
+                    raise TypeError(f"{type(self).__name__} takes sparse gradients, but this parameter has a dense one")
                 state = self.state[table]
                 if not state:
                     state["step"] = torch.tensor(0)
@@ -89,17 +93,17 @@ class SparseOptimizer(Optimizer, ABC):
 
     @abstractmethod
     def _init_state(self, group: dict[str, Any], table: Tensor, state: dict[str, Any]) -> None:
-        """Make the state of a table."""
+        """Create the state of a table."""
 
     @abstractmethod
     def _update_rows(self, group: dict[str, Any], state: dict[str, Any], rows: Tensor, g: Tensor, p: Tensor) -> None:
-        """Move the rows ``p`` in place, and write their state back."""
+        """Update the rows ``p`` in place, and write their state back."""
 
 
 class LazySGD(SparseOptimizer):
     """Stochastic gradient descent: ``p -= lr g``, or with momentum ``b = momentum b + g``, ``p -= lr b``.
 
-    The momentum ``b`` of a row decays only when the row is touched.
+    The momentum ``b`` of a row decays only when the row is looked up.
     """
 
     def __init__(self, params: ParamsT, lr: float = 0.01, momentum: float = 0.0, l2: float = 0.0) -> None:
@@ -117,12 +121,12 @@ class LazySGD(SparseOptimizer):
 
 
 class LazyAdagrad(SparseOptimizer):
-    """Adagrad with one accumulator a weight: ``a += g^2``, ``p -= lr g / (sqrt(a) + eps)``.
+    """Adagrad with one accumulator per weight: ``a += g^2``, ``p -= lr g / (sqrt(a) + eps)``.
 
-    Without ``l2`` it is Adagrad to the letter: a weight whose gradient is zero does not move there either.
+    Without ``l2`` it is exactly Adagrad, in which a weight with a zero gradient does not move either.
 
     Args:
-        accumulator: what every accumulator starts with.
+        initial_accumulator_value: initial value of every accumulator.
     """
 
     def __init__(
@@ -145,10 +149,10 @@ class LazyAdagrad(SparseOptimizer):
 
 
 class RowwiseAdagrad(SparseOptimizer):
-    """Adagrad with one accumulator a row: ``a += mean(g^2)``, ``p -= lr g / (sqrt(a) + eps)``.
+    """Adagrad with one accumulator per row: ``a += mean(g^2)``, ``p -= lr g / (sqrt(a) + eps)``.
 
     Args:
-        accumulator: what every accumulator starts with.
+        initial_accumulator_value: initial value of every accumulator.
     """
 
     def __init__(
@@ -171,10 +175,11 @@ class RowwiseAdagrad(SparseOptimizer):
 
 
 class LazyAdam(SparseOptimizer):
-    """Adam whose moments decay only when their row is touched.
+    """Adam whose moving averages decay only when their row is looked up.
 
     Args:
-        rowwise: one second moment a row (the mean over its width) in place of one a weight: half the state.
+        rowwise: one average of squared gradients per row (the mean over its width) instead of one per weight: half the
+            state.
     """
 
     def __init__(
