@@ -88,7 +88,7 @@ def reference(model: CausalTransformer, x_NW: Tensor, inputs: dict[str, Tensor],
 
 
 @pytest.mark.parametrize("labels", [False, True])
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("entries_per_row", [1, 2])
 @pytest.mark.parametrize("outer", [6, 8])
 def test_it_is_the_formula_row_by_row(labels: bool, entries_per_row: int, outer: int) -> None:
     model, rows = lively(outer, labels=labels), columns(14, 3, 6)

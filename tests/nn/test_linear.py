@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from longrec.nn import gemm
-from longrec.nn.linear import Linear, _LinearFunction, linear, plain, relu_gradient
+from longrec.nn.linear import Linear, _LinearFunction, linear, relu_gradient, use_plain_formula
 
 SIZES = [(512, 3, 5), (1024, 7, 4), (1500, 16, 1), (5000, 24, 9), (4097, 5, 3)]
 """Rows, inputs, outputs: below, at and above where other operators take over."""
@@ -25,7 +25,7 @@ def test_the_fast_layer_equals_the_plain_one(rows: int, inputs: int, outputs: in
     x, w = torch.randn(rows, inputs, requires_grad=True), torch.randn(outputs, inputs, requires_grad=True)
     b = torch.randn(outputs, requires_grad=True) if bias else None
     leaves = [leaf for leaf in (x, w, b) if leaf is not None]
-    assert not plain(x)
+    assert not use_plain_formula(x)
     product, expected = linear(x, w, b, relu), reference(x, w, b, relu)
     torch.testing.assert_close(product, expected, rtol=1e-5, atol=1e-5)
     upstream = torch.randn(rows, outputs)
@@ -69,7 +69,7 @@ def test_allocated_rows_fill_whole_grains() -> None:
         assert rows_of_grains.is_contiguous()
         assert rows_of_grains.untyped_storage().nbytes() == -(-rows // gemm.GRAIN) * gemm.GRAIN * 3 * 4
     y = gemm.affine(torch.randn(700, 5), torch.randn(4, 5))
-    assert gemm._whole(y).data_ptr() == y.data_ptr()  # the next layer copies nothing
+    assert gemm._round_up_rows(y).data_ptr() == y.data_ptr()  # the next layer copies nothing
 
 
 def test_the_gradient_of_a_relu_is_the_upstream_where_it_is_open() -> None:
@@ -78,10 +78,10 @@ def test_the_gradient_of_a_relu_is_the_upstream_where_it_is_open() -> None:
 
 
 def test_the_plain_form_is_kept_for_tracing_autocast_and_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert plain(torch.zeros(511, 1))
-    assert not plain(torch.zeros(512, 1))
+    assert use_plain_formula(torch.zeros(511, 1))
+    assert not use_plain_formula(torch.zeros(512, 1))
     with torch.autocast("cpu", torch.bfloat16):
-        assert plain(torch.zeros(512, 1))
+        assert use_plain_formula(torch.zeros(512, 1))
         assert Linear(3, 2)(torch.randn(600, 3)).dtype == torch.bfloat16
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert plain(torch.zeros(512, 1))
+    assert use_plain_formula(torch.zeros(512, 1))

@@ -159,5 +159,5 @@ def test_an_empty_history_and_no_history_at_all() -> None:
 
 
 def test_ragged_rows_take_no_mask() -> None:
-    with pytest.raises(AssertionError, match="take the positions that move"):
+    with pytest.raises(AssertionError, match="take the selected positions"):
         make_lstm().states(drawn(4, 4), ragged((4,)), moves_T=torch.ones(4, dtype=torch.bool))

@@ -71,7 +71,7 @@ def by_hand(attention: TokenAttention, q_Q: Tensor, toks: list[Tensor]) -> Tenso
 def test_attention_is_the_formula_position_by_position(
     fused: bool, activation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_attention, "_as_written", lambda x: not fused)
+    monkeypatch.setattr(token_attention, "_use_written_formulas", lambda x: not fused)
     tokens = lively(TokenInput(5, 6, SIDES, 2, activation))
     attention = lively(TokenAttention(7, tokens, 8, 2))
     lengths = [3, 0, 5, 1]
@@ -98,8 +98,8 @@ def test_absorbed_and_in_buckets_it_is_the_plain_attention(lengths: list[int], m
     results = []
     for fused in (False, True):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(token_attention, "_as_written", lambda x, fused=fused: not fused)
-            patch.setattr(token_kernel, "_MOST", most)
+            patch.setattr(token_attention, "_use_written_formulas", lambda x, fused=fused: not fused)
+            patch.setattr(token_kernel, "_MAX_POSITIONS", most)
             h = attention(q, tokens, x, ids, owns)
         grads = torch.autograd.grad((h * torch.linspace(-1, 1, h.numel()).view_as(h)).sum(), wanted)
         results.append((h, *grads))
@@ -110,7 +110,7 @@ def test_absorbed_and_in_buckets_it_is_the_plain_attention(lengths: list[int], m
 @pytest.mark.parametrize(("adapted", "most"), [(False, 1_000), (True, 3)])
 def test_the_gradient_by_hand_is_right(adapted: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one bucket that is padded, and in several."""
-    monkeypatch.setattr(token_kernel, "_MOST", most)
+    monkeypatch.setattr(token_kernel, "_MAX_POSITIONS", most)
     owns, generator = segments([2, 0, 1, 3]), torch.Generator().manual_seed(3)
 
     def some(*shape: int) -> Tensor:
