@@ -1,4 +1,4 @@
-"""What a figure was measured on, and the Markdown it goes into."""
+"""Hardware description and Markdown output of benchmark results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "longre
 
 
 def processor() -> str:
-    """The processor's own name."""
+    """Return the name of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
@@ -29,19 +29,19 @@ def processor() -> str:
 
 
 def hardware() -> str:
-    """Short name for file names: ``2cpu-amd-epyc-9575f``."""
+    """Return a short name of the hardware for file names, such as ``2cpu-amd-epyc-9575f``."""
     name = re.sub(r"\(.*?\)|processor|cpu|@.*|\d+-core", " ", processor().lower())
     return f"{os.cpu_count()}cpu-" + "-".join(re.findall(r"[a-z0-9]+", name))[:32].strip("-")
 
 
 def read_load() -> str:
-    """Load of the last minute: above the number of cores, wall times are pessimistic."""
+    """Return the load of the last minute. Above the number of cores, wall times are pessimistic."""
     return f"{os.getloadavg()[0]:.1f}"
 
 
 @dataclass
 class Usage:
-    """What one process used."""
+    """Resources that one process used."""
 
     wall: float
     cpu: float
@@ -50,10 +50,10 @@ class Usage:
 
 
 def measure(command: list[str], **environment: str) -> Usage:
-    """Run a command to its end and account for it (its own threads and children, peak resident memory).
+    """Run a command and measure it, with its threads and children and its peak resident memory.
 
     Raises:
-        SystemExit: when the command fails; the end of what it said is shown.
+        SystemExit: the command fails. The end of its output is shown.
     """
     began = time.perf_counter()
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
@@ -72,12 +72,12 @@ def measure(command: list[str], **environment: str) -> Usage:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
 def write(task: str, text: str) -> Path:
-    """Keep a result as ``task_hardware_date.md`` and print it."""
+    """Write a result to ``task_hardware_date.md`` and print it."""
     today = datetime.date.today().isoformat()
     versions = ", ".join(f"{name} {version(name)}" for name in ("longrec", "torch", "numpy", "pyarrow", "duckdb"))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

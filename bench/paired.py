@@ -1,9 +1,9 @@
-"""This version beside another checkout of LongRec, in turn in one run: DIN training, preparation, serving.
+"""Paired comparison of this version with another checkout of LongRec: DIN training, preparation, serving.
 
     python bench/paired.py --before ../longrec-before [--rounds 5] [--only training preparation serving]
 
-Both run in this environment with these scripts, and differ in ``PYTHONPATH`` alone. A round runs both, each round in
-the other order. The figure to read is the median over the rounds of the ratio before / after: above 1 is faster.
+Both run in this environment with these scripts, and differ in ``PYTHONPATH`` alone. Each round runs both, in
+alternating order. The result is the median over the rounds of the ratio before / after: above 1 is faster.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ import sys
 from pathlib import Path
 import numpy as np
 import serving_latency as bench
-from longrec import verbs
+import longrec
 folder = Path(sys.argv[1])
 bench.log(folder, np.random.default_rng(1))
-verbs.export(verbs.train(bench.job(folder), quiet=True), folder / "shop.bundle")
+longrec.export(longrec.train(bench.job(folder), quiet=True), folder / "shop.bundle")
 """
 SERVING = """
 import json, sys
@@ -53,18 +53,18 @@ print("RESULT", json.dumps({
 
 
 def environment(source: Path) -> dict[str, str]:
-    """What makes a process import LongRec from a checkout."""
+    """Return the environment of a process that imports LongRec from a checkout."""
     return {**din_training.THREADS, "PYTHONPATH": f"{source / 'src'}:{HERE}"}
 
 
 def parse_figures(used: machine.Usage) -> dict[str, float]:
-    """The figures that a process printed."""
+    """Parse the figures that a process printed."""
     lines = [line for line in used.output.splitlines() if line.startswith("RESULT ")]
     return json.loads(lines[-1].removeprefix("RESULT "))
 
 
 def training(source: Path, before: Path) -> dict[str, float]:
-    """CPU microseconds per training row of DIN on the generated log."""
+    """Measure CPU microseconds per training row of DIN on the generated log."""
     din_training.log("base")
     work = machine.CACHE / "work" / f"paired-{source.name}"
     command = [sys.executable, str(HERE / "longrec_din.py"), "--data", str(machine.CACHE / "log-base")]
@@ -75,7 +75,7 @@ def training(source: Path, before: Path) -> dict[str, float]:
 
 
 def preparation(source: Path, before: Path) -> dict[str, float]:
-    """CPU and wall seconds of preparing 20 million events."""
+    """Measure CPU and wall seconds of preparing 20 million events."""
     log = machine.CACHE / "events_20000000_50000_300000_1.parquet"
     if not log.exists():
         machine.CACHE.mkdir(parents=True, exist_ok=True)
@@ -90,14 +90,14 @@ def preparation(source: Path, before: Path) -> dict[str, float]:
 
 
 def serving(source: Path, before: Path) -> dict[str, float]:
-    """Milliseconds per request of an unloaded server; every arm serves one bundle, which the version before wrote."""
+    """Measure milliseconds per request without load. Both arms serve one bundle, written by the other version."""
     bundle = _bundle(before)
     return parse_figures(machine.measure([sys.executable, "-c", SERVING, str(bundle)], **environment(source)))
 
 
 @cache
 def _bundle(before: Path) -> Path:
-    """A bundle of the generated shop, kept until this process ends."""
+    """Export a bundle of the generated shop, which is deleted when this process ends."""
     folder = Path(tempfile.mkdtemp(prefix="paired-"))
     atexit.register(shutil.rmtree, folder)
     machine.measure([sys.executable, "-c", EXPORT, str(folder)], **environment(before))
@@ -112,7 +112,7 @@ CASES: dict[str, Callable[[Path, Path], dict[str, float]]] = {
 
 
 def main() -> None:
-    """Run, and write the table."""
+    """Run the benchmark and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, required=True, help="another checkout")
     parser.add_argument("--rounds", type=int, default=5)

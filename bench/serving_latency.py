@@ -1,12 +1,12 @@
-"""Serving latency: 100 candidates and 100 past events a request, DIN, one process, JSON included.
+"""Serving latency of DIN: 100 candidates and 100 past events per request, one process, JSON included.
 
     python bench/serving_latency.py [--requests 2000] [--case plain|tokens]
 
-Makes a log of users with at least 100 events, trains DIN for a few steps (weights do not change the time), exports it,
-starts the server in a process of its own and asks it over one connection that stays open, each request for another user
-and other candidates. In process, such requests go through the same JSON without HTTP.
+Writes a log of users with at least 100 events, trains DIN for a few steps (weights do not change the time), exports it,
+and starts the server in a process of its own. Requests over one persistent connection have random users and candidates.
+In process, such requests use the same JSON without HTTP.
 
-``tokens``: the same DIN inside a reader of 256 instance tokens of 64 numbers each (fp16) with their labels and ages;
+``tokens``: the same DIN inside a reader of 256 instance tokens of 64 numbers each (fp16) with their labels and ages,
 read from the bundle's copy, and from a live store, whose writer adds a token every few milliseconds.
 """
 
@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from longrec import verbs
+import longrec
 from longrec.serve.client import client
 from longrec.serve.server import run_server
 from longrec.serve.settings import Settings
@@ -38,7 +38,7 @@ TOKENS, WIDTH, START = 256, 64, 1_700_000_000
 
 
 def log(folder: Path, rng: np.random.Generator) -> None:
-    """120 events a user, a second or more apart."""
+    """Write a log of 120 events per user, a second or more apart."""
     count = USERS * (HISTORY_LENGTH + 20)
     user = np.repeat(np.arange(USERS), HISTORY_LENGTH + 20)
     category = rng.integers(0, 1_000, ITEMS)
@@ -54,7 +54,7 @@ def log(folder: Path, rng: np.random.Generator) -> None:
 
 
 def job(folder: Path) -> dict:
-    """DIN of the usual size over item and category."""
+    """Return the job of DIN of the usual size over item and category."""
     return {
         "name": "din",
         "data": {
@@ -83,7 +83,7 @@ def job(folder: Path) -> dict:
 
 
 def reader(folder: Path) -> dict:
-    """The same DIN inside a reader of tokens."""
+    """Return the job of the same DIN inside a reader of tokens."""
     config = job(folder)
     of = ["token", "label", "time_gap"]
     config["data"]["schema"]["histories"]["tokens"] = {"from": str(folder / "tokens"), "of": of, "last": TOKENS}
@@ -91,7 +91,7 @@ def reader(folder: Path) -> dict:
 
 
 def tokens(folder: Path, rng: np.random.Generator) -> None:
-    """So many tokens a user, all before the last events."""
+    """Write a store with ``TOKENS`` tokens per user, all before the last events."""
     info = TokenInfo(WIDTH, codec="fp16", sides={"label": 3}, standardized=True, versions=(Version(0),))
     count = USERS * TOKENS
     times = 1_000 * (START + np.tile(np.arange(TOKENS) * 600, USERS))
@@ -110,7 +110,7 @@ def tokens(folder: Path, rng: np.random.Generator) -> None:
 
 @contextlib.contextmanager
 def write_in_background(folder: Path) -> Iterator[None]:
-    """A writer that adds a token of somebody every five milliseconds."""
+    """Add a token of a random user every five milliseconds in a second thread."""
     end, rng = threading.Event(), np.random.default_rng(2)
     with TokenStore.open(folder, writable=True) as store:
 
@@ -136,7 +136,7 @@ def write_in_background(folder: Path) -> Iterator[None]:
 def measure_requests(
     bundle: str, requests: int, warm: int, rng: np.random.Generator, **live: object
 ) -> tuple[np.ndarray, float]:
-    """Milliseconds of every request after the warm-up, and this process's CPU milliseconds a request."""
+    """Return milliseconds of every request after the warm-up, and this process's CPU milliseconds per request."""
     drawn = [
         (int(rng.integers(USERS)), rng.choice(ITEMS, CANDIDATES, replace=False).tolist())
         for _ in range(requests + warm)
@@ -157,15 +157,15 @@ def measure_requests(
 def measure_serving(
     folder: Path, case: str, arguments: argparse.Namespace, rng: np.random.Generator
 ) -> tuple[list, float]:
-    """Rows of the table, and how long the export took."""
+    """Return rows of the table, and the duration of the export."""
     config = job(folder)
     if case == "tokens":
         tokens(folder / "tokens", rng)
         config = reader(folder)
-    run = verbs.train(config, quiet=True)
+    run = longrec.train(config, quiet=True)
     bundle = folder / "shop.bundle"
     began = time.perf_counter()
-    verbs.export(run, bundle)
+    longrec.export(run, bundle)
     exported, rows = time.perf_counter() - began, []
 
     def note(title: str, where: str, **live: object) -> None:
@@ -208,7 +208,7 @@ def main() -> None:
         f"{arguments.requests:,} requests one after another over one connection, after {arguments.warm} to warm up; "
         "JSON in and out, the client's own work included. One server process, one thread; the machine's load was "
         f"{load:.1f} when it began. Export with its checks took {exported:.0f} s.\n\n"
-        + machine.table(["milliseconds", "p5", "p50", "p90", "p99", "longest", "CPU of the asking process"], rows),
+        + machine.table(["milliseconds", "p5", "p50", "p90", "p99", "longest", "CPU of the client process"], rows),
     )
 
 

@@ -72,7 +72,7 @@ def test_missing_extra_cut_and_linked_files_are_refused(copy: Path) -> None:
     refuse(copy, "program.onnx: no such file")
     (copy.parent / "elsewhere").write_bytes(content)
     program.symlink_to(copy.parent / "elsewhere")
-    refuse(copy, "program.onnx: no plain file")
+    refuse(copy, "program.onnx: not a regular file")
     program.unlink()
     program.write_bytes(content)
     (copy / "users" / "notes.txt").write_text("x")
@@ -133,10 +133,10 @@ def test_export_never_overwrites_by_default(steps: Any, tmp_path: Path) -> None:
     out.mkdir()
     (out / "thesis.tex").write_text("x")
     for overwrite in (False, True):
-        with pytest.raises(BundleError, match="already there"):
+        with pytest.raises(BundleError, match="already exists"):
             export(steps.model, steps.log, out, steps.golden, replay, overwrite=overwrite)
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
-    with pytest.raises(BundleError, match="already there"):
+    with pytest.raises(BundleError, match="already exists"):
         export(steps.model, steps.log, steps.bundle, steps.golden, replay)
 
 

@@ -22,7 +22,7 @@ ITEM = Field("item", "id", 9, table="item")
 
 
 class Sum(nn.Module):
-    """A model that is easily checked by hand: the sum of ids."""
+    """Model that is easily checked by hand: the sum of ids."""
 
     def forward(self, batch: Batch) -> Tensor:
         item = batch.features["item"]

@@ -1,4 +1,4 @@
-"""A source leaves as a bundle that makes the same tokens, and copies of stores are whole."""
+"""The bundle of a source computes the same tokens, and copies of stores are consistent."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Small shops with every kind of feature: a prepared log made by hand, a model, and its bundle, each made once.
+"""Small shops with every kind of feature: a prepared log, a model, and its bundle, each built once.
 
-The log is written here column by column, without the data room, so that serving is held against a second opinion.
+The log is written here column by column, without the data package, so that serving is compared with an independent
+implementation.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class PlainConfig(Strict):
 
 
 class Plain(Ranker):
-    """Sums and means of embeddings: written against the contract alone, with histories or without."""
+    """Ranker of sums and means of embeddings, written from the interface alone."""
 
     Config = PlainConfig
 
@@ -116,7 +117,7 @@ class Plain(Ranker):
 
 
 class PlainHistory(Ranker):
-    """Attention by dot product, and repeat_interleave, which a program must be able to hold."""
+    """Ranker with dot-product attention and repeat_interleave, which a program must support."""
 
     Config = PlainConfig
     reads_history = True
@@ -161,7 +162,7 @@ class Shop:
     histories: dict[str, dict[str, Lists]]
 
     def sample(self, row: int, items: NDArray[Any], timestamp: int | None = None) -> Sample:
-        """The impression of a row of the log, as the log keeps it."""
+        """Return the impression of a row of the log, in encoded values."""
         user = int(np.searchsorted(self.segment.offsets, row, side="right")) - 1
         timestamp = int(self.segment.times[row]) if timestamp is None else timestamp
         schema = self.fitted.schema
@@ -184,7 +185,7 @@ class Shop:
         return Sample(user, items, timestamp, events, histories)
 
     def history(self, user: int, name: str, timestamp: int) -> dict[str, Any]:
-        """A history by a search from end to end."""
+        """Read a history by a linear search."""
         history, columns = self.fitted.schema.histories[name], self.segment.columns
         cut = timestamp - filter_delay(self.fitted, name)
         own = range(int(self.segment.offsets[user]), int(self.segment.offsets[user + 1]))
@@ -301,7 +302,7 @@ def make(
 
 @functools.cache
 def full() -> Shop:
-    """Every kind of feature, two histories, text items; times in milliseconds with many ties."""
+    """Build a shop with every kind of feature, two histories, text items, and times in milliseconds with many ties."""
     rng = np.random.default_rng(1)
     users, items, count = 9, 40, 400
     start = 1_600_000_000_000
@@ -339,7 +340,7 @@ def full() -> Shop:
         "actors": pa.array(cast, pa.list_(pa.int64())),
         "fame": pa.array([[0.5 + i for i, _ in enumerate(row)] for row in cast], pa.list_(pa.float64())),
     }
-    # the activations whose usual ONNX forms are slow or easily wrong
+    # the activations whose usual ONNX translations are slow or easily wrong
     settings = {"name": "din", "attention": [8, 4], "mlp": [8], "embedding_dim": 4, "init_std": 0.5}
     settings |= {"activation": "prelu", "mlp_activation": "dice", "softmax": True}
     return make(_make_folder(), FULL, events, people, things, lambda fields: build(settings, fields))
@@ -347,7 +348,7 @@ def full() -> Shop:
 
 @functools.cache
 def steps() -> Shop:
-    """Text users, integer films, steps for times, and a model that reads no history."""
+    """Build a shop with text users, integer films, steps for times, and a model that reads no history."""
     rng = np.random.default_rng(2)
     count = 60
     events = {
@@ -363,7 +364,7 @@ def steps() -> Shop:
 
 @functools.cache
 def prejoined() -> Shop:
-    """Histories that come with every row, and no times."""
+    """Build a shop with pre-joined histories, and no times."""
     rng = np.random.default_rng(4)
     count = 50
     item_ids = [rng.integers(1, 12, rng.integers(0, 10)).tolist() for _ in range(count)]

@@ -1,4 +1,4 @@
-"""The HTTP face, asked over a real socket."""
+"""The HTTP application over a real socket."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_body_without_a_length_is_cut_off_too(url: str) -> None:
     try:
         connection.request("POST", "/rank", iter([piece] * 17), encode_chunked=True)
     except (BrokenPipeError, ConnectionResetError):
-        return  # refused before the last piece was sent
+        return  # refused before the last chunk was sent
     response = connection.getresponse()
     assert response.status == 413
     connection.close()

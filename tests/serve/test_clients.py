@@ -1,4 +1,4 @@
-"""One interface, one suite: in process and over HTTP."""
+"""One suite for both clients: in process and over HTTP."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ FAULTS: dict[str, tuple[dict[str, Any], int, str]] = {
     "a float for a key": ({"user": 88.0}, 422, "user: a value of type number"),
     "NaN in the context": ({"context": {"shown": float("nan")}}, 422, "context.shown: the number nan"),
     "NaN in an array": ({"context": {"tags": np.array([1.0, np.inf])}}, 422, "context.tags[1]: the number inf"),
-    "NaN for a moment": ({"at": float("nan")}, 422, "at: the number nan"),
+    "NaN for a timestamp": ({"at": float("nan")}, 422, "at: the number nan"),
     "no context": ({"context": None}, 422, "context: no 'device'"),
-    "a moment that is none": ({"at": "noon"}, 422, "at: the text 'noon'"),
+    "an invalid timestamp": ({"at": "noon"}, 422, "at: the text 'noon'"),
     "beyond 64 bits": ({"user": 2**70}, 422, "request: a value that JSON cannot hold"),
-    "a type that is none": ({"context": {"shown": object()}}, 422, "request: a value that JSON cannot hold"),
-    "text that is none": ({"user": "\ud800"}, 422, "request: a value that JSON cannot hold"),
+    "an invalid type": ({"context": {"shown": object()}}, 422, "request: a value that JSON cannot hold"),
+    "invalid text": ({"user": "\ud800"}, 422, "request: a value that JSON cannot hold"),
 }
 
 
@@ -150,14 +150,14 @@ def test_targets_that_are_none(tmp_path: Any) -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         free = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    with client(free) as shop, pytest.raises(RequestError, match=r"(?s)no answer .*refused.*longrec serve") as caught:
+    with client(free) as shop, pytest.raises(RequestError, match=r"(?s)no response .*refused.*longrec serve") as caught:
         shop.health()
     assert caught.value.status == 503
 
 
 @contextlib.contextmanager
 def serve_fixed_answer(answer: bytes) -> Iterator[str]:
-    """Some other server, which says one thing."""
+    """Run a server that always sends one answer."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def talk() -> None:
@@ -178,11 +178,11 @@ def serve_fixed_answer(answer: bytes) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 4\r\n\r\noops", "status 502 without a message of ours"),
-        (b"HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\n\r\n[]", "status 404 without a message of ours"),
-        (b'HTTP/1.1 404 Not Found\r\ncontent-length: 13\r\n\r\n{"error":"x"}', "status 404 without a message of ours"),
-        (b"", "no answer"),
-        (b"SSH-2.0\r\n\r\n", "no answer"),
+        (b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 4\r\n\r\noops", "status 502 without a LongRec message"),
+        (b"HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\n\r\n[]", "status 404 without a LongRec message"),
+        (b'HTTP/1.1 404 Not Found\r\ncontent-length: 13\r\n\r\n{"error":"x"}', "status 404 without a LongRec message"),
+        (b"", "no response"),
+        (b"SSH-2.0\r\n\r\n", "no response"),
     ],
 )
 def test_other_servers_are_recognized(answer: bytes, message: str, good: dict[str, Any]) -> None:
@@ -197,5 +197,5 @@ def test_an_answer_that_is_no_json(good: dict[str, Any]) -> None:
         HttpClient(address) as shop,
     ):
         for call in (rank, HttpClient.health, HttpClient.metadata):
-            with pytest.raises(RequestError, match="no answer of a LongRec server"):
+            with pytest.raises(RequestError, match="a response that is not from LongRec"):
                 call(shop)

@@ -1,4 +1,4 @@
-"""An event is part of the past once it is acknowledged: the next ranking reads its token and the event itself."""
+"""The ranking after an acknowledged event reads its token and the event itself."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def shop() -> Shop:
 
 
 class Clock:
-    """A clock that stands still until it is moved."""
+    """Clock with a settable time."""
 
     def __init__(self) -> None:
         self.now = NOW
@@ -82,7 +82,7 @@ def catch_error(service: Service, **change: Any) -> RequestError:
 
 
 def encode_impression(service: Service, user: str, item: int, at: int, context: dict[str, Any] = CONTEXT) -> Any:
-    """What the source makes of an impression now."""
+    """Encode an impression with the source."""
     source = service._state.source  # type: ignore[union-attr]
     return source.encode(RankRequest(user, [item], context=context, allow_unknown=True), at)
 
@@ -93,7 +93,7 @@ def read_last_token(service: Service, user: str = "u1") -> Any:
 
 
 def score_offline(shop: Shop, folder: Path, events: list[dict[str, Any]], request: dict[str, Any]) -> float:
-    """The score of a request whose log holds these events too, their tokens made by the source offline."""
+    """Return the offline score of a request on a log with these events and their tokens."""
     columns = token_shop.events()
     for event in [*events, request]:
         for name in columns:
@@ -128,7 +128,7 @@ def score_offline(shop: Shop, folder: Path, events: list[dict[str, Any]], reques
 def test_a_ranking_after_an_event_equals_one_with_the_event_in_the_log(
     shop: Shop, service: Service, clock: Clock, tmp_path: Path
 ) -> None:
-    """Two events with feedback, the second of which looks back at the first; then a request."""
+    """Two events with feedback, the second of which reads the first, then a request."""
     raw = [
         {"user_id": "u1", "item_id": 104, "at": NOW, "place": "side", "price": 2.25, "stars": 4.0, "click": 1},
         {"user_id": "u1", "item_id": 117, "at": NOW + 600_000, "place": "top", "price": 0.5, "stars": 1.0, "click": 0},
@@ -150,7 +150,7 @@ def test_a_ranking_after_an_event_equals_one_with_the_event_in_the_log(
 
 
 def test_a_token_is_the_one_that_training_would_have_written(shop: Shop, service: Service) -> None:
-    """Events of the log, told again: token for token what compress wrote, when the same version wrote it."""
+    """Events of the log, recorded again, get the tokens that compress wrote with the same version."""
     source, log = open_source(shop.tokens / "source"), shop.log
     with TokenStore.open(shop.tokens) as store:
         written = {int(i): (int(v), vector) for _, t in store.scan()
@@ -192,7 +192,7 @@ def test_nothing_at_or_after_its_timestamp_changes_an_answer(service: Service, c
     record_event(service, at=NOW)
     record_event(service, at=NOW + 5, item=105)
     assert rank(service, at=NOW) == before
-    # told late, neither the token nor the event can be read before
+    # recorded late, neither the token nor the event is visible before
     clock.now = NOW + 10
     later = rank(service, at=NOW + 11)
     response = record_event(service, at=NOW - 1, item=106)
@@ -222,7 +222,7 @@ def test_a_late_label_is_not_read_before_it_was_recorded(service: Service, clock
     assert token.vectors.tobytes() == unknown.vectors.tobytes()
     assert rank(service, at=NOW + 600_000) == before[0]
     assert rank(service, at=NOW + 600_001) != before[1]
-    # what was known stays when more becomes known, and null is known to be nothing
+    # earlier feedback stays when more is added, and null is a value
     clock.now += 60_000
     record_event(service, context=None, at=response.at, feedback={"stars": None})
     token = read_last_token(service)
@@ -231,7 +231,7 @@ def test_a_late_label_is_not_read_before_it_was_recorded(service: Service, clock
 
 
 def test_feedback_is_never_fresher_than_in_training(service: Service) -> None:
-    """The schema says that stars are known after a minute: what comes at once waits for it."""
+    """By the schema stars are available after a minute, so immediate feedback waits for it."""
     record_event(service, feedback={"stars": 4.0, "label": 0})
     token = read_last_token(service)
     assert token.available_at["stars"].tolist() == [NOW + 60_000]
@@ -290,14 +290,14 @@ def test_a_new_user_has_a_history_after_their_first_event(service: Service) -> N
 
 
 def test_a_source_with_histories_reads_earlier_events(service: Service, clock: Clock) -> None:
-    """The base of the source reads what the user did: a token depends on events told before it, and on none after."""
+    """The base of the source reads histories: a token depends on events recorded before it, and on none after."""
     record_event(service, user="u7", at=NOW)
     alone = read_last_token(service, "u7")
     later = encode_impression(service, "u7", 104, NOW + 1)
     record_event(service, user="u7", at=NOW - 1_000, item=109)
     assert not np.array_equal(encode_impression(service, "u7", 104, NOW + 1), later)
     clock.now += 1_000
-    again = record_event(service, user="u7", at=NOW)  # as it was then: the earlier event was told after it
+    again = record_event(service, user="u7", at=NOW)  # unchanged: the earlier event was recorded after it
     token = read_last_token(service, "u7")
     assert (token.instance, token.visible) == (alone.instance, alone.visible)
     assert (token.instance.tolist(), token.vectors.tobytes()) == ([again.instance], alone.vectors.tobytes())
@@ -316,13 +316,13 @@ FAULTS: dict[str, tuple[dict[str, Any], int, str]] = {
     "context in the feedback": ({"feedback": {"price": 1}}, 422, "expected click, stars"),
     "misspelt feedback": ({"feedback": {"clik": 1}}, 422, "Did you mean 'click'"),
     "one column twice": ({"feedback": {"click": 1, "label": 1}}, 422, "column 'click' twice"),
-    "a label that is none": ({"feedback": {"click": 7}}, 422, "feedback.click: the label 7"),
+    "an invalid label": ({"feedback": {"click": 7}}, 422, "feedback.click: the label 7"),
     "feedback of another type": ({"feedback": {"stars": "many"}}, 422, "feedback.stars: text"),
-    "a log without requests": ({"request": NOW}, 422, "request: the moment of a request; expected nothing"),
-    "a moment that is none": ({"at": "noon"}, 422, "at: the text 'noon'"),
-    "nothing told": ({"context": None}, 422, "neither context nor feedback"),
-    "feedback of no moment": ({"context": None, "feedback": {"click": 1}}, 422, "at: nothing"),
-    "feedback of no event": ({"context": None, "at": NOW, "feedback": {"click": 1}}, 404, "no event of this user"),
+    "a log without requests": ({"request": NOW}, 422, "request: the timestamp of a request; expected nothing"),
+    "an invalid timestamp": ({"at": "noon"}, 422, "at: the text 'noon'"),
+    "neither context nor feedback": ({"context": None}, 422, "neither context nor feedback"),
+    "feedback without a timestamp": ({"context": None, "feedback": {"click": 1}}, 422, "at: nothing"),
+    "feedback without an event": ({"context": None, "at": NOW, "feedback": {"click": 1}}, 404, "no event of this user"),
 }
 
 
@@ -398,7 +398,7 @@ def test_metrics_count_events(shop: Shop, tmp_path: Path) -> None:
 
 
 def test_rankings_go_on_while_events_are_kept(shop: Shop, tmp_path: Path) -> None:
-    """Several clients tell events of one user at once, others rank: all is answered, every event is there once."""
+    """Several clients record events of one user while others rank: all calls succeed, every event is stored once."""
     settings = Settings(events=str(shop.source), state=str(tmp_path / "state"))
     faults: list[Exception] = []
 
@@ -410,7 +410,7 @@ def test_rankings_go_on_while_events_are_kept(shop: Shop, tmp_path: Path) -> Non
                         assert len(far.rank("u1", [100, 101], context=CONTEXT, at="2040-01-01")) == 2
                     else:
                         far.event("u1", 100 + offset, at=NOW + number, context=CONTEXT, feedback={"click": offset % 2})
-        except Exception as error:  # noqa: BLE001  told by the test's own thread
+        except Exception as error:  # noqa: BLE001  reported by the test's own thread
             faults.append(error)
 
     with run_server(shop.bundle, settings=settings) as url:
@@ -446,7 +446,7 @@ def test_one_process_writes_to_a_folder(shop: Shop, service: Service, tmp_path: 
     with pytest.raises(StoreError, match="another writer holds it"):
         Service(shop.bundle, settings)
     other = Settings(events=str(shop.source), state=str(tmp_path / "other"))
-    with pytest.raises(LongRecError, match="2 workers, and .* is a folder that one process may write to"):
+    with pytest.raises(LongRecError, match="2 workers, and .* is a folder that only one process may write to"):
         serve(shop.bundle, port=0, workers=2, settings=other)
 
 
@@ -459,7 +459,7 @@ def test_a_state_belongs_to_its_bundle(shop: Shop, tmp_path: Path) -> None:
         Service(shop.bundle, Settings(events=str(shop.source), state=str(state)))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
-    with pytest.raises(StoreError, match="something else"):
+    with pytest.raises(StoreError, match="a folder with other files"):
         Service(shop.bundle, Settings(events=str(shop.source), state=str(tmp_path / "mine")))
 
 

@@ -53,7 +53,7 @@ def get_store(service: Service) -> TokenStore:
 
 
 def list_liked_times(service: Service, before: int, user: int = 3) -> list[int]:
-    """Times of the events that pass the filter."""
+    """List the times of the events that pass the filter."""
     live = service._state.live  # type: ignore[union-attr]
     row = service._encoder.look_up_user(user)
     return live.last(key_number(user), row, before, 50, "where.liked", ["item"]).times.tolist()
@@ -95,7 +95,7 @@ def test_a_token_of_codes_can_be_read_from_the_next_step_on(shop: token_shop.Tok
 
 
 def test_features_are_read_at_the_timestamp_of_the_request(service: Service) -> None:
-    """An event a step after its request is encoded as the request saw the world."""
+    """An event a step after its request is encoded with the data available to the request."""
     record_event(service, at=2_000, feedback={"stars": 5})
     record_event(service, at=2_005, item="i7", request=2_000)
     expected = get_store(service).last(key_number(3), 2_006, 1).vectors
@@ -103,7 +103,7 @@ def test_features_are_read_at_the_timestamp_of_the_request(service: Service) -> 
     assert not np.array_equal(get_store(service).last(key_number(3), 2_006, 1).vectors, expected)
     record_event(service, at=2_005, item="i7", request=1_999)
     assert np.array_equal(get_store(service).last(key_number(3), 2_006, 1).vectors, expected)
-    with pytest.raises(RequestError, match="request: a moment after the event"):
+    with pytest.raises(RequestError, match="request: a timestamp after the event"):
         record_event(service, at=2_000, request=2_001)
 
 
@@ -145,7 +145,7 @@ def test_steps_have_no_clock(service: Service) -> None:
 
 
 def test_a_server_holds_state_for_several_processes(shop: token_shop.TokenShop, redis_url: str, tmp_path: Path) -> None:
-    """Tokens and events in Redis: what one service records, another reads, and neither holds a folder."""
+    """Tokens and events in Redis: another service reads what one records, and neither locks a folder."""
     url = f"{redis_url}/coded"
     with TokenStore.open(shop.tokens) as old:
         info = old.info
@@ -165,5 +165,5 @@ def test_a_server_holds_state_for_several_processes(shop: token_shop.TokenShop, 
         record_event(one, context=None, feedback={"stars": 4})
         assert rank(two, 2_001) == rank(one, 2_001) != before
         assert list_liked_times(two, 9_999) == [*filtered, 2_000]
-    with pytest.raises(StoreError, match="a server, and the tokens lie in the bundle; expected tokens on a server"):
+    with pytest.raises(StoreError, match="a server, but the tokens are in the bundle; expected tokens on a server"):
         Service(shop.bundle, Settings(events=str(shop.source), state=f"{redis_url}/other"))

@@ -1,4 +1,4 @@
-"""Events whose candidate brings columns of its own: their context holds them, and tokens and histories read them."""
+"""Events with columns of the candidate: the context contains them, and tokens and histories read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Knowledge of the user once and of every candidate, of the version that a request may read."""
+"""Knowledge of the user and of every candidate, of the version that is available to a request."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Shop:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    """Two versions: the second, of the ninth day, has forgotten half of the users and items."""
+    """Two versions: the second, of the ninth day, lacks half of the users and items."""
     folder = tmp_path_factory.mktemp("knowing")
     store_folder, random = folder / "knowledge" / "v1", np.random.default_rng(0)
     users = key_numbers(pa.array([f"u{n}" for n in range(token_shop.USERS)]))
@@ -100,7 +100,9 @@ def test_knowledge_that_leaks_is_refused(shop: Shop, tmp_path: Path) -> None:
     changed_bundle: Any = SimpleNamespace(
         manifest=manifest, resolve_store=str, fitted=bundle.fitted, items=bundle.items
     )
-    with pytest.raises(BundleError, match=r"features.about_user: .*tells more than was known: it leaks \(it saw"):
+    with pytest.raises(
+        BundleError, match=r"features.about_user: .*it discloses data that was not available: it leaks \(it saw"
+    ):
         KnowledgeFeatures(changed_bundle)
 
 
@@ -124,7 +126,7 @@ def test_a_request_reads_the_version_published_before_it(shop: Shop) -> None:
 
     before, after = rank(9 * DAY + 500, "u1", [101, 102]), rank(9 * DAY + 501, "u1", [101, 102])
     assert before != after
-    # in the second version u1 and 101 are missing: not what an older version knew, but nothing
+    # the second version lacks u1 and 101: nothing is returned, not the vectors of an older version
     nobody = rank(0, "u1", [101])
     assert after[101] == pytest.approx(nobody[101], abs=1e-6)
     assert before[101] != pytest.approx(nobody[101], abs=1e-4)

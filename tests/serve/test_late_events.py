@@ -1,4 +1,4 @@
-"""Events told late, twice or anew change no answer for an earlier moment, and the next log sees what the server saw."""
+"""Late, repeated or changed events change no response for an earlier timestamp, and the next log has the same data."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ Event = dict[str, Any]
 
 
 def raw_events() -> dict[str, list[Any]]:
-    """The log of the token shop, with a column that is told later."""
+    """Return the log of the token shop, with a column that is recorded later."""
     columns = token_shop.events(250)
     columns["dwell"] = [float(n * 7 % 30) for n in range(250)]
     columns["dwell_known"] = [at + 5 * MINUTE for at in columns["at"]]
@@ -67,11 +67,11 @@ def shop() -> token_shop.TokenShop:
 
 @dataclass
 class Story:
-    """A server, a clock that moves, everything that was told, and every answer as it was given.
+    """A server, a clock, all recorded events, and all responses.
 
     Attributes:
-        told: by user, item and time: the row that a log would keep.
-        changed: by user, when values that had been told were last told anew.
+        event_rows: row of a log, by user, item and time.
+        changed: time of the last change of recorded values, by user.
     """
 
     service: Service
@@ -93,7 +93,7 @@ class Story:
         if old is not None and any(n in old and old[n] != v for n, v in {**(context or {}), **feedback}.items()):
             self.changed[user] = self.now
         elif old is not None and "dwell" in feedback and "dwell" in old:
-            row["dwell_known"] = old["dwell_known"]  # told alike: known since it was told first
+            row["dwell_known"] = old["dwell_known"]  # unchanged: available since it was recorded first
         self.event_rows[key] = row
 
     def rank(self, user: str, at: int) -> None:
@@ -102,19 +102,19 @@ class Story:
         self.answers.append((body, at, user, orjson.loads(self.service.answer(body))["items"]))
 
     def replay(self) -> None:
-        """Every request again: the answers are those that were given at the time."""
+        """Repeat every request: the responses are unchanged."""
         assert self.answers
         for body, _, _, items in self.answers:
             assert orjson.loads(self.service.answer(body))["items"] == items
 
     def step(self, draw: random.Random, users: list[str], items: list[int]) -> None:
-        """Something happens: mostly an event, late or not; or more of one that was told, or another value."""
+        """Record something: mostly an event, late or not, or more feedback on a recorded one, or another value."""
         self.now += draw.choice([1, 1_000, 20_000, 5 * MINUTE])
         mine = [key for key in self.event_rows if key[0] in users]
         what = draw.choice(["new", "new", "late", "late", "again", "dwell", "correct"])
         if what in ("new", "late") or not mine:
             at = self.now - (draw.choice([1, MINUTE // 2, 9 * MINUTE, 120 * MINUTE]) if what == "late" else 0)
-            # What is told is known, null too; what is left out reads "not yet known" here, and null in a log.
+            # Recorded values are available, null too. Missing values read "not yet known" here, and null in a log.
             feedback = {"stars": draw.choice([None, 1.0, 2.0, 3.0, 5.0]), "label": draw.randrange(2)}
             self.record(draw.choice(users), draw.choice(items), at, feedback, context(draw))
         else:
@@ -157,7 +157,7 @@ def story(shop: token_shop.TokenShop, tmp_path_factory: pytest.TempPathFactory) 
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**32))
 def test_no_answer_changes_afterwards(story: Story, seed: int) -> None:
-    """Somebody new each time; the same moments are asked while events come in, and again when all have come."""
+    """A new user each time. The same timestamps are ranked while events are recorded, and again afterwards."""
     draw = random.Random(seed)
     user, story.answers = f"new-{seed}-{story.now}", []
     for _ in range(8):
@@ -167,7 +167,7 @@ def test_no_answer_changes_afterwards(story: Story, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_next_log_sees_what_the_server_saw(shop: token_shop.TokenShop, seed: int, tmp_path: Path) -> None:
-    """Users of the bundle and new ones; a log of everything that was told is prepared, and read at every moment."""
+    """Users of the bundle and new ones. A log of all recorded events is prepared, and read at every timestamp."""
     draw = random.Random(seed)
     columns = raw_events()
     users, items = ["u1", "u2", "fresh"], [100, 101, 102, 777]
@@ -176,7 +176,7 @@ def test_the_next_log_sees_what_the_server_saw(shop: token_shop.TokenShop, seed:
             story.step(draw, users, items)
         story.replay()
         columns["told"] = [None] * len(columns["at"])
-        # the events of one moment are ordered as the server orders them
+        # events of one timestamp are ordered as in the server
         for user, item, at in sorted(story.event_rows):
             row = {**story.event_rows[user, item, at], "user_id": user, "item_id": item, "at": at}
             for name, values in columns.items():
@@ -200,7 +200,7 @@ def to_milliseconds(value: Any) -> int | None:
 
 
 def compare(service: Service, log: Log, user: str, at: int) -> None:
-    """The histories of a user at a moment, as the server reads them and as the log gives them."""
+    """Compare the histories of a user at a timestamp in the server and in the log."""
     online = service._encoder._histories.read_stored(key_number(user), service._encoder.look_up_user(user), at)
     row, timestamps = log.users.rows(token_shop.pa.array([user]), "user"), np.array([at])
     for name, history in online.items():
@@ -217,7 +217,7 @@ def read_last_token(service: Service, user: str, at: int) -> Any:
 
 
 def test_a_further_version_is_read_from_when_it_was_recorded(story: Story) -> None:
-    """Context, a label and stars told anew: the event and its token as they were before, and as they are after."""
+    """Changed context, label and stars: the event and its token before and after the change."""
     user, top, foot = f"once-{story.now}", {"place": "top", "price": 0.5}, {"place": "foot", "price": 3.5}
     story.now += MINUTE
     first, story.answers = story.now, []
@@ -229,7 +229,7 @@ def test_a_further_version_is_read_from_when_it_was_recorded(story: Story) -> No
     story.record(user, 104, first, {"label": 1, "stars": 1.0}, foot)
     again = story.event_rows[user, 104, first]
     assert to_milliseconds(again["told"]) == story.now
-    story.record(user, 104, first, {"label": 1, "stars": 1.0}, foot)  # and this told again is the same
+    story.record(user, 104, first, {"label": 1, "stars": 1.0}, foot)  # and recording this again changes nothing
     assert story.event_rows[user, 104, first]["told"] == again["told"]
     story.replay()
     assert count_events(story.service, user, story.now) == seen
@@ -239,14 +239,14 @@ def test_a_further_version_is_read_from_when_it_was_recorded(story: Story) -> No
     assert (len(later), later.visible.tolist(), later.sides["label"].tolist()) == (1, [story.now], [2])
     assert later.vectors.tobytes() != token.vectors.tobytes()
     story.now += MINUTE
-    story.record(user, 104, first, {"stars": 4.0}, top)  # back again: a third version
+    story.record(user, 104, first, {"stars": 4.0}, top)  # the first values again: a third version
     story.replay()
     assert count_events(story.service, user, story.now + 1) == seen
     assert count_events(story.service, user, story.now) == {"seen": 1, "liked": 0, "top": 0}
 
 
 def count_events(service: Service, user: str, at: int) -> dict[str, int]:
-    """How many events each history has."""
+    """Count the events of each history."""
     histories = service._encoder._histories.read_stored(key_number(user), service._encoder.look_up_user(user), at)
     return {name: len(next(iter(columns.values()))) for name, columns in histories.items()}
 
@@ -273,7 +273,7 @@ def test_an_event_of_the_bundle_recorded_again_is_read_as_before_until_then(
     with open_story(shop, str(tmp_path / "state")) as story:
         for timestamp in (at, at + 1, at + 10 * MINUTE, NOW):
             story.rank("u1", timestamp)
-        story.record("u1", item, at, {}, context)  # as the bundle holds it
+        story.record("u1", item, at, {}, context)  # as in the bundle
         assert to_milliseconds(story.event_rows["u1", item, at]["told"]) == at
         live = story.service._state.live  # type: ignore[union-attr]
         assert len(live.backend) == 0  # type: ignore[union-attr]
@@ -286,7 +286,7 @@ def test_an_event_of_the_bundle_recorded_again_is_read_as_before_until_then(
 
 
 def test_a_bundle_carries_when_its_events_became_available(shop: token_shop.TokenShop, tmp_path: Path) -> None:
-    """Histories read from the events of a bundle, with a live store over them and without, as the log gives them."""
+    """Histories read from the events of a bundle, with a live store and without, equal those of the log."""
     columns = raw_events()
     columns["told"] = [at + (n % 4) * 20 * token_shop.DAY // 24 for n, at in enumerate(columns["at"])]
     schema = {**SCHEMA, "time": {**SCHEMA["time"], "available_at": "told"}}
@@ -313,7 +313,7 @@ def test_a_bundle_carries_when_its_events_became_available(shop: token_shop.Toke
 
 
 def write_previous_format(location: str, old: backends.Backend) -> None:
-    """The live events of a store as version 0.3 kept them: without the moments at which they were told."""
+    """Write the live events of a store in the format of version 0.3, without times of recording."""
     types = {n: t for n, t in old.types.items() if n != AVAILABLE and not n.startswith("since.")}
     attributes = {**old.attributes, "format": "longrec-live-1"}
     with contextlib.closing(backends.create(location, types, "instance", attributes)) as new:
@@ -337,7 +337,7 @@ def test_events_of_an_earlier_version_are_taken_over(
             (user, e.times.tolist(), {n: c.tolist() for n, c in e.columns.items()}) for user, e in first.backend.scan()
         ]
         write_previous_format(f"{url}/late-old", first.backend)
-    for _ in range(2):  # and a second start finds them
+    for _ in range(2):  # and at a second start
         with contextlib.closing(LiveEvents(f"{url}/late-old", bundle)) as live:
             migrated = [
                 (u, e.times.tolist(), {n: c.tolist() for n, c in e.columns.items()}) for u, e in live.backend.scan()
@@ -365,7 +365,7 @@ def test_an_interrupted_copy_is_repeated(shop: token_shop.TokenShop, tmp_path: P
 
 
 def test_tokens_are_visible_from_when_their_event_was(tmp_path: Path) -> None:
-    """What compress writes of a late event can be read from when the event could, like a token written online."""
+    """The token that compress writes for a late event is visible when the event is, like one written online."""
     columns = token_shop.events(200)
     columns["told"] = [at + (n % 3) * 7 * token_shop.DAY // 2 for n, at in enumerate(columns["at"])]
     schema = {**token_shop.SCHEMA, "time": {**token_shop.SCHEMA["time"], "available_at": "told"}}

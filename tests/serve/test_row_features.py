@@ -1,4 +1,4 @@
-"""Features made of the columns of a row: a request that brings the raw values is scored as the row of the log."""
+"""Features computed from columns of a row: a request with the raw values is scored like the row of the log."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportedLog:
 
 
 def sort_rows(exported: ExportedLog) -> list[dict[str, Any]]:
-    """The raw rows as the log sorts them: by user, time, and place in the file."""
+    """Return the raw rows in the order of the log: by user, time, and position in the file."""
     raw = exported.table.to_pylist()
     timed = exported.log.schema.time is not None
     order = sorted(range(len(raw)), key=lambda k: (raw[k]["user"], raw[k]["t"] if timed else 0, k))
@@ -158,7 +158,7 @@ def sort_rows(exported: ExportedLog) -> list[dict[str, Any]]:
 
 
 def build_request(service: Service, row: Mapping[str, Any], others: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """A row as a client asks for it, beside others of which each brings its own columns."""
+    """Build the request of a row, beside others which each have their own columns."""
     encoder = service._encoder
     rows = [row, *others]
     request: dict[str, Any] = {
@@ -269,7 +269,7 @@ def test_a_client_sends_them(exported: ExportedLog) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"brand": ["b1", "b2"]}, "candidate_context.brand: 2 values for 1 candidates; expected one a candidate"),
+        ({"brand": ["b1", "b2"]}, "candidate_context.brand: 2 values for 1 candidates; expected one per candidate"),
         ({"brnd": ["b1"]}, "candidate_context: the unknown key 'brnd'"),
         ({"sizes": ["1;2"]}, "candidate_context.sizes: 2 numbers in row 0: 1;2; expected 3 in every row"),
         ({"words": ["a:b"]}, "candidate_context.words: weights: text, for example 'b'; expected numbers"),

@@ -41,7 +41,7 @@ def test_workers_share_a_port_and_their_counts(steps: Any) -> None:
     request = {**steps.golden[0].request}
     with run_server(steps.bundle, workers=2) as url:
         for _ in range(12):
-            with client(url) as shop:  # a connection each, so that both workers are asked
+            with client(url) as shop:  # one connection each, so that both workers get requests
                 shop.rank(**request)
         with client(url) as shop:
             text = shop._call("GET", "/metrics").decode()  # type: ignore[attr-defined]
@@ -63,7 +63,7 @@ def test_an_altered_bundle_is_not_served(steps: Any, tmp_path: Path) -> None:
 
 
 def test_a_taken_address_is_reported(steps: Any) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(LongRecError, match="cannot be taken"):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(LongRecError, match="cannot be bound"):
         serve(steps.bundle, port=taken.getsockname()[1])
 
 
@@ -73,7 +73,7 @@ def test_a_server_that_dies_is_reported(steps: Any) -> None:
         shop.health()
         process.kill()
         process.communicate(timeout=20)
-        with pytest.raises(LongRecError, match="no answer"):
+        with pytest.raises(LongRecError, match="no response"):
             shop.health()
 
 

@@ -98,7 +98,7 @@ def test_nothing_at_or_after_the_timestamp_changes_an_answer(
 
 
 def test_feedback_is_not_read_before_its_time(full: Any) -> None:
-    # the rating of an event is known two seconds later: until then it reads as not yet known, whatever it was
+    # the rating of an event is available two seconds later, and reads as not yet known until then
     service = Service(full.bundle)
     request = {**full.golden[0].request, "at": "2021-01-01T00:00:10Z"}
     start = int(np.datetime64("2021-01-01", "ms").astype(np.int64))
@@ -172,7 +172,7 @@ def test_unknown_items_are_refused_by_name_or_ranked_as_new(service: Service, go
         ({"candidates": [3]}, "candidates", "integers, for example 3; expected text, as in the log"),
         ({"candidates": ["i3", 4]}, "candidates", "integers, for example 4; expected text"),
         ({"context": {}}, "context", "no 'device'; no 'shown'; no 'campaign'; no 'tags'; no 'tag_weights'"),
-        ({"history": {}}, "history", "none: this bundle keeps histories itself"),
+        ({"history": {}}, "history", "none: this bundle stores histories itself"),
         ({"at": "noon"}, "at", "ISO 8601"),
         ({"at": 1e300}, "at", "reads as ns"),
     ],
@@ -227,7 +227,7 @@ def test_no_request_breaks_the_service(service: Service, full: Any, field: str, 
     request = {**full.golden[0].request}
     if field == "context":
         value = {**request["context"], column: value}
-    body = json.dumps(request | {field: value}).encode()  # knows NaN and large integers, which orjson does not
+    body = json.dumps(request | {field: value}).encode()  # encodes NaN and large integers, which orjson does not
     try:
         outcome: Any = orjson.loads(service.answer(body))["items"]
     except RequestError as error:

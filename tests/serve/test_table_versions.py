@@ -1,4 +1,4 @@
-"""A bundle keeps the versions of users and items; the server reads the newest strictly before the request's moment."""
+"""A bundle stores versions of users and items. The server reads the newest strictly before the request's timestamp."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ SCHEMA: dict[str, Any] = {
 
 
 def write_log(folder: Path) -> None:
-    """Impressions a millisecond before, at and after the moments of versions, and in between."""
+    """Write impressions a millisecond before, at and after the timestamps of versions, and in between."""
     random = np.random.default_rng(0)
     items: list[dict[str, Any]] = []
     timestamps: list[int] = []
@@ -147,7 +147,7 @@ def test_a_version_counts_from_the_millisecond_after_its_timestamp(shop: Shop) -
     assert versions is not None
     for item in np.flatnonzero(np.diff(versions.offsets)).tolist():
         for since in versions.times[versions.offsets[item] : versions.offsets[item + 1]].tolist():
-            key = shop.log.items.key(item)  # asked for somebody new, who has no past that could tell moments apart
+            key = shop.log.items.key(item)  # a new user has no history, so only versions differ
             scores = [
                 score_items(service, "nobody", [key], format_time(since + shift))[key] for shift in (-1, 0, 1, 999)
             ]
@@ -156,7 +156,7 @@ def test_a_version_counts_from_the_millisecond_after_its_timestamp(shop: Shop) -
 
 def test_the_format_says_that_there_are_versions(shop: Shop, full: Any, tmp_path: Path) -> None:
     assert read_manifest(shop.bundle).format == VERSIONED_FORMAT == "longrec-bundle-2"
-    assert read_manifest(full.bundle).format == "longrec-bundle-1", "what has none is as it was"
+    assert read_manifest(full.bundle).format == "longrec-bundle-1", "a bundle without versions keeps its format"
     assert "items/versions/times.npy" in shop.manifest.files
     assert shop.manifest.counts["items"] == ITEMS
     assert Bundle.open(shop.bundle).items.versions is not None

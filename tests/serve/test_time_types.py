@@ -1,4 +1,4 @@
-"""Online equals offline whatever type a log's timestamps have: a request names them as a row of the log does."""
+"""Online equals offline for every type of timestamps: a request has the value of the row of the log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import longrec
 USERS, EACH = 25, 40
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 random = np.random.default_rng(3)
-# Microseconds since 1970, around 2023; two events of a user lie a few milliseconds, or less than one, apart.
+# Microseconds since 1970, around 2023. Two events of a user are a few milliseconds, or less than one, apart.
 MICROSECONDS = (
     1_700_000_000_000_000
     + random.integers(0, 86_400 * 10, (USERS, EACH // 2, 1)) * 1_000_000
@@ -35,7 +35,7 @@ def to_datetime(us: int) -> dt.datetime:
 
 
 def format_iso(hours: float) -> Callable[[int], str]:
-    """ISO 8601 text at an offset from UTC."""
+    """Return a formatter of ISO 8601 text at an offset from UTC."""
     zone = dt.timezone(dt.timedelta(hours=hours))
     return lambda us: to_datetime(us).astimezone(zone).isoformat()
 
@@ -45,7 +45,7 @@ def format_with(pattern: str) -> Callable[[int], str]:
 
 
 Form = tuple[Callable[[int], Any], pa.DataType, dict[str, Any], str]
-"""The raw value of a moment, the type of the column, keys of ``time``, and the kind of file."""
+"""Raw value of a timestamp, type of the column, keys of ``time``, and type of file."""
 FORMS: dict[str, Form] = {
     "seconds": (lambda us: us // 10**6, pa.int64(), {}, "parquet"),
     "seconds, 32 bits": (lambda us: us // 10**6, pa.int32(), {"unit": "s"}, "parquet"),
@@ -72,7 +72,7 @@ FORMS: dict[str, Form] = {
 
 
 def measure_difference(folder: Path, form: str) -> tuple[int, float]:
-    """How many rows were asked for, and the largest difference of a score of a request from the row's prediction."""
+    """Return the number of requests, and the largest difference of a request's score from the row's prediction."""
     raw, kind, time_keys, suffix = FORMS[form]
     user, item = np.repeat(np.arange(USERS), EACH), random.integers(0, 30, USERS * EACH)
     values = [raw(int(us)) for us in MICROSECONDS]
@@ -118,7 +118,7 @@ def measure_difference(folder: Path, form: str) -> tuple[int, float]:
 
 
 def read_raw_rows(run: Any) -> np.ndarray:
-    """The row of the file that each row of the prepared log came from."""
+    """Return the row of the file of each row of the prepared log."""
     low, high = 0, USERS * EACH - 1
     encoder = run.log().fitted.encoders["row"]
     values = run.log().events.columns["row"].astype(np.float64) * encoder.spread + encoder.shift

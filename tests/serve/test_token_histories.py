@@ -1,4 +1,4 @@
-"""Tokens fetched for a request are those that training joined, to the bit."""
+"""Tokens read for a request equal those that training joined, to the bit."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def service(shop: Shop) -> Service:
 
 @pytest.fixture
 def live(shop: Shop, tmp_path: Path) -> Iterator[TokenStore]:
-    """A copy of the tokens, held for writing."""
+    """A copy of the tokens, opened for writing."""
     shutil.copytree(shop.tokens, tmp_path / "live", ignore=shutil.ignore_patterns("source", "lock"))
     with TokenStore.open(tmp_path / "live", writable=True) as store:
         yield store
 
 
 def write(store: TokenStore, user: Any, at: int, visible: int, seed: int = 0, instance: int = 5) -> NDArray[Any]:
-    """One more token; its vector."""
+    """Write one more token and return its vector."""
     vector = np.random.default_rng(seed).standard_normal((1, store.info.width)).astype(np.float16).astype(np.float32)
     store.append(
         np.array([key_number(user)]),
@@ -70,14 +70,14 @@ def rank(service: Service, user: str, at: int, **change: Any) -> Any:
 
 
 def draw_samples(shop: Shop, count: int = 1_000) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """User rows and moments: those of rows of the log, some a little earlier or later."""
+    """Draw user rows and timestamps of rows of the log, some a little earlier or later."""
     random = np.random.default_rng(3)
     rows = random.integers(0, len(shop.log), count)
     return shop.log.user(rows), shop.log.moments.take(rows) + random.choice([0, 0, -1, 1, 60_000, 10**9], count)
 
 
 def assert_same_lists(shop: Shop, online: TokenHistories) -> int:
-    """Compare a thousand lists of the join with those fetched one by one; how many tokens there were."""
+    """Compare a thousand lists of the join with those read one by one, and return the number of tokens."""
     users, timestamps = draw_samples(shop)
     offline, offsets = shop.log.tokens["tokens"].columns(users, timestamps)
     for index, (user, timestamp) in enumerate(zip(users.tolist(), timestamps.tolist())):
@@ -96,7 +96,7 @@ def test_14_serving_parity_embedded(shop: Shop) -> None:
 
 
 def test_14_serving_parity_on_a_live_store(shop: Shop, live: TokenStore) -> None:
-    """Part of the tokens lie in the journal, written again while a reader has the store open."""
+    """Some tokens are in the write-ahead log, rewritten while a reader has the store open."""
     online = TokenHistories(Bundle.open(shop.bundle), {"tokens": live.location})
     for user, tokens in list(live.scan())[:5]:
         live.append(
@@ -114,7 +114,7 @@ def test_14_serving_parity_on_a_live_store(shop: Shop, live: TokenStore) -> None
 
 
 def test_14_serving_parity_on_a_server(shop: Shop, redis_url: str) -> None:
-    """The same tokens in Redis: fetched from there they equal the join, whether that reads the folder or the server."""
+    """The same tokens in Redis equal the join, whether the join reads the folder or the server."""
     url = f"{redis_url}/parity"
     with TokenStore.open(shop.tokens) as old, TokenStore.create(url, replace(old.info, versions=())) as store:
         for version in old.info.versions:
@@ -164,7 +164,7 @@ def test_a_tampered_token_is_refused(shop: Shop, tmp_path: Path) -> None:
 
 
 def test_1_future_invariance_online(shop: Shop, live: TokenStore) -> None:
-    """Whatever is written at or after a moment, or can be read only then, changes no answer for it."""
+    """Tokens written at or after a timestamp, or visible only then, change no response for it."""
     service = Service(shop.bundle, Settings(tokens={"tokens": live.location}))
     at = int(shop.log.moments.max()) - token_shop.DAY
     before = rank(service, "u3", at)
@@ -213,11 +213,11 @@ def test_stores_that_do_not_fit_are_refused(shop: Shop, live: TokenStore, tmp_pa
         TokenHistories(bundle, {"tokens": str(tmp_path / "nowhere")})
     info = live.info
     changes: dict[str, dict[str, Any]] = {
-        "numbers a token: 3; expected 6": {"width": 3, "versions": ()},
+        "numbers per token: 3; expected 6": {"width": 3, "versions": ()},
         "side columns": {"sides": {"label": 3}},
-        "users named by: int64; expected text": {"keys": "int64"},
-        "times in: step; expected ms": {"unit": "step"},
-        r"tells more than was known: it leaks \(seen\)": {"leak": "seen"},
+        "type of user keys: int64; expected text": {"keys": "int64"},
+        "unit of time: step; expected ms": {"unit": "step"},
+        r"it discloses data that was not available: it leaks \(seen\)": {"leak": "seen"},
         "its source took 'stars' as available 59s after": {"column_delays": {"stars": 59_000, "click": 0}},
     }
     for number, (says, change) in enumerate(changes.items()):

@@ -1,6 +1,6 @@
 """A shop with tokens, from a raw log to two bundles: a ranker that reads them and the source that writes them.
 
-The log is prepared by the data room, so that serving is held against training's own join.
+The log is prepared by the data package, so that serving is compared with training's own join.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ POOLING: dict[str, Any] = {"name": "pooling", "embedding_dim": 4, "mlp": [8], "b
 
 
 def events(count: int = 400, seed: int = 0) -> dict[str, list[Any]]:
-    """Raw columns of a log over ten days, many moments shared, some stars missing."""
+    """Return raw columns of a log over ten days, with many shared timestamps and some missing stars."""
     random = np.random.default_rng(seed)
     at = START + np.sort(random.integers(0, 10 * 24, count)) * (DAY // 24)
     user, item = random.integers(0, USERS, count), random.integers(0, ITEMS, count)
@@ -105,7 +105,7 @@ def events(count: int = 400, seed: int = 0) -> dict[str, list[Any]]:
 
 
 def steps(count: int = 400, seed: int = 1) -> dict[str, list[Any]]:
-    """Raw columns of a log in steps: two candidates a request, the second a step later."""
+    """Return raw columns of a log in steps: two candidates per request, the second a step later."""
     random = np.random.default_rng(seed)
     page = np.arange(count) // 2
     at = 10 * np.sort(random.integers(0, 100, (count + 1) // 2)).repeat(2)[:count] + np.arange(count) % 2
@@ -121,7 +121,7 @@ def steps(count: int = 400, seed: int = 1) -> dict[str, list[Any]]:
 
 
 def open_log(folder: Path, columns: Mapping[str, list[Any]], schema: Mapping[str, Any]) -> Log:
-    """A prepared log of raw columns."""
+    """Prepare a log of raw columns and open it."""
     job = read_job(make_job(folder, columns, schema))
     return Log.open(prepare(job.data, job.schema), job.schema)
 
@@ -129,7 +129,7 @@ def open_log(folder: Path, columns: Mapping[str, list[Any]], schema: Mapping[str
 def make_job(
     folder: Path, columns: Mapping[str, list[Any]], schema: Mapping[str, Any], model: Mapping[str, Any] = SOURCE
 ) -> dict[str, Any]:
-    """The job of a source, over raw columns written into a folder."""
+    """Write raw columns into a folder, and return the job of a source."""
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(dict(columns)), folder / "log.parquet")
     ends = (700, 850) if schema["time"]["unit"] == "step" else ("2023-11-20", "2023-11-22")
@@ -150,7 +150,7 @@ def make_job(
 def make_reader_schema(
     tokens: str | Path, of: Sequence[str] = OF, schema: Mapping[str, Any] = SCHEMA
 ) -> dict[str, Any]:
-    """The schema of the reader."""
+    """Return the schema of the reader."""
     histories = {**schema["histories"], "tokens": {"from": str(tokens), "of": list(of), "last": 16}}
     return {**schema, "histories": histories}
 
@@ -165,20 +165,20 @@ class TokenShop:
     source: Path
 
     def golden(self, log: Log, row: int, others: NDArray[Any] | None = None) -> GoldenRequest:
-        """A row of a log as a request, and its scores offline."""
+        """Build the golden request of a row of a log."""
         items = np.arange(1, 9) if others is None else others
         return build_golden_request(self.model, log.fitted, log.users, log.items, Sample(**impression(log, row, items)))
 
 
 @functools.cache
 def shop() -> TokenShop:
-    """A reader with a branch for tokens, of a source that reads the past; made once."""
+    """Build a reader with a branch for tokens, of a source that reads histories, once."""
     return _make(events(), SCHEMA, SOURCE, READER, OF)
 
 
 @functools.cache
 def coded() -> TokenShop:
-    """Tokens as codes, two an instance; steps, requests and a filtered history."""
+    """Build a shop with tokens as codes, two per instance, with steps, requests and a filtered history."""
     return _make(steps(), STEPS, CODED, POOLING, ["token", "label", "time_gap"])
 
 

@@ -1,1 +1,1 @@
-"""What leaves: bundles, programs, parity."""
+"""Export of trained models: bundles, ONNX programs and parity checks."""

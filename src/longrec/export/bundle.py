@@ -1,18 +1,18 @@
-"""A bundle: a folder that answers requests anywhere, and is refused when a byte of it is not as it was written.
+"""Bundles: folders with everything a server needs, verified by checksums when they are opened.
 
-Format ``longrec-bundle-1`` (``-2`` where a table has versions, which the first could not read)::
+Format ``longrec-bundle-1``, or ``longrec-bundle-2`` if a table has versions (readers of the first cannot read them)::
 
-    manifest.json     what it is: model, inputs, counts, size and SHA-256 of every other file, parity figures
-    manifest.sha256   the digest of manifest.json, as ``sha256sum`` writes and checks it
+    manifest.json     model, inputs, counts, size and SHA-256 of every other file, parity figures
+    manifest.sha256   the digest of manifest.json, in the format of ``sha256sum``
     program.onnx      the model (with program.onnx.data beside it above 1.5 GB of weights)
     schema/           the fitted schema: features.json and vocabularies
-    users/ items/     encoded tables, row 0 unknown; where they have versions, since when each holds
-    history/          past events by user and time, just the columns that histories read (none where none is read)
-    tokens/           a token store for each history of tokens (a store on a server is named by its address instead)
-    knowledge/        what extractors left, for vector features
-    golden.json       requests and the scores (of an encoder: the vectors) they must get
+    users/ items/     encoded tables, row 0 for unknown keys; with versions, the time from which each is valid
+    history/          events by user and time, only the columns that histories read (absent if none is read)
+    tokens/           one token store per history of tokens (a remote store is named by its address instead)
+    knowledge/        outputs of extractors, for vector features
+    golden.json       requests with the expected scores (of an encoder: the expected vectors)
 
-Opening needs no torch.
+Opening a bundle needs no torch.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ EXPORT_AGAIN = "copy the bundle again, or export it again"
 
 
 class FileFacts(msgspec.Struct, frozen=True):
-    """What a file must be."""
+    """Expected size and checksum of a file."""
 
     bytes: int
     sha256: str
 
 
 class EncoderFacts(msgspec.Struct, frozen=True):
-    """What is known of an encoder besides its program.
+    """Facts about an encoder besides its program.
 
     Attributes:
-        version: the number under which it writes tokens.
-        scale: on which it writes them.
-        width: numbers of a token.
-        slots: equal parts it falls into.
+        version: version number of the tokens it writes.
+        scale: scale of the tokens it writes.
+        width: numbers per token.
+        slots: number of equal blocks per token.
     """
 
     version: int
@@ -63,17 +63,17 @@ class EncoderFacts(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What ``manifest.json`` says.
+    """Content of ``manifest.json``.
 
     Attributes:
-        version: of LongRec, when it was written.
+        version: LongRec version of the exporter.
         kind: ranker or encoder.
         counts: users, items, events, features, histories.
-        source: where it came from, as the exporter told.
+        source: origin, as passed by the exporter.
         parity: largest differences between torch and onnxruntime, and between offline and online.
-        tokens: where the tokens of each token history lie: a folder of the bundle, or an address.
-        knowledge: the folder of the bundle with what each vector feature reads.
-        encoder: of an encoder.
+        tokens: store of each token history: a folder of the bundle, or an address.
+        knowledge: folder of the bundle that each vector feature reads.
+        encoder: facts about an encoder; None for a ranker.
     """
 
     format: str
@@ -96,7 +96,7 @@ class Bundle:
     """An opened, verified bundle.
 
     Attributes:
-        store: past events, or None when the model reads none or a request brings them.
+        store: past events; None if the model reads none or if requests contain them.
     """
 
     path: Path
@@ -114,14 +114,14 @@ class Bundle:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the manifest: another bundle has another."""
+        """SHA-256 of the manifest, which identifies the bundle."""
         return (self.path / DIGEST).read_text().split()[0]
 
     def resolve_store(self, location: str) -> str:
-        """Where a store that the manifest names can be opened: a folder of the bundle, or an address as it is.
+        """Return the path or address of a store that the manifest names.
 
         Raises:
-            BundleError: a folder that is not one of the bundle.
+            BundleError: a folder outside the bundle.
         """
         if "://" in location:
             return location
@@ -133,10 +133,10 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Verify every file, then open.
+        """Verify every file and open the bundle.
 
         Raises:
-            BundleError: no bundle, another format, or a file that is altered, missing or extra; it is named.
+            BundleError: no bundle, another format, or a file that is altered, missing or extra, which the error names.
         """
         folder = Path(path)
         manifest = read_manifest(folder)
@@ -153,7 +153,7 @@ class Bundle:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest, held against its own digest.
+    """Read the manifest and verify its digest.
 
     Raises:
         BundleError: no bundle, an altered manifest, or another format.
@@ -188,12 +188,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def format_digest(manifest: bytes) -> bytes:
-    """The content of ``manifest.sha256``."""
+    """Return the content of ``manifest.sha256``."""
     return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
 
 
 def collect_file_facts(folder: Path) -> dict[str, FileFacts]:
-    """Size and SHA-256 of every file of a bundle, the manifest and its digest left out."""
+    """Return size and SHA-256 of every file of a bundle except the manifest and its digest."""
     return {
         name: FileFacts(path.stat().st_size, compute_sha256(path)) for name, path in sorted(_list_files(folder).items())
     }
@@ -214,12 +214,12 @@ def _verify(folder: Path, expected: dict[str, FileFacts]) -> None:
         raise BundleError(str(folder / missing[0]), "no such file", "every file of the manifest", EXPORT_AGAIN)
     if extra := sorted(set(paths) - set(expected)):
         raise BundleError(
-            str(folder / extra[0]), "a file the manifest does not name", "nothing else in the folder", "take it away"
+            str(folder / extra[0]), "a file the manifest does not name", "no other files in the folder", "remove it"
         )
     for name, facts in expected.items():
         path = paths[name]
         if path.is_symlink() or not path.is_file():
-            raise BundleError(str(path), "no plain file", "a plain file inside the bundle", EXPORT_AGAIN)
+            raise BundleError(str(path), "not a regular file", "a regular file inside the bundle", EXPORT_AGAIN)
         if path.stat().st_size != facts.bytes:
             raise BundleError(str(path), f"{path.stat().st_size} bytes", f"{facts.bytes} bytes", EXPORT_AGAIN)
         if compute_sha256(path) != facts.sha256:
@@ -229,6 +229,6 @@ def _verify(folder: Path, expected: dict[str, FileFacts]) -> None:
 
 
 def compute_sha256(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
+    """Return the SHA-256 of a file, read in chunks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

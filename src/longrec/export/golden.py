@@ -1,8 +1,8 @@
-"""Golden requests: what a bundle must answer, and how an impression of a log becomes one.
+"""Golden requests: requests with expected scores, built from impressions of a log.
 
-A prepared log keeps encoded values, a request brings raw ones; so each encoded value is turned back into a raw
-value that encodes to it. A hash cannot be turned back: null stands for it, on both sides of the comparison. Where
-several features read one column, one of them decides its value, and the others are what the encoders make of it.
+A prepared log holds encoded values and a request holds raw ones, so each encoded value is decoded into a raw value
+that encodes to it. A hash cannot be decoded: null replaces it on both sides of the comparison. If several features
+read one column, one of them is decoded, and the others are encoded from the decoded value.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from longrec.features.table import EntityTable
 
 
 class GoldenRequest(msgspec.Struct, frozen=True):
-    """One request, as ``/rank`` takes it, and what each of its candidates must get, in their order.
+    """One request to ``/rank`` and the expected output of each of its candidates, in order.
 
     Attributes:
-        scores: of a ranker: probabilities.
-        vectors: of an encoder: tokens, on the scale on which they are stored.
+        scores: expected probabilities of a ranker.
+        vectors: expected tokens of an encoder, on the scale of the store.
     """
 
     request: dict[str, Any]
@@ -36,23 +36,23 @@ class GoldenRequest(msgspec.Struct, frozen=True):
 
     @property
     def expected(self) -> NDArray[np.float64]:
-        """Scores ``[C]``, or vectors ``[C, W]``."""
+        """Expected scores ``[C]``, or vectors ``[C, W]``."""
         return np.array(self.vectors or self.scores, np.float64)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One impression of a prepared log, as the log keeps it, with the items to rank.
+    """One impression of a prepared log, in encoded values, with the items to rank.
 
     Attributes:
         user: row of the user table.
         items: rows ``[C]`` of the item table.
         moment: milliseconds UTC (or a step) of the impression.
-        events: of every event feature of the impression (no feedback, no calendar) its encoded value: a number,
-            or ``Lists`` of one row.
-        histories: columns ``[T]`` of each history (``[T, W]`` of tokens) as they were known at the moment.
-        knowledge: what was known at the moment, by vector feature: ``[1, W]`` of a user, ``[C, W]`` of the items.
-        candidates: of every candidate feature its encoded values: C entries.
+        events: encoded value of each event feature of the impression (no feedback, no calendar): a number, or ``Lists``
+            of one row.
+        histories: columns ``[T]`` of each history (``[T, W]`` of tokens) as available at the timestamp.
+        knowledge: vectors available at the timestamp, by vector feature: ``[1, W]`` of a user, ``[C, W]`` of the items.
+        candidates: encoded values of each candidate feature, C entries each.
     """
 
     user: int
@@ -65,7 +65,7 @@ class Sample:
 
 
 def build_request(fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample) -> dict[str, Any]:
-    """The request that asks for an impression."""
+    """Build the request of an impression."""
     request: dict[str, Any] = {
         "user": users.key(sample.user),
         "candidates": [items.key(row) for row in np.asarray(sample.items).tolist()],
@@ -86,10 +86,10 @@ def build_request(fitted: FittedSchema, users: EntityTable, items: EntityTable, 
 
 
 def choose_decoded_features(fitted: FittedSchema, table: str) -> dict[str, str | None]:
-    """Raw columns of the context (``event``) or of the candidates -> the feature whose encoded values are turned back.
+    """Choose, for each raw column of the context (``event``) or of the candidates, the feature to decode.
 
-    Of several the first that is no hash; None for a column that is read by crosses, lookups or hashes alone, or that
-    holds weights.
+    If several features read a column, the first that is no hash. None for a column that only crosses, lookups or
+    hashes read, and for a column of weights.
     """
     columns = list_context_columns(fitted) if table == "event" else list_candidate_columns(fitted)
     chosen: dict[str, str | None] = {}
@@ -100,7 +100,7 @@ def choose_decoded_features(fitted: FittedSchema, table: str) -> dict[str, str |
 
 
 def _decode_columns(fitted: FittedSchema, encoded: Mapping[str, Any], table: str) -> dict[str, list[Any]]:
-    """Raw values of the columns of a request, an entry each row: one row of the context, C of the candidates."""
+    """Return raw values of the columns of a request: one row for the context, C rows for the candidates."""
     columns, decoded = choose_decoded_features(fitted, table), dict[str, list[Any]]()
     for column, name in columns.items():
         if name is None:
@@ -133,5 +133,5 @@ def _split_at(values: list[Any], at: list[int]) -> list[list[Any]]:
 
 
 def mask_undecodable(encoder: Encoder, encoded: NDArray[Any]) -> NDArray[Any]:
-    """Encoded values as the request of ``raw_value`` brings them: those of a hash are missing."""
+    """Return the encoded values of a decoded request: those of a hash or a cross are missing."""
     return np.full_like(encoded, MISSING) if isinstance(encoder, (HashEncoder, CrossEncoder)) else encoded

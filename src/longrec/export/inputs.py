@@ -1,8 +1,8 @@
-"""The inputs of a program: flat, named tensors, the same for tracing, for the parity check and for serving.
+"""Inputs of a program: flat, named tensors, the same for tracing, for the parity check and for serving.
 
-``f.<feature>`` and ``h.<history>.<column>``; a multi-value field has three, or two without weights:
+Names are ``f.<feature>`` and ``h.<history>.<column>``. A multi-value field has three inputs, or two without weights:
 ``.values``, ``.offsets``, ``.weights``. A field of several numbers has two dimensions. One user, C candidates, T past
-events of each history.
+events per history.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from longrec.features.encode import Lists
 from longrec.features.fields import Field, Fields
 
 OUTPUT = "score"
-"""The one output of a ranker: float32 probabilities ``[C]``."""
+"""Output of a ranker: float32 probabilities ``[C]``."""
 TOKEN_OUTPUT, CODES_OUTPUT = "token", "codes"
-"""Outputs of an encoder: float32 vectors ``[C, W]``; and, where it makes codes, int32 codes ``[C, S * M]``."""
+"""Outputs of an encoder: float32 vectors ``[C, W]``, and int32 codes ``[C, S * M]`` if it has codebooks."""
 
 _TYPES: dict[str, np.dtype[Any]] = {
     "INT32": np.dtype(np.int32),
@@ -30,13 +30,14 @@ _TYPES: dict[str, np.dtype[Any]] = {
 
 
 class Input(msgspec.Struct, frozen=True):
-    """One input tensor, of one dimension; of two where each entry is a vector.
+    """One input tensor, of one dimension, or of two if each entry is a vector.
 
     Attributes:
-        group: what the entries count: ``user`` (one), ``item`` (C candidates), or a history's name (T events).
-        part: a plain value an entry; or the flat values, offsets (entries + 1), weights of a multi-value field.
-        rows: ids are below this; 0 for numbers and offsets.
-        width: numbers of an entry that is a vector; 0 for all others.
+        group: unit of the entries: ``user`` (one), ``item`` (C candidates), or a history's name (T events).
+        component: ``value`` for one plain value per entry, or the flat values, offsets (entries + 1) or weights of a
+            multi-value field. Stored as ``part``.
+        rows: exclusive upper bound of the ids; 0 for numbers and offsets.
+        width: numbers per entry if each entry is a vector; 0 otherwise.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Input(msgspec.Struct, frozen=True):
 
     @property
     def shape(self) -> list[int]:
-        """-1 for a length that differs between requests."""
+        """The shape, with -1 for a length that differs between requests."""
         size = -1
         if self.group == "user" and self.component in ("value", "offsets"):
             size = 1 if self.component == "value" else 2
@@ -61,15 +62,15 @@ class Input(msgspec.Struct, frozen=True):
 
     @property
     def field(self) -> str:
-        """The name without its part: ``f.genres`` of ``f.genres.values``."""
+        """The name without its component: ``f.genres`` for ``f.genres.values``."""
         return self.name if self.component == "value" else self.name.removesuffix(f".{self.component}")
 
 
 def list_inputs(fields: Fields, *, histories: bool) -> tuple[Input, ...]:
-    """All inputs, features first, in schema order.
+    """List all inputs, features first, in schema order.
 
     Args:
-        histories: whether the model reads its histories.
+        histories: include the inputs of histories.
     """
     inputs: list[Input] = []
     for field in fields.features:
@@ -96,11 +97,11 @@ def _list_field_inputs(name: str, field: Field, group: str) -> list[Input]:
 
 
 def make_tensors(name: str, column: NDArray[Any] | Lists, number: bool) -> dict[str, NDArray[Any]]:
-    """One encoded column as input tensors.
+    """Convert one encoded column to input tensors.
 
     Args:
         name: ``f.<feature>`` or ``h.<history>.<column>``.
-        number: a field of numbers; ids otherwise.
+        number: True for a field of numbers, False for ids.
     """
     if not isinstance(column, Lists):
         return {name: np.ascontiguousarray(column, np.float32 if number else np.int32)}
@@ -116,10 +117,10 @@ def make_tensors(name: str, column: NDArray[Any] | Lists, number: bool) -> dict[
 def make_random_tensors(
     inputs: Iterable[Input], candidates: int, events: int | Sequence[int], seed: int
 ) -> dict[str, NDArray[Any]]:
-    """Valid random tensors: every id of a table may come up, lists hold up to three values, often none.
+    """Make valid random tensors: ids over the whole table, lists of up to three values, often empty.
 
     Args:
-        events: T of every history, or of each in order.
+        events: T of every history, or one T per history in order.
     """
     rng = np.random.default_rng(seed)
     inputs = list(inputs)
@@ -145,7 +146,7 @@ def make_random_tensors(
 
 
 def count_entries(inputs: Iterable[Input], tensors: Mapping[str, NDArray[Any]]) -> dict[str, int]:
-    """Entries of every group, told by its first input."""
+    """Return the number of entries of every group, from its first input."""
     sizes: dict[str, int] = {}
     for entry in inputs:
         if entry.component in ("value", "offsets"):

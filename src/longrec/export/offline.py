@@ -1,6 +1,7 @@
-"""The offline side of a golden request: a plain batch of the log's own arrays, scored by torch.
+"""Offline side of a golden request: a plain batch of the log's own arrays, scored by torch.
 
-Nothing here is shared between rows, read from a store or run by onnxruntime: that is what the comparison is worth.
+Nothing here is shared between rows, read from a store or run by onnxruntime, so the comparison is independent of the
+online path.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from longrec.models.core.base import Encoder
 def build_golden_request(
     model: nn.Module, fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample
 ) -> GoldenRequest:
-    """An impression of the log as a request, and the scores it must get.
+    """Build the golden request of an impression of the log.
 
     Returns:
-        The request as ``/rank`` takes it; probabilities in the order of ``sample.items``.
+        The request to ``/rank``, with probabilities in the order of ``sample.items``.
     """
     with torch.no_grad():
         scores = torch.sigmoid(model.eval()(build_ragged_batch(fitted, users, items, sample)))
@@ -38,10 +39,10 @@ def build_golden_request(
 def build_golden_tokens(
     model: Encoder, fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample, scale: Scale
 ) -> GoldenRequest:
-    """An impression of the log as a request, and the tokens that its items must get.
+    """Build the golden request of an impression of the log, with the expected tokens of its items.
 
     Args:
-        scale: of the tokens as they are stored.
+        scale: scale of the stored tokens.
     """
     with torch.no_grad():
         vectors = scale.standardize(model.eval().encode(build_ragged_batch(fitted, users, items, sample)).numpy())
@@ -49,7 +50,7 @@ def build_golden_tokens(
 
 
 def build_ragged_batch(fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample) -> Batch:
-    """The impression once for every item, as training would see it: C rows with a history each."""
+    """Build the batch of an impression in the form of training: C rows, each with its own history."""
     size = len(sample.items)
     once, now = np.zeros(size, np.int64), sample.timestamp
     calendar = encode_calendar(fitted, sample.timestamp)
@@ -84,8 +85,9 @@ def build_ragged_batch(fitted: FittedSchema, users: EntityTable, items: EntityTa
 def encode_row_values(
     fitted: FittedSchema, users: EntityTable, items: EntityTable, sample: Sample
 ) -> tuple[dict[str, Column], dict[str, Column]]:
-    """Encoded values of the event features (one entry) and of the candidate features (C entries) as the request of a
-    sample brings them: the log's own where their column is turned back from them, else what becomes of the raw columns.
+    """Return encoded event features (one entry) and candidate features (C entries) of the request of a sample.
+
+    A feature whose column is decoded from it keeps the values of the log. Others are encoded from the raw columns.
     """
     request, values = build_request(fitted, users, items, sample), []
     context, user = request["context"], request["user"]
@@ -102,7 +104,7 @@ def encode_row_values(
 
 
 def _mask_encoded(fitted: FittedSchema, name: str, encoded: Any) -> NDArray[Any] | Lists:
-    """An encoded value of the log as its request brings it."""
+    """Return an encoded value of the log as its request has it."""
     encoder = fitted.encoders[name]
     if isinstance(encoded, Lists):
         return Lists(mask_undecodable(encoder, encoded.values), encoded.offsets, encoded.weights)
@@ -122,7 +124,7 @@ def _take_rows(column: NDArray[Any] | Lists, rows: NDArray[Any]) -> Tensor | Jag
 
 
 def _to_tensor(column: NDArray[Any] | Lists) -> Tensor | Jagged:
-    """Ids as int32, numbers as float32."""
+    """Convert ids to int32 and numbers to float32."""
     if isinstance(column, Lists):
         weights = None if column.weights is None else torch.from_numpy(column.weights.astype(np.float32))
         return Jagged(torch.from_numpy(column.values.astype(np.int32)), torch.from_numpy(column.offsets), weights)

@@ -1,4 +1,4 @@
-"""Parity: the exported program answers what the model answers, at every shape and along the whole online path."""
+"""Parity checks: the exported program and the whole online path score like the model, at every shape."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from longrec.export.runtime import Program
 from longrec.export.scale import Scale
 
 TOLERANCE = 1e-5
-"""Largest difference between two probabilities that passes; between vectors, as a share of their largest number."""
+"""Largest allowed difference of two probabilities, or of two vectors as a share of their largest number."""
 
 SHAPES = ((100, 100), (7, 100), (1, 1), (500, 300), (3, 0), (1, 0))
-"""(candidates, events of every history)."""
+"""Checked shapes: (candidates, events per history)."""
 
 ReplayFunction = Callable[[Path, Sequence[GoldenRequest]], Sequence[NDArray[Any]]]
-"""A bundle's folder and requests -> for each request the score (or vector) of each of its candidates, in order."""
+"""Function from a bundle's folder and requests to the score (or vector) of each candidate, per request, in order."""
 
 
 def check_shapes(module: SharedModel, program: Program) -> dict[str, float]:
-    """Largest difference between torch and onnxruntime at every shape.
+    """Return the largest difference between torch and onnxruntime at every shape.
 
     Raises:
-        BundleError: above the tolerance.
+        BundleError: a difference above the tolerance.
     """
     worst = {}
     for seed, (candidates, events) in enumerate(SHAPES):
@@ -43,14 +43,14 @@ def check_shapes(module: SharedModel, program: Program) -> dict[str, float]:
 def check_golden(
     folder: Path, golden: Sequence[GoldenRequest], replay: ReplayFunction, scale: Scale | None = None
 ) -> float:
-    """Largest difference between offline scores and those of the whole online path.
+    """Return the largest difference between offline scores and those of the whole online path.
 
     Args:
-        scale: of an encoder's tokens: they are compared as the source makes them, since a number that hardly moves
-            makes any difference look large.
+        scale: scale of an encoder's tokens. Tokens are compared before scaling, because dividing by a tiny deviation
+            would magnify any difference.
 
     Raises:
-        BundleError: above the tolerance, or nothing to compare.
+        BundleError: a difference above the tolerance, or nothing to compare.
     """
     if not golden:
         raise BundleError("golden requests", "none", "at least one request of the log with its offline scores")
@@ -63,10 +63,12 @@ def check_golden(
 
 
 def check_difference(offline: NDArray[Any], online: NDArray[Any], where: str) -> float:
-    """Largest absolute difference of two lists of probabilities; of vectors, as a share of the largest number (or 1).
+    """Return the largest absolute difference of two lists of probabilities.
+
+    The difference of vectors is a share of their largest number (or of 1).
 
     Raises:
-        BundleError: above the tolerance, other lengths, or a score that is not finite.
+        BundleError: a difference above the tolerance, other lengths, or a score that is not finite.
     """
     if offline.shape != online.shape:
         raise BundleError(where, f"{online.shape[0]} scores", f"{offline.shape[0]}")
@@ -77,6 +79,6 @@ def check_difference(offline: NDArray[Any], online: NDArray[Any], where: str) ->
             where,
             f"the exported program differs from the model by {worst:.2g}",
             f"at most {TOLERANCE:g}",
-            "look for an operation that behaves differently in ONNX, or for features made in two ways",
+            "look for an operation that behaves differently in ONNX, or for features computed in two ways",
         )
     return worst

@@ -1,6 +1,6 @@
-"""Tracing a model into an ONNX program: one user, C candidates, histories of T events, all lengths free.
+"""Tracing of a model into an ONNX program: one user, C candidates, histories of T events, all lengths dynamic.
 
-The only file of this room, beside ``offline.py`` and ``parity.py``, that needs torch.
+Beside ``offline.py`` and ``parity.py`` the only file of this package that needs torch.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from longrec.models.core.base import Encoder
 
 op: Any = opset18
 _INLINE = 1_500_000_000
-"""Weights beyond so many bytes lie beside the program: one protobuf message ends at 2 GiB."""
+"""Bytes of weights above which they are written beside the program: a protobuf message is limited to 2 GiB."""
 
 
 class SharedModel(nn.Module):
     """A model as a function of flat tensors, in the order of ``inputs``.
 
     Attributes:
-        outputs: what it returns: probabilities ``[C]`` of a ranker; vectors ``[C, W]`` of an encoder, and its codes.
+        outputs: names of the outputs: probabilities ``[C]`` of a ranker, or vectors ``[C, W]`` of an encoder and its
+            codes.
     """
 
     def __init__(self, model: nn.Module, inputs: Sequence[Input]) -> None:
@@ -44,7 +45,7 @@ class SharedModel(nn.Module):
             self.outputs = (TOKEN_OUTPUT,) if model.codebooks() is None else (TOKEN_OUTPUT, CODES_OUTPUT)
 
     def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Batch; then logits and sigmoid, or vectors."""
+        """Return probabilities of a ranker, or vectors (and codes) of an encoder."""
         batch = build_shared_batch(self.inputs, tensors)
         if not isinstance(self.model, Encoder):
             logits: Tensor = self.model(batch)
@@ -54,7 +55,7 @@ class SharedModel(nn.Module):
 
 
 def build_shared_batch(inputs: Sequence[Input], tensors: Sequence[Tensor]) -> Batch:
-    """The batch of one user and C candidates that flat tensors stand for."""
+    """Build the shared batch of one user and C candidates from flat tensors."""
     by_name = {entry.name: tensor for entry, tensor in zip(inputs, tensors)}
     columns: dict[str, dict[str, Tensor | Jagged]] = {}
     sizes: dict[str, int] = {}
@@ -79,15 +80,15 @@ def build_shared_batch(inputs: Sequence[Input], tensors: Sequence[Tensor]) -> Ba
 
 
 def trace(model: nn.Module, inputs: Sequence[Input], path: Path) -> None:
-    """Write the program of a model.
+    """Trace a model and write its program.
 
     Raises:
         BundleError: a schema without item features, or a model that cannot be traced.
     """
     if not any(entry.group == "item" for entry in inputs):
-        raise BundleError("schema", "no feature of the item", "a feature with table: item, to tell candidates apart")
+        raise BundleError("schema", "no feature of the item", "a feature with table: item, so that candidates differ")
     module = SharedModel(model, inputs).eval()
-    # Lengths that all differ, so that no two free dimensions are taken for one.
+    # All lengths differ, so that no two dynamic dimensions are merged.
     groups = list(dict.fromkeys(entry.group for entry in inputs if entry.group.startswith("h.")))
     example = make_random_tensors(inputs, 5, [7 + 2 * number for number in range(len(groups))], seed=1)
     arguments = tuple(torch.from_numpy(example[entry.name]) for entry in inputs)
@@ -113,7 +114,7 @@ def trace(model: nn.Module, inputs: Sequence[Input], path: Path) -> None:
         raise BundleError(
             f"model {type(model).__name__}",
             f"it cannot be traced: {reason}",
-            "operations that torch.onnx.export knows, in a shared batch",
+            "operations that torch.onnx.export supports, in a shared batch",
         ) from error
     assert program is not None
     weights = sum(value.nbytes for value in module.state_dict().values())
@@ -121,7 +122,7 @@ def trace(model: nn.Module, inputs: Sequence[Input], path: Path) -> None:
 
 
 def _list_dynamic_dims(entry: Input, dims: Mapping[str, Any], number: int) -> dict[int, Any]:
-    """Which dimensions of an input are free, and how they hang together."""
+    """List the dynamic dimensions of an input and their relations."""
     if entry.component in ("values", "weights"):
         return {0: Dim.AUTO}
     if entry.group == "user":
@@ -130,10 +131,10 @@ def _list_dynamic_dims(entry: Input, dims: Mapping[str, Any], number: int) -> di
 
 
 def _repeat_interleave(repeats: Any, output_size: Any = None) -> Any:
-    """aten::repeat_interleave.Tensor in ONNX: which row each of the values belongs to, in linear time.
+    """Translate aten::repeat_interleave.Tensor to ONNX: the row of each value, in linear time.
 
-    One mark where every row but the first begins (empty rows leave theirs in the same place); the running sum
-    counts them. The exporter's own translation takes no ``output_size``.
+    One mark is added at the start of every row but the first (marks of empty rows add up at one position), and a
+    cumulative sum counts the marks. The exporter's own translation takes no ``output_size``.
     """
     zero, one, minus_one = (op.Constant(value_ints=[number]) for number in (0, 1, -1))
     ends = op.CumSum(repeats, op.Constant(value_int=0))
@@ -147,7 +148,7 @@ def _repeat_interleave(repeats: Any, output_size: Any = None) -> Any:
 
 @contextlib.contextmanager
 def _silence_exporter() -> Iterator[None]:
-    """Hold back what the exporter says about packages and classes that are not ours. Errors pass."""
+    """Silence the exporter's messages about foreign packages and classes. Errors pass."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -156,7 +157,7 @@ def _silence_exporter() -> Iterator[None]:
         with warnings.catch_warnings():
             # torch's own pytree code, called by copyreg while the program is copied
             warnings.filterwarnings("ignore", r".*LeafSpec.*is deprecated", FutureWarning)
-            # several inputs are as long as there are candidates, which is meant
+            # several inputs have one entry per candidate on purpose
             warnings.filterwarnings("ignore", r".*The axis name: \w+( \+ 1)? will not be used", UserWarning)
             yield
     finally:
@@ -165,7 +166,7 @@ def _silence_exporter() -> Iterator[None]:
 
 
 def run_torch(module: SharedModel, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-    """Probabilities ``[C]`` (or vectors ``[C, W]``) of the same flat tensors, from torch."""
+    """Return probabilities ``[C]`` (or vectors ``[C, W]``) of the same flat tensors, computed by torch."""
     with torch.no_grad():
         output: Tensor | tuple[Tensor, ...] = module(
             *(torch.from_numpy(tensors[entry.name]) for entry in module.inputs)

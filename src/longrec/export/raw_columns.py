@@ -1,6 +1,6 @@
-"""The words of a request: its moment, the raw columns of its context and of its candidates, and how they are encoded.
+"""Raw columns of a request: its time, its context and its candidates, and their encoding.
 
-The encoders are the fitted ones of training; a request is a table of one row to them.
+The encoders are the fitted ones of training. For them a request is a table of one row.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ Column: TypeAlias = NDArray[Any] | Lists
 
 
 def format_request_time(fitted: FittedSchema, timestamp: int) -> str | int | None:
-    """A moment of the log as a request names it: ISO text, the number of a step, None without a time column."""
+    """Format a timestamp of the log for a request: ISO text, a step number, or None without a time column."""
     if fitted.schema.time is None:
         return None
     return timestamp if fitted.schema.time.unit == "step" else timestamp_text(timestamp)
 
 
 def list_context_columns(fitted: FittedSchema) -> dict[str, list[str]]:
-    """Raw columns that a request's context must give -> the event features whose values they are.
+    """Return the raw columns that a request's context must contain, each with the event features that it holds.
 
-    Feedback is not known yet, and the calendar follows from the moment; neither is asked for. A column of weights
-    belongs to the feature of its values and stands with an empty list, and so do the columns of a cross or a lookup;
-    but the key of the user is in every request.
+    Feedback is not yet available and the calendar follows from the timestamp, so neither is required. A column of
+    weights has an empty list, because it belongs to the feature of its values. So have the columns of a cross or a
+    lookup. The key of the user is in every request anyway.
     """
     schema = fitted.schema
     columns: dict[str, list[str]] = {}
@@ -48,9 +48,9 @@ def list_context_columns(fitted: FittedSchema) -> dict[str, list[str]]:
 
 
 def list_candidate_columns(fitted: FittedSchema) -> dict[str, list[str]]:
-    """Raw columns that a request must give with every candidate -> the candidate features whose values they are.
+    """Return the raw columns that a request must contain per candidate, each with the candidate features that it holds.
 
-    Keys are in every request. What a cross or a lookup of the candidate reads of the event is in its context.
+    Keys are in every request. Event columns that a cross or a lookup of the candidate reads are in the context.
     """
     schema, context = fitted.schema, list_context_columns(fitted)
     columns: dict[str, list[str]] = {}
@@ -63,7 +63,7 @@ def list_candidate_columns(fitted: FittedSchema) -> dict[str, list[str]]:
 
 
 def list_row_features(fitted: FittedSchema, table: str) -> list[str]:
-    """Features whose raw values a request brings: of ``event`` or ``candidate``, no feedback and no calendar."""
+    """List features whose raw values a request contains: of ``event`` or ``candidate``, no feedback and no calendar."""
     features = fitted.schema.features
     return [n for n in fitted.of_table(table) if not features[n].feedback and features[n].kind != "time"]
 
@@ -71,15 +71,15 @@ def list_row_features(fitted: FittedSchema, table: str) -> list[str]:
 def encode_context(
     fitted: FittedSchema, context: Mapping[str, Any], features: Sequence[str], user: Any = None
 ) -> dict[str, Column]:
-    """What a context encodes to: one entry for every event feature of the impression.
+    """Encode a context: one entry per event feature of the impression.
 
     Args:
-        context: a value or None for each of ``list_context_columns``; a list for a multi-value feature.
+        context: a value or None for each of ``list_context_columns``, a list for a multi-value feature.
         features: the ``list_row_features`` of the event.
         user: the key of the user.
 
     Raises:
-        DataError: a value of the wrong type; ``where`` says ``context.<column>``.
+        DataError: a value of the wrong type. ``where`` is ``context.<column>``.
     """
     schema = fitted.schema
     encoded: dict[str, Column] = {}
@@ -100,17 +100,17 @@ def encode_candidates(
     user: Any,
     items: Sequence[Any],
 ) -> dict[str, Column]:
-    """What is told of candidates encodes to: C entries for every candidate feature.
+    """Encode the columns of candidates: C entries per candidate feature.
 
     Args:
         features: the ``list_row_features`` of the candidate.
-        given: C values for each of ``list_candidate_columns``; None where all are missing.
-        context: of the same request; what a cross or a lookup reads of it counts for every candidate.
+        candidate_context: C values for each of ``list_candidate_columns``, or None if all are missing.
+        context: of the same request. Columns that a cross or a lookup reads of it apply to every candidate.
         user: the key of the user.
         items: the keys of the candidates, C of them.
 
     Raises:
-        DataError: a value of the wrong type; ``where`` says ``candidate_context.<column>``.
+        DataError: a value of the wrong type. ``where`` is ``candidate_context.<column>``.
     """
     schema, count = fitted.schema, len(items)
     raw: dict[str, pa.Array] = {}
@@ -147,10 +147,12 @@ _TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string
 
 
 def build_raw_column(values: Sequence[Any], where: str) -> pa.Array:
-    """Python values as an Arrow array. A named type spares Arrow the guess, which takes ten times as long.
+    """Convert Python values to an Arrow array.
+
+    An explicit type avoids the type inference of Arrow, which takes ten times as long.
 
     Raises:
-        DataError: values of several types, or of one that is no column.
+        DataError: values of several types, or of a type that no column may have.
     """
     kinds = {type(value) for value in values} - {type(None)}
     kind = _TYPES.get(next(iter(kinds))) if len(kinds) == 1 else None
@@ -161,7 +163,7 @@ def build_raw_column(values: Sequence[Any], where: str) -> pa.Array:
 
 
 def encode_calendar(fitted: FittedSchema, timestamp: int) -> dict[str, NDArray[np.int32]]:
-    """The calendar features of a moment, one entry each."""
+    """Encode the calendar features of a timestamp, one entry each."""
     now = np.array([timestamp], np.int64)
     return {
         name: encoder.encode_times(now) for name, encoder in fitted.encoders.items() if isinstance(encoder, TimeEncoder)
@@ -169,7 +171,7 @@ def encode_calendar(fitted: FittedSchema, timestamp: int) -> dict[str, NDArray[n
 
 
 def encode_list(fitted: FittedSchema, column: str, values: Sequence[Any], where: str) -> NDArray[np.int32]:
-    """Ids of the past values of a pre-joined history column.
+    """Encode the past values of a pre-joined history column as ids.
 
     Raises:
         DataError: values of the wrong type.

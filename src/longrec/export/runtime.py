@@ -1,4 +1,4 @@
-"""Running a program: onnxruntime on one thread. Nothing here needs torch."""
+"""Inference with onnxruntime on one thread, without torch."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ class Program:
     """An ONNX program with named inputs and outputs.
 
     Attributes:
-        names: the inputs it reads; what a model does not use is no input.
-        outputs: ``score`` of a ranker; ``token``, and perhaps ``codes``, of an encoder.
+        names: inputs that the program reads. Features that the model does not use are not among them.
+        outputs: ``score`` of a ranker, or ``token`` and possibly ``codes`` of an encoder.
     """
 
     def __init__(self, path: Path) -> None:
         require_memory(path.parent.glob(f"{path.name}*"), "a program")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # a server runs one process a core; threads inside would fight over them
+        options.intra_op_num_threads = (
+            1  # a server runs one process per core, and threads inside would compete for cores
+        )
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = _ERRORS_ONLY
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001  onnxruntime raises classes of its own that share no base
+        except Exception as error:  # noqa: BLE001  onnxruntime raises its own classes, which share no base
             raise BundleError(
                 str(path), f"onnxruntime cannot load it ({_first_line(error)})", "a program that export wrote"
             ) from None
@@ -41,11 +43,11 @@ class Program:
         self.outputs = tuple(entry.name for entry in self._session.get_outputs())
 
     def run(self, tensors: Mapping[str, NDArray[Any]], output: str | None = None) -> NDArray[Any]:
-        """Probabilities ``[C]`` of a ranker, or another output.
+        """Run the program and return probabilities ``[C]`` of a ranker, or another output.
 
         Args:
-            tensors: every input of ``names``; others are left out.
-            output: its name; the first when None.
+            tensors: every input of ``names``. Others are ignored.
+            output: name of the output; default the first.
         """
         outputs = [self.outputs[0] if output is None else output]
         values: NDArray[Any] = self._session.run(

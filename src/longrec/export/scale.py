@@ -1,4 +1,4 @@
-"""The scale on which a version of a source delivers its tokens: (vector - mean) / deviation, or as they are."""
+"""Scale of the tokens of one version of a source: (vector - mean) / deviation, or unscaled."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 
 class Scale(msgspec.Struct, frozen=True):
-    """Mean and deviation of each number of the vectors, or None for vectors as the source makes them."""
+    """Mean and deviation of each number of the vectors, or None for unscaled vectors."""
 
     mean: list[float] | None = None
     std: list[float] | None = None
 
     def standardize(self, vectors: NDArray[Any]) -> NDArray[np.float32]:
-        """float32 ``[n, W]``: vectors of the source as tokens."""
+        """Convert vectors of the source to tokens, float32 ``[n, W]``."""
         if self.mean is None or self.std is None:
             return vectors.astype(np.float32)
         return ((vectors - np.array(self.mean)) / np.array(self.std)).astype(np.float32)
 
     def unstandardize(self, tokens: NDArray[Any]) -> NDArray[np.float64]:
-        """float64 ``[n, W]``: tokens as vectors of the source."""
+        """Convert tokens to vectors of the source, float64 ``[n, W]``."""
         if self.mean is None or self.std is None:
             return tokens.astype(np.float64)
         return tokens.astype(np.float64) * np.array(self.std) + np.array(self.mean)

@@ -1,7 +1,7 @@
-"""Copies of token stores and of knowledge for a bundle: as they are now, compacted, without what writers leave.
+"""Copies of token stores and of knowledge stores for a bundle: current, compacted, without files of writers.
 
-A store may be written to while it is copied. What comes out is then the store as it was at some moment of the copying,
-or the copy is made again.
+A store may be written to while it is copied. The copy is then the state of the store at some time during copying, or
+copying is repeated.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from longrec.store.token_store import TokenStore
 
 _TRIES = 5
 _LEFT_OUT = shutil.ignore_patterns("source", "lock", ".*", "*.new", "*.new.npy", "*.damaged")
-"""Beside a store: the source that wrote it, and what belongs to a writer at work."""
+"""Files that are not copied: the source that wrote the store, and files of an active writer."""
 
 Store = TypeVar("Store", TokenStore, KnowledgeStore)
 
 
 def is_remote(location: str | Path) -> bool:
-    """Whether a store is the address of a server, and no folder.
+    """Return True for the address of a server, False for a folder.
 
     >>> is_remote("redis://localhost:6379/0/shop"), is_remote("tokens/v1")
     (True, False)
@@ -34,7 +34,7 @@ def is_remote(location: str | Path) -> bool:
 
 
 def mask_password(location: str | Path) -> str:
-    """A place without its password.
+    """Return a location without its password.
 
     >>> shown("redis://ann:secret@host/0/shop")
     'redis://host/0/shop'
@@ -43,10 +43,10 @@ def mask_password(location: str | Path) -> str:
 
 
 def copy_tokens(store: TokenStore, into: Path) -> None:
-    """Copy a token store that lies in a folder.
+    """Copy a token store that is a folder.
 
     Raises:
-        BundleError: it changed under every attempt.
+        BundleError: it changed during every attempt.
     """
     _retry(into, lambda: _copy(Path(store.location), into))
 
@@ -55,11 +55,11 @@ def copy_knowledge(store: KnowledgeStore, into: Path) -> None:
     """Copy a folder of knowledge.
 
     Raises:
-        BundleError: it changed under every attempt.
+        BundleError: it changed during every attempt.
     """
 
     def copy() -> None:
-        # The manifest first: versions that are published meanwhile are then copied and not named.
+        # The manifest is copied first: versions published meanwhile may be copied, but the manifest does not name them.
         into.mkdir(parents=True)
         shutil.copyfile(store.folder / knowledge_store.MANIFEST, into / knowledge_store.MANIFEST)
         for side in SIDES:
@@ -71,14 +71,14 @@ def copy_knowledge(store: KnowledgeStore, into: Path) -> None:
 def copy_stores(
     stores: Mapping[str, Store], root: Path, folder: str, copy: Callable[[Store, Path], None]
 ) -> dict[str, str]:
-    """Copy stores by the names of what reads them; one that two names share is copied once, a remote one not at all.
+    """Copy stores by the names of their readers: a shared store once, a remote store not at all.
 
     Args:
-        root: of the bundle.
-        folder: inside it.
+        root: folder of the bundle.
+        folder: folder inside it.
 
     Returns:
-        The place of each: inside the bundle, or its address.
+        The location of each: inside the bundle, or its address.
     """
     locations: dict[str, str] = {}
     seen: dict[str, str] = {}
@@ -104,7 +104,7 @@ def _retry(into: Path, copy: Callable[[], None]) -> None:
     for attempt in range(_TRIES):
         try:
             return copy()
-        except (StoreError, OSError) as error:  # shutil.Error, of files that went away, is an OSError
+        except (StoreError, OSError) as error:  # shutil.Error, for files that disappeared, is an OSError
             shutil.rmtree(into, ignore_errors=True)
             if attempt == _TRIES - 1:
                 reason = " ".join(str(error).split())[:300]

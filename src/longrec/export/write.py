@@ -1,4 +1,4 @@
-"""Export: a trained model and its prepared log become a bundle, checked before it appears."""
+"""Export of a trained model and its prepared log as a bundle, which is checked before it gets its name."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from longrec.store.token_store import TokenStore
 
 @dataclass(frozen=True)
 class ExternalStores:
-    """What other models left for this one to read.
+    """Stores that other models wrote and this one reads.
 
     Attributes:
-        tokens: the store of each history of tokens.
-        knowledge: the store of each vector feature.
+        tokens: store of each history of tokens.
+        knowledge: store of each vector feature.
     """
 
     tokens: Mapping[str, TokenStore] = field(default_factory=dict)
@@ -61,30 +61,30 @@ def export(
     external_stores: ExternalStores | None = None,
     encoder: EncoderFacts | None = None,
 ) -> Manifest:
-    """Write a bundle, or nothing.
+    """Write a bundle, or nothing if a check fails.
 
     Args:
         model: a ranker or an encoder.
-        log: folder of the prepared log: schema, users, items and past events are copied from it.
-        golden: requests with offline scores, see ``offline.golden``.
-        answer: the online path, ``longrec.serve.service.replay`` or
+        log: folder of the prepared log. Schema, users, items and past events are copied from it.
+        golden: requests with offline scores, see ``offline.build_golden_request``.
+        replay: the online path, ``longrec.serve.service.replay`` or
             ``longrec.serve.online_source.replay`` (``export`` may not import ``serve``).
-        fitted: the schema the model was trained with; the log's own when not given. One prepared log serves schemas
-            that differ in widths, pooling and history lengths.
-        name: of the model in URLs; that of its file when not given.
-        source: what the manifest tells about the origin: run, revision, date.
-        overwrite: replace a bundle that is already there.
-        left: what the schema's histories of tokens and vector features read; copied into the bundle.
-        encoder: of an encoder: what else is to be known of it.
+        fitted: schema of the trained model; default the log's own. One prepared log serves schemas that differ in
+            widths, pooling and history lengths.
+        name: name of the model in URLs; default that of its file.
+        source: origin for the manifest: run, revision, date.
+        overwrite: replace an existing bundle.
+        external_stores: stores of the schema's histories of tokens and vector features, copied into the bundle.
+        encoder: facts about an encoder; None for a ranker.
 
     Raises:
-        BundleError: a folder in the way, a schema that is not the model's, a model that cannot be traced, or scores
+        BundleError: an existing folder, a schema that is not the model's, a model that cannot be traced, or scores
             that differ.
     """
     log, out = Path(log), Path(out)
     if out.exists() and not (overwrite and (out / bundle.MANIFEST).is_file()):
         do = "choose another name" if not (out / bundle.MANIFEST).is_file() else "choose another name, or overwrite it"
-        raise BundleError(str(out), "it is already there", "a new folder", do)
+        raise BundleError(str(out), "it already exists", "a new folder", do)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         build = Path(scratch) / "bundle"
@@ -103,7 +103,7 @@ def export(
 
 @dataclass(frozen=True)
 class _BundleWriter:
-    """One bundle being made."""
+    """Writer of one bundle."""
 
     build: Path
     model: Model
@@ -115,7 +115,7 @@ class _BundleWriter:
     encoder: EncoderFacts | None
 
     def write_files(self, golden: Sequence[GoldenRequest], replay: ReplayFunction, progress: Progress) -> Manifest:
-        """Write every file, and check what they answer."""
+        """Write every file and check the scores of the bundle."""
         build, model, fitted = self.build, self.model, self.fitted
         _check_schema(fitted, model)
         _check_kind(model, self.encoder)
@@ -137,7 +137,7 @@ class _BundleWriter:
         program = Program(build / bundle.PROGRAM)
         read = [entry for entry in inputs if entry.name in program.names]
         shapes = check_shapes(SharedModel(model, inputs).eval(), program)
-        progress.advance(note="scores alike, copying what others left, writing checksums")
+        progress.advance(note="scores match, copying external stores, writing checksums")
         groups, names = {entry.group for entry in read}, {entry.name for entry in read}
         locations = {
             "tokens": copy_stores(
@@ -161,23 +161,25 @@ class _BundleWriter:
         manifest = self._build_manifest(format_name, read, counts, parity, locations)
         bundle.write_manifest(build, manifest)
         progress.advance(note="replaying golden requests")
-        # The online path opens only what is complete; its own figure goes into a second, final manifest.
+        # The online path opens complete bundles only. Its parity figure goes into a second, final manifest.
         scale = None if self.encoder is None else self.encoder.scale
         parity["golden"]["worst"] = check_golden(build, golden, replay, scale)
         manifest = msgspec.structs.replace(manifest, parity=parity)
         bundle.write_manifest(build, manifest)
-        progress.advance(note="online and offline score alike")
+        progress.advance(note="online and offline scores match")
         return manifest
 
     def _select_stores(self) -> tuple[dict[str, TokenStore], dict[str, KnowledgeStore]]:
-        """The stores that the model may read, by history and by feature."""
+        """Return the stores that the model may read, by history and by feature."""
         schema = self.fitted.schema
         tokens = [n for n, history in schema.histories.items() if history.source is not None]
         knowledge = [n for n, feature in schema.features.items() if feature.kind == "vector"]
         missing = [n for n in tokens if n not in self.external_stores.tokens] if self.model.reads_history else []
         missing += [n for n in knowledge if n not in self.external_stores.knowledge]
         if missing:
-            raise BundleError(f"schema: {missing[0]!r}", "no store to copy", "the store that it reads", "give it too")
+            raise BundleError(
+                f"schema: {missing[0]!r}", "no store to copy", "the store that it reads", "pass it in external_stores"
+            )
         read = tokens if self.model.reads_history else []
         return {n: self.external_stores.tokens[n] for n in read}, {
             n: self.external_stores.knowledge[n] for n in knowledge
@@ -210,7 +212,7 @@ class _BundleWriter:
 def _check_kind(model: Model, encoder: EncoderFacts | None) -> None:
     if isinstance(model, Encoder) != (encoder is not None):
         problem = "an encoder without its version and scale" if encoder is None else "a ranker as an encoder"
-        raise BundleError("model", problem, "a model with what belongs to it")
+        raise BundleError("model", problem, "encoder facts for an encoder, none for a ranker")
     if isinstance(model, Encoder) and model.encodes_in_context:
         raise BundleError(
             "model",
@@ -227,9 +229,9 @@ def _check_schema(fitted: FittedSchema, model: Model) -> None:
             "schema",
             "its fields are not those of the model",
             "the schema the model was trained with",
-            "give the fitted schema of the run",
+            "pass the fitted schema of the run",
         )
-    # One request has one context: a feature of the item that lies in the events cannot differ between candidates.
+    # One request has one context: a feature of the item in the event table cannot differ between candidates.
     plain = [name for name in fitted.of_table("event") if not schema.features[name].composed]
     wrong = [name for name in plain if schema.column(name) == schema.item]
     if wrong:
@@ -242,7 +244,7 @@ def _check_schema(fitted: FittedSchema, model: Model) -> None:
 
 
 def _select_history(fitted: FittedSchema, events: Segment) -> Segment:
-    """The past, with just the columns that histories read."""
+    """Return the events with only the columns that histories read."""
     schema = fitted.schema
     values = event_columns(fitted)
     wanted = [

@@ -1,1 +1,1 @@
-"""Stages from candidates to candidates."""
+"""Ranking pipeline: stages that map candidates to candidates."""

@@ -1,4 +1,4 @@
-"""Candidates: items under way through a pipeline, and where each came from."""
+"""Candidates: items in a pipeline, with their scores and their sources."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from longrec.features.encode import Lists
 from longrec.features.fitted import concat_lists, gather_lists
 
 _SOURCES = 63
-"""One bit a source, in a signed 64-bit number."""
+"""Largest number of sources: one bit each in a signed 64-bit number."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Candidates:
     Attributes:
         rows: whole numbers ``[C]``, rows of the item table (0: unknown).
         keys: ``[C]`` item keys as the log has them (int64, or text as objects).
-        scores: float32 ``[C]``; NaN until somebody scores them.
-        via: int64 ``[C]``, bit s set when ``sources[s]`` brought the item.
-        sources: names of where items come from.
-        columns: what the request tells of the candidates, encoded, C entries by feature.
+        scores: float32 ``[C]``, NaN before scoring.
+        via: int64 ``[C]``, bit s is set if ``sources[s]`` returned the item.
+        sources: names of candidate sources.
+        columns: encoded columns of the candidates from the request, C entries per feature.
     """
 
     rows: NDArray[Any]
@@ -47,13 +47,13 @@ class Candidates:
         source: str,
         columns: Mapping[str, NDArray[Any] | Lists] | None = None,
     ) -> Candidates:
-        """Unscored candidates from one source."""
+        """Create unscored candidates from one source."""
         column = keys if isinstance(keys, np.ndarray) else _to_key_array(keys)
         scores, via = np.full(len(rows), np.nan, np.float32), np.ones(len(rows), np.int64)
         return cls(rows, column, scores, via, (source,), columns or {})
 
     def take(self, order: NDArray[Any]) -> Candidates:
-        """Some of the candidates, in another order."""
+        """Return the candidates at the given indices, in that order."""
         return replace(
             self,
             rows=self.rows[order],
@@ -64,18 +64,18 @@ class Candidates:
         )
 
     def take_columns(self, order: NDArray[Any]) -> dict[str, NDArray[Any] | Lists]:
-        """The columns of some of the candidates, by whole numbers into them."""
+        """Return the columns of the candidates at the given indices."""
         return {
             name: gather_lists(column, order) if isinstance(column, Lists) else column[order]
             for name, column in self.columns.items()
         }
 
     def with_scores(self, scores: NDArray[Any]) -> Candidates:
-        """The same candidates with scores."""
+        """Return the same candidates with scores."""
         return replace(self, scores=np.asarray(scores, np.float32))
 
     def list_origins(self) -> list[str]:
-        """For each candidate the names of its sources, joined by ``+``."""
+        """Return the names of the sources of each candidate, joined by ``+``."""
         if len(self.sources) == 1:
             return list(self.sources) * len(self)
         names = {}
@@ -89,10 +89,10 @@ def _to_key_array(keys: Sequence[Any]) -> NDArray[Any]:
 
 
 def merge(candidate_sets: Sequence[Candidates]) -> Candidates:
-    """Candidates of several sources, each item once, at its first place and with its first score.
+    """Merge candidates of several sources, each item once, at its first position and with its first score.
 
     Raises:
-        ValueError: more sources than bits, or parts of which a request tells different columns.
+        ValueError: more sources than bits, or candidates with different columns.
     """
     if len({frozenset(candidates.columns) for candidates in candidate_sets}) > 1:
         raise ValueError("candidates of several sources need the same columns")
@@ -128,7 +128,7 @@ def _concatenate(columns: Sequence[NDArray[Any] | Lists]) -> NDArray[Any] | List
 
 
 def _remap_source_bits(candidates: Candidates, sources: tuple[str, ...]) -> NDArray[np.int64]:
-    """The source bits of a part, in the order of the sources of the whole."""
+    """Return the source bits of candidates in the order of all sources."""
     bits = np.zeros(len(candidates), np.int64)
     for bit, name in enumerate(candidates.sources):
         bits |= (candidates.via >> bit & 1) << sources.index(name)

@@ -1,4 +1,4 @@
-"""The ranking stage: score every candidate, best first."""
+"""Ranking stage: scores every candidate and sorts, best first."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.stage import Query
 
 Scorer = Callable[[Candidates, Query], NDArray[Any]]
-"""Candidates and a query -> one finite number a candidate."""
+"""Function from candidates and a query to one finite number per candidate."""
 
 
 class RankStage:
-    """Scores candidates and sorts them, higher first; equal scores keep the order in which they came."""
+    """Stage that scores candidates and sorts them, highest first. Equal scores keep their order."""
 
     def __init__(self, scorer: Scorer, name: str = "rank") -> None:
         self.scorer, self.name = scorer, name
 
     def __call__(self, candidates: Candidates, query: Query) -> Candidates:
-        """Score and sort.
+        """Score and sort candidates.
 
         Raises:
-            LongRecError: a scorer that gives another number of scores, or one that is not finite.
+            LongRecError: a scorer that returns another number of scores, or one that is not finite.
         """
         scores = np.asarray(self.scorer(candidates, query))
         if scores.shape != (len(candidates),):

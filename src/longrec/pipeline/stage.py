@@ -1,4 +1,4 @@
-"""A pipeline: stages that each turn candidates into candidates, run in order and timed."""
+"""Pipelines: stages that map candidates to candidates, run in order and timed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from longrec.pipeline.candidates import Candidates
 
 @dataclass(frozen=True)
 class Query:
-    """Who asks, when, and what is known of the moment.
+    """User, timestamp and shared inputs of one request.
 
     Attributes:
         user: row of the user table (0: unknown).
-        moment: milliseconds UTC, or a step.
-        inputs: encoded values that are the same for every candidate, by the program's input names.
-        positions: how many past events stand in ``inputs``; tells a scorer how large its work is.
+        timestamp: milliseconds UTC, or a step.
+        inputs: encoded values shared by all candidates, by the program's input names.
+        positions: number of past events in ``inputs``, a measure of the work per candidate.
     """
 
     user: int
@@ -30,21 +30,21 @@ class Query:
 
 
 class Stage(Protocol):
-    """One step of a pipeline. It keeps no state of a query."""
+    """One step of a pipeline, without state between queries."""
 
     name: str
 
     def __call__(self, candidates: Candidates, query: Query) -> Candidates:
-        """The candidates that go on, in their new order."""
+        """Return the remaining candidates in their new order."""
         ...
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a pipeline answers.
+    """Result of a pipeline.
 
     Attributes:
-        seconds: what each stage took, by its name.
+        seconds: duration of each stage, by its name.
     """
 
     candidates: Candidates
@@ -52,7 +52,7 @@ class Outcome:
 
 
 class Pipeline:
-    """Stages in order. Their names are distinct, so that every timing has an owner."""
+    """Stages in order, with distinct names so that each timing belongs to one stage."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         names = [stage.name for stage in stages]
@@ -61,7 +61,7 @@ class Pipeline:
         self.stages = tuple(stages)
 
     def __call__(self, candidates: Candidates, query: Query) -> Outcome:
-        """Run all stages."""
+        """Run all stages on the candidates."""
         seconds = {}
         for stage in self.stages:
             began = time.perf_counter()

@@ -1,1 +1,1 @@
-"""Who knocks: service, HTTP, client."""
+"""Online serving: service, HTTP server and client."""

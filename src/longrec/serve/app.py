@@ -1,4 +1,4 @@
-"""The HTTP face of a service: ranking, events, the Open Inference Protocol, health, metrics and a console page."""
+"""HTTP application of a service: ranking, events, the Open Inference Protocol, health, metrics and a console page."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ from longrec.serve.service import Service
 from longrec.serve.settings import Settings
 
 MAX_BODY_BYTES = 16 * 2**20
-"""Largest request body in bytes."""
+"""Largest request body, in bytes."""
 BUNDLE, SETTINGS, COUNTS = "LONGREC_BUNDLE", "LONGREC_SETTINGS", "LONGREC_COUNTS"
-"""Environment of a worker process: the bundle to serve, its settings as JSON, and where the workers keep their counts.
-"""
+"""Environment variables of a worker process: the bundle, its settings as JSON, and the folder of counters."""
 
 _log = logging.getLogger(__name__)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
 class App:
-    """The routes over one service. The model runs inside the event loop: one process is one core; a thread beside it
-    waits for the disk when events are kept.
+    """Routes of one service.
+
+    The model runs inside the event loop: one process uses one core. A second thread waits for the disk when events are
+    written.
     """
 
     def __init__(self, service: Service, metrics: ServerMetrics | None = None) -> None:
@@ -49,7 +50,7 @@ class App:
         self._page = files("longrec.serve").joinpath("console", "index.html").read_bytes()
 
     def starlette(self) -> Starlette:
-        """The ASGI application."""
+        """Return the ASGI application."""
         model = "/v2/models/{name}"
         routes = [
             self._build_route("/rank", self._handle_rank, "/rank", "POST"),
@@ -72,7 +73,7 @@ class App:
             began = time.perf_counter()
             try:
                 response = await handler(request)
-            except Exception as error:  # noqa: BLE001  a client gets a message, never a traceback
+            except Exception as error:  # noqa: BLE001  a client gets a message, not a traceback
                 response = self._handle_error(path, error)
             self.metrics.count_request(name, response.status_code, time.perf_counter() - began)
             return response
@@ -87,12 +88,10 @@ class App:
         _log.error("%s failed", path, exc_info=error)
         if isinstance(error, StoreError):
             return build_error_response(
-                path, RequestError("store", error.found, "a store that answers", "try again", 503)
+                path, RequestError("store", error.found, "a store that responds", "try again", 503)
             )
         message = error.found if isinstance(error, LongRecError) else "the server failed"
-        return build_error_response(
-            path, RequestError("server", message, "an answer", "look into the server's log", 500)
-        )
+        return build_error_response(path, RequestError("server", message, "a response", "check the server's log", 500))
 
     async def _handle_http_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -121,7 +120,7 @@ class App:
 
     async def _handle_event(self, request: Request) -> Response:
         body = await _read_body(request)
-        async with self._event_lock:  # rankings go on while the disk is waited for; the next event does not
+        async with self._event_lock:  # rankings continue while this waits for the disk, the next event does not
             pending = self.service.prepare(body)
             response = await asyncio.get_running_loop().run_in_executor(self._event_executor, pending.commit)
         self.metrics.count_event(response.has_feedback, response.replaced)
@@ -170,9 +169,13 @@ class App:
 
 
 async def _read_body(request: Request) -> bytes:
-    """The body, never more of it than is allowed."""
+    """Read the body, up to the allowed size."""
     too_large = RequestError(
-        "body", f"more than {MAX_BODY_BYTES:,} bytes", f"at most {MAX_BODY_BYTES:,}", "ask in several requests", 413
+        "body",
+        f"more than {MAX_BODY_BYTES:,} bytes",
+        f"at most {MAX_BODY_BYTES:,}",
+        "split it into several requests",
+        413,
     )
     if (length := request.headers.get("content-length", "")).isdecimal() and int(length) > MAX_BODY_BYTES:
         raise too_large
@@ -186,7 +189,7 @@ async def _read_body(request: Request) -> bytes:
 
 
 def build_error_response(path: str, error: RequestError, headers: Any = None) -> Response:
-    """An error as JSON; under ``/v2`` the message stands as text, as the protocol wants it."""
+    """Return an error as JSON. Under ``/v2`` the message is text, as the protocol requires."""
     fields = {"where": error.where, "found": error.found, "expected": error.expected, "do": error.do}
     content = {"error": str(error), "parts": fields} if path.startswith("/v2") else {"error": fields}
     return _raw_response(orjson.dumps(content), error.status, headers)
@@ -201,12 +204,12 @@ def _raw_response(body: bytes, status: int = 200, headers: Any = None) -> Respon
 
 
 def create_worker_app() -> Starlette:
-    """The application of a worker process, from its environment."""
+    """Create the application of a worker process from its environment."""
     try:
         settings = msgspec.json.decode(os.environ.get(SETTINGS, "{}"), type=Settings)
         service = Service(os.environ[BUNDLE], settings)
         service.check()
     except LongRecError as error:
         print(f"longrec: {error}", file=sys.stderr)
-        sys.exit(3)  # the status by which uvicorn knows that starting again is of no use
+        sys.exit(3)  # with this status uvicorn does not start the worker again
     return App(service, ServerMetrics(Path(os.environ[COUNTS]))).starlette()

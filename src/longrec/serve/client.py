@@ -1,4 +1,4 @@
-"""One client, in process or over HTTP: the same calls, the same answers, the same errors."""
+"""Client of a bundle, in process or over HTTP, with the same calls, responses and errors."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ __all__ = ["Client", "HttpClient", "LocalClient", "RankedItem", "Ranking", "Reco
 
 
 class LocalClient(Client):
-    """Answers in this process."""
+    """Client that runs the service in this process."""
 
     def __init__(self, bundle: str | Path, settings: Settings | None = None) -> None:
         self._service = Service(bundle, settings)
 
     def metadata(self) -> dict[str, Any]:
-        """Name, inputs and outputs of the model."""
+        """Return name, inputs and outputs of the model."""
         return self._service.metadata()
 
     def health(self) -> dict[str, Any]:
-        """What is served."""
+        """Return facts about the served bundle."""
         return self._service.health()
 
     def close(self) -> None:
-        """Let go of the stores."""
+        """Close the stores."""
         self._service.close()
 
     def _request(self, path: str, body: bytes, again: bool = True) -> bytes:
@@ -44,7 +44,7 @@ class LocalClient(Client):
 
 
 class HttpClient(Client):
-    """Asks a server over one connection that stays open."""
+    """Client of a server over one persistent connection."""
 
     def __init__(self, url: str, timeout: float = 30.0) -> None:
         address = urlsplit(url)
@@ -60,11 +60,11 @@ class HttpClient(Client):
         self._model: str | None = None
 
     def metadata(self) -> dict[str, Any]:
-        """Name, inputs and outputs of the model."""
+        """Return name, inputs and outputs of the model."""
         return parse_response(self._call("GET", f"/v2/models/{self._get_model_name()}"))
 
     def health(self) -> dict[str, Any]:
-        """What is served, if it is."""
+        """Return facts about the served bundle, if the server runs."""
         return parse_response(self._call("GET", "/health"))
 
     def close(self) -> None:
@@ -87,7 +87,7 @@ class HttpClient(Client):
         try:
             return self._send_once(method, path, body)
         except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
-            # A server may close a connection that idled; a call that reads, or names its event, is safe to repeat.
+            # A server may close an idle connection. Calls that only read, or that name their event, are safe to repeat.
             if fresh or not again:
                 raise self._build_unreachable_error(error) from None
         except (OSError, http.client.HTTPException) as error:
@@ -112,7 +112,7 @@ class HttpClient(Client):
 
     def _build_unreachable_error(self, error: Exception) -> RequestError:
         reason = str(error) or type(error).__name__
-        return RequestError(self._url, f"no answer ({reason})", "a server", "start one: longrec serve BUNDLE", 503)
+        return RequestError(self._url, f"no response ({reason})", "a server", "start one: longrec serve BUNDLE", 503)
 
 
 def client(
@@ -122,22 +122,25 @@ def client(
     events: str | Path | None = None,
     state: str | Path | None = None,
 ) -> Client:
-    """A client of a bundle's folder, or of the server at an ``http://`` address.
+    """Return a client of a bundle's folder, or of the server at an ``http://`` address.
 
     Args:
-        tokens: of a folder: live stores by history of tokens, in place of the copies in the bundle.
-        events: of a folder: the bundle of the source that turns events into tokens.
-        state: of a folder: where events are kept; by default beside the bundle.
+        target: folder of a bundle, or address of a server.
+        tokens: live stores by history of tokens, used instead of the copies in the bundle. For a folder only.
+        events: bundle of the source that encodes events as tokens. For a folder only.
+        state: folder or address where events are stored, by default beside the bundle. For a folder only.
 
     Raises:
         BundleError: a bundle that cannot be opened.
         StoreError: a store that cannot be opened.
-        RequestError: an address that is none, or settings for a server that has its own.
+        RequestError: an invalid address, or settings for a server, which has its own.
     """
     settings = build_settings(tokens, events, state)
     if isinstance(target, str) and target.startswith(("http://", "https://")):
         if settings != Settings():
-            raise RequestError("client", "tokens, events or state of a server", "an address alone", "give them to it")
+            raise RequestError(
+                "client", "tokens, events or state of a server", "an address alone", "pass them to the server"
+            )
         return HttpClient(target)
     return LocalClient(target, settings)
 
@@ -148,4 +151,4 @@ def _parse_error(status: int, content: bytes, url: str) -> RequestError:
         fields = answer.get("parts") or answer["error"]
         return RequestError(fields["where"], fields["found"], fields["expected"], fields["do"], status)
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-        return RequestError(url, f"status {status} without a message of ours", "a LongRec server", status=status)
+        return RequestError(url, f"status {status} without a LongRec message", "a LongRec server", status=status)

@@ -1,9 +1,9 @@
-"""Events: an impression becomes a token, durably, before it is acknowledged; the next ranking of its user reads it.
+"""Recording of events: an impression is encoded as a token and stored durably before it is acknowledged.
 
-An event can be read from the moment it was first told, never earlier. The same event told again changes no answer for
-an earlier moment: feedback that was left out is added, known from when it was told, and other values than before make
-a further version of the event, which replaces it from then on. In a log that counts steps there is no clock: an event
-can be read from its own step, and what is told again replaces it.
+The next ranking of its user reads it. An event is visible from the time it was first recorded, never earlier. Recording
+the same event again changes no response for an earlier timestamp: missing feedback is added and is available from then
+on, and changed values create a further version of the event, which replaces it from then on. A log of steps has no
+clock: an event is visible from its own step, and recording it again overwrites it.
 """
 
 from __future__ import annotations
@@ -37,17 +37,18 @@ from longrec.store.token_store import TokenStore
 
 @dataclass(frozen=True)
 class EventResponse:
-    """What became of an event.
+    """Response to a recorded event.
 
     Attributes:
-        at: its moment, as a request names it: tell feedback of it with the same.
-        instance: the name of its token.
-        visible: from when on it can be read as it was last told, as a request names it: what a log stores as
+        at: timestamp of the event in the format of requests. Later feedback of the event is sent with the same value.
+        instance: name of its token.
+        visible: time from which the last recorded version is visible, in the format of requests. A log stores it as
             ``available_at``.
-        told: when it was told: from then on its feedback is known, unless the schema says later.
-        replaced: whether it was told before.
-        known: whether any feedback came with it.
-        new_user, new_item: whether the log of the ranker does not know them.
+        recorded_at: time of the call, from which its feedback is available unless the schema says later. ``told`` in
+            the JSON.
+        replaced: True if the event was recorded before.
+        has_feedback: True if it came with feedback.
+        new_user, new_item: True if the ranker's log does not contain them.
     """
 
     user: Key
@@ -62,13 +63,13 @@ class EventResponse:
     new_item: bool
 
     def json(self) -> bytes:
-        """The answer of ``/events``."""
+        """Return the response of ``/events``."""
         return orjson.dumps(
             {
                 "user": self.user,
                 "item": self.item,
                 "at": self.at,
-                "instance": str(self.instance),  # JSON readers of some languages hold 53 bits
+                "instance": str(self.instance),  # JSON readers of some languages are limited to 53 bits
                 "visible": self.visible,
                 "told": self.recorded_at,
                 "replaced": self.replaced,
@@ -79,16 +80,18 @@ class EventResponse:
 
 @dataclass(frozen=True)
 class PendingEvent:
-    """An event that was found good and is not kept yet."""
+    """A valid event that is not written yet."""
 
     writes: Sequence[Callable[[], None]]
     response: EventResponse
 
     def commit(self) -> EventResponse:
-        """Make it part of the past, for good: this waits for the disk, or the server, and may run beside rankings.
+        """Write the event durably.
+
+        This waits for the disk or the server, and may run beside rankings.
 
         Raises:
-            StoreError: a store that does not answer; the event may be kept in part, and telling it again mends that.
+            StoreError: a store that does not respond. The event may be written in part until it is recorded again.
         """
         for write in self.writes:
             write()
@@ -97,13 +100,14 @@ class PendingEvent:
 
 @dataclass(frozen=True)
 class _Event:
-    """One event, read and looked up.
+    """One decoded event.
 
     Attributes:
         user: key number.
-        at: its moment; ``start``: that of its request.
-        instance: the name of its token.
-        given: its feedback.
+        at: timestamp of the event.
+        start: timestamp of its request.
+        instance: name of its token.
+        feedback: its feedback.
     """
 
     request: EventRequest
@@ -115,11 +119,12 @@ class _Event:
 
 
 class EventRecorder:
-    """Takes events for one bundle, one at a time: each is kept before the next is prepared.
+    """Records events for one bundle, one at a time: each is written before the next is prepared.
 
     Args:
-        encoder: of the bundle.
-        clock: milliseconds UTC.
+        state: stores to write to.
+        encoder: encoder of the bundle's requests.
+        clock: function that returns milliseconds UTC.
     """
 
     def __init__(self, state: ServiceState, encoder: RequestEncoder, clock: Callable[[], int]) -> None:
@@ -146,18 +151,20 @@ class EventRecorder:
             self._context |= dict.fromkeys([*plain, *feedback.list_filter_columns(schema)])
 
     def prepare(self, request: EventRequest) -> PendingEvent:
-        """Everything about an event except keeping it.
+        """Validate and encode an event without writing it.
 
         Raises:
-            RequestError: an event that cannot be taken; nothing is kept then.
+            RequestError: an invalid event. Nothing is written then.
         """
         event = self._read(request)
         stores = list(self.state.stores.values())
         tokens = [find_token(store, event.user, event.at, event.instance) for store in stores]
         before = [self._find_stored_event(event, *live_store) for live_store in self._live_stores]
         if request.context is None and not (all(tokens) and all(old is not None and old.recorded for old in before)):
-            do = "send its context, or the at that it was answered with"
-            raise RequestError("event", "no event of this user, item and moment", "one told before", do, 404)
+            do = "send its context, or the value of at from its response"
+            raise RequestError(
+                "event", "no event of this user, item and timestamp", "an event that was recorded before", do, 404
+            )
         try:
             sides = [self._encode_sides(event, store, token) for store, token in zip(stores, tokens)]
             columns = [
@@ -177,7 +184,7 @@ class EventRecorder:
         for index, (store, token, (codes, available_at)) in enumerate(zip(stores, tokens, sides)):
             vector = None if vectors is None else vectors[index]
             since, write = self._plan_token_write(event, store, token, vector, codes, available_at, now)
-            # A token of the log may wait for the lag of its store; the event itself does not.
+            # A token of the log may wait for the visibility delay of its store. The event itself does not.
             if not self._live_stores or token is None or since != token.visible or token.instance != event.instance:
                 visible.append(since)
             writes += write
@@ -194,7 +201,7 @@ class EventRecorder:
         available_at: Mapping[str, int],
         now: int,
     ) -> tuple[int, list[Callable[[], None]]]:
-        """From when on a token can be read as it is told now, and what is to be written for that."""
+        """Return the time from which this version of a token is visible, and the required writes."""
         if token is None or (self._steps and vectors is not None):
             assert vectors is not None
             since = now if token is None else token.visible
@@ -215,37 +222,37 @@ class EventRecorder:
         return live.find(event.user, encoder.look_up_user(request.user), event.at, event.instance, item)
 
     def _read(self, request: EventRequest) -> _Event:
-        """Keys, moments and names of an event, held to what there is.
+        """Decode and validate keys, timestamps and names of an event.
 
         Raises:
-            RequestError: 404 an unknown item, 422 other faults.
+            RequestError: 404 for an unknown item, 422 for other faults.
         """
         source = self.source.encoder
         for encoder in (source, self._encoder):
-            encoder.look_up_user(request.user)  # a key of the wrong type is refused; somebody new is not
+            encoder.look_up_user(request.user)  # a key of the wrong type is refused, a new user is not
             encoder.look_up_items([request.item], request.allow_unknown, "item")
         if request.context is not None and request.context.keys() != self._context.keys():
-            check_names("context", set(request.context), self._context, "write null where a value is missing")
+            check_names("context", set(request.context), self._context, "write null for a missing value")
         if request.at is None and request.context is None:
-            do = "send the at that the event was answered with"
-            raise RequestError("at", "nothing", "the moment of an event told before", do, 422)
+            do = "send the value of at from the response to the event"
+            raise RequestError("at", "nothing", "the timestamp of an event that was recorded before", do, 422)
         now = self._clock()
         at = parse_request_time(request.at, self._time, now)
         start = at
         if request.request is not None:
             if not self._requests:
-                problem = "the moment of a request"
+                problem = "the timestamp of a request"
                 raise RequestError("request", problem, "nothing: the log has no requests", "leave it out", 422)
             start = parse_request_time(request.request, self._time, now, "request")
             if start > at:
-                raise RequestError("request", "a moment after the event", "one at or before it", status=422)
+                raise RequestError("request", "a timestamp after the event", "one at or before it", status=422)
         user, item = key_number(request.user), key_number(request.item)
         users, items, times = (np.array([number], np.int64) for number in (user, item, at))
         event_feedback = self._feedback.read(request.feedback, at, at if self._steps else now)
         return _Event(request, user, at, start, int(instance_ids(users, items, times)[0]), event_feedback)
 
     def _encode_token(self, event: _Event, store: TokenStore) -> NDArray[Any]:
-        """What a store takes of an event, ``[1, W]``."""
+        """Encode an event as a token of a store, ``[1, W]``."""
         request = event.request
         assert request.context is not None
         context = {column: request.context[column] for column in self.source.encoder.context}
@@ -260,7 +267,7 @@ class EventRecorder:
     def _encode_sides(
         self, event: _Event, store: TokenStore, token: Token | None
     ) -> tuple[dict[str, int], dict[str, int]]:
-        """Ids of the side columns and when they became known; what was known before stays."""
+        """Return ids and availability times of the side columns. Feedback that was available before stays."""
         codes, available_at = {}, {}
         for name, ids in store.info.sides.items():
             encoded = feedback.encode_side(self.source.encoder.fitted, name, event.feedback)
@@ -293,8 +300,9 @@ class EventRecorder:
     def _encode_columns(
         self, event: _Event, live: LiveEvents, encoder: RequestEncoder, old: StoredEvent | None
     ) -> dict[str, int]:
-        """The columns of an event in a store of live events; what was told before and is not told now, or told alike,
-        stays.
+        """Return the columns of an event in a store of live events.
+
+        Values that are missing now, or that are unchanged, stay as recorded before.
         """
         fitted, request = encoder.fitted, event.request
         schema, context = fitted.schema, request.context
@@ -338,17 +346,20 @@ class EventRecorder:
 
 
 def _list_required_columns(schema: Schema, name: str) -> list[str]:
-    """Columns of a feature that an event must bring: a cross or a lookup, and a candidate's column, know the keys."""
+    """List the columns of a feature that an event must contain.
+
+    Keys of user and item are available to a cross, a lookup and a candidate feature anyway.
+    """
     own = schema.columns(name)
     keyed = schema.features[name].composed or schema.table(name) == "candidate"
     return [column for column in own if not (keyed and column in (schema.user, schema.item))]
 
 
 def _encode_feature(fitted: FittedSchema, name: str, values: Mapping[str, Any]) -> int:
-    """The id of a feature of one event, from raw values by column."""
+    """Encode a feature of one event from raw values by column."""
 
     def locate(column: str) -> str:
         return f"context.{column}"
 
     columns = {column: build_raw_column([values[column]], locate(column)) for column in fitted.schema.columns(name)}
-    return int(fitted.encode_row(name, columns, locate)[0])  # type: ignore[index]  # a history takes no lists of a row
+    return int(fitted.encode_row(name, columns, locate)[0])  # type: ignore[index]  # a history has no lists of a row

@@ -1,7 +1,7 @@
-"""What a user gave after an event: raw values of some columns, as ids of side columns and of feedback features.
+"""Feedback on an event: raw values of some columns, encoded as ids of side columns and of feedback features.
 
-A value is known from the moment it was told, but never earlier than the schema says that such values are known:
-a model was trained on past labels of that age, and must not meet fresher ones.
+A value is available from the time it was recorded, but never earlier than the schema says for such values, because
+training never saw fresher feedback.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from longrec.features.view import NEVER, holds
 
 @dataclass(frozen=True)
 class Feedback:
-    """Feedback of one event.
+    """Feedback on one event.
 
     Attributes:
-        values: raw values by column; what is not here is not known yet.
-        at: moment of the event.
-        now: the moment at which it was told.
+        values: raw values by column. Missing columns are not yet available.
+        at: timestamp of the event.
+        now: time of recording.
     """
 
     values: Mapping[str, Any]
@@ -35,12 +35,12 @@ class Feedback:
     now: int
 
     def array(self, column: str) -> pa.Array:
-        """The value of a column, as a column of one."""
+        """Return the value of a column as an array of one entry."""
         return build_raw_column([self.values[column]], f"feedback.{column}")
 
 
 class FeedbackReader:
-    """Reads feedback by the columns of one or more schemas."""
+    """Reader of feedback by the columns of one or more schemas."""
 
     def __init__(self, schemas: Iterable[Schema]) -> None:
         schemas = list(schemas)
@@ -59,17 +59,19 @@ class FeedbackReader:
         self._names = list(columns)
 
     def read(self, raw_values: Mapping[str, Any], at: int, now: int) -> Feedback:
-        """The feedback of a request.
+        """Read the feedback of a request.
 
         Raises:
-            RequestError: 422 a name that is no feedback, or one column told twice.
+            RequestError: 422 for a name that is no feedback, or for a column that occurs twice.
         """
         values: dict[str, Any] = {}
         for name, value in raw_values.items():
             column = self._columns.get(name)
             if column is None:
                 near = nearest(name, self._columns)
-                do = f"did you mean {near!r}?" if near else "what is known beforehand belongs to the context"
+                do = (
+                    f"did you mean {near!r}?" if near else "columns that are available beforehand belong to the context"
+                )
                 raise RequestError("feedback", f"the unknown key {name!r}", ", ".join(self._names), do, 422)
             if column in values:
                 raise RequestError(f"feedback.{name}", f"column {column!r} twice", "each once", status=422)
@@ -78,7 +80,7 @@ class FeedbackReader:
 
 
 def encode_side(fitted: FittedSchema, name: str, feedback: Feedback) -> tuple[int, int] | None:
-    """Id of a side column and the moment it became known; None where it is not known yet.
+    """Return id and availability time of a side column, or None if it is not yet available.
 
     Raises:
         DataError: a value of the wrong type.
@@ -92,12 +94,13 @@ def encode_side(fitted: FittedSchema, name: str, feedback: Feedback) -> tuple[in
     if name == LABEL:
         return int(label_ids(labels_of(schema.label, array, where))[0]), available_at
     encoded = fitted.encode(name, array, where)
-    return int(encoded[0]), available_at  # type: ignore[index]  # feedback is of kind id or bucket: never lists
+    return int(encoded[0]), available_at  # type: ignore[index]  # feedback is of kind id or bucket, never lists
 
 
 def compute_delay(schema: Schema, name: str) -> int:
-    """How long after its event a side column is known at the earliest, by the schema; 0 where a column of the log
-    tells the moment.
+    """Return the minimum delay between an event and the availability of a side column, by the schema.
+
+    0 if a column of the log holds the availability time.
     """
     if name == LABEL:
         return 0 if schema.label_known_at is not None else schema.label_delay
@@ -105,7 +108,7 @@ def compute_delay(schema: Schema, name: str) -> int:
 
 
 def encode_feature(fitted: FittedSchema, name: str, feedback: Feedback) -> tuple[int, int]:
-    """Id of a feedback feature and the moment it became known; "not yet known", never, where it was not told.
+    """Return id and availability time of a feedback feature ("not yet known" and never, if it is missing).
 
     Raises:
         DataError: a value of the wrong type.
@@ -121,15 +124,15 @@ def encode_feature(fitted: FittedSchema, name: str, feedback: Feedback) -> tuple
 def evaluate_conditions(
     schema: Schema, history: str, columns: Sequence[str], values: Mapping[str, Any], before: int = 0
 ) -> int:
-    """Which conditions of a filtered history hold, a bit each.
+    """Evaluate the conditions of a filtered history, one bit each.
 
     Args:
-        columns: the columns of its conditions, in order.
-        values: raw values; a condition on a column that is not among them stays as it was.
+        columns: columns of the conditions, in order.
+        values: raw values. A condition on a missing column keeps its bit.
         before: the bits so far.
 
     Raises:
-        DataError: a value that cannot meet a condition.
+        DataError: a value whose type does not fit the condition.
     """
     bits = before
     for index, column in enumerate(columns):
@@ -143,7 +146,7 @@ def evaluate_conditions(
 
 
 def list_filter_columns(schema: Schema) -> list[str]:
-    """Raw columns that filters read and that are known beforehand: a context must bring them."""
+    """List raw columns that filters read and that a context must contain, because they are available beforehand."""
     return [
         column
         for history in schema.histories.values()

@@ -1,4 +1,4 @@
-"""The past of a request: events of the bundle (and those since), or the lists that came with the request."""
+"""Histories of a request: events of the bundle (and later ones), or the lists in the request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Columns = dict[str, NDArray[Any] | Lists]
 
 @dataclass(frozen=True)
 class _History:
-    """How one history is read: settled once, when the service starts."""
+    """Parameters of reading one history, fixed when the service starts."""
 
     name: str
     last: int
@@ -31,10 +31,10 @@ class _History:
 
 
 class EventHistories:
-    """The histories of events that a bundle's program reads. It keeps no state of a request.
+    """Reader of the event histories of a bundle's program, without state between requests.
 
     Attributes:
-        live: events since the bundle, where such are recorded.
+        live: events since the bundle, if events are recorded.
     """
 
     def __init__(self, bundle: Bundle, live: LiveEvents | None = None) -> None:
@@ -54,17 +54,18 @@ class EventHistories:
         ]
         self._values = event_columns(self.fitted)
         timed = [name for name in self._values if schema.features[name].known_at is not None]
-        if live is not None:  # what came late is known later than the schema says
+        if live is not None:  # late feedback is available later than the schema says
             timed = live.feedback
         self._availability_columns = {name: f"known.{name}" for name in timed}
         self._columns = ["item", *self._values, *self._availability_columns.values()]
 
     def read_stored(self, user: int, row: int, timestamp: int) -> dict[str, Columns]:
-        """Histories as they were known strictly before the moment.
+        """Return histories as available strictly before the timestamp.
 
         Args:
             user: key number.
-            row: of the user in the bundle, 0 for somebody new.
+            row: row of the user in the bundle, 0 for a new user.
+            timestamp: milliseconds UTC, or a step.
         """
         histories: dict[str, Columns] = {}
         if self.bundle.store is None:
@@ -90,14 +91,14 @@ class EventHistories:
         return read_base_last(self.bundle.store, row, before, timestamp, history.last, history.where)
 
     def encode_request_histories(self, received: Mapping[str, Mapping[str, list[Any]]] | None) -> dict[str, Columns]:
-        """Histories that came with the request, cut to their last events.
+        """Encode the histories of a request, cut to their last events.
 
         Raises:
-            RequestError: 422 other names, lists of several lengths, or values of the wrong type.
+            RequestError: 422 for other names, lists of different lengths, or values of the wrong type.
         """
         if not self._read and received is None:
             return {}
-        do = "give each history oldest first, {history: {feature: [values]}}, an empty list where nothing happened"
+        do = "send each history oldest first, {history: {feature: [values]}}, an empty list if there are no events"
         check_names("history", set(received or {}), dict.fromkeys(self._event_histories), do)
         histories: dict[str, Columns] = {}
         for name, history in self._event_histories.items():
@@ -107,7 +108,7 @@ class EventHistories:
             if len(set(lengths.values())) > 1:
                 message = ", ".join(f"{count} of {column}" for column, count in lengths.items())
                 raise RequestError(
-                    f"history.{name}", message, "lists of one length", "give every event all columns", 422
+                    f"history.{name}", message, "lists of one length", "send all columns of every event", 422
                 )
             try:
                 histories[name] = {
@@ -120,12 +121,12 @@ class EventHistories:
 
 
 def to_request_error(error: DataError) -> RequestError:
-    """What the encoders refuse is the client's fault here."""
+    """Convert an encoder's error to an error of the request."""
     return RequestError(error.where, error.found, error.expected, error.do, 422)
 
 
 def check_names(where: str, received: set[str], expected: Mapping[str, Any], do: str) -> None:
-    """Refuse unknown and missing names, listing what there is.
+    """Refuse unknown and missing names, and list the expected names.
 
     Raises:
         RequestError: 422.

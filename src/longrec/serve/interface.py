@@ -1,6 +1,6 @@
-"""What every client of a bundle can do, and how a request becomes JSON.
+"""Common interface of all clients of a bundle, and the encoding of requests as JSON.
 
-Both kinds of clients speak JSON to the service, so that what one refuses the other refuses in the same words.
+Both kinds of clients send JSON to the service, so both raise the same errors with the same messages.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class RankedItem(NamedTuple):
     Attributes:
         id: key of the item.
         score: probability.
-        via: where the candidate came from.
+        via: source of the candidate.
     """
 
     id: int | str
@@ -42,8 +42,9 @@ class Ranking(Sequence[RankedItem]):
     """Candidates, best first.
 
     Attributes:
-        at: the moment that was ranked for.
-        new_user, new_items: whom and what the log does not know (only with ``allow_unknown``).
+        at: timestamp of the ranking.
+        new_user: True if the log does not contain the user (only with ``allow_unknown``).
+        new_items: items that the log does not contain (only with ``allow_unknown``).
     """
 
     items: tuple[RankedItem, ...]
@@ -67,15 +68,15 @@ class Ranking(Sequence[RankedItem]):
 
 @dataclass(frozen=True)
 class RecordedEvent:
-    """What became of an event.
+    """A recorded event.
 
     Attributes:
-        at: its moment; feedback of it is told later with the same.
-        instance: the name of its token.
-        visible: from when on rankings read it as it was last told: what a log stores as ``available_at``.
-        replaced: whether it was told before.
-        new_user, new_item: whether the log does not know them.
-        told: when it was told, by the clock of the server: what a log stores as ``known_at`` of its feedback.
+        at: timestamp of the event. Later feedback of the event is sent with the same value.
+        instance: name of its token.
+        visible: time from which rankings read the last recorded version. A log stores it as ``available_at``.
+        replaced: True if the event was recorded before.
+        new_user, new_item: True if the log does not contain them.
+        recorded_at: time of the call by the server's clock. A log stores it as ``known_at`` of the feedback.
     """
 
     at: str | int | None
@@ -88,7 +89,7 @@ class RecordedEvent:
 
 
 class Client(ABC):
-    """Asks one bundle. Close it, or use it in a ``with`` block; one thread at a time."""
+    """Client of one bundle, for one thread at a time. Close it, or use it in a ``with`` block."""
 
     def rank(
         self,
@@ -103,15 +104,15 @@ class Client(ABC):
         """Rank candidates for a user.
 
         Args:
-            at: the moment, ISO 8601 text, a datetime (UTC when naive), or a number in the unit of the log; now if None.
-            context: raw values of the impression's event columns, all of them; None where one is missing.
-            history: for pre-joined schemas ``{history: {feature: values, oldest first}}``.
-            allow_unknown: rank for a user or items that the log does not know.
-            candidate_context: raw values of the columns of the candidate, one a candidate, ``{column: values}``, all
-                of them; None where one is missing.
+            at: timestamp: ISO 8601 text, a datetime (UTC if naive), or a number in the unit of the log. Default now.
+            context: raw values of all event columns of the impression, None for a missing value.
+            history: for pre-joined schemas, ``{history: {feature: values, oldest first}}``.
+            allow_unknown: rank for a user or items that the log does not contain.
+            candidate_context: raw values of all columns of the candidate, ``{column: values}``, one per candidate, None
+                for a missing value.
 
         Raises:
-            RequestError: a request that cannot be answered.
+            RequestError: an invalid request.
         """
         request: dict[str, Any] = {"user": user, "candidates": candidates, "context": context or {}}
         request.update({"at": _format_time(at)} if at is not None else {})
@@ -132,33 +133,33 @@ class Client(ABC):
         request: int | float | str | datetime | None = None,
         allow_unknown: bool = False,
     ) -> RecordedEvent:
-        """Tell of an impression; when this returns it is kept, and later rankings of the user read it.
+        """Record an impression durably. Later rankings of the user read it.
 
         Args:
-            at: the moment of the event; now if None.
-            context: raw values of the impression's event columns; None for an event that was told before.
-            feedback: what the user gave, by column (or ``label``); what is left out is not known yet.
-            request: in a log with requests, the moment of the request that showed the item.
-            allow_unknown: take an item that the log does not know.
+            at: timestamp of the event. Default now.
+            context: raw values of the impression's event columns. None for an event that was recorded before.
+            feedback: values by column (or ``label``). Missing columns are not yet available.
+            request: in a log with requests, the timestamp of the request that showed the item.
+            allow_unknown: accept an item that the log does not contain.
 
         Raises:
-            RequestError: an event that cannot be taken, or a server without a source.
+            RequestError: an invalid event, or a server without a source.
         """
         optional = {"at": _format_time(at), "context": context, "feedback": feedback, "request": _format_time(request)}
         event: dict[str, Any] = {"user": user, "item": item}
         event |= {name: value for name, value in optional.items() if value is not None}
         event.update({"allow_unknown": True} if allow_unknown else {})
-        # Told twice without a moment, an event would happen twice.
+        # Without a timestamp, a repeated call would record a second event.
         answer = parse_response(self._request("/events", _encode_body(event), again=at is not None))
         unknown = answer["unknown"]
         instance, is_new = int(answer["instance"]), (unknown["user"], unknown["item"])
         return RecordedEvent(answer["at"], instance, answer["visible"], answer["replaced"], *is_new, answer["told"])
 
     def infer(self, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Run the program on its own named inputs (see ``metadata``): float32 probabilities ``[C]``.
+        """Run the program on its own named inputs (see ``metadata``) and return float32 probabilities ``[C]``.
 
         Raises:
-            RequestError: tensors that are not those of the program.
+            RequestError: tensors that do not fit the program.
         """
         inputs = [
             {
@@ -174,15 +175,15 @@ class Client(ABC):
 
     @abstractmethod
     def metadata(self) -> dict[str, Any]:
-        """Name, inputs and outputs of the model."""
+        """Return name, inputs and outputs of the model."""
 
     @abstractmethod
     def health(self) -> dict[str, Any]:
-        """What is served, if it is."""
+        """Return facts about the served bundle, if the server runs."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what the client holds."""
+        """Close connections and stores of the client."""
 
     @abstractmethod
     def _request(self, path: str, body: bytes, again: bool = True) -> bytes: ...
@@ -200,22 +201,22 @@ class Client(ABC):
 
 
 def parse_response(content: bytes) -> dict[str, Any]:
-    """An answer of a server; JSON of ours always has the keys we look for.
+    """Parse a response of a server. JSON of LongRec always has the expected keys.
 
     Raises:
-        RequestError: something else answered.
+        RequestError: the response is not from LongRec.
     """
     try:
         answer = orjson.loads(content)
     except orjson.JSONDecodeError:
         answer = None
     if not isinstance(answer, dict):
-        raise RequestError("server", "no answer of a LongRec server", "JSON", "look at the address", 502)
+        raise RequestError("server", "a response that is not from LongRec", "JSON", "check the address", 502)
     return answer
 
 
 def _encode_body(content: Mapping[str, Any]) -> bytes:
-    """JSON of a request. What JSON cannot say is refused here, and not turned into null."""
+    """Encode a request as JSON. Values that JSON cannot hold are refused, not replaced by null."""
     try:
         return orjson.dumps(_to_plain(content, ""))
     except TypeError as error:
@@ -225,7 +226,7 @@ def _encode_body(content: Mapping[str, Any]) -> bytes:
 
 
 def _format_time(at: Any) -> Any:
-    """A timestamp as JSON can tell it: dates and times as ISO 8601 text with their offset, numbers as they are."""
+    """Convert a timestamp for JSON: dates and times to ISO 8601 text with their offset, numbers unchanged."""
     if isinstance(at, datetime):
         return at.isoformat() if at.tzinfo is not None else f"{at.isoformat()}Z"
     if isinstance(at, date):
@@ -237,7 +238,7 @@ def _format_time(at: Any) -> Any:
 
 
 def _to_plain(value: Any, where: str) -> Any:
-    """Values that JSON holds exactly."""
+    """Convert a value to types that JSON holds exactly."""
     if isinstance(value, np.ndarray):
         if value.dtype.kind != "f" or np.isfinite(value).all():
             return value.tolist()
@@ -250,6 +251,6 @@ def _to_plain(value: Any, where: str) -> Any:
         return {str(key): _to_plain(inner, f"{where}.{key}" if where else str(key)) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         if all(type(inner) is int or type(inner) is str for inner in value):
-            return value  # the usual case: a list of keys
+            return value  # the common case: a list of keys
         return [_to_plain(inner, f"{where}[{index}]") for index, inner in enumerate(value)]
     return value.isoformat() if isinstance(value, (datetime, date)) else value

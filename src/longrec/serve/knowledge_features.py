@@ -1,4 +1,4 @@
-"""The knowledge of a request: what an extractor knew of the user, once, and of every candidate, of one version."""
+"""Knowledge of a request: vectors of the user, once, and of every candidate, of one extractor version."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Feature:
 
 
 class KnowledgeFeatures:
-    """The vector features that a bundle's program reads."""
+    """Reader of the vector features of a bundle's program."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._items = bundle.items
@@ -40,26 +40,31 @@ class KnowledgeFeatures:
             if disclosure.leaks and not schema.features[name].allow_leak:
                 where = f"features.{name}: {location}"
                 raise BundleError(
-                    where, f"tells more than was known: {disclosure.summary}", "a store that does not", REMEDY
+                    where,
+                    f"it discloses data that was not available: {disclosure.summary}",
+                    "a store that does not",
+                    REMEDY,
                 )
             table = schema.table(name)
             self._features.append(_Feature(name, "user" if table == "user" else "item", opened[location]))
         self._stores = list(opened.values())
 
     def read_user(self, user: int, timestamp: int) -> dict[str, NDArray[np.float32]]:
-        """Inputs ``[1, W]``.
+        """Return inputs ``[1, W]`` of a user.
 
         Args:
             user: key number.
+            timestamp: milliseconds UTC, or a step.
         """
         return self._look_up("user", np.array([user], np.int64), timestamp)
 
     def read_items(self, rows: NDArray[Any], keys: NDArray[Any], timestamp: int) -> dict[str, NDArray[np.float32]]:
-        """Inputs ``[C, W]``.
+        """Return inputs ``[C, W]`` of items.
 
         Args:
-            rows: ``[C]`` of the item table, 0 for an item that is in no table.
-            keys: ``[C]`` as the log has them.
+            rows: ``[C]`` rows of the item table, 0 for an unknown item.
+            keys: ``[C]`` keys in the type of the log.
+            timestamp: milliseconds UTC, or a step.
         """
         if not any(feature.side == "item" for feature in self._features):
             return {}
@@ -78,17 +83,17 @@ class KnowledgeFeatures:
 
     @cached_property
     def _numbers(self) -> NDArray[np.int64]:
-        """Key numbers of the items, by row; row 0 is nothing."""
+        """Key numbers of the items by row. Row 0 is unused."""
         return np.concatenate([np.zeros(1, np.int64), key_numbers(self._items.keys.values)])
 
     def close(self) -> None:
-        """Let go of the stores."""
+        """Close the stores."""
         for store in self._stores:
             store.close()
 
 
 def key_number(key: Any) -> int:
-    """What a store with an open key space knows one key by.
+    """Return the number of one key in a store with an open key space.
 
     >>> key_number(7)
     7

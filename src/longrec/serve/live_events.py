@@ -1,8 +1,8 @@
-"""Events that came after a bundle was written: kept for good, and read as if they stood in its history.
+"""Live events: events recorded after a bundle was written, stored durably and read as part of its history.
 
-They lie in a store of their own, by the users' own keys, so that a user whom the bundle does not know has a past too.
-Ids are those of the bundle, so the store belongs to one bundle and is refused by another. Every event carries the
-moment from which on it could be read (``store/visibility.py`` tells how versions of one event lie).
+They have a store of their own, by the users' own keys, so that users whom the bundle does not contain have histories
+too. Ids are those of the bundle, so the store belongs to one bundle and others refuse it. Every event has the time from
+which it is visible (``store/visibility.py`` defines how versions of one event are stored).
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _BITS = 31
 
 @dataclass(frozen=True)
 class StoredEvent:
-    """An event as it was told before.
+    """An event that was recorded before.
 
     Attributes:
-        columns: ``[1]`` each, those of the store.
-        recorded: it lies in the store; otherwise in the bundle alone.
+        columns: columns of the store, ``[1]`` each.
+        recorded: True if the event is in the store, False if it is in the bundle alone.
     """
 
     columns: Mapping[str, NDArray[Any]]
@@ -48,11 +48,11 @@ class StoredEvent:
 
 @dataclass(frozen=True)
 class EventUpdate:
-    """What becomes of an event that is told.
+    """Update of the store for a recorded event.
 
     Attributes:
-        available: from when on it can be read as it was told.
-        writes: what is to be done for that.
+        available: time from which the new version is visible.
+        writes: functions that write it.
     """
 
     available: int
@@ -60,14 +60,14 @@ class EventUpdate:
 
 
 class LiveEvents:
-    """The events since a bundle, and the past of its users as both tell it.
+    """Events since a bundle, and histories merged from both.
 
     Args:
-        place: a folder or an address; made where nothing is.
-        bundle: one whose histories are read from its own events.
+        location: a folder or an address. A missing store is created.
+        bundle: a bundle whose histories are read from its own events.
 
     Raises:
-        StoreError: it belongs to another bundle, or another process writes to it.
+        StoreError: the store belongs to another bundle, or another process writes to it.
     """
 
     def __init__(self, location: str, bundle: Bundle) -> None:
@@ -93,11 +93,11 @@ class LiveEvents:
         return types
 
     def find(self, user: int, row: int, time: int, instance: int, item: int) -> StoredEvent | None:
-        """An event that was told before, in its newest version, or that the bundle holds.
+        """Return the newest version of a recorded event, or the event of the bundle, or None.
 
         Args:
             user: key number.
-            row, item: of the user and the item in the bundle, 0 where it does not know them.
+            row, item: rows of user and item in the bundle, 0 if it does not contain them.
         """
         columns = find(self.backend, user, time, instance)
         if columns is not None:
@@ -116,16 +116,16 @@ class LiveEvents:
         *,
         overwrite: bool,
     ) -> EventUpdate:
-        """Record an event, or record it again: what was left out is added, and other values make a further version.
+        """Prepare the record of an event. Missing values are added, and changed values create a further version.
 
         Args:
             user: key number.
-            row: of the user in the bundle, 0 for somebody new.
-            columns: ``instance``, ``item`` (row), ids by event feature, ``known.*`` by feedback feature, and bits of
-                the conditions that hold, ``met.*`` by filtered history.
-            old: what ``find`` found.
-            now: when it is told; never before the event.
-            in_place: there is no clock: replace it.
+            row: row of the user in the bundle, 0 for a new user.
+            columns: ``instance``, ``item`` (row), ids by event feature, ``known.*`` by feedback feature, and ``met.*``,
+                the bits of the conditions that hold, by filtered history.
+            old: result of ``find``.
+            now: time of recording, never before the event.
+            overwrite: replace the event, because there is no clock.
         """
         passes = {n: columns[f"met.{n}"] == (1 << len(conditions)) - 1 for n, conditions in self.filters.items()}
         if old is None or overwrite:
@@ -135,7 +135,7 @@ class LiveEvents:
         same = all(columns[name] == old[name] for name in self.values if name not in self.feedback)
         lost = any(not passed and old[f"since.{name}"] != NEVER for name, passed in passes.items())
         feedback_unchanged = all(columns[n] == old[n] or old[f"known.{n}"] == NEVER for n in self.feedback)
-        if old.recorded and same and feedback_unchanged and not lost:  # at most something is added
+        if old.recorded and same and feedback_unchanged and not lost:  # nothing is changed, at most something is added
             if all(columns[name] == old[name] for name in columns if name != "instance"):
                 return EventUpdate(old[AVAILABLE])
             since = {n: old[f"since.{n}"] if old[f"since.{n}"] != NEVER else now for n in passes if passes[n]}
@@ -163,10 +163,10 @@ class LiveEvents:
         replaces: bool,
         further: bool = False,
     ) -> EventUpdate:
-        """One row: ``since`` holds the filters that it passes; ``further`` is a version after the first."""
+        """Prepare one row. ``since`` has the filters that it passes, ``further`` is True after the first version."""
         row_columns = {**columns, AVAILABLE: available, "replaces": int(replaces)}
         for name in self.filters:
-            # A further version is read by every filter, since it takes the place of one that may pass.
+            # Every filter reads a further version, because it replaces one that may pass.
             row_columns[f"where.{name}"] = int(name in since or further)
             row_columns[f"since.{name}"] = since.get(name, NEVER)
         values = {name: np.array([value]) for name, value in row_columns.items()}
@@ -183,14 +183,16 @@ class LiveEvents:
         columns: Sequence[str],
         now: int | None = None,
     ) -> Events:
-        """The last ``n`` events of a user, of the bundle and since, that could be read at a moment.
+        """Return the last ``n`` events of a user that are visible at a timestamp, from the bundle and since.
 
         Args:
             user: key number.
-            row: of the user in the bundle, 0 for somebody new.
-            before: events at or after it are left out.
-            columns: those of the bundle's history; ``known.*`` come for every feedback feature.
-            now: the moment of the request; ``before`` unless a filter waits.
+            row: row of the user in the bundle, 0 for a new user.
+            before: exclusive upper bound of event timestamps.
+            n: number of events.
+            where: column of a filter, or None.
+            columns: columns of the bundle's history. ``known.*`` of every feedback feature are added.
+            now: timestamp of the request. Default ``before``, which is earlier if a filter waits.
         """
         now = before if now is None else now
         wanted = list(dict.fromkeys([*columns, *self._availability_columns]))
@@ -210,11 +212,11 @@ class LiveEvents:
         return Events(np.array([0, len(order)]), both[order], merged)
 
     def _compute_availability(self, name: str, times: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Moments of feedback that follow from the schema."""
+        """Compute availability times of feedback from the schema."""
         return times + self._fitted.schema.known_after(name.removeprefix("known."))
 
     def _find_in_base(self, row: int, time: int, item: int) -> dict[str, NDArray[Any]] | None:
-        """An event of the bundle, in the columns of the store."""
+        """Return an event of the bundle in the columns of the store, or None."""
         count = 64
         while row:
             events = self._base.last(row, time + 1, count)
@@ -235,35 +237,35 @@ class LiveEvents:
         return None
 
     def compact(self) -> None:
-        """Bring what was recorded into its final form."""
+        """Compact the store."""
         self.backend.compact()
 
     def close(self) -> None:
-        """Let go of the store."""
+        """Close the store."""
         self.backend.close()
 
 
 def read_base_last(base: DiskStore, row: int, before: int, now: int, n: int, where: str | None) -> Events:
-    """The last ``n`` events of a bundle's own history that could be read at a moment."""
+    """Return the last ``n`` events of a bundle's own history that are visible at a timestamp."""
     if AVAILABLE not in base.types:
         return base.last(row, before, n, where)
     return read_visible_events(base, row, before, now, n, where, None, [AVAILABLE])
 
 
 def keeps_events(fitted: FittedSchema) -> bool:
-    """Whether a schema has histories of events that a bundle keeps."""
+    """Return True for a schema with histories of events that the bundle stores."""
     own = [history for history in fitted.schema.histories.values() if history.source is None]
     return bool(own) and not fitted.schema.prejoined
 
 
 def _list_replaced(gone: Events, now: int) -> list[tuple[int, int]]:
-    """Time and item of the events of the bundle that were recorded again before a moment."""
+    """List time and item of the events of the bundle that were recorded again before a timestamp."""
     replaced = gone.columns[AVAILABLE] < now
     return list(zip(gone.times[replaced].tolist(), gone.columns["item"][replaced].tolist()))
 
 
 def _mask_remaining(old: Events, taken: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
-    """Which events of the bundle were not recorded again: each that was takes away the first like it."""
+    """Return the mask of the events that were not recorded again. Each recorded one masks the first equal event."""
     kept = np.ones(len(old), bool)
     for time, item in taken:
         first = np.flatnonzero(kept & (old.times == time) & (old.columns["item"] == item))[:1]

@@ -1,6 +1,7 @@
-"""Where the events since a bundle lie: opened, begun, or taken over from an earlier version of LongRec.
+"""Store of the events since a bundle: opened, created, or migrated from an earlier version of LongRec.
 
-Version 1 did not keep when an event was told. Its events count as told when they happened, as they were read then.
+Format 1 did not store when an event was recorded. Its events count as recorded when they happened, as that version read
+them.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from longrec.store.history_store import Events
 
 FORMAT, PREVIOUS_FORMAT = "longrec-live-2", "longrec-live-1"
 _USERS = 100_000
-"""Users whose events are taken over at once."""
+"""Number of users whose events are migrated at once."""
 _INCOMPLETE = f"{FORMAT}-half"
-"""Format of a store that is being filled from an earlier one."""
+"""Format of a store during its migration from an earlier one."""
 
 
 def open_live(location: str, types: Mapping[str, Any], bundle: str) -> backends.Backend:
-    """Open a store of live events for writing; begin it where none is.
+    """Open a store of live events for writing, or create it.
 
     Args:
-        place: a folder or an address.
-        types: its columns.
-        bundle: digest of the bundle that it belongs to.
+        location: a folder or an address.
+        types: types of its columns.
+        bundle: digest of its bundle.
 
     Raises:
-        StoreError: it belongs to another bundle, or another process writes to it.
+        StoreError: the store belongs to another bundle, or another process writes to it.
     """
     new, old = _resolve_locations(location)
     attributes = {"format": FORMAT, "bundle": bundle}
@@ -53,7 +54,7 @@ def open_live(location: str, types: Mapping[str, Any], bundle: str) -> backends.
 
 
 def store_exists(location: str) -> bool:
-    """Whether a store is at a place; a server that does not answer is told when the store is made."""
+    """Return True for an existing store. A server that does not respond is reported when the store is created."""
     if "://" not in location:
         Path(location).parent.mkdir(parents=True, exist_ok=True)
         return Path(location, "store.json").exists()
@@ -65,7 +66,7 @@ def store_exists(location: str) -> bool:
 
 
 def _resolve_locations(location: str) -> tuple[str, str]:
-    """Where events of this version lie, and where those of the version before do: beside each other."""
+    """Return the locations of the store in this format and in the previous format, which are siblings."""
     if not is_remote(location):
         return f"{location}-2", location
     url = urlsplit(location)
@@ -81,16 +82,18 @@ def _is_incomplete(location: str) -> bool:
 
 
 def _migrate(old: str, new: str, types: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
-    """Fill a store with the events of an earlier one, which stays as it is.
+    """Copy the events of an earlier store, which stays unchanged.
 
     Raises:
         StoreError: it belongs to another bundle.
     """
-    source = backends.open_store(old, writable=not is_remote(old))  # so that no earlier server goes on writing
+    source = backends.open_store(old, writable=not is_remote(old))  # so that no earlier server continues writing
     try:
         if source.attributes != {**attributes, "format": PREVIOUS_FORMAT}:
             raise _build_other_bundle_error(old)
-        if store_exists(new) and is_remote(new):  # filled in part; events are named, so filling again adds none twice
+        if store_exists(new) and is_remote(
+            new
+        ):  # partly migrated: events have names, so a repeated copy adds none twice
             target = backends.open_store(new, writable=True)
         else:
             shutil.rmtree(new, ignore_errors=True)
@@ -112,7 +115,7 @@ def _migrate(old: str, new: str, types: Mapping[str, Any], attributes: Mapping[s
 def _iterate_chunks(
     store: backends.Backend,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray[Any]]]]:
-    """Users, times and columns of all events, many at once."""
+    """Yield users, times and columns of all events in chunks."""
     chunk: list[tuple[int, Events]] = []
     for user, events in store.scan():
         chunk.append((user, events))
@@ -132,5 +135,5 @@ def _concatenate(
 
 
 def _build_other_bundle_error(location: str) -> StoreError:
-    do = "give another place with --state; the old events stay where they are"
+    do = "give another location with --state. The old events stay unchanged"
     return StoreError(mask_password(location), "events of another bundle", "those of the bundle that is served", do)

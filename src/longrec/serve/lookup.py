@@ -1,4 +1,4 @@
-"""Keys of a request to rows of a table, without a detour over columns: a request has few keys and little time."""
+"""Fast lookup of the few keys of a request in an entity table, without building columns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from longrec.serve.request_json import Key
 
 
 class Lookup:
-    """The keys of one entity table; row 0 for a key that is not among them."""
+    """Lookup of keys in one entity table. Row 0 is returned for unknown keys."""
 
     def __init__(self, table: EntityTable) -> None:
         values = table.keys.values
@@ -25,16 +25,16 @@ class Lookup:
             return
         numbers = values.to_numpy(zero_copy_only=False)
         order = np.argsort(numbers, kind="stable")
-        # One key more than there are, so that a search never ends past the last.
+        # One additional key, so that a search never ends past the last one.
         self._sorted_keys = np.append(numbers[order], np.iinfo(np.int64).max)
         self._sorted_rows = np.append(order + 1, 0)
         self._total = len(numbers)
 
     def find_rows(self, keys: Sequence[Key], where: str) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The keys as an array (int64, or text as objects), and the int64 row of each.
+        """Return the keys as an array (int64, or text as objects), and the int64 row of each.
 
         Raises:
-            RequestError: 422 for text where the log has integers, or the other way round.
+            RequestError: 422 for text if the log has integers, or for integers if it has text.
         """
         if not self.numeric:
             if not all(type(key) is str for key in keys):

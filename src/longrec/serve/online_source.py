@@ -1,4 +1,4 @@
-"""The source of tokens at work: one impression becomes the token that training would have written of it."""
+"""Online encoding of impressions as tokens, equal to the tokens that training would write."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ from longrec.serve.request_json import RankRequest, decode_request, parse_reques
 from longrec.store.token_info import TokenInfo
 
 MAX_DRIFT = 1e-4
-"""Largest difference from the golden tokens on this machine, as a share; export itself holds a tenth of it."""
+"""Largest relative difference from the golden tokens on this machine, ten times the tolerance of export."""
 
 
 class OnlineSource:
-    """An encoder, opened. One call at a time: it belongs to one thread.
+    """Opened bundle of an encoder, for one thread.
 
     Args:
-        bundle: what ``longrec export`` made of a folder of tokens.
-        live: events since the bundle, for a source that reads the past of its users.
+        bundle: output of ``longrec export`` for a folder of tokens.
+        live: events since the bundle, for a source that reads histories.
 
     Attributes:
-        facts: its version, and the scale of its tokens.
+        facts: version of the source and scale of its tokens.
         live: events since the bundle.
 
     Raises:
-        BundleError: a bundle of a ranker, or one whose histories come with the request.
+        BundleError: a bundle of a ranker, or one with pre-joined histories.
     """
 
     def __init__(self, bundle: Bundle, live: LiveEvents | None = None) -> None:
         facts = bundle.manifest.encoder
         if bundle.manifest.kind != ENCODER or facts is None:
             message = f"a bundle of a {bundle.manifest.kind}"
-            do = "export the tokens that it reads: longrec export tokens/v1 source.bundle"
+            do = "export the source of the tokens that it reads: longrec export tokens/v1 source.bundle"
             raise BundleError(str(bundle.path), message, "a bundle of a source", do)
         if any(entry.group.startswith("h.") for entry in bundle.manifest.inputs) and bundle.fitted.schema.prejoined:
             raise BundleError(
-                str(bundle.path), "a source whose histories come with each row", "one whose bundle keeps histories"
+                str(bundle.path), "a source with pre-joined histories", "one whose bundle stores histories"
             )
         self.bundle, self.facts, self.live = bundle, facts, live
         self.program = Program(bundle.program)
         self.encoder = RequestEncoder(bundle, live=live)
 
     def matches(self, info: TokenInfo) -> bool:
-        """Whether tokens of this version of the source lie in a store, on the same scale."""
+        """Return True for a store with tokens of this version of the source on the same scale."""
         facts = self.facts
         if (info.width, info.slots) != (facts.width, facts.slots) or facts.version >= len(info.versions):
             return False
@@ -63,11 +63,11 @@ class OnlineSource:
         return own and (version.mean, version.std) == (facts.scale.mean, facts.scale.std)
 
     def supports_codec(self, codec: str) -> bool:
-        """Whether it makes what a codec stores."""
+        """Return True if the program has the output that a codec stores."""
         return codec != "codes" or CODES_OUTPUT in self.program.outputs
 
     def encode(self, request: RankRequest, at: int, codec: str = "fp32") -> NDArray[Any]:
-        """Tokens ``[C, W]`` of the candidates of a request, on the scale of the store; codes where the codec asks.
+        """Encode the candidates of a request as tokens ``[C, W]`` on the scale of the store, or as codes.
 
         Raises:
             RequestError: an impression that cannot be encoded.
@@ -83,7 +83,7 @@ class OnlineSource:
         return self.facts.scale.standardize(self.program.run(inputs))
 
     def check(self) -> float:
-        """Replay the golden impressions; the largest difference, as a share of the largest number.
+        """Replay the golden impressions and return the largest difference, as a share of the largest number.
 
         Raises:
             BundleError: tokens that differ from those of the exporter.
@@ -104,19 +104,19 @@ class OnlineSource:
         return worst
 
     def close(self) -> None:
-        """Let go of the stores that others write to."""
+        """Close the stores."""
         self.encoder.close()
 
 
 def encode_golden(source: OnlineSource, golden: Sequence[GoldenRequest]) -> list[NDArray[np.float32]]:
-    """The tokens of every candidate of golden requests."""
+    """Encode every candidate of golden requests."""
     time = source.bundle.fitted.schema.time
     requests = [decode_request(orjson.dumps(one.request)) for one in golden]
     return [source.encode(request, parse_request_time(request.at, time, 0)) for request in requests]
 
 
 def replay(folder: Path, golden: Sequence[GoldenRequest]) -> list[NDArray[np.float32]]:
-    """Answer golden requests from a bundle of an encoder: the ``answer`` that export asks for."""
+    """Encode golden requests with a bundle of an encoder: the ``replay`` function of export."""
     source = OnlineSource(Bundle.open(folder))
     try:
         return encode_golden(source, golden)

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol (version 2, REST): the program's own named inputs, checked before they run."""
+"""Open Inference Protocol (version 2, REST): the program's own named inputs, validated before they run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from longrec.export.inputs import OUTPUT, Input
 from longrec.serve.request_json import MAX_CANDIDATES, build_json_error, build_validation_error
 
 POSITIONS = 2_000_000
-"""Pairs of a candidate and a past event in one call of the program, at most: they are all in memory at once."""
+"""Largest number of pairs of a candidate and a past event per call, since all are in memory at once."""
 
 
 class _Tensor(msgspec.Struct):
@@ -32,7 +32,7 @@ class _Output(msgspec.Struct):
 
 
 class InferRequest(msgspec.Struct):
-    """A request of the protocol; it allows keys of its own."""
+    """Request of the protocol, which allows additional keys."""
 
     inputs: list[_Tensor]
     id: str | None = None
@@ -44,10 +44,10 @@ _DECODER = msgspec.json.Decoder(InferRequest)
 
 
 def decode_infer_request(body: bytes, inputs: Sequence[Input]) -> tuple[str | None, dict[str, NDArray[Any]]]:
-    """The request's id and its tensors, fit to run.
+    """Decode a request and return its id and its validated tensors.
 
     Raises:
-        RequestError: 400 no JSON, 413 too many candidates, 422 tensors that are not those of the program.
+        RequestError: 400 for no JSON, 413 for too many candidates, 422 for tensors that do not fit the program.
     """
     try:
         request = _DECODER.decode(body)
@@ -107,10 +107,10 @@ def _to_array(tensor: _Tensor, entry: Input, where: str, index: int) -> NDArray[
 
 
 def check_tensors(tensors: dict[str, NDArray[Any]], inputs: Sequence[Input]) -> None:
-    """Refuse tensors that do not fit together: onnxruntime would read past a table, or answer nonsense.
+    """Refuse inconsistent tensors, with which onnxruntime would read past a table or return nonsense.
 
     Raises:
-        RequestError: a missing input, other lengths, ids outside their table, offsets that do not rise.
+        RequestError: a missing input, different lengths, ids outside their table, or offsets that do not increase.
     """
     missing = [entry.name for entry in inputs if entry.name not in tensors]
     if missing:
@@ -131,7 +131,9 @@ def check_tensors(tensors: dict[str, NDArray[Any]], inputs: Sequence[Input]) -> 
         if entry.component == "offsets":
             size -= 1
             if size < 0 or array[0] != 0 or (np.diff(array) < 0).any():
-                raise RequestError(where, "offsets that do not rise from 0", "0, then the end of each row", status=422)
+                raise RequestError(
+                    where, "offsets that do not increase from 0", "0, then the end of each row", status=422
+                )
         expected_size, first = lengths.setdefault(entry.group, (size, entry.name))
         if size != expected_size:
             expected = f"{expected_size}, as in {first}" if first else "1, for the one user"
@@ -142,15 +144,15 @@ def check_tensors(tensors: dict[str, NDArray[Any]], inputs: Sequence[Input]) -> 
         raise RequestError("inputs", "no candidates", f"1 to {MAX_CANDIDATES:,}", status=422)
     if count > MAX_CANDIDATES:
         raise RequestError(
-            "inputs", f"{count:,} candidates", f"at most {MAX_CANDIDATES:,}", "ask in several requests", 413
+            "inputs", f"{count:,} candidates", f"at most {MAX_CANDIDATES:,}", "split it into several requests", 413
         )
     if positions > POSITIONS:
         message = f"{positions:,} pairs of a candidate and a past event"
-        raise RequestError("inputs", message, f"at most {POSITIONS:,}", "ask in several requests", 413)
+        raise RequestError("inputs", message, f"at most {POSITIONS:,}", "split it into several requests", 413)
 
 
 def encode_infer_response(model: str, version: str, identity: str | None, scores: NDArray[np.float32]) -> bytes:
-    """The answer of the protocol."""
+    """Encode the response of the protocol."""
     output = {"name": OUTPUT, "datatype": "FP32", "shape": [len(scores)], "data": np.ascontiguousarray(scores)}
     answer: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": [output]}
     if identity is not None:
@@ -159,7 +161,7 @@ def encode_infer_response(model: str, version: str, identity: str | None, scores
 
 
 def build_metadata(model: str, version: str, inputs: Sequence[Input]) -> dict[str, Any]:
-    """What the protocol tells of a model."""
+    """Return the metadata of a model in the format of the protocol."""
     return {
         "name": model,
         "versions": [version],

@@ -1,7 +1,7 @@
 """Counters of a server in the Prometheus text format: a few fixed arrays, no locks, no package.
 
-With several worker processes each keeps its counters in a memory-mapped file of its own; whoever is asked adds up
-all files. A worker that died leaves its counts behind, so that a total never falls.
+Each worker process has its counters in a memory-mapped file of its own, and the worker that handles a request for
+metrics adds up all files. Counts of dead workers stay, so that a total never decreases.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STATUSES = (200, 400, 404, 405, 413, 422, 500, 503)
 SECONDS = (0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 CANDIDATES = (1, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 10_000, 100_000)
 EVENTS = (("new", "none"), ("new", "some"), ("again", "none"), ("again", "some"))
-"""Events recorded: told the first time or again, without feedback or with some."""
+"""Kinds of recorded events: new or recorded again, without or with feedback."""
 
 _COUNTS = len(ROUTES) * len(STATUSES)
 _LATENCY = len(SECONDS) + 2  # one bucket above all edges, and the sum
@@ -28,10 +28,10 @@ _SIZE = _RECORDED + len(EVENTS)
 
 
 class ServerMetrics:
-    """Counts of one process.
+    """Counters of one process.
 
     Args:
-        folder: where all workers keep their files; None for a server of one process.
+        folder: folder of the files of all workers. None for a server of one process.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -43,7 +43,7 @@ class ServerMetrics:
             self._cells = np.memmap(folder / f"{os.getpid()}.counts", np.float64, "w+", shape=(_SIZE,))
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
-        """One request answered."""
+        """Count one request."""
         at = ROUTES.index(route)
         nearest = status if status in STATUSES else (500 if status >= 500 else 400 if status >= 400 else 200)
         self._cells[at * len(STATUSES) + STATUSES.index(nearest)] += 1
@@ -52,22 +52,22 @@ class ServerMetrics:
         self._cells[start + _LATENCY - 1] += seconds
 
     def count_ranking(self, candidates: int) -> None:
-        """One ranking of so many candidates."""
+        """Count one ranking and its candidates."""
         self._cells[_RANKED + bisect_left(CANDIDATES, candidates)] += 1
         self._cells[_RECORDED - 1] += candidates
 
     def count_event(self, has_feedback: bool, is_repeat: bool) -> None:
-        """One event taken, with feedback or without, for the first time or again."""
+        """Count one event, with or without feedback, new or recorded again."""
         self._cells[_RECORDED + 2 * is_repeat + has_feedback] += 1
 
     def render(self, model: str, version: str) -> str:
-        """The page of all workers' counts."""
+        """Return the metrics page with the counts of all workers."""
         cells = self._sum_counters()
         lines = [
             "# HELP longrec_model_info The model that is served.",
             "# TYPE longrec_model_info gauge",
             f'longrec_model_info{{model="{model}",version="{version}"}} 1',
-            "# HELP longrec_requests_total Requests answered, by route and status.",
+            "# HELP longrec_requests_total Requests, by route and status.",
             "# TYPE longrec_requests_total counter",
         ]
         counts = cells[:_COUNTS].reshape(len(ROUTES), len(STATUSES))
@@ -75,7 +75,7 @@ class ServerMetrics:
             labels = f'route="{ROUTES[route]}",status="{STATUSES[status]}"'
             lines.append(f"longrec_requests_total{{{labels}}} {counts[route, status]:.0f}")
         lines += [
-            "# HELP longrec_request_seconds Time from a request's head to its answer.",
+            "# HELP longrec_request_seconds Seconds from the head of a request to its response.",
             "# TYPE longrec_request_seconds histogram",
         ]
         latency = cells[_COUNTS:_RANKED].reshape(len(ROUTES), _LATENCY)
@@ -83,10 +83,10 @@ class ServerMetrics:
             if latency[index, :-1].any():
                 lines += _format_histogram("longrec_request_seconds", f'route="{route}",', SECONDS, latency[index])
         lines += [
-            "# HELP longrec_candidates Candidates of a ranking.",
+            "# HELP longrec_candidates Candidates per ranking.",
             "# TYPE longrec_candidates histogram",
             *_format_histogram("longrec_candidates", "", CANDIDATES, cells[_RANKED:_RECORDED]),
-            "# HELP longrec_events_total Events recorded, told for the first time or again, by their feedback.",
+            "# HELP longrec_events_total Recorded events, new or recorded again, with or without feedback.",
             "# TYPE longrec_events_total counter",
         ]
         for (occurrence, feedback), count in zip(EVENTS, cells[_RECORDED:].tolist()):
@@ -98,7 +98,7 @@ class ServerMetrics:
         if self._folder is None:
             return self._cells
         files = [np.fromfile(path, np.float64) for path in self._folder.glob("*.counts")]
-        whole = [cells for cells in files if len(cells) == _SIZE]  # a worker that starts just now has none yet
+        whole = [cells for cells in files if len(cells) == _SIZE]  # the file of a worker that is starting may be empty
         total: NDArray[np.float64] = np.sum(whole, axis=0)
         return total
 

@@ -1,4 +1,4 @@
-"""From a request to a query and candidates: key look-ups, the fitted encoders, and the past from the stores."""
+"""Encoding of a request as a query and candidates: key lookups, fitted encoders, and histories from the stores."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ from longrec.serve.token_histories import TokenHistories
 
 _NUMBERS = ("dense", "numbers")
 _SHOWN = 5
-"""So many unknown keys are named in a refusal."""
+"""Number of unknown keys that an error lists."""
 
 
 class RequestEncoder:
-    """Turns requests into what the program reads. It keeps no state of a request.
+    """Encoder of requests as inputs of the program, without state between requests.
 
     Args:
-        tokens: where tokens are read; by default the copies in the bundle.
-        live: events since the bundle, where such are recorded.
+        bundle: the opened bundle.
+        tokens: histories of tokens, by default the copies in the bundle.
+        live: events since the bundle, if events are recorded.
     """
 
     def __init__(self, bundle: Bundle, tokens: TokenHistories | None = None, live: LiveEvents | None = None) -> None:
@@ -55,33 +56,33 @@ class RequestEncoder:
         self._histories = EventHistories(bundle, live)
         self._tokens = TokenHistories(bundle) if tokens is None else tokens
         self._knowledge = KnowledgeFeatures(bundle)
-        # Reading by the users' own keys costs a hash of text; a bundle that needs none does without.
+        # Reading by the users' own keys costs a hash of text, so it is skipped if the bundle needs none.
         self._by_key = live is not None or bool(bundle.manifest.tokens or bundle.manifest.knowledge)
 
     def build_candidates(self, request: RankRequest, where: str = "candidates") -> tuple[Candidates, list[Key]]:
-        """The items to rank, and which of them are unknown.
+        """Build the candidates of a request, and list the unknown items.
 
         Args:
-            where: what a message names.
+            where: field that an error names.
 
         Raises:
-            RequestError: 404 unknown items, 422 keys of the wrong type, or columns of the candidates that do not fit.
+            RequestError: 404 for unknown items, 422 for keys of the wrong type or invalid columns of the candidates.
         """
         keys, rows, unknown = self.look_up_items(request.candidates, request.allow_unknown, where)
         return Candidates.of(rows, keys, "request", self._encode_candidate_columns(request)), unknown
 
     def _encode_candidate_columns(self, request: RankRequest) -> Mapping[str, NDArray[Any] | Lists]:
-        """What a request tells of its candidates, encoded: C entries by feature."""
+        """Encode the candidate columns of a request: C entries per feature."""
         raw_columns, count = request.candidate_context, len(request.candidates)
         if raw_columns.keys() != self.candidate_context.keys():
-            do = "give a value for every candidate, null where one is missing"
+            do = "send a value for every candidate, null for a missing one"
             check_names("candidate_context", set(raw_columns), self.candidate_context, do)
         if not self._candidate_features:
             return {}
         for column, values in raw_columns.items():
             if values is not None and len(values) != count:
-                message, do = f"{len(values):,} values for {count:,} candidates", "write null where a value is missing"
-                raise RequestError(f"candidate_context.{column}", message, "one a candidate, in their order", do, 422)
+                message, do = f"{len(values):,} values for {count:,} candidates", "write null for a missing value"
+                raise RequestError(f"candidate_context.{column}", message, "one per candidate, in their order", do, 422)
         try:
             return encode_candidates(
                 self.fitted, self._candidate_features, raw_columns, request.context, request.user, request.candidates
@@ -92,10 +93,10 @@ class RequestEncoder:
     def look_up_items(
         self, item_keys: Sequence[Key], allow_unknown: bool, where: str
     ) -> tuple[NDArray[Any], NDArray[Any], list[Key]]:
-        """Keys of items as an array, their rows ``[C]``, and those that are in no table.
+        """Return item keys as an array, their rows ``[C]``, and the unknown keys.
 
         Raises:
-            RequestError: 404 unknown items, unless they are allowed; 422 keys of the wrong type.
+            RequestError: 404 for unknown items, unless they are allowed, 422 for keys of the wrong type.
         """
         keys, rows = self._items.find_rows(item_keys, where)
         if rows.all():
@@ -113,18 +114,18 @@ class RequestEncoder:
         return keys, rows, unknown
 
     def look_up_user(self, key: Key) -> int:
-        """The row of a user, 0 for somebody who is in no table.
+        """Return the row of a user, 0 for an unknown user.
 
         Raises:
-            RequestError: 422 a key of the wrong type.
+            RequestError: 422 for a key of the wrong type.
         """
         return int(self._users.find_rows([key], "user")[1][0])
 
     def build_query(self, request: RankRequest, timestamp: int) -> tuple[Query, bool]:
-        """Everything that is the same for all candidates, and whether the user is unknown.
+        """Build the inputs shared by all candidates, and return True as second value for an unknown user.
 
         Raises:
-            RequestError: 404 an unknown user, 422 a context or a history that does not fit the schema.
+            RequestError: 404 for an unknown user, 422 for a context or a history that does not fit the schema.
         """
         row = self.look_up_user(request.user)
         if not row and not request.allow_unknown:
@@ -132,7 +133,7 @@ class RequestEncoder:
                 "user",
                 f"the unknown user {request.user!r}",
                 "a user of the log or its user table",
-                "send allow_unknown: true to rank for somebody new",
+                "send allow_unknown: true to rank for a new user",
                 404,
             )
         user = key_number(request.user) if self._by_key else 0
@@ -149,7 +150,7 @@ class RequestEncoder:
             for name, column in columns.items():
                 number = not isinstance(column, Lists) and column.dtype.kind == "f"
                 inputs.update(make_tensors(f"h.{history}.{name}", column, number))
-                # A token is adapted once a run and weighed cheaply a candidate: few candidates a run repeat the former.
+                # A token is adapted once per run and cheap per candidate, so small runs would repeat the former.
                 positions = max(positions, len(column) // 4 if history in self._tokens.stores else len(column))
         return Query(row, timestamp, inputs, positions), not row
 
@@ -159,7 +160,7 @@ class RequestEncoder:
             histories.update(self._histories.encode_request_histories(request.history))
         elif request.history is not None:
             raise RequestError(
-                "history", "a history in the request", "none: this bundle keeps histories itself", "leave it out", 422
+                "history", "a history in the request", "none: this bundle stores histories itself", "leave it out", 422
             )
         else:
             histories.update(self._histories.read_stored(user, row, timestamp))
@@ -174,12 +175,13 @@ class RequestEncoder:
         timestamp: int,
         columns: Mapping[str, NDArray[Any] | Lists] | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """The program's inputs that differ between candidates.
+        """Build the inputs of the program that differ between candidates.
 
         Args:
-            rows: ``[C]`` of the item table.
-            keys: ``[C]`` as the log has them.
-            told: the columns of ``candidates``, C entries each.
+            rows: ``[C]`` rows of the item table.
+            keys: ``[C]`` keys in the type of the log.
+            timestamp: milliseconds UTC, or a step.
+            columns: columns of the candidates, C entries each.
         """
         inputs: dict[str, NDArray[Any]] = {}
         self._read(self._item_table, self._item_names, rows, timestamp, inputs)
@@ -189,12 +191,12 @@ class RequestEncoder:
         return inputs
 
     def close(self) -> None:
-        """Let go of the stores that others write to."""
+        """Close the stores."""
         self._tokens.close()
         self._knowledge.close()
 
     def _cast_table(self, table: EntityTable) -> EntityTable:
-        """A table with its columns in the types of the program."""
+        """Return a table with its columns in the types of the program."""
 
         def cast(columns: Mapping[str, NDArray[Any] | Lists]) -> dict[str, NDArray[Any] | Lists]:
             return {
@@ -214,7 +216,7 @@ class RequestEncoder:
         timestamp: int,
         inputs: dict[str, NDArray[Any]],
     ) -> None:
-        """Add the columns of some rows of a table, as they stood strictly before the moment."""
+        """Add columns of rows of a table, as valid strictly before the timestamp, to the inputs."""
         values = table.as_of(rows, timestamp)
         for name in names:
             column = values[name]
@@ -228,7 +230,7 @@ class RequestEncoder:
 
     def _encode_context(self, context: Mapping[str, Any], user: Key) -> dict[str, NDArray[Any] | Lists]:
         if context.keys() != self.context.keys():
-            check_names("context", set(context), self.context, "write null where a value is missing")
+            check_names("context", set(context), self.context, "write null for a missing value")
         if not self._event_features:
             return {}
         try:

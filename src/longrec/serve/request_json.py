@@ -1,4 +1,4 @@
-"""What a client may ask: typed, strict, and told exactly what is wrong."""
+"""Requests of clients as typed, strict JSON, with exact error messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from longrec.features.schema import TimeColumn
 from longrec.features.timestamp import BadTimestamp, grammar, read_iso, read_timestamp
 
 MAX_CANDIDATES = 100_000
-"""Candidates of one request, at most."""
+"""Largest number of candidates per request."""
 
 _Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Key = _Whole | str
@@ -22,15 +22,15 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Rank candidates for a user.
 
     Attributes:
-        user: key of the user, as the log has it.
+        user: key of the user, in the type of the log.
         candidates: keys of the items to rank.
-        at: the moment to rank for, ISO 8601 text or a number in the unit of the log's time column; now when null.
-            Nothing that happened at this moment or later is looked at.
-        context: raw values of the impression's own event columns; null where one is missing.
-        candidate_context: for schemas with columns of the candidate, ``{column: [a raw value a candidate]}``; null for
-            a value that is missing, or in place of the list where all are.
+        at: timestamp of the ranking, ISO 8601 text or a number in the unit of the log's time column. Default now. Only
+            earlier events are read.
+        context: raw values of the impression's own event columns, null for a missing value.
+        candidate_context: for schemas with columns of the candidate, ``{column: [one raw value per candidate]}``. Null
+            for a missing value, or instead of the list if all are missing.
         history: for schemas with pre-joined rows, ``{history: {feature: [values, oldest first]}}``.
-        allow_unknown: rank for a user, or items, that the log does not know.
+        allow_unknown: rank for a user, or items, that the log does not contain.
     """
 
     user: Key
@@ -43,18 +43,18 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class EventRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Tell of an impression, or of what became known of one.
+    """Record an impression, or feedback on one.
 
     Attributes:
-        user, item: their keys, as the log has them.
-        at: the moment of the event, as in ``RankRequest``; now when null.
-        context: raw values of the impression's own event columns, and of those of its candidate; null where one is
-            missing. It may be left out for an event that was told before: what was made of it then stays, and the
+        user, item: keys, in the type of the log.
+        at: timestamp of the event, as in ``RankRequest``. Default now.
+        context: raw values of the impression's own event columns and of the columns of its candidate, null for a
+            missing value. May be left out for an event that was recorded before. Its encoded values then stay, and the
             feedback is added.
-        feedback: raw values of what the user gave, by column (or ``label``, or a feature): what stands here is known
-            from now on, null included; what is left out is not known yet.
-        request: in a log with requests, the moment of the request that showed the item; ``at`` when null.
-        allow_unknown: take an item that the log does not know.
+        feedback: raw values by column (or ``label``, or a feature). They are available from now on, null included.
+            Missing columns are not yet available.
+        request: in a log with requests, the timestamp of the request that showed the item. Default ``at``.
+        allow_unknown: accept an item that the log does not contain.
     """
 
     user: Key
@@ -81,10 +81,10 @@ _TYPE_NAMES = {
 
 
 def decode_request(body: bytes) -> RankRequest:
-    """A request from JSON.
+    """Decode a ranking request from JSON.
 
     Raises:
-        RequestError: 400 for what is no JSON (NaN and Infinity are none), 422 for another form.
+        RequestError: 400 for invalid JSON (NaN and Infinity are invalid), 422 for another form.
     """
     try:
         request = _DECODER.decode(body)
@@ -97,7 +97,7 @@ def decode_request(body: bytes) -> RankRequest:
         raise RequestError("candidates", "an empty list", f"1 to {MAX_CANDIDATES:,} items", status=422)
     if count > MAX_CANDIDATES:
         raise RequestError(
-            "candidates", f"{count:,} items", f"at most {MAX_CANDIDATES:,}", "ask in several requests", 413
+            "candidates", f"{count:,} items", f"at most {MAX_CANDIDATES:,}", "split it into several requests", 413
         )
     if len(set(request.candidates)) != count:
         raise _build_duplicate_error(request.candidates)
@@ -105,10 +105,10 @@ def decode_request(body: bytes) -> RankRequest:
 
 
 def decode_event(body: bytes) -> EventRequest:
-    """An event from JSON.
+    """Decode an event from JSON.
 
     Raises:
-        RequestError: 400 for what is no JSON, 422 for another form.
+        RequestError: 400 for invalid JSON, 422 for another form.
     """
     try:
         request = _EVENTS.decode(body)
@@ -117,19 +117,19 @@ def decode_event(body: bytes) -> EventRequest:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise build_json_error(error) from None
     if request.context is None and not request.feedback:
-        do = "send the context of a new event; for one that was told before, what became known"
+        do = "send the context of a new event, or feedback on an event that was recorded before"
         raise RequestError("event", "neither context nor feedback", "one of them", do, 422)
     return request
 
 
 def build_json_error(error: Exception) -> RequestError:
-    """A body that is no JSON."""
+    """Return the error of a body that is no JSON."""
     message = "nested too deep" if isinstance(error, RecursionError) else str(error)
     return RequestError("body", f"not JSON ({message})", "one JSON object (NaN and Infinity are not JSON)")
 
 
 def build_validation_error(error: msgspec.ValidationError, fields: tuple[str, ...]) -> RequestError:
-    """JSON of another form, in our words."""
+    """Return the error of JSON of another form, in the wording of LongRec."""
     match = _ERROR_PATTERN.match(str(error))
     assert match is not None  # the pattern takes any text
     what, path = match["what"], match["path"] or "body"
@@ -163,17 +163,17 @@ def _build_duplicate_error(candidates: list[Key]) -> RequestError:
 
 
 def parse_request_time(at: int | float | str | None, time: TimeColumn | None, now: int, where: str = "at") -> int:
-    """The moment of a request as the log keeps it: milliseconds UTC, or a step.
+    """Parse the time of a request as a timestamp of the log: milliseconds UTC, or a step.
 
     Args:
-        at: what the log's time column could hold, read by the same rule (``features/timestamp.py``); beside a
-            ``time.format`` also ISO 8601 text with ``T`` and an offset, as answers have it.
-        time: the schema's time column; without one there is no moment, and 0 is given.
-        now: milliseconds UTC, taken when ``at`` is null.
-        where: what is named in a message.
+        at: a value of the log's time column, read by the same rule (``features/timestamp.py``). With a ``time.format``
+            also ISO 8601 text with ``T`` and an offset, as in responses.
+        time: time column of the schema. Without one there is no timestamp, and 0 is returned.
+        now: milliseconds UTC, used if ``at`` is null.
+        where: field that an error names.
 
     Raises:
-        RequestError: a moment that is none, or a number in another unit.
+        RequestError: an invalid timestamp, or a number in another unit.
     """
     if time is None:
         if at is not None:

@@ -1,4 +1,4 @@
-"""Running the server: uvicorn on uvloop and httptools, on loopback unless told otherwise."""
+"""HTTP server: uvicorn on uvloop and httptools, by default on loopback."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from longrec.serve.settings import Settings
 HOST, PORT = "127.0.0.1", 8000
 _READY = "ready at "
 _THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""One thread a process, and none that spins while it waits."""
+"""One thread per process, which does not spin while it waits."""
 _OPTIONS: dict[str, Any] = {
     "loop": "uvloop",
     "http": "httptools",
@@ -40,7 +40,7 @@ _OPTIONS: dict[str, Any] = {
     "server_header": False,
     "timeout_keep_alive": 75,
     "timeout_graceful_shutdown": 10,
-    # A worker that starts on a busy machine is not dead: five seconds, the usual, would end it again and again.
+    # A worker that starts on a busy machine is not dead: the default of five seconds would restart it again and again.
     "timeout_worker_healthcheck": 60,
 }
 
@@ -48,17 +48,19 @@ _OPTIONS: dict[str, Any] = {
 def serve(
     bundle: str | Path, host: str = HOST, port: int = PORT, workers: int = 1, settings: Settings | None = None
 ) -> None:
-    """Serve a bundle until SIGTERM or SIGINT; answers under way are finished first.
+    """Serve a bundle until SIGTERM or SIGINT. Running requests are finished first.
 
     Args:
-        port: 0 takes a free one; the address is printed.
-        workers: processes that share the port, one core each.
-        settings: where tokens are read and events are written.
+        bundle: folder of the bundle.
+        host: address to listen on.
+        port: port to listen on, 0 for a free one. The URL is printed.
+        workers: number of processes that share the port, one core each.
+        settings: locations of live tokens and of recorded events.
 
     Raises:
-        BundleError: a bundle that cannot be served here.
+        BundleError: a bundle that cannot be served on this machine.
         StoreError: a store that cannot be opened.
-        LongRecError: an address that cannot be taken, or several processes that would write to one folder.
+        LongRecError: an address that cannot be bound, or several processes that would write to one folder.
     """
     for name, value in _THREADS.items():
         os.environ.setdefault(name, value)
@@ -68,7 +70,7 @@ def serve(
         if workers > 1 and service.exclusive_folders:
             raise LongRecError(
                 "--events",
-                f"{workers} workers, and {service.exclusive_folders[0]} is a folder that one process may write to",
+                f"{workers} workers, and {service.exclusive_folders[0]} is a folder that only one process may write to",
                 "one worker, or stores on a server",
                 "give --workers 1, or redis:// addresses for --tokens and --state",
             )
@@ -76,12 +78,12 @@ def serve(
         if workers == 1:
             with _open_socket(host, port) as (sock, url), _absorb_signals():
                 server = _Server(uvicorn.Config(App(service).starlette(), **_OPTIONS), format_announcement(url))
-                # What lives until the end is not looked at again by the collector: shorter pauses.
+                # The collector does not scan long-lived objects again, which shortens its pauses.
                 gc.collect()
                 gc.freeze()
                 server.run(sockets=[sock])
             return
-    del service  # the workers have their own
+    del service  # each worker has its own
     with _open_socket(host, port) as (sock, url), tempfile.TemporaryDirectory(prefix="longrec-") as counts:
         os.environ[BUNDLE], os.environ[COUNTS] = str(Path(bundle).resolve()), counts
         os.environ[SETTINGS] = msgspec.json.encode(settings).decode()
@@ -93,21 +95,21 @@ def serve(
 
 @contextlib.contextmanager
 def _open_socket(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
-    """A listening socket and its URL."""
+    """Open a listening socket and yield it with its URL."""
     with _bind_socket(host, port) as sock:
         if not ipaddress.ip_address(sock.getsockname()[0]).is_loopback:
-            print(f"longrec: {host} is open to the network, and nothing asks who calls", file=sys.stderr)
+            print(f"longrec: {host} is open to the network, without authentication", file=sys.stderr)
         yield sock, format_url(host, sock.getsockname()[1])
 
 
 def format_url(host: str, port: int) -> str:
-    """The URL to reach a listening socket by."""
+    """Return the URL of a listening socket."""
     name = {"0.0.0.0": HOST, "::": "::1"}.get(host, host)
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def _build_announcement(service: Service) -> Callable[[str], str]:
-    """What is said once a URL is there."""
+    """Return a function from the URL to the message that is printed when the server is ready."""
     example = service.example()
     example["candidates"] = example["candidates"][:3]
     body = orjson.dumps(example).decode().replace("'", "'\\''")
@@ -128,23 +130,23 @@ def _bind_socket(host: str, port: int) -> socket.socket:
         sock.close()
         raise LongRecError(
             f"{host}:{port}",
-            f"the address cannot be taken ({error})",
+            f"the address cannot be bound ({error})",
             "a free port",
-            "try port 0, which takes a free one",
+            "try port 0, which selects a free one",
         ) from None
     sock.set_inheritable(True)
     return sock
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens once it does."""
+    """uvicorn server that prints its URL when it listens."""
 
     def __init__(self, config: uvicorn.Config, announcement: str) -> None:
         super().__init__(config)
         self._announcement = announcement
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, then speak."""
+        """Start and print the URL."""
         await super().startup(sockets=sockets)
         if self.started:
             print(self._announcement, flush=True)
@@ -152,7 +154,7 @@ class _Server(uvicorn.Server):
 
 @contextlib.contextmanager
 def _absorb_signals() -> Iterator[None]:
-    """uvicorn raises a signal again after its shutdown; here that is the end, not an error."""
+    """Ignore the signal that uvicorn raises again after its shutdown."""
 
     def ignore(number: int, frame: FrameType | None) -> None:
         return None
@@ -169,14 +171,14 @@ def _absorb_signals() -> Iterator[None]:
 def run_server(
     bundle: str | Path, port: int = 0, workers: int = 1, seconds: float = 60.0, settings: Settings | None = None
 ) -> Iterator[str]:
-    """A server in a process of its own, for a demo or a test; its URL. It ends with the block.
+    """Run a server in a process of its own and yield its URL. The server stops at the end of the block.
 
     Args:
-        seconds: how long to wait for it.
-        settings: where tokens are read and events are written.
+        seconds: timeout of the start.
+        settings: locations of live tokens and of recorded events.
 
     Raises:
-        LongRecError: it did not come up; the message is what it said.
+        LongRecError: the server did not start. The message is its output.
     """
     settings_json = msgspec.json.encode(settings or Settings()).decode()
     arguments = [sys.executable, "-m", "longrec.serve.server", str(bundle), str(port), str(workers), settings_json]

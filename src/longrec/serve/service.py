@@ -1,6 +1,6 @@
-"""The service: a request becomes the same inputs as in training, runs through the pipeline, and is answered.
+"""Ranking service: encodes a request as in training, runs the pipeline and returns a response.
 
-Fits nothing and imports no training code and no torch.
+It fits nothing and imports no training code and no torch.
 """
 
 from __future__ import annotations
@@ -33,20 +33,21 @@ from longrec.serve.state import ServiceState
 from longrec.serve.token_histories import TokenHistories
 
 _CHUNK_POSITIONS, _CHUNK_CANDIDATES = 10_000, 256
-"""Candidates are scored so many (times their history) at once: what fits the processor's cache."""
+"""Largest number of pairs of candidate and past event, and of candidates, scored at once, to fit the CPU cache."""
 
 MAX_DRIFT = 1e-4
-"""Largest difference from the golden scores on this machine; export itself holds a tenth of it."""
+"""Largest difference from the golden scores on this machine, ten times the tolerance of export."""
 
 
 @dataclass(frozen=True)
 class RankResponse:
-    """A ranking: candidates best first.
+    """Response to a ranking request: candidates, best first.
 
     Attributes:
-        outcome: the ranked candidates, and what each stage took.
-        at: the moment that was ranked for, as a request names it.
-        new_user, new_items: whom and what the log does not know.
+        outcome: ranked candidates, and the duration of each stage.
+        at: timestamp of the ranking, in the format of requests.
+        new_user: True if the log does not contain the user.
+        new_items: items that the log does not contain.
     """
 
     model: str
@@ -57,7 +58,7 @@ class RankResponse:
     new_items: list[Key]
 
     def json(self) -> bytes:
-        """The answer of ``/rank``."""
+        """Return the response of ``/rank``."""
         ranked = self.outcome.candidates
         columns = zip(ranked.keys.tolist(), ranked.scores.tolist(), ranked.list_origins())
         return orjson.dumps(
@@ -72,16 +73,17 @@ class RankResponse:
 
 
 def read_clock() -> int:
-    """Now, UTC."""
+    """Return the current time in milliseconds UTC."""
     return time.time_ns() // 1_000_000
 
 
 class Service:
-    """Answers requests from one bundle. One call at a time: it belongs to one thread.
+    """Service of one bundle, for one thread.
 
     Args:
-        settings: where tokens are read and events are written; by default the bundle is all there is.
-        clock: milliseconds UTC.
+        bundle: folder of the bundle, or the opened bundle.
+        settings: locations of live tokens and of recorded events. By default only the bundle is used.
+        clock: function that returns milliseconds UTC.
 
     Raises:
         BundleError: no bundle of a ranker, or stores that do not fit it.
@@ -96,7 +98,10 @@ class Service:
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if self.bundle.manifest.kind != RANKER:
-            message, do = f"a bundle of an {self.bundle.manifest.kind}", "give it as --events beside a ranker's bundle"
+            message, do = (
+                f"a bundle of an {self.bundle.manifest.kind}",
+                "pass it with --events beside a ranker's bundle",
+            )
             raise BundleError(str(self.bundle.path), message, "a bundle of a ranker", do)
         self.model, self.settings = self.bundle.manifest.model, settings or Settings()
         self.program = Program(self.bundle.program)
@@ -121,15 +126,15 @@ class Service:
 
     @property
     def exclusive_folders(self) -> list[str]:
-        """Places it writes to that only one process may hold."""
+        """Folders it writes to that only one process may open."""
         return [] if self._state is None else self._state.exclusive_folders
 
     def rank(self, request: RankRequest) -> RankResponse:
         """Rank the candidates of a request.
 
         Raises:
-            RequestError: a request that cannot be answered; nothing is done by halves.
-            StoreError: a store that does not answer.
+            RequestError: an invalid request. Nothing is done in part.
+            StoreError: a store that does not respond.
         """
         at = parse_request_time(request.at, self._time, self._clock())
         query, new_user = self._encoder.build_query(request, at)
@@ -140,31 +145,31 @@ class Service:
         )
 
     def record(self, body: bytes) -> EventResponse:
-        """Take an event: JSON in. It is kept for good when this returns.
+        """Record an event from JSON durably.
 
         Raises:
-            RequestError, StoreError: as ``prepare``, and ``PendingEvent.commit``.
+            RequestError, StoreError: as ``prepare`` and ``PendingEvent.commit``.
         """
         return self.prepare(body).commit()
 
     def prepare(self, body: bytes) -> PendingEvent:
-        """An event that is good to keep: JSON in. It must be kept before the next is prepared.
+        """Validate and encode an event from JSON. It must be committed before the next is prepared.
 
         Raises:
-            RequestError: an event that cannot be taken, or a service without a source.
-            StoreError: a store that does not answer.
+            RequestError: an invalid event, or a service without a source.
+            StoreError: a store that does not respond.
         """
         if self._events is None:
             do = "start the server with --events SOURCE.bundle"
-            raise RequestError("/events", "no source", "a server that knows the source of its tokens", do, 404)
+            raise RequestError("/events", "no source", "a server with the source of its tokens", do, 404)
         return self._events.prepare(decode_event(body))
 
     def answer(self, body: bytes) -> bytes:
-        """JSON in, JSON out: what ``POST /rank`` does."""
+        """Rank the candidates of a JSON request and return JSON, as ``POST /rank`` does."""
         return self.rank(decode_request(body)).json()
 
     def close(self) -> None:
-        """Let go of all stores."""
+        """Close all stores."""
         self._encoder.close()
         if self._state is not None:
             self._state.close()
@@ -172,7 +177,7 @@ class Service:
     def _score(self, candidates: Candidates, query: Query) -> NDArray[np.float32]:
         step = max(1, min(_CHUNK_CANDIDATES, _CHUNK_POSITIONS // max(query.positions, 1)))
         scores = []
-        # Rows do not see each other, so that the cut changes no score.
+        # Rows are independent, so that chunks change no score.
         for start in range(0, len(candidates), step):
             some = slice(start, start + step)
             columns = candidates.take_columns(np.arange(len(candidates))[some])
@@ -183,21 +188,21 @@ class Service:
         return scores[0] if len(scores) == 1 else np.concatenate(scores)
 
     def infer(self, body: bytes) -> bytes:
-        """JSON in, JSON out: what ``POST /v2/models/{name}/infer`` does.
+        """Run the program on the tensors of a JSON request, as ``POST /v2/models/{name}/infer`` does.
 
         Raises:
-            RequestError: tensors that are not those of the program.
+            RequestError: tensors that do not fit the program.
         """
         manifest = self.bundle.manifest
         identity, inputs = open_inference.decode_infer_request(body, manifest.inputs)
         return open_inference.encode_infer_response(self.model, manifest.version, identity, self.program.run(inputs))
 
     def metadata(self) -> dict[str, Any]:
-        """Name, inputs and outputs of the model, in the words of the Open Inference Protocol."""
+        """Return name, inputs and outputs of the model in the format of the Open Inference Protocol."""
         return open_inference.build_metadata(self.model, self.bundle.manifest.version, self.bundle.manifest.inputs)
 
     def health(self) -> dict[str, Any]:
-        """What is served."""
+        """Return facts about the served bundle."""
         manifest = self.bundle.manifest
         return {
             "status": "ok",
@@ -208,9 +213,9 @@ class Service:
         }
 
     def check(self) -> float:
-        """Replay the golden requests: warms everything up, and proves that this machine answers as the exporter did.
+        """Replay the golden requests to warm up and to verify that this machine scores like the exporter.
 
-        They are answered from the bundle alone: live stores know more by now than the exporter did.
+        Only the bundle is used, because live stores contain later data.
 
         Raises:
             BundleError: scores that differ by more than ``MAX_DRIFT``.
@@ -233,12 +238,12 @@ class Service:
         return worst
 
     def example(self) -> dict[str, Any]:
-        """A request that works: the first golden one."""
+        """Return a valid request: the first golden one."""
         return dict(self.bundle.golden[0].request)
 
 
 def score_golden(service: Service, golden: Sequence[GoldenRequest]) -> list[NDArray[np.float64]]:
-    """The service's score of every candidate of golden requests, in the order of the candidates."""
+    """Return the service's score of every candidate of golden requests, in the order of the candidates."""
     answers = []
     for one in golden:
         ranked = service.rank(decode_request(orjson.dumps(one.request))).outcome.candidates
@@ -248,6 +253,6 @@ def score_golden(service: Service, golden: Sequence[GoldenRequest]) -> list[NDAr
 
 
 def replay(folder: Path, golden: Sequence[GoldenRequest]) -> list[NDArray[np.float64]]:
-    """Answer golden requests from a bundle: the ``answer`` that export asks for."""
+    """Score golden requests with a bundle: the ``replay`` function of export."""
     with contextlib.closing(Service(folder)) as service:
         return score_golden(service, golden)

@@ -1,4 +1,4 @@
-"""What a server is told besides its bundle."""
+"""Settings of a server besides its bundle."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import msgspec
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """Where a service reads and writes what changes while it runs.
+    """Locations of the data that a service reads and writes while it runs.
 
     Attributes:
-        tokens: for histories of tokens a live store, a folder or a ``redis://`` address, in place of the copy that
-            lies in the bundle.
-        events: the bundle of the source that turns events into tokens; None: no events are taken.
-        state: where events are kept that the bundle does not know, a folder or a ``redis://`` address; by default
-            beside the bundle.
+        tokens: live stores by history of tokens, each a folder or a ``redis://`` address, used instead of the copies
+            in the bundle.
+        events: bundle of the source that encodes events as tokens. None: events are refused.
+        state: store of recorded events, a folder or a ``redis://`` address, by default beside the bundle.
     """
 
     tokens: dict[str, str] = {}
@@ -27,7 +26,7 @@ class Settings(msgspec.Struct, frozen=True):
 def build_settings(
     tokens: Mapping[str, str | Path] | None = None, events: str | Path | None = None, state: str | Path | None = None
 ) -> Settings:
-    """Settings from paths or text."""
+    """Build settings from paths or text."""
     return Settings(
         {name: str(location) for name, location in (tokens or {}).items()},
         None if events is None else str(events),

@@ -1,11 +1,11 @@
-"""What a service that takes events writes to: token stores, and the events since its bundle and since its source's.
+"""State of a service that records events: token stores, and the events since its bundle and since its source's.
 
-Whatever is not named lies in one folder, by default ``BUNDLE.state`` beside the bundle::
+Stores without a configured location are in one folder, by default ``BUNDLE.state`` beside the bundle::
 
-    state.json        which bundle it belongs to
-    tokens/           copies of the bundle's token stores, which go on from there
-    history-2/        events since the bundle, where its program reads histories of events
-    source-2/         the same for the source
+    state.json        digest of its bundle
+    tokens/           copies of the bundle's token stores, to which tokens are added
+    history-2/        events since the bundle, if its program reads histories of events
+    source-2/         events since the bundle of the source, likewise
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ NAME = "state.json"
 
 
 class ServiceState:
-    """Everything one service writes to, held for writing.
+    """All stores of one service, opened for writing.
 
     Attributes:
-        places: where each history of tokens is read that this source writes.
-        stores: the token stores, by place.
-        live: events since the bundle, None where no history of events is read.
-        source: the source, with its own events since.
+        token_locations: store of each history of tokens that this source writes.
+        stores: token stores, by location.
+        live: events since the bundle, None if no history of events is read.
+        source: the source, with the events since its bundle.
 
     Raises:
         BundleError: a source that wrote none of the tokens that the bundle reads.
@@ -58,7 +58,7 @@ class ServiceState:
 
     @property
     def exclusive_folders(self) -> list[str]:
-        """Places that only one process may write to."""
+        """Folders that only one process may write to."""
         locations = [*self.stores, *([self.where] if self._keeps_events else [])]
         return [location for location in locations if not is_remote(location)]
 
@@ -89,7 +89,7 @@ class ServiceState:
             self._closing.callback(self.source.close)
 
     def _open_tokens(self, name: str, location: str, bundle: Bundle, source: OnlineSource) -> None:
-        """Hold the store of a history for writing, when its tokens are the source's."""
+        """Open the store of a history for writing if its tokens are the source's."""
         inside = not is_remote(location) and location == bundle.manifest.tokens[name]
         opened = bundle.resolve_store(location) if inside else location
         with TokenStore.open(opened) as store:
@@ -99,11 +99,11 @@ class ServiceState:
             if store.info.source.get("compress", {}).get("keep") == "positive":
                 problem, expected = (
                     "tokens of positive impressions only",
-                    "tokens of all: an event comes before its label",
+                    "tokens of all impressions, since an event precedes its label",
                 )
                 raise BundleError(mask_password(opened), problem, expected, "compress with keep=all")
             if not source.supports_codec(store.info.codec):
-                raise BundleError(opened, f"tokens as {store.info.codec}", "a source that makes codes")
+                raise BundleError(opened, f"tokens as {store.info.codec}", "a source with codebooks")
             if inside:
                 opened = self._copy_tokens(store, location, bundle)
         if opened not in self.stores:
@@ -115,11 +115,11 @@ class ServiceState:
         self.token_locations[name] = opened
 
     def _copy_tokens(self, store: TokenStore, location: str, bundle: Bundle) -> str:
-        """The copy of a store that lies in the bundle, made when it is first asked for."""
+        """Return the copy of a store of the bundle, and create it at the first start."""
         if is_remote(self.where):
             raise StoreError(
                 mask_password(self.where),
-                "a server, and the tokens lie in the bundle",
+                "a server, but the tokens are in the bundle",
                 "tokens on a server too",
                 "give --tokens HISTORY=redis://..., or a folder for --state",
             )
@@ -144,19 +144,21 @@ class ServiceState:
         return live
 
     def close(self) -> None:
-        """Give up all stores."""
+        """Close all stores."""
         self._closing.close()
 
     _keeps_events = False
 
 
 def _claim_folder(folder: Path, bundle: Bundle) -> None:
-    """Make a folder of state, or hold the one that is there to its bundle."""
+    """Create a folder of state, or check that an existing one belongs to the bundle."""
     path = folder / NAME
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            raise StoreError(str(folder), "something else", "a folder of state, or a new one", "give another --state")
+            raise StoreError(
+                str(folder), "a folder with other files", "a folder of state, or a new one", "give another --state"
+            )
         half = folder / f".{NAME}"
         half.write_text(json.dumps({"format": FORMAT, "bundle": bundle.digest}))
         half.rename(path)
@@ -167,13 +169,13 @@ def _claim_folder(folder: Path, bundle: Bundle) -> None:
             str(folder),
             "the events of another bundle",
             f"those of {bundle.path}",
-            "give another --state, or take this one away: its events are part of the next log",
+            "give another --state, or remove this one: its events are part of the next log",
         )
 
 
 def _check_times(bundle: Bundle, source: Bundle) -> None:
     units = [
-        "none" if (time := one.fitted.schema.time) is None else "steps" if time.unit == "step" else "moments"
+        "none" if (time := one.fitted.schema.time) is None else "steps" if time.unit == "step" else "timestamps"
         for one in (bundle, source)
     ]
     keys = ["integers" if one.users.keys.numeric else "text" for one in (bundle, source)]

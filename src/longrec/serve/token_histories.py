@@ -1,4 +1,4 @@
-"""The tokens of a request: fetched by the user's own key and the request's moment, as training joins them."""
+"""Tokens of a request, read by the user's own key and the request's timestamp, as in training."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from longrec.store.token_store import TokenStore
 from longrec.store.visibility import read_visible_tokens
 
 _REFRESH_SECONDS = 1.0
-"""Seconds after which a server is asked again whether there are new versions of the source."""
+"""Seconds between queries to a remote store for new versions of the source."""
 
 
 @dataclass
 class _OpenStore:
-    """A store and who else writes to it."""
+    """An opened store, which other processes may write to."""
 
     store: TokenStore
     changes: bool
     refreshed_at: float = 0.0
 
     def refresh(self) -> None:
-        """See what another process has written since."""
+        """Load what other processes have written since."""
         if not self.changes:
             return
-        if is_remote(self.store.location):  # a server always answers with all tokens; only versions are remembered
+        if is_remote(self.store.location):  # a remote store always returns all tokens, and only versions are cached
             now = time.monotonic()
             if now - self.refreshed_at < _REFRESH_SECONDS:
                 return
@@ -47,7 +47,7 @@ class _OpenStore:
 
 @dataclass(frozen=True)
 class _History:
-    """How one history is read: settled once, when the service starts."""
+    """Parameters of reading one history, fixed when the service starts."""
 
     name: str
     of: tuple[str, ...]
@@ -59,18 +59,19 @@ class _History:
 
 
 class TokenHistories:
-    """The histories of tokens that a bundle's program reads.
+    """Reader of the histories of tokens of a bundle's program.
 
     Args:
-        places: where tokens are read in place of the bundle's own copy, by history.
-        written: stores that this process holds for writing, by place.
+        bundle: the opened bundle.
+        locations: stores used instead of the bundle's own copies, by history.
+        written: stores that this process has open for writing, by location.
 
     Attributes:
-        stores: what is read, by history.
+        stores: stores that are read, by history.
 
     Raises:
         BundleError: a store that does not fit the bundle.
-        UnknownName: a place for a history that the bundle has not.
+        UnknownName: a location for a history that the bundle does not have.
     """
 
     def __init__(
@@ -114,10 +115,11 @@ class TokenHistories:
         self._written = set(written)
 
     def read(self, user: int, timestamp: int) -> dict[str, dict[str, NDArray[Any]]]:
-        """Columns of each history, by the names of the program, as known strictly before the moment.
+        """Return the columns of each history, by the names of the program, as available strictly before the timestamp.
 
         Args:
             user: key number.
+            timestamp: milliseconds UTC, or a step.
         """
         histories: dict[str, dict[str, NDArray[Any]]] = {}
         now = np.array([timestamp], np.int64)
@@ -132,39 +134,41 @@ class TokenHistories:
         return histories
 
     def close(self) -> None:
-        """Let go of the stores that were opened here."""
+        """Close the stores that were opened here."""
         for live in self._opened:
             if live.store.location not in self._written:
                 live.store.close()
 
 
 def _list_store_columns(of: tuple[str, ...]) -> list[str]:
-    """What is read of a store for columns of a history."""
+    """List the columns of a store that the columns of a history need."""
     names = {TOKEN: "vectors", VERSION: "version"}
     return [names.get(column, column) for column in of if column != TIME_GAP]
 
 
 def check_store(store: TokenStore, bundle: Bundle, name: str) -> None:
-    """Hold a store to what a bundle was exported with.
+    """Check that a store fits a bundle.
 
     Raises:
         BundleError: tokens of another width or with other side columns, other keys, another unit of time, or tokens
-            that disclose more than was known.
+            that disclose data that was not available.
     """
     info, spec, schema = store.info, bundle.fitted.tokens[name], bundle.fitted.schema
     where = f"histories.{name}: {mask_password(store.location)}"
     keys = "int64" if bundle.users.keys.numeric else "text"
     unit = "step" if schema.time is not None and schema.time.unit == "step" else "ms"
     expected = {
-        "numbers a token": (info.width, spec.width),
+        "numbers per token": (info.width, spec.width),
         "slots": (info.slots, spec.slots),
         "side columns": (dict(info.sides), dict(spec.sides)),
-        "users named by": (info.keys, keys),
-        "times in": (info.unit, unit),
+        "type of user keys": (info.keys, keys),
+        "unit of time": (info.unit, unit),
     }
     for what, (actual, wanted) in expected.items():
         if actual != wanted:
             raise BundleError(where, f"{what}: {actual}", f"{wanted}, as when the bundle was exported")
     disclosure = assess_disclosure(info, schema)
     if disclosure.leaks and not schema.histories[name].allow_leak:
-        raise BundleError(where, f"tells more than was known: {disclosure.summary}", "a store that does not", REMEDY)
+        raise BundleError(
+            where, f"it discloses data that was not available: {disclosure.summary}", "a store that does not", REMEDY
+        )
