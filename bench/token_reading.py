@@ -1,11 +1,11 @@
-"""Training a ranker that reads instance tokens: the ranker alone against the same one with the reader's branch.
+"""Benchmark of training with instance tokens: a ranker alone against the same ranker with a token branch.
 
     python bench/token_reading.py [--batch 512 --steps 12 --rounds 3]
 
-Tokens of 64 numbers, with a label and the time passed as side information; every user full (256 tokens), and lengths
-as they are in a log (log-normal, cut at 256). The rankers: DeepFM over 12 id fields, and DIN over the same with a
-history of 50 events. Forward, backward and optimisers, of batches that lie in memory; all arms take turns in every
-round, so that a busy machine hits all of them. CPU-seconds of one thread.
+Tokens have 64 numbers, with a label and the elapsed time as side information. Lengths are either full (256 tokens per
+user) or as in a log (log-normal, cut at 256). The rankers are DeepFM over 12 id fields, and DIN over the same fields
+with a history of 50 events. A step is forward, backward and the optimizers, on batches in memory. All arms take turns
+in every round, so that a busy machine affects all of them. Times are CPU-seconds of one thread.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ LENGTHS = ("full", "as in a log")
 
 
 def lengths(how: str, rows: int, generator: torch.Generator) -> Tensor:
-    """How many tokens each row has."""
+    """Return the number of tokens per row."""
     if how == "full":
         return torch.full((rows,), TOKENS)
     return (3.8 + 1.2 * torch.randn(rows, generator=generator)).exp().long().clamp(max=TOKENS)
 
 
 def batch(fields: Fields, how: str, rows: int, seed: int) -> Batch:
-    """A random batch."""
+    """Return a random batch."""
     generator = torch.Generator().manual_seed(seed)
 
     def values(field: Field, count: int) -> Tensor:
@@ -86,7 +86,7 @@ class Arm:
         self.rates: list[float] = []
 
     def run(self, steps: int) -> None:
-        """Some steps; the median step tells the rate."""
+        """Run some steps and record the rate of the median step."""
         spent = []
         for _ in range(steps):
             current, began = self.batches[self.step % 3], time.process_time()
@@ -97,7 +97,7 @@ class Arm:
 
 
 def products(rows: int) -> float:
-    """CPU-seconds a row of the two matrix products that any adaptation needs: forward, and its weights' gradient."""
+    """Return CPU-seconds per row of the two matrix products of any adaptation: forward and weight gradient."""
     x, w, b = torch.randn(rows * TOKENS, WIDTH), torch.randn(WIDTH, WIDTH), torch.randn(WIDTH)
     piece, spent = 8_192, []
     for _ in range(7):
@@ -111,7 +111,7 @@ def products(rows: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=12, help="steps of an arm in a round")
+    parser.add_argument("--steps", type=int, default=12, help="steps per arm and round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default=",".join(RANKERS), help="rankers, comma separated")
     parser.add_argument("--reads", default="attention", help=f"how tokens are read, of {', '.join(READS)}")
@@ -122,7 +122,7 @@ def main() -> None:
         "# Training a ranker that reads instance tokens",
         f"Rows per CPU-second of one thread, batches of {arguments.batch} in memory, optimizers included: median over "
         f"the rounds (all in brackets). Tokens of {WIDTH} numbers, a label and the time passed beside each. Full: "
-        f"{TOKENS} tokens a row; as in a log: log-normal, cut at {TOKENS}.",
+        f"{TOKENS} tokens per row. As in a log: log-normal, cut at {TOKENS}.",
     ]
     floor = 1 / products(arguments.batch)
     for ranker in arguments.only.split(","):
@@ -134,12 +134,12 @@ def main() -> None:
         for number in range(arguments.rounds):
             for (read, how), arm in arms.items():
                 arm.run(arguments.steps)
-                rate_text = f"{arm.rates[-1]:,.0f} rows a CPU-second"
+                rate_text = f"{arm.rates[-1]:,.0f} rows per CPU-second"
                 print(f"{ranker}, round {number + 1}, {read or 'alone'}, {how}: {rate_text}", flush=True)
         sections.append(_section(ranker, arms))
     sections.append(
-        f"The two products of the adaptation alone, of {TOKENS} tokens a row ({WIDTH} x {WIDTH}, forward and the "
-        f"gradient of its weights), run at {floor:,.0f} rows a CPU-second here: no reader that trains one is faster."
+        f"The two products of the adaptation alone, of {TOKENS} tokens per row ({WIDTH} x {WIDTH}, forward and the "
+        f"gradient of its weights), run at {floor:,.0f} rows per CPU-second here: no reader that trains one is faster."
     )
     machine.write("token_reading", "\n\n".join(sections))
 
@@ -153,7 +153,7 @@ def _section(ranker: str, arms: dict[tuple[str | None, str], Arm]) -> str:
         mean = f"{int(tokens.offsets[-1]) / arm.batches[0].size:.0f}" if tokens else ""
         name = f"with tokens, read by {read}, {how}" if read else "alone"
         rows.append([name, mean, f"{rate:,.0f} ({each})", f"{rate / alone:.2f}"])
-    head = ["", "tokens a row", "rows per CPU-second", "against the ranker alone"]
+    head = ["", "tokens per row", "rows per CPU-second", "against the ranker alone"]
     return f"## {RANKERS[ranker][0]}\n\n{machine.table(head, rows)}"
 
 

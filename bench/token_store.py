@@ -1,11 +1,13 @@
-"""The token store at 20 million tokens of 50 thousand users: loading, reading for training and for a request, appending
-while others read, and what `kill -9` leaves; a Redis server side by side on a tenth of it.
+"""Benchmark of the token store at 20 million tokens of 50 thousand users.
+
+It measures loading, reads of batches and of single requests, appends with concurrent reads, and data loss after
+`kill -9`. A Redis server is measured on a tenth of the tokens.
 
     python bench/token_store.py [--tokens 20000000 --users 50000 --kills 100]
 
-Tokens are 32 numbers in 16 bits. Users are drawn by their activity, moments from their own tokens, so that a read finds
-many or few tokens as it does in training. *Floor* copies from the very same arrays, mapped, at places that are known
-beforehand: no keys, no search. All on one core; the page cache is warm.
+Tokens are 32 numbers of 16 bits. Users are drawn by their activity and timestamps from their own tokens, so that a read
+returns many or few tokens as in training. *Floor* copies from the same mapped arrays at precomputed positions, without
+keys or search. Everything runs on one core with a warm page cache.
 """
 
 from __future__ import annotations
@@ -83,14 +85,14 @@ def size(folder: Path) -> int:
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, float]:
-    """Wall and CPU seconds."""
+    """Return wall and CPU seconds of a call."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def batches(readers: dict[str, Callable[[Any, Any], int]], queries: list[tuple[Any, Any]]) -> list[list[str]]:
-    """Rows of the table: every batch read once before, then timed, by one reader after the other."""
+    """Return the rows of the table. Every batch is read once before timing, by one reader after the other."""
     counts = [[read(*one) for read in readers.values()] for one in queries]
     took = np.array([[timed(lambda read=read, one=one: read(*one)) for read in readers.values()] for one in queries])
     tokens = np.mean(counts, 0)
@@ -101,20 +103,20 @@ def batches(readers: dict[str, Callable[[Any, Any], int]], queries: list[tuple[A
 
 
 def singles(read: Callable[[int, int], Any], queries: list[tuple[int, int]]) -> list[str]:
-    """Percentiles of reads, one user at a time."""
+    """Return percentiles of reads of one user at a time."""
     for one in queries[:500]:
         read(*one)
     return percentiles([timed(lambda one=one: read(*one)) for one in queries])
 
 
 def percentiles(took: list[tuple[float, float]]) -> list[str]:
-    """p50, p99 and p99.9 in microseconds, of wall and of CPU seconds."""
+    """Return p50, p99 and p99.9 in microseconds, of wall and of CPU seconds."""
     values = np.percentile(np.array(took) * 1e6, [50, 99, 99.9], axis=0)
     return [" / ".join(f"{value:.0f}" for value in column) for column in values.T]
 
 
 def floor(folder: Path, queries: list[tuple[Any, Any]]) -> Callable[[Any, Any], int]:
-    """Reads of plain mapped arrays at places that are known beforehand."""
+    """Return a reader of plain mapped arrays at precomputed positions."""
     segment = Segment.open(next(folder.glob("segment-*")))
     columns = [segment.times, *(segment.columns[name] for name in RAW)]
     slices = {}
@@ -133,7 +135,7 @@ def floor(folder: Path, queries: list[tuple[Any, Any]]) -> Callable[[Any, Any], 
 
 
 def append(store: TokenStore, random: np.random.Generator, users: NDArray[np.int64], number: int) -> None:
-    """The newest tokens of some users."""
+    """Append new tokens of some users."""
     count = len(users)
     times = np.full(count, NOW + number)
     store.append(
@@ -149,7 +151,7 @@ def append(store: TokenStore, random: np.random.Generator, users: NDArray[np.int
 
 
 def append_on(folder: Path, users: int) -> None:
-    """A process that appends a thousand tokens at a time until it is ended."""
+    """Append a thousand tokens at a time until the process ends."""
     random, number = np.random.default_rng(5), 1_000_000
     with TokenStore.open(folder, writable=True) as store:
         while True:
@@ -177,7 +179,7 @@ def appends(folder: Path, users: int) -> list[list[str]]:
 
 
 def remote(token_set: TokenSet, stop: int) -> tuple[list[str], list[str]]:
-    """A server's load, memory and reads; empty where there is none."""
+    """Return load, memory and reads of a server, or an empty row if there is none."""
     sys.path.insert(0, str(TESTS))
     import redis
     import redis_server
@@ -199,7 +201,7 @@ def remote(token_set: TokenSet, stop: int) -> tuple[list[str], list[str]]:
     finally:
         serving.__exit__(None, None, None)
     said = [
-        f"{stop:,} tokens loaded in {wall:.1f} s, {used / stop:.0f} bytes of memory a token; one user, last 256, "
+        f"{stop:,} tokens loaded in {wall:.1f} s, {used / stop:.0f} bytes of memory per token. One user, last 256, "
         f"{wall_us} us (p50 / p99 / p99.9), of which the client computes {cpu_us}"
     ]
     return row, said
@@ -230,13 +232,13 @@ def measure(folder: Path, token_set: TokenSet, arguments: argparse.Namespace) ->
     reader = TokenStore.open(folder)
     readers: dict[str, Callable[[Any, Any], int]] = {
         "floor: mapped arrays": floor(folder, queries),
-        "store, as it lies": lambda u, t: len(reader.backend.last(u, t, 256, None, RAW)),
+        "store, stored types": lambda u, t: len(reader.backend.last(u, t, 256, None, RAW)),
         "store, float32": lambda u, t: len(reader.last(u, t, 256, TRAINING)),
         "store, float32, all columns": lambda u, t: len(reader.last(u, t, 256)),
     }
-    rows, mean_tokens = batches(readers, queries), np.mean([readers["store, as it lies"](*own) for own in queries])
+    rows, mean_tokens = batches(readers, queries), np.mean([readers["store, stored types"](*own) for own in queries])
     quiet = [
-        ["as it lies", *singles(lambda u, t: reader.backend.last(u, t, 256, None, RAW), one)],
+        ["stored types", *singles(lambda u, t: reader.backend.last(u, t, 256, None, RAW), one)],
         ["float32, all columns", *singles(lambda u, t: reader.last(u, t, 256), one)],
     ]
     writes = appends(folder, arguments.users)
@@ -257,20 +259,20 @@ def measure(folder: Path, token_set: TokenSet, arguments: argparse.Namespace) ->
         writer.wait()
     for name, took in (
         ("the same while another process appends", busy),
-        ("seeing what it appended (refresh)", refresh),
+        ("refresh after its appends", refresh),
     ):
         quiet.append([name, *percentiles(took)])
     with TokenStore.open(folder, writable=True) as store:
         new = len(store.backend._memtable)
         compact = timed(store.compact)
     lean = sum(bytes_each[name] for name in ("times", "vector", "visible", "version"))
-    head = ["512 users, last 256", "ms", "CPU, ms", "million tokens a CPU-second"]
+    head = ["512 users, last 256", "ms", "CPU, ms", "million tokens per CPU-second"]
     return f"""# The token store at {arguments.tokens:,} tokens of {arguments.users:,} users
 
-32 numbers of 16 bits a token, one side column. A batch of 512 users finds {mean_tokens:,.0f} tokens on average.
+32 numbers of 16 bits per token, one side column. A batch of 512 users reads {mean_tokens:,.0f} tokens on average.
 
-Loaded, sorted, in {load[0]:.1f} s ({load[1]:.1f} CPU-s). On disk {sum(bytes_each.values()):.1f} bytes a token, of
-which moment, vector, visible and version {lean:.1f}, and the instance {bytes_each["instance"]:.1f}. Opened in
+Loaded, sorted, in {load[0]:.1f} s ({load[1]:.1f} CPU-s). On disk {sum(bytes_each.values()):.1f} bytes per token, of
+which timestamp, vector, visible and version {lean:.1f}, and the instance {bytes_each["instance"]:.1f}. Opened in
 {opened[0] * 1e3:.0f} ms; {new:,} newer tokens compacted into it in {compact[0]:.1f} s ({compact[1]:.1f} CPU-s).
 
 {machine.table(head, rows)}
@@ -281,7 +283,7 @@ On {stop:,} of the tokens, over a local socket: {redis_said[0]}.
 
 {machine.table(["one user, last 256", "us, p50 / p99 / p99.9", "us of CPU"], quiet)}
 
-{machine.table(["tokens an append", "synced", "tokens a second", "tokens a CPU-second"], writes)}
+{machine.table(["tokens per append", "synced", "tokens per second", "tokens per CPU-second"], writes)}
 
 {kills(arguments.kills)}
 """

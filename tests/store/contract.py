@@ -1,4 +1,4 @@
-"""The contract in slow words, a list of events that is searched from end to end, and every backend filled with one."""
+"""Reference implementation of the contract, a linear search of a list of events, and every backend filled with one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OPEN = (-(2**63), -5, 0, 3, 2**62 + 1)
 ROWS = 5
 
 Log = list[tuple[int, int, int, int]]
-"""(which key, time, mask, name) of events, in the order in which they came; an event's place is where it stands."""
+"""(key number, time, mask, name) per event, in order of arrival. The position of an event is its index."""
 
 event = st.tuples(st.integers(1, ROWS - 1), st.integers(-1, 4), st.integers(0, 1), st.integers(-1, 1))
 logs = st.lists(event, max_size=30)
@@ -38,7 +38,7 @@ logs = st.lists(event, max_size=30)
 
 @dataclass(frozen=True)
 class Space:
-    """Which keys there are, and whether events are named."""
+    """A key space, with or without an identity of events."""
 
     rows: int | None
     identity: str | None
@@ -59,7 +59,7 @@ def arrays(space: Space, log: Log, start: int = 0) -> tuple[NDArray[Any], NDArra
 
 
 def list_kept_events(space: Space, log: Log) -> Log:
-    """Key, time, mask and place of the events that count, in the order in which they are read."""
+    """Return key, time, mask and position of the events that are kept, in read order."""
     events: dict[Any, tuple[int, int, int, int]] = {}
     for position, (key, time, mask, name) in enumerate(log):
         events[(key, time, name) if space.identity else position] = (key, time, mask, position)
@@ -68,7 +68,7 @@ def list_kept_events(space: Space, log: Log) -> Log:
 
 
 def slow_last(space: Space, log: Log, which: int, before: int, n: int, masked: bool = False) -> list[int]:
-    """Places of the last events of a key strictly before a moment."""
+    """Return the positions of the last events of a key strictly before a timestamp."""
     mine = [
         entry
         for entry in list_kept_events(space, log)
@@ -99,7 +99,7 @@ def _memory_at_once(space: Space, log: Log, folder: Path, url: str) -> HistorySt
 
 
 def segment(space: Space, log: Log) -> Segment:
-    """Sorted by hand."""
+    """Return a segment sorted with plain numpy."""
     keys, times, values = arrays(space, log)
     order = np.lexsort((times, keys))
     keys, columns = keys[order], {name: values[name][order].astype(dtype.base) for name, dtype in TYPES.items()}
@@ -184,7 +184,7 @@ BACKENDS: dict[str, Build] = {
 NAMED, UNNAMED = Space(None, "name"), Space(ROWS, None)
 SPACES = {
     "memory": [Space(None, None), Space(ROWS, "name"), NAMED, UNNAMED],
-    "disk": [Space(None, None), UNNAMED],  # a segment that somebody brings names no events
+    "disk": [Space(None, None), UNNAMED],  # a segment from elsewhere has no identity
     "disk and memtable": [Space(None, None), UNNAMED],
     "lsm half compacted": [Space(None, None), Space(ROWS, "name"), NAMED, UNNAMED],
 }
@@ -193,7 +193,7 @@ CASES = [(name, space) for name in BACKENDS for space in SPACES.get(name, [NAMED
 
 @contextmanager
 def open_filled_store(name: str, space: Space, log: Log, folder: Path, url: str) -> Iterator[HistoryStore]:
-    """A store of one backend that holds a log."""
+    """Open a store of one backend, filled with a log."""
     store = BACKENDS[name](space, log, folder, url)
     try:
         yield store

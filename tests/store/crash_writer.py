@@ -1,4 +1,4 @@
-"""Writers that are killed: one process that has imported everything forks a writer whenever it is told to.
+"""Writers for tests that kill them. One process that has imported everything forks a writer per input line.
 
 On standard input ``SEED``; on standard output ``PID``, and ``dead`` when that writer has ended. A writer appends,
 compacts and changes attributes at random, and writes the number of every append that has returned into ``acks``.
@@ -20,7 +20,7 @@ TOGETHER = 50
 
 
 def batch(number: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """The events of an append: of many keys, some late."""
+    """Return the events of one append, of many keys, some of them late."""
     random = np.random.default_rng(number)
     names = number * TOGETHER + np.arange(TOGETHER)
     vectors = np.full((TOGETHER, 16), number % 1_000, np.float16)
@@ -38,7 +38,7 @@ def write(folder: Path, seed: int) -> None:
     store = LsmStore.open(folder, writable=True, sync=bool(seed % 2))
     number = len(store) // TOGETHER
     if number:
-        store.append(*batch(number - 1))  # a writer that does not know whether it was heard says it again
+        store.append(*batch(number - 1))  # retry: the last append may have been acknowledged or not
     while True:
         store.append(*batch(number))
         os.write(acks, number.to_bytes(8, "little"))

@@ -19,11 +19,11 @@ PACKAGES = ["redis-server", "redis-tools", "libjemalloc2", "liblzf1", "libatomic
 
 
 class NoServer(Exception):
-    """Why there is none."""
+    """No Redis or Valkey server is available, for the reason in the message."""
 
 
 def program() -> tuple[str, dict[str, str]]:
-    """A server's program, and the environment it needs.
+    """Return the path of a server program and its environment.
 
     Raises:
         NoServer: none is installed, and none can be fetched.
@@ -43,7 +43,7 @@ def _fetch() -> None:
         raise NoServer("no redis-server, no valkey-server, and no apt-get to fetch one")
     CACHE.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE.parent) as work:
-        # What a package list tells may be gone from the archive: then the list is read again (as root only).
+        # A package of an old list may no longer be in the archive. Then the list is updated (as root only).
         steps = [["apt-get", "download", *PACKAGES], ["apt-get", "update"], ["apt-get", "download", *PACKAGES]]
         for step in steps:
             try:
@@ -63,7 +63,7 @@ def _fetch() -> None:
 
 @contextmanager
 def serving(*options: str) -> Iterator[str]:
-    """A server of its own on a free port, gone afterwards; gives ``redis://host:port/0``.
+    """Run a new server on a free port inside the block and yield ``redis://host:port/0``.
 
     Raises:
         NoServer: there is no program, or it does not start.

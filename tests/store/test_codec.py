@@ -1,4 +1,4 @@
-"""Vectors come back within the bounds that each codec tells; what cannot be kept is refused."""
+"""Tests of codecs: round trips within the documented error, and refusal of unsupported vectors."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_float16_is_widened_bit_for_bit() -> None:
     finite = every[np.isfinite(every)]
     for halves in (finite, finite.reshape(-1, 2)[::3], finite[:0]):
         assert widen_float16(halves).tobytes() == halves.astype(np.float32).tobytes()
-    many = np.tile(finite, 3)  # more than fits one piece
+    many = np.tile(finite, 3)  # more than one chunk
     assert widen_float16(many).tobytes() == many.astype(np.float32).tobytes()
 
 
@@ -99,7 +99,7 @@ def test_int8_by_hand() -> None:
 
 
 def books(random: np.random.Generator, versions: int = 2) -> dict[int, NDArray[np.float32]]:
-    """2 slots, 3 levels, 16 words of 4 numbers, finer level by level."""
+    """Return codebooks of 2 slots, 3 levels and 16 codewords of 4 numbers, with a smaller scale per level."""
     scale = np.array([1.0, 0.3, 0.1])[None, :, None, None]
     return {n: (random.standard_normal((2, 3, 16, 4)) * scale).astype(np.float32) for n in range(versions)}
 
@@ -133,7 +133,7 @@ def test_codes_are_the_nearest_codewords_per_level() -> None:
                 distance = np.square(rest - codewords).sum(1)
                 assert distance[codes[row, slot, level]] <= distance.min() + 1e-5
                 rest = rest - codewords[codes[row, slot, level]]
-    # A level can only bring the vector nearer than the best of its words alone.
+    # Further levels only reduce the error of the first codeword.
     off = np.square(codec.decode({"codes": codes.reshape(40, 6)}, versions) - values).sum(1)
     first = np.stack([
         np.concatenate([codebooks[int(v)][s, 0, codes[row, s, 0]] for s in range(2)]) for row, v in enumerate(versions)
@@ -141,7 +141,7 @@ def test_codes_are_the_nearest_codewords_per_level() -> None:
     assert off.mean() < np.square(first - values).sum(1).mean()
 
 
-def test_codes_that_stand_for_nothing_are_refused() -> None:
+def test_invalid_codes_are_refused() -> None:
     codec = ResidualCodec(8, 2, 3, books(np.random.default_rng(2)))
     with pytest.raises(StoreError, match="code 16; expected codes below 16"):
         codec.encode(np.full((1, 6), 16, np.uint8), np.zeros(1, np.int64))

@@ -1,4 +1,4 @@
-"""One contract, every backend: the same questions get the same answers as a list searched from end to end."""
+"""Contract tests of every backend: reads return the same events as a linear search of a list."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a power cut would leave is not asked here."""
+    """Replace fsync, because these tests do not cover power failures."""
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 @pytest.fixture
 def url(name: str, request: pytest.FixtureRequest) -> str:
-    """A server, started only where it is needed."""
+    """Return the address of a server, started only for the remote backend."""
     return request.getfixturevalue("redis_url") if name == "remote" else ""
 
 
 @cases
 @few
 @given(log=contract.logs, n=st.integers(0, 6), masked=st.booleans(), timestamp=st.integers(-2, 6))
-def test_last_equals_a_search_from_end_to_end(
+def test_last_equals_a_linear_search(
     name: str, space: Space, folder: Path, url: str, log: Log, n: int, masked: bool, timestamp: int
 ) -> None:
     which = np.array([2, 1, 2, 0, 4])
@@ -95,7 +95,7 @@ def test_scan_returns_every_event_once(name: str, space: Space, folder: Path, ur
 def test_11_a_retried_append_never_multiplies(
     name: str, space: Space, folder: Path, url: str, log: Log, again: st.DataObject
 ) -> None:
-    """Join cardinality: an event written again, with what became known since, is the same event."""
+    """Join cardinality: an event that is written again with other values is still one event."""
     if space.identity is None:
         return
     some = again.draw(st.lists(st.sampled_from(log), max_size=8)) if log else []
@@ -187,7 +187,7 @@ def test_an_empty_append_an_unknown_key_and_an_unknown_column(name: str, space: 
 @few
 @given(log=st.lists(st.tuples(st.just(1), st.integers(0, 40), st.integers(0, 1), st.integers(0, 5)), max_size=90))
 def test_long_lists_are_read_as_short_ones(name: str, space: Space, folder: Path, url: str, log: Log) -> None:
-    """Many events a key are copied in slices, few one by one."""
+    """Many events per key are copied in slices, few one by one."""
     keys = np.array([space.key(1), space.key(2), space.key(1)])
     with open_filled_store(name, space, log, folder, url) as store:
         got = store.last(keys, np.array([30, 30, 99]), 80)

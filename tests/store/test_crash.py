@@ -1,4 +1,4 @@
-"""A writer killed at any moment: every append that had returned is there, once, and none in part."""
+"""Tests with killed writers: every acknowledged append is stored exactly once, and none partly."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def writers(folder: Path) -> Iterator[Writers]:
 
 
 def appends(store: LsmStore) -> int:
-    """How many appends a store holds, each of them whole, once and as it was written."""
+    """Return the number of appends in a store, each of them complete, unique and unchanged."""
     counts: Counter[int] = Counter()
     for key, events in store.scan():
         numbers, names = events.columns["number"], events.columns["name"]

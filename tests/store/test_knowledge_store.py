@@ -19,7 +19,7 @@ KEYS = np.array([7, 8, 9], np.int64)
 
 
 def build_side(keys: list[int], width: int, value: float) -> SideVectors:
-    """Everybody's vector is ``value`` and the key."""
+    """Return vectors that hold ``value`` and, as last number, the key."""
     vectors = np.full((len(keys), width), value, np.float32)
     vectors[:, -1] = keys
     return SideVectors(np.array(keys, np.int64), vectors, [0.0] * width, [1.0] * width)
@@ -47,7 +47,7 @@ def test_7_version_consistency_is_strictly_before_the_request(store: KnowledgeSt
 
 
 def test_7_version_consistency_of_both_sides(store: KnowledgeStore) -> None:
-    """Whatever a request reads of users and items was written by one version; a gap is a gap, no older vector."""
+    """All vectors of a request are of one version. A missing vector is not replaced by an older one."""
     for timestamp, value, there in ((150, 1.0, [1, 1, 0]), (250, 2.0, [1, 0, 1])):
         version = store.find_versions(numbers(timestamp))
         users = store.look_up("user", KEYS, version)
@@ -62,7 +62,7 @@ def test_7_version_consistency_of_both_sides(store: KnowledgeStore) -> None:
 def test_7_version_consistency_while_a_version_is_being_written(
     store: KnowledgeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A writer that ends between the two sides leaves the version before, whole; the next version is whole too."""
+    """A writer that ends between the two sides leaves the previous version complete, and so is the next one."""
     append = KnowledgeStore._append
 
     def dies(self: KnowledgeStore, side: Any, *rest: Any) -> None:
@@ -81,7 +81,7 @@ def test_7_version_consistency_while_a_version_is_being_written(
         publish(again, 310, 4.0, [8], [1])
         version = again.find_versions(numbers(1_000))
         users, items = again.look_up("user", KEYS, version), again.look_up("item", numbers(1, 2), version)
-        assert users[:, :2].tolist() == [[0, 0], [1, 4], [0, 0]]  # nothing of the version that never came to be
+        assert users[:, :2].tolist() == [[0, 0], [1, 4], [0, 0]]  # nothing of the unfinished version
         assert items[:, :2].tolist() == [[1, 4], [0, 0]]
 
 
@@ -125,7 +125,7 @@ def test_a_reader_sees_a_version_after_refresh(store: KnowledgeStore) -> None:
         assert reader.look_up("user", KEYS, numbers(2))[:, :2].tolist() == [[0, 0], [1, 3], [0, 0]]
 
 
-def test_what_cannot_be_is_refused(store: KnowledgeStore, tmp_path: Path) -> None:
+def test_invalid_versions_and_folders_are_refused(store: KnowledgeStore, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="a version published at 200, after version 1 of 200"):
         publish(store, 200, 1.0, [7], [1])
     with pytest.raises(StoreError, match="a timestamp from 400 on"):

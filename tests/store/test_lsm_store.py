@@ -1,4 +1,4 @@
-"""A durable store as a folder: who may write, what readers see, what a crash or a full disk leaves."""
+"""Tests of the LSM store: its lock, refresh of readers, crashes and full disks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def names(store: LsmStore, key: int = 7) -> list[int]:
     return store.last(key, 10**6, 10**6).columns["name"].tolist()
 
 
-def test_what_was_appended_is_there_again(tmp_path: Path) -> None:
+def test_appended_events_are_read_after_reopening(tmp_path: Path) -> None:
     with store_of(tmp_path / "s") as store:
         store.set_attributes({"about": "test", "more": [1, 2.5]})
         store.put_array("books", np.eye(3))
@@ -69,7 +69,7 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     store.close()
     with pytest.raises(StoreError, match="the store exists already"):
         LsmStore.create(tmp_path / "s", TYPES)
-    LsmStore.open(tmp_path / "s", writable=True)  # not closed: the lock goes with what held it
+    LsmStore.open(tmp_path / "s", writable=True)  # not closed: the lock is released with the object
     gc.collect()
     with LsmStore.open(tmp_path / "s", writable=True) as again:
         again.append(*events([7], [9], [9]))
@@ -78,12 +78,12 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
         again.append(*events([7], [9], [9]))
 
 
-def test_a_forked_process_neither_keeps_nor_gives_away_the_lock(tmp_path: Path) -> None:
+def test_a_forked_process_neither_keeps_nor_releases_the_lock(tmp_path: Path) -> None:
     store = store_of(tmp_path / "s")
     read_end, write_end = os.pipe()
     child = os.fork()
     if not child:
-        store.close()  # as if it were collected there
+        store.close()  # as if it were garbage-collected there
         os.write(write_end, b"x")
         os._exit(0)
     os.read(read_end, 1)
@@ -98,7 +98,7 @@ def test_a_forked_process_neither_keeps_nor_gives_away_the_lock(tmp_path: Path) 
     os.close(write_end)
 
 
-def test_a_reader_sees_what_is_new_when_it_refreshes(tmp_path: Path) -> None:
+def test_a_reader_reads_newer_events_after_refresh(tmp_path: Path) -> None:
     store = store_of(tmp_path / "s")
     reader = LsmStore.open(tmp_path / "s")
     store.append(*events([7, 8], [9, 9], [9, 9]))
@@ -106,7 +106,7 @@ def test_a_reader_sees_what_is_new_when_it_refreshes(tmp_path: Path) -> None:
     reader.refresh()
     assert names(reader) == names(store) == [0, 1, 2, 9]
     for _ in range(2):
-        store.compact()  # the reader's files go away beneath it
+        store.compact()  # removes the files that the reader has mapped
         store.append(*events([7], [20 + _], [20 + _]))
     assert names(reader) == [0, 1, 2, 9]
     assert dict(reader.scan()).keys() == {7, 8}
@@ -120,10 +120,10 @@ def test_a_reader_sees_what_is_new_when_it_refreshes(tmp_path: Path) -> None:
         reader.refresh()
 
 
-def test_only_what_counts_is_left_in_the_folder(tmp_path: Path) -> None:
+def test_only_current_files_remain_in_the_folder(tmp_path: Path) -> None:
     store = store_of(tmp_path / "s")
     store.compact()
-    store.compact()  # nothing came since
+    store.compact()  # nothing to compact
     store.close()
     left = {path.name for path in (tmp_path / "s").iterdir()}
     assert left == {"lock", "store.json", "segment-000001", "journal-000001.log"}
@@ -131,12 +131,12 @@ def test_only_what_counts_is_left_in_the_folder(tmp_path: Path) -> None:
     (tmp_path / "s" / "journal-000009.log").write_bytes(b"x")
     (tmp_path / "s" / "notes").mkdir()
     LsmStore.open(tmp_path / "s").close()
-    assert (tmp_path / "s" / "segment-000009").exists()  # a reader takes nothing away
+    assert (tmp_path / "s" / "segment-000009").exists()  # a reader removes nothing
     LsmStore.open(tmp_path / "s", writable=True).close()
     assert {path.name for path in (tmp_path / "s").iterdir()} == left | {"notes"}
 
 
-def test_whole_numbers_lie_as_narrow_as_they_are(tmp_path: Path) -> None:
+def test_integers_are_stored_as_narrow_as_possible(tmp_path: Path) -> None:
     store = store_of(tmp_path / "s")
     store.compact()
     columns = json.loads((tmp_path / "s" / "segment-000001" / "segment.json").read_text())["columns"]
@@ -174,7 +174,7 @@ def test_a_compaction_that_fails_changes_nothing(tmp_path: Path, monkeypatch: py
 
 
 def test_a_manifest_that_may_not_last_ends_the_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was replaced, but the disk failed: what is appended to the old journal now could be lost."""
+    """The manifest was replaced, but the disk failed. Events appended to the old log could be lost."""
     store = store_of(tmp_path / "s")
     replace_ = lsm_files._replace
 
@@ -226,7 +226,7 @@ def test_a_disk_that_fails_ends_the_writing(tmp_path: Path, monkeypatch: pytest.
         store.append(*events([7], [2], [2]))
     store.close()
     with LsmStore.open(tmp_path / "s", writable=True) as again:
-        again.append(*events([7], [1], [1]))  # whether it was kept or not, now it is there once
+        again.append(*events([7], [1], [1]))  # whether it was stored before or not, it is stored once now
         assert names(again) == [1]
 
 
@@ -328,7 +328,7 @@ def test_a_damaged_segment_is_refused(tmp_path: Path) -> None:
 
 
 def test_threads_read_while_one_writes_and_compacts(tmp_path: Path) -> None:
-    """Every answer is a prefix of what was written, and never shorter than the one before."""
+    """Every read returns a prefix of the written events, never shorter than the read before."""
     store = LsmStore.create(tmp_path / "s", TYPES, None, "name", sync=False)
     done, faults = threading.Event(), []
 

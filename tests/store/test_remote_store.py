@@ -1,4 +1,4 @@
-"""A store in a server: many writers, keys that do not grow without end, and what happens when nobody answers."""
+"""Tests of the remote store: several writers, the cap of events per key, and servers that do not respond."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
 
 
 def test_timestamps_and_identities_of_64_bits_keep_their_order(location: str) -> None:
-    """Lua counts in doubles, which know no odd numbers above 2**53."""
+    """Lua numbers are doubles, which have no odd integers above 2**53."""
     ends = [-(2**63), -(2**62) - 1, -1, 0, 2**32 - 1, 2**32, 2**53 + 1, 2**53 + 2, 2**62 + 1, 2**63 - 2]
     with RemoteStore.create(location, TYPES, None, "name") as store:
         for at in np.random.default_rng(0).permutation(len(ends)).tolist():
@@ -78,7 +78,7 @@ def test_a_cap_keeps_the_newest(location: str, client: redis.Redis) -> None:
     with RemoteStore.create(f"{location}?cap=20", TYPES, None, "name") as store:
         for at in range(0, 300, 3):
             store.append(*events([7] * 3, range(at, at + 3), range(at, at + 3)))
-            store.append(*events([7], [0], [0]))  # what is older than all that is kept may go again
+            store.append(*events([7], [0], [0]))  # older than all kept events, so that it may be dropped again
             assert len(store) <= 25
         stored = names(store)
         assert stored[-20:] == list(range(280, 300))
@@ -97,7 +97,7 @@ def test_a_load_of_many_megabytes_goes_in_pieces(location: str, monkeypatch: pyt
         assert names(store, 3) == list(range(21, 28))
 
 
-def test_a_store_changes_under_one_hand_only(location: str) -> None:
+def test_concurrent_changes_of_metadata_are_refused(location: str) -> None:
     with (
         RemoteStore.create(location, TYPES, None, "name") as first,
         RemoteStore.open(location, writable=True) as second,
@@ -168,7 +168,7 @@ def test_what_is_no_store_is_refused(redis_url: str, client: redis.Redis, text: 
     "location",
     ["redis://host/0", "redis://host/x/name", "redis://host/0/a/b", "redis://host/0/a*", "http://host/0/name"],
 )
-def test_an_address_that_is_none_is_refused(location: str) -> None:
+def test_an_invalid_address_is_refused(location: str) -> None:
     with pytest.raises(StoreError, match="not the address of a store; expected redis://host:port/db/name"):
         RemoteStore.open(location)
     with pytest.raises(StoreError, match="the options"):
@@ -177,7 +177,7 @@ def test_an_address_that_is_none_is_refused(location: str) -> None:
         RemoteStore.open("redis://host/0/name?cup=1")
 
 
-def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_respond(monkeypatch: pytest.MonkeyPatch) -> None:
     where = "redis://user:secret@127.0.0.1:1/0/name"
     for begin in (lambda: TokenStore.open(where), lambda: TokenStore.create(where, TokenInfo(width=4))):
         with pytest.raises(StoreError, match=r"no response .*\n.*Start redis-server or valkey-server") as raised:

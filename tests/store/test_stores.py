@@ -1,4 +1,4 @@
-"""Stores whose keys are rows of a table: a bundle's history, a prepared log."""
+"""Tests of stores whose keys are rows of a table, as in bundles and prepared logs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TYPES = {"item": np.dtype(np.uint8), "known.r": np.dtype(np.int64)}
 
 
 def segment() -> Segment:
-    """Key rows 1, 1 and 3."""
+    """Return a segment with events of key rows 1, 1 and 3."""
     items, available = np.array([0, 1, 2], np.uint8), np.array([4, 5, 4])
     return Segment(np.array([0, 0, 2, 2, 3, 3]), np.array([1, 2, 1]), {"item": items, "known.r": available})
 
@@ -36,7 +36,7 @@ backends = pytest.mark.parametrize("build", [memory, lambda: DiskStore(segment()
 
 
 @backends
-def test_whole_numbers_are_read_wider_than_they_lie(build: Callable[[], HistoryStore]) -> None:
+def test_integers_are_read_wider_than_stored(build: Callable[[], HistoryStore]) -> None:
     store = build()
     store.append(np.array([1]), np.array([3]), {"item": np.array([70_000]), "known.r": np.array([2**40])})
     for keys in (1, np.array([1, 3, 3])):

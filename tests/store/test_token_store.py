@@ -1,4 +1,4 @@
-"""A token store gives back what was written, on a folder and in a server."""
+"""Tests of the token store, in a folder and in a server."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_renamed_fields_keep_their_stored_names(tmp_path: Path) -> None:
 
 
 def test_11_a_retried_append_never_multiplies(location: str) -> None:
-    """Join cardinality: the ids of a written-again token and their moments are the newest ones."""
+    """Join cardinality: a token that is written again has the newest side ids and timestamps."""
     columns = tokens(60)
     with TokenStore.create(location, INFO) as store:
         put(store, columns)
@@ -195,7 +195,7 @@ def test_other_codecs(location: str, codec: str) -> None:
         assert np.abs(tokens_read.vectors - columns["vectors"][find_rows(columns, 2**60)]).max() <= bound
 
 
-def test_codes_are_read_by_the_books_of_their_version(location: str) -> None:
+def test_codes_are_read_with_the_codebooks_of_their_version(location: str) -> None:
     random = np.random.default_rng(0)
     books = random.standard_normal((2, 2, 3, 16, 4)).astype(np.float32)
     columns = tokens(90)
@@ -229,14 +229,14 @@ def test_codes_are_read_by_the_books_of_their_version(location: str) -> None:
             "instance": columns["instance"][:1] + 1_000,
             "vectors": vectors[:1] + 0.001,
         }
-        put(store, near)  # vectors find their codes
+        put(store, near)  # vectors are encoded as codes
         now = dict(store.scan())[int(columns["users"][0])]
         at = now.instance.tolist().index(int(near["instance"][0]))
         assert np.abs(now.vectors[at] - vectors[0]).max() < 3
         old = TokenStore.open(location)
         store.add_version(Version(2), books[0])
         put(store, {**near, "version": np.array([2]), "vectors": codes[:1], "times": near["times"] + 1})
-        old.backend.refresh()  # the tokens are there, the version is not yet known
+        old.backend.refresh()  # the tokens are read, the version is not yet loaded
         assert 2 in dict(old.scan())[int(columns["users"][0])].version
         old.close()
         reader.close()
@@ -303,7 +303,7 @@ def test_wrong_tokens_are_refused(tmp_path: Path, change: dict[str, Any], messag
         ({"versions": (Version(1),)}, "number 1; expected 0"),
     ],
 )
-def test_a_store_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
+def test_an_invalid_description_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(StoreError, match=message):
         replace(INFO, **change)
 
@@ -332,7 +332,7 @@ def test_what_is_no_token_store_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_token_of_32_float16_numbers_takes_at_most_85_bytes(tmp_path: Path) -> None:
-    """8 bytes for the moment, 64 for the vector, 8 for the instance, and one each for what is near the moment."""
+    """8 bytes for the timestamp, 64 for the vector, 8 for the instance, and one each for small differences."""
     info = TokenInfo(width=32, sides={"label": 3}, versions=(Version(0),))
     count, random = 20_000, np.random.default_rng(0)
     times = np.sort(random.integers(0, 10**12, count))

@@ -1,4 +1,4 @@
-"""The last tokens that could be read, held against a search from end to end."""
+"""Tests of reads of visible tokens against a linear search."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOKENS = st.lists(st.tuples(st.integers(1, 3), st.integers(0, 40), st.integers(0
 
 @settings(deadline=None, max_examples=25)
 @given(tokens=TOKENS, timestamps=st.lists(st.integers(0, 60), min_size=4, max_size=4), n=st.integers(1, 6))
-def test_it_equals_a_search_from_end_to_end(
+def test_visible_tokens_equal_a_linear_search(
     tmp_path_factory: pytest.TempPathFactory, tokens: list[tuple[int, int, int]], timestamps: list[int], n: int
 ) -> None:
     user, time, late = (np.array([t[field] for t in tokens], np.int64) for field in range(3))

@@ -1,4 +1,4 @@
-"""Whatever happens to the end of a journal, the store opens to the last whole append before it, and says so."""
+"""Tests of damaged write-ahead logs: the store opens with the last whole append before the damage and reports it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_names(store: LsmStore) -> list[int]:
 
 @pytest.fixture
 def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[int]]:
-    """A store of ten appends, and where each ends in the journal."""
+    """Return a store of ten appends and the end of each in the write-ahead log."""
     monkeypatch.setattr(os, "fsync", lambda file: None)
     ends, first = [0], 0
     with LsmStore.create(tmp_path / "whole", TYPES, sync=False) as store:
@@ -90,7 +90,7 @@ def test_a_frame_of_another_store_or_log_is_rejected(whole: tuple[Path, list[int
 
 
 def test_a_long_log_is_replayed_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More frames than are handed over at once; the last writing counts."""
+    """More frames than one batch. The last one of equal events is kept."""
     monkeypatch.setattr("longrec.store.write_ahead_log._REPLAY", 8)
     types = {"name": np.dtype(np.int64), "value": np.dtype(np.int64)}
     frames = Frames(types, 0)
