@@ -50,7 +50,7 @@ def card(source: str, title: str = "A Title", link: str = "") -> Card:
 
 def parsed(text: str) -> dict[str, dict[str, str]]:
     """Entries of a file of BibTeX by key; braces must close."""
-    found = {}
+    entries_by_key = {}
     for kind, key, body in re.findall(r"^@(\w+)\{([^,\s]+),\n(.*?)\n\}$", text, re.M | re.S):
         fields = dict(re.findall(r"^  (\w+) += \{(.*)\},$", body, re.M))
         assert len(fields) == body.count("\n") + 1, body
@@ -60,8 +60,8 @@ def parsed(text: str) -> dict[str, dict[str, str]]:
                 depth += {"{": 1, "}": -1}.get(sign, 0)
                 assert depth >= 0, value
             assert depth == 0, value
-        found[key] = {"kind": kind, **fields}
-    return found
+        entries_by_key[key] = {"kind": kind, **fields}
+    return entries_by_key
 
 
 @pytest.mark.parametrize("name", names())
@@ -79,7 +79,7 @@ def test_different_papers_have_different_keys() -> None:
     for name in names():
         one = citation(describe(name))
         by_key.setdefault(one.key, set()).add(one)
-    assert {key: [one.title for one in found] for key, found in by_key.items() if len(found) > 1} == {}
+    assert {key: [one.title for one in citations] for key, citations in by_key.items() if len(citations) > 1} == {}
 
 
 def test_an_entry_of_a_conference() -> None:
@@ -160,14 +160,14 @@ def test_longrec_itself() -> None:
 
 
 def test_one_paper_is_one_entry_and_keys_are_distinct(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = entries(["iat", "iat_reader", "din", "iat"])
-    assert [entry.models for entry in found] == [("iat", "iat_reader"), ("din",), ("longrec",)]
+    bibliography = entries(["iat", "iat_reader", "din", "iat"])
+    assert [entry.models for entry in bibliography] == [("iat", "iat_reader"), ("din",), ("longrec",)]
     cards = {"a": card("Ma, KDD 2018", "One"), "b": card("Ma, KDD 2018", "Two"), "c": card("Ma, KDD 2018", "Three")}
     monkeypatch.setattr("longrec.models.core.citation.describe", cards.__getitem__)
-    found = entries("abc")
-    keys = [entry.key for entry in found]
+    bibliography = entries("abc")
+    keys = [entry.key for entry in bibliography]
     assert keys == ["ma2018somenet", "ma2018someneta", "ma2018somenetb", "longrec"]
-    assert keys == list(parsed("\n".join(entry.bibtex for entry in found)))
+    assert keys == list(parsed("\n".join(entry.bibtex for entry in bibliography)))
 
 
 def test_what_is_a_model() -> None:
@@ -206,10 +206,10 @@ def source(folder: Path) -> None:
 
 def test_a_config_cites_its_model_and_the_models_inside(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cite", "reader.yaml"]) == 0
-    told = capsys.readouterr().out
-    assert set(parsed(told)) == {"li2026iat", "zhou2018din", "longrec"}
-    assert "% model.base: din\n" in told
-    assert re.sub(r"^%.*|^@.*?^\}$", "", told, flags=re.M | re.S).strip() == ""
+    output = capsys.readouterr().out
+    assert set(parsed(output)) == {"li2026iat", "zhou2018din", "longrec"}
+    assert "% model.base: din\n" in output
+    assert re.sub(r"^%.*|^@.*?^\}$", "", output, flags=re.M | re.S).strip() == ""
     assert main(["cite", "reader.yaml", "model.base.name=deepfm", "--json", "-"]) == 0
     assert [entry["models"] for entry in json.loads(capsys.readouterr().out)["entries"]] == [
         ["iat_reader"], ["deepfm"], ["longrec"],
@@ -218,13 +218,18 @@ def test_a_config_cites_its_model_and_the_models_inside(shop: Path, capsys: pyte
 
 def test_tokens_cite_who_wrote_them(shop: Path) -> None:
     tokens = ["data.schema.histories.tokens={from: tokens/v1}"]
-    found = verbs.cite("reader.yaml", tokens)
-    assert "histories.tokens" not in found.models
-    assert "no source lies there" in found.unread["histories.tokens"]
+    bibliography = verbs.cite("reader.yaml", tokens)
+    assert "histories.tokens" not in bibliography.models
+    assert "no source lies there" in bibliography.unread["histories.tokens"]
     source(shop / "tokens" / "v1")
-    found = verbs.cite("reader.yaml", tokens)
-    assert (found.models["histories.tokens"], found.unread) == (["iat", "deepfm"], {})
-    assert [entry.models for entry in found.entries] == [("iat_reader", "iat"), ("din",), ("deepfm",), ("longrec",)]
+    bibliography = verbs.cite("reader.yaml", tokens)
+    assert (bibliography.models["histories.tokens"], bibliography.unread) == (["iat", "deepfm"], {})
+    assert [entry.models for entry in bibliography.entries] == [
+        ("iat_reader", "iat"),
+        ("din",),
+        ("deepfm",),
+        ("longrec",),
+    ]
     assert verbs.cite("tokens/v1").models == {"source": ["iat", "deepfm"]}
     (shop / "tokens" / "v1" / "source" / "model" / "model.json").write_text("[]")
     assert "not readable" in verbs.cite("reader.yaml", tokens).unread["histories.tokens"]

@@ -76,19 +76,19 @@ def run(log: Path, model: str, name: str, runs: Path) -> Run:
 def numbers(done: Run) -> dict[str, float]:
     """Losses of steps 5 to 20, and what test says where a small change moves little (AUC moves in jumps)."""
     lines = [json.loads(line) for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
-    found = {f"loss at {line['step']}": line["loss"] for line in lines if line["split"] == "train"}
-    found |= {f"test {key}": done.metrics[key].value for key in ("log_loss", "pcoc")}
-    return {key: round(value, 7) for key, value in found.items()}
+    values = {f"loss at {line['step']}": line["loss"] for line in lines if line["split"] == "train"}
+    values |= {f"test {key}": done.metrics[key].value for key in ("log_loss", "pcoc")}
+    return {key: round(value, 7) for key, value in values.items()}
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_no_number_moved(model: str, log: Path, tmp_path: Path) -> None:
-    found = numbers(run(log, model, "straight", tmp_path))
-    known = json.loads(FILE.read_text()) if FILE.exists() else {}
+    actual = numbers(run(log, model, "straight", tmp_path))
+    golden = json.loads(FILE.read_text()) if FILE.exists() else {}
     if os.environ.get("LONGREC_GOLDEN") == "write":
-        FILE.write_text(json.dumps({**known, model: found}, indent=1) + "\n")
+        FILE.write_text(json.dumps({**golden, model: actual}, indent=1) + "\n")
         return
-    assert found == pytest.approx(known[model], rel=1e-4)
+    assert actual == pytest.approx(golden[model], rel=1e-4)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -99,7 +99,7 @@ def test_ten_steps_and_ten_more_are_twenty(
     with monkeypatch.context() as patch:
         real = loop.update
         patch.setattr(loop.Loop, "_due", lambda self: self.state.step == 10)
-        patch.setattr(loop, "update", lambda *given: (crash_at(given[3]), real(*given))[1])
+        patch.setattr(loop, "update", lambda *arguments: (crash_at(arguments[3]), real(*arguments))[1])
         with pytest.raises(KeyError):
             run(log, model, "halved", tmp_path)
     halved = train(resume=tmp_path / "halved", quiet=True)

@@ -113,23 +113,23 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)
 
 
-def told(model: Ranker | Encoder, batch: Batch) -> Tensor:
+def model_output(model: Ranker | Encoder, batch: Batch) -> Tensor:
     """What a model says of each row: a ranker its logit ``[B]``, an encoder its vector ``[B, W]``."""
     return model.encode(batch) if isinstance(model, Encoder) else model(batch)
 
 
 def scores(model: Ranker | Encoder, batch: Batch) -> Tensor:
     with torch.no_grad():
-        return told(model, batch)
+        return model_output(model, batch)
 
 
 def check_one_finite_score_a_row(case: Case) -> None:
     model = case.lively()
     for rows in (1, 2, 9):
-        found = scores(model, ragged(rows))
-        assert found.shape == ((rows, model.width) if isinstance(model, Encoder) else (rows,))
-        assert found.dtype == torch.float32
-        assert found.isfinite().all()
+        actual = scores(model, ragged(rows))
+        assert actual.shape == ((rows, model.width) if isinstance(model, Encoder) else (rows,))
+        assert actual.dtype == torch.float32
+        assert actual.isfinite().all()
         with torch.no_grad():
             logit = model(ragged(rows))
         assert logit.shape == (rows,)
@@ -154,9 +154,9 @@ def check_many_rows_score_as_few(case: Case) -> None:
 def check_an_empty_history_is_scored(case: Case) -> None:
     model = case.lively()
     batch = ragged(5, lengths=[0] * 5)
-    found = scores(model, batch)
-    assert found.isfinite().all()
-    close(found, torch.cat([scores(model, take(batch, [row])) for row in range(5)]))
+    actual = scores(model, batch)
+    assert actual.isfinite().all()
+    close(actual, torch.cat([scores(model, take(batch, [row])) for row in range(5)]))
     model.train()
     loss = model.loss(batch)
     loss.backward()
@@ -173,9 +173,9 @@ def check_what_is_explained_fits_the_histories(case: Case) -> None:
     sizes = [(5, 7), (3, 0), (1, 0), (1, 1)]
     for batch in [ragged(9, fields=FEW), *(shared(*size, fields=FEW) for size in sizes)]:
         with torch.no_grad():
-            told = model.explain(batch)
-        assert set(told) <= set(batch.histories)
-        for name, weights in told.items():
+            model_output = model.explain(batch)
+        assert set(model_output) <= set(batch.histories)
+        for name, weights in model_output.items():
             events = int(batch.histories[name].offsets[-1])
             assert tuple(weights.shape) == ((batch.size, events) if batch.shared else (events,)), name
             assert weights.isfinite().all()
@@ -189,9 +189,9 @@ def check_every_parameter_gets_a_gradient(case: Case) -> None:
         grad = parameter.grad
         assert grad is not None, f"{name} gets no gradient"
         assert grad.is_sparse == (id(parameter) in tables), f"{name}: tables and only tables have sparse gradients"
-        found = grad._values() if grad.is_sparse else grad
-        assert found.isfinite().all(), name
-        assert found.abs().sum() > 0, f"{name} gets a gradient of zero"
+        dense = grad._values() if grad.is_sparse else grad
+        assert dense.isfinite().all(), name
+        assert dense.abs().sum() > 0, f"{name} gets a gradient of zero"
 
 
 def check_every_input_is_read(case: Case) -> None:
@@ -238,11 +238,11 @@ def check_order_matters_as_declared(case: Case) -> None:
         assert not model.order_matters
         return
     before, turned = scores(model, batch), batch
-    for history, given in batch.histories.items():
+    for history, events in batch.histories.items():
         order: list[int] = []
         for row in range(20):
-            order += reversed(range(int(given.offsets[row]), int(given.offsets[row + 1])))
-        turned = with_history(turned, history, {name: pick(column, order) for name, column in given.columns.items()})
+            order += reversed(range(int(events.offsets[row]), int(events.offsets[row + 1])))
+        turned = with_history(turned, history, {name: pick(column, order) for name, column in events.columns.items()})
     after = scores(model, turned)
     if model.order_matters:
         assert (after - before).abs().max() > 1e-4
@@ -295,9 +295,9 @@ def check_the_first_predictions_are_the_base_rates(case: Case) -> None:
     assert 1 <= moved <= max(len(rates), len(model.output_biases()))
     with torch.no_grad():
         model.eval()
-        found_BK = model.logits(batch) if model.targets else model(batch).unsqueeze(1)
+        actual_BK = model.logits(batch) if model.targets else model(batch).unsqueeze(1)
     # What random weights add to the bias is the same for no two seeds, and small.
-    assert (found_BK.sigmoid().mean(0).logit() - rates.logit()).abs().max() < 0.5
+    assert (actual_BK.sigmoid().mean(0).logit() - rates.logit()).abs().max() < 0.5
 
 
 def check_a_loss_is_the_weighted_mean_over_rows(case: Case) -> None:
@@ -365,9 +365,9 @@ def check_shared_batch_scores_as_ragged(case: Case) -> None:
     model = case.lively()
     for candidates, events in ((6, 5), (1, 4), (4, 1), (3, 0)):
         batch = shared(candidates, events)
-        found = scores(model, batch)
-        assert len(found) == candidates
-        close(found, scores(model, repeated(batch)))
+        actual = scores(model, batch)
+        assert len(actual) == candidates
+        close(actual, scores(model, repeated(batch)))
 
 
 def check_exported_program_agrees(case: Case) -> None:
@@ -399,10 +399,10 @@ def program_agrees(case: Case, fields: Fields) -> None:
     for seed, (candidates, events) in enumerate(SHAPES):
         batch = shared(candidates, events, seed, fields)
         feed = {name: tensor.numpy() for name, tensor in flat(batch).items() if name in taken}
-        (found,) = session.run(None, feed)
+        (actual,) = session.run(None, feed)
         expected = scores(model, batch)
         torch.testing.assert_close(
-            torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4, msg=f"{candidates}, {events}"
+            torch.from_numpy(actual), expected, rtol=1e-4, atol=1e-4, msg=f"{candidates}, {events}"
         )
 
 
@@ -439,10 +439,10 @@ def check_settings_are_described(case: Case) -> None:
 def check_only_touched_rows_move(case: Case) -> None:
     model = case.lively().train()
     before = [table.detach().clone() for table in model.tables()]
-    optimiser = LazyAdam(model.tables(), lr=0.1, l2=0.01)
+    optimizer = LazyAdam(model.tables(), lr=0.1, l2=0.01)
     model.loss(ragged(6)).backward()
     touched = [table.grad._indices()[0].unique() for table in model.tables()]
-    optimiser.step()
+    optimizer.step()
     for table, old, rows in zip(model.tables(), before, touched, strict=True):
         moved = (table != old).any(1).nonzero().squeeze(1)
         assert len(moved) > 0
@@ -453,7 +453,7 @@ def check_learns(case: Case) -> None:
     model, batch = case.build(), ragged(64)
     tables = {id(table) for table in model.tables()}
     dense = [parameter for parameter in model.parameters() if id(parameter) not in tables]
-    optimisers = [LazyAdam(model.tables(), lr=0.03), torch.optim.AdamW(dense, lr=0.01)]
+    optimizers = [LazyAdam(model.tables(), lr=0.03), torch.optim.AdamW(dense, lr=0.01)]
 
     def of_label() -> float:  # a loss may have parts that nothing in this batch tells
         with torch.no_grad():
@@ -464,9 +464,9 @@ def check_learns(case: Case) -> None:
         assert len(losses) <= 8, losses
         for _ in range(5):
             model.loss(batch).backward()
-            for optimiser in optimisers:
-                optimiser.step()
-                optimiser.zero_grad()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
         losses.append(of_label())
 
 
@@ -474,12 +474,12 @@ def check_bfloat16_is_near(case: Case) -> None:
     model, batch = case.lively(), ragged(600)
     expected = scores(model, batch)
     with torch.autocast("cpu", torch.bfloat16):
-        found = scores(model, batch).float()
+        actual = scores(model, batch).float()
         loss = model.train().loss(batch)
     loss.backward()
     assert loss.dtype == torch.float32
     assert loss.isfinite()
-    assert (found - expected).abs().mean() < 0.05 * expected.std() + 0.02
+    assert (actual - expected).abs().mean() < 0.05 * expected.std() + 0.02
 
 
 CHECKS: tuple[Callable[[Case], None], ...] = tuple(
@@ -495,16 +495,16 @@ class Program(nn.Module):
         self.model, self.names = model, names
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        return told(self.model, unflat(dict(zip(self.names, tensors, strict=True)), self.model.fields))
+        return model_output(self.model, unflat(dict(zip(self.names, tensors, strict=True)), self.model.fields))
 
 
 def captured(model: Ranker | Encoder) -> torch.export.ExportedProgram:
     """The graph of a model, with free numbers of candidates, events and values."""
-    one = {f"f__{given.name}" for given in model.fields.features if given.table != "item"}
+    one = {f"f__{value.name}" for value in model.fields.features if value.table != "item"}
     fixed = one | {f"{name}__offsets" for name in one}
     # Lengths that all differ, so that no two free dimensions are taken for one; and none that is 1 by chance.
     examples = (flat(shared(5, 7, seed, model.fields, apart=2)) for seed in range(1, 50))
-    example = next(e for e in examples if all(len(given) > 1 for name, given in e.items() if name not in fixed))
+    example = next(e for e in examples if all(len(value) > 1 for name, value in e.items() if name not in fixed))
     shapes = tuple({} if name in fixed else {0: torch.export.Dim.DYNAMIC} for name in example)
     module = Program(model, list(example)).eval()
     with quiet(), torch.no_grad():

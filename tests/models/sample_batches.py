@@ -90,13 +90,13 @@ def ragged(
     label = torch.randint(0, 2, (rows,), generator=generator).float()
     users = torch.randint(0, 1 + rows // 8, (rows,), generator=generator)
     moments = 1_000 * torch.randint(0, rows, (rows,), generator=generator)
-    known = moments + 1_500 * torch.randint(0, 3, (rows,), generator=generator)
+    label_times = moments + 1_500 * torch.randint(0, 3, (rows,), generator=generator)
     targets = {}
     for name in TARGETS:
         drawn = torch.randint(0, 3, (rows,), generator=generator).float()
         # Whatever has the label has done all else, as a conversion takes a click.
         targets[name] = torch.where(drawn == 2, torch.nan, drawn.maximum(label))
-    own = {"label": label, "users": users, "moments": moments, "known": known}
+    own = {"label": label, "users": users, "moments": moments, "known": label_times}
     return Batch(rows, features, histories, **own, targets=targets)
 
 
@@ -132,12 +132,12 @@ def take(batch: Batch, rows: Sequence[int]) -> Batch:
     for name, history in batch.histories.items():
         spans = [range(int(history.offsets[r]), int(history.offsets[r + 1])) for r in rows]
         flat = [position for span in spans for position in span]
-        columns = {column: pick(given, flat) for column, given in history.columns.items()}
+        columns = {column: pick(values, flat) for column, values in history.columns.items()}
         histories[name] = HistoryBatch(columns, offsets([len(span) for span in spans]))
     features = {name: pick(column, rows) for name, column in batch.features.items()}
     own = {name: getattr(batch, name) for name in ("label", "users", "moments", "known")}
-    own = {name: given if given is None else given[list(rows)] for name, given in own.items()}
-    targets = {name: given[list(rows)] for name, given in batch.targets.items()}
+    own = {name: values if values is None else values[list(rows)] for name, values in own.items()}
+    targets = {name: values[list(rows)] for name, values in batch.targets.items()}
     return Batch(len(rows), features, histories, **own, targets=targets)
 
 
@@ -153,7 +153,7 @@ def repeated(batch: Batch, fields: Fields = FIELDS) -> Batch:
     histories = {}
     for name, history in batch.histories.items():
         events = int(history.offsets[-1])
-        columns = {column: pick(given, list(range(events)) * rows) for column, given in history.columns.items()}
+        columns = {column: pick(values, list(range(events)) * rows) for column, values in history.columns.items()}
         histories[name] = HistoryBatch(columns, offsets([events] * rows))
     return Batch(rows, features, histories)
 
@@ -184,8 +184,8 @@ def flat(batch: Batch) -> dict[str, Tensor]:
 
     for name, column in batch.features.items():
         put(f"f__{name}", column)
-    for history, given in batch.histories.items():
-        for name, column in given.columns.items():
+    for history, events in batch.histories.items():
+        for name, column in events.columns.items():
             put(f"{history}__{name}", column)
     return tensors
 

@@ -36,7 +36,7 @@ def test_fields_round_trip() -> None:
 
 
 @pytest.mark.parametrize("name", ["fields.json", "model.json", "weights.safetensors"])
-def test_a_missing_or_broken_file_is_told(saved: Path, name: str) -> None:
+def test_a_missing_or_broken_file_is_reported(saved: Path, name: str) -> None:
     content = (saved / name).read_bytes()
     (saved / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(RunError, match=name):
@@ -53,7 +53,7 @@ def test_another_format_is_refused(saved: Path) -> None:
         artifact.load(saved)
 
 
-def test_settings_the_model_no_longer_takes_are_told(saved: Path) -> None:
+def test_settings_the_model_no_longer_takes_are_reported(saved: Path) -> None:
     about = json.loads((saved / "model.json").read_text())
     about["config"]["sofmax"] = about["config"].pop("softmax")
     (saved / "model.json").write_text(json.dumps(about))
@@ -62,13 +62,13 @@ def test_settings_the_model_no_longer_takes_are_told(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [[], {"features": 3}, {"features": [{"nme": 1}], "histories": {}}])
-def test_what_are_no_fields_is_told(saved: Path, content: object) -> None:
+def test_invalid_fields_are_reported(saved: Path, content: object) -> None:
     (saved / "fields.json").write_text(json.dumps(content))
     with pytest.raises(RunError, match=r"fields\.json"):
         artifact.load(saved)
 
 
-def test_weights_of_another_model_are_told(saved: Path) -> None:
+def test_weights_of_another_model_are_reported(saved: Path) -> None:
     about = json.loads((saved / "model.json").read_text())
     about["config"]["attention"] = [7]
     (saved / "model.json").write_text(json.dumps(about))

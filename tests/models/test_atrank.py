@@ -9,9 +9,9 @@ import pytest
 import torch
 from conformance import Case
 from sample_batches import FEW, FIELDS, GAP, ITEM, RATING, pick, ragged, repeated, shared, take, with_history
+from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
 from torch.nn import functional as F
-from world_runs import aucs_of, run_in, solves
 
 from longrec.data.worlds import world
 from longrec.errors import ConfigError
@@ -55,22 +55,22 @@ def layer_of(layer: EncoderLayer, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]
 
 def as_written(model: ATRank, batch: Batch) -> tuple[Tensor, list[Tensor]]:
     """Logits, and the mean weights of each row's behaviours, those of the first history first."""
-    embedded, logits, told = model.embeddings(batch), [], []
+    embedded, logits, weights_of_rows = model.embeddings(batch), [], []
     for row in range(batch.size):
-        behaviours = []
+        events = []
         for group, (history, columns) in zip(model.groups, embedded.histories.items()):
             start, stop = batch.histories[history].offsets[row : row + 2].tolist()
-            behaviours.append(group(torch.cat(list(columns.values()), 1)[start:stop]))
-        x = torch.cat(behaviours)
+            events.append(group(torch.cat(list(columns.values()), 1)[start:stop]))
+        x = torch.cat(events)
         for block in model.blocks:
             x = layer_of(cast(EncoderLayer, block), x, x)[0]
         s = model.target(torch.cat([embedded.features[name] for name in model.candidate], 1)[row : row + 1])
         if len(x):
             e, weights = layer_of(model.asking, s, x)
-            told.append(weights[:, 0].mean(0))
+            weights_of_rows.append(weights[:, 0].mean(0))
         else:
             e = model.asking.rest(s, torch.zeros(1, model.asking.outer.in_features))
-            told.append(x[:, 0])
+            weights_of_rows.append(x[:, 0])
         if model.top is not None:
             fields = [vectors[row : row + 1] for vectors in embedded.features.values()]
             logits.append(model.top(torch.cat([*fields, e, e * s], 1)).squeeze())
@@ -78,7 +78,7 @@ def as_written(model: ATRank, batch: Batch) -> tuple[Tensor, list[Tensor]]:
             assert model.biases is not None
             own = sum(vectors[row].sum() for vectors in model.biases(batch).features.values())
             logits.append((e * s).sum() + own + model.bias.squeeze())
-    return torch.stack(logits), told
+    return torch.stack(logits), weights_of_rows
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -89,13 +89,13 @@ def test_the_equations_space_by_space(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_given_the_time_buckets_the_order_is_not_seen(settings: dict[str, Any]) -> None:
+def test_order_is_not_seen_when_time_buckets_are_fixed(settings: dict[str, Any]) -> None:
     model, batch = atrank(settings), ragged(4, fields=TWO, lengths=[6] * 4)
     order = torch.cat([torch.randperm(6, generator=torch.Generator().manual_seed(row)) + 6 * row for row in range(4)])
-    given = batch.histories["liked"].columns
-    turned = with_history(batch, "liked", {name: pick(column, order) for name, column in given.items()})
+    columns = batch.histories["liked"].columns
+    turned = with_history(batch, "liked", {name: pick(column, order) for name, column in columns.items()})
     torch.testing.assert_close(model(turned), model(batch), rtol=1e-4, atol=1e-5)
-    gaps = with_history(batch, "liked", {"time_gap": pick(given["time_gap"], order)})
+    gaps = with_history(batch, "liked", {"time_gap": pick(columns["time_gap"], order)})
     assert (model(gaps) - model(batch)).abs().max() > 1e-3
 
 
@@ -108,11 +108,11 @@ def test_what_is_padded_is_masked_in_both_attentions(settings: dict[str, Any]) -
     torch.testing.assert_close(model(take(batch, [1, 0])), together[[1, 0]], rtol=1e-4, atol=1e-5)
 
 
-def test_behaviours_of_one_kind_see_those_of_another() -> None:
+def test_events_of_one_history_attend_to_those_of_another() -> None:
     """Not only through the softmax of the candidate, which leaves the shares of the others as they are."""
     model, batch = atrank({"width": 12, "spaces": 3}), ragged(9, fields=TWO, lengths=[5] * 9)
     changed = with_history(batch, "liked", {"item": (cast(Tensor, batch.histories["liked"].columns["item"]) + 1) % 60})
-    before, after = (model.explain(given)["seen"].view(9, 5) for given in (batch, changed))
+    before, after = (model.explain(one)["seen"].view(9, 5) for one in (batch, changed))
     shares = [w / w.sum(1, keepdim=True) for w in (before, after)]
     assert (shares[0] - shares[1]).abs().max() > 1e-3
 
@@ -120,11 +120,11 @@ def test_behaviours_of_one_kind_see_those_of_another() -> None:
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_it_explains_a_score_by_the_attention_of_the_candidate(settings: dict[str, Any]) -> None:
     model, batch, one = atrank(settings), ragged(9, fields=TWO), shared(4, 5, fields=TWO)
-    expected, told = as_written(model, batch)[1], model.explain(batch)
+    expected, explanation = as_written(model, batch)[1], model.explain(batch)
     for row in range(9):
         spans = [slice(*batch.histories[name].offsets[row : row + 2].tolist()) for name in TWO.histories]
-        found = torch.cat([told[name][at] for name, at in zip(TWO.histories, spans, strict=True)])
-        torch.testing.assert_close(found, expected[row], rtol=1e-4, atol=1e-5)
+        actual = torch.cat([explanation[name][at] for name, at in zip(TWO.histories, spans, strict=True)])
+        torch.testing.assert_close(actual, expected[row], rtol=1e-4, atol=1e-5)
     together = model.explain(repeated(one, TWO))
     for name, w_BT in model.explain(one).items():
         torch.testing.assert_close(w_BT.flatten(), together[name], rtol=1e-4, atol=1e-5)
@@ -133,7 +133,7 @@ def test_it_explains_a_score_by_the_attention_of_the_candidate(settings: dict[st
 def test_a_request_looks_at_its_history_once() -> None:
     model, rows = atrank({"width": 12, "spaces": 3}, FIELDS), []
     block = cast(EncoderLayer, model.blocks[0])
-    block.inner.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
+    block.inner.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
     model(shared(6, 20))
     assert rows == [40]
 
@@ -150,10 +150,10 @@ SMALL = {"name": "atrank", "width": 16, "spaces": 2, "hidden": 16, "embedding_di
 
 
 def test_the_candidate_finds_an_interest_and_fields_alone_do_not(tmp_path: Path) -> None:
-    made = world("one_interest", users=800)
-    assert solves(made, SMALL, tmp_path, "atrank", epochs=3, lr=1e-2)
-    found, _ = aucs_of(made, run_in(made, {"name": "lr"}, tmp_path, "lr", epochs=1))
-    assert abs(found - 0.5) < 0.08
+    dataset = world("one_interest", users=800)
+    assert solves(dataset, SMALL, tmp_path, "atrank", epochs=3, lr=1e-2)
+    actual, _ = aucs_of(dataset, run_in(dataset, {"name": "lr"}, tmp_path, "lr", epochs=1))
+    assert abs(actual - 0.5) < 0.08
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def test_an_unknown_name_is_refused(name: str) -> None:
         describe(name)
 
 
-def test_the_nearest_name_is_told() -> None:
+def test_the_nearest_name_is_suggested() -> None:
     with pytest.raises(UnknownName, match="did you mean 'din'"):
         build({"name": "dinn"}, FIELDS)
 
@@ -100,8 +100,8 @@ def test_all_faults_of_a_section_at_once() -> None:
         build({"name": "din", "dropout": 2, "atention": [3], "softmax": "maybe"}, FIELDS, where="my.yaml")
     text = str(caught.value)
     assert text.startswith("my.yaml: 3 faults")
-    for part in ("model.dropout", "model.atention: unknown key; did you mean 'attention'?", "model.softmax"):
-        assert part in text
+    for fault in ("model.dropout", "model.atention: unknown key; did you mean 'attention'?", "model.softmax"):
+        assert fault in text
 
 
 def test_a_model_of_a_stranger_passes_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_an_import_that_fails_inside_a_model_is_not_an_unknown_name(
         find("my_team.mine")
 
 
-def test_the_loss_is_the_mean_cross_entropy() -> None:
+def test_the_loss_is_the_mean_bce() -> None:
     model, batch = build({"name": "lr"}, FIELDS), ragged(5)
     assert model.loss(batch).item() == pytest.approx(torch.tensor(2.0).log().item())
     model = Case("fm").lively()

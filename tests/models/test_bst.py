@@ -9,9 +9,9 @@ import pytest
 import torch
 from conformance import Case
 from sample_batches import FEW, ITEM, RATING, pick, ragged, repeated, shared, take, with_history
+from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
 from torch.nn import functional as F
-from world_runs import aucs_of, run_in, solves
 
 from longrec.data.worlds import world
 from longrec.errors import ConfigError
@@ -54,23 +54,23 @@ def block_of(block: EncoderLayer, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def as_written(model: BST, batch: Batch) -> tuple[Tensor, list[Tensor]]:
     """Logits and the last block's attention of each candidate, by whole blocks over whole sequences."""
-    path, embedded, logits, told = path_of(model), model.embeddings(batch), [], []
+    path, embedded, logits, weights_of_rows = path_of(model), model.embeddings(batch), [], []
     seen = embedded.histories["seen"]
     events = torch.cat([seen["item"], seen["rating"]], 1)
     for row in range(batch.size):
         start, stop = batch.histories["seen"].offsets[row : row + 2].tolist()
         assert path.absent is not None
         x = torch.cat([events[start:stop], torch.cat([embedded.features["item"][row], path.absent]).unsqueeze(0)])
-        if path.places is not None:
-            index = torch.stack([path.places[back] for back in reversed(range(len(x)))])
+        if path.position_embedding is not None:
+            index = torch.stack([path.position_embedding[back] for back in reversed(range(len(x)))])
             x = x + index if path.position == "add" else torch.cat([x, index], 1)
         for block in path.blocks:
             x, weights = block_of(cast(EncoderLayer, block), x)
-        told.append(weights[:, -1, :-1].mean(0))
+        weights_of_rows.append(weights[:, -1, :-1].mean(0))
         kept = {"target": x[-1], "mean": x.mean(0), "sum": x.sum(0)}[path.pooling]
-        parts = [vectors[row] for vectors in embedded.features.values()]
-        logits.append(model.top(torch.cat([*parts, kept]).unsqueeze(0)).squeeze())
-    return torch.stack(logits), told
+        inputs = [vectors[row] for vectors in embedded.features.values()]
+        logits.append(model.top(torch.cat([*inputs, kept]).unsqueeze(0)).squeeze())
+    return torch.stack(logits), weights_of_rows
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -84,7 +84,7 @@ def test_a_the_shortcut_of_the_candidates_row_equals_the_full_block(settings: di
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_b_a_longer_neighbour_changes_nothing(settings: dict[str, Any]) -> None:
+def test_b_a_longer_neighbor_changes_nothing(settings: dict[str, Any]) -> None:
     """Padding is what a longer row of the bucket brings; the index counts from the candidate, so no length moves it."""
     model, batch = bst(settings), ragged(3, fields=FEW, lengths=[3, 4, 40])
     together = model(batch)
@@ -98,8 +98,8 @@ def test_c_without_an_index_the_order_of_the_events_is_not_seen(pooling: str, po
     model = bst({"pooling": pooling, "position": position, "heads": 2, "mlp": [16]})
     batch = ragged(4, fields=FEW, lengths=[6] * 4)
     order = torch.cat([torch.randperm(6, generator=torch.Generator().manual_seed(row)) + 6 * row for row in range(4)])
-    given = batch.histories["seen"].columns
-    turned = with_history(batch, "seen", {name: pick(column, order) for name, column in given.items()})
+    columns = batch.histories["seen"].columns
+    turned = with_history(batch, "seen", {name: pick(column, order) for name, column in columns.items()})
     moved = (model(turned) - model(batch)).abs().max().item()
     assert moved < 1e-5 if position == "time" else moved > 1e-4
 
@@ -125,7 +125,7 @@ def test_it_explains_a_score_by_the_attention_of_the_candidate(settings: dict[st
 def test_a_request_makes_keys_and_values_of_its_history_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = bst({"mlp": [16]}), []
     inner = cast(EncoderLayer, path_of(model).blocks[0]).inner
-    inner.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
+    inner.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
     model(shared(6, 50, fields=FEW))
     assert rows == [50, 6]
 
@@ -153,14 +153,14 @@ SMALL = {"name": "bst", "heads": 2, "mlp": [32], "embedding_dim": 8, "dropout": 
 
 
 def test_the_candidate_among_its_events_finds_an_interest_and_fields_alone_do_not(tmp_path: Path) -> None:
-    made = world("one_interest", users=500)
-    assert solves(made, SMALL, tmp_path, "bst", epochs=6, lr=1e-2)
-    found, _ = aucs_of(made, run_in(made, {"name": "lr"}, tmp_path, "lr", epochs=1))
-    assert abs(found - 0.5) < 0.08
+    dataset = world("one_interest", users=500)
+    assert solves(dataset, SMALL, tmp_path, "bst", epochs=6, lr=1e-2)
+    actual, _ = aucs_of(dataset, run_in(dataset, {"name": "lr"}, tmp_path, "lr", epochs=1))
+    assert abs(actual - 0.5) < 0.08
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("position", "found"), [("add", True), ("concat", True), ("time", False)])
-def test_what_was_liked_last_is_found_by_the_index_only(position: str, found: bool, tmp_path: Path) -> None:
-    made = world("drifting_interest")
-    assert solves(made, {**SMALL, "position": position}, tmp_path) == found
+def test_what_was_liked_last_is_learned_by_the_index_only(position: str, solved: bool, tmp_path: Path) -> None:
+    dataset = world("drifting_interest")
+    assert solves(dataset, {**SMALL, "position": position}, tmp_path) == solved

@@ -6,9 +6,9 @@ import pytest
 import torch
 from conformance import Case
 from sample_batches import FEW, FIELDS, GAP, ITEM, RATING, pick, ragged, take, with_history
+from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
 from torch.nn import functional as F
-from world_runs import aucs_of, run_in, solves
 
 from longrec.data.worlds import world
 from longrec.errors import ConfigError
@@ -60,11 +60,11 @@ def test_a_it_equals_a_loop_over_samples(form: dict[str, object]) -> None:
     model, batch = can({**SMALL, **form}), ragged(9, fields=FEW)
     w = model.weights(batch).features["item"]
     p = model.inputs(batch).histories["seen"]["item"]
-    found = model.co_actions(batch)
-    torch.testing.assert_close(found, looped(model, batch, "seen", w, p), rtol=1e-4, atol=1e-4)
-    assert found.shape[1] == model.config.orders * model.unit.outputs
+    actual = model.co_actions(batch)
+    torch.testing.assert_close(actual, looped(model, batch, "seen", w, p), rtol=1e-4, atol=1e-4)
+    assert actual.shape[1] == model.config.orders * model.unit.outputs
     if form is RELEASED:
-        assert found.shape[1] == 36
+        assert actual.shape[1] == 36
 
 
 def test_a_every_pair_has_slices_of_its_own() -> None:
@@ -75,17 +75,17 @@ def test_a_every_pair_has_slices_of_its_own() -> None:
     owned, met = model.weights(batch).features, model.inputs(batch)
     assert model.weights.widths == {"user": size, "item": 3 * size}
     assert model.inputs.widths == {"user": 4, "item": 8, "rating": 4}
-    found = model.co_actions(batch).split(wide, 1)
-    past = met.histories["seen"]
-    expected = looped(model, batch, "seen", owned["item"][:, :size], past["item"][:, :4])
-    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-4)
-    expected = looped(model, batch, "seen", owned["item"][:, size : 2 * size], past["rating"])
-    torch.testing.assert_close(found[1], expected, rtol=1e-4, atol=1e-4)
-    expected = looped(model, batch, "seen", owned["user"], past["item"][:, 4:])
-    torch.testing.assert_close(found[3], expected, rtol=1e-4, atol=1e-4)
+    actual = model.co_actions(batch).split(wide, 1)
+    columns = met.histories["seen"]
+    expected = looped(model, batch, "seen", owned["item"][:, :size], columns["item"][:, :4])
+    torch.testing.assert_close(actual[0], expected, rtol=1e-4, atol=1e-4)
+    expected = looped(model, batch, "seen", owned["item"][:, size : 2 * size], columns["rating"])
+    torch.testing.assert_close(actual[1], expected, rtol=1e-4, atol=1e-4)
+    expected = looped(model, batch, "seen", owned["user"], columns["item"][:, 4:])
+    torch.testing.assert_close(actual[3], expected, rtol=1e-4, atol=1e-4)
     for row in range(9):  # a field is one thing that is met
         one = can_one(model, owned["item"][row, 2 * size :], met.features["user"][row])
-        torch.testing.assert_close(found[2][row], one, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(actual[2][row], one, rtol=1e-4, atol=1e-4)
 
 
 def can_one(model: CAN, w_W: Tensor, p_I: Tensor) -> Tensor:
@@ -97,9 +97,9 @@ def can_one(model: CAN, w_W: Tensor, p_I: Tensor) -> Tensor:
 def test_b_the_length_of_other_rows_changes_nothing() -> None:
     model = can({**SMALL, **PAPER})
     batch = ragged(6, lengths=[0, 1, 3, 4, 5, 30], fields=FEW)
-    found = model.co_actions(batch)
+    actual = model.co_actions(batch)
     for row in range(6):
-        torch.testing.assert_close(model.co_actions(take(batch, [row]))[0], found[row], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.co_actions(take(batch, [row]))[0], actual[row], rtol=1e-4, atol=1e-5)
 
 
 def test_c_the_order_of_events_does_not_matter() -> None:
@@ -114,9 +114,9 @@ def test_c_the_order_of_events_does_not_matter() -> None:
 def test_d_without_history_there_is_no_co_action(form: dict[str, object]) -> None:
     """With biases too: a unit that met nothing says nothing."""
     model, batch = can({**SMALL, **form}), ragged(3, lengths=[0, 2, 0], fields=FEW)
-    found = model.co_actions(batch)
-    assert torch.equal(found[[0, 2]], torch.zeros(2, found.shape[1]))
-    assert found[1].abs().sum() > 0
+    actual = model.co_actions(batch)
+    assert torch.equal(actual[[0, 2]], torch.zeros(2, actual.shape[1]))
+    assert actual[1].abs().sum() > 0
 
 
 def test_e_one_plain_layer_of_one_output_is_an_inner_product() -> None:
@@ -174,23 +174,23 @@ def test_pairs_are_of_the_same_type_unless_named() -> None:
 
 def test_values_of_several_ids_own_their_pooled_weights() -> None:
     model, batch = can({"base": {"name": "deepfm"}, "pairs": [["genres", "seen.genres"]]}, FIELDS), ragged(9)
-    ids, past = batch.features["genres"], batch.histories["seen"].columns["genres"]
+    ids, events = batch.features["genres"], batch.histories["seen"].columns["genres"]
     assert isinstance(ids, Jagged)
-    assert isinstance(past, Jagged)
+    assert isinstance(events, Jagged)
 
     def pooled(values: Jagged, table: Tensor) -> Tensor:
         spans = zip(values.offsets.tolist(), values.offsets.tolist()[1:])
         rows = [table[values.values[start:stop].long()] for start, stop in spans]
         return torch.stack([row.mean(0) if len(row) else torch.zeros(table.shape[1]) for row in rows])
 
-    w, p = pooled(ids, model.weights.table("genres")), pooled(past, model.inputs.table("genres"))
+    w, p = pooled(ids, model.weights.table("genres")), pooled(events, model.inputs.table("genres"))
     torch.testing.assert_close(model.co_actions(batch), looped(model, batch, "seen", w, p), rtol=1e-4, atol=1e-4)
 
 
 def test_pairs_that_are_not_there_are_refused_all_at_once() -> None:
-    asked = [["price", "seen.item"], ["item", "seen.price"], ["item", "user"], ["item", "user"]]
+    pairs = [["price", "seen.item"], ["item", "seen.price"], ["item", "user"], ["item", "user"]]
     with pytest.raises(ConfigError) as caught:
-        build({"name": "can", "pairs": asked}, FEW)
+        build({"name": "can", "pairs": pairs}, FEW)
     assert [fault[:40] for fault in caught.value.faults] == [
         "model.pairs: 'price' is not an id of the",
         "model.pairs: 'seen.price' is not an id o",
@@ -210,10 +210,10 @@ def test_it_starts_from_a_run_of_its_base_and_does_without_histories() -> None:
     assert torch.equal(model.base.first_order.table("item"), base.first_order.table("item"))
 
 
-def test_pairs_by_heart_are_found_over_a_base_that_sees_no_history_and_not_by_attention(tmp_path: Path) -> None:
-    made, narrow = world("co_action", users=1000, kinds=20), {"embedding_dim": 4}
-    assert solves(made, {"name": "can", "base": {"name": "deepfm", **narrow}}, tmp_path, "can", epochs=5)
-    found, oracle = aucs_of(made, run_in(made, {"name": "din", **narrow}, tmp_path, "din", epochs=5))
-    assert found < made.bar(oracle) - 0.05
-    found, _ = aucs_of(made, run_in(made, {"name": "deepfm", **narrow}, tmp_path, "deepfm", epochs=1))
-    assert abs(found - 0.5) < 0.06
+def test_memorized_pairs_are_learned_over_a_base_without_history_and_not_by_attention(tmp_path: Path) -> None:
+    dataset, narrow = world("co_action", users=1000, kinds=20), {"embedding_dim": 4}
+    assert solves(dataset, {"name": "can", "base": {"name": "deepfm", **narrow}}, tmp_path, "can", epochs=5)
+    actual, bayes_auc = aucs_of(dataset, run_in(dataset, {"name": "din", **narrow}, tmp_path, "din", epochs=5))
+    assert actual < dataset.bar(bayes_auc) - 0.05
+    actual, _ = aucs_of(dataset, run_in(dataset, {"name": "deepfm", **narrow}, tmp_path, "deepfm", epochs=1))
+    assert abs(actual - 0.5) < 0.06

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conformance import Case
 from sample_batches import ragged
+from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor, nn
-from world_runs import aucs_of, run_in, solves
 
 from longrec.data.worlds import world
 from longrec.models.dcn_v2 import DCNV2, Cross, CrossMixture
@@ -51,11 +51,11 @@ def test_both_structures_from_the_layers(settings: dict[str, object]) -> None:
 
 def test_equation_1_number_by_number() -> None:
     w, b, x0, x = torch.randn(3, 3), torch.randn(3), torch.randn(2, 3), torch.randn(2, 3)
-    found = full(w, b)(x0, x)
+    actual = full(w, b)(x0, x)
     for row in range(2):
         for at in range(3):
             inner = sum(w[at, other] * x[row, other] for other in range(3)) + b[at]
-            assert found[row, at].item() == pytest.approx(float(x0[row, at] * inner + x[row, at]), abs=1e-5)
+            assert actual[row, at].item() == pytest.approx(float(x0[row, at] * inner + x[row, at]), abs=1e-5)
 
 
 @pytest.mark.parametrize(("experts", "gate"), [(1, "softmax"), (3, "softmax"), (3, "sigmoid")])
@@ -126,9 +126,9 @@ def test_parameters_of_a_layer() -> None:
     assert count(cross="mixture", rank=3, experts=2) == 2 * (2 * 3 * width + 9) + width + 2 * (width + 1)
 
 
-def test_three_fields_that_tell_together_are_found_and_pairs_alone_are_not_enough(tmp_path: Path) -> None:
-    made = world("co_action", users=400, side="field", order=3, kinds=6)
+def test_triples_of_fields_are_learned_and_pairs_alone_are_not_enough(tmp_path: Path) -> None:
+    dataset = world("co_action", users=400, side="field", order=3, kinds=6)
     for cross in ("full", "mixture"):
-        assert solves(made, {"name": "dcn_v2", "cross": cross, "embedding_dim": 8}, tmp_path, cross, epochs=4)
-    found, _ = aucs_of(made, run_in(made, {"name": "fm"}, tmp_path, "fm", epochs=4))
-    assert abs(found - 0.5) < 0.1
+        assert solves(dataset, {"name": "dcn_v2", "cross": cross, "embedding_dim": 8}, tmp_path, cross, epochs=4)
+    actual, _ = aucs_of(dataset, run_in(dataset, {"name": "fm"}, tmp_path, "fm", epochs=4))
+    assert abs(actual - 0.5) < 0.1

@@ -8,7 +8,7 @@ from longrec.models.core.base import build
 from longrec.models.deepfm import DeepFM
 
 
-def test_the_deep_part_adds_its_logit_to_that_of_fm() -> None:
+def test_the_deep_network_adds_its_logit_to_that_of_fm() -> None:
     model, batch = Case("deepfm").lively(), ragged(9)
     assert isinstance(model, DeepFM)
     fm = build({"name": "fm"}, model.fields).eval()
@@ -18,7 +18,7 @@ def test_the_deep_part_adds_its_logit_to_that_of_fm() -> None:
     torch.testing.assert_close(model(batch), fm(batch) + model.deep(v).squeeze(1), rtol=1e-4, atol=1e-4)
 
 
-def test_both_parts_move_the_same_vectors() -> None:
+def test_fm_and_network_move_the_same_vectors() -> None:
     model, batch = Case("deepfm").lively(), ragged(9)
     assert isinstance(model, DeepFM)
     model(batch).sum().backward()
@@ -44,5 +44,5 @@ def test_the_gradient_of_a_first_order_weight_is_that_of_the_logit() -> None:
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, batch.label)
     loss.backward()
     expected = torch.zeros(40).index_add(0, batch.features["user"].long(), logit.grad)
-    found = model.first_order.table("user").grad.to_dense().squeeze(1)
-    torch.testing.assert_close(found, expected)
+    actual = model.first_order.table("user").grad.to_dense().squeeze(1)
+    torch.testing.assert_close(actual, expected)

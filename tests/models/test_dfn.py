@@ -11,9 +11,9 @@ import pytest
 import torch
 from conformance import Case, captured, close, program_agrees
 from sample_batches import FEW, ITEM, RATING, flat, pick, ragged, repeated, shared, take, with_history
+from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
 from torch.nn import functional as F
-from world_runs import aucs_of, run_in, solves
 
 from longrec.data.worlds import world
 from longrec.errors import ConfigError
@@ -26,8 +26,8 @@ from longrec.nn.segments import Segments
 
 THREE = Fields(FEW.features, {"clicked": (RATING, ITEM), "left": (RATING, ITEM), "disliked": (ITEM,)})
 """Clicks as wide as what was left unclicked, and dislikes that are narrower."""
-PARTS = {"clicks": "clicked", "unclicks": "left", "dislikes": "disliked"}
-SMALL: dict[str, Any] = {"embedding_dim": 6, "places": 5, "attention": [7], "mlp": [16]}
+ROLES = {"clicks": "clicked", "unclicks": "left", "dislikes": "disliked"}
+SMALL: dict[str, Any] = {"embedding_dim": 6, "max_positions": 5, "attention": [7], "mlp": [16]}
 SETTINGS: list[dict[str, Any]] = [{}, *DFN.variants]
 
 
@@ -37,30 +37,30 @@ def dfn(more: Mapping[str, Any] | None = None, fields: Fields = THREE, **setting
     return model
 
 
-def inner_of(model: DFN, part: str) -> _Internal:
-    return cast(_Internal, model.inner[part])
+def inner_of(model: DFN, role: str) -> _Internal:
+    return cast(_Internal, model.inner[role])
 
 
-def outer_of(model: DFN, part: str) -> _External:
-    return cast(_External, model.outer[part])
+def outer_of(model: DFN, role: str) -> _External:
+    return cast(_External, model.outer[role])
 
 
 def feedback(model: DFN, batch: Batch) -> dict[str, Tensor]:
     return model.feedback(batch, model.embeddings(batch))
 
 
-def events_of(model: DFN, batch: Batch, part: str, row: int) -> Tensor:
+def events_of(model: DFN, batch: Batch, role: str, row: int) -> Tensor:
     """The vectors of the events of one row."""
-    start, stop = batch.histories[PARTS[part]].offsets[row : row + 2].tolist()
-    past = model.embeddings(batch).histories[PARTS[part]]
-    return torch.cat([past[name][start:stop] for name in ("item", "rating") if name in past], 1)
+    start, stop = batch.histories[ROLES[role]].offsets[row : row + 2].tolist()
+    columns = model.embeddings(batch).histories[ROLES[role]]
+    return torch.cat([columns[name][start:stop] for name in ("item", "rating") if name in columns], 1)
 
 
 def internal(inner: _Internal, q: Tensor, events: Tensor) -> tuple[Tensor, Tensor]:
     """mean(Transformer([e_a; s_1; ...; s_T])) of one row, and what the candidate pays the events."""
     y = q if inner.absent is None else torch.cat([q, inner.absent])
-    back = torch.arange(len(events), -1, -1).clamp(max=len(inner.places) - 1)
-    x, layer = torch.cat([events, y.unsqueeze(0)]) + inner.places[back], inner.layer
+    back = torch.arange(len(events), -1, -1).clamp(max=len(inner.position_embedding) - 1)
+    x, layer = torch.cat([events, y.unsqueeze(0)]) + inner.position_embedding[back], inner.layer
     w_q, w_k, w_v = layer.inner.weight.chunk(3)
     size, heads, weights = len(w_q) // layer.heads, [], []
     for own in (slice(head * size, (head + 1) * size) for head in range(layer.heads)):
@@ -86,25 +86,25 @@ def external(outer: _External, f: Tensor, u: Tensor) -> Tensor:
 def as_written(model: DFN, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits, and the attention of the candidate in each history."""
     embedded, logits = model.embeddings(batch), []
-    weights: dict[str, list[Tensor]] = {name: [] for name in PARTS.values()}
+    weights: dict[str, list[Tensor]] = {name: [] for name in ROLES.values()}
     for row in range(batch.size):
         fields = [vectors[row] for vectors in embedded.features.values()]
-        past = {part: events_of(model, batch, part, row) for part in PARTS}
+        events_by_role = {role: events_of(model, batch, role, row) for role in ROLES}
         f = {}
-        for part, events in past.items():
-            f[part], w = internal(inner_of(model, part), embedded.features["item"][row], events)
-            weights[PARTS[part]].append(w)
-            f[part] = f[part] if len(events) else torch.zeros_like(f[part])
-        u = past["unclicks"]
-        for part in ("clicks", "dislikes"):
-            both = len(past[part]) and len(u)
-            f[f"by {part}"] = external(outer_of(model, part), f[part], u) if both else torch.zeros(u.shape[1])
+        for role, events in events_by_role.items():
+            f[role], w = internal(inner_of(model, role), embedded.features["item"][row], events)
+            weights[ROLES[role]].append(w)
+            f[role] = f[role] if len(events) else torch.zeros_like(f[role])
+        u = events_by_role["unclicks"]
+        for role in ("clicks", "dislikes"):
+            both = len(events_by_role[role]) and len(u)
+            f[f"by {role}"] = external(outer_of(model, role), f[role], u) if both else torch.zeros(u.shape[1])
         x = torch.cat([*fields, *f.values()])
         blocks = x.view(-1, len(fields[0]))
         pairs = sum(blocks[i] @ blocks[j] for i in range(len(blocks)) for j in range(i))
         linear = sum(w_BD[row].sum() for w_BD in model.first_order(batch).features.values())
         logits.append(model.bias[0] + linear + pairs + model.deep(x.unsqueeze(0))[0, 0])
-    return torch.stack(logits), {name: torch.cat(told) for name, told in weights.items()}
+    return torch.stack(logits), {name: torch.cat(pieces) for name, pieces in weights.items()}
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -124,8 +124,8 @@ def test_the_score_of_the_external_attention_is_that_of_four_blocks() -> None:
     whole = torch.cat([w_q, w_x, torch.full_like(w_q, 0.3), first.weight_m], 1)
     q_4 = q.expand(4, -1)
     expected = torch.cat([q_4, u, q_4 - u, q_4 * u], 1) @ whole.t() + (0 if first.bias is None else first.bias)
-    found = first(q, u, Segments(torch.tensor([0, 4]), 1, 4))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    actual = first(q, u, Segments(torch.tensor([0, 4]), 1, 4))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -136,10 +136,10 @@ def test_a_request_is_read_as_its_rows_are(settings: dict[str, Any]) -> None:
         whole = repeated(batch, THREE)
         close(model(batch), model(whole))
         close(model(batch), as_written(model, whole)[0])
-        told = model.explain(whole)
+        explanation = model.explain(whole)
         for number, (history, w_BT) in enumerate(model.explain(batch).items()):
             assert w_BT.shape == (candidates, events + apart * number)
-            close(w_BT.flatten(), told[history])
+            close(w_BT.flatten(), explanation[history])
 
 
 def test_a_graph_picks_from_what_was_left_unclicked() -> None:
@@ -179,39 +179,41 @@ def test_padding_length_does_not_change_the_output(settings: dict[str, Any]) -> 
     assert (literal(inner, q, events, 60) - literal(inner, q, events, 4)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_without_positions_the_order_of_a_history_is_not_seen(part: str) -> None:
+@pytest.mark.parametrize("role", ROLES)
+def test_without_positions_the_order_of_a_history_is_not_seen(role: str) -> None:
     model, batch = dfn(), ragged(4, fields=THREE, lengths=[6] * 4)
     order = torch.cat([torch.randperm(6, generator=torch.Generator().manual_seed(row)) + 6 * row for row in range(4)])
-    given = batch.histories[PARTS[part]].columns
-    turned = with_history(batch, PARTS[part], {name: pick(column, order) for name, column in given.items()})
+    columns = batch.histories[ROLES[role]].columns
+    turned = with_history(batch, ROLES[role], {name: pick(column, order) for name, column in columns.items()})
     assert (model(turned) - model(batch)).abs().max() > 1e-3
     with torch.no_grad():
-        inner_of(model, part).places.copy_(inner_of(model, part).places[0].expand(5, -1).clone())
+        inner_of(model, role).position_embedding.copy_(
+            inner_of(model, role).position_embedding[0].expand(5, -1).clone()
+        )
     torch.testing.assert_close(model(turned), model(batch), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("part", "other"), [("clicks", "dislikes"), ("dislikes", "clicks")])
+@pytest.mark.parametrize(("role", "other"), [("clicks", "dislikes"), ("dislikes", "clicks")])
 def test_what_picks_depends_on_its_history_through_its_mean_only(
-    part: str, other: str, monkeypatch: pytest.MonkeyPatch
+    role: str, other: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """f_uc on the clicks through f_c, f_ud on the dislikes through f_d; neither on the other's history."""
     model, batch = dfn(), ragged(5, fields=THREE, lengths=[6] * 5)
     changed = {}
-    for name in (part, other):
-        item = (cast(Tensor, batch.histories[PARTS[name]].columns["item"]) + 7) % 60
-        changed[name] = with_history(batch, PARTS[name], {"item": item})
-    name, before = f"unclicks by {part}", feedback(model, batch)
-    assert (feedback(model, changed[part])[name] - before[name]).abs().max() > 1e-4
+    for name in (role, other):
+        item = (cast(Tensor, batch.histories[ROLES[name]].columns["item"]) + 7) % 60
+        changed[name] = with_history(batch, ROLES[name], {"item": item})
+    name, before = f"unclicks by {role}", feedback(model, batch)
+    assert (feedback(model, changed[role])[name] - before[name]).abs().max() > 1e-4
     torch.testing.assert_close(feedback(model, changed[other])[name], before[name])
-    own, real = inner_of(model, part), _Internal.forward
+    own, real = inner_of(model, role), _Internal.forward
 
-    def held(inner: _Internal, *given: Any) -> tuple[Tensor, Tensor]:
-        f_BK, w = real(inner, *given)
-        return (before[part], w) if inner is own else (f_BK, w)
+    def held(inner: _Internal, *arguments: Any) -> tuple[Tensor, Tensor]:
+        f_BK, w = real(inner, *arguments)
+        return (before[role], w) if inner is own else (f_BK, w)
 
     monkeypatch.setattr(_Internal, "forward", held)
-    torch.testing.assert_close(feedback(model, changed[part])[name], before[name])
+    torch.testing.assert_close(feedback(model, changed[role])[name], before[name])
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -220,15 +222,15 @@ def test_no_dislikes_are_zeros(settings: dict[str, Any]) -> None:
     model, batch = dfn(settings), ragged(4, fields=THREE, lengths=[5, 3, 4, 2])
     gone = {"clicks": "unclicks by clicks", "dislikes": "unclicks by dislikes"}
     both = set(gone.values())
-    for part, zeros in (("clicks", {gone["clicks"]}), ("dislikes", {gone["dislikes"]}), ("unclicks", both)):
-        history = batch.histories[PARTS[part]]
+    for role, zeros in (("clicks", {gone["clicks"]}), ("dislikes", {gone["dislikes"]}), ("unclicks", both)):
+        history = batch.histories[ROLES[role]]
         none = HistoryBatch(
             {name: pick(x, []) for name, x in history.columns.items()}, torch.zeros_like(history.offsets)
         )
-        without = replace(batch, histories={**batch.histories, PARTS[part]: none})
-        found, before = feedback(model, without), feedback(model, batch)
-        for name, f_BK in found.items():
-            if name == part or name in zeros:
+        without = replace(batch, histories={**batch.histories, ROLES[role]: none})
+        actual, before = feedback(model, without), feedback(model, batch)
+        for name, f_BK in actual.items():
+            if name == role or name in zeros:
                 assert not f_BK.any()
                 assert before[name].any()
             else:
@@ -236,16 +238,16 @@ def test_no_dislikes_are_zeros(settings: dict[str, Any]) -> None:
         assert model(without).isfinite().all()
 
 
-def test_a_part_that_nothing_plays_is_as_if_it_were_zeros() -> None:
+def test_a_missing_role_acts_as_zeros() -> None:
     batch, whole = ragged(6, fields=THREE, lengths=[4, 0, 3, 2, 5, 1]), dfn()
     model = dfn(clicks="clicked", unclicks="left")
     assert list(feedback(model, batch)) == ["clicks", "unclicks", "unclicks by clicks"]
-    assert list(feedback(whole, batch)) == [*PARTS, "unclicks by clicks", "unclicks by dislikes"]
+    assert list(feedback(whole, batch)) == [*ROLES, "unclicks by clicks", "unclicks by dislikes"]
     assert list(model.explain(batch)) == ["clicked", "left"]
     state = {name: value for name, value in whole.state_dict().items() if "dislikes" not in name}
     first = next(name for name in state if name.startswith("deep.") and state[name].ndim == 2)
-    fields_and_parts = [4 * 6, 12, 12, 6, 12, 12]
-    kept = state[first].split(fields_and_parts, 1)
+    widths = [4 * 6, 12, 12, 6, 12, 12]
+    kept = state[first].split(widths, 1)
     state[first] = torch.cat([kept[0], kept[1], kept[2], kept[4]], 1)
     model.load_state_dict(state)
     empty = HistoryBatch({"item": torch.zeros(0, dtype=torch.int32)}, torch.zeros(7, dtype=torch.int64))
@@ -283,8 +285,8 @@ def test_every_row_is_in_one_loss() -> None:
     assert sorted(CLICKED + LEFT + DISLIKED) == list(range(6))
     batch = judged()
     even = dfn(dislike="bought", dislike_weight=1.0)
-    told = replace(batch, label=torch.tensor([float(row in CLICKED) for row in range(6)]))
-    torch.testing.assert_close(even.loss(batch), bce_loss(even(batch), told))
+    labeled = replace(batch, label=torch.tensor([float(row in CLICKED) for row in range(6)]))
+    torch.testing.assert_close(even.loss(batch), bce_loss(even(batch), labeled))
     plain = dfn()
     assert plain.targets == ()
     torch.testing.assert_close(plain.loss(batch), bce_loss(plain(batch), batch))
@@ -304,7 +306,7 @@ def test_a_dislike_is_what_the_model_says_against_a_row() -> None:
     assert dfn().logits(batch).shape == (6, 1)
 
 
-def test_batches_without_what_is_learnt_are_refused() -> None:
+def test_batches_without_the_labels_are_refused() -> None:
     with pytest.raises(ValueError, match="carries no label"):
         dfn().loss(replace(judged(), label=None))
     with pytest.raises(ValueError, match="carries no target 'liked'"):
@@ -314,10 +316,10 @@ def test_batches_without_what_is_learnt_are_refused() -> None:
 # ---- who plays what --------------------------------------------------------------------------------------------------
 
 
-def test_histories_play_their_parts_in_order_or_by_name() -> None:
-    assert dfn().part == PARTS
-    assert dfn(unclicks="clicked", dislikes="left").part == {"unclicks": "clicked", "dislikes": "left"}
-    assert dfn(fields=FEW).part == {"clicks": "seen"}
+def test_histories_take_their_roles_in_order_or_by_name() -> None:
+    assert dfn().role == ROLES
+    assert dfn(unclicks="clicked", dislikes="left").role == {"unclicks": "clicked", "dislikes": "left"}
+    assert dfn(fields=FEW).role == {"clicks": "seen"}
     model = dfn(unclicks="disliked", dislikes="left")
     assert inner_of(model, "unclicks").absent is None
     assert inner_of(model, "dislikes").absent is not None
@@ -325,7 +327,7 @@ def test_histories_play_their_parts_in_order_or_by_name() -> None:
     assert outer_of(dfn(), "clicks").project is None
 
 
-def test_parts_that_do_not_fit_are_refused_all_at_once() -> None:
+def test_roles_that_do_not_fit_are_refused_all_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         build({"name": "dfn", "clicks": "lef", "unclicks": "left", "dislikes": "left"}, THREE)
     assert caught.value.faults == [
@@ -335,7 +337,7 @@ def test_parts_that_do_not_fit_are_refused_all_at_once() -> None:
     four = Fields(THREE.features, {**THREE.histories, "more": (ITEM,)})
     with pytest.raises(ConfigError, match="the schema has 4 histories; name those that dfn reads: clicks, unclicks"):
         build({"name": "dfn"}, four)
-    assert list(dfn(fields=four, clicks="more").part.values()) == ["more"]
+    assert list(dfn(fields=four, clicks="more").role.values()) == ["more"]
     with pytest.raises(ConfigError, match="dfn reads a history, and the schema has none"):
         build({"name": "dfn"}, Fields(FEW.features, {}))
 
@@ -343,7 +345,7 @@ def test_parts_that_do_not_fit_are_refused_all_at_once() -> None:
 def test_a_request_makes_queries_and_keys_of_its_events_once() -> None:
     model, rows = dfn(), []
     inner: Linear = inner_of(model, "unclicks").layer.inner
-    inner.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
+    inner.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
     model(shared(6, 50, fields=THREE))
     assert rows == [50, 6]
 
@@ -355,34 +357,34 @@ FEW_PASSED: dict[str, Any] = {"users": 900, "passed": 2}
 FIT: dict[str, Any] = {"epochs": 4, "lr": 1e-2}
 
 
-def test_a_dislike_tells_which_of_the_unclicked_are_not_wanted(tmp_path: Path) -> None:
+def test_a_dislike_separates_the_unclicked_items(tmp_path: Path) -> None:
     """By all three losses."""
-    made = world("negative_feedback", **FEW_PASSED)
-    assert solves(made, {**TINY, "dislike": "disliked"}, tmp_path, **FIT)
+    dataset = world("negative_feedback", **FEW_PASSED)
+    assert solves(dataset, {**TINY, "dislike": "disliked"}, tmp_path, **FIT)
 
 
 @pytest.mark.parametrize("model", [{**TINY, "clicks": "clicks"}, {"name": "pooling", "mlp": [32]}], ids=str)
 def test_clicks_alone_and_sums_of_all_do_not(model: dict[str, Any], tmp_path: Path) -> None:
-    assert any(model.items() >= known.items() for known in world("negative_feedback", 2).must_not)
-    made = world("negative_feedback", **FEW_PASSED)
-    found, _ = aucs_of(made, run_in(made, model, tmp_path, **FIT))
-    assert abs(found - 0.5) < 0.06
+    assert any(model.items() >= excluded.items() for excluded in world("negative_feedback", 2).must_not)
+    dataset = world("negative_feedback", **FEW_PASSED)
+    actual, _ = aucs_of(dataset, run_in(dataset, model, tmp_path, **FIT))
+    assert abs(actual - 0.5) < 0.06
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", world("negative_feedback", 2).must, ids=str)
-def test_the_whole_world_is_solved(model: dict[str, Any], tmp_path: Path) -> None:
+def test_the_full_synthetic_dataset_is_solved(model: dict[str, Any], tmp_path: Path) -> None:
     assert solves(world("negative_feedback"), model, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", world("negative_feedback", 2).must_not, ids=str)
-def test_the_whole_world_is_not_solved(model: dict[str, Any], tmp_path: Path) -> None:
+def test_the_full_synthetic_dataset_is_not_solved(model: dict[str, Any], tmp_path: Path) -> None:
     assert not solves(world("negative_feedback"), model, tmp_path)
 
 
 def test_columns_that_a_history_alone_has_are_as_wide_as_the_others() -> None:
-    shelf = replace(RATING, name="shelf", dim=4)
-    fields = Fields(THREE.features, {name: (*columns, shelf) for name, columns in THREE.histories.items()})
-    with pytest.raises(ConfigError, match="dfn multiplies fields .*shelf 4"):
+    extra = replace(RATING, name="extra", dim=4)
+    fields = Fields(THREE.features, {name: (*columns, extra) for name, columns in THREE.histories.items()})
+    with pytest.raises(ConfigError, match="dfn multiplies fields .*extra 4"):
         build({"name": "dfn", "clicks": "clicked"}, fields)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from conformance import Case
 from sample_batches import GENRES, ITEM, RATING, TOKENS, offsets, ragged, repeated, shared, with_history
+from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
-from world_runs import aucs_of, run_in, solves
 
 from longrec.data import worlds
 from longrec.errors import ConfigError
@@ -51,8 +51,8 @@ def attended(unit: TargetAttention, q: Tensor, k: Tensor) -> Tensor:
 def hierarchy(path: _Path, q: Tensor, k: Tensor, ids: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Of one row: the categories' means, x, and what stands beside it."""
     w, means = attended(path.items, q, k), []
-    for name in dict.fromkeys(at if at > 1 else (at, place) for place, at in enumerate(ids)):
-        own = [place for place, at in enumerate(ids) if at == name or (at, place) == name]
+    for name in dict.fromkeys(at if at > 1 else (at, index) for index, at in enumerate(ids)):
+        own = [index for index, at in enumerate(ids) if at == name or (at, index) == name]
         means.append((w[own].unsqueeze(1) * k[own]).sum(0) / (w[own].sum() + 1e-10))
     c = torch.stack(means)
     x = attended(path.categories, q, c) @ c
@@ -69,19 +69,19 @@ def test_equations_category_by_category(settings: dict[str, Any]) -> None:
     assert model.columns == {"seen": "kind", "liked": "item"}
     embedded, logits = model.embeddings(batch), []
     for row in range(9):
-        parts = [vectors[row] for vectors in embedded.features.values()]
+        inputs = [vectors[row] for vectors in embedded.features.values()]
         for history, column in model.columns.items():
-            path, given = path_of(model, history), batch.histories[history]
-            start, stop = given.offsets[row : row + 2].tolist()
-            past = embedded.histories[history]
-            k = torch.cat([past[name][start:stop] for name in model.queries.key_columns[history]], 1)
+            path, events = path_of(model, history), batch.histories[history]
+            start, stop = events.offsets[row : row + 2].tolist()
+            columns = embedded.histories[history]
+            k = torch.cat([columns[name][start:stop] for name in model.queries.key_columns[history]], 1)
             q = torch.cat([embedded.features[name][row] for name in model.queries.query_columns[history]])
             beside = torch.zeros(path.width)
             if stop > start:
-                ids = cast(Tensor, given.columns[cast(str, column)])[start:stop].tolist()
+                ids = cast(Tensor, events.columns[cast(str, column)])[start:stop].tolist()
                 beside = torch.cat(hierarchy(path, q, k, ids)[1:])
-            parts.append(beside)
-        logits.append(model.top(torch.cat(parts).unsqueeze(0)).squeeze())
+            inputs.append(beside)
+        logits.append(model.top(torch.cat(inputs).unsqueeze(0)).squeeze())
     torch.testing.assert_close(model(batch), torch.stack(logits), rtol=1e-4, atol=1e-4)
 
 
@@ -118,13 +118,13 @@ def test_a_category_an_item_leaves_the_second_attention_the_raw_items() -> None:
     torch.testing.assert_close(x, path.categories(q, k, owns))
 
 
-@pytest.mark.parametrize("told", [0, 1])
-def test_items_without_a_category_make_none_together(told: int) -> None:
+@pytest.mark.parametrize("reserved", [0, 1])
+def test_items_without_a_category_make_none_together(reserved: int) -> None:
     """Two items whose category is missing (or unseen) are two groups; of two that share one, one."""
     path = path_of(dhan())
     q, k = drawn(path, 4)
     owns = one([4])
-    seen = [path(q[:1], k, owns, Groups(torch.tensor(ids), owns)) for ids in ([told, told, 5, 5], [2, 3, 5, 5])]
+    seen = [path(q[:1], k, owns, Groups(torch.tensor(ids), owns)) for ids in ([reserved, reserved, 5, 5], [2, 3, 5, 5])]
     torch.testing.assert_close(seen[0], seen[1])
     together = path(q[:1], k, owns, Groups(torch.tensor([2, 2, 5, 5]), owns))
     assert (together - seen[0]).abs().max() > 1e-3
@@ -139,12 +139,12 @@ def test_longer_rows_beside_it_add_no_category() -> None:
     torch.testing.assert_close(both[:1], path(q[:1], k[:3], one([3]), Groups(ids[:3], one([3]))))
 
 
-def test_a_category_speaks_once_however_many_its_items() -> None:
+def test_a_category_counts_once_however_many_its_items() -> None:
     path = path_of(dhan())
     q, k = drawn(path, 2)
     k = torch.cat([k[:1].expand(50, -1), k[1:]])
-    found = path(q[:1], k, one([51]), Groups(torch.tensor([2] * 50 + [3]), one([51])))[:, : k.shape[1]]
-    torch.testing.assert_close(found, path.categories(q[:1], k[-2:], one([2])))
+    actual = path(q[:1], k, one([51]), Groups(torch.tensor([2] * 50 + [3]), one([51])))[:, : k.shape[1]]
+    torch.testing.assert_close(actual, path.categories(q[:1], k[-2:], one([2])))
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -204,18 +204,18 @@ def test_a_loud_category_does_not_drown_the_others(tmp_path: Path) -> None:
 
 def test_a_loud_category_drowns_the_others_where_items_are_weighed_alone(tmp_path: Path) -> None:
     """The same attention on items, without the one on groups."""
-    made = worlds.world("frequent_queries")
-    assert {"name": "din", "softmax": True} in made.must_not
-    found, oracle = aucs_of(made, run_in(made, {**SMALL_DIN, "softmax": True}, tmp_path))
-    assert found < (0.5 + oracle) / 2
+    dataset = worlds.world("frequent_queries")
+    assert {"name": "din", "softmax": True} in dataset.must_not
+    actual, bayes_auc = aucs_of(dataset, run_in(dataset, {**SMALL_DIN, "softmax": True}, tmp_path))
+    assert actual < (0.5 + bayes_auc) / 2
 
 
-def test_clicks_tell_an_interest(tmp_path: Path) -> None:
+def test_clicks_reveal_an_interest(tmp_path: Path) -> None:
     assert solves(worlds.world("one_interest", users=800), SMALL, tmp_path, epochs=4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"base": "dien"}], ids=str)
 @pytest.mark.parametrize("world", ["frequent_queries", "one_interest"])
-def test_both_bases_solve_both_worlds(settings: dict[str, Any], world: str, tmp_path: Path) -> None:
+def test_both_bases_solve_both_datasets(settings: dict[str, Any], world: str, tmp_path: Path) -> None:
     assert solves(worlds.world(world), {"name": "dhan", **settings}, tmp_path)

@@ -62,7 +62,7 @@ def test_e_scan_equals_a_loop_of_cells(settings: dict[str, Any]) -> None:
     for row in range(7):
         start, stop = batch.histories["seen"].offsets[row : row + 2].tolist()
         e, q = events[start:stop], embedded.features["item"][row]
-        parts = [vectors[row] for vectors in embedded.features.values()]
+        inputs = [vectors[row] for vectors in embedded.features.values()]
         h, interests = torch.zeros(path.interest.hidden), []
         for event in e:
             own, back = path.interest.weight @ event + path.interest.bias, path.interest.recurrent @ h
@@ -73,17 +73,17 @@ def test_e_scan_equals_a_loop_of_cells(settings: dict[str, Any]) -> None:
         last = torch.zeros_like(h)
         if interests:
             states = torch.stack(interests)
-            asked = path.query(q.unsqueeze(0))
+            query = path.query(q.unsqueeze(0))
             if path.unit is None:
-                a = (states @ asked.squeeze(0)).softmax(0)
+                a = (states @ query.squeeze(0)).softmax(0)
             else:
                 assert path.slope is not None
                 one = Segments(torch.tensor([0, len(e)]), 1, len(e))
-                a = path.unit.weights(path.slope(asked), states, one)
+                a = path.unit.weights(path.slope(query), states, one)
             for state, weight in zip(states, a):
                 last = step(path, last, state * weight if path.scaled else state, weight)
-        parts += [e.sum(0), last, q * e.sum(0)[: len(q)]]
-        logits.append(model.top(torch.cat(parts).unsqueeze(0)).squeeze())
+        inputs += [e.sum(0), last, q * e.sum(0)[: len(q)]]
+        logits.append(model.top(torch.cat(inputs).unsqueeze(0)).squeeze())
     torch.testing.assert_close(model(batch), torch.stack(logits), rtol=1e-4, atol=1e-4)
 
 
@@ -97,16 +97,16 @@ def test_a_and_b_an_attention_of_zero_and_of_one(gate: str) -> None:
     n, u = torch.tanh(xn + torch.sigmoid(xr + hr) * hn), torch.sigmoid(xu + hu)
     plain = (1 - u) * h + u * n
     unit = path.evolution
-    found = []
+    actual = []
     for attention in (0.0, 1.0):
         x_BG = (unit.weight @ i + unit.bias).unsqueeze(0)
-        found.append(unit._step(h.unsqueeze(0), x_BG, torch.tensor([attention])).squeeze(0))
+        actual.append(unit._step(h.unsqueeze(0), x_BG, torch.tensor([attention])).squeeze(0))
     expected = [h, plain] if gate == "paper" else [plain, n]
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other)
 
 
-def test_c_longer_neighbours_leave_output_and_auxiliary_loss_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_c_longer_neighbors_leave_output_and_auxiliary_loss_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Padding is what a longer row in the batch would bring: the same row alone and beside one ten times as long."""
     model = dien({"hidden": 6})
     path, key = path_of(model), path_of(model).interest.weight.shape[1]
@@ -124,12 +124,12 @@ def test_c_longer_neighbours_leave_output_and_auxiliary_loss_unchanged(monkeypat
     h = path.interest.states(torch.cat([e, e + 1]), single)
     monkeypatch.setattr(torch, "randint", lambda high, shape: torch.tensor([1, 2, 3, 5, 6, 7]))
     expected = path.auxiliary(h, torch.cat([e, e + 1]), single)
-    found = path.auxiliary(torch.cat([h, h[:1]]), torch.cat([e, e + 1, e[:1]]), spread)
-    torch.testing.assert_close(found, expected)
+    actual = path.auxiliary(torch.cat([h, h[:1]]), torch.cat([e, e + 1, e[:1]]), spread)
+    torch.testing.assert_close(actual, expected)
     steps = torch.tensor([0, 1, 2, 4, 5, 6])
     assert path.next is not None
-    good = path.next(torch.cat([h[steps], torch.cat([e, e + 1])[steps + 1, : path.told]], 1))
-    torch.testing.assert_close(found, softplus(-good).mean())
+    good = path.next(torch.cat([h[steps], torch.cat([e, e + 1])[steps + 1, : path.shared_width]], 1))
+    torch.testing.assert_close(actual, softplus(-good).mean())
 
 
 def test_d_the_auxiliary_loss_reaches_the_next_step_and_no_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,28 +141,28 @@ def test_d_the_auxiliary_loss_reaches_the_next_step_and_no_later_one(monkeypatch
     # Only the second step of the first row (t = 1) has a loss, its negative is an event of the other row.
     h_t, next_t, other = h[1:2], e[2:3], e[6:7]
     assert path.next is not None
-    told = [torch.cat([h_t, one[:, : path.told]], 1) for one in (next_t, other.detach())]
-    loss = path.next(told[0]).sum() + path.next(told[1]).sum()
+    pairs = [torch.cat([h_t, one[:, : path.shared_width]], 1) for one in (next_t, other.detach())]
+    loss = path.next(pairs[0]).sum() + path.next(pairs[1]).sum()
     (grad,) = torch.autograd.grad(loss, e)
     assert (grad[:3].abs().sum(1) > 0).all()
     assert grad[3:].abs().sum() == 0
     # And the model's own loss pairs h_t with e_{t+1}: moved by one, it is another number. Of the negatives the second
     # is of the same row and the third equals its positive: both are left out, and nothing else leaves them out.
     with torch.no_grad():
-        e[6, : path.told] = e[3, : path.told]  # whatever else it says
+        e[6, : path.shared_width] = e[3, : path.shared_width]  # whatever else it says
     monkeypatch.setattr(torch, "randint", lambda high, shape: torch.tensor([5, 0, 6, 7, 1, 2]))
     own = path.auxiliary(h, e, segments)
     first = torch.tensor([0, 1, 2, 3, 5, 6])
-    good = softplus(-path.next(torch.cat([h[first], e[first + 1, : path.told]], 1))).sum()
+    good = softplus(-path.next(torch.cat([h[first], e[first + 1, : path.shared_width]], 1))).sum()
     kept, bad = torch.tensor([0, 3, 5, 6]), torch.tensor([5, 7, 1, 2])
-    wrong = softplus(path.next(torch.cat([h[kept], e[bad, : path.told]], 1))).sum()
+    wrong = softplus(path.next(torch.cat([h[kept], e[bad, : path.shared_width]], 1))).sum()
     torch.testing.assert_close(own, (good + wrong) / 6)
     # Where both rows are of one user, no event of the other row is told as a wrong one.
     alone = path.auxiliary(h, e, segments, torch.tensor([4, 4]))
     torch.testing.assert_close(alone, good / 6)
 
 
-def test_the_auxiliary_loss_is_told_what_candidates_have_too() -> None:
+def test_the_auxiliary_loss_reads_shared_columns_only() -> None:
     """What time passed, or what was said of an event, would tell it from another one without any interest."""
     model = dien({"hidden": 6})
     path, common = path_of(model), model.queries.common_widths["seen"]
@@ -172,11 +172,11 @@ def test_the_auxiliary_loss_is_told_what_candidates_have_too() -> None:
         torch.randn(8, model.queries.key_widths["seen"]),
         torch.randn(8, 6),
     )
-    found = []
+    losses = []
     for moved in (0.0, 1.0):
         torch.manual_seed(0)
-        found.append(path.auxiliary(h, torch.cat([e[:, :common], e[:, common:] + moved], 1), segments))
-    assert torch.equal(*found)
+        losses.append(path.auxiliary(h, torch.cat([e[:, :common], e[:, common:] + moved], 1), segments))
+    assert torch.equal(*losses)
 
 
 def test_loss_is_of_the_label_and_of_what_came_next() -> None:
@@ -205,13 +205,13 @@ def test_an_auxiliary_loss_without_a_next_step_is_zero() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", worlds.world("drifting_interest", 2).must, ids=str)
-def test_an_interest_that_drifts_is_found_by_order(model: dict[str, Any], tmp_path: Path) -> None:
-    made, label, score, row = _trained(model, tmp_path)
-    assert auc(label, score) >= made.bar(auc(label, made.oracle[row]))
+def test_an_interest_that_drifts_is_learned_by_order(model: dict[str, Any], tmp_path: Path) -> None:
+    dataset, label, score, row = _trained(model, tmp_path)
+    assert auc(label, score) >= dataset.bar(auc(label, dataset.oracle[row]))
 
 
 @pytest.mark.parametrize("model", [{"name": "din"}], ids=str)
-def test_an_interest_that_drifts_is_not_found_by_sums(model: dict[str, Any], tmp_path: Path) -> None:
+def test_an_interest_that_drifts_is_not_learned_by_sums(model: dict[str, Any], tmp_path: Path) -> None:
     assert model in worlds.world("drifting_interest", 2).must_not
     _, label, score, _ = _trained(model, tmp_path)
     assert abs(auc(label, score) - 0.5) < 0.06
@@ -220,8 +220,8 @@ def test_an_interest_that_drifts_is_not_found_by_sums(model: dict[str, Any], tmp
 def _trained(model: dict[str, Any], folder: Path) -> tuple[worlds.World, Any, Any, Any]:
     from longrec.train.fit import train
 
-    made = worlds.world("drifting_interest")
-    job = made.job(worlds.write(made, folder), model, runs=str(folder / "runs"), tensorboard="off", mlflow="off")
+    dataset = worlds.world("drifting_interest")
+    job = dataset.job(worlds.write(dataset, folder), model, runs=str(folder / "runs"), tensorboard="off", mlflow="off")
     job["data"] |= {"folder": str(folder / "prepared"), "threads": 1}
     table = train({**job, "name": "x", "evaluate": {"replicates": 2}}, quiet=True).predictions("test")
-    return made, *(table[name].to_numpy() for name in ("label", "score", "row"))
+    return dataset, *(table[name].to_numpy() for name in ("label", "score", "row"))

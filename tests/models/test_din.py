@@ -28,17 +28,17 @@ def test_equation_3_position_by_position(settings: dict[str, object]) -> None:
     embedded = model.embeddings(batch)
     logits = []
     for row in range(9):
-        parts = [vectors[row] for vectors in embedded.features.values()]
+        inputs = [vectors[row] for vectors in embedded.features.values()]
         for history, unit in zip(FIELDS.histories, model.units):
             paired = [field.name for field in FIELDS.pairs(history)]
             alone = [field.name for field in FIELDS.histories[history] if field.name not in paired]
             q = torch.cat([embedded.features[name][row] for name in paired])
-            past = embedded.histories[history]
+            columns = embedded.histories[history]
             start, stop = batch.histories[history].offsets[row : row + 2].tolist()
             keys, scores = [], []
             for at in range(start, stop):
-                same = torch.cat([past[name][at] for name in paired])
-                k = torch.cat([same, *(past[name][at] for name in alone)])
+                same = torch.cat([columns[name][at] for name in paired])
+                k = torch.cat([same, *(columns[name][at] for name in alone)])
                 first = unit.first
                 h = first.weight_q @ q + first.weight_k @ k + first.weight_m @ (q * same) + first.bias
                 h = h.relu() if unit.activation is None else unit.activation(h.unsqueeze(0)).squeeze(0)
@@ -48,17 +48,17 @@ def test_equation_3_position_by_position(settings: dict[str, object]) -> None:
             if keys:
                 a = torch.stack(scores)
                 u = (a.softmax(0) if model.config.softmax else a) @ torch.stack(keys)
-            parts.append(u)
+            inputs.append(u)
             if model.config.product:
-                parts.append(q * u[: len(q)])
-        logits.append(model.top(torch.cat(parts).unsqueeze(0)).squeeze())
+                inputs.append(q * u[: len(q)])
+        logits.append(model.top(torch.cat(inputs).unsqueeze(0)).squeeze())
     torch.testing.assert_close(model(batch), torch.stack(logits), rtol=1e-4, atol=1e-4)
 
 
 def pooled(model: DIN, batch: Batch) -> list[Tensor]:
     """The pooled vector of every history, as the top MLP gets it."""
     seen: list[Tensor] = []
-    hooks = [unit.register_forward_hook(lambda *given: seen.append(given[2])) for unit in model.units]
+    hooks = [unit.register_forward_hook(lambda *arguments: seen.append(arguments[2])) for unit in model.units]
     model(batch)
     for hook in hooks:
         hook.remove()
@@ -66,13 +66,13 @@ def pooled(model: DIN, batch: Batch) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(("softmax", "factor"), [(False, 2), (True, 1)])
-def test_every_event_twice_doubles_the_interest_unless_normalised(softmax: bool, factor: int) -> None:
+def test_every_event_twice_doubles_the_interest_unless_normalized(softmax: bool, factor: int) -> None:
     model, batch = din({"softmax": softmax}), ragged(9)
     histories = {}
-    for name, given in batch.histories.items():
-        twice = [at for at in range(int(given.offsets[-1])) for _ in (0, 1)]
-        columns = {column: pick(values, twice) for column, values in given.columns.items()}
-        histories[name] = HistoryBatch(columns, given.offsets * 2)
+    for name, events in batch.histories.items():
+        twice = [at for at in range(int(events.offsets[-1])) for _ in (0, 1)]
+        columns = {column: pick(values, twice) for column, values in events.columns.items()}
+        histories[name] = HistoryBatch(columns, events.offsets * 2)
     doubled = Batch(batch.size, batch.features, histories)
     for once, again in zip(pooled(model, batch), pooled(model, doubled), strict=True):
         torch.testing.assert_close(again, factor * once, rtol=1e-4, atol=1e-5)
@@ -81,9 +81,9 @@ def test_every_event_twice_doubles_the_interest_unless_normalised(softmax: bool,
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_it_explains_a_score_by_its_attention(settings: dict[str, object]) -> None:
     model, batch = din(settings), ragged(9)
-    told = model.explain(batch)
-    assert set(told) == set(FIELDS.histories)
-    for name, weights in told.items():
+    explanation = model.explain(batch)
+    assert set(explanation) == set(FIELDS.histories)
+    for name, weights in explanation.items():
         assert weights.shape == (int(batch.histories[name].offsets[-1]),)
         if model.config.softmax:
             for start, stop in zip(batch.histories[name].offsets.tolist(), batch.histories[name].offsets.tolist()[1:]):

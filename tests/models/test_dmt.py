@@ -8,9 +8,9 @@ import pytest
 import torch
 from conformance import Case
 from sample_batches import FEW, FIELDS, ITEM, RATING, ragged, shared, values, with_feature
+from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
-from world_runs import aucs_of, run_in, solves
 
 from longrec.data.worlds import world
 from longrec.errors import ConfigError
@@ -37,13 +37,13 @@ def layer_by_hand(layer: nn.Module, q_LD: Tensor, k_TD: Tensor, heads: int) -> t
     """What L rows become that look at T events, head by head; and their weights, a mean over heads."""
     size = layer.outer.in_features // heads
     w_q, w_k, w_v = layer.inner.weight.chunk(3)
-    parts, weights = [], []
+    outputs, weights = [], []
     for head in range(heads):
         at = slice(head * size, head * size + size)
         q, k, v = q_LD @ w_q[at].t(), k_TD @ w_k[at].t(), k_TD @ w_v[at].t()
         weights.append((q @ k.t() / size**0.5).softmax(1))
-        parts.append(weights[-1] @ v)
-    x = torch.cat(parts, 1) @ layer.outer.weight.t()
+        outputs.append(weights[-1] @ v)
+    x = torch.cat(outputs, 1) @ layer.outer.weight.t()
     norms, width = layer.norms, q_LD.shape[1:]
     x = layer_norm(q_LD + x, width, norms[0].weight, norms[0].bias)
     y = (x @ layer.first.weight.t() + layer.first.bias).relu() @ layer.second.weight.t() + layer.second.bias
@@ -55,36 +55,36 @@ def test_encoder_and_decoder_row_by_row(settings: dict[str, object]) -> None:
     model, batch = dmt(**settings), ragged(7, fields=FEW)
     path, embedded = path_of(model, "seen"), model.embeddings(batch)
     q_BQ, e_ND, segments = model.queries(batch, embedded, "seen")
-    found, weights = path(q_BQ, e_ND, segments)
-    offsets, encoded = segments.offsets.tolist(), model.encoded(batch, "seen")
-    assert isinstance(path.places, Tensor)
+    actual, weights = path(q_BQ, e_ND, segments)
+    offsets, encode_history = segments.offsets.tolist(), model.encode_history(batch, "seen")
+    assert isinstance(path.position_embedding, Tensor)
     for row, (start, stop) in enumerate(zip(offsets, offsets[1:])):
         if start == stop:
-            assert torch.equal(found[row], path.nothing)
+            assert torch.equal(actual[row], path.nothing)
             continue
-        places = path.places[torch.arange(stop - start).flip(0)]
-        x = e_ND[start:stop] * path.width**0.5 + places
+        positions = path.position_embedding[torch.arange(stop - start).flip(0)]
+        x = e_ND[start:stop] * path.width**0.5 + positions
         for layer in path.encoder:
             x, _ = layer_by_hand(layer, x, x, 2)
-        torch.testing.assert_close(encoded[start:stop], x, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(encode_history[start:stop], x, rtol=1e-4, atol=1e-5)
         assert path.absent is not None
         y = torch.cat([q_BQ[row], path.absent]).unsqueeze(0) * path.width**0.5
         for layer in path.decoder:
             y, w = layer_by_hand(layer, y, x, 2)
-        torch.testing.assert_close(found[row], y[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(actual[row], y[0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(weights[start:stop], w[0], rtol=1e-4, atol=1e-5)
 
 
-def test_experts_read_all_behaviours_and_fields() -> None:
+def test_experts_read_all_behaviors_and_fields() -> None:
     model, batch = dmt(FIELDS), ragged(7)
     embedded = model.embeddings(batch)
-    parts = list(embedded.features.values())
-    parts += [path_of(model, name)(*model.queries(batch, embedded, name))[0] for name in FIELDS.histories]
-    h_BKH = model.experts(torch.cat(parts, 1))
+    inputs = list(embedded.features.values())
+    inputs += [path_of(model, name)(*model.queries(batch, embedded, name))[0] for name in FIELDS.histories]
+    h_BKH = model.experts(torch.cat(inputs, 1))
     torch.testing.assert_close(model(batch), model.towers(h_BKH)[:, 0])
 
 
-def test_places_are_counted_back_from_the_newest_event() -> None:
+def test_positions_are_counted_back_from_the_newest_event() -> None:
     waves = _waves(4, 5)
     assert waves[0].tolist() == [0, 1, 0, 1, 0]
     speed = 10_000 ** (-2 / 5)
@@ -93,9 +93,9 @@ def test_places_are_counted_back_from_the_newest_event() -> None:
     long = shared(2, 5, fields=FEW)
     e_UD, segments = model.queries.gather_keys(long, model.embeddings(long), "seen")
     path = path_of(model, "seen")
-    assert isinstance(path.places, Tensor)
-    found = model.encoded(long, "seen") - e_UD * path.width**0.5
-    torch.testing.assert_close(found, path.places[:5].flip(0), rtol=1e-4, atol=1e-5)
+    assert isinstance(path.position_embedding, Tensor)
+    actual = model.encode_history(long, "seen") - e_UD * path.width**0.5
+    torch.testing.assert_close(actual, path.position_embedding[:5].flip(0), rtol=1e-4, atol=1e-5)
     assert dmt(position="time").order_matters is False
 
 
@@ -120,10 +120,10 @@ def test_b_without_a_bias_field_the_bias_is_one_for_all() -> None:
 def test_c_an_encoder_sees_no_candidate_and_a_request_encodes_once() -> None:
     model, batch = dmt(), ragged(7, fields=FEW)
     other = with_feature(batch, "item", values(ITEM, 7, torch.Generator().manual_seed(9)))
-    assert torch.equal(model.encoded(batch, "seen"), model.encoded(other, "seen"))
+    assert torch.equal(model.encode_history(batch, "seen"), model.encode_history(other, "seen"))
     assert not torch.allclose(model(batch), model(other))
     seen: list[int] = []
-    path_of(model, "seen").encoder[0].register_forward_hook(lambda layer, given, made: seen.append(len(made)))
+    path_of(model, "seen").encoder[0].register_forward_hook(lambda layer, inputs, output: seen.append(len(output)))
     model(shared(50, 6, fields=FEW))
     assert seen == [6], "once for all 50 candidates"
 
@@ -153,7 +153,7 @@ def test_e_a_history_without_events_is_a_fixed_vector() -> None:
         assert not torch.equal(u_BD[1], u_BD[3])
 
 
-def test_no_weight_is_shared_between_behaviours() -> None:
+def test_no_weight_is_shared_between_behaviors() -> None:
     model, batch = dmt(FIELDS), ragged(6)
     embedded = model.embeddings(batch)
     before = {name: path_of(model, name)(*model.queries(batch, embedded, name))[0] for name in FIELDS.histories}
@@ -179,7 +179,7 @@ def test_bias_fields_that_are_not_there_are_refused_and_a_biased_model_is_no_bas
     assert build({"name": "mmoe", "base": {"name": "dmt"}}, FEW).order_matters
 
 
-def test_tokens_are_asked_by_all_fields_of_the_candidate() -> None:
+def test_all_candidate_fields_query_a_history_of_tokens() -> None:
     fields = Fields((ITEM,), {"tokens": (Field("tokens.token", "vector", 0, width=6), RATING)})
     model, batch = dmt(fields), ragged(7, fields=fields)
     assert path_of(model, "tokens").absent is None
@@ -187,10 +187,10 @@ def test_tokens_are_asked_by_all_fields_of_the_candidate() -> None:
 
 
 def test_clicks_and_orders_mean_different_things(tmp_path: Path) -> None:
-    made = world("two_behaviours")
-    section = next(dict(section) for section in made.must if section["name"] == "dmt")
-    assert solves(made, section, tmp_path / "apart")
+    dataset = world("two_behaviours")
+    section = next(dict(section) for section in dataset.must if section["name"] == "dmt")
+    assert solves(dataset, section, tmp_path / "apart")
     mixed = world("two_behaviours", as_one=True)
     assert section in mixed.must_not
-    found, oracle = aucs_of(mixed, run_in(mixed, section, tmp_path / "mixed"))
-    assert found < 0.6 < mixed.bar(oracle)
+    actual, bayes_auc = aucs_of(mixed, run_in(mixed, section, tmp_path / "mixed"))
+    assert actual < 0.6 < mixed.bar(bayes_auc)

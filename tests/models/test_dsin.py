@@ -11,9 +11,9 @@ import pytest
 import torch
 from conformance import Case, Program, close, quiet
 from sample_batches import FEW, GAP, ITEM, RATING, SESSION, flat, ragged, repeated, shared, take, with_history
+from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor, nn
 from torch.nn import functional as F
-from world_runs import aucs_of, run_in, solves
 
 from longrec.data.worlds import world
 from longrec.errors import ConfigError
@@ -52,9 +52,9 @@ def rows(*lengths: int) -> Segments:
 
 def in_sessions(batch: Batch, seed: int = 0) -> Batch:
     """The likes of each row in sessions of one event to five, as data preparation numbers them."""
-    past, generator = batch.histories["liked"], torch.Generator().manual_seed(seed)
+    history, generator = batch.histories["liked"], torch.Generator().manual_seed(seed)
     ids: list[int] = []
-    for start, stop in pairwise(past.offsets.tolist()):
+    for start, stop in pairwise(history.offsets.tolist()):
         own: list[int] = []
         while len(own) < stop - start:
             own += [len(set(own))] * int(torch.randint(1, 6, (1,), generator=generator))
@@ -64,16 +64,16 @@ def in_sessions(batch: Batch, seed: int = 0) -> Batch:
 
 def cut(model: DSIN, batch: Batch, history: str, row: int) -> list[list[int]]:
     """Positions of the sessions that are read, oldest first."""
-    config, past = model.config, batch.histories[history]
-    start, stop = past.offsets[row : row + 2].tolist()
-    if SESSIONS_BACK in past.columns:
-        ids = cast(Tensor, past.columns[SESSIONS_BACK]).tolist()
-        found = [[at for at in range(start, stop) if ids[at] == own] for own in sorted(set(ids[start:stop]))]
+    config, events = model.config, batch.histories[history]
+    start, stop = events.offsets[row : row + 2].tolist()
+    if SESSIONS_BACK in events.columns:
+        ids = cast(Tensor, events.columns[SESSIONS_BACK]).tolist()
+        sessions = [[at for at in range(start, stop) if ids[at] == own] for own in sorted(set(ids[start:stop]))]
     else:
         runs = range(stop, start, -config.session_events)
-        found = [list(range(max(start, end - config.session_events), end)) for end in runs]
-    found = [session for session in found if len(session) > config.shortest][: config.sessions]
-    return [session[-config.session_items :] for session in reversed(found)]
+        sessions = [list(range(max(start, end - config.session_events), end)) for end in runs]
+    sessions = [session for session in sessions if len(session) > config.shortest][: config.sessions]
+    return [session[-config.session_items :] for session in reversed(sessions)]
 
 
 def layer_of(layer: EncoderLayer, x: Tensor) -> Tensor:
@@ -106,32 +106,32 @@ def read(path: _Path, q: Tensor, e: list[Tensor], merge: str) -> tuple[Tensor, T
         return torch.zeros(path.width), torch.zeros(0)
     interests = []
     for k, events in zip(reversed(range(len(e))), e):
-        places = torch.arange(len(events) - 1, -1, -1)
-        be = path.of_session[k] + path.of_event[places].unsqueeze(1) + path.of_unit
+        positions = torch.arange(len(events) - 1, -1, -1)
+        be = path.of_session[k] + path.of_event[positions].unsqueeze(1) + path.of_unit
         interests.append(layer_of(path.layer, events + be).mean(0))
     i = torch.stack(interests)
     both = walked(path.forth, i), walked(path.back, i.flip(0)).flip(0)
     h = both[0] + both[1] if merge == "sum" else torch.cat(both, 1)
-    a, b = (i @ path.asks_interest.weight @ q).softmax(0), (h @ path.asks_state.weight @ q).softmax(0)
+    a, b = (i @ path.interest_query.weight @ q).softmax(0), (h @ path.state_query.weight @ q).softmax(0)
     return torch.cat([a @ i, b @ h]), a
 
 
 def as_written(model: DSIN, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits, and the weight of every event."""
     embedded, logits = model.embeddings(batch), []
-    weights = {name: torch.zeros(int(past.offsets[-1])) for name, past in batch.histories.items()}
+    weights = {name: torch.zeros(int(events.offsets[-1])) for name, events in batch.histories.items()}
     keys = {"seen": ("item", "rating"), "liked": ("item", "time_gap")}
     for row in range(batch.size):
-        parts = [vectors[row] for vectors in embedded.features.values()]
+        inputs = [vectors[row] for vectors in embedded.features.values()]
         for history, columns in keys.items():
             e = torch.cat([embedded.histories[history][name] for name in columns], 1)
-            places = cut(model, batch, history, row)
+            positions = cut(model, batch, history, row)
             path, query = path_of(model, history), embedded.features["item"][row]
-            u, a = read(path, query, [e[at] for at in places], model.config.merge)
-            parts.append(u)
-            for share, at in zip(a, places, strict=True):
+            u, a = read(path, query, [e[at] for at in positions], model.config.merge)
+            inputs.append(u)
+            for share, at in zip(a, positions, strict=True):
                 weights[history][at] = share / len(at)
-        logits.append(model.top(torch.cat(parts).unsqueeze(0))[0, 0])
+        logits.append(model.top(torch.cat(inputs).unsqueeze(0))[0, 0])
     return torch.stack(logits), weights
 
 
@@ -141,9 +141,9 @@ def test_the_equations_session_by_session(settings: dict[str, Any]) -> None:
     model, batch = dsin(settings), in_sessions(ragged(25, fields=TWO, longest=22))
     logits, weights = as_written(model, batch)
     torch.testing.assert_close(model(batch), logits, rtol=1e-4, atol=1e-4)
-    told = model.explain(batch)
+    explanation = model.explain(batch)
     for history, w_N in weights.items():
-        torch.testing.assert_close(told[history], w_N, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(explanation[history], w_N, rtol=1e-4, atol=1e-5)
         totals = torch.stack([w_N[start:stop].sum() for start, stop in pairwise(batch.histories[history].offsets)])
         close(totals, (totals > 0).float())
 
@@ -156,10 +156,10 @@ def test_a_request_is_read_as_its_rows_are(settings: dict[str, Any]) -> None:
         whole = repeated(batch, TWO)
         close(model(batch), model(whole))
         close(model(batch), as_written(model, whole)[0])
-        told = model.explain(whole)
+        explanation = model.explain(whole)
         for history, w_BT in model.explain(batch).items():
             assert w_BT.shape == (candidates, events)
-            close(w_BT.flatten(), told[history])
+            close(w_BT.flatten(), explanation[history])
 
 
 def test_a_program_reads_sessions_by_their_column() -> None:
@@ -201,10 +201,10 @@ def test_one_session_and_no_lstm_equals_plain_self_attention_pooling() -> None:
     torch.testing.assert_close(u, torch.cat([expected, torch.zeros(2, 8)], 1), rtol=1e-4, atol=1e-5)
 
 
-def test_be_has_a_number_for_each_session_each_place_and_each_unit() -> None:
+def test_be_has_a_number_for_each_session_each_position_and_each_unit() -> None:
     path = path_of(dsin({**SMALL, "sessions": 6, "session_items": 7}))
-    given = {name: p.numel() for name, p in path.named_parameters(recurse=False)}
-    assert given == {"of_session": 6, "of_event": 7, "of_unit": 8}
+    sizes = {name: p.numel() for name, p in path.named_parameters(recurse=False)}
+    assert sizes == {"of_session": 6, "of_event": 7, "of_unit": 8}
 
 
 def test_empty_sessions_do_not_change_the_output() -> None:
@@ -252,19 +252,19 @@ def test_what_begins_a_history_is_no_session_that_is_dropped() -> None:
     """Runs are counted from the newest event, and the first one may be shorter."""
     model, batch = dsin({**SMALL, "session_events": 3}), ragged(1, fields=TWO, lengths=[7])
     assert cut(model, batch, "seen", 0) == [[0], [1, 2, 3], [4, 5, 6]]
-    told = model.explain(batch)["seen"]
-    assert told[0] > 0
-    assert len(told[1:4].unique()) == len(told[4:].unique()) == 1
+    weights = model.explain(batch)["seen"]
+    assert weights[0] > 0
+    assert len(weights[1:4].unique()) == len(weights[4:].unique()) == 1
 
 
-def test_one_recurrence_knows_sessions_before_and_one_those_after() -> None:
+def test_one_recurrence_reads_earlier_sessions_and_one_later_ones() -> None:
     path = path_of(dsin({**SMALL, "merge": "concat", "lstm": 3}))
-    parts = Sessions(torch.tensor([3, 2, 1, 0, 1, 0]), 5, rows(4, 2))
-    assert parts.number.tolist() == [3, 2, 1, 0, 1, 0]  # oldest first
+    sessions = Sessions(torch.tensor([3, 2, 1, 0, 1, 0]), 5, rows(4, 2))
+    assert sessions.number.tolist() == [3, 2, 1, 0, 1, 0]  # oldest first
     torch.manual_seed(1)
     i_GK = torch.randn(6, 8)
     changed = i_GK + F.one_hot(torch.tensor(1), 6).unsqueeze(1)
-    moved = (path.states(changed, parts) - path.states(i_GK, parts)).abs()
+    moved = (path.states(changed, sessions) - path.states(i_GK, sessions)).abs()
     assert (moved[:, :3].amax(1) > 1e-4).tolist() == [False, True, True, True, False, False]
     assert (moved[:, 3:].amax(1) > 1e-4).tolist() == [True, True, False, False, False, False]
 
@@ -273,12 +273,12 @@ def test_nothing_is_computed_on_padding_or_on_what_is_left_out(monkeypatch: pyte
     model, events, walks = dsin(SETTINGS[0]), [], []
     walk = LSTM.states
 
-    def noted(unit: LSTM, i_GK: Tensor, *given: Any, **named: Any) -> Tensor:
+    def noted(unit: LSTM, i_GK: Tensor, *arguments: Any, **named: Any) -> Tensor:
         walks.append(len(i_GK))
-        return walk(unit, i_GK, *given, **named)
+        return walk(unit, i_GK, *arguments, **named)
 
     monkeypatch.setattr(LSTM, "states", noted)
-    path_of(model).layer.inner.register_forward_pre_hook(lambda module, given: events.append(len(given[0])))
+    path_of(model).layer.inner.register_forward_pre_hook(lambda module, arguments: events.append(len(arguments[0])))
     batch = in_sessions(ragged(9, fields=TWO, longest=22))
     read_in = [session for row in range(9) for session in cut(model, batch, "liked", row)]
     model(batch)
@@ -304,7 +304,7 @@ def test_sessions_that_are_left_out_are_not_read() -> None:
     close(model(with_history(batch, "liked", {"item": other})), model(batch))
 
 
-def test_longer_neighbours_change_nothing() -> None:
+def test_longer_neighbors_change_nothing() -> None:
     model, batch = dsin(), in_sessions(ragged(3, fields=TWO, lengths=[3, 4, 40]))
     close(model(batch)[:2], model(take(batch, [0, 1])))
 
@@ -332,18 +332,18 @@ def test_settings_that_do_not_fit_are_refused() -> None:
     build(wrong, Fields(FEW.features, {"liked": TWO.histories["liked"]}))  # where runs of events are not asked for
 
 
-def test_how_a_visit_ended_is_found_session_by_session(tmp_path: Path) -> None:
-    made = world("sessions")
-    assert made.must[0]["name"] == "dsin"
-    found, oracle = aucs_of(made, run_in(made, {"name": "dsin", "heads": 2}, tmp_path, epochs=3, wide=True))
-    assert found >= made.bar(oracle)
+def test_how_a_visit_ended_is_learned_session_by_session(tmp_path: Path) -> None:
+    dataset = world("sessions")
+    assert dataset.must[0]["name"] == "dsin"
+    actual, bayes_auc = aucs_of(dataset, run_in(dataset, {"name": "dsin", "heads": 2}, tmp_path, epochs=3, wide=True))
+    assert actual >= dataset.bar(bayes_auc)
 
 
-def test_how_a_visit_ended_is_not_found_event_by_event(tmp_path: Path) -> None:
-    made = world("sessions")
-    assert {"name": "din"} in made.must_not
-    found, _ = aucs_of(made, run_in(made, {"name": "din"}, tmp_path))
-    assert abs(found - 0.5) < 0.06
+def test_how_a_visit_ended_is_not_learned_event_by_event(tmp_path: Path) -> None:
+    dataset = world("sessions")
+    assert {"name": "din"} in dataset.must_not
+    actual, _ = aucs_of(dataset, run_in(dataset, {"name": "din"}, tmp_path))
+    assert abs(actual - 0.5) < 0.06
 
 
 def test_its_defaults_read_a_history(tmp_path: Path) -> None:
@@ -353,11 +353,11 @@ def test_its_defaults_read_a_history(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_visits_cut_by_time_and_by_count_are_the_same(tmp_path: Path) -> None:
-    made = world("sessions")
-    by_count = aucs_of(made, run_in(made, made.must[0], tmp_path / "count"))
-    by_time = aucs_of(made, run_in(made, {"name": "dsin"}, tmp_path / "time", wide=True))
+    dataset = world("sessions")
+    by_count = aucs_of(dataset, run_in(dataset, dataset.must[0], tmp_path / "count"))
+    by_time = aucs_of(dataset, run_in(dataset, {"name": "dsin"}, tmp_path / "time", wide=True))
     assert by_count == by_time
-    assert by_time[0] >= made.bar(by_time[1])
-    for other in made.must_not:
-        found, _ = aucs_of(made, run_in(made, other, tmp_path / "count", other["name"]))
-        assert abs(found - 0.5) < 0.06, other
+    assert by_time[0] >= dataset.bar(by_time[1])
+    for other in dataset.must_not:
+        actual, _ = aucs_of(dataset, run_in(dataset, other, tmp_path / "count", other["name"]))
+        assert abs(actual - 0.5) < 0.06, other

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conformance import Case
 from sample_batches import FIELDS, ITEM, offsets, pick, ragged, repeated, shared, values, with_feature
+from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
-from world_runs import aucs_of, run_in, solves
 
 from longrec.data import worlds
 from longrec.errors import ConfigError
@@ -38,10 +38,10 @@ def vectors(model: DSTN, batch: Batch) -> list[Tensor]:
 def kept(batch: Batch, keep: dict[str, list[int]]) -> Batch:
     """The batch with these positions of its histories alone."""
     histories = {}
-    for name, given in batch.histories.items():
-        bounds = given.offsets.tolist()
+    for name, events in batch.histories.items():
+        bounds = events.offsets.tolist()
         lengths = [sum(a <= at < b for at in keep[name]) for a, b in zip(bounds, bounds[1:])]
-        columns = {column: pick(found, keep[name]) for column, found in given.columns.items()}
+        columns = {column: pick(values, keep[name]) for column, values in events.columns.items()}
         histories[name] = HistoryBatch(columns, offsets(lengths))
     return Batch(batch.size, batch.features, histories)
 
@@ -53,16 +53,16 @@ def test_equations_event_by_event(fusion: str) -> None:
     embedded = model.embeddings(batch)
     logits = []
     for row in range(9):
-        x = torch.cat([found[row] for found in embedded.features.values()])
-        parts = [x]
-        for place, (history, columns) in enumerate(embedded.histories.items()):
+        x = torch.cat([vectors[row] for vectors in embedded.features.values()])
+        inputs = [x]
+        for index, (history, columns) in enumerate(embedded.histories.items()):
             start, stop = batch.histories[history].offsets[row : row + 2].tolist()
-            events = [torch.cat([found[at] for found in columns.values()]) for at in range(start, stop)]
-            u = torch.zeros(sum(found.shape[1] for found in columns.values()))
+            events = [torch.cat([vectors[at] for vectors in columns.values()]) for at in range(start, stop)]
+            u = torch.zeros(sum(vectors.shape[1] for vectors in columns.values()))
             if events and fusion == "pooling":
                 u = torch.stack(events).sum(0)
             elif events:
-                unit = cast(SetFusion, model.fusions[place])
+                unit = cast(SetFusion, model.fusions[index])
                 scores = []
                 for event in events:
                     h = unit.of_event.weight @ event + unit.of_event.bias
@@ -72,8 +72,8 @@ def test_equations_event_by_event(fusion: str) -> None:
                     scores.append(score if unit.of_target is None else (score + unit.score.bias[0]).exp())
                 a = torch.stack(scores)
                 u = (a.softmax(0) if fusion == "self" else a) @ torch.stack(events)
-            parts.append(u)
-        logits.append(model.mlp(torch.cat(parts).unsqueeze(0)).squeeze())
+            inputs.append(u)
+        logits.append(model.mlp(torch.cat(inputs).unsqueeze(0)).squeeze())
     torch.testing.assert_close(model(batch), torch.stack(logits), rtol=1e-4, atol=1e-4)
 
 
@@ -87,10 +87,10 @@ def test_an_empty_set_gives_a_zero_vector(fusion: str) -> None:
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_sets_add_up_unless_normalised(fusion: str) -> None:
+def test_sets_add_up_unless_normalized(fusion: str) -> None:
     """f(A and B) = f(A) + f(B) of disjoint sets; the softmax of the self form takes that away."""
     model, batch = dstn(fusion), ragged(9)
-    total = {name: int(given.offsets[-1]) for name, given in batch.histories.items()}
+    total = {name: int(events.offsets[-1]) for name, events in batch.histories.items()}
     one = vectors(model, kept(batch, {name: list(range(0, count, 2)) for name, count in total.items()}))
     two = vectors(model, kept(batch, {name: list(range(1, count, 2)) for name, count in total.items()}))
     for whole, a, b in zip(vectors(model, batch), one, two, strict=True):
@@ -104,12 +104,12 @@ def test_sets_add_up_unless_normalised(fusion: str) -> None:
 def test_the_order_of_a_set_does_not_matter(fusion: str) -> None:
     model, batch = dstn(fusion), ragged(9)
     turned = {}
-    for name, given in batch.histories.items():
-        bounds = given.offsets.tolist()
+    for name, events in batch.histories.items():
+        bounds = events.offsets.tolist()
         turned[name] = [at for a, b in zip(bounds, bounds[1:]) for at in reversed(range(a, b))]
     histories = {
-        name: HistoryBatch({c: pick(v, turned[name]) for c, v in given.columns.items()}, given.offsets)
-        for name, given in batch.histories.items()
+        name: HistoryBatch({c: pick(v, turned[name]) for c, v in events.columns.items()}, events.offsets)
+        for name, events in batch.histories.items()
     }
     for a, b in zip(vectors(model, batch), vectors(model, Batch(9, batch.features, histories)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
@@ -140,9 +140,9 @@ def test_a_large_score_is_cut_before_it_drowns_the_rest() -> None:
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_it_explains_a_score_by_its_weights(fusion: str) -> None:
     model, batch, one = dstn(fusion), ragged(9), shared(4, 5)
-    told = model.explain(batch)
-    assert set(told) == (set() if fusion == "pooling" else set(FIELDS.histories))
-    for name, w_N in told.items():
+    explanation = model.explain(batch)
+    assert set(explanation) == (set() if fusion == "pooling" else set(FIELDS.histories))
+    for name, w_N in explanation.items():
         bounds = batch.histories[name].offsets.tolist()
         assert w_N.shape == (bounds[-1],)
         sums = torch.stack([w_N[a:b].sum() for a, b in zip(bounds, bounds[1:]) if b > a])
@@ -161,11 +161,11 @@ def test_a_schema_without_a_history_is_refused() -> None:
 SMALL = {"name": "dstn", "attention": 16, "mlp": [32]}
 
 
-def test_the_set_of_clicks_tells_an_interest_and_fields_alone_do_not(tmp_path: Path) -> None:
-    made = worlds.world("one_interest", users=800)
-    assert solves(made, SMALL, tmp_path, "dstn", epochs=4)
-    found, _ = aucs_of(made, run_in(made, {"name": "lr"}, tmp_path, "lr", epochs=1))
-    assert abs(found - 0.5) < 0.08
+def test_the_set_of_clicks_reveals_an_interest_and_fields_alone_do_not(tmp_path: Path) -> None:
+    dataset = worlds.world("one_interest", users=800)
+    assert solves(dataset, SMALL, tmp_path, "dstn", epochs=4)
+    actual, _ = aucs_of(dataset, run_in(dataset, {"name": "lr"}, tmp_path, "lr", epochs=1))
+    assert abs(actual - 0.5) < 0.08
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ import pytest
 import torch
 from conformance import Case
 from sample_batches import FEW, FIELDS, ITEM, ragged, shared
+from synthetic_runs import aucs_of, run_in
 from torch import Tensor, nn
-from world_runs import aucs_of, run_in
 
 from longrec.data.worlds import world
 from longrec.errors import ConfigError
@@ -40,16 +40,16 @@ def path_of(model: DUPN, history: str = "seen") -> _Path:
     return cast(_Path, model.paths[f"path_{history}"])
 
 
-def labelled(rows: int, fields: Fields = FEW, **targets: list[float]) -> Batch:
+def labeled_batch(rows: int, fields: Fields = FEW, **targets: list[float]) -> Batch:
     batch = ragged(rows, fields=fields)
-    return replace(batch, targets={name: torch.tensor(told) for name, told in targets.items()})
+    return replace(batch, targets={name: torch.tensor(values) for name, values in targets.items()})
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_the_equations_row_by_row(settings: dict[str, Any]) -> None:
     model, batch = dupn(settings), ragged(7, fields=FEW)
-    path, embedded, found = path_of(model), model.embeddings(batch), []
-    past, now = embedded.histories["seen"], embedded.features
+    path, embedded, expected = path_of(model), model.embeddings(batch), []
+    events, now = embedded.histories["seen"], embedded.features
     for row in range(7):
         start, stop = batch.histories["seen"].offsets[row : row + 2].tolist()
         u = torch.cat([now["user"][row], now["taste"][row]])
@@ -59,21 +59,21 @@ def test_the_equations_row_by_row(settings: dict[str, Any]) -> None:
         assert path.of_row is not None
         h, c, states, scores = torch.zeros(model.config.hidden), torch.zeros(model.config.hidden), [], []
         for at in range(start, stop):
-            e, p = past["item"][at], past["rating"][at]
+            e, p = events["item"][at], events["rating"][at]
             unit = path.recurrence
             i, f, o, g = (unit.weight @ e + unit.recurrent @ h + unit.bias).chunk(4)
-            i, f, o = ((gate + part).sigmoid() for gate, part in zip((i, f, o), (path.gates.weight @ p).chunk(3)))
+            i, f, o = ((gate + term).sigmoid() for gate, term in zip((i, f, o), (path.gates.weight @ p).chunk(3)))
             c = f * c + i * g.tanh()
             h = o * c.tanh()
             states.append(h)
-            told = path.of_event.weight @ torch.cat([h, p]) + path.of_event.bias + path.of_row.weight @ asking
-            scores.append(path.rest(told.relu().unsqueeze(0)).squeeze())
+            hidden = path.of_event.weight @ torch.cat([h, p]) + path.of_event.bias + path.of_row.weight @ asking
+            scores.append(path.rest(hidden.relu().unsqueeze(0)).squeeze())
         rep = torch.zeros_like(h)
         if states:
             rep = torch.stack(scores).softmax(0) @ torch.stack(states)
         torch.testing.assert_close(model.user(batch)[row], torch.cat([rep, u]), rtol=1e-4, atol=1e-5)
-        found.append(torch.cat([top(torch.cat([rep, u, v]).unsqueeze(0))[0] for top in model.tops]))
-    torch.testing.assert_close(model.logits(batch), torch.stack(found), rtol=1e-4, atol=1e-5)
+        expected.append(torch.cat([top(torch.cat([rep, u, v]).unsqueeze(0))[0] for top in model.tops]))
+    torch.testing.assert_close(model.logits(batch), torch.stack(expected), rtol=1e-4, atol=1e-5)
 
 
 def test_without_properties_it_is_torchs_lstm() -> None:
@@ -83,12 +83,12 @@ def test_without_properties_it_is_torchs_lstm() -> None:
     own = nn.LSTM(16, 6, batch_first=True)
     order = [0, 1, 3, 2]  # torch's gates are i, f, g, o
     unit = path.recurrence
-    for name, part in (("weight_ih_l0", unit.weight), ("weight_hh_l0", unit.recurrent), ("bias_ih_l0", unit.bias)):
-        own.get_parameter(name).data = torch.cat([part.data.chunk(4)[at] for at in order])
+    for name, weights in (("weight_ih_l0", unit.weight), ("weight_hh_l0", unit.recurrent), ("bias_ih_l0", unit.bias)):
+        own.get_parameter(name).data = torch.cat([weights.data.chunk(4)[at] for at in order])
     own.bias_hh_l0.data.zero_()
     e, p = torch.randn(9, 16), torch.randn(9, 16)
-    found = path.states(e, p, Segments(torch.tensor([0, 9]), 1, 9))
-    torch.testing.assert_close(found, own(e.unsqueeze(0))[0][0], rtol=1e-4, atol=1e-5)
+    actual = path.states(e, p, Segments(torch.tensor([0, 9]), 1, 9))
+    torch.testing.assert_close(actual, own(e.unsqueeze(0))[0][0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_property_changes_the_gates_only() -> None:
@@ -101,7 +101,7 @@ def test_a_property_changes_the_gates_only() -> None:
     assert (path.states(e, p, one) - path.states(e + 1, p, one)).abs().max() > 0.01
 
 
-def test_longer_neighbours_change_nothing() -> None:
+def test_longer_neighbors_change_nothing() -> None:
     """Padding is what a longer row in the batch would bring."""
     path = path_of(dupn(SMALL))
     e, p, x = torch.randn(44, 16), torch.randn(44, 16), torch.randn(2, 32)
@@ -115,17 +115,17 @@ def test_longer_neighbours_change_nothing() -> None:
 def test_a_new_head_over_a_frozen_trunk_changes_no_other_task() -> None:
     """Universal representations: what one task learns on them costs the others nothing, to the bit."""
     model = dupn({**SMALL, "tasks": {"bought": 0.5}})
-    batch = labelled(64, bought=[0.0, 1.0] * 32)
+    batch = labeled_batch(64, bought=[0.0, 1.0] * 32)
     before = model.logits(batch).detach()
     new = list(model.tops[1].parameters())
     for parameter in model.parameters():
         parameter.requires_grad = any(parameter is one for one in new)
     model.tops[1].train()
-    optimiser = torch.optim.Adam(new, lr=0.01)
+    optimizer = torch.optim.Adam(new, lr=0.01)
     for _ in range(3):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         model.loss(batch).backward()
-        optimiser.step()
+        optimizer.step()
     after = model.eval().logits(batch).detach()
     assert torch.equal(after[:, 0], before[:, 0])
     assert (after[:, 1] - before[:, 1]).abs().max() > 1e-3
@@ -134,7 +134,7 @@ def test_a_new_head_over_a_frozen_trunk_changes_no_other_task() -> None:
 def test_the_loss_is_the_weighted_sum_of_the_tasks() -> None:
     model = dupn({**SMALL, "tasks": {"bought": 0.5, "kept": 2.0}, "label_weight": 3.0})
     assert model.targets == ("bought", "kept")
-    batch = labelled(4, bought=[1.0, float("nan"), 0.0, 1.0], kept=[float("nan")] * 4)
+    batch = labeled_batch(4, bought=[1.0, float("nan"), 0.0, 1.0], kept=[float("nan")] * 4)
     logits = model.logits(batch)
     expected = 3 * bce_loss(logits[:, 0], batch) + 0.5 * masked_bce_loss(logits[:, 1], batch, "bought")
     torch.testing.assert_close(model.loss(batch), expected)
@@ -164,9 +164,9 @@ def test_one_vector_of_a_user_serves_all_candidates(monkeypatch: pytest.MonkeyPa
     weights = model.explain(batch)["seen"]
     assert weights.shape == (5, 4)
     assert torch.equal(weights, weights[:1].expand(5, -1))
-    asked = dupn({**SMALL, "candidate": True})
-    assert (asked.user(batch)[0] - asked.user(batch)[1]).abs().max() > 1e-4
-    torch.testing.assert_close(asked.explain(batch)["seen"].sum(1), torch.ones(5))
+    with_candidate = dupn({**SMALL, "candidate": True})
+    assert (with_candidate.user(batch)[0] - with_candidate.user(batch)[1]).abs().max() > 1e-4
+    torch.testing.assert_close(with_candidate.explain(batch)["seen"].sum(1), torch.ones(5))
 
 
 def test_properties_are_the_columns_that_no_candidate_has() -> None:
@@ -181,7 +181,7 @@ def test_properties_are_the_columns_that_no_candidate_has() -> None:
         torch.testing.assert_close(total, torch.tensor(float(stop > start)))
 
 
-def test_events_alone_may_ask_and_have_no_properties() -> None:
+def test_a_query_may_be_empty_and_events_without_properties() -> None:
     bare = Fields((ITEM,), {"seen": (ITEM,)})
     model, batch = dupn(SMALL, bare), ragged(9, fields=bare)
     assert path_of(model).gates is None
@@ -199,34 +199,34 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         build({"name": "dupn"}, Fields((ITEM,), {"seen": (Field("rating", "id", 8),)}))
 
 
-def _found(model: Mapping[str, Any], folder: Path, without: str = "", **knobs: Any) -> tuple[float, float]:
+def _measure(model: Mapping[str, Any], folder: Path, without: str = "", **parameters: Any) -> tuple[float, float]:
     """AUC and bar in the world where the property of an event decides."""
-    made = world("bought_or_passed", **knobs)
+    dataset = world("bought_or_passed", **parameters)
     if without:
-        schema = copy.deepcopy(dict(made.schema))
+        schema = copy.deepcopy(dict(dataset.schema))
         schema["histories"]["seen"]["of"].remove(without)
-        made = replace(made, schema=schema)
-    found, oracle = aucs_of(made, run_in(made, model, folder, epochs=4 if knobs else 6))
-    return found, made.bar(oracle)
+        dataset = replace(dataset, schema=schema)
+    actual, bayes_auc = aucs_of(dataset, run_in(dataset, model, folder, epochs=4 if parameters else 6))
+    return actual, dataset.bar(bayes_auc)
 
 
 @pytest.mark.slow
-def test_what_was_done_with_each_of_several_categories_is_found(tmp_path: Path) -> None:
+def test_what_was_done_with_each_of_several_categories_is_learned(tmp_path: Path) -> None:
     model = world("bought_or_passed", 2).must[0]
     assert model["name"] == "dupn"
-    found, bar = _found(model, tmp_path)
-    assert found >= bar
+    actual, bar = _measure(model, tmp_path)
+    assert actual >= bar
 
 
 FEW_SEEN = {"users": 600, "seen": 2}
 
 
-def test_what_was_done_is_found(tmp_path: Path) -> None:
-    found, bar = _found({"name": "dupn", "hidden": 16, "mlp": [64]}, tmp_path, **FEW_SEEN)
-    assert found >= bar
+def test_what_was_done_is_learned(tmp_path: Path) -> None:
+    actual, bar = _measure({"name": "dupn", "hidden": 16, "mlp": [64]}, tmp_path, **FEW_SEEN)
+    assert actual >= bar
 
 
 @pytest.mark.parametrize(("model", "without"), [("pooling", ""), ("dupn", "done")])
-def test_what_was_done_is_not_found_by_sums_or_without_the_property(model: str, without: str, tmp_path: Path) -> None:
+def test_what_was_done_is_not_learned_by_sums_or_without_the_property(model: str, without: str, tmp_path: Path) -> None:
     assert {"name": "pooling"} in world("bought_or_passed", 2).must_not
-    assert abs(_found({"name": model, "mlp": [16]}, tmp_path, without, **FEW_SEEN)[0] - 0.5) < 0.06
+    assert abs(_measure({"name": model, "mlp": [16]}, tmp_path, without, **FEW_SEEN)[0] - 0.5) < 0.06

@@ -7,9 +7,9 @@ import pytest
 import torch
 from conformance import Case
 from sample_batches import FEW, ragged
+from synthetic_runs import solves
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
-from world_runs import solves
 
 from longrec.data.worlds import world
 from longrec.errors import ConfigError
@@ -47,11 +47,11 @@ def test_equation_3_over_all_impressions() -> None:
 def test_a_conversion_without_a_click_is_none() -> None:
     model, batch = esmm(click="bought"), ragged(4, fields=FEW)
     click = torch.tensor([1.0, 0.0, float("nan"), 1.0])
-    told = replace(batch, label=torch.tensor([1.0, 1.0, 1.0, 0.0]), targets={"bought": click})
-    meant = replace(told, label=torch.tensor([1.0, 0.0, 1.0, 0.0]))
-    torch.testing.assert_close(model.loss(told), model.loss(meant))
-    assert told.label is not None
-    assert told.label.tolist() == [1, 1, 1, 0]
+    labeled = replace(batch, label=torch.tensor([1.0, 1.0, 1.0, 0.0]), targets={"bought": click})
+    meant = replace(labeled, label=torch.tensor([1.0, 0.0, 1.0, 0.0]))
+    torch.testing.assert_close(model.loss(labeled), model.loss(meant))
+    assert labeled.label is not None
+    assert labeled.label.tolist() == [1, 1, 1, 0]
 
 
 def test_rare_conversions_lose_nothing() -> None:
@@ -69,10 +69,10 @@ def test_rare_conversions_lose_nothing() -> None:
     torch.testing.assert_close(model(ragged(5, fields=FEW)), torch.full((5,), 60.0))
 
 
-@pytest.mark.parametrize(("rank_by", "place"), [("ctr", 0), ("cvr", 1)])
-def test_rows_may_be_ranked_by_either_factor(rank_by: str, place: int) -> None:
+@pytest.mark.parametrize(("rank_by", "column"), [("ctr", 0), ("cvr", 1)])
+def test_rows_may_be_ranked_by_either_factor(rank_by: str, column: int) -> None:
     model, batch = esmm(click="bought", rank_by=rank_by), ragged(40, fields=FEW)
-    torch.testing.assert_close(model(batch), model.factors(batch)[:, place], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model(batch), model.factors(batch)[:, column], rtol=1e-4, atol=1e-4)
     with pytest.raises(ConfigError, match=rf"model.rank_by: without a click nothing tells {rank_by} apart"):
         build({"name": "esmm", "rank_by": rank_by}, FEW)
 
@@ -95,7 +95,7 @@ def test_the_conversion_starts_at_its_rate_among_clicks() -> None:
     torch.testing.assert_close(torch.stack(list(alone.output_biases())).flatten().sigmoid(), torch.tensor([0.2, 0.2]))
 
 
-def test_the_conversion_after_a_click_is_found_though_no_row_is_left_out() -> None:
+def test_the_conversion_after_a_click_is_learned_though_no_row_is_left_out() -> None:
     """Four items that convert alike, for opposite reasons: a network of the label alone could not tell them apart."""
     ctr, cvr, each = torch.tensor([0.8, 0.4, 0.2, 0.1]), torch.tensor([0.1, 0.2, 0.4, 0.8]), 100
     rows = (torch.arange(each) + 0.5) / each
@@ -108,18 +108,18 @@ def test_the_conversion_after_a_click_is_found_though_no_row_is_left_out() -> No
     model = build({"name": "esmm", "click": "click", "mlp": [16], "batch_norm": False, "init_std": 1.0}, fields)
     assert isinstance(model, ESMM)
     dense = [p for p in model.parameters() if not any(p is table for table in model.tables())]
-    optimisers = [LazyAdam(model.tables(), lr=0.02), torch.optim.Adam(dense, lr=0.02)]
+    optimizers = [LazyAdam(model.tables(), lr=0.02), torch.optim.Adam(dense, lr=0.02)]
     for _ in range(150):
         model.loss(batch).backward()
-        for optimiser in optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
     with torch.no_grad():
-        found: Tensor = model.eval().factors(batch).sigmoid().view(4, each, 2)[:, 0]
-    torch.testing.assert_close(found, torch.stack([ctr, cvr], 1), rtol=0, atol=0.03)
+        actual: Tensor = model.eval().factors(batch).sigmoid().view(4, each, 2)[:, 0]
+    torch.testing.assert_close(actual, torch.stack([ctr, cvr], 1), rtol=0, atol=0.03)
 
 
 def test_clicks_teach_orders(tmp_path: Path) -> None:
-    made, both = world("rare_orders"), {"name": "esmm", "click": "click"}
-    assert both in made.must
-    assert solves(made, both, tmp_path)
+    dataset, both = world("rare_orders"), {"name": "esmm", "click": "click"}
+    assert both in dataset.must
+    assert solves(dataset, both, tmp_path)

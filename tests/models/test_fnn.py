@@ -6,8 +6,8 @@ import pytest
 import torch
 from conformance import Case
 from sample_batches import FIELDS, ragged
+from synthetic_runs import aucs_of, run_in
 from torch.nn import functional as F
-from world_runs import aucs_of, run_in
 
 from longrec.data.worlds import world
 from longrec.errors import RunError
@@ -69,7 +69,7 @@ def test_c_without_pre_training_it_is_an_mlp_over_embeddings_of_the_same_seed(se
     config = model.config
     deep = MLP(1 + 17 * len(FIELDS.features), config.mlp, config.activation, outputs=1)
     v, w = vectors(batch).features, weights(batch).features
-    x = torch.cat([torch.zeros(9, 1), *(part for name in v for part in (w[name], v[name]))], 1)
+    x = torch.cat([torch.zeros(9, 1), *(vector for name in v for vector in (w[name], v[name]))], 1)
     assert torch.equal(model(batch), deep(x).squeeze(1))
 
 
@@ -92,12 +92,12 @@ def test_an_fm_that_does_not_fit_is_refused() -> None:
     inherit(fnn({}), fnn({}), "fit.start_from")
 
 
-def test_pairs_without_a_pattern_are_found_from_a_run_of_fm_and_not_without(tmp_path: Path) -> None:
-    made = world("co_action", users=400, side="field", kinds=6)
+def test_pairs_without_a_pattern_are_learned_from_a_run_of_fm_and_not_without(tmp_path: Path) -> None:
+    dataset = world("co_action", users=400, side="field", kinds=6)
     narrow = {"embedding_dim": 8}
-    first = run_in(made, {"name": "fm", **narrow}, tmp_path, "fm", epochs=5)
-    warm = run_in(made, {"name": "fnn", **narrow}, tmp_path, "warm", start_from=str(first.folder))
-    found, oracle = aucs_of(made, warm)
-    assert found >= made.bar(oracle)
-    cold, _ = aucs_of(made, run_in(made, {"name": "fnn", **narrow}, tmp_path, "cold"))
+    first = run_in(dataset, {"name": "fm", **narrow}, tmp_path, "fm", epochs=5)
+    warm = run_in(dataset, {"name": "fnn", **narrow}, tmp_path, "warm", start_from=str(first.folder))
+    actual, bayes_auc = aucs_of(dataset, warm)
+    assert actual >= dataset.bar(bayes_auc)
+    cold, _ = aucs_of(dataset, run_in(dataset, {"name": "fnn", **narrow}, tmp_path, "cold"))
     assert cold < 0.65

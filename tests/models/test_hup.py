@@ -13,9 +13,9 @@ import pytest
 import torch
 from conformance import Case, close
 from sample_batches import FEW, ITEM, RATING, SINCE, ragged, repeated, shared, with_history
+from synthetic_runs import aucs_of, run_in
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, linear
-from world_runs import aucs_of, run_in
 
 from longrec.data.worlds import world
 from longrec.errors import ConfigError
@@ -48,8 +48,8 @@ def rows(*lengths: int) -> Segments:
 
 def in_visits(batch: Batch) -> Batch:
     """Events in runs on the same item, and items in runs of the same category."""
-    past = batch.histories["seen"].columns
-    positions = len(cast(Tensor, past["item"]))
+    columns = batch.histories["seen"].columns
+    positions = len(cast(Tensor, columns["item"]))
     torch.manual_seed(positions)
     item = 2 + (torch.rand(positions) < 0.5).cumsum(0).int() % 58
     return with_history(batch, "seen", {"item": item, "category": 2 + (item // 3) % 6})
@@ -57,26 +57,26 @@ def in_visits(batch: Batch) -> Batch:
 
 def test_the_equations_row_by_row() -> None:
     model, batch = hup(), in_visits(ragged(7, longest=12, fields=THREE))
-    embedded, found, steps = model.embeddings(batch), [], [0, 0, 0]
-    past, now, ids = embedded.histories["seen"], embedded.features, batch.histories["seen"].columns
+    embedded, expected, steps = model.embeddings(batch), [], [0, 0, 0]
+    columns, now, ids = embedded.histories["seen"], embedded.features, batch.histories["seen"].columns
     for row in range(7):
         span = range(*batch.histories["seen"].offsets[row : row + 2].tolist())
         names = ("item", "category", "rating", "since_previous")
-        here, below = list(span), {at: torch.cat([past[name][at] for name in names]) for at in span}
+        here, below = list(span), {at: torch.cat([columns[name][at] for name in names]) for at in span}
         query = torch.cat([now["item"][row], now["category"][row]])
-        parts = [now["user"][row], query]
+        inputs = [now["user"][row], query]
         for number, unit in enumerate([None, "item", "category"]):
             if unit is not None:
                 column = cast(Tensor, ids[unit])
                 here = [at for at in here if at + 1 == span.stop or column[at + 1] != column[at]]
                 own = ("item", "category") if unit == "item" else ("category",)
-                below = {at: torch.cat([*(past[name][at] for name in own), below[at]]) for at in here}
+                below = {at: torch.cat([*(columns[name][at] for name in own), below[at]]) for at in here}
             steps[number] += len(here)
-            below, o = walked(level_of(model, number), here, below, past["rating"], past["since_previous"])
-            parts += [o, o * (now["category"][row] if unit == "category" else query)]
-        found.append(model.top(torch.cat(parts).unsqueeze(0))[0, 0])
+            below, o = walked(level_of(model, number), here, below, columns["rating"], columns["since_previous"])
+            inputs += [o, o * (now["category"][row] if unit == "category" else query)]
+        expected.append(model.top(torch.cat(inputs).unsqueeze(0))[0, 0])
     assert steps[0] > steps[1] > steps[2] > 0
-    torch.testing.assert_close(model(batch), torch.stack(found), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(batch), torch.stack(expected), rtol=1e-4, atol=1e-5)
 
 
 def walked(
@@ -106,9 +106,9 @@ def test_one_item_throughout_is_one_step_of_the_item_level(monkeypatch: pytest.M
     model, walks = hup(), []
     run = LSTM.states_and_last
 
-    def noted(unit: LSTM, x_UI: Tensor, *given: Any, **named: Any) -> Any:
+    def noted(unit: LSTM, x_UI: Tensor, *arguments: Any, **named: Any) -> Any:
         walks.append(len(x_UI))
-        return run(unit, x_UI, *given, **named)
+        return run(unit, x_UI, *arguments, **named)
 
     monkeypatch.setattr(LSTM, "states_and_last", noted)
     batch = ragged(3, lengths=[5, 0, 7], fields=THREE)
@@ -139,8 +139,8 @@ def test_without_weights_and_times_it_is_torchs_lstm() -> None:
     assert level.of_input is None
     own, order = nn.LSTM(16, 6, batch_first=True), [0, 1, 3, 2]  # torch's gates are i, f, g, o
     unit, x = level.recurrence, torch.randn(9, 16)
-    for name, part in (("weight_ih_l0", unit.weight), ("weight_hh_l0", unit.recurrent), ("bias_ih_l0", unit.bias)):
-        own.get_parameter(name).data = torch.cat([part.data.chunk(4)[at] for at in order])
+    for name, weights in (("weight_ih_l0", unit.weight), ("weight_hh_l0", unit.recurrent), ("bias_ih_l0", unit.bias)):
+        own.get_parameter(name).data = torch.cat([weights.data.chunk(4)[at] for at in order])
     own.bias_hh_l0.data.zero_()
     _, h, _ = level(x, x[:, :0], x[:, :0], _Steps(rows(9)))
     torch.testing.assert_close(h, own(x.unsqueeze(0))[0][0], rtol=1e-4, atol=1e-5)
@@ -148,8 +148,8 @@ def test_without_weights_and_times_it_is_torchs_lstm() -> None:
     both = level_of(hup(), 1)
     assert both.of_input is not None
     both.of_input.bias.data[:] = 1e3
-    x, given = torch.randn(9, 38), torch.randn(9, 16)
-    _, h, _ = both(x, given, given, _Steps(rows(9)))
+    x, zeros = torch.randn(9, 38), torch.randn(9, 16)
+    _, h, _ = both(x, zeros, zeros, _Steps(rows(9)))
     torch.testing.assert_close(h, both.recurrence.states(x, rows(9)))
 
 
@@ -167,14 +167,14 @@ def test_the_first_event_of_a_history_has_no_interval() -> None:
     assert ((model(at_once) - model(batch)).abs() > 1e-5).all()
 
 
-def test_longer_neighbours_change_nothing() -> None:
+def test_longer_neighbors_change_nothing() -> None:
     """Padding is what a longer row in the batch would bring."""
     model = hup()
     batch = in_visits(ragged(2, lengths=[4, 30], fields=THREE))
-    past = batch.histories["seen"]
-    first = {name: cast(Tensor, column)[:4] for name, column in past.columns.items()}
+    events = batch.histories["seen"]
+    first = {name: cast(Tensor, column)[:4] for name, column in events.columns.items()}
     alone = replace(
-        batch, size=1, histories={"seen": replace(past, columns=first, offsets=past.offsets[:2])},
+        batch, size=1, histories={"seen": replace(events, columns=first, offsets=events.offsets[:2])},
         features={name: cast(Tensor, column)[:1] for name, column in batch.features.items()},
     )  # fmt: skip
     torch.testing.assert_close(model(alone)[0], model(batch)[0])
@@ -197,9 +197,9 @@ def test_an_item_enters_by_its_last_event_and_nothing_later() -> None:
     assert categories.to_all(torch.ones(3)).tolist() == [0, 0, 0, 0, 0, 1, 0, 1, 1]
     # What is done to the next item is no part of the one before.
     level, x = level_of(hup(), 0), torch.randn(9, 64)
-    given = x[:, :16]
+    inputs = x[:, :16]
     changed = x + torch.cat([torch.zeros(3, 64), torch.randn(6, 64)])
-    torch.testing.assert_close(level(changed, given, given, steps)[1][:3], level(x, given, given, steps)[1][:3])
+    torch.testing.assert_close(level(changed, inputs, inputs, steps)[1][:3], level(x, inputs, inputs, steps)[1][:3])
 
 
 def test_ids_that_say_nothing_change_with_every_event() -> None:
@@ -212,13 +212,13 @@ def test_ids_that_say_nothing_change_with_every_event() -> None:
 
 def test_the_loss_is_of_the_label_and_of_what_came_next() -> None:
     model, batch = hup({**SMALL, "aux_weight": 0.5}), in_visits(ragged(9, fields=THREE))
-    told = model._told(batch, model.embeddings(batch))["seen"]
-    assert [level.target.shape[1] for level in told] == [32, 32, 16]
+    levels = model._run_levels(batch, model.embeddings(batch))["seen"]
+    assert [level.target.shape[1] for level in levels] == [32, 32, 16]
     expected: list[Tensor] = []
     assert batch.label is not None
     for row, (start, stop) in enumerate(pairwise(batch.histories["seen"].offsets.tolist())):
         if batch.label[row] and stop > start:
-            expected += [1 - cosine_similarity(level.output[row], level.target[row], 0) for level in told]
+            expected += [1 - cosine_similarity(level.output[row], level.target[row], 0) for level in levels]
     torch.testing.assert_close(model.loss(batch), bce_loss(model(batch), batch) + 0.5 * torch.stack(expected).mean())
     none = replace(batch, label=torch.zeros(9))
     torch.testing.assert_close(model.loss(none), bce_loss(model(none), none))
@@ -226,8 +226,8 @@ def test_the_loss_is_of_the_label_and_of_what_came_next() -> None:
 
 def test_no_gradient_of_a_cosine_enters_what_came_next() -> None:
     model, batch = hup(), replace(ragged(1, lengths=[5], fields=THREE), label=torch.ones(1))
-    told = model._told(batch, model.embeddings(batch))["seen"]
-    model.auxiliary(batch, "seen", told).backward()
+    levels = model._run_levels(batch, model.embeddings(batch))["seen"]
+    model.auxiliary(batch, "seen", levels).backward()
     item, seen = (cast(Tensor, column) for column in (batch.features["item"], batch.histories["seen"].columns["item"]))
     grad = model.embeddings.table("item").grad
     assert grad is not None
@@ -249,22 +249,22 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         build({"name": "hup"}, Fields((ITEM,), {}))
     with pytest.raises(ConfigError) as error:
         build({"name": "hup", "item": "rating", "category": "nothing"}, THREE)
-    told = "must be an id column of a history and of the candidate (item, category), got"
-    assert error.value.faults == [f"model.item: {told} 'rating'", f"model.category: {told} 'nothing'"]
+    message = "must be an id column of a history and of the candidate (item, category), got"
+    assert error.value.faults == [f"model.item: {message} 'rating'", f"model.category: {message} 'nothing'"]
     with pytest.raises(ConfigError, match=r"model\.category: must be another column than model\.item, got 'item'"):
         build({"name": "hup", "item": "item", "category": "item"}, THREE)
 
 
-def test_what_was_done_to_an_item_in_which_order_is_found(tmp_path: Path) -> None:
-    made = world("micro_behaviours")
-    (model,) = made.must
+def test_the_order_of_actions_on_an_item_is_learned(tmp_path: Path) -> None:
+    dataset = world("micro_behaviours")
+    (model,) = dataset.must
     assert model["name"] == "hup"
-    found, oracle = aucs_of(made, run_in(made, model, tmp_path))
-    assert found >= made.bar(oracle)
+    actual, bayes_auc = aucs_of(dataset, run_in(dataset, model, tmp_path))
+    assert actual >= dataset.bar(bayes_auc)
 
 
-def test_what_was_done_to_an_item_is_not_found_event_by_event(tmp_path: Path) -> None:
-    made = world("micro_behaviours")
-    assert {"name": "din"} in made.must_not
-    found, _ = aucs_of(made, run_in(made, {"name": "din"}, tmp_path))
-    assert abs(found - 0.5) < 0.06
+def test_the_order_of_actions_is_not_learned_event_by_event(tmp_path: Path) -> None:
+    dataset = world("micro_behaviours")
+    assert {"name": "din"} in dataset.must_not
+    actual, _ = aucs_of(dataset, run_in(dataset, {"name": "din"}, tmp_path))
+    assert abs(actual - 0.5) < 0.06

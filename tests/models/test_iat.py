@@ -39,8 +39,8 @@ def earlier(batch: Batch) -> list[list[int]]:
     """For each row the earlier rows of its user."""
     assert batch.users is not None
     assert batch.moments is not None
-    user, moment = batch.users, batch.moments
-    return [((user == user[i]) & (moment < moment[i])).nonzero().squeeze(1).tolist() for i in range(batch.size)]
+    user, timestamp = batch.users, batch.moments
+    return [((user == user[i]) & (timestamp < timestamp[i])).nonzero().squeeze(1).tolist() for i in range(batch.size)]
 
 
 def test_the_equations_of_temporal_order() -> None:
@@ -61,8 +61,8 @@ def test_3_causality_of_sit(settings: dict[str, Any]) -> None:
     model, batch = iat(settings), rows()
     kept: list[Tensor] = []
 
-    def keep(module: object, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        kept.append(given[0].detach().requires_grad_())
+    def keep(module: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        kept.append(inputs[0].detach().requires_grad_())
         return (kept[-1],)
 
     handle = model.compressor.register_forward_pre_hook(keep)
@@ -122,12 +122,12 @@ def test_8_one_causal_pass_equals_each_impression_by_itself(settings: dict[str, 
 def test_8_stream_equals_batch(settings: dict[str, Any]) -> None:
     """Earlier rows read from a store give the same logits and losses as earlier rows of the batch."""
     model, batch = iat(settings), rows()
-    past = past_of(model, batch)
-    close(model.logits_with_context(batch, past), model(batch))
-    torch.testing.assert_close(model.loss_with_context(batch, past), model.loss(batch), rtol=0, atol=1e-5)
+    context = context_of(model, batch)
+    close(model.logits_with_context(batch, context), model(batch))
+    torch.testing.assert_close(model.loss_with_context(batch, context), model.loss(batch), rtol=0, atol=1e-5)
 
 
-def past_of(model: IAT, batch: Batch) -> ContextInstances:
+def context_of(model: IAT, batch: Batch) -> ContextInstances:
     """What a store of this batch's tokens would give."""
     assert batch.label is not None
     assert batch.moments is not None
@@ -139,43 +139,43 @@ def past_of(model: IAT, batch: Batch) -> ContextInstances:
     return ContextInstances(model.encode(batch)[flat].detach(), offsets, batch.moments[flat], labels, batch.known[flat])
 
 
-def test_labels_that_tell_what_was_known_need_no_moments() -> None:
+def test_labels_as_available_need_no_label_times() -> None:
     """Where all labels were known to the next row of the user, it is enough to tell the labels."""
     model, batch = iat(LABELS), rows()
     batch = replace(batch, known=batch.moments)
-    past = past_of(model, batch)
-    close(model.logits_with_context(batch, replace(past, known=None)), model(batch))
-    unknown = replace(past, labels=torch.full_like(past.labels, 3), known=None)
+    context = context_of(model, batch)
+    close(model.logits_with_context(batch, replace(context, known=None)), model(batch))
+    unknown = replace(context, labels=torch.full_like(context.labels, 3), known=None)
     assert (model.logits_with_context(batch, unknown) - model(batch)).abs().max() > 1e-3
     with pytest.raises(ValueError, match="the past has none"):
-        model.logits_with_context(batch, replace(past, labels=None))
+        model.logits_with_context(batch, replace(context, labels=None))
 
 
 def test_6_no_gradient_enters_stored_tokens() -> None:
     model, batch = iat(LABELS).train(), rows()
-    past = past_of(model, batch)
-    vectors = past.vectors.clone().requires_grad_()
-    model.loss_with_context(batch, replace(past, vectors=vectors)).backward()
+    context = context_of(model, batch)
+    vectors = context.vectors.clone().requires_grad_()
+    model.loss_with_context(batch, replace(context, vectors=vectors)).backward()
     assert vectors.grad is None
-    assert torch.equal(vectors.detach(), past.vectors)
+    assert torch.equal(vectors.detach(), context.vectors)
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_a_row_learns_labels_when_they_are_known_and_never_its_own() -> None:
+def test_a_row_reads_labels_when_available_and_never_its_own() -> None:
     model, batch = iat(LABELS), rows()
     assert batch.label is not None
     assert batch.known is not None
     assert batch.moments is not None
     assert batch.users is not None
-    before, told = model(batch), 0
+    before, changes = model(batch), 0
     for j in range(batch.size):
         label = batch.label.clone()
         label[j] = 1 - label[j]
         moved = (model(replace(batch, label=label)) != before).nonzero().squeeze(1)
         assert all(batch.users[moved] == batch.users[j])
         assert all(batch.moments[moved] > torch.maximum(batch.known[j], batch.moments[j]))
-        told += len(moved)
-    assert told > 20
+        changes += len(moved)
+    assert changes > 20
     # A label that is missing is a label of its own; without labels at all every one counts as not known yet.
     assert (model(replace(batch, label=torch.full((40,), torch.nan))) - before).abs().max() > 1e-3
     never = replace(batch, known=torch.full_like(batch.known, 2**62))
@@ -199,14 +199,14 @@ def test_rows_of_nobody_see_themselves_alone() -> None:
 def test_loss_counts_the_rows_that_count() -> None:
     model, batch = iat({**USER, "direct": 0.5}), rows()
     counts = torch.arange(40) % 3 == 0
-    part = replace(batch, counts=counts)
+    masked = replace(batch, counts=counts)
     assert batch.label is not None
     direct = model._decode(model.encode(batch))
     expected = F.binary_cross_entropy_with_logits(model(batch)[counts], batch.label[counts])
     expected = expected + 0.5 * F.binary_cross_entropy_with_logits(direct[counts], batch.label[counts])
-    close(model.loss(part), expected)
+    close(model.loss(masked), expected)
     # The labels of rows that do not count may be missing.
-    close(model.loss(replace(part, label=torch.where(counts, batch.label, torch.nan))), expected)
+    close(model.loss(replace(masked, label=torch.where(counts, batch.label, torch.nan))), expected)
 
 
 def test_codes_and_codebooks_make_the_tokens() -> None:
@@ -230,7 +230,7 @@ def test_training_moves_codebooks_and_its_loss_holds_the_commitment() -> None:
     assert loss > bce_loss(model(batch), batch) + 1e-4
 
 
-def test_without_codes_no_quantiser_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_codes_no_quantizer_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
         raise AssertionError("the quantiser was called")
 
@@ -245,7 +245,7 @@ def test_without_codes_no_quantiser_runs(monkeypatch: pytest.MonkeyPatch) -> Non
         build({"name": "iat", **CODES}, FEW).encode(rows())
 
 
-def test_user_order_is_told_to_the_loader() -> None:
+def test_user_order_reaches_the_loader() -> None:
     model = build({"name": "iat", **USER, "rows_per_user": 70, "context": 9, "passes": "two"}, FEW)
     assert model.user_order == UserOrder(70, 9, True)
     assert build({"name": "iat", **USER}, FEW).user_order == UserOrder(256, 0, False)
@@ -300,16 +300,16 @@ def test_user_order_keeps_what_a_later_row_needs_and_temporal_order_does_not() -
     def error(order: str) -> float:
         torch.manual_seed(0)
         model = build({"name": "iat", "order": order, "width": 8, "layers": 1, "base": {"name": "lr"}}, fields)
-        optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01)
+        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01)
         for parameter in model.tables():
             parameter.data.normal_(std=0.3, generator=random)
         for _ in range(100):
             loss = model.loss(world())
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
             for parameter in model.tables():
                 parameter.grad = parameter.grad.to_dense()
-            optimiser.step()
+            optimizer.step()
         return float(model.eval().loss(world()).detach())
 
     assert error("user") < 0.3

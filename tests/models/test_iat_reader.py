@@ -77,11 +77,11 @@ def test_6_stop_gradient(settings: dict[str, Any], rows: int) -> None:
     assert isinstance(tokens, Tensor)
     kept, before = tokens.clone(), model.inputs[0].adapt.weight.detach().clone()
     tables = model.tables()
-    known = {id(table) for table in tables}
-    optimisers = [LazyAdam(tables), torch.optim.AdamW([p for p in model.parameters() if id(p) not in known])]
+    in_tables = {id(table) for table in tables}
+    optimizers = [LazyAdam(tables), torch.optim.AdamW([p for p in model.parameters() if id(p) not in in_tables])]
     model.loss(batch).backward()
-    for optimiser in optimisers:
-        optimiser.step()
+    for optimizer in optimizers:
+        optimizer.step()
     assert tokens.grad is None
     assert not tokens.requires_grad
     assert torch.equal(tokens, kept)
@@ -119,7 +119,7 @@ def test_10_query_dependence(settings: dict[str, Any]) -> None:
     assert len(one.unique(dim=0)) == 5
 
 
-def test_the_query_may_be_made_of_the_item_alone() -> None:
+def test_the_query_may_read_the_item_alone() -> None:
     batch = ragged(9, fields=TOKENS)
     user = batch.features["user"]
     assert isinstance(user, Tensor)
@@ -173,14 +173,14 @@ def test_histories_that_the_branch_does_not_read_stay_with_the_ranker() -> None:
 def test_a_history_of_columns_goes_the_way_of_the_tokens() -> None:
     """The hand-made arm: embedded ids in the place of tokens, the same side information, the same layers."""
     label = Field("label", "id", 4, feedback=True)
-    made = Fields(TOKENS.features, {"tokens": (ITEM, Field("kind", "id", 9), label, GAP)})
-    model = lively({"embedding_dim": 3}, made)
+    columns_only = Fields(TOKENS.features, {"tokens": (ITEM, Field("kind", "id", 9), label, GAP)})
+    model = lively({"embedding_dim": 3}, columns_only)
     columns = model.read["tokens"]
     assert [field.name for field in columns.embedded] == ["item", "kind"]
     assert [field.name for field in columns.sides] == ["label", "time_gap"]
     assert model.inputs[0].adapt.in_features == 6
     assert [len(table) for table in model.inputs[0].sides] == [4, GAP.rows]
-    model.train().loss(ragged(200, fields=made)).backward()
+    model.train().loss(ragged(200, fields=columns_only)).backward()
     assert model.embeddings.table("kind").grad is not None
 
 
@@ -206,13 +206,13 @@ def test_slots_count_as_so_many_tokens(settings: dict[str, Any]) -> None:
     shapes = {name: value.shape for name, value in single.state_dict().items()}
     single.load_state_dict({name: value[tuple(slice(size) for size in shapes[name])] for name, value in wide.items()})
     batch = ragged(9, fields=model.fields)
-    given = batch.histories["t"]
-    twice = [at for at in range(int(given.offsets[-1])) for _ in (0, 1)]
-    columns = {name: pick(column, twice) for name, column in given.columns.items()}
-    tokens = given.columns["t.token"]
+    history = batch.histories["t"]
+    twice = [at for at in range(int(history.offsets[-1])) for _ in (0, 1)]
+    columns = {name: pick(column, twice) for name, column in history.columns.items()}
+    tokens = history.columns["t.token"]
     assert isinstance(tokens, Tensor)
     columns["t.token"] = tokens.reshape(-1, 3)
-    each = replace(batch, histories={"t": HistoryBatch(columns, given.offsets * 2)})
+    each = replace(batch, histories={"t": HistoryBatch(columns, history.offsets * 2)})
     torch.testing.assert_close(read(model, batch, "t"), read(single, each, "t"), rtol=1e-4, atol=1e-5)
     weights, both = model.explain(batch)["t"], single.explain(each)["t"]
     torch.testing.assert_close(weights, both.view(-1, 2).sum(1), rtol=1e-4, atol=1e-5)
@@ -251,14 +251,14 @@ def accuracy(settings: dict[str, Any]) -> float:
     model = Case("iat_reader", settings).build(fields=PLANTED)
     assert isinstance(model, IATReader)
     tables = model.tables()
-    known = {id(table) for table in tables}
-    dense = [parameter for parameter in model.parameters() if id(parameter) not in known]
-    optimisers = [LazyAdam(tables, lr=0.01), torch.optim.AdamW(dense, lr=0.01)]
+    in_tables = {id(table) for table in tables}
+    dense = [parameter for parameter in model.parameters() if id(parameter) not in in_tables]
+    optimizers = [LazyAdam(tables, lr=0.01), torch.optim.AdamW(dense, lr=0.01)]
     for step in range(50):
         model.loss(planted(128, step)).backward()
-        for optimiser in optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
     new = planted(2_000, 10_000)
     assert new.label is not None
     with torch.no_grad():
@@ -267,7 +267,7 @@ def accuracy(settings: dict[str, Any]) -> float:
     return float(((score > 0) == (new.label > 0.5))[filled].float().mean())
 
 
-def test_it_solves_a_world_where_a_click_depends_on_a_token_and_the_candidate() -> None:
+def test_it_solves_a_log_where_a_click_depends_on_a_token_and_the_candidate() -> None:
     assert accuracy({}) > 0.85
     assert accuracy({"tokens": "zeroed"}) < 0.6
 

@@ -43,15 +43,15 @@ def test_the_equations_row_by_row(settings: dict[str, Any]) -> None:
         pooled, attended = [], []
         for (history, columns), unit in zip(FIELDS.histories.items(), model.units, strict=True):
             start, stop = batch.histories[history].offsets[row : row + 2].tolist()
-            past = {field.name: embedded.histories[history][field.name][start:stop] for field in columns}
-            pooled += [past[field.name].sum(0) / max(stop - start, 1) for field in columns]
+            events = {field.name: embedded.histories[history][field.name][start:stop] for field in columns}
+            pooled += [events[field.name].sum(0) / max(stop - start, 1) for field in columns]
             names = [field.name for field in FIELDS.pairs(history)]
             q = torch.cat([embedded.features[name][row] for name in names])
             order = [*names, *(field.name for field in columns if field.name not in names)]
             s = torch.zeros(unit.first.key)
             scores, keys = [], []
             for at in range(stop - start):
-                k = torch.cat([past[name][at] for name in order])
+                k = torch.cat([events[name][at] for name in order])
                 h = unit.first.weight_q @ q + unit.first.weight_k @ k + unit.first.bias
                 h = (h + unit.first.weight_m @ (q * k[: len(q)])).relu()
                 scores.append(unit.rest(h.unsqueeze(0)).squeeze())
@@ -63,15 +63,15 @@ def test_the_equations_row_by_row(settings: dict[str, Any]) -> None:
         k_u = model.user(torch.cat([*of["user"], *pooled]).unsqueeze(0))
         k_v = model.item(torch.cat(of["item"]).unsqueeze(0))
         k_uv = model.both(torch.cat([k_u[0], k_v[0], *attended, *of["event"]]).unsqueeze(0))
-        found = model.encode(batch)[row]
-        torch.testing.assert_close(found, torch.cat([k_u, k_v, k_uv], 1)[0], rtol=1e-4, atol=1e-5)
+        actual = model.encode(batch)[row]
+        torch.testing.assert_close(actual, torch.cat([k_u, k_v, k_uv], 1)[0], rtol=1e-4, atol=1e-5)
         logits = model.heads(k_uv if model.experts is None else model.experts(k_uv))
         torch.testing.assert_close(model(batch)[row], logits[0, 0], rtol=1e-4, atol=1e-5)
-    assert model.parts == (k_u.shape[1], k_v.shape[1], k_uv.shape[1])
-    assert model.width == sum(model.parts)
+    assert model.widths == (k_u.shape[1], k_v.shape[1], k_uv.shape[1])
+    assert model.width == sum(model.widths)
 
 
-def test_each_side_knows_its_own_fields_only() -> None:
+def test_each_side_reads_its_own_fields_only() -> None:
     """So that the knowledge of a user can be kept before an item is at hand, and the other way round."""
     model, batch = keep(), ragged(30)
     user, item = model.user_knowledge(batch), model.item_knowledge(batch)
@@ -80,14 +80,14 @@ def test_each_side_knows_its_own_fields_only() -> None:
         changed = with_feature(batch, field.name, values(field, 30, generator))
         assert torch.equal(model.user_knowledge(changed), user) == (field.table != "user"), field.name
         assert torch.equal(model.item_knowledge(changed), item) == (field.table != "item"), field.name
-    past = batch.histories["seen"].columns
-    other = pick(past["rating"], list(reversed(range(len(past["rating"])))))
+    columns = batch.histories["seen"].columns
+    other = pick(columns["rating"], list(reversed(range(len(columns["rating"])))))
     changed = with_history(batch, "seen", {"rating": other})
     assert not torch.equal(model.user_knowledge(changed), user)
     assert torch.equal(model.item_knowledge(changed), item)
 
 
-def test_one_user_with_many_candidates_is_known_once() -> None:
+def test_one_user_with_many_candidates_is_encoded_once() -> None:
     user = keep().user_knowledge(shared(5, 4))
     assert user.shape[0] == 5
     torch.testing.assert_close(user, user[:1].expand(5, -1), rtol=1e-6, atol=1e-6)
@@ -137,7 +137,7 @@ def test_experts_stand_between_the_shared_layer_and_the_labels() -> None:
     batch = ragged(5)
     for sharing in ("mmoe", "ple"):
         model = keep({"sharing": sharing, "experts": 3, "expert": [7], "tasks": {"bought": 1.0}})
-        both = model.encode(batch)[:, -model.parts[2] :]
+        both = model.encode(batch)[:, -model.widths[2] :]
         assert model.experts is not None
         h_BKH = model.experts(both)
         assert h_BKH.shape == (5, 2, 7)
@@ -158,6 +158,6 @@ def test_a_history_that_shares_nothing_with_the_candidate_is_averaged() -> None:
     assert len(model.units) == 1
     batch = ragged(9, fields=fields)
     before = model(batch)
-    past = batch.histories["seen"].columns["rating"]
-    changed = with_history(batch, "seen", {"rating": pick(past, list(reversed(range(len(past)))))})
+    ratings = batch.histories["seen"].columns["rating"]
+    changed = with_history(batch, "seen", {"rating": pick(ratings, list(reversed(range(len(ratings)))))})
     assert not torch.equal(model(changed), before)

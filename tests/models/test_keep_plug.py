@@ -43,18 +43,18 @@ def ranker(section: dict[str, Any], fields: Fields = BARE) -> Ranker:
 
 
 def train(model: Ranker, steps: int, fields: Fields | None = None) -> dict[str, torch.optim.Optimizer]:
-    optimisers = build_optimisers(model, FitConfig(lr=0.01))
+    optimizers = build_optimisers(model, FitConfig(lr=0.01))
     for seed in range(steps):
-        step(model, optimisers, ragged(64, seed=seed, fields=fields or model.fields))
-    return optimisers
+        step(model, optimizers, ragged(64, seed=seed, fields=fields or model.fields))
+    return optimizers
 
 
-def step(model: Ranker, optimisers: dict[str, torch.optim.Optimizer], batch: Batch) -> None:
+def step(model: Ranker, optimizers: dict[str, torch.optim.Optimizer], batch: Batch) -> None:
     model.train()
     model.loss(batch).backward()
-    for optimiser in optimisers.values():
-        optimiser.step()
-        optimiser.zero_grad()
+    for optimizer in optimizers.values():
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def plugged(settings: dict[str, Any] | None = None, fields: Fields = FIELDS) -> KEEPPlug:
@@ -68,24 +68,24 @@ def plugged(settings: dict[str, Any] | None = None, fields: Fields = FIELDS) -> 
 @pytest.mark.parametrize("settings", [{}, {"gate": "glu", "norm": "none", "layers": [1, 0]}, {"linear": True}], ids=str)
 def test_1_zero_init_plug_changes_no_score_by_a_bit(section: dict[str, Any], settings: dict[str, Any]) -> None:
     model = ranker(section).eval()
-    made = plug(model, FIELDS, settings)
-    assert not made.training
+    with_plug = plug(model, FIELDS, settings)
+    assert not with_plug.training
     for batch in (ragged(9), ragged(700), shared(6, 5)):
-        assert torch.equal(made(batch), model(batch))
+        assert torch.equal(with_plug(batch), model(batch))
     assert not torch.equal(plug(model, FIELDS, {"zero_init": False})(ragged(9)), model(ragged(9)))
 
 
-def test_1_zero_init_plug_keeps_the_optimiser_state_of_old_weights() -> None:
+def test_1_zero_init_plug_keeps_the_optimizer_state_of_old_weights() -> None:
     """And so the next step moves every old weight as it would have without the plug (but for the knowledge's share)."""
     model = ranker({"name": "din", "dropout": 0.0})
     before = train(model, 3)
-    made = plug(model, FIELDS, {"drop": 0.0})
-    after = build_optimisers(made, FitConfig(lr=0.01))
-    move_moments(made, after, model, before)
-    names = {id(parameter): name for name, parameter in made.named_parameters()}
+    with_plug = plug(model, FIELDS, {"drop": 0.0})
+    after = build_optimisers(with_plug, FitConfig(lr=0.01))
+    move_moments(with_plug, after, model, before)
+    names = {id(parameter): name for name, parameter in with_plug.named_parameters()}
     seen = set()
-    for kind, optimiser in after.items():
-        for parameter, state in optimiser.state.items():
+    for kind, optimizer in after.items():
+        for parameter, state in optimizer.state.items():
             old = before[kind].state[model.get_parameter(names[id(parameter)].removeprefix("base."))]
             assert state.keys() == old.keys()
             assert all(torch.equal(torch.as_tensor(state[key]), torch.as_tensor(old[key])) for key in state)
@@ -93,17 +93,17 @@ def test_1_zero_init_plug_keeps_the_optimiser_state_of_old_weights() -> None:
     assert seen == {f"base.{name}" for name, _ in model.named_parameters()}
     batch = ragged(64, seed=9)
     step(model, before, batch)
-    step(made, after, batch)
+    step(with_plug, after, batch)
     for name, parameter in model.named_parameters():
-        assert torch.equal(made.base.get_parameter(name), parameter), name
+        assert torch.equal(with_plug.base.get_parameter(name), parameter), name
 
 
 def test_2_checkpoint_of_the_unplugged_model_loads_strictly_except_p() -> None:
     model = ranker({"name": "din"})
-    made = plugged({"base": {"name": "din"}})
-    start = {name: tensor.clone() for name, tensor in made.state_dict().items()}
-    inherit(made, model, "here")
-    for name, tensor in made.state_dict().items():
+    with_plug = plugged({"base": {"name": "din"}})
+    start = {name: tensor.clone() for name, tensor in with_plug.state_dict().items()}
+    inherit(with_plug, model, "here")
+    for name, tensor in with_plug.state_dict().items():
         if name.startswith("base."):
             assert torch.equal(tensor, model.state_dict()[name.removeprefix("base.")])
         else:
@@ -132,15 +132,15 @@ def test_3_no_gradient_into_the_extractor() -> None:
     before = {name: tensor.clone() for name, tensor in extractor.eval().state_dict().items()}
     batch = ragged(64, fields=BARE)
     with torch.inference_mode():
-        known = torch.cat([torch.ones(64, 1), extractor.user_knowledge(batch)], 1)
-    batch = replace(batch, features={**batch.features, "taste": known})
-    model, kept = plugged({"zero_init": False}), known.clone()
-    optimisers = build_optimisers(model, FitConfig(lr=0.1))
-    step(model, optimisers, batch)
+        knowledge = torch.cat([torch.ones(64, 1), extractor.user_knowledge(batch)], 1)
+    batch = replace(batch, features={**batch.features, "taste": knowledge})
+    model, kept = plugged({"zero_init": False}), knowledge.clone()
+    optimizers = build_optimisers(model, FitConfig(lr=0.1))
+    step(model, optimizers, batch)
     assert all(parameter.grad is None for parameter in extractor.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in extractor.state_dict().items())
-    assert torch.equal(known, kept)
-    assert not known.requires_grad
+    assert torch.equal(knowledge, kept)
+    assert not knowledge.requires_grad
     own = {id(parameter) for parameter in model.parameters()}
     assert not own & {id(parameter) for parameter in extractor.parameters()}
 
@@ -150,7 +150,7 @@ def with_taste(batch: Batch, there: bool, vectors: Tensor) -> Batch:
     return replace(batch, features={**batch.features, "taste": torch.cat([flag, vectors], 1)})
 
 
-def test_8_missing_knowledge_reads_the_learnt_default() -> None:
+def test_8_missing_knowledge_reads_the_learned_default() -> None:
     model, batch = plugged({"zero_init": False, "drop": 0.5}).eval(), ragged(8)
     one, other = torch.randn(8, 4), torch.randn(8, 4)
     missing = model(with_taste(batch, False, one))
@@ -169,9 +169,9 @@ def test_8_missing_knowledge_is_met_while_training() -> None:
     """Some knowledge is dropped at random in training, and none in evaluation."""
     model, batch = plugged({"drop": 0.05}), ragged(4_000)
     there = with_taste(batch, True, torch.full((4_000, 4), 7.0))
-    dropped = (model.train().gathered(there) != 7).all(1).float().mean()
+    dropped = (model.train().gather_knowledge(there) != 7).all(1).float().mean()
     assert 0.03 < dropped < 0.07
-    assert (model.eval().gathered(there) == 7).all()
+    assert (model.eval().gather_knowledge(there) == 7).all()
 
 
 def test_8_missing_knowledge_of_one_side_leaves_the_other() -> None:
@@ -180,9 +180,9 @@ def test_8_missing_knowledge_of_one_side_leaves_the_other() -> None:
     item = torch.cat([torch.ones(5, 1), torch.randn(5, 3)], 1)
     batch = replace(with_taste(batch, False, torch.zeros(5, 4)), features={
         **batch.features, "taste": torch.zeros(5, 5), "item_taste": item})  # fmt: skip
-    gathered = model.gathered(batch)
-    assert torch.equal(gathered[:, 4:], item[:, 1:])
-    assert torch.equal(gathered[:, :4], model.defaults[0].detach().expand(5, 4))
+    gather_knowledge = model.gather_knowledge(batch)
+    assert torch.equal(gather_knowledge[:, 4:], item[:, 1:])
+    assert torch.equal(gather_knowledge[:, :4], model.defaults[0].detach().expand(5, 4))
 
 
 def test_10_scale_of_the_knowledge_does_not_matter_to_p() -> None:
@@ -202,17 +202,17 @@ def test_10_scale_is_watched() -> None:
     model = plugged({"zero_init": False, "layers": [1, 0], "base": {"name": "dcn"}}).eval()
     inputs: list[Tensor] = []
     layers = [layer for mlp in mlps(model.base) for layer in mlp.layers]
-    hooks = [layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0])) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for layer in layers]
     model(batch)
     for hook in hooks:
         hook.remove()
     expected = [
-        model.plugs[place](model.gathered(batch)).norm() / layers[at].linear(inputs[at]).norm()
-        for place, at in enumerate((1, 0))
+        model.plugs[index](model.gather_knowledge(batch)).norm() / layers[at].linear(inputs[at]).norm()
+        for index, at in enumerate((1, 0))
     ]
-    found = model.shares(batch)
+    actual = model.shares(batch)
     # The order of the layers asked for, whatever the order they are run in.
-    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=0)
+    torch.testing.assert_close(actual, torch.stack(expected), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
@@ -224,14 +224,14 @@ def test_12_concat_equivalence(batch_norm: bool) -> None:
     (mlp,) = mlps(model.base)
     first = mlp.layers[0]
     assert isinstance(first, Layer)
-    hook = first.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    found = model(batch)
+    hook = first.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    actual = model(batch)
     hook.remove()
     whole = torch.cat([first.linear.weight, model.plugs[0].last.weight], 1)
-    h = linear(torch.cat([seen[0], model.gathered(batch)], 1), whole, first.linear.bias)
+    h = linear(torch.cat([seen[0], model.gather_knowledge(batch)], 1), whole, first.linear.bias)
     h = h if first.norm is None else first.norm(h)
     h = mlp.layers[1](h.relu())
-    torch.testing.assert_close(found, mlp.last(h).squeeze(1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(actual, mlp.last(h).squeeze(1), rtol=1e-5, atol=1e-6)
 
 
 def test_12_concat_equivalence_holds_for_the_gradient_of_the_knowledge_weights() -> None:
@@ -239,18 +239,18 @@ def test_12_concat_equivalence_holds_for_the_gradient_of_the_knowledge_weights()
     model = plugged({"base": base, "linear": True, "norm": "none", "drop": 0.0})
     batch, seen = ragged(9), []
     (mlp,) = mlps(model.base)
-    hook = mlp.layers[0].linear.register_forward_hook(lambda *given: seen.append(given[2]))
+    hook = mlp.layers[0].linear.register_forward_hook(lambda *args: seen.append(args[2]))
     logits = model(batch)
     hook.remove()
     (g,) = torch.autograd.grad(model.loss(batch), [model.plugs[0].last.weight])
-    x = seen[0] + model.plugs[0](model.gathered(batch))
+    x = seen[0] + model.plugs[0](model.gather_knowledge(batch))
     h = x.detach().requires_grad_()
     again = mlp.last(mlp.layers[1](h.relu())).squeeze(1)
     torch.testing.assert_close(again, logits)
     assert batch.label is not None
     nn.functional.binary_cross_entropy_with_logits(again, batch.label).backward()
     assert h.grad is not None
-    torch.testing.assert_close(g, h.grad.t() @ model.gathered(batch), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(g, h.grad.t() @ model.gather_knowledge(batch), rtol=1e-4, atol=1e-6)
 
 
 def test_the_layers_are_left_as_they_were() -> None:

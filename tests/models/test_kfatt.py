@@ -8,8 +8,8 @@ import pytest
 import torch
 from conformance import Case
 from sample_batches import ITEM, RATING, SESSION, TOKENS, offsets, pick, ragged, repeated, shared
+from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
-from world_runs import aucs_of, run_in, solves
 
 from longrec.data import worlds
 from longrec.errors import ConfigError
@@ -25,7 +25,12 @@ KEYED = Fields(
     (Field("user", "id", 40, table="user"), QUERY, ITEM, KIND),
     {"seen": (RATING, ITEM, KIND, SESSION), "asked": (QUERY, ITEM)},
 )
-SETTINGS: list[dict[str, Any]] = [{}, {"frequency": False}, {"heads": 2}, {"sessions": True, "heads": 2, "places": 3}]
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"frequency": False},
+    {"heads": 2},
+    {"sessions": True, "heads": 2, "max_positions": 3},
+]
 
 
 def kfatt(settings: dict[str, Any], fields: Fields = KEYED) -> KFAtt:
@@ -43,40 +48,42 @@ def estimate(path: KalmanAttention, q: Tensor, k: Tensor, v: Tensor, keys: list[
     mean, certainty = path.mean(q.unsqueeze(0))[0], path.precision(q.unsqueeze(0))[0].exp()
     asking, key = path.asking(q.unsqueeze(0))[0], path.key(k)
     v = v if path.value is None else path.value(v)
-    found = []
+    estimates = []
     for head in range(path.heads):
         size, wide = len(asking) // path.heads, v.shape[1] // path.heads
         at, of = slice(head * size, (head + 1) * size), slice(head * wide, (head + 1) * wide)
         above, below = certainty[head] * mean[of], certainty[head].clone()
         if path.noise is None:
-            for place in range(len(k)):
-                precision = (asking[at] @ key[place, at]).exp()
-                above, below = above + precision * v[place, of], below + precision
+            for index in range(len(k)):
+                precision = (asking[at] @ key[index, at]).exp()
+                above, below = above + precision * v[index, of], below + precision
         else:
             for name in dict.fromkeys(keys):
-                own = [place for place, other in enumerate(keys) if other == name]
+                own = [index for index, other in enumerate(keys) if other == name]
                 between = 1 / (asking[at] @ key[own[0], at]).exp()
                 within = path.noise(k[own[:1]])[0, head].exp()
                 weight = 1 / (between + within / len(own))
                 above, below = above + weight * v[own][:, of].mean(0), below + weight
-        found.append(above / below)
-    x = torch.cat(found)
+        estimates.append(above / below)
+    x = torch.cat(estimates)
     return x if path.outer is None else path.outer(x.unsqueeze(0))[0]
 
 
 def in_sessions(encoder: SessionEncoder, v: Tensor, session: list[int]) -> Tensor:
     """What the events of one row become, session by session."""
-    found, start = [], 0
+    outputs, start = [], 0
     while start < len(session):
         stop = next((at for at in range(start, len(session)) if session[at] != session[start]), len(session))
-        back = torch.arange(stop - start).flip(0).clamp(max=len(encoder.places) - 1)
-        x = v[start:stop] + encoder.places[back]
-        parts = (part.view(len(x), encoder.layer.heads, -1).transpose(0, 1) for part in encoder.layer.project(x))
-        q, k, w = parts
+        back = torch.arange(stop - start).flip(0).clamp(max=len(encoder.position_embedding) - 1)
+        x = v[start:stop] + encoder.position_embedding[back]
+        projections = (
+            projection.view(len(x), encoder.layer.heads, -1).transpose(0, 1) for projection in encoder.layer.project(x)
+        )
+        q, k, w = projections
         o = (q @ k.transpose(1, 2)).softmax(2) @ w
-        found.append(encoder.layer.rest(x, o.transpose(0, 1).flatten(1)))
+        outputs.append(encoder.layer.rest(x, o.transpose(0, 1).flatten(1)))
         start = stop
-    return torch.cat([v[:0], *found])
+    return torch.cat([v[:0], *outputs])
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -86,21 +93,23 @@ def test_equations_key_by_key(settings: dict[str, Any]) -> None:
     assert model.columns == {"seen": "kind", "asked": "item"}
     embedded, logits = model.embeddings(batch), []
     for row in range(9):
-        parts = [vectors[row] for vectors in embedded.features.values()]
+        inputs = [vectors[row] for vectors in embedded.features.values()]
         for history, column in model.columns.items():
             assert column is not None
             start, stop = batch.histories[history].offsets[row : row + 2].tolist()
-            columns, past = batch.histories[history].columns, embedded.histories[history]
-            v = torch.cat([past[name][start:stop] for name in model.queries.key_columns[history]], 1)
+            columns, vectors_of_events = batch.histories[history].columns, embedded.histories[history]
+            v = torch.cat([vectors_of_events[name][start:stop] for name in model.queries.key_columns[history]], 1)
             if model.config.sessions:
                 session = columns.get(SESSION.name)
-                told = [0] * len(v) if session is None else cast(Tensor, session)[start:stop].tolist()
-                v = in_sessions(cast(SessionEncoder, model.encoders[f"encoder_{history}"]), v, told)
+                session_ids = [0] * len(v) if session is None else cast(Tensor, session)[start:stop].tolist()
+                v = in_sessions(cast(SessionEncoder, model.encoders[f"encoder_{history}"]), v, session_ids)
             ids = cast(Tensor, columns[column])[start:stop].tolist()
-            keys = [at if at > 1 else (at, place) for place, at in enumerate(ids)]
+            keys = [at if at > 1 else (at, index) for index, at in enumerate(ids)]
             path = cast(KalmanAttention, model.paths[f"path_{history}"])
-            parts.append(estimate(path, embedded.features[column][row], past[column][start:stop], v, keys))
-        logits.append(model.top(torch.cat(parts).unsqueeze(0)).squeeze())
+            inputs.append(
+                estimate(path, embedded.features[column][row], vectors_of_events[column][start:stop], v, keys)
+            )
+        logits.append(model.top(torch.cat(inputs).unsqueeze(0)).squeeze())
     torch.testing.assert_close(model(batch), torch.stack(logits), rtol=1e-4, atol=1e-4)
 
 
@@ -138,11 +147,11 @@ def test_a_a_prior_that_knows_nothing_leaves_softmax_attention() -> None:
 def test_b_an_empty_history_gives_the_prior() -> None:
     path, q = attention(), torch.randn(3, 3)
     for owns in (one([0, 0, 0]), Segments(offsets([0]), 3, 0, shared=True)):
-        found = path(q, torch.zeros(0, 3), torch.zeros(0, 4), owns, torch.zeros(0))
-        torch.testing.assert_close(found, path.mean(q))
+        actual = path(q, torch.zeros(0, 3), torch.zeros(0, 4), owns, torch.zeros(0))
+        torch.testing.assert_close(actual, path.mean(q))
     # and beside a row that has one
-    found = path(q, torch.randn(2, 3), torch.randn(2, 4), one([0, 2, 0]), torch.ones(2))
-    torch.testing.assert_close(found[[0, 2]], path.mean(q)[[0, 2]])
+    actual = path(q, torch.randn(2, 3), torch.randn(2, 4), one([0, 2, 0]), torch.ones(2))
+    torch.testing.assert_close(actual[[0, 2]], path.mean(q)[[0, 2]])
 
 
 def test_c_distinct_keys_without_noise_are_the_base_form() -> None:
@@ -176,22 +185,22 @@ def test_d_many_clicks_of_a_key_weigh_no_more_than_one_without_noise() -> None:
 
 
 @pytest.mark.parametrize("settings", SETTINGS[:3], ids=str)
-def test_e_order_and_longer_neighbours_change_nothing(settings: dict[str, Any]) -> None:
+def test_e_order_and_longer_neighbors_change_nothing(settings: dict[str, Any]) -> None:
     """Padding is what a longer row of the batch would bring."""
     model, batch = kfatt(settings), ragged(4, fields=KEYED, lengths=[3, 60, 0, 5])
     turned = {}
-    for history, given in batch.histories.items():
-        order = [at for a, b in pairwise(given.offsets.tolist()) for at in reversed(range(a, b))]
-        turned[history] = HistoryBatch({name: pick(x, order) for name, x in given.columns.items()}, given.offsets)
-    found = model(batch)
-    torch.testing.assert_close(model(Batch(4, batch.features, turned)), found, rtol=1e-4, atol=1e-5)
+    for history, events in batch.histories.items():
+        order = [at for a, b in pairwise(events.offsets.tolist()) for at in reversed(range(a, b))]
+        turned[history] = HistoryBatch({name: pick(x, order) for name, x in events.columns.items()}, events.offsets)
+    actual = model(batch)
+    torch.testing.assert_close(model(Batch(4, batch.features, turned)), actual, rtol=1e-4, atol=1e-5)
     short = {}
-    for history, given in batch.histories.items():
-        keep = [at for row in (0, 2, 3) for at in range(*given.offsets[row : row + 2].tolist())]
-        columns = {name: pick(x, keep) for name, x in given.columns.items()}
+    for history, events in batch.histories.items():
+        keep = [at for row in (0, 2, 3) for at in range(*events.offsets[row : row + 2].tolist())]
+        columns = {name: pick(x, keep) for name, x in events.columns.items()}
         short[history] = HistoryBatch(columns, offsets([3, 0, 5]))
     features = {name: pick(x, [0, 2, 3]) for name, x in batch.features.items()}
-    torch.testing.assert_close(model(Batch(3, features, short)), found[[0, 2, 3]], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(Batch(3, features, short)), actual[[0, 2, 3]], rtol=1e-4, atol=1e-5)
 
 
 def test_variances_are_positive_and_finite_however_far_the_scores_go() -> None:
@@ -222,8 +231,8 @@ def test_events_see_their_session_only() -> None:
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_it_explains_a_score_by_what_is_left_of_the_prior(settings: dict[str, Any]) -> None:
     model, batch, request = kfatt(settings), ragged(9, fields=KEYED), shared(4, 5, fields=KEYED)
-    told, again = model.explain(batch), model.explain(repeated(request, KEYED))
-    for history, w_N in told.items():
+    explanation, again = model.explain(batch), model.explain(repeated(request, KEYED))
+    for history, w_N in explanation.items():
         bounds = batch.histories[history].offsets.tolist()
         assert w_N.shape == (bounds[-1],)
         assert all(0 < w_N[a:b].sum() < 1 for a, b in pairwise(bounds) if b > a)
@@ -232,7 +241,7 @@ def test_it_explains_a_score_by_what_is_left_of_the_prior(settings: dict[str, An
         torch.testing.assert_close(w_BT.flatten(), again[history], rtol=1e-4, atol=1e-5)
 
 
-def test_what_asks() -> None:
+def test_the_query_column() -> None:
     """A search is asked by its query, where the history has one; tokens by the candidate as a whole."""
     model = kfatt({"query": "query"})
     assert model.columns == {"seen": "kind", "asked": "query"}
@@ -254,18 +263,18 @@ def test_a_loud_category_does_not_drown_the_others(model: dict[str, Any], tmp_pa
 
 @pytest.mark.parametrize("model", FREQUENT.must_not[:1], ids=str)
 def test_a_loud_category_drowns_the_others_where_clicks_are_counted(model: dict[str, Any], tmp_path: Path) -> None:
-    made = worlds.world("frequent_queries")
-    found, oracle = aucs_of(made, run_in(made, model, tmp_path))
-    assert found < (0.5 + oracle) / 2 + 0.03
+    dataset = worlds.world("frequent_queries")
+    actual, bayes_auc = aucs_of(dataset, run_in(dataset, model, tmp_path))
+    assert actual < (0.5 + bayes_auc) / 2 + 0.03
 
 
-def test_clicks_tell_an_interest(tmp_path: Path) -> None:
+def test_clicks_reveal_an_interest(tmp_path: Path) -> None:
     assert solves(worlds.world("one_interest", users=800), {"name": "kfatt", "mlp": [32]}, tmp_path, epochs=4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"frequency": False}, {"sessions": True, "heads": 2}], ids=str)
-def test_every_form_tells_an_interest(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_every_form_learns_an_interest(settings: dict[str, Any], tmp_path: Path) -> None:
     assert solves(worlds.world("one_interest"), {"name": "kfatt", **settings}, tmp_path)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from conformance import Case
 from sample_batches import FEW, ragged
-from world_runs import solves
+from synthetic_runs import solves
 
 from longrec.data.worlds import world
 from longrec.models.mmoe import MMoE

@@ -18,13 +18,13 @@ from longrec.train.sparse_optimizers import LazyAdam
 NAMED: dict[str, Any] = {
     "towers": {
         "user.side": {
-            "of": ["user", "age", "hobbies", "taste", "hour"],
+            "features": ["user", "age", "hobbies", "taste", "hour"],
             "mlp": [16],
             "pooled": ["liked"],
             "pool": "sum",
         },
         "item": {
-            "of": ["item", "price", "genres", "actors"],
+            "features": ["item", "price", "genres", "actors"],
             "mlp": [16, 8],
             "din": {"liked": {"mlp": [8], "key": False}},
         },
@@ -56,14 +56,16 @@ def tower(settings: dict[str, Any], fields: Fields = FIELDS) -> MultiTower:
 
 
 @pytest.mark.parametrize("check", FAST, ids=lambda check: check.__name__.removeprefix("check_"))
-def test_named_groups_keep_the_house_rules(check: Any) -> None:
+def test_named_groups_pass_the_conformance_suite(check: Any) -> None:
     check(Case("multi_tower", NAMED))
 
 
 def test_equations_row_by_row() -> None:
     """The whole model again as loops over rows and events, from its weights, without a layer of the attention."""
     batch = ragged(9)
-    settings = {"towers": {"a": {"of": ["user", "price", "taste"], "mlp": [6]}, "b": {"of": ["item"], "mlp": []}}}
+    settings = {
+        "towers": {"a": {"features": ["user", "price", "taste"], "mlp": [6]}, "b": {"features": ["item"], "mlp": []}}
+    }
     model = tower({**settings, "din": {"seen": {"mlp": [5, 3], "batch_norm": True}}, "final": {"mlp": [7]}})
     embedded, logits = model.embeddings(batch), []
     attention = model.din["on_seen"]
@@ -75,23 +77,23 @@ def test_equations_row_by_row() -> None:
     for row in range(9):
         number = batch.features["price"][row : row + 1]
         x_a = torch.cat([embedded.features["user"][row], number, batch.features["taste"][row]])
-        parts = []
+        inputs = []
         for name, x in (("a", x_a), ("b", embedded.features["item"][row])):
             norm = model.towers[f"on_{name}"].norm
             x = (x - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
-            parts.append(model.towers[f"on_{name}"].mlp(x.unsqueeze(0)).squeeze(0))
+            inputs.append(model.towers[f"on_{name}"].mlp(x.unsqueeze(0)).squeeze(0))
         q = torch.cat([embedded.features[name][row] for name in attention.query])
-        past, keys, scores = embedded.histories["seen"], [], []
+        columns, keys, scores = embedded.histories["seen"], [], []
         for at in range(*batch.histories["seen"].offsets[row : row + 2].tolist()):
-            k = torch.cat([past[name][at] for name in names])
+            k = torch.cat([columns[name][at] for name in names])
             first = unit.first
             h = first.weight_q @ q + first.weight_k @ k + first.weight_m @ (q * k[: len(q)])
             h = unit.norm(h.unsqueeze(0)).relu()
             scores.append(unit.rest(h).squeeze())
             keys.append(k)
         pooled = torch.stack(scores).softmax(0) @ torch.stack(keys) if keys else torch.zeros(sum_of(model, names))
-        parts += [pooled, q]
-        logits.append(model.final(torch.cat(parts).unsqueeze(0)).squeeze())
+        inputs += [pooled, q]
+        logits.append(model.final(torch.cat(inputs).unsqueeze(0)).squeeze())
     torch.testing.assert_close(model(batch), torch.stack(logits), rtol=1e-4, atol=1e-4)
 
 
@@ -107,7 +109,7 @@ def test_one_event_by_hand() -> None:
         {
             "name": "multi_tower",
             "input_norm": False,
-            "towers": {"numbers": {"of": ["price"], "mlp": [1], **plain}},
+            "towers": {"numbers": {"features": ["price"], "mlp": [1], **plain}},
             "din": {"seen": {"mlp": [1], **plain}},
             "final": {"mlp": [1], **plain},
         },
@@ -133,7 +135,7 @@ def test_one_event_by_hand() -> None:
     torch.testing.assert_close(model.explain(batch)["seen"], w)
 
 
-def test_a_candidate_that_was_seen_before_is_found_by_attention_only() -> None:
+def test_a_candidate_that_was_seen_before_is_learned_by_attention_only() -> None:
     """A click is an item of the history. No tower of features can know it, and a mean of five events hardly does."""
     item = Field("item", "id", 22, table="item")
     fields = Fields((item,), {"seen": (item,)})
@@ -151,7 +153,7 @@ def test_a_candidate_that_was_seen_before_is_found_by_attention_only() -> None:
         label = (seen == candidate.unsqueeze(1)).any(1).float()
         return Batch(rows, {"item": candidate.int()}, {"seen": history}, label=label)
 
-    found = {}
+    aucs = {}
     batches, held = [batch(256, seed) for seed in range(50)], batch(1_000, 999)
     for din in ("attention", "nothing"):
         torch.manual_seed(0)
@@ -161,17 +163,17 @@ def test_a_candidate_that_was_seen_before_is_found_by_attention_only() -> None:
         lazy = LazyAdam(model.tables(), lr=0.1)
         for one in batches if din == "attention" else batches[:10]:
             model.loss(one).backward()
-            for optimiser in (dense, lazy):
-                optimiser.step()
-                optimiser.zero_grad()
+            for optimizer in (dense, lazy):
+                optimizer.step()
+                optimizer.zero_grad()
         with torch.no_grad():
-            found[din] = float(auc(held.label.numpy(), model.eval()(held).numpy()))
-    assert found["attention"] > 0.9, found
-    assert found["nothing"] < 0.6, found
+            aucs[din] = float(auc(held.label.numpy(), model.eval()(held).numpy()))
+    assert aucs["attention"] > 0.9, aucs
+    assert aucs["nothing"] < 0.6, aucs
 
 
 def test_towers_read_their_groups_and_leave_the_rest_out() -> None:
-    model = tower({"towers": {"one": {"of": ["item", "hour"]}, "two": {"of": ["age", "hour"]}}, "din": {}})
+    model = tower({"towers": {"one": {"features": ["item", "hour"]}, "two": {"features": ["age", "hour"]}}, "din": {}})
     assert {field.name for field in model.embeddings.fields.features} == {"item", "hour"}
     assert model.embeddings.fields.histories == {}
     assert model.reads_history is False
@@ -182,28 +184,28 @@ def test_towers_read_their_groups_and_leave_the_rest_out() -> None:
 
 
 def test_a_query_that_no_tower_reads_is_looked_up_all_the_same() -> None:
-    model = tower({"towers": {"one": {"of": ["hour"]}}, "din": {"liked": {}}})
+    model = tower({"towers": {"one": {"features": ["hour"]}}, "din": {"liked": {}}})
     assert {field.name for field in model.embeddings.fields.features} == {"item", "hour"}
 
 
 def test_features_that_share_a_table_do_so_whoever_reads_them() -> None:
-    home, work = Field("home", "id", 20), Field("work", "id", 20, share="home")
-    fields = Fields((home, work, ITEM), {})
-    both = tower({"towers": {"one": {"of": ["home"]}, "two": {"of": ["work", "item"]}}}, fields)
-    assert both.embeddings.table("work") is both.embeddings.table("home")
-    alone = tower({"towers": {"two": {"of": ["work", "item"]}}}, fields)
+    residence, work = Field("residence", "id", 20), Field("work", "id", 20, share="residence")
+    fields = Fields((residence, work, ITEM), {})
+    both = tower({"towers": {"one": {"features": ["residence"]}, "two": {"features": ["work", "item"]}}}, fields)
+    assert both.embeddings.table("work") is both.embeddings.table("residence")
+    alone = tower({"towers": {"two": {"features": ["work", "item"]}}}, fields)
     assert alone(ragged(5, fields=fields)).shape == (5,)
 
 
 def test_several_numbers_enter_as_they_are() -> None:
     fields = Fields((Field("stats", "numbers", 0, table="user", width=3), ITEM), {})
-    model = build({"name": "multi_tower", "towers": {"all": {"of": ["stats", "item"], "mlp": []}}}, fields)
+    model = build({"name": "multi_tower", "towers": {"all": {"features": ["stats", "item"], "mlp": []}}}, fields)
     assert isinstance(model, MultiTower)
     assert model.final.layers[0].linear.in_features == 3 + 16
     features = {"stats": torch.randn(1, 3), "item": torch.arange(4, dtype=torch.int32)}
     repeated_features = {**features, "stats": features["stats"].expand(4, -1)}
-    found = model.eval()(Batch(4, features, {}, shared=True))
-    torch.testing.assert_close(found, model(Batch(4, repeated_features, {})))
+    actual = model.eval()(Batch(4, features, {}, shared=True))
+    torch.testing.assert_close(actual, model(Batch(4, repeated_features, {})))
 
 
 def test_without_settings_everything_is_read() -> None:
@@ -215,7 +217,7 @@ def test_without_settings_everything_is_read() -> None:
 
 
 def test_the_order_of_the_towers_in_a_file_does_not_matter() -> None:
-    two = {"a": {"of": ["item"]}, "b": {"of": ["user", "hour"]}}
+    two = {"a": {"features": ["item"]}, "b": {"features": ["user", "hour"]}}
     one, other = (Case("multi_tower", {"towers": dict(order)}).build() for order in (two.items(), [*two.items()][::-1]))
     assert torch.equal(one.eval()(ragged(7)), other.eval()(ragged(7)))
 
@@ -223,24 +225,24 @@ def test_the_order_of_the_towers_in_a_file_does_not_matter() -> None:
 def test_it_explains_a_score_by_its_attention() -> None:
     for settings in ({}, NAMED):
         model, batch, one = tower(settings), ragged(9), shared(4, 5)
-        told = model.explain(batch)
-        assert set(told) == set(FIELDS.histories)
+        explanation = model.explain(batch)
+        assert set(explanation) == set(FIELDS.histories)
         for name, weights in model.explain(one).items():
-            assert told[name].shape == (int(batch.histories[name].offsets[-1]),)
+            assert explanation[name].shape == (int(batch.histories[name].offsets[-1]),)
             assert weights.shape == (4, 5)
             torch.testing.assert_close(weights.flatten(), model.explain(repeated(one))[name], rtol=1e-4, atol=1e-5)
 
 
-def test_a_history_of_tokens_is_asked_by_the_candidate_that_the_towers_read() -> None:
-    model = tower({"towers": {"item": {"of": ["item", "facts"]}}}, TOKENS)
+def test_the_candidate_of_the_towers_queries_a_history_of_tokens() -> None:
+    model = tower({"towers": {"item": {"features": ["item", "facts"]}}}, TOKENS)
     assert model.candidate == ["item", "facts"]
     assert model.din["on_tokens"].projection.in_features == 16 + 4
     with pytest.raises(ConfigError, match="nothing reads the candidate, which history tokens is asked with"):
-        build({"name": "multi_tower", "towers": {"user": {"of": ["user"]}}}, TOKENS)
+        build({"name": "multi_tower", "towers": {"user": {"features": ["user"]}}}, TOKENS)
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
-    towers = {"a": {}, "b": {}, "c": {"of": ["itm", "hour", "hour"], "pooled": ["sen"], "din": {"likedd": {}}}}
+def test_all_faults_are_reported_at_once() -> None:
+    towers = {"a": {}, "b": {}, "c": {"features": ["itm", "hour", "hour"], "pooled": ["sen"], "din": {"likedd": {}}}}
     with pytest.raises(ConfigError) as caught:
         build({"name": "multi_tower", "towers": towers, "din": {"x": {}}}, FIELDS)
     assert caught.value.faults == [
@@ -262,7 +264,7 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
         build({"name": "multi_tower"}, Fields((ITEM,), {"past": (RATING, GAP)}))
 
 
-def test_help_tells_the_settings_of_a_tower() -> None:
+def test_help_lists_the_settings_of_a_tower() -> None:
     text = help_text("multi_tower")
     for key in ("towers.NAME.of: ", "towers.NAME.mlp: ", "din.NAME.softmax: ", "final.dropout: tuple[float, ...]"):
         assert f"    {key}" in text

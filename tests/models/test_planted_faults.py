@@ -80,7 +80,7 @@ def last_event_is_dropped(patch: Patch) -> None:
     patch.setattr(Segments, "weighted_sum", wrong)
 
 
-def sum_over_the_segment_of_a_neighbour(patch: Patch) -> None:
+def sum_over_the_segment_of_a_neighbor(patch: Patch) -> None:
     right = Segments.weighted_sum
 
     def wrong(self: Segments, w_N: Tensor, k_UD: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ FAULTS = {
     softmax_over_the_batch: {"rows_do_not_see_each_other", "many_rows_score_as_few"},
     query_of_the_next_row: {"rows_do_not_see_each_other", "many_rows_score_as_few"},
     last_event_is_dropped: {"every_event_counts_for_its_row_only", "shared_batch_scores_as_ragged"},
-    sum_over_the_segment_of_a_neighbour: {"rows_do_not_see_each_other", "every_event_counts_for_its_row_only"},
+    sum_over_the_segment_of_a_neighbor: {"rows_do_not_see_each_other", "every_event_counts_for_its_row_only"},
     a_column_is_ignored: {"every_input_is_read", "every_parameter_gets_a_gradient"},
     dice_looks_at_the_batch: {"rows_do_not_see_each_other", "many_rows_score_as_few"},
 }
@@ -123,7 +123,7 @@ FAULTS = {
 
 
 @pytest.fixture(autouse=True)
-def _made_anew() -> Iterator[None]:
+def _restore_modules() -> Iterator[None]:
     """No model that was made without the fault, and none with it after."""
     forget()
     yield
@@ -131,19 +131,19 @@ def _made_anew() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_a_planted_fault_is_found(fault: Callable[[Patch], None], monkeypatch: Patch) -> None:
+def test_a_planted_fault_is_detected(fault: Callable[[Patch], None], monkeypatch: Patch) -> None:
     fault(monkeypatch)
     wanted = {f"check_{name}" for name in FAULTS[fault]}
-    found = set()
+    failed = set()
     for check in CHECKS:
         if check.__name__ in wanted:
             for case in CASES:
                 try:
                     check(case)
                 except AssertionError:
-                    found.add(check.__name__)
+                    failed.add(check.__name__)
                     break
-    assert found == wanted
+    assert failed == wanted
 
 
 def test_the_padded_attention_is_right_but_for_its_mask() -> None:

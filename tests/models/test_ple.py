@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from conformance import Case
 from sample_batches import FEW, ragged
-from world_runs import solves
+from synthetic_runs import solves
 
 from longrec.data.worlds import world
 from longrec.models.ple import PLE
@@ -24,13 +24,13 @@ def test_two_levels_by_hand() -> None:
     one, two = model.shared.levels
     x = model.bottom(batch)
 
-    def expert(level: torch.nn.Module, place: int, x_BI: torch.Tensor) -> torch.Tensor:
+    def expert(level: torch.nn.Module, index: int, x_BI: torch.Tensor) -> torch.Tensor:
         product = level.experts.layers[0].product
         weight = product.weight
-        w_OI = weight[place * 7 : place * 7 + 7] if weight.ndim == 2 else weight[place].t()
-        return (x_BI @ w_OI.t() + product.bias[place * 7 : place * 7 + 7]).relu()
+        w_OI = weight[index * 7 : index * 7 + 7] if weight.ndim == 2 else weight[index].t()
+        return (x_BI @ w_OI.t() + product.bias[index * 7 : index * 7 + 7]).relu()
 
-    first = [expert(one, place, x) for place in range(3)]
+    first = [expert(one, index, x) for index in range(3)]
     g = []
     for task in range(2):
         w = (x @ one.gates.weight[task * 2 : task * 2 + 2].t()).softmax(1)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conformance import Case
 from sample_batches import FIELDS, ragged
+from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
-from world_runs import aucs_of, run_in, solves
 
 from longrec.data.worlds import world
 from longrec.errors import ConfigError
@@ -25,11 +25,11 @@ def pnn(settings: dict[str, object]) -> PNN:
 
 def whole(triangle: _Triangle, n: int) -> Tensor:
     """``[units, n, n]``: the symmetric W_p that says the same."""
-    found = torch.zeros(triangle.weight.out_features, n, n)
-    for place, (i, j) in enumerate(itertools.combinations_with_replacement(range(n), 2)):
-        found[:, i, j] += triangle.weight.weight[:, place].detach() / 2
-        found[:, j, i] += triangle.weight.weight[:, place].detach() / 2
-    return found
+    matrix = torch.zeros(triangle.weight.out_features, n, n)
+    for index, (i, j) in enumerate(itertools.combinations_with_replacement(range(n), 2)):
+        matrix[:, i, j] += triangle.weight.weight[:, index].detach() / 2
+        matrix[:, j, i] += triangle.weight.weight[:, index].detach() / 2
+    return matrix
 
 
 @pytest.mark.parametrize("settings", [{}, *PNN.variants], ids=str)
@@ -57,11 +57,11 @@ def test_b_the_superposition_equals_the_sum_of_outer_products() -> None:
     torch.testing.assert_close(outer(v), torch.einsum("nkl,bkl->bn", whole(outer.of, 4), p), rtol=1e-4, atol=1e-4)
 
 
-def test_c_two_fields_that_change_places_leave_the_same_products() -> None:
+def test_c_swapping_two_fields_leaves_the_same_products() -> None:
     inner, outer, v = Inner(5, 7), Outer(4, 7), torch.randn(3, 5, 4)
     turned = v[:, [0, 3, 2, 1, 4]]
     seen: list[Tensor] = []
-    hook = inner.of.weight.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    hook = inner.of.weight.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     inner(v), inner(turned)
     hook.remove()
     assert not torch.allclose(*seen)
@@ -73,9 +73,9 @@ def test_c_two_fields_that_change_places_leave_the_same_products() -> None:
 def test_d_rank_one_is_the_full_form_of_theta_theta_t() -> None:
     one, inner, v = RankOne(5, 7), Inner(5, 7), torch.randn(3, 5, 4)
     with torch.no_grad():
-        for place, (i, j) in enumerate(itertools.combinations_with_replacement(range(5), 2)):
+        for index, (i, j) in enumerate(itertools.combinations_with_replacement(range(5), 2)):
             w = one.theta[:, i] * one.theta[:, j]
-            inner.of.weight.weight[:, place] = w if i == j else 2 * w
+            inner.of.weight.weight[:, index] = w if i == j else 2 * w
     torch.testing.assert_close(one(v), inner(v))
 
 
@@ -87,9 +87,9 @@ def test_settings_and_schemas_that_do_not_go_together_are_refused() -> None:
         build({"name": "pnn"}, fields)
 
 
-def test_pairs_without_a_pattern_are_found_and_sums_are_not_enough(tmp_path: Path) -> None:
-    made = world("co_action", users=400, side="field", kinds=6)
+def test_pairs_without_a_pattern_are_learned_and_sums_are_not_enough(tmp_path: Path) -> None:
+    dataset = world("co_action", users=400, side="field", kinds=6)
     for product in ("inner", "outer"):
-        assert solves(made, {"name": "pnn", "product": product, "embedding_dim": 8}, tmp_path, product, epochs=4)
-    found, _ = aucs_of(made, run_in(made, {"name": "lr"}, tmp_path, "lr", epochs=4))
-    assert abs(found - 0.5) < 0.1
+        assert solves(dataset, {"name": "pnn", "product": product, "embedding_dim": 8}, tmp_path, product, epochs=4)
+    actual, _ = aucs_of(dataset, run_in(dataset, {"name": "lr"}, tmp_path, "lr", epochs=4))
+    assert abs(actual - 0.5) < 0.1

@@ -17,15 +17,15 @@ def test_the_mlp_reads_the_impression_and_the_pooled_histories(how: str) -> None
     assert isinstance(model, Pooling)
     embedded = model.embeddings(batch)
     for row in range(9):
-        parts = [vectors[row] for vectors in embedded.features.values()]
+        inputs = [vectors[row] for vectors in embedded.features.values()]
         for history, columns in embedded.histories.items():
             start, stop = batch.histories[history].offsets[row : row + 2].tolist()
             for vectors in columns.values():
-                past = vectors[start:stop]
+                events = vectors[start:stop]
                 empty = torch.zeros(vectors.shape[1])
                 pooled = {"mean": lambda v: v.mean(0), "sum": lambda v: v.sum(0), "max": lambda v: v.amax(0)}[how]
-                parts.append(pooled(past) if len(past) else empty)
-        expected = model.mlp(torch.cat(parts).unsqueeze(0)).squeeze()
+                inputs.append(pooled(events) if len(events) else empty)
+        expected = model.mlp(torch.cat(inputs).unsqueeze(0)).squeeze()
         torch.testing.assert_close(model(take(batch, [row]))[0], expected, rtol=1e-4, atol=1e-4)
 
 

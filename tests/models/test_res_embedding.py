@@ -20,8 +20,8 @@ from conformance import (
     check_shared_batch_scores_as_ragged,
 )
 from sample_batches import FEW, FIELDS, GAP, ITEM, offsets, ragged
+from synthetic_runs import aucs_of, run_in
 from torch import Tensor
-from world_runs import aucs_of, run_in
 
 from longrec.data.log import Log
 from longrec.data.training_past import training_past
@@ -39,15 +39,15 @@ WEIGHTINGS = ["average", "gcn", "attention"]
 POOLING: dict[str, Any] = {"base": {"name": "pooling"}}
 
 
-def past(*walks: list[int], name: str = "seen") -> dict[str, HistoryBatch]:
+def make_history(*walks: list[int], name: str = "seen") -> dict[str, HistoryBatch]:
     """Users who met these items."""
     ids = torch.tensor([item for walk in walks for item in walk], dtype=torch.int32)
     return {name: HistoryBatch({"item": ids}, offsets([len(walk) for walk in walks]))}
 
 
-def random_past(seed: int = 0) -> dict[str, HistoryBatch]:
+def random_history(seed: int = 0) -> dict[str, HistoryBatch]:
     random = np.random.default_rng(seed)
-    return past(*(random.integers(0, 60, random.integers(0, 12)).tolist() for _ in range(30)))
+    return make_history(*(random.integers(0, 60, random.integers(0, 12)).tolist() for _ in range(30)))
 
 
 class Drawn(Case):
@@ -55,7 +55,7 @@ class Drawn(Case):
 
     def build(self, seed: int = 0, fields: Fields = FIELDS) -> Model:
         model = super().build(seed, fields)
-        model.fit_statistics([random_past()])
+        model.fit_statistics([random_history()])
         return model
 
 
@@ -72,7 +72,7 @@ def dense(model: ResEmbedding, z_nn: Tensor) -> Tensor:
     if model.config.weighting == "gcn":
         d = z_nn.sum(1)
         return z_nn / (d.unsqueeze(1) * d).sqrt()
-    c = model.graph.centres.table("item")
+    c = model.graph.centers.table("item")
     w = z_nn * (c @ c.t() / c.shape[1] ** 0.5).exp()
     return w / w.sum(1, keepdim=True)
 
@@ -90,51 +90,51 @@ def strengths(model: ResEmbedding, pasts: list[dict[str, HistoryBatch]]) -> Tens
                         z[ids[one], ids[other]] += 1
                         z[ids[other], ids[one]] += 1
     for row in z:
-        kept = sorted(range(n), key=lambda item: (-row[item].item(), item))[: config.neighbours]
+        kept = sorted(range(n), key=lambda item: (-row[item].item(), item))[: config.neighbors]
         row[[item for item in range(n) if item not in kept]] = 0
     strongest = z.max(1).values
     return z + torch.diag(torch.where(strongest == 0, torch.ones(n), config.self_weight * strongest))
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-@pytest.mark.parametrize("settings", [{}, {"window": 2, "neighbours": 3, "self_weight": 0.5}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"window": 2, "neighbors": 3, "self_weight": 0.5}], ids=str)
 def test_equations_1_to_4_by_whole_matrices(weighting: str, settings: dict[str, Any]) -> None:
     model = res({**POOLING, "weighting": weighting, **settings})
-    pieces = [random_past(1), random_past(2)]
+    pieces = [random_history(1), random_history(2)]
     model.fit_statistics(pieces)
-    expected = dense(model, strengths(model, pieces)) @ model.graph.centres.table("item") + model.residuals
+    expected = dense(model, strengths(model, pieces)) @ model.graph.centers.table("item") + model.residuals
     torch.testing.assert_close(model.vectors(), expected, rtol=1e-4, atol=1e-5)
     batch = ragged(9, fields=FEW)
-    found = model.base.embeddings(batch)  # with a gradient: centres of the items of the batch
-    torch.testing.assert_close(found.features["item"], expected[batch.features["item"].long()], rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
+    actual = model.base.embeddings(batch)  # with a gradient: centres of the items of the batch
+    torch.testing.assert_close(actual.features["item"], expected[batch.features["item"].long()], rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
     ids = batch.histories["seen"].columns["item"]
-    torch.testing.assert_close(found.histories["seen"]["item"], expected[ids.long()], rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
+    torch.testing.assert_close(actual.histories["seen"]["item"], expected[ids.long()], rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
 
 
-def test_an_edge_is_two_items_near_each_other_in_one_past() -> None:
-    walks = past([5, 6, 7, 5, 9], [], [9, 1, 8], [6, 5])
-    given = [(walks["seen"].columns["item"].numpy(), walks["seen"].offsets.numpy())]  # type: ignore[union-attr]
-    one, other, count = edges(given, 20, 1)
+def test_an_edge_is_two_items_near_each_other_in_one_history() -> None:
+    walks = make_history([5, 6, 7, 5, 9], [], [9, 1, 8], [6, 5])
+    events = [(walks["seen"].columns["item"].numpy(), walks["seen"].offsets.numpy())]  # type: ignore[union-attr]
+    one, other, count = edges(events, 20, 1)
     assert list(zip(one.tolist(), other.tolist(), count.tolist())) == [
         *((5, 6, 2), (5, 7, 1), (5, 9, 1), (6, 5, 2), (6, 7, 1), (7, 5, 1), (7, 6, 1), (9, 5, 1)),
     ]
-    wider = {(a, b): c for a, b, c in zip(*(part.tolist() for part in edges(given, 20, 2)))}
+    wider = {(a, b): c for a, b, c in zip(*(column.tolist() for column in edges(events, 20, 2)))}
     assert wider[8, 9] == wider[9, 8] == 1  # past an item that is unknown, which joins nothing
     assert wider[5, 7] == 2
     assert not any(1 in pair for pair in wider)
-    assert [len(part) for part in edges([], 20, 3)] == [0, 0, 0]
+    assert [len(column) for column in edges([], 20, 3)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_a_without_residuals_items_of_one_neighbourhood_are_one(weighting: str) -> None:
+def test_a_without_residuals_items_of_one_neighborhood_are_one(weighting: str) -> None:
     model = res({**POOLING, "weighting": weighting, "self_weight": 0})
-    model.fit_statistics([past([10, 20], [11, 20], [10, 30], [11, 30])])
+    model.fit_statistics([make_history([10, 20], [11, 20], [10, 30], [11, 30])])
     with torch.no_grad():
         model.residuals.zero_()
     e = model.vectors()
     if weighting == "attention":  # the score asks by the item's own centre
         with torch.no_grad():
-            c = model.graph.centres.table("item")
+            c = model.graph.centers.table("item")
             c[11] = c[10]
         e = model.vectors()
     torch.testing.assert_close(e[10], e[11])
@@ -147,7 +147,7 @@ def test_b_without_edges_and_residuals_it_is_a_plain_embedding(weighting: str) -
     assert isinstance(model, ResEmbedding)
     with torch.no_grad():
         model.residuals.zero_()
-    c = model.graph.centres.table("item")
+    c = model.graph.centers.table("item")
     torch.testing.assert_close(model.vectors(), c, rtol=0, atol=1e-6)
     plain = build(POOLING["base"], FEW).eval()
     plain.load_state_dict({**model.base.state_dict(), "embeddings.table_item": c.detach()})
@@ -156,14 +156,14 @@ def test_b_without_edges_and_residuals_it_is_a_plain_embedding(weighting: str) -
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_c_the_table_of_evaluation_equals_the_vectors_made_on_the_fly(weighting: str) -> None:
+def test_c_the_table_of_evaluation_equals_the_vectors_of_training(weighting: str) -> None:
     model, batch = res({"weighting": weighting}), ragged(40, fields=FEW)
-    made = model(batch)  # with a gradient: on the fly
+    in_training = model(batch)  # with a gradient: on the fly
     with torch.no_grad():
-        torch.testing.assert_close(model(batch), made, rtol=1e-4, atol=1e-5)
-        model.graph.centres.table("item").add_(0.5)  # a table that is no longer true is made again
+        torch.testing.assert_close(model(batch), in_training, rtol=1e-4, atol=1e-5)
+        model.graph.centers.table("item").add_(0.5)  # a table that is no longer true is made again
         again = model(batch)
-    assert (again - made).abs().max() > 1e-3
+    assert (again - in_training).abs().max() > 1e-3
     torch.testing.assert_close(again, model(batch), rtol=1e-4, atol=1e-5)
     assert not any("table_of_all" in name for name in model.state_dict())
     assert model.train().base.embeddings.table_of_all.numel() == 0
@@ -181,7 +181,9 @@ def test_c_the_table_of_evaluation_equals_the_vectors_made_on_the_fly(weighting:
         check_saved_and_loaded,
     ],
 )
-def test_with_a_graph_too_it_keeps_the_house_rules(check: Callable[[Case], None], settings: dict[str, Any]) -> None:
+def test_with_a_graph_too_it_passes_the_conformance_suite(
+    check: Callable[[Case], None], settings: dict[str, Any]
+) -> None:
     check(Drawn("res_embedding", settings))
 
 
@@ -189,23 +191,23 @@ def test_a_program_with_a_graph_agrees() -> None:
     check_exported_program_agrees(Drawn("res_embedding", {**POOLING, "weighting": "attention"}))
 
 
-def test_equation_5_asks_each_item_of_the_batch_once() -> None:
+def test_equation_5_penalizes_each_item_of_the_batch_once() -> None:
     model, batch = res({**POOLING, "penalty": 0.5}), ragged(9, fields=FEW)
     met = {*batch.features["item"].tolist(), *batch.histories["seen"].columns["item"].tolist()}  # type: ignore[union-attr]
     extra = 0.5 * model.residuals[sorted(met)].square().sum()
     torch.testing.assert_close(model.loss(batch), model.base.loss(batch) + extra, rtol=1e-4, atol=1e-4)
     model.loss(batch).backward()
-    for table, rows in ((model.residuals, met), (model.graph.centres.table("item"), neighbourhood(model, met))):
+    for table, rows in ((model.residuals, met), (model.graph.centers.table("item"), neighborhood(model, met))):
         assert table.grad is not None
         assert set(table.grad.coalesce().indices()[0].tolist()) == rows
 
 
-def neighbourhood(model: ResEmbedding, met: set[int]) -> set[int]:
+def neighborhood(model: ResEmbedding, met: set[int]) -> set[int]:
     ids = torch.tensor(sorted(met))
     return set(model.graph.slots[ids][model.graph.strength[ids] > 0].tolist())
 
 
-def test_a_graph_starts_empty_and_is_a_part_of_the_state() -> None:
+def test_a_graph_starts_empty_and_is_in_the_state() -> None:
     model, other = res({}), Case("res_embedding").build(fields=FEW)
     assert isinstance(other, ResEmbedding)
     assert (other.graph.strength[:, 1:] == 0).all()
@@ -218,12 +220,12 @@ def test_a_graph_starts_empty_and_is_a_part_of_the_state() -> None:
 # ---- what the graph is drawn from ----------------------------------------------------------------------------------
 
 
-def log_of(folder: Path, made: World) -> Log:
+def log_of(folder: Path, dataset: World) -> Log:
     from longrec.data import worlds
     from longrec.data.prepare import prepare
     from longrec.train.job import read_job
 
-    job = made.job(worlds.write(made, folder), {"name": "pooling"})
+    job = dataset.job(worlds.write(dataset, folder), {"name": "pooling"})
     job["data"] |= {"folder": str(folder / "prepared"), "threads": 1}
     read = read_job(job)
     return Log.open(prepare(read.data, read.schema), read.schema)
@@ -232,26 +234,26 @@ def log_of(folder: Path, made: World) -> Log:
 @pytest.mark.parametrize(
     "split", [{"by": "time", "valid": 0.1, "test": 0.2}, {"by": "user", "valid": 0.1, "test": 0.3}]
 )
-def test_d_nothing_of_the_test_part_is_in_the_graph(split: dict[str, Any], tmp_path: Path) -> None:
+def test_d_nothing_of_the_test_split_is_in_the_graph(split: dict[str, Any], tmp_path: Path) -> None:
     """The same graph whatever is clicked after the window, and no edge at an item that the window has not."""
-    made = replace(hidden_categories(40), split=split)
-    items = made.log["item"].to_numpy()
-    training = parts_of(made) == 0
-    known = np.unique(items[training])[:100]
+    dataset = replace(hidden_categories(40), split=split)
+    items = dataset.log["item"].to_numpy()
+    training = parts_of(dataset) == 0
+    in_training = np.unique(items[training])[:100]
     vocab = [*np.unique(items).tolist(), 998, 999]
-    kept = np.where(training & ~np.isin(items, known), known[items % 100], items)
+    kept = np.where(training & ~np.isin(items, in_training), in_training[items % 100], items)
     graphs = []
     for name, later in (("one", kept), ("other", np.where(training, kept, 998 + items % 2))):
-        log = made.log.set_column(made.log.column_names.index("item"), "item", pa.array(later))
-        schema = {**made.schema, "features": {"item": {"kind": "id", "vocab": vocab}}}
-        opened = log_of(tmp_path / name, replace(made, log=log, schema=schema, items=None))
+        log = dataset.log.set_column(dataset.log.column_names.index("item"), "item", pa.array(later))
+        schema = {**dataset.schema, "features": {"item": {"kind": "id", "vocab": vocab}}}
+        opened = log_of(tmp_path / name, replace(dataset, log=log, schema=schema, items=None))
         model = build({"name": "res_embedding"}, opened.fields())
         assert isinstance(model, ResEmbedding)
         model.fit_statistics(training_past(opened))
         graphs.append(model.graph)
     assert torch.equal(graphs[0].slots, graphs[1].slots)
     assert torch.equal(graphs[0].strength, graphs[1].strength)
-    strangers = torch.tensor([place for place, item in enumerate(vocab, 2) if item not in known])
+    strangers = torch.tensor([row for row, item in enumerate(vocab, 2) if item not in in_training])
     edged = graphs[0].strength[:, 1:] > 0
     assert len(strangers) > 100
     assert not edged[strangers].any()
@@ -261,27 +263,27 @@ def test_d_nothing_of_the_test_part_is_in_the_graph(split: dict[str, Any], tmp_p
 
 def hidden_categories(users: int) -> World:
     """The world one_interest where nobody tells the category of an item: only what is clicked together does."""
-    made = world("one_interest", users=users)
+    dataset = world("one_interest", users=users)
     clicks = {"of": ["item"], "where": {"action": "click"}, "last": 20}
-    return replace(made, schema={**made.schema, "features": {"item": {"kind": "id"}}, "histories": {"clicks": clicks}})
+    return replace(
+        dataset, schema={**dataset.schema, "features": {"item": {"kind": "id"}}, "histories": {"clicks": clicks}}
+    )
 
 
-def test_items_of_one_interest_are_known_by_what_they_are_clicked_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = hidden_categories(400)
-    wide = {"window": 12, "neighbours": 30, "self_weight": 0.1, "penalty": 1.0}
-    run = run_in(made, {"name": "res_embedding", **POOLING, **wide}, tmp_path, "res")
-    found, oracle = aucs_of(made, run)
-    assert found >= made.bar(oracle)
+def test_items_of_one_interest_are_learned_from_co_clicks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = hidden_categories(400)
+    wide = {"window": 12, "neighbors": 30, "self_weight": 0.1, "penalty": 1.0}
+    run = run_in(dataset, {"name": "res_embedding", **POOLING, **wide}, tmp_path, "res")
+    actual, bayes_auc = aucs_of(dataset, run)
+    assert actual >= dataset.bar(bayes_auc)
     model = run.model()
     assert isinstance(model, ResEmbedding)
     assert (model.graph.strength[2:, 1:] > 0).float().mean() > 0.9
-    plain, _ = aucs_of(made, run_in(made, POOLING["base"], tmp_path, "plain"))
-    assert plain < found - 0.08
+    plain, _ = aucs_of(dataset, run_in(dataset, POOLING["base"], tmp_path, "plain"))
+    assert plain < actual - 0.08
     monkeypatch.setattr(InterestGraph, "draw", lambda *edges: None)
-    without, _ = aucs_of(made, run_in(made, {"name": "res_embedding", **POOLING, **wide}, tmp_path, "without"))
-    assert without < found - 0.08
+    without, _ = aucs_of(dataset, run_in(dataset, {"name": "res_embedding", **POOLING, **wide}, tmp_path, "without"))
+    assert without < actual - 0.08
 
 
 # ---- composition, and what does not go -----------------------------------------------------------------------------
@@ -292,13 +294,13 @@ def test_it_starts_from_a_run_of_its_base_and_stands_under_others() -> None:
     inherit(model, base, "fit.start_from")
     assert torch.equal(model.residuals, base.embeddings.table("item"))
     over = build({"name": "can", "base": {"name": "res_embedding"}}, FEW)
-    assert [type(part) for part in over.modules() if isinstance(part, Model) and part.needs_training_window] == [
-        ResEmbedding
-    ]
+    assert [
+        type(module) for module in over.modules() if isinstance(module, Model) and module.needs_training_window
+    ] == [ResEmbedding]
     assert res({}).explain(ragged(5, fields=FEW)).keys() == {"seen"}
 
 
-def test_the_item_is_found_or_named() -> None:
+def test_the_item_is_inferred_or_named() -> None:
     shop = Field("shop", "id", 9, table="item")
     fields = Fields((Field("user", "id", 9, table="user"), shop, ITEM), {"seen": (GAP, ITEM)})
     assert build({"name": "res_embedding"}, fields).item is ITEM
@@ -325,19 +327,19 @@ def test_what_does_not_go_is_refused(settings: dict[str, Any], says: str) -> Non
         build({"name": "res_embedding"}, Fields((Field("user", "id", 9, table="user"),), {}))
 
 
-def test_pieces_are_read_one_after_the_other() -> None:
+def test_chunks_are_read_one_after_the_other() -> None:
     model, read = res(POOLING), 0
 
     def pieces() -> Iterator[dict[str, HistoryBatch]]:
         nonlocal read
         for seed in range(3):
             read += 1
-            yield random_past(seed)
+            yield random_history(seed)
 
     model.fit_statistics(pieces())
     assert read == 3
     whole = model.graph.strength.clone()
-    model.fit_statistics([random_past(2), random_past(0), random_past(1)])
+    model.fit_statistics([random_history(2), random_history(0), random_history(1)])
     assert torch.equal(model.graph.strength, whole)
 
 

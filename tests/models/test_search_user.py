@@ -11,9 +11,9 @@ import pytest
 import torch
 from conformance import Case
 from sample_batches import GAP, ITEM, RATING, TASTE, ragged, repeated, shared, take, with_feature, with_history
+from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
 from torch.nn import functional as F
-from world_runs import aucs_of, run_in, solves
 
 from longrec.data.worlds import world
 from longrec.errors import ConfigError
@@ -23,14 +23,14 @@ from longrec.models.core.base import build
 from longrec.models.search_user import SearchUser, _Path
 from longrec.nn.transformer import EncoderLayer
 
-WORDS = Field("words", "id", 30)
+QUERY = Field("query", "id", 30)
 FIELDS = Fields(
-    (Field("user", "id", 40, table="user"), TASTE, WORDS, ITEM), {"seen": (RATING, ITEM, GAP), "bought": (ITEM, GAP)}
+    (Field("user", "id", 40, table="user"), TASTE, QUERY, ITEM), {"seen": (RATING, ITEM, GAP), "bought": (ITEM, GAP)}
 )
 SETTINGS: list[dict[str, Any]] = [
     {"width": 8, "heads": 2, "mlp": [16]},
-    {"width": 9, "heads": 3, "mlp": [16], "query": ["words", "user"]},
-    {"width": 8, "heads": 1, "mlp": [16], "parts_by": "place", "part_events": 2, "parts": 3, "blocks": 2},
+    {"width": 9, "heads": 3, "mlp": [16], "query": ["query", "user"]},
+    {"width": 8, "heads": 1, "mlp": [16], "segment_by": "position", "segment_events": 2, "segments": 3, "blocks": 2},
 ]
 
 
@@ -64,24 +64,29 @@ def layer_of(layer: EncoderLayer, x: Tensor) -> Tensor:
 def as_written(model: SearchUser, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits, and the weight of every event."""
     config, embedded = model.config, model.embeddings(batch)
-    logits, told = [], {name: torch.zeros(int(given.offsets[-1])) for name, given in batch.histories.items()}
+    logits, weights_by_history = (
+        [],
+        {name: torch.zeros(int(history_batch.offsets[-1])) for name, history_batch in batch.histories.items()},
+    )
     for row in range(batch.size):
         inputs = [vectors[row] for vectors in embedded.features.values()]
-        for history, given in batch.histories.items():
-            path, places = path_of(model, history), range(*given.offsets[row : row + 2].tolist())
-            if config.parts_by == "place":
-                numbers = [min((places.stop - 1 - at) // config.part_events, config.parts - 1) for at in places]
+        for history, history_batch in batch.histories.items():
+            path, positions = path_of(model, history), range(*history_batch.offsets[row : row + 2].tolist())
+            if config.segment_by == "position":
+                numbers = [
+                    min((positions.stop - 1 - at) // config.segment_events, config.segments - 1) for at in positions
+                ]
             else:  # 2 + log2 of seconds: quarter by quarter from 2^23 seconds, 97 days, on
-                gaps = [int(cast(Tensor, given.columns["time_gap"])[at]) - 2 for at in places]
-                numbers = [min(max(gap - 22, 0), config.parts - 1) for gap in gaps]
-            asked = config.query or ["item"]
-            query = torch.cat([embedded.features[name][row] for name in asked])
+                gaps = [int(cast(Tensor, history_batch.columns["time_gap"])[at]) - 2 for at in positions]
+                numbers = [min(max(gap - 22, 0), config.segments - 1) for gap in gaps]
+            query_names = config.query or ["item"]
+            query = torch.cat([embedded.features[name][row] for name in query_names])
             units = config.width**0.5
             read, scores, weights = [], [], []
             for number in sorted(set(numbers)):
-                own = torch.tensor([at for at, part in zip(places, numbers, strict=True) if part == number])
+                own = torch.tensor([at for at, segment in zip(positions, numbers, strict=True) if segment == number])
                 events = torch.cat([vectors[own] for vectors in embedded.histories[history].values()], 1)
-                z = path.events(events) + path.of_part[number]
+                z = path.events(events) + path.of_segment[number]
                 for block in path.blocks:
                     z = layer_of(cast(EncoderLayer, block), z)
                 w = (z @ path.query(query.unsqueeze(0)).squeeze() / units).softmax(0)
@@ -94,23 +99,23 @@ def as_written(model: SearchUser, batch: Batch) -> tuple[Tensor, dict[str, Tenso
                 over = torch.stack(scores).softmax(0)
                 u = over @ torch.stack(read)
                 for share, (own, w) in zip(over, weights, strict=True):
-                    told[history][own] = share * w
+                    weights_by_history[history][own] = share * w
             inputs.append(u)
         logits.append(model.top(torch.cat(inputs).unsqueeze(0)).squeeze())
-    return torch.stack(logits), told
+    return torch.stack(logits), weights_by_history
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_the_equations_part_by_part(settings: dict[str, Any]) -> None:
+def test_the_equations_segment_by_segment(settings: dict[str, Any]) -> None:
     model, batch = search_user(settings), ragged(30, fields=FIELDS, longest=9)
-    expected, told = as_written(model, batch)
+    expected, weights = as_written(model, batch)
     torch.testing.assert_close(model(batch), expected, rtol=1e-4, atol=1e-4)
     for name, w_N in model.explain(batch).items():
-        torch.testing.assert_close(w_N, told[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(w_N, weights[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_a_longer_neighbour_changes_nothing(settings: dict[str, Any]) -> None:
+def test_a_longer_neighbor_changes_nothing(settings: dict[str, Any]) -> None:
     model, batch = search_user(settings), ragged(3, fields=FIELDS, lengths=[3, 4, 40])
     together = model(batch)
     torch.testing.assert_close(model(take(batch, [0])), together[:1], rtol=1e-4, atol=1e-5)
@@ -130,39 +135,41 @@ def test_quarters_do_not_see_each_other() -> None:
     gaps = torch.tensor([27, 27, 27, 2, 3, 4], dtype=torch.int32)
     batch = with_history(batch, "seen", {"time_gap": gaps, "item": torch.arange(6, dtype=torch.int32) + 2})
     changed = with_history(batch, "seen", {"item": torch.tensor([50, 3, 4, 5, 6, 7], dtype=torch.int32)})
-    before, after = (model.explain(given)["seen"] for given in (batch, changed))
-    for part, moved in ((slice(0, 3), True), (slice(3, 6), False)):
-        shares = [w[part] / w[part].sum() for w in (before, after)]
+    before, after = (model.explain(one)["seen"] for one in (batch, changed))
+    for span, moved in ((slice(0, 3), True), (slice(3, 6), False)):
+        shares = [w[span] / w[span].sum() for w in (before, after)]
         assert ((shares[0] - shares[1]).abs().max() > 1e-3) == moved
 
 
-@pytest.mark.parametrize(("days", "part"), [(0, 0), (96, 0), (98, 1), (193, 1), (195, 2), (388, 2), (389, 3), (900, 3)])
-def test_a_year_falls_into_quarters(days: int, part: int) -> None:
+@pytest.mark.parametrize(
+    ("days", "segment"), [(0, 0), (96, 0), (98, 1), (193, 1), (195, 2), (388, 2), (389, 3), (900, 3)]
+)
+def test_a_year_falls_into_quarters(days: int, segment: int) -> None:
     model, batch = search_user(SETTINGS[0]), ragged(1, fields=FIELDS, lengths=[1])
     _, inputs = model._inputs(batch, model.embeddings(batch))[0]
     gap = torch.tensor([2 + int(np.log2(1 + days * 86_400))])
-    assert path_of(model, "seen").number(gap, inputs[3]).item() == part
+    assert path_of(model, "seen").number(gap, inputs[3]).item() == segment
 
 
-@pytest.mark.parametrize(("query", "times"), [(["words", "user"], 1), (["words", "item"], 6), ([], 6)])
+@pytest.mark.parametrize(("query", "times"), [(["query", "user"], 1), (["query", "item"], 6), ([], 6)])
 def test_a_query_reads_a_request_once_and_a_candidate_as_often_as_there_are(query: list[str], times: int) -> None:
     model, rows = search_user({"width": 9, "heads": 3, "mlp": [16], "query": query}), []
-    path_of(model, "seen").query.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
+    path_of(model, "seen").query.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
     one = shared(6, 5, fields=FIELDS)
-    found = model(one)
+    actual = model(one)
     assert rows == [times]
-    torch.testing.assert_close(found, model(repeated(one, FIELDS)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual, model(repeated(one, FIELDS)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_who_asks_moves_the_weights(settings: dict[str, Any]) -> None:
+def test_the_query_moves_the_weights(settings: dict[str, Any]) -> None:
     model, batch = search_user(settings), ragged(9, fields=FIELDS, lengths=[5] * 9)
     before = model.explain(batch)["seen"]
-    for name in ("item", "words"):
+    for name in ("item", "query"):
         ids = cast(Tensor, batch.features[name])
         after = model.explain(with_feature(batch, name, (ids + 1) % 30))["seen"]
-        asks = name in (model.config.query or ["item"])
-        assert ((after - before).abs().max() > 1e-4) == asks
+        in_query = name in (model.config.query or ["item"])
+        assert ((after - before).abs().max() > 1e-4) == in_query
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -179,33 +186,33 @@ def test_what_it_cannot_use_is_refused_with_what_to_do() -> None:
     with pytest.raises(ConfigError, match="search_user reads a history, and the schema has none"):
         build({"name": "search_user"}, Fields((user, ITEM), {}))
     with pytest.raises(ConfigError) as caught:
-        build({"name": "search_user", "query": ["wrds", "user", "itm"]}, FIELDS)
+        build({"name": "search_user", "query": ["qury", "user", "itm"]}, FIELDS)
     assert len(caught.value.faults) == 2
-    assert "model.query: 'wrds' is no feature of the impression; did you mean 'words'?" in caught.value.faults[0]
+    assert "model.query: 'qury' is no feature of the impression; did you mean 'query'?" in caught.value.faults[0]
     with pytest.raises(ConfigError, match="search_user needs a column that is a feature of the candidate"):
         build({"name": "search_user"}, Fields((user, ITEM), {"a": (RATING,)}))
-    asked = build({"name": "search_user", "query": ["user"]}, Fields((user, ITEM), {"a": (RATING,)}))
-    assert isinstance(asked, SearchUser)
+    model = build({"name": "search_user", "query": ["user"]}, Fields((user, ITEM), {"a": (RATING,)}))
+    assert isinstance(model, SearchUser)
 
 
 SMALL = {"name": "search_user", "width": 16, "heads": 2, "hidden": 16, "mlp": [32], "embedding_dim": 8, "init_std": 0.1}
 
 
 def test_the_candidate_finds_an_interest_and_fields_alone_do_not(tmp_path: Path) -> None:
-    made = world("one_interest", users=500)
-    assert solves(made, SMALL, tmp_path, "search_user", epochs=3, lr=1e-2)
-    found, _ = aucs_of(made, run_in(made, {"name": "lr"}, tmp_path, "lr", epochs=1))
-    assert abs(found - 0.5) < 0.08
+    dataset = world("one_interest", users=500)
+    assert solves(dataset, SMALL, tmp_path, "search_user", epochs=3, lr=1e-2)
+    actual, _ = aucs_of(dataset, run_in(dataset, {"name": "lr"}, tmp_path, "lr", epochs=1))
+    assert abs(actual - 0.5) < 0.08
 
 
 def test_a_search_finds_an_interest_by_its_query(tmp_path: Path) -> None:
     """The words are the category of what is found, and the candidate itself says nothing of its kind."""
-    made = world("one_interest", users=500)
-    assert made.items is not None
-    words = made.items["category"].take(made.log["item"])
-    features = {name: given for name, given in made.schema["features"].items() if name != "category"}
-    features |= {"words": {"kind": "id"}}
-    clicks = {**made.schema["histories"]["clicks"], "of": ["words"]}
-    schema = {**made.schema, "features": features, "histories": {"clicks": clicks}}
-    searched = replace(made, log=made.log.append_column("words", words), schema=schema)
-    assert solves(searched, {**SMALL, "query": ["words"]}, tmp_path, epochs=4, lr=1e-2, tables_lr=3e-2)
+    dataset = world("one_interest", users=500)
+    assert dataset.items is not None
+    queries = dataset.items["category"].take(dataset.log["item"])
+    features = {name: feature for name, feature in dataset.schema["features"].items() if name != "category"}
+    features |= {"query": {"kind": "id"}}
+    clicks = {**dataset.schema["histories"]["clicks"], "of": ["query"]}
+    schema = {**dataset.schema, "features": features, "histories": {"clicks": clicks}}
+    searched = replace(dataset, log=dataset.log.append_column("query", queries), schema=schema)
+    assert solves(searched, {**SMALL, "query": ["query"]}, tmp_path, epochs=4, lr=1e-2, tables_lr=3e-2)

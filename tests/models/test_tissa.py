@@ -13,9 +13,9 @@ import pytest
 import torch
 from conformance import Case
 from sample_batches import FIELDS, GAP, ITEM, RATING, SINCE, ragged, shared
+from synthetic_runs import aucs_of, run_in
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from world_runs import aucs_of, run_in
 
 from longrec.data.worlds import world
 from longrec.errors import ConfigError
@@ -45,7 +45,9 @@ def rows(*lengths: int) -> Segments:
     return Segments(torch.tensor([0, *torch.tensor(lengths).cumsum(0)]), len(lengths), sum(lengths))
 
 
-def past(gaps: Tensor | None = None, since: Tensor | None = None, lengths: tuple[int, ...] = ()) -> HistoryBatch:
+def make_history(
+    gaps: Tensor | None = None, since: Tensor | None = None, lengths: tuple[int, ...] = ()
+) -> HistoryBatch:
     columns = {name: ids for name, ids in (("time_gap", gaps), ("since_previous", since)) if ids is not None}
     return HistoryBatch(columns, rows(*lengths).offsets)
 
@@ -53,7 +55,7 @@ def past(gaps: Tensor | None = None, since: Tensor | None = None, lengths: tuple
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_the_equations_row_by_row(settings: dict[str, Any]) -> None:
     model, batch = tissa(settings), ragged(7, longest=9, fields=TIMED)
-    path, embedded, found = path_of(model), model.embeddings(batch), []
+    path, embedded, expected = path_of(model), model.embeddings(batch), []
     seen, columns = embedded.histories["seen"], batch.histories["seen"].columns
     k, newest, width = model.config.slices, model.config.newest, model.config.hidden
     assert path.gates is not None
@@ -71,34 +73,34 @@ def test_the_equations_row_by_row(settings: dict[str, Any]) -> None:
             age = int(cast(Tensor, columns["time_gap"])[at]) - 2  # floor of the log2 of the seconds
             slices.setdefault(min(max(age - newest + 1, 0), k - 1), []).append(h)
         u: list[Tensor] = []
-        told: list[Tensor] = []
+        slice_vectors: list[Tensor] = []
         for back in sorted(slices, reverse=True):
             states = torch.stack(slices[back])
-            told.append(path.event(states).squeeze(1).softmax(0) @ states)
-            u.append(fused(path, told))
+            slice_vectors.append(path.event(states).squeeze(1).softmax(0) @ states)
+            u.append(fuse(path, slice_vectors))
         q = embedded.features["item"][row]
         v = torch.zeros(width)
         if u:
-            asked = path.of_candidate.weight @ q + path.of_slice.bias
-            scores = [path.target.weight[0] @ (path.of_slice.weight @ one + asked).sigmoid() for one in u]
+            query = path.of_candidate.weight @ q + path.of_slice.bias
+            scores = [path.target.weight[0] @ (path.of_slice.weight @ one + query).sigmoid() for one in u]
             v = torch.stack(scores).softmax(0) @ torch.stack(u)
-        parts = torch.cat([embedded.features["user"][row], q, v])
-        found.append(model.top(parts.unsqueeze(0))[0, 0])
-    torch.testing.assert_close(model(batch), torch.stack(found), rtol=1e-4, atol=1e-5)
+        inputs = torch.cat([embedded.features["user"][row], q, v])
+        expected.append(model.top(inputs.unsqueeze(0))[0, 0])
+    torch.testing.assert_close(model(batch), torch.stack(expected), rtol=1e-4, atol=1e-5)
 
 
-def fused(path: _Path, told: list[Tensor]) -> Tensor:
+def fuse(path: _Path, slices: list[Tensor]) -> Tensor:
     """u of the last of some slices, head by head."""
-    *before, own = told
+    *before, own = slices
     (w_c, w_q, w_v), among = path.among.inner.weight.chunk(3), path.among
     size = len(w_c) // among.heads
     g = torch.zeros(among.heads * size)
     for head in range(among.heads) if before else ():
-        part = slice(head * size, (head + 1) * size)
+        span = slice(head * size, (head + 1) * size)
         scores = torch.stack([
-            among.score[head] @ (w_c[part] @ one + w_q[part] @ own + among.bias[part]).sigmoid() for one in before
+            among.score[head] @ (w_c[span] @ one + w_q[span] @ own + among.bias[span]).sigmoid() for one in before
         ])  # fmt: skip
-        g[part] = scores.softmax(0) @ torch.stack([w_v[part] @ one for one in before])
+        g[span] = scores.softmax(0) @ torch.stack([w_v[span] @ one for one in before])
     g = among.outer.weight @ g
     f = linear(torch.cat([g, own]), path.fusion.weight, path.fusion.bias).sigmoid()
     return f * own + (1 - f) * g
@@ -109,47 +111,47 @@ def test_without_time_it_is_torchs_gru() -> None:
     path, own = path_of(tissa()), nn.GRU(48, 6, batch_first=True)
     order, unit = [1, 0, 2], path.recurrence  # torch's gates are r, z, n, and its z keeps
     weight, recurrent, bias = (
-        torch.cat([part.data.chunk(3)[at] for at in order]) for part in (unit.weight, unit.recurrent, unit.bias)
+        torch.cat([weights.data.chunk(3)[at] for at in order]) for weights in (unit.weight, unit.recurrent, unit.bias)
     )
     sign = torch.tensor([1.0, -1.0, 1.0]).repeat_interleave(6)
     own.weight_ih_l0.data, own.weight_hh_l0.data = weight * sign[:, None], recurrent * sign[:, None]
     own.bias_ih_l0.data, own.bias_hh_l0.data = bias * sign, torch.zeros(18)
     e = torch.randn(9, 48)
     expected = own(e.unsqueeze(0))[0][0]
-    assert (path.states(e, rows(9), past(since=torch.full((9,), 30))) - expected).abs().max() > 1e-3
+    assert (path.states(e, rows(9), make_history(since=torch.full((9,), 30))) - expected).abs().max() > 1e-3
     near = {"rtol": 1e-4, "atol": 1e-5}
-    torch.testing.assert_close(path.states(e, rows(9), past(since=torch.full((9,), 2))), expected, **near)
+    torch.testing.assert_close(path.states(e, rows(9), make_history(since=torch.full((9,), 2))), expected, **near)
     assert path.gates is not None
     path.gates.weight.data.zero_()
     torch.testing.assert_close(
-        path.states(e, rows(9), past(since=torch.full((9,), 30))), expected, rtol=1e-4, atol=1e-5
+        path.states(e, rows(9), make_history(since=torch.full((9,), 30))), expected, rtol=1e-4, atol=1e-5
     )
 
 
 @pytest.mark.parametrize("unknown", [0, 1])
-def test_an_interval_that_is_not_known_adds_nothing(unknown: int) -> None:
+def test_a_missing_interval_adds_nothing(unknown: int) -> None:
     """The first event of a history has no event before it: data preparation says that it is missing, 0."""
     ids = since_previous(np.array([5_000, 9_000, 8_000, 70_000]), np.array([0, 2, 4]))
     assert ids.tolist() == [0, 4, 0, 7]
     path, e = path_of(tissa()), torch.randn(4, 48)
     assert path.gates is not None
-    told = path.states(e, rows(2, 2), past(since=torch.from_numpy(ids)))
+    states = path.states(e, rows(2, 2), make_history(since=torch.from_numpy(ids)))
     path.gates.weight.data *= 2
-    more = path.states(e, rows(2, 2), past(since=torch.from_numpy(ids)))
-    torch.testing.assert_close(more[[0, 2]], told[[0, 2]])
-    assert ((more - told)[[1, 3]].abs().amax(1) > 1e-3).all()
+    more = path.states(e, rows(2, 2), make_history(since=torch.from_numpy(ids)))
+    torch.testing.assert_close(more[[0, 2]], states[[0, 2]])
+    assert ((more - states)[[1, 3]].abs().amax(1) > 1e-3).all()
     plain = path.recurrence.states(e, rows(2, 2))
-    torch.testing.assert_close(path.states(e, rows(2, 2), past(since=torch.full((4,), unknown))), plain)
+    torch.testing.assert_close(path.states(e, rows(2, 2), make_history(since=torch.full((4,), unknown))), plain)
 
 
-def test_slices_count_from_the_moment_of_the_request() -> None:
+def test_slices_count_from_the_time_of_the_request() -> None:
     """Request time - event time, whatever the time between events."""
-    path, moment = path_of(tissa()), 10**9
-    times = moment - 1_000 * np.array([2**14, 2**14 - 1, 5, 1])
-    ids = torch.from_numpy(time_gaps(np.full(4, moment), times))
-    early = torch.from_numpy(time_gaps(np.full(4, moment + 1_000 * 2**13), times))
-    assert (3 - path.places(rows(4), past(ids))).tolist() == [3, 3, 0, 0]
-    assert (3 - path.places(rows(4), past(early))).tolist() == [3, 3, 2, 2]
+    path, timestamp = path_of(tissa()), 10**9
+    times = timestamp - 1_000 * np.array([2**14, 2**14 - 1, 5, 1])
+    ids = torch.from_numpy(time_gaps(np.full(4, timestamp), times))
+    early = torch.from_numpy(time_gaps(np.full(4, timestamp + 1_000 * 2**13), times))
+    assert (3 - path.slice_numbers(rows(4), make_history(ids))).tolist() == [3, 3, 0, 0]
+    assert (3 - path.slice_numbers(rows(4), make_history(early))).tolist() == [3, 3, 2, 2]
 
 
 def test_slices_are_half_open() -> None:
@@ -159,31 +161,31 @@ def test_slices_are_half_open() -> None:
     seconds = np.array([0, 1, *(second for end in ends for second in (end - 1, end)), 10**9])
     ids = torch.from_numpy(time_gaps(1_000 * seconds, np.zeros_like(seconds)))
     expected = [0, 0, 0, 1, 1, 2, 2, 3, 3]  # back from the newest slice
-    assert (3 - path.places(rows(9), past(ids))).tolist() == expected
+    assert (3 - path.slice_numbers(rows(9), make_history(ids))).tolist() == expected
 
 
-def test_a_history_without_times_is_cut_by_place() -> None:
+def test_a_history_without_times_is_cut_by_position() -> None:
     bare = Fields((ITEM,), {"seen": (ITEM,)})
     path = path_of(tissa(SMALL, bare))
     assert path.gates is None
-    found = 3 - path.places(rows(17, 0, 2), past(lengths=(17, 0, 2)))
-    assert found.tolist() == [*[3] * 10, 2, 2, 2, 2, 1, 1, 0, 1, 0]
+    actual = 3 - path.slice_numbers(rows(17, 0, 2), make_history(lengths=(17, 0, 2)))
+    assert actual.tolist() == [*[3] * 10, 2, 2, 2, 2, 1, 1, 0, 1, 0]
     together = Segments(torch.tensor([0, 17]), 3, 17, shared=True)
-    assert torch.equal(3 - path.places(together, past(lengths=(17,))), found[:17])
+    assert torch.equal(3 - path.slice_numbers(together, make_history(lengths=(17,))), actual[:17])
 
 
 def test_order_inside_a_slice_does_not_matter_to_it() -> None:
     """Of the states: the recurrence itself knows the order."""
     path = path_of(tissa())
-    h, place = torch.randn(7, 6), torch.tensor([0, 0, 0, 2, 2, 3, 1])
+    h, slice_U = torch.randn(7, 6), torch.tensor([0, 0, 0, 2, 2, 3, 1])
     turned = [2, 0, 1, 4, 3, 5, 6]
     for segments in (rows(5, 2), Segments(torch.tensor([0, 7]), 2, 7, shared=True)):
-        l_RSD, real, share = path.intra(h, place, segments)
-        l_turned, _, share_turned = path.intra(h[turned], place, segments)
+        l_RSD, real, share = path.intra(h, slice_U, segments)
+        l_turned, _, share_turned = path.intra(h[turned], slice_U, segments)
         torch.testing.assert_close(l_turned, l_RSD)
         torch.testing.assert_close(share_turned, share[turned])
         mixed = [1, 4, 0, 3, 2, 6, 5]  # events of a slice need not stand together
-        torch.testing.assert_close(path.intra(h[mixed], place[mixed], segments)[2], share[mixed])
+        torch.testing.assert_close(path.intra(h[mixed], slice_U[mixed], segments)[2], share[mixed])
         assert real[0].tolist() == [True, segments.shared, True, segments.shared]
 
 
@@ -202,13 +204,13 @@ def test_an_empty_slice_changes_nothing() -> None:
     """What happened in two slices is the same to the candidate if others lie between them, before and after."""
     path, e, q = path_of(tissa()), torch.randn(5, 48), torch.randn(1, 16)
 
-    def found(gaps: list[int]) -> Tensor:
-        v_BD, w_BS, *_ = path(q, e, rows(5), past(torch.tensor(gaps), torch.full((5,), 4)))
+    def run(gaps: list[int]) -> Tensor:
+        v_BD, w_BS, *_ = path(q, e, rows(5), make_history(torch.tensor(gaps), torch.full((5,), 4)))
         assert (w_BS > 0).sum() == 2
         return cast(Tensor, v_BD)
 
-    near, far = found([14, 14, 14, 13, 12]), found([16, 17, 14, 14, 14])
-    apart = found([20, 20, 5, 5, 5])
+    near, far = run([14, 14, 14, 13, 12]), run([16, 17, 14, 14, 14])
+    apart = run([20, 20, 5, 5, 5])
     assert (far - near).abs().max() > 1e-4  # a slice more or less of an event is another thing
     torch.testing.assert_close(apart, far)
 
@@ -239,22 +241,22 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         build({"name": "tissa", "slices": 1}, TIMED)
 
 
-def _found(model: Mapping[str, Any], folder: Path, without: tuple[str, ...] = ()) -> tuple[float, float]:
+def _measure(model: Mapping[str, Any], folder: Path, without: tuple[str, ...] = ()) -> tuple[float, float]:
     """AUC and bar in the world where only the time that passed tells."""
-    made = world("periodic")
-    schema = copy.deepcopy(dict(made.schema))
+    dataset = world("periodic")
+    schema = copy.deepcopy(dict(dataset.schema))
     history = schema["histories"]["clicks"]
     history["of"] = [name for name in history["of"] if name not in without]
-    made = replace(made, schema=schema)
-    found, oracle = aucs_of(made, run_in(made, model, folder))
-    return found, made.bar(oracle)
+    dataset = replace(dataset, schema=schema)
+    actual, bayes_auc = aucs_of(dataset, run_in(dataset, model, folder))
+    return actual, dataset.bar(bayes_auc)
 
 
-def test_what_was_wanted_a_day_ago_is_found_by_time(tmp_path: Path) -> None:
+def test_what_was_wanted_a_day_ago_is_learned_by_time(tmp_path: Path) -> None:
     model = world("periodic", 2).must[0]
     assert model["name"] == "tissa"
-    found, bar = _found(model, tmp_path)
-    assert found >= bar
+    actual, bar = _measure(model, tmp_path)
+    assert actual >= bar
 
 
 @pytest.mark.parametrize(
@@ -262,9 +264,9 @@ def test_what_was_wanted_a_day_ago_is_found_by_time(tmp_path: Path) -> None:
     [({"name": "tissa", "hidden": 8, "heads": 2}, ("time_gap", "since_previous")), ({"name": "pooling"}, ())],
     ids=["tissa", "pooling"],
 )
-def test_what_was_wanted_a_day_ago_is_not_found_by_order_or_sums(
+def test_what_was_wanted_a_day_ago_is_not_learned_by_order_or_sums(
     model: dict[str, Any], without: tuple[str, ...], tmp_path: Path
 ) -> None:
     assert {"name": "pooling"} in world("periodic", 2).must_not
-    found, _ = _found({**model, "mlp": [16]}, tmp_path, without)
-    assert abs(found - 0.5) < 0.07
+    actual, _ = _measure({**model, "mlp": [16]}, tmp_path, without)
+    assert abs(actual - 0.5) < 0.07

@@ -12,7 +12,7 @@ from longrec.models.wide_deep import WideDeep, cross
 CROSSED = Case("wide_deep", {"crosses": [["user", "item"], ["user", "hour"]], "cross_buckets": 50})
 
 
-def test_without_the_deep_part_it_is_logistic_regression() -> None:
+def test_without_the_deep_network_it_is_logistic_regression() -> None:
     model, batch = Case("wide_deep").lively(), ragged(9)
     assert isinstance(model, WideDeep)
     lr = build({"name": "lr"}, FIELDS)
@@ -35,14 +35,14 @@ def test_a_cross_has_a_weight_of_its_own_for_a_pair() -> None:
     assert (after - before).abs().sum() < 10 * 9
 
 
-def test_crosses_keep_the_house_rules() -> None:
+def test_crosses_pass_the_conformance_suite() -> None:
     model, batch = CROSSED.lively(), ragged(9)
     torch.testing.assert_close(model(take(batch, [7, 2])), model(batch)[[7, 2]], rtol=1e-4, atol=1e-5)
     one = shared(5, 3)
     torch.testing.assert_close(model(one), model(repeated(one)), rtol=1e-4, atol=1e-5)
 
 
-def test_wide_parameters_are_in_the_wide_part_only_and_sparse_where_tables() -> None:
+def test_wide_parameters_are_of_the_linear_model_only_and_sparse_where_tables() -> None:
     model = CROSSED.build()
     assert isinstance(model, WideDeep)
     wide = {id(parameter) for parameter in model.wide_parameters()}
@@ -54,9 +54,9 @@ def test_wide_parameters_are_in_the_wide_part_only_and_sparse_where_tables() -> 
 
 def test_the_hash_is_the_same_in_every_process_and_spreads() -> None:
     a, b = torch.arange(200).repeat_interleave(200), torch.arange(200).repeat(200)
-    found = cross(a, b, 1000)
-    assert found[7 * 200 + 9] == (7 * 1_103_515_245 + 9 * 214_013_741) % (2**31 - 1) % 1000
-    counts = torch.bincount(found, minlength=1000)
+    actual = cross(a, b, 1000)
+    assert actual[7 * 200 + 9] == (7 * 1_103_515_245 + 9 * 214_013_741) % (2**31 - 1) % 1000
+    counts = torch.bincount(actual, minlength=1000)
     assert counts.min() > 0
     assert counts.max() < 3 * counts.float().mean()
     assert (cross(torch.tensor([2**31 - 2]), torch.tensor([2**31 - 2]), 10) >= 0).all()  # no overflow

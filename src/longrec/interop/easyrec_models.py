@@ -66,7 +66,7 @@ def _convert_multi_tower(own: Section, groups: Groups, _: Tasks) -> dict[str, An
         if group is None:
             continue
         of = groups.read(name)
-        settings: dict[str, Any] = {"of": of, **convert_layers(tower.section("dnn"))}
+        settings: dict[str, Any] = {"features": of, **convert_layers(tower.section("dnn"))}
         inside = convert_attention(group, groups)
         settings |= {"din": inside} if inside else {}
         if not of and not inside:
@@ -74,7 +74,7 @@ def _convert_multi_tower(own: Section, groups: Groups, _: Tasks) -> dict[str, An
         key = re.sub(r"[^\w-]", "_", name)
         if key in towers:
             tower.fault("input", f"names the group {name!r} again; expected one tower per group")
-        towers[key] = settings if of else {key: value for key, value in settings.items() if key != "of"}
+        towers[key] = settings if of else {key: value for key, value in settings.items() if key != "features"}
         own.reading.origins[f"model.towers.{key}"] = tower.position
     din: dict[str, Any] = {}
     attention = {group.get("group_name") or "": group for group in groups.config.all("seq_att_groups")}

@@ -314,7 +314,7 @@ def _convert_base(own: Section, groups: Groups, under: Mapping[str, dict[str, An
         if not of:
             groups.by_name[name].fault("feature_names", "have none that is carried; expected one feature at least")
         plain = plain and not inside
-        towers[re.sub(r"[^\w-]", "_", name)] = {"of": of, **form, **({"din": inside} if inside else {})}
+        towers[re.sub(r"[^\w-]", "_", name)] = {"features": of, **form, **({"din": inside} if inside else {})}
     vectors = embeds_numbers(groups)
     numbers = any(spec.settings.get("kind") == "dense" for spec in groups.features.read.values())
     if not towers or (plain and not numbers):

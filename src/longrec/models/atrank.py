@@ -145,14 +145,14 @@ class ATRank(Ranker):
 
     def _attend(self, batch: Batch, embedded: EmbeddedBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """User ``[B, D]``, candidate ``[B, D]`` and the weights of the events of every history."""
-        behaviours = [
+        events = [
             cast(Tensor, group(torch.cat(list(columns.values()), 1)))
             for group, columns in zip(self.groups, embedded.histories.values())
         ]
         every = [Segments.of(batch.histories[history], batch.size) for history in self.fields.histories]
         segments, order = _union(every)
         attention = BucketedAttention(segments)
-        x_UD = torch.cat(behaviours)
+        x_UD = torch.cat(events)
         x_UD = attention.gather_positions(x_UD if order is None else x_UD.index_select(0, order))
         for block in self.blocks:
             x_UD = block(x_UD, attention)
@@ -161,7 +161,7 @@ class ATRank(Ranker):
         if not segments.shared:
             w = attention.restore_positions(w)
             w = w if order is None else w.index_select(0, order.argsort())
-        weights = torch.split(w, [x.shape[0] for x in behaviours], -1)
+        weights = torch.split(w, [x.shape[0] for x in events], -1)
         return attention.restore_rows(e_BD), s_BD, dict(zip(self.fields.histories, weights))
 
 

@@ -64,7 +64,7 @@ class BSTConfig(Strict):
     hidden: Width | None = Field(None, description="Units of the network in a block; as many as its inputs by default.")
     pooling: Literal["target", "mean", "sum"] = Field("target", description="What of the last block is kept.")
     position: Literal["time", "concat", "add"] = Field("time", description="An index of place beside the time passed.")
-    places: Width = Field(128, description="Places counted back from the candidate that an index tells apart.")
+    max_positions: Width = Field(128, description="Places counted back from the candidate that an index tells apart.")
     mlp: tuple[Width, ...] = Field((1024, 512, 256), min_length=1, description="Hidden units of the top MLP.")
     mlp_activation: Name = Field("leaky_relu", description="Activation of the top MLP.")
     dropout: float = Field(0.2, ge=0, lt=1, description="Share of units dropped in blocks and top MLP in training.")
@@ -100,10 +100,10 @@ class BST(Ranker):
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """The last hidden layer of the top MLP."""
         embedded = self.embeddings(batch)
-        parts = list(embedded.features.values())
+        inputs = list(embedded.features.values())
         for history in self.fields.histories:
-            parts.append(self.paths[f"path_{history}"](*self.queries(batch, embedded, history)))
-        return self.top.hidden(torch.cat(parts, 1))
+            inputs.append(self.paths[f"path_{history}"](*self.queries(batch, embedded, history)))
+        return self.top.hidden(torch.cat(inputs, 1))
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """The final layer."""
@@ -128,15 +128,17 @@ class BST(Ranker):
 class _Path(nn.Module):
     """The blocks of one history."""
 
+    renamed_parameters: ClassVar[dict[str, str]] = {"places": "position_embedding"}
+
     def __init__(self, query: int, key: int, config: BSTConfig) -> None:
         super().__init__()
         self.pooling, self.position = config.pooling, config.position
         index = config.embedding_dim if config.position == "concat" else 0
         self.width = key + index
         self.absent = nn.Parameter(torch.randn(key - query) * config.init_std) if query < key else None
-        self.places = None
+        self.position_embedding = None
         if config.position != "time":
-            self.places = nn.Parameter(torch.randn(config.places, index or key) * config.init_std)
+            self.position_embedding = nn.Parameter(torch.randn(config.max_positions, index or key) * config.init_std)
         hidden = config.hidden or self.width
         self.blocks = nn.ModuleList(
             EncoderLayer(self.width, config.heads, hidden, activation="leaky_relu", dropout=config.dropout)
@@ -182,12 +184,15 @@ class _Path(nn.Module):
         y_BD = q_BQ
         if self.absent is not None:
             y_BD = torch.cat([y_BD, self.absent.expand(y_BD.shape[0], -1)], 1)
-        if self.places is None:
+        if self.position_embedding is None:
             return y_BD, e_UK
         count, device = segments.positions, segments.offsets.device
         stop = count if segments.shared else segments.expand_rows(segments.offsets[1:])
-        back_U = (stop - torch.arange(count, device=device)).clamp(max=len(self.places) - 1)
-        p_UD, own_BD = self.places.index_select(0, back_U), self.places[0].expand(y_BD.shape[0], -1)
+        back_U = (stop - torch.arange(count, device=device)).clamp(max=len(self.position_embedding) - 1)
+        p_UD, own_BD = (
+            self.position_embedding.index_select(0, back_U),
+            self.position_embedding[0].expand(y_BD.shape[0], -1),
+        )
         if self.position == "add":
             return y_BD + own_BD, e_UK + p_UD
         return torch.cat([y_BD, own_BD], 1), torch.cat([e_UK, p_UD], 1)
@@ -197,7 +202,7 @@ def _step(
     block: EncoderLayer, y_BD: Tensor, x: Tensor, attention: BucketedAttention, events: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Candidates after a block, events after it if they go on, and the weights of the candidates on the events."""
-    q, k, v = (part.view(*x.shape[:-1], part.shape[1]) for part in block.project(x.flatten(0, -2)))
+    q, k, v = (projection.view(*x.shape[:-1], projection.shape[1]) for projection in block.project(x.flatten(0, -2)))
     q_BX, *own = block.project(y_BD)
     beside = own[0], own[1]
     o_BX, w = attention.attend_query(q_BX, k, v, block.heads, beside)

@@ -106,8 +106,8 @@ class CAN(Ranker):
         super().__init__(config, fields)
         self.pairs = pairs_of(config.pairs, fields)
         self.base = build_base(config.base, fields, "model.base")
-        past = {history for _, history, _ in self.pairs if history}
-        self.reads_history = bool(past) or self.base.reads_history
+        histories = {history for _, history, _ in self.pairs if history}
+        self.reads_history = bool(histories) or self.base.reads_history
         self.order_matters, self.user_order = self.base.order_matters, self.base.user_order
         self.unit = Unit(config.micro, config.bias, config.unit_activation, config.outputs == "all")
         self.sets = config.orders if config.independent_orders else 1
@@ -146,20 +146,20 @@ class CAN(Ranker):
         """Equation 4: pair by pair, order by order, layer by layer."""
         owned, met = self.weights(batch).features, self.inputs(batch)
         at_item, at_met = dict.fromkeys(owned, 0), {name: 0 for name in self.inputs.widths}
-        wide, width, found = self.unit.weights * self.sets, self.config.micro[0], []
-        laid: dict[str, _Laid] = {}
+        wide, width, outputs = self.unit.weights * self.sets, self.config.micro[0], []
+        layouts: dict[str, _Layout] = {}
         for item, history, column in self.pairs:
             w_BW = owned[item][:, at_item[item] : at_item[item] + wide]
-            given = met.histories[history][column] if history else met.features[column]
-            p_UI = given[:, at_met[column] : at_met[column] + width]
+            vectors = met.histories[history][column] if history else met.features[column]
+            p_UI = vectors[:, at_met[column] : at_met[column] + width]
             at_item[item] += wide
             at_met[column] += width
-            if history not in laid:
-                laid[history] = _Laid(Segments.of(batch.histories[history], batch.size) if history else None)
+            if history not in layouts:
+                layouts[history] = _Layout(Segments.of(batch.histories[history], batch.size) if history else None)
             p_UCI = torch.stack([p_UI**order for order in range(1, self.config.orders + 1)], 1)
             groups = zip(p_UCI.chunk(self.sets, 1), w_BW.chunk(self.sets, 1))
-            found += [laid[history].summed(self.unit, p, w).flatten(1) for p, w in groups]
-        return torch.cat(found, 1)
+            outputs += [layouts[history].sum_outputs(self.unit, p, w).flatten(1) for p, w in groups]
+        return torch.cat(outputs, 1)
 
 
 class Unit(nn.Module):
@@ -175,16 +175,16 @@ class Unit(nn.Module):
 
     def forward(self, h_GMI: Tensor, w_GW: Float[Tensor, "G W"]) -> Float[Tensor, "G M O"]:
         """``[G, M, I]`` through the weights of each group; or ``[M, I]`` through those of every group."""
-        parts, kept = iter(torch.split(w_GW, self.sizes, 1)), []
+        chunks, kept = iter(torch.split(w_GW, self.sizes, 1)), []
         for number, (i, o) in enumerate(self.shapes, 1):
-            w_GIO = next(parts).reshape(-1, i, o)
+            w_GIO = next(chunks).reshape(-1, i, o)
             if h_GMI.ndim == 2:
                 m = h_GMI.shape[0]
                 h_GMI = (h_GMI @ w_GIO.transpose(0, 1).flatten(1)).reshape(m, w_GW.shape[0], o).transpose(0, 1)
             else:
                 h_GMI = torch.bmm(h_GMI, w_GIO)
             if self.bias:
-                h_GMI = h_GMI + next(parts).unsqueeze(1)
+                h_GMI = h_GMI + next(chunks).unsqueeze(1)
             if number < len(self.shapes):
                 h_GMI = self.activation(h_GMI)
             if self.every or number == len(self.shapes):
@@ -192,7 +192,7 @@ class Unit(nn.Module):
         return torch.cat(kept, 2)
 
 
-class _Laid:
+class _Layout:
     """How what an item meets lies: one thing a row (no segments), or the positions of a history.
 
     Positions of a row share their weights, so they are multiplied in tiles: the weights of a row are copied for each
@@ -207,9 +207,9 @@ class _Laid:
             first = (tiles.cumsum(0) - tiles) * _TILE
             self.row = torch.arange(segments.rows, device=lengths.device).repeat_interleave(tiles)
             every = torch.arange(segments.positions, device=lengths.device)
-            self.place = every + segments.expand_rows(first - segments.offsets[:-1])
+            self.index = every + segments.expand_rows(first - segments.offsets[:-1])
 
-    def summed(self, unit: Unit, p_UCI: Tensor, w_BW: Tensor) -> Tensor:
+    def sum_outputs(self, unit: Unit, p_UCI: Tensor, w_BW: Tensor) -> Tensor:
         """``[B, C, O]``: the sum over what each row meets."""
         segments, (orders, width) = self.segments, p_UCI.shape[1:]
         if segments is None:
@@ -221,9 +221,9 @@ class _Laid:
         if torch.compiler.is_compiling():
             h_NCO = unit(p_UCI, w_BW.index_select(0, segments.row))
         else:
-            x = p_UCI.new_zeros(len(self.row) * _TILE, orders * width).index_copy(0, self.place, p_UCI.flatten(1))
+            x = p_UCI.new_zeros(len(self.row) * _TILE, orders * width).index_copy(0, self.index, p_UCI.flatten(1))
             h = unit(x.view(-1, _TILE * orders, width), w_BW.index_select(0, self.row))
-            h_NCO = h.reshape(-1, orders, unit.outputs).index_select(0, self.place)
+            h_NCO = h.reshape(-1, orders, unit.outputs).index_select(0, self.index)
         return segments.sum(h_NCO.flatten(1)).reshape(-1, orders, unit.outputs)
 
 
@@ -231,7 +231,7 @@ Pair = tuple[str, str, str]
 """The feature that owns the weights; then the history (or nothing) and the column that it meets."""
 
 
-def pairs_of(asked: Sequence[tuple[str, str]] | None, fields: Fields) -> list[Pair]:
+def pairs_of(pairs: Sequence[tuple[str, str]] | None, fields: Fields) -> list[Pair]:
     """The pairs of a config, or those of the same type.
 
     Raises:
@@ -241,22 +241,22 @@ def pairs_of(asked: Sequence[tuple[str, str]] | None, fields: Fields) -> list[Pa
     met: dict[str, tuple[str, str]] = {name: ("", name) for name in own}
     for history, columns in fields.histories.items():
         met |= {f"{history}.{c.name}": (history, c.name) for c in columns if c.kind in ("id", "multi")}
-    if asked is None:
-        found = [pair for history in fields.histories for pair in _same_type(history, fields)]
-        if not found:
+    if pairs is None:
+        matches = [pair for history in fields.histories for pair in _same_type(history, fields)]
+        if not matches:
             raise ConfigError("schema", ["model.pairs: no history to pair the item with; name pairs of features"])
-        return found
+        return matches
     faults = []
-    for one, other in asked:
+    for one, other in pairs:
         if one not in own:
             faults.append(f"model.pairs: {one!r} is not an id of the impression; known: {', '.join(own)}")
         if other not in met:
             faults.append(f"model.pairs: {other!r} is not an id of the schema; known: {', '.join(met)}")
-    if len(set(asked)) != len(asked):
+    if len(set(pairs)) != len(pairs):
         faults.append("model.pairs: names a pair twice")
     if faults:
         raise ConfigError("schema", faults)
-    return [(one, *met[other]) for one, other in asked]
+    return [(one, *met[other]) for one, other in pairs]
 
 
 def _same_type(history: str, fields: Fields) -> list[Pair]:

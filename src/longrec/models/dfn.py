@@ -65,7 +65,7 @@ from longrec.nn.transformer import EncoderLayer
 
 Width = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(gt=0)]
-PARTS = ("clicks", "unclicks", "dislikes")
+ROLES = ("clicks", "unclicks", "dislikes")
 
 
 class DFNConfig(Strict):
@@ -80,7 +80,7 @@ class DFNConfig(Strict):
     unclick_weight: Weight = Field(1.0, description="Weight of rows left unclicked.")
     dislike_weight: Weight = Field(10.0, description="Weight of disliked rows.")
     heads: Width = Field(2, description="Heads of the transformers.")
-    places: Width = Field(64, description="Places counted back from the candidate that are told apart.")
+    max_positions: Width = Field(64, description="Places counted back from the candidate that are told apart.")
     attention: tuple[Width, ...] = Field((32,), min_length=1, description="Hidden units of the external attention.")
     mlp: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units of the MLP.")
     activation: Name = Field("relu", description="Activation of the MLP.")
@@ -100,14 +100,14 @@ class DFN(Ranker):
     reads_history = True
     order_matters = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"heads": 1, "places": 4, "attention": [8, 4], "mlp": [32], "batch_norm": False, "dropout": 0.1},
+        {"heads": 1, "max_positions": 4, "attention": [8, 4], "mlp": [32], "batch_norm": False, "dropout": 0.1},
     )
 
     def __init__(self, config: DFNConfig, fields: Fields) -> None:
         super().__init__(config, fields)
-        self.part = _parts(config, fields)
+        self.role = _assign_roles(config, fields)
         self.targets = (config.dislike,) if config.dislike else ()
-        read = Fields(fields.features, {name: fields.histories[name] for name in self.part.values()})
+        read = Fields(fields.features, {name: fields.histories[name] for name in self.role.values()})
         width = find_common_width(Fields(read.tables(), {}), config.embedding_dim, "dfn")
         self.embeddings = Embeddings(read, width=width, histories=True, std=config.init_std)
         self.first_order = Embeddings(Fields(fields.features, {}), width=1, std=0.0)
@@ -116,17 +116,17 @@ class DFN(Ranker):
         key = self.queries.key_widths
         self.inner = nn.ModuleDict(
             {
-                part: _Internal(
-                    self.queries.query_widths[name], key[name], config.heads, config.places, config.init_std
+                role: _Internal(
+                    self.queries.query_widths[name], key[name], config.heads, config.max_positions, config.init_std
                 )
-                for part, name in self.part.items()
+                for role, name in self.role.items()
             }
         )
-        self.outer, inputs = nn.ModuleDict(), sum(key[name] for name in self.part.values())
-        for part in ("clicks", "dislikes"):
-            if part in self.part and "unclicks" in self.part:
-                unclicked = key[self.part["unclicks"]]
-                self.outer[part] = _External(key[self.part[part]], unclicked, config.attention)
+        self.outer, inputs = nn.ModuleDict(), sum(key[name] for name in self.role.values())
+        for role in ("clicks", "dislikes"):
+            if role in self.role and "unclicks" in self.role:
+                unclicked = key[self.role["unclicks"]]
+                self.outer[role] = _External(key[self.role[role]], unclicked, config.attention)
                 inputs += unclicked
         inputs += width * len(fields.features)
         self.deep = MLP(
@@ -179,14 +179,14 @@ class DFN(Ranker):
 
     def feedback(self, batch: Batch, embedded: EmbeddedBatch) -> dict[str, Float[Tensor, "B K"]]:
         """f by its parts: ``clicks``, ``unclicks`` and ``dislikes``, then ``unclicks by clicks`` and so on."""
-        found: dict[str, Tensor] = {}
-        read = {part: self.queries(batch, embedded, history) for part, history in self.part.items()}
-        empty = {part: find_empty_rows(segments) for part, (_, _, segments) in read.items()}
-        for part, asked in read.items():
-            found[part] = self.inner[part](*asked)[0].masked_fill(empty[part], 0)
-        for part, outer in self.outer.items():
-            found[f"unclicks by {part}"] = outer(found[part], *read["unclicks"][1:]).masked_fill(empty[part], 0)
-        return found
+        vectors: dict[str, Tensor] = {}
+        read = {role: self.queries(batch, embedded, history) for role, history in self.role.items()}
+        empty = {role: find_empty_rows(segments) for role, (_, _, segments) in read.items()}
+        for role, inputs in read.items():
+            vectors[role] = self.inner[role](*inputs)[0].masked_fill(empty[role], 0)
+        for role, outer in self.outer.items():
+            vectors[f"unclicks by {role}"] = outer(vectors[role], *read["unclicks"][1:]).masked_fill(empty[role], 0)
+        return vectors
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """What the candidate attends to in the transformers, mean over heads: ragged ``[N]``, shared ``[B, T]``.
@@ -195,18 +195,20 @@ class DFN(Ranker):
         """
         embedded = self.embeddings(batch)
         return {
-            history: cast(_Internal, self.inner[part])(*self.queries(batch, embedded, history))[1]
-            for part, history in self.part.items()
+            history: cast(_Internal, self.inner[role])(*self.queries(batch, embedded, history))[1]
+            for role, history in self.role.items()
         }
 
 
 class _Internal(nn.Module):
     """The candidate among the events of one history, and their mean."""
 
-    def __init__(self, query: int, key: int, heads: int, places: int, std: float) -> None:
+    renamed_parameters: ClassVar[dict[str, str]] = {"places": "position_embedding"}
+
+    def __init__(self, query: int, key: int, heads: int, max_positions: int, std: float) -> None:
         super().__init__()
         self.absent = nn.Parameter(torch.randn(key - query) * std) if query < key else None
-        self.places = nn.Parameter(torch.randn(places, key) * std)
+        self.position_embedding = nn.Parameter(torch.randn(max_positions, key) * std)
         self.layer = EncoderLayer(key, heads, 4 * key, norm=False)
 
     def forward(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
@@ -215,9 +217,9 @@ class _Internal(nn.Module):
         y_BK = q_BQ if self.absent is None else torch.cat([q_BQ, self.absent.expand(q_BQ.shape[0], -1)], 1)
         count, device = segments.positions, segments.offsets.device
         stop = count if segments.shared else segments.expand_rows(segments.offsets[1:])
-        back_U = (stop - torch.arange(count, device=device)).clamp(max=len(self.places) - 1)
-        y_BK = attention.gather_rows(y_BK + self.places[0])
-        x = attention.gather_positions(e_UK + self.places.index_select(0, back_U))
+        back_U = (stop - torch.arange(count, device=device)).clamp(max=len(self.position_embedding) - 1)
+        y_BK = attention.gather_rows(y_BK + self.position_embedding[0])
+        x = attention.gather_positions(e_UK + self.position_embedding.index_select(0, back_U))
         (q, k, v), (own_q, *own) = layer.project(x), layer.project(y_BK)
         beside = own[0], own[1]
         o_BX, w = attention.attend_query(own_q, k, v, layer.heads, beside)
@@ -241,21 +243,21 @@ class _External(nn.Module):
 
     def forward(self, f_BQ: Tensor, e_UK: Tensor, segments: Segments) -> Tensor:
         """``[B, K]``; 0 for a row with nothing unclicked."""
-        picked: Tensor = self.unit(f_BQ if self.project is None else self.project(f_BQ), e_UK, segments)
-        return picked
+        pooled: Tensor = self.unit(f_BQ if self.project is None else self.project(f_BQ), e_UK, segments)
+        return pooled
 
 
-def _parts(config: DFNConfig, fields: Fields) -> dict[str, str]:
+def _assign_roles(config: DFNConfig, fields: Fields) -> dict[str, str]:
     """The history that plays each part."""
-    told = {part: name for part in PARTS if (name := getattr(config, part)) is not None}
-    known, faults = list(fields.histories), []
-    if not told and len(known) > len(PARTS):
-        faults = [f"model: the schema has {len(known)} histories; name those that dfn reads: {', '.join(PARTS)}"]
-    for part, name in told.items():
-        if name not in known:
-            faults.append(f"model.{part}: no history named {name!r}; there are {', '.join(known) or 'none'}")
-        elif list(told.values()).index(name) < list(told).index(part):
-            faults.append(f"model.{part}: the history {name!r} plays another part already")
+    assigned = {role: name for role in ROLES if (name := getattr(config, role)) is not None}
+    histories, faults = list(fields.histories), []
+    if not assigned and len(histories) > len(ROLES):
+        faults = [f"model: the schema has {len(histories)} histories; name those that dfn reads: {', '.join(ROLES)}"]
+    for role, name in assigned.items():
+        if name not in histories:
+            faults.append(f"model.{role}: no history named {name!r}; there are {', '.join(histories) or 'none'}")
+        elif list(assigned.values()).index(name) < list(assigned).index(role):
+            faults.append(f"model.{role}: the history {name!r} plays another part already")
     if faults:
         raise ConfigError("config", faults)
-    return told or dict(zip(PARTS, known))
+    return assigned or dict(zip(ROLES, histories))

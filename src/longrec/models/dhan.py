@@ -105,11 +105,11 @@ class DHAN(Ranker):
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """The last hidden layer of the top MLP."""
         embedded = self.embeddings(batch)
-        parts = list(embedded.features.values())
+        inputs = list(embedded.features.values())
         for history in self.fields.histories:
             q_BQ, k_UK, segments = self.queries(batch, embedded, history)
-            parts.append(self.paths[f"path_{history}"](q_BQ, k_UK, segments, self._groups(batch, history, segments)))
-        return self.top.hidden(torch.cat(parts, 1))
+            inputs.append(self.paths[f"path_{history}"](q_BQ, k_UK, segments, self._groups(batch, history, segments)))
+        return self.top.hidden(torch.cat(inputs, 1))
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """The final layer."""
@@ -123,13 +123,13 @@ class DHAN(Ranker):
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """The part of every position in x: ragged ``[N]``, shared ``[B, T]``. Those of a row sum to one."""
-        embedded, told = self.embeddings(batch), {}
+        embedded, weights = self.embeddings(batch), {}
         for history in self.fields.histories:
             q_BQ, k_UK, segments = self.queries(batch, embedded, history)
             path = cast(_Path, self.paths[f"path_{history}"])
             w_N = path.weights(q_BQ, k_UK, segments, self._groups(batch, history, segments))
-            told[history] = w_N.reshape(batch.size, -1) if segments.shared else w_N
-        return told
+            weights[history] = w_N.reshape(batch.size, -1) if segments.shared else w_N
+        return weights
 
     def _groups(self, batch: Batch, history: str, segments: Segments) -> Groups | None:
         column = self.columns[history]
@@ -169,5 +169,5 @@ class _Path(nn.Module):
         if groups is None:
             return self.categories.weights(q_BQ, k_UK, segments)
         share_N = groups.shares(self.items.weights(q_BQ, k_UK, segments))
-        part_M = self.categories.weights(q_BQ, *groups.means(share_N, k_UK))
-        return share_N * groups.whole(part_M)
+        share_M = self.categories.weights(q_BQ, *groups.means(share_N, k_UK))
+        return share_N * groups.whole(share_M)

@@ -60,7 +60,7 @@ from longrec.nn.recurrent import GRU, Update
 from longrec.nn.segments import Segments
 
 Width = Annotated[int, Field(ge=1)]
-_Walked = tuple[Tensor, Tensor, Segments]
+_PathStates = tuple[Tensor, Tensor, Segments]
 """Of a history its interests, its events and its segments."""
 
 
@@ -139,7 +139,7 @@ class DIEN(Ranker):
             walked[history] = h_UH, e_UK, segments
         return self._auxiliary(walked, batch)
 
-    def _auxiliary(self, walked: dict[str, _Walked], batch: Batch) -> Tensor | float:
+    def _auxiliary(self, walked: dict[str, _PathStates], batch: Batch) -> Tensor | float:
         if not self.config.aux_weight:
             return 0.0
         extra: Tensor | float = 0.0
@@ -158,18 +158,18 @@ class DIEN(Ranker):
             weights[history] = w_N.reshape(batch.size, -1) if segments.shared else w_N
         return weights
 
-    def _interact(self, batch: Batch, embedded: EmbeddedBatch) -> tuple[Tensor, dict[str, _Walked]]:
+    def _interact(self, batch: Batch, embedded: EmbeddedBatch) -> tuple[Tensor, dict[str, _PathStates]]:
         """The last hidden layer; and of each history its interests, its events and its segments."""
-        parts, walked = list(embedded.features.values()), {}
+        inputs, walked = list(embedded.features.values()), {}
         for history in self.fields.histories:
             q_BQ, e_UK, segments = self.queries(batch, embedded, history)
             last_BH, h_UH = cast(_Path, self.paths[f"path_{history}"])(q_BQ, e_UK, segments)
             walked[history] = h_UH, e_UK, segments
             sum_BK = segments.pool(e_UK, "sum")
-            parts += [sum_BK, last_BH]
+            inputs += [sum_BK, last_BH]
             if self.queries.common_widths[history]:
-                parts.append(q_BQ * sum_BK[:, : q_BQ.shape[1]])
-        return self.top.hidden(torch.cat(parts, 1)), walked
+                inputs.append(q_BQ * sum_BK[:, : q_BQ.shape[1]])
+        return self.top.hidden(torch.cat(inputs, 1)), walked
 
 
 class _Path(nn.Module):
@@ -180,9 +180,9 @@ class _Path(nn.Module):
         told: how many numbers of an event, the first ones, the auxiliary network is told.
     """
 
-    def __init__(self, query: int, key: int, told: int, config: DIENConfig) -> None:
+    def __init__(self, query: int, key: int, shared_width: int, config: DIENConfig) -> None:
         super().__init__()
-        hidden, self.told = config.hidden, told
+        hidden, self.shared_width = config.hidden, shared_width
         self.interest = GRU(key, hidden)
         update: Update = "gru"
         if config.evolution == "agru":
@@ -195,7 +195,7 @@ class _Path(nn.Module):
         self.unit = None
         if config.attention == "mlp":
             self.unit = TargetAttention(hidden, hidden, config.attention_units, "sigmoid", softmax=True)
-        self.next = MLP(hidden + told, config.aux, "sigmoid", outputs=1) if config.aux_weight else None
+        self.next = MLP(hidden + shared_width, config.aux, "sigmoid", outputs=1) if config.aux_weight else None
 
     def attend(self, q_BQ: Tensor, h_UH: Tensor, segments: Segments) -> Tensor:
         """``[N]``: what each interest matters to the candidate; the weights of a row sum to one."""
@@ -226,10 +226,10 @@ class _Path(nn.Module):
         if not len(step_M):
             return h_NH.sum() * 0 + sum(parameter.sum() for parameter in self.next.parameters()) * 0
         other_M = torch.randint(segments.positions, step_M.shape)
-        e_NK = e_NK[:, : self.told]
+        e_NK = e_NK[:, : self.shared_width]
         h_MH, next_MK, other_MK = h_NH[step_M], e_NK[step_M + 1], e_NK[other_M]
         user_N = row_N if users_B is None else users_B.index_select(0, row_N)
-        told_M = (user_N[other_M] != user_N[step_M]) & (other_MK.detach() != next_MK.detach()).any(1)
+        valid_M = (user_N[other_M] != user_N[step_M]) & (other_MK.detach() != next_MK.detach()).any(1)
         good_M = self.next(torch.cat([h_MH, next_MK], 1)).squeeze(1)
-        bad_M = self.next(torch.cat([h_MH[told_M], other_MK[told_M]], 1)).squeeze(1)
+        bad_M = self.next(torch.cat([h_MH[valid_M], other_MK[valid_M]], 1)).squeeze(1)
         return (F.softplus(-good_M.float()).sum() + F.softplus(bad_M.float()).sum()) / len(step_M)

@@ -96,14 +96,14 @@ class DIN(Ranker):
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """The last hidden layer of the top MLP."""
         embedded = self.embeddings(batch)
-        parts = list(embedded.features.values())
+        inputs = list(embedded.features.values())
         for history, unit in zip(self.fields.histories, self.units):
             q_BQ, k_UK, segments = self.queries(batch, embedded, history)
             u_BK = unit(q_BQ, k_UK, segments)
-            parts.append(u_BK)
+            inputs.append(u_BK)
             if self.config.product:
-                parts.append(q_BQ * u_BK[:, : q_BQ.shape[1]])
-        return self.top.hidden(torch.cat(parts, 1))
+                inputs.append(q_BQ * u_BK[:, : q_BQ.shape[1]])
+        return self.top.hidden(torch.cat(inputs, 1))
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """The final layer."""

@@ -73,8 +73,8 @@ class DMTConfig(TasksConfig):
     encoder: int = Field(1, ge=0, description="Layers in which the events of a history look at each other.")
     decoder: Width = Field(1, description="Layers in which the candidate asks a history.")
     hidden: Width | None = Field(None, description="Units of the network in a layer; as many as its inputs by default.")
-    position: Literal["learnt", "sincos", "time"] = Field("learnt", description="How an event tells its place.")
-    places: Width = Field(128, description="Places counted back from the newest event that are told apart.")
+    position: Literal["learned", "sincos", "time"] = Field("learned", description="How an event tells its place.")
+    max_positions: Width = Field(128, description="Places counted back from the newest event that are told apart.")
     experts: Width = Field(4, description="How many experts.")
     expert: tuple[Width, ...] = Field((128,), min_length=1, description="Hidden units of an expert.")
     tower: tuple[Width, ...] = Field((64,), description="Hidden units of the network of each task.")
@@ -99,7 +99,7 @@ class DMT(Ranker):
     def __init__(self, config: DMTConfig, fields: Fields) -> None:
         super().__init__(config, fields)
         self.order_matters = config.position != "time"
-        bias, rest = _parted(config.bias, fields)
+        bias, rest = _split_bias(config.bias, fields)
         self.embeddings = Embeddings(rest, config.embedding_dim, histories=True, std=config.init_std)
         width = self.embeddings.widths
         self.queries = Queries(rest, width, "dmt")
@@ -127,11 +127,11 @@ class DMT(Ranker):
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """What the tower of each task is given, side by side; the bias has no part in it."""
         embedded = self.embeddings(batch)
-        parts = list(embedded.features.values())
+        inputs = list(embedded.features.values())
         for history in self.fields.histories:
             path = cast(_Path, self.paths[f"path_{history}"])
-            parts.append(path(*self.queries(batch, embedded, history))[0])
-        h_BKH: Tensor = self.experts(torch.cat(parts, 1))
+            inputs.append(path(*self.queries(batch, embedded, history))[0])
+        h_BKH: Tensor = self.experts(torch.cat(inputs, 1))
         return h_BKH.flatten(1)
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
@@ -161,7 +161,7 @@ class DMT(Ranker):
         """The weighted sum of the losses of all tasks."""
         return self.tasks.loss(self.logits(batch), batch)
 
-    def encoded(self, batch: Batch, history: str) -> Float[Tensor, "U D"]:
+    def encode_history(self, batch: Batch, history: str) -> Float[Tensor, "U D"]:
         """H of one history: what no candidate has touched, each event in its place."""
         path = cast(_Path, self.paths[f"path_{history}"])
         e_UD, segments = self.queries.gather_keys(batch, self.embeddings(batch), history)
@@ -184,16 +184,22 @@ class DMT(Ranker):
 class _Path(nn.Module):
     """Encoder and decoder of one history."""
 
+    renamed_parameters: ClassVar[dict[str, str]] = {"places": "position_embedding"}
+
     def __init__(self, query: int, key: int, config: DMTConfig) -> None:
         super().__init__()
         self.width = key
         self.absent = nn.Parameter(torch.randn(key - query) * config.init_std) if query < key else None
         self.nothing = nn.Parameter(torch.randn(key) * config.init_std)
-        if config.position == "learnt":
-            self.places: Tensor | None = nn.Parameter(torch.randn(config.places, key) * config.init_std)
+        if config.position == "learned":
+            self.position_embedding: Tensor | None = nn.Parameter(
+                torch.randn(config.max_positions, key) * config.init_std
+            )
         else:
             self.register_buffer(
-                "places", _waves(config.places, key) if config.position == "sincos" else None, persistent=False
+                "position_embedding",
+                _waves(config.max_positions, key) if config.position == "sincos" else None,
+                persistent=False,
             )
         self.encoder = nn.ModuleList([_layer(key, config) for _ in range(config.encoder)])
         self.decoder = nn.ModuleList([_layer(key, config) for _ in range(config.decoder)])
@@ -214,11 +220,11 @@ class _Path(nn.Module):
     def encode(self, e_UD: Tensor, segments: Segments, attention: BucketedAttention) -> Tensor:
         """H ``[U, D]``, in the order of the rectangles."""
         x_UD = e_UD * self.width**0.5
-        if self.places is not None:
+        if self.position_embedding is not None:
             count = segments.positions
             stop = count if segments.shared else segments.expand_rows(segments.offsets[1:])
             back_U = stop - 1 - torch.arange(count, device=e_UD.device)
-            x_UD = x_UD + self.places.index_select(0, back_U.clamp(max=len(self.places) - 1))
+            x_UD = x_UD + self.position_embedding.index_select(0, back_U.clamp(max=len(self.position_embedding) - 1))
         x_UD = attention.gather_positions(x_UD)
         for layer in self.encoder:
             x_UD = layer(x_UD, attention)
@@ -230,14 +236,14 @@ def _layer(width: int, config: DMTConfig) -> EncoderLayer:
     return EncoderLayer(width, config.heads, hidden, activation=config.activation, dropout=config.dropout)
 
 
-def _waves(places: int, width: int) -> Tensor:
+def _waves(count: int, width: int) -> Tensor:
     """Sines and cosines of each place, side by side, from fast to slow (Vaswani et al. 2017, section 3.5)."""
     speed = _SLOWEST ** (-torch.arange(0, width, 2) / width)
-    angle = torch.arange(places).unsqueeze(1) * speed
+    angle = torch.arange(count).unsqueeze(1) * speed
     return torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :width].contiguous()
 
 
-def _parted(names: tuple[str, ...], fields: Fields) -> tuple[Fields, Fields]:
+def _split_bias(names: tuple[str, ...], fields: Fields) -> tuple[Fields, Fields]:
     """The fields of the bias, and all others.
 
     Raises:
@@ -247,8 +253,8 @@ def _parted(names: tuple[str, ...], fields: Fields) -> tuple[Fields, Fields]:
     for history in fields.histories:
         shared = [field.name for field in fields.pairs(history)]
         if shared and set(shared) <= set(names):
-            told = ", ".join(shared)
-            faults.append(f"model.bias: takes {told}, all that the history {history} shares with a candidate")
+            columns = ", ".join(shared)
+            faults.append(f"model.bias: takes {columns}, all that the history {history} shares with a candidate")
     if faults:
         raise ConfigError("config", faults)
     own = tuple(field for field in fields.features if field.name in names)

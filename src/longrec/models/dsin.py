@@ -68,7 +68,7 @@ from longrec.nn.transformer import EncoderLayer
 Width = Annotated[int, Field(ge=1)]
 _NONE = 2**40
 """The session of an event that is in none."""
-_TOLD = SESSIONS_BACK_ROWS - RESERVED - 1
+_MAX_SESSIONS = SESSIONS_BACK_ROWS - RESERVED - 1
 """Sessions that the column tells apart; its last id is of all that are further back."""
 
 
@@ -110,9 +110,9 @@ class DSIN(Ranker):
         super().__init__(config, fields)
         if any(not _has_column(columns) for columns in fields.histories.values()):
             _check(config)
-        if config.sessions > _TOLD and any(_has_column(columns) for columns in fields.histories.values()):
-            told = f"model.sessions: the column {SESSIONS_BACK} tells {_TOLD} sessions apart, got {config.sessions}"
-            raise ConfigError("config", [told])
+        if config.sessions > _MAX_SESSIONS and any(_has_column(columns) for columns in fields.histories.values()):
+            fault = f"the column {SESSIONS_BACK} distinguishes {_MAX_SESSIONS} sessions, got {config.sessions}"
+            raise ConfigError("config", [f"model.sessions: {fault}"])
         read = {
             name: tuple(field for field in columns if field.name != SESSIONS_BACK)
             for name, columns in fields.histories.items()
@@ -134,10 +134,10 @@ class DSIN(Ranker):
         """The last hidden layer of the top MLP."""
         latest, number, _ = self._latest(batch)
         embedded = self.embeddings(latest)
-        parts = list(embedded.features.values())
+        inputs = list(embedded.features.values())
         for history in self.fields.histories:
-            parts.append(self._read(latest, embedded, history, number[history])[0])
-        return self.top.hidden(torch.cat(parts, 1))
+            inputs.append(self._read(latest, embedded, history, number[history])[0])
+        return self.top.hidden(torch.cat(inputs, 1))
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """The final layer."""
@@ -151,15 +151,15 @@ class DSIN(Ranker):
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """The attention on I of every session, shared out among its events: ragged ``[N]``, shared ``[B, T]``."""
-        (latest, number, place), found = self._latest(batch), {}
+        (latest, number, index), weights = self._latest(batch), {}
         embedded = self.embeddings(latest)
         for history in self.fields.histories:
             w = self._read(latest, embedded, history, number[history])[1]
-            if history in place:
+            if history in index:
                 blank_N = w.new_zeros(int(batch.histories[history].offsets[-1]))
-                w = blank_N.index_copy(0, place[history], w)
-            found[history] = w
-        return found
+                w = blank_N.index_copy(0, index[history], w)
+            weights[history] = w
+        return weights
 
     def _read(self, batch: Batch, embedded: EmbeddedBatch, history: str, number_U: Tensor) -> tuple[Tensor, Tensor]:
         """What the candidate reads of a history, and the weights of its events."""
@@ -171,30 +171,30 @@ class DSIN(Ranker):
         """The batch without the events that are not read, which are then not even looked up; the session of each that
         is left, counted back; and where it stood. A shared history stays as it is: its length must not hang on ids.
         """
-        kept, number, place = dict(batch.histories), {}, {}
+        kept, number, index = dict(batch.histories), {}, {}
         for history in self.fields.histories:
-            given = batch.histories[history]
-            segments = Segments.of(given, batch.size)
-            told_U = cast(Tensor | None, given.columns.get(SESSIONS_BACK))
-            if told_U is None:
-                place_U = torch.arange(segments.positions, device=given.offsets.device)
+            events = batch.histories[history]
+            segments = Segments.of(events, batch.size)
+            session_id_U = cast(Tensor | None, events.columns.get(SESSIONS_BACK))
+            if session_id_U is None:
+                position_U = torch.arange(segments.positions, device=events.offsets.device)
                 stop = segments.positions if segments.shared else segments.expand_rows(segments.offsets[1:])
-                told_U = torch.div(stop - 1 - place_U, self.config.session_events, rounding_mode="floor")
-            number_U = sessions(told_U, segments, self.config.session_items, self.config.shortest)
+                session_id_U = torch.div(stop - 1 - position_U, self.config.session_events, rounding_mode="floor")
+            number_U = sessions(session_id_U, segments, self.config.session_items, self.config.shortest)
             if not segments.shared:
-                place[history] = (number_U < self.config.sessions).nonzero().squeeze(1)
-                kept[history] = given.at(place[history])
-                number_U = number_U.index_select(0, place[history])
+                index[history] = (number_U < self.config.sessions).nonzero().squeeze(1)
+                kept[history] = events.at(index[history])
+                number_U = number_U.index_select(0, index[history])
             number[history] = number_U
-        return replace(batch, histories=kept), number, place
+        return replace(batch, histories=kept), number, index
 
 
 def _check(config: DSINConfig) -> None:
     """Refuse settings by which runs of ``session_events`` lose events, or all."""
     runs, faults = config.session_events, []
     if runs > config.session_items:
-        told = f"must be at most session_items ({config.session_items}), or some events are never read"
-        faults.append(f"model.session_events: {told}; got {runs}")
+        message = f"must be at most session_items ({config.session_items}), or some events are never read"
+        faults.append(f"model.session_events: {message}; got {runs}")
     if runs <= config.shortest:
         faults.append(
             f"model.shortest: must be less than session_events ({runs}), or no session is left; got {config.shortest}"
@@ -214,6 +214,8 @@ class _Path(nn.Module):
         width: of U_I and U_H together.
     """
 
+    renamed_parameters: ClassVar[dict[str, str]] = {"asks_interest": "interest_query", "asks_state": "state_query"}
+
     def __init__(self, query: int, key: int, config: DSINConfig) -> None:
         super().__init__()
         self.of_session = nn.Parameter(torch.randn(config.sessions) * config.init_std)
@@ -225,36 +227,36 @@ class _Path(nn.Module):
         units = config.lstm or key
         self.forth, self.back, self.merge = LSTM(key, units), LSTM(key, units, reverse=True), config.merge
         state = 2 * units if config.merge == "concat" else units
-        self.asks_interest = Linear(query, key, bias=False)
-        self.asks_state = Linear(query, state, bias=False)
+        self.interest_query = Linear(query, key, bias=False)
+        self.state_query = Linear(query, state, bias=False)
         self.width = key + state
 
-    def interests(self, e_UK: Float[Tensor, "U K"], parts: Sessions) -> Float[Tensor, "G K"]:
+    def interests(self, e_UK: Float[Tensor, "U K"], sessions: Sessions) -> Float[Tensor, "G K"]:
         """I of every session."""
-        number_P = parts.gather_numbers().clamp(max=len(self.of_session) - 1)
-        back_P = parts.count_newer().clamp(max=len(self.of_event) - 1)
+        number_P = sessions.gather_numbers().clamp(max=len(self.of_session) - 1)
+        back_P = sessions.count_newer().clamp(max=len(self.of_event) - 1)
         b_P = self.of_session.index_select(0, number_P) + self.of_event.index_select(0, back_P)
-        x_PK = parts.gather(e_UK) + b_P.unsqueeze(1) + self.of_unit
-        x_PK = self.layer(parts.attention.gather_positions(x_PK), parts.attention)
-        return parts.mean(parts.attention.restore_positions(x_PK))
+        x_PK = sessions.gather(e_UK) + b_P.unsqueeze(1) + self.of_unit
+        x_PK = self.layer(sessions.attention.gather_positions(x_PK), sessions.attention)
+        return sessions.mean(sessions.attention.restore_positions(x_PK))
 
-    def states(self, i_GK: Float[Tensor, "G K"], parts: Sessions) -> Tensor:
+    def states(self, i_GK: Float[Tensor, "G K"], sessions: Sessions) -> Tensor:
         """H of every session, ``[G, W]``."""
-        moves = parts.nonempty_K if parts.rows.shared else None
-        both = [lstm.states(i_GK, parts.rows, moves_T=moves) for lstm in (self.forth, self.back)]
+        moves = sessions.nonempty_K if sessions.rows.shared else None
+        both = [lstm.states(i_GK, sessions.rows, moves_T=moves) for lstm in (self.forth, self.back)]
         return torch.cat(both, 1) if self.merge == "concat" else both[0] + both[1]
 
-    def forward(self, q_BQ: Tensor, e_UK: Tensor, parts: Sessions) -> tuple[Tensor, Tensor]:
+    def forward(self, q_BQ: Tensor, e_UK: Tensor, sessions: Sessions) -> tuple[Tensor, Tensor]:
         """U_I and U_H side by side, and the weight of every event."""
-        i_GK = self.interests(e_UK, parts)
-        h_GW = self.states(i_GK, parts)
-        a = parts.softmax(parts.rows.dot(self.asks_interest(q_BQ), i_GK))
-        b = parts.softmax(parts.rows.dot(self.asks_state(q_BQ), h_GW))
-        u_BW = torch.cat([parts.rows.weighted_sum(a, i_GK), parts.rows.weighted_sum(b, h_GW)], 1)
-        return u_BW, parts.weigh_events(a, 1 / parts.count_events().clamp(min=1))
+        i_GK = self.interests(e_UK, sessions)
+        h_GW = self.states(i_GK, sessions)
+        a = sessions.softmax(sessions.rows.dot(self.interest_query(q_BQ), i_GK))
+        b = sessions.softmax(sessions.rows.dot(self.state_query(q_BQ), h_GW))
+        u_BW = torch.cat([sessions.rows.weighted_sum(a, i_GK), sessions.rows.weighted_sum(b, h_GW)], 1)
+        return u_BW, sessions.weigh_events(a, 1 / sessions.count_events().clamp(min=1))
 
 
-def sessions(told_U: Int[Tensor, " U"], segments: Segments, longest: int, shortest: int) -> Int[Tensor, " U"]:
+def sessions(session_id_U: Int[Tensor, " U"], segments: Segments, longest: int, shortest: int) -> Int[Tensor, " U"]:
     """How many sessions back each event lies; a large number for one that is left out.
 
     Args:
@@ -262,21 +264,21 @@ def sessions(told_U: Int[Tensor, " U"], segments: Segments, longest: int, shorte
         longest: latest events of a session that are kept.
         shortest: sessions of at most so many events are left out, and not counted.
     """
-    place_U = torch.arange(segments.positions, device=told_U.device)
-    before_U = (place_U - 1).clamp(min=0)
-    new_U = (told_U != told_U.index_select(0, before_U)) | (place_U == 0)
+    position_U = torch.arange(segments.positions, device=session_id_U.device)
+    before_U = (position_U - 1).clamp(min=0)
+    new_U = (session_id_U != session_id_U.index_select(0, before_U)) | (position_U == 0)
     if not segments.shared:
         new_U = new_U | (segments.row != segments.row.index_select(0, before_U))
     # Sums by the number of a session, and only operators every program knows.
     session_U = new_U.long().cumsum(0)
-    blank = torch.zeros(segments.positions + 1, dtype=torch.int64, device=told_U.device)
+    blank = torch.zeros(segments.positions + 1, dtype=torch.int64, device=session_id_U.device)
     size_U = blank.index_add(0, session_U, torch.ones_like(session_U)).index_select(0, session_U)
-    start_U = blank.index_add(0, session_U, torch.where(new_U, place_U, 0)).index_select(0, session_U)
+    start_U = blank.index_add(0, session_U, torch.where(new_U, position_U, 0)).index_select(0, session_U)
     kept_U = size_U > shortest
     count_U = (new_U & kept_U).long().cumsum(0)
     if segments.shared:
         all_U = (new_U & kept_U).sum()
     else:
         all_U = count_U.index_select(0, segments.expand_rows(segments.offsets[1:]) - 1)
-    newer_U = start_U + size_U - 1 - place_U
+    newer_U = start_U + size_U - 1 - position_U
     return torch.where(kept_U & (newer_U < longest), all_U - count_U, _NONE)

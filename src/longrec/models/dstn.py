@@ -117,9 +117,9 @@ class DSTN(Ranker):
         width = self.embeddings.widths
         target = sum(width[field.name] for field in fields.features)
         keys = [sum(width[field.name] for field in columns) for columns in fields.histories.values()]
-        asks = target if config.fusion == "interactive" else 0
+        query_width = target if config.fusion == "interactive" else 0
         self.fusions = nn.ModuleList(
-            SetFusion(asks, key, config.attention) for key in keys if config.fusion != "pooling"
+            SetFusion(query_width, key, config.attention) for key in keys if config.fusion != "pooling"
         )
         inputs = target + sum(keys)
         self.mlp = MLP(inputs, config.mlp, config.activation, config.dropout, config.batch_norm, outputs=1)
@@ -147,15 +147,15 @@ class DSTN(Ranker):
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """The weight of every position of every history: ragged ``[N]``, shared ``[B, T]``; none where they add up."""
         x_BX, sets = self._read(batch)
-        told = {}
+        weights = {}
         for history, fusion, (k_UK, segments) in zip(self.fields.histories, self.fusions, sets):
             assert isinstance(fusion, SetFusion)
             w = fusion.weights(x_BX, k_UK, segments)
             if segments.shared:
                 rows = 1 if w.numel() == segments.positions else batch.size  # of candidates alike, or of each
                 w = w.reshape(rows, -1).expand(batch.size, -1)
-            told[history] = w
-        return told
+            weights[history] = w
+        return weights
 
     def _read(self, batch: Batch) -> tuple[Tensor, list[tuple[Tensor, Segments]]]:
         """The target, and the events and segments of each history."""

@@ -89,7 +89,7 @@ class DUPN(Ranker):
         self.of: dict[str, list[str]] = {"user": [], "item": [], "event": []}
         for field in fields.features:
             self.of[field.table].append(field.name)
-        self.asking = [*self.of["user"], *self.of["event"], *(self.of["item"] if config.candidate else [])]
+        self.query_features = [*self.of["user"], *self.of["event"], *(self.of["item"] if config.candidate else [])]
         self.items, self.properties = {}, {}
         self.paths = nn.ModuleDict()
         for history, columns in fields.histories.items():
@@ -98,8 +98,8 @@ class DUPN(Ranker):
             self.properties[history] = [
                 name for name in queries.key_columns[history] if name not in self.items[history]
             ]
-            parts = self.items[history], self.properties[history], self.asking
-            e, p, x = (sum(width[name] for name in part) for part in parts)
+            groups = self.items[history], self.properties[history], self.query_features
+            e, p, x = (sum(width[name] for name in group) for group in groups)
             self.paths[f"path_{history}"] = _Path(e, p, x, config)
         of = {table: sum(width[name] for name in names) for table, names in self.of.items()}
         self.user_width = config.hidden * len(self.paths) + of["user"]
@@ -165,18 +165,22 @@ class DUPN(Ranker):
         return torch.cat([self._user(batch, embedded), *rest], 1)
 
     def _user(self, batch: Batch, embedded: EmbeddedBatch) -> Tensor:
-        parts = [self._read(batch, embedded, history)[0].expand(batch.size, -1) for history in self.fields.histories]
-        return torch.cat([*parts, *(embedded.features[name] for name in self.of["user"])], 1)
+        inputs = [self._read(batch, embedded, history)[0].expand(batch.size, -1) for history in self.fields.histories]
+        return torch.cat([*inputs, *(embedded.features[name] for name in self.of["user"])], 1)
 
     def _read(self, batch: Batch, embedded: EmbeddedBatch, history: str) -> tuple[Tensor, Tensor, Segments]:
         """rep_s ``[R, H]``, the attention of R rows and their segments."""
-        past, segments = embedded.histories[history], Segments.of(batch.histories[history], batch.size)
-        asking = [embedded.features[name] for name in self.asking]
+        columns, segments = embedded.histories[history], Segments.of(batch.histories[history], batch.size)
+        query = [embedded.features[name] for name in self.query_features]
         if segments.shared and not self.config.candidate:
             segments = Segments(segments.offsets, 1, segments.positions, shared=True)
-            asking = [x_BD[:1] for x_BD in asking]
-        parts = [past[name] for name in self.items[history]], [past[name] for name in self.properties[history]], asking
-        e, p, x = (torch.cat(part, 1) if part else None for part in parts)
+            query = [x_BD[:1] for x_BD in query]
+        groups = (
+            [columns[name] for name in self.items[history]],
+            [columns[name] for name in self.properties[history]],
+            query,
+        )
+        e, p, x = (torch.cat(group, 1) if group else None for group in groups)
         rep_RH, w = self.paths[f"path_{history}"](e, p, x, segments)
         return rep_RH, w, segments
 
@@ -184,14 +188,14 @@ class DUPN(Ranker):
 class _Path(nn.Module):
     """The recurrence of one history and the attention on it."""
 
-    def __init__(self, item: int, prop: int, asking: int, config: DUPNConfig) -> None:
+    def __init__(self, item: int, prop: int, query: int, config: DUPNConfig) -> None:
         super().__init__()
         hidden, (first, *rest) = config.hidden, config.attention
         self.recurrence = LSTM(item, hidden)
         self.gates = Linear(prop, 3 * hidden, bias=False) if prop else None
         # The first layer of the network of the attention, of what there is an event and what there is a row.
         self.of_event = Linear(hidden + prop, first)
-        self.of_row = Linear(asking, first, bias=False) if asking else None
+        self.of_row = Linear(query, first, bias=False) if query else None
         # A softmax does not see what is added to all scores: a last bias would never learn.
         self.rest = MLP(first, rest, "relu", outputs=1, last_bias=False)
 
@@ -205,10 +209,10 @@ class _Path(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """rep_s ``[R, H]``, and the attention."""
         h_UH = self.states(e_UE, p_UP, segments)
-        told = self.of_event(h_UH if p_UP is None else torch.cat([h_UH, p_UP], 1))
+        hidden = self.of_event(h_UH if p_UP is None else torch.cat([h_UH, p_UP], 1))
         if self.of_row is None or x_RX is None:
-            told = segments.keys(told)
+            hidden = segments.keys(hidden)
         else:
-            told = segments.add(self.of_row(x_RX), told)
-        w = segments.softmax(self.rest(told.relu()).squeeze(1))
+            hidden = segments.add(self.of_row(x_RX), hidden)
+        w = segments.softmax(self.rest(hidden.relu()).squeeze(1))
         return segments.weighted_sum(w, h_UH), w

@@ -75,15 +75,15 @@ class ESMM(BottomRanker):
             do = "name the feedback feature that tells the click in model.click"
             raise ConfigError("config", [f"model.rank_by: without a click nothing tells {config.rank_by} apart; {do}"])
         networks = MLPs(self.bottom.width, config.mlp, 2, config.form)
-        self.stand(networks, Towers(networks.width, (), 2))
+        self.set_layers(networks, Towers(networks.width, (), 2))
 
     def factors(self, batch: Batch) -> Float[Tensor, "B 2"]:
         """The logits of pCTR and pCVR."""
-        return self.towers_of(self.interact(batch))
+        return self.tower_logits(self.interact(batch))
 
     def labels(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, "B K"]:
         """The logit of pCTCVR, and that of pCTR where there is a click."""
-        a_B, b_B = self.towers_of(h_BH).float().unbind(1)
+        a_B, b_B = self.tower_logits(h_BH).float().unbind(1)
         both_B = -torch.logsumexp(torch.stack([-a_B, -b_B, -a_B - b_B]), 0)
         return torch.stack([both_B, a_B] if self.targets else [both_B], 1)
 

@@ -75,8 +75,8 @@ class FNN(Ranker):
     def inputs(self, batch: Batch) -> Float[Tensor, "B Z"]:
         """Equation 1."""
         w, v = self.fm.first_order(batch).features, self.fm.embeddings(batch).features
-        parts = [part for name in v for part in (w[name], v[name])]
-        return torch.cat([self.fm.bias.expand(batch.size, 1), *parts], 1)
+        vectors = [vector for name in v for vector in (w[name], v[name])]
+        return torch.cat([self.fm.bias.expand(batch.size, 1), *vectors], 1)
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """The last hidden layer."""

@@ -83,7 +83,7 @@ class HUPConfig(Strict):
 
 
 @dataclass(frozen=True)
-class _Told:
+class _LevelOutput:
     """What one level says of a history: o ``[B, O]``, what it is compared with ``[B, O]``, its attention ``[U]``."""
 
     output: Tensor
@@ -127,7 +127,7 @@ class HUP(Ranker):
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """The last hidden layer of the top MLP."""
         embedded = self.embeddings(batch)
-        return self._interact(embedded, self._told(batch, embedded))
+        return self._interact(embedded, self._run_levels(batch, embedded))
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """The final layer."""
@@ -142,20 +142,22 @@ class HUP(Ranker):
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Cross entropy of the label, and how far the outputs point away from what came next."""
         embedded = self.embeddings(batch)
-        told = self._told(batch, embedded)
-        return bce_loss(self.head(self._interact(embedded, told)), batch) + self._auxiliary(batch, told)
+        outputs = self._run_levels(batch, embedded)
+        return bce_loss(self.head(self._interact(embedded, outputs)), batch) + self._auxiliary(batch, outputs)
 
     def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
         """How far the outputs point away from what came next."""
-        return self._auxiliary(batch, self._told(batch, self.embeddings(batch))) if self.config.aux_weight else 0.0
+        return (
+            self._auxiliary(batch, self._run_levels(batch, self.embeddings(batch))) if self.config.aux_weight else 0.0
+        )
 
-    def _auxiliary(self, batch: Batch, told: dict[str, list[_Told]]) -> Tensor | float:
+    def _auxiliary(self, batch: Batch, outputs: dict[str, list[_LevelOutput]]) -> Tensor | float:
         if not self.config.aux_weight:
             return 0.0
-        extra = sum(self.auxiliary(batch, history, levels) for history, levels in told.items())
-        return self.config.aux_weight * extra / len(told)
+        extra = sum(self.auxiliary(batch, history, levels) for history, levels in outputs.items())
+        return self.config.aux_weight * extra / len(outputs)
 
-    def auxiliary(self, batch: Batch, history: str, levels: list[_Told]) -> Tensor:
+    def auxiliary(self, batch: Batch, history: str, levels: list[_LevelOutput]) -> Tensor:
         """1 - cos of the outputs of a history, a mean over levels and over rows with label 1; 0 without such rows."""
         assert batch.label is not None
         next_B = (batch.label > 0) & (batch.histories[history].offsets.diff() > 0)
@@ -170,37 +172,37 @@ class HUP(Ranker):
         """The attention on every position of every history, a mean over levels, of which the upper ones attend to the
         last event on an item or category alone: ragged ``[N]``, shared ``[B, T]``.
         """
-        told, weights = self._told(batch, self.embeddings(batch)), {}
-        for history, levels in told.items():
+        outputs, weights = self._run_levels(batch, self.embeddings(batch)), {}
+        for history, levels in outputs.items():
             w_U = torch.stack([level.weights for level in levels]).mean(0)
             weights[history] = w_U.expand(batch.size, -1) if batch.histories[history].shared else w_U
         return weights
 
-    def _interact(self, embedded: EmbeddedBatch, told: dict[str, list[_Told]]) -> Tensor:
-        parts = list(embedded.features.values())
-        for levels in told.values():
+    def _interact(self, embedded: EmbeddedBatch, outputs: dict[str, list[_LevelOutput]]) -> Tensor:
+        inputs = list(embedded.features.values())
+        for levels in outputs.values():
             for level in levels:
-                parts += [level.output, level.output * level.target]
-        return self.top.hidden(torch.cat(parts, 1))
+                inputs += [level.output, level.output * level.target]
+        return self.top.hidden(torch.cat(inputs, 1))
 
-    def _told(self, batch: Batch, embedded: EmbeddedBatch) -> dict[str, list[_Told]]:
+    def _run_levels(self, batch: Batch, embedded: EmbeddedBatch) -> dict[str, list[_LevelOutput]]:
         """What the levels of each history say."""
-        return {history: self._walked(batch, embedded, history) for history in self.fields.histories}
+        return {history: self._run_history(batch, embedded, history) for history in self.fields.histories}
 
-    def _walked(self, batch: Batch, embedded: EmbeddedBatch, history: str) -> list[_Told]:
-        past, ids = embedded.histories[history], batch.histories[history].columns
+    def _run_history(self, batch: Batch, embedded: EmbeddedBatch, history: str) -> list[_LevelOutput]:
+        columns, ids = embedded.histories[history], batch.histories[history].columns
         q_BQ, e_UK, segments = self.queries(batch, embedded, history)
         if segments.shared:
             segments = Segments(segments.offsets, 1, segments.positions, shared=True)
         names = self.weights[history]
-        w_UW = torch.cat([past[name] for name in names], 1) if names else e_UK[:, :0]
-        g_UG = past.get(SINCE_PREVIOUS, e_UK[:, :0])
+        w_UW = torch.cat([columns[name] for name in names], 1) if names else e_UK[:, :0]
+        g_UG = columns.get(SINCE_PREVIOUS, e_UK[:, :0])
         item_UQ = e_UK[:, : q_BQ.shape[1]]
-        steps, x_UI, h_UD, told = _Steps(segments), e_UK, e_UK, []
+        steps, x_UI, h_UD, outputs = _Steps(segments), e_UK, e_UK, []
         for number, unit in enumerate([None, *self.units[history]]):
             own_UO, target_BO = item_UQ, q_BQ
             if number == _CATEGORY and unit is not None:
-                own_UO, target_BO = past[unit], embedded.features[unit]
+                own_UO, target_BO = columns[unit], embedded.features[unit]
             if unit is not None:
                 column = ids[unit]
                 assert isinstance(column, Tensor)
@@ -208,8 +210,8 @@ class HUP(Ranker):
                 x_UI = torch.cat([steps.of_all(own_UO), steps.of_those(h_UD, below)], 1)
             level = cast(_Level, self.levels[f"level_{history}_{number}"])
             o_RO, h_UD, a_U = level(x_UI, steps.of_all(w_UW), steps.of_all(g_UG), steps)
-            told.append(_Told(o_RO.expand(batch.size, -1), target_BO, steps.to_all(a_U)))
-        return told
+            outputs.append(_LevelOutput(o_RO.expand(batch.size, -1), target_BO, steps.to_all(a_U)))
+        return outputs
 
 
 class _Steps:
@@ -274,10 +276,10 @@ class _Level(nn.Module):
         """T W ``[U, D]``; None where both are 1."""
         if self.of_input is None:
             return None
-        given = {"gap": g_UG, "weight": w_UW}
+        inputs = {"gap": g_UG, "weight": w_UW}
         own = self.of_input(x_UI).chunk(len(self.scales), 1)
-        parts = [hard_sigmoid(part + layer(given[name])) for part, (name, layer) in zip(own, self.scales.items())]
-        return parts[0] if len(parts) == 1 else parts[0] * parts[1]
+        factors = [hard_sigmoid(share + layer(inputs[name])) for share, (name, layer) in zip(own, self.scales.items())]
+        return factors[0] if len(factors) == 1 else factors[0] * factors[1]
 
     def forward(self, x_UI: Tensor, w_UW: Tensor, g_UG: Tensor, steps: _Steps) -> tuple[Tensor, Tensor, Tensor]:
         """o ``[R, O]``, the states ``[U, D]`` and the attention on them ``[U]``."""
@@ -285,8 +287,8 @@ class _Level(nn.Module):
         h_UD, last_RD = self.recurrence.states_and_last(
             x_UI, segments, scale_UH=self.scale(x_UI, w_UW, g_UG), moves_T=steps.moves
         )
-        told_U1 = self.of_event(torch.cat([h_UD, w_UW.to(h_UD.dtype)], 1))
-        s_U = torch.tanh(segments.add(self.of_last(last_RD), told_U1)).squeeze(1)
+        event_U1 = self.of_event(torch.cat([h_UD, w_UW.to(h_UD.dtype)], 1))
+        s_U = torch.tanh(segments.add(self.of_last(last_RD), event_U1)).squeeze(1)
         if steps.moves is not None:
             s_U = s_U.masked_fill(~steps.moves, torch.finfo(s_U.dtype).min)
         a_U = segments.softmax(s_U)
@@ -306,7 +308,7 @@ def _units(config: HUPConfig, fields: Fields) -> dict[str, list[str]]:
     Raises:
         ConfigError: a name that no id column of a history and the candidate has (all of them).
     """
-    found: dict[str, list[str]] = {}
+    units: dict[str, list[str]] = {}
     fitting: list[str] = []
     for history in fields.histories:
         ids = sorted((field for field in fields.pairs(history) if field.kind == "id"), key=lambda field: -field.rows)
@@ -315,15 +317,15 @@ def _units(config: HUPConfig, fields: Fields) -> dict[str, list[str]]:
         item = config.item if config.item in names else next((n for n in names if n != config.category), None)
         own = [field.name for field in fields.pairs(history) if field.name in names and field.name != item]
         category = config.category if config.category in own else next(iter(own), None)
-        found[history] = [name for name in (item, category) if name is not None]
-    told = ", ".join(dict.fromkeys(fitting)) or "none"
+        units[history] = [name for name in (item, category) if name is not None]
+    choices = ", ".join(dict.fromkeys(fitting)) or "none"
     faults = [
-        f"model.{place}: must be an id column of a history and of the candidate ({told}), got {name!r}"
-        for place, name in (("item", config.item), ("category", config.category))
+        f"model.{key}: must be an id column of a history and of the candidate ({choices}), got {name!r}"
+        for key, name in (("item", config.item), ("category", config.category))
         if name is not None and name not in fitting
     ]
     if config.item is not None and config.item == config.category:
         faults.append(f"model.category: must be another column than model.item, got {config.category!r}")
     if faults:
         raise ConfigError("config", faults)
-    return found
+    return units

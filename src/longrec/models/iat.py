@@ -103,8 +103,8 @@ class IATConfig(Strict):
         if (self.sit_width or self.width) % self.heads:
             faults.append(f"heads: {self.heads} heads do not divide a width of {self.sit_width or self.width}")
         if self.order == "temporal":
-            given = {"labels": self.labels, "direct": self.direct, "stored": self.stored == "after"}
-            faults += [f"{name}: needs order: user" for name, value in given.items() if value]
+            options = {"labels": self.labels, "direct": self.direct, "stored": self.stored == "after"}
+            faults += [f"{name}: needs order: user" for name, value in options.items() if value]
         if self.stored == "after" and self.codes is not None:
             faults.append("stored: codes are of the token before SIT")
         if faults:
@@ -224,23 +224,25 @@ class IAT(Encoder):
         rows = torch.arange(batch.size, device=e_BE.device)
         assert batch.moments is not None
         groups = torch.cat([rows.repeat_interleave(context.offsets.diff(), output_size=len(context.times)), rows])
-        moments = torch.cat([context.times, batch.moments])
-        labels = known = None
+        timestamps = torch.cat([context.times, batch.moments])
+        labels = label_times = None
         if self.config.labels:
             if context.labels is None:
                 raise ValueError("this source was trained with the labels of earlier rows, and the past has none")
             labels = torch.cat([context.labels, torch.full_like(rows, NOT_YET)])
             since = (
-                torch.full_like(context.times, torch.iinfo(torch.int64).min) if context.known is None else context.known
+                torch.full_like(context.times, torch.iinfo(torch.int64).min)
+                if context.label_times is None
+                else context.label_times
             )
-            known = torch.cat([since, batch.moments])
+            label_times = torch.cat([since, batch.moments])
         x_XE = torch.cat([context.vectors.detach().to(e_BE.dtype), e_BE])
-        return self._attend(x_XE, Timeline(groups, moments, labels, known, self.slots), len(context.times))
+        return self._attend(x_XE, Timeline(groups, timestamps, labels, label_times, self.slots), len(context.times))
 
     def _attend(self, x_XE: Tensor, timeline: Timeline | None, first: int = 0) -> Tensor:
         """SIT over rows ``[X, E]``, each slot an entry of its own: what becomes of rows from ``first`` on."""
         assert self.sit is not None
-        parts = x_XE if self.slot is None else (self._slots(x_XE) + self.slot).flatten(0, 1)
-        wanted = torch.arange(first * self.slots, len(parts), device=x_XE.device) if first else None
-        z: Tensor = self.sit(parts, timeline, wanted)
+        entries = x_XE if self.slot is None else (self._slots(x_XE) + self.slot).flatten(0, 1)
+        wanted = torch.arange(first * self.slots, len(entries), device=x_XE.device) if first else None
+        z: Tensor = self.sit(entries, timeline, wanted)
         return z if self.slot is None else z.reshape(-1, x_XE.shape[1])

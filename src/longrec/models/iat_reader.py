@@ -61,7 +61,7 @@ Width = Annotated[int, Field(ge=1)]
 Reader = TokenAttention | TokenInterest | TokenTransformer
 _SIDE_ROWS = 4_096
 """Side columns of more ids are content: their table is not scored once a row."""
-_PIECE = 16_384
+_CHUNK = 16_384
 """Positions of a piece."""
 
 
@@ -122,13 +122,13 @@ class IATReader(Ranker):
     def __init__(self, config: IATReaderConfig, fields: Fields) -> None:
         super().__init__(config, fields)
         self.read = _columns(config, fields)
-        asked = tuple(f for f in fields.features if config.query_from == "request" or f.table == "item")
-        if not asked:
+        query_features = tuple(f for f in fields.features if config.query_from == "request" or f.table == "item")
+        if not query_features:
             raise ConfigError("schema", ["features: the query of iat_reader needs a feature of the item"])
         embedded = {name: columns.embedded for name, columns in self.read.items()}
-        own = Fields(asked, embedded)
+        own = Fields(query_features, embedded)
         self.embeddings = Embeddings(own, width=config.embedding_dim, histories=True, std=config.init_std)
-        wide = config.embedding_dim * len(asked)
+        wide = config.embedding_dim * len(query_features)
         self.request = nn.Sequential(
             nn.LayerNorm(wide), Linear(wide, config.query), make_activation(config.activation, config.query)
         )
@@ -169,7 +169,7 @@ class IATReader(Ranker):
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """The attention of the branch (mean over heads), and what the ranker tells of its own histories."""
-        told = self.base.explain(self._base_batch(batch))
+        weights = self.base.explain(self._base_batch(batch))
         embedded = self.embeddings(batch)
         q_BQ = self._query(batch, embedded)
         for name, tokens, reader in zip(self.read, self.inputs, self.readers):
@@ -178,19 +178,19 @@ class IATReader(Ranker):
                 tok_UK = cast(TokenInput, tokens)(x_UI, ids_GU)
                 w_NH = cast(TokenAttention | TokenInterest, reader).weights(q_BQ, tok_UK, segments)
                 w_N = w_NH.mean(1).reshape(-1, self.read[name].slots).sum(1)
-                told[name] = w_N.reshape(batch.size, -1) if segments.shared else w_N
-        return told
+                weights[name] = w_N.reshape(batch.size, -1) if segments.shared else w_N
+        return weights
 
-    def what_is_read(self, batch: Batch) -> dict[str, Float[Tensor, "B D"]]:
+    def read_histories(self, batch: Batch) -> dict[str, Float[Tensor, "B D"]]:
         """H of every history that the branch reads."""
         embedded = self.embeddings(batch)
-        q_BQ, found = self._query(batch, embedded), {}
-        parts = zip(self.read, self.inputs, self.readers, self.norms, self.defaults)
-        for name, tokens, reader, norm, default in parts:
+        q_BQ, outputs = self._query(batch, embedded), {}
+        branches = zip(self.read, self.inputs, self.readers, self.norms, self.defaults)
+        for name, tokens, reader, norm, default in branches:
             x_UI, ids_GU, segments = self._tokens(batch, embedded, name)
             h_BD = norm(_read(cast(Reader, reader), q_BQ, cast(TokenInput, tokens), x_UI, ids_GU, segments))
-            found[name] = torch.where(find_empty_rows(segments), default, h_BD)
-        return found
+            outputs[name] = torch.where(find_empty_rows(segments), default, h_BD)
+        return outputs
 
     def _query(self, batch: Batch, embedded: EmbeddedBatch) -> Tensor:
         q_BQ: Tensor = self.request(torch.cat(list(embedded.features.values()), 1))
@@ -200,21 +200,21 @@ class IATReader(Ranker):
         """Content ``[U, I]``, ids of side information ``[G, U]`` and segments of one history, slot by slot."""
         columns, history = self.read[name], batch.histories[name]
         segments = Segments.of(history, batch.size)
-        given = history.columns
+        values = history.columns
         slots = columns.slots
-        content = [cast(Tensor, given[f.name]).reshape(-1, f.width // slots) for f in columns.vectors]
+        content = [cast(Tensor, values[f.name]).reshape(-1, f.width // slots) for f in columns.vectors]
         rest = list(embedded.histories[name].values()) if columns.embedded else []
-        sides = [cast(Tensor, given[field.name]) for field in columns.sides]
+        sides = [cast(Tensor, values[field.name]) for field in columns.sides]
         if slots > 1:
             rest = [x.repeat_interleave(slots, 0) for x in rest]
             sides = [ids.repeat_interleave(slots, 0) for ids in sides]
             sides.append(torch.arange(slots, device=history.offsets.device).repeat(segments.positions))
             segments = Segments(segments.offsets * slots, segments.rows, segments.positions * slots, segments.shared)
-        parts = [*content, *rest]
-        if not parts or self.config.tokens == "zeroed":
+        inputs = [*content, *rest]
+        if not inputs or self.config.tokens == "zeroed":
             width = columns.width(self.config.embedding_dim)
-            parts = [torch.zeros(segments.positions, width, device=history.offsets.device)]
-        x_UI = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            inputs = [torch.zeros(segments.positions, width, device=history.offsets.device)]
+        x_UI = inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1)
         ids_GU = torch.stack([ids.long() for ids in sides]) if sides else x_UI.new_zeros(0, len(x_UI)).long()
         return x_UI, ids_GU, segments
 
@@ -224,15 +224,15 @@ class IATReader(Ranker):
         # A schema that asks for one width of all features means it for this one too: some rankers need it.
         dim = self.config.base_dim or (dims.pop() if len(dims) == 1 else None)
         # In a request it differs between candidates, as fields of the item do.
-        made = Column("", "vector", 0, dim, table="item", width=self.config.width, computed_by="iat_reader")
-        found = [replace(made, name=f"iat.{name}") for name in self.read]
+        template = Column("", "vector", 0, dim, table="item", width=self.config.width, computed_by="iat_reader")
+        read = [replace(template, name=f"iat.{name}") for name in self.read]
         rest = {name: columns for name, columns in self.fields.histories.items() if name not in self.read}
-        return Fields((*self.fields.features, *found), rest)
+        return Fields((*self.fields.features, *read), rest)
 
     def _base_batch(self, batch: Batch) -> Batch:
-        found = {f"iat.{name}": h_BD for name, h_BD in self.what_is_read(batch).items()}
+        read = {f"iat.{name}": h_BD for name, h_BD in self.read_histories(batch).items()}
         rest = {name: history for name, history in batch.histories.items() if name not in self.read}
-        return replace(batch, features={**batch.features, **found}, histories=rest)
+        return replace(batch, features={**batch.features, **read}, histories=rest)
 
 
 @dataclass(frozen=True)
@@ -260,8 +260,8 @@ def _columns(config: IATReaderConfig, fields: Fields) -> dict[str, _Columns]:
     if names is None:
         tokens = [name for name, columns in fields.histories.items() if any(c.kind == "vector" for c in columns)]
         names = tuple(tokens or fields.histories)
-    known = ", ".join(fields.histories)
-    faults = [f"model.histories: no history {name!r} in the schema; it has {known}" for name in names
+    choices = ", ".join(fields.histories)
+    faults = [f"model.histories: no history {name!r} in the schema; it has {choices}" for name in names
               if name not in fields.histories]  # fmt: skip
     if not names or len(set(names)) < len(names):
         faults.append("model.histories: must name each history once, and one at least")
@@ -282,13 +282,13 @@ def _sorted(columns: tuple[Column, ...]) -> _Columns:
 
 def _read(reader: Reader, q_BQ: Tensor, tokens: TokenInput, x_UI: Tensor, ids_GU: Tensor, segments: Segments) -> Tensor:
     """``[B, D]``: what F finds; the reads that make wide tensors of all positions go piece by piece."""
-    few = segments.shared or torch.compiler.is_compiling() or segments.positions <= _PIECE
+    few = segments.shared or torch.compiler.is_compiling() or segments.positions <= _CHUNK
     if few or isinstance(reader, TokenAttention):
         return reader(q_BQ, tokens, x_UI, ids_GU, segments)
-    rows, positions, parts = split_rows(segments, _PIECE)
+    rows, positions, chunks = split_rows(segments, _CHUNK)
     split = torch.split
-    each = zip(split(q_BQ, rows), split(x_UI, positions), split(ids_GU, positions, 1), parts)
-    return torch.cat([reader(q, tokens, x, ids, part) for q, x, ids, part in each])
+    each = zip(split(q_BQ, rows), split(x_UI, positions), split(ids_GU, positions, 1), chunks)
+    return torch.cat([reader(q, tokens, x, ids, chunk) for q, x, ids, chunk in each])
 
 
 def _reader(config: IATReaderConfig, tokens: TokenInput) -> Reader:

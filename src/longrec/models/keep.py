@@ -91,7 +91,7 @@ class KEEP(Encoder):
     """Extractor of user, item and interaction knowledge.
 
     Attributes:
-        parts: width of K_u, K_v and K_uv, in the order in which ``encode`` returns them.
+        widths: width of K_u, K_v and K_uv, in the order in which ``encode`` returns them.
     """
 
     Config = KEEPConfig
@@ -121,7 +121,7 @@ class KEEP(Encoder):
         self.units = nn.ModuleList()
         attended = 0
         for history, names in self.queries.items():
-            q, k = (sum(width[name] for name in part) for part in (names, self.keys[history]))
+            q, k = (sum(width[name] for name in group) for group in (names, self.keys[history]))
             self.units.append(TargetAttention(q, k, config.attention, softmax=config.softmax))
             attended += k
         pooled = sum(width[name] for names in self.keys.values() for name in names)
@@ -137,8 +137,8 @@ class KEEP(Encoder):
         elif config.sharing == "ple":
             self.experts = PLE(inputs, labels, n, n, widths, 1, form)
         self.heads = Linear(inputs, labels) if self.experts is None else Towers(self.experts.width, (), labels)
-        self.parts = (self.user.width, self.item.width, self.both.width)
-        self.width = sum(self.parts)
+        self.widths = (self.user.width, self.item.width, self.both.width)
+        self.width = sum(self.widths)
 
     def _mlp(self, inputs: int, widths: tuple[int, ...]) -> MLP:
         return MLP(inputs, widths, self.config.activation, self.config.dropout, self.config.batch_norm)
@@ -185,23 +185,23 @@ class KEEP(Encoder):
     def _hidden(self, batch: Batch) -> _Hidden:
         embedded = self.embeddings(batch)
         user, item = self._user(batch, embedded), self._item(embedded)
-        parts = [user, item]
+        inputs = [user, item]
         for (history, names), unit in zip(self.queries.items(), self.units):
-            past = embedded.histories[history]
+            columns = embedded.histories[history]
             rest = [name for name in self.keys[history] if name not in names]
             q_BQ = torch.cat([embedded.features[name] for name in names], 1)
-            k_UK = torch.cat([past[name] for name in [*names, *rest]], 1)
+            k_UK = torch.cat([columns[name] for name in [*names, *rest]], 1)
             segments = Segments.of(batch.histories[history], batch.size)
-            parts.append(cast(TargetAttention, unit)(q_BQ, k_UK, segments))
-        parts += [embedded.features[name] for name in self.of["event"]]
-        return _Hidden(user, item, self.both(torch.cat(parts, 1)))
+            inputs.append(cast(TargetAttention, unit)(q_BQ, k_UK, segments))
+        inputs += [embedded.features[name] for name in self.of["event"]]
+        return _Hidden(user, item, self.both(torch.cat(inputs, 1)))
 
     def _user(self, batch: Batch, embedded: EmbeddedBatch) -> Tensor:
-        parts = [embedded.features[name] for name in self.of["user"]]
+        inputs = [embedded.features[name] for name in self.of["user"]]
         for history, names in self.keys.items():
             segments = Segments.of(batch.histories[history], batch.size)
-            parts += [segments.pool(embedded.histories[history][name], "mean") for name in names]
-        user: Tensor = self.user(torch.cat(parts, 1))
+            inputs += [segments.pool(embedded.histories[history][name], "mean") for name in names]
+        user: Tensor = self.user(torch.cat(inputs, 1))
         return user
 
     def _item(self, embedded: EmbeddedBatch) -> Tensor:

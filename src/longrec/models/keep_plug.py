@@ -45,7 +45,7 @@ from longrec.nn.activation import Name, make_activation
 from longrec.nn.linear import Linear
 from longrec.nn.mlp import MLP, Layer
 
-Place = Annotated[int, Field(ge=0)]
+LayerIndex = Annotated[int, Field(ge=0)]
 
 
 class KEEPPlugConfig(Strict):
@@ -55,7 +55,7 @@ class KEEPPlugConfig(Strict):
     knowledge: tuple[str, ...] | None = Field(
         None, description="Vector features to plug in; by default all of the schema. The base never sees them."
     )
-    layers: tuple[Place, ...] = Field(
+    layers: tuple[LayerIndex, ...] = Field(
         (0,), min_length=1, description="Hidden layers of the base's MLPs to plug into, counted in order from 0."
     )
     hidden: float = Field(2.0, gt=0, description="Hidden units of P, in times the width of the knowledge.")
@@ -119,46 +119,46 @@ class KEEPPlug(Ranker):
         """What the base tells of its histories."""
         return self.base.explain(batch)
 
-    def gathered(self, batch: Batch) -> Float[Tensor, "B K"]:
+    def gather_knowledge(self, batch: Batch) -> Float[Tensor, "B K"]:
         """K of every row: what was known, the learnt defaults in place of the rest."""
-        parts = []
+        vectors = []
         for name, default in zip(self.knowledge, self.defaults):
             x_BW = cast(Tensor, batch.features[name])
             there_B1 = x_BW[:, :1] > 0.5
             if self.training and self.config.drop:
                 there_B1 = there_B1 & (torch.rand_like(x_BW[:, :1]) >= self.config.drop)
             k_BW = torch.where(there_B1, x_BW[:, 1:].to(default.dtype), default)
-            parts.append(k_BW.expand(batch.size, -1) if batch.shared else k_BW)
-        return torch.cat(parts, 1)
+            vectors.append(k_BW.expand(batch.size, -1) if batch.shared else k_BW)
+        return torch.cat(vectors, 1)
 
     def shares(self, batch: Batch) -> Float[Tensor, " L"]:
         """``||P(K)|| / ||a||`` of each plugged layer over a batch: how loud the knowledge is (0 at the start).
 
         Far above 1, the plug drowns what the ranker has learnt.
         """
-        layers, found = self._layers(), torch.zeros(len(self.plugs))
+        layers, norms = self._layers(), torch.zeros(len(self.plugs))
 
-        def note(place: int) -> Callable[..., None]:
-            def hook(linear: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
-                found[place] = torch.linalg.vector_norm(out)
+        def note(index: int) -> Callable[..., None]:
+            def hook(linear: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+                norms[index] = torch.linalg.vector_norm(out)
 
             return hook
 
-        hooks = [layer.linear.register_forward_hook(note(place)) for place, layer in enumerate(layers)]
+        hooks = [layer.linear.register_forward_hook(note(index)) for index, layer in enumerate(layers)]
         try:
             with torch.no_grad():
-                k_BK = self.gathered(batch)
+                k_BK = self.gather_knowledge(batch)
                 added = torch.stack([torch.linalg.vector_norm(plug(k_BK)) for plug in self.plugs])
                 self.interact(batch)
         finally:
             for hook in hooks:
                 hook.remove()
-        return added / found
+        return added / norms
 
     @contextmanager
     def _plugged(self, batch: Batch) -> Iterator[None]:
         """The layers of the base with what the knowledge adds to them."""
-        k_BK, layers = self.gathered(batch), self._layers()
+        k_BK, layers = self.gather_knowledge(batch), self._layers()
         for layer, plug in zip(layers, self.plugs, strict=True):
             layer.addend = plug(k_BK)
         try:
@@ -170,16 +170,16 @@ class KEEPPlug(Ranker):
     def _layers(self) -> list[Layer]:
         """The plugged layers."""
         layers = [cast(Layer, layer) for mlp in mlps(self.base) for layer in mlp.layers]
-        beyond = [place for place in self.config.layers if place >= len(layers)]
+        beyond = [index for index in self.config.layers if index >= len(layers)]
         if beyond or len(set(self.config.layers)) < len(self.config.layers):
             name = name_of(self.base)
             if not layers:
                 raise ConfigError(
                     "config", [f"model.base.name: {name} has no MLP that knowledge could be plugged into"]
                 )
-            told = f"{name} has {len(layers)} hidden layers, 0 to {len(layers) - 1}, each to be named once"
-            raise ConfigError("config", [f"model.layers: {list(self.config.layers)}; {told}"])
-        return [layers[place] for place in self.config.layers]
+            message = f"{name} has {len(layers)} hidden layers, 0 to {len(layers) - 1}, each to be named once"
+            raise ConfigError("config", [f"model.layers: {list(self.config.layers)}; {message}"])
+        return [layers[index] for index in self.config.layers]
 
 
 class Plug(nn.Module):
@@ -216,12 +216,12 @@ def plug(model: Ranker, fields: Fields, settings: Mapping[str, Any] | None = Non
         RunError: a ranker that was built for other fields.
     """
     base = {"name": name_of(model), **model.config.model_dump(mode="json")}
-    made = build({"name": "keep_plug", "base": base, **(settings or {})}, fields)
-    assert isinstance(made, KEEPPlug)
-    if made.base.fields != model.fields:
+    plugged = build({"name": "keep_plug", "base": base, **(settings or {})}, fields)
+    assert isinstance(plugged, KEEPPlug)
+    if plugged.base.fields != model.fields:
         raise RunError("keep_plug", "a ranker of other fields", "the fields given, less the vector features")
-    made.base.load_state_dict(model.state_dict())
-    return made.train(model.training)
+    plugged.base.load_state_dict(model.state_dict())
+    return plugged.train(model.training)
 
 
 def without(fields: Fields, names: Sequence[str]) -> Fields:
@@ -233,13 +233,13 @@ def mlps(model: Ranker) -> list[MLP]:
     """The MLPs over the rows of a batch, in the order in which the model makes them; those of the rankers it is built
     on too. MLPs inside layers of a model (an attention) work on the positions of histories.
     """
-    found: list[MLP] = []
+    collected: list[MLP] = []
     for child in model.children():
         if isinstance(child, MLP):
-            found.append(child)
+            collected.append(child)
         elif isinstance(child, Ranker):
-            found += mlps(child)
-    return found
+            collected += mlps(child)
+    return collected
 
 
 def _knowledge(wanted: tuple[str, ...] | None, fields: Fields) -> tuple[str, ...]:
@@ -253,14 +253,14 @@ def _knowledge(wanted: tuple[str, ...] | None, fields: Fields) -> tuple[str, ...
         expected = f"expected keep_plug above {reader}, where it sees the knowledge of the schema alone"
         do = f"name keep_plug first: {{name: keep_plug, base: {{name: {reader}, base: ...}}}}"
         raise ConfigError("config", [f"{fault}; {expected}; {do}"])
-    known = tuple(field.name for field in vectors)
-    if not known:
+    choices = tuple(field.name for field in vectors)
+    if not choices:
         do = "add a feature {kind: vector, from: knowledge/v1, table: user} (or item) that longrec compress wrote"
         raise ConfigError("schema", [f"features: keep_plug plugs in vector features, and the schema has none; {do}"])
     if wanted is None:
-        return known
-    faults = [f"model.knowledge: {name!r} is no vector feature; those are: {', '.join(known)}" for name in wanted
-              if name not in known]  # fmt: skip
+        return choices
+    faults = [f"model.knowledge: {name!r} is no vector feature; those are: {', '.join(choices)}" for name in wanted
+              if name not in choices]  # fmt: skip
     if not wanted or len(set(wanted)) < len(wanted):
         faults.append("model.knowledge: must name each feature once, and one at least")
     if faults:

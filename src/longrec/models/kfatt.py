@@ -71,7 +71,7 @@ class KFAttConfig(Strict):
     query: str | None = Field(None, description="Column that asks; see the docstring for what does by default.")
     frequency: bool = Field(True, description="Let the weight of a key saturate, however many its clicks.")
     sessions: bool = Field(False, description="Let the events of a session see each other before.")
-    places: Width = Field(64, description="Places counted back from the end of a session that are told apart.")
+    max_positions: Width = Field(64, description="Places counted back from the end of a session that are told apart.")
     heads: Width = Field(1, description="Heads of the attention, and of that in sessions.")
     attention: Width = Field(32, description="Width of a head's query and keys.")
     hidden: Width = Field(32, description="Hidden units of the networks of mu_q, s_q and s'_m.")
@@ -89,7 +89,7 @@ class KFAtt(Ranker):
     reads_history = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"frequency": False, "attention": 8, "hidden": 8, "mlp": [32]},
-        {"sessions": True, "heads": 3, "attention": 8, "places": 4, "mlp": [32]},
+        {"sessions": True, "heads": 3, "attention": 8, "max_positions": 4, "mlp": [32]},
     )
 
     def __init__(self, config: KFAttConfig, fields: Fields) -> None:
@@ -109,7 +109,7 @@ class KFAtt(Ranker):
             )
             if config.sessions:
                 self.encoders[f"encoder_{history}"] = SessionEncoder(
-                    value, config.heads, config.places, config.init_std
+                    value, config.heads, config.max_positions, config.init_std
                 )
             top += value
         self.top = MLP(top, config.mlp, config.activation, config.dropout, config.batch_norm, outputs=1)
@@ -118,10 +118,10 @@ class KFAtt(Ranker):
     def interact(self, batch: Batch) -> Float[Tensor, "B W"]:
         """The last hidden layer of the top MLP."""
         embedded = self.embeddings(batch)
-        parts = list(embedded.features.values())
+        inputs = list(embedded.features.values())
         for history in self.fields.histories:
-            parts.append(self.paths[f"path_{history}"](*self._read(batch, embedded, history)))
-        return self.top.hidden(torch.cat(parts, 1))
+            inputs.append(self.paths[f"path_{history}"](*self._read(batch, embedded, history)))
+        return self.top.hidden(torch.cat(inputs, 1))
 
     def head(self, h_BW: Float[Tensor, "B W"]) -> Float[Tensor, " B"]:
         """The final layer."""
@@ -138,13 +138,13 @@ class KFAtt(Ranker):
 
         The weights of a row leave to one what mu_q has.
         """
-        embedded, told = self.embeddings(batch), {}
+        embedded, weights = self.embeddings(batch), {}
         for history in self.fields.histories:
             q_BQ, k_UQ, _, segments, sizes_U = self._read(batch, embedded, history)
             path = cast(KalmanAttention, self.paths[f"path_{history}"])
             w_N = torch.stack([w_N for w_N, _ in path.weights(q_BQ, k_UQ, segments, sizes_U)]).mean(0)
-            told[history] = w_N.reshape(batch.size, -1) if segments.shared else w_N
-        return told
+            weights[history] = w_N.reshape(batch.size, -1) if segments.shared else w_N
+        return weights
 
     def _read(
         self, batch: Batch, embedded: EmbeddedBatch, history: str
@@ -198,17 +198,17 @@ class KalmanAttention(nn.Module):
         q_BX, k_UX, null_BH = self.asking(q_BQ), self.key(k_UQ), self.precision(q_BQ)
         noise_UH = None if self.noise is None else self.noise(k_UQ).float()
         split = q_BX.shape[1] // self.heads
-        found = []
+        head_weights = []
         for head, (q_BA, k_UA) in enumerate(zip(q_BX.split(split, 1), k_UX.split(split, 1))):
             s_N = segments.dot(q_BA, k_UA).float()
             if noise_UH is not None:
-                told_U1 = noise_UH[:, head : head + 1]
-                spread_U1 = -told_U1 if sizes_U is None else sizes_U.log().unsqueeze(1) - told_U1
+                noise_U1 = noise_UH[:, head : head + 1]
+                spread_U1 = -noise_U1 if sizes_U is None else sizes_U.log().unsqueeze(1) - noise_U1
                 # -log (n s^2 + s'^2), with s'^2 before the bracket
-                of_N, spread_N = (segments.keys(x_U1).squeeze(1) for x_U1 in (told_U1, spread_U1))
+                of_N, spread_N = (segments.keys(x_U1).squeeze(1) for x_U1 in (noise_U1, spread_U1))
                 s_N = -of_N - F.softplus(spread_N - s_N)
-            found.append(segments.softmax_with_null(s_N, null_BH[:, head].float()))
-        return found
+            head_weights.append(segments.softmax_with_null(s_N, null_BH[:, head].float()))
+        return head_weights
 
     def forward(
         self,
@@ -231,9 +231,11 @@ class KalmanAttention(nn.Module):
 class SessionEncoder(nn.Module):
     """Events after those of a session have seen each other, each in its place."""
 
-    def __init__(self, width: int, heads: int, places: int, std: float) -> None:
+    renamed_parameters: ClassVar[dict[str, str]] = {"places": "position_embedding"}
+
+    def __init__(self, width: int, heads: int, max_positions: int, std: float) -> None:
         super().__init__()
-        self.places = nn.Parameter(torch.randn(places, width) * std)
+        self.position_embedding = nn.Parameter(torch.randn(max_positions, width) * std)
         self.layer = EncoderLayer(width, heads, width)
 
     def forward(
@@ -244,17 +246,17 @@ class SessionEncoder(nn.Module):
         Args:
             session_U: changes where a session ends; None where a row is one session.
         """
-        place_U, seen_TT, sessions = torch.arange(segments.positions, device=v_UV.device), None, segments
+        position_U, seen_TT, sessions = torch.arange(segments.positions, device=v_UV.device), None, segments
         if segments.shared and session_U is not None:
-            before_U = session_U.index_select(0, (place_U - 1).clamp(min=0))
+            before_U = session_U.index_select(0, (position_U - 1).clamp(min=0))
             number_U = (session_U != before_U).cumsum(0)
             seen_TT = number_U.unsqueeze(1) == number_U.unsqueeze(0)
-            back_U = (seen_TT & (place_U.unsqueeze(1) < place_U.unsqueeze(0))).sum(1)
+            back_U = (seen_TT & (position_U.unsqueeze(1) < position_U.unsqueeze(0))).sum(1)
         elif segments.shared:
-            back_U = segments.positions - 1 - place_U
+            back_U = segments.positions - 1 - position_U
         else:
             sessions = segments if session_U is None else Segments.of_runs(segments.row * 2**32 + session_U)
-            back_U = sessions.expand_rows(sessions.offsets[1:]) - 1 - place_U
+            back_U = sessions.expand_rows(sessions.offsets[1:]) - 1 - position_U
         attention = BucketedAttention(sessions, seen_TT)
-        x_UV = v_UV + self.places.index_select(0, back_U.clamp(max=len(self.places) - 1))
+        x_UV = v_UV + self.position_embedding.index_select(0, back_U.clamp(max=len(self.position_embedding) - 1))
         return attention.restore_positions(self.layer(attention.gather_positions(x_UV), attention))

@@ -58,4 +58,4 @@ class MMoE(BottomRanker):
         super().__init__(config, fields, Tasks.of(config))
         count = len(self.tasks.names)
         shared = experts.MMoE(self.bottom.width, count, config.experts, config.expert, config.form)
-        self.stand(shared, experts.Towers(shared.width, config.tower, count, config.form))
+        self.set_layers(shared, experts.Towers(shared.width, config.tower, count, config.form))

@@ -59,7 +59,7 @@ from longrec.nn.segments import Pool, Segments
 Width = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Shares = Annotated[
-    tuple[Share, ...], BeforeValidator(lambda given: (given,) if isinstance(given, int | float) else given)
+    tuple[Share, ...], BeforeValidator(lambda value: (value,) if isinstance(value, int | float) else value)
 ]
 """One share for all layers, or one a layer."""
 
@@ -101,7 +101,7 @@ class Attention(Layers):
 class Tower(Layers):
     """A tower over a group of features."""
 
-    of: tuple[str, ...] | None = Field(
+    features: tuple[str, ...] | None = Field(
         None,
         min_length=1,
         description="Features that the tower reads; all that no other tower names when not given.",
@@ -137,7 +137,10 @@ class MultiTower(Ranker):
     history_optional = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {
-            "towers": {"thing": {"of": ["item", "price"], "mlp": [24, 8], "batch_norm": False}, "rest": {"mlp": [16]}},
+            "towers": {
+                "thing": {"features": ["item", "price"], "mlp": [24, 8], "batch_norm": False},
+                "rest": {"mlp": [16]},
+            },
             "final": {"mlp": [16], "batch_norm": False, "activation": "prelu"},
             "embed_numbers": True,
         },
@@ -165,14 +168,14 @@ class MultiTower(Ranker):
         self.per_candidate = {field.name for field in fields.features if field.table == "item"}
         self.towers, self.din = nn.ModuleDict(), nn.ModuleDict()
         self.candidate = [name for name in plan.read if name in self.per_candidate]
-        asked = sum(widths[name] for name in self.candidate)
+        candidate_width = sum(widths[name] for name in self.candidate)
         width = 0
         for name, (settings, of) in plan.towers.items():
-            tower = _Tower(settings, of, fields, widths, self.embeddings.widths, asked, config.input_norm)
+            tower = _Tower(settings, of, fields, widths, self.embeddings.widths, candidate_width, config.input_norm)
             self.towers[_key(name)] = tower
             width += tower.mlp.outputs
         for history, unit in plan.din.items():
-            attention = _Attention(unit, history, fields, self.embeddings.widths, asked)
+            attention = _Attention(unit, history, fields, self.embeddings.widths, candidate_width)
             self.din[_key(history)] = attention
             width += attention.width
         self.final = config.final.build(width, outputs=1)
@@ -181,9 +184,9 @@ class MultiTower(Ranker):
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """The last hidden layer of the final MLP."""
         embedded, inputs, candidate_BC = self._inputs(batch)
-        parts = [tower(batch, embedded, inputs, candidate_BC) for tower in self.towers.values()]
-        parts += [attention(batch, embedded, candidate_BC) for attention in self.din.values()]
-        return self.final.hidden(torch.cat(parts, 1))
+        outputs = [tower(batch, embedded, inputs, candidate_BC) for tower in self.towers.values()]
+        outputs += [attention(batch, embedded, candidate_BC) for attention in self.din.values()]
+        return self.final.hidden(torch.cat(outputs, 1))
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """The final layer."""
@@ -213,9 +216,9 @@ class MultiTower(Ranker):
         embedded = self.embeddings(batch)
         inputs = dict(embedded.features)
         for name in self.numbers:
-            given = batch.features[name]
-            assert isinstance(given, Tensor)
-            x_BW = given.float().reshape(given.shape[0], -1)
+            values = batch.features[name]
+            assert isinstance(values, Tensor)
+            x_BW = values.float().reshape(values.shape[0], -1)
             repeat = batch.shared and name not in self.per_candidate
             inputs[name] = x_BW.expand(batch.size, -1) if repeat else x_BW
         candidate = [inputs[name] for name in self.candidate]
@@ -230,14 +233,14 @@ class _Attention(nn.Module):
     """
 
     def __init__(
-        self, settings: Attention, history: str, fields: Fields, widths: Mapping[str, int], asked: int
+        self, settings: Attention, history: str, fields: Fields, widths: Mapping[str, int], candidate_width: int
     ) -> None:
         super().__init__()
         queries, keys = choose_attention_columns(fields, [history], "multi_tower")
         self.history, self.query, self.keys, self.key = history, queries[history], keys[history], settings.key
         k = sum(widths[name] for name in self.keys)
         q = sum(widths[name] for name in self.query) or k
-        self.projection = None if self.query else Linear(asked, k)
+        self.projection = None if self.query else Linear(candidate_width, k)
         shares = settings.shares()
         self.unit = TargetAttention(
             q, k, settings.mlp, settings.activation, settings.softmax, settings.batch_norm, shares
@@ -280,7 +283,7 @@ class _Tower(nn.Module):
         fields: Fields,
         widths: Mapping[str, int],
         embedded: Mapping[str, int],
-        asked: int,
+        candidate_width: int,
         norm: bool,
     ) -> None:
         super().__init__()
@@ -290,7 +293,7 @@ class _Tower(nn.Module):
         inputs = sum(widths[name] for name in self.features)
         inputs += sum(embedded[column] for columns in self.pooled.values() for column in columns)
         for history, unit in sorted(settings.din.items()):
-            attention = _Attention(unit, history, fields, embedded, asked)
+            attention = _Attention(unit, history, fields, embedded, candidate_width)
             self.din[_key(history)] = attention
             inputs += attention.width
         self.norm = BatchNorm(inputs, affine=False) if norm else None
@@ -304,12 +307,12 @@ class _Tower(nn.Module):
         candidate_BC: Float[Tensor, "B C"] | None,
     ) -> Float[Tensor, "B H"]:
         """The last hidden layer of the tower."""
-        parts = [inputs[name] for name in self.features]
+        blocks = [inputs[name] for name in self.features]
         for history, columns in self.pooled.items():
             segments = Segments.of(batch.histories[history], batch.size)
-            parts += [segments.pool(embedded.histories[history][column], self.pool) for column in columns]
-        parts += [attention(batch, embedded, candidate_BC) for attention in self.din.values()]
-        x_BI = torch.cat(parts, 1)
+            blocks += [segments.pool(embedded.histories[history][column], self.pool) for column in columns]
+        blocks += [attention(batch, embedded, candidate_BC) for attention in self.din.values()]
+        x_BI = torch.cat(blocks, 1)
         h_BH: Tensor = self.mlp(x_BI if self.norm is None else self.norm(x_BI))
         return h_BH
 
@@ -332,11 +335,11 @@ class _Plan:
 
     def __init__(self, config: MultiTowerConfig, fields: Fields) -> None:
         self.columns: dict[str, Column] = {field.name: field for field in fields.features}
-        given = config.towers if config.towers is not None else {"all": Tower()}
-        named = {name for tower in given.values() for name in tower.of or ()}
+        towers = config.towers if config.towers is not None else {"all": Tower()}
+        named = {name for tower in towers.values() for name in tower.features or ()}
         rest = tuple(name for name in self.columns if name not in named)
-        self.towers = {name: (given[name], given[name].of or rest) for name in sorted(given)}
-        taken = {history for tower in given.values() for history in (*tower.pooled, *tower.din)}
+        self.towers = {name: (towers[name], towers[name].features or rest) for name in sorted(towers)}
+        taken = {history for tower in towers.values() for history in (*tower.pooled, *tower.din)}
         own = config.din
         if own is None:
             own = {history: Attention() for history in fields.histories if history not in taken}
@@ -346,7 +349,7 @@ class _Plan:
             raise ConfigError("config", faults)
         read = {name for _, of in self.towers.values() for name in of}
         self.read = [name for name in self.columns if name in read]
-        within = {history for tower in given.values() for history in tower.din}
+        within = {history for tower in towers.values() for history in tower.din}
         self.histories = taken | set(self.din)
         queries, _ = choose_attention_columns(fields, sorted(within | set(self.din)), "multi_tower")
         self.queried = {name for names in queries.values() for name in names}
@@ -354,35 +357,35 @@ class _Plan:
         alone = [history for history, names in queries.items() if not names and not candidate]
         if alone:
             do = "name a feature of the item table in `of` of a tower"
-            told = [
+            messages = [
                 f"model.towers: nothing reads the candidate, which history {name} is asked with; {do}" for name in alone
             ]
-            raise ConfigError("config", told)
+            raise ConfigError("config", messages)
 
     def _faults(self, fields: Fields) -> Iterator[str]:
-        without = [name for name, (tower, _) in self.towers.items() if tower.of is None]
+        without = [name for name, (tower, _) in self.towers.items() if tower.features is None]
         if len(without) > 1:
             yield f"model.towers: {', '.join(without)} have no `of`; only one tower may take what the others leave"
         for name, (tower, of) in self.towers.items():
-            place = f"model.towers.{name}"
+            path = f"model.towers.{name}"
             if not (of or tower.pooled or tower.din):
-                yield f"{place}: no feature is left for it; give it `of`"
-            yield from _unknown(f"{place}.of", "feature", tower.of or (), self.columns)
-            yield from _unknown(f"{place}.pooled", "history", tower.pooled, fields.histories)
-            yield from _unknown(f"{place}.din", "history", tower.din, fields.histories)
+                yield f"{path}: no feature is left for it; give it `of`"
+            yield from _unknown(f"{path}.of", "feature", tower.features or (), self.columns)
+            yield from _unknown(f"{path}.pooled", "history", tower.pooled, fields.histories)
+            yield from _unknown(f"{path}.din", "history", tower.din, fields.histories)
         yield from _unknown("model.din", "history", self.din, fields.histories)
 
 
-def _unknown(place: str, kind: str, names: Iterable[str], known: Iterable[str]) -> Iterator[str]:
-    known, seen = list(known), set[str]()
+def _unknown(path: str, kind: str, names: Iterable[str], choices: Iterable[str]) -> Iterator[str]:
+    choices, seen = list(choices), set[str]()
     for name in names:
         if name in seen:
-            yield f"{place}: names {name} twice"
+            yield f"{path}: names {name} twice"
         seen.add(name)
-        if name not in known:
-            near = nearest(name, known)
-            told = f"did you mean {near!r}?" if near else f"known: {', '.join(known) or 'none'}"
-            yield f"{place}: no {kind} named {name!r}; {told}"
+        if name not in choices:
+            near = nearest(name, choices)
+            hint = f"did you mean {near!r}?" if near else f"known: {', '.join(choices) or 'none'}"
+            yield f"{path}: no {kind} named {name!r}; {hint}"
 
 
 def _is_number(column: Column) -> bool:

@@ -63,4 +63,4 @@ class PLE(BottomRanker):
         shared = experts.PLE(
             self.bottom.width, count, config.own, config.experts, config.expert, config.levels, config.form
         )
-        self.stand(shared, experts.Towers(shared.width, config.tower, count, config.form))
+        self.set_layers(shared, experts.Towers(shared.width, config.tower, count, config.form))

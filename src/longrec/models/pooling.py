@@ -74,11 +74,11 @@ class Pooling(Ranker):
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """The last hidden layer."""
         embedded = self.embeddings(batch)
-        parts = list(embedded.features.values())
+        inputs = list(embedded.features.values())
         for history, columns in embedded.histories.items():
             segments = Segments.of(batch.histories[history], batch.size)
-            parts.extend(segments.pool(k_UD, self.config.pool) for k_UD in columns.values())
-        return self.mlp.hidden(torch.cat(parts, 1))
+            inputs.extend(segments.pool(k_UD, self.config.pool) for k_UD in columns.values())
+        return self.mlp.hidden(torch.cat(inputs, 1))
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """The final layer."""

@@ -66,7 +66,7 @@ class ResEmbeddingConfig(Strict):
     )
     weighting: Weighting = Field("average", description="How the neighbours of an item make its centre.")
     window: int = Field(5, ge=1, description="Events that two items may lie apart to be neighbours.")
-    neighbours: int = Field(10, ge=1, description="Strongest neighbours that are kept of an item.")
+    neighbors: int = Field(10, ge=1, description="Strongest neighbours that are kept of an item.")
     self_weight: float = Field(
         1.0, ge=0, description="Weight of an item in its own centre, in times its strongest edge."
     )
@@ -83,7 +83,7 @@ class ResEmbedding(Ranker):
     needs_training_window = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"base": {"name": "deepfm"}, "weighting": "gcn", "penalty": 0.0},
-        {"base": {"name": "pooling", "batch_norm": False}, "weighting": "attention", "neighbours": 3},
+        {"base": {"name": "pooling", "batch_norm": False}, "weighting": "attention", "neighbors": 3},
     )
 
     def __init__(self, config: ResEmbeddingConfig, fields: Fields) -> None:
@@ -95,7 +95,7 @@ class ResEmbedding(Ranker):
             fault = f"model.base.name: {config.base['name']} holds no vectors of {self.item.name!r} in embeddings"
             raise ConfigError("config", [fault])
         self.graph = InterestGraph(self.item, plain.table(self.item.name).shape, config)
-        self.base.embeddings = CentredEmbeddings(plain, self.item, self.graph)
+        self.base.embeddings = CenteredEmbeddings(plain, self.item, self.graph)
         self.reads_history, self.order_matters = self.base.reads_history, self.base.order_matters
         self.user_order, self.interaction = self.base.user_order, self.base.interaction
 
@@ -150,26 +150,26 @@ class ResEmbedding(Ranker):
 
     def vectors(self) -> Float[Tensor, "n D"]:
         """E of equation 1, without a gradient."""
-        return self._centred.made()
+        return self._embeddings.build_table()
 
     @property
     def residuals(self) -> nn.Parameter:
         """R: the item table of the base."""
-        return self._centred.table(self.item.name)
+        return self._embeddings.table(self.item.name)
 
     @property
-    def _centred(self) -> CentredEmbeddings:
+    def _embeddings(self) -> CenteredEmbeddings:
         embeddings = self.base.get_submodule("embeddings")
-        assert isinstance(embeddings, CentredEmbeddings)
+        assert isinstance(embeddings, CenteredEmbeddings)
         return embeddings
 
     def _ids(self, batch: Batch) -> Int[Tensor, " N"]:
         """The items that are looked up in a batch, wherever they stand."""
-        read = self._centred.fields
-        found = [batch.features[f.name] for f in read.features if f.owner == self.item.owner]
+        read = self._embeddings.fields
+        ids = [batch.features[f.name] for f in read.features if f.owner == self.item.owner]
         for history, columns in read.histories.items():
-            found += [batch.histories[history].columns[f.name] for f in columns if f.owner == self.item.owner]
-        return torch.cat([one.values if isinstance(one, Jagged) else one for one in found]).long()
+            ids += [batch.histories[history].columns[f.name] for f in columns if f.owner == self.item.owner]
+        return torch.cat([one.values if isinstance(one, Jagged) else one for one in ids]).long()
 
 
 class InterestGraph(nn.Module):
@@ -180,30 +180,31 @@ class InterestGraph(nn.Module):
         strength: float32 ``[n, S]``: W of (2) and (3), Z of (4); 0 where a slot is free.
     """
 
+    renamed_parameters: ClassVar[dict[str, str]] = {"centres": "centers"}
     slots: Tensor
     strength: Tensor
 
     def __init__(self, item: Column, shape: torch.Size, config: ResEmbeddingConfig) -> None:
         super().__init__()
         self.config, self.name = config, item.name
-        self.centres = Embeddings(Fields((replace(item, share=""),), {}), width=shape[1], std=config.init_std)
-        slots = torch.arange(shape[0], dtype=torch.int32).unsqueeze(1).repeat(1, 1 + config.neighbours)
-        strength = torch.zeros(shape[0], 1 + config.neighbours)
+        self.centers = Embeddings(Fields((replace(item, share=""),), {}), width=shape[1], std=config.init_std)
+        slots = torch.arange(shape[0], dtype=torch.int32).unsqueeze(1).repeat(1, 1 + config.neighbors)
+        strength = torch.zeros(shape[0], 1 + config.neighbors)
         strength[:, 0] = 1
         self.register_buffer("slots", slots)
         self.register_buffer("strength", strength)
 
     def draw(self, one: NDArray[np.int64], other: NDArray[np.int64], count: NDArray[np.int64]) -> None:
         """Take a graph, each edge in both directions: of every item its strongest neighbours."""
-        n, most = self.slots.shape[0], self.config.neighbours
+        n, most = self.slots.shape[0], self.config.neighbors
         order = np.lexsort((other, -count, one))
         one, other, count = one[order], other[order], count[order]
-        place = np.arange(len(one)) - np.searchsorted(one, one)
-        kept = place < most
-        one, other, count, place = one[kept], other[kept], count[kept], place[kept]
+        rank = np.arange(len(one)) - np.searchsorted(one, one)
+        kept = rank < most
+        one, other, count, rank = one[kept], other[kept], count[kept], rank[kept]
         slots = np.repeat(np.arange(n, dtype=np.int32)[:, None], 1 + most, 1)
         z = np.zeros((n, 1 + most), np.float64)
-        slots[one, 1 + place], z[one, 1 + place] = other, count
+        slots[one, 1 + rank], z[one, 1 + rank] = other, count
         alone = z[:, 1] == 0
         z[:, 0] = np.where(alone, 1, self.config.self_weight * z[:, 1])
         degree = z.sum(1)
@@ -216,7 +217,7 @@ class InterestGraph(nn.Module):
 
     def forward(self, ids_m: Int[Tensor, " m"]) -> Float[Tensor, "m D"]:
         """The centres of some items; only slots in use are read."""
-        table = self.centres.table(self.name)
+        table = self.centers.table(self.name)
         z_mS = self.strength.index_select(0, ids_m)
         used = z_mS > 0
         lengths = used.sum(1)
@@ -230,7 +231,7 @@ class InterestGraph(nn.Module):
         return segments.weighted_sum(w_N, c_ND)
 
 
-class CentredEmbeddings(Embeddings):
+class CenteredEmbeddings(Embeddings):
     """The embeddings of a base, those of the item made of a centre and a residual.
 
     In evaluation, and whenever a program is traced, the vectors come from one table, made when training stopped, and
@@ -246,28 +247,28 @@ class CentredEmbeddings(Embeddings):
             self.register_parameter(name, parameter)
         self.item = item
         self._graph = [graph]  # a part of the model, not of its base
-        self._made_of: tuple[int, ...] = ()
+        self._versions: tuple[int, ...] = ()
         self.register_buffer("table_of_all", torch.zeros(0), persistent=False)
 
-    def train(self, mode: bool = True) -> CentredEmbeddings:
+    def train(self, mode: bool = True) -> CenteredEmbeddings:
         """Switch between training and evaluation."""
         super().train(mode)
         if mode:
-            self.table_of_all, self._made_of = self.table_of_all.new_zeros(0), ()
+            self.table_of_all, self._versions = self.table_of_all.new_zeros(0), ()
         else:
-            self.made()
+            self.build_table()
         return self
 
     @torch.no_grad()
-    def made(self) -> Float[Tensor, "n D"]:
+    def build_table(self) -> Float[Tensor, "n D"]:
         """E of equation 1 as one table."""
         graph, residuals = self._graph[0], self.table(self.item.name)
-        parts = (graph.centres.table(graph.name), residuals, graph.slots, graph.strength)
-        versions = tuple(part._version for part in parts)
-        if versions != self._made_of:
+        sources = (graph.centers.table(graph.name), residuals, graph.slots, graph.strength)
+        versions = tuple(source._version for source in sources)
+        if versions != self._versions:
             blocks = torch.arange(len(residuals), device=residuals.device).split(_BLOCK)  # type: ignore[no-untyped-call]
             self.table_of_all = residuals + torch.cat([graph(block) for block in blocks])
-            self._made_of = versions
+            self._versions = versions
         return self.table_of_all
 
     def _look_up(self, field: Column, uses: list[Tensor | Jagged]) -> list[Tensor]:
@@ -278,11 +279,11 @@ class CentredEmbeddings(Embeddings):
             return [F.embedding(values, self.table_of_all) for values in flat]
         ids = torch.cat(flat).long()
         if not self.training and not torch.is_grad_enabled():
-            e = F.embedding(ids, self.made())
+            e = F.embedding(ids, self.build_table())
         else:
-            ids_m, place = torch.unique(ids, return_inverse=True)
+            ids_m, inverse = torch.unique(ids, return_inverse=True)
             residuals = F.embedding(ids_m, self.table(field.name), sparse=True)
-            e = (residuals + self._graph[0](ids_m)).index_select(0, place)
+            e = (residuals + self._graph[0](ids_m)).index_select(0, inverse)
         return list(torch.split(e, [len(values) for values in flat]))
 
 
@@ -298,16 +299,16 @@ def edges(
         window: how far apart two events may lie.
     """
     codes, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    for given, offsets in walks:
-        ids, row = given.astype(np.int64), np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-        found = []
+    for events, offsets in walks:
+        ids, row = events.astype(np.int64), np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        pairs = []
         for apart in range(1, window + 1):
             one, other = ids[:-apart], ids[apart:]
             near = (row[:-apart] == row[apart:]) & (one != other) & (one >= RESERVED) & (other >= RESERVED)
-            found += [one[near] * n + other[near], other[near] * n + one[near]]
-        fresh, times = np.unique(np.concatenate(found), return_counts=True)
-        codes, place = np.unique(np.concatenate([codes, fresh]), return_inverse=True)
-        counts = np.bincount(place, np.concatenate([counts, times]), len(codes)).astype(np.int64)
+            pairs += [one[near] * n + other[near], other[near] * n + one[near]]
+        fresh, times = np.unique(np.concatenate(pairs), return_counts=True)
+        codes, inverse = np.unique(np.concatenate([codes, fresh]), return_inverse=True)
+        counts = np.bincount(inverse, np.concatenate([counts, times]), len(codes)).astype(np.int64)
     return codes // n, codes % n, counts
 
 
@@ -320,13 +321,13 @@ def _item(name: str | None, fields: Fields) -> Column:
     ids = [field for field in fields.tables() if field.kind == "id"]
     met = {field.owner for columns in fields.histories.values() for field in columns if field.kind == "id"}
     if name is not None:
-        known = [field for field in ids if field.owner in met] if fields.histories else ids
-        for field in known:
+        candidates = [field for field in ids if field.owner in met] if fields.histories else ids
+        for field in candidates:
             if field.name == name:
                 return field
-        told = ", ".join(field.name for field in known) or "none"
+        choices = ", ".join(field.name for field in candidates) or "none"
         where = "an id that a history holds" if fields.histories else "an id of the schema"
-        raise ConfigError("schema", [f"model.item: {name!r} is not {where}; known: {told}"])
+        raise ConfigError("schema", [f"model.item: {name!r} is not {where}; known: {choices}"])
     paired = [field for history in fields.histories for field in fields.pairs(history) if field.kind == "id"]
     items = paired or [field for field in fields.features if field.table == "item" and field.kind == "id"]
     if items:

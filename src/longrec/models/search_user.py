@@ -71,10 +71,10 @@ class SearchUserConfig(Strict):
     heads: Width = Field(4, description="Heads of the self attention.")
     blocks: Width = Field(1, description="Layers of self attention.")
     hidden: Width = Field(64, description="Hidden units of the network after an attention.")
-    parts: Width = Field(4, description="Parts of a past that are told apart.")
-    parts_by: Literal["time", "place"] = Field("time", description="What cuts a past into parts.")
+    segments: Width = Field(4, description="Parts of a past that are told apart.")
+    segment_by: Literal["time", "position"] = Field("time", description="What cuts a past into parts.")
     quarter: Duration = Field("90d", description="Time that the newest part spans.")
-    part_events: Width = Field(50, description="Events of a part that is cut by place.")
+    segment_events: Width = Field(50, description="Events of a part that is cut by place.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
     mlp_activation: Name = Field("relu", description="Activation of the top MLP.")
     batch_norm: bool = Field(True, description="Batch normalisation in the top MLP.")
@@ -89,34 +89,42 @@ class SearchUser(Ranker):
     reads_history = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = (
         {"query": ["user"], "width": 12, "heads": 3, "mlp": [32]},
-        {"parts_by": "place", "part_events": 2, "parts": 2, "blocks": 2, "width": 10, "heads": 2, "batch_norm": False},
-        {"parts": 1, "width": 8, "heads": 1, "mlp": [32], "dropout": 0.1},
+        {
+            "segment_by": "position",
+            "segment_events": 2,
+            "segments": 2,
+            "blocks": 2,
+            "width": 10,
+            "heads": 2,
+            "batch_norm": False,
+        },
+        {"segments": 1, "width": 8, "heads": 1, "mlp": [32], "dropout": 0.1},
     )
 
     def __init__(self, config: SearchUserConfig, fields: Fields) -> None:
         super().__init__(config, fields)
         if not fields.histories:
             raise ConfigError("schema", ["histories: search_user reads a history, and the schema has none"])
-        known = {field.name: field for field in fields.features}
-        if faults := find_unknown_names("model.query", config.query, known):
+        features = {field.name: field for field in fields.features}
+        if faults := find_unknown_names("model.query", config.query, features):
             raise ConfigError("config", faults)
         self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
         width = self.embeddings.widths
         # A query that is not of the candidate asks once for all candidates of a request.
-        self.once = bool(config.query) and all(known[name].table != "item" for name in config.query)
+        self.once = bool(config.query) and all(features[name].table != "item" for name in config.query)
         self.queries = None if config.query else Queries(fields, width, "search_user", project=False)
         by_time = {
-            name: config.parts_by == "time" and any(column.name == TIME_GAP for column in columns)
+            name: config.segment_by == "time" and any(column.name == TIME_GAP for column in columns)
             for name, columns in fields.histories.items()
         }
-        self.order_matters = not all(by_time.values()) and config.parts > 1
+        self.order_matters = not all(by_time.values()) and config.segments > 1
         self.paths = nn.ModuleDict()
         for name, columns in fields.histories.items():
-            asks = sum(width[column] for column in config.query)
+            query_width = sum(width[column] for column in config.query)
             if self.queries is not None:
-                asks = self.queries.query_widths[name]
+                query_width = self.queries.query_widths[name]
             key = sum(width[column.name] for column in columns)
-            self.paths[f"path_{name}"] = _Path(asks, key, by_time[name], config)
+            self.paths[f"path_{name}"] = _Path(query_width, key, by_time[name], config)
         top = sum(width[field.name] for field in fields.features) + len(fields.histories) * config.width
         self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
         self.interaction = self.top.width
@@ -124,10 +132,10 @@ class SearchUser(Ranker):
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """The last hidden layer of the top MLP."""
         embedded = self.embeddings(batch)
-        parts = list(embedded.features.values())
+        vectors = list(embedded.features.values())
         for path, inputs in self._inputs(batch, embedded):
-            parts.append(path(*inputs)[0].expand(batch.size, -1))
-        return self.top.hidden(torch.cat(parts, 1))
+            vectors.append(path(*inputs)[0].expand(batch.size, -1))
+        return self.top.hidden(torch.cat(vectors, 1))
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """The final layer."""
@@ -141,17 +149,17 @@ class SearchUser(Ranker):
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
         """What the query attends to: ragged ``[N]``, shared ``[B, T]``."""
-        told = (path(*inputs)[1] for path, inputs in self._inputs(batch, self.embeddings(batch)))
+        weights = (path(*inputs)[1] for path, inputs in self._inputs(batch, self.embeddings(batch)))
         return {
             name: w.expand(batch.size, -1) if batch.histories[name].shared else w
-            for name, w in zip(self.fields.histories, told)
+            for name, w in zip(self.fields.histories, weights)
         }
 
     def _inputs(
         self, batch: Batch, embedded: EmbeddedBatch
     ) -> list[tuple[_Path, tuple[Tensor, Tensor, Tensor, Segments]]]:
         """Of each history its path, and query, events, their buckets of time and segments."""
-        found = []
+        inputs = []
         for name, columns in embedded.histories.items():
             history, e_UK = batch.histories[name], torch.cat(list(columns.values()), 1)
             segments = Segments.of(history, batch.size)
@@ -162,51 +170,53 @@ class SearchUser(Ranker):
             if self.once and segments.shared:
                 q_BQ, segments = q_BQ[:1], Segments(segments.offsets, 1, segments.positions, shared=True)
             path = cast(_Path, self.paths[f"path_{name}"])
-            told_U = cast(Tensor, history.columns[TIME_GAP]) if path.by_time else e_UK
-            found.append((path, (q_BQ, e_UK, told_U, segments)))
-        return found
+            time_U = cast(Tensor, history.columns[TIME_GAP]) if path.by_time else e_UK
+            inputs.append((path, (q_BQ, e_UK, time_U, segments)))
+        return inputs
 
 
 class _Path(nn.Module):
     """Encoder and pooling of one history."""
 
+    renamed_parameters: ClassVar[dict[str, str]] = {"of_part": "of_segment"}
+
     def __init__(self, query: int, key: int, by_time: bool, config: SearchUserConfig) -> None:
         super().__init__()
-        self.by_time, self.each, self.count = by_time, config.part_events, config.parts
+        self.by_time, self.each, self.count = by_time, config.segment_events, config.segments
         self.first = max(1, round(log2(max(duration(config.quarter) / 1_000, 1))))
         self.events = Linear(key, config.width)
         nn.init.zeros_(self.events.bias)  # else it drowns what small tables say
-        self.of_part = nn.Parameter(torch.randn(config.parts, config.width) * config.init_std)
+        self.of_segment = nn.Parameter(torch.randn(config.segments, config.width) * config.init_std)
         self.blocks = nn.ModuleList(
             EncoderLayer(config.width, config.heads, config.hidden, score="cosine", dropout=config.dropout)
             for _ in range(config.blocks)
         )
         self.query = Linear(query, config.width, bias=False)
-        self.over = Linear(query, config.width, bias=False) if config.parts > 1 else None
+        self.over = Linear(query, config.width, bias=False) if config.segments > 1 else None
         self.scale = config.width**-0.5
 
-    def number(self, told_U: Tensor, segments: Segments) -> Tensor:
-        """int64 ``[U]``: the part of each event; ``told_U`` holds the ids of ``time_gap`` where that counts."""
+    def number(self, time_U: Tensor, segments: Segments) -> Tensor:
+        """int64 ``[U]``: the part of each event; ``time_U`` holds the ids of ``time_gap`` where that counts."""
         if self.by_time:
-            back_U = told_U.long() - RESERVED - (self.first - 1)
+            back_U = time_U.long() - RESERVED - (self.first - 1)
         else:
-            place_U = torch.arange(told_U.shape[0], device=told_U.device)
+            position_U = torch.arange(time_U.shape[0], device=time_U.device)
             stop = segments.positions if segments.shared else segments.expand_rows(segments.offsets[1:])
-            back_U = torch.div(stop - 1 - place_U, self.each, rounding_mode="floor")
+            back_U = torch.div(stop - 1 - position_U, self.each, rounding_mode="floor")
         return back_U.clamp(0, self.count - 1)
 
-    def forward(self, q_BQ: Tensor, e_UK: Tensor, told_U: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
+    def forward(self, q_BQ: Tensor, e_UK: Tensor, time_U: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
         """``[B, D]``: what the query reads of the past; and its weights, ragged ``[N]``, shared ``[B, T]``."""
-        parts = Sessions(self.number(told_U, segments), self.count, segments)
-        x_PD = self.events(parts.gather(e_UK)) + self.of_part.index_select(0, parts.gather_numbers())
-        x_PD = parts.attention.gather_positions(x_PD)
+        periods = Sessions(self.number(time_U, segments), self.count, segments)
+        x_PD = self.events(periods.gather(e_UK)) + self.of_segment.index_select(0, periods.gather_numbers())
+        x_PD = periods.attention.gather_positions(x_PD)
         for block in self.blocks:
-            x_PD = block(x_PD, parts.attention)
-        x_PD = parts.attention.restore_positions(x_PD)
-        u_GD, w = parts.attend(self.query(q_BQ) * self.scale, x_PD)
+            x_PD = block(x_PD, periods.attention)
+        x_PD = periods.attention.restore_positions(x_PD)
+        u_GD, w = periods.attend(self.query(q_BQ) * self.scale, x_PD)
         s_G = u_GD[:, 0] * 0
         if self.over is not None:
-            q_GD = parts.rows.expand(self.over(q_BQ) * self.scale)
+            q_GD = periods.rows.expand(self.over(q_BQ) * self.scale)
             s_G = (q_GD * u_GD).sum(1)
-        w_G = parts.softmax(s_G)
-        return parts.rows.sum(w_G.unsqueeze(1) * u_GD), parts.weigh_events(w_G, w)
+        w_G = periods.softmax(s_G)
+        return periods.rows.sum(w_G.unsqueeze(1) * u_GD), periods.weigh_events(w_G, w)

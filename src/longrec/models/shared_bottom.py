@@ -53,4 +53,4 @@ class SharedBottom(BottomRanker):
         super().__init__(config, fields, Tasks.of(config))
         count = len(self.tasks.names)
         shared = experts.SharedBottom(self.bottom.width, count, config.mlp, config.form)
-        self.stand(shared, experts.Towers(shared.width, config.tower, count, config.form))
+        self.set_layers(shared, experts.Towers(shared.width, config.tower, count, config.form))

@@ -111,11 +111,11 @@ class TiSSA(Ranker):
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
         """The last hidden layer of the top MLP."""
         embedded = self.embeddings(batch)
-        parts = list(embedded.features.values())
+        inputs = list(embedded.features.values())
         for history in self.fields.histories:
             path = cast(_Path, self.paths[f"path_{history}"])
-            parts.append(path(*self.queries(batch, embedded, history), batch.histories[history])[0])
-        return self.top.hidden(torch.cat(parts, 1))
+            inputs.append(path(*self.queries(batch, embedded, history), batch.histories[history])[0])
+        return self.top.hidden(torch.cat(inputs, 1))
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """The final layer."""
@@ -133,13 +133,13 @@ class TiSSA(Ranker):
         """
         embedded, weights = self.embeddings(batch), {}
         for history in self.fields.histories:
-            path, past = cast(_Path, self.paths[f"path_{history}"]), batch.histories[history]
+            path, events = cast(_Path, self.paths[f"path_{history}"]), batch.histories[history]
             q_BQ, e_UK, segments = self.queries(batch, embedded, history)
-            _, w_BS, share_U, place_U = path(q_BQ, e_UK, segments, past)
+            _, w_BS, share_U, slice_U = path(q_BQ, e_UK, segments, events)
             if segments.shared:
-                weights[history] = w_BS.index_select(1, place_U) * share_U
+                weights[history] = w_BS.index_select(1, slice_U) * share_U
             else:
-                weights[history] = w_BS.flatten().index_select(0, segments.row * path.slices + place_U) * share_U
+                weights[history] = w_BS.flatten().index_select(0, segments.row * path.slices + slice_U) * share_U
         return weights
 
 
@@ -159,34 +159,36 @@ class _Path(nn.Module):
         self.target = Linear(width, 1, bias=False)
 
     def forward(
-        self, q_BQ: Tensor, e_UK: Tensor, segments: Segments, past: HistoryBatch
+        self, q_BQ: Tensor, e_UK: Tensor, segments: Segments, events: HistoryBatch
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """v ``[B, D]``; the weight of every slice ``[B, S]``, the share of every event in its slice and that slice."""
-        h_UD = self.states(e_UK, segments, past)
-        place_U = self.places(segments, past)
-        l_RSD, real_RS, share_U = self.intra(h_UD, place_U, segments)
-        u_RSD = self.fused(l_RSD, self.among(l_RSD, real_RS))
-        told_BSD = (self.of_slice(u_RSD.flatten(0, 1)).view_as(u_RSD) + self.of_candidate(q_BQ).unsqueeze(1)).sigmoid()
-        s_BS = self.target(told_BSD.flatten(0, 1)).view(told_BSD.shape[:2])
+        h_UD = self.states(e_UK, segments, events)
+        slice_U = self.slice_numbers(segments, events)
+        l_RSD, real_RS, share_U = self.intra(h_UD, slice_U, segments)
+        u_RSD = self.fuse(l_RSD, self.among(l_RSD, real_RS))
+        hidden_BSD = (
+            self.of_slice(u_RSD.flatten(0, 1)).view_as(u_RSD) + self.of_candidate(q_BQ).unsqueeze(1)
+        ).sigmoid()
+        s_BS = self.target(hidden_BSD.flatten(0, 1)).view(hidden_BSD.shape[:2])
         w_BS = _softmax(s_BS, real_RS, 1)
         if segments.shared:
-            return w_BS @ u_RSD[0], w_BS, share_U, place_U
-        return torch.bmm(w_BS.unsqueeze(1), u_RSD).squeeze(1), w_BS, share_U, place_U
+            return w_BS @ u_RSD[0], w_BS, share_U, slice_U
+        return torch.bmm(w_BS.unsqueeze(1), u_RSD).squeeze(1), w_BS, share_U, slice_U
 
-    def states(self, e_UK: Tensor, segments: Segments, past: HistoryBatch) -> Tensor:
+    def states(self, e_UK: Tensor, segments: Segments, events: HistoryBatch) -> Tensor:
         """h ``[U, D]``."""
         if self.gates is None:
             return self.recurrence.states(e_UK, segments)
-        ids_U = past.columns[SINCE_PREVIOUS]
+        ids_U = events.columns[SINCE_PREVIOUS]
         assert isinstance(ids_U, Tensor)
         # About as large as other inputs are.
         dt_U1 = 0.1 * (ids_U - _FIRST).clamp(min=0).to(e_UK.dtype).unsqueeze(1)
         return self.recurrence.states(e_UK, segments, self.gates(dt_U1))
 
-    def places(self, segments: Segments, past: HistoryBatch) -> Tensor:
+    def slice_numbers(self, segments: Segments, events: HistoryBatch) -> Tensor:
         """int64 ``[U]``: the slice of every event, 0 the oldest one."""
-        if TIME_GAP in past.columns:
-            ids_U = past.columns[TIME_GAP]
+        if TIME_GAP in events.columns:
+            ids_U = events.columns[TIME_GAP]
             assert isinstance(ids_U, Tensor)
             back_U = ids_U.long() - (_FIRST + self.newest - 1)
         else:
@@ -197,14 +199,14 @@ class _Path(nn.Module):
             back_U = (rank_U.unsqueeze(1) >= powers_S).long().sum(1)
         return self.slices - 1 - back_U.clamp(0, self.slices - 1)
 
-    def intra(self, h_UD: Tensor, place_U: Tensor, segments: Segments) -> tuple[Tensor, Tensor, Tensor]:
+    def intra(self, h_UD: Tensor, slice_U: Tensor, segments: Segments) -> tuple[Tensor, Tensor, Tensor]:
         """l ``[R, S, D]``, which slices have events ``[R, S]``, and the share of every event in its slice ``[U]``."""
         s_U = self.event(h_UD).squeeze(1)
         if segments.shared:
-            in_ST = torch.arange(self.slices, device=place_U.device).unsqueeze(1) == place_U
+            in_ST = torch.arange(self.slices, device=slice_U.device).unsqueeze(1) == slice_U
             w_ST = _softmax(s_U.unsqueeze(0), in_ST, 1)
             return (w_ST @ h_UD).unsqueeze(0), (in_ST.long().sum(1) > 0).unsqueeze(0), w_ST.sum(0)
-        key_N, slots = segments.row * self.slices + place_U, segments.rows * self.slices
+        key_N, slots = segments.row * self.slices + slice_U, segments.rows * self.slices
         counts = torch.bincount(key_N, minlength=slots)
         slots_of = Segments(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), slots, segments.positions)
         order_N = None
@@ -216,7 +218,7 @@ class _Path(nn.Module):
         share_N = w_N if order_N is None else torch.empty_like(w_N).index_copy(0, order_N, w_N)
         return l_RSD, counts.view(segments.rows, self.slices) > 0, share_N
 
-    def fused(self, l_RSD: Tensor, g_RSD: Tensor) -> Tensor:
+    def fuse(self, l_RSD: Tensor, g_RSD: Tensor) -> Tensor:
         """u ``[R, S, D]``."""
         both = torch.cat([g_RSD, l_RSD], 2)
         f_RSD = self.fusion(both.flatten(0, 1)).view_as(l_RSD).sigmoid()
@@ -238,13 +240,13 @@ class _Among(nn.Module):
         rows, slices, width = l_RSD.shape
         inner = self.inner(l_RSD.reshape(rows * slices, width)).view(rows, slices, 3, -1)
         c_RSX, q_RSX, v_RSX = inner.unbind(2)
-        told_RSSX = ((q_RSX + self.bias).unsqueeze(2) + c_RSX.unsqueeze(1)).sigmoid()  # [R, to, from, X]
+        hidden_RSSX = ((q_RSX + self.bias).unsqueeze(2) + c_RSX.unsqueeze(1)).sigmoid()  # [R, to, from, X]
         # A head reads its part of X: one product with zeros elsewhere, which costs less than one a head.
         own_AA = torch.eye(self.heads, device=l_RSD.device)
         w_XA = (self.score.unsqueeze(2) * own_AA.unsqueeze(1)).flatten(0, 1)
-        s_RSSA = linear(told_RSSX.flatten(0, 2), w_XA.t()).view(rows, slices, slices, self.heads)
-        place_S = torch.arange(slices, device=real_RS.device)
-        before_RSS1 = ((place_S < place_S.unsqueeze(1)) & real_RS.unsqueeze(1)).unsqueeze(3)
+        s_RSSA = linear(hidden_RSSX.flatten(0, 2), w_XA.t()).view(rows, slices, slices, self.heads)
+        index_S = torch.arange(slices, device=real_RS.device)
+        before_RSS1 = ((index_S < index_S.unsqueeze(1)) & real_RS.unsqueeze(1)).unsqueeze(3)
         w_RSSA = _softmax(s_RSSA, before_RSS1, 2)
         v_RASd = v_RSX.view(rows, slices, self.heads, -1).transpose(1, 2)
         g_RASd = torch.matmul(w_RSSA.permute(0, 3, 1, 2), v_RASd.to(w_RSSA.dtype))

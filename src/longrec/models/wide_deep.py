@@ -122,8 +122,8 @@ def _check(config: WideDeepConfig, fields: Fields) -> None:
     for pair in config.crosses:
         for name in pair:
             if kinds.get(name) != "id":
-                known = ", ".join(known for known, kind in kinds.items() if kind == "id")
-                faults.append(f"model.crosses: {name!r} is not an id feature; id features: {known}")
+                choices = ", ".join(name for name, kind in kinds.items() if kind == "id")
+                faults.append(f"model.crosses: {name!r} is not an id feature; id features: {choices}")
     if len(set(config.crosses)) != len(config.crosses):
         faults.append("model.crosses: names a pair twice")
     if faults:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from longrec.errors import LongRecError, ResourceError, RunError
+from longrec.models.core.renames import rename_parameters
 from longrec.resources import resource_error
 
 FORMAT = "longrec-checkpoint-1"
@@ -88,7 +89,7 @@ def load(folder: Path, model: nn.Module, optimisers: Mapping[str, Optimizer]) ->
         state = State(**content)
         weights = load_file(folder / "weights.safetensors")
         tensors = load_file(folder / "optimiser.safetensors")
-        model.load_state_dict(weights)
+        model.load_state_dict(rename_parameters(model, weights))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
         raise _of_memory(error) or RunError(
             str(folder), " ".join(str(error).split())[:400], "a whole checkpoint of this model", "start a new run"

@@ -50,13 +50,13 @@ _TINY = 1e-6
 class Extractor(Protocol):
     """An encoder that knows users and items by themselves."""
 
-    parts: tuple[int, ...]
+    widths: tuple[int, ...]
 
     def user_knowledge(self, batch: Batch) -> Tensor:
-        """``[B, parts[0]]``, from the user's fields and histories."""
+        """``[B, widths[0]]``, from the user's fields and histories."""
 
     def item_knowledge(self, batch: Batch) -> Tensor:
-        """``[B, parts[1]]``, from the item's fields."""
+        """``[B, widths[1]]``, from the item's fields."""
 
 
 class ExtractConfig(Strict):
@@ -208,7 +208,7 @@ class _Writing:
 
 def _info(config: ExtractConfig, name: str, job: Job, log: Log, model: Extractor) -> KnowledgeInfo:
     return KnowledgeInfo(
-        widths={"user": model.parts[0], "item": model.parts[1]},
+        widths={"user": model.widths[0], "item": model.widths[1]},
         unit="step" if log.schema.time is not None and log.schema.time.unit == "step" else "ms",
         keys={"user": _named(log.users.keys.numeric), "item": _named(log.items.keys.numeric)},
         codec=config.codec,

@@ -20,6 +20,7 @@ from longrec.config import parse
 from longrec.errors import RunError
 from longrec.features.fields import Field, Fields
 from longrec.models.core.base import Model, find, name_of
+from longrec.models.core.renames import rename_parameters
 from longrec.resources import require_memory, resource_error
 
 FORMAT = 1
@@ -50,8 +51,10 @@ def load(folder: str | Path) -> Model:
     folder = Path(folder)
     about, content = _json(folder / "model.json"), _json(folder / "fields.json")
     if about.get("format") != FORMAT:
-        found = f"format {about.get('format')!r}"
-        raise RunError(str(folder / "model.json"), found, f"format {FORMAT}", "load it with the version that wrote it")
+        version = f"format {about.get('format')!r}"
+        raise RunError(
+            str(folder / "model.json"), version, f"format {FORMAT}", "load it with the version that wrote it"
+        )
     cls = find(str(about.get("name")))
     config = parse(cls.Config, about.get("config"), str(folder / "model.json"), prefix="config")
     try:
@@ -62,7 +65,7 @@ def load(folder: str | Path) -> Model:
     require_memory([path], "weights")
     model = cls(config, fields)
     try:
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(rename_parameters(model, load_file(path)))
     except (OSError, SafetensorError, RuntimeError) as error:
         if not isinstance(error, OSError) and (ordinary := resource_error(error, str(path))) is not None:
             raise ordinary from None
@@ -79,7 +82,9 @@ def fields_to_json(fields: Fields) -> dict[str, Any]:
 def fields_from_json(content: dict[str, Any]) -> Fields:
     """The fields that ``fields_to_json`` wrote."""
     features = tuple(Field(**one) for one in content["features"])
-    return Fields(features, {name: tuple(Field(**one) for one in part) for name, part in content["histories"].items()})
+    return Fields(
+        features, {name: tuple(Field(**one) for one in columns) for name, columns in content["histories"].items()}
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:

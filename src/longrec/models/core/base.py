@@ -80,7 +80,7 @@ class ContextInstances:
     offsets: Tensor
     times: Tensor
     labels: Tensor | None = None
-    known: Tensor | None = None
+    label_times: Tensor | None = None
 
 
 class Model(nn.Module, ABC):
@@ -97,6 +97,7 @@ class Model(nn.Module, ABC):
             A model with such labels defines ``logits``.
         looks_back: whether it learns something of the training window before the first step: see ``fit_statistics``.
         variants: settings that the conformance suite runs besides the defaults.
+        renamed_parameters: old name -> new name of parameters in weights of earlier versions: see ``core/renames.py``.
     """
 
     Config: ClassVar[type[Strict]]
@@ -107,6 +108,7 @@ class Model(nn.Module, ABC):
     targets: tuple[str, ...] = ()
     needs_training_window: bool = False
     variants: ClassVar[tuple[dict[str, Any], ...]] = ()
+    renamed_parameters: ClassVar[dict[str, str]] = {}
 
     def __init__(self, config: Any, fields: Fields) -> None:
         super().__init__()
@@ -160,7 +162,7 @@ class Model(nn.Module, ABC):
 
     def tables(self) -> list[nn.Parameter]:
         """Embedding tables: sparse gradients, sharded when large; all other parameters are dense."""
-        return [table for part in self.modules() if isinstance(part, Embeddings) for table in part.tables()]
+        return [table for module in self.modules() if isinstance(module, Embeddings) for table in module.tables()]
 
 
 class Ranker(Model):
@@ -267,15 +269,15 @@ def bce_loss(logit_B: Float[Tensor, " B"], batch: Batch) -> Float[Tensor, ""]:
     return _mean(F.binary_cross_entropy_with_logits(logit_B.float(), label_B, reduction="none"), weight_B)
 
 
-def compute_mean_loss(loss_B: Float[Tensor, " B"], batch: Batch, known_B: Bool[Tensor, " B"]) -> Float[Tensor, ""]:
+def compute_mean_loss(loss_B: Float[Tensor, " B"], batch: Batch, labeled_B: Bool[Tensor, " B"]) -> Float[Tensor, ""]:
     """The mean loss of the rows that count and whose label is known, by ``batch.weight``; 0 where there are none.
 
     Args:
         loss_B: the loss of each row, finite where nothing is known too.
     """
     if batch.counts is not None:
-        known_B = known_B & batch.counts
-    return _mean(loss_B, known_B if batch.weight is None else batch.weight.masked_fill(~known_B, 0.0))
+        labeled_B = labeled_B & batch.counts
+    return _mean(loss_B, labeled_B if batch.weight is None else batch.weight.masked_fill(~labeled_B, 0.0))
 
 
 def _mean(loss_B: Tensor, weight_B: Tensor | None) -> Tensor:
@@ -315,9 +317,11 @@ def build_base(section: Mapping[str, Any], fields: Fields, where: str) -> Ranker
     if not isinstance(model, Ranker) or not model.interaction:
         raise ConfigError("config", [f"{where}.name: {name} cannot be built on; it takes a ranker that has interact"])
     if model.targets:
-        told = ", ".join(model.targets)
+        targets = ", ".join(model.targets)
         do = "build the model of several tasks on the other one"
-        raise ConfigError("config", [f"{where}: {name} learns {told} beside the label, which nobody would read; {do}"])
+        raise ConfigError(
+            "config", [f"{where}: {name} learns {targets} beside the label, which nobody would read; {do}"]
+        )
     return model
 
 
@@ -338,13 +342,13 @@ def find(name: str) -> type[Model]:
             raise UnknownName("model", name, names()) from None
         raise
     here = [
-        found
-        for found in vars(module).values()
-        if isclass(found) and issubclass(found, Model) and found.__module__ == path and not isabstract(found)
+        value
+        for value in vars(module).values()
+        if isclass(value) and issubclass(value, Model) and value.__module__ == path and not isabstract(value)
     ]
     if len(here) != 1:
-        found_names = ", ".join(found.__name__ for found in here) or "none"
-        raise ConfigError(path, [f"must define exactly one concrete model, found {found_names}"])
+        class_names = ", ".join(value.__name__ for value in here) or "none"
+        raise ConfigError(path, [f"must define exactly one concrete model, found {class_names}"])
     return here[0]
 
 
@@ -371,13 +375,13 @@ def build(section: Mapping[str, Any], fields: Fields, where: str = "config", pre
     return cls(parse(cls.Config, settings, where, prefix=prefix), fields)
 
 
-def find_unknown_names(setting: str, names: Sequence[str], known: Collection[str]) -> list[str]:
+def find_unknown_names(setting: str, names: Sequence[str], choices: Collection[str]) -> list[str]:
     """The faults of a setting that names features of the impression: those that are none, and one that stands twice."""
     faults = []
     for name in names:
-        if name not in known:
-            near = nearest(name, known)
-            hint = f"did you mean {near!r}?" if near else f"features: {', '.join(known)}"
+        if name not in choices:
+            near = nearest(name, choices)
+            hint = f"did you mean {near!r}?" if near else f"features: {', '.join(choices)}"
             faults.append(f"{setting}: {name!r} is no feature of the impression; {hint}")
     return faults + ([f"{setting}: names a feature twice"] if len(set(names)) < len(names) else [])
 
@@ -390,7 +394,7 @@ def find_common_width(fields: Fields, dim: int, model: str) -> int:
     """
     widths = {field.name: field.dim or dim for field in fields.features}
     if len(set(widths.values())) > 1:
-        told = ", ".join(f"{name} {width}" for name, width in widths.items())
-        fault = f"model: {model} multiplies fields with each other and needs one dim for all features, got {told}"
+        listing = ", ".join(f"{name} {width}" for name, width in widths.items())
+        fault = f"model: {model} multiplies fields with each other and needs one dim for all features, got {listing}"
         raise ConfigError("schema", [fault])
     return next(iter(widths.values()))

@@ -70,7 +70,7 @@ class Bottom(nn.Module):
         read = [*fields.features, *(field for columns in fields.histories.values() for field in columns)]
         self.width = sum(self.embeddings.widths[field.name] for field in read)
 
-    def lend(self, model: Ranker) -> None:
+    def copy_flags_to(self, model: Ranker) -> None:
         """Tell a model what the bottom makes of it."""
         if self.base is None:
             model.reads_history = bool(model.fields.histories)
@@ -85,11 +85,11 @@ class Bottom(nn.Module):
             return torch.cat([h_BH, self.base.head(h_BH).unsqueeze(1)], 1)
         assert self.embeddings is not None
         embedded = self.embeddings(batch)
-        parts = list(embedded.features.values())
+        inputs = list(embedded.features.values())
         for history, columns in embedded.histories.items():
             segments = Segments.of(batch.histories[history], batch.size)
-            parts.extend(segments.pool(e_UD, "mean") for e_UD in columns.values())
-        return torch.cat(parts, 1)
+            inputs.extend(segments.pool(e_UD, "mean") for e_UD in columns.values())
+        return torch.cat(inputs, 1)
 
     def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
         """What the base learns beside its label."""
@@ -108,7 +108,7 @@ class Bottom(nn.Module):
 class BottomRanker(Ranker):
     """A ranker of several tasks over a bottom: ``shared`` makes one vector a task of it, and a tower a logit of that.
 
-    What derives from it gives both by ``stand``.
+    What derives from it gives both by ``set_layers``.
     """
 
     reads_history = True
@@ -117,10 +117,10 @@ class BottomRanker(Ranker):
     def __init__(self, config: BottomConfig, fields: Fields, tasks: Tasks) -> None:
         super().__init__(config, fields)
         self.bottom = Bottom(config, fields)
-        self.bottom.lend(self)
+        self.bottom.copy_flags_to(self)
         self.tasks, self.targets = tasks, tasks.targets
 
-    def stand(self, shared: Shared, towers: Towers) -> None:
+    def set_layers(self, shared: Shared, towers: Towers) -> None:
         """Put on the bottom what the tasks share, and on that the towers."""
         self.shared, self.towers = shared, towers
         self.interaction = towers.count * shared.width
@@ -130,14 +130,14 @@ class BottomRanker(Ranker):
         h_BKH: Tensor = self.shared(self.bottom(batch))
         return h_BKH.flatten(1)
 
-    def towers_of(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, "B K"]:
+    def tower_logits(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, "B K"]:
         """What the tower of each task makes of its part of ``interact``."""
         logits: Tensor = self.towers(h_BH.view(-1, self.towers.count, self.shared.width))
         return logits
 
     def labels(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, "B K"]:
         """The logit of every label, of what ``interact`` returned: as a rule a tower each."""
-        return self.towers_of(h_BH)
+        return self.tower_logits(h_BH)
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         """The logit that rows are ranked by."""

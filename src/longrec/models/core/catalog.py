@@ -61,8 +61,8 @@ class Setting:
 
 def names() -> list[str]:
     """Models that ship with the package, in alphabetical order."""
-    found = (module.name for module in pkgutil.iter_modules(longrec.models.__path__) if not module.ispkg)
-    return sorted(name for name in found if not name.startswith("_"))
+    modules = (module.name for module in pkgutil.iter_modules(longrec.models.__path__) if not module.ispkg)
+    return sorted(name for name in modules if not name.startswith("_"))
 
 
 def is_model(name: str) -> bool:
@@ -84,15 +84,15 @@ def describe(name: str) -> Card:
     tree = _parse(_path(name))
     node, kind = _model(tree, _path(name))
     text = ast.get_docstring(tree) or ""
-    head, source = [" ".join(part.split()) for part in [*text.split("\n\n"), ""]][:2]
+    head, source = [" ".join(paragraph.split()) for paragraph in [*text.split("\n\n"), ""]][:2]
     link = re.search(r"https?://\S+[^\s.,;)]", source)
-    told = source.replace(link[0], "") if link else source
-    year = re.search(r"\b(?:19|20)\d\d\b", told)
+    source_text = source.replace(link[0], "") if link else source
+    year = re.search(r"\b(?:19|20)\d\d\b", source_text)
     return Card(
         name=name,
         kind=kind.lower(),
         title=(head.partition(": ")[2] or head).rstrip("."),
-        source=told.strip(" ."),
+        source=source_text.strip(" ."),
         link=link[0] if link else "",
         year=int(year[0]) if year else None,
         reads_history=_attribute(tree, node, "reads_history") == "True",
@@ -118,8 +118,8 @@ def variants(name: str) -> list[str]:
         UnknownName, ConfigError: as ``describe``.
     """
     node, _ = _model(_parse(_path(name)), _path(name))
-    given = _assigned(node.body, "variants")
-    return [ast.unparse(one) for one in given.elts] if isinstance(given, ast.Tuple | ast.List) else []
+    value = _assigned(node.body, "variants")
+    return [ast.unparse(one) for one in value.elts] if isinstance(value, ast.Tuple | ast.List) else []
 
 
 def help_text(name: str) -> str:
@@ -140,15 +140,15 @@ def _path(name: str) -> Path:
         if name not in names():
             raise UnknownName("model", name, names())
         return Path(next(iter(longrec.models.__path__))) / f"{name}.py"
-    found = _source(name)
-    if found is None:
+    path = _source(name)
+    if path is None:
         raise UnknownName("model", name, names())
-    return found
+    return path
 
 
 def _source(module: str) -> Path | None:
     """The file of a module; its packages are imported, itself it is not."""
-    if not all(part.isidentifier() for part in module.split(".")):
+    if not all(component.isidentifier() for component in module.split(".")):
         return None
     try:
         spec = importlib.util.find_spec(module)
@@ -163,35 +163,37 @@ def _parse(path: Path) -> ast.Module:
 
 def _model(tree: ast.Module, path: Path) -> tuple[ast.ClassDef, str]:
     """The one class of a file that derives from a kind, and the kind."""
-    found = [(node, kind) for node in tree.body if isinstance(node, ast.ClassDef) for kind in _kinds(tree, node)]
-    if len(found) != 1:
-        told = ", ".join(node.name for node, _ in found) or "none"
-        raise ConfigError(str(path), [f"must define exactly one model, found {told}"])
-    return found[0]
+    matches = [(node, kind) for node in tree.body if isinstance(node, ast.ClassDef) for kind in _kinds(tree, node)]
+    if len(matches) != 1:
+        class_names = ", ".join(node.name for node, _ in matches) or "none"
+        raise ConfigError(str(path), [f"must define exactly one model, found {class_names}"])
+    return matches[0]
 
 
 def _kinds(tree: ast.Module, node: ast.ClassDef) -> list[str]:
     """The kind that a class derives from, by itself or by a class of the house."""
     bases = [base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "") for base in node.bases]
     own = [base for base in bases if base in KINDS]
-    return (own or [kind for home, base in _bases(tree, node) if home is not tree for kind in _kinds(home, base)])[:1]
+    return (
+        own or [kind for module, base in _bases(tree, node) if module is not tree for kind in _kinds(module, base)]
+    )[:1]
 
 
 def _bases(tree: ast.Module, node: ast.ClassDef) -> Iterator[tuple[ast.Module, ast.ClassDef]]:
     """The classes that a class derives from directly, where they are of the file or of the house, each in its file."""
     for base in node.bases:
         name = ast.unparse(base)
-        home = tree if _class(tree, name) else _house(tree, name)
-        found = _class(home, name) if home else None
-        if home and found:
-            yield home, found
+        module = tree if _class(tree, name) else _core_module(tree, name)
+        base_class = _class(module, name) if module else None
+        if module and base_class:
+            yield module, base_class
 
 
 def _class(tree: ast.Module, name: str) -> ast.ClassDef | None:
     return next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
 
 
-def _house(tree: ast.Module, name: str) -> ast.Module | None:
+def _core_module(tree: ast.Module, name: str) -> ast.Module | None:
     """The file of the house, except ``base``, that a name is imported from."""
     for line in tree.body:
         if isinstance(line, ast.ImportFrom) and any(alias.name == name for alias in line.names):
@@ -206,7 +208,7 @@ def _attribute(tree: ast.Module, node: ast.ClassDef, name: str) -> str:
     own = _assigned(node.body, name)
     if own is not None:
         return ast.unparse(own)
-    return next((found for home, base in _bases(tree, node) if (found := _attribute(home, base, name))), "")
+    return next((value for module, base in _bases(tree, node) if (value := _attribute(module, base, name))), "")
 
 
 def _assigned(body: list[ast.stmt], name: str) -> ast.expr | None:
@@ -225,42 +227,42 @@ def _settings(tree: ast.Module, config: str, prefix: str = "") -> Iterator[Setti
     A setting that holds another config class of its file, or a mapping to such, is followed by the settings of that.
     """
     node = _class(tree, config)
-    for name, (home, line) in (_lines(tree, node) if node else {}).items():
+    for name, (module, line) in (_lines(tree, node) if node else {}).items():
         key = prefix + name
         kind = ast.unparse(line.annotation)
         default, meaning = line.value, ""
         if isinstance(default, ast.Call) and ast.unparse(default.func).endswith("Field"):
-            given = {word.arg: word.value for word in default.keywords}
-            words = given.get("description")
-            meaning = str(words.value) if isinstance(words, ast.Constant) else ""
-            default = default.args[0] if default.args else given.get("default")
-        told = "" if default is None or ast.unparse(default) == "..." else ast.unparse(default)
-        yield Setting(key, _type(home, line.annotation), told, meaning)
+            options = {word.arg: word.value for word in default.keywords}
+            description = options.get("description")
+            meaning = str(description.value) if isinstance(description, ast.Constant) else ""
+            default = default.args[0] if default.args else options.get("default")
+        default_text = "" if default is None or ast.unparse(default) == "..." else ast.unparse(default)
+        yield Setting(key, _type(module, line.annotation), default_text, meaning)
         inner = re.fullmatch(r"(dict\[str, )?(\w+)\]?(?: \| None)?", kind)
-        if inner and _class(home, inner[2]):
-            yield from _settings(home, inner[2], f"{key}.NAME." if inner[1] else f"{key}.")
+        if inner and _class(module, inner[2]):
+            yield from _settings(module, inner[2], f"{key}.NAME." if inner[1] else f"{key}.")
 
 
 def _lines(tree: ast.Module, node: ast.ClassDef) -> dict[str, tuple[ast.Module, ast.AnnAssign]]:
     """Annotated names of a class and of those it derives from, each with its file."""
-    found: dict[str, tuple[ast.Module, ast.AnnAssign]] = {}
-    for home, base in _bases(tree, node):
-        found |= _lines(home, base)
+    lines: dict[str, tuple[ast.Module, ast.AnnAssign]] = {}
+    for module, base in _bases(tree, node):
+        lines |= _lines(module, base)
     for line in node.body:
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
-            found[line.target.id] = tree, line
-    return found
+            lines[line.target.id] = tree, line
+    return lines
 
 
 def _type(tree: ast.Module, annotation: ast.expr) -> str:
     """A type in words a reader can use: aliases of the file, and of our files it imports, are written out."""
-    told = ast.unparse(annotation)
+    text = ast.unparse(annotation)
     for _ in range(2):  # an alias may be made of another
-        for word in dict.fromkeys(re.findall(r"\b[A-Z]\w*", told)):
+        for word in dict.fromkeys(re.findall(r"\b[A-Z]\w*", text)):
             alias = _alias(tree, word)
             if alias:
-                told = re.sub(rf"\b{word}\b", alias.replace("\\", r"\\"), told)
-    return re.sub(r"\bAnnotated\[(\w+), [^][]*\]", r"\1", told)
+                text = re.sub(rf"\b{word}\b", alias.replace("\\", r"\\"), text)
+    return re.sub(r"\bAnnotated\[(\w+), [^][]*\]", r"\1", text)
 
 
 def _alias(tree: ast.Module, name: str) -> str:
@@ -273,6 +275,6 @@ def _alias(tree: ast.Module, name: str) -> str:
     if isinstance(value, ast.Subscript) and ast.unparse(value.value).endswith("Annotated"):
         inner = value.slice
         value = inner.elts[0] if isinstance(inner, ast.Tuple) else inner
-    told = ast.unparse(value) if value is not None else ""
-    choices = re.fullmatch(r"(?:typing\.)?Literal\[(.*)\]", told)
-    return choices[1].replace("'", "").replace(", ", " | ") if choices else told
+    text = ast.unparse(value) if value is not None else ""
+    choices = re.fullmatch(r"(?:typing\.)?Literal\[(.*)\]", text)
+    return choices[1].replace("'", "").replace(", ", " | ") if choices else text

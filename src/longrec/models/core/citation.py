@@ -21,7 +21,7 @@ from longrec.errors import ConfigError
 from longrec.models.core.catalog import Card, describe
 
 FORM = "AUTHORS, VENUE YEAR. LINK, as in: Zhou, Zhu, Song, KDD 2018. https://arxiv.org/abs/1706.06978"
-_JOURNALS = re.compile(
+_PERIODICALS = re.compile(
     r"\b(?:Trans|Transactions|Journal|T[KO]IS|TKDE|TKDD|TIST|JMLR|PVLDB|Computer|Letters)\b|^Machine Learning$"
 )
 _SPECIAL = re.compile(r"[&%$#_{}]")
@@ -56,23 +56,23 @@ class Citation:
         """The type of the entry."""
         if self.release or self.venue == "arXiv":
             return "misc"
-        return "article" if _JOURNALS.search(self.venue) else "inproceedings"
+        return "article" if _PERIODICALS.search(self.venue) else "inproceedings"
 
     def fields(self) -> dict[str, str]:
         """The fields of the entry, in their order, as BibTeX writes them."""
         names = [*map(_name, self.authors), *(["others"] if self.others else [])]
-        found = {"title": f"{{{_escaped(self.title)}}}", "author": " and ".join(names)}
+        content = {"title": f"{{{_escape(self.title)}}}", "author": " and ".join(names)}
         if self.kind != "misc":
-            found["journal" if self.kind == "article" else "booktitle"] = _escaped(self.venue)
+            content["journal" if self.kind == "article" else "booktitle"] = _escape(self.venue)
         if self.year is not None:
-            found["year"] = str(self.year)
+            content["year"] = str(self.year)
         if self.release:
-            found["howpublished"] = f"Software, version {self.release}"
+            content["howpublished"] = f"Software, version {self.release}"
         if number := re.search(r"arxiv\.org/(?:abs|pdf)/(\d{4}\.\d{4,5}|[a-z-]+/\d{7})", self.link):
-            found |= {"eprint": number[1], "archivePrefix": "arXiv"}
+            content |= {"eprint": number[1], "archivePrefix": "arXiv"}
         if doi := re.search(r"doi\.org/(10\.\d+/\S+)", self.link):
-            found["doi"] = doi[1]
-        return found | ({"url": self.link} if self.link else {})
+            content["doi"] = doi[1]
+        return content | ({"url": self.link} if self.link else {})
 
     def bibtex(self) -> str:
         """The entry."""
@@ -97,12 +97,12 @@ def citation(card: Card) -> Citation:
     Raises:
         ConfigError: the docstring does not say authors, venue and year in the fixed form.
     """
-    told = re.match(r"(?P<before>.*?)\b(?P<year>(?:19|20)\d\d)\b", card.source)
-    if told is None:
+    match = re.match(r"(?P<before>.*?)\b(?P<year>(?:19|20)\d\d)\b", card.source)
+    if match is None:
         raise _fault(card, f"names no year: {card.source!r}")
-    *before, venue = told["before"].split(", ")
+    *before, venue = match["before"].split(", ")
     if not re.search(r"[A-Za-z]", venue):
-        raise _fault(card, f"names no venue before the year {told['year']}: {card.source!r}")
+        raise _fault(card, f"names no venue before the year {match['year']}: {card.source!r}")
     authors, others = _authors(before)
     if not authors:
         raise _fault(card, f"names no author before {venue.strip()!r}: {card.source!r}")
@@ -110,9 +110,10 @@ def citation(card: Card) -> Citation:
     if strange:
         raise _fault(card, f"{', '.join(map(repr, strange))} is no name of an author")
     title = re.sub(r"\s*\([a-z][^()]*\)$", "", card.title)
-    year = int(told["year"])
-    short, words = card.text.partition(":")[0].split(), authors[0].split()
-    key = f"{_plain(words[0] if _is_group(authors[0]) else words[-1])}{year}{_plain(short[0]) if short else ''}"
+    year = int(match["year"])
+    short, first_author = card.text.partition(":")[0].split(), authors[0].split()
+    surname = first_author[0] if _is_group(authors[0]) else first_author[-1]
+    key = f"{_to_ascii(surname)}{year}{_to_ascii(short[0]) if short else ''}"
     return Citation(key, title, authors, others, venue.strip(), year, card.link)
 
 
@@ -133,43 +134,43 @@ def entries(models: Iterable[str]) -> list[Entry]:
         by_paper.setdefault(citation(describe(name)), []).append(name)
     by_paper[software()] = ["longrec"]
     keys: set[str] = set()
-    found = []
+    bibliography = []
     for one, names in by_paper.items():
         # Two papers of one author, year and first word are told apart by a letter.
         key = next(key for key in (one.key, *(one.key + letter for letter in ascii_lowercase)) if key not in keys)
         keys.add(key)
-        found.append(Entry(key, tuple(names), replace(one, key=key).bibtex()))
-    return found
+        bibliography.append(Entry(key, tuple(names), replace(one, key=key).bibtex()))
+    return bibliography
 
 
-def _authors(parts: Sequence[str]) -> tuple[tuple[str, ...], bool]:
+def _authors(items: Sequence[str]) -> tuple[tuple[str, ...], bool]:
     """Names, and whether the list goes on: ``Ma, Yi and Chi``, ``Cheng et al.``, ``Ma, Zhao and others``."""
-    listed = re.sub(r",?\s+(?:et al\.?|and others)$", ", others", ", ".join(parts).strip())
+    listed = re.sub(r",?\s+(?:et al\.?|and others)$", ", others", ", ".join(items).strip())
     names = [name.strip() for name in re.split(r",\s*(?:and\s+)?|\s+and\s+", listed) if name.strip()]
     others = "others" in names
     return tuple(name for name in names if name != "others"), others
 
 
-def _fault(card: Card, told: str) -> ConfigError:
-    return ConfigError(f"model {card.name}", [f"the second paragraph of its docstring {told}; expected {FORM}"])
+def _fault(card: Card, message: str) -> ConfigError:
+    return ConfigError(f"model {card.name}", [f"the second paragraph of its docstring {message}; expected {FORM}"])
 
 
-def _plain(word: str) -> str:
+def _to_ascii(word: str) -> str:
     """Small Latin letters and digits."""
     return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKD", word).lower())
 
 
 def _is_group(author: str) -> bool:
     """Whether a name is that of a group: it ends with a word in small letters, as in ``Taobao search team``."""
-    words = author.split()
-    return len(words) > 1 and words[-1][0].islower()
+    names = author.split()
+    return len(names) > 1 and names[-1][0].islower()
 
 
 def _name(author: str) -> str:
     """A name; nothing may take that of a group apart."""
-    return f"{{{_escaped(author)}}}" if _is_group(author) else _escaped(author)
+    return f"{{{_escape(author)}}}" if _is_group(author) else _escape(author)
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     """Signs that mean something to BibTeX made plain."""
     return _SPECIAL.sub(lambda sign: f"\\{sign[0]}", text)

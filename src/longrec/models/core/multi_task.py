@@ -67,8 +67,8 @@ class Tasks:
     ) -> None:
         self.weights = {LABEL: label_weight, **tasks}
         self.names, self.rank_by = tuple(self.weights), dict(rank_by or {})
-        known = ", ".join(self.names)
-        faults = [f"model.rank_by: {name!r} is not learnt; tasks: {known}" for name in self.rank_by
+        choices = ", ".join(self.names)
+        faults = [f"model.rank_by: {name!r} is not learnt; tasks: {choices}" for name in self.rank_by
                   if name not in self.weights]  # fmt: skip
         if LABEL in tasks:
             faults.append(f"model.tasks: {LABEL} stands for the schema's label; give the feedback feature another name")
@@ -88,8 +88,8 @@ class Tasks:
     def loss(self, logits_BK: Float[Tensor, "B K"], batch: Batch) -> Float[Tensor, ""]:
         """The weighted sum of the cross entropies, each over the rows whose label is known."""
         total = self.weights[LABEL] * bce_loss(logits_BK[:, 0], batch)
-        for place, name in enumerate(self.targets, 1):
-            total = total + self.weights[name] * masked_bce_loss(logits_BK[:, place], batch, name)
+        for column, name in enumerate(self.targets, 1):
+            total = total + self.weights[name] * masked_bce_loss(logits_BK[:, column], batch, name)
         return total
 
     def ranking_logit(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
@@ -107,8 +107,8 @@ def join_logits(logits_BK: Float[Tensor, "B K"], powers: Mapping[int, float]) ->
         return logits_BK[:, 0]
     if len(powers) == 1 and 1 in powers.values():
         return logits_BK[:, next(iter(powers))]
-    parts = [power * F.logsigmoid(logits_BK[:, place].float()) for place, power in powers.items()]
-    log_B = torch.stack(parts).sum(0).clamp(max=_NEARLY)
+    terms = [power * F.logsigmoid(logits_BK[:, column].float()) for column, power in powers.items()]
+    log_B = torch.stack(terms).sum(0).clamp(max=_NEARLY)
     return log_B - torch.log(-torch.expm1(log_B))
 
 

@@ -25,7 +25,7 @@ def bce(logits: Tensor, labels: list[float]) -> Tensor:
     return binary_cross_entropy_with_logits(logits, torch.tensor(labels, dtype=torch.float32))
 
 
-def test_the_loss_is_a_weighted_sum_over_what_is_known() -> None:
+def test_the_loss_is_a_weighted_sum_over_labeled_rows() -> None:
     tasks = Tasks({"buy": 0.5, "like": 2.0}, label_weight=3.0)
     assert tasks.names == ("label", "buy", "like")
     assert tasks.targets == ("buy", "like")
@@ -52,13 +52,13 @@ def test_a_score_joins_probabilities_by_their_exponents() -> None:
     squared = Tasks({}, rank_by={"label": 2.0}).ranking_logit(logits)
     torch.testing.assert_close(squared.sigmoid(), p[:, 0] ** 2)
     far = torch.tensor([[90.0, 90.0], [-90.0, -90.0], [90.0, -90.0]])
-    found = join_logits(far, {0: 1.0, 1: 2.0})
-    assert found.isfinite().all()
-    torch.testing.assert_close(found[1:], torch.tensor([-270.0, -180.0]))
-    assert found[0] > 10
+    actual = join_logits(far, {0: 1.0, 1: 2.0})
+    assert actual.isfinite().all()
+    torch.testing.assert_close(actual[1:], torch.tensor([-270.0, -180.0]))
+    assert actual[0] > 10
 
 
-def test_exponents_of_what_is_not_learnt_are_refused_with_all_else() -> None:
+def test_exponents_of_unknown_tasks_are_refused_with_all_faults() -> None:
     with pytest.raises(ConfigError) as caught:
         Tasks({"label": 1.0}, rank_by={"like": 1.0, "by": 1.0})
     assert [fault[:28] for fault in caught.value.faults] == [
@@ -86,12 +86,12 @@ def test_a_bottom_without_a_base_is_all_fields_and_mean_histories() -> None:
     bottom, batch = Bottom(BottomConfig(embedding_dim=8, init_std=0.1), FEW), ragged(5, fields=FEW)
     assert bottom.embeddings is not None
     embedded = bottom.embeddings(batch)
-    parts = [embedded.features[field.name] for field in FEW.features]
+    inputs = [embedded.features[field.name] for field in FEW.features]
     offsets = batch.histories["seen"].offsets.tolist()
     for e in embedded.histories["seen"].values():
         rows = [e[start:stop].sum(0) / max(stop - start, 1) for start, stop in zip(offsets, offsets[1:])]
-        parts.append(torch.stack(rows))
-    torch.testing.assert_close(bottom(batch), torch.cat(parts, 1))
+        inputs.append(torch.stack(rows))
+    torch.testing.assert_close(bottom(batch), torch.cat(inputs, 1))
 
 
 BASES = [{"name": "dien", "hidden": 6}, {"name": "hup", "hidden": 6}, {"name": "res_embedding", "penalty": 5.0}]
@@ -107,9 +107,9 @@ def test_a_base_keeps_what_it_learns_beside_its_label(name: str, base: dict[str,
     model, batch = Case(name, {"base": base}).lively(fields), ragged(30, fields=fields)
     below = model.bottom.base if name == "shared_bottom" else model.base
     assert isinstance(below, Ranker)
-    given = model._base_batch(batch) if isinstance(model, IATReader) else batch
+    inputs = model._base_batch(batch) if isinstance(model, IATReader) else batch
     torch.manual_seed(0)  # what did not come next is drawn
-    own = below.aux_loss(given)
+    own = below.aux_loss(inputs)
     torch.manual_seed(0)
     whole = model.loss(batch)
     assert isinstance(own, Tensor)

@@ -7,7 +7,7 @@ import sys
 from longrec.models.core.catalog import describe, help_text, names
 
 
-def test_a_card_tells_the_paper() -> None:
+def test_a_card_names_the_paper() -> None:
     card = describe("din")
     assert (card.name, card.kind, card.year, card.reads_history) == ("din", "ranker", 2018, True)
     assert card.title == "Deep Interest Network for Click-Through Rate Prediction"

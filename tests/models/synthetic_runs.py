@@ -13,25 +13,25 @@ from longrec.train.fit import train
 from longrec.train.run import Run
 
 
-def run_in(made: World, model: Mapping[str, Any], folder: Path, name: str = "x", **fit: Any) -> Run:
+def run_in(dataset: World, model: Mapping[str, Any], folder: Path, name: str = "x", **fit: Any) -> Run:
     """The finished run of a model on the world, in a folder that several runs may share."""
     if not (folder / "log.parquet").exists():
-        worlds.write(made, folder)
-    job = made.job(
+        worlds.write(dataset, folder)
+    job = dataset.job(
         folder, model, runs=str(folder / "runs"), tensorboard="off", mlflow="off", **{"validations_per_epoch": 1, **fit}
     )
     job["data"] |= {"folder": str(folder / "prepared"), "threads": 1}
     return train({**job, "name": name, "evaluate": {"replicates": 2}}, quiet=True)
 
 
-def aucs_of(made: World, run: Run) -> tuple[float, float]:
+def aucs_of(dataset: World, run: Run) -> tuple[float, float]:
     """AUC of a run on the test rows, and that of the true probabilities."""
     table = run.predictions("test")
     label, score, row = (table[name].to_numpy() for name in ("label", "score", "row"))
-    return auc(label, score), auc(label, made.oracle[row])
+    return auc(label, score), auc(label, dataset.oracle[row])
 
 
-def solves(made: World, model: Mapping[str, Any], folder: Path, name: str = "x", **fit: Any) -> bool:
+def solves(dataset: World, model: Mapping[str, Any], folder: Path, name: str = "x", **fit: Any) -> bool:
     """Whether a model reaches the bar of the world."""
-    found, oracle = aucs_of(made, run_in(made, model, folder, name, **fit))
-    return found >= made.bar(oracle)
+    model_auc, bayes_auc = aucs_of(dataset, run_in(dataset, model, folder, name, **fit))
+    return model_auc >= dataset.bar(bayes_auc)
