@@ -1,6 +1,6 @@
-"""The one clock every runner uses: rows per CPU-second between optimiser steps, and peak memory while training.
+"""The one clock every runner uses: rows per CPU-second between optimizer steps, and peak memory while training.
 
-A hook on torch's optimisers stamps each step, so every framework trains with its own unchanged loop. CPU time of the
+A hook on torch's optimizers stamps each step, so every framework trains with its own unchanged loop. CPU time of the
 process (one thread) is steady on a shared machine where wall time is not. It does not count helper processes (FuxiCTR
 loads through ray), which favours whoever has them.
 """
@@ -42,10 +42,10 @@ def options() -> argparse.Namespace:
 
 
 class StepClock:
-    """Stamps every step of the optimisers; raises ``Enough`` after ``limit`` of them.
+    """Stamps every step of the optimizers; raises ``Enough`` after ``limit`` of them.
 
     Args:
-        kinds: class names of the optimisers whose steps count (a trainer may step two in a row); None counts all.
+        kinds: class names of the optimizers whose steps count (a trainer may step two in a row); None counts all.
     """
 
     def __init__(self, limit: int = 0, threads: int = 1, kinds: tuple[str, ...] | None = None) -> None:

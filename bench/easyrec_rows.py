@@ -81,17 +81,18 @@ def write(path: Path, rows: int, form: str, seed: int) -> None:
 def settings(files: dict[str, str], form: str, folder: str, threads: int) -> tuple[DataConfig, Schema]:
     """The data section and the schema: hashed ids, the price in buckets, two histories."""
     features: dict[str, Any] = {name: {"kind": "id", "hash": min(ids, 100_000)} for name, ids in IDS.items()}
-    features["price"] = {"kind": "bucket", "edges": [5, 10, 15, 20, 25, 30, 35, 40, 45]}
+    features["price"] = {"kind": "bucketized", "edges": [5, 10, 15, 20, 25, 30, 35, 40, 45]}
     rows: dict[str, Any] = {"columns": {**TYPES, **dict.fromkeys(LISTS, "text"), "price": "int"}}
     histories: dict[str, Any] = {
-        of: {"of": [of], "columns": {of: column}, "separator": "|", "last": 50} for column, of in LISTS.items()
+        of: {"features": [of], "columns": {of: column}, "separator": "|", "max_length": 50}
+        for column, of in LISTS.items()
     }
     if form == "packed":
         into = {of: f"seq__{of}" for of in LISTS.values()}
         rows = {"columns": {**TYPES, "seq": "text", "price": "int"}, "packed": {"seq": {"into": into}}}
-        histories = {"seq": {"of": [*into], "columns": into, "last": 50}}
+        histories = {"seq": {"features": [*into], "columns": into, "max_length": 50}}
     schema = {"user": "user_id", "item": "adgroup_id", "label": "clk", "features": features, "histories": histories}
-    data = {"log": {"parts": files, "rows": rows}, "split": {"by": "parts"}, "folder": folder, "threads": threads}
+    data = {"log": {"splits": files, "rows": rows}, "split": {"by": "files"}, "folder": folder, "threads": threads}
     return DataConfig.model_validate(data), Schema.model_validate(schema)
 
 

@@ -1,4 +1,4 @@
-"""LongRec's DIN through its public verbs: ``prepare`` once, then ``train`` with its own loop and optimisers."""
+"""LongRec's DIN through its public verbs: ``prepare`` once, then ``train`` with its own loop and optimizers."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def job(given, model: dict) -> dict:
                     "user_id": {"kind": "id"},
                     "hour": {"kind": "id"},
                     "item_id": {"kind": "id", "vocab": f"{path}/items.parquet"},
-                    "cate_id": {"kind": "id", "table": "item"},
+                    "cate_id": {"kind": "id", "side": "item"},
                 },
                 "histories": {
                     "past": {
-                        "of": ["item_id", "cate_id"],
+                        "features": ["item_id", "cate_id"],
                         "columns": {"item_id": "hist_item", "cate_id": "hist_cate"},
-                        "last": given.meta["cap"],
+                        "max_length": given.meta["cap"],
                     }
                 },
             },
@@ -46,7 +46,7 @@ def job(given, model: dict) -> dict:
             "batch_size": given.batch,
             "lr": 1e-3,
             "l2": 0.0,
-            "validations_per_epoch": 1,
+            "val_checks_per_epoch": 1,
             "seed": given.seed,
             "threads": given.threads,
             "runs": str(given.work / "runs"),

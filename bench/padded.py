@@ -1,9 +1,9 @@
 """BST and DSIN on ragged batches beside themselves on padded ones (``padded_models.py``): the same weights, the same
-batches, the same optimisers, one thread; first both have to say the same.
+batches, the same optimizers, one thread; first both have to say the same.
 
     python bench/padded.py --data FOLDER [--logs movielens kuairand] [--last 100 1000] [--steps 12]
 
-FOLDER holds kuairand_pure_14d. A step is forward, backward and optimiser; padding is done before the clock runs, so
+FOLDER holds kuairand_pure_14d. A step is forward, backward and optimizer; padding is done before the clock runs, so
 the padded version is not charged for it. CPU time, both by turns, median over the steps.
 """
 
@@ -49,7 +49,7 @@ def one(log: str, label: str, last: int, data: Path, work: Path, steps: int) -> 
     task = TASKS[log](data, work)
     job = rankers.job(task, name, name, "past", 0, work)
     for history in job["data"]["schema"]["histories"].values():
-        history["last"] = last
+        history["max_length"] = last
     job["data"]["folder"] += f"-{last}"
     job["model"] = {"name": name, **settings, "dropout": 0.0}
     opened = Log.open(Path(verbs.prepare(job)["folder"]))

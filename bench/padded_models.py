@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longrec.features.batch import Batch, HistoryBatch, Jagged
-from longrec.features.fields import SESSIONS_BACK
+from longrec.features.fields import SESSION_RECENCY
 from longrec.models import bst, dsin
 from longrec.nn.lstm import LSTM
 from longrec.nn.segments import Segments

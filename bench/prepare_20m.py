@@ -81,7 +81,7 @@ def settings(log: Path, folder: Path, last: int) -> str:
             "category": {"kind": "id"},
             "clicked": {"kind": "id", "column": "label", "feedback": True},
         },
-        "histories": {"past": {"of": ["item_id", "category", "clicked"], "last": last}},
+        "histories": {"past": {"features": ["item_id", "category", "clicked"], "max_length": last}},
     }
     return json.dumps({"schema": schema, "data": {"log": str(log), "folder": str(folder)}})
 

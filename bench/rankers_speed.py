@@ -5,10 +5,10 @@
 MovieLens-1M by rows, histories of the last 100 events, settings as in ``quality/rankers.py``, one thread, each model
 in a process of its own, all models one after the other in every round. Told of each:
 
-- rows a CPU-second in training, from step 5 on, with LongRec's own loop and optimisers;
+- rows a CPU-second in training, from step 5 on, with LongRec's own loop and optimizers;
 - its floor: rows a CPU-second if a step were the matrix products that torch counts in it, forward and backward, at
   the rate this machine multiplies matrices of such shapes; and the ratio to it. What is no product (gathering rows of
-  tables, softmax, norms, recurrence between products, optimiser) costs nothing there;
+  tables, softmax, norms, recurrence between products, optimizer) costs nothing there;
 - milliseconds to score 100 candidates beside a history of 100 events in the exported program (onnxruntime, median);
 - the same request in torch, once as a shared batch (the history once) and once as 100 rows that repeat it: what
   sharing gains;
@@ -97,7 +97,7 @@ def repeated(batch: Batch, fields: Fields) -> Batch:
     rows = batch.size
     once = torch.zeros(rows, dtype=torch.int64)
     features = {
-        f.name: batch.features[f.name] if f.table == "item" else _take(batch.features[f.name], once)
+        f.name: batch.features[f.name] if f.side == "item" else _take(batch.features[f.name], once)
         for f in fields.features
     }
     histories = {}

@@ -69,16 +69,16 @@ def job(folder: Path) -> dict:
                 "features": {
                     "user_id": {"kind": "id"},
                     "item_id": {"kind": "id"},
-                    "category": {"kind": "id", "table": "item"},
+                    "category": {"kind": "id", "side": "item"},
                     "device": {"kind": "id"},
-                    "hour": {"kind": "time"},
+                    "hour": {"kind": "calendar"},
                 },
                 "histories": {"past": {"of": ["item_id", "category", "time_gap"], "last": HISTORY_LENGTH}},
             },
         },
         "model": {"name": "din", "embedding_dim": 16, "attention": [80, 40], "mlp": [200, 80]},
-        "fit": {"epochs": 1, "max_steps": 20, "validations_per_epoch": 1, "runs": str(folder / "runs")},
-        "evaluate": {"replicates": 2},
+        "fit": {"epochs": 1, "max_steps": 20, "val_checks_per_epoch": 1, "runs": str(folder / "runs")},
+        "evaluate": {"n_resamples": 2},
     }
 
 

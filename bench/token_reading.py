@@ -30,11 +30,11 @@ from longrec.train.optimisers import build_optimisers
 from longrec.train.settings import FitConfig
 
 TOKENS, WIDTH, EVENTS = 256, 64, 50
-ITEM = Field("item", "id", 20_000, table="item")
+ITEM = Field("item", "id", 20_000, side="item")
 FEATURES = (
-    Field("user", "id", 20_000, table="user"),
+    Field("user", "id", 20_000, side="user"),
     ITEM,
-    *(Field(f"field_{k}", "id", 100, table="item" if k % 2 else "event") for k in range(10)),
+    *(Field(f"field_{k}", "id", 100, side="item" if k % 2 else "event") for k in range(10)),
 )
 GAP = Field(TIME_GAP, "id", TIME_GAP_ROWS)
 HISTORY = (ITEM, FEATURES[3], GAP)
@@ -56,7 +56,7 @@ def batch(fields: Fields, how: str, rows: int, seed: int) -> Batch:
     generator = torch.Generator().manual_seed(seed)
 
     def values(field: Field, count: int) -> Tensor:
-        if field.kind == "vector":
+        if field.kind == "embedding":
             return torch.randn(count, field.width, generator=generator)
         return torch.randint(2, field.rows, (count,), generator=generator, dtype=torch.int32)
 

@@ -4,9 +4,9 @@
 
 In one pass every row of a user goes once through the base ranker and the compressor, and the source transformer runs
 over all of them under a causal mask. The slow way, impression by impression, puts a copy of all earlier rows of the
-user before each impression and takes the loss at the last. Model, settings, look-back and optimiser are the same, and
+user before each impression and takes the loss at the last. Model, settings, look-back and optimizer are the same, and
 so are the losses: that is checked on one batch first. In a stream, rows come in any order and the last tokens of their
-users from a store (here: from memory). CPU-seconds of one thread, loading of batches and optimisers included.
+users from a store (here: from memory). CPU-seconds of one thread, loading of batches and optimizers included.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def rate(log: Log, order: str, batches: Callable[[], Iterator[Batch]], past: Pas
     for step, batch in enumerate(batches()):
         if step == 2:
             began, rows = time.process_time(), 0
-        update(model, optimisers, config, step, batch, "bench", loss)
+        update(model, optimizers, config, step, batch, "bench", loss)
         rows += batch.counted
     return rows / (time.process_time() - began)
 
@@ -214,7 +214,7 @@ def main() -> None:
         f"{lengths.mean():.0f}); DeepFM over {FIELDS + 2} id fields, tokens of 64 numbers, two layers of two heads. "
         f"Batches of about {given.batch:,} rows, users whole; by itself, {given.few} impressions a batch, each with "
         "copies of all its user's earlier rows. Median over the rounds (all in brackets); one thread, loading and "
-        f"optimisers included.\n\n{machine.table(head, rows)}\n\n"
+        f"optimizers included.\n\n{machine.table(head, rows)}\n\n"
         f"Losses of {given.few} impressions of one batch differ by {apart:.1e} at most between the first two ways. "
         f"Pairs of rows computed in vain in that batch (buckets of users of like length): {100 * waste:.0f} %.",
     )

@@ -23,17 +23,17 @@ CANDIDATES, EVENTS, ROWS, POSITIONS = 19, 23, 19, 83
 """Numbers that nothing else in a model is likely to be, so that a shape tells what it counts."""
 
 GAP, SINCE, SESSION = (Field(name, "id", rows) for name, rows in COMPUTED.items())
-ITEM, CATEGORY = Field("item", "id", 1_000, table="item"), Field("category", "id", 50, table="item")
+ITEM, CATEGORY = Field("item", "id", 1_000, side="item"), Field("category", "id", 50, side="item")
 ACTION = Field("action", "id", 6, feedback=True)
-TOKENS = (Field("tokens.token", "vector", 0, width=64), Field("tokens.label", "id", 4, feedback=True), GAP)
+TOKENS = (Field("tokens.token", "embedding", 0, width=64), Field("tokens.label", "id", 4, feedback=True), GAP)
 SHOP = Fields(
     features=(
-        Field("user", "id", 500, table="user"),
-        Field("age", "dense", 0, table="user"),
+        Field("user", "id", 500, side="user"),
+        Field("age", "numeric", 0, side="user"),
         Field("hour", "id", 26),
         ITEM,
         CATEGORY,
-        Field("price", "dense", 0, table="item"),
+        Field("price", "numeric", 0, side="item"),
     ),
     histories={"clicks": (ITEM, CATEGORY, ACTION, GAP)},
 )
@@ -113,7 +113,7 @@ def _reads_tokens(name: str) -> bool:
 def one_request(fields: Fields, candidates: int = CANDIDATES, events: int = EVENTS) -> Batch:
     """One user with some candidates, each history of ``events`` events."""
     generator = torch.Generator().manual_seed(1)
-    features = {f.name: _values(f, candidates if f.table == "item" else 1, generator) for f in fields.features}
+    features = {f.name: _values(f, candidates if f.side == "item" else 1, generator) for f in fields.features}
     histories = {
         name: HistoryBatch({f.name: _values(f, events, generator) for f in columns}, _offsets([events]), shared=True)
         for name, columns in fields.histories.items()
@@ -143,11 +143,11 @@ def ragged_rows(fields: Fields) -> Batch:
 
 
 def _values(field: Field, count: int, generator: torch.Generator) -> Tensor | Jagged:
-    if field.kind == "dense":
+    if field.kind == "numeric":
         return torch.randn(count, generator=generator)
     if field.kind in ("vector", "numbers"):
         numbers = torch.randn(count, field.width, generator=generator)
-        if field.kind == "vector":
+        if field.kind == "embedding":
             numbers[:, 0] = 1
         return numbers
     ids = torch.randint(2, max(field.rows - 1, 3), (count,), generator=generator, dtype=torch.int32)

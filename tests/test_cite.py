@@ -27,7 +27,7 @@ time: {column: time, unit: step}
 label: click
 features: {user: {kind: id}, item: {kind: id}}
 histories:
-  seen: {of: [item], last: 5}
+  seen: {features: [item], max_length: 5}
 """
 EASYREC = """
 train_input_path: "a.csv" eval_input_path: "b.csv"

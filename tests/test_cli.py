@@ -22,9 +22,9 @@ label: click
 features:
   user: {kind: id}
   item: {kind: id}
-  price: {kind: dense, scale: log, table: event}
+  price: {kind: numeric, scale: log, side: context}
 histories:
-  seen: {of: [item], last: 5}
+  seen: {features: [item], max_length: 5}
 """
 CONFIG = """
 name: one
@@ -85,7 +85,7 @@ def test_a_whole_session(shop: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert sorted(item.id for item in ranked) == [1, 2, 3]
 
     # the prepared log is shared with a run of other history lengths, whose bundle must keep its own
-    assert main(["train", "din.yaml", "name=two", "data.schema.histories.seen.last=2", "--quiet"]) == 0
+    assert main(["train", "din.yaml", "name=two", "data.schema.histories.seen.max_length=2", "--quiet"]) == 0
     assert len(list((shop / "prepared").glob("*/log.json"))) == 1
     assert main(["export", "runs/two", "two.bundle"]) == 0
 

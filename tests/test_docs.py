@@ -328,8 +328,8 @@ def plant(folder: Path, text: str) -> Path:
     [
         ("# x.schema.yaml\nuser: u\nitem: i\ntime: t\nlabel: y\nfeatures: {u: {kind: ident}}\n", "kind"),
         ("# x.schema.yaml\nuser: u\nitem: i\ntime: t\nlabl: y\nfeatures: {u: {kind: id}}\n", "did you mean 'label'"),
-        ("histories: {h: {of: [i], lst: 3}}\n", "did you mean 'last'"),
-        ("histories: {h: {of: [nothing]}}\n", "no feature named 'nothing'"),
+        ("histories: {h: {features: [i], lst: 3}}\n", "did you mean 'last'"),
+        ("histories: {h: {features: [nothing]}}\n", "no feature named 'nothing'"),
     ],
 )
 def test_a_wrong_yaml_block_is_found(text: str, says: str, tmp_path: Path) -> None:

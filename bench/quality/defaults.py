@@ -64,7 +64,7 @@ def rare(work: Path) -> dict[str, Any]:
         "time": "t",
         "label": "y",
         "features": {"u": {"kind": "id"}, "i": {"kind": "id"}},
-        "histories": {"h": {"of": ["i"], "last": 10}},
+        "histories": {"h": {"features": ["i"], "max_length": 10}},
     }
     return {"schema": schema, "log": str(work / "rare.parquet")}
 
@@ -80,9 +80,9 @@ def small(data: Path) -> dict[str, Any]:
         "features": {
             "user_id": {"kind": "id"},
             "item_id": {"kind": "id"},
-            "genres": {"kind": "multi", "table": "item"},
+            "genres": {"kind": "multi_id", "side": "item"},
         },
-        "histories": {"seen": {"of": ["item_id", "genres"], "last": 50}},
+        "histories": {"seen": {"features": ["item_id", "genres"], "max_length": 50}},
     }
     return {"schema": schema, "log": str(folder / "ratings.parquet"), "items": str(folder / "movies.parquet")}
 
@@ -92,11 +92,11 @@ def movielens() -> dict[str, Any]:
     folder = movielens_1m(atomic.read)
     features = {
         "user_id": {"kind": "id"},
-        "gender": {"kind": "id", "table": "user"},
-        "age": {"kind": "id", "table": "user"},
-        "occupation": {"kind": "id", "table": "user"},
+        "gender": {"kind": "id", "side": "user"},
+        "age": {"kind": "id", "side": "user"},
+        "occupation": {"kind": "id", "side": "user"},
         "movie": {"kind": "id"},
-        "genres": {"kind": "multi", "table": "item"},
+        "genres": {"kind": "multi_id", "side": "item"},
         "rating": {"kind": "id", "feedback": True},
     }
     schema = {
@@ -105,7 +105,7 @@ def movielens() -> dict[str, Any]:
         "time": {"column": "timestamp", "unit": "s"},
         "label": {"column": "rating", "at_least": 4},
         "features": features,
-        "histories": {"seen": {"of": ["movie", "genres", "rating"], "last": 20}},
+        "histories": {"seen": {"features": ["movie", "genres", "rating"], "max_length": 20}},
     }
     files = {"log": "ratings", "users": "users", "items": "movies"}
     return {"schema": schema, **{key: str(folder / f"{name}.parquet") for key, name in files.items()}}

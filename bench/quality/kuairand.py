@@ -23,20 +23,20 @@ USER = [*FLAGS, *RANGES, *(f"onehot_feat{number}" for number in (0, 1, 2, 5, 6, 
 
 def schema() -> dict[str, Any]:
     """Impressions with what was known of them when they were shown."""
-    user = {name: {"kind": "id", "table": "user"} for name in USER}
+    user = {name: {"kind": "id", "side": "user"} for name in USER}
     item = {
-        "author_id": {"kind": "id", "table": "item", "min_count": 2},
-        "video_type": {"kind": "id", "table": "item"},
-        "upload_type": {"kind": "id", "table": "item"},
-        "tags": {"kind": "multi", "table": "item"},
-        "video_duration": {"kind": "bucket", "table": "item", "quantiles": 20},
-        "music_id": {"kind": "id", "table": "item", "min_count": 2},
+        "author_id": {"kind": "id", "side": "item", "min_count": 2},
+        "video_type": {"kind": "id", "side": "item"},
+        "upload_type": {"kind": "id", "side": "item"},
+        "tags": {"kind": "multi_id", "side": "item"},
+        "video_duration": {"kind": "bucketized", "side": "item", "quantiles": 20},
+        "music_id": {"kind": "id", "side": "item", "min_count": 2},
     }
     event = {
         "tab": {"kind": "id"},
-        "hour": {"kind": "time", "part": "hour", "utc_offset": 8},
-        "is_click": {"kind": "id", "feedback": True, "known_at": "known_ms"},
-        "long_view": {"kind": "id", "feedback": True, "known_at": "known_ms"},
+        "hour": {"kind": "calendar", "component": "hour", "utc_offset": 8},
+        "is_click": {"kind": "id", "feedback": True, "available_at": "known_ms"},
+        "long_view": {"kind": "id", "feedback": True, "available_at": "known_ms"},
     }
     return {
         "user": "user_id",
@@ -45,7 +45,10 @@ def schema() -> dict[str, Any]:
         "label": "is_click",
         "features": {"user_id": {"kind": "id", "min_count": 2}, **user, "video_id": {"kind": "id"}, **item, **event},
         "histories": {
-            "shown": {"of": ["video_id", "author_id", "tags", "is_click", "long_view", "time_gap"], "last": 30}
+            "shown": {
+                "features": ["video_id", "author_id", "tags", "is_click", "long_view", "time_gap"],
+                "max_length": 30,
+            }
         },
     }
 

@@ -3,7 +3,7 @@
     python bench/quality/movielens.py [--seeds 3]
 
 Arms: deepfm; din without and with the past ratings; din whose past ratings are shuffled among all events of the
-user, or among all events of everybody; din under ``label_known_after: 1h``.
+user, or among all events of everybody; din under ``label_delay: 1h``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ARMS = {
     "din": ("din", []),
     "din, shuffled within user": ("din", ["data.schema.features.rating.column=rating_within"]),
     "din, shuffled over users": ("din", ["data.schema.features.rating.column=rating_across"]),
-    "din, known after 1 h": ("din", ["data.schema.label_known_after=1h"]),
+    "din, known after 1 h": ("din", ["data.schema.label_delay=1h"]),
 }
 
 

@@ -29,10 +29,10 @@ WANTS: dict[str, list[str]] = {
     "bst": ["time_gap"],
     "atrank": ["time_gap"],
     "search_user": ["time_gap"],
-    "hup": ["since_previous"],
-    "tissa": ["time_gap", "since_previous"],
-    "dsin": ["sessions_back"],
-    "kfatt": ["sessions_back"],
+    "hup": ["time_since_previous"],
+    "tissa": ["time_gap", "time_since_previous"],
+    "dsin": ["session_recency"],
+    "kfatt": ["session_recency"],
 }
 """Computed columns that some models read besides."""
 
@@ -80,7 +80,7 @@ def job(task: Task, name: str, model: str, mode: str, seed: int, work: Path) -> 
         "model": settings(model),
         "fit": {**task.fit, "seed": seed, "runs": str(work / "runs"), "tensorboard": "off", "mlflow": "off"},
         # The tables draw users anew for all models together.
-        "evaluate": {"replicates": 20},
+        "evaluate": {"n_resamples": 20},
     }
 
 

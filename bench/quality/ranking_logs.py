@@ -55,7 +55,7 @@ class Task:
                 name: {"of": columns, "where": where, "last": self.last} for name, where in self.behaviors.items()
             }
         else:
-            schema["histories"] = {"seen": {"of": columns, "last": self.last}}
+            schema["histories"] = {"seen": {"features": columns, "max_length": self.last}}
         return {**self.data, "schema": schema}
 
 
@@ -67,12 +67,12 @@ def _movielens_schema() -> dict[str, Any]:
         "label": {"column": "rating", "at_least": 4},
         "features": {
             "user_id": {"kind": "id"},
-            "gender": {"kind": "id", "table": "user"},
-            "age": {"kind": "id", "table": "user"},
-            "occupation": {"kind": "id", "table": "user"},
+            "gender": {"kind": "id", "side": "user"},
+            "age": {"kind": "id", "side": "user"},
+            "occupation": {"kind": "id", "side": "user"},
             "movie": {"kind": "id"},
-            "year": {"kind": "bucket", "table": "item", "quantiles": 20},
-            "genres": {"kind": "multi", "table": "item", "pool": "mean"},
+            "year": {"kind": "bucketized", "side": "item", "quantiles": 20},
+            "genres": {"kind": "multi_id", "side": "item", "pool": "mean"},
             "rating": {"kind": "id", "feedback": True},
         },
     }
@@ -144,7 +144,7 @@ def beauty(data: Path, work: Path) -> Task:
                 "user": "user_id",
                 "item": "item_id",
                 "label": "label",
-                "features": {"item_id": {"kind": "id"}, "category_id": {"kind": "id", "table": "item"}},
+                "features": {"item_id": {"kind": "id"}, "category_id": {"kind": "id", "side": "item"}},
             },
         },
         of={"past": ["item_id", "category_id"]},

@@ -50,7 +50,7 @@ STORES: dict[str, Tokens] = {
     "t-codes": Tokens({**TEMPORAL, "slots": 4, "width": 16, "codes": True}),
     "t-k4": Tokens({**TEMPORAL, "slots": 4, "width": 16}),
     "t-int8": Tokens(TEMPORAL, {"codec": "int8"}),
-    "t-raw": Tokens(TEMPORAL, {"standardise": "false"}),
+    "t-raw": Tokens(TEMPORAL, {"standardize": "false"}),
     "t-stream": Tokens(TEMPORAL, {"regime": "stream"}),
     "u-stream": Tokens(USER, {"regime": "stream"}),
 }

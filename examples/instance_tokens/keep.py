@@ -23,7 +23,7 @@ import longrec
 from longrec.report.tables import table
 from longrec.train.incremental import incremental
 
-HISTORY = {"shown": {"of": ["video_id", "author_id", "is_click", "long_view", "time_gap"], "last": 30}}
+HISTORY = {"shown": {"features": ["video_id", "author_id", "is_click", "long_view", "time_gap"], "max_length": 30}}
 VECTORS = ("about_user", "about_item")
 
 
@@ -50,7 +50,7 @@ def job(data: Path, work: Path, tab: int, seed: int, plugged: Path | None) -> di
     if plugged is not None:
         for name in VECTORS:
             side = name.removeprefix("about_")
-            section["schema"]["features"][name] = {"kind": "vector", "from": str(plugged), "table": side}
+            section["schema"]["features"][name] = {"kind": "embedding", "from": str(plugged), "side": side}
         model = {"name": "keep_plug", "base": model}
     return {
         "data": {**section, "folder": str(work / "prepared")},

@@ -37,27 +37,27 @@ def kuairand(data: Path, label: str = "is_click", where: str = "true") -> dict[s
         f"SELECT u.* REPLACE ({whole}), h.n_impressions_before AS n_before FROM read_parquet('{data}/users.parquet') u "
         f"LEFT JOIN read_parquet('{data}/history.parquet') h USING (user_id)"
     )
-    user: dict[str, Any] = {name: {"kind": "id", "table": "user"} for name in FLAGS}
-    user |= {f"{name}_range": {"kind": "id", "table": "user"} for name in NUMBERS}
-    user |= {f"onehot_feat{n}": {"kind": "id", "table": "user"} for n in range(18)}
-    user |= {name: {"kind": "bucket", "table": "user", "quantiles": 20} for name in (*NUMBERS, "n_before")}
+    user: dict[str, Any] = {name: {"kind": "id", "side": "user"} for name in FLAGS}
+    user |= {f"{name}_range": {"kind": "id", "side": "user"} for name in NUMBERS}
+    user |= {f"onehot_feat{n}": {"kind": "id", "side": "user"} for n in range(18)}
+    user |= {name: {"kind": "bucketized", "side": "user", "quantiles": 20} for name in (*NUMBERS, "n_before")}
     item: dict[str, Any] = {
-        "author_id": {"kind": "id", "table": "item", "min_count": 2},
-        "music_id": {"kind": "id", "table": "item", "min_count": 2},
-        "tags": {"kind": "multi", "table": "item"},
-        "video_duration": {"kind": "bucket", "table": "item", "quantiles": 20},
-        "server_width": {"kind": "bucket", "table": "item", "quantiles": 10},
-        "server_height": {"kind": "bucket", "table": "item", "quantiles": 10},
+        "author_id": {"kind": "id", "side": "item", "min_count": 2},
+        "music_id": {"kind": "id", "side": "item", "min_count": 2},
+        "tags": {"kind": "multi_id", "side": "item"},
+        "video_duration": {"kind": "bucketized", "side": "item", "quantiles": 20},
+        "server_width": {"kind": "bucketized", "side": "item", "quantiles": 10},
+        "server_height": {"kind": "bucketized", "side": "item", "quantiles": 10},
     }
     for name in ("video_type", "upload_type", "upload_dt", "visible_status", "music_type"):
-        item[name] = {"kind": "id", "table": "item"}
+        item[name] = {"kind": "id", "side": "item"}
     event: dict[str, Any] = {
         "tab": {"kind": "id"},
-        "age": {"kind": "bucket", "quantiles": 30},
-        "hour": {"kind": "time", "part": "hour", "utc_offset": 8},
-        "weekday": {"kind": "time", "part": "weekday", "utc_offset": 8},
+        "age": {"kind": "bucketized", "quantiles": 30},
+        "hour": {"kind": "calendar", "component": "hour", "utc_offset": 8},
+        "weekday": {"kind": "calendar", "component": "weekday", "utc_offset": 8},
     }
-    known = {name: {"kind": "id", "feedback": True, "known_at": "known_ms"} for name in FEEDBACK}
+    known = {name: {"kind": "id", "feedback": True, "available_at": "known_ms"} for name in FEEDBACK}
     ids = {"user_id": {"kind": "id", "min_count": 2}, "video_id": {"kind": "id"}}
     return {
         "log": {"query": log},
@@ -88,15 +88,15 @@ def movielens(data: Path) -> dict[str, Any]:
             "label": {"column": "rating", "at_least": 4},
             "features": {
                 "user_id": {"kind": "id"},
-                "gender": {"kind": "id", "table": "user"},
-                "age": {"kind": "id", "table": "user"},
-                "occupation": {"kind": "id", "table": "user"},
-                "zip": {"kind": "id", "table": "user", "min_count": 2},
+                "gender": {"kind": "id", "side": "user"},
+                "age": {"kind": "id", "side": "user"},
+                "occupation": {"kind": "id", "side": "user"},
+                "zip": {"kind": "id", "side": "user", "min_count": 2},
                 "movie": {"kind": "id"},
-                "year": {"kind": "bucket", "table": "item", "quantiles": 20},
-                "genres": {"kind": "multi", "table": "item"},
-                "hour": {"kind": "time", "part": "hour"},
-                "weekday": {"kind": "time", "part": "weekday"},
+                "year": {"kind": "bucketized", "side": "item", "quantiles": 20},
+                "genres": {"kind": "multi_id", "side": "item"},
+                "hour": {"kind": "calendar", "component": "hour"},
+                "weekday": {"kind": "calendar", "component": "weekday"},
                 "rating": {"kind": "id", "feedback": True},
             },
         },

@@ -12,7 +12,7 @@ from arms import BASE, Arm, Tokens
 
 import longrec
 
-FIT: dict[str, Any] = {"epochs": 1, "batch_size": 512, "validations_per_epoch": 1}
+FIT: dict[str, Any] = {"epochs": 1, "batch_size": 512, "val_checks_per_epoch": 1}
 
 
 @dataclass
@@ -61,10 +61,10 @@ class Study:
         histories: dict[str, Any] = {}
         last = arm.last or self.last
         if arm.history:
-            histories["hand"] = {"of": list(arm.history), "last": last}
+            histories["hand"] = {"features": list(arm.history), "max_length": last}
         if arm.tokens is not None:
             store = self.tokens(arm.tokens, seed)
-            histories["tokens"] = {"from": str(store), "of": list(arm.of or self.of), "last": last}
+            histories["tokens"] = {"from": str(store), "features": list(arm.of or self.of), "max_length": last}
             if self.stores[arm.tokens].compress.get("regime") == "leaky_checkpoint":
                 histories["tokens"]["allow_leak"] = True  # the canary
         model: dict[str, Any] = dict(self.base or BASE)
@@ -73,7 +73,7 @@ class Study:
             model = {"name": "iat_reader", "base": model, "histories": list(histories), **arm.reader}
         fit = {**FIT, **(self.fit or {}), "seed": seed, "runs": str(self.work / "runs")}
         # The tables draw users anew for all arms together; a run needs no fine intervals of its own.
-        evaluate = {"replicates": 20}
+        evaluate = {"n_resamples": 20}
         return {"name": f"{slug(name)}-{seed}", "data": data, "model": model, "fit": fit, "evaluate": evaluate}
 
     def tokens(self, name: str, seed: int) -> Path:

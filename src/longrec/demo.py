@@ -142,7 +142,7 @@ def _choose_row(log: Any) -> int:
     """Return a test row with a full history."""
     rows = log.rows_of("test")
     history = next(iter(log.schema.histories))
-    full = rows[log.past_lengths(history, rows) == log.schema.histories[history].last]
+    full = rows[log.past_lengths(history, rows) == log.schema.histories[history].max_length]
     return int(full[len(full) // 2]) if len(full) else int(rows[-1])
 
 
@@ -206,7 +206,7 @@ def _list_next_steps(folder: Path) -> list[str]:
     return [
         *enter,
         f"longrec serve {folder}/din.bundle",
-        f"longrec train {folder}/din.yaml data.schema.histories.rated.last=50",
+        f"longrec train {folder}/din.yaml data.schema.histories.rated.max_length=50",
         f"longrec train {folder}/din.yaml model.softmax=true name=din-softmax",
         f"longrec compare {folder}/runs/deepfm {folder}/runs/din",
         "longrec models",

@@ -43,7 +43,7 @@ def check(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "model": found.model["name"],
         "log": str(found.data.log),
         "features": list(found.schema.features),
-        "histories": {name: list(history.of) for name, history in found.schema.histories.items()},
+        "histories": {name: list(history.features) for name, history in found.schema.histories.items()},
         "warnings": without_validation(found.data),
         "notes": list(given.notes),
     }

@@ -16,8 +16,8 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "split": ("test_from", "shares", "test_days", "user", "leave_one_out", "column", "parts"),
     "form": ("spread", "tied", "request"),
     "clock": ("seconds", "text", "zoned"),
-    "label": ("at_once", "delay", "known_at"),
-    "echo": ("as_label", "delay", "known_at"),
+    "label": ("at_once", "delay", "available_at"),
+    "echo": ("as_label", "delay", "available_at"),
     "tokens": ("none", "blocks", "positive"),
     "knowledge": ("none", "keep"),
     "start": ("new", "earlier_run"),
@@ -37,7 +37,7 @@ def valid(case: Case) -> bool:
     # A label that is known at once tells the later rows of its session, and so does feedback.
     if get("form") == "spread" and get("label") == "at_once":
         return False
-    if get("form") == "spread" and get("echo") == "as_label" and get("label") in ("at_once", "known_at"):
+    if get("form") == "spread" and get("echo") == "as_label" and get("label") in ("at_once", "available_at"):
         return False
     # Negatives are sampled for one label alone.
     if get("weights") == "negative_rate" and get("tasks", "one") != "one":
@@ -111,7 +111,7 @@ FIT: dict[str, Any] = {
     "lr": 0.04,
     "l2": 0.0,
     "patience": 0,
-    "validations_per_epoch": 1,
+    "val_checks_per_epoch": 1,
     "checkpoint_seconds": None,
     "tensorboard": "off",
     "mlflow": "off",
@@ -138,7 +138,7 @@ def split(case: Case) -> dict[str, Any]:
         "user": {"by": "user", "valid": 0, "test": 0.4},
         "leave_one_out": {"by": "leave_one_out"},
         "column": {"by": "column", "column": "part"},
-        "parts": {"by": "parts", "allow_overlap": True},
+        "parts": {"by": "files", "allow_overlap": True},
     }[case["split"]]
 
 
@@ -154,10 +154,10 @@ def schema(case: Case, *, tokens: str | None = None, knowledge: str | None = Non
     learned = {"hash": 4_000} if case["start"] != "new" else {}
     click = {"kind": "id", "vocab": [0, 1], "feedback": True}
     echo = dict(click)
-    if case["label"] == "known_at":
-        click["known_at"] = "seen_at"
+    if case["label"] == "available_at":
+        click["available_at"] = "seen_at"
     if case["echo"] != "as_label":
-        echo |= {"known_after": "2d"} if case["echo"] == "delay" else {"known_at": "echo_at"}
+        echo |= {"available_after": "2d"} if case["echo"] == "delay" else {"available_at": "echo_at"}
     time: dict[str, Any] = {"column": "at", **({"unit": "s"} if case["clock"] == "seconds" else {})}
     if case["late"] != "none":
         time["available_at"] = "told_at"
@@ -171,17 +171,19 @@ def schema(case: Case, *, tokens: str | None = None, knowledge: str | None = Non
     }
     if case["tables"] != "none":
         kinds = [*range(4), 10, 11]
-        features |= {f"{side}_kind": {"kind": "id", "table": side, "vocab": kinds} for side in ("user", "item")}
-    filtered = {"click": 1} if case["label"] != "known_at" else {"echo": 1} if case["echo"] != "known_at" else {}
+        features |= {f"{side}_kind": {"kind": "id", "side": side, "vocab": kinds} for side in ("user", "item")}
+    filtered = (
+        {"click": 1} if case["label"] != "available_at" else {"echo": 1} if case["echo"] != "available_at" else {}
+    )
     histories: dict[str, Any] = {
-        "seen": {"of": ["item_id", "click", "echo", "hint", "time_gap"], "last": 5},
-        "liked": {"of": ["place", "time_gap"], "last": 3, "where": filtered},
+        "seen": {"features": ["item_id", "click", "echo", "hint", "time_gap"], "max_length": 5},
+        "liked": {"features": ["place", "time_gap"], "max_length": 3, "where": filtered},
     }
     if tokens is not None:
-        histories["tokens"] = {"from": tokens, "of": ["token", "label", "time_gap"], "last": 2}
+        histories["tokens"] = {"from": tokens, "features": ["token", "label", "time_gap"], "max_length": 2}
     if knowledge is not None:
         for side in ("user", "item"):
-            features[f"about_{side}"] = {"kind": "vector", "from": knowledge, "table": side}
+            features[f"about_{side}"] = {"kind": "embedding", "from": knowledge, "side": side}
     made: dict[str, Any] = {
         "user": "user_id",
         "item": "item_id",
@@ -191,7 +193,7 @@ def schema(case: Case, *, tokens: str | None = None, knowledge: str | None = Non
         "histories": histories,
     }
     if case["label"] == "delay":
-        made["label_known_after"] = f"{DAY}s"
+        made["label_delay"] = f"{DAY}s"
     if case["form"] == "request":
         made["request"] = "visit"
     return made

@@ -53,7 +53,7 @@ def tokens_at_once(patch: Patch) -> None:
 
 
 def known_early(patch: Patch) -> None:
-    """Believe a known_at that lies before its event."""
+    """Believe a available_at that lies before its event."""
     patch.setattr(Log, "label_known", lambda log, rows: log.events.times.take(rows) - 3_600_000)
 
 
@@ -73,8 +73,8 @@ def any_delays(patch: Patch) -> None:
 
 
 def label_at_once(words: Words) -> None:
-    """Show the label in histories at once, whatever label_known_after says."""
-    words["data"]["schema"]["features"]["click"]["known_after"] = "0s"
+    """Show the label in histories at once, whatever label_delay says."""
+    words["data"]["schema"]["features"]["click"]["available_after"] = "0s"
 
 
 def no_available_at(words: Words) -> None:
@@ -89,12 +89,12 @@ def no_request(words: Words) -> None:
 
 def no_echo_delay(words: Words) -> None:
     """Take feedback for known at once."""
-    words["data"]["schema"]["features"]["echo"] |= {"known_after": "0s"}
+    words["data"]["schema"]["features"]["echo"] |= {"available_after": "0s"}
 
 
 def early_column(words: Words) -> None:
-    """A known_at that lies an hour before its event."""
-    words["data"]["schema"]["features"]["click"]["known_at"] = "early_at"
+    """A available_at that lies an hour before its event."""
+    words["data"]["schema"]["features"]["click"]["available_at"] = "early_at"
 
 
 def targets_at_last(patch: Patch) -> None:
@@ -112,7 +112,7 @@ def press_label(words: Words) -> None:
     schema = words["data"]["schema"]
     schema["label"] = "press"
     del schema["features"]["click"]
-    schema["histories"]["seen"]["of"].remove("click")
+    schema["histories"]["seen"]["features"].remove("click")
     schema["histories"]["liked"]["where"] = {"echo": 1}
 
 
@@ -161,7 +161,7 @@ PLANTS: dict[str, Plant] = {
     "leave-one-out, unknown labels": Plant(case(split="leave_one_out"), keep_all_rows),
     "positive tokens": Plant(case(tokens="positive"), tokens_at_once),
     "known before the event": Plant(
-        case(split="leave_one_out", form="tied", label="known_at"), known_early, always=early_column
+        case(split="leave_one_out", form="tied", label="available_at"), known_early, always=early_column
     ),
     "filter on feedback": Plant(case(), filters_at_once),
     "another task's label": Plant(
@@ -189,7 +189,7 @@ def future_weights(runs: Runs, allowed: bool) -> Seen:
     plain = case(start="earlier_run")
     later = runs.config(plain)
     later["data"]["split"] = LATER
-    start = {"start_from": str(runs.train(later).folder)}
+    start = {"init_from": str(runs.train(later).folder)}
     config = runs.config(plain)
     config["fit"] |= start | ({"allow_future_weights": True} if allowed else {})
     return runs.judge(runs.train(config), runs.log(plain))
@@ -201,7 +201,7 @@ def weights_of_early_labels(runs: Runs, allowed: bool) -> Seen:
     early = runs.config(waiting)
     no_available_at(early)
     config = runs.config(waiting)
-    config["fit"] |= {"start_from": str(runs.train(early).folder)} | ({"allow_future_weights": True} if allowed else {})
+    config["fit"] |= {"init_from": str(runs.train(early).folder)} | ({"allow_future_weights": True} if allowed else {})
     return runs.judge(runs.train(config), runs.log(waiting))
 
 
@@ -210,7 +210,7 @@ def leaky_tokens(runs: Runs, allowed: bool) -> Seen:
     source = runs.config(case())
     source["model"], source["data"]["split"] = SOURCE, LATER
     into = runs.folder / "tokens" / f"leaky-{next(runs.number)}"
-    compress(runs.train(source), into, ["regime=leaky_checkpoint"], quiet=True)
+    compress(runs.train(source), into, ["mode=leaky_checkpoint"], quiet=True)
     return read(runs, str(into), allowed)
 
 
@@ -218,7 +218,7 @@ def tokens_of_other_delay(runs: Runs, allowed: bool) -> Seen:
     """A run that reads tokens of a source that took labels for known at once."""
 
     def at_once(words: Words) -> None:
-        del words["data"]["schema"]["label_known_after"]
+        del words["data"]["schema"]["label_delay"]
 
     return read(runs, runs.tokens(case(), "all", change=at_once), allowed)
 

@@ -100,7 +100,7 @@ class Runs:
         elif case["split"] == "test_days":
             data["split"]["test_days"] = (TAIL // DAY * DAY + DAY - LINE) / DAY
         elif case["split"] == "parts":
-            data["log"] = {"parts": self.once(("parts", case["form"], clock), lambda: self._parts(log, clock, folder))}
+            data["log"] = {"splits": self.once(("parts", case["form"], clock), lambda: self._parts(log, clock, folder))}
         for side in ("user", "item") if case["tables"] != "none" else ():
             data[f"{side}s"] = self.once(
                 ("table", case["tables"], case["form"], clock, side), partial(self._table, case, side)
@@ -112,7 +112,7 @@ class Runs:
             fit["sample_weight"] = "weight"
         elif case["weights"] == "negative_rate":
             fit["negative_rate"] = 0.5
-        return {"data": data, "model": model(case), "fit": fit, "evaluate": {"replicates": 2, "unit": "row"}}
+        return {"data": data, "model": model(case), "fit": fit, "evaluate": {"n_resamples": 2, "resample": "row"}}
 
     def _table(self, case: Case, side: str) -> Any:
         log, path = self.log(case), self.folder / case["form"] / case["clock"] / f"{side}s-{case['tables']}.parquet"
@@ -166,7 +166,7 @@ class Runs:
         if case["start"] == "earlier_run":
             earlier = copy.deepcopy(config)
             earlier["data"]["split"] = EARLIER
-            config["fit"]["start_from"] = str(self.train(earlier).folder)
+            config["fit"]["init_from"] = str(self.train(earlier).folder)
         change(config)
         return self.judge(self.train(config), self.log(case), scores)
 

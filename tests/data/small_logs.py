@@ -21,12 +21,12 @@ SCHEMA: dict[str, Any] = {
     "features": {
         "user": {"kind": "id"},
         "item": {"kind": "id"},
-        "price": {"kind": "dense"},
-        "size": {"kind": "bucket", "edges": [1, 2]},
+        "price": {"kind": "numeric"},
+        "size": {"kind": "bucketized", "edges": [1, 2]},
         "page": {"kind": "id"},
         "click": {"kind": "id", "feedback": True},
     },
-    "histories": {"all": {"of": ["item", "click"], "last": 5}},
+    "histories": {"all": {"features": ["item", "click"], "max_length": 5}},
 }
 Case = tuple[dict[str, Any], dict[str, Any]]
 """The data section and what is replaced in the schema."""
@@ -149,7 +149,7 @@ def table(
     def write(folder: Path) -> Case:
         data, _ = given()(folder)
         pq.write_table(pa.table(columns), folder / "table.parquet")
-        extra = {"x": {"kind": "id", "table": role.removesuffix("s"), **(x or {})}}
+        extra = {"x": {"kind": "id", "side": role.removesuffix("s"), **(x or {})}}
         source = {"files": str(folder / "table.parquet"), **({} if as_of is None else {"as_of": as_of})}
         words = {"features": {**SCHEMA["features"], **extra}, "time": {"column": "t", "unit": unit}}
         return data | {role: source}, words

@@ -30,7 +30,7 @@ SCHEMA: dict[str, Any] = {
     "item": "item",
     "time": {"column": "t", "unit": "step", "available_at": "told"},
     "label": "click",
-    "label_known_after": DELAY,
+    "label_delay": DELAY,
     "features": {
         "user": {"kind": "id"},
         "item": {"kind": "id", "vocab": list(range(400))},
@@ -38,9 +38,9 @@ SCHEMA: dict[str, Any] = {
         "click": {"kind": "id", "vocab": [0, 1], "feedback": True},
     },
     "histories": {
-        "all": {"of": ["item", "click"], "last": 5},
-        "clicks": {"of": ["item"], "where": {"click": 1}, "last": 3},
-        "home": {"of": ["item"], "where": {"page": "home"}, "last": 4},
+        "all": {"features": ["item", "click"], "max_length": 5},
+        "clicks": {"features": ["item"], "where": {"click": 1}, "max_length": 3},
+        "home": {"features": ["item"], "where": {"page": "home"}, "max_length": 4},
     },
 }
 SPLIT = {"by": "time", "valid_from": 60, "test_from": 80}
@@ -83,7 +83,7 @@ def slow(table: pa.Table, user: int, moment: int, name: str) -> list[int]:
         rows = [row for row in rows if row["click"] == 1]
     if name == "home":
         rows = [row for row in rows if row["page"] == "home"]
-    return [row["item"] for row in rows][-SCHEMA["histories"][name]["last"] :]
+    return [row["item"] for row in rows][-SCHEMA["histories"][name]["max_length"] :]
 
 
 @pytest.mark.parametrize("name", SCHEMA["histories"])
@@ -141,7 +141,7 @@ def test_what_is_learned_of_the_training_window_was_available_in_it(prepared: Ca
 
 def test_batches_by_length_are_those_of_histories_that_were_available(log: Log) -> None:
     rows = log.rows_of("train")
-    order = Loader(log, rows, 8, by_length=True, seed=1).order(0)
+    order = Loader(log, rows, 8, bucket_by_length=True, seed=1).order(0)
     assert sorted(order.tolist()) == sorted(rows.tolist())
 
 
@@ -177,7 +177,7 @@ def test_the_column_is_read_as_times_are(prepared: Callable[..., Log]) -> None:
     start = 1_600_000_000
     table = events(4, late=0)
     table = table.set_column(2, "t", pa.array([start + n for n in range(4)]))
-    schema = {**SCHEMA, "time": {"column": "t", "available_at": "told"}, "label_known_after": "0s"}
+    schema = {**SCHEMA, "time": {"column": "t", "available_at": "told"}, "label_delay": "0s"}
     columns = {
         "timestamps": pa.array([(start + n + 60) * 1_000_000 for n in range(4)], pa.timestamp("us", "UTC")),
         "numbers": pa.array([start + n + 60 for n in range(4)]),
@@ -193,12 +193,15 @@ def test_the_column_is_read_as_times_are(prepared: Callable[..., Log]) -> None:
     ("change", "says"),
     [
         (
-            {"features": {**SCHEMA["features"], "told": {"kind": "dense"}}},
+            {"features": {**SCHEMA["features"], "told": {"kind": "numeric"}}},
             "features.told: reads the available_at column",
         ),
-        ({"features": {**SCHEMA["features"], "x": {"kind": "bucket", "column": "told", "quantiles": 3}}}, "features.x"),
         (
-            {"features": {**SCHEMA["features"], "x": {"kind": "cross", "of": ["page", "told"], "hash": 9}}},
+            {"features": {**SCHEMA["features"], "x": {"kind": "bucketized", "column": "told", "quantiles": 3}}},
+            "features.x",
+        ),
+        (
+            {"features": {**SCHEMA["features"], "x": {"kind": "cross", "features": ["page", "told"], "hash": 9}}},
             "features.x: reads the available_at column 'told', which leaks the answer",
         ),
         ({"time": {"column": "t", "available_at": "t"}}, "available_at is the time column itself"),

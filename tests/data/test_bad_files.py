@@ -79,7 +79,7 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
         r"no column 'user' \(the user\), did you mean 'user_id'\?",
     ),
     "a missing history filter": (
-        under({"histories": {"all": {"of": ["item"], "where": {"knd": 1}}}}, kind=[1] * N),
+        under({"histories": {"all": {"features": ["item"], "where": {"knd": 1}}}}, kind=[1] * N),
         r"no column 'knd' \(history all\), did you mean 'kind'\?",
     ),
     "a missing split column": (
@@ -87,8 +87,8 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
         r"no column 'pat' \(the split\), did you mean 'part'\?",
     ),
     "a missing moment": (
-        feature({"kind": "id", "feedback": True, "known_at": "fixd"}, x=[1] * N, fixed=[1] * N),
-        r"no column 'fixd' \(known_at of x\)",
+        feature({"kind": "id", "feedback": True, "available_at": "fixd"}, x=[1] * N, fixed=[1] * N),
+        r"no column 'fixd' \(available_at of x\)",
     ),
 }
 

@@ -14,11 +14,11 @@ THEN = np.datetime64("2020-09-13T12:26:40.000001")
 WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     # ---- filters and splits
     "a filter of the wrong type": (
-        under({"histories": {"all": {"of": ["item"], "where": {"size": "big"}}}}),
+        under({"histories": {"all": {"features": ["item"], "where": {"size": "big"}}}}),
         r"column 'size', filter of all: values of type .*; expected what can equal 'big'",
     ),
     "a filter by amount on text": (
-        under({"histories": {"all": {"of": ["item"], "where": {"page": {"at_least": 1}}}}}),
+        under({"histories": {"all": {"features": ["item"], "where": {"page": {"at_least": 1}}}}}),
         r"column 'page', filter of all: text, for example 'home'; expected numbers",
     ),
     "a bad split value": (
@@ -47,20 +47,20 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     ),
     # ---- several values
     "separated numbers": (
-        feature({"kind": "multi", "separator": "|"}, x=[1] * N),
+        feature({"kind": "multi_id", "separator": "|"}, x=[1] * N),
         r"column 'x': values of type int64; expected a list column, or text with a separator",
     ),
     "text without a separator": (
-        feature({"kind": "multi"}, x=["a|b"] * N),
+        feature({"kind": "multi_id"}, x=["a|b"] * N),
         r"column 'x': text; expected a list column\n  Or give the separator",
     ),
-    "lists of floats": (feature({"kind": "multi"}, x=[[1.5]] * N), r"column 'x': ids stored as floats"),
+    "lists of floats": (feature({"kind": "multi_id"}, x=[[1.5]] * N), r"column 'x': ids stored as floats"),
     "weights of other lengths": (
-        feature({"kind": "multi", "weights": "w"}, x=[[1, 2]] * N, w=[[1.0]] * N),
+        feature({"kind": "multi_id", "weights": "w"}, x=[[1, 2]] * N, w=[[1.0]] * N),
         r"column 'x': weights: lists of other lengths than the values",
     ),
     "weights that are null": (
-        feature({"kind": "multi", "weights": "w"}, x=[[1]] * N, w=[[None]] * (N - 1) + [[1.0]]),
+        feature({"kind": "multi_id", "weights": "w"}, x=[[1]] * N, w=[[None]] * (N - 1) + [[1.0]]),
         r"column 'x': weights: \d+ null",
     ),
     # ---- users and items
@@ -103,15 +103,15 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     ),
     "a column nobody has": (table("items", {"item": [1]}), r"no column 'x' \(feature x, table item\)"),
     "text in a table's numbers": (
-        table("items", {"item": [1, 2], "x": ["1", "a"]}, {"kind": "dense"}),
+        table("items", {"item": [1, 2], "x": ["1", "a"]}, {"kind": "numeric"}),
         r"table\.parquet: column 'x': text, first 'a' in row 2; expected numbers",
     ),
     "an attribute that varies": (
-        feature({"kind": "id", "table": "item"}, x=list(range(N))),
-        r"column 'x': several values, or null beside a value, for the item \d; expected .*\n  Set table: event",
+        feature({"kind": "id", "side": "item"}, x=list(range(N))),
+        r"column 'x': several values, or null beside a value, for the item \d; expected .*\n  Set side: context",
     ),
     "an attribute filled in later": (
-        feature({"kind": "id", "table": "user"}, x=[None] * 20 + [1] * 20),
+        feature({"kind": "id", "side": "user"}, x=[None] * 20 + [1] * 20),
         r"column 'x': several values, or null beside a value, for the user \d",
     ),
     "a null in a vocabulary's place": (
@@ -127,7 +127,7 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
         r"vocabulary of feature 'x': gone\.csv: no such file",
     ),
     "nothing to cut into buckets": (
-        feature({"kind": "bucket", "quantiles": 3}, x=pa.array([None] * N, pa.float64())),
+        feature({"kind": "bucketized", "quantiles": 3}, x=pa.array([None] * N, pa.float64())),
         r"feature 'x': no value in the training window",
     ),
 }

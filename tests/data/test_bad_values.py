@@ -76,7 +76,9 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     ),
     "amendments in another unit": (
         feature(
-            {"kind": "id", "feedback": True, "known_at": "fixed"}, x=[1] * N, fixed=with_one([START] * N, START * 1000)
+            {"kind": "id", "feedback": True, "available_at": "fixed"},
+            x=[1] * N,
+            fixed=with_one([START] * N, START * 1000),
         ),
         r"column 'fixed': times in mixed units",
     ),

@@ -37,17 +37,17 @@ SCHEMA: dict[str, Any] = {
     "item": "item",
     "time": {"column": "t", "unit": "ms"},
     "label": "click",
-    "label_known_after": "1m",
+    "label_delay": "1m",
     "features": {"user": {"kind": "id"}, "item": {"kind": "id"}},
 }
 LIKE = {"kind": "id", "feedback": True}
-AT_ONCE = {**LIKE, "known_after": 0}
+AT_ONCE = {**LIKE, "available_after": 0}
 PLAIN = {"like": {"kind": "id"}}
 
 
-def schema(label_known_after: str = "1m", features: Mapping[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+def schema(label_delay: str = "1m", features: Mapping[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     own = {**SCHEMA["features"], **(features or {})}
-    return {**SCHEMA, "label_known_after": label_known_after, "features": own, **changes}
+    return {**SCHEMA, "label_delay": label_delay, "features": own, **changes}
 
 
 def parsed(**changes: Any) -> Schema:
@@ -67,7 +67,7 @@ def reading(prepared: Callable[..., Log], tmp_path: Path) -> Callable[..., Log]:
 
     def read(info: TokenInfo, allow: bool | None = None, **changes: Any) -> Log:
         TokenStore.create(tmp_path / "tokens", info).close()
-        tokens = {"from": str(tmp_path / "tokens"), "of": ["token", "label"], "last": 5}
+        tokens = {"from": str(tmp_path / "tokens"), "features": ["token", "label"], "max_length": 5}
         tokens |= {} if allow is None else {"allow_leak": allow}
         return prepared(TABLE, schema(**{**changes, "histories": {"tokens": tokens}}))
 
@@ -98,13 +98,13 @@ def test_allowed_by_name_it_is_read_and_told(reading: Callable[..., Log]) -> Non
 EARLIER: list[tuple[dict[str, Any], int, dict[str, Any], str]] = [
     # written with, lag of the store, read with, what is said
     (
-        {"label_known_after": "59s"},
+        {"label_delay": "59s"},
         0,
         {},
         "'click' as available 59s after the event, and here it is 1m after the event",
     ),
-    ({}, 0, {"label_known_after": "2h"}, "'click' as available 1m after the event, and here it is 2h after the event"),
-    ({"label_known_after": "0s"}, 90_000, {}, "'click' as available 0s after the event"),  # weights know no lag
+    ({}, 0, {"label_delay": "2h"}, "'click' as available 1m after the event, and here it is 2h after the event"),
+    ({"label_delay": "0s"}, 90_000, {}, "'click' as available 0s after the event"),  # weights know no lag
     (
         {"features": PLAIN},
         0,
@@ -113,25 +113,25 @@ EARLIER: list[tuple[dict[str, Any], int, dict[str, Any], str]] = [
     ),
     ({"features": PLAIN}, 0, {"label": "like"}, "'like' as available with the event itself"),
     (
-        {"features": {"both": {"kind": "cross", "of": ["like", "item"], "hash": 9}}},
+        {"features": {"both": {"kind": "cross", "features": ["like", "item"], "hash": 9}}},
         59_999,
         {"label": "like"},
         "'like' as available with the event itself, and here it is 1m after the event",
     ),
     (
-        {"histories": {"h": {"of": ["item"], "where": {"like": 1}}}},
+        {"histories": {"h": {"features": ["item"], "where": {"like": 1}}}},
         0,
         {"features": {"like": LIKE}},
         "'like' as available with the event itself",
     ),
     (
-        {"features": {"like": {**LIKE, "known_after": "1s"}}},
+        {"features": {"like": {**LIKE, "available_after": "1s"}}},
         0,
-        {"features": {"like": {**LIKE, "known_at": "seen_at"}}},
+        {"features": {"like": {**LIKE, "available_at": "seen_at"}}},
         "'like' as available 1s after the event, and here it is from the timestamp in 'seen_at'",
     ),
     (
-        {"features": {"like": {**LIKE, "known_at": "seen_at"}}},
+        {"features": {"like": {**LIKE, "available_at": "seen_at"}}},
         0,
         {"features": {"like": LIKE}},
         "'like' as available from the timestamp in 'seen_at', and here it is 1m after the event",
@@ -168,12 +168,12 @@ def test_shorter_delays_allowed_by_name(
 @pytest.mark.parametrize(
     ("written", "lag", "read"),
     [
-        ({"label_known_after": "1h"}, 0, {}),
+        ({"label_delay": "1h"}, 0, {}),
         ({"features": PLAIN}, 0, {"features": {"like": AT_ONCE}}),
         ({"features": PLAIN}, 60_000, {"features": {"like": LIKE}}),
         ({"features": {"like": LIKE}}, 0, {"features": PLAIN}),
         (
-            {"features": {"like": {**LIKE, "known_at": "seen_at"}}},
+            {"features": {"like": {**LIKE, "available_at": "seen_at"}}},
             0,
             {"features": {"like": AT_ONCE}},
         ),
@@ -187,9 +187,9 @@ def test_longer_delays_and_other_columns_are_fine(written: dict[str, Any], lag: 
 
 def test_delays_in_steps(reading: Callable[..., Log]) -> None:
     steps = {"time": {"column": "t", "unit": "step"}}
-    info = replace(INFO, unit="step", column_delays=delays(label_known_after="2", **steps))
+    info = replace(INFO, unit="step", column_delays=delays(label_delay="2", **steps))
     with pytest.raises(DataError, match="'click' as available 2 steps after the event, and here it is 3 steps after"):
-        reading(info, label_known_after="3", **steps)
+        reading(info, label_delay="3", **steps)
 
 
 def test_a_store_that_does_not_say_is_told(reading: Callable[..., Log]) -> None:
@@ -198,18 +198,18 @@ def test_a_store_that_does_not_say_is_told(reading: Callable[..., Log]) -> None:
 
 
 def test_a_store_that_does_not_say_where_nothing_waits(reading: Callable[..., Log]) -> None:
-    assert reading(replace(INFO, column_delays=None), label_known_after="0s").warnings == []
+    assert reading(replace(INFO, column_delays=None), label_delay="0s").warnings == []
 
 
 def test_allow_leak_belongs_to_tokens_and_vectors() -> None:
     with pytest.raises(Exception, match="allow_leak belongs to a history of tokens"):
-        parsed(histories={"h": {"of": ["item"], "allow_leak": True}})
+        parsed(histories={"h": {"features": ["item"], "allow_leak": True}})
     with pytest.raises(Exception, match="a feature of kind 'id' takes no allow_leak"):
         parsed(features={"like": {"kind": "id", "allow_leak": True}})
 
 
 @pytest.mark.parametrize("allow", [False, True])
-@pytest.mark.parametrize("given", [{"leak": "it saw its labels"}, {"column_delays": delays(label_known_after="0s")}])
+@pytest.mark.parametrize("given", [{"leak": "it saw its labels"}, {"column_delays": delays(label_delay="0s")}])
 def test_knowledge_is_held_to_the_same(
     prepared: Callable[..., Log], tmp_path: Path, given: dict[str, Any], allow: bool
 ) -> None:
@@ -217,7 +217,7 @@ def test_knowledge_is_held_to_the_same(
     KnowledgeStore.create(tmp_path / "k", KnowledgeInfo({"user": 2, "item": 3}, "ms", keys, **given)).close()
     with KnowledgeStore.open(tmp_path / "k") as store:
         assert (store.info.leak, store.info.column_delays) == (given.get("leak", ""), given.get("column_delays"))
-    who = {"kind": "vector", "from": str(tmp_path / "k"), "table": "user", "allow_leak": allow}
+    who = {"kind": "embedding", "from": str(tmp_path / "k"), "side": "user", "allow_leak": allow}
     if allow:
         (warning,) = prepared(TABLE, schema(features={"who": who})).warnings
         assert "features.who reads" in warning

@@ -30,7 +30,7 @@ SCHEMA = Schema.model_validate(
         "time": {"column": "t", "unit": "step"},
         "label": "click",
         "features": {"item": {"kind": "id"}},
-        "histories": {"all": {"of": ["item"]}},
+        "histories": {"all": {"features": ["item"]}},
     }
 )
 

@@ -59,10 +59,10 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
         "visits": draw(st.booleans()),
         "user_table": draw(st.booleans()),
         "item_table": draw(st.booleans()),
-        "label_delay": draw(st.sampled_from([0, 1, 4])),
+        "longest_label_delay": draw(st.sampled_from([0, 1, 4])),
         "dwell_delay": draw(st.sampled_from([None, 0, 3])),
-        "known_at": draw(st.booleans()),
-        "last": draw(st.integers(1, 5)),
+        "available_at": draw(st.booleans()),
+        "max_length": draw(st.integers(1, 5)),
         "min_count": draw(st.integers(1, 3)),
         "ages": draw(st.lists(st.one_of(st.none(), st.integers(10, 70)), min_size=6, max_size=6)),
         "kinds": draw(st.lists(st.sampled_from(["a", "b", None]), min_size=8, max_size=8)),
@@ -107,42 +107,42 @@ def fixed_at(row: Row) -> int | None:
 
 
 def schema_of(case: dict[str, Any]) -> dict[str, Any]:
-    dwell = {} if case["dwell_delay"] is None else {"known_after": case["dwell_delay"]}
-    fix = {"known_at": "fixed_at"} if case["known_at"] else {}
-    hour = {} if case["steps"] else {"hour": {"kind": "time", "part": "hour_of_week"}}
+    dwell = {} if case["dwell_delay"] is None else {"available_after": case["dwell_delay"]}
+    fix = {"available_at": "fixed_at"} if case["available_at"] else {}
+    hour = {} if case["steps"] else {"hour": {"kind": "calendar", "component": "hour_of_week"}}
     return {
         "user": "user",
         "item": "item",
         "time": {"column": "t", "unit": "step" if case["steps"] else "s"},
         **({"request": "visit"} if case["visits"] else {}),
         "label": "click",
-        "label_known_after": case["label_delay"],
+        "label_delay": case["longest_label_delay"],
         "features": {
             "user": {"kind": "id"},
-            "age": {"kind": "bucket", "table": "user", "edges": [18, 40]},
+            "age": {"kind": "bucketized", "side": "user", "edges": [18, 40]},
             "item": {"kind": "id", "min_count": case["min_count"]},
-            "kind": {"kind": "id", "table": "item"},
-            "tags": {"kind": "multi", "table": "item", "separator": "|", "min_count": case["min_count"]},
+            "kind": {"kind": "id", "side": "item"},
+            "tags": {"kind": "multi_id", "side": "item", "separator": "|", "min_count": case["min_count"]},
             "page": {"kind": "id"},
-            "price": {"kind": "dense", "missing": 3},
-            "ads": {"kind": "multi", "weights": "ad_weights"},
+            "price": {"kind": "numeric", "missing": 3},
+            "ads": {"kind": "multi_id", "weights": "ad_weights"},
             "click": {"kind": "id", "feedback": True},
-            "dwell": {"kind": "bucket", "edges": [1, 3], "feedback": True, **dwell},
+            "dwell": {"kind": "bucketized", "edges": [1, 3], "feedback": True, **dwell},
             "fix": {"kind": "id", "feedback": True, **fix},
             **hour,
         },
         "histories": {
             "all": {
-                "of": ["item", "kind", "tags", "page", "click", "dwell", "fix", "time_gap"],
-                "last": case["last"],
+                "features": ["item", "kind", "tags", "page", "click", "dwell", "fix", "time_gap"],
+                "max_length": case["max_length"],
             },
             "clicks": {
-                "of": ["item", "click", "time_gap", "since_previous", "sessions_back"],
+                "features": ["item", "click", "time_gap", "time_since_previous", "session_recency"],
                 "where": {"click": 1},
-                "last": case["last"],
+                "max_length": case["max_length"],
                 "session_gap": "2s",
             },
-            "found": {"of": ["page", "tags"], "where": {"page": ["find"], "dwell": {"at_least": 1}}},
+            "found": {"features": ["page", "tags"], "where": {"page": ["find"], "dwell": {"at_least": 1}}},
         },
     }
 
@@ -220,14 +220,14 @@ class Oracle:
         return [past for past in own if past["t"] < self.moment(row)]
 
     def history(self, name: str, row: Row) -> list[Row]:
-        now, label = self.moment(row), self.case["label_delay"]
+        now, label = self.moment(row), self.case["longest_label_delay"]
         dwell = label if self.case["dwell_delay"] is None else self.case["dwell_delay"]
         past = self.past(row)
         if name == "clicks":
             past = [p for p in past if p["click"] == 1 and p["t"] + label < now]
         if name == "found":
             past = [p for p in past if p["page"] == "find" and (p["dwell"] or 0) >= 1 and p["t"] + dwell < now]
-        return past[-50 if name == "found" else -self.case["last"] :]
+        return past[-50 if name == "found" else -self.case["max_length"] :]
 
     def samples(self, part: str) -> list[int]:
         """Places of the rows that take part: their labels were known before what is measured of the user, or of all
@@ -241,7 +241,7 @@ class Oracle:
         found = []
         for place, row in enumerate(self.rows[n] for n in self.order):
             own = [self.moment(other) for other in later if in_turn or other["user"] == row["user"]]
-            in_time = all(row["t"] + self.case["label_delay"] < moment for moment in own)
+            in_time = all(row["t"] + self.case["longest_label_delay"] < moment for moment in own)
             if row["click"] is not None and row["part"] == part and in_time:
                 found.append(place)
         return found
@@ -250,12 +250,12 @@ class Oracle:
     def place(name: str, past: list[Row], at: int) -> int:
         """Columns that tell how events of a history stand to each other; sessions are parted by more than 2 s."""
         gaps = [later["t"] - earlier["t"] for earlier, later in zip(past, past[1:])]
-        if name == "sessions_back":
+        if name == "session_recency":
             return min(2 + sum(gap > 2 for gap in gaps[at:]), 65)
         return 2 + (1 + gaps[at - 1]).bit_length() - 1 if at else 0
 
     def column(self, name: str, past: Row, now: int) -> Any:
-        label = self.case["label_delay"]
+        label = self.case["longest_label_delay"]
         if name == "time_gap":
             return 2 + (1 + now - past["t"]).bit_length() - 1
         if name in ("item", "kind", "tags", "page"):
@@ -268,7 +268,7 @@ class Oracle:
             value = past["dwell"]
             seen = 0 if value is None else 2 + (value >= 1) + (value >= 3)
             return seen if past["t"] + delay < now else 5
-        since = fixed_at(past) if self.case["known_at"] else past["t"] + label
+        since = fixed_at(past) if self.case["available_at"] else past["t"] + label
         known, rows = since is not None and since < now, 2 + len(self.vocabulary["fix"])
         return self.code("fix", past["fix"]) if known else rows
 
@@ -303,9 +303,9 @@ def compare(oracle: Oracle, log: Log, batch: Batch, at: np.ndarray[Any, Any]) ->
         past = [oracle.history(name, row) for row in rows]
         assert history.offsets.dtype == torch.int64
         assert history.offsets.tolist() == np.cumsum([0, *map(len, past)]).tolist(), name
-        assert list(history.columns) == list(log.schema.histories[name].of)
+        assert list(history.columns) == list(log.schema.histories[name].features)
         for column_name, column in history.columns.items():
-            if column_name in ("since_previous", "sessions_back"):
+            if column_name in ("time_since_previous", "session_recency"):
                 expected = [oracle.place(column_name, own, at) for own in past for at in range(len(own))]
             else:
                 pairs = [(p, oracle.moment(row)) for row, own in zip(rows, past) for p in own]

@@ -43,8 +43,8 @@ def schema(folder: Path) -> dict[str, Any]:
         "features": {
             "user": {"kind": "id"},
             "item": {"kind": "id"},
-            "who": {"kind": "vector", "from": str(folder), "table": "user"},
-            "what": {"kind": "vector", "from": str(folder), "table": "item"},
+            "who": {"kind": "embedding", "from": str(folder), "side": "user"},
+            "what": {"kind": "embedding", "from": str(folder), "side": "item"},
         },
     }
 
@@ -102,8 +102,8 @@ def test_7_version_consistency_of_both_features(log: Log) -> None:
 
 def test_the_fields_tell_the_width_and_the_presence_flag(log: Log, tmp_path: Path) -> None:
     fields = {field.name: field for field in log.fields().features}
-    assert (fields["who"].kind, fields["who"].width, fields["who"].table) == ("vector", 3, "user")
-    assert (fields["what"].kind, fields["what"].width, fields["what"].table) == ("vector", 4, "item")
+    assert (fields["who"].kind, fields["who"].width, fields["who"].side) == ("embedding", 3, "user")
+    assert (fields["what"].kind, fields["what"].width, fields["what"].side) == ("embedding", 4, "item")
     log.fitted.save(tmp_path)
     assert FittedSchema.load(tmp_path).fields() == log.fields()
 

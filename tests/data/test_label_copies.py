@@ -32,7 +32,7 @@ SCHEMA: dict[str, Any] = {
     "item": "item",
     "time": {"column": "t", "unit": "s"},
     "label": "click",
-    "label_known_after": "1h",
+    "label_delay": "1h",
 }
 IDS: dict[str, Any] = {"user": {"kind": "id"}, "item": {"kind": "id"}}
 
@@ -78,25 +78,25 @@ def test_copies_of_every_kind_are_named(prepared: Callable[..., Log]) -> None:
         "inverted": {"kind": "id"},
         "text": {"kind": "id"},
         "hashed": {"kind": "id", "column": "text", "hash": 50},
-        "seconds": {"kind": "dense"},
-        "dwell": {"kind": "bucket", "quantiles": 10},
-        "far": {"kind": "dense", "scale": "standard"},
-        "tags": {"kind": "multi"},
-        "some": {"kind": "multi"},
+        "seconds": {"kind": "numeric"},
+        "dwell": {"kind": "bucketized", "quantiles": 10},
+        "far": {"kind": "numeric", "scale": "standard"},
+        "tags": {"kind": "multi_id"},
+        "some": {"kind": "multi_id"},
         "null": {"kind": "id"},
         "order": {"kind": "id", "hash": 5_000},
         "rare": {"kind": "id", "column": "order", "min_count": 5},
-        "stay": {"kind": "dense", "missing": -1},
+        "stay": {"kind": "numeric", "missing": -1},
         "noisy": {"kind": "id"},
         "like": {"kind": "id"},
         "not_like": {"kind": "id"},
         "found": {"kind": "lookup", "map": "map", "key": "key"},
-        "crossed": {"kind": "cross", "of": ["item", "text"], "hash": 10_000},
+        "crossed": {"kind": "cross", "features": ["item", "text"], "hash": 10_000},
         "bought": {"kind": "id"},
-        "shown_click": {"kind": "id", "table": "candidate"},
-        "pair": {"kind": "dense", "width": 2},
-        "wide": {"kind": "dense", "width": 41},
-        "tag": {"kind": "multi", "weights": "tag_weight", "pool": "sum"},
+        "shown_click": {"kind": "id", "side": "candidate"},
+        "pair": {"kind": "numeric", "width": 2},
+        "wide": {"kind": "numeric", "width": 41},
+        "tag": {"kind": "multi_id", "weights": "tag_weight", "pool": "sum"},
     }
     log = opened(prepared, columns, {**leaks, "buy": {"kind": "id", "feedback": True}})
     assert named(log) == sorted(leaks)
@@ -122,18 +122,18 @@ def test_honest_features_are_not(prepared: Callable[..., Log]) -> None:
         "tags": [[int(item) % 7, int(item)] for item in ITEM],
     }
     features = {
-        "rate": {"kind": "dense"},
-        "chance": {"kind": "dense", "scale": "standard"},
+        "rate": {"kind": "numeric"},
+        "chance": {"kind": "numeric", "scale": "standard"},
         "place": {"kind": "id"},
         "constant": {"kind": "id"},
         "row": {"kind": "id"},
-        "hour": {"kind": "time"},
-        "tags": {"kind": "multi"},
-        "both": {"kind": "cross", "of": ["user", "item"], "hash": 10_000},
+        "hour": {"kind": "calendar"},
+        "tags": {"kind": "multi_id"},
+        "both": {"kind": "cross", "features": ["user", "item"], "hash": 10_000},
         "buy": {"kind": "id", "feedback": True},
         "click": {"kind": "id", "feedback": True},
     }
-    histories = {"seen": {"of": ["item", "buy", "click"], "last": 5}}
+    histories = {"seen": {"features": ["item", "buy", "click"], "max_length": 5}}
     assert opened(prepared, columns, features, histories=histories).warnings == []
 
 
@@ -143,12 +143,12 @@ def test_few_rows_tell_nothing(prepared: Callable[..., Log]) -> None:
     assert prepared(few, schema).warnings == []
 
 
-@pytest.mark.parametrize("feature", [{"kind": "id"}, {"kind": "bucket", "edges": [1]}], ids=str)
+@pytest.mark.parametrize("feature", [{"kind": "id"}, {"kind": "bucketized", "edges": [1]}], ids=str)
 def test_a_copy_in_the_table_of_users(prepared: Callable[..., Log], feature: dict[str, Any]) -> None:
     label = (USER % 2).astype(int)
     users = pa.table({"user": np.arange(150), "churned": np.arange(150) % 2})
     log = pa.table({**BASE, "click": label})
-    made = prepared(log, {**SCHEMA, "features": {**IDS, "churned": {**feature, "table": "user"}}}, users=users)
+    made = prepared(log, {**SCHEMA, "features": {**IDS, "churned": {**feature, "side": "user"}}}, users=users)
     assert named(made) == ["churned"]
 
 
@@ -157,7 +157,7 @@ def test_lists_that_rows_bring(prepared: Callable[..., Log]) -> None:
     past = [[1, 2, 58 + value] for value in CLICK.tolist()]
     columns = {"past": past, "old": [[1, int(value)] for value in USER % 60]}
     for column, expected in (("past", ["seen.item"]), ("old", [])):
-        histories = {"seen": {"of": ["item"], "columns": {"item": column}}}
+        histories = {"seen": {"features": ["item"], "columns": {"item": column}}}
         assert named(opened(prepared, columns, {}, histories=histories)) == expected
 
 
@@ -185,7 +185,7 @@ def test_filters(prepared: Callable[..., Log], where: dict[str, Any], features: 
         "score": CLICK * 0.6,
         "place": USER % 3,
     }
-    log = opened(prepared, columns, features, histories={"past": {"of": ["item"], "where": where}})
+    log = opened(prepared, columns, features, histories={"past": {"features": ["item"], "where": where}})
     assert named(log) == (["past"] if warned else [])
     if warned:
         column = next(iter(where))
@@ -193,21 +193,21 @@ def test_filters(prepared: Callable[..., Log], where: dict[str, Any], features: 
         assert "add a feature of it with feedback: true, so that the filter waits" in log.warnings[0]
 
 
-@pytest.mark.parametrize("known", [{"known_after": "59m"}, {"known_at": "soon"}])
+@pytest.mark.parametrize("known", [{"available_after": "59m"}, {"available_at": "soon"}])
 @pytest.mark.parametrize("read", ["of", "where", "nothing"])
 def test_feedback_that_is_the_label_and_known_before_it(
     prepared: Callable[..., Log], known: dict[str, Any], read: str
 ) -> None:
     feature = {"kind": "id", "feedback": True, **known}
-    history: dict[str, Any] = {"of": ["item", "copy"]} if read == "of" else {"of": ["item"]}
+    history: dict[str, Any] = {"features": ["item", "copy"]} if read == "of" else {"features": ["item"]}
     if read == "where":
-        if "known_at" in known:  # such a filter is refused
+        if "available_at" in known:  # such a filter is refused
             return
         history["where"] = {"copy": 1}
     columns = {"copy": CLICK, "soon": BASE["t"] + 60}
     made = opened(prepared, columns, {"copy": feature}, histories={"past": history})
     assert named(made) == ([] if read == "nothing" else ["copy"])
-    later = {**feature, "known_after": "1h"} if "known_after" in known else feature
+    later = {**feature, "available_after": "1h"} if "available_after" in known else feature
     columns["soon"] = BASE["t"] + 3_600
     assert named(opened(prepared, columns, {"copy": later}, histories={"past": history})) == []
 

@@ -23,8 +23,8 @@ SCHEMA: dict[str, Any] = {
     "label": "click",
     "features": {"item": {"kind": "id"}},
     "histories": {
-        "all": {"of": ["item"], "last": 30},
-        "clicks": {"of": ["item"], "where": {"click": 1}, "last": 30},
+        "all": {"features": ["item"], "max_length": 30},
+        "clicks": {"features": ["item"], "where": {"click": 1}, "max_length": 30},
     },
 }
 
@@ -49,16 +49,16 @@ def rows(batches: list[Batch]) -> list[list[int]]:
     seed=st.integers(0, 3),
     epoch=st.integers(0, 2),
     start=st.integers(0, 70),
-    by_length=st.booleans(),
+    bucket_by_length=st.booleans(),
 )
-def test_an_epoch(count: int, size: int, seed: int, epoch: int, start: int, by_length: bool, log: Log) -> None:
+def test_an_epoch(count: int, size: int, seed: int, epoch: int, start: int, bucket_by_length: bool, log: Log) -> None:
     own = log.rows_of("train")[:count]
-    loader = Loader(log, own, size, seed=seed, by_length=by_length)
+    loader = Loader(log, own, size, seed=seed, bucket_by_length=bucket_by_length)
     whole = rows(list(loader.epoch(epoch)))
     assert len(whole) == len(loader) == -(-count // size)
     assert sorted(sum(whole, [])) == own.tolist()  # every row once
     assert all(len(batch) == size for batch in whole[:-1])
-    again = Loader(log, own, size, seed=seed, by_length=by_length)
+    again = Loader(log, own, size, seed=seed, bucket_by_length=bucket_by_length)
     assert rows(list(again.epoch(epoch))) == whole
     assert rows(list(again.epoch(epoch, start))) == whole[start:]  # resumes exactly
 
@@ -83,8 +83,8 @@ def test_without_shuffling_the_order_is_kept(log: Log) -> None:
 def test_batches_may_be_composed_by_length(log: Log) -> None:
     own = log.rows_of("train")
 
-    def spread(by_length: bool) -> float:
-        loader = Loader(log, own, 16, seed=1, by_length=by_length)
+    def spread(bucket_by_length: bool) -> float:
+        loader = Loader(log, own, 16, seed=1, bucket_by_length=bucket_by_length)
         totals = []
         for batch in loader.epoch(0):
             lengths = sum((h.offsets.diff() for h in batch.histories.values()), torch.zeros(batch.size))
@@ -92,7 +92,7 @@ def test_batches_may_be_composed_by_length(log: Log) -> None:
         return float(np.mean(totals[:-1]))
 
     assert spread(True) < 0.2 * spread(False)
-    order = Loader(log, own, 16, seed=1, by_length=True).order(0)
+    order = Loader(log, own, 16, seed=1, bucket_by_length=True).order(0)
     lengths = log.past_lengths("all", order)[: len(own) // 16 * 16].reshape(-1, 16).mean(axis=1)
     assert (np.diff(lengths) < 0).any()  # the batches themselves come in random order
 

@@ -18,7 +18,7 @@ NUMBERS = np.arange(40) % 4
 
 
 def warnings(prepared: Prepared, where: Any, **columns: Any) -> list[str]:
-    history = {"of": ["item"], "where": where}
+    history = {"features": ["item"], "where": where}
     return prepared(
         log(kind=KINDS, n=NUMBERS, x=NUMBERS * 1.0, **columns), SCHEMA | {"histories": {"h": history}}
     ).warnings
@@ -72,6 +72,6 @@ def test_a_label_that_no_row_meets_is_refused(
     tmp_path: Path, refused: Callable[..., None], label: dict[str, Any], says: str
 ) -> None:
     features = {name: one for name, one in SCHEMA["features"].items() if name != "click"}
-    schema = {"label": label, "features": features, "histories": {"h": {"of": ["item"]}}}
+    schema = {"label": label, "features": features, "histories": {"h": {"features": ["item"]}}}
     data, parts = under(schema, kind=KINDS, n=NUMBERS)(tmp_path)
     refused(tmp_path, data, parts, says)

@@ -125,10 +125,14 @@ SCHEMA: dict[str, Any] = {
     "features": {
         "user": {"kind": "id"},
         "item_id": {"kind": "id", "hash": 1000},
-        "price": {"kind": "bucket", "edges": [10, 20]},
+        "price": {"kind": "bucketized", "edges": [10, 20]},
     },
     "histories": {
-        "clicks": {"of": ["item_id", "price"], "columns": {"item_id": "seq__item", "price": "seq__price"}, "last": 3}
+        "clicks": {
+            "features": ["item_id", "price"],
+            "columns": {"item_id": "seq__item", "price": "seq__price"},
+            "max_length": 3,
+        }
     },
 }
 COLUMNS = {"click": "int", "user": "text", "item_id": "text", "price": "int", "seq": "text"}

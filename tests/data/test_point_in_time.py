@@ -28,26 +28,36 @@ SCHEMA: dict[str, Any] = {
     "time": {"column": "t", "unit": "step"},
     "request": "visit",
     "label": "click",
-    "label_known_after": LABEL_DELAY,
+    "label_delay": LABEL_DELAY,
     # Everything that could be learnt is given, so that only the log itself can leak.
     "features": {
-        "number": {"kind": "dense"},  # tells the rows apart
+        "number": {"kind": "numeric"},  # tells the rows apart
         "user": {"kind": "id", "vocab": list(range(USERS + 1))},
         "item": {"kind": "id", "vocab": list(range(ITEMS))},
-        "kind": {"kind": "id", "table": "item", "vocab": ["a", "b"]},
+        "kind": {"kind": "id", "side": "item", "vocab": ["a", "b"]},
         "page": {"kind": "id", "hash": 50},
         "click": {"kind": "id", "vocab": [0, 1], "feedback": True},
-        "dwell": {"kind": "bucket", "edges": [1, 2, 3], "feedback": True, "known_after": DWELL_DELAY},
-        "fix": {"kind": "id", "hash": 50, "feedback": True, "known_at": "fixed_at"},
+        "dwell": {"kind": "bucketized", "edges": [1, 2, 3], "feedback": True, "available_after": DWELL_DELAY},
+        "fix": {"kind": "id", "hash": 50, "feedback": True, "available_at": "fixed_at"},
     },
     "histories": {
         "all": {
-            "of": ["item", "kind", "page", "click", "dwell", "fix", "time_gap", "since_previous", "sessions_back"],
-            "last": 5,
+            "features": [
+                "item",
+                "kind",
+                "page",
+                "click",
+                "dwell",
+                "fix",
+                "time_gap",
+                "time_since_previous",
+                "session_recency",
+            ],
+            "max_length": 5,
             "session_gap": "2s",
         },
-        "clicks": {"of": ["item", "dwell", "fix"], "where": {"click": 1}, "last": 4},
-        "long": {"of": ["item", "click"], "where": {"dwell": {"at_least": 2}, "page": [0, 1]}, "last": 3},
+        "clicks": {"features": ["item", "dwell", "fix"], "where": {"click": 1}, "max_length": 4},
+        "long": {"features": ["item", "click"], "where": {"dwell": {"at_least": 2}, "page": [0, 1]}, "max_length": 3},
     },
 }
 FEEDBACK = ("click", "dwell", "fix", "fixed_at")
@@ -238,19 +248,19 @@ LEARNT: dict[str, Any] = {
     "features": {
         "user": {"kind": "id"},
         "item": {"kind": "id", "min_count": 2},
-        "kind": {"kind": "id", "table": "item"},
-        "tags": {"kind": "multi", "table": "item"},
-        "words": {"kind": "multi"},
+        "kind": {"kind": "id", "side": "item"},
+        "tags": {"kind": "multi_id", "side": "item"},
+        "words": {"kind": "multi_id"},
         "hashed": {"kind": "id", "column": "page", "hash": 30},
         "page": {"kind": "id"},
-        "size": {"kind": "dense", "scale": "standard"},
-        "wide": {"kind": "dense", "scale": "minmax", "column": "size"},
-        "cuts": {"kind": "bucket", "quantiles": 4, "column": "size"},
-        "square": {"kind": "bucket", "log_square": True, "column": "size"},
-        "weight": {"kind": "bucket", "quantiles": 3, "table": "item"},
-        "dwell": {"kind": "bucket", "quantiles": 3, "feedback": True},
+        "size": {"kind": "numeric", "scale": "standard"},
+        "wide": {"kind": "numeric", "scale": "minmax", "column": "size"},
+        "cuts": {"kind": "bucketized", "quantiles": 4, "column": "size"},
+        "square": {"kind": "bucketized", "log_square": True, "column": "size"},
+        "weight": {"kind": "bucketized", "quantiles": 3, "side": "item"},
+        "dwell": {"kind": "bucketized", "quantiles": 3, "feedback": True},
     },
-    "histories": {"all": {"of": ["item", "tags", "dwell"], "last": 3}},
+    "histories": {"all": {"features": ["item", "tags", "dwell"], "max_length": 3}},
 }
 
 

@@ -24,8 +24,8 @@ def schema(**history: Any) -> dict[str, Any]:
         "user": "user",
         "item": "item",
         "label": "click",
-        "features": {"user": {"kind": "id"}, "item": {"kind": "id"}, "shop": {"kind": "id", "table": "item"}},
-        "histories": {"h": {"of": ["item", "shop"], "columns": {"item": "items", "shop": "shops"}, **history}},
+        "features": {"user": {"kind": "id"}, "item": {"kind": "id"}, "shop": {"kind": "id", "side": "item"}},
+        "histories": {"h": {"features": ["item", "shop"], "columns": {"item": "items", "shop": "shops"}, **history}},
     }
 
 
@@ -69,7 +69,7 @@ def test_histories_are_those_of_the_row(
     rows: list[list[tuple[int, str]]], form: str, last: int, prepared: Callable[..., Log]
 ) -> None:
     separator = {} if form == "lists" else {"separator": "|"}
-    log = prepared(table(rows, form), schema(last=last, **separator), split=SPLIT)
+    log = prepared(table(rows, form), schema(max_length=last, **separator), split=SPLIT)
     assert log.schema.prejoined
     known_items = sorted({*range(len(rows)), *(i for row in rows for i, _ in row)})
     known_shops = sorted({*(f"s{k}" for k in range(len(rows))), *(s for row in rows for _, s in row)})
@@ -104,7 +104,7 @@ def test_whole_numbers_in_text_are_the_numbers_of_an_item_table(prepared: Callab
 
 def test_amounts_in_text_are_numbers(prepared: Callable[..., Log]) -> None:
     made = schema(separator="|")
-    made["features"]["shop"] = {"kind": "bucket", "edges": [1, 2], "column": "price"}
+    made["features"]["shop"] = {"kind": "bucketized", "edges": [1, 2], "column": "price"}
     rows = table([[(0, "0.5"), (1, "2")], [(1, "1.5")]], "text")
     rows = rows.append_column("price", pa.array([0.5, 3.0]))
     assert histories(prepared(rows, made, split=SPLIT), [0, 1])[1] == [[2, 4], [3]]
@@ -113,7 +113,7 @@ def test_amounts_in_text_are_numbers(prepared: Callable[..., Log]) -> None:
 def test_a_loader_may_group_by_their_length(prepared: Callable[..., Log]) -> None:
     rows = [[(1, "x")] * (k % 5) for k in range(40)]
     log = prepared(table(rows, "lists"), schema(), split=SPLIT)
-    loader = Loader(log, log.rows_of("train"), 8, by_length=True)
+    loader = Loader(log, log.rows_of("train"), 8, bucket_by_length=True)
     lengths = [batch.histories["h"].offsets.diff().tolist() for batch in loader.epoch(0)]
     assert all(len(set(batch)) == 1 for batch in lengths)
 

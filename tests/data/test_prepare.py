@@ -29,12 +29,12 @@ SCHEMA: dict[str, Any] = {
     "features": {
         "user": {"kind": "id", "dim": 4},
         "item": {"kind": "id", "hash": 10},
-        "tags": {"kind": "multi", "table": "item", "pool": "mean"},
+        "tags": {"kind": "multi_id", "side": "item", "pool": "mean"},
         "click": {"kind": "id", "feedback": True},
     },
     "histories": {
-        "all": {"of": ["item", "tags", "click"], "last": 3},
-        "clicks": {"of": ["item"], "where": {"click": 1}},
+        "all": {"features": ["item", "tags", "click"], "max_length": 3},
+        "clicks": {"features": ["item"], "where": {"click": 1}},
     },
 }
 N = 40
@@ -91,11 +91,11 @@ def test_the_same_again_is_found_and_not_made(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     "parts",
     [
-        histories(all={"of": ["item", "tags", "click"], "last": 1000}),
+        histories(all={"features": ["item", "tags", "click"], "max_length": 1000}),
         features(user={"kind": "id", "dim": 64}),
-        features(tags={"kind": "multi", "table": "item", "pool": "max"}),
-        features(tags={"kind": "multi", "table": "item"}),
-        {"label_known_after": "5s"},
+        features(tags={"kind": "multi_id", "side": "item", "pool": "max"}),
+        features(tags={"kind": "multi_id", "side": "item"}),
+        {"label_delay": "5s"},
     ],
 )
 def test_what_is_decided_later_needs_no_new_folder(parts: dict[str, Any], tmp_path: Path) -> None:
@@ -109,8 +109,8 @@ def test_what_is_decided_later_needs_no_new_folder(parts: dict[str, Any], tmp_pa
 @pytest.mark.parametrize(
     "parts",
     [
-        histories(clicks={"of": ["item"], "where": {"click": 0}}),
-        histories(all={"of": ["item"], "last": 3}),
+        histories(clicks={"features": ["item"], "where": {"click": 0}}),
+        histories(all={"features": ["item"], "max_length": 3}),
         features(item={"kind": "id", "hash": 11}),
         features(user={"kind": "id", "min_count": 2}),
         {"label": {"column": "click", "equals": 0}},
@@ -124,7 +124,7 @@ def test_what_changes_the_log_gets_a_new_folder(parts: dict[str, Any], tmp_path:
 def test_a_longer_history_is_cut_from_the_same_folder(tmp_path: Path) -> None:
     folder = prepare(write(tmp_path), schema())
     rows = np.arange(N)
-    short, long = Log.open(folder), Log.open(folder, schema(**histories(all={"of": ["item"], "last": 100})))
+    short, long = Log.open(folder), Log.open(folder, schema(**histories(all={"features": ["item"], "max_length": 100})))
     lengths = [gather(log, rows).histories["all"].offsets.diff() for log in (short, long)]
     assert int(lengths[0].max()) == 3
     assert int(lengths[1].max()) > 3
@@ -232,7 +232,7 @@ def test_space_does_not_depend_on_the_length_of_histories(tmp_path: Path) -> Non
     config = write(tmp_path)
     sizes = []
     for last in (1, 1_000):
-        made = schema(**histories(all={"of": ["item", "click"], "last": last}))
+        made = schema(**histories(all={"features": ["item", "click"], "max_length": last}))
         other = config.model_copy(update={"folder": str(tmp_path / f"last-{last}")})
         folder = prepare(other, made)
         files = [path for path in folder.rglob("*") if path.is_file() and path.suffix == ".npy"]

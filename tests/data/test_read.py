@@ -33,11 +33,11 @@ SCHEMA: dict[str, Any] = {
         "user": {"kind": "id"},
         "item": {"kind": "id"},
         "page": {"kind": "id"},
-        "price": {"kind": "dense"},
-        "hour": {"kind": "time"},
+        "price": {"kind": "numeric"},
+        "hour": {"kind": "calendar"},
         "stars": {"kind": "id", "feedback": True},
     },
-    "histories": {"rated": {"of": ["item", "stars", "time_gap"], "last": 5}},
+    "histories": {"rated": {"features": ["item", "stars", "time_gap"], "max_length": 5}},
 }
 
 
@@ -252,7 +252,7 @@ def test_names_with_quotes_blanks_and_dots(tmp_path: Path) -> None:
         **SCHEMA["features"],
         "user": {"kind": "id", "column": "user id"},
         "page": {"kind": "id", "column": "a.page"},
-        "a": {"kind": "id", "column": "price", "hash": 5} | {"kind": "bucket", "edges": [2]},
+        "a": {"kind": "id", "column": "price", "hash": 5} | {"kind": "bucketized", "edges": [2]},
     }
     schema["features"]["a"].pop("hash")
     config = DataConfig.model_validate({"log": str(tmp_path / "it's a log.parquet"), "folder": str(tmp_path / "p")})

@@ -23,15 +23,15 @@ SCHEMA: dict[str, Any] = {
         "user": {"kind": "id"},
         "item": {"kind": "id"},
         "page": {"kind": "id"},
-        "price": {"kind": "dense", "scale": "log", "missing": 1.0},
-        "size": {"kind": "dense", "scale": "standard"},
-        "cut": {"kind": "bucket", "column": "size", "edges": [1, 2]},
+        "price": {"kind": "numeric", "scale": "log", "missing": 1.0},
+        "size": {"kind": "numeric", "scale": "standard"},
+        "cut": {"kind": "bucketized", "column": "size", "edges": [1, 2]},
         "hashed": {"kind": "id", "column": "page", "hash": 5},
-        "hour": {"kind": "time"},
-        "tags": {"kind": "multi", "weights": "heavy"},
+        "hour": {"kind": "calendar"},
+        "tags": {"kind": "multi_id", "weights": "heavy"},
         "click": {"kind": "id", "feedback": True},
     },
-    "histories": {"all": {"of": ["item", "page", "click", "time_gap"], "last": 4}},
+    "histories": {"all": {"features": ["item", "page", "click", "time_gap"], "max_length": 4}},
 }
 
 

@@ -35,12 +35,12 @@ BASE: dict[str, Any] = {
 FEATURES: dict[str, Any] = {
     "user": {"kind": "id"},
     "item": {"kind": "id"},
-    "brand": {"kind": "id", "table": "candidate", "dim": 6},
+    "brand": {"kind": "id", "side": "candidate", "dim": 6},
     "seen": {"kind": "id", "share": "brand", "column": "seen_brand"},
-    "sizes": {"kind": "dense", "width": 2, "separator": ";", "missing": -1},
-    "words": {"kind": "multi", "separator": "|", "weight_separator": ":"},
-    "both": {"kind": "cross", "of": ["brand", "item"], "hash": 1000},
-    "price": {"kind": "lookup", "map": "prices", "key": "brand", "as": "dense", "missing": 9},
+    "sizes": {"kind": "numeric", "width": 2, "separator": ";", "missing": -1},
+    "words": {"kind": "multi_id", "separator": "|", "weight_separator": ":"},
+    "both": {"kind": "cross", "features": ["brand", "item"], "hash": 1000},
+    "price": {"kind": "lookup", "map": "prices", "key": "brand", "as": "numeric", "missing": 9},
     "price_id": {"kind": "lookup", "map": "prices", "key": "brand"},
 }
 SCHEMA: dict[str, Any] = {
@@ -49,7 +49,7 @@ SCHEMA: dict[str, Any] = {
     "time": {"column": "t", "unit": "step"},
     "label": "click",
     "features": FEATURES,
-    "histories": {"past": {"of": ["item", "brand", "both", "price_id"]}},
+    "histories": {"past": {"features": ["item", "brand", "both", "price_id"]}},
 }
 
 
@@ -87,10 +87,10 @@ def test_every_column_by_hand(log: Log) -> None:
 
 def test_what_a_model_gets_to_know(log: Log) -> None:
     fields = {field.name: field for field in log.fields().features}
-    assert [fields[name].table for name in ("brand", "seen", "both", "price")] == ["item", "event", "item", "item"]
+    assert [fields[name].side for name in ("brand", "seen", "both", "price")] == ["item", "context", "item", "item"]
     assert (fields["sizes"].kind, fields["sizes"].width, fields["sizes"].rows) == ("numbers", 2, 0)
-    assert (fields["words"].kind, fields["words"].weighted) == ("multi", True)
-    assert (fields["price"].kind, fields["price_id"].kind, fields["both"].rows) == ("dense", "id", 1002)
+    assert (fields["words"].kind, fields["words"].weighted) == ("multi_id", True)
+    assert (fields["price"].kind, fields["price_id"].kind, fields["both"].rows) == ("numeric", "id", 1002)
     assert (fields["seen"].owner, fields["seen"].dim, fields["seen"].rows) == ("brand", 6, fields["brand"].rows)
     assert [field.name for field in log.fields().pairs("past")] == ["item", "brand", "both", "price_id"]
 
@@ -114,8 +114,8 @@ def test_users_and_items_by_themselves(log: Log) -> None:
 def test_numbers_and_weights_of_an_item_table(prepared: Callable[..., Log]) -> None:
     items = pa.table({"item": ["a", "c"], "size": [[1.0, 2.0], None], "tags": ["k:2|l", None]})
     features = {
-        "size": {"kind": "dense", "table": "item", "width": 2, "missing": 7},
-        "tags": {"kind": "multi", "table": "item", "separator": "|", "weight_separator": ":"},
+        "size": {"kind": "numeric", "side": "item", "width": 2, "missing": 7},
+        "tags": {"kind": "multi_id", "side": "item", "separator": "|", "weight_separator": ":"},
     }
     made = prepared(pa.table(BASE), {**SCHEMA, "features": FEATURES | features}, items=items, split=SPLIT)
     found: dict[str, Any] = dict(gather(made, np.arange(4)).features)
@@ -124,7 +124,7 @@ def test_numbers_and_weights_of_an_item_table(prepared: Callable[..., Log]) -> N
 
 
 def test_shared_hashes(prepared: Callable[..., Log]) -> None:
-    features = FEATURES | {"brand": {"kind": "id", "table": "candidate", "hash": 500}}
+    features = FEATURES | {"brand": {"kind": "id", "side": "candidate", "hash": 500}}
     found: dict[str, Any] = dict(
         gather(prepared(pa.table(BASE), {**SCHEMA, "features": features}, split=SPLIT), np.arange(4)).features
     )
@@ -143,14 +143,14 @@ def test_shared_hashes(prepared: Callable[..., Log]) -> None:
         ({"prices": ["x:k", "", "", ""]}, {}, "column 'prices': text, for example 'k'; expected numbers"),
         ({"brand": [0.5, 1, 2, 3]}, {"seen": None, "brand": None}, "column 'brand': ids stored as floats"),
         ({"seen_brand": [1, 2, 3, 4]}, {}, "column 'seen_brand': integers among the text of feature 'brand'"),
-        ({}, {"both": {"kind": "cross", "of": ["brnd", "item"], "hash": 9}}, "no column 'brnd' .feature both."),
+        ({}, {"both": {"kind": "cross", "features": ["brnd", "item"], "hash": 9}}, "no column 'brnd' .feature both."),
     ],
 )
 def test_columns_that_cannot_be_used(
     columns: dict[str, Any], features: dict[str, Any], says: str, prepared: Callable[..., Log]
 ) -> None:
     kept = {name: one for name, one in (FEATURES | features).items() if one is not None}
-    past = {"of": [name for name in SCHEMA["histories"]["past"]["of"] if name in kept]}
+    past = {"features": [name for name in SCHEMA["histories"]["past"]["features"] if name in kept]}
     with pytest.raises(DataError, match=says):
         prepared(pa.table(BASE | columns), {**SCHEMA, "features": kept, "histories": {"past": past}}, split=SPLIT)
 
@@ -158,7 +158,7 @@ def test_columns_that_cannot_be_used(
 def test_zeros_of_a_csv_stay_in_a_cross(tmp_path: Path, refused: Callable[..., None]) -> None:
     rows = "1,2,3,0,1,1,a\n" * 120_000 + "1,2,4,1,1,01,a\n"  # what stands early makes a column text
     (tmp_path / "log.csv").write_text("user,item,t,click,price,size,page\n" + rows)
-    features = {"user": {"kind": "id"}, "x": {"kind": "cross", "of": ["size", "page"], "hash": 9}}
+    features = {"user": {"kind": "id"}, "x": {"kind": "cross", "features": ["size", "page"], "hash": 9}}
     parts = {"features": features, "time": {"column": "t", "unit": "step"}, "histories": {}}
     refused(
         tmp_path, {"log": str(tmp_path / "log.csv")}, parts, "column 'size': the id '01', which reads as the number"

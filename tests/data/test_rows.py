@@ -29,10 +29,10 @@ SCHEMA: dict[str, Any] = {
     "features": {
         "user": {"kind": "id"},
         "item": {"kind": "id"},
-        "price": {"kind": "dense"},
-        "row": {"kind": "dense"},
+        "price": {"kind": "numeric"},
+        "row": {"kind": "numeric"},
     },
-    "histories": {"h": {"of": ["item"], "columns": {"item": "past"}, "separator": "|", "last": 3}},
+    "histories": {"h": {"features": ["item"], "columns": {"item": "past"}, "separator": "|", "max_length": 3}},
 }
 TRAIN = "1,007,a,b|c,1.5\n0,008,b,,2\n1,7,c,a|b|c|a,\n"
 TEST = "0,007,a,c,4e-1\n"
@@ -47,7 +47,7 @@ def written(folder: Path, layout: dict[str, Any] | None = None, train: str = TRA
     for name, text in (("train.txt", train), ("test.txt", test)):
         (folder / name).write_bytes(text.encode())
     parts = {"train": str(folder / "train.txt"), "test": [str(folder / "test.txt")]}
-    return config(folder, {"parts": parts, "rows": LAYOUT | (layout or {})}, split={"by": "parts"})
+    return config(folder, {"splits": parts, "rows": LAYOUT | (layout or {})}, split={"by": "files"})
 
 
 def table(made: DataConfig, folder: Path) -> pa.Table:
@@ -176,7 +176,7 @@ def files(folder: Path, kind: str) -> dict[str, str]:
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_files_that_know_their_columns_take_defaults_and_numbers(kind: str, tmp_path: Path) -> None:
     rows = {"defaults": {"click": 0, "user": "none", "price": 2.5}, "number": "row"}
-    made = config(tmp_path, {"parts": files(tmp_path, kind), "rows": rows}, split={"by": "parts"})
+    made = config(tmp_path, {"splits": files(tmp_path, kind), "rows": rows}, split={"by": "files"})
     assert table(made, tmp_path).to_pydict() == {
         "click": [1, 0, 0],
         "user": ["a", "none", "none"],
@@ -197,7 +197,7 @@ def test_files_that_know_their_columns_take_defaults_and_numbers(kind: str, tmp_
     ],
 )
 def test_layouts_that_do_not_fit_the_files(rows: dict[str, Any], says: str, tmp_path: Path) -> None:
-    made = config(tmp_path, {"parts": files(tmp_path, "parquet"), "rows": rows}, split={"by": "parts"})
+    made = config(tmp_path, {"splits": files(tmp_path, "parquet"), "rows": rows}, split={"by": "files"})
     with pytest.raises(DataError, match=says):
         table(made, tmp_path)
 
@@ -206,7 +206,7 @@ def test_parts_of_text_that_names_its_columns(tmp_path: Path) -> None:
     for name, ids in (("a", "007"), ("b", "x"), ("c", "9")):
         (tmp_path / f"{name}.csv").write_text(f"user,click\n{ids},1\n")
     parts = {"train": str(tmp_path / "a.csv"), "valid": str(tmp_path / "c.csv"), "test": str(tmp_path / "b.csv")}
-    made = config(tmp_path, {"parts": parts}, split={"by": "parts"})
+    made = config(tmp_path, {"splits": parts}, split={"by": "files"})
     assert table(made, tmp_path).to_pydict() == {
         "user": ["007", "9", "x"],
         "click": [1, 1, 1],
@@ -217,7 +217,7 @@ def test_parts_of_text_that_names_its_columns(tmp_path: Path) -> None:
 def test_a_file_stands_in_one_part(tmp_path: Path) -> None:
     made = written(tmp_path)
     parts = {"train": str(tmp_path / "*.txt"), "test": str(tmp_path / "test.txt")}
-    made = config(tmp_path, {"parts": parts, "rows": LAYOUT}, split={"by": "parts"})
+    made = config(tmp_path, {"splits": parts, "rows": LAYOUT}, split={"by": "files"})
     with pytest.raises(DataError, match=r"test.txt: a file of train and of test; expected every file in one part"):
         table(made, tmp_path)
 
@@ -240,18 +240,18 @@ def test_the_layout_and_the_parts_are_part_of_the_fingerprint(tmp_path: Path) ->
     folders = set()
     for valid, test in (("valid", "test"), ("test", "valid")):
         parts = {"train": paths["train"], "valid": paths[valid], "test": paths[test]}
-        folders.add(prepare(config(tmp_path, {"parts": parts, "rows": LAYOUT}, split={"by": "parts"}), schema))
+        folders.add(prepare(config(tmp_path, {"splits": parts, "rows": LAYOUT}, split={"by": "files"}), schema))
     assert len(folders) == 2
 
 
 @pytest.mark.parametrize(
     ("log", "split", "says"),
     [
-        ({"parts": {"train": "a", "test": "b"}}, {}, "config: log.parts and split {by: parts} go together"),
-        ({"files": ["a"]}, {"by": "parts"}, "config: log.parts and split {by: parts} go together"),
-        ({"parts": {"train": "a"}}, {"by": "parts"}, "log.parts: needs files for valid or for test"),
-        ({"parts": {"test": "a"}}, {"by": "parts"}, "log.parts.train: is required"),
-        ({"files": ["a"], "parts": {"train": "a", "test": "b"}}, {}, "log: needs exactly one of files, parts, query"),
+        ({"splits": {"train": "a", "test": "b"}}, {}, "config: log.splits and split {by: files} go together"),
+        ({"files": ["a"]}, {"by": "files"}, "config: log.splits and split {by: files} go together"),
+        ({"splits": {"train": "a"}}, {"by": "files"}, "log.splits: needs files for valid or for test"),
+        ({"splits": {"test": "a"}}, {"by": "files"}, "log.splits.train: is required"),
+        ({"files": ["a"], "splits": {"train": "a", "test": "b"}}, {}, "log: needs exactly one of files, splits, query"),
         ({"query": "SELECT 1", "rows": {"number": "n"}}, {}, "log: rows is for files"),
         ({"files": ["a"], "rows": {"columns": {"a": "str"}}}, {}, "log.rows.columns.a: must be one of 'int', 'float'"),
     ],

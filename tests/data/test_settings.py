@@ -35,8 +35,8 @@ def test_moments_may_be_plain_numbers() -> None:
         ({}, "log: is required"),
         ({"log": 5}, "log: must be a mapping, got 5"),
         ({"log": []}, "log.files: tuple should have at least 1 item"),
-        ({"log": {"files": ["a"], "query": "b"}}, "log: needs exactly one of files, parts, query"),
-        ({"log": {}}, "log: needs exactly one of files, parts, query"),
+        ({"log": {"files": ["a"], "query": "b"}}, "log: needs exactly one of files, splits, query"),
+        ({"log": {}}, "log: needs exactly one of files, splits, query"),
         (
             {"log": {"files": "a", "as_of": "t"}},
             "config: log.as_of: as_of is for users and items; the schema's time is the moment of an event",

@@ -56,9 +56,9 @@ def test_a_file_twice_in_a_part_and_in_a_table(tmp_path: Path, refused: Refused)
     pq.write_table(pa.table({"item": [1, 2], "x": [1, 2]}), tmp_path / "items")
     parts = {"train": other, "valid": [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]}
     pq.write_table(log(), other)
-    refused(tmp_path, {"log": {"parts": parts}, "split": {"by": "parts"}}, {}, "the same file as")
-    refused(tmp_path, {"log": {"parts": {"train": str(tmp_path / "a.parquet"), "valid": str(tmp_path / "b.parquet")}},
-                       "split": {"by": "parts"}}, {}, "a file of train and of valid")  # fmt: skip
+    refused(tmp_path, {"log": {"splits": parts}, "split": {"by": "files"}}, {}, "the same file as")
+    refused(tmp_path, {"log": {"splits": {"train": str(tmp_path / "a.parquet"), "valid": str(tmp_path / "b.parquet")}},
+                       "split": {"by": "files"}}, {}, "a file of train and of valid")  # fmt: skip
     refused(tmp_path, {"log": other, "items": files}, {}, "the same file as")
 
 
@@ -72,7 +72,7 @@ def test_a_file_that_lacks_a_column_is_named(
     tables = [whole.drop_columns([column]), whole]
     for name, table in zip("ab", tables if first else tables[::-1]):
         WRITERS[kind](table, tmp_path / f"{name}.{kind}")
-    histories = {"histories": {"all": {"of": ["item"], "where": {"kept": "a"}}}}
+    histories = {"histories": {"all": {"features": ["item"], "where": {"kept": "a"}}}}
     lacking = f"{'a' if first else 'b'}.{kind} has no column '{column}'"
     refused(tmp_path, {"log": str(tmp_path / f"*.{kind}")}, histories, lacking)
 
@@ -116,6 +116,6 @@ def test_a_table_of_items_in_several_files(tmp_path: Path, refused: Refused) -> 
     pq.write_table(log(), tmp_path / "log.parquet")
     pq.write_table(pa.table({"item": [1, 2], "x": [1, 2]}), tmp_path / "i1.parquet")
     pq.write_table(pa.table({"item": [3, 4], "y": [1, 2]}), tmp_path / "i2.parquet")
-    extra = {"features": {**SCHEMA["features"], "x": {"kind": "id", "table": "item"}}}
+    extra = {"features": {**SCHEMA["features"], "x": {"kind": "id", "side": "item"}}}
     data = {"log": str(tmp_path / "log.parquet"), "items": str(tmp_path / "i?.parquet")}
     refused(tmp_path, data, extra, "i2.parquet has no column 'x' .feature x, table item.")

@@ -23,17 +23,17 @@ SCHEMA: dict[str, Any] = {
     "label": "click",
     "features": {
         "user": {"kind": "id"},
-        "age": {"kind": "dense", "table": "user"},
+        "age": {"kind": "numeric", "side": "user"},
         "item": {"kind": "id"},
-        "tags": {"kind": "multi", "table": "item"},
+        "tags": {"kind": "multi_id", "side": "item"},
         "page": {"kind": "id"},
-        "price": {"kind": "dense", "missing": 3.0},
-        "hour": {"kind": "time"},
-        "click": {"kind": "id", "feedback": True, "known_after": "30s"},
+        "price": {"kind": "numeric", "missing": 3.0},
+        "hour": {"kind": "calendar"},
+        "click": {"kind": "id", "feedback": True, "available_after": "30s"},
     },
     "histories": {
-        "all": {"of": ["item", "tags", "click", "time_gap"], "last": 4},
-        "found": {"of": ["item"], "where": {"page": "find"}, "last": 3},
+        "all": {"features": ["item", "tags", "click", "time_gap"], "max_length": 4},
+        "found": {"features": ["item"], "where": {"page": "find"}, "max_length": 3},
     },
 }
 
@@ -115,7 +115,7 @@ def test_a_log_of_joined_rows_has_no_histories_at_a_moment(prepared: Callable[..
     schema = {
         "user": "user", "item": "item", "time": "t", "label": "click",
         "features": {"item": {"kind": "id"}},
-        "histories": {"past": {"of": ["item"], "columns": {"item": "past"}}},
+        "histories": {"past": {"features": ["item"], "columns": {"item": "past"}}},
     }  # fmt: skip
     joined = prepared(table, schema, split={"by": "column", "column": "part"})
     with pytest.raises(DataError, match="histories that lie in the rows of the log"):

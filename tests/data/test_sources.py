@@ -70,18 +70,18 @@ def test_a_whole_config_has_no_fault_and_every_misspelled_column_is_one(tmp_path
         "label": "clikc",
         "features": {
             "item": {"kind": "id", "column": "itm"},
-            "price": {"kind": "dense", "column": "prise"},
-            "x": {"kind": "cross", "of": ["page", "sise"], "hash": 9},
-            "w": {"kind": "multi", "column": "page", "separator": ",", "weights": "wieghts"},
-            "f": {"kind": "id", "column": "size", "feedback": True, "known_at": "knwon"},
+            "price": {"kind": "numeric", "column": "prise"},
+            "x": {"kind": "cross", "features": ["page", "sise"], "hash": 9},
+            "w": {"kind": "multi_id", "column": "page", "separator": ",", "weights": "wieghts"},
+            "f": {"kind": "id", "column": "size", "feedback": True, "available_at": "knwon"},
         },
-        "histories": {"h": {"of": ["item"], "where": {"pgae": "home"}}},
+        "histories": {"h": {"features": ["item"], "where": {"pgae": "home"}}},
     }
     found = faults(data | {"split": {"by": "column", "column": "splitt"}, "weights": ["wieght"]}, wrong)
     places = [fault.partition(": ")[0].removeprefix("data.") for fault in found]
     assert places == [
         "schema.user", "schema.item", "schema.time", "schema.time.available_at", "schema.request", "schema.label",
-        "schema.features.price", "schema.features.x", "schema.features.w", "schema.features.f.known_at",
+        "schema.features.price", "schema.features.x", "schema.features.w", "schema.features.f.available_at",
         "schema.histories.h.where", "split.column",
         "weights",
     ]  # fmt: skip
@@ -92,7 +92,7 @@ def test_a_whole_config_has_no_fault_and_every_misspelled_column_is_one(tmp_path
 
 def test_columns_of_prejoined_rows(tmp_path: Path) -> None:
     pq.write_table(log(past=[[1]] * 40), tmp_path / "log.parquet")
-    histories = {"h": {"of": ["item"], "columns": {"item": "pasd"}}}
+    histories = {"h": {"features": ["item"], "columns": {"item": "pasd"}}}
     (found,) = faults({"log": str(tmp_path / "log.parquet")}, WHOLE | {"histories": histories})
     assert found.startswith("data.schema.histories.h.columns.item: no column 'pasd'")
     assert found.endswith("did you mean 'past'?")
@@ -108,9 +108,9 @@ def test_columns_of_tables(tmp_path: Path) -> None:
     pq.write_table(pa.table({"usr": [1], "age": [3]}), tmp_path / "u.parquet")
     features = {
         **WHOLE["features"],
-        "brnad": {"kind": "id", "table": "item"},
-        "age": {"kind": "dense", "table": "user"},
-        "page2": {"kind": "id", "table": "user", "column": "page"},  # of the log, whose users have one page each
+        "brnad": {"kind": "id", "side": "item"},
+        "age": {"kind": "numeric", "side": "user"},
+        "page2": {"kind": "id", "side": "user", "column": "page"},  # of the log, whose users have one page each
     }
     found = faults(data, WHOLE | {"features": features})
     assert [fault.partition(" in ")[0] for fault in found] == [

@@ -170,7 +170,7 @@ SCHEMA: dict[str, Any] = {
     "item": "item",
     "time": {"column": "t", "unit": "step"},
     "label": "click",
-    "features": {"item": {"kind": "id"}, "t": {"kind": "dense"}, "user": {"kind": "id"}},
+    "features": {"item": {"kind": "id"}, "t": {"kind": "numeric"}, "user": {"kind": "id"}},
 }
 
 
@@ -218,7 +218,7 @@ def test_an_unknown_part(table: pa.Table, prepared: Callable[..., Log]) -> None:
         ({"valid": 0.0, "test": 0.2}, "set data.split.valid"),
         ({"by": "user", "valid": 0.0, "test": 0.5}, "set data.split.valid"),
         ({"by": "column", "column": "s"}, "write 'valid' into column 's'"),
-        ({"by": "parts"}, "name files in log.parts.valid"),
+        ({"by": "files"}, "name files in log.splits.valid"),
         ({"by": "leave_one_out"}, "three labeled rows"),
     ],
 )

@@ -19,12 +19,12 @@ SCHEMA: dict[str, Any] = {
     "item": "item",
     "time": {"column": "t", "unit": "step"},
     "label": "click",
-    "label_known_after": 30,
+    "label_delay": 30,
     "features": {"item": {"kind": "id"}, "click": {"kind": "id", "feedback": True}},
     "histories": {
-        "all": {"of": ["item", "click"], "last": 2},
-        "clicks": {"of": ["item"], "where": {"click": 1}, "last": 2},
-        "days": {"of": ["item"], "where": {"day": {"at_least": 3}}, "last": 2},
+        "all": {"features": ["item", "click"], "max_length": 2},
+        "clicks": {"features": ["item"], "where": {"click": 1}, "max_length": 2},
+        "days": {"features": ["item"], "where": {"day": {"at_least": 3}}, "max_length": 2},
     },
 }
 N = 600
@@ -107,7 +107,7 @@ def test_rows_with_histories_of_their_own_bring_them(prepared: Callable[..., Log
         "item": "item",
         "label": "click",
         "features": {"item": {"kind": "id"}},
-        "histories": {"h": {"of": ["item"], "columns": {"item": "past"}, "separator": "|", "last": 2}},
+        "histories": {"h": {"features": ["item"], "columns": {"item": "past"}, "separator": "|", "max_length": 2}},
     }
     log = prepared(rows, schema, split={"by": "column", "column": "part"})
     (piece,) = training_past(log)

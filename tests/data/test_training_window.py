@@ -64,7 +64,7 @@ def column_log(prepared: Prepared, rows: list[tuple[int, int, str]], **schema: A
 )
 def test_labels_are_known_strictly_before_the_line(prepared: Prepared, delay: Any, train: range, valid: range) -> None:
     table = pa.table({"user": [0] * 10, "item": [0] * 10, "t": range(10), "click": [0, 1] * 5})
-    schema = {**STEP, "label_known_after": delay}
+    schema = {**STEP, "label_delay": delay}
     log = prepared(table, schema, split={"valid_from": 6, "test_from": 8})
     assert [t for _, t in rows_at(log, "train")] == list(train)
     assert [t for _, t in rows_at(log, "valid")] == list(valid)
@@ -85,13 +85,13 @@ def test_labels_are_known_strictly_before_the_line(prepared: Prepared, delay: An
 )
 def test_an_empty_part_ends_nothing(prepared: Prepared, split: dict[str, Any], last: int) -> None:
     table = pa.table({"user": [0] * 10, "item": [0] * 10, "t": range(10), "click": [0, 1] * 5})
-    log = prepared(table, {**STEP, "label_known_after": 1}, split=split)
+    log = prepared(table, {**STEP, "label_delay": 1}, split=split)
     assert rows_at(log, "train")[-1] == (0, last)
     assert "valid" not in log.left_out
 
 
 def test_a_column_says_when_each_label_is_known(prepared: Prepared) -> None:
-    """The label's own ``known_at``: null is never, before the event is at the event, and both are counted."""
+    """The label's own ``available_at``: null is never, before the event is at the event, and both are counted."""
     known = [0, 9, None, -5, 4, 5, 6, 7]
     table = pa.table(
         {
@@ -104,7 +104,7 @@ def test_a_column_says_when_each_label_is_known(prepared: Prepared) -> None:
     )
     features = {
         "item": {"kind": "id"},
-        "told": {"kind": "id", "column": "click", "feedback": True, "known_at": "known"},
+        "told": {"kind": "id", "column": "click", "feedback": True, "available_at": "known"},
     }
     log = prepared(table, {**STEP, "features": features}, split={"valid_from": 6, "test_from": 7})
     assert [t for _, t in rows_at(log, "train")] == [0, 3, 4, 5]
@@ -113,13 +113,15 @@ def test_a_column_says_when_each_label_is_known(prepared: Prepared) -> None:
     (warning,) = (sentence for sentence in log.warnings if "known_at" in sentence)
     at = encode_feature(log.fitted, "told", Feedback({"click": 1}, at=5, now=2))
     assert at[1] == 5, "and a server does the same with what it is told before its event"
-    assert warning.startswith("features.told: 1 of 8 values of the known_at column 'known' lie before their own event")
+    assert warning.startswith(
+        "features.told: 1 of 8 values of the column 'known' (available_at) lie before their own event"
+    )
 
 
 def test_the_longest_delay_of_the_label_counts(prepared: Prepared) -> None:
     """A feature of the label's column that is known later says when the label is."""
     table = pa.table({"user": [0] * 10, "item": [0] * 10, "t": range(10), "click": [0, 1] * 5})
-    features = {**STEP["features"], "told": {**TOLD, "known_after": 3}}
+    features = {**STEP["features"], "told": {**TOLD, "available_after": 3}}
     log = prepared(table, {**STEP, "features": features}, split={"valid_from": 6, "test_from": 8})
     assert rows_at(log, "train")[-1] == (0, 2)
 
@@ -147,7 +149,7 @@ def test_rows_of_a_user_train_before_its_own_measured_rows(prepared: Prepared) -
     assert rows_at(log, "train") == [(0, 1), (1, 9), (2, 40)]
     assert rows_at(log, "valid") == [(0, 3), (1, 20)]
     assert rows_at(log, "test") == [(0, 5), (1, 30)]
-    late = column_log(prepared, rows, label_known_after=11)
+    late = column_log(prepared, rows, label_delay=11)
     assert rows_at(late, "train") == [(2, 40)], "of user 1 the label of 9 is known at 20, which is the moment of valid"
     assert rows_at(late, "valid") == []
     assert late.left_out["train"] == {"label_not_known": 2, "not_before_measured": 3}
@@ -165,8 +167,8 @@ def test_rows_of_a_user_train_before_its_own_measured_rows(prepared: Prepared) -
 def test_parts_that_follow_each_other_end_at_a_line(prepared: Prepared) -> None:
     """A column that runs along time is a split by time: labels of other users must be known too."""
     rows = [(0, 1, "train"), (1, 2, "train"), (0, 4, "train"), (2, 5, "valid"), (3, 6, "valid"), (4, 8, "test")]
-    assert rows_at(column_log(prepared, rows, label_known_after=2), "train") == [(0, 1), (1, 2)]
-    log = column_log(prepared, rows, label_known_after=2)
+    assert rows_at(column_log(prepared, rows, label_delay=2), "train") == [(0, 1), (1, 2)]
+    log = column_log(prepared, rows, label_delay=2)
     assert rows_at(log, "valid") == [(2, 5)]
     assert log.warnings == []
 
@@ -202,11 +204,11 @@ def test_the_past_that_models_look_back_at_ends_with_the_window(prepared: Prepar
     rows = [(0, 1, "train"), (0, 3, "test"), (0, 4, "train"), (1, 2, "train"), (1, 9, "train")]
     features = {
         "item": {"kind": "id"},
-        "t": {"kind": "dense"},
+        "t": {"kind": "numeric"},
         "told": {"kind": "id", "column": "click", "feedback": True},
     }
-    histories = {"h": {"of": ["item", "told"]}}
-    log = column_log(prepared, rows, features=features, histories=histories, label_known_after=2)
+    histories = {"h": {"features": ["item", "told"]}}
+    log = column_log(prepared, rows, features=features, histories=histories, label_delay=2)
     (piece,) = training_past(log)
     assert piece["h"].offsets.tolist() == [0, 0, 1, 3]
     unknown = log.fitted.not_yet("told")
@@ -215,7 +217,7 @@ def test_the_past_that_models_look_back_at_ends_with_the_window(prepared: Prepar
 
 def test_further_labels_end_with_the_window_of_their_user(prepared: Prepared) -> None:
     rows = [(0, 1, "train"), (0, 2, "train"), (0, 4, "test"), (1, 2, "train"), (1, 9, "train")]
-    features = {"item": {"kind": "id"}, "buy": {"kind": "id", "feedback": True, "known_after": 2}}
+    features = {"item": {"kind": "id"}, "buy": {"kind": "id", "feedback": True, "available_after": 2}}
     log = column_log(prepared, rows, features=features)
     assert rows_at(log, "train") == [(0, 1), (0, 2), (1, 2), (1, 9)]
     told = gather(log, log.rows_of("train"), ["buy"]).targets["buy"].numpy()
@@ -227,10 +229,8 @@ def test_further_labels_end_with_the_window_of_their_user(prepared: Prepared) ->
 
 def test_nothing_left_names_the_delay_and_the_ties(prepared: Prepared) -> None:
     table = pa.table({"user": [0] * 10, "item": [0] * 10, "t": range(10), "click": [0, 1] * 5})
-    log = prepared(table, {**STEP, "label_known_after": 9}, split={"valid_from": 6, "test_from": 8})
-    with pytest.raises(
-        DataError, match=r"of 6 the label was not known before valid or test begins \(label_known_after: 9\)"
-    ):
+    log = prepared(table, {**STEP, "label_delay": 9}, split={"valid_from": 6, "test_from": 8})
+    with pytest.raises(DataError, match=r"of 6 the label was not known before valid or test begins \(label_delay: 9\)"):
         check_window(log)
     tied = pa.table({"user": [0] * 4 + [1] * 4, "item": [0] * 8, "t": [5] * 8, "click": [0, 1] * 4})
     with pytest.raises(
@@ -238,7 +238,7 @@ def test_nothing_left_names_the_delay_and_the_ties(prepared: Prepared) -> None:
     ):
         check_window(prepared(tied, STEP, split={"by": "leave_one_out"}))
     alone = pa.table({"user": range(10), "item": [0] * 10, "t": range(10), "click": [0, 0, 0, 0, 1, 1, 0, 1, 0, 1]})
-    log = prepared(alone, {**STEP, "label_known_after": 2}, split={"valid_from": 6, "test_from": 8})
+    log = prepared(alone, {**STEP, "label_delay": 2}, split={"valid_from": 6, "test_from": 8})
     with pytest.raises(DataError, match="2 rows are left out.*; every other label is 0"):
         check_window(log)
 
@@ -263,10 +263,10 @@ def by_files(folder: Path, times: dict[str, list[int]], timed: bool = True, **sp
     data = {
         "folder": str(folder / "prepared"),
         "threads": 1,
-        "log": {"parts": parts},
-        "split": {"by": "parts", **split},
+        "log": {"splits": parts},
+        "split": {"by": "files", **split},
     }
-    joined = {"h": {"of": ["item"], "columns": {"item": "past"}}}
+    joined = {"h": {"features": ["item"], "columns": {"item": "past"}}}
     schema = (
         {**STEP, "histories": joined}
         if timed
@@ -297,13 +297,13 @@ def test_files_that_overlap_are_refused_or_allowed_by_name(tmp_path: Path) -> No
         assert "allow_overlap: true" in str(caught.value)
     allowed = by_files(tmp_path / "allowed", {"train": [1, 5], "test": [5, 6]}, allow_overlap=True)
     assert (
-        "split by parts: 50.0% of the training rows lie at or after the first test row (step 5)" in allowed.warnings[0]
+        "split by files: 50.0% of the training rows lie at or after the first test row (step 5)" in allowed.warnings[0]
     )
 
 
 def test_rows_without_a_time_cannot_be_checked_and_say_so(tmp_path: Path) -> None:
     log = by_files(tmp_path / "untimed", {"train": [1, 5], "test": [5, 6]}, timed=False)
-    assert log.warnings[0].startswith("split by parts: the schema names no time, so nobody can check")
+    assert log.warnings[0].startswith("split by files: the schema names no time, so nobody can check")
     assert log.sample_count == {"train": 2, "valid": 0, "test": 2}
 
 
@@ -314,7 +314,7 @@ def test_overlap_is_allowed_of_files_alone() -> None:
 
 def test_a_validation_without_rows_is_told(prepared: Prepared) -> None:
     table = pa.table({"user": [0] * 10, "item": [0] * 10, "t": range(10), "click": [0, 1] * 5})
-    log = prepared(table, {**STEP, "label_known_after": 3}, split={"valid_from": 6, "test_from": 8})
+    log = prepared(table, {**STEP, "label_delay": 3}, split={"valid_from": 6, "test_from": 8})
     (told,) = window_warnings(log)
     assert told.startswith("validation: every row is left out, of 2 the label was not known before test begins (label")
     assert window_warnings(prepared(table, STEP, split={"valid_from": 6, "test_from": 8})) == []
@@ -322,6 +322,6 @@ def test_a_validation_without_rows_is_told(prepared: Prepared) -> None:
 
 def test_labels_that_came_after_the_first_test_row_are_told_where_no_line_leaves_them_out(prepared: Prepared) -> None:
     rows = [(0, 1, "train"), (1, 4, "train"), (2, 5, "test"), (3, 9, "train"), (3, 9, "train")]
-    log = column_log(prepared, rows, label_known_after=3)
+    log = column_log(prepared, rows, label_delay=3)
     (told,) = window_warnings(log)
     assert told.startswith("training: a further 25.00% of the training rows lie before the first test row with labels")

@@ -21,7 +21,7 @@ SCHEMA: dict[str, Any] = {
     "time": {"column": "t", "unit": "step"},
     "label": "click",
     "features": {"item": {"kind": "id"}},
-    "histories": {"all": {"of": ["item"], "last": 5}},
+    "histories": {"all": {"features": ["item"], "max_length": 5}},
 }
 
 

@@ -36,21 +36,21 @@ SCHEMA: dict[str, Any] = {
     "request": "visit",
     "label": "click",
     "features": {
-        "number": {"kind": "dense"},  # tells the rows apart
+        "number": {"kind": "numeric"},  # tells the rows apart
         "user": {"kind": "id", "vocab": list(range(USERS))},
         "item": {"kind": "id", "vocab": list(range(ITEMS))},
-        "brand": {"kind": "id", "table": "item", "vocab": ["a", "b", "c"]},
-        "cut": {"kind": "bucket", "table": "item", "column": "price", "edges": [2, 5]},
-        "price": {"kind": "dense", "table": "item", "missing": -1},
-        "sizes": {"kind": "dense", "table": "item", "width": 2},
-        "tags": {"kind": "multi", "table": "item", "vocab": [0, 1, 2], "weights": "tag_weights"},
-        "shelf": {"kind": "id", "table": "item", "vocab": [0, 1]},  # a column of the log, the same in all its rows
-        "land": {"kind": "id", "table": "user", "vocab": ["x", "y"]},
-        "likes": {"kind": "multi", "table": "user", "vocab": [0, 1, 2]},
+        "brand": {"kind": "id", "side": "item", "vocab": ["a", "b", "c"]},
+        "cut": {"kind": "bucketized", "side": "item", "column": "price", "edges": [2, 5]},
+        "price": {"kind": "numeric", "side": "item", "missing": -1},
+        "sizes": {"kind": "numeric", "side": "item", "width": 2},
+        "tags": {"kind": "multi_id", "side": "item", "vocab": [0, 1, 2], "weights": "tag_weights"},
+        "shelf": {"kind": "id", "side": "item", "vocab": [0, 1]},  # a column of the log, the same in all its rows
+        "land": {"kind": "id", "side": "user", "vocab": ["x", "y"]},
+        "likes": {"kind": "multi_id", "side": "user", "vocab": [0, 1, 2]},
     },
     "histories": {
-        "seen": {"of": ["item", "brand", "cut", "tags", "shelf"], "last": 4},
-        "clicked": {"of": ["brand", "time_gap"], "last": 3, "where": {"page": 1}},
+        "seen": {"features": ["item", "brand", "cut", "tags", "shelf"], "max_length": 4},
+        "clicked": {"features": ["brand", "time_gap"], "max_length": 3, "where": {"page": 1}},
     },
 }
 VALUES = {"brand": ["a", "b", "c", "z"], "land": ["x", "y", "z"]}
@@ -204,7 +204,7 @@ COINS: dict[str, Any] = {
     "item": "item",
     "time": {"column": "t", "unit": "s"},
     "label": "click",
-    "features": {"item": {"kind": "id"}, "ctr": {"kind": "dense", "table": "item"}},
+    "features": {"item": {"kind": "id"}, "ctr": {"kind": "numeric", "side": "item"}},
 }
 N, START = 2_000, 1_600_000_000
 
@@ -246,7 +246,7 @@ def test_only_a_table_that_some_feature_reads_is_told(prepared: Callable[..., Lo
     assert prepared(log, words, items=items).warnings == []
     both = {
         **words,
-        "features": {"ctr": {"kind": "dense", "table": "item"}, "b": {"kind": "id", "table": "item", "column": "a"}},
+        "features": {"ctr": {"kind": "numeric", "side": "item"}, "b": {"kind": "id", "side": "item", "column": "a"}},
     }
     (told_of,) = prepared(log, both, items=items).warnings
     assert told_of.startswith(
@@ -268,8 +268,8 @@ def test_moments_that_all_lie_late_are_told(prepared: Callable[..., Log]) -> Non
 
 
 def test_versions_of_a_log_without_time_are_refused(prepared: Callable[..., Log]) -> None:
-    words = {"user": "user", "item": "item", "label": "click", "features": {"ctr": {"kind": "dense", "table": "item"}}}
-    words |= {"histories": {"past": {"of": ["item"], "columns": {"item": "past"}}}}
+    words = {"user": "user", "item": "item", "label": "click", "features": {"ctr": {"kind": "numeric", "side": "item"}}}
+    words |= {"histories": {"past": {"features": ["item"], "columns": {"item": "past"}}}}
     words["features"]["item"] = {"kind": "id"}  # type: ignore[index]
     log = pa.table({"user": [1, 2] * 9, "item": [3, 4] * 9, "click": [0, 1] * 9, "past": [[3]] * 18})
     items = pa.table({"item": [3], "ctr": [0.5], "since": [0]})
@@ -282,11 +282,11 @@ def test_versions_of_a_log_without_time_are_refused(prepared: Callable[..., Log]
 LEARNT: dict[str, Any] = {
     "brand": {"kind": "id", "min_count": 3},
     "same": {"kind": "id", "column": "brand", "share": "brand"},
-    "tags": {"kind": "multi"},
-    "price": {"kind": "dense", "scale": "standard"},
-    "wide": {"kind": "dense", "scale": "minmax", "column": "price"},
-    "cuts": {"kind": "bucket", "quantiles": 4, "column": "price"},
-    "square": {"kind": "bucket", "log_square": True, "column": "price"},
+    "tags": {"kind": "multi_id"},
+    "price": {"kind": "numeric", "scale": "standard"},
+    "wide": {"kind": "numeric", "scale": "minmax", "column": "price"},
+    "cuts": {"kind": "bucketized", "quantiles": 4, "column": "price"},
+    "square": {"kind": "bucketized", "log_square": True, "column": "price"},
     "hashed": {"kind": "id", "column": "brand", "hash": 20},
 }
 
@@ -307,7 +307,7 @@ def test_what_is_learnt_is_what_training_rows_read(prepared: Callable[..., Log])
     base = {"user": "user", "item": "item", "time": {"column": "t", "unit": "step"}, "label": "click"}
     ids = {"user": {"kind": "id"}, "item": {"kind": "id"}}
     words = [
-        {**base, "features": ids | {n: {**f, "table": owns} for n, f in LEARNT.items()}}
+        {**base, "features": ids | {n: {**f, "side": owns} for n, f in LEARNT.items()}}
         for owns in ("item", "candidate")
     ]
     dated = prepared(table(rows), words[0], items=table(items), as_of={"items": "since"})
@@ -338,8 +338,8 @@ def test_one_version_a_key_before_everything_is_a_table_without_versions(prepare
         {"item": np.arange(9), "brand": [f"b{n % 4}" for n in range(9)], "price": random.random(9) * 50,
          "tags": [[n % 3, n % 5] for n in range(9)], "since": pa.array([START - 1] * 9, pa.timestamp("s"))}
     )  # fmt: skip
-    words = {**COINS, "features": {"item": {"kind": "id"}} | {n: {**f, "table": "item"} for n, f in LEARNT.items()}}
-    words["histories"] = {"past": {"of": ["item", "brand", "tags", "cuts"], "last": 5}}
+    words = {**COINS, "features": {"item": {"kind": "id"}} | {n: {**f, "side": "item"} for n, f in LEARNT.items()}}
+    words["histories"] = {"past": {"features": ["item", "brand", "tags", "cuts"], "max_length": 5}}
     dated, static = prepared(log, words, items=items, as_of={"items": "since"}), prepared(log, words, items=items)
     one, other = (gather(made_log, np.arange(200)) for made_log in (dated, static))
     for name in one.features:
@@ -403,10 +403,14 @@ def test_another_column_of_dates_is_another_log(tmp_path: Path) -> None:
 def test_what_users_did_in_training_is_told_as_of_its_end(prepared: Callable[..., Log]) -> None:
     rows = [{"user": 0, "item": n % 2, "t": n, "click": n // 2 % 2} for n in range(40)]
     items = [{"item": n, "since": since, "brand": f"{n} from {since}"} for n in (0, 1) for since in (-1, 10, 35)]
-    words = {**COINS, "time": {"column": "t", "unit": "step"}, "histories": {"past": {"of": ["brand"], "last": 5}}}
+    words = {
+        **COINS,
+        "time": {"column": "t", "unit": "step"},
+        "histories": {"past": {"features": ["brand"], "max_length": 5}},
+    }
     words["features"] = {
         "item": {"kind": "id"},
-        "brand": {"kind": "id", "table": "item", "vocab": ["0 from 10", "1 from 10"]},
+        "brand": {"kind": "id", "side": "item", "vocab": ["0 from 10", "1 from 10"]},
     }
     rows = [{**row, "part": "train" if row["t"] < 30 else "test"} for row in rows]
     for split in ({"test_from": "30"}, {"by": "column", "column": "part"}):
@@ -423,9 +427,9 @@ def test_a_table_without_rows_and_columns_of_both_sides(prepared: Callable[..., 
     items = pa.table({"item": [0, 0], "since": [3, 8], "tags": [[1, 2], [3, 4]], "heavy": [[1.0, 2.0], [3.0, 4.0]]})
     words = {**COINS, "time": {"column": "t", "unit": "step"}}
     words["features"] = {
-        "dated": {"kind": "multi", "table": "item", "column": "tags", "weights": "strength", "vocab": [1, 2, 3, 4]},
-        "fixed": {"kind": "multi", "table": "item", "column": "given", "weights": "heavy", "vocab": [0, 1, 5]},
-        "since": {"kind": "dense", "table": "item", "missing": -1},
+        "dated": {"kind": "multi_id", "side": "item", "column": "tags", "weights": "strength", "vocab": [1, 2, 3, 4]},
+        "fixed": {"kind": "multi_id", "side": "item", "column": "given", "weights": "heavy", "vocab": [0, 1, 5]},
+        "since": {"kind": "numeric", "side": "item", "missing": -1},
     }
     found = gather(prepared(log, words, items=items, as_of={"items": "since"}), np.arange(40)).features
     dated, fixed, since = (plain(found[name]) for name in words["features"])

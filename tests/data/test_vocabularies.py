@@ -29,9 +29,9 @@ def encoder_of(opened: Log, feature: str) -> IdEncoder:
         ({"kind": "id", "column": "item"}, None, None),
         ({"kind": "id", "column": "user"}, None, None),
         ({"kind": "id", "column": "n"}, "n", np.arange(40) % 6),
-        ({"kind": "id", "column": "n", "table": "candidate"}, "n", np.arange(40) % 6),
-        ({"kind": "multi", "column": "n"}, "n", [[n % 6, 1] for n in range(40)]),
-        ({"kind": "multi", "column": "n", "separator": " "}, "n", [f"{n % 6} 1" for n in range(40)]),
+        ({"kind": "id", "column": "n", "side": "candidate"}, "n", np.arange(40) % 6),
+        ({"kind": "multi_id", "column": "n"}, "n", [[n % 6, 1] for n in range(40)]),
+        ({"kind": "multi_id", "column": "n", "separator": " "}, "n", [f"{n % 6} 1" for n in range(40)]),
         ({"kind": "lookup", "map": "n", "key": "item"}, "n", ["0:0,1:1,2:2,3:3,4:4,5:5"] * 40),
     ],
 )
@@ -60,7 +60,7 @@ def test_a_vocabulary_none_of_whose_values_occurs_is_told(prepared: Prepared) ->
 
 
 def test_a_vocabulary_of_a_table_with_versions_is_held_to_its_versions(prepared: Prepared) -> None:
-    features = {**SCHEMA["features"], "brand": {"kind": "id", "table": "item", "vocab": ["a", "b"]}}
+    features = {**SCHEMA["features"], "brand": {"kind": "id", "side": "item", "vocab": ["a", "b"]}}
     for brand, told in (("a", 0), ("z", 1)):
         items = pa.table({"item": [1, 1, 2], "since": [0, 5, 0], "brand": [brand] * 3})
         schema = SCHEMA | {"features": features}

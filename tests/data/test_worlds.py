@@ -29,7 +29,7 @@ def scores(made: World, model: Mapping[str, Any], folder: Path) -> tuple[NDArray
     worlds.write(made, folder)
     job = made.job(folder, model, runs=str(folder / "runs"), tensorboard="off", mlflow="off")
     job["data"] |= {"folder": str(folder / "prepared"), "threads": 1}
-    run = train({**job, "name": "x", "evaluate": {"replicates": 2}}, quiet=True)
+    run = train({**job, "name": "x", "evaluate": {"n_resamples": 2}}, quiet=True)
     table = pq.read_table(run.folder / "predictions" / "test.parquet")
     return tuple(table[name].to_numpy() for name in ("row", "label", "score"))  # type: ignore[return-value]
 
@@ -124,7 +124,7 @@ def test_a_report_read_as_it_stands_now_tells_all(tmp_path: Path) -> None:
     assert auc(label, score) > 0.95
 
 
-@pytest.mark.parametrize(("planted", "least"), [("known a tick early", 0.6), ("known_at forgotten", 0.95)])
+@pytest.mark.parametrize(("planted", "least"), [("known a tick early", 0.6), ("available_at forgotten", 0.95)])
 def test_a_leaky_join_is_caught(planted: str, least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def leaky(fitted: Any, name: str, items: Any, past: Any, now: NDArray[np.int64]) -> Any:
         if planted == "known a tick early":  # at or before, where strictly before is the rule

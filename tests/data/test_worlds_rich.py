@@ -156,8 +156,8 @@ def test_both_schemas_read_one_log(tmp_path: Path) -> None:
     assert set(wide.features) - set(narrow.features) == {f"f{n:02d}" for n in range(60)}
     assert set(narrow.features) == {"user", "item", "category", "wanted", "outcome"}
     assert narrow.histories == wide.histories
-    assert narrow.histories["past"].last == 8  # the page before, and no more
-    assert "wanted" not in narrow.histories["past"].of
+    assert narrow.histories["past"].max_length == 8  # the page before, and no more
+    assert "wanted" not in narrow.histories["past"].features
     assert pq.read_table(folder / "oracle.parquet").equals(made.truth)
 
 
@@ -173,7 +173,7 @@ def scores(
     data = {name: str(folder / path) if isinstance(path, str) else path for name, path in job["data"].items()}
     fit = {**job["fit"], "runs": str(folder / "runs"), "tensorboard": "off", "mlflow": "off", "patience": 0}
     data |= {"folder": str(folder / "prepared"), "threads": 1}
-    run = train({"name": "x", "data": data, "model": model, "fit": fit, "evaluate": {"replicates": 2}}, quiet=True)
+    run = train({"name": "x", "data": data, "model": model, "fit": fit, "evaluate": {"n_resamples": 2}}, quiet=True)
     table = pq.read_table(run.folder / "predictions" / "test.parquet")
     return tuple(table[name].to_numpy() for name in ("row", "label", "score"))  # type: ignore[return-value]
 

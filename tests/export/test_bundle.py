@@ -149,9 +149,9 @@ def test_the_schema_of_the_run_counts_not_that_of_the_log(full: Any, steps: Any,
     wider = changed(steps, lambda content: content["features"]["film"].update(dim=32))
     with pytest.raises(BundleError, match="schema: its fields are not those of the model"):
         export(steps.model, steps.log, tmp_path / "out", steps.golden, replay, fitted=wider)
-    candidate = changed(steps, lambda content: content["features"]["film"].update(table="event"))
+    candidate = changed(steps, lambda content: content["features"]["film"].update(side="context"))
     model = type(steps.model)(steps.model.config, candidate.fields())
-    with pytest.raises(BundleError, match="feature 'film': it reads the item with table: event"):
+    with pytest.raises(BundleError, match="feature 'film': it reads the item with side: context"):
         export(model, steps.log, tmp_path / "out", steps.golden, replay, fitted=candidate)
     assert list(tmp_path.iterdir()) == []
 

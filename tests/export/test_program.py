@@ -18,7 +18,7 @@ from longrec.export.runtime import Program
 from longrec.features.batch import Batch, Jagged
 from longrec.features.fields import Field, Fields
 
-ITEM = Field("item", "id", 9, table="item")
+ITEM = Field("item", "id", 9, side="item")
 
 
 class Sum(nn.Module):

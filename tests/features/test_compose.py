@@ -29,7 +29,7 @@ def place(column: str) -> str:
     return f"column {column}"
 
 
-CROSS = feature(kind="cross", of=["a", "b"], hash=1000)
+CROSS = feature(kind="cross", features=["a", "b"], hash=1000)
 
 
 @quick
@@ -103,11 +103,11 @@ def test_a_map_of_maps_is_looked_in_by_two_keys(rows: list[Any]) -> None:
 
 def test_a_lookup_becomes_a_number_or_a_bucket() -> None:
     columns = {"m": pa.array([["1=2.5", "2=x"], ["1="], None]), "k": pa.array([1, 1, 1])}
-    dense = feature(kind="lookup", map="m", key="k", pair_separator="=", **{"as": "dense"}, missing=7)
+    dense = feature(kind="lookup", map="m", key="k", pair_separator="=", **{"as": "numeric"}, missing=7)
     values = compose.composed(dense, columns, place)
     assert values.to_pylist() == [2.5, None, None]
     assert Fitter("x", dense).finish().encode(values, "x").tolist() == [2.5, 7.0, 7.0]  # type: ignore[union-attr]
-    bucket = feature(kind="lookup", map="m", key="k", pair_separator="=", **{"as": "bucket"}, edges=[1, 3])
+    bucket = feature(kind="lookup", map="m", key="k", pair_separator="=", **{"as": "bucketized"}, edges=[1, 3])
     assert Fitter("x", bucket).finish().encode(values, "x").tolist() == [3, 0, 0]  # type: ignore[union-attr]
     with pytest.raises(DataError, match="column m: text, for example 'x'; expected numbers"):
         compose.composed(dense, {"m": columns["m"], "k": pa.array([2, 2, 2])}, place)
@@ -171,7 +171,7 @@ def test_numbers_that_do_not_fit(column: pa.Array, says: str) -> None:
 
 
 def test_weights_stand_in_the_text() -> None:
-    tags = feature(kind="multi", separator="|", weight_separator=":")
+    tags = feature(kind="multi_id", separator="|", weight_separator=":")
     text = pa.array(["a:0.5|b:1e-1", None, "c", "", ":2|d:e: 3 "])
     values, offsets, weights = compose.multi_values(tags, text, "x")
     assert values.to_pylist() == ["a", "b", "c", None, "d:e"]
@@ -193,5 +193,5 @@ def test_weights_stand_in_the_text() -> None:
 )
 def test_weights_that_are_none(column: pa.Array, says: str) -> None:
     with pytest.raises(DataError) as raised:
-        compose.multi_values(feature(kind="multi", separator="|", weight_separator=":"), column, "x")
+        compose.multi_values(feature(kind="multi_id", separator="|", weight_separator=":"), column, "x")
     assert says in str(raised.value)

@@ -119,34 +119,34 @@ def test_a_vocabulary_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_raw_and_log_learn_nothing() -> None:
-    assert not Fitter("x", Feature.model_validate({"kind": "dense", "scale": "log"})).needs_data()
-    assert fit({"kind": "dense", "missing": 3}) == DenseEncoder("raw", 0.0, 1.0, 3.0)
+    assert not Fitter("x", Feature.model_validate({"kind": "numeric", "scale": "log"})).needs_data()
+    assert fit({"kind": "numeric", "missing": 3}) == DenseEncoder("raw", 0.0, 1.0, 3.0)
 
 
 def test_minmax() -> None:
-    encoder = fit({"kind": "dense", "scale": "minmax"}, ([3, None, 100], [2, 1, 0]), ([7, 5], [1, 9]))
+    encoder = fit({"kind": "numeric", "scale": "minmax"}, ([3, None, 100], [2, 1, 0]), ([7, 5], [1, 9]))
     assert (encoder.shift, encoder.spread) == (3, 4)
     assert encoder.encode(pa.array([3, 5, 7, 11]), "x").tolist() == [0, 0.5, 1, 2]
 
 
 def test_standard() -> None:
-    encoder = fit({"kind": "dense", "scale": "standard"}, ([2, 100, None], [2, 0, 1]), ([5], [1]))
+    encoder = fit({"kind": "numeric", "scale": "standard"}, ([2, 100, None], [2, 0, 1]), ([5], [1]))
     assert encoder.shift == pytest.approx(3)
     assert encoder.spread == pytest.approx(2**0.5)
 
 
 @pytest.mark.parametrize("scale", ["minmax", "standard"])
 def test_a_constant_is_not_divided_by_zero(scale: str) -> None:
-    encoder = fit({"kind": "dense", "scale": scale}, ([0.1] * 7, [1] * 7))
+    encoder = fit({"kind": "numeric", "scale": scale}, ([0.1] * 7, [1] * 7))
     assert encoder.encode(pa.array([0.1]), "x")[0] == pytest.approx(0, abs=1e-6)
-    assert fit({"kind": "dense", "scale": scale}, ([1.0], [0])) == DenseEncoder(scale, 0.0, 1.0, 0.0)  # type: ignore[arg-type]
+    assert fit({"kind": "numeric", "scale": scale}, ([1.0], [0])) == DenseEncoder(scale, 0.0, 1.0, 0.0)  # type: ignore[arg-type]
 
 
 @quick
 @given(st.lists(st.tuples(st.floats(-1e3, 1e3), st.integers(0, 3)), min_size=1), st.sampled_from([0.0, 1.6e12]))
 def test_standard_equals_numpy_however_far_from_zero(events: list[tuple[float, int]], far: float) -> None:
     repeated = np.repeat([far + value for value, _ in events], [n for _, n in events])
-    encoder = fit({"kind": "dense", "scale": "standard"}, *(([far + value], [n]) for value, n in events))
+    encoder = fit({"kind": "numeric", "scale": "standard"}, *(([far + value], [n]) for value, n in events))
     near = repeated - far  # exact, and numpy's own sums are not at 1.6e12
     if len(near) and np.ptp(near) > 1e-3:
         assert encoder.shift == pytest.approx(far + near.mean(), rel=1e-12, abs=1e-9)
@@ -154,39 +154,41 @@ def test_standard_equals_numpy_however_far_from_zero(events: list[tuple[float, i
 
 
 def test_quantiles_by_hand() -> None:
-    encoder = fit({"kind": "bucket", "quantiles": 4}, (list(range(8)), [1] * 8), ([1000, None], [0, 1]))
+    encoder = fit({"kind": "bucketized", "quantiles": 4}, (list(range(8)), [1] * 8), ([1000, None], [0, 1]))
     assert encoder == BucketEncoder((2.0, 4.0, 6.0))
     assert np.bincount(encoder.encode(pa.array(list(range(8))), "x"))[2:].tolist() == [2, 2, 2, 2]
 
 
 def test_quantiles_weigh_events_and_merge_equal_edges() -> None:
-    assert fit({"kind": "bucket", "quantiles": 2}, ([1, 2, 3], [1, 1, 8])) == BucketEncoder((3.0,))
-    assert fit({"kind": "bucket", "quantiles": 5}, ([4, 4, 4], [1, 1, 1])) == BucketEncoder((4.0,))
+    assert fit({"kind": "bucketized", "quantiles": 2}, ([1, 2, 3], [1, 1, 8])) == BucketEncoder((3.0,))
+    assert fit({"kind": "bucketized", "quantiles": 5}, ([4, 4, 4], [1, 1, 1])) == BucketEncoder((4.0,))
 
 
 def test_quantiles_of_more_values_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_module, "_SAMPLE", 1_000)
     values = np.random.default_rng(0).permutation(20_000)
-    encoder = fit({"kind": "bucket", "quantiles": 4}, (values.tolist(), [1] * 20_000))
+    encoder = fit({"kind": "bucketized", "quantiles": 4}, (values.tolist(), [1] * 20_000))
     assert np.allclose(encoder.edges, [5_000, 10_000, 15_000], atol=1_000)
 
 
 def test_log_square_spans_the_training_window() -> None:
-    encoder = fit({"kind": "bucket", "log_square": True}, ([0, 100, None], [1, 1, 1]), ([-5, 10**6], [0, 0]))
+    encoder = fit({"kind": "bucketized", "log_square": True}, ([0, 100, None], [1, 1, 1]), ([-5, 10**6], [0, 0]))
     assert encoder == LogSquareEncoder(-2, 21)
 
 
 def test_log_square_is_for_counts() -> None:
     with pytest.raises(DataError, match=r"^feature 'x': values down to -1e\+09; expected counts.*\n  Use quantiles"):
-        fit({"kind": "bucket", "log_square": True}, ([-1e9, 5], [1, 1]))
+        fit({"kind": "bucketized", "log_square": True}, ([-1e9, 5], [1, 1]))
 
 
-@pytest.mark.parametrize("feature", [{"kind": "bucket", "quantiles": 3}, {"kind": "bucket", "log_square": True}])
+@pytest.mark.parametrize(
+    "feature", [{"kind": "bucketized", "quantiles": 3}, {"kind": "bucketized", "log_square": True}]
+)
 def test_buckets_need_a_number_to_learn_from(feature: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"^feature 'x': no value in the training window; expected at least one number"):
         fit(feature, ([None, 4.0], [1, 0]))
 
 
 def test_a_time_part_needs_no_data() -> None:
-    encoder = fit({"kind": "time", "part": "weekday", "utc_offset": 2})
+    encoder = fit({"kind": "calendar", "component": "weekday", "utc_offset": 2})
     assert encoder == TimeEncoder("weekday", 2.0)

@@ -32,16 +32,18 @@ SCHEMA = Schema.model_validate(
         "features": {
             "user": {"kind": "id", "hash": 20, "dim": 8},
             "movie": {"kind": "id"},
-            "name": {"kind": "id", "table": "item"},
-            "price": {"kind": "dense", "scale": "minmax", "missing": 2.0},
-            "age": {"kind": "bucket", "table": "user", "edges": [18, 65]},
-            "shown": {"kind": "bucket", "log_square": True},
-            "hour": {"kind": "time", "utc_offset": 1.5},
-            "genres": {"kind": "multi", "table": "item", "separator": "|", "pool": "sum"},
-            "tags": {"kind": "multi", "weights": "tag_weights"},
+            "name": {"kind": "id", "side": "item"},
+            "price": {"kind": "numeric", "scale": "minmax", "missing": 2.0},
+            "age": {"kind": "bucketized", "side": "user", "edges": [18, 65]},
+            "shown": {"kind": "bucketized", "log_square": True},
+            "hour": {"kind": "calendar", "utc_offset": 1.5},
+            "genres": {"kind": "multi_id", "side": "item", "separator": "|", "pool": "sum"},
+            "tags": {"kind": "multi_id", "weights": "tag_weights"},
             "stars": {"kind": "id", "feedback": True},
         },
-        "histories": {"rated": {"of": ["movie", "genres", "stars", "time_gap"], "where": {"price": {"at_least": 1}}}},
+        "histories": {
+            "rated": {"features": ["movie", "genres", "stars", "time_gap"], "where": {"price": {"at_least": 1}}}
+        },
     }
 )
 ENCODERS: dict[str, encode.Encoder] = {
@@ -140,13 +142,13 @@ def test_fields_tell_a_model_what_it_needs() -> None:
     fields = fitted().fields()
     assert [field.name for field in fields.features] == [name for name in SCHEMA.features if name != "stars"]
     by_name = {field.name: field for field in fields.features}
-    assert by_name["user"] == Field("user", "id", 22, dim=8, table="user")
-    assert by_name["price"] == Field("price", "dense", 0)
-    assert by_name["age"] == Field("age", "id", 5, table="user")
+    assert by_name["user"] == Field("user", "id", 22, dim=8, side="user")
+    assert by_name["price"] == Field("price", "numeric", 0)
+    assert by_name["age"] == Field("age", "id", 5, side="user")
     assert by_name["shown"] == Field("shown", "id", 10)
     assert by_name["hour"] == Field("hour", "id", 26)
-    assert by_name["genres"] == Field("genres", "multi", 4, pool="sum", table="item")
-    assert by_name["tags"] == Field("tags", "multi", 7, weighted=True)
+    assert by_name["genres"] == Field("genres", "multi_id", 4, pool="sum", side="item")
+    assert by_name["tags"] == Field("tags", "multi_id", 7, weighted=True)
     movie, genres, stars, gap = fields.histories["rated"]
     assert (movie, genres) == (by_name["movie"], by_name["genres"])
     assert stars == Field("stars", "id", 8, feedback=True)

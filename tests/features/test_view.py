@@ -24,17 +24,17 @@ def fitted(**parts: Any) -> FittedSchema:
         "item": "item",
         "time": {"column": "t", "unit": "s"},
         "label": "click",
-        "label_known_after": "10s",
+        "label_delay": "10s",
         "features": {
             "item": {"kind": "id"},
-            "tags": {"kind": "multi", "table": "item"},
+            "tags": {"kind": "multi_id", "side": "item"},
             "page": {"kind": "id"},
             "click": {"kind": "id", "feedback": True},
-            "dwell": {"kind": "bucket", "edges": [5], "feedback": True, "known_after": "2s"},
-            "fixed": {"kind": "id", "feedback": True, "known_at": "fixed_at"},
+            "dwell": {"kind": "bucketized", "edges": [5], "feedback": True, "available_after": "2s"},
+            "fixed": {"kind": "id", "feedback": True, "available_at": "fixed_at"},
             "unused": {"kind": "id"},
         },
-        "histories": {"h": {"of": ["item", "tags", "page", "click", "dwell", "fixed", "time_gap"]}},
+        "histories": {"h": {"features": ["item", "tags", "page", "click", "dwell", "fixed", "time_gap"]}},
     }
     schema = Schema.model_validate(content | parts)
     encoders: dict[str, encode.Encoder] = {name: encode.HashEncoder(4, 1) for name in schema.features}
@@ -85,7 +85,7 @@ def test_no_past_at_all() -> None:
 
 
 def test_a_log_in_steps_counts_steps() -> None:
-    steps = fitted(time={"column": "t", "unit": "step"}, label_known_after="3")
+    steps = fitted(time={"column": "t", "unit": "step"}, label_delay="3")
     zeros = np.zeros(3, np.int64)
     past = Past(
         np.array([0, 6, 7]), zeros, {n: zeros + 2 for n in ("page", "click", "dwell", "fixed")}, {"fixed": zeros}
@@ -110,12 +110,12 @@ def test_what_a_store_must_keep() -> None:
     ],
 )
 def test_a_filter_waits_until_its_columns_are_known(where: dict[str, Any], delay: int) -> None:
-    assert filter_delay(fitted(histories={"h": {"of": ["item"], "where": where}}), "h") == delay
+    assert filter_delay(fitted(histories={"h": {"features": ["item"], "where": where}}), "h") == delay
 
 
 def test_a_filter_on_the_label_waits_without_a_feature_of_it() -> None:
     features = {"item": {"kind": "id"}}
-    made = fitted(features=features, histories={"h": {"of": ["item"], "where": {"click": 1}}})
+    made = fitted(features=features, histories={"h": {"features": ["item"], "where": {"click": 1}}})
     assert filter_delay(made, "h") == 10_000
 
 

@@ -37,11 +37,11 @@ SCHEMA: dict[str, Any] = {
     "features": {
         "user": {"kind": "id", "dim": 8},
         "item": {"kind": "id", "dim": 8},
-        "price": {"kind": "dense", "scale": "log", "dim": 8},
-        "hour": {"kind": "time", "part": "hour", "dim": 8},
-        "clicked": {"kind": "bucket", "column": "click", "edges": [0.5], "feedback": True, "dim": 8},
+        "price": {"kind": "numeric", "scale": "log", "dim": 8},
+        "hour": {"kind": "calendar", "component": "hour", "dim": 8},
+        "clicked": {"kind": "bucketized", "column": "click", "edges": [0.5], "feedback": True, "dim": 8},
     },
-    "histories": {"seen": {"of": ["item", "clicked", "time_gap"], "last": 8}},
+    "histories": {"seen": {"features": ["item", "clicked", "time_gap"], "max_length": 8}},
 }
 
 
@@ -66,9 +66,9 @@ def run(log: Path, model: str, name: str, runs: Path) -> Run:
         "name": name,
         "data": {"log": str(log / "log.parquet"), "folder": str(log / "prepared"), "schema": SCHEMA},
         "model": MODELS[model],
-        "fit": {"max_steps": 20, "batch_size": 128, "lr": 5e-3, "validations_per_epoch": 1, "log_steps": 5,
+        "fit": {"max_steps": 20, "batch_size": 128, "lr": 5e-3, "val_checks_per_epoch": 1, "log_steps": 5,
                 "runs": str(runs), "tensorboard": "off", "mlflow": "off"},
-        "evaluate": {"replicates": 2},
+        "evaluate": {"n_resamples": 2},
     }  # fmt: skip
     return train(job, quiet=True)
 
@@ -104,7 +104,7 @@ def test_ten_steps_and_ten_more_are_twenty(
             run(log, model, "halved", tmp_path)
     halved = train(resume=tmp_path / "halved", quiet=True)
     assert halved.predictions().equals(whole.predictions())
-    for name in ("weights", "optimiser"):
+    for name in ("weights", "optimizer"):
         files = [done.folder / "checkpoints" / "last" / f"{name}.safetensors" for done in (whole, halved)]
         assert files[0].read_bytes() == files[1].read_bytes()
 

@@ -21,7 +21,7 @@ SEQUENCE = "input_names: '%s' feature_type: SequenceFeature separator: '|' hash_
 PLAIN = ("pid", "adgroup_id", "cate_id", "brand", "user_id", "age_level")
 PRICE = "input_names: 'price' feature_type: RawFeature boundaries: [5, 10, 15, 20] embedding_dim: 4"
 FEATURES = (*(FEATURE % name for name in PLAIN), PRICE, SEQUENCE % "tag_brand_list", SEQUENCE % "tag_category_list")
-FAST = ["evaluate.replicates=10", "fit.tensorboard=off", "fit.mlflow=off"]
+FAST = ["evaluate.n_resamples=10", "fit.tensorboard=off", "fit.mlflow=off"]
 CONFIG = """# A configuration in the form of the Taobao sample
 train_input_path: "train.csv" eval_input_path: "test.csv" model_dir: "runs/taobao"
 train_config {

@@ -31,15 +31,15 @@ def rule(kind: str, expression: Any = "item:x", **more: Any) -> dict[str, Any]:
 
 
 HASH = {"hash_bucket_size": 100}
-X = {"table": "candidate", "column": "x"}
+X = {"side": "candidate", "column": "x"}
 ID = {"kind": "id", **X}
-NUMBER = {"kind": "dense", **X}
-LOOKUP = {"kind": "lookup", "table": "candidate", "map": "m", "key": "k", "separator": "\x1d"}
-CROSS = {"kind": "cross", "of": ["a", "b"], "hash": 100}
+NUMBER = {"kind": "numeric", **X}
+LOOKUP = {"kind": "lookup", "side": "candidate", "map": "m", "key": "k", "separator": "\x1d"}
+CROSS = {"kind": "cross", "features": ["a", "b"], "hash": 100}
 MAP = {"feature_name": "f", "feature_type": "lookup_feature", "map": "user:m", "key": "item:k"}
 
 
-MATCHED = {"kind": "lookup", "table": "candidate", "map": "m", "key": "k", "separator": ",", "outer_separator": "|"}
+MATCHED = {"kind": "lookup", "side": "candidate", "map": "m", "key": "k", "separator": ",", "outer_separator": "|"}
 MATCH = {"feature_name": "f", "feature_type": "match_feature", "user": "user:m", "item": "item:k", "category": "ALL"}
 
 
@@ -48,7 +48,7 @@ MATCH = {"feature_name": "f", "feature_type": "match_feature", "user": "user:m",
     [
         (rule("id", **HASH), {**ID, "hash": 100}),
         (rule("id", "user:x", **HASH), {"kind": "id", "column": "x", "hash": 100}),
-        (rule("id", "context:f", **HASH), {"kind": "id", "table": "candidate", "hash": 100}),
+        (rule("id", "context:f", **HASH), {"kind": "id", "side": "candidate", "hash": 100}),
         (rule("id", "item:item_id", **HASH), {"kind": "id", "column": "item_id", "hash": 100}),
         (rule("id", vocab_list=["a", "b"]), {**ID, "vocab": ["a", "b"]}),
         (rule("id", vocab_dict={"a": 2, "b": 3}), {**ID, "vocab": ["a", "b"]}),
@@ -59,15 +59,15 @@ MATCH = {"feature_name": "f", "feature_type": "match_feature", "user": "user:m",
         (rule("id", hash_bucket_size=2**40), {**ID, "hash": 2**31 - 3}),
         (
             rule("id", is_multi=True, combiner="mean", **HASH),
-            {"kind": "multi", **X, "hash": 100, "separator": "\x1d", "pool": "mean"},
+            {"kind": "multi_id", **X, "hash": 100, "separator": "\x1d", "pool": "mean"},
         ),
         (
             rule("id", value_dim=0, separator="|", **HASH),
-            {"kind": "multi", **X, "hash": 100, "separator": "|", "pool": "sum"},
+            {"kind": "multi_id", **X, "hash": 100, "separator": "|", "pool": "sum"},
         ),
         (
             rule("id", weighted=True, **HASH),
-            {"kind": "multi", **X, "hash": 100, "separator": "\x1d", "pool": "sum", "weight_separator": ":"},
+            {"kind": "multi_id", **X, "hash": 100, "separator": "\x1d", "pool": "sum", "weight_separator": ":"},
         ),
         (rule("raw"), NUMBER),
         (rule("raw", default_value="-1"), {**NUMBER, "missing": -1}),
@@ -84,25 +84,25 @@ MATCH = {"feature_name": "f", "feature_type": "match_feature", "user": "user:m",
         (rule("raw", normalizer="method=log10,threshold=1e-10,default=-10"), {**NUMBER, "scale": "log"}),
         (rule("raw", normalizer="method=zscore,mean=0.0,standard_deviation=10.0"), {**NUMBER, "scale": "standard"}),
         (rule("raw", normalizer_fn="tf.math.log1p"), {**NUMBER, "scale": "log"}),
-        (rule("raw", boundaries=[5, 1.5], embedding_dim=4), {"kind": "bucket", **X, "edges": [1.5, 5], "dim": 4}),
-        (rule("raw", bucketize_boundaries="10,20,30"), {"kind": "bucket", **X, "edges": [10, 20, 30]}),
+        (rule("raw", boundaries=[5, 1.5], embedding_dim=4), {"kind": "bucketized", **X, "edges": [1.5, 5], "dim": 4}),
+        (rule("raw", bucketize_boundaries="10,20,30"), {"kind": "bucketized", **X, "edges": [10, 20, 30]}),
         (
             rule("raw", boundaries=[0, 1], normalizer="method=minmax,min=2,max=4"),
-            {"kind": "bucket", **X, "edges": [2, 4]},
+            {"kind": "bucketized", **X, "edges": [2, 4]},
         ),
         (
             rule("raw", boundaries=[-1, 1], normalizer="method=zscore,mean=3,standard_deviation=2"),
-            {"kind": "bucket", **X, "edges": [1, 5]},
+            {"kind": "bucketized", **X, "edges": [1, 5]},
         ),
-        (rule("raw", boundaries=[0, 2], normalizer="method=log10"), {"kind": "bucket", **X, "edges": [1, 100]}),
-        (rule("combo", ["user:a", "item:b"], **HASH), {**CROSS, "table": "candidate"}),
+        (rule("raw", boundaries=[0, 2], normalizer="method=log10"), {"kind": "bucketized", **X, "edges": [1, 100]}),
+        (rule("combo", ["user:a", "item:b"], **HASH), {**CROSS, "side": "candidate"}),
         (rule("combo", ["user:a", "user:b"], **HASH), CROSS),
         (rule("combo", ["item:x"], **HASH), {**ID, "hash": 100}),
         ({**MAP, **HASH}, {**LOOKUP, "as": "id", "hash": 100}),
         ({**MATCH, **HASH, "matchType": "hit"}, {**MATCHED, "as": "id", "hash": 100}),
-        ({**MATCH, "category": "item:c", "needDiscrete": False}, {**MATCHED, "outer_key": "c", "as": "dense"}),
-        ({**MAP, "needDiscrete": False, "default_value": "2"}, {**LOOKUP, "as": "dense", "missing": 2}),
-        ({**MAP, "need_discrete": False, "boundaries": [1, 2]}, {**LOOKUP, "as": "bucket", "edges": [1, 2]}),
+        ({**MATCH, "category": "item:c", "needDiscrete": False}, {**MATCHED, "outer_key": "c", "as": "numeric"}),
+        ({**MAP, "needDiscrete": False, "default_value": "2"}, {**LOOKUP, "as": "numeric", "missing": 2}),
+        ({**MAP, "need_discrete": False, "boundaries": [1, 2]}, {**LOOKUP, "as": "bucketized", "edges": [1, 2]}),
     ],
     ids=lambda value: None if "feature_name" not in value else re.sub(r"[^\w=,]", "", str(value))[20:90],
 )  # fmt: skip
@@ -125,8 +125,8 @@ def test_shared_tables_and_crosses_of_two_features() -> None:
     )
     assert imported.features["both"] == {
         "kind": "cross",
-        "table": "candidate",
-        "of": ["x", "user_id"],
+        "side": "candidate",
+        "features": ["x", "user_id"],
         "hash": 10,
         "dim": 4,
     }

@@ -256,7 +256,7 @@ def check_instance_tokens_and_knowledge_are_read(case: Case) -> None:
     before, generator = scores(model, batch), torch.Generator().manual_seed(99)
     assert before.isfinite().all()
     for column in TOKENS.features:
-        if column.kind == "vector":
+        if column.kind == "embedding":
             after = scores(model, with_feature(batch, column.name, values(column, 40, generator)))
             assert (after - before).abs().max() > 1e-4, f"{column.name} is not read"
     for column in TOKENS.histories["tokens"]:

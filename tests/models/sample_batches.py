@@ -11,39 +11,39 @@ from torch import Tensor
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.fields import COMPUTED, Field, Fields
 
-ITEM = Field("item", "id", 60, table="item")
-GENRES = Field("genres", "multi", 12, table="item")
-ACTORS = Field("actors", "multi", 30, pool="sum", weighted=True, table="item")
+ITEM = Field("item", "id", 60, side="item")
+GENRES = Field("genres", "multi_id", 12, side="item")
+ACTORS = Field("actors", "multi_id", 30, pool="sum", weighted=True, side="item")
 RATING = Field("rating", "id", 8, feedback=True)
 GAP, SINCE, SESSION = (Field(name, "id", rows) for name, rows in COMPUTED.items())
-TASTE = Field("taste", "vector", 0, table="user", width=5)
+TASTE = Field("taste", "embedding", 0, side="user", width=5)
 
 FIELDS = Fields(
     features=(
-        Field("user", "id", 40, table="user"),
-        Field("age", "dense", 0, table="user"),
-        Field("hobbies", "multi", 9, pool="max", table="user"),
+        Field("user", "id", 40, side="user"),
+        Field("age", "numeric", 0, side="user"),
+        Field("hobbies", "multi_id", 9, pool="max", side="user"),
         TASTE,
         Field("hour", "id", 27),
         ITEM,
         GENRES,
         ACTORS,
-        Field("price", "dense", 0, table="item"),
+        Field("price", "numeric", 0, side="item"),
     ),
     histories={"seen": (RATING, ITEM, GENRES, ACTORS, GAP), "liked": (ITEM, GAP, SINCE, SESSION)},
 )
 """Every kind of field, two histories, a column of the past that no candidate has."""
 
 FEW = Fields(
-    features=(Field("user", "id", 40, table="user"), TASTE, ITEM, Field("price", "dense", 0, table="item")),
+    features=(Field("user", "id", 40, side="user"), TASTE, ITEM, Field("price", "numeric", 0, side="item")),
     histories={"seen": (RATING, ITEM)},
 )
 
 TOKENS = Fields(
-    features=(*FEW.features, Field("facts", "vector", 0, table="item", width=4)),
+    features=(*FEW.features, Field("facts", "embedding", 0, side="item", width=4)),
     histories={
         "tokens": (
-            Field("tokens.token", "vector", 0, width=6, slots=2),
+            Field("tokens.token", "embedding", 0, width=6, slots=2),
             Field("tokens.label", "id", 4, feedback=True),
             Field("tokens.version", "id", 4),
             GAP,
@@ -58,9 +58,9 @@ TARGETS = ("bought", "kept")
 
 def values(field: Field, count: int, generator: torch.Generator) -> Tensor | Jagged:
     """Random values of a field: ids from all rows of its table, the reserved ones too; knowledge with its flag."""
-    if field.kind == "dense":
+    if field.kind == "numeric":
         return torch.randn(count, generator=generator)
-    if field.kind == "vector":
+    if field.kind == "embedding":
         there = torch.rand(count, 1, generator=generator) < 0.7
         return torch.cat([there, torch.randn(count, field.width - 1, generator=generator) * there], 1)
     if field.kind == "id":
@@ -104,7 +104,7 @@ def shared(candidates: int, events: int, seed: int = 0, fields: Fields = FIELDS,
     """One user, some candidates, the first history of ``events`` events, each further one of ``apart`` more."""
     generator = torch.Generator().manual_seed(seed)
     lengths = {name: events + apart * number for number, name in enumerate(fields.histories)}
-    count = {field.name: candidates if field.table == "item" else 1 for field in fields.features}
+    count = {field.name: candidates if field.side == "item" else 1 for field in fields.features}
     features = {field.name: values(field, count[field.name], generator) for field in fields.features}
     histories = {
         name: HistoryBatch(
@@ -145,9 +145,7 @@ def repeated(batch: Batch, fields: Fields = FIELDS) -> Batch:
     """The ragged batch that says the same as a shared one."""
     rows = batch.size
     features = {
-        field.name: batch.features[field.name]
-        if field.table == "item"
-        else pick(batch.features[field.name], [0] * rows)
+        field.name: batch.features[field.name] if field.side == "item" else pick(batch.features[field.name], [0] * rows)
         for field in fields.features
     }
     histories = {}
@@ -194,7 +192,7 @@ def unflat(tensors: Mapping[str, Tensor], fields: Fields = FIELDS) -> Batch:
     """The shared batch that ``flat`` told; traceable."""
 
     def get(name: str, field: Field) -> Tensor | Jagged:
-        if field.kind != "multi":
+        if field.kind != "multi_id":
             return tensors[name]
         return Jagged(tensors[f"{name}__values"], tensors[f"{name}__offsets"], tensors.get(f"{name}__weights"))
 
@@ -203,5 +201,5 @@ def unflat(tensors: Mapping[str, Tensor], fields: Fields = FIELDS) -> Batch:
         name: HistoryBatch({f.name: get(f"{name}__{f.name}", f) for f in columns}, torch.arange(2), shared=True)
         for name, columns in fields.histories.items()
     }
-    own = next(field.name for field in fields.features if field.table == "item" and field.kind != "multi")
+    own = next(field.name for field in fields.features if field.side == "item" and field.kind != "multi_id")
     return Batch(tensors[f"f__{own}"].shape[0], features, histories, shared=True)

@@ -21,7 +21,7 @@ def run_in(dataset: World, model: Mapping[str, Any], folder: Path, name: str = "
         folder, model, runs=str(folder / "runs"), tensorboard="off", mlflow="off", **{"validations_per_epoch": 1, **fit}
     )
     job["data"] |= {"folder": str(folder / "prepared"), "threads": 1}
-    return train({**job, "name": name, "evaluate": {"replicates": 2}}, quiet=True)
+    return train({**job, "name": name, "evaluate": {"n_resamples": 2}}, quiet=True)
 
 
 def aucs_of(dataset: World, run: Run) -> tuple[float, float]:

@@ -131,8 +131,8 @@ def test_a_request_makes_keys_and_values_of_its_history_once(monkeypatch: pytest
 
 
 def test_heads_that_do_not_divide_the_width_are_rounded_up() -> None:
-    item = Field("item", "id", 60, dim=5, table="item")
-    fields = Fields((Field("user", "id", 9, table="user"), item), {"seen": (item, Field("rating", "id", 8, dim=2))})
+    item = Field("item", "id", 60, dim=5, side="item")
+    fields = Fields((Field("user", "id", 9, side="user"), item), {"seen": (item, Field("rating", "id", 8, dim=2))})
     model = bst({"heads": 3, "mlp": [8]}, fields)
     block = cast(EncoderLayer, path_of(model).blocks[0])
     assert (block.inner.in_features, block.inner.out_features, block.outer.in_features) == (7, 27, 9)
@@ -141,12 +141,12 @@ def test_heads_that_do_not_divide_the_width_are_rounded_up() -> None:
 
 
 def test_schemas_that_bst_cannot_use_are_refused_with_what_to_do() -> None:
-    user = Field("user", "id", 9, table="user")
+    user = Field("user", "id", 9, side="user")
     with pytest.raises(ConfigError, match="bst reads a history, and the schema has none"):
         build({"name": "bst"}, Fields((user, ITEM), {}))
     with pytest.raises(ConfigError) as caught:
         build({"name": "bst"}, Fields((user, ITEM), {"a": (RATING,), "b": (ITEM,), "c": (RATING,)}))
-    assert [fault.split(":")[0] for fault in caught.value.faults] == ["histories.a.of", "histories.c.of"]
+    assert [fault.split(":")[0] for fault in caught.value.faults] == ["histories.a.features", "histories.c.features"]
 
 
 SMALL = {"name": "bst", "heads": 2, "mlp": [32], "embedding_dim": 8, "dropout": 0.0, "init_std": 0.1}

@@ -166,7 +166,7 @@ def test_pairs_are_of_the_same_type_unless_named() -> None:
         *(("item", "seen", "item"), ("genres", "seen", "genres"), ("actors", "seen", "actors")),
         ("item", "liked", "item"),
     ]
-    fields = Fields((Field("user", "id", 9, table="user"), ITEM), {"seen": (RATING, GAP)})
+    fields = Fields((Field("user", "id", 9, side="user"), ITEM), {"seen": (RATING, GAP)})
     alone = build({"name": "can", "base": {"name": "pooling"}}, fields)
     assert isinstance(alone, CAN)
     assert alone.pairs == [("item", "seen", "rating"), ("item", "seen", "time_gap")]
@@ -205,7 +205,7 @@ def test_it_starts_from_a_run_of_its_base_and_does_without_histories() -> None:
     model = build({"name": "can", "base": {"name": "deepfm"}, "pairs": [["item", "user"]]}, fields)
     assert not model.reads_history
     base = Case("deepfm").lively(fields)
-    inherit(model, base, "fit.start_from")
+    inherit(model, base, "fit.init_from")
     assert isinstance(model, CAN)
     assert torch.equal(model.base.first_order.table("item"), base.first_order.table("item"))
 

@@ -21,9 +21,9 @@ from longrec.nn.attention import TargetAttention
 from longrec.nn.groups import Groups
 from longrec.nn.segments import Segments
 
-KIND = Field("kind", "id", 6, table="item")
+KIND = Field("kind", "id", 6, side="item")
 KINDS = Fields(
-    (Field("user", "id", 40, table="user"), ITEM, KIND),
+    (Field("user", "id", 40, side="user"), ITEM, KIND),
     {"seen": (RATING, ITEM, KIND), "liked": (ITEM,)},
 )
 SETTINGS: list[dict[str, Any]] = [{}, {"base": "dien", "hidden": 5}, {"activation": "dice"}]

@@ -97,7 +97,7 @@ def test_it_explains_a_score_by_its_attention(settings: dict[str, object]) -> No
 
 
 def test_columns_that_no_candidate_has_enter_the_keys_only() -> None:
-    fields = Fields((Field("user", "id", 9, table="user"), ITEM), {"seen": (RATING, GAP, ITEM)})
+    fields = Fields((Field("user", "id", 9, side="user"), ITEM), {"seen": (RATING, GAP, ITEM)})
     model = build({"name": "din", "embedding_dim": 4}, fields)
     assert isinstance(model, DIN)
     assert model.queries.query_columns == {"seen": ["item"]}
@@ -107,27 +107,27 @@ def test_columns_that_no_candidate_has_enter_the_keys_only() -> None:
 
 
 def test_fields_of_different_widths() -> None:
-    item = Field("item", "id", 60, dim=6, table="item")
+    item = Field("item", "id", 60, dim=6, side="item")
     fields = Fields(
-        (Field("user", "id", 9, dim=3, table="user"), item), {"seen": (Field("rating", "id", 8, dim=2), item)}
+        (Field("user", "id", 9, dim=3, side="user"), item), {"seen": (Field("rating", "id", 8, dim=2), item)}
     )
     batch = ragged(5, fields=fields)
     assert build({"name": "din"}, fields)(batch).shape == (5,)
 
 
 def test_a_schema_that_din_cannot_use_is_refused_with_what_to_do() -> None:
-    user = Field("user", "id", 9, table="user")
+    user = Field("user", "id", 9, side="user")
     with pytest.raises(ConfigError, match="din reads a history, and the schema has none"):
         build({"name": "din"}, Fields((user, ITEM), {}))
     with pytest.raises(ConfigError) as caught:
         build({"name": "din"}, Fields((user, ITEM), {"a": (RATING,), "b": (ITEM,), "c": (RATING, GAP)}))
-    assert [fault.split(":")[0] for fault in caught.value.faults] == ["histories.a.of", "histories.c.of"]
+    assert [fault.split(":")[0] for fault in caught.value.faults] == ["histories.a.features", "histories.c.features"]
     assert "add the item" in str(caught.value)
 
 
 def test_one_event_by_hand() -> None:
     """Weights chosen so that the attention is the product of query and key."""
-    item = Field("item", "id", 4, dim=1, table="item")
+    item = Field("item", "id", 4, dim=1, side="item")
     model = build(
         {"name": "din", "attention": [1], "mlp": [1], "batch_norm": False}, Fields((item,), {"seen": (item,)})
     )

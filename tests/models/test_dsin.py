@@ -59,7 +59,7 @@ def in_sessions(batch: Batch, seed: int = 0) -> Batch:
         while len(own) < stop - start:
             own += [len(set(own))] * int(torch.randint(1, 6, (1,), generator=generator))
         ids += [2 + back for back in reversed(own[: stop - start])]
-    return with_history(batch, "liked", {SESSIONS_BACK: torch.tensor(ids, dtype=torch.int32)})
+    return with_history(batch, "liked", {SESSION_RECENCY: torch.tensor(ids, dtype=torch.int32)})
 
 
 def cut(model: DSIN, batch: Batch, history: str, row: int) -> list[list[int]]:
@@ -226,7 +226,7 @@ def test_empty_sessions_do_not_change_the_output() -> None:
 
 def test_a_gap_of_exactly_1800_seconds_does_not_split_and_1801_does() -> None:
     times = np.array([0, 1800, 3600, 5401, 7201], dtype=np.int64)
-    ids = sessions_back(times, np.array([0, 5]), 1800)
+    ids = session_recency(times, np.array([0, 5]), 1800)
     assert sessions(torch.from_numpy(ids), rows(5), 9, 0).tolist() == [1, 1, 1, 0, 0]
 
 
@@ -311,11 +311,11 @@ def test_longer_neighbors_change_nothing() -> None:
 
 def test_where_a_session_ends_is_no_other_input() -> None:
     model, batch = dsin(), in_sessions(ragged(9, fields=TWO, longest=12))
-    assert "sessions_back" not in model.embeddings.widths
-    ids = cast(Tensor, batch.histories["liked"].columns[SESSIONS_BACK])
-    again = with_history(batch, "liked", {SESSIONS_BACK: 40 - ids})
+    assert "session_recency" not in model.embeddings.widths
+    ids = cast(Tensor, batch.histories["liked"].columns[SESSION_RECENCY])
+    again = with_history(batch, "liked", {SESSION_RECENCY: 40 - ids})
     assert torch.equal(model(again), model(batch))
-    none = with_history(batch, "liked", {SESSIONS_BACK: torch.full_like(ids, 2)})
+    none = with_history(batch, "liked", {SESSION_RECENCY: torch.full_like(ids, 2)})
     assert (model(none) - model(batch)).abs().max() > 1e-3
 
 

@@ -153,7 +153,7 @@ def test_it_explains_a_score_by_its_weights(fusion: str) -> None:
 
 
 def test_a_schema_without_a_history_is_refused() -> None:
-    user = Field("user", "id", 9, table="user")
+    user = Field("user", "id", 9, side="user")
     with pytest.raises(ConfigError, match="dstn reads a history, and the schema has none"):
         build({"name": "dstn"}, Fields((user, ITEM), {}))
 

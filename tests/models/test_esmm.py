@@ -104,7 +104,7 @@ def test_the_conversion_after_a_click_is_learned_though_no_row_is_left_out() -> 
     item = torch.arange(4, dtype=torch.int32).repeat_interleave(each) + 2
     batch = Batch(4 * each, {"item": item}, label=order.flatten(), targets={"click": click.flatten()})
     torch.manual_seed(0)
-    fields = Fields((Field("item", "id", 6, table="item"),), {})
+    fields = Fields((Field("item", "id", 6, side="item"),), {})
     model = build({"name": "esmm", "click": "click", "mlp": [16], "batch_norm": False, "init_std": 1.0}, fields)
     assert isinstance(model, ESMM)
     dense = [p for p in model.parameters() if not any(p is table for table in model.tables())]

@@ -26,7 +26,7 @@ def test_equation_1_by_brute_force(name: str) -> None:
 
 
 def test_the_gradient_of_a_vector_is_the_sum_of_the_others_times_its_value() -> None:
-    fields = Fields((Field("user", "id", 5), Field("item", "id", 5), Field("price", "dense", 0)), {})
+    fields = Fields((Field("user", "id", 5), Field("item", "id", 5), Field("price", "numeric", 0)), {})
     torch.manual_seed(0)
     model = build({"name": "fm", "embedding_dim": 4, "init_std": 1.0}, fields)
     batch = ragged(1, fields=fields)

@@ -29,7 +29,7 @@ def from_fm(model: FNN) -> FM:
     """A lively factorisation machine that the model was started from."""
     fm = Case("fm").lively()
     assert isinstance(fm, FM)
-    inherit(model, fm, "fit.start_from")
+    inherit(model, fm, "fit.init_from")
     return fm
 
 
@@ -86,10 +86,10 @@ def test_equations_2_and_3() -> None:
 
 def test_an_fm_that_does_not_fit_is_refused() -> None:
     with pytest.raises(RunError, match=r"a fm whose weights do not fit this fnn: embeddings.table_user is 40x8, not"):
-        inherit(fnn({}), build({"name": "fm", "embedding_dim": 8}, FIELDS), "fit.start_from")
+        inherit(fnn({}), build({"name": "fm", "embedding_dim": 8}, FIELDS), "fit.init_from")
     with pytest.raises(RunError, match="a deepfm whose weights do not fit this fnn"):
-        inherit(fnn({}), Case("deepfm").build(), "fit.start_from")
-    inherit(fnn({}), fnn({}), "fit.start_from")
+        inherit(fnn({}), Case("deepfm").build(), "fit.init_from")
+    inherit(fnn({}), fnn({}), "fit.init_from")
 
 
 def test_pairs_without_a_pattern_are_learned_from_a_run_of_fm_and_not_without(tmp_path: Path) -> None:

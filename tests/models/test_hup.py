@@ -27,8 +27,8 @@ from longrec.models.hup import HUP, _Level, _Steps, hard_sigmoid
 from longrec.nn.lstm import LSTM
 from longrec.nn.segments import Segments
 
-CATEGORY = Field("category", "id", 8, table="item")
-THREE = Fields((Field("user", "id", 40, table="user"), ITEM, CATEGORY), {"seen": (ITEM, CATEGORY, RATING, SINCE)})
+CATEGORY = Field("category", "id", 8, side="item")
+THREE = Fields((Field("user", "id", 40, side="user"), ITEM, CATEGORY), {"seen": (ITEM, CATEGORY, RATING, SINCE)})
 SMALL: dict[str, Any] = {"hidden": 6, "mlp": [16]}
 
 
@@ -155,15 +155,15 @@ def test_without_weights_and_times_it_is_torchs_lstm() -> None:
 
 def test_the_first_event_of_a_history_has_no_interval() -> None:
     """Missing, as data preparation tells it, is no bucket: neither that of no time nor any other is read for it."""
-    ids = since_previous(np.array([5_000, 9_000, 8_000, 8_000]), np.array([0, 2, 4]))
+    ids = time_since_previous(np.array([5_000, 9_000, 8_000, 8_000]), np.array([0, 2, 4]))
     assert ids.tolist() == [0, 4, 0, 2]
     model, batch = hup(), ragged(2, lengths=[2, 2], fields=THREE)
-    batch = with_history(batch, "seen", {"since_previous": torch.from_numpy(ids)})
+    batch = with_history(batch, "seen", {"time_since_previous": torch.from_numpy(ids)})
     model(batch).sum().backward()
-    grad = model.embeddings.table("since_previous").grad
+    grad = model.embeddings.table("time_since_previous").grad
     assert grad is not None
     assert grad.coalesce().to_dense().abs().sum(1).nonzero().squeeze(1).tolist() == [0, 2, 4]
-    at_once = with_history(batch, "seen", {"since_previous": torch.tensor([2, 4, 2, 2])})
+    at_once = with_history(batch, "seen", {"time_since_previous": torch.tensor([2, 4, 2, 2])})
     assert ((model(at_once) - model(batch)).abs() > 1e-5).all()
 
 

@@ -44,8 +44,8 @@ def read(model: IATReader, batch: Batch, name: str = "tokens") -> Tensor:
 
 def test_attention_by_hand() -> None:
     """One head, two tokens of one number; the weights are chosen so that the score is request times token."""
-    item = Field("item", "id", 4, table="item")
-    fields = Fields((item,), {"tokens": (Field("tokens.token", "vector", 0, width=1),)})
+    item = Field("item", "id", 4, side="item")
+    fields = Fields((item,), {"tokens": (Field("tokens.token", "embedding", 0, width=1),)})
     small = {"width": 1, "heads": 1, "query": 1, "adapt": 1, "side_dim": 1, "embedding_dim": 1}
     model = build({"name": "iat_reader", "base": {"name": "lr"}, **small}, fields)
     assert isinstance(model, IATReader)
@@ -128,7 +128,7 @@ def test_the_query_may_read_the_item_alone() -> None:
     assert torch.equal(read(model, batch), read(model, other))
     assert not torch.equal(model(batch), model(other))  # the base still reads the user
     assert not torch.equal(read(lively({}), batch), read(lively({}), other))
-    users = Fields((Field("user", "id", 40, table="user"),), TOKENS.histories)
+    users = Fields((Field("user", "id", 40, side="user"),), TOKENS.histories)
     with pytest.raises(ConfigError, match="needs a feature of the item"):
         build({"name": "iat_reader", "query_from": "item"}, users)
 
@@ -193,7 +193,7 @@ def test_a_side_column_of_many_ids_is_content() -> None:
 @pytest.mark.parametrize("settings", READS[:2], ids=str)
 def test_slots_count_as_so_many_tokens(settings: dict[str, Any]) -> None:
     """An instance of two slots reads as two instances of one, but for the vector that tells slots apart."""
-    features, token = TOKENS.features, Field("t.token", "vector", 0, width=6, slots=2)
+    features, token = TOKENS.features, Field("t.token", "embedding", 0, width=6, slots=2)
     side = (Field("t.label", "id", 4, feedback=True), GAP)
     model = lively(settings, Fields(features, {"t": (token, *side)}))
     single = lively(settings, Fields(features, {"t": (replace(token, width=3, slots=1), *side)}))
@@ -227,8 +227,8 @@ def test_the_rankers_width_for_what_is_read() -> None:
 
 ITEMS = 8
 PLANTED = Fields(
-    (Field("user", "id", 40, table="user"), Field("item", "id", ITEMS + 2, table="item")),
-    {"tokens": (Field("tokens.token", "vector", 0, width=4), Field("tokens.label", "id", 4, feedback=True), GAP)},
+    (Field("user", "id", 40, side="user"), Field("item", "id", ITEMS + 2, side="item")),
+    {"tokens": (Field("tokens.token", "embedding", 0, width=4), Field("tokens.label", "id", 4, feedback=True), GAP)},
 )
 
 
@@ -247,7 +247,7 @@ def planted(rows: int, seed: int) -> Batch:
 
 
 def accuracy(settings: dict[str, Any]) -> float:
-    """Share of right signs on new users after 50 steps of the usual optimisers."""
+    """Share of right signs on new users after 50 steps of the usual optimizers."""
     model = Case("iat_reader", settings).build(fields=PLANTED)
     assert isinstance(model, IATReader)
     tables = model.tables()
@@ -272,7 +272,7 @@ def test_it_solves_a_log_where_a_click_depends_on_a_token_and_the_candidate() ->
     assert accuracy({"tokens": "zeroed"}) < 0.6
 
 
-KNOWLEDGE = tuple(field.name for field in BOTH.features if field.kind == "vector")
+KNOWLEDGE = tuple(field.name for field in BOTH.features if field.kind == "embedding")
 SMALL: dict[str, Any] = {"width": 8, "heads": 2, "adapt": 8, "query": 8}
 
 
@@ -309,4 +309,4 @@ def test_knowledge_is_plugged_into_a_reader() -> None:
     other = replace(batch, features={**batch.features, **nothing})
     assert torch.equal(model.base(batch), model.base(other))
     assert not torch.allclose(model(batch), model(other))
-    assert [field.name for field in model.base.base.fields.features if field.kind == "vector"] == ["iat.tokens"]
+    assert [field.name for field in model.base.base.fields.features if field.kind == "embedding"] == ["iat.tokens"]

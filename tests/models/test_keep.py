@@ -38,7 +38,7 @@ def test_the_equations_row_by_row(settings: dict[str, Any]) -> None:
     model, batch = keep(settings), ragged(6)
     embedded = model.embeddings(batch)
     for row in range(6):
-        of = {table: [embedded.features[f.name][row] for f in FIELDS.features if f.table == table]
+        of = {table: [embedded.features[f.name][row] for f in FIELDS.features if f.side == table]
               for table in ("user", "item", "event")}  # fmt: skip
         pooled, attended = [], []
         for (history, columns), unit in zip(FIELDS.histories.items(), model.units, strict=True):
@@ -147,7 +147,7 @@ def test_experts_stand_between_the_shared_layer_and_the_labels() -> None:
 
 def test_a_schema_without_two_sides_is_refused() -> None:
     with pytest.raises(ConfigError, match="a feature of the item, and a feature of the user or a history"):
-        build({"name": "keep"}, Fields((Field("user", "id", 9, table="user"),), {}))
+        build({"name": "keep"}, Fields((Field("user", "id", 9, side="user"),), {}))
     with pytest.raises(ConfigError, match="keep extracts knowledge of users and of items"):
         build({"name": "keep"}, Fields((ITEM,), {}))
 

@@ -20,7 +20,7 @@ from longrec.train.optimisers import build_optimisers
 from longrec.train.settings import FitConfig
 from longrec.train.start import inherit, move_moments
 
-ITEM_TASTE = Field("item_taste", "vector", 0, table="item", width=4)
+ITEM_TASTE = Field("item_taste", "embedding", 0, side="item", width=4)
 WITH_ITEM = Fields((*FIELDS.features, ITEM_TASTE), FIELDS.histories)
 BARE = without(FIELDS, ["taste"])
 BASES: list[dict[str, Any]] = [
@@ -275,7 +275,7 @@ def test_it_says_of_itself_what_its_base_says() -> None:
 
 
 def test_what_cannot_be_plugged_is_refused_with_what_to_do() -> None:
-    user = Field("user", "id", 9, table="user")
+    user = Field("user", "id", 9, side="user")
     with pytest.raises(ConfigError, match="keep_plug plugs in vector features, and the schema has none; add a feature"):
         plugged({"base": {"name": "deepfm"}}, Fields((user, ITEM), {}))
     with pytest.raises(ConfigError, match="fm has no MLP that knowledge could be plugged into"):

@@ -19,10 +19,10 @@ from longrec.models.core.base import build
 from longrec.models.kfatt import KalmanAttention, KFAtt, SessionEncoder
 from longrec.nn.segments import Segments
 
-KIND = Field("kind", "id", 5, table="item")
+KIND = Field("kind", "id", 5, side="item")
 QUERY = Field("query", "id", 7)
 KEYED = Fields(
-    (Field("user", "id", 40, table="user"), QUERY, ITEM, KIND),
+    (Field("user", "id", 40, side="user"), QUERY, ITEM, KIND),
     {"seen": (RATING, ITEM, KIND, SESSION), "asked": (QUERY, ITEM)},
 )
 SETTINGS: list[dict[str, Any]] = [

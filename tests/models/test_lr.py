@@ -10,7 +10,7 @@ from longrec.models.lr import LR
 
 
 def test_the_logit_is_the_bias_and_one_weight_a_value() -> None:
-    fields = Fields((Field("user", "id", 5), Field("price", "dense", 0)), {})
+    fields = Fields((Field("user", "id", 5), Field("price", "numeric", 0)), {})
     model = build({"name": "lr"}, fields)
     assert isinstance(model, LR)
     with torch.no_grad():

@@ -121,7 +121,7 @@ def test_a_base_keeps_what_it_learns_beside_its_label(name: str, base: dict[str,
 def test_training_goes_on_from_a_run_of_the_base(name: str) -> None:
     base = Case("deepfm").lively(FEW)
     model = build({"name": name, "base": {"name": "deepfm"}}, FEW)
-    inherit(model, base, "fit.start_from")
+    inherit(model, base, "fit.init_from")
     assert isinstance(model.bottom, Bottom)
     assert isinstance(model.bottom.base, Ranker)
     batch = ragged(9, fields=FEW)

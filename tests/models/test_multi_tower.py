@@ -103,7 +103,7 @@ def sum_of(model: MultiTower, names: list[str]) -> int:
 
 def test_one_event_by_hand() -> None:
     """Weights chosen so that the score of an event is the product of query and key."""
-    item, price = Field("item", "id", 5, dim=1, table="item"), Field("price", "dense", 0, table="item")
+    item, price = Field("item", "id", 5, dim=1, side="item"), Field("price", "numeric", 0, side="item")
     plain = {"batch_norm": False}
     model = build(
         {
@@ -137,7 +137,7 @@ def test_one_event_by_hand() -> None:
 
 def test_a_candidate_that_was_seen_before_is_learned_by_attention_only() -> None:
     """A click is an item of the history. No tower of features can know it, and a mean of five events hardly does."""
-    item = Field("item", "id", 22, table="item")
+    item = Field("item", "id", 22, side="item")
     fields = Fields((item,), {"seen": (item,)})
 
     def batch(rows: int, seed: int) -> Batch:
@@ -255,12 +255,12 @@ def test_all_faults_are_reported_at_once() -> None:
     ]
     every = [field.name for field in FIELDS.features]
     with pytest.raises(ConfigError, match="towers.rest: no feature is left for it; give it `of`"):
-        build({"name": "multi_tower", "towers": {"all": {"of": every}, "rest": {}}}, FIELDS)
+        build({"name": "multi_tower", "towers": {"all": {"features": every}, "rest": {}}}, FIELDS)
     with pytest.raises(ConfigError, match="dropout has 3 shares for 2 layers; give one, or one a layer"):
         build({"name": "multi_tower", "final": {"mlp": [4, 4], "dropout": [0.1, 0.1, 0.1]}}, FIELDS)
     with pytest.raises(ConfigError, match=r"model\.towers\.a\.mpl: unknown key; did you mean 'mlp'\?"):
         build({"name": "multi_tower", "towers": {"a": {"mpl": [4]}}}, FIELDS)
-    with pytest.raises(ConfigError, match="histories.past.of: multi_tower needs a column"):
+    with pytest.raises(ConfigError, match="histories.past.features: multi_tower needs a column"):
         build({"name": "multi_tower"}, Fields((ITEM,), {"past": (RATING, GAP)}))
 
 

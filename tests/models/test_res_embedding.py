@@ -291,7 +291,7 @@ def test_items_of_one_interest_are_learned_from_co_clicks(tmp_path: Path, monkey
 
 def test_it_starts_from_a_run_of_its_base_and_stands_under_others() -> None:
     model, base = res(POOLING), Case("pooling").lively(FEW)
-    inherit(model, base, "fit.start_from")
+    inherit(model, base, "fit.init_from")
     assert torch.equal(model.residuals, base.embeddings.table("item"))
     over = build({"name": "can", "base": {"name": "res_embedding"}}, FEW)
     assert [
@@ -324,7 +324,7 @@ def test_what_does_not_go_is_refused(settings: dict[str, Any], says: str) -> Non
     with pytest.raises(ConfigError, match=says):
         build({"name": "res_embedding", **settings}, FEW)
     with pytest.raises(ConfigError, match="res_embedding needs an id of the item"):
-        build({"name": "res_embedding"}, Fields((Field("user", "id", 9, table="user"),), {}))
+        build({"name": "res_embedding"}, Fields((Field("user", "id", 9, side="user"),), {}))
 
 
 def test_chunks_are_read_one_after_the_other() -> None:

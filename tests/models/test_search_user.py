@@ -182,7 +182,7 @@ def test_it_explains_a_request_as_its_rows(settings: dict[str, Any]) -> None:
 
 
 def test_what_it_cannot_use_is_refused_with_what_to_do() -> None:
-    user = Field("user", "id", 9, table="user")
+    user = Field("user", "id", 9, side="user")
     with pytest.raises(ConfigError, match="search_user reads a history, and the schema has none"):
         build({"name": "search_user"}, Fields((user, ITEM), {}))
     with pytest.raises(ConfigError) as caught:

@@ -26,7 +26,7 @@ from longrec.models.core.base import build
 from longrec.models.tissa import TiSSA, _Path
 from longrec.nn.segments import Segments
 
-TIMED = Fields((Field("user", "id", 40, table="user"), ITEM), {"seen": (RATING, ITEM, GAP, SINCE)})
+TIMED = Fields((Field("user", "id", 40, side="user"), ITEM), {"seen": (RATING, ITEM, GAP, SINCE)})
 SMALL: dict[str, Any] = {"hidden": 6, "heads": 2, "mlp": [16], "slices": 4, "newest": 12}
 SETTINGS: list[dict[str, Any]] = [SMALL, *TiSSA.variants]
 
@@ -64,7 +64,7 @@ def test_the_equations_row_by_row(settings: dict[str, Any]) -> None:
         h, slices = torch.zeros(width), {}  # type: ignore[var-annotated]
         for at in range(start, stop):
             x = torch.cat([seen["item"][at], seen["rating"][at], seen["time_gap"][at]])
-            dt = 0.1 * max(int(cast(Tensor, columns["since_previous"])[at]) - 2, 0)
+            dt = 0.1 * max(int(cast(Tensor, columns["time_since_previous"])[at]) - 2, 0)
             unit = path.recurrence
             (xz, xr, xn), (hz, hr, hn) = (unit.weight @ x + unit.bias).chunk(3), (unit.recurrent @ h).chunk(3)
             dz, dr = (dt * path.gates.weight[:, 0]).chunk(2)
@@ -131,7 +131,7 @@ def test_without_time_it_is_torchs_gru() -> None:
 @pytest.mark.parametrize("unknown", [0, 1])
 def test_a_missing_interval_adds_nothing(unknown: int) -> None:
     """The first event of a history has no event before it: data preparation says that it is missing, 0."""
-    ids = since_previous(np.array([5_000, 9_000, 8_000, 70_000]), np.array([0, 2, 4]))
+    ids = time_since_previous(np.array([5_000, 9_000, 8_000, 70_000]), np.array([0, 2, 4]))
     assert ids.tolist() == [0, 4, 0, 7]
     path, e = path_of(tissa()), torch.randn(4, 48)
     assert path.gates is not None
@@ -229,7 +229,7 @@ def test_weights_of_events_sum_to_one(fields: Fields) -> None:
 
 def test_the_time_between_events_is_no_other_input() -> None:
     model = tissa(SMALL, FIELDS)
-    assert "since_previous" not in model.embeddings.widths
+    assert "time_since_previous" not in model.embeddings.widths
     assert path_of(model, "liked").gates is not None
     assert path_of(model, "seen").gates is None
 
@@ -261,7 +261,7 @@ def test_what_was_wanted_a_day_ago_is_learned_by_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("model", "without"),
-    [({"name": "tissa", "hidden": 8, "heads": 2}, ("time_gap", "since_previous")), ({"name": "pooling"}, ())],
+    [({"name": "tissa", "hidden": 8, "heads": 2}, ("time_gap", "time_since_previous")), ({"name": "pooling"}, ())],
     ids=["tissa", "pooling"],
 )
 def test_what_was_wanted_a_day_ago_is_not_learned_by_order_or_sums(

@@ -28,9 +28,9 @@ def bags(column: Jagged) -> list[tuple[list[int], list[float]]]:
 
 def by_hand(field: Field, column: Tensor | Jagged, table: Tensor) -> Tensor:
     if isinstance(column, Tensor):
-        if field.kind == "vector":
+        if field.kind == "embedding":
             return (column.unsqueeze(2) * table).sum(1)
-        return column.unsqueeze(1) * table if field.kind == "dense" else table[column.long()]
+        return column.unsqueeze(1) * table if field.kind == "numeric" else table[column.long()]
     rows = []
     for ids, weights in bags(column):
         if not ids:
@@ -59,7 +59,7 @@ def test_every_field_by_hand() -> None:
 @pytest.mark.parametrize("pool", ["mean", "sum", "max"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_pools_with_and_without_weights(pool: str, weighted: bool) -> None:
-    field = Field("tags", "multi", 9, pool=pool, weighted=weighted)
+    field = Field("tags", "multi_id", 9, pool=pool, weighted=weighted)
     weights = torch.tensor([0.5, 2.0, 1.0, -1.0, 1.0]) if weighted else None
     column = Jagged(torch.tensor([2, 3, 2, 5, 5], dtype=torch.int32), torch.tensor([0, 3, 3, 3]), weights)
     column = Jagged(column.values[:3], column.offsets, None if weights is None else weights[:3])
@@ -69,7 +69,7 @@ def test_pools_with_and_without_weights(pool: str, weighted: bool) -> None:
 
 
 def test_weights_that_cancel_make_no_nan() -> None:
-    field = Field("tags", "multi", 9, pool="mean", weighted=True)
+    field = Field("tags", "multi_id", 9, pool="mean", weighted=True)
     column = Jagged(torch.tensor([2, 2], dtype=torch.int32), torch.tensor([0, 2]), torch.tensor([1.0, -1.0]))
     assert lively(Fields((field,), {}))(Batch(1, {"tags": column})).features["tags"].isfinite().all()
 
@@ -95,7 +95,9 @@ def test_widths() -> None:
 
 def test_tables_start_small_and_reserved_rows_at_zero() -> None:
     torch.manual_seed(0)
-    embeddings = Embeddings(Fields((Field("item", "id", 5000, table="item"), Field("price", "dense", 0)), {}), std=0.02)
+    embeddings = Embeddings(
+        Fields((Field("item", "id", 5000, side="item"), Field("price", "numeric", 0)), {}), std=0.02
+    )
     table = embeddings.table("item")
     assert table[:2].abs().max() == 0
     assert table[2:].std().item() == pytest.approx(0.02, rel=0.02)
@@ -154,7 +156,7 @@ def test_a_history_of_nothing() -> None:
 
 SHARING = Fields(
     (
-        Field("brand", "id", 9, table="item"),
+        Field("brand", "id", 9, side="item"),
         Field("looked", "id", 9, share="brand"),
         Field("size", "numbers", 0, width=3),
     ),

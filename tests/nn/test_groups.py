@@ -113,10 +113,10 @@ def test_members_of_groups_are_not_pooled() -> None:
         over.pool(torch.ones(6, 1), "sum")
 
 
-ITEM, CATEGORY, SHOP = (Field(name, "id", rows, table="item") for name, rows in (("item", 60), ("cat", 9), ("shop", 7)))
-GENRES, QUERY, RATING = Field("genres", "multi", 12, table="item"), Field("query", "id", 99), Field("rating", "id", 8)
+ITEM, CATEGORY, SHOP = (Field(name, "id", rows, side="item") for name, rows in (("item", 60), ("cat", 9), ("shop", 7)))
+GENRES, QUERY, RATING = Field("genres", "multi_id", 12, side="item"), Field("query", "id", 99), Field("rating", "id", 8)
 FIELDS = Fields(
-    (Field("user", "id", 9, table="user"), GENRES, ITEM, CATEGORY, SHOP, QUERY),
+    (Field("user", "id", 9, side="user"), GENRES, ITEM, CATEGORY, SHOP, QUERY),
     {
         "all": (RATING, QUERY, GENRES, ITEM, CATEGORY, SHOP),
         "items": (RATING, ITEM),

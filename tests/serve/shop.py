@@ -45,29 +45,32 @@ FULL: dict[str, Any] = {
     "item": "item_id",
     "time": {"column": "at", "unit": "auto"},
     "label": {"column": "rating", "at_least": 4},
-    "label_known_after": "2s",
+    "label_delay": "2s",
     "features": {
         "user_id": {"kind": "id"},
-        "age": {"kind": "dense", "table": "user", "scale": "standard"},
-        "hobbies": {"kind": "multi", "table": "user", "separator": "|"},
+        "age": {"kind": "numeric", "side": "user", "scale": "standard"},
+        "hobbies": {"kind": "multi_id", "side": "user", "separator": "|"},
         "item_id": {"kind": "id"},
-        "price": {"kind": "bucket", "table": "item", "quantiles": 4},
-        "genres": {"kind": "multi", "table": "item", "pool": "sum"},
-        "actors": {"kind": "multi", "table": "item", "hash": 40, "weights": "fame"},
+        "price": {"kind": "bucketized", "side": "item", "quantiles": 4},
+        "genres": {"kind": "multi_id", "side": "item", "pool": "sum"},
+        "actors": {"kind": "multi_id", "side": "item", "hash": 40, "weights": "fame"},
         "device": {"kind": "id"},
-        "shown": {"kind": "dense", "scale": "log"},
-        "shown_cut": {"kind": "bucket", "column": "shown", "log_square": True},
+        "shown": {"kind": "numeric", "scale": "log"},
+        "shown_cut": {"kind": "bucketized", "column": "shown", "log_square": True},
         "campaign": {"kind": "id", "hash": 50},
-        "tags": {"kind": "multi", "table": "event", "weights": "tag_weights", "pool": "max"},
-        "hour": {"kind": "time", "part": "hour_of_week", "utc_offset": 1.5},
+        "tags": {"kind": "multi_id", "side": "context", "weights": "tag_weights", "pool": "max"},
+        "hour": {"kind": "calendar", "component": "hour_of_week", "utc_offset": 1.5},
         "rating": {"kind": "id", "feedback": True},
-        "dwell": {"kind": "bucket", "edges": [5, 20], "feedback": True, "known_at": "dwell_known"},
+        "dwell": {"kind": "bucketized", "edges": [5, 20], "feedback": True, "available_at": "dwell_known"},
     },
     "histories": {
-        "seen": {"of": ["item_id", "genres", "actors", "device", "rating", "dwell", "time_gap"], "last": 12},
+        "seen": {
+            "features": ["item_id", "genres", "actors", "device", "rating", "dwell", "time_gap"],
+            "max_length": 12,
+        },
         "liked": {
-            "of": ["item_id", "time_gap", "since_previous", "sessions_back"],
-            "last": 5,
+            "features": ["item_id", "time_gap", "time_since_previous", "session_recency"],
+            "max_length": 5,
             "where": {"rating": {"at_least": 4}},
             "session_gap": "5s",
         },
@@ -78,7 +81,7 @@ STEPS: dict[str, Any] = {
     "item": "film",
     "time": {"column": "step", "unit": "step"},
     "label": "click",
-    "features": {"name": {"kind": "id"}, "film": {"kind": "id"}, "place": {"kind": "bucket", "edges": [2, 4]}},
+    "features": {"name": {"kind": "id"}, "film": {"kind": "id"}, "place": {"kind": "bucketized", "edges": [2, 4]}},
 }
 PREJOINED: dict[str, Any] = {
     "user": "user_id",
@@ -167,7 +170,7 @@ class Shop:
         timestamp = int(self.segment.times[row]) if timestamp is None else timestamp
         schema = self.fitted.schema
         events: dict[str, Any] = {}
-        for name in self.fitted.of_table("event"):
+        for name in self.fitted.names_of_side("event"):
             feature = schema.features[name]
             if feature.feedback or feature.kind == "time":
                 continue
@@ -214,7 +217,7 @@ def _fit_schema(schema: Schema, sources: dict[str, tuple[pa.Array, str | None]])
         fitter = Fitter(name, feature)
         if feature.kind != "time":
             values = sources[name][0]
-            if feature.kind == "multi":
+            if feature.kind == "multi_id":
                 values, _ = flatten(values, feature.separator, name)
             fitter.add(values, np.ones(len(values), np.int64), name)
         encoders[name] = fitter.finish()
@@ -257,7 +260,7 @@ def make(
     order = np.lexsort((times, rows))
     columns: dict[str, NDArray[Any]] = {"item": item_table.rows(events[schema.item], "item")[order].astype(np.uint16)}
     lists: dict[str, Lists] = {}
-    for name in fitted.of_table("event"):
+    for name in fitted.names_of_side("event"):
         feature = schema.features[name]
         if feature.kind == "time":
             continue
@@ -267,8 +270,8 @@ def make(
             lists[name] = values
         else:
             columns[name] = values if values.dtype.kind == "f" else values.astype(np.uint16)
-        if feature.known_at:
-            columns[f"known.{name}"] = events[feature.known_at].to_numpy()[order]
+        if feature.available_at:
+            columns[f"known.{name}"] = events[feature.available_at].to_numpy()[order]
     for name, history in schema.histories.items():
         if history.where:
             met = [holds(c, events[column].take(pa.array(order)), column) for column, c in history.where.items()]

@@ -22,10 +22,10 @@ SCHEMA: dict[str, Any] = {
     **token_shop.SCHEMA,
     "features": {
         **token_shop.SCHEMA["features"],
-        "price": {"kind": "bucket", "edges": [1, 2, 3], "table": "candidate"},
-        "thing": {"kind": "cross", "of": ["place", "item_id"], "hash": 30},
+        "price": {"kind": "bucketized", "edges": [1, 2, 3], "side": "candidate"},
+        "thing": {"kind": "cross", "features": ["place", "item_id"], "hash": 30},
     },
-    "histories": {"seen": {"of": ["item_id", "place", "price", "thing", "stars", "time_gap"], "last": 8}},
+    "histories": {"seen": {"features": ["item_id", "place", "price", "thing", "stars", "time_gap"], "max_length": 8}},
 }
 
 

@@ -41,12 +41,12 @@ SCHEMA: dict[str, Any] = {
     **token_shop.SCHEMA,
     "features": {
         **FEATURES,
-        "dwell": {"kind": "bucket", "edges": [5, 20], "feedback": True, "known_at": "dwell_known"},
+        "dwell": {"kind": "bucketized", "edges": [5, 20], "feedback": True, "available_at": "dwell_known"},
     },
     "histories": {
-        "seen": {"of": ["item_id", "place", "stars", "dwell", "time_gap"], "last": 4},
-        "liked": {"of": ["item_id", "price", "time_gap"], "last": 3, "where": {"stars": {"at_least": 3}}},
-        "top": {"of": ["item_id"], "last": 3, "where": {"place": "top"}},
+        "seen": {"features": ["item_id", "place", "stars", "dwell", "time_gap"], "max_length": 4},
+        "liked": {"features": ["item_id", "price", "time_gap"], "max_length": 3, "where": {"stars": {"at_least": 3}}},
+        "top": {"features": ["item_id"], "max_length": 3, "where": {"place": "top"}},
     },
 }
 Event = dict[str, Any]

@@ -32,29 +32,29 @@ from longrec.serve.service import Service, replay
 FEATURES: dict[str, Any] = {
     "user": {"kind": "id"},
     "item": {"kind": "id", "hash": 50},
-    "brand": {"kind": "id", "table": "candidate"},
-    "price": {"kind": "bucket", "table": "candidate", "edges": [2, 4, 6]},
-    "price_hash": {"kind": "id", "table": "candidate", "column": "shop_id", "hash": 9},
-    "discount": {"kind": "dense", "table": "candidate", "scale": "log"},
-    "words": {"kind": "multi", "table": "candidate", "separator": "|", "weight_separator": ":", "pool": "sum"},
-    "labels": {"kind": "multi", "table": "candidate", "weights": "label_weights"},
-    "sizes": {"kind": "dense", "table": "candidate", "width": 3, "separator": ";", "missing": 1.5},
+    "brand": {"kind": "id", "side": "candidate"},
+    "price": {"kind": "bucketized", "side": "candidate", "edges": [2, 4, 6]},
+    "price_hash": {"kind": "id", "side": "candidate", "column": "shop_id", "hash": 9},
+    "discount": {"kind": "numeric", "side": "candidate", "scale": "log"},
+    "words": {"kind": "multi_id", "side": "candidate", "separator": "|", "weight_separator": ":", "pool": "sum"},
+    "labels": {"kind": "multi_id", "side": "candidate", "weights": "label_weights"},
+    "sizes": {"kind": "numeric", "side": "candidate", "width": 3, "separator": ";", "missing": 1.5},
     "page": {"kind": "id"},
     "page_hash": {"kind": "id", "column": "page", "hash": 7},
-    "stats": {"kind": "dense", "width": 2},
-    "tags": {"kind": "multi", "separator": "|", "weight_separator": ":", "hash": 40},
+    "stats": {"kind": "numeric", "width": 2},
+    "tags": {"kind": "multi_id", "separator": "|", "weight_separator": ":", "hash": 40},
     "brand_now": {"kind": "id", "share": "brand", "column": "looked_at"},
-    "page_and_hour": {"kind": "cross", "of": ["page", "hour"], "hash": 60},
-    "all_keys": {"kind": "cross", "of": ["user", "item", "brand", "page"], "hash": 90},
-    "paid": {"kind": "lookup", "map": "prices", "key": "brand", "as": "dense"},
-    "paid_cut": {"kind": "lookup", "map": "prices", "key": "brand", "as": "bucket", "edges": [2, 5]},
+    "page_and_hour": {"kind": "cross", "features": ["page", "hour"], "hash": 60},
+    "all_keys": {"kind": "cross", "features": ["user", "item", "brand", "page"], "hash": 90},
+    "paid": {"kind": "lookup", "map": "prices", "key": "brand", "as": "numeric"},
+    "paid_cut": {"kind": "lookup", "map": "prices", "key": "brand", "as": "bucketized", "edges": [2, 5]},
     "match": {
         "kind": "lookup",
         "map": "brands_of_page",
         "outer_key": "page",
         "key": "brand",
         "outer_separator": "|",
-        "as": "dense",
+        "as": "numeric",
     },
     "last_of": {"kind": "lookup", "map": "lasts", "key": "page", "pair_separator": "=", "separator": "&"},
 }
@@ -64,7 +64,7 @@ SCHEMA: dict[str, Any] = {
     "time": {"column": "t", "unit": "s"},
     "label": "click",
     "features": FEATURES,
-    "histories": {"seen": {"of": ["item", "brand", "price", "all_keys", "time_gap"], "last": 5}},
+    "histories": {"seen": {"features": ["item", "brand", "price", "all_keys", "time_gap"], "max_length": 5}},
 }
 PREJOINED: dict[str, Any] = {
     "user": "user",
@@ -72,7 +72,11 @@ PREJOINED: dict[str, Any] = {
     "label": "click",
     "features": {name: FEATURES[name] for name in ("user", "item", "brand", "price", "page", "all_keys")},
     "histories": {
-        "brands": {"of": ["brand", "price"], "columns": {"brand": "past_brands", "price": "past_prices"}, "last": 3}
+        "brands": {
+            "features": ["brand", "price"],
+            "columns": {"brand": "past_brands", "price": "past_prices"},
+            "max_length": 3,
+        }
     },
 }
 

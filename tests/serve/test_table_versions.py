@@ -39,15 +39,15 @@ SCHEMA: dict[str, Any] = {
     "features": {
         "user": {"kind": "id"},
         "item": {"kind": "id"},
-        "brand": {"kind": "id", "table": "item"},
-        "ctr": {"kind": "dense", "table": "item", "scale": "standard"},
-        "sold": {"kind": "bucket", "table": "item", "quantiles": 4, "column": "ctr"},
-        "tags": {"kind": "multi", "table": "item", "weights": "tag_weights"},
-        "shape": {"kind": "dense", "table": "item", "width": 2},
-        "loyal": {"kind": "bucket", "table": "user", "edges": [1, 2, 3]},
-        "likes": {"kind": "multi", "table": "user", "separator": "|"},
+        "brand": {"kind": "id", "side": "item"},
+        "ctr": {"kind": "numeric", "side": "item", "scale": "standard"},
+        "sold": {"kind": "bucketized", "side": "item", "quantiles": 4, "column": "ctr"},
+        "tags": {"kind": "multi_id", "side": "item", "weights": "tag_weights"},
+        "shape": {"kind": "numeric", "side": "item", "width": 2},
+        "loyal": {"kind": "bucketized", "side": "user", "edges": [1, 2, 3]},
+        "likes": {"kind": "multi_id", "side": "user", "separator": "|"},
     },
-    "histories": {"seen": {"of": ["item", "brand", "sold", "tags", "time_gap"], "last": 6}},
+    "histories": {"seen": {"features": ["item", "brand", "sold", "tags", "time_gap"], "max_length": 6}},
 }
 
 

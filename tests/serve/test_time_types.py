@@ -93,7 +93,7 @@ def measure_difference(folder: Path, form: str) -> tuple[int, float]:
         "time": {"column": "t", **time_keys},
         "label": "click",
         "features": {"user": {"kind": "id"}, "item": {"kind": "id"}, "row": dense, **calendar},
-        "histories": {"past": {"of": ["item", "time_gap", "since_previous"], "last": 30}},
+        "histories": {"past": {"features": ["item", "time_gap", "time_since_previous"], "max_length": 30}},
     }
     data = {"schema": schema, "log": str(path), "split": {"by": "user", "valid": 0.2, "test": 0.5}, "threads": 1}
     config = {

@@ -42,10 +42,10 @@ SCHEMA: dict[str, Any] = {
         "user_id": {"kind": "id", "vocab": [f"u{n}" for n in range(USERS)]},
         "item_id": {"kind": "id", "vocab": list(range(100, 100 + ITEMS))},
         "place": {"kind": "id", "vocab": ["top", "side", "foot"]},
-        "price": {"kind": "bucket", "edges": [1, 2, 3]},
-        "stars": {"kind": "bucket", "edges": [2, 4], "feedback": True, "known_after": "1m"},
+        "price": {"kind": "bucketized", "edges": [1, 2, 3]},
+        "stars": {"kind": "bucketized", "edges": [2, 4], "feedback": True, "available_after": "1m"},
     },
-    "histories": {"seen": {"of": ["item_id", "place", "stars", "time_gap"], "last": 8}},
+    "histories": {"seen": {"features": ["item_id", "place", "stars", "time_gap"], "max_length": 8}},
 }
 SOURCE: dict[str, Any] = {
     "name": "iat",
@@ -76,10 +76,14 @@ STEPS: dict[str, Any] = {
         "user_id": {"kind": "id", "vocab": list(range(USERS))},
         "item_id": {"kind": "id", "vocab": [f"i{n}" for n in range(ITEMS)]},
         "place": {"kind": "id", "vocab": ["top", "side", "foot"]},
-        "stars": {"kind": "bucket", "edges": [2, 4], "feedback": True},
+        "stars": {"kind": "bucketized", "edges": [2, 4], "feedback": True},
     },
     "histories": {
-        "liked": {"of": ["item_id", "place", "stars"], "last": 6, "where": {"stars": {"at_least": 4}, "zone": "a"}}
+        "liked": {
+            "features": ["item_id", "place", "stars"],
+            "max_length": 6,
+            "where": {"stars": {"at_least": 4}, "zone": "a"},
+        }
     },
 }
 """Whole numbers for users, text for items, steps for times; requests; a filter on a column that is no feature."""

@@ -28,10 +28,10 @@ SCHEMA: dict[str, Any] = {
     "features": {
         "user_id": {"kind": "id"},
         "item_id": {"kind": "id"},
-        "genre": {"kind": "id", "table": "item"},
-        "stars": {"kind": "bucket", "edges": [2, 3, 4, 5], "feedback": True},
+        "genre": {"kind": "id", "side": "item"},
+        "stars": {"kind": "bucketized", "edges": [2, 3, 4, 5], "feedback": True},
     },
-    "histories": {"seen": {"of": ["item_id", "genre", "stars", "time_gap"], "last": 10}},
+    "histories": {"seen": {"features": ["item_id", "genre", "stars", "time_gap"], "max_length": 10}},
 }
 JOB: dict[str, Any] = {
     "data": {"log": "events.parquet", "items": "items.parquet", "schema": "shop.schema.yaml"},
@@ -44,7 +44,7 @@ JOB: dict[str, Any] = {
         "dropout": 0.2,
     },
     "fit": {"batch_size": 100, "lr": 0.01, "tensorboard": "off", "mlflow": "off", "log_steps": 5},
-    "evaluate": {"replicates": 20},
+    "evaluate": {"n_resamples": 20},
 }
 
 
@@ -91,7 +91,7 @@ def same_run(one: Path, other: Path) -> None:
     for name in (
         "checkpoints/best/weights.safetensors",
         "checkpoints/last/weights.safetensors",
-        "checkpoints/last/optimiser.safetensors",
+        "checkpoints/last/optimizer.safetensors",
     ):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     parts = sorted(path.name for path in (one / "predictions").iterdir())

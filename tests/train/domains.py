@@ -17,11 +17,11 @@ FIT: dict[str, Any] = {
     "epochs": 1,
     "batch_size": 64,
     "lr": 0.01,
-    "tables_lr": 0.02,
+    "embedding_lr": 0.02,
     "tensorboard": "off",
     "mlflow": "off",
 }
-FIT |= {"validations_per_epoch": 1}
+FIT |= {"val_checks_per_epoch": 1}
 EXTRACTOR: dict[str, Any] = {
     "name": "keep", "embedding_dim": 8, "user": [16, 8], "item": [16, 8], "both": [16], "attention": [8],
     "tasks": {"like": 0.5},
@@ -67,12 +67,12 @@ def extractor(folder: Path, **model: Any) -> dict[str, Any]:
         "features": {
             "user": {"kind": "id"},
             "item": {"kind": "id"},
-            "kind": {"kind": "id", "table": "item"},
+            "kind": {"kind": "id", "side": "item"},
             "scene": {"kind": "id"},
             "click": {"kind": "id", "feedback": True},
-            "like": {"kind": "id", "feedback": True, "known_after": "1d"},
+            "like": {"kind": "id", "feedback": True, "available_after": "1d"},
         },
-        "histories": {"seen": {"of": ["kind", "click"], "last": 8}},
+        "histories": {"seen": {"features": ["kind", "click"], "max_length": 8}},
     }
     return job(folder, "wide", schema, {**EXTRACTOR, **model})
 
@@ -80,10 +80,10 @@ def extractor(folder: Path, **model: Any) -> dict[str, Any]:
 def downstream(folder: Path, knowledge: Path | None, model: dict[str, Any] | None = None, **fit: Any) -> dict[str, Any]:
     """The job of the narrow scene, with or without knowledge."""
     features: dict[str, Any] = {name: {"kind": "id"} for name in ("user", "item")}
-    features["kind"] = {"kind": "id", "table": "item"}
+    features["kind"] = {"kind": "id", "side": "item"}
     if knowledge is not None:
-        features["who"] = {"kind": "vector", "from": str(knowledge), "table": "user"}
-        features["what"] = {"kind": "vector", "from": str(knowledge), "table": "item"}
+        features["who"] = {"kind": "embedding", "from": str(knowledge), "side": "user"}
+        features["what"] = {"kind": "embedding", "from": str(knowledge), "side": "item"}
     schema = {
         "user": "user",
         "item": "item",
@@ -106,5 +106,5 @@ def job(folder: Path, log: str, schema: dict[str, Any], model: dict[str, Any], *
         },
         "model": model,
         "fit": {**FIT, "runs": str(folder / "runs"), **fit},
-        "evaluate": {"replicates": 10},
+        "evaluate": {"n_resamples": 10},
     }

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch._dynamo  # noqa: F401  every optimiser imports it; here once for all children
+import torch._dynamo  # noqa: F401  every optimizer imports it; here once for all children
 
 from longrec.models import din
 from longrec.models.core import artifact

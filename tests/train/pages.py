@@ -15,8 +15,8 @@ FEATURES: dict[str, Any] = {
     "user_id": {"kind": "id", "hash": 64},
     "item_id": {"kind": "id", "hash": 64},
     "place": {"kind": "id", "hash": 8},
-    "price": {"kind": "bucket", "edges": [1, 2, 3]},
-    "click": {"kind": "id", "vocab": [0, 1], "feedback": True, "known_at": "seen_at"},
+    "price": {"kind": "bucketized", "edges": [1, 2, 3]},
+    "click": {"kind": "id", "vocab": [0, 1], "feedback": True, "available_at": "seen_at"},
 }
 SCHEMA: dict[str, Any] = {
     "user": "user_id",
@@ -70,5 +70,5 @@ def job(log: Path, folder: Path, model: dict[str, Any] | None = None, **changes:
         },
         "model": model or IAT,
         "fit": {**FIT, "runs": str(folder / "runs")},
-        "evaluate": {"replicates": 10},
+        "evaluate": {"n_resamples": 10},
     }

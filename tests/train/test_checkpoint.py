@@ -31,21 +31,21 @@ def parts() -> tuple[Small, dict[str, torch.optim.Optimizer]]:
     return model, {"dense": dense, "tables": LazyAdam([model.table], lr=0.1)}
 
 
-def move(model: Small, optimisers: dict[str, torch.optim.Optimizer], steps: int) -> None:
+def move(model: Small, optimizers: dict[str, torch.optim.Optimizer], steps: int) -> None:
     for _ in range(steps):
         model(torch.randint(6, (8,))).sum().backward()
-        for optimiser in optimisers.values():
-            optimiser.step()
-            optimiser.zero_grad()
+        for optimizer in optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 def test_a_loaded_checkpoint_goes_on_bit_by_bit(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model, optimisers = parts()
-    move(model, optimisers, 3)
+    model, optimizers = parts()
+    move(model, optimizers, 3)
     state = State(step=3, epoch=1, position=2, best=0.1 + 0.2, loss_sum=1 / 3, stopped="patience")
-    checkpoint.save(tmp_path / "last", model, optimisers, state)
-    move(model, optimisers, 3)
+    checkpoint.save(tmp_path / "last", model, optimizers, state)
+    move(model, optimizers, 3)
     again, others = parts()
     torch.manual_seed(5)
     assert checkpoint.load(tmp_path / "last", again, others) == state
@@ -55,8 +55,8 @@ def test_a_loaded_checkpoint_goes_on_bit_by_bit(tmp_path: Path) -> None:
 
 
 def test_there_may_be_no_checkpoint_yet(tmp_path: Path) -> None:
-    model, optimisers = parts()
-    assert checkpoint.load(tmp_path / "last", model, optimisers) is None
+    model, optimizers = parts()
+    assert checkpoint.load(tmp_path / "last", model, optimizers) is None
 
 
 def flip(path: Path) -> None:
@@ -71,26 +71,26 @@ def other_version(path: Path) -> None:
     ("name", "damage", "says"),
     [
         ("weights.safetensors", flip, "a whole checkpoint of this model"),
-        ("optimiser.safetensors", Path.unlink, "a whole checkpoint of this model"),
+        ("optimizer.safetensors", Path.unlink, "a whole checkpoint of this model"),
         ("state.json", flip, "a whole checkpoint of this model"),
         ("state.json", other_version, "another version"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, name: str, damage: Callable[[Path], None], says: str) -> None:
-    model, optimisers = parts()
-    checkpoint.save(tmp_path / "last", model, optimisers, State())
+    model, optimizers = parts()
+    checkpoint.save(tmp_path / "last", model, optimizers, State())
     damage(tmp_path / "last" / name)
     with pytest.raises(RunError, match=says):
-        checkpoint.load(tmp_path / "last", model, optimisers)
+        checkpoint.load(tmp_path / "last", model, optimizers)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    model, optimisers = parts()
-    checkpoint.save(tmp_path / "last", model, optimisers, State())
+    model, optimizers = parts()
+    checkpoint.save(tmp_path / "last", model, optimizers, State())
     wider = Small()
     wider.top[3] = nn.Linear(4, 2)
     with pytest.raises(RunError, match="of this model"):
-        checkpoint.load(tmp_path / "last", wider, optimisers)
+        checkpoint.load(tmp_path / "last", wider, optimizers)
 
 
 class Killed(BaseException):

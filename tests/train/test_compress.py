@@ -40,7 +40,10 @@ def opened(config: dict[str, Any]) -> Log:
 
 def reading(config: dict[str, Any], store: Path, last: int = 6, of: list[str] = OF) -> Log:
     """The log of a config with a history of the store's tokens."""
-    schema = {**config["data"]["schema"], "histories": {"tokens": {"from": str(store), "of": of, "last": last}}}
+    schema = {
+        **config["data"]["schema"],
+        "histories": {"tokens": {"from": str(store), "features": of, "max_length": last}},
+    }
     return opened({**config, "data": {**config["data"], "schema": schema}, "model": {"name": "pooling"}})
 
 
@@ -104,7 +107,7 @@ def test_1_future_invariance(tmp_path: Path, order: str, regime: str, keep: str)
     for name, log in (("one", columns), ("other", changed)):
         model = {**pages.IAT, **ORDERS[order]}
         config = pages.job(pages.write(log, tmp_path / name / "log.parquet"), tmp_path / name, model)
-        settings = [*FEW, f"regime={regime}", f"keep={keep}", "codec=fp32", "probe=50"]
+        settings = [*FEW, f"regime={regime}", f"keep={keep}", "codec=fp32", "scale_sample=50"]
         compress(config, tmp_path / name / "tokens", settings, quiet=True)
         prepared = reading(config, tmp_path / name / "tokens")
         rows = np.flatnonzero(prepared.moments == prepared.moments[prepared.moments >= t].min())
@@ -168,7 +171,7 @@ def test_8_stream_equals_batch(tmp_path: Path) -> None:
     config["fit"] |= {"lr": 1e-30, "l2": 0.0}
     found = []
     for regime in ("blocks", "stream"):
-        compress(config, tmp_path / regime, [*FEW, f"regime={regime}", "codec=fp32", "standardise=false"], quiet=True)
+        compress(config, tmp_path / regime, [*FEW, f"regime={regime}", "codec=fp32", "standardize=false"], quiet=True)
         found.append(everything(tmp_path / regime))
     assert len(found[0].times) > 300
     assert np.array_equal(found[0].instance, found[1].instance)
@@ -233,7 +236,7 @@ def test_6_a_streaming_step_writes_the_current_rows_only(tmp_path: Path, monkeyp
         append(store, users, at, instance=instance, **rest)
 
     monkeypatch.setattr(TokenStore, "append", watched)
-    compress(config, tmp_path / "stream", [*FEW, "regime=stream", "codec=fp32", "past=5"], quiet=True)
+    compress(config, tmp_path / "stream", [*FEW, "mode=stream", "codec=fp32", "context_length=5"], quiet=True)
     assert len(before) > 300
     assert len(times) > 6
 
@@ -253,7 +256,7 @@ def test_a_positive_token_is_visible_once_its_label_is_known(tmp_path: Path) -> 
     (tmp_path / "log.parquet").parent.mkdir(exist_ok=True)
     pq.write_table(log.take(pc.sort_indices(log, [("at", "ascending")])), tmp_path / "log.parquet")
     config = pages.job(tmp_path / "log.parquet", tmp_path, {**pages.IAT, "order": "temporal"})
-    compress(config, tmp_path / "tokens", [*FEW, "keep=positive", "lag=12h"], quiet=True)
+    compress(config, tmp_path / "tokens", [*FEW, "filter=positive", "visibility_delay=12h"], quiet=True)
     prepared = reading(config, tmp_path / "tokens", last=1_000)
     tokens = everything(tmp_path / "tokens")
     known = dict(zip(own_ids(prepared).tolist(), prepared.label_known(np.arange(len(prepared))).tolist()))
@@ -279,13 +282,13 @@ def test_a_checkpoint_over_its_own_window_is_refused(tmp_path: Path) -> None:
     log = pages.write(pages.pages(), tmp_path / "log.parquet")
     config = pages.job(log, tmp_path, {**pages.IAT, "order": "temporal"})
     with pytest.raises(RunError, match="a finished run: this regime writes with its weights"):
-        compress(config, tmp_path / "t", ["regime=leaky_checkpoint"])
+        compress(config, tmp_path / "t", ["mode=leaky_checkpoint"])
     config["data"]["split"] = {"by": "time", "valid": 0.1, "test": 0.0}
     run = train(config, quiet=True)
     with pytest.raises(RunError, match="have seen their labels.*\n.*leaky_checkpoint writes them nevertheless"):
-        compress(run, tmp_path / "t", ["regime=checkpoint"], quiet=True)
+        compress(run, tmp_path / "t", ["mode=checkpoint"], quiet=True)
     assert not (tmp_path / "t").exists()
-    found = compress(run, tmp_path / "t", ["regime=leaky_checkpoint"], quiet=True)
+    found = compress(run, tmp_path / "t", ["mode=leaky_checkpoint"], quiet=True)
     assert "labels" in found.leak
     with TokenStore.open(tmp_path / "t") as store:
         assert store.info.leak == found.leak
@@ -296,7 +299,7 @@ def test_a_checkpoint_over_its_own_window_is_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_writes_what_comes_after_it(tmp_path: Path) -> None:
     log = pages.write(pages.pages(), tmp_path / "log.parquet")
     run = train(pages.job(log, tmp_path, {**pages.IAT, "order": "temporal"}), quiet=True)
-    found = compress(run, tmp_path / "t", ["regime=checkpoint"], quiet=True)
+    found = compress(run, tmp_path / "t", ["mode=checkpoint"], quiet=True)
     assert 0 < found.tokens == int((run.log().moments >= run.log().manifest["lines"][1]).sum())
 
 
@@ -308,8 +311,8 @@ def test_faults_are_told(written: tuple[dict[str, Any], Path], tmp_path: Path) -
         compress(config, tmp_path / "x", ["codek=fp16"])
     with pytest.raises(RunError, match="an encoder, such as iat"):
         compress({**config, "model": {"name": "fm"}}, tmp_path / "x", FEW)
-    with pytest.raises(RunError, match="start_from: .*runs/a, of a source that is trained anew"):
-        compress({**config, "fit": {**config["fit"], "start_from": "runs/a"}}, tmp_path / "x", FEW)
+    with pytest.raises(RunError, match="init_from: .*runs/a, of a source that is trained anew"):
+        compress({**config, "fit": {**config["fit"], "init_from": "runs/a"}}, tmp_path / "x", FEW)
     with pytest.raises(ConfigError, match="no column 'lable'; did you mean 'label'"):
         reading(config, place, of=["token", "lable"]).fields()
     with pytest.raises(StoreError, match="codes, of a source that makes none"):

@@ -55,7 +55,7 @@ def test_a_source_in_user_order_resumes_bit_by_bit(
 ) -> None:
     """Killed inside the second pass; codebooks and the random numbers that restart codes come back too."""
     words = runs(
-        f"model={SOURCES[kind]}", "fit.epochs=2", "fit.validations_per_epoch=1", "fit.log_steps=1", "fit.max_steps=30"
+        f"model={SOURCES[kind]}", "fit.epochs=2", "fit.val_checks_per_epoch=1", "fit.log_steps=1", "fit.max_steps=30"
     )
     whole = train(shop, [*words, "name=whole"], quiet=True)
     stop = whole.results["steps"] - 2
@@ -151,8 +151,8 @@ def test_8_stream_equals_batch_tokens_are_the_same_in_any_driver(source: Run) ->
 
 
 def test_batches_by_length_are_refused_in_user_order(shop: Path, runs: Runs) -> None:
-    with pytest.raises(ConfigError, match=r"fit\.by_length: a model in user order has batches of its own"):
-        train(shop, runs(f"model={SOURCES['user']}", "fit.by_length=true"), quiet=True)
+    with pytest.raises(ConfigError, match=r"fit\.bucket_by_length: a model in user order has batches of its own"):
+        train(shop, runs(f"model={SOURCES['user']}", "fit.bucket_by_length=true"), quiet=True)
 
 
 def test_which_loader_a_model_gets(source: Run) -> None:

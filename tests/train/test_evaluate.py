@@ -18,7 +18,7 @@ from longrec.train.explain import explain
 from longrec.train.fit import train
 from longrec.train.run import Run, open_run
 
-QUICK = ["fit.epochs=1", "fit.validations_per_epoch=1"]
+QUICK = ["fit.epochs=1", "fit.val_checks_per_epoch=1"]
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_explain_tells_each_past_event_and_its_weight(din: Run, shop: Path) -> N
 
 def test_explain_without_weights_or_before_feedback(lr: Run, shop: Path, folder: Path) -> None:
     assert explain(lr, 5)["histories"] == {}
-    words = ["name=late", "data.schema.label_known_after=15d", f"fit.runs={folder}", *QUICK]
+    words = ["name=late", "data.schema.label_delay=15d", f"fit.runs={folder}", *QUICK]
     late = train(shop, words, quiet=True)
     row = late.predictions()["row"][20].as_py()
     assert {event["side"]["stars"] for event in explain(late, row)["histories"]["seen"]} == {"not yet known"}
@@ -187,7 +187,7 @@ def test_explain_reads_pre_joined_rows(folder: Path, tmp_path: Path) -> None:
         "item": "item",
         "label": "click",
         "features": {"item": {"kind": "id"}},
-        "histories": {"seen": {"of": ["item"], "columns": {"item": "past"}, "last": 3}},
+        "histories": {"seen": {"features": ["item"], "columns": {"item": "past"}, "max_length": 3}},
     }
     log = {"log": str(tmp_path / "rows.parquet"), "split": {"by": "column", "column": "part"}}
     job = {
@@ -195,7 +195,7 @@ def test_explain_reads_pre_joined_rows(folder: Path, tmp_path: Path) -> None:
         "data": {**log, "folder": str(tmp_path / "prepared"), "schema": schema},
         "model": {"name": "din", "embedding_dim": 2, "attention": [4], "mlp": [4]},
         "fit": {"runs": str(folder), "epochs": 1, "batch_size": 50, "tensorboard": "off", "mlflow": "off"},
-        "evaluate": {"replicates": 5},
+        "evaluate": {"n_resamples": 5},
     }
     run = train(job, quiet=True)
     for row in run.predictions()["row"].to_pylist()[:8]:

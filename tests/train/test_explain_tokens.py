@@ -46,8 +46,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "label": "click",
         "features": {"user": {"kind": "id"}, "item": {"kind": "id"}},
         "histories": {
-            "seen": {"of": ["item", "time_gap"], "last": 3},
-            "tokens": {"from": str(folder / "tokens"), "of": ["token", "version", "label", "dwell"], "last": 5},
+            "seen": {"features": ["item", "time_gap"], "max_length": 3},
+            "tokens": {
+                "from": str(folder / "tokens"),
+                "features": ["token", "version", "label", "dwell"],
+                "max_length": 5,
+            },
         },
     }
     job: dict[str, Any] = {
@@ -55,7 +59,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "model": {"name": "iat_reader", "base": {"name": "pooling", "mlp": [4], "batch_norm": False}, "width": 4,
                   "heads": 2, "query": 4, "adapt": 4, "side_dim": 2, "embedding_dim": 2},
         "fit": {"epochs": 1, "max_steps": 2, "runs": str(folder / "runs"), "tensorboard": "off", "mlflow": "off"},
-        "evaluate": {"replicates": 2},
+        "evaluate": {"n_resamples": 2},
     }  # fmt: skip
     return train(job, quiet=True)
 

@@ -173,7 +173,7 @@ def test_5_domain_overlap_the_evaluation_window_is_learned_by_nobody(
 
 
 def test_a_lag_delays_the_publication(small: Path, tmp_path: Path) -> None:
-    extract(domains.extractor(small), tmp_path / "v1", [*FEW, "lag=6h"], quiet=True)
+    extract(domains.extractor(small), tmp_path / "v1", [*FEW, "visibility_delay=6h"], quiet=True)
     with KnowledgeStore.open(tmp_path / "v1") as store:
         lags = [one.published - one.trained_before for one in store.info.versions]
     assert min(lags) == 6 * 3_600_000

@@ -118,23 +118,23 @@ def test_a_stopped_run_resumes_bit_by_bit(
     "words",
     [
         ["fit.bf16=true", "fit.clip_norm=0.1", "fit.warmup_steps=10", "fit.weight_decay=0.1"],
-        ["fit.tables_optimiser=rowwise_adagrad", "fit.by_length=true", "fit.monitor=log_loss"],
-        ["fit.tables_optimiser=rowwise_adam", "fit.monitor=gauc", "model={name: deepfm}"],
+        ["fit.embedding_optimizer=rowwise_adagrad", "fit.bucket_by_length=true", "fit.monitor=log_loss"],
+        ["fit.embedding_optimizer=rowwise_adam", "fit.monitor=gauc", "model={name: deepfm}"],
         ["model={name: lr}", "data.split.valid=0", "fit.negative_rate=0.3"],
         ["fit.negative_rate=0.5", "fit.sample_weight=stars", "evaluate.sample_weight=stars"],
         [
             "model={name: multi_tower, din: {seen: {dropout: 0.2}}}",
-            "fit.optimiser=sgd",
-            "fit.tables_optimiser=sgd",
+            "fit.optimizer=sgd",
+            "fit.embedding_optimizer=sgd",
             "fit.momentum=0.9",
             "fit.warmup_steps=4",
             "fit.warmup_from=0.001",
             "fit.schedule={name: exponential, steps: 3, factor: 0.7, hold: 4, staircase: true}",
         ],
         [
-            "fit.optimiser=adagrad",
-            "fit.tables_optimiser=adagrad",
-            "fit.accumulator=0.1",
+            "fit.optimizer=adagrad",
+            "fit.embedding_optimizer=adagrad",
+            "fit.initial_accumulator_value=0.1",
             "fit.schedule={name: step, at: [8, 12], rates: [0.005, 0.001]}",
         ],
     ],
@@ -142,7 +142,7 @@ def test_a_stopped_run_resumes_bit_by_bit(
 def test_every_option_resumes_bit_by_bit(
     shop: Path, runs: Runs, same: Same, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
-    words = runs("fit.epochs=1", "fit.validations_per_epoch=2", *words)
+    words = runs("fit.epochs=1", "fit.val_checks_per_epoch=2", *words)
     whole = train(shop, [*words, "name=whole"], quiet=True)
     with monkeypatch.context() as patch:
         patch.setattr(loop.Loop, "_due", lambda self: self.state.step == 9)
@@ -177,7 +177,7 @@ def test_a_finished_run_is_never_overwritten(straight: Run, shop: Path) -> None:
 
 def test_a_resumed_run_keeps_its_config(straight: Run, shop: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"fit\.lr: 0\.01 in the run, 0\.5 now") as caught:
-        train(shop, ["fit.lr=0.5", "data.schema.histories.seen.last=3"], resume=straight.folder)
+        train(shop, ["fit.lr=0.5", "data.schema.histories.seen.max_length=3"], resume=straight.folder)
     assert len(caught.value.faults) == 2
     with pytest.raises(ConfigError, match="to change it, start a new run"):
         train(overrides=["fit.lr=0.5"], resume=straight.folder)

@@ -66,7 +66,7 @@ def test_what_cannot_be_run_is_refused(domain: Domain) -> None:
         incremental(config, plug_on=2, arms=["keep"])
     with pytest.raises(ConfigError, match="the protocol plugs: it takes keep_plug"):
         incremental(domains.downstream(folder, None), plug_on=2)
-    with pytest.raises(ConfigError, match="start_from: every arm begins untrained"):
-        incremental(config, ["fit.start_from=runs/a"], plug_on=2)
+    with pytest.raises(ConfigError, match="init_from: every arm begins untrained"):
+        incremental(config, ["fit.init_from=runs/a"], plug_on=2)
     with pytest.raises(ConfigError, match=r"plug_on: 10; the log has days 0 to 9"):
         incremental(config, plug_on=10, quiet=True)

@@ -17,8 +17,8 @@ def faults(source: object, *overrides: str) -> list[str]:
 
 
 def test_a_resolved_job_reads_back_equal(shop: Path, tmp_path: Path) -> None:
-    job = read_job(shop, ["fit.tables_lr=3e-2", "data.schema.histories.seen.where={stars: {at_least: 3}}"])
-    assert job.fit.tables_lr == 0.03
+    job = read_job(shop, ["fit.embedding_lr=3e-2", "data.schema.histories.seen.where={stars: {at_least: 3}}"])
+    assert job.fit.embedding_lr == 0.03
     assert job.fit.epochs == 2
     assert job.model["init_std"] == 0.01, "defaults of the model are filled in"
     copy = tmp_path / "elsewhere" / "config.yaml"
@@ -84,7 +84,7 @@ def test_all_faults_of_all_sections_come_at_once(shop: Path) -> None:
         "command line: no equals sign: an override is written key.key=value",
         "evaluat: unknown key; did you mean 'evaluate'?",
         "name: must be a folder name of letters, digits, '.', '-' and '_', got '../up'",
-        "data.split.by: must be one of 'time', 'user', 'leave_one_out', 'column' or 'parts'; got 'tme'",
+        "data.split.by: must be one of 'time', 'user', 'leave_one_out', 'column' or 'files'; got 'tme'",
         f"{shop.parent / 'shop.schema.yaml'}: features.genre.kind: must be one of",
         "model.name: no model named 'dinn'; did you mean 'din'?",
         "fit.epochs: must be a whole number, got 'two'",
@@ -97,25 +97,25 @@ def test_all_faults_of_all_sections_come_at_once(shop: Path) -> None:
 
 
 def test_faults_inside_a_whole_schema_are_one_line_each(shop: Path) -> None:
-    words = ["data.schema.histories.seen.of=[item_id, foo, user_id]", "data.schema.features.stars.feedback=false"]
+    words = ["data.schema.histories.seen.features=[item_id, foo, user_id]", "data.schema.features.stars.feedback=false"]
     found = faults(shop, *words)
     assert sorted(line.partition(": ")[2].partition(": ")[0] for line in found) == [
         "features.stars",
-        "histories.seen.of",
-        "histories.seen.of",
+        "histories.seen.features",
+        "histories.seen.features",
     ]
     inline = yaml.safe_load(shop.read_text())
     inline["data"]["schema"] = yaml.safe_load((shop.parent / "shop.schema.yaml").read_text())
     assert {line.split(":")[0] for line in faults(inline, *words)} >= {
         "data.schema.features.stars",
-        "data.schema.histories.seen.of",
+        "data.schema.histories.seen.features",
     }
 
 
 def test_versions_need_a_moment_and_a_column_of_their_own(shop: Path) -> None:
     dated = {key: {"files": "items.parquet", "as_of": key} for key in ("item", "since")}
     words = {"user": "user", "item": "item", "label": "liked", "features": {"item": {"kind": "id"}}}
-    words["histories"] = {"seen": {"of": ["item"], "columns": {"item": "past"}}}  # type: ignore[assignment]
+    words["histories"] = {"seen": {"features": ["item"], "columns": {"item": "past"}}}  # type: ignore[assignment]
     found = faults({"data": {"log": "x", "items": dated["item"], "users": dated["since"], "schema": words}, "fit": 1})
     assert found[:3] == [
         "data.users.as_of: needs the schema's time column, which says when an impression was",
@@ -161,9 +161,9 @@ def test_a_model_that_reads_histories_needs_one(shop: Path) -> None:
 
 
 def test_overrides_reach_a_schema_wherever_it_is_written(shop: Path) -> None:
-    job = read_job(shop, ["data.schema.histories.seen.last=100", "name=mine", "model.dropout=0.5"])
-    assert (job.schema.histories["seen"].last, job.name, job.model["dropout"]) == (100, "mine", 0.5)
-    assert read_job(shop).schema.histories["seen"].last == 10, "the file is untouched"
+    job = read_job(shop, ["data.schema.histories.seen.max_length=100", "name=mine", "model.dropout=0.5"])
+    assert (job.schema.histories["seen"].max_length, job.name, job.model["dropout"]) == (100, "mine", 0.5)
+    assert read_job(shop).schema.histories["seen"].max_length == 10, "the file is untouched"
 
 
 def test_files_of_parts_lie_beside_the_config_and_keep_their_layout(shop: Path, tmp_path: Path) -> None:
@@ -171,8 +171,8 @@ def test_files_of_parts_lie_beside_the_config_and_keep_their_layout(shop: Path, 
     config = yaml.safe_load(shop.read_text())
     config["data"] |= {
         "schema": str(shop.parent / "shop.schema.yaml"),
-        "log": {"parts": {"train": "a.csv", "test": ["b/*.csv", "s3://c.csv"]}, "rows": rows},
-        "split": {"by": "parts"},
+        "log": {"splits": {"train": "a.csv", "test": ["b/*.csv", "s3://c.csv"]}, "rows": rows},
+        "split": {"by": "files"},
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(config))
     job = read_job(tmp_path / "job.yaml")

@@ -37,7 +37,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def told(log: Path, folder: Path, tokens: Path, **history: Any) -> tuple[float, float, float]:
     """AUC on the valid rows of the users whose labels are coins, and its interval."""
-    histories = {"tokens": {"from": str(tokens), "of": ["token", "time_gap"], "last": 4, **history}}
+    histories = {"tokens": {"from": str(tokens), "features": ["token", "time_gap"], "max_length": 4, **history}}
     model = {"name": "iat_reader", "base": pages.BASE, "adapt": 8, "width": 8, "query": 8}
     config = pages.job(log, folder, model, features=NARROW, histories=histories)
     config["data"]["split"] = {"by": "time", "valid": 0.4, "test": 0.1}
@@ -65,7 +65,7 @@ def test_5_checkpoint_leakage_canary(log: Path, tmp_path: Path) -> None:
     value, low, high = told(log, tmp_path / "honest-reader", tmp_path / "honest")
     assert low <= 0.5 <= high, (value, low, high)
     run = train(source(log, tmp_path, 0.01), quiet=True)
-    compress(run, tmp_path / "leaky", ["regime=leaky_checkpoint"], quiet=True)
+    compress(run, tmp_path / "leaky", ["mode=leaky_checkpoint"], quiet=True)
     with pytest.raises(DataError, match="tells more than was known: it leaks.*\n.*allow_leak: true reads it"):
         told(log, tmp_path / "leaky-reader", tmp_path / "leaky")
     value, low, high = told(log, tmp_path / "leaky-reader", tmp_path / "leaky", allow_leak=True)

@@ -22,13 +22,13 @@ SCHEMA = Schema.model_validate(
             "i": {"kind": "id", "hash": 1000},
             "city": {"kind": "id", "vocab": ["a", "b", "c"]},
             "town": {"kind": "id", "share": "city"},
-            "p": {"kind": "dense"},
-            "tags": {"kind": "multi", "table": "item", "hash": 9},
+            "p": {"kind": "numeric"},
+            "tags": {"kind": "multi_id", "side": "item", "hash": 9},
             "done": {"kind": "id", "column": "y", "feedback": True},
-            "hour": {"kind": "time"},
-            "size": {"kind": "bucket", "quantiles": 5},
+            "hour": {"kind": "calendar"},
+            "size": {"kind": "bucketized", "quantiles": 5},
         },
-        "histories": {"seen": {"of": ["i", "time_gap", "done"]}},
+        "histories": {"seen": {"features": ["i", "time_gap", "done"]}},
     }
 )
 
@@ -51,7 +51,7 @@ def test_every_model_is_counted_without_memory_and_without_chance(model: str) ->
 
 @pytest.mark.parametrize(
     ("fit", "kept"),
-    [({}, 2), ({"tables_optimiser": "adagrad"}, 1), ({"tables_optimiser": "rowwise_adagrad"}, 0)],
+    [({}, 2), ({"embedding_optimizer": "adagrad"}, 1), ({"embedding_optimizer": "rowwise_adagrad"}, 0)],
 )
 def test_what_an_optimizer_keeps(fit: dict[str, str], kept: int) -> None:
     found = needs({"name": "lr"}, known_fields(SCHEMA), FitConfig.model_validate(fit))

@@ -43,12 +43,12 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     pq.write_table(pa.table({**columns, "bought": click}), folder / "log.parquet")
     features = {"u": {"kind": "id"}, "i": {"kind": "id"}, "bought": {"kind": "id", "feedback": True}}
     schema = {"user": "u", "item": "i", "time": "t", "label": "y", "features": features}
-    schema["histories"] = {"h": {"of": ["i"], "last": 5}}
+    schema["histories"] = {"h": {"features": ["i"], "max_length": 5}}
     return {
         "data": {"log": str(folder / "log.parquet"), "folder": str(folder / "prepared"), "schema": schema},
         "model": "lr",
         "fit": {"lr": 0.01, "monitor": "log_loss", "runs": str(folder / "runs"), "tensorboard": "off", "mlflow": "off"},
-        "evaluate": {"replicates": 50},
+        "evaluate": {"n_resamples": 50},
     }
 
 
@@ -104,7 +104,7 @@ def test_a_server_scores_as_the_run_does(sampled: Run, tmp_path: Path) -> None:
 
 def test_a_warm_start_moves_between_rates(job: dict[str, Any], sampled: Run, tmp_path: Path) -> None:
     raw = load_file(sampled.folder / "checkpoints" / "last" / "weights.safetensors")["bias"]
-    words = [f"fit.start_from={sampled.folder}", f"fit.runs={tmp_path}", "fit.lr=1e-9", "fit.max_steps=1", "fit.l2=0"]
+    words = [f"fit.init_from={sampled.folder}", f"fit.runs={tmp_path}", "fit.lr=1e-9", "fit.max_steps=1", "fit.l2=0"]
     for name, rate in (("same", 0.1), ("more", 0.5), ("all", 1.0)):
         run = train(job, [*words, f"name={name}", f"fit.negative_rate={rate}"], quiet=True)
         best = cast(LR, run.model()).bias.detach()

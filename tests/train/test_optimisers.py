@@ -41,9 +41,9 @@ class Two(Model):
 
 def test_tables_and_dense_parameters_get_their_own_optimiser() -> None:
     model = Two()
-    config = FitConfig(lr=0.1, tables_lr=0.2, weight_decay=0.3, l2=0.4)
-    optimisers = build_optimisers(model, config)
-    tables, dense = optimisers["tables"], optimisers["dense"]
+    config = FitConfig(lr=0.1, embedding_lr=0.2, weight_decay=0.3, l2=0.4)
+    optimizers = build_optimisers(model, config)
+    tables, dense = optimizers["tables"], optimizers["dense"]
     assert isinstance(tables, LazyAdam)
     assert tables.param_groups[0] | {"params": None, "betas": None, "eps": None} == {
         "params": None, "betas": None, "eps": None, "lr": 0.2, "l2": 0.4, "rowwise": False,
@@ -52,8 +52,8 @@ def test_tables_and_dense_parameters_get_their_own_optimiser() -> None:
         (0.3, 0.1, True, 1),
         (0.0, 0.1, True, 1),
     ], "biases are not decayed"
-    assert build_optimisers(model, FitConfig(tables_optimiser="rowwise_adam"))["tables"].param_groups[0]["rowwise"]
-    adagrad = build_optimisers(model, FitConfig(tables_optimiser="rowwise_adagrad"))["tables"]
+    assert build_optimisers(model, FitConfig(embedding_optimizer="rowwise_adam"))["tables"].param_groups[0]["rowwise"]
+    adagrad = build_optimisers(model, FitConfig(embedding_optimizer="rowwise_adagrad"))["tables"]
     assert isinstance(adagrad, RowwiseAdagrad)
     assert adagrad.param_groups[0]["lr"] == 1e-3
 
@@ -62,10 +62,14 @@ def test_tables_and_dense_parameters_get_their_own_optimiser() -> None:
     ("settings", "dense", "tables"),
     [
         ({}, torch.optim.AdamW, LazyAdam),
-        ({"optimiser": "adam", "betas": (0.8, 0.9), "tables_optimiser": "rowwise_adam"}, torch.optim.Adam, LazyAdam),
-        ({"optimiser": "adagrad", "tables_optimiser": "adagrad", "accumulator": 0.1}, torch.optim.Adagrad, LazyAdagrad),
-        ({"optimiser": "adagrad", "tables_optimiser": "rowwise_adagrad"}, torch.optim.Adagrad, RowwiseAdagrad),
-        ({"optimiser": "sgd", "tables_optimiser": "sgd", "momentum": 0.9}, torch.optim.SGD, LazySGD),
+        ({"optimizer": "adam", "betas": (0.8, 0.9), "embedding_optimizer": "rowwise_adam"}, torch.optim.Adam, LazyAdam),
+        (
+            {"optimizer": "adagrad", "embedding_optimizer": "adagrad", "initial_accumulator_value": 0.1},
+            torch.optim.Adagrad,
+            LazyAdagrad,
+        ),
+        ({"optimizer": "adagrad", "embedding_optimizer": "rowwise_adagrad"}, torch.optim.Adagrad, RowwiseAdagrad),
+        ({"optimizer": "sgd", "embedding_optimizer": "sgd", "momentum": 0.9}, torch.optim.SGD, LazySGD),
     ],
 )
 def test_every_optimiser_gets_its_settings(settings: dict[str, object], dense: type, tables: type) -> None:
@@ -73,8 +77,8 @@ def test_every_optimiser_gets_its_settings(settings: dict[str, object], dense: t
     found = build_optimisers(Two(), config)
     assert type(found["dense"]) is dense
     assert type(found["tables"]) is tables
-    for optimiser in found.values():
-        for group in optimiser.param_groups:
+    for optimizer in found.values():
+        for group in optimizer.param_groups:
             assert group["lr"] == 1e-3
             assert group.get("betas", config.betas) == config.betas
             assert group.get("momentum", config.momentum) == config.momentum
@@ -88,11 +92,11 @@ def test_weight_decay_is_decoupled_with_adamw_and_part_of_the_gradient_with_sgd(
     with torch.no_grad():
         model.linear.weight.fill_(2.0)
     model.linear.weight.grad = torch.ones(1, 3)
-    build_optimisers(model, FitConfig(optimiser="sgd", lr=0.5, weight_decay=0.25))["dense"].step()
+    build_optimisers(model, FitConfig(optimizer="sgd", lr=0.5, weight_decay=0.25))["dense"].step()
     assert model.linear.weight.tolist() == [[2 - 0.5 * (1 + 0.25 * 2)] * 3]
     with torch.no_grad():
         model.linear.weight.fill_(2.0)
-    build_optimisers(model, FitConfig(optimiser="adamw", lr=0.5, weight_decay=0.25))["dense"].step()
+    build_optimisers(model, FitConfig(optimizer="adamw", lr=0.5, weight_decay=0.25))["dense"].step()
     # Adam's first step is lr long, whatever the gradient; the decay is beside it.
     assert model.linear.weight.flatten().tolist() == pytest.approx([2 - 0.5 * 0.25 * 2 - 0.5] * 3)
 
@@ -100,12 +104,12 @@ def test_weight_decay_is_decoupled_with_adamw_and_part_of_the_gradient_with_sgd(
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"momentum": 0.9}, "fit: momentum is of sgd, but optimiser is adamw, tables_optimiser lazy_adam"),
-        ({"accumulator": 0.1}, "accumulator is of adagrad, rowwise_adagrad, but"),
-        ({"optimiser": "sgd", "tables_optimiser": "sgd", "betas": [0.5, 0.9]}, "betas is of adamw"),
+        ({"momentum": 0.9}, "fit: momentum is of sgd, but optimizer is adamw, embedding_optimizer lazy_adam"),
+        ({"initial_accumulator_value": 0.1}, "accumulator is of adagrad, rowwise_adagrad, but"),
+        ({"optimizer": "sgd", "embedding_optimizer": "sgd", "betas": [0.5, 0.9]}, "betas is of adamw"),
         ({"warmup_from": 1e-4}, "warmup_from is given without warmup_steps"),
         ({"warmup_from": 1.0, "warmup_steps": 5}, "warmup_from is 1, above lr 0.001"),
-        ({"optimiser": "adan"}, "fit.optimiser: must be one of"),
+        ({"optimizer": "adan"}, "fit.optimizer: must be one of"),
         ({"schedule": {"name": "cosine"}}, "fit.schedule: steps is required with name: cosine"),
     ],
 )
@@ -116,12 +120,12 @@ def test_a_setting_that_nothing_would_read_is_refused(settings: dict[str, object
 
 
 def test_rates_rise_over_the_warm_up_and_stay() -> None:
-    config = FitConfig(lr=0.1, tables_lr=0.4, warmup_steps=4)
-    optimisers = build_optimisers(Two(), config)
+    config = FitConfig(lr=0.1, embedding_lr=0.4, warmup_steps=4)
+    optimizers = build_optimisers(Two(), config)
     found = []
     for step in range(7):
-        set_rates(optimisers, config, step)
-        found.append([optimisers[name].param_groups[0]["lr"] for name in ("dense", "tables")])
+        set_rates(optimizers, config, step)
+        found.append([optimizers[name].param_groups[0]["lr"] for name in ("dense", "tables")])
     assert [dense for dense, _ in found] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1, 0.1])
     assert [tables for _, tables in found] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4])
 

@@ -60,7 +60,7 @@ def test_warm_up_times_schedule_for_dense_and_tables() -> None:
     """The published burn-in: in a line from its rate to lr, then the fall begins."""
     config = FitConfig(
         lr=0.1,
-        tables_lr=0.4,
+        embedding_lr=0.4,
         warmup_steps=4,
         warmup_from=0.02,
         schedule=Schedule(name="exponential", steps=2, factor=0.5, staircase=True, hold=4, floor=0.03),

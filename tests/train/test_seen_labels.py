@@ -66,11 +66,11 @@ def fit(log: Path, split: dict[str, Any], start: Run | None = None, fit: Any = N
         "runs": str(log.parent / "runs"),
         "tensorboard": "off",
         "mlflow": "off",
-        **({} if start is None else {"start_from": str(start.folder)}),
+        **({} if start is None else {"init_from": str(start.folder)}),
         **(fit or {}),
     }
     data = {"log": str(log), "folder": str(log.parent / "prepared"), "schema": {**SCHEMA, **schema}, "split": split}
-    evaluate = {"replicates": 2, "unit": "row"}
+    evaluate = {"n_resamples": 2, "resample": "row"}
     return train({"data": data, "model": {"name": "lr"}, "fit": settings, "evaluate": evaluate}, quiet=True)
 
 
@@ -93,7 +93,7 @@ def test_a_run_keeps_what_it_has_seen(early: Run) -> None:
 
 def test_forward_in_time_and_on_the_same_split_runs_may_start(log: Path, early: Run) -> None:
     for split in (days(4, 5), days(4, 6), days(5, 6), days(8, 9)):
-        assert "start_from" not in str(fit(log, split, early).results["warnings"])
+        assert "init_from" not in str(fit(log, split, early).results["warnings"])
 
 
 def test_weights_from_the_future_are_refused_with_both_lines(log: Path, late: Run) -> None:
@@ -109,21 +109,21 @@ def test_weights_from_the_future_are_refused_with_both_lines(log: Path, late: Ru
 
 def test_allowed_by_name_results_say_so(log: Path, late: Run) -> None:
     run = fit(log, days(4, 5), late, {"allow_future_weights": True})
-    (told,) = (sentence for sentence in run.results["warnings"] if "start_from" in sentence)
+    (told,) = (sentence for sentence in run.results["warnings"] if "init_from" in sentence)
     assert "The weights may have seen the labels that this run is measured on" in told
     assert seen_by(run).trained == seen_by(late).trained, "and the next run in the chain knows it"
     with pytest.raises(RunError, match="that run trained on labels known until 2023-11-22"):
         fit(log, days(4, 5), run)
-    assert "start_from" not in str(fit(log, days(8, 9), run).results["warnings"])
-    with pytest.raises(ConfigError, match="allow_future_weights is given without start_from"):
+    assert "init_from" not in str(fit(log, days(8, 9), run).results["warnings"])
+    with pytest.raises(ConfigError, match="allow_future_weights is given without init_from"):
         fit(log, days(4, 5), None, {"allow_future_weights": True})
 
 
 def test_a_shorter_delay_of_the_run_before_is_no_way_around(log: Path, early: Run) -> None:
     """It trained on labels that nobody knew yet, as this run says."""
     with pytest.raises(RunError, match="trained on labels known until 2023-11-21T00:00:00Z, and here valid and test"):
-        fit(log, days(4, 5), early, label_known_after="2d")
-    assert "start_from" not in str(fit(log, days(6, 8), early, label_known_after="2d").results["warnings"])
+        fit(log, days(4, 5), early, label_delay="2d")
+    assert "init_from" not in str(fit(log, days(6, 8), early, label_delay="2d").results["warnings"])
 
 
 def test_nor_is_a_run_that_took_events_or_other_labels_for_known_earlier(log: Path, early: Run) -> None:
@@ -132,13 +132,15 @@ def test_nor_is_a_run_that_took_events_or_other_labels_for_known_earlier(log: Pa
         fit(log, days(4, 5), early, **told)
     fit(log, days(4, 5), fit(log, days(4, 5), **told))
     click = {"kind": "id", "vocab": [0, 1], "feedback": True}
-    heard, seen = ({"features": {**SCHEMA["features"], "click": {**click, "known_at": c}}} for c in ("heard", "told"))
+    heard, seen = (
+        {"features": {**SCHEMA["features"], "click": {**click, "available_at": c}}} for c in ("heard", "told")
+    )
     before = fit(log, days(4, 5), **heard)
     fit(log, days(4, 5), before, **heard)
     with pytest.raises(RunError, match="which labels that run has seen cannot be told"):
         fit(log, days(4, 5), before, **seen)
     press = fit(log, days(4, 5), label="press")  # at once, as it says, and here after two days
-    late = {"features": {**SCHEMA["features"], "press": {**click, "known_after": "2d"}}}
+    late = {"features": {**SCHEMA["features"], "press": {**click, "available_after": "2d"}}}
     with pytest.raises(RunError, match="trained on labels known until 2023-11-21T00:00:00Z, and here valid and test"):
         fit(log, days(4, 5), press, **late)
 
@@ -150,7 +152,7 @@ def test_without_a_line_only_the_same_split_starts(log: Path, early: Run, split:
     with pytest.raises(RunError, match="that run trained on labels known until 2023-11-"):
         fit(log, days(4, 5), run)
     with pytest.raises(RunError, match="that run trained on labels known until"):
-        fit(log, split, run, label_known_after="1d")
+        fit(log, split, run, label_delay="1d")
     if split["by"] == "user":
         with pytest.raises(RunError, match="that run trained on labels known until 2023-11-19"):
             fit(log, split, early)
@@ -160,7 +162,7 @@ def test_without_a_line_only_the_same_split_starts(log: Path, early: Run, split:
 
 def test_runs_that_tell_nothing_are_asked_of_their_log(log: Path, tmp_path: Path) -> None:
     """Runs of version 0.3 learned every label of train, known or not, and kept no record of it."""
-    old = fit(log, days(7, 8), label_known_after="12h")
+    old = fit(log, days(7, 8), label_delay="12h")
     about = json.loads((old.folder / "log.json").read_text())
     del about[KEY]
     (old.folder / "log.json").write_text(json.dumps(about))
@@ -170,11 +172,11 @@ def test_runs_that_tell_nothing_are_asked_of_their_log(log: Path, tmp_path: Path
     # A checkpoint writes tokens of impressions alone that come after every label it has seen.
     assert _opened(old, True)[-1] == max(int(old.log().manifest["lines"][1]), seen.validated or 0)
     with pytest.raises(RunError, match="trained on labels known until 2023-11-22T11"):
-        fit(log, days(7, 8), old, label_known_after="12h")
-    assert "start_from" not in str(fit(log, days(8, 9), old, label_known_after="12h").results["warnings"])
+        fit(log, days(7, 8), old, label_delay="12h")
+    assert "init_from" not in str(fit(log, days(8, 9), old, label_delay="12h").results["warnings"])
     (old.folder / "log.json").write_text(json.dumps({**about, "path": str(tmp_path / "gone")}))
     with pytest.raises(RunError, match="its prepared log cannot be opened"):
-        fit(log, days(8, 9), old, label_known_after="12h")
+        fit(log, days(8, 9), old, label_delay="12h")
 
 
 def test_steps_of_two_logs_are_not_compared(early: Run) -> None:

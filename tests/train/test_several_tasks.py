@@ -36,14 +36,14 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     log = made.log.append_column("back", pa.array(rows % 2, mask=rows % 3 == 0))
     log = log.append_column("place", pa.array(rows % 5))
     log = log.set_column(2, "time", pa.array(worlds.START + rows % 30 * 3_600 + rows // 30 * 60))
-    features = {"back": {"kind": "id", "feedback": True, "known_after": "3h"}, "place": {"kind": "id"}}
-    history = {"seen": {"of": ["item", "click"], "last": 3}}
+    features = {"back": {"kind": "id", "feedback": True, "available_after": "3h"}, "place": {"kind": "id"}}
+    history = {"seen": {"features": ["item", "click"], "max_length": 3}}
     schema = {**made.schema, "features": {**made.schema["features"], **features}, "histories": history}
     made = replace(made, log=log, schema=schema, split={"by": "time", "valid": 0.2, "test": 0.2})
     worlds.write(made, folder)
     job = made.job(folder, MODEL, epochs=1, runs=str(folder / "runs"), tensorboard="off", mlflow="off")
     job["data"] |= {"folder": str(folder / "prepared"), "threads": 1}
-    return {**job, "evaluate": {"replicates": 20}}
+    return {**job, "evaluate": {"n_resamples": 20}}
 
 
 @pytest.fixture(scope="module")

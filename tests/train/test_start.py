@@ -26,7 +26,7 @@ from longrec.train.job import read_job
 from longrec.train.optimisers import build_optimisers
 from longrec.train.run import Run
 from longrec.train.scoring import score
-from longrec.train.start import start_from
+from longrec.train.start import init_from
 
 Domain = tuple[Path, Extracted]
 Runs = Callable[..., list[str]]
@@ -56,19 +56,19 @@ def built(config: Any) -> tuple[models.Model, dict[str, torch.optim.Optimizer], 
 
 
 def test_weights_and_moments_go_on_where_the_run_ended(first: Run, shop: Path) -> None:
-    model, optimisers, fit, log = built(shop)
+    model, optimizers, fit, log = built(shop)
     state = torch.get_rng_state()
-    start_from(first.folder, model, optimisers, fit, log.fitted)
+    init_from(first.folder, model, optimizers, fit, log.fitted)
     assert torch.equal(torch.get_rng_state(), state)
     last = first.folder / "checkpoints" / "last"
     for name, tensor in load_file(last / "weights.safetensors").items():
         assert torch.equal(model.state_dict()[name], tensor), name
-    moments = {name: tensor for name, tensor in load_file(last / "optimiser.safetensors").items() if name != "random"}
+    moments = {name: tensor for name, tensor in load_file(last / "optimizer.safetensors").items() if name != "random"}
     found = {
         f"{kind}.{place}.{key}": value
-        for kind, optimiser in optimisers.items()
-        for place, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"])
-        for key, value in optimiser.state[parameter].items()
+        for kind, optimizer in optimizers.items()
+        for place, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
+        for key, value in optimizer.state[parameter].items()
         if isinstance(value, torch.Tensor)
     }
     assert found.keys() == moments.keys()
@@ -76,10 +76,10 @@ def test_weights_and_moments_go_on_where_the_run_ended(first: Run, shop: Path) -
 
 
 def test_a_started_run_goes_on_and_is_better_at_once(first: Run, shop: Path, runs: Runs) -> None:
-    words = runs("fit.epochs=1", "fit.validations_per_epoch=8", "fit.monitor=log_loss")
+    words = runs("fit.epochs=1", "fit.val_checks_per_epoch=8", "fit.monitor=log_loss")
     cold = train(shop, [*words, "name=cold"], quiet=True)
-    warm = train(shop, [*words, "name=warm", f"fit.start_from={first.folder}"], quiet=True)
-    assert warm.config.fit.start_from == str(first.folder)
+    warm = train(shop, [*words, "name=warm", f"fit.init_from={first.folder}"], quiet=True)
+    assert warm.config.fit.init_from == str(first.folder)
 
     def at_first(run: Run) -> float:
         lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
@@ -92,7 +92,7 @@ def test_a_started_run_goes_on_and_is_better_at_once(first: Run, shop: Path, run
 def test_a_started_run_resumes_bit_by_bit(
     first: Run, shop: Path, runs: Runs, same: Same, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    words = runs("fit.epochs=1", f"fit.start_from={first.folder}")
+    words = runs("fit.epochs=1", f"fit.init_from={first.folder}")
     whole = train(shop, [*words, "name=whole"], quiet=True)
     steps, real = 0, DIN.loss
 
@@ -113,7 +113,7 @@ def test_a_started_run_resumes_bit_by_bit(
 def test_a_run_killed_before_its_first_checkpoint_starts_from_there_again(
     first: Run, shop: Path, runs: Runs, same: Same, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = runs("fit.epochs=1", f"fit.start_from={first.folder}")
+    words = runs("fit.epochs=1", f"fit.init_from={first.folder}")
     whole = train(shop, [*words, "name=whole"], quiet=True)
 
     def killed(self: DIN, batch: Batch) -> torch.Tensor:
@@ -128,8 +128,8 @@ def test_a_run_killed_before_its_first_checkpoint_starts_from_there_again(
 
 def test_1_zero_init_plug_from_a_run_scores_as_that_run(domain: Domain, base: Run) -> None:
     folder, written = domain
-    model, optimisers, fit, log = built(domains.downstream(folder, Path(written.into)))
-    start_from(base.folder, model, optimisers, fit, log.fitted)
+    model, optimizers, fit, log = built(domains.downstream(folder, Path(written.into)))
+    init_from(base.folder, model, optimizers, fit, log.fitted)
     bare, _, _, plain = built(domains.downstream(folder, None))
     bare.load_state_dict(load_file(base.folder / "checkpoints" / "last" / "weights.safetensors"))
     rows = log.rows_of("test")
@@ -138,13 +138,13 @@ def test_1_zero_init_plug_from_a_run_scores_as_that_run(domain: Domain, base: Ru
 
 def test_2_checkpoint_of_the_base_starts_the_plugged_run(domain: Domain, base: Run, tmp_path: Path) -> None:
     folder, written = domain
-    words = ["name=plugged", f"fit.runs={tmp_path}", f"fit.start_from={base.folder}"]
+    words = ["name=plugged", f"fit.runs={tmp_path}", f"fit.init_from={base.folder}"]
     run = train(domains.downstream(folder, Path(written.into)), words, quiet=True)
     assert isinstance(run.model(), KEEPPlug)
     assert run.metrics["auc"].value > base.metrics["auc"].value
     again = train(
         domains.downstream(folder, Path(written.into)),
-        [f"fit.runs={tmp_path}", f"fit.start_from={run.folder}", "fit.max_steps=1"],
+        [f"fit.runs={tmp_path}", f"fit.init_from={run.folder}", "fit.max_steps=1"],
         quiet=True,
     )
     assert isinstance(again.model(), KEEPPlug)
@@ -156,17 +156,17 @@ def test_2_checkpoint_of_the_base_starts_the_plugged_run(domain: Domain, base: R
         (["model={name: deepfm}"], r"a din whose weights do not fit this deepfm: .*expected the same model"),
         (["model.mlp=[20]"], r"top.layers.0.linear.weight is 16x\d+, not 20x"),
         (["model.mlp=[16, 8]"], "nothing for top.layers.1"),
-        (["fit.tables_optimiser=rowwise_adagrad"], "Set fit.tables_optimiser: lazy_adam"),
-        (["fit.optimiser=sgd"], "moments of adamw; expected those of sgd"),
+        (["fit.embedding_optimizer=rowwise_adagrad"], "Set fit.embedding_optimizer: lazy_adam"),
+        (["fit.optimizer=sgd"], "moments of adamw; expected those of sgd"),
         (["data.schema.features.item_id.min_count=30"], "feature 'item_id' was encoded otherwise"),
         (["data.schema.features.stars.edges=[1, 2, 3, 4]"], "feature 'stars' was encoded otherwise"),
-        (["fit.start_from=nowhere"], "no such folder"),
+        (["fit.init_from=nowhere"], "no such folder"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_there_is_a_folder(
     first: Run, shop: Path, tmp_path: Path, words: list[str], says: str
 ) -> None:
-    runs = [f"fit.runs={tmp_path / 'runs'}", f"fit.start_from={first.folder}"]
+    runs = [f"fit.runs={tmp_path / 'runs'}", f"fit.init_from={first.folder}"]
     with pytest.raises(RunError, match=says):
         train(shop, [*runs, *words], quiet=True)
     assert not (tmp_path / "runs").exists()
@@ -179,7 +179,7 @@ def test_other_vocabularies_are_refused_whatever_their_size(domain: Domain, base
     kinds = config["data"]["schema"]["features"]
     kinds["user"] = {"kind": "id", "vocab": list(range(5_000, 5_150))}
     with pytest.raises(RunError, match=r"feature 'user' was encoded otherwise: its ids do not mean"):
-        train(config, [f"fit.runs={tmp_path / 'runs'}", f"fit.start_from={base.folder}"], quiet=True)
+        train(config, [f"fit.runs={tmp_path / 'runs'}", f"fit.init_from={base.folder}"], quiet=True)
 
 
 def test_a_hash_means_the_same_whatever_was_counted(first: Run, shop: Path, runs: Runs) -> None:
@@ -187,6 +187,6 @@ def test_a_hash_means_the_same_whatever_was_counted(first: Run, shop: Path, runs
     hashed = [f"data.schema.features.{name}={{kind: id, hash: 500}}" for name in ("user_id", "item_id")]
     quick = [*runs("fit.max_steps=1"), *hashed]
     earlier = train(shop, [*quick, "name=earlier", "data.split.test=0.88"], quiet=True)
-    again = train(shop, [*quick, "name=again", f"fit.start_from={earlier.folder}", "fit.lr=1e-6"], quiet=True)
+    again = train(shop, [*quick, "name=again", f"fit.init_from={earlier.folder}", "fit.lr=1e-6"], quiet=True)
     before, after = earlier.fitted.encoders["item_id"], again.fitted.encoders["item_id"]
     assert before != after

@@ -48,13 +48,13 @@ def job(folder: Path, **columns: Any) -> dict[str, Any]:
     pq.write_table(pa.table(table), folder / "log.parquet")
     features = {"u": {"kind": "id"}, "i": {"kind": "id"}}
     schema = {"user": "u", "item": "i", "time": "t", "label": "y", "features": features}
-    schema["histories"] = {"h": {"of": ["i"], "last": 5}}
+    schema["histories"] = {"h": {"features": ["i"], "max_length": 5}}
     return {
         "data": {"log": str(folder / "log.parquet"), "folder": str(folder / "prepared"), "schema": schema},
         "model": "lr",
         "fit": {"epochs": 2, "batch_size": 100, "lr": 0.05, "l2": 0.0, "runs": str(folder / "runs"),
                 "tensorboard": "off", "mlflow": "off"},
-        "evaluate": {"replicates": 5},
+        "evaluate": {"n_resamples": 5},
     }  # fmt: skip
 
 

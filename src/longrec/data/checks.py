@@ -23,25 +23,25 @@ def check_values(log: Relation, schema: Schema) -> None:
             continue
         if feature.width is not None:
             check_width(log, schema.column(feature_name), feature)
-        elif feature.kind in ("dense", "bucket"):
+        elif feature.kind in ("numeric", "bucketized"):
             log.numeric(schema.column(feature_name))
         elif feature.kind == "id" or feature.kind == "cross":
             for column in schema.columns(feature_name):
                 log.exact(column)
 
 
-def known_before_event(known_at: Mapping[str, str], early: Mapping[str, int], rows: int) -> list[str]:
+def known_before_event(available_at: Mapping[str, str], early: Mapping[str, int], rows: int) -> list[str]:
     """A sentence per column of moments of feedback that lie before their event, as skewed clocks write them.
 
     Args:
-        known_at: feature -> its column of moments.
+        available_at: feature -> its column of moments.
         early: feature -> how many of its moments lie before their event.
         rows: of the log.
     """
     return [
-        f"features.{name}: {early[name]:,} of {rows:,} values of the known_at column {column!r} lie before their own "
-        "event. They count as known at the event; correct the column if its clock is wrong."
-        for name, column in known_at.items()
+        f"features.{name}: {early[name]:,} of {rows:,} values of the column {column!r} (available_at) lie before "
+        "their own event. They count as known at the event; correct the column if its clock is wrong."
+        for name, column in available_at.items()
         if early[name]
     ]
 

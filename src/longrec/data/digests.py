@@ -18,17 +18,17 @@ _RULES = 3
 def log_digest(config: DataConfig, schema: Schema, sources: str) -> str:
     """What a prepared log depends on: sources, split and schema, less what is decided when a batch is made."""
     words: dict[str, Any] = schema.model_dump(mode="json", exclude_unset=True)
-    words.pop("label_known_after", None)
-    words["features"] = {name: feature for name, feature in words["features"].items() if feature["kind"] != "vector"}
+    words.pop("label_delay", None)
+    words["features"] = {name: feature for name, feature in words["features"].items() if feature["kind"] != "embedding"}
     for feature in words["features"].values():
-        for later in ("dim", "pool", "known_after"):
+        for later in ("dim", "pool", "available_after"):
             feature.pop(later, None)
         if isinstance(feature.get("vocab"), str) and Path(feature["vocab"]).is_file():
             feature["vocab"] = sha256(Path(feature["vocab"]).read_bytes()).hexdigest()
     # What other models left is read when a batch is made.
     histories = {name: history for name, history in words.pop("histories", {}).items() if not history.get("from")}
     for history in histories.values():
-        history.pop("last", None)
+        history.pop("max_length", None)
     if histories:
         words["histories"] = histories
     content = [FORMAT, _RULES, sources, config.split.model_dump(mode="json"), words]

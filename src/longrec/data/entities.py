@@ -111,7 +111,7 @@ class Entities:
 
     def of_own(self, feature: str) -> bool:
         """Whether a feature reads its own table, besides the key."""
-        if self.schema.features[feature].kind == "vector":
+        if self.schema.features[feature].kind == "embedding":
             return False
         return any(c != self.key and self.source(c) is self.own for c in self.schema.columns(feature))
 
@@ -129,7 +129,7 @@ class Entities:
             values, where = self._column(column, feature_name)
             if feature.width is not None:
                 check_width(self.source(column), column, feature)
-            elif feature.kind in ("dense", "bucket"):
+            elif feature.kind in ("numeric", "bucketized"):
                 self.source(column).numeric(column)
             weights = self._column(feature.weights, feature_name)[0] if feature.weights else None
             yield feature_name, values, weights, where
@@ -169,7 +169,7 @@ class Entities:
                     where,
                     f"several values, or null beside a value, for the {self.role} {odd[0]!r}",
                     f"one value a {self.role}, as table: {self.role} says",
-                    f"set table: event for the feature {feature!r}, or give a {self.role} table",
+                    f"set side: context for the feature {feature!r}, or give a {self.role} table",
                 )
             joined = f"SELECT {key} AS key, any_value({value}) AS value FROM {source.view} GROUP BY 1"
         values = source.table(f"SELECT j.value FROM _keys k LEFT JOIN ({joined}) j ON k.key = j.key ORDER BY k.place")
@@ -205,7 +205,7 @@ class Entities:
             reads: training events that read each version, where there are versions: one that only later events read
                 is not looked at.
         """
-        names = [feature for feature in fitters if self.schema.table(feature) == self.role]
+        names = [feature for feature in fitters if self.schema.side(feature) == self.role]
         for feature, values, _, where in self.columns([f for f in names if fitters[f].needs_data()]):
             weight = counts
             if self.dated(feature):
@@ -217,7 +217,7 @@ class Entities:
         """The encoded table, row 0 for an unknown key (and for a key without a version)."""
         plain: dict[str, NDArray[Any] | Lists] = {}
         dated: dict[str, NDArray[Any] | Lists] = {}
-        for feature, values, weights, where in self.columns(fitted.of_table(self.role)):
+        for feature, values, weights, where in self.columns(fitted.names_of_side(self.role)):
             unknown, known = fitted.unknown(feature), fitted.encode(feature, values, where, weights)
             table = dated if self.dated(feature) else plain
             if isinstance(known, Lists) and isinstance(unknown, Lists):
@@ -228,7 +228,7 @@ class Entities:
 
     def warnings(self) -> list[str]:
         """What the numbers measured on a log have to be read with, because of the moments of the own table."""
-        features = [f for f in self.schema.features if self.schema.table(f) == self.role and self.of_own(f)]
+        features = [f for f in self.schema.features if self.schema.side(f) == self.role and self.of_own(f)]
         if self.given is None or not features:
             return []
         named = ", ".join(map(_named, self.given.files or ())) or f"the query of {self.role}s"
@@ -252,7 +252,7 @@ def add_values(
     fitter: Fitter, schema: Schema, feature: str, values: pa.Array, counts: NDArray[np.int64], where: str
 ) -> None:
     """Give a fitter one chunk; several values a row count as often as their row."""
-    if schema.features[feature].kind == "multi":
+    if schema.features[feature].kind == "multi_id":
         values, offsets, _ = multi_values(schema.features[feature], values, where)
         counts = np.repeat(counts, np.diff(offsets))
     fitter.add(values, counts, where)

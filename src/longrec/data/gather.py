@@ -68,7 +68,7 @@ def _feature(
     owners: Mapping[str, NDArray[Any]],
     tables: Mapping[str, AsOf],
 ) -> NDArray[Any] | Lists:
-    table = log.schema.table(name)
+    table = log.schema.side(name)
     if name in log.knowledge:
         return log.knowledge[name].values(owners[table], moments)
     encoder = log.fitted.encoders[name]
@@ -91,7 +91,7 @@ def history_of(
         now: int64 ``[N]``, or ``[1]`` for all.
     """
     columns = log.events.columns
-    own = set(log.schema.histories[name].of).intersection(event_columns(log.fitted))
+    own = set(log.schema.histories[name].features).intersection(event_columns(log.fitted))
     past = Past(
         times=log.events.times.take(at),
         items=columns["item"].take(at),
@@ -107,11 +107,11 @@ def _listed_history(log: Log, name: str, rows: NDArray[np.int64]) -> HistoryBatc
     history = log.schema.histories[name]
     columns: dict[str, Tensor | Jagged] = {}
     offsets: NDArray[np.int64] | None = None
-    for column in history.of:
+    for column in history.features:
         assert column not in COMPUTED
         lists = log.lists[f"{name}.{column}"]
         stop = lists.offsets.take(rows + 1)
-        lengths = np.minimum(stop - lists.offsets.take(rows), history.last)
+        lengths = np.minimum(stop - lists.offsets.take(rows), history.max_length)
         own = np.concatenate([[0], np.cumsum(lengths)])
         at = np.repeat(stop - lengths - own[:-1], lengths) + np.arange(own[-1])
         columns[column] = tensor(lists.values.take(at))

@@ -195,7 +195,7 @@ class _Sample:
         for name, feature in log.schema.features.items():
             if feature.feedback or feature.source is not None:
                 continue
-            encoder, table = log.fitted.encoders[name], log.schema.table(name)
+            encoder, table = log.fitted.encoders[name], log.schema.side(name)
             if isinstance(encoder, TimeEncoder):
                 values: NDArray[Any] | Lists = encoder.encode_times(moments)
             elif table in tables:

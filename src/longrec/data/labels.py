@@ -38,12 +38,14 @@ def check_labels(labels: NDArray[np.float32], codes: NDArray[np.int8], where: st
 def delay_of(log: Log) -> str:
     """What in the schema says how late labels come, as a message names it."""
     schema = log.schema
-    if schema.label_known_at is not None:
-        return f"known_at of features.{schema.label_known_at}"
-    own = [name for name, f in schema.features.items() if f.known_after and schema.column(name) == schema.label.column]
-    if own and schema.label_delay > schema.delay(schema.label_known_after):
-        return f"known_after of features.{', features.'.join(own)}"
-    return f"label_known_after: {schema.label_known_after}"
+    if schema.label_available_at is not None:
+        return f"available_at of features.{schema.label_available_at}"
+    own = [
+        name for name, f in schema.features.items() if f.available_after and schema.column(name) == schema.label.column
+    ]
+    if own and schema.longest_label_delay > schema.delay(schema.label_delay):
+        return f"available_after of features.{', features.'.join(own)}"
+    return f"label_delay: {schema.label_delay}"
 
 
 def reasons(log: Log, part: str) -> str:

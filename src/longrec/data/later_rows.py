@@ -56,7 +56,7 @@ def look_for(
     if schema.time is None:
         return [], [UNTIMED.format(by=rule.by)]
     step = schema.time.unit == "step"
-    if rule.by == "parts" and not rule.allow_overlap:
+    if rule.by == "files" and not rule.allow_overlap:
         check_files(codes, times, step, where)
     shares = later_shares(codes, labels, times, moments, offsets)
     return shares, later_warnings(rule, shares, step)
@@ -76,7 +76,7 @@ def check_files(codes: NDArray[np.int8], times: NDArray[np.int64], step: bool, w
                 where,
                 f"the {one} files reach {last}, and the {other} files begin at {first}",
                 f"every row of {one} earlier than the first of {other}",
-                "cut the files along time, or allow it by name (data.split: {by: parts, allow_overlap: true}); results "
+                "cut the files along time, or allow it by name (data.split: {by: files, allow_overlap: true}); results "
                 "then carry a warning",
             )
 

@@ -127,14 +127,15 @@ class Log:
         rows = rows[:: max(len(rows) // 1_000, 1)]
         told, read = [], self.schema.histories.values()
         for name in names:
-            if not any(name in history.of or self.schema.column(name) in history.where for history in read):
+            if not any(name in history.features or self.schema.column(name) in history.where for history in read):
                 continue
             own = self.events.columns.get(f"known.{name}")
-            known = self.events.times.take(rows) + self.schema.known_after(name) if own is None else own.take(rows)
+            known = self.events.times.take(rows) + self.schema.available_after(name) if own is None else own.take(rows)
             if (self.not_before_available(known, rows) < self.label_known(rows)).any():
                 told.append(
                     f"feature {name!r} tells the label as well as the label itself and is known before it, so "
-                    "histories that read it tell labels early; give it the delay of the label (known_after), or drop it"
+                    "histories that read it tell labels early; give it the delay of the label (available_after), "
+                    "or drop it"
                 )
         return told
 
@@ -155,7 +156,7 @@ class Log:
         Raises:
             DataError: a store of other keys or another unit of time.
         """
-        table = self.schema.table(name)
+        table = self.schema.side(name)
         keys = self.users.keys if table == "user" else self.items.keys
         self.knowledge[name] = KnowledgeFeature(store, self.schema, table, keys, f"features.{name}")
         self.fitted.knowledge[name] = self.knowledge[name].width
@@ -244,18 +245,22 @@ class Log:
         return np.searchsorted(self.events.offsets, rows, side="right") - 1
 
     def label_known(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64 moment at which the label of each row became known: the label column's own ``known_at`` where some
+        """int64 moment at which the label of each row became known: the label column's own ``available_at`` where some
         feedback feature says it, else the event's time and its delay. Never before the event was available.
         """
-        times, own = self.events.times.take(rows), self.schema.label_known_at
+        times, own = self.events.times.take(rows), self.schema.label_available_at
         if own is None:
-            return self.not_before_available(times + self.schema.label_delay, rows)
+            return self.not_before_available(times + self.schema.longest_label_delay, rows)
         return self.not_before_available(np.maximum(self.events.columns[f"known.{own}"].take(rows), times), rows)
 
     @property
     def labels_come_late(self) -> bool:
         """Whether a label may become known later than its event."""
-        return self.schema.label_known_at is not None or self.schema.label_delay > 0 or self.available is not None
+        return (
+            self.schema.label_available_at is not None
+            or self.schema.longest_label_delay > 0
+            or self.available is not None
+        )
 
     def not_before_available(self, moments: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Moments of rows ``[B]``, raised to the moment at which each row's event became available."""
@@ -284,7 +289,7 @@ class Log:
             below: int64 ``[B]``: rows at or after which nothing is looked for, where they are known.
         """
         first, stop = self._range(name, users, moments, below)
-        kept, last = self._filtered(name), self.schema.histories[name].last
+        kept, last = self._filtered(name), self.schema.histories[name].max_length
         if self.available is None:
             first = np.maximum(first, stop - last)
             at, offsets = spans(first, stop - first)
@@ -295,7 +300,7 @@ class Log:
 
     def past_lengths(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 ``[B]``: how many events the history of each row has."""
-        last = self.schema.histories[name].last
+        last = self.schema.histories[name].max_length
         if self.available is None:
             first, stop = self._range(name, self.user(rows), self.moments.take(rows), rows)
             return np.minimum(stop - first, last)

@@ -93,7 +93,7 @@ class _Preparation:
         self.split_digest, self.later = rule, list[later_rows.LaterShare]()
         self.config, self.schema, self.con, self.build = config, schema, con, build
         self.scratch, self.sorted = scratch, scratch / "sorted.parquet"
-        self.part_column = read.PART if config.split.by == "parts" else config.split.column
+        self.part_column = read.PART if config.split.by == "files" else config.split.column
         self.step = schema.time is not None and schema.time.unit == "step"
         self.warnings: list[str] = []
         (build / "events").mkdir(parents=True)
@@ -300,10 +300,10 @@ class _Preparation:
 
     def _raw_type(self, name: str) -> pa.DataType:
         """What the separated text of a history stands for: the type of the feature's own column."""
-        if self.schema.features[name].kind == "bucket":
+        if self.schema.features[name].kind == "bucketized":
             return pa.float64()
         column, owners = self.schema.column(name), {"user": self.users, "item": self.items}
-        owner = owners.get(self.schema.table(name))
+        owner = owners.get(self.schema.side(name))
         if owner is not None and column == owner.key:
             return owner.keys.values.type
         source = self.log if owner is None else owner.source(column)
@@ -314,15 +314,17 @@ class _Preparation:
         feature, column = self.schema.features[name], self.schema.column(name)
         if feature.composed:
             return False
-        owner = {"user": self.users, "item": self.items}.get(self.schema.table(name))
+        owner = {"user": self.users, "item": self.items}.get(self.schema.side(name))
         source = self.log if owner is None or column == owner.key else owner.source(column)
         source.need({column: f"feature {name}"})
         kind = source.element_type(column)
         return None if kind is None else kind == "BIGINT"
 
     def _encode(self, fitted: FittedSchema) -> None:
-        plain = [n for t in ("event", "candidate") for n in fitted.of_table(t) if fitted.encoders[n].kind != "time"]
-        known = {n: f.known_at for n, f in self.schema.features.items() if f.known_at}
+        plain = [
+            n for t in ("context", "candidate") for n in fitted.names_of_side(t) if fitted.encoders[n].kind != "time"
+        ]
+        known = {n: f.available_at for n, f in self.schema.features.items() if f.available_at}
         filters = Filters(self.schema, self.log.where)
         lists = [(h, n, c) for h, history in self.schema.histories.items() for n, c in (history.columns or {}).items()]
         wanted = sorted(

@@ -82,7 +82,7 @@ class Relation:
         if rows.startswith("read_csv("):
             self._text = rows[:-1] + ", all_varchar=true)"
             rows = _without_guessed_dates(self.con, rows, timestamps)
-        if source.parts is not None:
+        if source.splits is not None:
             rows = _with_part(self.con, rows, files)
         return rows if layout is None else layout.write(rows, target)
 
@@ -244,9 +244,9 @@ def by_part(source: Source) -> dict[str | None, list[Path]]:
     Raises:
         DataError: a pattern that matches nothing, a file named twice, or a file in two parts.
     """
-    if source.parts is None:
+    if source.splits is None:
         return {None: _once(paths(source.files or ()))}
-    files: dict[str | None, list[Path]] = {part: paths(own) for part, own in source.parts.each().items()}
+    files: dict[str | None, list[Path]] = {part: paths(own) for part, own in source.splits.each().items()}
     owner: dict[tuple[int, int], str | None] = {}
     for part, own in files.items():
         for path in own:
@@ -289,7 +289,7 @@ def _from(con: duckdb.DuckDBPyConnection, view: str, source: Source, files: dict
     if len(kinds) > 1:
         raise DataError(str(source), f"files of the kinds {', '.join(sorted(kinds))}", "one kind of file")
     kind, listed = kinds.pop(), "[" + ", ".join(literal(str(path)) for path in every) + "]"
-    named = f", filename={literal(_FILE)}" if source.parts is not None else ""
+    named = f", filename={literal(_FILE)}" if source.splits is not None else ""
     if kind == ".parquet":
         return f"read_parquet({listed}, union_by_name=true{named})"
     if kind in TEXT:

@@ -27,13 +27,13 @@ class Split(Strict):
 
     ``time`` draws one global line: by shares of the rows (``valid``, ``test``), by whole days from the end
     (``valid_days``, ``test_days``), or from given moments (``valid_from``, ``test_from``).
-    Rows that share a moment stay together. ``user`` puts whole users into one part. ``leave_one_out`` tests on
+    Rows that share a moment stay together. ``user`` puts whole users into one split. ``leave_one_out`` tests on
     each user's last row and validates on the one before. ``column`` reads train, valid, test from a column.
-    ``parts`` takes each row into the part whose files it came from (``log.parts``); files of train, valid and test
+    ``files`` puts each row into the split whose files it came from (``log.splits``); files of train, valid and test
     follow each other in time unless ``allow_overlap``.
     """
 
-    by: Literal["time", "user", "leave_one_out", "column", "parts"] = "time"
+    by: Literal["time", "user", "leave_one_out", "column", "files"] = "time"
     valid: float = Setting(0.1, ge=0, lt=1)
     test: float = Setting(0.1, ge=0, lt=1)
     valid_days: float | None = Setting(None, gt=0)
@@ -52,7 +52,7 @@ class Split(Strict):
             "user": {"valid", "test", "seed"},
             "leave_one_out": set(),
             "column": {"column"},
-            "parts": {"allow_overlap"},
+            "files": {"allow_overlap"},
         }[self.by]
         if given - allowed:
             raise ValueError(f"a split by {self.by} takes no {', '.join(sorted(given - allowed))}")
@@ -77,60 +77,60 @@ def _files(value: Any) -> Any:
 FilesT = Annotated[tuple[str, ...], BeforeValidator(_files), Setting(min_length=1)]
 
 
-class Parts(Strict):
-    """The files of each part; a glob works, and so does one name alone. Train is required, and one part to measure."""
+class SplitFiles(Strict):
+    """The files of each split (names or globs, one or several). Train is required, and one more to measure on."""
 
     train: FilesT
     valid: FilesT | None = None
     test: FilesT | None = None
 
     @model_validator(mode="after")
-    def _fits(self) -> Parts:
+    def _fits(self) -> SplitFiles:
         if self.valid is None and self.test is None:
             raise ValueError("needs files for valid or for test, to measure on")
         return self
 
     def each(self) -> dict[str, tuple[str, ...]]:
-        """The parts that have files, in the order train, valid, test."""
+        """The splits that have files, in the order train, valid, test."""
         named = {"train": self.train, "valid": self.valid, "test": self.test}
         return {part: files for part, files in named.items() if files}
 
 
 class Source(Strict):
-    """Where rows come from: files (Parquet, CSV, Arrow; a glob works), files by part, or a DuckDB query.
+    """Where rows come from: files (Parquet, CSV, Arrow; a glob works), files by split, or a DuckDB query.
 
     ``rows`` says how the rows of the files are laid out; without it text files name their columns in the first line.
     ``as_of`` gives a table of users or items versions: the column that says since when each row holds.
     """
 
     files: Annotated[tuple[str, ...] | None, BeforeValidator(_files)] = Setting(None, min_length=1)
-    parts: Parts | None = None
+    splits: SplitFiles | None = None
     query: str | None = None
     rows: Rows | None = None
     as_of: str | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Source:
-        if sum(given is not None for given in (self.files, self.parts, self.query)) != 1:
-            raise ValueError("needs exactly one of files, parts, query")
+        if sum(given is not None for given in (self.files, self.splits, self.query)) != 1:
+            raise ValueError("needs exactly one of files, splits, query")
         if self.rows is not None and self.query is not None:
             raise ValueError("rows is for files; a query lays out its rows itself")
         return self
 
     def patterns(self) -> tuple[str, ...]:
-        """Every file or glob named, part after part; none for a query."""
-        return sum(self.parts.each().values(), ()) if self.parts is not None else self.files or ()
+        """Every file or glob named, split after split; none for a query."""
+        return sum(self.splits.each().values(), ()) if self.splits is not None else self.files or ()
 
     def placed(self, place: Callable[[str], str]) -> Source:
         """The same source with every path passed through ``place``."""
-        if self.parts is not None:
-            moved = {part: tuple(map(place, files)) for part, files in self.parts.each().items()}
-            return self.model_copy(update={"parts": Parts(**moved)})
+        if self.splits is not None:
+            moved = {part: tuple(map(place, files)) for part, files in self.splits.each().items()}
+            return self.model_copy(update={"splits": SplitFiles(**moved)})
         return self if self.files is None else self.model_copy(update={"files": tuple(map(place, self.files))})
 
     def __str__(self) -> str:
-        if self.parts is not None:
-            return "; ".join(f"{part}: {', '.join(files)}" for part, files in self.parts.each().items())
+        if self.splits is not None:
+            return "; ".join(f"{part}: {', '.join(files)}" for part, files in self.splits.each().items())
         return ", ".join(self.files) if self.files else f"query {self.query!r}"
 
 
@@ -181,12 +181,12 @@ class DataConfig(Strict):
     @model_validator(mode="after")
     def _fits(self) -> DataConfig:
         for role, table in (("users", self.users), ("items", self.items)):
-            if table is not None and table.parts is not None:
-                raise ValueError(f"{role}: parts is for the log alone; name the files of a table")
+            if table is not None and table.splits is not None:
+                raise ValueError(f"{role}: splits is for the log alone; name the files of a table")
         if self.log.as_of is not None:
             raise ValueError("log.as_of: as_of is for users and items; the schema's time is the moment of an event")
-        if (self.log.parts is not None) != (self.split.by == "parts"):
-            raise ValueError("log.parts and split {by: parts} go together: one names the files, the other reads them")
+        if (self.log.splits is not None) != (self.split.by == "files"):
+            raise ValueError("log.splits and split {by: files} go together: one names the files, the other reads them")
         return self
 
 

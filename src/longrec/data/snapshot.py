@@ -61,10 +61,10 @@ def items_at(log: Log, items: NDArray[np.int64], moment: int) -> Batch:
 
 def _no_events(field: Field) -> torch.Tensor | Jagged:
     """A column of no events."""
-    if field.kind == "multi":
+    if field.kind == "multi_id":
         weights = torch.zeros(0) if field.weighted else None
         return Jagged(torch.zeros(0, dtype=torch.int32), torch.zeros(1, dtype=torch.int64), weights)
-    if field.kind == "vector":
+    if field.kind == "embedding":
         return torch.zeros(0, field.width)
     return torch.zeros(0, dtype=torch.int32)
 
@@ -81,7 +81,7 @@ def _batch(
 def _feature(
     log: Log, name: str, side: str, rows: NDArray[np.int64], moments: NDArray[np.int64], table: AsOf
 ) -> NDArray[Any] | Lists:
-    own = log.schema.table(name) == side
+    own = log.schema.side(name) == side
     if name in log.knowledge:
         return log.knowledge[name].values(rows if own else np.zeros_like(rows), moments)
     if own:
@@ -90,7 +90,7 @@ def _feature(
     if isinstance(encoder, TimeEncoder):
         return encoder.encode_times(moments)
     feature = log.schema.features[name]
-    if feature.kind == "multi":
+    if feature.kind == "multi_id":
         weights = np.zeros(0, np.float32) if feature.weighted else None
         return Lists(np.zeros(0, np.int32), np.zeros(len(rows) + 1, np.int64), weights)
     return np.repeat(encoder.encode(pa.nulls(1), name), len(rows), axis=0)

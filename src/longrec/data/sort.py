@@ -24,12 +24,12 @@ def event_columns(schema: Schema) -> dict[str, str]:
     if schema.request:
         needed.setdefault(schema.request, "the request")
     for feature_name, feature in schema.features.items():
-        if schema.in_row(feature_name) and feature.kind != "time":
+        if schema.in_row(feature_name) and feature.kind != "calendar":
             for column in schema.columns(feature_name):
                 what = "weights of" if column == feature.weights else "feature"
                 needed.setdefault(column, f"{what} {feature_name}")
-            if feature.known_at:
-                needed.setdefault(feature.known_at, f"known_at of {feature_name}")
+            if feature.available_at:
+                needed.setdefault(feature.available_at, f"available_at of {feature_name}")
     for history_name, history in schema.histories.items():
         for column in history.where:
             needed.setdefault(column, f"history {history_name}")
@@ -42,8 +42,8 @@ def timestamp_columns(schema: Schema) -> list[str]:
     """Raw columns of the log that hold timestamps: the event's own, then those that say when something was known."""
     if schema.time is None:
         return []
-    known_at = [feature.known_at for feature in schema.features.values()]
-    named = [schema.time.column, schema.time.available_at, *known_at]
+    available_at = [feature.available_at for feature in schema.features.values()]
+    named = [schema.time.column, schema.time.available_at, *available_at]
     return list(dict.fromkeys(column for column in named if column is not None))
 
 
@@ -70,8 +70,8 @@ def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path)
         event = read_timestamps(log, schema.time.column, schema.time)
         times = event.sql
     late = _late(log, schema, event)
-    known_at = {f.known_at for f in schema.features.values() if f.known_at}
-    raw = "".join(f", {late[c].sql if c in known_at else name(c)} AS {name('c.' + c)}" for c in columns)
+    available_at = {f.available_at for f in schema.features.values() if f.available_at}
+    raw = "".join(f", {late[c].sql if c in available_at else name(c)} AS {name('c.' + c)}" for c in columns)
     if schema.time is not None and schema.time.available_at is not None:
         raw += f", {late[schema.time.available_at].sql} AS {AVAILABLE_AT}"
     inner = (

@@ -93,10 +93,10 @@ def row_needs(schema: Schema) -> list[Need]:
         needs.append(("data.schema.request", schema.request))
     needs.append(("data.schema.label", schema.label.column))
     for name, feature in schema.features.items():
-        if schema.in_row(name) and feature.kind not in ("time", "vector"):
+        if schema.in_row(name) and feature.kind not in ("calendar", "embedding"):
             needs += [(f"data.schema.features.{name}", column) for column in schema.columns(name)]
-            if feature.known_at:
-                needs.append((f"data.schema.features.{name}.known_at", feature.known_at))
+            if feature.available_at:
+                needs.append((f"data.schema.features.{name}.available_at", feature.available_at))
     for name, history in schema.histories.items():
         needs += [(f"data.schema.histories.{name}.where", column) for column in history.where]
         needs += [(f"data.schema.histories.{name}.columns.{of}", c) for of, c in (history.columns or {}).items()]
@@ -123,7 +123,7 @@ def _entity_needs(
     if given is not None and given.as_of is not None:
         own.append((f"data.{table}.as_of", given.as_of))
     for name, feature in schema.features.items():
-        if schema.table(name) != role or feature.kind == "vector":
+        if schema.side(name) != role or feature.kind == "embedding":
             continue
         for column in schema.columns(name):
             if column == key:

@@ -192,8 +192,8 @@ def missing_parts(split: Split, samples: Mapping[str, int]) -> list[str]:
 def without_validation(config: DataConfig) -> list[str]:
     """The sentence of :func:`missing_parts` where the config alone tells that no row will be validated on."""
     rule, valid = config.split, True
-    if rule.by == "parts":
-        valid = config.log.parts is not None and config.log.parts.valid is not None
+    if rule.by == "files":
+        valid = config.log.splits is not None and config.log.splits.valid is not None
     elif rule.by == "user" or (rule.by == "time" and rule.test_days is None and rule.test_from is None):
         valid = rule.valid > 0
     elif rule.by == "time":
@@ -205,8 +205,8 @@ def _valid_setting(split: Split) -> str:
     """What to set for a split to have validation rows."""
     if split.by == "column":
         return f"write 'valid' into column {split.column!r} for some training rows"
-    if split.by == "parts":
-        return "name files in log.parts.valid"
+    if split.by == "files":
+        return "name files in log.splits.valid"
     if split.by == "leave_one_out":
         return "users need three labeled rows each"
     if split.test_days is not None:

@@ -63,7 +63,7 @@ def target(
 def known(log: Log, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """int64 ``[B]``: when a feedback feature of the rows became known; never before their events were available."""
     own, times = log.events.columns.get(f"known.{name}"), log.events.times.take(rows)
-    since = np.maximum(own.take(rows), times) if own is not None else times + log.schema.known_after(name)
+    since = np.maximum(own.take(rows), times) if own is not None else times + log.schema.available_after(name)
     return log.not_before_available(since, rows)
 
 

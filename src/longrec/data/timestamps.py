@@ -235,7 +235,7 @@ def check_known_at(log: Relation, column: str, found: Timestamps, event: Timesta
             f"{log.where}: column {column!r}",
             "times near 1970 beside events that are not",
             "the timestamp from which on the value is known",
-            "a delay in seconds is no timestamp: add it to the time of the event, or set known_after",
+            "a delay in seconds is no timestamp: add it to the time of the event, or set available_after",
         )
 
 

@@ -42,7 +42,7 @@ class TokenHistory:
         check_store(store, schema, keys.values.type, where)
         self.warnings = checked(store.info, schema, where, store.location, history.allow_leak)
         self.store, self.name, self.spec = store, name, store.info.spec()
-        self.of, self.last = history.of, history.last
+        self.of, self.last = history.features, history.max_length
         self._gaps = partial(time_gaps, per_second=1 if store.info.unit == "step" else 1_000)
         # Row 0 of the user table is nobody.
         self._users = np.concatenate([[0], key_numbers(keys.values)])

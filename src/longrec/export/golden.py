@@ -45,8 +45,8 @@ class Sample:
     """One impression of a prepared log, in encoded values, with the items to rank.
 
     Attributes:
-        user: row of the user table.
-        items: rows ``[C]`` of the item table.
+        user: row of the user side.
+        items: rows ``[C]`` of the item side.
         moment: milliseconds UTC (or a step) of the impression.
         events: encoded value of each event feature of the impression (no feedback, no calendar): a number, or ``Lists``
             of one row.

@@ -85,7 +85,7 @@ def list_inputs(fields: Fields, *, histories: bool) -> tuple[Input, ...]:
 def _list_field_inputs(name: str, field: Field, group: str) -> list[Input]:
     if field.kind == "dense":
         return [Input(name, "FP32", group, "value", 0)]
-    if field.kind in ("vector", "numbers"):
+    if field.kind in ("embedding", "numbers"):
         return [Input(name, "FP32", group, "value", 0, field.width)]
     if field.kind == "id":
         return [Input(name, "INT32", group, "value", field.rows)]

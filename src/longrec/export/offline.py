@@ -57,7 +57,7 @@ def build_ragged_batch(fitted: FittedSchema, users: EntityTable, items: EntityTa
     events, candidates = encode_row_values(fitted, users, items, sample)
     features: dict[str, Tensor | Jagged] = {}
     for field in fitted.fields().features:
-        table = fitted.schema.table(field.name)
+        side = fitted.schema.side(field.name)
         if field.name in sample.knowledge:
             vectors = sample.knowledge[field.name]
             features[field.name] = _take_rows(vectors, np.arange(size) if table == "item" else once)

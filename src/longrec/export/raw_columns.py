@@ -65,7 +65,7 @@ def list_candidate_columns(fitted: FittedSchema) -> dict[str, list[str]]:
 def list_row_features(fitted: FittedSchema, table: str) -> list[str]:
     """List features whose raw values a request contains: of ``event`` or ``candidate``, no feedback and no calendar."""
     features = fitted.schema.features
-    return [n for n in fitted.of_table(table) if not features[n].feedback and features[n].kind != "time"]
+    return [n for n in fitted.names_of_side(table) if not features[n].feedback and features[n].kind != "calendar"]
 
 
 def encode_context(

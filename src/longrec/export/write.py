@@ -237,9 +237,9 @@ def _check_schema(fitted: FittedSchema, model: Model) -> None:
     if wrong:
         raise BundleError(
             f"schema: feature {wrong[0]!r}",
-            "it reads the item with table: event",
-            "table: item",
-            "set table: item and train again",
+            "it reads the item with side: context",
+            "side: item",
+            "set side: item and train again",
         )
 
 
@@ -250,7 +250,7 @@ def _select_history(fitted: FittedSchema, events: Segment) -> Segment:
     wanted = [
         "item",
         *values,
-        *(f"known.{name}" for name in values if schema.features[name].known_at is not None),
+        *(f"known.{name}" for name in values if schema.features[name].available_at is not None),
         *(f"where.{name}" for name, history in schema.histories.items() if history.where),
     ]
     wanted += [AVAILABLE] if AVAILABLE in events.columns else []

@@ -23,18 +23,20 @@ def column_delays(schema: Schema) -> dict[str, Delay]:
     """
     found: dict[str, Delay] = {}
     for name, feature in schema.features.items():
-        if feature.source is None and feature.kind != "time" and schema.in_row(name) and not feature.feedback:
+        if feature.source is None and feature.kind != "calendar" and schema.in_row(name) and not feature.feedback:
             found |= dict.fromkeys(schema.columns(name))
     for history in schema.histories.values():
         found |= {column: None for column in history.where if not schema.is_feedback_column(column)}
     for name, feature in schema.features.items():
         if feature.feedback:
-            found[schema.column(name)] = feature.known_at or schema.known_after(name)
+            found[schema.column(name)] = feature.available_at or schema.available_after(name)
     if schema.time is not None:
         found[schema.time.column] = schema.time.available_at
     label = schema.label.column
-    own = [f.known_at for n, f in schema.features.items() if f.known_at is not None and schema.column(n) == label]
-    found[label] = own[0] if own else schema.delay(schema.label_known_after)
+    own = [
+        f.available_at for n, f in schema.features.items() if f.available_at is not None and schema.column(n) == label
+    ]
+    found[label] = own[0] if own else schema.delay(schema.label_delay)
     return {column: at for column, at in found.items() if column not in (schema.user, schema.item)}
 
 

@@ -38,8 +38,8 @@ def composed(feature: Feature, columns: Mapping[str, pa.Array], place: Place) ->
         DataError: values that are no ids, a map that is none, or a looked up text that is no number.
     """
     if feature.kind == "cross":
-        assert feature.of is not None
-        return joined([as_keys(columns[name], place(name)) for name in feature.of])
+        assert feature.features is not None
+        return joined([as_keys(columns[name], place(name)) for name in feature.features])
     assert feature.map is not None
     assert feature.key is not None
     keys = as_keys(columns[feature.key], place(feature.key)).cast(pa.string())
@@ -69,8 +69,8 @@ def joined(parts: Sequence[pa.Array]) -> pa.Array:
 
 def numeric_parts(feature: Feature, columns: Mapping[str, pa.Array], place: Place) -> tuple[bool | None, ...]:
     """Of each column of a cross whether it holds integers; None where all is null."""
-    assert feature.of is not None
-    keys = [as_keys(columns[name], place(name)) for name in feature.of]
+    assert feature.features is not None
+    keys = [as_keys(columns[name], place(name)) for name in feature.features]
     return tuple(pa.types.is_integer(part.type) if part.null_count < len(part) else None for part in keys)
 
 
@@ -81,8 +81,8 @@ def check_parts(encoder: CrossEncoder, feature: Feature, columns: Mapping[str, p
     Raises:
         DataError: with the place of the column.
     """
-    assert feature.of is not None
-    for name, fitted, own in zip(feature.of, encoder.numeric, numeric_parts(feature, columns, place)):
+    assert feature.features is not None
+    for name, fitted, own in zip(feature.features, encoder.numeric, numeric_parts(feature, columns, place)):
         if fitted is not None and own is not None and own != fitted:
             found, expected = ("integers", "text") if own else ("text", "integers")
             example = columns[name].drop_null()[0].as_py()

@@ -8,7 +8,7 @@ from longrec.features.feature import Feature
 
 
 def delay_faults(
-    feedback: Mapping[str, tuple[str, Feature]], label: str, label_known_after: str, delay: Callable[[str], int]
+    feedback: Mapping[str, tuple[str, Feature]], label: str, label_delay: str, delay: Callable[[str], int]
 ) -> list[str]:
     """The faults of a schema's delays.
 
@@ -23,10 +23,10 @@ def delay_faults(
     for name, (column, feature) in feedback.items():
         other = first.setdefault(column, name)
         before, what = feedback[other][1], f"features.{name}: reads {column!r}"
-        if feature.known_at != before.known_at or (
-            feature.known_at is None
+        if feature.available_at != before.available_at or (
+            feature.available_at is None
             and column != label
-            and delay(feature.known_after or label_known_after) != delay(before.known_after or label_known_after)
+            and delay(feature.available_after or label_delay) != delay(before.available_after or label_delay)
         ):
             faults.append(
                 f"{what}, known {_words(feature)}, and features.{other} says that it is known {_words(before)}; "
@@ -34,20 +34,20 @@ def delay_faults(
             )
         elif column != label:
             continue
-        elif feature.known_at is not None and delay(label_known_after):
+        elif feature.available_at is not None and delay(label_delay):
             faults.append(
-                f"{what}, the label, known {_words(feature)}, and label_known_after says {label_known_after}; expected "
-                "one of the two; leave label_known_after out, and give other feedback a known_after of its own"
+                f"{what}, the label, known {_words(feature)}, and label_delay says {label_delay}; expected "
+                "one of the two; leave label_delay out, and give other feedback a available_after of its own"
             )
-        elif feature.known_at is None and delay(feature.known_after or label_known_after) < delay(label_known_after):
+        elif feature.available_at is None and delay(feature.available_after or label_delay) < delay(label_delay):
             faults.append(
-                f"{what}, the label, {_words(feature)}, which leaks the answer: label_known_after says "
-                f"{label_known_after}; expected that or longer; leave known_after out"
+                f"{what}, the label, {_words(feature)}, which leaks the answer: label_delay says "
+                f"{label_delay}; expected that or longer; leave available_after out"
             )
     return faults
 
 
 def _words(feature: Feature) -> str:
-    if feature.known_at is not None:
-        return f"at the timestamp in {feature.known_at!r}"
-    return f"after {feature.known_after or 'label_known_after'}"
+    if feature.available_at is not None:
+        return f"at the timestamp in {feature.available_at!r}"
+    return f"after {feature.available_after or 'label_delay'}"

@@ -10,39 +10,39 @@ from pydantic import Field as Setting
 from longrec.config import Strict
 from longrec.features.duration import Duration
 
-Form: TypeAlias = Literal["id", "multi", "dense", "bucket", "time", "vector"]
-Table: TypeAlias = Literal["event", "user", "item", "candidate"]
+Form: TypeAlias = Literal["id", "multi_id", "numeric", "bucketized", "calendar", "embedding"]
+Side: TypeAlias = Literal["context", "user", "item", "candidate"]
 
 _IDS = {"vocab", "hash", "min_count", "share"}
 _BUCKETS = {"edges", "quantiles", "log_square"}
-_LATE = {"feedback", "known_after", "known_at"}
+_LATE = {"feedback", "available_after", "available_at"}
 _ALLOWED: dict[str, set[str]] = {
     "id": _IDS | _LATE,
-    "multi": _IDS | {"separator", "pool", "weights", "weight_separator"},
-    "dense": {"scale", "missing", "width", "separator"},
-    "bucket": _BUCKETS | _LATE,
-    "time": {"part", "utc_offset"},
-    "vector": {"source", "allow_leak"},
-    "cross": {"of", "hash"},
+    "multi_id": _IDS | {"separator", "pool", "weights", "weight_separator"},
+    "numeric": {"scale", "missing", "width", "separator"},
+    "bucketized": _BUCKETS | _LATE,
+    "calendar": {"component", "utc_offset"},
+    "embedding": {"source", "allow_leak"},
+    "cross": {"features", "hash"},
 }
 _OUTER = {"outer_key", "outer_separator", "outer_pair_separator"}
 _LOOKUP = {"map", "key", "separator", "pair_separator", "becomes"} | _OUTER
-_LOOKED_UP = {"id": _IDS, "dense": {"scale", "missing"}, "bucket": _BUCKETS}
+_LOOKED_UP = {"id": _IDS, "numeric": {"scale", "missing"}, "bucketized": _BUCKETS}
 _ALIASES = {"source": "from", "becomes": "as"}
 
 
 class Feature(Strict):
     """One feature of an impression.
 
-    A ``vector`` is what a trained extractor left for its user or item (``from: knowledge/v1``). A ``cross`` is the
+    An ``embedding`` is what a trained extractor left for its user or item (``from: knowledge/v1``). A ``cross`` is the
     values of several raw columns of a row taken together, and a ``lookup`` the value that one raw column, a map
     written as text, holds for another.
     """
 
     model_config = ConfigDict(serialize_by_alias=True)
 
-    kind: Literal["id", "multi", "dense", "bucket", "time", "vector", "cross", "lookup"]
-    table: Table | None = None
+    kind: Literal["id", "multi_id", "numeric", "bucketized", "calendar", "embedding", "cross", "lookup"]
+    side: Side | None = None
     column: str | None = None
     dim: int | None = Setting(None, ge=1, le=4096)
     vocab: str | tuple[int | str, ...] | None = None
@@ -59,18 +59,18 @@ class Feature(Strict):
     pool: Literal["mean", "sum", "max"] = "mean"
     weights: str | None = None
     weight_separator: str | None = Setting(None, min_length=1)
-    of: tuple[str, ...] | None = Setting(None, min_length=2)
+    features: tuple[str, ...] | None = Setting(None, min_length=2)
     map: str | None = None
     key: str | None = None
     pair_separator: str = Setting(":", min_length=1)
     outer_key: str | None = None
     outer_separator: str | None = Setting(None, min_length=1)
     outer_pair_separator: str = Setting("^", min_length=1)
-    becomes: Literal["id", "dense", "bucket"] = Setting("id", alias="as")
+    becomes: Literal["id", "numeric", "bucketized"] = Setting("id", alias="as")
     feedback: bool = False
-    known_after: Duration | None = None
-    known_at: str | None = None
-    part: Literal["hour", "weekday", "hour_of_week"] = "hour"
+    available_after: Duration | None = None
+    available_at: str | None = None
+    component: Literal["hour", "weekday", "hour_of_week"] = "hour"
     utc_offset: float = Setting(0.0, ge=-14, le=14)
     source: str | None = Setting(None, alias="from", min_length=1)
     allow_leak: bool = False
@@ -94,28 +94,30 @@ class Feature(Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> Feature:
-        given = self.model_fields_set - {"kind", "table", "column", "dim"}
+        given = self.model_fields_set - {"kind", "side", "column", "dim"}
         allowed = _LOOKUP | _LOOKED_UP[self.becomes] if self.kind == "lookup" else _ALLOWED[self.kind]
         wrong = sorted(_ALIASES.get(key, key) for key in given - allowed)
         if wrong:
             what = f" as {self.becomes!r}" if self.kind == "lookup" else ""
             raise ValueError(f"a feature of kind {self.kind!r}{what} takes no {', '.join(wrong)}")
-        if self.kind == "vector" and (self.source is None or self.table not in ("user", "item") or self.column):
-            raise ValueError("a vector needs from, the folder of knowledge, and table: user or item; it has no column")
-        if self.table == "candidate" and (self.kind == "time" or self.feedback):
+        if self.kind == "embedding" and (self.source is None or self.side not in ("user", "item") or self.column):
+            raise ValueError(
+                "an embedding needs from, the folder of knowledge, and side: user or item; it has no column"
+            )
+        if self.side == "candidate" and (self.kind == "calendar" or self.feedback):
             what = "feedback" if self.feedback else "the calendar"
-            raise ValueError(f"{what} is no column that a candidate brings: table must be event")
+            raise ValueError(f"{what} is no column that a candidate brings: side must be context")
         self._check_ids(given)
-        if self.form == "bucket" and (self.edges is not None) + (self.quantiles is not None) + self.log_square != 1:
-            raise ValueError("a bucket needs exactly one of edges, quantiles, log_square")
+        if self.form == "bucketized" and (self.edges is not None) + (self.quantiles is not None) + self.log_square != 1:
+            raise ValueError("a bucketized feature needs exactly one of edges, quantiles, log_square")
         if self.edges is not None and list(self.edges) != sorted(set(self.edges)):
             raise ValueError(f"edges must rise strictly, got {list(self.edges)}")
-        if not self.feedback and (self.known_after is not None or self.known_at is not None):
-            raise ValueError("known_after and known_at belong to a feature with feedback: true")
-        if self.known_after is not None and self.known_at is not None:
-            raise ValueError("takes known_after or known_at, not both")
-        if self.feedback and self.table not in (None, "event"):
-            raise ValueError("feedback is a column of the event itself: table must be event")
+        if not self.feedback and (self.available_after is not None or self.available_at is not None):
+            raise ValueError("available_after and available_at belong to a feature with feedback: true")
+        if self.available_after is not None and self.available_at is not None:
+            raise ValueError("takes available_after or available_at, not both")
+        if self.feedback and self.side not in (None, "context"):
+            raise ValueError("feedback is a column of the event itself: side must be context")
         self._check_columns()
         return self
 
@@ -131,21 +133,21 @@ class Feature(Strict):
 
     def _check_columns(self) -> None:
         """What goes with columns that hold several values, or with several columns."""
-        if self.kind == "dense" and self.separator is not None and self.width is None:
-            raise ValueError("separator belongs to a dense feature of several numbers: say how many, width")
+        if self.kind == "numeric" and self.separator is not None and self.width is None:
+            raise ValueError("separator belongs to a numeric feature of several numbers: say how many, width")
         if self.width is not None and self.scale not in ("raw", "log"):
-            raise ValueError("a dense feature of several numbers takes scale raw or log")
+            raise ValueError("a numeric feature of several numbers takes scale raw or log")
         if self.weight_separator is not None:
             if self.weights is not None:
                 raise ValueError("takes weights or weight_separator, not both")
             if self.separator is None or self.weight_separator == self.separator:
                 raise ValueError("weight_separator belongs to text: it needs a separator, and another one")
-        if self.composed and (self.column is not None or self.table in ("user", "item")):
-            raise ValueError(f"a {self.kind} reads raw columns of the row: no column, and table event or candidate")
-        if self.kind == "cross" and (self.of is None or self.hash is None):
-            raise ValueError("a cross needs of, the columns to take together, and hash")
-        if self.kind == "cross" and self.of is not None and len(set(self.of)) < len(self.of):
-            raise ValueError("of names a column twice")
+        if self.composed and (self.column is not None or self.side in ("user", "item")):
+            raise ValueError(f"a {self.kind} reads raw columns of the row: no column, and side context or candidate")
+        if self.kind == "cross" and (self.features is None or self.hash is None):
+            raise ValueError("a cross needs features, the columns to take together, and hash")
+        if self.kind == "cross" and self.features is not None and len(set(self.features)) < len(self.features):
+            raise ValueError("features names a column twice")
         if self.kind == "lookup":
             if self.map is None or self.key is None:
                 raise ValueError("a lookup needs map and key, the column of the map and that of what is looked up")

@@ -9,15 +9,19 @@ TIME_GAP = "time_gap"
 """Computed history column: log2 buckets of the seconds (or steps) between a past event and the impression."""
 TIME_GAP_ROWS = 2 + 40
 
-SINCE_PREVIOUS = "since_previous"
+TIME_SINCE_PREVIOUS = "time_since_previous"
 """Computed history column: the same buckets of the time since the event before; 0 for the first of a history."""
-SINCE_PREVIOUS_ROWS = TIME_GAP_ROWS
+TIME_SINCE_PREVIOUS_ROWS = TIME_GAP_ROWS
 
-SESSIONS_BACK = "sessions_back"
+SESSION_RECENCY = "session_recency"
 """Computed history column: 2 + how many sessions an event lies before the newest one of the history."""
-SESSIONS_BACK_ROWS = 2 + 64
+SESSION_RECENCY_ROWS = 2 + 64
 
-COMPUTED = {TIME_GAP: TIME_GAP_ROWS, SINCE_PREVIOUS: SINCE_PREVIOUS_ROWS, SESSIONS_BACK: SESSIONS_BACK_ROWS}
+COMPUTED = {
+    TIME_GAP: TIME_GAP_ROWS,
+    TIME_SINCE_PREVIOUS: TIME_SINCE_PREVIOUS_ROWS,
+    SESSION_RECENCY: SESSION_RECENCY_ROWS,
+}
 """Computed history columns with the rows of their tables: no feature may have their names."""
 OF_LOG = ("item", "times", "offsets")
 """Names of arrays that a log has: no feature of a row may have them."""
@@ -38,7 +42,7 @@ class Field:
     Attributes:
         rows: height of the embedding table (reserved rows included); 0 for numbers.
         dim: width asked for in the schema, or None to let the model decide.
-        table: who owns the value; in a request for one user only item fields differ between candidates, and whatever
+        side: who owns the value; in a request for one user only item fields differ between candidates, and whatever
             a row says of its candidate counts as one.
         feedback: known only after its event: the last row of the table means "not yet known".
         width: numbers of a vector (what an extractor or an encoder left) or of ``numbers`` (what the log holds); 0 for
@@ -49,12 +53,12 @@ class Field:
     """
 
     name: str
-    kind: Literal["id", "multi", "dense", "vector", "numbers"]
+    kind: Literal["id", "multi_id", "numeric", "embedding", "numbers"]
     rows: int
     dim: int | None = None
     pool: Literal["mean", "sum", "max"] = "mean"
     weighted: bool = False
-    table: Literal["event", "user", "item"] = "event"
+    side: Literal["context", "user", "item"] = "context"
     feedback: bool = False
     width: int = 0
     slots: int = 1
@@ -76,7 +80,7 @@ class Fields:
 
     def pairs(self, history: str) -> tuple[Field, ...]:
         """Columns of a history that also describe the candidate: the query of target attention."""
-        own = {field.name for field in self.features if field.table == "item"}
+        own = {field.name for field in self.features if field.side == "item"}
         return tuple(field for field in self.histories[history] if field.name in own)
 
     def tables(self) -> tuple[Field, ...]:

@@ -43,9 +43,9 @@ class Fitter:
     def needs_data(self) -> bool:
         """Whether anything is learnt from the log at all."""
         f = self.feature
-        if f.form in ("id", "multi"):
+        if f.form in ("id", "multi_id"):
             return f.vocab is None
-        return f.quantiles is not None or f.log_square or (f.form == "dense" and f.scale in ("minmax", "standard"))
+        return f.quantiles is not None or f.log_square or (f.form == "numeric" and f.scale in ("minmax", "standard"))
 
     def add_parts(self, numeric: tuple[bool | None, ...]) -> None:
         """Of each column of a cross whether a chunk holds integers there, or nothing."""
@@ -55,7 +55,7 @@ class Fitter:
     def add(self, array: pa.Array, counts: NDArray[np.int64], where: str) -> None:
         """Look at one chunk."""
         keep = counts > 0
-        if self.feature.form in ("id", "multi"):
+        if self.feature.form in ("id", "multi_id"):
             self._add_keys(as_keys(array, where), counts, keep, where)
             return
         values = encode.numbers(array, where)
@@ -63,7 +63,7 @@ class Fitter:
         values, counts = values[keep], counts[keep]
         if not len(values):
             return
-        if self.feature.form == "dense":
+        if self.feature.form == "numeric":
             # Moments about a value of the column: squares of values far from zero would swallow the spread.
             self._pivot = self._pivot if self._moments[0] else float(values[0])
             far = values - self._pivot
@@ -94,14 +94,14 @@ class Fitter:
     def finish(self) -> encode.Encoder:
         """The fitted encoder."""
         f = self.feature
-        if f.kind == "time":
-            return encode.TimeEncoder(f.part, f.utc_offset)
+        if f.kind == "calendar":
+            return encode.TimeEncoder(f.component, f.utc_offset)
         if f.width is not None:
             assert f.scale in ("raw", "log")
             return encode.NumbersEncoder(f.scale, f.missing, f.width, f.separator)
-        if f.form == "dense":
+        if f.form == "numeric":
             return self._dense()
-        if f.form == "bucket":
+        if f.form == "bucketized":
             return self._bucket()
         if f.vocab is not None:
             return encode.IdEncoder(Keys(given_vocabulary(f.vocab, self.name, self.integers)))
@@ -112,8 +112,8 @@ class Fitter:
         )
         if f.kind == "cross":
             assert f.hash is not None
-            assert f.of is not None
-            return encode.CrossEncoder(f.hash, len(counted), self._numeric or (None,) * len(f.of))
+            assert f.features is not None
+            return encode.CrossEncoder(f.hash, len(counted), self._numeric or (None,) * len(f.features))
         if f.hash is not None:
             numeric = pa.types.is_integer(counted["value"].type) if len(counted) else None
             return encode.HashEncoder(f.hash, len(counted), numeric)

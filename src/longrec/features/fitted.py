@@ -54,7 +54,7 @@ class FittedSchema:
         """
         feature, encoder = self.schema.features[name], self.encoders[name]
         assert not isinstance(encoder, TimeEncoder)
-        if feature.kind != "multi":
+        if feature.kind != "multi_id":
             return encoder.encode(array, where)
         flat, offsets, own = multi_values(feature, array, where)
         if own is None:
@@ -83,7 +83,7 @@ class FittedSchema:
     def unknown(self, name: str) -> NDArray[Any] | Lists:
         """The single entry that stands for an unknown user or item: unseen id, missing value, empty list."""
         feature, encoder = self.schema.features[name], self.encoders[name]
-        if feature.kind == "multi":
+        if feature.kind == "multi_id":
             weights = np.zeros(0, np.float32) if feature.weighted else None
             return Lists(np.zeros(0, np.int32), np.zeros(2, np.int64), weights)
         assert not isinstance(encoder, TimeEncoder)
@@ -94,16 +94,18 @@ class FittedSchema:
         """The id of a feedback value that is not known yet: the last row of its table."""
         return self.encoders[name].rows
 
-    def of_table(self, table: str) -> list[str]:
-        """Names of the features whose values a table keeps, in schema order (vectors lie in stores)."""
+    def names_of_side(self, side: str) -> list[str]:
+        """Names of the features of one side, in schema order, without embeddings, which stores hold."""
         schema = self.schema
-        return [n for n, f in schema.features.items() if schema.table(n) == table and f.kind != "vector"]
+        return [n for n, f in schema.features.items() if schema.side(n) == side and f.kind != "embedding"]
 
     def fields(self) -> Fields:
         """What a model gets to know."""
         features = [name for name, feature in self.schema.features.items() if not feature.feedback]
         histories = {
-            name: self.tokens[name].columns(name, history.of) if history.source else tuple(map(self.field, history.of))
+            name: self.tokens[name].columns(name, history.features)
+            if history.source
+            else tuple(map(self.field, history.features))
             for name, history in self.schema.histories.items()
         }
         return Fields(tuple(map(self.field, features)), histories)
@@ -112,13 +114,13 @@ class FittedSchema:
         """One field by the name of its feature (or of a computed history column)."""
         if name in COMPUTED:
             return Field(name, "id", COMPUTED[name])
-        feature, table = self.schema.features[name], self.schema.table(name)
-        owner = "item" if table == "candidate" else table
-        if feature.kind == "vector":
-            return Field(name, "vector", 0, feature.dim, table=owner, width=self.knowledge[name])
+        feature, side = self.schema.features[name], self.schema.side(name)
+        owner = "item" if side == "candidate" else side
+        if feature.kind == "embedding":
+            return Field(name, "embedding", 0, feature.dim, side=owner, width=self.knowledge[name])
         if feature.width is not None:
-            return Field(name, "numbers", 0, feature.dim, table=owner, width=feature.width)
-        kind = {"multi": "multi", "dense": "dense"}.get(feature.form, "id")
+            return Field(name, "numbers", 0, feature.dim, side=owner, width=feature.width)
+        kind = {"multi_id": "multi_id", "numeric": "numeric"}.get(feature.form, "id")
         rows = self.encoders[name].rows + feature.feedback
         dim, share = (self.schema.features[feature.share or name].dim, feature.share or "")
         made = Field(name, kind, rows, dim, feature.pool, feature.weighted, owner, feature.feedback)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.features.encode import FIRST, MISSING
-from longrec.features.fields import SESSIONS_BACK, SESSIONS_BACK_ROWS, SINCE_PREVIOUS, TIME_GAP, TIME_GAP_ROWS
+from longrec.features.fields import SESSION_RECENCY, SESSION_RECENCY_ROWS, TIME_GAP, TIME_GAP_ROWS, TIME_SINCE_PREVIOUS
 
 
 def computed(
@@ -32,10 +32,10 @@ def computed(
     """
     if column == TIME_GAP:
         return time_gaps(now, times, per_second)
-    if column == SINCE_PREVIOUS:
-        return since_previous(times, offsets, per_second)
-    assert column == SESSIONS_BACK
-    return sessions_back(times, offsets, session_gap)
+    if column == TIME_SINCE_PREVIOUS:
+        return time_since_previous(times, offsets, per_second)
+    assert column == SESSION_RECENCY
+    return session_recency(times, offsets, session_gap)
 
 
 def time_gaps(now: NDArray[np.int64], then: NDArray[np.int64], per_second: int = 1_000) -> NDArray[np.int32]:
@@ -47,11 +47,13 @@ def time_gaps(now: NDArray[np.int64], then: NDArray[np.int64], per_second: int =
     return _buckets(np.maximum(now - then, 0) // per_second)
 
 
-def since_previous(times: NDArray[np.int64], offsets: NDArray[np.int64], per_second: int = 1_000) -> NDArray[np.int32]:
+def time_since_previous(
+    times: NDArray[np.int64], offsets: NDArray[np.int64], per_second: int = 1_000
+) -> NDArray[np.int32]:
     """Ids of the time since the event before in the same history, in the buckets of ``time_gaps``; 0 (missing) for the
     first event of a history.
 
-    >>> since_previous(np.array([0, 0, 7_000, 9_000]), np.array([0, 3, 4])).tolist()
+    >>> time_since_previous(np.array([0, 0, 7_000, 9_000]), np.array([0, 3, 4])).tolist()
     [0, 2, 5, 0]
     """
     gaps = np.zeros(len(times), np.int64)
@@ -61,12 +63,12 @@ def since_previous(times: NDArray[np.int64], offsets: NDArray[np.int64], per_sec
     return ids
 
 
-def sessions_back(times: NDArray[np.int64], offsets: NDArray[np.int64], gap: int) -> NDArray[np.int32]:
+def session_recency(times: NDArray[np.int64], offsets: NDArray[np.int64], gap: int) -> NDArray[np.int32]:
     """Ids of how many sessions lie between an event and the newest of its history: 2 in the newest session, at most 65.
 
     A session ends where more than ``gap`` passes until the next event.
 
-    >>> sessions_back(np.array([0, 1800, 3601, 5]), np.array([0, 3, 4]), 1800).tolist()
+    >>> session_recency(np.array([0, 1800, 3601, 5]), np.array([0, 3, 4]), 1800).tolist()
     [3, 3, 2, 2]
     """
     new = np.zeros(len(times), np.int64)
@@ -75,7 +77,7 @@ def sessions_back(times: NDArray[np.int64], offsets: NDArray[np.int64], gap: int
     number = np.cumsum(new)  # of the session of each event, over all rows
     lengths = np.diff(offsets)
     newest = np.repeat(number[offsets[1:][lengths > 0] - 1], lengths[lengths > 0])
-    return np.minimum(newest - number + FIRST, SESSIONS_BACK_ROWS - 1).astype(np.int32)
+    return np.minimum(newest - number + FIRST, SESSION_RECENCY_ROWS - 1).astype(np.int32)
 
 
 def _buckets(seconds: NDArray[np.int64]) -> NDArray[np.int32]:

@@ -15,8 +15,8 @@ from pydantic import Field as Setting
 from longrec.config import Strict
 from longrec.features.delays import delay_faults
 from longrec.features.duration import Duration, duration
-from longrec.features.feature import Feature, Table
-from longrec.features.fields import COMPUTED, OF_LOG, SESSIONS_BACK, TIME_GAP, TOKEN
+from longrec.features.feature import Feature, Side
+from longrec.features.fields import COMPUTED, OF_LOG, SESSION_RECENCY, TIME_GAP, TOKEN
 from longrec.features.timestamp import grammar
 
 __all__ = ["Condition", "Feature", "History", "Label", "Schema", "TimeColumn", "duration"]
@@ -103,16 +103,16 @@ class History(Strict):
     ``columns`` switches to pre-joined rows: it maps each feature of the history to the list column
     (or separated text) of the row that already holds its past values, oldest first.
 
-    ``from`` (``tokens/v1``) makes it a history of instance tokens that ``longrec compress`` wrote: ``of`` then names
-    ``token``, ``version``, ``time_gap`` and the side columns of that store. ``allow_leak`` reads a store that discloses
-    more than was known, and the results say so.
+    ``from`` (``tokens/v1``) makes it a history of instance tokens that ``longrec compress`` wrote: ``features`` then
+    names ``token``, ``version``, ``time_gap`` and the side columns of that store. ``allow_leak`` reads a store
+    that discloses more than was known, and the results say so.
     """
 
     model_config = ConfigDict(serialize_by_alias=True)
 
-    of: tuple[str, ...] = Setting((), validate_default=False)
+    features: tuple[str, ...] = Setting((), validate_default=False)
     source: str | None = Setting(None, alias="from", min_length=1)
-    last: int = Setting(50, ge=1, le=1_000_000)
+    max_length: int = Setting(50, ge=1, le=1_000_000)
     where: dict[str, Condition] = Setting(default_factory=dict)
     columns: dict[str, str] | None = None
     separator: str | None = Setting(None, min_length=1)
@@ -122,29 +122,29 @@ class History(Strict):
     @model_validator(mode="before")
     @classmethod
     def _whole(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("from") is not None and "of" not in value:
-            return {**value, "of": (TOKEN, "label", TIME_GAP)}
+        if isinstance(value, dict) and value.get("from") is not None and "features" not in value:
+            return {**value, "features": (TOKEN, "label", TIME_GAP)}
         return value
 
     @model_validator(mode="after")
     def _fits(self) -> History:
-        if not self.of:
-            raise ValueError("of must name one column at least")
-        if len(set(self.of)) != len(self.of):
-            raise ValueError("of names a column twice")
+        if not self.features:
+            raise ValueError("features must name one column at least")
+        if len(set(self.features)) != len(self.features):
+            raise ValueError("features names a column twice")
         if self.source is not None and (self.where or self.columns is not None or self.separator is not None):
             raise ValueError("a history of tokens (from) takes no where, columns or separator")
         if self.source is None and "allow_leak" in self.model_fields_set:
             raise ValueError("allow_leak belongs to a history of tokens (from)")
         if self.columns is not None:
-            if set(self.columns) != set(self.of):
-                raise ValueError("columns must name a list column for each of: " + ", ".join(self.of))
+            if set(self.columns) != set(self.features):
+                raise ValueError("columns must name a list column for each of features: " + ", ".join(self.features))
             if self.where:
                 raise ValueError("where needs an event log; pre-joined rows are filtered already")
         elif self.separator is not None:
             raise ValueError("separator belongs to pre-joined rows (columns)")
-        if "session_gap" in self.model_fields_set and SESSIONS_BACK not in self.of:
-            raise ValueError(f"session_gap cuts sessions for {SESSIONS_BACK}, which of does not name")
+        if "session_gap" in self.model_fields_set and SESSION_RECENCY not in self.features:
+            raise ValueError(f"session_gap cuts sessions for {SESSION_RECENCY}, which features does not name")
         return self
 
 
@@ -156,7 +156,7 @@ class Schema(Strict):
     time: Annotated[TimeColumn | None, BeforeValidator(_time)] = None
     request: str | None = None
     label: Label
-    label_known_after: Duration = "0s"
+    label_delay: Duration = "0s"
     features: dict[str, Feature] = Setting(min_length=1)
     histories: dict[str, History] = Setting(default_factory=dict)
 
@@ -184,12 +184,12 @@ class Schema(Strict):
     def _feature_faults(self) -> list[str]:
         faults = []
         for name, feature in self.features.items():
-            if feature.kind == "time" and self.time is None:
-                faults.append(f"features.{name}: kind time needs the schema's time column")
-            elif feature.kind == "time" and self.time is not None and self.time.unit == "step":
-                faults.append(f"features.{name}: kind time needs moments, and this log counts in steps")
-            if feature.known_at is not None and self.time is None:
-                faults.append(f"features.{name}: known_at needs the schema's time column")
+            if feature.kind == "calendar" and self.time is None:
+                faults.append(f"features.{name}: kind calendar needs the schema's time column")
+            elif feature.kind == "calendar" and self.time is not None and self.time.unit == "step":
+                faults.append(f"features.{name}: kind calendar needs moments, and this log counts in steps")
+            if feature.available_at is not None and self.time is None:
+                faults.append(f"features.{name}: available_at needs the schema's time column")
             if feature.share is not None:
                 fault = self._share_fault(name, feature.share)
                 faults += [f"features.{name}.share: {fault}"] if fault else []
@@ -198,12 +198,12 @@ class Schema(Strict):
     def _share_fault(self, name: str, shared: str) -> str:
         other = self.features.get(shared)
         if other is None or shared == name:
-            known = ", ".join(n for n, f in self.features.items() if n != name and f.kind in ("id", "multi"))
+            known = ", ".join(n for n, f in self.features.items() if n != name and f.kind in ("id", "multi_id"))
             return f"no other feature named {shared!r}; known: {known or 'none'}"
         if other.share is not None:
             return f"{shared!r} shares the ids of {other.share!r} itself; name that one"
-        if other.feedback or not (other.kind in ("id", "multi") or (other.kind == "lookup" and other.form == "id")):
-            return f"{shared!r} must be of kind id or multi, and no feedback"
+        if other.feedback or not (other.kind in ("id", "multi_id") or (other.kind == "lookup" and other.form == "id")):
+            return f"{shared!r} must be of kind id or multi_id, and no feedback"
         dims = self.features[name].dim, other.dim
         if dims[0] is not None and dims[0] != dims[1]:
             return f"one table has one width, and dim is {dims[0]} here and {dims[1] or 'not said'} of {shared!r}"
@@ -216,23 +216,23 @@ class Schema(Strict):
             owner: {
                 column: name
                 for name, feature in self.features.items()
-                if self.table(name) == owner and not feature.composed and feature.kind != "time"
+                if self.side(name) == owner and not feature.composed and feature.kind != "calendar"
                 for column in self.columns(name)
             }
-            for owner in ("event", "candidate")
+            for owner in ("context", "candidate")
         }
         for column, name in plain["candidate"].items():
-            if column in plain["event"]:
+            if column in plain["context"]:
                 faults.append(
-                    f"features.{name}: the column {column!r} belongs to the candidate here and to the event for "
-                    f"{plain['event'][column]!r}; give both the same table"
+                    f"features.{name}: the column {column!r} belongs to the candidate here and to the context for "
+                    f"{plain['context'][column]!r}; give both the same side"
                 )
         own = {**plain["candidate"], self.item: "item"}
         for name, feature in self.features.items():
-            if feature.composed and self.table(name) == "event":
+            if feature.composed and self.side(name) == "context":
                 faults += [
                     f"features.{name}: the column {column!r} belongs to the candidate, so the {feature.kind} does; "
-                    "set table: candidate"
+                    "set side: candidate"
                     for column in self.columns(name)
                     if column in own
                 ]
@@ -240,8 +240,8 @@ class Schema(Strict):
 
     def _leaks(self) -> list[str]:
         """Whatever would show an impression what is known only after it."""
-        own_moment = {self.column(name): name for name, feature in self.features.items() if feature.known_at}
-        own_moment |= {feature.known_at: name for name, feature in self.features.items() if feature.known_at}
+        own_moment = {self.column(name): name for name, feature in self.features.items() if feature.available_at}
+        own_moment |= {feature.available_at: name for name, feature in self.features.items() if feature.available_at}
         feedback = {self.column(name) for name, feature in self.features.items() if feature.feedback}
         late = dict.fromkeys([*feedback, *own_moment], "feedback") | {self.label.column: "label"}
         if self.time is not None and self.time.available_at is not None:
@@ -249,7 +249,7 @@ class Schema(Strict):
         faults = []
         for name, feature in self.features.items():
             for column in self.columns(name):
-                if column not in late or feature.feedback or feature.kind == "time":
+                if column not in late or feature.feedback or feature.kind == "calendar":
                     continue
                 what, do = f"features.{name}: reads the {late[column]} column {column!r}", ""
                 if column == feature.weights:
@@ -267,19 +267,19 @@ class Schema(Strict):
             for column in history.where:
                 if column in own_moment:
                     faults.append(
-                        f"histories.{name}.where: {column!r} is known at a moment of its own (known_at of "
-                        f"{own_moment[column]}), and a filter waits one span for all; use known_after, or no filter"
+                        f"histories.{name}.where: {column!r} is known at a moment of its own (available_at of "
+                        f"{own_moment[column]}), and a filter waits one span for all; use available_after, or no filter"
                     )
         return [*faults, *self._delay_faults()]
 
     def _delay_faults(self) -> list[str]:
         feedback = {name: (self.column(name), feature) for name, feature in self.features.items() if feature.feedback}
-        return delay_faults(feedback, self.label.column, self.label_known_after, self.delay)
+        return delay_faults(feedback, self.label.column, self.label_delay, self.delay)
 
     def _history_faults(self) -> list[str]:
         faults = []
         for name, history in self.histories.items():
-            for column in history.of if history.source is None else ():
+            for column in history.features if history.source is None else ():
                 if column in COMPUTED:
                     if history.columns is not None:
                         faults.append(f"histories.{name}: pre-joined rows carry no times, so no {column}")
@@ -287,20 +287,22 @@ class Schema(Strict):
                 feature = self.features.get(column)
                 if feature is None:
                     faults.append(
-                        f"histories.{name}.of: no feature named {column!r}; known: {', '.join(self.features)}"
+                        f"histories.{name}.features: no feature named {column!r}; known: {', '.join(self.features)}"
                     )
-                elif self.table(column) == "user":
-                    faults.append(f"histories.{name}.of: {column!r} belongs to the user, it is the same in every event")
-                elif feature.form in ("dense", "time", "vector") or (
-                    (feature.kind == "multi" or feature.composed) and history.columns is not None
+                elif self.side(column) == "user":
+                    faults.append(
+                        f"histories.{name}.features: {column!r} belongs to the user, it is the same in every event"
+                    )
+                elif feature.form in ("numeric", "calendar", "embedding") or (
+                    (feature.kind == "multi_id" or feature.composed) and history.columns is not None
                 ):
                     faults.append(
-                        f"histories.{name}.of: {column!r} of kind {feature.kind} cannot stand in a history; "
-                        "use id or bucket"
+                        f"histories.{name}.features: {column!r} of kind {feature.kind} cannot stand in a history; "
+                        "use id or bucketized"
                     )
-                elif feature.kind == "multi" and self.in_row(column):
+                elif feature.kind == "multi_id" and self.in_row(column):
                     faults.append(
-                        f"histories.{name}.of: {column!r} has several values an event; only item features may"
+                        f"histories.{name}.features: {column!r} has several values an event; only item features may"
                     )
         own = {name: history for name, history in self.histories.items() if history.source is None}
         joined = {name: history.columns is not None for name, history in own.items()}
@@ -321,7 +323,7 @@ class Schema(Strict):
     def column(self, name: str) -> str:
         """The column a feature reads."""
         feature = self.features[name]
-        if feature.kind == "time" and self.time is not None:
+        if feature.kind == "calendar" and self.time is not None:
             return self.time.column
         return feature.column or name
 
@@ -329,49 +331,49 @@ class Schema(Strict):
         """All raw columns a feature reads of the row (but the moment at which its feedback became known)."""
         feature = self.features[name]
         if feature.kind == "cross":
-            return feature.of or ()
+            return feature.features or ()
         if feature.kind == "lookup":
             assert feature.map is not None
             assert feature.key is not None
             return tuple(dict.fromkeys(filter(None, (feature.map, feature.outer_key, feature.key))))
         return (self.column(name), *([] if feature.weights is None else [feature.weights]))
 
-    def table(self, name: str) -> Table:
+    def side(self, name: str) -> Side:
         """Who owns a feature; the user and item keys own themselves.
 
-        A ``candidate`` feature is a column of the row, as an ``event`` one is; but in a request it comes with each
+        A ``candidate`` feature is a column of the row, as a ``context`` one is; but in a request it comes with each
         candidate. A cross or a lookup of a candidate's column is the candidate's.
         """
         feature = self.features[name]
-        if feature.table is not None:
-            return feature.table
-        if feature.feedback or feature.kind == "time":
-            return "event"
+        if feature.side is not None:
+            return feature.side
+        if feature.feedback or feature.kind == "calendar":
+            return "context"
         if feature.composed:
-            plain = {n: f for n, f in self.features.items() if f.table == "candidate" and not f.composed}
+            plain = {n: f for n, f in self.features.items() if f.side == "candidate" and not f.composed}
             theirs = {self.item, *(column for n in plain for column in self.columns(n))}
-            return "candidate" if theirs.intersection(self.columns(name)) else "event"
-        return {self.user: "user", self.item: "item"}.get(self.column(name), "event")  # type: ignore[return-value]
+            return "candidate" if theirs.intersection(self.columns(name)) else "context"
+        return {self.user: "user", self.item: "item"}.get(self.column(name), "context")  # type: ignore[return-value]
 
     def in_row(self, name: str) -> bool:
         """Whether a feature is made of columns of the log's own rows: those of the event or of its candidate."""
-        return self.table(name) in ("event", "candidate")
+        return self.side(name) in ("context", "candidate")
 
-    def known_after(self, name: str) -> int:
+    def available_after(self, name: str) -> int:
         """Milliseconds (or steps) from an event to the moment its feedback is known."""
-        return self.delay(self.features[name].known_after or self.label_known_after)
+        return self.delay(self.features[name].available_after or self.label_delay)
 
     @property
-    def label_known_at(self) -> str | None:
-        """The feedback feature of the label's column whose ``known_at`` says when each label became known."""
-        named = [n for n, f in self.features.items() if f.known_at and self.column(n) == self.label.column]
+    def label_available_at(self) -> str | None:
+        """The feedback feature of the label's column whose ``available_at`` says when each label became known."""
+        named = [n for n, f in self.features.items() if f.available_at and self.column(n) == self.label.column]
         return named[0] if named else None
 
     @property
-    def label_delay(self) -> int:
+    def longest_label_delay(self) -> int:
         """Milliseconds (or steps) from an event to its label: the longest delay that is given for the column."""
         own = [n for n, f in self.features.items() if f.feedback and self.column(n) == self.label.column]
-        return max([self.delay(self.label_known_after), *map(self.known_after, own)])
+        return max([self.delay(self.label_delay), *map(self.available_after, own)])
 
     def delay(self, span: str) -> int:
         """A duration in the unit the log keeps its times in."""

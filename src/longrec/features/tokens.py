@@ -47,11 +47,11 @@ class TokenSpec:
         for column in (column for column in of if column not in known):
             near = nearest(column, known)
             hint = f"did you mean {near!r}?" if near else f"it has {', '.join(known)}"
-            faults.append(f"histories.{history}.of: the token store has no column {column!r}; {hint}")
+            faults.append(f"histories.{history}.features: the token store has no column {column!r}; {hint}")
         if self.mixed and TOKEN in of and VERSION not in of:
             faults.append(
-                f"histories.{history}.of: these tokens come from {self.versions} versions of their source, which are "
-                f"not of one scale; add {VERSION} so that a model can tell them apart, or compress with standardise"
+                f"histories.{history}.features: these tokens come from {self.versions} versions of their source, which "
+                f"are not of one scale; add {VERSION} so that a model can tell them apart, or compress with standardize"
             )
         if faults:
             raise ConfigError("schema", faults)
@@ -62,7 +62,7 @@ class TokenSpec:
             return Field(TIME_GAP, "id", TIME_GAP_ROWS)
         name = token_field(history, column)
         if column == TOKEN:
-            return Field(name, "vector", 0, width=self.width, slots=self.slots)
+            return Field(name, "embedding", 0, width=self.width, slots=self.slots)
         if column == VERSION:
             return Field(name, "id", FIRST + self.versions)
         return Field(name, "id", self.sides[column] + 1, feedback=True)

@@ -32,7 +32,7 @@ class Past:
         times: int64 ``[N]`` moment of each event.
         items: rows of the item table ``[N]``.
         values: encoded event features by name ``[N]``.
-        known: int64 moments ``[N]`` at which a feedback feature with ``known_at`` became known.
+        known: int64 moments ``[N]`` at which a feedback feature with ``available_at`` became known.
         offsets: int64 ``[B + 1]``, whose events are whose; None where all are of one history.
     """
 
@@ -61,18 +61,18 @@ def history_columns(
     schema = fitted.schema
     columns: dict[str, NDArray[Any] | Lists] = {}
     history, of_items = schema.histories[name], items.as_of(past.items, now)
-    for column in history.of:
+    for column in history.features:
         if column in COMPUTED:
             offsets = np.array([0, len(past.times)]) if past.offsets is None else past.offsets
             columns[column] = computed(
                 column, now, past.times, offsets, schema.per_second, schema.delay(history.session_gap)
             )
-        elif schema.table(column) == "item":
+        elif schema.side(column) == "item":
             columns[column] = of_items[column]
         else:
             values = past.values[column]
             if schema.features[column].feedback:
-                since = past.known[column] if column in past.known else past.times + schema.known_after(column)
+                since = past.known[column] if column in past.known else past.times + schema.available_after(column)
                 known = since < now
                 if not known.all():
                     values = np.where(known, values, fitted.not_yet(column))
@@ -84,7 +84,7 @@ def event_columns(fitted: FittedSchema) -> list[str]:
     """Features of the row that some history reads: what a store must keep of an event besides its item and time."""
     schema = fitted.schema
     own = [history for history in schema.histories.values() if history.source is None]
-    used = {column for history in own for column in history.of if column not in COMPUTED}
+    used = {column for history in own for column in history.features if column not in COMPUTED}
     return [name for name in schema.features if name in used and schema.in_row(name)]
 
 
@@ -95,9 +95,11 @@ def filter_delay(fitted: FittedSchema, name: str) -> int:
     for column in schema.histories[name].where:
         if schema.is_feedback_column(column):
             own = [
-                schema.known_after(n) for n, f in schema.features.items() if f.feedback and schema.column(n) == column
+                schema.available_after(n)
+                for n, f in schema.features.items()
+                if f.feedback and schema.column(n) == column
             ]
-            delays.append(max([*own, schema.delay(schema.label_known_after)] if column == schema.label.column else own))
+            delays.append(max([*own, schema.delay(schema.label_delay)] if column == schema.label.column else own))
     return max(delays)
 
 

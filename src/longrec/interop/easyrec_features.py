@@ -292,7 +292,7 @@ class Features:
             config.record_origin(f"data.schema.features.{spec.ours}.of", "input_names")
             if self.rows.types.get(name) == "float":
                 config.note("input_names", "differs", f"numbers of {name} are combined as LongRec writes them")
-        return {"kind": "cross", "of": names, "hash": hashed}
+        return {"kind": "cross", "features": names, "hash": hashed}
 
     def _convert_lookup(self, spec: Spec) -> dict[str, Any]:
         config, names = spec.config, self._expand_inputs(spec.config)

@@ -27,7 +27,7 @@ def convert_fit(top: Section, wide: bool, l2: Section | None, tasks: Tasks, rows
     """Return the ``fit`` section.
 
     Args:
-        wide: the model has a wide part, whose optimiser stands first of several.
+        wide: the model has a wide part, whose optimizer stands first of several.
         l2: the settings of the model, with its ``l2_regularization``.
         tasks: the towers of the model, whose names are suffixes of metrics.
         rows: the columns, one of which may hold weights of the rows.
@@ -46,7 +46,7 @@ def convert_fit(top: Section, wide: bool, l2: Section | None, tasks: Tasks, rows
     if decay and l2 is not None and settings.get("optimiser") != "adamw":
         _put(settings, "weight_decay", l2, "l2_regularization", decay)
     elif decay and l2 is not None:
-        l2.note("l2_regularization", "not carried", "fit.weight_decay holds the weight_decay of the optimiser")
+        l2.note("l2_regularization", "not carried", "fit.weight_decay holds the weight_decay of the optimizer")
     model = top.section("model_config")
     _put(settings, "l2", model, "embedding_regularization", model.get("embedding_regularization", 0.0))
     if train.get("gradient_clipping_by_norm", 0.0):

@@ -29,10 +29,10 @@ EasyRecConfig
   export_config            ExportConfig =
   fg_json_path             text         -  import it on its own (longrec import fg.json --into FOLDER)
 TrainConfig
-  optimizer_config         Optimizer*   =  fit.optimiser, fit.tables_optimiser and their learning rates
+  optimizer_config         Optimizer*   =  fit.optimizer, fit.embedding_optimizer and their learning rates
   gradient_clipping_by_norm float       =  fit.clip_norm
   num_steps                int          =  fit.max_steps; 0 is no limit
-  fine_tune_checkpoint     text         -  a TensorFlow checkpoint; start from a run of LongRec with fit.start_from
+  fine_tune_checkpoint     text         -  a TensorFlow checkpoint; start from a run of LongRec with fit.init_from
   fine_tune_ckpt_var_map   text         -  names variables of a TensorFlow checkpoint
   sync_replicas            bool         -  training runs in one process
   sparse_accumulator_type  text         -  training runs in one process
@@ -57,19 +57,19 @@ TrainConfig
   enable_oss_stop_signal   bool         -  stop a run with an interrupt, go on with longrec train --resume RUN
   dead_line                text         -  stop a run with an interrupt, go on with longrec train --resume RUN
 Optimizer
-  adam_optimizer           AdamOptimizer@optimizer  ~  fit.optimiser: adam; tables by lazy_adam: only rows of the batch
-  adamw_optimizer          AdamWOptimizer@optimizer ~  fit.optimiser: adamw; tables by lazy_adam, without decay
-  lazy_adam_optimizer      AdamOptimizer@optimizer  =  fit.optimiser: adam, fit.tables_optimiser: lazy_adam
+  adam_optimizer           AdamOptimizer@optimizer  ~  fit.optimizer: adam; tables by lazy_adam: only rows of the batch
+  adamw_optimizer          AdamWOptimizer@optimizer ~  fit.optimizer: adamw; tables by lazy_adam, without decay
+  lazy_adam_optimizer      AdamOptimizer@optimizer  =  fit.optimizer: adam, fit.embedding_optimizer: lazy_adam
   adam_async_optimizer     AdamOptimizer@optimizer  ~  as adam_optimizer: training runs in one process
   adam_asyncw_optimizer    AdamWOptimizer@optimizer ~  as adamw_optimizer: training runs in one process
-  adagrad_optimizer        AdagradOptimizer@optimizer =  fit.optimiser: adagrad, fit.tables_optimiser: adagrad
-  momentum_optimizer       MomentumOptimizer@optimizer =  fit.optimiser and fit.tables_optimiser: sgd, with fit.momentum
+  adagrad_optimizer        AdagradOptimizer@optimizer =  fit.optimizer: adagrad, fit.embedding_optimizer: adagrad
+  momentum_optimizer       MomentumOptimizer@optimizer =  fit.optimizer, fit.embedding_optimizer: sgd, with fit.momentum
   momentumw_optimizer      MomentumWOptimizer@optimizer ~  as momentum_optimizer; the decay is part of the gradient
   rms_prop_optimizer       any@optimizer !  there is no RMSProp; write adam_optimizer or adagrad_optimizer
   ftrl_optimizer           FtrlOptimizer@optimizer ~  of a wide part, which then follows the tables; alone refused
   use_moving_average       bool         -  weights are not averaged
   moving_average_decay     float        -  weights are not averaged
-  embedding_learning_rate_multiplier float =  fit.tables_lr is that many times fit.lr
+  embedding_learning_rate_multiplier float =  fit.embedding_lr is that many times fit.lr
 AdamOptimizer
   learning_rate            LearningRate =
   beta1                    float        =  fit.betas
@@ -81,7 +81,7 @@ AdamWOptimizer
   beta2                    float        =  fit.betas
 AdagradOptimizer
   learning_rate            LearningRate =
-  initial_accumulator_value float       =  fit.accumulator
+  initial_accumulator_value float       =  fit.initial_accumulator_value
 MomentumOptimizer
   learning_rate            LearningRate =
   momentum_optimizer_value float        =  fit.momentum
@@ -90,7 +90,7 @@ MomentumWOptimizer
   weight_decay             float        ~  fit.weight_decay: of the dense matrices, not of biases, norms and tables
   momentum_optimizer_value float        =  fit.momentum
 FtrlOptimizer
-  learning_rate            LearningRate -  the wide part follows the tables' optimiser
+  learning_rate            LearningRate -  the wide part follows the tables' optimizer
   learning_rate_power      float        -  there is no FTRL
   initial_accumulator_value float       -  there is no FTRL
   l1_reg                   float        -  there is no FTRL

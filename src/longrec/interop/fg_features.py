@@ -180,8 +180,12 @@ class Features:
         if "hash" not in encoded:
             entry.fault("hash_bucket_size", f"of {name} is missing; expected the number of buckets of a cross")
         if any(side != "user" for side, _ in sides):
-            encoded["table"] = "candidate"
-        return {"kind": "cross", "of": columns, **{k: v for k, v in encoded.items() if k in ("hash", "dim", "table")}}
+            encoded["side"] = "candidate"
+        return {
+            "kind": "cross",
+            "features": columns,
+            **{k: v for k, v in encoded.items() if k in ("hash", "dim", "table")},
+        }
 
     def _convert_lookup(self, entry: Entry, name: str) -> dict[str, Any] | None:
         maps, keys = self.read_columns(entry, "map"), self.read_columns(entry, "key")
@@ -345,7 +349,7 @@ _ORIGINS = {
     "dim": ("embedding_dimension", "embedding_dim"),
     "separator": ("separator",),
     "column": ("expression",),
-    "of": ("expression",),
+    "features": ("expression",),
     "share": ("shared_name",),
     "width": ("value_dimension", "value_dim"),
 }

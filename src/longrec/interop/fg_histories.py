@@ -40,7 +40,7 @@ class Histories:
             "step": sequence.get("sequence_delim", default=";"),
             "feature": sequence.get("attribute_delim", default="#"),
         }
-        history: dict[str, Any] = {"of": [], "columns": {}, "last": last}
+        history: dict[str, Any] = {"features": [], "columns": {}, "max_length": last}
         ignored: list[str] = []
         for step in steps:
             read = self._match_step(step, name)
@@ -50,7 +50,7 @@ class Histories:
             if ours is None:
                 ignored.append(inside)
             elif ours not in history["columns"]:
-                history["of"].append(ours)
+                history["features"].append(ours)
                 history["columns"][ours] = packed["into"][inside] = f"{column}__{ours}"
         if not history["of"]:
             explanation = f"no feature of the candidate reads a column of its steps, so {name} is left out"

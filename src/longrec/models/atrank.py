@@ -24,7 +24,7 @@ Departures from the paper
       nothing. ``prediction: mlp`` puts [fields, e_u, e_u * s_t] through a network instead;
     - the time of a behaviour is the column ``time_gap`` of its history, an action any other column: embedded side by
       side and brought to the width by F_g, as the code does, not added;
-    - the penalty on e_u and s_t in the code's loss is left to the optimiser (``l2``, ``weight_decay``).
+    - the penalty on e_u and s_t in the code's loss is left to the optimizer (``l2``, ``weight_decay``).
 
 Letters: B rows, N positions of all histories of the batch, U what they bring (see nn/segments.py), D width, T positions
 of a shared history, H what ``interact`` holds.
@@ -86,12 +86,12 @@ class ATRank(Ranker):
         super().__init__(config, fields)
         if not fields.histories:
             raise ConfigError("schema", ["histories: atrank reads a history, and the schema has none"])
-        self.candidate = [field.name for field in fields.features if field.table == "item"]
+        self.candidate = [field.name for field in fields.features if field.side == "item"]
         if not self.candidate:
             raise ConfigError("schema", ["features: atrank asks with the features of the candidate, and it has none"])
         seen = fields
         if config.prediction == "dot":  # no other field is embedded: it has its bias
-            seen = Fields(tuple(field for field in fields.features if field.table == "item"), fields.histories)
+            seen = Fields(tuple(field for field in fields.features if field.side == "item"), fields.histories)
         self.embeddings = Embeddings(seen, config.embedding_dim, histories=True, std=config.init_std)
         width = self.embeddings.widths
         self.groups = nn.ModuleList(

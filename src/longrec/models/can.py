@@ -237,7 +237,7 @@ def pairs_of(pairs: Sequence[tuple[str, str]] | None, fields: Fields) -> list[Pa
     Raises:
         ConfigError: names that are no ids of the schema, or no pair at all (all faults).
     """
-    own = {field.name: field for field in fields.features if field.kind in ("id", "multi")}
+    own = {field.name: field for field in fields.features if field.kind in ("id", "multi_id")}
     met: dict[str, tuple[str, str]] = {name: ("", name) for name in own}
     for history, columns in fields.histories.items():
         met |= {f"{history}.{c.name}": (history, c.name) for c in columns if c.kind in ("id", "multi")}
@@ -260,11 +260,11 @@ def pairs_of(pairs: Sequence[tuple[str, str]] | None, fields: Fields) -> list[Pa
 
 
 def _same_type(history: str, fields: Fields) -> list[Pair]:
-    shared = [field.name for field in fields.pairs(history) if field.kind in ("id", "multi")]
+    shared = [field.name for field in fields.pairs(history) if field.kind in ("id", "multi_id")]
     if shared:
         return [(name, history, name) for name in shared]
-    items = [field.name for field in fields.features if field.table == "item" and field.kind == "id"]
-    ids = [field.name for field in fields.histories[history] if field.kind in ("id", "multi")]
+    items = [field.name for field in fields.features if field.side == "item" and field.kind == "id"]
+    ids = [field.name for field in fields.histories[history] if field.kind in ("id", "multi_id")]
     return [(item, history, name) for item in items for name in ids]
 
 

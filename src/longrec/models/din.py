@@ -23,7 +23,7 @@ Departures from the paper
       fields of the candidate, as wide as its keys, in place of v;
     - batch normalisation in the top MLP, on by default: measured to help (AUC 0.752 against 0.724 after one epoch
       of a synthetic log). Its statistics, and those of Dice, are running averages in evaluation;
-    - the mini-batch aware penalty (section 5.1) is an option of the optimiser (``l2``), all rows weighted alike.
+    - the mini-batch aware penalty (section 5.1) is an option of the optimizer (``l2``), all rows weighted alike.
 
 Letters: B rows, N positions of the batch's histories, T positions of one user's, D embedding width, Q width of the
 query (columns the candidate shares with the events, or what stands for them), K width of an event, H units of the last

@@ -15,7 +15,7 @@ where k counts the sessions, t the events of one and c the units of e; v is the 
 sessions.
 
 Departures from the paper
-    - sessions are the runs of one value of the column ``sessions_back`` of a history, which splits where more than 30
+    - sessions are the runs of one value of the column ``session_recency`` of a history, which splits where more than 30
       minutes pass (``session_gap`` in the schema) and is no input besides; a history without that column is cut in
       runs of ``session_events`` counted from its newest event;
     - k and t count back from the newest session and the newest event of a session, so that no length moves them; the
@@ -52,7 +52,7 @@ from torch import Tensor, nn
 from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
-from longrec.features.fields import SESSIONS_BACK, SESSIONS_BACK_ROWS, Fields
+from longrec.features.fields import SESSION_RECENCY, SESSION_RECENCY_ROWS, Fields
 from longrec.features.fields import Field as Column
 from longrec.models.core.base import Ranker
 from longrec.nn.activation import Name
@@ -78,7 +78,7 @@ class DSINConfig(Strict):
     embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
     sessions: Width = Field(5, description="Latest sessions that are read.")
     session_items: Width = Field(10, description="Latest events of a session that are read.")
-    session_events: Width = Field(5, description="Events of a session where no column sessions_back tells.")
+    session_events: Width = Field(5, description="Events of a session where no column session_recency tells.")
     shortest: int = Field(0, ge=0, description="Sessions of at most so many events are dropped; the paper: 2.")
     heads: Width = Field(8, description="Heads of the self attention.")
     hidden: Width | None = Field(None, description="Units of the network after it; as many as its inputs by default.")
@@ -114,7 +114,7 @@ class DSIN(Ranker):
             fault = f"the column {SESSIONS_BACK} distinguishes {_MAX_SESSIONS} sessions, got {config.sessions}"
             raise ConfigError("config", [f"model.sessions: {fault}"])
         read = {
-            name: tuple(field for field in columns if field.name != SESSIONS_BACK)
+            name: tuple(field for field in columns if field.name != SESSION_RECENCY)
             for name, columns in fields.histories.items()
         }
         self.read = Fields(fields.features, read)
@@ -204,7 +204,7 @@ def _check(config: DSINConfig) -> None:
 
 
 def _has_column(columns: tuple[Column, ...]) -> bool:
-    return any(field.name == SESSIONS_BACK for field in columns)
+    return any(field.name == SESSION_RECENCY for field in columns)
 
 
 class _Path(nn.Module):

@@ -86,7 +86,7 @@ class DUPN(Ranker):
         self.targets = self.tasks.targets
         width = self.embeddings.widths
         queries = Queries(fields, width, "dupn", project=False)
-        self.of: dict[str, list[str]] = {"user": [], "item": [], "event": []}
+        self.of: dict[str, list[str]] = {"user": [], "item": [], "context": []}
         for field in fields.features:
             self.of[field.table].append(field.name)
         self.query_features = [*self.of["user"], *self.of["event"], *(self.of["item"] if config.candidate else [])]
@@ -103,7 +103,7 @@ class DUPN(Ranker):
             self.paths[f"path_{history}"] = _Path(e, p, x, config)
         of = {table: sum(width[name] for name in names) for table, names in self.of.items()}
         self.user_width = config.hidden * len(self.paths) + of["user"]
-        inputs = self.user_width + of["item"] + of["event"]
+        inputs = self.user_width + of["item"] + of["context"]
         self.tops = nn.ModuleList(
             MLP(inputs, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
             for _ in self.tasks.names
@@ -161,7 +161,7 @@ class DUPN(Ranker):
 
     def _inputs(self, batch: Batch) -> Tensor:
         embedded = self.embeddings(batch)
-        rest = [embedded.features[name] for name in (*self.of["event"], *self.of["item"])]
+        rest = [embedded.features[name] for name in (*self.of["context"], *self.of["item"])]
         return torch.cat([self._user(batch, embedded), *rest], 1)
 
     def _user(self, batch: Batch, embedded: EmbeddedBatch) -> Tensor:

@@ -11,7 +11,7 @@ computed in O(F D) as 0.5 sum_k [(sum_i v_ik x_i)^2 - sum_i (v_ik x_i)^2]       
 
 Departures from the paper
     - a multi-value field is one field: its values are pooled as the schema says before they meet the others;
-    - L2 belongs to the optimiser of the tables and decays only the rows of a batch.
+    - L2 belongs to the optimizer of the tables and decays only the rows of a batch.
 
 Letters: B rows, F fields, D embedding width, H = F + D.
 """

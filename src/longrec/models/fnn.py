@@ -10,10 +10,10 @@ begin; the network then moves them with all its other weights.
     logit = W_3 l_2 + b_3                                                           (3)
 
 (the numbers are ours). The first stage is a run of its own, of the model ``fm`` on the same log; the second starts from
-it: ``fit: {start_from: runs/my-fm}``. Without that, the tables start as those of an ``fm`` do.
+it: ``fit: {init_from: runs/my-fm}``. Without that, the tables start as those of an ``fm`` do.
 
 Departures from the paper
-    - the moments of the optimiser come over with the tables, as in every start from a run;
+    - the moments of the optimizer come over with the tables, as in every start from a run;
     - fields have one row of a table for each value, and all of it is trained on; the paper samples the zeros of its
       one-hot inputs and pre-trains W_1 by layers (SNN), which the tables make needless;
     - no normalisation: over a batch w_0 is a constant, and would be taken away;

@@ -22,9 +22,9 @@ Departures from the paper
       what came next is the candidate of a row whose label is 1, in rows with a history;
     - vectors are learnt with the model, not set before and frozen; no gradient of a cosine enters v, so that
       vectors do not fall together;
-    - gap is the column ``since_previous`` and weight all other columns that the candidate has not (a kind of event, a
-      dwell time), at every level those of the event it steps at; where there are none, T or W is 1. The paper weighs by
-      the kind of event at the first level and by dwell time at the second. The first event of a history has no gap: it
+    - gap is the column ``time_since_previous`` and weight all other columns that the candidate has not (a kind of
+      event, a dwell time), at every level those of the event it steps at; where there are none, T or W is 1. The
+      paper weighs by the kind of event at the first level and by dwell time at the second. The first event of a history has no gap: it
       reads the vector of a missing one, which is no bucket of time;
     - items are told apart by the id column of most values that the candidate has too, categories by the first
       other one, or by ``item`` and ``category``; a history without such a column has one level less. Ids that say

@@ -258,7 +258,7 @@ def _columns(config: IATReaderConfig, fields: Fields) -> dict[str, _Columns]:
         raise ConfigError("schema", ["histories: iat_reader reads a history, and the schema has none"])
     names = config.histories
     if names is None:
-        tokens = [name for name, columns in fields.histories.items() if any(c.kind == "vector" for c in columns)]
+        tokens = [name for name, columns in fields.histories.items() if any(c.kind == "embedding" for c in columns)]
         names = tuple(tokens or fields.histories)
     choices = ", ".join(fields.histories)
     faults = [f"model.histories: no history {name!r} in the schema; it has {choices}" for name in names
@@ -271,7 +271,7 @@ def _columns(config: IATReaderConfig, fields: Fields) -> dict[str, _Columns]:
 
 
 def _sorted(columns: tuple[Column, ...]) -> _Columns:
-    vectors = tuple(column for column in columns if column.kind == "vector")
+    vectors = tuple(column for column in columns if column.kind == "embedding")
     sides = tuple(
         column
         for column in columns

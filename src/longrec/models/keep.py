@@ -105,9 +105,9 @@ class KEEP(Encoder):
 
     def __init__(self, config: KEEPConfig, fields: Fields) -> None:
         super().__init__(config, fields)
-        self.of: dict[str, list[str]] = {"user": [], "item": [], "event": []}
+        self.of: dict[str, list[str]] = {"user": [], "item": [], "context": []}
         for field in fields.features:
-            self.of[field.table].append(field.name)
+            self.of[field.side].append(field.name)
         if not self.of["item"] or not (self.of["user"] or fields.histories):
             wanted = "a feature of the item, and a feature of the user or a history"
             raise ConfigError("schema", [f"features: keep extracts knowledge of users and of items: it needs {wanted}"])
@@ -128,7 +128,7 @@ class KEEP(Encoder):
         of = {table: sum(width[name] for name in names) for table, names in self.of.items()}
         self.user = self._mlp(of["user"] + pooled, config.user)
         self.item = self._mlp(of["item"], config.item)
-        self.both = self._mlp(self.user.width + self.item.width + attended + of["event"], config.both)
+        self.both = self._mlp(self.user.width + self.item.width + attended + of["context"], config.both)
         self.experts: MMoE | PLE | None = None
         inputs, labels, (n, widths) = self.both.width, len(self.tasks.names), (config.experts, config.expert)
         form = Form(config.activation, config.dropout)

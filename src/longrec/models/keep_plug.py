@@ -244,7 +244,7 @@ def mlps(model: Ranker) -> list[MLP]:
 
 def _knowledge(wanted: tuple[str, ...] | None, fields: Fields) -> tuple[str, ...]:
     """Names of the vector features to plug in."""
-    vectors: list[Column] = [field for field in fields.features if field.kind == "vector"]
+    vectors: list[Column] = [field for field in fields.features if field.kind == "embedding"]
     outer = {field.computed_by for field in vectors if field.computed_by}
     if outer:
         # Without a presence flag, what such a model computes would be cut by a number and read as knowledge.

@@ -28,7 +28,7 @@ Departures from the paper
       without any is asked by all that it shares with the candidate, and each of its clicks is a key of its own;
     - so is a click whose key is missing or unseen;
     - v_t are all columns of the event, and as they are: values are projected only where there are several ``heads``;
-    - a session is a run of events with one value of the column ``sessions_back`` (those 63 or more back have one); a
+    - a session is a run of events with one value of the column ``session_recency`` (those 63 or more back have one); a
       history without that column is one session. Places are counted back from the newest event of a session;
     - each history has networks of its own.
 
@@ -159,7 +159,9 @@ class KFAtt(Ranker):
             q_BQ, k_UQ = embedded.features[column], embedded.histories[history][column]
             sizes_U = Groups(cast(Tensor, columns[column]), segments).sizes if self.config.frequency else None
         if self.config.sessions:
-            v_UV = self.encoders[f"encoder_{history}"](v_UV, segments, cast(Tensor | None, columns.get(SESSIONS_BACK)))
+            v_UV = self.encoders[f"encoder_{history}"](
+                v_UV, segments, cast(Tensor | None, columns.get(SESSION_RECENCY))
+            )
         return q_BQ, k_UQ, v_UV, segments, sizes_U
 
 

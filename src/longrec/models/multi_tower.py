@@ -118,7 +118,7 @@ class MultiTowerConfig(Strict):
     towers: dict[str, Tower] | None = Field(
         None,
         min_length=1,
-        description="Towers by name, as {of: [...], mlp: [...]}; one of all features when not given.",
+        description="Towers by name, as {features: [...], mlp: [...]}; one of all features when not given.",
     )
     din: dict[str, Attention] | None = Field(
         None, description="Histories with an attention tower, as {mlp: [...]}; all that no tower names when not given."
@@ -165,7 +165,7 @@ class MultiTower(Ranker):
         self.embeddings = Embeddings(Fields(used, histories), config.embedding_dim, histories=True, std=config.init_std)
         widths = dict(self.embeddings.widths)
         widths |= {name: plan.columns[name].width or 1 for name in self.numbers}
-        self.per_candidate = {field.name for field in fields.features if field.table == "item"}
+        self.per_candidate = {field.name for field in fields.features if field.side == "item"}
         self.towers, self.din = nn.ModuleDict(), nn.ModuleDict()
         self.candidate = [name for name in plan.read if name in self.per_candidate]
         candidate_width = sum(widths[name] for name in self.candidate)
@@ -353,7 +353,7 @@ class _Plan:
         self.histories = taken | set(self.din)
         queries, _ = choose_attention_columns(fields, sorted(within | set(self.din)), "multi_tower")
         self.queried = {name for names in queries.values() for name in names}
-        candidate = any(self.columns[name].table == "item" for name in self.read)
+        candidate = any(self.columns[name].side == "item" for name in self.read)
         alone = [history for history, names in queries.items() if not names and not candidate]
         if alone:
             do = "name a feature of the item table in `of` of a tower"
@@ -389,7 +389,7 @@ def _unknown(path: str, kind: str, names: Iterable[str], choices: Iterable[str])
 
 
 def _is_number(column: Column) -> bool:
-    return column.kind in ("dense", "vector", "numbers")
+    return column.kind in ("numeric", "embedding", "numbers")
 
 
 def _key(name: str) -> str:

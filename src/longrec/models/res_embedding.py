@@ -329,7 +329,7 @@ def _item(name: str | None, fields: Fields) -> Column:
         where = "an id that a history holds" if fields.histories else "an id of the schema"
         raise ConfigError("schema", [f"model.item: {name!r} is not {where}; known: {choices}"])
     paired = [field for history in fields.histories for field in fields.pairs(history) if field.kind == "id"]
-    items = paired or [field for field in fields.features if field.table == "item" and field.kind == "id"]
+    items = paired or [field for field in fields.features if field.side == "item" and field.kind == "id"]
     if items:
         return max(items, key=lambda field: field.rows)
     raise ConfigError("schema", ["features: res_embedding needs an id of the item"])

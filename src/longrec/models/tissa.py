@@ -22,7 +22,7 @@ Departures from the paper
       reach back to 2.28 h, 4.55 h and so on; the oldest has no end. A log in steps wants a smaller ``newest``: its
       slices end at powers of two of steps;
     - a history without ``time_gap`` is cut by place: the newest event, the 2 before, the 4 before those;
-    - dt is a tenth of the log2 of the seconds, rounded down, from the column ``since_previous``, which is no input
+    - dt is a tenth of the log2 of the seconds, rounded down, from the column ``time_since_previous``, which is no input
       besides; where it is not known, as of the first event, it adds nothing, and a history without that column is read
       by an ordinary GRU. ``time_gap`` cuts slices and is an input like other columns too;
     - slices are in the order of time, so that i < s means before. An empty slice is no key to any other and none to
@@ -92,7 +92,7 @@ class TiSSA(Ranker):
         super().__init__(config, fields)
         # The time between events is a number to the gates, and has no vector.
         read = {
-            name: tuple(field for field in columns if field.name != SINCE_PREVIOUS)
+            name: tuple(field for field in columns if field.name != TIME_SINCE_PREVIOUS)
             for name, columns in fields.histories.items()
         }
         self.read = Fields(fields.features, read)

@@ -9,8 +9,8 @@ embeddings, which generalises.
     phi_k(x) = prod_i x_i^c_ki,  c_ki in {0, 1}                                     (eq. 1)
 
 Departures from the paper
-    - the wide part is trained by the lazy optimiser of the tables, not by FTRL with L1; its parameters are told
-      apart by ``wide_parameters()``, for whoever wants an optimiser of their own for them;
+    - the wide part is trained by the lazy optimizer of the tables, not by FTRL with L1; its parameters are told
+      apart by ``wide_parameters()``, for whoever wants an optimizer of their own for them;
     - crosses are of two id fields and hashed; values that collide share a weight;
     - the deep part is 128-64 by default (the paper: 1024-512-256) and normalised.
 
@@ -68,7 +68,7 @@ class WideDeep(Ranker):
         self.embeddings = Embeddings(fields, config.embedding_dim, std=config.init_std)
         self.wide = Embeddings(fields, width=1, std=0.0)
         rows = RESERVED + config.cross_buckets
-        crossed = tuple(Column(f"{a} x {b}", "id", rows, table="item") for a, b in config.crosses)
+        crossed = tuple(Column(f"{a} x {b}", "id", rows, side="item") for a, b in config.crosses)
         self.crosses = Embeddings(Fields(crossed, {}), width=1, std=0.0)
         self.bias = nn.Parameter(torch.zeros(1))
         inputs = sum(self.embeddings.widths.values())

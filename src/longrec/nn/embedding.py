@@ -77,7 +77,7 @@ class Embeddings(nn.Module):
             uses: list[tuple[Field, dict[str, Tensor], Tensor | Jagged, bool]] = []
             for field in sharing:
                 if field in self.fields.features:
-                    repeat = batch.shared and field.table != "item"
+                    repeat = batch.shared and field.side != "item"
                     uses.append((field, features, batch.features[field.name], repeat))
                 for name, columns in self.fields.histories.items():
                     if any(column.name == field.name for column in columns):
@@ -93,9 +93,9 @@ class Embeddings(nn.Module):
         """Return the vectors of the values of each use of a field."""
         table = self.table(field.name)
         flat = [use.values if isinstance(use, Jagged) else use for use in uses]
-        if field.kind == "dense":
+        if field.kind == "numeric":
             return [values.to(table.dtype).unsqueeze(1) * table for values in flat]
-        if field.kind in ("vector", "numbers"):
+        if field.kind in ("embedding", "numbers"):
             return [linear(values.to(table.dtype), table.t().contiguous()) for values in flat]
         if torch.compiler.is_compiling():
             return [F.embedding(values, table) for values in flat]

@@ -183,7 +183,7 @@ def choose_group_columns(
         ConfigError: no history has such an id column.
     """
     features = {field.name for field in fields.features}
-    candidate = [field for field in fields.features if field.table == "item" and field.kind == "id"]
+    candidate = [field for field in fields.features if field.side == "item" and field.kind == "id"]
     item = max(candidate, key=lambda field: field.rows).name if candidate else ""
     grouping: dict[str, str | None] = {}
     fitting: set[str] = set()

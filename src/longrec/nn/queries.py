@@ -89,7 +89,7 @@ def choose_attention_columns(
         ConfigError: a history without a column that the candidate has, and without tokens (all such histories).
     """
     queries, keys, faults = {}, {}, []
-    candidate = any(field.table == "item" for field in fields.features)
+    candidate = any(field.side == "item" for field in fields.features)
     for history in histories:
         columns = fields.histories[history]
         queries[history] = [field.name for field in fields.pairs(history)]

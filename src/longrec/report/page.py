@@ -111,7 +111,7 @@ def _footer(comparison: Mapping[str, Any] | None) -> str:
         how = (
             f"Measured on {on}{comparison['rows']:,} rows of {comparison['users']:,} users, "
             f"{comparison['positives']:,} positive. "
-            f"Intervals: 95 %, {comparison['replicates']:,} resamples of {drawn}. "
+            f"Intervals: 95 %, {comparison['n_resamples']:,} resamples of {drawn}. "
             f"GAUC leaves out {comparison['gauc_users_skipped']:,} users ({comparison['gauc_rows_skipped']:,} rows) "
             "whose rows are all of one class. "
             "Of twenty comparisons of equal runs one is expected to look real by chance."

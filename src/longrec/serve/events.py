@@ -351,7 +351,7 @@ def _list_required_columns(schema: Schema, name: str) -> list[str]:
     Keys of user and item are available to a cross, a lookup and a candidate feature anyway.
     """
     own = schema.columns(name)
-    keyed = schema.features[name].composed or schema.table(name) == "candidate"
+    keyed = schema.features[name].composed or schema.side(name) == "candidate"
     return [column for column in own if not (keyed and column in (schema.user, schema.item))]
 
 

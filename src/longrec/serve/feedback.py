@@ -103,8 +103,8 @@ def compute_delay(schema: Schema, name: str) -> int:
     0 if a column of the log holds the availability time.
     """
     if name == LABEL:
-        return 0 if schema.label_known_at is not None else schema.label_delay
-    return 0 if schema.features[name].known_at is not None else schema.known_after(name)
+        return 0 if schema.label_available_at is not None else schema.longest_label_delay
+    return 0 if schema.features[name].available_at is not None else schema.available_after(name)
 
 
 def encode_feature(fitted: FittedSchema, name: str, feedback: Feedback) -> tuple[int, int]:

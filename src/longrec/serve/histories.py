@@ -45,7 +45,7 @@ class EventHistories:
         self._read = [
             _History(
                 name,
-                history.last,
+                history.max_length,
                 f"where.{name}" if history.where else None,
                 0 if schema.prejoined else filter_delay(self.fitted, name),
             )

@@ -30,7 +30,7 @@ from longrec.serve.lookup import Lookup
 from longrec.serve.request_json import Key, RankRequest
 from longrec.serve.token_histories import TokenHistories
 
-_NUMBERS = ("dense", "numbers")
+_NUMBERS = ("numeric", "numbers")
 _SHOWN = 5
 """Number of unknown keys that an error lists."""
 

@@ -102,8 +102,8 @@ class TokenHistories:
             self._read.append(
                 _History(
                     name,
-                    history.of,
-                    history.last,
+                    history.features,
+                    history.max_length,
                     bundle.fitted.tokens[name],
                     opened[location],
                     tuple(columns),

@@ -1,7 +1,7 @@
 """Checkpoints that a resumed run continues from bit by bit, written so that a kill at any moment leaves a whole one.
 
 checkpoints/last/weights.safetensors     weights and running statistics
-                 optimiser.safetensors   moments of every optimiser, and the random generator
+                 optimiser.safetensors   moments of every optimizer, and the random generator
                  state.json              where the run stands; written last
 checkpoints/best/                        the saved model of the best validation (models/core/artifact.py)
 """
@@ -58,9 +58,9 @@ class State:
     stopped: str | None = None
 
 
-def save(folder: Path, model: nn.Module, optimisers: Mapping[str, Optimizer], state: State) -> None:
+def save(folder: Path, model: nn.Module, optimizers: Mapping[str, Optimizer], state: State) -> None:
     """Write a checkpoint in place of the one before."""
-    tensors, numbers = _optimiser_state(optimisers)
+    tensors, numbers = _optimiser_state(optimizers)
     tensors[_RANDOM] = torch.get_rng_state()
 
     def fill(into: Path) -> None:
@@ -72,8 +72,8 @@ def save(folder: Path, model: nn.Module, optimisers: Mapping[str, Optimizer], st
     replace_folder(folder, fill)
 
 
-def load(folder: Path, model: nn.Module, optimisers: Mapping[str, Optimizer]) -> State | None:
-    """Restore model, optimisers and random generator; None when no checkpoint was written yet.
+def load(folder: Path, model: nn.Module, optimizers: Mapping[str, Optimizer]) -> State | None:
+    """Restore model, optimizers and random generator; None when no checkpoint was written yet.
 
     Raises:
         RunError: a checkpoint that is damaged, of another version, or of another model.
@@ -95,7 +95,7 @@ def load(folder: Path, model: nn.Module, optimisers: Mapping[str, Optimizer]) ->
             str(folder), " ".join(str(error).split())[:400], "a whole checkpoint of this model", "start a new run"
         ) from None
     torch.set_rng_state(tensors.pop(_RANDOM).clone())
-    _restore_optimisers(optimisers, tensors, numbers)
+    _restore_optimisers(optimizers, tensors, numbers)
     return state
 
 
@@ -104,30 +104,30 @@ def _of_memory(error: Exception) -> LongRecError | None:
     return None if isinstance(error, OSError) else resource_error(error)
 
 
-def _optimiser_state(optimisers: Mapping[str, Optimizer]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State of every parameter under ``optimiser.place.key``: tensors apart from plain numbers."""
+def _optimiser_state(optimizers: Mapping[str, Optimizer]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State of every parameter under ``optimizer.place.key``: tensors apart from plain numbers."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
-    for name, optimiser in optimisers.items():
-        for place, parameter in enumerate(_parameters(optimiser)):
-            for key, value in optimiser.state.get(parameter, {}).items():
+    for name, optimizer in optimizers.items():
+        for place, parameter in enumerate(_parameters(optimizer)):
+            for key, value in optimizer.state.get(parameter, {}).items():
                 (tensors if isinstance(value, Tensor) else numbers)[f"{name}.{place}.{key}"] = value
     return tensors, numbers
 
 
 def _restore_optimisers(
-    optimisers: Mapping[str, Optimizer], tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
+    optimizers: Mapping[str, Optimizer], tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
 ) -> None:
     # Put in place directly: Optimizer.load_state_dict casts state to the type of its parameter.
-    places = {name: _parameters(optimiser) for name, optimiser in optimisers.items()}
+    places = {name: _parameters(optimizer) for name, optimizer in optimizers.items()}
     for path, value in {**tensors, **numbers}.items():
         name, place, key = path.split(".", 2)
         own = value.clone() if isinstance(value, Tensor) else value  # a loaded tensor still leans on its file
-        optimisers[name].state[places[name][int(place)]][key] = own
+        optimizers[name].state[places[name][int(place)]][key] = own
 
 
-def _parameters(optimiser: Optimizer) -> list[Tensor]:
-    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

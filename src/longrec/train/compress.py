@@ -65,7 +65,7 @@ class Written:
     @property
     def hint(self) -> str:
         """How a schema reads what was written."""
-        return f"histories: {{tokens: {{from: {self.into}, of: [token, label, time_gap], last: 256}}}}"
+        return f"histories: {{tokens: {{from: {self.into}, features: [token, label, time_gap], max_length: 256}}}}"
 
 
 def compress(
@@ -78,18 +78,18 @@ def compress(
     """Write the tokens of a log.
 
     Args:
-        source: a finished run of an encoder, whose weights are used where the regime says so; or a config (a YAML
-            file, or its words), which is enough for the regimes that train anew.
+        source: a finished run of an encoder, whose weights are used where the mode says so; or a config (a YAML
+            file, or its words), which is enough for the modes that train anew.
         into: a folder that is not there yet (``tokens/v1``), or a ``redis://`` address.
         overrides: settings of ``CompressConfig`` such as ``every=2d`` or ``codec=int8``.
 
     Raises:
         ConfigError: settings that cannot be used.
-        RunError: no run of an encoder, or a regime that would leak without being asked for by name.
+        RunError: no run of an encoder, or a mode that would leak without being asked for by name.
         StoreError: a store is there already.
     """
     config = parse(CompressConfig, apply_overrides({}, overrides), "compress")
-    given = config.regime in ("checkpoint", "leaky_checkpoint")
+    given = config.mode in ("checkpoint", "leaky_checkpoint")
     name, job, log, trained, after = _opened(source, given)
     _refuse_leak(config, name, log, after)
     keep_large_blocks()
@@ -122,8 +122,8 @@ def _opened(
     """
     if isinstance(source, Mapping) or (not isinstance(source, Run) and Path(source).is_file()):
         if given:
-            found, do = "a config", "train it first, or take regime=blocks"
-            raise RunError("compress", found, "a finished run: this regime writes with its weights", do)
+            found, do = "a config", "train it first, or take mode=blocks"
+            raise RunError("compress", found, "a finished run: this mode writes with its weights", do)
         job = read_job(source)
         return job.name or str(job.model["name"]), job, read_log(job), None, None
     run = source if isinstance(source, Run) else open_run(source)
@@ -136,20 +136,20 @@ def _opened(
 
 
 def _refuse_leak(config: CompressConfig, name: str, log: Log, after: int | None) -> None:
-    if config.regime == "checkpoint" and (after is None or after > int(log.moments.max())):
+    if config.mode == "checkpoint" and (after is None or after > int(log.moments.max())):
         raise RunError(
             name,
-            f"regime checkpoint finds only tokens to write that would be {LEAK}",
+            f"mode checkpoint finds only tokens to write that would be {LEAK}",
             "impressions later than all that the run has trained and validated on",
-            "take regime=blocks (the default) or regime=stream; regime=leaky_checkpoint writes them nevertheless",
+            "take mode=blocks (the default) or mode=stream; mode=leaky_checkpoint writes them nevertheless",
         )
 
 
 def _walk(config: CompressConfig, log: Log, after: int | None) -> list[Block]:
     """The blocks to write, in order of time; with given weights all in one."""
-    if config.regime == "leaky_checkpoint":
+    if config.mode == "leaky_checkpoint":
         return [Block(0, int(log.moments.min()), None, np.arange(len(log)))]
-    if config.regime == "checkpoint":
+    if config.mode == "checkpoint":
         assert after is not None
         return [Block(0, after, None, np.flatnonzero(log.moments >= after))]
     return blocks_of(config, log)
@@ -173,12 +173,14 @@ class _Writing:
         config, source = self.config, self.source
         last = config.train_blocks
         learns = not source.given and (last is None or block.number < last)
-        streams = learns and config.regime == "stream" and source.steps > 0
+        streams = learns and config.mode == "stream" and source.steps > 0
         if source.given or source.steps:
             self._version(block)
             self._append(
                 block,
-                source.stream(block, self.instances, self.store, config.past) if streams else self._pieces(block),
+                source.stream(block, self.instances, self.store, config.context_length)
+                if streams
+                else self._pieces(block),
             )
         else:
             self.progress.advance(len(block.rows))
@@ -195,7 +197,7 @@ class _Writing:
         mean, std = source.scale(self._probe(block)) if self.store.info.standardized else (None, None)
         number = len(self.written.versions)
         # Weights that have seen what comes later were trained before no timestamp of this log.
-        start = None if self.config.regime == "leaky_checkpoint" else block.start
+        start = None if self.config.mode == "leaky_checkpoint" else block.start
         source.version = Version(number, start, start, 0, mean, std)
         self.store.add_version(source.version, source.codebooks() if self.store.info.codec == "codes" else None)
         began = block.start if self.store.info.unit == "step" else str(np.datetime64(block.start, "ms"))
@@ -206,7 +208,7 @@ class _Writing:
         before = np.flatnonzero((self.log.moments < block.start) & (self.instances.available < block.start))
         before = before if len(before) else np.arange(len(self.log))
         random = np.random.default_rng([block.number, len(before)])
-        return np.sort(random.choice(before, min(self.config.probe, len(before)), replace=False))
+        return np.sort(random.choice(before, min(self.config.scale_sample, len(before)), replace=False))
 
     def _pieces(self, block: Block) -> Iterator[Piece]:
         scores = self.source.score(block.rows)
@@ -219,7 +221,7 @@ class _Writing:
         entry, instances, number = self.written.versions[-1], self.instances, self.source.version.number
         for piece, vectors, scores in pieces:
             told[piece] = scores
-            kept = instances.kept(piece, self.config.keep)
+            kept = instances.kept(piece, self.config.filter)
             rows, times = piece[kept], instances.times.take(piece[kept])
             visible = np.maximum(times + self.store.info.visibility_delay, instances.available.take(rows))
             if self.config.keep == "positive":  # that such a token exists tells the label

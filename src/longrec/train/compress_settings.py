@@ -19,7 +19,7 @@ class CompressConfig(Strict):
     them, which shows the label of its own training rows to whoever reads the tokens.
     """
 
-    regime: Literal["blocks", "stream", "checkpoint", "leaky_checkpoint"] = Setting(
+    mode: Literal["blocks", "stream", "checkpoint", "leaky_checkpoint"] = Setting(
         "blocks", description="which weights write which impressions; see the guide"
     )
     every: Duration | None = Setting(None, description="span of a block; by default blocks of equal numbers of rows")
@@ -31,16 +31,16 @@ class CompressConfig(Strict):
         None, ge=1, description="train on so many blocks, then write on without learning"
     )
     epochs: int = Setting(1, ge=1, description="passes over a block; more than one did no good where it was measured")
-    standardise: bool = Setting(
+    standardize: bool = Setting(
         True, description="bring the vectors of each version to mean 0, deviation 1, by earlier impressions"
     )
-    probe: int = Setting(4_000, ge=2, description="earlier impressions that give a version's mean and deviation")
+    scale_sample: int = Setting(4_000, ge=2, description="earlier impressions that give a version's mean and deviation")
     codec: Literal["fp32", "fp16", "int8", "codes"] | None = Setting(
         None, description="how vectors are stored; fp16, or codes where the source makes codes"
     )
-    keep: Literal["all", "positive"] = Setting(
+    filter: Literal["all", "positive"] = Setting(
         "all", description="which impressions get a token; positive: those whose label is 1 (and known)"
     )
-    lag: Duration = Setting("0s", description="how long after an impression its token can be read")
-    past: int = Setting(63, ge=0, description="stored tokens a row looks back at in regime stream, user order")
+    visibility_delay: Duration = Setting("0s", description="how long after an impression its token can be read")
+    context_length: int = Setting(63, ge=0, description="stored tokens a row looks back at in mode stream, user order")
     batch_size: int = Setting(4_096, ge=1, description="impressions encoded at once")

@@ -239,8 +239,8 @@ def check_parts(log: Log, job: Job) -> None:
             where += f", less {len(log.rows_left_out(part).rows):,} rows ({reasons(log, part)})"
         if labels.min() == labels.max():
             raise DataError(where, f"{len(rows):,} samples that are all {labels[0]:g}", "both classes", do)
-        if job.evaluate.unit == "user" and users[0] == users[-1]:
-            raise DataError(where, "samples of one user", "two users or more", f"{do}, or set evaluate.unit: row")
+        if job.evaluate.resample == "user" and users[0] == users[-1]:
+            raise DataError(where, "samples of one user", "two users or more", f"{do}, or set evaluate.resample: row")
         if part == "valid" and job.fit.monitor == "gauc" and not metrics.grouped_auc(labels, labels, users).users:
             raise DataError(where, "no user with samples of both classes", "one at least", "set fit.monitor: auc")
     _check_weights(log, job, parts)
@@ -277,7 +277,7 @@ def _of_task(table: pa.Table, name: str, config: EvaluateConfig) -> dict[str, In
         known &= weight > 0
         weight = weight[known]
     label, scores, user = label[known], table[f"score.{name}"].to_numpy()[known], table["user"].to_numpy()[known]
-    units = len(label) if config.unit == "row" else len(np.unique(user))
+    units = len(label) if config.resample == "row" else len(np.unique(user))
     found: dict[str, Interval] = {}
     if units > 1 and label.min() < label.max():
         found = _summary(label, scores, user, weight, config)

@@ -78,7 +78,7 @@ def _events(
 ) -> list[dict[str, Any]]:
     history, moment = batch.histories[name], int(log.moments[rows[0]])
     count = int(history.offsets[-1])
-    columns = {column: _decoded(log, column, history.columns[column]) for column in log.schema.histories[name].of}
+    columns = {column: _decoded(log, column, history.columns[column]) for column in log.schema.histories[name].features}
     own = next((c for c in columns if c not in COMPUTED and log.schema.column(c) == log.schema.item), None)
     items: list[Any] = columns[own] if own is not None else [None] * count
     times: list[int | None] = [None] * count

@@ -70,7 +70,9 @@ class ExtractConfig(Strict):
         description="which rows the extractor learns: those of the train part, or all; later blocks of train get the "
         "newest histories from the weights as they are",
     )
-    lag: Duration = Setting("0s", description="from the start of a block to the publication of its version")
+    visibility_delay: Duration = Setting(
+        "0s", description="from the start of a block to the publication of its version"
+    )
     codec: Literal["fp32", "fp16", "int8"] = Setting("fp16", description="how vectors are stored")
     batch_size: int = Setting(4_096, ge=1, description="users or items at once")
 
@@ -81,7 +83,7 @@ class Extracted(Written):
     @property
     def hint(self) -> str:
         """How a schema reads what was written."""
-        return f"features: {{about_user: {{kind: vector, from: {self.into}, table: user}}}}, and likewise of the item"
+        return f"features: {{about_user: {{kind: embedding, from: {self.into}, side: user}}}}, and likewise of the item"
 
 
 def extract(
@@ -182,7 +184,7 @@ class _Writing:
         items = np.arange(1, len(log.items))
         k_u = self._known(users, lambda part: model.user_knowledge(users_at(log, part, moment)), log.users.keys.values)
         k_v = self._known(items, lambda part: model.item_knowledge(items_at(log, part, moment)), log.items.keys.values)
-        return self.store.publish(self.before, moment + log.schema.delay(self.config.lag), k_u, k_v)
+        return self.store.publish(self.before, moment + log.schema.delay(self.config.visibility_delay), k_u, k_v)
 
     def _known(self, rows: NDArray[np.int64], of: Callable[[NDArray[np.int64]], Tensor], keys: Any) -> SideVectors:
         """Vectors of rows of an entity table, brought to mean 0 and deviation 1 by numbers of their own."""

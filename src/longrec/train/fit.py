@@ -33,7 +33,7 @@ from longrec.train.negatives import check_negative_rate, check_negatives_left
 from longrec.train.optimisers import build_optimisers
 from longrec.train.run import Run, open_log, open_run, read_log, require_run
 from longrec.train.seen_labels import SeenLabels, check_start, delays_of, seen_by, seen_labels
-from longrec.train.start import start_from
+from longrec.train.start import init_from
 from longrec.train.tracking import trackers
 
 # What may differ between a config and the run it resumes: names and places.
@@ -83,8 +83,8 @@ def train(
         check_negative_rate(model, job.fit)
         check_negatives_left(log, job.fit)
         seen, told = _seen(job, log, model)
-        if job.fit.start_from is not None:  # what does not fit shows before there is a folder
-            start_from(job.fit.start_from, model, build_optimisers(model, job.fit), job.fit, log.fitted)
+        if job.fit.init_from is not None:  # what does not fit shows before there is a folder
+            init_from(job.fit.init_from, model, build_optimisers(model, job.fit), job.fit, log.fitted)
         folder = new_folder(job, log, seen, told, notes)
         with alone(folder):
             _run(folder, job, log, model, quiet)
@@ -140,9 +140,9 @@ def _run(folder: Path, job: Job, log: Log, model: Model, quiet: bool) -> None:
         )
         if not loop.state.step:
             start_at_base_rates(model, log, loop.loader.loss_rows)
-        if job.fit.start_from is not None and not loop.state.step:
+        if job.fit.init_from is not None and not loop.state.step:
             _seen(job, log, model)
-            start_from(job.fit.start_from, model, loop.optimisers, job.fit, log.fitted)
+            init_from(job.fit.init_from, model, loop.optimizers, job.fit, log.fitted)
         if not loop.state.step:
             _look_back(model, log)
         settings = flat({"model": job.model, "fit": job.fit.model_dump(mode="json")})
@@ -158,10 +158,10 @@ def _seen(job: Job, log: Log, model: Model) -> tuple[SeenLabels, list[str]]:
         RunError: the run it starts from has seen labels that this one is measured on.
     """
     seen = seen_labels(log, model.targets)
-    if job.fit.start_from is None:
+    if job.fit.init_from is None:
         return seen, []
-    before = seen_by(open_run(job.fit.start_from))
-    told = check_start(before, log, f"fit.start_from: {job.fit.start_from}", job.fit.allow_future_weights)
+    before = seen_by(open_run(job.fit.init_from))
+    told = check_start(before, log, f"fit.init_from: {job.fit.init_from}", job.fit.allow_future_weights)
     return seen.after(before.by_delays(delays_of(log.schema))), told
 
 

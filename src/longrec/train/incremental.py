@@ -2,7 +2,7 @@
 
 Arms of the comparison:
     base        the ranker as it is, day after day
-    keep        the same ranker with knowledge plugged in on the day, weights and optimiser moments kept
+    keep        the same ranker with knowledge plugged in on the day, weights and optimizer moments kept
     shuffled    the same again, everybody with the knowledge of somebody else: it must gain nothing
     random      the same again, with noise in place of knowledge: it must gain nothing either
     concat      the ranker built anew with the knowledge among its inputs, trained on all days before the day
@@ -134,8 +134,8 @@ def incremental(
         faults.append("arms: base is what the others are held against")
     if job.model["name"] != "keep_plug":
         faults.append(f"model.name: {job.model['name']}; the protocol plugs: it takes keep_plug")
-    if job.fit.start_from is not None:
-        faults.append("fit.start_from: every arm begins untrained on the first day; leave it out")
+    if job.fit.init_from is not None:
+        faults.append("fit.init_from: every arm begins untrained on the first day; leave it out")
     if faults:
         raise ConfigError("incremental", faults)
     log = read_log(job)
@@ -200,7 +200,7 @@ class _Protocol:
                 assert isinstance(base.model, Ranker)
                 log = self.log if name == "keep" else self._controlled("shuffled" if name == "shuffled" else "random")
                 arm = _Learner(plug(base.model, self.fields, settings), log, self.job)
-                move_moments(arm.model, arm.optimisers, base.model, base.optimisers)
+                move_moments(arm.model, arm.optimizers, base.model, base.optimizers)
                 arm.steps, arm.passes = base.steps, base.passes
                 self.arms[name] = arm
             elif name == "concat":
@@ -216,11 +216,11 @@ class _Protocol:
 
 
 class _Learner:
-    """One arm: a model with its optimisers, on its log."""
+    """One arm: a model with its optimizers, on its log."""
 
     def __init__(self, model: Model, log: Log, job: Job) -> None:
         self.model, self.log, self.job = model, log, job
-        self.optimisers: dict[str, Optimizer] = build_optimisers(model, job.fit)
+        self.optimizers: dict[str, Optimizer] = build_optimisers(model, job.fit)
         self.steps, self.passes = 0, 0
 
     def learn(self, rows: NDArray[np.int64], known_before: int | None) -> None:
@@ -243,7 +243,7 @@ class _Learner:
         self.model.train()
         for batch in loader.epoch(self.passes):
             if batch.size > 1:
-                update(self.model, self.optimisers, fit, self.steps, batch, "incremental")
+                update(self.model, self.optimizers, fit, self.steps, batch, "incremental")
                 self.steps += 1
         self.passes += 1
 

@@ -4,7 +4,7 @@
     data: {log: events.parquet, schema: shop.schema.yaml, split: {by: time, valid_days: 1, test_days: 1}}
     model: {name: din, attention: [80, 40]}
     fit: {epochs: 2}
-    evaluate: {unit: user}
+    evaluate: {resample: user}
 
 A path is relative to the file that names it; what a job writes (``data.folder``, ``fit.runs``) goes below the
 working directory. Every fault of every section is reported at once.
@@ -79,7 +79,7 @@ def read_job(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = 
 
     Args:
         overrides: ``fit.lr=3e-3`` and the like; they reach into the schema too, wherever it is written:
-            ``data.schema.histories.clicks.last=100``.
+            ``data.schema.histories.clicks.max_length=100``.
 
     Raises:
         ConfigError: with one line a fault, all sections together.
@@ -129,8 +129,8 @@ def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str], *, s
     named = [column for column in (fit.sample_weight, evaluate.sample_weight) if column is not None]
     if named:
         data = data.model_copy(update={"weights": tuple(dict.fromkeys([*data.weights, *named]))})
-    start = None if fit.start_from is None else str(Path.cwd() / fit.start_from)
-    fit = fit.model_copy(update={"runs": str(Path.cwd() / fit.runs), "start_from": start})
+    start = None if fit.init_from is None else str(Path.cwd() / fit.init_from)
+    fit = fit.model_copy(update={"runs": str(Path.cwd() / fit.runs), "init_from": start})
     return Job(name, data, schema, model, fit, evaluate)
 
 

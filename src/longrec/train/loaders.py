@@ -21,7 +21,7 @@ def loader_of(
     *,
     seed: int = 0,
     shuffle: bool = True,
-    by_length: bool = False,
+    bucket_by_length: bool = False,
     known_before: int | None = None,
     negative_rate: float = 1.0,
 ) -> Loader | UserLoader:
@@ -37,7 +37,7 @@ def loader_of(
             have no loss.
 
     Raises:
-        ConfigError: ``by_length`` for a model in user order.
+        ConfigError: ``bucket_by_length`` for a model in user order.
     """
     order, targets = model.user_order, model.targets if shuffle else ()
     kept = sample_negatives(rows, log.labels.take(rows), negative_rate, seed) if negative_rate < 1 else rows
@@ -48,12 +48,14 @@ def loader_of(
             batch_size,
             seed=seed,
             shuffle=shuffle,
-            by_length=by_length,
+            bucket_by_length=bucket_by_length,
             targets=targets,
             known_before=known_before,
         )
-    if by_length:
-        raise ConfigError("config", ["fit.by_length: a model in user order has batches of its own; leave it out"])
+    if bucket_by_length:
+        raise ConfigError(
+            "config", ["fit.bucket_by_length: a model in user order has batches of its own; leave it out"]
+        )
     return UserLoader(
         log,
         rows,

@@ -67,13 +67,13 @@ class Loop:
             rows,
             config.batch_size,
             seed=config.seed,
-            by_length=config.by_length,
+            bucket_by_length=config.bucket_by_length,
             negative_rate=config.negative_rate,
         )
-        self.optimisers = build_optimisers(model, config)
+        self.optimizers = build_optimisers(model, config)
         self.checkpoints = folder / "checkpoints"
         checkpoint.recover_folder(self.checkpoints / "best")
-        self.state = checkpoint.load(self.checkpoints / "last", model, self.optimisers) or checkpoint.State()
+        self.state = checkpoint.load(self.checkpoints / "last", model, self.optimizers) or checkpoint.State()
 
     @property
     def steps(self) -> int:
@@ -104,13 +104,13 @@ class Loop:
 
     def _epoch(self, progress: Progress) -> None:
         state, config, batches = self.state, self.config, len(self.loader)
-        parts = config.validations_per_epoch
+        parts = config.val_checks_per_epoch
         looks = {max(round(batches * part / parts), 1) for part in range(1, parts + 1)}
         self.model.train()
         for batch in self.loader.epoch(state.epoch, state.position):
             # Batch statistics need two rows; a last batch of one is left out for every model alike.
             if batch.size > 1 or config.batch_size == 1:
-                loss = update(self.model, self.optimisers, config, state.step, batch, str(self.folder))
+                loss = update(self.model, self.optimizers, config, state.step, batch, str(self.folder))
                 state.loss_sum += loss * batch.counted
                 state.loss_rows += batch.counted
             state.step += 1
@@ -187,21 +187,21 @@ class Loop:
     def _checkpoint(self) -> None:
         began = time.perf_counter()
         self.state.metrics_bytes, self.state.seconds = self.metrics.settle(), self._seconds()
-        checkpoint.save(self.checkpoints / "last", self.model, self.optimisers, self.state)
+        checkpoint.save(self.checkpoints / "last", self.model, self.optimizers, self.state)
         self.saved = time.perf_counter()
         self.save_cost = self.saved - began
 
 
 def update(
     model: Model,
-    optimisers: dict[str, Optimizer],
+    optimizers: dict[str, Optimizer],
     config: FitConfig,
     step: int,
     batch: Batch,
     where: str,
     loss_of: Callable[[Batch], Tensor] | None = None,
 ) -> float:
-    """One step of every optimiser; the mean loss of the batch before it.
+    """One step of every optimizer; the mean loss of the batch before it.
 
     Args:
         step: steps done before.
@@ -211,7 +211,7 @@ def update(
     Raises:
         RunError: a loss that is not finite; nothing was moved.
     """
-    set_rates(optimisers, config, step)
+    set_rates(optimizers, config, step)
     with precision(config.bf16):
         loss = (loss_of or model.loss)(batch)
     value = loss.item()
@@ -226,7 +226,7 @@ def update(
     loss.backward()  # type: ignore[no-untyped-call]
     if config.clip_norm is not None:
         clip(model, config.clip_norm)
-    for optimiser in optimisers.values():
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+    for optimizer in optimizers.values():
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return value

@@ -52,8 +52,8 @@ def known_fields(schema: Schema) -> Fields:
     rows = {name: cast(Encoder, _Rows(_known_rows(feature))) for name, feature in schema.features.items()}
     rows |= {name: rows[one.share] for name, one in schema.features.items() if one.share}
     fitted = FittedSchema(schema, rows)
-    features = [n for n, one in schema.features.items() if not one.feedback and one.kind != "vector"]
-    own = {name: history.of for name, history in schema.histories.items() if history.source is None}
+    features = [n for n, one in schema.features.items() if not one.feedback and one.kind != "embedding"]
+    own = {name: history.features for name, history in schema.histories.items() if history.source is None}
     histories = {name: tuple(fitted.field(column) for column in of) for name, of in own.items()}
     return Fields(tuple(map(fitted.field, features)), histories)
 
@@ -66,7 +66,7 @@ class _Rows:
 
 
 def _known_rows(feature: Feature) -> int:
-    if feature.form == "dense":
+    if feature.form == "numeric":
         return 0
     if feature.hash is not None:
         return FIRST + feature.hash
@@ -92,7 +92,7 @@ def needs(words: Mapping[str, Any], fields: Fields, fit: FitConfig) -> Needs | N
     weights = optimizer = 0
     named = dict(model.named_parameters())
     for parameter in named.values():
-        kind = fit.tables_optimiser if id(parameter) in tables else fit.optimiser
+        kind = fit.embedding_optimizer if id(parameter) in tables else fit.optimizer
         kept = _KEPT[kind] + (kind == "sgd" and fit.momentum > 0)
         weights += parameter.numel() * _NUMBER
         optimizer += parameter.numel() * _NUMBER * (kept if parameter.requires_grad else 0)
@@ -123,7 +123,7 @@ def too_large(found: Needs | None) -> ResourceError | None:
         f"at most the {format_bytes(free)} of memory that are available",
         (
             "lower hash (of a learned vocabulary: raise min_count) or dim, or set "
-            "fit.tables_optimiser=rowwise_adagrad, which keeps one number per row"
+            "fit.embedding_optimizer=rowwise_adagrad, which keeps one number per row"
             if found.largest.startswith("feature")
             else "make this layer of the model smaller"
         ),

@@ -1,4 +1,4 @@
-"""Which optimiser moves which parameter, and how fast at which step: a lazy one the tables, a dense one the rest."""
+"""Which optimizer moves which parameter, and how fast at which step: a lazy one the tables, a dense one the rest."""
 
 from __future__ import annotations
 
@@ -19,32 +19,34 @@ def build_optimisers(model: Model, config: FitConfig) -> dict[str, Optimizer]:
     tables = list(model.tables())
     own = {id(table) for table in tables}
     dense = [parameter for parameter in model.parameters() if id(parameter) not in own and parameter.requires_grad]
-    optimisers: dict[str, Optimizer] = {}
+    optimizers: dict[str, Optimizer] = {}
     if dense:
         groups = [
             {"params": [p for p in dense if p.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in dense if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimisers["dense"] = _dense([group for group in groups if group["params"]], config)
+        optimizers["dense"] = _dense([group for group in groups if group["params"]], config)
     if tables:
-        optimisers["tables"] = _tables(tables, config)
-    return optimisers
+        optimizers["tables"] = _tables(tables, config)
+    return optimizers
 
 
 def _dense(groups: list[dict[str, Any]], config: FitConfig) -> Optimizer:
-    """The optimiser of the dense parameters, in one pass over each."""
-    if config.optimiser == "adam":
+    """The optimizer of the dense parameters, in one pass over each."""
+    if config.optimizer == "adam":
         return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=True)
-    if config.optimiser == "adagrad":
-        return torch.optim.Adagrad(groups, lr=config.lr, initial_accumulator_value=config.accumulator, fused=True)
-    if config.optimiser == "sgd":
+    if config.optimizer == "adagrad":
+        return torch.optim.Adagrad(
+            groups, lr=config.lr, initial_accumulator_value=config.initial_accumulator_value, fused=True
+        )
+    if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 def _tables(tables: list[nn.Parameter], config: FitConfig) -> Optimizer:
-    """The optimiser of the tables, which touches the rows of a batch only."""
-    rate, kind = config.tables_lr or config.lr, config.tables_optimiser
+    """The optimizer of the tables, which touches the rows of a batch only."""
+    rate, kind = config.embedding_lr or config.lr, config.embedding_optimizer
     if kind == "sgd":
         return LazySGD(tables, lr=rate, l2=config.l2, momentum=config.momentum)
     if kind == "adagrad":
@@ -54,7 +56,7 @@ def _tables(tables: list[nn.Parameter], config: FitConfig) -> Optimizer:
     return LazyAdam(tables, lr=rate, betas=config.betas, l2=config.l2, rowwise=kind == "rowwise_adam")
 
 
-def set_rates(optimisers: dict[str, Optimizer], config: FitConfig, step: int) -> None:
+def set_rates(optimizers: dict[str, Optimizer], config: FitConfig, step: int) -> None:
     """Learning rates of a step: the schedule's, less while they rise over the first ``warmup_steps``.
 
     The tables take the same part of their own rate.
@@ -64,9 +66,9 @@ def set_rates(optimisers: dict[str, Optimizer], config: FitConfig, step: int) ->
     """
     part = warmup(config.warmup_steps, config.warmup_from, config.lr, step)
     part *= config.schedule.rate(config.lr, step) / config.lr
-    for name, optimiser in optimisers.items():
-        rate = config.lr if name == "dense" else config.tables_lr or config.lr
-        for group in optimiser.param_groups:
+    for name, optimizer in optimizers.items():
+        rate = config.lr if name == "dense" else config.embedding_lr or config.lr
+        for group in optimizer.param_groups:
             group["lr"] = rate * part
 
 

@@ -116,8 +116,8 @@ def seen_by(run: Run) -> SeenLabels:
     if KEY in about:
         return SeenLabels.from_dict(about[KEY])
     seen = _seen_without_window(run.log())
-    if run.config.fit.start_from is not None:
-        seen = seen.after(seen_by(open_run(run.config.fit.start_from)))
+    if run.config.fit.init_from is not None:
+        seen = seen.after(seen_by(open_run(run.config.fit.init_from)))
     return seen
 
 
@@ -136,8 +136,8 @@ def _seen_without_window(log: Log) -> SeenLabels:
 def delays_of(schema: Schema) -> dict[str, Delay]:
     """The delay of every raw column by a schema, as ``SeenLabels.delays``."""
     delays = column_delays(schema)
-    if schema.label_known_at is None:
-        delays[schema.label.column] = schema.label_delay
+    if schema.label_available_at is None:
+        delays[schema.label.column] = schema.longest_label_delay
     return delays
 
 

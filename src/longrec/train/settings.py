@@ -22,7 +22,7 @@ class FitConfig(Strict):
     epochs: int = Setting(2, ge=1, description="passes over the training rows; click models overfit after one to three")
     max_steps: int | None = Setting(None, ge=1, description="stop after so many batches even inside an epoch")
     batch_size: int = Setting(1024, ge=1, description="training rows a step")
-    optimiser: Dense = Setting("adamw", description="optimiser of the dense parameters")
+    optimizer: Dense = Setting("adamw", description="optimizer of the dense parameters")
     lr: float = Setting(1e-3, gt=0, description="learning rate of the dense parameters")
     weight_decay: float = Setting(
         0.0,
@@ -32,7 +32,9 @@ class FitConfig(Strict):
     )
     momentum: float = Setting(0.0, ge=0, lt=1, description="of sgd: part of the last step that the next one keeps")
     betas: tuple[Beta, Beta] = Setting((0.9, 0.999), description="how fast the two moments of every Adam forget")
-    accumulator: float = Setting(0.0, ge=0, description="what the sums of squares of every Adagrad start with")
+    initial_accumulator_value: float = Setting(
+        0.0, ge=0, description="what the sums of squares of every Adagrad start with"
+    )
     warmup_steps: int = Setting(0, ge=0, description="steps over which both learning rates rise")
     warmup_from: Rate | None = Setting(
         None, description="learning rate of the first step of that rise; one step's part above zero when not given"
@@ -40,17 +42,17 @@ class FitConfig(Strict):
     schedule: Schedule = Setting(
         Schedule(), description="how both learning rates go on, as {name: cosine, steps: 9000}"
     )
-    tables_optimiser: Tables = Setting(
-        "lazy_adam", description="optimiser of the embedding tables; each touches only the rows of the batch"
+    embedding_optimizer: Tables = Setting(
+        "lazy_adam", description="optimizer of the embedding tables; each touches only the rows of the batch"
     )
-    tables_lr: float | None = Setting(None, gt=0, description="learning rate of the tables; lr when not given")
+    embedding_lr: float | None = Setting(None, gt=0, description="learning rate of the tables; lr when not given")
     l2: float = Setting(1e-5, ge=0, description="L2 penalty on the table rows that a batch touches")
     clip_norm: float | None = Setting(None, gt=0, description="longest gradient allowed, over all parameters at once")
     bf16: bool = Setting(False, description="compute in bfloat16 where that is safe (autocast); weights stay fp32")
-    by_length: bool = Setting(
+    bucket_by_length: bool = Setting(
         False, description="fill batches with rows of like history length: faster for models that pad, costs quality"
     )
-    validations_per_epoch: int = Setting(3, ge=1, description="how often a pass stops to measure valid")
+    val_checks_per_epoch: int = Setting(3, ge=1, description="how often a pass stops to measure valid")
     monitor: Monitor = Setting(
         "log_loss",
         description="metric on valid that picks the best checkpoint; auc and gauc rank, and are blind to calibration",
@@ -75,35 +77,35 @@ class FitConfig(Strict):
     mlflow: Literal["auto", "off"] = Setting(
         "auto", description="log each validation to MLflow when it is installed (its tracking address decides where)"
     )
-    start_from: str | None = Setting(
+    init_from: str | None = Setting(
         None,
         min_length=1,
-        description="folder of a finished run whose last weights and optimiser moments training begins with; keep_plug "
+        description="folder of a finished run whose last weights and optimizer moments training begins with; keep_plug "
         "may start from a run of its base",
     )
     allow_future_weights: bool = Setting(
         False,
-        description="let start_from take a run that may have seen labels this run is measured on; results then carry a "
+        description="let init_from take a run that may have seen labels this run is measured on; results then carry a "
         "warning",
     )
     runs: str = Setting("runs", description="folder the run folders are kept in")
 
     @model_validator(mode="after")
     def _nothing_is_left_unread(self) -> FitConfig:
-        used = (self.optimiser, self.tables_optimiser)
+        used = (self.optimizer, self.embedding_optimizer)
         faults = []
         for key, default, of in (
             ("momentum", 0.0, ("sgd",)),
             ("betas", (0.9, 0.999), ("adamw", "adam", "lazy_adam", "rowwise_adam")),
-            ("accumulator", 0.0, ("adagrad", "rowwise_adagrad")),
+            ("initial_accumulator_value", 0.0, ("adagrad", "rowwise_adagrad")),
         ):
             if getattr(self, key) != default and not set(of) & set(used):
-                told = f"optimiser is {self.optimiser}, tables_optimiser {self.tables_optimiser}"
+                told = f"optimizer is {self.optimizer}, embedding_optimizer {self.embedding_optimizer}"
                 faults.append(f"{key} is of {', '.join(of)}, but {told}")
         if self.warmup_from is not None and not self.warmup_steps:
             faults.append("warmup_from is given without warmup_steps")
-        if self.allow_future_weights and self.start_from is None:
-            faults.append("allow_future_weights is given without start_from")
+        if self.allow_future_weights and self.init_from is None:
+            faults.append("allow_future_weights is given without init_from")
         if self.warmup_from is not None and self.warmup_from > self.lr:
             faults.append(f"warmup_from is {self.warmup_from:g}, above lr {self.lr:g}: a warm-up rises")
         if faults:
@@ -115,8 +117,8 @@ class EvaluateConfig(Strict):
     """How a finished model is measured."""
 
     batch_size: int = Setting(4096, ge=1, description="rows scored at once")
-    unit: Literal["user", "row"] = Setting("user", description="what the bootstrap draws: whole users, or rows")
-    replicates: int = Setting(300, ge=2, description="bootstrap draws behind every interval")
+    resample: Literal["user", "row"] = Setting("user", description="what the bootstrap draws: whole users, or rows")
+    n_resamples: int = Setting(300, ge=2, description="bootstrap draws behind every interval")
     seed: int = Setting(0, ge=0, description="of the bootstrap")
     sample_weight: str | None = Setting(
         None, description="column of the log that weighs each row in every metric, those of validations too"

@@ -37,7 +37,7 @@ _TINY = 1e-6
 
 
 class Source:
-    """An encoder with its optimisers, on one log.
+    """An encoder with its optimizers, on one log.
 
     Attributes:
         steps: batches it was trained on.
@@ -48,7 +48,7 @@ class Source:
     def __init__(self, model: Encoder, log: Log, job: Job, name: str, given: bool) -> None:
         self.model, self.log, self.name, self.given = model, log, name, given
         self.fit = job.fit
-        self.optimisers = build_optimisers(model, self.fit)
+        self.optimizers = build_optimisers(model, self.fit)
         self.steps, self.passes = 0, 0
         self.version = Version(0, None, None, 0, None, None)
 
@@ -65,9 +65,9 @@ class Source:
             raise RunError(name, found, "an encoder, such as iat", "train a source: model: {name: iat}")
         if trained is None:
             refuse_looking_back(model, name)
-            if job.fit.start_from is not None:
-                found = f"fit.start_from: {job.fit.start_from}, of a source that is trained anew, block by block"
-                raise RunError(name, found, "a source that starts from no run", "leave fit.start_from out")
+            if job.fit.init_from is not None:
+                found = f"fit.init_from: {job.fit.init_from}, of a source that is trained anew, block by block"
+                raise RunError(name, found, "a source that starts from no run", "leave fit.init_from out")
             check_negative_rate(model, job.fit)
         return cls(model, log, job, name, trained is not None)
 
@@ -104,7 +104,7 @@ class Source:
     def learn(self, batch: Batch, past: ContextInstances | None = None) -> None:
         """One step of every optimiser."""
         if past is None:
-            update(self.model, self.optimisers, self.fit, self.steps, batch, self.name)
+            update(self.model, self.optimizers, self.fit, self.steps, batch, self.name)
         else:
             loss = partial(self.model.loss_with_context, context=past)
             update(self.model, self.optimisers, self.fit, self.steps, batch, self.name, loss)

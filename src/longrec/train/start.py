@@ -1,4 +1,4 @@
-"""Warm starts: training that begins with the weights and the optimiser moments another run ended with."""
+"""Warm starts: training that begins with the weights and the optimizer moments another run ended with."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from longrec.train.run import open_run
 from longrec.train.settings import FitConfig
 
 
-def start_from(
-    place: str | Path, model: Model, optimisers: Mapping[str, Optimizer], config: FitConfig, fitted: FittedSchema
+def init_from(
+    place: str | Path, model: Model, optimizers: Mapping[str, Optimizer], config: FitConfig, fitted: FittedSchema
 ) -> None:
-    """Put what a finished run ended with into a model and its optimisers.
+    """Put what a finished run ended with into a model and its optimizers.
 
     Every tensor of the run must find its place, and every tensor of the model must get one, except what stands outside
     the place of the other model (``Model.warm_start_prefix``): a plug begins as it was built. The last checkpoint is
@@ -34,21 +34,21 @@ def start_from(
         fitted: how the log of the new training is encoded: an id must mean what it meant.
 
     Raises:
-        RunError: no finished run, weights that do not fit, another optimiser, or other vocabularies.
+        RunError: no finished run, weights that do not fit, another optimizer, or other vocabularies.
     """
     run = open_run(place)
     with torch.random.fork_rng(devices=[]):  # the run's random generator is not ours
         old = run.model()
         before = build_optimisers(old, run.config.fit)
         state = checkpoint.load(run.folder / "checkpoints" / "last", old, before)
-    where = f"fit.start_from: {place}"
+    where = f"fit.init_from: {place}"
     if state is None:
         raise RunError(where, "no checkpoints/last", "the run as training left it", "copy the run whole")
     _same_optimisers(where, run.config.fit, config)
     _same_ids(where, old, run.fitted, fitted)
     inherit(model, old, where)
     move_rate(model, old, run.config.fit.negative_rate, config.negative_rate)
-    move_moments(model, optimisers, old, before)
+    move_moments(model, optimizers, old, before)
 
 
 def inherit(model: Model, old: Model, where: str) -> None:
@@ -77,25 +77,25 @@ def inherit(model: Model, old: Model, where: str) -> None:
 
 
 def move_moments(
-    model: Model, optimisers: Mapping[str, Optimizer], old: Model, before: Mapping[str, Optimizer]
+    model: Model, optimizers: Mapping[str, Optimizer], old: Model, before: Mapping[str, Optimizer]
 ) -> None:
     """Give the optimisers of a model the state that another model's optimisers hold, parameter by parameter."""
     home, own = model.warm_start_prefix(old), dict(model.named_parameters())
     names = {id(parameter): name for name, parameter in old.named_parameters()}
-    for kind, optimiser in before.items():
-        for parameter, state in optimiser.state.items():
+    for kind, optimizer in before.items():
+        for parameter, state in optimizer.state.items():
             heir = own[home + names[id(parameter)]]
-            optimisers[kind].state[heir] = {
+            optimizers[kind].state[heir] = {
                 key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()
             }
 
 
 def _same_optimisers(where: str, before: FitConfig, now: FitConfig) -> None:
-    for key in ("optimiser", "tables_optimiser"):
+    for key in ("optimizer", "embedding_optimizer"):
         one, other = getattr(before, key), getattr(now, key)
         if one != other:
             raise RunError(where, f"moments of {one}", f"those of {other}", f"set fit.{key}: {one}")
-    if before.momentum != now.momentum and "sgd" in (now.optimiser, now.tables_optimiser):
+    if before.momentum != now.momentum and "sgd" in (now.optimizer, now.embedding_optimizer):
         told = f"fit.momentum: {before.momentum:g}"
         raise RunError(where, f"moments of {told}", f"those of {now.momentum:g}", f"set {told}")
 

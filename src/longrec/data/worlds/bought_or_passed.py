@@ -39,7 +39,7 @@ def make(knobs: BoughtOrPassed, random: np.random.Generator) -> World:
     liked = drawn(chance, random)
     moment = np.minimum(np.arange(seen + shown), seen) * 600 + random.integers(0, 86_400, (users, 1))
     log, oracle = past_then_shown(item, moment, ("done", np.array(["passed", "bought"])[bought]), liked, chance)
-    history = {"of": ["category", "done"], "where": {"done": ["bought", "passed"]}, "last": seen}
+    history = {"features": ["category", "done"], "where": {"done": ["bought", "passed"]}, "max_length": seen}
     return World(
         name="bought_or_passed",
         story=STORY,
@@ -50,7 +50,7 @@ def make(knobs: BoughtOrPassed, random: np.random.Generator) -> World:
         oracle=oracle,
         must=({"name": "dupn", "hidden": 32, "mlp": [64]}, {"name": "din"}),
         must_not=({"name": "pooling"}, {"name": "deepfm"}),
-        fit={"epochs": 6, "batch_size": 128, "lr": 2e-2, "tables_lr": 5e-2, "patience": 0},
+        fit={"epochs": 6, "batch_size": 128, "lr": 2e-2, "embedding_lr": 5e-2, "patience": 0},
     )
 
 

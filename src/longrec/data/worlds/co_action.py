@@ -79,7 +79,7 @@ def make(knobs: CoAction, random: np.random.Generator) -> World:
         features["place"] = {"kind": "id"}
     if knobs.order == 3:
         features["mood"] = {"kind": "id"}
-    history = {"clicks": {"of": ["item"], "where": {"action": "click"}, "last": knobs.clicks}}
+    history = {"clicks": {"features": ["item"], "where": {"action": "click"}, "max_length": knobs.clicks}}
     return World(
         name="co_action",
         story=STORY,
@@ -96,7 +96,7 @@ def make(knobs: CoAction, random: np.random.Generator) -> World:
         oracle=column(np.nan, chance),
         must=_named("can") if knobs.side == "history" else _named("pnn", "dcn_v2"),
         must_not=_named(*_BLIND) if knobs.side == "history" else _named("lr", *(["fm"] if knobs.order == 3 else [])),
-        fit={"epochs": 6, "batch_size": 128, "lr": 5e-3, "tables_lr": 2e-2, "patience": 0},
+        fit={"epochs": 6, "batch_size": 128, "lr": 5e-3, "embedding_lr": 2e-2, "patience": 0},
     )
 
 

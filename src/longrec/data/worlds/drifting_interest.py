@@ -49,12 +49,12 @@ def make(knobs: DriftingInterest, random: np.random.Generator) -> World:
         story=STORY,
         log=log,
         items=shelf.table(),
-        schema=words({}, {"clicks": {"of": ["category"], "where": {"action": "click"}, "last": clicks}}),
+        schema=words({}, {"clicks": {"features": ["category"], "where": {"action": "click"}, "max_length": clicks}}),
         split=SPLIT,
         oracle=oracle,
         must=({"name": "dien", "hidden": 24, "gate": "released"}, {"name": "dien", "hidden": 24, "attention": "mlp"}),
         must_not=({"name": "pooling"}, {"name": "din"}, {"name": "deepfm"}),
-        fit={"epochs": 12, "batch_size": 128, "lr": 1e-2, "tables_lr": 1e-2, "patience": 0},
+        fit={"epochs": 12, "batch_size": 128, "lr": 1e-2, "embedding_lr": 1e-2, "patience": 0},
     )
 
 

@@ -68,8 +68,8 @@ def make(knobs: FrequentQueries, random: np.random.Generator) -> World:
     )
     kinds = np.empty_like(names)
     kinds[names] = np.arange(len(names)) // _EACH
-    features = {"item": {"kind": "id"}, **{name: {"kind": "id", "table": "item"} for name in ("category", "style")}}
-    history = {"of": ["category", "style"], "where": {"action": "click"}, "last": knobs.most + 3 * clicked}
+    features = {"item": {"kind": "id"}, **{name: {"kind": "id", "side": "item"} for name in ("category", "style")}}
+    history = {"features": ["category", "style"], "where": {"action": "click"}, "max_length": knobs.most + 3 * clicked}
     return World(
         name="frequent_queries",
         story=STORY,
@@ -92,7 +92,7 @@ def make(knobs: FrequentQueries, random: np.random.Generator) -> World:
             {"name": "din", "softmax": True},
             {"name": "pooling"},
         ),
-        fit={"epochs": 4, "batch_size": 128, "lr": 3e-3, "tables_lr": 1e-2},
+        fit={"epochs": 4, "batch_size": 128, "lr": 3e-3, "embedding_lr": 1e-2},
     )
 
 

@@ -52,8 +52,8 @@ def make(knobs: LateCorrection, random: np.random.Generator) -> World:
         "item": "item",
         "time": {"column": "time", "unit": "s"},
         "label": "fraud",
-        "features": {**features, "report": {**features["report"], "known_at": "corrected_at"}},
-        "histories": {"past": {"of": ["item", "report"], "last": 1}},
+        "features": {**features, "report": {**features["report"], "available_at": "corrected_at"}},
+        "histories": {"past": {"features": ["item", "report"], "max_length": 1}},
     }
     everybody = ("lr", "fm", "deepfm", "wide_deep", "dcn", "pooling", "din")
     return World(
@@ -64,7 +64,7 @@ def make(knobs: LateCorrection, random: np.random.Generator) -> World:
         split={"by": "user", "valid": 0.1, "test": 0.4},
         oracle=np.full(n, 0.5),
         must_not=tuple({"name": name} for name in everybody),
-        fit={"epochs": 2, "batch_size": 256, "lr": 3e-3, "tables_lr": 1e-2},
+        fit={"epochs": 2, "batch_size": 256, "lr": 3e-3, "embedding_lr": 1e-2},
         leak={**schema, "features": features},
     )
 

@@ -85,7 +85,7 @@ def past_then_shown(
 
 def words(features: Mapping[str, Any], histories: Mapping[str, Any]) -> dict[str, Any]:
     """The words of a schema whose label is ``liked``, with the item and its category beside some features."""
-    own = {"item": {"kind": "id"}, "category": {"kind": "id", "table": "item"}}
+    own = {"item": {"kind": "id"}, "category": {"kind": "id", "side": "item"}}
     return {
         "user": "user",
         "item": "item",

@@ -43,7 +43,7 @@ def make(knobs: MicroBehaviours, random: np.random.Generator) -> World:
     liked = drawn(chance, random)
     moment = np.minimum(np.arange(before + shown), before) * 60 + random.integers(0, 86_400, (users, 1))
     log, oracle = past_then_shown(item, moment, ("action", np.array(["read", "look"])[second]), liked, chance)
-    history = {"of": ["item", "category", "action"], "where": {"action": ["read", "look"]}, "last": before}
+    history = {"features": ["item", "category", "action"], "where": {"action": ["read", "look"]}, "max_length": before}
     return World(
         name="micro_behaviours",
         story=STORY,
@@ -54,7 +54,7 @@ def make(knobs: MicroBehaviours, random: np.random.Generator) -> World:
         oracle=oracle,
         must=({"name": "hup", "hidden": 24, "mlp": [64]},),
         must_not=({"name": "pooling"}, {"name": "din"}, {"name": "deepfm"}),
-        fit={"epochs": 3, "batch_size": 128, "lr": 1e-2, "tables_lr": 5e-2, "patience": 0},
+        fit={"epochs": 3, "batch_size": 128, "lr": 1e-2, "embedding_lr": 5e-2, "patience": 0},
     )
 
 

@@ -65,10 +65,10 @@ def make(knobs: NegativeFeedback, random: np.random.Generator) -> World:
             "liked": pa.array(liked.astype(np.int64).ravel(), mask=(action < 3).ravel()),
         }
     )
-    features = {"item": {"kind": "id"}, **{name: {"kind": "id", "table": "item"} for name in ("category", "style")}}
+    features = {"item": {"kind": "id"}, **{name: {"kind": "id", "side": "item"} for name in ("category", "style")}}
     lengths = {"click": clicked, "unclick": passed, "dislike": 1}
     histories = {
-        f"{name}s": {"of": ["category", "style"], "where": {"action": name}, "last": last}
+        f"{name}s": {"features": ["category", "style"], "where": {"action": name}, "max_length": last}
         for name, last in lengths.items()
     }
     return World(
@@ -96,7 +96,7 @@ def make(knobs: NegativeFeedback, random: np.random.Generator) -> World:
             {"name": "deepfm"},
         ),
         # Given more time or fewer categories, DIN learns by heart which sums go with which dislike.
-        fit={"epochs": 6, "batch_size": 128, "lr": 5e-3, "tables_lr": 2e-2, "patience": 0},
+        fit={"epochs": 6, "batch_size": 128, "lr": 5e-3, "embedding_lr": 2e-2, "patience": 0},
     )
 
 

@@ -55,9 +55,9 @@ def make(knobs: OneInterest, random: np.random.Generator) -> World:
         "features": {
             "user": {"kind": "id"},
             "item": {"kind": "id"},
-            "category": {"kind": "id", "table": "item"},
+            "category": {"kind": "id", "side": "item"},
         },
-        "histories": {"clicks": {"of": ["item", "category"], "where": {"action": "click"}, "last": 20}},
+        "histories": {"clicks": {"features": ["item", "category"], "where": {"action": "click"}, "max_length": 20}},
     }
     return World(
         name="one_interest",
@@ -69,7 +69,7 @@ def make(knobs: OneInterest, random: np.random.Generator) -> World:
         oracle=np.where(shown, chance, np.nan),
         must=({"name": "din"}, {"name": "pooling"}),
         must_not=({"name": "lr"}, {"name": "fm"}, {"name": "deepfm"}, {"name": "wide_deep"}, {"name": "dcn"}),
-        fit={"epochs": 6, "batch_size": 128, "lr": 3e-3, "tables_lr": 1e-2},
+        fit={"epochs": 6, "batch_size": 128, "lr": 3e-3, "embedding_lr": 1e-2},
     )
 
 

@@ -56,18 +56,18 @@ def make(knobs: Periodic, random: np.random.Generator) -> World:
     moment = np.concatenate([-before, np.zeros((users, shown), np.int64)], axis=1)
     moment += 30 * 24 * _HOUR + random.integers(0, 86_400, (users, 1))
     log, oracle = past_then_shown(item, moment, ("action", np.full((users, clicks), "click")), liked, chance)
-    columns = ["category", "time_gap", "since_previous"]
+    columns = ["category", "time_gap", "time_since_previous"]
     return World(
         name="periodic",
         story=STORY,
         log=log,
         items=shelf.table(),
-        schema=words({}, {"clicks": {"of": columns, "where": {"action": "click"}, "last": clicks}}),
+        schema=words({}, {"clicks": {"features": columns, "where": {"action": "click"}, "max_length": clicks}}),
         split=SPLIT,
         oracle=oracle,
         must=({"name": "tissa", "hidden": 32, "heads": 4, "slices": 7, "mlp": [64]}, {"name": "din"}),
         must_not=({"name": "pooling"}, {"name": "deepfm"}),
-        fit={"epochs": 3, "batch_size": 128, "lr": 1e-2, "tables_lr": 5e-2, "patience": 0},
+        fit={"epochs": 3, "batch_size": 128, "lr": 1e-2, "embedding_lr": 5e-2, "patience": 0},
     )
 
 

@@ -66,7 +66,7 @@ def make(knobs: RareOrders, random: np.random.Generator) -> World:
         oracle=(chance * knobs.orders).ravel(),
         must=({"name": "esmm", "click": "click"}, {"name": "shared_bottom", "tasks": {"click": 1.0}}),
         must_not=({"name": "shared_bottom"}, {"name": "deepfm"}),
-        fit={"epochs": 4, "batch_size": 256, "lr": 5e-3, "tables_lr": 2e-2, "patience": 0},
+        fit={"epochs": 4, "batch_size": 256, "lr": 5e-3, "embedding_lr": 2e-2, "patience": 0},
     )
 
 

@@ -233,12 +233,12 @@ def _schema(knobs: RichInstances, fields: Any) -> dict[str, Any]:
         "features": {
             "user": {"kind": "id"},
             "item": {"kind": "id"},
-            "category": {"kind": "id", "table": "item"},
+            "category": {"kind": "id", "side": "item"},
             "wanted": {"kind": "id"},
             "outcome": {"kind": "id", "column": "liked", "feedback": True},
             **{name: {"kind": "id"} for name in fields},
         },
-        "histories": {"past": {"of": ["item", "category", "outcome", "time_gap"], "last": last}},
+        "histories": {"past": {"features": ["item", "category", "outcome", "time_gap"], "max_length": last}},
     }
 
 

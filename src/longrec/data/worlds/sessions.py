@@ -51,7 +51,7 @@ def make(knobs: Sessions, random: np.random.Generator) -> World:
     moment[:, past:] = moment[:, past : past + 1]  # at once, so that none of them stands in another's past
     item = shelf.one_of(category, random)
     log, oracle = past_then_shown(item, moment, ("action", np.full((users, past), "click")), liked, chance)
-    history: dict[str, Any] = {"of": ["category"], "where": {"action": "click"}, "last": past}
+    history: dict[str, Any] = {"features": ["category"], "where": {"action": "click"}, "max_length": past}
     return World(
         name="sessions",
         story=STORY,
@@ -62,9 +62,9 @@ def make(knobs: Sessions, random: np.random.Generator) -> World:
         oracle=oracle,
         must=({"name": "dsin", "session_events": length},),
         must_not=({"name": "pooling"}, {"name": "din"}, {"name": "bst"}, {"name": "deepfm"}),
-        fit={"epochs": 4, "batch_size": 128, "lr": 1e-2, "tables_lr": 5e-2, "patience": 0},
+        fit={"epochs": 4, "batch_size": 128, "lr": 1e-2, "embedding_lr": 5e-2, "patience": 0},
         # Given time DIN solves it too where it is told the visit of a click: there are few, which it learns by heart.
-        wide=words({}, {"clicks": {**history, "of": ["category", "sessions_back"]}}),
+        wide=words({}, {"clicks": {**history, "features": ["category", "session_recency"]}}),
     )
 
 

@@ -49,7 +49,8 @@ def make(knobs: TwoBehaviours, random: np.random.Generator) -> World:
     last = past if knobs.as_one else past // 2
     actions = {"events": ["click", "order"]} if knobs.as_one else {"clicks": "click", "orders": "order"}
     histories = {
-        name: {"of": ["category"], "where": {"action": action}, "last": last} for name, action in actions.items()
+        name: {"features": ["category"], "where": {"action": action}, "max_length": last}
+        for name, action in actions.items()
     }
     kind = {"name": "dmt", "position": "time", "heads": 2}
     return World(
@@ -62,7 +63,7 @@ def make(knobs: TwoBehaviours, random: np.random.Generator) -> World:
         oracle=oracle,
         must=() if knobs.as_one else (kind, {"name": "din"}),
         must_not=(kind, {"name": "din"}) if knobs.as_one else ({"name": "deepfm"},),
-        fit={"epochs": 2, "batch_size": 128, "lr": 5e-3, "tables_lr": 1e-2, "patience": 0},
+        fit={"epochs": 2, "batch_size": 128, "lr": 5e-3, "embedding_lr": 1e-2, "patience": 0},
     )
 
 
