@@ -48,7 +48,7 @@ def in_sessions(batch: Batch, history: str, count: int, longest: int) -> Padded:
     """The latest sessions of the latest events each, newest last; what is left over goes."""
     events = batch.histories[history]
     segments = Segments.of(events, batch.size)
-    recency_N = events.columns[SESSIONS_BACK]
+    recency_N = events.columns[SESSION_RECENCY]
     assert isinstance(recency_N, Tensor)
     number_N = dsin.sessions(recency_N, segments, longest, 0)
     run_N = torch.unique_consecutive(segments.row * 2**41 + number_N, return_inverse=True)[1]

@@ -54,7 +54,7 @@ def job(name: str, work: Path) -> dict[str, Any]:
     task = TASKS["movielens"](Path(), work)
     config = rankers.job(task, name, name, "past", 0, work)
     for history in config["data"]["schema"]["histories"].values():
-        history["last"] = LAST
+        history["max_length"] = LAST
     config["data"]["folder"] += f"-{LAST}"
     return config
 

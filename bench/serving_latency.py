@@ -73,7 +73,7 @@ def job(folder: Path) -> dict:
                     "device": {"kind": "id"},
                     "hour": {"kind": "calendar"},
                 },
-                "histories": {"past": {"of": ["item_id", "category", "time_gap"], "last": HISTORY_LENGTH}},
+                "histories": {"past": {"features": ["item_id", "category", "time_gap"], "max_length": HISTORY_LENGTH}},
             },
         },
         "model": {"name": "din", "embedding_dim": 16, "attention": [80, 40], "mlp": [200, 80]},
@@ -86,7 +86,11 @@ def reader(folder: Path) -> dict:
     """Return the job of the same DIN inside a reader of tokens."""
     config = job(folder)
     of = ["token", "label", "time_gap"]
-    config["data"]["schema"]["histories"]["tokens"] = {"from": str(folder / "tokens"), "of": of, "last": TOKENS}
+    config["data"]["schema"]["histories"]["tokens"] = {
+        "from": str(folder / "tokens"),
+        "features": of,
+        "max_length": TOKENS,
+    }
     return {**config, "name": "reader", "model": {"name": "iat_reader", "base": config["model"]}}
 
 

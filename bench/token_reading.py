@@ -38,7 +38,7 @@ FEATURES = (
 )
 GAP = Field(TIME_GAP, "id", TIME_GAP_ROWS)
 HISTORY = (ITEM, FEATURES[3], GAP)
-TOKEN = (Field("tokens.token", "vector", 0, width=WIDTH), Field("tokens.label", "id", 4, feedback=True), GAP)
+TOKEN = (Field("tokens.token", "embedding", 0, width=WIDTH), Field("tokens.label", "id", 4, feedback=True), GAP)
 RANKERS = {"deepfm": ("DeepFM over 12 fields", {}), "din": ("DIN, a history of 50 events", {"past": HISTORY})}
 READS = ("attention", "din", "transformer", "longer")
 LENGTHS = ("full", "as in a log")

@@ -128,7 +128,7 @@ Past = Callable[[Batch], ContextInstances]
 def rate(log: Log, order: str, batches: Callable[[], Iterator[Batch]], past: Past | None = None) -> float:
     """Impressions (rows whose loss counts) per CPU-second of training, the first two batches left out."""
     model, config = model_of(log, order).train(), FitConfig(lr=1e-3)
-    optimisers, began, rows = build_optimisers(model, config), 0.0, 0
+    optimizers, began, rows = build_optimisers(model, config), 0.0, 0
     loss = None if past is None else lambda batch: model.loss_with_context(batch, past(batch))
     for step, batch in enumerate(batches()):
         if step == 2:

@@ -49,10 +49,11 @@ class Task:
         schema = dict(self.data["schema"])
         columns = self.of[mode] + (extra if self.timed else [])
         if self.joined is not None:
-            schema["histories"] = {"seen": {"columns": self.joined, "of": columns, "last": self.last}}
+            schema["histories"] = {"seen": {"columns": self.joined, "features": columns, "max_length": self.last}}
         elif apart and self.behaviors and mode == "past":
             schema["histories"] = {
-                name: {"of": columns, "where": where, "last": self.last} for name, where in self.behaviors.items()
+                name: {"features": columns, "where": where, "max_length": self.last}
+                for name, where in self.behaviors.items()
             }
         else:
             schema["histories"] = {"seen": {"features": columns, "max_length": self.last}}

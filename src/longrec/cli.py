@@ -259,7 +259,7 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    found = verbs.compare(args.runs, args.part, resample=args.unit, n_resamples=args.replicates).to_dict()
+    found = verbs.compare(args.runs, args.part, resample=args.unit, n_resamples=args.n_resamples).to_dict()
     _out(args, found, tables.comparison_table(found))
 
 

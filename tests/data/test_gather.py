@@ -59,7 +59,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
         "visits": draw(st.booleans()),
         "user_table": draw(st.booleans()),
         "item_table": draw(st.booleans()),
-        "longest_label_delay": draw(st.sampled_from([0, 1, 4])),
+        "label_delay": draw(st.sampled_from([0, 1, 4])),
         "dwell_delay": draw(st.sampled_from([None, 0, 3])),
         "available_at": draw(st.booleans()),
         "max_length": draw(st.integers(1, 5)),
@@ -116,7 +116,7 @@ def schema_of(case: dict[str, Any]) -> dict[str, Any]:
         "time": {"column": "t", "unit": "step" if case["steps"] else "s"},
         **({"request": "visit"} if case["visits"] else {}),
         "label": "click",
-        "label_delay": case["longest_label_delay"],
+        "label_delay": case["label_delay"],
         "features": {
             "user": {"kind": "id"},
             "age": {"kind": "bucketized", "side": "user", "edges": [18, 40]},
@@ -220,7 +220,7 @@ class Oracle:
         return [past for past in own if past["t"] < self.moment(row)]
 
     def history(self, name: str, row: Row) -> list[Row]:
-        now, label = self.moment(row), self.case["longest_label_delay"]
+        now, label = self.moment(row), self.case["label_delay"]
         dwell = label if self.case["dwell_delay"] is None else self.case["dwell_delay"]
         past = self.past(row)
         if name == "clicks":
@@ -241,7 +241,7 @@ class Oracle:
         found = []
         for place, row in enumerate(self.rows[n] for n in self.order):
             own = [self.moment(other) for other in later if in_turn or other["user"] == row["user"]]
-            in_time = all(row["t"] + self.case["longest_label_delay"] < moment for moment in own)
+            in_time = all(row["t"] + self.case["label_delay"] < moment for moment in own)
             if row["click"] is not None and row["part"] == part and in_time:
                 found.append(place)
         return found
@@ -255,7 +255,7 @@ class Oracle:
         return 2 + (1 + gaps[at - 1]).bit_length() - 1 if at else 0
 
     def column(self, name: str, past: Row, now: int) -> Any:
-        label = self.case["longest_label_delay"]
+        label = self.case["label_delay"]
         if name == "time_gap":
             return 2 + (1 + now - past["t"]).bit_length() - 1
         if name in ("item", "kind", "tags", "page"):

@@ -82,7 +82,7 @@ def test_a_log_of_parts(tmp_path: Path) -> None:
     assert log.users.keys.values.to_pylist() == ["007", "008", "7"]
     order = log.events.columns["row"].astype(int)
     assert order.tolist() == [0, 3, 1, 2]  # by user, then as in the files
-    assert log.parts.tolist() == [0, 2, 0, 0]
+    assert log.splits.tolist() == [0, 2, 0, 0]
     assert log.events.columns["price"].tolist() == pytest.approx([1.5, 0.4, 2, 9])
     history = gather(log, np.arange(4)).histories["h"]
     assert history.offsets.tolist() == [0, 2, 3, 4, 7]

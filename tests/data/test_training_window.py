@@ -110,7 +110,7 @@ def test_a_column_says_when_each_label_is_known(prepared: Prepared) -> None:
     assert [t for _, t in rows_at(log, "train")] == [0, 3, 4, 5]
     assert log.label_known(np.array([3])).tolist() == [3]
     assert log.left_out["train"] == {"label_not_known": 2, "not_before_measured": 0}
-    (warning,) = (sentence for sentence in log.warnings if "known_at" in sentence)
+    (warning,) = (sentence for sentence in log.warnings if "available_at" in sentence)
     at = encode_feature(log.fitted, "told", Feedback({"click": 1}, at=5, now=2))
     assert at[1] == 5, "and a server does the same with what it is told before its event"
     assert warning.startswith(

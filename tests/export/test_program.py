@@ -77,7 +77,7 @@ def test_slow_operators_are_not_in_the_program(full: Any) -> None:
 
 
 def test_a_program_keeps_only_what_the_model_reads(tmp_path: Any) -> None:
-    inputs = list_inputs(Fields((ITEM, Field("user", "id", 5, table="user")), {}), histories=False)
+    inputs = list_inputs(Fields((ITEM, Field("user", "id", 5, side="user")), {}), histories=False)
     trace(Sum(), inputs, tmp_path / "p.onnx")
     program = Program(tmp_path / "p.onnx")
     scores = program.run({"f.item": np.array([0, 2], np.int32), "f.user": np.array([1], np.int32)})
@@ -102,7 +102,7 @@ def test_a_model_that_cannot_be_traced_is_refused_with_the_reason(tmp_path: Any)
     with pytest.raises(BundleError, match="model Branches: it cannot be traced: .*data-dependent"):
         trace(Branches(), list_inputs(Fields((ITEM,), {}), histories=False), tmp_path / "p.onnx")
     with pytest.raises(BundleError, match="no feature of the item"):
-        trace(Sum(), list_inputs(Fields((Field("user", "id", 5, table="user"),), {}), histories=False), tmp_path / "p")
+        trace(Sum(), list_inputs(Fields((Field("user", "id", 5, side="user"),), {}), histories=False), tmp_path / "p")
 
 
 def test_what_is_no_program_is_refused(tmp_path: Any) -> None:

@@ -328,9 +328,13 @@ FEATURE_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"kind": "id", "hash": 0}, "features.x.hash: input should be greater than or equal to 1, got 0"),
     (
         {"kind": "ids"},
-        "features.x.kind: must be one of 'id', 'multi_id', 'numeric', 'bucketized', 'calendar', 'embedding', 'cross' or 'lookup'",
+        "features.x.kind: must be one of 'id', 'multi_id', 'numeric', 'bucketized', 'calendar', 'embedding', 'cross' "
+        "or 'lookup'",
     ),
-    ({"kind": "calendar", "component": "minute"}, "features.x.component: must be one of 'hour', 'weekday' or 'hour_of_week'"),
+    (
+        {"kind": "calendar", "component": "minute"},
+        "features.x.component: must be one of 'hour', 'weekday' or 'hour_of_week'",
+    ),
     ({"kind": "multi_id", "separator": ""}, "features.x.separator: "),
 ]
 
@@ -407,7 +411,10 @@ def test_a_history_may_name_a_candidates_column() -> None:
             {"kind": "multi_id", "weight_separator": ":", "separator": "|", "weights": "w"},
             "takes weights or weight_separator, not both",
         ),
-        ({"kind": "cross", "features": ["page", "y"]}, "a cross needs features, the columns to take together, and hash"),
+        (
+            {"kind": "cross", "features": ["page", "y"]},
+            "a cross needs features, the columns to take together, and hash",
+        ),
         ({"kind": "cross", "features": ["page", "page"], "hash": 3}, "features names a column twice"),
         (
             {"kind": "cross", "features": ["page", "y"], "hash": 3, "side": "user"},
@@ -418,12 +425,18 @@ def test_a_history_may_name_a_candidates_column() -> None:
         ({"kind": "cross", "features": ["page", "y"], "hash": 3, "share": "page"}, "of kind 'cross' takes no share"),
         ({"kind": "lookup", "map": "m"}, "a lookup needs map and key"),
         ({"kind": "lookup", "map": "m", "key": "page", "edges": [1]}, "of kind 'lookup' as 'id' takes no edges"),
-        ({"kind": "lookup", "map": "m", "key": "page", "as": "bucketized"}, "a bucketized feature needs exactly one of"),
+        (
+            {"kind": "lookup", "map": "m", "key": "page", "as": "bucketized"},
+            "a bucketized feature needs exactly one of",
+        ),
         ({"kind": "lookup", "map": "m", "key": "page", "separator": ":"}, "pair_separator and separator are both ':'"),
         ({"kind": "lookup", "map": "rating", "key": "page"}, "reads the label column 'rating', which leaks the answer"),
         ({"kind": "id", "share": "pge"}, "features.x.share: no other feature named 'pge'; known: user_id, movie"),
         ({"kind": "id", "share": "age"}, "features.x.share: 'age' must be of kind id or multi_id, and no feedback"),
-        ({"kind": "id", "share": "rating"}, "features.x.share: 'rating' must be of kind id or multi_id, and no feedback"),
+        (
+            {"kind": "id", "share": "rating"},
+            "features.x.share: 'rating' must be of kind id or multi_id, and no feedback",
+        ),
         ({"kind": "id", "share": "x"}, "features.x.share: no other feature named 'x'"),
         ({"kind": "id", "share": "page", "hash": 3}, "share takes the ids of the other feature"),
         (

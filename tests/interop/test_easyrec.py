@@ -146,7 +146,7 @@ def test_a_folder_holds_config_schema_and_notes(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["config.yaml", "schema.yaml", "NOTES.md"]
     config, schema = read_yaml(files[0]), read_yaml(files[1])
     assert config["data"]["schema"] == "schema.yaml"
-    assert config["data"]["log"]["parts"] == {"train": ["../train.csv"], "test": ["../test.csv"]}
+    assert config["data"]["log"]["splits"] == {"train": ["../train.csv"], "test": ["../test.csv"]}
     job = imported.job()
     assert schema == job["data"]["schema"]
     assert {**config, "data": None} == {**job, "data": None}

@@ -114,7 +114,7 @@ def test_what_holds_for_the_file_holds_for_its_features() -> None:
     imported = read(rule("id", is_multi=True, **HASH), embedding_dim=8, multi_val_sep="|", kv_separator=":")
     assert imported.features["user_id"] == {"kind": "id", "hash": 50, "dim": 8}
     separators = {"separator": "|", "weight_separator": ":"}
-    assert imported.features["f"] == {"kind": "multi", **X, "hash": 100, "dim": 8, "pool": "sum", **separators}
+    assert imported.features["f"] == {"kind": "multi_id", **X, "hash": 100, "dim": 8, "pool": "sum", **separators}
 
 
 def test_shared_tables_and_crosses_of_two_features() -> None:
@@ -162,7 +162,9 @@ PRICE = {"feature_name": "cost", "feature_type": "raw_feature", "expression": "i
 def test_a_sequence_is_a_history_of_packed_cells() -> None:
     imported = read(PRICE, SEQUENCE)
     columns = {"item_id": "clicks__item_id", "cost": "clicks__cost"}
-    assert imported.schema["histories"] == {"click_seq": {"of": ["item_id", "cost"], "columns": columns, "last": 10}}
+    assert imported.schema["histories"] == {
+        "click_seq": {"features": ["item_id", "cost"], "columns": columns, "max_length": 10}
+    }
     into = {"item__item_id": "clicks__item_id", "item__price": "clicks__cost"}
     assert imported.rows == {"packed": {"clicks": {"into": into, "step": ";", "feature": "#", "ignore": ["user__ts"]}}}
     assert any("no id or bucket of the candidate reads ts" in str(note) for note in imported.notes)
@@ -263,8 +265,8 @@ def test_an_imported_schema_prepares_rows_as_the_generator_reads_them(
     assert "the steps of click_seq are encoded as cost is" in Path("out/NOTES.md").read_text()
     columns = {"clk": "int", "user_id": "text", "item_id": "text", "price": "float", "clicks": "text"}
     rows = {"columns": columns, **imported["rows"]}
-    log = {"parts": {"train": ["train.txt"], "test": ["test.txt"]}, "rows": rows}
-    job = {"data": {"schema": read_yaml(Path("out/schema.yaml")), "log": log, "split": {"by": "parts"}}, "model": "din"}
+    log = {"splits": {"train": ["train.txt"], "test": ["test.txt"]}, "rows": rows}
+    job = {"data": {"schema": read_yaml(Path("out/schema.yaml")), "log": log, "split": {"by": "files"}}, "model": "din"}
     assert verbs.check(job)["model"] == "din"
     assert verbs.prepare(job)["events"] == 8
 

@@ -182,4 +182,4 @@ def test_the_bootstrap_is_fast():
     y = rng.random(100_000) < p
     start = time.process_time()
     compare(y, {"a": p, "b": 1 - p}, u, n_resamples=100)
-    assert time.process_time() - start < 2  # 300 replicates under 6 s
+    assert time.process_time() - start < 2  # 300 n_resamples under 6 s

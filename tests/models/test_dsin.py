@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from longrec.data.worlds import world
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
-from longrec.features.fields import SESSIONS_BACK, Fields
-from longrec.features.moments import sessions_back
+from longrec.features.fields import SESSION_RECENCY, Fields
+from longrec.features.moments import session_recency
 from longrec.models.core.base import build
 from longrec.models.dsin import DSIN, _Path, sessions
 from longrec.nn.lstm import LSTM

@@ -21,7 +21,7 @@ from longrec.data.worlds import world
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
-from longrec.features.moments import since_previous
+from longrec.features.moments import time_since_previous
 from longrec.models.core.base import bce_loss, build
 from longrec.models.hup import HUP, _Level, _Steps, hard_sigmoid
 from longrec.nn.lstm import LSTM

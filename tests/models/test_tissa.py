@@ -21,7 +21,7 @@ from longrec.data.worlds import world
 from longrec.errors import ConfigError
 from longrec.features.batch import HistoryBatch
 from longrec.features.fields import Field, Fields
-from longrec.features.moments import since_previous, time_gaps
+from longrec.features.moments import time_gaps, time_since_previous
 from longrec.models.core.base import build
 from longrec.models.tissa import TiSSA, _Path
 from longrec.nn.segments import Segments

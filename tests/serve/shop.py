@@ -90,10 +90,12 @@ PREJOINED: dict[str, Any] = {
     "features": {
         "user_id": {"kind": "id"},
         "item_id": {"kind": "id"},
-        "color": {"kind": "id", "table": "item"},
+        "color": {"kind": "id", "side": "item"},
         "slot": {"kind": "id"},
     },
-    "histories": {"clicks": {"of": ["item_id", "color"], "last": 6, "columns": {"item_id": "ids", "color": "colors"}}},
+    "histories": {
+        "clicks": {"features": ["item_id", "color"], "max_length": 6, "columns": {"item_id": "ids", "color": "colors"}}
+    },
 }
 
 
@@ -174,7 +176,7 @@ class Shop:
             feature = schema.features[name]
             if feature.feedback or feature.kind == "time":
                 continue
-            if feature.kind == "multi":
+            if feature.kind == "multi_id":
                 events[name] = select_row(self.event_lists[name], row)
             else:
                 events[name] = self.segment.columns[name][row]
@@ -226,7 +228,7 @@ def _fit_schema(schema: Schema, sources: dict[str, tuple[pa.Array, str | None]])
 
 def _make_table(fitted: FittedSchema, owner: str, keys: pa.Array, columns: dict[str, pa.Array]) -> EntityTable:
     table_columns: dict[str, Any] = {}
-    for name in fitted.of_table(owner):
+    for name in fitted.names_of_side(owner):
         feature = fitted.schema.features[name]
         weights = None if feature.weights is None else columns[feature.weights]
         values = fitted.encode(name, columns[fitted.schema.column(name)], name, weights)
@@ -251,7 +253,7 @@ def make(
     schema = Schema.model_validate(content)
     time = schema.time.column if schema.time else None
     owned = {"event": events, "user": users, "item": items}
-    sources = {n: (owned[schema.table(n)].get(schema.column(n)), None) for n in schema.features}
+    sources = {n: (owned[schema.side(n)].get(schema.column(n)), None) for n in schema.features}
     fitted = _fit_schema(schema, sources)
     user_table = _make_table(fitted, "user", users[schema.user], users)
     item_table = _make_table(fitted, "item", items[schema.item], items)

@@ -85,8 +85,8 @@ def measure_difference(folder: Path, form: str) -> tuple[int, float]:
         pacsv.write_csv(table, path)
     else:
         (pq.write_table if suffix == "parquet" else feather.write_feather)(table, path)
-    calendar = {} if time_keys.get("unit") == "step" else {"hour": {"kind": "time", "part": "hour"}}
-    dense = {"kind": "dense", "scale": "minmax"}
+    calendar = {} if time_keys.get("unit") == "step" else {"hour": {"kind": "calendar", "component": "hour"}}
+    dense = {"kind": "numeric", "scale": "minmax"}
     schema = {
         "user": "user",
         "item": "item",

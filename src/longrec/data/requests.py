@@ -51,7 +51,7 @@ def impression(log: Log, row: int, others: Iterable[int]) -> dict[str, Any]:
         "candidates": {n: _array(theirs[n]) for n in log.fitted.names_of_side("candidate")},
         "knowledge": {
             name: feature.values(user, timestamp)
-            if log.schema.table(name) == "user"
+            if log.schema.side(name) == "user"
             else feature.values(items, timestamp.repeat(len(items)))
             for name, feature in log.knowledge.items()
         },

@@ -74,7 +74,7 @@ def list_inputs(fields: Fields, *, histories: bool) -> tuple[Input, ...]:
     """
     inputs: list[Input] = []
     for field in fields.features:
-        inputs += _list_field_inputs(f"f.{field.name}", field, "item" if field.table == "item" else "user")
+        inputs += _list_field_inputs(f"f.{field.name}", field, "item" if field.side == "item" else "user")
     if histories:
         for history, columns in fields.histories.items():
             for column in columns:
@@ -83,7 +83,7 @@ def list_inputs(fields: Fields, *, histories: bool) -> tuple[Input, ...]:
 
 
 def _list_field_inputs(name: str, field: Field, group: str) -> list[Input]:
-    if field.kind == "dense":
+    if field.kind == "numeric":
         return [Input(name, "FP32", group, "value", 0)]
     if field.kind in ("embedding", "numbers"):
         return [Input(name, "FP32", group, "value", 0, field.width)]

@@ -60,12 +60,12 @@ def build_ragged_batch(fitted: FittedSchema, users: EntityTable, items: EntityTa
         side = fitted.schema.side(field.name)
         if field.name in sample.knowledge:
             vectors = sample.knowledge[field.name]
-            features[field.name] = _take_rows(vectors, np.arange(size) if table == "item" else once)
-        elif table == "item":
+            features[field.name] = _take_rows(vectors, np.arange(size) if side == "item" else once)
+        elif side == "item":
             features[field.name] = _to_tensor(items.as_of(sample.items, now)[field.name])
-        elif table == "user":
+        elif side == "user":
             features[field.name] = _to_tensor(users.as_of(once + sample.user, now)[field.name])
-        elif table == "candidate":
+        elif side == "candidate":
             features[field.name] = _to_tensor(candidates[field.name])
         else:
             own = calendar[field.name] if field.name in calendar else events[field.name]
@@ -91,10 +91,10 @@ def encode_row_values(
     """
     request, values = build_request(fitted, users, items, sample), []
     context, user = request["context"], request["user"]
-    for table, encoded in (("event", sample.events), ("candidate", sample.candidates)):
-        own = {name for name in choose_decoded_features(fitted, table).values() if name is not None}
-        others = [name for name in list_row_features(fitted, table) if name not in own]
-        if table == "event":
+    for side, encoded in (("context", sample.events), ("candidate", sample.candidates)):
+        own = {name for name in choose_decoded_features(fitted, side).values() if name is not None}
+        others = [name for name in list_row_features(fitted, side) if name not in own]
+        if side == "context":
             computed = encode_context(fitted, context, others, user)
         else:
             raw_candidates = request.get("candidate_context", {})

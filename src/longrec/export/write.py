@@ -173,7 +173,7 @@ class _BundleWriter:
         """Return the stores that the model may read, by history and by feature."""
         schema = self.fitted.schema
         tokens = [n for n, history in schema.histories.items() if history.source is not None]
-        knowledge = [n for n, feature in schema.features.items() if feature.kind == "vector"]
+        knowledge = [n for n, feature in schema.features.items() if feature.kind == "embedding"]
         missing = [n for n in tokens if n not in self.external_stores.tokens] if self.model.reads_history else []
         missing += [n for n in knowledge if n not in self.external_stores.knowledge]
         if missing:

@@ -132,7 +132,7 @@ class _Reader:
             schema["time"] = {"column": rows.add_row_number(), "unit": "step"}
         config: dict[str, Any] = {
             "name": self._choose_name(),
-            "data": {"log": rows.convert_log(files), "split": {"by": "parts"}},
+            "data": {"log": rows.convert_log(files), "split": {"by": "files"}},
             "model": model,
             "fit": fit,
             **({"evaluate": evaluate} if evaluate else {}),
@@ -143,7 +143,7 @@ class _Reader:
         choices = (
             f"user: {user}, {why_user}",
             f"item: {item}, {why_item}",
-            "features of the candidate (table: candidate): "
+            "features of the candidate (side: candidate): "
             + (", ".join(name for name, feature in schema["features"].items() if feature.get("table")) or "none")
             + "; keys of attention, and groups and features with an item's name",
         )

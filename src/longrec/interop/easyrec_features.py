@@ -227,8 +227,11 @@ class Features:
         if not edges and buckets > 1 and high > low:
             edges = [number / buckets for number in range(buckets + 1)] if buckets <= 10_000 else []
         if edges:
-            return {"kind": "bucket", "edges": [_simplify(_denormalize(edge, low, high, function)) for edge in edges]}
-        settings: dict[str, Any] = {"kind": "dense"}
+            return {
+                "kind": "bucketized",
+                "edges": [_simplify(_denormalize(edge, low, high, function)) for edge in edges],
+            }
+        settings: dict[str, Any] = {"kind": "numeric"}
         if function in _LOG:
             settings["scale"] = "log"
             if high > low:
@@ -260,7 +263,7 @@ class Features:
         self.read_as_text(spec.column)
         separator = spec.config.get("separator", "|")
         return {
-            "kind": "multi",
+            "kind": "multi_id",
             **self._convert_encoding(spec),
             "separator": separator,
             "pool": _POOLS.get(pool, "sum"),
@@ -289,7 +292,7 @@ class Features:
         if not hashed:
             config.fault("hash_bucket_size", f"of {spec.name} is missing; expected the number of buckets")
         for name in names:
-            config.record_origin(f"data.schema.features.{spec.ours}.of", "input_names")
+            config.record_origin(f"data.schema.features.{spec.ours}.features", "input_names")
             if self.rows.types.get(name) == "float":
                 config.note("input_names", "differs", f"numbers of {name} are combined as LongRec writes them")
         return {"kind": "cross", "features": names, "hash": hashed}
@@ -305,7 +308,7 @@ class Features:
             settings["pair_separator"] = config.get("kv_separator")
         edges = sorted(config.all("boundaries"))
         if edges:
-            return settings | {"as": "bucket", "edges": [_simplify(edge) for edge in edges]}
+            return settings | {"as": "bucketized", "edges": [_simplify(edge) for edge in edges]}
         return settings | {"as": "id", **self._convert_encoding(spec)}
 
 

@@ -43,7 +43,7 @@ def convert_fit(top: Section, wide: bool, l2: Section | None, tasks: Tasks, rows
     settings |= _convert_sample_weight(data, rows)
     settings |= _convert_optimizers(train, wide)
     decay = l2.get("l2_regularization", 1e-4) if l2 is not None else 0.0
-    if decay and l2 is not None and settings.get("optimiser") != "adamw":
+    if decay and l2 is not None and settings.get("optimizer") != "adamw":
         _put(settings, "weight_decay", l2, "l2_regularization", decay)
     elif decay and l2 is not None:
         l2.note("l2_regularization", "not carried", "fit.weight_decay holds the weight_decay of the optimizer")
@@ -112,40 +112,42 @@ def _convert_monitor(top: Section, tasks: Tasks) -> dict[str, Any]:
 
 
 def _convert_optimizers(train: Section, wide: bool) -> dict[str, Any]:
-    """Optimiser, rates and schedule: one optimiser for all, or one for the tables before one for the rest; a wide part
+    """Optimiser, rates and schedule: one optimizer for all, or one for the tables before one for the rest; a wide part
     may have its own before both.
     """
     optimizers: list[Section] = train.all("optimizer_config")
     if not optimizers:
-        return {"optimiser": "adam", "lr": 0.002}
+        return {"optimizer": "adam", "lr": 0.002}
     most = 3 if wide else 2
     if len(optimizers) > most:
         train.reading.fault(
-            optimizers[most].position, f"{optimizers[most].path} is optimiser {most + 1}; expected {most} at most"
+            optimizers[most].position, f"{optimizers[most].path} is optimizer {most + 1}; expected {most} at most"
         )
         return {}
     first_of_wide = wide and len(optimizers) > 1
     if first_of_wide and (own := optimizers[0].written_field("optimizer")) is not None:
         optimizers[0].section(own)
-        optimizers[0].note(own, "not carried", "the wide part follows the optimiser of the tables")
+        optimizers[0].note(own, "not carried", "the wide part follows the optimizer of the tables")
     rest = optimizers[1:] if first_of_wide else optimizers
     dense, tables = rest[-1], rest[0]
     for one in (dense, tables):
         one.get("embedding_learning_rate_multiplier")
     settings = _convert_dense_optimizer(dense)
     if tables is dense:
-        settings["tables_optimiser"] = _convert_embedding_optimizer(dense)
+        settings["embedding_optimizer"] = _convert_embedding_optimizer(dense)
         factor = dense.get("embedding_learning_rate_multiplier")
         if factor is not None:
-            _put(settings, "tables_lr", dense, "embedding_learning_rate_multiplier", factor * settings.get("lr", 0.0))
+            _put(
+                settings, "embedding_lr", dense, "embedding_learning_rate_multiplier", factor * settings.get("lr", 0.0)
+            )
         return settings
     other = _convert_dense_optimizer(tables)
-    settings["tables_optimiser"] = _convert_embedding_optimizer(tables)
-    settings["tables_lr"] = other.get("lr", settings.get("lr"))
-    train.reading.origins["fit.tables_lr"] = tables.position
+    settings["embedding_optimizer"] = _convert_embedding_optimizer(tables)
+    settings["embedding_lr"] = other.get("lr", settings.get("lr"))
+    train.reading.origins["fit.embedding_lr"] = tables.position
     if other.get("schedule") != settings.get("schedule"):
         train.reading.note(
-            tables.position, tables.path, "differs", "both rates follow the schedule of the dense optimiser"
+            tables.position, tables.path, "differs", "both rates follow the schedule of the dense optimizer"
         )
     for key in ("betas", "accumulator", "momentum"):
         if key in other and other[key] != settings.setdefault(key, other[key]):
@@ -164,22 +166,22 @@ def _convert_dense_optimizer(optimizer: Section) -> dict[str, Any]:
     kind = optimizer.written_field("optimizer")
     if kind is None:
         optimizer.reading.fault(
-            optimizer.position, f"{optimizer.path} names no optimiser; expected adam_optimizer, say"
+            optimizer.position, f"{optimizer.path} names no optimizer; expected adam_optimizer, say"
         )
         return {}
     if kind == "ftrl_optimizer":
-        optimizer.fault(kind, "is only for a wide part, before the optimiser of the rest; expected adam_optimizer, say")
+        optimizer.fault(kind, "is only for a wide part, before the optimizer of the rest; expected adam_optimizer, say")
         return {}
     if kind == "rms_prop_optimizer":
         return {}
     own = optimizer.section(kind)
     settings: dict[str, Any] = {}
-    path = f"{FIT}.optimiser"
+    path = f"{FIT}.optimizer"
     optimizer.record_origin(path, kind)
     if kind in _LAZY:
-        settings["optimiser"] = "adamw" if kind in _DECOUPLED else "adam"
+        settings["optimizer"] = "adamw" if kind in _DECOUPLED else "adam"
     else:
-        settings["optimiser"] = "adagrad" if kind == "adagrad_optimizer" else "sgd"
+        settings["optimizer"] = "adagrad" if kind == "adagrad_optimizer" else "sgd"
     settings |= _convert_rate(own)
     if kind in _LAZY:
         betas = [own.get("beta1", 0.9), own.get("beta2", 0.999)]

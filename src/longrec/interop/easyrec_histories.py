@@ -53,10 +53,10 @@ class Histories:
                         "seq_att_map", "differs", f"{pair.sequence.name} gets an attention of its own, {history}"
                     )
                 histories.append(history)
-                self.settings[history] = {"of": [], "columns": {}, "separator": separator, "last": last}
+                self.settings[history] = {"features": [], "columns": {}, "separator": separator, "max_length": last}
                 group.reading.origins[f"data.schema.histories.{history}"] = group.position
             settings = self.settings[history]
-            settings["of"].append(pair.ours)
+            settings["features"].append(pair.ours)
             settings["columns"][pair.ours] = pair.sequence.column
             if last != settings["last"]:
                 settings["last"] = min(last, settings["last"])

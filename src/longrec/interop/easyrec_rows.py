@@ -184,7 +184,7 @@ def find_paths(top: Section, split: str, folder: Path) -> list[Path | str]:
         return []
     top.record_origin("data.log" if split == "train" else "data.log.parts", name)
     for ours in ("train",) if split == "train" else ("valid", "test"):
-        top.record_origin(f"data.log.parts.{ours}", name)
+        top.record_origin(f"data.log.splits.{ours}", name)
     files: list[Path | str] = []
     for piece in text.split(","):
         piece = piece.strip()

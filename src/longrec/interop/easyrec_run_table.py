@@ -7,13 +7,13 @@ explanation.
 
 TABLE = """
 EasyRecConfig
-  train_input_path         text@train   =  data.log.parts.train; commas part several files, and globs work
-  parquet_train_input      text@train   =  data.log.parts.train, read as Parquet
+  train_input_path         text@train   =  data.log.splits.train; commas part several files, and globs work
+  parquet_train_input      text@train   =  data.log.splits.train, read as Parquet
   kafka_train_input        any@train    !  a stream; LongRec trains on files: write some of it to CSV or Parquet
   datahub_train_input      any@train    !  a stream; LongRec trains on files: write some of it to CSV or Parquet
   hive_train_input         any@train    !  a table of a cluster; write it to CSV or Parquet files
   binary_train_input       any@train    !  a binary form of its own; write the rows to CSV or Parquet files
-  eval_input_path          text@eval    =  data.log.parts.test, or .valid when the best weights are kept
+  eval_input_path          text@eval    =  data.log.splits.test, or .valid when the best weights are kept
   parquet_eval_input       text@eval    =  as eval_input_path, read as Parquet
   kafka_eval_input         any@eval     !  a stream; LongRec measures on files: write some of it to CSV or Parquet
   datahub_eval_input       any@eval     !  a stream; LongRec measures on files: write some of it to CSV or Parquet
@@ -138,8 +138,8 @@ TransformerLearningRate
   step_scaling_rate        float        =  fit.schedule.scale
 EvalConfig
   num_examples             int          -  all rows of a split are measured
-  eval_interval_secs       int          -  valid is measured at shares of a pass (fit.validations_per_epoch)
-  max_evals                int          -  valid is measured at shares of a pass (fit.validations_per_epoch)
+  eval_interval_secs       int          -  valid is measured at shares of a pass (fit.val_checks_per_epoch)
+  max_evals                int          -  valid is measured at shares of a pass (fit.val_checks_per_epoch)
   save_graph               bool         -  there is no graph to write
   metrics_set              EvalMetrics* =  evaluate measures AUC, GAUC, log loss and more, always
   eval_online              bool         -  training rows are not measured

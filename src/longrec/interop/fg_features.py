@@ -126,7 +126,7 @@ class Features:
         pool = entry.get("combiner", default="sum")
         if several:
             settings |= {
-                "kind": "multi",
+                "kind": "multi_id",
                 **self._convert_encoding(entry, name),
                 "separator": self._read_separator(entry),
             }
@@ -250,7 +250,7 @@ class Features:
         names = [name, *others]
         cross: dict[str, Any] = {
             "kind": "cross",
-            "of": list(dict.fromkeys(self._features[one].get("column", one) for one in names)),
+            "features": list(dict.fromkeys(self._features[one].get("column", one) for one in names)),
             "hash": hashed,
         }
         if any(
@@ -310,8 +310,8 @@ class Features:
             raw_edges = sorted({_denormalize(edge, method, options) for edge in edges})
             if not all(map(math.isfinite, raw_edges)):
                 entry.fault("boundaries", "are beyond all numbers before normalizer; expected the edges of numbers")
-            return {"kind": "bucket", "edges": [_simplify(edge) for edge in raw_edges], **self._convert_dim(entry)}
-        settings: dict[str, Any] = {"kind": "dense"}
+            return {"kind": "bucketized", "edges": [_simplify(edge) for edge in raw_edges], **self._convert_dim(entry)}
+        settings: dict[str, Any] = {"kind": "numeric"}
         scale = {"zscore": "standard", "minmax": "minmax", "log10": "log", "log1p": "log"}.get(method)
         if scale:
             settings["scale"] = scale

@@ -84,7 +84,7 @@ lookup_feature
   map                      text         =  map
   key                      text         =  key; one key per row
   combiner                 text         -  a row has one key
-  needDiscrete             bool         =  as: id; false is as: dense or, with boundaries, bucket; default true
+  needDiscrete             bool         =  as: id; false is as: numeric or, with boundaries, bucket; default true
   need_discrete            bool         =  the same
   needKey                  bool         ~  the value alone is looked up, its key is not part of the id
   need_key                 bool         ~  the value alone is looked up, its key is not part of the id
@@ -97,7 +97,7 @@ match_feature
   item                     text         =  key
   matchType                text         =  hit; multihit matches many values and is not carried
   combiner                 text         -  a row has one key
-  needDiscrete             bool         =  as: id; false is as: dense or, with boundaries, bucket; default true
+  needDiscrete             bool         =  as: id; false is as: numeric or, with boundaries, bucket; default true
   need_discrete            bool         =  the same
   needWeighting            bool         -  a value looked up is an id or a number, not an id with a weight
   show_category            bool         ~  the value alone is looked up, its keys are not part of the id

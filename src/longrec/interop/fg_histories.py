@@ -52,7 +52,7 @@ class Histories:
             elif ours not in history["columns"]:
                 history["features"].append(ours)
                 history["columns"][ours] = packed["into"][inside] = f"{column}__{ours}"
-        if not history["of"]:
+        if not history["features"]:
             explanation = f"no feature of the candidate reads a column of its steps, so {name} is left out"
             sequence.note("features", "not carried", explanation)
             return

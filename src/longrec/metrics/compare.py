@@ -88,7 +88,7 @@ class Comparison:
             "gauc_users_skipped": self.gauc_users_skipped,
             "gauc_rows_skipped": self.gauc_rows_skipped,
             "unit": self.resample,
-            "replicates": self.n_resamples,
+            "n_resamples": self.n_resamples,
             "level": LEVEL,
             "runs": {run: {key: one.to_dict() for key, one in row.items()} for run, row in self.runs.items()},
             "differences": {

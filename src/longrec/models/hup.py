@@ -24,8 +24,8 @@ Departures from the paper
       vectors do not fall together;
     - gap is the column ``time_since_previous`` and weight all other columns that the candidate has not (a kind of
       event, a dwell time), at every level those of the event it steps at; where there are none, T or W is 1. The
-      paper weighs by the kind of event at the first level and by dwell time at the second. The first event of a history has no gap: it
-      reads the vector of a missing one, which is no bucket of time;
+      paper weighs by the kind of event at the first level and by dwell time at the second. The first event of a history
+      has no gap: it reads the vector of a missing one, which is no bucket of time;
     - items are told apart by the id column of most values that the candidate has too, categories by the first
       other one, or by ``item`` and ``category``; a history without such a column has one level less. Ids that say
       nothing (missing, unseen) change with every event;
@@ -52,7 +52,7 @@ from torch import Tensor, nn
 from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
-from longrec.features.fields import SINCE_PREVIOUS, Fields
+from longrec.features.fields import TIME_SINCE_PREVIOUS, Fields
 from longrec.models.core.base import Ranker, bce_loss
 from longrec.nn.activation import Name
 from longrec.nn.embedding import RESERVED, EmbeddedBatch, Embeddings

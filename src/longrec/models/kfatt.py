@@ -49,7 +49,7 @@ from torch import Tensor, nn
 
 from longrec.config import Strict
 from longrec.features.batch import Batch
-from longrec.features.fields import SESSIONS_BACK, Fields
+from longrec.features.fields import SESSION_RECENCY, Fields
 from longrec.models.core.base import Ranker
 from longrec.nn.activation import Name
 from longrec.nn.bucketed_attention import BucketedAttention

@@ -48,7 +48,7 @@ from torch import Tensor, nn
 
 from longrec.config import Strict
 from longrec.features.batch import Batch, HistoryBatch
-from longrec.features.fields import SINCE_PREVIOUS, TIME_GAP, Fields
+from longrec.features.fields import TIME_GAP, TIME_SINCE_PREVIOUS, Fields
 from longrec.models.core.base import Ranker
 from longrec.nn.activation import Name
 from longrec.nn.embedding import Embeddings

@@ -103,7 +103,7 @@ class EventHistories:
         histories: dict[str, Columns] = {}
         for name, history in self._event_histories.items():
             columns = (received or {})[name]
-            check_names(f"history.{name}", set(columns), dict.fromkeys(history.of), do)
+            check_names(f"history.{name}", set(columns), dict.fromkeys(history.features), do)
             lengths = {column: len(values) for column, values in columns.items()}
             if len(set(lengths.values())) > 1:
                 message = ", ".join(f"{count} of {column}" for column, count in lengths.items())
@@ -112,7 +112,7 @@ class EventHistories:
                 )
             try:
                 histories[name] = {
-                    column: encode_list(self.fitted, column, values[-history.last :], f"history.{name}.{column}")
+                    column: encode_list(self.fitted, column, values[-history.max_length :], f"history.{name}.{column}")
                     for column, values in columns.items()
                 }
             except DataError as error:

@@ -45,7 +45,7 @@ class KnowledgeFeatures:
                     "a store that does not",
                     REMEDY,
                 )
-            table = schema.table(name)
+            table = schema.side(name)
             self._features.append(_Feature(name, "user" if table == "user" else "item", opened[location]))
         self._stores = list(opened.values())
 

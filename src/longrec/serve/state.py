@@ -101,7 +101,7 @@ class ServiceState:
                     "tokens of positive impressions only",
                     "tokens of all impressions, since an event precedes its label",
                 )
-                raise BundleError(mask_password(opened), problem, expected, "compress with keep=all")
+                raise BundleError(mask_password(opened), problem, expected, "compress with filter=all")
             if not source.supports_codec(store.info.codec):
                 raise BundleError(opened, f"tokens as {store.info.codec}", "a source with codebooks")
             if inside:

@@ -97,7 +97,7 @@ class TokenHistories:
             store, history = opened[location].store, schema.histories[name]
             check_store(store, bundle, name)
             step = store.info.unit == "step"
-            columns = ["visible", *_list_store_columns(history.of)]
+            columns = ["visible", *_list_store_columns(history.features)]
             gaps = partial(time_gaps, per_second=1 if step else 1_000)
             self._read.append(
                 _History(

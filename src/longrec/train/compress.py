@@ -224,7 +224,7 @@ class _Writing:
             kept = instances.kept(piece, self.config.filter)
             rows, times = piece[kept], instances.times.take(piece[kept])
             visible = np.maximum(times + self.store.info.visibility_delay, instances.available.take(rows))
-            if self.config.keep == "positive":  # that such a token exists tells the label
+            if self.config.filter == "positive":  # that such a token exists tells the label
                 visible = np.maximum(visible, instances.known[LABEL].take(rows))
             self.store.append(
                 instances.users(rows),
@@ -267,10 +267,10 @@ def _info(config: CompressConfig, name: str, job: Job, log: Log, model: Encoder,
         sides=instances.side_rows,
         unit="step" if log.schema.time is not None and log.schema.time.unit == "step" else "ms",
         keys="int64" if log.users.keys.numeric else "text",
-        visibility_delay=log.schema.delay(config.lag),
-        leak=LEAK if config.regime == "leaky_checkpoint" else log.leak,
+        visibility_delay=log.schema.delay(config.visibility_delay),
+        leak=LEAK if config.mode == "leaky_checkpoint" else log.leak,
         column_delays=log.column_delays,
-        standardized=config.standardise,
+        standardized=config.standardize,
         source={
             "run": name,
             "model": dict(job.model),

@@ -85,7 +85,7 @@ def evaluate(
     """
     run = run if isinstance(run, Run) else open_run(run)
     table = _predictions(run, part)
-    given = {"unit": resample, "replicates": n_resamples, "seed": seed}
+    given = {"unit": resample, "n_resamples": n_resamples, "seed": seed}
     config = run.config.evaluate.model_copy(update={key: value for key, value in given.items() if value is not None})
     found = measure_table(table, run.name, run.config.model["name"], part, config)
     return replace(found, warnings=(*run.results.get("run_warnings", ()), *found.warnings))
@@ -258,7 +258,7 @@ def _check_weights(log: Log, job: Job, parts: Mapping[str, NDArray[np.int64]]) -
 def _summary(
     label: NDArray[Any], scores: NDArray[Any], user: NDArray[Any], weight: NDArray[Any] | None, config: EvaluateConfig
 ) -> dict[str, Interval]:
-    n_resamples, seed, resample = config.replicates, config.seed, config.unit
+    n_resamples, seed, resample = config.n_resamples, config.seed, config.resample
     return metrics.summary(label, scores, user, n_resamples=n_resamples, seed=seed, resample=resample, weight=weight)
 
 

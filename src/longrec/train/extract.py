@@ -214,7 +214,7 @@ def _info(config: ExtractConfig, name: str, job: Job, log: Log, model: Extractor
         unit="step" if log.schema.time is not None and log.schema.time.unit == "step" else "ms",
         keys={"user": _named(log.users.keys.numeric), "item": _named(log.items.keys.numeric)},
         codec=config.codec,
-        visibility_delay=log.schema.delay(config.lag),
+        visibility_delay=log.schema.delay(config.visibility_delay),
         leak=log.leak,
         column_delays=log.column_delays,
         source={

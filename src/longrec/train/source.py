@@ -102,12 +102,12 @@ class Source:
             start_at_base_rates(self.model, self.log, rows, known_before)
 
     def learn(self, batch: Batch, past: ContextInstances | None = None) -> None:
-        """One step of every optimiser."""
+        """One step of every optimizer."""
         if past is None:
             update(self.model, self.optimizers, self.fit, self.steps, batch, self.name)
         else:
             loss = partial(self.model.loss_with_context, context=past)
-            update(self.model, self.optimisers, self.fit, self.steps, batch, self.name, loss)
+            update(self.model, self.optimizers, self.fit, self.steps, batch, self.name, loss)
         self.steps += 1
 
     def encode(self, rows: NDArray[np.int64], coded: bool = False) -> NDArray[Any]:

@@ -79,7 +79,7 @@ def inherit(model: Model, old: Model, where: str) -> None:
 def move_moments(
     model: Model, optimizers: Mapping[str, Optimizer], old: Model, before: Mapping[str, Optimizer]
 ) -> None:
-    """Give the optimisers of a model the state that another model's optimisers hold, parameter by parameter."""
+    """Give the optimizers of a model the state that another model's optimizers hold, parameter by parameter."""
     home, own = model.warm_start_prefix(old), dict(model.named_parameters())
     names = {id(parameter): name for name, parameter in old.named_parameters()}
     for kind, optimizer in before.items():
