@@ -38,8 +38,8 @@ SHOP = Fields(
     histories={"clicks": (ITEM, CATEGORY, ACTION, GAP)},
 )
 KNOWLEDGE = (
-    Field("about_user", "vector", 0, table="user", width=33),
-    Field("about_item", "vector", 0, table="item", width=33),
+    Field("about_user", "embedding", 0, side="user", width=33),
+    Field("about_item", "embedding", 0, side="item", width=33),
 )
 
 

@@ -112,7 +112,7 @@ def by_rate(fields: Iterable[Field], ragged: bool) -> list[Entry]:
     if ragged:
         return [Entry(", ".join(field.name for field in fields), "", "", "row")]
     groups = {
-        "request": [field.name for field in fields if field.table != "item"],
+        "request": [field.name for field in fields if field.side != "item"],
         "candidate": [field.name for field in fields if field.side == "item"],
     }
     return [Entry(", ".join(names), "", "", rate) for rate, names in groups.items() if names]

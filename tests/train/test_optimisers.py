@@ -82,8 +82,11 @@ def test_every_optimiser_gets_its_settings(settings: dict[str, object], dense: t
             assert group["lr"] == 1e-3
             assert group.get("betas", config.betas) == config.betas
             assert group.get("momentum", config.momentum) == config.momentum
-            assert group.get("initial_accumulator_value", config.accumulator) == config.accumulator
-            assert group.get("accumulator", config.accumulator) == config.accumulator
+            assert (
+                group.get("initial_accumulator_value", config.initial_accumulator_value)
+                == config.initial_accumulator_value
+            )
+            assert group.get("accumulator", config.initial_accumulator_value) == config.initial_accumulator_value
     assert [group["weight_decay"] for group in found["dense"].param_groups] == [0.3, 0.0]
 
 
@@ -105,7 +108,7 @@ def test_weight_decay_is_decoupled_with_adamw_and_part_of_the_gradient_with_sgd(
     ("settings", "says"),
     [
         ({"momentum": 0.9}, "fit: momentum is of sgd, but optimizer is adamw, embedding_optimizer lazy_adam"),
-        ({"initial_accumulator_value": 0.1}, "accumulator is of adagrad, rowwise_adagrad, but"),
+        ({"initial_accumulator_value": 0.1}, "initial_accumulator_value is of adagrad, rowwise_adagrad, but"),
         ({"optimizer": "sgd", "embedding_optimizer": "sgd", "betas": [0.5, 0.9]}, "betas is of adamw"),
         ({"warmup_from": 1e-4}, "warmup_from is given without warmup_steps"),
         ({"warmup_from": 1.0, "warmup_steps": 5}, "warmup_from is 1, above lr 0.001"),

@@ -93,7 +93,7 @@ class DUPN(Ranker):
         self.items, self.properties = {}, {}
         self.paths = nn.ModuleDict()
         for history, columns in fields.histories.items():
-            tokens = [field.name for field in columns if field.kind == "vector"]
+            tokens = [field.name for field in columns if field.kind == "embedding"]
             self.items[history] = queries.query_columns[history] if queries.common_widths[history] else tokens
             self.properties[history] = [
                 name for name in queries.key_columns[history] if name not in self.items[history]

@@ -112,9 +112,9 @@ class HUP(Ranker):
         for history in fields.histories:
             keys = self.queries.key_columns[history]
             own = keys if not self.queries.common_widths[history] else self.queries.query_columns[history]
-            gap = SINCE_PREVIOUS in keys
-            self.weights[history] = [name for name in keys if name not in own and name != SINCE_PREVIOUS]
-            w, g = sum(width[name] for name in self.weights[history]), width[SINCE_PREVIOUS] if gap else 0
+            gap = TIME_SINCE_PREVIOUS in keys
+            self.weights[history] = [name for name in keys if name not in own and name != TIME_SINCE_PREVIOUS]
+            w, g = sum(width[name] for name in self.weights[history]), width[TIME_SINCE_PREVIOUS] if gap else 0
             q, inputs = self.queries.query_widths[history], self.queries.key_widths[history]
             for number, unit in enumerate([None, *self.units[history]]):
                 space = width[unit] if number == _CATEGORY and unit is not None else q

@@ -101,7 +101,7 @@ class TiSSA(Ranker):
         self.queries = Queries(self.read, width, "tissa", project=False)
         self.paths = nn.ModuleDict()
         for history, columns in fields.histories.items():
-            timed = any(field.name == SINCE_PREVIOUS for field in columns)
+            timed = any(field.name == TIME_SINCE_PREVIOUS for field in columns)
             path = _Path(self.queries.query_widths[history], self.queries.key_widths[history], timed, config)
             self.paths[f"path_{history}"] = path
         top = sum(width[field.name] for field in fields.features) + config.hidden * len(self.paths)

@@ -51,7 +51,7 @@ class Queries(nn.Module):
             name: sum(widths[column] for column in columns) for name, columns in self.key_columns.items()
         }
         self.query_widths, self.projections = dict(self.common_widths), nn.ModuleDict()
-        candidate = [field.name for field in fields.features if field.table == "item"]
+        candidate = [field.name for field in fields.features if field.side == "item"]
         for name, columns in self.query_columns.items():
             if columns:
                 continue
@@ -94,11 +94,11 @@ def choose_attention_columns(
         columns = fields.histories[history]
         queries[history] = [field.name for field in fields.pairs(history)]
         keys[history] = queries[history] + [field.name for field in columns if field.name not in queries[history]]
-        if not queries[history] and not (candidate and any(field.kind == "vector" for field in columns)):
+        if not queries[history] and not (candidate and any(field.kind == "embedding" for field in columns)):
             names = ", ".join(field.name for field in columns)
             faults.append(
-                f"histories.{history}.of: {model} needs a column that is a feature of the candidate too, got {names}; "
-                "add the item (or another feature of the item table) to it"
+                f"histories.{history}.features: {model} needs a column that is a feature of the candidate too, got "
+                f"{names}; add the item (or another feature of the item table) to it"
             )
     if faults:
         raise ConfigError("schema", faults)

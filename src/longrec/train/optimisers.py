@@ -50,9 +50,9 @@ def _tables(tables: list[nn.Parameter], config: FitConfig) -> Optimizer:
     if kind == "sgd":
         return LazySGD(tables, lr=rate, l2=config.l2, momentum=config.momentum)
     if kind == "adagrad":
-        return LazyAdagrad(tables, lr=rate, l2=config.l2, initial_accumulator_value=config.accumulator)
+        return LazyAdagrad(tables, lr=rate, l2=config.l2, initial_accumulator_value=config.initial_accumulator_value)
     if kind == "rowwise_adagrad":
-        return RowwiseAdagrad(tables, lr=rate, l2=config.l2, initial_accumulator_value=config.accumulator)
+        return RowwiseAdagrad(tables, lr=rate, l2=config.l2, initial_accumulator_value=config.initial_accumulator_value)
     return LazyAdam(tables, lr=rate, betas=config.betas, l2=config.l2, rowwise=kind == "rowwise_adam")
 
 

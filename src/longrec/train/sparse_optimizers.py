@@ -137,10 +137,12 @@ class LazyAdagrad(SparseOptimizer):
         l2: float = 0.0,
         initial_accumulator_value: float = 0.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "eps": eps, "l2": l2, "accumulator": initial_accumulator_value})
+        super().__init__(
+            params, {"lr": lr, "eps": eps, "l2": l2, "initial_accumulator_value": initial_accumulator_value}
+        )
 
     def _init_state(self, group: dict[str, Any], table: Tensor, state: dict[str, Any]) -> None:
-        state["accumulator"] = torch.full_like(table, group["accumulator"])
+        state["accumulator"] = torch.full_like(table, group["initial_accumulator_value"])
 
     def _update_rows(self, group: dict[str, Any], state: dict[str, Any], rows: Tensor, g: Tensor, p: Tensor) -> None:
         a_mD = state["accumulator"].index_select(0, rows).addcmul_(g, g)
@@ -163,10 +165,12 @@ class RowwiseAdagrad(SparseOptimizer):
         l2: float = 0.0,
         initial_accumulator_value: float = 0.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "eps": eps, "l2": l2, "accumulator": initial_accumulator_value})
+        super().__init__(
+            params, {"lr": lr, "eps": eps, "l2": l2, "initial_accumulator_value": initial_accumulator_value}
+        )
 
     def _init_state(self, group: dict[str, Any], table: Tensor, state: dict[str, Any]) -> None:
-        state["accumulator"] = table.new_full((table.shape[0],), group["accumulator"])
+        state["accumulator"] = table.new_full((table.shape[0],), group["initial_accumulator_value"])
 
     def _update_rows(self, group: dict[str, Any], state: dict[str, Any], rows: Tensor, g: Tensor, p: Tensor) -> None:
         a_m = state["accumulator"].index_select(0, rows).add_(g.square().mean(1))
