@@ -500,7 +500,7 @@ class Program(nn.Module):
 
 def captured(model: Ranker | Encoder) -> torch.export.ExportedProgram:
     """The graph of a model, with free numbers of candidates, events and values."""
-    one = {f"f__{value.name}" for value in model.fields.features if value.table != "item"}
+    one = {f"f__{value.name}" for value in model.fields.features if value.side != "item"}
     fixed = one | {f"{name}__offsets" for name in one}
     # Lengths that all differ, so that no two free dimensions are taken for one; and none that is 1 by chance.
     examples = (flat(shared(5, 7, seed, model.fields, apart=2)) for seed in range(1, 50))

@@ -18,7 +18,7 @@ def run_in(dataset: World, model: Mapping[str, Any], folder: Path, name: str = "
     if not (folder / "log.parquet").exists():
         worlds.write(dataset, folder)
     job = dataset.job(
-        folder, model, runs=str(folder / "runs"), tensorboard="off", mlflow="off", **{"validations_per_epoch": 1, **fit}
+        folder, model, runs=str(folder / "runs"), tensorboard="off", mlflow="off", **{"val_checks_per_epoch": 1, **fit}
     )
     job["data"] |= {"folder": str(folder / "prepared"), "threads": 1}
     return train({**job, "name": name, "evaluate": {"n_resamples": 2}}, quiet=True)

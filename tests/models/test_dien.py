@@ -223,5 +223,5 @@ def _trained(model: dict[str, Any], folder: Path) -> tuple[worlds.World, Any, An
     dataset = worlds.world("drifting_interest")
     job = dataset.job(worlds.write(dataset, folder), model, runs=str(folder / "runs"), tensorboard="off", mlflow="off")
     job["data"] |= {"folder": str(folder / "prepared"), "threads": 1}
-    table = train({**job, "name": "x", "evaluate": {"replicates": 2}}, quiet=True).predictions("test")
+    table = train({**job, "name": "x", "evaluate": {"n_resamples": 2}}, quiet=True).predictions("test")
     return dataset, *(table[name].to_numpy() for name in ("label", "score", "row"))

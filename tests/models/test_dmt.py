@@ -180,7 +180,7 @@ def test_bias_fields_that_are_not_there_are_refused_and_a_biased_model_is_no_bas
 
 
 def test_all_candidate_fields_query_a_history_of_tokens() -> None:
-    fields = Fields((ITEM,), {"tokens": (Field("tokens.token", "vector", 0, width=6), RATING)})
+    fields = Fields((ITEM,), {"tokens": (Field("tokens.token", "embedding", 0, width=6), RATING)})
     model, batch = dmt(fields), ragged(7, fields=fields)
     assert path_of(model, "tokens").absent is None
     assert model(batch).isfinite().all()

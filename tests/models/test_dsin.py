@@ -66,8 +66,8 @@ def cut(model: DSIN, batch: Batch, history: str, row: int) -> list[list[int]]:
     """Positions of the sessions that are read, oldest first."""
     config, events = model.config, batch.histories[history]
     start, stop = events.offsets[row : row + 2].tolist()
-    if SESSIONS_BACK in events.columns:
-        ids = cast(Tensor, events.columns[SESSIONS_BACK]).tolist()
+    if SESSION_RECENCY in events.columns:
+        ids = cast(Tensor, events.columns[SESSION_RECENCY]).tolist()
         sessions = [[at for at in range(start, stop) if ids[at] == own] for own in sorted(set(ids[start:stop]))]
     else:
         runs = range(stop, start, -config.session_events)

@@ -204,7 +204,7 @@ def _measure(model: Mapping[str, Any], folder: Path, without: str = "", **parame
     dataset = world("bought_or_passed", **parameters)
     if without:
         schema = copy.deepcopy(dict(dataset.schema))
-        schema["histories"]["seen"]["of"].remove(without)
+        schema["histories"]["seen"]["features"].remove(without)
         dataset = replace(dataset, schema=schema)
     actual, bayes_auc = aucs_of(dataset, run_in(dataset, model, folder, epochs=4 if parameters else 6))
     return actual, dataset.bar(bayes_auc)

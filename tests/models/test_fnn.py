@@ -96,7 +96,7 @@ def test_pairs_without_a_pattern_are_learned_from_a_run_of_fm_and_not_without(tm
     dataset = world("co_action", users=400, side="field", kinds=6)
     narrow = {"embedding_dim": 8}
     first = run_in(dataset, {"name": "fm", **narrow}, tmp_path, "fm", epochs=5)
-    warm = run_in(dataset, {"name": "fnn", **narrow}, tmp_path, "warm", start_from=str(first.folder))
+    warm = run_in(dataset, {"name": "fnn", **narrow}, tmp_path, "warm", init_from=str(first.folder))
     actual, bayes_auc = aucs_of(dataset, warm)
     assert actual >= dataset.bar(bayes_auc)
     cold, _ = aucs_of(dataset, run_in(dataset, {"name": "fnn", **narrow}, tmp_path, "cold"))

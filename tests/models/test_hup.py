@@ -61,7 +61,7 @@ def test_the_equations_row_by_row() -> None:
     columns, now, ids = embedded.histories["seen"], embedded.features, batch.histories["seen"].columns
     for row in range(7):
         span = range(*batch.histories["seen"].offsets[row : row + 2].tolist())
-        names = ("item", "category", "rating", "since_previous")
+        names = ("item", "category", "rating", "time_since_previous")
         here, below = list(span), {at: torch.cat([columns[name][at] for name in names]) for at in span}
         query = torch.cat([now["item"][row], now["category"][row]])
         inputs = [now["user"][row], query]
@@ -72,7 +72,7 @@ def test_the_equations_row_by_row() -> None:
                 own = ("item", "category") if unit == "item" else ("category",)
                 below = {at: torch.cat([*(columns[name][at] for name in own), below[at]]) for at in here}
             steps[number] += len(here)
-            below, o = walked(level_of(model, number), here, below, columns["rating"], columns["since_previous"])
+            below, o = walked(level_of(model, number), here, below, columns["rating"], columns["time_since_previous"])
             inputs += [o, o * (now["category"][row] if unit == "category" else query)]
         expected.append(model.top(torch.cat(inputs).unsqueeze(0))[0, 0])
     assert steps[0] > steps[1] > steps[2] > 0

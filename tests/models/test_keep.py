@@ -78,8 +78,8 @@ def test_each_side_reads_its_own_fields_only() -> None:
     generator = torch.Generator().manual_seed(5)
     for field in FIELDS.features:
         changed = with_feature(batch, field.name, values(field, 30, generator))
-        assert torch.equal(model.user_knowledge(changed), user) == (field.table != "user"), field.name
-        assert torch.equal(model.item_knowledge(changed), item) == (field.table != "item"), field.name
+        assert torch.equal(model.user_knowledge(changed), user) == (field.side != "user"), field.name
+        assert torch.equal(model.item_knowledge(changed), item) == (field.side != "item"), field.name
     columns = batch.histories["seen"].columns
     other = pick(columns["rating"], list(reversed(range(len(columns["rating"])))))
     changed = with_history(batch, "seen", {"rating": other})

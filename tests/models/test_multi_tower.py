@@ -198,7 +198,7 @@ def test_features_that_share_a_table_do_so_whoever_reads_them() -> None:
 
 
 def test_several_numbers_enter_as_they_are() -> None:
-    fields = Fields((Field("stats", "numbers", 0, table="user", width=3), ITEM), {})
+    fields = Fields((Field("stats", "numbers", 0, side="user", width=3), ITEM), {})
     model = build({"name": "multi_tower", "towers": {"all": {"features": ["stats", "item"], "mlp": []}}}, fields)
     assert isinstance(model, MultiTower)
     assert model.final.layers[0].linear.in_features == 3 + 16

@@ -264,7 +264,7 @@ def test_d_nothing_of_the_test_split_is_in_the_graph(split: dict[str, Any], tmp_
 def hidden_categories(users: int) -> World:
     """The world one_interest where nobody tells the category of an item: only what is clicked together does."""
     dataset = world("one_interest", users=users)
-    clicks = {"of": ["item"], "where": {"action": "click"}, "last": 20}
+    clicks = {"features": ["item"], "where": {"action": "click"}, "max_length": 20}
     return replace(
         dataset, schema={**dataset.schema, "features": {"item": {"kind": "id"}}, "histories": {"clicks": clicks}}
     )
@@ -301,8 +301,8 @@ def test_it_starts_from_a_run_of_its_base_and_stands_under_others() -> None:
 
 
 def test_the_item_is_inferred_or_named() -> None:
-    shop = Field("shop", "id", 9, table="item")
-    fields = Fields((Field("user", "id", 9, table="user"), shop, ITEM), {"seen": (GAP, ITEM)})
+    shop = Field("shop", "id", 9, side="item")
+    fields = Fields((Field("user", "id", 9, side="user"), shop, ITEM), {"seen": (GAP, ITEM)})
     assert build({"name": "res_embedding"}, fields).item is ITEM
     with pytest.raises(ConfigError, match="model.item: 'shop' is not an id that a history holds; known: item"):
         build({"name": "res_embedding", "item": "shop"}, fields)

@@ -25,7 +25,7 @@ from longrec.nn.transformer import EncoderLayer
 
 QUERY = Field("query", "id", 30)
 FIELDS = Fields(
-    (Field("user", "id", 40, table="user"), TASTE, QUERY, ITEM), {"seen": (RATING, ITEM, GAP), "bought": (ITEM, GAP)}
+    (Field("user", "id", 40, side="user"), TASTE, QUERY, ITEM), {"seen": (RATING, ITEM, GAP), "bought": (ITEM, GAP)}
 )
 SETTINGS: list[dict[str, Any]] = [
     {"width": 8, "heads": 2, "mlp": [16]},
@@ -212,7 +212,7 @@ def test_a_search_finds_an_interest_by_its_query(tmp_path: Path) -> None:
     queries = dataset.items["category"].take(dataset.log["item"])
     features = {name: feature for name, feature in dataset.schema["features"].items() if name != "category"}
     features |= {"query": {"kind": "id"}}
-    clicks = {**dataset.schema["histories"]["clicks"], "of": ["query"]}
+    clicks = {**dataset.schema["histories"]["clicks"], "features": ["query"]}
     schema = {**dataset.schema, "features": features, "histories": {"clicks": clicks}}
     searched = replace(dataset, log=dataset.log.append_column("query", queries), schema=schema)
-    assert solves(searched, {**SMALL, "query": ["query"]}, tmp_path, epochs=4, lr=1e-2, tables_lr=3e-2)
+    assert solves(searched, {**SMALL, "query": ["query"]}, tmp_path, epochs=4, lr=1e-2, embedding_lr=3e-2)

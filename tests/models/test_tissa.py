@@ -48,7 +48,7 @@ def rows(*lengths: int) -> Segments:
 def make_history(
     gaps: Tensor | None = None, since: Tensor | None = None, lengths: tuple[int, ...] = ()
 ) -> HistoryBatch:
-    columns = {name: ids for name, ids in (("time_gap", gaps), ("since_previous", since)) if ids is not None}
+    columns = {name: ids for name, ids in (("time_gap", gaps), ("time_since_previous", since)) if ids is not None}
     return HistoryBatch(columns, rows(*lengths).offsets)
 
 
@@ -246,7 +246,7 @@ def _measure(model: Mapping[str, Any], folder: Path, without: tuple[str, ...] = 
     dataset = world("periodic")
     schema = copy.deepcopy(dict(dataset.schema))
     history = schema["histories"]["clicks"]
-    history["of"] = [name for name in history["of"] if name not in without]
+    history["features"] = [name for name in history["features"] if name not in without]
     dataset = replace(dataset, schema=schema)
     actual, bayes_auc = aucs_of(dataset, run_in(dataset, model, folder))
     return actual, dataset.bar(bayes_auc)

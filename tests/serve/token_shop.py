@@ -155,7 +155,7 @@ def make_reader_schema(
     tokens: str | Path, of: Sequence[str] = OF, schema: Mapping[str, Any] = SCHEMA
 ) -> dict[str, Any]:
     """Return the schema of the reader."""
-    histories = {**schema["histories"], "tokens": {"from": str(tokens), "of": list(of), "last": 16}}
+    histories = {**schema["histories"], "tokens": {"from": str(tokens), "features": list(of), "max_length": 16}}
     return {**schema, "histories": histories}
 
 

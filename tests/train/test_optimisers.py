@@ -86,7 +86,6 @@ def test_every_optimiser_gets_its_settings(settings: dict[str, object], dense: t
                 group.get("initial_accumulator_value", config.initial_accumulator_value)
                 == config.initial_accumulator_value
             )
-            assert group.get("accumulator", config.initial_accumulator_value) == config.initial_accumulator_value
     assert [group["weight_decay"] for group in found["dense"].param_groups] == [0.3, 0.0]
 
 

@@ -42,7 +42,7 @@ class TokenHistory:
         check_store(store, schema, keys.values.type, where)
         self.warnings = checked(store.info, schema, where, store.location, history.allow_leak)
         self.store, self.name, self.spec = store, name, store.info.spec()
-        self.of, self.last = history.features, history.max_length
+        self.features, self.max_length = history.features, history.max_length
         self._gaps = partial(time_gaps, per_second=1 if store.info.unit == "step" else 1_000)
         # Row 0 of the user table is nobody.
         self._users = np.concatenate([[0], key_numbers(keys.values)])
@@ -56,12 +56,12 @@ class TokenHistory:
             users: int64 ``[B]`` rows of the log's user table.
             moments: int64 ``[B]``.
         """
-        past = read_visible_tokens(self.store, self._users.take(users), moments, self.last)
-        return token_columns(self.spec, self.name, self.of, past, moments, self._gaps)
+        past = read_visible_tokens(self.store, self._users.take(users), moments, self.max_length)
+        return token_columns(self.spec, self.name, self.features, past, moments, self._gaps)
 
     def times(self, users: NDArray[np.int64], moments: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 ``[N]``: moments of the impressions that ``columns`` tells of, in its order."""
-        return read_visible_tokens(self.store, self._users.take(users), moments, self.last, ["visible"]).times
+        return read_visible_tokens(self.store, self._users.take(users), moments, self.max_length, ["visible"]).times
 
 
 def check_store(store: TokenStore, schema: Schema, key_type: pa.DataType, where: str) -> TokenSpec:

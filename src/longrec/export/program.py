@@ -86,7 +86,7 @@ def trace(model: nn.Module, inputs: Sequence[Input], path: Path) -> None:
         BundleError: a schema without item features, or a model that cannot be traced.
     """
     if not any(entry.group == "item" for entry in inputs):
-        raise BundleError("schema", "no feature of the item", "a feature with table: item, so that candidates differ")
+        raise BundleError("schema", "no feature of the item", "a feature with side: item, so that candidates differ")
     module = SharedModel(model, inputs).eval()
     # All lengths differ, so that no two dynamic dimensions are merged.
     groups = list(dict.fromkeys(entry.group for entry in inputs if entry.group.startswith("h.")))

@@ -240,7 +240,7 @@ def pairs_of(pairs: Sequence[tuple[str, str]] | None, fields: Fields) -> list[Pa
     own = {field.name: field for field in fields.features if field.kind in ("id", "multi_id")}
     met: dict[str, tuple[str, str]] = {name: ("", name) for name in own}
     for history, columns in fields.histories.items():
-        met |= {f"{history}.{c.name}": (history, c.name) for c in columns if c.kind in ("id", "multi")}
+        met |= {f"{history}.{c.name}": (history, c.name) for c in columns if c.kind in ("id", "multi_id")}
     if pairs is None:
         matches = [pair for history in fields.histories for pair in _same_type(history, fields)]
         if not matches:

@@ -68,7 +68,7 @@ from longrec.nn.transformer import EncoderLayer
 Width = Annotated[int, Field(ge=1)]
 _NONE = 2**40
 """The session of an event that is in none."""
-_MAX_SESSIONS = SESSIONS_BACK_ROWS - RESERVED - 1
+_MAX_SESSIONS = SESSION_RECENCY_ROWS - RESERVED - 1
 """Sessions that the column tells apart; its last id is of all that are further back."""
 
 
@@ -111,7 +111,7 @@ class DSIN(Ranker):
         if any(not _has_column(columns) for columns in fields.histories.values()):
             _check(config)
         if config.sessions > _MAX_SESSIONS and any(_has_column(columns) for columns in fields.histories.values()):
-            fault = f"the column {SESSIONS_BACK} distinguishes {_MAX_SESSIONS} sessions, got {config.sessions}"
+            fault = f"the column {SESSION_RECENCY} distinguishes {_MAX_SESSIONS} sessions, got {config.sessions}"
             raise ConfigError("config", [f"model.sessions: {fault}"])
         read = {
             name: tuple(field for field in columns if field.name != SESSION_RECENCY)
@@ -175,7 +175,7 @@ class DSIN(Ranker):
         for history in self.fields.histories:
             events = batch.histories[history]
             segments = Segments.of(events, batch.size)
-            session_id_U = cast(Tensor | None, events.columns.get(SESSIONS_BACK))
+            session_id_U = cast(Tensor | None, events.columns.get(SESSION_RECENCY))
             if session_id_U is None:
                 position_U = torch.arange(segments.positions, device=events.offsets.device)
                 stop = segments.positions if segments.shared else segments.expand_rows(segments.offsets[1:])

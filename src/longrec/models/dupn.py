@@ -88,7 +88,7 @@ class DUPN(Ranker):
         queries = Queries(fields, width, "dupn", project=False)
         self.of: dict[str, list[str]] = {"user": [], "item": [], "context": []}
         for field in fields.features:
-            self.of[field.table].append(field.name)
+            self.of[field.side].append(field.name)
         self.query_features = [*self.of["user"], *self.of["event"], *(self.of["item"] if config.candidate else [])]
         self.items, self.properties = {}, {}
         self.paths = nn.ModuleDict()

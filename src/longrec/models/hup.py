@@ -196,7 +196,7 @@ class HUP(Ranker):
             segments = Segments(segments.offsets, 1, segments.positions, shared=True)
         names = self.weights[history]
         w_UW = torch.cat([columns[name] for name in names], 1) if names else e_UK[:, :0]
-        g_UG = columns.get(SINCE_PREVIOUS, e_UK[:, :0])
+        g_UG = columns.get(TIME_SINCE_PREVIOUS, e_UK[:, :0])
         item_UQ = e_UK[:, : q_BQ.shape[1]]
         steps, x_UI, h_UD, outputs = _Steps(segments), e_UK, e_UK, []
         for number, unit in enumerate([None, *self.units[history]]):

@@ -122,7 +122,7 @@ class IATReader(Ranker):
     def __init__(self, config: IATReaderConfig, fields: Fields) -> None:
         super().__init__(config, fields)
         self.read = _columns(config, fields)
-        query_features = tuple(f for f in fields.features if config.query_from == "request" or f.table == "item")
+        query_features = tuple(f for f in fields.features if config.query_from == "request" or f.side == "item")
         if not query_features:
             raise ConfigError("schema", ["features: the query of iat_reader needs a feature of the item"])
         embedded = {name: columns.embedded for name, columns in self.read.items()}
@@ -224,7 +224,7 @@ class IATReader(Ranker):
         # A schema that asks for one width of all features means it for this one too: some rankers need it.
         dim = self.config.base_dim or (dims.pop() if len(dims) == 1 else None)
         # In a request it differs between candidates, as fields of the item do.
-        template = Column("", "vector", 0, dim, table="item", width=self.config.width, computed_by="iat_reader")
+        template = Column("", "embedding", 0, dim, side="item", width=self.config.width, computed_by="iat_reader")
         read = [replace(template, name=f"iat.{name}") for name in self.read]
         rest = {name: columns for name, columns in self.fields.histories.items() if name not in self.read}
         return Fields((*self.fields.features, *read), rest)

@@ -111,7 +111,7 @@ class SearchUser(Ranker):
         self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
         width = self.embeddings.widths
         # A query that is not of the candidate asks once for all candidates of a request.
-        self.once = bool(config.query) and all(features[name].table != "item" for name in config.query)
+        self.once = bool(config.query) and all(features[name].side != "item" for name in config.query)
         self.queries = None if config.query else Queries(fields, width, "search_user", project=False)
         by_time = {
             name: config.segment_by == "time" and any(column.name == TIME_GAP for column in columns)

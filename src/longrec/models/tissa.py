@@ -179,7 +179,7 @@ class _Path(nn.Module):
         """h ``[U, D]``."""
         if self.gates is None:
             return self.recurrence.states(e_UK, segments)
-        ids_U = events.columns[SINCE_PREVIOUS]
+        ids_U = events.columns[TIME_SINCE_PREVIOUS]
         assert isinstance(ids_U, Tensor)
         # About as large as other inputs are.
         dt_U1 = 0.1 * (ids_U - _FIRST).clamp(min=0).to(e_UK.dtype).unsqueeze(1)

@@ -53,7 +53,7 @@ class EventHistories:
             if f"h.{name}" in read
         ]
         self._values = event_columns(self.fitted)
-        timed = [name for name in self._values if schema.features[name].known_at is not None]
+        timed = [name for name in self._values if schema.features[name].available_at is not None]
         if live is not None:  # late feedback is available later than the schema says
             timed = live.feedback
         self._availability_columns = {name: f"known.{name}" for name in timed}

@@ -76,7 +76,7 @@ class RecordedEvent:
         visible: time from which rankings read the last recorded version. A log stores it as ``available_at``.
         replaced: True if the event was recorded before.
         new_user, new_item: True if the log does not contain them.
-        recorded_at: time of the call by the server's clock. A log stores it as ``known_at`` of the feedback.
+        recorded_at: time of the call by the server's clock. A log stores it as ``available_at`` of the feedback.
     """
 
     at: str | int | None

@@ -213,7 +213,7 @@ class LiveEvents:
 
     def _compute_availability(self, name: str, times: NDArray[np.int64]) -> NDArray[np.int64]:
         """Compute availability times of feedback from the schema."""
-        return times + self._fitted.schema.known_after(name.removeprefix("known."))
+        return times + self._fitted.schema.available_after(name.removeprefix("known."))
 
     def _find_in_base(self, row: int, time: int, item: int) -> dict[str, NDArray[Any]] | None:
         """Return an event of the bundle in the columns of the store, or None."""

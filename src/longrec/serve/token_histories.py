@@ -50,8 +50,8 @@ class _History:
     """Parameters of reading one history, fixed when the service starts."""
 
     name: str
-    of: tuple[str, ...]
-    last: int
+    features: tuple[str, ...]
+    max_length: int
     spec: TokenSpec
     live: _OpenStore
     columns: tuple[str, ...]
@@ -127,9 +127,9 @@ class TokenHistories:
             live.refresh()
         for history in self._read:
             store = history.live.store
-            tokens = read_visible_tokens(store, user, timestamp, history.last, history.columns)
+            tokens = read_visible_tokens(store, user, timestamp, history.max_length, history.columns)
             histories[history.name], _ = token_columns(
-                history.spec, history.name, history.of, tokens, now, history.gaps
+                history.spec, history.name, history.features, tokens, now, history.gaps
             )
         return histories
 

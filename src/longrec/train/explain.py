@@ -109,7 +109,7 @@ def _tokens(
     norms = [None] * len(times) if not isinstance(vectors, torch.Tensor) else torch.linalg.vector_norm(vectors, dim=1)
     side = {
         column: [_side(fitted, history.spec, column, code) for code in values.tolist()]
-        for column in history.of
+        for column in history.features
         if column not in (TOKEN, *COMPUTED) and isinstance(values := own[token_field(name, column)], torch.Tensor)
     }
     return [
