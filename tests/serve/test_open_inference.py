@@ -108,7 +108,7 @@ def test_more_pairs_than_fit_into_memory() -> None:
     ("change", "where", "message"),
     [
         ({"name": "f.itm"}, "inputs.f.itm", "an unknown input"),
-        ({"name": "f.user"}, "inputs.f.user", "given twice"),
+        ({"name": "f.user"}, "inputs.f.user", "sent twice"),
         ({"datatype": "INT64"}, "inputs.f.item", "datatype 'INT64'; expected INT32"),
         ({"shape": [3]}, "inputs.f.item", "shape [3] with 2 values"),
         ({"shape": [2, 1]}, "inputs.f.item", "shape [2, 1] with 2 values"),

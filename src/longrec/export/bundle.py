@@ -6,7 +6,7 @@ Format ``longrec-bundle-1``, or ``longrec-bundle-2`` if a table has versions (re
     manifest.sha256   the digest of manifest.json, in the format of ``sha256sum``
     program.onnx      the model (with program.onnx.data beside it above 1.5 GB of weights)
     schema/           the fitted schema: features.json and vocabularies
-    users/ items/     encoded tables, row 0 for unknown keys; with versions, the time from which each is valid
+    users/ items/     encoded tables, row 0 for unknown keys, with versions also the start of their validity
     history/          events by user and time, only the columns that histories read (absent if none is read)
     tokens/           one token store per history of tokens (a remote store is named by its address instead)
     knowledge/        outputs of extractors, for vector features
@@ -73,7 +73,7 @@ class Manifest(msgspec.Struct, frozen=True):
         parity: largest differences between torch and onnxruntime, and between offline and online.
         tokens: store of each token history: a folder of the bundle, or an address.
         knowledge: folder of the bundle that each vector feature reads.
-        encoder: facts about an encoder; None for a ranker.
+        encoder: facts about an encoder, None for a ranker.
     """
 
     format: str
@@ -96,7 +96,7 @@ class Bundle:
     """An opened, verified bundle.
 
     Attributes:
-        store: past events; None if the model reads none or if requests contain them.
+        store: past events, None if the model reads none or if requests contain them.
     """
 
     path: Path

@@ -45,9 +45,9 @@ class Sample:
     """One impression of a prepared log, in encoded values, with the items to rank.
 
     Attributes:
-        user: row of the user side.
-        items: rows ``[C]`` of the item side.
-        moment: milliseconds UTC (or a step) of the impression.
+        user: row of the user table.
+        items: rows ``[C]`` of the item table.
+        timestamp: milliseconds UTC (or a step) of the impression.
         events: encoded value of each event feature of the impression (no feedback, no calendar): a number, or ``Lists``
             of one row.
         histories: columns ``[T]`` of each history (``[T, W]`` of tokens) as available at the timestamp.

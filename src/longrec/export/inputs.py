@@ -36,8 +36,8 @@ class Input(msgspec.Struct, frozen=True):
         group: unit of the entries: ``user`` (one), ``item`` (C candidates), or a history's name (T events).
         component: ``value`` for one plain value per entry, or the flat values, offsets (entries + 1) or weights of a
             multi-value field. Stored as ``part``.
-        rows: exclusive upper bound of the ids; 0 for numbers and offsets.
-        width: numbers per entry if each entry is a vector; 0 otherwise.
+        rows: exclusive upper bound of the ids, or 0 for numbers and offsets.
+        width: numbers per entry if each entry is a vector, else 0.
     """
 
     name: str

@@ -47,7 +47,7 @@ class Program:
 
         Args:
             tensors: every input of ``names``. Others are ignored.
-            output: name of the output; default the first.
+            output: name of the output. Default the first.
         """
         outputs = [self.outputs[0] if output is None else output]
         values: NDArray[Any] = self._session.run(

@@ -69,13 +69,13 @@ def export(
         golden: requests with offline scores, see ``offline.build_golden_request``.
         replay: the online path, ``longrec.serve.service.replay`` or
             ``longrec.serve.online_source.replay`` (``export`` may not import ``serve``).
-        fitted: schema of the trained model; default the log's own. One prepared log serves schemas that differ in
-            widths, pooling and history lengths.
-        name: name of the model in URLs; default that of its file.
+        fitted: schema of the trained model. Default that of the log, which serves schemas that differ in widths,
+            pooling and history lengths.
+        name: name of the model in URLs. Default that of its file.
         source: origin for the manifest: run, revision, date.
         overwrite: replace an existing bundle.
         external_stores: stores of the schema's histories of tokens and vector features, copied into the bundle.
-        encoder: facts about an encoder; None for a ranker.
+        encoder: facts about an encoder, None for a ranker.
 
     Raises:
         BundleError: an existing folder, a schema that is not the model's, a model that cannot be traced, or scores

@@ -74,7 +74,7 @@ def _collect_tensors(received: Sequence[_Tensor], inputs: Sequence[Input]) -> di
                 where, "an unknown input", ", ".join(expected), f"did you mean {near!r}?" if near else "", 422
             )
         if tensor.name in tensors:
-            raise RequestError(where, "given twice", "each input once", status=422)
+            raise RequestError(where, "sent twice", "each input once", status=422)
         entry = expected[tensor.name]
         if tensor.datatype != entry.datatype:
             raise RequestError(where, f"datatype {tensor.datatype!r}", entry.datatype, status=422)

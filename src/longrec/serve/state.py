@@ -45,7 +45,7 @@ class ServiceState:
 
     def __init__(self, bundle: Bundle, settings: Settings) -> None:
         assert settings.events is not None
-        self.where = settings.state or f"{bundle.path}.state"
+        self.location = settings.state or f"{bundle.path}.state"
         self.token_locations: dict[str, str] = {}
         self.stores: dict[str, TokenStore] = {}
         self.live: LiveEvents | None = None
@@ -59,7 +59,7 @@ class ServiceState:
     @property
     def exclusive_folders(self) -> list[str]:
         """Folders that only one process may write to."""
-        locations = [*self.stores, *([self.where] if self._keeps_events else [])]
+        locations = [*self.stores, *([self.location] if self._keeps_events else [])]
         return [location for location in locations if not is_remote(location)]
 
     def _open(self, bundle: Bundle, source: Bundle, settings: Settings) -> None:
@@ -80,8 +80,8 @@ class ServiceState:
             )
         bundle_keeps, source_keeps = (one.store is not None and keeps_events(one.fitted) for one in (bundle, source))
         self._keeps_events = bundle_keeps or source_keeps
-        if self._keeps_events and not is_remote(self.where):
-            _claim_folder(Path(self.where), bundle)
+        if self._keeps_events and not is_remote(self.location):
+            _claim_folder(Path(self.location), bundle)
         if bundle_keeps:
             self.live = self._open_live_events("history", bundle)
         self.source = OnlineSource(source, self._open_live_events("source", source)) if source_keeps else pristine
@@ -116,14 +116,14 @@ class ServiceState:
 
     def _copy_tokens(self, store: TokenStore, location: str, bundle: Bundle) -> str:
         """Return the copy of a store of the bundle, and create it at the first start."""
-        if is_remote(self.where):
+        if is_remote(self.location):
             raise StoreError(
-                mask_password(self.where),
+                mask_password(self.location),
                 "a server, but the tokens are in the bundle",
                 "tokens on a server too",
                 "give --tokens HISTORY=redis://..., or a folder for --state",
             )
-        folder = Path(self.where)
+        folder = Path(self.location)
         _claim_folder(folder, bundle)
         if not (folder / location).exists():
             half = folder / f"{location}.partial"
@@ -133,9 +133,9 @@ class ServiceState:
         return str(folder / location)
 
     def _open_live_events(self, what: str, bundle: Bundle) -> LiveEvents:
-        location = str(Path(self.where, what))
-        if is_remote(self.where):
-            url = urlsplit(self.where)
+        location = str(Path(self.location, what))
+        if is_remote(self.location):
+            url = urlsplit(self.location)
             location = urlunsplit(url._replace(path=f"{url.path}-{what}"))
         live = LiveEvents(location, bundle)
         self._closing.callback(live.close)
