@@ -48,7 +48,7 @@ def main() -> None:
     about += f"Mean length {meta['mean_length']:.1f}."
     machine.write(
         "dien_training",
-        f"# DIEN training side by side\n\n{about}\n\n## {scenario.title}\n\n{machine.table(head, rows)}",
+        f"# DIEN training side by side\n\n{about}\n\n## {scenario.title}\n\n{machine.format_table(head, rows)}",
     )
 
 

@@ -187,7 +187,9 @@ def _section(scenario: Scenario, meta: dict, results: dict[str, list[dict]], ful
         rows.append([runs[0]["name"], f"{rate[arm]:,.0f} ({each})", ratio, f"{memory:,.0f}", auc])
     ceiling = f"; AUC of the true click probability {meta['ceiling_auc']:.3f}" if full else ""
     head = ["", "rows per CPU-second", "against the best peer", "peak memory, MB", "test AUC, one epoch"]
-    return f"## {scenario.title}\n\n{machine.table(head, rows)}\n\nMean length {meta['mean_length']:.1f}{ceiling}."
+    return (
+        f"## {scenario.title}\n\n{machine.format_table(head, rows)}\n\nMean length {meta['mean_length']:.1f}{ceiling}."
+    )
 
 
 if __name__ == "__main__":

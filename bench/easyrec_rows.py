@@ -145,7 +145,7 @@ def main() -> None:
         f"Text without a header, four fifths of it train; {args.threads} threads; start of Python and imports "
         "included. *Read* checks every row against the declared types and writes typed columns; *prepare* is "
         "`longrec prepare` in all: read, sort, fit, encode. A load above the number of cores makes wall times "
-        f"pessimistic.\n\n{machine.table(head, rows)}",
+        f"pessimistic.\n\n{machine.format_table(head, rows)}",
     )
 
 

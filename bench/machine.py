@@ -18,7 +18,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "longrec" / "bench"
 
 
-def processor() -> str:
+def get_processor_name() -> str:
     """Return the name of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -28,9 +28,9 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def hardware() -> str:
+def get_hardware_name() -> str:
     """Return a short name of the hardware for file names, such as ``2cpu-amd-epyc-9575f``."""
-    name = re.sub(r"\(.*?\)|processor|cpu|@.*|\d+-core", " ", processor().lower())
+    name = re.sub(r"\(.*?\)|processor|cpu|@.*|\d+-core", " ", get_processor_name().lower())
     return f"{os.cpu_count()}cpu-" + "-".join(re.findall(r"[a-z0-9]+", name))[:32].strip("-")
 
 
@@ -71,7 +71,7 @@ def measure(command: list[str], **environment: str) -> Usage:
     return Usage(time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / scale, output)
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
+def format_table(head: list[str], rows: list[list[str]]) -> str:
     """Format a Markdown table."""
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
@@ -82,10 +82,10 @@ def write(task: str, text: str) -> Path:
     versions = ", ".join(f"{name} {version(name)}" for name in ("longrec", "torch", "numpy", "pyarrow", "duckdb"))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     foot = (
-        f"{processor()}, {os.cpu_count()} cores, {memory:.0f} GiB; {platform.system()}, Python "
+        f"{get_processor_name()}, {os.cpu_count()} cores, {memory:.0f} GiB; {platform.system()}, Python "
         f"{platform.python_version()}; {versions}; {today}; load at the end {read_load()}."
     )
-    path = RESULTS / f"{task}_{hardware()}_{today}.md"
+    path = RESULTS / f"{task}_{get_hardware_name()}_{today}.md"
     path.parent.mkdir(exist_ok=True)
     path.write_text(f"{text.strip()}\n\n{foot}\n", encoding="utf-8")
     print(f"\n{text.strip()}\n\n{foot}\n\nwritten to {path}")

@@ -126,7 +126,7 @@ def main() -> None:
         f"Batches of {BATCH:,}, shuffled, embeddings 16 wide, one thread. The padded version pads a batch to its "
         "longest history (DSIN: to 5 sessions of 10 events, as its authors do) and is given its batches padded."
     )
-    machine.write("padded", f"# Ragged beside padded\n\n{about}\n\n{machine.table(head, rows)}")
+    machine.write("padded", f"# Ragged beside padded\n\n{about}\n\n{machine.format_table(head, rows)}")
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ import numpy as np
 import serving_latency as bench
 import longrec
 folder = Path(sys.argv[1])
-bench.log(folder, np.random.default_rng(1))
-longrec.export(longrec.train(bench.job(folder), quiet=True), folder / "shop.bundle")
+bench.write_log(folder, np.random.default_rng(1))
+longrec.export(longrec.train(bench.build_job(folder), quiet=True), folder / "shop.bundle")
 """
 SERVING = """
 import json, sys
@@ -52,7 +52,7 @@ print("RESULT", json.dumps({
 """
 
 
-def environment(source: Path) -> dict[str, str]:
+def build_environment(source: Path) -> dict[str, str]:
     """Return the environment of a process that imports LongRec from a checkout."""
     return {**din_training.THREADS, "PYTHONPATH": f"{source / 'src'}:{HERE}"}
 
@@ -63,18 +63,18 @@ def parse_figures(used: machine.Usage) -> dict[str, float]:
     return json.loads(lines[-1].removeprefix("RESULT "))
 
 
-def training(source: Path, before: Path) -> dict[str, float]:
+def measure_training(source: Path, before: Path) -> dict[str, float]:
     """Measure CPU microseconds per training row of DIN on the generated log."""
     din_training.log("base")
     work = machine.CACHE / "work" / f"paired-{source.name}"
     command = [sys.executable, str(HERE / "longrec_din.py"), "--data", str(machine.CACHE / "log-base")]
     command += ["--work", str(work), "--steps"]
-    machine.measure([*command, "0", "--prepare"], **environment(source))
-    figures = parse_figures(machine.measure([*command, "150"], **environment(source)))
+    machine.measure([*command, "0", "--prepare"], **build_environment(source))
+    figures = parse_figures(machine.measure([*command, "150"], **build_environment(source)))
     return {"DIN training, CPU us per row": 1e6 / figures["rows_per_cpu_second"]}
 
 
-def preparation(source: Path, before: Path) -> dict[str, float]:
+def measure_preparation(source: Path, before: Path) -> dict[str, float]:
     """Measure CPU and wall seconds of preparing 20 million events."""
     log = machine.CACHE / "events_20000000_50000_300000_1.parquet"
     if not log.exists():
@@ -83,31 +83,31 @@ def preparation(source: Path, before: Path) -> dict[str, float]:
     folder = Path(tempfile.mkdtemp(dir=machine.CACHE, prefix="prepared-"))
     try:
         command = [sys.executable, "-c", prepare_20m.PREPARE, prepare_20m.settings(log, folder, 100)]
-        used = machine.measure(command, **environment(source))
+        used = machine.measure(command, **build_environment(source))
     finally:
         shutil.rmtree(folder)
     return {"preparation of 20 M events, CPU s": used.cpu, "preparation of 20 M events, wall s": used.wall}
 
 
-def serving(source: Path, before: Path) -> dict[str, float]:
+def measure_serving(source: Path, before: Path) -> dict[str, float]:
     """Measure milliseconds per request without load. Both arms serve one bundle, written by the other version."""
-    bundle = _bundle(before)
-    return parse_figures(machine.measure([sys.executable, "-c", SERVING, str(bundle)], **environment(source)))
+    bundle = _export_bundle(before)
+    return parse_figures(machine.measure([sys.executable, "-c", SERVING, str(bundle)], **build_environment(source)))
 
 
 @cache
-def _bundle(before: Path) -> Path:
+def _export_bundle(before: Path) -> Path:
     """Export a bundle of the generated shop, which is deleted when this process ends."""
     folder = Path(tempfile.mkdtemp(prefix="paired-"))
     atexit.register(shutil.rmtree, folder)
-    machine.measure([sys.executable, "-c", EXPORT, str(folder)], **environment(before))
+    machine.measure([sys.executable, "-c", EXPORT, str(folder)], **build_environment(before))
     return folder / "shop.bundle"
 
 
 CASES: dict[str, Callable[[Path, Path], dict[str, float]]] = {
-    "training": training,
-    "preparation": preparation,
-    "serving": serving,
+    "training": measure_training,
+    "preparation": measure_preparation,
+    "serving": measure_serving,
 }
 
 
@@ -135,7 +135,7 @@ def main() -> None:
     machine.write(
         "paired",
         f"# This version beside the one before\n\n{arguments.rounds} rounds, both in turn in each; medians.\n\n"
-        + machine.table(head, rows),
+        + machine.format_table(head, rows),
     )
 
 

@@ -120,7 +120,7 @@ def main() -> None:
         f"Raw columns (user, item, time, category, label) {raw / 1e6:,.0f} MB in memory, "
         f"{log.stat().st_size / 1e6:,.0f} MB as Parquet. One process, at most two threads; start of Python and imports "
         "included. *Again* is the same call "
-        f"on the folder it finds prepared.\n\n{machine.table(head, rows)}",
+        f"on the folder it finds prepared.\n\n{machine.format_table(head, rows)}",
     )
 
 

@@ -238,7 +238,7 @@ def report(figures: dict[str, dict[str, float]], rounds: int) -> str:
         "The floor is what the matrix products of a step alone would take; models without many have a floor that means "
         "little. A request is 100 candidates beside 100 events."
     )
-    return f"# Speed of the ranking models\n\n{about}\n\n{machine.table(head, rows)}"
+    return f"# Speed of the ranking models\n\n{about}\n\n{machine.format_table(head, rows)}"
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ USERS, ITEMS, HISTORY_LENGTH, CANDIDATES = 2_000, 100_000, 100, 100
 TOKENS, WIDTH, START = 256, 64, 1_700_000_000
 
 
-def log(folder: Path, rng: np.random.Generator) -> None:
+def write_log(folder: Path, rng: np.random.Generator) -> None:
     """Write a log of 120 events per user, a second or more apart."""
     count = USERS * (HISTORY_LENGTH + 20)
     user = np.repeat(np.arange(USERS), HISTORY_LENGTH + 20)
@@ -53,7 +53,7 @@ def log(folder: Path, rng: np.random.Generator) -> None:
     pq.write_table(pa.table({"item_id": np.arange(ITEMS), "category": category}), folder / "items.parquet")
 
 
-def job(folder: Path) -> dict:
+def build_job(folder: Path) -> dict:
     """Return the job of DIN of the usual size over item and category."""
     return {
         "name": "din",
@@ -82,9 +82,9 @@ def job(folder: Path) -> dict:
     }
 
 
-def reader(folder: Path) -> dict:
+def build_reader_job(folder: Path) -> dict:
     """Return the job of the same DIN inside a reader of tokens."""
-    config = job(folder)
+    config = build_job(folder)
     of = ["token", "label", "time_gap"]
     config["data"]["schema"]["histories"]["tokens"] = {
         "from": str(folder / "tokens"),
@@ -94,7 +94,7 @@ def reader(folder: Path) -> dict:
     return {**config, "name": "reader", "model": {"name": "iat_reader", "base": config["model"]}}
 
 
-def tokens(folder: Path, rng: np.random.Generator) -> None:
+def write_tokens(folder: Path, rng: np.random.Generator) -> None:
     """Write a store with ``TOKENS`` tokens per user, all before the last events."""
     info = TokenInfo(WIDTH, codec="fp16", sides={"label": 3}, standardized=True, versions=(Version(0),))
     count = USERS * TOKENS
@@ -162,29 +162,29 @@ def measure_serving(
     folder: Path, case: str, arguments: argparse.Namespace, rng: np.random.Generator
 ) -> tuple[list, float]:
     """Return rows of the table, and the duration of the export."""
-    config = job(folder)
+    config = build_job(folder)
     if case == "tokens":
-        tokens(folder / "tokens", rng)
-        config = reader(folder)
+        write_tokens(folder / "tokens", rng)
+        config = build_reader_job(folder)
     run = longrec.train(config, quiet=True)
     bundle = folder / "shop.bundle"
     began = time.perf_counter()
     longrec.export(run, bundle)
     exported, rows = time.perf_counter() - began, []
 
-    def note(title: str, where: str, **live: object) -> None:
+    def add_row(title: str, where: str, **live: object) -> None:
         spent, cpu = measure_requests(where, arguments.requests, arguments.warm, rng, **live)
         rows.append([title, *(f"{f:.2f}" for f in (*np.percentile(spent, (5, 50, 90, 99)), spent.max(), cpu))])
 
     with run_server(bundle) as url:
-        note("over HTTP", url)
-    note("in process", str(bundle))
+        add_row("over HTTP", url)
+    add_row("in process", str(bundle))
     if case == "tokens":
         live = {"tokens": str(folder / "tokens")}
         with run_server(bundle, settings=Settings(live)) as url:
-            note("over HTTP, a live store", url)
+            add_row("over HTTP, a live store", url)
             with write_in_background(folder / "tokens"):
-                note("over HTTP, a live store that is written", url)
+                add_row("over HTTP, a live store that is written", url)
     return rows, exported
 
 
@@ -199,7 +199,7 @@ def main() -> None:
     rng = np.random.default_rng(1)
     load = os.getloadavg()[0]
     try:
-        log(folder, rng)
+        write_log(folder, rng)
         rows, exported = measure_serving(folder, arguments.case, arguments, rng)
     finally:
         shutil.rmtree(folder)
@@ -212,7 +212,9 @@ def main() -> None:
         f"{arguments.requests:,} requests one after another over one connection, after {arguments.warm} to warm up; "
         "JSON in and out, the client's own work included. One server process, one thread; the machine's load was "
         f"{load:.1f} when it began. Export with its checks took {exported:.0f} s.\n\n"
-        + machine.table(["milliseconds", "p5", "p50", "p90", "p99", "longest", "CPU of the client process"], rows),
+        + machine.format_table(
+            ["milliseconds", "p5", "p50", "p90", "p99", "longest", "CPU of the client process"], rows
+        ),
     )
 
 

@@ -154,7 +154,7 @@ def _section(ranker: str, arms: dict[tuple[str | None, str], Arm]) -> str:
         name = f"with tokens, read by {read}, {how}" if read else "alone"
         rows.append([name, mean, f"{rate:,.0f} ({each})", f"{rate / alone:.2f}"])
     head = ["", "tokens per row", "rows per CPU-second", "against the ranker alone"]
-    return f"## {RANKERS[ranker][0]}\n\n{machine.table(head, rows)}"
+    return f"## {RANKERS[ranker][0]}\n\n{machine.format_table(head, rows)}"
 
 
 if __name__ == "__main__":

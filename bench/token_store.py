@@ -275,15 +275,15 @@ Loaded, sorted, in {load[0]:.1f} s ({load[1]:.1f} CPU-s). On disk {sum(bytes_eac
 which timestamp, vector, visible and version {lean:.1f}, and the instance {bytes_each["instance"]:.1f}. Opened in
 {opened[0] * 1e3:.0f} ms; {new:,} newer tokens compacted into it in {compact[0]:.1f} s ({compact[1]:.1f} CPU-s).
 
-{machine.table(head, rows)}
+{machine.format_table(head, rows)}
 
 On {stop:,} of the tokens, over a local socket: {redis_said[0]}.
 
-{machine.table(head, [redis_row]) if redis_row else ""}
+{machine.format_table(head, [redis_row]) if redis_row else ""}
 
-{machine.table(["one user, last 256", "us, p50 / p99 / p99.9", "us of CPU"], quiet)}
+{machine.format_table(["one user, last 256", "us, p50 / p99 / p99.9", "us of CPU"], quiet)}
 
-{machine.table(["tokens per append", "synced", "tokens per second", "tokens per CPU-second"], writes)}
+{machine.format_table(["tokens per append", "synced", "tokens per second", "tokens per CPU-second"], writes)}
 
 {kills(arguments.kills)}
 """

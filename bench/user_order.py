@@ -214,7 +214,7 @@ def main() -> None:
         f"{lengths.mean():.0f}); DeepFM over {FIELDS + 2} id fields, tokens of 64 numbers, two layers of two heads. "
         f"Batches of about {given.batch:,} rows, users whole; by itself, {given.few} impressions a batch, each with "
         "copies of all its user's earlier rows. Median over the rounds (all in brackets); one thread, loading and "
-        f"optimizers included.\n\n{machine.table(head, rows)}\n\n"
+        f"optimizers included.\n\n{machine.format_table(head, rows)}\n\n"
         f"Losses of {given.few} impressions of one batch differ by {apart:.1e} at most between the first two ways. "
         f"Pairs of rows computed in vain in that batch (buckets of users of like length): {100 * waste:.0f} %.",
     )

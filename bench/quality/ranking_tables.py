@@ -137,7 +137,7 @@ def table_of(results: Results, modes: list[str]) -> str:
                 _format_difference(*results.difference(*both)) if all(arm in results.seeds for arm in both) else ""
             )
         rows.append(row)
-    return machine.table(head, rows)
+    return machine.format_table(head, rows)
 
 
 def apart(results: Results) -> str:
@@ -197,7 +197,7 @@ def relations(folder: Path, results: Results) -> str:
         f"Popularity of an item alone: AUC {checked['popularity']:.4f}. Scores that know nothing reach 0.5 within "
         f"{checked['chance']:.4f} in 95 of 100 cases."
     )
-    return f"{about}\n\n{machine.table(head, rows)}"
+    return f"{about}\n\n{machine.format_table(head, rows)}"
 
 
 def main() -> None:

@@ -141,15 +141,15 @@ def test_export_never_overwrites_by_default(steps: Any, tmp_path: Path) -> None:
 
 
 def test_the_schema_of_the_run_counts_not_that_of_the_log(full: Any, steps: Any, tmp_path: Path) -> None:
-    def changed(shop: Any, change: Any) -> FittedSchema:
+    def change_schema(shop: Any, change: Any) -> FittedSchema:
         content = shop.fitted.schema.model_dump(exclude_unset=True)
         change(content)
         return FittedSchema(Schema.model_validate(content), shop.fitted.encoders)
 
-    wider = changed(steps, lambda content: content["features"]["film"].update(dim=32))
+    wider = change_schema(steps, lambda content: content["features"]["film"].update(dim=32))
     with pytest.raises(BundleError, match="schema: its fields are not those of the model"):
         export(steps.model, steps.log, tmp_path / "out", steps.golden, replay, fitted=wider)
-    candidate = changed(steps, lambda content: content["features"]["film"].update(side="context"))
+    candidate = change_schema(steps, lambda content: content["features"]["film"].update(side="context"))
     model = type(steps.model)(steps.model.config, candidate.fields())
     with pytest.raises(BundleError, match="feature 'film': it reads the item with side: context"):
         export(model, steps.log, tmp_path / "out", steps.golden, replay, fitted=candidate)

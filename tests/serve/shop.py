@@ -103,7 +103,7 @@ class PlainConfig(Strict):
     width: int = 4
 
 
-class Plain(Ranker):
+class PlainRanker(Ranker):
     """Ranker of sums and means of embeddings, written from the interface alone."""
 
     Config = PlainConfig
@@ -121,7 +121,7 @@ class Plain(Ranker):
         return [self.out.bias]
 
 
-class PlainHistory(Ranker):
+class HistoryRanker(Ranker):
     """Ranker with dot-product attention and repeat_interleave, which a program must support."""
 
     Config = PlainConfig
@@ -364,7 +364,7 @@ def steps() -> Shop:
         "place": pa.array(rng.integers(0, 6, count)),
     }
     people, things = {"name": pa.array([f"n{n}" for n in range(5)])}, {"film": pa.array(np.arange(1, 9))}
-    return make(_make_folder(), STEPS, events, people, things, lambda fields: Plain(PlainConfig(), fields))
+    return make(_make_folder(), STEPS, events, people, things, lambda fields: PlainRanker(PlainConfig(), fields))
 
 
 @functools.cache
@@ -386,7 +386,7 @@ def prejoined() -> Shop:
     }
     things = {"item_id": pa.array(np.arange(1, 10)), "color": pa.array([colors[n % 3] for n in range(1, 10)])}
     people = {"user_id": pa.array(np.arange(1, 6))}
-    return make(_make_folder(), PREJOINED, events, people, things, lambda fields: PlainHistory(PlainConfig(), fields))
+    return make(_make_folder(), PREJOINED, events, people, things, lambda fields: HistoryRanker(PlainConfig(), fields))
 
 
 def _make_folder() -> Path:

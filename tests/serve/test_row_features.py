@@ -141,7 +141,7 @@ def export_log(folder: Path, schema: Mapping[str, Any]) -> ExportedLog:
     )
     log = Log.open(prepare(config, Schema.model_validate(schema)))
     torch.manual_seed(1)
-    model = shop.PlainHistory(shop.PlainConfig(), log.fields()).eval()
+    model = shop.HistoryRanker(shop.PlainConfig(), log.fields()).eval()
     samples = [Sample(**impression(log, row, range(1, 6))) for row in (3, 40, 77)]
     goldens = [build_golden_request(model, log.fitted, log.users, log.items, sample) for sample in samples]
     export(model, log.folder, folder / "bundle", goldens, replay, fitted=log.fitted)

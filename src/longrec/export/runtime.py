@@ -37,7 +37,7 @@ class Program:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001  onnxruntime raises its own classes, which share no base
             raise BundleError(
-                str(path), f"onnxruntime cannot load it ({_first_line(error)})", "a program that export wrote"
+                str(path), f"onnxruntime cannot load it ({_get_first_line(error)})", "a program that export wrote"
             ) from None
         self.names = frozenset(entry.name for entry in self._session.get_inputs())
         self.outputs = tuple(entry.name for entry in self._session.get_outputs())
@@ -56,5 +56,5 @@ class Program:
         return values
 
 
-def _first_line(error: Exception) -> str:
+def _get_first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -124,19 +124,19 @@ class App:
             pending = self.service.prepare(body)
             response = await asyncio.get_running_loop().run_in_executor(self._event_executor, pending.commit)
         self.metrics.count_event(response.has_feedback, response.replaced)
-        return _raw_response(response.json())
+        return _make_response(response.json())
 
     async def _handle_infer(self, request: Request) -> Response:
         self._check_model_name(request)
-        return _raw_response(self.service.infer(await _read_body(request)))
+        return _make_response(self.service.infer(await _read_body(request)))
 
     async def _handle_model(self, request: Request) -> Response:
         self._check_model_name(request)
-        return _json_response(self.service.metadata())
+        return _make_json_response(self.service.metadata())
 
     async def _handle_model_ready(self, request: Request) -> Response:
         self._check_model_name(request)
-        return _json_response({"name": self.service.model, "ready": True})
+        return _make_json_response({"name": self.service.model, "ready": True})
 
     def _check_model_name(self, request: Request) -> None:
         name = request.path_params["name"]
@@ -144,23 +144,23 @@ class App:
             raise RequestError("model", f"the unknown model {name!r}", self.service.model, status=404)
 
     async def _handle_server(self, request: Request) -> Response:
-        return _json_response({"name": "longrec", "version": self.version, "extensions": []})
+        return _make_json_response({"name": "longrec", "version": self.version, "extensions": []})
 
     async def _handle_live(self, request: Request) -> Response:
-        return _json_response({"live": True})
+        return _make_json_response({"live": True})
 
     async def _handle_ready(self, request: Request) -> Response:
-        return _json_response({"ready": True})
+        return _make_json_response({"ready": True})
 
     async def _handle_health(self, request: Request) -> Response:
-        return _json_response(self.service.health())
+        return _make_json_response(self.service.health())
 
     async def _handle_metrics(self, request: Request) -> Response:
         text = self.metrics.render(self.service.model, self.version)
         return Response(text, media_type="text/plain; version=0.0.4")
 
     async def _handle_example(self, request: Request) -> Response:
-        return _json_response(self.service.example())
+        return _make_json_response(self.service.example())
 
     async def _handle_console(self, request: Request) -> Response:
         inline = "style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -192,14 +192,14 @@ def build_error_response(path: str, error: RequestError, headers: Any = None) ->
     """Return an error as JSON. Under ``/v2`` the message is text, as the protocol requires."""
     fields = {"where": error.where, "found": error.found, "expected": error.expected, "do": error.do}
     content = {"error": str(error), "parts": fields} if path.startswith("/v2") else {"error": fields}
-    return _raw_response(orjson.dumps(content), error.status, headers)
+    return _make_response(orjson.dumps(content), error.status, headers)
 
 
-def _json_response(content: Any) -> Response:
-    return _raw_response(orjson.dumps(content))
+def _make_json_response(content: Any) -> Response:
+    return _make_response(orjson.dumps(content))
 
 
-def _raw_response(body: bytes, status: int = 200, headers: Any = None) -> Response:
+def _make_response(body: bytes, status: int = 200, headers: Any = None) -> Response:
     return Response(body, status, headers, "application/json")
 
 

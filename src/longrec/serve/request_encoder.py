@@ -141,9 +141,9 @@ class RequestEncoder:
         if self._user_names:
             self._read(self._user_table, self._user_names, np.array([row]), timestamp, inputs)
         for name, column in self._encode_context(request.context, request.user).items():
-            inputs.update(self._feature(name, column))
+            inputs.update(self._make_feature_tensors(name, column))
         for name, ids in encode_calendar(self.fitted, timestamp).items():
-            inputs.update(self._feature(name, ids))
+            inputs.update(self._make_feature_tensors(name, ids))
         inputs.update(self._knowledge.read_user(user, timestamp))
         positions = 0
         for history, columns in self._read_histories(request, user, row, timestamp).items():
@@ -186,7 +186,7 @@ class RequestEncoder:
         inputs: dict[str, NDArray[Any]] = {}
         self._read(self._item_table, self._item_names, rows, timestamp, inputs)
         for name, column in (columns or {}).items():
-            inputs.update(self._feature(name, column))
+            inputs.update(self._make_feature_tensors(name, column))
         inputs.update(self._knowledge.read_items(rows, keys, timestamp))
         return inputs
 
@@ -221,11 +221,11 @@ class RequestEncoder:
         for name in names:
             column = values[name]
             if isinstance(column, Lists):
-                inputs.update(self._feature(name, column))
+                inputs.update(self._make_feature_tensors(name, column))
             else:
                 inputs[f"f.{name}"] = column
 
-    def _feature(self, name: str, column: NDArray[Any] | Lists) -> dict[str, NDArray[Any]]:
+    def _make_feature_tensors(self, name: str, column: NDArray[Any] | Lists) -> dict[str, NDArray[Any]]:
         return make_tensors(f"f.{name}", column, number=self._fields[name].kind in _NUMBERS)
 
     def _encode_context(self, context: Mapping[str, Any], user: Key) -> dict[str, NDArray[Any] | Lists]:
