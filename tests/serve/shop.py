@@ -172,7 +172,7 @@ class Shop:
         timestamp = int(self.segment.times[row]) if timestamp is None else timestamp
         schema = self.fitted.schema
         events: dict[str, Any] = {}
-        for name in self.fitted.names_of_side("event"):
+        for name in self.fitted.names_of_side("context"):
             feature = schema.features[name]
             if feature.feedback or feature.kind == "time":
                 continue
@@ -252,7 +252,7 @@ def make(
     """Write a prepared log from raw columns (events in any order) and export a model over it."""
     schema = Schema.model_validate(content)
     time = schema.time.column if schema.time else None
-    owned = {"event": events, "user": users, "item": items}
+    owned = {"context": events, "user": users, "item": items}
     sources = {n: (owned[schema.side(n)].get(schema.column(n)), None) for n in schema.features}
     fitted = _fit_schema(schema, sources)
     user_table = _make_table(fitted, "user", users[schema.user], users)
@@ -262,7 +262,7 @@ def make(
     order = np.lexsort((times, rows))
     columns: dict[str, NDArray[Any]] = {"item": item_table.rows(events[schema.item], "item")[order].astype(np.uint16)}
     lists: dict[str, Lists] = {}
-    for name in fitted.names_of_side("event"):
+    for name in fitted.names_of_side("context"):
         feature = schema.features[name]
         if feature.kind == "time":
             continue

@@ -64,7 +64,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
                      for keys, width in zip(some, (5, 3))]  # fmt: skip
             store.publish(START + day * DAY, START + day * DAY + 500, *matrices)
     about = {
-        f"about_{table}": {"kind": "embedding", "from": str(store_folder), "table": table} for table in ("user", "item")
+        f"about_{side}": {"kind": "embedding", "from": str(store_folder), "side": side} for side in ("user", "item")
     }
     schema = {**token_shop.SCHEMA, "features": {**token_shop.SCHEMA["features"], **about}, "histories": {}}
     log = token_shop.open_log(folder / "log", token_shop.events(), schema)

@@ -70,7 +70,7 @@ def build_request(fitted: FittedSchema, users: EntityTable, items: EntityTable, 
         "user": users.key(sample.user),
         "candidates": [items.key(row) for row in np.asarray(sample.items).tolist()],
         "at": format_request_time(fitted, sample.timestamp),
-        "context": {column: values[0] for column, values in _decode_columns(fitted, sample.events, "event").items()},
+        "context": {column: values[0] for column, values in _decode_columns(fitted, sample.events, "context").items()},
     }
     raw_candidates = _decode_columns(fitted, sample.candidates, "candidate")
     if raw_candidates:
@@ -85,13 +85,13 @@ def build_request(fitted: FittedSchema, users: EntityTable, items: EntityTable, 
     return request
 
 
-def choose_decoded_features(fitted: FittedSchema, table: str) -> dict[str, str | None]:
-    """Choose, for each raw column of the context (``event``) or of the candidates, the feature to decode.
+def choose_decoded_features(fitted: FittedSchema, side: str) -> dict[str, str | None]:
+    """Choose, for each raw column of the context (``context``) or of the candidates, the feature to decode.
 
     If several features read a column, the first that is no hash. None for a column that only crosses, lookups or
     hashes read, and for a column of weights.
     """
-    columns = list_context_columns(fitted) if table == "event" else list_candidate_columns(fitted)
+    columns = list_context_columns(fitted) if side == "context" else list_candidate_columns(fitted)
     chosen: dict[str, str | None] = {}
     for column, features in columns.items():
         invertible = [name for name in features if not isinstance(fitted.encoders[name], HashEncoder)]
@@ -99,12 +99,12 @@ def choose_decoded_features(fitted: FittedSchema, table: str) -> dict[str, str |
     return chosen
 
 
-def _decode_columns(fitted: FittedSchema, encoded: Mapping[str, Any], table: str) -> dict[str, list[Any]]:
+def _decode_columns(fitted: FittedSchema, encoded: Mapping[str, Any], side: str) -> dict[str, list[Any]]:
     """Return raw values of the columns of a request: one row for the context, C rows for the candidates."""
-    columns, decoded = choose_decoded_features(fitted, table), dict[str, list[Any]]()
+    columns, decoded = choose_decoded_features(fitted, side), dict[str, list[Any]]()
     for column, name in columns.items():
         if name is None:
-            decoded.setdefault(column, [None] if table == "event" else [])
+            decoded.setdefault(column, [None] if side == "context" else [])
             continue
         value, encoder, feature = encoded[name], fitted.encoders[name], fitted.schema.features[name]
         if not isinstance(value, Lists):

@@ -36,7 +36,7 @@ def list_context_columns(fitted: FittedSchema) -> dict[str, list[str]]:
     """
     schema = fitted.schema
     columns: dict[str, list[str]] = {}
-    for name in list_row_features(fitted, "event"):
+    for name in list_row_features(fitted, "context"):
         own = schema.columns(name)
         if schema.features[name].composed:
             columns |= {column: columns.get(column, []) for column in own if column != schema.user}
@@ -62,10 +62,10 @@ def list_candidate_columns(fitted: FittedSchema) -> dict[str, list[str]]:
     return columns
 
 
-def list_row_features(fitted: FittedSchema, table: str) -> list[str]:
-    """List features whose raw values a request contains: of ``event`` or ``candidate``, no feedback and no calendar."""
+def list_row_features(fitted: FittedSchema, side: str) -> list[str]:
+    """List features of a side (``context`` or ``candidate``) that a request contains: no feedback, no calendar."""
     features = fitted.schema.features
-    return [n for n in fitted.names_of_side(table) if not features[n].feedback and features[n].kind != "calendar"]
+    return [n for n in fitted.names_of_side(side) if not features[n].feedback and features[n].kind != "calendar"]
 
 
 def encode_context(

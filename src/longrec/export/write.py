@@ -232,7 +232,7 @@ def _check_schema(fitted: FittedSchema, model: Model) -> None:
             "pass the fitted schema of the run",
         )
     # One request has one context: a feature of the item in the event table cannot differ between candidates.
-    plain = [name for name in fitted.names_of_side("event") if not schema.features[name].composed]
+    plain = [name for name in fitted.names_of_side("context") if not schema.features[name].composed]
     wrong = [name for name in plain if schema.column(name) == schema.item]
     if wrong:
         raise BundleError(

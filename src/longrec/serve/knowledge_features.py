@@ -45,8 +45,8 @@ class KnowledgeFeatures:
                     "a store that does not",
                     REMEDY,
                 )
-            table = schema.side(name)
-            self._features.append(_Feature(name, "user" if table == "user" else "item", opened[location]))
+            side = schema.side(name)
+            self._features.append(_Feature(name, "user" if side == "user" else "item", opened[location]))
         self._stores = list(opened.values())
 
     def read_user(self, user: int, timestamp: int) -> dict[str, NDArray[np.float32]]:

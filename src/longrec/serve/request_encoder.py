@@ -48,7 +48,7 @@ class RequestEncoder:
         self.bundle, self.fitted = bundle, bundle.fitted
         self._fields = {field.name: field for field in self.fitted.fields().features}
         self.context, self.candidate_context = list_context_columns(self.fitted), list_candidate_columns(self.fitted)
-        self._event_features = list_row_features(self.fitted, "event")
+        self._event_features = list_row_features(self.fitted, "context")
         self._candidate_features = list_row_features(self.fitted, "candidate")
         self._user_names, self._item_names = self.fitted.names_of_side("user"), self.fitted.names_of_side("item")
         self._user_table, self._item_table = self._cast_table(bundle.users), self._cast_table(bundle.items)
