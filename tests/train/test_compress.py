@@ -305,7 +305,7 @@ def test_a_checkpoint_writes_what_comes_after_it(tmp_path: Path) -> None:
 
 def test_faults_are_told(written: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     config, place = written
-    with pytest.raises(StoreError, match="there"):
+    with pytest.raises(StoreError, match="the store exists already"):
         compress(config, place, FEW, quiet=True)
     with pytest.raises(ConfigError, match="did you mean 'codec'"):
         compress(config, tmp_path / "x", ["codek=fp16"])

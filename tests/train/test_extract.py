@@ -211,7 +211,7 @@ def test_the_same_run_extracts_the_same(small: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_extracted_is_refused(domain: Domain, tmp_path: Path) -> None:
     folder, written = domain
     config = domains.extractor(folder)
-    with pytest.raises(StoreError, match="something is there already"):
+    with pytest.raises(StoreError, match="the folder is not empty"):
         extract(config, written.into, FEW, quiet=True)
     with pytest.raises(ConfigError, match="evry: unknown key; did you mean 'every'"):
         extract(config, tmp_path / "v1", ["evry=1d"], quiet=True)

@@ -78,7 +78,7 @@ def token_field(history: str, column: str) -> str:
 
 
 class PastTokens(Protocol):
-    """Tokens of several users, end to end, oldest first within a user; see ``store.tokens.Tokens``."""
+    """Tokens of several users, end to end, oldest first within a user; see ``store.token_info.Tokens``."""
 
     @property
     def offsets(self) -> NDArray[np.int64]:
