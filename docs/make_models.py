@@ -1,10 +1,10 @@
-"""Write docs/models.md, and a page with a figure for every model; ``--check`` only says whether they are up to date.
+"""Write docs/models.md, and a page with a figure per model; ``--check`` only reports whether they are up to date.
 
     python docs/make_models.py [--check] [NAME ...]
 
-Texts come from the models' source. Figures and counts take a run of every model (half a minute for all). So that a
-check is quick, docs/models/drawn.json keeps what they were made of: a model whose code, and the code it stands on, are
-as they were is not run again.
+Texts come from the source of the models. Figures and counts need a run of every model (half a minute for all). To keep
+a check fast, docs/models/drawn.json holds fingerprints of the code they were made from. A model is not run again if its
+code and the code it imports are unchanged.
 """
 
 from __future__ import annotations
@@ -32,41 +32,42 @@ PACKAGES = ("longrec.models.", "longrec.nn.", "longrec.features.")
 HEAD = """# Models
 
 Written by `make docs` from the models' docstrings; do not edit. `longrec help NAME` shows the settings of one; its page
-also tells what flows where, what it costs and what it reached.
+also shows its computation graph, its cost and its results.
 
 """
 TAIL = """
 ## How the pages are made
 
-No figure is drawn by hand. A small build of the model, with its default settings, scores a made-up request; every
-operation is watched, and what feeds what, how large it is and how often it runs is what happened. Boxes are the modules
-of the model, by the names of their attributes; what only puts columns side by side is left out.
+No figure is drawn by hand. A small build of the model, with its default settings, scores a synthetic request. Every
+operation is recorded, so lines, sizes and rates show what was computed. Boxes are the modules of the model, named by
+their attributes. Operations that only concatenate columns are left out.
 
-Operations are counted the same way: a product of matrices of n by k and k by m counts 2nkm, elementwise operations and
-sums count one an entry, look-ups and copies nothing. *A row* has a history of its own, as in training, and is counted
-in a batch of at least 2,560 positions. *A candidate* is one of 100 that are scored for one user: what depends on the
-history alone is then computed once for all. All embeddings are 16 wide.
+Operations are counted in the same run. A matrix product of n by k and k by m counts 2nkm, elementwise operations and
+sums count one per entry, and look-ups and copies nothing. *A row* has a history of its own, as in training, and is
+counted in a batch of at least 2,560 positions. *A candidate* is one of 100 that are scored for one user, where all
+terms of the history alone are computed once for all candidates. All embeddings are 16 wide.
 """
 
 
 RESULTS_HEAD = """
-## What they reached
+## Results
 
-One budget for all and nothing tuned; a model that reads histories is told what users said of past events. Histories
-of 20 events (KuaiRand 30, Beauty 100), of 100 for speed. Which differences are real, and how far seeds lie apart, is
-told in the `rankers` tables of [bench](../bench/README.md), and the interval of each on the page of its model.
-All were made with version 0.3. `lr`, `deepfm`, `din`, `dien`, `bst` and `mmoe` were rerun with 0.4, which moved their
-AUC by at most a few thousandths (`rerun_0.4.0` among the results of bench); the others were not rerun since.
+All models have the same training budget, and none is tuned. A model that reads histories also reads the users' feedback
+on earlier events. Histories have 20 events (KuaiRand 30, Beauty 100), and 100 for speed. The `rankers` tables of
+[bench](../bench/README.md) show which differences are significant and the spread over seeds, and the page of each model
+shows its interval. All results were measured with version 0.3. `lr`, `deepfm`, `din`, `dien`, `bst` and `mmoe` were
+measured again with 0.4, which moved their AUC by at most a few thousandths (`rerun_0.4.0` among the results of bench).
+The others were not measured again.
 
 """
 
 
 class BrokenModelError(Exception):
-    """A model that has no page: it cannot be read, built, or run."""
+    """A model without a page, because it cannot be read, built, or run."""
 
 
 def format_list(cards: Iterable[Card], results: Mapping[str, Any]) -> str:
-    """The page that lists all models, and beside each other what was measured of them."""
+    """Return the page that lists all models, with their results side by side."""
     lines = ["| name | kind | reads histories | paper |", "| --- | --- | --- | --- |"]
     for card in cards:
         title = plain(card.title)
@@ -77,7 +78,7 @@ def format_list(cards: Iterable[Card], results: Mapping[str, Any]) -> str:
 
 
 def format_all_results(results: Mapping[str, Any]) -> str:
-    """What models reached and cost, as far as it was measured, best first on the first log; nothing without results."""
+    """Return the table of results and costs, best first on the first log; empty without results."""
     logs, speed = [log for log in SETS if log in results], results.get("speed", {})
     models = sorted(
         {name for scores in results.values() for name in scores},
@@ -86,7 +87,7 @@ def format_all_results(results: Mapping[str, Any]) -> str:
     if not models:
         return ""
     head = ["model", *(f"test AUC, {SETS[log]}" for log in logs)]
-    head += ["rows a CPU-second in training", "ms for 100 candidates"] if speed else []
+    head += ["rows per CPU-second in training", "ms for 100 candidates"] if speed else []
     lines = [head, ["---"] * len(head)]
     for name in models:
         cells = [f"[`{name}`](models/{name}.md)"]
@@ -99,7 +100,7 @@ def format_all_results(results: Mapping[str, Any]) -> str:
 
 
 def build_page(name: str, results: Mapping[str, Any], sums: Mapping[str, str]) -> tuple[str, str]:
-    """Page and figure of a model; what takes a run is taken from before where the code is as it was."""
+    """Return page and figure of a model. Sections that need a run are reused if the code is unchanged."""
     text, figure = FOLDER / f"{name}.md", FOLDER / f"{name}.svg"
     drawn = counted = None
     if sums.get(name) == fingerprint(name) and text.exists() and figure.exists():
@@ -107,14 +108,14 @@ def build_page(name: str, results: Mapping[str, Any], sums: Mapping[str, str]) -
         drawn, counted = read_section(before, DRAWN), read_section(before, COUNTED)
     if drawn is not None and counted is not None:
         return page(name, drawn, counted, results), figure.read_text(encoding="utf-8")
-    from model_run import run  # brings torch
+    from model_run import run  # imports torch
 
     picture, drawn, counted = run(name)
     return page(name, drawn, counted, results), picture
 
 
 def fingerprint(name: str) -> str:
-    """A digest of the code that a figure and its counts come from: the model, what it imports, and these scripts."""
+    """Return a digest of the code of a figure and its counts: the model, its imports, and these scripts."""
     digest = hashlib.sha256()
     for path in sorted({*_closure(f"longrec.models.{name}"), *HERE.glob("model_*.py")} - {HERE / "model_page.py"}):
         digest.update(f"{path.name}\n{_code(path)}\n".encode())
@@ -122,7 +123,7 @@ def fingerprint(name: str) -> str:
 
 
 def _closure(module: str) -> set[Path]:
-    """The files of a module and of all modules of the package it imports, directly or not."""
+    """Return the files of a module and of all modules of the package it imports, directly or not."""
     files: dict[str, Path] = {}
     waiting = [module]
     while waiting:
@@ -141,7 +142,9 @@ def _path(module: str) -> Path | None:
 
 @cache
 def _imports(path: Path) -> tuple[str, ...]:
-    """Modules of the rooms a model may import; the package itself and its face say nothing of what a model computes."""
+    """Return the imported modules of the packages a model may import. Other packages do not change what a model
+    computes.
+    """
     modules = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
@@ -155,7 +158,7 @@ def _imports(path: Path) -> tuple[str, ...]:
 
 @cache
 def _code(path: Path) -> str:
-    """A file without comments and docstrings."""
+    """Return a file without comments and docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
@@ -166,10 +169,10 @@ def _code(path: Path) -> str:
 def pages(
     models: Iterable[str], results: Mapping[str, Any], sums: Mapping[str, str]
 ) -> Iterator[tuple[Card, str, str, str]]:
-    """Card, page, figure and fingerprint of every model; a broken one is told and left out.
+    """Yield card, page, figure and fingerprint of every model. A broken one is reported and skipped.
 
     Raises:
-        Broken: at the end, when some were left out.
+        BrokenModelError: at the end, if some were skipped.
     """
     broken = []
     for name in models:
@@ -184,7 +187,7 @@ def pages(
 
 
 def main() -> None:
-    """Write or check."""
+    """Write the pages, or check them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="exit with 1 when something is not up to date")
     parser.add_argument("names", nargs="*", help="models whose pages to write; all when none is given")

@@ -1,4 +1,4 @@
-"""The schema and the batches that the pages of the models are drawn and counted with: a shop of items and clicks."""
+"""Schema and batches for the figures and counts of the model pages: a shop of items and clicks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from longrec.models.core.base import Model, build, find
 from longrec.models.core.catalog import is_model
 
 CANDIDATES, EVENTS, ROWS, POSITIONS = 19, 23, 19, 83
-"""Numbers that nothing else in a model is likely to be, so that a shape tells what it counts."""
+"""Numbers that are unlikely to occur elsewhere in a model, so that a shape identifies what it counts."""
 
 GAP, SINCE, SESSION = (Field(name, "id", rows) for name, rows in COMPUTED.items())
 ITEM, CATEGORY = Field("item", "id", 1_000, side="item"), Field("category", "id", 50, side="item")
@@ -44,7 +44,8 @@ KNOWLEDGE = (
 
 
 def schemas(name: str) -> list[Fields]:
-    """Schemas for a model, the plainest first: with sessions, with knowledge of users and items, with two histories.
+    """Return schemas for a model, the plainest first: with sessions, with knowledge of users and items, with two
+    histories.
 
     A model that reads tokens (its file imports ``TokenInput``) gets a history of them too.
     """
@@ -58,13 +59,13 @@ def schemas(name: str) -> list[Fields]:
 
 
 def small(name: str, width: int = 16) -> tuple[Model, Fields]:
-    """A model with its default settings, in evaluation, and the plainest schema it takes.
+    """Return a model with its default settings, in evaluation mode, and the plainest schema it accepts.
 
     Args:
         width: of all embeddings.
 
     Raises:
-        ConfigError: no schema fits; what the plainest one lacks.
+        ConfigError: no schema fits. The error is that of the plainest schema.
     """
     first = None
     for fields in schemas(name):
@@ -86,13 +87,13 @@ def small(name: str, width: int = 16) -> tuple[Model, Fields]:
 
 
 def extra_settings(name: str) -> dict[str, Any]:
-    """Settings without which a model shows nothing of its own: one that learns several labels gets a second one."""
+    """Return the settings that a model needs to show its own computation: a second label for multi-task models."""
     tasks = find(name).Config.model_fields.get("tasks")
     return {"tasks": {"bought": 1.0}} if tasks is not None and tasks.default == {} else {}
 
 
 def _widths(config: type[Strict], width: int) -> dict[str, Any]:
-    """The setting of the width of all embeddings, where a model and the models inside it have one."""
+    """Return the setting of the width of all embeddings, for a model and the models inside it."""
     widths: dict[str, Any] = {"embedding_dim": width} if "embedding_dim" in config.model_fields else {}
     for name, setting in config.model_fields.items():
         base = setting.default
@@ -111,7 +112,7 @@ def _reads_tokens(name: str) -> bool:
 
 
 def one_request(fields: Fields, candidates: int = CANDIDATES, events: int = EVENTS) -> Batch:
-    """One user with some candidates, each history of ``events`` events."""
+    """Return one user with some candidates, each history of ``events`` events."""
     generator = torch.Generator().manual_seed(1)
     features = {f.name: _values(f, candidates if f.side == "item" else 1, generator) for f in fields.features}
     histories = {
@@ -122,7 +123,7 @@ def one_request(fields: Fields, candidates: int = CANDIDATES, events: int = EVEN
 
 
 def some_rows(fields: Fields, lengths: Sequence[int]) -> Batch:
-    """One row for each length, of three users, as in training."""
+    """Return one row per length, of three users, as in training."""
     generator, rows = torch.Generator().manual_seed(1), len(lengths)
     features = {f.name: _values(f, rows, generator) for f in fields.features}
     histories = {
@@ -136,7 +137,7 @@ def some_rows(fields: Fields, lengths: Sequence[int]) -> Batch:
 
 
 def ragged_rows(fields: Fields) -> Batch:
-    """``ROWS`` rows whose histories hold ``POSITIONS`` events together."""
+    """Return ``ROWS`` rows whose histories hold ``POSITIONS`` events together."""
     lengths = [POSITIONS // ROWS] * ROWS
     lengths[0] += POSITIONS - sum(lengths)
     return some_rows(fields, lengths)

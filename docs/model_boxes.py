@@ -1,4 +1,4 @@
-"""What a figure is made of: boxes, their parts, and the lines between them; and how shapes are told in letters."""
+"""Boxes of a figure, their entries and the lines between them, and shapes written in letters."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ LETTERS = {
     },
     True: {ROWS: "R", POSITIONS: "N", POSITIONS + ROWS: "N+R"},
 }
-"""What a number in a shape counts, of one request and of rows in any order."""
+"""Letters for the numbers in a shape, for one request (False) and for rows in any order (True)."""
 
 
 @dataclass
 class Entry:
-    """A line inside a box: a module, what came out of it, at which rate, and how often it ran."""
+    """A line of text in a box: a module, its output shape, its rate, and how often it ran."""
 
     name: str
     kind: str
@@ -42,12 +42,12 @@ class Box:
     Attributes:
         name: attribute of the model, name of a function, or of an input.
         kind: class of the module; ``input``, ``embeddings``, ``function``, ``parameter``, ``output``.
-        parameters: how many numbers are learnt in it, tables aside.
-        parts: its inner modules in the order of their calls.
-        shape: of what it gives.
+        parameters: number of learned parameters, tables aside.
+        entries: its inner modules in the order of their calls.
+        shape: of its output.
         rates: operations by the rate at which they ran.
-        times: how often it ran.
-        under: what embeddings are called below their name.
+        times: number of times it ran.
+        under: second line of an embeddings box, below its name.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Box:
     under: str = ""
 
     def idle(self) -> bool:
-        """Whether nothing is computed here, and nothing learnt."""
+        """Return True for a box without operations and without learned parameters."""
         holds_data = self.kind in ("input", "output", "embeddings")
         return not holds_data and not self.parameters and not any(self.rates.values())
 
@@ -70,8 +70,8 @@ class Figure:
     """Boxes in the order of their first call, and the lines between them.
 
     Attributes:
-        ragged: watched on rows of several users, not on one request.
-        learnt: how many numbers the model learns, its embeddings not counted.
+        ragged: traced on rows of several users, not on one request.
+        learned: number of learned parameters of the model, its embeddings not counted.
     """
 
     name: str
@@ -82,14 +82,16 @@ class Figure:
 
 
 def shape_of(tensor: Tensor, ragged: bool) -> str:
-    """``[B, 16]``; what stands last is a width, and no multiple of anything."""
+    """Return a shape such as ``[B, 16]``. The last number is a width and never written as a multiple."""
     letters, several = LETTERS[ragged], _letters(tensor, ragged)
     last = [letters.get(n, str(n)) for n in tensor.shape[-1:]] if tensor.ndim > 1 else several[-1:]
     return f"[{', '.join([*several[:-1], *last])}]"
 
 
 def rate_of(tensor: Tensor, ragged: bool) -> str:
-    """What there is one of for each entry: ``pair``, ``candidate``, ``event``, ``request``; of rows ``row``."""
+    """Return the rate of a tensor: ``pair``, ``candidate``, ``event`` or ``request``; ``event`` or ``row`` of ragged
+    rows.
+    """
     letters = "".join(_letters(tensor, ragged))
     if ragged:
         return "event" if "N" in letters else "row"
@@ -98,7 +100,7 @@ def rate_of(tensor: Tensor, ragged: bool) -> str:
 
 
 def _letters(tensor: Tensor, ragged: bool) -> list[str]:
-    """A shape in letters where they fit."""
+    """Return a shape in letters, where a number has one."""
     letters = LETTERS[ragged]
     several = {
         times * n: f"{times}·{letter}" for n, letter in letters.items() if len(letter) < 4 for times in range(2, 13)
@@ -107,7 +109,7 @@ def _letters(tensor: Tensor, ragged: bool) -> list[str]:
 
 
 def by_rate(fields: Iterable[Field], ragged: bool) -> list[Entry]:
-    """Fields of the impression in a line each: those of the request, and those of the candidate."""
+    """Return the fields of the impression, one entry each for those of the request and those of the candidate."""
     fields = list(fields)
     if ragged:
         return [Entry(", ".join(field.name for field in fields), "", "", "row")]
@@ -119,7 +121,7 @@ def by_rate(fields: Iterable[Field], ragged: bool) -> list[Entry]:
 
 
 def events_of(history: str, columns: Iterable[Field]) -> Entry:
-    """The columns of a history in one line."""
+    """Return the columns of a history as one entry."""
     return Entry(", ".join(column.name.removeprefix(f"{history}.") for column in columns), "", "", "event")
 
 
@@ -127,7 +129,7 @@ def events_of(history: str, columns: Iterable[Field]) -> Entry:
 
 
 def tidy(figure: Figure) -> Figure:
-    """Without inputs that nobody reads, and with like boxes as one."""
+    """Return a figure without unused inputs, and with equal boxes merged."""
     reached = {number for number, box in figure.boxes.items() if box.kind == "output"}
     while more := {a for a, b in figure.lines if b in reached} - reached:
         reached |= more
@@ -139,7 +141,7 @@ def tidy(figure: Figure) -> Figure:
 
 
 def _merge_pair(figure: Figure) -> bool:
-    """Make one box of the first two that are alike: same kind, size and shape, fed by the same and read by the same."""
+    """Merge the first two equal boxes: same kind, size and shape, the same inputs and outputs."""
     alike: dict[Any, int] = {}
     for number, box in figure.boxes.items():
         before = frozenset(a for a, b in figure.lines if b == number)

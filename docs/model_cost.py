@@ -1,6 +1,6 @@
-"""What a model computes, counted operation by operation while it scores a small batch.
+"""Operation counts of a model, recorded operator by operator while it scores a small batch.
 
-A matrix product of ``[n, k]`` and ``[k, m]`` counts 2 n k m. Elementwise operations and reductions count one an entry.
+A matrix product of ``[n, k]`` and ``[k, m]`` counts 2 n k m. Elementwise operations and reductions count one per entry.
 Look-ups, copies, integers and comparisons count nothing.
 """
 
@@ -26,7 +26,7 @@ from longrec.nn import gemm
 WIDTH, CANDIDATES, EVENTS = 16, 100, (10, 100, 1_000)
 """Width of the embeddings, candidates of a request, and events of a history at which a model is counted."""
 _ROWS = {10: 256, 100: 64, 1_000: 32}
-"""Rows of a batch for each number of events: as many positions as training has, where layers choose other formulas."""
+"""Rows of a batch for each number of events: as many positions as in training, where layers use other formulas."""
 _BAGS = {"_embedding_bag", "_embedding_bag_forward_only", "embedding_bag"}
 _REDUCTIONS = {
     "sum", "mean", "amax", "max", "min", "amin", "prod", "cumsum", "logsumexp", "_softmax", "_log_softmax", "norm",
@@ -47,7 +47,7 @@ _CREATED = ("empty", "zeros", "ones", "full", "new_", "arange", "scalar_tensor",
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in arguments or results."""
+    """Yield all tensors in arguments or results."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, list | tuple):
@@ -58,10 +58,10 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def cost(func: Any, args: Any, kwargs: Any, out: Any) -> int:
-    """Operations of one call of an operator.
+    """Return the operations of one call of an operator.
 
     Raises:
-        ValueError: an operator that nobody has told about.
+        ValueError: an operator of unknown cost.
     """
     packet, name = func._overloadpacket, func._overloadpacket.__name__
     if packet in flop_registry:
@@ -85,7 +85,9 @@ def cost(func: Any, args: Any, kwargs: Any, out: Any) -> int:
         return max((one.numel() for one in inputs), default=0)
     if torch.Tag.pointwise in func.tags or name in _ENTRIES:
         return sum(one.numel() for one in floats)
-    raise ValueError(f"docs/model_cost.py: say what the operator {name} costs: a reduction, one an entry, or nothing")
+    raise ValueError(
+        f"docs/model_cost.py: unknown cost of the operator {name}: add it as a reduction, one per entry, or free"
+    )
 
 
 @dataclass(frozen=True)
@@ -121,14 +123,14 @@ def _row(model: Model, fields: Fields, events: int) -> int:
 
 
 def count_operations(model: Model, batch: Batch) -> int:
-    """Operations of one pass, without oneDNN, for which rows are rounded up (nn/gemm.py)."""
+    """Return the operations of one pass, without oneDNN, which rounds rows up (nn/gemm.py)."""
     with torch.no_grad(), mock.patch.object(gemm, "_POINTWISE", None), OperationCounter() as counting:
         model(batch)
     return counting.total
 
 
 class OperationCounter(TorchDispatchMode):
-    """Adds up what is computed while it is entered.
+    """Context that counts all operations executed inside it.
 
     Attributes:
         total: operations so far.

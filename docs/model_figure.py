@@ -1,6 +1,6 @@
-"""A traced model as an SVG: boxes in layers, the lines between them, and what runs how often in colour.
+"""SVG of a traced model: boxes in layers, the lines between them, and the rate of each operation in color.
 
-The same figure gives the same bytes: nothing is drawn by chance, and coordinates are whole numbers.
+The same figure gives the same bytes: the layout is deterministic, and coordinates are whole numbers.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ COLORS = {
     "pair": "#d2691e",
 }
 LABELS = {
-    "request": "once a request",
-    "candidate": "once a candidate",
-    "row": "once a row",
-    "event": "once an event of the past",
-    "pair": "once a candidate and event",
+    "request": "once per request",
+    "candidate": "once per candidate",
+    "row": "once per row",
+    "event": "once per history event",
+    "pair": "once per candidate and event",
 }
 INK, FAINT, LINE, PAPER = "#1f2933", "#6b7480", "#9aa5b1", "#ffffff"
 PLAIN, FIXED = "Helvetica, Arial, sans-serif", "Menlo, Consolas, monospace"
 MOST = 9
-"""Parts of a box that are listed."""
+"""Maximum number of listed entries of a box."""
 GAP, DEEP, MARGIN = 26, 46, 18
-"""Between two boxes of a layer, between two layers, and around it all."""
+"""Distance between two boxes of a layer, between two layers, and around the figure."""
 
 
 @dataclass
 class _Node:
-    """A box with its place, or a bend of a line that passes a layer."""
+    """A box with its position, or a bend of a line that passes a layer."""
 
     number: int
     layer: int
@@ -52,7 +52,7 @@ class _Node:
 
 
 def svg(figure: Figure) -> str:
-    """The whole file."""
+    """Return the whole file."""
     nodes, chains = _assign_layers(figure)
     order = _order_layers(nodes, chains)
     _set_positions(order, chains)
@@ -79,7 +79,7 @@ def svg(figure: Figure) -> str:
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="{PLAIN}">',
-            f"<title>{escape(figure.name)}: how a score is made</title>",
+            f"<title>{escape(figure.name)}: computation of a score</title>",
             '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
             f'<path d="M0,0.6 L8,4 L0,7.4 Z" fill="{LINE}"/></marker></defs>',
             f'<rect width="100%" height="100%" rx="8" fill="{PAPER}"/>',
@@ -94,11 +94,13 @@ def svg(figure: Figure) -> str:
     )
 
 
-# ---- where things stand --------------------------------------------------------------------------------------------
+# ---- layout --------------------------------------------------------------------------------------------------------
 
 
 def _assign_layers(figure: Figure) -> tuple[dict[int, _Node], list[list[int]]]:
-    """A layer for every box, below all that feeds it; lines as chains of nodes, with a bend in every layer between."""
+    """Return a layer for every box, below all its inputs, and the lines as chains of nodes with a bend per layer
+    between.
+    """
     layer = dict.fromkeys(figure.boxes, 0)
     for _ in figure.boxes:
         for a, b in figure.lines:
@@ -123,7 +125,7 @@ def _assign_layers(figure: Figure) -> tuple[dict[int, _Node], list[list[int]]]:
 
 
 def _order_layers(nodes: Mapping[int, _Node], chains: Sequence[Sequence[int]]) -> list[list[_Node]]:
-    """The nodes of each layer from left to right, so that few lines cross."""
+    """Return the nodes of each layer from left to right, ordered for few crossing lines."""
     rows: list[list[_Node]] = [[] for _ in range(1 + max(node.layer for node in nodes.values()))]
     for node in nodes.values():
         rows[node.layer].append(node)
@@ -157,7 +159,7 @@ def _count_crossings(rows: Sequence[Sequence[_Node]], pairs: Sequence[tuple[int,
 
 
 def _set_positions(rows: Sequence[Sequence[_Node]], chains: Sequence[Sequence[int]]) -> None:
-    """Centres of all nodes: each near those it is joined with, none upon another."""
+    """Set the centers of all nodes, each near its neighbors, without overlap."""
     at = {node.number: node for row in rows for node in row}
     beside: dict[int, list[int]] = {number: [] for number in at}
     for chain in chains:
@@ -170,7 +172,7 @@ def _set_positions(rows: Sequence[Sequence[_Node]], chains: Sequence[Sequence[in
         for row in rows if sweep % 2 == 0 else reversed(rows):
             wanted = []
             for node in row:
-                # A straight run of bends is worth more than a box in the middle of its neighbours.
+                # A straight run of bends counts more than a box centered among its neighbors.
                 pulls = [(at[other].x, 4 if node.bend and at[other].bend else 1) for other in beside[node.number]]
                 total = sum(weight for _, weight in pulls)
                 wanted.append(sum(x * weight for x, weight in pulls) / total if total else node.x)
@@ -178,12 +180,12 @@ def _set_positions(rows: Sequence[Sequence[_Node]], chains: Sequence[Sequence[in
 
 
 def _spread(row: Sequence[_Node], wanted: Sequence[float]) -> None:
-    """Put the nodes of a row as near to the wanted centres as their widths allow (least squares, order kept)."""
+    """Move the nodes of a row as near to the wanted centers as their widths allow (least squares, order kept)."""
     needed = [0.0]
     for left, right in pairwise(row):
         gap = GAP / 2 if left.bend or right.bend else GAP
         needed.append(needed[-1] + (left.width + right.width) / 2 + gap)
-    blocks: list[tuple[float, int]] = []  # means of runs that touch each other, less the room they need
+    blocks: list[tuple[float, int]] = []  # means of runs of adjacent nodes, minus the space they need
     for want, need in zip(wanted, needed):
         blocks.append((want - need, 1))
         while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
@@ -194,11 +196,11 @@ def _spread(row: Sequence[_Node], wanted: Sequence[float]) -> None:
         node.x = mean + need
 
 
-# ---- how things look -----------------------------------------------------------------------------------------------
+# ---- drawing -------------------------------------------------------------------------------------------------------
 
 
 def _size(box: Box) -> tuple[int, int]:
-    """Width and height of a box."""
+    """Return width and height of a box."""
     wide = [_measure(box.name, 14, bold=True) + 24, _measure(_under(box), 11) + 24]
     for entry in _list_entries(box):
         wide.append(
@@ -245,7 +247,7 @@ def _box(box: Box, node: _Node) -> str:
 
 
 def _bar(rates: Mapping[str, int], width: int) -> list[str]:
-    """A strip along the upper edge: how the operations of a box divide among the rates."""
+    """Return a strip along the upper edge that shows the operations of a box by rate."""
     total, at, out = sum(rates.values()), 1.0, []
     for rate, count in rates.items():
         share = (width - 2) * count / total
@@ -256,7 +258,7 @@ def _bar(rates: Mapping[str, int], width: int) -> list[str]:
 
 
 def _rates(box: Box) -> dict[str, int]:
-    """Operations by rate, in the order of the legend; what looks up, has one of each."""
+    """Return operations by rate, in the order of the legend. A box that only looks up has one of each rate."""
     rates = box.rates if any(box.rates.values()) else {entry.rate: 1 for entry in box.entries}
     total = sum(rates.values())
     return {rate: rates[rate] for rate in COLORS if total and rates.get(rate, 0) / total >= 0.005}
@@ -279,13 +281,13 @@ def _line(chain: Sequence[_Node], nodes: Mapping[int, _Node], chains: Sequence[S
 
 
 def _port(node: _Node, index: int, count: int) -> float:
-    """Where on the edge of a box the line of that place begins or ends."""
+    """Return the x coordinate at which the line of an index leaves or enters a box."""
     step = min(26.0, (node.width - 24) / max(count, 1))
     return node.x + (index - (count - 1) / 2) * step
 
 
 def _legend(rates: Sequence[str], ragged: bool, width: float) -> tuple[list[str], float, int]:
-    """What the colours and letters mean: lines of text, how wide they are, and how tall together."""
+    """Return the lines of the legend, their width, and their total height."""
     out, at, line, most = [], float(MARGIN), 0, 0.0
     for rate in rates:
         wide = 16 + _measure(LABELS[rate], 12) + 20
@@ -296,8 +298,8 @@ def _legend(rates: Sequence[str], ragged: bool, width: float) -> tuple[list[str]
         out.append(_text(round(at + 14), y, LABELS[rate], 12, INK))
         at += wide
         most = max(most, at)
-    letters = "R rows, N events of all their histories." if ragged else "B candidates, T events of the past."
-    sentences = [f"{letters} The strip on a box: how its operations divide among these."]
+    letters = "R rows, N events of all their histories." if ragged else "B candidates, T history events."
+    sentences = [f"{letters} The strip on a box shows its operations by rate."]
     for sentence in sentences:
         line += 1
         out.append(_text(MARGIN, 12 + 18 * line, sentence, 11, FAINT))
@@ -310,12 +312,12 @@ def _list_entries(box: Box) -> list[Entry]:
 
 
 def _under(box: Box) -> str:
-    """The second line of a box: what it is, how much it learns, how often it runs."""
+    """Return the second line of a box: its class, its parameters, and how often it runs."""
     if box.kind in ("input", "output"):
         return {"impression": "fields of the impression", "logit": "", "vector": ""}.get(box.name, "a history")
     phrases = [box.under or box.kind.strip("_")]
     if box.kind == "parameter":
-        phrases = [f"{box.parameters:,} learnt numbers"]
+        phrases = [f"{box.parameters:,} learned parameters"]
     elif box.parameters:
         phrases.append(f"{box.parameters:,} parameters{' each' if '…' in box.name else ''}")
     if box.times > 1:
@@ -333,7 +335,7 @@ def _format_output(box: Box) -> str:
 
 
 def _measure(text: str, size: int, *, bold: bool = False, fixed: bool = False) -> float:
-    """About how wide a text is: letters of Helvetica are narrow, wide, or neither."""
+    """Return the approximate width of a text, with narrow, wide and other letters of Helvetica."""
     if fixed:
         return len(text) * size * 0.61
     wide = sum(0.28 if c in "ijlt.,:'|() f" else 0.7 if c.isupper() or c in "mw×→" else 0.55 for c in text)

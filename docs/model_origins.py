@@ -1,4 +1,4 @@
-"""Where tensors came from: sets of boxes, kept for memory and for views of it."""
+"""Origins of tensors: sets of boxes, recorded per memory block and per view of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NONE: frozenset[int] = frozenset()
 
 
 class Origins:
-    """The boxes that each tensor of a run came from."""
+    """Boxes that each tensor of a run came from."""
 
     def __init__(self) -> None:
         self.kept: list[Any] = []
@@ -19,7 +19,7 @@ class Origins:
         self.columns: dict[int, list[tuple[int, int, frozenset[int]]]] = {}
 
     def sources(self, tensor: Tensor) -> frozenset[int]:
-        """The boxes that a tensor came from: its own, else those of everything in the same memory."""
+        """Return the boxes that a tensor came from: its own, else those of all tensors in the same memory."""
         within = self.of.get(store_of(tensor), {})
         exact = within.get(view_of(tensor))
         if exact is None:
@@ -27,16 +27,16 @@ class Origins:
         return exact | self.written.get(store_of(tensor), NONE)
 
     def put(self, tensor: Tensor, sources: frozenset[int]) -> None:
-        """Note where a tensor came from; it is kept, so that no other one gets its memory."""
+        """Record the origin of a tensor and keep the tensor, so that no other one reuses its memory."""
         self.kept.append(tensor)
         self.of.setdefault(store_of(tensor), {})[view_of(tensor)] = sources
 
     def write(self, tensor: Tensor, sources: frozenset[int]) -> None:
-        """Something was written into the memory of a tensor, which others may look at."""
+        """Record a write into the memory of a tensor, which other tensors may share."""
         self.written[store_of(tensor)] = self.written.get(store_of(tensor), NONE) | sources
 
     def note_columns(self, args: Any, out: Tensor) -> None:
-        """Remember which columns of a wide matrix came from where, for whoever takes them apart again."""
+        """Record the origin of each column block of a wide matrix, for later slices of it."""
         if out.ndim == 2 and len(args) > 1 and args[1] in (1, -1):
             pieces, at = [], 0
             for one in args[0]:
@@ -45,7 +45,7 @@ class Origins:
             self.columns[store_of(out)] = pieces
 
     def find_columns(self, view: Tensor, default: frozenset[int]) -> frozenset[int]:
-        """Where the columns of a view of such a matrix came from."""
+        """Return the origin of the columns of a view of such a matrix."""
         pieces = self.columns.get(store_of(view), [])
         wide = max((end for _, end, _ in pieces), default=0)
         if not wide or view.ndim != 2 or view.stride() != (wide, 1):
@@ -55,10 +55,10 @@ class Origins:
 
 
 def store_of(tensor: Tensor) -> int:
-    """The memory of a tensor."""
+    """Return the memory block of a tensor."""
     return int(tensor.untyped_storage()._cdata)
 
 
 def view_of(tensor: Tensor) -> Any:
-    """What of its memory a tensor looks at."""
+    """Return the view of its memory that a tensor is."""
     return tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride())

@@ -1,6 +1,6 @@
-"""The page of one model: what its docstring says, in Markdown, with its settings, its results and its BibTeX.
+"""Page of one model: its docstring in Markdown, with its settings, its results and its BibTeX.
 
-What takes a run of the model (the figure, the counts) is handed in; the rest is read from the source.
+Sections that need a run of the model (figure, counts) are passed in. The rest is read from the source.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from longrec.models.core.citation import citation
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTED, DRAWN = "<!-- counted -->", "<!-- drawn -->"
-"""Below these marks of a page stands what takes a run of the model, up to the next heading."""
+"""Marks of a page. The text below them, up to the next heading, comes from a run of the model."""
 SETS = {
     "movielens": "MovieLens-1M",
     "c12": "MovieLens-1M by protocol C12",
     "kuairand": "KuaiRand-Pure",
     "beauty": "Amazon Beauty in DIEN's form",
 }
-"""What the parts of the results are called; any other part is called as it is."""
+"""Names of the logs of the results. Any other log is shown by its key."""
 
 
 def page(name: str, drawn: str, counted: str, results: Mapping[str, Any]) -> str:
-    """The whole page.
+    """Return the whole page.
 
     Args:
-        drawn: what is told of the figure.
+        drawn: the text below the figure.
         counted: the table of operations.
         results: of all models; see ``format_results``.
     """
@@ -52,9 +52,9 @@ def page(name: str, drawn: str, counted: str, results: Mapping[str, Any]) -> str
         "",
         *body(card.text),
         "",
-        "## How a score is made",
+        "## Computation graph",
         "",
-        f"![The boxes of {name} and what flows between them]({name}.svg)",
+        f"![Computation graph of {name}]({name}.svg)",
         "",
         DRAWN,
         drawn,
@@ -63,14 +63,14 @@ def page(name: str, drawn: str, counted: str, results: Mapping[str, Any]) -> str
         "",
         *_settings(name),
         "",
-        "## What it costs",
+        "## Cost",
         "",
         "Operations of one row, and of one candidate of many ([counted](../models.md#how-the-pages-are-made)):",
         "",
         COUNTED,
         counted,
         "",
-        "## What it reached",
+        "## Results",
         "",
         *format_results(name, results),
         "",
@@ -84,13 +84,13 @@ def page(name: str, drawn: str, counted: str, results: Mapping[str, Any]) -> str
 
 
 def read_section(text: str, mark: str) -> str | None:
-    """What stands below a mark of a page that was written before; None where there is no such mark."""
+    """Return the text below a mark of a written page, or None without that mark."""
     match = re.search(rf"^{re.escape(mark)}\n(.*?)\n\n## ", text, re.M | re.S)
     return match[1] if match else None
 
 
 def body(text: str) -> list[str]:
-    """A docstring from its third paragraph on: formulas as code, departures as a list."""
+    """Return a docstring from its third paragraph on: formulas as code, departures as a list."""
     lines: list[str] = []
     for paragraph in re.split(r"\n{2,}", text.strip())[2:]:
         block = paragraph.split("\n")
@@ -103,7 +103,7 @@ def body(text: str) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """Words as Markdown that shows them as they are; what stands in backticks stays code."""
+    """Return text as Markdown that shows it unchanged. Text in backticks stays code."""
     pieces = re.split(r"(?:``(?=[^`])|(?<!`)`(?=[^`]))(.+?)`{1,2}", " ".join(text.split()))
     for at in range(0, len(pieces), 2):
         escaped = re.sub(r"[\\*\[\]|`~]", r"\\\g<0>", pieces[at])
@@ -113,7 +113,7 @@ def plain(text: str) -> str:
 
 
 def format_results(name: str, results: Mapping[str, Any]) -> list[str]:
-    """What was measured of a model, by data set: ``{"movielens": {"din": {"auc": ...}}, "speed": {...}}``."""
+    """Return the results of a model, by data set: ``{"movielens": {"din": {"auc": ...}}, "speed": {...}}``."""
     rows = []
     for log, models in results.items():
         scores = models.get(name) if log != "speed" else None
@@ -125,7 +125,7 @@ def format_results(name: str, results: Mapping[str, Any]) -> list[str]:
     if speed is not None:
         columns = [
             ("parameters", "parameters", "{:,.0f}"),
-            ("train_rows_per_s", "rows a second in training", "{:,.0f}"),
+            ("train_rows_per_s", "rows per second in training", "{:,.0f}"),
             ("inference_ms_100", "milliseconds for 100 candidates", "{:,.2f}"),
         ]
         kept = [(heading, form.format(speed[key])) for key, heading, form in columns if speed.get(key) is not None]
@@ -145,7 +145,7 @@ def _links(name: str) -> str:
 
 
 def _runs(block: Sequence[str]) -> list[tuple[list[str], bool]]:
-    """A paragraph in runs of lines: words, and formulas, which are indented."""
+    """Split a paragraph into runs of lines: text, and formulas, which are indented."""
     runs: list[tuple[list[str], bool]] = []
     for line in block:
         code = line.startswith("    ")
@@ -161,7 +161,7 @@ def _dedent(lines: Sequence[str]) -> list[str]:
 
 
 def _list(lines: Sequence[str]) -> list[str]:
-    """Indented points, each of one line or several."""
+    """Return indented points, each of one line or several, as a list."""
     points: list[str] = []
     for line in lines:
         if line.strip().startswith("- "):
@@ -184,7 +184,7 @@ def _settings(name: str) -> list[str]:
 
 
 def _variant(name: str, source: str) -> str:
-    """Settings of the suite as a job writes them; as the source does, where that computes them."""
+    """Return settings of the suite as a job writes them, or their source if it computes them."""
     try:
         return _inline({"name": name, **ast.literal_eval(_Whole().visit(ast.parse(source, mode="eval")))})
     except ValueError:
@@ -192,7 +192,7 @@ def _variant(name: str, source: str) -> str:
 
 
 class _Whole(ast.NodeTransformer):
-    """``{**{"a": 1}, **{"b": 2}}`` as one mapping."""
+    """Merge of ``{**{"a": 1}, **{"b": 2}}`` into one mapping."""
 
     def visit_Dict(self, node: ast.Dict) -> ast.Dict:
         self.generic_visit(node)
@@ -204,7 +204,7 @@ class _Whole(ast.NodeTransformer):
 
 
 def _inline(value: Any) -> str:
-    """Settings as YAML on one line.
+    """Return settings as YAML on one line.
 
     >>> _inline({"name": "din", "mlp": [8, 4], "softmax": True, "base": {"name": "fm"}})
     '{name: din, mlp: [8, 4], softmax: true, base: {name: fm}}'

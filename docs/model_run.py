@@ -1,4 +1,4 @@
-"""What the page of a model takes from a run of it: the figure, what is told of it, and the table of operations."""
+"""Sections of a model page that need a run of the model: the figure, its caption, and the table of operations."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from longrec.config import to_yaml
 
 
 def run(name: str) -> tuple[str, str, str]:
-    """Figure, what is told of it, and the table of operations of a model."""
+    """Return the figure, its caption, and the table of operations of a model."""
     torch.set_num_threads(1)
     figure = trace(name)
     return svg(figure), _describe(figure), _format_costs(costs(name))
 
 
 def _describe(figure: Figure) -> str:
-    """One paragraph: what was run, and how many numbers are learnt beside the tables."""
+    """Return one paragraph: the batch of the run, and the number of learned parameters beside the tables."""
     batch = "rows of some users, each with a history of its own" if figure.ragged else "one request of B candidates"
     more = extra_settings(figure.name)
     with_ = f" with `{' '.join(to_yaml(more, inline=True).split())}`" if more else ""
     return (
-        f"Watched on {batch}{with_} ([how](../models.md#how-the-pages-are-made)). "
-        f"Beside its tables the model learns {figure.learned:,} numbers."
+        f"Traced on {batch}{with_} ([how](../models.md#how-the-pages-are-made)). "
+        f"Beside its tables the model has {figure.learned:,} parameters."
     )
 
 
 def _format_costs(counts: Costs) -> str:
-    """A table of operations, and how they grow."""
+    """Return a table of operations and their growth with length and width."""
     lines = [f"| events of a history | {' | '.join(f'{many:,}' for many in EVENTS)} |"]
     lines.append("| --- |" + " ---: |" * len(EVENTS))
     lines.append(f"| a row | {' | '.join(short(counts.row[many]) for many in EVENTS)} |")
@@ -43,12 +43,12 @@ def _format_costs(counts: Costs) -> str:
     by_t = math.log(counts.row[most] / counts.row[middle]) / math.log(most / middle)
     by_d = math.log2(counts.wide / counts.row[middle])
     sentence = f"From {middle:,} to {most:,} events the cost of a row grows as T^{by_t:.1f}"
-    sentence += f"; from a width of {WIDTH} to {2 * WIDTH}, at {middle} events, as d^{by_d:.1f}."
+    sentence += f", and from a width of {WIDTH} to {2 * WIDTH}, at {middle} events, as d^{by_d:.1f}."
     return "\n".join([*lines, "", sentence.replace("^-0.0", "^0.0")])
 
 
 def short(count: int) -> str:
-    """A number of operations in about three digits.
+    """Return a number of operations in about three digits.
 
     >>> [short(n) for n in (9, 43_136, 2_317_872, 211_457_912)]
     ['9', '43.1 k', '2.32 M', '211 M']

@@ -1,9 +1,9 @@
-"""How numbers flow through a model, found out by watching a small build score a small batch.
+"""Data flow through a model, traced while a small build scores a small batch.
 
-Every operator is seen as it runs. What runs inside a module belongs to its box; what runs outside of any hands on where
-its inputs came from. So a line between two boxes says that numbers went that way, and a box that computes nothing (it
-puts columns side by side) vanishes into the lines. Shapes are told in letters: the batch has numbers of candidates and
-events that nothing else in a model has.
+Every operator is recorded as it runs. Operators inside a module belong to its box. Operators outside any module pass on
+the origin of their inputs. So a line between two boxes is an actual data flow, and a box without operations
+(concatenation of columns) disappears into the lines. Shapes are written in letters, because the batch has numbers of
+candidates and events that occur nowhere else in a model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LISTS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, Model
 
 
 def trace(name: str) -> Figure:
-    """Watch a model: a ranker on one request, an encoder on rows of several users."""
+    """Trace a model: a ranker on one request, an encoder on rows of several users."""
     model, fields = small(name)
     ragged = isinstance(model, Encoder)
     batch = ragged_rows(fields) if ragged else one_request(fields)
@@ -46,7 +46,7 @@ def trace(name: str) -> Figure:
                 watch.leave("vector", model.encode(batch))
                 watch.again()
             watch.leave("logit", model(batch))
-        # What computes nothing hands its inputs on one by one, which takes another look to follow.
+        # A box without operations passes its inputs on one by one, which needs another trace to follow.
         idle = {key for key, number in watch.of.items() if watch.boxes[number].idle()} - clear
         if not idle:
             return tidy(Figure(name, ragged, _count_learned(model), watch.boxes, watch.lines))
@@ -61,11 +61,11 @@ def _count_learned(model: Model) -> int:
 
 
 class _Watch(TorchDispatchMode):
-    """Where every tensor came from.
+    """Origins of every tensor of a run.
 
     Attributes:
-        clear: keys of boxes that turned out to compute nothing: they are none.
-        inside: boxes whose code runs, the innermost last; None inside embeddings, whose tables are told apart after.
+        clear: keys of boxes without operations, which are removed.
+        inside: boxes whose code runs, the innermost last; None inside embeddings, whose tables are assigned afterwards.
         calls: paths of the modules that run.
     """
 
@@ -87,14 +87,14 @@ class _Watch(TorchDispatchMode):
     # ---- boxes
 
     def add(self, key: str, make: Callable[[], Box]) -> int:
-        """The number of a box, made when its key is new."""
+        """Return the number of a box, and create it if its key is new."""
         if key not in self.of:
             self.of[key] = len(self.boxes)
             self.boxes[self.of[key]] = make()
         return self.of[key]
 
     def find_box(self, name: str) -> str | None:
-        """The box of a module: the first on the way down to it that does more than hold others."""
+        """Return the path of the box of a module: the outermost module around it that is no mere container."""
         steps = name.split(".") if name else []
         for end in range(1, len(steps) + 1):
             path = ".".join(steps[:end])
@@ -103,17 +103,19 @@ class _Watch(TorchDispatchMode):
         return None
 
     def holds(self, path: str, module: nn.Module) -> bool:
-        """Whether what runs in a module runs outside of any box."""
+        """Return True if the operators of a module run outside any box."""
         return not isinstance(module, Embeddings) and self.find_box(path) is None
 
     def box_of(self, path: str) -> int:
-        """The box of a module that is one."""
+        """Return the number of the box of a module."""
         module = self.model.get_submodule(path)
         count = sum(parameter.numel() for parameter in module.parameters())
         return self.add(path, lambda: Box(path, type(module).__name__, count, times=0))
 
     def by_parameter(self, inputs: Iterable[Tensor]) -> int | None:
-        """The box whose parameter an operator reads outside of any call; a matrix of the model itself is a box too."""
+        """Return the box whose parameter an operator reads outside any call. A matrix of the model itself is a box
+        too.
+        """
         for one in inputs:
             name = self.owner.get(store_of(one))
             if name is None:
@@ -127,14 +129,14 @@ class _Watch(TorchDispatchMode):
         return None
 
     def again(self) -> None:
-        """A second pass follows: what runs again is not counted again."""
+        """Mark all boxes and entries as counted before a second pass."""
         self.called = 0
         self.counted = {*self.of, *(f"{box}/{entry.name}" for box in self.boxes for entry in self.boxes[box].entries)}
 
     # ---- tensors
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator, and note where its inputs came from."""
+        """Run an operator and record the origins of its inputs."""
         out = func(*args, **(kwargs or {}))
         inputs, outputs = list(tensors([args, kwargs or {}])), list(tensors(out))
         if func.is_view and store_of(inputs[0]) in self.owner:
@@ -163,7 +165,10 @@ class _Watch(TorchDispatchMode):
         return out
 
     def apart(self, here: int, sources: frozenset[int]) -> int:
-        """The box itself; or another one for a part that runs on what came of the first, so that no line goes back."""
+        """Return the box itself, or a new one for a later run of a module, so that no line runs backward.
+
+        A module runs in a box of its own if its inputs came from a later output of the first box.
+        """
         after = {here}
         while more := {b for a, b in self.lines if a in after} - after:
             after |= more
@@ -185,7 +190,7 @@ class _Watch(TorchDispatchMode):
         return number
 
     def count(self, here: int, func: Any, args: Any, kwargs: Any, out: Any, outputs: list[Tensor]) -> None:
-        """Add the operations of an operator to its box, and take its result for what the box gives."""
+        """Add the operations of an operator to its box, and set the shape of the box by its result."""
         largest = max(outputs, key=Tensor.numel)
         operations = cost(func, args, kwargs, out)
         if operations:
@@ -197,7 +202,7 @@ class _Watch(TorchDispatchMode):
     # ---- what enters and leaves
 
     def enter(self, batch: Batch) -> None:
-        """Boxes of the inputs."""
+        """Create the boxes of the inputs."""
         entries = by_rate(self.fields.features, self.ragged)
         box = self.add("impression", lambda: Box("impression", "input", entries=entries))
         for name in batch.features:
@@ -209,17 +214,17 @@ class _Watch(TorchDispatchMode):
                 self.hand(column, box)
 
     def hand(self, column: Tensor | Jagged, box: int) -> None:
-        """A column of the batch comes from a box."""
+        """Record that a column of the batch comes from a box."""
         self.origins.put(column.values if isinstance(column, Jagged) else column, frozenset([box]))
 
     def leave(self, name: str, out: Tensor) -> None:
-        """The box of a result."""
+        """Create the box of a result."""
         rate = {rate_of(out, self.ragged): 0}
         box = self.add(name, lambda: Box(name, "output", shape=shape_of(out, self.ragged), rates=rate))
         self.lines |= {(source, box) for source in self.origins.sources(out)}
 
     def embedded(self, path: str, module: Embeddings, batch: Batch, out: EmbeddedBatch) -> None:
-        """One box for the fields of the impression and one for each history, though they share their tables."""
+        """Create one box for the fields of the impression and one per history, although they share tables."""
         columns = {"impression": batch.features, **{name: events.columns for name, events in batch.histories.items()}}
         vectors = {"impression": out.features, **out.histories}
         fields = {"impression": module.fields.features, **module.fields.histories}
@@ -243,7 +248,7 @@ class _Watch(TorchDispatchMode):
     # ---- calls
 
     def before(self, module: nn.Module, args: Any) -> None:
-        """A module begins to run."""
+        """Record the start of a module call."""
         path = self.path[module]
         self.calls.append(path)
         if isinstance(module, Embeddings):
@@ -254,7 +259,7 @@ class _Watch(TorchDispatchMode):
             self.inside.append(None if hidden or path_of_box is None else self.box_of(path_of_box))
 
     def after(self, module: nn.Module, args: Any, out: Any) -> None:
-        """A module has run."""
+        """Record the end of a module call."""
         path = self.calls.pop()
         if self.holds(path, module):
             return
@@ -265,7 +270,7 @@ class _Watch(TorchDispatchMode):
             self.ran(here, path, type(module).__name__, out)
 
     def ran(self, here: int, path: str, kind: str, out: Any) -> None:
-        """Note a call in its box: of the box itself, or of a part that no other part called."""
+        """Record a call in its box: of the box itself, or of an entry that no other entry called."""
         box = self.boxes[here]
         outputs = [one for one in tensors(out) if one.is_floating_point()]
         within = path in self.calls or any(call.startswith(f"{box.name}.") for call in self.calls)
@@ -284,7 +289,7 @@ class _Watch(TorchDispatchMode):
         box.entries.append(Entry(name, kind, box.shape, rate))
 
     def function(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
-        """A function that gets a box of its own where no module calls it."""
+        """Wrap a function so that it gets a box of its own if no module calls it."""
 
         @functools.wraps(run)
         def watched(*args: Any, **kwargs: Any) -> Any:
@@ -307,7 +312,7 @@ class _Watch(TorchDispatchMode):
         return watched
 
     def method(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """A method of a module that is as much a call of it as ``forward`` is."""
+        """Wrap a method of a module so that it counts as a call, as ``forward`` does."""
 
         @functools.wraps(run)
         def watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -321,7 +326,7 @@ class _Watch(TorchDispatchMode):
         return watched
 
     def add_entry(self, name: str, run: Callable[[], Any]) -> Any:
-        """A function that a box calls itself is a part of it, where it computes something."""
+        """Run a function called by a box, and list it as an entry if it computes something."""
         here = self.inside[-1]
         box = self.boxes[here] if here is not None else None
         if (
@@ -344,7 +349,7 @@ class _Watch(TorchDispatchMode):
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
-        """Every module tells of its calls; so do functions and plain classes of ``nn`` and of the model's own file."""
+        """Hook every module, and the functions and plain classes of ``nn`` and of the model's own file."""
         with ExitStack() as stack:
             for module in self.path:
                 stack.callback(module.register_forward_pre_hook(self.before).remove)
@@ -367,7 +372,7 @@ class _Watch(TorchDispatchMode):
 
 
 def _holds(module: nn.Module) -> bool:
-    """Whether a module only holds others, and is no box itself: a list, or what has a model or embeddings inside."""
+    """Return True for a module that is a mere container: a list, or one with a model or embeddings inside."""
     if isinstance(module, Embeddings):
         return False
     return isinstance(module, LISTS) or any(isinstance(inner, Model | Embeddings) for inner in module.modules())
@@ -378,7 +383,7 @@ def _of_nn(module: str) -> bool:
 
 
 def _plain_classes() -> list[type]:
-    """Classes of ``nn`` that are no modules: they hold what is known of the rows of a batch."""
+    """Return the classes of ``nn`` that are no modules, such as segments and buckets."""
     classes = {}
     for name, module in sorted(sys.modules.items()):
         own = (one for one in vars(module).values() if inspect.isclass(one) and one.__module__ == name)
@@ -389,6 +394,6 @@ def _plain_classes() -> list[type]:
 
 
 def _methods(cls: type) -> list[tuple[str, Any]]:
-    """The public functions of a class of ours."""
+    """Return the public functions of a class of this package."""
     own = vars(cls).items() if cls.__module__.startswith("longrec.") else ()
     return sorted((name, member) for name, member in own if inspect.isfunction(member) and not name.startswith("_"))

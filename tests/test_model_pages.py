@@ -1,4 +1,6 @@
-"""The pages of the models: what is watched is what happened, counts agree with formulas, texts become Markdown."""
+"""Tests of the model pages: traced data flow, operation counts against formulas, and conversion of texts to
+Markdown.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +106,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Figure:
         sys.path.remove(str(folder))
 
 
-# ---- what flows where ---------------------------------------------------------------------------------------------
+# ---- data flow ----------------------------------------------------------------------------------------------------
 
 
 def test_lines_are_what_fed_what(tiny: Figure) -> None:
@@ -112,7 +114,7 @@ def test_lines_are_what_fed_what(tiny: Figure) -> None:
     assert feeds(tiny, "experts.0") == feeds(tiny, "experts.1 … 2") == {"embeddings"}
     assert feeds(tiny, "mix") == {"embeddings"}
     assert feeds(tiny, "last") == {"experts.0", "experts.1 … 2", "mix", "weighted sum"}
-    assert feeds(tiny, "logit") == {"experts.0", "last"}, "of what was put side by side, the first columns alone"
+    assert feeds(tiny, "logit") == {"experts.0", "last"}, "of the concatenated columns, only the first"
     assert "queries" not in boxes(tiny), "it computes nothing"
 
 
@@ -147,8 +149,8 @@ def test_din_weighs_events_by_the_candidate() -> None:
     (unit,) = boxes(figure)["units.0"]
     assert [entry.name for entry in unit.entries] == ["first", "rest", "weighted sum"]
     pairs, events = 19 * 23, 23
-    assert unit.rates["event"] == 2 * events * 64 * 80, "the keys once an event"
-    assert unit.rates["pair"] > 2 * pairs * (32 * 80 + 80 * 40), "what depends on both once a pair"
+    assert unit.rates["event"] == 2 * events * 64 * 80, "the keys once per event"
+    assert unit.rates["pair"] > 2 * pairs * (32 * 80 + 80 * 40), "terms of both once per pair"
     assert feeds(figure, "top") == {"embeddings", "units.0"}
     assert feeds(figure, "logit") == {"top"}
 
@@ -228,7 +230,7 @@ def test_operations_by_hand() -> None:
     assert operations(lambda: F.embedding_bag(bag, w, torch.tensor([0, 3]), mode="sum", include_last_offset=True)) == 12
     q, k, v = torch.randn(2, 3, 7, 8), torch.randn(2, 3, 9, 8), torch.randn(2, 3, 9, 8)
     assert operations(lambda: F.scaled_dot_product_attention(q, k, v)) == 2 * 3 * 7 * 9 * (16 + 16 + 1)
-    with pytest.raises(ValueError, match="say what the operator linalg_inv_ex costs"):
+    with pytest.raises(ValueError, match="unknown cost of the operator linalg_inv_ex"):
         operations(lambda: torch.linalg.inv(torch.eye(3)))
 
 
@@ -300,7 +302,7 @@ def test_results_of_a_model() -> None:
     lines = "\n".join(model_page.format_results("din", RESULTS))
     assert "| MovieLens-1M | 0.8123 | 0.8000 to 0.8200 | 3 |" in lines
     assert "KuaiRand" not in lines
-    assert "| rows a second in training | 51,234 |" in lines
+    assert "| rows per second in training | 51,234 |" in lines
     assert "| milliseconds for 100 candidates | 1.23 |" in lines
     assert "| KuaiRand-Pure | 0.7000 | ? to ? | 1 |" in "\n".join(model_page.format_results("fm", RESULTS))
     for results in (RESULTS, {}):
@@ -313,7 +315,7 @@ def test_a_page_holds_what_was_handed_in_and_gives_it_back() -> None:
     assert model_page.read_section(text, model_page.COUNTED) == "| a |\n\nb"
     assert model_page.read_section("nothing", model_page.DRAWN) is None
     assert text.startswith("# DIN\n")
-    assert "\n## What it reached\n\nNot measured yet.\n" in text
+    assert "\n## Results\n\nNot measured yet.\n" in text
     assert "@inproceedings{zhou2018din," in text
     assert all(f"| `{one.key}` |" in text for one in settings("din"))
     assert text.count("\n- `{name: din") == len(variants("din"))
@@ -362,7 +364,7 @@ def test_a_broken_model_is_reported_and_stops_no_other(tmp_path: Path, monkeypat
 
 def test_the_list_links_every_page() -> None:
     text = make_models.format_list([describe("din"), describe("fm")], {})
-    assert "What they reached" not in text
+    assert "## Results" not in text
     assert "| [`din`](models/din.md) | ranker | yes | [Deep Interest Network" in text
     assert "| [`fm`](models/fm.md) | ranker | no | [Factorization Machines](https://doi.org/" in text
 
@@ -374,4 +376,4 @@ def test_the_list_shows_results_best_first() -> None:
         "| [`din`](models/din.md) | 0.8123 |  | 51,234 | 1.23 |",
         "| [`fm`](models/fm.md) |  | 0.7000 |  |  |",
     ]
-    assert "| model | test AUC, MovieLens-1M | test AUC, KuaiRand-Pure | rows a CPU-second in training" in text
+    assert "| model | test AUC, MovieLens-1M | test AUC, KuaiRand-Pure | rows per CPU-second in training" in text

@@ -41,11 +41,11 @@ def test_running_statistics_begin_with_the_first_batch() -> None:
         torch.testing.assert_close(norm.running_mean, torch.stack([one.mean(0) for one in seen]).mean(0))
         torch.testing.assert_close(norm.running_var, torch.stack([one.var(0) for one in seen]).mean(0))
     mean = norm.running_mean.clone()
-    for x in batches[10:]:  # from then on a tenth of the way per batch, as PyTorch has it
+    for x in batches[10:]:  # afterwards by a tenth of the difference per batch, as in PyTorch
         norm(x)
         mean = 0.9 * mean + 0.1 * x.mean(0)
     torch.testing.assert_close(norm.running_mean, mean)
-    again = BatchNorm(2).train()  # resumed: it does not start once more
+    again = BatchNorm(2).train()  # resumed: it does not start again
     again.load_state_dict(norm.state_dict())
     again(batches[0])
     norm(batches[0])

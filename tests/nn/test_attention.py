@@ -104,7 +104,7 @@ def test_a_shared_history_builds_nothing_of_all_rows_and_positions_before_the_ca
 
     monkeypatch.setattr(F, "linear", watched)
     unit(torch.randn(4, 3), torch.randn(7, 5), own)
-    # once a row, once a position of the history, and only the product of both at 4 x 7
+    # once per row, once per position of the history, and only the product of both at 4 x 7
     assert [size for size, _ in seen[:3]] == [(4, 3), (7, 5), (28, 3)]
 
 

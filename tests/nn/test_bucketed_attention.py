@@ -25,14 +25,14 @@ def one_history(candidates: int, events: int) -> Segments:
 
 
 def draw(positions: int, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Own]:
-    """Queries, keys and values of positions; queries, and keys and values, of rows."""
+    """Return queries, keys and values of positions, and queries, keys and values of rows."""
     wide, deep = HEADS * SIZE, HEADS * VALUES
     q, k, v = torch.randn(positions, wide), torch.randn(positions, wide), torch.randn(positions, deep)
     return q, k, v, torch.randn(rows, wide), (torch.randn(rows, wide), torch.randn(rows, deep))
 
 
 def attend_by_hand(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The formula for one row: what M queries gather ``[M, V]``, and their weights, mean over heads ``[M, T]``."""
+    """Return the attention of M queries of one row ``[M, V]``, and their weights, mean over heads ``[M, T]``."""
     outputs, weights = [], []
     for head in range(HEADS):
         at, of = slice(head * SIZE, (head + 1) * SIZE), slice(head * VALUES, (head + 1) * VALUES)
@@ -67,7 +67,7 @@ def test_events_attend_to_the_events_of_their_row(lengths: list[int], beside: bo
 @given(LENGTHS, st.booleans())
 @settings(max_examples=25, deadline=None)
 def test_one_query_per_row_attends_to_its_events(lengths: list[int], beside: bool) -> None:
-    """A row without events gathers 0, or its own value."""
+    """The result of a row without events is 0, or its own value."""
     owns = segments(lengths)
     _, k, v, q, own = draw(owns.positions, owns.rows)
     attention = BucketedAttention(owns)

@@ -22,7 +22,7 @@ def lively(outer: int = 6, width: int = 8, layers: int = 2, heads: int = 2, labe
 
 
 def columns(rows: int, groups: int, times: int, seed: int = 0) -> dict[str, Tensor]:
-    """Rows of some groups in any order, with ties, and labels that become known later."""
+    """Return rows of some groups in any order, with ties, and labels that become available later."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(high: int) -> Tensor:
@@ -38,13 +38,13 @@ def columns(rows: int, groups: int, times: int, seed: int = 0) -> dict[str, Tens
 
 
 def half_octaves(rank: int) -> int:
-    """1, 2, 3, 4-5, 6-7, 8-11, 12-15: two steps an octave."""
+    """Return the bucket of 1, 2, 3, 4-5, 6-7, 8-11, 12-15: two steps per octave."""
     octave = int(math.log2(rank))
     return 2 * octave + (rank >= 1.5 * 2**octave)
 
 
 def reference(model: CausalTransformer, x_NW: Tensor, inputs: dict[str, Tensor], entries_per_row: int = 1) -> Tensor:
-    """The formula row by row and head by head, in loops."""
+    """Compute the formula row by row and head by head, in loops."""
     inputs = {name: column.repeat_interleave(entries_per_row) for name, column in inputs.items()}
     x_ND = x_NW if model.lift is None else model.lift(x_NW)
     group, timestamp = inputs["groups"].tolist(), inputs["timestamps"].tolist()
@@ -163,7 +163,7 @@ def test_a_label_counts_from_its_own_time_on_and_never_for_its_own_row() -> None
         labels = inputs["labels"].clone()
         labels[j] = (labels[j] + 1) % 3
         moved = (model(x_NW, Timeline(**{**inputs, "labels": labels})) != before).any(1)
-        # Two layers: whoever knows the label, and whoever looks at one that knew it earlier.
+        # Two layers: rows that see the label, and rows that see one of those.
         sees_label = (group == group[j]) & (timestamp > inputs["label_time"][j]) & (timestamp > timestamp[j])
         assert not moved[~sees_label].any()
         assert torch.equal(moved, sees_label)
@@ -191,7 +191,7 @@ def test_no_compute_grows_with_the_longest_group() -> None:
         groups = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
         timeline = Timeline(groups, torch.arange(len(groups)))
         real = sum(length**2 for length in lengths)
-        assert timeline.pairs <= 1.15 * real + 4_096 * len(timeline.buckets)  # what a bucket more would cost
+        assert timeline.pairs <= 1.15 * real + 4_096 * len(timeline.buckets)  # the cost of one more bucket
         assert len(timeline.buckets) <= 10
 
 
@@ -260,11 +260,11 @@ def test_a_row_that_was_not_available_yet_is_not_seen() -> None:
         same = Timeline(groups, timestamps, entries_per_row=entries, available=timestamps)
         expected = Timeline(groups, timestamps, entries_per_row=entries)
         assert [b.distance.tolist() for b in same.buckets] == [b.distance.tolist() for b in expected.buckets]
-    late = Timeline(groups, timestamps, available=torch.tensor([1, 5, 5, 6, 3]))  # the second row was told at 5
+    late = Timeline(groups, timestamps, available=torch.tensor([1, 5, 5, 6, 3]))  # the second row was available at 5
     own, others = late.buckets[0].distance[0], plain.buckets[0].distance[0]
     assert own[2].tolist() == [int(own[2, 0]), UNSEEN, 0, UNSEEN]
     assert own[3, 1] == others[3, 1] != UNSEEN
     assert own[3].tolist() == others[3].tolist()
-    # what the third row sees lies as far back as if the second were not there
+    # the rows that the third row sees have the same distances as without the second
     alone = Timeline(groups[[0, 2, 3, 4]], timestamps[[0, 2, 3, 4]]).buckets[0].distance[0]
     assert own[2, 0] == alone[1, 0]

@@ -10,7 +10,7 @@ from longrec.nn.mlp import MLP
 
 
 def one_of(many: MLPs, index: int, x_BI: Tensor, act: nn.Module) -> Tensor:
-    """What one network of several gives, layer by layer."""
+    """Return the output of one of several networks, layer by layer."""
     for layer in [*many.layers, *([] if many.last is None else [many.last])]:
         product = layer if layer is many.last else layer.product
         last, weight, bias = layer is many.last, product.weight, product.bias

@@ -16,7 +16,7 @@ from longrec.nn.segments import Segments
 
 
 def names(row: list[int]) -> list[object]:
-    """What the group of each position of a row is called."""
+    """Return a name for the group of each position of a row."""
     return [at if at >= RESERVED else ("alone", index) for index, at in enumerate(row)]
 
 
@@ -58,7 +58,9 @@ ROW = [3, 0, 3, 1, 5, 1, 0, 5, 3]
 
 
 def by_hand(w: Tensor, k: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of one row: the share of each position, the softmax of the groups' means by ``q`` and what it sums up."""
+    """Return, for one row, the share of each position, the softmax of the groups' means by ``q``, and their weighted
+    sum.
+    """
     called = names(ROW)
     owns = {name: [at for at, other in enumerate(called) if other == name] for name in dict.fromkeys(called)}
     share, means = torch.zeros(len(ROW)), []

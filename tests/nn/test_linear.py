@@ -9,7 +9,7 @@ from longrec.nn import gemm
 from longrec.nn.linear import Linear, _LinearFunction, linear, relu_gradient, use_plain_formula
 
 SIZES = [(512, 3, 5), (1024, 7, 4), (1500, 16, 1), (5000, 24, 9), (4097, 5, 3)]
-"""Rows, inputs, outputs: below, at and above where other operators take over."""
+"""Rows, inputs, outputs: below, at and above the sizes at which other operators are used."""
 
 
 def reference(x: Tensor, w: Tensor, b: Tensor | None, relu: bool) -> Tensor:

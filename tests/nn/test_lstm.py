@@ -1,4 +1,4 @@
-"""The ragged scan against a loop of cells, torch's own LSTM, and itself in a shared batch."""
+"""Tests of the LSTM scan against a loop of cells, torch's own LSTM, and itself in a shared batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from longrec.nn.segments import Segments
 
 LENGTHS = (3, 0, 5, 1, 3)
 TERMS = [(False, False), (True, False), (False, True), (True, True)]
-"""With terms of the gates, with a scale of what is new."""
+"""With terms of the gates, with a scale of the new content."""
 
 
 def ragged(lengths: tuple[int, ...] = LENGTHS) -> Segments:

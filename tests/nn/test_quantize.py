@@ -33,7 +33,7 @@ def test_levels_by_hand() -> None:
     assert loss == 0
     quantizer.train()
     quantizer.begun.fill_(True)
-    quantizer.usage.fill_(1e9)  # so many rows before that this batch moves nothing
+    quantizer.usage.fill_(1e9)  # so many earlier rows that this batch changes nothing
     quantizer.sums.copy_(quantizer.codebooks * 1e9)
     _, loss = quantizer(x_BSD)
     # level 1: 1.2^2 and 0.8^2, level 2: 0.2^2 and 0.2^2; means over two rows
@@ -60,7 +60,7 @@ def test_every_level_brings_the_sum_nearer() -> None:
 
 
 def test_codes_are_deterministic_in_evaluation() -> None:
-    """SIF S4: the same vector gets the same codes whatever else is in the batch, and nothing is learnt from it."""
+    """SIF S4: the same vector gets the same codes whatever else is in the batch, and evaluation changes no codebook."""
     quantizer, x_BSD = trained(cloud()), cloud(seed=3)[:200]
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
     codes = quantizer.codes(x_BSD)
@@ -80,7 +80,7 @@ def test_the_straight_through_gradient_reaches_the_layer_below() -> None:
     x_BSD = torch.randn(64, 2, 4, requires_grad=True)
     e_BSD, loss = quantizer(x_BSD)
     (e_BSD * wanted).sum().backward(retain_graph=True)
-    assert torch.equal(x_BSD.grad, wanted)  # as if nothing had been quantised
+    assert torch.equal(x_BSD.grad, wanted)  # as without quantization
     x_BSD.grad = None
     loss.backward()
     assert x_BSD.grad.abs().sum() > 0
@@ -95,7 +95,7 @@ def test_dead_codes_start_again_so_that_most_are_used() -> None:
     quantizer = ResidualQuantizer(2, 2, 64, 4, decay=0.8)
     quantizer.begun.fill_(True)  # no codebook from the first batch
     quantizer.codebooks.fill_(50.0)
-    quantizer.codebooks[:, :, 0] = 0.0  # one code takes everything
+    quantizer.codebooks[:, :, 0] = 0.0  # every vector is assigned to one code
     quantizer.usage.fill_(1.0)
     quantizer.sums.copy_(quantizer.codebooks)
     for _ in range(60):

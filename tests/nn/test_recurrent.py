@@ -1,4 +1,4 @@
-"""The ragged scan against a loop of cells, torch's own GRU, and itself with padding."""
+"""Tests of the GRU scan against a loop of cells, torch's own GRU, and itself with padding."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_gru_is_torchs_own() -> None:
 
 
 def test_terms_of_the_gates_enter_the_gates_alone() -> None:
-    """As an input of which nothing is told to n; and a program and a shared batch do the same."""
+    """As an input with zero weights in n. A program and a shared batch compute the same."""
     unit, wide = make_gru("gru"), make_gru("gru", inputs=6)
     x, p = torch.randn(11, 4, dtype=torch.float64), torch.randn(11, 2, dtype=torch.float64, requires_grad=True)
     for name, parameter in unit.named_parameters():

@@ -23,7 +23,7 @@ def segments(lengths: list[int]) -> Segments:
 
 
 def spans(lengths: list[int], *values: Tensor) -> list[tuple[Tensor, ...]]:
-    """For each row its part of every tensor of positions."""
+    """Return the slice of every tensor of positions, per row."""
     edges = offsets(lengths).tolist()
     return [tuple(value[a:b] for value in values) for a, b in zip(edges, edges[1:])]
 

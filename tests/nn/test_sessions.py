@@ -13,7 +13,7 @@ from longrec.nn.sessions import Sessions
 
 SESSIONS = 3
 ROWS = st.lists(st.lists(st.integers(0, SESSIONS), max_size=8), min_size=1, max_size=12)
-"""The part of each event of each row; 3 is in none."""
+"""The session of each event of each row; 3 is in none."""
 
 
 def ragged(rows: list[list[int]]) -> Sessions:
@@ -28,7 +28,7 @@ def one_history(row: list[int], candidates: int) -> Sessions:
 
 
 def own_sessions(row: list[int]) -> list[tuple[int, list[int]]]:
-    """The parts of a row that have events, oldest first, with the places of those."""
+    """Return the sessions of a row that have events, oldest first, with the positions of those events."""
     sessions = [(number, [at for at, own in enumerate(row) if own == number]) for number in reversed(range(SESSIONS))]
     return [(number, positions) for number, positions in sessions if positions]
 
@@ -55,7 +55,9 @@ def test_sessions_of_ragged_rows_are_those_with_events_oldest_first(rows: list[l
 
 
 def as_written(rows: list[list[int]], x: Tensor, q: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What queries read of each part, what is then read of all parts by scores ``[B, K]``, and the events' weights."""
+    """Return the attention of queries over each session, its sum over sessions by scores ``[B, K]``, and event
+    weights.
+    """
     starts = torch.tensor([0, *map(len, rows)]).cumsum(0).tolist()
     read, joined, weights = [], [], torch.zeros(len(x))
     for row, own in enumerate(rows):
@@ -86,7 +88,7 @@ def test_queries_read_sessions_and_rows_join_them(rows: list[list[int]]) -> None
 
 @pytest.mark.parametrize("row", [[2, 2, 0, 0, 0], [3, 1], [0, 2, 0, 1, 3, 1], [3], []])
 def test_a_shared_history_is_read_as_the_same_history_in_every_row(row: list[int]) -> None:
-    """Parts without events stand there, and nobody reads them."""
+    """Sessions without events are computed too, but never read."""
     sessions, candidates = one_history(row, 2), 2
     x, q, s = torch.randn(len(row), 4), torch.randn(candidates, 4), torch.randn(candidates, SESSIONS)
     u, w = sessions.attend(q, sessions.gather(x))

@@ -1,4 +1,4 @@
-"""How ragged rows are laid out by time; what the walk of rows of one length does is in the tests of the recurrences."""
+"""Tests of the order of ragged rows by step. The steps of rows of one length are tested with the recurrences."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_gather_last_takes_the_last_position_or_the_first() -> None:
 
 
 def test_a_program_runs_a_fixed_number_of_steps() -> None:
-    """The exporter then takes every size of 1 for one and the same free size."""
+    """The exporter then treats every size of 1 as one dynamic size."""
 
     class Program(torch.nn.Module):
         def forward(self, x_T1H: torch.Tensor, moves_T: torch.Tensor) -> torch.Tensor:

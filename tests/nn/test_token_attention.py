@@ -16,7 +16,7 @@ from longrec.nn.token_attention import TokenAttention, TokenInput, TokenInterest
 from longrec.nn.token_kernel import attend
 
 SIDES = (3, 4, 600)
-"""Ids of each side column; the third is too high to be told together with the others."""
+"""Ids of each side column; the third has too many to be grouped with the others."""
 
 
 def lively(module: Any) -> Any:

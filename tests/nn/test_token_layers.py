@@ -56,7 +56,7 @@ def one_row(reader: TokenTransformer, q_Q: Tensor, tok_TK: Tensor) -> Tensor:
         chunks = [affine(layer.inner, layer.norms[0](entry)).chunk(3) for entry in [*x, y]]
 
         def attend(at: int, chunks: Any = chunks, layer: Any = layer, heads: int = heads, size: int = size) -> Tensor:
-            """What the entry at ``at`` gets from itself and the entries before it."""
+            """Return the attention of the entry at ``at`` over itself and the entries before it."""
             out = []
             for head in range(heads):
                 own = slice(head * size, (head + 1) * size)

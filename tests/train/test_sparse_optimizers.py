@@ -26,7 +26,7 @@ def table(rows: int = 50, width: int = 4, seed: int = 0) -> nn.Parameter:
 
 
 def step(optimizer: SparseOptimizer, p: nn.Parameter, seed: int, ids: list[int] | None = None) -> Tensor:
-    """One step on random lookups; returns the ids."""
+    """Run one step on random lookups and return the ids."""
     generator = torch.Generator().manual_seed(seed)
     at = torch.randint(0, len(p), (12,), generator=generator) if ids is None else torch.tensor(ids)
     optimizer.zero_grad()
@@ -164,7 +164,7 @@ def test_the_penalty_touches_the_rows_of_the_batch_only(make: Any) -> None:
     optimizer.step()
     moved = (p.detach() != before).any(1).nonzero().squeeze(1)
     assert moved.tolist() == [3, 7]
-    assert (p.detach()[moved].abs() < before[moved].abs()).all()  # towards zero
+    assert (p.detach()[moved].abs() < before[moved].abs()).all()  # toward zero
 
 
 @pytest.mark.parametrize("kind", KINDS)
