@@ -332,7 +332,7 @@ def test_settings_of_the_suite_are_shown_as_a_job_writes_them() -> None:
 
 def test_a_fingerprint_follows_code_and_nothing_else(tmp_path: Path) -> None:
     names = {path.name for path in make_models._closure("longrec.models.din")}
-    assert {"din.py", "attention.py", "mlp.py", "segment.py", "batch.py", "base.py"} <= names
+    assert {"din.py", "attention.py", "mlp.py", "segments.py", "batch.py", "base.py"} <= names
     assert "deepfm.py" not in names
     path = tmp_path / "a.py"
     codes = []
