@@ -23,6 +23,13 @@ OLD: list[tuple[str, dict[str, Any], str, str]] = [
     ("kfatt", {"sessions": True}, ".position_embedding", ".places"),
     ("dsin", {}, ".interest_query.", ".asks_interest."),
     ("dsin", {}, ".state_query.", ".asks_state."),
+    ("iat", {}, ".rank_bias", ".places"),
+    (
+        "iat_reader",
+        {"read": "transformer", "width": 16, "heads": 2, "adapt": 16, "query": 16},
+        ".position_embedding",
+        ".places",
+    ),
     ("search_user", {}, ".of_segment", ".of_part"),
     ("res_embedding", {"base": {"name": "din"}}, "graph.centers.", "graph.centres."),
     ("can", {"base": {"name": "bst", "position": "concat"}}, ".position_embedding", ".places"),

@@ -77,7 +77,7 @@ def reference(model: CausalTransformer, x_NW: Tensor, inputs: dict[str, Tensor],
                         key = key + attention.labels[0, head, label]
                         value = value + attention.labels[1, head, label]
                     bias = attention.gaps[head, 0 if gap == 0 else 1 + int(math.log2(gap))]
-                    bias = bias + attention.places[head, 0 if rank == 0 else 1 + half_octaves(rank)]
+                    bias = bias + attention.rank_bias[head, 0 if rank == 0 else 1 + half_octaves(rank)]
                     scores.append(q_ND[i, span] @ key / math.sqrt(size) + bias)
                     values.append(value)
                 heads.append(torch.stack(scores).softmax(0) @ torch.stack(values))
@@ -216,7 +216,7 @@ def test_one_layer_by_hand() -> None:
         attention.inner.weight.copy_(torch.tensor([[0.0], [0.0], [1.0]]))
         attention.inner.bias.zero_()
         attention.outer.weight.fill_(1.0)
-        attention.places.zero_()
+        attention.rank_bias.zero_()
     x_ND = torch.tensor([[2.0], [4.0], [9.0]])
     timeline = Timeline(torch.zeros(3, dtype=torch.int64), torch.tensor([0, 4, 12]))
     assert timeline.order.tolist() == [0, 1, 2]
@@ -226,7 +226,7 @@ def test_one_layer_by_hand() -> None:
     expected = torch.tensor([[2.0], [3.0], [(9 + 3 * 4 + 3 * 2) / 7]])
     torch.testing.assert_close(attention(x_ND, timeline), expected)
     with torch.no_grad():
-        attention.places[0, 1] = math.log(2)  # the row right before
+        attention.rank_bias[0, 1] = math.log(2)  # the row right before
     expected = torch.tensor([[2.0], [(4 + 2 * 2) / 3], [(9 + 6 * 4 + 3 * 2) / 10]])
     torch.testing.assert_close(attention(x_ND, timeline), expected)
 
@@ -248,7 +248,7 @@ def test_rows_of_one_timestamp_have_one_rank() -> None:
 
 
 def test_heads_begin_by_looking_at_what_was_last_or_at_all_alike() -> None:
-    ranks = CausalAttention(4, 2).places
+    ranks = CausalAttention(4, 2).rank_bias
     assert (ranks[0, 1:].diff() < 0).all()
     assert (ranks[1] == 0).all()
 

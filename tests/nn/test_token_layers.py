@@ -48,7 +48,8 @@ def one_row(reader: TokenTransformer, q_Q: Tensor, tok_TK: Tensor) -> Tensor:
     groups = [torch.cat(tok[at : at + merge]) for at in range(0, len(tok), merge)]
     distances = range(len(groups) - 1, -1, -1)
     x = [
-        affine(reader.entry, group) + reader.places[distance] for group, distance in zip(groups, distances, strict=True)
+        affine(reader.entry, group) + reader.position_embedding[distance]
+        for group, distance in zip(groups, distances, strict=True)
     ]
     y = affine(reader.query, q_Q)
     for number, layer in enumerate(reader.layers):

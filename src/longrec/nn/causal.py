@@ -18,7 +18,7 @@ group, P rank buckets, G gap buckets, X columns.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -36,6 +36,8 @@ class CausalAttention(nn.Module):
         labels: add the labels of earlier rows to keys and values.
     """
 
+    renamed_parameters: ClassVar[dict[str, str]] = {"places": "rank_bias"}
+
     def __init__(self, width: int, heads: int, labels: bool = False) -> None:
         super().__init__()
         self.heads = heads
@@ -45,7 +47,7 @@ class CausalAttention(nn.Module):
         # Some heads start with a preference for recent rows, others weigh all rows alike.
         slopes = torch.linspace(1, 0, heads) if heads > 1 else torch.ones(1)
         octaves = (torch.arange(RANKS) - 1).clamp(min=0) / 2
-        self.places = nn.Parameter(-slopes.unsqueeze(1) * octaves)
+        self.rank_bias = nn.Parameter(-slopes.unsqueeze(1) * octaves)
         self.labels = nn.Parameter(torch.randn(2, heads, NOT_YET + 1, width // heads) * 0.02) if labels else None
 
     def forward(
@@ -73,7 +75,7 @@ class CausalAttention(nn.Module):
         shape = (heads * groups, longest, width // heads)
         q, k, v = q.reshape(shape), k.reshape(shape), v.reshape(shape)
         scale = (width // heads) ** -0.5
-        b_HUTT = _Bias.apply(self.places, self.gaps, bucket.distance)  # type: ignore[no-untyped-call]
+        b_HUTT = _Bias.apply(self.rank_bias, self.gaps, bucket.distance)  # type: ignore[no-untyped-call]
         s = torch.baddbmm(b_HUTT.view(-1, longest, longest).to(q.dtype), q, k.transpose(1, 2), alpha=scale)
         if self.labels is None:
             out = torch.bmm(s.softmax(-1).to(v.dtype), v)

@@ -20,7 +20,7 @@ rows of a bucket, T entries of its longest row, M entries of the next layer.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -50,6 +50,8 @@ class TokenTransformer(nn.Module):
         recent: newest entries that go through the layers; None for all.
     """
 
+    renamed_parameters: ClassVar[dict[str, str]] = {"places": "position_embedding"}
+
     def __init__(
         self,
         query: int,
@@ -64,7 +66,7 @@ class TokenTransformer(nn.Module):
         self.merge, self.recent = merge, recent
         self.query = Linear(query, width)
         self.entry = Linear(merge * tokens.width, width)
-        self.places = nn.Parameter(torch.randn(_MAX_DISTANCE, width) * 0.02)
+        self.position_embedding = nn.Parameter(torch.randn(_MAX_DISTANCE, width) * 0.02)
         # Only the query is read after the last layer, so that layer does not update the entries.
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
         self.norm, self.out = nn.LayerNorm(width), Linear(width, width)
@@ -94,7 +96,7 @@ class TokenTransformer(nn.Module):
         entries = tok_RTK.shape[1]
         distance = (entries - 1 - torch.arange(entries, device=tok_RTK.device)).clamp(max=_MAX_DISTANCE - 1)
         x_ND: Tensor = self.entry(tok_RTK.flatten(0, 1))
-        x_RTD = x_ND.view(len(tok_RTK), entries, x_ND.shape[1]) + self.places.index_select(0, distance)
+        x_RTD = x_ND.view(len(tok_RTK), entries, x_ND.shape[1]) + self.position_embedding.index_select(0, distance)
         for number, each in enumerate(self.layers):
             layer = cast(Layer, each)
             go_on = self.recent if number == 0 else None
