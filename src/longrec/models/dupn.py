@@ -89,7 +89,7 @@ class DUPN(Ranker):
         self.of: dict[str, list[str]] = {"user": [], "item": [], "context": []}
         for field in fields.features:
             self.of[field.side].append(field.name)
-        self.query_features = [*self.of["user"], *self.of["event"], *(self.of["item"] if config.candidate else [])]
+        self.query_features = [*self.of["user"], *self.of["context"], *(self.of["item"] if config.candidate else [])]
         self.items, self.properties = {}, {}
         self.paths = nn.ModuleDict()
         for history, columns in fields.histories.items():

@@ -193,7 +193,7 @@ class KEEP(Encoder):
             k_UK = torch.cat([columns[name] for name in [*names, *rest]], 1)
             segments = Segments.of(batch.histories[history], batch.size)
             inputs.append(cast(TargetAttention, unit)(q_BQ, k_UK, segments))
-        inputs += [embedded.features[name] for name in self.of["event"]]
+        inputs += [embedded.features[name] for name in self.of["context"]]
         return _Hidden(user, item, self.both(torch.cat(inputs, 1)))
 
     def _user(self, batch: Batch, embedded: EmbeddedBatch) -> Tensor:
