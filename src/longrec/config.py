@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,7 +20,15 @@ from longrec.errors import ConfigError, nearest
 
 
 class Strict(BaseModel):
-    """Base class of every config: frozen, no unknown keys, finite numbers, defaults validated too."""
+    """Base class of every config: frozen, no unknown keys, finite numbers, defaults validated too.
+
+    Attributes:
+        renamed_keys: former name of a key -> its name. A former name is refused with a message that gives the new one.
+        renamed_values: name of a key -> former value -> value. They also hold for the items of a list.
+    """
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {}
+    renamed_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {}
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -196,11 +204,16 @@ def _format_fault(detail: Any, cls: type[BaseModel], prefix: str) -> str:
         got = got[:77] + "..."
     if kind == "missing":
         return f"{path}: is required"
+    owner, key = _find_class(cls, location[:-1]), str(location[-1]) if location else ""
     if kind == "extra_forbidden":
-        valid_keys = _list_keys(cls, location[:-1])
+        if (new := _renamed_keys(owner).get(key)) is not None:
+            return f"{path}: is called {new} now; write {_write_inline(owner, new, detail['input'])}"
+        valid_keys = _list_keys(owner)
         near = nearest(str(location[-1]), valid_keys)
         return f"{path}: unknown key" + (f"; did you mean {near!r}?" if near else f"; known: {', '.join(valid_keys)}")
     if kind == "literal_error":
+        if (new_value := _rename_value(owner, key, detail["input"])) != detail["input"]:
+            return f"{path}: {got} is called {new_value!r} now; write {key}: {new_value}"
         return f"{path}: must be one of {detail['ctx']['expected']}; got {got}"
     if kind in _MESSAGES:
         return f"{path}: {_MESSAGES[kind]}, got {got}"
@@ -210,16 +223,72 @@ def _format_fault(detail: Any, cls: type[BaseModel], prefix: str) -> str:
     return f"{path}: {message[0].lower()}{message[1:]}, got {got}"
 
 
-def _list_keys(cls: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """Return the names of the fields at a location inside a config class. Empty when it is not a section."""
+def _find_class(cls: type[BaseModel], location: Sequence[int | str]) -> Any:
+    """Return the class at a location inside a config class. It is a config class when the location is a section."""
     here: Any = cls
     for key in location:
-        fields = getattr(here, "model_fields", None)
-        if fields and key in fields:
-            here = fields[key].annotation
-        here = _unwrap_annotation(here)
-    fields = getattr(here, "model_fields", None)
+        field = _find_field(here, str(key))
+        here = _unwrap_annotation(here if field is None else field.annotation)
+    return here
+
+
+def _find_field(cls: Any, key: str) -> Any:
+    """Return the field of a config class under a key, which is its name or its alias; None when it has none."""
+    fields: Mapping[str, Any] = getattr(cls, "model_fields", {})
+    return next((field for name, field in fields.items() if key in (name, field.alias)), None)
+
+
+def _list_keys(cls: Any) -> list[str]:
+    """Return the keys of a config class. Empty for any other class."""
+    fields = getattr(cls, "model_fields", None)
     return [field.alias or name for name, field in fields.items()] if fields else []
+
+
+def _renamed_keys(cls: Any) -> Mapping[str, str]:
+    return cls.renamed_keys if isinstance(cls, type) and issubclass(cls, Strict) else {}
+
+
+def _rename_value(cls: Any, key: str, value: Any) -> Any:
+    """Return a value, or the items of a list, under their present names."""
+    if not (isinstance(cls, type) and issubclass(cls, Strict)):
+        return value
+    names = cls.renamed_values.get(key, {})
+    if isinstance(value, (list, tuple)):
+        return [names.get(item, item) if isinstance(item, Hashable) else item for item in value]
+    return names.get(value, value) if isinstance(value, Hashable) else value
+
+
+def _write_inline(cls: Any, key: str, value: Any) -> str:
+    """Return ``key: value`` as a config writes it, with ``...`` for a long value."""
+    text = " ".join(to_yaml({key: _rename_value(cls, key, value)}, inline=True).split())
+    text = text[1:-1] if text.startswith("{") else text
+    return text if len(text) <= 80 else f"{key}: ..."
+
+
+def upgrade(cls: type[BaseModel], content: Any) -> Any:
+    """Return stored content of a config class under the present names of its keys and values.
+
+    Files that an earlier version wrote are read so. Content with present names stays as it is.
+    """
+    if not isinstance(content, Mapping):
+        return content
+    result = {}
+    for old, value in content.items():
+        key = _renamed_keys(cls).get(old, old)
+        field = _find_field(cls, key)
+        result[key] = value if field is None else _upgrade_value(field.annotation, _rename_value(cls, key, value))
+    return result
+
+
+def _upgrade_value(annotation: Any, value: Any) -> Any:
+    inner = _unwrap_annotation(annotation)
+    if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        return value
+    if isinstance(value, list):
+        return [upgrade(inner, item) for item in value]
+    if isinstance(value, Mapping) and typing.get_origin(annotation) is dict:
+        return {key: upgrade(inner, item) for key, item in value.items()}
+    return upgrade(inner, value)
 
 
 def _unwrap_annotation(annotation: Any) -> Any:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, model_validator
 from pydantic import Field as Setting
@@ -32,6 +32,8 @@ class Split(Strict):
     ``files`` puts each row into the split whose files it came from (``log.splits``); files of train, valid and test
     follow each other in time unless ``allow_overlap``.
     """
+
+    renamed_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {"by": {"parts": "files"}}
 
     by: Literal["time", "user", "leave_one_out", "column", "files"] = "time"
     valid: float = Setting(0.1, ge=0, lt=1)
@@ -102,6 +104,8 @@ class Source(Strict):
     ``rows`` says how the rows of the files are laid out; without it text files name their columns in the first line.
     ``as_of`` gives a table of users or items versions: the column that says since when each row holds.
     """
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"parts": "splits"}
 
     files: Annotated[tuple[str, ...] | None, BeforeValidator(_files)] = Setting(None, min_length=1)
     splits: SplitFiles | None = None

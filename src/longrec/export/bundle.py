@@ -26,7 +26,7 @@ import msgspec
 
 from longrec.errors import BundleError
 from longrec.export.golden import GoldenRequest
-from longrec.export.inputs import Input
+from longrec.export.inputs import Input, rename_input
 from longrec.export.scale import Scale
 from longrec.features.fitted import FittedSchema
 from longrec.features.table import EntityTable
@@ -175,7 +175,9 @@ def read_manifest(folder: Path) -> Manifest:
         format_name = msgspec.json.decode(content, type=dict[str, Any]).get("format")
         if format_name not in (FORMAT, VERSIONED_FORMAT):
             raise BundleError(str(folder), f"format {format_name!r}", FORMAT, "export it again with this version")
-        return msgspec.json.decode(content, type=Manifest)
+        manifest = msgspec.json.decode(content, type=Manifest)
+        inputs = [msgspec.structs.replace(entry, name=rename_input(entry.name)) for entry in manifest.inputs]
+        return msgspec.structs.replace(manifest, inputs=inputs)
     except msgspec.DecodeError as error:
         raise BundleError(str(folder / MANIFEST), f"not a manifest ({error})", FORMAT, EXPORT_AGAIN) from None
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.features.encode import Lists
-from longrec.features.fields import Field, Fields
+from longrec.features.fields import RENAMED_COLUMNS, Field, Fields
 
 OUTPUT = "score"
 """Output of a ranker: float32 probabilities ``[C]``."""
@@ -64,6 +64,12 @@ class Input(msgspec.Struct, frozen=True):
     def field(self) -> str:
         """The name without its component: ``f.genres`` for ``f.genres.values``."""
         return self.name if self.component == "value" else self.name.removesuffix(f".{self.component}")
+
+
+def rename_input(name: str) -> str:
+    """Return the present name of an input. Programs of earlier versions hold former names of computed columns."""
+    group, dot, column = name.rpartition(".")
+    return group + dot + RENAMED_COLUMNS.get(column, column) if group.startswith("h.") else name
 
 
 def list_inputs(fields: Fields, *, histories: bool) -> tuple[Input, ...]:

@@ -10,6 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from longrec.errors import BundleError
+from longrec.export.inputs import rename_input
 from longrec.resources import require_memory
 
 _ERRORS_ONLY = 3
@@ -19,7 +20,8 @@ class Program:
     """An ONNX program with named inputs and outputs.
 
     Attributes:
-        names: inputs that the program reads. Features that the model does not use are not among them.
+        names: inputs that the program reads. Features that the model does not use are not among them. Where the program
+            holds the former name of a computed column, this is the present one.
         outputs: ``score`` of a ranker, or ``token`` and possibly ``codes`` of an encoder.
     """
 
@@ -39,7 +41,8 @@ class Program:
             raise BundleError(
                 str(path), f"onnxruntime cannot load it ({_get_first_line(error)})", "a program that export wrote"
             ) from None
-        self.names = frozenset(entry.name for entry in self._session.get_inputs())
+        self._own_names = {rename_input(entry.name): entry.name for entry in self._session.get_inputs()}
+        self.names = frozenset(self._own_names)
         self.outputs = tuple(entry.name for entry in self._session.get_outputs())
 
     def run(self, tensors: Mapping[str, NDArray[Any]], output: str | None = None) -> NDArray[Any]:
@@ -50,8 +53,9 @@ class Program:
             output: name of the output. Default the first.
         """
         outputs = [self.outputs[0] if output is None else output]
+        own = self._own_names
         values: NDArray[Any] = self._session.run(
-            outputs, {name: tensor for name, tensor in tensors.items() if name in self.names}
+            outputs, {own[name]: tensor for name, tensor in tensors.items() if name in own}
         )[0]
         return values
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from pydantic import ConfigDict, model_validator
 from pydantic import Field as Setting
@@ -38,6 +39,25 @@ class Feature(Strict):
     values of several raw columns of a row taken together, and a ``lookup`` the value that one raw column, a map
     written as text, holds for another.
     """
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "table": "side",
+        "of": "features",
+        "part": "component",
+        "known_after": "available_after",
+        "known_at": "available_at",
+    }
+    renamed_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {
+        "kind": {
+            "multi": "multi_id",
+            "dense": "numeric",
+            "bucket": "bucketized",
+            "time": "calendar",
+            "vector": "embedding",
+        },
+        "side": {"event": "context"},
+        "as": {"dense": "numeric", "bucket": "bucketized"},
+    }
 
     model_config = ConfigDict(serialize_by_alias=True)
 

@@ -17,6 +17,9 @@ SESSION_RECENCY = "session_recency"
 """Computed history column: 2 + how many sessions an event lies before the newest one of the history."""
 SESSION_RECENCY_ROWS = 2 + 64
 
+RENAMED_COLUMNS = {"since_previous": TIME_SINCE_PREVIOUS, "sessions_back": SESSION_RECENCY}
+"""Former name of a computed history column -> its name. Runs and bundles of earlier versions hold the former names."""
+
 COMPUTED = {
     TIME_GAP: TIME_GAP_ROWS,
     TIME_SINCE_PREVIOUS: TIME_SINCE_PREVIOUS_ROWS,

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from longrec.config import upgrade
 from longrec.errors import DataError
 from longrec.features import encode
 from longrec.features.compose import Place, check_parts, composed, multi_values
@@ -156,7 +157,7 @@ class FittedSchema:
             keys = Keys(pq.read_table(path)["value"].combine_chunks()) if state["kind"] == "id" else None
             encoders[name] = encode.from_state(state, keys)
         tokens = {name: TokenSpec(**spec) for name, spec in content.get("tokens", {}).items()}
-        schema = Schema.model_validate(content["schema"])
+        schema = Schema.model_validate(upgrade(Schema, content["schema"]))
         encoders |= {name: encoders[feature.share] for name, feature in schema.features.items() if feature.share}
         return cls(schema, encoders, tokens, content.get("knowledge"))
 

@@ -7,7 +7,8 @@ that stand behind it. ``Fields`` (``features/fields.py``) is the same after fitt
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, model_validator
 from pydantic import Field as Setting
@@ -16,7 +17,7 @@ from longrec.config import Strict
 from longrec.features.delays import delay_faults
 from longrec.features.duration import Duration, duration
 from longrec.features.feature import Feature, Side
-from longrec.features.fields import COMPUTED, OF_LOG, SESSION_RECENCY, TIME_GAP, TOKEN
+from longrec.features.fields import COMPUTED, OF_LOG, RENAMED_COLUMNS, SESSION_RECENCY, TIME_GAP, TOKEN
 from longrec.features.timestamp import grammar
 
 __all__ = ["Condition", "Feature", "History", "Label", "Schema", "TimeColumn", "duration"]
@@ -108,6 +109,9 @@ class History(Strict):
     that discloses more than was known, and the results say so.
     """
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {"of": "features", "last": "max_length"}
+    renamed_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {"features": RENAMED_COLUMNS}
+
     model_config = ConfigDict(serialize_by_alias=True)
 
     features: tuple[str, ...] = Setting((), validate_default=False)
@@ -150,6 +154,8 @@ class History(Strict):
 
 class Schema(Strict):
     """What the columns mean. See the guide for every key."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"label_known_after": "label_delay"}
 
     user: str
     item: str

@@ -32,7 +32,7 @@ event, D the same with its index, X width of all heads' queries, keys and values
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
@@ -57,6 +57,8 @@ Width = Annotated[int, Field(ge=1)]
 
 class BSTConfig(Strict):
     """Settings of BST."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"places": "max_positions"}
 
     embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
     heads: Width = Field(8, description="Heads of the attention.")

@@ -37,7 +37,7 @@ embedding width, K width of an event, H what wide part, FM and MLP hold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, cast
 
 import torch
@@ -70,6 +70,8 @@ ROLES = ("clicks", "unclicks", "dislikes")
 
 class DFNConfig(Strict):
     """Settings of DFN."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"places": "max_positions"}
 
     embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
     clicks: str | None = Field(None, description="History of clicked items; see the docstring for the default.")

@@ -37,7 +37,7 @@ event, H what the towers are given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
@@ -67,6 +67,9 @@ _SLOWEST = 10_000.0
 
 class DMTConfig(TasksConfig):
     """Settings of DMT."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"places": "max_positions"}
+    renamed_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {"position": {"learnt": "learned"}}
 
     embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
     heads: Width = Field(4, description="Heads of all attention.")

@@ -38,7 +38,7 @@ and keys, V width of an event, A width of a head's query, H heads, W units of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, cast
 
 import torch
@@ -66,6 +66,8 @@ Width = Annotated[int, Field(ge=1)]
 
 class KFAttConfig(Strict):
     """Settings of KFAtt."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"places": "max_positions"}
 
     embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
     query: str | None = Field(None, description="Column that asks; see the docstring for what does by default.")

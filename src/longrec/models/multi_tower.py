@@ -101,6 +101,8 @@ class Attention(Layers):
 class Tower(Layers):
     """A tower over a group of features."""
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {"of": "features"}
+
     features: tuple[str, ...] | None = Field(
         None,
         min_length=1,

@@ -60,6 +60,8 @@ _BLOCK = 65_536
 class ResEmbeddingConfig(Strict):
     """Settings of Res-embedding."""
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {"neighbours": "neighbors"}
+
     base: BaseSection = Field({"name": "din"}, description="The ranker whose item vectors are made.")
     item: str | None = Field(
         None, description="The id whose vectors are made; by default that of most values that a history has too."

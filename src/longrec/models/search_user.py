@@ -35,7 +35,7 @@ width, P events in parts (see nn/sessions.py), T positions of a shared history, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import log2
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -64,6 +64,13 @@ Width = Annotated[int, Field(ge=1)]
 
 class SearchUserConfig(Strict):
     """Settings of search-style user modelling."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "parts": "segments",
+        "parts_by": "segment_by",
+        "part_events": "segment_events",
+    }
+    renamed_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {"segment_by": {"place": "position"}}
 
     embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
     query: tuple[str, ...] = Field((), description="Features that are the search query; none: the candidate asks.")

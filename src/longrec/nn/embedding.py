@@ -56,14 +56,14 @@ class Embeddings(nn.Module):
             table = torch.empty(max(field.rows, field.width, 1), self.widths[field.name]).normal_(std=std)
             if field.rows:
                 table[:RESERVED] = 0
-            self.register_parameter(_parameter_name(field.owner), nn.Parameter(table))
+            self.register_parameter(parameter_name(field.owner), nn.Parameter(table))
 
     def table(self, name: str) -> nn.Parameter:
         """Return the table of a field, ``[rows, D]`` (``[1, D]`` of a dense one, ``[W, D]`` of a vector or of
         numbers).
         """
         owner = next(field.owner for field in self.fields.tables() if field.name == name)
-        return self.get_parameter(_parameter_name(owner))
+        return self.get_parameter(parameter_name(owner))
 
     def tables(self) -> list[nn.Parameter]:
         """Return all tables with sparse gradients."""
@@ -105,7 +105,7 @@ class Embeddings(nn.Module):
         return list(torch.split(e_ND, [len(values) for values in flat]))
 
 
-def _parameter_name(name: str) -> str:
+def parameter_name(name: str) -> str:
     """Return a parameter name for any field name (torch allows no dots, and some names are methods)."""
     return "table_" + name.replace("%", "%25").replace(".", "%2E")
 

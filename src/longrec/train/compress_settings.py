@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field as Setting
 
@@ -18,6 +19,15 @@ class CompressConfig(Strict):
     run's own weights, and only impressions after everything the run has seen; ``leaky_checkpoint`` writes all with
     them, which shows the label of its own training rows to whoever reads the tokens.
     """
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "regime": "mode",
+        "probe": "scale_sample",
+        "keep": "filter",
+        "lag": "visibility_delay",
+        "past": "context_length",
+        "standardise": "standardize",
+    }
 
     mode: Literal["blocks", "stream", "checkpoint", "leaky_checkpoint"] = Setting(
         "blocks", description="which weights write which impressions; see the guide"

@@ -12,7 +12,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -61,6 +61,8 @@ class Extractor(Protocol):
 
 class ExtractConfig(Strict):
     """Settings of one folder of knowledge."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"lag": "visibility_delay"}
 
     every: Duration | None = Setting(None, description="span of a block; by default blocks of equal numbers of rows")
     blocks: int = Setting(10, ge=2, description="how many blocks, where every is not given")

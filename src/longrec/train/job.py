@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from longrec.config import Strict, apply_overrides, parse, read_yaml, to_yaml
+from longrec.config import Strict, apply_overrides, parse, read_yaml, to_yaml, upgrade
 from longrec.data.settings import DataConfig, Source, Split, as_of_faults
 from longrec.errors import ConfigError, nearest
 from longrec.features.schema import Schema
 from longrec.train.settings import EvaluateConfig, FitConfig
 
 SECTIONS = ("name", "data", "model", "fit", "evaluate")
+CONFIG = "config.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SOURCES = ("log", "users", "items")
 # Where one fault of a whole schema ends and the next begins.
@@ -99,7 +100,10 @@ def check(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ())
 def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str], *, sources: bool) -> Job:
     where, base, content = "config", Path.cwd(), source
     if not isinstance(content, Mapping):
-        where, base, content = str(content), Path(content).absolute().parent, read_yaml(content)
+        path = Path(content)
+        where, base, content = str(content), path.absolute().parent, read_yaml(path)
+        if _is_of_run(path):
+            content = _upgrade(content)
     faults: list[str] = []
     whole = [word for word in overrides if word.partition("=")[0] in ("data", "data.schema")]
     content = _override(content, whole, faults)
@@ -132,6 +136,23 @@ def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str], *, s
     start = None if fit.init_from is None else str(Path.cwd() / fit.init_from)
     fit = fit.model_copy(update={"runs": str(Path.cwd() / fit.runs), "init_from": start})
     return Job(name, data, schema, model, fit, evaluate)
+
+
+def _is_of_run(path: Path) -> bool:
+    """Return True for the config that a run folder holds, which may have been written by an earlier version."""
+    return path.name == CONFIG and all((path.parent / name).exists() for name in ("log.json", "environment.json"))
+
+
+def _upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of a run folder under the present names of its keys and values."""
+    from longrec.models.core.renames import upgrade_model_section
+
+    classes: dict[str, type[Strict]] = {"data": DataConfig, "fit": FitConfig, "evaluate": EvaluateConfig}
+    upgraded = {key: upgrade(classes[key], value) if key in classes else value for key, value in content.items()}
+    data = upgraded.get("data")
+    if isinstance(data, dict):
+        data["schema"] = upgrade(Schema, data.get("schema"))
+    return {**upgraded, "model": upgrade_model_section(upgraded.get("model"))}
 
 
 def _override(content: Mapping[str, Any], words: Iterable[str], faults: list[str]) -> dict[str, Any]:

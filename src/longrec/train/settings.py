@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field as Setting
 from pydantic import model_validator
@@ -18,6 +19,16 @@ Beta = Annotated[float, Setting(ge=0, lt=1)]
 
 class FitConfig(Strict):
     """How a model is trained. The defaults were measured on four logs: two passes, three looks at valid a pass."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "optimiser": "optimizer",
+        "tables_optimiser": "embedding_optimizer",
+        "tables_lr": "embedding_lr",
+        "accumulator": "initial_accumulator_value",
+        "by_length": "bucket_by_length",
+        "validations_per_epoch": "val_checks_per_epoch",
+        "start_from": "init_from",
+    }
 
     epochs: int = Setting(2, ge=1, description="passes over the training rows; click models overfit after one to three")
     max_steps: int | None = Setting(None, ge=1, description="stop after so many batches even inside an epoch")
@@ -115,6 +126,8 @@ class FitConfig(Strict):
 
 class EvaluateConfig(Strict):
     """How a finished model is measured."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"unit": "resample", "replicates": "n_resamples"}
 
     batch_size: int = Setting(4096, ge=1, description="rows scored at once")
     resample: Literal["user", "row"] = Setting("user", description="what the bootstrap draws: whole users, or rows")

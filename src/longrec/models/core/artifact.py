@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from longrec.config import parse
 from longrec.errors import RunError
-from longrec.features.fields import Field, Fields
+from longrec.features.fields import Fields
 from longrec.models.core.base import Model, find, name_of
-from longrec.models.core.renames import rename_parameters
+from longrec.models.core.renames import rename_parameters, upgrade_field, upgrade_settings
 from longrec.resources import require_memory, resource_error
 
 FORMAT = 1
@@ -56,7 +56,8 @@ def load(folder: str | Path) -> Model:
             str(folder / "model.json"), version, f"format {FORMAT}", "load it with the version that wrote it"
         )
     cls = find(str(about.get("name")))
-    config = parse(cls.Config, about.get("config"), str(folder / "model.json"), prefix="config")
+    settings = upgrade_settings(cls, about.get("config") or {})
+    config = parse(cls.Config, settings, str(folder / "model.json"), prefix="config")
     try:
         fields = fields_from_json(content)
     except (KeyError, TypeError) as error:
@@ -81,9 +82,9 @@ def fields_to_json(fields: Fields) -> dict[str, Any]:
 
 def fields_from_json(content: dict[str, Any]) -> Fields:
     """The fields that ``fields_to_json`` wrote."""
-    features = tuple(Field(**one) for one in content["features"])
+    features = tuple(map(upgrade_field, content["features"]))
     return Fields(
-        features, {name: tuple(Field(**one) for one in columns) for name, columns in content["histories"].items()}
+        features, {name: tuple(map(upgrade_field, columns)) for name, columns in content["histories"].items()}
     )
 
 
