@@ -19,11 +19,11 @@ WARM = 5
 """Steps before the rate starts to count: first allocations, growing caches."""
 
 
-class Enough(Exception):
+class StepLimitReached(Exception):
     """The asked number of steps is done."""
 
 
-def options() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """The words every runner takes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True, help="folder written by gen_log.py")
@@ -42,7 +42,7 @@ def options() -> argparse.Namespace:
 
 
 class StepClock:
-    """Stamps every step of the optimizers; raises ``Enough`` after ``limit`` of them.
+    """Stamps every step of the optimisers; raises ``StepLimitReached`` after ``limit`` of them.
 
     Args:
         kinds: class names of the optimizers whose steps count (a trainer may step two in a row); None counts all.
@@ -66,7 +66,7 @@ class StepClock:
         self.wall.append(time.perf_counter())
         self.cpu.append(time.process_time())
         if self.limit and len(self.wall) >= self.limit:
-            raise Enough
+            raise StepLimitReached
 
     def result(self, batch: int, **more: Any) -> dict[str, Any]:
         """Rows per CPU-second and per second from step ``WARM`` on (the last, shorter batch of an epoch left out)."""

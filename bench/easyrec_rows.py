@@ -40,18 +40,18 @@ TYPES = {"clk": "int", "buy": "int", **dict.fromkeys(IDS, "text")}
 CHUNK = 100_000
 
 
-def popular(rng: np.random.Generator, ids: int, count: int) -> pa.Array:
+def draw_ids(rng: np.random.Generator, ids: int, count: int) -> pa.Array:
     """Ids as text, the frequency of one about the inverse of its rank."""
     drawn = np.exp(rng.random(count) * np.log(ids + 1)).astype(np.int64)
     # Scattered, so that the frequent ones are not the short ones.
     return pa.array(drawn * 7_919 % ids).cast(pa.string())
 
 
-def lists(rng: np.random.Generator, form: str) -> dict[str, pa.Array]:
+def draw_lists(rng: np.random.Generator, form: str) -> dict[str, pa.Array]:
     """The lists of a chunk of rows, none to 50 values each."""
     lengths = rng.integers(0, 51, CHUNK)
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-    flat = {of: popular(rng, IDS[of], int(lengths.sum())) for of in LISTS.values()}
+    flat = {of: draw_ids(rng, IDS[of], int(lengths.sum())) for of in LISTS.values()}
     if form == "lists":
         return {
             column: pc.binary_join(pa.ListArray.from_arrays(offsets, flat[of]), "|") for column, of in LISTS.items()
@@ -60,25 +60,25 @@ def lists(rng: np.random.Generator, form: str) -> dict[str, pa.Array]:
     return {"seq": pc.binary_join(pa.ListArray.from_arrays(offsets, steps), ";")}
 
 
-def tables(rows: int, form: str, seed: int) -> Iterator[pa.Table]:
+def generate_tables(rows: int, form: str, seed: int) -> Iterator[pa.Table]:
     """The rows, chunk after chunk."""
     rng = np.random.default_rng(seed)
     for _ in range(0, rows, CHUNK):
         columns: dict[str, Any] = {"clk": (rng.random(CHUNK) < 0.05).astype(int), "buy": np.zeros(CHUNK, int)}
-        columns |= {name: popular(rng, ids, CHUNK) for name, ids in IDS.items()}
-        yield pa.table({**columns, **lists(rng, form), "price": rng.integers(0, 50, CHUNK)})
+        columns |= {name: draw_ids(rng, ids, CHUNK) for name, ids in IDS.items()}
+        yield pa.table({**columns, **draw_lists(rng, form), "price": rng.integers(0, 50, CHUNK)})
 
 
 def write(path: Path, rows: int, form: str, seed: int) -> None:
     """The rows as text without a header."""
     half = path.with_suffix(".half")
     with half.open("wb") as file:
-        for table in tables(rows, form, seed):
+        for table in generate_tables(rows, form, seed):
             pacsv.write_csv(table, file, pacsv.WriteOptions(include_header=False, quoting_style="none"))
     half.rename(path)
 
 
-def settings(files: dict[str, str], form: str, folder: str, threads: int) -> tuple[DataConfig, Schema]:
+def build_settings(files: dict[str, str], form: str, folder: str, threads: int) -> tuple[DataConfig, Schema]:
     """The data section and the schema: hashed ids, the price in buckets, two histories."""
     features: dict[str, Any] = {name: {"kind": "id", "hash": min(ids, 100_000)} for name, ids in IDS.items()}
     features["price"] = {"kind": "bucketized", "edges": [5, 10, 15, 20, 25, 30, 35, 40, 45]}
@@ -96,10 +96,10 @@ def settings(files: dict[str, str], form: str, folder: str, threads: int) -> tup
     return DataConfig.model_validate(data), Schema.model_validate(schema)
 
 
-def work(what: str, files: dict[str, str], form: str, threads: int) -> None:
+def run_job(what: str, files: dict[str, str], form: str, threads: int) -> None:
     """What one process does."""
     with tempfile.TemporaryDirectory(dir=machine.CACHE) as folder:
-        config, schema = settings(files, form, folder, threads)
+        config, schema = build_settings(files, form, folder, threads)
         if what == "prepare":
             prepare(config, schema)
             return
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
-        work(**json.loads(args.work), threads=args.threads)
+        run_job(**json.loads(args.work), threads=args.threads)
         return
     machine.CACHE.mkdir(parents=True, exist_ok=True)
     rows = []

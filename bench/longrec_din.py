@@ -55,7 +55,7 @@ def job(given, model: dict) -> dict:
 
 
 def main(model: dict) -> None:
-    given = clock.options()
+    given = clock.parse_arguments()
     if given.prepare:
         verbs.prepare(job(given, model))
         return
@@ -63,7 +63,7 @@ def main(model: dict) -> None:
     steps = clock.StepClock(given.steps, given.threads, kinds=("AdamW",))
     try:
         run = verbs.train(job(given, model), quiet=True)
-    except clock.Enough:
+    except clock.StepLimitReached:
         clock.emit(steps.result(given.batch, name="LongRec"))
         return
     result = steps.result(given.batch, name="LongRec")

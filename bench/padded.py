@@ -20,7 +20,7 @@ from typing import Any
 
 import machine
 import torch
-from padded_models import PaddedBST, PaddedDSIN, in_sessions, padded
+from padded_models import PaddedBST, PaddedDSIN, pad_events, pad_sessions
 from torch import Tensor
 
 sys.path.insert(1, str(Path(__file__).resolve().parent / "quality"))
@@ -43,7 +43,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], Any]] = {
 }
 
 
-def one(log: str, label: str, last: int, data: Path, work: Path, steps: int) -> list[str]:
+def measure_pair(log: str, label: str, last: int, data: Path, work: Path, steps: int) -> list[str]:
     """A row of the table."""
     name, settings, kind = MODELS[label]
     task = TASKS[log](data, work)
@@ -63,16 +63,16 @@ def one(log: str, label: str, last: int, data: Path, work: Path, steps: int) -> 
     batches = list(itertools.islice(loader.epoch(0), steps + 2))
     if kind is PaddedDSIN:
         config = ours.config
-        padded_batches = [in_sessions(batch, history, config.sessions, config.session_items) for batch in batches]
+        padded_batches = [pad_sessions(batch, history, config.sessions, config.session_items) for batch in batches]
     else:
-        padded_batches = [padded(batch, history) for batch in batches]
+        padded_batches = [pad_events(batch, history) for batch in batches]
     wide = kind(theirs)
     with torch.no_grad():
         one_B, other_B = ours.eval()(batches[0]), wide.eval()(padded_batches[0])
     assert torch.allclose(one_B, other_B, rtol=1e-3, atol=1e-4), (one_B - other_B).abs().max()
     fit = read_job(job).fit
-    step_one = stepper(ours, ours.train(), fit)
-    step_other = stepper(theirs, wide.train(), fit)
+    step_one = make_step(ours, ours.train(), fit)
+    step_other = make_step(theirs, wide.train(), fit)
     times: tuple[list[float], list[float]] = ([], [])
     for number, (batch, ready) in enumerate(zip(batches, padded_batches)):
         for spent, step, inputs in ((times[0], step_one, batch), (times[1], step_other, ready)):
@@ -87,7 +87,7 @@ def one(log: str, label: str, last: int, data: Path, work: Path, steps: int) -> 
     return [*cells, f"{fast:,.0f}", f"{slow:,.0f}", f"{fast / slow:.1f}"]
 
 
-def stepper(model: Ranker, score: Any, fit: Any) -> Callable[[Any, Batch], None]:
+def make_step(model: Ranker, score: Any, fit: Any) -> Callable[[Any, Batch], None]:
     """A training step."""
     optimizers = build_optimisers(model, fit)
 
@@ -118,7 +118,7 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         for last in args.last:
             for label in args.models:
-                rows.append(one(log, label, last, args.data, work, args.steps))
+                rows.append(measure_pair(log, label, last, args.data, work, args.steps))
                 print(" ".join(rows[-1]), flush=True)
     head = ["log", "latest events kept", "model", "events of a row, mean", "longest of a batch, mean"]
     head += ["ragged, rows a CPU-second", "padded, rows a CPU-second", "ratio"]

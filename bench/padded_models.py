@@ -23,7 +23,7 @@ from longrec.nn.transformer import EncoderLayer
 
 
 @dataclass(frozen=True)
-class Padded:
+class PaddedBatch:
     """A batch with one history, made ready before any clock runs.
 
     Attributes:
@@ -35,7 +35,7 @@ class Padded:
     real_BL: Tensor
 
 
-def padded(batch: Batch, history: str) -> Padded:
+def pad_events(batch: Batch, history: str) -> PaddedBatch:
     """Events to the longest history of the batch."""
     lengths_B = batch.histories[history].offsets.diff()
     slot_N = torch.arange(int(lengths_B.sum())) - torch.repeat_interleave(
@@ -44,7 +44,7 @@ def padded(batch: Batch, history: str) -> Padded:
     return _scatter_events(batch, history, slot_N, max(1, int(lengths_B.max())))
 
 
-def in_sessions(batch: Batch, history: str, count: int, longest: int) -> Padded:
+def pad_sessions(batch: Batch, history: str, count: int, longest: int) -> PaddedBatch:
     """The latest sessions of the latest events each, newest last; what is left over goes."""
     events = batch.histories[history]
     segments = Segments.of(events, batch.size)
@@ -58,7 +58,7 @@ def in_sessions(batch: Batch, history: str, count: int, longest: int) -> Padded:
     return _scatter_events(batch, history, slot_N, count * longest)
 
 
-def _scatter_events(batch: Batch, history: str, slot_N: Tensor, length: int) -> Padded:
+def _scatter_events(batch: Batch, history: str, slot_N: Tensor, length: int) -> PaddedBatch:
     """Every event at its place of its row; -1 for one that is left out. Padding is the id of what is missing."""
     events, rows = batch.histories[history], batch.size
     row_N = torch.repeat_interleave(torch.arange(rows), events.offsets.diff())
@@ -76,7 +76,7 @@ def _scatter_events(batch: Batch, history: str, slot_N: Tensor, length: int) -> 
     full = HistoryBatch(columns, torch.arange(rows + 1) * length)
     real = torch.zeros(rows * length, dtype=torch.bool).index_fill(0, to, True)
     flat = Batch(rows, batch.features, {history: full}, label=batch.label, users=batch.users)
-    return Padded(flat, real.view(rows, length))
+    return PaddedBatch(flat, real.view(rows, length))
 
 
 class PaddedBST(nn.Module):
@@ -88,7 +88,7 @@ class PaddedBST(nn.Module):
         (self.history,) = model.fields.histories
         self.path = cast(bst._Path, model.paths[f"path_{self.history}"])
 
-    def forward(self, batch: Padded) -> Tensor:
+    def forward(self, batch: PaddedBatch) -> Tensor:
         """Logits ``[B]``."""
         embedded, real_BL = self.model.embeddings(batch.flat), batch.real_BL
         rows, longest = real_BL.shape
@@ -121,7 +121,7 @@ class PaddedDSIN(nn.Module):
         (self.history,) = model.fields.histories
         self.path = cast(dsin._Path, model.paths[f"path_{self.history}"])
 
-    def forward(self, batch: Padded) -> Tensor:
+    def forward(self, batch: PaddedBatch) -> Tensor:
         """Logits ``[B]``."""
         embedded, path, config = self.model.embeddings(batch.flat), self.path, self.model.config
         rows, count, items = len(batch.real_BL), config.sessions, config.session_items
@@ -138,7 +138,7 @@ class PaddedDSIN(nn.Module):
         o = F.scaled_dot_product_attention(*heads, attn_mask=seen, scale=1.0)
         y_BSTK = layer.rest(x_NK, o.transpose(1, 2).flatten(2).flatten(0, 1)).view(rows, count, items, -1)
         i_BSK = (y_BSTK * real_BST.unsqueeze(3)).sum(2) / real_BST.sum(2, keepdim=True).clamp(min=1)
-        both = [_states(lstm, i_BSK, there_BS) for lstm in (path.forth, path.back)]
+        both = [_compute_states(lstm, i_BSK, there_BS) for lstm in (path.forth, path.back)]
         h_BSW = torch.cat(both, 2) if path.merge == "concat" else both[0] + both[1]
         read = []
         for query_BW, of_BSW in ((path.asks_interest(q_BQ), i_BSK), (path.asks_state(q_BQ), h_BSW)):
@@ -147,7 +147,7 @@ class PaddedDSIN(nn.Module):
         return self.model.head(self.model.top.hidden(torch.cat([*embedded.features.values(), *read], 1)))
 
 
-def _states(lstm: LSTM, x_BSK: Tensor, moves_BS: Tensor) -> Tensor:
+def _compute_states(lstm: LSTM, x_BSK: Tensor, moves_BS: Tensor) -> Tensor:
     """The states of a recurrence that stays where it is at sessions of padding: ``[B, S, H]``."""
     x_BSG = F.linear(x_BSK, lstm.weight, lstm.bias)
     h_BH = c_BH = x_BSG.new_zeros(len(x_BSK), lstm.hidden)

@@ -65,12 +65,12 @@ def train(settings: dict[str, Any], steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as runs:
         try:
             verbs.train({**settings, "fit": {**settings["fit"], "runs": runs}}, quiet=True)
-        except clock.Enough:
+        except clock.StepLimitReached:
             return timer.result(BATCH)
     raise SystemExit("the log has fewer steps than were asked for")
 
 
-def products(model: Ranker, log: Log) -> float:
+def count_flops(model: Ranker, log: Log) -> float:
     """Multiply-adds, counted twice, of the matrix products of a step, a row."""
     batch = next(iter(loader_of(model, log, log.rows_of("train"), BATCH, seed=1).epoch(0)))
     counter = FlopCounterMode(display=False)
@@ -79,7 +79,7 @@ def products(model: Ranker, log: Log) -> float:
     return counter.get_total_flops() / batch.size
 
 
-def rate() -> float:
+def measure_flops() -> float:
     """Floating point operations a CPU-second in matrix products of a step's usual shapes, forward and backward."""
     done = spent = 0.0
     for rows, inside, outside in [(BATCH * 60, 128, 80), (BATCH * 60, 80, 40), (BATCH, 256, 128), (BATCH, 128, 64)]:
@@ -92,7 +92,7 @@ def rate() -> float:
     return done / spent
 
 
-def repeated(batch: Batch, fields: Fields) -> Batch:
+def repeat_rows(batch: Batch, fields: Fields) -> Batch:
     """The ragged batch that says the same as a shared one."""
     rows = batch.size
     once = torch.zeros(rows, dtype=torch.int64)
@@ -125,7 +125,7 @@ def median_ms(work: Any, least: float = 1.0) -> float:
     return statistics.median(times) * 1_000
 
 
-def answers(model: Ranker, fields: Fields) -> dict[str, float]:
+def measure_requests(model: Ranker, fields: Fields) -> dict[str, float]:
     """The request, in the program and in torch."""
     import onnxruntime
 
@@ -140,7 +140,7 @@ def answers(model: Ranker, fields: Fields) -> dict[str, float]:
     taken = {entry.name for entry in session.get_inputs()}
     feed = {name: array for name, array in arrays.items() if name in taken}
     batch = build_shared_batch(inputs, [torch.from_numpy(arrays[entry.name]) for entry in inputs])
-    again = repeated(batch, fields)
+    again = repeat_rows(batch, fields)
     model.eval()
     with torch.no_grad():
         one, many = model(batch), model(again)
@@ -167,7 +167,7 @@ def one(name: str, work: Path, steps: int) -> dict[str, Any]:
     for module in model.modules():
         if isinstance(module, Model) and module.needs_training_window:
             module.fit_statistics(training_past(log))
-    flops, speed = products(model, log), rate()
+    flops, speed = count_flops(model, log), measure_flops()
     tables = {id(table) for table in model.tables()}
     sizes = {True: 0, False: 0}
     for parameter in model.parameters():
@@ -176,7 +176,7 @@ def one(name: str, work: Path, steps: int) -> dict[str, Any]:
         "train_rows_per_s": trained["rows_per_cpu_second"],
         "floor_rows_per_s": speed / flops if flops else None,
         "peak_mb": trained["peak_mb"],
-        **answers(model, fields),
+        **measure_requests(model, fields),
         "parameters": sizes[False],
         "table_parameters": sizes[True],
     }
@@ -185,7 +185,7 @@ def one(name: str, work: Path, steps: int) -> dict[str, Any]:
 def main() -> None:
     """Measure, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", default=rankers.ranked())
+    parser.add_argument("--models", nargs="*", default=rankers.list_rankers())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--work", type=Path, default=machine.CACHE / "rankers_speed")
@@ -203,12 +203,12 @@ def main() -> None:
             line = next(text for text in used.output.splitlines() if text.startswith("RESULT "))
             runs[name].append(json.loads(line.removeprefix("RESULT ")))
             print(f"round {number + 1}, {name}: {line.removeprefix('RESULT ')}", flush=True)
-    figures = {name: {key: _middle([r[key] for r in own]) for key in own[0]} for name, own in runs.items()}
+    figures = {name: {key: _median_or_none([r[key] for r in own]) for key in own[0]} for name, own in runs.items()}
     (args.work / "speed.json").write_text(json.dumps(figures, indent=1))
     machine.write("rankers_speed", report(figures, args.rounds))
 
 
-def _middle(values: list[Any]) -> Any:
+def _median_or_none(values: list[Any]) -> Any:
     return None if None in values else statistics.median(values)
 
 

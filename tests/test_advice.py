@@ -25,7 +25,7 @@ def list_options() -> dict[str, set[str]]:
     return {name: {*command._option_string_actions, "--version"} for name, command in sub.choices.items()}
 
 
-def texts(path: Path) -> Iterator[tuple[int, str]]:
+def list_texts(path: Path) -> Iterator[tuple[int, str]]:
     """(line, text) of every string of a file; what an f-string computes reads as ``X``."""
     inside: set[ast.AST] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -58,7 +58,7 @@ def test_every_command_and_option_that_is_named_exists() -> None:
         where = path.relative_to(PACKAGE).as_posix()
         if where in ("report/style.py", "data/public.py", "train/machine.py"):  # style sheets, options of pip and git
             continue
-        for line, text in texts(path):
+        for line, text in list_texts(path):
             count += len(_OPTION.findall(text)) + len(_COMMAND.findall(text))
             faulty += faults(where, line, text, commands)
     assert faulty == []

@@ -18,13 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def pins() -> dict[str, str]:
+def read_pins() -> dict[str, str]:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
     return {canonicalize_name(name): version for name, version in pairs}
 
 
-def required() -> list[Requirement]:
+def list_requirements() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"]
     lines = PROJECT["dependencies"] + [word for group in extras.values() for word in group]
     return [Requirement(word) for word in lines if not word.startswith("longrec")]
@@ -36,16 +36,16 @@ def test_constraints_are_plain_pins() -> None:
 
 
 def test_every_dependency_is_pinned_inside_its_range() -> None:
-    for requirement in required():
+    for requirement in list_requirements():
         name = canonicalize_name(requirement.name)
-        assert name in pins(), f"{name} is missing in constraints.txt"
-        assert requirement.specifier.contains(pins()[name]), f"{requirement} against {pins()[name]}"
+        assert name in read_pins(), f"{name} is missing in constraints.txt"
+        assert requirement.specifier.contains(read_pins()[name]), f"{requirement} against {read_pins()[name]}"
 
 
 def test_the_makefile_pins_the_same_torch() -> None:
     match = re.search(r"^TORCH\s*:=\s*(\S+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     assert match is not None
-    assert match[1] == pins()["torch"]
+    assert match[1] == read_pins()["torch"]
 
 
 def test_ci_runs_the_test_command_and_nothing_else() -> None:
@@ -99,7 +99,7 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
-TORCH = f"pip install torch=={pins()['torch']}"
+TORCH = f"pip install torch=={read_pins()['torch']}"
 PACKAGE = "pip install -c constraints.txt -e .[dev]"
 
 

@@ -26,7 +26,7 @@ from longrec.resources import available_memory, format_bytes, resource_error
 
 
 @contextmanager
-def limited(kind: int, most: int) -> Iterator[None]:
+def limit_resource(kind: int, most: int) -> Iterator[None]:
     """A limit of this process: files of so many bytes are the closest to a full disk that it can set for itself."""
     before = resource.getrlimit(kind)
     resource.setrlimit(kind, (most, before[1]))
@@ -72,17 +72,17 @@ def raised(call: Callable[[], object]) -> BaseException:
     return caught.value
 
 
-def full_disk() -> None:
+def fill_disk() -> None:
     with open("/dev/full", "w") as file:
         file.write("x")
 
 
-def full_table() -> None:
+def write_table_to_full_disk() -> None:
     with open("/dev/full", "wb", buffering=0) as file:  # never by name: tools remove what they could not write
         pq.write_table(pa.table({"a": [1]}), pa.PythonFile(file, "w"))
 
 
-def short_of_memory() -> None:
+def exhaust_memory() -> None:
     with duckdb.connect() as con:
         con.execute("SET memory_limit='5MB'; SET max_temp_directory_size='0MB'; SET threads=1")
         con.execute(
@@ -93,8 +93,8 @@ def short_of_memory() -> None:
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (full_disk, "no space left .No space left on device"),
-        (full_table, "no space left"),
+        (fill_disk, "no space left .No space left on device"),
+        (write_table_to_full_disk, "no space left"),
         (lambda: duckdb.sql("COPY (SELECT 1) TO '/proc/nothing/x' (FORMAT parquet)"), "/proc/nothing/x: cannot be"),
         (lambda: save_file({"a": torch.zeros(2)}, "/proc/nothing/x"), "/proc/nothing/.*: cannot be"),
         (lambda: Path("/proc/x").mkdir(), "^/proc/x: "),
@@ -102,7 +102,7 @@ def short_of_memory() -> None:
         (lambda: np.zeros(2**45), "too little memory .*available"),
         (lambda: torch.zeros(2**50), "too little memory"),
         (lambda: bytearray(2**60), "too little memory"),
-        (short_of_memory, "data.memory: too little memory|no space left"),
+        (exhaust_memory, "data.memory: too little memory|no space left"),
     ],
 )  # fmt: skip
 def test_real_errors_have_four_fields(call: Callable[[], object], says: str) -> None:
@@ -173,13 +173,13 @@ def test_without_a_command_all_commands_are_listed(capsys: pytest.CaptureFixture
 
 
 def test_what_does_not_fit_on_the_disk(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with limited(resource.RLIMIT_FSIZE, 50_000):
+    with limit_resource(resource.RLIMIT_FSIZE, 50_000):
         assert cli.main(["prepare", "job.yaml"]) == 2
     assert "sorted.parquet: too large to be written" in capsys.readouterr().err
     assert not any((job / "prepared").iterdir())
 
     assert cli.main(["prepare", "job.yaml"]) == 0
-    with limited(resource.RLIMIT_FSIZE, 100_000):
+    with limit_resource(resource.RLIMIT_FSIZE, 100_000):
         assert cli.main(["train", "job.yaml", "--quiet"]) == 2
     said = capsys.readouterr().err
     assert "too large to be written" in said
@@ -193,7 +193,7 @@ def test_what_does_not_fit_on_the_disk(job: Path, capsys: pytest.CaptureFixture[
 def test_too_few_open_files(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lowest = os.open(os.devnull, os.O_RDONLY)  # the limit counts numbers, and some below it may be free
     os.close(lowest)
-    with limited(resource.RLIMIT_NOFILE, lowest):
+    with limit_resource(resource.RLIMIT_NOFILE, lowest):
         assert cli.main(["prepare", "job.yaml"]) == 2
     assert "too many open files" in capsys.readouterr().err.lower()
 

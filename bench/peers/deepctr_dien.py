@@ -17,7 +17,7 @@ import clock  # noqa: E402
 WIDTH = 16
 
 
-def read(options, split: str):
+def read_split(options, split: str):
     """Columns as its ``fit`` takes them: histories padded behind, their lengths beside."""
     import numpy as np
     import pyarrow.parquet as pq
@@ -34,7 +34,7 @@ def read(options, split: str):
 
 
 def main() -> None:
-    options = clock.options()
+    options = clock.parse_arguments()
     if options.prepare:
         return
     steps = clock.StepClock(options.steps, options.threads)
@@ -53,14 +53,14 @@ def main() -> None:
         l2_reg_embedding=0.0, seed=options.seed,
     )  # fmt: skip
     model.compile(torch.optim.Adam(model.parameters(), lr=1e-3), "binary_crossentropy", metrics=[])
-    x, y = read(options, "train")
+    x, y = read_split(options, "train")
     try:
         model.fit(x, y, batch_size=options.batch, epochs=1, verbose=0, shuffle=True)
-    except clock.Enough:
+    except clock.StepLimitReached:
         clock.emit(steps.result(options.batch, name="DeepCTR-Torch"))
         return
     result = steps.result(options.batch, name="DeepCTR-Torch")
-    x, y = read(options, "test")
+    x, y = read_split(options, "test")
     clock.emit({**result, "auc": clock.auc(y, model.predict(x, options.batch))})
 
 

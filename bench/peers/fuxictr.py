@@ -17,7 +17,7 @@ import clock  # noqa: E402
 WIDTH = 16
 
 
-def text_rows(source: Path, target: Path) -> None:
+def write_text_rows(source: Path, target: Path) -> None:
     """Ids as text, histories joined by ^: what the feature processor reads."""
     import polars as pl
 
@@ -27,7 +27,7 @@ def text_rows(source: Path, target: Path) -> None:
     rows.with_columns(ids + lists).drop("part").write_parquet(target)
 
 
-def settings(options) -> dict:
+def build_settings(options) -> dict:
     """One dictionary of settings, as its YAML files hold."""
     category = [
         {"name": name, "active": True, "dtype": "str", "type": "categorical"}
@@ -54,15 +54,15 @@ def prepare(options) -> None:
     from fuxictr.preprocess import FeatureProcessor, build_dataset
 
     for split in ("train", "test"):
-        text_rows(options.data / f"{split}.parquet", options.work / f"{split}.parquet")
-    config = settings(options)
+        write_text_rows(options.data / f"{split}.parquet", options.work / f"{split}.parquet")
+    config = build_settings(options)
     test = str(options.work / "test.parquet")
     config |= {"train_data": str(options.work / "train.parquet"), "valid_data": test, "test_data": test}
     build_dataset(FeatureProcessor(**config), **config)
 
 
 def main() -> None:
-    options = clock.options()
+    options = clock.parse_arguments()
     if options.prepare:
         if not (options.work / "log" / "test.parquet").exists():
             prepare(options)
@@ -75,7 +75,7 @@ def main() -> None:
     from fuxictr.pytorch.models import BaseModel
     from fuxictr.pytorch.torch_utils import seed_everything
 
-    config = settings(options)
+    config = build_settings(options)
     seed_everything(options.seed)
     features = FeatureMap("log", str(options.work / "log"))
     features.load(str(options.work / "log" / "feature_map.json"), config)
@@ -107,7 +107,7 @@ def main() -> None:
     batches, valid = RankDataLoader(features, stage="train", **config)
     try:
         model.fit(batches, validation_data=None if options.steps else valid, epochs=1)
-    except clock.Enough:
+    except clock.StepLimitReached:
         print("enough")
     result = steps.result(
         options.batch, name="FuxiCTR", item_rows=model.embedding.embedding_layers["item_id"].num_embeddings

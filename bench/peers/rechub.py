@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import clock
 
 
-def columns(path, cap):
+def read_columns(path, cap):
     """Rows of one split as the package wants them: a dictionary of arrays, histories padded at the end."""
     import pandas as pd
     from torch_rechub.utils.data import pad_sequences
@@ -26,7 +26,7 @@ def columns(path, cap):
 
 
 def main() -> None:
-    options = clock.options()
+    options = clock.parse_arguments()
     if options.prepare:  # it has no data format of its own: padding happens in the training process
         return
     steps = clock.StepClock(options.steps, options.threads)
@@ -38,21 +38,21 @@ def main() -> None:
 
     torch.manual_seed(options.seed)
     size, width = options.meta, 16
-    train, train_label = columns(options.data / "train.parquet", size["cap"])
-    test, test_label = columns(options.data / "test.parquet", size["cap"])
+    train, train_label = read_columns(options.data / "train.parquet", size["cap"])
+    test, test_label = read_columns(options.data / "test.parquet", size["cap"])
 
-    def one(name, count):
+    def make_feature(name, count):
         return SparseFeature(name, count + 1, width, padding_idx=0)
 
-    def history(name, count, twin):
+    def make_sequence(name, count, twin):
         return SequenceFeature(name, count + 1, width, pooling="concat", shared_with=twin, padding_idx=0)
 
     model = DIN(
-        features=[one("user_id", size["users"]), one("hour", size["hours"])],
-        target_features=[one("item_id", size["items"]), one("cate_id", size["categories"])],
+        features=[make_feature("user_id", size["users"]), make_feature("hour", size["hours"])],
+        target_features=[make_feature("item_id", size["items"]), make_feature("cate_id", size["categories"])],
         history_features=[
-            history("hist_item", size["items"], "item_id"),
-            history("hist_cate", size["categories"], "cate_id"),
+            make_sequence("hist_item", size["items"], "item_id"),
+            make_sequence("hist_cate", size["categories"], "cate_id"),
         ],
         attention_mlp_params={"dims": [80, 40], "activation": "relu"},
         mlp_params={"dims": [200, 80]},
@@ -63,7 +63,7 @@ def main() -> None:
     trainer = CTRTrainer(model, optimizer_params={"lr": 1e-3}, n_epoch=1, model_path=str(options.work))
     try:
         trainer.fit(batches)
-    except clock.Enough:
+    except clock.StepLimitReached:
         print("enough")
     result = steps.result(options.batch, name="torch-rechub")
     if not options.steps:

@@ -111,7 +111,7 @@ def movielens() -> dict[str, Any]:
     return {"schema": schema, **{key: str(folder / f"{name}.parquet") for key, name in files.items()}}
 
 
-def data_of(log: str, data: Path, work: Path) -> dict[str, Any]:
+def build_data(log: str, data: Path, work: Path) -> dict[str, Any]:
     """The ``data`` section of a log."""
     if log == "kuairand":
         return kuairand.job(data.resolve() / "kuairand_pure_14d", work, {"name": "din"}, 0)["data"]
@@ -144,7 +144,7 @@ def record(log_name: str, model_name: str, seed: int, arm: str, data: Path, work
     if out.exists():
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    section = {**data_of(log_name, data, work), "folder": str(work / arm / "prepared")}
+    section = {**build_data(log_name, data, work), "folder": str(work / arm / "prepared")}
     fit = {"epochs": EPOCHS, "patience": 0, "seed": seed, "tensorboard": "off", "mlflow": "off"}
     job = read_job({"name": out.stem, "data": section, "model": model_name, "fit": fit})
     log = Log.open(prepare(job.data, job.schema), job.schema)
@@ -173,7 +173,7 @@ def record(log_name: str, model_name: str, seed: int, arm: str, data: Path, work
     print(f"{arm} {out.stem}: {time.process_time() - began:.0f} CPU s, last {recorder.measures[-1]}", flush=True)
 
 
-def kept(measures: list[dict[str, float]], rule: Rule) -> int:
+def choose_validation(measures: list[dict[str, float]], rule: Rule) -> int:
     """Which validation a rule keeps."""
     lower = rule.monitor in ("log_loss", "normalised_entropy")
     best, value, stale = 0, None, 0
@@ -188,10 +188,10 @@ def kept(measures: list[dict[str, float]], rule: Rule) -> int:
     return best
 
 
-def of_rule(path: Path, rule: Rule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def select_scores(path: Path, rule: Rule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Label, user and score of the test rows, under a rule."""
     recorded = np.load(path)
-    at = kept(json.loads(str(recorded["measures"])), rule)
+    at = choose_validation(json.loads(str(recorded["measures"])), rule)
     return recorded["label"], recorded["user"], recorded["scores"][at]
 
 
@@ -225,9 +225,9 @@ def rows_of(work: Path, before: str, after: str) -> list[list[object]]:
             names = [f"{log}-{model}-{seed}.npz" for seed in range(seeds)]
             if not all((work / arm / name).exists() for arm in (before, after) for name in names):
                 continue
-            base = [of_rule(work / before / name, OLD) for name in names]
+            base = [select_scores(work / before / name, OLD) for name in names]
             for arm, rule in [(before, OLD), *((after, rule) for rule in RULES)]:
-                scored = [of_rule(work / arm / name, rule) for name in names]
+                scored = [select_scores(work / arm / name, rule) for name in names]
                 auc = float(np.mean([metrics.auc(one[0], one[2]) for one in scored]))
                 ne = float(np.mean([metrics.normalized_entropy(one[0], one[2]) for one in scored]))
                 pcoc = [metrics.pcoc(one[0], one[2]) for one in scored]

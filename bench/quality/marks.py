@@ -13,7 +13,9 @@ from longrec.report.run import read_predictions
 from longrec.report.tables import table
 
 
-def counting(log: Log, split: str = "test", smooth: float = 10.0, extra: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+def score_by_counts(
+    log: Log, split: str = "test", smooth: float = 10.0, extra: tuple[str, ...] = ()
+) -> dict[str, np.ndarray]:
     """Scores of a part by smoothed training rates: of the item, of the user, and the sum of their logits.
 
     Args:
@@ -41,7 +43,7 @@ def counting(log: Log, split: str = "test", smooth: float = 10.0, extra: tuple[s
 def mark_table(log: Log, extra: tuple[str, ...] = ()) -> str:
     """AUC of every counting score on valid and test."""
     rows = []
-    scores = {split: counting(log, split, extra=extra) for split in ("valid", "test")}
+    scores = {split: score_by_counts(log, split, extra=extra) for split in ("valid", "test")}
     for name in scores["test"]:
         rows.append([name, *(auc(log.labels[log.rows_of(split)], scores[split][name]) for split in ("valid", "test"))])
     return table(["counted on train", "valid AUC", "test AUC"], rows)
@@ -70,13 +72,13 @@ def paired_table(
 ) -> str:
     """Difference in test AUC, seed by seed, on the same rows, with intervals over users and over rows.
 
-    ``counting`` stands for the counting score of ``log`` (the same for every seed).
+    ``counting`` is the counting score of ``log`` (the same for every seed).
     """
     rows = []
     for better, than in pairs:
         for seed, run in enumerate(runs[better]):
             own = read_predictions(run.folder)
-            other = counting(log, extra=extra)["counting"] if than == "counting" and log is not None else None
+            other = score_by_counts(log, extra=extra)["counting"] if than == "counting" and log is not None else None
             scores = {
                 better: own.score,
                 than: other if other is not None else read_predictions(runs[than][seed].folder).score,

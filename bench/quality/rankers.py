@@ -45,7 +45,7 @@ BUILT_ON = ("iat_reader", "keep_plug", "esmm")
 """They read what another model wrote, and have studies of their own; or learn two labels that follow each other."""
 
 
-def ranked() -> list[str]:
+def list_rankers() -> list[str]:
     """The models to compare."""
     return [name for name in names() if issubclass(find(name), Ranker) and name not in BUILT_ON]
 
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="where kuairand_pure_14d and amazon_beauty lie")
     parser.add_argument("--work", type=Path, default=Path("build/quality/rankers"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--models", nargs="*", default=ranked())
+    parser.add_argument("--models", nargs="*", default=list_rankers())
     parser.add_argument("--modes", nargs="*", default=["past", "plain", "apart"])
     args = parser.parse_args()
     work = args.work / args.log

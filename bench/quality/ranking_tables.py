@@ -75,7 +75,7 @@ class Results:
         return value > half
 
 
-def runs_of(folder: Path) -> dict[Arm, list[Path]]:
+def find_runs(folder: Path) -> dict[Arm, list[Path]]:
     """The finished runs of a log; twins and runs with shuffled labels are not among them."""
     folders: dict[Arm, list[Path]] = defaultdict(list)
     for path in sorted(folder.glob("runs/*/predictions/test.parquet")):
@@ -88,7 +88,7 @@ def runs_of(folder: Path) -> dict[Arm, list[Path]]:
 def list_machines(folder: Path) -> str:
     """Which machines made the runs."""
     counts: Counter[str] = Counter()
-    for several in runs_of(folder).values():
+    for several in find_runs(folder).values():
         for run in several:
             environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
             counts[f"{environment['cpu']}, torch {environment['packages']['torch']}"] += 1
@@ -97,7 +97,7 @@ def list_machines(folder: Path) -> str:
 
 def measure_log(folder: Path, n_resamples: int) -> Results | None:
     """Read, draw and measure; None without runs."""
-    runs = runs_of(folder)
+    runs = find_runs(folder)
     if not runs:
         return None
     scores, label, user = {}, None, None
@@ -118,19 +118,21 @@ def measure_log(folder: Path, n_resamples: int) -> Results | None:
     return Results(seeds, means, (spread / free) ** 0.5 if free else None)
 
 
-def table_of(results: Results, modes: list[str]) -> str:
+def format_table(results: Results, modes: list[str]) -> str:
     """All models, best first, each beside DIN and beside itself without what users said of past events."""
     head = ["model"]
     for mode in modes:
         head += [f"test AUC, {mode} [95 %]", "seeds", "less DIN", "really worse models"]
     if len(modes) > 1:
         head += ["past less plain"]
-    models = sorted({model for model, mode in results.seeds if mode in modes}, key=lambda name: -_best(results, name))
+    models = sorted(
+        {model for model, mode in results.seeds if mode in modes}, key=lambda name: -_find_best(results, name)
+    )
     rows = []
     for model in models:
         row = [model]
         for mode in modes:
-            row += _cells(results, (model, mode))
+            row += _format_cells(results, (model, mode))
         if len(modes) > 1:
             both = [(model, mode) for mode in ("past", "plain")]
             row.append(
@@ -140,12 +142,12 @@ def table_of(results: Results, modes: list[str]) -> str:
     return machine.format_table(head, rows)
 
 
-def apart(results: Results) -> str:
+def describe_apart(results: Results) -> str:
     """What it does to read each behaviour as a history of its own."""
     arm = "din", "apart"
     if arm not in results.seeds:
         return ""
-    cell, spread = _cells(results, arm)[:2]
+    cell, spread = _format_cells(results, arm)[:2]
     return (
         f"{' and '.join(APART)} read what was liked and what was not as histories apart. The weights of each sum to "
         f"one, so that how many were liked is lost: DIN reading so reaches {cell} (seeds {spread}), "
@@ -153,11 +155,11 @@ def apart(results: Results) -> str:
     )
 
 
-def _best(results: Results, model: str) -> float:
+def _find_best(results: Results, model: str) -> float:
     return max(results.mean(arm) for arm in results.seeds if arm[0] == model)
 
 
-def _cells(results: Results, arm: Arm) -> list[str]:
+def _format_cells(results: Results, arm: Arm) -> list[str]:
     if arm not in results.seeds:
         return ["", "", "", ""]
     half, values = results.half(results.draws[arm], arm), results.seeds[arm]
@@ -173,7 +175,7 @@ def _format_difference(value: float, half: float) -> str:
     return f"**{text}**" if abs(value) > half else text
 
 
-def relations(folder: Path, results: Results) -> str:
+def format_relations(folder: Path, results: Results) -> str:
     """What has to hold on a log of made-up negatives (see ``relations.py``)."""
     path = folder / "relations.json"
     if not path.exists():
@@ -222,12 +224,12 @@ def main() -> None:
         text = [
             f"# {title}",
             about,
-            table_of(results, modes),
-            *filter(None, [apart(results)]),
+            format_table(results, modes),
+            *filter(None, [describe_apart(results)]),
             list_machines(args.work / log),
         ]
         if log == "beauty":
-            text.append(relations(args.work / log, results))
+            text.append(format_relations(args.work / log, results))
         machine.write(f"rankers_{log}", "\n\n".join(text))
         kept[log] = {}
         for model in sorted({model for model, _ in results.seeds}):

@@ -24,7 +24,7 @@ from longrec.metrics import auc
 from longrec.report.run import read_predictions
 
 
-def by_lot(task: Task) -> Task:
+def draw_labels(task: Task) -> Task:
     """The same rows with labels that say nothing."""
     query = task.data["log"]["query"]
     drawn = "CAST(hash(user_id, item_id) % 2 AS INTEGER) AS label"
@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--work", type=Path, default=Path("build/quality/rankers"))
-    parser.add_argument("--models", nargs="*", default=rankers.ranked())
+    parser.add_argument("--models", nargs="*", default=rankers.list_rankers())
     args = parser.parse_args()
     work = args.work / "beauty"
     task = TASKS["beauty"](args.data, work)
@@ -61,7 +61,7 @@ def main() -> None:
     for model in args.models:
         first = rankers.run(task, model, "past", 0, work)
         twin = rankers.run(task, model, "past", 0, work, twin="-twin")
-        lot = rankers.run(by_lot(task), model, "past", 0, work / "shuffled")
+        lot = rankers.run(draw_labels(task), model, "past", 0, work / "shuffled")
         scores = [read_predictions(run.folder).score for run in (first, twin)]
         kept["popularity"], kept["chance"] = popularity(first), chance(lot)
         kept["models"][model] = {

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from longrec.metrics import CalibrationCurve, Interval, compare
 from longrec.report import RunView, write_page
-from longrec.report.plots import Series, bar, calibration_chart, interval_chart, line_chart, number, swatch, ticks
+from longrec.report.plots import (
+    Series,
+    bar,
+    draw_calibration_chart,
+    draw_interval_chart,
+    draw_line_chart,
+    draw_swatch,
+    number,
+    ticks,
+)
 
 EVIL = "<script>alert('1')</script>\"&"
 CURVE = CalibrationCurve((0.1, 0.5, 0.8), (0.2, 0.5, 0.7), (10, 10, 9))
@@ -172,16 +181,18 @@ def test_the_sample_shows_its_heaviest_events_first_and_folds_the_rest(tmp_path)
 
 def test_charts_are_xml_and_carry_their_values_for_hovering():
     points = [(i / 50, 0.5 + 1 / (i + 3)) for i in range(500)]
-    line = line_chart([Series(EVIL, 0, points), Series("b", 7, [(1.0, 0.6)])], "epoch", "loss", "lowest")
-    dots = interval_chart([(EVIL, 0, Interval(0.1, 0.0, 0.2)), ("u", 1, Interval.undefined())], "AUC", 0.0, signed=True)
-    for chart in (line, dots, calibration_chart(CURVE, EVIL, 1), bar(-0.3, -0.5, 1.0, EVIL)):
+    line = draw_line_chart([Series(EVIL, 0, points), Series("b", 7, [(1.0, 0.6)])], "epoch", "loss", "lowest")
+    dots = draw_interval_chart(
+        [(EVIL, 0, Interval(0.1, 0.0, 0.2)), ("u", 1, Interval.undefined())], "AUC", 0.0, signed=True
+    )
+    for chart in (line, dots, draw_calibration_chart(CURVE, EVIL, 1), bar(-0.3, -0.5, 1.0, EVIL)):
         (root,) = svgs(chart)
         titles = [node.text or "" for node in root.iter() if node.tag.endswith("title")]
         assert any(EVIL in title for title in titles)
     assert "+0.1000 [+0.0000, +0.2000]" in dots
     assert len(re.findall("<polyline", line)) == 2
     assert max(len(path.split()) for path in re.findall(r'points="([^"]*)"', line)) <= 120
-    assert line_chart([], "x", "y") == interval_chart([], "x") == ""
+    assert draw_line_chart([], "x", "y") == draw_interval_chart([], "x") == ""
 
 
 def test_bars_share_a_scale_and_start_at_zero():
@@ -196,9 +207,9 @@ def test_bars_share_a_scale_and_start_at_zero():
 
 
 def test_runs_differ_without_color():
-    marks = [re.sub(r"s\d", "", swatch(slot)) for slot in range(4)]
+    marks = [re.sub(r"s\d", "", draw_swatch(slot)) for slot in range(4)]
     assert len(set(marks)) == 4
-    assert len({swatch(slot) for slot in range(12)}) == 12
+    assert len({draw_swatch(slot) for slot in range(12)}) == 12
 
 
 @settings(max_examples=60, deadline=None)

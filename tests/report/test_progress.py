@@ -73,14 +73,14 @@ def test_without_a_total_there_is_no_estimate():
 def test_work_that_breaks_off_says_so_and_the_error_goes_on():
     stream, clock = io.StringIO(), Clock()
 
-    def broken():
+    def interrupt():
         with Progress(10, "train din", stream=stream, clock=clock) as progress:
             clock.now += 3
             progress.at(4, note="loss 0.52")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        broken()
+        interrupt()
     assert stream.getvalue().splitlines() == [
         "train din   40%  4/10  1.3/s  4.5 s left  loss 0.52",
         "train din: 4 stopped after 3.0 s (1.3/s)",

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from longrec.errors import DataError
-from longrec.metrics.columns import Floats, Ints, groups, labels, numbers, require_both_classes, weights
+from longrec.metrics.columns import Floats, Ints, as_labels, as_numbers, as_weights, number_groups, require_both_classes
 
 
 def auc(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> float:
@@ -30,11 +30,11 @@ def auc(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> 
     >>> auc([1, 0, 1, 0], [0.9, 0.8, 0.8, 0.1])  # 4 pairs: won, won, tied, won
     0.875
     """
-    y = labels(label)
+    y = as_labels(label)
     require_both_classes(y)
-    s = numbers(score, "score", len(y))
-    w = weights(weight, len(y))
-    won, positive, negative = Pairs.of(y, s, np.zeros(len(y), np.int64), np.arange(len(y))).won(w)
+    s = as_numbers(score, "score", len(y))
+    w = as_weights(weight, len(y))
+    won, positive, negative = Pairs.of(y, s, np.zeros(len(y), np.int64), np.arange(len(y))).sum_won(w)
     if positive[0] == 0 or negative[0] == 0:
         raise DataError("column 'weight'", "no weight on one of the two classes", "weight on both")
     return float(won[0] / (positive[0] * negative[0]))
@@ -81,16 +81,16 @@ def grouped_auc(label: ArrayLike, score: ArrayLike, user: ArrayLike, weight: Arr
     >>> grouped_auc([1, 0, 1, 0, 1, 1], [0.9, 0.1, 0.2, 0.3, 0.5, 0.6], ["a", "a", "b", "b", "c", "c"])
     GroupedAUC(value=0.5, users=2, rows=4, users_skipped=1, rows_skipped=2)
     """
-    y = labels(label)
-    s = numbers(score, "score", len(y))
-    group, count = groups(user, "user", len(y))
+    y = as_labels(label)
+    s = as_numbers(score, "score", len(y))
+    group, count = number_groups(user, "user", len(y))
     if weight is not None:
-        w = weights(weight, len(y))
+        w = as_weights(weight, len(y))
         y, s, group, w = y[w > 0], s[w > 0], group[w > 0], w[w > 0]
     else:
         w = np.ones(len(y))
     pairs = Pairs.of(y, s, group, np.arange(len(y)))
-    won, positive, negative = pairs.won(w)
+    won, positive, negative = pairs.sum_won(w)
     share = positive + negative
     counted = len(pairs.positive) + len(pairs.negative)
     value = float((share * won / (positive * negative)).sum() / share.sum()) if counted else float("nan")
@@ -153,7 +153,7 @@ class Pairs:
             label: ``[N]`` of 0 and 1.
             score: ``[N]`` finite.
             group: ``[N]`` group of each row, 0, 1, ...
-            unit: ``[N]`` index of the weight of each row in the argument of :meth:`won`.
+            unit: ``[N]`` index of the weight of each row in the argument of :meth:`sum_won`.
             weight: ``[N]`` factor of that weight, row by row. None for ones.
         """
         order = np.lexsort((score, group))
@@ -181,7 +181,7 @@ class Pairs:
             negative_weight=None if weight is None else weight[order][~y],
         )
 
-    def won(self, weight: Floats) -> tuple[Floats, Floats, Floats]:
+    def sum_won(self, weight: Floats) -> tuple[Floats, Floats, Floats]:
         """Return the weight of the pairs won, of the positives and of the negatives, each ``[G]``."""
         if len(self.group) == 0:
             return np.zeros(0), np.zeros(0), np.zeros(0)

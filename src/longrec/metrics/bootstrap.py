@@ -15,8 +15,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from longrec.errors import ConfigError, DataError, UnknownName
 from longrec.metrics.auc import Pairs
-from longrec.metrics.calibration import BINS, entropy, equal_mass, row_log_loss
-from longrec.metrics.columns import Floats, Ints, as_probabilities, groups, labels, require_both_classes, weights
+from longrec.metrics.calibration import BINS, assign_bins, entropy, row_log_loss
+from longrec.metrics.columns import (
+    Floats,
+    Ints,
+    as_labels,
+    as_probabilities,
+    as_weights,
+    number_groups,
+    require_both_classes,
+)
 
 METRICS = ("auc", "gauc", "log_loss", "normalised_entropy", "pcoc", "ece")
 Resample = Literal["user", "row"]
@@ -76,8 +84,8 @@ def bootstrap(
         raise ConfigError("n_resamples", [f"must be at least 2, got {n_resamples}"])
     if not scores:
         raise ConfigError("scores", ["at least one score column is required"])
-    y = labels(label)
-    w = None if weight is None else weights(weight, len(y))
+    y = as_labels(label)
+    w = None if weight is None else as_weights(weight, len(y))
     if w is not None:
         some = w > 0
         # A score of another length is refused below, so only those that fit are masked.
@@ -85,7 +93,7 @@ def bootstrap(
         scores = {name: score[some] if score.shape == some.shape else score for name, score in cut.items()}
         y, user, w = y[some], np.asarray(user)[some], w[some]
     require_both_classes(y)
-    group, users = groups(user, "user", len(y))
+    group, users = number_groups(user, "user", len(y))
     of_row, units = (group, users) if resample == "user" else (np.arange(len(y)), len(y))
     if units < 2:
         raise DataError(
@@ -153,7 +161,7 @@ class _Column:
         self.fixed_users: tuple[Floats, Floats] | None = None
         if resample == "user":
             # All rows of a user are drawn together, so its AUC never changes, only its count.
-            won, positive, negative = self.pairs_by_user.won(np.ones(units))
+            won, positive, negative = self.pairs_by_user.sum_won(np.ones(units))
             rows = np.zeros(units)
             rows[self.pairs_by_user.group] = positive + negative
             area = np.zeros(units)
@@ -164,7 +172,7 @@ class _Column:
         if w is not None:
             columns *= w
         self.sums = np.stack([np.bincount(of_row, weights=column, minlength=units) for column in columns])
-        which = equal_mass(p, BINS)
+        which = assign_bins(p, BINS)
         by_bin = np.argsort(which, kind="stable")
         self.bin_unit, self.bin_gap = of_row[by_bin], (p - y if w is None else w * (p - y))[by_bin]
         self.bin_start = np.flatnonzero(np.diff(which[by_bin], prepend=-1))
@@ -175,21 +183,21 @@ class _Column:
         result = np.full(len(METRICS), np.nan)
         if clicks == 0 or clicks == rows:
             return result
-        won, positive, negative = self.pairs.won(counts)
+        won, positive, negative = self.pairs.sum_won(counts)
         gaps = np.add.reduceat(counts[self.bin_unit] * self.bin_gap, self.bin_start)
         result[0] = won[0] / (positive[0] * negative[0])
-        result[1] = self._gauc(counts)
+        result[1] = self._compute_gauc(counts)
         result[2] = loss / rows
         result[3] = loss / rows / entropy(clicks / rows)
         result[4] = promised / clicks
         result[5] = np.abs(gaps).sum() / rows
         return result
 
-    def _gauc(self, counts: Floats) -> float:
+    def _compute_gauc(self, counts: Floats) -> float:
         if self.fixed_users is not None:
             total, weighted = counts @ self.fixed_users[0], counts @ self.fixed_users[1]
             return float(weighted / total) if total else float("nan")
-        won, positive, negative = self.pairs_by_user.won(counts)
+        won, positive, negative = self.pairs_by_user.sum_won(counts)
         kept = (positive > 0) & (negative > 0)
         rows = (positive + negative)[kept]
         if not len(rows):

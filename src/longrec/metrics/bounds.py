@@ -40,25 +40,25 @@ def metric_warnings(
         if name == "auc" and one.value < 0.5:
             sentences.append(
                 f"AUC{of} on {split} is {one}, below 0.5: the scores order rows worse than chance"
-                f"{_reach(one, 0.5)}; check that the label means the same in train and {split}, and look in "
+                f"{_note_crossing(one, 0.5)}; check that the label means the same in train and {split}, and look in "
                 "metrics.jsonl for a model that had learned its training rows by heart"
             )
         elif name == "normalised_entropy" and one.value > 1:
             sentences.append(
                 f"Normalized entropy{of} on {split} is {one}, above 1: the base rate of {split} as the score of every "
-                f"row has a lower log loss{_reach(one, 1.0)}; do not read these scores as probabilities, "
+                f"row has a lower log loss{_note_crossing(one, 1.0)}; do not read these scores as probabilities, "
                 "and train with fit.monitor=log_loss, fewer epochs, a lower fit.lr or more data"
             )
         elif name == "pcoc" and not PCOC_BOUNDS[0] <= one.value <= PCOC_BOUNDS[1]:
             low, high = PCOC_BOUNDS
             sentences.append(
                 f"PCOC{of} on {split} is {one}, outside {low:g} to {high:g}: the scores promise {one.value:.3g} "
-                f"positives for each that came{_reach(one, low if one.value < low else high)}; compare the positive "
-                f"rates of train and {split}, train with fit.monitor=log_loss, or calibrate the scores before use"
+                f"positives for each that came{_note_crossing(one, low if one.value < low else high)}; compare the "
+                f"positive rates of train and {split}, train with fit.monitor=log_loss, or calibrate the scores before use"
             )
     return tuple(f"{run}: {sentence}" if run else sentence for sentence in sentences)
 
 
-def _reach(one: Interval, bound: float) -> str:
+def _note_crossing(one: Interval, bound: float) -> str:
     across = one.low <= bound <= one.high
     return f" (the interval reaches across {bound:g}: more rows may say otherwise)" if across else ""

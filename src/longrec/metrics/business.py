@@ -5,8 +5,8 @@ from __future__ import annotations
 from numpy.typing import ArrayLike
 
 from longrec.errors import ConfigError, DataError
-from longrec.metrics.columns import labels, numbers
-from longrec.metrics.ranking import ranks
+from longrec.metrics.columns import as_labels, as_numbers
+from longrec.metrics.ranking import compute_ranks
 
 
 def ctr_at_k(label: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> float:
@@ -27,8 +27,8 @@ def ctr_at_k(label: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> fl
     >>> ctr_at_k([1, 0, 0, 1], [0.9, 0.1, 0.8, 0.2], [1, 1, 2, 2], k=1)
     0.5
     """
-    y = labels(label)
-    return float(y[ranks(numbers(score, "score", len(y)), y, group) <= _cut(k)].mean())
+    y = as_labels(label)
+    return float(y[compute_ranks(as_numbers(score, "score", len(y)), y, group) <= _check_k(k)].mean())
 
 
 def value_share_at_k(value: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> float:
@@ -45,13 +45,13 @@ def value_share_at_k(value: ArrayLike, score: ArrayLike, group: ArrayLike, k: in
     >>> value_share_at_k([30, 0, 0, 10], [0.9, 0.1, 0.8, 0.2], [1, 1, 2, 2], k=1)
     0.75
     """
-    v = numbers(value, "value")
+    v = as_numbers(value, "value")
     if (v < 0).any() or not v.any():
         raise DataError("column 'value'", f"values from {v.min():g} to {v.max():g}", "none negative, one positive")
-    return float(v[ranks(numbers(score, "score", len(v)), v, group) <= _cut(k)].sum() / v.sum())
+    return float(v[compute_ranks(as_numbers(score, "score", len(v)), v, group) <= _check_k(k)].sum() / v.sum())
 
 
-def _cut(k: int) -> int:
+def _check_k(k: int) -> int:
     if k < 1:
         raise ConfigError("k", [f"must be at least 1, got {k}"])
     return k

@@ -8,7 +8,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from longrec.errors import ConfigError, DataError
-from longrec.metrics.columns import Floats, Ints, as_probabilities, labels, numbers, require_both_classes, weights
+from longrec.metrics.columns import (
+    Floats,
+    Ints,
+    as_labels,
+    as_numbers,
+    as_probabilities,
+    as_weights,
+    require_both_classes,
+)
 
 # A float32 sigmoid reaches exactly 0 and 1. This bounds the loss of one row at 16.1 instead of infinity.
 EPSILON = 1e-7
@@ -35,13 +43,13 @@ def log_loss(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None
     >>> round(log_loss([1], [0.0], logits=True), 4)  # ln 2
     0.6931
     """
-    y = labels(label)
+    y = as_labels(label)
     if logits:
-        z = numbers(score, "score", len(y))
+        z = as_numbers(score, "score", len(y))
         loss: Floats = np.logaddexp(0, z) - y * z
     else:
         loss = row_log_loss(y, as_probabilities(score, len(y)))
-    return float(np.average(loss, weights=weights(weight, len(y))))
+    return float(np.average(loss, weights=as_weights(weight, len(y))))
 
 
 def row_log_loss(label: Floats, score: Floats) -> Floats:
@@ -74,9 +82,9 @@ def normalized_entropy(label: ArrayLike, score: ArrayLike, weight: ArrayLike | N
     >>> normalized_entropy([1, 0, 0, 0], [0.25] * 4)
     1.0
     """
-    y = labels(label)
+    y = as_labels(label)
     require_both_classes(y)
-    rate = float(np.average(y, weights=weights(weight, len(y))))
+    rate = float(np.average(y, weights=as_weights(weight, len(y))))
     if rate in (0.0, 1.0):
         raise DataError("column 'weight'", "no weight on one of the two classes", "weight on both")
     return log_loss(y, score, weight) / entropy(rate)
@@ -95,8 +103,8 @@ def pcoc(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) ->
     >>> pcoc([1, 0, 1, 0], [0.75, 0.5, 0.75, 0.5])
     1.25
     """
-    y = labels(label)
-    w = weights(weight, len(y))
+    y = as_labels(label)
+    w = as_weights(weight, len(y))
     p = as_probabilities(score, len(y))
     clicks = float(w @ y)
     if clicks == 0:
@@ -139,11 +147,11 @@ def calibration_curve(
     >>> calibration_curve([0, 0, 1, 1], [0.1, 0.1, 0.4, 0.6], bins=2)
     CalibrationCurve(score=(0.1, 0.5), rate=(0.0, 1.0), count=(2, 2))
     """
-    y = labels(label)
+    y = as_labels(label)
     p = as_probabilities(score, len(y))
-    w = weights(weight, len(y))
+    w = as_weights(weight, len(y))
     y, p, w = y[w > 0], p[w > 0], w[w > 0]
-    which = equal_mass(p, bins)
+    which = assign_bins(p, bins)
     count, mass = np.bincount(which), np.bincount(which, weights=w)
     return CalibrationCurve(
         score=tuple((np.bincount(which, weights=w * p) / mass).tolist()),
@@ -167,15 +175,15 @@ def ece(label: ArrayLike, score: ArrayLike, bins: int = BINS, weight: ArrayLike 
     >>> round(ece([0, 0, 1, 1], [0.1, 0.1, 0.4, 0.6], bins=2), 3)  # (|0.1 - 0| + |0.5 - 1|) / 2
     0.3
     """
-    y = labels(label)
+    y = as_labels(label)
     p = as_probabilities(score, len(y))
-    w = weights(weight, len(y))
+    w = as_weights(weight, len(y))
     y, p, w = y[w > 0], p[w > 0], w[w > 0]
-    gaps = np.bincount(equal_mass(p, bins), weights=w * (p - y))
+    gaps = np.bincount(assign_bins(p, bins), weights=w * (p - y))
     return float(np.abs(gaps).sum() / w.sum())
 
 
-def equal_mass(score: Floats, bins: int) -> Ints:
+def assign_bins(score: Floats, bins: int) -> Ints:
     """Return the bin of each row ``[N]``, 0, 1, ... by rising score, none empty. Equal scores share a bin."""
     if bins < 1:
         raise ConfigError("bins", [f"must be at least 1, got {bins}"])

@@ -13,13 +13,13 @@ Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 
 
-def numbers(values: ArrayLike, name: str, rows: int | None = None) -> Floats:
+def as_numbers(values: ArrayLike, name: str, rows: int | None = None) -> Floats:
     """Return a column of finite numbers as float64 ``[N]``.
 
     Raises:
         DataError: not one-dimensional, empty, not of ``rows`` rows, not numbers, or not finite.
     """
-    column = _flat(values, name, rows)
+    column = _as_flat(values, name, rows)
     if column.dtype.kind not in "biuf":
         raise DataError(f"column '{name}'", f"values of type {column.dtype}", "numbers")
     result: Floats = column.astype(np.float64)
@@ -34,13 +34,13 @@ def numbers(values: ArrayLike, name: str, rows: int | None = None) -> Floats:
     return result
 
 
-def labels(values: ArrayLike, name: str = "label") -> Floats:
+def as_labels(values: ArrayLike, name: str = "label") -> Floats:
     """Return a column of 0 and 1 as float64 ``[N]``.
 
     Raises:
-        DataError: as :func:`numbers`, or a value that is neither 0 nor 1.
+        DataError: as :func:`as_numbers`, or a value that is neither 0 nor 1.
     """
-    column = numbers(values, name)
+    column = as_numbers(values, name)
     bad = (column != 0) & (column != 1)
     if bad.any():
         row = int(bad.argmax())
@@ -64,9 +64,9 @@ def as_probabilities(values: ArrayLike, rows: int, name: str = "score") -> Float
     """Return a column of numbers within [0, 1] as float64 ``[N]``.
 
     Raises:
-        DataError: as :func:`numbers`, or a value outside [0, 1].
+        DataError: as :func:`as_numbers`, or a value outside [0, 1].
     """
-    column = numbers(values, name, rows)
+    column = as_numbers(values, name, rows)
     bad = (column < 0) | (column > 1)
     if bad.any():
         row = int(bad.argmax())
@@ -79,15 +79,15 @@ def as_probabilities(values: ArrayLike, rows: int, name: str = "score") -> Float
     return column
 
 
-def weights(values: ArrayLike | None, rows: int) -> Floats:
+def as_weights(values: ArrayLike | None, rows: int) -> Floats:
     """Return row weights as float64 ``[N]``: ones when ``values`` is None.
 
     Raises:
-        DataError: as :func:`numbers`, a negative weight, or all weights zero.
+        DataError: as :func:`as_numbers`, a negative weight, or all weights zero.
     """
     if values is None:
         return np.ones(rows)
-    column = numbers(values, "weight", rows)
+    column = as_numbers(values, "weight", rows)
     if (column < 0).any() or not column.any():
         raise DataError(
             "column 'weight'",
@@ -97,17 +97,17 @@ def weights(values: ArrayLike | None, rows: int) -> Floats:
     return column
 
 
-def groups(values: ArrayLike, name: str, rows: int) -> tuple[Ints, int]:
+def number_groups(values: ArrayLike, name: str, rows: int) -> tuple[Ints, int]:
     """Number the groups of a key column (user, list) 0, 1, ...: ``([N] group of each row, number of groups)``.
 
     Raises:
         DataError: not one-dimensional or not of ``rows`` rows.
     """
-    distinct, group = np.unique(_flat(values, name, rows), return_inverse=True)
+    distinct, group = np.unique(_as_flat(values, name, rows), return_inverse=True)
     return group.astype(np.int64, copy=False), len(distinct)
 
 
-def _flat(values: ArrayLike, name: str, rows: int | None) -> NDArray[Any]:
+def _as_flat(values: ArrayLike, name: str, rows: int | None) -> NDArray[Any]:
     column = np.asarray(values)
     if column.ndim != 1:
         raise DataError(f"column '{name}'", f"an array of shape {column.shape}", "one value per row")

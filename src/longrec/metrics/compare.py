@@ -132,7 +132,7 @@ def summary(
     drawn = bootstrap(
         label, {"score": score}, user, n_resamples=n_resamples, seed=seed, resample=resample, weight=weight
     )
-    return _intervals(drawn, "score")
+    return _compute_intervals(drawn, "score")
 
 
 def compare(
@@ -176,11 +176,11 @@ def compare(
         raise UnknownName("run", str(baseline), scores)
     drawn = bootstrap(label, scores, user, n_resamples=n_resamples, seed=seed, resample=resample, weight=weight)
     assert baseline is not None  # bootstrap has refused empty scores
-    runs = {run: _intervals(drawn, run) for run in scores}
+    runs = {run: _compute_intervals(drawn, run) for run in scores}
     return Comparison(
         baseline=baseline,
         runs=runs,
-        differences={run: _differences(drawn, run, baseline) for run in scores if run != baseline},
+        differences={run: _compute_differences(drawn, run, baseline) for run in scores if run != baseline},
         rows=drawn.rows,
         users=drawn.users,
         positives=drawn.positives,
@@ -201,7 +201,7 @@ def _center_ece(drawn: Draws, run: str) -> Floats:
     return draws
 
 
-def _intervals(drawn: Draws, run: str) -> dict[str, Interval]:
+def _compute_intervals(drawn: Draws, run: str) -> dict[str, Interval]:
     draws = _center_ece(drawn, run)
     # None of the six metrics is negative, but the shift of ECE can make a draw negative.
     return {
@@ -210,17 +210,17 @@ def _intervals(drawn: Draws, run: str) -> dict[str, Interval]:
     }
 
 
-def _differences(drawn: Draws, run: str, baseline: str) -> dict[str, Difference]:
+def _compute_differences(drawn: Draws, run: str, baseline: str) -> dict[str, Difference]:
     values = drawn.values[run] - drawn.values[baseline]
     draws = _center_ece(drawn, run) - _center_ece(drawn, baseline)
     result = {}
     for index, key in enumerate(METRICS):
         interval = Interval.of(float(values[index]), draws[:, index])
-        result[key] = Difference(interval, interval.excludes_zero, _verdict(key, interval))
+        result[key] = Difference(interval, interval.excludes_zero, _choose_verdict(key, interval))
     return result
 
 
-def _verdict(key: str, difference: Interval) -> Verdict:
+def _choose_verdict(key: str, difference: Interval) -> Verdict:
     if not difference.excludes_zero:
         return "unclear"
     if BETTER[key] == "one":

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from longrec.errors import DataError
-from longrec.metrics.columns import groups, numbers
+from longrec.metrics.columns import as_numbers, number_groups
 
 
 def coverage(items: ArrayLike, catalog: int) -> float:
@@ -22,7 +22,7 @@ def coverage(items: ArrayLike, catalog: int) -> float:
     >>> coverage([3, 3, 5], catalog=4)
     0.5
     """
-    _, distinct = groups(items, "items", len(np.asarray(items)))
+    _, distinct = number_groups(items, "items", len(np.asarray(items)))
     if distinct > catalog:
         raise DataError("column 'items'", f"{distinct:,} distinct items", f"at most the catalog's {catalog:,}")
     return distinct / catalog
@@ -42,7 +42,7 @@ def gini(exposure: ArrayLike) -> float:
     >>> gini([1, 1, 1, 1]), gini([0, 0, 0, 4])
     (0.0, 0.75)
     """
-    x = np.sort(numbers(exposure, "exposure"))
+    x = np.sort(as_numbers(exposure, "exposure"))
     if x[0] < 0 or x[-1] == 0:
         raise DataError("column 'exposure'", f"counts from {x[0]:g} to {x[-1]:g}", "none negative, one positive")
     n = len(x)
@@ -65,7 +65,7 @@ def novelty(popularity: ArrayLike) -> float:
     >>> novelty([0.5, 0.125])
     2.0
     """
-    p = numbers(popularity, "popularity")
+    p = as_numbers(popularity, "popularity")
     if (p <= 0).any() or (p > 1).any():
         raise DataError(
             "column 'popularity'",
@@ -97,7 +97,7 @@ def intra_list_diversity(vectors: ArrayLike, group: ArrayLike) -> float:
     v_ND = np.asarray(vectors, np.float64)
     if v_ND.ndim != 2 or not np.isfinite(v_ND).all():
         raise DataError("vectors", f"an array of shape {v_ND.shape}", "[N, D] finite numbers")
-    lists, count = groups(group, "group", len(v_ND))
+    lists, count = number_groups(group, "group", len(v_ND))
     norm_N = np.linalg.norm(v_ND, axis=1)
     u_ND = v_ND / np.where(norm_N > 0, norm_N, 1.0)[:, None]
     sum_GD = np.zeros((count, v_ND.shape[1]))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from longrec.errors import ConfigError, DataError
-from longrec.metrics.columns import Floats, Ints, groups, numbers
+from longrec.metrics.columns import Floats, Ints, as_numbers, number_groups
 
 
 def ndcg_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> float:
@@ -33,10 +33,10 @@ def ndcg_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) 
     >>> round(ndcg_at_k([1, 0, 0], [0.1, 0.9, 0.5], [7, 7, 7], k=3), 4)  # found at rank 3: 1 / log2(4)
     0.5
     """
-    rel, s, lists, count = _columns(relevance, score, group, k)
+    rel, s, lists, count = _check_columns(relevance, score, group, k)
     gain = np.exp2(rel) - 1
-    dcg = _discount(gain, _ranks(s, gain, lists), lists, count, k)
-    ideal = _discount(gain, _ranks(gain, gain, lists), lists, count, k)
+    dcg = _discount(gain, _rank_rows(s, gain, lists), lists, count, k)
+    ideal = _discount(gain, _rank_rows(gain, gain, lists), lists, count, k)
     kept = ideal > 0
     return float((dcg[kept] / ideal[kept]).mean())
 
@@ -47,10 +47,10 @@ def hit_rate_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: i
     >>> hit_rate_at_k([1, 0, 0, 1], [0.9, 0.1, 0.8, 0.2], [1, 1, 2, 2], k=1)
     0.5
     """
-    rel, s, lists, count = _columns(relevance, score, group, k)
-    top = _ranks(s, rel, lists) <= k
+    rel, s, lists, count = _check_columns(relevance, score, group, k)
+    top = _rank_rows(s, rel, lists) <= k
     hits = np.bincount(lists, weights=(rel > 0) & top, minlength=count) > 0
-    return float(hits[_holds_relevant(rel, lists, count)].mean())
+    return float(hits[_has_relevant(rel, lists, count)].mean())
 
 
 def recall_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> float:
@@ -61,8 +61,8 @@ def recall_at_k(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int
     >>> recall_at_k([1, 1, 0], [0.9, 0.1, 0.5], [7, 7, 7], k=2)
     0.5
     """
-    rel, s, lists, count = _columns(relevance, score, group, k)
-    top = _ranks(s, rel, lists) <= k
+    rel, s, lists, count = _check_columns(relevance, score, group, k)
+    top = _rank_rows(s, rel, lists) <= k
     hits = np.bincount(lists, weights=(rel > 0) & top, minlength=count)
     total = np.bincount(lists, weights=rel > 0, minlength=count)
     kept = total > 0
@@ -77,10 +77,10 @@ def mrr(relevance: ArrayLike, score: ArrayLike, group: ArrayLike) -> float:
     >>> mrr([1, 0, 0, 1], [0.9, 0.1, 0.8, 0.2], [1, 1, 2, 2])  # ranks 1 and 2
     0.75
     """
-    rel, s, lists, count = _columns(relevance, score, group, 1)
+    rel, s, lists, count = _check_columns(relevance, score, group, 1)
     first = np.full(count, np.inf)
     relevant = rel > 0
-    np.minimum.at(first, lists[relevant], _ranks(s, rel, lists)[relevant])
+    np.minimum.at(first, lists[relevant], _rank_rows(s, rel, lists)[relevant])
     return float((1 / first[np.isfinite(first)]).mean())
 
 
@@ -90,35 +90,37 @@ def lists_skipped(relevance: ArrayLike, group: ArrayLike) -> int:
     >>> lists_skipped([1, 0, 0, 0], [1, 1, 2, 2])
     1
     """
-    rel = numbers(relevance, "relevance")
-    lists, count = groups(group, "group", len(rel))
-    return int((~_holds_relevant(rel, lists, count)).sum())
+    rel = as_numbers(relevance, "relevance")
+    lists, count = number_groups(group, "group", len(rel))
+    return int((~_has_relevant(rel, lists, count)).sum())
 
 
-def ranks(score: ArrayLike, worth: ArrayLike, group: ArrayLike) -> Ints:
+def compute_ranks(score: ArrayLike, worth: ArrayLike, group: ArrayLike) -> Ints:
     """Return the rank of each row in its list ``[N]``, from 1. Among equal scores the least ``worth`` comes first.
 
     >>> ranks([0.2, 0.9, 0.9], [0, 1, 0], [7, 7, 7]).tolist()
     [3, 2, 1]
     """
-    s = numbers(score, "score")
-    w = numbers(worth, "worth", len(s))
-    return _ranks(s, w, groups(group, "group", len(s))[0])
+    s = as_numbers(score, "score")
+    w = as_numbers(worth, "worth", len(s))
+    return _rank_rows(s, w, number_groups(group, "group", len(s))[0])
 
 
-def _columns(relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int) -> tuple[Floats, Floats, Ints, int]:
+def _check_columns(
+    relevance: ArrayLike, score: ArrayLike, group: ArrayLike, k: int
+) -> tuple[Floats, Floats, Ints, int]:
     if k < 1:
         raise ConfigError("k", [f"must be at least 1, got {k}"])
-    rel = numbers(relevance, "relevance")
+    rel = as_numbers(relevance, "relevance")
     if (rel < 0).any():
         raise DataError("column 'relevance'", f"the value {rel.min():g}", "grades of 0 or more")
     if not rel.any():
         raise DataError("column 'relevance'", f"nothing relevant in {len(rel):,} rows", "a list with a relevant item")
-    lists, count = groups(group, "group", len(rel))
-    return rel, numbers(score, "score", len(rel)), lists, count
+    lists, count = number_groups(group, "group", len(rel))
+    return rel, as_numbers(score, "score", len(rel)), lists, count
 
 
-def _ranks(score: Floats, worth: Floats, lists: Ints) -> Ints:
+def _rank_rows(score: Floats, worth: Floats, lists: Ints) -> Ints:
     order = np.lexsort((worth, -score, lists))
     starts = np.flatnonzero(np.diff(lists[order], prepend=-1))
     lengths = np.diff(np.append(starts, len(order)))
@@ -132,6 +134,6 @@ def _discount(gain: Floats, rank: Ints, lists: Ints, count: int, k: int) -> Floa
     return np.bincount(lists, weights=gains, minlength=count).astype(np.float64)
 
 
-def _holds_relevant(relevance: Floats, lists: Ints, count: int) -> NDArray[np.bool_]:
+def _has_relevant(relevance: Floats, lists: Ints, count: int) -> NDArray[np.bool_]:
     held: NDArray[np.bool_] = np.bincount(lists, weights=relevance > 0, minlength=count) > 0
     return held

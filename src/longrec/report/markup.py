@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 
-def fact_list(facts: Mapping[str, object]) -> str:
+def format_facts(facts: Mapping[str, object]) -> str:
     """Return name and value pairs as small tiles."""
     listed = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts.items()
@@ -15,13 +15,13 @@ def fact_list(facts: Mapping[str, object]) -> str:
     return f'<dl class="facts">{listed}</dl>' if listed else ""
 
 
-def card(head: str, chart: str, note: str) -> str:
+def format_card(head: str, chart: str, note: str) -> str:
     """Return a chart (SVG) below its heading, with a note. Empty without a chart."""
     caption = f"<figcaption>{escape(note)}</figcaption>" if note else ""
     return f"<figure><h3>{escape(head)}</h3>{chart}{caption}</figure>" if chart else ""
 
 
-def code(text: str) -> str:
+def format_code(text: str) -> str:
     """Return escaped text with `text between backticks` as code. A bare command becomes code as a whole."""
     if "`" not in text and text.startswith("longrec "):
         text = f"`{text}`"

@@ -7,19 +7,19 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from longrec.report.markup import code, fact_list
+from longrec.report.markup import format_code, format_facts
 from longrec.report.results import (
-    calibration_section,
-    intervals_section,
-    learning_section,
-    metrics_section,
-    result_sentences,
-    warnings_section,
+    format_calibration,
+    format_intervals,
+    format_learning,
+    format_metrics,
+    format_result_sentences,
+    format_warnings,
 )
 from longrec.report.run import RunView
-from longrec.report.sample import sample_section
+from longrec.report.sample import format_sample
 from longrec.report.style import CSS
-from longrec.report.tables import write_whole
+from longrec.report.tables import write_atomically
 
 
 def write_page(
@@ -47,16 +47,16 @@ def write_page(
         LongRecError: the file cannot be written.
     """
     sections = [
-        _header(title, facts, comparison),
-        warnings_section(runs, comparison),
-        metrics_section(runs, comparison),
-        intervals_section(runs, comparison),
-        learning_section(runs),
-        calibration_section(runs),
-        sample_section(explanation) if explanation else "",
-        _settings(runs),
-        _next(next_steps),
-        _footer(comparison),
+        _format_header(title, facts, comparison),
+        format_warnings(runs, comparison),
+        format_metrics(runs, comparison),
+        format_intervals(runs, comparison),
+        format_learning(runs),
+        format_calibration(runs),
+        format_sample(explanation) if explanation else "",
+        _format_settings(runs),
+        _format_next_steps(next_steps),
+        _format_footer(comparison),
     ]
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -68,22 +68,22 @@ def write_page(
         + "\n</main></body></html>\n"
     )
     path = Path(out)
-    write_whole(path, page)
+    write_atomically(path, page)
     return path
 
 
-def _header(title: str, facts: Mapping[str, str], comparison: Mapping[str, Any] | None) -> str:
-    said = "".join(f"<p>{line}</p>" for line in result_sentences(comparison)) if comparison else ""
+def _format_header(title: str, facts: Mapping[str, str], comparison: Mapping[str, Any] | None) -> str:
+    said = "".join(f"<p>{line}</p>" for line in format_result_sentences(comparison)) if comparison else ""
     return (
-        f'<header><p class="kicker">LongRec report</p><h1>{escape(title)}</h1>{fact_list(facts)}'
+        f'<header><p class="kicker">LongRec report</p><h1>{escape(title)}</h1>{format_facts(facts)}'
         + (f'<div class="result">{said}</div>' if said else "")
         + "</header>"
     )
 
 
-def _settings(runs: Sequence[RunView]) -> str:
+def _format_settings(runs: Sequence[RunView]) -> str:
     folded = "".join(
-        f"<details><summary>{escape(run.name)}{_model(run)}</summary><pre>{escape(run.config)}</pre></details>"
+        f"<details><summary>{escape(run.name)}{_format_model(run)}</summary><pre>{escape(run.config)}</pre></details>"
         for run in runs
         if run.config
     )
@@ -94,16 +94,16 @@ def _settings(runs: Sequence[RunView]) -> str:
     )
 
 
-def _model(run: RunView) -> str:
+def _format_model(run: RunView) -> str:
     return "" if run.model == run.name else f' <span class="soft">({escape(run.model)})</span>'
 
 
-def _next(steps: Sequence[str]) -> str:
-    listed = "".join(f"<li>{code(step)}</li>" for step in steps)
+def _format_next_steps(steps: Sequence[str]) -> str:
+    listed = "".join(f"<li>{format_code(step)}</li>" for step in steps)
     return f'<section><h2>How to go on</h2><ol class="next">{listed}</ol></section>' if listed else ""
 
 
-def _footer(comparison: Mapping[str, Any] | None) -> str:
+def _format_footer(comparison: Mapping[str, Any] | None) -> str:
     how = "Intervals are 95 % bootstrap intervals."
     if comparison:
         on = f"{comparison['split']}: " if comparison.get("split") else ""

@@ -9,14 +9,14 @@ from typing import Any
 from longrec.metrics import BETTER, Interval
 from longrec.progress import duration
 from longrec.report import plots
-from longrec.report.markup import card, join_names
+from longrec.report.markup import format_card, join_names
 from longrec.report.run import RunView
-from longrec.report.tables import METRIC_LABELS, format_verdict, metric_keys, metric_name, signed
+from longrec.report.tables import METRIC_LABELS, format_metric_name, format_signed, format_verdict, list_metric_keys
 
 _SIDE_BY_SIDE = 3
 
 
-def result_sentences(comparison: Mapping[str, Any]) -> list[str]:
+def format_result_sentences(comparison: Mapping[str, Any]) -> list[str]:
     """Return the comparison in one sentence per run."""
     lines = []
     for run, differences in comparison["differences"].items():
@@ -28,7 +28,7 @@ def result_sentences(comparison: Mapping[str, Any]) -> list[str]:
             ("unclear", "no clear difference in"),
         ):
             names = [
-                _in_sentence(key) + (f" ({one['value']:+.4f})" if verdict != "unclear" else "")
+                _format_in_sentence(key) + (f" ({one['value']:+.4f})" if verdict != "unclear" else "")
                 for key, one in differences.items()
                 if one["verdict"] == verdict and one["value"] is not None
             ]
@@ -40,7 +40,7 @@ def result_sentences(comparison: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def warnings_section(runs: Sequence[RunView], comparison: Mapping[str, Any] | None) -> str:
+def format_warnings(runs: Sequence[RunView], comparison: Mapping[str, Any] | None) -> str:
     """Return the warnings of the runs, each sentence once."""
     listed: dict[str, list[str]] = {}
     for run in runs:
@@ -51,42 +51,43 @@ def warnings_section(runs: Sequence[RunView], comparison: Mapping[str, Any] | No
         for sentence in comparison.get("warnings", ()):
             name, _, said = sentence.partition(": ")
             listed.setdefault(said, []).append(name)
-    items = "".join(f"<li>{_for(names, runs)}{escape(sentence)}</li>" for sentence, names in listed.items())
+    items = "".join(f"<li>{_format_runs(names, runs)}{escape(sentence)}</li>" for sentence, names in listed.items())
     if not items:
         return ""
     return f'<section class="warnings" role="note"><h2>Warnings</h2><ul>{items}</ul></section>'
 
 
-def _for(names: Sequence[str], runs: Sequence[RunView]) -> str:
+def _format_runs(names: Sequence[str], runs: Sequence[RunView]) -> str:
     """Return the runs of a warning. Empty for a warning about all runs."""
     return "" if len(names) == len(runs) else f"<b>{escape(join_names(names))}</b>: "
 
 
-def _on(runs: Sequence[RunView]) -> str:
+def _format_split(runs: Sequence[RunView]) -> str:
     """Return the split of the measured rows, for a heading."""
     splits = list(dict.fromkeys(run.split for run in runs))
     return f" on {escape(join_names(splits))}" if splits else ""
 
 
-def metrics_section(runs: Sequence[RunView], comparison: Mapping[str, Any] | None) -> str:
+def format_metrics(runs: Sequence[RunView], comparison: Mapping[str, Any] | None) -> str:
     """Return the table of metrics (rows) by runs (columns), with the difference to the baseline below each value."""
-    shown = {run.name: _of_run(run, comparison) for run in runs}
-    keys = metric_keys(shown.values())
+    shown = {run.name: _choose_intervals(run, comparison) for run in runs}
+    keys = list_metric_keys(shown.values())
     if not keys:
         return ""
     baseline = comparison["baseline"] if comparison else None
     run_heads = [
-        f'{plots.swatch(slot)} {escape(run.name)}<span class="hint">{_under_name(run, run.name == baseline)}</span>'
+        f"{plots.draw_swatch(slot)} {escape(run.name)}"
+        f'<span class="hint">{_format_subtitle(run, run.name == baseline)}</span>'
         for slot, run in enumerate(runs)
     ]
-    key_heads = [f"{escape(metric_name(key))}{_hint(key)}" for key in keys]
-    cells = [[_cell(key, run.name, shown[run.name].get(key), comparison) for run in runs] for key in keys]
+    key_heads = [f"{escape(format_metric_name(key))}{_format_hint(key)}" for key in keys]
+    cells = [[_format_cell(key, run.name, shown[run.name].get(key), comparison) for run in runs] for key in keys]
     if len(runs) <= _SIDE_BY_SIDE:
-        grid = _grid("Metric", [run.name for run in runs], run_heads, key_heads, cells)
+        grid = _format_grid("Metric", [run.name for run in runs], run_heads, key_heads, cells)
     else:  # more do not fit next to each other: metrics as columns, runs as rows
-        names = [metric_name(key) for key in keys]
+        names = [format_metric_name(key) for key in keys]
         turned = [list(column) for column in zip(*cells)]
-        grid = _grid("Run", names, [escape(name) for name in names], run_heads, turned, "many")
+        grid = _format_grid("Run", names, [escape(name) for name in names], run_heads, turned, "many")
     about = ""
     if comparison:
         about = (
@@ -95,10 +96,10 @@ def metrics_section(runs: Sequence[RunView], comparison: Mapping[str, Any] | Non
             "interval excludes zero. Two intervals may overlap while their difference is clear, because the runs share "
             "their rows.</p>"
         )
-    return f'<section><h2>Metrics{_on(runs)}</h2>{about}<div class="scroll">{grid}</div></section>'
+    return f'<section><h2>Metrics{_format_split(runs)}</h2>{about}<div class="scroll">{grid}</div></section>'
 
 
-def _grid(
+def _format_grid(
     corner: str,
     names: Sequence[str],
     across: Sequence[str],
@@ -120,7 +121,7 @@ def _grid(
     )
 
 
-def _cell(key: str, run: str, one: Interval | None, comparison: Mapping[str, Any] | None) -> str:
+def _format_cell(key: str, run: str, one: Interval | None, comparison: Mapping[str, Any] | None) -> str:
     if one is None or not one.defined:
         return '<span class="soft">undefined</span>' if one is not None else '<span class="soft">–</span>'
     text = f'<span class="value">{one.value:.4f}</span> <span class="range">[{one.low:.4f}, {one.high:.4f}]</span>'
@@ -128,7 +129,7 @@ def _cell(key: str, run: str, one: Interval | None, comparison: Mapping[str, Any
     if not difference or difference["value"] is None:
         return text
     verdict = difference["verdict"]
-    change, _, spread = signed(Interval.from_dict(difference)).partition(" ")
+    change, _, spread = format_signed(Interval.from_dict(difference)).partition(" ")
     return (
         f'{text}<span class="change"><span class="verdict {escape(verdict)}">{escape(format_verdict(verdict))}</span> '
         f"{escape(change)} "
@@ -136,32 +137,36 @@ def _cell(key: str, run: str, one: Interval | None, comparison: Mapping[str, Any
     )
 
 
-def intervals_section(runs: Sequence[RunView], comparison: Mapping[str, Any] | None) -> str:
+def format_intervals(runs: Sequence[RunView], comparison: Mapping[str, Any] | None) -> str:
     """Return small charts: the differences of a comparison, else the values of each run."""
     slots = {run.name: slot for slot, run in enumerate(runs)}
     cards = []
     if comparison:
         baseline = comparison["baseline"]
-        for key in metric_keys(comparison["differences"].values()):
+        for key in list_metric_keys(comparison["differences"].values()):
             rows = [
                 (run, slots.get(run, len(slots)), Interval.from_dict(differences[key]))
                 for run, differences in comparison["differences"].items()
             ]
-            chart = plots.interval_chart(rows, f"difference in {metric_name(key)}", reference=0.0, signed=True)
+            chart = plots.draw_interval_chart(
+                rows, f"difference in {format_metric_name(key)}", reference=0.0, signed=True
+            )
             way = {"higher": "to the right is better", "lower": "to the left is better"}.get(BETTER.get(key, ""), "")
-            cards.append(card(metric_name(key), chart, f"{way or 'neither side is better'}; dashed: no difference"))
-        head = f"<h2>Differences to {escape(baseline)}{_on(runs)}</h2>"
+            cards.append(
+                format_card(format_metric_name(key), chart, f"{way or 'neither side is better'}; dashed: no difference")
+            )
+        head = f"<h2>Differences to {escape(baseline)}{_format_split(runs)}</h2>"
     elif len(runs) > 1:
-        for key in metric_keys(run.metrics for run in runs):
+        for key in list_metric_keys(run.metrics for run in runs):
             rows = [(run.name, slots[run.name], run.metrics[key]) for run in runs if key in run.metrics]
-            chart = plots.interval_chart(rows, metric_name(key), reference=1.0 if key == "pcoc" else None)
-            cards.append(card(metric_name(key), chart, METRIC_LABELS.get(key, ("", ""))[1]))
-        head = f"<h2>Intervals{_on(runs)}</h2>"
+            chart = plots.draw_interval_chart(rows, format_metric_name(key), reference=1.0 if key == "pcoc" else None)
+            cards.append(format_card(format_metric_name(key), chart, METRIC_LABELS.get(key, ("", ""))[1]))
+        head = f"<h2>Intervals{_format_split(runs)}</h2>"
     cards = [card for card in cards if card]
     return f'<section>{head}<div class="cards">{"".join(cards)}</div></section>' if cards else ""
 
 
-def learning_section(runs: Sequence[RunView]) -> str:
+def format_learning(runs: Sequence[RunView]) -> str:
     """Return charts of training loss and validation AUC over the epochs, with all runs in one chart."""
     cards = []
     for split, measure, name, best in (
@@ -169,64 +174,64 @@ def learning_section(runs: Sequence[RunView]) -> str:
         ("valid", "auc", "validation AUC", "highest"),
     ):
         series = [plots.Series(run.name, slot, run.curves.get((split, measure), [])) for slot, run in enumerate(runs)]
-        chart = plots.line_chart(series, "epoch", name, best)
+        chart = plots.draw_line_chart(series, "epoch", name, best)
         note = (
             "On rows the model never learns from. Ring: the highest point."
             if best
             else "On the rows the model learns from."
         )
-        cards.append(card(name[0].upper() + name[1:], chart, note))
+        cards.append(format_card(name[0].upper() + name[1:], chart, note))
     cards = [card for card in cards if card]
     if not cards:
         return ""
-    return f'<section><h2>Learning</h2>{_legend(runs)}<div class="cards two">{"".join(cards)}</div></section>'
+    return f'<section><h2>Learning</h2>{_format_legend(runs)}<div class="cards two">{"".join(cards)}</div></section>'
 
 
-def calibration_section(runs: Sequence[RunView]) -> str:
+def format_calibration(runs: Sequence[RunView]) -> str:
     """Return one calibration chart per run with predictions."""
     cards = []
     for slot, run in enumerate(runs):
         if run.calibration:
-            chart = plots.calibration_chart(run.calibration, run.name, slot)
+            chart = plots.draw_calibration_chart(run.calibration, run.name, slot)
             pcoc, gap = run.metrics.get("pcoc"), run.metrics.get("ece")
             said = [
                 f"PCOC {pcoc.value:.3f}" if pcoc and pcoc.defined else "",
                 f"ECE {gap.value:.4f}" if gap and gap.defined else "",
             ]
-            cards.append(card(run.name, chart, ", ".join(text for text in said if text)))
+            cards.append(format_card(run.name, chart, ", ".join(text for text in said if text)))
     if not cards:
         return ""
     return (
-        f"<section><h2>Calibration{_on(runs)}</h2>"
+        f"<section><h2>Calibration{_format_split(runs)}</h2>"
         '<p class="soft small">Rows in bins of rising score, equally many in each. On the '
         "dashed line a score of 0.3 comes true three times in ten. Below it scores are too high, above it too low.</p>"
         f'<div class="cards">{"".join(cards)}</div></section>'
     )
 
 
-def _of_run(run: RunView, comparison: Mapping[str, Any] | None) -> dict[str, Interval]:
+def _choose_intervals(run: RunView, comparison: Mapping[str, Any] | None) -> dict[str, Interval]:
     """Return the intervals of the comparison, which its differences belong to, else those of the run."""
     intervals = (comparison or {}).get("runs", {}).get(run.name) or {}
     of_tasks = {key: one for key, one in run.metrics.items() if not intervals or "." in key}
     return {key: Interval.from_dict(one) for key, one in intervals.items()} | of_tasks
 
 
-def _under_name(run: RunView, is_baseline: bool) -> str:
+def _format_subtitle(run: RunView, is_baseline: bool) -> str:
     said = [f"model {run.model}" if run.model != run.name else ""]
     said.append(f"trained in {duration(run.seconds)}" if run.seconds is not None else "")
     said.append("baseline" if is_baseline else "")
     return escape(", ".join(text for text in said if text))
 
 
-def _in_sentence(key: str) -> str:
-    name = metric_name(key)
+def _format_in_sentence(key: str) -> str:
+    name = format_metric_name(key)
     return escape(name if name.isupper() else name.lower())
 
 
-def _hint(key: str) -> str:
+def _format_hint(key: str) -> str:
     return f'<span class="hint">{escape(METRIC_LABELS[key][1])}</span>' if key in METRIC_LABELS else ""
 
 
-def _legend(runs: Sequence[RunView]) -> str:
-    items = "".join(f"<li>{plots.swatch(slot)} {escape(run.name)}</li>" for slot, run in enumerate(runs))
+def _format_legend(runs: Sequence[RunView]) -> str:
+    items = "".join(f"<li>{plots.draw_swatch(slot)} {escape(run.name)}</li>" for slot, run in enumerate(runs))
     return f'<ul class="legend">{items}</ul>'

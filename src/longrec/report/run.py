@@ -75,7 +75,7 @@ def read_run(folder: str | Path) -> RunView:
     path = folder / "results.json"
     if not path.exists():
         raise RunError(str(folder), "no results.json", "a run that was evaluated", "run `longrec evaluate` on it first")
-    results = _json(path.read_text(encoding="utf-8"), str(path))
+    results = _parse_json(path.read_text(encoding="utf-8"), str(path))
     split = str(results.get("split", "test"))
     predicted = folder / "predictions" / f"{split}.parquet"
     config = folder / "config.yaml"
@@ -93,7 +93,7 @@ def read_run(folder: str | Path) -> RunView:
             seconds=None if seconds is None else float(seconds),
             curves=read_curves(folder / "metrics.jsonl"),
             config=config.read_text(encoding="utf-8") if config.exists() else "",
-            calibration=_calibration(folder, split) if predicted.exists() else None,
+            calibration=_read_calibration(folder, split) if predicted.exists() else None,
             # Results of older versions have none.
             warnings=tuple(map(str, results.get("warnings", metric_warnings(metrics, split)))),
         )
@@ -119,7 +119,7 @@ def read_curves(path: Path) -> dict[tuple[str, str], list[tuple[float, float]]]:
         if not line.strip():
             continue
         where = f"{path}: line {number}"
-        content = _json(line, where)
+        content = _parse_json(line, where)
         if "step" not in content or "split" not in content:
             raise RunError(where, f"keys {', '.join(content)}", "step and split among the keys")
         x = float(content.get("epoch", content["step"]))
@@ -154,12 +154,12 @@ def read_predictions(folder: str | Path, split: str = "test") -> Predictions:
     return Predictions(row, user, time, label, score, weight)
 
 
-def _calibration(folder: Path, split: str) -> CalibrationCurve:
+def _read_calibration(folder: Path, split: str) -> CalibrationCurve:
     predictions = read_predictions(folder, split)
     return calibration_curve(predictions.label, predictions.score, weight=predictions.weight)
 
 
-def _json(text: str, where: str) -> dict[str, Any]:
+def _parse_json(text: str, where: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:

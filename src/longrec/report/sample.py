@@ -7,12 +7,12 @@ from html import escape
 from typing import Any
 
 from longrec.report import plots
-from longrec.report.markup import fact_list
+from longrec.report.markup import format_facts
 
 _EVENTS_SHOWN = 10
 
 
-def sample_section(explanation: Mapping[str, Any]) -> str:
+def format_sample(explanation: Mapping[str, Any]) -> str:
     """Return the sample and its events by weight (see ``explanation`` of :func:`longrec.report.page.write_page`)."""
     label = explanation.get("label")
     happened = "not known" if label is None else f"label {label:g}, {'positive' if label > 0 else 'negative'}"
@@ -42,19 +42,19 @@ def sample_section(explanation: Mapping[str, Any]) -> str:
     folded = ""
     if rest:
         count = f"{len(rest)} more event{'s' if len(rest) > 1 else ''}"
-        folded = f"<details><summary>{count}</summary><div>{_events(rest, scale)}</div></details>"
+        folded = f"<details><summary>{count}</summary><div>{_format_events(rest, scale)}</div></details>"
     note = explanation.get("note")
     return (
         f'<section><h2>Where a sample’s score comes from</h2><p class="soft small">{said}</p>'
-        f"{fact_list(facts)}"
-        + (_events(first, scale) if first else "")
+        f"{format_facts(facts)}"
+        + (_format_events(first, scale) if first else "")
         + folded
         + (f'<p class="soft small">{escape(str(note))}</p>' if note else "")
         + "</section>"
     )
 
 
-def _events(events: Sequence[Mapping[str, Any]], scale: tuple[float, float]) -> str:
+def _format_events(events: Sequence[Mapping[str, Any]], scale: tuple[float, float]) -> str:
     rows = []
     for event in events:
         side = [f"{key} {value}" for key, value in event.get("side", {}).items()]

@@ -49,13 +49,13 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     deepfm  100,021  0.7800
     din     100,021       -
     """
-    cells = [[_text(cell) for cell in row] for row in rows]
+    cells = [[_format_cell(cell) for cell in row] for row in rows]
     for row in cells:
         if len(row) != len(headers):
             raise ValueError(f"a row of {len(row)} cells under {len(headers)} headers: {row}")
     columns = list(zip(*cells)) if cells else [()] * len(headers)
     right = [bool(column) and all(_NUMBER.fullmatch(cell) or not cell for cell in column) for column in columns]
-    widths = [max(map(_width, (header, *column))) for header, column in zip(headers, columns)]
+    widths = [max(map(_measure_width, (header, *column))) for header, column in zip(headers, columns)]
     lines = [headers, ["-" * width for width in widths], *cells]
     return "\n".join(
         "  ".join(_pad(cell, width, to_right) for cell, width, to_right in zip(line, widths, right)).rstrip()
@@ -65,17 +65,19 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def metrics_table(runs: Mapping[str, Mapping[str, Interval]], split: str = "") -> str:
     """Format one row per metric and one column per run. ``split`` names the measured rows."""
-    keys = metric_keys(runs.values())
-    rows = [[metric_name(key), *(str(run[key]) if key in run else None for run in runs.values())] for key in keys]
-    return table([_metric_head(split), *runs], rows)
+    keys = list_metric_keys(runs.values())
+    rows = [
+        [format_metric_name(key), *(str(run[key]) if key in run else None for run in runs.values())] for key in keys
+    ]
+    return table([_format_metric_head(split), *runs], rows)
 
 
 def results_table(name: str, results: object) -> str:
     """Format results, of the form of ``results.json``: the measured rows, and each metric."""
-    content = plain(results)
+    content = to_plain(results)
     rows = f"{content['rows']:,} rows, {content['users']:,} users, {content['positives']:,} positive"
     metrics = {key: Interval.from_dict(one) for key, one in content["metrics"].items()}
-    head = f"{name} ({content['model']}) on {content['split']}: {rows}{_weighted(content)}"
+    head = f"{name} ({content['model']}) on {content['split']}: {rows}{_format_weighting(content)}"
     shown, left_out = metrics_table({name: metrics}, content["split"]), left_out_lines(content.get("left_out", {}))
     return "\n".join([head, shown, *left_out, *warning_lines(content.get("warnings", ()))])
 
@@ -112,38 +114,38 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
     runs, baseline = comparison["runs"], comparison["baseline"]
     ordered = [baseline, *(run for run in runs if run != baseline)]
     rows = []
-    for key in metric_keys(runs.values()):
+    for key in list_metric_keys(runs.values()):
         for index, run in enumerate(ordered):
-            row = ["" if index else metric_name(key), run, str(Interval.from_dict(runs[run][key]))]
+            row = ["" if index else format_metric_name(key), run, str(Interval.from_dict(runs[run][key]))]
             if run == baseline:
                 row += ["", "baseline"]
             else:
                 difference = comparison["differences"][run][key]
-                row += [signed(Interval.from_dict(difference)), format_verdict(difference["verdict"])]
+                row += [format_signed(Interval.from_dict(difference)), format_verdict(difference["verdict"])]
             rows.append(row)
     split = comparison.get("split", "")
     counts = f"{comparison['rows']:,} rows, {comparison['users']:,} users, {comparison['positives']:,} positive"
-    counts += _weighted(comparison)
+    counts += _format_weighting(comparison)
     head = [f"on {split}: {counts}" if split else counts]
-    shown = table([_metric_head(split), "run", "value", f"minus {baseline}", "verdict"], rows)
+    shown = table([_format_metric_head(split), "run", "value", f"minus {baseline}", "verdict"], rows)
     return "\n".join([*head, shown, *warning_lines(comparison.get("warnings", ()))])
 
 
-def _weighted(content: Mapping[str, Any]) -> str:
+def _format_weighting(content: Mapping[str, Any]) -> str:
     return f", weighted by {content['sample_weight']}" if content.get("sample_weight") else ""
 
 
-def _metric_head(split: str) -> str:
+def _format_metric_head(split: str) -> str:
     return f"metric on {split}" if split else "metric"
 
 
-def metric_keys(runs: Any) -> list[str]:
+def list_metric_keys(runs: Any) -> list[str]:
     """Return the keys of the metrics of some runs, first those of ``METRIC_LABELS`` in their order."""
     keys = dict.fromkeys(key for run in runs for key in run)
     return [key for key in METRIC_LABELS if key in keys] + [key for key in keys if key not in METRIC_LABELS]
 
 
-def metric_name(key: str) -> str:
+def format_metric_name(key: str) -> str:
     """Return the name of a metric for people. An unknown key is its own name.
 
     >>> metric_name("auc"), metric_name("log_loss.buy"), metric_name("hit_rate")
@@ -154,7 +156,7 @@ def metric_name(key: str) -> str:
     return f"{name} of {task}" if task else name
 
 
-def signed(difference: Interval) -> str:
+def format_signed(difference: Interval) -> str:
     """Format a difference with signs: ``+0.0213 [+0.0190, +0.0236]``."""
     if not difference.defined:
         return "undefined"
@@ -176,15 +178,15 @@ def write_json(obj: object, target: str | Path) -> None:
         LongRecError: the file cannot be written.
         TypeError: something in ``obj`` has no JSON form.
     """
-    text = json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(to_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if str(target) == "-":
         sys.stdout.write(text)
         sys.stdout.flush()
     else:
-        write_whole(Path(target), text)
+        write_atomically(Path(target), text)
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Write a text file atomically, and create its folder.
 
     Raises:
@@ -205,7 +207,7 @@ def write_whole(path: Path, text: str) -> None:
         raise LongRecError(str(path), f"cannot be written ({reason})", "a file in a folder you may write to") from None
 
 
-def plain(obj: object) -> Any:
+def to_plain(obj: object) -> Any:
     """Convert ``obj`` to dicts, lists, text, numbers, booleans and None.
 
     >>> plain({"a": np.float32(0.5), "b": (1, float("nan"))})
@@ -216,23 +218,23 @@ def plain(obj: object) -> Any:
     if isinstance(obj, float):
         return obj if math.isfinite(obj) else None
     if hasattr(obj, "to_dict"):
-        return plain(obj.to_dict())
+        return to_plain(obj.to_dict())
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
-        return {field.name: plain(getattr(obj, field.name)) for field in dataclasses.fields(obj)}
+        return {field.name: to_plain(getattr(obj, field.name)) for field in dataclasses.fields(obj)}
     if isinstance(obj, Mapping):
-        return {str(key): plain(value) for key, value in obj.items()}
+        return {str(key): to_plain(value) for key, value in obj.items()}
     if isinstance(obj, np.ndarray):
-        return plain(obj.tolist())
+        return to_plain(obj.tolist())
     if isinstance(obj, np.generic):
-        return plain(obj.item())
+        return to_plain(obj.item())
     if isinstance(obj, (list, tuple, set, frozenset)):
-        return [plain(value) for value in obj]
+        return [to_plain(value) for value in obj]
     if isinstance(obj, Path):
         return str(obj)
     raise TypeError(f"no JSON form for {type(obj).__name__}: {obj!r}")
 
 
-def _text(cell: object) -> str:
+def _format_cell(cell: object) -> str:
     if cell is None:
         return "-"
     if isinstance(cell, (bool, np.bool_)):
@@ -244,7 +246,7 @@ def _text(cell: object) -> str:
     return " ".join(str(cell).split())
 
 
-def _width(text: str) -> int:
+def _measure_width(text: str) -> int:
     return sum(
         0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
         for letter in text
@@ -252,5 +254,5 @@ def _width(text: str) -> int:
 
 
 def _pad(text: str, width: int, to_right: bool) -> str:
-    blank = " " * (width - _width(text))
+    blank = " " * (width - _measure_width(text))
     return blank + text if to_right else text + blank
