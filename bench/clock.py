@@ -1,8 +1,8 @@
-"""The one clock every runner uses: rows per CPU-second between optimizer steps, and peak memory while training.
+"""Clock of all runners: rows per CPU-second between optimizer steps, and peak memory of training.
 
-A hook on torch's optimizers stamps each step, so every framework trains with its own unchanged loop. CPU time of the
-process (one thread) is steady on a shared machine where wall time is not. It does not count helper processes (FuxiCTR
-loads through ray), which favours whoever has them.
+A hook on torch's optimizers records each step, so every framework trains with its own unchanged loop. CPU time of the
+process (one thread) is steady on a shared machine, unlike wall time. It does not count helper processes (FuxiCTR loads
+through ray), which favors frameworks that use them.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 WARM = 5
-"""Steps before the rate starts to count: first allocations, growing caches."""
+"""Steps before the rate is measured: first allocations, growing caches."""
 
 
 class StepLimitReached(Exception):
-    """The asked number of steps is done."""
+    """The requested number of steps is done."""
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The words every runner takes."""
+    """Parse the arguments of every runner."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True, help="folder written by gen_log.py")
     parser.add_argument("--work", type=Path, required=True, help="scratch folder; prepared data stays there")
@@ -42,10 +42,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class StepClock:
-    """Stamps every step of the optimisers; raises ``StepLimitReached`` after ``limit`` of them.
+    """Recorder of the time of every optimizer step. It raises ``StepLimitReached`` after ``limit`` of them.
 
     Args:
-        kinds: class names of the optimizers whose steps count (a trainer may step two in a row); None counts all.
+        kinds: class names of the optimizers whose steps count (a trainer may step two in a row). None counts all.
     """
 
     def __init__(self, limit: int = 0, threads: int = 1, kinds: tuple[str, ...] | None = None) -> None:
@@ -69,7 +69,7 @@ class StepClock:
             raise StepLimitReached
 
     def result(self, batch: int, **more: Any) -> dict[str, Any]:
-        """Rows per CPU-second and per second from step ``WARM`` on (the last, shorter batch of an epoch left out)."""
+        """Return rows per CPU-second and per second from step ``WARM``, without the last, shorter batch of an epoch."""
         last = len(self.wall) - (1 if self.limit else 2)
         first = min(WARM, max(last - 1, 0))
         rows = (last - first) * batch
@@ -83,13 +83,13 @@ class StepClock:
 
 
 def forget_peak() -> None:
-    """Start the peak of resident memory anew, where the system allows (Linux)."""
+    """Reset the peak of resident memory, where the system supports it (Linux)."""
     if os.path.exists("/proc/self/clear_refs"):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_mb() -> int:
-    """Highest resident memory of this process since ``forget_peak`` (elsewhere: since it began), MB."""
+    """Return the peak resident memory of this process since ``forget_peak`` (elsewhere: since its start), MB."""
     if os.path.exists("/proc/self/status"):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):
@@ -98,7 +98,7 @@ def peak_mb() -> int:
 
 
 def auc(label: Any, score: Any) -> float:
-    """Area under the ROC curve, ties counted half."""
+    """Return the area under the ROC curve. Ties count half."""
     import numpy as np
 
     label, score = np.asarray(label).ravel(), np.asarray(score).ravel()
@@ -109,5 +109,5 @@ def auc(label: Any, score: Any) -> float:
 
 
 def emit(result: dict[str, Any]) -> None:
-    """Print the one line the caller reads."""
+    """Print the line that the caller reads."""
     print("RESULT " + json.dumps(result), flush=True)

@@ -1,11 +1,11 @@
-"""Reading and preparing a million rows in the form of EasyRec's DIN sample: time, memory, size.
+"""Benchmark of reading and preparing a million rows in the form of EasyRec's DIN sample: time, memory, size.
 
     python bench/easyrec_rows.py [--rows 1000000 --threads 2]
 
-The rows are text without a header: 20 columns, two of them lists of up to 50 ids written ``a|b|c``, and once more with
-both lists in one packed cell, ``brand:7#cate_id:3;brand:9#...``. Each is *read* (checked against the declared types and
-written as typed columns, which is the first step of preparation) and *prepared* (``longrec prepare`` in all) in a
-process of its own; peak memory is that process's resident peak.
+The rows are text without a header: 20 columns, two of them lists of up to 50 ids written ``a|b|c``, and a second form
+with both lists in one packed cell, ``brand:7#cate_id:3;brand:9#...``. Each form is *read* (checked against the declared
+types and written as typed columns, the first step of preparation) and *prepared* (all of ``longrec prepare``) in a
+process of its own. Peak memory is the resident peak of that process.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ IDS = {
     "user_id": 200_000, "cms_segid": 97, "cms_group_id": 13, "final_gender_code": 3, "age_level": 7, "pvalue_level": 4,
     "shopping_level": 4, "occupation": 2, "new_user_class_level": 5,
 }  # fmt: skip
-"""Columns of ids, and how many there are; few of them make up most rows, as in real logs."""
+"""Columns of ids -> number of distinct ids. A few ids make up most rows, as in real logs."""
 LISTS = {"tag_category_list": "cate_id", "tag_brand_list": "brand"}
 TYPES = {"clk": "int", "buy": "int", **dict.fromkeys(IDS, "text")}
 CHUNK = 100_000
 
 
 def draw_ids(rng: np.random.Generator, ids: int, count: int) -> pa.Array:
-    """Ids as text, the frequency of one about the inverse of its rank."""
+    """Draw ids as text, with a frequency of about the inverse of the rank."""
     drawn = np.exp(rng.random(count) * np.log(ids + 1)).astype(np.int64)
-    # Scattered, so that the frequent ones are not the short ones.
+    # Scattered, so that the frequent ids are not the short ones.
     return pa.array(drawn * 7_919 % ids).cast(pa.string())
 
 
 def draw_lists(rng: np.random.Generator, form: str) -> dict[str, pa.Array]:
-    """The lists of a chunk of rows, none to 50 values each."""
+    """Draw the lists of a chunk of rows, with 0 to 50 values each."""
     lengths = rng.integers(0, 51, CHUNK)
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
     flat = {of: draw_ids(rng, IDS[of], int(lengths.sum())) for of in LISTS.values()}
@@ -61,7 +61,7 @@ def draw_lists(rng: np.random.Generator, form: str) -> dict[str, pa.Array]:
 
 
 def generate_tables(rows: int, form: str, seed: int) -> Iterator[pa.Table]:
-    """The rows, chunk after chunk."""
+    """Generate the rows, chunk by chunk."""
     rng = np.random.default_rng(seed)
     for _ in range(0, rows, CHUNK):
         columns: dict[str, Any] = {"clk": (rng.random(CHUNK) < 0.05).astype(int), "buy": np.zeros(CHUNK, int)}
@@ -70,7 +70,7 @@ def generate_tables(rows: int, form: str, seed: int) -> Iterator[pa.Table]:
 
 
 def write(path: Path, rows: int, form: str, seed: int) -> None:
-    """The rows as text without a header."""
+    """Write the rows as text without a header."""
     half = path.with_suffix(".half")
     with half.open("wb") as file:
         for table in generate_tables(rows, form, seed):
@@ -79,7 +79,7 @@ def write(path: Path, rows: int, form: str, seed: int) -> None:
 
 
 def build_settings(files: dict[str, str], form: str, folder: str, threads: int) -> tuple[DataConfig, Schema]:
-    """The data section and the schema: hashed ids, the price in buckets, two histories."""
+    """Return the data section and the schema: hashed ids, the price in buckets, two histories."""
     features: dict[str, Any] = {name: {"kind": "id", "hash": min(ids, 100_000)} for name, ids in IDS.items()}
     features["price"] = {"kind": "bucketized", "edges": [5, 10, 15, 20, 25, 30, 35, 40, 45]}
     rows: dict[str, Any] = {"columns": {**TYPES, **dict.fromkeys(LISTS, "text"), "price": "int"}}
@@ -97,7 +97,7 @@ def build_settings(files: dict[str, str], form: str, folder: str, threads: int) 
 
 
 def run_job(what: str, files: dict[str, str], form: str, threads: int) -> None:
-    """What one process does."""
+    """Run the job of one process."""
     with tempfile.TemporaryDirectory(dir=machine.CACHE) as folder:
         config, schema = build_settings(files, form, folder, threads)
         if what == "prepare":

@@ -1,15 +1,15 @@
 """A synthetic click log with pre-joined histories, for timing trainers side by side.
 
-The world: items are Zipf-popular and fall into categories, a category has a direction in a small space, a user
-has four favourite categories. A past item comes from a favourite (70 %) or from the whole catalogue; lengths of
-histories are log-normal, cut at ``--cap``. The click depends on what a model can learn in steps: popularity,
-category and hour (no history needed), the user's own direction, how often the candidate's category stands in the
-history, and the past items most like the candidate (what target attention is for).
+The dataset: items have a Zipf popularity and a category, a category has a direction in a small space, a user has four
+favorite categories. An item of the history comes from a favorite category (70 %) or from the whole catalog. Lengths of
+histories are log-normal, cut at ``--cap``. The click depends on popularity, category and hour (no history needed), the
+user's own direction, the frequency of the candidate's category in the history, and the items of the history most
+similar to the candidate (which target attention can learn).
 
     python bench/gen_log.py --out FOLDER [--items 200000 --cap 100 --users 100000 --train 200000 --test 50000]
 
 Writes ``train.parquet`` and ``test.parquet`` (user_id, item_id, cate_id, hour, hist_item, hist_cate, label, part; ids
-from 1, 0 is free for padding; histories oldest first), ``items.parquet`` (the catalogue: item_id, cate_id) and
+from 1, 0 is free for padding; histories oldest first), ``items.parquet`` (the catalog: item_id, cate_id) and
 ``meta.json`` (sizes, click rate, lengths, and ``ceiling_auc``: the AUC of the true click probability on the test rows).
 """
 
@@ -30,7 +30,7 @@ WIDTH = 8
 
 @dataclass
 class SyntheticLog:
-    """Catalogue and users; an item is its popularity rank, 0 the most popular."""
+    """Catalog and users. The index of an item is its popularity rank, 0 the most popular."""
 
     category: np.ndarray  # [items]
     vector: np.ndarray  # [items, WIDTH]
@@ -38,7 +38,7 @@ class SyntheticLog:
     by_category: np.ndarray  # [items] ranks, grouped by category, popular first
     start: np.ndarray  # [categories + 1] into by_category
     cumulative: np.ndarray  # [items] Zipf distribution function
-    favorites: np.ndarray  # [users, FAVOURITES]
+    favorites: np.ndarray  # [users, FAVORITES]
     taste: np.ndarray  # [users, WIDTH]
 
     @classmethod
@@ -60,7 +60,7 @@ class SyntheticLog:
         )
 
     def draw(self, user: np.ndarray, loyal: float, rng: np.random.Generator) -> np.ndarray:
-        """One item for each entry of ``user``: from a favourite category with probability ``loyal``."""
+        """Draw one item per entry of ``user``, from a favorite category with probability ``loyal``."""
         item = np.minimum(np.searchsorted(self.cumulative, rng.random(len(user))), len(self.category) - 1)
         at = np.flatnonzero(rng.random(len(user)) < loyal)
         chosen = self.favorites[user[at], rng.integers(0, FAVORITES, len(at))]
@@ -74,11 +74,11 @@ class SyntheticLog:
     def logit(
         self, user: np.ndarray, item: np.ndarray, hour: np.ndarray, history: np.ndarray, offsets: np.ndarray
     ) -> np.ndarray:
-        """True click logit of every row, before centring."""
+        """Return the true click logit of every row, before centering."""
         owner = np.repeat(np.arange(len(user)), np.diff(offsets))
         like = np.einsum("nd,nd->n", self.vector[history], self.vector[item[owner]])
         same = (self.category[history] == self.category[item[owner]]).astype(np.float32)
-        starts = offsets[:-1]  # every history holds at least one item, so reduceat sees no empty segment
+        starts = offsets[:-1]  # every history holds at least one item, so reduceat has no empty segment
         nearest = np.maximum.reduceat(like, starts)
         mean = np.add.reduceat(like, starts) / np.diff(offsets)
         return (
@@ -93,7 +93,7 @@ class SyntheticLog:
 
 
 def auc(label: np.ndarray, score: np.ndarray) -> float:
-    """Area under the ROC curve of distinct scores."""
+    """Return the area under the ROC curve of distinct scores."""
     rank = np.empty(len(score))
     rank[np.argsort(score)] = np.arange(1, len(score) + 1)
     positive = label.sum()
@@ -102,7 +102,7 @@ def auc(label: np.ndarray, score: np.ndarray) -> float:
 
 def generate(out: Path, items: int, users: int, categories: int, train: int, test: int, cap: int, mean: float,
              spread: float, zipf: float, seed: int) -> dict[str, object]:  # fmt: skip
-    """Write the log; returns what meta.json holds."""
+    """Write the log, and return the content of meta.json."""
     rng = np.random.default_rng(seed)
     dataset = SyntheticLog.make(items, users, categories, zipf, rng)
     rows = train + test
@@ -113,7 +113,7 @@ def generate(out: Path, items: int, users: int, categories: int, train: int, tes
     item = dataset.draw(user, 0.5, rng)
     hour = rng.integers(1, 25, rows)
     logit = np.empty(rows)
-    for low in range(0, rows, 20_000):  # in pieces: the vectors of all past items at once would need gigabytes
+    for low in range(0, rows, 20_000):  # in chunks, as the vectors of all history items would need gigabytes
         high = min(rows, low + 20_000)
         inside = slice(offsets[low], offsets[high])
         logit[low:high] = dataset.logit(
@@ -138,7 +138,7 @@ def generate(out: Path, items: int, users: int, categories: int, train: int, tes
             "hist_item": pa.ListArray.from_arrays(bounds, pa.array(name[seen])),
             "hist_cate": pa.ListArray.from_arrays(bounds, pa.array(cate[seen])),
             "label": label[low:high],
-            # half of the test rows may pick a checkpoint; figures are of both halves
+            # half of the test rows may choose a checkpoint; metrics are of both halves
             "part": pa.array(["train"] * train if split == "train" else ["valid", "test"] * (test // 2)),
         })  # fmt: skip
         pq.write_table(table, out / f"{split}.parquet", row_group_size=50_000)

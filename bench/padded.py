@@ -1,10 +1,10 @@
-"""BST and DSIN on ragged batches beside themselves on padded ones (``padded_models.py``): the same weights, the same
-batches, the same optimizers, one thread; first both have to say the same.
+"""Benchmark of BST and DSIN on ragged batches against padded ones (``padded_models.py``): the same weights, the same
+batches, the same optimizers, one thread. Both must return the same scores first.
 
     python bench/padded.py --data FOLDER [--logs movielens kuairand] [--last 100 1000] [--steps 12]
 
-FOLDER holds kuairand_pure_14d. A step is forward, backward and optimizer; padding is done before the clock runs, so
-the padded version is not charged for it. CPU time, both by turns, median over the steps.
+FOLDER holds kuairand_pure_14d. A step is forward, backward and optimizer. Padding is done before the measurement, so
+its time does not count. CPU time, both in turns, median over the steps.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], Any]] = {
 
 
 def measure_pair(log: str, label: str, last: int, data: Path, work: Path, steps: int) -> list[str]:
-    """A row of the table."""
+    """Return a row of the table."""
     name, settings, kind = MODELS[label]
     task = TASKS[log](data, work)
     job = rankers.job(task, name, name, "past", 0, work)
@@ -88,7 +88,7 @@ def measure_pair(log: str, label: str, last: int, data: Path, work: Path, steps:
 
 
 def make_step(model: Ranker, score: Any, fit: Any) -> Callable[[Any, Batch], None]:
-    """A training step."""
+    """Return a function that does one training step."""
     optimizers = build_optimisers(model, fit)
 
     def step(inputs: Any, batch: Batch) -> None:
@@ -121,10 +121,10 @@ def main() -> None:
                 rows.append(measure_pair(log, label, last, args.data, work, args.steps))
                 print(" ".join(rows[-1]), flush=True)
     head = ["log", "latest events kept", "model", "events of a row, mean", "longest of a batch, mean"]
-    head += ["ragged, rows a CPU-second", "padded, rows a CPU-second", "ratio"]
+    head += ["ragged, rows per CPU-second", "padded, rows per CPU-second", "ratio"]
     about = (
         f"Batches of {BATCH:,}, shuffled, embeddings 16 wide, one thread. The padded version pads a batch to its "
-        "longest history (DSIN: to 5 sessions of 10 events, as its authors do) and is given its batches padded."
+        "longest history (DSIN: to 5 sessions of 10 events, as its authors do). Padding is not measured."
     )
     machine.write("padded", f"# Ragged beside padded\n\n{about}\n\n{machine.format_table(head, rows)}")
 

@@ -1,7 +1,7 @@
-"""BST and DSIN as they are written everywhere: histories padded to the longest of the batch (DSIN: to sessions of one
-size), and every layer computed on what is padded too. They hold the weights of ours and say the same.
+"""BST and DSIN in their usual form: histories padded to the longest of the batch (DSIN: to sessions of one size), with
+every layer computed on the padding too. They share the weights of the ragged models and return the same scores.
 
-Letters: B rows, N events, L events of a padded row (E an entry more, the candidate), K width of an event, S sessions,
+Shapes: B rows, N events, L events of a padded row (E one more, the candidate), K width of an event, S sessions,
 T events of a session, H heads, G inputs of a step of the recurrence.
 """
 
@@ -24,11 +24,11 @@ from longrec.nn.transformer import EncoderLayer
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """A batch with one history, made ready before any clock runs.
+    """A batch with one history, padded before the measurement.
 
     Attributes:
-        flat: as the loader gives it, its events padded: offsets 0, L, 2 L, ...
-        real_BL: which events are none of the padding.
+        flat: batch of the loader, with padded events: offsets 0, L, 2 L, ...
+        real_BL: mask of the events that are not padding.
     """
 
     flat: Batch
@@ -36,7 +36,7 @@ class PaddedBatch:
 
 
 def pad_events(batch: Batch, history: str) -> PaddedBatch:
-    """Events to the longest history of the batch."""
+    """Pad events to the longest history of the batch."""
     lengths_B = batch.histories[history].offsets.diff()
     slot_N = torch.arange(int(lengths_B.sum())) - torch.repeat_interleave(
         batch.histories[history].offsets[:-1], lengths_B
@@ -45,7 +45,7 @@ def pad_events(batch: Batch, history: str) -> PaddedBatch:
 
 
 def pad_sessions(batch: Batch, history: str, count: int, longest: int) -> PaddedBatch:
-    """The latest sessions of the latest events each, newest last; what is left over goes."""
+    """Pad the latest sessions to the latest events of each, newest last. Other events are dropped."""
     events = batch.histories[history]
     segments = Segments.of(events, batch.size)
     recency_N = events.columns[SESSION_RECENCY]
@@ -59,7 +59,7 @@ def pad_sessions(batch: Batch, history: str, count: int, longest: int) -> Padded
 
 
 def _scatter_events(batch: Batch, history: str, slot_N: Tensor, length: int) -> PaddedBatch:
-    """Every event at its place of its row; -1 for one that is left out. Padding is the id of what is missing."""
+    """Scatter every event to its slot in its row, -1 for a dropped one. Padding has the id of missing values."""
     events, rows = batch.histories[history], batch.size
     row_N = torch.repeat_interleave(torch.arange(rows), events.offsets.diff())
     kept = (slot_N >= 0).nonzero().squeeze(1)
@@ -80,7 +80,7 @@ def _scatter_events(batch: Batch, history: str, slot_N: Tensor, length: int) -> 
 
 
 class PaddedBST(nn.Module):
-    """BST of one block over padded events; whatever ``pooling``, all that the loss needs is computed and no more."""
+    """BST of one block over padded events. For each ``pooling`` only the outputs that the loss needs are computed."""
 
     def __init__(self, model: bst.BST) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class PaddedBST(nn.Module):
         self.path = cast(bst._Path, model.paths[f"path_{self.history}"])
 
     def forward(self, batch: PaddedBatch) -> Tensor:
-        """Logits ``[B]``."""
+        """Return the logits ``[B]``."""
         embedded, real_BL = self.model.embeddings(batch.flat), batch.real_BL
         rows, longest = real_BL.shape
         q_BQ, e_NK, _ = self.model.queries(batch.flat, embedded, self.history)
@@ -113,7 +113,7 @@ class PaddedBST(nn.Module):
 
 
 class PaddedDSIN(nn.Module):
-    """DSIN over sessions that are all of one size."""
+    """DSIN over sessions of one size."""
 
     def __init__(self, model: dsin.DSIN) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class PaddedDSIN(nn.Module):
         self.path = cast(dsin._Path, model.paths[f"path_{self.history}"])
 
     def forward(self, batch: PaddedBatch) -> Tensor:
-        """Logits ``[B]``."""
+        """Return the logits ``[B]``."""
         embedded, path, config = self.model.embeddings(batch.flat), self.path, self.model.config
         rows, count, items = len(batch.real_BL), config.sessions, config.session_items
         real_BST = batch.real_BL.view(rows, count, items)
@@ -133,7 +133,7 @@ class PaddedDSIN(nn.Module):
         heads = (
             projection.view(rows * count, items, layer.heads, -1).transpose(1, 2) for projection in layer.project(x_NK)
         )
-        # A session of padding alone sees itself, or its softmax is undefined.
+        # A session of padding alone attends to itself, as its softmax would be undefined otherwise.
         seen = (real_BST | ~there_BS.unsqueeze(2)).view(-1, 1, 1, items)
         o = F.scaled_dot_product_attention(*heads, attn_mask=seen, scale=1.0)
         y_BSTK = layer.rest(x_NK, o.transpose(1, 2).flatten(2).flatten(0, 1)).view(rows, count, items, -1)
@@ -148,7 +148,7 @@ class PaddedDSIN(nn.Module):
 
 
 def _compute_states(lstm: LSTM, x_BSK: Tensor, moves_BS: Tensor) -> Tensor:
-    """The states of a recurrence that stays where it is at sessions of padding: ``[B, S, H]``."""
+    """Return the states of a recurrence that does not change at sessions of padding: ``[B, S, H]``."""
     x_BSG = F.linear(x_BSK, lstm.weight, lstm.bias)
     h_BH = c_BH = x_BSG.new_zeros(len(x_BSK), lstm.hidden)
     states: list[Tensor] = []

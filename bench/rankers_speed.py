@@ -1,18 +1,18 @@
-"""How fast every ranking model trains and answers, beside what its matrix products alone would take.
+"""Benchmark of training and inference of all ranking models, with the time of their matrix products alone.
 
     python bench/rankers_speed.py [--models din bst] [--rounds 3]
 
 MovieLens-1M by rows, histories of the last 100 events, settings as in ``quality/rankers.py``, one thread, each model
-in a process of its own, all models one after the other in every round. Told of each:
+in a process of its own, all models in turns in every round. Reported per model:
 
-- rows a CPU-second in training, from step 5 on, with LongRec's own loop and optimizers;
-- its floor: rows a CPU-second if a step were the matrix products that torch counts in it, forward and backward, at
-  the rate this machine multiplies matrices of such shapes; and the ratio to it. What is no product (gathering rows of
-  tables, softmax, norms, recurrence between products, optimizer) costs nothing there;
-- milliseconds to score 100 candidates beside a history of 100 events in the exported program (onnxruntime, median);
-- the same request in torch, once as a shared batch (the history once) and once as 100 rows that repeat it: what
-  sharing gains;
-- parameters, tables left out and tables alone.
+- rows per CPU-second in training, from step 5, with LongRec's own loop and optimizers;
+- its floor: rows per CPU-second if a step consisted of the matrix products that torch counts in it, forward and
+  backward, at this machine's rate for matrices of such shapes; and the ratio to it. Other operations (gathering rows of
+  tables, softmax, norms, recurrence between products, optimizer) have no cost there;
+- milliseconds to score 100 candidates with a history of 100 events in the exported program (onnxruntime, median);
+- the same request in torch, once as a shared batch (the history once) and once as 100 rows that repeat it, which
+  measures the gain of sharing;
+- parameters outside of tables and in tables.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ LAST, BATCH, CANDIDATES = 100, 1024, 100
 
 
 def job(name: str, work: Path) -> dict[str, Any]:
-    """The config of a model."""
+    """Return the config of a model."""
     task = TASKS["movielens"](Path(), work)
     config = rankers.job(task, name, name, "past", 0, work)
     for history in config["data"]["schema"]["histories"].values():
@@ -60,18 +60,18 @@ def job(name: str, work: Path) -> dict[str, Any]:
 
 
 def train(settings: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Rows a CPU-second of the package's own loop."""
+    """Measure rows per CPU-second of the package's own loop."""
     timer = clock.StepClock(steps, kinds=("AdamW",))
     with tempfile.TemporaryDirectory() as runs:
         try:
             verbs.train({**settings, "fit": {**settings["fit"], "runs": runs}}, quiet=True)
         except clock.StepLimitReached:
             return timer.result(BATCH)
-    raise SystemExit("the log has fewer steps than were asked for")
+    raise SystemExit("the log has fewer steps than requested")
 
 
 def count_flops(model: Ranker, log: Log) -> float:
-    """Multiply-adds, counted twice, of the matrix products of a step, a row."""
+    """Return the floating point operations per row of the matrix products of a step."""
     batch = next(iter(loader_of(model, log, log.rows_of("train"), BATCH, seed=1).epoch(0)))
     counter = FlopCounterMode(display=False)
     with counter:
@@ -80,7 +80,7 @@ def count_flops(model: Ranker, log: Log) -> float:
 
 
 def measure_flops() -> float:
-    """Floating point operations a CPU-second in matrix products of a step's usual shapes, forward and backward."""
+    """Return the floating point operations per CPU-second of matrix products of usual shapes, forward and backward."""
     done = spent = 0.0
     for rows, inside, outside in [(BATCH * 60, 128, 80), (BATCH * 60, 80, 40), (BATCH, 256, 128), (BATCH, 128, 64)]:
         x, w, g = torch.randn(rows, inside), torch.randn(inside, outside), torch.randn(rows, outside)
@@ -93,7 +93,7 @@ def measure_flops() -> float:
 
 
 def repeat_rows(batch: Batch, fields: Fields) -> Batch:
-    """The ragged batch that says the same as a shared one."""
+    """Return the ragged batch with the content of a shared one."""
     rows = batch.size
     once = torch.zeros(rows, dtype=torch.int64)
     features = {
@@ -114,7 +114,7 @@ def _take(column: torch.Tensor | Jagged, at: torch.Tensor) -> torch.Tensor | Jag
 
 
 def median_ms(work: Any, least: float = 1.0) -> float:
-    """Median milliseconds of CPU of one call, over a second at least."""
+    """Return the median CPU milliseconds of one call, over at least a second."""
     times: list[float] = []
     for _ in range(3):
         work()
@@ -126,7 +126,7 @@ def median_ms(work: Any, least: float = 1.0) -> float:
 
 
 def measure_requests(model: Ranker, fields: Fields) -> dict[str, float]:
-    """The request, in the program and in torch."""
+    """Measure the request in the program and in torch."""
     import onnxruntime
 
     inputs = list_inputs(fields, histories=model.reads_history)
@@ -155,7 +155,7 @@ def measure_requests(model: Ranker, fields: Fields) -> dict[str, float]:
 
 
 def one(name: str, work: Path, steps: int) -> dict[str, Any]:
-    """All figures of a model, in this process."""
+    """Measure all figures of a model in this process."""
     torch.set_num_threads(1)
     settings = job(name, work)
     log = Log.open(Path(verbs.prepare(settings)["folder"]))
@@ -213,7 +213,7 @@ def _median_or_none(values: list[Any]) -> Any:
 
 
 def report(figures: dict[str, dict[str, float]], rounds: int) -> str:
-    """The table, fastest first."""
+    """Return the table, fastest first."""
     rows = []
     for name, own in sorted(figures.items(), key=lambda item: -item[1]["train_rows_per_s"]):
         gain, floor = own["torch_repeated_ms"] / own["torch_shared_ms"], own["floor_rows_per_s"]
@@ -231,12 +231,12 @@ def report(figures: dict[str, dict[str, float]], rounds: int) -> str:
                 f"{own['table_parameters']:,.0f}",
             ]
         )
-    head = ["model", "training, rows a CPU-second", "floor", "of the floor", "100 candidates, program, ms"]
+    head = ["model", "training, rows per CPU-second", "floor", "of the floor", "100 candidates, program, ms"]
     head += ["torch, shared, ms", "torch, repeated, ms", "gain of sharing", "parameters", "in tables"]
     about = (
         f"MovieLens-1M by rows, last {LAST} events, batch {BATCH:,}, one thread; CPU time, median of {rounds} rounds. "
-        "The floor is what the matrix products of a step alone would take; models without many have a floor that means "
-        "little. A request is 100 candidates beside 100 events."
+        "The floor is the rate of the matrix products of a step alone. It means little for models without many. A "
+        "request is 100 candidates with 100 events."
     )
     return f"# Speed of the ranking models\n\n{about}\n\n{machine.format_table(head, rows)}"
 

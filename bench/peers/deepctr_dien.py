@@ -1,9 +1,8 @@
-"""DeepCTR-Torch's DIEN and its ``fit``: AUGRU, no auxiliary loss, histories padded to the cap.
+"""Runner of DeepCTR-Torch's DIEN and its ``fit``: AUGRU, no auxiliary loss, histories padded to the cap.
 
-Differences it does not let one remove: the hidden units are as many as an event is wide (32); no product of the
-candidate and the pooled history in the top network; the evolution ends in a packed sequence, its own way of ragged
-rows. Its L2 on tables is set to 0, for it would make every step touch every row twice. ``requests`` is installed
-by hand (undeclared).
+Fixed differences: the hidden size equals the width of an event (32). The top network has no product of the candidate
+and the pooled history. The evolution returns a packed sequence, its form of ragged rows. Its L2 on tables is set to 0,
+as it would touch every row twice in every step. ``requests`` is installed by hand (undeclared).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ WIDTH = 16
 
 
 def read_split(options, split: str):
-    """Columns as its ``fit`` takes them: histories padded behind, their lengths beside."""
+    """Read columns in the form of its ``fit``: histories padded at the end, with their lengths."""
     import numpy as np
     import pyarrow.parquet as pq
 

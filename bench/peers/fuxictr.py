@@ -1,8 +1,7 @@
-"""FuxiCTR's feature processor, loader, layers and ``fit``; its wheel has no plain DIN, so one is made of its layers.
+"""Runner of FuxiCTR's feature processor, loader, layers and ``fit``, with a DIN of its layers (its wheel has none).
 
-Differences it does not let one remove: gradients are clipped at norm 10; the vocabulary is learned, so its item table
-holds the items that occur, not the whole catalogue; loading runs in ray's processes, whose time and memory do not
-count here.
+Fixed differences: gradients are clipped at norm 10. The vocabulary is learned, so its item table holds the items that
+occur, not the whole catalog. Loading runs in ray's processes, whose time and memory do not count here.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-# This file carries the package's own name: its folder must not stand on the path.
+# This file has the name of the package, so its folder must not be on the path.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 import clock  # noqa: E402
 
@@ -18,7 +17,7 @@ WIDTH = 16
 
 
 def write_text_rows(source: Path, target: Path) -> None:
-    """Ids as text, histories joined by ^: what the feature processor reads."""
+    """Write the form of the feature processor: ids as text, histories joined by ^."""
     import polars as pl
 
     rows = pl.read_parquet(source)
@@ -28,7 +27,7 @@ def write_text_rows(source: Path, target: Path) -> None:
 
 
 def build_settings(options) -> dict:
-    """One dictionary of settings, as its YAML files hold."""
+    """Return one dictionary of settings, as in its YAML files."""
     category = [
         {"name": name, "active": True, "dtype": "str", "type": "categorical"}
         for name in ("user_id", "hour", "item_id", "cate_id")

@@ -1,7 +1,7 @@
-"""torch-rechub's DIN with its own DataGenerator and CTRTrainer (adaptive only where it can be configured).
+"""Runner of torch-rechub's DIN with its own DataGenerator and CTRTrainer.
 
-Differences it does not let one remove: one attention for each history field, no mask (padding takes part), batch
-normalisation in every MLP, Dice in the top one.
+Fixed differences: one attention per history field, no mask (attention includes padding), batch normalization in every
+MLP, Dice in the top one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import clock
 
 
 def read_columns(path, cap):
-    """Rows of one split as the package wants them: a dictionary of arrays, histories padded at the end."""
+    """Read rows of one split in the form of the package: a dictionary of arrays, histories padded at the end."""
     import pandas as pd
     from torch_rechub.utils.data import pad_sequences
 
@@ -27,7 +27,7 @@ def read_columns(path, cap):
 
 def main() -> None:
     options = clock.parse_arguments()
-    if options.prepare:  # it has no data format of its own: padding happens in the training process
+    if options.prepare:  # it has no data format of its own, so the training process pads
         return
     steps = clock.StepClock(options.steps, options.threads)
     import torch

@@ -1,4 +1,4 @@
-"""How default settings rank and calibrate on four logs, and which validation each stopping rule keeps.
+"""Ranking and calibration of the default settings on four logs, and the validation that each stopping rule keeps.
 
     python bench/quality/defaults.py record --arm after [--logs movielens rare] [--data FOLDER]
     python bench/quality/defaults.py table --before before --after after
@@ -44,7 +44,7 @@ SEEDS = {"movielens": 1, "kuairand": 2, "rare": 3, "small": 3}
 
 
 class Rule(NamedTuple):
-    """A stopping rule: which validation is kept."""
+    """A stopping rule, which chooses a validation."""
 
     monitor: str
     patience: int
@@ -52,7 +52,7 @@ class Rule(NamedTuple):
 
 
 def rare(work: Path) -> dict[str, Any]:
-    """100,000 impressions with 1 % clicks; one item in ten has a rate of 3 %."""
+    """Return 100,000 impressions with 1 % clicks, where one item in ten has a rate of 3 %."""
     random, n = np.random.default_rng(0), 100_000
     user, item = random.integers(0, 2000, n), random.integers(0, 500, n)
     click = (random.random(n) < np.where(item < 50, 0.03, 0.008)).astype(int)
@@ -70,7 +70,7 @@ def rare(work: Path) -> dict[str, Any]:
 
 
 def small(data: Path) -> dict[str, Any]:
-    """MovieLens latest-small: 100,836 ratings of 610 users over 22 years; label "rated 4 or better"."""
+    """Return MovieLens latest-small: 100,836 ratings of 610 users over 22 years, label "rated 4 or better"."""
     folder = data / "movielens_latest_small"
     schema = {
         "user": "user_id",
@@ -88,7 +88,7 @@ def small(data: Path) -> dict[str, Any]:
 
 
 def movielens() -> dict[str, Any]:
-    """MovieLens-1M: label "rated 4 or better", past ratings in the history."""
+    """Return MovieLens-1M: label "rated 4 or better", ratings in the history."""
     folder = movielens_1m(atomic.read)
     features = {
         "user_id": {"kind": "id"},
@@ -112,7 +112,7 @@ def movielens() -> dict[str, Any]:
 
 
 def build_data(log: str, data: Path, work: Path) -> dict[str, Any]:
-    """The ``data`` section of a log."""
+    """Return the ``data`` section of a log."""
     if log == "kuairand":
         return kuairand.job(data.resolve() / "kuairand_pure_14d", work, {"name": "din"}, 0)["data"]
     return {"rare": lambda: rare(work), "small": lambda: small(data.resolve()), "movielens": movielens}[log]()
@@ -127,15 +127,15 @@ class Recorder:
         self.scores: list[np.ndarray] = []
 
     def train(self, step: int, loss: float) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def valid(self, step: int, measures: Mapping[str, float]) -> None:
-        """One validation."""
+        """Record one validation."""
         self.measures.append({"step": step, **measures})
         self.scores.append(score(self.model, self.log, self.rows, 4096))
 
     def close(self, *, finished: bool) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def record(log_name: str, model_name: str, seed: int, arm: str, data: Path, work: Path) -> None:
@@ -174,7 +174,7 @@ def record(log_name: str, model_name: str, seed: int, arm: str, data: Path, work
 
 
 def choose_validation(measures: list[dict[str, float]], rule: Rule) -> int:
-    """Which validation a rule keeps."""
+    """Return the index of the validation that a rule keeps."""
     lower = rule.monitor in ("log_loss", "normalised_entropy")
     best, value, stale = 0, None, 0
     for at, measured in enumerate(measures[: 3 * rule.epochs]):
@@ -189,7 +189,7 @@ def choose_validation(measures: list[dict[str, float]], rule: Rule) -> int:
 
 
 def select_scores(path: Path, rule: Rule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Label, user and score of the test rows, under a rule."""
+    """Return label, user and score of the test rows under a rule."""
     recorded = np.load(path)
     at = choose_validation(json.loads(str(recorded["measures"])), rule)
     return recorded["label"], recorded["user"], recorded["scores"][at]
@@ -200,7 +200,7 @@ RULES = [Rule("auc", 3, 2), Rule("gauc", 3, 2), *(Rule("log_loss", p, e) for e, 
 
 
 def interval(before: list[tuple[np.ndarray, ...]], after: list[tuple[np.ndarray, ...]], draws: int = 50) -> str:
-    """The AUC after minus before, mean over seeds, with a 95 % interval over users drawn for both alike."""
+    """Return the difference in AUC, mean over seeds, with a 95 % interval over users drawn for both arms alike."""
     label, user = before[0][0], before[0][1]
     starts = np.flatnonzero(np.diff(user, prepend=-1))
     stops, random = np.append(starts[1:], len(user)), np.random.default_rng(0)
@@ -218,7 +218,7 @@ def interval(before: list[tuple[np.ndarray, ...]], after: list[tuple[np.ndarray,
 
 
 def rows_of(work: Path, before: str, after: str) -> list[list[object]]:
-    """One row per log, model and rule: means over seeds, and the AUC's difference from before with its interval."""
+    """Return one row per log, model and rule: means over seeds, and the difference in AUC with its interval."""
     rows: list[list[object]] = []
     for log, seeds in SEEDS.items():
         for model in MODELS:

@@ -22,7 +22,7 @@ USER = [*FLAGS, *RANGES, *(f"onehot_feat{number}" for number in (0, 1, 2, 5, 6, 
 
 
 def schema() -> dict[str, Any]:
-    """Impressions with what was known of them when they were shown."""
+    """Return the schema of impressions, with features available when they were shown."""
     user = {name: {"kind": "id", "side": "user"} for name in USER}
     item = {
         "author_id": {"kind": "id", "side": "item", "min_count": 2},
@@ -54,7 +54,7 @@ def schema() -> dict[str, Any]:
 
 
 def job(data: Path, work: Path, model: dict[str, Any], seed: int) -> dict[str, Any]:
-    """One run. A click counts as known when the play time of the impression is over."""
+    """Return the config of one run. A click is available when the play time of the impression is over."""
     log = f"read_parquet('{data}/impressions.parquet')"
     query = f"SELECT *, time_ms + play_time_ms AS known_ms FROM {log} WHERE NOT is_repeat"
     return {

@@ -1,4 +1,4 @@
-"""What the quality studies share: counting marks, and tables over seeds."""
+"""Baselines by counting and tables over seeds, shared by the quality studies."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from longrec.report.tables import table
 def score_by_counts(
     log: Log, split: str = "test", smooth: float = 10.0, extra: tuple[str, ...] = ()
 ) -> dict[str, np.ndarray]:
-    """Scores of a part by smoothed training rates: of the item, of the user, and the sum of their logits.
+    """Score a split by smoothed training rates: of the item, of the user, and the sum of their logits.
 
     Args:
-        smooth: how many rows of the average rate stand behind every count.
-        extra: event columns whose rates join the sum.
+        smooth: number of rows of the average rate added to every count.
+        extra: event columns whose rates are added to the sum.
     """
     train, rows = log.rows_of("train"), log.rows_of(split)
     label = log.labels[train]
@@ -41,7 +41,7 @@ def score_by_counts(
 
 
 def mark_table(log: Log, extra: tuple[str, ...] = ()) -> str:
-    """AUC of every counting score on valid and test."""
+    """Return the AUC of every counting score on valid and test."""
     rows = []
     scores = {split: score_by_counts(log, split, extra=extra) for split in ("valid", "test")}
     for name in scores["test"]:
@@ -50,7 +50,7 @@ def mark_table(log: Log, extra: tuple[str, ...] = ()) -> str:
 
 
 def seeds_table(runs: dict[str, list[Any]]) -> str:
-    """Test metrics of each arm: mean over seeds, the seeds themselves, and the interval of the first one over users."""
+    """Return the test metrics of each arm: mean over seeds, each seed, and the first seed's interval over users."""
     rows = []
     for name, several in runs.items():
         values = np.array([run.metrics["auc"].value for run in several])
@@ -70,7 +70,7 @@ def seeds_table(runs: dict[str, list[Any]]) -> str:
 def paired_table(
     runs: dict[str, list[Any]], pairs: list[tuple[str, str]], log: Log | None = None, extra: tuple[str, ...] = ()
 ) -> str:
-    """Difference in test AUC, seed by seed, on the same rows, with intervals over users and over rows.
+    """Return differences in test AUC per seed on the same rows, with intervals over users and over rows.
 
     ``counting`` is the counting score of ``log`` (the same for every seed).
     """

@@ -1,4 +1,4 @@
-"""Quality on MovieLens-1M, by rows along the global time line: what the shipped settings reach, and why.
+"""Quality of the shipped settings on MovieLens-1M, by rows along the global time line.
 
     python bench/quality/movielens.py [--seeds 3]
 
@@ -31,7 +31,7 @@ ARMS = {
 
 
 def write_log(source: Path, target: Path) -> None:
-    """The ratings with two shuffled copies of the rating column."""
+    """Write the ratings with two shuffled copies of the rating column."""
     ratings = pq.read_table(source / "ratings.parquet")
     random = np.random.default_rng(0)
     user, rating = ratings["user_id"].to_numpy(), ratings["rating"].to_numpy()

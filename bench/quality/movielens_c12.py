@@ -26,10 +26,10 @@ COUNTS = {"train": 983_836, "valid": 5_190, "test": 5_176}
 
 
 def write_log(source: Path, target: Path) -> None:
-    """The rows of the protocol, with their part in ``split``.
+    """Write the rows of the protocol, with the column ``split``.
 
     Raises:
-        SystemExit: when the counts are not the published ones.
+        SystemExit: the counts differ from the published ones.
     """
     ratings = pq.read_table(source / "ratings.parquet")
     user = ratings["user_id"].to_numpy()

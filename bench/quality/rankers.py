@@ -1,12 +1,12 @@
-"""All ranking models of the folder on one log, the same budget for each.
+"""Training of all ranking models on one log, with the same budget for each.
 
     python bench/quality/rankers.py movielens [--data FOLDER] [--seeds 3] [--models din dien] [--modes past]
 
-Logs: movielens, c12, kuairand, beauty (``ranking_logs.py``). Nothing is tuned: every model has its own defaults, but
+Logs: movielens, c12, kuairand, beauty (``ranking_logs.py``). Nothing is tuned: every model has its own defaults, except
 for the width of embeddings (32), the top network (128-64) and dropout (0.2), and the log's epochs, batch and learning
-rate, which were those of the simplest model. Where a log tells what a user said of past events, a model is run with it
-(``past``) and without (``plain``). Models whose idea needs more of the past than the others read get that too: see
-``WANTS``. A finished run is found again; test is read once a run. ``ranking_tables.py`` writes the tables.
+rate, which were those of the simplest model. Where a log has the user's feedback on the events of a history, a model is
+run with it (mode ``past``) and without (mode ``plain``). Models that need further columns of the history get these too:
+see ``WANTS``. A finished run is not repeated. Test is read once per run. ``ranking_tables.py`` writes the tables.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import longrec
 from longrec.models.core.base import Ranker, find, names
 
 COMMON: dict[str, Any] = {"embedding_dim": 32, "mlp": [128, 64], "dropout": 0.2}
-"""Settings that every model gets, those it has."""
+"""Settings of every model that has them."""
 
 WANTS: dict[str, list[str]] = {
     "bst": ["time_gap"],
@@ -34,24 +34,24 @@ WANTS: dict[str, list[str]] = {
     "dsin": ["session_recency"],
     "kfatt": ["session_recency"],
 }
-"""Computed columns that some models read besides."""
+"""Further computed columns of some models."""
 
 APART = ("dfn", "dmt")
-"""Models that want one history a behaviour, where the log tells behaviours apart. DIN is read so too (``apart``), to
-tell what that alone does.
+"""Models with one history per behavior, where the log distinguishes behaviors. DIN is run in this form too (mode
+``apart``), to measure the effect of the form alone.
 """
 
 BUILT_ON = ("iat_reader", "keep_plug", "esmm")
-"""They read what another model wrote, and have studies of their own; or learn two labels that follow each other."""
+"""Models that read the output of another model, and have studies of their own, or learn two successive labels."""
 
 
 def list_rankers() -> list[str]:
-    """The models to compare."""
+    """Return the models to compare."""
     return [name for name in names() if issubclass(find(name), Ranker) and name not in BUILT_ON]
 
 
 def settings(model: str) -> dict[str, Any]:
-    """The ``model`` section: the common settings where the model, or the model it builds on, has them."""
+    """Return the ``model`` section: the common settings that the model, or its base model, has."""
     fields = find(model).Config.model_fields
     own: dict[str, Any] = {"name": model} | {key: value for key, value in COMMON.items() if key in fields}
     if "base" in fields:
@@ -62,14 +62,14 @@ def settings(model: str) -> dict[str, Any]:
 
 
 def list_modes(task: Task, model: str) -> list[str]:
-    """The regimes in which a model is run: one if it reads no history."""
+    """Return the modes in which a model is run: one if it reads no history."""
     if not find(model).reads_history:
         return ["plain"] if "plain" in task.of else ["past"]
     return [*task.of, "apart"] if model == "din" and task.behaviors else list(task.of)
 
 
 def job(task: Task, name: str, model: str, mode: str, seed: int, work: Path) -> dict[str, Any]:
-    """The config of a run."""
+    """Return the config of a run."""
     extra, apart = WANTS.get(model, []), mode == "apart" or (model in APART and mode == "past")
     mode = "past" if apart else mode
     data = task.section(mode, extra, apart)
@@ -79,16 +79,16 @@ def job(task: Task, name: str, model: str, mode: str, seed: int, work: Path) -> 
         "data": {**data, "folder": str(work / "prepared" / key)},
         "model": settings(model),
         "fit": {**task.fit, "seed": seed, "runs": str(work / "runs"), "tensorboard": "off", "mlflow": "off"},
-        # The tables draw users anew for all models together.
+        # The tables resample users again for all models together.
         "evaluate": {"n_resamples": 20},
     }
 
 
 def run(task: Task, model: str, mode: str, seed: int, work: Path, twin: str = "") -> Any:
-    """The finished run of a model.
+    """Return the finished run of a model.
 
     Args:
-        twin: a suffix, for a run that is made once more.
+        twin: suffix of a repeated run.
     """
     name = f"{model}-{mode}-{seed}{twin}"
     folder = work / "runs" / name
@@ -105,7 +105,7 @@ def run(task: Task, model: str, mode: str, seed: int, work: Path, twin: str = ""
 
 
 def plan(task: Task, models: list[str], seeds: int) -> Iterator[tuple[str, str, int]]:
-    """Model, regime and seed of every run, seed by seed."""
+    """Yield model, mode and seed of every run, seed by seed."""
     for seed in range(seeds):
         for mode in (*task.of, "apart"):
             for model in models:
@@ -114,10 +114,10 @@ def plan(task: Task, models: list[str], seeds: int) -> Iterator[tuple[str, str, 
 
 
 def main() -> None:
-    """Train what is not there yet."""
+    """Train the missing runs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("log", choices=TASKS)
-    parser.add_argument("--data", type=Path, default=Path("data"), help="where kuairand_pure_14d and amazon_beauty lie")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of kuairand_pure_14d and amazon_beauty")
     parser.add_argument("--work", type=Path, default=Path("build/quality/rankers"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--models", nargs="*", default=list_rankers())

@@ -1,4 +1,4 @@
-"""The logs on which all rankers are compared: what is read, how it is split, what a history may hold."""
+"""The logs on which all rankers are compared: their data, splits and histories."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Task:
 
     Attributes:
         data: the ``data`` section without ``folder`` and without histories.
-        of: columns of the history by regime; ``past`` holds what the user said of the events, ``plain`` does not.
+        of: columns of the history by mode. ``past`` includes the user's feedback on the events, ``plain`` does not.
         last: events of a history.
-        parts: histories of the regime ``past`` for models that want one a behaviour: name -> ``where``.
-        timed: whether computed columns (sessions, the time between events) are there.
-        joined: list columns of pre-joined rows; None for a log of events.
+        behaviors: histories of the mode ``past`` for models with one per behavior: name -> ``where``.
+        timed: the log has computed columns (sessions, the time between events).
+        joined: list columns of pre-joined rows. None for a log of events.
         fit: the ``fit`` section.
-        item, category: features that models ask for by name.
+        item, category: features that models name in their settings.
     """
 
     data: dict[str, Any]
@@ -40,11 +40,11 @@ class Task:
     category: str
 
     def section(self, mode: str, extra: list[str], apart: bool) -> dict[str, Any]:
-        """The ``data`` section of a regime.
+        """Return the ``data`` section of a mode.
 
         Args:
-            extra: computed columns besides.
-            apart: one history a behaviour, where the regime tells behaviours apart.
+            extra: further computed columns.
+            apart: one history per behavior, where the mode distinguishes behaviors.
         """
         schema = dict(self.data["schema"])
         columns = self.of[mode] + (extra if self.timed else [])
@@ -100,13 +100,13 @@ def _movielens(log: Path, source: Path, split: dict[str, Any]) -> Task:
 
 
 def movielens(data: Path, work: Path) -> Task:
-    """MovieLens-1M, 80/10/10 of the rows along one line through time; label "rated 4 or better"."""
+    """Return MovieLens-1M, 80/10/10 of the rows by time, label "rated 4 or better"."""
     source = movielens_1m(atomic.read)
     return _movielens(source / "ratings.parquet", source, {"by": "time", "valid": 0.1, "test": 0.1})
 
 
 def c12(data: Path, work: Path) -> Task:
-    """The same ratings by the protocol of the ReChorus notebook (see ``movielens_c12.py``)."""
+    """Return the same ratings by the protocol of the ReChorus notebook (see ``movielens_c12.py``)."""
     source, log = movielens_1m(atomic.read), (work / "ratings.parquet").resolve()
     if not log.exists():
         movielens_c12.write_log(source, log)
@@ -114,7 +114,7 @@ def c12(data: Path, work: Path) -> Task:
 
 
 def kuai(data: Path, work: Path) -> Task:
-    """KuaiRand-Pure, 14 days, label is_click; see ``kuairand.py``."""
+    """Return KuaiRand-Pure, 14 days, label is_click (see ``kuairand.py``)."""
     section = kuairand.job(data.resolve() / "kuairand_pure_14d", work, {"name": "din"}, 0)["data"]
     del section["folder"], section["schema"]["histories"]
     return Task(
@@ -124,7 +124,7 @@ def kuai(data: Path, work: Path) -> Task:
             "plain": ["video_id", "author_id", "tags"],
         },
         last=30,
-        behaviors={},  # a filter cannot wait for each event by itself until its click is known
+        behaviors={},  # a filter cannot delay each event until its click is available
         timed=True,
         joined=None,
         fit={"epochs": 1, "batch_size": 512, "lr": 1e-3},
@@ -134,7 +134,7 @@ def kuai(data: Path, work: Path) -> Task:
 
 
 def beauty(data: Path, work: Path) -> Task:
-    """Amazon Beauty in DIEN's form: a user's last item or one drawn by popularity; one user in ten is the test."""
+    """Return Amazon Beauty in DIEN's form: a user's last item or one drawn by popularity, one user in ten is test."""
     log = f"read_parquet('{(data / 'amazon_beauty/ctr_dien_style.parquet').resolve()}')"
     split_column = "CASE WHEN split = 'test' THEN 'test' WHEN user_id % 10 = 3 THEN 'valid' ELSE 'train' END AS part"
     return Task(

@@ -1,11 +1,11 @@
-"""The tables of ``rankers.py``: every ranking model on every log, which differences are real, and what has to hold.
+"""Tables of ``rankers.py``: every ranking model on every log, the real differences, and sanity checks.
 
     python bench/quality/ranking_tables.py [--work build/quality/rankers]
 
-A model's AUC is the mean over its seeds; users are drawn anew (300 times), the same ones for all models, so differences
-are paired. The interval of a difference joins what users and what seeds move: the second from the spread of seeds
-about the mean of their model, pooled over all models of a log. With one seed a model, that part is not known and left
-out. A difference is called real where its 95 % interval leaves zero out; nothing is corrected for the number of pairs.
+A model's AUC is the mean over its seeds. Users are resampled (300 times), the same ones for all models, so differences
+are paired. The interval of a difference includes the variance over users and over seeds. The second is the variance of
+seeds around the mean of their model, pooled over all models of a log. It is omitted with one seed per model. A
+difference is called real if its 95 % interval excludes zero, without correction for the number of pairs.
 
 Writes ``results/rankers_*.md`` and ``results/models.json``, from which the pages of the models are made.
 """
@@ -32,7 +32,7 @@ from longrec.metrics import bootstrap
 from longrec.report.run import read_predictions
 
 Arm = tuple[str, str]
-"""Model and regime."""
+"""Model and mode."""
 
 TITLES = {
     "movielens": "MovieLens-1M, 80/10/10 of the rows along one line through time, rated 4 or better",
@@ -50,7 +50,7 @@ class Results:
     Attributes:
         seeds: AUC of every seed.
         draws: ``[R]`` of every arm, the mean over its seeds on each draw of users.
-        noise: standard deviation of a seed about the mean of its model, pooled; None with one seed a model.
+        noise: standard deviation of a seed around the mean of its model, pooled. None with one seed per model.
     """
 
     seeds: dict[Arm, NDArray[np.float64]]
@@ -61,22 +61,22 @@ class Results:
         return float(self.seeds[arm].mean())
 
     def half(self, draws: NDArray[np.float64], *arms: Arm) -> float:
-        """Half of the 95 % interval of a sum or difference of arms."""
+        """Return half of the 95 % interval of a sum or difference of arms."""
         own = (self.noise or 0.0) ** 2 * sum(1 / len(self.seeds[arm]) for arm in arms)
         return Z * float(np.sqrt(draws.var(ddof=1) + own))
 
     def difference(self, one: Arm, other: Arm) -> tuple[float, float]:
-        """How much better the first is, and half of the interval around it."""
+        """Return the difference of the first arm to the other, and half of the interval around it."""
         return self.mean(one) - self.mean(other), self.half(self.draws[one] - self.draws[other], one, other)
 
     def real(self, one: Arm, other: Arm) -> bool:
-        """Whether the first is better and the interval leaves zero out."""
+        """Return True if the first is better and the interval excludes zero."""
         value, half = self.difference(one, other)
         return value > half
 
 
 def find_runs(folder: Path) -> dict[Arm, list[Path]]:
-    """The finished runs of a log; twins and runs with shuffled labels are not among them."""
+    """Return the finished runs of a log, without repeated runs and runs with shuffled labels."""
     folders: dict[Arm, list[Path]] = defaultdict(list)
     for path in sorted(folder.glob("runs/*/predictions/test.parquet")):
         match = re.fullmatch(r"(\w+)-(past|plain|apart)-(\d+)", path.parents[1].name)
@@ -86,7 +86,7 @@ def find_runs(folder: Path) -> dict[Arm, list[Path]]:
 
 
 def list_machines(folder: Path) -> str:
-    """Which machines made the runs."""
+    """Return the machines of the runs."""
     counts: Counter[str] = Counter()
     for several in find_runs(folder).values():
         for run in several:
@@ -96,7 +96,7 @@ def list_machines(folder: Path) -> str:
 
 
 def measure_log(folder: Path, n_resamples: int) -> Results | None:
-    """Read, draw and measure; None without runs."""
+    """Read and resample the predictions, and compute the metrics. None without runs."""
     runs = find_runs(folder)
     if not runs:
         return None
@@ -119,7 +119,7 @@ def measure_log(folder: Path, n_resamples: int) -> Results | None:
 
 
 def format_table(results: Results, modes: list[str]) -> str:
-    """All models, best first, each beside DIN and beside itself without what users said of past events."""
+    """Return all models, best first, with the differences to DIN and to the mode without feedback."""
     head = ["model"]
     for mode in modes:
         head += [f"test AUC, {mode} [95 %]", "seeds", "less DIN", "really worse models"]
@@ -143,14 +143,14 @@ def format_table(results: Results, modes: list[str]) -> str:
 
 
 def describe_apart(results: Results) -> str:
-    """What it does to read each behaviour as a history of its own."""
+    """Return the effect of one history per behavior."""
     arm = "din", "apart"
     if arm not in results.seeds:
         return ""
     cell, spread = _format_cells(results, arm)[:2]
     return (
-        f"{' and '.join(APART)} read what was liked and what was not as histories apart. The weights of each sum to "
-        f"one, so that how many were liked is lost: DIN reading so reaches {cell} (seeds {spread}), "
+        f"{' and '.join(APART)} read liked and disliked events as separate histories. The weights of each sum to one, "
+        f"so that the count of liked events is lost: DIN in this form reaches {cell} (seeds {spread}), "
         f"{_format_difference(*results.difference(arm, ('din', 'past')))} to itself with one history."
     )
 
@@ -176,7 +176,7 @@ def _format_difference(value: float, half: float) -> str:
 
 
 def format_relations(folder: Path, results: Results) -> str:
-    """What has to hold on a log of made-up negatives (see ``relations.py``)."""
+    """Return the sanity checks on a log of sampled negatives (see ``relations.py``)."""
     path = folder / "relations.json"
     if not path.exists():
         return "Relations: not run (`relations.py`)."
@@ -194,16 +194,16 @@ def format_relations(folder: Path, results: Results) -> str:
                 {None: "", True: "yes", False: "no"}[own.get("twin")],
             ]
         )
-    head = ["model", "test AUC", "beats popularity", "AUC of labels by lot", "trained twice, same to the bit"]
+    head = ["model", "test AUC", "beats popularity", "AUC of random labels", "trained twice, same to the bit"]
     about = (
-        f"Popularity of an item alone: AUC {checked['popularity']:.4f}. Scores that know nothing reach 0.5 within "
+        f"Popularity of an item alone: AUC {checked['popularity']:.4f}. Uninformed scores reach 0.5 within "
         f"{checked['chance']:.4f} in 95 of 100 cases."
     )
     return f"{about}\n\n{machine.format_table(head, rows)}"
 
 
 def main() -> None:
-    """Write what there is."""
+    """Write the tables of the finished runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/quality/rankers"))
     parser.add_argument("--n-resamples", type=int, default=300)
@@ -215,7 +215,7 @@ def main() -> None:
         if results is None:
             continue
         modes = [mode for mode in ("past", "plain") if any(arm[1] == mode for arm in results.seeds)]
-        noise = "unknown (one seed a model)" if results.noise is None else f"{results.noise:.4f}"
+        noise = "unknown (one seed per model)" if results.noise is None else f"{results.noise:.4f}"
         more = ", ".join(f"{model} ({', '.join(columns)})" for model, columns in sorted(WANTS.items()))
         about = (
             f"Standard deviation of a seed: {noise}. Bold: real differences. "

@@ -1,11 +1,11 @@
-"""What has to hold on Amazon Beauty in DIEN's form, where no published number can be held against ours.
+"""Sanity checks on Amazon Beauty in DIEN's form, where no published number is comparable.
 
     python bench/quality/relations.py [--data FOLDER] [--models din dien]
 
-Of every model: it beats the popularity of the item; trained and tested on labels that are drawn by lot its AUC is one
-half; trained twice with one seed it scores to the last bit the same. Runs are those of ``rankers.py``, and are found
-again; ``ranking_tables.py`` puts what is written here, ``relations.json``, into its table. (That a DIN of constant
-scores is a mean, and that padding changes nothing, are tests of the suite.)
+Every model must beat the popularity of the item. With random labels its AUC must be one half. Trained twice with one
+seed it must return the same scores to the last bit. Runs are those of ``rankers.py`` and are not repeated.
+``ranking_tables.py`` reads ``relations.json``, which is written here. (Tests of the suite check that a DIN of constant
+scores is a mean, and that padding changes nothing.)
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from longrec.report.run import read_predictions
 
 
 def draw_labels(task: Task) -> Task:
-    """The same rows with labels that say nothing."""
+    """Return the same rows with random labels."""
     query = task.data["log"]["query"]
     drawn = "CAST(hash(user_id, item_id) % 2 AS INTEGER) AS label"
     return replace(task, data={**task.data, "log": {"query": f"SELECT * REPLACE ({drawn}) FROM ({query})"}})
 
 
 def popularity(run: Any) -> float:
-    """AUC on test of how often an item stands in training rows, whatever the label."""
+    """Return the AUC on test of the item's count in training rows, whatever the label."""
     log = run.log()
     item, train, test = (log.events.columns["item"], log.rows_of("train"), log.rows_of("test"))
     count = np.bincount(item[train], minlength=int(item.max()) + 1)[item[test]]
@@ -40,15 +40,14 @@ def popularity(run: Any) -> float:
 
 
 def chance(run: Any) -> float:
-    """Half of the 95 % interval around one half of the AUC of scores that know nothing, on as many rows (Mann and
-    Whitney 1947)."""
+    """Return half of the 95 % interval of the AUC of uninformed scores on as many rows (Mann and Whitney 1947)."""
     label = read_predictions(run.folder).label
     hits, misses = float((label > 0).sum()), float((label == 0).sum())
     return 1.96 * float(np.sqrt((hits + misses + 1) / (12 * hits * misses)))
 
 
 def main() -> None:
-    """Train what is not there yet, then compare."""
+    """Train the missing runs, then compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--work", type=Path, default=Path("build/quality/rankers"))

@@ -54,7 +54,8 @@ def metric_warnings(
             sentences.append(
                 f"PCOC{of} on {split} is {one}, outside {low:g} to {high:g}: the scores promise {one.value:.3g} "
                 f"positives for each that came{_note_crossing(one, low if one.value < low else high)}; compare the "
-                f"positive rates of train and {split}, train with fit.monitor=log_loss, or calibrate the scores before use"
+                f"positive rates of train and {split}, train with fit.monitor=log_loss, or calibrate the scores before "
+                "use"
             )
     return tuple(f"{run}: {sentence}" if run else sentence for sentence in sentences)
 

@@ -98,7 +98,7 @@ def lists_skipped(relevance: ArrayLike, group: ArrayLike) -> int:
 def compute_ranks(score: ArrayLike, worth: ArrayLike, group: ArrayLike) -> Ints:
     """Return the rank of each row in its list ``[N]``, from 1. Among equal scores the least ``worth`` comes first.
 
-    >>> ranks([0.2, 0.9, 0.9], [0, 1, 0], [7, 7, 7]).tolist()
+    >>> compute_ranks([0.2, 0.9, 0.9], [0, 1, 0], [7, 7, 7]).tolist()
     [3, 2, 1]
     """
     s = as_numbers(score, "score")

@@ -148,7 +148,7 @@ def list_metric_keys(runs: Any) -> list[str]:
 def format_metric_name(key: str) -> str:
     """Return the name of a metric for people. An unknown key is its own name.
 
-    >>> metric_name("auc"), metric_name("log_loss.buy"), metric_name("hit_rate")
+    >>> format_metric_name("auc"), format_metric_name("log_loss.buy"), format_metric_name("hit_rate")
     ('AUC', 'Log loss of buy', 'hit rate')
     """
     metric, _, task = key.partition(".")
@@ -210,7 +210,7 @@ def write_atomically(path: Path, text: str) -> None:
 def to_plain(obj: object) -> Any:
     """Convert ``obj`` to dicts, lists, text, numbers, booleans and None.
 
-    >>> plain({"a": np.float32(0.5), "b": (1, float("nan"))})
+    >>> to_plain({"a": np.float32(0.5), "b": (1, float("nan"))})
     {'a': 0.5, 'b': [1, None]}
     """
     if obj is None or isinstance(obj, (str, bool, int)):
