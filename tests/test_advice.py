@@ -1,4 +1,4 @@
-"""What messages advise exists: every option and every command that the source names is one of the command line."""
+"""Every option and command in a message exists on the command line."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ PACKAGE = Path(cli.__file__).parent
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 _COMMAND = re.compile(r"(?<!from )(?<!import )\blongrec ([a-z]+)((?: +(?!then\b|and\b)[^\s,;:`'\"]+)*)")
 _COMMANDS_OF = {"serve": {"serve"}, "interop": {"import"}, "train": {"train"}, "imports.py": {"import"}}
-"""Which commands a bare option may belong to, by where it is written; of other places any."""
+"""Package or file -> commands of its bare options. Other files may name options of any command."""
 
 
 def list_options() -> dict[str, set[str]]:
-    """Options of every command."""
+    """Return the options of every command."""
     (sub,) = (one for one in cli.parser()._actions if isinstance(one, argparse._SubParsersAction))
     return {name: {*command._option_string_actions, "--version"} for name, command in sub.choices.items()}
 
 
 def list_texts(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, text) of every string of a file; what an f-string computes reads as ``X``."""
+    """Yield (line, text) of every string of a file. Expressions of f-strings become ``X``."""
     inside: set[ast.AST] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.JoinedStr):
@@ -37,7 +37,7 @@ def list_texts(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def faults(where: str, line: int, text: str, commands: dict[str, set[str]]) -> list[str]:
-    """Commands and options of a text that the command line does not take."""
+    """Return the commands and options of a text that do not exist on the command line."""
     faulty, rest = [], text
     for match in _COMMAND.finditer(text):
         name, arguments = match.groups()

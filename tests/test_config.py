@@ -1,4 +1,4 @@
-"""YAML into typed configs: strict, all faults at once, with the nearest name."""
+"""Strict parsing of YAML into typed configs: all faults together, with the nearest name."""
 
 from __future__ import annotations
 

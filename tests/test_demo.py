@@ -1,4 +1,4 @@
-"""The main job on a small stand-in for MovieLens: every step a newcomer sees, from files to the report."""
+"""The demo on a small replacement of MovieLens: every step from files to the report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILMS, USERS, RATINGS = 60, 80, 4_000
 
 @pytest.fixture(scope="module")
 def small_movielens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ratings that depend on the film's quality and on the user's mood; the three tables of the data set."""
+    """Write the three tables of the data set, with ratings that depend on the film's quality and the user's mood."""
     folder = tmp_path_factory.mktemp("ml")
     random = np.random.default_rng(3)
     title = [f"Film {n} ({1950 + n})" for n in range(FILMS)]
@@ -55,7 +55,7 @@ def test_the_demo_ends_with_a_report_and_a_bundle_that_serves(
     compared = json.loads((tmp_path / "story" / "comparison.json").read_text())
     assert set(compared["runs"]) == {"deepfm", "din"}
 
-    # what it tells to try next works as printed, and a second demo replaces its own runs
+    # the printed next steps work, and a second demo replaces its own runs
     assert main(["compare", "story/runs/deepfm", "story/runs/din", "--json", "-"]) == 0
     assert set(json.loads(capsys.readouterr().out)["runs"]) == {"deepfm", "din"}
     assert main(["evaluate", "story/runs/din", "--part", "valid"]) == 0

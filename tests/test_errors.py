@@ -1,4 +1,4 @@
-"""Messages: where, found, expected, what to do."""
+"""Messages of errors: where, found, expected, what to do."""
 
 from __future__ import annotations
 

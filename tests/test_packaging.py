@@ -1,4 +1,4 @@
-"""The two commands of the README, and the promise that they set up what they need."""
+"""The two commands of the README, and that they set up their requirements."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_ci_runs_the_test_command_and_nothing_else() -> None:
 
 
 FAKE = """#!/usr/bin/env bash
-# Stands for python: makes a folder where a venv would be made, and notes what pip is asked for.
+# Replaces python: makes a folder in place of a venv, and records the arguments of pip.
 echo "$*" >> "$CALLS"
 case "$*" in
   "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
@@ -66,7 +66,7 @@ esac
 
 
 class Checkout:
-    """A folder with the real Makefile and a python that only notes what it is asked."""
+    """A folder with the real Makefile and a python that only records its arguments."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.calls = folder, folder / "calls"
@@ -76,7 +76,7 @@ class Checkout:
         (folder / "python").chmod(0o755)
 
     def setup(self, fail_on: str = "") -> tuple[int, list[str]]:
-        """Run ``make setup``: exit status, and the calls with their options left out."""
+        """Run ``make setup``. Return the exit status, and the calls without their options."""
         self.calls.write_text("")
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Ordinary events of a machine: told in four parts with exit code 2, and nothing is left that looks whole."""
+"""Errors of machine resources: messages of four fields with exit code 2, and no partial output that looks complete."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from longrec.resources import available_memory, format_bytes, resource_error
 
 @contextmanager
 def limit_resource(kind: int, most: int) -> Iterator[None]:
-    """A limit of this process: files of so many bytes are the closest to a full disk that it can set for itself."""
+    """Limit a resource of this process. A limit on the size of files is the closest to a full disk."""
     before = resource.getrlimit(kind)
     resource.setrlimit(kind, (most, before[1]))
     try:
@@ -37,7 +37,7 @@ def limit_resource(kind: int, most: int) -> Iterator[None]:
 
 
 def models(out: int) -> tuple[int, str]:
-    """Exit code and standard error of ``longrec models`` in a process of its own, its output going to a file."""
+    """Run ``longrec models`` in a process with its output in a file. Return exit code and standard error."""
     command = [sys.executable, "-m", "longrec.cli", "models"]
     done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
     return done.returncode, done.stderr
@@ -63,7 +63,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-# ---- what errors say ---------------------------------------------------------------------------------------------
+# ---- messages ---------------------------------------------------------------------------------------------
 
 
 def raised(call: Callable[[], object]) -> BaseException:
@@ -78,7 +78,7 @@ def fill_disk() -> None:
 
 
 def write_table_to_full_disk() -> None:
-    with open("/dev/full", "wb", buffering=0) as file:  # never by name: tools remove what they could not write
+    with open("/dev/full", "wb", buffering=0) as file:  # never by name, as tools remove files they could not write
         pq.write_table(pa.table({"a": [1]}), pa.PythonFile(file, "w"))
 
 
@@ -261,5 +261,5 @@ def test_a_limit_of_a_container(tmp_path: Path, version: int) -> None:
     own = tmp_path / "cgroup"
     own.write_text("0::/outer/inner\n" if version == 2 else "9:cpu:/\n4:cpuset,memory:/outer/inner\n0::/\n")
     assert resources._container_free(tmp_path, own) == 500 - 300 + 50
-    own.write_text("0::/elsewhere\n" if version == 2 else "4:memory:/elsewhere\n")  # a container sees its own root
+    own.write_text("0::/elsewhere\n" if version == 2 else "4:memory:/elsewhere\n")  # a container has its own root
     assert resources._container_free(tmp_path, own) == 9000 - 300 + 50

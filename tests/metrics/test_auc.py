@@ -23,7 +23,7 @@ def auc_by_pairs(label, score, weight):
 
 @st.composite
 def samples(draw):
-    """Few distinct scores, so that ties are everywhere; both classes."""
+    """Draw rows with few distinct scores, so that there are many ties, and with both classes."""
     n = draw(st.integers(2, 40))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     label = rng.integers(0, 2, n)

@@ -23,7 +23,7 @@ PUBLIC = {
 
 
 def sample_rows(rows=3000, users=200, seed=0):
-    """Labels drawn from the score's own probability; scores rounded, so that many tie."""
+    """Draw labels from the score's own probability, with rounded scores, so that there are many ties."""
     rng = np.random.default_rng(seed)
     user = rng.integers(0, users, rows)
     score = np.round(rng.beta(2, 3, rows), 2)
@@ -51,7 +51,7 @@ def test_a_resample_equals_the_plain_functions_on_rows_written_out(resample):
         rows = np.repeat(np.arange(len(y)), counts[of_row])
         measured = dict(zip(METRICS, column.measure(counts.astype(float))))
         for key in METRICS[:5]:  # ECE keeps the bins of the full rows
-            # A user drawn twice is still one user for GAUC: all its pairs count twice as much, its AUC is the same.
+            # A user drawn twice is one user for GAUC: all its pairs count twice, and its AUC is the same.
             assert measured[key] == pytest.approx(PUBLIC[key](y[rows], p[rows], u[rows]), abs=1e-12), key
 
 
@@ -71,7 +71,7 @@ def test_row_order_does_not_matter_when_users_are_drawn():
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
-    """Users shift scores and labels alike in all their rows: drawing rows takes them for more than they are."""
+    """Users shift scores and labels alike in all their rows, so intervals over rows are too narrow."""
     spread, shift = 1.2, 1.0
     truth = 0.5 * (1 + math.erf(shift / math.sqrt(2 * (1 + spread**2)) / math.sqrt(2)))  # Phi(d / sqrt(2 (1 + t^2)))
     covered = {"user": 0, "row": 0}
@@ -182,4 +182,4 @@ def test_the_bootstrap_is_fast():
     y = rng.random(100_000) < p
     start = time.process_time()
     compare(y, {"a": p, "b": 1 - p}, u, n_resamples=100)
-    assert time.process_time() - start < 2  # 300 n_resamples under 6 s
+    assert time.process_time() - start < 2  # 300 resamples under 6 s

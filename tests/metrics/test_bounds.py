@@ -1,4 +1,4 @@
-"""Warnings of metrics that are worse than no model."""
+"""Warnings of metrics that are worse than without a model."""
 
 from __future__ import annotations
 

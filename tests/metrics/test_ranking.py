@@ -45,7 +45,7 @@ def test_a_constant_score_earns_nothing_by_row_order():
 
 
 def by_loop(relevance, score, lists, k):
-    """NDCG, hit rate, recall, reciprocal rank the slow way."""
+    """Compute NDCG, hit rate, recall and reciprocal rank by a loop."""
     rows = []
     for one in set(lists):
         mine = [i for i in range(len(lists)) if lists[i] == one]

@@ -1,4 +1,4 @@
-"""Weighted metrics against scikit-learn, and against rows written out as often as they weigh."""
+"""Weighted metrics against scikit-learn, and against rows repeated by their weight."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def explanation(events: int = 14, weight: float = 0.1) -> dict:
 
 
 class Checker(HTMLParser):
-    """Notes every tag, every attribute, and tags that do not close."""
+    """Parser that records every tag and attribute, and fails on tags that do not close."""
 
     VOID = ("meta", "link", "br")
 
@@ -91,7 +91,7 @@ class Checker(HTMLParser):
 
 
 def check(path) -> Checker:
-    """The page is well nested, runs nothing and fetches nothing."""
+    """Check that the page is well nested, runs nothing and fetches nothing."""
     page = Checker()
     page.feed(path.read_text(encoding="utf-8"))
     page.close()

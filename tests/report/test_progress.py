@@ -14,7 +14,7 @@ class Terminal(io.StringIO):
 
 
 class Clock:
-    """Time that passes only when told to."""
+    """Clock whose time is set by the test."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -55,7 +55,7 @@ def test_a_terminal_has_one_line_that_is_redrawn(monkeypatch):
     assert all(len(state) < 60 for state in states)
     assert "41%  41/100 rows  20/s  2.9 s left" in text
     shown = ""
-    for state in states:  # what a terminal is left with: each state lies over the one before
+    for state in states:  # the final content of a terminal: each state overwrites the one before
         shown = state + shown[len(state) :]
     assert shown.rstrip() == "prepare: 100 rows in 5.0 s (20/s)"
 

@@ -15,7 +15,7 @@ from longrec.report.run import read_curves
 
 
 def make_run(folder: Path, name: str = "din") -> Path:
-    """A small finished run, written as training and evaluation write it."""
+    """Write a small finished run, in the form of training and evaluation."""
     run = folder / name
     (run / "predictions").mkdir(parents=True)
     rng = np.random.default_rng(len(name))

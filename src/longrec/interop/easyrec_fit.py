@@ -27,7 +27,7 @@ def convert_fit(top: Section, wide: bool, l2: Section | None, tasks: Tasks, rows
     """Return the ``fit`` section.
 
     Args:
-        wide: the model has a wide part, whose optimizer stands first of several.
+        wide: the model has a wide part, whose optimizer is the first of several.
         l2: the settings of the model, with its ``l2_regularization``.
         tasks: the towers of the model, whose names are suffixes of metrics.
         rows: the columns, one of which may hold weights of the rows.
@@ -112,8 +112,10 @@ def _convert_monitor(top: Section, tasks: Tasks) -> dict[str, Any]:
 
 
 def _convert_optimizers(train: Section, wide: bool) -> dict[str, Any]:
-    """Optimiser, rates and schedule: one optimizer for all, or one for the tables before one for the rest; a wide part
-    may have its own before both.
+    """Convert optimizers, rates and schedule.
+
+    EasyRec has one optimizer for all, or one for the tables before one for the rest. A wide part may have its own
+    before both.
     """
     optimizers: list[Section] = train.all("optimizer_config")
     if not optimizers:
@@ -166,11 +168,11 @@ def _convert_dense_optimizer(optimizer: Section) -> dict[str, Any]:
     kind = optimizer.written_field("optimizer")
     if kind is None:
         optimizer.reading.fault(
-            optimizer.position, f"{optimizer.path} names no optimizer; expected adam_optimizer, say"
+            optimizer.position, f"{optimizer.path} names no optimizer; expected one such as adam_optimizer"
         )
         return {}
     if kind == "ftrl_optimizer":
-        optimizer.fault(kind, "is only for a wide part, before the optimizer of the rest; expected adam_optimizer, say")
+        optimizer.fault(kind, "is only for a wide part, before the optimizer of the rest; expected adam_optimizer")
         return {}
     if kind == "rms_prop_optimizer":
         return {}
@@ -201,7 +203,7 @@ def _convert_rate(optimizer: Section) -> dict[str, Any]:
     rates = optimizer.section("learning_rate")
     kind = rates.written_field("rate")
     if kind is None:
-        rates.reading.fault(rates.position, f"{rates.path} names no rate; expected constant_learning_rate, say")
+        rates.reading.fault(rates.position, f"{rates.path} names no rate; expected one such as constant_learning_rate")
         return {}
     own = rates.section(kind)
     settings, origin = _CURVES[kind](own)
