@@ -135,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("runs", nargs="+", metavar="RUN")
     _part(made)
     made.add_argument("--unit", choices=["user", "row"], default="user", help="what the bootstrap draws")
-    made.add_argument("--n_resamples", type=int, default=300, help="bootstrap draws")
+    made.add_argument("--n-resamples", type=int, default=300, help="bootstrap draws")
     made = verb(
         "export", _export, "turn a run (or the source of some tokens) into a bundle, and check that it answers alike"
     )

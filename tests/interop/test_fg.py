@@ -167,7 +167,7 @@ def test_a_sequence_is_a_history_of_packed_cells() -> None:
     }
     into = {"item__item_id": "clicks__item_id", "item__price": "clicks__cost"}
     assert imported.rows == {"packed": {"clicks": {"into": into, "step": ";", "feature": "#", "ignore": ["user__ts"]}}}
-    assert any("no id or bucket of the candidate reads ts" in str(note) for note in imported.notes)
+    assert any("no id or bucketized feature of the candidate reads ts" in str(note) for note in imported.notes)
     assert "time" not in imported.schema
 
 

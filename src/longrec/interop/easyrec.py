@@ -144,7 +144,7 @@ class _Reader:
             f"user: {user}, {why_user}",
             f"item: {item}, {why_item}",
             "features of the candidate (side: candidate): "
-            + (", ".join(name for name, feature in schema["features"].items() if feature.get("table")) or "none")
+            + (", ".join(name for name, feature in schema["features"].items() if feature.get("side")) or "none")
             + "; keys of attention, and groups and features with an item's name",
         )
         return ImportedConfig(self.path, config, schema, tuple(sorted(self.reading.notes)), choices, self.reading)

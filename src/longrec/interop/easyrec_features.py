@@ -124,17 +124,17 @@ class Features:
                 if spec.config.has(name):
                     spec.config.record_origin(f"data.schema.features.{spec.ours}.{key}", name)
         if candidate and spec.column not in self.own:
-            spec.settings["table"] = "candidate"
+            spec.settings["side"] = "candidate"
             if spec.kind not in _COMPOSED:
                 self._candidates.add(spec.column)
         return spec.ours
 
     def convert_features(self) -> dict[str, dict[str, Any]]:
         """Return the features of the schema, in the order of the configuration."""
-        order = ("kind", "table", "column")
+        order = ("kind", "side", "column")
         for spec in self.specs.values():  # all features of a column have one side
             if spec.settings and spec.column in self._candidates and spec.kind not in _COMPOSED:
-                spec.settings["table"] = "candidate"
+                spec.settings["side"] = "candidate"
         return {
             spec.ours: {key: spec.settings[key] for key in (*order, *spec.settings) if key in spec.settings}
             for spec in self.specs.values()

@@ -151,7 +151,7 @@ def _convert_optimizers(train: Section, wide: bool) -> dict[str, Any]:
         train.reading.note(
             tables.position, tables.path, "differs", "both rates follow the schedule of the dense optimizer"
         )
-    for key in ("betas", "accumulator", "momentum"):
+    for key in ("betas", "initial_accumulator_value", "momentum"):
         if key in other and other[key] != settings.setdefault(key, other[key]):
             train.reading.note(tables.position, tables.path, "differs", f"fit.{key} is one for both: {settings[key]}")
     return settings
@@ -190,7 +190,13 @@ def _convert_dense_optimizer(optimizer: Section) -> dict[str, Any]:
         if betas != [0.9, 0.999]:
             _put(settings, "betas", own, "beta1" if own.has("beta1") else "beta2", betas)
     if kind == "adagrad_optimizer":
-        _put(settings, "accumulator", own, "initial_accumulator_value", own.get("initial_accumulator_value", 0.1))
+        _put(
+            settings,
+            "initial_accumulator_value",
+            own,
+            "initial_accumulator_value",
+            own.get("initial_accumulator_value", 0.1),
+        )
     if kind.startswith("momentum"):
         _put(settings, "momentum", own, "momentum_optimizer_value", own.get("momentum_optimizer_value", 0.9))
     if kind in (*_DECOUPLED, "momentumw_optimizer"):

@@ -166,7 +166,7 @@ def choose_width(groups: Groups, model: str) -> int:
 
 def embeds_numbers(groups: Groups) -> bool:
     """Return True if some numeric feature has an embedding of its own."""
-    numbers = [spec for spec in groups.features.read.values() if spec.settings.get("kind") == "dense"]
+    numbers = [spec for spec in groups.features.read.values() if spec.settings.get("kind") == "numeric"]
     with_dim = [spec for spec in numbers if "dim" in spec.settings]
     if with_dim and len(with_dim) < len(numbers):
         for spec in numbers:

@@ -58,12 +58,12 @@ class Histories:
             settings = self.settings[history]
             settings["features"].append(pair.ours)
             settings["columns"][pair.ours] = pair.sequence.column
-            if last != settings["last"]:
-                settings["last"] = min(last, settings["last"])
+            if last != settings["max_length"]:
+                settings["max_length"] = min(last, settings["max_length"])
                 note = f"the shortest max_seq_len of the group holds for all: {settings['last']}"
                 pair.sequence.config.note("max_seq_len", "differs", note)
             if pair.sequence.config.has("max_seq_len"):
-                pair.sequence.config.record_origin(f"data.schema.histories.{history}.last", "max_seq_len")
+                pair.sequence.config.record_origin(f"data.schema.histories.{history}.max_length", "max_seq_len")
         return histories
 
     def _accepts(self, history: str, pair: _Pair, separator: str) -> bool:
@@ -94,7 +94,7 @@ class Histories:
             return None
         ours = self.features.use(key_spec, candidate=True)
         kind = key_spec.settings.get("kind")
-        if ours is None or kind not in ("id", "bucket"):
+        if ours is None or kind not in ("id", "bucketized"):
             explanation = (
                 f"a history holds no {kind or key_spec.kind} such as {key}; its sequence {sequence} is left out"
             )
@@ -109,7 +109,7 @@ class Histories:
         config, other = sequence.config, key.config
         self.features.read_as_text(sequence.column)
         config.get("feature_type")
-        steps = "RawFeature" if key.settings["kind"] == "bucket" else "IdFeature"
+        steps = "RawFeature" if key.settings["kind"] == "bucketized" else "IdFeature"
         if config.get("sub_feature_type", "IdFeature") != steps:
             config.note("sub_feature_type", "differs", f"its steps are encoded as {key.name} is")
         for name in ("hash_bucket_size", "num_buckets", "embedding_dim", "vocab_file"):

@@ -15,8 +15,8 @@ FeatureConfig
   boundaries               float*       =  edges
   separator                text         =  separator
   kv_separator             text         =  weight_separator
-  seq_multi_sep            text         -  a step of a sequence holds one value, a dense feature one list of numbers
-  max_seq_len              int          ~  last: the last events of a longer sequence are kept (there: the first)
+  seq_multi_sep            text         -  a step of a sequence holds one value, a numeric feature one list of numbers
+  max_seq_len              int          ~  max_length: the last events of a longer sequence are kept (there: the first)
   vocab_file               text         =  vocab
   vocab_list               text*        =  vocab
   shared_names             text*        =  a feature for each further column
@@ -44,7 +44,7 @@ FeatureGroupConfig
   negative_sampler         bool         =  must be false
 SeqAttGroupConfig
   group_name               text         =  the name of a history
-  seq_att_map              SeqAttMap*   =  the history: of and columns
+  seq_att_map              SeqAttMap*   =  the history: features and columns
   tf_summary               bool         -  the run's report shows attention
   seq_dnn                  DNN          =  the attention's MLP
   allow_key_search         bool         =  the attention takes any feature as its key
@@ -52,7 +52,7 @@ SeqAttGroupConfig
   allow_key_transform      bool         ~  a key and its sequence share one table, so their widths agree
   transform_dnn            bool         ~  a key and its sequence share one table, so their widths agree
 SeqAttMap
-  key                      text*        =  of: the candidate's features
+  key                      text*        =  features: the candidate's features
   hist_seq                 text*        =  columns: the sequence that belongs to each key
   aux_hist_seq             text*        -  a column of a history needs a matching feature of the candidate
 EasyRecModel

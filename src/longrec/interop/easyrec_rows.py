@@ -72,7 +72,7 @@ class Rows:
 
     def convert_log(self, paths: dict[str, list[Path | str]]) -> dict[str, Any]:
         """Return the ``data.log`` section."""
-        settings: dict[str, Any] = {"parts": paths}
+        settings: dict[str, Any] = {"splits": paths}
         if self.parquet:
             return settings | ({"rows": {"number": self.number}} if self.number else {})
         rows: dict[str, Any] = {
@@ -182,7 +182,7 @@ def find_paths(top: Section, split: str, folder: Path) -> list[Path | str]:
     text = top.get(name)
     if not isinstance(text, str):  # a stream or a table of a cluster, which its table refuses
         return []
-    top.record_origin("data.log" if split == "train" else "data.log.parts", name)
+    top.record_origin("data.log" if split == "train" else "data.log.splits", name)
     for ours in ("train",) if split == "train" else ("valid", "test"):
         top.record_origin(f"data.log.splits.{ours}", name)
     files: list[Path | str] = []

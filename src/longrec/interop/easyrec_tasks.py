@@ -316,7 +316,7 @@ def _convert_base(own: Section, groups: Groups, under: Mapping[str, dict[str, An
         plain = plain and not inside
         towers[re.sub(r"[^\w-]", "_", name)] = {"features": of, **form, **({"din": inside} if inside else {})}
     vectors = embeds_numbers(groups)
-    numbers = any(spec.settings.get("kind") == "dense" for spec in groups.features.read.values())
+    numbers = any(spec.settings.get("kind") == "numeric" for spec in groups.features.read.values())
     if not towers or (plain and not numbers):
         return {}
     base = {"name": "multi_tower", "towers": towers, "din": {}, "final": {"mlp": []}, "input_norm": False}

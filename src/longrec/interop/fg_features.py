@@ -40,7 +40,7 @@ class Features:
 
     def convert_features(self) -> dict[str, dict[str, Any]]:
         """Return the features of the schema."""
-        order = ("kind", "table", "column")
+        order = ("kind", "side", "column")
         return {
             name: {key: settings[key] for key in (*order, *settings) if key in settings}
             for name, settings in self._features.items()
@@ -112,7 +112,7 @@ class Features:
         side, column = sides[0]
         settings: dict[str, Any] = {}
         if side != "user" and column not in self.keys:
-            settings["table"] = "candidate"
+            settings["side"] = "candidate"
         if column != name:
             settings["column"] = column
         return settings
@@ -137,7 +137,7 @@ class Features:
                 settings["weight_separator"] = pair or self.weight
         else:
             settings |= {"kind": "id", **self._convert_encoding(entry, name)}
-            if settings.get("table") or settings.get("column", name) == self.keys[1]:
+            if settings.get("side") or settings.get("column", name) == self.keys[1]:
                 self._reads.setdefault(settings.get("column", name), name)
             entry.get("separator")
         entry.get("value_dimension")
@@ -152,10 +152,10 @@ class Features:
         width = entry.get("value_dimension", "value_dim", default=1)
         several = entry.get("is_multi", default=False)
         entry.get("separator")
-        if settings["kind"] == "bucket":
+        if settings["kind"] == "bucketized":
             if width > 1 or several:
                 entry.note("feature_type", "differs", "one number per row is bucketized")
-            if settings.get("table"):
+            if settings.get("side"):
                 self._reads.setdefault(settings.get("column", name), name)
         elif width > 1:
             if settings.get("scale", "log") != "log":
@@ -184,7 +184,7 @@ class Features:
         return {
             "kind": "cross",
             "features": columns,
-            **{k: v for k, v in encoded.items() if k in ("hash", "dim", "table")},
+            **{k: v for k, v in encoded.items() if k in ("hash", "dim", "side")},
         }
 
     def _convert_lookup(self, entry: Entry, name: str) -> dict[str, Any] | None:
@@ -198,7 +198,7 @@ class Features:
             "separator": self.default_separator,
         }
         if maps[0][0] != "user" or keys[0][0] != "user":
-            settings["table"] = "candidate"
+            settings["side"] = "candidate"
         entry.get("expression")
         entry.get("separator")
         return self._convert_lookup_value(entry, name, settings, "key")
@@ -217,7 +217,7 @@ class Features:
         settings: dict[str, Any] = {"kind": "lookup", **{targets[key]: columns[0][1] for key, columns in sides.items()}}
         settings |= {"separator": ",", "outer_separator": "|"}
         if any(columns[0][0] != "user" for columns in sides.values()):
-            settings["table"] = "candidate"
+            settings["side"] = "candidate"
         entry.get("separator")
         return self._convert_lookup_value(entry, name, settings, "item")
 
@@ -254,9 +254,9 @@ class Features:
             "hash": hashed,
         }
         if any(
-            self._features[one].get("table") or self._features[one].get("column", one) == self.keys[1] for one in names
+            self._features[one].get("side") or self._features[one].get("column", one) == self.keys[1] for one in names
         ):
-            cross["table"] = "candidate"
+            cross["side"] = "candidate"
         dim = info.get("embedding_dimension", info.get("embedding_dim", self.dim))
         ours = re.sub(r"[^\w-]", "_", str(info.get("final_feature_name", "combo__" + "_".join(names))))
         self._features[ours] = cross | ({"dim": dim} if dim else {})

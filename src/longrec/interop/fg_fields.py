@@ -42,7 +42,7 @@ _EVERY = """
   separator                text         =  separator; default multi_val_sep of the file, else chr(29)
   need_prefix              bool         -  a feature has ids of its own, so that they need no prefix
   group                    text         -  the model's settings name groups
-  is_multi                 bool         =  kind multi
+  is_multi                 bool         =  kind multi_id
   is_cache                 bool         -  of EasyRec's server
   stub_type                bool         =  true: only other features use it, so it is left out
   shared_name              text         =  share: features of one name share ids and table
@@ -77,14 +77,14 @@ raw_feature
   embedding_dimension      int          =  dim
 combo_feature
 {_EVERY}{_ENCODED}
-  expression               texts        =  of; one column alone is an id
+  expression               texts        =  features; one column alone is an id
   combiner                 text         -  a cross takes one value per column
 lookup_feature
 {_EVERY}{_ENCODED}{_NUMBERS}
   map                      text         =  map
   key                      text         =  key; one key per row
   combiner                 text         -  a row has one key
-  needDiscrete             bool         =  as: id; false is as: numeric or, with boundaries, bucket; default true
+  needDiscrete             bool         =  as: id; false is as: numeric or, with boundaries, bucketized; default true
   need_discrete            bool         =  the same
   needKey                  bool         ~  the value alone is looked up, its key is not part of the id
   need_key                 bool         ~  the value alone is looked up, its key is not part of the id
@@ -97,7 +97,7 @@ match_feature
   item                     text         =  key
   matchType                text         =  hit; multihit matches many values and is not carried
   combiner                 text         -  a row has one key
-  needDiscrete             bool         =  as: id; false is as: numeric or, with boundaries, bucket; default true
+  needDiscrete             bool         =  as: id; false is as: numeric or, with boundaries, bucketized; default true
   need_discrete            bool         =  the same
   needWeighting            bool         -  a value looked up is an id or a number, not an id with a weight
   show_category            bool         ~  the value alone is looked up, its keys are not part of the id
@@ -105,13 +105,13 @@ match_feature
 sequence
   sequence_name            text         =  the history's name
   sequence_column          text         =  the packed column; default sequence_name
-  sequence_length          int          =  last
+  sequence_length          int          =  max_length
   sequence_delim           text         =  packed: step
   attribute_delim          text         =  packed: feature; default #
   sequence_table           text         -  the row holds the features of a step
   sequence_pk              text         -  a request holds all features of a step
   default_value            any          -  a step without a value counts as missing
-  features                 any          =  of: features of the candidate that read the same column
+  features                 any          =  features: those of the candidate that read the same column
   group                    text         -  the model's settings name groups
 """
 

@@ -60,7 +60,7 @@ class Histories:
             packed["ignore"] = ignored
         self.settings[name], self.packed[column] = history, packed
         sequence.reading.origins[f"histories.{name}"] = sequence.position
-        for key, field in (("last", "sequence_length"), ("columns", "features")):
+        for key, field in (("max_length", "sequence_length"), ("columns", "features")):
             sequence.reading.origins[f"histories.{name}.{key}"] = sequence.position_of(field)
 
     def _match_step(self, step: Entry, name: str) -> tuple[str, str | None] | None:
@@ -75,7 +75,7 @@ class Histories:
         inside = f"{side}__{column}"
         ours = self.features.find_reader(column) if side != "user" else None
         if ours is None:
-            explanation = f"no id or bucket of the candidate reads {column}; add one to have it in the steps of {name}"
+            explanation = f"no id or bucketized feature of the candidate reads {column}; add one to have it in {name}"
             step.note_whole("not carried", explanation)
             return inside, None
         step.note_whole("differs", f"the steps of {name} are encoded as {ours} is, and share its table")
