@@ -63,7 +63,7 @@ def test_an_impression_becomes_a_request_that_any_client_may_send(full: Any) -> 
     assert list(request["context"]) == list(list_context_columns(full.fitted))
     assert "rating" not in request["context"]
     assert "at" not in request["context"]
-    encoded = encode_context(full.fitted, request["context"], list_row_features(full.fitted, "event"))
+    encoded = encode_context(full.fitted, request["context"], list_row_features(full.fitted, "context"))
     assert encoded["device"][0] == sample.events["device"]
     assert encoded["shown"][0] == pytest.approx(sample.events["shown"], rel=1e-6)
     assert encoded["campaign"][0] == 0
