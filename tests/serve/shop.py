@@ -174,7 +174,7 @@ class Shop:
         events: dict[str, Any] = {}
         for name in self.fitted.names_of_side("context"):
             feature = schema.features[name]
-            if feature.feedback or feature.kind == "time":
+            if feature.feedback or feature.kind == "calendar":
                 continue
             if feature.kind == "multi_id":
                 events[name] = select_row(self.event_lists[name], row)
@@ -197,7 +197,7 @@ class Shop:
         rows = [row for row in own if self.segment.times[row] < cut]
         if history.where:
             rows = [row for row in rows if columns[f"where.{name}"][row]]
-        at = np.array(rows[-history.last :], np.int64)
+        at = np.array(rows[-history.max_length :], np.int64)
         view = Past(
             self.segment.times[at],
             columns["item"][at],
@@ -217,7 +217,7 @@ def _fit_schema(schema: Schema, sources: dict[str, tuple[pa.Array, str | None]])
     encoders = {}
     for name, feature in schema.features.items():
         fitter = Fitter(name, feature)
-        if feature.kind != "time":
+        if feature.kind != "calendar":
             values = sources[name][0]
             if feature.kind == "multi_id":
                 values, _ = flatten(values, feature.separator, name)
@@ -264,7 +264,7 @@ def make(
     lists: dict[str, Lists] = {}
     for name in fitted.names_of_side("context"):
         feature = schema.features[name]
-        if feature.kind == "time":
+        if feature.kind == "calendar":
             continue
         weights = None if feature.weights is None else events[feature.weights].take(pa.array(order))
         values = fitted.encode(name, events[schema.column(name)].take(pa.array(order)), name, weights)
@@ -283,7 +283,7 @@ def make(
         for column, raw in (history.columns or {}).items():
             flat, offsets = flatten(events[raw].take(pa.array(order)), None, raw)
             ids = fitted.encoders[column].encode(flat, raw)  # type: ignore[union-attr]
-            chunks = [ids[a:b][-history.last :] for a, b in zip(offsets[:-1], offsets[1:])]
+            chunks = [ids[a:b][-history.max_length :] for a, b in zip(offsets[:-1], offsets[1:])]
             lengths = [0, *np.cumsum([len(chunk) for chunk in chunks])]
             histories.setdefault(name, {})[column] = Lists(np.concatenate(chunks), np.array(lengths))
     offsets = np.searchsorted(rows[order], np.arange(len(user_table) + 1))
