@@ -146,7 +146,7 @@ def ragged_rows(fields: Fields) -> Batch:
 def _values(field: Field, count: int, generator: torch.Generator) -> Tensor | Jagged:
     if field.kind == "numeric":
         return torch.randn(count, generator=generator)
-    if field.kind in ("vector", "numbers"):
+    if field.kind in ("embedding", "numbers"):
         numbers = torch.randn(count, field.width, generator=generator)
         if field.kind == "embedding":
             numbers[:, 0] = 1

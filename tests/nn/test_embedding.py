@@ -78,7 +78,7 @@ def test_one_table_a_name_shared_by_impression_and_history() -> None:
     embeddings = Embeddings(FIELDS, histories=True)
     names = {field.name for field in FIELDS.tables()}
     assert len(list(embeddings.parameters())) == len(names) == 13
-    assert len(embeddings.tables()) == 10  # all but the two dense fields and the vector
+    assert len(embeddings.tables()) == 10  # all but the two numeric fields and the embedding
 
 
 def test_only_the_impression_without_histories() -> None:

@@ -1,6 +1,6 @@
 """Embeddings of all fields of a model: one table per field, shared by the impression and its histories.
 
-A dense field has one vector, scaled by its value. A vector of W numbers has W vectors, scaled by its numbers.
+A numeric field has one vector, scaled by its value. An embedding of W numbers has W vectors, scaled by its numbers.
 
 Gradients of tables are sparse: the cost of a step depends on the ids of the batch, not on the height of the table.
 
@@ -59,9 +59,7 @@ class Embeddings(nn.Module):
             self.register_parameter(parameter_name(field.owner), nn.Parameter(table))
 
     def table(self, name: str) -> nn.Parameter:
-        """Return the table of a field, ``[rows, D]`` (``[1, D]`` of a dense one, ``[W, D]`` of a vector or of
-        numbers).
-        """
+        """Return the table of a field: ``[rows, D]``, ``[1, D]`` (numeric) or ``[W, D]`` (embedding, numbers)."""
         owner = next(field.owner for field in self.fields.tables() if field.name == name)
         return self.get_parameter(parameter_name(owner))
 

@@ -98,7 +98,7 @@ def choose_attention_columns(
             names = ", ".join(field.name for field in columns)
             faults.append(
                 f"histories.{history}.features: {model} needs a column that is a feature of the candidate too, got "
-                f"{names}; add the item (or another feature of the item table) to it"
+                f"{names}; add the item (or another feature of side item) to it"
             )
     if faults:
         raise ConfigError("schema", faults)
