@@ -101,7 +101,7 @@ def each_by_itself(log: Log, rows: np.ndarray, allowed: np.ndarray) -> Batch:
     counts = np.zeros(int(lengths.sum()), bool)
     counts[np.cumsum(lengths) - 1] = True
     users_of = torch.from_numpy(np.repeat(np.arange(len(rows)), lengths))
-    return replace(batch, users=users_of, counts=torch.from_numpy(counts))
+    return replace(batch, users=users_of, loss_mask=torch.from_numpy(counts))
 
 
 def same_losses(log: Log, batch: Batch, few: int) -> float:
@@ -118,7 +118,7 @@ def same_losses(log: Log, batch: Batch, few: int) -> float:
         assert batch.label is not None
         assert by_itself.label is not None
         together = loss(model(batch)[some], batch.label[some], reduction="none")
-        alone = loss(model(by_itself)[by_itself.counts], by_itself.label[by_itself.counts], reduction="none")
+        alone = loss(model(by_itself)[by_itself.loss_mask], by_itself.label[by_itself.loss_mask], reduction="none")
     return float((together - alone).abs().max())
 
 
@@ -134,7 +134,7 @@ def rate(log: Log, order: str, batches: Callable[[], Iterator[Batch]], past: Pas
         if step == 2:
             began, rows = time.process_time(), 0
         update(model, optimizers, config, step, batch, "bench", loss)
-        rows += batch.counted
+        rows += batch.loss_rows
     return rows / (time.process_time() - began)
 
 
@@ -181,8 +181,8 @@ def main() -> None:
         apart = same_losses(log, first, given.few)
         assert apart < 1e-5, f"the losses differ by {apart}"
         assert first.users is not None
-        assert first.moments is not None
-        waste = Timeline(first.users, first.moments).pairs / int((torch.bincount(first.users) ** 2).sum()) - 1
+        assert first.timestamps is not None
+        waste = Timeline(first.users, first.timestamps).pairs / int((torch.bincount(first.users) ** 2).sum()) - 1
         ways: dict[str, Callable[[], float]] = {
             "each impression by itself": lambda: rate(log, "user", by_itself),
             "user order, one causal pass": lambda: rate(log, "user", lambda: in_user_order(given.batch)),

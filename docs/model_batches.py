@@ -133,7 +133,9 @@ def some_rows(fields: Fields, lengths: Sequence[int]) -> Batch:
     timestamps = torch.arange(rows) * 1_000
     users = torch.arange(rows) * 3 // rows
     label = torch.randint(0, 2, (rows,), generator=generator).float()
-    return Batch(rows, features, histories, label=label, users=users, moments=timestamps, known=timestamps + 500)
+    return Batch(
+        rows, features, histories, label=label, users=users, timestamps=timestamps, label_time=timestamps + 500
+    )
 
 
 def ragged_rows(fields: Fields) -> Batch:

@@ -42,7 +42,7 @@ UNSAFE_CALLS = {
     "yaml.unsafe_load", "yaml.full_load", "yaml.unsafe_load_all", "yaml.full_load_all",
 }  # fmt: skip
 MACHINE_PATH = re.compile(r"(?<![\w/:.~-])/(?:work|home|root|Users|opt|tmp|mnt)/\w")
-TORCH_FREE = ("features.schema", "features.encode", "data.prepare", "metrics", "report", "serve.service")
+TORCH_FREE = ("features.schema", "features.feature_encoders", "data.prepare", "metrics", "report", "serve.service")
 
 
 def files(package: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from longrec.data import targets
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
 from longrec.data.training_window import LeftOut
-from longrec.features.view import NEVER
+from longrec.features.history_columns import NEVER
 from longrec.metrics import auc
 from longrec.serve.client import client
 from longrec.serve.live_events import LiveEvents
@@ -59,7 +59,7 @@ def known_early(patch: Patch) -> None:
 
 def filters_at_once(patch: Patch) -> None:
     """Let a filter on feedback see an event as soon as it happened."""
-    patch.setattr("longrec.data.log.filter_delay", lambda fitted, name: 0)
+    patch.setattr("longrec.data.log.compute_filter_delay", lambda fitted, name: 0)
 
 
 def no_offsets(patch: Patch) -> None:

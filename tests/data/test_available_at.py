@@ -124,7 +124,7 @@ def test_a_label_is_known_no_earlier_than_its_event(log: Log, table: pa.Table) -
     wanted = [max(raw[item]["t"] + DELAY, raw[item]["told"]) for item in items_of(log, "all", rows)]
     assert log.label_known(rows).tolist() == wanted
     assert targets.known(log, "click", rows).tolist() == wanted
-    assert gather(log, rows).known.tolist() == wanted  # type: ignore[union-attr]
+    assert gather(log, rows).label_time.tolist() == wanted  # type: ignore[union-attr]
 
 
 def test_what_is_learned_of_the_training_window_was_available_in_it(prepared: Callable[..., Log]) -> None:

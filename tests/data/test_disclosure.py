@@ -14,7 +14,7 @@ import pytest
 from longrec.config import parse
 from longrec.data.log import Log
 from longrec.errors import DataError
-from longrec.features.column_delays import Delay, column_delays, earlier
+from longrec.features.column_delays import Delay, compute_column_delays, describe_early_columns
 from longrec.features.schema import Schema
 from longrec.store.disclosure import merge_column_delays
 from longrec.store.knowledge_store import KnowledgeInfo, KnowledgeStore
@@ -55,7 +55,7 @@ def parsed(**changes: Any) -> Schema:
 
 
 def delays(**changes: Any) -> dict[str, Delay]:
-    return column_delays(parsed(**changes))
+    return compute_column_delays(parsed(**changes))
 
 
 INFO = TokenInfo(2, sides={"label": 3}, versions=(Version(0),), column_delays=delays())
@@ -182,7 +182,7 @@ def test_shorter_delays_allowed_by_name(
     ],
 )
 def test_longer_delays_and_other_columns_are_fine(written: dict[str, Any], lag: int, read: dict[str, Any]) -> None:
-    assert earlier(delays(**written), lag, parsed(**read)) == []
+    assert describe_early_columns(delays(**written), lag, parsed(**read)) == []
 
 
 def test_delays_in_steps(reading: Callable[..., Log]) -> None:

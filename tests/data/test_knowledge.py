@@ -11,8 +11,8 @@ import pytest
 from longrec.data.gather import gather
 from longrec.data.log import Log
 from longrec.errors import DataError
-from longrec.features.fitted import FittedSchema
-from longrec.features.vocabulary import key_numbers
+from longrec.features.fitted_schema import FittedSchema
+from longrec.features.vocabulary import compute_key_numbers
 from longrec.store.knowledge_store import KnowledgeInfo, KnowledgeStore, SideVectors
 
 START = 1_600_000_000_000
@@ -50,7 +50,7 @@ def schema(folder: Path) -> dict[str, Any]:
 
 
 def number(text: str) -> int:
-    return int(key_numbers(pa.array([text]))[0])
+    return int(compute_key_numbers(pa.array([text]))[0])
 
 
 @pytest.fixture(scope="module")

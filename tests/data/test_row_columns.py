@@ -17,7 +17,7 @@ from longrec.data.log import Log
 from longrec.data.snapshot import items_at, users_at
 from longrec.errors import DataError
 from longrec.features.batch import Jagged
-from longrec.features.encode import IdEncoder
+from longrec.features.feature_encoders import IdEncoder
 
 SPLIT = {"by": "column", "column": "part"}
 BASE: dict[str, Any] = {

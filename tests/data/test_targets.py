@@ -12,7 +12,7 @@ from longrec.data.log import Log
 from longrec.data.targets import check_targets
 from longrec.data.training_window import TrainingWindow
 from longrec.errors import ConfigError
-from longrec.features.view import NEVER
+from longrec.features.history_columns import NEVER
 from longrec.train.loaders import loader_of
 
 START = 1_600_000_000_000
@@ -62,7 +62,7 @@ def log(prepared: Callable[..., Log]) -> Log:
 
 def column(log: Log, name: str, known_before: int | None = None) -> list[float | None]:
     """A target of every row of the log, in the order of time; None for NaN."""
-    values = gather(log, np.arange(N), [name], known_before).targets[name].numpy()
+    values = gather(log, np.arange(N), [name], known_before).task_labels[name].numpy()
     ordered = values[np.argsort(log.events.times, kind="stable")]
     return [None if np.isnan(value) else float(value) for value in ordered]
 
@@ -86,19 +86,19 @@ def test_a_batch_keeps_the_labels_that_it_was_made_with(log: Log) -> None:
     """Nothing that happens to the log afterwards reaches a batch, and a batch holds no log."""
     opened = Log.open(log.folder)
     batch = gather(opened, np.arange(N), ["buy"])
-    before = batch.targets["buy"].clone()
+    before = batch.task_labels["buy"].clone()
     opened.training_window = TrainingWindow(np.array([START]), np.array([START]), START, START)
-    np.testing.assert_array_equal(batch.targets["buy"].numpy(), before.numpy())
-    assert gather(opened, np.arange(N), ["buy"]).targets["buy"].isnan().all()
-    assert type(batch.targets) is dict
+    np.testing.assert_array_equal(batch.task_labels["buy"].numpy(), before.numpy())
+    assert gather(opened, np.arange(N), ["buy"]).task_labels["buy"].isnan().all()
+    assert type(batch.task_labels) is dict
 
 
 def test_no_target_is_a_feature_of_the_impression(log: Log) -> None:
     """The leak rules stay: feedback reaches a loss, never an input."""
-    assert gather(log, np.arange(3)).targets == {}
+    assert gather(log, np.arange(3)).task_labels == {}
     batch = gather(log, np.arange(3), ["like", "buy"])
     assert set(batch.features) == {"user", "item"}
-    assert set(batch.targets) == {"like", "buy"}
+    assert set(batch.task_labels) == {"like", "buy"}
 
 
 def test_what_is_no_target_is_refused_with_what_to_do(log: Log) -> None:
@@ -132,5 +132,5 @@ def test_a_loader_computes_the_labels_known_when_the_model_learns(log: Log) -> N
     model: Any = _Learns()
     for known_before, known in ((None, 13), (START + 5_000, 4), (START, 0)):
         batches = list(loader_of(model, log, np.arange(N), 8, known_before=known_before).epoch(0))
-        assert sum(int((~batch.targets["like"].isnan()).sum()) for batch in batches) == known
-    assert all(batch.targets == {} for batch in loader_of(model, log, np.arange(N), 8, shuffle=False).epoch(0))
+        assert sum(int((~batch.task_labels["like"].isnan()).sum()) for batch in batches) == known
+    assert all(batch.task_labels == {} for batch in loader_of(model, log, np.arange(N), 8, shuffle=False).epoch(0))

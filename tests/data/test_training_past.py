@@ -89,7 +89,7 @@ def test_feedback_is_what_was_known_when_the_window_ended(prepared: Callable[...
     clicks = piece["all"].columns["click"]
     assert isinstance(clicks, Tensor)
     assert late.any()
-    assert ((clicks.numpy() == log.fitted.not_yet("click")) == late).all()
+    assert ((clicks.numpy() == log.fitted.get_not_yet_id("click")) == late).all()
 
 
 def test_rows_with_histories_of_their_own_bring_them(prepared: Callable[..., Log]) -> None:

@@ -211,7 +211,7 @@ def test_the_past_that_models_look_back_at_ends_with_the_window(prepared: Prepar
     log = column_log(prepared, rows, features=features, histories=histories, label_delay=2)
     (piece,) = training_past(log)
     assert piece["h"].offsets.tolist() == [0, 0, 1, 3]
-    unknown = log.fitted.not_yet("told")
+    unknown = log.fitted.get_not_yet_id("told")
     assert [value == unknown for value in piece["h"].columns["told"].tolist()] == [True, False, True]
 
 
@@ -220,7 +220,7 @@ def test_further_labels_end_with_the_window_of_their_user(prepared: Prepared) ->
     features = {"item": {"kind": "id"}, "buy": {"kind": "id", "feedback": True, "available_after": 2}}
     log = column_log(prepared, rows, features=features)
     assert rows_at(log, "train") == [(0, 1), (0, 2), (1, 2), (1, 9)]
-    told = gather(log, log.rows_of("train"), ["buy"]).targets["buy"].numpy()
+    told = gather(log, log.rows_of("train"), ["buy"]).task_labels["buy"].numpy()
     np.testing.assert_array_equal(told, [0, np.nan, 1, 0])
 
 

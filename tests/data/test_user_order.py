@@ -40,9 +40,9 @@ def log(prepared: Callable[..., Log]) -> Log:
 def parts(batch: Batch) -> tuple[list[int], list[int]]:
     """Rows that count, and rows of the context."""
     assert batch.rows is not None
-    if batch.counts is None:
+    if batch.loss_mask is None:
         return batch.rows.tolist(), []
-    return batch.rows[batch.counts].tolist(), batch.rows[~batch.counts].tolist()
+    return batch.rows[batch.loss_mask].tolist(), batch.rows[~batch.loss_mask].tolist()
 
 
 def counted(batches: list[Batch]) -> list[list[int]]:
@@ -90,7 +90,7 @@ def test_an_epoch(
     assert sum(whole, []) == loader.order(epoch).tolist()
     again = UserLoader(log, own, size, **given)
     assert [parts(batch) for batch in again.epoch(epoch, start)] == [parts(batch) for batch in batches[start:]]
-    measured = [batch.counted if shuffle else batch.size for batch in batches]
+    measured = [batch.loss_rows if shuffle else batch.size for batch in batches]
     share = sum(measured) / max(len(batches), 1)
     # Runs of one user that share a batch share its context too, so that it can only be smaller.
     assert max(measured, default=0) <= max(size, share) + 2 * (longest + context)
@@ -168,7 +168,7 @@ def test_batches_are_about_as_large_as_asked(log: Log) -> None:
     """In training by the rows that count, in prediction by all rows: a long context takes memory."""
     own = log.rows_of("train")
     trains = UserLoader(log, own, 64, rows_per_user=20, context=10)
-    counted = [batch.counted for batch in trains.epoch(0)]
+    counted = [batch.loss_rows for batch in trains.epoch(0)]
     assert len(counted) == len(trains) > 5
     assert min(counted) >= 40
     assert max(counted) <= 64 + 30

@@ -22,9 +22,9 @@ from longrec.data.snapshot import items_at, users_at
 from longrec.data.training_past import training_past
 from longrec.errors import DataError
 from longrec.features.batch import Jagged
-from longrec.features.encode import to_state
+from longrec.features.entity_versions import Versions
+from longrec.features.feature_encoders import dump_encoder
 from longrec.features.schema import Schema
-from longrec.features.versions import Versions
 from longrec.metrics import auc
 
 Row = dict[str, Any]
@@ -314,7 +314,7 @@ def test_what_is_learnt_is_what_training_rows_read(prepared: Callable[..., Log])
     beside = prepared(table(joined), words[1])
     for name in LEARNT:
         one, other = (log.fitted.encoders[name] for log in (dated, beside))
-        states = [to_state(encoder) for encoder in (one, other)]
+        states = [dump_encoder(encoder) for encoder in (one, other)]
         spreads = [state.pop("spread", 0.0) for state in states]  # sums in another order
         assert states[0] == states[1], name
         assert spreads[0] == pytest.approx(spreads[1], rel=1e-12)

@@ -12,7 +12,7 @@ import pytest
 from small_logs import SCHEMA, log
 
 from longrec.data.log import Log
-from longrec.features.encode import IdEncoder
+from longrec.features.feature_encoders import IdEncoder
 
 Prepared = Callable[..., Log]
 

@@ -18,8 +18,8 @@ from longrec.data import gather as gather_module
 from longrec.data import worlds
 from longrec.data.worlds import World, world
 from longrec.errors import UnknownName
+from longrec.features.history_columns import build_history_columns
 from longrec.features.schema import Schema
-from longrec.features.view import history_columns
 from longrec.metrics import auc
 from longrec.train.fit import train
 
@@ -128,10 +128,10 @@ def test_a_report_read_as_it_stands_now_tells_all(tmp_path: Path) -> None:
 def test_a_leaky_join_is_caught(planted: str, least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def leaky(fitted: Any, name: str, items: Any, past: Any, now: NDArray[np.int64]) -> Any:
         if planted == "known a tick early":  # at or before, where strictly before is the rule
-            return history_columns(fitted, name, items, past, now + 1)
-        return history_columns(fitted, name, items, replace(past, known={}), now)
+            return build_history_columns(fitted, name, items, past, now + 1)
+        return build_history_columns(fitted, name, items, replace(past, available_at={}), now)
 
-    monkeypatch.setattr(gather_module, "history_columns", leaky)
+    monkeypatch.setattr(gather_module, "build_history_columns", leaky)
     _, label, score = scores(world("late_correction"), {"name": "pooling"}, tmp_path)
     assert auc(label, score) > least
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from longrec.data.writer import ArrayWriter, narrow
-from longrec.features.table import open_array
+from longrec.features.entity_table import open_array
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [3], [1, 0, 4], [100_000, 1]])

@@ -13,7 +13,7 @@ import pytest
 from longrec.errors import BundleError
 from longrec.export.bundle import DIGEST, MANIFEST, Bundle, format_digest, read_manifest
 from longrec.export.write import export
-from longrec.features.fitted import FittedSchema
+from longrec.features.fitted_schema import FittedSchema
 from longrec.features.schema import Schema
 from longrec.serve.service import replay
 from longrec.store.segment import Segment

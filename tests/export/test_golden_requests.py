@@ -19,16 +19,23 @@ from longrec.export.raw_columns import (
     list_context_columns,
     list_row_features,
 )
-from longrec.features.decode import raw_value, raw_values
-from longrec.features.encode import BucketEncoder, DenseEncoder, Encoder, HashEncoder, IdEncoder, LogSquareEncoder
-from longrec.features.timestamp import timestamp_text
+from longrec.features.decode import decode_value, decode_values
+from longrec.features.feature_encoders import (
+    BucketizedEncoder,
+    Encoder,
+    HashEncoder,
+    IdEncoder,
+    LogSquareEncoder,
+    NumericEncoder,
+)
+from longrec.features.timestamp_grammar import format_timestamp
 from longrec.features.vocabulary import Keys
 
 ENCODERS: list[Encoder] = [
     IdEncoder(Keys(pa.array([5, -1, 9]))),
     IdEncoder(Keys(pa.array(["a", "unseen-0"]))),
-    BucketEncoder((0.5,)),
-    BucketEncoder((-3.0, 0.0, 1e9)),
+    BucketizedEncoder((0.5,)),
+    BucketizedEncoder((-3.0, 0.0, 1e9)),
     LogSquareEncoder(-4, 60),
     LogSquareEncoder(0, 3),
 ]
@@ -37,21 +44,21 @@ ENCODERS: list[Encoder] = [
 @pytest.mark.parametrize("encoder", ENCODERS, ids=lambda encoder: encoder.kind)
 def test_a_raw_value_encodes_to_the_id_it_stands_for(encoder: Encoder) -> None:
     ids = [0, *range(1 if isinstance(encoder, IdEncoder) else 2, encoder.rows)]
-    raw = raw_values(encoder, np.array(ids))
+    raw = decode_values(encoder, np.array(ids))
     assert encoder.encode(build_raw_column(raw, "x"), "x").tolist() == ids
 
 
 @settings(deadline=None, max_examples=25)
 @given(value=st.floats(-1e4, 1e4, width=32), scale=st.sampled_from(["raw", "log", "standard"]))
 def test_a_number_comes_back_as_it_was(value: float, scale: Any) -> None:
-    encoder = DenseEncoder(scale, 3.5, 2.0, 0.0)
+    encoder = NumericEncoder(scale, 3.5, 2.0, 0.0)
     encoded = encoder.encode(pa.array([value]), "x")[0]
-    again = encoder.encode(build_raw_column([raw_value(encoder, encoded)], "x"), "x")[0]
+    again = encoder.encode(build_raw_column([decode_value(encoder, encoded)], "x"), "x")[0]
     assert again == pytest.approx(encoded, rel=1e-6)
 
 
 def test_a_hash_cannot_be_turned_back() -> None:
-    assert raw_values(HashEncoder(10, 3), np.array([0, 4, 11])) == [None, None, None]
+    assert decode_values(HashEncoder(10, 3), np.array([0, 4, 11])) == [None, None, None]
 
 
 def test_an_impression_becomes_a_request_that_any_client_may_send(full: Any) -> None:
@@ -59,7 +66,7 @@ def test_an_impression_becomes_a_request_that_any_client_may_send(full: Any) -> 
     request = build_request(full.fitted, full.users, full.items, sample)
     assert request["user"] == full.users.key(sample.user)
     assert request["candidates"] == [full.items.key(3), full.items.key(1)]
-    assert request["at"] == timestamp_text(int(full.segment.times[17]))
+    assert request["at"] == format_timestamp(int(full.segment.times[17]))
     assert list(request["context"]) == list(list_context_columns(full.fitted))
     assert "rating" not in request["context"]
     assert "at" not in request["context"]
@@ -80,7 +87,7 @@ def test_times_are_named_as_the_log_counts_them(full: Any, steps: Any, prejoined
     assert format_request_time(full.fitted, 1_600_000_000_001) == "2020-09-13T12:26:40.001Z"
     assert format_request_time(steps.fitted, 41) == 41
     assert format_request_time(prejoined.fitted, 0) is None
-    assert timestamp_text(-1) == "1969-12-31T23:59:59.999Z"
+    assert format_timestamp(-1) == "1969-12-31T23:59:59.999Z"
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrec.errors import DataError
-from longrec.features import compose, encode
-from longrec.features.encode import CrossEncoder, NumbersEncoder
+from longrec.features import compose, feature_encoders
+from longrec.features.encoder_fitter import EncoderFitter
 from longrec.features.feature import Feature
-from longrec.features.fit import Fitter
+from longrec.features.feature_encoders import CrossEncoder, NumericListEncoder
 
 quick = settings(deadline=None, max_examples=25)
 words = st.one_of(st.none(), st.sampled_from(["", "a", "é", "07", "a\x1f"]))
@@ -36,31 +36,31 @@ CROSS = feature(kind="cross", features=["a", "b"], hash=1000)
 @given(rows=st.lists(st.tuples(st.one_of(st.none(), st.integers(-5, 5)), words), min_size=1, max_size=8))
 def test_a_cross_is_the_hash_of_its_joined_values(rows: list[tuple[int | None, str | None]]) -> None:
     columns = {"a": pa.array([a for a, _ in rows], pa.int32()), "b": pa.array([b for _, b in rows], pa.string())}
-    ids = CrossEncoder(1000, 0, (True, False)).encode(compose.composed(CROSS, columns, place), "x")
+    ids = CrossEncoder(1000, 0, (True, False)).encode(compose.compose_column(CROSS, columns, place), "x")
     for (a, b), found in zip(rows, ids.tolist()):
         digest = hashlib.blake2b(f"{a}\x1f{b}".encode(), digest_size=8).digest()
         assert found == (0 if a is None or b is None else int.from_bytes(digest, "little") % 1000 + 2)
 
 
 def test_a_cross_learns_what_its_columns_hold() -> None:
-    fitter = Fitter("x", CROSS)
+    fitter = EncoderFitter("x", CROSS)
     assert fitter.needs_data()
     for a, b in ((pa.nulls(2), pa.array(["x", "y"])), (pa.array([1, 1]), pa.array(["x", "x"]))):
         columns = {"a": a, "b": b}
-        fitter.add_parts(compose.numeric_parts(CROSS, columns, place))
-        fitter.add(compose.composed(CROSS, columns, place), np.ones(2, np.int64), "x")
+        fitter.add_column_types(compose.find_integer_columns(CROSS, columns, place))
+        fitter.add(compose.compose_column(CROSS, columns, place), np.ones(2, np.int64), "x")
     encoder = fitter.finish()
     assert encoder == CrossEncoder(1000, 1, (True, False))
-    assert encode.from_state(encode.to_state(encoder), None) == encoder
+    assert feature_encoders.load_encoder(feature_encoders.dump_encoder(encoder), None) == encoder
     assert isinstance(encoder, CrossEncoder)
-    compose.check_parts(encoder, CROSS, {"a": pa.nulls(1), "b": pa.array(["x"])}, place)
+    compose.check_cross_types(encoder, CROSS, {"a": pa.nulls(1), "b": pa.array(["x"])}, place)
     with pytest.raises(DataError, match="column b: integers, for example 3; expected text, as in the log"):
-        compose.check_parts(encoder, CROSS, {"a": pa.array([1]), "b": pa.array([None, 3])}, place)
+        compose.check_cross_types(encoder, CROSS, {"a": pa.array([1]), "b": pa.array([None, 3])}, place)
 
 
 def test_a_cross_takes_no_floats() -> None:
     with pytest.raises(DataError, match="column b: ids stored as floats"):
-        compose.composed(CROSS, {"a": pa.array([1]), "b": pa.array([1.5])}, place)
+        compose.compose_column(CROSS, {"a": pa.array([1]), "b": pa.array([1.5])}, place)
 
 
 keys = st.sampled_from(["a", "b", "é", "b:"])
@@ -74,7 +74,7 @@ def test_a_lookup_finds_the_first_value_of_its_key(rows: list[Any]) -> None:
     looked = feature(kind="lookup", map="m", key="k")
     columns = {"m": pa.array(text, pa.string()), "k": pa.array([key for _, key in rows], pa.string())}
     expected = [next((v for k, v in pairs or [] if k == key), None) for pairs, key in rows]
-    assert compose.composed(looked, columns, place).to_pylist() == expected
+    assert compose.compose_column(looked, columns, place).to_pylist() == expected
 
 
 nested = st.one_of(st.none(), st.lists(st.tuples(st.sampled_from("xy"), maps), max_size=3))
@@ -98,19 +98,19 @@ def test_a_map_of_maps_is_looked_in_by_two_keys(rows: list[Any]) -> None:
             for row in rows
         ]
         found = feature(kind="lookup", map="m", key="k", outer_separator="|", outer_key=outer_key)
-        assert compose.composed(found, columns, place).to_pylist() == expected
+        assert compose.compose_column(found, columns, place).to_pylist() == expected
 
 
 def test_a_lookup_becomes_a_number_or_a_bucket() -> None:
     columns = {"m": pa.array([["1=2.5", "2=x"], ["1="], None]), "k": pa.array([1, 1, 1])}
     dense = feature(kind="lookup", map="m", key="k", pair_separator="=", **{"as": "numeric"}, missing=7)
-    values = compose.composed(dense, columns, place)
+    values = compose.compose_column(dense, columns, place)
     assert values.to_pylist() == [2.5, None, None]
-    assert Fitter("x", dense).finish().encode(values, "x").tolist() == [2.5, 7.0, 7.0]  # type: ignore[union-attr]
+    assert EncoderFitter("x", dense).finish().encode(values, "x").tolist() == [2.5, 7.0, 7.0]  # type: ignore[union-attr]
     bucket = feature(kind="lookup", map="m", key="k", pair_separator="=", **{"as": "bucketized"}, edges=[1, 3])
-    assert Fitter("x", bucket).finish().encode(values, "x").tolist() == [3, 0, 0]  # type: ignore[union-attr]
+    assert EncoderFitter("x", bucket).finish().encode(values, "x").tolist() == [3, 0, 0]  # type: ignore[union-attr]
     with pytest.raises(DataError, match="column m: text, for example 'x'; expected numbers"):
-        compose.composed(dense, {"m": columns["m"], "k": pa.array([2, 2, 2])}, place)
+        compose.compose_column(dense, {"m": columns["m"], "k": pa.array([2, 2, 2])}, place)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_lookup_becomes_a_number_or_a_bucket() -> None:
 )
 def test_maps_that_are_none(maps: pa.Array, says: str) -> None:
     with pytest.raises(DataError) as raised:
-        compose.composed(feature(kind="lookup", map="m", key="k"), {"m": maps, "k": pa.array(["a"])}, place)
+        compose.compose_column(feature(kind="lookup", map="m", key="k"), {"m": maps, "k": pa.array(["a"])}, place)
     assert says in str(raised.value)
 
 
@@ -139,20 +139,24 @@ def test_maps_that_are_none(maps: pa.Array, says: str) -> None:
     ids=["text", "lists", "fixed lists", "dictionary", "large text"],
 )
 def test_several_numbers_a_row(column: pa.Array) -> None:
-    encoder = NumbersEncoder("raw", 0.5, 3, "|")
+    encoder = NumericListEncoder("raw", 0.5, 3, "|")
     expected = [[1, 2.5, -3], [0.5] * 3, [0.5] * 3, [4, 0.5, 50], [6, 7, 8]]
     made = encoder.encode(column, "x")
     assert made.dtype == np.float32
     assert made.tolist() == expected
-    assert encode.from_state(encode.to_state(encoder), None) == encoder
-    logs = NumbersEncoder("log", 0.5, 3, "|").encode(column, "x")
+    assert feature_encoders.load_encoder(feature_encoders.dump_encoder(encoder), None) == encoder
+    logs = NumericListEncoder("log", 0.5, 3, "|").encode(column, "x")
     np.testing.assert_allclose(logs, np.sign(expected) * np.log1p(np.abs(expected)), rtol=1e-6)
 
 
 def test_one_number_a_row_and_none() -> None:
-    assert NumbersEncoder("raw", 9.0, 1, "|").encode(pa.array(["1", "", None]), "x").tolist() == [[1.0], [9.0], [9.0]]
-    assert NumbersEncoder("raw", 9.0, 2, None).encode(pa.nulls(2), "x").tolist() == [[9.0, 9.0]] * 2
-    assert NumbersEncoder("raw", 9.0, 2, None).encode(pa.array([], pa.list_(pa.int64())), "x").shape == (0, 2)
+    assert NumericListEncoder("raw", 9.0, 1, "|").encode(pa.array(["1", "", None]), "x").tolist() == [
+        [1.0],
+        [9.0],
+        [9.0],
+    ]
+    assert NumericListEncoder("raw", 9.0, 2, None).encode(pa.nulls(2), "x").tolist() == [[9.0, 9.0]] * 2
+    assert NumericListEncoder("raw", 9.0, 2, None).encode(pa.array([], pa.list_(pa.int64())), "x").shape == (0, 2)
 
 
 @pytest.mark.parametrize(
@@ -166,20 +170,20 @@ def test_one_number_a_row_and_none() -> None:
 )
 def test_numbers_that_do_not_fit(column: pa.Array, says: str) -> None:
     with pytest.raises(DataError) as raised:
-        NumbersEncoder("raw", 0.0, 2, "|").encode(column, "x")
+        NumericListEncoder("raw", 0.0, 2, "|").encode(column, "x")
     assert says in str(raised.value)
 
 
 def test_weights_stand_in_the_text() -> None:
     tags = feature(kind="multi_id", separator="|", weight_separator=":")
     text = pa.array(["a:0.5|b:1e-1", None, "c", "", ":2|d:e: 3 "])
-    values, offsets, weights = compose.multi_values(tags, text, "x")
+    values, offsets, weights = compose.split_multi_values(tags, text, "x")
     assert values.to_pylist() == ["a", "b", "c", None, "d:e"]
     assert offsets.tolist() == [0, 2, 2, 3, 3, 5]
     assert weights is not None
     assert weights.dtype == np.float32
     np.testing.assert_array_equal(weights, np.array([0.5, 0.1, 1, 2, 3], np.float32))
-    _, offsets, weights = compose.multi_values(tags, pa.nulls(2), "x")
+    _, offsets, weights = compose.split_multi_values(tags, pa.nulls(2), "x")
     assert (offsets.tolist(), weights.tolist()) == ([0, 0, 0], [])  # type: ignore[union-attr]
 
 
@@ -193,5 +197,5 @@ def test_weights_stand_in_the_text() -> None:
 )
 def test_weights_that_are_none(column: pa.Array, says: str) -> None:
     with pytest.raises(DataError) as raised:
-        compose.multi_values(feature(kind="multi_id", separator="|", weight_separator=":"), column, "x")
+        compose.split_multi_values(feature(kind="multi_id", separator="|", weight_separator=":"), column, "x")
     assert says in str(raised.value)

@@ -9,7 +9,7 @@ import pytest
 from longrec.config import parse
 from longrec.errors import ConfigError
 from longrec.features.fields import Field, Fields
-from longrec.features.schema import Schema, duration
+from longrec.features.schema import Schema, parse_duration
 
 BASE: dict[str, Any] = {
     "user": "user_id",
@@ -89,13 +89,13 @@ def test_short_forms() -> None:
     [("90s", 90_000), ("1h", 3_600_000), ("7d", 604_800_000), ("250ms", 250), ("1.5m", 90_000), (2, 2_000), ("0", 0)],
 )
 def test_durations(text: Any, ms: int) -> None:
-    assert duration(text) == ms
+    assert parse_duration(text) == ms
 
 
 @pytest.mark.parametrize("text", ["-1s", "1 week", "", "s", True, None, "1e3s", [1], "1h 30m"])
 def test_what_is_no_duration(text: Any) -> None:
     with pytest.raises(ValueError, match=r"must be a duration such as '90s', '1h' or '7d'"):
-        duration(text)
+        parse_duration(text)
     if text is not None:
         assert "label_delay: must be a duration" in fault(label_delay=text)
 

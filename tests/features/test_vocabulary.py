@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from longrec.errors import DataError
 from longrec.features import vocabulary
-from longrec.features.vocabulary import Keys, as_keys, one_column
+from longrec.features.vocabulary import Keys, build_array, cast_keys
 
 quick = settings(deadline=None, max_examples=25)
 
@@ -35,7 +35,7 @@ quick = settings(deadline=None, max_examples=25)
     ],
 )
 def test_ids_become_int64_or_text_exactly(array: pa.Array, expected: list[Any]) -> None:
-    keys = as_keys(array, "x")
+    keys = cast_keys(array, "x")
     assert keys.to_pylist() == expected
     assert keys.type in (pa.int64(), pa.string())
 
@@ -55,16 +55,16 @@ def test_ids_become_int64_or_text_exactly(array: pa.Array, expected: list[Any]) 
 )
 def test_what_cannot_be_an_id(array: pa.Array, says: str) -> None:
     with pytest.raises(DataError, match=says):
-        as_keys(array, "x")
+        cast_keys(array, "x")
 
 
 @pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
 def test_whole_floats_are_integers(kind: pa.DataType) -> None:
     """As pandas writes a column of integers that has nulls."""
     array = pa.array(np.array([3, -2, np.nan, 0], kind.to_pandas_dtype()), kind)
-    assert as_keys(array, "x").to_pylist() == [3, -2, None, 0]
-    assert as_keys(pa.array([2.0**53 - 1, None]), "x").to_pylist() == [2**53 - 1, None]
-    assert as_keys(pa.array([], kind), "x").type == pa.int64()
+    assert cast_keys(array, "x").to_pylist() == [3, -2, None, 0]
+    assert cast_keys(pa.array([2.0**53 - 1, None]), "x").to_pylist() == [2**53 - 1, None]
+    assert cast_keys(pa.array([], kind), "x").type == pa.int64()
 
 
 def test_places_of_keys_in_the_order_given() -> None:
@@ -129,7 +129,7 @@ def test_the_way_for_few_and_the_way_for_many_agree(case: tuple[list[Any], list[
 
 
 def test_python_values_become_a_column() -> None:
-    assert one_column([1, None, 3], "x").to_pylist() == [1, None, 3]
+    assert build_array([1, None, 3], "x").to_pylist() == [1, None, 3]
     for mixed in ([1, "a"], ["a", 1], [2**70], [1, [2]]):
         with pytest.raises(DataError, match=r"^x: values of the types .*; expected one type: whole numbers or text"):
-            one_column(mixed, "x")
+            build_array(mixed, "x")

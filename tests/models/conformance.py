@@ -304,7 +304,7 @@ def check_a_loss_is_the_weighted_mean_over_rows(case: Case) -> None:
     """The loss of any weights is that of single rows, averaged by them: no label counts more or less than it weighs."""
     model, batch = case.lively(), ragged(9)
     assert isinstance(model, Ranker | Encoder)
-    batch = replace(batch, targets={name: target.nan_to_num() for name, target in batch.targets.items()})
+    batch = replace(batch, task_labels={name: target.nan_to_num() for name, target in batch.task_labels.items()})
 
     def loss(weight_B: Tensor | None) -> Tensor:
         torch.manual_seed(0)  # what a model draws for a loss of its own

@@ -96,8 +96,8 @@ def ragged(
         drawn = torch.randint(0, 3, (rows,), generator=generator).float()
         # Whatever has the label has done all else, as a conversion takes a click.
         targets[name] = torch.where(drawn == 2, torch.nan, drawn.maximum(label))
-    own = {"label": label, "users": users, "moments": moments, "known": label_times}
-    return Batch(rows, features, histories, **own, targets=targets)
+    own = {"label": label, "users": users, "timestamps": moments, "label_time": label_times}
+    return Batch(rows, features, histories, **own, task_labels=targets)
 
 
 def shared(candidates: int, events: int, seed: int = 0, fields: Fields = FIELDS, apart: int = 0) -> Batch:
@@ -135,10 +135,10 @@ def take(batch: Batch, rows: Sequence[int]) -> Batch:
         columns = {column: pick(values, flat) for column, values in history.columns.items()}
         histories[name] = HistoryBatch(columns, offsets([len(span) for span in spans]))
     features = {name: pick(column, rows) for name, column in batch.features.items()}
-    own = {name: getattr(batch, name) for name in ("label", "users", "moments", "known")}
+    own = {name: getattr(batch, name) for name in ("label", "users", "timestamps", "label_time")}
     own = {name: values if values is None else values[list(rows)] for name, values in own.items()}
-    targets = {name: values[list(rows)] for name, values in batch.targets.items()}
-    return Batch(len(rows), features, histories, **own, targets=targets)
+    targets = {name: values[list(rows)] for name, values in batch.task_labels.items()}
+    return Batch(len(rows), features, histories, **own, task_labels=targets)
 
 
 def repeated(batch: Batch, fields: Fields = FIELDS) -> Batch:

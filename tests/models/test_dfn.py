@@ -263,7 +263,7 @@ CLICKED, LEFT, DISLIKED = [0, 5], [3, 4], [1, 2]
 
 def judged() -> Batch:
     batch = ragged(6, fields=THREE)
-    return replace(batch, label=torch.tensor(LABEL), targets={"bought": torch.tensor(DISLIKE)})
+    return replace(batch, label=torch.tensor(LABEL), task_labels={"bought": torch.tensor(DISLIKE)})
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_every_row_is_in_one_loss() -> None:
 def test_rows_that_do_not_count_are_in_no_loss() -> None:
     model, batch = dfn(dislike="bought"), judged()
     kept = torch.tensor([True, False, True, True, False, False])
-    torch.testing.assert_close(model.loss(replace(batch, counts=kept)), model.loss(take(batch, [0, 2, 3])))
+    torch.testing.assert_close(model.loss(replace(batch, loss_mask=kept)), model.loss(take(batch, [0, 2, 3])))
 
 
 def test_a_dislike_is_what_the_model_says_against_a_row() -> None:

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from longrec.data.worlds import world
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
+from longrec.features.computed_columns import compute_session_recency
 from longrec.features.fields import SESSION_RECENCY, Fields
-from longrec.features.moments import session_recency
 from longrec.models.core.base import build
 from longrec.models.dsin import DSIN, _Path, sessions
 from longrec.nn.lstm import LSTM
@@ -226,7 +226,7 @@ def test_empty_sessions_do_not_change_the_output() -> None:
 
 def test_a_gap_of_exactly_1800_seconds_does_not_split_and_1801_does() -> None:
     times = np.array([0, 1800, 3600, 5401, 7201], dtype=np.int64)
-    ids = session_recency(times, np.array([0, 5]), 1800)
+    ids = compute_session_recency(times, np.array([0, 5]), 1800)
     assert sessions(torch.from_numpy(ids), rows(5), 9, 0).tolist() == [1, 1, 1, 0, 0]
 
 

@@ -42,7 +42,7 @@ def path_of(model: DUPN, history: str = "seen") -> _Path:
 
 def labeled_batch(rows: int, fields: Fields = FEW, **targets: list[float]) -> Batch:
     batch = ragged(rows, fields=fields)
-    return replace(batch, targets={name: torch.tensor(values) for name, values in targets.items()})
+    return replace(batch, task_labels={name: torch.tensor(values) for name, values in targets.items()})
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)

@@ -37,7 +37,7 @@ def test_a_conversion_is_a_click_times_a_conversion_after_it() -> None:
 def test_equation_3_over_all_impressions() -> None:
     model, batch = esmm(click="bought", click_weight=0.5, label_weight=2.0), ragged(6, fields=FEW)
     click = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, float("nan")])
-    batch = replace(batch, label=torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0]), targets={"bought": click})
+    batch = replace(batch, label=torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0]), task_labels={"bought": click})
     ctr, cvr = model.factors(batch).sigmoid().unbind(1)
     assert batch.label is not None
     expected = 2 * binary_cross_entropy(ctr * cvr, batch.label) + 0.5 * binary_cross_entropy(ctr[:5], click[:5])
@@ -47,7 +47,7 @@ def test_equation_3_over_all_impressions() -> None:
 def test_a_conversion_without_a_click_is_none() -> None:
     model, batch = esmm(click="bought"), ragged(4, fields=FEW)
     click = torch.tensor([1.0, 0.0, float("nan"), 1.0])
-    labeled = replace(batch, label=torch.tensor([1.0, 1.0, 1.0, 0.0]), targets={"bought": click})
+    labeled = replace(batch, label=torch.tensor([1.0, 1.0, 1.0, 0.0]), task_labels={"bought": click})
     meant = replace(labeled, label=torch.tensor([1.0, 0.0, 1.0, 0.0]))
     torch.testing.assert_close(model.loss(labeled), model.loss(meant))
     assert labeled.label is not None
@@ -102,7 +102,7 @@ def test_the_conversion_after_a_click_is_learned_though_no_row_is_left_out() -> 
     click = (rows < ctr.unsqueeze(1)).float()
     order = (rows < (ctr * cvr).unsqueeze(1)).float()
     item = torch.arange(4, dtype=torch.int32).repeat_interleave(each) + 2
-    batch = Batch(4 * each, {"item": item}, label=order.flatten(), targets={"click": click.flatten()})
+    batch = Batch(4 * each, {"item": item}, label=order.flatten(), task_labels={"click": click.flatten()})
     torch.manual_seed(0)
     fields = Fields((Field("item", "id", 6, side="item"),), {})
     model = build({"name": "esmm", "click": "click", "mlp": [16], "batch_norm": False, "init_std": 1.0}, fields)

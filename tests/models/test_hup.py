@@ -20,8 +20,8 @@ from torch.nn.functional import cosine_similarity, linear
 from longrec.data.worlds import world
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
+from longrec.features.computed_columns import compute_time_since_previous
 from longrec.features.fields import Field, Fields
-from longrec.features.moments import time_since_previous
 from longrec.models.core.base import bce_loss, build
 from longrec.models.hup import HUP, _Level, _Steps, hard_sigmoid
 from longrec.nn.lstm import LSTM
@@ -155,7 +155,7 @@ def test_without_weights_and_times_it_is_torchs_lstm() -> None:
 
 def test_the_first_event_of_a_history_has_no_interval() -> None:
     """Missing, as data preparation tells it, is no bucket: neither that of no time nor any other is read for it."""
-    ids = time_since_previous(np.array([5_000, 9_000, 8_000, 8_000]), np.array([0, 2, 4]))
+    ids = compute_time_since_previous(np.array([5_000, 9_000, 8_000, 8_000]), np.array([0, 2, 4]))
     assert ids.tolist() == [0, 4, 0, 2]
     model, batch = hup(), ragged(2, lengths=[2, 2], fields=THREE)
     batch = with_history(batch, "seen", {"time_since_previous": torch.from_numpy(ids)})

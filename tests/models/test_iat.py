@@ -38,8 +38,8 @@ def rows(count: int = 40, seed: int = 0) -> Batch:
 def earlier(batch: Batch) -> list[list[int]]:
     """For each row the earlier rows of its user."""
     assert batch.users is not None
-    assert batch.moments is not None
-    user, timestamp = batch.users, batch.moments
+    assert batch.timestamps is not None
+    user, timestamp = batch.users, batch.timestamps
     return [((user == user[i]) & (timestamp < timestamp[i])).nonzero().squeeze(1).tolist() for i in range(batch.size)]
 
 
@@ -74,8 +74,8 @@ def test_3_causality_of_sit(settings: dict[str, Any]) -> None:
         assert grad.abs().sum(1).nonzero().squeeze(1).tolist() == sorted([*before, i])
         looked += len(before)
     assert looked > 50
-    assert batch.moments is not None
-    assert len(batch.moments.unique()) < batch.size, "there are ties"
+    assert batch.timestamps is not None
+    assert len(batch.timestamps.unique()) < batch.size, "there are ties"
 
 
 @pytest.mark.parametrize("settings", [USER, LABELS, CODES], ids=["plain", "labels", "codes"])
@@ -86,7 +86,7 @@ def test_7_pre_sit_storage(settings: dict[str, Any]) -> None:
     assert batch.users is not None
     assert batch.label is not None
     close(model.encode(replace(batch, users=batch.users.flip(0), label=1 - batch.label)), e)
-    close(model.encode(replace(batch, users=None, moments=None, label=None)), e)
+    close(model.encode(replace(batch, users=None, timestamps=None, label=None)), e)
     order = torch.randperm(40).tolist()
     close(model.encode(take(batch, order)), e[order])
     close(model.encode(take(batch, [7])), e[[7]])
@@ -112,7 +112,7 @@ def test_8_one_causal_pass_equals_each_impression_by_itself(settings: dict[str, 
     together, losses = model(batch), []
     for i, before in enumerate(earlier(batch)):
         one = take(batch, [*before, i])
-        one = replace(one, counts=torch.tensor([False] * len(before) + [True]))
+        one = replace(one, loss_mask=torch.tensor([False] * len(before) + [True]))
         close(model(one)[-1:], together[[i]])
         losses.append(model.loss(one))
     torch.testing.assert_close(torch.stack(losses).mean(), model.loss(batch), rtol=0, atol=1e-5)
@@ -130,19 +130,21 @@ def test_8_stream_equals_batch(settings: dict[str, Any]) -> None:
 def context_of(model: IAT, batch: Batch) -> ContextInstances:
     """What a store of this batch's tokens would give."""
     assert batch.label is not None
-    assert batch.moments is not None
-    assert batch.known is not None
+    assert batch.timestamps is not None
+    assert batch.label_time is not None
     before = earlier(batch)
     flat = torch.tensor(sum(before, []))
     offsets = torch.tensor([0, *map(len, before)]).cumsum(0)
     labels = batch.label[flat].long() + 1
-    return ContextInstances(model.encode(batch)[flat].detach(), offsets, batch.moments[flat], labels, batch.known[flat])
+    return ContextInstances(
+        model.encode(batch)[flat].detach(), offsets, batch.timestamps[flat], labels, batch.label_time[flat]
+    )
 
 
 def test_labels_as_available_need_no_label_times() -> None:
     """Where all labels were known to the next row of the user, it is enough to tell the labels."""
     model, batch = iat(LABELS), rows()
-    batch = replace(batch, known=batch.moments)
+    batch = replace(batch, label_time=batch.timestamps)
     context = context_of(model, batch)
     close(model.logits_with_context(batch, replace(context, known=None)), model(batch))
     unknown = replace(context, labels=torch.full_like(context.labels, 3), known=None)
@@ -164,8 +166,8 @@ def test_6_no_gradient_enters_stored_tokens() -> None:
 def test_a_row_reads_labels_when_available_and_never_its_own() -> None:
     model, batch = iat(LABELS), rows()
     assert batch.label is not None
-    assert batch.known is not None
-    assert batch.moments is not None
+    assert batch.label_time is not None
+    assert batch.timestamps is not None
     assert batch.users is not None
     before, changes = model(batch), 0
     for j in range(batch.size):
@@ -173,12 +175,12 @@ def test_a_row_reads_labels_when_available_and_never_its_own() -> None:
         label[j] = 1 - label[j]
         moved = (model(replace(batch, label=label)) != before).nonzero().squeeze(1)
         assert all(batch.users[moved] == batch.users[j])
-        assert all(batch.moments[moved] > torch.maximum(batch.known[j], batch.moments[j]))
+        assert all(batch.timestamps[moved] > torch.maximum(batch.label_time[j], batch.timestamps[j]))
         changes += len(moved)
     assert changes > 20
     # A label that is missing is a label of its own; without labels at all every one counts as not known yet.
     assert (model(replace(batch, label=torch.full((40,), torch.nan))) - before).abs().max() > 1e-3
-    never = replace(batch, known=torch.full_like(batch.known, 2**62))
+    never = replace(batch, label_time=torch.full_like(batch.label_time, 2**62))
     close(model(replace(batch, label=None)), model(never))
 
 
@@ -192,14 +194,14 @@ def test_rows_of_nobody_see_themselves_alone() -> None:
     for settings in (USER, LABELS, SLOTS):
         model, batch = iat(settings), rows(12)
         strangers = replace(batch, users=torch.arange(12))
-        close(model(replace(batch, users=None, moments=None, known=None)), model(strangers))
+        close(model(replace(batch, users=None, timestamps=None, label_time=None)), model(strangers))
         assert model(shared(4, 3, fields=FEW)).shape == (4,)
 
 
 def test_loss_counts_the_rows_that_count() -> None:
     model, batch = iat({**USER, "direct": 0.5}), rows()
     counts = torch.arange(40) % 3 == 0
-    masked = replace(batch, counts=counts)
+    masked = replace(batch, loss_mask=counts)
     assert batch.label is not None
     direct = model._decode(model.encode(batch))
     expected = F.binary_cross_entropy_with_logits(model(batch)[counts], batch.label[counts])
@@ -295,7 +297,7 @@ def test_user_order_keeps_what_a_later_row_needs_and_temporal_order_does_not() -
         label = (bit.roll(1) == 3).float()
         counts = moments > 0
         features = {"bit": bit, "noise": noise}
-        return Batch(n, features, label=label, users=torch.arange(n) // length, moments=moments, counts=counts)
+        return Batch(n, features, label=label, users=torch.arange(n) // length, timestamps=moments, loss_mask=counts)
 
     def error(order: str) -> float:
         torch.manual_seed(0)

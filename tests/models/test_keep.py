@@ -103,7 +103,7 @@ def test_11_label_masks() -> None:
     assert model.targets == ("buy", "like")
     batch = replace(ragged(4), label=torch.tensor([1.0, 0.0, 1.0, 0.0]))
     buy, like = torch.tensor([1.0, NAN, 0.0, NAN]), torch.tensor([NAN, NAN, NAN, NAN])
-    batch = replace(batch, targets={"buy": buy, "like": like})
+    batch = replace(batch, task_labels={"buy": buy, "like": like})
     model.eval()
     logits = model.logits(batch)
     expected = 3 * bce(logits[:, 0], [1, 0, 1, 0]) + 0.5 * bce(logits[[0, 2], 1], [1, 0])
@@ -113,7 +113,7 @@ def test_11_label_masks() -> None:
     assert grad is not None
     assert grad[1].abs().sum() > 0
     assert torch.equal(grad[2], torch.zeros_like(grad[2]))
-    counted = replace(batch, counts=torch.tensor([True, True, False, False]))
+    counted = replace(batch, loss_mask=torch.tensor([True, True, False, False]))
     expected = 3 * bce(logits[:2, 0], [1, 0]) + 0.5 * bce(logits[[0], 1], [1])
     torch.testing.assert_close(model.loss(counted), expected)
 

@@ -32,10 +32,10 @@ def test_the_loss_is_a_weighted_sum_over_labeled_rows() -> None:
     torch.manual_seed(0)
     logits = torch.randn(4, 3)
     targets = {"buy": torch.tensor([1.0, NAN, 0.0, NAN]), "like": torch.full((4,), NAN)}
-    batch = replace(ragged(4), label=torch.tensor([1.0, 0.0, 1.0, 0.0]), targets=targets)
+    batch = replace(ragged(4), label=torch.tensor([1.0, 0.0, 1.0, 0.0]), task_labels=targets)
     expected = 3 * bce(logits[:, 0], [1, 0, 1, 0]) + 0.5 * bce(logits[[0, 2], 1], [1, 0])
     torch.testing.assert_close(tasks.loss(logits, batch), expected)
-    counted = replace(batch, counts=torch.tensor([True, True, False, False]))
+    counted = replace(batch, loss_mask=torch.tensor([True, True, False, False]))
     expected = 3 * bce(logits[:2, 0], [1, 0]) + 0.5 * bce(logits[[0], 1], [1])
     torch.testing.assert_close(tasks.loss(logits, counted), expected)
     assert masked_bce_loss(logits[:, 2], batch, "like") == 0

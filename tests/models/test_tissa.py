@@ -20,8 +20,8 @@ from torch.nn.functional import linear
 from longrec.data.worlds import world
 from longrec.errors import ConfigError
 from longrec.features.batch import HistoryBatch
+from longrec.features.computed_columns import compute_time_gaps, compute_time_since_previous
 from longrec.features.fields import Field, Fields
-from longrec.features.moments import time_gaps, time_since_previous
 from longrec.models.core.base import build
 from longrec.models.tissa import TiSSA, _Path
 from longrec.nn.segments import Segments
@@ -131,7 +131,7 @@ def test_without_time_it_is_torchs_gru() -> None:
 @pytest.mark.parametrize("unknown", [0, 1])
 def test_a_missing_interval_adds_nothing(unknown: int) -> None:
     """The first event of a history has no event before it: data preparation says that it is missing, 0."""
-    ids = time_since_previous(np.array([5_000, 9_000, 8_000, 70_000]), np.array([0, 2, 4]))
+    ids = compute_time_since_previous(np.array([5_000, 9_000, 8_000, 70_000]), np.array([0, 2, 4]))
     assert ids.tolist() == [0, 4, 0, 7]
     path, e = path_of(tissa()), torch.randn(4, 48)
     assert path.gates is not None
@@ -148,8 +148,8 @@ def test_slices_count_from_the_time_of_the_request() -> None:
     """Request time - event time, whatever the time between events."""
     path, timestamp = path_of(tissa()), 10**9
     times = timestamp - 1_000 * np.array([2**14, 2**14 - 1, 5, 1])
-    ids = torch.from_numpy(time_gaps(np.full(4, timestamp), times))
-    early = torch.from_numpy(time_gaps(np.full(4, timestamp + 1_000 * 2**13), times))
+    ids = torch.from_numpy(compute_time_gaps(np.full(4, timestamp), times))
+    early = torch.from_numpy(compute_time_gaps(np.full(4, timestamp + 1_000 * 2**13), times))
     assert (3 - path.slice_numbers(rows(4), make_history(ids))).tolist() == [3, 3, 0, 0]
     assert (3 - path.slice_numbers(rows(4), make_history(early))).tolist() == [3, 3, 2, 2]
 
@@ -159,7 +159,7 @@ def test_slices_are_half_open() -> None:
     path = path_of(tissa())
     ends = [2**12 - 1, 2**13 - 1, 2**14 - 1]
     seconds = np.array([0, 1, *(second for end in ends for second in (end - 1, end)), 10**9])
-    ids = torch.from_numpy(time_gaps(1_000 * seconds, np.zeros_like(seconds)))
+    ids = torch.from_numpy(compute_time_gaps(1_000 * seconds, np.zeros_like(seconds)))
     expected = [0, 0, 0, 1, 1, 2, 2, 3, 3]  # back from the newest slice
     assert (3 - path.slice_numbers(rows(9), make_history(ids))).tolist() == expected
 

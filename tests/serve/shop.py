@@ -27,12 +27,12 @@ from longrec.export.golden import GoldenRequest, Sample
 from longrec.export.offline import build_golden_request
 from longrec.export.write import export
 from longrec.features.batch import Batch, Jagged
-from longrec.features.encode import Lists, flatten
-from longrec.features.fit import Fitter
-from longrec.features.fitted import FittedSchema, concat_lists
+from longrec.features.encoder_fitter import EncoderFitter
+from longrec.features.entity_table import EntityTable
+from longrec.features.feature_encoders import Lists, flatten
+from longrec.features.fitted_schema import FittedSchema, concat_lists
+from longrec.features.history_columns import HistoryEvents, build_history_columns, compute_filter_delay, match_condition
 from longrec.features.schema import Schema
-from longrec.features.table import EntityTable
-from longrec.features.view import Past, filter_delay, history_columns, holds
 from longrec.features.vocabulary import Keys
 from longrec.models.core.base import Ranker, build
 from longrec.nn.embedding import Embeddings
@@ -172,7 +172,7 @@ class Shop:
         timestamp = int(self.segment.times[row]) if timestamp is None else timestamp
         schema = self.fitted.schema
         events: dict[str, Any] = {}
-        for name in self.fitted.names_of_side("context"):
+        for name in self.fitted.list_features("context"):
             feature = schema.features[name]
             if feature.feedback or feature.kind == "calendar":
                 continue
@@ -192,19 +192,19 @@ class Shop:
     def history(self, user: int, name: str, timestamp: int) -> dict[str, Any]:
         """Read a history by a linear search."""
         history, columns = self.fitted.schema.histories[name], self.segment.columns
-        cut = timestamp - filter_delay(self.fitted, name)
+        cut = timestamp - compute_filter_delay(self.fitted, name)
         own = range(int(self.segment.offsets[user]), int(self.segment.offsets[user + 1]))
         rows = [row for row in own if self.segment.times[row] < cut]
         if history.where:
             rows = [row for row in rows if columns[f"where.{name}"][row]]
         at = np.array(rows[-history.max_length :], np.int64)
-        view = Past(
+        view = HistoryEvents(
             self.segment.times[at],
             columns["item"][at],
             {n: c[at].astype(np.int32) for n, c in columns.items() if "." not in n and c.dtype.kind != "f"},
             {n.removeprefix("known."): c[at] for n, c in columns.items() if n.startswith("known.")},
         )
-        return history_columns(self.fitted, name, self.items, view, np.array([timestamp]))
+        return build_history_columns(self.fitted, name, self.items, view, np.array([timestamp]))
 
 
 def select_row(column: Lists, row: int) -> Lists:
@@ -216,7 +216,7 @@ def select_row(column: Lists, row: int) -> Lists:
 def _fit_schema(schema: Schema, sources: dict[str, tuple[pa.Array, str | None]]) -> FittedSchema:
     encoders = {}
     for name, feature in schema.features.items():
-        fitter = Fitter(name, feature)
+        fitter = EncoderFitter(name, feature)
         if feature.kind != "calendar":
             values = sources[name][0]
             if feature.kind == "multi_id":
@@ -228,11 +228,11 @@ def _fit_schema(schema: Schema, sources: dict[str, tuple[pa.Array, str | None]])
 
 def _make_table(fitted: FittedSchema, owner: str, keys: pa.Array, columns: dict[str, pa.Array]) -> EntityTable:
     table_columns: dict[str, Any] = {}
-    for name in fitted.names_of_side(owner):
+    for name in fitted.list_features(owner):
         feature = fitted.schema.features[name]
         weights = None if feature.weights is None else columns[feature.weights]
         values = fitted.encode(name, columns[fitted.schema.column(name)], name, weights)
-        unknown = fitted.unknown(name)
+        unknown = fitted.encode_unknown(name)
         if isinstance(values, Lists):
             assert isinstance(unknown, Lists)
             table_columns[name] = concat_lists([unknown, values])
@@ -262,7 +262,7 @@ def make(
     order = np.lexsort((times, rows))
     columns: dict[str, NDArray[Any]] = {"item": item_table.rows(events[schema.item], "item")[order].astype(np.uint16)}
     lists: dict[str, Lists] = {}
-    for name in fitted.names_of_side("context"):
+    for name in fitted.list_features("context"):
         feature = schema.features[name]
         if feature.kind == "calendar":
             continue
@@ -276,7 +276,9 @@ def make(
             columns[f"known.{name}"] = events[feature.available_at].to_numpy()[order]
     for name, history in schema.histories.items():
         if history.where:
-            met = [holds(c, events[column].take(pa.array(order)), column) for column, c in history.where.items()]
+            met = [
+                match_condition(c, events[column].take(pa.array(order)), column) for column, c in history.where.items()
+            ]
             columns[f"where.{name}"] = np.logical_and.reduce(met).astype(np.uint8)
     histories: dict[str, dict[str, Lists]] = {}
     for name, history in schema.histories.items():

@@ -19,7 +19,7 @@ import torch
 from longrec.data.gather import gather
 from longrec.errors import BundleError, LongRecError, RequestError, StoreError
 from longrec.export.scale import Scale
-from longrec.features.label import POSITIVE
+from longrec.features.label_encoding import POSITIVE
 from longrec.serve.client import Client, RecordedEvent, client
 from longrec.serve.knowledge_features import key_number
 from longrec.serve.online_source import OnlineSource

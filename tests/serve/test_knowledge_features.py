@@ -23,7 +23,7 @@ from longrec.export.bundle import Bundle
 from longrec.export.golden import Sample
 from longrec.export.offline import build_golden_request
 from longrec.export.write import ExternalStores, export
-from longrec.features.vocabulary import key_numbers
+from longrec.features.vocabulary import compute_key_numbers
 from longrec.models.core.base import Ranker, build
 from longrec.serve.knowledge_features import KnowledgeFeatures
 from longrec.serve.service import Service, replay, score_golden
@@ -54,8 +54,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     """Two versions: the second, of the ninth day, lacks half of the users and items."""
     folder = tmp_path_factory.mktemp("knowing")
     store_folder, random = folder / "knowledge" / "v1", np.random.default_rng(0)
-    users = key_numbers(pa.array([f"u{n}" for n in range(token_shop.USERS)]))
-    items = key_numbers(pa.array(list(range(100, 100 + token_shop.ITEMS))))
+    users = compute_key_numbers(pa.array([f"u{n}" for n in range(token_shop.USERS)]))
+    items = compute_key_numbers(pa.array(list(range(100, 100 + token_shop.ITEMS))))
     info = KnowledgeInfo({"user": 5, "item": 3}, "ms", {"user": "text", "item": "int64"})
     with KnowledgeStore.create(store_folder, info) as store:
         for number, (day, step) in enumerate(((3, 1), (9, 2))):

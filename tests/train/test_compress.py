@@ -17,7 +17,7 @@ from longrec.data.log import Log
 from longrec.data.prepare import prepare
 from longrec.errors import ConfigError, RunError, StoreError
 from longrec.features.batch import HistoryBatch
-from longrec.features.tokens import instance_ids
+from longrec.features.token_columns import compute_instance_ids
 from longrec.store.token_store import Tokens, TokenStore
 from longrec.train.compress import compress
 from longrec.train.fit import train
@@ -139,7 +139,7 @@ def own_ids(log: Log) -> np.ndarray:
     items = np.concatenate([[0], log.items.keys.values.to_numpy()])
     users = np.concatenate([[0], log.users.keys.values.to_numpy()])
     rows = np.arange(len(log))
-    return instance_ids(
+    return compute_instance_ids(
         users.take(log.user(rows)), items.take(log.events.columns["item"]), np.asarray(log.events.times)
     )
 

@@ -84,7 +84,7 @@ def test_training_in_user_order_counts_the_rows_that_count(
     real = IAT.loss
 
     def note(self: IAT, batch: Batch) -> torch.Tensor:
-        seen.append((batch.counted, batch.size))
+        seen.append((batch.loss_rows, batch.size))
         return real(self, batch)
 
     monkeypatch.setattr(IAT, "loss", note)
@@ -168,6 +168,6 @@ def _context(loader: UserLoader) -> int:
     """Longest context of a run."""
     longest = 0
     for batch in loader.epoch(0):
-        if batch.counts is not None and batch.users is not None:
-            longest = max(longest, int(torch.bincount(batch.users[~batch.counts]).max()))
+        if batch.loss_mask is not None and batch.users is not None:
+            longest = max(longest, int(torch.bincount(batch.users[~batch.loss_mask]).max()))
     return longest

@@ -22,7 +22,7 @@ from longrec.data.snapshot import items_at, users_at
 from longrec.data.split import TRAIN
 from longrec.errors import ConfigError, RunError, StoreError
 from longrec.features.batch import Batch
-from longrec.features.vocabulary import key_numbers
+from longrec.features.vocabulary import compute_key_numbers
 from longrec.models.core import artifact
 from longrec.models.keep import KEEP
 from longrec.store.knowledge_store import KnowledgeStore
@@ -57,7 +57,7 @@ class Watched:
         def loss(model: KEEP, batch: Batch) -> torch.Tensor:
             assert batch.rows is not None
             self.rows.append(batch.rows.numpy())
-            self.targets.append((batch.rows.numpy(), ~batch.targets["like"].isnan().numpy()))
+            self.targets.append((batch.rows.numpy(), ~batch.task_labels["like"].isnan().numpy()))
             return real(model, batch)
 
         def note(store: KnowledgeStore, *given: Any) -> Any:
@@ -106,9 +106,9 @@ def test_what_is_stored_is_what_the_extractor_knows_at_the_start_of_the_block(sm
     with KnowledgeStore.open(tmp_path / "v1") as store:
         last = store.info.versions[-1]
         mean, std = (np.array(getattr(store._stores["user"].info.versions[-1], name)) for name in ("mean", "std"))
-        keys = key_numbers(log.users.keys.values)
+        keys = compute_key_numbers(log.users.keys.values)
         found = store.look_up("user", keys, np.array([last.number]))
-        items = store.look_up("item", key_numbers(log.items.keys.values), np.array([last.number]))
+        items = store.look_up("item", compute_key_numbers(log.items.keys.values), np.array([last.number]))
     with torch.inference_mode():
         k_u = model.user_knowledge(users_at(log, np.arange(1, len(log.users)), last.published)).numpy()
         k_v = model.item_knowledge(items_at(log, np.arange(1, len(log.items)), last.published)).numpy()
@@ -187,7 +187,7 @@ def test_users_nobody_has_met_yet_are_missing(small: Path, tmp_path: Path) -> No
     shutil.copy(small / "items.parquet", tmp_path)
     extract(domains.extractor(tmp_path), tmp_path / "v1", ["every=2d"], quiet=True)
     wide = opened(domains.extractor(tmp_path))
-    keys, begins = key_numbers(wide.users.keys.values), wide.events.times[wide.events.offsets[1:-1]]
+    keys, begins = compute_key_numbers(wide.users.keys.values), wide.events.times[wide.events.offsets[1:-1]]
     counts = []
     with KnowledgeStore.open(tmp_path / "v1") as store:
         for one in store.info.versions:

@@ -122,8 +122,8 @@ def test_rows_of_a_user_are_still_looked_back_at(job: dict[str, Any], tmp_path: 
     met = []
     for one, other in zip(every.epoch(0), some.epoch(0)):
         assert torch.equal(one.rows, other.rows), "the same rows stand in the same batches"
-        assert one.counts is None
-        met.append(other.rows[other.counts].numpy())
+        assert one.loss_mask is None
+        met.append(other.rows[other.loss_mask].numpy())
     kept = np.sort(np.concatenate(met))
     assert np.array_equal(kept, sample_negatives(rows, log.labels.take(rows), 0.2, 0))
     assert np.array_equal(kept, some.loss_rows)
@@ -135,7 +135,7 @@ def test_rows_of_a_user_are_still_looked_back_at(job: dict[str, Any], tmp_path: 
 
 
 def test_a_batch_in_which_no_row_counts_has_no_loss() -> None:
-    batch = Batch(3, {}, label=torch.tensor([0.0, 1.0, float("nan")]), counts=torch.zeros(3, dtype=torch.bool))
+    batch = Batch(3, {}, label=torch.tensor([0.0, 1.0, float("nan")]), loss_mask=torch.zeros(3, dtype=torch.bool))
     logit = torch.zeros(3, requires_grad=True)
     loss = bce_loss(logit, batch)
     loss.backward()

@@ -69,8 +69,8 @@ def test_predictions_tell_every_task(plain: Run, job: dict[str, Any]) -> None:
 def test_training_knows_no_label_that_came_after_the_split(plain: Run) -> None:
     log = plain.log()
     batch = gather(log, log.rows_of("test"), ["click"])
-    assert batch.targets["click"].isnan().all(), "though predictions tell it"
-    late = gather(log, log.rows_of("train"), ["back"]).targets["back"]
+    assert batch.task_labels["click"].isnan().all(), "though predictions tell it"
+    late = gather(log, log.rows_of("train"), ["back"]).task_labels["back"]
     assert 0.33 < late.isnan().float().mean() < 1
 
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from longrec.data.sort import AVAILABLE_AT, TIME
 from longrec.data.writer import ArrayWriter
+from longrec.features.entity_table import open_array
 from longrec.features.fields import AVAILABLE
 from longrec.features.schema import Schema
-from longrec.features.table import open_array
 from longrec.store.visibility import select_last_visible
 
 

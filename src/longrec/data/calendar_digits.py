@@ -8,7 +8,7 @@ from __future__ import annotations
 from longrec.data.read import Relation
 from longrec.data.timestamp_sql import grammar_sql
 from longrec.errors import DataError
-from longrec.features.timestamp import grammar, milliseconds, timestamp_text
+from longrec.features.timestamp_grammar import build_grammar, format_timestamp, to_milliseconds
 
 FORMS = {
     "YYYYMMDD": "%Y%m%d",
@@ -47,7 +47,7 @@ def refuse_calendar(
     if low < 0 or low != int(low) or high != int(high):
         return
     low, high = int(low), int(high)
-    ends = [milliseconds(end, unit) for end in (low, high)]
+    ends = [to_milliseconds(end, unit) for end in (low, high)]
     reads_well = all(_plausible(end) for end in ends)
     if reads_well and declared != "auto":
         return
@@ -61,7 +61,7 @@ def refuse_calendar(
     distinct = f"SELECT DISTINCT {value} AS v, {whole} AS d FROM {log.view} WHERE {value} IS NOT NULL"
     for form, pattern in list(forms.items()):
         same_width = f"length(d) NOT BETWEEN {len(form) - (form[2] != 'Y')} AND {len(form)}"
-        wrong = f"{grammar_sql('d', grammar(pattern))} IS NULL OR {same_width}{odd.replace(value, 'v')}"
+        wrong = f"{grammar_sql('d', build_grammar(pattern))} IS NULL OR {same_width}{odd.replace(value, 'v')}"
         count, faults = log.row(f"SELECT count(*), count(*) FILTER (WHERE {wrong}) FROM ({distinct})") or (0, 1)
         if faults or count < (_FEW if reads_well else 1 if len(form) >= 8 else 2):
             del forms[form]
@@ -70,13 +70,15 @@ def refuse_calendar(
 
 
 def _refuse(where: str, forms: dict[str, str], value: int, timestamp: int, unit: str) -> None:
-    dates = {form: timestamp_text(grammar(pattern).read(str(value)) or 0)[:19] for form, pattern in forms.items()}
+    dates = {
+        form: format_timestamp(build_grammar(pattern).read(str(value)) or 0)[:19] for form, pattern in forms.items()
+    }
     told = " or ".join(f"{form} ({date})" for form, date in dates.items())
     patterns = " or ".join(f"'{pattern}'" for pattern in forms.values())
     raise DataError(
         where,
         f"numbers such as {value}, all of which are digits of a calendar, {told}; as {unit} it would be "
-        f"{timestamp_text(timestamp)[:19]}",
+        f"{format_timestamp(timestamp)[:19]}",
         f"times whose meaning is plain, or time.format: {patterns}",
         "set time.format, which reads digits and text; set time.unit: step if these are plain counters",
     )
@@ -87,7 +89,7 @@ def _fits(form: str, pattern: str, value: int) -> bool:
     # A number has lost the leading zero of the years 2000 to 2009.
     if len(digits) != len(form) and not (form[2] != "Y" and len(digits) == len(form) - 1):
         return False
-    found = grammar(pattern).read(digits)
+    found = build_grammar(pattern).read(digits)
     return found is not None and _plausible(found)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from longrec.data.writer import ArrayWriter, narrow
 from longrec.errors import DataError
-from longrec.features.encode import Lists
+from longrec.features.feature_encoders import Lists
 from longrec.store.column_types import format_type
 
 

@@ -15,13 +15,13 @@ from longrec.data.read import Relation, name
 from longrec.data.settings import Source
 from longrec.data.timestamps import read_timestamps
 from longrec.errors import DataError
-from longrec.features.compose import multi_values
-from longrec.features.encode import Lists
-from longrec.features.fit import Fitter
-from longrec.features.fitted import FittedSchema, concat_lists
+from longrec.features.compose import split_multi_values
+from longrec.features.encoder_fitter import EncoderFitter
+from longrec.features.entity_table import EntityTable
+from longrec.features.entity_versions import Versions
+from longrec.features.feature_encoders import Lists
+from longrec.features.fitted_schema import FittedSchema, concat_lists
 from longrec.features.schema import Schema
-from longrec.features.table import EntityTable
-from longrec.features.versions import Versions
 from longrec.features.vocabulary import Keys
 
 _STRETCH = 1_000_000
@@ -196,7 +196,7 @@ class Entities:
         return found[1:]
 
     def fit(
-        self, fitters: dict[str, Fitter], counts: NDArray[np.int64], reads: NDArray[np.int64] | None = None
+        self, fitters: dict[str, EncoderFitter], counts: NDArray[np.int64], reads: NDArray[np.int64] | None = None
     ) -> None:
         """Show the fitters of this entity's features every value, weighed by the training events that read it.
 
@@ -217,8 +217,8 @@ class Entities:
         """The encoded table, row 0 for an unknown key (and for a key without a version)."""
         plain: dict[str, NDArray[Any] | Lists] = {}
         dated: dict[str, NDArray[Any] | Lists] = {}
-        for feature, values, weights, where in self.columns(fitted.names_of_side(self.role)):
-            unknown, known = fitted.unknown(feature), fitted.encode(feature, values, where, weights)
+        for feature, values, weights, where in self.columns(fitted.list_features(self.role)):
+            unknown, known = fitted.encode_unknown(feature), fitted.encode(feature, values, where, weights)
             table = dated if self.dated(feature) else plain
             if isinstance(known, Lists) and isinstance(unknown, Lists):
                 table[feature] = concat_lists([unknown, known])
@@ -249,11 +249,11 @@ class Entities:
 
 
 def add_values(
-    fitter: Fitter, schema: Schema, feature: str, values: pa.Array, counts: NDArray[np.int64], where: str
+    fitter: EncoderFitter, schema: Schema, feature: str, values: pa.Array, counts: NDArray[np.int64], where: str
 ) -> None:
     """Give a fitter one chunk; several values a row count as often as their row."""
     if schema.features[feature].kind == "multi_id":
-        values, offsets, _ = multi_values(schema.features[feature], values, where)
+        values, offsets, _ = split_multi_values(schema.features[feature], values, where)
         counts = np.repeat(counts, np.diff(offsets))
     fitter.add(values, counts, where)
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from longrec.data.log import Log
 from longrec.data.targets import targets_of
 from longrec.features.batch import Batch, HistoryBatch, Jagged
-from longrec.features.encode import Lists, TimeEncoder
+from longrec.features.entity_table import AsOf
+from longrec.features.feature_encoders import CalendarEncoder, Lists
 from longrec.features.fields import COMPUTED
-from longrec.features.fitted import gather_lists
-from longrec.features.table import AsOf
-from longrec.features.view import Past, event_columns, history_columns
+from longrec.features.fitted_schema import gather_lists
+from longrec.features.history_columns import HistoryEvents, build_history_columns, list_event_columns
 
 
 def gather(log: Log, rows: NDArray[np.int64], targets: Sequence[str] = (), known_before: int | None = None) -> Batch:
@@ -42,10 +42,10 @@ def gather(log: Log, rows: NDArray[np.int64], targets: Sequence[str] = (), known
         label=torch.from_numpy(log.labels.take(rows)),
         rows=torch.from_numpy(rows),
         users=torch.from_numpy(users),
-        moments=torch.from_numpy(moments),
-        known=torch.from_numpy(log.label_known(rows)),
+        timestamps=torch.from_numpy(moments),
+        label_time=torch.from_numpy(log.label_known(rows)),
         available=None if log.available is None else torch.from_numpy(log.available.take(rows)),
-        targets=targets_of(log, rows, targets, known_before),
+        task_labels=targets_of(log, rows, targets, known_before),
         weight=None if log.sample_weight is None else torch.from_numpy(log.sample_weight.take(rows)),
     )
 
@@ -72,7 +72,7 @@ def _feature(
     if name in log.knowledge:
         return log.knowledge[name].values(owners[table], moments)
     encoder = log.fitted.encoders[name]
-    if isinstance(encoder, TimeEncoder):
+    if isinstance(encoder, CalendarEncoder):
         return encoder.encode_times(moments)
     if table in tables:
         return tables[table][name]
@@ -91,15 +91,15 @@ def history_of(
         now: int64 ``[N]``, or ``[1]`` for all.
     """
     columns = log.events.columns
-    own = set(log.schema.histories[name].features).intersection(event_columns(log.fitted))
-    past = Past(
+    own = set(log.schema.histories[name].features).intersection(list_event_columns(log.fitted))
+    past = HistoryEvents(
         times=log.events.times.take(at),
         items=columns["item"].take(at),
         values={column: columns[column].take(at) for column in own},
-        known={column: columns[f"known.{column}"].take(at) for column in own if f"known.{column}" in columns},
+        available_at={column: columns[f"known.{column}"].take(at) for column in own if f"known.{column}" in columns},
         offsets=offsets,
     )
-    made = history_columns(log.fitted, name, log.items, past, now)
+    made = build_history_columns(log.fitted, name, log.items, past, now)
     return HistoryBatch({column: tensor(values) for column, values in made.items()}, torch.from_numpy(offsets))
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from longrec.data.tokens import checked
 from longrec.errors import DataError
 from longrec.features.schema import Schema
-from longrec.features.vocabulary import Keys, key_numbers
+from longrec.features.vocabulary import Keys, compute_key_numbers
 
 if TYPE_CHECKING:
     from longrec.store.knowledge_store import KnowledgeStore
@@ -45,7 +45,7 @@ class KnowledgeFeature:
         self.store = store
         self._side: Literal["user", "item"] = "user" if table == "user" else "item"
         self.width = 1 + store.info.widths[table]
-        self._keys = key_numbers(keys.values)
+        self._keys = compute_key_numbers(keys.values)
         self._rows = np.arange(len(self._keys) + 1)
         self._noise: int | None = None
         self._versions: dict[int, NDArray[np.floating]] = {}

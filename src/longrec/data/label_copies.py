@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from longrec.data.log import Log
 from longrec.data.split import TRAIN
-from longrec.features.encode import FIRST, Lists, TimeEncoder
-from longrec.features.fitted import gather_lists
+from longrec.features.feature_encoders import FIRST, CalendarEncoder, Lists
+from longrec.features.fitted_schema import gather_lists
 
 MOST = 10_000
 """Sampled rows of each class; AUC does not depend on how many there are of each."""
@@ -196,7 +196,7 @@ class _Sample:
             if feature.feedback or feature.source is not None:
                 continue
             encoder, table = log.fitted.encoders[name], log.schema.side(name)
-            if isinstance(encoder, TimeEncoder):
+            if isinstance(encoder, CalendarEncoder):
                 values: NDArray[Any] | Lists = encoder.encode_times(moments)
             elif table in tables:
                 values = tables[table][name]

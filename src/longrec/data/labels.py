@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from longrec.data import split
 from longrec.data.log import Log
 from longrec.errors import DataError
-from longrec.features.label import labels_of
-from longrec.features.view import NEVER
+from longrec.features.history_columns import NEVER
+from longrec.features.label_encoding import compute_labels
 
-__all__ = ["check_labels", "check_window", "delay_of", "labels_of", "reasons", "window_warnings"]
+__all__ = ["check_labels", "check_window", "compute_labels", "delay_of", "reasons", "window_warnings"]
 
 
 def check_labels(labels: NDArray[np.float32], codes: NDArray[np.int8], where: str) -> None:

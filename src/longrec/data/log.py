@@ -20,15 +20,15 @@ from longrec.data.tokens import TokenHistory
 from longrec.data.training_window import LeftOut, TrainingWindow, window_by_lines, window_of_rows
 from longrec.data.weights import open_weights
 from longrec.errors import DataError, UnknownName
-from longrec.features.column_delays import Delay, column_delays
-from longrec.features.encode import Lists
+from longrec.features.column_delays import Delay, compute_column_delays
+from longrec.features.entity_table import EntityTable, load_column, open_array
+from longrec.features.entity_versions import find_first_from
+from longrec.features.feature_encoders import Lists
 from longrec.features.fields import AVAILABLE, Fields
-from longrec.features.fitted import FittedSchema
+from longrec.features.fitted_schema import FittedSchema
+from longrec.features.history_columns import NEVER, compute_filter_delay
 from longrec.features.manifest import read_manifest
 from longrec.features.schema import Schema
-from longrec.features.table import EntityTable, load_column, open_array
-from longrec.features.versions import first_from
-from longrec.features.view import NEVER, filter_delay
 from longrec.store.disclosure import assess_disclosure, merge_column_delays
 from longrec.store.knowledge_store import KnowledgeInfo, KnowledgeStore
 from longrec.store.segment import Segment
@@ -312,9 +312,9 @@ class Log:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First and one-past-last place of all events before a moment, counted among those that pass the filter."""
         first = self.events.offsets[users]
-        delay = filter_delay(self.fitted, name)
+        delay = compute_filter_delay(self.fitted, name)
         below = self.events.offsets[users + 1] if below is None else below
-        stop = first_from(self.events.times, first, below, moments - delay)
+        stop = find_first_from(self.events.times, first, below, moments - delay)
         kept = self._filtered(name)
         return (first, stop) if kept is None else (np.searchsorted(kept, first), np.searchsorted(kept, stop))
 
@@ -335,7 +335,7 @@ class Log:
     @property
     def column_delays(self) -> Mapping[str, Delay] | None:
         """The earliest a model of this log, with its stores, can disclose each raw column; None if it is unknown."""
-        return merge_column_delays(column_delays(self.schema), self._read_stores().values())
+        return merge_column_delays(compute_column_delays(self.schema), self._read_stores().values())
 
     def _read_stores(self) -> dict[str, TokenInfo | KnowledgeInfo]:
         own = {name: history.store.info for name, history in self.tokens.items()}

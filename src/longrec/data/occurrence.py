@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from longrec.data.label_copies import filter_warning
 from longrec.data.sql import literal, name
 from longrec.errors import DataError, nearest
-from longrec.features.encode import FIRST, IdEncoder, Lists
-from longrec.features.fitted import FittedSchema
+from longrec.features.entity_table import open_array
+from longrec.features.feature_encoders import FIRST, IdEncoder, Lists
+from longrec.features.fitted_schema import FittedSchema
+from longrec.features.history_columns import match_condition
 from longrec.features.schema import Condition, Label, Schema
-from longrec.features.table import open_array
-from longrec.features.view import holds
 
 _CHUNK = 1_000_000
 
@@ -60,7 +60,7 @@ class Filters:
         met = []
         for column, condition in self.histories[history].items():
             values = chunk[f"c.{column}"]
-            held = holds(condition, values, f"{self.where}: column {column!r}, filter of {history}")
+            held = match_condition(condition, values, f"{self.where}: column {column!r}, filter of {history}")
             met.append(held)
             if (counts := self._labels.get((history, column))) is not None:
                 counts += _label_counts(held, labels)
@@ -71,7 +71,7 @@ class Filters:
                     Condition(at_least=v) if condition.at_least is not None else Condition(equals=v) for v in missing
                 ]
                 self._missing[history, column] = [
-                    value for value, one in zip(missing, here) if not holds(one, values, self.where).any()
+                    value for value, one in zip(missing, here) if not match_condition(one, values, self.where).any()
                 ]
         return np.logical_and.reduce(met)
 

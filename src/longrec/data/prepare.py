@@ -31,7 +31,7 @@ from longrec.data.digests import FORMAT, log_digest, split_digest
 from longrec.data.entities import Entities, add_values
 from longrec.data.fingerprint import ContentIndex, fingerprint
 from longrec.data.label_copies import label_copies
-from longrec.data.labels import check_labels, labels_of
+from longrec.data.labels import check_labels, compute_labels
 from longrec.data.log import Log
 from longrec.data.occurrence import Filters, check_condition, vocabulary_warnings
 from longrec.data.scratch import SCRATCH, in_use, sweep
@@ -40,13 +40,13 @@ from longrec.data.sort import ITEM, MOMENT, TIME, USER, chunk_rows, event_column
 from longrec.data.weights import write_weights
 from longrec.data.writer import ArrayWriter, narrow
 from longrec.errors import DataError
-from longrec.features import encode
-from longrec.features.compose import composed, numeric_parts
-from longrec.features.fit import Fitter
-from longrec.features.fitted import FittedSchema
+from longrec.features import feature_encoders
+from longrec.features.compose import compose_column, find_integer_columns
+from longrec.features.encoder_fitter import EncoderFitter
+from longrec.features.entity_table import open_array
+from longrec.features.fitted_schema import FittedSchema
+from longrec.features.history_columns import NEVER
 from longrec.features.schema import Schema
-from longrec.features.table import open_array
-from longrec.features.view import NEVER
 from longrec.progress import Progress
 from longrec.store.segment import write_manifest
 
@@ -175,7 +175,7 @@ class _Preparation:
                 counts[self.users.keys.index(runs.values, "user") + 1] += np.diff(ends, prepend=0)
                 item_rows.append(self.items.keys.index(chunk[ITEM], "item") + 1)
                 times.append(chunk[TIME].to_numpy(zero_copy_only=False))
-                labels.append(labels_of(label, chunk[wanted[3]], f"{self.log.where}: column {label.column!r}"))
+                labels.append(compute_labels(label, chunk[wanted[3]], f"{self.log.where}: column {label.column!r}"))
                 available.append(chunk)
                 if moments is not None:
                     moments.append(chunk[MOMENT].to_numpy(zero_copy_only=False))
@@ -219,9 +219,9 @@ class _Preparation:
         np.save(self.build / "split.npy", codes)
         check_labels(labels, codes, f"{where}: column {self.schema.label.column!r}")
 
-    def _fit(self) -> dict[str, encode.Encoder]:
+    def _fit(self) -> dict[str, feature_encoders.Encoder]:
         features = {name: feature for name, feature in self.schema.features.items() if not feature.source}
-        fitters = {name: Fitter(name, feature) for name, feature in features.items() if not feature.share}
+        fitters = {name: EncoderFitter(name, feature) for name, feature in features.items() if not feature.share}
         for name in [name for name in fitters if features[name].vocab is not None]:
             fitters[name].integers = self._integers(name)
         # Features that share their ids are learnt as one.
@@ -254,7 +254,7 @@ class _Preparation:
 
     def _look(
         self,
-        fitters: dict[str, Fitter],
+        fitters: dict[str, EncoderFitter],
         chunk: pa.RecordBatch,
         train: NDArray[np.int64],
         sources: list[tuple[str, tuple[str, ...], str | None]],
@@ -270,19 +270,19 @@ class _Preparation:
                 values = self._raw_values(name, raw, fitters[name])
                 add_values(fitters[name], self.schema, name, values, counts, where)
 
-    def _raw_values(self, name: str, raw: dict[str, pa.Array], fitter: Fitter) -> pa.Array:
+    def _raw_values(self, name: str, raw: dict[str, pa.Array], fitter: EncoderFitter) -> pa.Array:
         """The one column that a feature is learnt from."""
         feature = self.schema.features[name]
         if not feature.composed:
             return raw[self.schema.column(name)]
         if feature.kind == "cross":
-            fitter.add_parts(numeric_parts(feature, raw, self._place))
-        return composed(feature, raw, self._place)
+            fitter.add_column_types(find_integer_columns(feature, raw, self._place))
+        return compose_column(feature, raw, self._place)
 
     def _place(self, column: str) -> str:
         return f"{self.log.where}: column {column!r}"
 
-    def _fit_sources(self, fitters: dict[str, Fitter]) -> list[tuple[str, tuple[str, ...], str | None]]:
+    def _fit_sources(self, fitters: dict[str, EncoderFitter]) -> list[tuple[str, tuple[str, ...], str | None]]:
         """(feature, raw columns, history or None): the impression's own columns and, pre-joined, the lists too."""
         needed = [name for name, fitter in fitters.items() if fitter.needs_data()]
         own = [(name, self.schema.columns(name), None) for name in needed if self.schema.in_row(name)]
@@ -295,7 +295,7 @@ class _Preparation:
         return [*own, *lists]
 
     def _listed(self, values: pa.Array, name: str, history: str, where: str) -> tuple[pa.Array, NDArray[np.int64]]:
-        flat, offsets = encode.flatten(values, self.schema.histories[history].separator, where)
+        flat, offsets = feature_encoders.flatten(values, self.schema.histories[history].separator, where)
         return as_type(flat, self.raw_types[name], where), offsets
 
     def _raw_type(self, name: str) -> pa.DataType:
@@ -322,7 +322,7 @@ class _Preparation:
 
     def _encode(self, fitted: FittedSchema) -> None:
         plain = [
-            n for t in ("context", "candidate") for n in fitted.names_of_side(t) if fitted.encoders[n].kind != "time"
+            n for t in ("context", "candidate") for n in fitted.list_features(t) if fitted.encoders[n].kind != "time"
         ]
         known = {n: f.available_at for n, f in self.schema.features.items() if f.available_at}
         filters = Filters(self.schema, self.log.where)
@@ -339,7 +339,7 @@ class _Preparation:
         try:
             for place, chunk in self._chunks("encode", wanted) if wanted else ():
                 for name, values in zip(plain, pool.map(partial(self._encoded, fitted, chunk), plain)):
-                    if isinstance(values, encode.Lists):
+                    if isinstance(values, feature_encoders.Lists):
                         files.lists(name, values, fitted.encoders[name].rows)
                     else:
                         dtype = np.float32 if values.dtype.kind == "f" else narrow(fitted.field(name).rows)
@@ -361,25 +361,27 @@ class _Preparation:
         self.warnings += [*known_before_event(known, early, self.rows), *filters.warnings(self.con, self.sorted)]
         write_manifest(self.build / "events", {**event_types(self.build / "events"), **files.event_types()})
 
-    def _encoded(self, fitted: FittedSchema, chunk: pa.RecordBatch, name: str) -> NDArray[Any] | encode.Lists:
+    def _encoded(self, fitted: FittedSchema, chunk: pa.RecordBatch, name: str) -> NDArray[Any] | feature_encoders.Lists:
         """A feature of a chunk of rows."""
         raw = {column: chunk[f"c.{column}"] for column in self.schema.columns(name)}
         return fitted.encode_row(name, raw, self._place)
 
-    def _list(self, fitted: FittedSchema, chunk: pa.RecordBatch, column: tuple[str, str, str]) -> encode.Lists:
+    def _list(
+        self, fitted: FittedSchema, chunk: pa.RecordBatch, column: tuple[str, str, str]
+    ) -> feature_encoders.Lists:
         """A pre-joined history of a chunk of rows; ``column`` is the history, the feature and the raw column."""
         history, name, raw = column
         flat, offsets = self._listed(chunk[f"c.{raw}"], name, history, self._place(raw))
         encoder = fitted.encoders[name]
-        assert not isinstance(encoder, encode.TimeEncoder)
-        return encode.Lists(encoder.encode(flat, self._place(raw)), offsets)
+        assert not isinstance(encoder, feature_encoders.CalendarEncoder)
+        return feature_encoders.Lists(encoder.encode(flat, self._place(raw)), offsets)
 
     def _manifest(self, fitted: FittedSchema, seconds: float) -> None:
         labels, codes = open_array(self.build / "label.npy"), self.codes
         moments = open_array(self.build / ("moment.npy" if self.schema.request else "events/times.npy"))
         parts, spans = split.summary(labels, codes, moments, self.step)
         self.warnings += split.missing_parts(self.config.split, {part: own["samples"] for part, own in parts.items()})
-        made_of = encode.HashEncoder | encode.CrossEncoder
+        made_of = feature_encoders.HashEncoder | feature_encoders.CrossEncoder
         hashed = {n: e.collisions() for n, e in fitted.encoders.items() if isinstance(e, made_of)}
         content = {
             "format": FORMAT,

@@ -16,9 +16,9 @@ from longrec.data.gather import history_of, tensor
 from longrec.data.log import Log
 from longrec.errors import DataError
 from longrec.features.batch import Batch, HistoryBatch, Jagged
-from longrec.features.encode import Lists, TimeEncoder
+from longrec.features.entity_table import AsOf
+from longrec.features.feature_encoders import CalendarEncoder, Lists
 from longrec.features.fields import Field
-from longrec.features.table import AsOf
 
 
 def users_at(log: Log, users: NDArray[np.int64], moment: int) -> Batch:
@@ -87,7 +87,7 @@ def _feature(
     if own:
         return table[name]
     encoder = log.fitted.encoders[name]
-    if isinstance(encoder, TimeEncoder):
+    if isinstance(encoder, CalendarEncoder):
         return encoder.encode_times(moments)
     feature = log.schema.features[name]
     if feature.kind == "multi_id":

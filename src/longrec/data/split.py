@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from longrec.data.settings import DataConfig, Split
 from longrec.errors import DataError, nearest
-from longrec.features.encode import hash_keys
+from longrec.features.feature_encoders import hash_keys
 from longrec.features.schema import TimeColumn
-from longrec.features.timestamp import BadTimestamp, grammar, read_iso, read_timestamp, timestamp_text
+from longrec.features.timestamp_grammar import TimestampError, build_grammar, format_timestamp, read_iso, read_timestamp
 
 TRAIN, VALID, TEST = 0, 1, 2
 PARTS = {"train": TRAIN, "valid": VALID, "test": TEST}
@@ -84,10 +84,10 @@ def _moment(text: str, time: TimeColumn, where: str) -> int:
     day = re.fullmatch("([0-9]{4})([0-9]{2})([0-9]{2})", text) if time.unit != "step" else None
     try:
         found = read_iso("-".join(day.groups()) if day else text) if time.unit != "step" else None
-        if time.format is not None and (given := grammar(time.format).read(text)) is not None:
+        if time.format is not None and (given := build_grammar(time.format).read(text)) is not None:
             found = given
         return read_timestamp(text, time.unit) if found is None else found
-    except BadTimestamp as bad:
+    except TimestampError as bad:
         expected = bad.expected if time.unit == "step" else "an ISO date or time, UTC unless it names an offset"
         raise DataError(where, f"the moment {text!r}", expected) from None
 
@@ -132,7 +132,7 @@ def summary(
     spans = {part: (min(ends[part]), max(ends[part])) for part in PARTS if part in ends}
     if step:
         return counts, spans
-    return counts, {part: (timestamp_text(low), timestamp_text(high)) for part, (low, high) in spans.items()}
+    return counts, {part: (format_timestamp(low), format_timestamp(high)) for part, (low, high) in spans.items()}
 
 
 def by_user(split: Split, users: pa.Array) -> NDArray[np.int8]:

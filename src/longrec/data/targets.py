@@ -16,8 +16,8 @@ from torch import Tensor
 
 from longrec.data.log import Log
 from longrec.errors import ConfigError, nearest
-from longrec.features.encode import FIRST, IdEncoder
-from longrec.features.view import NEVER
+from longrec.features.feature_encoders import FIRST, IdEncoder
+from longrec.features.history_columns import NEVER
 
 _VALUES = {0: 0.0, 1: 1.0, "0": 0.0, "1": 1.0}
 

@@ -1,9 +1,9 @@
-"""SQL of the rule for timestamps (``features/timestamp.py``): the same patterns and constants, over whole columns."""
+"""SQL of the rule for timestamps (``features/timestamp_grammar.py``): the same patterns, over whole columns."""
 
 from __future__ import annotations
 
 from longrec.data.sql import literal
-from longrec.features.timestamp import (
+from longrec.features.timestamp_grammar import (
     EPSILON,
     FIRST,
     ISO,

@@ -1,7 +1,7 @@
 """Columns of timestamps: checked, and turned into SQL for whole milliseconds UTC or steps.
 
-The rule is that of ``features/timestamp.py``. Here a whole column is looked at, so more can be refused than in a single
-value: units that are mixed, floats that no longer tell timestamps apart, and numbers that are the digits of a calendar.
+The rule is that of ``features/timestamp_grammar.py``. Here a whole column is looked at, so more can be refused than in
+one value: mixed units, floats that no longer tell timestamps apart, and numbers that are the digits of a calendar.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from longrec.data.calendar_digits import refuse_calendar
 from longrec.data.read import Relation, name
 from longrec.errors import DataError
 from longrec.features.schema import TimeColumn
-from longrec.features.timestamp import (
+from longrec.features.timestamp_grammar import (
     FIRST,
     LAST,
     LATEST,
     NUMBER,
     STEPS,
     UNITS,
-    grammar,
-    magnitude,
-    milliseconds,
-    wanted_text,
+    build_grammar,
+    describe_expected_text,
+    guess_unit,
+    to_milliseconds,
 )
 
 _WHOLE = {
@@ -84,7 +84,7 @@ class _Column:
 
     def _text(self, text: str) -> Timestamps:
         if self.time.format is not None:
-            return self._checked(sql.grammar_sql(text, grammar(self.time.format)), text)
+            return self._checked(sql.grammar_sql(text, build_grammar(self.time.format)), text)
         fast = f"SELECT count(*) FROM {self.view} WHERE NOT {sql.matches(text, sql.FAST)}"
         if self.time.unit != "step" and not self.log.one(fast):
             return self._checked(sql.fast_sql(text), text)
@@ -105,7 +105,7 @@ class _Column:
 
     def _odd_text(self, text: str, wrong: str, among: str = "") -> DataError:
         odd = self.log.one(f"SELECT {text} FROM {self.view} WHERE {wrong} LIMIT 1")
-        expected, do = wanted_text(odd, self.time.format)
+        expected, do = describe_expected_text(odd, self.time.format)
         if self.time.unit == "step":
             expected, do = "whole numbers for unit: step", ""
         return DataError(self.where, f"the text {odd[:60]!r}{among}", expected, do)
@@ -149,7 +149,7 @@ class _Column:
             made = sql.decimal_sql(value, known) if scale <= 9 else sql.double_sql(value, known)
         else:
             made = sql.whole_sql(value, known, low)
-        return Timestamps(made, known, magnitude(high) is None)
+        return Timestamps(made, known, guess_unit(high) is None)
 
     def _whole(self, value: str, fractions: bool, low: int, high: int) -> Timestamps:
         """Steps, or digits of a calendar: whole numbers alone."""
@@ -161,7 +161,7 @@ class _Column:
                 raise DataError(self.where, f"the number {odd}", f"whole numbers for {what}")
         if pattern is not None:
             text = f"try_cast({value} AS HUGEINT)::VARCHAR"
-            return self._checked(sql.grammar_sql(text, grammar(pattern)), text)
+            return self._checked(sql.grammar_sql(text, build_grammar(pattern)), text)
         if max(abs(low), abs(high)) >= STEPS:
             raise DataError(self.where, f"steps from {low} to {high}", "steps below 2**62")
         return Timestamps(f"try_cast({value} AS BIGINT)", "step")
@@ -174,7 +174,7 @@ class _Column:
         if self.time.format is not None or unit == "step":
             lossy = largest >= 2**bits
         else:
-            known = unit if unit != "auto" else magnitude(largest) or "s"
+            known = unit if unit != "auto" else guess_unit(largest) or "s"
             times, divide = UNITS[known]
             lossy = largest >= 2**bits or step * times / divide > 1
         if lossy and largest < 2**bits:
@@ -191,7 +191,7 @@ class _Column:
             )
 
     def _unit(self, low: int, high: int) -> str:
-        unit, where, ends = self.time.unit, self.where, (magnitude(low), magnitude(high))
+        unit, where, ends = self.time.unit, self.where, (guess_unit(low), guess_unit(high))
         if max(abs(low), abs(high)) >= 2**63:
             raise DataError(where, f"times from {low} to {high}", "numbers of at most 64 bits")
         if ends[0] != ends[1]:
@@ -212,7 +212,7 @@ class _Column:
 
     def _plausible(self, low: int, high: int, known: str) -> None:
         unit, where = self.time.unit, self.where
-        first, last = (milliseconds(value, known) for value in (low, high))
+        first, last = (to_milliseconds(value, known) for value in (low, high))
         if unit == "auto" and last >= LATEST:
             raise DataError(
                 where,

@@ -14,10 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from longrec.errors import DataError
-from longrec.features.moments import time_gaps
+from longrec.features.computed_columns import compute_time_gaps
 from longrec.features.schema import Schema
-from longrec.features.tokens import TokenSpec, token_columns
-from longrec.features.vocabulary import Keys, key_numbers
+from longrec.features.token_columns import TokenSpec, build_token_columns
+from longrec.features.vocabulary import Keys, compute_key_numbers
 from longrec.store.disclosure import REMEDY, Provenance, assess_disclosure
 from longrec.store.token_store import TokenStore
 from longrec.store.visibility import read_visible_tokens
@@ -43,9 +43,9 @@ class TokenHistory:
         self.warnings = checked(store.info, schema, where, store.location, history.allow_leak)
         self.store, self.name, self.spec = store, name, store.info.spec()
         self.features, self.max_length = history.features, history.max_length
-        self._gaps = partial(time_gaps, per_second=1 if store.info.unit == "step" else 1_000)
+        self._gaps = partial(compute_time_gaps, per_second=1 if store.info.unit == "step" else 1_000)
         # Row 0 of the user table is nobody.
-        self._users = np.concatenate([[0], key_numbers(keys.values)])
+        self._users = np.concatenate([[0], compute_key_numbers(keys.values)])
 
     def columns(
         self, users: NDArray[np.int64], moments: NDArray[np.int64]
@@ -57,7 +57,7 @@ class TokenHistory:
             moments: int64 ``[B]``.
         """
         past = read_visible_tokens(self.store, self._users.take(users), moments, self.max_length)
-        return token_columns(self.spec, self.name, self.features, past, moments, self._gaps)
+        return build_token_columns(self.spec, self.name, self.features, past, moments, self._gaps)
 
     def times(self, users: NDArray[np.int64], moments: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 ``[N]``: moments of the impressions that ``columns`` tells of, in its order."""

@@ -11,7 +11,7 @@ from longrec.data.gather import gather, history_of
 from longrec.data.log import Log
 from longrec.data.split import PARTS
 from longrec.features.batch import HistoryBatch
-from longrec.features.view import NEVER, filter_delay
+from longrec.features.history_columns import NEVER, compute_filter_delay
 
 _MOST = 1_000_000
 """Events of a piece, unless one user has more."""
@@ -45,7 +45,7 @@ def training_past(log: Log, most: int = _MOST) -> Iterator[dict[str, HistoryBatc
             own = training
             if log.schema.histories[name].where:
                 own = own & np.asarray(log.events.columns[f"where.{name}"][start:stop], bool)
-            delay = filter_delay(log.fitted, name)
+            delay = compute_filter_delay(log.fitted, name)
             now = ends if len(ends) == 1 else np.repeat(ends[low:high], np.diff(offsets[low : high + 1]))
             own = own & (log.events.times[start:stop] < now - delay)
             if log.available is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.data.split import TEST, TRAIN, VALID
-from longrec.features.view import NEVER
+from longrec.features.history_columns import NEVER
 
 
 @dataclass(frozen=True)

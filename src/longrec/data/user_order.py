@@ -116,7 +116,7 @@ class UserLoader:
             rows = np.intersect1d(rows, self.loss_rows, assume_unique=True)
         counts = np.isin(every, rows, assume_unique=True)
         made = gather(self.log, every, self.targets, self.known_before)
-        return replace(made, counts=torch.from_numpy(counts))
+        return replace(made, loss_mask=torch.from_numpy(counts))
 
 
 def _runs(users: NDArray[np.int64], longest: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

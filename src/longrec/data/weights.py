@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from longrec.data.read import Relation, name
 from longrec.data.writer import ArrayWriter
 from longrec.errors import DataError
-from longrec.features.table import open_array
+from longrec.features.entity_table import open_array
 
 
 def write_weights(log: Relation, columns: Sequence[str], sorted_events: Path, folder: Path, rows: int) -> None:

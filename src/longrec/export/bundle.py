@@ -28,8 +28,8 @@ from longrec.errors import BundleError
 from longrec.export.golden import GoldenRequest
 from longrec.export.inputs import Input, rename_input
 from longrec.export.scale import Scale
-from longrec.features.fitted import FittedSchema
-from longrec.features.table import EntityTable
+from longrec.features.entity_table import EntityTable
+from longrec.features.fitted_schema import FittedSchema
 from longrec.store.disk_store import DiskStore
 
 FORMAT, VERSIONED_FORMAT = "longrec-bundle-1", "longrec-bundle-2"

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.export.raw_columns import format_request_time, list_candidate_columns, list_context_columns
-from longrec.features.decode import raw_values
-from longrec.features.encode import MISSING, CrossEncoder, Encoder, HashEncoder, Lists
-from longrec.features.fitted import FittedSchema
-from longrec.features.table import EntityTable
+from longrec.features.decode import decode_values
+from longrec.features.entity_table import EntityTable
+from longrec.features.feature_encoders import MISSING, CrossEncoder, Encoder, HashEncoder, Lists
+from longrec.features.fitted_schema import FittedSchema
 
 
 class GoldenRequest(msgspec.Struct, frozen=True):
@@ -78,7 +78,7 @@ def build_request(fitted: FittedSchema, users: EntityTable, items: EntityTable, 
         request["candidate_context"] = {column: values or missing for column, values in raw_candidates.items()}
     if fitted.schema.prejoined:
         request["history"] = {
-            name: {column: raw_values(fitted.encoders[column], ids) for column, ids in columns.items()}
+            name: {column: decode_values(fitted.encoders[column], ids) for column, ids in columns.items()}
             for name, columns in sample.histories.items()
             if fitted.schema.histories[name].source is None
         }
@@ -108,10 +108,10 @@ def _decode_columns(fitted: FittedSchema, encoded: Mapping[str, Any], side: str)
             continue
         value, encoder, feature = encoded[name], fitted.encoders[name], fitted.schema.features[name]
         if not isinstance(value, Lists):
-            decoded[column] = raw_values(encoder, value)
+            decoded[column] = decode_values(encoder, value)
             continue
         cuts = value.offsets[1:-1].tolist()
-        values: list[Any] = _split_at(raw_values(encoder, value), cuts)
+        values: list[Any] = _split_at(decode_values(encoder, value), cuts)
         weights = [] if value.weights is None else _split_at(value.weights.tolist(), cuts)
         if feature.weight_separator is not None:
             assert feature.separator is not None

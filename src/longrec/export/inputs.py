@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.features.encode import Lists
+from longrec.features.feature_encoders import Lists
 from longrec.features.fields import RENAMED_COLUMNS, Field, Fields
 
 OUTPUT = "score"

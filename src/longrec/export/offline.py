@@ -17,9 +17,9 @@ from longrec.export.golden import GoldenRequest, Sample, build_request, choose_d
 from longrec.export.raw_columns import Column, encode_calendar, encode_candidates, encode_context, list_row_features
 from longrec.export.scale import Scale
 from longrec.features.batch import Batch, HistoryBatch, Jagged
-from longrec.features.encode import Lists, NumbersEncoder
-from longrec.features.fitted import FittedSchema, concat_lists, gather_lists
-from longrec.features.table import EntityTable
+from longrec.features.entity_table import EntityTable
+from longrec.features.feature_encoders import Lists, NumericListEncoder
+from longrec.features.fitted_schema import FittedSchema, concat_lists, gather_lists
 from longrec.models.core.base import Encoder
 
 
@@ -108,7 +108,7 @@ def _mask_encoded(fitted: FittedSchema, name: str, encoded: Any) -> NDArray[Any]
     encoder = fitted.encoders[name]
     if isinstance(encoded, Lists):
         return Lists(mask_undecodable(encoder, encoded.values), encoded.offsets, encoded.weights)
-    if isinstance(encoder, NumbersEncoder):
+    if isinstance(encoder, NumericListEncoder):
         return np.asarray(encoded).reshape(-1, encoder.width)
     return mask_undecodable(encoder, np.atleast_1d(np.asarray(encoded)))
 

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from longrec.features.encode import Lists, TimeEncoder
-from longrec.features.fitted import FittedSchema
-from longrec.features.timestamp import timestamp_text
-from longrec.features.vocabulary import one_column
+from longrec.features.feature_encoders import CalendarEncoder, Lists
+from longrec.features.fitted_schema import FittedSchema
+from longrec.features.timestamp_grammar import format_timestamp
+from longrec.features.vocabulary import build_array
 
 Column: TypeAlias = NDArray[Any] | Lists
 
@@ -24,7 +24,7 @@ def format_request_time(fitted: FittedSchema, timestamp: int) -> str | int | Non
     """Format a timestamp of the log for a request: ISO text, a step number, or None without a time column."""
     if fitted.schema.time is None:
         return None
-    return timestamp if fitted.schema.time.unit == "step" else timestamp_text(timestamp)
+    return timestamp if fitted.schema.time.unit == "step" else format_timestamp(timestamp)
 
 
 def list_context_columns(fitted: FittedSchema) -> dict[str, list[str]]:
@@ -65,7 +65,7 @@ def list_candidate_columns(fitted: FittedSchema) -> dict[str, list[str]]:
 def list_row_features(fitted: FittedSchema, side: str) -> list[str]:
     """List features of a side (``context`` or ``candidate``) that a request contains: no feedback, no calendar."""
     features = fitted.schema.features
-    return [n for n in fitted.names_of_side(side) if not features[n].feedback and features[n].kind != "calendar"]
+    return [n for n in fitted.list_features(side) if not features[n].feedback and features[n].kind != "calendar"]
 
 
 def encode_context(
@@ -157,16 +157,18 @@ def build_raw_column(values: Sequence[Any], where: str) -> pa.Array:
     kinds = {type(value) for value in values} - {type(None)}
     kind = _TYPES.get(next(iter(kinds))) if len(kinds) == 1 else None
     try:
-        return one_column(values, where) if kind is None else pa.array(values, kind)
+        return build_array(values, where) if kind is None else pa.array(values, kind)
     except (pa.ArrowInvalid, OverflowError):  # an integer beyond 64 bits
-        return one_column(values, where)
+        return build_array(values, where)
 
 
 def encode_calendar(fitted: FittedSchema, timestamp: int) -> dict[str, NDArray[np.int32]]:
     """Encode the calendar features of a timestamp, one entry each."""
     now = np.array([timestamp], np.int64)
     return {
-        name: encoder.encode_times(now) for name, encoder in fitted.encoders.items() if isinstance(encoder, TimeEncoder)
+        name: encoder.encode_times(now)
+        for name, encoder in fitted.encoders.items()
+        if isinstance(encoder, CalendarEncoder)
     }
 
 
@@ -177,5 +179,5 @@ def encode_list(fitted: FittedSchema, column: str, values: Sequence[Any], where:
         DataError: values of the wrong type.
     """
     encoder = fitted.encoders[column]
-    assert not isinstance(encoder, TimeEncoder)  # the schema refuses the calendar in a history
+    assert not isinstance(encoder, CalendarEncoder)  # the schema refuses the calendar in a history
     return encoder.encode(build_raw_column(values, where), where).astype(np.int32)

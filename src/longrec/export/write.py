@@ -23,10 +23,10 @@ from longrec.export.parity import TOLERANCE, ReplayFunction, check_golden, check
 from longrec.export.program import SharedModel, trace
 from longrec.export.runtime import Program
 from longrec.export.store_copies import copy_knowledge, copy_stores, copy_tokens
+from longrec.features.entity_table import EntityTable
 from longrec.features.fields import AVAILABLE
-from longrec.features.fitted import FittedSchema
-from longrec.features.table import EntityTable
-from longrec.features.view import event_columns
+from longrec.features.fitted_schema import FittedSchema
+from longrec.features.history_columns import list_event_columns
 from longrec.models.core.base import Encoder, Model, name_of
 from longrec.progress import Progress
 from longrec.store.knowledge_store import KnowledgeStore
@@ -232,7 +232,7 @@ def _check_schema(fitted: FittedSchema, model: Model) -> None:
             "pass the fitted schema of the run",
         )
     # One request has one context: a feature of the item in the event table cannot differ between candidates.
-    plain = [name for name in fitted.names_of_side("context") if not schema.features[name].composed]
+    plain = [name for name in fitted.list_features("context") if not schema.features[name].composed]
     wrong = [name for name in plain if schema.column(name) == schema.item]
     if wrong:
         raise BundleError(
@@ -246,7 +246,7 @@ def _check_schema(fitted: FittedSchema, model: Model) -> None:
 def _select_history(fitted: FittedSchema, events: Segment) -> Segment:
     """Return the events with only the columns that histories read."""
     schema = fitted.schema
-    values = event_columns(fitted)
+    values = list_event_columns(fitted)
     wanted = [
         "item",
         *values,

@@ -84,12 +84,12 @@ class Batch:
         label: float32 ``[B]``, when known.
         rows: int64 ``[B]`` rows of the log the samples came from, when they came from one.
         users: int64 ``[B]`` user row of each sample, when they came from a log.
-        moments: int64 ``[B]`` moment of each sample.
-        known: int64 ``[B]`` moment at which the label of each sample became known.
+        timestamps: int64 ``[B]`` moment of each sample.
+        label_time: int64 ``[B]`` moment at which the label of each sample became known.
         available: int64 ``[B]`` moment from which on later samples may look back at each; None: from its own.
-        counts: bool ``[B]``: whether a row's loss counts; None for all. The others stand there to be looked back at.
-        targets: further labels by feedback feature, float32 ``[B]``: 0, 1, or NaN where it is missing or was not known
-            when the training window ended. They are for losses only: those of the model that learns, and no other.
+        loss_mask: bool ``[B]``: whether a row's loss counts; None for all. The others stand there to be looked back at.
+        task_labels: further labels by feedback feature, float32 ``[B]``: 0, 1, or NaN where it is missing or was not
+            known when the training window ended. They are for losses only: those of the model that learns.
         weight: float32 ``[B]``: how much each row counts in a loss, 0 or more; None for all alike.
     """
 
@@ -100,14 +100,14 @@ class Batch:
     rows: Tensor | None = None
     shared: bool = False
     users: Tensor | None = None
-    moments: Tensor | None = None
-    known: Tensor | None = None
+    timestamps: Tensor | None = None
+    label_time: Tensor | None = None
     available: Tensor | None = None
-    counts: Tensor | None = None
-    targets: Mapping[str, Tensor] = field(default_factory=dict)
+    loss_mask: Tensor | None = None
+    task_labels: Mapping[str, Tensor] = field(default_factory=dict)
     weight: Tensor | None = None
 
     @property
-    def counted(self) -> int:
+    def loss_rows(self) -> int:
         """How many rows have a loss that counts."""
-        return self.size if self.counts is None else int(self.counts.sum())
+        return self.size if self.loss_mask is None else int(self.loss_mask.sum())

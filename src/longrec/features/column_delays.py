@@ -16,7 +16,7 @@ Delay: TypeAlias = int | str | None
 _SPANS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
 
 
-def column_delays(schema: Schema) -> dict[str, Delay]:
+def compute_column_delays(schema: Schema) -> dict[str, Delay]:
     """The delay of every raw column of the log's rows that features, filters or the label read.
 
     That of the time column is the delay of the event itself.
@@ -40,45 +40,47 @@ def column_delays(schema: Schema) -> dict[str, Delay]:
     return {column: at for column, at in found.items() if column not in (schema.user, schema.item)}
 
 
-def earlier(recorded: Mapping[str, Delay], lag: int, schema: Schema) -> list[str]:
+def describe_early_columns(recorded: Mapping[str, Delay], lag: int, schema: Schema) -> list[str]:
     """Columns that a store's source read earlier than a schema says that they are available, a phrase each.
 
     Args:
-        recorded: ``column_delays`` of the schema the store was written with.
+        recorded: ``compute_column_delays`` of the schema the store was written with.
         lag: of the store: what the source read of an event itself can be read so much later.
     """
     phrases = []
-    for column, own in column_delays(schema).items():
+    for column, own in compute_column_delays(schema).items():
         if own is None or column not in recorded:
             continue
         theirs = recorded[column]
-        if theirs == own or (isinstance(own, int) and _least(theirs, lag) >= own):
+        if theirs == own or (isinstance(own, int) and _get_shortest_delay(theirs, lag) >= own):
             continue
-        phrases.append(f"{column!r} as available {_words(theirs, schema)}, and here it is {_words(own, schema)}")
+        phrases.append(
+            f"{column!r} as available {_describe_delay(theirs, schema)}, and here it is {_describe_delay(own, schema)}"
+        )
     return phrases
 
 
-def waits(schema: Schema) -> bool:
+def has_delays(schema: Schema) -> bool:
     """Whether a schema says of any column that it becomes available later than its event."""
-    return any(at not in (None, 0) for at in column_delays(schema).values())
+    return any(at not in (None, 0) for at in compute_column_delays(schema).values())
 
 
-def _least(at: Delay, lag: int) -> int:
+def _get_shortest_delay(at: Delay, lag: int) -> int:
     """The shortest delay that a store can have read a value with; a timestamp column tells none."""
     return lag if at is None else at if isinstance(at, int) else 0
 
 
-def _words(at: Delay, schema: Schema) -> str:
+def _describe_delay(at: Delay, schema: Schema) -> str:
     if at is None:
         return "with the event itself"
     if isinstance(at, str):
         return f"from the timestamp in {at!r}"
     if schema.per_second == 1:
         return f"{at} steps after the event"
-    return f"{span(at)} after the event"
+    return f"{format_span(at)} after the event"
 
 
-def span(milliseconds: int) -> str:
+def format_span(milliseconds: int) -> str:
     """A duration as a config writes it.
 
     >>> span(60_000), span(90_000), span(0)

@@ -1,6 +1,6 @@
 """Features made of several raw columns of a row: crosses and lookups; and values that carry their weights as text.
 
-Each becomes one plain column, which an encoder of ``features/encode.py`` then reads: the same code offline and online.
+Each becomes one plain column, which an encoder of ``features/feature_encoders.py`` then reads, offline and online.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from longrec.errors import DataError
-from longrec.features.encode import CrossEncoder, flatten, parsed
 from longrec.features.feature import Feature
-from longrec.features.vocabulary import as_keys
+from longrec.features.feature_encoders import CrossEncoder, flatten, parse_numbers
+from longrec.features.vocabulary import cast_keys
 
-_BETWEEN = "\x1f"
+_UNIT_SEPARATOR = "\x1f"
 """Stands between the parts of a cross: the unit separator of ASCII, which no id holds by chance."""
 
-Place = Callable[[str], str]
+ColumnLocator = Callable[[str], str]
 """A raw column -> how a message names it."""
 
 
-def composed(feature: Feature, columns: Mapping[str, pa.Array], place: Place) -> pa.Array:
+def compose_column(feature: Feature, columns: Mapping[str, pa.Array], place: ColumnLocator) -> pa.Array:
     """The plain column of a cross or a lookup.
 
     Args:
@@ -39,22 +39,22 @@ def composed(feature: Feature, columns: Mapping[str, pa.Array], place: Place) ->
     """
     if feature.kind == "cross":
         assert feature.features is not None
-        return joined([as_keys(columns[name], place(name)) for name in feature.features])
+        return join_keys([cast_keys(columns[name], place(name)) for name in feature.features])
     assert feature.map is not None
     assert feature.key is not None
-    keys = as_keys(columns[feature.key], place(feature.key)).cast(pa.string())
+    keys = cast_keys(columns[feature.key], place(feature.key)).cast(pa.string())
     where = place(feature.map)
     maps, of_row, separator = columns[feature.map], None, feature.separator or ","
     if feature.outer_separator is not None:
         outer = None
         if feature.outer_key is not None:
-            outer = as_keys(columns[feature.outer_key], place(feature.outer_key)).cast(pa.string())
-        maps, of_row = inner_maps(maps, outer, feature.outer_separator, feature.outer_pair_separator, where)
-    found = looked_up(maps, keys, separator, feature.pair_separator, where, of_row)
-    return found if feature.form == "id" else pa.array(parsed(found, where), from_pandas=True)
+            outer = cast_keys(columns[feature.outer_key], place(feature.outer_key)).cast(pa.string())
+        maps, of_row = select_inner_maps(maps, outer, feature.outer_separator, feature.outer_pair_separator, where)
+    found = look_up_values(maps, keys, separator, feature.pair_separator, where, of_row)
+    return found if feature.form == "id" else pa.array(parse_numbers(found, where), from_pandas=True)
 
 
-def joined(parts: Sequence[pa.Array]) -> pa.Array:
+def join_keys(parts: Sequence[pa.Array]) -> pa.Array:
     """Values of several columns as one text a row, null where one of them is.
 
     Args:
@@ -64,17 +64,21 @@ def joined(parts: Sequence[pa.Array]) -> pa.Array:
     ['7\\x1fa', None]
     """
     texts = [part.cast(pa.string()) for part in parts]
-    return pc.binary_join_element_wise(*texts, _BETWEEN, null_handling="emit_null")
+    return pc.binary_join_element_wise(*texts, _UNIT_SEPARATOR, null_handling="emit_null")
 
 
-def numeric_parts(feature: Feature, columns: Mapping[str, pa.Array], place: Place) -> tuple[bool | None, ...]:
+def find_integer_columns(
+    feature: Feature, columns: Mapping[str, pa.Array], place: ColumnLocator
+) -> tuple[bool | None, ...]:
     """Of each column of a cross whether it holds integers; None where all is null."""
     assert feature.features is not None
-    keys = [as_keys(columns[name], place(name)) for name in feature.features]
+    keys = [cast_keys(columns[name], place(name)) for name in feature.features]
     return tuple(pa.types.is_integer(part.type) if part.null_count < len(part) else None for part in keys)
 
 
-def check_parts(encoder: CrossEncoder, feature: Feature, columns: Mapping[str, pa.Array], place: Place) -> None:
+def check_cross_types(
+    encoder: CrossEncoder, feature: Feature, columns: Mapping[str, pa.Array], place: ColumnLocator
+) -> None:
     """Refuse a cross of text where the training window held integers, or the other way round: they hash apart here as
     they do for plain ids, since '07' is another id than 7.
 
@@ -82,7 +86,7 @@ def check_parts(encoder: CrossEncoder, feature: Feature, columns: Mapping[str, p
         DataError: with the place of the column.
     """
     assert feature.features is not None
-    for name, fitted, own in zip(feature.features, encoder.numeric, numeric_parts(feature, columns, place)):
+    for name, fitted, own in zip(feature.features, encoder.numeric, find_integer_columns(feature, columns, place)):
         if fitted is not None and own is not None and own != fitted:
             found, expected = ("integers", "text") if own else ("text", "integers")
             example = columns[name].drop_null()[0].as_py()
@@ -91,7 +95,7 @@ def check_parts(encoder: CrossEncoder, feature: Feature, columns: Mapping[str, p
             )
 
 
-def inner_maps(
+def select_inner_maps(
     maps: pa.Array, keys: pa.Array | None, separator: str, pair_separator: str, where: str
 ) -> tuple[pa.Array, NDArray[np.int64]]:
     """Of maps of maps those inside that belong to the row's key, and the row of each.
@@ -111,14 +115,14 @@ def inner_maps(
     row = np.repeat(np.arange(len(maps)), np.diff(offsets))
     if not len(flat):
         return pa.array([], pa.string()), row
-    names, inside = _pairs(flat, pair_separator, where)
+    names, inside = _split_pairs(flat, pair_separator, where)
     if keys is None:
         return inside, row
     same = pc.fill_null(pc.equal(names, keys.take(pa.array(row))), False)
     return inside.filter(same), row[same.to_numpy(zero_copy_only=False)]
 
 
-def looked_up(
+def look_up_values(
     maps: pa.Array,
     keys: pa.Array,
     separator: str,
@@ -142,7 +146,7 @@ def looked_up(
     flat, offsets = flatten(maps, separator, where)
     if not len(flat):
         return pa.nulls(len(keys), pa.string())
-    names, values = _pairs(flat, pair_separator, where)
+    names, values = _split_pairs(flat, pair_separator, where)
     row = np.repeat(np.arange(len(keys)) if of_row is None else of_row, np.diff(offsets))
     same = pc.fill_null(pc.equal(names, keys.take(pa.array(row))), False).to_numpy(zero_copy_only=False)
     at = np.flatnonzero(same)
@@ -152,7 +156,7 @@ def looked_up(
     return values.take(pa.array(place, mask=place < 0))
 
 
-def _pairs(flat: pa.Array, separator: str, where: str) -> tuple[pa.Array, pa.Array]:
+def _split_pairs(flat: pa.Array, separator: str, where: str) -> tuple[pa.Array, pa.Array]:
     """The two halves of texts cut at the first separator."""
     if not pa.types.is_string(flat.type):
         if not (pa.types.is_large_string(flat.type) or pa.types.is_null(flat.type)):
@@ -166,7 +170,7 @@ def _pairs(flat: pa.Array, separator: str, where: str) -> tuple[pa.Array, pa.Arr
     return pc.list_element(cut, 0), pc.list_element(cut, 1)
 
 
-def multi_values(
+def split_multi_values(
     feature: Feature, array: pa.Array, where: str
 ) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.float32] | None]:
     """The values of a multi feature end to end, int64 offsets ``[n + 1]``, and the weights that stand in their text.
@@ -187,10 +191,10 @@ def multi_values(
     cut = pc.split_pattern(pc.fill_null(flat, ""), feature.weight_separator, max_splits=1, reverse=True)
     weighed = pc.equal(pc.list_value_length(cut), 2)
     values = pc.list_element(cut, 0)
-    text, starts = _last_parts(cut)
+    text, starts = _flatten_lists(cut)
     weights = np.ones(len(flat))
     at = np.flatnonzero(weighed.to_numpy(zero_copy_only=False))
-    told = parsed(text.take(pa.array(starts[at] + 1)), f"{where}: weights")
+    told = parse_numbers(text.take(pa.array(starts[at] + 1)), f"{where}: weights")
     if np.isnan(told).any():
         example = flat[int(at[np.isnan(told)][0])].as_py()
         raise DataError(
@@ -200,7 +204,7 @@ def multi_values(
     return pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values), offsets, weights.astype(np.float32)
 
 
-def _last_parts(cut: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
+def _flatten_lists(cut: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
     """All parts of lists end to end, and where each list starts."""
     lengths = pc.list_value_length(cut).to_numpy(zero_copy_only=False)
     return cut.flatten(), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)[:-1]

@@ -8,47 +8,47 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.features.encode import (
+from longrec.features.feature_encoders import (
     FIRST,
     MISSING,
-    BucketEncoder,
+    BucketizedEncoder,
     CrossEncoder,
-    DenseEncoder,
     Encoder,
     HashEncoder,
     IdEncoder,
     Lists,
     LogSquareEncoder,
-    NumbersEncoder,
+    NumericEncoder,
+    NumericListEncoder,
 )
 
 
-def raw_values(encoder: Encoder, encoded: NDArray[Any] | Lists | float) -> list[Any]:
+def decode_values(encoder: Encoder, encoded: NDArray[Any] | Lists | float) -> list[Any]:
     """Raw values of encoded ones; of several numbers a row, a list of them a row."""
-    if isinstance(encoder, NumbersEncoder):
-        one = DenseEncoder(encoder.scale, 0.0, 1.0, encoder.missing)
+    if isinstance(encoder, NumericListEncoder):
+        one = NumericEncoder(encoder.scale, 0.0, 1.0, encoder.missing)
         rows = np.asarray(encoded, np.float64).reshape(-1, encoder.width)
-        return [[raw_value(one, number) for number in row] for row in rows.tolist()]
+        return [[decode_value(one, number) for number in row] for row in rows.tolist()]
     flat = encoded.values if isinstance(encoded, Lists) else np.atleast_1d(np.asarray(encoded))
-    return [raw_value(encoder, value) for value in flat.tolist()]
+    return [decode_value(encoder, value) for value in flat.tolist()]
 
 
-def raw_value(encoder: Encoder, value: Any) -> Any:
+def decode_value(encoder: Encoder, value: Any) -> Any:
     """A raw value that an encoder turns into ``value``; None for a missing one, and for every value of a hash (or a
     cross, which is one).
 
     >>> raw_value(BucketEncoder((10.0, 20.0)), 3)
     10.0
     """
-    if isinstance(encoder, DenseEncoder):
+    if isinstance(encoder, NumericEncoder):
         number = float(value) * encoder.spread + encoder.shift
         return math.copysign(math.expm1(abs(number)), number) if encoder.scale == "log" else number
     if isinstance(encoder, (HashEncoder, CrossEncoder)) or value == MISSING:
         return None
     place = int(value) - FIRST
     if isinstance(encoder, IdEncoder):
-        return encoder.keys.values[place].as_py() if place >= 0 else _unseen(encoder)
-    if isinstance(encoder, BucketEncoder):
+        return encoder.keys.values[place].as_py() if place >= 0 else _make_unseen_value(encoder)
+    if isinstance(encoder, BucketizedEncoder):
         return encoder.edges[place - 1] if place > 0 else encoder.edges[0] - 1.0
     assert isinstance(encoder, LogSquareEncoder)
     cut = place + encoder.low
@@ -56,7 +56,7 @@ def raw_value(encoder: Encoder, value: Any) -> Any:
     return float(cut + 2) if cut <= 0 else math.exp(math.sqrt(cut)) * (1 + 1e-9)
 
 
-def _unseen(encoder: IdEncoder) -> Any:
+def _make_unseen_value(encoder: IdEncoder) -> Any:
     """A value that is not in a vocabulary."""
     known = set(encoder.keys.values.to_pylist())
     tries = range(len(known) + 1)

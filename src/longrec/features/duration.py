@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
-def duration(value: Any) -> int:
+def parse_duration(value: Any) -> int:
     """A span such as ``90s``, ``1h``, ``7d``, ``250ms`` in milliseconds; a bare number is seconds.
 
     >>> duration("1h")
@@ -24,9 +24,9 @@ def duration(value: Any) -> int:
     return round(float(match[1]) * _UNITS[match[2] or "s"])
 
 
-def _span(value: Any) -> str:
-    duration(value)
+def _validate_duration(value: Any) -> str:
+    parse_duration(value)
     return str(value)
 
 
-Duration = Annotated[str, BeforeValidator(_span)]
+Duration = Annotated[str, BeforeValidator(_validate_duration)]

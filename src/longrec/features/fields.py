@@ -26,9 +26,9 @@ COMPUTED = {
     SESSION_RECENCY: SESSION_RECENCY_ROWS,
 }
 """Computed history columns with the rows of their tables: no feature may have their names."""
-OF_LOG = ("item", "times", "offsets")
+LOG_ARRAYS = ("item", "times", "offsets")
 """Names of arrays that a log has: no feature of a row may have them."""
-RESERVED_NAMES = (*OF_LOG, *COMPUTED)
+RESERVED_NAMES = (*LOG_ARRAYS, *COMPUTED)
 """What a feature that another tool calls so is called otherwise for."""
 
 AVAILABLE = "event.available_at"

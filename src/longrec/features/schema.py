@@ -14,13 +14,13 @@ from pydantic import BeforeValidator, ConfigDict, model_validator
 from pydantic import Field as Setting
 
 from longrec.config import Strict
-from longrec.features.delays import delay_faults
-from longrec.features.duration import Duration, duration
+from longrec.features.duration import Duration, parse_duration
 from longrec.features.feature import Feature, Side
-from longrec.features.fields import COMPUTED, OF_LOG, RENAMED_COLUMNS, SESSION_RECENCY, TIME_GAP, TOKEN
-from longrec.features.timestamp import grammar
+from longrec.features.feedback_delays import find_delay_faults
+from longrec.features.fields import COMPUTED, LOG_ARRAYS, RENAMED_COLUMNS, SESSION_RECENCY, TIME_GAP, TOKEN
+from longrec.features.timestamp_grammar import build_grammar
 
-__all__ = ["Condition", "Feature", "History", "Label", "Schema", "TimeColumn", "duration"]
+__all__ = ["Condition", "Feature", "History", "Label", "Schema", "TimeColumn", "parse_duration"]
 
 _NAME = re.compile(r"[\w-]+")
 """What a prepared log calls its own columns of an event."""
@@ -48,7 +48,7 @@ class TimeColumn(Strict):
             if self.unit != "auto":
                 raise ValueError(f"unit {self.unit} is of numbers that count, and format of digits and text: give one")
             try:
-                grammar(self.format)
+                build_grammar(self.format)
             except ValueError as error:
                 raise ValueError(f"format {error}") from None
         return self
@@ -94,7 +94,7 @@ class Label(Strict):
         return self
 
 
-def _time(value: Any) -> Any:
+def _expand_time(value: Any) -> Any:
     return {"column": value} if isinstance(value, str) else value
 
 
@@ -159,7 +159,7 @@ class Schema(Strict):
 
     user: str
     item: str
-    time: Annotated[TimeColumn | None, BeforeValidator(_time)] = None
+    time: Annotated[TimeColumn | None, BeforeValidator(_expand_time)] = None
     request: str | None = None
     label: Label
     label_delay: Duration = "0s"
@@ -180,7 +180,7 @@ class Schema(Strict):
         for name in self.features:
             if name in COMPUTED:
                 faults.append(f"features.{name}: the name is taken by a computed history column")
-            elif name in OF_LOG and self.in_row(name):
+            elif name in LOG_ARRAYS and self.in_row(name):
                 faults.append(f"features.{name}: the name is taken by the log; call it otherwise and give its column")
         places = [*(f"features.{name}" for name in self.features), *(f"histories.{name}" for name in self.histories)]
         # Names become names of files and of program inputs.
@@ -280,7 +280,7 @@ class Schema(Strict):
 
     def _delay_faults(self) -> list[str]:
         feedback = {name: (self.column(name), feature) for name, feature in self.features.items() if feature.feedback}
-        return delay_faults(feedback, self.label.column, self.label_delay, self.delay)
+        return find_delay_faults(feedback, self.label.column, self.label_delay, self.delay)
 
     def _history_faults(self) -> list[str]:
         faults = []
@@ -383,7 +383,7 @@ class Schema(Strict):
 
     def delay(self, span: str) -> int:
         """A duration in the unit the log keeps its times in."""
-        return duration(span) * self.per_second // 1_000
+        return parse_duration(span) * self.per_second // 1_000
 
     @property
     def per_second(self) -> int:

@@ -21,7 +21,7 @@ _FEW = 4_096
 """Up to so many look-ups go through a search or a dictionary; a hash join over the column pays off above."""
 
 
-def as_keys(array: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
+def cast_keys(array: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
     """Ids as int64 or string, exactly; nulls stay null.
 
     Floats that are all whole numbers are integers: so some tools write a column of integers that has nulls, which then
@@ -35,7 +35,7 @@ def as_keys(array: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
         array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
     kind = array.type
     if pa.types.is_dictionary(kind):
-        return as_keys(array.cast(kind.value_type), where)
+        return cast_keys(array.cast(kind.value_type), where)
     if pa.types.is_boolean(kind) or pa.types.is_integer(kind):
         try:
             return array.cast(pa.int64())
@@ -48,19 +48,19 @@ def as_keys(array: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
     if pa.types.is_null(kind):
         return array.cast(pa.int64())
     if pa.types.is_floating(kind):
-        whole = _whole_numbers(array)
+        whole = _cast_whole_numbers(array)
         if whole is not None:
             return whole
         raise DataError(
             where,
-            f"ids stored as floats ({kind}){_float_example(array)}",
+            f"ids stored as floats ({kind}){_describe_largest(array)}",
             "64-bit integers or strings (floats merge whole numbers above 2**53)",
             "write the column as integers (nullable ones if it has nulls); use kind bucket or dense for amounts",
         )
     raise DataError(where, f"ids of type {kind}", "64-bit integers or strings", "cast the column")
 
 
-def _whole_numbers(array: pa.Array) -> pa.Array | None:
+def _cast_whole_numbers(array: pa.Array) -> pa.Array | None:
     """Floats as int64, NaN as null; None where one is a fraction, or too large to be exact."""
     values = array.to_numpy(zero_copy_only=False)
     bound = 2.0 ** (np.finfo(values.dtype).nmant + 1)
@@ -71,7 +71,7 @@ def _whole_numbers(array: pa.Array) -> pa.Array | None:
     return pa.array(numbers.astype(np.int64), mask=missing)
 
 
-def _float_example(array: pa.Array) -> str:
+def _describe_largest(array: pa.Array) -> str:
     top = pc.max(pc.abs(array)).as_py() if len(array) else None
     return f", the largest {top:.0f}" if top is not None and top > 2**53 else ""
 
@@ -102,7 +102,7 @@ class Keys:
         Raises:
             DataError: text asked of integer keys, or the other way round.
         """
-        array = as_keys(array, where)
+        array = cast_keys(array, where)
         if len(array) == 0:
             return np.zeros(0, np.int32)
         if array.null_count == len(array) or not len(self):
@@ -111,7 +111,7 @@ class Keys:
             found, expected = ("integers", "text") if not self.numeric else ("text", "integers")
             raise DataError(
                 where,
-                f"{found}, for example {_first(array)!r}",
+                f"{found}, for example {_get_first_value(array)!r}",
                 f"{expected}, as in the log",
                 "write the ids as the log has them",
             )
@@ -129,14 +129,14 @@ class Keys:
 
     def find(self, key: Any, where: str) -> int:
         """Place of a single key, or -1."""
-        return int(self.index(one_column([key], where), where)[0])
+        return int(self.index(build_array([key], where), where)[0])
 
 
-def _first(array: pa.Array) -> Any:
+def _get_first_value(array: pa.Array) -> Any:
     return next(value for value in array.to_pylist() if value is not None)
 
 
-def one_column(values: Sequence[Any], where: str) -> pa.Array:
+def build_array(values: Sequence[Any], where: str) -> pa.Array:
     """Python values as an Arrow array; mixed types are refused by name.
 
     Raises:
@@ -149,7 +149,7 @@ def one_column(values: Sequence[Any], where: str) -> pa.Array:
         raise DataError(where, f"values of the types {', '.join(kinds)}", "one type: whole numbers or text") from None
 
 
-def key_numbers(keys: pa.Array) -> NDArray[np.int64]:
+def compute_key_numbers(keys: pa.Array) -> NDArray[np.int64]:
     """What a store with an open key space knows keys by: an integer as it is, text by the first 8 bytes of BLAKE2b.
 
     Args:

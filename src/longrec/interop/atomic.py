@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from longrec.errors import DataError
-from longrec.features.encode import flatten
+from longrec.features.feature_encoders import flatten
 
 _TYPES = {"token": pa.string(), "float": pa.float64(), "token_seq": pa.string(), "float_seq": pa.string()}
 

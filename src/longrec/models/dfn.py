@@ -171,9 +171,9 @@ class DFN(Ranker):
         config, logit_B, label_B = self.config, self(batch).float(), batch.label
         weight_B = torch.where(label_B > 0, config.click_weight, config.unclick_weight)
         for name in self.targets:
-            if name not in batch.targets:
+            if name not in batch.task_labels:
                 raise ValueError(f"the batch carries no target {name!r}")
-            disliked_B = batch.targets[name] == 1
+            disliked_B = batch.task_labels[name] == 1
             label_B = label_B.masked_fill(disliked_B, 0)
             weight_B = weight_B.masked_fill(disliked_B, config.dislike_weight)
         loss_B = F.binary_cross_entropy_with_logits(logit_B, label_B.nan_to_num(), weight_B, reduction="none")

@@ -95,8 +95,8 @@ class ESMM(BottomRanker):
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Equation 3: where there was no click there is no conversion, whatever the rows say."""
-        if self.targets and batch.label is not None and self.targets[0] in batch.targets:
-            label_B = batch.label.masked_fill(batch.targets[self.targets[0]] == 0, 0)
+        if self.targets and batch.label is not None and self.targets[0] in batch.task_labels:
+            label_B = batch.label.masked_fill(batch.task_labels[self.targets[0]] == 0, 0)
             batch = replace(batch, label=label_B)
         return super().loss(batch)
 

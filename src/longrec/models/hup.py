@@ -161,8 +161,8 @@ class HUP(Ranker):
         """1 - cos of the outputs of a history, a mean over levels and over rows with label 1; 0 without such rows."""
         assert batch.label is not None
         next_B = (batch.label > 0) & (batch.histories[history].offsets.diff() > 0)
-        if batch.counts is not None:
-            next_B &= batch.counts
+        if batch.loss_mask is not None:
+            next_B &= batch.loss_mask
         far_B = torch.stack([
             1 - F.cosine_similarity(level.output.float(), level.target.detach().float(), 1) for level in levels
         ]).mean(0)  # fmt: skip

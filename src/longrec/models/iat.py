@@ -208,13 +208,13 @@ class IAT(Encoder):
         """What SIT makes of rows that see earlier rows of the batch; rows of nobody see themselves alone."""
         if self.sit is None:
             return e_BE
-        if batch.users is None or batch.moments is None or batch.shared:
+        if batch.users is None or batch.timestamps is None or batch.shared:
             rows = torch.arange(batch.size, device=e_BE.device)
             return self._attend(e_BE, None if self.slot is None else Timeline(rows, rows, entries_per_row=self.slots))
         labels = None
-        if self.config.labels and batch.label is not None and batch.known is not None:
+        if self.config.labels and batch.label is not None and batch.label_time is not None:
             labels = torch.where(batch.label.isnan(), 0, (batch.label > 0.5).long() + 1)
-        timeline = Timeline(batch.users, batch.moments, labels, batch.known, self.slots, batch.available)
+        timeline = Timeline(batch.users, batch.timestamps, labels, batch.label_time, self.slots, batch.available)
         return self._attend(e_BE, timeline)
 
     def _attend_context(self, e_BE: Tensor, batch: Batch, context: ContextInstances) -> Tensor:
@@ -222,9 +222,9 @@ class IAT(Encoder):
         if self.sit is None:
             return e_BE
         rows = torch.arange(batch.size, device=e_BE.device)
-        assert batch.moments is not None
+        assert batch.timestamps is not None
         groups = torch.cat([rows.repeat_interleave(context.offsets.diff(), output_size=len(context.times)), rows])
-        timestamps = torch.cat([context.times, batch.moments])
+        timestamps = torch.cat([context.times, batch.timestamps])
         labels = label_times = None
         if self.config.labels:
             if context.labels is None:
@@ -235,7 +235,7 @@ class IAT(Encoder):
                 if context.label_times is None
                 else context.label_times
             )
-            label_times = torch.cat([since, batch.moments])
+            label_times = torch.cat([since, batch.timestamps])
         x_XE = torch.cat([context.vectors.detach().to(e_BE.dtype), e_BE])
         return self._attend(x_XE, Timeline(groups, timestamps, labels, label_times, self.slots), len(context.times))
 

@@ -47,7 +47,7 @@ from torch import Tensor, nn
 from longrec.config import Strict
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
-from longrec.features.duration import Duration, duration
+from longrec.features.duration import Duration, parse_duration
 from longrec.features.fields import TIME_GAP, Fields
 from longrec.models.core.base import Ranker, find_unknown_names
 from longrec.nn.activation import Name
@@ -190,7 +190,7 @@ class _Path(nn.Module):
     def __init__(self, query: int, key: int, by_time: bool, config: SearchUserConfig) -> None:
         super().__init__()
         self.by_time, self.each, self.count = by_time, config.segment_events, config.segments
-        self.first = max(1, round(log2(max(duration(config.quarter) / 1_000, 1))))
+        self.first = max(1, round(log2(max(parse_duration(config.quarter) / 1_000, 1))))
         self.events = Linear(key, config.width)
         nn.init.zeros_(self.events.bias)  # else it drowns what small tables say
         self.of_segment = nn.Parameter(torch.randn(config.segments, config.width) * config.init_std)

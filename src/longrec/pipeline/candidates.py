@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.features.encode import Lists
-from longrec.features.fitted import concat_lists, gather_lists
+from longrec.features.feature_encoders import Lists
+from longrec.features.fitted_schema import concat_lists, gather_lists
 
 _SOURCES = 63
 """Largest number of sources: one bit each in a signed 64-bit number."""

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from longrec.errors import DataError, RequestError
 from longrec.export.raw_columns import build_raw_column, format_request_time
-from longrec.features.fitted import FittedSchema
+from longrec.features.fitted_schema import FittedSchema
+from longrec.features.history_columns import NEVER
 from longrec.features.schema import Schema
-from longrec.features.tokens import instance_ids
-from longrec.features.view import NEVER
+from longrec.features.token_columns import compute_instance_ids
 from longrec.serve import feedback
 from longrec.serve.feedback import Feedback, FeedbackReader
 from longrec.serve.histories import check_names, to_request_error
@@ -249,7 +249,7 @@ class EventRecorder:
         user, item = key_number(request.user), key_number(request.item)
         users, items, times = (np.array([number], np.int64) for number in (user, item, at))
         event_feedback = self._feedback.read(request.feedback, at, at if self._steps else now)
-        return _Event(request, user, at, start, int(instance_ids(users, items, times)[0]), event_feedback)
+        return _Event(request, user, at, start, int(compute_instance_ids(users, items, times)[0]), event_feedback)
 
     def _encode_token(self, event: _Event, store: TokenStore) -> NDArray[Any]:
         """Encode an event as a token of a store, ``[1, W]``."""

@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from longrec.errors import RequestError, nearest
 from longrec.export.raw_columns import build_raw_column
-from longrec.features.fitted import FittedSchema
-from longrec.features.label import LABEL, label_ids, labels_of
+from longrec.features.fitted_schema import FittedSchema
+from longrec.features.history_columns import NEVER, match_condition
+from longrec.features.label_encoding import LABEL, compute_labels, encode_labels
 from longrec.features.schema import Schema
-from longrec.features.view import NEVER, holds
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def encode_side(fitted: FittedSchema, name: str, feedback: Feedback) -> tuple[in
     available_at = max(feedback.now, feedback.at + compute_delay(schema, name))
     array, where = feedback.array(column), f"feedback.{column}"
     if name == LABEL:
-        return int(label_ids(labels_of(schema.label, array, where))[0]), available_at
+        return int(encode_labels(compute_labels(schema.label, array, where))[0]), available_at
     encoded = fitted.encode(name, array, where)
     return int(encoded[0]), available_at  # type: ignore[index]  # feedback is of kind id or bucket, never lists
 
@@ -114,7 +114,7 @@ def encode_feature(fitted: FittedSchema, name: str, feedback: Feedback) -> tuple
         DataError: a value of the wrong type.
     """
     if fitted.schema.column(name) not in feedback.values:
-        return fitted.not_yet(name), NEVER
+        return fitted.get_not_yet_id(name), NEVER
     schema = fitted.schema
     column = schema.column(name)
     encoded = fitted.encode(name, feedback.array(column), f"feedback.{column}")
@@ -140,7 +140,7 @@ def evaluate_conditions(
             continue
         where = f"filter of {history}: {column}"
         condition = schema.histories[history].where[column]
-        holding = bool(holds(condition, build_raw_column([values[column]], where), where)[0])
+        holding = bool(match_condition(condition, build_raw_column([values[column]], where), where)[0])
         bits = bits | 1 << index if holding else bits & ~(1 << index)
     return bits
 

@@ -12,8 +12,13 @@ from numpy.typing import NDArray
 from longrec.errors import DataError, RequestError, nearest
 from longrec.export.bundle import Bundle
 from longrec.export.raw_columns import encode_list
-from longrec.features.encode import Lists
-from longrec.features.view import Past, event_columns, filter_delay, history_columns
+from longrec.features.feature_encoders import Lists
+from longrec.features.history_columns import (
+    HistoryEvents,
+    build_history_columns,
+    compute_filter_delay,
+    list_event_columns,
+)
 from longrec.serve.live_events import LiveEvents, read_base_last
 from longrec.store.history_store import Events
 
@@ -47,12 +52,12 @@ class EventHistories:
                 name,
                 history.max_length,
                 f"where.{name}" if history.where else None,
-                0 if schema.prejoined else filter_delay(self.fitted, name),
+                0 if schema.prejoined else compute_filter_delay(self.fitted, name),
             )
             for name, history in self._event_histories.items()
             if f"h.{name}" in read
         ]
-        self._values = event_columns(self.fitted)
+        self._values = list_event_columns(self.fitted)
         timed = [name for name in self._values if schema.features[name].available_at is not None]
         if live is not None:  # late feedback is available later than the schema says
             timed = live.feedback
@@ -74,13 +79,13 @@ class EventHistories:
         for history in self._read:
             events = self._read_last(user, row, timestamp, history)
             columns = events.columns
-            seen = Past(
+            seen = HistoryEvents(
                 events.times,
                 columns["item"],
                 {name: columns[name] for name in self._values},
                 {name: columns[column] for name, column in self._availability_columns.items()},
             )
-            histories[history.name] = history_columns(self.fitted, history.name, self.bundle.items, seen, now)
+            histories[history.name] = build_history_columns(self.fitted, history.name, self.bundle.items, seen, now)
         return histories
 
     def _read_last(self, user: int, row: int, timestamp: int, history: _History) -> Events:

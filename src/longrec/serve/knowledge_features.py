@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from longrec.errors import BundleError
 from longrec.export.bundle import Bundle
 from longrec.export.raw_columns import build_raw_column
-from longrec.features.vocabulary import key_numbers
+from longrec.features.vocabulary import compute_key_numbers
 from longrec.store.disclosure import REMEDY, assess_disclosure
 from longrec.store.knowledge_store import KnowledgeStore
 
@@ -84,7 +84,7 @@ class KnowledgeFeatures:
     @cached_property
     def _numbers(self) -> NDArray[np.int64]:
         """Key numbers of the items by row. Row 0 is unused."""
-        return np.concatenate([np.zeros(1, np.int64), key_numbers(self._items.keys.values)])
+        return np.concatenate([np.zeros(1, np.int64), compute_key_numbers(self._items.keys.values)])
 
     def close(self) -> None:
         """Close the stores."""
@@ -100,4 +100,4 @@ def key_number(key: Any) -> int:
     """
     if isinstance(key, np.generic):
         key = key.item()
-    return int(key_numbers(build_raw_column([key], "key"))[0])
+    return int(compute_key_numbers(build_raw_column([key], "key"))[0])

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from longrec.errors import StoreError
 from longrec.export.bundle import Bundle
 from longrec.features.fields import AVAILABLE
-from longrec.features.fitted import FittedSchema
-from longrec.features.view import NEVER, event_columns
+from longrec.features.fitted_schema import FittedSchema
+from longrec.features.history_columns import NEVER, list_event_columns
 from longrec.serve.live_store import open_live
 from longrec.store.amend import find
 from longrec.store.disk_store import DiskStore
@@ -75,7 +75,7 @@ class LiveEvents:
         self._base: DiskStore = bundle.store
         self._fitted = bundle.fitted
         schema = bundle.fitted.schema
-        self.values = event_columns(bundle.fitted)
+        self.values = list_event_columns(bundle.fitted)
         self.feedback = [name for name in self.values if schema.features[name].feedback]
         self._availability_columns = [f"known.{name}" for name in self.feedback]
         self.filters = {name: list(history.where) for name, history in schema.histories.items() if history.where}

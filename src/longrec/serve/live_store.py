@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from longrec.errors import StoreError
 from longrec.export.store_copies import is_remote, mask_password
 from longrec.features.fields import AVAILABLE
-from longrec.features.view import NEVER
+from longrec.features.history_columns import NEVER
 from longrec.store import backends
 from longrec.store.history_store import Events
 

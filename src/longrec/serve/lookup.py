@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import RequestError
-from longrec.features.table import EntityTable
+from longrec.features.entity_table import EntityTable
 from longrec.serve.request_json import Key
 
 

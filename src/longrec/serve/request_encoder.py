@@ -19,8 +19,8 @@ from longrec.export.raw_columns import (
     list_context_columns,
     list_row_features,
 )
-from longrec.features.encode import Lists
-from longrec.features.table import EntityTable
+from longrec.features.entity_table import EntityTable
+from longrec.features.feature_encoders import Lists
 from longrec.pipeline.candidates import Candidates
 from longrec.pipeline.stage import Query
 from longrec.serve.histories import Columns, EventHistories, check_names, to_request_error
@@ -50,7 +50,7 @@ class RequestEncoder:
         self.context, self.candidate_context = list_context_columns(self.fitted), list_candidate_columns(self.fitted)
         self._event_features = list_row_features(self.fitted, "context")
         self._candidate_features = list_row_features(self.fitted, "candidate")
-        self._user_names, self._item_names = self.fitted.names_of_side("user"), self.fitted.names_of_side("item")
+        self._user_names, self._item_names = self.fitted.list_features("user"), self.fitted.list_features("item")
         self._user_table, self._item_table = self._cast_table(bundle.users), self._cast_table(bundle.items)
         self._users, self._items = Lookup(bundle.users), Lookup(bundle.items)
         self._histories = EventHistories(bundle, live)

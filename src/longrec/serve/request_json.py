@@ -9,7 +9,7 @@ import msgspec
 
 from longrec.errors import RequestError, nearest
 from longrec.features.schema import TimeColumn
-from longrec.features.timestamp import BadTimestamp, grammar, read_iso, read_timestamp
+from longrec.features.timestamp_grammar import TimestampError, build_grammar, read_iso, read_timestamp
 
 MAX_CANDIDATES = 100_000
 """Largest number of candidates per request."""
@@ -166,8 +166,8 @@ def parse_request_time(at: int | float | str | None, time: TimeColumn | None, no
     """Parse the time of a request as a timestamp of the log: milliseconds UTC, or a step.
 
     Args:
-        at: a value of the log's time column, read by the same rule (``features/timestamp.py``). With a ``time.format``
-            also ISO 8601 text with ``T`` and an offset, as in responses.
+        at: a value of the log's time column, read by the rule of ``features/timestamp_grammar.py``. With a
+            ``time.format`` also ISO 8601 text with ``T`` and an offset, as in responses.
         time: time column of the schema. Without one there is no timestamp, and 0 is returned.
         now: milliseconds UTC, used if ``at`` is null.
         where: field that an error names.
@@ -183,11 +183,11 @@ def parse_request_time(at: int | float | str | None, time: TimeColumn | None, no
         return now
     try:
         if at is None:
-            raise BadTimestamp("nothing", "a whole number, as the log counts its steps")
+            raise TimestampError("nothing", "a whole number, as the log counts its steps")
         if isinstance(at, str) and time.format is not None and _RESPONSE_TIME.fullmatch(at):
             timestamp = read_iso(at)
-            if timestamp is not None and grammar(time.format).read(at) is None:
+            if timestamp is not None and build_grammar(time.format).read(at) is None:
                 return timestamp
         return read_timestamp(at, time.unit, time.format)
-    except BadTimestamp as bad:
+    except TimestampError as bad:
         raise RequestError(where, bad.found, bad.expected, bad.do, 422) from None

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from longrec.errors import BundleError, UnknownName
 from longrec.export.bundle import Bundle
 from longrec.export.store_copies import is_remote, mask_password
+from longrec.features.computed_columns import compute_time_gaps
 from longrec.features.fields import TIME_GAP, TOKEN, VERSION
-from longrec.features.moments import time_gaps
-from longrec.features.tokens import TokenSpec, token_columns
+from longrec.features.token_columns import TokenSpec, build_token_columns
 from longrec.store.disclosure import REMEDY, assess_disclosure
 from longrec.store.token_store import TokenStore
 from longrec.store.visibility import read_visible_tokens
@@ -98,7 +98,7 @@ class TokenHistories:
             check_store(store, bundle, name)
             step = store.info.unit == "step"
             columns = ["visible", *_list_store_columns(history.features)]
-            gaps = partial(time_gaps, per_second=1 if step else 1_000)
+            gaps = partial(compute_time_gaps, per_second=1 if step else 1_000)
             self._read.append(
                 _History(
                     name,
@@ -128,7 +128,7 @@ class TokenHistories:
         for history in self._read:
             store = history.live.store
             tokens = read_visible_tokens(store, user, timestamp, history.max_length, history.columns)
-            histories[history.name], _ = token_columns(
+            histories[history.name], _ = build_token_columns(
                 history.spec, history.name, history.features, tokens, now, history.gaps
             )
         return histories

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from longrec.features.column_delays import Delay, earlier, waits
+from longrec.features.column_delays import Delay, describe_early_columns, has_delays
 from longrec.features.schema import Schema
 
 REMEDY = "compress again with the delays of this schema"
@@ -68,8 +68,11 @@ def assess_disclosure(info: Provenance, schema: Schema) -> Disclosure:
     """Compare the record of a store with the schema of its reader."""
     leaks = [f"it leaks ({info.leak})"] if info.leak else []
     if info.column_delays is None:
-        return Disclosure(tuple(leaks), unknown=not info.leak and waits(schema))
-    leaks += [f"its source took {phrase}" for phrase in earlier(info.column_delays, info.visibility_delay, schema)]
+        return Disclosure(tuple(leaks), unknown=not info.leak and has_delays(schema))
+    leaks += [
+        f"its source took {phrase}"
+        for phrase in describe_early_columns(info.column_delays, info.visibility_delay, schema)
+    ]
     return Disclosure(tuple(leaks))
 
 

@@ -187,7 +187,7 @@ class KnowledgeStore:
         """Look up the vectors of users or of items in given versions.
 
         Args:
-            keys: int64 ``[n]`` key numbers (``vocabulary.key_numbers``).
+            keys: int64 ``[n]`` key numbers (``vocabulary.compute_key_numbers``).
             versions: int64 ``[n]``, or ``[1]`` for all keys. -1 for none.
 
         Returns:

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import StoreError
+from longrec.features.entity_table import open_array
 from longrec.features.manifest import read_manifest
-from longrec.features.table import open_array
 from longrec.store.column_types import format_type, get_array_type
 
 FORMAT = "longrec-segment-1"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from longrec.errors import StoreError
 from longrec.features.column_delays import Delay
-from longrec.features.tokens import TokenSpec
+from longrec.features.token_columns import TokenSpec
 
 FORMAT = "longrec-tokens-1"
 CODECS = ("fp32", "fp16", "int8", "codes")

@@ -14,12 +14,12 @@ from longrec.data.gather import gather
 from longrec.data.log import Log
 from longrec.errors import RunError
 from longrec.features.batch import Batch, Jagged
-from longrec.features.decode import raw_value
-from longrec.features.encode import FIRST, DenseEncoder, TimeEncoder
+from longrec.features.decode import decode_value
+from longrec.features.feature_encoders import FIRST, CalendarEncoder, NumericEncoder
 from longrec.features.fields import COMPUTED, TOKEN, VERSION
-from longrec.features.fitted import FittedSchema
-from longrec.features.label import LABEL, NEGATIVE, POSITIVE
-from longrec.features.tokens import TokenSpec, token_field
+from longrec.features.fitted_schema import FittedSchema
+from longrec.features.label_encoding import LABEL, NEGATIVE, POSITIVE
+from longrec.features.token_columns import TokenSpec, format_token_field
 from longrec.train.run import Run, open_run
 from longrec.train.scoring import precision
 from longrec.train.written import find_source
@@ -105,12 +105,13 @@ def _tokens(
     times = history.times(log.user(rows), log.moments.take(rows)).tolist()
     place = find_source(history.store.location)
     fitted = None if place is None else FittedSchema.load(place / "schema")
-    vectors = own.get(token_field(name, TOKEN))
+    vectors = own.get(format_token_field(name, TOKEN))
     norms = [None] * len(times) if not isinstance(vectors, torch.Tensor) else torch.linalg.vector_norm(vectors, dim=1)
     side = {
         column: [_side(fitted, history.spec, column, code) for code in values.tolist()]
         for column in history.features
-        if column not in (TOKEN, *COMPUTED) and isinstance(values := own[token_field(name, column)], torch.Tensor)
+        if column not in (TOKEN, *COMPUTED)
+        and isinstance(values := own[format_token_field(name, column)], torch.Tensor)
     }
     return [
         {
@@ -136,7 +137,7 @@ def _side(fitted: FittedSchema | None, spec: TokenSpec, column: str, code: int) 
     if fitted is None or column not in fitted.encoders:
         return code
     encoder = fitted.encoders[column]
-    return None if isinstance(encoder, TimeEncoder) or code < FIRST else raw_value(encoder, code)
+    return None if isinstance(encoder, CalendarEncoder) or code < FIRST else decode_value(encoder, code)
 
 
 def _decoded(log: Log, name: str, column: torch.Tensor | Jagged) -> list[Any]:
@@ -147,13 +148,13 @@ def _decoded(log: Log, name: str, column: torch.Tensor | Jagged) -> list[Any]:
     if name in COMPUTED:
         return column.tolist()
     feedback = log.schema.features[name].feedback
-    not_yet = log.fitted.not_yet(name) if feedback else -1
+    not_yet = log.fitted.get_not_yet_id(name) if feedback else -1
     return [NOT_YET if code == not_yet else _raw(log, name, code) for code in column.tolist()]
 
 
 def _raw(log: Log, name: str, code: float) -> Any:
     """What an id stands for; None for a missing or unseen value, and for a hash."""
     encoder = log.fitted.encoders[name]
-    if isinstance(encoder, TimeEncoder) or (not isinstance(encoder, DenseEncoder) and code < FIRST):
+    if isinstance(encoder, CalendarEncoder) or (not isinstance(encoder, NumericEncoder) and code < FIRST):
         return None
-    return raw_value(encoder, code)
+    return decode_value(encoder, code)

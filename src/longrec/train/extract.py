@@ -29,7 +29,7 @@ from longrec.data.targets import check_targets
 from longrec.errors import RunError
 from longrec.features.batch import Batch
 from longrec.features.duration import Duration
-from longrec.features.vocabulary import key_numbers
+from longrec.features.vocabulary import compute_key_numbers
 from longrec.progress import Progress
 from longrec.store.knowledge_store import KnowledgeInfo, KnowledgeStore, KnowledgeVersion, SideVectors
 from longrec.train.blocks import Block, blocks_of
@@ -196,7 +196,7 @@ class _Writing:
         mean, std = vectors.mean(0), vectors.std(0)
         std = np.where(std < _TINY, 1.0, std)
         standard = ((vectors - mean) / std).astype(np.float32)
-        return SideVectors(key_numbers(keys).take(rows - 1), standard, mean.tolist(), std.tolist())
+        return SideVectors(compute_key_numbers(keys).take(rows - 1), standard, mean.tolist(), std.tolist())
 
     def _pieces(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         for at in range(0, len(rows), self.config.batch_size):

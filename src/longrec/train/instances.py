@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from longrec.data import targets
 from longrec.data.log import Log
-from longrec.features.tokens import instance_ids
-from longrec.features.view import NEVER
-from longrec.features.vocabulary import key_numbers
+from longrec.features.history_columns import NEVER
+from longrec.features.token_columns import compute_instance_ids
+from longrec.features.vocabulary import compute_key_numbers
 
 LABEL = "label"
 NONE, NEGATIVE, POSITIVE = 0, 1, 2
@@ -33,10 +33,10 @@ class Instances:
         self.log = log
         self.times = np.asarray(log.events.times)
         self.available = self.times if log.available is None else np.asarray(log.available)
-        self._users = np.concatenate([[0], key_numbers(log.users.keys.values)])
-        items = np.concatenate([[0], key_numbers(log.items.keys.values)])
+        self._users = np.concatenate([[0], compute_key_numbers(log.users.keys.values)])
+        items = np.concatenate([[0], compute_key_numbers(log.items.keys.values)])
         rows = np.arange(len(log))
-        self.ids = instance_ids(self.users(rows), items.take(log.events.columns["item"]), self.times)
+        self.ids = compute_instance_ids(self.users(rows), items.take(log.events.columns["item"]), self.times)
         labels = log.labels
         label = np.where(np.isnan(labels), NONE, np.where(labels > 0.5, POSITIVE, NEGATIVE)).astype(np.uint8)
         self.sides: dict[str, NDArray[Any]] = {LABEL: label}

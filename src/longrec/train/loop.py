@@ -111,8 +111,8 @@ class Loop:
             # Batch statistics need two rows; a last batch of one is left out for every model alike.
             if batch.size > 1 or config.batch_size == 1:
                 loss = update(self.model, self.optimizers, config, state.step, batch, str(self.folder))
-                state.loss_sum += loss * batch.counted
-                state.loss_rows += batch.counted
+                state.loss_sum += loss * batch.loss_rows
+                state.loss_rows += batch.loss_rows
             state.step += 1
             state.position += 1
             look = state.position in looks or state.step == self.steps

@@ -14,10 +14,10 @@ from typing import Any, cast
 import torch
 
 from longrec.errors import ResourceError
-from longrec.features.encode import FIRST, Encoder
 from longrec.features.feature import Feature
+from longrec.features.feature_encoders import FIRST, Encoder
 from longrec.features.fields import Fields
-from longrec.features.fitted import FittedSchema
+from longrec.features.fitted_schema import FittedSchema
 from longrec.features.schema import Schema
 from longrec.models.core import base as models
 from longrec.resources import available_memory, format_bytes

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
 from longrec.errors import DataError, RunError
-from longrec.features.fitted import FittedSchema
+from longrec.features.fitted_schema import FittedSchema
 from longrec.metrics import Interval
 from longrec.train.job import Job, read_job
 

@@ -89,7 +89,7 @@ def _told(
     with torch.inference_mode(), precision(bf16):
         for batch in loader.epoch(0):
             logits = tell(batch).float()
-            logits = logits if batch.counts is None else logits[batch.counts]
+            logits = logits if batch.loss_mask is None else logits[batch.loss_mask]
             met[at : at + len(logits)] = torch.sigmoid(logits).numpy()
             at += len(logits)
             if progress is not None:

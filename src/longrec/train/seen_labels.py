@@ -13,9 +13,9 @@ from longrec.data.log import Log
 from longrec.data.split import TRAIN, VALID, show_moment
 from longrec.data.targets import known
 from longrec.errors import RunError
-from longrec.features.column_delays import Delay, column_delays
+from longrec.features.column_delays import Delay, compute_column_delays
+from longrec.features.history_columns import NEVER
 from longrec.features.schema import Schema
-from longrec.features.view import NEVER
 from longrec.train.run import Run, open_run
 
 KEY = "seen_labels"
@@ -32,7 +32,7 @@ class SeenLabels:
         log: where the log came from.
         splits: digests of the splits of the run and of those it started from, each once.
         delays: how late the columns of the label and of further targets were taken to be known, and under the time
-            column the event itself, as ``features/column_delays.py`` tells delays.
+            column the event itself, as ``features/compute_column_delays.py`` tells delays.
     """
 
     trained: int | None
@@ -135,7 +135,7 @@ def _seen_without_window(log: Log) -> SeenLabels:
 
 def delays_of(schema: Schema) -> dict[str, Delay]:
     """The delay of every raw column by a schema, as ``SeenLabels.delays``."""
-    delays = column_delays(schema)
+    delays = compute_column_delays(schema)
     if schema.label_available_at is None:
         delays[schema.label.column] = schema.longest_label_delay
     return delays

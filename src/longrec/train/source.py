@@ -126,7 +126,7 @@ class Source:
             order = np.argsort(rows, kind="stable")
             for batch in loader_of(self.model, self.log, rows[order], _TOGETHER, shuffle=False).epoch(0):
                 made = self._made(batch, coded)
-                parts.append(made if batch.counts is None else made[batch.counts.numpy()])
+                parts.append(made if batch.loss_mask is None else made[batch.loss_mask.numpy()])
         found = np.concatenate(parts)
         back = np.empty_like(found)
         back[order] = found

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from longrec.errors import RunError
-from longrec.features.encode import Encoder, IdEncoder, to_state
-from longrec.features.fitted import FittedSchema
+from longrec.features.feature_encoders import Encoder, IdEncoder, dump_encoder
+from longrec.features.fitted_schema import FittedSchema
 from longrec.models.core.base import Model, name_of
 from longrec.train import checkpoint
 from longrec.train.negatives import move_rate
@@ -120,7 +120,7 @@ def _same_ids(where: str, old: Model, before: FittedSchema, now: FittedSchema) -
 
 def _meaning(encoder: Encoder) -> dict[str, Any]:
     """What decides the id of a value; how many values a hash met in training does not."""
-    return {key: value for key, value in to_state(encoder).items() if key != "distinct"}
+    return {key: value for key, value in dump_encoder(encoder).items() if key != "distinct"}
 
 
 def _shape(tensor: Tensor | nn.Parameter) -> str:

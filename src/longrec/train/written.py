@@ -8,7 +8,7 @@ from pathlib import Path
 
 from longrec.data.log import Log
 from longrec.errors import DataError, RunError
-from longrec.features.fitted import FittedSchema
+from longrec.features.fitted_schema import FittedSchema
 from longrec.models.core import artifact
 from longrec.models.core.base import Encoder
 

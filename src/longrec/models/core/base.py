@@ -93,7 +93,7 @@ class Model(nn.Module, ABC):
         order_matters: whether the order of the events in a history may change a score.
         user_order: how its batches hold consecutive rows of users, each row able to look back at earlier ones; None
             for rows in any order.
-        targets: further labels that its loss reads in ``batch.targets``: feedback features with the values 0 and 1.
+        targets: further labels that its loss reads in ``batch.task_labels``: feedback features with the values 0 and 1.
             A model with such labels defines ``logits``.
         looks_back: whether it learns something of the training window before the first step: see ``fit_statistics``.
         variants: settings that the conformance suite runs besides the defaults.
@@ -261,9 +261,9 @@ def bce_loss(logit_B: Float[Tensor, " B"], batch: Batch) -> Float[Tensor, ""]:
     if batch.label is None:
         raise ValueError("the batch carries no label")
     label_B, weight_B = batch.label, batch.weight
-    if batch.counts is not None:
-        logit_B, label_B = logit_B[batch.counts], label_B[batch.counts]
-        weight_B = None if weight_B is None else weight_B[batch.counts]
+    if batch.loss_mask is not None:
+        logit_B, label_B = logit_B[batch.loss_mask], label_B[batch.loss_mask]
+        weight_B = None if weight_B is None else weight_B[batch.loss_mask]
     if weight_B is None and len(label_B):
         return F.binary_cross_entropy_with_logits(logit_B.float(), label_B)
     return _mean(F.binary_cross_entropy_with_logits(logit_B.float(), label_B, reduction="none"), weight_B)
@@ -275,8 +275,8 @@ def compute_mean_loss(loss_B: Float[Tensor, " B"], batch: Batch, labeled_B: Bool
     Args:
         loss_B: the loss of each row, finite where nothing is known too.
     """
-    if batch.counts is not None:
-        labeled_B = labeled_B & batch.counts
+    if batch.loss_mask is not None:
+        labeled_B = labeled_B & batch.loss_mask
     return _mean(loss_B, labeled_B if batch.weight is None else batch.weight.masked_fill(~labeled_B, 0.0))
 
 

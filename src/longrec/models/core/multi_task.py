@@ -118,8 +118,8 @@ def masked_bce_loss(logit_B: Float[Tensor, " B"], batch: Batch, name: str) -> Fl
     Raises:
         ValueError: a batch without this target.
     """
-    if name not in batch.targets:
+    if name not in batch.task_labels:
         raise ValueError(f"the batch carries no target {name!r}")
-    target_B = batch.targets[name]
+    target_B = batch.task_labels[name]
     loss_B = F.binary_cross_entropy_with_logits(logit_B.float(), target_B.nan_to_num(), reduction="none")
     return compute_mean_loss(loss_B, batch, ~target_B.isnan())

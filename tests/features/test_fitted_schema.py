@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrec.errors import DataError
-from longrec.features import encode
-from longrec.features.encode import Lists
+from longrec.features import feature_encoders
+from longrec.features.computed_columns import compute_time_gaps
+from longrec.features.entity_table import EntityTable
+from longrec.features.feature_encoders import Lists
 from longrec.features.fields import Field
-from longrec.features.fitted import FittedSchema, concat_lists, gather_lists
-from longrec.features.moments import time_gaps
+from longrec.features.fitted_schema import FittedSchema, concat_lists, gather_lists
 from longrec.features.schema import Schema
-from longrec.features.table import EntityTable
 from longrec.features.vocabulary import Keys
 
 quick = settings(deadline=None, max_examples=25)
@@ -46,17 +46,17 @@ SCHEMA = Schema.model_validate(
         },
     }
 )
-ENCODERS: dict[str, encode.Encoder] = {
-    "user": encode.HashEncoder(20, 9),
-    "movie": encode.IdEncoder(Keys(pa.array([10, 2**53, 2**53 + 1]))),
-    "name": encode.IdEncoder(Keys(pa.array(["é", "b"]))),
-    "price": encode.DenseEncoder("minmax", 1.0, 4.0, 2.0),
-    "age": encode.BucketEncoder((18.0, 65.0)),
-    "shown": encode.LogSquareEncoder(-2, 5),
-    "hour": encode.TimeEncoder("hour", 1.5),
-    "genres": encode.IdEncoder(Keys(pa.array(["war", "love"]))),
-    "tags": encode.HashEncoder(5, 3),
-    "stars": encode.IdEncoder(Keys(pa.array([1, 2, 3, 4, 5]))),
+ENCODERS: dict[str, feature_encoders.Encoder] = {
+    "user": feature_encoders.HashEncoder(20, 9),
+    "movie": feature_encoders.IdEncoder(Keys(pa.array([10, 2**53, 2**53 + 1]))),
+    "name": feature_encoders.IdEncoder(Keys(pa.array(["é", "b"]))),
+    "price": feature_encoders.NumericEncoder("minmax", 1.0, 4.0, 2.0),
+    "age": feature_encoders.BucketizedEncoder((18.0, 65.0)),
+    "shown": feature_encoders.LogSquareEncoder(-2, 5),
+    "hour": feature_encoders.CalendarEncoder("hour", 1.5),
+    "genres": feature_encoders.IdEncoder(Keys(pa.array(["war", "love"]))),
+    "tags": feature_encoders.HashEncoder(5, 3),
+    "stars": feature_encoders.IdEncoder(Keys(pa.array([1, 2, 3, 4, 5]))),
 }
 RAW: dict[str, Any] = {
     "user": [5, None, 7],
@@ -153,18 +153,18 @@ def test_fields_tell_a_model_what_it_needs() -> None:
     assert (movie, genres) == (by_name["movie"], by_name["genres"])
     assert stars == Field("stars", "id", 8, feedback=True)
     assert gap == Field("time_gap", "id", 42)
-    assert fitted().not_yet("stars") == 7
+    assert fitted().get_not_yet_id("stars") == 7
     assert fields.pairs("rated") == (movie, genres)
 
 
 def test_the_entry_of_somebody_unknown() -> None:
     made = fitted()
-    assert np.asarray(made.unknown("user")).tolist() == [1]
-    assert np.asarray(made.unknown("movie")).tolist() == [1]
-    assert np.asarray(made.unknown("name")).tolist() == [0]
-    assert np.asarray(made.unknown("age")).tolist() == [0]
-    assert np.asarray(made.unknown("price")).tolist() == [0.25]
-    genres = made.unknown("genres")
+    assert np.asarray(made.encode_unknown("user")).tolist() == [1]
+    assert np.asarray(made.encode_unknown("movie")).tolist() == [1]
+    assert np.asarray(made.encode_unknown("name")).tolist() == [0]
+    assert np.asarray(made.encode_unknown("age")).tolist() == [0]
+    assert np.asarray(made.encode_unknown("price")).tolist() == [0.25]
+    genres = made.encode_unknown("genres")
     assert isinstance(genres, Lists)
     assert (genres.values.tolist(), genres.offsets.tolist()) == ([], [0, 0])
 
@@ -262,11 +262,11 @@ def test_lists_one_after_the_other() -> None:
 def test_time_gaps_are_log_buckets(first: int, second: int) -> None:
     seconds = max(second - first, 0) // 1000
     expected = 2 + min((1 + seconds).bit_length() - 1, 39)
-    assert time_gaps(np.array([second]), np.array([first])).tolist() == [expected]
+    assert compute_time_gaps(np.array([second]), np.array([first])).tolist() == [expected]
 
 
 def test_time_gaps_by_hand() -> None:
-    gaps = time_gaps(np.array([0, 999, 1000, 2999, 3000, 7000, 2**60]), np.zeros(7, np.int64))
+    gaps = compute_time_gaps(np.array([0, 999, 1000, 2999, 3000, 7000, 2**60]), np.zeros(7, np.int64))
     assert gaps.tolist() == [2, 2, 3, 3, 4, 5, 41]
     assert gaps.dtype == np.int32
-    assert time_gaps(np.array([3]), np.array([0]), per_second=1).tolist() == [4]
+    assert compute_time_gaps(np.array([3]), np.array([0]), per_second=1).tolist() == [4]

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from longrec.errors import DataError
-from longrec.features.given_vocabulary import given_vocabulary
+from longrec.features.configured_vocabulary import read_vocabulary
 
 
 def values(folder: Path, name: str, content: str | bytes, integers: bool) -> list[object]:
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    return given_vocabulary(str(folder / name), "x", integers).to_pylist()
+    return read_vocabulary(str(folder / name), "x", integers).to_pylist()
 
 
 @pytest.mark.parametrize(
@@ -61,10 +61,10 @@ def test_what_an_integer_column_cannot_have(tmp_path: Path, name: str, content: 
 
 
 def test_lists_and_parquet_have_types_of_their_own(tmp_path: Path) -> None:
-    assert given_vocabulary(("3", "4"), "x", integers=True).to_pylist() == [3, 4]
+    assert read_vocabulary(("3", "4"), "x", integers=True).to_pylist() == [3, 4]
     with pytest.raises(DataError, match="whole numbers, for example 3; expected text"):
-        given_vocabulary((3, 4), "x", integers=False)
+        read_vocabulary((3, 4), "x", integers=False)
     pq.write_table(pa.table({"id": ["3", "04"]}), tmp_path / "v.parquet")
     with pytest.raises(DataError, match="the value '04', which as a number would be 4"):
-        given_vocabulary(str(tmp_path / "v.parquet"), "x", integers=True)
-    assert given_vocabulary(str(tmp_path / "v.parquet"), "x", integers=False).to_pylist() == ["3", "04"]
+        read_vocabulary(str(tmp_path / "v.parquet"), "x", integers=True)
+    assert read_vocabulary(str(tmp_path / "v.parquet"), "x", integers=False).to_pylist() == ["3", "04"]

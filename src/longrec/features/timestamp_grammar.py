@@ -44,7 +44,7 @@ NUMBER = r" *[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)? *"
 """Text of any number."""
 
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_LONG = "january|february|march|april|may|june|july|august|september|october|november|december"
+_MONTH_NAMES = "january|february|march|april|may|june|july|august|september|october|november|december"
 _ZONE = r"(?: ?UTC|[Zz]|([+-])((?:[01][0-9]|2[0-3])):?([0-5][0-9])?)"
 _ZONE_NAMES = ("sign", "zone_hour", "zone_minute")
 _CLOCK = "([01][0-9]|2[0-3])"
@@ -76,7 +76,7 @@ class Grammar:
         if match is None:
             return None
         held = {name: value for name, value in zip(self.names, match.groups()) if value}
-        year = int(held["year"]) if "year" in held else century(int(held["short_year"]))
+        year = int(held["year"]) if "year" in held else expand_year(int(held["short_year"]))
         month = MONTHS.index(held["month_name"][:3].lower()) + 1 if "month_name" in held else int(held.get("month", 1))
         try:
             days = date(year, month, int(held.get("day", 1))).toordinal() - _EPOCH_DAY
@@ -93,7 +93,7 @@ class Grammar:
         return (minutes * 60 + int(held.get("second", 0))) * 1_000 + below
 
 
-def century(year: int) -> int:
+def expand_year(year: int) -> int:
     """The year that two digits stand for: 1969 to 2068, as in POSIX."""
     return year + (2_000 if year <= 68 else 1_900)
 
@@ -116,7 +116,7 @@ _DIRECTIVES: dict[str, tuple[str, tuple[str, ...]]] = {
     "y": ("([0-9]{2})", ("short_year",)),
     "m": ("(1[0-2]|0[1-9]|[1-9])", ("month",)),
     "b": (f"((?i:{'|'.join(MONTHS)}))", ("month_name",)),
-    "B": (f"((?i:{_LONG}))", ("month_name",)),
+    "B": (f"((?i:{_MONTH_NAMES}))", ("month_name",)),
     "d": ("(3[01]|[12][0-9]|0[1-9]|[1-9])", ("day",)),
     "H": ("(2[0-3]|[01][0-9]|[0-9])", ("hour",)),
     "I": ("(1[0-2]|0[1-9]|[1-9])", ("half_hour",)),
@@ -138,7 +138,7 @@ _FIXED = {
 
 
 @lru_cache
-def grammar(pattern: str) -> Grammar:
+def build_grammar(pattern: str) -> Grammar:
     """The grammar of a ``strptime`` pattern.
 
     Numbers that stand apart may leave out a leading zero; run together, each has its full width.
@@ -190,7 +190,7 @@ def _check_directives(pattern: str, seen: list[str]) -> None:
         raise ValueError(f"leaves out a part between the ones it holds (%d, %H, %M, %S, %f), got {pattern!r}")
 
 
-class BadTimestamp(Exception):
+class TimestampError(Exception):
     """A value that is no timestamp: what was found, what was expected, what to do."""
 
     def __init__(self, found: str, expected: str, do: str = "") -> None:
@@ -210,18 +210,18 @@ def read_timestamp(value: int | float | str, unit: str, pattern: str | None = No
         BadTimestamp: a value that is no timestamp.
     """
     if unit == "step":
-        return _step(value)
+        return _read_step(value)
     if pattern is not None:
-        found = grammar(pattern).read(_digits(value))
+        found = build_grammar(pattern).read(_to_digits(value))
     elif isinstance(value, str) and not re.fullmatch(NUMBER, value):
         found = read_iso(value)
     else:
-        found = _count(value, unit)
+        found = _read_number(value, unit)
     if found is None:
         what = f"the text {value[:60]!r}" if isinstance(value, str) else f"the number {str(value)[:40]}"
-        raise BadTimestamp(what, *wanted_text(str(value), pattern))
+        raise TimestampError(what, *describe_expected_text(str(value), pattern))
     if not FIRST <= found <= LAST:
-        raise BadTimestamp(repr(value)[:60], "a moment of the years 1 to 9999")
+        raise TimestampError(repr(value)[:60], "a moment of the years 1 to 9999")
     return found
 
 
@@ -230,7 +230,7 @@ def read_iso(text: str) -> int | None:
     return next((found for one in ISO if (found := one.read(text)) is not None), None)
 
 
-def wanted_text(text: str, pattern: str | None) -> tuple[str, str]:
+def describe_expected_text(text: str, pattern: str | None) -> tuple[str, str]:
     """What was expected in place of a text, and what to do."""
     if pattern is not None:
         return f"text of the form {pattern!r}, as time.format says", "correct time.format, or the value"
@@ -241,18 +241,18 @@ def wanted_text(text: str, pattern: str | None) -> tuple[str, str]:
     return expected, "set time.format, a strptime pattern such as '%Y/%m/%d %H:%M:%S', for text of another form"
 
 
-def magnitude(value: int | float) -> str | None:
+def guess_unit(value: int | float) -> str | None:
     """The unit that the size of a number tells; None near 1970."""
     return next((unit for unit, low, high in MAGNITUDES if low <= abs(value) < high), None)
 
 
-def milliseconds(value: int, unit: str) -> int:
+def to_milliseconds(value: int, unit: str) -> int:
     """A whole number of a unit, in milliseconds."""
     times, divide = UNITS[unit]
     return value * times // divide
 
 
-def timestamp_text(timestamp: int) -> str:
+def format_timestamp(timestamp: int) -> str:
     """Milliseconds UTC as ISO 8601 text.
 
     >>> timestamp_text(1_000_000_000_250)
@@ -262,24 +262,24 @@ def timestamp_text(timestamp: int) -> str:
     return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _digits(value: int | float | str) -> str:
+def _to_digits(value: int | float | str) -> str:
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() and abs(value) < EXACT else str(value)
     return str(value)
 
 
-def _step(value: int | float | str) -> int:
+def _read_step(value: int | float | str) -> int:
     whole: int | None = None
     if isinstance(value, str):
         whole = int(value) if re.fullmatch(r" *[+-]?[0-9]{1,19} *", value) else None
     elif not isinstance(value, float) or (value.is_integer() and abs(value) < EXACT):
         whole = int(value)
     if whole is None or isinstance(value, bool) or not -STEPS < whole < STEPS:
-        raise BadTimestamp(repr(value)[:60], "a whole number, as the log counts its steps")
+        raise TimestampError(repr(value)[:60], "a whole number, as the log counts its steps")
     return whole
 
 
-def _count(value: int | float | str, unit: str) -> int:
+def _read_number(value: int | float | str, unit: str) -> int:
     """Milliseconds of a number, or of its text."""
     number: int | float | Decimal
     if isinstance(value, str):
@@ -288,23 +288,23 @@ def _count(value: int | float | str, unit: str) -> int:
         number = value
     size: int | float = number if isinstance(number, float) else int(number)
     if isinstance(number, float) and not math.isfinite(number):
-        raise BadTimestamp(f"the number {number}", "a finite number")
-    reads = magnitude(size)
+        raise TimestampError(f"the number {number}", "a finite number")
+    reads = guess_unit(size)
     expected = "an epoch number in s, ms, us or ns" if unit == "auto" else f"an epoch number in {unit}, as the log"
     way_out = "or write ISO 8601 text, which has no unit"
     if abs(size) >= 2**63 or (reads is None and unit == "auto") or (reads is not None and unit not in ("auto", reads)):
         told = "near 1970" if reads is None and abs(size) < 2**63 else f"as {reads or 'ns'}"
-        raise BadTimestamp(f"{str(value)[:40]}, which reads {told}", expected, way_out)
+        raise TimestampError(f"{str(value)[:40]}, which reads {told}", expected, way_out)
     if isinstance(number, float) and abs(size) >= EXACT:
-        raise BadTimestamp(f"{value}, a float above 2**53, which holds no exact {reads}", expected, way_out)
+        raise TimestampError(f"{value}, a float above 2**53, which holds no exact {reads}", expected, way_out)
     known = unit if unit != "auto" else reads or "s"
     times, divide = UNITS[known]
-    found = _floored(number * times / divide) if isinstance(number, float) else math.floor(number * times) // divide
+    found = _floor(number * times / divide) if isinstance(number, float) else math.floor(number * times) // divide
     if unit == "auto" and found >= LATEST:
-        raise BadTimestamp(f"{str(value)[:40]}, which reads as {reads} after 2100", expected, way_out)
+        raise TimestampError(f"{str(value)[:40]}, which reads as {reads} after 2100", expected, way_out)
     return found
 
 
-def _floored(value: float) -> int:
+def _floor(value: float) -> int:
     """The whole number below a double, or the one it stands for but for its representation error."""
     return math.floor(value + abs(value) * EPSILON)

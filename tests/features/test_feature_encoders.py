@@ -15,20 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrec.errors import DataError
-from longrec.features import encode
-from longrec.features.encode import (
-    BucketEncoder,
-    DenseEncoder,
+from longrec.features import feature_encoders
+from longrec.features.feature_encoders import (
+    BucketizedEncoder,
+    CalendarEncoder,
     HashEncoder,
     IdEncoder,
     LogSquareEncoder,
-    TimeEncoder,
+    NumericEncoder,
+    cast_numbers,
+    compute_log_square,
+    dump_encoder,
     flatten,
-    from_state,
     hash_keys,
-    log_square,
-    numbers,
-    to_state,
+    load_encoder,
 )
 from longrec.features.vocabulary import Keys
 
@@ -51,13 +51,13 @@ quick = settings(deadline=None, max_examples=25)
     ],
 )
 def test_numbers_of_any_type(array: pa.Array) -> None:
-    np.testing.assert_array_equal(numbers(array, "x"), [1.0, np.nan, 3.0])
+    np.testing.assert_array_equal(cast_numbers(array, "x"), [1.0, np.nan, 3.0])
 
 
 def test_booleans_and_nulls_are_numbers_too() -> None:
-    np.testing.assert_array_equal(numbers(pa.array([True, False, None]), "x"), [1.0, 0.0, np.nan])
-    np.testing.assert_array_equal(numbers(pa.nulls(2), "x"), [np.nan, np.nan])
-    assert numbers(pa.chunked_array([], pa.int64()), "x").tolist() == []
+    np.testing.assert_array_equal(cast_numbers(pa.array([True, False, None]), "x"), [1.0, 0.0, np.nan])
+    np.testing.assert_array_equal(cast_numbers(pa.nulls(2), "x"), [np.nan, np.nan])
+    assert cast_numbers(pa.chunked_array([], pa.int64()), "x").tolist() == []
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_booleans_and_nulls_are_numbers_too() -> None:
 )
 def test_what_is_no_number(array: pa.Array, says: str) -> None:
     with pytest.raises(DataError, match=says):
-        numbers(array, "x")
+        cast_numbers(array, "x")
 
 
 # ---- dense -------------------------------------------------------------------------------------------------------
@@ -83,12 +83,12 @@ def test_what_is_no_number(array: pa.Array, says: str) -> None:
 
 def test_dense() -> None:
     values = pa.array([-3.0, None, 0.0, math.e - 1])
-    raw = DenseEncoder("raw", 0.0, 1.0, 5.0).encode(values, "x")
+    raw = NumericEncoder("raw", 0.0, 1.0, 5.0).encode(values, "x")
     assert raw.dtype == np.float32
     np.testing.assert_allclose(raw, [-3, 5, 0, math.e - 1], rtol=1e-7)
-    log = DenseEncoder("log", 0.0, 1.0, 0.0).encode(values, "x")
+    log = NumericEncoder("log", 0.0, 1.0, 0.0).encode(values, "x")
     np.testing.assert_allclose(log, [-math.log(4), 0, 0, 1], rtol=1e-7)
-    scaled = DenseEncoder("standard", 2.0, 4.0, -2.0).encode(values, "x")
+    scaled = NumericEncoder("standard", 2.0, 4.0, -2.0).encode(values, "x")
     np.testing.assert_allclose(scaled, [-1.25, -1, -0.5, (math.e - 3) / 4], rtol=1e-6)
 
 
@@ -96,7 +96,7 @@ def test_dense() -> None:
 
 
 def test_buckets_own_their_lower_edge() -> None:
-    encoder = BucketEncoder((0.0, 10.0, 20.5))
+    encoder = BucketizedEncoder((0.0, 10.0, 20.5))
     ids = encoder.encode(pa.array([-1e300, -0.1, 0.0, 9.99, 10.0, 20.5, 1e300, None]), "x")
     assert ids.tolist() == [2, 2, 3, 3, 4, 5, 5, 0]
     assert ids.dtype == np.int32
@@ -106,14 +106,14 @@ def test_buckets_own_their_lower_edge() -> None:
 def test_log_square_by_hand() -> None:
     # floor(ln(v)^2) for v > 2, else v - 2 rounded down: ln(3)^2 = 1.2, ln(100)^2 = 21.2, ln(1e308)^2 = 502959
     values = np.array([2.0, 2.0001, 3, 8, 100, 1e308, 1, 0, -1, -1.5, 1.5])
-    assert log_square(values).tolist() == [0, 0, 1, 4, 21, 502959, -1, -2, -3, -4, -1]
+    assert compute_log_square(values).tolist() == [0, 0, 1, 4, 21, 502959, -1, -2, -3, -4, -1]
 
 
 @quick
 @given(st.lists(st.floats(-1e15, 1e15), min_size=1, max_size=20))
 def test_log_square_is_the_formula(values: list[float]) -> None:
     expected = [float(math.floor(math.log(v) ** 2)) if v > 2 else float(math.floor(v - 2)) for v in values]
-    assert log_square(np.array(values)).tolist() == expected
+    assert compute_log_square(np.array(values)).tolist() == expected
 
 
 def test_log_square_ids_stay_inside_the_table() -> None:
@@ -167,7 +167,7 @@ def test_the_hash_never_changes() -> None:
 
 def test_the_hash_is_the_same_in_another_process() -> None:
     code = (
-        "import pyarrow as pa; from longrec.features.encode import HashEncoder; "
+        "import pyarrow as pa; from longrec.features.feature_encoders import HashEncoder; "
         "e = HashEncoder(1000, 3); print(e.encode(pa.array(['a', 'é', None]), 'x').tolist(), "
         "e.encode(pa.array([0, 1, None, -1]), 'x').tolist())"
     )
@@ -209,17 +209,17 @@ def test_parts_of_a_moment_before_and_after_1970(moment: datetime, offset: float
     local = moment + timedelta(hours=offset)
     expected = {"hour": local.hour, "weekday": local.weekday(), "hour_of_week": local.weekday() * 24 + local.hour}
     for part, value in expected.items():
-        encoder = TimeEncoder(part, offset)  # type: ignore[arg-type]
+        encoder = CalendarEncoder(part, offset)  # type: ignore[arg-type]
         assert encoder.encode_times(ms).tolist() == [value + 2]
         assert value + 2 < encoder.rows
 
 
 def test_times_by_hand() -> None:
     times = np.array([0, -1, 3_600_000], np.int64)  # Thursday midnight, the millisecond before, one hour later
-    assert TimeEncoder("hour", 0.0).encode_times(times).tolist() == [2, 25, 3]
-    assert TimeEncoder("weekday", 0.0).encode_times(times).tolist() == [5, 4, 5]
-    assert TimeEncoder("hour", -1.0).encode_times(times).tolist() == [25, 24, 2]
-    assert TimeEncoder("hour_of_week", 0.0).rows == 170
+    assert CalendarEncoder("hour", 0.0).encode_times(times).tolist() == [2, 25, 3]
+    assert CalendarEncoder("weekday", 0.0).encode_times(times).tolist() == [5, 4, 5]
+    assert CalendarEncoder("hour", -1.0).encode_times(times).tolist() == [25, 24, 2]
+    assert CalendarEncoder("hour_of_week", 0.0).rows == 170
 
 
 # ---- lists -------------------------------------------------------------------------------------------------------
@@ -274,12 +274,12 @@ def test_what_is_no_list() -> None:
 @pytest.mark.parametrize(
     "encoder",
     [
-        DenseEncoder("standard", 1.5, 2.5, -1.0),
-        BucketEncoder((1.0, 2.5)),
+        NumericEncoder("standard", 1.5, 2.5, -1.0),
+        BucketizedEncoder((1.0, 2.5)),
         LogSquareEncoder(-3, 9),
-        TimeEncoder("weekday", 5.5),
+        CalendarEncoder("weekday", 5.5),
         HashEncoder(100, 42),
     ],
 )
-def test_an_encoder_survives_its_state(encoder: encode.Encoder) -> None:
-    assert from_state(to_state(encoder), None) == encoder
+def test_an_encoder_survives_its_state(encoder: feature_encoders.Encoder) -> None:
+    assert load_encoder(dump_encoder(encoder), None) == encoder

@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.features.encode import FIRST, MISSING
+from longrec.features.feature_encoders import FIRST, MISSING
 from longrec.features.fields import SESSION_RECENCY, SESSION_RECENCY_ROWS, TIME_GAP, TIME_GAP_ROWS, TIME_SINCE_PREVIOUS
 
 
-def computed(
+def compute_column(
     column: str,
     now: NDArray[np.int64],
     times: NDArray[np.int64],
@@ -31,39 +31,39 @@ def computed(
         session_gap: the longest time between two events of one session.
     """
     if column == TIME_GAP:
-        return time_gaps(now, times, per_second)
+        return compute_time_gaps(now, times, per_second)
     if column == TIME_SINCE_PREVIOUS:
-        return time_since_previous(times, offsets, per_second)
+        return compute_time_since_previous(times, offsets, per_second)
     assert column == SESSION_RECENCY
-    return session_recency(times, offsets, session_gap)
+    return compute_session_recency(times, offsets, session_gap)
 
 
-def time_gaps(now: NDArray[np.int64], then: NDArray[np.int64], per_second: int = 1_000) -> NDArray[np.int32]:
+def compute_time_gaps(now: NDArray[np.int64], then: NDArray[np.int64], per_second: int = 1_000) -> NDArray[np.int32]:
     """Ids of the time between events and impressions: 2 + floor(log2(1 + seconds)), at most 40 buckets.
 
     Args:
         per_second: how many units of time make a second (1 for logs in steps).
     """
-    return _buckets(np.maximum(now - then, 0) // per_second)
+    return _bucketize(np.maximum(now - then, 0) // per_second)
 
 
-def time_since_previous(
+def compute_time_since_previous(
     times: NDArray[np.int64], offsets: NDArray[np.int64], per_second: int = 1_000
 ) -> NDArray[np.int32]:
-    """Ids of the time since the event before in the same history, in the buckets of ``time_gaps``; 0 (missing) for the
-    first event of a history.
+    """Ids of the time since the event before in the same history, in the buckets of ``compute_time_gaps``; 0
+    (missing) for the first event of a history.
 
     >>> time_since_previous(np.array([0, 0, 7_000, 9_000]), np.array([0, 3, 4])).tolist()
     [0, 2, 5, 0]
     """
     gaps = np.zeros(len(times), np.int64)
     gaps[1:] = np.maximum(np.diff(times), 0)  # it falls where another row begins
-    ids = _buckets(gaps // per_second)
-    ids[_starts(offsets)] = MISSING
+    ids = _bucketize(gaps // per_second)
+    ids[_find_row_starts(offsets)] = MISSING
     return ids
 
 
-def session_recency(times: NDArray[np.int64], offsets: NDArray[np.int64], gap: int) -> NDArray[np.int32]:
+def compute_session_recency(times: NDArray[np.int64], offsets: NDArray[np.int64], gap: int) -> NDArray[np.int32]:
     """Ids of how many sessions lie between an event and the newest of its history: 2 in the newest session, at most 65.
 
     A session ends where more than ``gap`` passes until the next event.
@@ -73,18 +73,18 @@ def session_recency(times: NDArray[np.int64], offsets: NDArray[np.int64], gap: i
     """
     new = np.zeros(len(times), np.int64)
     new[1:] = np.diff(times) > gap
-    new[_starts(offsets)] = 1
+    new[_find_row_starts(offsets)] = 1
     number = np.cumsum(new)  # of the session of each event, over all rows
     lengths = np.diff(offsets)
     newest = np.repeat(number[offsets[1:][lengths > 0] - 1], lengths[lengths > 0])
     return np.minimum(newest - number + FIRST, SESSION_RECENCY_ROWS - 1).astype(np.int32)
 
 
-def _buckets(seconds: NDArray[np.int64]) -> NDArray[np.int32]:
+def _bucketize(seconds: NDArray[np.int64]) -> NDArray[np.int32]:
     buckets = np.floor(np.log2(1.0 + seconds)).astype(np.int32)
     return np.minimum(buckets, TIME_GAP_ROWS - FIRST - 1) + np.int32(FIRST)
 
 
-def _starts(offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+def _find_row_starts(offsets: NDArray[np.int64]) -> NDArray[np.int64]:
     """The first positions of the rows that have any."""
     return offsets[:-1][np.diff(offsets) > 0]

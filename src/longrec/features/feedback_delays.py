@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from longrec.features.feature import Feature
 
 
-def delay_faults(
+def find_delay_faults(
     feedback: Mapping[str, tuple[str, Feature]], label: str, label_delay: str, delay: Callable[[str], int]
 ) -> list[str]:
     """The faults of a schema's delays.
@@ -29,25 +29,26 @@ def delay_faults(
             and delay(feature.available_after or label_delay) != delay(before.available_after or label_delay)
         ):
             faults.append(
-                f"{what}, known {_words(feature)}, and features.{other} says that it is known {_words(before)}; "
+                f"{what}, known {_describe_delay(feature)}, and features.{other} says that it is known "
+                f"{_describe_delay(before)}; "
                 "expected one answer for one column; give both the same"
             )
         elif column != label:
             continue
         elif feature.available_at is not None and delay(label_delay):
             faults.append(
-                f"{what}, the label, known {_words(feature)}, and label_delay says {label_delay}; expected "
+                f"{what}, the label, known {_describe_delay(feature)}, and label_delay says {label_delay}; expected "
                 "one of the two; leave label_delay out, and give other feedback a available_after of its own"
             )
         elif feature.available_at is None and delay(feature.available_after or label_delay) < delay(label_delay):
             faults.append(
-                f"{what}, the label, {_words(feature)}, which leaks the answer: label_delay says "
+                f"{what}, the label, {_describe_delay(feature)}, which leaks the answer: label_delay says "
                 f"{label_delay}; expected that or longer; leave available_after out"
             )
     return faults
 
 
-def _words(feature: Feature) -> str:
+def _describe_delay(feature: Feature) -> str:
     if feature.available_at is not None:
         return f"at the timestamp in {feature.available_at!r}"
     return f"after {feature.available_after or 'label_delay'}"

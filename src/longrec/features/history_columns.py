@@ -12,39 +12,39 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from longrec.errors import DataError
-from longrec.features.encode import Lists, numbers
+from longrec.features.computed_columns import compute_column
+from longrec.features.entity_table import EntityTable
+from longrec.features.feature_encoders import Lists, cast_numbers
 from longrec.features.fields import COMPUTED
-from longrec.features.fitted import FittedSchema
-from longrec.features.moments import computed
+from longrec.features.fitted_schema import FittedSchema
 from longrec.features.schema import Condition
-from longrec.features.table import EntityTable
-from longrec.features.vocabulary import one_column
+from longrec.features.vocabulary import build_array
 
 NEVER = np.iinfo(np.int64).max
 """A feedback value that never became known."""
 
 
 @dataclass(frozen=True)
-class Past:
+class HistoryEvents:
     """Past events, N positions, any number of users.
 
     Attributes:
         times: int64 ``[N]`` moment of each event.
         items: rows of the item table ``[N]``.
         values: encoded event features by name ``[N]``.
-        known: int64 moments ``[N]`` at which a feedback feature with ``available_at`` became known.
+        available_at: int64 moments ``[N]`` at which a feedback feature with ``available_at`` became known.
         offsets: int64 ``[B + 1]``, whose events are whose; None where all are of one history.
     """
 
     times: NDArray[np.int64]
     items: NDArray[Any]
     values: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    known: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    available_at: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     offsets: NDArray[np.int64] | None = None
 
 
-def history_columns(
-    fitted: FittedSchema, name: str, items: EntityTable, past: Past, now: NDArray[np.int64]
+def build_history_columns(
+    fitted: FittedSchema, name: str, items: EntityTable, past: HistoryEvents, now: NDArray[np.int64]
 ) -> dict[str, NDArray[Any] | Lists]:
     """Columns of history ``name`` as known strictly before ``now``.
 
@@ -64,7 +64,7 @@ def history_columns(
     for column in history.features:
         if column in COMPUTED:
             offsets = np.array([0, len(past.times)]) if past.offsets is None else past.offsets
-            columns[column] = computed(
+            columns[column] = compute_column(
                 column, now, past.times, offsets, schema.per_second, schema.delay(history.session_gap)
             )
         elif schema.side(column) == "item":
@@ -72,15 +72,19 @@ def history_columns(
         else:
             values = past.values[column]
             if schema.features[column].feedback:
-                since = past.known[column] if column in past.known else past.times + schema.available_after(column)
+                since = (
+                    past.available_at[column]
+                    if column in past.available_at
+                    else past.times + schema.available_after(column)
+                )
                 known = since < now
                 if not known.all():
-                    values = np.where(known, values, fitted.not_yet(column))
+                    values = np.where(known, values, fitted.get_not_yet_id(column))
             columns[column] = values
     return columns
 
 
-def event_columns(fitted: FittedSchema) -> list[str]:
+def list_event_columns(fitted: FittedSchema) -> list[str]:
     """Features of the row that some history reads: what a store must keep of an event besides its item and time."""
     schema = fitted.schema
     own = [history for history in schema.histories.values() if history.source is None]
@@ -88,7 +92,7 @@ def event_columns(fitted: FittedSchema) -> list[str]:
     return [name for name in schema.features if name in used and schema.in_row(name)]
 
 
-def filter_delay(fitted: FittedSchema, name: str) -> int:
+def compute_filter_delay(fitted: FittedSchema, name: str) -> int:
     """How long after an event history ``name`` may count it: a filter on feedback waits until it is known."""
     schema = fitted.schema
     delays = [0]
@@ -103,21 +107,21 @@ def filter_delay(fitted: FittedSchema, name: str) -> int:
     return max(delays)
 
 
-def holds(condition: Condition, array: pa.Array, where: str) -> NDArray[np.bool_]:
+def match_condition(condition: Condition, array: pa.Array, where: str) -> NDArray[np.bool_]:
     """Which values of a raw column meet a condition; null never does.
 
     Raises:
         DataError: a condition that values of this type cannot meet, with the place ``where`` in the message.
     """
     if condition.at_least is not None:
-        return numbers(array, where) >= condition.at_least
+        return cast_numbers(array, where) >= condition.at_least
     wanted = [condition.equals] if condition.among is None else list(condition.among)
     if pa.types.is_null(array.type):
         return np.zeros(len(array), bool)
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
     try:
-        values = one_column(wanted, where).cast(array.type)
+        values = build_array(wanted, where).cast(array.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise DataError(
             where,

@@ -13,16 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrec.errors import DataError
-from longrec.features import fit as fit_module
-from longrec.features.encode import BucketEncoder, DenseEncoder, HashEncoder, IdEncoder, LogSquareEncoder, TimeEncoder
-from longrec.features.fit import Fitter
+from longrec.features import encoder_fitter as fit_module
+from longrec.features.encoder_fitter import EncoderFitter
+from longrec.features.feature_encoders import (
+    BucketizedEncoder,
+    CalendarEncoder,
+    HashEncoder,
+    IdEncoder,
+    LogSquareEncoder,
+    NumericEncoder,
+)
 from longrec.features.schema import Feature
 
 quick = settings(deadline=None, max_examples=25)
 
 
 def fit(feature: dict[str, Any], *chunks: tuple[list[Any], list[int]], kind: pa.DataType | None = None) -> Any:
-    fitter = Fitter("x", Feature.model_validate(feature))
+    fitter = EncoderFitter("x", Feature.model_validate(feature))
     for values, counts in chunks:
         fitter.add(pa.array(values, kind), np.array(counts, np.int64), "x")
     return fitter.finish()
@@ -80,8 +87,8 @@ def test_hashing_keeps_whole_numbers_and_text_apart() -> None:
 
 def test_a_given_vocabulary_keeps_its_order_and_looks_at_no_data() -> None:
     feature = Feature.model_validate({"kind": "id", "vocab": ["b", "a"]})
-    assert not Fitter("x", feature).needs_data()
-    assert Fitter("x", feature).finish().encode(pa.array(["a", "b", "c", None]), "x").tolist() == [3, 2, 1, 0]
+    assert not EncoderFitter("x", feature).needs_data()
+    assert EncoderFitter("x", feature).finish().encode(pa.array(["a", "b", "c", None]), "x").tolist() == [3, 2, 1, 0]
 
 
 def test_a_vocabulary_from_a_file(tmp_path: Path) -> None:
@@ -119,8 +126,8 @@ def test_a_vocabulary_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_raw_and_log_learn_nothing() -> None:
-    assert not Fitter("x", Feature.model_validate({"kind": "numeric", "scale": "log"})).needs_data()
-    assert fit({"kind": "numeric", "missing": 3}) == DenseEncoder("raw", 0.0, 1.0, 3.0)
+    assert not EncoderFitter("x", Feature.model_validate({"kind": "numeric", "scale": "log"})).needs_data()
+    assert fit({"kind": "numeric", "missing": 3}) == NumericEncoder("raw", 0.0, 1.0, 3.0)
 
 
 def test_minmax() -> None:
@@ -139,7 +146,7 @@ def test_standard() -> None:
 def test_a_constant_is_not_divided_by_zero(scale: str) -> None:
     encoder = fit({"kind": "numeric", "scale": scale}, ([0.1] * 7, [1] * 7))
     assert encoder.encode(pa.array([0.1]), "x")[0] == pytest.approx(0, abs=1e-6)
-    assert fit({"kind": "numeric", "scale": scale}, ([1.0], [0])) == DenseEncoder(scale, 0.0, 1.0, 0.0)  # type: ignore[arg-type]
+    assert fit({"kind": "numeric", "scale": scale}, ([1.0], [0])) == NumericEncoder(scale, 0.0, 1.0, 0.0)  # type: ignore[arg-type]
 
 
 @quick
@@ -155,13 +162,13 @@ def test_standard_equals_numpy_however_far_from_zero(events: list[tuple[float, i
 
 def test_quantiles_by_hand() -> None:
     encoder = fit({"kind": "bucketized", "quantiles": 4}, (list(range(8)), [1] * 8), ([1000, None], [0, 1]))
-    assert encoder == BucketEncoder((2.0, 4.0, 6.0))
+    assert encoder == BucketizedEncoder((2.0, 4.0, 6.0))
     assert np.bincount(encoder.encode(pa.array(list(range(8))), "x"))[2:].tolist() == [2, 2, 2, 2]
 
 
 def test_quantiles_weigh_events_and_merge_equal_edges() -> None:
-    assert fit({"kind": "bucketized", "quantiles": 2}, ([1, 2, 3], [1, 1, 8])) == BucketEncoder((3.0,))
-    assert fit({"kind": "bucketized", "quantiles": 5}, ([4, 4, 4], [1, 1, 1])) == BucketEncoder((4.0,))
+    assert fit({"kind": "bucketized", "quantiles": 2}, ([1, 2, 3], [1, 1, 8])) == BucketizedEncoder((3.0,))
+    assert fit({"kind": "bucketized", "quantiles": 5}, ([4, 4, 4], [1, 1, 1])) == BucketizedEncoder((4.0,))
 
 
 def test_quantiles_of_more_values_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,4 +198,4 @@ def test_buckets_need_a_number_to_learn_from(feature: dict[str, Any]) -> None:
 
 def test_a_time_part_needs_no_data() -> None:
     encoder = fit({"kind": "calendar", "component": "weekday", "utc_offset": 2})
-    assert encoder == TimeEncoder("weekday", 2.0)
+    assert encoder == CalendarEncoder("weekday", 2.0)

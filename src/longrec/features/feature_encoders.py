@@ -16,14 +16,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from longrec.errors import DataError
-from longrec.features.vocabulary import Keys, as_keys
+from longrec.features.vocabulary import Keys, cast_keys
 
 MISSING, UNSEEN, FIRST = 0, 1, 2
 
-Numbers: TypeAlias = NDArray[Any]
 
-
-def numbers(array: pa.Array | pa.ChunkedArray, where: str) -> NDArray[np.float64]:
+def cast_numbers(array: pa.Array | pa.ChunkedArray, where: str) -> NDArray[np.float64]:
     """A numeric column as float64, null as NaN.
 
     Raises:
@@ -36,7 +34,7 @@ def numbers(array: pa.Array | pa.ChunkedArray, where: str) -> NDArray[np.float64
     kind = array.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         raise DataError(
-            where, f"text, for example {_example(array)!r}", "numbers", "clean the column, or declare it kind id"
+            where, f"text, for example {_find_example(array)!r}", "numbers", "clean the column, or declare it kind id"
         )
     if not (
         pa.types.is_integer(kind)
@@ -54,7 +52,7 @@ def numbers(array: pa.Array | pa.ChunkedArray, where: str) -> NDArray[np.float64
     return values
 
 
-def _example(array: pa.Array) -> Any:
+def _find_example(array: pa.Array) -> Any:
     for value in array.drop_null()[:10_000].to_pylist():
         try:
             float(value)
@@ -64,7 +62,7 @@ def _example(array: pa.Array) -> Any:
 
 
 @dataclass(frozen=True)
-class DenseEncoder:
+class NumericEncoder:
     """A number, scaled: ``(transform(v) - shift) / spread``; null becomes ``missing`` before scaling.
 
     ``log`` is sign(v) * ln(1 + |v|).
@@ -79,14 +77,14 @@ class DenseEncoder:
 
     def encode(self, array: pa.Array, where: str) -> NDArray[np.float32]:
         """float32 ``[n]``."""
-        values = np.nan_to_num(numbers(array, where), nan=self.missing)
+        values = np.nan_to_num(cast_numbers(array, where), nan=self.missing)
         if self.scale == "log":
             values = np.sign(values) * np.log1p(np.abs(values))
         return ((values - self.shift) / self.spread).astype(np.float32)
 
 
 @dataclass(frozen=True)
-class NumbersEncoder:
+class NumericListEncoder:
     """Several numbers a row, always as many: a list column, or text split at ``separator``.
 
     A null row is all ``missing``, and so is a null or empty place of a row.
@@ -109,7 +107,7 @@ class NumbersEncoder:
             array = array.cast(array.type.value_type)
         flat, offsets = flatten(array, self.separator, where, empty=True)
         lengths = np.diff(offsets)
-        none = _null(array)
+        none = _mask_nulls(array)
         if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
             none = pc.fill_null(pc.equal(array, ""), True).to_numpy(zero_copy_only=False)
         odd = np.flatnonzero((lengths != self.width) & ~none)
@@ -118,31 +116,33 @@ class NumbersEncoder:
             found = f"{lengths[row]} numbers in row {row}: {str(array[row].as_py())[:80]}"
             raise DataError(where, found, f"{self.width} in every row, as width says", "mend the row, or correct width")
         values = np.full((len(array), self.width), self.missing)
-        values[~none] = np.nan_to_num(parsed(flat, where)[np.repeat(~none, lengths)], nan=self.missing).reshape(
+        values[~none] = np.nan_to_num(parse_numbers(flat, where)[np.repeat(~none, lengths)], nan=self.missing).reshape(
             -1, self.width
         )
-        encoded: NDArray[Any] = DenseEncoder(self.scale, 0.0, 1.0, self.missing).encode(pa.array(values.ravel()), where)
+        encoded: NDArray[Any] = NumericEncoder(self.scale, 0.0, 1.0, self.missing).encode(
+            pa.array(values.ravel()), where
+        )
         return encoded.reshape(-1, self.width)
 
 
-def parsed(array: pa.Array, where: str) -> NDArray[np.float64]:
+def parse_numbers(array: pa.Array, where: str) -> NDArray[np.float64]:
     """Numbers, or text of numbers, as float64; null and empty text as NaN.
 
     Raises:
         DataError: text that is no number, with the first such.
     """
     if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
-        return numbers(array, where)
+        return cast_numbers(array, where)
     text = pc.utf8_trim_whitespace(array)
     text = pc.if_else(pc.equal(text, ""), pa.scalar(None, text.type), text)
     try:
-        return numbers(text.cast(pa.float64()), where)
+        return cast_numbers(text.cast(pa.float64()), where)
     except pa.ArrowInvalid:
-        raise DataError(where, f"text, for example {_example(text)!r}", "numbers") from None
+        raise DataError(where, f"text, for example {_find_example(text)!r}", "numbers") from None
 
 
 @dataclass(frozen=True)
-class BucketEncoder:
+class BucketizedEncoder:
     """A number, cut at rising edges: bucket k holds ``edges[k - 1] <= v < edges[k]``."""
 
     kind: ClassVar[str] = "bucket"
@@ -155,12 +155,12 @@ class BucketEncoder:
 
     def encode(self, array: pa.Array, where: str) -> NDArray[np.int32]:
         """int32 ids ``[n]``."""
-        values = numbers(array, where)
+        values = cast_numbers(array, where)
         ids = np.searchsorted(np.asarray(self.edges), values, side="right") + FIRST
         return np.where(np.isnan(values), MISSING, ids).astype(np.int32)
 
 
-def log_square(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def compute_log_square(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The discretisation of the Criteo contest: floor(ln(v)^2) for v > 2, else v - 2 (rounded down).
 
     >>> log_square(np.array([100.0, 2.0, 0.0])).tolist()
@@ -173,7 +173,7 @@ def log_square(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class LogSquareEncoder:
-    """A count, cut by ``log_square``; values beyond those of the training window fall into the end buckets."""
+    """A count, cut by ``compute_log_square``; values beyond those of the training window fall into the end buckets."""
 
     kind: ClassVar[str] = "log_square"
     low: int
@@ -186,14 +186,14 @@ class LogSquareEncoder:
 
     def encode(self, array: pa.Array, where: str) -> NDArray[np.int32]:
         """int32 ids ``[n]``."""
-        values = numbers(array, where)
+        values = cast_numbers(array, where)
         missing = np.isnan(values)
-        cut = np.clip(log_square(np.where(missing, 0.0, values)), self.low, self.high) - self.low + FIRST
+        cut = np.clip(compute_log_square(np.where(missing, 0.0, values)), self.low, self.high) - self.low + FIRST
         return np.where(missing, MISSING, cut).astype(np.int32)
 
 
 @dataclass(frozen=True)
-class TimeEncoder:
+class CalendarEncoder:
     """A part of the calendar of a moment in milliseconds UTC, at a fixed offset from UTC."""
 
     kind: ClassVar[str] = "time"
@@ -228,7 +228,7 @@ class IdEncoder:
 
     def encode(self, array: pa.Array, where: str) -> NDArray[np.int32]:
         """int32 ids ``[n]``."""
-        return np.where(_null(array), MISSING, np.maximum(self.keys.index(array, where) + FIRST, UNSEEN)).astype(
+        return np.where(_mask_nulls(array), MISSING, np.maximum(self.keys.index(array, where) + FIRST, UNSEEN)).astype(
             np.int32
         )
 
@@ -256,7 +256,7 @@ class HashEncoder:
 
     def encode(self, array: pa.Array, where: str) -> NDArray[np.int32]:
         """int32 ids ``[n]``."""
-        keys = as_keys(array, where)
+        keys = cast_keys(array, where)
         if self.numeric is not None and pa.types.is_integer(keys.type) != self.numeric and keys.null_count < len(keys):
             found, expected = ("text", "integers") if self.numeric else ("integers", "text")
             example = keys.drop_null()[0].as_py()
@@ -265,7 +265,7 @@ class HashEncoder:
             )
         hashed = hash_keys(keys)
         ids = (hashed % np.uint64(self.buckets)).astype(np.int64) + FIRST
-        return np.where(_null(array), MISSING, ids).astype(np.int32)
+        return np.where(_mask_nulls(array), MISSING, ids).astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -310,38 +310,46 @@ def hash_keys(keys: pa.Array) -> NDArray[np.uint64]:
     return table[coded.indices.to_numpy(zero_copy_only=False)] if len(table) else np.zeros(len(keys), np.uint64)
 
 
-def _null(array: pa.Array) -> NDArray[np.bool_]:
+def _mask_nulls(array: pa.Array) -> NDArray[np.bool_]:
     return array.is_null().to_numpy(zero_copy_only=False)
 
 
 Encoder: TypeAlias = (
-    DenseEncoder
-    | NumbersEncoder
-    | BucketEncoder
+    NumericEncoder
+    | NumericListEncoder
+    | BucketizedEncoder
     | LogSquareEncoder
-    | TimeEncoder
+    | CalendarEncoder
     | IdEncoder
     | HashEncoder
     | CrossEncoder
 )
-_PLAIN: dict[str, Any] = {
+_CLASSES: dict[str, Any] = {
     cls.kind: cls
-    for cls in (DenseEncoder, NumbersEncoder, BucketEncoder, LogSquareEncoder, TimeEncoder, HashEncoder, CrossEncoder)
+    for cls in (
+        NumericEncoder,
+        NumericListEncoder,
+        BucketizedEncoder,
+        LogSquareEncoder,
+        CalendarEncoder,
+        HashEncoder,
+        CrossEncoder,
+    )
 }
 
 
-def to_state(encoder: Encoder) -> dict[str, Any]:
+def dump_encoder(encoder: Encoder) -> dict[str, Any]:
     """What JSON keeps of an encoder; a vocabulary's keys are kept beside it, as Parquet."""
     return {"kind": encoder.kind, **({} if isinstance(encoder, IdEncoder) else asdict(encoder))}
 
 
-def from_state(state: dict[str, Any], keys: Keys | None) -> Encoder:
+def load_encoder(state: dict[str, Any], keys: Keys | None) -> Encoder:
     """The encoder of a state; ``keys`` for a vocabulary."""
     content = {key: tuple(value) if isinstance(value, list) else value for key, value in state.items() if key != "kind"}
     if state["kind"] == "id":
         assert keys is not None
         return IdEncoder(keys)
-    encoder: Encoder = _PLAIN[state["kind"]](**content)
+    encoder: Encoder = _CLASSES[state["kind"]](**content)
     return encoder
 
 
@@ -374,19 +382,19 @@ def flatten(
         if separator is None:
             raise DataError(where, "text", "a list column", "or give the separator that stands between the values")
         array = pc.split_pattern(pc.fill_null(array, ""), separator)
-        values, offsets = _flat(array)
+        values, offsets = _flatten_list(array)
         if empty:
             return values, offsets
         keep = pc.not_equal(values, "")
         kept = np.concatenate([[0], np.cumsum(keep.to_numpy(zero_copy_only=False))])
         return values.filter(keep), kept[offsets].astype(np.int64)
     if pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
-        return _flat(array.cast(pa.large_list(array.type.value_type)))
+        return _flatten_list(array.cast(pa.large_list(array.type.value_type)))
     if pa.types.is_null(array.type):
         return pa.array([], pa.int64()), np.zeros(len(array) + 1, np.int64)
     raise DataError(where, f"values of type {array.type}", "a list column, or text with a separator")
 
 
-def _flat(array: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
+def _flatten_list(array: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
     return array.flatten(), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import ConfigError, nearest
-from longrec.features.encode import FIRST, UNSEEN
+from longrec.features.feature_encoders import FIRST, UNSEEN
 from longrec.features.fields import TIME_GAP, TIME_GAP_ROWS, TOKEN, VERSION, Field
 
 
@@ -60,7 +60,7 @@ class TokenSpec:
     def _field(self, history: str, column: str) -> Field:
         if column == TIME_GAP:
             return Field(TIME_GAP, "id", TIME_GAP_ROWS)
-        name = token_field(history, column)
+        name = format_token_field(history, column)
         if column == TOKEN:
             return Field(name, "embedding", 0, width=self.width, slots=self.slots)
         if column == VERSION:
@@ -68,7 +68,7 @@ class TokenSpec:
         return Field(name, "id", self.sides[column] + 1, feedback=True)
 
 
-def token_field(history: str, column: str) -> str:
+def format_token_field(history: str, column: str) -> str:
     """The name of a token column as a field: tables of two stores are never shared.
 
     >>> token_field("tokens", "label"), token_field("tokens", "time_gap")
@@ -77,7 +77,7 @@ def token_field(history: str, column: str) -> str:
     return column if column == TIME_GAP else f"{history}.{column}"
 
 
-class PastTokens(Protocol):
+class TokenArrays(Protocol):
     """Tokens of several users, end to end, oldest first within a user; see ``store.token_info.Tokens``."""
 
     @property
@@ -109,11 +109,11 @@ class PastTokens(Protocol):
         """int64 ``[N]``: when each side value became known."""
 
 
-def token_columns(
+def build_token_columns(
     spec: TokenSpec,
     history: str,
     of: Sequence[str],
-    past: PastTokens,
+    past: TokenArrays,
     moments: NDArray[np.int64],
     gaps: Any,
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
@@ -152,17 +152,17 @@ def token_columns(
         else:
             values = np.where(past.available_at[column] < now, past.sides[column], spec.sides[column]).astype(np.int32)
             values = kept(values)
-        columns[token_field(history, column)] = values
+        columns[format_token_field(history, column)] = values
     return columns, offsets
 
 
-def instance_ids(
+def compute_instance_ids(
     users: NDArray[np.int64], items: NDArray[np.int64], times: NDArray[np.int64], seen: bool = True
 ) -> NDArray[np.int64]:
     """The id of each instance: 63 bits of a hash of who, what and when, the same offline and online.
 
     Args:
-        users, items: key numbers ``[n]`` (``vocabulary.key_numbers``).
+        users, items: key numbers ``[n]`` (``vocabulary.compute_key_numbers``).
         times: moments ``[n]``.
         seen: tell apart instances that agree in all three by counting them, in the order given.
     """

@@ -8,10 +8,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from longrec.errors import DataError
-from longrec.features import encode
-from longrec.features.given_vocabulary import given_vocabulary
+from longrec.features import feature_encoders
+from longrec.features.configured_vocabulary import read_vocabulary
 from longrec.features.schema import Feature
-from longrec.features.vocabulary import Keys, as_keys
+from longrec.features.vocabulary import Keys, cast_keys
 
 _SAMPLE = 1_000_000
 """Quantiles are exact up to so many values, and taken from every k-th value above."""
@@ -19,7 +19,7 @@ _WIDEST = 100_000
 """Log-square keeps every whole number below 2 as a bucket of its own: meant for counts, not for amounts."""
 
 
-class Fitter:
+class EncoderFitter:
     """Collects what a feature needs to know of the training window, chunk by chunk.
 
     ``add(values, counts)`` takes a column and how many training events stand behind each value
@@ -47,7 +47,7 @@ class Fitter:
             return f.vocab is None
         return f.quantiles is not None or f.log_square or (f.form == "numeric" and f.scale in ("minmax", "standard"))
 
-    def add_parts(self, numeric: tuple[bool | None, ...]) -> None:
+    def add_column_types(self, numeric: tuple[bool | None, ...]) -> None:
         """Of each column of a cross whether a chunk holds integers there, or nothing."""
         known = self._numeric or (None,) * len(numeric)
         self._numeric = tuple(new if old is None else old for old, new in zip(known, numeric))
@@ -56,9 +56,9 @@ class Fitter:
         """Look at one chunk."""
         keep = counts > 0
         if self.feature.form in ("id", "multi_id"):
-            self._add_keys(as_keys(array, where), counts, keep, where)
+            self._add_keys(cast_keys(array, where), counts, keep, where)
             return
-        values = encode.numbers(array, where)
+        values = feature_encoders.cast_numbers(array, where)
         keep &= ~np.isnan(values)
         values, counts = values[keep], counts[keep]
         if not len(values):
@@ -91,20 +91,20 @@ class Fitter:
         table = pa.concat_tables(self._counts).rename_columns(["value", "n"])
         return table.group_by("value").aggregate([("n", "sum")])
 
-    def finish(self) -> encode.Encoder:
+    def finish(self) -> feature_encoders.Encoder:
         """The fitted encoder."""
         f = self.feature
         if f.kind == "calendar":
-            return encode.TimeEncoder(f.component, f.utc_offset)
+            return feature_encoders.CalendarEncoder(f.component, f.utc_offset)
         if f.width is not None:
             assert f.scale in ("raw", "log")
-            return encode.NumbersEncoder(f.scale, f.missing, f.width, f.separator)
+            return feature_encoders.NumericListEncoder(f.scale, f.missing, f.width, f.separator)
         if f.form == "numeric":
             return self._dense()
         if f.form == "bucketized":
             return self._bucket()
         if f.vocab is not None:
-            return encode.IdEncoder(Keys(given_vocabulary(f.vocab, self.name, self.integers)))
+            return feature_encoders.IdEncoder(Keys(read_vocabulary(f.vocab, self.name, self.integers)))
         counted = (
             self._merged()
             if self._counts
@@ -113,14 +113,14 @@ class Fitter:
         if f.kind == "cross":
             assert f.hash is not None
             assert f.features is not None
-            return encode.CrossEncoder(f.hash, len(counted), self._numeric or (None,) * len(f.features))
+            return feature_encoders.CrossEncoder(f.hash, len(counted), self._numeric or (None,) * len(f.features))
         if f.hash is not None:
             numeric = pa.types.is_integer(counted["value"].type) if len(counted) else None
-            return encode.HashEncoder(f.hash, len(counted), numeric)
+            return feature_encoders.HashEncoder(f.hash, len(counted), numeric)
         kept = counted.filter(pc.field("n_sum") >= f.min_count)["value"].combine_chunks()
-        return encode.IdEncoder(Keys(kept.take(pc.sort_indices(kept))))
+        return feature_encoders.IdEncoder(Keys(kept.take(pc.sort_indices(kept))))
 
-    def _dense(self) -> encode.DenseEncoder:
+    def _dense(self) -> feature_encoders.NumericEncoder:
         f, (n, total, squares) = self.feature, self._moments
         shift, spread = 0.0, 1.0
         if f.scale == "standard" and n:
@@ -128,18 +128,18 @@ class Fitter:
             shift, spread = self._pivot + mean, float(np.sqrt(max(squares / n - mean * mean, 0.0))) or 1.0
         elif f.scale == "minmax" and n:
             shift, spread = float(self._range[0]), float(self._range[1] - self._range[0]) or 1.0
-        return encode.DenseEncoder(f.scale, float(shift), spread, f.missing)
+        return feature_encoders.NumericEncoder(f.scale, float(shift), spread, f.missing)
 
-    def _bucket(self) -> encode.Encoder:
+    def _bucket(self) -> feature_encoders.Encoder:
         f = self.feature
         if f.edges is not None:
-            return encode.BucketEncoder(f.edges)
+            return feature_encoders.BucketizedEncoder(f.edges)
         if not self._numbers:
             raise DataError(
                 f"feature {self.name!r}", "no value in the training window", "at least one number to fit buckets on"
             )
         if f.log_square:
-            low, high = encode.log_square(self._range)
+            low, high = feature_encoders.compute_log_square(self._range)
             if low < -_WIDEST:
                 raise DataError(
                     f"feature {self.name!r}",
@@ -147,7 +147,7 @@ class Fitter:
                     "counts, for log_square",
                     "use quantiles or edges",
                 )
-            return encode.LogSquareEncoder(int(low), int(high))
+            return feature_encoders.LogSquareEncoder(int(low), int(high))
         assert f.quantiles is not None
         values, weight = np.concatenate(self._numbers), np.concatenate(self._weight)
         step = max(1, len(values) // _SAMPLE)
@@ -157,4 +157,4 @@ class Fitter:
         cuts = values[order][
             np.searchsorted(share, np.arange(1, f.quantiles) / f.quantiles, side="right").clip(max=len(values) - 1)
         ]
-        return encode.BucketEncoder(tuple(float(cut) for cut in np.unique(cuts)))
+        return feature_encoders.BucketizedEncoder(tuple(float(cut) for cut in np.unique(cuts)))

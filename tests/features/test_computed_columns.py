@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longrec.features.moments import session_recency, time_since_previous
+from longrec.features.computed_columns import compute_session_recency, compute_time_since_previous
 from longrec.features.schema import Schema
 
 
 @pytest.mark.parametrize(("gap", "parted"), [(1_800_000, False), (1_800_001, True), (1_801_000, True)])
 def test_a_gap_of_exactly_the_session_does_not_split(gap: int, parted: bool) -> None:
-    found = session_recency(np.array([0, gap]), np.array([0, 2]), 1_800_000)
+    found = compute_session_recency(np.array([0, gap]), np.array([0, 2]), 1_800_000)
     assert found.tolist() == [3 if parted else 2, 2]
 
 
@@ -33,12 +33,12 @@ def test_both_columns_equal_the_slow_way(rows: list[list[int]], gap: int) -> Non
         for at, time in enumerate(row):
             back.append(2 + sum(later - earlier > gap for earlier, later in zip(row[at:], row[at + 1 :])))
             since.append(2 + (1 + time - row[at - 1]).bit_length() - 1 if at else 0)
-    assert session_recency(times, offsets, gap).tolist() == back
-    assert time_since_previous(times, offsets, 1).tolist() == since
+    assert compute_session_recency(times, offsets, gap).tolist() == back
+    assert compute_time_since_previous(times, offsets, 1).tolist() == since
 
 
 def test_the_oldest_sessions_share_an_id() -> None:
-    found = session_recency(np.arange(100) * 10, np.array([0, 100]), 5)
+    found = compute_session_recency(np.arange(100) * 10, np.array([0, 100]), 5)
     assert found.tolist() == [65] * 36 + list(range(65, 1, -1))
     assert found.dtype == np.int32
 

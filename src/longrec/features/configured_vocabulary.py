@@ -15,13 +15,13 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from longrec.errors import DataError
-from longrec.features.vocabulary import as_keys, one_column
+from longrec.features.vocabulary import build_array, cast_keys
 
 _EXPECTED = "a Parquet, CSV or text file"
 _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
-def given_vocabulary(vocab: str | tuple[int | str, ...], feature: str, integers: bool | None = None) -> pa.Array:
+def read_vocabulary(vocab: str | tuple[int | str, ...], feature: str, integers: bool | None = None) -> pa.Array:
     """The values of a given vocabulary: int64 or string, distinct, at least one.
 
     Args:
@@ -34,10 +34,10 @@ def given_vocabulary(vocab: str | tuple[int | str, ...], feature: str, integers:
     where = f"vocabulary of feature {feature!r}"
     if isinstance(vocab, str):
         where = f"{where}: {vocab}"
-        values, first = _read(Path(vocab), where, integers)
+        values, first = _read_values(Path(vocab), where, integers)
     else:
-        values, first = one_column(list(vocab), where), None
-    keys = as_keys(values, where).drop_null()
+        values, first = build_array(list(vocab), where), None
+    keys = cast_keys(values, where).drop_null()
     if not len(keys):
         raise DataError(where, "no values", "one value at least", "fill it, or remove vocab to learn the values")
     if integers is not None and pa.types.is_integer(keys.type) != integers:
@@ -48,7 +48,7 @@ def given_vocabulary(vocab: str | tuple[int | str, ...], feature: str, integers:
                 "text, which the column holds",
                 "write the values as text (in YAML in quotes)",
             )
-        keys = _whole_numbers(keys, where, first)
+        keys = _parse_whole_numbers(keys, where, first)
     counts = pc.value_counts(keys)
     if len(counts) != len(keys):
         twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
@@ -57,7 +57,7 @@ def given_vocabulary(vocab: str | tuple[int | str, ...], feature: str, integers:
     return keys
 
 
-def _whole_numbers(keys: pa.Array, where: str, first: int | None) -> pa.Array:
+def _parse_whole_numbers(keys: pa.Array, where: str, first: int | None) -> pa.Array:
     """Text of whole numbers as int64.
 
     Args:
@@ -78,7 +78,7 @@ def _whole_numbers(keys: pa.Array, where: str, first: int | None) -> pa.Array:
     return pa.array([int(text) for text in texts], pa.int64())
 
 
-def _read(path: Path, where: str, integers: bool | None) -> tuple[pa.Array | pa.ChunkedArray, int | None]:
+def _read_values(path: Path, where: str, integers: bool | None) -> tuple[pa.Array | pa.ChunkedArray, int | None]:
     """The first column of a file, and the line that its first value stands in."""
     if not path.is_file():
         raise DataError(where, "no such file", _EXPECTED)

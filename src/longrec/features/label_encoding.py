@@ -9,9 +9,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from longrec.errors import DataError
-from longrec.features import encode
+from longrec.features import feature_encoders
+from longrec.features.history_columns import match_condition
 from longrec.features.schema import Condition, Label
-from longrec.features.view import holds
 
 LABEL = "label"
 """Name of the side column."""
@@ -19,16 +19,16 @@ NONE, NEGATIVE, POSITIVE = 0, 1, 2
 """Its ids; 3 means that the label is not known yet."""
 
 
-def labels_of(label: Label, array: pa.Array, where: str) -> NDArray[np.float32]:
+def compute_labels(label: Label, array: pa.Array, where: str) -> NDArray[np.float32]:
     """float32 ``[n]``: 0, 1, or NaN where the column is null.
 
     Raises:
         DataError: another value than 0 and 1 where the label has no condition.
     """
     if label.equals is not None:
-        met = holds(Condition(equals=label.equals), array, where).astype(np.float32)
+        met = match_condition(Condition(equals=label.equals), array, where).astype(np.float32)
         return np.where(array.is_null().to_numpy(zero_copy_only=False), np.float32(np.nan), met)
-    values = encode.numbers(array, where)
+    values = feature_encoders.cast_numbers(array, where)
     if label.at_least is not None:
         return np.where(np.isnan(values), np.nan, values >= label.at_least).astype(np.float32)
     odd = ~np.isnan(values) & (values != 0) & (values != 1)
@@ -42,7 +42,7 @@ def labels_of(label: Label, array: pa.Array, where: str) -> NDArray[np.float32]:
     return values.astype(np.float32)
 
 
-def label_ids(labels: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+def encode_labels(labels: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     """uint8 ``[n]``: the side column of labels that are known.
 
     >>> label_ids(np.array([1.0, 0.0, np.nan])).tolist()

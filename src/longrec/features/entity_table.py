@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from longrec.features.encode import Lists
-from longrec.features.fitted import gather_lists
-from longrec.features.versions import Versions
+from longrec.features.entity_versions import Versions
+from longrec.features.feature_encoders import Lists
+from longrec.features.fitted_schema import gather_lists
 from longrec.features.vocabulary import Keys
 
 Columns: TypeAlias = dict[str, NDArray[Any] | Lists]
@@ -65,9 +65,9 @@ class EntityTable:
         pq.write_table(pa.table({"key": self.keys.values}), folder / "keys.parquet")
         for name, column in [*self.columns.items(), *self.dated.items()]:
             save_column(folder, name, column)
-        content = {"columns": {name: column_kind(column) for name, column in self.columns.items()}}
+        content = {"columns": {name: get_column_kind(column) for name, column in self.columns.items()}}
         if self.versions is not None:
-            content["dated"] = {name: column_kind(column) for name, column in self.dated.items()}
+            content["dated"] = {name: get_column_kind(column) for name, column in self.dated.items()}
             (folder / _VERSIONS).mkdir(exist_ok=True)
             np.save(folder / _VERSIONS / "offsets.npy", self.versions.offsets)
             np.save(folder / _VERSIONS / "times.npy", self.versions.times)
@@ -110,7 +110,7 @@ class AsOf:
         return gather_lists(column, rows) if isinstance(column, Lists) else column.take(rows, axis=0)
 
 
-def column_kind(column: NDArray[Any] | Lists) -> str:
+def get_column_kind(column: NDArray[Any] | Lists) -> str:
     """How a column lies on disk: flat, lists, or lists with weights."""
     if isinstance(column, Lists):
         return "lists" if column.weights is None else "weighted"

@@ -35,11 +35,11 @@ class Versions:
         """
         entities = entities.astype(np.int64, copy=False)  # the last row of a narrow type has no successor in it
         first = self.offsets.take(entities)
-        stop = first_from(self.times, first, self.offsets.take(entities + 1), np.broadcast_to(now, first.shape))
+        stop = find_first_from(self.times, first, self.offsets.take(entities + 1), np.broadcast_to(now, first.shape))
         return np.where(stop > first, stop, 0)
 
 
-def first_from(
+def find_first_from(
     times: NDArray[np.int64], low: NDArray[np.int64], high: NDArray[np.int64], moment: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """For each b the first place in ``[low, high]`` whose time is at or after ``moment[b]``: a binary search in step.

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from longrec.config import upgrade
 from longrec.errors import DataError
-from longrec.features import encode
-from longrec.features.compose import Place, check_parts, composed, multi_values
-from longrec.features.encode import CrossEncoder, Encoder, IdEncoder, Lists, TimeEncoder
+from longrec.features import feature_encoders
+from longrec.features.compose import ColumnLocator, check_cross_types, compose_column, split_multi_values
+from longrec.features.feature_encoders import CalendarEncoder, CrossEncoder, Encoder, IdEncoder, Lists
 from longrec.features.fields import COMPUTED, Field, Fields
 from longrec.features.manifest import read_manifest
 from longrec.features.schema import Schema
-from longrec.features.tokens import TokenSpec
+from longrec.features.token_columns import TokenSpec
 from longrec.features.vocabulary import Keys
 
 FORMAT = "longrec-features-1"
@@ -54,15 +54,15 @@ class FittedSchema:
             DataError: values of the wrong type, with the place ``where`` in the message.
         """
         feature, encoder = self.schema.features[name], self.encoders[name]
-        assert not isinstance(encoder, TimeEncoder)
+        assert not isinstance(encoder, CalendarEncoder)
         if feature.kind != "multi_id":
             return encoder.encode(array, where)
-        flat, offsets, own = multi_values(feature, array, where)
+        flat, offsets, own = split_multi_values(feature, array, where)
         if own is None:
-            own = _weights(weights, feature.separator, offsets, where)
+            own = _read_weights(weights, feature.separator, offsets, where)
         return Lists(encoder.encode(flat, where), offsets, own)
 
-    def encode_row(self, name: str, columns: Mapping[str, pa.Array], place: Place) -> NDArray[Any] | Lists:
+    def encode_row(self, name: str, columns: Mapping[str, pa.Array], place: ColumnLocator) -> NDArray[Any] | Lists:
         """Encode a feature from the raw columns of its rows: as ``encode``, whatever it reads.
 
         Args:
@@ -74,28 +74,28 @@ class FittedSchema:
         """
         feature, encoder = self.schema.features[name], self.encoders[name]
         if isinstance(encoder, CrossEncoder):
-            check_parts(encoder, feature, columns, place)
+            check_cross_types(encoder, feature, columns, place)
         if feature.composed:
-            return self.encode(name, composed(feature, columns, place), place(self.schema.columns(name)[0]))
+            return self.encode(name, compose_column(feature, columns, place), place(self.schema.columns(name)[0]))
         column = self.schema.column(name)
         weights = None if feature.weights is None else columns[feature.weights]
         return self.encode(name, columns[column], place(column), weights)
 
-    def unknown(self, name: str) -> NDArray[Any] | Lists:
+    def encode_unknown(self, name: str) -> NDArray[Any] | Lists:
         """The single entry that stands for an unknown user or item: unseen id, missing value, empty list."""
         feature, encoder = self.schema.features[name], self.encoders[name]
         if feature.kind == "multi_id":
             weights = np.zeros(0, np.float32) if feature.weighted else None
             return Lists(np.zeros(0, np.int32), np.zeros(2, np.int64), weights)
-        assert not isinstance(encoder, TimeEncoder)
+        assert not isinstance(encoder, CalendarEncoder)
         key = self.schema.column(name) in (self.schema.user, self.schema.item)
-        return np.array([encode.UNSEEN], np.int32) if key else encoder.encode(pa.nulls(1), name)
+        return np.array([feature_encoders.UNSEEN], np.int32) if key else encoder.encode(pa.nulls(1), name)
 
-    def not_yet(self, name: str) -> int:
+    def get_not_yet_id(self, name: str) -> int:
         """The id of a feedback value that is not known yet: the last row of its table."""
         return self.encoders[name].rows
 
-    def names_of_side(self, side: str) -> list[str]:
+    def list_features(self, side: str) -> list[str]:
         """Names of the features of one side, in schema order, without embeddings, which stores hold."""
         schema = self.schema
         return [n for n, f in schema.features.items() if schema.side(n) == side and f.kind != "embedding"]
@@ -134,7 +134,7 @@ class FittedSchema:
         content = {
             "format": FORMAT,
             "schema": self.schema.model_dump(mode="json", exclude_unset=True),
-            "encoders": {name: encode.to_state(encoder) for name, encoder in own.items()},
+            "encoders": {name: feature_encoders.dump_encoder(encoder) for name, encoder in own.items()},
             "tokens": {name: asdict(spec) for name, spec in self.tokens.items()},
             "knowledge": self.knowledge,
         }
@@ -155,7 +155,7 @@ class FittedSchema:
         for name, state in content["encoders"].items():
             path = folder / f"vocab.{name}.parquet"
             keys = Keys(pq.read_table(path)["value"].combine_chunks()) if state["kind"] == "id" else None
-            encoders[name] = encode.from_state(state, keys)
+            encoders[name] = feature_encoders.load_encoder(state, keys)
         tokens = {name: TokenSpec(**spec) for name, spec in content.get("tokens", {}).items()}
         schema = Schema.model_validate(upgrade(Schema, content["schema"]))
         encoders |= {name: encoders[feature.share] for name, feature in schema.features.items() if feature.share}
@@ -188,19 +188,19 @@ def concat_lists(parts: Iterable[Lists]) -> Lists:
     )
 
 
-def _weights(
+def _read_weights(
     array: pa.Array | None, separator: str | None, offsets: NDArray[np.int64], where: str
 ) -> NDArray[np.float32] | None:
     if array is None:
         return None
-    flat, own = encode.flatten(array, separator, f"{where}: weights")
+    flat, own = feature_encoders.flatten(array, separator, f"{where}: weights")
     if not np.array_equal(own, offsets):
         raise DataError(f"{where}: weights", "lists of other lengths than the values", "one weight a value")
     if flat.null_count:
         raise DataError(f"{where}: weights", f"{flat.null_count} null", "a number for every value")
     if separator is None:
-        return encode.numbers(flat, f"{where}: weights").astype(np.float32)
-    told = encode.parsed(flat, f"{where}: weights")
+        return feature_encoders.cast_numbers(flat, f"{where}: weights").astype(np.float32)
+    told = feature_encoders.parse_numbers(flat, f"{where}: weights")
     if np.isnan(told).any():
         raise DataError(f"{where}: weights", "a weight that is no number", "a number for every value")
     return told.astype(np.float32)

@@ -9,12 +9,19 @@ import pyarrow as pa
 import pytest
 
 from longrec.errors import DataError
-from longrec.features import encode
-from longrec.features.encode import Lists
-from longrec.features.fitted import FittedSchema
+from longrec.features import feature_encoders
+from longrec.features.entity_table import EntityTable
+from longrec.features.feature_encoders import Lists
+from longrec.features.fitted_schema import FittedSchema
+from longrec.features.history_columns import (
+    NEVER,
+    HistoryEvents,
+    build_history_columns,
+    compute_filter_delay,
+    list_event_columns,
+    match_condition,
+)
 from longrec.features.schema import Condition, Schema
-from longrec.features.table import EntityTable
-from longrec.features.view import NEVER, Past, event_columns, filter_delay, history_columns, holds
 from longrec.features.vocabulary import Keys
 
 
@@ -37,8 +44,10 @@ def fitted(**parts: Any) -> FittedSchema:
         "histories": {"h": {"features": ["item", "tags", "page", "click", "dwell", "fixed", "time_gap"]}},
     }
     schema = Schema.model_validate(content | parts)
-    encoders: dict[str, encode.Encoder] = {name: encode.HashEncoder(4, 1) for name in schema.features}
-    return FittedSchema(schema, encoders | {"dwell": encode.BucketEncoder((5.0,))})
+    encoders: dict[str, feature_encoders.Encoder] = {
+        name: feature_encoders.HashEncoder(4, 1) for name in schema.features
+    }
+    return FittedSchema(schema, encoders | {"dwell": feature_encoders.BucketizedEncoder((5.0,))})
 
 
 ITEMS = EntityTable(
@@ -51,7 +60,7 @@ ITEMS = EntityTable(
 
 
 def test_feedback_reads_as_not_yet_until_strictly_after_it_is_known() -> None:
-    past = Past(
+    past = HistoryEvents(
         times=np.array([0, 8_000, 10_000, 17_999, 18_000, 19_000]),
         items=np.array([1, 2, 0, 2, 1, 1]),
         values={
@@ -60,9 +69,9 @@ def test_feedback_reads_as_not_yet_until_strictly_after_it_is_known() -> None:
             "dwell": np.array([2, 3, 2, 3, 2, 0]),
             "fixed": np.array([5, 5, 5, 5, 5, 5]),
         },
-        known={"fixed": np.array([20_000, 19_999, NEVER, 0, 20_001, 3])},
+        available_at={"fixed": np.array([20_000, 19_999, NEVER, 0, 20_001, 3])},
     )
-    made = history_columns(fitted(), "h", ITEMS, past, np.array([20_000]))
+    made = build_history_columns(fitted(), "h", ITEMS, past, np.array([20_000]))
     shown = {name: np.asarray(column).tolist() for name, column in made.items() if not isinstance(column, Lists)}
     assert list(made) == ["item", "tags", "page", "click", "dwell", "fixed", "time_gap"]
     assert shown["item"] == [2, 3, 1, 3, 2, 2]
@@ -79,24 +88,24 @@ def test_feedback_reads_as_not_yet_until_strictly_after_it_is_known() -> None:
 
 def test_no_past_at_all() -> None:
     none = np.zeros(0, np.int64)
-    past = Past(none, none, {name: none for name in ("page", "click", "dwell", "fixed")}, {"fixed": none})
-    made = history_columns(fitted(), "h", ITEMS, past, none)
+    past = HistoryEvents(none, none, {name: none for name in ("page", "click", "dwell", "fixed")}, {"fixed": none})
+    made = build_history_columns(fitted(), "h", ITEMS, past, none)
     assert all(len(column) == 0 for column in made.values())
 
 
 def test_a_log_in_steps_counts_steps() -> None:
     steps = fitted(time={"column": "t", "unit": "step"}, label_delay="3")
     zeros = np.zeros(3, np.int64)
-    past = Past(
+    past = HistoryEvents(
         np.array([0, 6, 7]), zeros, {n: zeros + 2 for n in ("page", "click", "dwell", "fixed")}, {"fixed": zeros}
     )
-    made = history_columns(steps, "h", ITEMS, past, np.array([10]))
+    made = build_history_columns(steps, "h", ITEMS, past, np.array([10]))
     assert np.asarray(made["click"]).tolist() == [2, 2, 6]
     assert np.asarray(made["time_gap"]).tolist() == [5, 4, 4]
 
 
 def test_what_a_store_must_keep() -> None:
-    assert event_columns(fitted()) == ["page", "click", "dwell", "fixed"]
+    assert list_event_columns(fitted()) == ["page", "click", "dwell", "fixed"]
 
 
 @pytest.mark.parametrize(
@@ -110,13 +119,13 @@ def test_what_a_store_must_keep() -> None:
     ],
 )
 def test_a_filter_waits_until_its_columns_are_known(where: dict[str, Any], delay: int) -> None:
-    assert filter_delay(fitted(histories={"h": {"features": ["item"], "where": where}}), "h") == delay
+    assert compute_filter_delay(fitted(histories={"h": {"features": ["item"], "where": where}}), "h") == delay
 
 
 def test_a_filter_on_the_label_waits_without_a_feature_of_it() -> None:
     features = {"item": {"kind": "id"}}
     made = fitted(features=features, histories={"h": {"features": ["item"], "where": {"click": 1}}})
-    assert filter_delay(made, "h") == 10_000
+    assert compute_filter_delay(made, "h") == 10_000
 
 
 @pytest.mark.parametrize(
@@ -139,7 +148,7 @@ def test_a_filter_on_the_label_waits_without_a_feature_of_it() -> None:
     ],
 )
 def test_which_values_meet_a_condition(condition: Any, array: pa.Array, expected: list[bool]) -> None:
-    assert holds(Condition.model_validate(condition), array, "x").tolist() == expected
+    assert match_condition(Condition.model_validate(condition), array, "x").tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -157,4 +166,4 @@ def test_which_values_meet_a_condition(condition: Any, array: pa.Array, expected
 )
 def test_a_condition_that_no_value_can_meet(condition: Any, array: pa.Array, says: str) -> None:
     with pytest.raises(DataError, match=says):
-        holds(Condition.model_validate(condition), array, "x")
+        match_condition(Condition.model_validate(condition), array, "x")
