@@ -39,7 +39,7 @@ Departures from the paper
       none;
     - see [1](x).
 
-Letters: B rows.
+Shapes: B rows.
 """
 import torch
 from longrec.config import Strict
@@ -274,7 +274,7 @@ def test_a_docstring_becomes_markdown() -> None:
         "- there is none;",
         r"- see \[1\](x).".replace("](", r"]\("),
         "",
-        "Letters: B rows.",
+        "Shapes: B rows.",
     ]
 
 

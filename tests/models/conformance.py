@@ -421,7 +421,7 @@ def check_docstring_cites(case: Case) -> None:
     assert card.title
     assert citation(card).year, "the second paragraph: AUTHORS, VENUE YEAR. LINK (see models/core/citation.py)"
     assert "\nDepartures from the paper\n" in card.text
-    assert re.search(r"^Letters: \S", card.text, re.MULTILINE)
+    assert re.search(r"^Shapes: \S", card.text, re.MULTILINE)
     assert card.reads_history == cls.reads_history
     assert card.kind.capitalize() in {base.__name__ for base in cls.__mro__[1:]}
     assert inspect.getdoc(cls)

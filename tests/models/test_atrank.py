@@ -142,7 +142,7 @@ def test_schemas_that_atrank_cannot_use_are_refused() -> None:
     user = Field("user", "id", 9, side="user")
     with pytest.raises(ConfigError, match="atrank reads a history, and the schema has none"):
         build({"name": "atrank"}, Fields((user, ITEM), {}))
-    with pytest.raises(ConfigError, match="atrank asks with the features of the candidate"):
+    with pytest.raises(ConfigError, match="atrank needs candidate features"):
         build({"name": "atrank"}, Fields((user,), {"a": (RATING,)}))
 
 

@@ -22,7 +22,7 @@ One weight a value.
 Departures from the paper
     - none.
 
-Letters: B rows.
+Shapes: B rows.
 """
 
 import torch

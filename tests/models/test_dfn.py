@@ -332,7 +332,7 @@ def test_roles_that_do_not_fit_are_refused_all_at_once() -> None:
         build({"name": "dfn", "clicks": "lef", "unclicks": "left", "dislikes": "left"}, THREE)
     assert caught.value.faults == [
         "model.clicks: no history named 'lef'; there are clicked, left, disliked",
-        "model.dislikes: the history 'left' plays another part already",
+        "model.dislikes: the history 'left' has another role already",
     ]
     four = Fields(THREE.features, {**THREE.histories, "more": (ITEM,)})
     with pytest.raises(ConfigError, match="the schema has 4 histories; name those that dfn reads: clicks, unclicks"):

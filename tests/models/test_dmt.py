@@ -174,7 +174,7 @@ def test_bias_fields_that_are_not_there_are_refused_and_a_biased_model_is_no_bas
         "model.bias: names a feature twice",
     ]
     assert "did you mean 'hour'?" in caught.value.faults[0]
-    with pytest.raises(ConfigError, match="dmt cannot be built on"):
+    with pytest.raises(ConfigError, match="dmt cannot be a base"):
         build({"name": "mmoe", "base": {"name": "dmt", "bias": ["hour"]}}, FIELDS)
     assert build({"name": "mmoe", "base": {"name": "dmt"}}, FEW).order_matters
 

@@ -193,7 +193,7 @@ def test_a_query_may_be_empty_and_events_without_properties() -> None:
 def test_settings_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="dupn reads a history, and the schema has none"):
         build({"name": "dupn"}, Fields((ITEM,), {}))
-    with pytest.raises(ConfigError, match="rank_by: 'bought' is not learnt"):
+    with pytest.raises(ConfigError, match="rank_by: 'bought' is not a task"):
         build({"name": "dupn", "rank_by": {"bought": 1}}, FEW)
     with pytest.raises(ConfigError, match="dupn needs a column that is a feature of the candidate too"):
         build({"name": "dupn"}, Fields((ITEM,), {"seen": (Field("rating", "id", 8),)}))

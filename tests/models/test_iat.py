@@ -149,7 +149,7 @@ def test_labels_as_available_need_no_label_times() -> None:
     close(model.logits_with_context(batch, replace(context, known=None)), model(batch))
     unknown = replace(context, labels=torch.full_like(context.labels, 3), known=None)
     assert (model.logits_with_context(batch, unknown) - model(batch)).abs().max() > 1e-3
-    with pytest.raises(ValueError, match="the past has none"):
+    with pytest.raises(ValueError, match="the context has none"):
         model.logits_with_context(batch, replace(context, labels=None))
 
 
@@ -241,7 +241,7 @@ def test_without_codes_no_quantizer_runs(monkeypatch: pytest.MonkeyPatch) -> Non
     model = iat(USER)
     assert model.encode(rows()).isfinite().all()
     assert model.codebooks() is None
-    with pytest.raises(NotImplementedError, match="IAT makes no codes"):
+    with pytest.raises(NotImplementedError, match="IAT has no codes"):
         model.codes(rows())
     with pytest.raises(AssertionError):
         build({"name": "iat", **CODES}, FEW).encode(rows())
@@ -264,7 +264,7 @@ def test_it_reads_histories_when_its_base_does() -> None:
         ({"base": {"name": "deepfmm"}}, r"model\.base: .*deepfmm.*did you mean 'deepfm'"),
         ({"base": {"name": "deepfm", "mpl": [8]}}, r"model\.base: mpl: unknown key; did you mean 'mlp'"),
         ({"base": {"mlp": [8]}}, r"model\.base: name: is required"),
-        ({"base": {"name": "iat"}}, r"model\.base\.name: iat cannot be built on"),
+        ({"base": {"name": "iat"}}, r"model\.base\.name: iat cannot be a base"),
         ({"codes": {"size": 300}}, r"model\.codes\.size: input should be less than or equal to 256"),
         ({"codes": {"level": 2}}, r"model\.codes\.level: unknown key; did you mean 'levels'"),
         ({"heads": 3}, "heads: 3 heads do not divide a width of 64"),

@@ -276,7 +276,9 @@ def test_it_says_of_itself_what_its_base_says() -> None:
 
 def test_what_cannot_be_plugged_is_refused_with_what_to_do() -> None:
     user = Field("user", "id", 9, side="user")
-    with pytest.raises(ConfigError, match="keep_plug plugs in vector features, and the schema has none; add a feature"):
+    with pytest.raises(
+        ConfigError, match="keep_plug plugs in embedding features, and the schema has none; add a feature"
+    ):
         plugged({"base": {"name": "deepfm"}}, Fields((user, ITEM), {}))
     with pytest.raises(ConfigError, match="fm has no MLP that knowledge could be plugged into"):
         plugged({"base": {"name": "fm"}})
@@ -284,7 +286,7 @@ def test_what_cannot_be_plugged_is_refused_with_what_to_do() -> None:
         plugged({"layers": [0, 7]})
     with pytest.raises(ConfigError, match="model.layers"):
         plugged({"layers": [0, 0]})
-    with pytest.raises(ConfigError, match="'price' is no vector feature; those are: taste"):
+    with pytest.raises(ConfigError, match="'price' is no embedding feature; those are: taste"):
         plugged({"knowledge": ["price"]})
     with pytest.raises(ConfigError, match="name each feature once"):
         plugged({"knowledge": []})

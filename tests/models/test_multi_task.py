@@ -63,8 +63,8 @@ def test_exponents_of_unknown_tasks_are_refused_with_all_faults() -> None:
         Tasks({"label": 1.0}, rank_by={"like": 1.0, "by": 1.0})
     assert [fault[:28] for fault in caught.value.faults] == [
         "model.rank_by: 'like' is not",
-        "model.rank_by: 'by' is not l",
-        "model.tasks: label stands fo",
+        "model.rank_by: 'by' is not a",
+        "model.tasks: label is the sc",
     ]
     with pytest.raises(ConfigError, match=r"model.rank_by.bought: .*greater than 0"):
         build({"name": "mmoe", "tasks": {"bought": 1.0}, "rank_by": {"bought": -1.0}}, FEW)
@@ -132,7 +132,7 @@ def test_training_goes_on_from_a_run_of_the_base(name: str) -> None:
 
 def test_a_model_of_several_tasks_is_no_base() -> None:
     section = {"name": "keep_plug", "base": {"name": "mmoe", "tasks": {"bought": 1.0}}}
-    with pytest.raises(ConfigError, match="model.base: mmoe learns bought beside the label, which nobody would read"):
+    with pytest.raises(ConfigError, match="model.base: mmoe learns bought beside the label, which no loss would read"):
         build(section, FIELDS)
     assert "several_tasks" not in names()
 

@@ -237,7 +237,7 @@ def test_the_candidate_of_the_towers_queries_a_history_of_tokens() -> None:
     model = tower({"towers": {"item": {"features": ["item", "facts"]}}}, TOKENS)
     assert model.candidate == ["item", "facts"]
     assert model.din["on_tokens"].projection.in_features == 16 + 4
-    with pytest.raises(ConfigError, match="nothing reads the candidate, which history tokens is asked with"):
+    with pytest.raises(ConfigError, match="no tower reads the candidate, the query of history tokens"):
         build({"name": "multi_tower", "towers": {"user": {"features": ["user"]}}}, TOKENS)
 
 
@@ -246,7 +246,7 @@ def test_all_faults_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         build({"name": "multi_tower", "towers": towers, "din": {"x": {}}}, FIELDS)
     assert caught.value.faults == [
-        "model.towers: a, b have no `of`; only one tower may take what the others leave",
+        "model.towers: a, b have no `features`; only one tower may take the rest",
         "model.towers.c.of: no feature named 'itm'; did you mean 'item'?",
         "model.towers.c.of: names hour twice",
         "model.towers.c.pooled: no history named 'sen'; did you mean 'seen'?",
@@ -254,9 +254,9 @@ def test_all_faults_are_reported_at_once() -> None:
         "model.din: no history named 'x'; known: seen, liked",
     ]
     every = [field.name for field in FIELDS.features]
-    with pytest.raises(ConfigError, match="towers.rest: no feature is left for it; give it `of`"):
+    with pytest.raises(ConfigError, match="towers.rest: no feature is left for it; give it `features`"):
         build({"name": "multi_tower", "towers": {"all": {"features": every}, "rest": {}}}, FIELDS)
-    with pytest.raises(ConfigError, match="dropout has 3 shares for 2 layers; give one, or one a layer"):
+    with pytest.raises(ConfigError, match="dropout has 3 shares for 2 layers; give one, or one per layer"):
         build({"name": "multi_tower", "final": {"mlp": [4, 4], "dropout": [0.1, 0.1, 0.1]}}, FIELDS)
     with pytest.raises(ConfigError, match=r"model\.towers\.a\.mpl: unknown key; did you mean 'mlp'\?"):
         build({"name": "multi_tower", "towers": {"a": {"mpl": [4]}}}, FIELDS)

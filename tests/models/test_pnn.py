@@ -80,7 +80,7 @@ def test_d_rank_one_is_the_full_form_of_theta_theta_t() -> None:
 
 
 def test_settings_and_schemas_that_do_not_go_together_are_refused() -> None:
-    with pytest.raises(ConfigError, match="rank_one is of inner products, and product: outer has none"):
+    with pytest.raises(ConfigError, match="rank_one needs inner products, and product: outer has none"):
         build({"name": "pnn", "product": "outer", "kernel": "rank_one"}, FIELDS)
     fields = Fields((Field("user", "id", 5, dim=8), Field("item", "id", 5)), {})
     with pytest.raises(ConfigError, match="pnn multiplies fields"):

@@ -304,7 +304,7 @@ def test_the_item_is_inferred_or_named() -> None:
     shop = Field("shop", "id", 9, side="item")
     fields = Fields((Field("user", "id", 9, side="user"), shop, ITEM), {"seen": (GAP, ITEM)})
     assert build({"name": "res_embedding"}, fields).item is ITEM
-    with pytest.raises(ConfigError, match="model.item: 'shop' is not an id that a history holds; known: item"):
+    with pytest.raises(ConfigError, match="model.item: 'shop' is not an id that a history holds; ids: item"):
         build({"name": "res_embedding", "item": "shop"}, fields)
     both = Fields(fields.features, {"seen": (shop, ITEM)})
     assert build({"name": "res_embedding"}, both).item is ITEM
@@ -315,7 +315,7 @@ def test_the_item_is_inferred_or_named() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"item": "itm"}, r"model.item: 'itm' is not an id that a history holds; known: item, rating"),
+        ({"item": "itm"}, r"model.item: 'itm' is not an id that a history holds; ids: item, rating"),
         ({"item": "rating", "base": {"name": "deepfm"}}, "model.base.name: deepfm holds no vectors of 'rating'"),
         ({"base": {"name": "can"}}, "model.base.name: can holds no vectors of 'item'"),
     ],

@@ -2,32 +2,31 @@ r"""ATRank: An Attention-Based User Behavior Modeling Framework for Recommendati
 
 Zhou, Bai, Song, Liu, Zhao, Chen, Gao, AAAI 2018. https://arxiv.org/abs/1711.06632
 
-Behaviours of all kinds (items clicked, searches made, coupons taken) are brought to one width and stand in one set. It
-is looked at in several latent semantic spaces, in each of which every behaviour attends to all others; then the
-candidate attends to what came of them:
+Behaviors of all kinds (items clicked, searches, coupons) are projected to one width and form one set. In each of
+several latent semantic spaces every behavior attends to all others. Then the candidate attends to the results:
 
-    S = [F_g(u) for every behaviour u, of its group g]                              (eq. 2)
+    S = [F_g(u) for every behavior u, of its group g]                              (eq. 2)
     S_k = F_Pk(S),   A_k = softmax(a(S_k, S)),   a(S_k, S) = S_k W_k S^T            (eq. 3 to 5)
     C_k = A_k F_Qk(S),   C = F_self([C_1, ..., C_K])                                (eq. 6 and 7)
     e_u = the same with one query, the candidate s_t, over C                        (vanilla attention)
     logit = <e_u, s_t> + bias
 
-F_P and F_Q are one layer with a ReLU, F_self and its like a network of one hidden layer; around them and the attention
-stand residual connections and layer normalisation. Every history of the schema is a group, with an F_g of its own.
+F_P and F_Q are one layer with a ReLU, F_self a network of one hidden layer. Residual connections and layer
+normalization surround them and the attention. Every history of the schema is a group, with an F_g of its own.
 
 Departures from the paper
-    - W^O joins the spaces before F_self (see nn/transformer.py); the candidate asks once, where the released code asks
-      in as many layers as ``blocks``; without behaviours e_u is what the last layer makes of the candidate alone;
+    - W^O joins the spaces before F_self (see nn/transformer.py); the candidate attends once, where the released code
+      attends in as many layers as ``blocks``; without behaviors e_u is the output of the last layer for the candidate;
     - the spaces are equally wide. ``score: dot`` is the released code's a(S_k, S) = S_k relu(S W + b)^T / sqrt(d);
-    - s_t is one linear layer of all fields of the candidate, so that any histories can stand beside each other;
-    - the bias, one an item there, is a weight of every field here: else the user, the hour and the price would tell
-      nothing. ``prediction: mlp`` puts [fields, e_u, e_u * s_t] through a network instead;
-    - the time of a behaviour is the column ``time_gap`` of its history, an action any other column: embedded side by
-      side and brought to the width by F_g, as the code does, not added;
+    - s_t is one linear layer of all fields of the candidate, so that any histories can be combined;
+    - the bias, one per item there, is a weight of every field here, or the user, the hour and the price would have
+      no effect. ``prediction: mlp`` puts [fields, e_u, e_u * s_t] through a network instead;
+    - the time of a behavior is the column ``time_gap`` of its history, an action any other column: concatenated
+      and projected by F_g, as in the code, not added;
     - the penalty on e_u and s_t in the code's loss is left to the optimizer (``l2``, ``weight_decay``).
 
-Letters: B rows, N positions of all histories of the batch, U what they bring (see nn/segments.py), D width, T positions
-of a shared history, H what ``interact`` holds.
+Shapes: B rows, N positions of all histories of the batch, U stored positions (see nn/segments.py), D width, T positions
+of a shared history, H width of ``interact``.
 """
 
 from __future__ import annotations
@@ -59,8 +58,8 @@ Width = Annotated[int, Field(ge=1)]
 class ATRankConfig(Strict):
     """Settings of ATRank."""
 
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
-    width: Width = Field(64, description="Width that behaviours and candidate are brought to.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
+    width: Width = Field(64, description="Width of behaviors and candidate after projection.")
     spaces: Width = Field(8, description="Semantic spaces.")
     score: Literal["bilinear", "dot"] = Field("bilinear", description="The equation's score, or the released code's.")
     blocks: Width = Field(1, description="Layers of self attention.")
@@ -68,8 +67,8 @@ class ATRankConfig(Strict):
     prediction: Literal["dot", "mlp"] = Field("dot", description="The paper's product and bias, or a network.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of prediction: mlp.")
     mlp_activation: Name = Field("relu", description="Activation of prediction: mlp.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped while training.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class ATRank(Ranker):
@@ -88,9 +87,9 @@ class ATRank(Ranker):
             raise ConfigError("schema", ["histories: atrank reads a history, and the schema has none"])
         self.candidate = [field.name for field in fields.features if field.side == "item"]
         if not self.candidate:
-            raise ConfigError("schema", ["features: atrank asks with the features of the candidate, and it has none"])
+            raise ConfigError("schema", ["features: atrank needs candidate features as its query"])
         seen = fields
-        if config.prediction == "dot":  # no other field is embedded: it has its bias
+        if config.prediction == "dot":  # other fields have a bias and no vector
             seen = Fields(tuple(field for field in fields.features if field.side == "item"), fields.histories)
         self.embeddings = Embeddings(seen, config.embedding_dim, histories=True, std=config.init_std)
         width = self.embeddings.widths
@@ -99,7 +98,7 @@ class ATRank(Ranker):
         )
         self.target = Linear(sum(width[name] for name in self.candidate), config.width)
         for layer in (*self.groups, self.target):
-            nn.init.zeros_(cast(Linear, layer).bias)  # else they drown what small tables say
+            nn.init.zeros_(cast(Linear, layer).bias)  # else they dominate small embeddings
         score: Literal["bilinear", "relu"] = "bilinear" if config.score == "bilinear" else "relu"
         self.blocks = nn.ModuleList(
             EncoderLayer(config.width, config.spaces, config.hidden, score=score, dropout=config.dropout)
@@ -116,7 +115,7 @@ class ATRank(Ranker):
             self.interaction = self.top.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """The product of user and candidate, unit by unit, and the bias of every field; or the last hidden layer."""
+        """Return the elementwise product of user and candidate and the field biases, or the last hidden layer."""
         embedded = self.embeddings(batch)
         e_BD, s_BD, _ = self._attend(batch, embedded)
         if self.top is not None:
@@ -125,7 +124,7 @@ class ATRank(Ranker):
         return torch.cat([e_BD * s_BD, *self.biases(batch).features.values()], 1)
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Their sum, or the final layer."""
+        """Return the sum, or the output of the final layer."""
         if self.top is None:
             return self.bias + h_BH.sum(1)
         assert self.top.last is not None
@@ -133,18 +132,18 @@ class ATRank(Ranker):
         return logit
 
     def output_biases(self) -> Sequence[Tensor]:
-        """The bias of the sum, or of the final layer."""
+        """Return the bias of the sum, or of the final layer."""
         return [self.bias if self.top is None else self.top.output_bias]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """What the candidate attends to, mean over spaces: ragged ``[N]``, shared ``[B, T]``.
+        """Return the attention of the candidate, mean over spaces: ragged ``[N]``, shared ``[B, T]``.
 
         The weights of all histories of a row sum to one.
         """
         return self._attend(batch, self.embeddings(batch))[2]
 
     def _attend(self, batch: Batch, embedded: EmbeddedBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """User ``[B, D]``, candidate ``[B, D]`` and the weights of the events of every history."""
+        """Return user ``[B, D]``, candidate ``[B, D]`` and the weights of the events of every history."""
         events = [
             cast(Tensor, group(torch.cat(list(columns.values()), 1)))
             for group, columns in zip(self.groups, embedded.histories.values())
@@ -166,7 +165,7 @@ class ATRank(Ranker):
 
 
 def _union(every: list[Segments]) -> tuple[Segments, Tensor | None]:
-    """Rows over the positions of several histories; and where these lie end to end, the places they then come from."""
+    """Merge the positions of several histories by row. Return the segments and the order of concatenated positions."""
     if len(every) == 1:
         return every[0], None
     first, positions = every[0], sum(segments.positions for segments in every)

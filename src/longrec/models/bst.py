@@ -2,8 +2,8 @@ r"""BST: Behavior Sequence Transformer for E-commerce Recommendation in Alibaba.
 
 Chen, Zhao, Li, Huang, Ou, DLP-KDD 2019. https://arxiv.org/abs/1905.06874
 
-The candidate is put at the end of the user's events, one transformer block lets all of them look at each other, and
-what comes out meets the other features in a network:
+The candidate is appended to the user's events, one transformer block applies self attention to all of them, and an MLP
+reads the output with the other features:
 
     pos(v_i) = t(v_target) - t(v_i)                                                  (section 2.1)
     S = MH(E) = [head_1; ...; head_h] W^H,  head_i = Attention(E W^Q, E W^K, E W^V)  (eq. 1 and 2)
@@ -11,22 +11,22 @@ what comes out meets the other features in a network:
     F = LN(S' + Dropout(LeakyReLU(S' W^1 + b^1) W^2 + b^2))                          (eq. 5)
     logit = MLP([fields of the impression, pool(F)])                                 (section 2.3)
 
-Every event sees the candidate and every other event; nothing is causal. With ``pooling: target`` the last block
-computes one query a row, so that one block costs O(T) attention and a request shares keys and values among all
-candidates; everything else costs O(T^2), and further blocks run once a candidate.
+Every event attends to the candidate and every other event, without a causal mask. With ``pooling: target`` the last
+block computes one query per row, so that one block costs O(T) attention and a request shares keys and values among all
+candidates. Everything else costs O(T^2), and further blocks run once per candidate.
 
 Departures from the paper
-    - the paper does not say what of F meets the other features: ``pooling`` is the candidate's own row, the default
+    - the paper does not say which output of F the MLP reads: ``pooling`` is the candidate's own row, the default
       for its speed, or the ``mean`` or ``sum`` over the candidate and its events;
     - pos is the column ``time_gap`` of the history, in buckets, embedded like every other column; a schema that lists
-      none has no positions. ``position: concat`` puts an index beside the events too and ``position: add`` adds one
-      to them, as ports do: counted back from the candidate, which is 0, so that no length changes it;
-    - a column that events have and the candidate has not (the time passed, a past rating) is a learnt vector at the
-      candidate; a history of instance tokens that shares no column is met by a projection of the candidate's fields;
+      none has no positions. ``position: concat`` concatenates a position embedding and ``position: add`` adds
+      one, as ports do. Positions count back from the candidate, which is 0, so they do not depend on the length;
+    - a column of the events that the candidate lacks (elapsed time, a past rating) is a learned vector for the
+      candidate; for instance tokens, which share no column, a projection of the candidate's fields is the query;
     - a head is as wide as an h-th of an event, rounded up, so that any width goes with any number of heads;
-    - each history has blocks of its own; a row without events is a candidate that sees itself.
+    - each history has blocks of its own; a row without events attends to the candidate alone.
 
-Letters: B rows, N positions, U what a history brings (see nn/segments.py), T events of a shared history, K width of an
+Shapes: B rows, N positions, U stored positions (see nn/segments.py), T events of a shared history, K width of an
 event, D the same with its index, X width of all heads' queries, keys and values, H units of the last hidden layer.
 """
 
@@ -60,17 +60,17 @@ class BSTConfig(Strict):
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"places": "max_positions"}
 
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     heads: Width = Field(8, description="Heads of the attention.")
     blocks: Width = Field(1, description="Transformer blocks; the paper found one to be best.")
-    hidden: Width | None = Field(None, description="Units of the network in a block; as many as its inputs by default.")
-    pooling: Literal["target", "mean", "sum"] = Field("target", description="What of the last block is kept.")
-    position: Literal["time", "concat", "add"] = Field("time", description="An index of place beside the time passed.")
-    max_positions: Width = Field(128, description="Places counted back from the candidate that an index tells apart.")
+    hidden: Width | None = Field(None, description="Units of the network in a block; by default as many as its inputs.")
+    pooling: Literal["target", "mean", "sum"] = Field("target", description="Output of the last block that is used.")
+    position: Literal["time", "concat", "add"] = Field("time", description="Elapsed time alone, or also a position.")
+    max_positions: Width = Field(128, description="Distinct positions, counted back from the candidate.")
     mlp: tuple[Width, ...] = Field((1024, 512, 256), min_length=1, description="Hidden units of the top MLP.")
     mlp_activation: Name = Field("leaky_relu", description="Activation of the top MLP.")
-    dropout: float = Field(0.2, ge=0, lt=1, description="Share of units dropped in blocks and top MLP in training.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    dropout: float = Field(0.2, ge=0, lt=1, description="Dropout rate of blocks and top MLP.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class BST(Ranker):
@@ -100,7 +100,7 @@ class BST(Ranker):
         self.interaction = self.top.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """The last hidden layer of the top MLP."""
+        """Return the last hidden layer of the top MLP."""
         embedded = self.embeddings(batch)
         inputs = list(embedded.features.values())
         for history in self.fields.histories:
@@ -108,19 +108,19 @@ class BST(Ranker):
         return self.top.hidden(torch.cat(inputs, 1))
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The final layer."""
+        """Return the logit of each row: the final layer."""
         assert self.top.last is not None
         logit: Tensor = self.top.last(h_BH).squeeze(1)
         return logit
 
     def output_biases(self) -> Sequence[Tensor]:
-        """The bias of the final layer."""
+        """Return the bias of the final layer."""
         return [self.top.output_bias]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """What the candidate attends to in the last block, mean over heads: ragged ``[N]``, shared ``[B, T]``.
+        """Return the candidate's attention in the last block, mean over heads: ragged ``[N]``, shared ``[B, T]``.
 
-        The weights of a row leave to one what the candidate pays itself.
+        The weights of a row and that of the candidate itself sum to one.
         """
         embedded = self.embeddings(batch)
         paths = {history: cast(_Path, self.paths[f"path_{history}"]) for history in self.fields.histories}
@@ -148,7 +148,7 @@ class _Path(nn.Module):
         )
 
     def forward(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> Tensor:
-        """``[B, D]``: what is kept of the candidate and its events."""
+        """Return the pooled output of the candidate and its events, ``[B, D]``."""
         y_BD, x, attention, _ = self._run(q_BQ, e_UK, segments)
         if x is None:
             return y_BD
@@ -161,13 +161,13 @@ class _Path(nn.Module):
         return total_BD / (1 + segments.offsets[1:] - segments.offsets[:-1]).unsqueeze(1)
 
     def weights(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> Tensor:
-        """The candidate's attention in the last block: ragged ``[N]``, shared ``[B, T]``."""
+        """Return the candidate's attention in the last block: ragged ``[N]``, shared ``[B, T]``."""
         return self._run(q_BQ, e_UK, segments)[3]
 
     def _run(
         self, q_BQ: Tensor, e_UK: Tensor, segments: Segments
     ) -> tuple[Tensor, Tensor | None, BucketedAttention, Tensor]:
-        """Candidates after the last block; where they are kept events, in the order of the rectangles; those; weights.
+        """Return the candidates after the last block, the events if needed, the attention layout and the weights.
 
         Events of a shared history are ``[T, D]`` as long as no candidate has changed them, then ``[B, T, D]``.
         """
@@ -182,7 +182,7 @@ class _Path(nn.Module):
         return attention.restore_rows(y_BD), x, attention, w if segments.shared else attention.restore_positions(w)
 
     def _inputs(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
-        """The candidates and the events as the first block sees them, with their index."""
+        """Return the candidates and the events, with positions: the inputs of the first block."""
         y_BD = q_BQ
         if self.absent is not None:
             y_BD = torch.cat([y_BD, self.absent.expand(y_BD.shape[0], -1)], 1)
@@ -203,7 +203,7 @@ class _Path(nn.Module):
 def _step(
     block: EncoderLayer, y_BD: Tensor, x: Tensor, attention: BucketedAttention, events: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Candidates after a block, events after it if they go on, and the weights of the candidates on the events."""
+    """Return the candidates after a block, the events if ``events``, and the candidates' weights on the events."""
     q, k, v = (projection.view(*x.shape[:-1], projection.shape[1]) for projection in block.project(x.flatten(0, -2)))
     q_BX, *own = block.project(y_BD)
     beside = own[0], own[1]

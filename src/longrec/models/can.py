@@ -3,8 +3,8 @@ r"""CAN: CAN: Feature Co-Action for Click-Through Rate Prediction.
 Bian, Wu, Ren, Pi, Zhang, Xiao, Sheng, Zhu, Chan, Mou, Luo, Xiang, Zhou, Zhu, Deng, WSDM 2022.
 https://arxiv.org/abs/2011.05625
 
-A crossed feature knows every pair by heart, and costs a row for each. Here the item owns the weights of a very small
-network, and what it meets, such as each event of a history, is run through them.
+A crossed feature memorizes every pair and costs a table row for each. Here each item holds the weights of a micro MLP,
+and its partners, such as each event of a history, are the inputs of that MLP.
 
     P_item = [W_1, b_1, ..., W_K, b_K]                                              (1, cut from one row of a table)
     h_0 = P_user,  h_k = act(h_{k-1} W_k + b_k)                                     (2, the co-action unit)
@@ -12,25 +12,25 @@ network, and what it meets, such as each event of a history, is run through them
     m = [sum_t H(P_user(t), P_item) of every pair of features]                      (4)
     logit = base(x) + MLP([h_base; m])                                              (5)
 
-(the numbers are ours). Three levels of independence: both sides have tables of their own, beside those of the base;
-each pair of features has a slice of its own in the rows of both sides; with ``independent_orders`` each power has
-weights of its own.
+(the numbers are ours). There are three levels of independence. Both sides have tables of their own, beside those of the
+base. Each pair of features has its own slice in the rows of both sides. With ``independent_orders`` each power has its
+own weights.
 
 Departures from the paper
     - as in the authors' released code the outputs of all layers are kept (``outputs: last`` keeps h_K alone, as the
-      paper does), orders lie side by side (the paper sums them), there is no activation after the last layer (in (2)
-      it stands at every k), and pairs are of the same type: an item with the past items, its category with theirs;
+      paper does), orders are concatenated (the paper sums them), there is no activation after the last layer (in (2)
+      there is one at every k), and pairs are of the same type: an item with the past items, its category with theirs;
     - ``bias`` adds the biases of (2), which the code leaves out; with ``orders: 1`` the paper takes selu. By default
       units of 16-8-4 and three orders, tables drawn with deviation 0.1 (the paper: eight layers of 4, two orders and
       deviation 0.01);
-    - the base is any ranker; m joins what it holds of a row in an MLP whose output is added to its logit. A loss that
-      it has of its own is added;
-    - a history that shares no column with the candidate meets the item ids by all its id columns;
-    - ids of several values own the pooled weights of their values.
+    - the base is any ranker; m and the base's representation enter an MLP whose output is added to its logit. An
+      auxiliary loss of the base is added;
+    - a history that shares no column with the candidate is paired with the item ids by all its id columns;
+    - ids of several values have the pooled weights of their values.
 
-Letters: B rows, N positions of the batch's histories, U what a history brings (N, or T positions of a shared one), G
-groups that share weights, M vectors in a group, C orders, I width of P_user, O width of H, W weights of a unit, H what
-base and units hold.
+Shapes: B rows, N positions of the batch's histories, U stored positions (N, or T of a shared history), G
+groups that share weights, M vectors in a group, C orders, I width of P_user, O width of H, W weights of a unit, H width
+of base and units together.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from longrec.nn.segments import Segments
 
 Width = Annotated[int, Field(ge=1)]
 _TILE = 4
-"""Positions of a row that are multiplied at once; the last tile of a row may be filled up."""
+"""Positions of a row that are multiplied at once. The last tile of a row is padded."""
 
 
 class CANConfig(Strict):
@@ -68,7 +68,7 @@ class CANConfig(Strict):
     pairs: tuple[tuple[str, str], ...] | None = Field(
         None,
         min_length=1,
-        description="Pairs [item feature, what it meets]: another feature, or <history>.<column>. "
+        description="Pairs [item feature, partner]: another feature, or <history>.<column>. "
         "By default every column of a history with the candidate's own.",
     )
     micro: tuple[Width, ...] = Field((16, 8, 4), min_length=2, description="Widths of the unit, its input first.")
@@ -78,14 +78,14 @@ class CANConfig(Strict):
     unit_activation: Literal["tanh", "selu", "relu", "linear"] = Field(
         "tanh", description="Activation between the layers of the unit."
     )
-    outputs: Literal["all", "last"] = Field("all", description="Which layers of the unit are kept.")
+    outputs: Literal["all", "last"] = Field("all", description="Layers of the unit that are returned.")
     mlp: tuple[Width, ...] = Field((64,), description="Hidden units of the MLP over base and co-actions.")
     activation: Name = Field("relu", description="Activation of that MLP.")
-    init_std: float = Field(0.1, gt=0, description="Standard deviation of the tables of both sides at the start.")
+    init_std: float = Field(0.1, gt=0, description="Standard deviation of the initial embeddings of both sides.")
 
 
 class CAN(Ranker):
-    """A ranker, and what the item does to each thing it meets."""
+    """A ranker plus co-action units of the item and its partners."""
 
     Config = CANConfig
     reads_history = True
@@ -119,31 +119,31 @@ class CAN(Ranker):
         self.interaction = self.base.interaction + self.units
 
     def warm_start_prefix(self, other: Model) -> str:
-        """A ranker without co-actions goes into the base."""
+        """Return the prefix of the base for a ranker without co-actions."""
         return "" if name_of(other) == name_of(self) else "base."
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """What the base holds of every row, and the co-actions of all pairs."""
+        """Return the representation of every row by the base, and the co-actions of all pairs."""
         return torch.cat([self.base.interact(batch), self.co_actions(batch)], 1)
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Equation 5."""
+        """Return the logit of each row (equation 5)."""
         return self.base.head(h_BH[:, : self.base.interaction]) + self.join(h_BH).squeeze(1)
 
     def output_biases(self) -> Sequence[Tensor]:
-        """Those of the base."""
+        """Return the output biases of the base."""
         return self.base.output_biases()
 
     def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
-        """That of the base."""
+        """Return the auxiliary loss of the base."""
         return self.base.aux_loss(batch)
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """What the base tells of its histories."""
+        """Return the explanation of the base."""
         return self.base.explain(batch)
 
     def co_actions(self, batch: Batch) -> Float[Tensor, "B units"]:
-        """Equation 4: pair by pair, order by order, layer by layer."""
+        """Return the co-actions of every row (equation 4), pair by pair, order by order, layer by layer."""
         owned, met = self.weights(batch).features, self.inputs(batch)
         at_item, at_met = dict.fromkeys(owned, 0), {name: 0 for name in self.inputs.widths}
         wide, width, outputs = self.unit.weights * self.sets, self.config.micro[0], []
@@ -163,7 +163,7 @@ class CAN(Ranker):
 
 
 class Unit(nn.Module):
-    """Equation 2 with the weights given."""
+    """Equation 2 with weights as an argument."""
 
     def __init__(self, widths: Sequence[int], bias: bool, activation: Name, every: bool) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class Unit(nn.Module):
         self.activation = make_activation(activation, 1)
 
     def forward(self, h_GMI: Tensor, w_GW: Float[Tensor, "G W"]) -> Float[Tensor, "G M O"]:
-        """``[G, M, I]`` through the weights of each group; or ``[M, I]`` through those of every group."""
+        """Apply the weights of each group to ``[G, M, I]``, or those of every group to ``[M, I]``."""
         chunks, kept = iter(torch.split(w_GW, self.sizes, 1)), []
         for number, (i, o) in enumerate(self.shapes, 1):
             w_GIO = next(chunks).reshape(-1, i, o)
@@ -193,10 +193,10 @@ class Unit(nn.Module):
 
 
 class _Layout:
-    """How what an item meets lies: one thing a row (no segments), or the positions of a history.
+    """Layout of an item's partners: one per row (no segments), or the positions of a history.
 
-    Positions of a row share their weights, so they are multiplied in tiles: the weights of a row are copied for each
-    tile, not for each position.
+    Positions of a row share their weights, so they are multiplied in tiles. The weights of a row are copied once per
+    tile, not once per position.
     """
 
     def __init__(self, segments: Segments | None) -> None:
@@ -210,7 +210,7 @@ class _Layout:
             self.index = every + segments.expand_rows(first - segments.offsets[:-1])
 
     def sum_outputs(self, unit: Unit, p_UCI: Tensor, w_BW: Tensor) -> Tensor:
-        """``[B, C, O]``: the sum over what each row meets."""
+        """Return the sum over the partners of each row, ``[B, C, O]``."""
         segments, (orders, width) = self.segments, p_UCI.shape[1:]
         if segments is None:
             out: Tensor = unit(p_UCI, w_BW)
@@ -228,14 +228,14 @@ class _Layout:
 
 
 Pair = tuple[str, str, str]
-"""The feature that owns the weights; then the history (or nothing) and the column that it meets."""
+"""The feature that holds the weights, then the history (or empty) and the column of the partner."""
 
 
 def pairs_of(pairs: Sequence[tuple[str, str]] | None, fields: Fields) -> list[Pair]:
-    """The pairs of a config, or those of the same type.
+    """Return the pairs of a config, or those of the same type.
 
     Raises:
-        ConfigError: names that are no ids of the schema, or no pair at all (all faults).
+        ConfigError: names that are no ids of the schema, or no pair (all faults).
     """
     own = {field.name: field for field in fields.features if field.kind in ("id", "multi_id")}
     met: dict[str, tuple[str, str]] = {name: ("", name) for name in own}
@@ -249,9 +249,9 @@ def pairs_of(pairs: Sequence[tuple[str, str]] | None, fields: Fields) -> list[Pa
     faults = []
     for one, other in pairs:
         if one not in own:
-            faults.append(f"model.pairs: {one!r} is not an id of the impression; known: {', '.join(own)}")
+            faults.append(f"model.pairs: {one!r} is not an id of the impression; ids: {', '.join(own)}")
         if other not in met:
-            faults.append(f"model.pairs: {other!r} is not an id of the schema; known: {', '.join(met)}")
+            faults.append(f"model.pairs: {other!r} is not an id of the schema; ids: {', '.join(met)}")
     if len(set(pairs)) != len(pairs):
         faults.append("model.pairs: names a pair twice")
     if faults:
@@ -269,7 +269,7 @@ def _same_type(history: str, fields: Fields) -> list[Pair]:
 
 
 def _sides(pairs: Sequence[Pair], fields: Fields, weights: int, inputs: int) -> tuple[Fields, Fields]:
-    """The tables of both sides: a slice for every pair that a field is in."""
+    """Return the fields of both sides, as wide as a slice for every pair of the field."""
     owned = {name: weights * sum(one == name for one, _, _ in pairs) for name, _, _ in pairs}
     met = {name: inputs * sum(other == name for _, _, other in pairs) for _, _, name in pairs}
 

@@ -2,18 +2,18 @@ r"""DCN: Deep & Cross Network for Ad Click Predictions.
 
 Wang, Fu, Fu, Wang, ADKDD 2017. https://arxiv.org/abs/1708.05123
 
-A cross network, each layer of which adds one degree of feature interaction at the cost of 2 D parameters, beside
-a deep network.
+A cross network in parallel to a deep network. Each cross layer adds one degree of feature interaction at the cost of
+2 D parameters.
 
     x_{l+1} = x_0 (x_l^T w_l) + b_l + x_l                                           (eq. 3)
     logit = w^T [x_L; h_L]                                                          (eq. 5)
 
 Departures from the paper
     - fields without a width of their own have one common width, not 6 n^(1/4);
-    - a dense field enters as its value times a vector;
+    - a numeric field enters as its value times a vector;
     - two deep layers of 128 and 64 and three cross layers by default (the paper's best on Criteo: two of 1024, six).
 
-Letters: B rows, D width of all embeddings together, H what both networks give.
+Shapes: B rows, D width of all embeddings together, H width of both outputs.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ Width = Annotated[int, Field(ge=1)]
 class DCNConfig(Strict):
     """Settings of DCN."""
 
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     cross_layers: int = Field(3, ge=1, description="Layers of the cross network.")
     mlp: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units of the deep network.")
     activation: Name = Field("relu", description="Activation of the deep network.")
-    batch_norm: bool = Field(True, description="Batch normalisation in the deep network.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in the deep network while training.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    batch_norm: bool = Field(True, description="Batch normalization in the deep network.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the deep network.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class DCN(Ranker):
-    """Cross network and deep network side by side."""
+    """Cross network and deep network in parallel."""
 
     Config = DCNConfig
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({"cross_layers": 1, "batch_norm": False, "dropout": 0.1},)
@@ -67,15 +67,15 @@ class DCN(Ranker):
         self.last = Linear(self.interaction, 1)
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """What the cross network and the deep network give."""
+        """Return the outputs of the cross network and the deep network."""
         x_BD = torch.cat(list(self.embeddings(batch).features.values()), 1)
         return torch.cat([self.cross(x_BD), self.deep(x_BD)], 1)
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Equation 5."""
+        """Return the logit of each row (equation 5)."""
         logit: Tensor = self.last(h_BH).squeeze(1)
         return logit
 
     def output_biases(self) -> Sequence[Tensor]:
-        """The bias of the final layer."""
+        """Return the bias of the final layer."""
         return [self.last.bias]

@@ -2,24 +2,25 @@ r"""DCN-V2: DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-
 
 Wang, Shivanna, Cheng, Jain, Lin, Hong, Chi, WWW 2021. https://arxiv.org/abs/2008.13535
 
-The cross network of DCN with a matrix in place of a vector, so that every number of the input gets a weight of its own
-for every other; and two cheaper forms of that matrix, of low rank.
+The cross network of DCN with a matrix in place of a vector, so that every pair of inputs has a weight of its own, and
+two cheaper low-rank forms of that matrix.
 
     x_{l+1} = x_0 * (W_l x_l + b_l) + x_l                                           (eq. 1)
     x_{l+1} = x_0 * (U_l V_l^T x_l + b_l) + x_l                                     (eq. 2, ``low_rank``)
     x_{l+1} = sum_i G_i(x_l) E_i(x_l) + x_l                                         (eq. 3, ``mixture``)
     E_i(x)  = x_0 * (U_i g(C_i g(V_i^T x)) + b_l)                                   (eq. 4)
 
-Stacked, the deep network reads what the cross network gives; parallel, both read x_0 and lie side by side (figure 1).
+Stacked, the deep network reads the output of the cross network. Parallel, both read x_0 and their outputs are
+concatenated (figure 1).
 
 Departures from the paper
-    - a dense field enters as its value times a vector;
+    - a numeric field enters as its value times a vector;
     - G is a linear layer of x_l in each layer, with a softmax or a sigmoid; a single expert has no gate, so that with
       ``expert_activation: linear`` and C = 1 it is the low-rank form;
     - the experts of a layer share the bias b_l, as in eq. 4;
     - two deep layers of 128 and 64 and two cross layers by default.
 
-Letters: B rows, D width of all embeddings together, R rank, K experts, H what both networks give.
+Shapes: B rows, D width of all embeddings together, R rank, K experts, H width of both outputs.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ Width = Annotated[int, Field(ge=1)]
 class DCNV2Config(Strict):
     """Settings of DCN-V2."""
 
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     cross: Literal["full", "low_rank", "mixture"] = Field("full", description="Form of the matrix of a cross layer.")
     cross_layers: int = Field(2, ge=1, description="Layers of the cross network.")
-    rank: Width = Field(32, description="Rank of the matrix, in the forms of low rank.")
+    rank: Width = Field(32, description="Rank of the matrix in the low-rank forms.")
     experts: Width = Field(4, description="Experts of a layer of the mixture.")
     gate: Literal["softmax", "sigmoid"] = Field("softmax", description="Gate of the experts of the mixture.")
     expert_activation: Literal["tanh", "relu", "linear"] = Field("tanh", description="Activation g in an expert.")
@@ -59,9 +60,9 @@ class DCNV2Config(Strict):
     )
     mlp: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units of the deep network.")
     activation: Name = Field("relu", description="Activation of the deep network.")
-    batch_norm: bool = Field(True, description="Batch normalisation in the deep network.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in the deep network while training.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    batch_norm: bool = Field(True, description="Batch normalization in the deep network.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the deep network.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class DCNV2(Ranker):
@@ -84,7 +85,7 @@ class DCNV2(Ranker):
         self.last = Linear(self.interaction, 1)
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """What the deep network gives, and parallel to it what the cross network gives."""
+        """Return the output of the deep network, and in the parallel structure that of the cross network."""
         x0_BD = torch.cat(list(self.embeddings(batch).features.values()), 1)
         x_BD = x0_BD
         for layer in self.cross:
@@ -95,12 +96,12 @@ class DCNV2(Ranker):
         return torch.cat([x_BD, self.deep(x0_BD)], 1)
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The final layer."""
+        """Return the logit of each row: the final layer."""
         logit: Tensor = self.last(h_BH).squeeze(1)
         return logit
 
     def output_biases(self) -> Sequence[Tensor]:
-        """The bias of the final layer."""
+        """Return the bias of the final layer."""
         return [self.last.bias]
 
 
@@ -120,7 +121,7 @@ class Cross(nn.Module):
         self.matrix = matrix
 
     def forward(self, x0_BD: Float[Tensor, "B D"], x_BD: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """Equations 1 and 2."""
+        """Apply equation 1 or 2."""
         return torch.addcmul(x_BD, x0_BD, self.matrix(x_BD))
 
 
@@ -132,14 +133,14 @@ class CrossMixture(nn.Module):
         self.experts, self.rank, self.softmax = experts, rank, gate == "softmax"
         self.down = Linear(width, experts * rank, bias=False)
         self.inside = nn.Parameter(torch.empty(experts, rank, rank).uniform_(-(rank**-0.5), rank**-0.5))
-        # Every expert starts as a matrix of its own rank, not as a part of one K times as wide.
+        # Every expert is initialized as a matrix of its own rank, not as a slice of one K times as wide.
         self.up = nn.Parameter(torch.empty(width, experts * rank).uniform_(-(rank**-0.5), rank**-0.5))
         self.bias = nn.Parameter(torch.zeros(width))
         self.gate = Linear(width, experts) if experts > 1 else None
         self.activation = make_activation(activation, experts * rank)
 
     def forward(self, x0_BD: Float[Tensor, "B D"], x_BD: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """Equations 3 and 4; no ``[B, K, D]`` is built."""
+        """Apply equations 3 and 4 without building ``[B, K, D]``."""
         h_BKR = self.activation(self.down(x_BD)).unflatten(1, (self.experts, self.rank))
         h_BKR = self.activation(torch.einsum("bkr,ksr->bks", h_BKR, self.inside))
         if self.gate is None:

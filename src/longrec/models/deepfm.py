@@ -2,20 +2,20 @@ r"""DeepFM: DeepFM: A Factorization-Machine based Neural Network for CTR Predict
 
 Guo, Tang, Ye, Li, He, IJCAI 2017. https://arxiv.org/abs/1703.04247
 
-A factorisation machine and an MLP side by side over the same embeddings: low-order interactions by formula,
-high-order ones learnt, without pre-training and without hand-made features.
+A factorization machine and an MLP in parallel over the same embeddings: low-order interactions by formula, high-order
+ones learned, without pre-training and without hand-made features.
 
     logit = y_FM + y_DNN                                                            (eq. 1)
     y_FM  = w_0 + sum_i w_i x_i + sum_{i<j} <v_i, v_j> x_i x_j                      (eq. 2)
     y_DNN = MLP([v_1; ...; v_F])                                                    (eq. 3, 4)
 
 Departures from the paper
-    - the MLP is 128-64 with batch normalisation and dropout 0.2 by default (the paper: 400-400-400, dropout 0.5), a
+    - the MLP is 128-64 with batch normalization and dropout 0.2 by default (the paper: 400-400-400, dropout 0.5), a
       size for logs of a million rows;
-    - a dense field enters as its value times a vector, in both parts;
+    - a numeric field enters as its value times a vector, in both parts;
     - one bias in all.
 
-Letters: B rows, F fields, D embedding width, H what both parts hold.
+Shapes: B rows, F fields, D embedding width, H width of both inputs of the logit.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ Width = Annotated[int, Field(ge=1)]
 class DeepFMConfig(Strict):
     """Settings of DeepFM."""
 
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     mlp: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units of the MLP.")
     activation: Name = Field("relu", description="Activation of the MLP.")
-    batch_norm: bool = Field(True, description="Batch normalisation in the MLP.")
-    dropout: float = Field(0.2, ge=0, lt=1, description="Share of units dropped in the MLP while training.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    batch_norm: bool = Field(True, description="Batch normalization in the MLP.")
+    dropout: float = Field(0.2, ge=0, lt=1, description="Dropout rate of the MLP.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class DeepFM(Ranker):
@@ -70,17 +70,17 @@ class DeepFM(Ranker):
         self.interaction = len(fields.features) + width + self.deep.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """First order, the product of all pairs column by column, and the last hidden layer."""
+        """Return the first-order weights, the elementwise products of all pairs, and the last hidden layer."""
         w_BF = torch.cat(list(self.first_order(batch).features.values()), 1)
         v_BFD = torch.stack(list(self.embeddings(batch).features.values()), 1)
         return torch.cat([w_BF, bi_interaction(v_BFD), self.deep.hidden(v_BFD.flatten(1))], 1)
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The sum of both parts."""
+        """Return the sum of both components."""
         assert self.deep.last is not None
         fm = self.interaction - self.deep.width
         return self.bias + h_BH[:, :fm].sum(1) + self.deep.last(h_BH[:, fm:]).squeeze(1)
 
     def output_biases(self) -> Sequence[Tensor]:
-        """The bias of the sum."""
+        """Return the bias of the sum."""
         return [self.bias]

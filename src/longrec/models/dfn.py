@@ -2,37 +2,36 @@ r"""DFN: Deep Feedback Network for Recommendation.
 
 Xie, Ling, Wang, Wang, Xia, Lin, IJCAI 2020. https://doi.org/10.24963/ijcai.2020/349
 
-What a user clicked, what was left unclicked and what was disliked tell different things: clicks and dislikes are
-precise and rare, unclicked items are many and say little by themselves. So each kind is read by itself, and the precise
-ones pick from the unclicked what they go with:
+Clicks, unclicked items and dislikes carry different information: clicks and dislikes are precise and rare, unclicked
+items are many and noisy. Each kind of feedback is encoded separately, and the precise ones attend to the unclicked:
 
     f_s = mean(Transformer([e_a; s_1; ...; s_T]))            for s in c, u, d: clicked, unclicked, disliked (internal)
     f_uc = sum_i softmax_i(a(f_c, u_i)) u_i,  f_ud = sum_i softmax_i(a'(f_d, u_i)) u_i                     (external)
     a(q, x) = MLP([q; x; q - x; q * x])
     f = [f_c; f_d; f_u; f_uc; f_ud]
-    logit = linear(fields) + FM(fields and the parts of f) + MLP([fields; f])
+    logit = linear(fields) + FM(fields and the vectors of f) + MLP([fields; f])
     L = l_c L_c + l_u L_u + l_d L_d                          1 : 1 : 10, of clicked, of other and of disliked rows
 
-Which history plays which part is told by ``clicks``, ``unclicks`` and ``dislikes``. Where none of them is, the first
-history of the schema is the clicks, the second what was left unclicked, and the third what was disliked. A part that
-nothing plays is left out, with all that would be made of it; that is what zeros would do.
+The settings ``clicks``, ``unclicks`` and ``dislikes`` assign a history to each role. Without any of them, the first
+history of the schema holds the clicks, the second the unclicked items, and the third the dislikes. A role without a
+history is omitted, which has the same effect as zeros.
 
-Every row is in one of the three losses: it is disliked where the feedback feature ``dislike`` says so (0 and 1),
-whatever its label; else clicked or not by the label. Without ``dislike`` there are two. A loss is the sum over its rows
-by the number of all rows. ``logits`` tells of the dislike what the model says against the row.
+Every row is in one of the three losses. It is disliked if the feedback feature ``dislike`` is 1, whatever its label,
+else clicked or not by the label. Without ``dislike`` there are two losses. A loss is the sum over its rows divided by
+the number of all rows. In ``logits`` the logit of a dislike is the negative logit of the row.
 
 Departures from the paper
-    - an empty history gives f_s = 0, and nothing to pick by: f_uc = 0 without clicks, f_ud = 0 without dislikes. The
-      authors' code sums up padding too, so that its output hangs on how much of it there is;
-    - the transformer is one layer with residuals and without normalisation, whose outputs would drown the embeddings
-      in FM; the code has neither. Its places are counted back from the candidate, which is at 0;
-    - a column that events have and the candidate has not is a learnt vector at the candidate; a history of instance
-      tokens that shares no column is met by a projection of the candidate's fields;
-    - where two histories have not the same columns, f_c or f_d is projected to the width of the unclicked events;
-    - a row whose dislike is not known counts as one that is not disliked.
+    - an empty history gives f_s = 0 and no external attention: f_uc = 0 without clicks, f_ud = 0 without dislikes.
+      The authors' code sums padding too, so that its output depends on the amount of padding;
+    - the transformer is one layer with residuals and without normalization, whose outputs would dominate the
+      embeddings in FM; the code has neither. Its positions are counted back from the candidate, which is at 0;
+    - a column of the events that the candidate lacks is a learned vector for the candidate; for instance tokens, which
+      share no column, a projection of the candidate's fields is the query;
+    - if two histories differ in their columns, f_c or f_d is projected to the width of the unclicked events;
+    - a row without a value of dislike counts as not disliked.
 
-Letters: B rows, N positions, U what a history brings (see nn/segments.py), T events of a shared history, F fields, D
-embedding width, K width of an event, H what wide part, FM and MLP hold.
+Shapes: B rows, N positions, U stored positions (see nn/segments.py), T events of a shared history, F fields, D
+embedding width, K width of an event, H width of the linear, FM and MLP terms.
 """
 
 from __future__ import annotations
@@ -73,29 +72,29 @@ class DFNConfig(Strict):
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"places": "max_positions"}
 
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     clicks: str | None = Field(None, description="History of clicked items; see the docstring for the default.")
-    unclicks: str | None = Field(None, description="History of items left unclicked.")
+    unclicks: str | None = Field(None, description="History of unclicked items.")
     dislikes: str | None = Field(None, description="History of disliked items.")
     dislike: str | None = Field(None, description="Feedback feature with the values 0 and 1: this row was disliked.")
     click_weight: Weight = Field(1.0, description="Weight of clicked rows in the loss.")
-    unclick_weight: Weight = Field(1.0, description="Weight of rows left unclicked.")
+    unclick_weight: Weight = Field(1.0, description="Weight of unclicked rows.")
     dislike_weight: Weight = Field(10.0, description="Weight of disliked rows.")
     heads: Width = Field(2, description="Heads of the transformers.")
-    max_positions: Width = Field(64, description="Places counted back from the candidate that are told apart.")
+    max_positions: Width = Field(64, description="Number of distinct positions, counted back from the candidate.")
     attention: tuple[Width, ...] = Field((32,), min_length=1, description="Hidden units of the external attention.")
     mlp: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units of the MLP.")
     activation: Name = Field("relu", description="Activation of the MLP.")
-    batch_norm: bool = Field(True, description="Batch normalisation in the MLP.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in the MLP while training.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    batch_norm: bool = Field(True, description="Batch normalization in the MLP.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the MLP.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class DFN(Ranker):
     """DFN over up to three histories of the schema.
 
     Attributes:
-        part: the history that plays each part, for those that are played.
+        role: the history of each role that has one.
     """
 
     Config = DFNConfig
@@ -137,7 +136,7 @@ class DFN(Ranker):
         self.interaction = len(fields.features) + width + self.deep.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """First order, the product of all pairs column by column, and the last hidden layer."""
+        """Return the first-order weights, the elementwise products of all pairs, and the last hidden layer."""
         w_BF = torch.cat(list(self.first_order(batch).features.values()), 1)
         embedded = self.embeddings(batch)
         v_BFD = torch.stack(list(embedded.features.values()), 1)
@@ -146,22 +145,22 @@ class DFN(Ranker):
         return torch.cat([w_BF, bi_interaction(v_BFD), self.deep.hidden(x_BX)], 1)
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The sum of all parts."""
+        """Return the sum of all terms."""
         assert self.deep.last is not None
         fm = self.interaction - self.deep.width
         return self.bias + h_BH[:, :fm].sum(1) + self.deep.last(h_BH[:, fm:]).squeeze(1)
 
     def output_biases(self) -> Sequence[Tensor]:
-        """The bias of the sum; a dislike has none of its own."""
+        """Return the bias of the sum. A dislike has none of its own."""
         return [self.bias]
 
     def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
-        """The logit of every row, and what it is against a dislike."""
+        """Return the logit of every row, and its negative as the logit of a dislike."""
         logit_B = self(batch)
         return torch.stack([logit_B, -logit_B][: 1 + len(self.targets)], 1)
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """The three weighted cross entropies, in float32.
+        """Return the sum of the three weighted cross entropies, in float32.
 
         Raises:
             ValueError: a batch without label, or without the target ``dislike``.
@@ -180,7 +179,7 @@ class DFN(Ranker):
         return compute_mean_loss(loss_B, batch, ~label_B.isnan())
 
     def feedback(self, batch: Batch, embedded: EmbeddedBatch) -> dict[str, Float[Tensor, "B K"]]:
-        """f by its parts: ``clicks``, ``unclicks`` and ``dislikes``, then ``unclicks by clicks`` and so on."""
+        """Return the vectors of f: ``clicks``, ``unclicks``, ``dislikes``, then ``unclicks by clicks`` and so on."""
         vectors: dict[str, Tensor] = {}
         read = {role: self.queries(batch, embedded, history) for role, history in self.role.items()}
         empty = {role: find_empty_rows(segments) for role, (_, _, segments) in read.items()}
@@ -191,9 +190,9 @@ class DFN(Ranker):
         return vectors
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """What the candidate attends to in the transformers, mean over heads: ragged ``[N]``, shared ``[B, T]``.
+        """Return the candidate's attention in the transformers, mean over heads: ragged ``[N]``, shared ``[B, T]``.
 
-        The weights of a row leave to one what the candidate pays itself.
+        The weights of a row and that of the candidate itself sum to one.
         """
         embedded = self.embeddings(batch)
         return {
@@ -203,7 +202,7 @@ class DFN(Ranker):
 
 
 class _Internal(nn.Module):
-    """The candidate among the events of one history, and their mean."""
+    """Self attention over the candidate and the events of one history, and the mean of the outputs."""
 
     renamed_parameters: ClassVar[dict[str, str]] = {"places": "position_embedding"}
 
@@ -214,7 +213,7 @@ class _Internal(nn.Module):
         self.layer = EncoderLayer(key, heads, 4 * key, norm=False)
 
     def forward(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
-        """``[B, K]``: the mean; and the candidate's weights, ragged ``[N]``, shared ``[B, T]``."""
+        """Return the mean ``[B, K]``, and the candidate's weights, ragged ``[N]``, shared ``[B, T]``."""
         attention, layer = BucketedAttention(segments), self.layer
         y_BK = q_BQ if self.absent is None else torch.cat([q_BQ, self.absent.expand(q_BQ.shape[0], -1)], 1)
         count, device = segments.positions, segments.offsets.device
@@ -236,7 +235,7 @@ class _Internal(nn.Module):
 
 
 class _External(nn.Module):
-    """What the mean of one history picks from the unclicked events."""
+    """Attention of the mean of one history to the unclicked events."""
 
     def __init__(self, query: int, key: int, widths: tuple[int, ...]) -> None:
         super().__init__()
@@ -244,13 +243,13 @@ class _External(nn.Module):
         self.unit = TargetAttention(key, key, widths, softmax=True)
 
     def forward(self, f_BQ: Tensor, e_UK: Tensor, segments: Segments) -> Tensor:
-        """``[B, K]``; 0 for a row with nothing unclicked."""
+        """Return the pooled events ``[B, K]``. 0 for a row without unclicked events."""
         pooled: Tensor = self.unit(f_BQ if self.project is None else self.project(f_BQ), e_UK, segments)
         return pooled
 
 
 def _assign_roles(config: DFNConfig, fields: Fields) -> dict[str, str]:
-    """The history that plays each part."""
+    """Return the history of each role."""
     assigned = {role: name for role in ROLES if (name := getattr(config, role)) is not None}
     histories, faults = list(fields.histories), []
     if not assigned and len(histories) > len(ROLES):
@@ -259,7 +258,7 @@ def _assign_roles(config: DFNConfig, fields: Fields) -> dict[str, str]:
         if name not in histories:
             faults.append(f"model.{role}: no history named {name!r}; there are {', '.join(histories) or 'none'}")
         elif list(assigned.values()).index(name) < list(assigned).index(role):
-            faults.append(f"model.{role}: the history {name!r} plays another part already")
+            faults.append(f"model.{role}: the history {name!r} has another role already")
     if faults:
         raise ConfigError("config", faults)
     return assigned or dict(zip(ROLES, histories))

@@ -2,8 +2,8 @@ r"""DHAN: Deep Interest with Hierarchical Attention Network for Click-Through Ra
 
 Xu, He, Tan, Li, Lang, Guo, SIGIR 2020. https://arxiv.org/abs/2005.12981
 
-Interests are a hierarchy: many items, fewer categories. Attention first weighs the items, each category then becomes
-the mean of its items by these weights, and a second attention weighs the categories:
+Interests form a hierarchy: many items, fewer categories. A first attention weighs the items. Each category is the mean
+of its items by these weights, and a second attention weighs the categories:
 
     w_t = softmax_t(a(e_t, e_a))                                            (items; a is DIN's activation unit)
     c_l = sum_{t in l} w_t e_t / sum_{t in l} w_t                           (each category l)
@@ -12,22 +12,22 @@ the mean of its items by these weights, and a second attention weighs the catego
     i   = AUGRU(GRU(e_1 ... e_T), w)                                        (``base: dien``)
     logit = MLP([fields of the impression, x, i])
 
-A category speaks once, however many items of it there are.
+A category counts once, however many items it has.
 
 Departures from the paper
-    - only the categories that a history holds are computed, not all there are, so that an absent one cannot enter; the
-      sum below needs no small number beside it;
+    - only the categories of a history are computed, so that an absent one has no weight, and the denominator needs
+      no epsilon;
     - an item whose category is missing or unseen is a category of its own;
     - the attribute that makes the hierarchy is the column ``group``; by default the first id column that events and
-      candidate share other than the item, else the item. A history without one (instance tokens) has each event for
-      itself;
-    - ``base: dien`` takes the weights of the items for its attention, and has no auxiliary loss;
-    - the official code normalises layers over the whole batch, with statistics that its negatives never trained; here
-      the top MLP has batch normalisation with running statistics, and the attention none;
-    - events may carry columns that the candidate has not: they enter the keys and what is pooled, as in din.
+      candidate share other than the item, else the item. In a history without one (instance tokens) each event is
+      a group;
+    - ``base: dien`` uses the weights of the items as its attention, without auxiliary loss;
+    - the official code normalizes layers over the whole batch, with statistics that exclude its negatives; here the
+      top MLP has batch normalization with running statistics, and the attention none;
+    - columns of events that the candidate lacks enter the keys and the pooled vector, as in din.
 
-Letters: B rows, N positions of the batch's histories, U what a history brings (see nn/segments.py), Q width of the
-query, K width of an event, M what tells the categories of all rows (see nn/groups.py), H units of the last hidden
+Shapes: B rows, N positions of the batch's histories, U stored positions (see nn/segments.py), Q width of the
+query, K width of an event, M categories of all rows (see nn/groups.py), H units of the last hidden
 layer.
 """
 
@@ -60,9 +60,9 @@ Width = Annotated[int, Field(ge=1)]
 class DHANConfig(Strict):
     """Settings of DHAN."""
 
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
-    group: str | None = Field(None, description="Id column that makes groups; see the docstring for the default.")
-    base: Literal["din", "dien"] = Field("din", description="What stands beside the groups.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
+    group: str | None = Field(None, description="Id column of the groups; see the docstring for the default.")
+    base: Literal["din", "dien"] = Field("din", description="Second representation of the history.")
     hidden: Width = Field(36, description="Units of both recurrences of base: dien.")
     attention: tuple[Width, ...] = Field((80, 40), min_length=1, description="Hidden units of the attention on items.")
     group_attention: tuple[Width, ...] = Field(
@@ -71,9 +71,9 @@ class DHANConfig(Strict):
     activation: Name = Field("relu", description="Activation inside both attentions.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
     mlp_activation: Name = Field("relu", description="Activation of the top MLP.")
-    batch_norm: bool = Field(True, description="Batch normalisation in the top MLP.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in the top MLP while training.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the top MLP.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class DHAN(Ranker):
@@ -103,7 +103,7 @@ class DHAN(Ranker):
         self.interaction = self.top.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """The last hidden layer of the top MLP."""
+        """Return the last hidden layer of the top MLP."""
         embedded = self.embeddings(batch)
         inputs = list(embedded.features.values())
         for history in self.fields.histories:
@@ -112,17 +112,17 @@ class DHAN(Ranker):
         return self.top.hidden(torch.cat(inputs, 1))
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The final layer."""
+        """Return the logit of each row: the final layer."""
         assert self.top.last is not None
         logit: Tensor = self.top.last(h_BH).squeeze(1)
         return logit
 
     def output_biases(self) -> Sequence[Tensor]:
-        """The bias of the final layer."""
+        """Return the bias of the final layer."""
         return [self.top.output_bias]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """The part of every position in x: ragged ``[N]``, shared ``[B, T]``. Those of a row sum to one."""
+        """Return the weight of every position in x: ragged ``[N]``, shared ``[B, T]``. Those of a row sum to one."""
         embedded, weights = self.embeddings(batch), {}
         for history in self.fields.histories:
             q_BQ, k_UK, segments = self.queries(batch, embedded, history)
@@ -156,7 +156,7 @@ class _Path(nn.Module):
     def forward(
         self, q_BQ: Float[Tensor, "B Q"], k_UK: Float[Tensor, "U K"], segments: Segments, groups: Groups | None
     ) -> Float[Tensor, "B X"]:
-        """``[x, i]`` of each row; 0 for an empty history."""
+        """Return ``[x, i]`` of each row. 0 for an empty history."""
         w_N = self.items.weights(q_BQ, k_UK, segments)
         c_MK, over = (k_UK, segments) if groups is None else groups.means(groups.shares(w_N), k_UK)
         x_BK = self.categories(q_BQ, c_MK, over)
@@ -165,7 +165,7 @@ class _Path(nn.Module):
         return torch.cat([x_BK, self.evolution.last(self.interest.states(k_UK, segments), segments, w_N)], 1)
 
     def weights(self, q_BQ: Tensor, k_UK: Tensor, segments: Segments, groups: Groups | None) -> Tensor:
-        """``[N]``: the part of every position in x."""
+        """Return the weight of every position in x, ``[N]``."""
         if groups is None:
             return self.categories.weights(q_BQ, k_UK, segments)
         share_N = groups.shares(self.items.weights(q_BQ, k_UK, segments))

@@ -2,9 +2,9 @@ r"""DIEN: Deep Interest Evolution Network for Click-Through Rate Prediction.
 
 Zhou, Mou, Fan, Pi, Bian, Zhou, Zhu, Gai, AAAI 2019. https://arxiv.org/abs/1809.03672
 
-Interests change, and only the path that leads to the candidate matters. A first recurrence makes an interest of every
-step, taught by what came next; a second one follows the interests that the candidate attends to, its update gate
-scaled by the attention:
+Interests change over time, and only their evolution towards the candidate matters. A first GRU extracts an interest per
+step, supervised by the next event. A second GRU follows the interests that the candidate attends to, with its update
+gate scaled by the attention:
 
     h_t = GRU(h_{t-1}, e_t)                                                          (eq. 1 to 4)
     L_aux = -mean_t [log s(h_t, e_{t+1}) + log(1 - s(h_t, ê_{t+1}))]                 (eq. 6)
@@ -13,25 +13,25 @@ scaled by the attention:
     logit = MLP([fields of the impression, sum_t e_t, e_a * sum_t e_t, h'_T])        (figure 1)
     L = L_target + alpha L_aux                                                       (eq. 7)
 
-``evolution`` chooses the second recurrence: ``aigru`` scales its input by a, ``agru`` puts a in the place of the gate.
+``evolution`` chooses the second recurrence: ``aigru`` scales its input by a, ``agru`` replaces the gate by a.
 
 Departures from the paper
-    - ``gate: released`` is what the authors' code computes: its cell writes h' = u h + (1 - u) n, so u keeps, and
-      scaling that u by 1 - a makes a = 0 an ordinary step, while the equations keep the state;
-    - ``attention: mlp`` is the code's: DIN's activation unit over PReLU(W e_a) and h_t, normalised by a softmax; the
+    - ``gate: released`` is what the authors' code computes: its cell writes h' = u h + (1 - u) n, so u keeps the
+      state, and scaling that u by 1 - a makes a = 0 an ordinary step, while in the equations a = 0 keeps the state;
+    - ``attention: mlp`` is the code's: DIN's activation unit over PReLU(W e_a) and h_t, normalized by a softmax; the
       default is the equation's;
     - s is a network of two sigmoid layers and one output over [h_t, e_{t+1}], as in the code, whose network also
-      normalises over the batch; the paper writes an inner product. ``aux_weight`` is alpha: the code's 1 stands beside
-      a target loss that it halves (and its mean runs over padding too), so 2 here is the same without padding;
-    - ê is the event of another user's row at a random position of the batch, so as popular as events are; one that
-      equals the positive is left out. The mean runs over steps that have a next one, never over padding, and over the
+      normalizes over the batch; the paper writes an inner product. ``aux_weight`` is alpha: the code adds 1 times L_aux
+      to half the target loss (and its mean includes padding), so 2 here is equivalent without padding;
+    - ê is the event of another user's row at a random position of the batch, so sampled by popularity; one that
+      equals the positive is skipped. The mean is over steps that have a next one, without padding, and over the
       histories;
-    - events may carry columns that the candidate has not. e_a * sum e takes the columns both have, and so does s: what
-      time passed, or what was done, would tell the next event from another one without any interest;
+    - events may have columns that the candidate lacks. e_a * sum e reads the shared columns, and so does s: elapsed
+      time or the action would distinguish the next event from another one without any interest;
     - W e_a has a bias in the bilinear attention too;
-    - each history has recurrences of its own; batch normalisation in the top MLP uses running statistics.
+    - each history has recurrences of its own; batch normalization in the top MLP uses running statistics.
 
-Letters: B rows, N positions of the batch's histories, U what a history brings (see nn/segments.py), K width of an
+Shapes: B rows, N positions of the batch's histories, U stored positions (see nn/segments.py), K width of an
 event, Q width of the columns that candidate and events share, H hidden units of the recurrences.
 """
 
@@ -61,25 +61,25 @@ from longrec.nn.segments import Segments
 
 Width = Annotated[int, Field(ge=1)]
 _PathStates = tuple[Tensor, Tensor, Segments]
-"""Of a history its interests, its events and its segments."""
+"""Interests, events and segments of one history."""
 
 
 class DIENConfig(Strict):
     """Settings of DIEN."""
 
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     hidden: Width = Field(36, description="Units of both recurrences.")
     evolution: Literal["augru", "agru", "aigru"] = Field("augru", description="The second recurrence.")
-    gate: Literal["paper", "released"] = Field("paper", description="How AUGRU scales its update gate.")
+    gate: Literal["paper", "released"] = Field("paper", description="Update gate of AUGRU: the paper's or the code's.")
     attention: Literal["bilinear", "mlp"] = Field("bilinear", description="Equation 9, or the released code's network.")
     attention_units: tuple[Width, ...] = Field((80, 40), min_length=1, description="Hidden units of attention: mlp.")
-    aux_weight: float = Field(1.0, ge=0, description="Weight of the auxiliary loss; 0 leaves it out.")
+    aux_weight: float = Field(1.0, ge=0, description="Weight of the auxiliary loss; 0 disables it.")
     aux: tuple[Width, ...] = Field((100, 50), min_length=1, description="Hidden units of the auxiliary network.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
     mlp_activation: Name = Field("dice", description="Activation of the top MLP.")
-    batch_norm: bool = Field(True, description="Batch normalisation in the top MLP.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in the top MLP while training.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the top MLP.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class DIEN(Ranker):
@@ -110,26 +110,26 @@ class DIEN(Ranker):
         self.interaction = self.top.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """The last hidden layer of the top MLP."""
+        """Return the last hidden layer of the top MLP."""
         return self._interact(batch, self.embeddings(batch))[0]
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The final layer."""
+        """Return the logit of each row: the final layer."""
         assert self.top.last is not None
         logit: Tensor = self.top.last(h_BH).squeeze(1)
         return logit
 
     def output_biases(self) -> Sequence[Tensor]:
-        """The bias of the final layer."""
+        """Return the bias of the final layer."""
         return [self.top.output_bias]
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """Cross entropy of the label, and of what came next in the histories."""
+        """Return the cross entropy of the label plus the auxiliary loss of the next events."""
         h_BH, walked = self._interact(batch, self.embeddings(batch))
         return bce_loss(self.head(h_BH), batch) + self._auxiliary(walked, batch)
 
     def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
-        """That of what came next."""
+        """Return the auxiliary loss of the next events."""
         if not self.config.aux_weight:
             return 0.0
         embedded, walked = self.embeddings(batch), {}
@@ -149,7 +149,7 @@ class DIEN(Ranker):
         return self.config.aux_weight * extra / len(walked)
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """The attention on every position of every history: ragged ``[N]``, shared ``[B, T]``."""
+        """Return the attention weight of every position of every history: ragged ``[N]``, shared ``[B, T]``."""
         embedded, weights = self.embeddings(batch), {}
         for history in self.fields.histories:
             q_BQ, e_UK, segments = self.queries(batch, embedded, history)
@@ -159,7 +159,7 @@ class DIEN(Ranker):
         return weights
 
     def _interact(self, batch: Batch, embedded: EmbeddedBatch) -> tuple[Tensor, dict[str, _PathStates]]:
-        """The last hidden layer; and of each history its interests, its events and its segments."""
+        """Return the last hidden layer, and the interests, events and segments of each history."""
         inputs, walked = list(embedded.features.values()), {}
         for history in self.fields.histories:
             q_BQ, e_UK, segments = self.queries(batch, embedded, history)
@@ -177,7 +177,7 @@ class _Path(nn.Module):
 
     Args:
         query, key: width of the candidate and of an event.
-        told: how many numbers of an event, the first ones, the auxiliary network is told.
+        shared_width: width of the columns that events share with the candidate, the input of the auxiliary network.
     """
 
     def __init__(self, query: int, key: int, shared_width: int, config: DIENConfig) -> None:
@@ -198,7 +198,7 @@ class _Path(nn.Module):
         self.next = MLP(hidden + shared_width, config.aux, "sigmoid", outputs=1) if config.aux_weight else None
 
     def attend(self, q_BQ: Tensor, h_UH: Tensor, segments: Segments) -> Tensor:
-        """``[N]``: what each interest matters to the candidate; the weights of a row sum to one."""
+        """Return the attention weight of each interest, ``[N]``. The weights of a row sum to one."""
         q_BH = self.query(q_BQ)
         if self.unit is not None and self.slope is not None:
             weights: Tensor = self.unit.weights(self.slope(q_BH), h_UH, segments)
@@ -206,7 +206,7 @@ class _Path(nn.Module):
         return segments.softmax(segments.mul(q_BH, h_UH).sum(1))
 
     def forward(self, q_BQ: Tensor, e_UK: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
-        """The interest that the path ends in, ``[B, H]``, and the interests it came by, ``[U, H]``."""
+        """Return the final interest ``[B, H]`` and the interests of all steps ``[U, H]``."""
         h_UH = self.interest.states(e_UK, segments)
         a_N = self.attend(q_BQ, h_UH, segments)
         if not self.scaled:
@@ -215,10 +215,10 @@ class _Path(nn.Module):
         return self.evolution.last_of_each(i_NH, segments), h_UH
 
     def auxiliary(self, h_NH: Tensor, e_NK: Tensor, segments: Segments, users_B: Tensor | None = None) -> Tensor:
-        """Cross entropy of telling the next event from another user's, a mean over the steps that have a next one.
+        """Return the cross entropy of the next event against another user's, a mean over steps that have a next one.
 
         Args:
-            users_B: whose rows they are; each row is a user's of its own when not given.
+            users_B: user of each row. By default each row has its own user.
         """
         assert self.next is not None
         row_N = segments.row

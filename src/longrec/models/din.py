@@ -2,31 +2,31 @@ r"""DIN: Deep Interest Network for Click-Through Rate Prediction.
 
 Zhou, Zhu, Song, Fan, Zhu, Ma, Yan, Jin, Li, Gai, KDD 2018. https://arxiv.org/abs/1706.06978
 
-A user's interest is not one vector: it depends on the candidate in question. DIN scores each past event
+A user's interest is not one vector but depends on the candidate. DIN scores each past event
 against the candidate with a small network and pools the events by that score:
 
     v_U(A) = sum_j a(e_j, v_A) e_j                                                  (eq. 3)
     a(e, v) = MLP([v, e, v - e', v * e'])                                           (the activation unit)
     logit = MLP([fields of the impression, v_U(A)])                                 (figure 2)
 
-The score is not normalised in the paper, to keep the intensity of the interest; ``softmax: true`` normalises it over
+The score is not normalized in the paper, to keep the intensity of the interest; ``softmax: true`` normalizes it over
 the history, as the authors' released code does. ``activation: dice`` is the paper's data adaptive activation
 (section 5.2).
 
 Departures from the paper
     - the activation unit takes [v, e, v - e', v * e'], as the authors' released code does, not an outer product;
       its first layer is split (see nn/attention.py), with the difference folded into the two linear parts;
-    - events may carry columns that the candidate has not (a past rating, the time passed): they enter the
-      keys e and the pooled vector, while e' is the part of e that the candidate has too;
+    - columns of events that the candidate lacks (a past rating, elapsed time) enter the keys e and the pooled
+      vector, while e' holds the columns of e that the candidate has too;
     - each history has an activation unit of its own;
-    - a history of instance tokens that shares no column with the candidate is asked by a learnt projection of all
-      fields of the candidate, as wide as its keys, in place of v;
-    - batch normalisation in the top MLP, on by default: measured to help (AUC 0.752 against 0.724 after one epoch
+    - for a history of instance tokens, which shares no column with the candidate, v is a learned projection of all
+      fields of the candidate, as wide as the keys;
+    - batch normalization in the top MLP, on by default: measured to help (AUC 0.752 against 0.724 after one epoch
       of a synthetic log). Its statistics, and those of Dice, are running averages in evaluation;
     - the mini-batch aware penalty (section 5.1) is an option of the optimizer (``l2``), all rows weighted alike.
 
-Letters: B rows, N positions of the batch's histories, T positions of one user's, D embedding width, Q width of the
-query (columns the candidate shares with the events, or what stands for them), K width of an event, H units of the last
+Shapes: B rows, N positions of the batch's histories, T positions of one user's, D embedding width, Q width of the
+query (columns that candidate and events share, or the projection), K width of an event, H units of the last
 hidden layer.
 """
 
@@ -56,16 +56,16 @@ Width = Annotated[int, Field(ge=1)]
 class DINConfig(Strict):
     """Settings of DIN."""
 
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     attention: tuple[Width, ...] = Field((80, 40), min_length=1, description="Hidden units of the activation unit.")
     activation: Name = Field("relu", description="Activation inside the activation unit.")
-    softmax: bool = Field(False, description="Normalise the attention over each history.")
-    product: bool = Field(False, description="Give the top MLP the product of the query and the pooled history too.")
+    softmax: bool = Field(False, description="Normalize the attention over each history.")
+    product: bool = Field(False, description="Add the product of query and pooled history to the top MLP.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
     mlp_activation: Name = Field("relu", description="Activation of the top MLP.")
-    batch_norm: bool = Field(True, description="Batch normalisation in the top MLP.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in the top MLP while training.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the top MLP.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class DIN(Ranker):
@@ -94,7 +94,7 @@ class DIN(Ranker):
         self.interaction = self.top.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """The last hidden layer of the top MLP."""
+        """Return the last hidden layer of the top MLP."""
         embedded = self.embeddings(batch)
         inputs = list(embedded.features.values())
         for history, unit in zip(self.fields.histories, self.units):
@@ -106,17 +106,17 @@ class DIN(Ranker):
         return self.top.hidden(torch.cat(inputs, 1))
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The final layer."""
+        """Return the logit of each row: the final layer."""
         assert self.top.last is not None
         logit: Tensor = self.top.last(h_BH).squeeze(1)
         return logit
 
     def output_biases(self) -> Sequence[Tensor]:
-        """The bias of the final layer."""
+        """Return the bias of the final layer."""
         return [self.top.output_bias]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """The attention on every position of every history: ragged ``[N]``, shared ``[B, T]``."""
+        """Return the attention weight of every position of every history: ragged ``[N]``, shared ``[B, T]``."""
         embedded = self.embeddings(batch)
         weights = {}
         for history, unit in zip(self.fields.histories, self.units):

@@ -2,9 +2,9 @@ r"""DMT: Deep Multifaceted Transformers for Multi-objective Ranking in Large-Sca
 
 Gu, Ding, Wang, Zou, Liu, Yin, CIKM 2020. https://doi.org/10.1145/3340531.3412697
 
-A click, a cart and an order mean different things, so each kind of behaviour has a transformer of its own, whose
-decoder asks with the candidate. Several labels are learnt behind experts, and what the place of an item did to its
-clicks is learnt by a network that is left out when items are ranked.
+Clicks, carts and orders have different meanings, so each kind of behavior has its own transformer, in whose decoder the
+candidate is the query. Several labels are learned by experts, and a separate network learns the position bias. It is
+left out at ranking time.
 
     H_s = Encoder_s(sqrt(D) S_s + positions)                           for each history s
     u_s = Decoder_s(query = candidate, keys and values = H_s)
@@ -12,27 +12,27 @@ clicks is learnt by a network that is left out when items are ranked.
     f^k = sum_i softmax(G_k x)_i e_i(x),  u_k = Tower_k(f^k)           (MMoE, see mmoe)
     y_b = MLP(bias fields)
     p_k = sigmoid(u_k + y_b) while training, sigmoid(u_k) afterwards
-    L   = sum_k c_k BCE(p_k, label_k)                                  over the rows whose label_k is known
+    L   = sum_k c_k BCE(p_k, label_k)                                  over the labeled rows of task k
 
-An encoder never sees the candidate: a request encodes each history once for all its candidates. The fields named by
-``bias`` (a position, a page) enter nothing but y_b and no score: a request may leave them null. A label of orders that
-counts impressions without a click among its negatives is learnt as CTCVR, as in the paper.
+An encoder does not read the candidate: a request encodes each history once for all its candidates. The fields named by
+``bias`` (a position, a page) enter y_b alone and no score: a request may leave them null. A label of orders that
+counts impressions without a click among its negatives is learned as CTCVR, as in the paper.
 
 Departures from the paper
-    - positions are counted back from the newest event. ``time`` adds none and leaves it to the column ``time_gap`` of
-      a history, in buckets, which stands beside the others;
-    - an event is as wide as its columns together; those that a candidate has not are a learnt vector at the candidate,
-      which is scaled by sqrt(D) as the events are; a history of instance tokens is asked by a projection of all fields
-      of the candidate;
-    - a history without events is a learnt vector, whoever the candidate;
+    - positions are counted back from the newest event. ``time`` adds none and relies on the column ``time_gap`` of
+      a history, in buckets, like other columns;
+    - an event is as wide as its columns together; those that a candidate lacks are a learned vector for the candidate,
+      which is scaled by sqrt(D) like the events; for instance tokens the query is a projection of all fields of the
+      candidate;
+    - a history without events is a learned vector, whatever the candidate;
     - attention has no bias and a head is as wide as an h-th of an event, rounded up, W^O joins heads (see
       nn/transformer.py); in the released code there is none, what enters encoder and decoder is dropped out too, and
       gates have a bias;
-    - y_b takes fields of the impression; categories of the items around it, the paper's second form, are none;
-    - batch normalisation in experts and towers, on by default, as in din.
+    - y_b reads fields of the impression; the paper's second form, categories of neighboring items, is not supported;
+    - batch normalization in experts and towers is on by default, as in din.
 
-Letters: B rows, N positions, U what a history brings (see nn/segments.py), T events of one user, K tasks, D width of an
-event, H what the towers are given.
+Shapes: B rows, N positions, U stored positions (see nn/segments.py), T events of one user, K tasks, D width of an
+event, H width of the towers' inputs.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ from longrec.nn.transformer import EncoderLayer
 
 Width = Annotated[int, Field(ge=1)]
 _SLOWEST = 10_000.0
-"""The longest wave of a sinusoidal position, over two pi."""
+"""Longest wavelength of a sinusoidal position, divided by two pi."""
 
 
 class DMTConfig(TasksConfig):
@@ -71,26 +71,26 @@ class DMTConfig(TasksConfig):
     renamed_keys: ClassVar[Mapping[str, str]] = {"places": "max_positions"}
     renamed_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {"position": {"learnt": "learned"}}
 
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     heads: Width = Field(4, description="Heads of all attention.")
-    encoder: int = Field(1, ge=0, description="Layers in which the events of a history look at each other.")
-    decoder: Width = Field(1, description="Layers in which the candidate asks a history.")
-    hidden: Width | None = Field(None, description="Units of the network in a layer; as many as its inputs by default.")
-    position: Literal["learned", "sincos", "time"] = Field("learned", description="How an event tells its place.")
-    max_positions: Width = Field(128, description="Places counted back from the newest event that are told apart.")
-    experts: Width = Field(4, description="How many experts.")
+    encoder: int = Field(1, ge=0, description="Layers of self attention over the events of a history.")
+    decoder: Width = Field(1, description="Layers of attention of the candidate over a history.")
+    hidden: Width | None = Field(None, description="Units of the network in a layer; by default as many as its inputs.")
+    position: Literal["learned", "sincos", "time"] = Field("learned", description="Position encoding of events.")
+    max_positions: Width = Field(128, description="Distinct positions, counted back from the newest event.")
+    experts: Width = Field(4, description="Number of experts.")
     expert: tuple[Width, ...] = Field((128,), min_length=1, description="Hidden units of an expert.")
     tower: tuple[Width, ...] = Field((64,), description="Hidden units of the network of each task.")
     activation: Name = Field("relu", description="Activation of all networks.")
-    batch_norm: bool = Field(True, description="Batch normalisation in experts and towers.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped while training, but in the bias.")
-    bias: tuple[str, ...] = Field((), description="Features that move labels while training, and no score.")
+    batch_norm: bool = Field(True, description="Batch normalization in experts and towers.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate, except for the bias.")
+    bias: tuple[str, ...] = Field((), description="Features of the bias, which enters logits in training alone.")
     bias_mlp: tuple[Width, ...] = Field((32,), description="Hidden units of the network over them.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class DMT(Ranker):
-    """A transformer a behaviour, experts over all, and a bias that stays behind."""
+    """A transformer per behavior, experts over all, and a bias for training alone."""
 
     Config = DMTConfig
     reads_history = True
@@ -120,15 +120,15 @@ class DMT(Ranker):
         if bias.features:
             self.bias_embeddings = Embeddings(bias, config.embedding_dim, std=config.init_std)
             self.bias = MLP(sum(self.bias_embeddings.widths.values()), config.bias_mlp, config.activation, outputs=1)
-        # A model built on this one would lose the bias: it then offers nothing to build on.
+        # A model built on this one would lose the bias, so it cannot be a base then.
         self.interaction = 0 if bias.features else count * self.experts.width
 
     def forward(self, batch: Batch) -> Float[Tensor, " B"]:
-        """The logit that rows are ranked by."""
+        """Return the logit for ranking."""
         return self.ranking_logit(self.logits(batch))
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """What the tower of each task is given, side by side; the bias has no part in it."""
+        """Return the inputs of all towers, concatenated, without the bias."""
         embedded = self.embeddings(batch)
         inputs = list(embedded.features.values())
         for history in self.fields.histories:
@@ -138,41 +138,41 @@ class DMT(Ranker):
         return h_BKH.flatten(1)
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The logit that rows are ranked by, without a bias."""
+        """Return the logit for ranking, without a bias."""
         return self.ranking_logit(self._towers(h_BH))
 
     def output_biases(self) -> Sequence[Tensor]:
-        """Those of the towers."""
+        """Return the biases of the towers."""
         return self.towers.output_biases
 
     def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
-        """The logit of every task: the schema's label, then those of ``tasks``; while training with the bias."""
+        """Return the logit of every task: the schema's label, then those of ``tasks``. In training with the bias."""
         logits_BK = self._towers(self.interact(batch))
         return logits_BK + self.bias_logit(batch) if self.training and self.bias_embeddings else logits_BK
 
     def bias_logit(self, batch: Batch) -> Float[Tensor, "B 1"]:
-        """y_b."""
+        """Return y_b."""
         assert self.bias_embeddings is not None, "no bias fields"
         y_B1: Tensor = self.bias(torch.cat(list(self.bias_embeddings(batch).features.values()), 1))
         return y_B1
 
     def ranking_logit(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
-        """The logit of the probabilities that ``rank_by`` joins."""
+        """Return the logit of the product of probabilities that ``rank_by`` names."""
         return self.tasks.ranking_logit(logits_BK)
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """The weighted sum of the losses of all tasks."""
+        """Return the weighted sum of the losses of all tasks."""
         return self.tasks.loss(self.logits(batch), batch)
 
     def encode_history(self, batch: Batch, history: str) -> Float[Tensor, "U D"]:
-        """H of one history: what no candidate has touched, each event in its place."""
+        """Return H of one history: the encoded events, in their original order."""
         path = cast(_Path, self.paths[f"path_{history}"])
         e_UD, segments = self.queries.gather_keys(batch, self.embeddings(batch), history)
         attention = BucketedAttention(segments)
         return attention.restore_positions(path.encode(e_UD, segments, attention))
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """The attention of the last decoder layer, mean over heads: ragged ``[N]``, shared ``[B, T]``."""
+        """Return the attention of the last decoder layer, mean over heads: ragged ``[N]``, shared ``[B, T]``."""
         embedded, weights = self.embeddings(batch), {}
         for history in self.fields.histories:
             path = cast(_Path, self.paths[f"path_{history}"])
@@ -208,7 +208,7 @@ class _Path(nn.Module):
         self.decoder = nn.ModuleList([_layer(key, config) for _ in range(config.decoder)])
 
     def forward(self, q_BQ: Tensor, e_UD: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
-        """u ``[B, D]``, and the weights of the events: ragged ``[N]``, shared ``[B, T]``."""
+        """Return u ``[B, D]`` and the weights of the events: ragged ``[N]``, shared ``[B, T]``."""
         attention = BucketedAttention(segments)
         x_UD = self.encode(e_UD, segments, attention)
         if self.absent is not None:
@@ -221,7 +221,7 @@ class _Path(nn.Module):
         return u_BD, w if segments.shared else attention.restore_positions(w)
 
     def encode(self, e_UD: Tensor, segments: Segments, attention: BucketedAttention) -> Tensor:
-        """H ``[U, D]``, in the order of the rectangles."""
+        """Return H ``[U, D]``, in the order of the attention layout."""
         x_UD = e_UD * self.width**0.5
         if self.position_embedding is not None:
             count = segments.positions
@@ -240,17 +240,17 @@ def _layer(width: int, config: DMTConfig) -> EncoderLayer:
 
 
 def _waves(count: int, width: int) -> Tensor:
-    """Sines and cosines of each place, side by side, from fast to slow (Vaswani et al. 2017, section 3.5)."""
+    """Return interleaved sines and cosines of each position, from fast to slow (Vaswani et al. 2017, section 3.5)."""
     speed = _SLOWEST ** (-torch.arange(0, width, 2) / width)
     angle = torch.arange(count).unsqueeze(1) * speed
     return torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :width].contiguous()
 
 
 def _split_bias(names: tuple[str, ...], fields: Fields) -> tuple[Fields, Fields]:
-    """The fields of the bias, and all others.
+    """Return the fields of the bias, and all others.
 
     Raises:
-        ConfigError: names that are no features, all of them; one that is named twice; a history that nothing asks.
+        ConfigError: unknown names (all of them), a repeated name, or a history without a query.
     """
     faults = find_unknown_names("model.bias", names, [field.name for field in fields.features])
     for history in fields.histories:

@@ -2,12 +2,12 @@ r"""DSIN: Deep Session Interest Network for Click-Through Rate Prediction.
 
 Feng, Lv, Shen, Wang, Sun, Zhu, Yang, IJCAI 2019. https://arxiv.org/abs/1905.06482
 
-Within a session users want one thing, and from session to session another. A transformer layer reads each of the latest
-sessions by itself, an LSTM both ways reads how one led to the next, and the candidate attends to both:
+Events within a session are alike, and sessions differ from each other. A transformer layer encodes each of the latest
+sessions separately, a bidirectional LSTM reads their sequence, and the candidate attends to both:
 
     Q_k = e_k + BE,   BE_(k,t,c) = w^K_k + w^T_t + w^C_c                             (eq. 2 and 3)
     I_k = mean_t FFN(MH(Q_k, Q_k, Q_k))                                             (eq. 4 to 6)
-    H_k = the state of a recurrence forward + that of one backward over I_1..I_K    (eq. 7 and 8)
+    H_k = the state of a forward recurrence + that of a backward one over I_1..I_K    (eq. 7 and 8)
     U_I = sum_k softmax_k(I_k W_I v) I_k,   U_H = sum_k softmax_k(H_k W_H v) H_k    (eq. 9 and 10)
     logit = MLP([fields of the impression, U_I, U_H])
 
@@ -15,25 +15,25 @@ where k counts the sessions, t the events of one and c the units of e; v is the 
 sessions.
 
 Departures from the paper
-    - sessions are the runs of one value of the column ``session_recency`` of a history, which splits where more than 30
-      minutes pass (``session_gap`` in the schema) and is no input besides; a history without that column is cut in
-      runs of ``session_events`` counted from its newest event;
-    - k and t count back from the newest session and the newest event of a session, so that no length moves them; the
-      recurrences walk from the oldest session to the newest, and back;
-    - the column tells 63 sessions apart; all events further back count as one session, so no more are read by it;
-    - the paper drops sessions of at most two events; ``shortest`` does, and keeps all by default, so that a first event
-      counts. Sessions beyond the latest K, and events of a session beyond its latest T, are dropped as there;
-    - scores are divided by the root of the width of a head, and not of all heads;
+    - sessions are the runs of one value of the column ``session_recency`` of a history, which splits after a gap of
+      more than 30 minutes (``session_gap`` in the schema) and is no other input; without that column a history is
+      split into runs of ``session_events`` counted from its newest event;
+    - k and t count back from the newest session and the newest event of a session, so that they do not depend on the
+      length; the recurrences run from the oldest session to the newest, and back;
+    - the column distinguishes 63 sessions; all earlier events count as one session, so no more are read;
+    - the paper drops sessions of at most two events; ``shortest`` does so. By default all are kept, so that a first
+      event counts. Sessions beyond the latest K, and events of a session beyond its latest T, are dropped as there;
+    - scores are divided by the root of the width of one head, not of all heads;
     - the authors' code lets an event see only those before it, has no bias encoding by default (it met NaN), stacks two
       recurrences each way, and takes DIN's network for both attentions; here the equations are kept, with residual
-      connections around both parts of the layer. As in the code there is no layer normalisation: it makes numbers of
-      deviation 1 of events of 0.01, beside which the top MLP is slow to hear the fields of the impression (on Amazon
-      Beauty AUC 0.60 in place of 0.73). ``norm: true`` puts it around both parts;
-    - the two states of the recurrences are added up, or put side by side with ``merge: concat``: the paper's sign says
-      neither;
+      connections around both sublayers. As in the code there is no layer normalization: it scales events
+      from deviation 0.01 to 1, and the top MLP then learns slowly from the fields of the impression (on Amazon Beauty
+      AUC 0.60 instead of 0.73). ``norm: true`` enables it around both;
+    - the two states of the recurrences are added, or concatenated with ``merge: concat``: the paper's notation leaves
+      it open;
     - a mean is over the events that there are; each history has weights of its own.
 
-Letters: B rows, N positions, U what a history brings (see nn/segments.py), P events in sessions and G sessions of the
+Shapes: B rows, N positions, U stored positions (see nn/segments.py), P events in sessions and G sessions of the
 batch (see nn/sessions.py), K width of an event (and sessions that are read), Q width of the query, H units of the last
 hidden layer.
 """
@@ -67,29 +67,31 @@ from longrec.nn.transformer import EncoderLayer
 
 Width = Annotated[int, Field(ge=1)]
 _NONE = 2**40
-"""The session of an event that is in none."""
+"""Session number of an event that is in no session."""
 _MAX_SESSIONS = SESSION_RECENCY_ROWS - RESERVED - 1
-"""Sessions that the column tells apart; its last id is of all that are further back."""
+"""Sessions that the column distinguishes. Its last id stands for all earlier ones."""
 
 
 class DSINConfig(Strict):
     """Settings of DSIN."""
 
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
-    sessions: Width = Field(5, description="Latest sessions that are read.")
-    session_items: Width = Field(10, description="Latest events of a session that are read.")
-    session_events: Width = Field(5, description="Events of a session where no column session_recency tells.")
-    shortest: int = Field(0, ge=0, description="Sessions of at most so many events are dropped; the paper: 2.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
+    sessions: Width = Field(5, description="Number of latest sessions that are read.")
+    session_items: Width = Field(10, description="Number of latest events of a session that are read.")
+    session_events: Width = Field(
+        5, description="Events per session of a history without the column `session_recency`."
+    )
+    shortest: int = Field(0, ge=0, description="Sessions of at most this many events are dropped; 2 in the paper.")
     heads: Width = Field(8, description="Heads of the self attention.")
-    hidden: Width | None = Field(None, description="Units of the network after it; as many as its inputs by default.")
-    norm: bool = Field(False, description="Layer normalisation in the layer of self attention.")
-    lstm: Width | None = Field(None, description="Units of each recurrence; as many as its inputs by default.")
-    merge: Literal["sum", "concat"] = Field("sum", description="How the states of both recurrences are put together.")
+    hidden: Width | None = Field(None, description="Units of the network after it; by default as many as its inputs.")
+    norm: bool = Field(False, description="Layer normalization in the layer of self attention.")
+    lstm: Width | None = Field(None, description="Units of each recurrence; by default as many as its inputs.")
+    merge: Literal["sum", "concat"] = Field("sum", description="How the states of both recurrences are merged.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
     mlp_activation: Name = Field("relu", description="Activation of the top MLP.")
-    batch_norm: bool = Field(True, description="Batch normalisation in the top MLP.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped while training.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class DSIN(Ranker):
@@ -131,7 +133,7 @@ class DSIN(Ranker):
         self.interaction = self.top.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """The last hidden layer of the top MLP."""
+        """Return the last hidden layer of the top MLP."""
         latest, number, _ = self._latest(batch)
         embedded = self.embeddings(latest)
         inputs = list(embedded.features.values())
@@ -140,17 +142,17 @@ class DSIN(Ranker):
         return self.top.hidden(torch.cat(inputs, 1))
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The final layer."""
+        """Return the logit of each row: the final layer."""
         assert self.top.last is not None
         logit: Tensor = self.top.last(h_BH).squeeze(1)
         return logit
 
     def output_biases(self) -> Sequence[Tensor]:
-        """The bias of the final layer."""
+        """Return the bias of the final layer."""
         return [self.top.output_bias]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """The attention on I of every session, shared out among its events: ragged ``[N]``, shared ``[B, T]``."""
+        """Return the attention on I of every session, divided among its events: ragged ``[N]``, shared ``[B, T]``."""
         (latest, number, index), weights = self._latest(batch), {}
         embedded = self.embeddings(latest)
         for history in self.fields.histories:
@@ -162,14 +164,16 @@ class DSIN(Ranker):
         return weights
 
     def _read(self, batch: Batch, embedded: EmbeddedBatch, history: str, number_U: Tensor) -> tuple[Tensor, Tensor]:
-        """What the candidate reads of a history, and the weights of its events."""
+        """Return the output of a history for the candidate, and the weights of its events."""
         path = cast(_Path, self.paths[f"path_{history}"])
         q_BQ, e_UK, segments = self.queries(batch, embedded, history)
         return path(q_BQ, e_UK, Sessions(number_U, self.config.sessions, segments))
 
     def _latest(self, batch: Batch) -> tuple[Batch, dict[str, Tensor], dict[str, Tensor]]:
-        """The batch without the events that are not read, which are then not even looked up; the session of each that
-        is left, counted back; and where it stood. A shared history stays as it is: its length must not hang on ids.
+        """Drop the events that are not read, so that they are not embedded.
+
+        Return the batch, the session number of each event, and its former index. A shared history stays unchanged, as
+        its length must not depend on ids.
         """
         kept, number, index = dict(batch.histories), {}, {}
         for history in self.fields.histories:
@@ -190,7 +194,7 @@ class DSIN(Ranker):
 
 
 def _check(config: DSINConfig) -> None:
-    """Refuse settings by which runs of ``session_events`` lose events, or all."""
+    """Refuse settings with which runs of ``session_events`` lose some events, or all."""
     runs, faults = config.session_events, []
     if runs > config.session_items:
         message = f"must be at most session_items ({config.session_items}), or some events are never read"
@@ -208,7 +212,7 @@ def _has_column(columns: tuple[Column, ...]) -> bool:
 
 
 class _Path(nn.Module):
-    """What is read of one history.
+    """Session interests and attention of one history.
 
     Attributes:
         width: of U_I and U_H together.
@@ -232,7 +236,7 @@ class _Path(nn.Module):
         self.width = key + state
 
     def interests(self, e_UK: Float[Tensor, "U K"], sessions: Sessions) -> Float[Tensor, "G K"]:
-        """I of every session."""
+        """Return I of every session."""
         number_P = sessions.gather_numbers().clamp(max=len(self.of_session) - 1)
         back_P = sessions.count_newer().clamp(max=len(self.of_event) - 1)
         b_P = self.of_session.index_select(0, number_P) + self.of_event.index_select(0, back_P)
@@ -241,13 +245,13 @@ class _Path(nn.Module):
         return sessions.mean(sessions.attention.restore_positions(x_PK))
 
     def states(self, i_GK: Float[Tensor, "G K"], sessions: Sessions) -> Tensor:
-        """H of every session, ``[G, W]``."""
+        """Return H of every session, ``[G, W]``."""
         moves = sessions.nonempty_K if sessions.rows.shared else None
         both = [lstm.states(i_GK, sessions.rows, moves_T=moves) for lstm in (self.forth, self.back)]
         return torch.cat(both, 1) if self.merge == "concat" else both[0] + both[1]
 
     def forward(self, q_BQ: Tensor, e_UK: Tensor, sessions: Sessions) -> tuple[Tensor, Tensor]:
-        """U_I and U_H side by side, and the weight of every event."""
+        """Return U_I and U_H, concatenated, and the weight of every event."""
         i_GK = self.interests(e_UK, sessions)
         h_GW = self.states(i_GK, sessions)
         a = sessions.softmax(sessions.rows.dot(self.interest_query(q_BQ), i_GK))
@@ -257,19 +261,19 @@ class _Path(nn.Module):
 
 
 def sessions(session_id_U: Int[Tensor, " U"], segments: Segments, longest: int, shortest: int) -> Int[Tensor, " U"]:
-    """How many sessions back each event lies; a large number for one that is left out.
+    """Return the session number of each event, 0 for the latest session. A large number marks a dropped event.
 
     Args:
         told_U: changes where a session ends.
         longest: latest events of a session that are kept.
-        shortest: sessions of at most so many events are left out, and not counted.
+        shortest: sessions of at most this many events are dropped, and not counted.
     """
     position_U = torch.arange(segments.positions, device=session_id_U.device)
     before_U = (position_U - 1).clamp(min=0)
     new_U = (session_id_U != session_id_U.index_select(0, before_U)) | (position_U == 0)
     if not segments.shared:
         new_U = new_U | (segments.row != segments.row.index_select(0, before_U))
-    # Sums by the number of a session, and only operators every program knows.
+    # Sums per session, with operators that every exported program supports.
     session_U = new_U.long().cumsum(0)
     blank = torch.zeros(segments.positions + 1, dtype=torch.int64, device=session_id_U.device)
     size_U = blank.index_add(0, session_U, torch.ones_like(session_U)).index_select(0, session_U)

@@ -2,28 +2,27 @@ r"""DSTN: Deep Spatio-Temporal Neural Networks for Click-Through Rate Prediction
 
 Ouyang, Zhang, Li, Zou, Xing, Liu, Du, KDD 2019. https://arxiv.org/abs/1906.03776
 
-An ad is not judged alone: the ads above it on the page, those the user clicked and those the user left unclicked bear
-on it too. Each such set c becomes one vector, in one of three ways (``fusion``), and an MLP reads the target beside
-them:
+The click on an ad also depends on the ads above it on the page, on clicked ads and on unclicked ads. Each such set c
+becomes one vector, in one of three ways (``fusion``), and an MLP reads the target and these vectors:
 
     pooling       u_c = sum_i x_ci
     self          u_c = sum_i a_ci x_ci,    a_ci = softmax_i(h^T relu(W x_ci + b))
     interactive   u_c = sum_i a_ci x_ci,    a_ci = exp(h^T relu(W [x_t; x_ci] + b_1) + b_2)
     logit = MLP([x_t; u_1; u_2; ...])
 
-where x_t are all fields of the impression. The interactive weights are not normalised: a set in which nothing bears on
-the target adds almost nothing, and more ads count for more. Each set has weights of its own.
+where x_t are all fields of the impression. The interactive weights are not normalized: a set of irrelevant ads
+adds almost nothing, and more relevant ads add more. Each set has weights of its own.
 
 Departures from the paper
     - the sets are the histories of the schema, any number of them and of any length, not three of at most five;
-    - ads of the same moment or the same request stand in no history, so those above the candidate are no set here; rows
-      that bring their histories may hold them, and a server gives all candidates the same ones;
-    - an empty set, or a shorter one, holds no padded ads: they would take a share of the softmax;
-    - W [x_t; x_ci] is split, W_t x_t once a row and W_c x_ci once an event of a shared history;
-    - the exponent is cut at 10, in float32: past that one event would drown all others, and narrow floats overflow;
-    - the MLP is 200-80 with batch normalisation by default (the paper: 512-256 without).
+    - ads of the same timestamp or request are in no history, so those above the candidate are no set here; rows with
+      their own history columns may hold them, and a server uses the same ones for all candidates;
+    - an empty or shorter set holds no padded ads: they would receive softmax weight;
+    - W [x_t; x_ci] is split, W_t x_t once per row and W_c x_ci once per event of a shared history;
+    - the exponent is clamped at 10, in float32: above it one event would dominate, and narrow floats overflow;
+    - the MLP is 200-80 with batch normalization by default (the paper: 512-256 without).
 
-Letters: B rows, N positions of the batch's histories, T positions of one user's, U what a history brings, X width of
+Shapes: B rows, N positions of the batch's histories, T positions of one user's, U stored positions, X width of
 the target, K width of an event, H hidden units.
 """
 
@@ -58,32 +57,32 @@ LARGEST = 10.0
 class DSTNConfig(Strict):
     """Settings of DSTN."""
 
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
-    fusion: Fusion = Field("interactive", description="How the events of a history become one vector.")
-    attention: Width = Field(128, description="Hidden units of the attention; unread by pooling.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
+    fusion: Fusion = Field("interactive", description="Pooling of the events of a history.")
+    attention: Width = Field(128, description="Hidden units of the attention; not used by pooling.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the MLP.")
     activation: Name = Field("relu", description="Activation of the MLP.")
-    batch_norm: bool = Field(True, description="Batch normalisation in the MLP.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in the MLP while training.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    batch_norm: bool = Field(True, description="Batch normalization in the MLP.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the MLP.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class SetFusion(nn.Module):
-    """One vector of a set of events, by attention.
+    """Attention pooling of a set of events.
 
     Args:
-        target: width of the target where it takes part (interactive), 0 where it does not (self).
+        target: width of the target if it enters the weights (interactive), else 0 (self).
     """
 
     def __init__(self, target: int, key: int, hidden: int) -> None:
         super().__init__()
         self.of_target = Linear(target, hidden, bias=False) if target else None
         self.of_event = Linear(key, hidden)
-        # A softmax does not see what is added to all scores: that bias would never learn.
+        # A softmax is invariant to a constant, so that bias would get no gradient.
         self.score = Linear(hidden, 1, bias=bool(target))
 
     def weights(self, x_BX: Float[Tensor, "B X"], k_UK: Float[Tensor, "U K"], segments: Segments) -> Tensor:
-        """The weight of every position ``[N]``; self attention over a shared history has one a position, ``[T]``."""
+        """Return the weight of every position ``[N]``. In self attention over a shared history it is ``[T]``."""
         if self.of_target is None:
             return _alone(segments).softmax(self.score(self.of_event(k_UK, relu=True)).squeeze(1))
         h_NH = segments.add(self.of_target(x_BX), self.of_event(k_UK)).relu()
@@ -92,7 +91,7 @@ class SetFusion(nn.Module):
     def forward(
         self, x_BX: Float[Tensor, "B X"], k_UK: Float[Tensor, "U K"], segments: Segments
     ) -> Float[Tensor, "B K"]:
-        """``sum_i a_i x_i`` of each row; 0 for an empty set."""
+        """Return ``sum_i a_i x_i`` of each row. 0 for an empty set."""
         read = _alone(segments) if self.of_target is None else segments
         u_BK = read.weighted_sum(self.weights(x_BX, k_UK, segments), k_UK)
         return u_BK if read is segments else u_BK.expand(segments.rows, -1)
@@ -126,7 +125,7 @@ class DSTN(Ranker):
         self.interaction = self.mlp.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """The last hidden layer of the MLP."""
+        """Return the last hidden layer of the MLP."""
         x_BX, sets = self._read(batch)
         if self.config.fusion == "pooling":
             fused = [segments.pool(k_UK, "sum") for k_UK, segments in sets]
@@ -135,30 +134,30 @@ class DSTN(Ranker):
         return self.mlp.hidden(torch.cat([x_BX, *fused], 1))
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The final layer."""
+        """Return the logit of each row: the final layer."""
         assert self.mlp.last is not None
         logit: Tensor = self.mlp.last(h_BH).squeeze(1)
         return logit
 
     def output_biases(self) -> Sequence[Tensor]:
-        """The bias of the final layer."""
+        """Return the bias of the final layer."""
         return [self.mlp.output_bias]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """The weight of every position of every history: ragged ``[N]``, shared ``[B, T]``; none where they add up."""
+        """Return the weight of every position: ragged ``[N]``, shared ``[B, T]``. Empty for pooling."""
         x_BX, sets = self._read(batch)
         weights = {}
         for history, fusion, (k_UK, segments) in zip(self.fields.histories, self.fusions, sets):
             assert isinstance(fusion, SetFusion)
             w = fusion.weights(x_BX, k_UK, segments)
             if segments.shared:
-                rows = 1 if w.numel() == segments.positions else batch.size  # of candidates alike, or of each
+                rows = 1 if w.numel() == segments.positions else batch.size  # one for all candidates, or one each
                 w = w.reshape(rows, -1).expand(batch.size, -1)
             weights[history] = w
         return weights
 
     def _read(self, batch: Batch) -> tuple[Tensor, list[tuple[Tensor, Segments]]]:
-        """The target, and the events and segments of each history."""
+        """Return the target, and the events and segments of each history."""
         embedded = self.embeddings(batch)
         sets = [
             (torch.cat(list(columns.values()), 1), Segments.of(batch.histories[history], batch.size))
@@ -168,5 +167,5 @@ class DSTN(Ranker):
 
 
 def _alone(segments: Segments) -> Segments:
-    """The segments of what no candidate takes part in: a shared history is read once, by one row."""
+    """Return segments for a computation without the candidate: a shared history is read by one row."""
     return Segments(segments.offsets, 1, segments.positions, shared=True) if segments.shared else segments

@@ -2,9 +2,9 @@ r"""DUPN: Perceive Your Users in Depth: Learning Universal User Representations 
 
 Ni, Ou, Liu, Li, Ou, Zeng, Si, KDD 2018. https://arxiv.org/abs/1805.10727
 
-An event is an item and a property: what was done, where, how long ago. A recurrence over the items lets the properties
-say what enters, what stays and what is told, and an attention by the query and the user makes one vector of its states,
-which serves several tasks and is the same for every candidate:
+An event has an item and properties: the action, the scenario, the time. In an LSTM over the items the properties enter
+the gates. Attention with the query and the user pools the states into one vector, which several tasks share and which
+is the same for every candidate:
 
     i, f, o = sigmoid(W_e e_t + W_p p_t + W_h h_{t-1} + b)      c_t = f c_{t-1} + i tanh(W_e e_t + W_h h_{t-1} + b)
     h_t = o tanh(c_t)                                                                (property gated LSTM)
@@ -13,20 +13,21 @@ which serves several tasks and is the same for every candidate:
     logit_k = MLP_k([rep, q, v])       L = sum_k weight_k L_k                        (tasks)
 
 No property enters the candidate of the cell, tanh(...). e_t are the columns of an event that the candidate has too, p_t
-are the others (a past rating, the time passed), u the fields of the user, q the other fields of the impression and v
+are the others (a past rating, elapsed time), u the fields of the user, q the other fields of the impression and v
 those of the candidate. The equations go by name here.
 
 Departures from the paper
-    - a label of the schema and those of ``tasks`` are tasks alike, by cross entropy, every batch of all of them; the
-      paper trains one task a batch, and has tasks of other forms (weights of ranking features, classes of prices);
-    - a task without a query is asked by what there is of q and u, and by the events alone where there is neither;
-      ``candidate: true`` asks by the candidate too, and the vector is then no longer the user's alone;
-    - of a history of instance tokens, which shares no column with the candidate, e_t are the tokens;
+    - the label of the schema and those of ``tasks`` are equal tasks with cross entropy, and every batch trains all of
+      them; the paper trains one task per batch, and has other
+      kinds of tasks (weights of ranking features, classes of prices);
+    - the attention uses those of q and u that exist, and the events alone without both; with ``candidate: true`` it
+      also uses the candidate, and the vector then depends on the candidate;
+    - for a history of instance tokens, which shares no column with the candidate, e_t are the tokens;
     - each history has a recurrence and an attention of its own.
 
-Letters: B rows, R rows that differ for the attention (1 of a request), N positions of the batch's histories, U what a
-history brings (see nn/segments.py), P width of a property, H units of the recurrence or of the last hidden layer, X
-width of what asks, V width of the user's vector, K labels.
+Shapes: B rows, R rows that differ for the attention (1 of a request), N positions of the batch's histories, U stored
+positions (see nn/segments.py), P width of a property, H units of the recurrence or of the last hidden layer, X
+width of the query, V width of the user's vector, K labels.
 """
 
 from __future__ import annotations
@@ -57,15 +58,15 @@ Width = Annotated[int, Field(ge=1)]
 class DUPNConfig(TasksConfig):
     """Settings of DUPN."""
 
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     hidden: Width = Field(128, description="Units of the recurrence.")
     attention: tuple[Width, ...] = Field((64,), min_length=1, description="Hidden units of the attention.")
-    candidate: bool = Field(False, description="Ask the history by the candidate too.")
+    candidate: bool = Field(False, description="Use the candidate in the attention too.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the MLP of every task.")
     mlp_activation: Name = Field("relu", description="Activation of these MLPs.")
-    batch_norm: bool = Field(True, description="Batch normalisation in these MLPs.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units of these MLPs dropped while training.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    batch_norm: bool = Field(True, description="Batch normalization in these MLPs.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of these MLPs.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class DUPN(Ranker):
@@ -111,40 +112,40 @@ class DUPN(Ranker):
         self.interaction = cast(MLP, self.tops[0]).width
 
     def forward(self, batch: Batch) -> Float[Tensor, " B"]:
-        """The logit that rows are ranked by."""
+        """Return the logit for ranking."""
         return self.ranking_logit(self.logits(batch)) if self.config.rank_by else super().forward(batch)
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """The last hidden layer of the MLP of the schema's label."""
+        """Return the last hidden layer of the MLP of the schema's label."""
         hidden: Tensor = cast(MLP, self.tops[0]).hidden(self._inputs(batch))
         return hidden
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The final layer of that MLP."""
+        """Return the logit of each row: the final layer of that MLP."""
         last = cast(MLP, self.tops[0]).last
         assert last is not None
         logit: Tensor = last(h_BH).squeeze(1)
         return logit
 
     def output_biases(self) -> Sequence[Tensor]:
-        """Those of the final layers."""
+        """Return the biases of the final layers."""
         return [cast(MLP, top).output_bias for top in self.tops]
 
     def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
-        """The logit of every label: the schema's, then those of ``tasks``."""
+        """Return the logit of every label: the schema's, then those of ``tasks``."""
         inputs = self._inputs(batch)
         return torch.cat([top(inputs) for top in self.tops], 1)
 
     def ranking_logit(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
-        """The logit of the score that joins the tasks of ``rank_by``."""
+        """Return the logit of the product of probabilities that ``rank_by`` names."""
         return self.tasks.ranking_logit(logits_BK)
 
     def user(self, batch: Batch) -> Float[Tensor, "B V"]:
-        """rep, the vector of every row's user; of a request it is made once."""
+        """Return rep, the vector of every row's user. A request computes it once."""
         return self._user(batch, self.embeddings(batch))
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """The weighted sum of the cross entropies of all labels, in float32, each over the rows whose label is known.
+        """Return the weighted sum of the cross entropies of all labels, in float32, each over its labeled rows.
 
         Raises:
             ValueError: a batch without a label.
@@ -152,7 +153,7 @@ class DUPN(Ranker):
         return self.tasks.loss(self.logits(batch), batch)
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """The attention on every position of every history: ragged ``[N]``, shared ``[B, T]``."""
+        """Return the attention weight of every position of every history: ragged ``[N]``, shared ``[B, T]``."""
         embedded, weights = self.embeddings(batch), {}
         for history in self.fields.histories:
             _, w, segments = self._read(batch, embedded, history)
@@ -169,7 +170,7 @@ class DUPN(Ranker):
         return torch.cat([*inputs, *(embedded.features[name] for name in self.of["user"])], 1)
 
     def _read(self, batch: Batch, embedded: EmbeddedBatch, history: str) -> tuple[Tensor, Tensor, Segments]:
-        """rep_s ``[R, H]``, the attention of R rows and their segments."""
+        """Return rep_s ``[R, H]``, the attention of R rows and their segments."""
         columns, segments = embedded.histories[history], Segments.of(batch.histories[history], batch.size)
         query = [embedded.features[name] for name in self.query_features]
         if segments.shared and not self.config.candidate:
@@ -193,21 +194,21 @@ class _Path(nn.Module):
         hidden, (first, *rest) = config.hidden, config.attention
         self.recurrence = LSTM(item, hidden)
         self.gates = Linear(prop, 3 * hidden, bias=False) if prop else None
-        # The first layer of the network of the attention, of what there is an event and what there is a row.
+        # First layer of the attention network, split into inputs per event and inputs per row.
         self.of_event = Linear(hidden + prop, first)
         self.of_row = Linear(query, first, bias=False) if query else None
-        # A softmax does not see what is added to all scores: a last bias would never learn.
+        # A softmax is invariant to a constant, so a last bias would get no gradient.
         self.rest = MLP(first, rest, "relu", outputs=1, last_bias=False)
 
     def states(self, e_UE: Tensor, p_UP: Tensor | None, segments: Segments) -> Tensor:
-        """h ``[U, H]``."""
+        """Return h ``[U, H]``."""
         gates = None if self.gates is None or p_UP is None else self.gates(p_UP)
         return self.recurrence.states(e_UE, segments, gates)
 
     def forward(
         self, e_UE: Tensor, p_UP: Tensor | None, x_RX: Tensor | None, segments: Segments
     ) -> tuple[Tensor, Tensor]:
-        """rep_s ``[R, H]``, and the attention."""
+        """Return rep_s ``[R, H]`` and the attention."""
         h_UH = self.states(e_UE, p_UP, segments)
         hidden = self.of_event(h_UH if p_UP is None else torch.cat([h_UH, p_UP], 1))
         if self.of_row is None or x_RX is None:

@@ -2,8 +2,8 @@ r"""FM: Factorization Machines.
 
 Rendle, ICDM 2010. https://doi.org/10.1109/ICDM.2010.127
 
-A linear model plus all pairwise interactions, where the weight of a pair is the inner product of two vectors; so a
-pair that was never seen together still has a weight.
+A linear model plus all pairwise interactions, where the weight of a pair is the inner product of two vectors, so
+that a pair that never occurred together still has a weight.
 
     logit = w_0 + sum_i w_i x_i + sum_{i<j} <v_i, v_j> x_i x_j                      (eq. 1)
 
@@ -13,7 +13,7 @@ Departures from the paper
     - a multi-value field is one field: its values are pooled as the schema says before they meet the others;
     - L2 belongs to the optimizer of the tables and decays only the rows of a batch.
 
-Letters: B rows, F fields, D embedding width, H = F + D.
+Shapes: B rows, F fields, D embedding width, H = F + D.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from longrec.nn.interactions import bi_interaction
 class FMConfig(Strict):
     """Settings of FM."""
 
-    embedding_dim: int = Field(16, ge=1, description="Width of fields that ask for none in the schema.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    embedding_dim: int = Field(16, ge=1, description="Embedding width of fields without `dim` in the schema.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class FM(Ranker):
@@ -54,15 +54,15 @@ class FM(Ranker):
         self.interaction = len(fields.features) + width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """The weight of every field, and the product of all pairs, column by column."""
+        """Return the weight of every field, and the elementwise products of all pairs."""
         w_BF = torch.cat(list(self.first_order(batch).features.values()), 1)
         v_BFD = torch.stack(list(self.embeddings(batch).features.values()), 1)
         return torch.cat([w_BF, bi_interaction(v_BFD)], 1)
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """Their sum."""
+        """Return the sum."""
         return self.bias + h_BH.sum(1)
 
     def output_biases(self) -> Sequence[Tensor]:
-        """The bias of the sum."""
+        """Return the bias of the sum."""
         return [self.bias]

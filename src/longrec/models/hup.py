@@ -2,38 +2,39 @@ r"""HUP: Hierarchical User Profiling for E-commerce Recommender Systems.
 
 Gu, Ding, Wang, Yin, WSDM 2020. https://doi.org/10.1145/3336191.3371827
 
-What a user does to an item (looks at it, reads comments, puts it into the cart) says how much it is wanted, items say
-which categories are, and each of the three moves at a pace of its own. Three recurrences stand on each other: one steps
-with every event, the next with every item, at the last event on it, the last with every category, at the last item of
-it. Their cell lets the kind of an event and the time before it scale what is new:
+Actions on an item (view, read comments, add to cart) express interest in the item, items express interest in their
+category, and each level changes at its own pace. Three recurrences are stacked: the first steps with every event, the
+second with every item, at its last event, the third with every category, at its last item. In their cell the kind of an
+event and the time before it scale the new content:
 
     i, f, o = sigmoid(W x_t + U h_{t-1} + b)                     c_t = f c_{t-1} + i T W tanh(W x_t + U h_{t-1} + b)
     T = hs(W_x x_t + W_T gap_t + b)     W = hs(W_x' x_t + W_w weight_t + b)     hs(y) = min(max(0.2 y + 0.5, 0), 1)
     h_t = o tanh(c_t)                                                                  (Behavior-LSTM)
     x of the levels: [all of the event], [item; h of the first], [category; h of the second]
     a_t = softmax_t(tanh(W [h_t; h_last; weight_t]))      o = tanh(W sum_t a_t h_t)     of each level
-    L = L_label + aux_weight mean_l (1 - cos(o_l, v_l))                                 v_l of what came next
+    L = L_label + aux_weight mean_l (1 - cos(o_l, v_l))                                 v_l of the next item
 
-o_l lies in the space of item vectors, or of category vectors at the last level. The equations go by name here.
+o_l lies in the space of item vectors, or of category vectors at the last level. The equations go by
+name here.
 
 Departures from the paper
     - the paper retrieves: it ranks items by cos(o, v) and learns by the three cosines alone. Here a top MLP over the
-      fields of the impression, o_l and o_l * v_l gives a logit, learnt by the label, and the cosines stand beside it;
-      what came next is the candidate of a row whose label is 1, in rows with a history;
-    - vectors are learnt with the model, not set before and frozen; no gradient of a cosine enters v, so that
-      vectors do not fall together;
-    - gap is the column ``time_since_previous`` and weight all other columns that the candidate has not (a kind of
-      event, a dwell time), at every level those of the event it steps at; where there are none, T or W is 1. The
-      paper weighs by the kind of event at the first level and by dwell time at the second. The first event of a history
-      has no gap: it reads the vector of a missing one, which is no bucket of time;
-    - items are told apart by the id column of most values that the candidate has too, categories by the first
-      other one, or by ``item`` and ``category``; a history without such a column has one level less. Ids that say
-      nothing (missing, unseen) change with every event;
-    - the first level runs on from the events on one item to those on the next, as its equations say;
-    - each history has a pyramid of its own.
+      fields of the impression, o_l and o_l * v_l gives a logit, trained on the label, and the cosines are an auxiliary
+      loss; the next item is the candidate of a row with label 1 and a history;
+    - vectors are learned with the model, not pre-trained and frozen; no gradient of a cosine enters v, so that
+      vectors do not collapse;
+    - gap is the column ``time_since_previous`` and weight all other columns that the candidate lacks (a kind of event,
+      a dwell time), at every level those of the event it steps at; without such columns, T or W is 1. The paper weighs
+      by the kind of event at the first level and by dwell time at the second. The first event has no gap: it
+      reads the vector of a missing value, which is no bucket of time;
+    - items are identified by the id column with the most values that the candidate has too, categories by the first
+      other one, or by ``item`` and ``category``; a history without such a column has one level less. Missing and
+      unseen ids change with every event;
+    - the state of the first level continues from one item to the next, as in its equations;
+    - each history has its own levels.
 
-Letters: B rows, R rows that differ for a history (1 of a request), N positions of the batch's histories, T positions of
-a request's, U what a history brings (see nn/segments.py), K width of an event, I inputs of a level, W width of the
+Shapes: B rows, R rows that differ for a history (1 of a request), N positions of the batch's histories, T positions of
+a request's, U stored positions (see nn/segments.py), K width of an event, I inputs of a level, W width of the
 weights, G width of the gap, D units of the recurrences, O width of an output, H units of the last hidden layer.
 """
 
@@ -64,27 +65,27 @@ from longrec.nn.segments import Segments
 
 Width = Annotated[int, Field(ge=1)]
 _CATEGORY = 2
-"""The level that steps with categories."""
+"""Index of the level that steps with categories."""
 
 
 class HUPConfig(Strict):
     """Settings of HUP."""
 
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     hidden: Width = Field(64, description="Units of the recurrences.")
-    item: str | None = Field(None, description="Id column that tells items apart; that of most values by default.")
-    category: str | None = Field(None, description="Id column that tells categories apart; another one by default.")
-    aux_weight: float = Field(0.1, ge=0, description="Weight of the cosines; 0 leaves them out.")
+    item: str | None = Field(None, description="Id column of items; by default that with the most values.")
+    category: str | None = Field(None, description="Id column of categories; by default another one.")
+    aux_weight: float = Field(0.1, ge=0, description="Weight of the cosines; 0 disables them.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
     mlp_activation: Name = Field("relu", description="Activation of the top MLP.")
-    batch_norm: bool = Field(True, description="Batch normalisation in the top MLP.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in the top MLP while training.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the top MLP.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 @dataclass(frozen=True)
 class _LevelOutput:
-    """What one level says of a history: o ``[B, O]``, what it is compared with ``[B, O]``, its attention ``[U]``."""
+    """Output of one level: o ``[B, O]``, the target of its cosine ``[B, O]``, its attention ``[U]``."""
 
     output: Tensor
     target: Tensor
@@ -125,28 +126,28 @@ class HUP(Ranker):
         self.interaction = self.top.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """The last hidden layer of the top MLP."""
+        """Return the last hidden layer of the top MLP."""
         embedded = self.embeddings(batch)
         return self._interact(embedded, self._run_levels(batch, embedded))
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The final layer."""
+        """Return the logit of each row: the final layer."""
         assert self.top.last is not None
         logit: Tensor = self.top.last(h_BH).squeeze(1)
         return logit
 
     def output_biases(self) -> Sequence[Tensor]:
-        """The bias of the final layer."""
+        """Return the bias of the final layer."""
         return [self.top.output_bias]
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """Cross entropy of the label, and how far the outputs point away from what came next."""
+        """Return the cross entropy of the label plus the cosine distance between outputs and next items."""
         embedded = self.embeddings(batch)
         outputs = self._run_levels(batch, embedded)
         return bce_loss(self.head(self._interact(embedded, outputs)), batch) + self._auxiliary(batch, outputs)
 
     def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
-        """How far the outputs point away from what came next."""
+        """Return the cosine distance between outputs and next items."""
         return (
             self._auxiliary(batch, self._run_levels(batch, self.embeddings(batch))) if self.config.aux_weight else 0.0
         )
@@ -158,7 +159,7 @@ class HUP(Ranker):
         return self.config.aux_weight * extra / len(outputs)
 
     def auxiliary(self, batch: Batch, history: str, levels: list[_LevelOutput]) -> Tensor:
-        """1 - cos of the outputs of a history, a mean over levels and over rows with label 1; 0 without such rows."""
+        """Return 1 - cos of the outputs of a history, a mean over levels and rows with label 1. 0 without such rows."""
         assert batch.label is not None
         next_B = (batch.label > 0) & (batch.histories[history].offsets.diff() > 0)
         if batch.loss_mask is not None:
@@ -169,8 +170,9 @@ class HUP(Ranker):
         return torch.where(next_B, far_B, torch.zeros_like(far_B)).sum() / next_B.sum().clamp(min=1)
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """The attention on every position of every history, a mean over levels, of which the upper ones attend to the
-        last event on an item or category alone: ragged ``[N]``, shared ``[B, T]``.
+        """Return the attention on every position, a mean over levels: ragged ``[N]``, shared ``[B, T]``.
+
+        The upper levels attend to the last event of an item or category alone.
         """
         outputs, weights = self._run_levels(batch, self.embeddings(batch)), {}
         for history, levels in outputs.items():
@@ -186,7 +188,7 @@ class HUP(Ranker):
         return self.top.hidden(torch.cat(inputs, 1))
 
     def _run_levels(self, batch: Batch, embedded: EmbeddedBatch) -> dict[str, list[_LevelOutput]]:
-        """What the levels of each history say."""
+        """Return the outputs of the levels of each history."""
         return {history: self._run_history(batch, embedded, history) for history in self.fields.histories}
 
     def _run_history(self, batch: Batch, embedded: EmbeddedBatch, history: str) -> list[_LevelOutput]:
@@ -215,12 +217,13 @@ class HUP(Ranker):
 
 
 class _Steps:
-    """The positions at which a level steps: all, or those of a mask. Of ragged rows they are taken out, of a shared
-    history they stay where they are, so that a program has lengths to go by.
+    """Positions at which a level steps: all, or those of a mask.
+
+    They are gathered from ragged rows. In a shared history they are masked in place, so that lengths are static.
 
     Attributes:
         segments: of the rows over the steps.
-        moves: of a shared history, bool ``[T]``; None for all positions.
+        moves: bool ``[T]`` of a shared history. None for all positions.
     """
 
     def __init__(self, whole: Segments, mask_U: Tensor | None = None) -> None:
@@ -233,7 +236,7 @@ class _Steps:
             self.segments = Segments(self._count[whole.offsets], whole.rows, len(self._at))
 
     def ends(self, ids_U: Tensor) -> _Steps:
-        """Of these steps those after which another id comes, or none."""
+        """Return the steps that are followed by another id, or by none."""
         end_U = (F.pad(ids_U, (0, 1), value=-1)[1:] != ids_U) | (ids_U < RESERVED)
         if not self.whole.shared:
             stops = self.whole.offsets[1:] - 1
@@ -241,29 +244,29 @@ class _Steps:
         return _Steps(self.whole, end_U if self.mask is None else end_U & self.mask)
 
     def of_all(self, x_UD: Tensor) -> Tensor:
-        """What stands at the steps, of all positions."""
+        """Select the steps from values of all positions."""
         return x_UD if self._at is None else x_UD.index_select(0, self._at)
 
     def of_those(self, x_UD: Tensor, below: _Steps) -> Tensor:
-        """What stands at the steps, of the steps of the level below."""
+        """Select the steps from values of the steps of the level below."""
         if self._at is None or below._at is None:
             return self.of_all(x_UD)
         return x_UD.index_select(0, below._count[self._at])
 
     def to_all(self, x_U: Tensor) -> Tensor:
-        """At all positions what stands at the steps; 0 elsewhere."""
+        """Scatter values of the steps to all positions. 0 elsewhere."""
         if self._at is None:
             return x_U
         return x_U.new_zeros(self.whole.positions).index_copy(0, self._at, x_U)
 
 
 class _Level(nn.Module):
-    """A recurrence with the attention on it."""
+    """A recurrence with attention over its states."""
 
     def __init__(self, inputs: int, weight: int, gap: int, space: int, hidden: int) -> None:
         super().__init__()
         self.recurrence = LSTM(inputs, hidden)
-        # T and W: of what both read, and of what each reads besides.
+        # T and W: a common input layer, and a layer of their own input each.
         self.scales = nn.ModuleDict()
         for name, width in (("gap", gap), ("weight", weight)):
             if width:
@@ -273,7 +276,7 @@ class _Level(nn.Module):
         self.out = Linear(hidden, space)
 
     def scale(self, x_UI: Tensor, w_UW: Tensor, g_UG: Tensor) -> Tensor | None:
-        """T W ``[U, D]``; None where both are 1."""
+        """Return T W ``[U, D]``. None if both are 1."""
         if self.of_input is None:
             return None
         inputs = {"gap": g_UG, "weight": w_UW}
@@ -282,7 +285,7 @@ class _Level(nn.Module):
         return factors[0] if len(factors) == 1 else factors[0] * factors[1]
 
     def forward(self, x_UI: Tensor, w_UW: Tensor, g_UG: Tensor, steps: _Steps) -> tuple[Tensor, Tensor, Tensor]:
-        """o ``[R, O]``, the states ``[U, D]`` and the attention on them ``[U]``."""
+        """Return o ``[R, O]``, the states ``[U, D]`` and the attention on them ``[U]``."""
         segments = steps.segments
         h_UD, last_RD = self.recurrence.states_and_last(
             x_UI, segments, scale_UH=self.scale(x_UI, w_UW, g_UG), moves_T=steps.moves
@@ -298,15 +301,15 @@ class _Level(nn.Module):
 
 
 def hard_sigmoid(y: Tensor) -> Tensor:
-    """A line between 0 and 1."""
+    """Return ``0.2 y + 0.5``, clamped to 0 and 1."""
     return (0.2 * y + 0.5).clamp(0, 1)
 
 
 def _units(config: HUPConfig, fields: Fields) -> dict[str, list[str]]:
-    """For each history the id columns by which its upper levels step.
+    """Return for each history the id columns of its upper levels.
 
     Raises:
-        ConfigError: a name that no id column of a history and the candidate has (all of them).
+        ConfigError: names that are no id column of a history and the candidate (all of them).
     """
     units: dict[str, list[str]] = {}
     fitting: list[str] = []

@@ -4,10 +4,11 @@ Recommender Systems (source model).
 Li, Zhang, Yang, Teng, Zhao, Yang, Shi, Chen, Wu, Wang, Hou, Qin, Yu, Tan, arXiv 2026.
 https://arxiv.org/abs/2604.08933
 
-A whole training instance, all its fields after they have met in a ranker, becomes one short vector: a token. Later
-models read a user's list of tokens as one more history. This is the model that makes them, trained on the label:
+A training instance, all its fields after their interaction in a ranker, is compressed to one short vector: a token.
+Later models read a user's list of tokens as one more history. This is the source model of the tokens, trained on the
+label:
 
-    h = F_int(x_nonseq, F_seq(x_seq))                     what the base ranker holds before its head
+    h = F_int(x_nonseq, F_seq(x_seq))                     representation by the base ranker, input of its head
     e = act(W_1 h + b_1)                                  the token, which is stored
     dec(z) = W_3 act(W_2 z + b_2) + b_3                   back to the width of h
     temporal order:  logit = head(dec(e))
@@ -18,23 +19,23 @@ the loss of a row reaches the compressor of the rows before it: the token is tra
 is stored as it was before SIT. In a stream, earlier rows come from the store and get no gradient
 (``loss_with_context``).
 
-With ``codes`` a token is quantised, each slot by residual codebooks of its own, learnt with the label through a
+With ``codes`` a token is quantized, each slot by residual codebooks of its own, learned with the label through a
 straight-through gradient (SIF, Meituan 2026, https://arxiv.org/abs/2604.15650, section S1).
 
 Departures from the paper
-    - rows of one moment (the candidates of one request) do not see each other: i sees j iff t_j < t_i or j = i;
-    - what the paper leaves open in SIT: pre-norm, 2 heads, GELU networks of four times the width, no dropout, biases
-      learnt for each head and bucket of the time and of the rows between two rows; it starts as the identity;
+    - rows of one timestamp (candidates of a request) do not attend to each other: i reads j iff t_j < t_i or j = i;
+    - choices where the paper leaves SIT open: pre-norm, 2 heads, GELU networks of four times the width, no dropout,
+      learned biases per head and bucket of the time and of the rows between two rows; SIT starts as the identity;
     - the activation (the paper: sigma) is GELU by default, and the decoder ends with a linear layer back to the width
       of h, so that the base's own head is used;
-    - ``labels`` lets earlier rows bring their labels into keys and values of SIT where they were known by the later
-      row's moment; ``slots`` makes several tokens an instance (SIT sees each as a row of its own, with a learnt slot
-      vector; parts of one row see each other); ``direct`` adds a loss of the token itself, head(dec(e));
+    - ``labels`` adds the labels of earlier rows to the keys and values of SIT if they were available at the later row's
+      timestamp; ``slots`` sets several tokens per instance (each is a row of its own in SIT, with a learned slot
+      vector; slots of one row attend to each other); ``direct`` adds a loss of the token itself, head(dec(e));
     - ``passes: two`` visits the users of every second pass in the reverse order of the pass before (appendix);
     - ``stored: after`` is the paper's ablation: the token as it is after SIT;
-    - codes quantise slots of h, not groups of fields; the entropy regulariser is off by default.
+    - codes quantize slots of h, not groups of fields; the entropy regularizer is off by default.
 
-Letters: B rows, H width of the base, E numbers of a vector, N past instances, S slots, M levels, V codes, D width of a
+Shapes: B rows, H width of the base, E width of a vector, N earlier instances, S slots, M levels, V codes, D width of a
 slot, C codes of a row.
 """
 
@@ -62,13 +63,13 @@ Width = Annotated[int, Field(ge=1)]
 
 
 class Codes(Strict):
-    """Settings of quantised tokens."""
+    """Settings of quantized tokens."""
 
-    levels: int = Field(3, ge=1, le=16, description="Codebooks a slot, each coding what the one before left.")
-    size: int = Field(256, ge=2, le=256, description="Codes of a codebook.")
-    decay: float = Field(0.99, ge=0, lt=1, description="Of the moving averages that the codebooks follow, a batch.")
-    commitment: float = Field(0.25, ge=0, description="Weight of the loss that draws vectors to their codes.")
-    entropy: float = Field(0.0, ge=0, description="Weight of the loss that spreads vectors over all codes.")
+    levels: int = Field(3, ge=1, le=16, description="Codebooks per slot, each for the residual of the one before.")
+    size: int = Field(256, ge=2, le=256, description="Codes per codebook.")
+    decay: float = Field(0.99, ge=0, lt=1, description="Decay per batch of the moving averages of the codebooks.")
+    commitment: float = Field(0.25, ge=0, description="Weight of the commitment loss.")
+    entropy: float = Field(0.0, ge=0, description="Weight of the entropy loss, which spreads vectors over all codes.")
 
 
 def _switch(value: Any) -> Any:
@@ -79,23 +80,23 @@ class IATConfig(Strict):
     """Settings of the IAT source."""
 
     base: BaseSection = Field({"name": "deepfm"}, description="The ranker that is compressed, with its settings.")
-    order: Literal["user", "temporal"] = Field("user", description="Whether earlier rows of the user are looked at.")
-    width: Width = Field(64, description="Numbers of a token.")
-    slots: Width = Field(1, description="Tokens of an instance.")
+    order: Literal["user", "temporal"] = Field("user", description="Attention to earlier rows of the user, or none.")
+    width: Width = Field(64, description="Width of a token.")
+    slots: Width = Field(1, description="Tokens per instance.")
     decoder: Width = Field(128, description="Hidden units between the token and the head.")
     activation: Name = Field("gelu", description="Activation of the token and of the decoder.")
     layers: Width = Field(2, description="Layers of SIT.")
     heads: Width = Field(2, description="Attention heads of SIT.")
     sit_width: int = Field(0, ge=0, description="Width inside SIT; 0 for the width of a token.")
-    labels: bool = Field(False, description="Earlier rows bring their labels into SIT, where known.")
-    stored: Literal["before", "after"] = Field("before", description="Whether a token is taken before or after SIT.")
+    labels: bool = Field(False, description="Add labels of earlier rows to SIT, if available.")
+    stored: Literal["before", "after"] = Field("before", description="Token before or after SIT.")
     direct: float = Field(0.0, ge=0, description="Weight of a second loss, of the token before SIT.")
     codes: Annotated[Codes | None, BeforeValidator(_switch)] = Field(
-        None, description="Quantise tokens: true, or {levels: 3, size: 256, decay: 0.99, commitment: 0.25, entropy: 0}."
+        None, description="Quantize tokens: true, or {levels: 3, size: 256, decay: 0.99, commitment: 0.25, entropy: 0}."
     )
     rows_per_user: Width = Field(256, description="Longest run of rows of one user in a batch.")
-    context: int = Field(0, ge=0, description="Earlier rows put before each run in training, without a loss.")
-    passes: Literal["one", "two"] = Field("one", description="Two: every second pass (fit.epochs: 2) goes backwards.")
+    context: int = Field(0, ge=0, description="Earlier rows prepended to each run in training, without a loss.")
+    passes: Literal["one", "two"] = Field("one", description="Two: every second pass (fit.epochs: 2) is reversed.")
 
     @model_validator(mode="after")
     def _fits(self) -> IATConfig:
@@ -142,40 +143,40 @@ class IAT(Encoder):
         self.encodes_in_context = config.stored == "after"
 
     def forward(self, batch: Batch) -> Float[Tensor, " B"]:
-        """The logit of every row; in user order it looks at the earlier rows of its user in the batch."""
+        """Return the logit of every row. In user order it attends to the earlier rows of its user in the batch."""
         e_BE, _ = self._tokens(batch)
         return self._decode(self._attend_batch(e_BE, batch))
 
     def output_biases(self) -> Sequence[Tensor]:
-        """Those of the base."""
+        """Return the output biases of the base."""
         return self.base.output_biases()
 
     def encode(self, batch: Batch) -> Float[Tensor, "B E"]:
-        """The token of every row, slot after slot; with codes, what its codes stand for."""
+        """Return the token of every row, slot by slot. With codes it is the quantized token."""
         e_BE, _ = self._tokens(batch)
         return self._attend_batch(e_BE, batch) if self.encodes_in_context else e_BE
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """Mean binary cross entropy of the rows that count; with the direct loss and the quantiser's own."""
+        """Return the mean cross entropy of the rows in the loss mask, plus the direct and the quantizer's loss."""
         e_BE, own = self._tokens(batch)
         return self._loss(self._attend_batch(e_BE, batch), e_BE, own, batch) + self.base.aux_loss(batch)
 
     def logits_with_context(self, batch: Batch, context: ContextInstances) -> Float[Tensor, " B"]:
-        """The logit of every row; earlier rows of its user are those that ``context`` holds, and no others."""
+        """Return the logit of every row, with the earlier rows of its user from ``context`` alone."""
         e_BE, _ = self._tokens(batch)
         return self._decode(self._attend_context(e_BE, batch, context))
 
     def loss_with_context(self, batch: Batch, context: ContextInstances) -> Float[Tensor, ""]:
-        """``loss`` where earlier rows are those that ``context`` holds; no gradient enters them."""
+        """Return the loss with the earlier rows from ``context``. They get no gradient."""
         e_BE, own = self._tokens(batch)
         return self._loss(self._attend_context(e_BE, batch, context), e_BE, own, batch) + self.base.aux_loss(batch)
 
     def codebooks(self) -> Float[Tensor, "S M V D"] | None:
-        """The codebooks, or None for vectors of free numbers."""
+        """Return the codebooks, or None without quantization."""
         return None if self.quantizer is None else self.quantizer.codebooks
 
     def codes(self, batch: Batch) -> UInt8[Tensor, "B C"]:
-        """The codes of every row, slot by slot, level by level."""
+        """Return the codes of every row, slot by slot, level by level."""
         if self.quantizer is None:
             return super().codes(batch)
         return self.quantizer.codes(self._slots(self._compress(batch))).flatten(1)
@@ -188,7 +189,7 @@ class IAT(Encoder):
         return e_BE.reshape(-1, self.slots, self.config.width)
 
     def _tokens(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Tokens ``[B, E]``, and the quantiser's loss where there is one."""
+        """Return tokens ``[B, E]``, and the quantizer's loss if there is one."""
         e_BE = self._compress(batch)
         if self.quantizer is None:
             return e_BE, None
@@ -205,7 +206,7 @@ class IAT(Encoder):
         return loss if own is None else loss + own
 
     def _attend_batch(self, e_BE: Tensor, batch: Batch) -> Tensor:
-        """What SIT makes of rows that see earlier rows of the batch; rows of nobody see themselves alone."""
+        """Apply SIT with earlier rows of the batch. Rows without a user attend to themselves alone."""
         if self.sit is None:
             return e_BE
         if batch.users is None or batch.timestamps is None or batch.shared:
@@ -218,7 +219,7 @@ class IAT(Encoder):
         return self._attend(e_BE, timeline)
 
     def _attend_context(self, e_BE: Tensor, batch: Batch, context: ContextInstances) -> Tensor:
-        """What SIT makes of rows that see past instances; each row with its own past is a group of its own."""
+        """Apply SIT with stored instances. Each row and its own context form a group."""
         if self.sit is None:
             return e_BE
         rows = torch.arange(batch.size, device=e_BE.device)
@@ -228,7 +229,7 @@ class IAT(Encoder):
         labels = label_times = None
         if self.config.labels:
             if context.labels is None:
-                raise ValueError("this source was trained with the labels of earlier rows, and the past has none")
+                raise ValueError("this source was trained with the labels of earlier rows, and the context has none")
             labels = torch.cat([context.labels, torch.full_like(rows, NOT_YET)])
             since = (
                 torch.full_like(context.times, torch.iinfo(torch.int64).min)
@@ -240,7 +241,7 @@ class IAT(Encoder):
         return self._attend(x_XE, Timeline(groups, timestamps, labels, label_times, self.slots), len(context.times))
 
     def _attend(self, x_XE: Tensor, timeline: Timeline | None, first: int = 0) -> Tensor:
-        """SIT over rows ``[X, E]``, each slot an entry of its own: what becomes of rows from ``first`` on."""
+        """Apply SIT to rows ``[X, E]``, each slot an entry of its own, and return those from ``first`` on."""
         assert self.sit is not None
         entries = x_XE if self.slot is None else (self._slots(x_XE) + self.slot).flatten(0, 1)
         wanted = torch.arange(first * self.slots, len(entries), device=x_XE.device) if first else None

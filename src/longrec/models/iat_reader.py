@@ -4,32 +4,32 @@ Recommender Systems (downstream model).
 Li, Zhang, Yang, Teng, Zhao, Yang, Shi, Chen, Wu, Wang, Hou, Qin, Yu, Tan, arXiv 2026.
 https://arxiv.org/abs/2604.08933
 
-A source model left one vector of each past impression (``iat``). Any ranker reads a user's list of them as one more
-input: a branch attends to the list with the request at hand, and what it finds enters the ranker before its
+A source model (``iat``) has stored one vector per past impression. Any ranker reads a user's list of them as one more
+input: a branch attends to the list with the current request as query, and its output enters the ranker before its
 interaction.
 
     a_j   = act(W_a e_j + b_a)                                                      (adaptation of token e_j)
     tok_j = [a_j; embeddings of the side information of j]
     Q     = act(W [all embedded features of the request] + b)                       (compressed request)
-    H     = F(proj_q(Q), proj_kv(tok_1), ..., proj_kv(tok_T))                       (F as ``read`` says)
+    H     = F(proj_q(Q), proj_kv(tok_1), ..., proj_kv(tok_T))                       (F set by ``read``)
     logit = ranker([features of the request; H])
 
 No gradient enters e_j. Histories that the branch does not read stay with the ranker. The branch reads histories of
 columns too, embedded in the place of e_j, so that two arms of a comparison differ in nothing but their input.
 
 Departures from the paper
-    - the paper's text tells F by name (DIN, LONGER, Transformer); the single attention layer, the default, and all
+    - the paper names F (DIN, LONGER, Transformer); the single attention layer, the default, and all
       layers are ours (nn/token_attention.py, nn/token_layers.py);
-    - the request of the branch has embeddings of its own, normalised as one vector, so that no line of the ranker
-      knows of the branch; what is read is normalised too;
-    - a row without positions reads a learnt vector;
-    - side information is told by columns of the history: feedback, the time passed; the version of a token enters its
+    - the request of the branch has embeddings of its own, normalized as one vector, so that the ranker
+      does not depend on the branch; the output of the branch is normalized too;
+    - a row without positions gets a learned vector;
+    - side information is in columns of the history: feedback, elapsed time; the version of a token enters its
       adaptation. Columns of more than 4,096 ids are embedded as content;
     - an instance of several slots counts as so many tokens, each with the side information of the instance and a
       vector of its slot.
 
-Letters: B rows, U what a history brings, N positions, I width of the content, G side columns, Q width of the compressed
-request, D width of what is read, H units of the ranker's interaction.
+Shapes: B rows, U stored positions, N positions, I width of the content, G side columns, Q width of the compressed
+request, D width of the branch's output, H units of the ranker's interaction.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ from longrec.nn.token_layers import TokenTransformer
 Width = Annotated[int, Field(ge=1)]
 Reader = TokenAttention | TokenInterest | TokenTransformer
 _SIDE_ROWS = 4_096
-"""Side columns of more ids are content: their table is not scored once a row."""
+"""Side columns of more ids are content: their table is not scored once per row."""
 _CHUNK = 16_384
-"""Positions of a piece."""
+"""Positions per chunk."""
 
 
 class IATReaderConfig(Strict):
@@ -70,32 +70,32 @@ class IATReaderConfig(Strict):
 
     base: BaseSection = Field({"name": "deepfm"}, description="The ranker that reads tokens, with its settings.")
     histories: tuple[str, ...] | None = Field(
-        None, description="What the branch reads; by default every history of tokens or, without any, every history."
+        None, description="Histories of the branch; by default every history of tokens or, without any, every history."
     )
     read: Literal["attention", "din", "transformer", "longer"] = Field(
         "attention", description="F: one layer of attention, DIN's activation unit, a transformer, or LONGER."
     )
-    width: Width = Field(64, description="Numbers of what is read of a history.")
+    width: Width = Field(64, description="Width of the branch's output per history.")
     heads: Width = Field(4, description="Attention heads.")
     layers: Width = Field(2, description="Layers of the transformer and of LONGER.")
-    merge: Width = Field(4, description="LONGER: neighbouring tokens merged into one.")
-    recent: Width = Field(32, description="LONGER: newest merged tokens that ask; its later layers see them only.")
+    merge: Width = Field(4, description="LONGER: adjacent tokens merged into one.")
+    recent: Width = Field(32, description="LONGER: newest merged tokens, the queries; later layers read them alone.")
     units: tuple[Width, ...] = Field((80, 40), min_length=1, description="Hidden units of DIN's activation unit.")
-    query: Width = Field(128, description="Numbers of the compressed request.")
+    query: Width = Field(128, description="Width of the compressed request.")
     query_from: Literal["request", "item"] = Field(
-        "request", description="Features that the compressed request is made of: all, or those of the item."
+        "request", description="Features of the compressed request: all, or those of the item."
     )
-    adapt: Width = Field(64, description="Numbers of an adapted token.")
+    adapt: Width = Field(64, description="Width of an adapted token.")
     side_dim: Width = Field(16, description="Width of each column of side information.")
     activation: Name = Field("relu", description="Activation of the adaptation and of the compressed request.")
     embedding_dim: Width = Field(16, description="Width of the embeddings of the branch, of all fields.")
     base_dim: int | None = Field(
-        None, ge=1, description="Width inside the ranker of what is read; by default as other features."
+        None, ge=1, description="Width of the branch's output inside the ranker; by default as other features."
     )
     tokens: Literal["as_they_are", "zeroed"] = Field(
         "as_they_are", description="Zeroed: a control that reads the side information alone."
     )
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the branch's tables at the start.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the branch's initial embeddings.")
 
     @model_validator(mode="after")
     def _fits(self) -> IATReaderConfig:
@@ -148,27 +148,27 @@ class IATReader(Ranker):
         self.user_order, self.interaction = self.base.user_order, self.base.interaction
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """What the ranker holds of every row, with what was read among its features."""
+        """Return the representation of every row by the ranker, with the branch's output among its features."""
         return self.base.interact(self._base_batch(batch))
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The head of the ranker."""
+        """Return the head of the ranker."""
         return self.base.head(h_BH)
 
     def output_biases(self) -> Sequence[Tensor]:
-        """Those of the base."""
+        """Return the output biases of the base."""
         return self.base.output_biases()
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """The loss of the ranker."""
+        """Return the loss of the ranker."""
         return self.base.loss(self._base_batch(batch))
 
     def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
-        """That of the ranker."""
+        """Return the auxiliary loss of the ranker."""
         return self.base.aux_loss(self._base_batch(batch))
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """The attention of the branch (mean over heads), and what the ranker tells of its own histories."""
+        """Return the attention of the branch (mean over heads), and the explanation of the ranker."""
         weights = self.base.explain(self._base_batch(batch))
         embedded = self.embeddings(batch)
         q_BQ = self._query(batch, embedded)
@@ -182,7 +182,7 @@ class IATReader(Ranker):
         return weights
 
     def read_histories(self, batch: Batch) -> dict[str, Float[Tensor, "B D"]]:
-        """H of every history that the branch reads."""
+        """Return H of every history that the branch reads."""
         embedded = self.embeddings(batch)
         q_BQ, outputs = self._query(batch, embedded), {}
         branches = zip(self.read, self.inputs, self.readers, self.norms, self.defaults)
@@ -197,7 +197,7 @@ class IATReader(Ranker):
         return q_BQ
 
     def _tokens(self, batch: Batch, embedded: EmbeddedBatch, name: str) -> tuple[Tensor, Tensor, Segments]:
-        """Content ``[U, I]``, ids of side information ``[G, U]`` and segments of one history, slot by slot."""
+        """Return content ``[U, I]``, ids of side information ``[G, U]`` and segments of one history, slot by slot."""
         columns, history = self.read[name], batch.histories[name]
         segments = Segments.of(history, batch.size)
         values = history.columns
@@ -219,9 +219,9 @@ class IATReader(Ranker):
         return x_UI, ids_GU, segments
 
     def _base_fields(self) -> Fields:
-        """What the ranker sees: all features, a feature for what is read of each history, the other histories."""
+        """Return the fields of the ranker: all features, one feature per history of the branch, the other histories."""
         dims = {field.dim for field in self.fields.features}
-        # A schema that asks for one width of all features means it for this one too: some rankers need it.
+        # One width of all features in the schema applies to this one too: some rankers need it.
         dim = self.config.base_dim or (dims.pop() if len(dims) == 1 else None)
         # In a request it differs between candidates, as fields of the item do.
         template = Column("", "embedding", 0, dim, side="item", width=self.config.width, computed_by="iat_reader")
@@ -237,7 +237,7 @@ class IATReader(Ranker):
 
 @dataclass(frozen=True)
 class _Columns:
-    """Columns of one history by what the branch makes of them."""
+    """Columns of one history by their use in the branch."""
 
     vectors: tuple[Column, ...]
     embedded: tuple[Column, ...]
@@ -248,12 +248,12 @@ class _Columns:
         return self.vectors[0].slots if self.vectors else 1
 
     def width(self, dim: int) -> int:
-        """I, with embeddings of width ``dim``; 1 where there is no content."""
+        """Return I, with embeddings of width ``dim``. 1 without content."""
         return max(sum(field.width // field.slots for field in self.vectors) + dim * len(self.embedded), 1)
 
 
 def _columns(config: IATReaderConfig, fields: Fields) -> dict[str, _Columns]:
-    """The columns of each history to be read."""
+    """Return the columns of each history of the branch."""
     if not fields.histories:
         raise ConfigError("schema", ["histories: iat_reader reads a history, and the schema has none"])
     names = config.histories
@@ -281,7 +281,7 @@ def _sorted(columns: tuple[Column, ...]) -> _Columns:
 
 
 def _read(reader: Reader, q_BQ: Tensor, tokens: TokenInput, x_UI: Tensor, ids_GU: Tensor, segments: Segments) -> Tensor:
-    """``[B, D]``: what F finds; the reads that make wide tensors of all positions go piece by piece."""
+    """Return the output of F, ``[B, D]``. Reads with wide tensors of all positions run chunk by chunk."""
     few = segments.shared or torch.compiler.is_compiling() or segments.positions <= _CHUNK
     if few or isinstance(reader, TokenAttention):
         return reader(q_BQ, tokens, x_UI, ids_GU, segments)
@@ -292,7 +292,7 @@ def _read(reader: Reader, q_BQ: Tensor, tokens: TokenInput, x_UI: Tensor, ids_GU
 
 
 def _reader(config: IATReaderConfig, tokens: TokenInput) -> Reader:
-    """F."""
+    """Build F."""
     if config.read == "attention":
         return TokenAttention(config.query, tokens, config.width, config.heads)
     if config.read == "din":

@@ -3,27 +3,27 @@ and Plugging (extractor).
 
 Zhang, Chan, Xu, Bian, Han, Deng, Zheng, CIKM 2022. https://arxiv.org/abs/2208.10174
 
-A model trained on the impressions of all scenarios and all time, whose hidden layers other models read as knowledge:
-of the user, of the item, and of the two together. It is trained on several labels at once and then frozen.
+A model trained on the impressions of all scenarios over a long period, whose hidden layers other models read as
+knowledge of the user, of the item, and of both. It is trained on several labels at once and then frozen.
 
     K_u  = MLP_u([fields of the user; mean of each history])                        (user-level knowledge)
     K_v  = MLP_v([fields of the item])                                              (item-level knowledge)
     s    = DIN(history, fields of the item)                                         (target attention)
     K_uv = MLP_b([K_u; K_v; s; fields of the event])                                (the last shared hidden layer)
     p_k  = sigmoid(w_k^T K_uv + b_k)                                                for each label k
-    L    = sum_k c_k BCE(p_k, y_k)                                                  over the rows whose y_k is known
+    L    = sum_k c_k BCE(p_k, y_k)                                                  over the labeled rows of label k
 
 ``longrec compress`` stores K_u of every user and K_v of every item, in versions; a ``keep_plug`` model reads them.
 
 Departures from the paper
-    - the paper's text tells the levels, the labels and the DIN-like backbone, not the layers: those above are ours;
-    - fields of the event (hour, position) enter K_uv only, so that K_u and K_v can be kept without a request;
-    - the plug-in reads K_u and K_v, and learns what becomes of the two together; K_uv is not stored;
+    - the paper describes the levels, the labels and the DIN-like backbone, not the layers: those above are ours;
+    - fields of the event (hour, position) enter K_uv only, so that K_u and K_v can be stored without a request;
+    - the plug-in reads K_u and K_v and learns their interaction; K_uv is not stored;
     - a history without a column that the candidate has too is averaged for K_u and has no target attention;
-    - batch normalisation in all three MLPs, on by default, as in din;
-    - ``sharing: mmoe`` and ``ple`` put experts between K_uv and the labels, where these pull apart.
+    - batch normalization in all three MLPs, on by default, as in din;
+    - ``sharing: mmoe`` and ``ple`` put experts between K_uv and the labels, for labels that conflict.
 
-Letters: B rows, U what a history brings, W all knowledge, D_u, D_v, D_k width of K_u, K_v, K_uv, I inputs of a part.
+Shapes: B rows, U stored positions, W width of all knowledge, D_u, D_v, D_k width of K_u, K_v, K_uv.
 """
 
 from __future__ import annotations
@@ -57,25 +57,25 @@ Width = Annotated[int, Field(ge=1)]
 class KEEPConfig(Strict):
     """Settings of the extractor of KEEP."""
 
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     user: tuple[Width, ...] = Field((64, 32), min_length=1, description="Hidden units of MLP_u; the last are K_u.")
     item: tuple[Width, ...] = Field((64, 32), min_length=1, description="Hidden units of MLP_v; the last are K_v.")
     both: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units of MLP_b; the last are K_uv.")
     attention: tuple[Width, ...] = Field((80, 40), min_length=1, description="Hidden units of the activation unit.")
-    softmax: bool = Field(False, description="Normalise the attention over each history.")
+    softmax: bool = Field(False, description="Normalize the attention over each history.")
     activation: Name = Field("relu", description="Activation of the MLPs.")
-    batch_norm: bool = Field(True, description="Batch normalisation in the MLPs.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units of the MLPs dropped while training.")
+    batch_norm: bool = Field(True, description="Batch normalization in the MLPs.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the MLPs.")
     tasks: Weights = Field(
         {}, description="Labels besides the schema's: feedback features with the values 0 and 1, each with its weight."
     )
     label_weight: float = Field(1.0, gt=0, description="Weight of the schema's label.")
     sharing: Literal["bottom", "mmoe", "ple"] = Field(
-        "bottom", description="What stands between K_uv and a layer a label: nothing, or experts with a gate a label."
+        "bottom", description="Layers between K_uv and the layer of each label: none, or experts with a gate per label."
     )
-    experts: Width = Field(4, description="Experts of mmoe; with ple, those of each label and those of all.")
+    experts: Width = Field(4, description="Experts of mmoe; with ple, those of each label and the shared ones.")
     expert: tuple[Width, ...] = Field((32,), min_length=1, description="Hidden units of an expert.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 @dataclass(frozen=True)
@@ -144,11 +144,11 @@ class KEEP(Encoder):
         return MLP(inputs, widths, self.config.activation, self.config.dropout, self.config.batch_norm)
 
     def forward(self, batch: Batch) -> Float[Tensor, " B"]:
-        """The logit of the schema's label."""
+        """Return the logit of the schema's label."""
         return self.logits(batch)[:, 0]
 
     def output_biases(self) -> Sequence[Tensor]:
-        """Those of the heads."""
+        """Return the biases of the heads."""
         return (
             self.heads.bias.tensor_split(self.heads.out_features)
             if isinstance(self.heads, Linear)
@@ -156,26 +156,26 @@ class KEEP(Encoder):
         )
 
     def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
-        """The logit of every label: the schema's, then those of ``tasks``."""
+        """Return the logit of every label: the schema's, then those of ``tasks``."""
         both_BK = self._hidden(batch).both
         logits: Tensor = self.heads(both_BK if self.experts is None else self.experts(both_BK))
         return logits
 
     def encode(self, batch: Batch) -> Float[Tensor, "B W"]:
-        """``[K_u; K_v; K_uv]`` of every row."""
+        """Return ``[K_u; K_v; K_uv]`` of every row."""
         hidden = self._hidden(batch)
         return torch.cat([hidden.user, hidden.item, hidden.both], 1)
 
     def user_knowledge(self, batch: Batch) -> Float[Tensor, "B D_u"]:
-        """K_u: it reads the user's fields and histories only."""
+        """Return K_u, which reads the user's fields and histories only."""
         return self._user(batch, self.embeddings(batch))
 
     def item_knowledge(self, batch: Batch) -> Float[Tensor, "B D_v"]:
-        """K_v: it reads the item's fields only."""
+        """Return K_v, which reads the item's fields only."""
         return self._item(self.embeddings(batch))
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """The weighted sum of the cross entropies of all labels, in float32, each over the rows whose label is known.
+        """Return the weighted sum of the cross entropies of all labels, in float32, each over its labeled rows.
 
         Raises:
             ValueError: a batch without a label.

@@ -3,25 +3,25 @@ and Plugging (plug-in).
 
 Zhang, Chan, Xu, Bian, Han, Deng, Zheng, CIKM 2022. https://arxiv.org/abs/2208.10174
 
-What an extractor knows of a user and an item enters a ranker that has been trained for months without a change of its
-shape: a small network of the knowledge is added to a hidden layer, so that every weight stays usable.
+The knowledge of an extractor about a user and an item enters a trained ranker without changing its shapes: the output
+of a small network of the knowledge is added to a hidden layer, so that every trained weight stays usable.
 
-    K    = [K_f where f is there, else d_f, for each knowledge feature f]           (d_f is learnt)
+    K    = [K_f if f is present, else d_f, for each knowledge feature f]            (d_f is learned)
     a_l' = W_l x + b_l + P_l(K)                                                     for each plugged layer l
-    h_l  = act(norm(a_l'))                                                          (the ranker goes on as before)
-    P(K) = V act(U norm(K) + c);   gated: (V h) * sigmoid(G h), h the hidden layer  (V starts at zero)
+    h_l  = act(norm(a_l'))                                                          (the rest is unchanged)
+    P(K) = V act(U norm(K) + c);   gated: (V h) * sigmoid(G h), h the hidden layer  (V is zero at first)
 
-With a linear P, ``W x + P K = [W P][x; K]``: plugging in is concatenating, except that it can start from the old
-weights. As V starts at zero, the first step begins with the scores of the ranker as it was.
+With a linear P, ``W x + P K = [W P][x; K]``: plugging in equals concatenation, except that training continues from
+the old weights. As V is initialized with zeros, the initial scores are those of the ranker without the plug.
 
 Departures from the paper
-    - its text tells that P is small, additive and keeps the old weights usable; its depth, the place, the gate (of MKT,
-      https://arxiv.org/abs/2402.19101), the learnt default and the dropping are ours;
-    - K_u and K_v are plugged, of one version of the extractor; P learns what becomes of the two together;
-    - P has no bias at its end: the layer it is added to has one, or a normalisation that takes it away;
-    - knowledge is dropped at random while training, so that the default learns what serving meets after a timeout.
+    - the paper states that P is small, additive and keeps the old weights usable; its depth, its layer, the gate (of
+      MKT, https://arxiv.org/abs/2402.19101), the learned default and the dropping are ours;
+    - K_u and K_v are plugged, of one version of the extractor; P learns their interaction;
+    - P has no output bias: the layer it is added to has one, or a normalization that removes it;
+    - knowledge is dropped at random while training, so that the default is trained for serving after a timeout.
 
-Letters: B rows, W numbers of a knowledge feature, K numbers of all, N units of a plugged layer, H as in the base.
+Shapes: B rows, W width of a knowledge feature, K width of all, N units of a plugged layer, H as in the base.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ class KEEPPlugConfig(Strict):
 
     base: BaseSection = Field({"name": "din"}, description="The ranker that the knowledge is plugged into.")
     knowledge: tuple[str, ...] | None = Field(
-        None, description="Vector features to plug in; by default all of the schema. The base never sees them."
+        None, description="Embedding features to plug in; by default all of the schema. The base does not read them."
     )
     layers: tuple[LayerIndex, ...] = Field(
         (0,), min_length=1, description="Hidden layers of the base's MLPs to plug into, counted in order from 0."
     )
-    hidden: float = Field(2.0, gt=0, description="Hidden units of P, in times the width of the knowledge.")
+    hidden: float = Field(2.0, gt=0, description="Hidden units of P, as a multiple of the width of the knowledge.")
     linear: bool = Field(False, description="P is one matrix, without a hidden layer.")
     activation: Name = Field("relu", description="Activation of the hidden layer of P.")
-    gate: Literal["none", "glu"] = Field("none", description="Whether a learnt gate closes on P's output.")
-    norm: Literal["layer", "none"] = Field("layer", description="Layer normalisation of the knowledge before P.")
-    zero_init: bool = Field(True, description="P gives zero at the start: plugging in changes no score.")
+    gate: Literal["none", "glu"] = Field("none", description="Learned gate on P's output.")
+    norm: Literal["layer", "none"] = Field("layer", description="Layer normalization of the knowledge before P.")
+    zero_init: bool = Field(True, description="Initialize the output of P with zero: plugging in changes no score.")
     drop: float = Field(0.02, ge=0, lt=1, description="Share of knowledge dropped at random while training.")
 
 
@@ -83,44 +83,44 @@ class KEEPPlug(Ranker):
         self.reads_history, self.order_matters = self.base.reads_history, self.base.order_matters
         self.user_order, self.interaction = self.base.user_order, self.base.interaction
         widths = {field.name: field.width - 1 for field in fields.features if field.name in self.knowledge}
-        # Knowledge is standardised, so that a default of deviation 1 looks like the knowledge of somebody.
+        # Knowledge is standardized, so a default of deviation 1 has the scale of knowledge.
         self.defaults = nn.ParameterList(nn.Parameter(torch.randn(widths[name])) for name in self.knowledge)
         self.plugs = nn.ModuleList()
         for layer in self._layers():
             self.plugs.append(Plug(sum(widths.values()), layer.linear.out_features, config))
 
     def warm_start_prefix(self, other: Model) -> str:
-        """A ranker that was never plugged goes into the base."""
+        """Return the prefix of the base for a ranker without a plug."""
         return "" if isinstance(other, KEEPPlug) else "base."
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """What the base holds of every row, its layers plugged."""
+        """Return the representation of every row by the base with plugged layers."""
         with self._plugged(batch):
             return self.base.interact(batch)
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The head of the base."""
+        """Return the head of the base."""
         return self.base.head(h_BH)
 
     def output_biases(self) -> Sequence[Tensor]:
-        """Those of the base."""
+        """Return the output biases of the base."""
         return self.base.output_biases()
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """The loss of the base, its layers plugged: the cross entropy of the label, and what the base learns beside."""
+        """Return the loss of the base with plugged layers, including its auxiliary loss."""
         with self._plugged(batch):
             return self.base.loss(batch)
 
     def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
-        """That of the base."""
+        """Return the auxiliary loss of the base."""
         return self.base.aux_loss(batch)
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """What the base tells of its histories."""
+        """Return the explanation of the base."""
         return self.base.explain(batch)
 
     def gather_knowledge(self, batch: Batch) -> Float[Tensor, "B K"]:
-        """K of every row: what was known, the learnt defaults in place of the rest."""
+        """Return K of every row: knowledge if present, else the learned defaults."""
         vectors = []
         for name, default in zip(self.knowledge, self.defaults):
             x_BW = cast(Tensor, batch.features[name])
@@ -132,9 +132,9 @@ class KEEPPlug(Ranker):
         return torch.cat(vectors, 1)
 
     def shares(self, batch: Batch) -> Float[Tensor, " L"]:
-        """``||P(K)|| / ||a||`` of each plugged layer over a batch: how loud the knowledge is (0 at the start).
+        """Return ``||P(K)|| / ||a||`` of each plugged layer over a batch (0 initially).
 
-        Far above 1, the plug drowns what the ranker has learnt.
+        Far above 1, the plug dominates the weights of the ranker.
         """
         layers, norms = self._layers(), torch.zeros(len(self.plugs))
 
@@ -157,7 +157,7 @@ class KEEPPlug(Ranker):
 
     @contextmanager
     def _plugged(self, batch: Batch) -> Iterator[None]:
-        """The layers of the base with what the knowledge adds to them."""
+        """Add the outputs of the plugs to the layers of the base within the context."""
         k_BK, layers = self.gather_knowledge(batch), self._layers()
         for layer, plug in zip(layers, self.plugs, strict=True):
             layer.addend = plug(k_BK)
@@ -165,10 +165,10 @@ class KEEPPlug(Ranker):
             yield
         finally:
             for layer in layers:
-                del layer.addend  # the class says None
+                del layer.addend  # the class attribute is None
 
     def _layers(self) -> list[Layer]:
-        """The plugged layers."""
+        """Return the plugged layers."""
         layers = [cast(Layer, layer) for mlp in mlps(self.base) for layer in mlp.layers]
         beyond = [index for index in self.config.layers if index >= len(layers)]
         if beyond or len(set(self.config.layers)) < len(self.config.layers):
@@ -177,13 +177,13 @@ class KEEPPlug(Ranker):
                 raise ConfigError(
                     "config", [f"model.base.name: {name} has no MLP that knowledge could be plugged into"]
                 )
-            message = f"{name} has {len(layers)} hidden layers, 0 to {len(layers) - 1}, each to be named once"
+            message = f"{name} has {len(layers)} hidden layers, 0 to {len(layers) - 1}, name each once"
             raise ConfigError("config", [f"model.layers: {list(self.config.layers)}; {message}"])
         return [layers[index] for index in self.config.layers]
 
 
 class Plug(nn.Module):
-    """P: from all knowledge to what is added to one layer."""
+    """P: maps all knowledge to the term that is added to one layer."""
 
     def __init__(self, inputs: int, outputs: int, config: KEEPPlugConfig) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ class Plug(nn.Module):
             nn.init.zeros_(self.last.weight)
 
     def forward(self, k_BK: Float[Tensor, "B K"]) -> Float[Tensor, "B N"]:
-        """What is added."""
+        """Return the term that is added to the layer."""
         for step in (self.norm, self.hidden, self.activation):
             k_BK = k_BK if step is None else step(k_BK)
         added: Tensor = self.last(k_BK)
@@ -205,11 +205,11 @@ class Plug(nn.Module):
 
 
 def plug(model: Ranker, fields: Fields, settings: Mapping[str, Any] | None = None) -> KEEPPlug:
-    """A trained ranker with knowledge plugged in; with ``zero_init`` it scores as it did before.
+    """Return a trained ranker with knowledge plugged in. With ``zero_init`` its scores are unchanged.
 
     Args:
-        fields: the fields of the ranker and, beside them, the vector features to plug in.
-        settings: of ``keep_plug``, less ``base``.
+        fields: the fields of the ranker plus the embedding features to plug in.
+        settings: of ``keep_plug``, without ``base``.
 
     Raises:
         ConfigError: settings that cannot be used.
@@ -219,19 +219,20 @@ def plug(model: Ranker, fields: Fields, settings: Mapping[str, Any] | None = Non
     plugged = build({"name": "keep_plug", "base": base, **(settings or {})}, fields)
     assert isinstance(plugged, KEEPPlug)
     if plugged.base.fields != model.fields:
-        raise RunError("keep_plug", "a ranker of other fields", "the fields given, less the vector features")
+        raise RunError("keep_plug", "a ranker of other fields", "the fields given, less the embedding features")
     plugged.base.load_state_dict(model.state_dict())
     return plugged.train(model.training)
 
 
 def without(fields: Fields, names: Sequence[str]) -> Fields:
-    """The fields less some features."""
+    """Return the fields without some features."""
     return Fields(tuple(field for field in fields.features if field.name not in names), fields.histories)
 
 
 def mlps(model: Ranker) -> list[MLP]:
-    """The MLPs over the rows of a batch, in the order in which the model makes them; those of the rankers it is built
-    on too. MLPs inside layers of a model (an attention) work on the positions of histories.
+    """Return the MLPs over the rows of a batch, in the order of the model, including those of nested rankers.
+
+    MLPs inside layers of a model (an attention) are not included: they work on the positions of histories.
     """
     collected: list[MLP] = []
     for child in model.children():
@@ -243,11 +244,11 @@ def mlps(model: Ranker) -> list[MLP]:
 
 
 def _knowledge(wanted: tuple[str, ...] | None, fields: Fields) -> tuple[str, ...]:
-    """Names of the vector features to plug in."""
+    """Return the names of the embedding features to plug in."""
     vectors: list[Column] = [field for field in fields.features if field.kind == "embedding"]
     outer = {field.computed_by for field in vectors if field.computed_by}
     if outer:
-        # Without a presence flag, what such a model computes would be cut by a number and read as knowledge.
+        # The output of such a model has no presence flag, so it cannot be read as knowledge.
         reader = ", ".join(sorted(outer))
         fault = f"model: {reader} is built on keep_plug, which would take what {reader} computes for knowledge"
         expected = f"expected keep_plug above {reader}, where it sees the knowledge of the schema alone"
@@ -256,10 +257,10 @@ def _knowledge(wanted: tuple[str, ...] | None, fields: Fields) -> tuple[str, ...
     choices = tuple(field.name for field in vectors)
     if not choices:
         do = "add a feature {kind: embedding, from: knowledge/v1, side: user} (or item) that longrec compress wrote"
-        raise ConfigError("schema", [f"features: keep_plug plugs in vector features, and the schema has none; {do}"])
+        raise ConfigError("schema", [f"features: keep_plug plugs in embedding features, and the schema has none; {do}"])
     if wanted is None:
         return choices
-    faults = [f"model.knowledge: {name!r} is no vector feature; those are: {', '.join(choices)}" for name in wanted
+    faults = [f"model.knowledge: {name!r} is no embedding feature; those are: {', '.join(choices)}" for name in wanted
               if name not in choices]  # fmt: skip
     if not wanted or len(set(wanted)) < len(wanted):
         faults.append("model.knowledge: must name each feature once, and one at least")

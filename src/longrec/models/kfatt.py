@@ -2,9 +2,9 @@ r"""KFAtt: Kalman Filtering Attention for User Behavior Modeling in CTR Predicti
 
 Liu, Lu, Zhao, Xu, Peng, Liu, Zhang, Li, Jin, Bao, Yan, NeurIPS 2020. https://arxiv.org/abs/2010.00985
 
-A past click v_t under query k_t is a noisy reading of what the user wants under the query q of now. Before any click
-that want is a Gaussian known from q alone, so an interest without a matching past is not made up of clicks that have
-nothing to do with it; and a query that was asked often counts for little more than once, however many its clicks:
+A past click v_t under query k_t is a noisy measurement of the user's interest under the current query q. The prior of
+that interest is a Gaussian given q alone, so that an interest without matching clicks is not estimated from unrelated
+ones. A frequent query saturates: it counts little more than once, however many its clicks:
 
     v_q ~ N(mu_q, s_q^2),  v_t | v_q ~ N(v_q, s_t^2),  1/s_t^2 = exp(q W_Q W_K^T k_t)
     v^ = (mu_q / s_q^2 + sum_t v_t / s_t^2) / (1/s_q^2 + sum_t 1/s_t^2)                        (KFAtt-base)
@@ -14,25 +14,25 @@ nothing to do with it; and a query that was asked often counts for little more t
 
 over the M distinct keys of a history, the n_m clicks of key k_m and their mean; mu_q, 1/s_q^2 and s'_m^2 come from
 networks of one hidden layer, of q and of k_m. ``frequency: false`` is KFAtt-base. With ``sessions`` (KFAtt-trans) the
-values are not the clicks but what a transformer layer makes of them, in which the clicks of a session see each other.
+values are the outputs of a transformer layer with self attention within a session, not the clicks.
 
-All of it is a softmax over log 1/s_q^2 and one logit a click: the clicks of a key share g_m evenly, and
+The estimate is a softmax over log 1/s_q^2 and one logit per click: the clicks of a key share g_m evenly, and
 
     log (g_m / n_m) = -log (n_m s_m^2 + s'_m^2)
 
-so that nothing is summed by key; only n_m is counted.
+so that nothing is summed per key. Only n_m is counted.
 
 Departures from the paper
     - the query is a column that the impression and its events both have: the one that ``query`` names (the query of a
-      search), or the first that is not the item (the category, as in the paper's public data), or the item; a history
-      without any is asked by all that it shares with the candidate, and each of its clicks is a key of its own;
-    - so is a click whose key is missing or unseen;
-    - v_t are all columns of the event, and as they are: values are projected only where there are several ``heads``;
+      search), or the first that is not the item (the category, as in the paper's public data), or the item; without any
+      in a history the query is all shared columns, and each click is a key of its own;
+    - a click whose key is missing or unseen is a key of its own too;
+    - v_t are all columns of the event; values are projected only with several ``heads``;
     - a session is a run of events with one value of the column ``session_recency`` (those 63 or more back have one); a
-      history without that column is one session. Places are counted back from the newest event of a session;
+      history without that column is one session. Positions are counted back from the newest event of a session;
     - each history has networks of its own.
 
-Letters: B rows, N positions of the batch's histories, U what a history brings (see nn/segments.py), Q width of query
+Shapes: B rows, N positions of the batch's histories, U stored positions (see nn/segments.py), Q width of query
 and keys, V width of an event, A width of a head's query, H heads, W units of the last hidden layer.
 """
 
@@ -69,19 +69,19 @@ class KFAttConfig(Strict):
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"places": "max_positions"}
 
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
-    query: str | None = Field(None, description="Column that asks; see the docstring for what does by default.")
-    frequency: bool = Field(True, description="Let the weight of a key saturate, however many its clicks.")
-    sessions: bool = Field(False, description="Let the events of a session see each other before.")
-    max_positions: Width = Field(64, description="Places counted back from the end of a session that are told apart.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
+    query: str | None = Field(None, description="Query column; see the docstring for the default.")
+    frequency: bool = Field(True, description="Saturate the weight of a key with its number of clicks.")
+    sessions: bool = Field(False, description="Self attention within each session first.")
+    max_positions: Width = Field(64, description="Distinct positions, counted back from the end of a session.")
     heads: Width = Field(1, description="Heads of the attention, and of that in sessions.")
     attention: Width = Field(32, description="Width of a head's query and keys.")
     hidden: Width = Field(32, description="Hidden units of the networks of mu_q, s_q and s'_m.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
     activation: Name = Field("relu", description="Activation of the top MLP.")
-    batch_norm: bool = Field(True, description="Batch normalisation in the top MLP.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in the top MLP while training.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the top MLP.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class KFAtt(Ranker):
@@ -118,7 +118,7 @@ class KFAtt(Ranker):
         self.interaction = self.top.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B W"]:
-        """The last hidden layer of the top MLP."""
+        """Return the last hidden layer of the top MLP."""
         embedded = self.embeddings(batch)
         inputs = list(embedded.features.values())
         for history in self.fields.histories:
@@ -126,19 +126,19 @@ class KFAtt(Ranker):
         return self.top.hidden(torch.cat(inputs, 1))
 
     def head(self, h_BW: Float[Tensor, "B W"]) -> Float[Tensor, " B"]:
-        """The final layer."""
+        """Return the logit of each row: the final layer."""
         assert self.top.last is not None
         logit: Tensor = self.top.last(h_BW).squeeze(1)
         return logit
 
     def output_biases(self) -> Sequence[Tensor]:
-        """The bias of the final layer."""
+        """Return the bias of the final layer."""
         return [self.top.output_bias]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """The weight of every position of every history, mean over heads: ragged ``[N]``, shared ``[B, T]``.
+        """Return the weight of every position of every history, mean over heads: ragged ``[N]``, shared ``[B, T]``.
 
-        The weights of a row leave to one what mu_q has.
+        The weights of a row and that of mu_q sum to one.
         """
         embedded, weights = self.embeddings(batch), {}
         for history in self.fields.histories:
@@ -151,7 +151,7 @@ class KFAtt(Ranker):
     def _read(
         self, batch: Batch, embedded: EmbeddedBatch, history: str
     ) -> tuple[Tensor, Tensor, Tensor, Segments, Tensor | None]:
-        """Query, keys, values, segments and the clicks of each event's key; None where that is one."""
+        """Return query, keys, values, segments, and the clicks per key of each event (None if one)."""
         v_UV, segments = self.queries.gather_keys(batch, embedded, history)
         column, columns = self.columns[history], batch.histories[history].columns
         if column is None:
@@ -168,14 +168,14 @@ class KFAtt(Ranker):
 
 
 class KalmanAttention(nn.Module):
-    """The estimate of what is wanted under a query, from clicks under others.
+    """Estimate of the interest under a query, from clicks under others.
 
     Args:
         query: Q.
         value: V.
         width: A.
         hidden: units of the networks of mean and variances.
-        frequency: read every distinct key once.
+        frequency: True to saturate frequent keys (KFAtt-freq).
     """
 
     def __init__(self, query: int, value: int, width: int, hidden: int, heads: int = 1, frequency: bool = True) -> None:
@@ -194,10 +194,10 @@ class KalmanAttention(nn.Module):
     def weights(
         self, q_BQ: Float[Tensor, "B Q"], k_UQ: Float[Tensor, "U Q"], segments: Segments, sizes_U: Tensor | None
     ) -> list[tuple[Tensor, Tensor]]:
-        """For each head the weight of every position ``[N]`` and that of mu_q ``[B]``; those of a row sum to one.
+        """Return per head the weight of every position ``[N]`` and that of mu_q ``[B]``. Those of a row sum to one.
 
         Args:
-            sizes_U: how many clicks of its row have the key of each; None where keys are distinct.
+            sizes_U: number of clicks of the row with the same key. None if keys are distinct.
         """
         q_BX, k_UX, null_BH = self.asking(q_BQ), self.key(k_UQ), self.precision(q_BQ)
         noise_UH = None if self.noise is None else self.noise(k_UQ).float()
@@ -208,7 +208,7 @@ class KalmanAttention(nn.Module):
             if noise_UH is not None:
                 noise_U1 = noise_UH[:, head : head + 1]
                 spread_U1 = -noise_U1 if sizes_U is None else sizes_U.log().unsqueeze(1) - noise_U1
-                # -log (n s^2 + s'^2), with s'^2 before the bracket
+                # -log (n s^2 + s'^2), with s'^2 factored out
                 of_N, spread_N = (segments.keys(x_U1).squeeze(1) for x_U1 in (noise_U1, spread_U1))
                 s_N = -of_N - F.softplus(spread_N - s_N)
             head_weights.append(segments.softmax_with_null(s_N, null_BH[:, head].float()))
@@ -222,7 +222,7 @@ class KalmanAttention(nn.Module):
         segments: Segments,
         sizes_U: Tensor | None = None,
     ) -> Float[Tensor, "B V"]:
-        """``v^`` of each row; mu_q for an empty history."""
+        """Return ``v^`` of each row. mu_q for an empty history."""
         mean_BX, v_UX = self.mean(q_BQ), v_UV if self.value is None else self.value(v_UV)
         split = v_UX.shape[1] // self.heads
         heads = zip(
@@ -233,7 +233,7 @@ class KalmanAttention(nn.Module):
 
 
 class SessionEncoder(nn.Module):
-    """Events after those of a session have seen each other, each in its place."""
+    """Self attention among the events of each session, with positions."""
 
     renamed_parameters: ClassVar[dict[str, str]] = {"places": "position_embedding"}
 
@@ -245,10 +245,10 @@ class SessionEncoder(nn.Module):
     def forward(
         self, v_UV: Float[Tensor, "U V"], segments: Segments, session_U: Tensor | None = None
     ) -> Float[Tensor, "U V"]:
-        """What each event becomes.
+        """Return the encoded events.
 
         Args:
-            session_U: changes where a session ends; None where a row is one session.
+            session_U: a value that changes where a session ends. None if a row is one session.
         """
         position_U, seen_TT, sessions = torch.arange(segments.positions, device=v_UV.device), None, segments
         if segments.shared and session_U is not None:

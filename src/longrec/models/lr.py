@@ -6,14 +6,14 @@ Logistic regression: each value of each field has one weight, and the weights of
 
     logit = w_0 + sum_i w_i x_i                                                     (section 4)
 
-The mark that every other model has to pass: it knows how good an item and how generous a user is, and nothing
-about the two together.
+A baseline for every other model: it learns the popularity of items and the activity of users, without any
+interaction.
 
 Departures from the paper
     - features are the fields of the schema, ids among them; trained in batches, not by L-BFGS;
     - the weights of a multi-value field are pooled as the schema says.
 
-Letters: B rows, F fields.
+Shapes: B rows, F fields.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from longrec.nn.embedding import Embeddings
 
 
 class LRConfig(Strict):
-    """Logistic regression has nothing to set."""
+    """Logistic regression has no settings."""
 
 
 class LR(Ranker):
-    """Bias and one weight a value."""
+    """Bias and one weight per value."""
 
     Config = LRConfig
 
@@ -47,13 +47,13 @@ class LR(Ranker):
         self.interaction = len(fields.features)
 
     def interact(self, batch: Batch) -> Float[Tensor, "B F"]:
-        """The weight of every field."""
+        """Return the weight of every field."""
         return torch.cat(list(self.first_order(batch).features.values()), 1)
 
     def head(self, h_BH: Float[Tensor, "B F"]) -> Float[Tensor, " B"]:
-        """Their sum."""
+        """Return the sum."""
         return self.bias + h_BH.sum(1)
 
     def output_biases(self) -> Sequence[Tensor]:
-        """The bias of the sum."""
+        """Return the bias of the sum."""
         return [self.bias]

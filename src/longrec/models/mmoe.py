@@ -2,23 +2,23 @@ r"""MMoE: Modeling Task Relationships in Multi-task Learning with Multi-gate Mix
 
 Ma, Zhao, Yi, Chen, Hong, Chi, KDD 2018. https://doi.org/10.1145/3219819.3220007
 
-Tasks share experts rather than one bottom, and each task mixes them by a gate of its own: tasks that go together use
-the same experts, tasks that do not use others.
+Tasks share experts rather than one bottom, and each task mixes them by its own gate: related tasks use the same
+experts, unrelated tasks use others.
 
     y_k    = h^k(f^k(x))                                               (eq. 6)
     f^k(x) = sum_i g^k(x)_i f_i(x)                                     (eq. 7)
     g^k(x) = softmax(W_gk x)                                           (eq. 8)
 
-x are all fields of the impression beside the mean of each history; or, with ``base``, the last hidden layer of any
-other ranker with its logit beside it, so that nothing of the base lies idle. Without ``tasks`` it learns the schema's
-label alone. The loss is the weighted sum of the cross entropies, each over the rows whose label is known.
+x are all fields of the impression and the mean of each history. With ``base``, x is the last hidden layer of any other
+ranker and its logit, so that all parameters of the base are used. Without ``tasks`` the
+schema's label is the only task. The loss is the weighted sum of the cross entropies, each over its labeled rows.
 
 Departures from the paper
     - four experts by default, of one layer as in the paper; one expert has no gate and is a shared bottom;
-    - batch normalisation in experts and towers, on by default, as in din;
-    - a base with a loss of its own (dien) keeps it: it is added.
+    - batch normalization in experts and towers is on by default, as in din;
+    - the auxiliary loss of a base (dien) is added.
 
-Letters: B rows, K tasks, E experts, H what the towers are given.
+Shapes: B rows, K tasks, E experts, H width of the towers' inputs.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ Width = Annotated[int, Field(ge=1)]
 class MMoEConfig(BottomConfig, TasksConfig):
     """Settings of MMoE."""
 
-    experts: Width = Field(4, description="How many experts.")
+    experts: Width = Field(4, description="Number of experts.")
     expert: tuple[Width, ...] = Field((64,), min_length=1, description="Hidden units of an expert.")
     tower: tuple[Width, ...] = Field((32,), description="Hidden units of the network of each task.")
 
 
 class MMoE(BottomRanker):
-    """Experts behind a gate a task."""
+    """Experts with one gate per task."""
 
     Config = MMoEConfig
     variants: ClassVar[tuple[dict[str, Any], ...]] = (

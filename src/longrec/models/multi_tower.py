@@ -3,11 +3,10 @@ recommendation systems (its models MultiTower and MultiTowerDIN).
 
 Cheng, Gao, Liu, Jin, Zhang, arXiv 2022. https://arxiv.org/abs/2209.12766
 
-Features are put into groups (the user's, the item's, their combinations), and each group gets an MLP of its own before
-they meet: with few parameters a group learns what it says as a whole. Beside them a history may be read by a tower
-of target attention as in DIN:
+Features form groups (the user's, the item's, their combinations), and each group has its own MLP before the groups are
+combined. In addition, a tower of target attention as in DIN may read a history:
 
-    x_g   = normalise([fields of group g])
+    x_g   = normalize([fields of group g])
     t_g   = MLP_g(x_g)                                                              (1)
     w     = softmax_j MLP_h([v, e_j, v - e_j, v * e_j])                             (2)
     d_h   = [sum_j w_j e_j, v]                                                      (3)
@@ -16,19 +15,19 @@ of target attention as in DIN:
 v holds the features of the candidate that the events of history h have too, e_j is the j-th event.
 
 Departures from the paper
-    - the paper tells of the library: this follows its documentation and its behaviour. Without settings there is one
-      tower of all features and one attention tower a history, so that any schema can be trained;
-    - a number enters its tower as it is, as there; ``embed_numbers: true`` lets it scale a vector of its own, as in
-      the other models here. Multi-value features are pooled as the schema says;
+    - the paper describes the library: this follows its documentation and its behavior. Without settings there is one
+      tower of all features and one attention tower per history, so that any schema can be trained;
+    - a number enters its tower as it is, as in the library; with ``embed_numbers: true`` it scales a vector, as in the
+      other models here. Multi-value features are pooled as the schema says;
     - an empty history gives 0 in place of the pooled events (the original takes the mean of its padding);
-    - batch normalisation in an activation unit is off by default: measured to hurt (AUC 0.797 against 0.828 in the
-      world one_interest). Switched on, it is over events, not over padding too. The normalisation of a tower's input
-      has no scale and shift: the layer after it learns them. Statistics move by a tenth a step (there: a hundredth);
-    - events may carry columns that the candidate has not (a past rating, the time passed): they enter the keys and
-      the pooled vector, as in din, and a history of instance tokens is asked by a projection of the candidate;
-    - a key and the column of the history that it is compared with share one table, by their name.
+    - batch normalization in an activation unit is off by default: measured to hurt (AUC 0.797 against 0.828 on the
+      synthetic dataset one_interest). If on, it excludes padding. The normalization of a tower's input
+      has no scale and shift: the layer after it learns them. Statistics move by a tenth per step (there: a hundredth);
+    - columns of events that the candidate lacks (a past rating, elapsed time) enter the keys and the pooled vector, as
+      in din, and for a history of instance tokens the query is a projection of the candidate;
+    - a key and its column of the history share one table, by their name.
 
-Letters: B rows, N positions of the batch's histories, T positions of one user's, Q width of the query, K width of an
+Shapes: B rows, N positions of the batch's histories, T positions of one user's, Q width of the query, K width of an
 event, I width of a tower's input, H units of the last hidden layer.
 """
 
@@ -61,41 +60,41 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Shares = Annotated[
     tuple[Share, ...], BeforeValidator(lambda value: (value,) if isinstance(value, int | float) else value)
 ]
-"""One share for all layers, or one a layer."""
+"""One rate for all layers, or one per layer."""
 
 
 class Layers(Strict):
-    """Hidden layers of one part of the model."""
+    """Hidden layers of one MLP of the model."""
 
-    mlp: tuple[Width, ...] = Field((128, 64), description="Hidden units; none lets the input through as it is.")
+    mlp: tuple[Width, ...] = Field((128, 64), description="Hidden units; empty for the identity.")
     activation: Name = Field("relu", description="Activation of the hidden layers.")
-    batch_norm: bool = Field(True, description="Batch normalisation in the hidden layers.")
-    dropout: Shares = Field((0.0,), description="Share of units dropped while training: one, or one a layer.")
+    batch_norm: bool = Field(True, description="Batch normalization in the hidden layers.")
+    dropout: Shares = Field((0.0,), description="Dropout rate: one, or one per layer.")
 
     @model_validator(mode="after")
     def _one_share_a_layer(self) -> Layers:
         if len(self.dropout) not in (1, len(self.mlp)):
             raise ValueError(
-                f"dropout has {len(self.dropout)} shares for {len(self.mlp)} layers; give one, or one a layer"
+                f"dropout has {len(self.dropout)} shares for {len(self.mlp)} layers; give one, or one per layer"
             )
         return self
 
     def build(self, inputs: int, outputs: int | None = None) -> MLP:
-        """The MLP these settings describe."""
+        """Build the MLP of these settings."""
         return MLP(inputs, self.mlp, self.activation, self.shares(), self.batch_norm, outputs)
 
     def shares(self) -> tuple[float, ...]:
-        """The share of every layer."""
+        """Return the dropout rate of every layer."""
         return self.dropout * len(self.mlp) if len(self.dropout) == 1 else self.dropout
 
 
 class Attention(Layers):
-    """A tower of target attention over one history; ``mlp`` is its activation unit, less the last layer of one unit."""
+    """A tower of target attention over one history. ``mlp`` is its activation unit without the output layer."""
 
     mlp: tuple[Width, ...] = Field((64, 32), min_length=1, description="Hidden units of the activation unit.")
-    batch_norm: bool = Field(False, description="Batch normalisation in the activation unit.")
-    softmax: bool = Field(True, description="Weights that sum to one over a history; off, raw scores as in DIN.")
-    key: bool = Field(True, description="Give the query beside the pooled events.")
+    batch_norm: bool = Field(False, description="Batch normalization in the activation unit.")
+    softmax: bool = Field(True, description="Weights that sum to one over a history; if off, raw scores as in DIN.")
+    key: bool = Field(True, description="Concatenate the query to the pooled events.")
 
 
 class Tower(Layers):
@@ -106,29 +105,29 @@ class Tower(Layers):
     features: tuple[str, ...] | None = Field(
         None,
         min_length=1,
-        description="Features that the tower reads; all that no other tower names when not given.",
+        description="Features of the tower; by default all that no other tower names.",
     )
-    pooled: tuple[str, ...] = Field((), description="Histories that it reads too, each pooled to one vector.")
-    pool: Pool = Field("mean", description="How the events of those become one vector.")
-    din: dict[str, Attention] = Field({}, description="Histories to read by target attention, as part of its input.")
+    pooled: tuple[str, ...] = Field((), description="Histories of the tower, each pooled to one vector.")
+    pool: Pool = Field("mean", description="Pooling of the events of those histories.")
+    din: dict[str, Attention] = Field({}, description="Histories with target attention inside the tower.")
 
 
 class MultiTowerConfig(Strict):
     """Settings of Multi-Tower."""
 
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     towers: dict[str, Tower] | None = Field(
         None,
         min_length=1,
-        description="Towers by name, as {features: [...], mlp: [...]}; one of all features when not given.",
+        description="Towers by name, as {features: [...], mlp: [...]}; by default one of all features.",
     )
     din: dict[str, Attention] | None = Field(
-        None, description="Histories with an attention tower, as {mlp: [...]}; all that no tower names when not given."
+        None, description="Histories with an attention tower, as {mlp: [...]}; by default all that no tower names."
     )
     final: Layers = Field(Layers(), description="The MLP over the towers, as {mlp: [...]}.")
-    input_norm: bool = Field(True, description="Normalise the input of every tower over the batch.")
-    embed_numbers: bool = Field(False, description="Let a number scale a vector; off, it enters as it is.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    input_norm: bool = Field(True, description="Normalize the input of every tower over the batch.")
+    embed_numbers: bool = Field(False, description="Scale a vector by each number; if off, numbers enter as they are.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class MultiTower(Ranker):
@@ -184,25 +183,26 @@ class MultiTower(Ranker):
         self.interaction = self.final.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """The last hidden layer of the final MLP."""
+        """Return the last hidden layer of the final MLP."""
         embedded, inputs, candidate_BC = self._inputs(batch)
         outputs = [tower(batch, embedded, inputs, candidate_BC) for tower in self.towers.values()]
         outputs += [attention(batch, embedded, candidate_BC) for attention in self.din.values()]
         return self.final.hidden(torch.cat(outputs, 1))
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The final layer."""
+        """Return the logit of each row: the final layer."""
         assert self.final.last is not None
         logit: Tensor = self.final.last(h_BH).squeeze(1)
         return logit
 
     def output_biases(self) -> Sequence[Tensor]:
-        """The bias of the final layer."""
+        """Return the bias of the final layer."""
         return [self.final.output_bias]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """The attention on every position of a history: ragged ``[N]``, shared ``[B, T]``. Of a history that several
-        towers attend to, that of the attention tower, else that of the first tower.
+        """Return the attention weight of every position of a history: ragged ``[N]``, shared ``[B, T]``.
+
+        If several towers attend to a history, it is that of the attention tower, else that of the first tower.
         """
         embedded, _, candidate_BC = self._inputs(batch)
         weights: dict[str, Tensor] = {}
@@ -214,7 +214,7 @@ class MultiTower(Ranker):
         return weights
 
     def _inputs(self, batch: Batch) -> tuple[EmbeddedBatch, dict[str, Tensor], Tensor | None]:
-        """Vectors, what the towers read of every feature, and all that they read of the candidate."""
+        """Return the embeddings, the input of every feature, and the concatenated inputs of the candidate."""
         embedded = self.embeddings(batch)
         inputs = dict(embedded.features)
         for name in self.numbers:
@@ -231,7 +231,7 @@ class _Attention(nn.Module):
     """Equations 2 and 3 on one history.
 
     Args:
-        asked: width of the candidate's features, for a history that shares no column with it.
+        candidate_width: width of the candidate's features, for a history that shares no column with it.
     """
 
     def __init__(
@@ -252,13 +252,13 @@ class _Attention(nn.Module):
     def forward(
         self, batch: Batch, embedded: EmbeddedBatch, candidate_BC: Float[Tensor, "B C"] | None
     ) -> Float[Tensor, "B D"]:
-        """The pooled events, and the query."""
+        """Return the pooled events and the query."""
         q_BQ, k_UK, segments = self._read(batch, embedded, candidate_BC)
         u_BK: Tensor = self.unit(q_BQ, k_UK, segments)
         return torch.cat([u_BK, q_BQ], 1) if self.key else u_BK
 
     def weights(self, batch: Batch, embedded: EmbeddedBatch, candidate_BC: Float[Tensor, "B C"] | None) -> Tensor:
-        """The weight of every position: ragged ``[N]``, shared ``[B, T]``."""
+        """Return the weight of every position: ragged ``[N]``, shared ``[B, T]``."""
         q_BQ, k_UK, segments = self._read(batch, embedded, candidate_BC)
         w_N = self.unit.weights(q_BQ, k_UK, segments)
         return w_N.reshape(batch.size, -1) if segments.shared else w_N
@@ -308,7 +308,7 @@ class _Tower(nn.Module):
         inputs: Mapping[str, Tensor],
         candidate_BC: Float[Tensor, "B C"] | None,
     ) -> Float[Tensor, "B H"]:
-        """The last hidden layer of the tower."""
+        """Return the last hidden layer of the tower."""
         blocks = [inputs[name] for name in self.features]
         for history, columns in self.pooled.items():
             segments = Segments.of(batch.histories[history], batch.size)
@@ -320,19 +320,19 @@ class _Tower(nn.Module):
 
 
 class _Plan:
-    """Who reads what: the settings laid over the fields.
+    """Assignment of features and histories to towers.
 
     Attributes:
-        towers: settings and features of every tower, by name in alphabetical order: a score must not depend on the
-            order in which a file happens to list them.
+        towers: settings and features of every tower, by name in alphabetical order, so that a score does not depend on
+            their order in a file.
         din: settings of every attention tower, by history in alphabetical order.
         columns: every feature by name.
-        read: features that some tower reads, in the order of the schema.
-        queried: features that a history is asked with.
-        histories: histories that are read.
+        read: features of the towers, in the order of the schema.
+        queried: features that are queries of a history.
+        histories: histories of the towers.
 
     Raises:
-        ConfigError: settings that name what is not there, or do not fit the fields (all faults).
+        ConfigError: settings with unknown names, or that do not fit the fields (all faults).
     """
 
     def __init__(self, config: MultiTowerConfig, fields: Fields) -> None:
@@ -358,21 +358,21 @@ class _Plan:
         candidate = any(self.columns[name].side == "item" for name in self.read)
         alone = [history for history, names in queries.items() if not names and not candidate]
         if alone:
-            do = "name a feature of the item table in `of` of a tower"
+            do = "name a candidate feature in `features` of a tower"
             messages = [
-                f"model.towers: nothing reads the candidate, which history {name} is asked with; {do}" for name in alone
+                f"model.towers: no tower reads the candidate, the query of history {name}; {do}" for name in alone
             ]
             raise ConfigError("config", messages)
 
     def _faults(self, fields: Fields) -> Iterator[str]:
         without = [name for name, (tower, _) in self.towers.items() if tower.features is None]
         if len(without) > 1:
-            yield f"model.towers: {', '.join(without)} have no `of`; only one tower may take what the others leave"
+            yield f"model.towers: {', '.join(without)} have no `features`; only one tower may take the rest"
         for name, (tower, of) in self.towers.items():
             path = f"model.towers.{name}"
             if not (of or tower.pooled or tower.din):
-                yield f"{path}: no feature is left for it; give it `of`"
-            yield from _unknown(f"{path}.of", "feature", tower.features or (), self.columns)
+                yield f"{path}: no feature is left for it; give it `features`"
+            yield from _unknown(f"{path}.features", "feature", tower.features or (), self.columns)
             yield from _unknown(f"{path}.pooled", "history", tower.pooled, fields.histories)
             yield from _unknown(f"{path}.din", "history", tower.din, fields.histories)
         yield from _unknown("model.din", "history", self.din, fields.histories)
@@ -395,5 +395,5 @@ def _is_number(column: Column) -> bool:
 
 
 def _key(name: str) -> str:
-    """A module name for any name (torch takes no dots, and some names are methods)."""
+    """Return a module name for any name (torch allows no dots, and some names are methods)."""
     return "on_" + name.replace("%", "%25").replace(".", "%2E")

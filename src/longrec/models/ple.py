@@ -3,26 +3,26 @@ Recommendations.
 
 Tang, Liu, Zhao, Gong, RecSys 2020. https://doi.org/10.1145/3383313.3412236
 
-Where tasks conflict, sharing everything makes one better and the other worse (the seesaw). Each task has experts that
-no other task reads, beside experts for all, and levels of them part step by step what is shared from what is not.
+If tasks conflict, sharing everything improves one and worsens the other (the seesaw). Each task has experts of its own
+beside shared ones, and several levels of them separate shared from task-specific representations step by step.
 
     g^k(x)     = w^k(x) S^k(x),  w^k(x) = softmax(W_g^k x)             (section 4.1, one level: CGC)
     S^k(x)     = [experts of task k; shared experts]
     g^{k,j}(x) = w^{k,j}(g^{k,j-1}(x)) S^{k,j}(x)                      (section 4.2, level j)
     y_k        = t^k(g^{k,N}(x))
 
-Between two levels a gate of the shared experts, which sees those of all tasks, makes what the next shared experts read.
-x are all fields of the impression beside the mean of each history; or, with ``base``, the last hidden layer of any
-other ranker with its logit beside it, so that nothing of the base lies idle. Without ``tasks`` it learns the schema's
-label alone. The loss is the weighted sum of the cross entropies, each over the rows whose label is known.
+Between two levels, a gate over the experts of all tasks computes the input of the next shared experts.
+x are all fields of the impression and the mean of each history. With ``base``, x is the last hidden layer of any other
+ranker and its logit, so that all parameters of the base are used. Without ``tasks`` the
+schema's label is the only task. The loss is the weighted sum of the cross entropies, each over its labeled rows.
 
 Departures from the paper
-    - weights of the losses are constants: a decay over the steps (section 4.3) is left out;
+    - weights of the losses are constants: the decay over the steps (section 4.3) is omitted;
     - one width for all experts of all levels;
-    - batch normalisation in experts and towers, on by default, as in din;
-    - a base with a loss of its own (dien) keeps it: it is added.
+    - batch normalization in experts and towers is on by default, as in din;
+    - the auxiliary loss of a base (dien) is added.
 
-Letters: B rows, K tasks, N levels, H what the towers are given.
+Shapes: B rows, K tasks, N levels, H width of the towers' inputs.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class PLEConfig(BottomConfig, TasksConfig):
     """Settings of PLE."""
 
     levels: Width = Field(2, description="Levels of experts; 1 is CGC.")
-    own: Width = Field(2, description="Experts of each task at a level.")
-    experts: Width = Field(2, description="Shared experts at a level.")
+    own: Width = Field(2, description="Experts of each task per level.")
+    experts: Width = Field(2, description="Shared experts per level.")
     expert: tuple[Width, ...] = Field((64,), min_length=1, description="Hidden units of an expert.")
     tower: tuple[Width, ...] = Field((32,), description="Hidden units of the network of each task.")
 

@@ -2,8 +2,8 @@ r"""PNN: Product-based Neural Networks for User Response Prediction.
 
 Qu, Cai, Ren, Zhang, Yu, Wen, Wang, ICDM 2016. https://arxiv.org/abs/1611.00144
 
-A product layer between the embeddings and the MLP, so that how two fields go together is an input, not something that
-sums of a layer have to come near to.
+A product layer between the embeddings and the MLP, so that interactions of two fields are inputs and need not be
+approximated by the layers.
 
     l_1   = relu(l_z + l_p + b_1)                                                   (1)
     l_z^n = <W_z^n, V>                                                              (2, the linear signal)
@@ -11,18 +11,18 @@ sums of a layer have to come near to.
     l_p^n = |sum_i theta_i^n v_i|^2                                                 (4, the same, W_p = theta theta^T)
     l_p^n = <W_p^n, f f^T>,  f = sum_i v_i                                          (5, ``outer``)
 
-(the numbers are ours). ``both`` adds the two products up (PNN*). f f^T is the sum of the outer products of all pairs of
-fields, so that OPNN costs O(F D + D1 D^2) a row, whatever the number of pairs.
+(the numbers are ours). ``both`` adds the two products (PNN*). f f^T is the sum of the outer products of all pairs of
+fields, so that OPNN costs O(F D + D1 D^2) per row, whatever the number of pairs.
 
 Departures from the paper
-    - P and f f^T are symmetric, so only their upper triangles, diagonals included, are computed and weighted: W_p as a
-      whole can say nothing more;
-    - inner products keep a free W_p by default; ``kernel: rank_one`` is the paper's factorisation (4), in O(D1 F D);
-    - ``activation`` and normalisation may be others than a plain relu; the MLP is 128-64 by default (the paper: three
+    - P and f f^T are symmetric, so only their upper triangles, diagonals included, are computed and weighted: the full
+      W_p is equivalent;
+    - inner products keep a free W_p by default; ``kernel: rank_one`` is the paper's factorization (4), in O(D1 F D);
+    - ``activation`` and normalization are settings, not a plain relu; the MLP is 128-64 by default (the paper: three
       layers);
-    - a dense field enters as its value times a vector.
+    - a numeric field enters as its value times a vector.
 
-Letters: B rows, F fields, D embedding width, D1 units of l_1, P products, H units of the last hidden layer.
+Shapes: B rows, F fields, D embedding width, D1 units of l_1, P products, H units of the last hidden layer.
 """
 
 from __future__ import annotations
@@ -50,21 +50,21 @@ Width = Annotated[int, Field(ge=1)]
 class PNNConfig(Strict):
     """Settings of PNN."""
 
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     product: Literal["inner", "outer", "both"] = Field("inner", description="Products of fields: IPNN, OPNN or PNN*.")
     kernel: Literal["full", "rank_one"] = Field("full", description="Weights of the inner products.")
     mlp: tuple[Width, ...] = Field(
-        (128, 64), min_length=1, description="Hidden units; the first ones are those of the product layer."
+        (128, 64), min_length=1, description="Hidden units; the first number is that of the product layer."
     )
     activation: Name = Field("relu", description="Activation of the product layer and the MLP.")
-    batch_norm: bool = Field(True, description="Batch normalisation in the product layer and the MLP.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in every layer while training.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    batch_norm: bool = Field(True, description="Batch normalization in the product layer and the MLP.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of every layer.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
     @model_validator(mode="after")
     def _fits(self) -> PNNConfig:
         if self.kernel == "rank_one" and self.product == "outer":
-            raise ValueError("kernel: rank_one is of inner products, and product: outer has none")
+            raise ValueError("kernel: rank_one needs inner products, and product: outer has none")
         return self
 
 
@@ -98,7 +98,7 @@ class PNN(Ranker):
         self.interaction = self.deep.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """The product layer, and the hidden layers after it."""
+        """Return the output of the product layer and the hidden layers after it."""
         v_BFD = torch.stack(list(self.embeddings(batch).features.values()), 1)
         l_BU = self.signal(v_BFD.flatten(1))
         for product in self.products:
@@ -108,13 +108,13 @@ class PNN(Ranker):
         return self.deep.hidden(self.dropout(self.activation(l_BU)))
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The final layer."""
+        """Return the logit of each row: the final layer."""
         assert self.deep.last is not None
         logit: Tensor = self.deep.last(h_BH).squeeze(1)
         return logit
 
     def output_biases(self) -> Sequence[Tensor]:
-        """The bias of the final layer."""
+        """Return the bias of the final layer."""
         return [self.deep.output_bias]
 
 
@@ -142,7 +142,7 @@ class Inner(nn.Module):
         self.of = _Triangle(count, units)
 
     def forward(self, v_BFD: Float[Tensor, "B F D"]) -> Float[Tensor, "B D1"]:
-        """``sum_{i <= j} W_ij <v_i, v_j>`` of every unit."""
+        """Return ``sum_{i <= j} W_ij <v_i, v_j>`` of every unit."""
         out: Tensor = self.of(v_BFD @ v_BFD.transpose(1, 2))
         return out
 
@@ -155,7 +155,7 @@ class RankOne(nn.Module):
         self.theta = nn.Parameter(torch.empty(units, count).uniform_(-(count**-0.5), count**-0.5))
 
     def forward(self, v_BFD: Float[Tensor, "B F D"]) -> Float[Tensor, "B D1"]:
-        """No product of two fields is built."""
+        """Return ``|sum_i theta_i v_i|^2`` of every unit, without products of pairs."""
         rows, count, width = v_BFD.shape
         sums = linear(v_BFD.transpose(1, 2).reshape(-1, count), self.theta)
         return sums.square().reshape(rows, width, -1).sum(1)
@@ -169,7 +169,7 @@ class Outer(nn.Module):
         self.of = _Triangle(width, units)
 
     def forward(self, v_BFD: Float[Tensor, "B F D"]) -> Float[Tensor, "B D1"]:
-        """``sum_{k <= l} W_kl f_k f_l`` of every unit."""
+        """Return ``sum_{k <= l} W_kl f_k f_l`` of every unit."""
         f_BD = v_BFD.sum(1)
         out: Tensor = self.of(f_BD.unsqueeze(2) * f_BD.unsqueeze(1))
         return out

@@ -2,17 +2,17 @@ r"""Pooling: Deep Neural Networks for YouTube Recommendations (the pooled histor
 
 Covington, Adams, Sargin, RecSys 2016. https://doi.org/10.1145/2959100.2959190
 
-Every past event becomes a vector, the vectors of a history become one by a plain mean, sum or maximum, and an MLP
-reads it beside the fields of the impression. What DIN has to pass: the same inputs without attention.
+Every past event becomes a vector, a mean, sum or maximum pools the vectors of a history, and an MLP reads the result
+with the fields of the impression. A baseline for DIN: the same inputs without attention.
 
     u = pool_t [v_t1; v_t2; ...]                                                    (section 3.2)
     logit = MLP([fields of the impression; u])                                      (section 4)
 
 Departures from the paper
     - one label without watch time: plain cross entropy, not weighted by the time watched;
-    - no powers of dense fields, and no example age; sum and max are offered beside the mean.
+    - no powers of numeric fields, and no example age; sum and max are offered beside the mean.
 
-Letters: B rows, U what a history brings, D widths, H units of the last hidden layer.
+Shapes: B rows, U stored positions, D widths, H units of the last hidden layer.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ Width = Annotated[int, Field(ge=1)]
 class PoolingConfig(Strict):
     """Settings of Pooling."""
 
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
-    pool: Pool = Field("mean", description="How the events of a history become one vector.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
+    pool: Pool = Field("mean", description="Pooling of the events of a history.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the MLP.")
     activation: Name = Field("relu", description="Activation of the MLP.")
-    batch_norm: bool = Field(True, description="Batch normalisation in the MLP.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in the MLP while training.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    batch_norm: bool = Field(True, description="Batch normalization in the MLP.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the MLP.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class Pooling(Ranker):
@@ -72,7 +72,7 @@ class Pooling(Ranker):
         self.interaction = self.mlp.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """The last hidden layer."""
+        """Return the last hidden layer."""
         embedded = self.embeddings(batch)
         inputs = list(embedded.features.values())
         for history, columns in embedded.histories.items():
@@ -81,11 +81,11 @@ class Pooling(Ranker):
         return self.mlp.hidden(torch.cat(inputs, 1))
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The final layer."""
+        """Return the logit of each row: the final layer."""
         assert self.mlp.last is not None
         logit: Tensor = self.mlp.last(h_BH).squeeze(1)
         return logit
 
     def output_biases(self) -> Sequence[Tensor]:
-        """The bias of the final layer."""
+        """Return the bias of the final layer."""
         return [self.mlp.output_bias]

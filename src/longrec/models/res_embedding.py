@@ -2,8 +2,8 @@ r"""Res-embedding: Res-embedding for Deep Learning Based Click-Through Rate Pred
 
 Zhou, Wu, Bian, Yang, Zhu, Gai, DLP-KDD 2019. https://arxiv.org/abs/1906.10304
 
-The nearer the vectors of items of one interest lie, the better a ranker of embeddings generalises. So an item's vector
-is a centre, averaged over the items it is met together with, and a small residual of its own.
+The closer the vectors of items of one interest are, the better an embedding-based ranker generalizes. So an item's
+vector is a center, averaged over co-occurring items, plus a small residual of its own.
 
     E = W C + R                                                                     (1)
     W_ij = Z_ij / sum_k Z_ik                                                        (2, ``average``)
@@ -11,21 +11,21 @@ is a centre, averaged over the items it is met together with, and a small residu
     W_ij ~ Z_ij exp(<c_i, c_j> / sqrt(D))                                           (4, ``attention``)
     loss = loss of the base + lambda |R|^2                                          (5)
 
-(the numbers are ours). Z_ij counts how often i and j stand within ``window`` events of each other in the past of one
-user; each item keeps its strongest ``neighbours``. The graph is drawn before the first step from the training window
-alone, and is part of the saved model. Without a neighbour (an item that nobody met) the centre is the item's own row.
+(the numbers are ours). Z_ij counts how often i and j occur within ``window`` events of each other in the history of
+one user. Each item keeps its strongest ``neighbors``. The graph is built before the first step from the training window
+alone, and is part of the saved model. The center of an item without neighbors is its own row.
 
 Departures from the paper
-    - the base is any ranker that has its vectors in ``embeddings``; its table of the item is R;
-    - an item is its own neighbour too, ``self_weight`` times as near as its nearest; the paper's code is not public,
+    - the base is any ranker with an attribute ``embeddings``; its table of the item is R;
+    - an item is its own neighbor too, with ``self_weight`` times its strongest edge; the paper's code is not public,
       and its score in (4) is taken as a scaled inner product;
-    - whatever a history holds of the item joins it with its neighbours: who wants a graph of clicks alone gives the
-      model a history of clicks (``where``);
-    - of R the rows of a batch are penalised, each once;
-    - in evaluation and in an exported program E is one table, made when training stops: a look-up costs what it
-      costs in the base.
+    - all events of a history are edges of the graph: for a graph of clicks alone, give the model a history of clicks
+      (``where``);
+    - only the rows of R in a batch are penalized, each once;
+    - in evaluation and in an exported program E is one table, computed when training stops, so that a look-up costs
+      the same as in the base.
 
-Letters: B rows, n items, m distinct items of a batch, S slots (an item and its neighbours), N slots in use, D embedding
+Shapes: B rows, n items, m distinct items of a batch, S slots (an item and its neighbors), N slots in use, D embedding
 width, H as in the base.
 """
 
@@ -54,7 +54,7 @@ from longrec.nn.segments import Segments
 
 Weighting = Literal["average", "gcn", "attention"]
 _BLOCK = 65_536
-"""Items whose vectors are made at once."""
+"""Number of items whose vectors are computed at once."""
 
 
 class ResEmbeddingConfig(Strict):
@@ -62,22 +62,22 @@ class ResEmbeddingConfig(Strict):
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"neighbours": "neighbors"}
 
-    base: BaseSection = Field({"name": "din"}, description="The ranker whose item vectors are made.")
+    base: BaseSection = Field({"name": "din"}, description="The ranker whose item vectors are replaced.")
     item: str | None = Field(
-        None, description="The id whose vectors are made; by default that of most values that a history has too."
+        None, description="Id feature of the item; by default that with the most values that a history has too."
     )
-    weighting: Weighting = Field("average", description="How the neighbours of an item make its centre.")
-    window: int = Field(5, ge=1, description="Events that two items may lie apart to be neighbours.")
-    neighbors: int = Field(10, ge=1, description="Strongest neighbours that are kept of an item.")
+    weighting: Weighting = Field("average", description="Weights of the neighbors in the center of an item.")
+    window: int = Field(5, ge=1, description="Largest distance of two neighbors, in events.")
+    neighbors: int = Field(10, ge=1, description="Number of strongest neighbors per item.")
     self_weight: float = Field(
-        1.0, ge=0, description="Weight of an item in its own centre, in times its strongest edge."
+        1.0, ge=0, description="Weight of an item in its own center, as a multiple of its strongest edge."
     )
     penalty: float = Field(1e-2, ge=0, description="Weight lambda of the squared residuals in the loss.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the centres at the start.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial centers.")
 
 
 class ResEmbedding(Ranker):
-    """A ranker whose items share centres."""
+    """A ranker whose items share centers."""
 
     Config = ResEmbeddingConfig
     reads_history = True
@@ -102,11 +102,11 @@ class ResEmbedding(Ranker):
         self.user_order, self.interaction = self.base.user_order, self.base.interaction
 
     def warm_start_prefix(self, other: Model) -> str:
-        """A run of the base brings its item table as the residuals."""
+        """Return the prefix of the base: its item table becomes the residuals."""
         return "" if name_of(other) == name_of(self) else "base."
 
     def fit_statistics(self, chunks: Iterable[Mapping[str, HistoryBatch]]) -> None:
-        """Draw the graph from what users did inside the training window."""
+        """Build the graph from the histories of the training window."""
         owner = self.item.owner
         names = [
             (history, field.name)
@@ -120,23 +120,23 @@ class ResEmbedding(Ranker):
         self.graph.draw(*edges(ids, self.item.rows, self.config.window))
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """What the base holds of every row."""
+        """Return the representation of every row by the base."""
         return self.base.interact(batch)
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The head of the base."""
+        """Return the head of the base."""
         return self.base.head(h_BH)
 
     def output_biases(self) -> Sequence[Tensor]:
-        """Those of the base."""
+        """Return the output biases of the base."""
         return self.base.output_biases()
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """Equation 5."""
+        """Return the loss of equation 5."""
         return self.base.loss(batch) + self._penalty(batch)
 
     def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
-        """That of the base, and the residuals of the batch."""
+        """Return the auxiliary loss of the base plus the penalty on the residuals of the batch."""
         return self.base.aux_loss(batch) + self._penalty(batch)
 
     def _penalty(self, batch: Batch) -> Tensor | float:
@@ -147,11 +147,11 @@ class ResEmbedding(Ranker):
         return self.config.penalty * r_mD.square().sum()
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """What the base tells of its histories."""
+        """Return the explanation of the base."""
         return self.base.explain(batch)
 
     def vectors(self) -> Float[Tensor, "n D"]:
-        """E of equation 1, without a gradient."""
+        """Return E of equation 1, without a gradient."""
         return self._embeddings.build_table()
 
     @property
@@ -166,7 +166,7 @@ class ResEmbedding(Ranker):
         return embeddings
 
     def _ids(self, batch: Batch) -> Int[Tensor, " N"]:
-        """The items that are looked up in a batch, wherever they stand."""
+        """Return the ids of all items in a batch, in features and histories."""
         read = self._embeddings.fields
         ids = [batch.features[f.name] for f in read.features if f.owner == self.item.owner]
         for history, columns in read.histories.items():
@@ -175,14 +175,14 @@ class ResEmbedding(Ranker):
 
 
 class InterestGraph(nn.Module):
-    """The centres: C, and of every item the slots that make its centre.
+    """Centers C, and for every item the slots of its center.
 
     Attributes:
         slots: int32 ``[n, S]``, the item itself first.
-        strength: float32 ``[n, S]``: W of (2) and (3), Z of (4); 0 where a slot is free.
+        strength: float32 ``[n, S]``: W of (2) and (3), Z of (4); 0 if a slot is empty.
     """
 
-    renamed_parameters: ClassVar[dict[str, str]] = {"centres": "centers"}
+    renamed_parameters: ClassVar[dict[str, str]] = {"centers": "centers"}
     slots: Tensor
     strength: Tensor
 
@@ -197,7 +197,7 @@ class InterestGraph(nn.Module):
         self.register_buffer("strength", strength)
 
     def draw(self, one: NDArray[np.int64], other: NDArray[np.int64], count: NDArray[np.int64]) -> None:
-        """Take a graph, each edge in both directions: of every item its strongest neighbours."""
+        """Store the strongest neighbors of every item of a graph, each edge in both directions."""
         n, most = self.slots.shape[0], self.config.neighbors
         order = np.lexsort((other, -count, one))
         one, other, count = one[order], other[order], count[order]
@@ -218,7 +218,7 @@ class InterestGraph(nn.Module):
         self.strength.copy_(torch.from_numpy(z.astype(np.float32)))
 
     def forward(self, ids_m: Int[Tensor, " m"]) -> Float[Tensor, "m D"]:
-        """The centres of some items; only slots in use are read."""
+        """Return the centers of some items, reading only slots in use."""
         table = self.centers.table(self.name)
         z_mS = self.strength.index_select(0, ids_m)
         used = z_mS > 0
@@ -234,10 +234,10 @@ class InterestGraph(nn.Module):
 
 
 class CenteredEmbeddings(Embeddings):
-    """The embeddings of a base, those of the item made of a centre and a residual.
+    """The embeddings of a base, with centers plus residuals as vectors of the item.
 
-    In evaluation, and whenever a program is traced, the vectors come from one table, made when training stopped, and
-    made again when anything it was made of has changed.
+    In evaluation, and when a program is traced, the vectors come from one table. It is computed when training stops,
+    and again after a change of its inputs.
     """
 
     table_of_all: Tensor
@@ -248,7 +248,7 @@ class CenteredEmbeddings(Embeddings):
         for name, parameter in plain.named_parameters():
             self.register_parameter(name, parameter)
         self.item = item
-        self._graph = [graph]  # a part of the model, not of its base
+        self._graph = [graph]  # belongs to the model, not to its base
         self._versions: tuple[int, ...] = ()
         self.register_buffer("table_of_all", torch.zeros(0), persistent=False)
 
@@ -263,7 +263,7 @@ class CenteredEmbeddings(Embeddings):
 
     @torch.no_grad()
     def build_table(self) -> Float[Tensor, "n D"]:
-        """E of equation 1 as one table."""
+        """Return E of equation 1 as one table."""
         graph, residuals = self._graph[0], self.table(self.item.name)
         sources = (graph.centers.table(graph.name), residuals, graph.slots, graph.strength)
         versions = tuple(source._version for source in sources)
@@ -292,13 +292,12 @@ class CenteredEmbeddings(Embeddings):
 def edges(
     walks: Iterable[tuple[NDArray[Any], NDArray[np.int64]]], n: int, window: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Which items stood near each other: two ends and a count of every edge, each edge in both directions.
+    """Return the co-occurrence edges of items: two ends and a count per edge, each edge in both directions.
 
     Args:
-        walks: ids ``[N]`` of events, oldest first, and offsets of the rows they belong to; ids that stand for no item
-            (missing, unseen) join nothing.
-        n: height of the table.
-        window: how far apart two events may lie.
+        walks: ids ``[N]`` of events, oldest first, and offsets of their rows. Missing and unseen ids have no edges.
+        n: number of rows of the table.
+        window: largest distance of two events.
     """
     codes, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
     for events, offsets in walks:
@@ -315,10 +314,10 @@ def edges(
 
 
 def _item(name: str | None, fields: Fields) -> Column:
-    """The field whose vectors are made.
+    """Return the field of the item.
 
     Raises:
-        ConfigError: no such field, or none that could be meant.
+        ConfigError: no such field, or no candidate for the default.
     """
     ids = [field for field in fields.tables() if field.kind == "id"]
     met = {field.owner for columns in fields.histories.values() for field in columns if field.kind == "id"}
@@ -329,7 +328,7 @@ def _item(name: str | None, fields: Fields) -> Column:
                 return field
         choices = ", ".join(field.name for field in candidates) or "none"
         where = "an id that a history holds" if fields.histories else "an id of the schema"
-        raise ConfigError("schema", [f"model.item: {name!r} is not {where}; known: {choices}"])
+        raise ConfigError("schema", [f"model.item: {name!r} is not {where}; ids: {choices}"])
     paired = [field for history in fields.histories for field in fields.pairs(history) if field.kind == "id"]
     items = paired or [field for field in fields.features if field.side == "item" and field.kind == "id"]
     if items:

@@ -1,35 +1,35 @@
-r"""Taobao-search-style user modelling: Core technology disclosure of search model (in its style; it is no paper).
+r"""Taobao-search-style user modeling: Core technology disclosure of search model (in its style; it is no paper).
 
 Taobao search team, DataFunTalk 2020.
 https://www.alibabacloud.com/en/developer/a/ai/core-technology-disclosure-of-search-model
 
-An article of the engineers of Taobao search, which we know by digests: there are no equations to be held to, no data
-and no code, so this is no reproduction. A long past is cut into parts, quarters of a year, that do not see each other.
-In each, events attend to each other by a cosine, which no norm of an embedding can blow up; then the query of the
-search, not the candidate, picks what counts, once for all candidates:
+An article by the engineers of Taobao search, which we know from digests: there are no equations, no data and no code,
+so this is no reproduction. A long history is split into segments, quarters of a year, without attention between them.
+In each, events attend to each other by cosine scores, which do not depend on norms. Then the query of the search, not
+the candidate, attends to them, once for all candidates:
 
-    x_j  = e_j W + p_part(j)
-    x'_i = LN(x_i + sum_j softmax_j(c cos(q_i, k_j)) v_j)           over the events j of the part of i
+    x_j  = e_j W + p_segment(j)
+    x'_i = LN(x_i + sum_j softmax_j(c cos(q_i, k_j)) v_j)           over the events j of the segment of i
     z_i  = LN(x'_i + FFN(x'_i))
-    u_p  = sum_i softmax_i(query W_1 . z_i / sqrt(D)) z_i           in each part p
+    u_p  = sum_i softmax_i(query W_1 . z_i / sqrt(D)) z_i           in each segment p
     u    = sum_p softmax_p(query W_2 . u_p / sqrt(D)) u_p
     logit = MLP([fields of the impression, u of each history])
 
-Choices of ours, where the digests do not tell: c is learnt, one a head, from 10; one encoder serves all parts, told
-apart by p; the query attends by a scaled product, in parts and over parts. ``query`` names the features that are the
-search query; without it, in recommendation, the candidate asks by the columns it shares with the events, as in target
-attention. What the article reads as sequences of their own (recent clicks in the categories that the query is predicted
-to mean, two years of purchases, what the device saw) are histories of the schema.
+Our choices where the digests are silent: c is learned, one per head, initially 10. One encoder serves all segments,
+with an embedding p per segment. The query attends by a scaled product, within and over segments. ``query`` names the
+features of the search query. Without it, in recommendation, the query is the candidate's columns that the events share,
+as in target attention. The article's other sequences (recent clicks in the categories predicted for the query, two
+years of purchases, events of the device) are histories of the schema.
 
 Departures from the paper
-    - parts are told by the column ``time_gap``, whose buckets double: the newest part is as long as ``quarter``, to the
-      nearest power of two of seconds (90 days: 97), so is the one before, and each older one is twice as long as the
-      one before it; the last holds all that is older still. In a log of steps a second is a step.
-      With ``parts_by: place``, and in a history without that column, parts are runs of ``part_events`` counted from
-      the newest event;
+    - segments come from the column ``time_gap``, whose buckets double: the newest segment is as long as ``quarter``,
+      to the nearest power of two of seconds (90 days: 97), so is the one before, and each older one is twice as long
+      as the next one; the last holds all older events. In a log of steps a second is a step. With
+      ``segment_by: position``, and in a history without that column, segments are runs of ``segment_events`` counted
+      from the newest event;
     - each history has an encoder of its own.
 
-Letters: B rows, N positions, U what a history brings (see nn/segments.py), Q width of the query, K width of an event, D
+Shapes: B rows, N positions, U stored positions (see nn/segments.py), Q width of the query, K width of an event, D
 width, P events in parts (see nn/sessions.py), T positions of a shared history, H units of the last hidden layer.
 """
 
@@ -63,7 +63,7 @@ Width = Annotated[int, Field(ge=1)]
 
 
 class SearchUserConfig(Strict):
-    """Settings of search-style user modelling."""
+    """Settings of search-style user modeling."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {
         "parts": "segments",
@@ -72,25 +72,29 @@ class SearchUserConfig(Strict):
     }
     renamed_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {"segment_by": {"place": "position"}}
 
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
-    query: tuple[str, ...] = Field((), description="Features that are the search query; none: the candidate asks.")
-    width: Width = Field(64, description="Width that events and query are brought to.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
+    query: tuple[str, ...] = Field(
+        (), description="Features that are the search query; by default the candidate is the query."
+    )
+    width: Width = Field(64, description="Width of events and query after projection.")
     heads: Width = Field(4, description="Heads of the self attention.")
     blocks: Width = Field(1, description="Layers of self attention.")
     hidden: Width = Field(64, description="Hidden units of the network after an attention.")
-    segments: Width = Field(4, description="Parts of a past that are told apart.")
-    segment_by: Literal["time", "position"] = Field("time", description="What cuts a past into parts.")
-    quarter: Duration = Field("90d", description="Time that the newest part spans.")
-    segment_events: Width = Field(50, description="Events of a part that is cut by place.")
+    segments: Width = Field(4, description="Number of segments of a history.")
+    segment_by: Literal["time", "position"] = Field(
+        "time", description="Split of a history into segments: by time, or by position."
+    )
+    quarter: Duration = Field("90d", description="Length of the newest segment.")
+    segment_events: Width = Field(50, description="Events per segment with `segment_by: position`.")
     mlp: tuple[Width, ...] = Field((200, 80), min_length=1, description="Hidden units of the top MLP.")
     mlp_activation: Name = Field("relu", description="Activation of the top MLP.")
-    batch_norm: bool = Field(True, description="Batch normalisation in the top MLP.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped while training.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class SearchUser(Ranker):
-    """Search-style user modelling over every history of the schema."""
+    """Search-style user modeling over every history of the schema."""
 
     Config = SearchUserConfig
     reads_history = True
@@ -117,7 +121,7 @@ class SearchUser(Ranker):
             raise ConfigError("config", faults)
         self.embeddings = Embeddings(fields, config.embedding_dim, histories=True, std=config.init_std)
         width = self.embeddings.widths
-        # A query that is not of the candidate asks once for all candidates of a request.
+        # A query without candidate features is computed once for all candidates of a request.
         self.once = bool(config.query) and all(features[name].side != "item" for name in config.query)
         self.queries = None if config.query else Queries(fields, width, "search_user", project=False)
         by_time = {
@@ -137,7 +141,7 @@ class SearchUser(Ranker):
         self.interaction = self.top.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """The last hidden layer of the top MLP."""
+        """Return the last hidden layer of the top MLP."""
         embedded = self.embeddings(batch)
         vectors = list(embedded.features.values())
         for path, inputs in self._inputs(batch, embedded):
@@ -145,17 +149,17 @@ class SearchUser(Ranker):
         return self.top.hidden(torch.cat(vectors, 1))
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The final layer."""
+        """Return the logit of each row: the final layer."""
         assert self.top.last is not None
         logit: Tensor = self.top.last(h_BH).squeeze(1)
         return logit
 
     def output_biases(self) -> Sequence[Tensor]:
-        """The bias of the final layer."""
+        """Return the bias of the final layer."""
         return [self.top.output_bias]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """What the query attends to: ragged ``[N]``, shared ``[B, T]``."""
+        """Return the attention of the query: ragged ``[N]``, shared ``[B, T]``."""
         weights = (path(*inputs)[1] for path, inputs in self._inputs(batch, self.embeddings(batch)))
         return {
             name: w.expand(batch.size, -1) if batch.histories[name].shared else w
@@ -165,7 +169,7 @@ class SearchUser(Ranker):
     def _inputs(
         self, batch: Batch, embedded: EmbeddedBatch
     ) -> list[tuple[_Path, tuple[Tensor, Tensor, Tensor, Segments]]]:
-        """Of each history its path, and query, events, their buckets of time and segments."""
+        """Return for each history its path, and query, events, their buckets of time and segments."""
         inputs = []
         for name, columns in embedded.histories.items():
             history, e_UK = batch.histories[name], torch.cat(list(columns.values()), 1)
@@ -192,7 +196,7 @@ class _Path(nn.Module):
         self.by_time, self.each, self.count = by_time, config.segment_events, config.segments
         self.first = max(1, round(log2(max(parse_duration(config.quarter) / 1_000, 1))))
         self.events = Linear(key, config.width)
-        nn.init.zeros_(self.events.bias)  # else it drowns what small tables say
+        nn.init.zeros_(self.events.bias)  # else it dominates small embeddings
         self.of_segment = nn.Parameter(torch.randn(config.segments, config.width) * config.init_std)
         self.blocks = nn.ModuleList(
             EncoderLayer(config.width, config.heads, config.hidden, score="cosine", dropout=config.dropout)
@@ -203,7 +207,7 @@ class _Path(nn.Module):
         self.scale = config.width**-0.5
 
     def number(self, time_U: Tensor, segments: Segments) -> Tensor:
-        """int64 ``[U]``: the part of each event; ``time_U`` holds the ids of ``time_gap`` where that counts."""
+        """Return the segment of each event, int64 ``[U]``. ``time_U`` holds the ids of ``time_gap`` if by time."""
         if self.by_time:
             back_U = time_U.long() - RESERVED - (self.first - 1)
         else:
@@ -213,7 +217,7 @@ class _Path(nn.Module):
         return back_U.clamp(0, self.count - 1)
 
     def forward(self, q_BQ: Tensor, e_UK: Tensor, time_U: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
-        """``[B, D]``: what the query reads of the past; and its weights, ragged ``[N]``, shared ``[B, T]``."""
+        """Return the pooled history ``[B, D]``, and its weights, ragged ``[N]``, shared ``[B, T]``."""
         periods = Sessions(self.number(time_U, segments), self.count, segments)
         x_PD = self.events(periods.gather(e_UK)) + self.of_segment.index_select(0, periods.gather_numbers())
         x_PD = periods.attention.gather_positions(x_PD)

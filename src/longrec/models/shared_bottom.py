@@ -2,22 +2,22 @@ r"""Shared bottom: Multitask Learning (a shared bottom).
 
 Caruana, Machine Learning 1997. https://doi.org/10.1023/A:1007379606734
 
-Several labels of the same rows are learnt by one network with an output each: what is rare in one label is learnt from
-the others. All tasks share the bottom, so tasks that pull apart pull at the same weights.
+One network learns several labels of the same rows, with one output per label, so that a rare label benefits from the
+others. All tasks share the bottom, so conflicting tasks compete for the same weights.
 
     y_k = h_k(f(x))                                                    (also eq. 1 of Ma et al. 2018, see mmoe)
-    L   = sum_k c_k BCE(y_k, label_k)                                  over the rows whose label_k is known
+    L   = sum_k c_k BCE(y_k, label_k)                                  over the labeled rows of task k
 
-x are all fields of the impression beside the mean of each history; or, with ``base``, the last hidden layer of any
-other ranker with its logit beside it, so that nothing of the base lies idle. Without ``tasks`` it learns the schema's
-label alone.
+x are all fields of the impression and the mean of each history. With ``base``, x is the last hidden layer of any other
+ranker and its logit, so that all parameters of the base are used. Without ``tasks`` the
+schema's label is the only task.
 
 Departures from the paper
-    - fields are embedded, the labels binary, and h_k is a small network in place of one layer;
-    - batch normalisation, on by default, as in din;
-    - a base with a loss of its own (dien) keeps it: it is added.
+    - fields are embedded, labels are binary, and h_k is a small network in place of one layer;
+    - batch normalization, on by default, as in din;
+    - the auxiliary loss of a base (dien) is added.
 
-Letters: B rows, K tasks, H what the towers are given.
+Shapes: B rows, K tasks, H width of the towers' inputs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class SharedBottomConfig(BottomConfig, TasksConfig):
 
 
 class SharedBottom(BottomRanker):
-    """One network under all tasks."""
+    """One network below all tasks."""
 
     Config = SharedBottomConfig
     variants: ClassVar[tuple[dict[str, Any], ...]] = (

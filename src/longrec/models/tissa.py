@@ -2,9 +2,9 @@ r"""TiSSA: A Time Slice Self-Attention Approach for Modeling Sequential User Beh
 
 Lei, Ji, Li, WWW 2019. https://doi.org/10.1145/3308558.3313495
 
-What was done a minute ago and what was done last week are of different kinds. A recurrence whose gates know the time
-that passed makes a state of every event; the states of one slice of time, slices as much longer as they are older,
-become one vector; slices look at those before them, and the candidate chooses among slices:
+Events of a minute ago and of last week differ in relevance. A recurrence whose gates read elapsed time computes a state
+per event. The states of one time slice, longer for older events, are pooled to one vector. Slices attend to earlier
+slices, and the candidate attends to all slices:
 
     r_t, z_t = sigmoid(W_1 x_t + W_2 h_{t-1} + W_3 dt_t + b)      h_t as in a GRU          (Time-GRU)
     l_s = sum_{t in s} softmax_t(w sigmoid(W h_t + b)) h_t                                 (intra-slice)
@@ -17,22 +17,22 @@ dt is the time since the event before and enters the gates only. The equations g
 Interval Aware Self-Attention", is another model.)
 
 Departures from the paper
-    - slices end at powers of two of seconds where the paper's end at powers of two of hours, since that is what the
-      column ``time_gap`` of a history tells: with the default the newest one is the last 2^12 s = 1.14 h, the others
-      reach back to 2.28 h, 4.55 h and so on; the oldest has no end. A log in steps wants a smaller ``newest``: its
+    - slices end at powers of two of seconds, the buckets of the column ``time_gap``, while the paper's end at powers of
+      two of hours: with the default the newest one is the last 2^12 s = 1.14 h, the others
+      reach back to 2.28 h, 4.55 h and so on; the oldest has no end. A log in steps needs a smaller ``newest``: its
       slices end at powers of two of steps;
-    - a history without ``time_gap`` is cut by place: the newest event, the 2 before, the 4 before those;
-    - dt is a tenth of the log2 of the seconds, rounded down, from the column ``time_since_previous``, which is no input
-      besides; where it is not known, as of the first event, it adds nothing, and a history without that column is read
-      by an ordinary GRU. ``time_gap`` cuts slices and is an input like other columns too;
-    - slices are in the order of time, so that i < s means before. An empty slice is no key to any other and none to
-      the candidate; a slice with nothing before it has g = 0;
-    - heads share out W_c, W_q and W_v, where the paper has a product of two matrices in the place of each of the
-      first two, and does not say what it sums up; one more matrix joins the heads;
+    - a history without ``time_gap`` is split by position: the newest event, the 2 before, the 4 before those;
+    - dt is a tenth of the log2 of the seconds, rounded down, from the column ``time_since_previous``, which is no other
+      input; a missing value, as of the first event, adds nothing, and an ordinary GRU reads a history without that
+      column. ``time_gap`` defines slices and is an input like other columns too;
+    - slices are in the order of time, so that i < s means before. An empty slice is no key for any other or for the
+      candidate; a slice without earlier ones has g = 0;
+    - heads split W_c, W_q and W_v, where the paper has a product of two matrices instead of each of the first two, and
+      leaves open what it sums; one more matrix joins the heads;
     - each history has weights of its own.
 
-Letters: B rows, R rows that differ before the candidate is met (1 of a request), N positions of the batch's histories,
-T positions of a request's, U what a history brings (see nn/segments.py), S slices, D units of the recurrence, A heads,
+Shapes: B rows, R rows that differ without the candidate (1 of a request), N positions of the batch's histories,
+T positions of a request's, U stored positions (see nn/segments.py), S slices, D units of the recurrence, A heads,
 X inputs of its gates or width of all heads, Q width of the candidate as a query, H units of the last hidden layer.
 """
 
@@ -60,22 +60,22 @@ from longrec.nn.segments import Segments
 
 Width = Annotated[int, Field(ge=1)]
 _FIRST = 2
-"""The id of the first bucket of time; those before it tell none."""
+"""Id of the first bucket of time. Smaller ids stand for no time."""
 
 
 class TiSSAConfig(Strict):
     """Settings of TiSSA."""
 
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
     hidden: Width = Field(64, description="Units of the recurrence.")
-    slices: int = Field(9, ge=2, le=40, description="Slices of time, or of places in a history without time_gap.")
+    slices: int = Field(9, ge=2, le=40, description="Number of slices: of time, or of positions without `time_gap`.")
     newest: int = Field(12, ge=1, le=39, description="The newest slice reaches back 2 to this many seconds (or steps).")
     heads: Width = Field(8, description="Heads of the attention among slices.")
     mlp: tuple[Width, ...] = Field((128,), min_length=1, description="Hidden units of the top MLP.")
     mlp_activation: Name = Field("relu", description="Activation of the top MLP.")
-    batch_norm: bool = Field(True, description="Batch normalisation in the top MLP.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in the top MLP while training.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    batch_norm: bool = Field(True, description="Batch normalization in the top MLP.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the top MLP.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class TiSSA(Ranker):
@@ -90,7 +90,7 @@ class TiSSA(Ranker):
 
     def __init__(self, config: TiSSAConfig, fields: Fields) -> None:
         super().__init__(config, fields)
-        # The time between events is a number to the gates, and has no vector.
+        # The time between events is a number in the gates, and has no vector.
         read = {
             name: tuple(field for field in columns if field.name != TIME_SINCE_PREVIOUS)
             for name, columns in fields.histories.items()
@@ -109,7 +109,7 @@ class TiSSA(Ranker):
         self.interaction = self.top.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """The last hidden layer of the top MLP."""
+        """Return the last hidden layer of the top MLP."""
         embedded = self.embeddings(batch)
         inputs = list(embedded.features.values())
         for history in self.fields.histories:
@@ -118,18 +118,19 @@ class TiSSA(Ranker):
         return self.top.hidden(torch.cat(inputs, 1))
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The final layer."""
+        """Return the logit of each row: the final layer."""
         assert self.top.last is not None
         logit: Tensor = self.top.last(h_BH).squeeze(1)
         return logit
 
     def output_biases(self) -> Sequence[Tensor]:
-        """The bias of the final layer."""
+        """Return the bias of the final layer."""
         return [self.top.output_bias]
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """What the candidate pays to the slice of an event times the share of the event in its slice: ragged ``[N]``,
-        shared ``[B, T]``. What a slice took over from slices before it is told of as its own.
+        """Return the weight of an event's slice times the weight of the event in it: ragged ``[N]``, shared ``[B, T]``.
+
+        Contributions of earlier slices to a slice count as its own.
         """
         embedded, weights = self.embeddings(batch), {}
         for history in self.fields.histories:
@@ -151,7 +152,7 @@ class _Path(nn.Module):
         width, self.slices, self.newest = config.hidden, config.slices, config.newest
         self.recurrence = GRU(key, width)
         self.gates = Linear(1, 2 * width, bias=False) if timed else None
-        # A softmax does not see what is added to all scores: last biases would never learn.
+        # A softmax is invariant to a constant, so last biases would get no gradient.
         self.event = MLP(width, [width], "sigmoid", outputs=1, last_bias=False)
         self.among = _Among(width, config.heads)
         self.fusion = Linear(2 * width, width)
@@ -161,7 +162,7 @@ class _Path(nn.Module):
     def forward(
         self, q_BQ: Tensor, e_UK: Tensor, segments: Segments, events: HistoryBatch
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """v ``[B, D]``; the weight of every slice ``[B, S]``, the share of every event in its slice and that slice."""
+        """Return v ``[B, D]``, the weights of slices ``[B, S]``, those of events in slices, and slice numbers."""
         h_UD = self.states(e_UK, segments, events)
         slice_U = self.slice_numbers(segments, events)
         l_RSD, real_RS, share_U = self.intra(h_UD, slice_U, segments)
@@ -176,17 +177,17 @@ class _Path(nn.Module):
         return torch.bmm(w_BS.unsqueeze(1), u_RSD).squeeze(1), w_BS, share_U, slice_U
 
     def states(self, e_UK: Tensor, segments: Segments, events: HistoryBatch) -> Tensor:
-        """h ``[U, D]``."""
+        """Return h ``[U, D]``."""
         if self.gates is None:
             return self.recurrence.states(e_UK, segments)
         ids_U = events.columns[TIME_SINCE_PREVIOUS]
         assert isinstance(ids_U, Tensor)
-        # About as large as other inputs are.
+        # Scaled to the size of other inputs.
         dt_U1 = 0.1 * (ids_U - _FIRST).clamp(min=0).to(e_UK.dtype).unsqueeze(1)
         return self.recurrence.states(e_UK, segments, self.gates(dt_U1))
 
     def slice_numbers(self, segments: Segments, events: HistoryBatch) -> Tensor:
-        """int64 ``[U]``: the slice of every event, 0 the oldest one."""
+        """Return the slice number of every event, int64 ``[U]``, 0 for the oldest slice."""
         if TIME_GAP in events.columns:
             ids_U = events.columns[TIME_GAP]
             assert isinstance(ids_U, Tensor)
@@ -200,7 +201,7 @@ class _Path(nn.Module):
         return self.slices - 1 - back_U.clamp(0, self.slices - 1)
 
     def intra(self, h_UD: Tensor, slice_U: Tensor, segments: Segments) -> tuple[Tensor, Tensor, Tensor]:
-        """l ``[R, S, D]``, which slices have events ``[R, S]``, and the share of every event in its slice ``[U]``."""
+        """Return l ``[R, S, D]``, a mask of non-empty slices ``[R, S]``, and the weights of events ``[U]``."""
         s_U = self.event(h_UD).squeeze(1)
         if segments.shared:
             in_ST = torch.arange(self.slices, device=slice_U.device).unsqueeze(1) == slice_U
@@ -210,7 +211,7 @@ class _Path(nn.Module):
         counts = torch.bincount(key_N, minlength=slots)
         slots_of = Segments(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), slots, segments.positions)
         order_N = None
-        if not bool((key_N[1:] >= key_N[:-1]).all()):  # time runs one way, and nothing has to be moved
+        if not bool((key_N[1:] >= key_N[:-1]).all()):  # sorted by time already in most batches
             order_N = key_N.argsort(stable=True)
             s_U, h_UD = s_U.index_select(0, order_N), h_UD.index_select(0, order_N)
         w_N = slots_of.softmax(s_U)
@@ -219,14 +220,14 @@ class _Path(nn.Module):
         return l_RSD, counts.view(segments.rows, self.slices) > 0, share_N
 
     def fuse(self, l_RSD: Tensor, g_RSD: Tensor) -> Tensor:
-        """u ``[R, S, D]``."""
+        """Return u ``[R, S, D]``."""
         both = torch.cat([g_RSD, l_RSD], 2)
         f_RSD = self.fusion(both.flatten(0, 1)).view_as(l_RSD).sigmoid()
         return f_RSD * l_RSD + (1 - f_RSD) * g_RSD
 
 
 class _Among(nn.Module):
-    """What slices gather from those before them."""
+    """Inter-slice attention to earlier slices."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -236,12 +237,12 @@ class _Among(nn.Module):
         self.score = nn.Parameter(torch.empty(heads, inner // heads).uniform_(-1, 1) * (heads / inner) ** 0.5)
 
     def forward(self, l_RSD: Tensor, real_RS: Tensor) -> Tensor:
-        """g ``[R, S, D]``; 0 for a slice with nothing before it."""
+        """Return g ``[R, S, D]``. 0 for a slice without earlier ones."""
         rows, slices, width = l_RSD.shape
         inner = self.inner(l_RSD.reshape(rows * slices, width)).view(rows, slices, 3, -1)
         c_RSX, q_RSX, v_RSX = inner.unbind(2)
         hidden_RSSX = ((q_RSX + self.bias).unsqueeze(2) + c_RSX.unsqueeze(1)).sigmoid()  # [R, to, from, X]
-        # A head reads its part of X: one product with zeros elsewhere, which costs less than one a head.
+        # A head reads its slice of X: one product with zeros elsewhere, cheaper than one product per head.
         own_AA = torch.eye(self.heads, device=l_RSD.device)
         w_XA = (self.score.unsqueeze(2) * own_AA.unsqueeze(1)).flatten(0, 1)
         s_RSSA = linear(hidden_RSSX.flatten(0, 2), w_XA.t()).view(rows, slices, slices, self.heads)
@@ -256,7 +257,7 @@ class _Among(nn.Module):
 
 
 def _softmax(s: Tensor, real: Tensor, dim: int) -> Tensor:
-    """The softmax over what is real; 0 elsewhere, and everywhere if nothing is."""
+    """Return the softmax over entries of the mask. 0 elsewhere, and everywhere for an empty mask."""
     s = s.float()
     w = s.masked_fill(~real, torch.finfo(s.dtype).min).softmax(dim)
     return w * real

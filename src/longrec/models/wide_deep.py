@@ -2,19 +2,19 @@ r"""Wide & Deep: Wide & Deep Learning for Recommender Systems.
 
 Cheng et al., DLRS 2016. https://arxiv.org/abs/1606.07792
 
-A linear model over raw and crossed features, which memorises, trained jointly with an MLP over
-embeddings, which generalises.
+A linear model over raw and crossed features, for memorization, trained jointly with an MLP over embeddings, for
+generalization.
 
     logit = w_wide^T [x; phi(x)] + w_deep^T a^(L) + b                               (eq. 3)
     phi_k(x) = prod_i x_i^c_ki,  c_ki in {0, 1}                                     (eq. 1)
 
 Departures from the paper
-    - the wide part is trained by the lazy optimizer of the tables, not by FTRL with L1; its parameters are told
-      apart by ``wide_parameters()``, for whoever wants an optimizer of their own for them;
+    - the wide component is trained by the lazy optimizer of the tables, not by FTRL with L1; ``wide_parameters()``
+      returns its parameters, for an optimizer of their own;
     - crosses are of two id fields and hashed; values that collide share a weight;
-    - the deep part is 128-64 by default (the paper: 1024-512-256) and normalised.
+    - the deep component is 128-64 by default (the paper: 1024-512-256) and normalized.
 
-Letters: B rows, F fields, D embedding width, H what both parts hold.
+Shapes: B rows, F fields, D embedding width, H width of both components.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ _PRIME, _A, _B = 2**31 - 1, 1_103_515_245, 214_013_741
 class WideDeepConfig(Strict):
     """Settings of Wide & Deep."""
 
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema.")
-    crosses: tuple[tuple[str, str], ...] = Field((), description="Pairs of id features to cross in the wide part.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim` in the schema.")
+    crosses: tuple[tuple[str, str], ...] = Field((), description="Pairs of id features to cross in the wide component.")
     cross_buckets: int = Field(
         100_000, ge=1, le=2**31 - 3, description="Weights of each cross; pairs are hashed into them."
     )
-    mlp: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units of the deep part.")
-    activation: Name = Field("relu", description="Activation of the deep part.")
-    batch_norm: bool = Field(True, description="Batch normalisation in the deep part.")
-    dropout: float = Field(0.2, ge=0, lt=1, description="Share of units dropped in the deep part while training.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    mlp: tuple[Width, ...] = Field((128, 64), min_length=1, description="Hidden units of the deep component.")
+    activation: Name = Field("relu", description="Activation of the deep component.")
+    batch_norm: bool = Field(True, description="Batch normalization in the deep component.")
+    dropout: float = Field(0.2, ge=0, lt=1, description="Dropout rate of the deep component.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
 
 class WideDeep(Ranker):
-    """A linear part with crosses and a deep part, one loss."""
+    """A linear component with crosses and a deep component, trained with one loss."""
 
     Config = WideDeepConfig
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({"batch_norm": False, "activation": "prelu", "dropout": 0.0},)
@@ -78,23 +78,23 @@ class WideDeep(Ranker):
         self.interaction = len(fields.features) + len(config.crosses) + self.deep.width
 
     def wide_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the linear part; no other part uses them."""
+        """Return the parameters of the linear component. No other component uses them."""
         return [*self.wide.parameters(), *self.crosses.parameters(), self.bias]
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """The weight of every field and cross, and the last hidden layer."""
+        """Return the weight of every field and cross, and the last hidden layer."""
         v_BD = torch.cat(list(self.embeddings(batch).features.values()), 1)
         wide = [*self.wide(batch).features.values(), *self._crossed(batch).values()]
         return torch.cat([*wide, self.deep.hidden(v_BD)], 1)
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The sum of both parts."""
+        """Return the sum of both components."""
         assert self.deep.last is not None
         wide = self.interaction - self.deep.width
         return self.bias + h_BH[:, :wide].sum(1) + self.deep.last(h_BH[:, wide:]).squeeze(1)
 
     def output_biases(self) -> Sequence[Tensor]:
-        """The bias of the sum."""
+        """Return the bias of the sum."""
         return [self.bias]
 
     def _crossed(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -109,7 +109,7 @@ class WideDeep(Ranker):
 
 
 def cross(a: Tensor, b: Tensor, buckets: int) -> Tensor:
-    """The bucket of each pair of ids, int64: ``((A a + B b) mod p) mod buckets``, the same in every process.
+    """Return the bucket of each pair of ids, int64: ``((A a + B b) mod p) mod buckets``, the same in every process.
 
     Universal hashing (Carter and Wegman 1979): a pair collides with another with probability 1 / buckets.
     """

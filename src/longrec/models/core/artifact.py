@@ -1,4 +1,4 @@
-"""A model on disk: a folder of three files, and nothing in it runs.
+"""Saved models: a folder of three files without executable code.
 
 model.json              format, name of the model, its settings
 fields.json             the fields it was built for
@@ -27,7 +27,7 @@ FORMAT = 1
 
 
 def save(model: Model, folder: str | Path) -> None:
-    """Write a model into a folder, which is made where it is missing; each file is replaced as a whole."""
+    """Write a model into a folder, which is created if missing. Each file is replaced atomically."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     about = {"format": FORMAT, "name": name_of(model), "config": model.config.model_dump(mode="json")}
@@ -42,11 +42,11 @@ def save(model: Model, folder: str | Path) -> None:
 
 
 def load(folder: str | Path) -> Model:
-    """The model of a folder, in training mode as a new one is.
+    """Load the model of a folder, in training mode like a new one.
 
     Raises:
         RunError: a file is missing or unreadable, another format, or weights that do not fit.
-        ConfigError: the model's code no longer takes these settings, or is not there.
+        ConfigError: the model's code no longer accepts these settings, or is missing.
     """
     folder = Path(folder)
     about, content = _json(folder / "model.json"), _json(folder / "fields.json")
@@ -76,12 +76,12 @@ def load(folder: str | Path) -> Model:
 
 
 def fields_to_json(fields: Fields) -> dict[str, Any]:
-    """Fields as plain lists and mappings."""
+    """Return fields as plain lists and mappings."""
     return asdict(fields)
 
 
 def fields_from_json(content: dict[str, Any]) -> Fields:
-    """The fields that ``fields_to_json`` wrote."""
+    """Return the fields that ``fields_to_json`` wrote."""
     features = tuple(map(upgrade_field, content["features"]))
     return Fields(
         features, {name: tuple(map(upgrade_field, columns)) for name, columns in content["histories"].items()}

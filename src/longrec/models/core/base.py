@@ -1,7 +1,7 @@
-"""What a model is, and how one is found and built.
+"""Base classes of models, and functions that find a model by name and build it from a config.
 
-The folder is the registry: ``din`` is ``models/din.py``; a dotted path is a module of yours. A module defines exactly
-one concrete model, with a ``Config`` of its own.
+The folder is the registry: ``din`` is ``models/din.py``, and a dotted path is a module of yours. A module defines
+exactly one concrete model, with a ``Config`` of its own.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class UserOrder:
-    """How a model wants its batches where rows look back at earlier rows of the same user.
+    """Batch layout of a model whose rows read earlier rows of the same user.
 
     Attributes:
-        rows: longest run of consecutive rows of one user in a batch; longer users are cut into several.
+        rows: longest run of consecutive rows of one user in a batch. Longer users are split into several runs.
         context: earlier rows of the user put before each run while training, without a loss of their own.
         mirrored: every second pass visits the users in the reverse order of the pass before.
     """
@@ -65,15 +65,15 @@ class UserOrder:
 
 @dataclass(frozen=True)
 class ContextInstances:
-    """What a store gives of each row's user before the row: N instances, end to end, oldest first within a row.
+    """Stored instances of each row's user, strictly before the row: N instances, concatenated, oldest first per row.
 
     Attributes:
-        vectors: float32 ``[N, W]`` as the encoder made them; no gradient enters them.
+        vectors: float32 ``[N, W]``, the encoder's output. They get no gradient.
         offsets: int64 ``[B + 1]``.
-        times: int64 ``[N]`` moments of the instances.
-        labels: int64 ``[N]``: 0 none, 1 negative, 2 positive, 3 not known yet.
-        known: int64 ``[N]`` moments at which the labels became known; None where ``labels`` already tells what was
-            known at the row's moment.
+        times: int64 ``[N]`` timestamps of the instances.
+        labels: int64 ``[N]``: 0 none, 1 negative, 2 positive, 3 not available yet.
+        label_times: int64 ``[N]`` timestamps at which the labels became available. None where ``labels`` already holds
+            what was available at the row's timestamp.
     """
 
     vectors: Tensor
@@ -84,18 +84,17 @@ class ContextInstances:
 
 
 class Model(nn.Module, ABC):
-    """A model: it sees a ``Batch`` and returns tensors; it opens no file and knows no loop.
+    """Base class of all models: maps a ``Batch`` to tensors. It opens no file and runs no training loop.
 
     Attributes:
         Config: its settings, each with a default and a description.
-        reads_history: whether it reads what the user did before.
-        history_optional: whether it does without histories too, where the schema has none.
-        order_matters: whether the order of the events in a history may change a score.
-        user_order: how its batches hold consecutive rows of users, each row able to look back at earlier ones; None
-            for rows in any order.
-        targets: further labels that its loss reads in ``batch.task_labels``: feedback features with the values 0 and 1.
-            A model with such labels defines ``logits``.
-        looks_back: whether it learns something of the training window before the first step: see ``fit_statistics``.
+        reads_history: True if the model reads the histories of the user.
+        history_optional: True if the model also accepts a schema without histories.
+        order_matters: True if the order of the events in a history may change a score.
+        user_order: layout of its batches where each row reads earlier rows of its user. None for rows in any order.
+        targets: further labels that its loss reads from the batch: feedback features with the values 0 and 1. A model
+            with such labels defines ``logits``.
+        needs_training_window: True if it computes statistics of the training window first: see ``fit_statistics``.
         variants: settings that the conformance suite runs besides the defaults.
         renamed_parameters: old name -> new name of parameters in weights of earlier versions: see ``core/renames.py``.
     """
@@ -117,28 +116,29 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """The training loss, a mean over the rows of the batch."""
+        """Return the training loss, a mean over the rows of the batch."""
 
     def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
-        """The logit of every label: the schema's, then those of ``targets``."""
+        """Return the logit of every label: the schema's, then those of ``targets``."""
         raise NotImplementedError(f"{type(self).__name__} has no logits of several labels")
 
     def ranking_logit(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
-        """The logit that rows are ranked by, of what ``logits`` returned: as a rule that of the schema's label."""
+        """Return the logit for ranking, computed from ``logits``. By default that of the schema's label."""
         return logits_BK[:, 0]
 
     def output_biases(self) -> Sequence[Tensor]:
-        """Per label (the schema's, then ``targets``) what is added to its logit for every row alike: a parameter of one
-        number, or a slice of one. Of models inside models only the outermost output has a bias that counts. A model
-        that returns none trains from one half instead of the base rate, and its results carry a warning.
+        """Return the output bias of every label (the schema's, then ``targets``): a parameter of size 1, or a slice.
+
+        Of nested models only the bias of the outermost output counts. A model that returns none starts training
+        from one half instead of the base rate, and its results carry a warning.
         """
         return ()
 
     def start_at_rates(self, rates: Sequence[float]) -> None:
         """Set the output biases so that the first predictions are about the rates of the training rows.
 
-        Called once on a new model, before its first step. Without it the first steps of a rare label are spent on
-        moving all weights towards its rate, and what they move then is not a preference for any item.
+        Called once on a new model, before its first step. Without it the first steps of a rare label only move all
+        weights towards its rate.
 
         Args:
             rates: of each label between 0 and 1, the schema's first, then ``targets``.
@@ -147,21 +147,22 @@ class Model(nn.Module, ABC):
             bias.detach().fill_(math.log(rate / (1 - rate)))
 
     def warm_start_prefix(self, other: Model) -> str:
-        """Where the weights of another model belong in this one when training goes on from it: what stands before
-        their names here. As a rule nothing: the other model is the same one.
+        """Return the prefix under which another model's parameters are loaded here for a warm start.
+
+        By default the prefix is empty: the other model is the same one.
         """
         return ""
 
     def fit_statistics(self, chunks: Iterable[Mapping[str, HistoryBatch]]) -> None:
-        """Learn what users did inside the training window, before the first step. What is learnt belongs to the state.
+        """Compute statistics of the training window before the first step. They are part of the state.
 
         Args:
-            past: piece by piece the histories of some users, one row a user, nothing of valid and test in them.
+            chunks: histories of some users per chunk, one row per user, without events of valid and test.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not look back")
+        raise NotImplementedError(f"{type(self).__name__} needs no training window")
 
     def tables(self) -> list[nn.Parameter]:
-        """Embedding tables: sparse gradients, sharded when large; all other parameters are dense."""
+        """Return the embedding tables. Their gradients are sparse; all other parameters are dense."""
         return [table for module in self.modules() if isinstance(module, Embeddings) for table in module.tables()]
 
 
@@ -169,50 +170,51 @@ class Ranker(Model):
     """A model that scores each row.
 
     Attributes:
-        interaction: width of what ``interact`` returns; 0 for a model that does not offer it.
+        interaction: width of what ``interact`` returns. 0 for a model without ``interact``.
     """
 
     interaction: int = 0
 
     def forward(self, batch: Batch) -> Float[Tensor, " B"]:
-        """The logit of every row."""
+        """Return the logit of every row."""
         return self.head(self.interact(batch))
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """What the model holds of every row after its features have met: all that ``head`` needs, and what another
-        model may build on. A model that overrides ``forward`` alone is no base for others.
+        """Return the representation of every row after feature interaction: the input of ``head``.
+
+        Another model may build on it. A model that overrides ``forward`` alone cannot be the base of another.
         """
         raise NotImplementedError(f"{type(self).__name__} defines neither forward nor interact")
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The logit of what ``interact`` returned."""
+        """Return the logit of every row from its representation."""
         raise NotImplementedError(f"{type(self).__name__} defines neither forward nor head")
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """Mean binary cross entropy of the logits, in float32, and what the model learns beside the label."""
+        """Return the mean binary cross entropy of the logits, in float32, plus the auxiliary loss."""
         return bce_loss(self(batch), batch) + self.aux_loss(batch)
 
     def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
-        """What the model learns beside the label, which goes with it where another model builds on it; as a rule 0."""
+        """Return the auxiliary loss. Models that build on this one add it to theirs. Default 0."""
         return 0.0
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """Where a score comes from: for each history the weight of its positions, if the model has such weights.
+        """Return the attention weight of every position of each history, if the model has such weights.
 
-        Ragged ``[N]``; shared ``[B, T]``.
+        Ragged ``[N]``, shared ``[B, T]``.
         """
         return {}
 
 
 class Encoder(Model):
-    """A model that makes one vector of each row, for other models to read.
+    """A model that encodes each row as one vector for other models to read.
 
-    It is trained on the label like a ranker, so that it has logits too; those may look at earlier rows of the same
-    user in the batch. What ``encode`` returns of a row depends on that row alone.
+    It is trained on the label like a ranker, so it has logits too. They may read earlier rows of the same user in the
+    batch. The vector that ``encode`` returns for a row depends on that row alone.
 
     Attributes:
-        width: numbers of a vector.
-        slots: equal parts a vector falls into.
+        width: size of a vector.
+        slots: number of equal slots in a vector.
         encodes_in_context: an ablation whose vectors do depend on the earlier rows of the user in the batch.
     """
 
@@ -222,38 +224,38 @@ class Encoder(Model):
 
     @abstractmethod
     def forward(self, batch: Batch) -> Float[Tensor, " B"]:
-        """The logit of every row."""
+        """Return the logit of every row."""
 
     @abstractmethod
     def encode(self, batch: Batch) -> Float[Tensor, "B W"]:
-        """The vector of every row."""
+        """Return the vector of every row."""
 
     def codebooks(self) -> Float[Tensor, "S M V D"] | None:
-        """The codebooks that the vectors are sums of, of each slot and level; None for vectors of free numbers."""
+        """Return the codebooks of each slot and level, whose codes sum up to the vectors. None without quantization."""
         return None
 
     def codes(self, batch: Batch) -> UInt8[Tensor, "B C"]:
-        """The codes of every row, slot by slot, level by level: ``codebooks`` turns them into ``encode``."""
-        raise NotImplementedError(f"{type(self).__name__} makes no codes")
+        """Return the codes of every row, slot by slot, level by level: ``codebooks`` maps them to ``encode``."""
+        raise NotImplementedError(f"{type(self).__name__} has no codes")
 
     def logits_with_context(self, batch: Batch, context: ContextInstances) -> Float[Tensor, " B"]:
-        """The logit of every row where earlier rows are read from a store; rows of the batch do not see each other.
+        """Return the logit of every row, with earlier rows read from a store and not from the batch.
 
-        An encoder whose logits depend on the row alone has no use for the past.
+        An encoder whose logits depend on the row alone ignores the context.
         """
         return self(batch)
 
     def loss_with_context(self, batch: Batch, context: ContextInstances) -> Float[Tensor, ""]:
-        """``loss`` of ``logits_with_context``; gradients reach the encoding of the batch's own rows only."""
+        """Return the loss of ``logits_with_context``. Gradients reach the encoding of the batch's own rows only."""
         return bce_loss(self.logits_with_context(batch, context), batch)
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """Mean binary cross entropy of the logits of the rows that count, in float32."""
+        """Return the mean binary cross entropy of the rows in the loss mask, in float32."""
         return bce_loss(self(batch), batch)
 
 
 def bce_loss(logit_B: Float[Tensor, " B"], batch: Batch) -> Float[Tensor, ""]:
-    """Mean binary cross entropy of the rows that count, by ``batch.weight`` where it has one, in float32.
+    """Return the mean binary cross entropy of the rows in the loss mask, by ``batch.weight`` if set, in float32.
 
     Raises:
         ValueError: a batch without labels.
@@ -270,10 +272,10 @@ def bce_loss(logit_B: Float[Tensor, " B"], batch: Batch) -> Float[Tensor, ""]:
 
 
 def compute_mean_loss(loss_B: Float[Tensor, " B"], batch: Batch, labeled_B: Bool[Tensor, " B"]) -> Float[Tensor, ""]:
-    """The mean loss of the rows that count and whose label is known, by ``batch.weight``; 0 where there are none.
+    """Return the mean loss of the labeled rows in the loss mask, by ``batch.weight`` if set. 0 if there are none.
 
     Args:
-        loss_B: the loss of each row, finite where nothing is known too.
+        loss_B: the loss of each row, finite for unlabeled rows too.
     """
     if batch.loss_mask is not None:
         labeled_B = labeled_B & batch.loss_mask
@@ -281,7 +283,7 @@ def compute_mean_loss(loss_B: Float[Tensor, " B"], batch: Batch, labeled_B: Bool
 
 
 def _mean(loss_B: Tensor, weight_B: Tensor | None) -> Tensor:
-    """The weighted mean; 0, with its gradients, where all weights are."""
+    """Return the weighted mean. It is 0, with its gradients, if all weights are."""
     if weight_B is None:
         return loss_B.sum() / max(len(loss_B), 1)
     total = weight_B.sum()
@@ -301,32 +303,32 @@ def _base_section(section: dict[str, Any]) -> dict[str, Any]:
 
 
 BaseSection = Annotated[dict[str, Any], AfterValidator(_base_section)]
-"""The type of a setting that names another model, ``{name: deepfm, mlp: [64]}``: checked, every default filled in."""
+"""Type of a setting that names another model, ``{name: deepfm, mlp: [64]}``: validated, with all defaults."""
 
 
 def build_base(section: Mapping[str, Any], fields: Fields, where: str) -> Ranker:
-    """A ranker that another model builds on, from the nested section that names it.
+    """Build the ranker that another model builds on, from the nested section that names it.
 
     Args:
-        where: place of the section, such as ``model.base``.
+        where: path of the section in the config, such as ``model.base``.
 
     Raises:
         ConfigError: as ``build``; or a model that is no ranker with ``interact`` and ``head``, or one of several tasks.
     """
     model, name = build(section, fields, prefix=where), section.get("name")
     if not isinstance(model, Ranker) or not model.interaction:
-        raise ConfigError("config", [f"{where}.name: {name} cannot be built on; it takes a ranker that has interact"])
+        raise ConfigError("config", [f"{where}.name: {name} cannot be a base; it takes a ranker that has interact"])
     if model.targets:
         targets = ", ".join(model.targets)
         do = "build the model of several tasks on the other one"
         raise ConfigError(
-            "config", [f"{where}: {name} learns {targets} beside the label, which nobody would read; {do}"]
+            "config", [f"{where}: {name} learns {targets} beside the label, which no loss would read; {do}"]
         )
     return model
 
 
 def find(name: str) -> type[Model]:
-    """The class of a model: ``din`` is ours, ``my_team.models.din2`` is yours.
+    """Return the class of a model: ``din`` is ours, ``my_team.models.din2`` is yours.
 
     Raises:
         UnknownName: no such model.
@@ -353,16 +355,16 @@ def find(name: str) -> type[Model]:
 
 
 def name_of(model: Model) -> str:
-    """The name that finds the class of ``model`` again."""
+    """Return the name under which ``find`` returns the class of ``model``."""
     return type(model).__module__.removeprefix("longrec.models.")
 
 
 def build(section: Mapping[str, Any], fields: Fields, where: str = "config", prefix: str = "model") -> Model:
-    """A model from its section of a config: ``{name: din, attention: [80, 40]}``.
+    """Build a model from its section of a config: ``{name: din, attention: [80, 40]}``.
 
     Args:
-        where: the file named in a message.
-        prefix: place of the section inside it.
+        where: file named in messages.
+        prefix: path of the section inside the file.
 
     Raises:
         ConfigError: unknown name, unknown or wrong keys (all of them), or settings that do not fit the fields.
@@ -376,7 +378,7 @@ def build(section: Mapping[str, Any], fields: Fields, where: str = "config", pre
 
 
 def find_unknown_names(setting: str, names: Sequence[str], choices: Collection[str]) -> list[str]:
-    """The faults of a setting that names features of the impression: those that are none, and one that stands twice."""
+    """Return the faults of a setting that names features of the impression: unknown names and repeated names."""
     faults = []
     for name in names:
         if name not in choices:
@@ -387,10 +389,10 @@ def find_unknown_names(setting: str, names: Sequence[str], choices: Collection[s
 
 
 def find_common_width(fields: Fields, dim: int, model: str) -> int:
-    """The one embedding width of all features, for models that multiply fields with each other.
+    """Return the one embedding width of all features, for models that multiply fields with each other.
 
     Raises:
-        ConfigError: the schema asks for different widths.
+        ConfigError: the schema sets different widths.
     """
     widths = {field.name: field.dim or dim for field in fields.features}
     if len(set(widths.values())) > 1:

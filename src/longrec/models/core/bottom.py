@@ -1,6 +1,6 @@
-"""What stands under the tasks of a model: another ranker, or all fields; and the ranker that stands on it.
+"""Shared bottom of multi-task models, another ranker or all fields, and the base class of rankers over it.
 
-Letters: B rows, K tasks, W width of the bottom, H what the towers are given.
+Shapes: B rows, K tasks, W width of the bottom, H width of the towers' inputs.
 """
 
 from __future__ import annotations
@@ -25,30 +25,29 @@ from longrec.nn.segments import Segments
 
 Width = Annotated[int, Field(ge=1)]
 Shared = SharedBottom | MMoE | PLE | MLPs
-"""What makes ``[B, K, H]`` of ``[B, W]``."""
+"""Layers that map ``[B, W]`` to ``[B, K, H]``."""
 
 
 class BottomConfig(Strict):
-    """Settings of a model over a bottom."""
+    """Settings of a model over a shared bottom."""
 
     base: BaseSection | None = Field(
-        None, description="A ranker under the tasks; by default all fields and the mean of each history."
+        None, description="Ranker below the tasks; by default all fields and the mean of each history."
     )
-    embedding_dim: Width = Field(16, description="Width of fields that ask for none in the schema, without a base.")
+    embedding_dim: Width = Field(16, description="Embedding width of fields without `dim`, without a base.")
     activation: Name = Field("relu", description="Activation of all networks.")
-    batch_norm: bool = Field(True, description="Batch normalisation in all networks.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of units dropped in all networks while training.")
-    init_std: float = Field(0.01, gt=0, description="Standard deviation of the tables at the start.")
+    batch_norm: bool = Field(True, description="Batch normalization in all networks.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of all networks.")
+    init_std: float = Field(0.01, gt=0, description="Standard deviation of the initial embeddings.")
 
     @property
     def form(self) -> Form:
-        """What all networks are like."""
+        """Activation, dropout and normalization of all networks."""
         return Form(self.activation, self.dropout, self.batch_norm)
 
 
 class Bottom(nn.Module):
-    """What the tasks share before anything of theirs: a ranker's last hidden layer with its logit beside it, or all
-    fields beside the mean of each history.
+    """Input that all tasks share: the last hidden layer and the logit of a ranker, or all fields and history means.
 
     Args:
         config: ``base`` is the section of a ranker, or None.
@@ -71,7 +70,7 @@ class Bottom(nn.Module):
         self.width = sum(self.embeddings.widths[field.name] for field in read)
 
     def copy_flags_to(self, model: Ranker) -> None:
-        """Tell a model what the bottom makes of it."""
+        """Set the flags of a model that depend on the bottom."""
         if self.base is None:
             model.reads_history = bool(model.fields.histories)
             return
@@ -79,7 +78,7 @@ class Bottom(nn.Module):
         model.user_order = self.base.user_order
 
     def forward(self, batch: Batch) -> Float[Tensor, "B W"]:
-        """One vector a row."""
+        """Return one vector per row."""
         if self.base is not None:
             h_BH = self.base.interact(batch)
             return torch.cat([h_BH, self.base.head(h_BH).unsqueeze(1)], 1)
@@ -92,23 +91,23 @@ class Bottom(nn.Module):
         return torch.cat(inputs, 1)
 
     def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
-        """What the base learns beside its label."""
+        """Return the auxiliary loss of the base."""
         return 0.0 if self.base is None else self.base.aux_loss(batch)
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """What the base tells of its histories."""
+        """Return the explanation of the base."""
         return {} if self.base is None else self.base.explain(batch)
 
     def warm_start_prefix(self, other: Model) -> str:
-        """Where the weights of a run of the base belong in a model that calls this its ``bottom``."""
+        """Return the prefix of a run of the base in a model whose attribute ``bottom`` this is."""
         of_base = self.base is not None and name_of(other) == name_of(self.base)
         return "bottom.base." if of_base else ""
 
 
 class BottomRanker(Ranker):
-    """A ranker of several tasks over a bottom: ``shared`` makes one vector a task of it, and a tower a logit of that.
+    """A multi-task ranker over a bottom: ``shared`` computes one vector per task, and a tower its logit.
 
-    What derives from it gives both by ``set_layers``.
+    Subclasses set both by ``set_layers``.
     """
 
     reads_history = True
@@ -121,52 +120,52 @@ class BottomRanker(Ranker):
         self.tasks, self.targets = tasks, tasks.targets
 
     def set_layers(self, shared: Shared, towers: Towers) -> None:
-        """Put on the bottom what the tasks share, and on that the towers."""
+        """Set the layers that the tasks share, and the towers over them."""
         self.shared, self.towers = shared, towers
         self.interaction = towers.count * shared.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:
-        """What the tower of each task is given, side by side."""
+        """Return the inputs of all towers, concatenated."""
         h_BKH: Tensor = self.shared(self.bottom(batch))
         return h_BKH.flatten(1)
 
     def tower_logits(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, "B K"]:
-        """What the tower of each task makes of its part of ``interact``."""
+        """Return the output of every tower."""
         logits: Tensor = self.towers(h_BH.view(-1, self.towers.count, self.shared.width))
         return logits
 
     def labels(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, "B K"]:
-        """The logit of every label, of what ``interact`` returned: as a rule a tower each."""
+        """Return the logit of every label. By default one tower per label."""
         return self.tower_logits(h_BH)
 
     def head(self, h_BH: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        """The logit that rows are ranked by."""
+        """Return the logit for ranking."""
         return self.ranking_logit(self.labels(h_BH))
 
     def output_biases(self) -> Sequence[Tensor]:
-        """Those of the towers; a base below has no say."""
+        """Return the biases of the towers. Those of a base do not count."""
         return self.towers.output_biases
 
     def logits(self, batch: Batch) -> Float[Tensor, "B K"]:
-        """The logit of every label: the schema's, then those of ``targets``."""
+        """Return the logit of every label: the schema's, then those of ``targets``."""
         return self.labels(self.interact(batch))
 
     def ranking_logit(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
-        """The logit of the probabilities that ``rank_by`` joins."""
+        """Return the logit of the product of probabilities that ``rank_by`` names."""
         return self.tasks.ranking_logit(logits_BK)
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """The weighted sum of the losses of all tasks."""
+        """Return the weighted sum of the losses of all tasks."""
         return self.tasks.loss(self.logits(batch), batch) + self.aux_loss(batch)
 
     def aux_loss(self, batch: Batch) -> Float[Tensor, ""] | float:
-        """That of the base."""
+        """Return the auxiliary loss of the base."""
         return self.bottom.aux_loss(batch)
 
     def explain(self, batch: Batch) -> dict[str, Tensor]:
-        """What the base tells of its histories."""
+        """Return the explanation of the base."""
         return self.bottom.explain(batch)
 
     def warm_start_prefix(self, other: Model) -> str:
-        """A run of the base goes under the tasks."""
+        """Return the prefix of the base below the tasks."""
         return self.bottom.warm_start_prefix(other)

@@ -1,4 +1,4 @@
-"""What models there are, told from their source: nothing is imported, torch least of all."""
+"""Catalog of the models, read from their source code. No model and no torch is imported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import longrec.models
 from longrec.errors import ConfigError, UnknownName
 
 KINDS = ("Ranker", "Retriever", "Generator", "Encoder", "Reranker", "Model")
-"""Classes of ``models/core/base.py`` (present and planned) that a model derives from."""
+"""Classes of ``models/core/base.py`` (present and planned) that models derive from."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Card:
     """One line of ``longrec models``.
 
     Attributes:
-        name: what a config writes after ``model.name``.
+        name: value of ``model.name`` in a config.
         kind: ranker, retriever...
         title: title of the paper.
         source: authors and venue.
-        link: where to read it.
-        year: year of publication, or None where the source names none.
-        reads_history: whether it reads what the user did before.
+        link: URL of the paper.
+        year: year of publication, or None if the source names none.
+        reads_history: True if the model reads the histories of the user.
         text: the whole docstring.
     """
 
@@ -47,9 +47,9 @@ class Setting:
     """One setting of a model.
 
     Attributes:
-        key: dotted where it stands inside another one; ``NAME`` stands for any name.
-        type: in words; the choices, where there are some.
-        default: as it is written; empty where there is none.
+        key: dotted if it is inside another one. ``NAME`` stands for any name.
+        type: the type as text, or the choices.
+        default: as the source writes it. Empty if there is none.
         meaning: its description.
     """
 
@@ -60,13 +60,13 @@ class Setting:
 
 
 def names() -> list[str]:
-    """Models that ship with the package, in alphabetical order."""
+    """Return the models that ship with the package, in alphabetical order."""
     modules = (module.name for module in pkgutil.iter_modules(longrec.models.__path__) if not module.ispkg)
     return sorted(name for name in modules if not name.startswith("_"))
 
 
 def is_model(name: str) -> bool:
-    """Whether a name is a model's, ours or yours."""
+    """Return True if a name is that of a model, ours or yours."""
     try:
         _model(_parse(_path(name)), Path(name))
     except ConfigError:
@@ -75,7 +75,7 @@ def is_model(name: str) -> bool:
 
 
 def describe(name: str) -> Card:
-    """The card of a model: ``din`` is ours, ``my_team.models.din2`` is yours.
+    """Return the card of a model: ``din`` is ours, ``my_team.models.din2`` is yours.
 
     Raises:
         UnknownName: no such model.
@@ -101,7 +101,7 @@ def describe(name: str) -> Card:
 
 
 def settings(name: str) -> list[Setting]:
-    """The settings of a model, those inside another one after it.
+    """Return the settings of a model. Nested settings follow the one that holds them.
 
     Raises:
         UnknownName, ConfigError: as ``describe``.
@@ -112,7 +112,7 @@ def settings(name: str) -> list[Setting]:
 
 
 def variants(name: str) -> list[str]:
-    """Settings that the conformance suite runs besides the defaults, each as the source writes it.
+    """Return the settings that the conformance suite runs besides the defaults, as the source writes them.
 
     Raises:
         UnknownName, ConfigError: as ``describe``.
@@ -123,7 +123,7 @@ def variants(name: str) -> list[str]:
 
 
 def help_text(name: str) -> str:
-    """The docstring of a model's file, then each of its settings: type, default, meaning.
+    """Return the docstring of a model's file, then each of its settings: type, default, meaning.
 
     Raises:
         UnknownName, ConfigError: as ``describe``.
@@ -147,7 +147,7 @@ def _path(name: str) -> Path:
 
 
 def _source(module: str) -> Path | None:
-    """The file of a module; its packages are imported, itself it is not."""
+    """Return the file of a module. Its packages are imported, the module itself is not."""
     if not all(component.isidentifier() for component in module.split(".")):
         return None
     try:
@@ -162,7 +162,7 @@ def _parse(path: Path) -> ast.Module:
 
 
 def _model(tree: ast.Module, path: Path) -> tuple[ast.ClassDef, str]:
-    """The one class of a file that derives from a kind, and the kind."""
+    """Return the one class of a file that derives from a kind, and the kind."""
     matches = [(node, kind) for node in tree.body if isinstance(node, ast.ClassDef) for kind in _kinds(tree, node)]
     if len(matches) != 1:
         class_names = ", ".join(node.name for node, _ in matches) or "none"
@@ -171,7 +171,7 @@ def _model(tree: ast.Module, path: Path) -> tuple[ast.ClassDef, str]:
 
 
 def _kinds(tree: ast.Module, node: ast.ClassDef) -> list[str]:
-    """The kind that a class derives from, by itself or by a class of the house."""
+    """Return the kind that a class derives from, directly or through a class of ``models/core``."""
     bases = [base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "") for base in node.bases]
     own = [base for base in bases if base in KINDS]
     return (
@@ -180,7 +180,7 @@ def _kinds(tree: ast.Module, node: ast.ClassDef) -> list[str]:
 
 
 def _bases(tree: ast.Module, node: ast.ClassDef) -> Iterator[tuple[ast.Module, ast.ClassDef]]:
-    """The classes that a class derives from directly, where they are of the file or of the house, each in its file."""
+    """Yield the direct base classes that are defined in the file or in ``models/core``, each with its module."""
     for base in node.bases:
         name = ast.unparse(base)
         module = tree if _class(tree, name) else _core_module(tree, name)
@@ -194,7 +194,7 @@ def _class(tree: ast.Module, name: str) -> ast.ClassDef | None:
 
 
 def _core_module(tree: ast.Module, name: str) -> ast.Module | None:
-    """The file of the house, except ``base``, that a name is imported from."""
+    """Return the module of ``models/core``, except ``base``, that a name is imported from."""
     for line in tree.body:
         if isinstance(line, ast.ImportFrom) and any(alias.name == name for alias in line.names):
             folder, _, file = (line.module or "").rpartition(".")
@@ -204,7 +204,7 @@ def _core_module(tree: ast.Module, name: str) -> ast.Module | None:
 
 
 def _attribute(tree: ast.Module, node: ast.ClassDef, name: str) -> str:
-    """What a class assigns to a name, or what it inherits; empty where it is assigned nowhere."""
+    """Return the value that a class assigns to a name or inherits. Empty if there is none."""
     own = _assigned(node.body, name)
     if own is not None:
         return ast.unparse(own)
@@ -212,7 +212,7 @@ def _attribute(tree: ast.Module, node: ast.ClassDef, name: str) -> str:
 
 
 def _assigned(body: list[ast.stmt], name: str) -> ast.expr | None:
-    """What ``name = ...`` or ``name: ... = ...`` assigns in a body."""
+    """Return the value of ``name = ...`` or ``name: ... = ...`` in a body."""
     for line in body:
         if isinstance(line, ast.Assign | ast.AnnAssign):
             targets = line.targets if isinstance(line, ast.Assign) else [line.target]
@@ -222,7 +222,7 @@ def _assigned(body: list[ast.stmt], name: str) -> ast.expr | None:
 
 
 def _settings(tree: ast.Module, config: str, prefix: str = "") -> Iterator[Setting]:
-    """The settings of the config class of that name, those of the classes it derives from first.
+    """Yield the settings of the config class of that name, those of its base classes first.
 
     A setting that holds another config class of its file, or a mapping to such, is followed by the settings of that.
     """
@@ -244,7 +244,7 @@ def _settings(tree: ast.Module, config: str, prefix: str = "") -> Iterator[Setti
 
 
 def _lines(tree: ast.Module, node: ast.ClassDef) -> dict[str, tuple[ast.Module, ast.AnnAssign]]:
-    """Annotated names of a class and of those it derives from, each with its file."""
+    """Return the annotated names of a class and of its base classes, each with its module."""
     lines: dict[str, tuple[ast.Module, ast.AnnAssign]] = {}
     for module, base in _bases(tree, node):
         lines |= _lines(module, base)
@@ -255,9 +255,9 @@ def _lines(tree: ast.Module, node: ast.ClassDef) -> dict[str, tuple[ast.Module, 
 
 
 def _type(tree: ast.Module, annotation: ast.expr) -> str:
-    """A type in words a reader can use: aliases of the file, and of our files it imports, are written out."""
+    """Return a type as readable text. Aliases of the file, and of our files it imports, are expanded."""
     text = ast.unparse(annotation)
-    for _ in range(2):  # an alias may be made of another
+    for _ in range(2):  # an alias may hold another
         for word in dict.fromkeys(re.findall(r"\b[A-Z]\w*", text)):
             alias = _alias(tree, word)
             if alias:

@@ -1,11 +1,11 @@
-"""The paper of a model as BibTeX, read from the model's docstring: nothing is written twice, and torch is not imported.
+"""The paper of a model as BibTeX, read from the model's docstring without importing torch.
 
     DIN: Deep Interest Network for Click-Through Rate Prediction.                   NAME: TITLE (a remark).
 
     Zhou, Zhu, Song, KDD 2018. https://arxiv.org/abs/1706.06978                     AUTHORS, VENUE YEAR. LINK
 
-An author is a surname or a whole name; ``et al.`` or ``and others`` ends a list that goes on. A remark in parentheses
-at the end of the title, in small letters, tells what of the paper the model is; it is no part of the title.
+An author is a surname or a whole name. ``et al.`` or ``and others`` ends a list that goes on. A lowercase remark in
+parentheses at the end of the title names the component of the paper that the model is. It does not belong to the title.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Citation:
     """One entry of a bibliography.
 
     Attributes:
-        key: what a text cites it by.
-        title: of the paper.
+        key: citation key.
+        title: title of the paper.
         authors: as the docstring names them.
-        others: whether there are more.
+        others: True if there are more.
         venue: conference, journal, or arXiv.
-        year: of publication.
-        link: where to read it.
+        year: year of publication.
+        link: URL of the paper.
         release: version of a piece of software; empty for a paper.
     """
 
@@ -53,13 +53,13 @@ class Citation:
 
     @property
     def kind(self) -> str:
-        """The type of the entry."""
+        """BibTeX type of the entry."""
         if self.release or self.venue == "arXiv":
             return "misc"
         return "article" if _PERIODICALS.search(self.venue) else "inproceedings"
 
     def fields(self) -> dict[str, str]:
-        """The fields of the entry, in their order, as BibTeX writes them."""
+        """Return the fields of the entry, in their order, as BibTeX writes them."""
         names = [*map(_name, self.authors), *(["others"] if self.others else [])]
         content = {"title": f"{{{_escape(self.title)}}}", "author": " and ".join(names)}
         if self.kind != "misc":
@@ -75,7 +75,7 @@ class Citation:
         return content | ({"url": self.link} if self.link else {})
 
     def bibtex(self) -> str:
-        """The entry."""
+        """Return the entry as text."""
         fields = self.fields()
         width = max(map(len, fields))
         lines = [f"  {name:<{width}} = {{{value}}}," for name, value in fields.items()]
@@ -84,7 +84,7 @@ class Citation:
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of a bibliography: its key, the models it is the paper of, and the text."""
+    """An entry of a bibliography: its key, the models of the paper, and the text."""
 
     key: str
     models: tuple[str, ...]
@@ -92,10 +92,10 @@ class Entry:
 
 
 def citation(card: Card) -> Citation:
-    """What a model's docstring cites.
+    """Return the citation in a model's docstring.
 
     Raises:
-        ConfigError: the docstring does not say authors, venue and year in the fixed form.
+        ConfigError: the docstring does not name authors, venue and year in the fixed form.
     """
     match = re.match(r"(?P<before>.*?)\b(?P<year>(?:19|20)\d\d)\b", card.source)
     if match is None:
@@ -118,13 +118,13 @@ def citation(card: Card) -> Citation:
 
 
 def software() -> Citation:
-    """LongRec itself, as it is installed."""
+    """Return the citation of the installed version of LongRec."""
     title = "LongRec: Recommendation from long user histories"
     return Citation("longrec", title, ("The LongRec authors",), False, "", None, "", version("longrec"))
 
 
 def entries(models: Iterable[str]) -> list[Entry]:
-    """The papers of some models, each once, and LongRec last.
+    """Return the papers of some models, each once, and LongRec last.
 
     Raises:
         ConfigError: no such model, or one whose docstring does not name its paper.
@@ -136,7 +136,7 @@ def entries(models: Iterable[str]) -> list[Entry]:
     keys: set[str] = set()
     bibliography = []
     for one, names in by_paper.items():
-        # Two papers of one author, year and first word are told apart by a letter.
+        # A letter distinguishes two papers of one author, year and first word.
         key = next(key for key in (one.key, *(one.key + letter for letter in ascii_lowercase)) if key not in keys)
         keys.add(key)
         bibliography.append(Entry(key, tuple(names), replace(one, key=key).bibtex()))
@@ -144,7 +144,7 @@ def entries(models: Iterable[str]) -> list[Entry]:
 
 
 def _authors(items: Sequence[str]) -> tuple[tuple[str, ...], bool]:
-    """Names, and whether the list goes on: ``Ma, Yi and Chi``, ``Cheng et al.``, ``Ma, Zhao and others``."""
+    """Parse names, and True if the list goes on: ``Ma, Yi and Chi``, ``Cheng et al.``, ``Ma, Zhao and others``."""
     listed = re.sub(r",?\s+(?:et al\.?|and others)$", ", others", ", ".join(items).strip())
     names = [name.strip() for name in re.split(r",\s*(?:and\s+)?|\s+and\s+", listed) if name.strip()]
     others = "others" in names
@@ -156,21 +156,21 @@ def _fault(card: Card, message: str) -> ConfigError:
 
 
 def _to_ascii(word: str) -> str:
-    """Small Latin letters and digits."""
+    """Return the lowercase Latin letters and digits of a word."""
     return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKD", word).lower())
 
 
 def _is_group(author: str) -> bool:
-    """Whether a name is that of a group: it ends with a word in small letters, as in ``Taobao search team``."""
+    """Return True for the name of a group: its last word is lowercase, as in ``Taobao search team``."""
     names = author.split()
     return len(names) > 1 and names[-1][0].islower()
 
 
 def _name(author: str) -> str:
-    """A name; nothing may take that of a group apart."""
+    """Return a name for BibTeX. Braces protect that of a group."""
     return f"{{{_escape(author)}}}" if _is_group(author) else _escape(author)
 
 
 def _escape(text: str) -> str:
-    """Signs that mean something to BibTeX made plain."""
+    """Escape characters that are special in BibTeX."""
     return _SPECIAL.sub(lambda sign: f"\\{sign[0]}", text)

@@ -1,13 +1,13 @@
-"""What models of several tasks have in common: labels with their weights, and what rows are ranked by.
+"""Labels, loss weights and ranking score of multi-task models.
 
-The first task is always the schema's label, called ``label`` here; the others are feedback features with the values 0
+The first task is always the schema's label, called ``label`` here. The others are feedback features with the values 0
 and 1. A score for ranking may join several,
 
     s = prod_k p_k^e_k                                              over the tasks k of ``rank_by``, each with e_k > 0
 
-and is a probability again, so that everything behind the model takes it for one.
+and is a probability again.
 
-Letters: B rows, K tasks.
+Shapes: B rows, K tasks.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ from longrec.features.batch import Batch
 from longrec.models.core.base import bce_loss, compute_mean_loss
 
 LABEL = "label"
-"""What a setting calls the schema's label."""
+"""Name of the schema's label in settings."""
 Weights = dict[str, Annotated[float, Field(gt=0)]]
-"""The type of a setting that gives tasks numbers above 0."""
+"""Type of a setting that maps tasks to numbers above 0."""
 
 _NEARLY = -1e-6
-"""The logarithm of a joined probability ends here: beyond, float32 knows no logit."""
+"""Largest logarithm of a joined probability. Above it float32 has no finite logit."""
 
 
 class TasksConfig(Strict):
-    """Settings of a model of several tasks."""
+    """Settings of a multi-task model."""
 
     tasks: Weights = Field(
         {}, description="Labels besides the schema's: feedback features with the values 0 and 1, each with its weight."
     )
     label_weight: float = Field(1.0, gt=0, description="Weight of the schema's label.")
     rank_by: Weights = Field(
-        {}, description="Exponents of tasks whose probabilities make the score; by default `label` alone, the schema's."
+        {}, description="Exponents of the tasks whose probabilities form the score; by default `label` alone."
     )
 
 
 class Tasks:
-    """The labels that a model learns.
+    """The labels of a multi-task model, with their losses and their ranking score.
 
     Args:
         tasks: feedback features, each with its weight in the loss.
         label_weight: weight of the schema's label.
-        rank_by: exponents of the tasks that a row is ranked by; empty for the schema's label alone.
+        rank_by: exponents of the tasks in the ranking score. Empty for the schema's label alone.
 
     Attributes:
         names: of all tasks, ``label`` first.
 
     Raises:
-        ConfigError: a task called ``label``, or exponents of tasks that are not learnt.
+        ConfigError: a task called ``label``, or exponents of unknown tasks.
     """
 
     def __init__(
@@ -68,37 +68,37 @@ class Tasks:
         self.weights = {LABEL: label_weight, **tasks}
         self.names, self.rank_by = tuple(self.weights), dict(rank_by or {})
         choices = ", ".join(self.names)
-        faults = [f"model.rank_by: {name!r} is not learnt; tasks: {choices}" for name in self.rank_by
+        faults = [f"model.rank_by: {name!r} is not a task; tasks: {choices}" for name in self.rank_by
                   if name not in self.weights]  # fmt: skip
         if LABEL in tasks:
-            faults.append(f"model.tasks: {LABEL} stands for the schema's label; give the feedback feature another name")
+            faults.append(f"model.tasks: {LABEL} is the schema's label; give the feedback feature another name")
         if faults:
             raise ConfigError("config", faults)
 
     @classmethod
     def of(cls, config: TasksConfig) -> Tasks:
-        """Those of a config."""
+        """Return the tasks of a config."""
         return cls(config.tasks, config.label_weight, config.rank_by)
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """All tasks but the schema's label."""
+        """All tasks except the schema's label."""
         return self.names[1:]
 
     def loss(self, logits_BK: Float[Tensor, "B K"], batch: Batch) -> Float[Tensor, ""]:
-        """The weighted sum of the cross entropies, each over the rows whose label is known."""
+        """Return the weighted sum of the cross entropies, each over its labeled rows."""
         total = self.weights[LABEL] * bce_loss(logits_BK[:, 0], batch)
         for column, name in enumerate(self.targets, 1):
             total = total + self.weights[name] * masked_bce_loss(logits_BK[:, column], batch, name)
         return total
 
     def ranking_logit(self, logits_BK: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
-        """The logit of the score for ranking."""
+        """Return the logit of the score for ranking."""
         return join_logits(logits_BK, {self.names.index(name): power for name, power in self.rank_by.items()})
 
 
 def join_logits(logits_BK: Float[Tensor, "B K"], powers: Mapping[int, float]) -> Float[Tensor, " B"]:
-    """The logit of ``prod_k sigmoid(logit_k)^power_k``; without powers, or with one of 1, a logit as it is.
+    """Return the logit of ``prod_k sigmoid(logit_k)^power_k``. Without powers, or with one of 1, one logit as it is.
 
     Args:
         powers: by column.
@@ -113,7 +113,7 @@ def join_logits(logits_BK: Float[Tensor, "B K"], powers: Mapping[int, float]) ->
 
 
 def masked_bce_loss(logit_B: Float[Tensor, " B"], batch: Batch, name: str) -> Float[Tensor, ""]:
-    """Mean binary cross entropy over the rows that count and whose target is known, in float32; 0 if there are none.
+    """Return the mean binary cross entropy over the labeled rows in the loss mask, in float32. 0 if there are none.
 
     Raises:
         ValueError: a batch without this target.
