@@ -104,7 +104,7 @@ def test_ten_steps_and_ten_more_are_twenty(
             run(log, model, "halved", tmp_path)
     halved = train(resume=tmp_path / "halved", quiet=True)
     assert halved.predictions().equals(whole.predictions())
-    for name in ("weights", "optimizer"):
+    for name in ("weights", "optimiser"):
         files = [done.folder / "checkpoints" / "last" / f"{name}.safetensors" for done in (whole, halved)]
         assert files[0].read_bytes() == files[1].read_bytes()
 

@@ -247,8 +247,8 @@ def test_all_faults_are_reported_at_once() -> None:
         build({"name": "multi_tower", "towers": towers, "din": {"x": {}}}, FIELDS)
     assert caught.value.faults == [
         "model.towers: a, b have no `features`; only one tower may take the rest",
-        "model.towers.c.of: no feature named 'itm'; did you mean 'item'?",
-        "model.towers.c.of: names hour twice",
+        "model.towers.c.features: no feature named 'itm'; did you mean 'item'?",
+        "model.towers.c.features: names hour twice",
         "model.towers.c.pooled: no history named 'sen'; did you mean 'seen'?",
         "model.towers.c.din: no history named 'likedd'; did you mean 'liked'?",
         "model.din: no history named 'x'; known: seen, liked",
@@ -266,5 +266,10 @@ def test_all_faults_are_reported_at_once() -> None:
 
 def test_help_lists_the_settings_of_a_tower() -> None:
     text = help_text("multi_tower")
-    for key in ("towers.NAME.of: ", "towers.NAME.mlp: ", "din.NAME.softmax: ", "final.dropout: tuple[float, ...]"):
+    for key in (
+        "towers.NAME.features: ",
+        "towers.NAME.mlp: ",
+        "din.NAME.softmax: ",
+        "final.dropout: tuple[float, ...]",
+    ):
         assert f"    {key}" in text

@@ -91,7 +91,7 @@ def same_run(one: Path, other: Path) -> None:
     for name in (
         "checkpoints/best/weights.safetensors",
         "checkpoints/last/weights.safetensors",
-        "checkpoints/last/optimizer.safetensors",
+        "checkpoints/last/optimiser.safetensors",
     ):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     parts = sorted(path.name for path in (one / "predictions").iterdir())

@@ -71,7 +71,7 @@ def other_version(path: Path) -> None:
     ("name", "damage", "says"),
     [
         ("weights.safetensors", flip, "a whole checkpoint of this model"),
-        ("optimizer.safetensors", Path.unlink, "a whole checkpoint of this model"),
+        ("optimiser.safetensors", Path.unlink, "a whole checkpoint of this model"),
         ("state.json", flip, "a whole checkpoint of this model"),
         ("state.json", other_version, "another version"),
     ],

@@ -63,7 +63,7 @@ def test_weights_and_moments_go_on_where_the_run_ended(first: Run, shop: Path) -
     last = first.folder / "checkpoints" / "last"
     for name, tensor in load_file(last / "weights.safetensors").items():
         assert torch.equal(model.state_dict()[name], tensor), name
-    moments = {name: tensor for name, tensor in load_file(last / "optimizer.safetensors").items() if name != "random"}
+    moments = {name: tensor for name, tensor in load_file(last / "optimiser.safetensors").items() if name != "random"}
     found = {
         f"{kind}.{place}.{key}": value
         for kind, optimizer in optimizers.items()

@@ -182,7 +182,7 @@ class InterestGraph(nn.Module):
         strength: float32 ``[n, S]``: W of (2) and (3), Z of (4); 0 if a slot is empty.
     """
 
-    renamed_parameters: ClassVar[dict[str, str]] = {"centers": "centers"}
+    renamed_parameters: ClassVar[dict[str, str]] = {"centres": "centers"}
     slots: Tensor
     strength: Tensor
 

@@ -1,7 +1,7 @@
 """Checkpoints that a resumed run continues from bit by bit, written so that a kill at any moment leaves a whole one.
 
 checkpoints/last/weights.safetensors     weights and running statistics
-                 optimizer.safetensors   moments of every optimizer, and the random generator
+                 optimiser.safetensors   moments of every optimizer, and the random generator
                  state.json              where the run stands; written last
 checkpoints/best/                        the saved model of the best validation (models/core/artifact.py)
 """
@@ -65,8 +65,8 @@ def save(folder: Path, model: nn.Module, optimizers: Mapping[str, Optimizer], st
 
     def fill(into: Path) -> None:
         save_file(_apart(model.state_dict()), into / "weights.safetensors")
-        save_file(_apart(tensors), into / "optimizer.safetensors")
-        content = {"format": FORMAT, **asdict(state), "optimizers": numbers}
+        save_file(_apart(tensors), into / "optimiser.safetensors")
+        content = {"format": FORMAT, **asdict(state), "optimisers": numbers}
         (into / "state.json").write_text(json.dumps(content, indent=1))
 
     replace_folder(folder, fill)
@@ -85,7 +85,7 @@ def load(folder: Path, model: nn.Module, optimizers: Mapping[str, Optimizer]) ->
         content = json.loads((folder / "state.json").read_text())
         if content.pop("format") != FORMAT:
             raise RunError(str(folder), "a checkpoint of another version", FORMAT, "resume with the version it is of")
-        numbers = content.pop("optimizers")
+        numbers = content.pop("optimisers")
         state = State(**content)
         weights = load_file(folder / "weights.safetensors")
         tensors = load_file(folder / "optimiser.safetensors")

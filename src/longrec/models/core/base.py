@@ -147,10 +147,7 @@ class Model(nn.Module, ABC):
             bias.detach().fill_(math.log(rate / (1 - rate)))
 
     def warm_start_prefix(self, other: Model) -> str:
-        """Return the prefix under which another model's parameters are loaded here for a warm start.
-
-        By default the prefix is empty: the other model is the same one.
-        """
+        """Return the prefix of another model's parameters here for a warm start. Empty for the same model."""
         return ""
 
     def fit_statistics(self, chunks: Iterable[Mapping[str, HistoryBatch]]) -> None:

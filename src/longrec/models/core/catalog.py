@@ -249,9 +249,13 @@ def _lines(tree: ast.Module, node: ast.ClassDef) -> dict[str, tuple[ast.Module, 
     for module, base in _bases(tree, node):
         lines |= _lines(module, base)
     for line in node.body:
-        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and not _is_class_variable(line):
             lines[line.target.id] = tree, line
     return lines
+
+
+def _is_class_variable(line: ast.AnnAssign) -> bool:
+    return ast.unparse(line.annotation).startswith("ClassVar")
 
 
 def _type(tree: ast.Module, annotation: ast.expr) -> str:
