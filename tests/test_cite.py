@@ -1,4 +1,4 @@
-"""``longrec cite``: the BibTeX of a model's docstring, and of all that a config, a run or a store stands on."""
+"""``longrec cite``: the BibTeX of a model's docstring, and of the models of a config, a run or a store."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def source(folder: Path) -> None:
-    """What ``longrec compress`` leaves beside tokens, as far as citing reads it."""
+    """Write the files beside tokens that ``longrec compress`` writes and citing reads."""
     artifact.save(build({"name": "iat", "base": {"name": "deepfm"}}, FEW), folder / "source" / "model")
     (folder / "source" / "source.json").write_text("{}")
 

@@ -1,4 +1,4 @@
-"""Every model in the folder, in every variant, keeps the house rules. A new file in models/ is found by itself."""
+"""Every model of the folder passes the conformance suite in every variant. New files in models/ are discovered."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def test_every_model(case: Case, check: Callable[[Case], None]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_program_of_every_model_agrees(case: Case) -> None:
-    """The defaults with columns of every kind and two histories, which cost most of the time."""
+    """The defaults run with columns of every kind and two histories, which costs most of the time."""
     program_agrees(case, FEW if case.settings else FIELDS)

@@ -1,8 +1,8 @@
-"""Did a number move? Twenty steps of the reference models on a fixed log, against ``golden.json``.
+"""Regression test of numbers: twenty steps of the reference models on a fixed log, against ``golden.json``.
 
-After a change that is meant to move numbers: ``LONGREC_GOLDEN=write make golden``, and say so in the changelog under
-"Numbers that moved". Losses are compared to one part in ten thousand, and nothing is dropped out: processors
-round differently, and draw differently.
+After a change that is meant to move numbers, run ``LONGREC_GOLDEN=write make golden`` and add them to the changelog
+under "Numbers that moved". Losses are compared to one part in ten thousand, without dropout, as processors round and
+draw differently.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def run(log: Path, model: str, name: str, runs: Path) -> Run:
 
 
 def numbers(done: Run) -> dict[str, float]:
-    """Losses of steps 5 to 20, and what test says where a small change moves little (AUC moves in jumps)."""
+    """Return the losses of steps 5 to 20, and smooth test metrics (AUC moves in jumps)."""
     lines = [json.loads(line) for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
     values = {f"loss at {line['step']}": line["loss"] for line in lines if line["split"] == "train"}
     values |= {f"test {key}": done.metrics[key].value for key in ("log_loss", "pcoc")}

@@ -1,4 +1,4 @@
-"""What every model owes the house, as plain functions of one case: a model's name and its settings.
+"""Conformance suite: checks that every model must pass, as functions of one case (a model's name and settings).
 
 ``tests/test_every_model.py`` runs them over every model in the folder and every variant.
 """
@@ -68,7 +68,7 @@ class Case:
         return build({"name": self.name, **self.settings}, fields)
 
     def lively(self, fields: Fields = FIELDS) -> Ranker | Encoder:
-        """A model in evaluation whose every parameter and running statistic has been moved from its start."""
+        """Return a model in evaluation mode with parameters and statistics that differ from their initial values."""
         key = str(self), id(fields)
         if key not in _LIVELY:
             while len(_LIVELY) > 2:
@@ -79,7 +79,7 @@ class Case:
     def _enliven(self, fields: Fields) -> Ranker | Encoder:
         model = self.build(fields=fields)
         kind = type(model).__mro__[1].__name__
-        assert isinstance(model, Ranker | Encoder), f"the suite knows rankers and encoders; add checks for a {kind}"
+        assert isinstance(model, Ranker | Encoder), f"the suite covers rankers and encoders; add checks for a {kind}"
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.ndim > 1 else 0.3))
@@ -92,17 +92,17 @@ class Case:
 
 
 _LIVELY: dict[tuple[str, int], Ranker | Encoder] = {}
-"""The models that were made last: the checks of a case follow each other."""
+"""Cache of the latest models. The checks of a case follow each other."""
 _BATCHES: dict[tuple[int, int], Batch] = {}
 
 
 def forget() -> None:
-    """Make models anew: for who changes their code."""
+    """Clear the cache of models, after a change of their code."""
     _LIVELY.clear()
 
 
 def _ragged(seed: int, fields: Fields) -> Batch:
-    """A batch of the fields of the suite, made once."""
+    """Return a cached batch of the fields of the suite."""
     key = seed, id(fields)
     if key not in _BATCHES:
         _BATCHES[key] = ragged(64, seed=seed, fields=fields)
@@ -114,7 +114,7 @@ def close(a: Tensor, b: Tensor) -> None:
 
 
 def model_output(model: Ranker | Encoder, batch: Batch) -> Tensor:
-    """What a model says of each row: a ranker its logit ``[B]``, an encoder its vector ``[B, W]``."""
+    """Return the output of a model for each row: the logit ``[B]`` of a ranker, the vector ``[B, W]`` of an encoder."""
     return model.encode(batch) if isinstance(model, Encoder) else model(batch)
 
 
@@ -145,7 +145,7 @@ def check_rows_do_not_see_each_other(case: Case) -> None:
 
 
 def check_many_rows_score_as_few(case: Case) -> None:
-    """Large batches run on other operators than small ones (see nn/linear.py)."""
+    """Large batches use other operators than small ones (see nn/linear.py)."""
     model, batch = case.lively(), ragged(1500)
     rows = list(range(0, 1500, 97))
     close(scores(model, batch)[rows], scores(model, take(batch, rows)))
@@ -387,7 +387,7 @@ def check_exported_program_agrees(case: Case) -> None:
 
 
 def program_agrees(case: Case, fields: Fields) -> None:
-    """Whether the ONNX program of a model tells what the model does, at all sizes."""
+    """Check that the ONNX program of a model returns the same scores as the model, at all sizes."""
     model = case.lively(fields)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
@@ -488,7 +488,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = tuple(
 
 
 class Program(nn.Module):
-    """What a model tells, as a function of flat tensors."""
+    """A model as a function of flat tensors."""
 
     def __init__(self, model: Ranker | Encoder, names: Sequence[str]) -> None:
         super().__init__()
@@ -499,7 +499,7 @@ class Program(nn.Module):
 
 
 def captured(model: Ranker | Encoder) -> torch.export.ExportedProgram:
-    """The graph of a model, with free numbers of candidates, events and values."""
+    """Export the graph of a model, with dynamic numbers of candidates, events and values."""
     one = {f"f__{value.name}" for value in model.fields.features if value.side != "item"}
     fixed = one | {f"{name}__offsets" for name in one}
     # Lengths that all differ, so that no two free dimensions are taken for one; and none that is 1 by chance.
@@ -522,8 +522,8 @@ def trace(model: Ranker | Encoder, path: Path) -> None:
 
 @contextlib.contextmanager
 def thrifty() -> Iterator[None]:
-    """Keep what the exporter makes anew for every program, the list of the operators it knows: half a second each.
-    And collect no garbage meanwhile: a second of three.
+    """Cache the operator registry of the exporter, which costs half a second per program, and pause the garbage
+    collector, which costs a second of three.
     """
     gc.disable()
     try:
@@ -539,7 +539,7 @@ _registry = functools.cache(ONNXRegistry.from_torchlib)
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back what the exporter says about packages that are not there and about its own code."""
+    """Silence messages of the exporter about missing packages and its own code."""
     names = ("torch.onnx", "onnxscript", "onnx_ir")
     levels = [logging.getLogger(name).level for name in names]
     for name in names:

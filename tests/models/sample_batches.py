@@ -1,4 +1,4 @@
-"""Small random batches of every kind of field, and what can be done to a batch without changing a score."""
+"""Small random batches of every kind of field, and changes of a batch that leave scores unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checker of types and shapes that tests/conftest.py lays over layers and models."""
+"""The checker of types and shapes that tests/conftest.py applies to layers and models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training a model on a small world, and what came of it."""
+"""Runs of models on synthetic datasets, and their AUC."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from longrec.train.run import Run
 
 
 def run_in(dataset: World, model: Mapping[str, Any], folder: Path, name: str = "x", **fit: Any) -> Run:
-    """The finished run of a model on the world, in a folder that several runs may share."""
+    """Train a model on a dataset, in a folder that several runs may share."""
     if not (folder / "log.parquet").exists():
         worlds.write(dataset, folder)
     job = dataset.job(
@@ -25,13 +25,13 @@ def run_in(dataset: World, model: Mapping[str, Any], folder: Path, name: str = "
 
 
 def aucs_of(dataset: World, run: Run) -> tuple[float, float]:
-    """AUC of a run on the test rows, and that of the true probabilities."""
+    """Return the AUC of a run on the test rows, and that of the true probabilities."""
     table = run.predictions("test")
     label, score, row = (table[name].to_numpy() for name in ("label", "score", "row"))
     return auc(label, score), auc(label, dataset.oracle[row])
 
 
 def solves(dataset: World, model: Mapping[str, Any], folder: Path, name: str = "x", **fit: Any) -> bool:
-    """Whether a model reaches the bar of the world."""
+    """Return True if a model reaches the bar of the dataset."""
     model_auc, bayes_auc = aucs_of(dataset, run_in(dataset, model, folder, name, **fit))
     return model_auc >= dataset.bar(bayes_auc)

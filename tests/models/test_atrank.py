@@ -1,4 +1,4 @@
-"""ATRank: the tests that its section of the notes lists, the equations row by row, what histories tell each other."""
+"""ATRank: the tests that its section of the notes lists, the equations row by row, and attention across histories."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def test_d_the_auxiliary_loss_reaches_the_next_step_and_no_later_one(monkeypatch
 
 
 def test_the_auxiliary_loss_reads_shared_columns_only() -> None:
-    """What time passed, or what was said of an event, would tell it from another one without any interest."""
+    """Elapsed time or feedback would distinguish an event from another one without any interest."""
     model = dien({"hidden": 6})
     path, common = path_of(model), model.queries.common_widths["seen"]
     assert 0 < common < model.queries.key_widths["seen"]

@@ -34,7 +34,7 @@ def path_of(model: DMT, history: str) -> _Path:
 
 
 def layer_by_hand(layer: nn.Module, q_LD: Tensor, k_TD: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """What L rows become that look at T events, head by head; and their weights, a mean over heads."""
+    """Return the outputs of L rows that attend to T events, head by head, and their mean weights."""
     size = layer.outer.in_features // heads
     w_q, w_k, w_v = layer.inner.weight.chunk(3)
     outputs, weights = [], []

@@ -1,4 +1,4 @@
-"""The IAT source: equations by hand, who sees whom, and one causal pass against each impression by itself."""
+"""The IAT source: equations by hand, attention between rows, and one causal pass against each impression alone."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_8_stream_equals_batch(settings: dict[str, Any]) -> None:
 
 
 def context_of(model: IAT, batch: Batch) -> ContextInstances:
-    """What a store of this batch's tokens would give."""
+    """Return the context that a store of this batch's tokens would return."""
     assert batch.label is not None
     assert batch.timestamps is not None
     assert batch.label_time is not None
@@ -142,7 +142,7 @@ def context_of(model: IAT, batch: Batch) -> ContextInstances:
 
 
 def test_labels_as_available_need_no_label_times() -> None:
-    """Where all labels were known to the next row of the user, it is enough to tell the labels."""
+    """If all labels were available to the next row of the user, the labels alone suffice."""
     model, batch = iat(LABELS), rows()
     batch = replace(batch, label_time=batch.timestamps)
     context = context_of(model, batch)

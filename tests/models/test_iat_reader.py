@@ -90,7 +90,7 @@ def test_6_stop_gradient(settings: dict[str, Any], rows: int) -> None:
 
 @pytest.mark.parametrize("settings", READS, ids=str)
 def test_9_padding(settings: dict[str, Any]) -> None:
-    """What a row reads does not depend on the longer rows beside it, which its bucket is padded for."""
+    """The output of a row does not depend on longer rows of its padded bucket."""
     model = lively(settings)
     lengths = [0, 3, 37, 40, 41, 1, *[38] * 20]
     batch = ragged(len(lengths), lengths=lengths, fields=TOKENS)

@@ -70,7 +70,7 @@ def estimate(path: KalmanAttention, q: Tensor, k: Tensor, v: Tensor, keys: list[
 
 
 def in_sessions(encoder: SessionEncoder, v: Tensor, session: list[int]) -> Tensor:
-    """What the events of one row become, session by session."""
+    """Return the encoded events of one row, session by session."""
     outputs, start = [], 0
     while start < len(session):
         stop = next((at for at in range(start, len(session)) if session[at] != session[start]), len(session))

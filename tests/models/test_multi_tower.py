@@ -46,7 +46,7 @@ FAST = [
         "shared_batch_scores_as_ragged",
     }
 ]
-"""What depends on who reads what; the rest is asked of the variants."""
+"""Checks that depend on the assignment of features. The variants run the rest."""
 
 
 def tower(settings: dict[str, Any], fields: Fields = FIELDS) -> MultiTower:

@@ -1,4 +1,4 @@
-"""Faults planted in DIN and its layers: the conformance suite must find each of them."""
+"""Faults planted in DIN and its layers: the conformance suite must detect each of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Taobao-search-style user modelling: the equations part by part, what tells parts apart, and who asks how often."""
+"""Taobao-search-style user modeling: the equations per segment, the split into segments, and the number of queries."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def test_a_slice_with_nothing_before_it_gathers_nothing() -> None:
 
 
 def test_an_empty_slice_changes_nothing() -> None:
-    """What happened in two slices is the same to the candidate if others lie between them, before and after."""
+    """Two slices have the same effect if empty ones are between, before or after them."""
     path, e, q = path_of(tissa()), torch.randn(5, 48), torch.randn(1, 16)
 
     def run(gaps: list[int]) -> Tensor:
