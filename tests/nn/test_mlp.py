@@ -49,3 +49,14 @@ def test_every_layer_may_have_a_dropout_of_its_own() -> None:
     assert [layer.dropout and layer.dropout.p for layer in layers] == [None, 0.25]
     with pytest.raises(ValueError, match="zip"):
         MLP(4, [3, 2], dropout=[0.1])
+
+
+def test_a_small_gain_starts_the_outputs_close_to_the_bias() -> None:
+    torch.manual_seed(0)
+    plain = MLP(5, [4], outputs=1)
+    torch.manual_seed(0)
+    small = MLP(5, [4], outputs=1, last_gain=0.1)
+    assert plain.last is not None
+    assert small.last is not None
+    assert torch.equal(small.last.weight, plain.last.weight * 0.1)
+    assert torch.equal(small.layers[0].linear.weight, plain.layers[0].linear.weight)

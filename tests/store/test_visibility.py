@@ -20,7 +20,8 @@ def test_visible_tokens_equal_a_linear_search(
     tmp_path_factory: pytest.TempPathFactory, tokens: list[tuple[int, int, int]], timestamps: list[int], n: int
 ) -> None:
     user, time, late = (np.array([t[field] for t in tokens], np.int64) for field in range(3))
-    names = np.arange(len(tokens), dtype=np.int64)
+    # Consecutive names at one timestamp would be versions of one token.
+    names = 2 * np.arange(len(tokens), dtype=np.int64)
     vectors = np.stack([names, -names], 1).astype(np.float32)
     with TokenStore.create(tmp_path_factory.mktemp("s") / "t", INFO) as store:
         store.append(user, time, instance=names, visible=time + late, version=0 * names, vectors=vectors,
@@ -37,7 +38,7 @@ def test_visible_tokens_equal_a_linear_search(
             for got in (read.vectors[own], one.vectors):
                 assert got.tolist() == vectors[wanted].tolist()
             assert read.times[own].tolist() == one.times.tolist() == time[wanted].tolist()
-            assert read.instance[own].tolist() == wanted
+            assert read.instance[own].tolist() == names[wanted].tolist()
             assert read.sides["label"][own].tolist() == one.sides["label"].tolist() == (names[wanted] % 3).tolist()
             assert read.available_at["label"][own].tolist() == (time + 2 * late)[wanted].tolist()
             assert one.offsets.tolist() == [0, len(wanted)]

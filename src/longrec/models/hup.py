@@ -31,7 +31,8 @@ Departures from the paper
       other one, or by ``item`` and ``category``; a history without such a column has one level less. Missing and
       unseen ids change with every event;
     - the state of the first level continues from one item to the next, as in its equations;
-    - each history has its own levels.
+    - each history has its own levels;
+    - the final layer starts with a tenth of the usual weights, so that training starts at the base rate of the labels.
 
 Shapes: B rows, R rows that differ for a history (1 of a request), N positions of the batch's histories, T positions of
 a request's, U stored positions (see nn/segments.py), K width of an event, I inputs of a level, W width of the
@@ -66,6 +67,10 @@ from longrec.nn.segments import Segments
 Width = Annotated[int, Field(ge=1)]
 _CATEGORY = 2
 """Index of the level that steps with categories."""
+
+
+_LAST_GAIN = 0.1
+"""Factor of the initial weights of the final layer. With 1 % of clicks, 1.0 left NE above 1.02 on unseen rows."""
 
 
 class HUPConfig(Strict):
@@ -122,7 +127,9 @@ class HUP(Ranker):
                 inputs = inputs if unit is None else space + config.hidden
                 self.levels[f"level_{history}_{number}"] = _Level(inputs, w, g, space, config.hidden)
                 top += 2 * space
-        self.top = MLP(top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1)
+        self.top = MLP(
+            top, config.mlp, config.mlp_activation, config.dropout, config.batch_norm, outputs=1, last_gain=_LAST_GAIN
+        )
         self.interaction = self.top.width
 
     def interact(self, batch: Batch) -> Float[Tensor, "B H"]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ class MLP(nn.Module):
         batch_norm: normalize before the activation (the layer then has no bias of its own).
         outputs: units of a final linear layer, or None to end with the last hidden layer.
         last_bias: add a bias to that final layer (a model that sums several terms needs only one bias).
+        last_gain: factor of the initial weights of that final layer. Below 1 the first outputs are close to its bias.
 
     Attributes:
         width: units of the last hidden layer (the inputs without hidden layers).
@@ -38,6 +40,7 @@ class MLP(nn.Module):
         batch_norm: bool = False,
         outputs: int | None = None,
         last_bias: bool = True,
+        last_gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
@@ -47,6 +50,9 @@ class MLP(nn.Module):
             inputs = width
         self.width = inputs
         self.last = None if outputs is None else Linear(inputs, outputs, bias=last_bias)
+        if self.last is not None and last_gain != 1.0:
+            with torch.no_grad():
+                self.last.weight.mul_(last_gain)
         self.outputs = inputs if outputs is None else outputs
 
     @property
