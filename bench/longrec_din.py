@@ -1,4 +1,4 @@
-"""LongRec's DIN through its public verbs: ``prepare`` once, then ``train`` with its own loop and optimizers."""
+"""LongRec's DIN through its public commands: ``prepare`` once, then ``train`` with its own loop and optimizers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 
 import clock
 
-from longrec import verbs
+from longrec import commands
 
 MODEL = {"name": "din", "embedding_dim": 16, "attention": [80, 40], "mlp": [200, 80], "batch_norm": False}
 
@@ -57,12 +57,12 @@ def job(given, model: dict) -> dict:
 def main(model: dict) -> None:
     given = clock.parse_arguments()
     if given.prepare:
-        verbs.prepare(job(given, model))
+        commands.prepare(job(given, model))
         return
     shutil.rmtree(given.work / "runs", ignore_errors=True)
     steps = clock.StepClock(given.steps, given.threads, kinds=("AdamW",))
     try:
-        run = verbs.train(job(given, model), quiet=True)
+        run = commands.train(job(given, model), quiet=True)
     except clock.StepLimitReached:
         clock.emit(steps.result(given.batch, name="LongRec"))
         return

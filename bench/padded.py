@@ -27,13 +27,13 @@ sys.path.insert(1, str(Path(__file__).resolve().parent / "quality"))
 import rankers
 from ranking_logs import TASKS
 
-from longrec import verbs
+from longrec import commands
 from longrec.data.log import Log
 from longrec.features.batch import Batch
 from longrec.models.core.base import Ranker, bce_loss, build
 from longrec.train.job import read_job
-from longrec.train.loaders import loader_of
-from longrec.train.optimisers import build_optimisers
+from longrec.train.loaders import build_loader
+from longrec.train.optimizers import build_optimizers
 
 BATCH = 1024
 MODELS: dict[str, tuple[str, dict[str, Any], Any]] = {
@@ -52,14 +52,14 @@ def measure_pair(log: str, label: str, last: int, data: Path, work: Path, steps:
         history["max_length"] = last
     job["data"]["folder"] += f"-{last}"
     job["model"] = {"name": name, **settings, "dropout": 0.0}
-    opened = Log.open(Path(verbs.prepare(job)["folder"]))
+    opened = Log.open(Path(commands.prepare(job)["folder"]))
     torch.manual_seed(0)
     ours, theirs = (build(job["model"], opened.fitted.fields()) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     assert isinstance(ours, Ranker)
     assert isinstance(theirs, Ranker)
     (history,) = ours.fields.histories
-    loader = loader_of(ours, opened, opened.rows_of("train"), BATCH, seed=1)
+    loader = build_loader(ours, opened, opened.rows_of("train"), BATCH, seed=1)
     batches = list(itertools.islice(loader.epoch(0), steps + 2))
     if kind is PaddedDSIN:
         config = ours.config
@@ -89,7 +89,7 @@ def measure_pair(log: str, label: str, last: int, data: Path, work: Path, steps:
 
 def make_step(model: Ranker, score: Any, fit: Any) -> Callable[[Any, Batch], None]:
     """Return a function that does one training step."""
-    optimizers = build_optimisers(model, fit)
+    optimizers = build_optimizers(model, fit)
 
     def step(inputs: Any, batch: Batch) -> None:
         logit_B: Tensor = score(inputs)

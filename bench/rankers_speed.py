@@ -36,7 +36,7 @@ import torch
 from ranking_logs import TASKS
 from torch.utils.flop_counter import FlopCounterMode
 
-from longrec import verbs
+from longrec import commands
 from longrec.data.log import Log
 from longrec.data.training_past import training_past
 from longrec.export.inputs import list_inputs, make_random_tensors
@@ -44,7 +44,7 @@ from longrec.export.program import build_shared_batch, trace
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.fields import Fields
 from longrec.models.core.base import Model, Ranker, build
-from longrec.train.loaders import loader_of
+from longrec.train.loaders import build_loader
 
 LAST, BATCH, CANDIDATES = 100, 1024, 100
 
@@ -64,7 +64,7 @@ def train(settings: dict[str, Any], steps: int) -> dict[str, Any]:
     timer = clock.StepClock(steps, kinds=("AdamW",))
     with tempfile.TemporaryDirectory() as runs:
         try:
-            verbs.train({**settings, "fit": {**settings["fit"], "runs": runs}}, quiet=True)
+            commands.train({**settings, "fit": {**settings["fit"], "runs": runs}}, quiet=True)
         except clock.StepLimitReached:
             return timer.result(BATCH)
     raise SystemExit("the log has fewer steps than requested")
@@ -72,7 +72,7 @@ def train(settings: dict[str, Any], steps: int) -> dict[str, Any]:
 
 def count_flops(model: Ranker, log: Log) -> float:
     """Return the floating point operations per row of the matrix products of a step."""
-    batch = next(iter(loader_of(model, log, log.rows_of("train"), BATCH, seed=1).epoch(0)))
+    batch = next(iter(build_loader(model, log, log.rows_of("train"), BATCH, seed=1).epoch(0)))
     counter = FlopCounterMode(display=False)
     with counter:
         model.train().loss(batch).backward()
@@ -158,7 +158,7 @@ def one(name: str, work: Path, steps: int) -> dict[str, Any]:
     """Measure all figures of a model in this process."""
     torch.set_num_threads(1)
     settings = job(name, work)
-    log = Log.open(Path(verbs.prepare(settings)["folder"]))
+    log = Log.open(Path(commands.prepare(settings)["folder"]))
     fields = log.fitted.fields()
     trained = train(settings, steps)
     torch.manual_seed(0)

@@ -26,7 +26,7 @@ from longrec.features.fields import TIME_GAP, TIME_GAP_ROWS, Field, Fields
 from longrec.models.core.base import build
 from longrec.nn import gemm
 from longrec.train.loop import update
-from longrec.train.optimisers import build_optimisers
+from longrec.train.optimizers import build_optimizers
 from longrec.train.settings import FitConfig
 
 TOKENS, WIDTH, EVENTS = 256, 64, 50
@@ -80,7 +80,7 @@ class Arm:
         torch.manual_seed(0)
         self.model = build({"name": "iat_reader", "base": section, "read": read} if read else section, fields)
         self.config = FitConfig()
-        self.optimizers = build_optimisers(self.model, self.config)
+        self.optimizers = build_optimizers(self.model, self.config)
         self.batches = [batch(fields, how, rows, seed) for seed in range(3)]
         self.step = 0
         self.rates: list[float] = []

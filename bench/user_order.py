@@ -40,7 +40,7 @@ from longrec.features.schema import Schema
 from longrec.models.core.base import ContextInstances, Encoder, build
 from longrec.nn.timeline import Timeline
 from longrec.train.loop import update
-from longrec.train.optimisers import build_optimisers
+from longrec.train.optimizers import build_optimizers
 from longrec.train.settings import FitConfig
 
 FIELDS = 12
@@ -128,7 +128,7 @@ Past = Callable[[Batch], ContextInstances]
 def rate(log: Log, order: str, batches: Callable[[], Iterator[Batch]], past: Past | None = None) -> float:
     """Impressions (rows whose loss counts) per CPU-second of training, the first two batches left out."""
     model, config = model_of(log, order).train(), FitConfig(lr=1e-3)
-    optimizers, began, rows = build_optimisers(model, config), 0.0, 0
+    optimizers, began, rows = build_optimizers(model, config), 0.0, 0
     loss = None if past is None else lambda batch: model.loss_with_context(batch, past(batch))
     for step, batch in enumerate(batches()):
         if step == 2:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "longrec"
 
 GROUND = {"errors", "config", "progress", "resources"}
-FACE = {"__init__", "__main__", "cli", "demo", "imports", "verbs"}
+FACE = {"__init__", "__main__", "cli", "demo", "imports", "commands"}
 MAY_IMPORT: dict[str, set[str]] = {
     "features": set(),
     "metrics": set(),

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import longrec
-from longrec import cli, verbs
+from longrec import cli, commands
 from longrec.cli import main
 
 SCHEMA = """
@@ -154,7 +154,7 @@ def test_a_fault_of_our_own_keeps_its_trace(
     def broken(*_: object) -> None:
         raise RuntimeError("out of ideas")
 
-    monkeypatch.setattr(verbs, "check", broken)
+    monkeypatch.setattr(commands, "check", broken)
     assert main(["check", "din.yaml"]) == 1
     said = capsys.readouterr().err
     assert "out of ideas" in said

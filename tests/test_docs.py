@@ -143,10 +143,10 @@ def test_every_verb_exists() -> None:
     from longrec.cli import parser
 
     actions = [action for action in parser()._actions if isinstance(action.choices, dict)]
-    verbs = set(actions[0].choices)
+    commands = set(actions[0].choices)
     used = {verb: page for page in PAGES for verb in verbs_used(page.read_text(encoding="utf-8"))}
-    assert {verb: str(page.name) for verb, page in used.items() if verb not in verbs} == {}
-    missing = verbs - set(used)
+    assert {verb: str(page.name) for verb, page in used.items() if verb not in commands} == {}
+    missing = commands - set(used)
     assert not missing, f"no page shows {sorted(missing)}"
 
 

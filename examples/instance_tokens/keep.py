@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from arms import BASE
+from incremental import run_incremental
 from logs import kuairand
 from runner import FIT
 from tables import arms_table, write
 
 import longrec
 from longrec.report.tables import table
-from longrec.train.incremental import incremental
 
 HISTORY = {"shown": {"features": ["video_id", "author_id", "is_click", "long_view", "time_gap"], "max_length": 30}}
 VECTORS = ("about_user", "about_item")
@@ -77,7 +77,7 @@ def main() -> None:
                 longrec.train({"name": folder.name, **words}, quiet=True)
             runs[name].append(longrec.open_run(folder))
             print(folder.name, runs[name][-1].metrics["auc"], flush=True)
-    curve = incremental(
+    curve = run_incremental(
         job(args.data.resolve(), args.work, args.tab, 0, args.work / "knowledge" / "k-0"),
         plug_on=7,
         every="1d",

@@ -13,10 +13,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from longrec.commands import check, compare, compress, evaluate, export, predict, prepare, train
     from longrec.demo import demo
     from longrec.serve.client import client
-    from longrec.train.run import open_run
-    from longrec.verbs import check, compare, compress, evaluate, export, predict, prepare, train
+    from longrec.train.finished_run import open_run
 
 # Threads that spin at a barrier cost up to 25-fold on a busy machine. This must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -36,11 +36,11 @@ __all__ = [
     "train",
 ]
 
-_OTHER_MODULES = {"client": "longrec.serve.client", "demo": "longrec.demo", "open_run": "longrec.train.run"}
+_OTHER_MODULES = {"client": "longrec.serve.client", "demo": "longrec.demo", "open_run": "longrec.train.finished_run"}
 
 
 def _import_name(name: str) -> Any:
-    return getattr(importlib.import_module(_OTHER_MODULES.get(name, "longrec.verbs")), name)
+    return getattr(importlib.import_module(_OTHER_MODULES.get(name, "longrec.commands")), name)
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longrec import __version__, imports, verbs
+from longrec import __version__, commands, imports
 from longrec.errors import ConfigError, LongRecError
 from longrec.report import tables
 from longrec.resources import resource_error
@@ -191,7 +191,7 @@ def _config(args: argparse.Namespace) -> tuple[str | None, list[str]]:
 
 
 def _check(args: argparse.Namespace) -> None:
-    found = verbs.check(args.config, args.overrides)
+    found = commands.check(args.config, args.overrides)
     histories = ", ".join(f"{name} ({', '.join(of)})" for name, of in found["histories"].items()) or "none"
     text = f"{args.config}: no faults\n  model      {found['model']}\n  log        {found['log']}\n"
     text += f"  features   {', '.join(found['features'])}\n  histories  {histories}"
@@ -199,7 +199,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    found = verbs.prepare(args.config, args.overrides)
+    found = commands.prepare(args.config, args.overrides)
     spans = found.get("spans", {})
     rows = [
         [
@@ -226,7 +226,7 @@ def _train(args: argparse.Namespace) -> None:
         # Before training, so that whoever reads them can still stop it; they are kept in the run too (NOTES.md).
         for line in imports.read_job_source(config, overrides).notes:
             print(line, file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
-    run = verbs.train(config, overrides, resume=args.resume, quiet=args.quiet)
+    run = commands.train(config, overrides, resume=args.resume, quiet=args.quiet)
     _out(args, {**run.results, "run": str(run.folder)}, f"{tables.results_table(run.name, run.results)}\n{run.folder}")
 
 
@@ -240,7 +240,7 @@ def _import(args: argparse.Namespace) -> None:
 
 
 def _compress(args: argparse.Namespace) -> None:
-    found = verbs.compress(args.run, args.into, args.overrides, quiet=args.quiet)
+    found = commands.compress(args.run, args.into, args.overrides, quiet=args.quiet)
     rows = [[one["version"], one["from"], one["rows"], one["auc"]] for one in found.versions]
     text = tables.table(["version", "writes from", "impressions", "AUC before learning"], rows)
     warning = f"\nthese tokens leak: they were {found.leak}" if found.leak else ""
@@ -249,22 +249,22 @@ def _compress(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    found = verbs.evaluate(args.run, args.part)
+    found = commands.evaluate(args.run, args.part)
     _out(args, found.to_dict(), tables.results_table(found.run, found.to_dict()))
 
 
 def _predict(args: argparse.Namespace) -> None:
-    path = verbs.predict(args.run, args.part, args.into)
+    path = commands.predict(args.run, args.part, args.into)
     _out(args, {"predictions": str(path)}, str(path))
 
 
 def _compare(args: argparse.Namespace) -> None:
-    found = verbs.compare(args.runs, args.part, resample=args.unit, n_resamples=args.n_resamples).to_dict()
+    found = commands.compare(args.runs, args.part, resample=args.unit, n_resamples=args.n_resamples).to_dict()
     _out(args, found, tables.comparison_table(found))
 
 
 def _export(args: argparse.Namespace) -> None:
-    found = verbs.export(args.run, args.bundle, overwrite=args.overwrite)
+    found = commands.export(args.run, args.bundle, overwrite=args.overwrite)
     kinds = {"ranker": f"serve {args.bundle}", "encoder": f"serve RANKER.bundle --events {args.bundle}"}
     _out(args, found, f"{args.bundle}\nserve it with: longrec {kinds[found.kind]}")
 
@@ -284,7 +284,7 @@ def _serve(args: argparse.Namespace) -> None:
 
 
 def _models(args: argparse.Namespace) -> None:
-    found = verbs.models()
+    found = commands.models()
     rows = [[card.name, card.kind, "yes" if card.reads_history else "no", _paper(card)] for card in found]
     _out(args, found, tables.table(["model", "kind", "histories", "paper"], rows))
 
@@ -295,11 +295,11 @@ def _paper(card: Any) -> str:
 
 
 def _help(args: argparse.Namespace) -> None:
-    print(verbs.explain_model(args.name))
+    print(commands.explain_model(args.name))
 
 
 def _cite(args: argparse.Namespace) -> None:
-    found = verbs.cite(args.source, args.overrides)
+    found = commands.cite(args.source, args.overrides)
     # What stands between entries is no part of a bibliography: the whole output can be one file of BibTeX.
     parts = {place: ", ".join(names) for place, names in found.models.items()}
     told = [f"% {place}: {words}" for place, words in parts.items()]
@@ -309,7 +309,7 @@ def _cite(args: argparse.Namespace) -> None:
 
 def _worlds(args: argparse.Namespace) -> None:
     if args.name is None:
-        told = [verbs.explain_world(name) for name in verbs.worlds()]
+        told = [commands.explain_world(name) for name in commands.worlds()]
         _out(args, told, "\n\n".join(f"{one['world']}\n{_folded(one['story'])}" for one in told))
         return
     short = [f"{knob}={value}" for knob in ("users", "fields", "tell") if (value := getattr(args, knob)) is not None]
@@ -317,11 +317,11 @@ def _worlds(args: argparse.Namespace) -> None:
     if args.into is None:
         if knobs:
             raise ConfigError("longrec worlds", ["--into: is required with knobs: the folder that the world goes to"])
-        found = verbs.explain_world(args.name)
+        found = commands.explain_world(args.name)
         rows = [[name, str(knob["default"]), knob["about"]] for name, knob in found["knobs"].items()]
         _out(args, found, f"{_folded(found['story'])}\n\n{tables.table(['knob', 'default', 'what'], rows)}")
         return
-    found = verbs.make_world(args.name, args.into, knobs, seed=args.seed)
+    found = commands.make_world(args.name, args.into, knobs, seed=args.seed)
     text = f"{found['events']:,} events of {found['users']:,} users in {found['folder']}\n"
     text += _folded(", ".join(found["files"]))
     head = f"true probability, on {found['test_rows']:,} test rows"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from longrec import verbs
+from longrec import commands
 from longrec.data.public import cache, movielens_1m
 from longrec.errors import DataError, RunError
 from longrec.interop import atomic
@@ -36,26 +36,26 @@ def demo(folder: str | Path = "longrec-demo", say: Callable[[str], None] = print
     source = movielens_1m(atomic.read, say)
     configs = _write_configs(folder, source)
     overrides = [f"fit.runs={folder / 'runs'}", f"data.folder={cache() / 'prepared'}"]
-    manifest = verbs.prepare(configs["din"], overrides)
+    manifest = commands.prepare(configs["din"], overrides)
     say(_format_facts(manifest))
 
     step("Train DeepFM (no history) and DIN (the last 20 ratings)")
     runs = {}
     for name in _RUNS:
         shutil.rmtree(folder / "runs" / name, ignore_errors=True)
-        runs[name] = verbs.train(configs[name], overrides)
+        runs[name] = commands.train(configs[name], overrides)
         say(f"{name}: test AUC {runs[name].metrics['auc']}, trained in {duration(runs[name].results['seconds'])}")
 
     step("Compare them on the same test rows")
     from longrec.report.tables import comparison_table, write_json
 
-    comparison = verbs.compare([runs[name] for name in _RUNS])
+    comparison = commands.compare([runs[name] for name in _RUNS])
     say(comparison_table(comparison.to_dict()))
     write_json(comparison.to_dict(), folder / "comparison.json")
 
     step("Export DIN")
     bundle = folder / "din.bundle"
-    verbs.export(runs["din"], bundle, overwrite=True)
+    commands.export(runs["din"], bundle, overwrite=True)
     say(f"bundle: {bundle}")
 
     step("Serve it on loopback and rank over HTTP")
@@ -118,7 +118,7 @@ def _rank_over_http(bundle: Path, run: Any, say: Callable[[str], None]) -> dict[
 
     log = run.log()
     row = _choose_row(log)
-    golden = verbs.offline_request(log, run.model(), row, verbs.popular(log)[:99])
+    golden = commands.offline_request(log, run.model(), row, commands.popular(log)[:99])
     with run_server(bundle) as url, client(url) as shop:
         say(f"serving at {url}")
         times = []

@@ -15,6 +15,7 @@ from coin_cases import BASE, LATER, SOURCE, Case
 from coin_log import DAY, LINE, CoinLog, write
 from coin_runs import Change, Runs, Seen, Words, unchanged
 
+from longrec.commands import export
 from longrec.data import targets
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
@@ -25,9 +26,8 @@ from longrec.serve.client import client
 from longrec.serve.live_events import LiveEvents
 from longrec.store.token_store import TokenStore
 from longrec.train.compress import compress
+from longrec.train.finished_run import Run
 from longrec.train.job import read_job
-from longrec.train.run import Run
-from longrec.verbs import export
 
 Patch = pytest.MonkeyPatch
 

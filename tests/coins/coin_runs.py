@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 from coin_cases import EARLIER, EXTRACTOR, FACTORS, FIT, SOURCE, Case, model, schema, split
 from coin_log import DAY, LINE, TAIL, CoinLog, write
 
+from longrec.commands import export
 from longrec.export.raw_columns import list_context_columns
 from longrec.metrics import auc
 from longrec.serve.client import client
 from longrec.train.compress import compress
 from longrec.train.extract import extract
+from longrec.train.finished_run import Run
 from longrec.train.fit import train
-from longrec.train.run import Run
-from longrec.verbs import export
 
 Words = dict[str, Any]
 Change = Callable[[Words], None]

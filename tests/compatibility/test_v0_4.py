@@ -24,7 +24,7 @@ from longrec.serve.online_source import replay as replay_source
 from longrec.serve.service import replay
 from longrec.store.knowledge_store import KnowledgeStore
 from longrec.store.token_store import TokenStore
-from longrec.train.run import open_run
+from longrec.train.finished_run import open_run
 
 ARCHIVE = Path(__file__).parent / "v0_4.tar.xz"
 WRITTEN_IN = "/tmp/shop"

@@ -13,7 +13,7 @@ from longrec.data.targets import check_targets
 from longrec.data.training_window import TrainingWindow
 from longrec.errors import ConfigError
 from longrec.features.history_columns import NEVER
-from longrec.train.loaders import loader_of
+from longrec.train.loaders import build_loader
 
 START = 1_600_000_000_000
 SCHEMA: dict[str, Any] = {
@@ -131,6 +131,6 @@ class _Learns:
 def test_a_loader_computes_the_labels_known_when_the_model_learns(log: Log) -> None:
     model: Any = _Learns()
     for known_before, known in ((None, 13), (START + 5_000, 4), (START, 0)):
-        batches = list(loader_of(model, log, np.arange(N), 8, known_before=known_before).epoch(0))
+        batches = list(build_loader(model, log, np.arange(N), 8, available_before=known_before).epoch(0))
         assert sum(int((~batch.task_labels["like"].isnan()).sum()) for batch in batches) == known
-    assert all(batch.task_labels == {} for batch in loader_of(model, log, np.arange(N), 8, shuffle=False).epoch(0))
+    assert all(batch.task_labels == {} for batch in build_loader(model, log, np.arange(N), 8, shuffle=False).epoch(0))

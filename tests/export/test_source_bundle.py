@@ -13,7 +13,7 @@ import pytest
 import token_shop
 import torch
 
-from longrec import verbs
+from longrec import commands
 from longrec.errors import BundleError, RunError
 from longrec.export import store_copies
 from longrec.export.bundle import Bundle, EncoderFacts
@@ -24,7 +24,7 @@ from longrec.export.write import export
 from longrec.models.core.base import build
 from longrec.serve.online_source import OnlineSource, encode_golden, replay
 from longrec.store.token_store import TokenInfo, TokenStore, Version
-from longrec.train.written import find_source, open_source
+from longrec.train.token_source import find_source, open_source
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +87,9 @@ def test_a_run_of_a_source_is_compressed_first(shop: token_shop.TokenShop, tmp_p
     columns = token_shop.events(200)
     job = token_shop.make_job(tmp_path, columns, token_shop.SCHEMA)
     job["fit"] |= {"runs": str(tmp_path / "runs"), "max_steps": 2}
-    run = verbs.train({**job, "evaluate": {"n_resamples": 2}}, quiet=True)
+    run = commands.train({**job, "evaluate": {"n_resamples": 2}}, quiet=True)
     with pytest.raises(RunError, match=r"whose tokens are written by weights of other moments(.|\n)*longrec compress"):
-        verbs.export(run, tmp_path / "out")
+        commands.export(run, tmp_path / "out")
 
 
 def test_find_source_returns_the_folder_or_none(shop: token_shop.TokenShop, tmp_path: Path) -> None:

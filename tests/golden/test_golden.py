@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from longrec.train import loop
+from longrec.train.finished_run import Run
 from longrec.train.fit import train
-from longrec.train.run import Run
 
 FILE = Path(__file__).with_name("golden.json")
 MODELS: dict[str, dict[str, Any]] = {
@@ -98,13 +98,13 @@ def test_ten_steps_and_ten_more_are_twenty(
     whole = run(log, model, "whole", tmp_path)
     with monkeypatch.context() as patch:
         real = loop.update
-        patch.setattr(loop.Loop, "_due", lambda self: self.state.step == 10)
+        patch.setattr(loop.Loop, "_checkpoint_due", lambda self: self.state.step == 10)
         patch.setattr(loop, "update", lambda *arguments: (crash_at(arguments[3]), real(*arguments))[1])
         with pytest.raises(KeyError):
             run(log, model, "halved", tmp_path)
     halved = train(resume=tmp_path / "halved", quiet=True)
     assert halved.predictions().equals(whole.predictions())
-    for name in ("weights", "optimiser"):
+    for name in ("weights", "optimizer"):
         files = [done.folder / "checkpoints" / "last" / f"{name}.safetensors" for done in (whole, halved)]
         assert files[0].read_bytes() == files[1].read_bytes()
 

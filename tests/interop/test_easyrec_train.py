@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from longrec import imports, verbs
+from longrec import commands, imports
 from longrec.cli import main
 from longrec.errors import ConfigError
 from longrec.interop import easyrec
@@ -140,7 +140,7 @@ def test_faults_of_the_job_have_the_lines_of_the_file(sample: Path) -> None:
     text = config().replace("learning_rate: 0.001", "learning_rate: 0").replace('"train.csv"', '"none.csv"')
     Path("bad.config").write_text(text)
     with pytest.raises(ConfigError) as raised:
-        verbs.check("bad.config")
+        commands.check("bad.config")
     assert any(fault.startswith("bad.config:5:5: fit.lr: ") for fault in raised.value.faults)
     assert any(fault.startswith("bad.config:2:1: data.log") and "none.csv" in fault for fault in raised.value.faults)
 
@@ -148,14 +148,14 @@ def test_faults_of_the_job_have_the_lines_of_the_file(sample: Path) -> None:
 def test_user_and_item_may_be_options(sample: Path) -> None:
     Path("odd.config").write_text(config().replace("adgroup_id", "thing"))
     with pytest.raises(ConfigError, match="set it with data.schema.item=COLUMN"):
-        verbs.check("odd.config")
+        commands.check("odd.config")
     with pytest.raises(ConfigError, match="set it with --item COLUMN"):
         imports.import_config("odd.config", "out")
     with pytest.raises(ConfigError, match="--item: no column named 'thin'; did you mean 'thing'"):
         imports.import_config("odd.config", "out", item="thin")
     with pytest.raises(ConfigError, match="data.schema.item: no column named 'thin'; did you mean 'thing'"):
-        verbs.check("odd.config", ["data.schema.item=thin"])
-    assert verbs.check("odd.config", ["data.schema.item=thing"])["model"] == "multi_tower"
+        commands.check("odd.config", ["data.schema.item=thin"])
+    assert commands.check("odd.config", ["data.schema.item=thing"])["model"] == "multi_tower"
     imports.import_config("odd.config", "out", item="thing", user="pid")
     assert "item: thing" in Path("out/schema.yaml").read_text()
     with pytest.raises(ConfigError, match="an unknown kind of file"):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longrec import imports, verbs
+from longrec import commands, imports
 from longrec.errors import ConfigError
 from longrec.interop import fg, json_positions
 from longrec.interop.fg_fields import FG_FIELDS, KINDS, OTHERS
@@ -267,8 +267,8 @@ def test_an_imported_schema_prepares_rows_as_the_generator_reads_them(
     rows = {"columns": columns, **imported["rows"]}
     log = {"splits": {"train": ["train.txt"], "test": ["test.txt"]}, "rows": rows}
     job = {"data": {"schema": read_yaml(Path("out/schema.yaml")), "log": log, "split": {"by": "files"}}, "model": "din"}
-    assert verbs.check(job)["model"] == "din"
-    assert verbs.prepare(job)["events"] == 8
+    assert commands.check(job)["model"] == "din"
+    assert commands.prepare(job)["events"] == 8
 
 
 def test_positions_of_json() -> None:

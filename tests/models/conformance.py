@@ -47,7 +47,7 @@ from longrec.features.fields import Fields
 from longrec.models.core import artifact
 from longrec.models.core.base import Encoder, Model, Ranker, bce_loss, build, describe, find, help_text
 from longrec.models.core.citation import citation
-from longrec.train import negatives
+from longrec.train import negative_correction
 from longrec.train.settings import FitConfig
 from longrec.train.sparse_optimizers import LazyAdam
 
@@ -326,15 +326,15 @@ def check_the_correction_of_sampled_negatives_is_applied_once(case: Case) -> Non
     model, batch = case.lively(), ragged(9)
     if model.targets or len(model.output_biases()) != 1:
         with pytest.raises(ConfigError, match=r"fit.negative_rate: 0.1"):
-            negatives.check_negative_rate(model, FitConfig(negative_rate=0.1))
+            negative_correction.check_negative_rate(model, FitConfig(negative_rate=0.1))
         return
-    negatives.check_negative_rate(model, FitConfig(negative_rate=0.1))
+    negative_correction.check_negative_rate(model, FitConfig(negative_rate=0.1))
     kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.no_grad():
         before = model(batch)
         vectors = model.encode(batch) if isinstance(model, Encoder) else None
     with tempfile.TemporaryDirectory() as folder:
-        with negatives.corrected(model, 0.1):
+        with negative_correction.correct_output_bias(model, 0.1):
             artifact.save(model, folder)
         again = artifact.load(folder)
     assert isinstance(again, Ranker | Encoder)

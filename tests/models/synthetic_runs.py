@@ -9,8 +9,8 @@ from typing import Any
 from longrec.data import worlds
 from longrec.data.worlds import World
 from longrec.metrics import auc
+from longrec.train.finished_run import Run
 from longrec.train.fit import train
-from longrec.train.run import Run
 
 
 def run_in(dataset: World, model: Mapping[str, Any], folder: Path, name: str = "x", **fit: Any) -> Run:

@@ -16,7 +16,7 @@ from longrec.features.batch import Batch, Jagged
 from longrec.features.fields import Field, Fields
 from longrec.models.can import CAN
 from longrec.models.core.base import build
-from longrec.train.start import inherit
+from longrec.train.warm_start import inherit
 
 SMALL: dict[str, object] = {"base": {"name": "deepfm"}, "pairs": [["item", "seen.item"]]}
 RELEASED = {"micro": [16, 8, 4], "orders": 3}

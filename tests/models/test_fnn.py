@@ -16,7 +16,7 @@ from longrec.models.fm import FM
 from longrec.models.fnn import FNN
 from longrec.nn.embedding import Embeddings
 from longrec.nn.mlp import MLP
-from longrec.train.start import inherit
+from longrec.train.warm_start import inherit
 
 
 def fnn(settings: dict[str, object]) -> FNN:

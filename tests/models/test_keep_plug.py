@@ -16,9 +16,9 @@ from longrec.models.core.base import Ranker, build
 from longrec.models.keep import KEEP
 from longrec.models.keep_plug import KEEPPlug, mlps, plug, without
 from longrec.nn.mlp import Layer
-from longrec.train.optimisers import build_optimisers
+from longrec.train.optimizers import build_optimizers
 from longrec.train.settings import FitConfig
-from longrec.train.start import inherit, move_moments
+from longrec.train.warm_start import inherit, move_optimizer_state
 
 ITEM_TASTE = Field("item_taste", "embedding", 0, side="item", width=4)
 WITH_ITEM = Fields((*FIELDS.features, ITEM_TASTE), FIELDS.histories)
@@ -43,7 +43,7 @@ def ranker(section: dict[str, Any], fields: Fields = BARE) -> Ranker:
 
 
 def train(model: Ranker, steps: int, fields: Fields | None = None) -> dict[str, torch.optim.Optimizer]:
-    optimizers = build_optimisers(model, FitConfig(lr=0.01))
+    optimizers = build_optimizers(model, FitConfig(lr=0.01))
     for seed in range(steps):
         step(model, optimizers, ragged(64, seed=seed, fields=fields or model.fields))
     return optimizers
@@ -80,8 +80,8 @@ def test_1_zero_init_plug_keeps_the_optimizer_state_of_old_weights() -> None:
     model = ranker({"name": "din", "dropout": 0.0})
     before = train(model, 3)
     with_plug = plug(model, FIELDS, {"drop": 0.0})
-    after = build_optimisers(with_plug, FitConfig(lr=0.01))
-    move_moments(with_plug, after, model, before)
+    after = build_optimizers(with_plug, FitConfig(lr=0.01))
+    move_optimizer_state(with_plug, after, model, before)
     names = {id(parameter): name for name, parameter in with_plug.named_parameters()}
     seen = set()
     for kind, optimizer in after.items():
@@ -135,7 +135,7 @@ def test_3_no_gradient_into_the_extractor() -> None:
         knowledge = torch.cat([torch.ones(64, 1), extractor.user_knowledge(batch)], 1)
     batch = replace(batch, features={**batch.features, "taste": knowledge})
     model, kept = plugged({"zero_init": False}), knowledge.clone()
-    optimizers = build_optimisers(model, FitConfig(lr=0.1))
+    optimizers = build_optimizers(model, FitConfig(lr=0.1))
     step(model, optimizers, batch)
     assert all(parameter.grad is None for parameter in extractor.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in extractor.state_dict().items())

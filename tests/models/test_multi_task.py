@@ -16,7 +16,7 @@ from longrec.models.core.base import Ranker, bce_loss, build, names
 from longrec.models.core.bottom import Bottom, BottomConfig
 from longrec.models.core.multi_task import Tasks, join_logits, masked_bce_loss
 from longrec.models.iat_reader import IATReader
-from longrec.train.start import inherit
+from longrec.train.warm_start import inherit
 
 NAN = float("nan")
 

@@ -32,8 +32,8 @@ from longrec.features.batch import HistoryBatch
 from longrec.features.fields import Field, Fields
 from longrec.models.core.base import Model, build
 from longrec.models.res_embedding import InterestGraph, ResEmbedding, edges
-from longrec.train.blocks import refuse_looking_back
-from longrec.train.start import inherit
+from longrec.train.blocks import refuse_training_window
+from longrec.train.warm_start import inherit
 
 WEIGHTINGS = ["average", "gcn", "attention"]
 POOLING: dict[str, Any] = {"base": {"name": "pooling"}}
@@ -347,5 +347,5 @@ def test_writing_forward_in_time_is_refused_whoever_holds_it() -> None:
     """There is no training window yet from which a graph could be drawn."""
     held = build({"name": "can", "base": {"name": "res_embedding"}}, FEW)
     with pytest.raises(RunError, match="res_embedding, which learns from"):
-        refuse_looking_back(held, "compress")
-    refuse_looking_back(build({"name": "din"}, FEW), "compress")
+        refuse_training_window(held, "compress")
+    refuse_training_window(build({"name": "din"}, FEW), "compress")

@@ -28,7 +28,7 @@ from longrec.serve.server import run_server, serve
 from longrec.serve.service import Service
 from longrec.serve.settings import Settings
 from longrec.store.token_store import TokenStore
-from longrec.train.written import open_source
+from longrec.train.token_source import open_source
 
 Shop = token_shop.TokenShop
 NOW = token_shop.START + 30 * token_shop.DAY

@@ -20,7 +20,7 @@ from longrec.serve.online_source import OnlineSource
 from longrec.serve.service import Service, score_golden
 from longrec.serve.settings import Settings
 from longrec.store.token_store import TokenStore
-from longrec.train.written import open_source
+from longrec.train.token_source import open_source
 
 CONTEXT = {"place": "side", "zone": "a"}
 

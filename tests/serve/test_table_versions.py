@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from longrec.commands import offline_request
 from longrec.data.gather import gather
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
@@ -27,7 +28,6 @@ from longrec.features.schema import Schema
 from longrec.models.core.base import Ranker, build
 from longrec.serve.request_json import decode_request
 from longrec.serve.service import Service, replay
-from longrec.verbs import offline_request
 
 START, HOUR = 1_600_000_000_000, 3_600_000
 USERS, ITEMS, ROUNDS = 5, 8, 6

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from longrec import verbs
+from longrec import commands
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
 from longrec.data.requests import impression
@@ -214,5 +214,5 @@ def _make(
         name="reader",
         external_stores=external_stores,
     )
-    verbs.export(token_shop.tokens, token_shop.source)
+    commands.export(token_shop.tokens, token_shop.source)
     return token_shop

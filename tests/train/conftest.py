@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from longrec.train.extract import Extracted, extract
+from longrec.train.extract import ExtractReport, extract
 
 sys.path.insert(0, str(Path(__file__).parent))  # for domains, which test modules share
 import domains
@@ -74,7 +74,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def domain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Extracted]:
+def domain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExtractReport]:
     """The folder of the two domains (domains.py), and what was extracted from the wide one, a version a day."""
     folder = domains.write(tmp_path_factory.mktemp("domains"))
     return folder, extract(domains.extractor(folder), folder / "knowledge" / "v1", ["every=1d"], quiet=True)
@@ -91,7 +91,7 @@ def same_run(one: Path, other: Path) -> None:
     for name in (
         "checkpoints/best/weights.safetensors",
         "checkpoints/last/weights.safetensors",
-        "checkpoints/last/optimiser.safetensors",
+        "checkpoints/last/optimizer.safetensors",
     ):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     parts = sorted(path.name for path in (one / "predictions").iterdir())

@@ -39,12 +39,23 @@ def move(model: Small, optimizers: dict[str, torch.optim.Optimizer], steps: int)
             optimizer.zero_grad()
 
 
-def test_a_loaded_checkpoint_goes_on_bit_by_bit(tmp_path: Path) -> None:
+def write_former_names(folder: Path) -> None:
+    """Give the file and the key of optimizer state the names that versions up to 0.4 wrote."""
+    (folder / "optimizer.safetensors").rename(folder / "optimiser.safetensors")
+    content = json.loads((folder / "state.json").read_text())
+    content["optimisers"] = content.pop("optimizers")
+    (folder / "state.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("former_names", [False, True])
+def test_a_loaded_checkpoint_goes_on_bit_by_bit(tmp_path: Path, former_names: bool) -> None:
     torch.manual_seed(0)
     model, optimizers = parts()
     move(model, optimizers, 3)
     state = State(step=3, epoch=1, position=2, best=0.1 + 0.2, loss_sum=1 / 3, stopped="patience")
     checkpoint.save(tmp_path / "last", model, optimizers, state)
+    if former_names:
+        write_former_names(tmp_path / "last")
     move(model, optimizers, 3)
     again, others = parts()
     torch.manual_seed(5)
@@ -71,7 +82,7 @@ def other_version(path: Path) -> None:
     ("name", "damage", "says"),
     [
         ("weights.safetensors", flip, "a whole checkpoint of this model"),
-        ("optimiser.safetensors", Path.unlink, "a whole checkpoint of this model"),
+        ("optimizer.safetensors", Path.unlink, "a whole checkpoint of this model"),
         ("state.json", flip, "a whole checkpoint of this model"),
         ("state.json", other_version, "another version"),
     ],

@@ -18,9 +18,9 @@ from longrec.features.batch import Batch
 from longrec.models.core.base import Encoder
 from longrec.models.iat import IAT
 from longrec.train import loop
+from longrec.train.finished_run import Run
 from longrec.train.fit import train
-from longrec.train.loaders import loader_of
-from longrec.train.run import Run
+from longrec.train.loaders import build_loader
 from longrec.train.scoring import score
 
 Runs = Callable[..., list[str]]
@@ -45,7 +45,7 @@ def source(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_a_source_of_temporal_order_trains_as_a_ranker_does(shop: Path, runs: Runs) -> None:
     run = train(shop, runs("model=" + SOURCES["temporal"], "data.split.valid=0", "fit.epochs=4"), quiet=True)
     assert isinstance(run.model(), Encoder)
-    assert isinstance(loader_of(run.model(), run.log(), run.log().rows_of("train"), 100), Loader)
+    assert isinstance(build_loader(run.model(), run.log(), run.log().rows_of("train"), 100), Loader)
     assert run.metrics["auc"].value > 0.6
 
 
@@ -59,17 +59,17 @@ def test_a_source_in_user_order_resumes_bit_by_bit(
     )
     whole = train(shop, [*words, "name=whole"], quiet=True)
     stop = whole.results["steps"] - 2
-    assert stop > len(loader_of(whole.model(), whole.log(), whole.log().rows_of("train"), 100)), "in the second pass"
+    assert stop > len(build_loader(whole.model(), whole.log(), whole.log().rows_of("train"), 100)), "in the second pass"
 
     def crash(self: loop.Loop) -> None:
         line(self)
         if self.state.step > stop:
             raise KeyError("planted")
 
-    line = loop.Loop._train_line
+    line = loop.Loop._write_train_line
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Loop, "_due", lambda self: self.state.step == stop)
-        patch.setattr(loop.Loop, "_train_line", crash)
+        patch.setattr(loop.Loop, "_checkpoint_due", lambda self: self.state.step == stop)
+        patch.setattr(loop.Loop, "_write_train_line", crash)
         with pytest.raises(KeyError):
             train(shop, [*words, "name=halved"], quiet=True)
     half = whole.folder.parent / "halved"
@@ -158,7 +158,7 @@ def test_batches_by_length_are_refused_in_user_order(shop: Path, runs: Runs) -> 
 def test_which_loader_a_model_gets(source: Run) -> None:
     model, log = source.model(), source.log()
     rows = log.rows_of("train")
-    trains, scores = loader_of(model, log, rows, 100, seed=5), loader_of(model, log, rows, 100, shuffle=False)
+    trains, scores = build_loader(model, log, rows, 100, seed=5), build_loader(model, log, rows, 100, shuffle=False)
     assert isinstance(trains, UserLoader)
     assert isinstance(scores, UserLoader)
     assert (_context(trains), _context(scores)) == (0, 20)

@@ -15,8 +15,8 @@ from longrec.data.gather import gather
 from longrec.errors import ConfigError, DataError, RunError, UnknownName
 from longrec.train.evaluate import compare, evaluate, predict
 from longrec.train.explain import explain
+from longrec.train.finished_run import Run, open_run
 from longrec.train.fit import train
-from longrec.train.run import Run, open_run
 
 QUICK = ["fit.epochs=1", "fit.val_checks_per_epoch=1"]
 

@@ -12,8 +12,8 @@ import pytest
 from longrec.data.gather import gather
 from longrec.store.token_store import TokenInfo, TokenStore, Version
 from longrec.train.explain import explain
+from longrec.train.finished_run import Run
 from longrec.train.fit import train
-from longrec.train.run import Run
 
 N, START = 120, 1_700_000_000
 

@@ -26,11 +26,11 @@ from longrec.features.vocabulary import compute_key_numbers
 from longrec.models.core import artifact
 from longrec.models.keep import KEEP
 from longrec.store.knowledge_store import KnowledgeStore
-from longrec.train.extract import Extracted, extract
+from longrec.train.extract import ExtractReport, extract
 from longrec.train.fit import train
 from longrec.train.job import read_job
 
-Domain = tuple[Path, Extracted]
+Domain = tuple[Path, ExtractReport]
 FEW = ["blocks=4"]
 
 

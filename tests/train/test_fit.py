@@ -18,10 +18,9 @@ from longrec.errors import ConfigError, DataError, RunError
 from longrec.features.batch import Batch
 from longrec.models.din import DIN
 from longrec.train import folder, loop
+from longrec.train.finished_run import Run, open_run
 from longrec.train.fit import train
 from longrec.train.job import read_job
-from longrec.train.machine import environment
-from longrec.train.run import Run, open_run
 
 Runs = Callable[..., list[str]]
 Same = Callable[[Path, Path], None]
@@ -145,8 +144,8 @@ def test_every_option_resumes_bit_by_bit(
     words = runs("fit.epochs=1", "fit.val_checks_per_epoch=2", *words)
     whole = train(shop, [*words, "name=whole"], quiet=True)
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Loop, "_due", lambda self: self.state.step == 9)
-        patch.setattr(loop.Loop, "_train_line", raise_at(loop.Loop._train_line, 10))
+        patch.setattr(loop.Loop, "_checkpoint_due", lambda self: self.state.step == 9)
+        patch.setattr(loop.Loop, "_write_train_line", raise_at(loop.Loop._write_train_line, 10))
         with pytest.raises(KeyError):
             train(shop, [*words, "name=halved"], quiet=True)
     state = json.loads((whole.folder.parent / "halved" / "checkpoints" / "last" / "state.json").read_text())
@@ -202,7 +201,9 @@ def test_early_stopping_keeps_the_best_and_resumes(
     assert run.results["best_step"] == valid[best]["step"]
     assert run.results["valid"]["metrics"]["auc"]["value"] == pytest.approx(values[best])
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Loop, "_train_line", raise_at(loop.Loop._train_line, valid[best + 2]["step"] + 1))
+        patch.setattr(
+            loop.Loop, "_write_train_line", raise_at(loop.Loop._write_train_line, valid[best + 2]["step"] + 1)
+        )
         with pytest.raises(KeyError):
             train(shop, [*words, "name=halved"], quiet=True)
     same(run.folder, train(resume=run.folder.parent / "halved", quiet=True).folder)
@@ -266,10 +267,12 @@ def test_a_quiet_run_says_nothing_but_its_warnings(shop: Path, runs: Runs, capfd
 
 def test_a_resumed_run_notes_another_environment(shop: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     run = train(shop, runs("fit.max_steps=2"), quiet=True)
-    for revision in (folder.environment(1)["git"], {"revision": "abc", "changed": False}):
+    for revision in (folder.describe_environment(1)["git"], {"revision": "abc", "changed": False}):
         (run.folder / "results.json").unlink()
         monkeypatch.setattr(
-            folder, "environment", lambda threads, real=environment, git=revision: real(threads) | {"git": git}
+            folder,
+            "describe_environment",
+            lambda threads, real=folder.describe_environment, git=revision: real(threads) | {"git": git},
         )
         train(resume=run.folder, quiet=True)
     found = json.loads((run.folder / "environment.json").read_text())
@@ -277,7 +280,7 @@ def test_a_resumed_run_notes_another_environment(shop: Path, runs: Runs, monkeyp
 
 
 def test_two_processes_cannot_train_one_run(straight: Run, shop: Path) -> None:
-    with folder.alone(straight.folder), pytest.raises(RunError, match="another process is training this run"):
+    with folder.lock_folder(straight.folder), pytest.raises(RunError, match="another process is training this run"):
         train(resume=straight.folder)
 
 

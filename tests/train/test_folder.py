@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from longrec.train.folder import written_whole
+from longrec.train.folder import write_atomically
 
 
 def test_a_store_takes_its_name_once_it_is_whole(tmp_path: Path) -> None:
     target = tmp_path / "tokens" / "v1"
-    with written_whole(target) as place:
+    with write_atomically(target) as place:
         Path(place).mkdir(parents=True)
         (Path(place) / "store.json").write_text("{}")
         assert not target.exists()
@@ -21,7 +21,7 @@ def test_a_store_takes_its_name_once_it_is_whole(tmp_path: Path) -> None:
 
 def test_a_store_that_was_stopped_leaves_nothing(tmp_path: Path) -> None:
     def stopped() -> None:
-        with written_whole(tmp_path / "v1") as place:
+        with write_atomically(tmp_path / "v1") as place:
             Path(place).mkdir()
             (Path(place) / "store.json").write_text("{}")
             raise KeyboardInterrupt
@@ -32,7 +32,7 @@ def test_a_store_that_was_stopped_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_what_is_there_and_what_is_an_address_stay_as_they_are(tmp_path: Path) -> None:
-    with written_whole(tmp_path) as place:
+    with write_atomically(tmp_path) as place:
         assert place == tmp_path
-    with written_whole("redis://localhost/tokens") as place:
+    with write_atomically("redis://localhost/tokens") as place:
         assert place == "redis://localhost/tokens"

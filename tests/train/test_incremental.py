@@ -1,22 +1,25 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import domains
 import pytest
 
 from longrec.errors import ConfigError
-from longrec.train.extract import Extracted
-from longrec.train.incremental import ARMS, Curve, Day, incremental
+from longrec.train.extract import ExtractReport
 
-Domain = tuple[Path, Extracted]
+sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "instance_tokens"))
+from incremental import ARMS, Curve, Day, run_incremental
+
+Domain = tuple[Path, ExtractReport]
 
 
 @pytest.fixture(scope="module")
 def curve(domain: Domain) -> Curve:
     folder, written = domain
-    return incremental(domains.downstream(folder, Path(written.into)), plug_on=4, arms=ARMS, quiet=True)
+    return run_incremental(domains.downstream(folder, Path(written.into)), plug_on=4, arms=ARMS, quiet=True)
 
 
 def test_there_is_no_dip_when_knowledge_comes_in(curve: Curve) -> None:
@@ -40,7 +43,7 @@ def test_every_day_is_tested_before_it_is_learned(domain: Domain, curve: Curve) 
     """A protocol that ends a day earlier says the same of the days before."""
     folder, written = domain
     config = domains.downstream(folder, Path(written.into))
-    short = incremental(config, plug_on=4, days=6, arms=["base", "keep"], quiet=True)
+    short = run_incremental(config, plug_on=4, days=6, arms=["base", "keep"], quiet=True)
     assert len(short.days) == 6
     for one, other in zip(short.days, curve.days):
         assert one.rows == other.rows
@@ -61,12 +64,12 @@ def test_what_cannot_be_run_is_refused(domain: Domain) -> None:
     folder, written = domain
     config = domains.downstream(folder, Path(written.into))
     with pytest.raises(ConfigError, match="no arm named 'kep'"):
-        incremental(config, plug_on=2, arms=["kep", "base"])
+        run_incremental(config, plug_on=2, arms=["kep", "base"])
     with pytest.raises(ConfigError, match="base is what the others are held against"):
-        incremental(config, plug_on=2, arms=["keep"])
+        run_incremental(config, plug_on=2, arms=["keep"])
     with pytest.raises(ConfigError, match="the protocol plugs: it takes keep_plug"):
-        incremental(domains.downstream(folder, None), plug_on=2)
+        run_incremental(domains.downstream(folder, None), plug_on=2)
     with pytest.raises(ConfigError, match="init_from: every arm begins untrained"):
-        incremental(config, ["fit.init_from=runs/a"], plug_on=2)
+        run_incremental(config, ["fit.init_from=runs/a"], plug_on=2)
     with pytest.raises(ConfigError, match=r"plug_on: 10; the log has days 0 to 9"):
-        incremental(config, plug_on=10, quiet=True)
+        run_incremental(config, plug_on=10, quiet=True)

@@ -8,7 +8,7 @@ import torch
 from longrec.features.schema import Schema
 from longrec.models.core.catalog import names
 from longrec.train import memory
-from longrec.train.memory import known_fields, needs, too_large
+from longrec.train.memory import estimate_fields, estimate_memory, find_memory_fault
 from longrec.train.settings import FitConfig
 
 SCHEMA = Schema.model_validate(
@@ -34,15 +34,15 @@ SCHEMA = Schema.model_validate(
 
 
 def test_rows_as_far_as_a_schema_tells_them() -> None:
-    rows = {field.name: field.rows for field in known_fields(SCHEMA).features}
+    rows = {field.name: field.rows for field in estimate_fields(SCHEMA).features}
     assert rows == {"u": 2, "i": 1002, "city": 5, "town": 5, "p": 0, "tags": 11, "hour": 2, "size": 7}
-    assert [field.name for field in known_fields(SCHEMA).histories["seen"]] == ["i", "time_gap", "done"]
+    assert [field.name for field in estimate_fields(SCHEMA).histories["seen"]] == ["i", "time_gap", "done"]
 
 
 @pytest.mark.parametrize("model", [name for name in names() if name != "keep_plug"])  # which needs a vector feature
 def test_every_model_is_counted_without_memory_and_without_chance(model: str) -> None:
     before = torch.get_rng_state()
-    found = needs({"name": model}, known_fields(SCHEMA), FitConfig())
+    found = estimate_memory({"name": model}, estimate_fields(SCHEMA), FitConfig())
     assert torch.equal(torch.get_rng_state(), before)
     assert found is not None
     assert found.weights >= 1002 * 4
@@ -54,18 +54,18 @@ def test_every_model_is_counted_without_memory_and_without_chance(model: str) ->
     [({}, 2), ({"embedding_optimizer": "adagrad"}, 1), ({"embedding_optimizer": "rowwise_adagrad"}, 0)],
 )
 def test_what_an_optimizer_keeps(fit: dict[str, str], kept: int) -> None:
-    found = needs({"name": "lr"}, known_fields(SCHEMA), FitConfig.model_validate(fit))
+    found = estimate_memory({"name": "lr"}, estimate_fields(SCHEMA), FitConfig.model_validate(fit))
     assert found is not None
     assert found.optimizer == pytest.approx(kept * found.weights, abs=100)  # but for the bias and the number's weight
 
 
 def test_the_message_names_the_largest_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 100_000)
-    error = too_large(needs({"name": "din"}, known_fields(SCHEMA), FitConfig()))
+    error = find_memory_fault(estimate_memory({"name": "din"}, estimate_fields(SCHEMA), FitConfig()))
     assert error is not None
     assert "parameter top.layers.0.linear.weight: 200 x" in str(error)
     assert "at most the 100 kB of memory" in str(error)
-    assert too_large(needs({"name": "lr"}, known_fields(SCHEMA), FitConfig())) is None
-    assert too_large(None) is None
+    assert find_memory_fault(estimate_memory({"name": "lr"}, estimate_fields(SCHEMA), FitConfig())) is None
+    assert find_memory_fault(None) is None
     monkeypatch.setattr(memory, "available_memory", lambda: None)
-    assert too_large(needs({"name": "din"}, known_fields(SCHEMA), FitConfig())) is None
+    assert find_memory_fault(estimate_memory({"name": "din"}, estimate_fields(SCHEMA), FitConfig())) is None

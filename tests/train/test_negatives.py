@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from longrec import metrics, verbs
+from longrec import commands, metrics
 from longrec.data.negatives import sample_negatives
 from longrec.errors import ConfigError, DataError
 from longrec.features.batch import Batch
@@ -23,12 +23,12 @@ from longrec.models.core.base import bce_loss
 from longrec.models.lr import LR
 from longrec.train.compress import compress
 from longrec.train.evaluate import predict
+from longrec.train.finished_run import Run, read_log
 from longrec.train.fit import train
 from longrec.train.job import read_job
-from longrec.train.loaders import loader_of
-from longrec.train.run import Run, read_log
+from longrec.train.loaders import build_loader
 from longrec.train.scoring import score
-from longrec.train.written import open_source
+from longrec.train.token_source import open_source
 
 N = 24_000
 
@@ -94,11 +94,11 @@ def metrics_lines(run: Run) -> list[dict[str, Any]]:
 
 
 def test_a_server_scores_as_the_run_does(sampled: Run, tmp_path: Path) -> None:
-    manifest = verbs.export(sampled, tmp_path / "bundle")
+    manifest = commands.export(sampled, tmp_path / "bundle")
     assert manifest.parity["golden"]["worst"] <= 1e-5, "online as offline"
     log, table = sampled.log(), sampled.predictions()
     for place in (0, 700, 1_900):
-        golden = verbs.offline_request(log, sampled.model(), table["row"][place].as_py(), [])
+        golden = commands.offline_request(log, sampled.model(), table["row"][place].as_py(), [])
         assert golden.scores[0] == pytest.approx(table["score"][place].as_py(), abs=1e-6)
 
 
@@ -117,7 +117,7 @@ def test_rows_of_a_user_are_still_looked_back_at(job: dict[str, Any], tmp_path: 
     log = read_log(read)
     rows = log.rows_of("train")
     model = models.build(read.model, log.fields())
-    every, some = (loader_of(model, log, rows, 2_000, negative_rate=rate) for rate in (1.0, 0.2))
+    every, some = (build_loader(model, log, rows, 2_000, negative_rate=rate) for rate in (1.0, 0.2))
     assert len(every) == len(some)
     met = []
     for one, other in zip(every.epoch(0), some.epoch(0)):

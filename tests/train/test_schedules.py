@@ -8,7 +8,7 @@ import torch
 
 from longrec.config import parse
 from longrec.errors import ConfigError
-from longrec.train.optimisers import set_rates
+from longrec.train.optimizers import set_learning_rates
 from longrec.train.schedules import Schedule, warmup
 from longrec.train.settings import FitConfig
 
@@ -69,7 +69,7 @@ def test_warm_up_times_schedule_for_dense_and_tables() -> None:
     dense, tables = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]), torch.optim.SGD(table.parameters())
     found = []
     for step in range(10):
-        set_rates({"dense": dense, "tables": tables}, config, step)
+        set_learning_rates({"dense": dense, "tables": tables}, config, step)
         found.append((dense.param_groups[0]["lr"], tables.param_groups[0]["lr"]))
     expected = [0.02, 0.04, 0.06, 0.08, 0.1, 0.1, 0.05, 0.05, 0.03, 0.03]
     assert [rate for rate, _ in found] == pytest.approx(expected)

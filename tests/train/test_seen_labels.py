@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from longrec.errors import ConfigError, RunError
-from longrec.train.compress import _opened
+from longrec.train.compress import _open_source
+from longrec.train.finished_run import Run
 from longrec.train.fit import train
-from longrec.train.run import Run
-from longrec.train.seen_labels import KEY, SeenLabels, fault_of_start, seen_by
+from longrec.train.seen_labels import KEY, SeenLabels, find_start_fault, read_seen_labels
 
 DAY = 86_400
 START = 1_700_006_400  # midnight
@@ -85,7 +85,7 @@ def late(log: Path) -> Run:
 
 
 def test_a_run_keeps_what_it_has_seen(early: Run) -> None:
-    seen = seen_by(early)
+    seen = read_seen_labels(early)
     assert (seen.trained, seen.validated) == ((START + 4 * DAY) * 1_000, (START + 5 * DAY) * 1_000)
     assert seen.delays == {"click": 0, "t": None}
     assert SeenLabels.from_dict(seen.to_dict()) == seen
@@ -111,7 +111,7 @@ def test_allowed_by_name_results_say_so(log: Path, late: Run) -> None:
     run = fit(log, days(4, 5), late, {"allow_future_weights": True})
     (told,) = (sentence for sentence in run.results["warnings"] if "init_from" in sentence)
     assert "The weights may have seen the labels that this run is measured on" in told
-    assert seen_by(run).trained == seen_by(late).trained, "and the next run in the chain knows it"
+    assert read_seen_labels(run).trained == read_seen_labels(late).trained, "and the next run in the chain knows it"
     with pytest.raises(RunError, match="that run trained on labels known until 2023-11-22"):
         fit(log, days(4, 5), run)
     assert "init_from" not in str(fit(log, days(8, 9), run).results["warnings"])
@@ -166,11 +166,11 @@ def test_runs_that_tell_nothing_are_asked_of_their_log(log: Path, tmp_path: Path
     about = json.loads((old.folder / "log.json").read_text())
     del about[KEY]
     (old.folder / "log.json").write_text(json.dumps(about))
-    seen = seen_by(old)
+    seen = read_seen_labels(old)
     assert seen.trained is not None
     assert (START + 7 * DAY) * 1_000 < seen.trained < (START + 8 * DAY) * 1_000
     # A checkpoint writes tokens of impressions alone that come after every label it has seen.
-    assert _opened(old, True)[-1] == max(int(old.log().manifest["lines"][1]), seen.validated or 0)
+    assert _open_source(old, True)[-1] == max(int(old.log().manifest["lines"][1]), seen.validated or 0)
     with pytest.raises(RunError, match="trained on labels known until 2023-11-22T11"):
         fit(log, days(7, 8), old, label_delay="12h")
     assert "init_from" not in str(fit(log, days(8, 9), old, label_delay="12h").results["warnings"])
@@ -180,8 +180,8 @@ def test_runs_that_tell_nothing_are_asked_of_their_log(log: Path, tmp_path: Path
 
 
 def test_steps_of_two_logs_are_not_compared(early: Run) -> None:
-    log, seen = early.log(), seen_by(early)
-    assert fault_of_start(replace(seen, splits=("other",)), log) == ""
+    log, seen = early.log(), read_seen_labels(early)
+    assert find_start_fault(replace(seen, splits=("other",)), log) == ""
     for other in (replace(seen, step=True), replace(seen, trained=None, validated=None)):
-        assert "cannot be told" in fault_of_start(replace(other, splits=("other",)), log)
-    assert "cannot be told" in fault_of_start(replace(seen, delays={"click": "told"}), log)
+        assert "cannot be told" in find_start_fault(replace(other, splits=("other",)), log)
+    assert "cannot be told" in find_start_fault(replace(seen, delays={"click": "told"}), log)

@@ -14,15 +14,15 @@ import pytest
 
 from longrec import metrics
 from longrec.cli import main
+from longrec.commands import export
 from longrec.data import worlds
 from longrec.data.gather import gather
 from longrec.data.worlds import world
 from longrec.errors import ConfigError
 from longrec.report import results_table
 from longrec.train.evaluate import compare, evaluate, measure_table, predict
+from longrec.train.finished_run import Run, open_run
 from longrec.train.fit import train
-from longrec.train.run import Run, open_run
-from longrec.verbs import export
 
 MODEL = {"name": "mmoe", "experts": 2, "expert": [8], "tower": [], "tasks": {"click": 0.5, "back": 0.1}}
 

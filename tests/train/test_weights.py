@@ -24,9 +24,9 @@ from longrec.report import comparison_table, results_table
 from longrec.train.base_rate import base_rate
 from longrec.train.compress import compress
 from longrec.train.evaluate import compare, evaluate
+from longrec.train.finished_run import read_log
 from longrec.train.fit import train
 from longrec.train.job import read_job
-from longrec.train.run import read_log
 
 N = 1_200
 

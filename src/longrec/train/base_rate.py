@@ -10,25 +10,25 @@ from longrec.data.targets import targets_of
 from longrec.models.core.base import Model, name_of
 
 
-def start_at_base_rates(model: Model, log: Log, rows: NDArray[np.int64], known_before: int | None = None) -> None:
+def start_at_base_rates(model: Model, log: Log, rows: NDArray[np.int64], available_before: int | None = None) -> None:
     """Start a new model at the base rates of the rows it is about to learn.
 
     Args:
         rows: int64 rows of the log whose labels enter the loss.
         known_before: the moment before which further labels must be known; default the end of the training window.
     """
-    further = targets_of(log, rows, model.targets, known_before)
+    further = targets_of(log, rows, model.targets, available_before)
     labels = [log.labels.take(rows), *(further[name].numpy() for name in model.targets)]
     weight = None if log.sample_weight is None else log.sample_weight.take(rows)
     model.start_at_rates([base_rate(label, weight) for label in labels])
 
 
-def start_warnings(model: Model) -> list[str]:
+def collect_bias_warnings(model: Model) -> list[str]:
     """Why the predictions of a model did not start at the base rate; empty where they did."""
     if model.output_biases():
         return []
-    what = f"model {name_of(model)} defines no output_biases, so it started at one half and not at the base rate"
-    return [f"{what}: its probabilities may be off where the label is rare; return the bias added to its logit"]
+    description = f"model {name_of(model)} defines no output_biases, so it started at one half and not at the base rate"
+    return [f"{description}: its probabilities may be off where the label is rare; return the bias added to its logit"]
 
 
 def base_rate(label: NDArray[np.float32], weight: NDArray[np.float32] | None = None) -> float:
@@ -41,9 +41,9 @@ def base_rate(label: NDArray[np.float32], weight: NDArray[np.float32] | None = N
     >>> base_rate(np.array([0, 0], np.float32))
     0.25
     """
-    known = ~np.isnan(label) if weight is None else ~np.isnan(label) & (weight > 0)
-    if not known.any():
+    is_labeled = ~np.isnan(label) if weight is None else ~np.isnan(label) & (weight > 0)
+    if not is_labeled.any():
         return 0.5
-    least = 0.5 / int(known.sum())
-    share = np.average(label[known].astype(np.float64), weights=None if weight is None else weight[known])
+    least = 0.5 / int(is_labeled.sum())
+    share = np.average(label[is_labeled].astype(np.float64), weights=None if weight is None else weight[is_labeled])
     return float(np.clip(share, least, 1 - least))

@@ -1,7 +1,7 @@
 """Checkpoints that a resumed run continues from bit by bit, written so that a kill at any moment leaves a whole one.
 
 checkpoints/last/weights.safetensors     weights and running statistics
-                 optimiser.safetensors   moments of every optimizer, and the random generator
+                 optimizer.safetensors   moments of every optimizer, and the random generator
                  state.json              where the run stands; written last
 checkpoints/best/                        the saved model of the best validation (models/core/artifact.py)
 """
@@ -28,6 +28,8 @@ from longrec.resources import resource_error
 
 FORMAT = "longrec-checkpoint-1"
 _RANDOM = "random"
+# Names that versions up to 0.4 wrote.
+_FORMER_FILE, _FORMER_KEY = "optimiser.safetensors", "optimisers"
 
 
 @dataclass
@@ -60,13 +62,13 @@ class State:
 
 def save(folder: Path, model: nn.Module, optimizers: Mapping[str, Optimizer], state: State) -> None:
     """Write a checkpoint in place of the one before."""
-    tensors, numbers = _optimiser_state(optimizers)
+    tensors, numbers = _collect_optimizer_state(optimizers)
     tensors[_RANDOM] = torch.get_rng_state()
 
     def fill(into: Path) -> None:
-        save_file(_apart(model.state_dict()), into / "weights.safetensors")
-        save_file(_apart(tensors), into / "optimiser.safetensors")
-        content = {"format": FORMAT, **asdict(state), "optimisers": numbers}
+        save_file(_separate_tensors(model.state_dict()), into / "weights.safetensors")
+        save_file(_separate_tensors(tensors), into / "optimizer.safetensors")
+        content = {"format": FORMAT, **asdict(state), "optimizers": numbers}
         (into / "state.json").write_text(json.dumps(content, indent=1))
 
     replace_folder(folder, fill)
@@ -85,52 +87,58 @@ def load(folder: Path, model: nn.Module, optimizers: Mapping[str, Optimizer]) ->
         content = json.loads((folder / "state.json").read_text())
         if content.pop("format") != FORMAT:
             raise RunError(str(folder), "a checkpoint of another version", FORMAT, "resume with the version it is of")
-        numbers = content.pop("optimisers")
+        numbers = content.pop("optimizers" if "optimizers" in content else _FORMER_KEY)
         state = State(**content)
         weights = load_file(folder / "weights.safetensors")
-        tensors = load_file(folder / "optimiser.safetensors")
+        tensors = load_file(_optimizer_file(folder))
         model.load_state_dict(rename_parameters(model, weights))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
-        raise _of_memory(error) or RunError(
+        raise _convert_memory_error(error) or RunError(
             str(folder), " ".join(str(error).split())[:400], "a whole checkpoint of this model", "start a new run"
         ) from None
     torch.set_rng_state(tensors.pop(_RANDOM).clone())
-    _restore_optimisers(optimizers, tensors, numbers)
+    _restore_optimizers(optimizers, tensors, numbers)
     return state
 
 
-def _of_memory(error: Exception) -> LongRecError | None:
+def _optimizer_file(folder: Path) -> Path:
+    """Return the file of optimizer state, which earlier versions wrote under another name."""
+    file = folder / "optimizer.safetensors"
+    return file if file.exists() else folder / _FORMER_FILE
+
+
+def _convert_memory_error(error: Exception) -> LongRecError | None:
     """Too little memory is no damage of a checkpoint."""
     return None if isinstance(error, OSError) else resource_error(error)
 
 
-def _optimiser_state(optimizers: Mapping[str, Optimizer]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _collect_optimizer_state(optimizers: Mapping[str, Optimizer]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """State of every parameter under ``optimizer.place.key``: tensors apart from plain numbers."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     for name, optimizer in optimizers.items():
-        for place, parameter in enumerate(_parameters(optimizer)):
+        for index, parameter in enumerate(_parameters(optimizer)):
             for key, value in optimizer.state.get(parameter, {}).items():
-                (tensors if isinstance(value, Tensor) else numbers)[f"{name}.{place}.{key}"] = value
+                (tensors if isinstance(value, Tensor) else numbers)[f"{name}.{index}.{key}"] = value
     return tensors, numbers
 
 
-def _restore_optimisers(
+def _restore_optimizers(
     optimizers: Mapping[str, Optimizer], tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
 ) -> None:
     # Put in place directly: Optimizer.load_state_dict casts state to the type of its parameter.
-    places = {name: _parameters(optimizer) for name, optimizer in optimizers.items()}
+    parameters = {name: _parameters(optimizer) for name, optimizer in optimizers.items()}
     for path, value in {**tensors, **numbers}.items():
-        name, place, key = path.split(".", 2)
-        own = value.clone() if isinstance(value, Tensor) else value  # a loaded tensor still leans on its file
-        optimizers[name].state[places[name][int(place)]][key] = own
+        name, index, key = path.split(".", 2)
+        restored = value.clone() if isinstance(value, Tensor) else value  # a loaded tensor still leans on its file
+        optimizers[name].state[parameters[name][int(index)]][key] = restored
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _separate_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous tensors that share no memory, as safetensors wants them."""
     seen: set[int] = set()
     result = {}
@@ -149,7 +157,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     The new one is filled beside it and put on the disk, the old one steps aside, the new one takes its name.
     """
     recover_folder(folder)
-    partial, aside = _beside(folder)
+    partial, previous = _sibling_paths(folder)
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
@@ -163,20 +171,20 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             raise ordinary from error
         raise
     if folder.exists():
-        folder.rename(aside)
+        folder.rename(previous)
     partial.rename(folder)
     sync(folder.parent)
-    if aside.exists():
-        shutil.rmtree(aside)
+    if previous.exists():
+        shutil.rmtree(previous)
 
 
 def recover_folder(folder: Path) -> None:
     """Bring back what a killed :func:`replace_folder` had put aside."""
-    _, aside = _beside(folder)
-    if aside.exists() and folder.exists():
-        shutil.rmtree(aside)
-    elif aside.exists():
-        aside.rename(folder)
+    _, previous = _sibling_paths(folder)
+    if previous.exists() and folder.exists():
+        shutil.rmtree(previous)
+    elif previous.exists():
+        previous.rename(folder)
 
 
 def replace_file(path: Path, fill: Callable[[Path], None]) -> None:
@@ -211,5 +219,5 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def _beside(folder: Path) -> tuple[Path, Path]:
+def _sibling_paths(folder: Path) -> tuple[Path, Path]:
     return folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.aside")

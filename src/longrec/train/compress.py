@@ -27,15 +27,15 @@ from longrec.errors import RunError, StoreError
 from longrec.models.core.base import Encoder, Model
 from longrec.progress import Progress
 from longrec.store.token_store import TokenInfo, TokenStore, Version
-from longrec.train.blocks import Block, blocks_of
+from longrec.train.blocks import Block, split_into_blocks
 from longrec.train.compress_settings import CompressConfig
-from longrec.train.folder import written_whole
+from longrec.train.finished_run import Run, open_run, read_log
+from longrec.train.folder import write_atomically
 from longrec.train.instances import LABEL, Instances
 from longrec.train.job import Job, read_job
 from longrec.train.machine import keep_large_blocks, torch_threads
-from longrec.train.run import Run, open_run, read_log
-from longrec.train.seen_labels import delays_of, seen_by
-from longrec.train.source import Source
+from longrec.train.seen_labels import collect_delays, read_seen_labels
+from longrec.train.source_trainer import SourceTrainer
 
 LEAK = (
     "written by a checkpoint that was trained on these very impressions: its tables of users and items have seen "
@@ -45,7 +45,7 @@ LEAK = (
 
 
 @dataclass
-class Written:
+class EncodeReport:
     """What was written.
 
     Attributes:
@@ -74,7 +74,7 @@ def compress(
     overrides: Sequence[str] = (),
     *,
     quiet: bool = False,
-) -> Written:
+) -> EncodeReport:
     """Write the tokens of a log.
 
     Args:
@@ -89,48 +89,48 @@ def compress(
         StoreError: a store is there already.
     """
     config = parse(CompressConfig, apply_overrides({}, overrides), "compress")
-    given = config.mode in ("checkpoint", "leaky_checkpoint")
-    name, job, log, trained, after = _opened(source, given)
+    with_weights = config.mode in ("checkpoint", "leaky_checkpoint")
+    name, job, log, trained, after = _open_source(source, with_weights)
     _refuse_leak(config, name, log, after)
     keep_large_blocks()
     with torch_threads(job.fit.threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.fit.seed)
-        made = Source.of(job, log, name, trained)
+        trainer = SourceTrainer.of(job, log, name, trained)
         instances = Instances(log)
-        blocks, info = _walk(config, log, after), _info(config, name, job, log, made.model, instances)
-        written = Written(str(into), leak=info.leak)
+        blocks, info = _plan_blocks(config, log, after), _build_info(config, name, job, log, trainer.model, instances)
+        report = EncodeReport(str(into), leak=info.leak)
         stream = io.StringIO() if quiet else None
         total = sum(len(block.rows) for block in blocks)
         with (
-            written_whole(into) as place,
-            TokenStore.create(place, info) as store,
+            write_atomically(into) as partial_path,
+            TokenStore.create(partial_path, info) as store,
             Progress(total, f"compress {name}", "impressions", stream=stream) as progress,
         ):
-            writing = _Writing(config, log, made, instances, store, written, progress)
+            block_writer = _BlockWriter(config, log, trainer, instances, store, report, progress)
             for block in blocks:
-                writing.write(block)
+                block_writer.write(block)
             store.compact()
-    made.save(_beside(job, into), written.versions)
-    return written
+    trainer.save(_source_folder(job, into), report.versions)
+    return report
 
 
-def _opened(
-    source: Run | str | Path | Mapping[str, Any], given: bool
+def _open_source(
+    source: Run | str | Path | Mapping[str, Any], with_weights: bool
 ) -> tuple[str, Job, Log, Model | None, int | None]:
     """Name, job, log and (where asked for) trained model of a run or a config, and the moment from which on the model
     has seen no label; None where there is none.
     """
     if isinstance(source, Mapping) or (not isinstance(source, Run) and Path(source).is_file()):
-        if given:
-            found, do = "a config", "train it first, or take mode=blocks"
-            raise RunError("compress", found, "a finished run: this mode writes with its weights", do)
+        if with_weights:
+            description, do = "a config", "train it first, or take mode=blocks"
+            raise RunError("compress", description, "a finished run: this mode writes with its weights", do)
         job = read_job(source)
         return job.name or str(job.model["name"]), job, read_log(job), None, None
     run = source if isinstance(source, Run) else open_run(source)
     log = run.log()
-    if not given:
+    if not with_weights:
         return run.name, run.config, log, None, None
-    lines, seen = log.manifest.get("lines"), seen_by(run).by_delays(delays_of(log.schema))
+    lines, seen = log.manifest.get("lines"), read_seen_labels(run).with_delays(collect_delays(log.schema))
     after = None if lines is None or seen.validated is None else max(int(lines[1]), seen.validated)
     return run.name, run.config, log, run.model(), after
 
@@ -145,26 +145,26 @@ def _refuse_leak(config: CompressConfig, name: str, log: Log, after: int | None)
         )
 
 
-def _walk(config: CompressConfig, log: Log, after: int | None) -> list[Block]:
+def _plan_blocks(config: CompressConfig, log: Log, after: int | None) -> list[Block]:
     """The blocks to write, in order of time; with given weights all in one."""
     if config.mode == "leaky_checkpoint":
         return [Block(0, int(log.moments.min()), None, np.arange(len(log)))]
     if config.mode == "checkpoint":
         assert after is not None
         return [Block(0, after, None, np.flatnonzero(log.moments >= after))]
-    return blocks_of(config, log)
+    return split_into_blocks(config, log)
 
 
 @dataclass
-class _Writing:
+class _BlockWriter:
     """One store being written, block after block."""
 
     config: CompressConfig
     log: Log
-    source: Source
+    source: SourceTrainer
     instances: Instances
     store: TokenStore
-    written: Written
+    report: EncodeReport
     progress: Progress
     steps: int = -1  # of the source, when its version was told
 
@@ -172,93 +172,95 @@ class _Writing:
         """Encode a block with the source as it is, append the tokens, and let the source learn the block."""
         config, source = self.config, self.source
         last = config.train_blocks
-        learns = not source.given and (last is None or block.number < last)
+        learns = not source.pretrained and (last is None or block.number < last)
         streams = learns and config.mode == "stream" and source.steps > 0
-        if source.given or source.steps:
-            self._version(block)
+        if source.pretrained or source.steps:
+            self._start_version(block)
             self._append(
                 block,
                 source.stream(block, self.instances, self.store, config.context_length)
                 if streams
-                else self._pieces(block),
+                else self._encode_chunks(block),
             )
         else:
             self.progress.advance(len(block.rows))
         if learns and not streams:
             self.instances.feed(block.rows)
-            source.train(self.instances.ready(block.stop), config.epochs, block.stop)
+            source.train(self.instances.take_ready(block.stop), config.epochs, block.stop)
 
-    def _version(self, block: Block) -> None:
+    def _start_version(self, block: Block) -> None:
         """A version of its own for weights that have changed."""
         source = self.source
         if self.steps == source.steps:
             return
         self.steps = source.steps
-        mean, std = source.scale(self._probe(block)) if self.store.info.standardized else (None, None)
-        number = len(self.written.versions)
+        mean, std = source.scale(self._sample_scale_rows(block)) if self.store.info.standardized else (None, None)
+        number = len(self.report.versions)
         # Weights that have seen what comes later were trained before no timestamp of this log.
         start = None if self.config.mode == "leaky_checkpoint" else block.start
         source.version = Version(number, start, start, 0, mean, std)
         self.store.add_version(source.version, source.codebooks() if self.store.info.codec == "codes" else None)
-        began = block.start if self.store.info.unit == "step" else str(np.datetime64(block.start, "ms"))
-        self.written.versions.append({"version": number, "from": began, "rows": 0, "auc": None})
+        start_text = block.start if self.store.info.unit == "step" else str(np.datetime64(block.start, "ms"))
+        self.report.versions.append({"version": number, "from": start_text, "rows": 0, "auc": None})
 
-    def _probe(self, block: Block) -> NDArray[np.int64]:
+    def _sample_scale_rows(self, block: Block) -> NDArray[np.int64]:
         """Rows from before a block, to tell a version's mean and deviation (all rows, where none lie before it)."""
         before = np.flatnonzero((self.log.moments < block.start) & (self.instances.available < block.start))
         before = before if len(before) else np.arange(len(self.log))
         random = np.random.default_rng([block.number, len(before)])
         return np.sort(random.choice(before, min(self.config.scale_sample, len(before)), replace=False))
 
-    def _pieces(self, block: Block) -> Iterator[Piece]:
+    def _encode_chunks(self, block: Block) -> Iterator[Chunk]:
         scores = self.source.score(block.rows)
         for at in range(0, len(block.rows), self.config.batch_size):
             rows = block.rows[at : at + self.config.batch_size]
-            yield rows, self.source.stored(rows, self.store.info.codec), scores[at : at + len(rows)]
+            yield rows, self.source.encode_for_store(rows, self.store.info.codec), scores[at : at + len(rows)]
 
-    def _append(self, block: Block, pieces: Iterable[Piece]) -> None:
-        told = np.full(len(self.log), np.nan, np.float32)
-        entry, instances, number = self.written.versions[-1], self.instances, self.source.version.number
-        for piece, vectors, scores in pieces:
-            told[piece] = scores
-            kept = instances.kept(piece, self.config.filter)
-            rows, times = piece[kept], instances.times.take(piece[kept])
+    def _append(self, block: Block, chunks: Iterable[Chunk]) -> None:
+        block_scores = np.full(len(self.log), np.nan, np.float32)
+        entry, instances, number = self.report.versions[-1], self.instances, self.source.version.number
+        for chunk_rows, vectors, scores in chunks:
+            block_scores[chunk_rows] = scores
+            selected = instances.select(chunk_rows, self.config.filter)
+            rows, times = chunk_rows[selected], instances.times.take(chunk_rows[selected])
             visible = np.maximum(times + self.store.info.visibility_delay, instances.available.take(rows))
             if self.config.filter == "positive":  # that such a token exists tells the label
-                visible = np.maximum(visible, instances.known[LABEL].take(rows))
+                visible = np.maximum(visible, instances.available_at[LABEL].take(rows))
             self.store.append(
                 instances.users(rows),
                 times,
                 instance=instances.ids.take(rows),
                 visible=visible,
                 version=np.full(len(rows), number, np.int64),
-                vectors=vectors[kept],
+                vectors=vectors[selected],
                 sides={name: values.take(rows) for name, values in instances.sides.items()},
-                available_at={name: values.take(rows) for name, values in instances.known.items()},
+                available_at={name: values.take(rows) for name, values in instances.available_at.items()},
             )
-            self.written.tokens += len(rows)
-            self.progress.advance(len(piece))
+            self.report.tokens += len(rows)
+            self.progress.advance(len(chunk_rows))
         entry["rows"] += len(block.rows)
-        entry["auc"] = _auc(self.log, block.rows, told.take(block.rows))
+        entry["auc"] = _compute_auc(self.log, block.rows, block_scores.take(block.rows))
 
 
-Piece = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
+Chunk = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
 """Rows, their vectors, and their probabilities."""
 
 
-def _auc(log: Log, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> float | None:
+def _compute_auc(log: Log, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> float | None:
     """How well the source told labels before it learned them."""
     labels = log.labels.take(rows)
-    told = ~np.isnan(labels) & ~np.isnan(scores)
-    if not told.any() or labels[told].min() == labels[told].max():
+    scored = ~np.isnan(labels) & ~np.isnan(scores)
+    if not scored.any() or labels[scored].min() == labels[scored].max():
         return None
-    return float(metrics.auc(labels[told], scores[told]))
+    return float(metrics.auc(labels[scored], scores[scored]))
 
 
-def _info(config: CompressConfig, name: str, job: Job, log: Log, model: Encoder, instances: Instances) -> TokenInfo:
-    coded = model.codebooks() is not None
-    codec = config.codec or ("codes" if coded else "fp16")
-    if codec == "codes" and not coded:
+def _build_info(
+    config: CompressConfig, name: str, job: Job, log: Log, model: Encoder, instances: Instances
+) -> TokenInfo:
+    makes_codes = model.codebooks() is not None
+    codec = config.codec or ("codes" if makes_codes else "fp16")
+    if codec == "codes" and not makes_codes:
         raise StoreError("compress: codec", "codes, of a source that makes none", "codec fp32, fp16 or int8")
     return TokenInfo(
         width=model.width,
@@ -281,7 +283,7 @@ def _info(config: CompressConfig, name: str, job: Job, log: Log, model: Encoder,
     )
 
 
-def _beside(job: Job, into: str | Path) -> Path:
+def _source_folder(job: Job, into: str | Path) -> Path:
     """Where the source lies as the last block left it, so that it can be exported and go on."""
     text = str(into)
     return (

@@ -25,13 +25,13 @@ from longrec.metrics.bootstrap import Resample
 from longrec.models.core.base import Model
 from longrec.progress import Progress
 from longrec.train.checkpoint import replace_file
+from longrec.train.finished_run import Run, open_run
 from longrec.train.job import Job
 from longrec.train.machine import torch_threads
-from longrec.train.run import Run, open_run
 from longrec.train.scoring import score_tasks
 from longrec.train.settings import EvaluateConfig
 
-_OF_TASK = ("auc", "log_loss", "normalised_entropy", "pcoc")
+_TASK_METRICS = ("auc", "log_loss", "normalised_entropy", "pcoc")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Evaluation:
 
 def evaluate(
     run: Run | str | Path,
-    part: str = "test",
+    split: str = "test",
     *,
     resample: Resample | None = None,
     n_resamples: int | None = None,
@@ -84,14 +84,16 @@ def evaluate(
         DataError: a part with labels of one class.
     """
     run = run if isinstance(run, Run) else open_run(run)
-    table = _predictions(run, part)
-    given = {"unit": resample, "n_resamples": n_resamples, "seed": seed}
-    config = run.config.evaluate.model_copy(update={key: value for key, value in given.items() if value is not None})
-    found = measure_table(table, run.name, run.config.model["name"], part, config)
-    return replace(found, warnings=(*run.results.get("run_warnings", ()), *found.warnings))
+    table = _read_predictions(run, split)
+    arguments = {"resample": resample, "n_resamples": n_resamples, "seed": seed}
+    config = run.config.evaluate.model_copy(
+        update={key: value for key, value in arguments.items() if value is not None}
+    )
+    evaluation = measure_table(table, run.name, run.config.model["name"], split, config)
+    return replace(evaluation, warnings=(*run.results.get("run_warnings", ()), *evaluation.warnings))
 
 
-def predict(run: Run | str | Path, part: str = "test", out: str | Path | None = None, *, quiet: bool = False) -> Path:
+def predict(run: Run | str | Path, split: str = "test", out: str | Path | None = None, *, quiet: bool = False) -> Path:
     """Score a part of the run's prepared log with its best model; same precision and threads as in training.
 
     Args:
@@ -105,15 +107,15 @@ def predict(run: Run | str | Path, part: str = "test", out: str | Path | None = 
         RunError: no finished run, a part without rows, or a prepared log that is gone.
     """
     run = run if isinstance(run, Run) else open_run(run)
-    log, path = run.log(), Path(out) if out is not None else run.folder / "predictions" / f"{part}.parquet"
+    log, path = run.log(), Path(out) if out is not None else run.folder / "predictions" / f"{split}.parquet"
     with torch_threads(run.config.fit.threads):
-        write_predictions(run.model(), log, run.config, part, path, quiet=quiet)
+        write_predictions(run.model(), log, run.config, split, path, quiet=quiet)
     return path
 
 
 def compare(
     runs: Sequence[Run | str | Path],
-    part: str = "test",
+    split: str = "test",
     *,
     resample: Resample = "user",
     n_resamples: int = 300,
@@ -140,13 +142,13 @@ def compare(
         names = [str(run.folder) for run in opened]
     if len(set(names)) < len(names):
         raise ConfigError("compare", ["the same run is named twice"])
-    tables = [_predictions(run, part) for run in opened]
+    tables = [_read_predictions(run, split) for run in opened]
     for name, table in zip(names[1:], tables[1:]):
-        _same_rows(part, names[0], tables[0], name, table)
+        _check_same_rows(split, names[0], tables[0], name, table)
     scores = {name: table["score"].to_numpy() for name, table in zip(names, tables)}
     label, user = tables[0]["label"].to_numpy(), tables[0]["user"].to_numpy()
     weight = tables[0]["weight"].to_numpy() if opened[0].config.evaluate.sample_weight is not None else None
-    found = metrics.compare(
+    comparison = metrics.compare(
         label,
         scores,
         user,
@@ -154,25 +156,25 @@ def compare(
         n_resamples=n_resamples,
         seed=seed,
         resample=resample,
-        split=part,
+        split=split,
         weight=weight,
     )
     warnings = [
-        said
+        warning
         for name, table in zip(names, tables)
-        for said in metrics.metric_warnings(found.runs[name], part, name, _not_probabilities(table))
+        for warning in metrics.metric_warnings(comparison.runs[name], split, name, _find_non_probabilities(table))
     ]
-    return replace(found, warnings=tuple(warnings), sample_weight=opened[0].config.evaluate.sample_weight)
+    return replace(comparison, warnings=tuple(warnings), sample_weight=opened[0].config.evaluate.sample_weight)
 
 
-def write_predictions(model: Model, log: Log, job: Job, part: str, path: Path, *, quiet: bool = False) -> pa.Table:
+def write_predictions(model: Model, log: Log, job: Job, split: str, path: Path, *, quiet: bool = False) -> pa.Table:
     """Score a part and write its Parquet file, whole or not at all; the table written."""
-    if part not in PARTS:
-        raise UnknownName("part", part, PARTS)
-    rows = log.rows_of(part)
+    if split not in PARTS:
+        raise UnknownName("part", split, PARTS)
+    rows = log.rows_of(split)
     if not len(rows):
-        raise RunError(part, "no rows", "a part with samples", "look at data.split")
-    with Progress(len(rows), f"score {part}", "rows", stream=io.StringIO() if quiet else None) as progress:
+        raise RunError(split, "no rows", "a part with samples", "look at data.split")
+    with Progress(len(rows), f"score {split}", "rows", stream=io.StringIO() if quiet else None) as progress:
         scores, tasks = score_tasks(model, log, rows, job.evaluate.batch_size, bf16=job.fit.bf16, progress=progress)
     columns = {
         "row": rows,
@@ -192,7 +194,7 @@ def write_predictions(model: Model, log: Log, job: Job, part: str, path: Path, *
     return table
 
 
-def measure_table(table: pa.Table, run: str, model: str, part: str, config: EvaluateConfig) -> Evaluation:
+def measure_table(table: pa.Table, run: str, model: str, split: str, config: EvaluateConfig) -> Evaluation:
     """Metrics of a table of predictions.
 
     Raises:
@@ -200,27 +202,27 @@ def measure_table(table: pa.Table, run: str, model: str, part: str, config: Eval
     """
     label, scores, user = (table[name].to_numpy() for name in ("label", "score", "user"))
     weight = table["weight"].to_numpy() if config.sample_weight is not None else None
-    found = _summary(label, scores, user, weight, config)
+    metrics_by_name = _summarize(label, scores, user, weight, config)
     for column in table.column_names:
         name = column.removeprefix("score.")
         if name != column:
-            found |= _of_task(table, name, config)
+            metrics_by_name |= _measure_task(table, name, config)
     grouped = metrics.grouped_auc(label, scores, user, weight)
     return Evaluation(
         run=run,
         model=model,
-        split=part,
+        split=split,
         rows=len(label),
         users=grouped.users + grouped.users_skipped,
         positives=int(label.sum()),
         users_skipped=grouped.users_skipped,
-        metrics=found,
-        warnings=metrics.metric_warnings(found, part, not_probabilities=_not_probabilities(table)),
+        metrics=metrics_by_name,
+        warnings=metrics.metric_warnings(metrics_by_name, split, not_probabilities=_find_non_probabilities(table)),
         sample_weight=config.sample_weight,
     )
 
 
-def check_parts(log: Log, job: Job) -> None:
+def check_splits(log: Log, job: Job) -> None:
     """Refuse, before anything is trained, a training window without labels to learn from, and a valid or test part that
     could not be measured afterwards.
 
@@ -230,83 +232,89 @@ def check_parts(log: Log, job: Job) -> None:
     """
     do = "move the split (data.split), or look at the label's condition"
     check_window(log)
-    parts = {part: rows for part in ("valid", "test") if len(rows := log.rows_of(part))}
-    if not parts:
+    splits = {split: rows for split in ("valid", "test") if len(rows := log.rows_of(split))}
+    if not splits:
         raise DataError("data.split", "no sample in valid and none in test", "one part to measure at least", do)
-    for part, rows in parts.items():
-        labels, users, where = log.labels.take(rows), log.user(rows), f"the {part} part"
-        if len(log.rows_left_out(part).rows):
-            where += f", less {len(log.rows_left_out(part).rows):,} rows ({reasons(log, part)})"
+    for split, rows in splits.items():
+        labels, users, where = log.labels.take(rows), log.user(rows), f"the {split} part"
+        if len(log.rows_left_out(split).rows):
+            where += f", less {len(log.rows_left_out(split).rows):,} rows ({reasons(log, split)})"
         if labels.min() == labels.max():
             raise DataError(where, f"{len(rows):,} samples that are all {labels[0]:g}", "both classes", do)
         if job.evaluate.resample == "user" and users[0] == users[-1]:
             raise DataError(where, "samples of one user", "two users or more", f"{do}, or set evaluate.resample: row")
-        if part == "valid" and job.fit.monitor == "gauc" and not metrics.grouped_auc(labels, labels, users).users:
+        if split == "valid" and job.fit.monitor == "gauc" and not metrics.grouped_auc(labels, labels, users).users:
             raise DataError(where, "no user with samples of both classes", "one at least", "set fit.monitor: auc")
-    _check_weights(log, job, parts)
+    _check_weights(log, job, splits)
 
 
-def _check_weights(log: Log, job: Job, parts: Mapping[str, NDArray[np.int64]]) -> None:
+def _check_weights(log: Log, job: Job, splits: Mapping[str, NDArray[np.int64]]) -> None:
     """Refuse sample weights that leave a class without weight, in the rows that are learned or measured."""
-    wanted = [(job.fit.sample_weight, "train", log.rows_of("train"), "fit.sample_weight")]
-    wanted += [(job.evaluate.sample_weight, part, rows, "evaluate.sample_weight") for part, rows in parts.items()]
-    for column, part, rows, setting in wanted:
+    weights = [(job.fit.sample_weight, "train", log.rows_of("train"), "fit.sample_weight")]
+    weights += [(job.evaluate.sample_weight, split, rows, "evaluate.sample_weight") for split, rows in splits.items()]
+    for column, split, rows, setting in weights:
         if column is not None:
-            check_weights(log.weight_of(column).take(rows), log.labels.take(rows), part, setting)
+            check_weights(log.weight_of(column).take(rows), log.labels.take(rows), split, setting)
 
 
-def _summary(
+def _summarize(
     label: NDArray[Any], scores: NDArray[Any], user: NDArray[Any], weight: NDArray[Any] | None, config: EvaluateConfig
 ) -> dict[str, Interval]:
     n_resamples, seed, resample = config.n_resamples, config.seed, config.resample
     return metrics.summary(label, scores, user, n_resamples=n_resamples, seed=seed, resample=resample, weight=weight)
 
 
-def _not_probabilities(table: pa.Table) -> list[str]:
+def _find_non_probabilities(table: pa.Table) -> list[str]:
     """A score that joins tasks stands beside the label's own probability, and is none itself."""
     return [""] if "score.label" in table.column_names else []
 
 
-def _of_task(table: pa.Table, name: str, config: EvaluateConfig) -> dict[str, Interval]:
+def _measure_task(table: pa.Table, name: str, config: EvaluateConfig) -> dict[str, Interval]:
     """Metrics of a further task, on the rows whose label is known; undefined where these do not tell."""
     label = table["label" if name == "label" else f"label.{name}"].to_numpy()
-    known = ~np.isnan(label)
+    is_labeled = ~np.isnan(label)
     weight = None
     if config.sample_weight is not None:
         weight = table["weight"].to_numpy()
-        known &= weight > 0
-        weight = weight[known]
-    label, scores, user = label[known], table[f"score.{name}"].to_numpy()[known], table["user"].to_numpy()[known]
+        is_labeled &= weight > 0
+        weight = weight[is_labeled]
+    label, scores, user = (
+        label[is_labeled],
+        table[f"score.{name}"].to_numpy()[is_labeled],
+        table["user"].to_numpy()[is_labeled],
+    )
     units = len(label) if config.resample == "row" else len(np.unique(user))
-    found: dict[str, Interval] = {}
+    metrics_by_name: dict[str, Interval] = {}
     if units > 1 and label.min() < label.max():
-        found = _summary(label, scores, user, weight, config)
-    return {f"{key}.{name}": found.get(key, Interval.undefined()) for key in _OF_TASK}
+        metrics_by_name = _summarize(label, scores, user, weight, config)
+    return {f"{key}.{name}": metrics_by_name.get(key, Interval.undefined()) for key in _TASK_METRICS}
 
 
-def _predictions(run: Run, part: str) -> pa.Table:
-    if not (run.folder / "predictions" / f"{part}.parquet").exists():
-        predict(run, part)
-    return run.predictions(part)
+def _read_predictions(run: Run, split: str) -> pa.Table:
+    if not (run.folder / "predictions" / f"{split}.parquet").exists():
+        predict(run, split)
+    return run.predictions(split)
 
 
-def _same_rows(part: str, first: str, one: pa.Table, second: str, other: pa.Table) -> None:
+def _check_same_rows(split: str, first: str, one: pa.Table, second: str, other: pa.Table) -> None:
     do = "compare runs of one log and one split"
     if len(one) != len(other):
-        raise RunError(f"{part} rows of {first} and {second}", f"{len(one):,} and {len(other):,}", "the same rows", do)
+        raise RunError(f"{split} rows of {first} and {second}", f"{len(one):,} and {len(other):,}", "the same rows", do)
     # The number of a user depends on who else is in the log's user table; where one user ends does not.
     if ("weight" in one.column_names) != ("weight" in other.column_names):
-        found, wanted = "one with sample weights and one without", "both with the same weights"
-        raise RunError(f"{part} rows of {first} and {second}", found, wanted, "set evaluate.sample_weight alike")
+        description, expected = "one with sample weights and one without", "both with the same weights"
+        raise RunError(
+            f"{split} rows of {first} and {second}", description, expected, "set evaluate.sample_weight alike"
+        )
     for name in ("time", "label", "user", *(["weight"] if "weight" in one.column_names else [])):
         a, b = one[name].to_numpy(), other[name].to_numpy()
-        differ = _ends(a) != _ends(b) if name == "user" else a != b
+        differ = _find_ends(a) != _find_ends(b) if name == "user" else a != b
         if differ.any():
             at = int(np.flatnonzero(differ)[0])
             raise RunError(
-                f"{part} rows of {first} and {second}", f"another {name} in sample {at:,}", "the same rows", do
+                f"{split} rows of {first} and {second}", f"another {name} in sample {at:,}", "the same rows", do
             )
 
 
-def _ends(user: NDArray[Any]) -> NDArray[np.bool_]:
+def _find_ends(user: NDArray[Any]) -> NDArray[np.bool_]:
     return np.diff(user) != 0

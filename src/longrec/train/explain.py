@@ -20,9 +20,9 @@ from longrec.features.fields import COMPUTED, TOKEN, VERSION
 from longrec.features.fitted_schema import FittedSchema
 from longrec.features.label_encoding import LABEL, NEGATIVE, POSITIVE
 from longrec.features.token_columns import TokenSpec, format_token_field
-from longrec.train.run import Run, open_run
+from longrec.train.finished_run import Run, open_run
 from longrec.train.scoring import precision
-from longrec.train.written import find_source
+from longrec.train.token_source import find_source
 
 NOT_YET = "not yet known"
 
@@ -34,7 +34,7 @@ def explain(run: Run | str | Path, row: int) -> dict[str, Any]:
         row: a row of the log, as in the ``row`` column of predictions.
 
     Returns:
-        ``{"row", "user", "item", "time", "moment", "label", "score", "histories"}``: keys as the raw log has them,
+        ``{"row", "user", "item", "time", "timestamp", "label", "score", "histories"}``: keys as the raw log has them,
         times in milliseconds UTC (or steps), label None where the row has none. ``histories`` maps each history to
         its events, oldest first: ``{"item", "time", "ago", "side", "weight"}``. ``side`` holds the other columns,
         decoded (a bucket by its lower edge, hashed ids as None); ``weight`` is None for a model without
@@ -52,7 +52,9 @@ def explain(run: Run | str | Path, row: int) -> dict[str, Any]:
     batch = gather(log, rows)
     with torch.inference_mode(), precision(run.config.fit.bf16):
         score = float(torch.sigmoid(model(batch).float())[0])
-        weights = {name: w.float().reshape(-1).tolist() for name, w in getattr(model, "explain", _none)(batch).items()}
+        weights = {
+            name: w.float().reshape(-1).tolist() for name, w in getattr(model, "explain", _no_weights)(batch).items()
+        }
     label = float(log.labels[row])
     return {
         "row": row,
@@ -63,22 +65,26 @@ def explain(run: Run | str | Path, row: int) -> dict[str, Any]:
         "label": None if np.isnan(label) else label,
         "score": score,
         "histories": {
-            name: (_tokens if name in log.tokens else _events)(log, name, rows, batch, weights.get(name))
+            name: (_explain_tokens if name in log.tokens else _explain_events)(
+                log, name, rows, batch, weights.get(name)
+            )
             for name in log.schema.histories
         },
     }
 
 
-def _none(batch: Batch) -> dict[str, torch.Tensor]:
+def _no_weights(batch: Batch) -> dict[str, torch.Tensor]:
     return {}
 
 
-def _events(
+def _explain_events(
     log: Log, name: str, rows: NDArray[np.int64], batch: Batch, weights: list[float] | None
 ) -> list[dict[str, Any]]:
-    history, moment = batch.histories[name], int(log.moments[rows[0]])
+    history, timestamp = batch.histories[name], int(log.moments[rows[0]])
     count = int(history.offsets[-1])
-    columns = {column: _decoded(log, column, history.columns[column]) for column in log.schema.histories[name].features}
+    columns = {
+        column: _decode_column(log, column, history.columns[column]) for column in log.schema.histories[name].features
+    }
     own = next((c for c in columns if c not in COMPUTED and log.schema.column(c) == log.schema.item), None)
     items: list[Any] = columns[own] if own is not None else [None] * count
     times: list[int | None] = [None] * count
@@ -88,27 +94,27 @@ def _events(
         times = log.events.times.take(at).tolist()
     return [
         {
-            "item": items[place],
-            "time": times[place],
-            "ago": None if (then := times[place]) is None else moment - then,
-            "side": {c: values[place] for c, values in columns.items() if c not in (own, *COMPUTED)},
-            "weight": None if weights is None else weights[place],
+            "item": items[index],
+            "time": times[index],
+            "ago": None if (then := times[index]) is None else timestamp - then,
+            "side": {c: values[index] for c, values in columns.items() if c not in (own, *COMPUTED)},
+            "weight": None if weights is None else weights[index],
         }
-        for place in range(count)
+        for index in range(count)
     ]
 
 
-def _tokens(
+def _explain_tokens(
     log: Log, name: str, rows: NDArray[np.int64], batch: Batch, weights: list[float] | None
 ) -> list[dict[str, Any]]:
-    history, moment, own = log.tokens[name], int(log.moments[rows[0]]), batch.histories[name].columns
+    history, timestamp, own = log.tokens[name], int(log.moments[rows[0]]), batch.histories[name].columns
     times = history.times(log.user(rows), log.moments.take(rows)).tolist()
-    place = find_source(history.store.location)
-    fitted = None if place is None else FittedSchema.load(place / "schema")
+    source_folder = find_source(history.store.location)
+    fitted = None if source_folder is None else FittedSchema.load(source_folder / "schema")
     vectors = own.get(format_token_field(name, TOKEN))
     norms = [None] * len(times) if not isinstance(vectors, torch.Tensor) else torch.linalg.vector_norm(vectors, dim=1)
     side = {
-        column: [_side(fitted, history.spec, column, code) for code in values.tolist()]
+        column: [_decode_side(fitted, history.spec, column, code) for code in values.tolist()]
         for column in history.features
         if column not in (TOKEN, *COMPUTED)
         and isinstance(values := own[format_token_field(name, column)], torch.Tensor)
@@ -117,7 +123,7 @@ def _tokens(
         {
             "item": None,
             "time": then,
-            "ago": moment - then,
+            "ago": timestamp - then,
             "side": {column: values[at] for column, values in side.items()},
             "norm": None if (norm := norms[at]) is None else float(norm),
             "weight": None if weights is None else weights[at],
@@ -126,7 +132,7 @@ def _tokens(
     ]
 
 
-def _side(fitted: FittedSchema | None, spec: TokenSpec, column: str, code: int) -> Any:
+def _decode_side(fitted: FittedSchema | None, spec: TokenSpec, column: str, code: int) -> Any:
     """What an id of a side column stands for: 0, 1 or None for the label, the number of the version, raw values."""
     if column == VERSION:
         return code - FIRST if code >= FIRST else None
@@ -140,19 +146,19 @@ def _side(fitted: FittedSchema | None, spec: TokenSpec, column: str, code: int) 
     return None if isinstance(encoder, CalendarEncoder) or code < FIRST else decode_value(encoder, code)
 
 
-def _decoded(log: Log, name: str, column: torch.Tensor | Jagged) -> list[Any]:
+def _decode_column(log: Log, name: str, column: torch.Tensor | Jagged) -> list[Any]:
     if isinstance(column, Jagged):
         ends = column.offsets.tolist()
-        values = [_raw(log, name, code) for code in column.values.tolist()]
+        values = [_decode_value(log, name, code) for code in column.values.tolist()]
         return [values[start:stop] for start, stop in pairwise(ends)]
     if name in COMPUTED:
         return column.tolist()
     feedback = log.schema.features[name].feedback
     not_yet = log.fitted.get_not_yet_id(name) if feedback else -1
-    return [NOT_YET if code == not_yet else _raw(log, name, code) for code in column.tolist()]
+    return [NOT_YET if code == not_yet else _decode_value(log, name, code) for code in column.tolist()]
 
 
-def _raw(log: Log, name: str, code: float) -> Any:
+def _decode_value(log: Log, name: str, code: float) -> Any:
     """What an id stands for; None for a missing or unseen value, and for a hash."""
     encoder = log.fitted.encoders[name]
     if isinstance(encoder, CalendarEncoder) or (not isinstance(encoder, NumericEncoder) and code < FIRST):

@@ -32,15 +32,15 @@ from longrec.features.duration import Duration
 from longrec.features.vocabulary import compute_key_numbers
 from longrec.progress import Progress
 from longrec.store.knowledge_store import KnowledgeInfo, KnowledgeStore, KnowledgeVersion, SideVectors
-from longrec.train.blocks import Block, blocks_of
-from longrec.train.compress import Written
+from longrec.train.blocks import Block, split_into_blocks
+from longrec.train.compress import EncodeReport
 from longrec.train.compress_settings import CompressConfig
-from longrec.train.folder import written_whole
+from longrec.train.finished_run import Run, open_run, read_log
+from longrec.train.folder import write_atomically
 from longrec.train.instances import Instances
 from longrec.train.job import Job, read_job
 from longrec.train.machine import keep_large_blocks, torch_threads
-from longrec.train.run import Run, open_run, read_log
-from longrec.train.source import Source
+from longrec.train.source_trainer import SourceTrainer
 
 _TINY = 1e-6
 """A number that hardly moves keeps its scale."""
@@ -79,7 +79,7 @@ class ExtractConfig(Strict):
     batch_size: int = Setting(4_096, ge=1, description="users or items at once")
 
 
-class Extracted(Written):
+class ExtractReport(EncodeReport):
     """What was written, a version a block; ``leak`` is empty: no weights that saw what came later write knowledge."""
 
     @property
@@ -94,7 +94,7 @@ def extract(
     overrides: Sequence[str] = (),
     *,
     quiet: bool = False,
-) -> Extracted:
+) -> ExtractReport:
     """Write the knowledge of a log; the extractor is trained anew, block by block.
 
     Args:
@@ -108,33 +108,33 @@ def extract(
         StoreError: something is in the folder already.
     """
     config = parse(ExtractConfig, apply_overrides({}, overrides), "extract")
-    name, job, log = _opened(source)
+    name, job, log = _open_source(source)
     keep_large_blocks()
     with torch_threads(job.fit.threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.fit.seed)
-        made = Source.of(job, log, name, None)
-        if not isinstance(made.model, Extractor):
-            found = f"a {job.model['name']}, which knows nothing of users and items by themselves"
-            raise RunError(name, found, "an extractor", "train one: model: {name: keep}")
-        check_targets(log, made.model.targets)
-        walk = CompressConfig(every=config.every, blocks=config.blocks, first_slices=1)
-        blocks, written = blocks_of(walk, log), Extracted(str(into))
+        trainer = SourceTrainer.of(job, log, name, None)
+        if not isinstance(trainer.model, Extractor):
+            description = f"a {job.model['name']}, which knows nothing of users and items by themselves"
+            raise RunError(name, description, "an extractor", "train one: model: {name: keep}")
+        check_targets(log, trainer.model.targets)
+        block_config = CompressConfig(every=config.every, blocks=config.blocks, first_slices=1)
+        blocks, report = split_into_blocks(block_config, log), ExtractReport(str(into))
         stream = io.StringIO() if quiet else None
-        with written_whole(into) as place:
+        with write_atomically(into) as partial_path:
             with (
-                KnowledgeStore.create(place, _info(config, name, job, log, made.model)) as store,
+                KnowledgeStore.create(partial_path, _build_info(config, name, job, log, trainer.model)) as store,
                 Progress(len(blocks), f"extract {name}", "blocks", stream=stream) as progress,
             ):
-                writing = _Writing(config, log, made, Instances(log), store, written)
+                version_writer = _VersionWriter(config, log, trainer, Instances(log), store, report)
                 for block in blocks:
-                    writing.write(block)
+                    version_writer.write(block)
                     progress.advance()
                 store.compact()
-            made.save(Path(place) / "source", written.versions)
-    return written
+            trainer.save(Path(partial_path) / "source", report.versions)
+    return report
 
 
-def _opened(source: Run | str | Path | Mapping[str, Any]) -> tuple[str, Job, Log]:
+def _open_source(source: Run | str | Path | Mapping[str, Any]) -> tuple[str, Job, Log]:
     """Name, job and log of a run or a config."""
     if isinstance(source, Mapping) or (not isinstance(source, Run) and Path(source).is_file()):
         job = read_job(source)
@@ -144,77 +144,83 @@ def _opened(source: Run | str | Path | Mapping[str, Any]) -> tuple[str, Job, Log
 
 
 @dataclass
-class _Writing:
+class _VersionWriter:
     """One folder being written, block after block."""
 
     config: ExtractConfig
     log: Log
-    source: Source
+    source: SourceTrainer
     instances: Instances
     store: KnowledgeStore
-    written: Extracted
+    report: ExtractReport
     before: int = 0  # the labels learned so far were known before this moment
 
     def write(self, block: Block) -> None:
         """Publish what is known at the start of a block, and learn the block."""
         if self.source.steps:
             published = self._publish(block)
-            began = str(np.datetime64(published.published, "ms")) if self.store.info.unit == "ms" else block.start
+            start_text = str(np.datetime64(published.published, "ms")) if self.store.info.unit == "ms" else block.start
             count = published.users + published.items
-            self.written.versions.append(
-                {"version": published.number, "from": began, "rows": count, "auc": self._auc(block.rows)}
+            self.report.versions.append(
+                {"version": published.number, "from": start_text, "rows": count, "auc": self._compute_auc(block.rows)}
             )
-            self.written.tokens += count
+            self.report.tokens += count
         rows = block.rows
         if self.config.learn == "train":
             rows = rows[self.log.parts.take(rows) == TRAIN]
         self.instances.feed(rows)
-        ready = self.instances.ready(block.stop)
+        ready = self.instances.take_ready(block.stop)
         if len(ready) and block.stop is not None:
             self.before = block.stop
             self.source.train(ready, self.config.epochs, block.stop)
 
     def _publish(self, block: Block) -> KnowledgeVersion:
-        moment, model, log = block.start, self.source.model, self.log
+        timestamp, model, log = block.start, self.source.model, self.log
         assert isinstance(model, Extractor)
         model.eval()
         first = np.full(len(log.users), np.iinfo(np.int64).max)
-        met = np.diff(log.events.offsets) > 0
-        if met.any():
-            first[met] = np.minimum.reduceat(self.instances.available, log.events.offsets[:-1][met])
-        users = np.flatnonzero(first < moment)
+        has_events = np.diff(log.events.offsets) > 0
+        if has_events.any():
+            first[has_events] = np.minimum.reduceat(self.instances.available, log.events.offsets[:-1][has_events])
+        users = np.flatnonzero(first < timestamp)
         items = np.arange(1, len(log.items))
-        k_u = self._known(users, lambda part: model.user_knowledge(users_at(log, part, moment)), log.users.keys.values)
-        k_v = self._known(items, lambda part: model.item_knowledge(items_at(log, part, moment)), log.items.keys.values)
-        return self.store.publish(self.before, moment + log.schema.delay(self.config.visibility_delay), k_u, k_v)
+        k_u = self._encode_side(
+            users, lambda chunk: model.user_knowledge(users_at(log, chunk, timestamp)), log.users.keys.values
+        )
+        k_v = self._encode_side(
+            items, lambda chunk: model.item_knowledge(items_at(log, chunk, timestamp)), log.items.keys.values
+        )
+        return self.store.publish(self.before, timestamp + log.schema.delay(self.config.visibility_delay), k_u, k_v)
 
-    def _known(self, rows: NDArray[np.int64], of: Callable[[NDArray[np.int64]], Tensor], keys: Any) -> SideVectors:
+    def _encode_side(
+        self, rows: NDArray[np.int64], of: Callable[[NDArray[np.int64]], Tensor], keys: Any
+    ) -> SideVectors:
         """Vectors of rows of an entity table, brought to mean 0 and deviation 1 by numbers of their own."""
         with torch.inference_mode():
-            parts = [of(part).float().numpy() for part in self._pieces(rows)]
-        vectors = np.concatenate(parts).astype(np.float64)
+            chunks = [of(chunk).float().numpy() for chunk in self._split_chunks(rows)]
+        vectors = np.concatenate(chunks).astype(np.float64)
         mean, std = vectors.mean(0), vectors.std(0)
         std = np.where(std < _TINY, 1.0, std)
         standard = ((vectors - mean) / std).astype(np.float32)
         return SideVectors(compute_key_numbers(keys).take(rows - 1), standard, mean.tolist(), std.tolist())
 
-    def _pieces(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    def _split_chunks(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         for at in range(0, len(rows), self.config.batch_size):
             yield rows[at : at + self.config.batch_size]
 
-    def _auc(self, rows: NDArray[np.int64]) -> float | None:
+    def _compute_auc(self, rows: NDArray[np.int64]) -> float | None:
         labels = self.log.labels.take(rows)
-        told = ~np.isnan(labels)
-        if not told.any() or labels[told].min() == labels[told].max():
+        labeled = ~np.isnan(labels)
+        if not labeled.any() or labels[labeled].min() == labels[labeled].max():
             return None
-        return float(metrics.auc(labels[told], self.source.score(rows[told])))
+        return float(metrics.auc(labels[labeled], self.source.score(rows[labeled])))
 
 
-def _info(config: ExtractConfig, name: str, job: Job, log: Log, model: Extractor) -> KnowledgeInfo:
+def _build_info(config: ExtractConfig, name: str, job: Job, log: Log, model: Extractor) -> KnowledgeInfo:
     return KnowledgeInfo(
         widths={"user": model.widths[0], "item": model.widths[1]},
         unit="step" if log.schema.time is not None and log.schema.time.unit == "step" else "ms",
-        keys={"user": _named(log.users.keys.numeric), "item": _named(log.items.keys.numeric)},
+        keys={"user": _name_key_type(log.users.keys.numeric), "item": _name_key_type(log.items.keys.numeric)},
         codec=config.codec,
         visibility_delay=log.schema.delay(config.visibility_delay),
         leak=log.leak,
@@ -228,5 +234,5 @@ def _info(config: ExtractConfig, name: str, job: Job, log: Log, model: Extractor
     )
 
 
-def _named(numeric: bool) -> str:
+def _name_key_type(numeric: bool) -> str:
     return "int64" if numeric else "text"

@@ -22,22 +22,28 @@ from longrec.models.core import artifact
 from longrec.models.core import base as models
 from longrec.models.core.base import Model
 from longrec.train import checkpoint
-from longrec.train.base_rate import start_at_base_rates, start_warnings
-from longrec.train.evaluate import check_parts, measure_table, write_predictions
-from longrec.train.folder import alone, new_folder, note_resumed, require_free, warm_start_warnings
+from longrec.train.base_rate import collect_bias_warnings, start_at_base_rates
+from longrec.train.evaluate import check_splits, measure_table, write_predictions
+from longrec.train.finished_run import Run, open_log, open_run, read_log, require_run
+from longrec.train.folder import create_run_folder, lock_folder, record_resume, require_free, warm_start_warnings
 from longrec.train.job import Job, flat, read_job
 from longrec.train.loop import Loop
 from longrec.train.machine import keep_large_blocks, torch_threads
-from longrec.train.memory import check_memory, known_fields
-from longrec.train.negatives import check_negative_rate, check_negatives_left
-from longrec.train.optimisers import build_optimisers
-from longrec.train.run import Run, open_log, open_run, read_log, require_run
-from longrec.train.seen_labels import SeenLabels, check_start, delays_of, seen_by, seen_labels
-from longrec.train.start import init_from
+from longrec.train.memory import check_memory, estimate_fields
+from longrec.train.negative_correction import check_negative_rate, check_negatives_left
+from longrec.train.optimizers import build_optimizers
+from longrec.train.seen_labels import (
+    SeenLabels,
+    check_warm_start,
+    collect_delays,
+    compute_seen_labels,
+    read_seen_labels,
+)
 from longrec.train.tracking import trackers
+from longrec.train.warm_start import warm_start
 
 # What may differ between a config and the run it resumes: names and places.
-_PLACES = ("name", "data.folder", "fit.runs")
+_LOCATION_KEYS = ("name", "data.folder", "fit.runs")
 
 
 def train(
@@ -74,19 +80,19 @@ def train(
         raise ConfigError("train", ["needs a config, or a run to resume"])
     job = read_job(source, overrides)
     require_free(job)
-    check_memory(job.model, known_fields(job.schema), job.fit)
+    check_memory(job.model, estimate_fields(job.schema), job.fit)
     log = read_log(job)
-    check_parts(log, job)
-    with _tuned(job) as model_of:
+    check_splits(log, job)
+    with _prepare_torch(job) as model_of:
         model = model_of(log)
         check_targets(log, model.targets)
         check_negative_rate(model, job.fit)
         check_negatives_left(log, job.fit)
-        seen, told = _seen(job, log, model)
+        seen, warnings = _check_seen_labels(job, log, model)
         if job.fit.init_from is not None:  # what does not fit shows before there is a folder
-            init_from(job.fit.init_from, model, build_optimisers(model, job.fit), job.fit, log.fitted)
-        folder = new_folder(job, log, seen, told, notes)
-        with alone(folder):
+            warm_start(job.fit.init_from, model, build_optimizers(model, job.fit), job.fit, log.fitted)
+        folder = create_run_folder(job, log, seen, warnings, notes)
+        with lock_folder(folder):
             _run(folder, job, log, model, quiet)
     return open_run(folder)
 
@@ -95,37 +101,37 @@ def _resume(folder: Path, source: str | Path | Mapping[str, Any] | None, overrid
     require_run(folder)
     job = read_job(folder / "config.yaml")
     if source is not None:
-        _same(read_job(source, overrides), job, folder)
+        _check_same_config(read_job(source, overrides), job, folder)
     elif overrides:
         raise ConfigError("command line", ["a resumed run keeps its config; to change it, start a new run"])
-    with alone(folder):
+    with lock_folder(folder):
         if not (folder / "results.json").exists():
             log = open_log(folder, job)
-            note_resumed(folder, job)
-            with _tuned(job) as model_of:
+            record_resume(folder, job)
+            with _prepare_torch(job) as model_of:
                 _run(folder, job, log, model_of(log), quiet)
     return open_run(folder)
 
 
 @contextmanager
-def _tuned(job: Job) -> Iterator[Callable[[Log], Model]]:
+def _prepare_torch(job: Job) -> Iterator[Callable[[Log], Model]]:
     """Threads, allocator and random generator of a run; the caller's come back afterwards."""
     keep_large_blocks()
     with torch_threads(job.fit.threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.fit.seed)
-        yield lambda log: _built(job, log)
+        yield lambda log: _build_model(job, log)
 
 
-def _built(job: Job, log: Log) -> Model:
+def _build_model(job: Job, log: Log) -> Model:
     fields = log.fields()
     check_memory(job.model, fields, job.fit)
     return models.build(job.model, fields)
 
 
 def _run(folder: Path, job: Job, log: Log, model: Model, quiet: bool) -> None:
-    for sentence in _known_before(folder, log):
+    for sentence in _collect_run_warnings(folder, log):
         print(f"warning: {sentence}", file=sys.stderr)
-    with _asked_to_stop() as stop:
+    with _watch_stop_signals() as stop:
         loop = Loop(
             model,
             log,
@@ -141,52 +147,52 @@ def _run(folder: Path, job: Job, log: Log, model: Model, quiet: bool) -> None:
         if not loop.state.step:
             start_at_base_rates(model, log, loop.loader.loss_rows)
         if job.fit.init_from is not None and not loop.state.step:
-            _seen(job, log, model)
-            init_from(job.fit.init_from, model, loop.optimizers, job.fit, log.fitted)
+            _check_seen_labels(job, log, model)
+            warm_start(job.fit.init_from, model, loop.optimizers, job.fit, log.fitted)
         if not loop.state.step:
-            _look_back(model, log)
+            _fit_statistics(model, log)
         settings = flat({"model": job.model, "fit": job.fit.model_dump(mode="json")})
         with trackers(job.fit, folder, loop.state.step, settings) as others:
             state = loop.run(others)
     _measure(folder, job, log, state, quiet)
 
 
-def _seen(job: Job, log: Log, model: Model) -> tuple[SeenLabels, list[str]]:
+def _check_seen_labels(job: Job, log: Log, model: Model) -> tuple[SeenLabels, list[str]]:
     """The labels that a run will have seen, with those of the run it starts from; and what results must say of these.
 
     Raises:
         RunError: the run it starts from has seen labels that this one is measured on.
     """
-    seen = seen_labels(log, model.targets)
+    seen = compute_seen_labels(log, model.targets)
     if job.fit.init_from is None:
         return seen, []
-    before = seen_by(open_run(job.fit.init_from))
-    told = check_start(before, log, f"fit.init_from: {job.fit.init_from}", job.fit.allow_future_weights)
-    return seen.after(before.by_delays(delays_of(log.schema))), told
+    before = read_seen_labels(open_run(job.fit.init_from))
+    warnings = check_warm_start(before, log, f"fit.init_from: {job.fit.init_from}", job.fit.allow_future_weights)
+    return seen.after(before.with_delays(collect_delays(log.schema))), warnings
 
 
-def _look_back(model: Model, log: Log) -> None:
+def _fit_statistics(model: Model, log: Log) -> None:
     """Show the training window to whatever in a model learns from it before the first step."""
-    for part in model.modules():
-        if isinstance(part, Model) and part.needs_training_window:
-            part.fit_statistics(training_past(log))
+    for module in model.modules():
+        if isinstance(module, Model) and module.needs_training_window:
+            module.fit_statistics(training_past(log))
 
 
 def _measure(folder: Path, job: Job, log: Log, state: checkpoint.State, quiet: bool) -> None:
     """Score valid and test once with the best model; results.json, written last, says that the run has ended."""
     best = artifact.load(folder / "checkpoints" / "best").eval()
     measured = {}
-    for part in ("valid", "test"):
-        if len(log.rows_of(part)):
-            table = write_predictions(best, log, job, part, folder / "predictions" / f"{part}.parquet", quiet=quiet)
-            found = measure_table(table, folder.absolute().name, job.model["name"], part, job.evaluate)
-            measured[part] = found.to_dict()
-    told = measured["test"] if "test" in measured else measured["valid"]
-    known = [*_known_before(folder, log), *start_warnings(best)]
+    for split in ("valid", "test"):
+        if len(log.rows_of(split)):
+            table = write_predictions(best, log, job, split, folder / "predictions" / f"{split}.parquet", quiet=quiet)
+            evaluation = measure_table(table, folder.absolute().name, job.model["name"], split, job.evaluate)
+            measured[split] = evaluation.to_dict()
+    headline = measured["test"] if "test" in measured else measured["valid"]
+    run_warnings = [*_collect_run_warnings(folder, log), *collect_bias_warnings(best)]
     results = {
-        **told,
-        "warnings": [*known, *told["warnings"]],
-        "run_warnings": known,  # those that hold whatever is measured
+        **headline,
+        "warnings": [*run_warnings, *headline["warnings"]],
+        "run_warnings": run_warnings,  # those that hold whatever is measured
         "left_out": log.left_out,
         "later": log.manifest.get("later", []),
         "valid": measured.get("valid"),
@@ -195,48 +201,48 @@ def _measure(folder: Path, job: Job, log: Log, state: checkpoint.State, quiet: b
         "stopped": state.stopped,
         "seconds": round(state.seconds, 2),
     }
-    _write(folder / "results.json", json.dumps(results, indent=1))
+    _write_text(folder / "results.json", json.dumps(results, indent=1))
 
 
-def _known_before(folder: Path, log: Log) -> list[str]:
+def _collect_run_warnings(folder: Path, log: Log) -> list[str]:
     """What results must say of the log, the split and the run that training started from."""
     return [*log.warnings, *window_warnings(log), *warm_start_warnings(folder)]
 
 
-def _same(given: Job, own: Job, folder: Path) -> None:
+def _check_same_config(requested: Job, own: Job, folder: Path) -> None:
     """Refuse to resume a run with another config than its own."""
-    before, now = (flat(job.words()) for job in (own, given))
+    before, now = (flat(job.words()) for job in (own, requested))
     faults = [
         f"{key}: {before.get(key)!r} in the run, {now.get(key)!r} now"
         for key in {**before, **now}
-        if before.get(key) != now.get(key) and key not in _PLACES
+        if before.get(key) != now.get(key) and key not in _LOCATION_KEYS
     ]
     if faults:
         raise ConfigError(f"{folder}: a resumed run keeps its config", faults)
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+def _watch_stop_signals() -> Iterator[Callable[[], bool]]:
     """Whether an interrupt or a polite kill came: the loop then ends after its step. A second one ends at once."""
-    came: list[int] = []
+    signals: list[int] = []
 
     def note(number: int, frame: object) -> None:
-        if came:
+        if signals:
             raise KeyboardInterrupt
-        came.append(number)
+        signals.append(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(came)
+        yield lambda: bool(signals)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _write(path: Path, text: str) -> None:
+def _write_text(path: Path, text: str) -> None:
     def fill(partial: Path) -> None:
         partial.write_text(text, encoding="utf-8")
 

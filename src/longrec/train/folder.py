@@ -15,7 +15,7 @@ from longrec.data.log import Log
 from longrec.errors import RunError
 from longrec.train.checkpoint import replace_file
 from longrec.train.job import Job
-from longrec.train.machine import environment
+from longrec.train.machine import describe_environment
 from longrec.train.seen_labels import KEY, SeenLabels
 
 try:
@@ -24,7 +24,7 @@ except ImportError:  # Windows: runs are not kept apart there
     fcntl = None  # type: ignore[assignment]
 
 
-def new_folder(job: Job, log: Log, seen: SeenLabels, warnings: Sequence[str] = (), notes: str = "") -> Path:
+def create_run_folder(job: Job, log: Log, seen: SeenLabels, warnings: Sequence[str] = (), notes: str = "") -> Path:
     """A run folder with everything that is known before training; it appears whole or not at all.
 
     Args:
@@ -44,7 +44,7 @@ def new_folder(job: Job, log: Log, seen: SeenLabels, warnings: Sequence[str] = (
     partial.mkdir()
     try:
         log.fitted.save(partial / "schema")
-        (partial / "environment.json").write_text(json.dumps(environment(job.fit.threads), indent=1))
+        (partial / "environment.json").write_text(json.dumps(describe_environment(job.fit.threads), indent=1))
         about = {"path": str(log.folder.absolute()), "digest": log.folder.name, "samples": log.sample_count}
         about |= {"left_out": log.left_out, KEY: seen.to_dict(), "warnings": list(warnings)}
         (partial / "log.json").write_text(json.dumps(about, indent=1))
@@ -63,14 +63,14 @@ def new_folder(job: Job, log: Log, seen: SeenLabels, warnings: Sequence[str] = (
                     return folder
             if job.name is not None:
                 break
-        raise _taken(folder)
+        raise _name_taken_error(folder)
     finally:
         if partial.exists():
             shutil.rmtree(partial)
 
 
 @contextmanager
-def written_whole(into: str | Path) -> Iterator[str | Path]:
+def write_atomically(into: str | Path) -> Iterator[str | Path]:
     """A place to write a store to; the folder takes its name once all of it is there, so that no half is ever read.
 
     An address, and a folder that is there already (which nobody may write to), are given as they are.
@@ -96,24 +96,24 @@ def warm_start_warnings(folder: Path) -> list[str]:
 def require_free(job: Job) -> None:
     """Raise a RunError when the run folder that a job names is there already."""
     if job.name is not None and (folder := Path(job.fit.runs) / job.name).exists():
-        raise _taken(folder)
+        raise _name_taken_error(folder)
 
 
-def note_resumed(folder: Path, job: Job) -> None:
+def record_resume(folder: Path, job: Job) -> None:
     """Keep in ``environment.json`` what is no longer as it was when the run began: only the same resumes to the bit."""
     path = folder / "environment.json"
-    began, now = json.loads(path.read_text()), environment(job.fit.threads)
-    changed = {key: value for key, value in now.items() if began.get(key) != value}
+    recorded, now = json.loads(path.read_text()), describe_environment(job.fit.threads)
+    changed = {key: value for key, value in now.items() if recorded.get(key) != value}
     if changed:
-        began.setdefault("resumed", []).append(changed)
-        replace_file(path, lambda partial: _text(partial, json.dumps(began, indent=1)))
+        recorded.setdefault("resumed", []).append(changed)
+        replace_file(path, lambda partial: _write_text(partial, json.dumps(recorded, indent=1)))
 
 
-def _text(path: Path, text: str) -> None:
+def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _taken(folder: Path) -> RunError:
+def _name_taken_error(folder: Path) -> RunError:
     if (folder / "results.json").exists():
         return RunError(str(folder), "a finished run of this name", "a new name", "give another name, or remove it")
     if (folder / "config.yaml").exists():
@@ -123,7 +123,7 @@ def _taken(folder: Path) -> RunError:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Keep a second process out of a run folder; a killed one lets go of it by itself."""
     with (folder / ".lock").open("w") as lock:
         if fcntl is not None:

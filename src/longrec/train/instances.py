@@ -40,13 +40,13 @@ class Instances:
         labels = log.labels
         label = np.where(np.isnan(labels), NONE, np.where(labels > 0.5, POSITIVE, NEGATIVE)).astype(np.uint8)
         self.sides: dict[str, NDArray[Any]] = {LABEL: label}
-        self.known: dict[str, NDArray[np.int64]] = {LABEL: log.label_known(rows)}
+        self.available_at: dict[str, NDArray[np.int64]] = {LABEL: log.label_known(rows)}
         self.side_rows = {LABEL: 3}
         for name, feature in log.schema.features.items():
             if not feature.feedback or name == LABEL:
                 continue
             self.sides[name] = np.asarray(log.events.columns[name])
-            self.known[name] = targets.known(log, name, rows)
+            self.available_at[name] = targets.known(log, name, rows)
             self.side_rows[name] = log.fitted.encoders[name].rows
         self._waiting = np.zeros(0, np.int64)
 
@@ -54,28 +54,28 @@ class Instances:
         """int64 key numbers of the users of some rows."""
         return self._users.take(self.log.user(rows))
 
-    def labelled(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def has_label(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which rows carry a label."""
         return ~np.isnan(self.log.labels.take(rows))
 
-    def kept(self, rows: NDArray[np.int64], keep: str) -> NDArray[np.bool_]:
+    def select(self, rows: NDArray[np.int64], filter_name: str) -> NDArray[np.bool_]:
         """Which rows get a token."""
-        if keep == "all":
+        if filter_name == "all":
             return np.ones(len(rows), bool)
-        return (self.sides[LABEL].take(rows) == POSITIVE) & (self.known[LABEL].take(rows) < NEVER)
+        return (self.sides[LABEL].take(rows) == POSITIVE) & (self.available_at[LABEL].take(rows) < NEVER)
 
     def feed(self, rows: NDArray[np.int64]) -> None:
         """Rows that have been encoded: their labels may be learned once they are known."""
-        self._waiting = np.concatenate([self._waiting, rows[self.labelled(rows)]])
+        self._waiting = np.concatenate([self._waiting, rows[self.has_label(rows)]])
 
-    def ready(self, moment: int | None) -> NDArray[np.int64]:
+    def take_ready(self, timestamp: int | None) -> NDArray[np.int64]:
         """Rows that may be learned before a moment, each handed out once: what was known strictly before it.
 
         Args:
             moment: None hands out nothing: nobody is left to be encoded.
         """
-        if moment is None:
+        if timestamp is None:
             return np.zeros(0, np.int64)
-        known = self.known[LABEL].take(self._waiting) < moment
-        rows, self._waiting = self._waiting[known], self._waiting[~known]
+        is_available = self.available_at[LABEL].take(self._waiting) < timestamp
+        rows, self._waiting = self._waiting[is_available], self._waiting[~is_available]
         return np.sort(rows)

@@ -309,11 +309,15 @@ def _beyond(
     if data is None or schema is None:
         return []
     from longrec.data.sources import source_faults
-    from longrec.train.memory import known_fields, needs, too_large
+    from longrec.train.memory import estimate_fields, estimate_memory, find_memory_fault
 
     every = [pattern for key in _SOURCES if (source := getattr(data, key)) for pattern in source.patterns()]
     faults = source_faults(data, schema) if all(glob.glob(pattern) for pattern in every) else []
-    large = None if model is None or fit is None else too_large(needs(model, known_fields(schema), fit))
+    large = (
+        None
+        if model is None or fit is None
+        else find_memory_fault(estimate_memory(model, estimate_fields(schema), fit))
+    )
     if large is not None:
         faults.append(f"model: {large.where}: {large.found}; expected {large.expected}; {large.do}")
     return [_in_file(fault, home) for fault in faults]

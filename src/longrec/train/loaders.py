@@ -13,7 +13,7 @@ from longrec.errors import ConfigError
 from longrec.models.core.base import Model
 
 
-def loader_of(
+def build_loader(
     model: Model,
     log: Log,
     rows: NDArray[np.int64],
@@ -22,7 +22,7 @@ def loader_of(
     seed: int = 0,
     shuffle: bool = True,
     bucket_by_length: bool = False,
-    known_before: int | None = None,
+    available_before: int | None = None,
     negative_rate: float = 1.0,
 ) -> Loader | UserLoader:
     """The batches of some rows of a log as a model wants them.
@@ -39,9 +39,9 @@ def loader_of(
     Raises:
         ConfigError: ``bucket_by_length`` for a model in user order.
     """
-    order, targets = model.user_order, model.targets if shuffle else ()
+    user_order, targets = model.user_order, model.targets if shuffle else ()
     kept = sample_negatives(rows, log.labels.take(rows), negative_rate, seed) if negative_rate < 1 else rows
-    if order is None:
+    if user_order is None:
         return Loader(
             log,
             kept,
@@ -50,7 +50,7 @@ def loader_of(
             shuffle=shuffle,
             bucket_by_length=bucket_by_length,
             targets=targets,
-            known_before=known_before,
+            known_before=available_before,
         )
     if bucket_by_length:
         raise ConfigError(
@@ -62,10 +62,10 @@ def loader_of(
         batch_size,
         seed=seed,
         shuffle=shuffle,
-        rows_per_user=order.rows,
-        context=order.context if shuffle else order.rows,
-        mirrored=order.mirrored,
+        rows_per_user=user_order.rows,
+        context=user_order.context if shuffle else user_order.rows,
+        mirrored=user_order.mirrored,
         loss_rows=kept,
         targets=targets,
-        known_before=known_before,
+        known_before=available_before,
     )

@@ -17,14 +17,14 @@ from longrec.features.batch import Batch
 from longrec.models.core.base import Model
 from longrec.progress import Progress
 from longrec.train import checkpoint
-from longrec.train.loaders import loader_of
-from longrec.train.negatives import corrected
-from longrec.train.optimisers import build_optimisers, clip, set_rates
+from longrec.train.loaders import build_loader
+from longrec.train.negative_correction import correct_output_bias
+from longrec.train.optimizers import build_optimizers, clip, set_learning_rates
 from longrec.train.scoring import measure, precision, score
 from longrec.train.settings import FitConfig
 from longrec.train.tracking import MetricsFile, Tracker
 
-__all__ = ["Loop", "loader_of", "update"]
+__all__ = ["Loop", "build_loader", "update"]
 
 _SHARE = 20  # checkpoints by the clock may take one part in so many of the time
 
@@ -61,7 +61,7 @@ class Loop:
         self.label, self.quiet = label, quiet
         rows, self.valid_rows = log.rows_of("train"), log.rows_of("valid")
         self.valid_weight = None if eval_weight is None else log.weight_of(eval_weight).take(self.valid_rows)
-        self.loader = loader_of(
+        self.loader = build_loader(
             model,
             log,
             rows,
@@ -70,7 +70,7 @@ class Loop:
             bucket_by_length=config.bucket_by_length,
             negative_rate=config.negative_rate,
         )
-        self.optimizers = build_optimisers(model, config)
+        self.optimizers = build_optimizers(model, config)
         self.checkpoints = folder / "checkpoints"
         checkpoint.recover_folder(self.checkpoints / "best")
         self.state = checkpoint.load(self.checkpoints / "last", model, self.optimizers) or checkpoint.State()
@@ -104,8 +104,8 @@ class Loop:
 
     def _epoch(self, progress: Progress) -> None:
         state, config, batches = self.state, self.config, len(self.loader)
-        parts = config.val_checks_per_epoch
-        looks = {max(round(batches * part / parts), 1) for part in range(1, parts + 1)}
+        checks = config.val_checks_per_epoch
+        check_positions = {max(round(batches * number / checks), 1) for number in range(1, checks + 1)}
         self.model.train()
         for batch in self.loader.epoch(state.epoch, state.position):
             # Batch statistics need two rows; a last batch of one is left out for every model alike.
@@ -115,34 +115,34 @@ class Loop:
                 state.loss_rows += batch.loss_rows
             state.step += 1
             state.position += 1
-            look = state.position in looks or state.step == self.steps
-            if look or state.step % config.log_steps == 0:
-                self._train_line()
-            note = self._validate() if look else ""
+            checking = state.position in check_positions or state.step == self.steps
+            if checking or state.step % config.log_steps == 0:
+                self._write_train_line()
+            note = self._validate() if checking else ""
             if state.position == batches:
                 state.epoch, state.position = state.epoch + 1, 0
             if state.step == self.steps and state.stopped is None:
                 state.stopped = "max_steps" if state.step == config.max_steps else "epochs"
-            asked = self.stop()
-            if look or asked or self._due():
+            stopping = self.stop()
+            if checking or stopping or self._checkpoint_due():
                 self._checkpoint()
             progress.advance(note=note)
             if state.stopped is not None:
                 return
-            if asked:
+            if stopping:
                 raise RunError(str(self.folder), f"stopped after step {state.step:,}", do="continue it with --resume")
 
-    def _train_line(self) -> None:
+    def _write_train_line(self) -> None:
         state = self.state
         if state.loss_rows:
             loss = state.loss_sum / state.loss_rows
-            self.metrics.write("train", state.step, self._passes(), self._seconds(), {"loss": loss})
+            self.metrics.write("train", state.step, self._epochs_done(), self._seconds(), {"loss": loss})
             for tracker in self.trackers:
                 tracker.train(state.step, loss)
         state.loss_sum, state.loss_rows = 0.0, 0
 
     def _validate(self) -> str:
-        with corrected(self.model, self.config.negative_rate):
+        with correct_output_bias(self.model, self.config.negative_rate):
             return self._measure_valid()
 
     def _measure_valid(self) -> str:
@@ -156,7 +156,7 @@ class Loop:
         scores = score(self.model, self.log, self.valid_rows, self.eval_batch, bf16=config.bf16)
         labels, users = self.log.labels.take(self.valid_rows), self.log.user(self.valid_rows)
         measures = measure(labels, scores, users, self.valid_weight)
-        self.metrics.write("valid", state.step, self._passes(), self._seconds(), measures)
+        self.metrics.write("valid", state.step, self._epochs_done(), self._seconds(), measures)
         for tracker in self.trackers:
             tracker.valid(state.step, measures)
         value = measures[config.monitor]
@@ -170,13 +170,13 @@ class Loop:
                 state.stopped = "patience"
         return f"valid {config.monitor} {value:.4f}"
 
-    def _passes(self) -> float:
+    def _epochs_done(self) -> float:
         return self.state.epoch + self.state.position / len(self.loader)
 
     def _seconds(self) -> float:
         return time.perf_counter() - self.began
 
-    def _due(self) -> bool:
+    def _checkpoint_due(self) -> bool:
         config = self.config
         if config.checkpoint_steps is not None and self.state.step % config.checkpoint_steps == 0:
             return True
@@ -211,7 +211,7 @@ def update(
     Raises:
         RunError: a loss that is not finite; nothing was moved.
     """
-    set_rates(optimizers, config, step)
+    set_learning_rates(optimizers, config, step)
     with precision(config.bf16):
         loss = (loss_of or model.loss)(batch)
     value = loss.item()

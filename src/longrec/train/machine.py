@@ -48,41 +48,41 @@ def keep_large_blocks() -> bool:
     return mapped and mallopt(_M_TRIM_THRESHOLD, _LARGE) == 1
 
 
-def environment(threads: int) -> dict[str, Any]:
+def describe_environment(threads: int) -> dict[str, Any]:
     """What a run's numbers depend on besides its config: versions, processor, threads, git revision."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": _cpu(),
+        "cpu": _read_cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": threads,
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "git": revision(Path.cwd()),
+        "packages": {name: version for name in PACKAGES if (version := _find_version(name))},
+        "git": read_revision(Path.cwd()),
     }
 
 
-def revision(folder: Path) -> dict[str, Any] | None:
+def read_revision(folder: Path) -> dict[str, Any] | None:
     """The git revision a folder stands at and whether files differ from it; None outside a repository."""
     try:
-        said = [
-            subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10)
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        results = [
+            subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10)
+            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
         ]
     except (OSError, subprocess.TimeoutExpired):
         return None
-    if said[0].returncode:
+    if results[0].returncode:
         return None
-    return {"revision": said[0].stdout.strip(), "changed": bool(said[1].stdout.strip())}
+    return {"revision": results[0].stdout.strip(), "changed": bool(results[1].stdout.strip())}
 
 
-def _version(name: str) -> str | None:
+def _find_version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _cpu() -> str:
+def _read_cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():

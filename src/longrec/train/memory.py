@@ -29,7 +29,7 @@ _KEPT = {"adamw": 2, "adam": 2, "lazy_adam": 2, "rowwise_adam": 1, "adagrad": 1,
 
 
 @dataclass(frozen=True)
-class Needs:
+class MemoryEstimate:
     """What a training holds in memory at least.
 
     Attributes:
@@ -44,12 +44,12 @@ class Needs:
     bytes: int
 
 
-def known_fields(schema: Schema) -> Fields:
+def estimate_fields(schema: Schema) -> Fields:
     """The fields of a schema as far as it tells their rows by itself: those of hashes, given lists and edges.
 
     A learned vocabulary counts as empty, and what other models left is not there.
     """
-    rows = {name: cast(Encoder, _Rows(_known_rows(feature))) for name, feature in schema.features.items()}
+    rows = {name: cast(Encoder, _Rows(_estimate_rows(feature))) for name, feature in schema.features.items()}
     rows |= {name: rows[one.share] for name, one in schema.features.items() if one.share}
     fitted = FittedSchema(schema, rows)
     features = [n for n, one in schema.features.items() if not one.feedback and one.kind != "embedding"]
@@ -65,7 +65,7 @@ class _Rows:
     rows: int
 
 
-def _known_rows(feature: Feature) -> int:
+def _estimate_rows(feature: Feature) -> int:
     if feature.form == "numeric":
         return 0
     if feature.hash is not None:
@@ -77,7 +77,7 @@ def _known_rows(feature: Feature) -> int:
     return FIRST + (feature.quantiles or 0)
 
 
-def needs(words: Mapping[str, Any], fields: Fields, fit: FitConfig) -> Needs | None:
+def estimate_memory(model_config: Mapping[str, Any], fields: Fields, fit: FitConfig) -> MemoryEstimate | None:
     """What training a model takes; None for a model that cannot be built without memory.
 
     Args:
@@ -85,7 +85,7 @@ def needs(words: Mapping[str, Any], fields: Fields, fit: FitConfig) -> Needs | N
     """
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            model = models.build(words, fields)
+            model = models.build(model_config, fields)
     except Exception:  # noqa: BLE001 - whatever keeps a model from being built shows when it is built in earnest
         return None
     tables = {id(table) for table in model.tables()}
@@ -100,38 +100,38 @@ def needs(words: Mapping[str, Any], fields: Fields, fit: FitConfig) -> Needs | N
         return None
     largest = max(named, key=lambda name: named[name].numel())
     shape = tuple(named[largest].shape)
-    return Needs(weights, optimizer, _told(largest), shape, named[largest].numel() * _NUMBER)
+    return MemoryEstimate(weights, optimizer, _describe_parameter(largest), shape, named[largest].numel() * _NUMBER)
 
 
-def _told(parameter: str) -> str:
+def _describe_parameter(parameter: str) -> str:
     """A table by its feature, any other parameter by its name."""
     _, table, key = parameter.rpartition("table_")
     feature = key.replace("%2E", ".").replace("%25", "%")
     return f"feature {feature!r}" if table else f"parameter {parameter}"
 
 
-def too_large(found: Needs | None) -> ResourceError | None:
+def find_memory_fault(estimate: MemoryEstimate | None) -> ResourceError | None:
     """What to tell when a training cannot fit into the memory there is; None when it may."""
     free = available_memory()
-    if found is None or free is None or found.weights + found.optimizer <= free:
+    if estimate is None or free is None or estimate.weights + estimate.optimizer <= free:
         return None
-    shape = " x ".join(f"{size:,}" for size in found.shape)
-    rest = f"the whole training at least {format_bytes(found.weights + found.optimizer)} (weights and optimizer)"
+    shape = " x ".join(f"{size:,}" for size in estimate.shape)
+    rest = f"the whole training at least {format_bytes(estimate.weights + estimate.optimizer)} (weights and optimizer)"
     return ResourceError(
-        found.largest,
-        f"{shape} numbers take {format_bytes(found.bytes)}, {rest}",
+        estimate.largest,
+        f"{shape} numbers take {format_bytes(estimate.bytes)}, {rest}",
         f"at most the {format_bytes(free)} of memory that are available",
         (
             "lower hash (of a learned vocabulary: raise min_count) or dim, or set "
             "fit.embedding_optimizer=rowwise_adagrad, which keeps one number per row"
-            if found.largest.startswith("feature")
+            if estimate.largest.startswith("feature")
             else "make this layer of the model smaller"
         ),
     )
 
 
-def check_memory(words: Mapping[str, Any], fields: Fields, fit: FitConfig) -> None:
+def check_memory(model_config: Mapping[str, Any], fields: Fields, fit: FitConfig) -> None:
     """Raise a ResourceError when a training cannot fit into the memory there is, before anything is allocated."""
-    error = too_large(needs(words, fields, fit))
+    error = find_memory_fault(estimate_memory(model_config, fields, fit))
     if error is not None:
         raise error

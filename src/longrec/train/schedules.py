@@ -64,7 +64,7 @@ class Schedule(Strict):
     scale: float = Setting(1.0, gt=0, description="transformer: what steps are multiplied with")
 
     @model_validator(mode="after")
-    def _fits_its_name(self) -> Schedule:
+    def _check_keys(self) -> Schedule:
         needed, own = _NEEDED[self.name], {*_NEEDED[self.name], *_ALLOWED.get(self.name, ())}
         faults = [f"{key} is required with name: {self.name}" for key in needed if getattr(self, key) is None]
         for key, setting in type(self).model_fields.items():
@@ -87,7 +87,7 @@ class Schedule(Strict):
             step: steps done before.
         """
         done = max(step - self.hold, 0)
-        part = min(done / self.steps, 1.0) if self.steps else 0.0
+        fraction = min(done / self.steps, 1.0) if self.steps else 0.0
         match self.name:
             case "exponential":
                 assert self.steps is not None
@@ -95,24 +95,24 @@ class Schedule(Strict):
                 times = done // self.steps if self.staircase else done / self.steps
                 return max(lr * self.factor**times, self.floor)
             case "polynomial":
-                return (lr - self.floor) * (1 - part) ** self.power + self.floor
+                return (lr - self.floor) * (1 - fraction) ** self.power + self.floor
             case "cosine":
-                return (lr - self.floor) * (1 + math.cos(math.pi * part)) / 2 + self.floor
+                return (lr - self.floor) * (1 + math.cos(math.pi * fraction)) / 2 + self.floor
             case "step":
-                return self._stepped(lr, step)
+                return self._step_rate(lr, step)
             case "transformer":
-                return self._transformer(lr, step)
+                return self._transformer_rate(lr, step)
         return lr
 
-    def _stepped(self, lr: float, step: int) -> float:
+    def _step_rate(self, lr: float, step: int) -> float:
         assert self.at is not None
         assert self.rates is not None
-        place = bisect_right(self.at, step)
-        if place:
-            return self.rates[place - 1]
+        index = bisect_right(self.at, step)
+        if index:
+            return self.rates[index - 1]
         return lr + (self.rates[0] - lr) * step / self.at[0] if self.ramp else lr
 
-    def _transformer(self, lr: float, step: int) -> float:
+    def _transformer_rate(self, lr: float, step: int) -> float:
         assert self.width is not None
         assert self.warmup is not None
         n, warmup = step * self.scale + 1, self.warmup * self.scale

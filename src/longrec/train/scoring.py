@@ -16,7 +16,7 @@ from longrec.errors import RunError
 from longrec.features.batch import Batch
 from longrec.models.core.base import Model
 from longrec.progress import Progress
-from longrec.train.loaders import loader_of
+from longrec.train.loaders import build_loader
 
 
 def precision(bf16: bool) -> AbstractContextManager[object]:
@@ -43,7 +43,9 @@ def score(
     Raises:
         RunError: a score that is not finite.
     """
-    return _told(lambda batch: model(batch).unsqueeze(1), 1, model, log, rows, batch_size, bf16, progress)[:, 0]
+    return _score_columns(lambda batch: model(batch).unsqueeze(1), 1, model, log, rows, batch_size, bf16, progress)[
+        :, 0
+    ]
 
 
 def score_tasks(
@@ -61,19 +63,19 @@ def score_tasks(
     if not model.targets:
         return score(model, log, rows, batch_size, bf16=bf16, progress=progress), {}
 
-    def tell(batch: Batch) -> Tensor:
+    def compute_logits(batch: Batch) -> Tensor:
         logits = model.logits(batch)
         return torch.cat([model.ranking_logit(logits).unsqueeze(1), logits], 1)
 
-    told = _told(tell, 2 + len(model.targets), model, log, rows, batch_size, bf16, progress)
-    tasks = {name: told[:, place] for place, name in enumerate(("label", *model.targets), 1)}
-    if np.array_equal(told[:, 0], told[:, 1]):
+    probabilities = _score_columns(compute_logits, 2 + len(model.targets), model, log, rows, batch_size, bf16, progress)
+    tasks = {name: probabilities[:, column] for column, name in enumerate(("label", *model.targets), 1)}
+    if np.array_equal(probabilities[:, 0], probabilities[:, 1]):
         del tasks["label"]
-    return told[:, 0], tasks
+    return probabilities[:, 0], tasks
 
 
-def _told(
-    tell: Callable[[Batch], Tensor],
+def _score_columns(
+    compute_logits: Callable[[Batch], Tensor],
     columns: int,
     model: Model,
     log: Log,
@@ -82,21 +84,21 @@ def _told(
     bf16: bool,
     progress: Progress | None,
 ) -> NDArray[np.float32]:
-    """Probabilities ``[n, columns]`` of the logits that ``tell`` returns of each batch."""
-    loader = loader_of(model, log, rows, batch_size, shuffle=False)
-    met, was_training, at = np.empty((len(loader.rows), columns), np.float32, "F"), model.training, 0
+    """Probabilities ``[n, columns]`` of the logits that ``compute_logits`` returns of each batch."""
+    loader = build_loader(model, log, rows, batch_size, shuffle=False)
+    loaded, was_training, at = np.empty((len(loader.rows), columns), np.float32, "F"), model.training, 0
     model.eval()
     with torch.inference_mode(), precision(bf16):
         for batch in loader.epoch(0):
-            logits = tell(batch).float()
+            logits = compute_logits(batch).float()
             logits = logits if batch.loss_mask is None else logits[batch.loss_mask]
-            met[at : at + len(logits)] = torch.sigmoid(logits).numpy()
+            loaded[at : at + len(logits)] = torch.sigmoid(logits).numpy()
             at += len(logits)
             if progress is not None:
                 progress.advance(len(logits))
     model.train(was_training)
     # In user order the loader meets rows in the order of the log, and each once.
-    scores = met if model.user_order is None else met[np.searchsorted(loader.rows, rows)]
+    scores = loaded if model.user_order is None else loaded[np.searchsorted(loader.rows, rows)]
     bad = np.flatnonzero(~np.isfinite(scores).all(1))
     if len(bad):
         raise RunError(

@@ -16,7 +16,7 @@ from longrec.errors import RunError
 from longrec.features.column_delays import Delay, compute_column_delays
 from longrec.features.history_columns import NEVER
 from longrec.features.schema import Schema
-from longrec.train.run import Run, open_run
+from longrec.train.finished_run import Run, open_run
 
 KEY = "seen_labels"
 
@@ -51,7 +51,7 @@ class SeenLabels:
         """Read :meth:`to_dict` back."""
         return cls(**{**content, "splits": tuple(content["splits"])})
 
-    def by_delays(self, delays: Mapping[str, Delay]) -> SeenLabels:
+    def with_delays(self, delays: Mapping[str, Delay]) -> SeenLabels:
         """The same labels under other delays: what is known later than this run took it to be was seen from later on.
 
         A column of moments cannot be compared with a span, or with another column: nothing is told then.
@@ -61,12 +61,12 @@ class SeenLabels:
         """
         extra = 0
         for column, own in self.delays.items():
-            given = delays.get(column, own)
-            if given is None or given == own:
+            later = delays.get(column, own)
+            if later is None or later == own:
                 continue
-            if not isinstance(given, int) or not isinstance(own, int):
+            if not isinstance(later, int) or not isinstance(own, int):
                 return replace(self, trained=None, validated=None)
-            extra = max(extra, given - own)
+            extra = max(extra, later - own)
         if self.trained is None or self.validated is None:
             return self
         return replace(self, trained=self.trained + extra, validated=self.validated + extra)
@@ -84,29 +84,29 @@ class SeenLabels:
         return replace(self, trained=trained, validated=validated, splits=splits, delays=delays)
 
 
-def seen_labels(log: Log, targets: tuple[str, ...]) -> SeenLabels:
+def compute_seen_labels(log: Log, targets: tuple[str, ...]) -> SeenLabels:
     """What a run on a log sees by itself.
 
     Args:
         targets: further labels that its model learns from.
     """
     window, timed = log.training_window, log.schema.time is not None
-    trained = _end(window.train) if timed else None
+    trained = _single_end(window.train) if timed else None
     if timed and trained is None:
         rows = log.rows_of("train")
-        trained = _after([log.label_known(rows), *(known(log, name, rows) for name in targets)])
+        trained = _first_after([log.label_known(rows), *(known(log, name, rows) for name in targets)])
     validated = trained
     if trained is not None and len(rows := log.rows_of("valid")):
-        validated = _end(window.valid) or _after([log.label_known(rows)])
+        validated = _single_end(window.valid) or _first_after([log.label_known(rows)])
         validated = None if validated is None else max(trained, validated)
-    delays = _delays_of_labels(log.schema, targets)
+    delays = _collect_label_delays(log.schema, targets)
     split = log.manifest.get("split", log.folder.name)
     if validated is None:
         trained = None
-    return SeenLabels(trained, validated, _steps(log), str(log.manifest["source"]["log"]), (split,), delays)
+    return SeenLabels(trained, validated, _uses_steps(log), str(log.manifest["source"]["log"]), (split,), delays)
 
 
-def seen_by(run: Run) -> SeenLabels:
+def read_seen_labels(run: Run) -> SeenLabels:
     """What the weights of a finished run have seen.
 
     Raises:
@@ -117,7 +117,7 @@ def seen_by(run: Run) -> SeenLabels:
         return SeenLabels.from_dict(about[KEY])
     seen = _seen_without_window(run.log())
     if run.config.fit.init_from is not None:
-        seen = seen.after(seen_by(open_run(run.config.fit.init_from)))
+        seen = seen.after(read_seen_labels(open_run(run.config.fit.init_from)))
     return seen
 
 
@@ -127,13 +127,15 @@ def _seen_without_window(log: Log) -> SeenLabels:
     if log.schema.time is not None:
         sample = ~np.isnan(log.labels)
         learned = [np.flatnonzero(sample & (log.parts == code)) for code in (TRAIN, VALID)]
-        ends = [_after([log.label_known(rows) for rows in learned[:many]]) for many in (1, 2)]
+        ends = [_first_after([log.label_known(rows) for rows in learned[:many]]) for many in (1, 2)]
         ends = [None, None] if None in ends else ends
     source = str(log.manifest["source"]["log"])
-    return SeenLabels(ends[0], ends[1], _steps(log), source, (log.folder.name,), _delays_of_labels(log.schema, ()))
+    return SeenLabels(
+        ends[0], ends[1], _uses_steps(log), source, (log.folder.name,), _collect_label_delays(log.schema, ())
+    )
 
 
-def delays_of(schema: Schema) -> dict[str, Delay]:
+def collect_delays(schema: Schema) -> dict[str, Delay]:
     """The delay of every raw column by a schema, as ``SeenLabels.delays``."""
     delays = compute_column_delays(schema)
     if schema.label_available_at is None:
@@ -141,35 +143,40 @@ def delays_of(schema: Schema) -> dict[str, Delay]:
     return delays
 
 
-def fault_of_start(before: SeenLabels, log: Log) -> str:
+def find_start_fault(before: SeenLabels, log: Log) -> str:
     """What is wrong with starting a run on a log from weights that have seen ``before``; empty where nothing is."""
-    window, step = log.training_window, _steps(log)
-    told = before.by_delays(delays_of(log.schema))
-    if before.splits == (log.manifest.get("split"),) and told == before:
+    window, step = log.training_window, _uses_steps(log)
+    seen = before.with_delays(collect_delays(log.schema))
+    if before.splits == (log.manifest.get("split"),) and seen == before:
         return ""  # the same rows train, validate and test
     apart = before.step != step or (step and before.log != str(log.manifest["source"]["log"]))
-    if told.trained is None or told.validated is None or log.schema.time is None or apart:
+    if seen.trained is None or seen.validated is None or log.schema.time is None or apart:
         return "which labels that run has seen cannot be told from its split or compared with this one"
     faults = []
-    for moment, first, verb, part in (
-        (told.trained, window.first_measured, "trained on", "valid and test begin" if _has(log) else "test begins"),
-        (told.validated, window.first_test, "was validated on", "test begins"),
+    for timestamp, first, action, first_split in (
+        (
+            seen.trained,
+            window.first_measured,
+            "trained on",
+            "valid and test begin" if _has_valid_rows(log) else "test begins",
+        ),
+        (seen.validated, window.first_test, "was validated on", "test begins"),
     ):
-        if moment > first:
+        if timestamp > first:
             faults.append(
-                f"that run {verb} labels known until {show_moment(moment, step)}, and here {part} at "
+                f"that run {action} labels known until {show_moment(timestamp, step)}, and here {first_split} at "
                 f"{show_moment(first, step)}"
             )
     return "; ".join(faults)
 
 
-def check_start(before: SeenLabels, log: Log, where: str, allowed: bool) -> list[str]:
+def check_warm_start(before: SeenLabels, log: Log, where: str, allowed: bool) -> list[str]:
     """Refuse weights from the future of a run; where they are allowed by name, the sentences that results must carry.
 
     Raises:
         RunError: with both moments in the message.
     """
-    fault = fault_of_start(before, log)
+    fault = find_start_fault(before, log)
     if not fault:
         return []
     if allowed:
@@ -186,27 +193,27 @@ def check_start(before: SeenLabels, log: Log, where: str, allowed: bool) -> list
     )
 
 
-def _delays_of_labels(schema: Schema, targets: tuple[str, ...]) -> dict[str, Delay]:
+def _collect_label_delays(schema: Schema, targets: tuple[str, ...]) -> dict[str, Delay]:
     """The delays behind the labels that a run learns from."""
     columns = [schema.label.column, *(schema.column(name) for name in targets)]
     columns += [] if schema.time is None else [schema.time.column]
-    delays = delays_of(schema)
+    delays = collect_delays(schema)
     return {column: delays[column] for column in columns}
 
 
-def _has(log: Log) -> bool:
+def _has_valid_rows(log: Log) -> bool:
     return bool(log.manifest["parts"]["valid"]["samples"])
 
 
-def _steps(log: Log) -> bool:
+def _uses_steps(log: Log) -> bool:
     return log.schema.time is not None and log.schema.time.unit == "step"
 
 
-def _end(ends: np.ndarray[Any, np.dtype[np.int64]]) -> int | None:
+def _single_end(ends: np.ndarray[Any, np.dtype[np.int64]]) -> int | None:
     return int(ends[0]) if len(ends) == 1 and ends[0] != NEVER else None
 
 
-def _after(moments: list[np.ndarray[Any, np.dtype[np.int64]]]) -> int | None:
+def _first_after(timestamps: list[np.ndarray[Any, np.dtype[np.int64]]]) -> int | None:
     """The first moment after all of these; None where one of them is never."""
-    last = max((int(one.max()) for one in moments if len(one)), default=0)
+    last = max((int(one.max()) for one in timestamps if len(one)), default=0)
     return None if last == NEVER else last + 1

@@ -102,7 +102,7 @@ class FitConfig(Strict):
     runs: str = Setting("runs", description="folder the run folders are kept in")
 
     @model_validator(mode="after")
-    def _nothing_is_left_unread(self) -> FitConfig:
+    def _check_unused_settings(self) -> FitConfig:
         used = (self.optimizer, self.embedding_optimizer)
         faults = []
         for key, default, of in (
@@ -111,8 +111,8 @@ class FitConfig(Strict):
             ("initial_accumulator_value", 0.0, ("adagrad", "rowwise_adagrad")),
         ):
             if getattr(self, key) != default and not set(of) & set(used):
-                told = f"optimizer is {self.optimizer}, embedding_optimizer {self.embedding_optimizer}"
-                faults.append(f"{key} is of {', '.join(of)}, but {told}")
+                chosen = f"optimizer is {self.optimizer}, embedding_optimizer {self.embedding_optimizer}"
+                faults.append(f"{key} is of {', '.join(of)}, but {chosen}")
         if self.warmup_from is not None and not self.warmup_steps:
             faults.append("warmup_from is given without warmup_steps")
         if self.allow_future_weights and self.init_from is None:

@@ -68,17 +68,17 @@ def trackers(config: FitConfig, folder: Path, step: int, settings: Mapping[str, 
         step: steps done in earlier sittings.
         settings: what a tracker shows beside the curves, as dotted keys.
     """
-    found: list[Tracker] = []
+    active: list[Tracker] = []
     if config.tensorboard == "auto" and importlib.util.find_spec("tensorboard"):
-        found.append(_TensorBoard(folder, step))
+        active.append(_TensorBoard(folder, step))
     if config.mlflow == "auto" and importlib.util.find_spec("mlflow"):
-        found.append(_MLflow(folder, settings))
+        active.append(_MLflow(folder, settings))
     finished = False
     try:
-        yield found
+        yield active
         finished = True
     finally:
-        for tracker in found:
+        for tracker in active:
             tracker.close(finished=finished)
 
 

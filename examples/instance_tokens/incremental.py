@@ -33,17 +33,17 @@ from longrec.models.core.base import Model, Ranker
 from longrec.models.keep_plug import KEEPPlug, plug, without
 from longrec.progress import Progress
 from longrec.train.base_rate import start_at_base_rates
-from longrec.train.blocks import Block, blocks_of, refuse_looking_back
+from longrec.train.blocks import Block, refuse_training_window, split_into_blocks
 from longrec.train.compress_settings import CompressConfig
+from longrec.train.finished_run import read_log
 from longrec.train.instances import Instances
 from longrec.train.job import Job, read_job
-from longrec.train.loop import loader_of, update
+from longrec.train.loop import build_loader, update
 from longrec.train.machine import keep_large_blocks, torch_threads
-from longrec.train.negatives import check_negative_rate
-from longrec.train.optimisers import build_optimisers
-from longrec.train.run import read_log
+from longrec.train.negative_correction import check_negative_rate
+from longrec.train.optimizers import build_optimizers
 from longrec.train.scoring import score
-from longrec.train.start import move_moments
+from longrec.train.warm_start import move_optimizer_state
 
 ARMS = ("base", "keep", "shuffled", "random", "concat")
 
@@ -84,17 +84,19 @@ class Curve:
         """
         first = self.plugged + 1 if first is None else first
         pairs = [(day.auc.get(arm), day.auc.get("base")) for day in self.days if day.number >= first]
-        found = [one - other for one, other in pairs if one is not None and other is not None]
-        return float(np.mean(found)) if found else float("nan")
+        differences = [one - other for one, other in pairs if one is not None and other is not None]
+        return float(np.mean(differences)) if differences else float("nan")
 
     def lines(self) -> list[list[str]]:
         """A table of text: the head, then a line a day."""
         head = ["day", "rows", *self.arms, *(["|P(K)|/|a|"] if "keep" in self.arms else [])]
         body = []
         for day in self.days:
-            told = [_number(day.auc.get(arm)) for arm in self.arms]
-            loud = [_number(day.share)] if "keep" in self.arms else []
-            body.append([f"{day.number}{' *' if day.number == self.plugged else ''}", f"{day.rows:,}", *told, *loud])
+            auc_cells = [_format_number(day.auc.get(arm)) for arm in self.arms]
+            share_cells = [_format_number(day.share)] if "keep" in self.arms else []
+            body.append(
+                [f"{day.number}{' *' if day.number == self.plugged else ''}", f"{day.rows:,}", *auc_cells, *share_cells]
+            )
         return [head, *body]
 
     def __str__(self) -> str:
@@ -104,7 +106,7 @@ class Curve:
         return "\n".join([*rows, f"* knowledge comes in; gain of keep since: {self.gain():+.4f} AUC a day"])
 
 
-def incremental(
+def run_incremental(
     source: str | Path | Mapping[str, Any] | Job,
     overrides: Sequence[str] = (),
     *,
@@ -139,7 +141,7 @@ def incremental(
     if faults:
         raise ConfigError("incremental", faults)
     log = read_log(job)
-    blocks = blocks_of(CompressConfig(every=every, first_slices=1), log)[:days]
+    blocks = split_into_blocks(CompressConfig(every=every, first_slices=1), log)[:days]
     if not 0 < plug_on < len(blocks):
         raise ConfigError(
             "incremental", [f"plug_on: {plug_on}; the log has days 0 to {len(blocks) - 1}, take 1 or more"]
@@ -170,7 +172,7 @@ class _Protocol:
         torch.manual_seed(job.fit.seed)
         self.plugged = models.build(job.model, self.fields)
         assert isinstance(self.plugged, KEEPPlug)
-        refuse_looking_back(self.plugged, "incremental")
+        refuse_training_window(self.plugged, "incremental")
         check_negative_rate(self.plugged, job.fit)
         torch.manual_seed(job.fit.seed)
         bare = models.build(job.model["base"], without(self.fields, self.plugged.knowledge))
@@ -181,12 +183,12 @@ class _Protocol:
         number = len(self.curve.days)
         if number == self.curve.plugged:
             self._plug_in()
-        rows = block.rows[self.instances.labelled(block.rows)]
+        rows = block.rows[self.instances.has_label(block.rows)]
         auc = {name: arm.auc(rows) for name, arm in self.arms.items()}
         share = self.arms["keep"].share(rows) if "keep" in self.arms else None
         self.curve.days.append(Day(number, len(rows), auc, share))
         self.instances.feed(block.rows)
-        ready = self.instances.ready(block.stop)
+        ready = self.instances.take_ready(block.stop)
         self.learned.append((ready, block.stop))
         for arm in self.arms.values():
             arm.learn(ready, block.stop)
@@ -198,20 +200,24 @@ class _Protocol:
             torch.manual_seed(self.job.fit.seed)
             if name in ("keep", "shuffled", "random"):
                 assert isinstance(base.model, Ranker)
-                log = self.log if name == "keep" else self._controlled("shuffled" if name == "shuffled" else "random")
+                log = (
+                    self.log
+                    if name == "keep"
+                    else self._replace_knowledge("shuffled" if name == "shuffled" else "random")
+                )
                 arm = _Learner(plug(base.model, self.fields, settings), log, self.job)
-                move_moments(arm.model, arm.optimizers, base.model, base.optimizers)
+                move_optimizer_state(arm.model, arm.optimizers, base.model, base.optimizers)
                 arm.steps, arm.passes = base.steps, base.passes
                 self.arms[name] = arm
             elif name == "concat":
                 arm = _Learner(models.build(self.job.model["base"], self.fields), self.log, self.job)
-                for rows, known_before in self.learned:
-                    arm.learn(rows, known_before)
+                for rows, available_before in self.learned:
+                    arm.learn(rows, available_before)
                 self.arms[name] = arm
 
-    def _controlled(self, how: Control) -> Log:
+    def _replace_knowledge(self, control: Control) -> Log:
         log = copy.copy(self.log)
-        log.knowledge = {name: known.control(how, seed=1) for name, known in self.log.knowledge.items()}
+        log.knowledge = {name: vectors.control(control, seed=1) for name, vectors in self.log.knowledge.items()}
         return log
 
 
@@ -220,25 +226,25 @@ class _Learner:
 
     def __init__(self, model: Model, log: Log, job: Job) -> None:
         self.model, self.log, self.job = model, log, job
-        self.optimizers: dict[str, Optimizer] = build_optimisers(model, job.fit)
+        self.optimizers: dict[str, Optimizer] = build_optimizers(model, job.fit)
         self.steps, self.passes = 0, 0
 
-    def learn(self, rows: NDArray[np.int64], known_before: int | None) -> None:
+    def learn(self, rows: NDArray[np.int64], available_before: int | None) -> None:
         """One pass over rows, with their further labels as far as they were known before a moment."""
         if not len(rows):
             return
         fit = self.job.fit
-        loader = loader_of(
+        loader = build_loader(
             self.model,
             self.log,
             rows,
             fit.batch_size,
             seed=fit.seed,
-            known_before=known_before,
+            available_before=available_before,
             negative_rate=fit.negative_rate,
         )
         if not self.steps:
-            start_at_base_rates(self.model, self.log, loader.loss_rows, known_before)
+            start_at_base_rates(self.model, self.log, loader.loss_rows, available_before)
         torch.manual_seed(fit.seed + self.passes)
         self.model.train()
         for batch in loader.epoch(self.passes):
@@ -262,9 +268,9 @@ class _Learner:
         self.model.eval()
         few = rows[:: max(len(rows) // self.job.evaluate.batch_size, 1)][: self.job.evaluate.batch_size]
         with torch.inference_mode():
-            batch = next(iter(loader_of(self.model, self.log, few, len(few), shuffle=False).epoch(0)))
+            batch = next(iter(build_loader(self.model, self.log, few, len(few), shuffle=False).epoch(0)))
             return float(self.model.shares(batch)[0])
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"

@@ -14,7 +14,7 @@ from longrec.features.batch import Batch
 from longrec.features.fields import Fields
 from longrec.models.core.base import Model
 from longrec.train import machine
-from longrec.train.optimisers import build_optimisers, clip, set_rates
+from longrec.train.optimizers import build_optimizers, clip, set_learning_rates
 from longrec.train.settings import FitConfig
 from longrec.train.sparse_optimizers import LazyAdagrad, LazyAdam, LazySGD, RowwiseAdagrad
 
@@ -42,7 +42,7 @@ class Two(Model):
 def test_tables_and_dense_parameters_get_their_own_optimiser() -> None:
     model = Two()
     config = FitConfig(lr=0.1, embedding_lr=0.2, weight_decay=0.3, l2=0.4)
-    optimizers = build_optimisers(model, config)
+    optimizers = build_optimizers(model, config)
     tables, dense = optimizers["tables"], optimizers["dense"]
     assert isinstance(tables, LazyAdam)
     assert tables.param_groups[0] | {"params": None, "betas": None, "eps": None} == {
@@ -52,8 +52,8 @@ def test_tables_and_dense_parameters_get_their_own_optimiser() -> None:
         (0.3, 0.1, True, 1),
         (0.0, 0.1, True, 1),
     ], "biases are not decayed"
-    assert build_optimisers(model, FitConfig(embedding_optimizer="rowwise_adam"))["tables"].param_groups[0]["rowwise"]
-    adagrad = build_optimisers(model, FitConfig(embedding_optimizer="rowwise_adagrad"))["tables"]
+    assert build_optimizers(model, FitConfig(embedding_optimizer="rowwise_adam"))["tables"].param_groups[0]["rowwise"]
+    adagrad = build_optimizers(model, FitConfig(embedding_optimizer="rowwise_adagrad"))["tables"]
     assert isinstance(adagrad, RowwiseAdagrad)
     assert adagrad.param_groups[0]["lr"] == 1e-3
 
@@ -74,7 +74,7 @@ def test_tables_and_dense_parameters_get_their_own_optimiser() -> None:
 )
 def test_every_optimiser_gets_its_settings(settings: dict[str, object], dense: type, tables: type) -> None:
     config = FitConfig(weight_decay=0.3, **settings)
-    found = build_optimisers(Two(), config)
+    found = build_optimizers(Two(), config)
     assert type(found["dense"]) is dense
     assert type(found["tables"]) is tables
     for optimizer in found.values():
@@ -94,11 +94,11 @@ def test_weight_decay_is_decoupled_with_adamw_and_part_of_the_gradient_with_sgd(
     with torch.no_grad():
         model.linear.weight.fill_(2.0)
     model.linear.weight.grad = torch.ones(1, 3)
-    build_optimisers(model, FitConfig(optimizer="sgd", lr=0.5, weight_decay=0.25))["dense"].step()
+    build_optimizers(model, FitConfig(optimizer="sgd", lr=0.5, weight_decay=0.25))["dense"].step()
     assert model.linear.weight.tolist() == [[2 - 0.5 * (1 + 0.25 * 2)] * 3]
     with torch.no_grad():
         model.linear.weight.fill_(2.0)
-    build_optimisers(model, FitConfig(optimizer="adamw", lr=0.5, weight_decay=0.25))["dense"].step()
+    build_optimizers(model, FitConfig(optimizer="adamw", lr=0.5, weight_decay=0.25))["dense"].step()
     # Adam's first step is lr long, whatever the gradient; the decay is beside it.
     assert model.linear.weight.flatten().tolist() == pytest.approx([2 - 0.5 * 0.25 * 2 - 0.5] * 3)
 
@@ -123,10 +123,10 @@ def test_a_setting_that_nothing_would_read_is_refused(settings: dict[str, object
 
 def test_rates_rise_over_the_warm_up_and_stay() -> None:
     config = FitConfig(lr=0.1, embedding_lr=0.4, warmup_steps=4)
-    optimizers = build_optimisers(Two(), config)
+    optimizers = build_optimizers(Two(), config)
     found = []
     for step in range(7):
-        set_rates(optimizers, config, step)
+        set_learning_rates(optimizers, config, step)
         found.append([optimizers[name].param_groups[0]["lr"] for name in ("dense", "tables")])
     assert [dense for dense, _ in found] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1, 0.1])
     assert [tables for _, tables in found] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4])
@@ -146,7 +146,7 @@ def test_clipping_sums_equal_rows_first(longest: float) -> None:
         assert one.grad is not None
         assert torch.allclose(one.grad.to_dense(), other.grad, rtol=1e-5)
     before = sparse.table.detach().clone()
-    build_optimisers(sparse, FitConfig())["tables"].step()
+    build_optimizers(sparse, FitConfig())["tables"].step()
     assert (sparse.table != before).any(1).tolist() == [False, True, False, True]
 
 
@@ -166,6 +166,6 @@ def test_threads_come_back() -> None:
 
 def test_there_is_no_revision_outside_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert machine.revision(tmp_path) is None
+    assert machine.read_revision(tmp_path) is None
     monkeypatch.setenv("PATH", "")
-    assert machine.revision(tmp_path) is None
+    assert machine.read_revision(tmp_path) is None

@@ -31,7 +31,7 @@ class Bibliography:
 
 
 @dataclass
-class Cited:
+class CitedModels:
     """Models and unread parts as they are found."""
 
     models: dict[str, list[str]] = field(default_factory=dict)
@@ -43,25 +43,27 @@ class Cited:
         Raises:
             ConfigError: a model whose docstring does not name its paper.
         """
-        found = (name for names in self.models.values() for name in names)
-        return Bibliography(entries(found), self.models, self.unread)
+        model_names = (name for names in self.models.values() for name in names)
+        return Bibliography(entries(model_names), self.models, self.unread)
 
-    def read(self, part: str, store: str) -> None:
+    def read(self, section_path: str, store: str) -> None:
         """Note who wrote a store of tokens or of knowledge: the source, and the models inside it."""
-        from longrec.train.written import find_source  # brings torch
+        from longrec.train.token_source import find_source  # brings torch
 
         folder = None if "://" in store else find_source(store)
         if folder is None:
-            self.unread[part] = f"{store}: no source lies there that tells which model wrote it"
+            self.unread[section_path] = f"{store}: no source lies there that tells which model wrote it"
             return
         try:
             about = json.loads((folder / "model" / "model.json").read_text(encoding="utf-8"))
-            self.models[part] = [name for _, name in _models({**about["config"], "name": about["name"]}, part)]
+            self.models[section_path] = [
+                name for _, name in _walk_models({**about["config"], "name": about["name"]}, section_path)
+            ]
         except (OSError, ValueError, LookupError, TypeError) as error:
-            self.unread[part] = f"{folder}: not readable ({' '.join(str(error).split())})"
+            self.unread[section_path] = f"{folder}: not readable ({' '.join(str(error).split())})"
 
 
-def cited(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Cited:
+def collect_citations(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> CitedModels:
     """The models of what is named.
 
     Args:
@@ -75,48 +77,48 @@ def cited(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ())
         RunError: a folder that is none of these.
     """
     if isinstance(source, str) and _names_a_model(source):
-        return Cited({"model": [describe(source).name]})
+        return CitedModels({"model": [describe(source).name]})
     if not isinstance(source, Mapping) and Path(source).is_dir():
-        from longrec.train.run import require_run
-        from longrec.train.written import find_source
+        from longrec.train.finished_run import require_run
+        from longrec.train.token_source import find_source
 
         if find_source(source) is not None:
-            found = Cited()
-            found.read("source", str(source))
-            return found
+            citations = CitedModels()
+            citations.read("source", str(source))
+            return citations
         require_run(Path(source))
         source = Path(source) / "config.yaml"
-    return _of_job(source, overrides)
+    return _cite_job(source, overrides)
 
 
 def _names_a_model(source: str) -> bool:
     return source in names() or (not Path(source).exists() and (source.isidentifier() or is_model(source)))
 
 
-def _of_job(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Cited:
+def _cite_job(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> CitedModels:
     from longrec.train.job import read_job
 
     job = read_job(source, overrides)
-    found = Cited({place: [name] for place, name in _models(job.model, "model")})
+    citations = CitedModels({path: [name] for path, name in _walk_models(job.model, "model")})
     stores = {f"features.{name}": feature.source for name, feature in job.schema.features.items()}
     stores |= {f"histories.{name}": history.source for name, history in job.schema.histories.items()}
-    for part, store in stores.items():
+    for section_path, store in stores.items():
         if store is not None:
-            found.read(part, store)
-    return found
+            citations.read(section_path, store)
+    return citations
 
 
-def _models(section: Mapping[str, Any], place: str) -> Iterator[tuple[str, str]]:
+def _walk_models(section: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
     """Place and name of a model and of those that its settings name, however deep."""
     name = section.get("name")
     if isinstance(name, str) and is_model(name):
-        yield place, name
+        yield path, name
     for key, value in section.items():
-        for inner in _sections(value):
-            yield from _models(inner, f"{place}.{key}")
+        for inner in _find_sections(value):
+            yield from _walk_models(inner, f"{path}.{key}")
 
 
-def _sections(value: Any) -> Iterable[Mapping[str, Any]]:
+def _find_sections(value: Any) -> Iterable[Mapping[str, Any]]:
     if isinstance(value, Mapping):
         return [value]
     return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list | tuple) else []

@@ -25,12 +25,12 @@ from longrec.train.settings import FitConfig
 
 
 @contextmanager
-def corrected(model: Model, negative_rate: float) -> Iterator[None]:
+def correct_output_bias(model: Model, negative_rate: float) -> Iterator[None]:
     """Within it the model scores all rows; after it, its parameters are to the bit what they were."""
     if negative_rate >= 1:
         yield
         return
-    bias = _bias(model).detach()
+    bias = _output_bias(model).detach()
     before = bias.clone()
     bias.add_(math.log(negative_rate))
     try:
@@ -49,8 +49,8 @@ def check_negative_rate(model: Model, fit: FitConfig) -> None:
         return
     where, do = f"fit.negative_rate: {fit.negative_rate:g}", "leave it out, or set fit.sample_weight"
     if model.targets:
-        told = f"{name_of(model)} learns {', '.join(model.targets)} beside the label"
-        fault = f"{where}: {told}; a row dropped for one label is missing for the others, which no shift corrects; {do}"
+        what = f"{name_of(model)} learns {', '.join(model.targets)} beside the label"
+        fault = f"{where}: {what}; a row dropped for one label is missing for the others, which no shift corrects; {do}"
         raise ConfigError("config", [fault])
     if len(model.output_biases()) != 1:
         fault = f"{where}: the score of {name_of(model)} has no single output bias to correct (output_biases); {do}"
@@ -66,8 +66,8 @@ def check_negatives_left(log: Log, fit: FitConfig) -> None:
     rows = log.rows_of("train")
     labels = log.labels.take(rows)
     if fit.negative_rate < 1 and len(sample_negatives(rows, labels, fit.negative_rate, fit.seed)) == labels.sum():
-        found = f"none of {int((labels == 0).sum()):,} negative training rows is kept"
-        raise DataError(f"fit.negative_rate: {fit.negative_rate:g}", found, "one at least", "raise it")
+        description = f"none of {int((labels == 0).sum()):,} negative training rows is kept"
+        raise DataError(f"fit.negative_rate: {fit.negative_rate:g}", description, "one at least", "raise it")
 
 
 def move_rate(model: Model, old: Model, before: float, now: float) -> None:
@@ -75,13 +75,13 @@ def move_rate(model: Model, old: Model, before: float, now: float) -> None:
 
     A model whose output is new, on top of the other one, has nothing to be moved.
     """
-    home, own, biases = model.warm_start_prefix(old), dict(model.named_parameters()), model.output_biases()
+    prefix, own, biases = model.warm_start_prefix(old), dict(model.named_parameters()), model.output_biases()
     if before == now or len(biases) != 1:
         return
-    if any(own[home + name].data_ptr() == biases[0].data_ptr() for name, _ in old.named_parameters()):
+    if any(own[prefix + name].data_ptr() == biases[0].data_ptr() for name, _ in old.named_parameters()):
         biases[0].detach().add_(math.log(before / now))
 
 
-def _bias(model: Model) -> Tensor:
+def _output_bias(model: Model) -> Tensor:
     (bias,) = model.output_biases()
     return bias

@@ -20,15 +20,15 @@ from longrec.features.batch import Batch
 from longrec.models.core import base as models
 from longrec.models.din import DIN
 from longrec.models.keep_plug import KEEPPlug
-from longrec.train.extract import Extracted
+from longrec.train.extract import ExtractReport
+from longrec.train.finished_run import Run
 from longrec.train.fit import train
 from longrec.train.job import read_job
-from longrec.train.optimisers import build_optimisers
-from longrec.train.run import Run
+from longrec.train.optimizers import build_optimizers
 from longrec.train.scoring import score
-from longrec.train.start import init_from
+from longrec.train.warm_start import warm_start
 
-Domain = tuple[Path, Extracted]
+Domain = tuple[Path, ExtractReport]
 Runs = Callable[..., list[str]]
 Same = Callable[[Path, Path], None]
 
@@ -52,18 +52,18 @@ def built(config: Any) -> tuple[models.Model, dict[str, torch.optim.Optimizer], 
     log = Log.open(prepare(job.data, job.schema), job.schema)
     torch.manual_seed(5)
     model = models.build(job.model, log.fields())
-    return model, build_optimisers(model, job.fit), job.fit, log
+    return model, build_optimizers(model, job.fit), job.fit, log
 
 
 def test_weights_and_moments_go_on_where_the_run_ended(first: Run, shop: Path) -> None:
     model, optimizers, fit, log = built(shop)
     state = torch.get_rng_state()
-    init_from(first.folder, model, optimizers, fit, log.fitted)
+    warm_start(first.folder, model, optimizers, fit, log.fitted)
     assert torch.equal(torch.get_rng_state(), state)
     last = first.folder / "checkpoints" / "last"
     for name, tensor in load_file(last / "weights.safetensors").items():
         assert torch.equal(model.state_dict()[name], tensor), name
-    moments = {name: tensor for name, tensor in load_file(last / "optimiser.safetensors").items() if name != "random"}
+    moments = {name: tensor for name, tensor in load_file(last / "optimizer.safetensors").items() if name != "random"}
     found = {
         f"{kind}.{place}.{key}": value
         for kind, optimizer in optimizers.items()
@@ -129,7 +129,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_from_there_again(
 def test_1_zero_init_plug_from_a_run_scores_as_that_run(domain: Domain, base: Run) -> None:
     folder, written = domain
     model, optimizers, fit, log = built(domains.downstream(folder, Path(written.into)))
-    init_from(base.folder, model, optimizers, fit, log.fitted)
+    warm_start(base.folder, model, optimizers, fit, log.fitted)
     bare, _, _, plain = built(domains.downstream(folder, None))
     bare.load_state_dict(load_file(base.folder / "checkpoints" / "last" / "weights.safetensors"))
     rows = log.rows_of("test")

@@ -15,14 +15,14 @@ from longrec.features.feature_encoders import Encoder, IdEncoder, dump_encoder
 from longrec.features.fitted_schema import FittedSchema
 from longrec.models.core.base import Model, name_of
 from longrec.train import checkpoint
-from longrec.train.negatives import move_rate
-from longrec.train.optimisers import build_optimisers
-from longrec.train.run import open_run
+from longrec.train.finished_run import open_run
+from longrec.train.negative_correction import move_rate
+from longrec.train.optimizers import build_optimizers
 from longrec.train.settings import FitConfig
 
 
-def init_from(
-    place: str | Path, model: Model, optimizers: Mapping[str, Optimizer], config: FitConfig, fitted: FittedSchema
+def warm_start(
+    run_path: str | Path, model: Model, optimizers: Mapping[str, Optimizer], config: FitConfig, fitted: FittedSchema
 ) -> None:
     """Put what a finished run ended with into a model and its optimizers.
 
@@ -36,19 +36,19 @@ def init_from(
     Raises:
         RunError: no finished run, weights that do not fit, another optimizer, or other vocabularies.
     """
-    run = open_run(place)
+    run = open_run(run_path)
     with torch.random.fork_rng(devices=[]):  # the run's random generator is not ours
         old = run.model()
-        before = build_optimisers(old, run.config.fit)
+        before = build_optimizers(old, run.config.fit)
         state = checkpoint.load(run.folder / "checkpoints" / "last", old, before)
-    where = f"fit.init_from: {place}"
+    where = f"fit.init_from: {run_path}"
     if state is None:
         raise RunError(where, "no checkpoints/last", "the run as training left it", "copy the run whole")
-    _same_optimisers(where, run.config.fit, config)
-    _same_ids(where, old, run.fitted, fitted)
+    _check_same_optimizers(where, run.config.fit, config)
+    _check_same_ids(where, old, run.fitted, fitted)
     inherit(model, old, where)
     move_rate(model, old, run.config.fit.negative_rate, config.negative_rate)
-    move_moments(model, optimizers, old, before)
+    move_optimizer_state(model, optimizers, old, before)
 
 
 def inherit(model: Model, old: Model, where: str) -> None:
@@ -57,56 +57,58 @@ def inherit(model: Model, old: Model, where: str) -> None:
     Raises:
         RunError: a tensor without its place, or a place without its tensor; nothing was changed.
     """
-    home, own, given = model.warm_start_prefix(old), model.state_dict(), old.state_dict()
-    faults = [f"{name} has no place" for name in given if home + name not in own]
-    faults += [f"nothing for {name}" for name in own if name.startswith(home) and name.removeprefix(home) not in given]
+    prefix, own, old_state = model.warm_start_prefix(old), model.state_dict(), old.state_dict()
+    faults = [f"{name} has no place" for name in old_state if prefix + name not in own]
     faults += [
-        f"{name} is {_shape(tensor)}, not {_shape(own[home + name])}"
-        for name, tensor in given.items()
-        if home + name in own and tensor.shape != own[home + name].shape
+        f"nothing for {name}" for name in own if name.startswith(prefix) and name.removeprefix(prefix) not in old_state
+    ]
+    faults += [
+        f"{name} is {_format_shape(tensor)}, not {_format_shape(own[prefix + name])}"
+        for name, tensor in old_state.items()
+        if prefix + name in own and tensor.shape != own[prefix + name].shape
     ]
     if faults:
         more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
         raise RunError(
             where,
             f"a {name_of(old)} whose weights do not fit this {name_of(model)}: {'; '.join(faults[:4])}{more}",
-            "the same model with the same fields" + (", or the base of this one" if home else ""),
+            "the same model with the same fields" + (", or the base of this one" if prefix else ""),
             "give it the settings and the schema of that run",
         )
-    model.load_state_dict({**own, **{home + name: tensor for name, tensor in given.items()}})
+    model.load_state_dict({**own, **{prefix + name: tensor for name, tensor in old_state.items()}})
 
 
-def move_moments(
+def move_optimizer_state(
     model: Model, optimizers: Mapping[str, Optimizer], old: Model, before: Mapping[str, Optimizer]
 ) -> None:
     """Give the optimizers of a model the state that another model's optimizers hold, parameter by parameter."""
-    home, own = model.warm_start_prefix(old), dict(model.named_parameters())
+    prefix, own = model.warm_start_prefix(old), dict(model.named_parameters())
     names = {id(parameter): name for name, parameter in old.named_parameters()}
     for kind, optimizer in before.items():
         for parameter, state in optimizer.state.items():
-            heir = own[home + names[id(parameter)]]
-            optimizers[kind].state[heir] = {
+            target = own[prefix + names[id(parameter)]]
+            optimizers[kind].state[target] = {
                 key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()
             }
 
 
-def _same_optimisers(where: str, before: FitConfig, now: FitConfig) -> None:
+def _check_same_optimizers(where: str, before: FitConfig, now: FitConfig) -> None:
     for key in ("optimizer", "embedding_optimizer"):
         one, other = getattr(before, key), getattr(now, key)
         if one != other:
             raise RunError(where, f"moments of {one}", f"those of {other}", f"set fit.{key}: {one}")
     if before.momentum != now.momentum and "sgd" in (now.optimizer, now.embedding_optimizer):
-        told = f"fit.momentum: {before.momentum:g}"
-        raise RunError(where, f"moments of {told}", f"those of {now.momentum:g}", f"set {told}")
+        setting = f"fit.momentum: {before.momentum:g}"
+        raise RunError(where, f"moments of {setting}", f"those of {now.momentum:g}", f"set {setting}")
 
 
-def _same_ids(where: str, old: Model, before: FittedSchema, now: FittedSchema) -> None:
+def _check_same_ids(where: str, old: Model, before: FittedSchema, now: FittedSchema) -> None:
     """Whether values become the ids and numbers that the old model knows."""
     for field in old.fields.tables():
         one, other = before.encoders.get(field.name), now.encoders.get(field.name)
         if one is None and other is None:
             continue  # computed columns, tokens and knowledge
-        same = one is not None and other is not None and _meaning(one) == _meaning(other)
+        same = one is not None and other is not None and _encoding_state(one) == _encoding_state(other)
         if same and isinstance(one, IdEncoder) and isinstance(other, IdEncoder):
             same = one.keys.values.equals(other.keys.values)
         if not same:
@@ -118,10 +120,10 @@ def _same_ids(where: str, old: Model, before: FittedSchema, now: FittedSchema) -
             )
 
 
-def _meaning(encoder: Encoder) -> dict[str, Any]:
+def _encoding_state(encoder: Encoder) -> dict[str, Any]:
     """What decides the id of a value; how many values a hash met in training does not."""
     return {key: value for key, value in dump_encoder(encoder).items() if key != "distinct"}
 
 
-def _shape(tensor: Tensor | nn.Parameter) -> str:
+def _format_shape(tensor: Tensor | nn.Parameter) -> str:
     return "x".join(map(str, tensor.shape)) or "a number"

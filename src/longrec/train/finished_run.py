@@ -79,15 +79,15 @@ class Run:
         """
         return open_log(self.folder, self.config)
 
-    def predictions(self, part: str = "test") -> pa.Table:
+    def predictions(self, split: str = "test") -> pa.Table:
         """Scores of one part: columns row, user, time, label, score.
 
         Raises:
             RunError: none were written for this part, or the file is damaged.
         """
-        path = self.folder / "predictions" / f"{part}.parquet"
+        path = self.folder / "predictions" / f"{split}.parquet"
         if not path.exists():
-            raise RunError(str(path), "no such file", f"predictions of {part}", "run longrec predict for this part")
+            raise RunError(str(path), "no such file", f"predictions of {split}", "run longrec predict for this part")
         try:
             table = pq.read_table(path)
         except (pa.ArrowException, OSError) as error:
@@ -126,8 +126,8 @@ def require_run(folder: Path) -> None:
     """Raise a RunError unless ``folder`` is the folder of a run, finished or not."""
     if not folder.is_dir():
         near = sorted(other.name for other in folder.parent.glob("*/config.yaml") for other in [other.parent])
-        known = f"; runs beside it: {', '.join(near[:8])}" if near else ""
-        raise RunError(str(folder), f"no such folder{known}", "the folder of a run")
+        suggestion = f"; runs beside it: {', '.join(near[:8])}" if near else ""
+        raise RunError(str(folder), f"no such folder{suggestion}", "the folder of a run")
     if not (folder / "config.yaml").exists():
         raise RunError(str(folder), "no config.yaml", "the folder of a run", "give the folder that training named")
 

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from longrec.metrics import Comparison
     from longrec.models.core.base import Model
     from longrec.models.core.catalog import Card
-    from longrec.train.cited import Bibliography
-    from longrec.train.compress import Written
+    from longrec.train.bibliography import Bibliography
+    from longrec.train.compress import EncodeReport
     from longrec.train.evaluate import Evaluation
-    from longrec.train.extract import Extracted
-    from longrec.train.run import Run
+    from longrec.train.extract import ExtractReport
+    from longrec.train.finished_run import Run
 
 
 def check(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def train(
 
 def compress(
     source: Config | Run, into: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False
-) -> Written | Extracted:
+) -> EncodeReport | ExtractReport:
     """Write the tokens of a source, or the knowledge of an extractor, for other models to read.
 
     Args:
@@ -117,8 +117,8 @@ def compress(
     from longrec.models.core.base import find
     from longrec.train.compress import compress as write_tokens
     from longrec.train.extract import extract
+    from longrec.train.finished_run import Run, open_run
     from longrec.train.job import read_job
-    from longrec.train.run import Run, open_run
 
     config = isinstance(source, Mapping) or (not isinstance(source, Run) and Path(source).is_file())
     given = source if config or isinstance(source, Run) else open_run(source)  # type: ignore[arg-type]
@@ -169,8 +169,8 @@ def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -
     from longrec.export.write import export as write
     from longrec.models.core.base import Ranker
     from longrec.serve.service import replay
-    from longrec.train.run import Run
-    from longrec.train.written import find_source
+    from longrec.train.finished_run import Run
+    from longrec.train.token_source import find_source
 
     if not isinstance(run, Run) and (folder := find_source(run)) is not None:
         return _export_source(folder, Path(out), overwrite)
@@ -216,7 +216,7 @@ def _export_source(folder: Path, out: Path, overwrite: bool) -> Manifest:
     from longrec.export.write import export as write
     from longrec.models.core.base import name_of
     from longrec.serve.online_source import replay
-    from longrec.train.written import open_source
+    from longrec.train.token_source import open_source
 
     made = open_source(folder)
     log, scale = made.log, Scale(made.mean, made.std)
@@ -262,7 +262,7 @@ def _telling_rows(log: Log, count: int = 6) -> NDArray[np.int64]:
 
 
 def _open(run: str | Path | Run) -> Run:
-    from longrec.train.run import Run, open_run
+    from longrec.train.finished_run import Run, open_run
 
     return run if isinstance(run, Run) else open_run(run)
 
@@ -283,11 +283,11 @@ def explain_model(name: str) -> str:
 
 def cite(source: Config, overrides: Sequence[str] = ()) -> Bibliography:
     """The BibTeX of a model, or of all that a config, a run or a folder of tokens stands on; LongRec comes last."""
-    from longrec.train.cited import cited
+    from longrec.train.bibliography import collect_citations
 
     given = read_job_source(source, overrides)
     with given.error_context:
-        return cited(given.config, overrides).bibliography()
+        return collect_citations(given.config, overrides).bibliography()
 
 
 def worlds() -> list[str]:

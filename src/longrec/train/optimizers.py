@@ -14,7 +14,7 @@ from longrec.train.settings import FitConfig
 from longrec.train.sparse_optimizers import LazyAdagrad, LazyAdam, LazySGD, RowwiseAdagrad, sum_by_row
 
 
-def build_optimisers(model: Model, config: FitConfig) -> dict[str, Optimizer]:
+def build_optimizers(model: Model, config: FitConfig) -> dict[str, Optimizer]:
     """``dense`` and ``tables``, each only where the model has such parameters."""
     tables = list(model.tables())
     own = {id(table) for table in tables}
@@ -25,13 +25,13 @@ def build_optimisers(model: Model, config: FitConfig) -> dict[str, Optimizer]:
             {"params": [p for p in dense if p.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in dense if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimizers["dense"] = _dense([group for group in groups if group["params"]], config)
+        optimizers["dense"] = _build_dense([group for group in groups if group["params"]], config)
     if tables:
-        optimizers["tables"] = _tables(tables, config)
+        optimizers["tables"] = _build_embedding(tables, config)
     return optimizers
 
 
-def _dense(groups: list[dict[str, Any]], config: FitConfig) -> Optimizer:
+def _build_dense(groups: list[dict[str, Any]], config: FitConfig) -> Optimizer:
     """The optimizer of the dense parameters, in one pass over each."""
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=True)
@@ -44,7 +44,7 @@ def _dense(groups: list[dict[str, Any]], config: FitConfig) -> Optimizer:
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
-def _tables(tables: list[nn.Parameter], config: FitConfig) -> Optimizer:
+def _build_embedding(tables: list[nn.Parameter], config: FitConfig) -> Optimizer:
     """The optimizer of the tables, which touches the rows of a batch only."""
     rate, kind = config.embedding_lr or config.lr, config.embedding_optimizer
     if kind == "sgd":
@@ -56,7 +56,7 @@ def _tables(tables: list[nn.Parameter], config: FitConfig) -> Optimizer:
     return LazyAdam(tables, lr=rate, betas=config.betas, l2=config.l2, rowwise=kind == "rowwise_adam")
 
 
-def set_rates(optimizers: dict[str, Optimizer], config: FitConfig, step: int) -> None:
+def set_learning_rates(optimizers: dict[str, Optimizer], config: FitConfig, step: int) -> None:
     """Learning rates of a step: the schedule's, less while they rise over the first ``warmup_steps``.
 
     The tables take the same part of their own rate.
@@ -64,12 +64,12 @@ def set_rates(optimizers: dict[str, Optimizer], config: FitConfig, step: int) ->
     Args:
         step: steps done before.
     """
-    part = warmup(config.warmup_steps, config.warmup_from, config.lr, step)
-    part *= config.schedule.rate(config.lr, step) / config.lr
+    factor = warmup(config.warmup_steps, config.warmup_from, config.lr, step)
+    factor *= config.schedule.rate(config.lr, step) / config.lr
     for name, optimizer in optimizers.items():
         rate = config.lr if name == "dense" else config.embedding_lr or config.lr
         for group in optimizer.param_groups:
-            group["lr"] = rate * part
+            group["lr"] = rate * factor
 
 
 @torch.no_grad()
@@ -78,7 +78,7 @@ def clip(model: Model, longest: float) -> None:
 
     Pascanu et al., ICML 2013, algorithm 1.
     """
-    parts: list[Tensor] = []
+    gradients: list[Tensor] = []
     for parameter in model.parameters():
         grad = parameter.grad
         if grad is None:
@@ -88,11 +88,11 @@ def clip(model: Model, longest: float) -> None:
             rows, sums = sum_by_row(grad)
             parameter.grad = torch.sparse_coo_tensor(rows.unsqueeze(0), sums, grad.shape, check_invariants=False)
             grad = sums
-        parts.append(grad)
-    if not parts:
+        gradients.append(grad)
+    if not gradients:
         return
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in parts]))
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
     if norm > longest:
-        share = longest / norm
-        for part in parts:
-            part.mul_(share)
+        factor = longest / norm
+        for gradient in gradients:
+            gradient.mul_(factor)
