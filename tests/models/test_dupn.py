@@ -173,7 +173,7 @@ def test_properties_are_the_columns_that_no_candidate_has() -> None:
     model = dupn(SMALL, FIELDS)
     assert model.items == {"seen": ["item", "genres", "actors"], "liked": ["item"]}
     assert model.properties["seen"] == ["rating", "time_gap"]
-    assert model.asking == ["user", "age", "hobbies", "taste", "hour"]
+    assert model.query_features == ["user", "age", "hobbies", "taste", "hour"]
     batch = ragged(6, fields=FIELDS)
     for row in range(6):
         start, stop = batch.histories["seen"].offsets[row : row + 2].tolist()

@@ -39,7 +39,7 @@ def lively(settings: dict[str, Any], fields: Fields = TOKENS) -> IATReader:
 
 def read(model: IATReader, batch: Batch, name: str = "tokens") -> Tensor:
     with torch.no_grad():
-        return model.what_is_read(batch)[name]
+        return model.read_histories(batch)[name]
 
 
 def test_attention_by_hand() -> None:
@@ -218,7 +218,7 @@ def test_slots_count_as_so_many_tokens(settings: dict[str, Any]) -> None:
     torch.testing.assert_close(weights, both.view(-1, 2).sum(1), rtol=1e-4, atol=1e-5)
 
 
-def test_the_rankers_width_for_what_is_read() -> None:
+def test_the_rankers_width_of_the_branch() -> None:
     assert lively({}).base.embeddings.widths["iat.tokens"] == 16
     assert lively({"base": {"name": "pooling"}, "base_dim": 40}, BOTH).base.embeddings.widths["iat.tokens"] == 40
     eight = Fields(tuple(replace(field, dim=8) for field in TOKENS.features), TOKENS.histories)

@@ -39,7 +39,7 @@ def test_the_equations_row_by_row(settings: dict[str, Any]) -> None:
     embedded = model.embeddings(batch)
     for row in range(6):
         of = {table: [embedded.features[f.name][row] for f in FIELDS.features if f.side == table]
-              for table in ("user", "item", "event")}  # fmt: skip
+              for table in ("user", "item", "context")}  # fmt: skip
         pooled, attended = [], []
         for (history, columns), unit in zip(FIELDS.histories.items(), model.units, strict=True):
             start, stop = batch.histories[history].offsets[row : row + 2].tolist()
@@ -62,7 +62,7 @@ def test_the_equations_row_by_row(settings: dict[str, Any]) -> None:
             attended.append(s)
         k_u = model.user(torch.cat([*of["user"], *pooled]).unsqueeze(0))
         k_v = model.item(torch.cat(of["item"]).unsqueeze(0))
-        k_uv = model.both(torch.cat([k_u[0], k_v[0], *attended, *of["event"]]).unsqueeze(0))
+        k_uv = model.both(torch.cat([k_u[0], k_v[0], *attended, *of["context"]]).unsqueeze(0))
         actual = model.encode(batch)[row]
         torch.testing.assert_close(actual, torch.cat([k_u, k_v, k_uv], 1)[0], rtol=1e-4, atol=1e-5)
         logits = model.heads(k_uv if model.experts is None else model.experts(k_uv))
