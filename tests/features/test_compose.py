@@ -18,14 +18,14 @@ from longrec.features.feature import Feature
 from longrec.features.feature_encoders import CrossEncoder, NumericListEncoder
 
 quick = settings(deadline=None, max_examples=25)
-words = st.one_of(st.none(), st.sampled_from(["", "a", "é", "07", "a\x1f"]))
+texts = st.one_of(st.none(), st.sampled_from(["", "a", "é", "07", "a\x1f"]))
 
 
 def feature(**content: Any) -> Feature:
     return Feature.model_validate(content)
 
 
-def place(column: str) -> str:
+def locate(column: str) -> str:
     return f"column {column}"
 
 
@@ -33,13 +33,13 @@ CROSS = feature(kind="cross", features=["a", "b"], hash=1000)
 
 
 @quick
-@given(rows=st.lists(st.tuples(st.one_of(st.none(), st.integers(-5, 5)), words), min_size=1, max_size=8))
+@given(rows=st.lists(st.tuples(st.one_of(st.none(), st.integers(-5, 5)), texts), min_size=1, max_size=8))
 def test_a_cross_is_the_hash_of_its_joined_values(rows: list[tuple[int | None, str | None]]) -> None:
     columns = {"a": pa.array([a for a, _ in rows], pa.int32()), "b": pa.array([b for _, b in rows], pa.string())}
-    ids = CrossEncoder(1000, 0, (True, False)).encode(compose.compose_column(CROSS, columns, place), "x")
-    for (a, b), found in zip(rows, ids.tolist()):
+    ids = CrossEncoder(1000, 0, (True, False)).encode(compose.compose_column(CROSS, columns, locate), "x")
+    for (a, b), id_ in zip(rows, ids.tolist()):
         digest = hashlib.blake2b(f"{a}\x1f{b}".encode(), digest_size=8).digest()
-        assert found == (0 if a is None or b is None else int.from_bytes(digest, "little") % 1000 + 2)
+        assert id_ == (0 if a is None or b is None else int.from_bytes(digest, "little") % 1000 + 2)
 
 
 def test_a_cross_learns_what_its_columns_hold() -> None:
@@ -47,20 +47,20 @@ def test_a_cross_learns_what_its_columns_hold() -> None:
     assert fitter.needs_data()
     for a, b in ((pa.nulls(2), pa.array(["x", "y"])), (pa.array([1, 1]), pa.array(["x", "x"]))):
         columns = {"a": a, "b": b}
-        fitter.add_column_types(compose.find_integer_columns(CROSS, columns, place))
-        fitter.add(compose.compose_column(CROSS, columns, place), np.ones(2, np.int64), "x")
+        fitter.add_column_types(compose.find_integer_columns(CROSS, columns, locate))
+        fitter.add(compose.compose_column(CROSS, columns, locate), np.ones(2, np.int64), "x")
     encoder = fitter.finish()
     assert encoder == CrossEncoder(1000, 1, (True, False))
     assert feature_encoders.load_encoder(feature_encoders.dump_encoder(encoder), None) == encoder
     assert isinstance(encoder, CrossEncoder)
-    compose.check_cross_types(encoder, CROSS, {"a": pa.nulls(1), "b": pa.array(["x"])}, place)
+    compose.check_cross_types(encoder, CROSS, {"a": pa.nulls(1), "b": pa.array(["x"])}, locate)
     with pytest.raises(DataError, match="column b: integers, for example 3; expected text, as in the log"):
-        compose.check_cross_types(encoder, CROSS, {"a": pa.array([1]), "b": pa.array([None, 3])}, place)
+        compose.check_cross_types(encoder, CROSS, {"a": pa.array([1]), "b": pa.array([None, 3])}, locate)
 
 
 def test_a_cross_takes_no_floats() -> None:
     with pytest.raises(DataError, match="column b: ids stored as floats"):
-        compose.compose_column(CROSS, {"a": pa.array([1]), "b": pa.array([1.5])}, place)
+        compose.compose_column(CROSS, {"a": pa.array([1]), "b": pa.array([1.5])}, locate)
 
 
 keys = st.sampled_from(["a", "b", "é", "b:"])
@@ -74,7 +74,7 @@ def test_a_lookup_finds_the_first_value_of_its_key(rows: list[Any]) -> None:
     looked = feature(kind="lookup", map="m", key="k")
     columns = {"m": pa.array(text, pa.string()), "k": pa.array([key for _, key in rows], pa.string())}
     expected = [next((v for k, v in pairs or [] if k == key), None) for pairs, key in rows]
-    assert compose.compose_column(looked, columns, place).to_pylist() == expected
+    assert compose.compose_column(looked, columns, locate).to_pylist() == expected
 
 
 nested = st.one_of(st.none(), st.lists(st.tuples(st.sampled_from("xy"), maps), max_size=3))
@@ -83,12 +83,12 @@ nested = st.one_of(st.none(), st.lists(st.tuples(st.sampled_from("xy"), maps), m
 @quick
 @given(rows=st.lists(st.tuples(nested, st.sampled_from(["x", "y", None]), keys), min_size=1, max_size=8))
 def test_a_map_of_maps_is_looked_in_by_two_keys(rows: list[Any]) -> None:
-    def written(outer: Any) -> str | None:
+    def write_map(outer: Any) -> str | None:
         inside = [(name, ",".join(f"{k}:{v}" for k, v in pairs or [])) for name, pairs in outer or []]
         return None if outer is None else "|".join(f"{name}^{text}" for name, text in inside)
 
     columns = {
-        "m": pa.array([written(outer) for outer, _, _ in rows], pa.string()),
+        "m": pa.array([write_map(outer) for outer, _, _ in rows], pa.string()),
         "o": pa.array([name for _, name, _ in rows], pa.string()),
         "k": pa.array([key for _, _, key in rows], pa.string()),
     }
@@ -97,20 +97,20 @@ def test_a_map_of_maps_is_looked_in_by_two_keys(rows: list[Any]) -> None:
             next((v for name, pairs in row[0] or [] if those(name, row) for k, v in pairs or [] if k == row[2]), None)
             for row in rows
         ]
-        found = feature(kind="lookup", map="m", key="k", outer_separator="|", outer_key=outer_key)
-        assert compose.compose_column(found, columns, place).to_pylist() == expected
+        nested_lookup = feature(kind="lookup", map="m", key="k", outer_separator="|", outer_key=outer_key)
+        assert compose.compose_column(nested_lookup, columns, locate).to_pylist() == expected
 
 
 def test_a_lookup_becomes_a_number_or_a_bucket() -> None:
     columns = {"m": pa.array([["1=2.5", "2=x"], ["1="], None]), "k": pa.array([1, 1, 1])}
     dense = feature(kind="lookup", map="m", key="k", pair_separator="=", **{"as": "numeric"}, missing=7)
-    values = compose.compose_column(dense, columns, place)
+    values = compose.compose_column(dense, columns, locate)
     assert values.to_pylist() == [2.5, None, None]
     assert EncoderFitter("x", dense).finish().encode(values, "x").tolist() == [2.5, 7.0, 7.0]  # type: ignore[union-attr]
     bucket = feature(kind="lookup", map="m", key="k", pair_separator="=", **{"as": "bucketized"}, edges=[1, 3])
     assert EncoderFitter("x", bucket).finish().encode(values, "x").tolist() == [3, 0, 0]  # type: ignore[union-attr]
     with pytest.raises(DataError, match="column m: text, for example 'x'; expected numbers"):
-        compose.compose_column(dense, {"m": columns["m"], "k": pa.array([2, 2, 2])}, place)
+        compose.compose_column(dense, {"m": columns["m"], "k": pa.array([2, 2, 2])}, locate)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_lookup_becomes_a_number_or_a_bucket() -> None:
 )
 def test_maps_that_are_none(maps: pa.Array, says: str) -> None:
     with pytest.raises(DataError) as raised:
-        compose.compose_column(feature(kind="lookup", map="m", key="k"), {"m": maps, "k": pa.array(["a"])}, place)
+        compose.compose_column(feature(kind="lookup", map="m", key="k"), {"m": maps, "k": pa.array(["a"])}, locate)
     assert says in str(raised.value)
 
 
@@ -141,9 +141,9 @@ def test_maps_that_are_none(maps: pa.Array, says: str) -> None:
 def test_several_numbers_a_row(column: pa.Array) -> None:
     encoder = NumericListEncoder("raw", 0.5, 3, "|")
     expected = [[1, 2.5, -3], [0.5] * 3, [0.5] * 3, [4, 0.5, 50], [6, 7, 8]]
-    made = encoder.encode(column, "x")
-    assert made.dtype == np.float32
-    assert made.tolist() == expected
+    encoded = encoder.encode(column, "x")
+    assert encoded.dtype == np.float32
+    assert encoded.tolist() == expected
     assert feature_encoders.load_encoder(feature_encoders.dump_encoder(encoder), None) == encoder
     logs = NumericListEncoder("log", 0.5, 3, "|").encode(column, "x")
     np.testing.assert_allclose(logs, np.sign(expected) * np.log1p(np.abs(expected)), rtol=1e-6)

@@ -13,10 +13,10 @@ from longrec.features.computed_columns import compute_session_recency, compute_t
 from longrec.features.schema import Schema
 
 
-@pytest.mark.parametrize(("gap", "parted"), [(1_800_000, False), (1_800_001, True), (1_801_000, True)])
-def test_a_gap_of_exactly_the_session_does_not_split(gap: int, parted: bool) -> None:
-    found = compute_session_recency(np.array([0, gap]), np.array([0, 2]), 1_800_000)
-    assert found.tolist() == [3 if parted else 2, 2]
+@pytest.mark.parametrize(("gap", "is_split"), [(1_800_000, False), (1_800_001, True), (1_801_000, True)])
+def test_a_gap_of_exactly_the_session_does_not_split(gap: int, is_split: bool) -> None:
+    ids = compute_session_recency(np.array([0, gap]), np.array([0, 2]), 1_800_000)
+    assert ids.tolist() == [3 if is_split else 2, 2]
 
 
 @settings(deadline=None, max_examples=25)
@@ -38,9 +38,9 @@ def test_both_columns_equal_the_slow_way(rows: list[list[int]], gap: int) -> Non
 
 
 def test_the_oldest_sessions_share_an_id() -> None:
-    found = compute_session_recency(np.arange(100) * 10, np.array([0, 100]), 5)
-    assert found.tolist() == [65] * 36 + list(range(65, 1, -1))
-    assert found.dtype == np.int32
+    ids = compute_session_recency(np.arange(100) * 10, np.array([0, 100]), 5)
+    assert ids.tolist() == [65] * 36 + list(range(65, 1, -1))
+    assert ids.dtype == np.int32
 
 
 def test_a_session_needs_its_column() -> None:

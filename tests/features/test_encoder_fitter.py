@@ -38,7 +38,7 @@ def fit(feature: dict[str, Any], *chunks: tuple[list[Any], list[int]], kind: pa.
 # ---- ids ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_learnt_vocabulary_is_sorted_and_counts_training_events_only() -> None:
+def test_a_learned_vocabulary_is_sorted_and_counts_training_events_only() -> None:
     encoder = fit({"kind": "id"}, ([7, 3, None, 3, 9], [1, 1, 1, 1, 0]), ([5, 9], [1, 0]))
     assert isinstance(encoder, IdEncoder)
     assert encoder.keys.values.to_pylist() == [3, 5, 7]
@@ -74,18 +74,18 @@ def test_hashing_counts_distinct_training_values() -> None:
 
 
 def test_hashing_keeps_whole_numbers_and_text_apart() -> None:
-    numbers, words = fit({"kind": "id", "hash": 50}, ([1, 2], [1, 1])), HashEncoder(50, 2, numeric=False)
+    numbers, texts = fit({"kind": "id", "hash": 50}, ([1, 2], [1, 1])), HashEncoder(50, 2, numeric=False)
     with pytest.raises(DataError, match=r"x: text, for example '1'; expected integers, as in the log"):
         numbers.encode(pa.array(["1"]), "x")
     with pytest.raises(DataError, match=r"x: integers, for example 1; expected text, as in the log"):
-        words.encode(pa.array([None, 1]), "x")
-    assert words.encode(pa.nulls(2), "x").tolist() == [0, 0]
+        texts.encode(pa.array([None, 1]), "x")
+    assert texts.encode(pa.nulls(2), "x").tolist() == [0, 0]
 
 
 # ---- given vocabularies ------------------------------------------------------------------------------------------
 
 
-def test_a_given_vocabulary_keeps_its_order_and_looks_at_no_data() -> None:
+def test_a_configured_vocabulary_keeps_its_order_and_reads_no_data() -> None:
     feature = Feature.model_validate({"kind": "id", "vocab": ["b", "a"]})
     assert not EncoderFitter("x", feature).needs_data()
     assert EncoderFitter("x", feature).finish().encode(pa.array(["a", "b", "c", None]), "x").tolist() == [3, 2, 1, 0]
@@ -196,6 +196,6 @@ def test_buckets_need_a_number_to_learn_from(feature: dict[str, Any]) -> None:
         fit(feature, ([None, 4.0], [1, 0]))
 
 
-def test_a_time_part_needs_no_data() -> None:
+def test_a_calendar_component_needs_no_data() -> None:
     encoder = fit({"kind": "calendar", "component": "weekday", "utc_offset": 2})
     assert encoder == CalendarEncoder("weekday", 2.0)

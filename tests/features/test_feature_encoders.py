@@ -81,7 +81,7 @@ def test_what_is_no_number(array: pa.Array, says: str) -> None:
 # ---- dense -------------------------------------------------------------------------------------------------------
 
 
-def test_dense() -> None:
+def test_numeric() -> None:
     values = pa.array([-3.0, None, 0.0, math.e - 1])
     raw = NumericEncoder("raw", 0.0, 1.0, 5.0).encode(values, "x")
     assert raw.dtype == np.float32
@@ -129,7 +129,7 @@ def test_log_square_ids_stay_inside_the_table() -> None:
 @pytest.mark.parametrize(
     "convert", [lambda a: a, lambda a: a.dictionary_encode(), lambda a: pa.chunked_array([a[:2], a[2:]])]
 )
-def test_ids_missing_unseen_known(convert: object) -> None:
+def test_ids_of_missing_unseen_and_seen_values(convert: object) -> None:
     assert callable(convert)
     encoder = IdEncoder(Keys(pa.array(["b", "a"])))
     ids = encoder.encode(convert(pa.array(["a", "b", "c", None, ""])), "x")
@@ -203,13 +203,13 @@ def test_the_collision_estimate() -> None:
     st.datetimes(datetime(1901, 1, 1), datetime(2199, 12, 31)),
     st.sampled_from([-14.0, -3.5, 0.0, 5.5, 5.75, 14.0]),
 )
-def test_parts_of_a_moment_before_and_after_1970(moment: datetime, offset: float) -> None:
-    moment = moment.replace(tzinfo=UTC, microsecond=moment.microsecond // 1000 * 1000)
-    ms = np.array([round((moment - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(milliseconds=1))], np.int64)
-    local = moment + timedelta(hours=offset)
+def test_components_of_a_timestamp_before_and_after_1970(timestamp: datetime, offset: float) -> None:
+    timestamp = timestamp.replace(tzinfo=UTC, microsecond=timestamp.microsecond // 1000 * 1000)
+    ms = np.array([round((timestamp - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(milliseconds=1))], np.int64)
+    local = timestamp + timedelta(hours=offset)
     expected = {"hour": local.hour, "weekday": local.weekday(), "hour_of_week": local.weekday() * 24 + local.hour}
-    for part, value in expected.items():
-        encoder = CalendarEncoder(part, offset)  # type: ignore[arg-type]
+    for component, value in expected.items():
+        encoder = CalendarEncoder(component, offset)  # type: ignore[arg-type]
         assert encoder.encode_times(ms).tolist() == [value + 2]
         assert value + 2 < encoder.rows
 
@@ -283,3 +283,11 @@ def test_what_is_no_list() -> None:
 )
 def test_an_encoder_survives_its_state(encoder: feature_encoders.Encoder) -> None:
     assert load_encoder(dump_encoder(encoder), None) == encoder
+
+
+def test_an_encoder_is_stored_under_the_names_of_earlier_versions() -> None:
+    state = {"kind": "time", "part": "weekday", "utc_offset": 5.5}
+    assert dump_encoder(CalendarEncoder("weekday", 5.5)) == state
+    assert load_encoder(state, None) == CalendarEncoder("weekday", 5.5)
+    kinds = [NumericEncoder("raw", 0.0, 1.0, 0.0), BucketizedEncoder((1.0,)), HashEncoder(2, 1)]
+    assert [dump_encoder(encoder)["kind"] for encoder in kinds] == ["dense", "bucket", "hash"]

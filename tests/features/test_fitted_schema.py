@@ -72,16 +72,16 @@ RAW: dict[str, Any] = {
 WEIGHTS = pa.array([[0.5, 2], [], [1]])
 
 
-def fitted() -> FittedSchema:
+def build_fitted() -> FittedSchema:
     return FittedSchema(SCHEMA, ENCODERS)
 
 
-def encoded(made: FittedSchema, start: int, stop: int) -> dict[str, Any]:
+def encode_rows(fitted_schema: FittedSchema, start: int, stop: int) -> dict[str, Any]:
     """Every column of some rows, lists as (values, lengths, weights)."""
     columns: dict[str, Any] = {}
     for name, values in RAW.items():
         weights = WEIGHTS[start:stop] if name == "tags" else None
-        column = made.encode(name, pa.array(values)[start:stop], name, weights)
+        column = fitted_schema.encode(name, pa.array(values)[start:stop], name, weights)
         if isinstance(column, Lists):
             own = None if column.weights is None else column.weights.tolist()
             columns[name] = (column.values.tolist(), np.diff(column.offsets).tolist(), own)
@@ -91,21 +91,21 @@ def encoded(made: FittedSchema, start: int, stop: int) -> dict[str, Any]:
 
 
 def test_every_kind_of_column() -> None:
-    made = encoded(fitted(), 0, 3)
-    assert made["movie"] == [4, 2, 1]
-    assert made["name"] == [3, 0, 1]
-    assert made["price"] == [1.0, 0.25, 0.0]
-    assert made["age"] == [2, 4, 0]
-    assert made["shown"] == [2, 9, 0]
-    assert made["genres"] == ([2, 3, 1, 2], [2, 0, 2], None)
-    assert made["tags"][1:] == ([2, 0, 1], [0.5, 2.0, 1.0])
-    assert made["stars"] == [6, 0, 1]
+    values = encode_rows(build_fitted(), 0, 3)
+    assert values["movie"] == [4, 2, 1]
+    assert values["name"] == [3, 0, 1]
+    assert values["price"] == [1.0, 0.25, 0.0]
+    assert values["age"] == [2, 4, 0]
+    assert values["shown"] == [2, 9, 0]
+    assert values["genres"] == ([2, 3, 1, 2], [2, 0, 2], None)
+    assert values["tags"][1:] == ([2, 0, 1], [0.5, 2.0, 1.0])
+    assert values["stars"] == [6, 0, 1]
 
 
 def test_one_row_online_equals_the_column_offline() -> None:
-    whole = encoded(fitted(), 0, 3)
+    whole = encode_rows(build_fitted(), 0, 3)
     for row in range(3):
-        for name, value in encoded(fitted(), row, row + 1).items():
+        for name, value in encode_rows(build_fitted(), row, row + 1).items():
             if isinstance(value, tuple):
                 starts = np.cumsum([0, *whole[name][1]])
                 own = slice(starts[row], starts[row + 1])
@@ -117,11 +117,11 @@ def test_one_row_online_equals_the_column_offline() -> None:
 
 
 def test_the_same_schema_after_saving_and_loading(tmp_path: Path) -> None:
-    fitted().save(tmp_path / "schema")
+    build_fitted().save(tmp_path / "schema")
     loaded = FittedSchema.load(tmp_path / "schema")
     assert loaded.schema == SCHEMA
-    assert loaded.fields() == fitted().fields()
-    assert encoded(loaded, 0, 3) == encoded(fitted(), 0, 3)
+    assert loaded.fields() == build_fitted().fields()
+    assert encode_rows(loaded, 0, 3) == encode_rows(build_fitted(), 0, 3)
     assert all(path.suffix in (".json", ".parquet") for path in (tmp_path / "schema").iterdir())
 
 
@@ -138,8 +138,8 @@ def test_a_folder_that_holds_no_schema(tmp_path: Path) -> None:
         FittedSchema.load(tmp_path)
 
 
-def test_fields_tell_a_model_what_it_needs() -> None:
-    fields = fitted().fields()
+def test_fields_describe_the_inputs_of_a_model() -> None:
+    fields = build_fitted().fields()
     assert [field.name for field in fields.features] == [name for name in SCHEMA.features if name != "stars"]
     by_name = {field.name: field for field in fields.features}
     assert by_name["user"] == Field("user", "id", 22, dim=8, side="user")
@@ -153,18 +153,18 @@ def test_fields_tell_a_model_what_it_needs() -> None:
     assert (movie, genres) == (by_name["movie"], by_name["genres"])
     assert stars == Field("stars", "id", 8, feedback=True)
     assert gap == Field("time_gap", "id", 42)
-    assert fitted().get_not_yet_id("stars") == 7
+    assert build_fitted().get_not_yet_id("stars") == 7
     assert fields.pairs("rated") == (movie, genres)
 
 
 def test_the_entry_of_somebody_unknown() -> None:
-    made = fitted()
-    assert np.asarray(made.encode_unknown("user")).tolist() == [1]
-    assert np.asarray(made.encode_unknown("movie")).tolist() == [1]
-    assert np.asarray(made.encode_unknown("name")).tolist() == [0]
-    assert np.asarray(made.encode_unknown("age")).tolist() == [0]
-    assert np.asarray(made.encode_unknown("price")).tolist() == [0.25]
-    genres = made.encode_unknown("genres")
+    fitted_schema = build_fitted()
+    assert np.asarray(fitted_schema.encode_unknown("user")).tolist() == [1]
+    assert np.asarray(fitted_schema.encode_unknown("movie")).tolist() == [1]
+    assert np.asarray(fitted_schema.encode_unknown("name")).tolist() == [0]
+    assert np.asarray(fitted_schema.encode_unknown("age")).tolist() == [0]
+    assert np.asarray(fitted_schema.encode_unknown("price")).tolist() == [0.25]
+    genres = fitted_schema.encode_unknown("genres")
     assert isinstance(genres, Lists)
     assert (genres.values.tolist(), genres.offsets.tolist()) == ([], [0, 0])
 
@@ -180,21 +180,21 @@ def test_the_entry_of_somebody_unknown() -> None:
 )
 def test_weights_that_do_not_fit(weights: pa.Array, says: str) -> None:
     with pytest.raises(DataError, match=says):
-        fitted().encode("tags", pa.array(RAW["tags"]), "tags", weights)
+        build_fitted().encode("tags", pa.array(RAW["tags"]), "tags", weights)
 
 
 def test_weights_may_be_text_as_their_values_are() -> None:
     tags = SCHEMA.features["tags"].model_copy(update={"separator": ";"})
     schema = SCHEMA.model_copy(update={"features": {**SCHEMA.features, "tags": tags}})
-    made = FittedSchema(schema, ENCODERS)
+    fitted_schema = FittedSchema(schema, ENCODERS)
     values, weights = pa.array(["1;2", None, "3"]), pa.array(["0.5;2", "", "1"])
-    column = made.encode("tags", values, "tags", weights)
+    column = fitted_schema.encode("tags", values, "tags", weights)
     assert isinstance(column, Lists)
     assert column.weights is not None
     assert (column.weights.tolist(), column.offsets.tolist()) == ([0.5, 2.0, 1.0], [0, 2, 2, 3])
     for bad, says in (("x", "text.*example .x."), (" ", "a weight that is no number"), ("1;2", "of other lengths")):
         with pytest.raises(DataError, match=f"^tags: weights: .*{says}"):
-            made.encode("tags", pa.array(["1"]), "tags", pa.array([bad]))
+            fitted_schema.encode("tags", pa.array(["1"]), "tags", pa.array([bad]))
 
 
 # ---- entity tables -----------------------------------------------------------------------------------------------
@@ -237,11 +237,11 @@ def test_gathered_lists_are_the_lists(lists: list[list[int]], data: st.DataObjec
     flat = np.array(sum(lists, []), np.uint8)
     column = Lists(flat, offsets, flat / np.float32(2))
     rows = data.draw(st.lists(st.integers(0, len(lists) - 1), max_size=8))
-    made = gather_lists(column, np.array(rows, np.uint8))
-    assert np.diff(made.offsets).tolist() == [len(lists[row]) for row in rows]
-    assert made.values.tolist() == sum((lists[row] for row in rows), [])
-    assert made.weights is not None
-    assert made.weights.tolist() == [value / 2 for value in made.values]
+    gathered = gather_lists(column, np.array(rows, np.uint8))
+    assert np.diff(gathered.offsets).tolist() == [len(lists[row]) for row in rows]
+    assert gathered.values.tolist() == sum((lists[row] for row in rows), [])
+    assert gathered.weights is not None
+    assert gathered.weights.tolist() == [value / 2 for value in gathered.values]
 
 
 def test_gathering_the_last_row_a_narrow_type_can_name() -> None:
@@ -252,9 +252,9 @@ def test_gathering_the_last_row_a_narrow_type_can_name() -> None:
 def test_lists_one_after_the_other() -> None:
     one = Lists(np.array([1, 2]), np.array([0, 2]))
     two = Lists(np.array([3]), np.array([0, 0, 1]))
-    made = concat_lists(part for part in (one, two))
-    assert (made.values.tolist(), made.offsets.tolist(), made.weights) == ([1, 2, 3], [0, 2, 2, 3], None)
-    assert len(made) == 3
+    joined = concat_lists(column for column in (one, two))
+    assert (joined.values.tolist(), joined.offsets.tolist(), joined.weights) == ([1, 2, 3], [0, 2, 2, 3], None)
+    assert len(joined) == 3
 
 
 @quick

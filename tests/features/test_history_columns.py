@@ -25,7 +25,7 @@ from longrec.features.schema import Condition, Schema
 from longrec.features.vocabulary import Keys
 
 
-def fitted(**parts: Any) -> FittedSchema:
+def build_fitted(**changes: Any) -> FittedSchema:
     content: dict[str, Any] = {
         "user": "user",
         "item": "item",
@@ -43,7 +43,7 @@ def fitted(**parts: Any) -> FittedSchema:
         },
         "histories": {"h": {"features": ["item", "tags", "page", "click", "dwell", "fixed", "time_gap"]}},
     }
-    schema = Schema.model_validate(content | parts)
+    schema = Schema.model_validate(content | changes)
     encoders: dict[str, feature_encoders.Encoder] = {
         name: feature_encoders.HashEncoder(4, 1) for name in schema.features
     }
@@ -59,8 +59,8 @@ ITEMS = EntityTable(
 )
 
 
-def test_feedback_reads_as_not_yet_until_strictly_after_it_is_known() -> None:
-    past = HistoryEvents(
+def test_feedback_reads_as_not_yet_until_strictly_after_it_becomes_available() -> None:
+    events = HistoryEvents(
         times=np.array([0, 8_000, 10_000, 17_999, 18_000, 19_000]),
         items=np.array([1, 2, 0, 2, 1, 1]),
         values={
@@ -71,41 +71,41 @@ def test_feedback_reads_as_not_yet_until_strictly_after_it_is_known() -> None:
         },
         available_at={"fixed": np.array([20_000, 19_999, NEVER, 0, 20_001, 3])},
     )
-    made = build_history_columns(fitted(), "h", ITEMS, past, np.array([20_000]))
-    shown = {name: np.asarray(column).tolist() for name, column in made.items() if not isinstance(column, Lists)}
-    assert list(made) == ["item", "tags", "page", "click", "dwell", "fixed", "time_gap"]
+    columns = build_history_columns(build_fitted(), "h", ITEMS, events, np.array([20_000]))
+    shown = {name: np.asarray(column).tolist() for name, column in columns.items() if not isinstance(column, Lists)}
+    assert list(columns) == ["item", "tags", "page", "click", "dwell", "fixed", "time_gap"]
     assert shown["item"] == [2, 3, 1, 3, 2, 2]
     assert shown["page"] == [2, 3, 2, 3, 2, 3]
     assert shown["click"] == [2, 3, 6, 6, 6, 6]  # known 10 s after: the one known at this very moment is not yet
     assert shown["dwell"] == [2, 3, 2, 3, 4, 4]  # known 2 s after
     assert shown["fixed"] == [6, 5, 6, 5, 6, 5]
     assert shown["time_gap"] == [6, 5, 5, 3, 3, 3]
-    tags = made["tags"]
+    tags = columns["tags"]
     assert isinstance(tags, Lists)
     assert np.diff(tags.offsets).tolist() == [1, 2, 0, 2, 1, 1]
     assert tags.values.tolist() == [4, 5, 6, 5, 6, 4, 4]
 
 
-def test_no_past_at_all() -> None:
+def test_no_events_at_all() -> None:
     none = np.zeros(0, np.int64)
-    past = HistoryEvents(none, none, {name: none for name in ("page", "click", "dwell", "fixed")}, {"fixed": none})
-    made = build_history_columns(fitted(), "h", ITEMS, past, none)
-    assert all(len(column) == 0 for column in made.values())
+    events = HistoryEvents(none, none, {name: none for name in ("page", "click", "dwell", "fixed")}, {"fixed": none})
+    columns = build_history_columns(build_fitted(), "h", ITEMS, events, none)
+    assert all(len(column) == 0 for column in columns.values())
 
 
 def test_a_log_in_steps_counts_steps() -> None:
-    steps = fitted(time={"column": "t", "unit": "step"}, label_delay="3")
+    steps = build_fitted(time={"column": "t", "unit": "step"}, label_delay="3")
     zeros = np.zeros(3, np.int64)
-    past = HistoryEvents(
+    events = HistoryEvents(
         np.array([0, 6, 7]), zeros, {n: zeros + 2 for n in ("page", "click", "dwell", "fixed")}, {"fixed": zeros}
     )
-    made = build_history_columns(steps, "h", ITEMS, past, np.array([10]))
-    assert np.asarray(made["click"]).tolist() == [2, 2, 6]
-    assert np.asarray(made["time_gap"]).tolist() == [5, 4, 4]
+    columns = build_history_columns(steps, "h", ITEMS, events, np.array([10]))
+    assert np.asarray(columns["click"]).tolist() == [2, 2, 6]
+    assert np.asarray(columns["time_gap"]).tolist() == [5, 4, 4]
 
 
 def test_what_a_store_must_keep() -> None:
-    assert list_event_columns(fitted()) == ["page", "click", "dwell", "fixed"]
+    assert list_event_columns(build_fitted()) == ["page", "click", "dwell", "fixed"]
 
 
 @pytest.mark.parametrize(
@@ -118,14 +118,14 @@ def test_what_a_store_must_keep() -> None:
         ({"click": 1, "dwell": 1, "page": 2}, 10_000),
     ],
 )
-def test_a_filter_waits_until_its_columns_are_known(where: dict[str, Any], delay: int) -> None:
-    assert compute_filter_delay(fitted(histories={"h": {"features": ["item"], "where": where}}), "h") == delay
+def test_a_filter_waits_until_its_columns_are_available(where: dict[str, Any], delay: int) -> None:
+    assert compute_filter_delay(build_fitted(histories={"h": {"features": ["item"], "where": where}}), "h") == delay
 
 
 def test_a_filter_on_the_label_waits_without_a_feature_of_it() -> None:
     features = {"item": {"kind": "id"}}
-    made = fitted(features=features, histories={"h": {"features": ["item"], "where": {"click": 1}}})
-    assert compute_filter_delay(made, "h") == 10_000
+    columns = build_fitted(features=features, histories={"h": {"features": ["item"], "where": {"click": 1}}})
+    assert compute_filter_delay(columns, "h") == 10_000
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_filter_on_the_label_waits_without_a_feature_of_it() -> None:
         ({"at_least": 0}, pa.nulls(2), [False, False]),
     ],
 )
-def test_which_values_meet_a_condition(condition: Any, array: pa.Array, expected: list[bool]) -> None:
+def test_values_that_meet_a_condition(condition: Any, array: pa.Array, expected: list[bool]) -> None:
     assert match_condition(Condition.model_validate(condition), array, "x").tolist() == expected
 
 

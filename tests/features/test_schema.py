@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from longrec.features.schema import Schema, parse_duration
 
 from longrec.config import parse
 from longrec.errors import ConfigError
 from longrec.features.fields import Field, Fields
-from longrec.features.schema import Schema, parse_duration
 
 BASE: dict[str, Any] = {
     "user": "user_id",
@@ -29,28 +29,28 @@ BASE: dict[str, Any] = {
 }
 
 
-def with_(**parts: Any) -> dict[str, Any]:
+def build_content(**changes: Any) -> dict[str, Any]:
     """The base schema with features and histories added and other keys replaced (None takes one away)."""
-    content = {**BASE, **{k: v for k, v in parts.items() if k not in ("features", "histories")}}
+    content = {**BASE, **{k: v for k, v in changes.items() if k not in ("features", "histories")}}
     for key in ("features", "histories"):
-        content[key] = {**BASE[key], **parts.get(key, {})}
+        content[key] = {**BASE[key], **changes.get(key, {})}
         content[key] = {name: value for name, value in content[key].items() if value is not None}
     return {key: value for key, value in content.items() if value is not None}
 
 
-def schema(**parts: Any) -> Schema:
-    return parse(Schema, with_(**parts), "shop.yaml")
+def parse_schema(**changes: Any) -> Schema:
+    return parse(Schema, build_content(**changes), "shop.yaml")
 
 
-def fault(**parts: Any) -> str:
+def get_fault(**changes: Any) -> str:
     with pytest.raises(ConfigError) as raised:
-        schema(**parts)
+        parse_schema(**changes)
     return "\n".join(raised.value.faults)
 
 
 def test_who_owns_a_feature() -> None:
-    made = schema(features={"film": {"kind": "id", "column": "movie"}})
-    owners = {name: made.side(name) for name in made.features}
+    parsed = parse_schema(features={"film": {"kind": "id", "column": "movie"}})
+    owners = {name: parsed.side(name) for name in parsed.features}
     assert owners == {
         "user_id": "user",
         "age": "user",
@@ -61,27 +61,27 @@ def test_who_owns_a_feature() -> None:
         "page": "context",
         "rating": "context",
     }
-    assert made.column("hour") == "timestamp"
-    assert made.column("film") == "movie"
-    assert made.column("age") == "age"
+    assert parsed.column("hour") == "timestamp"
+    assert parsed.column("film") == "movie"
+    assert parsed.column("age") == "age"
 
 
 def test_short_forms() -> None:
-    made = schema(
+    parsed = parse_schema(
         time="t",
         label="click",
         histories={
             "rated": {"features": ["movie"], "where": {"page": "home", "kind": [1, 2], "price": {"at_least": 2.5}}}
         },
     )
-    assert made.time is not None
-    assert (made.time.column, made.time.unit, made.label.column) == ("t", "auto", "click")
-    where = made.histories["rated"].where
+    assert parsed.time is not None
+    assert (parsed.time.column, parsed.time.unit, parsed.label.column) == ("t", "auto", "click")
+    where = parsed.histories["rated"].where
     assert where["page"].equals == "home"
     assert where["kind"].among == (1, 2)
     assert where["price"].at_least == 2.5
-    assert made.histories["rated"].max_length == 50
-    assert made.prejoined is False
+    assert parsed.histories["rated"].max_length == 50
+    assert parsed.prejoined is False
 
 
 @pytest.mark.parametrize(
@@ -97,30 +97,30 @@ def test_what_is_no_duration(text: Any) -> None:
     with pytest.raises(ValueError, match=r"must be a duration such as '90s', '1h' or '7d'"):
         parse_duration(text)
     if text is not None:
-        assert "label_delay: must be a duration" in fault(label_delay=text)
+        assert "label_delay: must be a duration" in get_fault(label_delay=text)
 
 
-def test_when_feedback_is_known() -> None:
-    made = schema(
+def test_when_feedback_becomes_available() -> None:
+    parsed = parse_schema(
         label_delay="1h",
         features={
             "dwell": {"kind": "bucketized", "edges": [1], "feedback": True, "available_after": "2s"},
             "stars": {"kind": "id", "column": "rating", "feedback": True, "available_after": "2h"},
         },
     )
-    assert made.available_after("rating") == 3_600_000
-    assert made.available_after("dwell") == 2_000
-    assert made.available_after("stars") == 7_200_000
-    assert made.is_feedback_column("rating")
-    assert made.is_feedback_column("dwell")
-    assert not made.is_feedback_column("page")
-    steps = schema(time={"column": "t", "unit": "step"}, label_delay="3", features={"hour": None})
+    assert parsed.available_after("rating") == 3_600_000
+    assert parsed.available_after("dwell") == 2_000
+    assert parsed.available_after("stars") == 7_200_000
+    assert parsed.is_feedback_column("rating")
+    assert parsed.is_feedback_column("dwell")
+    assert not parsed.is_feedback_column("page")
+    steps = parse_schema(time={"column": "t", "unit": "step"}, label_delay="3", features={"hour": None})
     assert steps.available_after("rating") == 3
 
 
 def test_delays_of_one_column_that_agree() -> None:
     again = {"kind": "bucketized", "column": "dwell", "edges": [1], "feedback": True}
-    schema(
+    parse_schema(
         label_delay="1h",
         features={
             "rating": {"kind": "id", "feedback": True, "available_after": "60m"},
@@ -130,7 +130,7 @@ def test_delays_of_one_column_that_agree() -> None:
         },
     )
     own = {"kind": "id", "column": "rating", "feedback": True, "available_at": "rated_at"}
-    schema(features={"rating": own, "stars": own})
+    parse_schema(features={"rating": own, "stars": own})
 
 
 DELAY_FAULTS: list[tuple[dict[str, Any], str]] = [
@@ -175,7 +175,7 @@ DELAY_FAULTS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("features", "message"), DELAY_FAULTS)
 def test_delays_that_contradict_each_other(features: dict[str, Any], message: str) -> None:
-    assert message in fault(label_delay="1h", features=features)
+    assert message in get_fault(label_delay="1h", features=features)
 
 
 # ---- faults ------------------------------------------------------------------------------------------------------
@@ -297,11 +297,11 @@ SCHEMA_FAULTS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("parts", "says"), SCHEMA_FAULTS, ids=[says[:50] for _, says in SCHEMA_FAULTS])
-def test_a_schema_fault_is_named(parts: dict[str, Any], says: str) -> None:
+@pytest.mark.parametrize(("changes", "says"), SCHEMA_FAULTS, ids=[says[:50] for _, says in SCHEMA_FAULTS])
+def test_a_schema_fault_is_named(changes: dict[str, Any], says: str) -> None:
     import re
 
-    assert re.search(says, fault(**parts))
+    assert re.search(says, get_fault(**changes))
 
 
 FEATURE_FAULTS: list[tuple[dict[str, Any], str]] = [
@@ -341,17 +341,17 @@ FEATURE_FAULTS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("feature", "says"), FEATURE_FAULTS, ids=[says[:50] for _, says in FEATURE_FAULTS])
 def test_a_feature_fault_is_named(feature: dict[str, Any], says: str) -> None:
-    assert says in fault(features={"x": feature})
+    assert says in get_fault(features={"x": feature})
 
 
 def test_the_faults_of_a_schema_come_all_at_once() -> None:
-    found = fault(
+    columns = get_fault(
         features={"stars": {"kind": "id", "column": "rating"}},
         histories={"rated": {"features": ["movi", "age"]}},
     )
-    assert "features.stars: reads the label column" in found
-    assert "histories.rated.features: no feature named 'movi'" in found
-    assert "histories.rated.features: 'age' belongs to the user" in found
+    assert "features.stars: reads the label column" in columns
+    assert "histories.rated.features: no feature named 'movi'" in columns
+    assert "histories.rated.features: 'age' belongs to the user" in columns
 
 
 # ---- fields ------------------------------------------------------------------------------------------------------
@@ -380,18 +380,18 @@ CANDIDATE: dict[str, Any] = {
 
 
 def test_a_cross_of_a_candidates_column_is_the_candidates() -> None:
-    made = schema(features=CANDIDATE)
-    assert [made.side(name) for name in CANDIDATE] == ["candidate", "candidate", "candidate", "context", "candidate"]
-    assert made.columns("page_brand") == ("page", "brand")
-    assert made.columns("paid") == ("prices", "brand")
-    assert made.columns("age") == ("age",)
-    assert all(made.in_row(name) for name in (*CANDIDATE, "page"))
-    assert not made.in_row("movie")
+    parsed = parse_schema(features=CANDIDATE)
+    assert [parsed.side(name) for name in CANDIDATE] == ["candidate", "candidate", "candidate", "context", "candidate"]
+    assert parsed.columns("page_brand") == ("page", "brand")
+    assert parsed.columns("paid") == ("prices", "brand")
+    assert parsed.columns("age") == ("age",)
+    assert all(parsed.in_row(name) for name in (*CANDIDATE, "page"))
+    assert not parsed.in_row("movie")
 
 
 def test_a_history_may_name_a_candidates_column() -> None:
-    made = schema(features=CANDIDATE, histories={"rated": {"features": ["movie", "brand", "page_brand"]}})
-    assert made.histories["rated"].features == ("movie", "brand", "page_brand")
+    parsed = parse_schema(features=CANDIDATE, histories={"rated": {"features": ["movie", "brand", "page_brand"]}})
+    assert parsed.histories["rated"].features == ("movie", "brand", "page_brand")
 
 
 @pytest.mark.parametrize(
@@ -452,10 +452,10 @@ def test_a_history_may_name_a_candidates_column() -> None:
 )
 def test_a_fault_of_a_feature_of_the_row(content: dict[str, Any], says: str) -> None:
     more = {"brand_now": {"kind": "id", "share": "page"}} if content.get("share") == "brand_now" else {}
-    assert says in fault(features={"x": content, **more})
+    assert says in get_fault(features={"x": content, **more})
 
 
 def test_composed_features_stand_in_no_pre_joined_history() -> None:
     x = {"kind": "cross", "features": ["page", "y"], "hash": 3}
-    says = fault(features={"x": x}, histories={"rated": {"features": ["x"], "columns": {"x": "xs"}}})
+    says = get_fault(features={"x": x}, histories={"rated": {"features": ["x"], "columns": {"x": "xs"}}})
     assert "histories.rated.features: 'x' of kind cross cannot stand in a history" in says

@@ -67,14 +67,14 @@ def test_whole_floats_are_integers(kind: pa.DataType) -> None:
     assert cast_keys(pa.array([], kind), "x").type == pa.int64()
 
 
-def test_places_of_keys_in_the_order_given() -> None:
+def test_indices_of_keys_follow_their_order() -> None:
     numbers = Keys(pa.array([50, -3, 7]))
     assert numbers.index(pa.array([7, 50, 8, None, -3]), "x").tolist() == [2, 0, -1, -1, 1]
-    words = Keys(pa.array(["b", "a"]))
-    assert words.index(pa.array(["a", "b", "c", None, ""]), "x").tolist() == [1, 0, -1, -1, -1]
-    assert words.find("a", "x") == 1
-    assert words.find("zz", "x") == -1
-    assert len(words) == 2
+    texts = Keys(pa.array(["b", "a"]))
+    assert texts.index(pa.array(["a", "b", "c", None, ""]), "x").tolist() == [1, 0, -1, -1, -1]
+    assert texts.find("a", "x") == 1
+    assert texts.find("zz", "x") == -1
+    assert len(texts) == 2
 
 
 def test_ids_above_2_to_the_53_stay_distinct() -> None:
@@ -91,7 +91,7 @@ def test_no_keys_at_all(keys: Keys) -> None:
     assert keys.index(pa.array([], pa.int64()), "x").tolist() == []
 
 
-def test_text_asked_of_numbers_and_the_other_way_round() -> None:
+def test_text_looked_up_among_numbers_and_the_other_way_round() -> None:
     with pytest.raises(DataError, match=r"^user: text, for example 'a'; expected integers, as in the log\n  Write the"):
         Keys(pa.array([1])).index(pa.array([None, "a"]), "user")
     with pytest.raises(DataError, match=r"^user: integers, for example 7; expected text, as in the log"):
@@ -114,18 +114,18 @@ def test_text_asked_of_numbers_and_the_other_way_round() -> None:
     st.randoms(),
 )
 def test_the_way_for_few_and_the_way_for_many_agree(case: tuple[list[Any], list[Any]], random: Any) -> None:
-    known, asked = case
-    kind = pa.string() if any(isinstance(value, str) for value in [*known, *asked]) else pa.int64()
-    asked = asked + random.sample(known, len(known) // 2)
-    random.shuffle(asked)
-    keys, array = Keys(pa.array(known, kind)), pa.array(asked, kind)
+    values, queries = case
+    kind = pa.string() if any(isinstance(value, str) for value in [*values, *queries]) else pa.int64()
+    queries = queries + random.sample(values, len(values) // 2)
+    random.shuffle(queries)
+    keys, array = Keys(pa.array(values, kind)), pa.array(queries, kind)
     few = keys.index(array, "x")
-    repeats = vocabulary._FEW // max(len(asked), 1) + 1
-    many = keys.index(pa.concat_arrays([array] * repeats), "x") if asked else few
-    expected = [known.index(value) if value in known else -1 for value in asked]
+    repeats = vocabulary._FEW // max(len(queries), 1) + 1
+    many = keys.index(pa.concat_arrays([array] * repeats), "x") if queries else few
+    expected = [values.index(value) if value in values else -1 for value in queries]
     assert few.tolist() == expected
     assert few.dtype == many.dtype == np.int32
-    assert many.tolist() == expected * (repeats if asked else 1)
+    assert many.tolist() == expected * (repeats if queries else 1)
 
 
 def test_python_values_become_a_column() -> None:

@@ -37,16 +37,16 @@ class Jagged:
         rows = torch.arange(lengths.shape[0], device=lengths.device)
         return torch.repeat_interleave(rows, lengths, output_size=self.values.shape[0])
 
-    def at(self, rows_M: Tensor) -> Jagged:
+    def select_rows(self, rows_M: Tensor) -> Jagged:
         """These rows, in this order."""
         lengths_M = self.lengths().index_select(0, rows_M)
         offsets = torch.cat([lengths_M.new_zeros(1), lengths_M.cumsum(0)])
         start_M = self.offsets.index_select(0, rows_M) - offsets[:-1]
         total = int(offsets[-1])
-        places = torch.repeat_interleave(start_M, lengths_M, output_size=total)
-        places = places + torch.arange(total, device=places.device)
-        weights = None if self.weights is None else self.weights.index_select(0, places)
-        return Jagged(self.values.index_select(0, places), offsets, weights)
+        positions = torch.repeat_interleave(start_M, lengths_M, output_size=total)
+        positions = positions + torch.arange(total, device=positions.device)
+        weights = None if self.weights is None else self.weights.index_select(0, positions)
+        return Jagged(self.values.index_select(0, positions), offsets, weights)
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class HistoryBatch:
     offsets: Tensor
     shared: bool = False
 
-    def at(self, places_M: Tensor) -> HistoryBatch:
+    def select_events(self, positions_M: Tensor) -> HistoryBatch:
         """The events at these positions, int64 and rising; rows stay as many as they are, some of them now shorter."""
         columns = {
-            name: column.at(places_M) if isinstance(column, Jagged) else column.index_select(0, places_M)
+            name: column.select_rows(positions_M) if isinstance(column, Jagged) else column.index_select(0, positions_M)
             for name, column in self.columns.items()
         }
-        return HistoryBatch(columns, torch.searchsorted(places_M, self.offsets), self.shared)
+        return HistoryBatch(columns, torch.searchsorted(positions_M, self.offsets), self.shared)
 
 
 @dataclass(frozen=True)

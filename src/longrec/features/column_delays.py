@@ -21,26 +21,26 @@ def compute_column_delays(schema: Schema) -> dict[str, Delay]:
 
     That of the time column is the delay of the event itself.
     """
-    found: dict[str, Delay] = {}
+    delays: dict[str, Delay] = {}
     for name, feature in schema.features.items():
         if feature.source is None and feature.kind != "calendar" and schema.in_row(name) and not feature.feedback:
-            found |= dict.fromkeys(schema.columns(name))
+            delays |= dict.fromkeys(schema.columns(name))
     for history in schema.histories.values():
-        found |= {column: None for column in history.where if not schema.is_feedback_column(column)}
+        delays |= {column: None for column in history.where if not schema.is_feedback_column(column)}
     for name, feature in schema.features.items():
         if feature.feedback:
-            found[schema.column(name)] = feature.available_at or schema.available_after(name)
+            delays[schema.column(name)] = feature.available_at or schema.available_after(name)
     if schema.time is not None:
-        found[schema.time.column] = schema.time.available_at
+        delays[schema.time.column] = schema.time.available_at
     label = schema.label.column
     own = [
         f.available_at for n, f in schema.features.items() if f.available_at is not None and schema.column(n) == label
     ]
-    found[label] = own[0] if own else schema.delay(schema.label_delay)
-    return {column: at for column, at in found.items() if column not in (schema.user, schema.item)}
+    delays[label] = own[0] if own else schema.delay(schema.label_delay)
+    return {column: at for column, at in delays.items() if column not in (schema.user, schema.item)}
 
 
-def describe_early_columns(recorded: Mapping[str, Delay], lag: int, schema: Schema) -> list[str]:
+def describe_early_columns(recorded: Mapping[str, Delay], visibility_delay: int, schema: Schema) -> list[str]:
     """Columns that a store's source read earlier than a schema says that they are available, a phrase each.
 
     Args:
@@ -52,7 +52,7 @@ def describe_early_columns(recorded: Mapping[str, Delay], lag: int, schema: Sche
         if own is None or column not in recorded:
             continue
         theirs = recorded[column]
-        if theirs == own or (isinstance(own, int) and _get_shortest_delay(theirs, lag) >= own):
+        if theirs == own or (isinstance(own, int) and _get_shortest_delay(theirs, visibility_delay) >= own):
             continue
         phrases.append(
             f"{column!r} as available {_describe_delay(theirs, schema)}, and here it is {_describe_delay(own, schema)}"
@@ -65,9 +65,9 @@ def has_delays(schema: Schema) -> bool:
     return any(at not in (None, 0) for at in compute_column_delays(schema).values())
 
 
-def _get_shortest_delay(at: Delay, lag: int) -> int:
+def _get_shortest_delay(at: Delay, visibility_delay: int) -> int:
     """The shortest delay that a store can have read a value with; a timestamp column tells none."""
-    return lag if at is None else at if isinstance(at, int) else 0
+    return visibility_delay if at is None else at if isinstance(at, int) else 0
 
 
 def _describe_delay(at: Delay, schema: Schema) -> str:

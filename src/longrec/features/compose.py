@@ -24,7 +24,7 @@ ColumnLocator = Callable[[str], str]
 """A raw column -> how a message names it."""
 
 
-def compose_column(feature: Feature, columns: Mapping[str, pa.Array], place: ColumnLocator) -> pa.Array:
+def compose_column(feature: Feature, columns: Mapping[str, pa.Array], locate: ColumnLocator) -> pa.Array:
     """The plain column of a cross or a lookup.
 
     Args:
@@ -39,22 +39,22 @@ def compose_column(feature: Feature, columns: Mapping[str, pa.Array], place: Col
     """
     if feature.kind == "cross":
         assert feature.features is not None
-        return join_keys([cast_keys(columns[name], place(name)) for name in feature.features])
+        return join_keys([cast_keys(columns[name], locate(name)) for name in feature.features])
     assert feature.map is not None
     assert feature.key is not None
-    keys = cast_keys(columns[feature.key], place(feature.key)).cast(pa.string())
-    where = place(feature.map)
+    keys = cast_keys(columns[feature.key], locate(feature.key)).cast(pa.string())
+    where = locate(feature.map)
     maps, of_row, separator = columns[feature.map], None, feature.separator or ","
     if feature.outer_separator is not None:
         outer = None
         if feature.outer_key is not None:
-            outer = cast_keys(columns[feature.outer_key], place(feature.outer_key)).cast(pa.string())
+            outer = cast_keys(columns[feature.outer_key], locate(feature.outer_key)).cast(pa.string())
         maps, of_row = select_inner_maps(maps, outer, feature.outer_separator, feature.outer_pair_separator, where)
-    found = look_up_values(maps, keys, separator, feature.pair_separator, where, of_row)
-    return found if feature.form == "id" else pa.array(parse_numbers(found, where), from_pandas=True)
+    texts = look_up_values(maps, keys, separator, feature.pair_separator, where, of_row)
+    return texts if feature.form == "id" else pa.array(parse_numbers(texts, where), from_pandas=True)
 
 
-def join_keys(parts: Sequence[pa.Array]) -> pa.Array:
+def join_keys(keys: Sequence[pa.Array]) -> pa.Array:
     """Values of several columns as one text a row, null where one of them is.
 
     Args:
@@ -63,21 +63,21 @@ def join_keys(parts: Sequence[pa.Array]) -> pa.Array:
     >>> joined([pa.array([7, 8]), pa.array(["a", None])]).to_pylist()
     ['7\\x1fa', None]
     """
-    texts = [part.cast(pa.string()) for part in parts]
+    texts = [key.cast(pa.string()) for key in keys]
     return pc.binary_join_element_wise(*texts, _UNIT_SEPARATOR, null_handling="emit_null")
 
 
 def find_integer_columns(
-    feature: Feature, columns: Mapping[str, pa.Array], place: ColumnLocator
+    feature: Feature, columns: Mapping[str, pa.Array], locate: ColumnLocator
 ) -> tuple[bool | None, ...]:
     """Of each column of a cross whether it holds integers; None where all is null."""
     assert feature.features is not None
-    keys = [cast_keys(columns[name], place(name)) for name in feature.features]
-    return tuple(pa.types.is_integer(part.type) if part.null_count < len(part) else None for part in keys)
+    keys = [cast_keys(columns[name], locate(name)) for name in feature.features]
+    return tuple(pa.types.is_integer(key.type) if key.null_count < len(key) else None for key in keys)
 
 
 def check_cross_types(
-    encoder: CrossEncoder, feature: Feature, columns: Mapping[str, pa.Array], place: ColumnLocator
+    encoder: CrossEncoder, feature: Feature, columns: Mapping[str, pa.Array], locate: ColumnLocator
 ) -> None:
     """Refuse a cross of text where the training window held integers, or the other way round: they hash apart here as
     they do for plain ids, since '07' is another id than 7.
@@ -86,12 +86,16 @@ def check_cross_types(
         DataError: with the place of the column.
     """
     assert feature.features is not None
-    for name, fitted, own in zip(feature.features, encoder.numeric, find_integer_columns(feature, columns, place)):
+    numeric = find_integer_columns(feature, columns, locate)
+    for name, fitted, own in zip(feature.features, encoder.numeric, numeric):
         if fitted is not None and own is not None and own != fitted:
-            found, expected = ("integers", "text") if own else ("text", "integers")
+            actual, expected = ("integers", "text") if own else ("text", "integers")
             example = columns[name].drop_null()[0].as_py()
             raise DataError(
-                place(name), f"{found}, for example {example!r}", f"{expected}, as in the log", "7 and '07' hash apart"
+                locate(name),
+                f"{actual}, for example {example!r}",
+                f"{expected}, as in the log",
+                "7 and '07' hash apart",
             )
 
 
@@ -151,9 +155,9 @@ def look_up_values(
     same = pc.fill_null(pc.equal(names, keys.take(pa.array(row))), False).to_numpy(zero_copy_only=False)
     at = np.flatnonzero(same)
     rows, first = np.unique(row[at], return_index=True)
-    place = np.full(len(keys), -1)
-    place[rows] = at[first]
-    return values.take(pa.array(place, mask=place < 0))
+    pair_index = np.full(len(keys), -1)
+    pair_index[rows] = at[first]
+    return values.take(pa.array(pair_index, mask=pair_index < 0))
 
 
 def _split_pairs(flat: pa.Array, separator: str, where: str) -> tuple[pa.Array, pa.Array]:
@@ -194,13 +198,13 @@ def split_multi_values(
     text, starts = _flatten_lists(cut)
     weights = np.ones(len(flat))
     at = np.flatnonzero(weighed.to_numpy(zero_copy_only=False))
-    told = parse_numbers(text.take(pa.array(starts[at] + 1)), f"{where}: weights")
-    if np.isnan(told).any():
-        example = flat[int(at[np.isnan(told)][0])].as_py()
+    parsed = parse_numbers(text.take(pa.array(starts[at] + 1)), f"{where}: weights")
+    if np.isnan(parsed).any():
+        example = flat[int(at[np.isnan(parsed)][0])].as_py()
         raise DataError(
             f"{where}: weights", f"no number in {example!r}", "a weight after the separator, or none of both"
         )
-    weights[at] = told
+    weights[at] = parsed
     return pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values), offsets, weights.astype(np.float32)
 
 

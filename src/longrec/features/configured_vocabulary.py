@@ -64,10 +64,10 @@ def _parse_whole_numbers(keys: pa.Array, where: str, first: int | None) -> pa.Ar
         first: the line of a text file that holds the first value, to name the line of a bad one; None for no lines.
     """
     texts = keys.to_pylist()
-    for place, text in enumerate(texts):
+    for index, text in enumerate(texts):
         if not _WHOLE.fullmatch(text) or not -(2**63) <= int(text) < 2**63:
             number = re.fullmatch(r"-?0+([0-9]+)", text)
-            at = "" if first is None else f" in line {place + first}"
+            at = "" if first is None else f" in line {index + first}"
             lossy = f", which as a number would be {int(text)}" if number else ""
             raise DataError(
                 where,

@@ -45,19 +45,21 @@ def decode_value(encoder: Encoder, value: Any) -> Any:
         return math.copysign(math.expm1(abs(number)), number) if encoder.scale == "log" else number
     if isinstance(encoder, (HashEncoder, CrossEncoder)) or value == MISSING:
         return None
-    place = int(value) - FIRST
+    index = int(value) - FIRST
     if isinstance(encoder, IdEncoder):
-        return encoder.keys.values[place].as_py() if place >= 0 else _make_unseen_value(encoder)
+        return encoder.keys.values[index].as_py() if index >= 0 else _make_unseen_value(encoder)
     if isinstance(encoder, BucketizedEncoder):
-        return encoder.edges[place - 1] if place > 0 else encoder.edges[0] - 1.0
+        return encoder.edges[index - 1] if index > 0 else encoder.edges[0] - 1.0
     assert isinstance(encoder, LogSquareEncoder)
-    cut = place + encoder.low
+    cut = index + encoder.low
     # just inside the bucket: its lower edge may round to either side
     return float(cut + 2) if cut <= 0 else math.exp(math.sqrt(cut)) * (1 + 1e-9)
 
 
 def _make_unseen_value(encoder: IdEncoder) -> Any:
     """A value that is not in a vocabulary."""
-    known = set(encoder.keys.values.to_pylist())
-    tries = range(len(known) + 1)
-    return next(value for n in tries if (value := -1 - n if encoder.keys.numeric else f"unseen-{n}") not in known)
+    vocabulary = set(encoder.keys.values.to_pylist())
+    numbers = range(len(vocabulary) + 1)
+    return next(
+        value for n in numbers if (value := -1 - n if encoder.keys.numeric else f"unseen-{n}") not in vocabulary
+    )

@@ -35,7 +35,7 @@ class EncoderFitter:
         self._counts: list[pa.Table] = []
         self._numbers: list[NDArray[np.float64]] = []
         self._weight: list[NDArray[np.int64]] = []
-        self._moments = np.array([0.0, 0.0, 0.0])
+        self._power_sums = np.array([0.0, 0.0, 0.0])
         self._pivot = 0.0
         self._range = np.array([np.inf, -np.inf])
         self._numeric: tuple[bool | None, ...] = ()
@@ -49,8 +49,8 @@ class EncoderFitter:
 
     def add_column_types(self, numeric: tuple[bool | None, ...]) -> None:
         """Of each column of a cross whether a chunk holds integers there, or nothing."""
-        known = self._numeric or (None,) * len(numeric)
-        self._numeric = tuple(new if old is None else old for old, new in zip(known, numeric))
+        types = self._numeric or (None,) * len(numeric)
+        self._numeric = tuple(new if old is None else old for old, new in zip(types, numeric))
 
     def add(self, array: pa.Array, counts: NDArray[np.int64], where: str) -> None:
         """Look at one chunk."""
@@ -65,9 +65,9 @@ class EncoderFitter:
             return
         if self.feature.form == "numeric":
             # Moments about a value of the column: squares of values far from zero would swallow the spread.
-            self._pivot = self._pivot if self._moments[0] else float(values[0])
+            self._pivot = self._pivot if self._power_sums[0] else float(values[0])
             far = values - self._pivot
-            self._moments += [counts.sum(), (counts * far).sum(), (counts * far * far).sum()]
+            self._power_sums += [counts.sum(), (counts * far).sum(), (counts * far * far).sum()]
         else:
             self._numbers.append(values)
             self._weight.append(counts)
@@ -81,13 +81,13 @@ class EncoderFitter:
             keys, counts = keys.filter(pa.array(seen)), counts[seen]
         table = pa.table({"value": keys, "n": counts})
         if self._counts and self._counts[0].schema.field("value").type != keys.type:
-            found, expected = ("text", "integers") if pa.types.is_string(keys.type) else ("integers", "text")
-            raise DataError(where, f"{found} among the {expected} of feature {self.name!r}", "ids of one type")
+            actual, expected = ("text", "integers") if pa.types.is_string(keys.type) else ("integers", "text")
+            raise DataError(where, f"{actual} among the {expected} of feature {self.name!r}", "ids of one type")
         self._counts.append(table.group_by("value").aggregate([("n", "sum")]))
         if len(self._counts) >= 16:
-            self._counts = [self._merged()]
+            self._counts = [self._merge_counts()]
 
-    def _merged(self) -> pa.Table:
+    def _merge_counts(self) -> pa.Table:
         table = pa.concat_tables(self._counts).rename_columns(["value", "n"])
         return table.group_by("value").aggregate([("n", "sum")])
 
@@ -100,28 +100,28 @@ class EncoderFitter:
             assert f.scale in ("raw", "log")
             return feature_encoders.NumericListEncoder(f.scale, f.missing, f.width, f.separator)
         if f.form == "numeric":
-            return self._dense()
+            return self._fit_numeric()
         if f.form == "bucketized":
-            return self._bucket()
+            return self._fit_buckets()
         if f.vocab is not None:
             return feature_encoders.IdEncoder(Keys(read_vocabulary(f.vocab, self.name, self.integers)))
-        counted = (
-            self._merged()
+        value_counts = (
+            self._merge_counts()
             if self._counts
             else pa.table({"value": pa.array([], pa.int64()), "n_sum": pa.array([], pa.int64())})
         )
         if f.kind == "cross":
             assert f.hash is not None
             assert f.features is not None
-            return feature_encoders.CrossEncoder(f.hash, len(counted), self._numeric or (None,) * len(f.features))
+            return feature_encoders.CrossEncoder(f.hash, len(value_counts), self._numeric or (None,) * len(f.features))
         if f.hash is not None:
-            numeric = pa.types.is_integer(counted["value"].type) if len(counted) else None
-            return feature_encoders.HashEncoder(f.hash, len(counted), numeric)
-        kept = counted.filter(pc.field("n_sum") >= f.min_count)["value"].combine_chunks()
+            numeric = pa.types.is_integer(value_counts["value"].type) if len(value_counts) else None
+            return feature_encoders.HashEncoder(f.hash, len(value_counts), numeric)
+        kept = value_counts.filter(pc.field("n_sum") >= f.min_count)["value"].combine_chunks()
         return feature_encoders.IdEncoder(Keys(kept.take(pc.sort_indices(kept))))
 
-    def _dense(self) -> feature_encoders.NumericEncoder:
-        f, (n, total, squares) = self.feature, self._moments
+    def _fit_numeric(self) -> feature_encoders.NumericEncoder:
+        f, (n, total, squares) = self.feature, self._power_sums
         shift, spread = 0.0, 1.0
         if f.scale == "standard" and n:
             mean = total / n
@@ -130,7 +130,7 @@ class EncoderFitter:
             shift, spread = float(self._range[0]), float(self._range[1] - self._range[0]) or 1.0
         return feature_encoders.NumericEncoder(f.scale, float(shift), spread, f.missing)
 
-    def _bucket(self) -> feature_encoders.Encoder:
+    def _fit_buckets(self) -> feature_encoders.Encoder:
         f = self.feature
         if f.edges is not None:
             return feature_encoders.BucketizedEncoder(f.edges)

@@ -79,12 +79,14 @@ class EntityTable:
         content = json.loads((folder / "table.json").read_text())
         keys = pq.read_table(folder / "keys.parquet")["key"].combine_chunks()
         columns, dated = (
-            {name: load_column(folder, name, kind) for name, kind in content.get(part, {}).items()}
-            for part in ("columns", "dated")
+            {name: load_column(folder, name, kind) for name, kind in content.get(section, {}).items()}
+            for section in ("columns", "dated")
         )
         versions = None
         if "dated" in content:
-            versions = Versions(*(open_array(folder / _VERSIONS / f"{part}.npy") for part in ("offsets", "times")))
+            versions = Versions(
+                *(open_array(folder / _VERSIONS / f"{section}.npy") for section in ("offsets", "times"))
+            )
         return cls(Keys(keys), columns, versions, dated)
 
 

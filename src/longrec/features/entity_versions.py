@@ -40,9 +40,9 @@ class Versions:
 
 
 def find_first_from(
-    times: NDArray[np.int64], low: NDArray[np.int64], high: NDArray[np.int64], moment: NDArray[np.int64]
+    times: NDArray[np.int64], low: NDArray[np.int64], high: NDArray[np.int64], timestamps: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """For each b the first place in ``[low, high]`` whose time is at or after ``moment[b]``: a binary search in step.
+    """For each b the first place in ``[low, high]`` whose time is at or after ``timestamps[b]``: a binary search in step.
 
     Args:
         times: int64, rising inside every ``[low[b], high[b])``.
@@ -50,7 +50,7 @@ def find_first_from(
     low, high = low.astype(np.int64), high.astype(np.int64)
     while (open_ := low < high).any():
         middle = (low + high) >> 1
-        earlier = open_ & (times.take(np.where(open_, middle, 0)) < moment)
+        earlier = open_ & (times.take(np.where(open_, middle, 0)) < timestamps)
         low = np.where(earlier, middle + 1, low)
         high = np.where(open_ & ~earlier, middle, high)
     return low

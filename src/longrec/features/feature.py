@@ -113,10 +113,10 @@ class Feature(Strict):
         return self.weights is not None or self.weight_separator is not None
 
     @model_validator(mode="after")
-    def _fits(self) -> Feature:
-        given = self.model_fields_set - {"kind", "side", "column", "dim"}
+    def _check(self) -> Feature:
+        settings = self.model_fields_set - {"kind", "side", "column", "dim"}
         allowed = _LOOKUP | _LOOKED_UP[self.becomes] if self.kind == "lookup" else _ALLOWED[self.kind]
-        wrong = sorted(_ALIASES.get(key, key) for key in given - allowed)
+        wrong = sorted(_ALIASES.get(key, key) for key in settings - allowed)
         if wrong:
             what = f" as {self.becomes!r}" if self.kind == "lookup" else ""
             raise ValueError(f"a feature of kind {self.kind!r}{what} takes no {', '.join(wrong)}")
@@ -127,7 +127,7 @@ class Feature(Strict):
         if self.side == "candidate" and (self.kind == "calendar" or self.feedback):
             what = "feedback" if self.feedback else "the calendar"
             raise ValueError(f"{what} is no column that a candidate brings: side must be context")
-        self._check_ids(given)
+        self._check_ids(settings)
         if self.form == "bucketized" and (self.edges is not None) + (self.quantiles is not None) + self.log_square != 1:
             raise ValueError("a bucketized feature needs exactly one of edges, quantiles, log_square")
         if self.edges is not None and list(self.edges) != sorted(set(self.edges)):
@@ -141,12 +141,12 @@ class Feature(Strict):
         self._check_columns()
         return self
 
-    def _check_ids(self, given: set[str]) -> None:
+    def _check_ids(self, settings: set[str]) -> None:
         if self.vocab is not None and self.hash is not None:
             raise ValueError("takes vocab or hash, not both")
-        if "min_count" in given and (self.vocab is not None or self.hash is not None):
+        if "min_count" in settings and (self.vocab is not None or self.hash is not None):
             raise ValueError("min_count belongs to a learnt vocabulary: it goes with neither vocab nor hash")
-        if self.share is not None and (given & {"vocab", "hash", "min_count"} or self.feedback):
+        if self.share is not None and (settings & {"vocab", "hash", "min_count"} or self.feedback):
             raise ValueError(
                 "share takes the ids of the other feature: no vocab, hash or min_count of its own, and no feedback"
             )

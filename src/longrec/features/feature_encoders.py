@@ -113,8 +113,10 @@ class NumericListEncoder:
         odd = np.flatnonzero((lengths != self.width) & ~none)
         if len(odd):
             row = int(odd[0])
-            found = f"{lengths[row]} numbers in row {row}: {str(array[row].as_py())[:80]}"
-            raise DataError(where, found, f"{self.width} in every row, as width says", "mend the row, or correct width")
+            row_numbers = f"{lengths[row]} numbers in row {row}: {str(array[row].as_py())[:80]}"
+            raise DataError(
+                where, row_numbers, f"{self.width} in every row, as width says", "mend the row, or correct width"
+            )
         values = np.full((len(array), self.width), self.missing)
         values[~none] = np.nan_to_num(parse_numbers(flat, where)[np.repeat(~none, lengths)], nan=self.missing).reshape(
             -1, self.width
@@ -197,20 +199,20 @@ class CalendarEncoder:
     """A part of the calendar of a moment in milliseconds UTC, at a fixed offset from UTC."""
 
     kind: ClassVar[str] = "time"
-    part: Literal["hour", "weekday", "hour_of_week"]
+    component: Literal["hour", "weekday", "hour_of_week"]
     utc_offset: float
 
     @property
     def rows(self) -> int:
         """Height of the table."""
-        return FIRST + {"hour": 24, "weekday": 7, "hour_of_week": 168}[self.part]
+        return FIRST + {"hour": 24, "weekday": 7, "hour_of_week": 168}[self.component]
 
     def encode_times(self, times: NDArray[np.int64]) -> NDArray[np.int32]:
         """int32 ids ``[n]``; weekday 0 is Monday."""
         hours = (times + round(self.utc_offset * 3_600_000)) // 3_600_000
         weekday = (hours // 24 + 3) % 7
-        part = {"hour": hours % 24, "weekday": weekday, "hour_of_week": weekday * 24 + hours % 24}[self.part]
-        return (part + FIRST).astype(np.int32)
+        ids = {"hour": hours % 24, "weekday": weekday, "hour_of_week": weekday * 24 + hours % 24}[self.component]
+        return (ids + FIRST).astype(np.int32)
 
 
 class IdEncoder:
@@ -258,10 +260,10 @@ class HashEncoder:
         """int32 ids ``[n]``."""
         keys = cast_keys(array, where)
         if self.numeric is not None and pa.types.is_integer(keys.type) != self.numeric and keys.null_count < len(keys):
-            found, expected = ("text", "integers") if self.numeric else ("integers", "text")
+            actual, expected = ("text", "integers") if self.numeric else ("integers", "text")
             example = keys.drop_null()[0].as_py()
             raise DataError(
-                where, f"{found}, for example {example!r}", f"{expected}, as in the log", "7 and '7' hash apart"
+                where, f"{actual}, for example {example!r}", f"{expected}, as in the log", "7 and '7' hash apart"
             )
         hashed = hash_keys(keys)
         ids = (hashed % np.uint64(self.buckets)).astype(np.int64) + FIRST
@@ -338,18 +340,24 @@ _CLASSES: dict[str, Any] = {
 }
 
 
+_STORED_NAMES = {"component": "part"}
+"""Fields of encoders that have another name in ``features.json``."""
+
+
 def dump_encoder(encoder: Encoder) -> dict[str, Any]:
     """What JSON keeps of an encoder; a vocabulary's keys are kept beside it, as Parquet."""
-    return {"kind": encoder.kind, **({} if isinstance(encoder, IdEncoder) else asdict(encoder))}
+    values = {} if isinstance(encoder, IdEncoder) else asdict(encoder)
+    return {"kind": encoder.kind} | {_STORED_NAMES.get(name, name): value for name, value in values.items()}
 
 
 def load_encoder(state: dict[str, Any], keys: Keys | None) -> Encoder:
     """The encoder of a state; ``keys`` for a vocabulary."""
-    content = {key: tuple(value) if isinstance(value, list) else value for key, value in state.items() if key != "kind"}
     if state["kind"] == "id":
         assert keys is not None
         return IdEncoder(keys)
-    encoder: Encoder = _CLASSES[state["kind"]](**content)
+    names = {stored: name for name, stored in _STORED_NAMES.items()}
+    values = {names.get(key, key): tuple(v) if isinstance(v, list) else v for key, v in state.items() if key != "kind"}
+    encoder: Encoder = _CLASSES[state["kind"]](**values)
     return encoder
 
 

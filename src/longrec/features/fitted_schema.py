@@ -62,7 +62,7 @@ class FittedSchema:
             own = _read_weights(weights, feature.separator, offsets, where)
         return Lists(encoder.encode(flat, where), offsets, own)
 
-    def encode_row(self, name: str, columns: Mapping[str, pa.Array], place: ColumnLocator) -> NDArray[Any] | Lists:
+    def encode_row(self, name: str, columns: Mapping[str, pa.Array], locate: ColumnLocator) -> NDArray[Any] | Lists:
         """Encode a feature from the raw columns of its rows: as ``encode``, whatever it reads.
 
         Args:
@@ -74,12 +74,12 @@ class FittedSchema:
         """
         feature, encoder = self.schema.features[name], self.encoders[name]
         if isinstance(encoder, CrossEncoder):
-            check_cross_types(encoder, feature, columns, place)
+            check_cross_types(encoder, feature, columns, locate)
         if feature.composed:
-            return self.encode(name, compose_column(feature, columns, place), place(self.schema.columns(name)[0]))
+            return self.encode(name, compose_column(feature, columns, locate), locate(self.schema.columns(name)[0]))
         column = self.schema.column(name)
         weights = None if feature.weights is None else columns[feature.weights]
-        return self.encode(name, columns[column], place(column), weights)
+        return self.encode(name, columns[column], locate(column), weights)
 
     def encode_unknown(self, name: str) -> NDArray[Any] | Lists:
         """The single entry that stands for an unknown user or item: unseen id, missing value, empty list."""
@@ -124,8 +124,8 @@ class FittedSchema:
         kind = {"multi_id": "multi_id", "numeric": "numeric"}.get(feature.form, "id")
         rows = self.encoders[name].rows + feature.feedback
         dim, share = (self.schema.features[feature.share or name].dim, feature.share or "")
-        made = Field(name, kind, rows, dim, feature.pool, feature.weighted, owner, feature.feedback)  # type: ignore[arg-type]
-        return replace(made, share=share) if share else made
+        result_field = Field(name, kind, rows, dim, feature.pool, feature.weighted, owner, feature.feedback)  # type: ignore[arg-type]
+        return replace(result_field, share=share) if share else result_field
 
     def save(self, folder: Path) -> None:
         """Write ``features.json`` and one Parquet file a vocabulary."""
@@ -176,13 +176,13 @@ def gather_lists(column: Lists, rows: NDArray[Any]) -> Lists:
     return Lists(column.values.take(at), offsets, None if column.weights is None else column.weights.take(at))
 
 
-def concat_lists(parts: Iterable[Lists]) -> Lists:
+def concat_lists(columns: Iterable[Lists]) -> Lists:
     """Lists one after the other."""
-    parts = list(parts)
-    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-    weights = [part.weights for part in parts if part.weights is not None]
+    columns = list(columns)
+    lengths = np.concatenate([np.diff(column.offsets) for column in columns])
+    weights = [column.weights for column in columns if column.weights is not None]
     return Lists(
-        np.concatenate([part.values for part in parts]),
+        np.concatenate([column.values for column in columns]),
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         np.concatenate(weights) if weights else None,
     )
@@ -200,7 +200,7 @@ def _read_weights(
         raise DataError(f"{where}: weights", f"{flat.null_count} null", "a number for every value")
     if separator is None:
         return feature_encoders.cast_numbers(flat, f"{where}: weights").astype(np.float32)
-    told = feature_encoders.parse_numbers(flat, f"{where}: weights")
-    if np.isnan(told).any():
+    weights = feature_encoders.parse_numbers(flat, f"{where}: weights")
+    if np.isnan(weights).any():
         raise DataError(f"{where}: weights", "a weight that is no number", "a number for every value")
-    return told.astype(np.float32)
+    return weights.astype(np.float32)

@@ -44,7 +44,7 @@ class HistoryEvents:
 
 
 def build_history_columns(
-    fitted: FittedSchema, name: str, items: EntityTable, past: HistoryEvents, now: NDArray[np.int64]
+    fitted: FittedSchema, name: str, items: EntityTable, events: HistoryEvents, now: NDArray[np.int64]
 ) -> dict[str, NDArray[Any] | Lists]:
     """Columns of history ``name`` as known strictly before ``now``.
 
@@ -60,26 +60,26 @@ def build_history_columns(
     """
     schema = fitted.schema
     columns: dict[str, NDArray[Any] | Lists] = {}
-    history, of_items = schema.histories[name], items.as_of(past.items, now)
+    history, of_items = schema.histories[name], items.as_of(events.items, now)
     for column in history.features:
         if column in COMPUTED:
-            offsets = np.array([0, len(past.times)]) if past.offsets is None else past.offsets
+            offsets = np.array([0, len(events.times)]) if events.offsets is None else events.offsets
             columns[column] = compute_column(
-                column, now, past.times, offsets, schema.per_second, schema.delay(history.session_gap)
+                column, now, events.times, offsets, schema.per_second, schema.delay(history.session_gap)
             )
         elif schema.side(column) == "item":
             columns[column] = of_items[column]
         else:
-            values = past.values[column]
+            values = events.values[column]
             if schema.features[column].feedback:
-                since = (
-                    past.available_at[column]
-                    if column in past.available_at
-                    else past.times + schema.available_after(column)
+                available_at = (
+                    events.available_at[column]
+                    if column in events.available_at
+                    else events.times + schema.available_after(column)
                 )
-                known = since < now
-                if not known.all():
-                    values = np.where(known, values, fitted.get_not_yet_id(column))
+                is_available = available_at < now
+                if not is_available.all():
+                    values = np.where(is_available, values, fitted.get_not_yet_id(column))
             columns[column] = values
     return columns
 

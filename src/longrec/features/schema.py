@@ -41,7 +41,7 @@ class TimeColumn(Strict):
     available_at: str | None = None
 
     @model_validator(mode="after")
-    def _fits(self) -> TimeColumn:
+    def _check(self) -> TimeColumn:
         if self.available_at == self.column:
             raise ValueError(f"available_at is the time column itself, {self.column!r}; leave it out")
         if self.format is not None:
@@ -63,14 +63,14 @@ class Condition(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _short(cls, value: Any) -> Any:
+    def _expand(cls, value: Any) -> Any:
         if isinstance(value, (int, str)):
             return {"equals": value}
         return {"among": value} if isinstance(value, list) else value
 
     @model_validator(mode="after")
-    def _one(self) -> Condition:
-        if sum(part is not None for part in (self.at_least, self.equals, self.among)) != 1:
+    def _check_choice(self) -> Condition:
+        if sum(value is not None for value in (self.at_least, self.equals, self.among)) != 1:
             raise ValueError("needs exactly one of at_least, equals, among")
         return self
 
@@ -84,11 +84,11 @@ class Label(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _short(cls, value: Any) -> Any:
+    def _expand(cls, value: Any) -> Any:
         return {"column": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _one(self) -> Label:
+    def _check_choice(self) -> Label:
         if self.at_least is not None and self.equals is not None:
             raise ValueError("takes at_least or equals, not both")
         return self
@@ -125,13 +125,13 @@ class History(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _whole(cls, value: Any) -> Any:
+    def _set_default_features(cls, value: Any) -> Any:
         if isinstance(value, dict) and value.get("from") is not None and "features" not in value:
             return {**value, "features": (TOKEN, "label", TIME_GAP)}
         return value
 
     @model_validator(mode="after")
-    def _fits(self) -> History:
+    def _check(self) -> History:
         if not self.features:
             raise ValueError("features must name one column at least")
         if len(set(self.features)) != len(self.features):
@@ -167,27 +167,32 @@ class Schema(Strict):
     histories: dict[str, History] = Setting(default_factory=dict)
 
     @model_validator(mode="after")
-    def _fits(self) -> Schema:
-        faults = [*self._name_faults(), *self._feature_faults(), *self._history_faults(), *self._leaks()]
+    def _check(self) -> Schema:
+        faults = [
+            *self._list_name_faults(),
+            *self._list_feature_faults(),
+            *self._list_history_faults(),
+            *self._list_leaks(),
+        ]
         if self.item == self.user:
             faults.append(f"item: is the column of the user, {self.user!r}")
         if faults:
             raise ValueError("; ".join(faults))
         return self
 
-    def _name_faults(self) -> list[str]:
+    def _list_name_faults(self) -> list[str]:
         faults = []
         for name in self.features:
             if name in COMPUTED:
                 faults.append(f"features.{name}: the name is taken by a computed history column")
             elif name in LOG_ARRAYS and self.in_row(name):
                 faults.append(f"features.{name}: the name is taken by the log; call it otherwise and give its column")
-        places = [*(f"features.{name}" for name in self.features), *(f"histories.{name}" for name in self.histories)]
+        paths = [*(f"features.{name}" for name in self.features), *(f"histories.{name}" for name in self.histories)]
         # Names become names of files and of program inputs.
-        odd = [place for place in places if not _NAME.fullmatch(place.partition(".")[2])]
-        return [*faults, *(f"{place}: a name is made of letters, digits, '_' and '-'" for place in odd)]
+        odd = [path for path in paths if not _NAME.fullmatch(path.partition(".")[2])]
+        return [*faults, *(f"{path}: a name is made of letters, digits, '_' and '-'" for path in odd)]
 
-    def _feature_faults(self) -> list[str]:
+    def _list_feature_faults(self) -> list[str]:
         faults = []
         for name, feature in self.features.items():
             if feature.kind == "calendar" and self.time is None:
@@ -197,15 +202,15 @@ class Schema(Strict):
             if feature.available_at is not None and self.time is None:
                 faults.append(f"features.{name}: available_at needs the schema's time column")
             if feature.share is not None:
-                fault = self._share_fault(name, feature.share)
+                fault = self._find_share_fault(name, feature.share)
                 faults += [f"features.{name}.share: {fault}"] if fault else []
-        return [*faults, *self._candidate_faults()]
+        return [*faults, *self._list_candidate_faults()]
 
-    def _share_fault(self, name: str, shared: str) -> str:
+    def _find_share_fault(self, name: str, shared: str) -> str:
         other = self.features.get(shared)
         if other is None or shared == name:
-            known = ", ".join(n for n, f in self.features.items() if n != name and f.kind in ("id", "multi_id"))
-            return f"no other feature named {shared!r}; known: {known or 'none'}"
+            choices = ", ".join(n for n, f in self.features.items() if n != name and f.kind in ("id", "multi_id"))
+            return f"no other feature named {shared!r}; known: {choices or 'none'}"
         if other.share is not None:
             return f"{shared!r} shares the ids of {other.share!r} itself; name that one"
         if other.feedback or not (other.kind in ("id", "multi_id") or (other.kind == "lookup" and other.form == "id")):
@@ -215,7 +220,7 @@ class Schema(Strict):
             return f"one table has one width, and dim is {dims[0]} here and {dims[1] or 'not said'} of {shared!r}"
         return ""
 
-    def _candidate_faults(self) -> list[str]:
+    def _list_candidate_faults(self) -> list[str]:
         """Columns that a request could give neither once nor with every candidate."""
         faults = []
         plain = {
@@ -244,12 +249,12 @@ class Schema(Strict):
                 ]
         return faults
 
-    def _leaks(self) -> list[str]:
+    def _list_leaks(self) -> list[str]:
         """Whatever would show an impression what is known only after it."""
-        own_moment = {self.column(name): name for name, feature in self.features.items() if feature.available_at}
-        own_moment |= {feature.available_at: name for name, feature in self.features.items() if feature.available_at}
+        own_times = {self.column(name): name for name, feature in self.features.items() if feature.available_at}
+        own_times |= {feature.available_at: name for name, feature in self.features.items() if feature.available_at}
         feedback = {self.column(name) for name, feature in self.features.items() if feature.feedback}
-        late = dict.fromkeys([*feedback, *own_moment], "feedback") | {self.label.column: "label"}
+        late = dict.fromkeys([*feedback, *own_times], "feedback") | {self.label.column: "label"}
         if self.time is not None and self.time.available_at is not None:
             late.setdefault(self.time.available_at, "available_at")
         faults = []
@@ -271,18 +276,18 @@ class Schema(Strict):
                         "which leaks the answer"
                     )
             for column in history.where:
-                if column in own_moment:
+                if column in own_times:
                     faults.append(
                         f"histories.{name}.where: {column!r} is known at a moment of its own (available_at of "
-                        f"{own_moment[column]}), and a filter waits one span for all; use available_after, or no filter"
+                        f"{own_times[column]}), and a filter waits one span for all; use available_after, or no filter"
                     )
-        return [*faults, *self._delay_faults()]
+        return [*faults, *self._list_delay_faults()]
 
-    def _delay_faults(self) -> list[str]:
+    def _list_delay_faults(self) -> list[str]:
         feedback = {name: (self.column(name), feature) for name, feature in self.features.items() if feature.feedback}
         return find_delay_faults(feedback, self.label.column, self.label_delay, self.delay)
 
-    def _history_faults(self) -> list[str]:
+    def _list_history_faults(self) -> list[str]:
         faults = []
         for name, history in self.histories.items():
             for column in history.features if history.source is None else ():

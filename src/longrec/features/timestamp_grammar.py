@@ -75,22 +75,26 @@ class Grammar:
         match = re.fullmatch(self.pattern, text)
         if match is None:
             return None
-        held = {name: value for name, value in zip(self.names, match.groups()) if value}
-        year = int(held["year"]) if "year" in held else expand_year(int(held["short_year"]))
-        month = MONTHS.index(held["month_name"][:3].lower()) + 1 if "month_name" in held else int(held.get("month", 1))
+        fields = {name: value for name, value in zip(self.names, match.groups()) if value}
+        year = int(fields["year"]) if "year" in fields else expand_year(int(fields["short_year"]))
+        month = (
+            MONTHS.index(fields["month_name"][:3].lower()) + 1
+            if "month_name" in fields
+            else int(fields.get("month", 1))
+        )
         try:
-            days = date(year, month, int(held.get("day", 1))).toordinal() - _EPOCH_DAY
+            days = date(year, month, int(fields.get("day", 1))).toordinal() - _EPOCH_DAY
         except ValueError:
             return None
-        hour = int(held.get("hour", 0))
-        if "half" in held:
-            hour = int(held["half_hour"]) % 12 + (12 if held["half"].lower() == "pm" else 0)
-        offset = int(held.get("zone_hour", 0)) * 60 + int(held.get("zone_minute", 0))
+        hour = int(fields.get("hour", 0))
+        if "half" in fields:
+            hour = int(fields["half_hour"]) % 12 + (12 if fields["half"].lower() == "pm" else 0)
+        offset = int(fields.get("zone_hour", 0)) * 60 + int(fields.get("zone_minute", 0))
         minutes = (
-            (days * 24 + hour) * 60 + int(held.get("minute", 0)) - (-offset if held.get("sign") == "-" else offset)
+            (days * 24 + hour) * 60 + int(fields.get("minute", 0)) - (-offset if fields.get("sign") == "-" else offset)
         )
-        below = int((held.get("fraction", "") + "000")[:3])
-        return (minutes * 60 + int(held.get("second", 0))) * 1_000 + below
+        below = int((fields.get("fraction", "") + "000")[:3])
+        return (minutes * 60 + int(fields.get("second", 0))) * 1_000 + below
 
 
 def expand_year(year: int) -> int:
@@ -146,30 +150,30 @@ def build_grammar(pattern: str) -> Grammar:
     Raises:
         ValueError: a directive that is not known, or a pattern that names no day.
     """
-    pieces = re.findall(r"%(.)|( +)|([^% ]+)", pattern, re.DOTALL)
-    if "".join("%" + d if d else blank or text for d, blank, text in pieces) != pattern:
+    segments = re.findall(r"%(.)|( +)|([^% ]+)", pattern, re.DOTALL)
+    if "".join("%" + d if d else blank or text for d, blank, text in segments) != pattern:
         raise ValueError(f"ends in a bare %, got {pattern!r}")
-    made, width, seen = "", 0, [d for d, _, _ in pieces if d and d != "%"]
+    expression, width, seen = "", 0, [d for d, _, _ in segments if d and d != "%"]
     names: list[str] = []
-    for place, (directive, blank, text) in enumerate(pieces):
+    for index, (directive, blank, text) in enumerate(segments):
         if directive == "%" or blank or text:
-            made += " +" if blank else re.escape("%" if directive else text)
+            expression += " +" if blank else re.escape("%" if directive else text)
             width = -1
             continue
         if directive not in _DIRECTIVES:
-            known = ", ".join("%" + letter for letter in _DIRECTIVES)
-            raise ValueError(f"holds %{directive}, which is not one of {known}, got {pattern!r}")
-        near = [pieces[other][0] for other in (place - 1, place + 1) if 0 <= other < len(pieces)]
+            valid_directives = ", ".join("%" + letter for letter in _DIRECTIVES)
+            raise ValueError(f"holds %{directive}, which is not one of {valid_directives}, got {pattern!r}")
+        near = [segments[other][0] for other in (index - 1, index + 1) if 0 <= other < len(segments)]
         run_together = any(other in _FIXED or other == "f" for other in near)
-        expression, groups = _DIRECTIVES[directive]
+        group_pattern, groups = _DIRECTIVES[directive]
         if directive in _FIXED and run_together:
-            expression, digits = _FIXED[directive]
+            group_pattern, digits = _FIXED[directive]
             width += digits if width >= 0 else 0
         else:
             width = -1
-        made, names = made + expression, [*names, *groups]
+        expression, names = expression + group_pattern, [*names, *groups]
     _check_directives(pattern, seen)
-    return Grammar(f" *{made} *", tuple(names), width if seen[0] == "y" and width > 0 else 0)
+    return Grammar(f" *{expression} *", tuple(names), width if seen[0] == "y" and width > 0 else 0)
 
 
 def _check_directives(pattern: str, seen: list[str]) -> None:
@@ -212,22 +216,22 @@ def read_timestamp(value: int | float | str, unit: str, pattern: str | None = No
     if unit == "step":
         return _read_step(value)
     if pattern is not None:
-        found = build_grammar(pattern).read(_to_digits(value))
+        timestamp = build_grammar(pattern).read(_to_digits(value))
     elif isinstance(value, str) and not re.fullmatch(NUMBER, value):
-        found = read_iso(value)
+        timestamp = read_iso(value)
     else:
-        found = _read_number(value, unit)
-    if found is None:
+        timestamp = _read_number(value, unit)
+    if timestamp is None:
         what = f"the text {value[:60]!r}" if isinstance(value, str) else f"the number {str(value)[:40]}"
         raise TimestampError(what, *describe_expected_text(str(value), pattern))
-    if not FIRST <= found <= LAST:
+    if not FIRST <= timestamp <= LAST:
         raise TimestampError(repr(value)[:60], "a moment of the years 1 to 9999")
-    return found
+    return timestamp
 
 
 def read_iso(text: str) -> int | None:
     """Milliseconds UTC of ISO 8601 text; None for any other."""
-    return next((found for one in ISO if (found := one.read(text)) is not None), None)
+    return next((timestamp for one in ISO if (timestamp := one.read(text)) is not None), None)
 
 
 def describe_expected_text(text: str, pattern: str | None) -> tuple[str, str]:
@@ -293,16 +297,16 @@ def _read_number(value: int | float | str, unit: str) -> int:
     expected = "an epoch number in s, ms, us or ns" if unit == "auto" else f"an epoch number in {unit}, as the log"
     way_out = "or write ISO 8601 text, which has no unit"
     if abs(size) >= 2**63 or (reads is None and unit == "auto") or (reads is not None and unit not in ("auto", reads)):
-        told = "near 1970" if reads is None and abs(size) < 2**63 else f"as {reads or 'ns'}"
-        raise TimestampError(f"{str(value)[:40]}, which reads {told}", expected, way_out)
+        reading = "near 1970" if reads is None and abs(size) < 2**63 else f"as {reads or 'ns'}"
+        raise TimestampError(f"{str(value)[:40]}, which reads {reading}", expected, way_out)
     if isinstance(number, float) and abs(size) >= EXACT:
         raise TimestampError(f"{value}, a float above 2**53, which holds no exact {reads}", expected, way_out)
-    known = unit if unit != "auto" else reads or "s"
-    times, divide = UNITS[known]
-    found = _floor(number * times / divide) if isinstance(number, float) else math.floor(number * times) // divide
-    if unit == "auto" and found >= LATEST:
+    number_unit = unit if unit != "auto" else reads or "s"
+    times, divide = UNITS[number_unit]
+    timestamp = _floor(number * times / divide) if isinstance(number, float) else math.floor(number * times) // divide
+    if unit == "auto" and timestamp >= LATEST:
         raise TimestampError(f"{str(value)[:40]}, which reads as {reads} after 2100", expected, way_out)
-    return found
+    return timestamp
 
 
 def _floor(value: float) -> int:

@@ -37,25 +37,25 @@ class TokenSpec:
     versions: int = 1
     mixed: bool = False
 
-    def columns(self, history: str, of: Sequence[str]) -> tuple[Field, ...]:
+    def columns(self, history: str, features: Sequence[str]) -> tuple[Field, ...]:
         """The fields of a history that reads these tokens.
 
         Raises:
             ConfigError: a column the store has not, or mixed versions that nothing tells apart.
         """
-        known, faults = [TOKEN, VERSION, TIME_GAP, *self.sides], []
-        for column in (column for column in of if column not in known):
-            near = nearest(column, known)
-            hint = f"did you mean {near!r}?" if near else f"it has {', '.join(known)}"
+        valid_names, faults = [TOKEN, VERSION, TIME_GAP, *self.sides], []
+        for column in (column for column in features if column not in valid_names):
+            near = nearest(column, valid_names)
+            hint = f"did you mean {near!r}?" if near else f"it has {', '.join(valid_names)}"
             faults.append(f"histories.{history}.features: the token store has no column {column!r}; {hint}")
-        if self.mixed and TOKEN in of and VERSION not in of:
+        if self.mixed and TOKEN in features and VERSION not in features:
             faults.append(
                 f"histories.{history}.features: these tokens come from {self.versions} versions of their source, which "
                 f"are not of one scale; add {VERSION} so that a model can tell them apart, or compress with standardize"
             )
         if faults:
             raise ConfigError("schema", faults)
-        return tuple(self._field(history, column) for column in of)
+        return tuple(self._field(history, column) for column in features)
 
     def _field(self, history: str, column: str) -> Field:
         if column == TIME_GAP:
@@ -112,9 +112,9 @@ class TokenArrays(Protocol):
 def build_token_columns(
     spec: TokenSpec,
     history: str,
-    of: Sequence[str],
-    past: TokenArrays,
-    moments: NDArray[np.int64],
+    features: Sequence[str],
+    tokens: TokenArrays,
+    timestamps: NDArray[np.int64],
     gaps: Any,
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
     """The columns of a token history as known strictly before a moment, and their offsets.
@@ -129,29 +129,31 @@ def build_token_columns(
     Returns:
         float32 ``[N, width]`` for the token, int32 ids ``[N]`` for the rest, by field name; int64 ``[users + 1]``.
     """
-    lengths = np.diff(past.offsets)
-    now = np.repeat(moments, lengths)
-    seen = past.visible < now
+    lengths = np.diff(tokens.offsets)
+    now = np.repeat(timestamps, lengths)
+    seen = tokens.visible < now
     whole = bool(seen.all())
-    offsets = past.offsets
+    offsets = tokens.offsets
 
-    def kept(values: NDArray[Any]) -> NDArray[Any]:
+    def select_visible(values: NDArray[Any]) -> NDArray[Any]:
         return values if whole else values[seen]
 
     if not whole:
-        offsets = np.concatenate([[0], np.cumsum(seen)]).astype(np.int64)[past.offsets]
+        offsets = np.concatenate([[0], np.cumsum(seen)]).astype(np.int64)[tokens.offsets]
     columns: dict[str, NDArray[Any]] = {}
-    for column in of:
+    for column in features:
         if column == TIME_GAP:
-            values = gaps(kept(now), kept(past.times))
+            values = gaps(select_visible(now), select_visible(tokens.times))
         elif column == TOKEN:
-            values = kept(past.vectors)
+            values = select_visible(tokens.vectors)
         elif column == VERSION:
-            version = kept(past.version)
+            version = select_visible(tokens.version)
             values = np.where(version < spec.versions, version + FIRST, UNSEEN).astype(np.int32)
         else:
-            values = np.where(past.available_at[column] < now, past.sides[column], spec.sides[column]).astype(np.int32)
-            values = kept(values)
+            values = np.where(tokens.available_at[column] < now, tokens.sides[column], spec.sides[column]).astype(
+                np.int32
+            )
+            values = select_visible(values)
         columns[format_token_field(history, column)] = values
     return columns, offsets
 
@@ -170,15 +172,15 @@ def compute_instance_ids(
     if seen and len(users):
         order = np.lexsort((items, times, users))
         same = np.ones(len(users), bool)
-        for part in (users, items, times):
-            same[1:] &= part[order][1:] == part[order][:-1]
+        for values in (users, items, times):
+            same[1:] &= values[order][1:] == values[order][:-1]
         same[0] = False
-        place = np.arange(len(users))
-        count[order] = place - np.maximum.accumulate(np.where(same, 0, place))
+        index = np.arange(len(users))
+        count[order] = index - np.maximum.accumulate(np.where(same, 0, index))
     mixed = np.zeros(len(users), np.uint64)
     with np.errstate(over="ignore"):
-        for part in (users, items, times, count):
-            mixed = _mix(mixed ^ part.astype(np.int64).view(np.uint64))
+        for values in (users, items, times, count):
+            mixed = _mix(mixed ^ values.astype(np.int64).view(np.uint64))
     return (mixed >> np.uint64(1)).astype(np.int64)
 
 

@@ -93,8 +93,8 @@ class Keys:
         return numbers[order], order
 
     @cached_property
-    def _places(self) -> dict[str, int]:
-        return {value: place for place, value in enumerate(self.values.to_pylist())}
+    def _indices(self) -> dict[str, int]:
+        return {value: index for index, value in enumerate(self.values.to_pylist())}
 
     def index(self, array: pa.Array, where: str) -> NDArray[np.int32]:
         """int32 place of every key, -1 where it is absent or null.
@@ -108,23 +108,23 @@ class Keys:
         if array.null_count == len(array) or not len(self):
             return np.full(len(array), -1, np.int32)
         if pa.types.is_integer(array.type) != self.numeric:
-            found, expected = ("integers", "text") if not self.numeric else ("text", "integers")
+            actual, expected = ("integers", "text") if not self.numeric else ("text", "integers")
             raise DataError(
                 where,
-                f"{found}, for example {_get_first_value(array)!r}",
+                f"{actual}, for example {_get_first_value(array)!r}",
                 f"{expected}, as in the log",
                 "write the ids as the log has them",
             )
         if len(array) > _FEW:
-            places = pc.index_in(array, value_set=self.values, skip_nulls=True)
-            return pc.fill_null(places, -1).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+            indices = pc.index_in(array, value_set=self.values, skip_nulls=True)
+            return pc.fill_null(indices, -1).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
         if not self.numeric:
-            found_places = [self._places.get(value, -1) for value in array.to_pylist()]
-            return np.array(found_places, np.int32)
-        known, order = self._sorted
+            indices = [self._indices.get(value, -1) for value in array.to_pylist()]
+            return np.array(indices, np.int32)
+        numbers, order = self._sorted
         wanted = array.fill_null(0).to_numpy(zero_copy_only=False)
-        at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-        hit = (known[at] == wanted) & array.is_valid().to_numpy(zero_copy_only=False)
+        at = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
+        hit = (numbers[at] == wanted) & array.is_valid().to_numpy(zero_copy_only=False)
         return np.where(hit, order[at], -1).astype(np.int32)
 
     def find(self, key: Any, where: str) -> int:

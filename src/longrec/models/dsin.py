@@ -187,7 +187,7 @@ class DSIN(Ranker):
             number_U = sessions(session_id_U, segments, self.config.session_items, self.config.shortest)
             if not segments.shared:
                 index[history] = (number_U < self.config.sessions).nonzero().squeeze(1)
-                kept[history] = events.at(index[history])
+                kept[history] = events.select_events(index[history])
                 number_U = number_U.index_select(0, index[history])
             number[history] = number_U
         return replace(batch, histories=kept), number, index
