@@ -15,7 +15,7 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     # ---- filters and splits
     "a filter of the wrong type": (
         under({"histories": {"all": {"features": ["item"], "where": {"size": "big"}}}}),
-        r"column 'size', filter of all: values of type .*; expected what can equal 'big'",
+        r"column 'size', filter of all: values of type .*; expected values that can equal 'big'",
     ),
     "a filter by amount on text": (
         under({"histories": {"all": {"features": ["item"], "where": {"page": {"at_least": 1}}}}}),
@@ -52,7 +52,7 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     ),
     "text without a separator": (
         feature({"kind": "multi_id"}, x=["a|b"] * N),
-        r"column 'x': text; expected a list column\n  Or give the separator",
+        r"column 'x': text; expected a list column\n  Or name the separator",
     ),
     "lists of floats": (feature({"kind": "multi_id"}, x=[[1.5]] * N), r"column 'x': ids stored as floats"),
     "weights of other lengths": (

@@ -125,11 +125,11 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     "a label column of nothing": (given(click=pa.nulls(N)), r"column 'click': no training row has a label"),
     "a label that is not 0 or 1": (
         given(click=with_one([0, 1] * (N // 2), 5)),
-        r"column 'click': the label 5; expected 0, 1 or null\n  Say label: \{column: \.\.\., at_least",
+        r"column 'click': the label 5; expected 0, 1 or null\n  Set label: \{column: \.\.\., at_least",
     ),
     "a label that equals nothing": (
         under({"label": {"column": "click", "equals": "yes"}}),
-        r"column 'click': values of type int64; expected what can equal 'yes'",
+        r"column 'click': values of type int64; expected values that can equal 'yes'",
     ),
     "everything on the test side": (given(t=[START] * N), r"column 'click': no training row has a label"),
 }

@@ -122,7 +122,7 @@ def test_a_loader_may_group_by_their_length(prepared: Callable[..., Log]) -> Non
     ("column", "values", "separator", "says"),
     [
         ("items", ["1|x", "2"], "|", r"column 'items': text among numbers .*'x'.*; expected whole numbers"),
-        ("items", ["1|2", "2"], None, r"column 'items': text; expected a list column\n  Or give the separator"),
+        ("items", ["1|2", "2"], None, r"column 'items': text; expected a list column\n  Or name the separator"),
         ("items", [1, 2], None, r"column 'items': values of type int64; expected a list column"),
         ("items", [[1.5], [2.0]], None, r"column 'items': ids stored as floats"),
         ("shops", [[1], [2]], None, r"column 'shops': integers among the text of feature 'shop'; expected ids of one"),

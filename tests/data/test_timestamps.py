@@ -257,11 +257,11 @@ def test_a_request_beside_a_format_may_be_told_as_answers_are() -> None:
         ({"format": "%Y-%m-%Q"}, "%Q, which is not one of"),
         ({"format": "%d/%m"}, r"must hold the year \(%Y or %y\) once"),
         ({"format": "%Y-%d"}, "must hold the month"),
-        ({"format": "%Y-%m-%d %M"}, "leaves out a part"),
+        ({"format": "%Y-%m-%d %M"}, "leaves out a unit"),
         ({"format": "%Y-%m-%d %I"}, "one of %I and %p without the other"),
         ({"format": "%Y%Y%m%d"}, "holds %Y twice"),
         ({"format": "%Y-%m-%d%"}, "bare %"),
-        ({"format": "%Y-%m-%d", "unit": "s"}, "give one"),
+        ({"format": "%Y-%m-%d", "unit": "s"}, "set one"),
     ],
 )
 def test_a_wrong_format_is_told_with_the_config(time: dict[str, str], says: str) -> None:
@@ -322,7 +322,7 @@ def test_floats_that_no_longer_tell_times_apart_are_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_the_order_of_day_and_month_is_never_guessed(tmp_path: Path, suffix: str) -> None:
     values = ["11/01/2023 10:00:00", "12/01/2023 10:00:00"]
-    with pytest.raises(DataError, match=r"(?s)whether day or month comes first cannot be told.*%m/%d/%Y"):
+    with pytest.raises(DataError, match=r"(?s)the order of day and month is ambiguous.*%m/%d/%Y"):
         offline(tmp_path, values, suffix)
     assert offline(tmp_path, values, suffix, format="%m/%d/%Y %H:%M:%S") == [1_698_832_800_000, 1_701_424_800_000]
 

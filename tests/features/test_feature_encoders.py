@@ -27,10 +27,9 @@ from longrec.features.feature_encoders import (
     compute_log_square,
     dump_encoder,
     flatten,
-    hash_keys,
     load_encoder,
 )
-from longrec.features.vocabulary import Keys
+from longrec.features.vocabulary import Keys, hash_keys
 
 quick = settings(deadline=None, max_examples=25)
 
@@ -262,7 +261,7 @@ def test_a_column_of_nulls_is_empty_lists() -> None:
 
 
 def test_what_is_no_list() -> None:
-    with pytest.raises(DataError, match=r"^x: text; expected a list column\n  Or give the separator"):
+    with pytest.raises(DataError, match=r"^x: text; expected a list column\n  Or name the separator"):
         flatten(pa.array(["a|b"]), None, "x")
     with pytest.raises(DataError, match=r"^x: values of type int64; expected a list column, or text with a separator"):
         flatten(pa.array([1]), "|", "x")

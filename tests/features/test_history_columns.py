@@ -158,9 +158,9 @@ def test_values_that_meet_a_condition(condition: Any, array: pa.Array, expected:
         (
             "a",
             pa.array([1]),
-            r"^x: values of type int64; expected what can equal 'a'\n  Give the condition in the type",
+            r"^x: values of type int64; expected values that can equal 'a'\n  Write the condition in the type",
         ),
-        ([1, 2], pa.array([[1]]), r"^x: values of type list<item: int64>; expected what can equal 1 or 2"),
+        ([1, 2], pa.array([[1]]), r"^x: values of type list<item: int64>; expected values that can equal 1 or 2"),
         ([1, "a"], pa.array([1]), r"^x: values of the types int, str; expected one type"),
     ],
 )

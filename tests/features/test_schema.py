@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from longrec.features.schema import Schema, parse_duration
 
 from longrec.config import parse
 from longrec.errors import ConfigError
 from longrec.features.fields import Field, Fields
+from longrec.features.schema import Schema, parse_duration
 
 BASE: dict[str, Any] = {
     "user": "user_id",
@@ -208,14 +208,14 @@ SCHEMA_FAULTS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"histories": {"rated": {"features": ["age"]}}}, r"'age' belongs to the user, it is the same in every event"),
     ({"histories": {"rated": {"features": ["user_id"]}}}, r"'user_id' belongs to the user"),
-    ({"histories": {"rated": {"features": ["hour"]}}}, r"'hour' of kind calendar cannot stand in a history"),
+    ({"histories": {"rated": {"features": ["hour"]}}}, r"'hour' of kind calendar cannot be in a history"),
     (
         {"features": {"price": {"kind": "numeric"}}, "histories": {"rated": {"features": ["price"]}}},
-        r"'price' of kind numeric cannot stand in a history; use id or bucketized",
+        r"'price' of kind numeric cannot be in a history; use id or bucketized",
     ),
     (
         {"features": {"tags": {"kind": "multi_id"}}, "histories": {"rated": {"features": ["tags"]}}},
-        r"'tags' has several values an event; only item features may",
+        r"'tags' has several values per event; only item features may",
     ),
     ({"features": {"time_gap": {"kind": "id"}}}, r"features\.time_gap: the name is taken"),
     ({"time": None}, r"time: is required, unless every history is pre-joined"),
@@ -225,7 +225,7 @@ SCHEMA_FAULTS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"time": {"column": "t", "unit": "step"}},
-        r"features\.hour: kind calendar needs moments, and this log counts in steps",
+        r"features\.hour: kind calendar needs timestamps, and this log counts in steps",
     ),
     (
         {"histories": {"rated": {"features": ["movie", "time_gap"], "columns": {"movie": "m", "time_gap": "g"}}}},
@@ -237,7 +237,7 @@ SCHEMA_FAULTS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"histories": {"rated": {"features": ["genres"], "columns": {"genres": "g"}}}},
-        r"'genres' of kind multi_id cannot stand in a history",
+        r"'genres' of kind multi_id cannot be in a history",
     ),
     (
         {"histories": {"rated": {"features": ["movie"], "columns": {"movie": "rating"}}}},
@@ -248,7 +248,7 @@ SCHEMA_FAULTS: list[tuple[dict[str, Any], str]] = [
             "features": {"fix": {"kind": "id", "feedback": True, "available_at": "fixed_at"}},
             "histories": {"rated": {"features": ["movie"], "where": {"fix": 1}}},
         },
-        r"histories\.rated\.where: 'fix' is known at a moment of its own \(available_at of fix\)",
+        r"histories\.rated\.where: 'fix' has its own timestamp \(available_at of fix\)",
     ),
     (
         {
@@ -269,7 +269,7 @@ SCHEMA_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"label": {"at_least": 4}}, r"label\.column: is required"),
     ({"time": {"column": "t", "unit": "h"}}, r"time\.unit: must be one of 'auto', 's', 'ms', 'us', 'ns' or 'step'"),
     ({"histories": {"rated": {"features": ["movie", "movie"]}}}, r"histories\.rated: features names a column twice"),
-    ({"histories": {"rated": {"features": []}}}, r"histories\.rated: features must name one column at least"),
+    ({"histories": {"rated": {"features": []}}}, r"histories\.rated: features must name at least one column"),
     (
         {"histories": {"rated": {"features": ["movie"], "max_length": 0}}},
         r"histories\.rated\.max_length: .*greater than or equal to 1",
@@ -397,8 +397,8 @@ def test_a_history_may_name_a_candidates_column() -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({"kind": "calendar", "side": "candidate"}, "the calendar is no column that a candidate brings"),
-        ({"kind": "id", "side": "candidate", "feedback": True}, "feedback is no column that a candidate brings"),
+        ({"kind": "calendar", "side": "candidate"}, "the calendar is no column of a candidate"),
+        ({"kind": "id", "side": "candidate", "feedback": True}, "feedback is no column of a candidate"),
         ({"kind": "id", "width": 2}, "a feature of kind 'id' takes no width"),
         ({"kind": "numeric", "separator": "|"}, "separator belongs to a numeric feature of several numbers"),
         (
@@ -413,7 +413,7 @@ def test_a_history_may_name_a_candidates_column() -> None:
         ),
         (
             {"kind": "cross", "features": ["page", "y"]},
-            "a cross needs features, the columns to take together, and hash",
+            "a cross needs features, the columns to combine, and hash",
         ),
         ({"kind": "cross", "features": ["page", "page"], "hash": 3}, "features names a column twice"),
         (
@@ -441,7 +441,7 @@ def test_a_history_may_name_a_candidates_column() -> None:
         ({"kind": "id", "share": "page", "hash": 3}, "share takes the ids of the other feature"),
         (
             {"kind": "id", "share": "page", "dim": 3},
-            "one table has one width, and dim is 3 here and not said of 'page'",
+            "one table has one width, and dim is 3 here and not set for 'page'",
         ),
         ({"kind": "id", "share": "brand_now"}, "'brand_now' shares the ids of 'page' itself"),
         (
@@ -458,4 +458,4 @@ def test_a_fault_of_a_feature_of_the_row(content: dict[str, Any], says: str) -> 
 def test_composed_features_stand_in_no_pre_joined_history() -> None:
     x = {"kind": "cross", "features": ["page", "y"], "hash": 3}
     says = get_fault(features={"x": x}, histories={"rated": {"features": ["x"], "columns": {"x": "xs"}}})
-    assert "histories.rated.features: 'x' of kind cross cannot stand in a history" in says
+    assert "histories.rated.features: 'x' of kind cross cannot be in a history" in says

@@ -197,7 +197,7 @@ def test_what_does_not_fit_the_schema_is_refused(
         ({"shown": [1]}, "context.shown", "expected numbers"),
         ({"campaign": 2.5}, "context.campaign", "ids stored as floats"),
         ({"campaign": 10**18 * 8, "tags": "sun"}, "context.tags", "a list column"),
-        ({"tags": ["sun"], "tag_weights": [1.0, 2.0]}, "context.tags: weights", "one weight a value"),
+        ({"tags": ["sun"], "tag_weights": [1.0, 2.0]}, "context.tags: weights", "one weight per value"),
         ({"tags": ["sun", 1], "tag_weights": [1.0, 2.0]}, "context.tags", "one type"),
         ({"tags": [1], "tag_weights": [1.0]}, "context.tags", "integers, for example 1; expected text"),
     ],

@@ -199,7 +199,7 @@ def test_13_cross_version(written: tuple[dict[str, Any], Path], tmp_path: Path) 
         assert len(store.info.versions) == 4
         assert store.info.standardized
     compress(config, tmp_path / "raw", [*FEW, "standardize=false"], quiet=True)
-    with pytest.raises(ConfigError, match="add version so that a model can tell them apart"):
+    with pytest.raises(ConfigError, match="add version so that a model can separate them"):
         reading(config, tmp_path / "raw").fields()
     log = reading(config, tmp_path / "raw", last=1_000, of=[*OF, "version"])
     versions = lists(log, np.arange(len(log))).columns["tokens.version"]

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from longrec.data.settings import DataConfig, Split
 from longrec.errors import DataError, nearest
-from longrec.features.feature_encoders import hash_keys
 from longrec.features.schema import TimeColumn
 from longrec.features.timestamp_grammar import TimestampError, build_grammar, format_timestamp, read_iso, read_timestamp
+from longrec.features.vocabulary import hash_keys
 
 TRAIN, VALID, TEST = 0, 1, 2
 PARTS = {"train": TRAIN, "valid": VALID, "test": TEST}

@@ -1,1 +1,1 @@
-"""The words every room speaks: schema, encoders, fitted tables, batches."""
+"""Schema, encoders, entity tables and batches: the data types that all packages share."""

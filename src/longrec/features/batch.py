@@ -1,6 +1,6 @@
-"""What a model is given: one batch, with jagged histories and no padding.
+"""Input of a model: one batch, with jagged histories and no padding.
 
-Letters: B rows (impressions), N flat positions of one history over the whole batch, M some of them, T positions of a
+Shapes: B rows (impressions), N flat positions of one history over the whole batch, M some of them, T positions of a
 shared history.
 """
 
@@ -15,12 +15,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Jagged:
-    """Rows of different lengths, end to end.
+    """Rows of different lengths, concatenated.
 
     Attributes:
         values: the values of all rows, row after row.
         offsets: int64 ``[rows + 1]``; row r owns ``values[offsets[r]:offsets[r + 1]]``, which may be empty.
-        weights: float32, one a value, or None.
+        weights: float32, one weight per value, or None.
     """
 
     values: Tensor
@@ -28,17 +28,17 @@ class Jagged:
     weights: Tensor | None = None
 
     def lengths(self) -> Tensor:
-        """int64 ``[rows]``: how many values each row owns."""
+        """Return the number of values of each row: int64 ``[rows]``."""
         return self.offsets[1:] - self.offsets[:-1]
 
     def rows(self) -> Tensor:
-        """int64 ``[values]``: the row of each value."""
+        """Return the row of each value: int64 ``[values]``."""
         lengths = self.lengths()
         rows = torch.arange(lengths.shape[0], device=lengths.device)
         return torch.repeat_interleave(rows, lengths, output_size=self.values.shape[0])
 
     def select_rows(self, rows_M: Tensor) -> Jagged:
-        """These rows, in this order."""
+        """Select rows, in the order of ``rows_M``."""
         lengths_M = self.lengths().index_select(0, rows_M)
         offsets = torch.cat([lengths_M.new_zeros(1), lengths_M.cumsum(0)])
         start_M = self.offsets.index_select(0, rows_M) - offsets[:-1]
@@ -54,9 +54,9 @@ class HistoryBatch:
     """One history of a batch, oldest event first.
 
     Attributes:
-        columns: for each column the values of all positions ``[N]`` (or jagged over them).
-        offsets: int64 ``[B + 1]``; or ``[0, T]`` when shared.
-        shared: one user's history that every row of the batch reads.
+        columns: values of all positions ``[N]`` (or jagged over them), by column.
+        offsets: int64 ``[B + 1]``, or ``[0, T]`` if shared.
+        shared: True if every row of the batch reads the history of one user.
     """
 
     columns: Mapping[str, Tensor | Jagged]
@@ -64,7 +64,7 @@ class HistoryBatch:
     shared: bool = False
 
     def select_events(self, positions_M: Tensor) -> HistoryBatch:
-        """The events at these positions, int64 and rising; rows stay as many as they are, some of them now shorter."""
+        """Select the events at some positions, int64 and ascending. The number of rows stays the same."""
         columns = {
             name: column.select_rows(positions_M) if isinstance(column, Jagged) else column.index_select(0, positions_M)
             for name, column in self.columns.items()
@@ -76,21 +76,21 @@ class HistoryBatch:
 class Batch:
     """One batch of impressions.
 
-    In a shared batch (one user, ``size`` candidates) user and event fields carry a single entry and
-    item fields carry ``size``; otherwise every field carries ``size``.
+    In a shared batch (one user, ``size`` candidates) user and context fields have one entry and item fields have
+    ``size`` entries. In any other batch every field has ``size`` entries.
 
     Attributes:
-        features: for each field int32 ids or float32 numbers ``[B]``, or jagged over B.
-        label: float32 ``[B]``, when known.
-        rows: int64 ``[B]`` rows of the log the samples came from, when they came from one.
-        users: int64 ``[B]`` user row of each sample, when they came from a log.
-        timestamps: int64 ``[B]`` moment of each sample.
-        label_time: int64 ``[B]`` moment at which the label of each sample became known.
-        available: int64 ``[B]`` moment from which on later samples may look back at each; None: from its own.
-        loss_mask: bool ``[B]``: whether a row's loss counts; None for all. The others stand there to be looked back at.
-        task_labels: further labels by feedback feature, float32 ``[B]``: 0, 1, or NaN where it is missing or was not
-            known when the training window ended. They are for losses only: those of the model that learns.
-        weight: float32 ``[B]``: how much each row counts in a loss, 0 or more; None for all alike.
+        features: int32 ids or float32 numbers ``[B]``, or jagged over B, by field.
+        label: float32 ``[B]``, if available.
+        rows: int64 ``[B]`` rows of the log that the samples come from, if they come from a log.
+        users: int64 ``[B]`` user row of each sample, if they come from a log.
+        timestamps: int64 ``[B]`` timestamp of each sample.
+        label_time: int64 ``[B]`` timestamp at which the label of each sample became available.
+        available: int64 ``[B]`` timestamp from which later samples may read each sample. None: its own timestamp.
+        loss_mask: bool ``[B]``, True for rows that contribute to the loss. None: all. Other rows are context only.
+        task_labels: further labels by feedback feature, float32 ``[B]``: 0, 1, or NaN if it is missing or was not
+            available when the training window ended. Only the loss of the model in training reads them.
+        weight: float32 ``[B]`` weight of each row in a loss, at least 0. None: equal weights.
     """
 
     size: int
@@ -109,5 +109,5 @@ class Batch:
 
     @property
     def loss_rows(self) -> int:
-        """How many rows have a loss that counts."""
+        """Number of rows that contribute to the loss."""
         return self.size if self.loss_mask is None else int(self.loss_mask.sum())

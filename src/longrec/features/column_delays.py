@@ -1,6 +1,6 @@
-"""When the value of each raw column of an event is available, by a schema, and who has read it earlier.
+"""Delays after which a schema makes the raw columns of an event available, and stores that read them earlier.
 
-Stores keep what the schema said when they were written, so that they can be held to the schema of whoever reads them.
+A store records the delays of the schema it was written with, so that they can be compared with the schema of a reader.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import TypeAlias
 from longrec.features.schema import Schema
 
 Delay: TypeAlias = int | str | None
-"""A delay after the event, in the unit of the log; the column that holds the timestamp; None: with the event itself."""
+"""A delay after the event in the unit of the log, or the column of the timestamp. None: with the event itself."""
 
 _SPANS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
 
 
 def compute_column_delays(schema: Schema) -> dict[str, Delay]:
-    """The delay of every raw column of the log's rows that features, filters or the label read.
+    """Return the delay of every raw column of the log that features, filters or the label read.
 
-    That of the time column is the delay of the event itself.
+    The delay of the time column is that of the event itself.
     """
     delays: dict[str, Delay] = {}
     for name, feature in schema.features.items():
@@ -41,11 +41,11 @@ def compute_column_delays(schema: Schema) -> dict[str, Delay]:
 
 
 def describe_early_columns(recorded: Mapping[str, Delay], visibility_delay: int, schema: Schema) -> list[str]:
-    """Columns that a store's source read earlier than a schema says that they are available, a phrase each.
+    """Describe the columns that a store's source read before a schema makes them available, one phrase per column.
 
     Args:
         recorded: ``compute_column_delays`` of the schema the store was written with.
-        lag: of the store: what the source read of an event itself can be read so much later.
+        visibility_delay: delay of the store after which the values of an event itself can be read.
     """
     phrases = []
     for column, own in compute_column_delays(schema).items():
@@ -61,12 +61,12 @@ def describe_early_columns(recorded: Mapping[str, Delay], visibility_delay: int,
 
 
 def has_delays(schema: Schema) -> bool:
-    """Whether a schema says of any column that it becomes available later than its event."""
+    """Return True if a schema makes any column available later than its event."""
     return any(at not in (None, 0) for at in compute_column_delays(schema).values())
 
 
 def _get_shortest_delay(at: Delay, visibility_delay: int) -> int:
-    """The shortest delay that a store can have read a value with; a timestamp column tells none."""
+    """Return the shortest delay that a store can have read a value with. A timestamp column sets no minimum."""
     return visibility_delay if at is None else at if isinstance(at, int) else 0
 
 
@@ -81,7 +81,7 @@ def _describe_delay(at: Delay, schema: Schema) -> str:
 
 
 def format_span(milliseconds: int) -> str:
-    """A duration as a config writes it.
+    """Format a duration in the syntax of a config.
 
     >>> span(60_000), span(90_000), span(0)
     ('1m', '90s', '0s')

@@ -1,6 +1,6 @@
-"""Features made of several raw columns of a row: crosses and lookups; and values that carry their weights as text.
+"""Features of several raw columns of a row (crosses and lookups), and values that carry their weights as text.
 
-Each becomes one plain column, which an encoder of ``features/feature_encoders.py`` then reads, offline and online.
+Each becomes one plain column that an encoder of ``features/feature_encoders.py`` reads, offline and online.
 """
 
 from __future__ import annotations
@@ -18,24 +18,25 @@ from longrec.features.feature_encoders import CrossEncoder, flatten, parse_numbe
 from longrec.features.vocabulary import cast_keys
 
 _UNIT_SEPARATOR = "\x1f"
-"""Stands between the parts of a cross: the unit separator of ASCII, which no id holds by chance."""
+"""Separator of the values of a cross: the ASCII unit separator, which no id contains by chance."""
 
 ColumnLocator = Callable[[str], str]
-"""A raw column -> how a message names it."""
+"""Maps a raw column to its name in messages."""
 
 
 def compose_column(feature: Feature, columns: Mapping[str, pa.Array], locate: ColumnLocator) -> pa.Array:
-    """The plain column of a cross or a lookup.
+    """Return the plain column of a cross or a lookup.
 
     Args:
-        columns: raw columns of ``n`` rows by name, those the feature reads among them.
+        columns: raw columns of ``n`` rows by name, including those the feature reads.
+        locate: returns the name of a raw column in messages.
 
     Returns:
-        For a cross text ``[n]``; for a lookup text ``[n]``, or float64 ``[n]`` where it becomes a number. Null where a
-        part is null, or where the map does not hold the key.
+        For a cross text ``[n]``. For a lookup text ``[n]``, or float64 ``[n]`` if it becomes a number. Null if a value
+        is null, or if the map does not contain the key.
 
     Raises:
-        DataError: values that are no ids, a map that is none, or a looked up text that is no number.
+        DataError: values that are no ids, text that is no map, or a looked up text that is no number.
     """
     if feature.kind == "cross":
         assert feature.features is not None
@@ -55,10 +56,10 @@ def compose_column(feature: Feature, columns: Mapping[str, pa.Array], locate: Co
 
 
 def join_keys(keys: Sequence[pa.Array]) -> pa.Array:
-    """Values of several columns as one text a row, null where one of them is.
+    """Join the keys of several columns to one text per row, null if one of them is null.
 
     Args:
-        parts: int64 or string keys ``[n]``.
+        keys: int64 or string keys ``[n]``.
 
     >>> joined([pa.array([7, 8]), pa.array(["a", None])]).to_pylist()
     ['7\\x1fa', None]
@@ -70,7 +71,7 @@ def join_keys(keys: Sequence[pa.Array]) -> pa.Array:
 def find_integer_columns(
     feature: Feature, columns: Mapping[str, pa.Array], locate: ColumnLocator
 ) -> tuple[bool | None, ...]:
-    """Of each column of a cross whether it holds integers; None where all is null."""
+    """Return for each column of a cross True if it holds integers, and None if all its values are null."""
     assert feature.features is not None
     keys = [cast_keys(columns[name], locate(name)) for name in feature.features]
     return tuple(pa.types.is_integer(key.type) if key.null_count < len(key) else None for key in keys)
@@ -79,11 +80,11 @@ def find_integer_columns(
 def check_cross_types(
     encoder: CrossEncoder, feature: Feature, columns: Mapping[str, pa.Array], locate: ColumnLocator
 ) -> None:
-    """Refuse a cross of text where the training window held integers, or the other way round: they hash apart here as
-    they do for plain ids, since '07' is another id than 7.
+    """Check that the columns of a cross have the types of the training window. Integers and text hash to different
+    buckets, as for plain ids, since '07' is another id than 7.
 
     Raises:
-        DataError: with the place of the column.
+        DataError: another type, with the location of the column.
     """
     assert feature.features is not None
     numeric = find_integer_columns(feature, columns, locate)
@@ -102,11 +103,11 @@ def check_cross_types(
 def select_inner_maps(
     maps: pa.Array, keys: pa.Array | None, separator: str, pair_separator: str, where: str
 ) -> tuple[pa.Array, NDArray[np.int64]]:
-    """Of maps of maps those inside that belong to the row's key, and the row of each.
+    """Select from maps of maps the inner maps of the row's key, and return the row of each.
 
     Args:
         maps: text ``[n]`` such as ``a^k1:v1,k2:v2|b^k1:v3`` (or lists of such pairs).
-        keys: text ``[n]``; None takes all maps inside.
+        keys: text ``[n]``. None selects all inner maps.
 
     Raises:
         DataError: a key without a map.
@@ -134,12 +135,12 @@ def look_up_values(
     where: str,
     of_row: NDArray[np.int64] | None = None,
 ) -> pa.Array:
-    """For each row the value that its map holds for its key, as text; the first one if the key stands twice.
+    """Look up the key of each row in its map, as text. If the map contains the key twice, the first value is returned.
 
     Args:
         maps: text ``[m]`` such as ``k1:v1,k2:v2`` (or lists of such pairs).
         keys: text ``[n]``.
-        of_row: the row of each map, rising; map i belongs to row i when not given.
+        of_row: the row of each map, ascending. Default: map i belongs to row i.
 
     Raises:
         DataError: a pair without a value.
@@ -161,7 +162,7 @@ def look_up_values(
 
 
 def _split_pairs(flat: pa.Array, separator: str, where: str) -> tuple[pa.Array, pa.Array]:
-    """The two halves of texts cut at the first separator."""
+    """Split texts at the first separator, into two."""
     if not pa.types.is_string(flat.type):
         if not (pa.types.is_large_string(flat.type) or pa.types.is_null(flat.type)):
             raise DataError(where, f"values of type {flat.type}", f"text such as key{separator}value")
@@ -170,16 +171,16 @@ def _split_pairs(flat: pa.Array, separator: str, where: str) -> tuple[pa.Array, 
     odd = pc.not_equal(pc.list_value_length(cut), 2).to_numpy(zero_copy_only=False)
     if odd.any():
         example = flat[int(np.flatnonzero(odd)[0])].as_py()
-        raise DataError(where, f"the pair {example[:60]!r}", f"text such as key{separator}value", "mend the column")
+        raise DataError(where, f"the pair {example[:60]!r}", f"text such as key{separator}value", "correct the column")
     return pc.list_element(cut, 0), pc.list_element(cut, 1)
 
 
 def split_multi_values(
     feature: Feature, array: pa.Array, where: str
 ) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.float32] | None]:
-    """The values of a multi feature end to end, int64 offsets ``[n + 1]``, and the weights that stand in their text.
+    """Return the concatenated values of a multi_id feature, int64 offsets ``[n + 1]``, and the weights in their text.
 
-    A value without a weight counts 1; a weight without a value belongs to a missing one.
+    A value without a weight has weight 1. A weight without a value belongs to a missing value.
 
     Raises:
         DataError: a weight that is no number.
@@ -190,7 +191,7 @@ def split_multi_values(
     if not (pa.types.is_string(flat.type) or pa.types.is_large_string(flat.type)):
         if len(flat):
             expected = f"text such as value{feature.weight_separator}0.5"
-            raise DataError(where, f"values of type {flat.type}", expected, "or give the weights as a column, weights")
+            raise DataError(where, f"values of type {flat.type}", expected, "or name a column of weights: weights")
         return pa.array([], pa.string()), offsets, np.zeros(0, np.float32)
     cut = pc.split_pattern(pc.fill_null(flat, ""), feature.weight_separator, max_splits=1, reverse=True)
     weighed = pc.equal(pc.list_value_length(cut), 2)
@@ -202,13 +203,13 @@ def split_multi_values(
     if np.isnan(parsed).any():
         example = flat[int(at[np.isnan(parsed)][0])].as_py()
         raise DataError(
-            f"{where}: weights", f"no number in {example!r}", "a weight after the separator, or none of both"
+            f"{where}: weights", f"no number in {example!r}", "a weight after the separator, or no separator"
         )
     weights[at] = parsed
     return pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values), offsets, weights.astype(np.float32)
 
 
 def _flatten_lists(cut: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
-    """All parts of lists end to end, and where each list starts."""
+    """Concatenate lists, and return the first position of each."""
     lengths = pc.list_value_length(cut).to_numpy(zero_copy_only=False)
     return cut.flatten(), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)[:-1]

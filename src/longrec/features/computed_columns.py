@@ -1,6 +1,6 @@
-"""Computed history columns: what the moments of past events tell, as ids.
+"""Computed history columns: ids of the time gaps and sessions of a history.
 
-Letters: N positions, B rows.
+Shapes: N positions, B rows.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ def compute_column(
     per_second: int,
     session_gap: int,
 ) -> NDArray[np.int32]:
-    """One computed column of past events.
+    """Compute one column of a history.
 
     Args:
         column: its name, one of ``fields.COMPUTED``.
-        now: ``[N]`` (or ``[1]``) moments of the impressions.
-        times: ``[N]`` moments of the events, rising within a row.
+        now: ``[N]`` (or ``[1]``) timestamps of the impressions.
+        times: ``[N]`` timestamps of the events, ascending within a row.
         offsets: ``[B + 1]``.
-        per_second: how many units of time make a second (1 for logs in steps).
-        session_gap: the longest time between two events of one session.
+        per_second: units of time per second (1 for logs in steps).
+        session_gap: longest time between two events of one session.
     """
     if column == TIME_GAP:
         return compute_time_gaps(now, times, per_second)
@@ -39,10 +39,10 @@ def compute_column(
 
 
 def compute_time_gaps(now: NDArray[np.int64], then: NDArray[np.int64], per_second: int = 1_000) -> NDArray[np.int32]:
-    """Ids of the time between events and impressions: 2 + floor(log2(1 + seconds)), at most 40 buckets.
+    """Compute ids of the time between events and impressions: 2 + floor(log2(1 + seconds)), at most 40 buckets.
 
     Args:
-        per_second: how many units of time make a second (1 for logs in steps).
+        per_second: units of time per second (1 for logs in steps).
     """
     return _bucketize(np.maximum(now - then, 0) // per_second)
 
@@ -50,23 +50,23 @@ def compute_time_gaps(now: NDArray[np.int64], then: NDArray[np.int64], per_secon
 def compute_time_since_previous(
     times: NDArray[np.int64], offsets: NDArray[np.int64], per_second: int = 1_000
 ) -> NDArray[np.int32]:
-    """Ids of the time since the event before in the same history, in the buckets of ``compute_time_gaps``; 0
-    (missing) for the first event of a history.
+    """Compute ids of the time since the previous event of the history, in the buckets of ``compute_time_gaps``. The
+    first event of a history has id 0 (missing).
 
     >>> time_since_previous(np.array([0, 0, 7_000, 9_000]), np.array([0, 3, 4])).tolist()
     [0, 2, 5, 0]
     """
     gaps = np.zeros(len(times), np.int64)
-    gaps[1:] = np.maximum(np.diff(times), 0)  # it falls where another row begins
+    gaps[1:] = np.maximum(np.diff(times), 0)  # negative where another row begins
     ids = _bucketize(gaps // per_second)
     ids[_find_row_starts(offsets)] = MISSING
     return ids
 
 
 def compute_session_recency(times: NDArray[np.int64], offsets: NDArray[np.int64], gap: int) -> NDArray[np.int32]:
-    """Ids of how many sessions lie between an event and the newest of its history: 2 in the newest session, at most 65.
+    """Compute ids of the number of sessions between an event and the newest of its history: 2 to 65.
 
-    A session ends where more than ``gap`` passes until the next event.
+    Events of the newest session have id 2. A session ends if the next event is more than ``gap`` later.
 
     >>> session_recency(np.array([0, 1800, 3601, 5]), np.array([0, 3, 4]), 1800).tolist()
     [3, 3, 2, 2]
@@ -86,5 +86,5 @@ def _bucketize(seconds: NDArray[np.int64]) -> NDArray[np.int32]:
 
 
 def _find_row_starts(offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The first positions of the rows that have any."""
+    """Return the first position of each row that is not empty."""
     return offsets[:-1][np.diff(offsets) > 0]

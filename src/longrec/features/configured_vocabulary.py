@@ -1,7 +1,7 @@
-"""Vocabularies that a schema gives: a list, or the first column of a file, in the type of the column they serve.
+"""Vocabularies configured in a schema: a list, or the first column of a file, in the type of the encoded column.
 
-A text file cannot say whether 7 is a number or text. The column does: its whole numbers are read as written in
-digits, and refused where reading them would lose something ("007").
+In a text file 7 can be a number or text. The type of the column decides. For a column of integers the values must be
+plain digits. A value that would lose information as a number ("007") is refused.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
 def read_vocabulary(vocab: str | tuple[int | str, ...], feature: str, integers: bool | None = None) -> pa.Array:
-    """The values of a given vocabulary: int64 or string, distinct, at least one.
+    """Read the values of a configured vocabulary: int64 or string, distinct, at least one.
 
     Args:
         vocab: a list, or a file: Parquet or CSV with a header (its first column), else one value per line.
-        integers: whether the column it serves holds integers (else text); None takes text files as they look.
+        integers: True if the encoded column holds integers, False for text. None infers the type of a text file.
 
     Raises:
         DataError: a file that cannot be read, no values, a value written twice, or values that the column cannot have.
@@ -39,7 +39,7 @@ def read_vocabulary(vocab: str | tuple[int | str, ...], feature: str, integers: 
         values, first = build_array(list(vocab), where), None
     keys = cast_keys(values, where).drop_null()
     if not len(keys):
-        raise DataError(where, "no values", "one value at least", "fill it, or remove vocab to learn the values")
+        raise DataError(where, "no values", "at least one value", "fill it, or remove vocab to learn the values")
     if integers is not None and pa.types.is_integer(keys.type) != integers:
         if not integers:
             raise DataError(
@@ -58,10 +58,10 @@ def read_vocabulary(vocab: str | tuple[int | str, ...], feature: str, integers: 
 
 
 def _parse_whole_numbers(keys: pa.Array, where: str, first: int | None) -> pa.Array:
-    """Text of whole numbers as int64.
+    """Parse text of whole numbers as int64.
 
     Args:
-        first: the line of a text file that holds the first value, to name the line of a bad one; None for no lines.
+        first: line number of the first value in a text file, for messages. None: no lines.
     """
     texts = keys.to_pylist()
     for index, text in enumerate(texts):
@@ -79,7 +79,7 @@ def _parse_whole_numbers(keys: pa.Array, where: str, first: int | None) -> pa.Ar
 
 
 def _read_values(path: Path, where: str, integers: bool | None) -> tuple[pa.Array | pa.ChunkedArray, int | None]:
-    """The first column of a file, and the line that its first value stands in."""
+    """Read the first column of a file, and the line number of its first value."""
     if not path.is_file():
         raise DataError(where, "no such file", _EXPECTED)
     try:
@@ -105,7 +105,7 @@ def _read_csv(path: Path, where: str, integers: bool | None) -> pa.ChunkedArray:
                 where,
                 f"the number {names[0]} in the first line",
                 "a first line that names the columns",
-                "write a header, or call the file .txt, where the first line is a value",
+                "write a header, or name the file .txt, where the first line is a value",
             )
         # As text: numbers would lose leading zeros.
         options = pacsv.ConvertOptions(column_types={names[0]: pa.string()}, include_columns=[names[0]])

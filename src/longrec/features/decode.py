@@ -1,4 +1,4 @@
-"""From ids and numbers back to raw values: for golden requests, and for showing a person what a model read."""
+"""Decoding of ids and numbers to raw values, for golden requests and for explanations of a score."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from longrec.features.feature_encoders import (
 
 
 def decode_values(encoder: Encoder, encoded: NDArray[Any] | Lists | float) -> list[Any]:
-    """Raw values of encoded ones; of several numbers a row, a list of them a row."""
+    """Decode values. For a feature of several numbers per row, return one list per row."""
     if isinstance(encoder, NumericListEncoder):
         one = NumericEncoder(encoder.scale, 0.0, 1.0, encoder.missing)
         rows = np.asarray(encoded, np.float64).reshape(-1, encoder.width)
@@ -34,8 +34,8 @@ def decode_values(encoder: Encoder, encoded: NDArray[Any] | Lists | float) -> li
 
 
 def decode_value(encoder: Encoder, value: Any) -> Any:
-    """A raw value that an encoder turns into ``value``; None for a missing one, and for every value of a hash (or a
-    cross, which is one).
+    """Return a raw value that an encoder maps to ``value``. None for a missing value, and for every value of a hash or
+    a cross.
 
     >>> raw_value(BucketEncoder((10.0, 20.0)), 3)
     10.0
@@ -52,12 +52,12 @@ def decode_value(encoder: Encoder, value: Any) -> Any:
         return encoder.edges[index - 1] if index > 0 else encoder.edges[0] - 1.0
     assert isinstance(encoder, LogSquareEncoder)
     cut = index + encoder.low
-    # just inside the bucket: its lower edge may round to either side
+    # Just inside the bucket: its lower edge may round to either side.
     return float(cut + 2) if cut <= 0 else math.exp(math.sqrt(cut)) * (1 + 1e-9)
 
 
 def _make_unseen_value(encoder: IdEncoder) -> Any:
-    """A value that is not in a vocabulary."""
+    """Return a value that is not in a vocabulary."""
     vocabulary = set(encoder.keys.values.to_pylist())
     numbers = range(len(vocabulary) + 1)
     return next(

@@ -1,4 +1,4 @@
-"""Spans of time as a config writes them."""
+"""Durations in the syntax of a config."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
 def parse_duration(value: Any) -> int:
-    """A span such as ``90s``, ``1h``, ``7d``, ``250ms`` in milliseconds; a bare number is seconds.
+    """Convert a duration such as ``90s``, ``1h`` or ``250ms`` to milliseconds. A number without a unit is seconds.
 
     >>> duration("1h")
     3600000

@@ -1,4 +1,4 @@
-"""Fitting encoders: vocabularies, edges and scales, from the training window alone, in one streaming pass."""
+"""Fitting of encoders: vocabularies, edges and scales, from the training window only, in one streaming pass."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from longrec.features.schema import Feature
 from longrec.features.vocabulary import Keys, cast_keys
 
 _SAMPLE = 1_000_000
-"""Quantiles are exact up to so many values, and taken from every k-th value above."""
+"""Quantiles are exact up to this number of values. Above it they use every k-th value."""
 _WIDEST = 100_000
-"""Log-square keeps every whole number below 2 as a bucket of its own: meant for counts, not for amounts."""
+"""Log-square has one bucket for each whole number below 2. It is meant for counts, not for amounts."""
 
 
 class EncoderFitter:
-    """Collects what a feature needs to know of the training window, chunk by chunk.
+    """Fits the encoder of one feature on the training window, chunk by chunk.
 
-    ``add(values, counts)`` takes a column and how many training events stand behind each value
-    (0: outside the window, such a value is not looked at).
+    ``add(values, counts)`` takes a column and the number of training events of each value. A value with count 0 is
+    outside the window and is ignored.
 
     Attributes:
-        integers: whether the column of a given vocabulary holds integers (else text); None when that is not known.
+        integers: True if the column of a configured vocabulary holds integers, False for text, None if unknown.
     """
 
     def __init__(self, name: str, feature: Feature) -> None:
@@ -41,19 +41,19 @@ class EncoderFitter:
         self._numeric: tuple[bool | None, ...] = ()
 
     def needs_data(self) -> bool:
-        """Whether anything is learnt from the log at all."""
+        """Return True if the encoder is learned from the log."""
         f = self.feature
         if f.form in ("id", "multi_id"):
             return f.vocab is None
         return f.quantiles is not None or f.log_square or (f.form == "numeric" and f.scale in ("minmax", "standard"))
 
     def add_column_types(self, numeric: tuple[bool | None, ...]) -> None:
-        """Of each column of a cross whether a chunk holds integers there, or nothing."""
+        """Add the types of the columns of a cross in a chunk: True for integers, None for no value."""
         types = self._numeric or (None,) * len(numeric)
         self._numeric = tuple(new if old is None else old for old, new in zip(types, numeric))
 
     def add(self, array: pa.Array, counts: NDArray[np.int64], where: str) -> None:
-        """Look at one chunk."""
+        """Add one chunk."""
         keep = counts > 0
         if self.feature.form in ("id", "multi_id"):
             self._add_keys(cast_keys(array, where), counts, keep, where)
@@ -64,7 +64,7 @@ class EncoderFitter:
         if not len(values):
             return
         if self.feature.form == "numeric":
-            # Moments about a value of the column: squares of values far from zero would swallow the spread.
+            # Sums about a value of the column: squares of values far from zero would lose the spread.
             self._pivot = self._pivot if self._power_sums[0] else float(values[0])
             far = values - self._pivot
             self._power_sums += [counts.sum(), (counts * far).sum(), (counts * far * far).sum()]
@@ -92,7 +92,7 @@ class EncoderFitter:
         return table.group_by("value").aggregate([("n", "sum")])
 
     def finish(self) -> feature_encoders.Encoder:
-        """The fitted encoder."""
+        """Return the fitted encoder."""
         f = self.feature
         if f.kind == "calendar":
             return feature_encoders.CalendarEncoder(f.component, f.utc_offset)

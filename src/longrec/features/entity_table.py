@@ -1,7 +1,7 @@
-"""Users and items: tables encoded once, looked up by row and, where they have versions, by moment.
+"""Tables of users and items, encoded once, read by row and, if they have versions, by timestamp.
 
-Row 0 stands for somebody or something unknown; row r > 0 is the r-th key. Events keep the row of their item,
-so that an item's features are stored once and never copied into the log.
+Row 0 is an unknown entity. Row r > 0 is the r-th key. Events store the row of their item, so that the features of an
+item are stored once and never copied into the log.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class EntityTable:
     """Keys and encoded columns of all users, or of all items (row 0: unknown).
 
     Attributes:
-        columns: what an entity is, an entry each.
-        versions: when each version of an entity began, where its table has versions.
-        dated: what a version says, an entry each (``Versions``); read through ``as_of`` alone.
+        columns: columns with one entry per entity.
+        versions: start of each version of an entity, if the table has versions.
+        dated: columns with one entry per version (``Versions``). Only ``as_of`` reads them.
     """
 
     def __init__(
@@ -43,19 +43,19 @@ class EntityTable:
         return len(self.keys) + 1
 
     def rows(self, keys: pa.Array, where: str) -> NDArray[np.int32]:
-        """int32 rows of keys, 0 for an unknown one."""
+        """Return the int32 rows of keys, 0 for an unknown key."""
         return self.keys.index(keys, where) + np.int32(1)
 
     def key(self, row: int) -> Any:
-        """The key of a row; None for row 0."""
+        """Return the key of a row, None for row 0."""
         return None if row == 0 else self.keys.values[row - 1].as_py()
 
     def as_of(self, rows: NDArray[Any], now: NDArray[np.int64] | int) -> AsOf:
-        """Some rows as they stood strictly before moments.
+        """Return a view of some rows strictly before timestamps.
 
         Args:
             rows: whole numbers ``[n]``.
-            now: int64 ``[n]``, or one for all.
+            now: int64 ``[n]``, or one timestamp for all.
         """
         return AsOf(self, rows, now)
 
@@ -75,7 +75,7 @@ class EntityTable:
 
     @classmethod
     def load(cls, folder: Path) -> EntityTable:
-        """Open a saved table; columns are memory-mapped."""
+        """Load a saved table. Its columns are memory-mapped."""
         content = json.loads((folder / "table.json").read_text())
         keys = pq.read_table(folder / "keys.parquet")["key"].combine_chunks()
         columns, dated = (
@@ -91,7 +91,7 @@ class EntityTable:
 
 
 class AsOf:
-    """Rows of a table as they stood at moments; versions are looked for once, and only if a column asks for them."""
+    """View of table rows at timestamps. Versions are searched once, and only if a versioned column is read."""
 
     __slots__ = ("_entries", "_now", "_rows", "_table")
 
@@ -100,7 +100,7 @@ class AsOf:
         self._entries: NDArray[np.int64] | None = None
 
     def __getitem__(self, name: str) -> NDArray[Any] | Lists:
-        """A column: ``[n]`` entries."""
+        """Return a column with ``[n]`` entries."""
         table, rows = self._table, self._rows
         column = table.columns.get(name)
         if column is None:
@@ -113,7 +113,7 @@ class AsOf:
 
 
 def get_column_kind(column: NDArray[Any] | Lists) -> str:
-    """How a column lies on disk: flat, lists, or lists with weights."""
+    """Return the storage of a column: flat, lists, or weighted (lists with weights)."""
     if isinstance(column, Lists):
         return "lists" if column.weights is None else "weighted"
     return "flat"
@@ -131,7 +131,7 @@ def save_column(folder: Path, name: str, column: NDArray[Any] | Lists) -> None:
 
 
 def load_column(folder: Path, name: str, kind: str) -> NDArray[Any] | Lists:
-    """Map one column. Plain ndarray views: slicing a memmap object is several times slower."""
+    """Memory-map one column as plain arrays. Slicing a memmap object is several times slower."""
     if kind == "flat":
         return open_array(folder / f"{name}.npy")
     weights = open_array(folder / f"{name}.weights.npy") if kind == "weighted" else None
@@ -139,7 +139,7 @@ def load_column(folder: Path, name: str, kind: str) -> NDArray[Any] | Lists:
 
 
 def open_array(path: Path) -> NDArray[Any]:
-    """Memory-map an .npy file as a plain array (an empty one is read)."""
+    """Memory-map an .npy file as a plain array. A small file is read."""
     array = (
         np.load(path, mmap_mode="r", allow_pickle=False)
         if path.stat().st_size > 128

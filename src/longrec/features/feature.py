@@ -1,4 +1,4 @@
-"""One feature of a schema: where its values come from and how they become ids or numbers."""
+"""Settings of one feature of a schema: its columns, and the encoding to ids or numbers."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _ALIASES = {"source": "from", "becomes": "as"}
 class Feature(Strict):
     """One feature of an impression.
 
-    An ``embedding`` is what a trained extractor left for its user or item (``from: knowledge/v1``). A ``cross`` is the
-    values of several raw columns of a row taken together, and a ``lookup`` the value that one raw column, a map
-    written as text, holds for another.
+    An ``embedding`` is a vector that a trained extractor wrote for the user or item (``from: knowledge/v1``). A
+    ``cross`` combines the values of several raw columns of a row. A ``lookup`` reads one raw column, a map written as
+    text, at the key in another column.
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {
@@ -97,19 +97,19 @@ class Feature(Strict):
 
     @property
     def form(self) -> Form:
-        """What its values become: the kind, but an id for a cross, and for a lookup what ``as`` says."""
+        """Kind of the encoded value: the feature's kind, ``id`` for a cross, and ``as`` for a lookup."""
         if self.kind == "cross":
             return "id"
         return self.becomes if self.kind == "lookup" else self.kind
 
     @property
     def composed(self) -> bool:
-        """Whether it is made of several raw columns of the row."""
+        """True if it reads several raw columns of the row."""
         return self.kind in ("cross", "lookup")
 
     @property
     def weighted(self) -> bool:
-        """Whether each of its values has a weight."""
+        """True if each of its values has a weight."""
         return self.weights is not None or self.weight_separator is not None
 
     @model_validator(mode="after")
@@ -126,7 +126,7 @@ class Feature(Strict):
             )
         if self.side == "candidate" and (self.kind == "calendar" or self.feedback):
             what = "feedback" if self.feedback else "the calendar"
-            raise ValueError(f"{what} is no column that a candidate brings: side must be context")
+            raise ValueError(f"{what} is no column of a candidate: side must be context")
         self._check_ids(settings)
         if self.form == "bucketized" and (self.edges is not None) + (self.quantiles is not None) + self.log_square != 1:
             raise ValueError("a bucketized feature needs exactly one of edges, quantiles, log_square")
@@ -145,16 +145,16 @@ class Feature(Strict):
         if self.vocab is not None and self.hash is not None:
             raise ValueError("takes vocab or hash, not both")
         if "min_count" in settings and (self.vocab is not None or self.hash is not None):
-            raise ValueError("min_count belongs to a learnt vocabulary: it goes with neither vocab nor hash")
+            raise ValueError("min_count needs a learned vocabulary: it goes with neither vocab nor hash")
         if self.share is not None and (settings & {"vocab", "hash", "min_count"} or self.feedback):
             raise ValueError(
                 "share takes the ids of the other feature: no vocab, hash or min_count of its own, and no feedback"
             )
 
     def _check_columns(self) -> None:
-        """What goes with columns that hold several values, or with several columns."""
+        """Check the settings of columns with several values, and of several columns."""
         if self.kind == "numeric" and self.separator is not None and self.width is None:
-            raise ValueError("separator belongs to a numeric feature of several numbers: say how many, width")
+            raise ValueError("separator belongs to a numeric feature of several numbers: set width, their count")
         if self.width is not None and self.scale not in ("raw", "log"):
             raise ValueError("a numeric feature of several numbers takes scale raw or log")
         if self.weight_separator is not None:
@@ -165,21 +165,21 @@ class Feature(Strict):
         if self.composed and (self.column is not None or self.side in ("user", "item")):
             raise ValueError(f"a {self.kind} reads raw columns of the row: no column, and side context or candidate")
         if self.kind == "cross" and (self.features is None or self.hash is None):
-            raise ValueError("a cross needs features, the columns to take together, and hash")
+            raise ValueError("a cross needs features, the columns to combine, and hash")
         if self.kind == "cross" and self.features is not None and len(set(self.features)) < len(self.features):
             raise ValueError("features names a column twice")
         if self.kind == "lookup":
             if self.map is None or self.key is None:
-                raise ValueError("a lookup needs map and key, the column of the map and that of what is looked up")
+                raise ValueError("a lookup needs map and key, the columns of the map and of its key")
             if self.pair_separator == (self.separator or ","):
                 raise ValueError(f"pair_separator and separator are both {self.pair_separator!r}")
             self._check_outer()
 
     def _check_outer(self) -> None:
-        """What goes with a map of maps."""
+        """Check the settings of a map of maps."""
         if self.outer_separator is None:
             if self.model_fields_set & _OUTER:
-                raise ValueError("outer_key and outer_pair_separator belong to a map of maps: give outer_separator too")
+                raise ValueError("outer_key and outer_pair_separator belong to a map of maps: set outer_separator too")
             return
         inner = (self.separator or ",", self.pair_separator)
         outer = (self.outer_separator, self.outer_pair_separator)

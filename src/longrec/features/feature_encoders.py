@@ -1,12 +1,11 @@
-"""From raw values to ids and numbers: fitted once on the training window, the same code online.
+"""Encoders of raw values to ids and numbers: fitted once on the training window, the same code offline and online.
 
-Ids: 0 = missing, 1 = unseen (not in the vocabulary, or too rare), 2.. = known values.
-A feedback column owns one more id, its last: "not yet known".
+Ids: 0 = missing, 1 = unseen (not in the vocabulary, or too rare), 2 and above = values of the vocabulary.
+A feedback column has one more id, its last: "not yet available".
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -16,13 +15,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from longrec.errors import DataError
-from longrec.features.vocabulary import Keys, cast_keys
+from longrec.features.vocabulary import Keys, cast_keys, hash_keys
 
 MISSING, UNSEEN, FIRST = 0, 1, 2
 
 
 def cast_numbers(array: pa.Array | pa.ChunkedArray, where: str) -> NDArray[np.float64]:
-    """A numeric column as float64, null as NaN.
+    """Cast a numeric column to float64, null to NaN.
 
     Raises:
         DataError: text (with the first value that is no number) or infinite values.
@@ -63,7 +62,7 @@ def _find_example(array: pa.Array) -> Any:
 
 @dataclass(frozen=True)
 class NumericEncoder:
-    """A number, scaled: ``(transform(v) - shift) / spread``; null becomes ``missing`` before scaling.
+    """Encoder of one number: ``(transform(v) - shift) / spread``. Null becomes ``missing`` before scaling.
 
     ``log`` is sign(v) * ln(1 + |v|).
     """
@@ -76,7 +75,7 @@ class NumericEncoder:
     rows: int = 0
 
     def encode(self, array: pa.Array, where: str) -> NDArray[np.float32]:
-        """float32 ``[n]``."""
+        """Encode a column to float32 ``[n]``."""
         values = np.nan_to_num(cast_numbers(array, where), nan=self.missing)
         if self.scale == "log":
             values = np.sign(values) * np.log1p(np.abs(values))
@@ -85,9 +84,9 @@ class NumericEncoder:
 
 @dataclass(frozen=True)
 class NumericListEncoder:
-    """Several numbers a row, always as many: a list column, or text split at ``separator``.
+    """Encoder of a fixed count of numbers per row: a list column, or text split at ``separator``.
 
-    A null row is all ``missing``, and so is a null or empty place of a row.
+    A null row is all ``missing``, and so is a null or empty position of a row.
     """
 
     kind: ClassVar[str] = "numbers"
@@ -98,10 +97,10 @@ class NumericListEncoder:
     rows: int = 0
 
     def encode(self, array: pa.Array, where: str) -> NDArray[np.float32]:
-        """float32 ``[n, width]``.
+        """Encode a column to float32 ``[n, width]``.
 
         Raises:
-            DataError: a row with another count of numbers, or text that is none.
+            DataError: a row with another count of numbers, or text that is no number.
         """
         if pa.types.is_dictionary(array.type):
             array = array.cast(array.type.value_type)
@@ -115,7 +114,7 @@ class NumericListEncoder:
             row = int(odd[0])
             row_numbers = f"{lengths[row]} numbers in row {row}: {str(array[row].as_py())[:80]}"
             raise DataError(
-                where, row_numbers, f"{self.width} in every row, as width says", "mend the row, or correct width"
+                where, row_numbers, f"{self.width} in every row, as width says", "correct the row, or width"
             )
         values = np.full((len(array), self.width), self.missing)
         values[~none] = np.nan_to_num(parse_numbers(flat, where)[np.repeat(~none, lengths)], nan=self.missing).reshape(
@@ -128,10 +127,10 @@ class NumericListEncoder:
 
 
 def parse_numbers(array: pa.Array, where: str) -> NDArray[np.float64]:
-    """Numbers, or text of numbers, as float64; null and empty text as NaN.
+    """Parse numbers, or text of numbers, as float64. Null and empty text become NaN.
 
     Raises:
-        DataError: text that is no number, with the first such.
+        DataError: text that is no number, with the first example.
     """
     if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
         return cast_numbers(array, where)
@@ -145,25 +144,25 @@ def parse_numbers(array: pa.Array, where: str) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class BucketizedEncoder:
-    """A number, cut at rising edges: bucket k holds ``edges[k - 1] <= v < edges[k]``."""
+    """Encoder of a number to a bucket between ascending edges: bucket k is ``edges[k - 1] <= v < edges[k]``."""
 
     kind: ClassVar[str] = "bucket"
     edges: tuple[float, ...]
 
     @property
     def rows(self) -> int:
-        """Height of the table."""
+        """Number of rows of the embedding table."""
         return FIRST + len(self.edges) + 1
 
     def encode(self, array: pa.Array, where: str) -> NDArray[np.int32]:
-        """int32 ids ``[n]``."""
+        """Encode a column to int32 ids ``[n]``."""
         values = cast_numbers(array, where)
         ids = np.searchsorted(np.asarray(self.edges), values, side="right") + FIRST
         return np.where(np.isnan(values), MISSING, ids).astype(np.int32)
 
 
 def compute_log_square(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The discretisation of the Criteo contest: floor(ln(v)^2) for v > 2, else v - 2 (rounded down).
+    """Compute the discretization of the Criteo contest: floor(ln(v)^2) for v > 2, else v - 2 (rounded down).
 
     >>> log_square(np.array([100.0, 2.0, 0.0])).tolist()
     [21.0, 0.0, -2.0]
@@ -175,7 +174,7 @@ def compute_log_square(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class LogSquareEncoder:
-    """A count, cut by ``compute_log_square``; values beyond those of the training window fall into the end buckets."""
+    """Encoder of a count to a bucket of ``compute_log_square``. Values outside the training range go to the ends."""
 
     kind: ClassVar[str] = "log_square"
     low: int
@@ -183,11 +182,11 @@ class LogSquareEncoder:
 
     @property
     def rows(self) -> int:
-        """Height of the table."""
+        """Number of rows of the embedding table."""
         return FIRST + self.high - self.low + 1
 
     def encode(self, array: pa.Array, where: str) -> NDArray[np.int32]:
-        """int32 ids ``[n]``."""
+        """Encode a column to int32 ids ``[n]``."""
         values = cast_numbers(array, where)
         missing = np.isnan(values)
         cut = np.clip(compute_log_square(np.where(missing, 0.0, values)), self.low, self.high) - self.low + FIRST
@@ -196,7 +195,7 @@ class LogSquareEncoder:
 
 @dataclass(frozen=True)
 class CalendarEncoder:
-    """A part of the calendar of a moment in milliseconds UTC, at a fixed offset from UTC."""
+    """Encoder of a calendar component of a timestamp in milliseconds UTC, at a fixed offset from UTC."""
 
     kind: ClassVar[str] = "time"
     component: Literal["hour", "weekday", "hour_of_week"]
@@ -204,11 +203,11 @@ class CalendarEncoder:
 
     @property
     def rows(self) -> int:
-        """Height of the table."""
+        """Number of rows of the embedding table."""
         return FIRST + {"hour": 24, "weekday": 7, "hour_of_week": 168}[self.component]
 
     def encode_times(self, times: NDArray[np.int64]) -> NDArray[np.int32]:
-        """int32 ids ``[n]``; weekday 0 is Monday."""
+        """Encode timestamps to int32 ids ``[n]``. Weekday 0 is Monday."""
         hours = (times + round(self.utc_offset * 3_600_000)) // 3_600_000
         weekday = (hours // 24 + 3) % 7
         ids = {"hour": hours % 24, "weekday": weekday, "hour_of_week": weekday * 24 + hours % 24}[self.component]
@@ -216,7 +215,7 @@ class CalendarEncoder:
 
 
 class IdEncoder:
-    """A vocabulary: each known value its own id."""
+    """Encoder by a vocabulary: one id per value."""
 
     kind: ClassVar[str] = "id"
 
@@ -225,11 +224,11 @@ class IdEncoder:
 
     @property
     def rows(self) -> int:
-        """Height of the table."""
+        """Number of rows of the embedding table."""
         return FIRST + len(self.keys)
 
     def encode(self, array: pa.Array, where: str) -> NDArray[np.int32]:
-        """int32 ids ``[n]``."""
+        """Encode a column to int32 ids ``[n]``."""
         return np.where(_mask_nulls(array), MISSING, np.maximum(self.keys.index(array, where) + FIRST, UNSEEN)).astype(
             np.int32
         )
@@ -237,27 +236,27 @@ class IdEncoder:
 
 @dataclass(frozen=True)
 class HashEncoder:
-    """Hash buckets: no vocabulary to keep, at the price of collisions. The hash never changes.
+    """Encoder by hash buckets: no vocabulary, at the cost of collisions. The hash never changes.
 
-    Integers: the splitmix64 finaliser. Strings: the first eight bytes of BLAKE2b.
+    Integers: the splitmix64 finalizer. Strings: the first eight bytes of BLAKE2b.
     """
 
     kind: ClassVar[str] = "hash"
     buckets: int
     distinct: int
-    numeric: bool | None = None  # what the training window held; None when it held nothing
+    numeric: bool | None = None  # True: the training window held integers. None: it held no value.
 
     @property
     def rows(self) -> int:
-        """Height of the table."""
+        """Number of rows of the embedding table."""
         return FIRST + self.buckets
 
     def collisions(self) -> float:
-        """Expected share of the distinct training values that share their bucket: 1 - (1 - 1/B)^(n - 1)."""
+        """Return the expected share of distinct training values that share their bucket: 1 - (1 - 1/B)^(n - 1)."""
         return 1.0 - (1.0 - 1.0 / self.buckets) ** max(self.distinct - 1, 0)
 
     def encode(self, array: pa.Array, where: str) -> NDArray[np.int32]:
-        """int32 ids ``[n]``."""
+        """Encode a column to int32 ids ``[n]``."""
         keys = cast_keys(array, where)
         if self.numeric is not None and pa.types.is_integer(keys.type) != self.numeric and keys.null_count < len(keys):
             actual, expected = ("text", "integers") if self.numeric else ("integers", "text")
@@ -272,10 +271,10 @@ class HashEncoder:
 
 @dataclass(frozen=True)
 class CrossEncoder:
-    """Hash buckets of several values taken together, which ``compose.joined`` makes one text of.
+    """Encoder by hash buckets of several values, which ``compose.join_keys`` joins to one text.
 
     Attributes:
-        numeric: of each of the columns whether the training window held integers there; None when it held nothing.
+        numeric: for each column True if the training window held integers. None: it held no value.
     """
 
     kind: ClassVar[str] = "cross"
@@ -285,31 +284,16 @@ class CrossEncoder:
 
     @property
     def rows(self) -> int:
-        """Height of the table."""
+        """Number of rows of the embedding table."""
         return FIRST + self.buckets
 
     def collisions(self) -> float:
-        """As of ``HashEncoder``."""
+        """Return the expected share of collisions, as ``HashEncoder``."""
         return HashEncoder(self.buckets, self.distinct).collisions()
 
     def encode(self, array: pa.Array, where: str) -> NDArray[np.int32]:
-        """int32 ids ``[n]`` of joined values."""
+        """Encode joined values to int32 ids ``[n]``."""
         return HashEncoder(self.buckets, self.distinct).encode(array, where)
-
-
-def hash_keys(keys: pa.Array) -> NDArray[np.uint64]:
-    """A stable 64-bit hash of int64 or string keys (null hashes as 0 or the empty string)."""
-    if pa.types.is_integer(keys.type):
-        x = keys.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64).copy()
-        with np.errstate(over="ignore"):
-            x += np.uint64(0x9E3779B97F4A7C15)
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
-    coded = keys.fill_null("").dictionary_encode()
-    digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in coded.dictionary.to_pylist()]
-    table = np.frombuffer(b"".join(digests), "<u8")
-    return table[coded.indices.to_numpy(zero_copy_only=False)] if len(table) else np.zeros(len(keys), np.uint64)
 
 
 def _mask_nulls(array: pa.Array) -> NDArray[np.bool_]:
@@ -345,13 +329,13 @@ _STORED_NAMES = {"component": "part"}
 
 
 def dump_encoder(encoder: Encoder) -> dict[str, Any]:
-    """What JSON keeps of an encoder; a vocabulary's keys are kept beside it, as Parquet."""
+    """Return the JSON state of an encoder. The keys of a vocabulary are stored beside it, as Parquet."""
     values = {} if isinstance(encoder, IdEncoder) else asdict(encoder)
     return {"kind": encoder.kind} | {_STORED_NAMES.get(name, name): value for name, value in values.items()}
 
 
 def load_encoder(state: dict[str, Any], keys: Keys | None) -> Encoder:
-    """The encoder of a state; ``keys`` for a vocabulary."""
+    """Build the encoder of a state. A vocabulary needs its ``keys``."""
     if state["kind"] == "id":
         assert keys is not None
         return IdEncoder(keys)
@@ -363,7 +347,7 @@ def load_encoder(state: dict[str, Any], keys: Keys | None) -> Encoder:
 
 @dataclass(frozen=True)
 class Lists:
-    """A column of several values a row: flat ids with offsets, and a weight a value when it has weights."""
+    """A column of several values per row: flat ids with offsets, and optionally one weight per value."""
 
     values: NDArray[Any]
     offsets: NDArray[np.int64]
@@ -376,10 +360,12 @@ class Lists:
 def flatten(
     array: pa.Array, separator: str | None, where: str, empty: bool = False
 ) -> tuple[pa.Array, NDArray[np.int64]]:
-    """The values of a list column (or of separated text) end to end, and int64 offsets ``[n + 1]``; null is empty.
+    """Concatenate the values of a list column (or of separated text), and return int64 offsets ``[n + 1]``.
+
+    A null row is empty.
 
     Args:
-        empty: keep the empty values of a text; left out otherwise.
+        empty: keep the empty values of a text. Default: drop them.
 
     Raises:
         DataError: a column that is neither a list nor text with a separator.
@@ -388,7 +374,7 @@ def flatten(
         array = array.cast(array.type.value_type)
     if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
         if separator is None:
-            raise DataError(where, "text", "a list column", "or give the separator that stands between the values")
+            raise DataError(where, "text", "a list column", "or name the separator of the values")
         array = pc.split_pattern(pc.fill_null(array, ""), separator)
         values, offsets = _flatten_list(array)
         if empty:

@@ -1,4 +1,4 @@
-"""Delays of feedback that contradict each other: one part of a schema would show what another says is not known yet."""
+"""Contradictory delays of feedback: one feature would show a value that another one makes available later."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from longrec.features.feature import Feature
 def find_delay_faults(
     feedback: Mapping[str, tuple[str, Feature]], label: str, label_delay: str, delay: Callable[[str], int]
 ) -> list[str]:
-    """The faults of a schema's delays.
+    """List the faults in the delays of a schema.
 
-    A feature of the label's column may wait longer than the label, never shorter. Features of any other column agree.
+    A feature of the label's column may have a longer delay than the label, never a shorter one. Features of any other
+    column must have one delay.
 
     Args:
         feedback: raw column and feature by name, of all feedback features.
         label: the label's column.
-        delay: a duration in the unit of the log.
+        delay: converts a duration to the unit of the log.
     """
     faults, first = [], dict[str, str]()
     for name, (column, feature) in feedback.items():

@@ -1,4 +1,4 @@
-"""A fitted schema: the schema and one encoder a feature, saved as data, loaded by training and by serving."""
+"""A fitted schema: the schema and one encoder per feature, saved as data, loaded by training and by serving."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ FORMAT = "longrec-features-1"
 
 
 class FittedSchema:
-    """What turns raw values into model inputs, offline and online.
+    """Encodes raw values to model inputs, offline and online.
 
     Attributes:
-        tokens: what the token store of each token history holds.
-        knowledge: numbers of each vector feature, its presence flag included.
+        tokens: contents of the token store of each token history.
+        knowledge: width of each embedding feature, its presence flag included.
     """
 
     def __init__(
@@ -47,11 +47,13 @@ class FittedSchema:
         self.knowledge = dict(knowledge or {})
 
     def encode(self, name: str, array: pa.Array, where: str, weights: pa.Array | None = None) -> NDArray[Any] | Lists:
-        """Encode a raw column (of a cross or a lookup what it is composed to): int32 ids, float32 numbers, or ``Lists``
-        for a multi-value feature.
+        """Encode a raw column, or the composed column of a cross or a lookup.
+
+        Returns:
+            int32 ids, float32 numbers, or ``Lists`` for a multi_id feature.
 
         Raises:
-            DataError: values of the wrong type, with the place ``where`` in the message.
+            DataError: values of the wrong type, with the location ``where`` in the message.
         """
         feature, encoder = self.schema.features[name], self.encoders[name]
         assert not isinstance(encoder, CalendarEncoder)
@@ -63,11 +65,11 @@ class FittedSchema:
         return Lists(encoder.encode(flat, where), offsets, own)
 
     def encode_row(self, name: str, columns: Mapping[str, pa.Array], locate: ColumnLocator) -> NDArray[Any] | Lists:
-        """Encode a feature from the raw columns of its rows: as ``encode``, whatever it reads.
+        """Encode a feature of any kind from the raw columns of its rows, as ``encode``.
 
         Args:
-            columns: raw columns by name, those of ``Schema.columns`` among them.
-            place: how a message names a raw column.
+            columns: raw columns by name, including those of ``Schema.columns``.
+            locate: returns the name of a raw column in messages.
 
         Raises:
             DataError: values of the wrong type.
@@ -82,7 +84,7 @@ class FittedSchema:
         return self.encode(name, columns[column], locate(column), weights)
 
     def encode_unknown(self, name: str) -> NDArray[Any] | Lists:
-        """The single entry that stands for an unknown user or item: unseen id, missing value, empty list."""
+        """Return the entry of an unknown user or item: unseen id, missing value, or empty list."""
         feature, encoder = self.schema.features[name], self.encoders[name]
         if feature.kind == "multi_id":
             weights = np.zeros(0, np.float32) if feature.weighted else None
@@ -92,16 +94,16 @@ class FittedSchema:
         return np.array([feature_encoders.UNSEEN], np.int32) if key else encoder.encode(pa.nulls(1), name)
 
     def get_not_yet_id(self, name: str) -> int:
-        """The id of a feedback value that is not known yet: the last row of its table."""
+        """Return the id of a feedback value that is not yet available: the last row of its table."""
         return self.encoders[name].rows
 
     def list_features(self, side: str) -> list[str]:
-        """Names of the features of one side, in schema order, without embeddings, which stores hold."""
+        """List the features of one side in schema order, without embeddings, which are in stores."""
         schema = self.schema
         return [n for n, f in schema.features.items() if schema.side(n) == side and f.kind != "embedding"]
 
     def fields(self) -> Fields:
-        """What a model gets to know."""
+        """Return the inputs of a model."""
         features = [name for name, feature in self.schema.features.items() if not feature.feedback]
         histories = {
             name: self.tokens[name].columns(name, history.features)
@@ -112,7 +114,7 @@ class FittedSchema:
         return Fields(tuple(map(self.field, features)), histories)
 
     def field(self, name: str) -> Field:
-        """One field by the name of its feature (or of a computed history column)."""
+        """Return one field by the name of its feature or computed history column."""
         if name in COMPUTED:
             return Field(name, "id", COMPUTED[name])
         feature, side = self.schema.features[name], self.schema.side(name)
@@ -128,7 +130,7 @@ class FittedSchema:
         return replace(result_field, share=share) if share else result_field
 
     def save(self, folder: Path) -> None:
-        """Write ``features.json`` and one Parquet file a vocabulary."""
+        """Write ``features.json`` and one Parquet file per vocabulary."""
         folder.mkdir(parents=True, exist_ok=True)
         own = {name: encoder for name, encoder in self.encoders.items() if not self.schema.features[name].share}
         content = {
@@ -145,7 +147,7 @@ class FittedSchema:
 
     @classmethod
     def load(cls, folder: Path) -> FittedSchema:
-        """Open a saved schema.
+        """Load a saved schema.
 
         Raises:
             DataError: not a folder of this format.
@@ -163,10 +165,10 @@ class FittedSchema:
 
 
 def gather_lists(column: Lists, rows: NDArray[Any]) -> Lists:
-    """The lists of some rows, in order, without a loop.
+    """Gather the lists of some rows in order, without a loop.
 
     Args:
-        rows: whole numbers ``[n]`` into ``column``.
+        rows: whole numbers ``[n]``, rows of ``column``.
     """
     rows = rows.astype(np.int64, copy=False)  # the last row of a narrow type has no successor in it
     start, stop = column.offsets[rows], column.offsets[rows + 1]
@@ -177,7 +179,7 @@ def gather_lists(column: Lists, rows: NDArray[Any]) -> Lists:
 
 
 def concat_lists(columns: Iterable[Lists]) -> Lists:
-    """Lists one after the other."""
+    """Concatenate columns of lists."""
     columns = list(columns)
     lengths = np.concatenate([np.diff(column.offsets) for column in columns])
     weights = [column.weights for column in columns if column.weights is not None]
@@ -195,7 +197,7 @@ def _read_weights(
         return None
     flat, own = feature_encoders.flatten(array, separator, f"{where}: weights")
     if not np.array_equal(own, offsets):
-        raise DataError(f"{where}: weights", "lists of other lengths than the values", "one weight a value")
+        raise DataError(f"{where}: weights", "lists of other lengths than the values", "one weight per value")
     if flat.null_count:
         raise DataError(f"{where}: weights", f"{flat.null_count} null", "a number for every value")
     if separator is None:

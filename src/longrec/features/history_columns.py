@@ -1,4 +1,4 @@
-"""The columns of a history as they were known at a moment: one piece of code for training and for serving."""
+"""Columns of a history as available at a timestamp: one function for training and for serving."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from longrec.features.schema import Condition
 from longrec.features.vocabulary import build_array
 
 NEVER = np.iinfo(np.int64).max
-"""A feedback value that never became known."""
+"""Timestamp of a feedback value that never becomes available."""
 
 
 @dataclass(frozen=True)
 class HistoryEvents:
-    """Past events, N positions, any number of users.
+    """Events of histories, N positions, any number of users.
 
     Attributes:
-        times: int64 ``[N]`` moment of each event.
+        times: int64 ``[N]`` timestamp of each event.
         items: rows of the item table ``[N]``.
         values: encoded event features by name ``[N]``.
-        available_at: int64 moments ``[N]`` at which a feedback feature with ``available_at`` became known.
-        offsets: int64 ``[B + 1]``, whose events are whose; None where all are of one history.
+        available_at: int64 timestamps ``[N]`` at which a feedback feature with ``available_at`` became available.
+        offsets: int64 ``[B + 1]`` of the histories. None: all events belong to one history.
     """
 
     times: NDArray[np.int64]
@@ -46,17 +46,17 @@ class HistoryEvents:
 def build_history_columns(
     fitted: FittedSchema, name: str, items: EntityTable, events: HistoryEvents, now: NDArray[np.int64]
 ) -> dict[str, NDArray[Any] | Lists]:
-    """Columns of history ``name`` as known strictly before ``now``.
+    """Build the columns of history ``name`` as available strictly before ``now``.
 
-    Items with versions are told as they stood at the moment of the impression, not of the event: a past item and a
-    candidate are then told by one table, and a store keeps nothing but the item of an event.
+    Items with versions are read at the timestamp of the impression, not of the event. Items of a history and candidates
+    thus read one table, and a store holds only the item of an event.
 
     Args:
-        past: events before ``now``, already cut and filtered.
-        now: int64 ``[N]`` (or ``[1]``): the moment of the impression that looks back.
+        events: events before ``now``, already truncated and filtered.
+        now: int64 ``[N]`` (or ``[1]``), the timestamp of the impression that reads the history.
 
     Returns:
-        int32 ids ``[N]`` a column, or lists over N for a multi-value item feature.
+        int32 ids ``[N]`` per column, or lists over N for a multi_id item feature.
     """
     schema = fitted.schema
     columns: dict[str, NDArray[Any] | Lists] = {}
@@ -85,7 +85,7 @@ def build_history_columns(
 
 
 def list_event_columns(fitted: FittedSchema) -> list[str]:
-    """Features of the row that some history reads: what a store must keep of an event besides its item and time."""
+    """List the row features that a history reads: the values a store holds of an event besides its item and time."""
     schema = fitted.schema
     own = [history for history in schema.histories.values() if history.source is None]
     used = {column for history in own for column in history.features if column not in COMPUTED}
@@ -93,7 +93,7 @@ def list_event_columns(fitted: FittedSchema) -> list[str]:
 
 
 def compute_filter_delay(fitted: FittedSchema, name: str) -> int:
-    """How long after an event history ``name`` may count it: a filter on feedback waits until it is known."""
+    """Compute the delay after which history ``name`` may contain an event. A filter on feedback adds its delay."""
     schema = fitted.schema
     delays = [0]
     for column in schema.histories[name].where:
@@ -108,10 +108,10 @@ def compute_filter_delay(fitted: FittedSchema, name: str) -> int:
 
 
 def match_condition(condition: Condition, array: pa.Array, where: str) -> NDArray[np.bool_]:
-    """Which values of a raw column meet a condition; null never does.
+    """Return the mask of the values of a raw column that meet a condition. Null never does.
 
     Raises:
-        DataError: a condition that values of this type cannot meet, with the place ``where`` in the message.
+        DataError: a condition that values of this type cannot meet, with the location ``where`` in the message.
     """
     if condition.at_least is not None:
         return cast_numbers(array, where) >= condition.at_least
@@ -126,7 +126,7 @@ def match_condition(condition: Condition, array: pa.Array, where: str) -> NDArra
         raise DataError(
             where,
             f"values of type {array.type}",
-            f"what can equal {' or '.join(map(repr, wanted))}",
-            "give the condition in the type of the column",
+            f"values that can equal {' or '.join(map(repr, wanted))}",
+            "write the condition in the type of the column",
         ) from None
     return np.asarray(pc.is_in(array, value_set=values, skip_nulls=True).to_numpy(zero_copy_only=False), bool)

@@ -1,4 +1,4 @@
-"""Labels: 0, 1 or nothing, from the label column and its condition; and the side column that tells them of a token."""
+"""Labels (0, 1 or missing) of the label column and its condition, and their ids in the side column of tokens."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from longrec.features.schema import Condition, Label
 LABEL = "label"
 """Name of the side column."""
 NONE, NEGATIVE, POSITIVE = 0, 1, 2
-"""Its ids; 3 means that the label is not known yet."""
+"""Ids of the side column. 3 means that the label is not yet available."""
 
 
 def compute_labels(label: Label, array: pa.Array, where: str) -> NDArray[np.float32]:
-    """float32 ``[n]``: 0, 1, or NaN where the column is null.
+    """Compute labels as float32 ``[n]``: 0, 1, or NaN if the column is null.
 
     Raises:
-        DataError: another value than 0 and 1 where the label has no condition.
+        DataError: a value other than 0 and 1 if the label has no condition.
     """
     if label.equals is not None:
         met = match_condition(Condition(equals=label.equals), array, where).astype(np.float32)
@@ -37,13 +37,13 @@ def compute_labels(label: Label, array: pa.Array, where: str) -> NDArray[np.floa
             where,
             f"the label {values[odd][0]:g}",
             "0, 1 or null",
-            "say label: {column: ..., at_least: ...} to make it one",
+            "set label: {column: ..., at_least: ...} to make it one",
         )
     return values.astype(np.float32)
 
 
 def encode_labels(labels: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-    """uint8 ``[n]``: the side column of labels that are known.
+    """Encode available labels to the ids of the side column, uint8 ``[n]``.
 
     >>> label_ids(np.array([1.0, 0.0, np.nan])).tolist()
     [2, 1, 0]

@@ -1,4 +1,4 @@
-"""Manifests: the JSON file that says what a folder is, of which format, and what lies in it."""
+"""Manifests: the JSON file that describes a folder, its format and its contents."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from longrec.errors import LongRecError
 
 
 def read_manifest(path: Path, form: str, what: str, do: str, error: type[LongRecError]) -> dict[str, Any]:
-    """The contents of a manifest.
+    """Read the contents of a manifest.
 
     Args:
-        form: the only format that is read, its ``format`` key.
-        what: what the folder should be.
-        do: what makes one anew.
-        error: what to raise.
+        form: required value of its ``format`` key.
+        what: expected kind of the folder, for messages.
+        do: action that writes it again, for messages.
+        error: class of the error.
 
     Raises:
         LongRecError: of the kind ``error``: no file, no JSON, or another format.

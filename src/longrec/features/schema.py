@@ -1,7 +1,7 @@
-"""The schema: what the columns of an event log mean, and what a model gets to see of them.
+"""The schema: the meaning of the columns of an event log, and the inputs of a model.
 
-A schema names the user, item, time and label columns, the features of an impression and the histories
-that stand behind it. ``Fields`` (``features/fields.py``) is the same after fitting, in the words of a model.
+A schema names the user, item, time and label columns, the features of an impression and its histories. ``Fields``
+(``features/fields.py``) describes the inputs of a model after fitting.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from longrec.features.timestamp_grammar import build_grammar
 __all__ = ["Condition", "Feature", "History", "Label", "Schema", "TimeColumn", "parse_duration"]
 
 _NAME = re.compile(r"[\w-]+")
-"""What a prepared log calls its own columns of an event."""
+"""Names of features and histories, which are part of file names."""
 
 
 class TimeColumn(Strict):
-    """The moment of an event. Kept as whole milliseconds UTC; with ``unit: step`` as plain whole numbers.
+    """The time column. Stored as whole milliseconds UTC, or as whole numbers with ``unit: step``.
 
-    ``available_at`` names the column that says when the event became available, where some were told late. An event
-    enters histories after that moment, and its label is known no earlier. Null is the event's own time.
+    ``available_at`` names the column of the timestamp at which the event became available, if some arrive late. An
+    event enters histories after it, and its label is not available earlier. Null is the event's own time.
 
     ``format`` is a ``strptime`` pattern for text, and for whole numbers that are digits of a date.
     """
@@ -46,7 +46,7 @@ class TimeColumn(Strict):
             raise ValueError(f"available_at is the time column itself, {self.column!r}; leave it out")
         if self.format is not None:
             if self.unit != "auto":
-                raise ValueError(f"unit {self.unit} is of numbers that count, and format of digits and text: give one")
+                raise ValueError(f"unit {self.unit} is for numbers that count, format for digits and text: set one")
             try:
                 build_grammar(self.format)
             except ValueError as error:
@@ -55,7 +55,7 @@ class TimeColumn(Strict):
 
 
 class Condition(Strict):
-    """Which values of a column count: exactly one of the three."""
+    """Condition on the values of a column: exactly one of the three keys."""
 
     at_least: float | None = None
     equals: int | str | None = None
@@ -76,7 +76,7 @@ class Condition(Strict):
 
 
 class Label(Strict):
-    """The column to predict: 0/1 as it is, or a condition on it. A null label makes no sample."""
+    """The column to predict: 0 and 1, or a condition on its values. A row with a null label is no sample."""
 
     column: str
     at_least: float | None = None
@@ -99,14 +99,14 @@ def _expand_time(value: Any) -> Any:
 
 
 class History(Strict):
-    """Past events of the user: which columns, which events, how many of the last ones.
+    """Earlier events of the user: their columns, a filter, and the maximum length.
 
-    ``columns`` switches to pre-joined rows: it maps each feature of the history to the list column
-    (or separated text) of the row that already holds its past values, oldest first.
+    ``columns`` switches to pre-joined rows: it maps each feature of the history to the list column (or separated text)
+    of the row that holds its values, oldest first.
 
-    ``from`` (``tokens/v1``) makes it a history of instance tokens that ``longrec compress`` wrote: ``features`` then
-    names ``token``, ``version``, ``time_gap`` and the side columns of that store. ``allow_leak`` reads a store
-    that discloses more than was known, and the results say so.
+    ``from`` (``tokens/v1``) makes it a history of instance tokens that ``longrec compress`` wrote. ``features`` then
+    names ``token``, ``version``, ``time_gap`` and the side columns of that store. ``allow_leak`` reads a store that
+    discloses values before they were available, and the results report it.
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"of": "features", "last": "max_length"}
@@ -133,7 +133,7 @@ class History(Strict):
     @model_validator(mode="after")
     def _check(self) -> History:
         if not self.features:
-            raise ValueError("features must name one column at least")
+            raise ValueError("features must name at least one column")
         if len(set(self.features)) != len(self.features):
             raise ValueError("features names a column twice")
         if self.source is not None and (self.where or self.columns is not None or self.separator is not None):
@@ -153,7 +153,7 @@ class History(Strict):
 
 
 class Schema(Strict):
-    """What the columns mean. See the guide for every key."""
+    """Meaning of the columns. See the guide for every key."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"label_known_after": "label_delay"}
 
@@ -168,12 +168,8 @@ class Schema(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Schema:
-        faults = [
-            *self._list_name_faults(),
-            *self._list_feature_faults(),
-            *self._list_history_faults(),
-            *self._list_leaks(),
-        ]
+        faults = [*self._list_name_faults(), *self._list_feature_faults()]
+        faults += [*self._list_history_faults(), *self._list_leaks()]
         if self.item == self.user:
             faults.append(f"item: is the column of the user, {self.user!r}")
         if faults:
@@ -186,7 +182,7 @@ class Schema(Strict):
             if name in COMPUTED:
                 faults.append(f"features.{name}: the name is taken by a computed history column")
             elif name in LOG_ARRAYS and self.in_row(name):
-                faults.append(f"features.{name}: the name is taken by the log; call it otherwise and give its column")
+                faults.append(f"features.{name}: the name is taken by the log; rename it and set its column")
         paths = [*(f"features.{name}" for name in self.features), *(f"histories.{name}" for name in self.histories)]
         # Names become names of files and of program inputs.
         odd = [path for path in paths if not _NAME.fullmatch(path.partition(".")[2])]
@@ -198,7 +194,7 @@ class Schema(Strict):
             if feature.kind == "calendar" and self.time is None:
                 faults.append(f"features.{name}: kind calendar needs the schema's time column")
             elif feature.kind == "calendar" and self.time is not None and self.time.unit == "step":
-                faults.append(f"features.{name}: kind calendar needs moments, and this log counts in steps")
+                faults.append(f"features.{name}: kind calendar needs timestamps, and this log counts in steps")
             if feature.available_at is not None and self.time is None:
                 faults.append(f"features.{name}: available_at needs the schema's time column")
             if feature.share is not None:
@@ -217,11 +213,11 @@ class Schema(Strict):
             return f"{shared!r} must be of kind id or multi_id, and no feedback"
         dims = self.features[name].dim, other.dim
         if dims[0] is not None and dims[0] != dims[1]:
-            return f"one table has one width, and dim is {dims[0]} here and {dims[1] or 'not said'} of {shared!r}"
+            return f"one table has one width, and dim is {dims[0]} here and {dims[1] or 'not set'} for {shared!r}"
         return ""
 
     def _list_candidate_faults(self) -> list[str]:
-        """Columns that a request could give neither once nor with every candidate."""
+        """List columns that a request could send neither once nor with every candidate."""
         faults = []
         plain = {
             owner: {
@@ -250,7 +246,7 @@ class Schema(Strict):
         return faults
 
     def _list_leaks(self) -> list[str]:
-        """Whatever would show an impression what is known only after it."""
+        """List features that would show an impression values that become available only after it."""
         own_times = {self.column(name): name for name, feature in self.features.items() if feature.available_at}
         own_times |= {feature.available_at: name for name, feature in self.features.items() if feature.available_at}
         feedback = {self.column(name) for name, feature in self.features.items() if feature.feedback}
@@ -278,8 +274,8 @@ class Schema(Strict):
             for column in history.where:
                 if column in own_times:
                     faults.append(
-                        f"histories.{name}.where: {column!r} is known at a moment of its own (available_at of "
-                        f"{own_times[column]}), and a filter waits one span for all; use available_after, or no filter"
+                        f"histories.{name}.where: {column!r} has its own timestamp (available_at of "
+                        f"{own_times[column]}), and a filter has one delay for all; use available_after, or no filter"
                     )
         return [*faults, *self._list_delay_faults()]
 
@@ -308,12 +304,12 @@ class Schema(Strict):
                     (feature.kind == "multi_id" or feature.composed) and history.columns is not None
                 ):
                     faults.append(
-                        f"histories.{name}.features: {column!r} of kind {feature.kind} cannot stand in a history; "
+                        f"histories.{name}.features: {column!r} of kind {feature.kind} cannot be in a history; "
                         "use id or bucketized"
                     )
                 elif feature.kind == "multi_id" and self.in_row(column):
                     faults.append(
-                        f"histories.{name}.features: {column!r} has several values an event; only item features may"
+                        f"histories.{name}.features: {column!r} has several values per event; only item features may"
                     )
         own = {name: history for name, history in self.histories.items() if history.source is None}
         joined = {name: history.columns is not None for name, history in own.items()}
@@ -327,19 +323,19 @@ class Schema(Strict):
 
     @property
     def prejoined(self) -> bool:
-        """Whether rows carry their histories as list columns."""
+        """True if rows contain their histories as list columns."""
         own = [history for history in self.histories.values() if history.source is None]
         return bool(own) and all(history.columns is not None for history in own)
 
     def column(self, name: str) -> str:
-        """The column a feature reads."""
+        """Return the column that a feature reads."""
         feature = self.features[name]
         if feature.kind == "calendar" and self.time is not None:
             return self.time.column
         return feature.column or name
 
     def columns(self, name: str) -> tuple[str, ...]:
-        """All raw columns a feature reads of the row (but the moment at which its feedback became known)."""
+        """Return all raw columns of the row that a feature reads, without the timestamp of its feedback."""
         feature = self.features[name]
         if feature.kind == "cross":
             return feature.features or ()
@@ -350,10 +346,10 @@ class Schema(Strict):
         return (self.column(name), *([] if feature.weights is None else [feature.weights]))
 
     def side(self, name: str) -> Side:
-        """Who owns a feature; the user and item keys own themselves.
+        """Return the side of a feature. The columns of the user and of the item belong to their own side.
 
-        A ``candidate`` feature is a column of the row, as a ``context`` one is; but in a request it comes with each
-        candidate. A cross or a lookup of a candidate's column is the candidate's.
+        A ``candidate`` feature is a column of the row, as a ``context`` feature is, but a request sends it with each
+        candidate. A cross or a lookup of a candidate's column belongs to the candidate.
         """
         feature = self.features[name]
         if feature.side is not None:
@@ -367,36 +363,36 @@ class Schema(Strict):
         return {self.user: "user", self.item: "item"}.get(self.column(name), "context")  # type: ignore[return-value]
 
     def in_row(self, name: str) -> bool:
-        """Whether a feature is made of columns of the log's own rows: those of the event or of its candidate."""
+        """Return True if a feature reads columns of the log's own rows: of the context or of the candidate."""
         return self.side(name) in ("context", "candidate")
 
     def available_after(self, name: str) -> int:
-        """Milliseconds (or steps) from an event to the moment its feedback is known."""
+        """Return the milliseconds (or steps) from an event until its feedback is available."""
         return self.delay(self.features[name].available_after or self.label_delay)
 
     @property
     def label_available_at(self) -> str | None:
-        """The feedback feature of the label's column whose ``available_at`` says when each label became known."""
+        """Feedback feature of the label's column that has ``available_at``, the timestamp of each label."""
         named = [n for n, f in self.features.items() if f.available_at and self.column(n) == self.label.column]
         return named[0] if named else None
 
     @property
     def longest_label_delay(self) -> int:
-        """Milliseconds (or steps) from an event to its label: the longest delay that is given for the column."""
+        """Milliseconds (or steps) from an event to its label: the longest delay of the column."""
         own = [n for n, f in self.features.items() if f.feedback and self.column(n) == self.label.column]
         return max([self.delay(self.label_delay), *map(self.available_after, own)])
 
     def delay(self, span: str) -> int:
-        """A duration in the unit the log keeps its times in."""
+        """Convert a duration to the unit of the log's timestamps."""
         return parse_duration(span) * self.per_second // 1_000
 
     @property
     def per_second(self) -> int:
-        """How many of the units the log keeps its times in make a second; a step counts as one."""
+        """Units of the log's timestamps per second. A step counts as one second."""
         return 1 if self.time is not None and self.time.unit == "step" else 1_000
 
     def is_feedback_column(self, column: str) -> bool:
-        """Whether a raw event column is known only after the event."""
+        """Return True if a raw event column is available only after the event."""
         return column == self.label.column or any(
             f.feedback and self.column(n) == column for n, f in self.features.items()
         )

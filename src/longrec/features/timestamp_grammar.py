@@ -1,17 +1,17 @@
-"""Timestamps: the one rule by which logs, requests and split lines are read.
+"""Grammar of timestamps in logs, requests and split lines.
 
-A timestamp is kept as whole milliseconds UTC, or as a step, the whole number of a plain counter (``unit: step``).
+A timestamp is stored as whole milliseconds UTC, or as a step, the whole number of a counter (``unit: step``).
 
-- Text is ISO 8601: ``2026-01-31``, ``2026-01-31T12:00:00.250+01:00``, ``20260131T120000Z``. A blank may stand in
-  place of the ``T``, a comma in place of the decimal point, and blanks around the whole. An offset counts; without one
-  the text is UTC. Minutes, seconds and fractions may be left out. ``24:00``, leap seconds, years of other than four
+- Text is ISO 8601: ``2026-01-31``, ``2026-01-31T12:00:00.250+01:00``, ``20260131T120000Z``. A blank may
+  replace the ``T``, a comma the decimal point, and blanks may surround the text. An offset is applied. Without one the
+  text is UTC. Minutes, seconds and fractions are optional. ``24:00``, leap seconds, years of other than four
   digits, months and days of one digit, ``epoch`` and ``infinity`` are refused.
-- A number counts ``s``, ``ms``, ``us`` or ``ns`` since 1970. Where the unit is ``auto``, its size tells the unit. Text
+- A number counts ``s``, ``ms``, ``us`` or ``ns`` since 1970. With unit ``auto``, the unit follows from its size. Text
   of digits is a number.
-- With a ``format``, text and whole numbers (written as digits) are read by that pattern alone.
-- Whatever lies below a millisecond is cut off toward the past, before 1970 too.
+- With a ``format``, text and whole numbers (written as digits) are read by that pattern only.
+- Fractions of a millisecond are rounded down, before 1970 too.
 
-``data/timestamp_sql.py`` builds SQL from the same patterns and constants; the tests compare the two.
+``data/timestamp_sql.py`` builds SQL from the same patterns and constants. The tests compare the two.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from functools import lru_cache
 UNITS = {"s": (1_000, 1), "ms": (1, 1), "us": (1, 1_000), "ns": (1, 1_000_000)}
 """Milliseconds = number * first // second."""
 MAGNITUDES = (("s", 10**8, 10**11), ("ms", 10**11, 10**14), ("us", 10**14, 10**17), ("ns", 10**17, 2**63))
-"""The units are a thousand apart, so the size of a number from 1973 on tells its unit."""
+"""Lower and upper bounds of each unit. They do not overlap from 1973 on, so the size of a number gives its unit."""
 FIRST, LAST = -62_135_596_800_000, 253_402_300_799_999
 """The years 1 to 9999 in milliseconds."""
 LATEST = 4_102_444_800_000
-"""2100 in milliseconds: where the unit is guessed, no timestamp lies later."""
+"""2100 in milliseconds. With a guessed unit, a later timestamp is refused."""
 STEPS = 2**62
-"""Steps stay below this, so that a delay can be added to one."""
+"""Upper bound of steps, so that a delay can be added to one."""
 EPSILON = 2.0**-52
-"""Representation error of a product of two doubles, as a share of it."""
+"""Relative representation error of a product of two doubles."""
 EXACT = 2**53
-"""A double holds every whole number below this."""
+"""A double represents every whole number below this exactly."""
 
 PLAIN = r" *[+-]?[0-9]{1,19}(?:\.[0-9]{0,9})? *"
 """Text of a decimal number that is read exactly."""
@@ -59,9 +59,9 @@ class Grammar:
     """A pattern of text timestamps.
 
     Attributes:
-        pattern: regular expression of a whole text, read alike by Python and by RE2.
-        names: what each of its groups holds.
-        width: digits of a number that the pattern reads with leading zeros; 0 where it reads none so.
+        pattern: regular expression of a whole text, with the same meaning in Python and in RE2.
+        names: field of each of its groups.
+        width: digits of a number that the pattern reads with leading zeros. 0: it reads no such number.
     """
 
     pattern: str
@@ -69,7 +69,7 @@ class Grammar:
     width: int = 0
 
     def read(self, text: str) -> int | None:
-        """Milliseconds UTC of a text; None where it is of another form, or names no day."""
+        """Parse a text to milliseconds UTC. Return None if it has another form, or is no valid date."""
         if self.width and text.isascii() and text.isdigit():
             text = text.zfill(self.width)
         match = re.fullmatch(self.pattern, text)
@@ -98,7 +98,7 @@ class Grammar:
 
 
 def expand_year(year: int) -> int:
-    """The year that two digits stand for: 1969 to 2068, as in POSIX."""
+    """Expand a year of two digits to 1969 to 2068, as in POSIX."""
     return year + (2_000 if year <= 68 else 1_900)
 
 
@@ -143,12 +143,12 @@ _FIXED = {
 
 @lru_cache
 def build_grammar(pattern: str) -> Grammar:
-    """The grammar of a ``strptime`` pattern.
+    """Build the grammar of a ``strptime`` pattern.
 
-    Numbers that stand apart may leave out a leading zero; run together, each has its full width.
+    Separated numbers may omit a leading zero. Adjacent numbers have their full width.
 
     Raises:
-        ValueError: a directive that is not known, or a pattern that names no day.
+        ValueError: an unsupported directive, or a pattern without a date.
     """
     segments = re.findall(r"%(.)|( +)|([^% ]+)", pattern, re.DOTALL)
     if "".join("%" + d if d else blank or text for d, blank, text in segments) != pattern:
@@ -187,15 +187,15 @@ def _check_directives(pattern: str, seen: list[str]) -> None:
         raise ValueError(f"holds %H, which goes with neither %I nor %p, got {pattern!r}")
     if ("I" in seen) != ("p" in seen):
         raise ValueError(f"holds one of %I and %p without the other, got {pattern!r}")
-    # A smaller part without the larger one would be a time on no clock.
+    # A smaller unit needs all larger ones.
     ranks = [{"d"}, {"H", "I"}, {"M"}, {"S"}, {"f"}]
     present = [bool(rank & set(seen)) for rank in ranks]
     if present != sorted(present, reverse=True):
-        raise ValueError(f"leaves out a part between the ones it holds (%d, %H, %M, %S, %f), got {pattern!r}")
+        raise ValueError(f"leaves out a unit between the ones it holds (%d, %H, %M, %S, %f), got {pattern!r}")
 
 
 class TimestampError(Exception):
-    """A value that is no timestamp: what was found, what was expected, what to do."""
+    """A value that is no timestamp, with the fields found, expected and do of an error."""
 
     def __init__(self, found: str, expected: str, do: str = "") -> None:
         self.found, self.expected, self.do = found, expected, do
@@ -203,7 +203,7 @@ class TimestampError(Exception):
 
 
 def read_timestamp(value: int | float | str, unit: str, pattern: str | None = None) -> int:
-    """Milliseconds UTC, or a step, of one raw value.
+    """Convert one raw value to milliseconds UTC, or to a step.
 
     Args:
         value: text or a number.
@@ -225,39 +225,39 @@ def read_timestamp(value: int | float | str, unit: str, pattern: str | None = No
         what = f"the text {value[:60]!r}" if isinstance(value, str) else f"the number {str(value)[:40]}"
         raise TimestampError(what, *describe_expected_text(str(value), pattern))
     if not FIRST <= timestamp <= LAST:
-        raise TimestampError(repr(value)[:60], "a moment of the years 1 to 9999")
+        raise TimestampError(repr(value)[:60], "a timestamp of the years 1 to 9999")
     return timestamp
 
 
 def read_iso(text: str) -> int | None:
-    """Milliseconds UTC of ISO 8601 text; None for any other."""
+    """Parse ISO 8601 text to milliseconds UTC. Return None for any other text."""
     return next((timestamp for one in ISO if (timestamp := one.read(text)) is not None), None)
 
 
 def describe_expected_text(text: str, pattern: str | None) -> tuple[str, str]:
-    """What was expected in place of a text, and what to do."""
+    """Return the expected form of a text, and the action, for an error."""
     if pattern is not None:
         return f"text of the form {pattern!r}, as time.format says", "correct time.format, or the value"
     expected = "ISO 8601 such as 2026-01-31T12:00:00Z, or a number"
     if re.match(r" *[0-9]{1,2}[/.-][0-9]{1,2}[/.-][0-9]{2,4}", text):
         do = "set time.format, such as '%m/%d/%Y %H:%M:%S' where the month comes first, '%d/%m/%Y' where the day does"
-        return expected + " (whether day or month comes first cannot be told)", do
+        return expected + " (the order of day and month is ambiguous)", do
     return expected, "set time.format, a strptime pattern such as '%Y/%m/%d %H:%M:%S', for text of another form"
 
 
 def guess_unit(value: int | float) -> str | None:
-    """The unit that the size of a number tells; None near 1970."""
+    """Guess the unit of a number from its size. Return None near 1970."""
     return next((unit for unit, low, high in MAGNITUDES if low <= abs(value) < high), None)
 
 
 def to_milliseconds(value: int, unit: str) -> int:
-    """A whole number of a unit, in milliseconds."""
+    """Convert a whole number of a unit to milliseconds."""
     times, divide = UNITS[unit]
     return value * times // divide
 
 
 def format_timestamp(timestamp: int) -> str:
-    """Milliseconds UTC as ISO 8601 text.
+    """Format milliseconds UTC as ISO 8601 text.
 
     >>> timestamp_text(1_000_000_000_250)
     '2001-09-09T01:46:40.250Z'
@@ -284,7 +284,7 @@ def _read_step(value: int | float | str) -> int:
 
 
 def _read_number(value: int | float | str, unit: str) -> int:
-    """Milliseconds of a number, or of its text."""
+    """Convert a number, or its text, to milliseconds."""
     number: int | float | Decimal
     if isinstance(value, str):
         number = Decimal(value.strip(" ")) if re.fullmatch(PLAIN, value) else float(value)
@@ -310,5 +310,5 @@ def _read_number(value: int | float | str, unit: str) -> int:
 
 
 def _floor(value: float) -> int:
-    """The whole number below a double, or the one it stands for but for its representation error."""
+    """Round a double down, with a tolerance of its representation error."""
     return math.floor(value + abs(value) * EPSILON)

@@ -1,8 +1,8 @@
-"""Instance tokens as history columns: what a model gets to know of them, and what was known of each at a moment.
+"""Instance tokens as history columns: the fields of a model, and the values available at a timestamp.
 
-A token is the vector that a source model made of one past impression. Beside it stand side columns (the label and
-other feedback of that impression, each with the moment it became known), the version of the source, and the moment
-at which the token could first be read. The same code serves training batches and requests.
+A token is the vector that a source model computed from one earlier impression. A token store also holds side columns
+(the label and other feedback of that impression, each with the timestamp at which it became available), the version
+of the source, and the timestamp from which the token could be read. Training batches and requests use the same code.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from longrec.features.fields import TIME_GAP, TIME_GAP_ROWS, TOKEN, VERSION, Fie
 
 @dataclass(frozen=True)
 class TokenSpec:
-    """What a token store holds, in the words of a model.
+    """Contents of a token store that a model reads.
 
     Attributes:
-        width: numbers of a token.
-        slots: equal parts a token falls into.
-        sides: side columns with the number of their ids; the id of that number means "not yet known".
-        versions: how many versions of the source wrote it; they are numbered from 0.
-        mixed: several versions whose vectors were not brought to one scale.
+        width: width of a token.
+        slots: equal blocks of a token.
+        sides: side columns with their number of ids. The id of that number means "not yet available".
+        versions: number of versions of the source that wrote it, numbered from 0.
+        mixed: True if several versions wrote vectors that are not standardized to one scale.
     """
 
     width: int
@@ -38,10 +38,10 @@ class TokenSpec:
     mixed: bool = False
 
     def columns(self, history: str, features: Sequence[str]) -> tuple[Field, ...]:
-        """The fields of a history that reads these tokens.
+        """Return the fields of a history that reads these tokens.
 
         Raises:
-            ConfigError: a column the store has not, or mixed versions that nothing tells apart.
+            ConfigError: a column that the store does not have, or mixed versions without the version column.
         """
         valid_names, faults = [TOKEN, VERSION, TIME_GAP, *self.sides], []
         for column in (column for column in features if column not in valid_names):
@@ -51,7 +51,7 @@ class TokenSpec:
         if self.mixed and TOKEN in features and VERSION not in features:
             faults.append(
                 f"histories.{history}.features: these tokens come from {self.versions} versions of their source, which "
-                f"are not of one scale; add {VERSION} so that a model can tell them apart, or compress with standardize"
+                f"are not of one scale; add {VERSION} so that a model can separate them, or compress with standardize"
             )
         if faults:
             raise ConfigError("schema", faults)
@@ -69,7 +69,7 @@ class TokenSpec:
 
 
 def format_token_field(history: str, column: str) -> str:
-    """The name of a token column as a field: tables of two stores are never shared.
+    """Format the field name of a token column. Two stores never share an embedding table.
 
     >>> token_field("tokens", "label"), token_field("tokens", "time_gap")
     ('tokens.label', 'time_gap')
@@ -86,11 +86,11 @@ class TokenArrays(Protocol):
 
     @property
     def times(self) -> NDArray[np.int64]:
-        """int64 ``[N]``: moments of the impressions."""
+        """int64 ``[N]``: timestamps of the impressions."""
 
     @property
     def visible(self) -> NDArray[np.int64]:
-        """int64 ``[N]``: from when on a token could be read."""
+        """int64 ``[N]``: timestamp from which each token could be read."""
 
     @property
     def version(self) -> NDArray[np.int32]:
@@ -106,7 +106,7 @@ class TokenArrays(Protocol):
 
     @property
     def available_at(self) -> Mapping[str, NDArray[np.int64]]:
-        """int64 ``[N]``: when each side value became known."""
+        """int64 ``[N]``: timestamp at which each side value became available, by side column."""
 
 
 def build_token_columns(
@@ -117,14 +117,14 @@ def build_token_columns(
     timestamps: NDArray[np.int64],
     gaps: Any,
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
-    """The columns of a token history as known strictly before a moment, and their offsets.
+    """Build the columns of a token history as available strictly before a timestamp, and their offsets.
 
-    A token that could not be read yet is left out; a side value that was not known yet reads as its "not yet" id.
+    A token that could not yet be read is dropped. A side value that was not yet available reads as its "not yet" id.
 
     Args:
-        past: tokens of impressions before the moments, one user a moment.
-        moments: int64 ``[users]``.
-        gaps: ids of the time passed, from (now, then).
+        tokens: tokens of impressions before the timestamps, one user per timestamp.
+        timestamps: int64 ``[users]``.
+        gaps: computes ids of the elapsed time from (now, then).
 
     Returns:
         float32 ``[N, width]`` for the token, int32 ids ``[N]`` for the rest, by field name; int64 ``[users + 1]``.
@@ -161,12 +161,12 @@ def build_token_columns(
 def compute_instance_ids(
     users: NDArray[np.int64], items: NDArray[np.int64], times: NDArray[np.int64], seen: bool = True
 ) -> NDArray[np.int64]:
-    """The id of each instance: 63 bits of a hash of who, what and when, the same offline and online.
+    """Compute the id of each instance: 63 bits of a hash of user, item and time, the same offline and online.
 
     Args:
         users, items: key numbers ``[n]`` (``vocabulary.compute_key_numbers``).
-        times: moments ``[n]``.
-        seen: tell apart instances that agree in all three by counting them, in the order given.
+        times: timestamps ``[n]``.
+        seen: distinguish instances that agree in all three by counting them, in the order of the rows.
     """
     count = np.zeros(len(users), np.int64)
     if seen and len(users):
@@ -185,7 +185,7 @@ def compute_instance_ids(
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The splitmix64 finaliser."""
+    """Apply the splitmix64 finalizer."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

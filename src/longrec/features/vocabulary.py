@@ -1,6 +1,6 @@
-"""Keys: a set of 64-bit integers or strings, each with a place.
+"""Keys: a set of 64-bit integers or strings, each with an index.
 
-One class serves vocabularies, users and items, offline for whole columns and online for one request.
+One class is used for vocabularies, users and items, offline for whole columns and online for one request.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from longrec.errors import DataError
 
 _FEW = 4_096
-"""Up to so many look-ups go through a search or a dictionary; a hash join over the column pays off above."""
+"""Up to this number of queries a search or a dictionary is faster. Above it a hash join over the column is."""
 
 
 def cast_keys(array: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
-    """Ids as int64 or string, exactly; nulls stay null.
+    """Cast ids to int64 or string without loss. Nulls stay null.
 
-    Floats that are all whole numbers are integers: so some tools write a column of integers that has nulls, which then
-    may be NaN.
+    Floats that are all whole numbers are cast to integers, since some tools write a column of integers with nulls as
+    floats, with NaN for null.
 
     Raises:
         DataError: fractions, floats too large to be exact (2**53, or 2**24 of 32 bits), dates, or integers beyond 64
@@ -55,13 +55,13 @@ def cast_keys(array: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
             where,
             f"ids stored as floats ({kind}){_describe_largest(array)}",
             "64-bit integers or strings (floats merge whole numbers above 2**53)",
-            "write the column as integers (nullable ones if it has nulls); use kind bucket or dense for amounts",
+            "write the column as integers (nullable ones if it has nulls); use kind bucketized or numeric for amounts",
         )
     raise DataError(where, f"ids of type {kind}", "64-bit integers or strings", "cast the column")
 
 
 def _cast_whole_numbers(array: pa.Array) -> pa.Array | None:
-    """Floats as int64, NaN as null; None where one is a fraction, or too large to be exact."""
+    """Cast floats to int64, NaN to null. Return None if one is a fraction, or too large to be exact."""
     values = array.to_numpy(zero_copy_only=False)
     bound = 2.0 ** (np.finfo(values.dtype).nmant + 1)
     missing = np.isnan(values)
@@ -77,7 +77,7 @@ def _describe_largest(array: pa.Array) -> str:
 
 
 class Keys:
-    """Distinct keys in a fixed order; ``index`` gives the place of each, or -1."""
+    """Distinct keys in a fixed order. ``index`` returns the index of each key, or -1."""
 
     def __init__(self, values: pa.Array) -> None:
         self.values = values
@@ -97,10 +97,10 @@ class Keys:
         return {value: index for index, value in enumerate(self.values.to_pylist())}
 
     def index(self, array: pa.Array, where: str) -> NDArray[np.int32]:
-        """int32 place of every key, -1 where it is absent or null.
+        """Return the int32 index of every key, -1 if it is absent or null.
 
         Raises:
-            DataError: text asked of integer keys, or the other way round.
+            DataError: text for integer keys, or integers for text keys.
         """
         array = cast_keys(array, where)
         if len(array) == 0:
@@ -113,7 +113,7 @@ class Keys:
                 where,
                 f"{actual}, for example {_get_first_value(array)!r}",
                 f"{expected}, as in the log",
-                "write the ids as the log has them",
+                "write the ids as in the log",
             )
         if len(array) > _FEW:
             indices = pc.index_in(array, value_set=self.values, skip_nulls=True)
@@ -128,7 +128,7 @@ class Keys:
         return np.where(hit, order[at], -1).astype(np.int32)
 
     def find(self, key: Any, where: str) -> int:
-        """Place of a single key, or -1."""
+        """Return the index of a single key, or -1."""
         return int(self.index(build_array([key], where), where)[0])
 
 
@@ -137,10 +137,10 @@ def _get_first_value(array: pa.Array) -> Any:
 
 
 def build_array(values: Sequence[Any], where: str) -> pa.Array:
-    """Python values as an Arrow array; mixed types are refused by name.
+    """Build an Arrow array from Python values of one type.
 
     Raises:
-        DataError: when the values have no common type.
+        DataError: the values have no common type.
     """
     try:
         return pa.array(values)
@@ -149,8 +149,23 @@ def build_array(values: Sequence[Any], where: str) -> pa.Array:
         raise DataError(where, f"values of the types {', '.join(kinds)}", "one type: whole numbers or text") from None
 
 
+def hash_keys(keys: pa.Array) -> NDArray[np.uint64]:
+    """Compute a stable 64-bit hash of int64 or string keys. Null hashes as 0 or the empty string."""
+    if pa.types.is_integer(keys.type):
+        x = keys.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64).copy()
+        with np.errstate(over="ignore"):
+            x += np.uint64(0x9E3779B97F4A7C15)
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+    coded = keys.fill_null("").dictionary_encode()
+    digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in coded.dictionary.to_pylist()]
+    table = np.frombuffer(b"".join(digests), "<u8")
+    return table[coded.indices.to_numpy(zero_copy_only=False)] if len(table) else np.zeros(len(keys), np.uint64)
+
+
 def compute_key_numbers(keys: pa.Array) -> NDArray[np.int64]:
-    """What a store with an open key space knows keys by: an integer as it is, text by the first 8 bytes of BLAKE2b.
+    """Compute the key numbers of a store with an open key space: an integer itself, text as 8 bytes of BLAKE2b.
 
     Args:
         keys: int64 or string, none null.

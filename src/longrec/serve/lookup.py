@@ -49,5 +49,5 @@ class Lookup:
 
     def _build_type_error(self, key: Key, where: str) -> RequestError:
         actual, expected = ("text", "integers") if self.numeric else ("integers", "text")
-        do = "write the ids as the log has them"
+        do = "write the ids as in the log"
         return RequestError(where, f"{actual}, for example {key!r}", f"{expected}, as in the log", do, 422)
