@@ -146,8 +146,8 @@ def test_labels_as_available_need_no_label_times() -> None:
     model, batch = iat(LABELS), rows()
     batch = replace(batch, label_time=batch.timestamps)
     context = context_of(model, batch)
-    close(model.logits_with_context(batch, replace(context, known=None)), model(batch))
-    unknown = replace(context, labels=torch.full_like(context.labels, 3), known=None)
+    close(model.logits_with_context(batch, replace(context, label_times=None)), model(batch))
+    unknown = replace(context, labels=torch.full_like(context.labels, 3), label_times=None)
     assert (model.logits_with_context(batch, unknown) - model(batch)).abs().max() > 1e-3
     with pytest.raises(ValueError, match="the context has none"):
         model.logits_with_context(batch, replace(context, labels=None))
