@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from longrec.data.prepare import prepare
-from longrec.data.read import Relation, connect
+from longrec.data.relation import Relation, connect
 from longrec.data.settings import DataConfig
 from longrec.features.schema import Schema
 

@@ -38,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from longrec import commands
 from longrec.data.log import Log
-from longrec.data.training_past import training_past
+from longrec.data.training_histories import iterate_training_histories
 from longrec.export.inputs import list_inputs, make_random_tensors
 from longrec.export.program import build_shared_batch, trace
 from longrec.features.batch import Batch, HistoryBatch, Jagged
@@ -166,7 +166,7 @@ def one(name: str, work: Path, steps: int) -> dict[str, Any]:
     assert isinstance(model, Ranker)
     for module in model.modules():
         if isinstance(module, Model) and module.needs_training_window:
-            module.fit_statistics(training_past(log))
+            module.fit_statistics(iterate_training_histories(log))
     flops, speed = count_flops(model, log), measure_flops()
     tables = {id(table) for table in model.tables()}
     sizes = {True: 0, False: 0}

@@ -34,7 +34,7 @@ from longrec.data.gather import gather
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
 from longrec.data.settings import DataConfig
-from longrec.data.user_order import UserLoader
+from longrec.data.user_loader import UserLoader
 from longrec.features.batch import Batch
 from longrec.features.schema import Schema
 from longrec.models.core.base import ContextInstances, Encoder, build
@@ -90,8 +90,8 @@ def model_of(log: Log, order: str) -> Encoder:
 
 def each_by_itself(log: Log, rows: np.ndarray, allowed: np.ndarray) -> Batch:
     """A batch of impressions, each a user of its own with copies of its earlier rows among ``allowed`` before it."""
-    owner, moment = log.user(rows), log.moments.take(rows)
-    users, moments = log.user(allowed), log.moments.take(allowed)
+    owner, moment = log.user(rows), log.timestamps.take(rows)
+    users, moments = log.user(allowed), log.timestamps.take(allowed)
     low, high = np.searchsorted(users, owner), np.searchsorted(users, owner, side="right")
     parts = []
     for row, now, start, stop in zip(rows, moment, low, high):
@@ -148,7 +148,9 @@ def from_memory(log: Log, last: int) -> Past:
         first = np.maximum(rows - last, log.events.offsets[log.user(rows)])
         offsets = np.concatenate([[0], np.cumsum(rows - first)])
         at = torch.from_numpy(np.repeat(first - offsets[:-1], rows - first) + np.arange(offsets[-1]))
-        return ContextInstances(tokens[at], torch.from_numpy(offsets), torch.from_numpy(log.moments.take(at.numpy())))
+        return ContextInstances(
+            tokens[at], torch.from_numpy(offsets), torch.from_numpy(log.timestamps.take(at.numpy()))
+        )
 
     return past
 

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from longrec.config import Strict, parse, read_yaml
-from longrec.data.layout import Packed, Rows
+from longrec.data.file_format import Packed, Rows
 from longrec.data.settings import DataConfig, Source, Split
 from longrec.features.schema import Condition, Feature, History, Label, Schema, TimeColumn
 from longrec.train.compress_settings import CompressConfig

@@ -29,7 +29,7 @@ import torch
 from longrec import metrics
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
-from longrec.data.public import movielens_1m
+from longrec.data.public_datasets import fetch_movielens_1m
 from longrec.interop import atomic
 from longrec.models.core import artifact
 from longrec.models.core import base as models
@@ -89,7 +89,7 @@ def small(data: Path) -> dict[str, Any]:
 
 def movielens() -> dict[str, Any]:
     """Return MovieLens-1M: label "rated 4 or better", ratings in the history."""
-    folder = movielens_1m(atomic.read)
+    folder = fetch_movielens_1m(atomic.read)
     features = {
         "user_id": {"kind": "id"},
         "gender": {"kind": "id", "side": "user"},

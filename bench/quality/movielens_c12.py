@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from marks import mark_table, paired_table, report, seeds_table
 
 import longrec
-from longrec.data.public import movielens_1m
+from longrec.data.public_datasets import fetch_movielens_1m
 from longrec.demo import examples
 from longrec.interop import atomic
 
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/quality/c12"))
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    source = movielens_1m(atomic.read)
+    source = fetch_movielens_1m(atomic.read)
     log_file = (args.work / "ratings.parquet").resolve()
     write_log(source, log_file)
     runs: dict[str, list[longrec.open_run]] = {"deepfm": [], "din": []}

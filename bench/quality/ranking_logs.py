@@ -10,7 +10,7 @@ from typing import Any
 import kuairand
 import movielens_c12
 
-from longrec.data.public import movielens_1m
+from longrec.data.public_datasets import fetch_movielens_1m
 from longrec.interop import atomic
 
 
@@ -101,13 +101,13 @@ def _movielens(log: Path, source: Path, split: dict[str, Any]) -> Task:
 
 def movielens(data: Path, work: Path) -> Task:
     """Return MovieLens-1M, 80/10/10 of the rows by time, label "rated 4 or better"."""
-    source = movielens_1m(atomic.read)
+    source = fetch_movielens_1m(atomic.read)
     return _movielens(source / "ratings.parquet", source, {"by": "time", "valid": 0.1, "test": 0.1})
 
 
 def c12(data: Path, work: Path) -> Task:
     """Return the same ratings by the protocol of the ReChorus notebook (see ``movielens_c12.py``)."""
-    source, log = movielens_1m(atomic.read), (work / "ratings.parquet").resolve()
+    source, log = fetch_movielens_1m(atomic.read), (work / "ratings.parquet").resolve()
     if not log.exists():
         movielens_c12.write_log(source, log)
     return _movielens(log, source, {"by": "column", "column": "split"})

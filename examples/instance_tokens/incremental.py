@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch.optim import Optimizer
 
 from longrec import metrics
-from longrec.data.knowledge import Control
+from longrec.data.knowledge_join import Control
 from longrec.data.log import Log
 from longrec.errors import ConfigError
 from longrec.models.core import base as models

@@ -17,7 +17,7 @@ from logs import kuairand, movielens
 from runner import Study
 from tables import arms_table, write
 
-from longrec.data.public import movielens_1m
+from longrec.data.public_datasets import fetch_movielens_1m
 from longrec.interop import atomic
 
 HISTORY = {
@@ -38,7 +38,7 @@ def study_of(name: str, data: Path | None, work: Path) -> Study:
         section, compress = kuairand(data.resolve()), {"every": "2d"}
         split = "{by: column, column: leaky_split}"
     else:
-        section, compress = movielens(movielens_1m(atomic.read)), {"blocks": 10}
+        section, compress = movielens(fetch_movielens_1m(atomic.read)), {"blocks": 10}
         split = "{by: time, valid: 0.001, test: 0.1}"
     return Study(section, work / name, OF[name], 30, STORES, compress, split)
 

@@ -17,7 +17,7 @@ from arms import Arm, Tokens
 from runner import Study
 from tables import arms_table, write
 
-from longrec.data import worlds
+from longrec.data import synthetic
 from longrec.metrics import auc
 from longrec.report.plots import Series, line_chart, swatch
 from longrec.report.style import CSS
@@ -50,8 +50,8 @@ SWEEPS: dict[str, tuple[str, list[Any]]] = {
 
 def study_of(work: Path, seed: int, users: int, **knobs: Any) -> tuple[Study, Any]:
     """One world, written, and its study."""
-    made = worlds.world("rich_instances", users=users, seed=seed, **knobs)
-    folder = worlds.write(made, work / "world")
+    made = synthetic.generate_dataset("rich_instances", users=users, seed=seed, **knobs)
+    folder = synthetic.write(made, work / "world")
     narrow, wide = (
         {key: value for key, value in made.job(folder, {}, wide=kind)["data"].items() if key != "folder"}
         for kind in (False, True)
@@ -70,7 +70,7 @@ def oracle(study: Study, made: Any, run: Any) -> float:
     """The AUC of the true chances on the test rows of a run."""
     rows = run.predictions("test")["row"].to_numpy()
     log = run.log()
-    return float(auc(log.labels.take(rows), made.oracle[rows]))
+    return float(auc(log.labels.take(rows), made.true_probability[rows]))
 
 
 def lifts(study: Study, made: Any, arms: dict[str, Arm], seed: int) -> dict[str, float]:

@@ -33,7 +33,7 @@ def check(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         ConfigError: every fault of the config, all at once.
     """
-    from longrec.data.split import without_validation
+    from longrec.data.splits import warn_of_missing_validation
     from longrec.train import job
 
     given = read_job_source(source, overrides)
@@ -44,7 +44,7 @@ def check(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "log": str(found.data.log),
         "features": list(found.schema.features),
         "histories": {name: list(history.features) for name, history in found.schema.histories.items()},
-        "warnings": without_validation(found.data),
+        "warnings": warn_of_missing_validation(found.data),
         "notes": list(given.notes),
     }
 
@@ -56,7 +56,7 @@ def prepare(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
         The manifest of the prepared log, with its ``folder``; ``spans`` holds the first and the last timestamp of each
         part, as ISO 8601 text or as steps.
     """
-    from longrec.data.labels import check_window, window_warnings
+    from longrec.data.label_checks import check_window, window_warnings
     from longrec.data.log import Log
     from longrec.data.prepare import prepare as prepare_log
     from longrec.train.job import read_job
@@ -72,7 +72,7 @@ def prepare(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "folder": str(folder),
         **log.manifest,
         "warnings": warnings,
-        "left_out": log.left_out,
+        "left_out": log.excluded_counts,
         "notes": list(given.notes),
     }
 
@@ -207,7 +207,7 @@ def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -
 
 def _export_source(folder: Path, out: Path, overwrite: bool) -> Manifest:
     """The source of some tokens as a bundle, and the proof that it makes the same tokens of rows of its log."""
-    from longrec.data.requests import impression
+    from longrec.data.requests import build_impression
     from longrec.export.bundle import EncoderFacts
     from longrec.export.golden import Sample
     from longrec.export.offline import build_golden_tokens
@@ -220,7 +220,7 @@ def _export_source(folder: Path, out: Path, overwrite: bool) -> Manifest:
 
     made = open_source(folder)
     log, scale = made.log, Scale(made.mean, made.std)
-    samples = [Sample(**impression(log, int(row), popular(log)[:10])) for row in _telling_rows(log)]
+    samples = [Sample(**build_impression(log, int(row), popular(log)[:10])) for row in _telling_rows(log)]
     golden = [build_golden_tokens(made.model, log.fitted, log.users, log.items, sample, scale) for sample in samples]
     return write(
         made.model,
@@ -242,11 +242,11 @@ def _export_source(folder: Path, out: Path, overwrite: bool) -> Manifest:
 
 def offline_request(log: Log, model: Model, row: int, others: Iterable[int]) -> GoldenRequest:
     """The request of a row of the log, its own item ranked beside others, with the scores it must get."""
-    from longrec.data.requests import impression
+    from longrec.data.requests import build_impression
     from longrec.export.golden import Sample
     from longrec.export.offline import build_golden_request
 
-    return build_golden_request(model, log.fitted, log.users, log.items, Sample(**impression(log, row, others)))
+    return build_golden_request(model, log.fitted, log.users, log.items, Sample(**build_impression(log, row, others)))
 
 
 def popular(log: Log) -> NDArray[np.int64]:
@@ -292,9 +292,9 @@ def cite(source: Config, overrides: Sequence[str] = ()) -> Bibliography:
 
 def worlds() -> list[str]:
     """Names of the small worlds."""
-    from longrec.data.worlds import names
+    from longrec.data.synthetic import list_names
 
-    return names()
+    return list_names()
 
 
 def explain_world(name: str) -> dict[str, Any]:
@@ -303,11 +303,11 @@ def explain_world(name: str) -> dict[str, Any]:
     Raises:
         UnknownName: no world of that name.
     """
-    from longrec.data.worlds import recipe
+    from longrec.data.synthetic import find_recipe
 
-    fields = recipe(name).settings.model_fields
+    fields = find_recipe(name).settings.model_fields
     knobs = {knob: {"default": field.default, "about": field.description} for knob, field in fields.items()}
-    return {"world": name, "story": recipe(name).story, "knobs": knobs}
+    return {"world": name, "story": find_recipe(name).story, "knobs": knobs}
 
 
 def make_world(name: str, into: str | Path, overrides: Sequence[str] = (), *, seed: int = 0) -> dict[str, Any]:
@@ -324,23 +324,25 @@ def make_world(name: str, into: str | Path, overrides: Sequence[str] = (), *, se
         ConfigError: a knob that the world has not, or a value that it cannot have.
         DataError: a log that is none of this world's lies in the folder.
     """
-    from longrec.data import worlds
-    from longrec.data.split import TEST
+    from longrec.data import synthetic
+    from longrec.data.splits import TEST
     from longrec.metrics import auc
 
-    made, into = worlds.world(name, **{"seed": seed, **apply_overrides({}, overrides)}), Path(into)
+    made, into = synthetic.generate_dataset(name, **{"seed": seed, **apply_overrides({}, overrides)}), Path(into)
     if (into / "log.parquet").exists() and not (into / f"{name}.schema.yaml").exists():
         raise DataError(str(into), "a log.parquet of something else", f"a new folder, or the world {name} to replace")
-    worlds.write(made, into)
+    synthetic.write(made, into)
     label = made.log[made.schema["label"]].to_numpy(zero_copy_only=False)
-    rows = np.flatnonzero((worlds.parts(made) == TEST) & ~np.isnan(made.oracle))
+    rows = np.flatnonzero((synthetic.compute_splits(made) == TEST) & ~np.isnan(made.true_probability))
     both = 0 < label[rows].sum() < len(rows)  # a handful of users may leave one class alone
     return {
         "world": name,
         "folder": str(into),
-        "files": worlds.files(made),
+        "files": synthetic.list_files(made),
         "events": len(made.log),
         "users": len(np.unique(made.log[made.schema["user"]].to_numpy())),
         "test_rows": len(rows),
-        "oracles": {key: float(auc(label[rows], p[rows])) if both else None for key, p in made.oracles().items()},
+        "oracles": {
+            key: float(auc(label[rows], p[rows])) if both else None for key, p in made.true_probabilities().items()
+        },
     }

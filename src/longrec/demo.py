@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from longrec import commands
-from longrec.data.public import cache, movielens_1m
+from longrec.data.public_datasets import cache, fetch_movielens_1m
 from longrec.errors import DataError, RunError
 from longrec.interop import atomic
 from longrec.progress import duration
@@ -33,7 +33,7 @@ def demo(folder: str | Path = "longrec-demo", say: Callable[[str], None] = print
     began, folder = time.perf_counter(), Path(folder)
     step = _Steps(say, 6)
     step("MovieLens-1M: ratings of films by users, with timestamps")
-    source = movielens_1m(atomic.read, say)
+    source = fetch_movielens_1m(atomic.read, say)
     configs = _write_configs(folder, source)
     overrides = [f"fit.runs={folder / 'runs'}", f"data.folder={cache() / 'prepared'}"]
     manifest = commands.prepare(configs["din"], overrides)
@@ -142,7 +142,7 @@ def _choose_row(log: Any) -> int:
     """Return a test row with a full history."""
     rows = log.rows_of("test")
     history = next(iter(log.schema.histories))
-    full = rows[log.past_lengths(history, rows) == log.schema.histories[history].max_length]
+    full = rows[log.compute_history_lengths(history, rows) == log.schema.histories[history].max_length]
     return int(full[len(full) // 2]) if len(full) else int(rows[-1])
 
 

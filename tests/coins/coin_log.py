@@ -111,14 +111,14 @@ class CoinLog:
         found[columns["item_id"]] = columns["click"]
         return found
 
-    def parts(self, valid: float = 0.1, test: float = 0.3) -> np.ndarray:
+    def splits(self, valid: float = 0.1, test: float = 0.3) -> np.ndarray:
         """Train, valid or test of each row, drawn by session: many of the training rows are later than test rows."""
         share = np.random.default_rng([self.seed, 9]).random(len(self.coins))[self.columns["item_id"]]
         return np.where(share < test, "test", np.where(share < test + valid, "valid", "train"))
 
     def table(self, clock: Clock) -> pa.Table:
         """The log as a table, its times written one way."""
-        columns: dict[str, Any] = {**self.columns, "part": self.parts()}
+        columns: dict[str, Any] = {**self.columns, "part": self.splits()}
         for name in TIMES:
             columns[name] = written(columns[name], clock)
         return pa.table(columns)

@@ -19,7 +19,7 @@ from longrec.commands import export
 from longrec.data import targets
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
-from longrec.data.training_window import LeftOut
+from longrec.data.training_window import ExcludedRows
 from longrec.features.history_columns import NEVER
 from longrec.metrics import auc
 from longrec.serve.client import client
@@ -39,7 +39,7 @@ def case(**values: str) -> Case:
 
 def keep_all_rows(patch: Patch) -> None:
     """Train on rows whatever was known of their labels."""
-    patch.setattr(Log, "rows_left_out", lambda log, part: LeftOut(np.zeros(0, np.int64)))
+    patch.setattr(Log, "excluded_rows", lambda log, part: ExcludedRows(np.zeros(0, np.int64)))
 
 
 def tokens_at_once(patch: Patch) -> None:
@@ -54,7 +54,7 @@ def tokens_at_once(patch: Patch) -> None:
 
 def known_early(patch: Patch) -> None:
     """Believe a available_at that lies before its event."""
-    patch.setattr(Log, "label_known", lambda log, rows: log.events.times.take(rows) - 3_600_000)
+    patch.setattr(Log, "label_time", lambda log, rows: log.events.times.take(rows) - 3_600_000)
 
 
 def filters_at_once(patch: Patch) -> None:
@@ -99,12 +99,12 @@ def early_column(words: Words) -> None:
 
 def targets_at_last(patch: Patch) -> None:
     """Learn further labels as they were in the end, whenever they became known."""
-    made = targets.targets_of
+    made = targets.compute_targets
 
-    def late(log: Log, rows: Any, names: Any, known_before: int | None = None) -> Any:
+    def late(log: Log, rows: Any, names: Any, available_before: int | None = None) -> Any:
         return made(log, rows, names, NEVER)
 
-    patch.setattr("longrec.data.gather.targets_of", late)
+    patch.setattr("longrec.data.gather.compute_targets", late)
 
 
 def press_label(words: Words) -> None:

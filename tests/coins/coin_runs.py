@@ -121,7 +121,7 @@ class Runs:
         return {"files": write(log.versions(side, case["clock"]), path), "as_of": "updated_at"}
 
     def _parts(self, log: CoinLog, clock: str, folder: Path) -> dict[str, str]:
-        table, parts = log.table(clock), log.parts()
+        table, parts = log.table(clock), log.splits()
         return {part: write(table.filter(parts == part), folder / f"{part}.parquet") for part in np.unique(parts)}
 
     def tokens(self, case: Case, keep: str, *settings: str, change: Change = unchanged) -> str:
@@ -227,7 +227,7 @@ def share_of_later_rows(run: Run) -> float:
     Rows at or after the first validation or test row of their own user do not train, and are not counted.
     """
     log = run.log()
-    parts, times, moments = np.asarray(log.parts), np.asarray(log.events.times), np.asarray(log.moments)
+    parts, times, moments = np.asarray(log.splits), np.asarray(log.events.times), np.asarray(log.timestamps)
     users = log.user(np.arange(len(log)))
     first_of_user: dict[int, int] = {}
     for user, moment in zip(users[parts > 0].tolist(), moments[parts > 0].tolist()):

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from longrec.config import parse
 from longrec.data import targets
 from longrec.data.availability import last_available
+from longrec.data.entity_batches import build_user_batch
 from longrec.data.gather import gather
 from longrec.data.loader import Loader
 from longrec.data.log import Log
-from longrec.data.snapshot import users_at
-from longrec.data.training_past import training_past
+from longrec.data.training_histories import iterate_training_histories
 from longrec.errors import ConfigError
 from longrec.features.fields import AVAILABLE
 from longrec.features.schema import Schema
@@ -89,28 +89,28 @@ def slow(table: pa.Table, user: int, moment: int, name: str) -> list[int]:
 @pytest.mark.parametrize("name", SCHEMA["histories"])
 def test_a_history_holds_the_last_events_that_were_available(log: Log, table: pa.Table, name: str) -> None:
     rows = np.arange(len(log))
-    at, offsets = log.past(name, rows)
-    found, moments = items_of(log, name, at), log.moments.tolist()
+    at, offsets = log.select_history(name, rows)
+    found, moments = items_of(log, name, at), log.timestamps.tolist()
     for row in rows.tolist():
         user = log.users.key(int(log.user(np.array([row]))[0]))
         assert found[offsets[row] : offsets[row + 1]] == slow(table, user, moments[row], name)
     assert gather(log, rows).histories[name].offsets.tolist() == offsets.tolist()
-    assert log.past_lengths(name, rows).tolist() == np.diff(offsets).tolist()
+    assert log.compute_history_lengths(name, rows).tolist() == np.diff(offsets).tolist()
 
 
 def test_users_by_themselves_have_the_past_that_was_available(log: Log, table: pa.Table) -> None:
     keys = [log.users.key(row) for row in range(1, 5)]
     for moment in (20, 55, 99):
-        batch = users_at(log, np.arange(1, 5), moment)
+        batch = build_user_batch(log, np.arange(1, 5), moment)
         for name, history in batch.histories.items():
             lengths = [len(slow(table, key, moment, name)) for key in keys]
             assert history.offsets.diff().tolist() == lengths
 
 
 def test_feedback_of_a_late_event_is_shown_once_both_are_known(log: Log, table: pa.Table) -> None:
-    batch, moments = gather(log, np.arange(len(log))), log.moments
+    batch, moments = gather(log, np.arange(len(log))), log.timestamps
     raw = {row["item"]: row for row in table.to_pylist()}
-    at, offsets = log.past("all", np.arange(len(log)))
+    at, offsets = log.select_history("all", np.arange(len(log)))
     now = np.repeat(moments, np.diff(offsets))
     codes = batch.histories["all"].columns["click"].tolist()  # type: ignore[union-attr]
     for item, moment, code in zip(items_of(log, "all", at), now.tolist(), codes):
@@ -122,8 +122,8 @@ def test_a_label_is_known_no_earlier_than_its_event(log: Log, table: pa.Table) -
     raw = {row["item"]: row for row in table.to_pylist()}
     rows = np.arange(len(log))
     wanted = [max(raw[item]["t"] + DELAY, raw[item]["told"]) for item in items_of(log, "all", rows)]
-    assert log.label_known(rows).tolist() == wanted
-    assert targets.known(log, "click", rows).tolist() == wanted
+    assert log.label_time(rows).tolist() == wanted
+    assert targets.compute_available_at(log, "click", rows).tolist() == wanted
     assert gather(log, rows).label_time.tolist() == wanted  # type: ignore[union-attr]
 
 
@@ -135,7 +135,7 @@ def test_what_is_learned_of_the_training_window_was_available_in_it(prepared: Ca
     log = prepared(table, schema, split=SPLIT)
     known = {row["page"] for row in table.to_pylist() if row["t"] < 60 and row["told"] < 60}
     assert set(log.fitted.encoders["page"].keys.values.to_pylist()) == known  # type: ignore[union-attr]
-    past = sum(int(piece["all"].offsets[-1]) for piece in training_past(log))
+    past = sum(int(piece["all"].offsets[-1]) for piece in iterate_training_histories(log))
     assert past == len(known)
 
 
@@ -152,7 +152,7 @@ def test_a_log_without_late_events_is_as_without_the_key(prepared: Callable[...,
     assert with_key.available is None
     assert AVAILABLE not in with_key.events.columns
     for name in SCHEMA["histories"]:
-        for one, two in zip(with_key.past(name, np.arange(300)), without.past(name, np.arange(300))):
+        for one, two in zip(*(log.select_history(name, np.arange(300)) for log in (with_key, without))):
             assert one.tolist() == two.tolist()
     assert with_key.warnings == without.warnings
 

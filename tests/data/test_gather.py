@@ -215,14 +215,14 @@ class Oracle:
             made["hour"] = 2 + moment.weekday() * 24 + moment.hour
         return made
 
-    def past(self, row: Row) -> list[Row]:
+    def select_history(self, row: Row) -> list[Row]:
         own = [self.rows[n] for n in self.order if self.rows[n]["user"] == row["user"]]
         return [past for past in own if past["t"] < self.moment(row)]
 
     def history(self, name: str, row: Row) -> list[Row]:
         now, label = self.moment(row), self.case["label_delay"]
         dwell = label if self.case["dwell_delay"] is None else self.case["dwell_delay"]
-        past = self.past(row)
+        past = self.select_history(row)
         if name == "clicks":
             past = [p for p in past if p["click"] == 1 and p["t"] + label < now]
         if name == "found":

@@ -103,7 +103,7 @@ def test_copies_of_every_kind_are_named(prepared: Callable[..., Log]) -> None:
     told = {warning.split("'")[1]: warning for warning in log.warnings}
     assert told["number"] == (
         "feature 'number' alone tells the label of its own row (AUC 1.000 on "
-        f"{int((log.parts == 0).sum()):,} training rows), as what becomes known only after the event does; if it is "
+        f"{int((log.splits == 0).sum()):,} training rows), as what becomes known only after the event does; if it is "
         "such, mark it feedback: true, which keeps it to histories, or drop it"
     )
     assert "feature 'hashed' (column 'text') alone" in told["hashed"]

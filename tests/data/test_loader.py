@@ -93,7 +93,7 @@ def test_batches_may_be_composed_by_length(log: Log) -> None:
 
     assert spread(True) < 0.2 * spread(False)
     order = Loader(log, own, 16, seed=1, bucket_by_length=True).order(0)
-    lengths = log.past_lengths("all", order)[: len(own) // 16 * 16].reshape(-1, 16).mean(axis=1)
+    lengths = log.compute_history_lengths("all", order)[: len(own) // 16 * 16].reshape(-1, 16).mean(axis=1)
     assert (np.diff(lengths) < 0).any()  # the batches themselves come in random order
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from longrec.data.gather import gather
 from longrec.data.log import Log
-from longrec.data.requests import impression
+from longrec.data.requests import build_impression
 
 N = 30
 SCHEMA: dict[str, Any] = {
@@ -54,7 +54,7 @@ def log(prepared: Callable[..., Log]) -> Log:
 def test_an_impression_is_the_row_it_was(log: Log) -> None:
     for row in range(N):
         batch = gather(log, np.array([row]))
-        made = impression(log, row, [3, 0, 3, 5])
+        made = build_impression(log, row, [3, 0, 3, 5])
         own = int(log.events.columns["item"][row])
         assert made["items"].tolist() == list(dict.fromkeys(item for item in (own, 3, 5) if item))
         assert log.users.key(made["user"]) == f"u{made['user'] - 1}"

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 import torch
 
+from longrec.data.entity_batches import build_item_batch, build_user_batch
 from longrec.data.gather import gather
 from longrec.data.log import Log
-from longrec.data.snapshot import items_at, users_at
 from longrec.errors import DataError
 from longrec.features.batch import Jagged
 from longrec.features.feature_encoders import IdEncoder
@@ -104,7 +104,7 @@ def test_shared_ids_are_kept_once(log: Log) -> None:
 
 
 def test_users_and_items_by_themselves(log: Log) -> None:
-    for batch in (users_at(log, np.array([1, 2]), 5), items_at(log, np.array([1, 2, 3]), 5)):
+    for batch in (build_user_batch(log, np.array([1, 2]), 5), build_item_batch(log, np.array([1, 2, 3]), 5)):
         features: dict[str, Any] = dict(batch.features)
         assert features["sizes"].tolist() == [[-1.0, -1.0]] * batch.size
         assert features["both"].tolist() == features["brand"].tolist() == [0] * batch.size

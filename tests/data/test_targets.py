@@ -60,9 +60,9 @@ def log(prepared: Callable[..., Log]) -> Log:
     return prepared(table, SCHEMA, split=split)
 
 
-def column(log: Log, name: str, known_before: int | None = None) -> list[float | None]:
+def column(log: Log, name: str, available_before: int | None = None) -> list[float | None]:
     """A target of every row of the log, in the order of time; None for NaN."""
-    values = gather(log, np.arange(N), [name], known_before).task_labels[name].numpy()
+    values = gather(log, np.arange(N), [name], available_before).task_labels[name].numpy()
     ordered = values[np.argsort(log.events.times, kind="stable")]
     return [None if np.isnan(value) else float(value) for value in ordered]
 
@@ -130,7 +130,7 @@ class _Learns:
 
 def test_a_loader_computes_the_labels_known_when_the_model_learns(log: Log) -> None:
     model: Any = _Learns()
-    for known_before, known in ((None, 13), (START + 5_000, 4), (START, 0)):
-        batches = list(build_loader(model, log, np.arange(N), 8, available_before=known_before).epoch(0))
+    for available_before, known in ((None, 13), (START + 5_000, 4), (START, 0)):
+        batches = list(build_loader(model, log, np.arange(N), 8, available_before=available_before).epoch(0))
         assert sum(int((~batch.task_labels["like"].isnan()).sum()) for batch in batches) == known
     assert all(batch.task_labels == {} for batch in build_loader(model, log, np.arange(N), 8, shuffle=False).epoch(0))

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrec.config import parse
-from longrec.data.read import Relation, connect
+from longrec.data.relation import Relation, connect
 from longrec.data.settings import DataConfig, Source
 from longrec.data.timestamps import read_timestamps
 from longrec.errors import ConfigError, DataError, RequestError

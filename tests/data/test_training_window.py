@@ -13,11 +13,11 @@ import pytest
 
 from longrec.config import parse
 from longrec.data.gather import gather
-from longrec.data.labels import check_window, window_warnings
+from longrec.data.label_checks import check_window, window_warnings
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
 from longrec.data.settings import DataConfig
-from longrec.data.training_past import training_past
+from longrec.data.training_histories import iterate_training_histories
 from longrec.errors import ConfigError, DataError
 from longrec.features.schema import Schema
 from longrec.serve.feedback import Feedback, encode_feature
@@ -71,7 +71,7 @@ def test_labels_are_known_strictly_before_the_line(prepared: Prepared, delay: An
     assert len(log.rows_of("test")) == 2
     out = {"train": 6 - len(train), "valid": 2 - len(valid)}
     counts = {part: {"label_not_known": n, "not_before_measured": 0} for part, n in out.items() if n}
-    assert log.left_out == counts
+    assert log.excluded_counts == counts
     assert log.sample_count == {"train": len(train), "valid": len(valid), "test": 2}
 
 
@@ -87,7 +87,7 @@ def test_an_empty_part_ends_nothing(prepared: Prepared, split: dict[str, Any], l
     table = pa.table({"user": [0] * 10, "item": [0] * 10, "t": range(10), "click": [0, 1] * 5})
     log = prepared(table, {**STEP, "label_delay": 1}, split=split)
     assert rows_at(log, "train")[-1] == (0, last)
-    assert "valid" not in log.left_out
+    assert "valid" not in log.excluded_counts
 
 
 def test_a_column_says_when_each_label_is_known(prepared: Prepared) -> None:
@@ -108,8 +108,8 @@ def test_a_column_says_when_each_label_is_known(prepared: Prepared) -> None:
     }
     log = prepared(table, {**STEP, "features": features}, split={"valid_from": 6, "test_from": 7})
     assert [t for _, t in rows_at(log, "train")] == [0, 3, 4, 5]
-    assert log.label_known(np.array([3])).tolist() == [3]
-    assert log.left_out["train"] == {"label_not_known": 2, "not_before_measured": 0}
+    assert log.label_time(np.array([3])).tolist() == [3]
+    assert log.excluded_counts["train"] == {"label_not_known": 2, "not_before_measured": 0}
     (warning,) = (sentence for sentence in log.warnings if "available_at" in sentence)
     at = encode_feature(log.fitted, "told", Feedback({"click": 1}, at=5, now=2))
     assert at[1] == 5, "and a server does the same with what it is told before its event"
@@ -152,7 +152,7 @@ def test_rows_of_a_user_train_before_its_own_measured_rows(prepared: Prepared) -
     late = column_log(prepared, rows, label_delay=11)
     assert rows_at(late, "train") == [(2, 40)], "of user 1 the label of 9 is known at 20, which is the moment of valid"
     assert rows_at(late, "valid") == []
-    assert late.left_out["train"] == {"label_not_known": 2, "not_before_measured": 3}
+    assert late.excluded_counts["train"] == {"label_not_known": 2, "not_before_measured": 3}
     first = [sentence.partition(". ")[0] for sentence in log.warnings]
     assert first == [
         "split by column: 66.7% of the training rows lie at or after the first test row (step 5)",
@@ -186,7 +186,7 @@ def test_leave_one_out_learns_nothing_tied_with_what_it_measures(prepared: Prepa
     assert rows_at(log, "train") == [(0, 1), (0, 2), (0, 3), (1, 1), (2, 9), (2, 9)]
     assert rows_at(log, "valid") == [(0, 4)]
     assert rows_at(log, "test") == [(0, 5), (1, 7)]
-    assert log.left_out["train"] == {"label_not_known": 0, "not_before_measured": 1}
+    assert log.excluded_counts["train"] == {"label_not_known": 0, "not_before_measured": 1}
     assert "split by leave_one_out: 33.3% of the training rows lie at or after the first test row (step 5)" in " ".join(
         log.warnings
     )
@@ -209,7 +209,7 @@ def test_the_past_that_models_look_back_at_ends_with_the_window(prepared: Prepar
     }
     histories = {"h": {"features": ["item", "told"]}}
     log = column_log(prepared, rows, features=features, histories=histories, label_delay=2)
-    (piece,) = training_past(log)
+    (piece,) = iterate_training_histories(log)
     assert piece["h"].offsets.tolist() == [0, 0, 1, 3]
     unknown = log.fitted.get_not_yet_id("told")
     assert [value == unknown for value in piece["h"].columns["told"].tolist()] == [True, False, True]

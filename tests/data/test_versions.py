@@ -14,12 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longrec.data.entity_batches import build_item_batch, build_user_batch
 from longrec.data.gather import gather
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
 from longrec.data.settings import DataConfig
-from longrec.data.snapshot import items_at, users_at
-from longrec.data.training_past import training_past
+from longrec.data.training_histories import iterate_training_histories
 from longrec.errors import DataError
 from longrec.features.batch import Jagged
 from longrec.features.entity_versions import Versions
@@ -184,13 +184,13 @@ def test_users_and_items_by_themselves_stand_as_at_any_moment(
     log = made(prepared, rows, items, users)
     brands, lands = log.items.keys.values.to_pylist(), log.users.keys.values.to_pylist()
     for now in range(-4, TICKS + 4):
-        made_of = items_at(log, np.arange(1, len(brands) + 1), now).features
+        made_of = build_item_batch(log, np.arange(1, len(brands) + 1), now).features
         found = {name: plain(column) for name, column in made_of.items()}
         for place, key in enumerate(brands):
             expected = told(newest(items, "item", key, now), key)
             for name in ("brand", "cut", "price", "sizes", "tags"):
                 assert found[name][place] == expected[name]
-        made_of = users_at(log, np.arange(1, len(lands) + 1), now).features
+        made_of = build_user_batch(log, np.arange(1, len(lands) + 1), now).features
         found = {name: plain(column) for name, column in made_of.items()}
         for place, key in enumerate(lands):
             expected = owner(newest(users, "user", key, now))
@@ -415,7 +415,7 @@ def test_what_users_did_in_training_is_told_as_of_its_end(prepared: Callable[...
     rows = [{**row, "part": "train" if row["t"] < 30 else "test"} for row in rows]
     for split in ({"test_from": "30"}, {"by": "column", "column": "part"}):
         log = prepared(table(rows), words, items=table(items), as_of={"items": "since"}, split=split)
-        (piece,) = training_past(log)
+        (piece,) = iterate_training_histories(log)
         assert set(plain(piece["past"].columns["brand"])) == {2, 3}, split
 
 

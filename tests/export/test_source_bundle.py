@@ -46,7 +46,9 @@ def test_a_source_bundle_describes_itself(shop: token_shop.TokenShop) -> None:
 def test_tokens_of_any_impression_are_those_of_the_source(shop: token_shop.TokenShop) -> None:
     source = open_source(shop.tokens / "source")
     log, scale, online_source = source.log, Scale(source.mean, source.std), OnlineSource(Bundle.open(shop.source))
-    samples = [token_shop.Sample(**token_shop.impression(log, row, range(1, 6))) for row in range(0, len(log), 23)]
+    samples = [
+        token_shop.Sample(**token_shop.build_impression(log, row, range(1, 6))) for row in range(0, len(log), 23)
+    ]
     golden = [build_golden_tokens(source.model, log.fitted, log.users, log.items, sample, scale) for sample in samples]
     for one, vectors in zip(golden, encode_golden(online_source, golden)):
         assert vectors.dtype == np.float32

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from longrec.data import worlds
-from longrec.data.worlds import World
+from longrec.data import synthetic
+from longrec.data.synthetic import SyntheticDataset
 from longrec.metrics import auc
 from longrec.train.finished_run import Run
 from longrec.train.fit import train
 
 
-def run_in(dataset: World, model: Mapping[str, Any], folder: Path, name: str = "x", **fit: Any) -> Run:
+def run_in(dataset: SyntheticDataset, model: Mapping[str, Any], folder: Path, name: str = "x", **fit: Any) -> Run:
     """Train a model on a dataset, in a folder that several runs may share."""
     if not (folder / "log.parquet").exists():
-        worlds.write(dataset, folder)
+        synthetic.write(dataset, folder)
     job = dataset.job(
         folder, model, runs=str(folder / "runs"), tensorboard="off", mlflow="off", **{"val_checks_per_epoch": 1, **fit}
     )
@@ -24,14 +24,14 @@ def run_in(dataset: World, model: Mapping[str, Any], folder: Path, name: str = "
     return train({**job, "name": name, "evaluate": {"n_resamples": 2}}, quiet=True)
 
 
-def aucs_of(dataset: World, run: Run) -> tuple[float, float]:
+def aucs_of(dataset: SyntheticDataset, run: Run) -> tuple[float, float]:
     """Return the AUC of a run on the test rows, and that of the true probabilities."""
     table = run.predictions("test")
     label, score, row = (table[name].to_numpy() for name in ("label", "score", "row"))
-    return auc(label, score), auc(label, dataset.oracle[row])
+    return auc(label, score), auc(label, dataset.true_probability[row])
 
 
-def solves(dataset: World, model: Mapping[str, Any], folder: Path, name: str = "x", **fit: Any) -> bool:
+def solves(dataset: SyntheticDataset, model: Mapping[str, Any], folder: Path, name: str = "x", **fit: Any) -> bool:
     """Return True if a model reaches the bar of the dataset."""
     model_auc, bayes_auc = aucs_of(dataset, run_in(dataset, model, folder, name, **fit))
-    return model_auc >= dataset.bar(bayes_auc)
+    return model_auc >= dataset.required_auc(bayes_auc)

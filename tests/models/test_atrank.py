@@ -13,7 +13,7 @@ from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
 from torch.nn import functional as F
 
-from longrec.data.worlds import world
+from longrec.data.synthetic import generate_dataset
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
@@ -150,7 +150,7 @@ SMALL = {"name": "atrank", "width": 16, "spaces": 2, "hidden": 16, "embedding_di
 
 
 def test_the_candidate_finds_an_interest_and_fields_alone_do_not(tmp_path: Path) -> None:
-    dataset = world("one_interest", users=800)
+    dataset = generate_dataset("one_interest", users=800)
     assert solves(dataset, SMALL, tmp_path, "atrank", epochs=3, lr=1e-2)
     actual, _ = aucs_of(dataset, run_in(dataset, {"name": "lr"}, tmp_path, "lr", epochs=1))
     assert abs(actual - 0.5) < 0.08
@@ -159,4 +159,4 @@ def test_the_candidate_finds_an_interest_and_fields_alone_do_not(tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"score": "dot"}, {"prediction": "mlp", "mlp": [16]}], ids=str)
 def test_every_form_finds_an_interest(settings: dict[str, Any], tmp_path: Path) -> None:
-    assert solves(world("one_interest"), {**SMALL, **settings}, tmp_path)
+    assert solves(generate_dataset("one_interest"), {**SMALL, **settings}, tmp_path)

@@ -13,7 +13,7 @@ from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
 from torch.nn import functional as F
 
-from longrec.data.worlds import world
+from longrec.data.synthetic import generate_dataset
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
@@ -153,7 +153,7 @@ SMALL = {"name": "bst", "heads": 2, "mlp": [32], "embedding_dim": 8, "dropout": 
 
 
 def test_the_candidate_among_its_events_finds_an_interest_and_fields_alone_do_not(tmp_path: Path) -> None:
-    dataset = world("one_interest", users=500)
+    dataset = generate_dataset("one_interest", users=500)
     assert solves(dataset, SMALL, tmp_path, "bst", epochs=6, lr=1e-2)
     actual, _ = aucs_of(dataset, run_in(dataset, {"name": "lr"}, tmp_path, "lr", epochs=1))
     assert abs(actual - 0.5) < 0.08
@@ -162,5 +162,5 @@ def test_the_candidate_among_its_events_finds_an_interest_and_fields_alone_do_no
 @pytest.mark.slow
 @pytest.mark.parametrize(("position", "found"), [("add", True), ("concat", True), ("time", False)])
 def test_what_was_liked_last_is_learned_by_the_index_only(position: str, solved: bool, tmp_path: Path) -> None:
-    dataset = world("drifting_interest")
+    dataset = generate_dataset("drifting_interest")
     assert solves(dataset, {**SMALL, "position": position}, tmp_path) == solved

@@ -9,7 +9,7 @@ from sample_batches import ragged
 from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor, nn
 
-from longrec.data.worlds import world
+from longrec.data.synthetic import generate_dataset
 from longrec.models.dcn_v2 import DCNV2, Cross, CrossMixture
 from longrec.nn.cross import CrossNetwork
 from longrec.nn.linear import Linear
@@ -127,7 +127,7 @@ def test_parameters_of_a_layer() -> None:
 
 
 def test_triples_of_fields_are_learned_and_pairs_alone_are_not_enough(tmp_path: Path) -> None:
-    dataset = world("co_action", users=400, side="field", order=3, kinds=6)
+    dataset = generate_dataset("co_action", users=400, side="field", order=3, kinds=6)
     for cross in ("full", "mixture"):
         assert solves(dataset, {"name": "dcn_v2", "cross": cross, "embedding_dim": 8}, tmp_path, cross, epochs=4)
     actual, _ = aucs_of(dataset, run_in(dataset, {"name": "fm"}, tmp_path, "fm", epochs=4))

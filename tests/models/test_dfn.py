@@ -15,7 +15,7 @@ from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
 from torch.nn import functional as F
 
-from longrec.data.worlds import world
+from longrec.data.synthetic import generate_dataset
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Fields
@@ -359,28 +359,28 @@ FIT: dict[str, Any] = {"epochs": 4, "lr": 1e-2}
 
 def test_a_dislike_separates_the_unclicked_items(tmp_path: Path) -> None:
     """By all three losses."""
-    dataset = world("negative_feedback", **FEW_PASSED)
+    dataset = generate_dataset("negative_feedback", **FEW_PASSED)
     assert solves(dataset, {**TINY, "dislike": "disliked"}, tmp_path, **FIT)
 
 
 @pytest.mark.parametrize("model", [{**TINY, "clicks": "clicks"}, {"name": "pooling", "mlp": [32]}], ids=str)
 def test_clicks_alone_and_sums_of_all_do_not(model: dict[str, Any], tmp_path: Path) -> None:
-    assert any(model.items() >= excluded.items() for excluded in world("negative_feedback", 2).must_not)
-    dataset = world("negative_feedback", **FEW_PASSED)
+    assert any(model.items() >= excluded.items() for excluded in generate_dataset("negative_feedback", 2).must_not)
+    dataset = generate_dataset("negative_feedback", **FEW_PASSED)
     actual, _ = aucs_of(dataset, run_in(dataset, model, tmp_path, **FIT))
     assert abs(actual - 0.5) < 0.06
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", world("negative_feedback", 2).must, ids=str)
+@pytest.mark.parametrize("model", generate_dataset("negative_feedback", 2).must, ids=str)
 def test_the_full_synthetic_dataset_is_solved(model: dict[str, Any], tmp_path: Path) -> None:
-    assert solves(world("negative_feedback"), model, tmp_path)
+    assert solves(generate_dataset("negative_feedback"), model, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", world("negative_feedback", 2).must_not, ids=str)
+@pytest.mark.parametrize("model", generate_dataset("negative_feedback", 2).must_not, ids=str)
 def test_the_full_synthetic_dataset_is_not_solved(model: dict[str, Any], tmp_path: Path) -> None:
-    assert not solves(world("negative_feedback"), model, tmp_path)
+    assert not solves(generate_dataset("negative_feedback"), model, tmp_path)
 
 
 def test_columns_that_a_history_alone_has_are_as_wide_as_the_others() -> None:

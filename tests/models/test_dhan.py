@@ -11,7 +11,7 @@ from sample_batches import GENRES, ITEM, RATING, TOKENS, offsets, ragged, repeat
 from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
 
-from longrec.data import worlds
+from longrec.data import synthetic
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
@@ -198,24 +198,24 @@ SMALL_DIN: dict[str, Any] = {"name": "din", "attention": [16], "mlp": [32]}
 
 
 def test_a_loud_category_does_not_drown_the_others(tmp_path: Path) -> None:
-    assert {"name": "dhan"} in worlds.world("frequent_queries", 2).must
-    assert solves(worlds.world("frequent_queries"), SMALL, tmp_path)
+    assert {"name": "dhan"} in synthetic.generate_dataset("frequent_queries", 2).must
+    assert solves(synthetic.generate_dataset("frequent_queries"), SMALL, tmp_path)
 
 
 def test_a_loud_category_drowns_the_others_where_items_are_weighed_alone(tmp_path: Path) -> None:
     """The same attention on items, without the one on groups."""
-    dataset = worlds.world("frequent_queries")
+    dataset = synthetic.generate_dataset("frequent_queries")
     assert {"name": "din", "softmax": True} in dataset.must_not
     actual, bayes_auc = aucs_of(dataset, run_in(dataset, {**SMALL_DIN, "softmax": True}, tmp_path))
     assert actual < (0.5 + bayes_auc) / 2
 
 
 def test_clicks_reveal_an_interest(tmp_path: Path) -> None:
-    assert solves(worlds.world("one_interest", users=800), SMALL, tmp_path, epochs=4)
+    assert solves(synthetic.generate_dataset("one_interest", users=800), SMALL, tmp_path, epochs=4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"base": "dien"}], ids=str)
 @pytest.mark.parametrize("world", ["frequent_queries", "one_interest"])
 def test_both_bases_solve_both_datasets(settings: dict[str, Any], world: str, tmp_path: Path) -> None:
-    assert solves(worlds.world(world), {"name": "dhan", **settings}, tmp_path)
+    assert solves(synthetic.generate_dataset(world), {"name": "dhan", **settings}, tmp_path)

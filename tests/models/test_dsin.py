@@ -15,7 +15,7 @@ from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from longrec.data.worlds import world
+from longrec.data.synthetic import generate_dataset
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.computed_columns import compute_session_recency
@@ -333,14 +333,14 @@ def test_settings_that_do_not_fit_are_refused() -> None:
 
 
 def test_how_a_visit_ended_is_learned_session_by_session(tmp_path: Path) -> None:
-    dataset = world("sessions")
+    dataset = generate_dataset("sessions")
     assert dataset.must[0]["name"] == "dsin"
     actual, bayes_auc = aucs_of(dataset, run_in(dataset, {"name": "dsin", "heads": 2}, tmp_path, epochs=3, wide=True))
-    assert actual >= dataset.bar(bayes_auc)
+    assert actual >= dataset.required_auc(bayes_auc)
 
 
 def test_how_a_visit_ended_is_not_learned_event_by_event(tmp_path: Path) -> None:
-    dataset = world("sessions")
+    dataset = generate_dataset("sessions")
     assert {"name": "din"} in dataset.must_not
     actual, _ = aucs_of(dataset, run_in(dataset, {"name": "din"}, tmp_path))
     assert abs(actual - 0.5) < 0.06
@@ -348,16 +348,16 @@ def test_how_a_visit_ended_is_not_learned_event_by_event(tmp_path: Path) -> None
 
 def test_its_defaults_read_a_history(tmp_path: Path) -> None:
     """With layer normalisation they hardly do (see the departures)."""
-    assert solves(world("one_interest", users=500), {"name": "dsin"}, tmp_path)
+    assert solves(generate_dataset("one_interest", users=500), {"name": "dsin"}, tmp_path)
 
 
 @pytest.mark.slow
 def test_visits_cut_by_time_and_by_count_are_the_same(tmp_path: Path) -> None:
-    dataset = world("sessions")
+    dataset = generate_dataset("sessions")
     by_count = aucs_of(dataset, run_in(dataset, dataset.must[0], tmp_path / "count"))
     by_time = aucs_of(dataset, run_in(dataset, {"name": "dsin"}, tmp_path / "time", wide=True))
     assert by_count == by_time
-    assert by_time[0] >= dataset.bar(by_time[1])
+    assert by_time[0] >= dataset.required_auc(by_time[1])
     for other in dataset.must_not:
         actual, _ = aucs_of(dataset, run_in(dataset, other, tmp_path / "count", other["name"]))
         assert abs(actual - 0.5) < 0.06, other

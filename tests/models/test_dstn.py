@@ -10,7 +10,7 @@ from sample_batches import FIELDS, ITEM, offsets, pick, ragged, repeated, shared
 from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
 
-from longrec.data import worlds
+from longrec.data import synthetic
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Field, Fields
@@ -162,7 +162,7 @@ SMALL = {"name": "dstn", "attention": 16, "mlp": [32]}
 
 
 def test_the_set_of_clicks_reveals_an_interest_and_fields_alone_do_not(tmp_path: Path) -> None:
-    dataset = worlds.world("one_interest", users=800)
+    dataset = synthetic.generate_dataset("one_interest", users=800)
     assert solves(dataset, SMALL, tmp_path, "dstn", epochs=4)
     actual, _ = aucs_of(dataset, run_in(dataset, {"name": "lr"}, tmp_path, "lr", epochs=1))
     assert abs(actual - 0.5) < 0.08
@@ -171,4 +171,4 @@ def test_the_set_of_clicks_reveals_an_interest_and_fields_alone_do_not(tmp_path:
 @pytest.mark.slow
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_every_fusion_solves_one_interest(fusion: str, tmp_path: Path) -> None:
-    assert solves(worlds.world("one_interest"), {"name": "dstn", "fusion": fusion}, tmp_path)
+    assert solves(synthetic.generate_dataset("one_interest"), {"name": "dstn", "fusion": fusion}, tmp_path)

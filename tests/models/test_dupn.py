@@ -15,7 +15,7 @@ from sample_batches import FEW, FIELDS, ITEM, ragged, shared
 from synthetic_runs import aucs_of, run_in
 from torch import Tensor, nn
 
-from longrec.data.worlds import world
+from longrec.data.synthetic import generate_dataset
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
@@ -201,18 +201,18 @@ def test_settings_that_do_not_fit_are_refused() -> None:
 
 def _measure(model: Mapping[str, Any], folder: Path, without: str = "", **parameters: Any) -> tuple[float, float]:
     """AUC and bar in the world where the property of an event decides."""
-    dataset = world("bought_or_passed", **parameters)
+    dataset = generate_dataset("bought_or_passed", **parameters)
     if without:
         schema = copy.deepcopy(dict(dataset.schema))
         schema["histories"]["seen"]["features"].remove(without)
         dataset = replace(dataset, schema=schema)
     actual, bayes_auc = aucs_of(dataset, run_in(dataset, model, folder, epochs=4 if parameters else 6))
-    return actual, dataset.bar(bayes_auc)
+    return actual, dataset.required_auc(bayes_auc)
 
 
 @pytest.mark.slow
 def test_what_was_done_with_each_of_several_categories_is_learned(tmp_path: Path) -> None:
-    model = world("bought_or_passed", 2).must[0]
+    model = generate_dataset("bought_or_passed", 2).must[0]
     assert model["name"] == "dupn"
     actual, bar = _measure(model, tmp_path)
     assert actual >= bar
@@ -228,5 +228,5 @@ def test_what_was_done_is_learned(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("model", "without"), [("pooling", ""), ("dupn", "done")])
 def test_what_was_done_is_not_learned_by_sums_or_without_the_property(model: str, without: str, tmp_path: Path) -> None:
-    assert {"name": "pooling"} in world("bought_or_passed", 2).must_not
+    assert {"name": "pooling"} in generate_dataset("bought_or_passed", 2).must_not
     assert abs(_measure({"name": model, "mlp": [16]}, tmp_path, without, **FEW_SEEN)[0] - 0.5) < 0.06

@@ -11,7 +11,7 @@ from synthetic_runs import solves
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 
-from longrec.data.worlds import world
+from longrec.data.synthetic import generate_dataset
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
@@ -120,6 +120,6 @@ def test_the_conversion_after_a_click_is_learned_though_no_row_is_left_out() -> 
 
 
 def test_clicks_teach_orders(tmp_path: Path) -> None:
-    dataset, both = world("rare_orders"), {"name": "esmm", "click": "click"}
+    dataset, both = generate_dataset("rare_orders"), {"name": "esmm", "click": "click"}
     assert both in dataset.must
     assert solves(dataset, both, tmp_path)

@@ -17,7 +17,7 @@ from synthetic_runs import aucs_of, run_in
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, linear
 
-from longrec.data.worlds import world
+from longrec.data.synthetic import generate_dataset
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.computed_columns import compute_time_since_previous
@@ -256,15 +256,15 @@ def test_settings_that_do_not_fit_are_refused() -> None:
 
 
 def test_the_order_of_actions_on_an_item_is_learned(tmp_path: Path) -> None:
-    dataset = world("micro_behaviours")
+    dataset = generate_dataset("micro_behaviors")
     (model,) = dataset.must
     assert model["name"] == "hup"
     actual, bayes_auc = aucs_of(dataset, run_in(dataset, model, tmp_path))
-    assert actual >= dataset.bar(bayes_auc)
+    assert actual >= dataset.required_auc(bayes_auc)
 
 
 def test_the_order_of_actions_is_not_learned_event_by_event(tmp_path: Path) -> None:
-    dataset = world("micro_behaviours")
+    dataset = generate_dataset("micro_behaviors")
     assert {"name": "din"} in dataset.must_not
     actual, _ = aucs_of(dataset, run_in(dataset, {"name": "din"}, tmp_path))
     assert abs(actual - 0.5) < 0.06

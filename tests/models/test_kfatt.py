@@ -11,7 +11,7 @@ from sample_batches import ITEM, RATING, SESSION, TOKENS, offsets, pick, ragged,
 from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
 
-from longrec.data import worlds
+from longrec.data import synthetic
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch, HistoryBatch
 from longrec.features.fields import Field, Fields
@@ -252,33 +252,35 @@ def test_the_query_column() -> None:
         build({"name": "kfatt"}, Fields((ITEM,), {}))
 
 
-FREQUENT = worlds.world("frequent_queries", 2)
+FREQUENT = synthetic.generate_dataset("frequent_queries", 2)
 
 
 @pytest.mark.parametrize("model", [{"name": "kfatt"}], ids=str)
 def test_a_loud_category_does_not_drown_the_others(model: dict[str, Any], tmp_path: Path) -> None:
     assert model in FREQUENT.must
-    assert solves(worlds.world("frequent_queries"), model, tmp_path)
+    assert solves(synthetic.generate_dataset("frequent_queries"), model, tmp_path)
 
 
 @pytest.mark.parametrize("model", FREQUENT.must_not[:1], ids=str)
 def test_a_loud_category_drowns_the_others_where_clicks_are_counted(model: dict[str, Any], tmp_path: Path) -> None:
-    dataset = worlds.world("frequent_queries")
+    dataset = synthetic.generate_dataset("frequent_queries")
     actual, bayes_auc = aucs_of(dataset, run_in(dataset, model, tmp_path))
     assert actual < (0.5 + bayes_auc) / 2 + 0.03
 
 
 def test_clicks_reveal_an_interest(tmp_path: Path) -> None:
-    assert solves(worlds.world("one_interest", users=800), {"name": "kfatt", "mlp": [32]}, tmp_path, epochs=4)
+    assert solves(
+        synthetic.generate_dataset("one_interest", users=800), {"name": "kfatt", "mlp": [32]}, tmp_path, epochs=4
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"frequency": False}, {"sessions": True, "heads": 2}], ids=str)
 def test_every_form_learns_an_interest(settings: dict[str, Any], tmp_path: Path) -> None:
-    assert solves(worlds.world("one_interest"), {"name": "kfatt", **settings}, tmp_path)
+    assert solves(synthetic.generate_dataset("one_interest"), {"name": "kfatt", **settings}, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", FREQUENT.must_not[1:], ids=str)
 def test_whoever_counts_clicks_hears_the_loudest(model: dict[str, Any], tmp_path: Path) -> None:
-    assert not solves(worlds.world("frequent_queries"), model, tmp_path)
+    assert not solves(synthetic.generate_dataset("frequent_queries"), model, tmp_path)

@@ -7,7 +7,7 @@ from conformance import Case
 from sample_batches import FEW, ragged
 from synthetic_runs import solves
 
-from longrec.data.worlds import world
+from longrec.data.synthetic import generate_dataset
 from longrec.models.mmoe import MMoE
 
 SMALL = {"experts": 3, "expert": [7], "tower": [], "batch_norm": False}
@@ -54,4 +54,4 @@ def test_tasks_may_use_different_experts() -> None:
 
 
 def test_clicks_teach_orders(tmp_path: Path) -> None:
-    assert solves(world("rare_orders"), {"name": "mmoe", "tasks": {"click": 1.0}}, tmp_path)
+    assert solves(generate_dataset("rare_orders"), {"name": "mmoe", "tasks": {"click": 1.0}}, tmp_path)

@@ -7,7 +7,7 @@ from conformance import Case
 from sample_batches import FEW, ragged
 from synthetic_runs import solves
 
-from longrec.data.worlds import world
+from longrec.data.synthetic import generate_dataset
 from longrec.models.ple import PLE
 
 SMALL = {"own": 1, "experts": 1, "expert": [7], "tower": [], "batch_norm": False, "tasks": {"bought": 1.0}}
@@ -54,4 +54,4 @@ def test_a_task_keeps_experts_for_itself() -> None:
 
 
 def test_clicks_teach_orders(tmp_path: Path) -> None:
-    assert solves(world("rare_orders"), {"name": "ple", "tasks": {"click": 1.0}}, tmp_path)
+    assert solves(generate_dataset("rare_orders"), {"name": "ple", "tasks": {"click": 1.0}}, tmp_path)

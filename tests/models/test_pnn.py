@@ -10,7 +10,7 @@ from sample_batches import FIELDS, ragged
 from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
 
-from longrec.data.worlds import world
+from longrec.data.synthetic import generate_dataset
 from longrec.errors import ConfigError
 from longrec.features.fields import Field, Fields
 from longrec.models.core.base import build
@@ -88,7 +88,7 @@ def test_settings_and_schemas_that_do_not_go_together_are_refused() -> None:
 
 
 def test_pairs_without_a_pattern_are_learned_and_sums_are_not_enough(tmp_path: Path) -> None:
-    dataset = world("co_action", users=400, side="field", kinds=6)
+    dataset = generate_dataset("co_action", users=400, side="field", kinds=6)
     for product in ("inner", "outer"):
         assert solves(dataset, {"name": "pnn", "product": product, "embedding_dim": 8}, tmp_path, product, epochs=4)
     actual, _ = aucs_of(dataset, run_in(dataset, {"name": "lr"}, tmp_path, "lr", epochs=4))

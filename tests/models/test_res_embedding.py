@@ -24,9 +24,8 @@ from synthetic_runs import aucs_of, run_in
 from torch import Tensor
 
 from longrec.data.log import Log
-from longrec.data.training_past import training_past
-from longrec.data.worlds import World, world
-from longrec.data.worlds import parts as parts_of
+from longrec.data.synthetic import SyntheticDataset, compute_splits, generate_dataset
+from longrec.data.training_histories import iterate_training_histories
 from longrec.errors import ConfigError, RunError
 from longrec.features.batch import HistoryBatch
 from longrec.features.fields import Field, Fields
@@ -220,12 +219,12 @@ def test_a_graph_starts_empty_and_is_in_the_state() -> None:
 # ---- what the graph is drawn from ----------------------------------------------------------------------------------
 
 
-def log_of(folder: Path, dataset: World) -> Log:
-    from longrec.data import worlds
+def log_of(folder: Path, dataset: SyntheticDataset) -> Log:
+    from longrec.data import synthetic
     from longrec.data.prepare import prepare
     from longrec.train.job import read_job
 
-    job = dataset.job(worlds.write(dataset, folder), {"name": "pooling"})
+    job = dataset.job(synthetic.write(dataset, folder), {"name": "pooling"})
     job["data"] |= {"folder": str(folder / "prepared"), "threads": 1}
     read = read_job(job)
     return Log.open(prepare(read.data, read.schema), read.schema)
@@ -238,7 +237,7 @@ def test_d_nothing_of_the_test_split_is_in_the_graph(split: dict[str, Any], tmp_
     """The same graph whatever is clicked after the window, and no edge at an item that the window has not."""
     dataset = replace(hidden_categories(40), split=split)
     items = dataset.log["item"].to_numpy()
-    training = parts_of(dataset) == 0
+    training = compute_splits(dataset) == 0
     in_training = np.unique(items[training])[:100]
     vocab = [*np.unique(items).tolist(), 998, 999]
     kept = np.where(training & ~np.isin(items, in_training), in_training[items % 100], items)
@@ -249,7 +248,7 @@ def test_d_nothing_of_the_test_split_is_in_the_graph(split: dict[str, Any], tmp_
         opened = log_of(tmp_path / name, replace(dataset, log=log, schema=schema, items=None))
         model = build({"name": "res_embedding"}, opened.fields())
         assert isinstance(model, ResEmbedding)
-        model.fit_statistics(training_past(opened))
+        model.fit_statistics(iterate_training_histories(opened))
         graphs.append(model.graph)
     assert torch.equal(graphs[0].slots, graphs[1].slots)
     assert torch.equal(graphs[0].strength, graphs[1].strength)
@@ -261,9 +260,9 @@ def test_d_nothing_of_the_test_split_is_in_the_graph(split: dict[str, Any], tmp_
     assert edged.sum() > 500
 
 
-def hidden_categories(users: int) -> World:
+def hidden_categories(users: int) -> SyntheticDataset:
     """The world one_interest where nobody tells the category of an item: only what is clicked together does."""
-    dataset = world("one_interest", users=users)
+    dataset = generate_dataset("one_interest", users=users)
     clicks = {"features": ["item"], "where": {"action": "click"}, "max_length": 20}
     return replace(
         dataset, schema={**dataset.schema, "features": {"item": {"kind": "id"}}, "histories": {"clicks": clicks}}
@@ -275,7 +274,7 @@ def test_items_of_one_interest_are_learned_from_co_clicks(tmp_path: Path, monkey
     wide = {"window": 12, "neighbors": 30, "self_weight": 0.1, "penalty": 1.0}
     run = run_in(dataset, {"name": "res_embedding", **POOLING, **wide}, tmp_path, "res")
     actual, bayes_auc = aucs_of(dataset, run)
-    assert actual >= dataset.bar(bayes_auc)
+    assert actual >= dataset.required_auc(bayes_auc)
     model = run.model()
     assert isinstance(model, ResEmbedding)
     assert (model.graph.strength[2:, 1:] > 0).float().mean() > 0.9

@@ -15,7 +15,7 @@ from synthetic_runs import aucs_of, run_in, solves
 from torch import Tensor
 from torch.nn import functional as F
 
-from longrec.data.worlds import world
+from longrec.data.synthetic import generate_dataset
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.features.fields import Field, Fields
@@ -199,7 +199,7 @@ SMALL = {"name": "search_user", "width": 16, "heads": 2, "hidden": 16, "mlp": [3
 
 
 def test_the_candidate_finds_an_interest_and_fields_alone_do_not(tmp_path: Path) -> None:
-    dataset = world("one_interest", users=500)
+    dataset = generate_dataset("one_interest", users=500)
     assert solves(dataset, SMALL, tmp_path, "search_user", epochs=3, lr=1e-2)
     actual, _ = aucs_of(dataset, run_in(dataset, {"name": "lr"}, tmp_path, "lr", epochs=1))
     assert abs(actual - 0.5) < 0.08
@@ -207,7 +207,7 @@ def test_the_candidate_finds_an_interest_and_fields_alone_do_not(tmp_path: Path)
 
 def test_a_search_finds_an_interest_by_its_query(tmp_path: Path) -> None:
     """The words are the category of what is found, and the candidate itself says nothing of its kind."""
-    dataset = world("one_interest", users=500)
+    dataset = generate_dataset("one_interest", users=500)
     assert dataset.items is not None
     queries = dataset.items["category"].take(dataset.log["item"])
     features = {name: feature for name, feature in dataset.schema["features"].items() if name != "category"}

@@ -17,7 +17,7 @@ from synthetic_runs import aucs_of, run_in
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from longrec.data.worlds import world
+from longrec.data.synthetic import generate_dataset
 from longrec.errors import ConfigError
 from longrec.features.batch import HistoryBatch
 from longrec.features.computed_columns import compute_time_gaps, compute_time_since_previous
@@ -243,17 +243,17 @@ def test_settings_that_do_not_fit_are_refused() -> None:
 
 def _measure(model: Mapping[str, Any], folder: Path, without: tuple[str, ...] = ()) -> tuple[float, float]:
     """AUC and bar in the world where only the time that passed tells."""
-    dataset = world("periodic")
+    dataset = generate_dataset("periodic")
     schema = copy.deepcopy(dict(dataset.schema))
     history = schema["histories"]["clicks"]
     history["features"] = [name for name in history["features"] if name not in without]
     dataset = replace(dataset, schema=schema)
     actual, bayes_auc = aucs_of(dataset, run_in(dataset, model, folder))
-    return actual, dataset.bar(bayes_auc)
+    return actual, dataset.required_auc(bayes_auc)
 
 
 def test_what_was_wanted_a_day_ago_is_learned_by_time(tmp_path: Path) -> None:
-    model = world("periodic", 2).must[0]
+    model = generate_dataset("periodic", 2).must[0]
     assert model["name"] == "tissa"
     actual, bar = _measure(model, tmp_path)
     assert actual >= bar
@@ -267,6 +267,6 @@ def test_what_was_wanted_a_day_ago_is_learned_by_time(tmp_path: Path) -> None:
 def test_what_was_wanted_a_day_ago_is_not_learned_by_order_or_sums(
     model: dict[str, Any], without: tuple[str, ...], tmp_path: Path
 ) -> None:
-    assert {"name": "pooling"} in world("periodic", 2).must_not
+    assert {"name": "pooling"} in generate_dataset("periodic", 2).must_not
     actual, _ = _measure({**model, "mlp": [16]}, tmp_path, without)
     assert abs(actual - 0.5) < 0.07

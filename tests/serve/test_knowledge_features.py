@@ -17,7 +17,7 @@ import token_shop
 import torch
 
 from longrec.data.log import Log
-from longrec.data.requests import impression
+from longrec.data.requests import build_impression
 from longrec.errors import BundleError
 from longrec.export.bundle import Bundle
 from longrec.export.golden import Sample
@@ -45,7 +45,7 @@ class Shop:
 
     def golden(self, row: int) -> Any:
         log = self.log
-        sample = Sample(**impression(log, row, np.arange(1, 9)))
+        sample = Sample(**build_impression(log, row, np.arange(1, 9)))
         return build_golden_request(self.model, log.fitted, log.users, log.items, sample)
 
 

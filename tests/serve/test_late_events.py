@@ -17,7 +17,7 @@ import token_shop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longrec.data.gather import history_of
+from longrec.data.gather import gather_history
 from longrec.data.log import Log
 from longrec.errors import StoreError
 from longrec.export.bundle import Bundle
@@ -204,8 +204,8 @@ def compare(service: Service, log: Log, user: str, at: int) -> None:
     online = service._encoder._histories.read_stored(key_number(user), service._encoder.look_up_user(user), at)
     row, timestamps = log.users.rows(token_shop.pa.array([user]), "user"), np.array([at])
     for name, history in online.items():
-        events, offsets = log.past_of(name, row, timestamps)
-        offline = history_of(log, name, events, offsets, timestamps)
+        events, offsets = log.select_history_at(name, row, timestamps)
+        offline = gather_history(log, name, events, offsets, timestamps)
         for column, values in history.items():
             assert np.asarray(values).tolist() == offline.columns[column].tolist(), (name, column)  # type: ignore[union-attr]
 
@@ -304,8 +304,8 @@ def test_a_bundle_carries_when_its_events_became_available(shop: token_shop.Toke
                 for at in np.quantile(columns["at"], [0.3, 0.6, 0.9, 1]).astype(np.int64).tolist():
                     number = key_number(log.users.key(row))
                     for name, own in histories.read_stored(number, row, at).items():
-                        rows, offsets = log.past_of(name, np.array([row]), np.array([at]))
-                        offline = history_of(log, name, rows, offsets, np.array([at])).columns
+                        rows, offsets = log.select_history_at(name, np.array([row]), np.array([at]))
+                        offline = gather_history(log, name, rows, offsets, np.array([at])).columns
                         assert {c: np.asarray(v).tolist() for c, v in own.items()} == {
                             c: v.tolist()  # type: ignore[union-attr]
                             for c, v in offline.items()
@@ -373,7 +373,7 @@ def test_tokens_are_visible_from_when_their_event_was(tmp_path: Path) -> None:
     compress(job, tmp_path / "tokens", ["blocks=2", "first_slices=1"], quiet=True)
     log = token_shop.open_log(tmp_path, columns, schema)
     assert log.available is not None
-    label_times = log.label_known(np.arange(len(log)))
+    label_times = log.label_time(np.arange(len(log)))
     assert (label_times >= log.available).all()
     wanted = {(int(t), int(a), int(k)) for t, a, k in zip(log.events.times, log.available, label_times)}
     with TokenStore.open(tmp_path / "tokens") as store:

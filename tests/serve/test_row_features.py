@@ -18,7 +18,7 @@ import torch
 from longrec.data.gather import gather
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
-from longrec.data.requests import impression
+from longrec.data.requests import build_impression
 from longrec.data.settings import DataConfig
 from longrec.errors import RequestError
 from longrec.export.golden import Sample
@@ -142,7 +142,7 @@ def export_log(folder: Path, schema: Mapping[str, Any]) -> ExportedLog:
     log = Log.open(prepare(config, Schema.model_validate(schema)))
     torch.manual_seed(1)
     model = shop.HistoryRanker(shop.PlainConfig(), log.fields()).eval()
-    samples = [Sample(**impression(log, row, range(1, 6))) for row in (3, 40, 77)]
+    samples = [Sample(**build_impression(log, row, range(1, 6))) for row in (3, 40, 77)]
     goldens = [build_golden_request(model, log.fitted, log.users, log.items, sample) for sample in samples]
     export(model, log.folder, folder / "bundle", goldens, replay, fitted=log.fitted)
     return ExportedLog(pq.read_table(folder / "log.parquet"), log, model, folder / "bundle")

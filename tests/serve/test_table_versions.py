@@ -133,7 +133,7 @@ def test_online_equals_offline_around_every_version(shop: Shop) -> None:
     worst = 0.0
     for row in rows.tolist():
         item = log.items.key(int(log.events.columns["item"][row]))
-        at = format_time(int(log.moments[row]))
+        at = format_time(int(log.timestamps[row]))
         worst = max(worst, abs(score_items(service, log.users.key(int(users[row])), [item], at)[item] - offline[row]))
     assert worst < 1e-6
 

@@ -14,7 +14,7 @@ import pytest
 import token_shop
 from numpy.typing import NDArray
 
-from longrec.data.tokens import TokenHistory
+from longrec.data.token_join import TokenHistory
 from longrec.errors import BundleError, RequestError, StoreError, UnknownName
 from longrec.export.bundle import Bundle, EncoderFacts
 from longrec.export.inputs import make_random_tensors
@@ -73,7 +73,7 @@ def draw_samples(shop: Shop, count: int = 1_000) -> tuple[NDArray[np.int64], NDA
     """Draw user rows and timestamps of rows of the log, some a little earlier or later."""
     random = np.random.default_rng(3)
     rows = random.integers(0, len(shop.log), count)
-    return shop.log.user(rows), shop.log.moments.take(rows) + random.choice([0, 0, -1, 1, 60_000, 10**9], count)
+    return shop.log.user(rows), shop.log.timestamps.take(rows) + random.choice([0, 0, -1, 1, 60_000, 10**9], count)
 
 
 def assert_same_lists(shop: Shop, online: TokenHistories) -> int:
@@ -166,7 +166,7 @@ def test_a_tampered_token_is_refused(shop: Shop, tmp_path: Path) -> None:
 def test_1_future_invariance_online(shop: Shop, live: TokenStore) -> None:
     """Tokens written at or after a timestamp, or visible only then, change no response for it."""
     service = Service(shop.bundle, Settings(tokens={"tokens": live.location}))
-    at = int(shop.log.moments.max()) - token_shop.DAY
+    at = int(shop.log.timestamps.max()) - token_shop.DAY
     before = rank(service, "u3", at)
     write(live, "u3", at, at)
     write(live, "u3", at + 1, at + 1, 1)
@@ -180,7 +180,7 @@ def test_1_future_invariance_online(shop: Shop, live: TokenStore) -> None:
 
 def test_a_store_that_another_writes_is_read_as_it_is_now(shop: Shop, live: TokenStore) -> None:
     service = Service(shop.bundle, Settings(tokens={"tokens": live.location}))
-    at = int(shop.log.moments.max()) + 1_000
+    at = int(shop.log.timestamps.max()) + 1_000
     before = rank(service, "u5", at)
     for number in range(3):
         write(live, "u5", at - 10 + number, at - 5, number)
@@ -194,7 +194,7 @@ def test_a_store_that_another_writes_is_read_as_it_is_now(shop: Shop, live: Toke
 
 def test_somebody_new_with_tokens_gets_them(shop: Shop, live: TokenStore) -> None:
     service = Service(shop.bundle, Settings(tokens={"tokens": live.location}))
-    at = int(shop.log.moments.max()) + 1_000
+    at = int(shop.log.timestamps.max()) + 1_000
     with pytest.raises(RequestError, match="the unknown user 'stranger'"):
         rank(service, "stranger", at)
     nobody = rank(service, "stranger", at, allow_unknown=True)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from longrec import commands
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
-from longrec.data.requests import impression
+from longrec.data.requests import build_impression
 from longrec.export.golden import GoldenRequest, Sample
 from longrec.export.offline import build_golden_request
 from longrec.export.write import ExternalStores, export
@@ -171,7 +171,9 @@ class TokenShop:
     def golden(self, log: Log, row: int, others: NDArray[Any] | None = None) -> GoldenRequest:
         """Build the golden request of a row of a log."""
         items = np.arange(1, 9) if others is None else others
-        return build_golden_request(self.model, log.fitted, log.users, log.items, Sample(**impression(log, row, items)))
+        return build_golden_request(
+            self.model, log.fitted, log.users, log.items, Sample(**build_impression(log, row, items))
+        )
 
 
 @functools.cache

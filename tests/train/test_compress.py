@@ -110,7 +110,7 @@ def test_1_future_invariance(tmp_path: Path, order: str, regime: str, keep: str)
         settings = [*FEW, f"regime={regime}", f"keep={keep}", "codec=fp32", "scale_sample=50"]
         compress(config, tmp_path / name / "tokens", settings, quiet=True)
         prepared = reading(config, tmp_path / name / "tokens")
-        rows = np.flatnonzero(prepared.moments == prepared.moments[prepared.moments >= t].min())
+        rows = np.flatnonzero(prepared.timestamps == prepared.timestamps[prepared.timestamps >= t].min())
         seen.append(lists(prepared, rows))
     one, other = seen
     assert one.offsets[-1] > 0
@@ -123,7 +123,7 @@ def test_2_self_exclusion(written: tuple[dict[str, Any], Path]) -> None:
     config, place = written
     log = reading(config, place, last=1_000)
     rows = np.arange(len(log))
-    users, moments = log.tokens["tokens"]._users.take(log.user(rows)), log.moments
+    users, moments = log.tokens["tokens"]._users.take(log.user(rows)), log.timestamps
     own = own_ids(log)
     store = log.tokens["tokens"].store
     tokens = store.last(users, moments, 1_000)
@@ -150,8 +150,8 @@ def test_4_label_delay(written: tuple[dict[str, Any], Path]) -> None:
     log = reading(config, place, last=1_000)
     rows = np.arange(len(log))
     batch = lists(log, rows)
-    moments = np.repeat(log.moments, np.diff(batch.offsets.numpy()))
-    tokens = log.tokens["tokens"].store.last(log.tokens["tokens"]._users.take(log.user(rows)), log.moments, 1_000)
+    moments = np.repeat(log.timestamps, np.diff(batch.offsets.numpy()))
+    tokens = log.tokens["tokens"].store.last(log.tokens["tokens"]._users.take(log.user(rows)), log.timestamps, 1_000)
     late = tokens.available_at["label"] >= moments
     assert late.any()
     assert not late.all()
@@ -259,7 +259,7 @@ def test_a_positive_token_is_visible_once_its_label_is_known(tmp_path: Path) -> 
     compress(config, tmp_path / "tokens", [*FEW, "filter=positive", "visibility_delay=12h"], quiet=True)
     prepared = reading(config, tmp_path / "tokens", last=1_000)
     tokens = everything(tmp_path / "tokens")
-    known = dict(zip(own_ids(prepared).tolist(), prepared.label_known(np.arange(len(prepared))).tolist()))
+    known = dict(zip(own_ids(prepared).tolist(), prepared.label_time(np.arange(len(prepared))).tolist()))
     expected = [max(time + 12 * 3_600_000, known[one]) for one, time in zip(tokens.instance.tolist(), tokens.times)]
     assert tokens.visible.tolist() == expected
     assert len(tokens.visible) > 100
@@ -300,7 +300,7 @@ def test_a_checkpoint_writes_what_comes_after_it(tmp_path: Path) -> None:
     log = pages.write(pages.pages(), tmp_path / "log.parquet")
     run = train(pages.job(log, tmp_path, {**pages.IAT, "order": "temporal"}), quiet=True)
     found = compress(run, tmp_path / "t", ["mode=checkpoint"], quiet=True)
-    assert 0 < found.tokens == int((run.log().moments >= run.log().manifest["lines"][1]).sum())
+    assert 0 < found.tokens == int((run.log().timestamps >= run.log().manifest["lines"][1]).sum())
 
 
 def test_faults_are_told(written: tuple[dict[str, Any], Path], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from longrec.data.gather import gather
 from longrec.data.loader import Loader
-from longrec.data.user_order import UserLoader
+from longrec.data.user_loader import UserLoader
 from longrec.errors import ConfigError
 from longrec.features.batch import Batch
 from longrec.models.core.base import Encoder

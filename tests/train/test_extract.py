@@ -15,11 +15,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from longrec.data.entity_batches import build_item_batch, build_user_batch
 from longrec.data.gather import gather
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
-from longrec.data.snapshot import items_at, users_at
-from longrec.data.split import TRAIN
+from longrec.data.splits import TRAIN
 from longrec.errors import ConfigError, RunError, StoreError
 from longrec.features.batch import Batch
 from longrec.features.vocabulary import compute_key_numbers
@@ -110,8 +110,8 @@ def test_what_is_stored_is_what_the_extractor_knows_at_the_start_of_the_block(sm
         found = store.look_up("user", keys, np.array([last.number]))
         items = store.look_up("item", compute_key_numbers(log.items.keys.values), np.array([last.number]))
     with torch.inference_mode():
-        k_u = model.user_knowledge(users_at(log, np.arange(1, len(log.users)), last.published)).numpy()
-        k_v = model.item_knowledge(items_at(log, np.arange(1, len(log.items)), last.published)).numpy()
+        k_u = model.user_knowledge(build_user_batch(log, np.arange(1, len(log.users)), last.published)).numpy()
+        k_v = model.item_knowledge(build_item_batch(log, np.arange(1, len(log.items)), last.published)).numpy()
     np.testing.assert_allclose(found[:, 1:] * std + mean, k_u, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(items[:, 1:] * k_v.std(0).clip(1e-6) + k_v.mean(0), k_v, rtol=1e-3, atol=1e-3)
     about = json.loads((tmp_path / "v1" / "source" / "source.json").read_text())
@@ -125,17 +125,17 @@ def test_4_time_leakage(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     wide = opened(domains.extractor(small))
     log = opened(domains.downstream(small, tmp_path / "v1"))
     store = log.knowledge["who"].store
-    read = store.find_versions(log.moments)
+    read = store.find_versions(log.timestamps)
     assert set(read) == {0, 1, 2, 3, 4}
     for version in range(len(store.info.versions)):
-        first = log.moments[read == version].min()
+        first = log.timestamps[read == version].min()
         published = store.info.versions[version]
         learned, liked = watched.learned(version), watched.liked(version)
-        assert wide.label_known(learned).max() < published.trained_before <= published.published < first
+        assert wide.label_time(learned).max() < published.trained_before <= published.published < first
         late = wide.events.times.take(liked) + 86_400_000
         assert len(liked) == 0 or late.max() < published.trained_before
         # and nothing was held back: all that was known by then was learned, once
-        known = wide.label_known(np.arange(len(wide))) < published.trained_before
+        known = wide.label_time(np.arange(len(wide))) < published.trained_before
         assert np.array_equal(np.sort(learned), np.flatnonzero(known))
     assert len(watched.liked(4)) > 100
 
@@ -149,14 +149,14 @@ def test_4_time_leakage_histories_end_with_the_version(domain: Domain) -> None:
     assert isinstance(model, KEEP)
     users = np.arange(1, len(log.users))
     with torch.inference_mode():
-        before = model.user_knowledge(users_at(log, users, int(moment)))
+        before = model.user_knowledge(build_user_batch(log, users, int(moment)))
         columns = dict(log.events.columns)
         late = log.events.times >= moment
         columns["click"] = np.where(late, 5 - columns["click"], columns["click"])
         columns["item"] = np.where(late, 1, columns["item"])
         log.events = type(log.events)(log.events.offsets, log.events.times, columns)
-        assert torch.equal(model.user_knowledge(users_at(log, users, int(moment))), before)
-        assert not torch.equal(model.user_knowledge(users_at(log, users, int(moment) + 86_400_000)), before)
+        assert torch.equal(model.user_knowledge(build_user_batch(log, users, int(moment))), before)
+        assert not torch.equal(model.user_knowledge(build_user_batch(log, users, int(moment) + 86_400_000)), before)
 
 
 def test_5_domain_overlap_the_evaluation_window_is_learned_by_nobody(
@@ -166,10 +166,10 @@ def test_5_domain_overlap_the_evaluation_window_is_learned_by_nobody(
     extract(domains.extractor(small), tmp_path / "v1", FEW, quiet=True)
     wide = opened(domains.extractor(small))
     learned = np.concatenate(watched.rows)
-    assert (wide.parts.take(learned) == TRAIN).all()
+    assert (wide.splits.take(learned) == TRAIN).all()
     assert watched.versions[-1] == len(watched.rows)
     extract(domains.extractor(small), tmp_path / "v2", ["blocks=12", "learn=all"], quiet=True)
-    assert (wide.parts.take(np.concatenate(watched.rows)) != TRAIN).any()
+    assert (wide.splits.take(np.concatenate(watched.rows)) != TRAIN).any()
 
 
 def test_a_lag_delays_the_publication(small: Path, tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_sample_reads_what_is_known_of_its_user_and_item(domain: Domain) -> No
     batch = gather(log, rows)
     with KnowledgeStore.open(written.into) as store:
         for at, row in enumerate(rows):
-            version = store.find_versions(log.moments[[row]])
+            version = store.find_versions(log.timestamps[[row]])
             user = np.array([log.users.key(int(log.user(np.array([row]))[0]))])
             item = np.array([log.items.key(int(log.events.columns["item"][row]))])
             assert np.array_equal(batch.features["who"][[at]].numpy(), store.look_up("user", user, version))

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from longrec import commands, metrics
-from longrec.data.negatives import sample_negatives
+from longrec.data.negative_sampling import sample_negatives
 from longrec.errors import ConfigError, DataError
 from longrec.features.batch import Batch
 from longrec.models.core import base as models

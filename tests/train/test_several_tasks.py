@@ -15,9 +15,9 @@ import pytest
 from longrec import metrics
 from longrec.cli import main
 from longrec.commands import export
-from longrec.data import worlds
+from longrec.data import synthetic
 from longrec.data.gather import gather
-from longrec.data.worlds import world
+from longrec.data.synthetic import generate_dataset
 from longrec.errors import ConfigError
 from longrec.report import results_table
 from longrec.train.evaluate import compare, evaluate, measure_table, predict
@@ -31,16 +31,16 @@ MODEL = {"name": "mmoe", "experts": 2, "expert": [8], "tower": [], "tasks": {"cl
 def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A small world with one more label, which is known hours later and never for one row in three."""
     folder = tmp_path_factory.mktemp("tasks")
-    made = world("rare_orders", users=60, towns=4, orders=0.8)
+    made = generate_dataset("rare_orders", users=60, towns=4, orders=0.8)
     rows = np.arange(len(made.log))
     log = made.log.append_column("back", pa.array(rows % 2, mask=rows % 3 == 0))
     log = log.append_column("place", pa.array(rows % 5))
-    log = log.set_column(2, "time", pa.array(worlds.START + rows % 30 * 3_600 + rows // 30 * 60))
+    log = log.set_column(2, "time", pa.array(synthetic.START + rows % 30 * 3_600 + rows // 30 * 60))
     features = {"back": {"kind": "id", "feedback": True, "available_after": "3h"}, "place": {"kind": "id"}}
     history = {"seen": {"features": ["item", "click"], "max_length": 3}}
     schema = {**made.schema, "features": {**made.schema["features"], **features}, "histories": history}
     made = replace(made, log=log, schema=schema, split={"by": "time", "valid": 0.2, "test": 0.2})
-    worlds.write(made, folder)
+    synthetic.write(made, folder)
     job = made.job(folder, MODEL, epochs=1, runs=str(folder / "runs"), tensorboard="off", mlflow="off")
     job["data"] |= {"folder": str(folder / "prepared"), "threads": 1}
     return {**job, "evaluate": {"n_resamples": 20}}

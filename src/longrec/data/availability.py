@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from longrec.data.array_writer import ArrayWriter
 from longrec.data.sort import AVAILABLE_AT, TIME
-from longrec.data.writer import ArrayWriter
 from longrec.features.entity_table import open_array
 from longrec.features.fields import AVAILABLE
 from longrec.features.schema import Schema
@@ -76,7 +76,7 @@ def event_types(folder: Path) -> dict[str, str]:
     return {name: str(open_array(path).dtype) for name in names if (path := folder / f"{name}.npy").exists()}
 
 
-def available_before(folder: Path, lines: tuple[int, int] | None) -> NDArray[np.bool_] | bool:
+def select_available_events(folder: Path, lines: tuple[int, int] | None) -> NDArray[np.bool_] | bool:
     """Which prepared events were available before the first line of a split by time; True where all are."""
     path = folder / f"{AVAILABLE}.npy"
     return open_array(path) < lines[0] if lines is not None and path.exists() else True

@@ -5,7 +5,7 @@ Read as seconds or milliseconds they would lie near 1970 or far ahead, in an ord
 
 from __future__ import annotations
 
-from longrec.data.read import Relation
+from longrec.data.relation import Relation
 from longrec.data.timestamp_sql import grammar_sql
 from longrec.errors import DataError
 from longrec.features.timestamp_grammar import build_grammar, format_timestamp, to_milliseconds

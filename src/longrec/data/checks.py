@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from longrec.data.read import Relation, literal, name
+from longrec.data.relation import Relation, literal, name
 from longrec.errors import DataError
 from longrec.features.feature import Feature
 from longrec.features.schema import Schema
@@ -30,7 +30,7 @@ def check_values(log: Relation, schema: Schema) -> None:
                 log.exact(column)
 
 
-def known_before_event(available_at: Mapping[str, str], early: Mapping[str, int], rows: int) -> list[str]:
+def warn_of_early_feedback(available_at: Mapping[str, str], early: Mapping[str, int], rows: int) -> list[str]:
     """A sentence per column of moments of feedback that lie before their event, as skewed clocks write them.
 
     Args:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from longrec.data.checks import check_width
-from longrec.data.read import Relation, name
+from longrec.data.relation import Relation, name
 from longrec.data.settings import Source
 from longrec.data.timestamps import read_timestamps
 from longrec.errors import DataError

@@ -17,7 +17,7 @@ from typing import Any
 
 import duckdb
 
-from longrec.data.read import by_part, query_rows, unreadable
+from longrec.data.relation import group_files_by_split, query_rows, unreadable
 from longrec.data.settings import DataConfig
 from longrec.errors import DataError
 
@@ -42,7 +42,7 @@ def fingerprint(config: DataConfig, con: duckdb.DuckDBPyConnection, files: Conte
                 raise unreadable(str(source), error) from None
             parts.append(f"{query} {columns} {rows}")
         else:
-            for part, paths in by_part(source).items():
+            for part, paths in group_files_by_split(source).items():
                 if part is not None:
                     parts.append(f"part {part}")
                 parts += [f"{path.resolve()} {files.digest(path)}" for path in paths]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from longrec.data.log import Log
-from longrec.data.targets import targets_of
+from longrec.data.targets import compute_targets
 from longrec.features.batch import Batch, HistoryBatch, Jagged
 from longrec.features.entity_table import AsOf
 from longrec.features.feature_encoders import CalendarEncoder, Lists
@@ -20,7 +20,9 @@ from longrec.features.fitted_schema import gather_lists
 from longrec.features.history_columns import HistoryEvents, build_history_columns, list_event_columns
 
 
-def gather(log: Log, rows: NDArray[np.int64], targets: Sequence[str] = (), known_before: int | None = None) -> Batch:
+def gather(
+    log: Log, rows: NDArray[np.int64], targets: Sequence[str] = (), available_before: int | None = None
+) -> Batch:
     """The batch of some rows: features at their moments, histories strictly before them.
 
     Args:
@@ -28,7 +30,7 @@ def gather(log: Log, rows: NDArray[np.int64], targets: Sequence[str] = (), known
         targets: further labels to compute (``data/targets.py``); a batch that is only scored needs none.
         known_before: the moment before which these must be known; default the end of the training window.
     """
-    users, moments = log.user(rows), log.moments.take(rows)
+    users, moments = log.user(rows), log.timestamps.take(rows)
     owners = {"user": users, "item": log.events.columns["item"].take(rows)}
     tables = {"user": log.users.as_of(users, moments), "item": log.items.as_of(owners["item"], moments)}
     features = {
@@ -43,21 +45,21 @@ def gather(log: Log, rows: NDArray[np.int64], targets: Sequence[str] = (), known
         rows=torch.from_numpy(rows),
         users=torch.from_numpy(users),
         timestamps=torch.from_numpy(moments),
-        label_time=torch.from_numpy(log.label_known(rows)),
+        label_time=torch.from_numpy(log.label_time(rows)),
         available=None if log.available is None else torch.from_numpy(log.available.take(rows)),
-        task_labels=targets_of(log, rows, targets, known_before),
+        task_labels=compute_targets(log, rows, targets, available_before),
         weight=None if log.sample_weight is None else torch.from_numpy(log.sample_weight.take(rows)),
     )
 
 
 def _past(log: Log, name: str, rows: NDArray[np.int64], users: NDArray[np.int64]) -> HistoryBatch:
     if name in log.tokens:
-        columns, offsets = log.tokens[name].columns(users, log.moments.take(rows))
+        columns, offsets = log.tokens[name].columns(users, log.timestamps.take(rows))
         return HistoryBatch({column: _plain(values) for column, values in columns.items()}, torch.from_numpy(offsets))
     if log.schema.prejoined:
         return _listed_history(log, name, rows)
-    at, offsets = log.past(name, rows)
-    return history_of(log, name, at, offsets, np.repeat(log.moments.take(rows), np.diff(offsets)))
+    at, offsets = log.select_history(name, rows)
+    return gather_history(log, name, at, offsets, np.repeat(log.timestamps.take(rows), np.diff(offsets)))
 
 
 def _feature(
@@ -80,7 +82,7 @@ def _feature(
     return gather_lists(column, rows) if isinstance(column, Lists) else column.take(rows, axis=0)
 
 
-def history_of(
+def gather_history(
     log: Log, name: str, at: NDArray[np.int64], offsets: NDArray[np.int64], now: NDArray[np.int64]
 ) -> HistoryBatch:
     """A history of given events, as each was known at a moment.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.data.log import Log
-from longrec.data.split import TRAIN
+from longrec.data.splits import TRAIN
 from longrec.features.feature_encoders import FIRST, CalendarEncoder, Lists
 from longrec.features.fitted_schema import gather_lists
 
@@ -59,7 +59,7 @@ class Copy:
         return f"has a value that comes with {told} of its own row ({self.pure:.1%} of such rows)"
 
 
-def label_copies(log: Log) -> tuple[list[str], list[str]]:
+def find_label_copies(log: Log) -> tuple[list[str], list[str]]:
     """Sentences about features that tell the label or other feedback of their own row; and the feedback features that
     tell the label as well as the label itself, which is fine unless they are known before it.
     """
@@ -155,7 +155,7 @@ class _Sample:
         stretch = max(len(log.labels) // _LOOKED_AT, 1)
         rows = np.arange(len(log.labels) // stretch) * stretch
         rows += random.integers(0, stretch, len(rows))
-        rows = rows[log.parts.take(rows) == TRAIN]
+        rows = rows[log.splits.take(rows) == TRAIN]
         labels = log.labels.take(rows)
         classes = [rows[labels <= 0.5], rows[labels > 0.5]]
         weight = np.array([max(len(rows) / MOST, 1.0) for rows in classes])
@@ -189,7 +189,7 @@ class _Sample:
 
     def plain(self) -> Iterator[tuple[str, list[NDArray[np.int64] | Lists]]]:
         """Features that a model sees of the impression itself, each as columns of ids, and lists that rows bring."""
-        log, moments = self.log, self.log.moments.take(self.rows)
+        log, moments = self.log, self.log.timestamps.take(self.rows)
         owners = {"user": log.user(self.rows), "item": log.events.columns["item"].take(self.rows)}
         tables = {"user": log.users.as_of(owners["user"], moments), "item": log.items.as_of(owners["item"], moments)}
         for name, feature in log.schema.features.items():

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.data.settings import Split
-from longrec.data.split import PARTS, show_moment
+from longrec.data.splits import SPLITS, describe_timestamp
 from longrec.data.training_window import window_of_rows
 from longrec.errors import DataError
 from longrec.features.schema import Schema
@@ -68,10 +68,13 @@ def check_files(codes: NDArray[np.int8], times: NDArray[np.int64], step: bool, w
     Raises:
         DataError: with both spans in the message.
     """
-    spans = {part: times[codes == code] for part, code in PARTS.items()}
+    spans = {part: times[codes == code] for part, code in SPLITS.items()}
     for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
         if len(spans[one]) and len(spans[other]) and spans[one].max() >= spans[other].min():
-            last, first = show_moment(int(spans[one].max()), step), show_moment(int(spans[other].min()), step)
+            last, first = (
+                describe_timestamp(int(spans[one].max()), step),
+                describe_timestamp(int(spans[other].min()), step),
+            )
             raise DataError(
                 where,
                 f"the {one} files reach {last}, and the {other} files begin at {first}",
@@ -94,7 +97,7 @@ def later_shares(
     """
     labelled = ~np.isnan(labels)
     window = window_of_rows(codes, labelled, times, moments, offsets)
-    rows = {part: np.flatnonzero(labelled & (codes == code)) for part, code in PARTS.items()}
+    rows = {part: np.flatnonzero(labelled & (codes == code)) for part, code in SPLITS.items()}
     first = {part: int(moments.take(own).min()) for part, own in rows.items() if len(own)}
     found: list[LaterShare] = []
     for part, than in _PAIRS:
@@ -114,8 +117,8 @@ def later_warnings(rule: Split, shares: list[LaterShare], step: bool) -> list[st
     """One sentence per share, for whoever reads numbers measured on the split."""
     return [
         f"split by {rule.by}: {_percent(one.share)} of the {_NAMES[one.part]} rows lie at or after the first "
-        f"{_NAMES[one.than]} row ({show_moment(one.first, step)}). The model learns from what other users did later, "
-        "so it scores better here than it will in use; split by time to measure that."
+        f"{_NAMES[one.than]} row ({describe_timestamp(one.first, step)}). The model learns from what other users "
+        "did later, so it scores better here than it will in use; split by time to measure that."
         for one in shares
     ]
 

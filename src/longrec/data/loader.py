@@ -36,11 +36,11 @@ class Loader:
         shuffle: bool = True,
         bucket_by_length: bool = False,
         targets: Sequence[str] = (),
-        known_before: int | None = None,
+        available_before: int | None = None,
     ) -> None:
         self.log, self.rows, self.batch_size = log, rows, batch_size
         self.seed, self.shuffle, self.bucket_by_length = seed, shuffle, bucket_by_length
-        self.targets, self.known_before = tuple(targets), known_before
+        self.targets, self.available_before = tuple(targets), available_before
 
     @property
     def loss_rows(self) -> NDArray[np.int64]:
@@ -65,7 +65,7 @@ class Loader:
                 offsets = self.log.lists[f"{name}.{self.log.schema.histories[name].features[0]}"].offsets
                 length += np.minimum(offsets[rows + 1] - offsets[rows], self.log.schema.histories[name].max_length)
             else:
-                length += self.log.past_lengths(name, rows)
+                length += self.log.compute_history_lengths(name, rows)
         pool = 64 * self.batch_size
         parts = [
             rows[at : at + pool][np.argsort(length[at : at + pool], kind="stable")] for at in range(0, len(rows), pool)
@@ -80,4 +80,4 @@ class Loader:
         """The batches of an epoch, from batch ``start`` on."""
         order = self.order(number)
         for at in range(start * self.batch_size, len(order), self.batch_size):
-            yield gather(self.log, order[at : at + self.batch_size], self.targets, self.known_before)
+            yield gather(self.log, order[at : at + self.batch_size], self.targets, self.available_before)

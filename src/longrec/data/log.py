@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.data.availability import last_available, spans
-from longrec.data.knowledge import KnowledgeFeature
-from longrec.data.split import PARTS
-from longrec.data.tokens import TokenHistory
-from longrec.data.training_window import LeftOut, TrainingWindow, window_by_lines, window_of_rows
-from longrec.data.weights import open_weights
+from longrec.data.knowledge_join import KnowledgeFeature
+from longrec.data.sample_weights import open_weights
+from longrec.data.splits import SPLITS
+from longrec.data.token_join import TokenHistory
+from longrec.data.training_window import ExcludedRows, TrainingWindow, window_by_lines, window_of_rows
 from longrec.errors import DataError, UnknownName
 from longrec.features.column_delays import Delay, compute_column_delays
 from longrec.features.entity_table import EntityTable, load_column, open_array
@@ -47,8 +47,8 @@ class Log:
     Attributes:
         events: all events, sorted by (user row, time); a row is a place in it.
         labels: float32 ``[n]``, NaN where the row is no sample.
-        parts: int8 ``[n]``: 0 train, 1 valid, 2 test.
-        moments: int64 ``[n]``: the moment a row's features are taken at (the start of its request).
+        splits: int8 ``[n]``: 0 train, 1 valid, 2 test.
+        timestamps: int64 ``[n]``: the moment a row's features are taken at (the start of its request).
         available: int64 ``[n]``: from when on each event could be read, never before its own time; None where every
             event was available at once.
         tokens: where the token histories are read.
@@ -63,9 +63,9 @@ class Log:
         self.schema = fitted.schema
         self.users, self.items = EntityTable.load(folder / "users"), EntityTable.load(folder / "items")
         self.events = Segment.open(folder / "events")
-        self.labels, self.parts = open_array(folder / "label.npy"), open_array(folder / "split.npy")
+        self.labels, self.splits = open_array(folder / "label.npy"), open_array(folder / "split.npy")
         own_moments = (folder / "moment.npy").exists()
-        self.moments = open_array(folder / "moment.npy") if own_moments else self.events.times
+        self.timestamps = open_array(folder / "moment.npy") if own_moments else self.events.times
         self.lists = {
             path.name.removesuffix(".offsets.npy"): _lists(path) for path in (folder / "lists").glob("*.offsets.npy")
         }
@@ -74,7 +74,7 @@ class Log:
         self.tokens: dict[str, TokenHistory] = {}
         self.knowledge: dict[str, KnowledgeFeature] = {}
         self.warnings: list[str] = []
-        self._left_out: dict[str, LeftOut] = {}
+        self._left_out: dict[str, ExcludedRows] = {}
         self.weights: Mapping[str, NDArray[np.float32]] = {}
         self.sample_weight: NDArray[np.float32] | None = None
 
@@ -131,7 +131,7 @@ class Log:
                 continue
             own = self.events.columns.get(f"known.{name}")
             known = self.events.times.take(rows) + self.schema.available_after(name) if own is None else own.take(rows)
-            if (self.not_before_available(known, rows) < self.label_known(rows)).any():
+            if (self.clamp_to_available(known, rows) < self.label_time(rows)).any():
                 told.append(
                     f"feature {name!r} tells the label as well as the label itself and is known before it, so "
                     "histories that read it tell labels early; give it the delay of the label (available_after), "
@@ -189,34 +189,36 @@ class Log:
 
         Rows of train and valid whose label was not known in time are left out: see ``data/training_window.py``.
         """
-        if part not in PARTS:
-            raise UnknownName("part", part, PARTS)
-        chosen = (self.parts == PARTS[part]) & ~np.isnan(self.labels)
-        chosen[self.rows_left_out(part).rows] = False
+        if part not in SPLITS:
+            raise UnknownName("part", part, SPLITS)
+        chosen = (self.splits == SPLITS[part]) & ~np.isnan(self.labels)
+        chosen[self.excluded_rows(part).rows] = False
         return np.flatnonzero(chosen)
 
-    def rows_left_out(self, part: str) -> LeftOut:
+    def excluded_rows(self, part: str) -> ExcludedRows:
         """The labelled rows of a part that ``rows_of`` leaves out, and why."""
         if part not in self._left_out:
-            self._left_out[part] = LeftOut(np.zeros(0, np.int64)) if part == "test" else self._look_for_late(part)
+            self._left_out[part] = ExcludedRows(np.zeros(0, np.int64)) if part == "test" else self._look_for_late(part)
         return self._left_out[part]
 
-    def _look_for_late(self, part: str) -> LeftOut:
+    def _look_for_late(self, part: str) -> ExcludedRows:
         ends = self.training_window.train if part == "train" else self.training_window.valid
         # What lies before a line is known before it, where labels come without delay and no request crosses the line.
-        early = bool(self.manifest.get("lines")) and not self.labels_come_late and self.moments is self.events.times
+        early = (
+            bool(self.manifest.get("lines")) and not self.has_delayed_labels and self.timestamps is self.events.times
+        )
         if early or (ends == NEVER).all():
-            return LeftOut(np.zeros(0, np.int64))
+            return ExcludedRows(np.zeros(0, np.int64))
         found, unknown, later = [np.zeros(0, np.int64)], 0, 0
         for at in range(0, len(self), _PIECE):
             piece = slice(at, at + _PIECE)
-            rows = at + np.flatnonzero((self.parts[piece] == PARTS[part]) & ~np.isnan(self.labels[piece]))
+            rows = at + np.flatnonzero((self.splits[piece] == SPLITS[part]) & ~np.isnan(self.labels[piece]))
             end = ends if len(ends) == 1 else ends.take(self.user(rows))
-            late, itself = self.label_known(rows) >= end, self.events.times.take(rows) >= end
+            late, itself = self.label_time(rows) >= end, self.events.times.take(rows) >= end
             found.append(rows[late])
             later += int((late & itself).sum())
             unknown += int((late & ~itself).sum())
-        return LeftOut(np.concatenate(found), unknown, later)
+        return ExcludedRows(np.concatenate(found), unknown, later)
 
     @cached_property
     def training_window(self) -> TrainingWindow:
@@ -227,13 +229,13 @@ class Log:
             return window_by_lines((first, second), counts["valid"]["samples"], counts["test"]["samples"])
         if self.schema.time is None:
             return TrainingWindow(np.array([NEVER]), np.array([NEVER]), NEVER, NEVER)
-        codes, labelled = np.asarray(self.parts), ~np.isnan(self.labels)
-        return window_of_rows(codes, labelled, self.events.times, self.moments, self.events.offsets)
+        codes, labelled = np.asarray(self.splits), ~np.isnan(self.labels)
+        return window_of_rows(codes, labelled, self.events.times, self.timestamps, self.events.offsets)
 
     @cached_property
-    def left_out(self) -> dict[str, dict[str, int]]:
+    def excluded_counts(self) -> dict[str, dict[str, int]]:
         """Labelled rows of train and valid that are left out, by reason; empty where there are none."""
-        found = {part: self.rows_left_out(part) for part in ("train", "valid")}
+        found = {part: self.excluded_rows(part) for part in ("train", "valid")}
         return {
             part: {"label_not_known": out.unknown, "not_before_measured": out.later}
             for part, out in found.items()
@@ -244,17 +246,17 @@ class Log:
         """int64 user row of each row."""
         return np.searchsorted(self.events.offsets, rows, side="right") - 1
 
-    def label_known(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def label_time(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 moment at which the label of each row became known: the label column's own ``available_at`` where some
         feedback feature says it, else the event's time and its delay. Never before the event was available.
         """
         times, own = self.events.times.take(rows), self.schema.label_available_at
         if own is None:
-            return self.not_before_available(times + self.schema.longest_label_delay, rows)
-        return self.not_before_available(np.maximum(self.events.columns[f"known.{own}"].take(rows), times), rows)
+            return self.clamp_to_available(times + self.schema.longest_label_delay, rows)
+        return self.clamp_to_available(np.maximum(self.events.columns[f"known.{own}"].take(rows), times), rows)
 
     @property
-    def labels_come_late(self) -> bool:
+    def has_delayed_labels(self) -> bool:
         """Whether a label may become known later than its event."""
         return (
             self.schema.label_available_at is not None
@@ -262,26 +264,26 @@ class Log:
             or self.available is not None
         )
 
-    def not_before_available(self, moments: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def clamp_to_available(self, moments: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Moments of rows ``[B]``, raised to the moment at which each row's event became available."""
         return moments if self.available is None else np.maximum(moments, self.available.take(rows))
 
-    def past(self, name: str, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def select_history(self, name: str, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The events of the history of each row: rows of the log ``[N]``, end to end, and offsets ``[B + 1]``.
 
         Only events strictly before the row's moment that were also available strictly before it: ties and its own
         request are not among them.
         """
-        return self.past_of(name, self.user(rows), self.moments.take(rows), rows)
+        return self.select_history_at(name, self.user(rows), self.timestamps.take(rows), rows)
 
-    def past_of(
+    def select_history_at(
         self,
         name: str,
         users: NDArray[np.int64],
         moments: NDArray[np.int64],
         below: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The events of the history of each user at a moment; as ``past``.
+        """The events of the history of each user at a moment; as ``select_history``.
 
         Args:
             users: int64 ``[B]`` rows of the user table.
@@ -298,13 +300,13 @@ class Log:
             at, offsets = last_available(first, stop, moments, last, available)
         return at if kept is None else kept.take(at), offsets
 
-    def past_lengths(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def compute_history_lengths(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 ``[B]``: how many events the history of each row has."""
         last = self.schema.histories[name].max_length
         if self.available is None:
-            first, stop = self._range(name, self.user(rows), self.moments.take(rows), rows)
+            first, stop = self._range(name, self.user(rows), self.timestamps.take(rows), rows)
             return np.minimum(stop - first, last)
-        pieces = [np.diff(self.past(name, rows[at : at + _ROWS])[1]) for at in range(0, len(rows), _ROWS)]
+        pieces = [np.diff(self.select_history(name, rows[at : at + _ROWS])[1]) for at in range(0, len(rows), _ROWS)]
         return np.concatenate([np.zeros(0, np.int64), *pieces])
 
     def _range(
@@ -344,7 +346,7 @@ class Log:
     @cached_property
     def sample_count(self) -> dict[str, int]:
         """Samples of each part."""
-        return {part: len(self.rows_of(part)) for part in PARTS}
+        return {part: len(self.rows_of(part)) for part in SPLITS}
 
 
 def _with_unit(schema: Schema, prepared: Schema) -> Schema:

@@ -23,27 +23,27 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from longrec.data import later_rows, read, split
-from longrec.data.availability import AvailabilityFile, available_before, event_types
-from longrec.data.checks import check_values, known_before_event
-from longrec.data.columns import ColumnFiles, as_type, same_lengths
+from longrec.data import later_rows, relation, splits
+from longrec.data.array_writer import ArrayWriter, narrow
+from longrec.data.availability import AvailabilityFile, event_types, select_available_events
+from longrec.data.checks import check_values, warn_of_early_feedback
+from longrec.data.column_writer import ColumnFiles, as_type, same_lengths
 from longrec.data.digests import FORMAT, log_digest, split_digest
 from longrec.data.entities import Entities, add_values
 from longrec.data.fingerprint import ContentIndex, fingerprint
-from longrec.data.label_copies import label_copies
-from longrec.data.labels import check_labels, compute_labels
+from longrec.data.label_checks import check_labels, compute_labels
+from longrec.data.label_copies import find_label_copies
 from longrec.data.log import Log
 from longrec.data.occurrence import Filters, check_condition, vocabulary_warnings
+from longrec.data.sample_weights import write_weights
 from longrec.data.scratch import SCRATCH, in_use, sweep
 from longrec.data.settings import DataConfig, Source
 from longrec.data.sort import ITEM, MOMENT, TIME, USER, chunk_rows, event_columns, sort_events, timestamp_columns
-from longrec.data.weights import write_weights
-from longrec.data.writer import ArrayWriter, narrow
 from longrec.errors import DataError
-from longrec.features import feature_encoders
 from longrec.features.compose import compose_column, find_integer_columns
 from longrec.features.encoder_fitter import EncoderFitter
 from longrec.features.entity_table import open_array
+from longrec.features.feature_encoders import CalendarEncoder, CrossEncoder, Encoder, HashEncoder, Lists, flatten
 from longrec.features.fitted_schema import FittedSchema
 from longrec.features.history_columns import NEVER
 from longrec.features.schema import Schema
@@ -64,7 +64,7 @@ def prepare(config: DataConfig, schema: Schema) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     sweep(root)
     with tempfile.TemporaryDirectory(dir=root, prefix=SCRATCH) as scratch, in_use(Path(scratch)):
-        con = read.connect(config, Path(scratch))
+        con = relation.connect(config, Path(scratch))
         try:
             files = ContentIndex(root)
             sources = fingerprint(config, con, files)
@@ -93,7 +93,7 @@ class _Preparation:
         self.split_digest, self.later = rule, list[later_rows.LaterShare]()
         self.config, self.schema, self.con, self.build = config, schema, con, build
         self.scratch, self.sorted = scratch, scratch / "sorted.parquet"
-        self.part_column = read.PART if config.split.by == "files" else config.split.column
+        self.part_column = relation.PART if config.split.by == "files" else config.split.column
         self.step = schema.time is not None and schema.time.unit == "step"
         self.warnings: list[str] = []
         (build / "events").mkdir(parents=True)
@@ -102,7 +102,7 @@ class _Preparation:
     def run(self) -> None:
         began = time.perf_counter()
         times = timestamp_columns(self.schema)
-        self.log = read.Relation(self.con, "log", self.config.log, self.scratch, times)
+        self.log = relation.Relation(self.con, "log", self.config.log, self.scratch, times)
         users = self._table("users", self.config.users)
         items = self._table("items", self.config.items)
         columns = event_columns(self.schema)
@@ -134,17 +134,16 @@ class _Preparation:
         users_table.save(self.build / "users")
         items_table.save(self.build / "items")
         self._encode(fitted)
-        self.warnings += vocabulary_warnings(
-            fitted, self.build, [{**table.columns, **table.dated} for table in (users_table, items_table)]
-        )
-        told, self.label_copies = label_copies(Log(self.build, fitted))
+        encoded = [{**table.columns, **table.dated} for table in (users_table, items_table)]
+        self.warnings += vocabulary_warnings(fitted, self.build, encoded)
+        told, self.label_copies = find_label_copies(Log(self.build, fitted))
         self.warnings += told
         self._manifest(fitted, time.perf_counter() - began)
 
-    def _table(self, view: str, source: Source | None) -> read.Relation | None:
+    def _table(self, view: str, source: Source | None) -> relation.Relation | None:
         if source is None:
             return None
-        return read.Relation(self.con, view, source, self.scratch, [source.as_of] if source.as_of else [])
+        return relation.Relation(self.con, view, source, self.scratch, [source.as_of] if source.as_of else [])
 
     def _chunks(self, what: str, columns: list[str]) -> Iterator[tuple[slice, pa.RecordBatch]]:
         at, rows = 0, chunk_rows(self.schema)
@@ -201,17 +200,17 @@ class _Preparation:
                     "a split by time, but the schema names no time",
                     "a time column, or a split by column or user",
                 )
-            self.lines = split.time_lines(rule, moments, self.step, where, self.schema.time)
-            codes = split.by_time(moments, self.lines)
+            self.lines = splits.time_lines(rule, moments, self.step, where, self.schema.time)
+            codes = splits.by_time(moments, self.lines)
         elif rule.by == "user":
-            codes = np.repeat(split.by_user(rule, self.users.keys.values), self.counts[1:])
+            codes = np.repeat(splits.by_user(rule, self.users.keys.values), self.counts[1:])
         elif rule.by == "leave_one_out":
-            codes = split.leave_one_out(offsets, ~np.isnan(labels))
+            codes = splits.leave_one_out(offsets, ~np.isnan(labels))
         else:
             codes = np.empty(self.rows, np.int8)
             column = f"c.{self.part_column}"
             for part, chunk in self._chunks("split", [column]):
-                codes[part] = split.by_column(chunk[column], f"{where}: column {self.part_column!r}")
+                codes[part] = splits.by_column(chunk[column], f"{where}: column {self.part_column!r}")
         if rule.by != "time":
             told = later_rows.look_for(rule, self.schema, where, codes, labels, times, moments, offsets)
             self.later, self.warnings = told[0], [*self.warnings, *told[1]]
@@ -219,14 +218,14 @@ class _Preparation:
         np.save(self.build / "split.npy", codes)
         check_labels(labels, codes, f"{where}: column {self.schema.label.column!r}")
 
-    def _fit(self) -> dict[str, feature_encoders.Encoder]:
+    def _fit(self) -> dict[str, Encoder]:
         features = {name: feature for name, feature in self.schema.features.items() if not feature.source}
         fitters = {name: EncoderFitter(name, feature) for name, feature in features.items() if not feature.share}
         for name in [name for name in fitters if features[name].vocab is not None]:
             fitters[name].integers = self._integers(name)
         # Features that share their ids are learnt as one.
         fitters |= {name: fitters[feature.share] for name, feature in features.items() if feature.share}
-        train = (self.codes == split.TRAIN) & available_before(self.build / "events", self.lines)
+        train = (self.codes == splits.TRAIN) & select_available_events(self.build / "events", self.lines)
         so_far = np.concatenate([[0], np.cumsum(train, dtype=np.int32)])
         offsets, events = np.cumsum(self.counts), self.build / "events"
         moments = open_array(self.build / "moment.npy" if self.schema.request else events / "times.npy")
@@ -295,7 +294,7 @@ class _Preparation:
         return [*own, *lists]
 
     def _listed(self, values: pa.Array, name: str, history: str, where: str) -> tuple[pa.Array, NDArray[np.int64]]:
-        flat, offsets = feature_encoders.flatten(values, self.schema.histories[history].separator, where)
+        flat, offsets = flatten(values, self.schema.histories[history].separator, where)
         return as_type(flat, self.raw_types[name], where), offsets
 
     def _raw_type(self, name: str) -> pa.DataType:
@@ -321,9 +320,8 @@ class _Preparation:
         return None if kind is None else kind == "BIGINT"
 
     def _encode(self, fitted: FittedSchema) -> None:
-        plain = [
-            n for t in ("context", "candidate") for n in fitted.list_features(t) if fitted.encoders[n].kind != "time"
-        ]
+        plain = [name for side in ("context", "candidate") for name in fitted.list_features(side)]
+        plain = [name for name in plain if fitted.encoders[name].kind != "time"]
         known = {n: f.available_at for n, f in self.schema.features.items() if f.available_at}
         filters = Filters(self.schema, self.log.where)
         lists = [(h, n, c) for h, history in self.schema.histories.items() for n, c in (history.columns or {}).items()]
@@ -334,12 +332,12 @@ class _Preparation:
             | {f"c.{column}" for _, _, column in lists}
         )
         times, early = open_array(self.build / "events" / "times.npy"), dict.fromkeys(known, 0)
-        labels = np.where(self.codes == split.TRAIN, open_array(self.build / "label.npy"), np.float32(np.nan))
+        labels = np.where(self.codes == splits.TRAIN, open_array(self.build / "label.npy"), np.float32(np.nan))
         files, pool = ColumnFiles(self.build), ThreadPoolExecutor(self.config.threads)
         try:
             for place, chunk in self._chunks("encode", wanted) if wanted else ():
                 for name, values in zip(plain, pool.map(partial(self._encoded, fitted, chunk), plain)):
-                    if isinstance(values, feature_encoders.Lists):
+                    if isinstance(values, Lists):
                         files.lists(name, values, fitted.encoders[name].rows)
                     else:
                         dtype = np.float32 if values.dtype.kind == "f" else narrow(fitted.field(name).rows)
@@ -358,30 +356,29 @@ class _Preparation:
         finally:
             pool.shutdown(cancel_futures=True)
             files.close()
-        self.warnings += [*known_before_event(known, early, self.rows), *filters.warnings(self.con, self.sorted)]
+        self.warnings += [*warn_of_early_feedback(known, early, self.rows), *filters.warnings(self.con, self.sorted)]
         write_manifest(self.build / "events", {**event_types(self.build / "events"), **files.event_types()})
 
-    def _encoded(self, fitted: FittedSchema, chunk: pa.RecordBatch, name: str) -> NDArray[Any] | feature_encoders.Lists:
+    def _encoded(self, fitted: FittedSchema, chunk: pa.RecordBatch, name: str) -> NDArray[Any] | Lists:
         """A feature of a chunk of rows."""
         raw = {column: chunk[f"c.{column}"] for column in self.schema.columns(name)}
         return fitted.encode_row(name, raw, self._place)
 
-    def _list(
-        self, fitted: FittedSchema, chunk: pa.RecordBatch, column: tuple[str, str, str]
-    ) -> feature_encoders.Lists:
+    def _list(self, fitted: FittedSchema, chunk: pa.RecordBatch, column: tuple[str, str, str]) -> Lists:
         """A pre-joined history of a chunk of rows; ``column`` is the history, the feature and the raw column."""
         history, name, raw = column
         flat, offsets = self._listed(chunk[f"c.{raw}"], name, history, self._place(raw))
         encoder = fitted.encoders[name]
-        assert not isinstance(encoder, feature_encoders.CalendarEncoder)
-        return feature_encoders.Lists(encoder.encode(flat, self._place(raw)), offsets)
+        assert not isinstance(encoder, CalendarEncoder)
+        return Lists(encoder.encode(flat, self._place(raw)), offsets)
 
     def _manifest(self, fitted: FittedSchema, seconds: float) -> None:
         labels, codes = open_array(self.build / "label.npy"), self.codes
         moments = open_array(self.build / ("moment.npy" if self.schema.request else "events/times.npy"))
-        parts, spans = split.summary(labels, codes, moments, self.step)
-        self.warnings += split.missing_parts(self.config.split, {part: own["samples"] for part, own in parts.items()})
-        made_of = feature_encoders.HashEncoder | feature_encoders.CrossEncoder
+        parts, spans = splits.summary(labels, codes, moments, self.step)
+        samples = {part: own["samples"] for part, own in parts.items()}
+        self.warnings += splits.warn_of_missing_splits(self.config.split, samples)
+        made_of = HashEncoder | CrossEncoder
         hashed = {n: e.collisions() for n, e in fitted.encoders.items() if isinstance(e, made_of)}
         content = {
             "format": FORMAT,

@@ -17,7 +17,7 @@ from longrec.features.batch import Jagged
 from longrec.features.feature_encoders import Lists
 
 
-def impression(log: Log, row: int, others: Iterable[int]) -> dict[str, Any]:
+def build_impression(log: Log, row: int, others: Iterable[int]) -> dict[str, Any]:
     """One impression as the log keeps it: who, when, with which context and which past.
 
     Args:
@@ -31,7 +31,7 @@ def impression(log: Log, row: int, others: Iterable[int]) -> dict[str, Any]:
     """
     own = int(log.events.columns["item"][row])
     items = np.array([item for item in dict.fromkeys([own, *map(int, others)]) if item > 0], np.int64)
-    user, timestamp = log.user(np.array([row])), log.moments[[row]]
+    user, timestamp = log.user(np.array([row])), log.timestamps[[row]]
     batch = gather(log, np.array([row], np.int64))
     # What a row says of its candidate is known of its own item alone: the others borrow it from the rows that follow.
     near = (row + np.arange(len(items), dtype=np.int64)) % len(log)

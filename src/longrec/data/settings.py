@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, model_validator
 from pydantic import Field as Setting
 
 from longrec.config import Strict
-from longrec.data.layout import Rows
+from longrec.data.file_format import Rows
 from longrec.features.schema import Schema
 
 

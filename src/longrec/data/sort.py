@@ -9,8 +9,8 @@ from pathlib import Path
 
 import duckdb
 
-from longrec.data.read import Relation, literal, name, unreadable
-from longrec.data.timestamps import Timestamps, check_known_at, read_timestamps, takes_format
+from longrec.data.relation import Relation, literal, name, unreadable
+from longrec.data.timestamps import Timestamps, check_available_at, read_timestamps, takes_format
 from longrec.errors import DataError
 from longrec.features.schema import Schema
 
@@ -103,7 +103,7 @@ def _late(log: Relation, schema: Schema, event: Timestamps | None) -> dict[str, 
     found = {schema.time.column: event}
     for column in timestamp_columns(schema)[1:]:
         found[column] = read_timestamps(log, column, schema.time)
-        check_known_at(log, column, found[column], event)
+        check_available_at(log, column, found[column], event)
     time = schema.time
     if time.format is not None and not any(takes_format(log, column) for column in found):
         kind = log.types[time.column]

@@ -22,8 +22,8 @@ from longrec.features.history_columns import NEVER
 _VALUES = {0: 0.0, 1: 1.0, "0": 0.0, "1": 1.0}
 
 
-def targets_of(
-    log: Log, rows: NDArray[np.int64], names: Sequence[str], known_before: int | None = None
+def compute_targets(
+    log: Log, rows: NDArray[np.int64], names: Sequence[str], available_before: int | None = None
 ) -> dict[str, Tensor]:
     """The targets of some rows by feature, each float32 ``[B]``: NaN where the value was not known in time.
 
@@ -38,11 +38,11 @@ def targets_of(
     faults = [f"model: the target {name!r} {fault}" for name in names if (fault := _fault(log, name))]
     if faults:
         raise ConfigError("config", faults)
-    before = log.training_window.end("train", log.user(rows)) if known_before is None else known_before
-    return {name: torch.from_numpy(target(log, name, rows, before)) for name in names}
+    before = log.training_window.end("train", log.user(rows)) if available_before is None else available_before
+    return {name: torch.from_numpy(compute_target(log, name, rows, before)) for name in names}
 
 
-def target(
+def compute_target(
     log: Log, name: str, rows: NDArray[np.int64], before: int | NDArray[np.int64] | None = None
 ) -> NDArray[np.float32]:
     """float32 ``[B]``: 0 or 1; NaN where the value is null, or was not known strictly ``before`` a moment.
@@ -56,15 +56,15 @@ def target(
     table = np.full(encoder.rows, np.nan, np.float32)
     table[FIRST:] = [_VALUES[value] for value in encoder.keys.values.to_pylist()]
     values = table.take(log.events.columns[name].take(rows))
-    values[known(log, name, rows) >= (NEVER if before is None else before)] = np.nan
+    values[compute_available_at(log, name, rows) >= (NEVER if before is None else before)] = np.nan
     return values
 
 
-def known(log: Log, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def compute_available_at(log: Log, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """int64 ``[B]``: when a feedback feature of the rows became known; never before their events were available."""
     own, times = log.events.columns.get(f"known.{name}"), log.events.times.take(rows)
     since = np.maximum(own.take(rows), times) if own is not None else times + log.schema.available_after(name)
-    return log.not_before_available(since, rows)
+    return log.clamp_to_available(since, rows)
 
 
 def check_targets(log: Log, names: Sequence[str]) -> None:
@@ -77,7 +77,7 @@ def check_targets(log: Log, names: Sequence[str]) -> None:
     faults = [f"model: the target {name!r} {fault}" for name in names if (fault := _fault(log, name))]
     if not faults:
         rows = log.rows_of("train")
-        for name, made in targets_of(log, rows, names).items():
+        for name, made in compute_targets(log, rows, names).items():
             told = made.numpy()
             values = np.unique(told[~np.isnan(told)])
             if not len(values):

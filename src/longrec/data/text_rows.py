@@ -10,7 +10,7 @@ from pathlib import Path
 
 import duckdb
 
-from longrec.data.layout import Rows
+from longrec.data.file_format import Rows
 from longrec.data.sql import literal, name, unreadable
 from longrec.errors import DataError, LongRecError
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from longrec.data import timestamp_sql as sql
 from longrec.data.calendar_digits import refuse_calendar
-from longrec.data.read import Relation, name
+from longrec.data.relation import Relation, name
 from longrec.errors import DataError
 from longrec.features.schema import TimeColumn
 from longrec.features.timestamp_grammar import (
@@ -224,7 +224,7 @@ class _Column:
             raise DataError(where, f"values from {low} to {high} {known}", "moments of the years 1 to 9999")
 
 
-def check_known_at(log: Relation, column: str, found: Timestamps, event: Timestamps) -> None:
+def check_available_at(log: Relation, column: str, found: Timestamps, event: Timestamps) -> None:
     """Refuse a column of delays in place of timestamps.
 
     Raises:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.data.split import TEST, TRAIN, VALID
+from longrec.data.splits import TEST, TRAIN, VALID
 from longrec.features.history_columns import NEVER
 
 
@@ -40,7 +40,7 @@ class TrainingWindow:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class ExcludedRows:
     """Labelled rows of one part that may not take part.
 
     Attributes:

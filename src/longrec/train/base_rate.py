@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.data.log import Log
-from longrec.data.targets import targets_of
+from longrec.data.targets import compute_targets
 from longrec.models.core.base import Model, name_of
 
 
@@ -17,7 +17,7 @@ def start_at_base_rates(model: Model, log: Log, rows: NDArray[np.int64], availab
         rows: int64 rows of the log whose labels enter the loss.
         known_before: the moment before which further labels must be known; default the end of the training window.
     """
-    further = targets_of(log, rows, model.targets, available_before)
+    further = compute_targets(log, rows, model.targets, available_before)
     labels = [log.labels.take(rows), *(further[name].numpy() for name in model.targets)]
     weight = None if log.sample_weight is None else log.sample_weight.take(rows)
     model.start_at_rates([base_rate(label, weight) for label in labels])

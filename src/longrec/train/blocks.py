@@ -32,7 +32,7 @@ class Block:
 
 def split_into_blocks(config: CompressConfig, log: Log) -> list[Block]:
     """All impressions of a log in blocks of time; impressions of one moment are never parted."""
-    timestamps = log.moments
+    timestamps = log.timestamps
     ordered = np.sort(timestamps)
     starts = [int(ordered[0])]
     if config.every is not None:

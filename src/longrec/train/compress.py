@@ -136,7 +136,7 @@ def _open_source(
 
 
 def _refuse_leak(config: CompressConfig, name: str, log: Log, after: int | None) -> None:
-    if config.mode == "checkpoint" and (after is None or after > int(log.moments.max())):
+    if config.mode == "checkpoint" and (after is None or after > int(log.timestamps.max())):
         raise RunError(
             name,
             f"mode checkpoint finds only tokens to write that would be {LEAK}",
@@ -148,10 +148,10 @@ def _refuse_leak(config: CompressConfig, name: str, log: Log, after: int | None)
 def _plan_blocks(config: CompressConfig, log: Log, after: int | None) -> list[Block]:
     """The blocks to write, in order of time; with given weights all in one."""
     if config.mode == "leaky_checkpoint":
-        return [Block(0, int(log.moments.min()), None, np.arange(len(log)))]
+        return [Block(0, int(log.timestamps.min()), None, np.arange(len(log)))]
     if config.mode == "checkpoint":
         assert after is not None
-        return [Block(0, after, None, np.flatnonzero(log.moments >= after))]
+        return [Block(0, after, None, np.flatnonzero(log.timestamps >= after))]
     return split_into_blocks(config, log)
 
 
@@ -205,7 +205,7 @@ class _BlockWriter:
 
     def _sample_scale_rows(self, block: Block) -> NDArray[np.int64]:
         """Rows from before a block, to tell a version's mean and deviation (all rows, where none lie before it)."""
-        before = np.flatnonzero((self.log.moments < block.start) & (self.instances.available < block.start))
+        before = np.flatnonzero((self.log.timestamps < block.start) & (self.instances.available < block.start))
         before = before if len(before) else np.arange(len(self.log))
         random = np.random.default_rng([block.number, len(before)])
         return np.sort(random.choice(before, min(self.config.scale_sample, len(before)), replace=False))

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec import metrics
-from longrec.data.labels import check_window, reasons
+from longrec.data.label_checks import check_window, reasons
 from longrec.data.log import Log
-from longrec.data.split import PARTS
-from longrec.data.targets import target
-from longrec.data.weights import check_weights
+from longrec.data.sample_weights import check_weights
+from longrec.data.splits import SPLITS
+from longrec.data.targets import compute_target
 from longrec.errors import ConfigError, DataError, RunError, UnknownName
 from longrec.metrics import Comparison, Interval
 from longrec.metrics.bootstrap import Resample
@@ -169,8 +169,8 @@ def compare(
 
 def write_predictions(model: Model, log: Log, job: Job, split: str, path: Path, *, quiet: bool = False) -> pa.Table:
     """Score a part and write its Parquet file, whole or not at all; the table written."""
-    if split not in PARTS:
-        raise UnknownName("part", split, PARTS)
+    if split not in SPLITS:
+        raise UnknownName("part", split, SPLITS)
     rows = log.rows_of(split)
     if not len(rows):
         raise RunError(split, "no rows", "a part with samples", "look at data.split")
@@ -187,7 +187,7 @@ def write_predictions(model: Model, log: Log, job: Job, split: str, path: Path, 
         columns["weight"] = log.weight_of(job.evaluate.sample_weight).take(rows)
     for name, probability in tasks.items():
         if name in model.targets:
-            columns[f"label.{name}"] = pa.array(target(log, name, rows), from_pandas=True)
+            columns[f"label.{name}"] = pa.array(compute_target(log, name, rows), from_pandas=True)
         columns[f"score.{name}"] = probability
     table = pa.table(columns)
     replace_file(path, lambda partial: pq.write_table(table, partial))
@@ -237,8 +237,8 @@ def check_splits(log: Log, job: Job) -> None:
         raise DataError("data.split", "no sample in valid and none in test", "one part to measure at least", do)
     for split, rows in splits.items():
         labels, users, where = log.labels.take(rows), log.user(rows), f"the {split} part"
-        if len(log.rows_left_out(split).rows):
-            where += f", less {len(log.rows_left_out(split).rows):,} rows ({reasons(log, split)})"
+        if len(log.excluded_rows(split).rows):
+            where += f", less {len(log.excluded_rows(split).rows):,} rows ({reasons(log, split)})"
         if labels.min() == labels.max():
             raise DataError(where, f"{len(rows):,} samples that are all {labels[0]:g}", "both classes", do)
         if job.evaluate.resample == "user" and users[0] == users[-1]:

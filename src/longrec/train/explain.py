@@ -61,7 +61,7 @@ def explain(run: Run | str | Path, row: int) -> dict[str, Any]:
         "user": log.users.key(int(log.user(rows)[0])),
         "item": log.items.key(int(log.events.columns["item"][row])),
         "time": int(log.events.times[row]),
-        "moment": int(log.moments[row]),
+        "moment": int(log.timestamps[row]),
         "label": None if np.isnan(label) else label,
         "score": score,
         "histories": {
@@ -80,7 +80,7 @@ def _no_weights(batch: Batch) -> dict[str, torch.Tensor]:
 def _explain_events(
     log: Log, name: str, rows: NDArray[np.int64], batch: Batch, weights: list[float] | None
 ) -> list[dict[str, Any]]:
-    history, timestamp = batch.histories[name], int(log.moments[rows[0]])
+    history, timestamp = batch.histories[name], int(log.timestamps[rows[0]])
     count = int(history.offsets[-1])
     columns = {
         column: _decode_column(log, column, history.columns[column]) for column in log.schema.histories[name].features
@@ -89,7 +89,7 @@ def _explain_events(
     items: list[Any] = columns[own] if own is not None else [None] * count
     times: list[int | None] = [None] * count
     if not log.schema.prejoined:
-        at, _ = log.past(name, rows)
+        at, _ = log.select_history(name, rows)
         items = [log.items.key(int(item)) for item in log.events.columns["item"].take(at)]
         times = log.events.times.take(at).tolist()
     return [
@@ -107,8 +107,8 @@ def _explain_events(
 def _explain_tokens(
     log: Log, name: str, rows: NDArray[np.int64], batch: Batch, weights: list[float] | None
 ) -> list[dict[str, Any]]:
-    history, timestamp, own = log.tokens[name], int(log.moments[rows[0]]), batch.histories[name].columns
-    times = history.times(log.user(rows), log.moments.take(rows)).tolist()
+    history, timestamp, own = log.tokens[name], int(log.timestamps[rows[0]]), batch.histories[name].columns
+    times = history.times(log.user(rows), log.timestamps.take(rows)).tolist()
     source_folder = find_source(history.store.location)
     fitted = None if source_folder is None else FittedSchema.load(source_folder / "schema")
     vectors = own.get(format_token_field(name, TOKEN))

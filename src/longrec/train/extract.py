@@ -22,9 +22,9 @@ from torch import Tensor
 
 from longrec import metrics
 from longrec.config import Strict, apply_overrides, parse
+from longrec.data.entity_batches import build_item_batch, build_user_batch
 from longrec.data.log import Log
-from longrec.data.snapshot import items_at, users_at
-from longrec.data.split import TRAIN
+from longrec.data.splits import TRAIN
 from longrec.data.targets import check_targets
 from longrec.errors import RunError
 from longrec.features.batch import Batch
@@ -167,7 +167,7 @@ class _VersionWriter:
             self.report.tokens += count
         rows = block.rows
         if self.config.learn == "train":
-            rows = rows[self.log.parts.take(rows) == TRAIN]
+            rows = rows[self.log.splits.take(rows) == TRAIN]
         self.instances.feed(rows)
         ready = self.instances.take_ready(block.stop)
         if len(ready) and block.stop is not None:
@@ -185,10 +185,10 @@ class _VersionWriter:
         users = np.flatnonzero(first < timestamp)
         items = np.arange(1, len(log.items))
         k_u = self._encode_side(
-            users, lambda chunk: model.user_knowledge(users_at(log, chunk, timestamp)), log.users.keys.values
+            users, lambda chunk: model.user_knowledge(build_user_batch(log, chunk, timestamp)), log.users.keys.values
         )
         k_v = self._encode_side(
-            items, lambda chunk: model.item_knowledge(items_at(log, chunk, timestamp)), log.items.keys.values
+            items, lambda chunk: model.item_knowledge(build_item_batch(log, chunk, timestamp)), log.items.keys.values
         )
         return self.store.publish(self.before, timestamp + log.schema.delay(self.config.visibility_delay), k_u, k_v)
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from longrec.data.labels import window_warnings
+from longrec.data.label_checks import window_warnings
 from longrec.data.log import Log
 from longrec.data.targets import check_targets
-from longrec.data.training_past import training_past
+from longrec.data.training_histories import iterate_training_histories
 from longrec.errors import ConfigError
 from longrec.models.core import artifact
 from longrec.models.core import base as models
@@ -175,7 +175,7 @@ def _fit_statistics(model: Model, log: Log) -> None:
     """Show the training window to whatever in a model learns from it before the first step."""
     for module in model.modules():
         if isinstance(module, Model) and module.needs_training_window:
-            module.fit_statistics(training_past(log))
+            module.fit_statistics(iterate_training_histories(log))
 
 
 def _measure(folder: Path, job: Job, log: Log, state: checkpoint.State, quiet: bool) -> None:
@@ -193,7 +193,7 @@ def _measure(folder: Path, job: Job, log: Log, state: checkpoint.State, quiet: b
         **headline,
         "warnings": [*run_warnings, *headline["warnings"]],
         "run_warnings": run_warnings,  # those that hold whatever is measured
-        "left_out": log.left_out,
+        "left_out": log.excluded_counts,
         "later": log.manifest.get("later", []),
         "valid": measured.get("valid"),
         "best_step": state.best_step,

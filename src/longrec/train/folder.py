@@ -46,7 +46,7 @@ def create_run_folder(job: Job, log: Log, seen: SeenLabels, warnings: Sequence[s
         log.fitted.save(partial / "schema")
         (partial / "environment.json").write_text(json.dumps(describe_environment(job.fit.threads), indent=1))
         about = {"path": str(log.folder.absolute()), "digest": log.folder.name, "samples": log.sample_count}
-        about |= {"left_out": log.left_out, KEY: seen.to_dict(), "warnings": list(warnings)}
+        about |= {"left_out": log.excluded_counts, KEY: seen.to_dict(), "warnings": list(warnings)}
         (partial / "log.json").write_text(json.dumps(about, indent=1))
         if notes:
             (partial / "NOTES.md").write_text(notes, encoding="utf-8")

@@ -40,13 +40,13 @@ class Instances:
         labels = log.labels
         label = np.where(np.isnan(labels), NONE, np.where(labels > 0.5, POSITIVE, NEGATIVE)).astype(np.uint8)
         self.sides: dict[str, NDArray[Any]] = {LABEL: label}
-        self.available_at: dict[str, NDArray[np.int64]] = {LABEL: log.label_known(rows)}
+        self.available_at: dict[str, NDArray[np.int64]] = {LABEL: log.label_time(rows)}
         self.side_rows = {LABEL: 3}
         for name, feature in log.schema.features.items():
             if not feature.feedback or name == LABEL:
                 continue
             self.sides[name] = np.asarray(log.events.columns[name])
-            self.available_at[name] = targets.known(log, name, rows)
+            self.available_at[name] = targets.compute_available_at(log, name, rows)
             self.side_rows[name] = log.fitted.encoders[name].rows
         self._waiting = np.zeros(0, np.int64)
 

@@ -308,11 +308,11 @@ def _beyond(
     """What the files lack by their headers, and a model that cannot fit into the memory there is."""
     if data is None or schema is None:
         return []
-    from longrec.data.sources import source_faults
+    from longrec.data.source_checks import find_source_faults
     from longrec.train.memory import estimate_fields, estimate_memory, find_memory_fault
 
     every = [pattern for key in _SOURCES if (source := getattr(data, key)) for pattern in source.patterns()]
-    faults = source_faults(data, schema) if all(glob.glob(pattern) for pattern in every) else []
+    faults = find_source_faults(data, schema) if all(glob.glob(pattern) for pattern in every) else []
     large = (
         None
         if model is None or fit is None

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from longrec.data.loader import Loader
 from longrec.data.log import Log
-from longrec.data.negatives import sample_negatives
-from longrec.data.user_order import UserLoader
+from longrec.data.negative_sampling import sample_negatives
+from longrec.data.user_loader import UserLoader
 from longrec.errors import ConfigError
 from longrec.models.core.base import Model
 
@@ -50,7 +50,7 @@ def build_loader(
             shuffle=shuffle,
             bucket_by_length=bucket_by_length,
             targets=targets,
-            known_before=available_before,
+            available_before=available_before,
         )
     if bucket_by_length:
         raise ConfigError(
@@ -67,5 +67,5 @@ def build_loader(
         mirrored=user_order.mirrored,
         loss_rows=kept,
         targets=targets,
-        known_before=available_before,
+        available_before=available_before,
     )

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from longrec.data.log import Log
-from longrec.data.negatives import sample_negatives
+from longrec.data.negative_sampling import sample_negatives
 from longrec.errors import ConfigError, DataError
 from longrec.models.core.base import Model, name_of
 from longrec.train.settings import FitConfig

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from longrec.data.log import Log
-from longrec.data.split import TRAIN, VALID, show_moment
-from longrec.data.targets import known
+from longrec.data.splits import TRAIN, VALID, describe_timestamp
+from longrec.data.targets import compute_available_at
 from longrec.errors import RunError
 from longrec.features.column_delays import Delay, compute_column_delays
 from longrec.features.history_columns import NEVER
@@ -94,10 +94,10 @@ def compute_seen_labels(log: Log, targets: tuple[str, ...]) -> SeenLabels:
     trained = _single_end(window.train) if timed else None
     if timed and trained is None:
         rows = log.rows_of("train")
-        trained = _first_after([log.label_known(rows), *(known(log, name, rows) for name in targets)])
+        trained = _first_after([log.label_time(rows), *(compute_available_at(log, name, rows) for name in targets)])
     validated = trained
     if trained is not None and len(rows := log.rows_of("valid")):
-        validated = _single_end(window.valid) or _first_after([log.label_known(rows)])
+        validated = _single_end(window.valid) or _first_after([log.label_time(rows)])
         validated = None if validated is None else max(trained, validated)
     delays = _collect_label_delays(log.schema, targets)
     split = log.manifest.get("split", log.folder.name)
@@ -126,8 +126,8 @@ def _seen_without_window(log: Log) -> SeenLabels:
     ends: list[int | None] = [None, None]
     if log.schema.time is not None:
         sample = ~np.isnan(log.labels)
-        learned = [np.flatnonzero(sample & (log.parts == code)) for code in (TRAIN, VALID)]
-        ends = [_first_after([log.label_known(rows) for rows in learned[:many]]) for many in (1, 2)]
+        learned = [np.flatnonzero(sample & (log.splits == code)) for code in (TRAIN, VALID)]
+        ends = [_first_after([log.label_time(rows) for rows in learned[:many]]) for many in (1, 2)]
         ends = [None, None] if None in ends else ends
     source = str(log.manifest["source"]["log"])
     return SeenLabels(
@@ -164,8 +164,8 @@ def find_start_fault(before: SeenLabels, log: Log) -> str:
     ):
         if timestamp > first:
             faults.append(
-                f"that run {action} labels known until {show_moment(timestamp, step)}, and here {first_split} at "
-                f"{show_moment(first, step)}"
+                f"that run {action} labels known until {describe_timestamp(timestamp, step)}, and here {first_split} "
+                f"at {describe_timestamp(first, step)}"
             )
     return "; ".join(faults)
 

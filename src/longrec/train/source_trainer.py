@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from longrec.data.gather import gather
 from longrec.data.log import Log
-from longrec.data.negatives import sample_negatives
+from longrec.data.negative_sampling import sample_negatives
 from longrec.errors import RunError
 from longrec.features.batch import Batch
 from longrec.models.core import artifact
@@ -191,11 +191,11 @@ class SourceTrainer:
         Args:
             past: stored tokens that a row looks back at, in user order.
         """
-        rows = block.rows[np.argsort(self.log.moments.take(block.rows), kind="stable")]
+        rows = block.rows[np.argsort(self.log.timestamps.take(block.rows), kind="stable")]
         back = context if self.model.user_order else 0
         for at in range(0, len(rows), self.fit.batch_size):
             chunk = rows[at : at + self.fit.batch_size]
-            self._learn_available(instances, store, int(self.log.moments[chunk[0]]), back)
+            self._learn_available(instances, store, int(self.log.timestamps[chunk[0]]), back)
             batch, before = self._gather_with_context(instances, store, chunk, back)
             self.model.eval()
             with torch.inference_mode():
@@ -214,7 +214,7 @@ class SourceTrainer:
     def _learn_available(self, instances: Instances, store: TokenStore, timestamp: int, back: int) -> None:
         ready = instances.take_ready(timestamp)
         ready = sample_negatives(ready, self.log.labels.take(ready), self.fit.negative_rate, self.fit.seed)
-        ready = ready[np.argsort(self.log.moments.take(ready), kind="stable")]
+        ready = ready[np.argsort(self.log.timestamps.take(ready), kind="stable")]
         if len(ready):
             self._start_at_base_rates(ready, timestamp)
         for at in range(0, len(ready), self.fit.batch_size):
@@ -238,7 +238,7 @@ class SourceTrainer:
             learns_at: the moment at which the source learns the rows; None where it only encodes them.
         """
         batch = gather(self.log, rows, () if learns_at is None else self.model.targets, learns_at)
-        timestamps = self.log.moments.take(rows)
+        timestamps = self.log.timestamps.take(rows)
         if not back:
             return batch, None
         tokens = read_visible_tokens(store, instances.users(rows), timestamps, back)

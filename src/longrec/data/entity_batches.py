@@ -1,0 +1,96 @@
+"""Users and items by themselves, as they stood at a moment: batches of no impression, for models that know one side.
+
+Whatever belongs to the other side, or to an event or its candidate, reads as missing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from longrec.data.gather import gather_history, tensor
+from longrec.data.log import Log
+from longrec.errors import DataError
+from longrec.features.batch import Batch, HistoryBatch, Jagged
+from longrec.features.entity_table import AsOf
+from longrec.features.feature_encoders import CalendarEncoder, Lists
+from longrec.features.fields import Field
+
+
+def build_user_batch(log: Log, users: NDArray[np.int64], moment: int) -> Batch:
+    """Users with their histories strictly before a moment.
+
+    Args:
+        users: int64 ``[B]`` rows of the log's user table.
+
+    Raises:
+        DataError: a log whose rows carry their histories: there is none but at its rows.
+    """
+    if log.schema.prejoined:
+        found = "histories that lie in the rows of the log"
+        raise DataError(str(log.folder), found, "an event log, whose histories can be read at any moment")
+    moments = np.full(len(users), moment, np.int64)
+    histories = {}
+    for name in log.schema.histories:
+        if name in log.tokens:
+            columns, offsets = log.tokens[name].columns(users, moments)
+            plain = {column: tensor(values) for column, values in columns.items()}
+            histories[name] = HistoryBatch(plain, torch.from_numpy(offsets))
+        else:
+            at, offsets = log.select_history_at(name, users, moments)
+            histories[name] = gather_history(log, name, at, offsets, np.repeat(moments, np.diff(offsets)))
+    return _batch(log, "user", users, moments, histories)
+
+
+def build_item_batch(log: Log, items: NDArray[np.int64], moment: int) -> Batch:
+    """Items at a moment, for nobody in particular.
+
+    Args:
+        items: int64 ``[B]`` rows of the log's item table.
+    """
+    histories = {}
+    for name, columns in log.fields().histories.items():
+        none = {field.name: _no_events(field) for field in columns}
+        histories[name] = HistoryBatch(none, torch.zeros(len(items) + 1, dtype=torch.int64))
+    return _batch(log, "item", items, np.full(len(items), moment, np.int64), histories)
+
+
+def _no_events(field: Field) -> torch.Tensor | Jagged:
+    """A column of no events."""
+    if field.kind == "multi_id":
+        weights = torch.zeros(0) if field.weighted else None
+        return Jagged(torch.zeros(0, dtype=torch.int32), torch.zeros(1, dtype=torch.int64), weights)
+    if field.kind == "embedding":
+        return torch.zeros(0, field.width)
+    return torch.zeros(0, dtype=torch.int32)
+
+
+def _batch(
+    log: Log, side: str, rows: NDArray[np.int64], moments: NDArray[np.int64], histories: dict[str, HistoryBatch]
+) -> Batch:
+    features, table = {}, (log.users if side == "user" else log.items).as_of(rows, moments)
+    for field in log.fields().features:
+        features[field.name] = tensor(_feature(log, field.name, side, rows, moments, table))
+    return Batch(len(rows), features, histories)
+
+
+def _feature(
+    log: Log, name: str, side: str, rows: NDArray[np.int64], moments: NDArray[np.int64], table: AsOf
+) -> NDArray[Any] | Lists:
+    own = log.schema.side(name) == side
+    if name in log.knowledge:
+        return log.knowledge[name].values(rows if own else np.zeros_like(rows), moments)
+    if own:
+        return table[name]
+    encoder = log.fitted.encoders[name]
+    if isinstance(encoder, CalendarEncoder):
+        return encoder.encode_times(moments)
+    feature = log.schema.features[name]
+    if feature.kind == "multi_id":
+        weights = np.zeros(0, np.float32) if feature.weighted else None
+        return Lists(np.zeros(0, np.int32), np.zeros(len(rows) + 1, np.int64), weights)
+    return np.repeat(encoder.encode(pa.nulls(1), name), len(rows), axis=0)

@@ -1,0 +1,178 @@
+"""Rows of files with a layout: read once, checked, and written as one Parquet file of typed columns.
+
+Text is read with the declared types alone: nothing is guessed from the values, so a log reads the same whatever is in
+it. Every later pass reads the Parquet file, column by column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from longrec.data.file_format import Rows
+from longrec.data.packed_cells import Stray, unpack
+from longrec.data.sql import literal, name, unreadable
+from longrec.data.text_rows import check_header, read_text, text_fault, typed
+from longrec.errors import DataError, nearest
+
+_CHUNK = 16_384  # cells taken apart at once
+_INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT"}
+
+
+class Layout:
+    """One source with a layout, on its way into a Parquet file.
+
+    Args:
+        con: the connection that reads.
+        rows: the layout.
+        where: the source as errors name it.
+        files: the files of each part, in their order; one part without a name where there are no parts.
+        part: the column that names the part.
+    """
+
+    def __init__(
+        self,
+        con: duckdb.DuckDBPyConnection,
+        rows: Rows,
+        where: str,
+        files: Mapping[str | None, list[Path]],
+        part: str,
+    ) -> None:
+        self.con, self.rows, self.where, self.files, self.part = con, rows, where, files, part
+
+    def write(self, rows: str | None, target: Path) -> str:
+        """Write the rows to ``target``.
+
+        Args:
+            rows: the relation to read (Parquet, Arrow), part column included; None reads the text files.
+
+        Returns:
+            SQL that reads what was written.
+
+        Raises:
+            DataError: a row of more or fewer cells, a value that does not fit its column, a packed cell that does not
+                read as such, a default or packed column that is not there. The first of each, with its place.
+        """
+        sql = self._text() if rows is None else self._typed(rows)
+        try:
+            if self.rows.packed:
+                self._unpacked(sql, target)
+            else:
+                kind = "FORMAT parquet, COMPRESSION snappy, ROW_GROUP_SIZE 100000"
+                self.con.execute(f"COPY ({sql}) TO {literal(str(target))} ({kind})")
+        except (duckdb.Error, pa.ArrowException) as error:
+            fault = text_fault(self.con.cursor(), self.rows, self._paths()) if rows is None else None
+            raise fault or unreadable(self.where, error) from None
+        read = f"read_parquet({literal(str(target))}"
+        if self.rows.number is None:
+            return f"{read})"
+        number = name(self.rows.number)
+        return f"(SELECT * EXCLUDE (file_row_number), file_row_number AS {number} FROM {read}, file_row_number=true))"
+
+    def _paths(self) -> list[Path]:
+        return [path for paths in self.files.values() for path in paths]
+
+    def _text(self) -> str:
+        if self.rows.header:
+            for path in self._paths():
+                check_header(self.con, self.rows, path)
+        parts = []
+        for part, paths in self.files.items():
+            own = "" if part is None else f", {literal(part)} AS {name(self.part)}"
+            parts.append(f"SELECT {typed(self.rows)}{own} FROM {read_text(self.rows, paths)}")
+        return " UNION ALL ".join(parts)
+
+    def _typed(self, rows: str) -> str:
+        """SQL over files that know their types, defaults filled in."""
+        described = self.con.execute(f"DESCRIBE SELECT * FROM {rows}").fetchall()
+        types = {row[0]: row[1] for row in described}
+        askers = {column: "packed" for column in self.rows.packed}
+        askers |= {column: "defaults" for column in self.rows.defaults if column not in self.rows.made()}
+        for column, asker in askers.items():
+            if column not in types:
+                near = nearest(column, types)
+                hint = f", did you mean {near!r}?" if near else ""
+                raise DataError(self.where, f"no column {column!r} (rows.{asker}){hint}", f"one of {', '.join(types)}")
+        for column in self.rows.packed:
+            if types[column] != "VARCHAR":
+                raise DataError(f"{self.where}: column {column!r}", f"values of type {types[column]}", "packed text")
+        taken = [*self.rows.made(), *([self.rows.number] if self.rows.number is not None else [])]
+        for column in taken:
+            if column in types:
+                raise DataError(self.where, f"a column {column!r} of its own", "a name that is free for rows to make")
+        return f"SELECT {', '.join(self._filled(column, kind) for column, kind in types.items())} FROM {rows}"
+
+    def _filled(self, column: str, kind: str) -> str:
+        quoted = name(column)
+        if column not in self.rows.defaults:
+            return quoted
+        value = self.rows.defaults[column]
+        if kind == "VARCHAR" and isinstance(value, str):
+            return f"coalesce(nullif({quoted}, ''), {literal(value)}) AS {quoted}"
+        if (kind in _INTEGERS and isinstance(value, int)) or (
+            kind in ("FLOAT", "DOUBLE") and not isinstance(value, str)
+        ):
+            return f"coalesce({quoted}, {value!r}::{kind}) AS {quoted}"
+        raise DataError(f"{self.where}: column {column!r}", f"the default {value!r}", f"a value of type {kind}")
+
+    def _unpacked(self, sql: str, target: Path) -> None:
+        writer: pq.ParquetWriter | None = None
+        try:
+            for chunk in self._chunks(sql):
+                writer = writer or pq.ParquetWriter(target, chunk.schema, compression="snappy")
+                writer.write_batch(chunk)
+        finally:
+            if writer is not None:
+                writer.close()
+
+    def _chunks(self, sql: str) -> Iterator[pa.RecordBatch]:
+        """The rows with their packed columns taken apart; one chunk at least, be it empty."""
+        done = 0
+        with self.con.sql(sql).to_arrow_reader(_CHUNK) as reader:
+            for batch in reader:
+                yield self._apart(batch, done)
+                done += len(batch)
+            if not done:
+                yield self._apart(pa.RecordBatch.from_pylist([], reader.schema), 0)
+
+    def _apart(self, batch: pa.RecordBatch, before: int) -> pa.RecordBatch:
+        fill = {column: str(value) for column, value in self.rows.defaults.items()}
+        columns = {column: batch[column] for column in batch.schema.names if column not in self.rows.packed}
+        for column, packed in self.rows.packed.items():
+            try:
+                columns |= unpack(batch[column], packed, fill)
+            except Stray as stray:
+                raise self._stray(stray, before, column, batch[column][stray.row].as_py()) from None
+        return pa.RecordBatch.from_pydict(columns)
+
+    def _stray(self, stray: Stray, before: int, column: str, cell: str) -> DataError:
+        shown = cell if len(cell) <= 80 else cell[:77] + "..."
+        return DataError(
+            f"{self._place(before + stray.row)}, column {column!r}, step {stray.step}",
+            stray.found,
+            stray.expected,
+            f"mend the cell, or correct rows.packed.{column}; the cell is {shown!r}",
+        )
+
+    def _place(self, row: int) -> str:
+        """The file and the row in it, from 1, of a row of the whole source."""
+        con = self.con.cursor()  # the first one is still reading
+        for path in self._paths():
+            count = con.execute(f"SELECT count(*) FROM {self._one(con, path)}").fetchall()[0][0]
+            if row < count:
+                return f"{path}, row {row + 1}"
+            row -= count
+        return f"{self.where}, row {row + 1}"
+
+    def _one(self, con: duckdb.DuckDBPyConnection, path: Path) -> str:
+        if self.rows.columns is not None:
+            return read_text(self.rows, [path])
+        if path.suffix.lower() == ".parquet":
+            return f"read_parquet({literal(str(path))})"
+        con.register("_one_arrow", pads.dataset(str(path), format="ipc"))
+        return "_one_arrow"

@@ -1,0 +1,101 @@
+"""The join of a log with what an extractor left: for each sample what was known of its user or item at its moment.
+
+Users and items are found by their own keys, so that knowledge extracted from one log serves another. Both sides of a
+sample read the same version: the newest that was published strictly before its moment.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.data.token_join import checked
+from longrec.errors import DataError
+from longrec.features.schema import Schema
+from longrec.features.vocabulary import Keys, compute_key_numbers
+
+if TYPE_CHECKING:
+    from longrec.store.knowledge_store import KnowledgeStore
+
+Control = Literal["shuffled", "random"]
+
+
+class KnowledgeFeature:
+    """One vector feature of a log.
+
+    Args:
+        table: whose knowledge it is: user or item.
+        keys: the users (or items) of the log.
+        where: the feature named in a message.
+
+    Attributes:
+        width: numbers of a value: the presence flag, then the vector.
+        warnings: a sentence per reason to read what is measured on it with caution.
+
+    Raises:
+        DataError: the store names users (or items) otherwise, counts time otherwise, or discloses more than was known.
+    """
+
+    def __init__(self, store: KnowledgeStore, schema: Schema, table: str, keys: Keys, where: str) -> None:
+        _check(store, schema, table, keys, where)
+        allowed = schema.features[where.removeprefix("features.")].allow_leak
+        self.warnings = checked(store.info, schema, where, str(store.folder), allowed)
+        self.store = store
+        self._side: Literal["user", "item"] = "user" if table == "user" else "item"
+        self.width = 1 + store.info.widths[table]
+        self._keys = compute_key_numbers(keys.values)
+        self._rows = np.arange(len(self._keys) + 1)
+        self._noise: int | None = None
+        self._versions: dict[int, NDArray[np.floating]] = {}
+
+    def values(self, owners: NDArray[np.int64], moments: NDArray[np.int64]) -> NDArray[np.float32]:
+        """float32 ``[B, 1 + W]``: 1 and the vector; zeros where nothing was known.
+
+        Args:
+            owners: ``[B]`` rows of the log's user (or item) table; row 0 is nobody.
+            moments: int64 ``[B]``.
+        """
+        found = np.zeros((len(owners), self.width), np.float32)
+        version = self.store.find_versions(moments)
+        for number in np.unique(version[version >= 0]):
+            at = version == number
+            found[at] = self._matrix(int(number))[self._rows.take(owners[at])]
+        return found
+
+    def control(self, how: Control, seed: int = 0) -> KnowledgeFeature:
+        """The same feature emptied of what it tells, for controls: everybody gets the knowledge of somebody else
+        (the same one in every version), or noise of their own.
+        """
+        other = object.__new__(KnowledgeFeature)
+        other.__dict__.update(self.__dict__, _versions={})
+        if how == "shuffled":
+            # Rows are shuffled among themselves; nobody stays nobody.
+            other._rows = np.concatenate([[0], 1 + np.random.default_rng(seed).permutation(len(self._keys))])
+        else:
+            other._noise = seed
+        return other
+
+    def _matrix(self, number: int) -> NDArray[np.floating]:
+        """``[1 + keys, 1 + W]`` of a version; half floats where the store keeps no more."""
+        if number not in self._versions:
+            known = self.store.look_up(self._side, self._keys, np.array([number], np.int64))
+            if self._noise is not None:
+                random = np.random.default_rng([self._noise, number])
+                known[:, 1:] = random.standard_normal((len(known), self.width - 1)) * known[:, :1]
+            whole = np.concatenate([np.zeros((1, self.width), np.float32), known])
+            self._versions[number] = whole.astype(np.float16 if self.store.info.codec == "fp16" else np.float32)
+        return self._versions[number]
+
+
+def _check(store: KnowledgeStore, schema: Schema, table: str, keys: Keys, where: str) -> None:
+    info, own = store.info, "int64" if keys.numeric else "text"
+    do = "extract the knowledge from a log that names them as this one does"
+    if info.keys[table] != own:
+        raise DataError(where, f"knowledge of {table}s named by {info.keys[table]}", f"{own}, as in the log", do)
+    unit = "step" if schema.time is not None and schema.time.unit == "step" else "ms"
+    if schema.time is None:
+        raise DataError(where, "knowledge in a schema without time", "the time column, which picks its version")
+    if info.unit != unit:
+        raise DataError(where, f"knowledge whose times count in {info.unit}", f"{unit}, as in the log")

@@ -1,0 +1,99 @@
+"""Labels of a whole log: which there are, and whether a model can learn from them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.data import splits
+from longrec.data.log import Log
+from longrec.errors import DataError
+from longrec.features.history_columns import NEVER
+from longrec.features.label_encoding import compute_labels
+
+__all__ = ["check_labels", "check_window", "compute_labels", "delay_of", "reasons", "window_warnings"]
+
+
+def check_labels(labels: NDArray[np.float32], codes: NDArray[np.int8], where: str) -> None:
+    """Refuse a training window without labels, or with labels of one class.
+
+    Args:
+        codes: the part of each row, as in ``split``.
+    """
+    train = labels[(codes == splits.TRAIN) & ~np.isnan(labels)]
+    if not len(train):
+        raise DataError(
+            where, "no training row has a label", "labelled rows before the split line", "look at label and split"
+        )
+    if train.min() == train.max():
+        raise DataError(
+            where,
+            f"every training label is {train[0]:g}",
+            "both classes",
+            "look at the label's condition, and at the split"
+            + ("; a log of clicks alone needs rows with label 0: what was shown and not clicked" if train[0] else ""),
+        )
+
+
+def delay_of(log: Log) -> str:
+    """What in the schema says how late labels come, as a message names it."""
+    schema = log.schema
+    if schema.label_available_at is not None:
+        return f"available_at of features.{schema.label_available_at}"
+    own = [
+        name for name, f in schema.features.items() if f.available_after and schema.column(name) == schema.label.column
+    ]
+    if own and schema.longest_label_delay > schema.delay(schema.label_delay):
+        return f"available_after of features.{', features.'.join(own)}"
+    return f"label_delay: {schema.label_delay}"
+
+
+def reasons(log: Log, part: str) -> str:
+    """Why rows of train or valid are left out, with how many of each."""
+    left_out, what = log.excluded_rows(part), "valid or test" if part == "train" else "test"
+    found = []
+    if left_out.unknown:
+        found.append(f"of {left_out.unknown:,} the label was not known before {what} begins ({delay_of(log)})")
+    if left_out.later:
+        found.append(f"{left_out.later:,} lie at or after rows of the same user in {what}")
+    return ", ".join(found)
+
+
+def check_window(log: Log) -> None:
+    """Refuse a training window in which too few labels were known to learn from.
+
+    Raises:
+        DataError: no label of train is left, or labels of one class.
+    """
+    left_out = log.excluded_rows("train")
+    if not len(left_out.rows):
+        return  # ``prepare`` looked at the labels as they are
+    labels = log.labels.take(log.rows_of("train"))
+    if len(labels) and labels.min() < labels.max():
+        return
+    rest = f"every other label is {labels[0]:g}" if len(labels) else "no other training row has a label"
+    raise DataError(
+        "the training window",
+        f"{len(left_out.rows):,} rows are left out: {reasons(log, 'train')}; {rest}",
+        "labels of both classes that were known before the split",
+        "move the split later, split by time, or shorten the delay if labels are known sooner",
+    )
+
+
+def window_warnings(log: Log) -> list[str]:
+    """Sentences about labels that became known too late for what is measured on a log, for results to carry."""
+    found, window = [], log.training_window
+    if "valid" in log.excluded_counts and not len(log.rows_of("valid")):
+        found.append(
+            f"validation: every row is left out, {reasons(log, 'valid')}. No row chose the weights or stopped "
+            "training, so the last weights count; begin validation earlier."
+        )
+    if len(window.train) > 1 and log.has_delayed_labels and window.first_test < NEVER:
+        rows = log.rows_of("train")
+        late = (log.label_time(rows) >= window.first_test) & (log.events.times.take(rows) < window.first_test)
+        if late.any():
+            found.append(
+                f"training: a further {late.mean():.2%} of the training rows lie before the first test row with labels "
+                f"that became known only at or after it ({delay_of(log)}); split by time to leave them out."
+            )
+    return found

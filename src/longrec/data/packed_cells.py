@@ -1,0 +1,121 @@
+"""Packed sequences: cells such as ``name:value#name:value;name:value#...`` taken apart into list columns.
+
+Everything is a kernel over a whole chunk of cells; a row or a step is looked at by itself only to tell a fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from longrec.data.file_format import Packed
+from longrec.errors import nearest
+
+
+class Stray(Exception):
+    """A cell that does not read as packed.
+
+    Attributes:
+        row: its place in the chunk.
+        step: which step of the cell, from 1, empty ones counted.
+        found, expected: as in an error.
+    """
+
+    def __init__(self, row: int, step: int, found: str, expected: str) -> None:
+        super().__init__(f"row {row}, step {step}: {found}; expected {expected}")
+        self.row, self.step, self.found, self.expected = row, step, found, expected
+
+
+def unpack(cells: pa.Array, packed: Packed, fill: Mapping[str, str]) -> dict[str, pa.ListArray]:
+    """The list columns of a chunk of cells, each a list of text a row with one value a step.
+
+    A null or empty cell has no step. A step without a name, or without its value, holds what ``fill`` says for the
+    column, else null. Text is kept as it is, blanks and all.
+
+    Args:
+        cells: text ``[n]``.
+        fill: column -> what a missing value counts as.
+
+    Raises:
+        Stray: a feature without a name or of two separators, a name that is not known or stands twice in a step. The
+            first of the chunk.
+    """
+    pieces, of_row = _split(pc.fill_null(cells, ""), packed.step)
+    real = pc.not_equal(pieces, "")
+    kept = np.concatenate([[0], np.cumsum(real.to_numpy(zero_copy_only=False))])
+    steps, offsets = pieces.filter(real), pa.array(kept[of_row].astype(np.int32))
+    features, of_step = _split(steps, packed.feature)
+    owner = np.repeat(np.arange(len(steps)), np.diff(of_step))
+    pairs, of_pair = _split(features, packed.name)
+    if (np.diff(of_pair) != 2).any():
+        raise _first_stray(cells, packed)
+    names, values = pairs.take(np.arange(0, len(pairs), 2)), pairs.take(np.arange(1, len(pairs), 2))
+    found = pc.index_in(names, value_set=pa.array([*packed.into, *packed.ignore], names.type))
+    if found.null_count:
+        raise _first_stray(cells, packed)
+    codes = found.to_numpy(zero_copy_only=False)
+    columns = {}
+    for code, (_, column) in enumerate(packed.into.items()):
+        mine = np.flatnonzero(codes == code)
+        if not np.diff(owner[mine]).all():
+            raise _first_stray(cells, packed)
+        held = _of_steps(values, mine, owner, len(steps))
+        held = pc.if_else(pc.equal(held, ""), pa.scalar(None, held.type), held)
+        columns[column] = pa.ListArray.from_arrays(
+            offsets, pc.fill_null(held, fill[column]) if column in fill else held
+        )
+    return columns
+
+
+def _split(text: pa.Array, separator: str) -> tuple[pa.Array, NDArray[np.int64]]:
+    """The pieces of every text end to end, and int64 offsets ``[n + 1]``; an empty text has one empty piece."""
+    lists = pc.split_pattern(text, separator)
+    return lists.flatten(), lists.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _of_steps(values: pa.Array, mine: NDArray[np.int64], owner: NDArray[np.int64], steps: int) -> pa.Array:
+    """The value of every step, null where it has none.
+
+    Args:
+        mine: places among ``values`` of the feature, in the order of the steps.
+        owner: the step of every value.
+    """
+    if len(mine) == steps:
+        return values.take(pa.array(mine))
+    places = np.full(steps, -1, np.int64)
+    places[owner[mine]] = mine
+    return values.take(pa.array(places, mask=places < 0))
+
+
+def _first_stray(cells: pa.Array, packed: Packed) -> Stray:
+    """The first fault of a chunk that has one, looked for cell by cell."""
+    for row, cell in enumerate(cells.to_pylist()):
+        for number, step in enumerate((cell or "").split(packed.step), 1):
+            seen: set[str] = set()
+            for feature in step.split(packed.feature) if step else ():
+                name = feature.partition(packed.name)[0]
+                fault = _fault(feature, name, packed, seen)
+                if fault is not None:
+                    return Stray(row, number, *fault)
+                seen.add(name)
+    raise AssertionError("the chunk reads as packed")
+
+
+def _fault(feature: str, name: str, packed: Packed, seen: set[str]) -> tuple[str, str] | None:
+    """What is wrong with one feature of a step: what was found, and what was expected."""
+    count, known = feature.count(packed.name), [*packed.into, *packed.ignore]
+    if count != 1:
+        shown = repr(feature if len(feature) <= 60 else feature[:57] + "...")
+        found = f"{shown}, with {f'{count} separators' if count else 'no separator'} {packed.name!r}"
+        if not feature:
+            found = f"nothing beside a separator {packed.feature!r}"
+        return found, f"name{packed.name}value between separators {packed.feature!r}"
+    if name not in known:
+        near = nearest(name, known)
+        hint = f" (did you mean {near!r}?)" if near else ""
+        return f"the name {name!r}{hint}", f"one of {', '.join(known)}, or the name in ignore"
+    return (f"{name!r} twice in one step", "each name once a step") if name in seen and name in packed.into else None

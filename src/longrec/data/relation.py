@@ -1,0 +1,345 @@
+"""Reading: Parquet, CSV, Arrow files or a DuckDB query as one relation, with faults told before any work."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from longrec.data.file_reader import Layout
+from longrec.data.headers import TEXT, Header, check_alike, read_header
+from longrec.data.settings import DataConfig, Source
+from longrec.data.sql import literal, name, unreadable
+from longrec.errors import DataError, nearest
+
+__all__ = ["PART", "Relation", "connect", "literal", "name", "paths", "query_rows", "unreadable"]
+
+PART = "_part"
+"""Column of a source of parts: train, valid or test, after the files that a row came from."""
+_FILE = "_file"
+_INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "BOOLEAN"}
+
+
+def connect(config: DataConfig, scratch: Path) -> duckdb.DuckDBPyConnection:
+    """A connection that spills into ``scratch`` and shows no progress bar of its own."""
+    con = duckdb.connect()
+    con.execute(
+        f"SET memory_limit={literal(config.memory)}; SET threads={config.threads}; SET enable_progress_bar=false"
+    )
+    con.execute(f"SET temp_directory={literal(str(scratch))}; SET TimeZone='UTC'")
+    return con
+
+
+class Relation:
+    """One source as a view of a connection, with the type of every column.
+
+    Args:
+        scratch: a folder for the rows of a source with a layout, which are read once and kept there.
+        timestamps: columns that hold timestamps: of text files they are never read in an order of day and month that
+            the engine guessed, but as text.
+    """
+
+    def __init__(
+        self,
+        con: duckdb.DuckDBPyConnection,
+        view: str,
+        source: Source,
+        scratch: Path,
+        timestamps: Sequence[str] = (),
+    ) -> None:
+        self.con, self.view, self.where = con, view, str(source)
+        self._text: str | None = None
+        self._exact: set[str] = set()
+        self._headers: list[Header] = []
+        self._made: dict[str, str] = {}
+        try:
+            rows = self._rows(source, scratch, timestamps)
+            con.execute(f"CREATE OR REPLACE VIEW {view} AS SELECT * FROM {rows}")
+            described = con.execute(f"DESCRIBE {view}").fetchall()
+        except duckdb.Error as error:
+            raise unreadable(self.where, error) from None
+        self.types: dict[str, str] = {row[0]: row[1] for row in described}
+
+    def _rows(self, source: Source, scratch: Path, timestamps: Sequence[str]) -> str:
+        """SQL of the rows of a source, with ``PART`` where it has parts."""
+        if source.query is not None:
+            return f"({query_rows(source.query)})"
+        files = group_files_by_split(source)
+        layout = None if source.rows is None else Layout(self.con, source.rows, self.where, files, PART)
+        target = scratch / f"{self.view}.parquet"
+        if layout is not None and layout.rows.columns is not None:
+            return layout.write(None, target)
+        rows = _from(self.con, self.view, source, files)
+        every = [path for own in files.values() for path in own]
+        self._headers = [read_header(self.con, path) for path in every] if len(every) > 1 else []
+        self._made = {} if source.rows is None else source.rows.made()
+        if rows.startswith("read_csv("):
+            self._text = rows[:-1] + ", all_varchar=true)"
+            rows = _without_guessed_dates(self.con, rows, timestamps)
+        if source.splits is not None:
+            rows = _with_part(self.con, rows, files)
+        return rows if layout is None else layout.write(rows, target)
+
+    def need(self, columns: dict[str, str]) -> None:
+        """Refuse missing columns, all at once, and columns that only some of the files have.
+
+        Args:
+            columns: column -> what asks for it.
+        """
+        if self._headers:
+            read = {self._made.get(column, column): asker for column, asker in columns.items()}
+            check_alike(self.where, self._headers, read)
+        faults = []
+        for column, asker in columns.items():
+            if column not in self.types:
+                near = nearest(column, self.types)
+                faults.append(f"{column!r} ({asker})" + (f", did you mean {near!r}?" if near else ""))
+        if faults:
+            run_together = len(self.types) == 1 and re.search("[,;|\t]", next(iter(self.types)))
+            raise DataError(
+                self.where,
+                f"no column {'; no column '.join(faults)}",
+                f"columns of the schema; the file has {', '.join(self.types)}",
+                "look for a line with more or fewer values than the first: it hides the separator"
+                if run_together
+                else "",
+            )
+
+    def key_type(self, column: str) -> str:
+        """BIGINT or VARCHAR for a column of ids.
+
+        Raises:
+            DataError: floats, dates and integers beyond 64 bits.
+        """
+        kind, where = self.types[column], f"{self.where}: column {column!r}"
+        self.exact(column)
+        if kind in _INTEGERS:
+            return "BIGINT"
+        if kind in ("UBIGINT", "HUGEINT", "UHUGEINT"):
+            top = self.one(f"SELECT max({name(column)}) FROM {self.view}")
+            if top is not None and top >= 2**63:
+                raise DataError(
+                    where,
+                    f"the id {top}, which needs more than 64 bits",
+                    "signed 64-bit integers or strings",
+                    "store these ids as strings",
+                )
+            return "BIGINT"
+        if kind == "VARCHAR" or kind.startswith("ENUM"):
+            return "VARCHAR"
+        if kind in ("FLOAT", "DOUBLE") or kind.startswith("DECIMAL"):
+            top = self.one(f"SELECT max(abs({name(column)})) FROM {self.view}") or 0
+            more = f", the largest {top:.0f}" if top > 2**53 else ""
+            raise DataError(
+                where,
+                f"ids stored as floats ({kind}){more}",
+                "64-bit integers or strings: floats merge whole numbers above 2**53",
+                "write the column as integers (nullable ones if it has nulls) or as text",
+            )
+        raise DataError(where, f"ids of type {kind}", "64-bit integers or strings", "cast the column")
+
+    def element_type(self, column: str) -> str | None:
+        """``key_type`` of what a list column holds, or of a column of single ids; None for a column of nulls alone."""
+        kind = self.types[column]
+        if kind == '"NULL"':
+            return None
+        if not kind.endswith("[]"):
+            return self.key_type(column)
+        return "VARCHAR" if kind[:-2] == "VARCHAR" or kind.startswith("ENUM") else "BIGINT"
+
+    def exact(self, column: str) -> None:
+        """Refuse a CSV column of ids whose leading zeros would be lost because it reads as numbers."""
+        if self._text is None or self.types[column] == "VARCHAR" or column in self._exact:
+            return
+        self._exact.add(column)
+        odd = self.one(
+            f"SELECT {name(column)} FROM {self._text} WHERE regexp_matches({name(column)}, '^-?0[0-9]') LIMIT 1"
+        )
+        if odd is not None:
+            raise DataError(
+                f"{self.where}: column {column!r}",
+                f"the id {odd!r}, which reads as the number {int(odd)}",
+                "ids that keep their zeros",
+                "write the log as Parquet with this column as text, or read it by a query that casts it to text",
+            )
+
+    def numeric(self, column: str) -> None:
+        """Refuse text in a column of numbers, naming the first value that is none."""
+        if self.types[column] != "VARCHAR":
+            return
+        found = self.row(
+            f"SELECT r, v FROM (SELECT row_number() OVER () AS r, {name(column)} AS v FROM {self.view}) "
+            "WHERE v IS NOT NULL AND try_cast(v AS DOUBLE) IS NULL LIMIT 1"
+        )
+        what = f"text, first {found[1]!r} in row {found[0]}" if found else "numbers stored as text"
+        raise DataError(
+            f"{self.where}: column {column!r}", what, "numbers", "clean the column, or declare the feature kind id"
+        )
+
+    def no_nulls(self, column: str, role: str, of: str = "event") -> None:
+        """Refuse nulls (and what is not a number) in a column that every event (or what ``of`` says) needs."""
+        real = self.types[column] in ("FLOAT", "DOUBLE")
+        # Not isnan(v): over Parquet the engine takes it from statistics, which leave out what is not a number.
+        wrong = "try_cast(v AS BIGINT) IS NULL" if real else "v IS NULL"
+        count = self.one(f"SELECT count(*) FROM (SELECT {name(column)} AS v FROM {self.view}) WHERE {wrong}")
+        if count:
+            numbered = f"SELECT row_number() OVER () AS r, {name(column)} AS v FROM {self.view}"
+            first = self.one(f"SELECT min(r) FROM ({numbered}) WHERE {wrong}")
+            raise DataError(
+                f"{self.where}: column {column!r}",
+                f"{count} null{' or not finite' if real else ''} value{'s' if count > 1 else ''}, first in row {first}",
+                f"a {role} in every {of}",
+                "drop or fill these rows",
+            )
+
+    def row(self, sql: str) -> tuple[Any, ...] | None:
+        """The only row of a query, or None. Fetched to the end: an open result would block the connection."""
+        try:
+            rows = self.con.execute(sql).fetchall()
+        except duckdb.Error as error:
+            raise unreadable(self.where, error) from None
+        return rows[0] if rows else None
+
+    def one(self, sql: str) -> Any:
+        """The single value of a query."""
+        row = self.row(sql)
+        return row[0] if row else None
+
+    def table(self, sql: str) -> pa.Table:
+        """The rows of a query."""
+        try:
+            return self.con.sql(sql).to_arrow_table()
+        except duckdb.Error as error:
+            raise unreadable(self.where, error) from None
+
+
+def paths(patterns: tuple[str, ...]) -> list[Path]:
+    """The files of some patterns, and those of a folder; a pattern that matches nothing is refused."""
+    found: list[Path] = []
+    for pattern in patterns:
+        matches = sorted(glob.glob(pattern))
+        if Path(pattern).is_dir():
+            # Other tools leave marks of their own beside the data, such as _SUCCESS and .part-0.parquet.crc.
+            own = sorted(path for path in Path(pattern).iterdir() if path.name[0] not in "._")
+            folders = [path for path in own if path.is_dir()]
+            if folders or not own:
+                what = f"the folder {folders[0].name!r} in it" if folders else "an empty folder"
+                raise DataError(pattern, what, "a folder of files of one kind", "name the files by a pattern")
+            matches = [str(path) for path in own]
+        if not matches:
+            raise DataError(pattern, "no such file", "a Parquet, CSV or Arrow file (or a pattern that matches some)")
+        found += map(Path, matches)
+    return found
+
+
+def group_files_by_split(source: Source) -> dict[str | None, list[Path]]:
+    """The files of each part; those of a source without parts under None.
+
+    Raises:
+        DataError: a pattern that matches nothing, a file named twice, or a file in two parts.
+    """
+    if source.splits is None:
+        return {None: _once(paths(source.files or ()))}
+    files: dict[str | None, list[Path]] = {part: paths(own) for part, own in source.splits.each().items()}
+    owner: dict[tuple[int, int], str | None] = {}
+    for part, own in files.items():
+        for path in own:
+            if owner.setdefault(_file_id(path), part) != part:
+                raise DataError(
+                    str(path),
+                    f"a file of {owner[_file_id(path)]} and of {part}",
+                    "every file in one part",
+                    "what was trained on tells nothing about new rows; name other files",
+                )
+        _once(own)
+    return files
+
+
+def _file_id(path: Path) -> tuple[int, int]:
+    """What a file is, by whatever path or link it is named."""
+    about = path.stat()
+    return about.st_dev, about.st_ino
+
+
+def _once(files: list[Path]) -> list[Path]:
+    """Refuse a file that is named twice: each of its events would count twice."""
+    named: dict[tuple[int, int], Path] = {}
+    for path in files:
+        other = named.setdefault(_file_id(path), path)
+        if other is not path:
+            by = "named twice" if str(other) == str(path) else f"the same file as {other}"
+            raise DataError(
+                str(path),
+                f"{by}, so each of its rows would count twice",
+                "every file once",
+                "remove one of the names, or narrow the pattern",
+            )
+    return files
+
+
+def _from(con: duckdb.DuckDBPyConnection, view: str, source: Source, files: dict[str | None, list[Path]]) -> str:
+    every = [path for own in files.values() for path in own]
+    kinds = {path.suffix.lower() for path in every}
+    if len(kinds) > 1:
+        raise DataError(str(source), f"files of the kinds {', '.join(sorted(kinds))}", "one kind of file")
+    kind, listed = kinds.pop(), "[" + ", ".join(literal(str(path)) for path in every) + "]"
+    named = f", filename={literal(_FILE)}" if source.splits is not None else ""
+    if kind == ".parquet":
+        return f"read_parquet({listed}, union_by_name=true{named})"
+    if kind in TEXT:
+        if source.rows is not None:
+            raise DataError(
+                str(source), "text files, and rows without columns", "rows.columns: the name and type of every cell"
+            )
+        # The first line names the columns: guessed, a file of text alone, or of a header alone, would lose it.
+        return f"read_csv({listed}, header=true, sample_size=100000, union_by_name=true{named})"
+    if kind in (".arrow", ".feather"):
+        tables = []
+        for number, (part, own) in enumerate(files.items()):
+            table = f"{view}_arrow_{number}"
+            try:
+                con.register(table, _dataset(own))
+            except (pa.ArrowInvalid, OSError) as error:
+                raise DataError(str(source), f"cannot be read: {error}", "a complete Arrow file") from None
+            tables.append(f"SELECT *{'' if part is None else f', {literal(part)} AS {PART}'} FROM {table}")
+        return f"({' UNION ALL BY NAME '.join(tables)})"
+    raise DataError(str(source), f"a file of the kind {kind!r}", ".parquet, .csv, .tsv, .arrow or .feather")
+
+
+def _dataset(files: list[Path]) -> pads.Dataset:
+    """Arrow files as one relation with the columns of all of them, as Parquet and CSV are read."""
+    made = [pads.dataset(str(path), format="ipc") for path in files]
+    try:
+        schema = pa.unify_schemas([one.schema for one in made], promote_options="permissive")
+    except pa.ArrowException:  # columns that do not go together: refused by name where they are needed
+        schema = pa.unify_schemas([made[0].schema])
+    return pads.dataset([str(path) for path in files], format="ipc", schema=schema)
+
+
+def _without_guessed_dates(con: duckdb.DuckDBPyConnection, rows: str, timestamps: Sequence[str]) -> str:
+    described = con.execute(f"DESCRIBE SELECT * FROM {rows}").fetchall() if timestamps else []
+    guessed = [row[0] for row in described if row[0] in timestamps and row[1].startswith(("DATE", "TIME"))]
+    types = ", ".join(f"{literal(column)}: 'VARCHAR'" for column in guessed)
+    return f"{rows[:-1]}, types={{{types}}})" if guessed else rows
+
+
+def _with_part(con: duckdb.DuckDBPyConnection, rows: str, files: dict[str | None, list[Path]]) -> str:
+    """The rows with the part of each, told by the file it came from."""
+    if not rows.startswith("read_"):
+        return rows
+    cases = []
+    for part, own in files.items():
+        among = ", ".join(literal(str(path)) for path in own)
+        cases.append(f"WHEN {_FILE} IN ({among}) THEN {literal(str(part))}")
+    return f"(SELECT * EXCLUDE ({_FILE}), CASE {' '.join(cases)} END AS {PART} FROM {rows})"
+
+
+def query_rows(text: str) -> str:
+    """A query as it can stand in brackets: no semicolon, and no comment that would swallow the closing one."""
+    return text.rstrip().rstrip(";") + "\n"

@@ -1,0 +1,173 @@
+"""The columns that a schema needs against those that the sources have, told by headers alone: no row is read.
+
+What is missed here is refused by ``prepare`` too; but that may come hours later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import duckdb
+
+from longrec.data.headers import check_alike, read_header
+from longrec.data.relation import group_files_by_split
+from longrec.data.settings import DataConfig, Source
+from longrec.data.sql import unreadable
+from longrec.data.text_rows import check_header
+from longrec.errors import DataError, LongRecError, nearest
+from longrec.features.schema import Schema
+
+_SHOWN = 20
+Need = tuple[str, str]
+"""A place in the config, and the column that it names."""
+
+
+def find_source_faults(config: DataConfig, schema: Schema) -> list[str]:
+    """One line per column that no source has, or that only some files of one have; and per source that cannot be read.
+
+    Args:
+        config: with files that are there.
+    """
+    faults: list[str] = []
+    needs = {"log": [*row_needs(schema), *_config_needs(config, config.log)]}
+    with duckdb.connect() as con:
+        con.execute("SET threads=1; SET enable_progress_bar=false")
+        columns: dict[str, list[str]] = {}
+        for role, source in sources(config):
+            try:
+                columns[role] = columns_of(con, source)
+            except LongRecError as error:
+                faults.append(f"data.{role}: {_one_line(error)}")
+        for role in ("user", "item"):
+            own = f"{role}s"
+            needs |= _entity_needs(schema, role, columns, needs["log"], getattr(config, own))
+        for role, source in sources(config):
+            if role in columns:
+                named = "the log" if role == "log" else f"the table of {role}"
+                faults += _missing(needs.get(role, []), columns[role], f"{named} ({_short(source)})")
+                faults += _uneven(con, source, needs.get(role, []), f"data.{role}")
+    return list(dict.fromkeys(faults))
+
+
+def sources(config: DataConfig) -> Iterator[tuple[str, Source]]:
+    """Log, users and items, as far as there are."""
+    for role in ("log", "users", "items"):
+        source: Source | None = getattr(config, role)
+        if source is not None:
+            yield role, source
+
+
+def columns_of(con: duckdb.DuckDBPyConnection, source: Source) -> list[str]:
+    """Names of the columns of a source, without reading it; a query is planned and not run.
+
+    Raises:
+        DataError: a source that cannot be read.
+    """
+    if source.query is not None:
+        try:
+            query = source.query.rstrip().rstrip(";")
+            return [row[0] for row in con.execute(f"DESCRIBE SELECT * FROM ({query}\n)").fetchall()]
+        except duckdb.Error as error:
+            raise unreadable(str(source), error) from None
+    files = [path for own in group_files_by_split(source).values() for path in own]
+    if source.rows is not None and source.rows.columns is not None:
+        if source.rows.header:
+            for path in files:
+                check_header(con, source.rows, path)
+        names = [column for column in source.rows.columns if column not in source.rows.packed]
+    else:
+        names = list(dict.fromkeys(column for path in files for column in read_header(con, path).kinds))
+    if source.rows is not None:
+        names += [*source.rows.made(), *([source.rows.number] if source.rows.number is not None else [])]
+    return names
+
+
+def row_needs(schema: Schema) -> list[Need]:
+    """What is read of the rows of the log."""
+    needs = [("data.schema.user", schema.user), ("data.schema.item", schema.item)]
+    if schema.time is not None:
+        needs.append(("data.schema.time", schema.time.column))
+        if schema.time.available_at is not None:
+            needs.append(("data.schema.time.available_at", schema.time.available_at))
+    if schema.request:
+        needs.append(("data.schema.request", schema.request))
+    needs.append(("data.schema.label", schema.label.column))
+    for name, feature in schema.features.items():
+        if schema.in_row(name) and feature.kind not in ("calendar", "embedding"):
+            needs += [(f"data.schema.features.{name}", column) for column in schema.columns(name)]
+            if feature.available_at:
+                needs.append((f"data.schema.features.{name}.available_at", feature.available_at))
+    for name, history in schema.histories.items():
+        needs += [(f"data.schema.histories.{name}.where", column) for column in history.where]
+        needs += [(f"data.schema.histories.{name}.columns.{of}", c) for of, c in (history.columns or {}).items()]
+    return needs
+
+
+def _config_needs(config: DataConfig, source: Source) -> list[Need]:
+    """What the data section itself names of the log."""
+    needs = [("data.split.column", config.split.column)] if config.split.column is not None else []
+    needs += [("data.weights", column) for column in config.weights]
+    if source.rows is not None and source.rows.columns is None:
+        made = source.rows.made()
+        needs += [("data.log.rows.packed", column) for column in source.rows.packed]
+        needs += [("data.log.rows.defaults", column) for column in source.rows.defaults if column not in made]
+    return needs
+
+
+def _entity_needs(
+    schema: Schema, role: str, columns: Mapping[str, list[str]], of_log: list[Need], given: Source | None
+) -> dict[str, list[Need]]:
+    """What features of users or items read: of their table where it has the column (or nobody has), else of the log."""
+    key, table = getattr(schema, role), f"{role}s"
+    of_log, own = list(of_log), [(f"data.schema.{role}", key)] if given is not None else []
+    if given is not None and given.as_of is not None:
+        own.append((f"data.{table}.as_of", given.as_of))
+    for name, feature in schema.features.items():
+        if schema.side(name) != role or feature.kind == "embedding":
+            continue
+        for column in schema.columns(name):
+            if column == key:
+                continue
+            place = (f"data.schema.features.{name}", column)
+            if given is None or (column in columns.get("log", ()) and column not in columns.get(table, ())):
+                of_log.append(place)
+            else:
+                own.append(place)
+    return {"log": of_log, table: own}
+
+
+def _missing(needs: list[Need], columns: list[str], named: str) -> list[str]:
+    faults = []
+    for place, column in needs:
+        if column not in columns:
+            near = nearest(column, columns)
+            has = ", ".join(columns[:_SHOWN]) + (", ..." if len(columns) > _SHOWN else "")
+            hint = f"did you mean {near!r}?" if near else f"it has {has}"
+            faults.append(f"{place}: no column {column!r} in {named}; {hint}")
+    return faults
+
+
+def _uneven(con: duckdb.DuckDBPyConnection, source: Source, needs: list[Need], place: str) -> list[str]:
+    """The fault of files that lack a column which others have."""
+    if source.query is not None or (source.rows is not None and source.rows.columns is not None):
+        return []
+    files = [path for own in group_files_by_split(source).values() for path in own]
+    made = source.rows.made() if source.rows is not None else {}
+    wanted: dict[str, str] = {}
+    for asker, column in needs:
+        wanted.setdefault(made.get(column, column), asker.removeprefix("data.schema."))
+    try:
+        check_alike(_short(source), [read_header(con, path) for path in files] if len(files) > 1 else [], wanted)
+    except DataError as error:
+        return [f"{place}: {error.found}; expected {error.expected}"]
+    return []
+
+
+def _short(source: Source) -> str:
+    told = str(source)
+    return told if len(told) <= 120 else told[:117] + "..."
+
+
+def _one_line(error: LongRecError) -> str:
+    parts = [f"{error.where}: {error.found}", *([f"expected {error.expected}"] if error.expected else [])]
+    return " ".join("; ".join([*parts, *([error.do] if error.do else [])]).split())

@@ -1,0 +1,214 @@
+"""Train, valid and test: one small code a row (0, 1, 2)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from longrec.data.settings import DataConfig, Split
+from longrec.errors import DataError, nearest
+from longrec.features.schema import TimeColumn
+from longrec.features.timestamp_grammar import TimestampError, build_grammar, format_timestamp, read_iso, read_timestamp
+from longrec.features.vocabulary import hash_keys
+
+TRAIN, VALID, TEST = 0, 1, 2
+SPLITS = {"train": TRAIN, "valid": VALID, "test": TEST}
+_DAY = 86_400_000
+_PIECE = 200_000
+"""Rows that are looked at together."""
+_SAMPLE = 100_000
+"""Values that tell about where a rank lies."""
+
+
+def time_lines(
+    split: Split, times: NDArray[np.int64], step: bool, where: str, time: TimeColumn | None = None
+) -> tuple[int, int]:
+    """First moments of valid and of test.
+
+    Args:
+        step: the log counts in steps.
+        time: how the log's timestamps read, for lines given as moments.
+
+    A share is a share of the rows along the global time line; rows of one moment stay together, on the later side.
+
+    Raises:
+        DataError: moments that are none, out of order, or days asked of a log in steps.
+    """
+    last, time = int(times.max()), time or TimeColumn(column="", unit="step" if step else "auto")
+    if split.test_from is not None:
+        test = _moment(split.test_from, time, where)
+        valid = test if split.valid_from is None else _moment(split.valid_from, time, where)
+        if valid > test:
+            raise DataError(
+                where, f"valid from {split.valid_from!r}, after test from {split.test_from!r}", "valid before test"
+            )
+        return valid, test
+    if split.test_days is not None:
+        if step:
+            raise DataError(where, "a split by days", "shares or moments: this log counts in steps")
+        test = (last // _DAY + 1) * _DAY - round(split.test_days * _DAY)
+        return test - round((split.valid_days or 0) * _DAY), test
+    n = len(times)
+    first_test, first_valid = round(n * (1 - split.test)), round(n * (1 - split.test - split.valid))
+    test = of_rank(times, first_test) if first_test < n else last + 1
+    if first_valid == first_test:
+        return test, test
+    return (of_rank(times, first_valid) if first_valid < n else last + 1), test
+
+
+def of_rank(values: NDArray[np.int64], rank: int) -> int:
+    """The value that ``rank`` others come before in order: ``np.partition``, at half its time on long columns.
+
+    A sample says between which two values it lies, and only what lies there is put in order.
+    """
+    step = len(values) // _SAMPLE
+    if step > 1:
+        sample = np.sort(values[::step])
+        near, margin = rank * len(sample) // len(values), len(sample) // 50
+        low, high = sample[max(near - margin, 0)], sample[min(near + margin, len(sample) - 1)]
+        below, inside = int(np.count_nonzero(values < low)), values[(values >= low) & (values <= high)]
+        if below <= rank < below + len(inside):
+            return int(np.partition(inside, rank - below)[rank - below])
+    return int(np.partition(values, rank)[rank])
+
+
+def _moment(text: str, time: TimeColumn, where: str) -> int:
+    """A split line, read as the log's own timestamps are, or as ISO 8601 text."""
+    # Eight digits are a date of ISO 8601: as seconds they would lie in 1970.
+    day = re.fullmatch("([0-9]{4})([0-9]{2})([0-9]{2})", text) if time.unit != "step" else None
+    try:
+        found = read_iso("-".join(day.groups()) if day else text) if time.unit != "step" else None
+        if time.format is not None and (given := build_grammar(time.format).read(text)) is not None:
+            found = given
+        return read_timestamp(text, time.unit) if found is None else found
+    except TimestampError as bad:
+        expected = bad.expected if time.unit == "step" else "an ISO date or time, UTC unless it names an offset"
+        raise DataError(where, f"the moment {text!r}", expected) from None
+
+
+def describe_timestamp(moment: int, step: bool) -> str:
+    """A moment as messages name it: ISO in UTC, or the number of a step.
+
+    >>> show_moment(1_700_000_000_000, step=False), show_moment(12, step=True)
+    ('2023-11-14T22:13:20Z', 'step 12')
+    """
+    if step:
+        return f"step {moment}"
+    return np.datetime_as_string(np.datetime64(moment, "ms"), unit="ms").removesuffix(".000") + "Z"
+
+
+def by_time(times: NDArray[np.int64], lines: tuple[int, int]) -> NDArray[np.int8]:
+    """Codes of rows by their moment: rows of one request, which share it, are never parted."""
+    return ((times >= lines[0]).astype(np.int8) + (times >= lines[1])).astype(np.int8)
+
+
+def summary(
+    labels: NDArray[np.float32], codes: NDArray[np.int8], times: NDArray[np.int64], step: bool
+) -> tuple[dict[str, dict[str, int]], dict[str, tuple[int, int]] | dict[str, tuple[str, str]]]:
+    """Per part the samples and how many are positive; and of each that has any the first and the last timestamp.
+
+    Timestamps are ISO 8601 text, or steps.
+    """
+    counts = {part: {"samples": 0, "positives": 0} for part in SPLITS}
+    ends: dict[str, list[int]] = {}
+    for at in range(0, len(codes), _PIECE):  # pieces that stay in the cache: three times as fast as whole columns
+        piece = slice(at, at + _PIECE)
+        label, own, when = labels[piece], codes[piece], times[piece]
+        labeled = ~np.isnan(label)
+        for part, code in SPLITS.items():
+            sample = labeled & (own == code)
+            count = int(np.count_nonzero(sample))
+            if count:
+                counts[part]["samples"] += count
+                counts[part]["positives"] += int(np.count_nonzero(sample & (label > 0.5)))
+                those = when[sample]
+                ends.setdefault(part, []).extend((int(those.min()), int(those.max())))
+    spans = {part: (min(ends[part]), max(ends[part])) for part in SPLITS if part in ends}
+    if step:
+        return counts, spans
+    return counts, {part: (format_timestamp(low), format_timestamp(high)) for part, (low, high) in spans.items()}
+
+
+def by_user(split: Split, users: pa.Array) -> NDArray[np.int8]:
+    """Codes of users: a stable hash of the key against the shares."""
+    mixed = hash_keys(users) ^ np.uint64((split.seed * 0x9E3779B97F4A7C15) % 2**64)
+    share = (hash_keys(pa.array(mixed.view(np.int64))) >> np.uint64(11)) / 2.0**53
+    return ((share < split.valid + split.test).astype(np.int8) + (share < split.test)).astype(np.int8)
+
+
+def leave_one_out(offsets: NDArray[np.int64], sample: NDArray[np.bool_]) -> NDArray[np.int8]:
+    """Each user's last sample row is test, the one before valid; a user with fewer than three is all training."""
+    codes = np.zeros(len(sample), np.int8)
+    rows = np.flatnonzero(sample)
+    first, stop = np.searchsorted(rows, offsets[:-1]), np.searchsorted(rows, offsets[1:])
+    enough = stop - first >= 3
+    codes[rows[stop[enough] - 1]] = TEST
+    codes[rows[stop[enough] - 2]] = VALID
+    return codes
+
+
+def by_column(column: pa.Array, where: str) -> NDArray[np.int8]:
+    """Codes from a text column.
+
+    Raises:
+        DataError: another value than train, valid, test.
+    """
+    try:
+        text = column.cast(pa.string())
+    except pa.ArrowNotImplementedError:
+        raise DataError(where, f"values of type {column.type}", "train, valid or test") from None
+    places: Any = pc.index_in(text, value_set=pa.array(list(SPLITS)))
+    if places.null_count:
+        odd = column.filter(places.is_null())[0].as_py()
+        near = nearest(str(odd).lower(), SPLITS)
+        hint = f" (did you mean {near!r}?)" if near and odd is not None else ""
+        raise DataError(where, f"the split {odd!r}{hint}", "train, valid or test")
+    return np.asarray(places.to_numpy(zero_copy_only=False), np.int8)
+
+
+def warn_of_missing_splits(split: Split, samples: Mapping[str, int]) -> list[str]:
+    """One sentence per part without samples that makes a measurement worth less than it looks.
+
+    Args:
+        samples: labeled rows of each part.
+    """
+    if not samples["valid"]:
+        what = "the split has no validation rows, so training cannot stop early or keep a best checkpoint: the weights "
+        return [f"{what}after the last step are used; {_valid_setting(split)}"]
+    if not samples["test"]:
+        what = (
+            "the split has no test rows, so metrics are those of the validation rows, which also chose the checkpoint"
+        )
+        return [f"{what} and look better than new rows will; keep later rows apart as test"]
+    return []
+
+
+def warn_of_missing_validation(config: DataConfig) -> list[str]:
+    """The sentence of :func:`warn_of_missing_splits` where the config alone tells that no row will be validated on."""
+    rule, valid = config.split, True
+    if rule.by == "files":
+        valid = config.log.splits is not None and config.log.splits.valid is not None
+    elif rule.by == "user" or (rule.by == "time" and rule.test_days is None and rule.test_from is None):
+        valid = rule.valid > 0
+    elif rule.by == "time":
+        valid = rule.valid_days is not None or rule.valid_from is not None
+    return [] if valid else warn_of_missing_splits(rule, {"valid": 0})
+
+
+def _valid_setting(split: Split) -> str:
+    """What to set for a split to have validation rows."""
+    if split.by == "column":
+        return f"write 'valid' into column {split.column!r} for some training rows"
+    if split.by == "files":
+        return "name files in log.splits.valid"
+    if split.by == "leave_one_out":
+        return "users need three labeled rows each"
+    if split.test_days is not None:
+        return "set data.split.valid_days, for example to 1"
+    return f"set data.split.{'valid_from' if split.test_from is not None else 'valid'}"

@@ -1,0 +1,154 @@
+"""Small made-up logs whose answer is known: does a model find what is there to find, and nothing that is not?
+
+A world is an event log with a story, the true probability of every label, and the models that must solve it and
+that must not. A model has solved a world when its AUC on the test rows reaches nine tenths of the way from one half
+to the AUC of the true probabilities (``SyntheticDataset.required_auc``). Each world has a
+file here, and a line in ``RECIPES``.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from numpy.typing import NDArray
+
+from longrec.config import parse
+from longrec.data import splits
+from longrec.data.settings import Split
+from longrec.data.synthetic import (
+    bought_or_passed,
+    co_action,
+    drifting_interest,
+    frequent_queries,
+    late_correction,
+    micro_behaviors,
+    negative_feedback,
+    one_interest,
+    periodic,
+    rare_orders,
+    rich_instances,
+    session_outcomes,
+    two_behaviors,
+)
+from longrec.data.synthetic.dataset import SOLVED, START, Recipe, SyntheticDataset
+from longrec.errors import ConfigError, UnknownName
+
+__all__ = [
+    "RECIPES",
+    "SOLVED",
+    "START",
+    "Recipe",
+    "SyntheticDataset",
+    "compute_splits",
+    "find_recipe",
+    "generate_dataset",
+    "list_files",
+    "list_names",
+    "write",
+]
+
+RECIPES: dict[str, Recipe] = {
+    "bought_or_passed": bought_or_passed.RECIPE,
+    "co_action": co_action.RECIPE,
+    "drifting_interest": drifting_interest.RECIPE,
+    "frequent_queries": frequent_queries.RECIPE,
+    "late_correction": late_correction.RECIPE,
+    "micro_behaviors": micro_behaviors.RECIPE,
+    "negative_feedback": negative_feedback.RECIPE,
+    "one_interest": one_interest.RECIPE,
+    "periodic": periodic.RECIPE,
+    "rare_orders": rare_orders.RECIPE,
+    "rich_instances": rich_instances.RECIPE,
+    "sessions": session_outcomes.RECIPE,
+    "two_behaviors": two_behaviors.RECIPE,
+}
+
+
+def list_names() -> list[str]:
+    """The worlds there are."""
+    return sorted(RECIPES)
+
+
+def find_recipe(name: str) -> Recipe:
+    """Story and knobs of a world.
+
+    Raises:
+        UnknownName: no world of that name.
+    """
+    if name not in RECIPES:
+        raise UnknownName("world", name, RECIPES)
+    return RECIPES[name]
+
+
+def generate_dataset(name: str, /, users: int | None = None, seed: int = 0, **knobs: Any) -> SyntheticDataset:
+    """Make a world; the same arguments make the same world.
+
+    Args:
+        users: how many there are; default as many as the models need to learn it in a few seconds.
+        knobs: settings of that world, by the names in ``find_recipe(name).settings``.
+
+    Raises:
+        UnknownName: no world of that name.
+        ConfigError: a knob that the world has not, or a value that it cannot have.
+    """
+    made = find_recipe(name)
+    if not isinstance(seed, int) or seed < 0:
+        raise ConfigError(f"world {name}", [f"seed: must be a whole number, 0 or more, got {seed!r}"])
+    settings = parse(made.settings, knobs if users is None else {**knobs, "users": users}, f"world {name}")
+    return made.make(settings, np.random.default_rng(seed))
+
+
+def compute_splits(made: SyntheticDataset) -> NDArray[np.int8]:
+    """The part of each event, ``[events]``, as preparation will split the world: codes of ``splits.SPLITS``."""
+    rule = parse(Split, made.split, made.name)
+    if rule.by == "user":
+        return splits.by_user(rule, made.log[made.schema["user"]].combine_chunks())
+    assert rule.by == "time", f"{made.name}: no world is split by {rule.by}"
+    times = made.log[made.schema["time"]["column"]].to_numpy()
+    return splits.by_time(times, splits.time_lines(rule, times, False, made.name))
+
+
+def list_files(made: SyntheticDataset) -> list[str]:
+    """Names of the files of a world: its tables, then schemas and the jobs that read the world by them."""
+    tables = [name for name, table in _tables(made).items() if table is not None]
+    schemas = [made.name] if made.wide is None else [made.name, f"{made.name}_wide"]
+    return [
+        *(f"{name}.parquet" for name in tables),
+        *(f"{n}{end}" for n in schemas for end in (".schema.yaml", ".yaml")),
+    ]
+
+
+def write(made: SyntheticDataset, folder: str | Path) -> Path:
+    """Write a world as files that a job can name.
+
+    The log, the items and the users (those there are) become ``log.parquet``, ``items.parquet``, ``users.parquet``,
+    what is hidden ``oracle.parquet``, the schemas ``<name>.schema.yaml`` and ``<name>_wide.schema.yaml``. Beside
+    each schema stands a job, ``<name>.yaml`` and ``<name>_wide.yaml``.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in _tables(made).items():
+        if table is not None:
+            pq.write_table(table, folder / f"{name}.parquet")
+    story = textwrap.fill(made.story, 100, initial_indent="# ", subsequent_indent="# ")
+    narrow = "din" if made.schema.get("histories") else "deepfm"
+    for name, schema, model in ((made.name, made.schema, narrow), (f"{made.name}_wide", made.wide, "deepfm")):
+        if schema is not None:
+            job = made.job("", {"name": model}, wide=schema is made.wide)
+            for end, words in ((".schema.yaml", schema), (".yaml", job)):
+                text = yaml.safe_dump(dict(words), sort_keys=False)
+                (folder / f"{name}{end}").write_text(f"{story}\n{text}", encoding="utf-8")
+    return folder
+
+
+def _tables(made: SyntheticDataset) -> dict[str, pa.Table | None]:
+    return {"log": made.log, "items": made.items, "users": made.users, "oracle": made.truth}

@@ -1,0 +1,59 @@
+"""The world ``bought_or_passed``: what was done with a thing counts, not that it was there."""
+
+from __future__ import annotations
+
+import numpy as np
+from pydantic import Field
+
+from longrec.config import Strict
+from longrec.data.synthetic.dataset import Recipe, SyntheticDataset
+from longrec.data.synthetic.generators import SPLIT, Shelf, drawn, halves_of, past_then_shown, some_of, words
+
+STORY = (
+    "A user has seen a few categories, bought of one half of them and passed the other half; an impression is of one "
+    "of them, and liked when the category was bought. As many were bought as passed, and each was there as often: "
+    "whoever sums up the categories and what was done, each for itself, knows nothing. Only the two together tell."
+)
+_CATEGORIES, _ITEMS = 8, 240
+_LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of a category that was bought, and of another
+
+
+class BoughtOrPassed(Strict):
+    """Knobs of ``bought_or_passed``."""
+
+    users: int = Field(1_200, ge=1, description="users")
+    seen: int = Field(4, ge=2, le=_CATEGORIES, multiple_of=2, description="categories that a user has seen")
+    shown: int = Field(8, ge=1, description="impressions of a user, all after that")
+
+
+def make(knobs: BoughtOrPassed, random: np.random.Generator) -> SyntheticDataset:
+    """The world of some settings."""
+    users, seen, shown = knobs.users, knobs.seen, knobs.shown
+    shelf = Shelf(_ITEMS, _CATEGORIES, random)
+    past = some_of(_CATEGORIES, users, seen, random)
+    bought = halves_of(seen, users, random)
+    which = random.integers(0, seen, (users, shown))
+    category = np.concatenate([past, np.take_along_axis(past, which, axis=1)], axis=1)
+    item = shelf.one_of(category, random)
+    chance = np.where(np.take_along_axis(bought, which, axis=1) == 1, _LIKES, _ELSE)
+    liked = drawn(chance, random)
+    moment = np.minimum(np.arange(seen + shown), seen) * 600 + random.integers(0, 86_400, (users, 1))
+    log, true_probability = past_then_shown(
+        item, moment, ("done", np.array(["passed", "bought"])[bought]), liked, chance
+    )
+    history = {"features": ["category", "done"], "where": {"done": ["bought", "passed"]}, "max_length": seen}
+    return SyntheticDataset(
+        name="bought_or_passed",
+        story=STORY,
+        log=log,
+        items=shelf.table(),
+        schema=words({"done": {"kind": "id", "feedback": True}}, {"seen": history}),
+        split=SPLIT,
+        true_probability=true_probability,
+        must=({"name": "dupn", "hidden": 32, "mlp": [64]}, {"name": "din"}),
+        must_not=({"name": "pooling"}, {"name": "deepfm"}),
+        fit={"epochs": 6, "batch_size": 128, "lr": 2e-2, "embedding_lr": 5e-2, "patience": 0},
+    )
+
+
+RECIPE = Recipe(STORY, BoughtOrPassed, make)

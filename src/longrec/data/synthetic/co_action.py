@@ -1,0 +1,117 @@
+"""The world ``co_action``: two things tell nothing apart, and all together."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from longrec.config import Strict
+from longrec.data.synthetic.dataset import START, Recipe, SyntheticDataset
+
+STORY = (
+    "Whether an item is liked hangs on what it meets: each pair of items goes together or not, by a table without a "
+    "pattern, half for and half against in every row and column. A user likes what goes together with the clicks "
+    "before it, so neither the clicks nor the item tell anything alone, and every pair has to be known by heart."
+)
+
+
+class CoAction(Strict):
+    """Knobs of ``co_action``."""
+
+    users: int = Field(1_500, ge=1, description="users")
+    side: Literal["history", "field"] = Field(
+        "history", description="what the item meets: the clicks before, or one field of the impression"
+    )
+    order: int = Field(2, ge=2, le=3, description="3: another field of two values turns the pairs round")
+    kinds: int = Field(12, ge=2, description="items, and values of the field, even")
+    clicks: int = Field(3, ge=1, description="clicks of a user before the impressions")
+    shown: int = Field(8, ge=1, description="impressions of a user, all after the clicks")
+    strength: float = Field(2.0, ge=0, description="weight of a pair in the label")
+
+    @field_validator("kinds")
+    @classmethod
+    def _even(cls, kinds: int) -> int:
+        if kinds % 2:
+            raise ValueError(f"must be even, got {kinds}")
+        return kinds
+
+
+def make(knobs: CoAction, random: np.random.Generator) -> SyntheticDataset:
+    """The world of some settings."""
+    users, kinds = knobs.users, knobs.kinds
+    clicks = knobs.clicks if knobs.side == "history" else 0
+    each = clicks + knobs.shown
+    together = _table(kinds, random)
+    past = random.integers(0, kinds, (users, clicks))
+    item = random.integers(0, kinds, (users, knobs.shown))
+    place = random.integers(0, kinds, (users, knobs.shown))
+    mood = random.integers(0, 2, (users, knobs.shown))
+    if knobs.side == "history":
+        told = together[past[:, None, :], item[:, :, None]].sum(2)
+    else:
+        told = together[place, item]
+    told = told * (2 * mood - 1 if knobs.order == 3 else 1)
+    chance = 1 / (1 + np.exp(-knobs.strength * told))
+    liked = random.random(chance.shape) < chance
+
+    def column(before: Any, now: NDArray[Any]) -> NDArray[Any]:
+        return np.concatenate([np.broadcast_to(before, (users, clicks)), now], 1).ravel()
+
+    shown = np.tile(np.arange(each) >= clicks, users)
+    moment = np.minimum(np.arange(each), clicks) * 600 + random.integers(0, 86_400, (users, 1))
+    log = pa.table(
+        {
+            "user": np.repeat(np.arange(users), each),
+            "item": column(past, item),
+            "time": START + moment.ravel(),
+            "action": np.where(shown, "shown", "click"),
+            "place": column(0, place),
+            "mood": column(0, mood),
+            "liked": pa.array(column(0, liked.astype(np.int64)), mask=~shown),
+        }
+    )
+    features: dict[str, Any] = {"item": {"kind": "id"}}
+    if knobs.side == "field":
+        features["place"] = {"kind": "id"}
+    if knobs.order == 3:
+        features["mood"] = {"kind": "id"}
+    history = {"clicks": {"features": ["item"], "where": {"action": "click"}, "max_length": knobs.clicks}}
+    return SyntheticDataset(
+        name="co_action",
+        story=STORY,
+        log=log,
+        schema={
+            "user": "user",
+            "item": "item",
+            "time": {"column": "time", "unit": "s"},
+            "label": "liked",
+            "features": features,
+            **({"histories": history} if knobs.side == "history" else {}),
+        },
+        split={"by": "user", "valid": 0.1, "test": 0.3},
+        true_probability=column(np.nan, chance),
+        must=_named("can") if knobs.side == "history" else _named("pnn", "dcn_v2"),
+        must_not=_named(*_BLIND) if knobs.side == "history" else _named("lr", *(["fm"] if knobs.order == 3 else [])),
+        fit={"epochs": 6, "batch_size": 128, "lr": 5e-3, "embedding_lr": 2e-2, "patience": 0},
+    )
+
+
+def _table(kinds: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """Signs ``[kinds, kinds]`` that sum to zero in every row and every column."""
+    signs = random.permutation(np.resize([-1, 1], kinds))
+    one, other = random.permutation(kinds), random.permutation(kinds)
+    return np.asarray(signs[(one[:, None] + other) % kinds], np.int64)
+
+
+def _named(*names: str) -> tuple[dict[str, str], ...]:
+    return tuple({"name": name} for name in names)
+
+
+_BLIND = ("lr", "fm", "fnn", "pnn", "wide_deep", "deepfm", "dcn", "dcn_v2")
+"""Models that read no history."""
+
+RECIPE = Recipe(STORY, CoAction, make)

@@ -1,0 +1,97 @@
+"""What a small world is: a log with its story and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from longrec.config import Strict
+
+START = 1_735_689_600  # 2025-01-01 in seconds UTC: when every world begins
+SOLVED = 0.9  # of the way from chance to the oracle
+
+
+@dataclass(frozen=True, eq=False)
+class SyntheticDataset:
+    """A generated log with its answer.
+
+    Attributes:
+        name: what it is called.
+        story: what goes on in it, in a few sentences.
+        log: events by user and time, so that row n is row n of the prepared log too.
+        items: table of items by key, or None.
+        users: table of users by key, or None.
+        schema: the words of a schema file.
+        split: the words of ``data.split``.
+        true_probability: float64 ``[events]``, aligned with the log: the true probability that the label is 1,
+            given what the schema shows of the event and all that is hidden in the user and in the past; NaN where there
+            is no label.
+        must: model sections (``{"name": "din"}``) that have to solve the world.
+        must_not: model sections that cannot, by the way the world is made.
+        fit: what to train them with.
+        leak: a schema that reads the same log carelessly, where the world is about a leak: read so, the label shows.
+        wide: a schema that reads more columns of the same log, where the world is about what a narrow one cannot see.
+        truth: what is hidden, one row an event, aligned with the log, where the world keeps it. A column ``p_...`` is
+            the true probability of the label given some of it.
+    """
+
+    name: str
+    story: str
+    log: pa.Table
+    schema: Mapping[str, Any]
+    split: Mapping[str, Any]
+    true_probability: NDArray[np.float64]
+    items: pa.Table | None = None
+    users: pa.Table | None = None
+    must: tuple[Mapping[str, Any], ...] = ()
+    must_not: tuple[Mapping[str, Any], ...] = ()
+    fit: Mapping[str, Any] = field(default_factory=dict)
+    leak: Mapping[str, Any] | None = None
+    wide: Mapping[str, Any] | None = None
+    truth: pa.Table | None = None
+
+    def job(self, folder: str | Path, model: Mapping[str, Any], *, wide: bool = False, **fit: Any) -> dict[str, Any]:
+        """A config that trains a model on the world as ``write`` left it in ``folder``.
+
+        Args:
+            wide: read the log by the wide schema.
+            fit: laid over the settings of the world.
+        """
+        folder = Path(folder)
+        tables = [name for name in ("log", "items", "users") if getattr(self, name) is not None]
+        data: dict[str, Any] = {name: str(folder / f"{name}.parquet") for name in tables}
+        schema = f"{self.name}_wide" if wide else self.name
+        data |= {"schema": str(folder / f"{schema}.schema.yaml"), "split": dict(self.split)}
+        return {"data": data, "model": dict(model), "fit": {**self.fit, **fit}}
+
+    def required_auc(self, bayes_auc: float) -> float:
+        """The AUC a model has to reach, given the AUC of the oracle on the same rows."""
+        return 0.5 + SOLVED * (bayes_auc - 0.5)
+
+    def true_probabilities(self) -> dict[str, NDArray[np.float64]]:
+        """The true probabilities ``[events]``: those of ``truth``, or ``true_probability`` alone."""
+        known = [name for name in (self.truth.column_names if self.truth is not None else ()) if name.startswith("p_")]
+        if self.truth is None or not known:
+            return {"true_probability": self.true_probability}
+        return {name: self.truth[name].to_numpy() for name in known}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a world is made.
+
+    Attributes:
+        story: what goes on in it.
+        settings: its knobs; ``users`` is one of them, with as many as the models need to learn it in seconds.
+        make: the world of some settings.
+    """
+
+    story: str
+    settings: type[Strict]
+    make: Callable[[Any, np.random.Generator], SyntheticDataset]

@@ -1,0 +1,99 @@
+"""The world ``frequent_queries``: many clicks of one kind say no more than one does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from longrec.config import Strict
+from longrec.data.synthetic.dataset import START, Recipe, SyntheticDataset
+
+STORY = (
+    "Every user likes plain or fancy things. In each category that a user has clicked, all clicks are of one style, "
+    "most often the user's own; but one category, clicked more often than all others together, comes in one style "
+    "only, whatever the user likes. What is shown is of a category without clicks, so that all categories have to be "
+    "heard, each once: whoever counts clicks hears the loudest alone."
+)
+_CATEGORIES, _EACH = 24, 10  # items of one category and style
+_OWN = 0.85  # chance that the clicks of a category are of the user's style
+_LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of the own style, and of another
+_GOLDEN = (5**0.5 - 1) / 2
+
+
+class FrequentQueries(Strict):
+    """Knobs of ``frequent_queries``."""
+
+    users: int = Field(500, ge=1, description="users")
+    clicked: int = Field(7, ge=1, lt=_CATEGORIES - 1, description="categories that a user has clicked a few times")
+    most: int = Field(64, ge=1, description="clicks of the loudest category, a quarter as many at least")
+    shown: int = Field(8, ge=1, description="impressions of a user, all after the clicks")
+
+
+def make(knobs: FrequentQueries, random: np.random.Generator) -> SyntheticDataset:
+    """The world of some settings."""
+    users, clicked, shown = knobs.users, knobs.clicked, knobs.shown
+    style = random.integers(0, 2, users)
+    order = random.permuted(np.tile(np.arange(_CATEGORIES), (users, 1)), axis=1)
+    told = np.where(random.random((users, clicked + 1)) < _OWN, style[:, None], 1 - style[:, None])
+    told[:, 0] = random.integers(0, 2, users)
+    count = random.permuted(np.tile(1 + np.arange(clicked + 1) % 3, (users, 1)), axis=1)
+    # Spread evenly, so that more users are always more events.
+    count[:, 0] = knobs.most * 0.25 ** (np.arange(users) * _GOLDEN % 1)
+    clicks = count.sum(1)
+    each = clicks + shown
+    user = np.repeat(np.arange(users), each)
+    place = np.arange(each.sum()) - np.repeat(each.cumsum() - each, each)
+    past = place < clicks[user]
+    # Clicks of all categories mixed; what is shown is of one that is not among them.
+    which = np.repeat(np.tile(np.arange(clicked + 1), users), count.ravel())
+    which = which[np.lexsort((random.random(len(which)), user[past]))]
+    category, now = np.empty(len(user), np.int64), user[~past]
+    category[past] = order[user[past], which]
+    category[~past] = order[now, random.integers(clicked + 1, _CATEGORIES, len(now))]
+    own = random.random(len(user)) < 0.5
+    worn = np.where(own, style[user], 1 - style[user])
+    worn[past] = told[user[past], which]
+    chance = np.where(own, _LIKES, _ELSE)
+    item = (2 * category + worn) * _EACH + random.integers(0, _EACH, len(user))
+    names = random.permutation(2 * _CATEGORIES * _EACH)
+    log = pa.table(
+        {
+            "user": user,
+            "item": names[item],
+            "time": START + random.integers(0, 86_400, users)[user] + np.minimum(place, clicks[user]) * 600,
+            "action": np.where(past, "click", "shown"),
+            "liked": pa.array((random.random(len(user)) < chance).astype(np.int64), mask=past),
+        }
+    )
+    kinds = np.empty_like(names)
+    kinds[names] = np.arange(len(names)) // _EACH
+    features = {"item": {"kind": "id"}, **{name: {"kind": "id", "side": "item"} for name in ("category", "style")}}
+    history = {"features": ["category", "style"], "where": {"action": "click"}, "max_length": knobs.most + 3 * clicked}
+    return SyntheticDataset(
+        name="frequent_queries",
+        story=STORY,
+        log=log,
+        items=pa.table({"item": np.arange(len(names)), "category": kinds // 2, "style": kinds % 2}),
+        schema={
+            "user": "user",
+            "item": "item",
+            "time": {"column": "time", "unit": "s"},
+            "label": "liked",
+            "features": features,
+            "histories": {"clicks": history},
+        },
+        split={"by": "user", "valid": 0.1, "test": 0.3},
+        true_probability=np.where(past, np.nan, chance),
+        must=({"name": "kfatt"}, {"name": "dhan"}),
+        must_not=(
+            {"name": "kfatt", "frequency": False},
+            {"name": "din"},
+            {"name": "din", "softmax": True},
+            {"name": "pooling"},
+        ),
+        fit={"epochs": 4, "batch_size": 128, "lr": 3e-3, "embedding_lr": 1e-2},
+    )
+
+
+RECIPE = Recipe(STORY, FrequentQueries, make)

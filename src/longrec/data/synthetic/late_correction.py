@@ -1,0 +1,72 @@
+"""The world ``late_correction``: a report that tells all, but too late."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from longrec.config import Strict
+from longrec.data.synthetic.dataset import START, Recipe, SyntheticDataset
+
+STORY = (
+    "Labels are coins. The report of an event is amended once the user's next event has happened, and then "
+    "says how that one ended. Read as it was known at the time, it tells nothing; read as it stands now, all."
+)
+_EVENTS = 10  # of one user
+
+
+class LateCorrection(Strict):
+    """Knobs of ``late_correction``."""
+
+    users: int = Field(800, ge=1, description="users, 10 events each")
+
+
+def make(knobs: LateCorrection, random: np.random.Generator) -> SyntheticDataset:
+    """The world of some settings."""
+    users = knobs.users
+    n = users * _EVENTS
+    label = random.integers(0, 2, n)
+    gap = random.integers(2, 50, (users, _EVENTS)) * 60
+    time = START + np.cumsum(gap, axis=1)
+    following = np.concatenate([label[1:], [0]]).reshape(users, _EVENTS)
+    following[:, -1] = random.integers(0, 2, users)
+    # The report is amended with or after the next event, and before the one after that: a third at the very moment.
+    waits = np.concatenate([gap[:, 1:], np.full((users, 1), 60)], axis=1)
+    late = np.where(random.random((users, _EVENTS)) < 1 / 3, 0, 60)
+    log = pa.table(
+        {
+            "user": np.repeat(np.arange(users), _EVENTS),
+            "item": random.integers(0, 50, n),
+            "time": time.ravel(),
+            "fraud": label,
+            "report": following.ravel(),
+            "corrected_at": (time + waits + late).ravel(),
+        }
+    )
+    features: dict[str, Any] = {"item": {"kind": "id"}, "report": {"kind": "id", "feedback": True}}
+    schema: dict[str, Any] = {
+        "user": "user",
+        "item": "item",
+        "time": {"column": "time", "unit": "s"},
+        "label": "fraud",
+        "features": {**features, "report": {**features["report"], "available_at": "corrected_at"}},
+        "histories": {"past": {"features": ["item", "report"], "max_length": 1}},
+    }
+    everybody = ("lr", "fm", "deepfm", "wide_deep", "dcn", "pooling", "din")
+    return SyntheticDataset(
+        name="late_correction",
+        story=STORY,
+        log=log,
+        schema=schema,
+        split={"by": "user", "valid": 0.1, "test": 0.4},
+        true_probability=np.full(n, 0.5),
+        must_not=tuple({"name": name} for name in everybody),
+        fit={"epochs": 2, "batch_size": 256, "lr": 3e-3, "embedding_lr": 1e-2},
+        leak={**schema, "features": features},
+    )
+
+
+RECIPE = Recipe(STORY, LateCorrection, make)

@@ -1,0 +1,61 @@
+"""The world ``micro_behaviors``: how a user goes about an item tells whether it is wanted."""
+
+from __future__ import annotations
+
+import numpy as np
+from pydantic import Field
+
+from longrec.config import Strict
+from longrec.data.synthetic.dataset import Recipe, SyntheticDataset
+from longrec.data.synthetic.generators import SPLIT, Shelf, drawn, halves_of, past_then_shown, some_of, words
+
+STORY = (
+    "A user visits a few items, each of a category of its own, and on each reads the comments and looks at the "
+    "pictures. Who reads first wants it, who looks first does not; an impression is of one of these categories, and "
+    "liked when the item was wanted. Every category and every kind of event is there as often, and each with each: "
+    "only the order of the events on one item tells."
+)
+_CATEGORIES, _ITEMS = 8, 240
+_LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of a category that is wanted, and of another
+
+
+class MicroBehaviors(Strict):
+    """Knobs of ``micro_behaviors``."""
+
+    users: int = Field(800, ge=1, description="users")
+    visited: int = Field(2, ge=2, le=_CATEGORIES, multiple_of=2, description="items that a user visits")
+    shown: int = Field(8, ge=1, description="impressions of a user, all after that")
+
+
+def make(knobs: MicroBehaviors, random: np.random.Generator) -> SyntheticDataset:
+    """The world of some settings."""
+    users, visited, shown = knobs.users, knobs.visited, knobs.shown
+    before = 2 * visited
+    shelf = Shelf(_ITEMS, _CATEGORIES, random)
+    of_visit = some_of(_CATEGORIES, users, visited, random)
+    wanted = halves_of(visited, users, random)
+    which = random.integers(0, visited, (users, shown))
+    category = np.concatenate([of_visit, np.take_along_axis(of_visit, which, axis=1)], axis=1)
+    item = shelf.one_of(category, random)
+    item = np.concatenate([np.repeat(item[:, :visited], 2, axis=1), item[:, visited:]], axis=1)
+    second = np.stack([1 - wanted, wanted], axis=2).reshape(users, before)
+    chance = np.where(np.take_along_axis(wanted, which, axis=1) == 1, _LIKES, _ELSE)
+    liked = drawn(chance, random)
+    moment = np.minimum(np.arange(before + shown), before) * 60 + random.integers(0, 86_400, (users, 1))
+    log, true_probability = past_then_shown(item, moment, ("action", np.array(["read", "look"])[second]), liked, chance)
+    history = {"features": ["item", "category", "action"], "where": {"action": ["read", "look"]}, "max_length": before}
+    return SyntheticDataset(
+        name="micro_behaviors",
+        story=STORY,
+        log=log,
+        items=shelf.table(),
+        schema=words({"action": {"kind": "id", "feedback": True}}, {"events": history}),
+        split=SPLIT,
+        true_probability=true_probability,
+        must=({"name": "hup", "hidden": 24, "mlp": [64]},),
+        must_not=({"name": "pooling"}, {"name": "din"}, {"name": "deepfm"}),
+        fit={"epochs": 3, "batch_size": 128, "lr": 1e-2, "embedding_lr": 5e-2, "patience": 0},
+    )
+
+
+RECIPE = Recipe(STORY, MicroBehaviors, make)

@@ -1,0 +1,103 @@
+"""The world ``negative_feedback``: a dislike tells which of the things left unclicked were seen and not wanted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from longrec.config import Strict
+from longrec.data.synthetic.dataset import START, Recipe, SyntheticDataset
+
+STORY = (
+    "Every user is tired of plain or of fancy things. Of each category that was passed by, something was left "
+    "unclicked, in half of them a plain thing and in half a fancy one; most were not even looked at. But one was: "
+    "there something was disliked, and what was left unclicked beside it is of the style not wanted. The thing "
+    "disliked may be of either, clicks are on both, and what is shown now is of another category. So clicks know "
+    "nothing, nor does any sum: only who lets the dislike pick from what was left unclicked knows the style."
+)
+_CATEGORIES, _EACH = 16, 6  # items of one category and style
+_LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of the style that is wanted, and of the other
+_ALOUD = 0.3  # chance that an item of the other style that is not clicked is disliked
+
+
+class NegativeFeedback(Strict):
+    """Knobs of ``negative_feedback``."""
+
+    users: int = Field(1_400, ge=1, description="users")
+    passed: int = Field(6, ge=2, lt=_CATEGORIES, multiple_of=2, description="categories that a user passed by")
+    clicked: int = Field(2, ge=2, multiple_of=2, description="clicks of a user, half of them on each style")
+    shown: int = Field(8, ge=1, description="impressions of a user, all after that")
+
+
+def make(knobs: NegativeFeedback, random: np.random.Generator) -> SyntheticDataset:
+    """The world of some settings."""
+    users, passed, clicked, shown = knobs.users, knobs.passed, knobs.clicked, knobs.shown
+    past, each = passed + 1 + clicked, passed + 1 + clicked + shown
+    order = random.permuted(np.tile(np.arange(_CATEGORIES), (users, 1)), axis=1)
+    left = random.permuted(np.tile(np.arange(passed) % 2, (users, 1)), axis=1)  # styles; the first was looked at
+    # Left unclicked, disliked, clicked and shown, in this order; then all that is past is mixed.
+    clicks = random.integers(0, _CATEGORIES, (users, clicked))
+    now = np.take_along_axis(order, random.integers(passed, _CATEGORIES, (users, shown)), axis=1)
+    category = np.concatenate([order[:, :passed], order[:, :1], clicks, now], axis=1)
+    either = np.tile(np.arange(clicked) % 2, (users, 1))
+    style = np.concatenate([left, random.integers(0, 2, (users, 1)), either, random.integers(0, 2, (users, shown))], 1)
+    action = np.tile(np.repeat(np.arange(4), [passed, 1, clicked, shown]), (users, 1))
+    mixed = random.permuted(np.tile(np.arange(past), (users, 1)), axis=1)
+    for column in (category, style, action):
+        column[:, :past] = np.take_along_axis(column, mixed, axis=1)
+    wanted = style != left[:, :1]
+    chance = np.where(action == 3, np.where(wanted, _LIKES, _ELSE), np.nan)
+    liked = random.random(chance.shape) < chance
+    aloud = ~wanted & ~liked & (random.random(chance.shape) < _ALOUD)
+    item = (2 * category + style) * _EACH + random.integers(0, _EACH, category.shape)
+    names = random.permutation(2 * _CATEGORIES * _EACH)
+    kinds = np.empty_like(names)
+    kinds[names] = np.arange(len(names)) // _EACH
+    moment = np.minimum(np.arange(each), past) * 600 + random.integers(0, 86_400, (users, 1))
+    log = pa.table(
+        {
+            "user": np.repeat(np.arange(users), each),
+            "item": names[item].ravel(),
+            "time": START + moment.ravel(),
+            "action": np.array(["unclick", "dislike", "click", "shown"])[action.ravel()],
+            "disliked": np.where(action == 3, aloud, action == 1).astype(np.int64).ravel(),
+            "liked": pa.array(liked.astype(np.int64).ravel(), mask=(action < 3).ravel()),
+        }
+    )
+    features = {"item": {"kind": "id"}, **{name: {"kind": "id", "side": "item"} for name in ("category", "style")}}
+    lengths = {"click": clicked, "unclick": passed, "dislike": 1}
+    histories = {
+        f"{name}s": {"features": ["category", "style"], "where": {"action": name}, "max_length": last}
+        for name, last in lengths.items()
+    }
+    return SyntheticDataset(
+        name="negative_feedback",
+        story=STORY,
+        log=log,
+        items=pa.table({"item": np.arange(len(names)), "category": kinds // 2, "style": kinds % 2}),
+        schema={
+            "user": "user",
+            "item": "item",
+            "time": {"column": "time", "unit": "s"},
+            "label": "liked",
+            "features": {**features, "disliked": {"kind": "id", "feedback": True}},
+            "histories": histories,
+        },
+        split={"by": "user", "valid": 0.1, "test": 0.3},
+        true_probability=chance.ravel(),
+        must=({"name": "dfn"}, {"name": "dfn", "dislike": "disliked"}),
+        must_not=(
+            {"name": "dfn", "clicks": "clicks"},
+            {"name": "dfn", "unclicks": "unclicks"},
+            {"name": "dfn", "dislikes": "dislikes"},
+            {"name": "pooling"},
+            {"name": "din"},
+            {"name": "deepfm"},
+        ),
+        # Given more time or fewer categories, DIN learns by heart which sums go with which dislike.
+        fit={"epochs": 6, "batch_size": 128, "lr": 5e-3, "embedding_lr": 2e-2, "patience": 0},
+    )
+
+
+RECIPE = Recipe(STORY, NegativeFeedback, make)

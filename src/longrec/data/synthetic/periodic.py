@@ -1,0 +1,74 @@
+"""The world ``periodic``: what was wanted a day ago is wanted again."""
+
+from __future__ import annotations
+
+import numpy as np
+from pydantic import Field
+
+from longrec.config import Strict
+from longrec.data.synthetic.dataset import Recipe, SyntheticDataset
+from longrec.data.synthetic.generators import SPLIT, Shelf, drawn, past_then_shown, some_of, words
+
+STORY = (
+    "Days are alike: what a user clicked about a day ago is liked now, and what was clicked since then or before is "
+    "not. A few visits, each of a category of its own, lie anywhere before and after the one of the day ago: it is the "
+    "newest as often as the oldest, and each category is there as often. Only the time that passed tells it from the "
+    "others; order tells nothing, and neither do sums."
+)
+_CATEGORIES, _ITEMS = 8, 240
+_LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of the day before, and of another
+_HOUR = 3_600
+_DAY = 20 * _HOUR, 30 * _HOUR
+_SINCE, _BEFORE = (60, 9 * _HOUR), (40 * _HOUR, 400 * _HOUR)
+"""How long ago a visit was: of the day before, and others."""
+
+
+class Periodic(Strict):
+    """Knobs of ``periodic``."""
+
+    users: int = Field(800, ge=1, description="users")
+    visits: int = Field(3, ge=2, le=_CATEGORIES, description="visits of a user, one of them a day ago")
+    clicks: int = Field(2, ge=1, description="clicks of a visit")
+    shown: int = Field(8, ge=1, description="impressions of a user, all at once")
+
+
+def make(knobs: Periodic, random: np.random.Generator) -> SyntheticDataset:
+    """The world of some settings."""
+    users, visits, shown = knobs.users, knobs.visits, knobs.shown
+    clicks = visits * knobs.clicks
+    shelf = Shelf(_ITEMS, _CATEGORIES, random)
+    of_visit = some_of(_CATEGORIES, users, visits, random)
+    at = random.integers(0, visits, users)  # the place of the visit of a day ago; those before it are older
+    place = np.arange(visits)
+    kind = np.sign(place - at[:, None])
+    low, high = (np.choose(kind + 1, ends) for ends in zip(_BEFORE, _DAY, _SINCE))
+    # Times long ago are drawn by their logarithm, so that they fall into all slices.
+    age = -np.sort(-np.exp(np.log(low) + random.random((users, visits)) * np.log(high / low)), axis=1)
+    past = np.repeat(of_visit, knobs.clicks, axis=1)
+    told = random.integers(0, visits, (users, shown))
+    own = (told == at[:, None]) | (random.random((users, shown)) < 0.25)
+    told = np.where(own, at[:, None], told)
+    category = np.concatenate([past, np.take_along_axis(of_visit, told, axis=1)], axis=1)
+    item = shelf.one_of(category, random)
+    chance = np.where(own, _LIKES, _ELSE)
+    liked = drawn(chance, random)
+    before = np.repeat(age, knobs.clicks, axis=1).astype(np.int64) - np.tile(np.arange(knobs.clicks), visits)
+    moment = np.concatenate([-before, np.zeros((users, shown), np.int64)], axis=1)
+    moment += 30 * 24 * _HOUR + random.integers(0, 86_400, (users, 1))
+    log, true_probability = past_then_shown(item, moment, ("action", np.full((users, clicks), "click")), liked, chance)
+    columns = ["category", "time_gap", "time_since_previous"]
+    return SyntheticDataset(
+        name="periodic",
+        story=STORY,
+        log=log,
+        items=shelf.table(),
+        schema=words({}, {"clicks": {"features": columns, "where": {"action": "click"}, "max_length": clicks}}),
+        split=SPLIT,
+        true_probability=true_probability,
+        must=({"name": "tissa", "hidden": 32, "heads": 4, "slices": 7, "mlp": [64]}, {"name": "din"}),
+        must_not=({"name": "pooling"}, {"name": "deepfm"}),
+        fit={"epochs": 3, "batch_size": 128, "lr": 1e-2, "embedding_lr": 5e-2, "patience": 0},
+    )
+
+
+RECIPE = Recipe(STORY, Periodic, make)

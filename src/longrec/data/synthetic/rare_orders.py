@@ -1,0 +1,73 @@
+"""The world ``rare_orders``: what is ordered is clicked on first, and clicks are many."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from longrec.config import Strict
+from longrec.data.synthetic.dataset import START, Recipe, SyntheticDataset
+
+STORY = (
+    "Users of a town like a few kinds of item, which nothing tells of an item but who clicks on it. One click in so "
+    "many becomes an order, of whatever it is. The label is the order, with too few of them to learn the kinds "
+    "from; the click, a feedback of the same impression, has enough."
+)
+_KINDS, _LIKED = 8, 2  # kinds of item, and how many of them a town likes
+_CLICKS, _ELSE = 0.5, 0.02  # chance of a click on an item that the town likes, and on another
+
+
+class RareOrders(Strict):
+    """Knobs of ``rare_orders``."""
+
+    users: int = Field(600, ge=1, description="users")
+    towns: int = Field(12, ge=1, description="towns; all users of one like the same")
+    items: int = Field(120, ge=_KINDS, description="items")
+    shown: int = Field(30, ge=1, description="impressions of a user")
+    orders: float = Field(0.15, gt=0, le=1, description="share of clicks that become orders")
+
+
+def make(knobs: RareOrders, random: np.random.Generator) -> SyntheticDataset:
+    """The world of some settings."""
+    kind_of = random.permutation(np.arange(knobs.items) % _KINDS)
+    kinds = random.permuted(np.tile(np.arange(_KINDS), (knobs.towns, 1)), axis=1)
+    likes = np.zeros((knobs.towns, _KINDS), bool)
+    np.put_along_axis(likes, kinds[:, :_LIKED], True, 1)
+    town = np.arange(knobs.users) % knobs.towns
+    item = random.integers(0, knobs.items, (knobs.users, knobs.shown))
+    chance = np.where(likes[town[:, None], kind_of[item]], _CLICKS, _ELSE)
+    click = random.random(chance.shape) < chance
+    order = click & (random.random(chance.shape) < knobs.orders)
+    moment = np.arange(knobs.shown) * 600 + random.integers(0, 86_400, (knobs.users, 1))
+    log = pa.table(
+        {
+            "user": np.repeat(np.arange(knobs.users), knobs.shown),
+            "item": item.ravel(),
+            "time": START + moment.ravel(),
+            "town": np.repeat(town, knobs.shown),
+            "click": click.astype(np.int64).ravel(),
+            "order": order.astype(np.int64).ravel(),
+        }
+    )
+    features = {"town": {"kind": "id"}, "item": {"kind": "id"}, "click": {"kind": "id", "feedback": True}}
+    return SyntheticDataset(
+        name="rare_orders",
+        story=STORY,
+        log=log,
+        schema={
+            "user": "user",
+            "item": "item",
+            "time": {"column": "time", "unit": "s"},
+            "label": "order",
+            "features": features,
+        },
+        split={"by": "user", "valid": 0.1, "test": 0.3},
+        true_probability=(chance * knobs.orders).ravel(),
+        must=({"name": "esmm", "click": "click"}, {"name": "shared_bottom", "tasks": {"click": 1.0}}),
+        must_not=({"name": "shared_bottom"}, {"name": "deepfm"}),
+        fit={"epochs": 4, "batch_size": 256, "lr": 5e-3, "embedding_lr": 2e-2, "patience": 0},
+    )
+
+
+RECIPE = Recipe(STORY, RareOrders, make)

@@ -1,0 +1,245 @@
+r"""The world ``rich_instances``: what tells of an impression lies in the many fields of an earlier one.
+
+Every impression has ``fields`` wide fields. Hidden functions of a few of them are two coins, x and z in {-1, +1}, and a
+key; the rest is noise. The label is drawn by
+
+    P(y_i = 1) = sigmoid(own * x_i z_i + strength * c_i * past_i)
+
+with c_i in {-1, +1} the category of the item, which everybody knows, and past_i in {-1, 0, +1} the sign of the sum of
+x_j over impressions of the moment ``back`` moments earlier: over all of them (``tell: last``: one impression, now and
+then two), or over those whose key is the one that impression i wants (``tell: together``: pages of ``page``
+impressions, so that several have to be read together). It is 0 where there is none, or as many for as against.
+
+The wide schema shows the fields of an impression; the narrow one, ``schema``, does not, but it has the user's past
+ids, labels and times. These tell nothing at all: z is fair and independent, so y_j says nothing of x_j; and every
+moment is read by one later moment alone, so no other label speaks of it, neither to a history nor to a table of users
+who were trained on. What is left to a narrow model is to be told x_j (and the key) by another model that saw the
+fields of impression j: tokens. A model whose tokens serve its own label need only keep x_j z_j, never x_j.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field, field_validator, model_validator
+
+from longrec.config import Strict
+from longrec.data.synthetic.dataset import START, Recipe, SyntheticDataset
+
+STORY = (
+    "What a user likes next is written in the many fields of an earlier impression, and only there: past items, "
+    "labels and times are noise to whoever reads the narrow schema. A model of the wide schema sees the fields of an "
+    "impression, and can tell a later one of them by a token."
+)
+_ITEMS = 200
+_STEP = 17  # between the items of one moment: prime to their number, so that they differ
+# Seconds between two moments. The time_gap of the last moment is one bucket, that of the one before another.
+_GAP = (34_000, 57_000)
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+class RichInstances(Strict):
+    """Knobs of ``rich_instances``."""
+
+    users: int = Field(400, ge=1, description="users; 4000 are enough to learn the fields in a pass or two")
+    impressions: int = Field(48, ge=1, description="impressions a user")
+    fields: int = Field(60, ge=3, description="wide fields, hidden ones among them")
+    values: int = Field(4, ge=2, le=32_000, description="ids a wide field takes, even: more are harder to learn")
+    parts: int = Field(1, ge=1, description="fields behind each of the coins x and z, odd: more are harder to find")
+    own: float = Field(2.0, ge=0, description="weight of the event's own fields, x z, in its label")
+    strength: float = Field(2.5, ge=0, description="weight of the past in the label")
+    tell: Literal["last", "together"] = Field(
+        "last", description="what of the past counts: an impression, or those of a page whose key is wanted"
+    )
+    back: int = Field(1, ge=1, description="how many moments earlier the impressions that count lie")
+    ties: float = Field(
+        0.05, ge=0, lt=1, description="share of impressions at the very moment of the one before (last)"
+    )
+    page: int = Field(8, ge=2, le=_ITEMS, description="impressions shown at one moment (together)")
+    keys: int = Field(2, ge=2, description="keys, one of which every impression wants")
+    noise: float = Field(0.0, ge=0, le=1, description="share of labels that are coins whatever else is true")
+
+    @field_validator("values")
+    @classmethod
+    def _even(cls, values: int) -> int:
+        if values % 2:
+            raise ValueError(f"must be even, got {values}")
+        return values
+
+    @field_validator("parts")
+    @classmethod
+    def _odd(cls, parts: int) -> int:
+        if parts % 2 == 0:
+            raise ValueError(f"must be odd, got {parts}")
+        return parts
+
+    @model_validator(mode="after")
+    def _fits(self) -> RichInstances:
+        if self.fields < 2 * self.parts + 1:
+            raise ValueError(
+                f"fields: {2 * self.parts + 1} are hidden ({self.parts} parts twice, and the key), got {self.fields}"
+            )
+        if self.keys > self.values:
+            raise ValueError(f"keys: one field of {self.values} values tells the key, got {self.keys} keys")
+        shown = self.page if self.tell == "together" else 1
+        if self.impressions <= self.back * shown:
+            raise ValueError(f"impressions: {self.impressions} a user leave none with a past to be told of")
+        return self
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """When impressions are shown, all arrays ``[users * impressions]`` but ``first``.
+
+    Attributes:
+        times: seconds.
+        number: the moment of each row, counted from 0 over all users.
+        within: the moment of each row, counted from 0 within its user.
+        place: of each row among those of its moment, from 0.
+        first: the first row of each moment.
+    """
+
+    times: Ints
+    number: Ints
+    within: Ints
+    place: Ints
+    first: Ints
+
+
+def _moments(knobs: RichInstances, random: np.random.Generator) -> _Moments:
+    users, each = knobs.users, knobs.impressions
+    new = np.ones((users, each), bool)
+    pace = 1
+    if knobs.tell == "together":
+        new[:] = np.arange(each) % knobs.page == 0
+        pace = 1 << (knobs.page.bit_length() - 1)  # a power of two keeps moments apart in time_gap
+    else:
+        new[:, 1:] = random.random((users, each - 1)) >= knobs.ties
+    gaps = np.where(new, random.integers(*_GAP, (users, each)) * pace, 0)
+    # Users come in over the first quarter of the time line, so that at any moment histories differ in length.
+    gaps[:, 0] = random.integers(0, max(int(gaps.sum(1).mean()) // 4, 1), users)
+    within = np.cumsum(new, 1) - 1
+    began = np.maximum.accumulate(np.where(new, np.arange(each), 0), 1)
+    return _Moments(
+        times=START + np.cumsum(gaps, 1).ravel(),
+        number=np.cumsum(new.ravel()) - 1,
+        within=within.ravel(),
+        place=(np.arange(each) - began).ravel(),
+        first=np.flatnonzero(new.ravel()),
+    )
+
+
+def _past(x: Ints, counted: NDArray[np.bool_], moments: _Moments, back: int) -> Ints:
+    """Sign of the sum of x over the rows counted of each row's moment ``back`` moments earlier; 0 without one."""
+    signs = np.sign(np.add.reduceat(np.where(counted, x, 0), moments.first))
+    return np.where(moments.within >= back, signs[np.maximum(moments.number - back, 0)], 0)
+
+
+def _sigmoid(logit: Floats) -> Floats:
+    return 1 / (1 + np.exp(-logit))
+
+
+def make(knobs: RichInstances, random: np.random.Generator) -> SyntheticDataset:
+    """The world of some settings."""
+    rows = knobs.users * knobs.impressions
+    moments = _moments(knobs, random)
+    wide = random.integers(0, knobs.values, (knobs.fields, rows), dtype=np.int16)
+    hidden = random.permutation(knobs.fields)[: 2 * knobs.parts + 1]
+
+    def coin(fields: Ints) -> Ints:
+        """Which way most of some fields point; half of the values of a field point either way."""
+        votes = np.resize([1, -1], knobs.values)
+        return np.sign(sum(random.permutation(votes)[wide[n]] for n in fields))
+
+    x, z = coin(hidden[: knobs.parts]), coin(hidden[knobs.parts : -1])
+    key = random.permutation(np.arange(knobs.values) % knobs.keys)[wide[hidden[-1]]]
+    category_of = random.permutation(np.arange(_ITEMS) % 2)
+    item = (random.integers(0, _ITEMS, len(moments.first))[moments.number] + _STEP * moments.place) % _ITEMS
+    wanted = random.integers(0, knobs.keys, rows)
+    if knobs.tell == "together":
+        past = np.zeros(rows, np.int64)
+        for one in range(knobs.keys):
+            past = np.where(wanted == one, _past(x, key == one, moments, knobs.back), past)
+    else:
+        past = _past(x, np.ones(rows, bool), moments, knobs.back)
+    chances = _chances(knobs, x * z, (2 * category_of[item] - 1) * past)
+    label = (random.random(rows) < chances["p_wide"]).astype(np.int64)
+    log = {
+        "user": np.repeat(np.arange(knobs.users), knobs.impressions),
+        "item": item,
+        "time": moments.times,
+        "wanted": wanted,
+        "liked": label,
+        **{name: column for name, column in zip(_field_names(knobs.fields), wide)},
+    }
+    return SyntheticDataset(
+        name="rich_instances",
+        story=STORY,
+        log=pa.table(log),
+        items=pa.table({"item": np.arange(_ITEMS), "category": category_of}),
+        schema=_schema(knobs, ()),
+        wide=_schema(knobs, _field_names(knobs.fields)),
+        split={"by": "time", "valid": 0.1, "test": 0.2},
+        true_probability=chances["p_narrow"],
+        truth=pa.table({"x": x, "z": z, "key": key, "past": past, **chances}),
+        must_not=tuple({"name": name} for name in ("lr", "fm", "deepfm", "wide_deep", "dcn", "pooling", "din")),
+        fit={"epochs": 2},
+    )
+
+
+def _chances(knobs: RichInstances, own: Ints, past: Ints) -> dict[str, Floats]:
+    """The chance that a label is 1, float64 ``[rows]``, to three who know all that there is to know of some parts.
+
+    Args:
+        own: x z of each row.
+        past: c past of each row.
+
+    Returns:
+        ``p_narrow``: who knows the past, but not the fields of the event; ``p_own``: who knows these fields, but not
+        the past; ``p_wide``: who knows both, the chance that labels are drawn by.
+    """
+
+    def chance(own: Any, past: Any) -> Floats:
+        return (1 - knobs.noise) * _sigmoid(knobs.own * own + knobs.strength * past) + knobs.noise / 2
+
+    none = float((past == 0).mean())
+    return {
+        "p_narrow": (chance(1, past) + chance(-1, past)) / 2,
+        "p_own": none * chance(own, 0) + (1 - none) * (chance(own, 1) + chance(own, -1)) / 2,
+        "p_wide": chance(own, past),
+    }
+
+
+def _field_names(count: int) -> list[str]:
+    digits = len(str(count - 1))
+    return [f"f{n:0{digits}d}" for n in range(count)]
+
+
+def _schema(knobs: RichInstances, fields: Any) -> dict[str, Any]:
+    """The words of a schema that shows an event's wide ``fields``."""
+    # A page is read whole, and nothing but it.
+    last = knobs.page * knobs.back if knobs.tell == "together" else max(20, 2 * knobs.back)
+    return {
+        "user": "user",
+        "item": "item",
+        "time": {"column": "time", "unit": "s"},
+        "label": "liked",
+        "features": {
+            "user": {"kind": "id"},
+            "item": {"kind": "id"},
+            "category": {"kind": "id", "side": "item"},
+            "wanted": {"kind": "id"},
+            "outcome": {"kind": "id", "column": "liked", "feedback": True},
+            **{name: {"kind": "id"} for name in fields},
+        },
+        "histories": {"past": {"features": ["item", "category", "outcome", "time_gap"], "max_length": last}},
+    }
+
+
+RECIPE = Recipe(STORY, RichInstances, make)

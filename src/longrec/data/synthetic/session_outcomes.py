@@ -1,0 +1,71 @@
+"""The world ``sessions``: how a visit ended tells what its clicks were worth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from longrec.config import Strict
+from longrec.data.synthetic.dataset import Recipe, SyntheticDataset
+from longrec.data.synthetic.generators import SPLIT, Shelf, drawn, halves_of, past_then_shown, some_of, words
+
+STORY = (
+    "A user comes by several times. A visit is about one category, and one of its clicks goes to the till or to the "
+    "door; what is shown later is liked when the visit about its category went to the till. Every past holds as many "
+    "tills as doors and every category as often, so whoever does not know which clicks belong together knows nothing."
+)
+_CATEGORIES, _EACH = 12, 20  # of things; items of one category
+_LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item whose visit went to the till, and of another
+
+
+class Sessions(Strict):
+    """Knobs of ``sessions``."""
+
+    users: int = Field(1_200, ge=1, description="users")
+    visits: int = Field(2, ge=1, le=_CATEGORIES // 2, description="visits to the till, and as many to the door")
+    clicks: int = Field(3, ge=1, description="clicks on things in a visit, beside the one on till or door")
+    shown: int = Field(8, ge=1, description="impressions of a user, all after the visits")
+
+
+def make(knobs: Sessions, random: np.random.Generator) -> SyntheticDataset:
+    """The world of some settings."""
+    users, visits, length = knobs.users, 2 * knobs.visits, knobs.clicks + 1
+    past = visits * length
+    each = past + knobs.shown
+    # Of categories the first is the till and the second the door.
+    shelf = Shelf((2 + _CATEGORIES) * _EACH, 2 + _CATEGORIES, random)
+    about = 2 + some_of(_CATEGORIES, users, visits, random)
+    door = halves_of(visits, users, random)
+    clicked = np.repeat(about[:, :, None], length, axis=2)
+    place = random.integers(0, length, (users, visits, 1))
+    np.put_along_axis(clicked, place, door[:, :, None], axis=2)
+    visit = random.integers(0, visits, (users, knobs.shown))
+    chance = np.where(np.take_along_axis(door, visit, 1) == 0, _LIKES, _ELSE)
+    category = np.concatenate([clicked.reshape(users, past), np.take_along_axis(about, visit, 1)], axis=1)
+    liked = drawn(chance, random)
+    # Clicks of a visit follow each other within minutes; the next visit is hours away.
+    begins = np.minimum(np.arange(each), past) % length == 0
+    moment = np.cumsum(np.where(begins, random.integers(7_200, 80_000, (users, each)), 60), axis=1)
+    moment[:, past:] = moment[:, past : past + 1]  # at once, so that none of them stands in another's past
+    item = shelf.one_of(category, random)
+    log, true_probability = past_then_shown(item, moment, ("action", np.full((users, past), "click")), liked, chance)
+    history: dict[str, Any] = {"features": ["category"], "where": {"action": "click"}, "max_length": past}
+    return SyntheticDataset(
+        name="sessions",
+        story=STORY,
+        log=log,
+        items=shelf.table(),
+        schema=words({}, {"clicks": history}),
+        split=SPLIT,
+        true_probability=true_probability,
+        must=({"name": "dsin", "session_events": length},),
+        must_not=({"name": "pooling"}, {"name": "din"}, {"name": "bst"}, {"name": "deepfm"}),
+        fit={"epochs": 4, "batch_size": 128, "lr": 1e-2, "embedding_lr": 5e-2, "patience": 0},
+        # Given time DIN solves it too where it is told the visit of a click: there are few, which it learns by heart.
+        wide=words({}, {"clicks": {**history, "features": ["category", "session_recency"]}}),
+    )
+
+
+RECIPE = Recipe(STORY, Sessions, make)

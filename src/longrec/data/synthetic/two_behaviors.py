@@ -1,0 +1,77 @@
+"""The world ``two_behaviors``: a click asks for more of a kind, an order for no more of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from longrec.config import Strict
+from longrec.data.synthetic.dataset import Recipe, SyntheticDataset
+from longrec.data.synthetic.generators import SPLIT, drawn, past_then_shown, some_of, words
+
+STORY = (
+    "A user clicks on items of some categories and orders items of others, as many of each and in any order. What was "
+    "clicked on is still wanted, what was ordered is at home: an impression is liked when its category is among the "
+    "clicks. Every item shown is of one or the other, so whoever reads clicks and orders as one history knows nothing."
+)
+_ITEMS = 240
+_LIKES, _ELSE = 0.85, 0.15  # chance of a click on an item of a clicked category, and of an ordered one
+
+
+class TwoBehaviors(Strict):
+    """Knobs of ``two_behaviors``."""
+
+    users: int = Field(800, ge=1, description="users")
+    categories: int = Field(8, ge=4, le=24, description="kinds of item")
+    each: int = Field(2, ge=1, le=2, description="categories that a user clicks on, and as many that it orders")
+    events: int = Field(3, ge=1, description="clicks of each clicked category, orders of each ordered one")
+    shown: int = Field(6, ge=1, description="impressions of a user, all after the clicks and orders")
+    as_one: bool = Field(False, description="the schema has one history of clicks and orders, not one of each")
+
+
+def make(knobs: TwoBehaviors, random: np.random.Generator) -> SyntheticDataset:
+    """The world of some settings."""
+    users, past = knobs.users, 2 * knobs.each * knobs.events
+    category_of = random.permutation(np.arange(_ITEMS) % knobs.categories)
+    own = some_of(knobs.categories, users, 2 * knobs.each, random)
+    # Which of the user's categories each event is of; the first half are the clicked ones.
+    which = random.permuted(np.tile(np.repeat(np.arange(2 * knobs.each), knobs.events), (users, 1)), axis=1)
+    which = np.concatenate([which, random.integers(0, 2 * knobs.each, (users, knobs.shown))], axis=1)
+    clicked = which < knobs.each
+    category = np.take_along_axis(own, which, axis=1)
+    item = _one_of(category_of, category, random)
+    chance = np.where(clicked, _LIKES, _ELSE)
+    liked = drawn(chance, random)
+    moment = np.minimum(np.arange(past + knobs.shown), past) * 600 + random.integers(0, 86_400, (users, 1))
+    done = "action", np.where(clicked, "click", "order")[:, :past]
+    log, true_probability = past_then_shown(item, moment, done, liked[:, past:], chance[:, past:])
+    last = past if knobs.as_one else past // 2
+    actions = {"events": ["click", "order"]} if knobs.as_one else {"clicks": "click", "orders": "order"}
+    histories = {
+        name: {"features": ["category"], "where": {"action": action}, "max_length": last}
+        for name, action in actions.items()
+    }
+    kind = {"name": "dmt", "position": "time", "heads": 2}
+    return SyntheticDataset(
+        name="two_behaviors",
+        story=STORY,
+        log=log,
+        items=pa.table({"item": np.arange(_ITEMS), "category": category_of}),
+        schema=words({}, histories),
+        split=SPLIT,
+        true_probability=true_probability,
+        must=() if knobs.as_one else (kind, {"name": "din"}),
+        must_not=(kind, {"name": "din"}) if knobs.as_one else ({"name": "deepfm"},),
+        fit={"epochs": 2, "batch_size": 128, "lr": 5e-3, "embedding_lr": 1e-2, "patience": 0},
+    )
+
+
+def _one_of(category_of: np.ndarray, category: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """An item of each category."""
+    order, counts = np.argsort(category_of, kind="stable"), np.bincount(category_of)
+    first = np.cumsum(counts) - counts
+    return order[first[category] + (random.random(category.shape) * counts[category]).astype(np.int64)]
+
+
+RECIPE = Recipe(STORY, TwoBehaviors, make)

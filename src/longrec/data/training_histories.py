@@ -1,0 +1,63 @@
+"""What users did inside the training window: for models that learn something of it before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+
+from longrec.data.gather import gather, gather_history
+from longrec.data.log import Log
+from longrec.data.splits import SPLITS
+from longrec.features.batch import HistoryBatch
+from longrec.features.history_columns import NEVER, compute_filter_delay
+
+_MOST = 1_000_000
+"""Events of a piece, unless one user has more."""
+_ROWS = 8_192
+"""Rows of a piece where each row brings histories of its own."""
+
+
+def iterate_training_histories(log: Log, most: int = _MOST) -> Iterator[dict[str, HistoryBatch]]:
+    """Every event of the training part once, as histories of its user, oldest first: one row a user, piece by piece.
+
+    The events are those a history lets in, without its limit of length, as they were known when the window ended (for
+    the user, where the split draws no line through all users).
+    Histories of tokens are left out. Where rows bring histories of their own there is one row a training row, and an
+    event is met as often as it is listed.
+    """
+    if log.schema.prejoined:
+        rows = log.rows_of("train")
+        for first in range(0, len(rows), _ROWS):
+            yield dict(gather(log, rows[first : first + _ROWS]).histories)
+        return
+    names = [name for name in log.schema.histories if name not in log.tokens]
+    offsets = log.events.offsets
+    cuts = np.unique(np.searchsorted(offsets, np.arange(0, offsets[-1], most)[1:]))
+    cuts = np.unique(np.concatenate([[0], cuts, [len(offsets) - 1]]))
+    ends, last = log.training_window.train, _last_moment(log)
+    for low, high in pairwise(cuts):
+        start, stop = offsets[low], offsets[high]
+        training = np.asarray(log.splits[start:stop] == SPLITS["train"])
+        piece = {}
+        for name in names:
+            own = training
+            if log.schema.histories[name].where:
+                own = own & np.asarray(log.events.columns[f"where.{name}"][start:stop], bool)
+            delay = compute_filter_delay(log.fitted, name)
+            now = ends if len(ends) == 1 else np.repeat(ends[low:high], np.diff(offsets[low : high + 1]))
+            own = own & (log.events.times[start:stop] < now - delay)
+            if log.available is not None:
+                own = own & (log.available[start:stop] < now)
+            at = start + np.flatnonzero(own)
+            bounds = np.searchsorted(at, offsets[low : high + 1]).astype(np.int64)
+            # Where nothing is measured later no line ends the window: then its last moment does.
+            known = np.where(now == NEVER, last + 1, now)
+            piece[name] = gather_history(log, name, at, bounds, known if len(known) == 1 else known[own])
+        yield piece
+
+
+def _last_moment(log: Log) -> int:
+    """The last moment of the training part; -1 where it is empty."""
+    return int(log.timestamps.take(np.flatnonzero(np.asarray(log.splits) == SPLITS["train"])).max(initial=-1))

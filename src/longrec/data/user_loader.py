@@ -1,0 +1,145 @@
+"""Batches of consecutive rows of users, in an order of users that (seed, epoch) alone decide.
+
+The log lies sorted by user and time, so a run of rows of one user is read as it stands. Users longer than
+``rows_per_user`` are cut into runs; a run is never parted, and a batch holds whole runs. Earlier rows of the user may
+stand before a run (``context``): they are there to be looked back at, and their loss does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from longrec.data.gather import gather
+from longrec.data.log import Log
+from longrec.features.batch import Batch
+
+
+class UserLoader:
+    """Batches of some rows of a log, user by user.
+
+    The whole state of an epoch is its number and how many batches of it are done. All epochs have the same number of
+    batches. A batch holds ``batch_size`` rows give or take a run, and the rows of their context besides; not
+    shuffled, its context is part of the ``batch_size``.
+
+    Args:
+        rows: int64 rows of the log in any order; each is met once an epoch.
+        batch_size: rows a batch; at least the longest run.
+        shuffle: visit users at random; False keeps the order of the log (for prediction).
+        rows_per_user: longest run.
+        loss_rows: those of ``rows`` whose loss counts; default all. The others stand there to be looked back at.
+        context: rows of the log, of any part, put before each run; fewer where the user has fewer.
+        mirrored: every second epoch goes backwards through the runs of the epoch before.
+        targets, known_before: further labels to compute, as ``gather``.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        rows: NDArray[np.int64],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        rows_per_user: int = 256,
+        context: int = 0,
+        mirrored: bool = False,
+        targets: Sequence[str] = (),
+        available_before: int | None = None,
+        loss_rows: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.log, self.rows = log, np.unique(rows)
+        self.loss_rows = self.rows if loss_rows is None else np.unique(loss_rows)
+        self.seed, self.shuffle, self.mirrored = seed, shuffle, mirrored
+        self.targets, self.available_before = tuple(targets), available_before
+        self._first, self._last = _runs(log.user(self.rows), rows_per_user)
+        first_rows = self.rows[self._first]
+        begins = log.events.offsets[log.user(first_rows)]
+        self._from = np.maximum(first_rows - context, begins)
+        self._context = first_rows - self._from
+        # Rows that are there to be looked back at have no loss: they make no batch of training fuller. In prediction,
+        # where a short run may stand behind a long context, all rows count, since all of them take memory.
+        self._cost = self._last - self._first + (0 if shuffle else self._context)
+        total, longest = int(self._cost.sum()), int(self._cost.max(initial=1))
+        # At least the longest run fits a batch, so that none is ever empty.
+        self._batches = max(min(-(-total // batch_size), total // longest), 1) if len(self.rows) else 0
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """Runs in the order of an epoch."""
+        if not self.shuffle:
+            return np.arange(len(self._first))
+        drawn = epoch // 2 if self.mirrored else epoch
+        order = np.random.default_rng([self.seed, drawn]).permutation(len(self._first))
+        return order[::-1] if self.mirrored and epoch % 2 else order
+
+    def _cuts(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where in the order of runs each batch begins and the last ends: a run belongs where its middle falls."""
+        cost = self._cost[order]
+        stop = np.cumsum(cost)
+        batch = (2 * stop - cost) * self._batches // (2 * int(stop[-1]))
+        return np.searchsorted(batch, np.arange(self._batches + 1))
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """int64 rows in the order of an epoch, without their context; inside a batch in the order of the log."""
+        runs = self._order(epoch)
+        cuts = self._cuts(runs) if len(runs) else runs
+        batches = [self._counted(runs[low:high]) for low, high in pairwise(cuts)]
+        return np.concatenate([np.zeros(0, np.int64), *batches])
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from batch ``start`` on."""
+        if not len(self.rows):
+            return
+        runs = self._order(number)
+        cuts = self._cuts(runs)
+        for low, high in zip(cuts[start:], cuts[start + 1 :]):
+            yield self._batch(runs[low:high])
+
+    def _counted(self, runs: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.sort(self.rows[_spans(self._first[runs], self._last[runs])])
+
+    def _batch(self, runs: NDArray[np.int64]) -> Batch:
+        rows = self._counted(runs)
+        before = self._from[runs]
+        every = np.union1d(rows, _spans(before, before + self._context[runs]))
+        if len(every) == len(rows) and len(self.loss_rows) == len(self.rows):
+            return gather(self.log, rows, self.targets, self.available_before)
+        if len(self.loss_rows) < len(self.rows):
+            rows = np.intersect1d(rows, self.loss_rows, assume_unique=True)
+        counts = np.isin(every, rows, assume_unique=True)
+        made = gather(self.log, every, self.targets, self.available_before)
+        return replace(made, loss_mask=torch.from_numpy(counts))
+
+
+def _runs(users: NDArray[np.int64], longest: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First and one-past-last place of each run: users in as few parts of like length as ``longest`` allows.
+
+    >>> _runs(np.array([3, 3, 3, 3, 3, 8]), 3)
+    (array([0, 2, 5]), array([2, 5, 6]))
+    """
+    starts = np.flatnonzero(np.diff(users, prepend=-1))
+    lengths = np.diff(starts, append=len(users))
+    parts = -(-lengths // longest)
+    user = np.repeat(np.arange(len(starts)), parts)
+    part = np.arange(len(user)) - np.repeat(np.cumsum(parts) - parts, parts)
+    first = starts[user] + part * lengths[user] // parts[user]
+    return first, np.append(first[1:], len(users))
+
+
+def _spans(first: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers from each first to before each last, end to end.
+
+    >>> _spans(np.array([3, 7]), np.array([5, 8]))
+    array([3, 4, 7])
+    """
+    lengths = last - first
+    offsets = np.cumsum(lengths) - lengths
+    return np.repeat(first - offsets, lengths) + np.arange(int(lengths.sum()))
