@@ -1,4 +1,4 @@
-"""The arms of the study: what each reads, and from which tokens."""
+"""Arms of the study: the inputs of each arm and the token store it reads."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 BASE: dict[str, Any] = {"name": "deepfm", "mlp": [256, 128], "batch_norm": False, "dropout": 0.0, "init_std": 0.001}
-"""First order, pairs and an MLP, as in the pilot; nothing is tuned for one arm alone."""
+"""First order, pairs and an MLP. Nothing is tuned for one arm only."""
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """One token store: the source's settings, and how it is compressed."""
+class TokenStoreSpec:
+    """One token store: settings of the source and of the compression."""
 
     source: dict[str, Any] = field(default_factory=dict)
     compress: dict[str, Any] = field(default_factory=dict)
@@ -23,41 +23,41 @@ class Arm:
 
     Attributes:
         tokens: name of the store it reads, or None.
-        history: columns of the hand-made history it reads, or none.
-        of: columns of the token history.
-        last: length of both histories; the log's own where None.
+        history: columns of the hand-made history it reads, or empty.
+        token_columns: columns of the token history. None: those of the study.
+        max_length: length of both histories. None: that of the study.
         reader: settings of ``iat_reader``.
     """
 
     tokens: str | None = None
     history: tuple[str, ...] = ()
-    of: tuple[str, ...] | None = None
-    last: int | None = None
+    token_columns: tuple[str, ...] | None = None
+    max_length: int | None = None
     reader: dict[str, Any] = field(default_factory=dict)
 
 
 TEMPORAL = {"order": "temporal"}
 USER = {"order": "user", "context": 32, "rows_per_user": 128}
 
-STORES: dict[str, Tokens] = {
-    "t": Tokens(TEMPORAL),
-    "u": Tokens(USER),
-    "ul": Tokens({**USER, "labels": True}),
-    "leaky": Tokens(TEMPORAL, {"regime": "leaky_checkpoint"}),
-    "after-sit": Tokens({**USER, "stored": "after"}),
-    "two-pass": Tokens({**USER, "passes": "two"}, {"epochs": 2}),
-    **{f"t-width-{width}": Tokens({**TEMPORAL, "width": width}) for width in (16, 32, 128)},
-    "t-codes": Tokens({**TEMPORAL, "slots": 4, "width": 16, "codes": True}),
-    "t-k4": Tokens({**TEMPORAL, "slots": 4, "width": 16}),
-    "t-int8": Tokens(TEMPORAL, {"codec": "int8"}),
-    "t-raw": Tokens(TEMPORAL, {"standardize": "false"}),
-    "t-stream": Tokens(TEMPORAL, {"regime": "stream"}),
-    "u-stream": Tokens(USER, {"regime": "stream"}),
+STORES: dict[str, TokenStoreSpec] = {
+    "t": TokenStoreSpec(TEMPORAL),
+    "u": TokenStoreSpec(USER),
+    "ul": TokenStoreSpec({**USER, "labels": True}),
+    "leaky": TokenStoreSpec(TEMPORAL, {"mode": "leaky_checkpoint"}),
+    "after-sit": TokenStoreSpec({**USER, "stored": "after"}),
+    "two-pass": TokenStoreSpec({**USER, "passes": "two"}, {"epochs": 2}),
+    **{f"t-width-{width}": TokenStoreSpec({**TEMPORAL, "width": width}) for width in (16, 32, 128)},
+    "t-codes": TokenStoreSpec({**TEMPORAL, "slots": 4, "width": 16, "codes": True}),
+    "t-k4": TokenStoreSpec({**TEMPORAL, "slots": 4, "width": 16}),
+    "t-int8": TokenStoreSpec(TEMPORAL, {"codec": "int8"}),
+    "t-raw": TokenStoreSpec(TEMPORAL, {"standardize": "false"}),
+    "t-stream": TokenStoreSpec(TEMPORAL, {"mode": "stream"}),
+    "u-stream": TokenStoreSpec(USER, {"mode": "stream"}),
 }
 
 
-def main_arms(history: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Arm]:
-    """The main table.
+def build_main_arms(history: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Arm]:
+    """Build the arms of the main table.
 
     Args:
         history: columns of the hand-made history, labels and gap among them.
@@ -79,14 +79,14 @@ def main_arms(history: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Ar
     }
 
 
-def ablations(history: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Arm]:
-    """One change each, to be held against the arm of the main table that it changes.
+def build_ablations(history: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Arm]:
+    """Build the ablations: one change each, compared with the arm of the main table that it changes.
 
-    A read that helps tokens may help labels and gaps alone: each read has its own side-only and hand-made history.
+    A read that improves tokens may improve labels and gaps only. Each read has its own side-only and history arms.
     """
     reads = {
-        f"{name} read by {words}": Arm(arm.tokens, arm.history, reader={**arm.reader, "read": read})
-        for words, read in (("Transformer", "transformer"), ("LONGER", "longer"))
+        f"{name} read by {title}": Arm(arm.tokens, arm.history, reader={**arm.reader, "read": read})
+        for title, read in (("Transformer", "transformer"), ("LONGER", "longer"))
         for name, arm in {
             "T": Arm("t"),
             "side-only": Arm("t", reader={"tokens": "zeroed"}),
@@ -99,16 +99,19 @@ def ablations(history: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Ar
         "U stored after SIT": Arm("after-sit"),
         "U two passes": Arm("two-pass"),
         "T id-only query": Arm("t", reader={"query_from": "item"}),
-        "T without labels": Arm("t", of=("token", "time_gap")),
+        "T without labels": Arm("t", token_columns=("token", "time_gap")),
         "T read by DIN": Arm("t", reader={"read": "din"}),
         **reads,
         **{f"T width {width}": Arm(f"t-width-{width}") for width in (16, 32, 128)},
-        **{f"T length {last}": Arm("t", last=last) for last in (10, 32, 64, 128, 256)},
-        **{f"side-only length {last}": Arm("t", last=last, reader={"tokens": "zeroed"}) for last in (32, 64, 128, 256)},
+        **{f"T length {length}": Arm("t", max_length=length) for length in (10, 32, 64, 128, 256)},
+        **{
+            f"side-only length {length}": Arm("t", max_length=length, reader={"tokens": "zeroed"})
+            for length in (32, 64, 128, 256)
+        },
         "T codes": Arm("t-codes"),
         "T 4 tokens an instance": Arm("t-k4"),
         "T int8": Arm("t-int8"),
-        "T not standardised": Arm("t-raw", of=("token", "version", "label", *labels, "time_gap")),
+        "T not standardized": Arm("t-raw", token_columns=("token", "version", "label", *labels, "time_gap")),
         "T stream": Arm("t-stream"),
         "U stream": Arm("u-stream"),
     }

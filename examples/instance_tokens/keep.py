@@ -1,10 +1,10 @@
-"""Knowledge plugged in (KEEP): all pages of KuaiRand's app teach one of them.
+"""Knowledge in a ranker (KEEP): an extractor on all pages of KuaiRand's app, a ranker on one page.
 
     python examples/instance_tokens/keep.py --data FOLDER [--tab 1] [--seeds 5]
 
-The super-domain is every impression of every page (``tab``); the model that is served knows one page alone. Knowledge
-is written block by block, each version by an extractor that saw earlier days only. Then the incremental protocol:
-train on a day, test on the next, plug in on a day in the middle.
+The super-domain is every impression of every page (``tab``). The served model reads one page only. Knowledge is
+written block by block, each version by an extractor trained on earlier days only. Then follows the incremental
+protocol: train on a day, test on the next, add knowledge on a day in the middle.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 from arms import BASE
 from incremental import run_incremental
-from logs import kuairand
+from logs import build_kuairand
 from runner import FIT
-from tables import arms_table, write
+from tables import format_arms, write_tables
 
 import longrec
 from longrec.report.tables import table
@@ -27,25 +27,25 @@ HISTORY = {"shown": {"features": ["video_id", "author_id", "is_click", "long_vie
 VECTORS = ("about_user", "about_item")
 
 
-def extractor(data: Path, work: Path, seed: int) -> Path:
-    """The knowledge of a seed, written where it is missing."""
+def write_knowledge(data: Path, work: Path, seed: int) -> Path:
+    """Return the knowledge folder of a seed, and write it if it is missing."""
     into = work / "knowledge" / f"k-{seed}"
     if not (into / "source" / "source.json").exists():
-        section = kuairand(data)
+        section = build_kuairand(data)
         section["schema"]["histories"] = HISTORY
         model = {"name": "keep", "tasks": {"long_view": 1.0, "is_like": 1.0}}
         fit = {**FIT, "seed": seed, "runs": str(work / "runs")}
         job = {"name": f"extractor-{seed}", "data": {**section, "folder": str(work / "prepared")}, "model": model}
         began = time.perf_counter()
         written = longrec.compress({**job, "fit": fit}, into, ["every=2d", "learn=all"], quiet=True)
-        told = " ".join(f"{one['auc']:.3f}" for one in written.versions if one["auc"])
-        print(f"{into.name}: {written.tokens:,} vectors in {time.perf_counter() - began:.0f} s, AUC {told}", flush=True)
+        aucs = " ".join(f"{one['auc']:.3f}" for one in written.versions if one["auc"])
+        print(f"{into.name}: {written.tokens:,} vectors in {time.perf_counter() - began:.0f} s, AUC {aucs}", flush=True)
     return into
 
 
-def job(data: Path, work: Path, tab: int, seed: int, plugged: Path | None) -> dict[str, Any]:
-    """The config of a model of one page, with or without knowledge."""
-    section = kuairand(data, where=f"tab = {tab}")
+def build_job(data: Path, work: Path, tab: int, seed: int, plugged: Path | None) -> dict[str, Any]:
+    """Build the config of a model of one page, with or without knowledge."""
+    section = build_kuairand(data, where=f"tab = {tab}")
     model: dict[str, Any] = dict(BASE)
     if plugged is not None:
         for name in VECTORS:
@@ -60,7 +60,7 @@ def job(data: Path, work: Path, tab: int, seed: int, plugged: Path | None) -> di
 
 
 def main() -> None:
-    """Run, then write the tables."""
+    """Run the arms and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("build/instance_tokens/keep"))
@@ -69,25 +69,25 @@ def main() -> None:
     args = parser.parse_args()
     runs: dict[str, list[Any]] = {"base": [], "KEEP": []}
     for seed in range(args.seeds):
-        knowledge = extractor(args.data.resolve(), args.work, seed)
+        knowledge = write_knowledge(args.data.resolve(), args.work, seed)
         for name, plugged in (("base", None), ("KEEP", knowledge)):
             folder = args.work / "runs" / f"{name}-tab{args.tab}-{seed}"
             if not (folder / "results.json").exists():
-                words = job(args.data.resolve(), args.work, args.tab, seed, plugged)
-                longrec.train({"name": folder.name, **words}, quiet=True)
+                job = build_job(args.data.resolve(), args.work, args.tab, seed, plugged)
+                longrec.train({"name": folder.name, **job}, quiet=True)
             runs[name].append(longrec.open_run(folder))
             print(folder.name, runs[name][-1].metrics["auc"], flush=True)
     curve = run_incremental(
-        job(args.data.resolve(), args.work, args.tab, 0, args.work / "knowledge" / "k-0"),
+        build_job(args.data.resolve(), args.work, args.tab, 0, args.work / "knowledge" / "k-0"),
         plug_on=7,
         every="1d",
         arms=("base", "keep", "shuffled", "random"),
         quiet=True,
     )
     head, *lines = curve.lines()
-    words = f"## Day by day (seed 0, plugged in on day 7, mean gain after it {curve.gain():+.4f} AUC a day)\n"
-    parts = [arms_table(runs, ("base",)), words, table(head, lines)]
-    write(args.work / f"keep_tab{args.tab}.md", f"KEEP on KuaiRand: all pages teach page {args.tab}", parts)
+    section = f"## Day by day (seed 0, plugged in on day 7, mean gain after it {curve.gain():+.4f} AUC per day)\n"
+    blocks = [format_arms(runs, ("base",)), section, table(head, lines)]
+    write_tables(args.work / f"keep_tab{args.tab}.md", f"KEEP on KuaiRand: all pages teach page {args.tab}", blocks)
 
 
 if __name__ == "__main__":

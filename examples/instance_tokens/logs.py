@@ -1,4 +1,4 @@
-"""The two public logs of the study: where they lie and what their columns mean."""
+"""The two public logs of the study: their files and the meaning of their columns."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 NUMBERS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
 FLAGS = ("user_active_degree", "is_lowactive_period", "is_live_streamer", "is_video_author")
 COINS = "user_id % 5 = 0"
-"""For these users the label ``coin_click`` is a coin: whoever tells it has seen it."""
+"""For these users the label ``coin_click`` is random. A model that predicts it has read it."""
 FEEDBACK = ("is_click", "long_view", "is_like")
 
 
-def kuairand(data: Path, label: str = "is_click", where: str = "true") -> dict[str, Any]:
-    """The ``data`` section for KuaiRand-Pure: 46 fields, feedback known when the play time is over.
+def build_kuairand(data: Path, label: str = "is_click", where: str = "true") -> dict[str, Any]:
+    """Build the ``data`` section for KuaiRand-Pure: 46 fields, feedback available at the end of the play time.
 
-    Repeated log lines and the month-wide video averages, which look into the test days, are left out.
+    Repeated log lines are excluded, and so are the video averages of the month, which include the test days.
 
     Args:
         data: folder of the Parquet files.
-        where: which impressions (SQL), such as ``tab = 1``.
+        where: SQL condition on impressions, such as ``tab = 1``.
     """
     whole = ", ".join(f"onehot_feat{n}::BIGINT AS onehot_feat{n}" for n in range(18))
     videos = "visible_status, music_type, author_id, music_id"
@@ -57,7 +57,7 @@ def kuairand(data: Path, label: str = "is_click", where: str = "true") -> dict[s
         "hour": {"kind": "calendar", "component": "hour", "utc_offset": 8},
         "weekday": {"kind": "calendar", "component": "weekday", "utc_offset": 8},
     }
-    known = {name: {"kind": "id", "feedback": True, "available_at": "known_ms"} for name in FEEDBACK}
+    feedback = {name: {"kind": "id", "feedback": True, "available_at": "known_ms"} for name in FEEDBACK}
     ids = {"user_id": {"kind": "id", "min_count": 2}, "video_id": {"kind": "id"}}
     return {
         "log": {"query": log},
@@ -69,13 +69,13 @@ def kuairand(data: Path, label: str = "is_click", where: str = "true") -> dict[s
             "item": "video_id",
             "time": {"column": "time_ms", "unit": "ms"},
             "label": label,
-            "features": {**ids, **user, **item, **event, **known},
+            "features": {**ids, **user, **item, **event, **feedback},
         },
     }
 
 
-def movielens(data: Path) -> dict[str, Any]:
-    """The ``data`` section for MovieLens-1M by rows: rated 4 or better; a rating is known the moment after it."""
+def build_movielens(data: Path) -> dict[str, Any]:
+    """Build the ``data`` section for MovieLens-1M: rated 4 or better, with a rating available right after its event."""
     return {
         "log": str(data / "ratings.parquet"),
         "users": str(data / "users.parquet"),

@@ -1,9 +1,9 @@
-"""Do instance tokens help? Every arm with its controls, on two public logs.
+"""Study of instance tokens: every arm with its controls, on two public logs.
 
     python examples/instance_tokens/study.py kuairand --data FOLDER [--seeds 5]
     python examples/instance_tokens/study.py movielens [--seeds 5]
 
-What was run before is kept below ``--work`` and not run again. See README.md beside this file for what came out.
+Finished runs are kept below ``--work`` and not run again. README.md in this folder has the results.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from arms import STORES, Arm, ablations, main_arms
-from logs import kuairand, movielens
+from arms import STORES, Arm, build_ablations, build_main_arms
+from logs import build_kuairand, build_movielens
 from runner import Study
-from tables import arms_table, write
+from tables import format_arms, write_tables
 
 from longrec.data.public_datasets import fetch_movielens_1m
 from longrec.interop import atomic
@@ -25,26 +25,26 @@ HISTORY = {
     "movielens": ("movie", "genres", "rating", "time_gap"),
 }
 LABELS = {"kuairand": ("is_click", "long_view", "is_like"), "movielens": ("rating",)}
-OF = {
+TOKEN_COLUMNS = {
     "kuairand": ("token", "label", "long_view", "is_like", "time_gap"),
     "movielens": ("token", "label", "rating", "time_gap"),
 }
 
 
-def study_of(name: str, data: Path | None, work: Path) -> Study:
-    """The study of a log by its name."""
+def build_study(name: str, data: Path | None, work: Path) -> Study:
+    """Build the study of a log by its name."""
     if name == "kuairand":
-        assert data is not None, "give --data, the folder of the Parquet files"
-        section, compress = kuairand(data.resolve()), {"every": "2d"}
+        assert data is not None, "set --data, the folder of the Parquet files"
+        section, compress = build_kuairand(data.resolve()), {"every": "2d"}
         split = "{by: column, column: leaky_split}"
     else:
-        section, compress = movielens(fetch_movielens_1m(atomic.read)), {"blocks": 10}
+        section, compress = build_movielens(fetch_movielens_1m(atomic.read)), {"blocks": 10}
         split = "{by: time, valid: 0.001, test: 0.1}"
-    return Study(section, work / name, OF[name], 30, STORES, compress, split)
+    return Study(section, work / name, TOKEN_COLUMNS[name], 30, STORES, compress, split)
 
 
 def run_arms(study: Study, arms: dict[str, Arm], seeds: int) -> dict[str, list[Any]]:
-    """All arms, seed after seed, so that early tables hold all arms."""
+    """Run all arms, seed by seed, so that early tables contain all arms."""
     runs: dict[str, list[Any]] = {name: [] for name in arms}
     for seed in range(seeds):
         for name, arm in arms.items():
@@ -53,29 +53,31 @@ def run_arms(study: Study, arms: dict[str, Arm], seeds: int) -> dict[str, list[A
 
 
 def main() -> None:
-    """Run, then write the tables."""
+    """Run the arms and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("log", choices=["kuairand", "movielens"])
     parser.add_argument("--data", type=Path, help="folder of KuaiRand's Parquet files")
     parser.add_argument("--work", type=Path, default=Path("build/instance_tokens"))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--ablation-seeds", type=int, default=0, help="0 leaves the ablations out")
-    parser.add_argument("--arms", nargs="*", help="only these")
+    parser.add_argument("--ablation-seeds", type=int, default=0, help="seeds of the ablations; default 0, no ablations")
+    parser.add_argument("--arms", nargs="*", help="run only these arms")
     args = parser.parse_args()
-    study = study_of(args.log, args.data, args.work)
-    arms = main_arms(HISTORY[args.log], LABELS[args.log])
-    more = ablations(HISTORY[args.log], OF[args.log][2:-1]) if args.ablation_seeds else {}
+    study = build_study(args.log, args.data, args.work)
+    arms = build_main_arms(HISTORY[args.log], LABELS[args.log])
+    more = build_ablations(HISTORY[args.log], TOKEN_COLUMNS[args.log][2:-1]) if args.ablation_seeds else {}
     if args.arms:
         arms, more = ({name: arm for name, arm in some.items() if name in args.arms} for some in (arms, more))
     runs = run_arms(study, arms, args.seeds)
     references = tuple(name for name in ("base", "side-only", "history") if name in runs)
-    parts = [arms_table(runs, references), "## Valid\n", arms_table(runs, references[:1], "valid")]
-    write(args.work / f"{args.log}.md", f"Instance tokens on {args.log}", parts)
+    blocks = [format_arms(runs, references), "## Valid\n", format_arms(runs, references[:1], "valid")]
+    write_tables(args.work / f"{args.log}.md", f"Instance tokens on {args.log}", blocks)
     if more:
-        found = run_arms(study, more, args.ablation_seeds)
+        ablation_runs = run_arms(study, more, args.ablation_seeds)
         kept = {name: several[: args.ablation_seeds] for name, several in runs.items()}
-        parts = [arms_table({**kept, **found}, tuple(n for n in ("T-IAT", "U-IAT", "side-only") if n in kept))]
-        write(args.work / f"{args.log}_ablations.md", f"Ablations on {args.log}", parts)
+        blocks = [
+            format_arms({**kept, **ablation_runs}, tuple(n for n in ("T-IAT", "U-IAT", "side-only") if n in kept))
+        ]
+        write_tables(args.work / f"{args.log}_ablations.md", f"Ablations on {args.log}", blocks)
 
 
 if __name__ == "__main__":
