@@ -78,7 +78,7 @@ def test_a_whole_session(shop: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["train", "din.yaml", "--quiet", "--json", "-"]) == 0
     trained = json.loads(capsys.readouterr().out)
     assert Path(trained["run"]) == shop / "runs" / "one"
-    assert {"auc", "gauc", "log_loss", "normalised_entropy", "pcoc", "ece"} <= set(trained["metrics"])
+    assert {"auc", "gauc", "log_loss", "normalized_entropy", "pcoc", "ece"} <= set(trained["metrics"])
     assert main(["export", "runs/one", "one.bundle"]) == 0
     with longrec.client("one.bundle") as client:
         ranked = client.rank(user=3, candidates=[1, 2, 3], at=400, context={"price": 2.0})

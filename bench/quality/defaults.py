@@ -175,7 +175,7 @@ def record(log_name: str, model_name: str, seed: int, arm: str, data: Path, work
 
 def choose_validation(measures: list[dict[str, float]], rule: Rule) -> int:
     """Return the index of the validation that a rule keeps."""
-    lower = rule.monitor in ("log_loss", "normalised_entropy")
+    lower = rule.monitor in ("log_loss", "normalized_entropy")
     best, value, stale = 0, None, 0
     for at, measured in enumerate(measures[: 3 * rule.epochs]):
         now = measured.get(rule.monitor, measured["auc"])

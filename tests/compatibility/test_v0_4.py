@@ -57,6 +57,7 @@ def shop(unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_run_opens(name: str, shop: Path) -> None:
     run = open_run(shop / "runs" / name)
     assert run.metrics["auc"].value is not None
+    assert 0.9 < run.metrics["normalized_entropy"].value < 1.2
     assert run.config.fit.embedding_optimizer == "rowwise_adagrad"
     assert run.config.fit.embedding_lr == 0.05
     assert run.config.fit.initial_accumulator_value == 0.1

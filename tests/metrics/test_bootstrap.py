@@ -16,7 +16,7 @@ PUBLIC = {
     "auc": lambda y, p, u: metrics.auc(y, p),
     "gauc": metrics.gauc,
     "log_loss": lambda y, p, u: metrics.log_loss(y, p),
-    "normalised_entropy": lambda y, p, u: metrics.normalized_entropy(y, p),
+    "normalized_entropy": lambda y, p, u: metrics.normalized_entropy(y, p),
     "pcoc": lambda y, p, u: metrics.pcoc(y, p),
     "ece": lambda y, p, u: metrics.ece(y, p),
 }
@@ -104,7 +104,7 @@ def test_a_real_difference_is_called_real_and_noise_is_not():
     comparison = compare(y, {"good": p, "noisy": noisy, "again": again}, u, baseline="good", n_resamples=100)
     assert list(comparison.differences) == ["noisy", "again"]
     verdicts = {key: one.verdict for key, one in comparison.differences["noisy"].items()}
-    assert [verdicts[key] for key in ("auc", "gauc", "log_loss", "normalised_entropy")] == ["worse"] * 4
+    assert [verdicts[key] for key in ("auc", "gauc", "log_loss", "normalized_entropy")] == ["worse"] * 4
     assert not comparison.differences["again"]["auc"].real
     turned = compare(y, {"good": p, "noisy": noisy}, u, baseline="noisy", n_resamples=100).differences["good"]
     assert turned["auc"].verdict == "better"

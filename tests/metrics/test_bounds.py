@@ -16,11 +16,11 @@ def around(value: float, reach: float = 0.001) -> Interval:
     ("key", "value", "text"),
     [
         ("auc", 0.499, "AUC on test is 0.4990 [0.4980, 0.5000], below 0.5"),
-        ("normalised_entropy", 1.52, "Normalized entropy on test is 1.5200"),
+        ("normalized_entropy", 1.52, "Normalized entropy on test is 1.5200"),
         ("pcoc", 0.79, "PCOC on test is 0.7900 [0.7890, 0.7910], outside 0.8 to 1.25: the scores promise 0.79"),
         ("pcoc", 45.0, "the scores promise 45 positives for each that came"),
         ("auc.buy", 0.4, "AUC of buy on test is 0.4000"),
-        ("normalised_entropy.buy", 1.2, "Normalized entropy of buy on test"),
+        ("normalized_entropy.buy", 1.2, "Normalized entropy of buy on test"),
         ("pcoc.buy", 1.3, "PCOC of buy on test"),
     ],
 )
@@ -32,7 +32,7 @@ def test_each_bound_has_its_sentence(key: str, value: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("auc", 0.5), ("normalised_entropy", 1.0), ("pcoc", 0.8), ("pcoc", 1.25), ("gauc", 0.3), ("log_loss", 9.0)],
+    [("auc", 0.5), ("normalized_entropy", 1.0), ("pcoc", 0.8), ("pcoc", 1.25), ("gauc", 0.3), ("log_loss", 9.0)],
 )
 def test_what_is_within_the_bounds_says_nothing(key: str, value: float) -> None:
     assert metric_warnings({key: around(value), "auc.x": Interval.undefined()}, "test") == ()

@@ -24,7 +24,7 @@ def test_weights_are_those_of_scikit_learn() -> None:
     assert measured["auc"].value == pytest.approx(roc_auc_score(Y, P, sample_weight=w))
     clipped = np.clip(P, 1e-7, 1 - 1e-7)
     assert measured["log_loss"].value == pytest.approx(sk_log_loss(Y, clipped, sample_weight=w))
-    for key in ("auc", "log_loss", "normalised_entropy", "pcoc"):
+    for key in ("auc", "log_loss", "normalized_entropy", "pcoc"):
         assert measured[key].value == pytest.approx(getattr(metrics, key.replace("normalised", "normalized"))(Y, P, w))
     assert measured["gauc"].value == pytest.approx(metrics.grouped_auc(Y, P, USER, w).value)
     assert measured["ece"].value == pytest.approx(metrics.ece(Y, P, weight=w))
@@ -33,7 +33,7 @@ def test_weights_are_those_of_scikit_learn() -> None:
 def test_a_row_of_weight_two_is_two_rows() -> None:
     y, p, user = (np.repeat(column, TIMES) for column in (Y, P, USER))
     measured, wanted = summary(Y, P, USER, n_resamples=5, weight=TIMES), summary(y, p, user, n_resamples=5)
-    for key in ("auc", "gauc", "log_loss", "normalised_entropy", "pcoc"):
+    for key in ("auc", "gauc", "log_loss", "normalized_entropy", "pcoc"):
         assert measured[key].value == pytest.approx(wanted[key].value), key
     one = bootstrap(Y, {"x": P}, USER, n_resamples=8, weight=TIMES)
     other = bootstrap(y, {"x": p}, user, n_resamples=8)

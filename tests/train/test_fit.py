@@ -62,7 +62,7 @@ def test_metrics_are_written_as_training_goes(straight: Run, lines: Lines) -> No
     valid = [line for line in found if line["split"] == "valid"]
     assert [line["step"] for line in valid] == [8, 16, 24, 32, 40, 48]
     assert [line["epoch"] for line in valid] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2], abs=1e-6)
-    assert set(valid[0]) == {"step", "epoch", "split", "auc", "gauc", "log_loss", "normalised_entropy", "pcoc"}
+    assert set(valid[0]) == {"step", "epoch", "split", "auc", "gauc", "log_loss", "normalized_entropy", "pcoc"}
     losses = [line["loss"] for line in found if line["split"] == "train"]
     assert losses[-1] < losses[0]  # type: ignore[operator]
 
@@ -304,7 +304,7 @@ def test_trackers_hear_of_losses_and_validations(shop: Path, runs: Runs, monkeyp
     monkeypatch.setitem(sys.modules, "tensorboard", mlflow)
     words = runs("fit.max_steps=10", "fit.mlflow=auto", "fit.tensorboard=auto", "name=tracked")
     run = train(shop, words, quiet=True)
-    measures = ["train_loss", "valid_auc", "valid_gauc", "valid_log_loss", "valid_normalised_entropy", "valid_pcoc"]
+    measures = ["train_loss", "valid_auc", "valid_gauc", "valid_log_loss", "valid_normalized_entropy", "valid_pcoc"]
     board_said = [one for one in said if str(one[0]).startswith("board")]
     assert [one for one in said if one not in board_said] == [
         ("start", {"run_name": "tracked"}), ("params", 0.01), ("metrics", measures, 8), ("metrics", measures, 10),

@@ -80,7 +80,7 @@ def test_scores_are_probabilities_of_all_rows_and_order_them_as_well(full: Run, 
     assert sampled.results["steps"] < full.results["steps"] / 4
     for run in (full, sampled):
         assert 0.8 < run.metrics["pcoc"].value < 1.25
-        assert run.metrics["normalised_entropy"].value < 1
+        assert run.metrics["normalized_entropy"].value < 1
     assert sampled.metrics["auc"].value > full.metrics["auc"].low
     valid = [line for line in metrics_lines(sampled) if line["split"] == "valid"]
     assert all(0.7 < line["pcoc"] < 1.4 for line in valid), "validations too are of all rows"

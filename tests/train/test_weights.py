@@ -66,7 +66,7 @@ def test_weights_decide_what_is_learned_and_how_it_is_measured(tmp_path: Path) -
     table = weighed.predictions()
     label, score, weight = (table[name].to_numpy() for name in ("label", "score", "weight"))
     assert metrics.auc(label, score) < 0.45
-    for key in ("auc", "log_loss", "pcoc", "normalised_entropy"):
+    for key in ("auc", "log_loss", "pcoc", "normalized_entropy"):
         assert weighed.metrics[key].value == pytest.approx(getattr(metrics, key)(label, score, weight)), key
     assert weighed.metrics["auc"].value > 0.75
     valid = [json.loads(line) for line in (weighed.folder / "metrics.jsonl").read_text().splitlines()]

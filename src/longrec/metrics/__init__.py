@@ -20,7 +20,7 @@ from longrec.metrics.calibration import (
 )
 from longrec.metrics.compare import BETTER, Comparison, Difference, compare, summary
 from longrec.metrics.diversity import coverage, gini, intra_list_diversity, novelty
-from longrec.metrics.interval import Interval
+from longrec.metrics.interval import Interval, rename_metric
 from longrec.metrics.ranking import hit_rate_at_k, lists_skipped, mrr, ndcg_at_k, recall_at_k
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "novelty",
     "pcoc",
     "recall_at_k",
+    "rename_metric",
     "summary",
     "value_share_at_k",
 ]

@@ -26,7 +26,7 @@ from longrec.metrics.columns import (
     require_both_classes,
 )
 
-METRICS = ("auc", "gauc", "log_loss", "normalised_entropy", "pcoc", "ece")
+METRICS = ("auc", "gauc", "log_loss", "normalized_entropy", "pcoc", "ece")
 Resample = Literal["user", "row"]
 
 

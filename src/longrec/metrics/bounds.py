@@ -43,7 +43,7 @@ def metric_warnings(
                 f"{_note_crossing(one, 0.5)}; check that the label means the same in train and {split}, and look in "
                 "metrics.jsonl for a model that had learned its training rows by heart"
             )
-        elif name == "normalised_entropy" and one.value > 1:
+        elif name == "normalized_entropy" and one.value > 1:
             sentences.append(
                 f"Normalized entropy{of} on {split} is {one}, above 1: the base rate of {split} as the score of every "
                 f"row has a lower log loss{_note_crossing(one, 1.0)}; do not read these scores as probabilities, "

@@ -20,7 +20,7 @@ BETTER: dict[str, Literal["higher", "lower", "one"]] = {
     "auc": "higher",
     "gauc": "higher",
     "log_loss": "lower",
-    "normalised_entropy": "lower",
+    "normalized_entropy": "lower",
     "pcoc": "one",
     "ece": "lower",
 }

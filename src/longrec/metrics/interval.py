@@ -14,6 +14,15 @@ from longrec.metrics.columns import Floats
 LEVEL = 0.95
 
 
+_FORMER_NAMES = {"normalised_entropy": "normalized_entropy"}
+
+
+def rename_metric(key: str) -> str:
+    """Return the present name of a metric, with its task where it has one. Results of earlier versions hold others."""
+    name, dot, task = key.partition(".")
+    return _FORMER_NAMES.get(name, name) + dot + task
+
+
 @dataclass(frozen=True)
 class Interval:
     """An estimate and the 95 % interval around it. All three are NaN when the metric is undefined on the rows.

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec.errors import RunError
-from longrec.metrics import CalibrationCurve, Interval, calibration_curve, metric_warnings
+from longrec.metrics import CalibrationCurve, Interval, calibration_curve, metric_warnings, rename_metric
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def read_run(folder: str | Path) -> RunView:
     predicted = folder / "predictions" / f"{split}.parquet"
     config = folder / "config.yaml"
     try:
-        metrics = {str(key): Interval.from_dict(value) for key, value in results["metrics"].items()}
+        metrics = {rename_metric(str(key)): Interval.from_dict(value) for key, value in results["metrics"].items()}
         seconds = results.get("seconds")
         view = RunView(
             name=folder.resolve().name,
@@ -127,7 +127,7 @@ def read_curves(path: Path) -> dict[tuple[str, str], list[tuple[float, float]]]:
             if key in ("step", "epoch", "split", "seconds") or isinstance(value, bool):
                 continue
             if isinstance(value, (int, float)) and np.isfinite(value):
-                points.setdefault((content["split"], key), {})[content["step"]] = (x, float(value))
+                points.setdefault((content["split"], rename_metric(key)), {})[content["step"]] = (x, float(value))
     return {key: [by_step[step] for step in sorted(by_step)] for key, by_step in points.items()}
 
 

@@ -23,7 +23,7 @@ METRIC_LABELS: dict[str, tuple[str, str]] = {
     "auc": ("AUC", "order over all rows; higher is better"),
     "gauc": ("GAUC", "order within each user; higher is better"),
     "log_loss": ("Log loss", "cost of wrong probabilities; lower is better"),
-    "normalised_entropy": ("Normalized entropy", "log loss over that of the base rate; below 1, lower is better"),
+    "normalized_entropy": ("Normalized entropy", "log loss over that of the base rate; below 1, lower is better"),
     "pcoc": ("PCOC", "predicted over observed positives; best at 1"),
     "ece": ("ECE", "mean gap between prediction and outcome; lower is better"),
 }

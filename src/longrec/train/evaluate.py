@@ -31,7 +31,7 @@ from longrec.train.machine import torch_threads
 from longrec.train.scoring import score_tasks
 from longrec.train.settings import EvaluateConfig
 
-_TASK_METRICS = ("auc", "log_loss", "normalised_entropy", "pcoc")
+_TASK_METRICS = ("auc", "log_loss", "normalized_entropy", "pcoc")
 
 
 @dataclass(frozen=True)

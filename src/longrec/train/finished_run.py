@@ -22,7 +22,7 @@ from longrec.data.log import Log
 from longrec.data.prepare import prepare
 from longrec.errors import DataError, RunError
 from longrec.features.fitted_schema import FittedSchema
-from longrec.metrics import Interval
+from longrec.metrics import Interval, rename_metric
 from longrec.train.job import Job, read_job
 
 if TYPE_CHECKING:
@@ -116,8 +116,11 @@ def open_run(path: str | Path) -> Run:
         )
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
+        for split in (results, results.get("valid")):
+            if split:
+                split["metrics"] = {rename_metric(key): value for key, value in split["metrics"].items()}
         results["metrics"]["auc"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(str(file), f"not readable ({error})", "what training writes", "train again") from None
     return Run(folder, results)
 

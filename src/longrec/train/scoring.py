@@ -120,7 +120,7 @@ def measure(
     measures = {
         "auc": metrics.auc(label, scores, weight),
         "log_loss": metrics.log_loss(label, scores, weight),
-        "normalised_entropy": metrics.normalized_entropy(label, scores, weight),
+        "normalized_entropy": metrics.normalized_entropy(label, scores, weight),
         "pcoc": metrics.pcoc(label, scores, weight),
     }
     grouped = metrics.grouped_auc(label, scores, user, weight)
