@@ -1,12 +1,12 @@
-"""The documentation holds: every YAML parses, every verb and link exists, every runnable snippet runs.
+"""The documentation holds: every YAML parses, every command and link exists, every runnable snippet runs.
 
-A fenced block says by its language and first line what is asked of it:
+A fenced block says by its language and first line what is checked:
 
 - ``yaml`` with a first line ``# NAME.yaml`` is a file of its page; ``NAME.schema.yaml`` is a schema, any other name a
   job, which finds its schema among the files of its page. Without a name it is a part of a schema.
 - ``python`` with a first line ``# NAME.py`` is a file of its page, and so is ``text`` with ``# NAME.config``.
-- ``console``: every ``longrec VERB`` must exist. ``console run`` and ``python run`` are run, in order, in one folder a
-  page that holds the page's files.
+- ``console``: every ``longrec COMMAND`` must exist. ``console run`` and ``python run`` are run, in order, in one folder
+  per page, which holds the files of the page.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class Block:
     page: Path
     line: int
     language: str
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     text: str
 
     @property
     def file(self) -> str | None:
         """The name in a first line such as ``# din.yaml``."""
-        found = re.match(r"# ([\w./-]+\.(?:yaml|py|config))\n", self.text)
-        return found[1] if found else None
+        match = re.match(r"# ([\w./-]+\.(?:yaml|py|config))\n", self.text)
+        return match[1] if match else None
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT) if self.page.is_relative_to(ROOT) else self.page.name}:{self.line}"
@@ -65,26 +65,26 @@ class Block:
 
 def blocks(page: Path) -> list[Block]:
     """Fenced blocks of a page, in order."""
-    found: list[Block] = []
+    collected: list[Block] = []
     open_at, info, lines = 0, "", list[str]()
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         if not line.startswith("```"):
             lines.append(line)
         elif open_at:
-            language, *words = info.split() or [""]
-            found.append(Block(page, open_at, language, tuple(words), "\n".join(lines) + "\n"))
+            language, *arguments = info.split() or [""]
+            collected.append(Block(page, open_at, language, tuple(arguments), "\n".join(lines) + "\n"))
             open_at = 0
         else:
             open_at, info, lines = number, line[3:].strip(), []
     assert not open_at, f"{page}:{open_at}: a block is never closed"
-    return found
+    return collected
 
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 
-def of(language: str, *words: str) -> list[Block]:
-    return [block for block in BLOCKS if block.language == language and set(words) <= set(block.words)]
+def of(language: str, *arguments: str) -> list[Block]:
+    return [block for block in BLOCKS if block.language == language and set(arguments) <= set(block.arguments)]
 
 
 def write_files(page: Path, folder: Path) -> dict[str, Path]:
@@ -105,9 +105,9 @@ def parse_yaml(block: Block, folder: Path) -> None:
     if block.file is None:
         path = folder / "part.yaml"
         path.write_text(block.text, encoding="utf-8")
-        part = read_yaml(path)
-        features = {**BASE["features"], **part.get("features", {})}
-        parse(Schema, {**BASE, **part, "features": features}, str(block))
+        fragment = read_yaml(path)
+        features = {**BASE["features"], **fragment.get("features", {})}
+        parse(Schema, {**BASE, **fragment, "features": features}, str(block))
     elif block.file.endswith(".schema.yaml"):
         parse(Schema, read_yaml(files[block.file]), str(block))
     else:
@@ -134,36 +134,36 @@ def test_there_are_examples_and_pages() -> None:
     assert of("console")
 
 
-def verbs_used(text: str) -> set[str]:
-    """``longrec VERB`` in running text and in console blocks."""
+def list_commands_used(text: str) -> set[str]:
+    """``longrec COMMAND`` in running text and in console blocks."""
     return set(re.findall(r"(?:^\$ |`|&& )longrec ([a-z]+)", text, re.M))
 
 
-def test_every_verb_exists() -> None:
+def test_every_command_exists() -> None:
     from longrec.cli import parser
 
     actions = [action for action in parser()._actions if isinstance(action.choices, dict)]
     commands = set(actions[0].choices)
-    used = {verb: page for page in PAGES for verb in verbs_used(page.read_text(encoding="utf-8"))}
-    assert {verb: str(page.name) for verb, page in used.items() if verb not in commands} == {}
+    used = {command: page for page in PAGES for command in list_commands_used(page.read_text(encoding="utf-8"))}
+    assert {command: str(page.name) for command, page in used.items() if command not in commands} == {}
     missing = commands - set(used)
     assert not missing, f"no page shows {sorted(missing)}"
 
 
-RUNNABLE = sorted({block.page for block in BLOCKS if "run" in block.words})
+RUNNABLE = sorted({block.page for block in BLOCKS if "run" in block.arguments})
 
 
 def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One ``longrec`` command, in this process: starting Python and torch each time would take most of the suite."""
     from longrec.cli import main
 
-    words = shlex.split(line)
-    while "=" in words[0]:
-        name, _, value = words.pop(0).partition("=")
+    arguments = shlex.split(line)
+    while "=" in arguments[0]:
+        name, _, value = arguments.pop(0).partition("=")
         assert name == "PYTHONPATH", f"{line}: only PYTHONPATH may be set"
         monkeypatch.syspath_prepend(str(Path(value).resolve()))
-    assert words.pop(0) == "longrec", f"{line}: only longrec commands can run"
-    assert main(words) == 0, line
+    assert arguments.pop(0) == "longrec", f"{line}: only longrec commands can run"
+    assert main(arguments) == 0, line
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: str(page.relative_to(ROOT)))
@@ -171,7 +171,7 @@ def test_runnable_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.M
     write_files(page, tmp_path)
     monkeypatch.chdir(tmp_path)
     for block in blocks(page):
-        if "run" not in block.words:
+        if "run" not in block.arguments:
             continue
         assert block.language in ("python", "console"), f"{block}: only python and console can run"
         if block.language == "python":
@@ -182,7 +182,7 @@ def test_runnable_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.M
                 run_line(line[2:], monkeypatch)
 
 
-def test_the_model_of_the_guide_keeps_the_house_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_of_the_guide_keeps_the_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from conformance import CHECKS, Case
 
     write_files(ROOT / "docs" / "guide" / "adding-a-model.md", tmp_path)
@@ -254,8 +254,8 @@ def test_every_key_is_documented_and_no_other(page: str, heading: str, cls: type
 def test_every_key_of_a_request_is_documented() -> None:
     from longrec.serve.request_json import RankRequest
 
-    found = documented(ROOT / "docs" / "guide" / "serving.md", "A request")
-    assert found == set(RankRequest.__struct_fields__)
+    collected = documented(ROOT / "docs" / "guide" / "serving.md", "A request")
+    assert collected == set(RankRequest.__struct_fields__)
 
 
 @pytest.mark.parametrize("script", ["make_models", "make_easyrec"])
@@ -272,7 +272,7 @@ def project() -> dict[str, Any]:
     return content
 
 
-def test_the_changelog_tells_of_this_version() -> None:
+def test_the_changelog_has_this_version() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     versions = re.findall(r"^## (\S+)", text, re.M)
     assert versions[0] == project()["version"]
@@ -289,8 +289,8 @@ def test_the_readme_begins_with_the_two_commands() -> None:
 
 def test_every_dependency_has_its_reason() -> None:
     record = next((ROOT / "docs" / "decisions").glob("0002-*.md")).read_text(encoding="utf-8")
-    words = project()["dependencies"] + [w for group in project()["optional-dependencies"].values() for w in group]
-    names = {re.split(r"[<>=!\[ ]", word)[0] for word in words} - {"longrec"}
+    arguments = project()["dependencies"] + [w for group in project()["optional-dependencies"].values() for w in group]
+    names = {re.split(r"[<>=!\[ ]", word)[0] for word in arguments} - {"longrec"}
     listed = {name for cell in re.findall(r"^\| ([^|]+) \|", record, re.M) for name in cell.strip().split(", ")}
     assert names <= listed, f"no reason for {sorted(names - listed)}"
     assert listed - {"package", "---"} <= names, f"no longer used: {sorted(listed - names)}"
@@ -332,20 +332,20 @@ def plant(folder: Path, text: str) -> Path:
         ("histories: {h: {features: [nothing]}}\n", "no feature named 'nothing'"),
     ],
 )
-def test_a_wrong_yaml_block_is_found(text: str, says: str, tmp_path: Path) -> None:
+def test_a_wrong_yaml_block_is_reported(text: str, says: str, tmp_path: Path) -> None:
     page = plant(tmp_path, f"# T\n\n```yaml\n{text}```\n")
     with pytest.raises(Exception, match=re.escape(says)):
         parse_yaml(blocks(page)[0], tmp_path)
 
 
-def test_a_dead_link_is_found(tmp_path: Path) -> None:
+def test_a_dead_link_is_reported(tmp_path: Path) -> None:
     page = plant(
         tmp_path, "# A title\n\n[a](#a-title) [b](#other) [c](nothing.md) [d](page.md#a-title) [e](https://x.y)\n"
     )
     assert len(link_faults(page)) == 2
 
 
-def test_verbs_are_seen_in_text_and_in_blocks() -> None:
-    assert verbs_used("run `longrec check`\n\n$ longrec train x && longrec serve y\nlongrec is fine\n") == {
+def test_commands_are_listed_from_text_and_from_blocks() -> None:
+    assert list_commands_used("run `longrec check`\n\n$ longrec train x && longrec serve y\nlongrec is fine\n") == {
         "check", "train", "serve",
     }  # fmt: skip
