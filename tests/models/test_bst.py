@@ -160,7 +160,7 @@ def test_the_candidate_among_its_events_finds_an_interest_and_fields_alone_do_no
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("position", "found"), [("add", True), ("concat", True), ("time", False)])
+@pytest.mark.parametrize(("position", "solved"), [("add", True), ("concat", True), ("time", False)])
 def test_what_was_liked_last_is_learned_by_the_index_only(position: str, solved: bool, tmp_path: Path) -> None:
     dataset = generate_dataset("drifting_interest")
     assert solves(dataset, {**SMALL, "position": position}, tmp_path) == solved

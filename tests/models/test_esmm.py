@@ -73,7 +73,7 @@ def test_rare_conversions_lose_nothing() -> None:
 def test_rows_may_be_ranked_by_either_factor(rank_by: str, column: int) -> None:
     model, batch = esmm(click="bought", rank_by=rank_by), ragged(40, fields=FEW)
     torch.testing.assert_close(model(batch), model.factors(batch)[:, column], rtol=1e-4, atol=1e-4)
-    with pytest.raises(ConfigError, match=rf"model.rank_by: without a click nothing tells {rank_by} apart"):
+    with pytest.raises(ConfigError, match=rf"model.rank_by: without a click {rank_by} is not identified"):
         build({"name": "esmm", "rank_by": rank_by}, FEW)
 
 
