@@ -21,7 +21,7 @@ _COMMANDS_OF = {"serve": {"serve"}, "interop": {"import"}, "train": {"train"}, "
 
 def list_options() -> dict[str, set[str]]:
     """Return the options of every command."""
-    (sub,) = (one for one in cli.parser()._actions if isinstance(one, argparse._SubParsersAction))
+    (sub,) = (one for one in cli.build_parser()._actions if isinstance(one, argparse._SubParsersAction))
     return {name: {*command._option_string_actions, "--version"} for name, command in sub.choices.items()}
 
 

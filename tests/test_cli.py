@@ -163,10 +163,52 @@ def test_a_fault_of_our_own_keeps_its_trace(
     trace.unlink()
 
 
-def test_every_verb_is_told_by_help(capsys: pytest.CaptureFixture[str]) -> None:
-    told = cli.parser().format_help()
-    names = ("check", "prepare", "train", "evaluate", "predict", "compare", "export", "serve", "models", "help", "demo")
-    assert all(f"    {verb}" in told for verb in names)
+def test_help_lists_all_commands() -> None:
+    text = cli.build_parser().format_help()
+    names = "check prepare train compress encode evaluate predict compare export serve models help cite synthetic demo"
+    assert all(f"    {name}" in text for name in names.split())
+
+
+FORMER_NAMES = [
+    (["evaluate", "runs/a", "--part", "valid"], ["--part is called --split; write --split valid"]),
+    (["predict", "runs/a", "--part=valid"], ["--part is called --split; write --split valid"]),
+    (
+        ["compare", "runs/a", "runs/b", "--part", "valid", "--unit", "row", "--replicates=9"],
+        [
+            "--part is called --split; write --split valid",
+            "--unit is called --resample; write --resample row",
+            "--replicates is called --n-resamples; write --n-resamples 9",
+        ],
+    ),
+    (["evaluate", "runs/a", "--part"], ["--part is called --split; write --split"]),
+    (["worlds"], ["longrec worlds is called longrec synthetic; write longrec synthetic"]),
+    (
+        ["worlds", "rich_instances", "--tell", "last"],
+        [
+            "longrec worlds is called longrec synthetic; write longrec synthetic rich_instances",
+            "--tell is called --signal; write --signal last",
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "faults"), FORMER_NAMES, ids=lambda value: " ".join(value))
+def test_former_names_are_refused_together(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], faults: list[str]
+) -> None:
+    message = refused(capsys, *arguments).splitlines()
+    count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+    assert message == [f"longrec: ConfigError: command line: {count}", *(f"  {fault}" for fault in faults)]
+
+
+def test_compress_and_encode_refuse_the_models_of_each_other(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (shop / "keep.yaml").write_text(CONFIG.replace("{name: din, attention: [4], mlp: [8]}", "keep"))
+    message = refused(capsys, "compress", "keep.yaml", "--into", "tokens/v1")
+    assert "Write its knowledge: longrec encode keep.yaml --into knowledge/v1" in message
+    message = refused(capsys, "encode", "din.yaml", "--into", "knowledge/v1")
+    assert "longrec compress din.yaml --into tokens/v1" in message
+    assert not (shop / "tokens").exists()
+    assert not (shop / "knowledge").exists()
 
 
 def test_public_names() -> None:

@@ -58,7 +58,7 @@ def test_the_demo_ends_with_a_report_and_a_bundle_that_serves(
     # the printed next steps work, and a second demo replaces its own runs
     assert main(["compare", "story/runs/deepfm", "story/runs/din", "--json", "-"]) == 0
     assert set(json.loads(capsys.readouterr().out)["runs"]) == {"deepfm", "din"}
-    assert main(["evaluate", "story/runs/din", "--part", "valid"]) == 0
+    assert main(["evaluate", "story/runs/din", "--split", "valid"]) == 0
     assert "AUC" in capsys.readouterr().out
     assert main(["predict", "story/runs/din", "--into", "scores.parquet"]) == 0
     assert pq.read_table("scores.parquet").column_names == ["row", "user", "time", "label", "score"]

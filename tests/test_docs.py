@@ -140,9 +140,9 @@ def list_commands_used(text: str) -> set[str]:
 
 
 def test_every_command_exists() -> None:
-    from longrec.cli import parser
+    from longrec.cli import build_parser
 
-    actions = [action for action in parser()._actions if isinstance(action.choices, dict)]
+    actions = [action for action in build_parser()._actions if isinstance(action.choices, dict)]
     commands = set(actions[0].choices)
     used = {command: page for page in PAGES for command in list_commands_used(page.read_text(encoding="utf-8"))}
     assert {command: str(page.name) for command, page in used.items() if command not in commands} == {}

@@ -169,7 +169,7 @@ def test_a_full_standard_output() -> None:
 
 def test_without_a_command_all_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
-    assert capsys.readouterr().out == cli.parser().format_help()
+    assert capsys.readouterr().out == cli.build_parser().format_help()
 
 
 def test_what_does_not_fit_on_the_disk(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,7 +204,7 @@ def test_too_few_open_files(job: Path, capsys: pytest.CaptureFixture[str]) -> No
         ["prepare", "job.yaml", "data.folder=/proc/x"],
         ["prepare", "job.yaml", "data.folder=job.yaml"],
         ["train", "job.yaml", "fit.runs=/proc/x", "--quiet"],
-        ["worlds", "one_interest", "--into", "/proc/x"],
+        ["synthetic", "one_interest", "--into", "/proc/x"],
         ["check", "job.yaml", "--json", "/proc/x"],
     ],
     ids=" ".join,

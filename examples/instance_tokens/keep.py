@@ -37,7 +37,7 @@ def write_knowledge(data: Path, work: Path, seed: int) -> Path:
         fit = {**FIT, "seed": seed, "runs": str(work / "runs")}
         job = {"name": f"extractor-{seed}", "data": {**section, "folder": str(work / "prepared")}, "model": model}
         began = time.perf_counter()
-        written = longrec.compress({**job, "fit": fit}, into, ["every=2d", "learn=all"], quiet=True)
+        written = longrec.encode({**job, "fit": fit}, into, ["every=2d", "learn=all"], quiet=True)
         aucs = " ".join(f"{one['auc']:.3f}" for one in written.versions if one["auc"])
         print(f"{into.name}: {written.tokens:,} vectors in {time.perf_counter() - began:.0f} s, AUC {aucs}", flush=True)
     return into

@@ -1,7 +1,7 @@
-"""The command ``longrec``: one function a verb, no logic.
+"""The command ``longrec``: one function per command, no logic.
 
-Exit code 0 on success, 2 for a fault that the user can mend (with a message), 130 when interrupted, 141 when the
-reader of the output left, and 1 for a fault of our own, whose trace goes to a file.
+Exit code 0 on success, 2 for an error that the user can repair (with a message), 130 after an interrupt, 141 when the
+reader of the output has closed it, and 1 for an error of LongRec itself, whose trace goes to a file.
 """
 
 from __future__ import annotations
@@ -23,274 +23,329 @@ from longrec.errors import ConfigError, LongRecError
 from longrec.report import tables
 from longrec.resources import resource_error
 
+# Names that versions up to 0.4 had: commands, and the options of each command.
+_FORMER_COMMANDS = {"worlds": "synthetic"}
+_FORMER_OPTIONS = {
+    "evaluate": {"part": "split"},
+    "predict": {"part": "split"},
+    "compare": {"part": "split", "unit": "resample", "replicates": "n-resamples"},
+    "synthetic": {"tell": "signal"},
+}
+# Parameters of a synthetic dataset that have an option of their own.
+_DATASET_OPTIONS = ("users", "fields", "signal")
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run one verb.
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
 
     Returns:
         The exit code.
     """
     try:
-        args = _parsed(words)
-        args.verb(args)
-        sys.stdout.flush()  # here, and not when the interpreter ends, where nobody would catch what it raises
+        args = _parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        args.function(args)
+        sys.stdout.flush()  # here, and not at the end of the interpreter, where no handler would catch an error
     except LongRecError as error:
-        return _told(error)
+        return _print_error(error)
     except KeyboardInterrupt:
         print("longrec: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        return _reader_left()
-    except Exception as error:  # noqa: BLE001 - the last resort of the command line: told, kept in a file, exit 1
+        return _close_output()
+    except Exception as error:  # noqa: BLE001 - the last handler of the command line: prints, keeps a file, exits 1
         ordinary = resource_error(error)
-        return _our_fault(error) if ordinary is None else _told(ordinary)
+        return _report_internal_error(error) if ordinary is None else _print_error(ordinary)
     return 0
 
 
-def _told(error: LongRecError) -> int:
+def _print_error(error: LongRecError) -> int:
     print(f"longrec: {type(error).__name__}: {error}", file=sys.stderr)
     return 2
 
 
-def _reader_left() -> int:
-    """Whoever read our output has seen enough (``longrec models | head``): end as other commands do, without a word."""
-    with contextlib.suppress(OSError, ValueError):  # a stream that is no file has nothing left to write
+def _close_output() -> int:
+    """End silently after the reader of the output has closed it (``longrec models | head``), as other commands do."""
+    with contextlib.suppress(OSError, ValueError):  # a stream that is no file has no output left to write
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
 
 
-def _parsed(words: Sequence[str] | None) -> argparse.Namespace:
-    """The words as a verb with its options; settings may stand after options too, where argparse loses them."""
-    made = parser()
-    words = sys.argv[1:] if words is None else words
-    if not words:
-        return argparse.Namespace(verb=lambda _: print(made.format_help(), end=""))
+def _parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse a command with its options. Settings may also follow options, where argparse does not accept them."""
+    parser = build_parser()
+    if not arguments:
+        return argparse.Namespace(function=lambda _: print(parser.format_help(), end=""))
+    _refuse_former_names(arguments)
     try:
-        args, rest = made.parse_known_args(words)
+        args, rest = parser.parse_known_args(arguments)
     except SystemExit:
         sys.stdout.flush()
         raise
-    if rest and (not hasattr(args, "overrides") or any("=" not in word or word.startswith("-") for word in rest)):
-        made.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest and (not hasattr(args, "overrides") or any("=" not in item or item.startswith("-") for item in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         args.overrides = [*args.overrides, *rest]
     return args
 
 
-def _our_fault(error: Exception) -> int:
-    print(f"longrec: a fault of LongRec itself: {type(error).__name__}: {error}", file=sys.stderr)
+def _refuse_former_names(arguments: Sequence[str]) -> None:
+    """Refuse a command and options under the names of earlier versions.
+
+    Raises:
+        ConfigError: all former names of the command line, each with its new name.
+    """
+    command, *rest = arguments
+    faults = []
+    if command in _FORMER_COMMANDS:
+        new = _FORMER_COMMANDS[command]
+        faults.append(f"longrec {command} is called longrec {new}; write longrec {' '.join([new, *rest[:1]])}")
+        command = new
+    former = _FORMER_OPTIONS.get(command, {})
+    for index, argument in enumerate(rest):
+        if argument == "--":
+            break
+        option, equals, value = argument.partition("=")
+        name = option.removeprefix("--")
+        if name == option or name not in former:
+            continue
+        if not equals:
+            value = next((item for item in rest[index + 1 : index + 2] if not item.startswith("-")), "")
+        new = f"--{former[name]}"
+        faults.append(f"{option} is called {new}; write {f'{new} {value}'.rstrip()}")
+    if faults:
+        raise ConfigError("command line", faults)
+
+
+def _report_internal_error(error: Exception) -> int:
+    print(f"longrec: an error of LongRec itself: {type(error).__name__}: {error}", file=sys.stderr)
     try:
         with tempfile.NamedTemporaryFile("w", prefix="longrec-", suffix=".txt", delete=False) as file:
             traceback.print_exception(error, file=file)
-    except OSError:  # no room for a file: the trace must not be lost
+    except OSError:  # no space for a file: the trace must not be lost
         traceback.print_exception(error)
         return 1
     print(f"  The full trace is in {file.name}; please report it.", file=sys.stderr)
     return 1
 
 
-def parser() -> argparse.ArgumentParser:
-    """All verbs and their options."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands and their options."""
     top = argparse.ArgumentParser(prog="longrec", description="Recommendation from long user histories.")
     top.add_argument("--version", action="version", version=f"longrec {__version__}")
-    sub = top.add_subparsers(required=True, metavar="VERB")
+    subparsers = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def verb(name: str, run: Any, about: str, *, json: bool = True) -> argparse.ArgumentParser:
-        made = sub.add_parser(name, help=about, description=about)
-        made.set_defaults(verb=run)
+    def add(name: str, function: Any, description: str, *, json: bool = True) -> argparse.ArgumentParser:
+        parser = subparsers.add_parser(name, help=description, description=description)
+        parser.set_defaults(function=function)
         if json:
-            made.add_argument("--json", metavar="FILE", help="write the result as JSON too; - is standard output")
-        return made
+            parser.add_argument("--json", metavar="FILE", help="also write the result as JSON; - is standard output")
+        return parser
 
-    def with_config(made: argparse.ArgumentParser, *, optional: bool = False) -> argparse.ArgumentParser:
-        made.add_argument("config", nargs="?" if optional else None, help="a YAML config, or an EasyRec one (.config)")
-        made.add_argument("overrides", nargs="*", metavar="key.key=value", help="settings laid over the config")
-        return made
+    def add_config(parser: argparse.ArgumentParser, *, optional: bool = False) -> argparse.ArgumentParser:
+        parser.add_argument("config", nargs="?" if optional else None, help="YAML config, or EasyRec config (.config)")
+        parser.add_argument("overrides", nargs="*", metavar="key.key=value", help="settings that replace those of it")
+        return parser
 
-    with_config(verb("check", _check, "tell every fault of a config; reads the headers of files, and no row"))
-    with_config(verb("prepare", _prepare, "turn an event log into a prepared log"))
-    made = with_config(verb("train", _train, "train a model and measure it"), optional=True)
-    made.add_argument("--resume", metavar="RUN", help="go on with an interrupted run")
-    made.add_argument("--quiet", action="store_true", help="no progress")
-    made = verb("import", _import, "turn a configuration of EasyRec into a config, a schema and notes on what differs")
-    made.add_argument("config", help="an EasyRec configuration (.config, .pbtxt), or an fg.json")
-    made.add_argument("--into", required=True, metavar="FOLDER", help="where config.yaml, schema.yaml and NOTES.md go")
-    made.add_argument("--user", metavar="COLUMN", help="column of the user, where its name does not tell")
-    made.add_argument("--item", metavar="COLUMN", help="column of the item, where its name does not tell")
-    made = verb(
-        "compress", _compress, "write the tokens of a trained source, one an impression, for other models to read"
+    add_config(add("check", _check, "report all errors of a config; reads the headers of files and no rows"))
+    add_config(add("prepare", _prepare, "turn an event log into a prepared log"))
+    parser = add_config(add("train", _train, "train a model and evaluate it"), optional=True)
+    parser.add_argument("--resume", metavar="RUN", help="continue an interrupted run")
+    parser.add_argument("--quiet", action="store_true", help="print no progress")
+    parser = add("import", _import, "turn an EasyRec configuration into a config, a schema and notes on differences")
+    parser.add_argument("config", help="EasyRec configuration (.config, .pbtxt), or an fg.json")
+    parser.add_argument("--into", required=True, metavar="FOLDER", help="folder for config.yaml, schema.yaml, NOTES.md")
+    parser.add_argument("--user", metavar="COLUMN", help="column of the user; default: chosen by its name")
+    parser.add_argument("--item", metavar="COLUMN", help="column of the item; default: chosen by its name")
+    parser = add("compress", _compress, "write one token per impression with a trained source, for other models")
+    parser.add_argument("run", help="run or config of a token source")
+    parser.add_argument("--into", required=True, metavar="NAME/vN", help="store: a new folder, or a redis:// address")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings: mode, every, codec, ...")
+    parser.add_argument("--quiet", action="store_true", help="print no progress")
+    parser = add("encode", _encode, "write the user and item vectors of a knowledge extractor, for other models")
+    parser.add_argument("run", help="run or config of an extractor (keep)")
+    parser.add_argument("--into", required=True, metavar="NAME/vN", help="new folder")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings: every, learn, codec, ...")
+    parser.add_argument("--quiet", action="store_true", help="print no progress")
+    parser = add("evaluate", _evaluate, "compute all metrics of a run with confidence intervals")
+    parser.add_argument("run")
+    _add_split(parser)
+    parser = add("predict", _predict, "score all samples of a split and write them to a Parquet file")
+    parser.add_argument("run")
+    _add_split(parser)
+    parser.add_argument("--into", metavar="FILE", help="file for the scores (default: inside the run)")
+    parser = add("compare", _compare, "compare runs on the same rows; the first is the baseline")
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    _add_split(parser)
+    parser.add_argument("--resample", choices=["user", "row"], default="user", help="unit that the bootstrap draws")
+    parser.add_argument("--n-resamples", type=int, default=300, metavar="N", help="number of bootstrap draws")
+    parser = add(
+        "export", _export, "export a run (or the source of tokens) as a bundle, and check that it scores alike"
     )
-    made.add_argument("run")
-    made.add_argument("--into", required=True, metavar="NAME/vN", help="the store: a new folder, or a redis:// address")
-    made.add_argument("overrides", nargs="*", metavar="key=value", help="settings: regime, every, codec, ...")
-    made.add_argument("--quiet", action="store_true", help="no progress")
-    made = verb("evaluate", _evaluate, "measure a run: every metric with its interval")
-    made.add_argument("run")
-    _part(made)
-    made = verb("predict", _predict, "score every sample of a part into a Parquet file")
-    made.add_argument("run")
-    _part(made)
-    made.add_argument("--into", metavar="FILE", help="where the scores go (default: inside the run)")
-    made = verb("compare", _compare, "compare runs on the same rows, the first as baseline")
-    made.add_argument("runs", nargs="+", metavar="RUN")
-    _part(made)
-    made.add_argument("--unit", choices=["user", "row"], default="user", help="what the bootstrap draws")
-    made.add_argument("--n-resamples", type=int, default=300, help="bootstrap draws")
-    made = verb(
-        "export", _export, "turn a run (or the source of some tokens) into a bundle, and check that it answers alike"
+    parser.add_argument("run", help="run, or a folder of tokens, whose source is exported")
+    parser.add_argument("bundle")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    parser = add("serve", _serve, "serve a bundle over HTTP", json=False)
+    parser.add_argument("bundle")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--workers", type=int, default=1, help="number of processes")
+    live = "read a live store of tokens, a folder or a redis:// address, instead of the copy in the bundle"
+    parser.add_argument("--tokens", action="append", default=[], metavar="HISTORY=LOCATION", help=live)
+    parser.add_argument("--events", metavar="SOURCE.bundle", help="accept events, and encode tokens with this source")
+    parser.add_argument("--state", metavar="FOLDER", help="folder for the events (default: BUNDLE.state)")
+    add("models", _models, "list all models: name, kind, paper, and use of histories")
+    parser = add("help", _help, "explain a model and its settings", json=False)
+    parser.add_argument("name")
+    parser = add("cite", _cite, "print the BibTeX of a model, or of all models behind a config or a run")
+    parser.add_argument("source", help="model, config (YAML or EasyRec), run, or folder of tokens")
+    parser.add_argument("overrides", nargs="*", metavar="key.key=value", help="settings that replace those of a config")
+    parser = add("synthetic", _synthetic, "list, explain or write synthetic datasets, whose true probabilities exist")
+    parser.add_argument("name", nargs="?", help="synthetic dataset")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="parameters; without --into they are explained"
     )
-    made.add_argument("run", help="a run, or a folder of tokens: then its source")
-    made.add_argument("bundle")
-    made.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
-    made = verb("serve", _serve, "serve a bundle over HTTP", json=False)
-    made.add_argument("bundle")
-    made.add_argument("--host", default="127.0.0.1")
-    made.add_argument("--port", type=int, default=8000)
-    made.add_argument("--workers", type=int, default=1, help="processes")
-    live = "read a live store of tokens, a folder or a redis:// address, in place of the bundle's copy"
-    made.add_argument("--tokens", action="append", default=[], metavar="HISTORY=PLACE", help=live)
-    made.add_argument("--events", metavar="SOURCE.bundle", help="take events, and make tokens of them by this source")
-    made.add_argument("--state", metavar="PLACE", help="where events are kept (default: BUNDLE.state)")
-    verb("models", _models, "every model: name, kind, paper, whether it reads histories")
-    made = verb("help", _help, "explain a model and its settings", json=False)
-    made.add_argument("name")
-    made = verb("cite", _cite, "print the BibTeX of a model, or of all that a config or a run stands on")
-    made.add_argument("source", help="a model, a config (YAML or EasyRec's), a run, or a folder of tokens")
-    made.add_argument("overrides", nargs="*", metavar="key.key=value", help="settings laid over a config")
-    made = verb("worlds", _worlds, "small made-up logs whose answer is known: list them, explain one, write one")
-    made.add_argument("name", nargs="?", help="a world")
-    made.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="knobs of the world; without --into it tells them"
-    )
-    made.add_argument("--into", metavar="FOLDER", help="write the world there")
-    made.add_argument("--seed", type=int, default=0, help="same seed and knobs, same world")
-    for knob in ("users", "fields", "tell"):
-        made.add_argument(f"--{knob}", metavar=knob.upper(), help=f"short for {knob}={knob.upper()}")
-    made = verb("demo", _demo, "MovieLens-1M from raw ratings to a server that ranks", json=False)
-    made.add_argument("--folder", default="longrec-demo", help="where everything goes")
+    parser.add_argument("--into", metavar="FOLDER", help="write the dataset there")
+    parser.add_argument("--seed", type=int, default=0, help="same seed and parameters, same dataset")
+    for parameter in _DATASET_OPTIONS:
+        value = parameter.upper()
+        parser.add_argument(f"--{parameter}", metavar=value, help=f"short for {parameter}={value}")
+    parser = add("demo", _demo, "MovieLens-1M from raw ratings to a server that ranks", json=False)
+    parser.add_argument("--folder", default="longrec-demo", help="folder for all files")
     return top
 
 
-def _part(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--part", choices=["train", "valid", "test"], default="test", help="which rows")
+def _add_split(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--split", choices=["train", "valid", "test"], default="test", help="rows to score")
 
 
-def _out(args: argparse.Namespace, result: Any, text: str) -> None:
-    """Print a result for people, and write it as JSON where asked (alone, when that is standard output)."""
+def _write_result(args: argparse.Namespace, result: Any, text: str) -> None:
+    """Print a result as text, and write it as JSON with ``--json``, which alone is printed with ``--json -``."""
     if args.json != "-":
         print(text)
     if args.json:
         tables.write_json(result, args.json)
 
 
-def _config(args: argparse.Namespace) -> tuple[str | None, list[str]]:
-    """An override in the place of the config is an override."""
+def _split_overrides(args: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """Return config and overrides. An argument with ``=`` in the position of the config is an override."""
     if args.config is not None and "=" in args.config and not Path(args.config).exists():
         return None, [args.config, *args.overrides]
     return args.config, args.overrides
 
 
 def _check(args: argparse.Namespace) -> None:
-    found = commands.check(args.config, args.overrides)
-    histories = ", ".join(f"{name} ({', '.join(of)})" for name, of in found["histories"].items()) or "none"
-    text = f"{args.config}: no faults\n  model      {found['model']}\n  log        {found['log']}\n"
-    text += f"  features   {', '.join(found['features'])}\n  histories  {histories}"
-    _out(args, found, "\n".join([text, *found["notes"], *tables.warning_lines(found["warnings"])]))
+    summary = commands.check(args.config, args.overrides)
+    histories = ", ".join(f"{name} ({', '.join(of)})" for name, of in summary["histories"].items()) or "none"
+    text = f"{args.config}: no faults\n  model      {summary['model']}\n  log        {summary['log']}\n"
+    text += f"  features   {', '.join(summary['features'])}\n  histories  {histories}"
+    _write_result(args, summary, "\n".join([text, *summary["notes"], *tables.warning_lines(summary["warnings"])]))
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    found = commands.prepare(args.config, args.overrides)
-    spans = found.get("spans", {})
+    manifest = commands.prepare(args.config, args.overrides)
+    spans = manifest.get("spans", {})
     rows = [
         [
-            part,
+            split,
             count["samples"],
             count["positives"] / max(count["samples"], 1),
-            *(spans.get(part, ["", ""]) if spans else ()),
+            *(spans.get(split, ["", ""]) if spans else ()),
         ]
-        for part, count in found["parts"].items()
+        for split, count in manifest["parts"].items()
     ]
-    text = f"{found['events']:,} events, {found['users']:,} users, {found['items']:,} items, in {found['seconds']} s\n"
-    text += tables.table(["part", "samples", "positive rate", *(["from", "to"] if spans else [])], rows)
-    for name, share in found["hash_collisions"].items():
-        text += f"\nfeature {name}: about {share:.1%} of its values share a hash bucket with another"
-    text = "\n".join(
-        [text, *found["notes"], *tables.left_out_lines(found["left_out"]), *tables.warning_lines(found["warnings"])]
-    )
-    _out(args, found, f"{text}\n{found['folder']}")
+    text = f"{manifest['events']:,} events, {manifest['users']:,} users, {manifest['items']:,} items, "
+    text += f"in {manifest['seconds']} s\n"
+    text += tables.table(["split", "samples", "positive rate", *(["from", "to"] if spans else [])], rows)
+    for name, share in manifest["hash_collisions"].items():
+        text += f"\nfeature {name}: about {share:.1%} of its values share a hash bucket with another value"
+    lines = [*manifest["notes"], *tables.left_out_lines(manifest["left_out"])]
+    lines += tables.warning_lines(manifest["warnings"])
+    _write_result(args, manifest, "\n".join([text, *lines, manifest["folder"]]))
 
 
 def _train(args: argparse.Namespace) -> None:
-    config, overrides = _config(args)
+    config, overrides = _split_overrides(args)
     if config is not None:
-        # Before training, so that whoever reads them can still stop it; they are kept in the run too (NOTES.md).
+        # Before training, while it can still be stopped. The run keeps them too (NOTES.md).
         for line in imports.read_job_source(config, overrides).notes:
             print(line, file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
     run = commands.train(config, overrides, resume=args.resume, quiet=args.quiet)
-    _out(args, {**run.results, "run": str(run.folder)}, f"{tables.results_table(run.name, run.results)}\n{run.folder}")
+    text = f"{tables.results_table(run.name, run.results)}\n{run.folder}"
+    _write_result(args, {**run.results, "run": str(run.folder)}, text)
 
 
 def _import(args: argparse.Namespace) -> None:
-    found = imports.import_config(args.config, args.into, user=args.user, item=args.item)
-    told = [
+    result = imports.import_config(args.config, args.into, user=args.user, item=args.item)
+    notes = [
         f"{one['fate']}: {args.config}:{one['line']}:{one['column']}: {one['field']}: {one['words']}"
-        for one in found["notes"]
+        for one in result["notes"]
     ]
-    _out(args, found, "\n".join([*told, *found["choices"], "", *found["files"]]))
+    _write_result(args, result, "\n".join([*notes, *result["choices"], "", *result["files"]]))
 
 
 def _compress(args: argparse.Namespace) -> None:
-    found = commands.compress(args.run, args.into, args.overrides, quiet=args.quiet)
-    rows = [[one["version"], one["from"], one["rows"], one["auc"]] for one in found.versions]
-    text = tables.table(["version", "writes from", "impressions", "AUC before learning"], rows)
-    warning = f"\nthese tokens leak: they were {found.leak}" if found.leak else ""
-    told = f"{found.tokens:,} vectors in {found.into}\nread them in a schema: {found.hint}"
-    _out(args, vars(found), f"{text}\n{told}{warning}")
+    report = commands.compress(args.run, args.into, args.overrides, quiet=args.quiet)
+    warning = f"\nthese tokens leak: they were {report.leak}" if report.leak else ""
+    _write_report(args, report, "impressions", warning)
+
+
+def _encode(args: argparse.Namespace) -> None:
+    _write_report(args, commands.encode(args.run, args.into, args.overrides, quiet=args.quiet), "vectors")
+
+
+def _write_report(args: argparse.Namespace, report: Any, rows_name: str, warning: str = "") -> None:
+    rows = [[one["version"], one["from"], one["rows"], one["auc"]] for one in report.versions]
+    text = tables.table(["version", "writes from", rows_name, "AUC before learning"], rows)
+    text += f"\n{report.tokens:,} vectors in {report.into}\nread them in a schema: {report.hint}{warning}"
+    _write_result(args, vars(report), text)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    found = commands.evaluate(args.run, args.part)
-    _out(args, found.to_dict(), tables.results_table(found.run, found.to_dict()))
+    evaluation = commands.evaluate(args.run, args.split)
+    _write_result(args, evaluation.to_dict(), tables.results_table(evaluation.run, evaluation.to_dict()))
 
 
 def _predict(args: argparse.Namespace) -> None:
-    path = commands.predict(args.run, args.part, args.into)
-    _out(args, {"predictions": str(path)}, str(path))
+    path = commands.predict(args.run, args.split, args.into)
+    _write_result(args, {"predictions": str(path)}, str(path))
 
 
 def _compare(args: argparse.Namespace) -> None:
-    found = commands.compare(args.runs, args.part, resample=args.unit, n_resamples=args.n_resamples).to_dict()
-    _out(args, found, tables.comparison_table(found))
+    comparison = commands.compare(args.runs, args.split, resample=args.resample, n_resamples=args.n_resamples)
+    result = comparison.to_dict()
+    _write_result(args, result, tables.comparison_table(result))
 
 
 def _export(args: argparse.Namespace) -> None:
-    found = commands.export(args.run, args.bundle, overwrite=args.overwrite)
+    manifest = commands.export(args.run, args.bundle, overwrite=args.overwrite)
     kinds = {"ranker": f"serve {args.bundle}", "encoder": f"serve RANKER.bundle --events {args.bundle}"}
-    _out(args, found, f"{args.bundle}\nserve it with: longrec {kinds[found.kind]}")
+    _write_result(args, manifest, f"{args.bundle}\nserve it with: longrec {kinds[manifest.kind]}")
 
 
 def _serve(args: argparse.Namespace) -> None:
     from longrec.serve.server import serve
     from longrec.serve.settings import build_settings
 
-    faults = [f"--tokens: {word!r} is not HISTORY=PLACE" for word in args.tokens if not all(word.partition("=")[::2])]
+    faults = [
+        f"--tokens: {item!r} is not HISTORY=LOCATION" for item in args.tokens if not all(item.partition("=")[::2])
+    ]
     if args.state is not None and args.events is None:
-        faults.append("--state: needs --events, which says who makes tokens of events")
+        faults.append("--state: needs --events, the source that encodes tokens of events")
     if faults:
         raise ConfigError("longrec serve", faults)
-    tokens = dict(word.split("=", 1) for word in args.tokens)
+    tokens = dict(item.split("=", 1) for item in args.tokens)
     settings = build_settings(tokens, args.events, args.state)
     serve(args.bundle, host=args.host, port=args.port, workers=args.workers, settings=settings)
 
 
 def _models(args: argparse.Namespace) -> None:
-    found = commands.models()
-    rows = [[card.name, card.kind, "yes" if card.reads_history else "no", _paper(card)] for card in found]
-    _out(args, found, tables.table(["model", "kind", "histories", "paper"], rows))
+    cards = commands.models()
+    rows = [[card.name, card.kind, "yes" if card.reads_history else "no", _format_paper(card)] for card in cards]
+    _write_result(args, cards, tables.table(["model", "kind", "histories", "paper"], rows))
 
 
-def _paper(card: Any) -> str:
-    """Title and year, for one line of a table."""
+def _format_paper(card: Any) -> str:
+    """Return title and year in one line."""
     return f"{card.title} ({card.year})" if card.year else card.title
 
 
@@ -299,38 +354,39 @@ def _help(args: argparse.Namespace) -> None:
 
 
 def _cite(args: argparse.Namespace) -> None:
-    found = commands.cite(args.source, args.overrides)
-    # What stands between entries is no part of a bibliography: the whole output can be one file of BibTeX.
-    parts = {place: ", ".join(names) for place, names in found.models.items()}
-    told = [f"% {place}: {words}" for place, words in parts.items()]
-    told += [f"% {place} is not cited: {reason}" for place, reason in found.unread.items()]
-    _out(args, found, "\n".join([*told, *(f"\n{entry.bibtex}" for entry in found.entries)]))
+    bibliography = commands.cite(args.source, args.overrides)
+    # BibTeX ignores text between entries, so the whole output can be one file of BibTeX.
+    lines = [f"% {path}: {', '.join(names)}" for path, names in bibliography.models.items()]
+    lines += [f"% {path} is not cited: {reason}" for path, reason in bibliography.unread.items()]
+    _write_result(args, bibliography, "\n".join([*lines, *(f"\n{entry.bibtex}" for entry in bibliography.entries)]))
 
 
-def _worlds(args: argparse.Namespace) -> None:
+def _synthetic(args: argparse.Namespace) -> None:
     if args.name is None:
-        told = [commands.explain_world(name) for name in commands.worlds()]
-        _out(args, told, "\n\n".join(f"{one['world']}\n{_folded(one['story'])}" for one in told))
+        datasets = [commands.explain_synthetic(name) for name in commands.synthetic_datasets()]
+        text = "\n\n".join(f"{one['dataset']}\n{_wrap_text(one['story'])}" for one in datasets)
+        _write_result(args, datasets, text)
         return
-    short = [f"{knob}={value}" for knob in ("users", "fields", "tell") if (value := getattr(args, knob)) is not None]
-    knobs = [*args.overrides, *short]
+    options = [f"{name}={value}" for name in _DATASET_OPTIONS if (value := getattr(args, name)) is not None]
+    overrides = [*args.overrides, *options]
     if args.into is None:
-        if knobs:
-            raise ConfigError("longrec worlds", ["--into: is required with knobs: the folder that the world goes to"])
-        found = commands.explain_world(args.name)
-        rows = [[name, str(knob["default"]), knob["about"]] for name, knob in found["knobs"].items()]
-        _out(args, found, f"{_folded(found['story'])}\n\n{tables.table(['knob', 'default', 'what'], rows)}")
+        if overrides:
+            raise ConfigError("longrec synthetic", ["--into: is required with parameters: the folder of the dataset"])
+        dataset = commands.explain_synthetic(args.name)
+        rows = [[name, str(one["default"]), one["about"]] for name, one in dataset["parameters"].items()]
+        table = tables.table(["parameter", "default", "meaning"], rows)
+        _write_result(args, dataset, f"{_wrap_text(dataset['story'])}\n\n{table}")
         return
-    found = commands.make_world(args.name, args.into, knobs, seed=args.seed)
-    text = f"{found['events']:,} events of {found['users']:,} users in {found['folder']}\n"
-    text += _folded(", ".join(found["files"]))
-    head = f"true probability, on {found['test_rows']:,} test rows"
-    text += f"\n\n{tables.table([head, 'AUC'], list(found['oracles'].items()))}\n\ngo on with"
-    jobs = [name for name in found["files"] if name.endswith(".yaml") and not name.endswith(".schema.yaml")]
-    _out(args, found, text + "".join(f"\n  longrec train {Path(args.into) / job}" for job in jobs))
+    result = commands.make_synthetic(args.name, args.into, overrides, seed=args.seed)
+    text = f"{result['events']:,} events of {result['users']:,} users in {result['folder']}\n"
+    text += _wrap_text(", ".join(result["files"]))
+    head = f"true probability, on {result['test_rows']:,} test rows"
+    text += f"\n\n{tables.table([head, 'AUC'], list(result['bayes_auc'].items()))}\n\ncontinue with"
+    jobs = [name for name in result["files"] if name.endswith(".yaml") and not name.endswith(".schema.yaml")]
+    _write_result(args, result, text + "".join(f"\n  longrec train {Path(args.into) / job}" for job in jobs))
 
 
-def _folded(text: str) -> str:
+def _wrap_text(text: str) -> str:
     return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="  ")
 
 

@@ -1,4 +1,4 @@
-"""What the command line does, as plain functions: each verb glues rooms together and holds no logic of its own."""
+"""Commands of the command line as plain functions, each of which joins packages and holds no logic of its own."""
 
 from __future__ import annotations
 
@@ -31,39 +31,39 @@ def check(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a config with its schema, find its files and read their headers, without reading any row.
 
     Raises:
-        ConfigError: every fault of the config, all at once.
+        ConfigError: all faults of the config together.
     """
     from longrec.data.splits import warn_of_missing_validation
     from longrec.train import job
 
-    given = read_job_source(source, overrides)
-    with given.error_context:
-        found = job.check(given.config, overrides)
+    job_source = read_job_source(source, overrides)
+    with job_source.error_context:
+        checked = job.check(job_source.config, overrides)
     return {
-        "model": found.model["name"],
-        "log": str(found.data.log),
-        "features": list(found.schema.features),
-        "histories": {name: list(history.features) for name, history in found.schema.histories.items()},
-        "warnings": warn_of_missing_validation(found.data),
-        "notes": list(given.notes),
+        "model": checked.model["name"],
+        "log": str(checked.data.log),
+        "features": list(checked.schema.features),
+        "histories": {name: list(history.features) for name, history in checked.schema.histories.items()},
+        "warnings": warn_of_missing_validation(checked.data),
+        "notes": list(job_source.notes),
     }
 
 
 def prepare(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Prepare the log of a config, or find it prepared.
+    """Prepare the log of a config, unless it is prepared already.
 
     Returns:
-        The manifest of the prepared log, with its ``folder``; ``spans`` holds the first and the last timestamp of each
-        part, as ISO 8601 text or as steps.
+        The manifest of the prepared log, with its ``folder``. ``spans`` holds the first and the last timestamp of each
+        split, as ISO 8601 text or as steps.
     """
     from longrec.data.label_checks import check_window, window_warnings
     from longrec.data.log import Log
     from longrec.data.prepare import prepare as prepare_log
     from longrec.train.job import read_job
 
-    given = read_job_source(source, overrides)
-    with given.error_context:
-        job = read_job(given.config, overrides)
+    job_source = read_job_source(source, overrides)
+    with job_source.error_context:
+        job = read_job(job_source.config, overrides)
     folder = prepare_log(job.data, job.schema)
     log = Log.open(folder, job.schema, stores=False)
     check_window(log)
@@ -73,7 +73,7 @@ def prepare(source: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
         **log.manifest,
         "warnings": warnings,
         "left_out": log.excluded_counts,
-        "notes": list(given.notes),
+        "notes": list(job_source.notes),
     }
 
 
@@ -84,86 +84,136 @@ def train(
     resume: str | Path | None = None,
     quiet: bool = False,
 ) -> Run:
-    """Train the model of a config and measure it, or go on with a run that was interrupted.
+    """Train the model of a config and evaluate it, or continue an interrupted run.
 
     Args:
-        source: path of a config, or the config itself; None with ``resume``.
-        overrides: words such as ``fit.lr=3e-3``.
+        source: path of a config, or the config itself. None with ``resume``.
+        overrides: settings such as ``fit.lr=3e-3``.
         resume: folder of an interrupted run.
-        quiet: no progress.
+        quiet: print no progress.
     """
     from longrec.train.fit import train as fit
     from longrec.train.job import read_job
 
     if source is None:
         return fit(source, overrides, resume=resume, quiet=quiet)
-    given = read_job_source(source, overrides)
-    with given.error_context:
-        if given.config is not source:
-            read_job(given.config, overrides)
-    return fit(given.config, overrides, resume=resume, quiet=quiet, notes=given.text)
+    job_source = read_job_source(source, overrides)
+    with job_source.error_context:
+        if job_source.config is not source:
+            read_job(job_source.config, overrides)
+    return fit(job_source.config, overrides, resume=resume, quiet=quiet, notes=job_source.text)
 
 
 def compress(
     source: Config | Run, into: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False
-) -> EncodeReport | ExtractReport:
-    """Write the tokens of a source, or the knowledge of an extractor, for other models to read.
+) -> EncodeReport:
+    """Write the tokens of a token source, for other models to read.
 
     Args:
-        source: a finished run, or a config where nothing of a run is needed.
-        into: a folder that is not there yet (``tokens/v1``), or for tokens a ``redis://`` address.
+        source: a finished run, or a config for modes that use no weights of a run.
+        into: a new folder (``tokens/v1``), or a ``redis://`` address.
         overrides: settings such as ``every=2d`` or ``codec=int8``.
+
+    Raises:
+        RunError: a knowledge extractor, which ``encode`` takes.
     """
-    from longrec.models.core.base import find
     from longrec.train.compress import compress as write_tokens
+
+    opened, name, is_extractor = _open_encoder(source)
+    if is_extractor:
+        raise RunError(
+            str(into),
+            f"a knowledge extractor ({name}), which writes no tokens",
+            "the run or the config of a token source",
+            f"write its knowledge: longrec encode {_name_source(source)} --into knowledge/v1",
+        )
+    return write_tokens(opened, into, overrides, quiet=quiet)
+
+
+def encode(
+    source: Config | Run, into: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False
+) -> ExtractReport:
+    """Write the user and item vectors of a knowledge extractor, for other models to read.
+
+    Args:
+        source: a finished run of an extractor, or its config.
+        into: a new folder (``knowledge/v1``).
+        overrides: settings such as ``every=7d`` or ``learn=all``.
+
+    Raises:
+        RunError: a model that is no extractor. ``compress`` takes token sources.
+    """
     from longrec.train.extract import extract
+
+    opened, name, is_extractor = _open_encoder(source)
+    if not is_extractor:
+        raise RunError(
+            str(into),
+            f"a model without vectors of users and items ({name})",
+            "the run or the config of a knowledge extractor",
+            f"train one (model: keep), or write tokens: longrec compress {_name_source(source)} --into tokens/v1",
+        )
+    return extract(opened, into, overrides, quiet=quiet)
+
+
+def _open_encoder(source: Config | Run) -> tuple[Config | Run, str, bool]:
+    """Return a run or a config, the name of its model, and True for a knowledge extractor."""
+    from longrec.models.core.base import find
     from longrec.train.finished_run import Run, open_run
     from longrec.train.job import read_job
 
-    config = isinstance(source, Mapping) or (not isinstance(source, Run) and Path(source).is_file())
-    given = source if config or isinstance(source, Run) else open_run(source)  # type: ignore[arg-type]
-    job = given.config if isinstance(given, Run) else read_job(given)
-    if hasattr(find(str(job.model["name"])), "user_knowledge"):
-        return extract(given, into, overrides, quiet=quiet)
-    return write_tokens(given, into, overrides, quiet=quiet)
+    is_config = isinstance(source, Mapping) or (not isinstance(source, Run) and Path(source).is_file())
+    opened = source if is_config or isinstance(source, Run) else open_run(source)  # type: ignore[arg-type]
+    job = opened.config if isinstance(opened, Run) else read_job(opened)
+    name = str(job.model["name"])
+    return opened, name, hasattr(find(name), "user_knowledge")
 
 
-def evaluate(run: str | Path | Run, part: str = "test") -> Evaluation:
-    """Measure a run on a part of its log: every metric with its interval."""
+def _name_source(source: Config | Run) -> str:
+    """Return what a command line takes as the source."""
+    from longrec.train.finished_run import Run
+
+    if isinstance(source, Run):
+        return str(source.folder)
+    return "CONFIG" if isinstance(source, Mapping) else str(source)
+
+
+def evaluate(run: str | Path | Run, split: str = "test") -> Evaluation:
+    """Compute all metrics of a run on a split, with confidence intervals."""
     from longrec.train.evaluate import evaluate as measure
 
-    return measure(run, part)
+    return measure(run, split)
 
 
-def predict(run: str | Path | Run, part: str = "test", into: str | Path | None = None) -> Path:
-    """Score every sample of a part; a Parquet file with row, user, time, label, score."""
+def predict(run: str | Path | Run, split: str = "test", into: str | Path | None = None) -> Path:
+    """Score all samples of a split and return the Parquet file with row, user, time, label, score."""
     from longrec.train.evaluate import predict as score
 
-    return score(run, part, into)
+    return score(run, split, into)
 
 
 def compare(
     runs: Sequence[str | Path | Run],
-    part: str = "test",
+    split: str = "test",
     *,
     resample: Literal["user", "row"] = "user",
     n_resamples: int = 300,
 ) -> Comparison:
-    """Compare runs on the same rows; the first is the baseline."""
+    """Compare runs on the same rows. The first is the baseline."""
     from longrec.train.evaluate import compare as pair
 
-    return pair(runs, part, resample=resample, n_resamples=n_resamples)
+    return pair(runs, split, resample=resample, n_resamples=n_resamples)
 
 
 def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -> Manifest:
-    """Export a run as a bundle, and prove that its whole online path scores as the run does.
+    """Export a run as a bundle, and verify that its whole online path returns the scores of the run.
 
     Args:
-        run: a run of a ranker; or a folder of tokens (``tokens/v1``), whose source is exported to write further ones.
+        run: a run of a ranker, or a folder of tokens (``tokens/v1``), whose source is exported to write more tokens.
 
     Raises:
-        RunError: a run of a source, whose weights write nothing: its tokens are exported.
-        BundleError: a folder in the way, a model that cannot be traced, or scores that differ.
+        RunError: a run of a token source. Its tokens are exported instead.
+        BundleError: an existing folder, a model that cannot be traced, or scores that differ.
     """
     from longrec.export.write import ExternalStores
     from longrec.export.write import export as write
@@ -179,12 +229,12 @@ def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -
     if not isinstance(model, Ranker):
         raise RunError(
             str(opened.folder),
-            f"a source ({opened.config.model['name']}), whose tokens are written by weights of other moments",
-            "a ranker, or the tokens of a source",
+            f"a token source ({opened.config.model['name']}), whose tokens are written by later weights",
+            "a ranker, or the tokens of a token source",
             f"compress first: longrec compress {opened.folder} --into tokens/v1, then longrec export tokens/v1 {out}",
         )
-    others = popular(log)[:50]
-    golden = [offline_request(log, model, int(row), others) for row in _telling_rows(log)]
+    others = sort_items_by_popularity(log)[:50]
+    golden = [build_offline_request(log, model, int(row), others) for row in _choose_golden_rows(log)]
     source = {"run": opened.name, "config": opened.config.to_yaml()}
     external_stores = ExternalStores(
         {name: history.store for name, history in log.tokens.items()},
@@ -206,7 +256,7 @@ def export(run: str | Path | Run, out: str | Path, *, overwrite: bool = False) -
 
 
 def _export_source(folder: Path, out: Path, overwrite: bool) -> Manifest:
-    """The source of some tokens as a bundle, and the proof that it makes the same tokens of rows of its log."""
+    """Export the source of tokens as a bundle, and verify that it encodes rows of its log to the same tokens."""
     from longrec.data.requests import build_impression
     from longrec.export.bundle import EncoderFacts
     from longrec.export.golden import Sample
@@ -218,30 +268,31 @@ def _export_source(folder: Path, out: Path, overwrite: bool) -> Manifest:
     from longrec.serve.online_source import replay
     from longrec.train.token_source import open_source
 
-    made = open_source(folder)
-    log, scale = made.log, Scale(made.mean, made.std)
-    samples = [Sample(**build_impression(log, int(row), popular(log)[:10])) for row in _telling_rows(log)]
-    golden = [build_golden_tokens(made.model, log.fitted, log.users, log.items, sample, scale) for sample in samples]
+    source = open_source(folder)
+    log, scale = source.log, Scale(source.mean, source.std)
+    others, rows = sort_items_by_popularity(log)[:10], _choose_golden_rows(log)
+    samples = [Sample(**build_impression(log, int(row), others)) for row in rows]
+    golden = [build_golden_tokens(source.model, log.fitted, log.users, log.items, sample, scale) for sample in samples]
     return write(
-        made.model,
+        source.model,
         log.folder,
         out,
         golden,
         replay,
         fitted=log.fitted,
-        name=name_of(made.model),
-        source={"run": made.run, "version": made.version},
+        name=name_of(source.model),
+        source={"run": source.run, "version": source.version},
         overwrite=overwrite,
         external_stores=ExternalStores(
             {name: history.store for name, history in log.tokens.items()},
             {name: feature.store for name, feature in log.knowledge.items()},
         ),
-        encoder=EncoderFacts(made.version, scale, made.model.width, made.model.slots),
+        encoder=EncoderFacts(source.version, scale, source.model.width, source.model.slots),
     )
 
 
-def offline_request(log: Log, model: Model, row: int, others: Iterable[int]) -> GoldenRequest:
-    """The request of a row of the log, its own item ranked beside others, with the scores it must get."""
+def build_offline_request(log: Log, model: Model, row: int, others: Iterable[int]) -> GoldenRequest:
+    """Return the request of a row of the log, its own item ranked beside others, with the expected scores."""
     from longrec.data.requests import build_impression
     from longrec.export.golden import Sample
     from longrec.export.offline import build_golden_request
@@ -249,15 +300,15 @@ def offline_request(log: Log, model: Model, row: int, others: Iterable[int]) -> 
     return build_golden_request(model, log.fitted, log.users, log.items, Sample(**build_impression(log, row, others)))
 
 
-def popular(log: Log) -> NDArray[np.int64]:
-    """Rows of the item table, those with the most training events first."""
+def sort_items_by_popularity(log: Log) -> NDArray[np.int64]:
+    """Return the rows of the item table in descending order of training events."""
     counts = np.bincount(log.events.columns["item"][log.rows_of("train")], minlength=len(log.items))
     return np.argsort(-counts, kind="stable")
 
 
-def _telling_rows(log: Log, count: int = 6) -> NDArray[np.int64]:
-    """Rows spread over the last part that has any: many users, histories short and long."""
-    rows = next(rows for part in ("test", "valid", "train") if len(rows := log.rows_of(part)))
+def _choose_golden_rows(log: Log, count: int = 6) -> NDArray[np.int64]:
+    """Return rows spread over the last split with rows, for many users and histories of all lengths."""
+    rows = next(rows for split in ("test", "valid", "train") if len(rows := log.rows_of(split)))
     return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]
 
 
@@ -268,81 +319,82 @@ def _open(run: str | Path | Run) -> Run:
 
 
 def models() -> list[Card]:
-    """Name, kind, paper and whether it reads histories, of every model; imports none of them."""
+    """Return name, kind, paper and use of histories of all models, without importing them."""
     from longrec.models.core.catalog import describe, names
 
     return [describe(name) for name in names()]
 
 
 def explain_model(name: str) -> str:
-    """What a model is, from its file, and every setting with its type, default and meaning."""
+    """Return the description of a model from its file, and its settings with type, default and meaning."""
     from longrec.models.core.base import help_text
 
     return help_text(name)
 
 
 def cite(source: Config, overrides: Sequence[str] = ()) -> Bibliography:
-    """The BibTeX of a model, or of all that a config, a run or a folder of tokens stands on; LongRec comes last."""
+    """Return the BibTeX of a model, or of all models behind a config, a run or a folder of tokens, and of LongRec."""
     from longrec.train.bibliography import collect_citations
 
-    given = read_job_source(source, overrides)
-    with given.error_context:
-        return collect_citations(given.config, overrides).bibliography()
+    job_source = read_job_source(source, overrides)
+    with job_source.error_context:
+        return collect_citations(job_source.config, overrides).bibliography()
 
 
-def worlds() -> list[str]:
-    """Names of the small worlds."""
+def synthetic_datasets() -> list[str]:
+    """Return the names of the synthetic datasets."""
     from longrec.data.synthetic import list_names
 
     return list_names()
 
 
-def explain_world(name: str) -> dict[str, Any]:
-    """The ``story`` of a small world and its ``knobs``, each with its default and its meaning.
+def explain_synthetic(name: str) -> dict[str, Any]:
+    """Return the ``story`` of a synthetic dataset and its ``parameters``, each with its default and its meaning.
 
     Raises:
-        UnknownName: no world of that name.
+        UnknownName: no synthetic dataset of that name.
     """
     from longrec.data.synthetic import find_recipe
 
     fields = find_recipe(name).settings.model_fields
-    knobs = {knob: {"default": field.default, "about": field.description} for knob, field in fields.items()}
-    return {"world": name, "story": find_recipe(name).story, "knobs": knobs}
+    parameters = {key: {"default": field.default, "about": field.description} for key, field in fields.items()}
+    return {"dataset": name, "story": find_recipe(name).story, "parameters": parameters}
 
 
-def make_world(name: str, into: str | Path, overrides: Sequence[str] = (), *, seed: int = 0) -> dict[str, Any]:
-    """Write a small world into a folder, with the jobs that read it.
+def make_synthetic(name: str, into: str | Path, overrides: Sequence[str] = (), *, seed: int = 0) -> dict[str, Any]:
+    """Write a synthetic dataset into a folder, with the jobs that read it.
 
     Args:
-        overrides: knobs of the world, such as ``users=5000``.
+        overrides: parameters of the dataset, such as ``users=5000``.
 
     Returns:
-        What was written, and the AUC on its test rows of the true probabilities, given what one may know.
+        Files and sizes of the dataset, and ``bayes_auc``: the AUC on its test rows of each true probability.
 
     Raises:
-        UnknownName: no world of that name.
-        ConfigError: a knob that the world has not, or a value that it cannot have.
-        DataError: a log that is none of this world's lies in the folder.
+        UnknownName: no synthetic dataset of that name.
+        ConfigError: an unknown parameter, or a value that it cannot have.
+        DataError: the folder holds another log.
     """
     from longrec.data import synthetic
     from longrec.data.splits import TEST
     from longrec.metrics import auc
 
-    made, into = synthetic.generate_dataset(name, **{"seed": seed, **apply_overrides({}, overrides)}), Path(into)
+    dataset, into = synthetic.generate_dataset(name, **{"seed": seed, **apply_overrides({}, overrides)}), Path(into)
     if (into / "log.parquet").exists() and not (into / f"{name}.schema.yaml").exists():
-        raise DataError(str(into), "a log.parquet of something else", f"a new folder, or the world {name} to replace")
-    synthetic.write(made, into)
-    label = made.log[made.schema["label"]].to_numpy(zero_copy_only=False)
-    rows = np.flatnonzero((synthetic.compute_splits(made) == TEST) & ~np.isnan(made.true_probability))
-    both = 0 < label[rows].sum() < len(rows)  # a handful of users may leave one class alone
+        expected = f"a new folder, or the synthetic dataset {name} to replace"
+        raise DataError(str(into), "a log.parquet of something else", expected)
+    synthetic.write(dataset, into)
+    label = dataset.log[dataset.schema["label"]].to_numpy(zero_copy_only=False)
+    rows = np.flatnonzero((synthetic.compute_splits(dataset) == TEST) & ~np.isnan(dataset.true_probability))
+    both = 0 < label[rows].sum() < len(rows)  # the rows of a few users may all have one class
+    probabilities = dataset.true_probabilities()
+    bayes_auc = {key: float(auc(label[rows], p[rows])) if both else None for key, p in probabilities.items()}
     return {
-        "world": name,
+        "dataset": name,
         "folder": str(into),
-        "files": synthetic.list_files(made),
-        "events": len(made.log),
-        "users": len(np.unique(made.log[made.schema["user"]].to_numpy())),
+        "files": synthetic.list_files(dataset),
+        "events": len(dataset.log),
+        "users": len(np.unique(dataset.log[dataset.schema["user"]].to_numpy())),
         "test_rows": len(rows),
-        "oracles": {
-            key: float(auc(label[rows], p[rows])) if both else None for key, p in made.true_probabilities().items()
-        },
+        "bayes_auc": bayes_auc,
     }

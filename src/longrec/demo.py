@@ -118,7 +118,7 @@ def _rank_over_http(bundle: Path, run: Any, say: Callable[[str], None]) -> dict[
 
     log = run.log()
     row = _choose_row(log)
-    golden = commands.offline_request(log, run.model(), row, commands.popular(log)[:99])
+    golden = commands.build_offline_request(log, run.model(), row, commands.sort_items_by_popularity(log)[:99])
     with run_server(bundle) as url, client(url) as shop:
         say(f"serving at {url}")
         times = []

@@ -1,4 +1,4 @@
-"""``longrec worlds``: what there is, what one can turn, and files that can be trained on."""
+"""``longrec synthetic``: what there is, what one can turn, and files that can be trained on."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_all_worlds_are_listed_with_their_stories(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["worlds"]) == 0
+    assert main(["synthetic"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert all(name in told and synthetic.find_recipe(name).story in told for name in synthetic.list_names())
 
 
 def test_a_world_tells_its_knobs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["worlds", "rich_instances", "--json", "-"]) == 0
+    assert main(["synthetic", "rich_instances", "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["knobs"]["fields"] == {"default": 60, "about": "wide fields, hidden ones among them"}
-    assert all(knob["about"] for knob in found["knobs"].values())
-    assert main(["worlds", "rich_instances"]) == 0
+    assert found["parameters"]["fields"] == {"default": 60, "about": "wide fields, hidden ones among them"}
+    assert all(knob["about"] for knob in found["parameters"].values())
+    assert main(["synthetic", "rich_instances"]) == 0
     told = capsys.readouterr().out
-    assert all(f"\n{knob} " in told for knob in found["knobs"])
+    assert all(f"\n{knob} " in told for knob in found["parameters"])
 
 
 @pytest.mark.parametrize("name", synthetic.list_names())
 def test_a_world_is_written_with_jobs_that_have_no_faults(
     name: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["worlds", name, "--users", "40", "--into", "w"]
+    words = ["synthetic", name, "--users", "40", "--into", "w"]
     assert main([*words, "--json", "found.json"]) == 0
     told, found = capsys.readouterr().out, json.loads(Path("found.json").read_text())
     made = synthetic.generate_dataset(name, 40)
@@ -50,15 +50,15 @@ def test_a_world_is_written_with_jobs_that_have_no_faults(
     assert len(jobs) == (1 if made.wide is None else 2)
     for job in jobs:
         assert check(job).schema.label.column == made.schema["label"]
-    assert set(found["oracles"]) == set(made.true_probabilities())
-    assert all(0.5 <= auc < 1 for auc in found["oracles"].values())
+    assert set(found["bayes_auc"]) == set(made.true_probabilities())
+    assert all(0.5 <= auc < 1 for auc in found["bayes_auc"].values())
     assert main(words) == 0  # a world may be written anew
 
 
 def test_flags_and_words_are_one(here: Path) -> None:
-    words = ["worlds", "rich_instances", "--users", "9", "--into", "a", "tell=together", "fields=8", "--seed", "4"]
+    words = ["synthetic", "rich_instances", "--users", "9", "--into", "a", "tell=together", "fields=8", "--seed", "4"]
     assert main(words) == 0
-    assert main(["worlds", "rich_instances", "seed=4", "users=9", "--tell=together", "--fields=8", "--into", "b"]) == 0
+    assert main(["synthetic", "rich_instances", "seed=4", "users=9", "tell=together", "--fields=8", "--into", "b"]) == 0
     made = synthetic.generate_dataset("rich_instances", 9, 4, tell="together", fields=8)
     for folder in ("a", "b"):
         assert pq.read_table(f"{folder}/log.parquet").equals(made.log)
@@ -72,11 +72,11 @@ def test_flags_and_words_are_one(here: Path) -> None:
         (["rich_instances", "--into", "w", "filds=3"], "filds: unknown key; did you mean 'fields'?"),
         (["one_interest", "--into", "w", "--fields", "3"], "fields: unknown key; known: users"),
         (["rich_instances", "--into", "w", "--users", "many"], "users: must be a whole number, got 'many'"),
-        (["rich_instances", "--fields", "9"], "--into: is required with knobs"),
+        (["rich_instances", "--fields", "9"], "--into: is required with parameters"),
     ],
 )
 def test_what_is_wrong_is_told(words: list[str], says: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["worlds", *words]) == 2
+    assert main(["synthetic", *words]) == 2
     assert says in capsys.readouterr().err
     assert not Path("w").exists()
 
@@ -84,11 +84,11 @@ def test_what_is_wrong_is_told(words: list[str], says: str, here: Path, capsys: 
 def test_a_log_of_something_else_is_left_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("w").mkdir()
     Path("w/log.parquet").write_text("mine")
-    assert main(["worlds", "one_interest", "--into", "w"]) == 2
-    assert "expected a new folder, or the world one_interest to replace" in capsys.readouterr().err
+    assert main(["synthetic", "one_interest", "--into", "w"]) == 2
+    assert "expected a new folder, or the synthetic dataset one_interest to replace" in capsys.readouterr().err
     assert Path("w/log.parquet").read_text() == "mine"
 
 
 def test_too_few_rows_for_an_auc_are_no_fault(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["worlds", "rich_instances", "--into", "w", "users=1", "impressions=3", "--json", "-"]) == 0
-    assert set(json.loads(capsys.readouterr().out)["oracles"].values()) == {None}
+    assert main(["synthetic", "rich_instances", "--into", "w", "users=1", "impressions=3", "--json", "-"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["bayes_auc"].values()) == {None}

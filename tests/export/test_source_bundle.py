@@ -90,7 +90,7 @@ def test_a_run_of_a_source_is_compressed_first(shop: token_shop.TokenShop, tmp_p
     job = token_shop.make_job(tmp_path, columns, token_shop.SCHEMA)
     job["fit"] |= {"runs": str(tmp_path / "runs"), "max_steps": 2}
     run = commands.train({**job, "evaluate": {"n_resamples": 2}}, quiet=True)
-    with pytest.raises(RunError, match=r"whose tokens are written by weights of other moments(.|\n)*longrec compress"):
+    with pytest.raises(RunError, match=r"whose tokens are written by later weights(.|\n)*longrec compress"):
         commands.export(run, tmp_path / "out")
 
 

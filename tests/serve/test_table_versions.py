@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from longrec.commands import offline_request
+from longrec.commands import build_offline_request
 from longrec.data.gather import gather
 from longrec.data.log import Log
 from longrec.data.prepare import prepare
@@ -105,7 +105,7 @@ class Shop:
         model = build(settings, self.log.fields())
         assert isinstance(model, Ranker)
         self.model, self.bundle = model.eval(), folder / "shop.bundle"
-        golden = [offline_request(self.log, self.model, row, range(1, ITEMS + 1)) for row in (3, 50, 120)]
+        golden = [build_offline_request(self.log, self.model, row, range(1, ITEMS + 1)) for row in (3, 50, 120)]
         self.manifest = export(self.model, self.log.folder, self.bundle, golden, replay)
 
     def offline(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

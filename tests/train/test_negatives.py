@@ -98,7 +98,7 @@ def test_a_server_scores_as_the_run_does(sampled: Run, tmp_path: Path) -> None:
     assert manifest.parity["golden"]["worst"] <= 1e-5, "online as offline"
     log, table = sampled.log(), sampled.predictions()
     for place in (0, 700, 1_900):
-        golden = commands.offline_request(log, sampled.model(), table["row"][place].as_py(), [])
+        golden = commands.build_offline_request(log, sampled.model(), table["row"][place].as_py(), [])
         assert golden.scores[0] == pytest.approx(table["score"][place].as_py(), abs=1e-6)
 
 

@@ -13,7 +13,7 @@ knowledge of the user, of the item, and of both. It is trained on several labels
     p_k  = sigmoid(w_k^T K_uv + b_k)                                                for each label k
     L    = sum_k c_k BCE(p_k, y_k)                                                  over the labeled rows of label k
 
-``longrec compress`` stores K_u of every user and K_v of every item, in versions; a ``keep_plug`` model reads them.
+``longrec encode`` stores K_u of every user and K_v of every item, in versions; a ``keep_plug`` model reads them.
 
 Departures from the paper
     - the paper describes the levels, the labels and the DIN-like backbone, not the layers: those above are ours;

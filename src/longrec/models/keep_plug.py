@@ -256,7 +256,7 @@ def _knowledge(wanted: tuple[str, ...] | None, fields: Fields) -> tuple[str, ...
         raise ConfigError("config", [f"{fault}; {expected}; {do}"])
     choices = tuple(field.name for field in vectors)
     if not choices:
-        do = "add a feature {kind: embedding, from: knowledge/v1, side: user} (or item) that longrec compress wrote"
+        do = "add a feature {kind: embedding, from: knowledge/v1, side: user} (or item) that longrec encode wrote"
         raise ConfigError("schema", [f"features: keep_plug plugs in embedding features, and the schema has none; {do}"])
     if wanted is None:
         return choices

@@ -31,7 +31,7 @@ FORMAT = "longrec-knowledge-1"
 MANIFEST = "knowledge.json"
 Side = Literal["user", "item"]
 SIDES: tuple[Side, ...] = ("user", "item")
-_REMEDY = "extract the knowledge again: longrec compress RUN --into a new folder"
+_REMEDY = "extract the knowledge again: longrec encode RUN --into a new folder"
 
 
 @dataclass(frozen=True)

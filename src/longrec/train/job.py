@@ -298,7 +298,8 @@ def _missing(data: DataConfig | None, schema: Schema | None) -> list[str]:
     stores |= {f"histories.{name}": h.source for name, h in schema.histories.items()} if schema is not None else {}
     for place, store in stores.items():
         if store is not None and "://" not in store and not Path(store).is_dir():
-            faults.append(f"data.schema.{place}.from: no such store: {store}; longrec compress writes one")
+            writer = "longrec encode" if place.startswith("features.") else "longrec compress"
+            faults.append(f"data.schema.{place}.from: no such store: {store}; {writer} writes one")
     return faults
 
 
