@@ -22,14 +22,14 @@ SCENARIOS["hundred"] = Scenario("200 thousand items, histories cut at 100", 30, 
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--rounds", type=int, default=3)
-    given = ask.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
     scenario, meta = SCENARIOS["hundred"], log("hundred")
     runs: dict[str, list[dict]] = {arm.name: [] for arm in ARMS}
     for arm in ARMS:
         arm.run("hundred", 0, "--prepare")
-    for number in range(given.rounds):
+    for number in range(arguments.rounds):
         for arm in ARMS:
             result = arm.run("hundred", scenario.steps)
             assert result is not None, f"{arm.name} gave no result"

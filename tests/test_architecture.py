@@ -18,8 +18,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "longrec"
 
-GROUND = {"errors", "config", "progress", "resources"}
-FACE = {"__init__", "__main__", "cli", "demo", "imports", "commands"}
+BASE = {"errors", "config", "progress", "resources"}
+TOP = {"__init__", "__main__", "cli", "demo", "imports", "commands"}
 MAY_IMPORT: dict[str, set[str]] = {
     "features": set(),
     "metrics": set(),
@@ -52,60 +52,60 @@ def files(package: Path) -> list[Path]:
 
 def module_of(package: Path, path: Path) -> str:
     """Dotted name inside the package: ``nn.fm``; a room's ``__init__`` is the room, the face's is ``__init__``."""
-    parts = list(path.relative_to(package).with_suffix("").parts)
-    if parts[-1] == "__init__" and len(parts) > 1:
-        parts.pop()
-    return ".".join(parts)
+    components = list(path.relative_to(package).with_suffix("").parts)
+    if components[-1] == "__init__" and len(components) > 1:
+        components.pop()
+    return ".".join(components)
 
 
 def imports(package: Path, path: Path) -> Iterator[tuple[int, str]]:
     """(line, dotted name inside the package) of every import of the package itself, wherever it stands."""
     name = package.name
     here = [name, *path.relative_to(package).with_suffix("").parts]
-    known = {module_of(package, file) for file in files(package)}
+    modules = {module_of(package, file) for file in files(package)}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        found: list[str] = []
+        targets: list[str] = []
         if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
+            targets = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(here[: len(here) - node.level]) if node.level else ""
-            source = ".".join(part for part in (base, node.module) if part)
-            found = [f"{source}.{alias.name}" for alias in node.names]
+            source = ".".join(component for component in (base, node.module) if component)
+            targets = [f"{source}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Call) and called(node).split(".")[-1] in ("import_module", "__import__"):
-            found = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
-        for dotted in found:
+            targets = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        for dotted in targets:
             if dotted != name and not dotted.startswith(f"{name}."):
                 continue
             inside = dotted.removeprefix(name).lstrip(".")
-            while inside and inside not in known and inside not in MAY_IMPORT:  # drop the names of things in files
+            while inside and inside not in modules and inside not in MAY_IMPORT:  # drop the names of things in files
                 inside = inside.rpartition(".")[0]
             yield getattr(node, "lineno", 0), inside or "__init__"
 
 
 def called(node: ast.Call) -> str:
     """The dotted name of what a call calls, or nothing when it has none."""
-    parts: list[str] = []
+    components: list[str] = []
     target: ast.expr = node.func
     while isinstance(target, ast.Attribute):
-        parts.append(target.attr)
+        components.append(target.attr)
         target = target.value
-    return ".".join([target.id, *reversed(parts)]) if isinstance(target, ast.Name) else ""
+    return ".".join([target.id, *reversed(components)]) if isinstance(target, ast.Name) else ""
 
 
 def import_faults(package: Path) -> list[str]:
     """Imports against the table, and rooms the table does not know."""
     faults = []
     for path in files(package):
-        room = module_of(package, path).split(".")[0]
-        if room in FACE:
+        package_name = module_of(package, path).split(".")[0]
+        if package_name in TOP:
             continue
-        if room not in GROUND and room not in MAY_IMPORT:
-            faults.append(f"{path.name}: {room} is no room of the house plan")
+        if package_name not in BASE and package_name not in MAY_IMPORT:
+            faults.append(f"{path.name}: {package_name} is no room of the house plan")
             continue
-        allowed = GROUND | {room} | MAY_IMPORT.get(room, set())
+        allowed = BASE | {package_name} | MAY_IMPORT.get(package_name, set())
         for line, target in imports(package, path):
             if target.split(".")[0] not in allowed:
-                faults.append(f"{path.relative_to(package)}:{line}: {room} may not import {target}")
+                faults.append(f"{path.relative_to(package)}:{line}: {package_name} may not import {target}")
     return faults
 
 
@@ -132,7 +132,7 @@ def cycle_faults(package: Path) -> list[str]:
 
 def name_faults(package: Path) -> list[str]:
     """Files and folders whose name says nothing."""
-    names = {part for path in files(package) for part in path.relative_to(package).with_suffix("").parts}
+    names = {component for path in files(package) for component in path.relative_to(package).with_suffix("").parts}
     return [f"{name}: says nothing about what is inside" for name in sorted(names) if VAGUE.search(name)]
 
 
@@ -143,13 +143,13 @@ def length_faults(package: Path) -> list[str]:
 
 
 def _safe_loader(node: ast.Call, tree: ast.Module) -> bool:
-    given = [k.value for k in node.keywords if k.arg == "Loader"] + node.args[1:2]
+    loader = [k.value for k in node.keywords if k.arg == "Loader"] + node.args[1:2]
     heirs = {
         c.name
         for c in ast.walk(tree)
         if isinstance(c, ast.ClassDef) and any(ast.unparse(base).endswith("SafeLoader") for base in c.bases)
     }
-    return bool(given) and (ast.unparse(given[0]).endswith("SafeLoader") or ast.unparse(given[0]) in heirs)
+    return bool(loader) and (ast.unparse(loader[0]).endswith("SafeLoader") or ast.unparse(loader[0]) in heirs)
 
 
 def unsafe_faults(package: Path) -> list[str]:
@@ -228,7 +228,7 @@ CHECKS: tuple[Callable[[Path], list[str]], ...] = (
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_the_house_keeps_its_plan(check: Callable[[Path], list[str]]) -> None:
+def test_the_packages_keep_the_architecture(check: Callable[[Path], list[str]]) -> None:
     assert check(PACKAGE) == []
 
 
@@ -236,8 +236,8 @@ def test_no_text_names_a_path_of_one_machine() -> None:
     assert path_faults(ROOT) == []
 
 
-def test_every_room_stands() -> None:
-    assert [room for room in MAY_IMPORT if not (PACKAGE / room).is_dir()] == []
+def test_every_package_exists() -> None:
+    assert [package_name for package_name in MAY_IMPORT if not (PACKAGE / package_name).is_dir()] == []
 
 
 def torch_comes_with(code: str) -> subprocess.CompletedProcess[str]:
@@ -252,13 +252,13 @@ def test_no_torch_comes_with(module: str) -> None:
     assert done.returncode == 0, done.stderr or f"longrec.{module} imports torch"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["models"]], ids=" ".join)
-def test_no_torch_comes_with_the_command_line(words: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["models"]], ids=" ".join)
+def test_no_torch_comes_with_the_command_line(arguments: list[str]) -> None:
     done = torch_comes_with(
         "from longrec.cli import main\n"
-        f"try:\n    code = main({words!r})\nexcept SystemExit as end:\n    code = end.code\nassert not code, code"
+        f"try:\n    code = main({arguments!r})\nexcept SystemExit as end:\n    code = end.code\nassert not code, code"
     )
-    assert done.returncode == 0, done.stderr or f"longrec {' '.join(words)} imports torch"
+    assert done.returncode == 0, done.stderr or f"longrec {' '.join(arguments)} imports torch"
 
 
 # ---- planted faults: each check must find its own ----------------------------------------------------------------
@@ -334,16 +334,16 @@ PLANTED = [
 
 
 @pytest.mark.parametrize(("check", "name", "text", "says"), PLANTED, ids=[f"{p[0].__name__}-{p[3]}" for p in PLANTED])
-def test_a_planted_fault_is_found(
+def test_a_planted_fault_is_reported(
     check: Callable[[Path], list[str]], name: str, text: str, says: str, tmp_path: Path
 ) -> None:
     package = plant(tmp_path, {**CLEAN, name: text})
-    found = check(package)
-    assert len(found) == 1, found
-    assert says in found[0]
+    faults = check(package)
+    assert len(faults) == 1, faults
+    assert says in faults[0]
 
 
-def test_a_path_of_one_machine_is_found_in_any_text(tmp_path: Path) -> None:
+def test_a_path_of_one_machine_is_reported_in_any_text(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "a.md").write_text("see `" + "/" + "home/ann/x`, POST /v2/models/din/infer, a/tmp/b\n")
     assert len(path_faults(tmp_path)) == 1

@@ -59,9 +59,9 @@ def write(folder: Path, **columns: object) -> None:
     pq.write_table(pa.table(columns), folder / "events.parquet")
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The message of a refusal: exit 2, on standard error, one screen, no trace."""
-    assert main(words) == 2
+    assert main(arguments) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert "Traceback" not in said.err

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from longrec.cli import parser
+from longrec.cli import build_parser
 from longrec.config import Strict
 from longrec.models.core.base import find, names
 
@@ -159,7 +159,9 @@ def _options(of: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
 
 def test_no_command_and_no_option_is_forbidden() -> None:
     faults = [
-        f"{command} {option}" for command, option in _options(parser()) if option in KEYS or forbidden_word(option)
+        f"{command} {option}"
+        for command, option in _options(build_parser())
+        if option in KEYS or forbidden_word(option)
     ]
     assert not faults, "\n".join(faults)
 

@@ -83,7 +83,7 @@ def domain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExtractRepor
 @pytest.fixture
 def runs(tmp_path: Path) -> Callable[..., list[str]]:
     """Overrides that put runs below the test's own folder: ``runs("fit.lr=1")``."""
-    return lambda *words: [f"fit.runs={tmp_path / 'runs'}", *words]
+    return lambda *overrides: [f"fit.runs={tmp_path / 'runs'}", *overrides]
 
 
 def same_run(one: Path, other: Path) -> None:
@@ -94,11 +94,11 @@ def same_run(one: Path, other: Path) -> None:
         "checkpoints/last/optimizer.safetensors",
     ):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    parts = sorted(path.name for path in (one / "predictions").iterdir())
-    assert parts == sorted(path.name for path in (other / "predictions").iterdir())
-    for part in parts:
-        first, second = (pq.read_table(run / "predictions" / part) for run in (one, other))
-        assert first.equals(second), part
+    files = sorted(path.name for path in (one / "predictions").iterdir())
+    assert files == sorted(path.name for path in (other / "predictions").iterdir())
+    for file in files:
+        first, second = (pq.read_table(run / "predictions" / file) for run in (one, other))
+        assert first.equals(second), file
     assert metric_lines(one) == metric_lines(other)
     assert timeless(one / "results.json") == timeless(other / "results.json")
     assert timeless(one / "checkpoints/last/state.json") == timeless(other / "checkpoints/last/state.json")

@@ -1,10 +1,10 @@
-"""Trains a job again and again in processes that are killed (``kill -9``) at given moments, and resumes each.
+"""Script that trains a job in processes that are killed (``kill -9``) at given stops, and resumes each.
 
-    python kills.py CONFIG RUNS MOMENT...
+    python kills.py CONFIG RUNS STOP...
 
-A moment is a number (how much of the run is done, 0 to 1) or the name of a place in the
-code with the number of the visit, ``place:3``. Run k is called ``killed-k``; ``whole`` and ``again`` are not disturbed.
-Imports once, then forks. One JSON line a moment says what came of it.
+A stop is a number (how much of the run is done, 0 to 1) or the name of a call in the code with the number of the visit,
+``call:3``. Run k is called ``killed-k``. ``whole`` and ``again`` are not disturbed. The script imports once and then
+forks. It prints one JSON line per stop.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def die(*_: object, **__: object) -> None:
 def at_visit(number: int, real: Callable[..., Any], instead: Callable[..., Any]) -> Callable[..., Any]:
     visits = 0
 
-    def wrapped(*given: Any, **named: Any) -> Any:
+    def wrapper(*arguments: Any, **named: Any) -> Any:
         nonlocal visits
         visits += 1
-        return (instead if visits == number else real)(*given, **named)
+        return (instead if visits == number else real)(*arguments, **named)
 
-    return wrapped
+    return wrapper
 
 
 def half_file(tensors: Any, path: Path) -> None:
@@ -50,15 +50,15 @@ def half_file(tensors: Any, path: Path) -> None:
 
 
 def then_die(real: Callable[..., Any]) -> Callable[..., Any]:
-    def wrapped(*given: Any, **named: Any) -> None:
-        real(*given, **named)
+    def wrapper(*arguments: Any, **named: Any) -> None:
+        real(*arguments, **named)
         die()
 
-    return wrapped
+    return wrapper
 
 
 saved = checkpoint.save_file
-PLACES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+CALLS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "half a weights file": (checkpoint, "save_file", half_file),
     "before a folder moves": (Path, "rename", die),
     "after a folder moved": (Path, "rename", then_die(Path.rename)),
@@ -71,70 +71,70 @@ PLACES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
 }
 
 
-def child(moment: str, **given: Any) -> int:
+def start_child(stop: str, **arguments: Any) -> int:
     """Fork; train in the child, armed to die at a place. The process number."""
     process = os.fork()
     if process:
         return process
-    place, _, visit = moment.partition(":")
-    if place in PLACES:
-        owner, name, instead = PLACES[place]
+    call, _, visit = stop.partition(":")
+    if call in CALLS:
+        owner, name, instead = CALLS[call]
         setattr(owner, name, at_visit(int(visit), getattr(owner, name), instead))
     try:
-        fit.train(quiet=True, **given)
+        fit.train(quiet=True, **arguments)
         os._exit(0)
     finally:
         traceback.print_exc()
         os._exit(1)
 
 
-def lines(folder: Path) -> int:
+def count_lines(folder: Path) -> int:
     """Lines of metrics.jsonl; -1 before the run folder is there."""
     path = folder / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else -1 + folder.exists()
 
 
-def kill_at(moment: float, process: int, folder: Path, like: Path, seconds: float) -> int:
-    """Kill a process when ``moment`` of its metrics are written, give or take the way to the next line."""
-    wanted = moment * lines(like)
-    while lines(folder) < int(wanted):
+def kill_at(stop: float, process: int, folder: Path, reference: Path, seconds: float) -> int:
+    """Kill a process when ``stop`` of its metrics are written, give or take the way to the next line."""
+    wanted = stop * count_lines(reference)
+    while count_lines(folder) < int(wanted):
         time.sleep(0.001)
-        found, how = os.waitpid(process, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(how)
-    time.sleep((wanted - int(wanted)) * seconds / lines(like))
+        ended_process, exit_code = os.waitpid(process, os.WNOHANG)
+        if ended_process:
+            return os.waitstatus_to_exitcode(exit_code)
+    time.sleep((wanted - int(wanted)) * seconds / count_lines(reference))
     os.kill(process, signal.SIGKILL)
-    return ended(process)
+    return wait_for_exit(process)
 
 
-def ended(process: int) -> int:
+def wait_for_exit(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def main(config: str, runs: str, *moments: str) -> None:
+def main(config: str, runs: str, *stops: str) -> None:
     assert din.DIN, "the model is imported once too"
     for name in ("whole", "again"):
-        assert ended(child("", source=config, overrides=[f"name={name}", f"fit.runs={runs}"])) == 0
-    like = Path(runs) / "again"
-    seconds = json.loads((like / "results.json").read_text())["seconds"]
-    for number, moment in enumerate(moments):
+        assert wait_for_exit(start_child("", source=config, overrides=[f"name={name}", f"fit.runs={runs}"])) == 0
+    reference = Path(runs) / "again"
+    seconds = json.loads((reference / "results.json").read_text())["seconds"]
+    for number, stop in enumerate(stops):
         folder = Path(runs) / f"killed-{number}"
         new = {"source": config, "overrides": [f"name={folder.name}", f"fit.runs={runs}"]}
-        process = child(moment, **new)
-        how = ended(process) if ":" in moment else kill_at(float(moment), process, folder, like, seconds)
-        written = lines(folder)
+        process = start_child(stop, **new)
+        exit_code = wait_for_exit(process) if ":" in stop else kill_at(float(stop), process, folder, reference, seconds)
+        written = count_lines(folder)
         state = folder / "checkpoints" / "last" / "state.json"
         step = json.loads(state.read_text())["step"] if state.exists() else None
-        again = ended(child("", resume=folder) if folder.exists() else child("", **new))
-        said = {
+        resumed = wait_for_exit(start_child("", resume=folder) if folder.exists() else start_child("", **new))
+        record = {
             "run": folder.name,
-            "moment": moment,
-            "exit": how,
+            "moment": stop,
+            "exit": exit_code,
             "lines": written,
             "checkpoint": step,
-            "resumed": again,
+            "resumed": resumed,
         }
-        print(json.dumps(said), flush=True)
+        print(json.dumps(record), flush=True)
 
 
 if __name__ == "__main__":

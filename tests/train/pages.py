@@ -31,20 +31,20 @@ IAT: dict[str, Any] = {"name": "iat", "base": BASE, "width": 4, "decoder": 8}
 FIT: dict[str, Any] = {"epochs": 1, "batch_size": 64, "lr": 0.01, "tensorboard": "off", "mlflow": "off"}
 
 
-def pages(users: int = 30, requests: int = 12, seed: int = 0) -> dict[str, np.ndarray]:
+def make_pages(users: int = 30, requests: int = 12, seed: int = 0) -> dict[str, np.ndarray]:
     """Columns of a log over ten days: requests of one to four candidates, half of whose moments another user shares."""
     random = np.random.default_rng(seed)
-    moment = START + random.integers(0, 240, (users, requests)) * (DAYS // 24)
-    moment.sort(axis=1)
+    timestamp = START + random.integers(0, 240, (users, requests)) * (DAYS // 24)
+    timestamp.sort(axis=1)
     size = random.integers(1, 5, (users, requests))
     user = np.repeat(np.repeat(np.arange(users), requests), size.ravel())
-    at = np.repeat(moment.ravel(), size.ravel())
+    at = np.repeat(timestamp.ravel(), size.ravel())
     page = np.repeat(np.arange(users * requests), size.ravel())
     n = len(user)
-    place, item = random.integers(0, 6, n), random.integers(0, 40, n)
-    click = (random.random(n) < np.where(place == item % 6, 0.9, 0.2)).astype(np.int64)
+    position, item = random.integers(0, 6, n), random.integers(0, 40, n)
+    click = (random.random(n) < np.where(position == item % 6, 0.9, 0.2)).astype(np.int64)
     waits = random.integers(1, 48, n) * (DAYS // 24)
-    columns = {"user_id": user, "item_id": item, "at": at, "page": page, "place": place, "click": click}
+    columns = {"user_id": user, "item_id": item, "at": at, "page": page, "place": position, "click": click}
     # a second candidate of a page is logged some seconds after the first
     twin = np.concatenate([[False], page[1:] == page[:-1]])
     columns["at"] = at + np.where(twin, 3_000, 0)

@@ -19,7 +19,7 @@ from longrec.train.fit import train
 from longrec.train.job import read_job
 
 
-def test_the_rate_is_that_of_known_labels_and_never_0_or_1() -> None:
+def test_the_base_rate_counts_observed_labels_and_is_never_0_or_1() -> None:
     assert base_rate(np.array([1, 0, np.nan, 0, 0], np.float32)) == 0.25
     assert base_rate(np.ones(4, np.float32)) == 0.875
     assert base_rate(np.full(3, np.nan, np.float32)) == 0.5
@@ -39,7 +39,7 @@ def test_training_starts_there_once(shop: Path, tmp_path: Path, monkeypatch: pyt
     calls: list[Sequence[float]] = []
     right = Model.start_at_rates
     monkeypatch.setattr(Model, "start_at_rates", lambda self, rates: (calls.append(rates), right(self, rates)))
-    job = {**read_job(shop).words(), "model": {"name": "lr"}}
+    job = {**read_job(shop).to_dict(), "model": {"name": "lr"}}
     run = train(job, ["name=one", f"fit.runs={tmp_path}", "fit.max_steps=4", "fit.checkpoint_steps=2"], quiet=True)
     assert len(calls) == 1
     (run.folder / "results.json").unlink()
@@ -47,8 +47,8 @@ def test_training_starts_there_once(shop: Path, tmp_path: Path, monkeypatch: pyt
     assert len(calls) == 1
 
 
-def test_a_model_without_an_output_bias_is_told_of(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_an_output_bias_warns(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LR, "output_biases", lambda self: ())
-    job = {**read_job(shop).words(), "model": {"name": "lr"}}
+    job = {**read_job(shop).to_dict(), "model": {"name": "lr"}}
     run = train(job, ["name=none", f"fit.runs={tmp_path}", "fit.max_steps=2"], quiet=True)
     assert any("lr defines no output_biases" in warning for warning in run.results["warnings"])

@@ -25,7 +25,7 @@ class Small(nn.Module):
         return self.top(nn.functional.embedding(ids, self.table, sparse=True))
 
 
-def parts() -> tuple[Small, dict[str, torch.optim.Optimizer]]:
+def build_small_model() -> tuple[Small, dict[str, torch.optim.Optimizer]]:
     model = Small()
     dense = torch.optim.AdamW(model.top.parameters(), lr=0.1, fused=True)
     return model, {"dense": dense, "tables": LazyAdam([model.table], lr=0.1)}
@@ -50,14 +50,14 @@ def write_former_names(folder: Path) -> None:
 @pytest.mark.parametrize("former_names", [False, True])
 def test_a_loaded_checkpoint_goes_on_bit_by_bit(tmp_path: Path, former_names: bool) -> None:
     torch.manual_seed(0)
-    model, optimizers = parts()
+    model, optimizers = build_small_model()
     move(model, optimizers, 3)
     state = State(step=3, epoch=1, position=2, best=0.1 + 0.2, loss_sum=1 / 3, stopped="patience")
     checkpoint.save(tmp_path / "last", model, optimizers, state)
     if former_names:
         write_former_names(tmp_path / "last")
     move(model, optimizers, 3)
-    again, others = parts()
+    again, others = build_small_model()
     torch.manual_seed(5)
     assert checkpoint.load(tmp_path / "last", again, others) == state
     move(again, others, 3)
@@ -66,7 +66,7 @@ def test_a_loaded_checkpoint_goes_on_bit_by_bit(tmp_path: Path, former_names: bo
 
 
 def test_there_may_be_no_checkpoint_yet(tmp_path: Path) -> None:
-    model, optimizers = parts()
+    model, optimizers = build_small_model()
     assert checkpoint.load(tmp_path / "last", model, optimizers) is None
 
 
@@ -88,7 +88,7 @@ def other_version(path: Path) -> None:
     ],
 )
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, name: str, damage: Callable[[Path], None], says: str) -> None:
-    model, optimizers = parts()
+    model, optimizers = build_small_model()
     checkpoint.save(tmp_path / "last", model, optimizers, State())
     damage(tmp_path / "last" / name)
     with pytest.raises(RunError, match=says):
@@ -96,7 +96,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, name: str, damage: Call
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    model, optimizers = parts()
+    model, optimizers = build_small_model()
     checkpoint.save(tmp_path / "last", model, optimizers, State())
     wider = Small()
     wider.top[3] = nn.Linear(4, 2)
@@ -114,8 +114,8 @@ def test_a_folder_is_whole_whenever_its_writer_is_killed(
 ) -> None:
     """Stop before every call that touches the disk, in turn; then look, and write again."""
 
-    def write(words: str) -> None:
-        replace_folder(tmp_path / "a", lambda into: [(into / n).write_text(words) for n in "xy"])  # type: ignore[arg-type,return-value]
+    def write(text: str) -> None:
+        replace_folder(tmp_path / "a", lambda into: [(into / n).write_text(text) for n in "xy"])  # type: ignore[arg-type,return-value]
 
     def read() -> str:
         recover_folder(tmp_path / "a")
@@ -127,14 +127,14 @@ def test_a_folder_is_whole_whenever_its_writer_is_killed(
     left = calls
 
     def count(real: Callable[..., object]) -> Callable[..., object]:
-        def wrapped(*given: object, **named: object) -> object:
+        def wrapper(*arguments: object, **named: object) -> object:
             nonlocal left
             if left == 0:
                 raise Killed
             left -= 1
-            return real(*given, **named)
+            return real(*arguments, **named)
 
-        return wrapped
+        return wrapper
 
     with monkeypatch.context() as patch:
         for name in ("rename", "mkdir", "write_text"):

@@ -54,9 +54,9 @@ def lists(log: Log, rows: np.ndarray) -> HistoryBatch:
 def everything(store: Path) -> Tokens:
     """All tokens of a store, in the order of their keys."""
     with TokenStore.open(store) as opened_store:
-        parts = [tokens for _, tokens in opened_store.scan()]
+        chunks = [tokens for _, tokens in opened_store.scan()]
     columns = {
-        name: np.concatenate([getattr(part, name) for part in parts])
+        name: np.concatenate([getattr(chunk, name) for chunk in chunks])
         for name in ("times", "instance", "visible", "version", "vectors")
     }
     return Tokens(np.array([0, len(columns["times"])]), sides={}, available_at={}, **columns)
@@ -75,7 +75,7 @@ ORDERS = {"temporal": {"order": "temporal"}, "user": {"order": "user", "labels":
 
 
 @pytest.mark.parametrize(
-    ("order", "regime", "keep"),
+    ("order", "mode", "filter"),
     [
         ("temporal", "blocks", "all"),
         ("temporal", "stream", "all"),
@@ -85,10 +85,10 @@ ORDERS = {"temporal": {"order": "temporal"}, "user": {"order": "user", "labels":
         ("user", "stream", "positive"),
     ],
 )
-def test_1_future_invariance(tmp_path: Path, order: str, regime: str, keep: str) -> None:
+def test_1_future_invariance(tmp_path: Path, order: str, mode: str, filter: str) -> None:
     """Whatever happens at or after t, the tokens that a request at t reads are the same to the bit."""
     columns = pages.pages()
-    if keep == "positive":  # some labels wait for days, while the source learns those of rows after them
+    if filter == "positive":  # some labels wait for days, while the source learns those of rows after them
         columns["seen_at"] += np.where(np.arange(len(columns["at"])) % 3 == 0, 4 * pages.DAYS, 0)
     t = int(np.quantile(columns["at"], 0.6))
     later = columns["at"] >= t
@@ -107,7 +107,7 @@ def test_1_future_invariance(tmp_path: Path, order: str, regime: str, keep: str)
     for name, log in (("one", columns), ("other", changed)):
         model = {**pages.IAT, **ORDERS[order]}
         config = pages.job(pages.write(log, tmp_path / name / "log.parquet"), tmp_path / name, model)
-        settings = [*FEW, f"regime={regime}", f"keep={keep}", "codec=fp32", "scale_sample=50"]
+        settings = [*FEW, f"mode={mode}", f"filter={filter}", "codec=fp32", "scale_sample=50"]
         compress(config, tmp_path / name / "tokens", settings, quiet=True)
         prepared = reading(config, tmp_path / name / "tokens")
         rows = np.flatnonzero(prepared.timestamps == prepared.timestamps[prepared.timestamps >= t].min())
@@ -120,19 +120,21 @@ def test_1_future_invariance(tmp_path: Path, order: str, regime: str, keep: str)
 
 def test_2_self_exclusion(written: tuple[dict[str, Any], Path]) -> None:
     """No list holds the instance it is read for, nor any other of its request."""
-    config, place = written
-    log = reading(config, place, last=1_000)
+    config, store_path = written
+    log = reading(config, store_path, last=1_000)
     rows = np.arange(len(log))
-    users, moments = log.tokens["tokens"]._users.take(log.user(rows)), log.timestamps
+    users, timestamps = log.tokens["tokens"]._users.take(log.user(rows)), log.timestamps
     own = own_ids(log)
     store = log.tokens["tokens"].store
-    tokens = store.last(users, moments, 1_000)
-    request_of = {int(instance): (int(user), int(moment)) for instance, user, moment in zip(own, users, moments)}
+    tokens = store.last(users, timestamps, 1_000)
+    request_of = {
+        int(instance): (int(user), int(timestamp)) for instance, user, timestamp in zip(own, users, timestamps)
+    }
     assert len(tokens.instance) > len(rows)
     for row in range(len(rows)):
         listed = tokens.instance[tokens.offsets[row] : tokens.offsets[row + 1]].tolist()
         assert own[row] not in listed
-        assert (int(users[row]), int(moments[row])) not in {request_of[instance] for instance in listed}
+        assert (int(users[row]), int(timestamps[row])) not in {request_of[instance] for instance in listed}
 
 
 def own_ids(log: Log) -> np.ndarray:
@@ -146,13 +148,13 @@ def own_ids(log: Log) -> np.ndarray:
 
 def test_4_label_delay(written: tuple[dict[str, Any], Path]) -> None:
     """A label that became known at or after the request's moment reads as not yet known, never as 0."""
-    config, place = written
-    log = reading(config, place, last=1_000)
+    config, store_path = written
+    log = reading(config, store_path, last=1_000)
     rows = np.arange(len(log))
     batch = lists(log, rows)
-    moments = np.repeat(log.timestamps, np.diff(batch.offsets.numpy()))
+    timestamps = np.repeat(log.timestamps, np.diff(batch.offsets.numpy()))
     tokens = log.tokens["tokens"].store.last(log.tokens["tokens"]._users.take(log.user(rows)), log.timestamps, 1_000)
-    late = tokens.available_at["label"] >= moments
+    late = tokens.available_at["label"] >= timestamps
     assert late.any()
     assert not late.all()
     labels = batch.columns["tokens.label"].numpy()
@@ -169,22 +171,22 @@ def test_8_stream_equals_batch(tmp_path: Path) -> None:
     model = {**pages.IAT, "order": "temporal", "base": {**pages.IAT["base"], "batch_norm": False}}
     config = pages.job(log, tmp_path, model)
     config["fit"] |= {"lr": 1e-30, "l2": 0.0}
-    found = []
-    for regime in ("blocks", "stream"):
-        compress(config, tmp_path / regime, [*FEW, f"regime={regime}", "codec=fp32", "standardize=false"], quiet=True)
-        found.append(everything(tmp_path / regime))
-    assert len(found[0].times) > 300
-    assert np.array_equal(found[0].instance, found[1].instance)
-    np.testing.assert_allclose(found[0].vectors, found[1].vectors, rtol=0, atol=1e-6)
-    assert np.ptp(found[0].vectors) > 0.01
+    stores = []
+    for mode in ("blocks", "stream"):
+        compress(config, tmp_path / mode, [*FEW, f"mode={mode}", "codec=fp32", "standardize=false"], quiet=True)
+        stores.append(everything(tmp_path / mode))
+    assert len(stores[0].times) > 300
+    assert np.array_equal(stores[0].instance, stores[1].instance)
+    np.testing.assert_allclose(stores[0].vectors, stores[1].vectors, rtol=0, atol=1e-6)
+    assert np.ptp(stores[0].vectors) > 0.01
 
 
 def test_11_join_cardinality(written: tuple[dict[str, Any], Path]) -> None:
     """Every instance has one token, and the join gives each sample one list, in its own row."""
-    config, place = written
-    tokens = everything(place)
+    config, store_path = written
+    tokens = everything(store_path)
     assert len(np.unique(tokens.instance)) == len(tokens.instance)
-    log = reading(config, place)
+    log = reading(config, store_path)
     assert len(np.unique(own_ids(log))) == len(log)
     for rows in (np.array([5, 5, 3]), log.rows_of("test")):
         batch = gather(log, rows)
@@ -194,8 +196,8 @@ def test_11_join_cardinality(written: tuple[dict[str, Any], Path]) -> None:
 
 def test_13_cross_version(written: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     """Versions of different scales in one list are refused unless a column tells them apart."""
-    config, place = written
-    with TokenStore.open(place) as store:
+    config, store_path = written
+    with TokenStore.open(store_path) as store:
         assert len(store.info.versions) == 4
         assert store.info.standardized
     compress(config, tmp_path / "raw", [*FEW, "standardize=false"], quiet=True)
@@ -206,11 +208,11 @@ def test_13_cross_version(written: tuple[dict[str, Any], Path], tmp_path: Path) 
     assert set(versions.tolist()) == {2, 3, 4, 5}
 
 
-def test_versions_are_standardised_by_earlier_rows_alone(written: tuple[dict[str, Any], Path]) -> None:
-    _, place = written
-    with TokenStore.open(place) as store:
+def test_versions_are_standardized_by_earlier_rows_alone(written: tuple[dict[str, Any], Path]) -> None:
+    _, store_path = written
+    with TokenStore.open(store_path) as store:
         versions = store.info.versions
-    tokens = everything(place)
+    tokens = everything(store_path)
     for version in versions:
         own = tokens.vectors[tokens.version == version.number]
         assert abs(own.mean()) < 0.6
@@ -247,7 +249,7 @@ def test_a_store_records_when_its_columns_were_available(written: tuple[dict[str
         assert store.info.leak == ""
 
 
-def test_a_positive_token_is_visible_once_its_label_is_known(tmp_path: Path) -> None:
+def test_a_positive_token_is_visible_once_its_label_is_available(tmp_path: Path) -> None:
     columns = pages.pages()
     columns["seen_at"][::7] = columns["at"][::7]
     rows = np.arange(len(columns["at"]))
@@ -259,18 +261,20 @@ def test_a_positive_token_is_visible_once_its_label_is_known(tmp_path: Path) -> 
     compress(config, tmp_path / "tokens", [*FEW, "filter=positive", "visibility_delay=12h"], quiet=True)
     prepared = reading(config, tmp_path / "tokens", last=1_000)
     tokens = everything(tmp_path / "tokens")
-    known = dict(zip(own_ids(prepared).tolist(), prepared.label_time(np.arange(len(prepared))).tolist()))
-    expected = [max(time + 12 * 3_600_000, known[one]) for one, time in zip(tokens.instance.tolist(), tokens.times)]
+    label_time = dict(zip(own_ids(prepared).tolist(), prepared.label_time(np.arange(len(prepared))).tolist()))
+    expected = [
+        max(time + 12 * 3_600_000, label_time[one]) for one, time in zip(tokens.instance.tolist(), tokens.times)
+    ]
     assert tokens.visible.tolist() == expected
     assert len(tokens.visible) > 100
     assert (tokens.visible < np.iinfo(np.int64).max).all()
     assert (tokens.visible - tokens.times == 12 * 3_600_000).any()
     # Read strictly after it, in a list of every length.
     source, user = prepared.tokens["tokens"], tokens_of(tmp_path / "tokens")
-    who, moment = next((one, int(own.visible[-1])) for one, own in user.items() if len(own))
+    who, timestamp = next((one, int(own.visible[-1])) for one, own in user.items() if len(own))
     row = np.flatnonzero(source._users == who)[-1:]
-    count = [len(source.times(row, np.array([moment + late]))) for late in (0, 1)]
-    assert count[1] == count[0] + (user[who].visible == moment).sum()
+    count = [len(source.times(row, np.array([timestamp + late]))) for late in (0, 1)]
+    assert count[1] == count[0] + (user[who].visible == timestamp).sum()
 
 
 def tokens_of(store: Path) -> dict[int, Tokens]:
@@ -281,32 +285,32 @@ def tokens_of(store: Path) -> dict[int, Tokens]:
 def test_a_checkpoint_over_its_own_window_is_refused(tmp_path: Path) -> None:
     log = pages.write(pages.pages(), tmp_path / "log.parquet")
     config = pages.job(log, tmp_path, {**pages.IAT, "order": "temporal"})
-    with pytest.raises(RunError, match="a finished run: this regime writes with its weights"):
+    with pytest.raises(RunError, match="a finished run: this mode writes with its weights"):
         compress(config, tmp_path / "t", ["mode=leaky_checkpoint"])
     config["data"]["split"] = {"by": "time", "valid": 0.1, "test": 0.0}
     run = train(config, quiet=True)
     with pytest.raises(RunError, match="have seen their labels.*\n.*leaky_checkpoint writes them nevertheless"):
         compress(run, tmp_path / "t", ["mode=checkpoint"], quiet=True)
     assert not (tmp_path / "t").exists()
-    found = compress(run, tmp_path / "t", ["mode=leaky_checkpoint"], quiet=True)
-    assert "labels" in found.leak
+    stores = compress(run, tmp_path / "t", ["mode=leaky_checkpoint"], quiet=True)
+    assert "labels" in stores.leak
     with TokenStore.open(tmp_path / "t") as store:
-        assert store.info.leak == found.leak
+        assert store.info.leak == stores.leak
         assert {(version.trained_before, version.published) for version in store.info.versions} == {(None, None)}
-        assert len(store) == found.tokens == len(opened(config))
+        assert len(store) == stores.tokens == len(opened(config))
 
 
 def test_a_checkpoint_writes_what_comes_after_it(tmp_path: Path) -> None:
     log = pages.write(pages.pages(), tmp_path / "log.parquet")
     run = train(pages.job(log, tmp_path, {**pages.IAT, "order": "temporal"}), quiet=True)
-    found = compress(run, tmp_path / "t", ["mode=checkpoint"], quiet=True)
-    assert 0 < found.tokens == int((run.log().timestamps >= run.log().manifest["lines"][1]).sum())
+    stores = compress(run, tmp_path / "t", ["mode=checkpoint"], quiet=True)
+    assert 0 < stores.tokens == int((run.log().timestamps >= run.log().manifest["lines"][1]).sum())
 
 
-def test_faults_are_told(written: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
-    config, place = written
+def test_faults_are_reported(written: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    config, store_path = written
     with pytest.raises(StoreError, match="the store exists already"):
-        compress(config, place, FEW, quiet=True)
+        compress(config, store_path, FEW, quiet=True)
     with pytest.raises(ConfigError, match="did you mean 'codec'"):
         compress(config, tmp_path / "x", ["codek=fp16"])
     with pytest.raises(RunError, match="an encoder, such as iat"):
@@ -314,7 +318,7 @@ def test_faults_are_told(written: tuple[dict[str, Any], Path], tmp_path: Path) -
     with pytest.raises(RunError, match="init_from: .*runs/a, of a source that is trained anew"):
         compress({**config, "fit": {**config["fit"], "init_from": "runs/a"}}, tmp_path / "x", FEW)
     with pytest.raises(ConfigError, match="no column 'lable'; did you mean 'label'"):
-        reading(config, place, of=["token", "lable"]).fields()
+        reading(config, store_path, of=["token", "lable"]).fields()
     with pytest.raises(StoreError, match="codes, of a source that makes none"):
         compress(config, tmp_path / "x", ["codec=codes"])
     assert not (tmp_path / "x").exists()

@@ -54,10 +54,10 @@ def test_a_source_in_user_order_resumes_bit_by_bit(
     kind: str, shop: Path, runs: Runs, same: Same, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed inside the second pass; codebooks and the random numbers that restart codes come back too."""
-    words = runs(
+    overrides = runs(
         f"model={SOURCES[kind]}", "fit.epochs=2", "fit.val_checks_per_epoch=1", "fit.log_steps=1", "fit.max_steps=30"
     )
-    whole = train(shop, [*words, "name=whole"], quiet=True)
+    whole = train(shop, [*overrides, "name=whole"], quiet=True)
     stop = whole.results["steps"] - 2
     assert stop > len(build_loader(whole.model(), whole.log(), whole.log().rows_of("train"), 100)), "in the second pass"
 
@@ -71,7 +71,7 @@ def test_a_source_in_user_order_resumes_bit_by_bit(
         patch.setattr(loop.Loop, "_checkpoint_due", lambda self: self.state.step == stop)
         patch.setattr(loop.Loop, "_write_train_line", crash)
         with pytest.raises(KeyError):
-            train(shop, [*words, "name=halved"], quiet=True)
+            train(shop, [*overrides, "name=halved"], quiet=True)
     half = whole.folder.parent / "halved"
     assert json.loads((half / "checkpoints" / "last" / "state.json").read_text())["step"] == stop
     same(whole.folder, train(resume=half, quiet=True).folder)
@@ -100,14 +100,14 @@ def test_scores_come_in_the_order_of_the_rows_and_do_not_depend_on_the_batch_siz
     rows = log.rows_of("test")
     expected = score(model, log, rows, 4_096)
     mixed = np.random.default_rng(0).permutation(np.concatenate([rows, rows[:9]]))
-    found = score(model, log, mixed, 64)
-    np.testing.assert_allclose(found, expected[np.searchsorted(rows, mixed)], atol=1e-6)
+    scores = score(model, log, mixed, 64)
+    np.testing.assert_allclose(scores, expected[np.searchsorted(rows, mixed)], atol=1e-6)
     np.testing.assert_allclose(score(model, log, rows, 1), expected, atol=1e-6)
     table = source.predictions("test")
     np.testing.assert_allclose(table["score"].to_numpy(), expected, atol=1e-6)
 
 
-def test_a_score_looks_back_at_every_part_of_the_log(source: Run) -> None:
+def test_a_score_reads_context_from_every_split(source: Run) -> None:
     """One row by itself, with the rows of its user before it, from the train part."""
     model, log = source.model(), source.log()
     test = log.rows_of("test")
@@ -131,17 +131,17 @@ def test_8_stream_equals_batch_tokens_are_the_same_in_any_driver(source: Run) ->
     rows = log.rows_of("valid")
 
     def tokens(batches: Iterator[Batch]) -> dict[int, torch.Tensor]:
-        found = {}
+        scores = {}
         with torch.inference_mode():
             for batch in batches:
                 assert batch.rows is not None
-                found |= dict(zip(batch.rows.tolist(), model.encode(batch), strict=True))
-        return found
+                scores |= dict(zip(batch.rows.tolist(), model.encode(batch), strict=True))
+        return scores
 
     expected = tokens(iter([gather(log, rows)]))
     drivers = [
         UserLoader(log, rows, 50, rows_per_user=7, context=3, seed=4).epoch(1),
-        (gather(log, part) for part in np.array_split(np.random.default_rng(0).permutation(rows), 7)),
+        (gather(log, chunk) for chunk in np.array_split(np.random.default_rng(0).permutation(rows), 7)),
         (gather(log, rows[[at]]) for at in range(0, len(rows), 20)),
     ]
     for driver in drivers:
@@ -150,7 +150,7 @@ def test_8_stream_equals_batch_tokens_are_the_same_in_any_driver(source: Run) ->
                 torch.testing.assert_close(token, expected[row], rtol=1e-5, atol=1e-6)
 
 
-def test_batches_by_length_are_refused_in_user_order(shop: Path, runs: Runs) -> None:
+def test_length_buckets_are_refused_in_user_order(shop: Path, runs: Runs) -> None:
     with pytest.raises(ConfigError, match=r"fit\.bucket_by_length: a model in user order has batches of its own"):
         train(shop, runs(f"model={SOURCES['user']}", "fit.bucket_by_length=true"), quiet=True)
 

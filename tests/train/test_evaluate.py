@@ -33,8 +33,8 @@ def din(shop: Path, folder: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def lr(shop: Path, folder: Path) -> Run:
-    words = ["model={name: lr}", "data.schema.histories={}", "name=lr", f"fit.runs={folder}"]
-    return train(shop, [*words, *QUICK], quiet=True)
+    overrides = ["model={name: lr}", "data.schema.histories={}", "name=lr", f"fit.runs={folder}"]
+    return train(shop, [*overrides, *QUICK], quiet=True)
 
 
 def test_predictions_name_their_rows(din: Run) -> None:
@@ -52,21 +52,21 @@ def test_predictions_name_their_rows(din: Run) -> None:
 
 
 def test_evaluate_says_what_training_said(din: Run) -> None:
-    found = evaluate(din.folder)
-    assert found.metrics == din.metrics
-    shared = {key: value for key, value in din.results.items() if key in found.to_dict()}
-    assert found.to_dict() == shared
+    evaluation = evaluate(din.folder)
+    assert evaluation.metrics == din.metrics
+    shared = {key: value for key, value in din.results.items() if key in evaluation.to_dict()}
+    assert evaluation.to_dict() == shared
     assert din.metrics["auc"].value == metrics.auc(*(din.predictions()[name].to_numpy() for name in ("label", "score")))
     by_row = evaluate(din, resample="row", n_resamples=50)
-    assert by_row.metrics["auc"].value == found.metrics["auc"].value
-    assert by_row.metrics["auc"] != found.metrics["auc"]
-    assert str(found.metrics["auc"]).startswith(f"{found.metrics['auc'].value:.4f} [")
+    assert by_row.metrics["auc"].value == evaluation.metrics["auc"].value
+    assert by_row.metrics["auc"] != evaluation.metrics["auc"]
+    assert str(evaluation.metrics["auc"]).startswith(f"{evaluation.metrics['auc'].value:.4f} [")
 
 
-def test_any_part_can_be_predicted(din: Run, tmp_path: Path) -> None:
+def test_any_split_can_be_predicted(din: Run, tmp_path: Path) -> None:
     assert not (din.folder / "predictions" / "train.parquet").exists()
-    found = evaluate(din, "train")
-    assert found.rows == len(din.log().rows_of("train"))
+    evaluation = evaluate(din, "train")
+    assert evaluation.rows == len(din.log().rows_of("train"))
     assert (din.folder / "predictions" / "train.parquet").exists()
     path = predict(din.folder, "test", tmp_path / "deep" / "scores.parquet", quiet=True)
     assert pq.read_table(path).equals(din.predictions("test"))
@@ -78,23 +78,23 @@ def test_any_part_can_be_predicted(din: Run, tmp_path: Path) -> None:
 
 def test_runs_are_compared_on_the_same_rows(din: Run, lr: Run) -> None:
     assert din.log().folder != lr.log().folder, "other histories, another prepared log, the same rows"
-    found = compare([lr.folder, din], n_resamples=50)
-    assert (found.baseline, list(found.runs), found.rows) == ("lr", ["lr", "din"], 300)
-    assert found.runs["din"]["auc"].value == din.metrics["auc"].value
-    difference = found.differences["din"]["auc"].interval
+    evaluation = compare([lr.folder, din], n_resamples=50)
+    assert (evaluation.baseline, list(evaluation.runs), evaluation.rows) == ("lr", ["lr", "din"], 300)
+    assert evaluation.runs["din"]["auc"].value == din.metrics["auc"].value
+    difference = evaluation.differences["din"]["auc"].interval
     assert difference.value == pytest.approx(din.metrics["auc"].value - lr.metrics["auc"].value)
     assert compare([lr, din], baseline="din", n_resamples=50).baseline == "din"
     assert compare([lr, din], "valid", resample="row", n_resamples=50).resample == "row"
 
 
 def test_runs_of_other_rows_are_not_compared(din: Run, shop: Path, folder: Path, tmp_path: Path) -> None:
-    words = [f"fit.runs={folder}", *QUICK]
-    shorter = train(shop, ["name=shorter", "data.split.test=0.05", *words], quiet=True)
+    overrides = [f"fit.runs={folder}", *QUICK]
+    shorter = train(shop, ["name=shorter", "data.split.test=0.05", *overrides], quiet=True)
     with pytest.raises(RunError, match=r"test rows of din and shorter: 300 and 150; expected the same rows"):
         compare([din, shorter])
-    relabelled = train(shop, ["name=relabelled", "data.schema.label.at_least=3", *words], quiet=True)
+    relabeled = train(shop, ["name=relabelled", "data.schema.label.at_least=3", *overrides], quiet=True)
     with pytest.raises(RunError, match="another label in sample"):
-        compare([din, relabelled])
+        compare([din, relabeled])
     shutil.copytree(din.folder, tmp_path / "din")
     assert list(compare([din, tmp_path / "din"], n_resamples=10).runs) == [str(din.folder), str(tmp_path / "din")]
     with pytest.raises(ConfigError, match="named twice"):
@@ -142,33 +142,33 @@ def test_a_table_of_one_class_is_no_figure(din: Run, tmp_path: Path) -> None:
         evaluate(copy)
 
 
-def test_explain_tells_each_past_event_and_its_weight(din: Run, shop: Path) -> None:
+def test_explain_lists_each_history_event_and_its_weight(din: Run, shop: Path) -> None:
     table, log = din.predictions(), din.log()
     row = table["row"][11].as_py()
-    found = explain(din, row)
-    assert (found["row"], found["label"]) == (row, table["label"][11].as_py())
-    assert found["score"] == pytest.approx(table["score"][11].as_py(), abs=1e-6)
+    explanation = explain(din, row)
+    assert (explanation["row"], explanation["label"]) == (row, table["label"][11].as_py())
+    assert explanation["score"] == pytest.approx(table["score"][11].as_py(), abs=1e-6)
     events = pq.read_table(shop.parent / "events.parquet").to_pylist()
-    own = [e for e in events if e["user_id"] == found["user"] and e["at"] * 1_000 < found["moment"]][-10:]
-    assert any(e["item_id"] == found["item"] and e["at"] * 1_000 == found["time"] for e in events)
-    past = found["histories"]["seen"]
-    assert [e["item"] for e in past] == [e["item_id"] for e in own]
-    assert [e["time"] for e in past] == [e["at"] * 1_000 for e in own]
-    assert [e["ago"] for e in past] == [found["moment"] - e["at"] * 1_000 for e in own]
-    assert [e["side"]["genre"] for e in past] == [f"g{(e['item_id'] - 1_000) % 4}" for e in own]
-    assert [max(e["side"]["stars"], 1) for e in past] == [e["stars"] for e in own]
+    own = [e for e in events if e["user_id"] == explanation["user"] and e["at"] * 1_000 < explanation["moment"]][-10:]
+    assert any(e["item_id"] == explanation["item"] and e["at"] * 1_000 == explanation["time"] for e in events)
+    items = explanation["histories"]["seen"]
+    assert [e["item"] for e in items] == [e["item_id"] for e in own]
+    assert [e["time"] for e in items] == [e["at"] * 1_000 for e in own]
+    assert [e["ago"] for e in items] == [explanation["moment"] - e["at"] * 1_000 for e in own]
+    assert [e["side"]["genre"] for e in items] == [f"g{(e['item_id'] - 1_000) % 4}" for e in own]
+    assert [max(e["side"]["stars"], 1) for e in items] == [e["stars"] for e in own]
     with torch.inference_mode():
         weights = din.model().explain(gather(log, np.array([row])))["seen"]  # type: ignore[operator]
-    assert [e["weight"] for e in past] == pytest.approx(weights.tolist())
-    json.dumps(found)
+    assert [e["weight"] for e in items] == pytest.approx(weights.tolist())
+    json.dumps(explanation)
     with pytest.raises(RunError, match="no such row"):
         explain(din, len(log))
 
 
 def test_explain_without_weights_or_before_feedback(lr: Run, shop: Path, folder: Path) -> None:
     assert explain(lr, 5)["histories"] == {}
-    words = ["name=late", "data.schema.label_delay=15d", f"fit.runs={folder}", *QUICK]
-    late = train(shop, words, quiet=True)
+    overrides = ["name=late", "data.schema.label_delay=15d", f"fit.runs={folder}", *QUICK]
+    late = train(shop, overrides, quiet=True)
     row = late.predictions()["row"][20].as_py()
     assert {event["side"]["stars"] for event in explain(late, row)["histories"]["seen"]} == {"not yet known"}
 
@@ -176,11 +176,11 @@ def test_explain_without_weights_or_before_feedback(lr: Run, shop: Path, folder:
 def test_explain_reads_pre_joined_rows(folder: Path, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     rows = 300
-    past = [[int(one) for one in random.integers(10, 30, random.integers(0, 5))] for _ in range(rows)]
+    items = [[int(one) for one in random.integers(10, 30, random.integers(0, 5))] for _ in range(rows)]
     item = random.integers(10, 30, rows)
-    click = [float(any(one % 3 == its % 3 for one in own)) for its, own in zip(item, past)]
-    part = np.where(np.arange(rows) < 200, "train", np.where(np.arange(rows) < 250, "valid", "test"))
-    columns = {"user": np.arange(rows) % 50, "item": item, "click": click, "part": part, "past": past}
+    click = [float(any(one % 3 == its % 3 for one in own)) for its, own in zip(item, items)]
+    split = np.where(np.arange(rows) < 200, "train", np.where(np.arange(rows) < 250, "valid", "test"))
+    columns = {"user": np.arange(rows) % 50, "item": item, "click": click, "part": split, "past": items}
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
     schema = {
         "user": "user",
@@ -199,8 +199,8 @@ def test_explain_reads_pre_joined_rows(folder: Path, tmp_path: Path) -> None:
     }
     run = train(job, quiet=True)
     for row in run.predictions()["row"].to_pylist()[:8]:
-        found = explain(run, row)
-        user, its = found["user"], found["item"]
-        known = [own[-3:] for own, u, i in zip(past, columns["user"], item) if (u, i) == (user, its)]
-        assert [event["item"] for event in found["histories"]["seen"]] in known
-        assert all(event["time"] is None and event["ago"] is None for event in found["histories"]["seen"])
+        evaluation = explain(run, row)
+        user, its = evaluation["user"], evaluation["item"]
+        expected = [own[-3:] for own, u, i in zip(items, columns["user"], item) if (u, i) == (user, its)]
+        assert [event["item"] for event in evaluation["histories"]["seen"]] in expected
+        assert all(event["time"] is None and event["ago"] is None for event in evaluation["histories"]["seen"])

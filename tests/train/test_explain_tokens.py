@@ -64,13 +64,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(job, quiet=True)
 
 
-def test_tokens_are_told_with_what_was_known(run: Run) -> None:
+def test_tokens_are_explained_with_available_columns(run: Run) -> None:
     log = run.log()
     row = int(np.flatnonzero(log.events.times == (START + 60 * 99) * 1_000)[0])
-    found = explain(run, row)
-    tokens = found["histories"]["tokens"]
+    explanation = explain(run, row)
+    tokens = explanation["histories"]["tokens"]
     assert [token["ago"] for token in tokens] == [900_000, 720_000, 540_000, 360_000, 180_000]
-    assert [token["time"] for token in tokens] == [found["time"] - token["ago"] for token in tokens]
+    assert [token["time"] for token in tokens] == [explanation["time"] - token["ago"] for token in tokens]
     assert {token["norm"] for token in tokens} == {5.0}
     assert {token["item"] for token in tokens} == {None}
     numbers = [99 - 15, 99 - 12, 99 - 9, 99 - 6, 99 - 3]
@@ -80,7 +80,7 @@ def test_tokens_are_told_with_what_was_known(run: Run) -> None:
     assert [token["side"]["dwell"] for token in tokens] == [number % 7 for number in numbers]
     weights = run.model().explain(gather(log, np.array([row])))["tokens"]  # type: ignore[operator]
     assert [token["weight"] for token in tokens] == pytest.approx(weights.tolist())
-    assert [event["item"] for event in found["histories"]["seen"]] == log.items.keys.values.take(
+    assert [event["item"] for event in explanation["histories"]["seen"]] == log.items.keys.values.take(
         log.events.columns["item"][row - 3 : row].astype(np.int64) - 1
     ).to_pylist()
 

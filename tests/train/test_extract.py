@@ -60,9 +60,9 @@ class Watched:
             self.targets.append((batch.rows.numpy(), ~batch.task_labels["like"].isnan().numpy()))
             return real(model, batch)
 
-        def note(store: KnowledgeStore, *given: Any) -> Any:
+        def note(store: KnowledgeStore, *arguments: Any) -> Any:
             self.versions.append(len(self.rows))
-            return publish(store, *given)
+            return publish(store, *arguments)
 
         monkeypatch.setattr(KEEP, "loss", loss)
         monkeypatch.setattr(KnowledgeStore, "publish", note)
@@ -73,7 +73,7 @@ class Watched:
 
     def liked(self, version: int) -> NDArray[np.int64]:
         """Rows whose second label went into a version."""
-        return np.concatenate([rows[known] for rows, known in self.targets[: self.versions[version]]])
+        return np.concatenate([rows[is_available] for rows, is_available in self.targets[: self.versions[version]]])
 
 
 def test_versions_are_written_side_by_side(domain: Domain) -> None:
@@ -85,13 +85,13 @@ def test_versions_are_written_side_by_side(domain: Domain) -> None:
         assert [one.number for one in info.versions] == list(range(domains.DAYS - 1))
         days = [(one.published - domains.START * 1_000) / 86_400_000 for one in info.versions]
         assert days == pytest.approx(range(1, domains.DAYS), abs=0.01)
-        found = store.look_up("user", np.arange(10, 160), np.array([5]))
-    assert found[:, 0].all()
+        vectors = store.look_up("user", np.arange(10, 160), np.array([5]))
+    assert vectors[:, 0].all()
     # frozen statistics of the version: mean 0 and deviation 1, whatever the scale of the extractor
-    live = found[:, 1:].std(0) > 0
+    live = vectors[:, 1:].std(0) > 0
     assert live.any()
-    np.testing.assert_allclose(found[:, 1:].mean(0), 0, atol=2e-3)
-    np.testing.assert_allclose(found[:, 1:].std(0)[live], 1, atol=2e-3)
+    np.testing.assert_allclose(vectors[:, 1:].mean(0), 0, atol=2e-3)
+    np.testing.assert_allclose(vectors[:, 1:].std(0)[live], 1, atol=2e-3)
     assert written.tokens == sum(one["rows"] for one in written.versions) == 11 * 200
     assert written.versions[5]["auc"] > 0.75
     assert written.leak == ""
@@ -107,12 +107,12 @@ def test_what_is_stored_is_what_the_extractor_knows_at_the_start_of_the_block(sm
         last = store.info.versions[-1]
         mean, std = (np.array(getattr(store._stores["user"].info.versions[-1], name)) for name in ("mean", "std"))
         keys = compute_key_numbers(log.users.keys.values)
-        found = store.look_up("user", keys, np.array([last.number]))
+        vectors = store.look_up("user", keys, np.array([last.number]))
         items = store.look_up("item", compute_key_numbers(log.items.keys.values), np.array([last.number]))
     with torch.inference_mode():
         k_u = model.user_knowledge(build_user_batch(log, np.arange(1, len(log.users)), last.published)).numpy()
         k_v = model.item_knowledge(build_item_batch(log, np.arange(1, len(log.items)), last.published)).numpy()
-    np.testing.assert_allclose(found[:, 1:] * std + mean, k_u, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(vectors[:, 1:] * std + mean, k_u, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(items[:, 1:] * k_v.std(0).clip(1e-6) + k_v.mean(0), k_v, rtol=1e-3, atol=1e-3)
     about = json.loads((tmp_path / "v1" / "source" / "source.json").read_text())
     assert len(about["versions"]) == len(written.versions)
@@ -135,8 +135,8 @@ def test_4_time_leakage(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         late = wide.events.times.take(liked) + 86_400_000
         assert len(liked) == 0 or late.max() < published.trained_before
         # and nothing was held back: all that was known by then was learned, once
-        known = wide.label_time(np.arange(len(wide))) < published.trained_before
-        assert np.array_equal(np.sort(learned), np.flatnonzero(known))
+        is_available = wide.label_time(np.arange(len(wide))) < published.trained_before
+        assert np.array_equal(np.sort(learned), np.flatnonzero(is_available))
     assert len(watched.liked(4)) > 100
 
 
@@ -144,19 +144,19 @@ def test_4_time_leakage_histories_end_with_the_version(domain: Domain) -> None:
     """A user's later events change no knowledge written before them: cut the log, and the version is the same."""
     folder, written = domain
     log = opened(domains.extractor(folder))
-    moment = log.events.times.min() + 5 * 86_400_000
+    timestamp = log.events.times.min() + 5 * 86_400_000
     model = artifact.load(Path(written.into) / "source" / "model").eval()
     assert isinstance(model, KEEP)
     users = np.arange(1, len(log.users))
     with torch.inference_mode():
-        before = model.user_knowledge(build_user_batch(log, users, int(moment)))
+        before = model.user_knowledge(build_user_batch(log, users, int(timestamp)))
         columns = dict(log.events.columns)
-        late = log.events.times >= moment
+        late = log.events.times >= timestamp
         columns["click"] = np.where(late, 5 - columns["click"], columns["click"])
         columns["item"] = np.where(late, 1, columns["item"])
         log.events = type(log.events)(log.events.offsets, log.events.times, columns)
-        assert torch.equal(model.user_knowledge(build_user_batch(log, users, int(moment))), before)
-        assert not torch.equal(model.user_knowledge(build_user_batch(log, users, int(moment) + 86_400_000)), before)
+        assert torch.equal(model.user_knowledge(build_user_batch(log, users, int(timestamp))), before)
+        assert not torch.equal(model.user_knowledge(build_user_batch(log, users, int(timestamp) + 86_400_000)), before)
 
 
 def test_5_domain_overlap_the_evaluation_window_is_learned_by_nobody(
@@ -172,7 +172,7 @@ def test_5_domain_overlap_the_evaluation_window_is_learned_by_nobody(
     assert (wide.splits.take(np.concatenate(watched.rows)) != TRAIN).any()
 
 
-def test_a_lag_delays_the_publication(small: Path, tmp_path: Path) -> None:
+def test_a_visibility_delay_delays_the_publication(small: Path, tmp_path: Path) -> None:
     extract(domains.extractor(small), tmp_path / "v1", [*FEW, "visibility_delay=6h"], quiet=True)
     with KnowledgeStore.open(tmp_path / "v1") as store:
         lags = [one.published - one.trained_before for one in store.info.versions]
@@ -191,21 +191,21 @@ def test_users_nobody_has_met_yet_are_missing(small: Path, tmp_path: Path) -> No
     counts = []
     with KnowledgeStore.open(tmp_path / "v1") as store:
         for one in store.info.versions:
-            known = store.look_up("user", keys, np.array([one.number]))[:, 0] > 0
-            assert np.array_equal(known, begins < one.published)
+            is_available = store.look_up("user", keys, np.array([one.number]))[:, 0] > 0
+            assert np.array_equal(is_available, begins < one.published)
             counts.append(one.users)
-            assert (one.users, one.items) == (known.sum(), 50)
+            assert (one.users, one.items) == (is_available.sum(), 50)
     assert counts == [20, 20, 20, 30, 30]
 
 
 def test_the_same_run_extracts_the_same(small: Path, tmp_path: Path) -> None:
     run = train(domains.extractor(small), ["name=extractor", f"fit.runs={tmp_path}", "fit.max_steps=2"], quiet=True)
-    found = []
+    vectors = []
     for number in (1, 2):
         extract(run, tmp_path / f"v{number}", FEW, quiet=True)
         with KnowledgeStore.open(tmp_path / f"v{number}") as store:
-            found.append(store.look_up("user", np.arange(10, 160), np.array([2])))
-    assert np.array_equal(found[0], found[1])
+            vectors.append(store.look_up("user", np.arange(10, 160), np.array([2])))
+    assert np.array_equal(vectors[0], vectors[1])
 
 
 def test_what_cannot_be_extracted_is_refused(domain: Domain, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_training_refuses_targets_that_are_none(domain: Domain, tmp_path: Path) 
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_sample_reads_what_is_known_of_its_user_and_item(domain: Domain) -> None:
+def test_a_sample_reads_the_vectors_of_its_user_and_item(domain: Domain) -> None:
     folder, written = domain
     log = opened(domains.downstream(folder, Path(written.into)))
     rows = np.arange(0, len(log), 37)

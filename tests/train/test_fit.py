@@ -39,9 +39,9 @@ def test_a_run_folder_is_complete(straight: Run, shop: Path) -> None:
         ".lock", "checkpoints", "config.yaml", "environment.json", "log.json", "metrics.jsonl", "predictions",
         "results.json", "schema",
     }  # fmt: skip
-    given = read_job(shop)
-    assert straight.config.data == given.data
-    assert (straight.config.name, straight.config.model) == ("straight", given.model)
+    job = read_job(shop)
+    assert straight.config.data == job.data
+    assert (straight.config.name, straight.config.model) == ("straight", job.model)
     environment = json.loads((straight.folder / "environment.json").read_text())
     assert environment["packages"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert environment["threads"] == 1
@@ -58,12 +58,12 @@ def test_a_run_folder_is_complete(straight: Run, shop: Path) -> None:
 
 
 def test_metrics_are_written_as_training_goes(straight: Run, lines: Lines) -> None:
-    found = lines(straight.folder)
-    valid = [line for line in found if line["split"] == "valid"]
+    metric_lines = lines(straight.folder)
+    valid = [line for line in metric_lines if line["split"] == "valid"]
     assert [line["step"] for line in valid] == [8, 16, 24, 32, 40, 48]
     assert [line["epoch"] for line in valid] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2], abs=1e-6)
     assert set(valid[0]) == {"step", "epoch", "split", "auc", "gauc", "log_loss", "normalized_entropy", "pcoc"}
-    losses = [line["loss"] for line in found if line["split"] == "train"]
+    losses = [line["loss"] for line in metric_lines if line["split"] == "train"]
     assert losses[-1] < losses[0]  # type: ignore[operator]
 
 
@@ -114,7 +114,7 @@ def test_a_stopped_run_resumes_bit_by_bit(
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         ["fit.bf16=true", "fit.clip_norm=0.1", "fit.warmup_steps=10", "fit.weight_decay=0.1"],
         ["fit.embedding_optimizer=rowwise_adagrad", "fit.bucket_by_length=true", "fit.monitor=log_loss"],
@@ -139,15 +139,15 @@ def test_a_stopped_run_resumes_bit_by_bit(
     ],
 )
 def test_every_option_resumes_bit_by_bit(
-    shop: Path, runs: Runs, same: Same, monkeypatch: pytest.MonkeyPatch, words: list[str]
+    shop: Path, runs: Runs, same: Same, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ) -> None:
-    words = runs("fit.epochs=1", "fit.val_checks_per_epoch=2", *words)
-    whole = train(shop, [*words, "name=whole"], quiet=True)
+    overrides = runs("fit.epochs=1", "fit.val_checks_per_epoch=2", *overrides)
+    whole = train(shop, [*overrides, "name=whole"], quiet=True)
     with monkeypatch.context() as patch:
         patch.setattr(loop.Loop, "_checkpoint_due", lambda self: self.state.step == 9)
         patch.setattr(loop.Loop, "_write_train_line", raise_at(loop.Loop._write_train_line, 10))
         with pytest.raises(KeyError):
-            train(shop, [*words, "name=halved"], quiet=True)
+            train(shop, [*overrides, "name=halved"], quiet=True)
     state = json.loads((whole.folder.parent / "halved" / "checkpoints" / "last" / "state.json").read_text())
     assert state["step"] == 9
     same(whole.folder, train(resume=whole.folder.parent / "halved", quiet=True).folder)
@@ -165,11 +165,11 @@ def raise_at(real: Callable[[loop.Loop], None], step: int) -> Callable[[loop.Loo
 
 
 def test_a_finished_run_is_never_overwritten(straight: Run, shop: Path) -> None:
-    words = ["name=straight", f"fit.runs={straight.folder.parent}"]
+    overrides = ["name=straight", f"fit.runs={straight.folder.parent}"]
     before = (straight.folder / "results.json").stat().st_mtime_ns
     with pytest.raises(RunError, match="a finished run of this name; expected a new name"):
-        train(shop, words)
-    again = train(shop, words, resume=straight.folder)
+        train(shop, overrides)
+    again = train(shop, overrides, resume=straight.folder)
     assert again.results == straight.results
     assert (straight.folder / "results.json").stat().st_mtime_ns == before
 
@@ -191,8 +191,8 @@ def test_a_resumed_run_keeps_its_config(straight: Run, shop: Path, tmp_path: Pat
 def test_early_stopping_keeps_the_best_and_resumes(
     shop: Path, runs: Runs, same: Same, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = runs("fit.epochs=30", "fit.lr=0.1", "fit.patience=4", "fit.monitor=auc")
-    run = train(shop, [*words, "name=whole"], quiet=True)
+    overrides = runs("fit.epochs=30", "fit.lr=0.1", "fit.patience=4", "fit.monitor=auc")
+    run = train(shop, [*overrides, "name=whole"], quiet=True)
     valid = [line for line in lines(run.folder) if line["split"] == "valid"]
     values = [line["auc"] for line in valid]
     best = values.index(max(values))
@@ -205,7 +205,7 @@ def test_early_stopping_keeps_the_best_and_resumes(
             loop.Loop, "_write_train_line", raise_at(loop.Loop._write_train_line, valid[best + 2]["step"] + 1)
         )
         with pytest.raises(KeyError):
-            train(shop, [*words, "name=halved"], quiet=True)
+            train(shop, [*overrides, "name=halved"], quiet=True)
     same(run.folder, train(resume=run.folder.parent / "halved", quiet=True).folder)
 
 
@@ -223,17 +223,17 @@ def test_without_valid_rows_the_last_model_counts(shop: Path, runs: Runs) -> Non
     assert not (run.folder / "predictions" / "valid.parquet").exists()
 
 
-def test_a_part_of_one_class_is_refused_before_training(shop: Path, runs: Runs, tmp_path: Path) -> None:
+def test_a_split_of_one_class_is_refused_before_training(shop: Path, runs: Runs, tmp_path: Path) -> None:
     schema = yaml.safe_load((shop.parent / "shop.schema.yaml").read_text())
     schema["label"] = "bought"
     table = pq.read_table(shop.parent / "events.parquet").sort_by("at")
-    for part, low in (("valid", 2_400), ("test", 2_700)):
+    for split, low in (("valid", 2_400), ("test", 2_700)):
         bought = [float(row % 2 if not low <= row < low + 300 else 1) for row in range(len(table))]
-        pq.write_table(table.append_column("bought", [bought]), tmp_path / f"{part}.parquet")
+        pq.write_table(table.append_column("bought", [bought]), tmp_path / f"{split}.parquet")
         config = yaml.safe_load(shop.read_text())
-        config["data"] |= {"schema": schema, "log": str(tmp_path / f"{part}.parquet"), "folder": str(tmp_path / "p")}
+        config["data"] |= {"schema": schema, "log": str(tmp_path / f"{split}.parquet"), "folder": str(tmp_path / "p")}
         config["data"]["items"] = str(shop.parent / "items.parquet")
-        with pytest.raises(DataError, match=f"the {part} part: 300 samples that are all 1; expected both classes"):
+        with pytest.raises(DataError, match=f"the {split} part: 300 samples that are all 1; expected both classes"):
             train(config, runs(), quiet=True)
     assert not (tmp_path / "runs").exists()
     with pytest.raises(DataError, match="no sample in valid and none in test"):
@@ -260,9 +260,9 @@ def test_a_batch_of_one_row_is_left_out(shop: Path, runs: Runs) -> None:
 
 def test_a_quiet_run_says_nothing_but_its_warnings(shop: Path, runs: Runs, capfd: pytest.CaptureFixture[str]) -> None:
     run = train(shop, runs("fit.max_steps=2"), quiet=True)
-    told = [line.removeprefix("warning: ") for line in capfd.readouterr().err.splitlines()]
-    assert told
-    assert told == run.results["run_warnings"][: len(told)]
+    warnings = [line.removeprefix("warning: ") for line in capfd.readouterr().err.splitlines()]
+    assert warnings
+    assert warnings == run.results["run_warnings"][: len(warnings)]
 
 
 def test_a_resumed_run_notes_another_environment(shop: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,8 +275,8 @@ def test_a_resumed_run_notes_another_environment(shop: Path, runs: Runs, monkeyp
             lambda threads, real=folder.describe_environment, git=revision: real(threads) | {"git": git},
         )
         train(resume=run.folder, quiet=True)
-    found = json.loads((run.folder / "environment.json").read_text())
-    assert found["resumed"] == [{"git": {"revision": "abc", "changed": False}}]
+    metric_lines = json.loads((run.folder / "environment.json").read_text())
+    assert metric_lines["resumed"] == [{"git": {"revision": "abc", "changed": False}}]
 
 
 def test_two_processes_cannot_train_one_run(straight: Run, shop: Path) -> None:
@@ -290,20 +290,20 @@ def test_trackers_hear_of_losses_and_validations(shop: Path, runs: Runs, monkeyp
     mlflow.__spec__ = types.SimpleNamespace(name="mlflow")  # type: ignore[assignment]
     info = types.SimpleNamespace(info=types.SimpleNamespace(run_id="r1"))
     mlflow.start_run = lambda **named: (said.append(("start", named)), info)[1]  # type: ignore[attr-defined]
-    mlflow.log_params = lambda given: said.append(("params", given["fit.lr"]))  # type: ignore[attr-defined]
-    mlflow.log_metrics = lambda given, step: said.append(("metrics", sorted(given), step))  # type: ignore[attr-defined]
+    mlflow.log_params = lambda arguments: said.append(("params", arguments["fit.lr"]))  # type: ignore[attr-defined]
+    mlflow.log_metrics = lambda arguments, step: said.append(("metrics", sorted(arguments), step))  # type: ignore[attr-defined]
     mlflow.end_run = lambda status: said.append(("end", status))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     writer = types.ModuleType("writer")
     board = types.SimpleNamespace(
-        add_scalar=lambda *given: said.append(("board", given[0], given[2])),
+        add_scalar=lambda *arguments: said.append(("board", arguments[0], arguments[2])),
         close=lambda: said.append(("board closed",)),
     )
     writer.SummaryWriter = lambda folder, purge_step: (said.append(("board from", purge_step)), board)[1]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.writer", writer)
     monkeypatch.setitem(sys.modules, "tensorboard", mlflow)
-    words = runs("fit.max_steps=10", "fit.mlflow=auto", "fit.tensorboard=auto", "name=tracked")
-    run = train(shop, words, quiet=True)
+    overrides = runs("fit.max_steps=10", "fit.mlflow=auto", "fit.tensorboard=auto", "name=tracked")
+    run = train(shop, overrides, quiet=True)
     measures = ["train_loss", "valid_auc", "valid_gauc", "valid_log_loss", "valid_normalized_entropy", "valid_pcoc"]
     board_said = [one for one in said if str(one[0]).startswith("board")]
     assert [one for one in said if one not in board_said] == [

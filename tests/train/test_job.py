@@ -36,7 +36,7 @@ def test_every_split_reads_back(shop: Path, split: str) -> None:
     assert read_job(yaml.safe_load(job.to_yaml())) == job
 
 
-def test_words_that_look_like_numbers_stay_words(shop: Path, tmp_path: Path) -> None:
+def test_text_that_looks_like_a_number_stays_text(shop: Path, tmp_path: Path) -> None:
     job = read_job(shop, ["data.schema.features.genre.vocab=['1e3', 'no', '2026-01-31', 'true', g1]"])
     (tmp_path / "config.yaml").write_text(job.to_yaml())
     assert read_job(tmp_path / "config.yaml").schema.features["genre"].vocab == (
@@ -77,8 +77,8 @@ def test_all_faults_of_all_sections_come_at_once(shop: Path) -> None:
         "evaluat": {},
         "name": "../up",
     }
-    words = ["no equals sign", "fit.lr=0", "data.schema.features.genre.kind=idd"]
-    found = faults(config, *words)
+    overrides = ["no equals sign", "fit.lr=0", "data.schema.features.genre.kind=idd"]
+    messages = faults(config, *overrides)
     expected = [
         "data.shema: unknown key; did you mean 'schema'?",
         "command line: no equals sign: an override is written key.key=value",
@@ -91,39 +91,44 @@ def test_all_faults_of_all_sections_come_at_once(shop: Path) -> None:
         "fit.lr: ",
         "fit.sede: unknown key; did you mean 'seed'?",
     ]
-    assert len(found) == len(expected), found
-    for line, start in zip(found, expected):
+    assert len(messages) == len(expected), messages
+    for line, start in zip(messages, expected):
         assert line.startswith(start)
 
 
 def test_faults_inside_a_whole_schema_are_one_line_each(shop: Path) -> None:
-    words = ["data.schema.histories.seen.features=[item_id, foo, user_id]", "data.schema.features.stars.feedback=false"]
-    found = faults(shop, *words)
-    assert sorted(line.partition(": ")[2].partition(": ")[0] for line in found) == [
+    overrides = [
+        "data.schema.histories.seen.features=[item_id, foo, user_id]",
+        "data.schema.features.stars.feedback=false",
+    ]
+    messages = faults(shop, *overrides)
+    assert sorted(line.partition(": ")[2].partition(": ")[0] for line in messages) == [
         "features.stars",
         "histories.seen.features",
         "histories.seen.features",
     ]
     inline = yaml.safe_load(shop.read_text())
     inline["data"]["schema"] = yaml.safe_load((shop.parent / "shop.schema.yaml").read_text())
-    assert {line.split(":")[0] for line in faults(inline, *words)} >= {
+    assert {line.split(":")[0] for line in faults(inline, *overrides)} >= {
         "data.schema.features.stars",
         "data.schema.histories.seen.features",
     }
 
 
-def test_versions_need_a_moment_and_a_column_of_their_own(shop: Path) -> None:
+def test_versions_need_a_time_and_a_column_of_their_own(shop: Path) -> None:
     dated = {key: {"files": "items.parquet", "as_of": key} for key in ("item", "since")}
-    words = {"user": "user", "item": "item", "label": "liked", "features": {"item": {"kind": "id"}}}
-    words["histories"] = {"seen": {"features": ["item"], "columns": {"item": "past"}}}  # type: ignore[assignment]
-    found = faults({"data": {"log": "x", "items": dated["item"], "users": dated["since"], "schema": words}, "fit": 1})
-    assert found[:3] == [
+    overrides = {"user": "user", "item": "item", "label": "liked", "features": {"item": {"kind": "id"}}}
+    overrides["histories"] = {"seen": {"features": ["item"], "columns": {"item": "past"}}}  # type: ignore[assignment]
+    messages = faults(
+        {"data": {"log": "x", "items": dated["item"], "users": dated["since"], "schema": overrides}, "fit": 1}
+    )
+    assert messages[:3] == [
         "data.users.as_of: needs the schema's time column, which says when an impression was",
         "data.items.as_of: needs the schema's time column, which says when an impression was",
         "data.items.as_of: 'item' is the key of the table; name the column that dates its rows",
     ]
-    assert "model: is required" in found
-    assert faults({"data": {"log": {"files": ["x"], "as_of": "t"}, "schema": words}, "model": "lr"}) == [
+    assert "model: is required" in messages
+    assert faults({"data": {"log": {"files": ["x"], "as_of": "t"}, "schema": overrides}, "model": "lr"}) == [
         "data: log.as_of: as_of is for users and items; the schema's time is the moment of an event"
     ]
     job = read_job(shop, ["data.items={files: items.parquet, as_of: since}"])
@@ -133,8 +138,8 @@ def test_versions_need_a_moment_and_a_column_of_their_own(shop: Path) -> None:
 
 
 def test_missing_files_and_sections_are_faults(shop: Path) -> None:
-    words = ["data.log=gone-*.parquet", "data.schema.features.genre.vocab=gone.txt"]
-    assert faults(shop, *words) == [
+    overrides = ["data.log=gone-*.parquet", "data.schema.features.genre.vocab=gone.txt"]
+    assert faults(shop, *overrides) == [
         f"data.log: no such file: {shop.parent / 'gone-*.parquet'}",
         f"data.schema.features.genre.vocab: no such file: {shop.parent / 'gone.txt'}",
     ]
@@ -166,7 +171,7 @@ def test_overrides_reach_a_schema_wherever_it_is_written(shop: Path) -> None:
     assert read_job(shop).schema.histories["seen"].max_length == 10, "the file is untouched"
 
 
-def test_files_of_parts_lie_beside_the_config_and_keep_their_layout(shop: Path, tmp_path: Path) -> None:
+def test_files_of_splits_are_relative_to_the_config_and_keep_their_format(shop: Path, tmp_path: Path) -> None:
     rows = {"columns": {"user": "text", "clicked": "int"}, "defaults": {"clicked": 0}, "number": "row"}
     config = yaml.safe_load(shop.read_text())
     config["data"] |= {

@@ -35,7 +35,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pages.write(columns, tmp_path_factory.mktemp("canary") / "log.parquet")
 
 
-def told(log: Path, folder: Path, tokens: Path, **history: Any) -> tuple[float, float, float]:
+def measure_leak(log: Path, folder: Path, tokens: Path, **history: Any) -> tuple[float, float, float]:
     """AUC on the valid rows of the users whose labels are coins, and its interval."""
     histories = {"tokens": {"from": str(tokens), "features": ["token", "time_gap"], "max_length": 4, **history}}
     model = {"name": "iat_reader", "base": pages.BASE, "adapt": 8, "width": 8, "query": 8}
@@ -43,11 +43,11 @@ def told(log: Path, folder: Path, tokens: Path, **history: Any) -> tuple[float, 
     config["data"]["split"] = {"by": "time", "valid": 0.4, "test": 0.1}
     config["fit"] |= {"epochs": 6}
     run = train(config, quiet=True)
-    found = run.predictions("valid")
-    users = found["user"].to_numpy()
+    predictions = run.predictions("valid")
+    users = predictions["user"].to_numpy()
     keys = run.log().users.keys.values.to_numpy()[users - 1]
     coins = keys % 2 == 0
-    auc = summary(found["label"].to_numpy()[coins], found["score"].to_numpy()[coins], users[coins])["auc"]
+    auc = summary(predictions["label"].to_numpy()[coins], predictions["score"].to_numpy()[coins], users[coins])["auc"]
     return auc.value, auc.low, auc.high
 
 
@@ -62,11 +62,11 @@ def source(log: Path, folder: Path, valid: float) -> dict[str, Any]:
 def test_5_checkpoint_leakage_canary(log: Path, tmp_path: Path) -> None:
     """Tokens written forward in time tell nothing of a coin; those of a checkpoint over its own window tell it."""
     compress(source(log, tmp_path, 0.4), tmp_path / "honest", ["blocks=6", "first_slices=2", "epochs=4"], quiet=True)
-    value, low, high = told(log, tmp_path / "honest-reader", tmp_path / "honest")
+    value, low, high = measure_leak(log, tmp_path / "honest-reader", tmp_path / "honest")
     assert low <= 0.5 <= high, (value, low, high)
     run = train(source(log, tmp_path, 0.01), quiet=True)
     compress(run, tmp_path / "leaky", ["mode=leaky_checkpoint"], quiet=True)
     with pytest.raises(DataError, match="tells more than was known: it leaks.*\n.*allow_leak: true reads it"):
-        told(log, tmp_path / "leaky-reader", tmp_path / "leaky")
-    value, low, high = told(log, tmp_path / "leaky-reader", tmp_path / "leaky", allow_leak=True)
+        measure_leak(log, tmp_path / "leaky-reader", tmp_path / "leaky")
+    value, low, high = measure_leak(log, tmp_path / "leaky-reader", tmp_path / "leaky", allow_leak=True)
     assert low > 0.52, (value, low, high)

@@ -33,7 +33,7 @@ SCHEMA = Schema.model_validate(
 )
 
 
-def test_rows_as_far_as_a_schema_tells_them() -> None:
+def test_row_counts_that_a_schema_fixes() -> None:
     rows = {field.name: field.rows for field in estimate_fields(SCHEMA).features}
     assert rows == {"u": 2, "i": 1002, "city": 5, "town": 5, "p": 0, "tags": 11, "hour": 2, "size": 7}
     assert [field.name for field in estimate_fields(SCHEMA).histories["seen"]] == ["i", "time_gap", "done"]
@@ -42,11 +42,11 @@ def test_rows_as_far_as_a_schema_tells_them() -> None:
 @pytest.mark.parametrize("model", [name for name in names() if name != "keep_plug"])  # which needs a vector feature
 def test_every_model_is_counted_without_memory_and_without_chance(model: str) -> None:
     before = torch.get_rng_state()
-    found = estimate_memory({"name": model}, estimate_fields(SCHEMA), FitConfig())
+    estimate = estimate_memory({"name": model}, estimate_fields(SCHEMA), FitConfig())
     assert torch.equal(torch.get_rng_state(), before)
-    assert found is not None
-    assert found.weights >= 1002 * 4
-    assert found.optimizer == 2 * found.weights
+    assert estimate is not None
+    assert estimate.weights >= 1002 * 4
+    assert estimate.optimizer == 2 * estimate.weights
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,14 @@ def test_every_model_is_counted_without_memory_and_without_chance(model: str) ->
     [({}, 2), ({"embedding_optimizer": "adagrad"}, 1), ({"embedding_optimizer": "rowwise_adagrad"}, 0)],
 )
 def test_what_an_optimizer_keeps(fit: dict[str, str], kept: int) -> None:
-    found = estimate_memory({"name": "lr"}, estimate_fields(SCHEMA), FitConfig.model_validate(fit))
-    assert found is not None
-    assert found.optimizer == pytest.approx(kept * found.weights, abs=100)  # but for the bias and the number's weight
+    estimate = estimate_memory({"name": "lr"}, estimate_fields(SCHEMA), FitConfig.model_validate(fit))
+    assert estimate is not None
+    assert estimate.optimizer == pytest.approx(
+        kept * estimate.weights, abs=100
+    )  # but for the bias and the number's weight
 
 
-def test_the_message_names_the_largest_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_names_the_largest_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 100_000)
     error = find_memory_fault(estimate_memory({"name": "din"}, estimate_fields(SCHEMA), FitConfig()))
     assert error is not None

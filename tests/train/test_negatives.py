@@ -97,23 +97,29 @@ def test_a_server_scores_as_the_run_does(sampled: Run, tmp_path: Path) -> None:
     manifest = commands.export(sampled, tmp_path / "bundle")
     assert manifest.parity["golden"]["worst"] <= 1e-5, "online as offline"
     log, table = sampled.log(), sampled.predictions()
-    for place in (0, 700, 1_900):
-        golden = commands.build_offline_request(log, sampled.model(), table["row"][place].as_py(), [])
-        assert golden.scores[0] == pytest.approx(table["score"][place].as_py(), abs=1e-6)
+    for index in (0, 700, 1_900):
+        golden = commands.build_offline_request(log, sampled.model(), table["row"][index].as_py(), [])
+        assert golden.scores[0] == pytest.approx(table["score"][index].as_py(), abs=1e-6)
 
 
 def test_a_warm_start_moves_between_rates(job: dict[str, Any], sampled: Run, tmp_path: Path) -> None:
     raw = load_file(sampled.folder / "checkpoints" / "last" / "weights.safetensors")["bias"]
-    words = [f"fit.init_from={sampled.folder}", f"fit.runs={tmp_path}", "fit.lr=1e-9", "fit.max_steps=1", "fit.l2=0"]
+    overrides = [
+        f"fit.init_from={sampled.folder}",
+        f"fit.runs={tmp_path}",
+        "fit.lr=1e-9",
+        "fit.max_steps=1",
+        "fit.l2=0",
+    ]
     for name, rate in (("same", 0.1), ("more", 0.5), ("all", 1.0)):
-        run = train(job, [*words, f"name={name}", f"fit.negative_rate={rate}"], quiet=True)
+        run = train(job, [*overrides, f"name={name}", f"fit.negative_rate={rate}"], quiet=True)
         best = cast(LR, run.model()).bias.detach()
         torch.testing.assert_close(best, raw + math.log(0.1), rtol=0, atol=1e-4, msg=name)
 
 
 def test_rows_of_a_user_are_still_looked_back_at(job: dict[str, Any], tmp_path: Path) -> None:
-    given = {**job, "model": {"name": "iat", "base": {"name": "lr"}, "width": 8}}
-    read = read_job(given, ["fit.negative_rate=0.2"])
+    config = {**job, "model": {"name": "iat", "base": {"name": "lr"}, "width": 8}}
+    read = read_job(config, ["fit.negative_rate=0.2"])
     log = read_log(read)
     rows = log.rows_of("train")
     model = models.build(read.model, log.fields())
@@ -127,9 +133,9 @@ def test_rows_of_a_user_are_still_looked_back_at(job: dict[str, Any], tmp_path: 
     kept = np.sort(np.concatenate(met))
     assert np.array_equal(kept, sample_negatives(rows, log.labels.take(rows), 0.2, 0))
     assert np.array_equal(kept, some.loss_rows)
-    made = compress(given | {"fit": {**job["fit"], "negative_rate": 0.2}}, tmp_path / "t", ["blocks=2"], quiet=True)
+    report = compress(config | {"fit": {**job["fit"], "negative_rate": 0.2}}, tmp_path / "t", ["blocks=2"], quiet=True)
     source = open_source(tmp_path / "t" / "source")
-    assert made.tokens > 0
+    assert report.tokens > 0
     scores = score(source.model, source.log, rows, 4_096)
     assert 0.5 < scores.mean() / log.labels.take(rows).mean() < 2, "a source that is exported scores all rows"
 
@@ -143,21 +149,21 @@ def test_a_batch_in_which_no_row_counts_has_no_loss() -> None:
 
 
 def test_what_no_shift_corrects_is_refused_before_training(job: dict[str, Any], tmp_path: Path) -> None:
-    words = [f"fit.runs={tmp_path}", "fit.negative_rate=0.1"]
+    overrides = [f"fit.runs={tmp_path}", "fit.negative_rate=0.1"]
     several = {**job, "model": {"name": "shared_bottom", "tasks": {"bought": 1.0}}}
     with pytest.raises(ConfigError, match="shared_bottom learns bought beside the label; a row dropped"):
-        train(several, words, quiet=True)
+        train(several, overrides, quiet=True)
     with pytest.raises(ConfigError, match="the score of esmm has no single output bias"):
-        train({**job, "model": "esmm"}, words, quiet=True)
+        train({**job, "model": "esmm"}, overrides, quiet=True)
     with pytest.raises(DataError, match=r"fit.negative_rate: 1e-06: none of 18,\d+ negative training rows is kept"):
-        train(job, [words[0], "fit.negative_rate=1e-6"], quiet=True)
+        train(job, [overrides[0], "fit.negative_rate=1e-6"], quiet=True)
     with pytest.raises(ConfigError, match="fit.negative_rate"):
-        train(job, [words[0], "fit.negative_rate=0"], quiet=True)
+        train(job, [overrides[0], "fit.negative_rate=0"], quiet=True)
     assert not list(tmp_path.iterdir())
 
 
 def test_weights_and_sampling_go_together(job: dict[str, Any], sampled: Run) -> None:
-    words = ["name=both", "fit.negative_rate=0.1", "fit.sample_weight=w", "evaluate.sample_weight=w"]
-    both = train(job, words, quiet=True)
+    overrides = ["name=both", "fit.negative_rate=0.1", "fit.sample_weight=w", "evaluate.sample_weight=w"]
+    both = train(job, overrides, quiet=True)
     assert 0.8 < both.metrics["pcoc"].value < 1.25
     assert both.metrics["auc"].value > 0.5

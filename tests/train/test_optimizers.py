@@ -39,7 +39,7 @@ class Two(Model):
         return self.linear(nn.functional.embedding(ids, self.table, sparse=sparse)).square().sum()
 
 
-def test_tables_and_dense_parameters_get_their_own_optimiser() -> None:
+def test_tables_and_dense_parameters_get_their_own_optimizer() -> None:
     model = Two()
     config = FitConfig(lr=0.1, embedding_lr=0.2, weight_decay=0.3, l2=0.4)
     optimizers = build_optimizers(model, config)
@@ -72,12 +72,12 @@ def test_tables_and_dense_parameters_get_their_own_optimiser() -> None:
         ({"optimizer": "sgd", "embedding_optimizer": "sgd", "momentum": 0.9}, torch.optim.SGD, LazySGD),
     ],
 )
-def test_every_optimiser_gets_its_settings(settings: dict[str, object], dense: type, tables: type) -> None:
+def test_every_optimizer_gets_its_settings(settings: dict[str, object], dense: type, tables: type) -> None:
     config = FitConfig(weight_decay=0.3, **settings)
-    found = build_optimizers(Two(), config)
-    assert type(found["dense"]) is dense
-    assert type(found["tables"]) is tables
-    for optimizer in found.values():
+    optimizers_by_name = build_optimizers(Two(), config)
+    assert type(optimizers_by_name["dense"]) is dense
+    assert type(optimizers_by_name["tables"]) is tables
+    for optimizer in optimizers_by_name.values():
         for group in optimizer.param_groups:
             assert group["lr"] == 1e-3
             assert group.get("betas", config.betas) == config.betas
@@ -86,10 +86,10 @@ def test_every_optimiser_gets_its_settings(settings: dict[str, object], dense: t
                 group.get("initial_accumulator_value", config.initial_accumulator_value)
                 == config.initial_accumulator_value
             )
-    assert [group["weight_decay"] for group in found["dense"].param_groups] == [0.3, 0.0]
+    assert [group["weight_decay"] for group in optimizers_by_name["dense"].param_groups] == [0.3, 0.0]
 
 
-def test_weight_decay_is_decoupled_with_adamw_and_part_of_the_gradient_with_sgd() -> None:
+def test_weight_decay_is_decoupled_with_adamw_and_in_the_gradient_with_sgd() -> None:
     model = Two()
     with torch.no_grad():
         model.linear.weight.fill_(2.0)
@@ -124,12 +124,12 @@ def test_a_setting_that_nothing_would_read_is_refused(settings: dict[str, object
 def test_rates_rise_over_the_warm_up_and_stay() -> None:
     config = FitConfig(lr=0.1, embedding_lr=0.4, warmup_steps=4)
     optimizers = build_optimizers(Two(), config)
-    found = []
+    optimizers_by_name = []
     for step in range(7):
         set_learning_rates(optimizers, config, step)
-        found.append([optimizers[name].param_groups[0]["lr"] for name in ("dense", "tables")])
-    assert [dense for dense, _ in found] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1, 0.1])
-    assert [tables for _, tables in found] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4])
+        optimizers_by_name.append([optimizers[name].param_groups[0]["lr"] for name in ("dense", "tables")])
+    assert [dense for dense, _ in optimizers_by_name] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1, 0.1])
+    assert [tables for _, tables in optimizers_by_name] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4])
 
 
 @pytest.mark.parametrize("longest", [0.5, 100.0])

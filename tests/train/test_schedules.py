@@ -50,10 +50,10 @@ def test_steps_jump_and_ramp() -> None:
 
 
 def test_transformer_rises_to_its_warmup_and_falls_like_the_root() -> None:
-    found = rates({"name": "transformer", "width": 16, "warmup": 4}, range(16), lr=2.0)
-    assert found[3] == max(found) == pytest.approx(2 / 4 / 2)
-    assert found[0] == pytest.approx(2 / 4 * 4**-1.5)
-    assert found[15] == pytest.approx(2 / 4 / 4)
+    values = rates({"name": "transformer", "width": 16, "warmup": 4}, range(16), lr=2.0)
+    assert values[3] == max(values) == pytest.approx(2 / 4 / 2)
+    assert values[0] == pytest.approx(2 / 4 * 4**-1.5)
+    assert values[15] == pytest.approx(2 / 4 / 4)
 
 
 def test_warm_up_times_schedule_for_dense_and_tables() -> None:
@@ -67,16 +67,16 @@ def test_warm_up_times_schedule_for_dense_and_tables() -> None:
     )
     table = torch.nn.Embedding(3, 2, sparse=True)
     dense, tables = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]), torch.optim.SGD(table.parameters())
-    found = []
+    values = []
     for step in range(10):
         set_learning_rates({"dense": dense, "tables": tables}, config, step)
-        found.append((dense.param_groups[0]["lr"], tables.param_groups[0]["lr"]))
+        values.append((dense.param_groups[0]["lr"], tables.param_groups[0]["lr"]))
     expected = [0.02, 0.04, 0.06, 0.08, 0.1, 0.1, 0.05, 0.05, 0.03, 0.03]
-    assert [rate for rate, _ in found] == pytest.approx(expected)
-    assert [rate for _, rate in found] == pytest.approx([4 * rate for rate in expected])
+    assert [rate for rate, _ in values] == pytest.approx(expected)
+    assert [rate for _, rate in values] == pytest.approx([4 * rate for rate in expected])
 
 
-def test_warm_up_without_a_first_rate_begins_one_part_above_zero() -> None:
+def test_warm_up_without_a_first_rate_begins_one_step_above_zero() -> None:
     assert [warmup(4, None, 0.1, step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     assert warmup(0, None, 0.1, 0) == 1.0
 
@@ -94,12 +94,12 @@ def test_warm_up_without_a_first_rate_begins_one_part_above_zero() -> None:
         ({"name": "exponential", "steps": 5, "factor": 1.5}, "fit.schedule.factor: input should be less than"),
     ],
 )
-def test_what_does_not_fit_is_told(settings: dict[str, Any], says: str) -> None:
+def test_keys_of_another_schedule_are_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(Schedule, settings, "job.yaml", "fit.schedule")
     assert says in str(caught.value)
 
 
 def test_settings_written_out_are_read_again() -> None:
-    given = FitConfig(schedule=Schedule(name="step", at=(3,), rates=(0.1,)))
-    assert parse(FitConfig, given.model_dump(mode="json"), "config.yaml", "fit") == given
+    fit_config = FitConfig(schedule=Schedule(name="step", at=(3,), rates=(0.1,)))
+    assert parse(FitConfig, fit_config.model_dump(mode="json"), "config.yaml", "fit") == fit_config

@@ -99,9 +99,9 @@ def test_forward_in_time_and_on_the_same_split_runs_may_start(log: Path, early: 
 def test_weights_from_the_future_are_refused_with_both_lines(log: Path, late: Run) -> None:
     with pytest.raises(RunError) as caught:
         fit(log, days(4, 5), late)
-    told = str(caught.value)
-    assert "trained on labels known until 2023-11-22T00:00:00Z, and here valid and test begin at 2023-11-19" in told
-    assert "validated on labels known until 2023-11-23T00:00:00Z, and here test begins at 2023-11-20" in told
+    message = str(caught.value)
+    assert "trained on labels known until 2023-11-22T00:00:00Z, and here valid and test begin at 2023-11-19" in message
+    assert "validated on labels known until 2023-11-23T00:00:00Z, and here test begins at 2023-11-20" in message
     with pytest.raises(RunError, match="that run was validated on labels known until 2023-11-23") as caught:
         fit(log, days(7, 7), late)
     assert "trained on" not in str(caught.value)
@@ -109,8 +109,8 @@ def test_weights_from_the_future_are_refused_with_both_lines(log: Path, late: Ru
 
 def test_allowed_by_name_results_say_so(log: Path, late: Run) -> None:
     run = fit(log, days(4, 5), late, {"allow_future_weights": True})
-    (told,) = (sentence for sentence in run.results["warnings"] if "init_from" in sentence)
-    assert "The weights may have seen the labels that this run is measured on" in told
+    (message,) = (sentence for sentence in run.results["warnings"] if "init_from" in sentence)
+    assert "The weights may have seen the labels that this run is measured on" in message
     assert read_seen_labels(run).trained == read_seen_labels(late).trained, "and the next run in the chain knows it"
     with pytest.raises(RunError, match="that run trained on labels known until 2023-11-22"):
         fit(log, days(4, 5), run)
@@ -126,11 +126,11 @@ def test_a_shorter_delay_of_the_run_before_is_no_way_around(log: Path, early: Ru
     assert "init_from" not in str(fit(log, days(6, 8), early, label_delay="2d").results["warnings"])
 
 
-def test_nor_is_a_run_that_took_events_or_other_labels_for_known_earlier(log: Path, early: Run) -> None:
-    told = {"time": {"column": "t", "unit": "s", "available_at": "told"}}
+def test_a_run_that_assumed_shorter_delays_is_refused(log: Path, early: Run) -> None:
+    message = {"time": {"column": "t", "unit": "s", "available_at": "told"}}
     with pytest.raises(RunError, match="which labels that run has seen cannot be told"):
-        fit(log, days(4, 5), early, **told)
-    fit(log, days(4, 5), fit(log, days(4, 5), **told))
+        fit(log, days(4, 5), early, **message)
+    fit(log, days(4, 5), fit(log, days(4, 5), **message))
     click = {"kind": "id", "vocab": [0, 1], "feedback": True}
     heard, seen = (
         {"features": {**SCHEMA["features"], "click": {**click, "available_at": c}}} for c in ("heard", "told")
@@ -160,7 +160,7 @@ def test_without_a_line_only_the_same_split_starts(log: Path, early: Run, split:
             fit(log, {**split, "seed": 1}, run)
 
 
-def test_runs_that_tell_nothing_are_asked_of_their_log(log: Path, tmp_path: Path) -> None:
+def test_runs_without_seen_labels_are_checked_by_their_log(log: Path, tmp_path: Path) -> None:
     """Runs of version 0.3 learned every label of train, known or not, and kept no record of it."""
     old = fit(log, days(7, 8), label_delay="12h")
     about = json.loads((old.folder / "log.json").read_text())

@@ -31,17 +31,17 @@ MODEL = {"name": "mmoe", "experts": 2, "expert": [8], "tower": [], "tasks": {"cl
 def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A small world with one more label, which is known hours later and never for one row in three."""
     folder = tmp_path_factory.mktemp("tasks")
-    made = generate_dataset("rare_orders", users=60, towns=4, orders=0.8)
-    rows = np.arange(len(made.log))
-    log = made.log.append_column("back", pa.array(rows % 2, mask=rows % 3 == 0))
+    dataset = generate_dataset("rare_orders", users=60, towns=4, orders=0.8)
+    rows = np.arange(len(dataset.log))
+    log = dataset.log.append_column("back", pa.array(rows % 2, mask=rows % 3 == 0))
     log = log.append_column("place", pa.array(rows % 5))
     log = log.set_column(2, "time", pa.array(synthetic.START + rows % 30 * 3_600 + rows // 30 * 60))
     features = {"back": {"kind": "id", "feedback": True, "available_after": "3h"}, "place": {"kind": "id"}}
     history = {"seen": {"features": ["item", "click"], "max_length": 3}}
-    schema = {**made.schema, "features": {**made.schema["features"], **features}, "histories": history}
-    made = replace(made, log=log, schema=schema, split={"by": "time", "valid": 0.2, "test": 0.2})
-    synthetic.write(made, folder)
-    job = made.job(folder, MODEL, epochs=1, runs=str(folder / "runs"), tensorboard="off", mlflow="off")
+    schema = {**dataset.schema, "features": {**dataset.schema["features"], **features}, "histories": history}
+    dataset = replace(dataset, log=log, schema=schema, split={"by": "time", "valid": 0.2, "test": 0.2})
+    synthetic.write(dataset, folder)
+    job = dataset.job(folder, MODEL, epochs=1, runs=str(folder / "runs"), tensorboard="off", mlflow="off")
     job["data"] |= {"folder": str(folder / "prepared"), "threads": 1}
     return {**job, "evaluate": {"n_resamples": 20}}
 
@@ -51,7 +51,7 @@ def plain(job: dict[str, Any]) -> Run:
     return train({**job, "name": "plain"}, quiet=True)
 
 
-def test_predictions_tell_every_task(plain: Run, job: dict[str, Any]) -> None:
+def test_predictions_hold_every_task(plain: Run, job: dict[str, Any]) -> None:
     table, log, model = plain.predictions(), plain.log(), plain.model()
     assert table.column_names == [
         *("row", "user", "time", "label", "score", "label.click", "score.click", "label.back", "score.back")
@@ -62,8 +62,8 @@ def test_predictions_tell_every_task(plain: Run, job: dict[str, Any]) -> None:
         assert table[f"label.{name}"].to_pylist() == source[name].take(pa.array(rows)).to_pylist(), name
     assert table["label.back"].null_count > 0
     logits = model.logits(gather(log, rows)).detach().sigmoid().numpy()
-    for place, name in enumerate(("score", "score.click", "score.back")):
-        np.testing.assert_allclose(table[name].to_numpy(), logits[:, place], atol=1e-5)
+    for index, name in enumerate(("score", "score.click", "score.back")):
+        np.testing.assert_allclose(table[name].to_numpy(), logits[:, index], atol=1e-5)
 
 
 def test_training_knows_no_label_that_came_after_the_split(plain: Run) -> None:
@@ -74,19 +74,19 @@ def test_training_knows_no_label_that_came_after_the_split(plain: Run) -> None:
     assert 0.33 < late.isnan().float().mean() < 1
 
 
-def test_metrics_of_every_task_are_those_of_its_known_rows(plain: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_metrics_of_every_task_are_those_of_its_labeled_rows(plain: Run, capsys: pytest.CaptureFixture[str]) -> None:
     table = plain.predictions()
-    known = table.filter(table["label.back"].is_valid())
-    for name, rows in (("click", table), ("back", known)):
-        label, score = (rows[f"{part}.{name}"].to_numpy() for part in ("label", "score"))
+    labeled = table.filter(table["label.back"].is_valid())
+    for name, rows in (("click", table), ("back", labeled)):
+        label, score = (rows[f"{kind}.{name}"].to_numpy() for kind in ("label", "score"))
         assert plain.metrics[f"auc.{name}"].value == pytest.approx(metrics.auc(label, score))
         assert plain.metrics[f"log_loss.{name}"].value == pytest.approx(metrics.log_loss(label, score))
         assert plain.metrics[f"pcoc.{name}"].value == pytest.approx(metrics.pcoc(label, score))
     assert "auc.label" not in plain.metrics, "which is auc"
     assert evaluate(plain).metrics == plain.metrics
-    told = results_table("plain", plain.results)
-    assert "\nAUC of click " in told
-    assert "\nLog loss of back " in told
+    text = results_table("plain", plain.results)
+    assert "\nAUC of click " in text
+    assert "\nLog loss of back " in text
     main(["evaluate", str(plain.folder)])
     assert "AUC of back" in capsys.readouterr().out
 
@@ -95,21 +95,21 @@ def test_a_bad_task_carries_its_own_warning(plain: Run) -> None:
     table = plain.predictions()
     low = pa.array(table["score.click"].to_numpy() / 10)
     changed = table.set_column(table.column_names.index("score.click"), "score.click", low)
-    found = measure_table(changed, "x", "mmoe", "test", plain.config.evaluate)
-    assert any(said.startswith("PCOC of click on test is ") for said in found.warnings)
-    assert found.to_dict()["warnings"] == list(found.warnings)
-    told = results_table("x", found.to_dict())
-    assert "\nwarning: PCOC of click on test is " in told
+    evaluation = measure_table(changed, "x", "mmoe", "test", plain.config.evaluate)
+    assert any(said.startswith("PCOC of click on test is ") for said in evaluation.warnings)
+    assert evaluation.to_dict()["warnings"] == list(evaluation.warnings)
+    text = results_table("x", evaluation.to_dict())
+    assert "\nwarning: PCOC of click on test is " in text
 
 
-def test_a_task_that_a_part_cannot_tell_is_undefined_and_stops_nothing(plain: Run) -> None:
+def test_a_task_of_one_class_is_undefined_and_stops_nothing(plain: Run) -> None:
     table = plain.predictions()
     nothing = pa.nulls(len(table), pa.float32())
     for column in (nothing, pa.array(np.ones(len(table), np.float32))):
         changed = table.set_column(table.column_names.index("label.back"), "label.back", column)
-        found = measure_table(changed, "x", "mmoe", "test", plain.config.evaluate).metrics
-        assert not found["auc.back"].defined
-        assert found["auc.click"] == plain.metrics["auc.click"]
+        evaluation = measure_table(changed, "x", "mmoe", "test", plain.config.evaluate).metrics
+        assert not evaluation["auc.back"].defined
+        assert evaluation["auc.click"] == plain.metrics["auc.click"]
 
 
 def run_copy(run: Run) -> Run:

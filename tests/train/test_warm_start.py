@@ -43,8 +43,8 @@ def first(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def base(domain: Domain, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of the narrow domain without knowledge."""
     folder, _ = domain
-    words = ["name=base", f"fit.runs={tmp_path_factory.mktemp('base')}"]
-    return train(domains.downstream(folder, None), words, quiet=True)
+    overrides = ["name=base", f"fit.runs={tmp_path_factory.mktemp('base')}"]
+    return train(domains.downstream(folder, None), overrides, quiet=True)
 
 
 def built(config: Any) -> tuple[models.Model, dict[str, torch.optim.Optimizer], Any, Log]:
@@ -55,7 +55,7 @@ def built(config: Any) -> tuple[models.Model, dict[str, torch.optim.Optimizer], 
     return model, build_optimizers(model, job.fit), job.fit, log
 
 
-def test_weights_and_moments_go_on_where_the_run_ended(first: Run, shop: Path) -> None:
+def test_weights_and_optimizer_state_continue_where_the_run_ended(first: Run, shop: Path) -> None:
     model, optimizers, fit, log = built(shop)
     state = torch.get_rng_state()
     warm_start(first.folder, model, optimizers, fit, log.fitted)
@@ -63,22 +63,24 @@ def test_weights_and_moments_go_on_where_the_run_ended(first: Run, shop: Path) -
     last = first.folder / "checkpoints" / "last"
     for name, tensor in load_file(last / "weights.safetensors").items():
         assert torch.equal(model.state_dict()[name], tensor), name
-    moments = {name: tensor for name, tensor in load_file(last / "optimizer.safetensors").items() if name != "random"}
-    found = {
-        f"{kind}.{place}.{key}": value
+    saved_state = {
+        name: tensor for name, tensor in load_file(last / "optimizer.safetensors").items() if name != "random"
+    }
+    current_state = {
+        f"{kind}.{index}.{key}": value
         for kind, optimizer in optimizers.items()
-        for place, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
+        for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
         for key, value in optimizer.state[parameter].items()
         if isinstance(value, torch.Tensor)
     }
-    assert found.keys() == moments.keys()
-    assert all(torch.equal(found[key], moments[key]) for key in moments)
+    assert current_state.keys() == saved_state.keys()
+    assert all(torch.equal(current_state[key], saved_state[key]) for key in saved_state)
 
 
 def test_a_started_run_goes_on_and_is_better_at_once(first: Run, shop: Path, runs: Runs) -> None:
-    words = runs("fit.epochs=1", "fit.val_checks_per_epoch=8", "fit.monitor=log_loss")
-    cold = train(shop, [*words, "name=cold"], quiet=True)
-    warm = train(shop, [*words, "name=warm", f"fit.init_from={first.folder}"], quiet=True)
+    overrides = runs("fit.epochs=1", "fit.val_checks_per_epoch=8", "fit.monitor=log_loss")
+    cold = train(shop, [*overrides, "name=cold"], quiet=True)
+    warm = train(shop, [*overrides, "name=warm", f"fit.init_from={first.folder}"], quiet=True)
     assert warm.config.fit.init_from == str(first.folder)
 
     def at_first(run: Run) -> float:
@@ -92,8 +94,8 @@ def test_a_started_run_goes_on_and_is_better_at_once(first: Run, shop: Path, run
 def test_a_started_run_resumes_bit_by_bit(
     first: Run, shop: Path, runs: Runs, same: Same, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    words = runs("fit.epochs=1", f"fit.init_from={first.folder}")
-    whole = train(shop, [*words, "name=whole"], quiet=True)
+    overrides = runs("fit.epochs=1", f"fit.init_from={first.folder}")
+    whole = train(shop, [*overrides, "name=whole"], quiet=True)
     steps, real = 0, DIN.loss
 
     def count(self: DIN, batch: Batch) -> torch.Tensor:
@@ -106,15 +108,15 @@ def test_a_started_run_resumes_bit_by_bit(
     with monkeypatch.context() as patch:
         patch.setattr(DIN, "loss", count)
         with pytest.raises(RunError, match="stopped after step"):
-            train(shop, [*words, "name=halved"], quiet=True)
+            train(shop, [*overrides, "name=halved"], quiet=True)
     same(whole.folder, train(resume=whole.folder.parent / "halved", quiet=True).folder)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_from_there_again(
     first: Run, shop: Path, runs: Runs, same: Same, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = runs("fit.epochs=1", f"fit.init_from={first.folder}")
-    whole = train(shop, [*words, "name=whole"], quiet=True)
+    overrides = runs("fit.epochs=1", f"fit.init_from={first.folder}")
+    whole = train(shop, [*overrides, "name=whole"], quiet=True)
 
     def killed(self: DIN, batch: Batch) -> torch.Tensor:
         raise KeyboardInterrupt
@@ -122,7 +124,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_from_there_again(
     with monkeypatch.context() as patch:
         patch.setattr(DIN, "loss", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(shop, [*words, "name=halved"], quiet=True)
+            train(shop, [*overrides, "name=halved"], quiet=True)
     same(whole.folder, train(resume=whole.folder.parent / "halved", quiet=True).folder)
 
 
@@ -138,8 +140,8 @@ def test_1_zero_init_plug_from_a_run_scores_as_that_run(domain: Domain, base: Ru
 
 def test_2_checkpoint_of_the_base_starts_the_plugged_run(domain: Domain, base: Run, tmp_path: Path) -> None:
     folder, written = domain
-    words = ["name=plugged", f"fit.runs={tmp_path}", f"fit.init_from={base.folder}"]
-    run = train(domains.downstream(folder, Path(written.into)), words, quiet=True)
+    overrides = ["name=plugged", f"fit.runs={tmp_path}", f"fit.init_from={base.folder}"]
+    run = train(domains.downstream(folder, Path(written.into)), overrides, quiet=True)
     assert isinstance(run.model(), KEEPPlug)
     assert run.metrics["auc"].value > base.metrics["auc"].value
     again = train(
@@ -151,7 +153,7 @@ def test_2_checkpoint_of_the_base_starts_the_plugged_run(domain: Domain, base: R
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("overrides", "says"),
     [
         (["model={name: deepfm}"], r"a din whose weights do not fit this deepfm: .*expected the same model"),
         (["model.mlp=[20]"], r"top.layers.0.linear.weight is 16x\d+, not 20x"),
@@ -164,11 +166,11 @@ def test_2_checkpoint_of_the_base_starts_the_plugged_run(domain: Domain, base: R
     ],
 )
 def test_what_does_not_fit_is_refused_before_there_is_a_folder(
-    first: Run, shop: Path, tmp_path: Path, words: list[str], says: str
+    first: Run, shop: Path, tmp_path: Path, overrides: list[str], says: str
 ) -> None:
     runs = [f"fit.runs={tmp_path / 'runs'}", f"fit.init_from={first.folder}"]
     with pytest.raises(RunError, match=says):
-        train(shop, [*runs, *words], quiet=True)
+        train(shop, [*runs, *overrides], quiet=True)
     assert not (tmp_path / "runs").exists()
 
 

@@ -59,9 +59,9 @@ def job(folder: Path, **columns: Any) -> dict[str, Any]:
 
 
 def test_weights_decide_what_is_learned_and_how_it_is_measured(tmp_path: Path) -> None:
-    given = job(tmp_path)
+    config = job(tmp_path)
     both = ["fit.sample_weight=w", "evaluate.sample_weight=w"]
-    plain, weighed = train(given, ["name=plain"], quiet=True), train(given, ["name=weighed", *both], quiet=True)
+    plain, weighed = train(config, ["name=plain"], quiet=True), train(config, ["name=weighed", *both], quiet=True)
     assert plain.metrics["auc"].value > 0.5, "most rows are turned round, and measured so"
     table = weighed.predictions()
     label, score, weight = (table[name].to_numpy() for name in ("label", "score", "weight"))
@@ -76,7 +76,7 @@ def test_weights_decide_what_is_learned_and_how_it_is_measured(tmp_path: Path) -
     assert evaluate(weighed).metrics == weighed.metrics
     with pytest.raises(RunError, match="sample weights"):
         compare([plain, weighed])
-    own = compare([weighed, train(given, ["name=again", *both], quiet=True)])
+    own = compare([weighed, train(config, ["name=again", *both], quiet=True)])
     assert comparison_table(own.to_dict()).splitlines()[0].endswith("weighted by w")
     assert own.runs["weighed"]["auc"].value == pytest.approx(weighed.metrics["auc"].value)
 
@@ -97,13 +97,13 @@ def test_a_log_without_weights_keeps_its_name_and_one_with_them_has_its_own(tmp_
     one, two = read_job(job(tmp_path)), read_job(job(tmp_path), ["evaluate.sample_weight=w"])
     assert two.data.weights == ("w",)
     assert log_digest(one.data, one.schema, "x") != log_digest(two.data, two.schema, "x")
-    assert read_job(two.words()).data.weights == ("w",)
+    assert read_job(two.to_dict()).data.weights == ("w",)
     kept = read_job(job(tmp_path), ["data.weights=[w]"])
     assert prepare(kept.data, kept.schema) == prepare(two.data, two.schema)
 
 
 @pytest.mark.parametrize(
-    ("odd", "words"),
+    ("odd", "text"),
     [
         (-0.5, "-0.5 in row 8, as the weight of a sample"),
         (None, "null in row 8"),
@@ -112,25 +112,25 @@ def test_a_log_without_weights_keeps_its_name_and_one_with_them_has_its_own(tmp_
         ("heavy", "text, first 'heavy'"),
     ],
 )
-def test_a_weight_that_is_none_is_refused_with_its_row(odd: Any, words: str, tmp_path: Path) -> None:
+def test_a_weight_that_is_none_is_refused_with_its_row(odd: Any, text: str, tmp_path: Path) -> None:
     values: list[Any] = ["1"] * N if isinstance(odd, str) else [1.0] * N
     values[7] = odd
-    given = job(tmp_path, w=pa.array(values))
+    config = job(tmp_path, w=pa.array(values))
     with pytest.raises(DataError) as raised:
-        train(given, ["fit.sample_weight=w"], quiet=True)
-    assert words in str(raised.value)
+        train(config, ["fit.sample_weight=w"], quiet=True)
+    assert text in str(raised.value)
     assert not list((tmp_path / "runs").glob("*"))
 
 
 def test_weights_that_leave_a_class_without_any_are_refused_before_training(tmp_path: Path) -> None:
-    given = job(tmp_path, w=np.zeros(N))
+    config = job(tmp_path, w=np.zeros(N))
     with pytest.raises(DataError, match=r"fit.sample_weight: the train split: a weight of 0 on every positive row"):
-        train(given, ["fit.sample_weight=w"], quiet=True)
+        train(config, ["fit.sample_weight=w"], quiet=True)
     late = job(tmp_path / "late", w=np.where(np.arange(N) < 1_070, 1.0, 0.0))
     with pytest.raises(DataError, match=r"evaluate.sample_weight: the test split"):
         train(late, ["evaluate.sample_weight=w"], quiet=True)
     with pytest.raises(DataError, match="no column 'weihgt'|weihgt"):
-        train(given, ["fit.sample_weight=weihgt"], quiet=True)
+        train(config, ["fit.sample_weight=weihgt"], quiet=True)
 
 
 def test_a_source_in_user_order_learns_by_weight_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,10 +142,10 @@ def test_a_source_in_user_order_learns_by_weight_too(tmp_path: Path, monkeypatch
         return right(logit_B, batch)
 
     monkeypatch.setattr(iat, "bce_loss", noted)
-    given = {**job(tmp_path), "model": {"name": "iat", "base": {"name": "lr"}, "width": 8}}
-    given["fit"]["sample_weight"] = "w"
-    for regime in ("blocks", "stream"):
-        compress(given, tmp_path / regime, ["blocks=3", f"regime={regime}"], quiet=True)
+    config = {**job(tmp_path), "model": {"name": "iat", "base": {"name": "lr"}, "width": 8}}
+    config["fit"]["sample_weight"] = "w"
+    for mode in ("blocks", "stream"):
+        compress(config, tmp_path / mode, ["blocks=3", f"mode={mode}"], quiet=True)
         assert seen
         assert all(seen)
         seen.clear()

@@ -26,7 +26,7 @@ from longrec.train.base_rate import collect_bias_warnings, start_at_base_rates
 from longrec.train.evaluate import check_splits, measure_table, write_predictions
 from longrec.train.finished_run import Run, open_log, open_run, read_log, require_run
 from longrec.train.folder import create_run_folder, lock_folder, record_resume, require_free, warm_start_warnings
-from longrec.train.job import Job, flat, read_job
+from longrec.train.job import Job, flatten, read_job
 from longrec.train.loop import Loop
 from longrec.train.machine import keep_large_blocks, torch_threads
 from longrec.train.memory import check_memory, estimate_fields
@@ -151,7 +151,7 @@ def _run(folder: Path, job: Job, log: Log, model: Model, quiet: bool) -> None:
             warm_start(job.fit.init_from, model, loop.optimizers, job.fit, log.fitted)
         if not loop.state.step:
             _fit_statistics(model, log)
-        settings = flat({"model": job.model, "fit": job.fit.model_dump(mode="json")})
+        settings = flatten({"model": job.model, "fit": job.fit.model_dump(mode="json")})
         with trackers(job.fit, folder, loop.state.step, settings) as others:
             state = loop.run(others)
     _measure(folder, job, log, state, quiet)
@@ -211,7 +211,7 @@ def _collect_run_warnings(folder: Path, log: Log) -> list[str]:
 
 def _check_same_config(requested: Job, own: Job, folder: Path) -> None:
     """Refuse to resume a run with another config than its own."""
-    before, now = (flat(job.words()) for job in (own, requested))
+    before, now = (flatten(job.to_dict()) for job in (own, requested))
     faults = [
         f"{key}: {before.get(key)!r} in the run, {now.get(key)!r} now"
         for key in {**before, **now}

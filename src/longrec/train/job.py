@@ -54,12 +54,12 @@ class Job:
     fit: FitConfig
     evaluate: EvaluateConfig
 
-    def words(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The resolved config as plain values; :func:`read_job` reads it back to an equal job."""
         # A split and a feature refuse keys of other kinds, so only what was given may be written.
         data = self.data.model_dump(mode="json", exclude_unset=True)
         data |= self.data.model_dump(mode="json", include={"folder", "memory", "threads"})
-        data["split"] = _split_words(self.data.split)
+        data["split"] = _dump_split(self.data.split)
         data = {key: data[key] for key in DataConfig.model_fields if key in data}
         data["schema"] = self.schema.model_dump(mode="json", exclude_unset=True)
         return {
@@ -71,8 +71,8 @@ class Job:
         }
 
     def to_yaml(self) -> str:
-        """:meth:`words` as YAML."""
-        return to_yaml(self.words())
+        """:meth:`to_dict` as YAML."""
+        return to_yaml(self.to_dict())
 
 
 def read_job(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Job:
@@ -105,10 +105,10 @@ def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str], *, s
         if _is_of_run(path):
             content = _upgrade(content)
     faults: list[str] = []
-    whole = [word for word in overrides if word.partition("=")[0] in ("data", "data.schema")]
-    content = _override(content, whole, faults)
-    home = _inline_schema(content, base, faults)
-    content = _override(content, [word for word in overrides if word not in whole], faults)
+    whole = [override for override in overrides if override.partition("=")[0] in ("data", "data.schema")]
+    content = _apply_overrides(content, whole, faults)
+    schema_file = _inline_schema(content, base, faults)
+    content = _apply_overrides(content, [override for override in overrides if override not in whole], faults)
 
     for key in content:
         if key not in SECTIONS:
@@ -119,15 +119,15 @@ def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str], *, s
     name = content.get("name")
     if name is not None and not (isinstance(name, str) and NAME.fullmatch(name)):
         faults.append(f"name: must be a folder name of letters, digits, '.', '-' and '_', got {name!r}")
-    data, schema = _data(content, where, base, home, faults)
+    data, schema = _read_data(content, where, base, schema_file, faults)
     if data is not None and schema is not None:
         faults += [f"data.{fault}" for fault in as_of_faults(data, schema)]
-    model = _model(content, where, schema, faults)
+    model = _read_model(content, where, schema, faults)
     fit = _parse(FitConfig, content.get("fit"), where, "fit", faults)
     evaluate = _parse(EvaluateConfig, content.get("evaluate"), where, "evaluate", faults)
     if sources:
-        faults += _missing(data, schema)
-        faults += _beyond(data, schema, model, fit, home)
+        faults += _find_missing_files(data, schema)
+        faults += _find_excess(data, schema, model, fit, schema_file)
     if faults or data is None or schema is None or model is None or fit is None or evaluate is None:
         raise ConfigError(where, faults)
     named = [column for column in (fit.sample_weight, evaluate.sample_weight) if column is not None]
@@ -155,19 +155,19 @@ def _upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**upgraded, "model": upgrade_model_section(upgraded.get("model"))}
 
 
-def _override(content: Mapping[str, Any], words: Iterable[str], faults: list[str]) -> dict[str, Any]:
+def _apply_overrides(content: Mapping[str, Any], overrides: Iterable[str], faults: list[str]) -> dict[str, Any]:
     """Lay each word over the content by itself, so that one bad word hides no other fault."""
     result = apply_overrides(content, [])
-    for word in words:
+    for override in overrides:
         try:
-            result = apply_overrides(result, [word])
+            result = apply_overrides(result, [override])
         except ConfigError as error:
             faults += [f"command line: {fault}" for fault in error.faults]
     return result
 
 
 @dataclass(frozen=True)
-class _Home:
+class _SchemaFile:
     """Where a schema is written: the file (None: inside the job), and the folder its own paths start from."""
 
     file: str | None
@@ -175,30 +175,30 @@ class _Home:
     broken: bool = False
 
 
-def _inline_schema(content: dict[str, Any], base: Path, faults: list[str]) -> _Home:
+def _inline_schema(content: dict[str, Any], base: Path, faults: list[str]) -> _SchemaFile:
     """Put the contents of a schema file where its path stood."""
     data = content.get("data")
     if not isinstance(data, dict):
-        return _Home(None, base, broken=True)
+        return _SchemaFile(None, base, broken=True)
     for key in [key for key in data if key not in DataConfig.model_fields and key != "schema"]:
         if "schema" not in data and nearest(str(key), [*DataConfig.model_fields, "schema"]) == "schema":
             faults.append(f"data.{key}: unknown key; did you mean 'schema'?")
             data["schema"] = data.pop(key)
     path = data.get("schema")
     if not isinstance(path, str):
-        return _Home(None, base)
-    file = Path(_beside(base, path))
+        return _SchemaFile(None, base)
+    file = Path(_resolve_path(base, path))
     try:
         data["schema"] = read_yaml(file)
     except ConfigError as error:
         faults += [f"data.schema: {path}: {fault}" for fault in error.faults]
         data["schema"] = {}
-        return _Home(path, base, broken=True)
-    return _Home(path, file.parent)
+        return _SchemaFile(path, base, broken=True)
+    return _SchemaFile(path, file.parent)
 
 
-def _data(
-    content: Mapping[str, Any], where: str, base: Path, home: _Home, faults: list[str]
+def _read_data(
+    content: Mapping[str, Any], where: str, base: Path, schema_file: _SchemaFile, faults: list[str]
 ) -> tuple[DataConfig | None, Schema | None]:
     section = content.get("data")
     if section is None:
@@ -211,45 +211,49 @@ def _data(
         for key in _SOURCES:
             source: Source | None = getattr(data, key)
             if source is not None:
-                update[key] = source.placed(lambda file: _beside(base, file))
+                update[key] = source.placed(lambda file: _resolve_path(base, file))
         data = data.model_copy(update=update)
-    if home.broken:
+    if schema_file.broken:
         return data, None
     if section.get("schema") is None:
         faults.append("data.schema: is required: the path of a schema, or the schema itself")
         return data, None
-    return data, _schema(section["schema"], where, home, faults)
+    return data, _read_schema(section["schema"], where, schema_file, faults)
 
 
-def _schema(content: Any, where: str, home: _Home, faults: list[str]) -> Schema | None:
+def _read_schema(content: Any, where: str, schema_file: _SchemaFile, faults: list[str]) -> Schema | None:
     try:
         schema = parse(Schema, content, where, prefix="data.schema")
     except ConfigError as error:
         for fault in error.faults:
-            place, _, words = fault.partition(": ")
+            location, _, message = fault.partition(": ")
             # A fault of the schema as a whole carries its own places.
-            lines = [f"{place}.{part}" for part in _NEXT_FAULT.split(words)] if place == "data.schema" else [fault]
+            lines = (
+                [f"{location}.{item}" for item in _NEXT_FAULT.split(message)] if location == "data.schema" else [fault]
+            )
             for line in lines:
-                faults.append(line if home.file is None else f"{home.file}: {line.removeprefix('data.schema.')}")
+                faults.append(
+                    line if schema_file.file is None else f"{schema_file.file}: {line.removeprefix('data.schema.')}"
+                )
         return None
     features = {}
     for name, feature in schema.features.items():
         if isinstance(feature.vocab, str):
-            feature = feature.model_copy(update={"vocab": _beside(home.folder, feature.vocab)})
-        features[name] = _placed(feature)
-    histories = {name: _placed(history) for name, history in schema.histories.items()}
+            feature = feature.model_copy(update={"vocab": _resolve_path(schema_file.folder, feature.vocab)})
+        features[name] = _resolve_source(feature)
+    histories = {name: _resolve_source(history) for name, history in schema.histories.items()}
     return schema.model_copy(update={"features": features, "histories": histories})
 
 
-def _placed(part: StrictT) -> StrictT:
+def _resolve_source(config: StrictT) -> StrictT:
     """A feature or history with the place of its store as seen from anywhere: what a job wrote lies below the working
     directory of whoever reads it.
     """
-    source = getattr(part, "source", None)
-    return part if source is None else part.model_copy(update={"source": _beside(Path.cwd(), source)})
+    source = getattr(config, "source", None)
+    return config if source is None else config.model_copy(update={"source": _resolve_path(Path.cwd(), source)})
 
 
-def _model(
+def _read_model(
     content: Mapping[str, Any], where: str, schema: Schema | None, faults: list[str]
 ) -> Mapping[str, Any] | None:
     section = content.get("model")
@@ -284,7 +288,7 @@ def _parse(cls: type[StrictT], content: Any, where: str, prefix: str, faults: li
         return None
 
 
-def _missing(data: DataConfig | None, schema: Schema | None) -> list[str]:
+def _find_missing_files(data: DataConfig | None, schema: Schema | None) -> list[str]:
     faults = []
     for key in _SOURCES if data is not None else ():
         source: Source | None = getattr(data, key)
@@ -296,15 +300,19 @@ def _missing(data: DataConfig | None, schema: Schema | None) -> list[str]:
             faults.append(f"data.schema.features.{name}.vocab: no such file: {feature.vocab}")
     stores = {f"features.{name}": f.source for name, f in schema.features.items()} if schema is not None else {}
     stores |= {f"histories.{name}": h.source for name, h in schema.histories.items()} if schema is not None else {}
-    for place, store in stores.items():
+    for location, store in stores.items():
         if store is not None and "://" not in store and not Path(store).is_dir():
-            writer = "longrec encode" if place.startswith("features.") else "longrec compress"
-            faults.append(f"data.schema.{place}.from: no such store: {store}; {writer} writes one")
+            writer = "longrec encode" if location.startswith("features.") else "longrec compress"
+            faults.append(f"data.schema.{location}.from: no such store: {store}; {writer} writes one")
     return faults
 
 
-def _beyond(
-    data: DataConfig | None, schema: Schema | None, model: Mapping[str, Any] | None, fit: FitConfig | None, home: _Home
+def _find_excess(
+    data: DataConfig | None,
+    schema: Schema | None,
+    model: Mapping[str, Any] | None,
+    fit: FitConfig | None,
+    schema_file: _SchemaFile,
 ) -> list[str]:
     """What the files lack by their headers, and a model that cannot fit into the memory there is."""
     if data is None or schema is None:
@@ -314,43 +322,45 @@ def _beyond(
 
     every = [pattern for key in _SOURCES if (source := getattr(data, key)) for pattern in source.patterns()]
     faults = find_source_faults(data, schema) if all(glob.glob(pattern) for pattern in every) else []
-    large = (
+    memory_fault = (
         None
         if model is None or fit is None
         else find_memory_fault(estimate_memory(model, estimate_fields(schema), fit))
     )
-    if large is not None:
-        faults.append(f"model: {large.where}: {large.found}; expected {large.expected}; {large.do}")
-    return [_in_file(fault, home) for fault in faults]
+    if memory_fault is not None:
+        faults.append(
+            f"model: {memory_fault.where}: {memory_fault.found}; expected {memory_fault.expected}; {memory_fault.do}"
+        )
+    return [_locate_in_file(fault, schema_file) for fault in faults]
 
 
-def _in_file(fault: str, home: _Home) -> str:
+def _locate_in_file(fault: str, schema_file: _SchemaFile) -> str:
     """A fault of the schema with the file that the schema stands in."""
-    if home.file is None or not fault.startswith("data.schema."):
+    if schema_file.file is None or not fault.startswith("data.schema."):
         return fault
-    return f"{home.file}: {fault.removeprefix('data.schema.')}"
+    return f"{schema_file.file}: {fault.removeprefix('data.schema.')}"
 
 
-def _beside(folder: Path, path: str) -> str:
+def _resolve_path(folder: Path, path: str) -> str:
     """A path as seen from ``folder``; addresses such as s3://... stay."""
     return path if "://" in path else str(folder / Path(path).expanduser())
 
 
-def flat(words: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested sections as dotted keys.
 
-    >>> flat({"fit": {"lr": 0.1}, "name": "a"})
+    >>> flatten({"fit": {"lr": 0.1}, "name": "a"})
     {'fit.lr': 0.1, 'name': 'a'}
     """
     pairs: dict[str, Any] = {}
-    for key, value in words.items():
-        pairs |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    for key, value in section.items():
+        pairs |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return pairs
 
 
-def _split_words(split: Split) -> dict[str, Any]:
+def _dump_split(split: Split) -> dict[str, Any]:
     """A split as its file says it, shares written out where shares are what it goes by."""
-    words: dict[str, Any] = {"by": split.by, **split.model_dump(mode="json", exclude_unset=True)}
-    if split.by == "user" or (split.by == "time" and set(words) <= {"by", "valid", "test"}):
-        words |= {"valid": split.valid, "test": split.test}
-    return words
+    values: dict[str, Any] = {"by": split.by, **split.model_dump(mode="json", exclude_unset=True)}
+    if split.by == "user" or (split.by == "time" and set(values) <= {"by", "valid", "test"}):
+        values |= {"valid": split.valid, "test": split.test}
+    return values
