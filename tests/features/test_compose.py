@@ -1,4 +1,4 @@
-"""Crosses, lookups, several numbers a row and weights inside a text, against slow ways in plain Python."""
+"""Crosses, lookups, several numbers a row and weights inside a text, compared with slow code in plain Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A vocabulary file serves the column it is for: whole numbers or text, without losing a digit."""
+"""Configured vocabularies: read in the type of the encoded column, whole numbers or text, without losing a digit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What encoders learn from the training window, and from nothing else."""
+"""Encoders fitted on the training window, and on nothing else."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_hashing_keeps_whole_numbers_and_text_apart() -> None:
     assert texts.encode(pa.nulls(2), "x").tolist() == [0, 0]
 
 
-# ---- given vocabularies ------------------------------------------------------------------------------------------
+# ---- configured vocabularies ----
 
 
 def test_a_configured_vocabulary_keeps_its_order_and_reads_no_data() -> None:

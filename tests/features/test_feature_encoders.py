@@ -1,4 +1,4 @@
-"""Every encoder by hand."""
+"""Every encoder, compared with results by hand."""
 
 from __future__ import annotations
 

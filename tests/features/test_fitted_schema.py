@@ -1,4 +1,4 @@
-"""A fitted schema and entity tables: saved as data, the same after loading; lists gathered without a loop."""
+"""A fitted schema and entity tables: equal after saving and loading, and lists gathered without a loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a history shows of past events at a moment."""
+"""Columns of a history as available at a timestamp."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def test_feedback_reads_as_not_yet_until_strictly_after_it_becomes_available() -
     assert list(columns) == ["item", "tags", "page", "click", "dwell", "fixed", "time_gap"]
     assert shown["item"] == [2, 3, 1, 3, 2, 2]
     assert shown["page"] == [2, 3, 2, 3, 2, 3]
-    assert shown["click"] == [2, 3, 6, 6, 6, 6]  # known 10 s after: the one known at this very moment is not yet
-    assert shown["dwell"] == [2, 3, 2, 3, 4, 4]  # known 2 s after
+    assert shown["click"] == [2, 3, 6, 6, 6, 6]  # available 10 s after: one at the same timestamp is not yet available
+    assert shown["dwell"] == [2, 3, 2, 3, 4, 4]  # available 2 s after
     assert shown["fixed"] == [6, 5, 6, 5, 6, 5]
     assert shown["time_gap"] == [6, 5, 5, 3, 3, 3]
     tags = columns["tags"]

@@ -1,4 +1,4 @@
-"""What a schema may say, and what it must not."""
+"""Schemas: valid settings, and the faults of invalid ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BASE: dict[str, Any] = {
 
 
 def build_content(**changes: Any) -> dict[str, Any]:
-    """The base schema with features and histories added and other keys replaced (None takes one away)."""
+    """The base schema with features and histories added and other keys replaced (None removes one)."""
     content = {**BASE, **{k: v for k, v in changes.items() if k not in ("features", "histories")}}
     for key in ("features", "histories"):
         content[key] = {**BASE[key], **changes.get(key, {})}

@@ -1,4 +1,4 @@
-"""Keys: exact ids, integers or text, and one answer whichever way they are looked up."""
+"""Keys: exact ids, integers or text, with equal indices from every way of lookup."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_what_cannot_be_an_id(array: pa.Array, says: str) -> None:
 
 @pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
 def test_whole_floats_are_integers(kind: pa.DataType) -> None:
-    """As pandas writes a column of integers that has nulls."""
+    """As pandas writes a column of integers with nulls."""
     array = pa.array(np.array([3, -2, np.nan, 0], kind.to_pandas_dtype()), kind)
     assert cast_keys(array, "x").to_pylist() == [3, -2, None, 0]
     assert cast_keys(pa.array([2.0**53 - 1, None]), "x").to_pylist() == [2**53 - 1, None]
