@@ -195,11 +195,11 @@ def _check_directives(pattern: str, seen: list[str]) -> None:
 
 
 class TimestampError(Exception):
-    """A value that is no timestamp, with the fields found, expected and do of an error."""
+    """A value that is no timestamp, with the fields actual, expected and do of an error."""
 
-    def __init__(self, found: str, expected: str, do: str = "") -> None:
-        self.found, self.expected, self.do = found, expected, do
-        super().__init__(found, expected, do)
+    def __init__(self, actual: str, expected: str, do: str = "") -> None:
+        self.actual, self.expected, self.do = actual, expected, do
+        super().__init__(actual, expected, do)
 
 
 def read_timestamp(value: int | float | str, unit: str, pattern: str | None = None) -> int:

@@ -190,4 +190,4 @@ def parse_request_time(at: int | float | str | None, time: TimeColumn | None, no
                 return timestamp
         return read_timestamp(at, time.unit, time.format)
     except TimestampError as bad:
-        raise RequestError(where, bad.found, bad.expected, bad.do, 422) from None
+        raise RequestError(where, bad.actual, bad.expected, bad.do, 422) from None
