@@ -91,7 +91,7 @@ def compute_lifts(study: Study, dataset: Any, arms: dict[str, Arm], seed: int) -
 
 def write_table(work: Path, kind: str, seeds: int, users: int) -> None:
     """Write the table of one kind of dataset over seeds."""
-    study, dataset = build_study(work / kind, 0, users, tell=kind, **KINDS[kind])
+    study, dataset = build_study(work / kind, 0, users, signal=kind, **KINDS[kind])
     runs: dict[str, list[Any]] = {name: [] for name in ARMS}
     for seed in range(seeds):
         for name, arm in ARMS.items():

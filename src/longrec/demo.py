@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from longrec import commands
-from longrec.data.public_datasets import cache, fetch_movielens_1m
+from longrec.data.public_datasets import cache_folder, fetch_movielens_1m
 from longrec.errors import DataError, RunError
 from longrec.interop import atomic
 from longrec.progress import duration
@@ -35,7 +35,7 @@ def demo(folder: str | Path = "longrec-demo", say: Callable[[str], None] = print
     step("MovieLens-1M: ratings of films by users, with timestamps")
     source = fetch_movielens_1m(atomic.read, say)
     configs = _write_configs(folder, source)
-    overrides = [f"fit.runs={folder / 'runs'}", f"data.folder={cache() / 'prepared'}"]
+    overrides = [f"fit.runs={folder / 'runs'}", f"data.folder={cache_folder() / 'prepared'}"]
     manifest = commands.prepare(configs["din"], overrides)
     say(_format_facts(manifest))
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from longrec.config import parse
 from longrec.data import targets
-from longrec.data.availability import last_available
+from longrec.data.availability import select_last_available
 from longrec.data.entity_batches import build_user_batch
 from longrec.data.gather import gather
 from longrec.data.loader import Loader
@@ -232,7 +232,7 @@ def test_the_last_available_are_those_of_a_search_from_end_to_end(
     available = np.maximum(times, np.array([b for _, b in pairs], np.int64))
     now = np.array(moments, np.int64)
     stop = np.searchsorted(times, now)
-    at, offsets = last_available(np.zeros(len(now), np.int64), stop, now, n, available)
+    at, offsets = select_last_available(np.zeros(len(now), np.int64), stop, now, n, available)
     for k, moment in enumerate(moments):
         own = [place for place in range(len(times)) if times[place] < moment and available[place] < moment]
         assert at[offsets[k] : offsets[k + 1]].tolist() == own[-n:]

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from longrec.data.label_copies import Copy, filter_warning
+from longrec.data.label_copies import LabelCopy, filter_warning
 from longrec.data.log import Log
 
 N = 3_000
@@ -219,4 +219,4 @@ def test_counts_of_a_filter_by_hand() -> None:
     assert "has a value" in filter_warning("h", "c", np.array([[9_000, 900], [1, 99]]))
     assert filter_warning("h", "c", np.array([[9_000, 900], [20, 99]])) == ""  # 83 % of such rows
     assert filter_warning("h", "c", np.array([[100, 900], [1, 99]])) == ""  # no more than the rest
-    assert Copy(0.953, 0, 1_000).phrase("it") == "alone tells it of its own row (AUC 0.953 on 1,000 training rows)"
+    assert LabelCopy(0.953, 0, 1_000).phrase("it") == "alone tells it of its own row (AUC 0.953 on 1,000 training rows)"

@@ -1,4 +1,4 @@
-"""Packed sequences, against a slow reader of one cell, and cell by cell where one does not read as packed."""
+"""PackedCells sequences, against a slow reader of one cell, and cell by cell where one does not read as packed."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrec.config import parse
-from longrec.data.file_format import Packed
+from longrec.data.file_format import PackedCells
 from longrec.data.gather import gather
 from longrec.data.log import Log
-from longrec.data.packed_cells import Stray, unpack
+from longrec.data.packed_cells import InvalidCell, unpack
 from longrec.data.prepare import prepare
 from longrec.data.settings import DataConfig
 from longrec.errors import ConfigError, DataError
 from longrec.features.schema import Schema
 
-PLAIN = Packed(into={"item_id": "items", "price": "prices"})
+PLAIN = PackedCells(into={"item_id": "items", "price": "prices"})
 
 
-def slowly(cell: str | None, packed: Packed, fill: dict[str, str]) -> dict[str, list[str | None]]:
+def slowly(cell: str | None, packed: PackedCells, fill: dict[str, str]) -> dict[str, list[str | None]]:
     """The lists of one cell, step by step."""
     columns: dict[str, list[str | None]] = {column: [] for column in packed.into.values()}
     for step in (cell or "").split(packed.step):
@@ -38,7 +38,7 @@ def slowly(cell: str | None, packed: Packed, fill: dict[str, str]) -> dict[str, 
     return columns
 
 
-def both(cells: list[str | None], packed: Packed = PLAIN, **fill: str) -> dict[str, list[list[str | None]]]:
+def both(cells: list[str | None], packed: PackedCells = PLAIN, **fill: str) -> dict[str, list[list[str | None]]]:
     """What a chunk of cells reads as, the slow way having said the same."""
     made = {column: lists.to_pylist() for column, lists in unpack(pa.array(cells, pa.string()), packed, fill).items()}
     one_by_one = [slowly(cell, packed, fill) for cell in cells]
@@ -85,7 +85,7 @@ def test_every_separator_reads_as_the_slow_way(
     rows: list[list[dict[str, str]]], marks: tuple[str, str, str], cut: int
 ) -> None:
     step, feature, name = marks
-    packed = Packed(into={"a": "A", "bé": "B"}, step=step, feature=feature, name=name, ignore=("other",))
+    packed = PackedCells(into={"a": "A", "bé": "B"}, step=step, feature=feature, name=name, ignore=("other",))
     cells = [step.join(feature.join(f"{n}{name}{v}" for n, v in one.items()) for one in row) for row in rows]
     both([*cells], packed, B="none")
     # A slice of an array carries an offset with it.
@@ -111,7 +111,7 @@ STRAYS = [
 
 @pytest.mark.parametrize(("cell", "step", "found", "expected"), STRAYS)
 def test_a_stray_cell_is_told_with_its_row_and_step(cell: str, step: int, found: str, expected: str) -> None:
-    with pytest.raises(Stray) as raised:
+    with pytest.raises(InvalidCell) as raised:
         unpack(pa.array(["", "item_id:5;;item_id:6", cell, "oops"], pa.string()), PLAIN, {})
     assert (raised.value.row, raised.value.step) == (2, step)
     assert re.search(found, raised.value.found)

@@ -182,7 +182,7 @@ def test_a_query_is_known_by_its_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, DataError, OSError])
-@pytest.mark.parametrize("step", ["_layout", "_encode", "_manifest"])
+@pytest.mark.parametrize("step", ["_write_columns", "_encode", "_manifest"])
 def test_an_interrupted_preparation_leaves_nothing(
     error: type[BaseException],
     step: str,

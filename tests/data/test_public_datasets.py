@@ -146,6 +146,6 @@ def test_another_number_of_ratings_is_another_data_set(
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGREC_CACHE", "somewhere")
-    assert public_datasets.cache() == Path("somewhere")
+    assert public_datasets.cache_folder() == Path("somewhere")
     monkeypatch.delenv("LONGREC_CACHE")
-    assert public_datasets.cache() == Path.home() / ".cache" / "longrec"
+    assert public_datasets.cache_folder() == Path.home() / ".cache" / "longrec"

@@ -23,10 +23,10 @@ from longrec.metrics import auc
 from longrec.train.fit import train
 
 TELLS: list[dict[str, Any]] = [
-    {"tell": "last", "ties": 0.3},
-    {"tell": "last", "ties": 0.3, "back": 3},
-    {"tell": "together", "impressions": 40, "page": 7, "keys": 2},
-    {"tell": "together", "page": 6, "back": 2},
+    {"signal": "last", "ties": 0.3},
+    {"signal": "last", "ties": 0.3, "back": 3},
+    {"signal": "together", "impressions": 40, "page": 7, "keys": 2},
+    {"signal": "together", "page": 6, "back": 2},
 ]
 
 
@@ -57,16 +57,16 @@ def test_the_past_is_that_of_the_moment_told(knobs: dict[str, Any]) -> None:
         for other in then:  # strictly earlier, and read by no other moment
             assert all_["time"][other] < all_["time"][row]
             assert read_by.setdefault(other, all_["time"][row]) == all_["time"][row]
-        if knobs["tell"] == "together":
+        if knobs["signal"] == "together":
             then = [other for other in then if all_["key"][other] == all_["wanted"][row]]
         assert all_["past"][row] == np.sign(sum(all_["x"][other] for other in then))
     assert (all_["past"] == 0).any()
     assert (np.diff(all_["time"])[np.diff(all_["user"]) == 0] == 0).any()  # ties, so that strictness matters
 
 
-@pytest.mark.parametrize("tell", ["last", "together"])
-def test_labels_are_drawn_as_said(tell: str) -> None:
-    made = generate_dataset("rich_instances", 2_000, fields=9, tell=tell, own=1.0, strength=1.5, noise=0.1, seed=3)
+@pytest.mark.parametrize("signal", ["last", "together"])
+def test_labels_are_drawn_as_said(signal: str) -> None:
+    made = generate_dataset("rich_instances", 2_000, fields=9, signal=signal, own=1.0, strength=1.5, noise=0.1, seed=3)
     all_ = columns(made)
     chance = 0.9 / (1 + np.exp(-(all_["x"] * all_["z"] + 1.5 * all_["c"] * all_["past"]))) + 0.05
     np.testing.assert_allclose(all_["p_wide"], chance)
@@ -78,7 +78,7 @@ def test_labels_are_drawn_as_said(tell: str) -> None:
     np.testing.assert_array_equal(made.true_probability, all_["p_narrow"])
 
 
-@pytest.mark.parametrize("knobs", [{}, {"parts": 3, "values": 6}])
+@pytest.mark.parametrize("knobs", [{}, {"coin_fields": 3, "values": 6}])
 def test_the_coins_are_fair_and_functions_of_few_fields(knobs: dict[str, Any]) -> None:
     made = generate_dataset("rich_instances", 1_000, fields=8, **knobs)
     all_ = columns(made)
@@ -89,7 +89,7 @@ def test_the_coins_are_fair_and_functions_of_few_fields(knobs: dict[str, Any]) -
     assert (all_["x"] * all_["z"] * signed).mean() > 0.2
     fields = np.stack([all_[f"f{n}"] for n in range(8)], 1)
     tells = {name: [n for n in range(8) if informs(fields[:, n], all_[name])] for name in ("x", "z", "key")}
-    parts = knobs.get("parts", 1)
+    parts = knobs.get("coin_fields", 1)
     assert [len(own) for own in tells.values()] == [parts, parts, 1]
     assert len({n for own in tells.values() for n in own}) == 2 * parts + 1
 
@@ -113,8 +113,8 @@ def test_another_seed_hides_other_fields_and_knobs_change_the_log() -> None:
 
 
 def test_oracles_lie_where_a_study_can_tell_arms_apart() -> None:
-    for tell, least in (("last", 0.79), ("together", 0.77)):
-        made = generate_dataset("rich_instances", 3_000, tell=tell, fields=9)
+    for signal, least in (("last", 0.79), ("together", 0.77)):
+        made = generate_dataset("rich_instances", 3_000, signal=signal, fields=9)
         rows, label = synthetic.compute_splits(made) == TEST, made.log["liked"].to_numpy()
         narrow, own, wide = (
             auc(label[rows], made.true_probabilities()[f"p_{name}"][rows]) for name in ("narrow", "own", "wide")
@@ -123,7 +123,9 @@ def test_oracles_lie_where_a_study_can_tell_arms_apart() -> None:
         assert 0.65 < own < 0.75
         assert wide > narrow + 0.07
     assert (
-        auc(label, generate_dataset("rich_instances", 3_000, tell="together", fields=9, strength=0.0).true_probability)
+        auc(
+            label, generate_dataset("rich_instances", 3_000, signal="together", fields=9, strength=0.0).true_probability
+        )
         == 0.5
     )
 
@@ -137,12 +139,12 @@ def test_oracles_lie_where_a_study_can_tell_arms_apart() -> None:
         ({"seed": -1}, "seed: must be a whole number, 0 or more, got -1"),
         ({"seed": "one"}, "seed: must be a whole number, 0 or more, got 'one'"),
         ({"values": 5}, "values: must be even, got 5"),
-        ({"parts": 2}, "parts: must be odd, got 2"),
-        ({"fields": 6, "parts": 3}, "fields: 7 are hidden"),
+        ({"coin_fields": 2}, "coin_fields: must be odd, got 2"),
+        ({"fields": 6, "coin_fields": 3}, "fields: 7 are hidden"),
         ({"keys": 9, "values": 8}, "keys: one field of 8 values tells the key, got 9 keys"),
-        ({"tell": "never"}, "tell: must be one of 'last' or 'together'; got 'never'"),
-        ({"tell": "together", "page": 48}, "impressions: 48 a user leave none with a past"),
-        ({"tell": "last", "back": 48}, "impressions: 48 a user leave none with a past"),
+        ({"signal": "never"}, "signal: must be one of 'last' or 'together'; got 'never'"),
+        ({"signal": "together", "page": 48}, "impressions: 48 a user leave none with a past"),
+        ({"signal": "last", "back": 48}, "impressions: 48 a user leave none with a past"),
         ({"noise": 1.5}, "noise: input should be less than or equal to 1"),
     ],
 )
@@ -153,7 +155,7 @@ def test_a_bad_knob_is_told(knobs: dict[str, Any], says: str) -> None:
 
 
 def test_both_schemas_read_one_log(tmp_path: Path) -> None:
-    made = generate_dataset("rich_instances", 20, tell="together")
+    made = generate_dataset("rich_instances", 20, signal="together")
     assert made.truth is not None
     folder = synthetic.write(made, tmp_path)
     assert sorted(synthetic.list_files(made)) == sorted(path.name for path in folder.iterdir())
@@ -163,7 +165,7 @@ def test_both_schemas_read_one_log(tmp_path: Path) -> None:
     assert narrow.histories == wide.histories
     assert narrow.histories["past"].max_length == 8  # the page before, and no more
     assert "wanted" not in narrow.histories["past"].features
-    assert pq.read_table(folder / "oracle.parquet").equals(made.truth)
+    assert pq.read_table(folder / "truth.parquet").equals(made.truth)
 
 
 # ---- who learns what ---------------------------------------------------------------------------------------------
@@ -190,9 +192,9 @@ def chance(label: NDArray[Any]) -> float:
     return float(4 * np.sqrt((positive + negative + 1) / (12 * positive * negative)))
 
 
-@pytest.mark.parametrize(("tell", "model"), [("last", "din"), ("together", "din"), ("together", "deepfm")])
-def test_the_narrow_schema_tells_nothing(tell: str, model: str, tmp_path: Path) -> None:
-    made = generate_dataset("rich_instances", fields=7, tell=tell)
+@pytest.mark.parametrize(("signal", "model"), [("last", "din"), ("together", "din"), ("together", "deepfm")])
+def test_the_narrow_schema_tells_nothing(signal: str, model: str, tmp_path: Path) -> None:
+    made = generate_dataset("rich_instances", fields=7, signal=signal)
     assert {"name": model} in made.must_not
     row, label, score = scores(made, {"name": model}, tmp_path)
     np.testing.assert_array_equal(row, np.flatnonzero(synthetic.compute_splits(made) == TEST))
@@ -207,7 +209,7 @@ def test_the_wide_schema_tells_the_own_term(tmp_path: Path) -> None:
 
 
 def test_who_is_told_the_past_solves_the_narrow_schema(tmp_path: Path) -> None:
-    made = generate_dataset("rich_instances", 1_000, fields=7, tell="together")
+    made = generate_dataset("rich_instances", 1_000, fields=7, signal="together")
     assert made.truth is not None
     log = made.log.append_column("told", made.truth["past"])
     schema = {**made.schema, "features": {**made.schema["features"], "told": {"kind": "id"}}}

@@ -22,7 +22,7 @@ DAY = 86_400_000
 
 def codes(times: list[int], step: bool = True, **split: Any) -> list[int]:
     array = np.array(times, np.int64)
-    return splits.by_time(array, splits.time_lines(Split(**split), array, step, "log")).tolist()
+    return splits.split_by_time(array, splits.compute_time_lines(Split(**split), array, step, "log")).tolist()
 
 
 @pytest.mark.parametrize("kind", ["random", "ties", "rising", "one value", "sample that misleads"])
@@ -37,7 +37,7 @@ def test_a_rank_of_a_long_column_is_that_of_its_order(kind: str) -> None:
     }[kind]
     ordered = np.sort(values)
     for rank in (0, 1, n // 3, n // 2, round(0.9 * n), n - 1):
-        assert splits.of_rank(values, rank) == ordered[rank]
+        assert splits.select_rank(values, rank) == ordered[rank]
 
 
 # ---- by time -----------------------------------------------------------------------------------------------------
@@ -113,18 +113,18 @@ def test_valid_must_come_before_test() -> None:
 
 def test_whole_users_in_shares_that_another_seed_draws_anew() -> None:
     users = pa.array(np.arange(5_000))
-    one = splits.by_user(Split(by="user", valid=0.1, test=0.2), users)
+    one = splits.split_by_user(Split(by="user", valid=0.1, test=0.2), users)
     assert np.bincount(one) / 5_000 == pytest.approx([0.7, 0.1, 0.2], abs=0.02)
-    assert (one == splits.by_user(Split(by="user", valid=0.1, test=0.2), users)).all()
-    other = splits.by_user(Split(by="user", valid=0.1, test=0.2, seed=1), users)
+    assert (one == splits.split_by_user(Split(by="user", valid=0.1, test=0.2), users)).all()
+    other = splits.split_by_user(Split(by="user", valid=0.1, test=0.2, seed=1), users)
     assert np.mean(one == other) == pytest.approx(0.7**2 + 0.1**2 + 0.2**2, abs=0.03)
 
 
 def test_a_user_keeps_its_part_whoever_else_is_there() -> None:
     rule = Split(by="user", valid=0.3, test=0.3)
     users = [f"u{n}" for n in range(200)]
-    whole = splits.by_user(rule, pa.array(users))
-    assert [int(splits.by_user(rule, pa.array([user]))[0]) for user in users] == whole.tolist()
+    whole = splits.split_by_user(rule, pa.array(users))
+    assert [int(splits.split_by_user(rule, pa.array([user]))[0]) for user in users] == whole.tolist()
     assert whole[:9].tolist() == [2, 0, 1, 1, 1, 0, 0, 2, 0]  # never changes: runs must stay comparable
 
 
@@ -134,7 +134,7 @@ def test_a_user_keeps_its_part_whoever_else_is_there() -> None:
 def test_leave_one_out() -> None:
     #           user 1: 3 samples     user 2: 2    user 3: 4 of 6            user 4: none
     sample = np.array([1, 1, 1] + [1, 1] + [1, 0, 1, 1, 1, 0] + [0], bool)
-    made = splits.leave_one_out(np.array([0, 0, 3, 5, 11, 12]), sample)
+    made = splits.split_leave_one_out(np.array([0, 0, 3, 5, 11, 12]), sample)
     assert made.tolist() == [0, 1, 2] + [0, 0] + [0, 0, 0, 1, 2, 0] + [0]
 
 
@@ -142,7 +142,7 @@ def test_leave_one_out() -> None:
 
 
 def test_a_column() -> None:
-    made = splits.by_column(pa.array(["test", "train", "valid"]).dictionary_encode(), "log: column 's'")
+    made = splits.split_by_column(pa.array(["test", "train", "valid"]).dictionary_encode(), "log: column 's'")
     assert made.tolist() == [2, 0, 1]
     for array, odd in (
         (pa.array(["train", "tset"]), r"'tset' .did you mean 'test'\?."),
@@ -150,7 +150,7 @@ def test_a_column() -> None:
         (pa.array([1]), "1"),
     ):
         with pytest.raises(DataError, match=rf"^log: column 's': the split {odd}; expected train, valid or test"):
-            splits.by_column(array, "log: column 's'")
+            splits.split_by_column(array, "log: column 's'")
 
 
 # ---- through the log ---------------------------------------------------------------------------------------------

@@ -56,10 +56,12 @@ def test_a_world_is_written_with_jobs_that_have_no_faults(
 
 
 def test_flags_and_words_are_one(here: Path) -> None:
-    words = ["synthetic", "rich_instances", "--users", "9", "--into", "a", "tell=together", "fields=8", "--seed", "4"]
+    words = ["synthetic", "rich_instances", "--users", "9", "--into", "a", "signal=together", "fields=8", "--seed", "4"]
     assert main(words) == 0
-    assert main(["synthetic", "rich_instances", "seed=4", "users=9", "tell=together", "--fields=8", "--into", "b"]) == 0
-    made = synthetic.generate_dataset("rich_instances", 9, 4, tell="together", fields=8)
+    assert (
+        main(["synthetic", "rich_instances", "seed=4", "users=9", "signal=together", "--fields=8", "--into", "b"]) == 0
+    )
+    made = synthetic.generate_dataset("rich_instances", 9, 4, signal="together", fields=8)
     for folder in ("a", "b"):
         assert pq.read_table(f"{folder}/log.parquet").equals(made.log)
 

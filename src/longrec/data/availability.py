@@ -70,7 +70,7 @@ class AvailabilityFile:
         ]
 
 
-def event_types(folder: Path) -> dict[str, str]:
+def list_event_types(folder: Path) -> dict[str, str]:
     """Types of the columns of prepared events that come before the features: the item, and availability."""
     names = ("item", AVAILABLE)
     return {name: str(open_array(path).dtype) for name in names if (path := folder / f"{name}.npy").exists()}
@@ -82,10 +82,10 @@ def select_available_events(folder: Path, lines: tuple[int, int] | None) -> NDAr
     return open_array(path) < lines[0] if lines is not None and path.exists() else True
 
 
-def last_available(
+def select_last_available(
     first: NDArray[np.int64],
     stop: NDArray[np.int64],
-    moments: NDArray[np.int64],
+    timestamps: NDArray[np.int64],
     n: int,
     available: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -99,25 +99,25 @@ def last_available(
     Returns:
         int64 places ``[N]``, range after range and rising in each, and their offsets ``[B + 1]``.
     """
-    open_, width = np.arange(len(first)), n
-    owners, found = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    while len(open_):
-        low = np.maximum(first[open_], stop[open_] - width)
-        lengths = np.maximum(stop[open_] - low, 0)
-        places, offsets = spans(low, lengths)
-        seen = available.take(places) < np.repeat(moments[open_], lengths)
-        total = np.concatenate([[0], np.cumsum(seen)])
-        done = (np.diff(total[offsets]) >= n) | (low == first[open_])
-        at = select_last_visible(seen & np.repeat(done, lengths), offsets, n)
-        owners.append(np.repeat(open_, lengths)[at])
-        found.append(places[at])
-        open_, width = open_[~done], width * 2
-    owner, place = np.concatenate(owners), np.concatenate(found)
+    pending, width = np.arange(len(first)), n
+    owners, kept_positions = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    while len(pending):
+        low = np.maximum(first[pending], stop[pending] - width)
+        lengths = np.maximum(stop[pending] - low, 0)
+        positions, offsets = expand_ranges(low, lengths)
+        available_mask = available.take(positions) < np.repeat(timestamps[pending], lengths)
+        total = np.concatenate([[0], np.cumsum(available_mask)])
+        done = (np.diff(total[offsets]) >= n) | (low == first[pending])
+        at = select_last_visible(available_mask & np.repeat(done, lengths), offsets, n)
+        owners.append(np.repeat(pending, lengths)[at])
+        kept_positions.append(positions[at])
+        pending, width = pending[~done], width * 2
+    owner, position = np.concatenate(owners), np.concatenate(kept_positions)
     order = np.argsort(owner, kind="stable")
-    return place[order], np.searchsorted(owner[order], np.arange(len(first) + 1))
+    return position[order], np.searchsorted(owner[order], np.arange(len(first) + 1))
 
 
-def spans(first: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def expand_ranges(first: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The places of ranges, end to end, and int64 offsets ``[B + 1]``.
 
     >>> spans(np.array([3, 7]), np.array([2, 1]))

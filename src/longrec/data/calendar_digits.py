@@ -48,8 +48,8 @@ def refuse_calendar(
         return
     low, high = int(low), int(high)
     ends = [to_milliseconds(end, unit) for end in (low, high)]
-    reads_well = all(_plausible(end) for end in ends)
-    if reads_well and declared != "auto":
+    is_plausible = all(_is_plausible(end) for end in ends)
+    if is_plausible and declared != "auto":
         return
     forms = {
         form: pattern for form, pattern in FORMS.items() if _fits(form, pattern, low) and _fits(form, pattern, high)
@@ -63,7 +63,7 @@ def refuse_calendar(
         same_width = f"length(d) NOT BETWEEN {len(form) - (form[2] != 'Y')} AND {len(form)}"
         wrong = f"{grammar_sql('d', build_grammar(pattern))} IS NULL OR {same_width}{odd.replace(value, 'v')}"
         count, faults = log.row(f"SELECT count(*), count(*) FILTER (WHERE {wrong}) FROM ({distinct})") or (0, 1)
-        if faults or count < (_FEW if reads_well else 1 if len(form) >= 8 else 2):
+        if faults or count < (_FEW if is_plausible else 1 if len(form) >= 8 else 2):
             del forms[form]
     if forms:
         _refuse(where, forms, high, ends[1], unit)
@@ -73,11 +73,11 @@ def _refuse(where: str, forms: dict[str, str], value: int, timestamp: int, unit:
     dates = {
         form: format_timestamp(build_grammar(pattern).read(str(value)) or 0)[:19] for form, pattern in forms.items()
     }
-    told = " or ".join(f"{form} ({date})" for form, date in dates.items())
+    readings = " or ".join(f"{form} ({date})" for form, date in dates.items())
     patterns = " or ".join(f"'{pattern}'" for pattern in forms.values())
     raise DataError(
         where,
-        f"numbers such as {value}, all of which are digits of a calendar, {told}; as {unit} it would be "
+        f"numbers such as {value}, all of which are digits of a calendar, {readings}; as {unit} it would be "
         f"{format_timestamp(timestamp)[:19]}",
         f"times whose meaning is plain, or time.format: {patterns}",
         "set time.format, which reads digits and text; set time.unit: step if these are plain counters",
@@ -89,9 +89,9 @@ def _fits(form: str, pattern: str, value: int) -> bool:
     # A number has lost the leading zero of the years 2000 to 2009.
     if len(digits) != len(form) and not (form[2] != "Y" and len(digits) == len(form) - 1):
         return False
-    found = build_grammar(pattern).read(digits)
-    return found is not None and _plausible(found)
+    timestamp = build_grammar(pattern).read(digits)
+    return timestamp is not None and _is_plausible(timestamp)
 
 
-def _plausible(timestamp: int) -> bool:
+def _is_plausible(timestamp: int) -> bool:
     return _PLAUSIBLE[0] <= timestamp < _PLAUSIBLE[1]

@@ -60,14 +60,14 @@ def check_width(source: Relation, column: str, feature: Feature) -> None:
         count = "len(v)"
     else:
         return  # neither text that is split nor a list: the encoder says so
-    found = source.row(
+    bad_row = source.row(
         f"SELECT r, {count}, v FROM (SELECT row_number() OVER () AS r, {quoted} AS v FROM {source.view}) "
         f"WHERE v IS NOT NULL AND {count} <> {feature.width}{' AND v <> ' + literal('') if text else ''} LIMIT 1"
     )
-    if found:
+    if bad_row:
         raise DataError(
             f"{source.where}: column {column!r}",
-            f"{found[1]} numbers in row {found[0]}: {str(found[2])[:80]}",
+            f"{bad_row[1]} numbers in row {bad_row[0]}: {str(bad_row[2])[:80]}",
             f"{feature.width} in every row, as width says",
             "mend the row, or correct width",
         )

@@ -15,7 +15,7 @@ from longrec.features.feature_encoders import Lists
 from longrec.store.column_types import format_type
 
 
-class ColumnFiles:
+class ColumnWriter:
     """Appends chunks to ``events/NAME.npy`` and ``lists/NAME.*.npy`` below a folder; the first chunk opens a file."""
 
     def __init__(self, folder: Path) -> None:
@@ -57,7 +57,7 @@ class ColumnFiles:
         self._writers[path].append(values)
 
 
-def same_lengths(one: tuple[str, NDArray[np.int64]], two: tuple[str, NDArray[np.int64]], where: str) -> None:
+def check_same_lengths(one: tuple[str, NDArray[np.int64]], two: tuple[str, NDArray[np.int64]], where: str) -> None:
     """Refuse list columns of one history whose lists differ in length; a column is its name and its offsets."""
     odd = np.flatnonzero(np.diff(one[1]) != np.diff(two[1]))
     if len(odd):
@@ -69,7 +69,7 @@ def same_lengths(one: tuple[str, NDArray[np.int64]], two: tuple[str, NDArray[np.
         )
 
 
-def as_type(flat: pa.Array, kind: pa.DataType, where: str) -> pa.Array:
+def cast_separated_text(flat: pa.Array, kind: pa.DataType, where: str) -> pa.Array:
     """Separated text of numbers becomes numbers where the feature's own column has them."""
     if pa.types.is_string(kind) or not (pa.types.is_string(flat.type) or pa.types.is_large_string(flat.type)):
         return flat

@@ -17,21 +17,23 @@ _RULES = 3
 
 def log_digest(config: DataConfig, schema: Schema, sources: str) -> str:
     """What a prepared log depends on: sources, split and schema, less what is decided when a batch is made."""
-    words: dict[str, Any] = schema.model_dump(mode="json", exclude_unset=True)
-    words.pop("label_delay", None)
-    words["features"] = {name: feature for name, feature in words["features"].items() if feature["kind"] != "embedding"}
-    for feature in words["features"].values():
+    schema_dict: dict[str, Any] = schema.model_dump(mode="json", exclude_unset=True)
+    schema_dict.pop("label_delay", None)
+    schema_dict["features"] = {
+        name: feature for name, feature in schema_dict["features"].items() if feature["kind"] != "embedding"
+    }
+    for feature in schema_dict["features"].values():
         for later in ("dim", "pool", "available_after"):
             feature.pop(later, None)
         if isinstance(feature.get("vocab"), str) and Path(feature["vocab"]).is_file():
             feature["vocab"] = sha256(Path(feature["vocab"]).read_bytes()).hexdigest()
     # What other models left is read when a batch is made.
-    histories = {name: history for name, history in words.pop("histories", {}).items() if not history.get("from")}
+    histories = {name: history for name, history in schema_dict.pop("histories", {}).items() if not history.get("from")}
     for history in histories.values():
         history.pop("max_length", None)
     if histories:
-        words["histories"] = histories
-    content = [FORMAT, _RULES, sources, config.split.model_dump(mode="json"), words]
+        schema_dict["histories"] = histories
+    content = [FORMAT, _RULES, sources, config.split.model_dump(mode="json"), schema_dict]
     if config.weights:  # a log without keeps the name it had
         content.append(list(config.weights))
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

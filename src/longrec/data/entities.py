@@ -35,12 +35,14 @@ class Entities:
 
     Attributes:
         versions: of an own table with ``as_of``: what is read of it has an entry a version, all else one a key.
-        none: the share of training events before which there is no version.
+        share_without_version: the share of training events before which there is no version.
     """
 
-    def __init__(self, role: str, schema: Schema, log: Relation, own: Relation | None, given: Source | None) -> None:
-        self.role, self.schema, self.log, self.own, self.given = role, schema, log, own, given
-        as_of = None if given is None else given.as_of
+    def __init__(
+        self, role: str, schema: Schema, log: Relation, own: Relation | None, own_source: Source | None
+    ) -> None:
+        self.role, self.schema, self.log, self.own, self.own_source = role, schema, log, own, own_source
+        as_of = None if own_source is None else own_source.as_of
         self.key = schema.user if role == "user" else schema.item
         kind = log.key_type(self.key)
         union = f"SELECT DISTINCT {name(self.key)}::{kind} AS key FROM {log.view}"
@@ -60,9 +62,9 @@ class Entities:
         table = log.table(f"SELECT key FROM ({union}) WHERE key IS NOT NULL ORDER BY key")
         self.keys = Keys(table["key"].combine_chunks())
         self.versions: Versions | None = None
-        self.none = 0.0
+        self.share_without_version = 0.0
         if own is not None and as_of is not None:
-            self.versions = self._dated(own, as_of)
+            self.versions = self._read_versions(own, as_of)
 
     def _distinct(self, own: Relation) -> None:
         twice = own.row(
@@ -76,7 +78,7 @@ class Entities:
                 "remove the copies; or give as_of, the column that says since when each row holds",
             )
 
-    def _dated(self, own: Relation, as_of: str) -> Versions:
+    def _read_versions(self, own: Relation, as_of: str) -> Versions:
         """The versions of the own table: since when each row holds."""
         time, where = self.schema.time, f"{own.where}: column {as_of!r}"
         if time is None:
@@ -88,8 +90,8 @@ class Entities:
             f"WHERE {name(self.key)} IS NOT NULL GROUP BY 1, {self._since} HAVING count(*) > 1 ORDER BY 3 DESC LIMIT 1"
         )
         if twice:
-            found = f"{twice[0]!r} has {twice[2]} rows as of {twice[1]}"
-            raise DataError(where, found, "one row a key and moment", "remove the copies")
+            message = f"{twice[0]!r} has {twice[2]} rows as of {twice[1]}"
+            raise DataError(where, message, "one row a key and moment", "remove the copies")
         read = self._read("NULL", own)
         counts = np.bincount(read["place"].to_numpy() + 1, minlength=len(self.keys) + 1)
         return Versions(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), read["since"].to_numpy())
@@ -98,26 +100,26 @@ class Entities:
         """A value of every version, in the order of the versions, with the place of its key and its moment."""
         own.con.register("_keys", pa.table({"key": self.keys.values, "place": np.arange(len(self.keys))}))
         key = f"{name(self.key)}::{self.log.key_type(self.key)}"
-        found = own.table(
+        versions_table = own.table(
             f"SELECT k.place, o.since, o.value FROM _keys k JOIN (SELECT {key} AS key, {self._since} AS since, "
             f"{value} AS value FROM {own.view}) o ON k.key = o.key ORDER BY k.place, o.since"
         )
         own.con.unregister("_keys")
-        return found
+        return versions_table
 
     def source(self, column: str) -> Relation:
         """Where a column is read: the own table if it has it, else the log."""
         return self.own if self.own is not None and column in self.own.types else self.log
 
-    def of_own(self, feature: str) -> bool:
+    def reads_own_table(self, feature: str) -> bool:
         """Whether a feature reads its own table, besides the key."""
         if self.schema.features[feature].kind == "embedding":
             return False
         return any(c != self.key and self.source(c) is self.own for c in self.schema.columns(feature))
 
-    def dated(self, feature: str) -> bool:
+    def has_versions(self, feature: str) -> bool:
         """Whether a feature has an entry a version."""
-        return self.versions is not None and self.of_own(feature)
+        return self.versions is not None and self.reads_own_table(feature)
 
     def columns(self, features: list[str]) -> Iterator[tuple[str, pa.Array, pa.Array | None, str]]:
         """Raw values of features, in the order of the keys (or of the versions): (feature, values, weights or None,
@@ -135,7 +137,7 @@ class Entities:
             yield feature_name, values, weights, where
 
     def _column(self, column: str, feature: str) -> tuple[pa.Array, str]:
-        dated, source = self.dated(feature), self.source(column)
+        dated, source = self.has_versions(feature), self.source(column)
         where = f"{source.where}: column {column!r}"
         if column != self.key:
             source.need({column: f"feature {feature}, table {self.role}"})
@@ -176,8 +178,11 @@ class Entities:
         con.unregister("_keys")
         return values["value"].combine_chunks()
 
-    def reads(
-        self, train: NDArray[np.bool_], owners: Callable[[NDArray[np.int64]], NDArray[Any]], moments: NDArray[np.int64]
+    def count_reads(
+        self,
+        train: NDArray[np.bool_],
+        owners: Callable[[NDArray[np.int64]], NDArray[Any]],
+        timestamps: NDArray[np.int64],
     ) -> NDArray[np.int64] | None:
         """How many training events read each version: ``[V]``, or None without versions.
 
@@ -188,12 +193,12 @@ class Entities:
         """
         if self.versions is None:
             return None
-        rows, found = np.flatnonzero(train), np.zeros(len(self.versions.times) + 1, np.int64)
+        rows, read_counts = np.flatnonzero(train), np.zeros(len(self.versions.times) + 1, np.int64)
         for first in range(0, len(rows), _STRETCH):
             at = rows[first : first + _STRETCH]
-            found += np.bincount(self.versions.rows(owners(at), moments.take(at)), minlength=len(found))
-        self.none = float(found[0] / max(len(rows), 1))
-        return found[1:]
+            read_counts += np.bincount(self.versions.rows(owners(at), timestamps.take(at)), minlength=len(read_counts))
+        self.share_without_version = float(read_counts[0] / max(len(rows), 1))
+        return read_counts[1:]
 
     def fit(
         self, fitters: dict[str, EncoderFitter], counts: NDArray[np.int64], reads: NDArray[np.int64] | None = None
@@ -208,7 +213,7 @@ class Entities:
         names = [feature for feature in fitters if self.schema.side(feature) == self.role]
         for feature, values, _, where in self.columns([f for f in names if fitters[f].needs_data()]):
             weight = counts
-            if self.dated(feature):
+            if self.has_versions(feature):
                 assert reads is not None
                 weight = reads
             add_values(fitters[feature], self.schema, feature, values, weight, where)
@@ -218,20 +223,20 @@ class Entities:
         plain: dict[str, NDArray[Any] | Lists] = {}
         dated: dict[str, NDArray[Any] | Lists] = {}
         for feature, values, weights, where in self.columns(fitted.list_features(self.role)):
-            unknown, known = fitted.encode_unknown(feature), fitted.encode(feature, values, where, weights)
-            table = dated if self.dated(feature) else plain
-            if isinstance(known, Lists) and isinstance(unknown, Lists):
-                table[feature] = concat_lists([unknown, known])
+            unknown, encoded = fitted.encode_unknown(feature), fitted.encode(feature, values, where, weights)
+            table = dated if self.has_versions(feature) else plain
+            if isinstance(encoded, Lists) and isinstance(unknown, Lists):
+                table[feature] = concat_lists([unknown, encoded])
             else:
-                table[feature] = np.concatenate([unknown, known])
+                table[feature] = np.concatenate([unknown, encoded])
         return EntityTable(self.keys, plain, self.versions, dated)
 
     def warnings(self) -> list[str]:
         """What the numbers measured on a log have to be read with, because of the moments of the own table."""
-        features = [f for f in self.schema.features if self.schema.side(f) == self.role and self.of_own(f)]
-        if self.given is None or not features:
+        features = [f for f in self.schema.features if self.schema.side(f) == self.role and self.reads_own_table(f)]
+        if self.own_source is None or not features:
             return []
-        named = ", ".join(map(_named, self.given.files or ())) or f"the query of {self.role}s"
+        named = ", ".join(map(_short_name, self.own_source.files or ())) or f"the query of {self.role}s"
         several, listed = len(features) > 1, ", ".join(features)
         if self.versions is None:
             does = (
@@ -239,12 +244,12 @@ class Entities:
             )
             do = "; where that changes with time, keep a row a version and name the column that dates it with as_of"
             return [f"{named} has no as_of: {does} in the file, for every impression{do if self.schema.time else ''}"]
-        if self.none <= _MANY:
+        if self.share_without_version <= _MANY:
             return []
         does = f"features {listed} read" if several else f"feature {listed} reads"
         return [
-            f"{named} has no version before {self.none:.0%} of the training rows, where {does} as missing; "
-            f"look at the moments in {self.given.as_of}"
+            f"{named} has no version before {self.share_without_version:.0%} of the training rows, where {does} as "
+            f"missing; look at the moments in {self.own_source.as_of}"
         ]
 
 
@@ -258,6 +263,6 @@ def add_values(
     fitter.add(values, counts, where)
 
 
-def _named(file: str) -> str:
+def _short_name(file: str) -> str:
     """A file by its name, a pattern with its folder."""
     return Path(file).name if not set("*?[") & set(Path(file).name) else "/".join(Path(file).parts[-2:])

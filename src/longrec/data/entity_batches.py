@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from longrec.data.gather import gather_history, tensor
+from longrec.data.gather import gather_history, to_tensor
 from longrec.data.log import Log
 from longrec.errors import DataError
 from longrec.features.batch import Batch, HistoryBatch, Jagged
@@ -21,7 +21,7 @@ from longrec.features.feature_encoders import CalendarEncoder, Lists
 from longrec.features.fields import Field
 
 
-def build_user_batch(log: Log, users: NDArray[np.int64], moment: int) -> Batch:
+def build_user_batch(log: Log, users: NDArray[np.int64], timestamp: int) -> Batch:
     """Users with their histories strictly before a moment.
 
     Args:
@@ -31,22 +31,22 @@ def build_user_batch(log: Log, users: NDArray[np.int64], moment: int) -> Batch:
         DataError: a log whose rows carry their histories: there is none but at its rows.
     """
     if log.schema.prejoined:
-        found = "histories that lie in the rows of the log"
-        raise DataError(str(log.folder), found, "an event log, whose histories can be read at any moment")
-    moments = np.full(len(users), moment, np.int64)
+        message = "histories that lie in the rows of the log"
+        raise DataError(str(log.folder), message, "an event log, whose histories can be read at any moment")
+    timestamps = np.full(len(users), timestamp, np.int64)
     histories = {}
     for name in log.schema.histories:
         if name in log.tokens:
-            columns, offsets = log.tokens[name].columns(users, moments)
-            plain = {column: tensor(values) for column, values in columns.items()}
+            columns, offsets = log.tokens[name].columns(users, timestamps)
+            plain = {column: to_tensor(values) for column, values in columns.items()}
             histories[name] = HistoryBatch(plain, torch.from_numpy(offsets))
         else:
-            at, offsets = log.select_history_at(name, users, moments)
-            histories[name] = gather_history(log, name, at, offsets, np.repeat(moments, np.diff(offsets)))
-    return _batch(log, "user", users, moments, histories)
+            at, offsets = log.select_history_at(name, users, timestamps)
+            histories[name] = gather_history(log, name, at, offsets, np.repeat(timestamps, np.diff(offsets)))
+    return _batch(log, "user", users, timestamps, histories)
 
 
-def build_item_batch(log: Log, items: NDArray[np.int64], moment: int) -> Batch:
+def build_item_batch(log: Log, items: NDArray[np.int64], timestamp: int) -> Batch:
     """Items at a moment, for nobody in particular.
 
     Args:
@@ -56,7 +56,7 @@ def build_item_batch(log: Log, items: NDArray[np.int64], moment: int) -> Batch:
     for name, columns in log.fields().histories.items():
         none = {field.name: _no_events(field) for field in columns}
         histories[name] = HistoryBatch(none, torch.zeros(len(items) + 1, dtype=torch.int64))
-    return _batch(log, "item", items, np.full(len(items), moment, np.int64), histories)
+    return _batch(log, "item", items, np.full(len(items), timestamp, np.int64), histories)
 
 
 def _no_events(field: Field) -> torch.Tensor | Jagged:
@@ -70,25 +70,25 @@ def _no_events(field: Field) -> torch.Tensor | Jagged:
 
 
 def _batch(
-    log: Log, side: str, rows: NDArray[np.int64], moments: NDArray[np.int64], histories: dict[str, HistoryBatch]
+    log: Log, side: str, rows: NDArray[np.int64], timestamps: NDArray[np.int64], histories: dict[str, HistoryBatch]
 ) -> Batch:
-    features, table = {}, (log.users if side == "user" else log.items).as_of(rows, moments)
+    features, table = {}, (log.users if side == "user" else log.items).as_of(rows, timestamps)
     for field in log.fields().features:
-        features[field.name] = tensor(_feature(log, field.name, side, rows, moments, table))
+        features[field.name] = to_tensor(_feature(log, field.name, side, rows, timestamps, table))
     return Batch(len(rows), features, histories)
 
 
 def _feature(
-    log: Log, name: str, side: str, rows: NDArray[np.int64], moments: NDArray[np.int64], table: AsOf
+    log: Log, name: str, side: str, rows: NDArray[np.int64], timestamps: NDArray[np.int64], table: AsOf
 ) -> NDArray[Any] | Lists:
     own = log.schema.side(name) == side
     if name in log.knowledge:
-        return log.knowledge[name].values(rows if own else np.zeros_like(rows), moments)
+        return log.knowledge[name].values(rows if own else np.zeros_like(rows), timestamps)
     if own:
         return table[name]
     encoder = log.fitted.encoders[name]
     if isinstance(encoder, CalendarEncoder):
-        return encoder.encode_times(moments)
+        return encoder.encode_times(timestamps)
     feature = log.schema.features[name]
     if feature.kind == "multi_id":
         weights = np.zeros(0, np.float32) if feature.weighted else None

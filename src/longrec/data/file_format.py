@@ -22,7 +22,7 @@ def _plain(value: Any) -> Any:
 ValueT = Annotated[int | float | str, BeforeValidator(_plain)]
 
 
-class Packed(Strict):
+class PackedCells(Strict):
     """One cell that holds several features of every step: ``name:value#name:value;name:value#...``.
 
     ``into`` gives each name its list column. A step that lacks a name, or its value, holds the default of that column
@@ -36,15 +36,17 @@ class Packed(Strict):
     ignore: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _fits(self) -> Packed:
+    def _fits(self) -> PackedCells:
         marks = {"step": self.step, "feature": self.feature, "name": self.name}
         for (one, mark), (two, other) in permutations(marks.items(), 2):
             if mark in other:
                 raise ValueError(f"the separators must tell apart: {one} {mark!r} stands in {two} {other!r}")
         for name in (*self.into, *self.ignore):
-            held = next((mark for mark in marks.values() if mark in name), None)
-            if not name or held:
-                raise ValueError(f"the name {name!r} " + (f"holds the separator {held!r}" if held else "is empty"))
+            contained = next((mark for mark in marks.values() if mark in name), None)
+            if not name or contained:
+                raise ValueError(
+                    f"the name {name!r} " + (f"holds the separator {contained!r}" if contained else "is empty")
+                )
         if len(set(self.into.values())) < len(self.into):
             raise ValueError("into gives two names one column")
         both = sorted(set(self.into) & set(self.ignore))
@@ -53,7 +55,7 @@ class Packed(Strict):
         return self
 
 
-class Rows(Strict):
+class FileFormat(Strict):
     """Columns, types, defaults and packed cells of the rows of files.
 
     With ``columns`` the files are text, whatever they are called: one row a line (a quoted cell may hold line ends),
@@ -65,24 +67,24 @@ class Rows(Strict):
     separator: str = Setting(",", min_length=1)
     quote: str | None = Setting('"', description="one character around a cell that holds the separator; null: none")
     defaults: dict[str, ValueT] = Setting({}, description="what a null or empty cell of a column counts as")
-    packed: dict[str, Packed] = Setting({}, description="columns whose cells are sequences, by name")
+    packed: dict[str, PackedCells] = Setting({}, description="columns whose cells are sequences, by name")
     number: str | None = Setting(None, description="a column more: 0, 1, ... over all files in their order")
 
     @model_validator(mode="after")
-    def _fits(self) -> Rows:
+    def _fits(self) -> FileFormat:
         faults = [*self._text_faults(), *self._name_faults(), *self._default_faults()]
         if faults:
             raise ValueError("; ".join(faults))
         return self
 
-    def made(self) -> dict[str, str]:
+    def list_packed_columns(self) -> dict[str, str]:
         """List column made of a packed one -> that one."""
         return {column: cell for cell, packed in self.packed.items() for column in packed.into.values()}
 
     def _text_faults(self) -> list[str]:
         if self.columns is None:
-            given = self.model_fields_set & {"header", "separator", "quote"}
-            return [f"{key} is for text files, whose columns must be given" for key in sorted(given)]
+            text_settings = self.model_fields_set & {"header", "separator", "quote"}
+            return [f"{key} is for text files, whose columns must be given" for key in sorted(text_settings)]
         faults = []
         if len(self.separator.encode()) > 4:
             faults.append(f"separator {self.separator!r} is longer than 4 bytes, which text files are not read with")
@@ -108,21 +110,21 @@ class Rows(Strict):
             if column.lower() in taken:
                 faults.append(f"columns: {taken[column.lower()]!r} and {column!r} differ in case alone")
             taken.setdefault(column.lower(), column)
-        made = [("packed", column) for packed in self.packed.values() for column in packed.into.values()]
-        for asker, column in [*made, *([("number", self.number)] if self.number is not None else [])]:
+        packed_columns = [("packed", column) for packed in self.packed.values() for column in packed.into.values()]
+        for setting, column in [*packed_columns, *([("number", self.number)] if self.number is not None else [])]:
             if column.lower() in taken:
-                faults.append(f"{asker}: there is a column {taken[column.lower()]!r} already")
+                faults.append(f"{setting}: there is a column {taken[column.lower()]!r} already")
             taken.setdefault(column.lower(), column)
         return faults
 
     def _default_faults(self) -> list[str]:
-        faults, made = [], self.made()
+        faults, packed_columns = [], self.list_packed_columns()
         for column, value in self.defaults.items():
             if column in self.packed:
                 faults.append(
                     f"defaults: {column!r} is packed; give defaults to {', '.join(self.packed[column].into.values())}"
                 )
-            elif column in made or self.columns is None:
+            elif column in packed_columns or self.columns is None:
                 continue
             elif column not in self.columns:
                 faults.append(f"defaults: no column {column!r}")

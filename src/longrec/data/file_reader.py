@@ -14,17 +14,17 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from longrec.data.file_format import Rows
-from longrec.data.packed_cells import Stray, unpack
+from longrec.data.file_format import FileFormat
+from longrec.data.packed_cells import InvalidCell, unpack
 from longrec.data.sql import literal, name, unreadable
-from longrec.data.text_rows import check_header, read_text, text_fault, typed
+from longrec.data.text_rows import check_header, read_text, select_typed, text_fault
 from longrec.errors import DataError, nearest
 
 _CHUNK = 16_384  # cells taken apart at once
 _INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT"}
 
 
-class Layout:
+class FileReader:
     """One source with a layout, on its way into a Parquet file.
 
     Args:
@@ -38,12 +38,12 @@ class Layout:
     def __init__(
         self,
         con: duckdb.DuckDBPyConnection,
-        rows: Rows,
+        rows: FileFormat,
         where: str,
         files: Mapping[str | None, list[Path]],
-        part: str,
+        split_column: str,
     ) -> None:
-        self.con, self.rows, self.where, self.files, self.part = con, rows, where, files, part
+        self.con, self.rows, self.where, self.files, self.split_column = con, rows, where, files, split_column
 
     def write(self, rows: str | None, target: Path) -> str:
         """Write the rows to ``target``.
@@ -58,10 +58,10 @@ class Layout:
             DataError: a row of more or fewer cells, a value that does not fit its column, a packed cell that does not
                 read as such, a default or packed column that is not there. The first of each, with its place.
         """
-        sql = self._text() if rows is None else self._typed(rows)
+        sql = self._text() if rows is None else self._select_with_defaults(rows)
         try:
             if self.rows.packed:
-                self._unpacked(sql, target)
+                self._write_unpacked(sql, target)
             else:
                 kind = "FORMAT parquet, COMPRESSION snappy, ROW_GROUP_SIZE 100000"
                 self.con.execute(f"COPY ({sql}) TO {literal(str(target))} ({kind})")
@@ -81,33 +81,35 @@ class Layout:
         if self.rows.header:
             for path in self._paths():
                 check_header(self.con, self.rows, path)
-        parts = []
-        for part, paths in self.files.items():
-            own = "" if part is None else f", {literal(part)} AS {name(self.part)}"
-            parts.append(f"SELECT {typed(self.rows)}{own} FROM {read_text(self.rows, paths)}")
-        return " UNION ALL ".join(parts)
+        queries = []
+        for split, paths in self.files.items():
+            own = "" if split is None else f", {literal(split)} AS {name(self.split_column)}"
+            queries.append(f"SELECT {select_typed(self.rows)}{own} FROM {read_text(self.rows, paths)}")
+        return " UNION ALL ".join(queries)
 
-    def _typed(self, rows: str) -> str:
+    def _select_with_defaults(self, rows: str) -> str:
         """SQL over files that know their types, defaults filled in."""
         described = self.con.execute(f"DESCRIBE SELECT * FROM {rows}").fetchall()
         types = {row[0]: row[1] for row in described}
         askers = {column: "packed" for column in self.rows.packed}
-        askers |= {column: "defaults" for column in self.rows.defaults if column not in self.rows.made()}
-        for column, asker in askers.items():
+        askers |= {column: "defaults" for column in self.rows.defaults if column not in self.rows.list_packed_columns()}
+        for column, setting in askers.items():
             if column not in types:
                 near = nearest(column, types)
                 hint = f", did you mean {near!r}?" if near else ""
-                raise DataError(self.where, f"no column {column!r} (rows.{asker}){hint}", f"one of {', '.join(types)}")
+                raise DataError(
+                    self.where, f"no column {column!r} (rows.{setting}){hint}", f"one of {', '.join(types)}"
+                )
         for column in self.rows.packed:
             if types[column] != "VARCHAR":
                 raise DataError(f"{self.where}: column {column!r}", f"values of type {types[column]}", "packed text")
-        taken = [*self.rows.made(), *([self.rows.number] if self.rows.number is not None else [])]
+        taken = [*self.rows.list_packed_columns(), *([self.rows.number] if self.rows.number is not None else [])]
         for column in taken:
             if column in types:
                 raise DataError(self.where, f"a column {column!r} of its own", "a name that is free for rows to make")
-        return f"SELECT {', '.join(self._filled(column, kind) for column, kind in types.items())} FROM {rows}"
+        return f"SELECT {', '.join(self._fill_default(column, kind) for column, kind in types.items())} FROM {rows}"
 
-    def _filled(self, column: str, kind: str) -> str:
+    def _fill_default(self, column: str, kind: str) -> str:
         quoted = name(column)
         if column not in self.rows.defaults:
             return quoted
@@ -120,7 +122,7 @@ class Layout:
             return f"coalesce({quoted}, {value!r}::{kind}) AS {quoted}"
         raise DataError(f"{self.where}: column {column!r}", f"the default {value!r}", f"a value of type {kind}")
 
-    def _unpacked(self, sql: str, target: Path) -> None:
+    def _write_unpacked(self, sql: str, target: Path) -> None:
         writer: pq.ParquetWriter | None = None
         try:
             for chunk in self._chunks(sql):
@@ -135,41 +137,41 @@ class Layout:
         done = 0
         with self.con.sql(sql).to_arrow_reader(_CHUNK) as reader:
             for batch in reader:
-                yield self._apart(batch, done)
+                yield self._unpack(batch, done)
                 done += len(batch)
             if not done:
-                yield self._apart(pa.RecordBatch.from_pylist([], reader.schema), 0)
+                yield self._unpack(pa.RecordBatch.from_pylist([], reader.schema), 0)
 
-    def _apart(self, batch: pa.RecordBatch, before: int) -> pa.RecordBatch:
+    def _unpack(self, batch: pa.RecordBatch, before: int) -> pa.RecordBatch:
         fill = {column: str(value) for column, value in self.rows.defaults.items()}
         columns = {column: batch[column] for column in batch.schema.names if column not in self.rows.packed}
         for column, packed in self.rows.packed.items():
             try:
                 columns |= unpack(batch[column], packed, fill)
-            except Stray as stray:
-                raise self._stray(stray, before, column, batch[column][stray.row].as_py()) from None
+            except InvalidCell as invalid:
+                raise self._cell_error(invalid, before, column, batch[column][invalid.row].as_py()) from None
         return pa.RecordBatch.from_pydict(columns)
 
-    def _stray(self, stray: Stray, before: int, column: str, cell: str) -> DataError:
+    def _cell_error(self, invalid: InvalidCell, before: int, column: str, cell: str) -> DataError:
         shown = cell if len(cell) <= 80 else cell[:77] + "..."
         return DataError(
-            f"{self._place(before + stray.row)}, column {column!r}, step {stray.step}",
-            stray.found,
-            stray.expected,
+            f"{self._locate_row(before + invalid.row)}, column {column!r}, step {invalid.step}",
+            invalid.found,
+            invalid.expected,
             f"mend the cell, or correct rows.packed.{column}; the cell is {shown!r}",
         )
 
-    def _place(self, row: int) -> str:
+    def _locate_row(self, row: int) -> str:
         """The file and the row in it, from 1, of a row of the whole source."""
         con = self.con.cursor()  # the first one is still reading
         for path in self._paths():
-            count = con.execute(f"SELECT count(*) FROM {self._one(con, path)}").fetchall()[0][0]
+            count = con.execute(f"SELECT count(*) FROM {self._scan_file(con, path)}").fetchall()[0][0]
             if row < count:
                 return f"{path}, row {row + 1}"
             row -= count
         return f"{self.where}, row {row + 1}"
 
-    def _one(self, con: duckdb.DuckDBPyConnection, path: Path) -> str:
+    def _scan_file(self, con: duckdb.DuckDBPyConnection, path: Path) -> str:
         if self.rows.columns is not None:
             return read_text(self.rows, [path])
         if path.suffix.lower() == ".parquet":

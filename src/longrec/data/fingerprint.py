@@ -28,10 +28,10 @@ _RACY = 2_000_000_000
 
 def fingerprint(config: DataConfig, con: duckdb.DuckDBPyConnection, files: ContentIndex) -> str:
     """A digest of the sources: path and content of every file, its part and its layout; the result of a query."""
-    parts: list[str] = []
+    sections: list[str] = []
     for source in (config.log, config.users, config.items):
         if source is None:
-            parts.append("none")
+            sections.append("none")
         elif source.query is not None:
             query = query_rows(source.query)
             try:
@@ -40,17 +40,17 @@ def fingerprint(config: DataConfig, con: duckdb.DuckDBPyConnection, files: Conte
                 rows = con.execute(f"SELECT count(*), sum(hash(q)) FROM ({query}) q").fetchall()
             except duckdb.Error as error:
                 raise unreadable(str(source), error) from None
-            parts.append(f"{query} {columns} {rows}")
+            sections.append(f"{query} {columns} {rows}")
         else:
-            for part, paths in group_files_by_split(source).items():
-                if part is not None:
-                    parts.append(f"part {part}")
-                parts += [f"{path.resolve()} {files.digest(path)}" for path in paths]
+            for split, paths in group_files_by_split(source).items():
+                if split is not None:
+                    sections.append(f"part {split}")
+                sections += [f"{path.resolve()} {files.digest(path)}" for path in paths]
             if source.rows is not None:
-                parts.append(f"rows {source.rows.model_dump_json()}")
+                sections.append(f"rows {source.rows.model_dump_json()}")
         if source is not None and source.as_of is not None:
-            parts.append(f"as of {source.as_of}")
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+            sections.append(f"as of {source.as_of}")
+    return hashlib.sha256("\n".join(sections).encode()).hexdigest()
 
 
 class ContentIndex:
@@ -80,10 +80,10 @@ class ContentIndex:
             began = time.time_ns()
             try:
                 with path.open("rb") as file:
-                    made = hashlib.file_digest(file, "sha256").hexdigest()
+                    content_digest = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as error:
                 raise DataError(str(path), f"cannot be read: {error.strerror}", "a file that can be read") from None
-            entry = {"stat": stat, "hashed_at": began, "digest": made}
+            entry = {"stat": stat, "hashed_at": began, "digest": content_digest}
             self._entries[key] = self._new[key] = entry
             self.check()
         return str(entry["digest"])
@@ -113,10 +113,12 @@ class ContentIndex:
 
     def _read(self) -> dict[str, dict[str, Any]]:
         try:
-            found = json.loads(self._path.read_text(encoding="utf-8"))
+            content = json.loads(self._path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return {key: entry for key, entry in found.items() if _whole(entry)} if isinstance(found, dict) else {}
+        return (
+            {key: entry for key, entry in content.items() if _is_complete(entry)} if isinstance(content, dict) else {}
+        )
 
 
 def _stat(path: Path) -> list[int]:
@@ -124,7 +126,7 @@ def _stat(path: Path) -> list[int]:
     return [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
 
 
-def _whole(entry: Any) -> bool:
+def _is_complete(entry: Any) -> bool:
     """Whether an entry is one: anything else in the file is damage."""
     return (
         isinstance(entry, dict)

@@ -30,13 +30,14 @@ def gather(
         targets: further labels to compute (``data/targets.py``); a batch that is only scored needs none.
         known_before: the moment before which these must be known; default the end of the training window.
     """
-    users, moments = log.user(rows), log.timestamps.take(rows)
+    users, timestamps = log.user(rows), log.timestamps.take(rows)
     owners = {"user": users, "item": log.events.columns["item"].take(rows)}
-    tables = {"user": log.users.as_of(users, moments), "item": log.items.as_of(owners["item"], moments)}
+    tables = {"user": log.users.as_of(users, timestamps), "item": log.items.as_of(owners["item"], timestamps)}
     features = {
-        field.name: tensor(_feature(log, field.name, rows, moments, owners, tables)) for field in log.fields().features
+        field.name: to_tensor(_gather_feature(log, field.name, rows, timestamps, owners, tables))
+        for field in log.fields().features
     }
-    histories = {name: _past(log, name, rows, users) for name in log.schema.histories}
+    histories = {name: _gather_history(log, name, rows, users) for name in log.schema.histories}
     return Batch(
         size=len(rows),
         features=features,
@@ -44,7 +45,7 @@ def gather(
         label=torch.from_numpy(log.labels.take(rows)),
         rows=torch.from_numpy(rows),
         users=torch.from_numpy(users),
-        timestamps=torch.from_numpy(moments),
+        timestamps=torch.from_numpy(timestamps),
         label_time=torch.from_numpy(log.label_time(rows)),
         available=None if log.available is None else torch.from_numpy(log.available.take(rows)),
         task_labels=compute_targets(log, rows, targets, available_before),
@@ -52,30 +53,32 @@ def gather(
     )
 
 
-def _past(log: Log, name: str, rows: NDArray[np.int64], users: NDArray[np.int64]) -> HistoryBatch:
+def _gather_history(log: Log, name: str, rows: NDArray[np.int64], users: NDArray[np.int64]) -> HistoryBatch:
     if name in log.tokens:
         columns, offsets = log.tokens[name].columns(users, log.timestamps.take(rows))
-        return HistoryBatch({column: _plain(values) for column, values in columns.items()}, torch.from_numpy(offsets))
+        return HistoryBatch(
+            {column: _to_tensor(values) for column, values in columns.items()}, torch.from_numpy(offsets)
+        )
     if log.schema.prejoined:
-        return _listed_history(log, name, rows)
+        return _gather_listed_history(log, name, rows)
     at, offsets = log.select_history(name, rows)
     return gather_history(log, name, at, offsets, np.repeat(log.timestamps.take(rows), np.diff(offsets)))
 
 
-def _feature(
+def _gather_feature(
     log: Log,
     name: str,
     rows: NDArray[np.int64],
-    moments: NDArray[np.int64],
+    timestamps: NDArray[np.int64],
     owners: Mapping[str, NDArray[Any]],
     tables: Mapping[str, AsOf],
 ) -> NDArray[Any] | Lists:
     table = log.schema.side(name)
     if name in log.knowledge:
-        return log.knowledge[name].values(owners[table], moments)
+        return log.knowledge[name].values(owners[table], timestamps)
     encoder = log.fitted.encoders[name]
     if isinstance(encoder, CalendarEncoder):
-        return encoder.encode_times(moments)
+        return encoder.encode_times(timestamps)
     if table in tables:
         return tables[table][name]
     column = log.lists[name] if name in log.lists else log.events.columns[name]
@@ -94,18 +97,18 @@ def gather_history(
     """
     columns = log.events.columns
     own = set(log.schema.histories[name].features).intersection(list_event_columns(log.fitted))
-    past = HistoryEvents(
+    events = HistoryEvents(
         times=log.events.times.take(at),
         items=columns["item"].take(at),
         values={column: columns[column].take(at) for column in own},
         available_at={column: columns[f"known.{column}"].take(at) for column in own if f"known.{column}" in columns},
         offsets=offsets,
     )
-    made = build_history_columns(log.fitted, name, log.items, past, now)
-    return HistoryBatch({column: tensor(values) for column, values in made.items()}, torch.from_numpy(offsets))
+    encoded = build_history_columns(log.fitted, name, log.items, events, now)
+    return HistoryBatch({column: to_tensor(values) for column, values in encoded.items()}, torch.from_numpy(offsets))
 
 
-def _listed_history(log: Log, name: str, rows: NDArray[np.int64]) -> HistoryBatch:
+def _gather_listed_history(log: Log, name: str, rows: NDArray[np.int64]) -> HistoryBatch:
     history = log.schema.histories[name]
     columns: dict[str, Tensor | Jagged] = {}
     offsets: NDArray[np.int64] | None = None
@@ -116,19 +119,19 @@ def _listed_history(log: Log, name: str, rows: NDArray[np.int64]) -> HistoryBatc
         lengths = np.minimum(stop - lists.offsets.take(rows), history.max_length)
         own = np.concatenate([[0], np.cumsum(lengths)])
         at = np.repeat(stop - lengths - own[:-1], lengths) + np.arange(own[-1])
-        columns[column] = tensor(lists.values.take(at))
+        columns[column] = to_tensor(lists.values.take(at))
         offsets = own
     assert offsets is not None
     return HistoryBatch(columns, torch.from_numpy(offsets))
 
 
-def tensor(column: NDArray[Any] | Lists) -> Tensor | Jagged:
+def to_tensor(column: NDArray[Any] | Lists) -> Tensor | Jagged:
     """int32 ids or float32 numbers as torch sees them; lists become jagged."""
     if isinstance(column, Lists):
         weights = None if column.weights is None else torch.from_numpy(column.weights)
-        return Jagged(_plain(column.values), torch.from_numpy(column.offsets), weights)
-    return _plain(column)
+        return Jagged(_to_tensor(column.values), torch.from_numpy(column.offsets), weights)
+    return _to_tensor(column)
 
 
-def _plain(array: NDArray[Any]) -> Tensor:
+def _to_tensor(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(array if array.dtype == np.float32 else array.astype(np.int32, copy=False))

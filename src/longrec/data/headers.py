@@ -59,9 +59,9 @@ def read_header(con: duckdb.DuckDBPyConnection, path: Path) -> Header:
     except duckdb.Error as error:
         raise unreadable(str(path), error) from None
     except (pa.ArrowException, OSError) as error:
-        words = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         raise DataError(
-            str(path), f"cannot be read: {words[:300]}", "a complete file", "write the file again"
+            str(path), f"cannot be read: {message[:300]}", "a complete file", "write the file again"
         ) from None
     return Header(path, {field.name: _kind(field.type) for field in schema})
 
@@ -94,21 +94,21 @@ def check_alike(where: str, headers: Iterable[Header], columns: Mapping[str, str
     """
     headers = list(headers)
     lacks, differs = [], []
-    for column, asker in columns.items():
+    for column, reader in columns.items():
         kinds = [(header, header.kind(column)) for header in headers]
-        having = [(header, kind) for header, kind in kinds if kind is not None]
-        if not having:
+        present = [(header, kind) for header, kind in kinds if kind is not None]
+        if not present:
             continue
         for header, kind in kinds:
             if kind is None:
                 near = nearest(column, header.kinds)
                 hint = f", did you mean its {near!r}?" if near else ""
-                lacks.append(f"{header.path} has no column {column!r} ({asker}){hint}")
-        telling = [(header, kind) for header, kind in having if kind]
-        odd = next((pair for pair in telling if not _alike(pair[1], telling[0][1])), None)
+                lacks.append(f"{header.path} has no column {column!r} ({reader}){hint}")
+        typed = [(header, kind) for header, kind in present if kind]
+        odd = next((pair for pair in typed if not _is_alike(pair[1], typed[0][1])), None)
         if odd is not None:
-            (first, one), (second, other) = telling[0], odd
-            differs.append(f"{column!r} ({asker}) is {one} in {first.path} and {other} in {second.path}")
+            (first, one), (second, other) = typed[0], odd
+            differs.append(f"{column!r} ({reader}) is {one} in {first.path} and {other} in {second.path}")
     if lacks:
         raise DataError(
             where,
@@ -122,5 +122,5 @@ def check_alike(where: str, headers: Iterable[Header], columns: Mapping[str, str
         )
 
 
-def _alike(one: str, other: str) -> bool:
+def _is_alike(one: str, other: str) -> bool:
     return one == other or {one, other} == {"integers", "numbers"}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.data.token_join import checked
+from longrec.data.token_join import check_disclosure
 from longrec.errors import DataError
 from longrec.features.schema import Schema
 from longrec.features.vocabulary import Keys, compute_key_numbers
@@ -41,7 +41,7 @@ class KnowledgeFeature:
     def __init__(self, store: KnowledgeStore, schema: Schema, table: str, keys: Keys, where: str) -> None:
         _check(store, schema, table, keys, where)
         allowed = schema.features[where.removeprefix("features.")].allow_leak
-        self.warnings = checked(store.info, schema, where, str(store.folder), allowed)
+        self.warnings = check_disclosure(store.info, schema, where, str(store.folder), allowed)
         self.store = store
         self._side: Literal["user", "item"] = "user" if table == "user" else "item"
         self.width = 1 + store.info.widths[table]
@@ -50,19 +50,19 @@ class KnowledgeFeature:
         self._noise: int | None = None
         self._versions: dict[int, NDArray[np.floating]] = {}
 
-    def values(self, owners: NDArray[np.int64], moments: NDArray[np.int64]) -> NDArray[np.float32]:
+    def values(self, owners: NDArray[np.int64], timestamps: NDArray[np.int64]) -> NDArray[np.float32]:
         """float32 ``[B, 1 + W]``: 1 and the vector; zeros where nothing was known.
 
         Args:
             owners: ``[B]`` rows of the log's user (or item) table; row 0 is nobody.
             moments: int64 ``[B]``.
         """
-        found = np.zeros((len(owners), self.width), np.float32)
-        version = self.store.find_versions(moments)
+        knowledge = np.zeros((len(owners), self.width), np.float32)
+        version = self.store.find_versions(timestamps)
         for number in np.unique(version[version >= 0]):
             at = version == number
-            found[at] = self._matrix(int(number))[self._rows.take(owners[at])]
-        return found
+            knowledge[at] = self._matrix(int(number))[self._rows.take(owners[at])]
+        return knowledge
 
     def control(self, how: Control, seed: int = 0) -> KnowledgeFeature:
         """The same feature emptied of what it tells, for controls: everybody gets the knowledge of somebody else
@@ -80,11 +80,11 @@ class KnowledgeFeature:
     def _matrix(self, number: int) -> NDArray[np.floating]:
         """``[1 + keys, 1 + W]`` of a version; half floats where the store keeps no more."""
         if number not in self._versions:
-            known = self.store.look_up(self._side, self._keys, np.array([number], np.int64))
+            vectors = self.store.look_up(self._side, self._keys, np.array([number], np.int64))
             if self._noise is not None:
                 random = np.random.default_rng([self._noise, number])
-                known[:, 1:] = random.standard_normal((len(known), self.width - 1)) * known[:, :1]
-            whole = np.concatenate([np.zeros((1, self.width), np.float32), known])
+                vectors[:, 1:] = random.standard_normal((len(vectors), self.width - 1)) * vectors[:, :1]
+            whole = np.concatenate([np.zeros((1, self.width), np.float32), vectors])
             self._versions[number] = whole.astype(np.float16 if self.store.info.codec == "fp16" else np.float32)
         return self._versions[number]
 

@@ -11,7 +11,14 @@ from longrec.errors import DataError
 from longrec.features.history_columns import NEVER
 from longrec.features.label_encoding import compute_labels
 
-__all__ = ["check_labels", "check_window", "compute_labels", "delay_of", "reasons", "window_warnings"]
+__all__ = [
+    "check_labels",
+    "check_window",
+    "compute_labels",
+    "describe_exclusions",
+    "describe_label_delay",
+    "window_warnings",
+]
 
 
 def check_labels(labels: NDArray[np.float32], codes: NDArray[np.int8], where: str) -> None:
@@ -35,7 +42,7 @@ def check_labels(labels: NDArray[np.float32], codes: NDArray[np.int8], where: st
         )
 
 
-def delay_of(log: Log) -> str:
+def describe_label_delay(log: Log) -> str:
     """What in the schema says how late labels come, as a message names it."""
     schema = log.schema
     if schema.label_available_at is not None:
@@ -48,15 +55,17 @@ def delay_of(log: Log) -> str:
     return f"label_delay: {schema.label_delay}"
 
 
-def reasons(log: Log, part: str) -> str:
+def describe_exclusions(log: Log, split: str) -> str:
     """Why rows of train or valid are left out, with how many of each."""
-    left_out, what = log.excluded_rows(part), "valid or test" if part == "train" else "test"
-    found = []
-    if left_out.unknown:
-        found.append(f"of {left_out.unknown:,} the label was not known before {what} begins ({delay_of(log)})")
-    if left_out.later:
-        found.append(f"{left_out.later:,} lie at or after rows of the same user in {what}")
-    return ", ".join(found)
+    excluded, what = log.excluded_rows(split), "valid or test" if split == "train" else "test"
+    messages = []
+    if excluded.unknown:
+        messages.append(
+            f"of {excluded.unknown:,} the label was not known before {what} begins ({describe_label_delay(log)})"
+        )
+    if excluded.later:
+        messages.append(f"{excluded.later:,} lie at or after rows of the same user in {what}")
+    return ", ".join(messages)
 
 
 def check_window(log: Log) -> None:
@@ -65,8 +74,8 @@ def check_window(log: Log) -> None:
     Raises:
         DataError: no label of train is left, or labels of one class.
     """
-    left_out = log.excluded_rows("train")
-    if not len(left_out.rows):
+    excluded = log.excluded_rows("train")
+    if not len(excluded.rows):
         return  # ``prepare`` looked at the labels as they are
     labels = log.labels.take(log.rows_of("train"))
     if len(labels) and labels.min() < labels.max():
@@ -74,7 +83,7 @@ def check_window(log: Log) -> None:
     rest = f"every other label is {labels[0]:g}" if len(labels) else "no other training row has a label"
     raise DataError(
         "the training window",
-        f"{len(left_out.rows):,} rows are left out: {reasons(log, 'train')}; {rest}",
+        f"{len(excluded.rows):,} rows are left out: {describe_exclusions(log, 'train')}; {rest}",
         "labels of both classes that were known before the split",
         "move the split later, split by time, or shorten the delay if labels are known sooner",
     )
@@ -82,18 +91,18 @@ def check_window(log: Log) -> None:
 
 def window_warnings(log: Log) -> list[str]:
     """Sentences about labels that became known too late for what is measured on a log, for results to carry."""
-    found, window = [], log.training_window
+    messages, window = [], log.training_window
     if "valid" in log.excluded_counts and not len(log.rows_of("valid")):
-        found.append(
-            f"validation: every row is left out, {reasons(log, 'valid')}. No row chose the weights or stopped "
-            "training, so the last weights count; begin validation earlier."
+        messages.append(
+            f"validation: every row is left out, {describe_exclusions(log, 'valid')}. No row chose the weights or "
+            "stopped training, so the last weights count; begin validation earlier."
         )
     if len(window.train) > 1 and log.has_delayed_labels and window.first_test < NEVER:
         rows = log.rows_of("train")
         late = (log.label_time(rows) >= window.first_test) & (log.events.times.take(rows) < window.first_test)
         if late.any():
-            found.append(
+            messages.append(
                 f"training: a further {late.mean():.2%} of the training rows lie before the first test row with labels "
-                f"that became known only at or after it ({delay_of(log)}); split by time to leave them out."
+                f"that became known only at or after it ({describe_label_delay(log)}); split by time to leave them out."
             )
-    return found
+    return messages

@@ -32,14 +32,14 @@ ODDS = 50.0
 """How much more often a value comes with the label than other values do, where it gives the label away."""
 PURE = 0.9
 """Share of the rows of a value that have the label, where it gives the label away."""
-_LOOKED_AT = 2_000_000
+_EXAMINED = 2_000_000
 _BUCKETS = 64
 _PRIOR = 2.0
 _NUMBERS = 32
 
 
 @dataclass(frozen=True)
-class Copy:
+class LabelCopy:
     """What one feature tells.
 
     Attributes:
@@ -52,11 +52,11 @@ class Copy:
     pure: float
     rows: int
 
-    def phrase(self, told: str) -> str:
+    def phrase(self, label_name: str) -> str:
         """What was found, in words."""
         if self.auc >= AUC:
-            return f"alone tells {told} of its own row (AUC {self.auc:.3f} on {self.rows:,} training rows)"
-        return f"has a value that comes with {told} of its own row ({self.pure:.1%} of such rows)"
+            return f"alone tells {label_name} of its own row (AUC {self.auc:.3f} on {self.rows:,} training rows)"
+        return f"has a value that comes with {label_name} of its own row ({self.pure:.1%} of such rows)"
 
 
 def find_label_copies(log: Log) -> tuple[list[str], list[str]]:
@@ -72,22 +72,20 @@ def find_label_copies(log: Log) -> tuple[list[str], list[str]]:
     for name, ids in feedback.items():
         if schema.column(name) == schema.label.column:
             continue
-        found = sample.tells(ids)
-        if found is not None and found.auc >= COPY:
+        copy = sample.measure(ids)
+        if copy is not None and copy.auc >= COPY:
             copies.append(name)
-        elif (other := sample.relabelled(ids)) is not None:
+        elif (other := sample.relabel(ids)) is not None:
             others[name] = other
     for name, columns in sample.plain():
-        found = max((one for ids in columns if (one := sample.tells(ids))), key=_strength, default=None)
-        if found is not None and (found.auc >= AUC or found.pure):
-            warnings.append(
-                _sentence(name, schema.columns(name) if name in schema.features else (), found, "the label")
-            )
+        copy = max((one for ids in columns if (one := sample.measure(ids))), key=_strength, default=None)
+        if copy is not None and (copy.auc >= AUC or copy.pure):
+            warnings.append(_sentence(name, schema.columns(name) if name in schema.features else (), copy, "the label"))
             continue
         for target, other in others.items():
-            found = max((one for ids in columns if (one := other.tells(ids))), key=_strength, default=None)
-            if found is not None and found.auc >= AUC:
-                warnings.append(_sentence(name, schema.columns(name), found, f"the feedback {target!r}"))
+            copy = max((one for ids in columns if (one := other.measure(ids))), key=_strength, default=None)
+            if copy is not None and copy.auc >= AUC:
+                warnings.append(_sentence(name, schema.columns(name), copy, f"the feedback {target!r}"))
                 break
     return warnings, copies
 
@@ -103,7 +101,7 @@ def filter_warning(history: str, column: str, counts: NDArray[np.int64]) -> str:
     pure = max(_pure(counts[side], counts[1 - side]) for side in (0, 1))
     if counts.sum(0).min() < 2 * LEAST or not (auc >= AUC or pure):
         return ""
-    phrase = Copy(auc, pure, int(counts.sum())).phrase("the label")
+    phrase = LabelCopy(auc, pure, int(counts.sum())).phrase("the label")
     return (
         f"history {history!r}: its filter on column {column!r} {phrase}, so which events pass tells labels before they "
         f"are known; if the column is known only after the event, add a feature of it with feedback: true, so that the "
@@ -118,16 +116,16 @@ def _pure(own: NDArray[Any], rest: NDArray[Any]) -> float:
     return float(own[1] / own.sum())
 
 
-def _sentence(name: str, columns: tuple[str, ...], found: Copy, told: str) -> str:
+def _sentence(name: str, columns: tuple[str, ...], copy: LabelCopy, label_name: str) -> str:
     of = "" if columns in ((), (name,)) else f" (column {', '.join(map(repr, columns))})"
     return (
-        f"feature {name!r}{of} {found.phrase(told)}, as what becomes known only after the event does; if it is such, "
-        "mark it feedback: true, which keeps it to histories, or drop it"
+        f"feature {name!r}{of} {copy.phrase(label_name)}, as what becomes known only after the event does; if it is "
+        "such, mark it feedback: true, which keeps it to histories, or drop it"
     )
 
 
-def _strength(found: Copy) -> float:
-    return max(found.auc, found.pure)
+def _strength(copy: LabelCopy) -> float:
+    return max(copy.auc, copy.pure)
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ class _Sample:
         """A sample of the training rows; None where there are too few of a class."""
         random = np.random.default_rng(0)
         # One row of each stretch, so that a large log is not read from end to end.
-        stretch = max(len(log.labels) // _LOOKED_AT, 1)
+        stretch = max(len(log.labels) // _EXAMINED, 1)
         rows = np.arange(len(log.labels) // stretch) * stretch
         rows += random.integers(0, stretch, len(rows))
         rows = rows[log.splits.take(rows) == TRAIN]
@@ -165,23 +163,23 @@ class _Sample:
         # Neighbouring users may have been numbered by what they did: a hash parts them.
         half = ((users * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)).astype(np.int64) & 1
         for halves in (half, random.integers(0, 2, len(rows))):
-            made = cls(log, rows, log.labels.take(rows) > 0.5, halves, weight)
-            if made.counts().min() >= LEAST:
-                return made
+            sample = cls(log, rows, log.labels.take(rows) > 0.5, halves, weight)
+            if sample.counts().min() >= LEAST:
+                return sample
         return None
 
     def counts(self) -> NDArray[np.int64]:
         """int64 ``[4]`` rows by half and label."""
         return np.bincount(2 * self.half + self.label, minlength=4)
 
-    def relabelled(self, ids: NDArray[Any]) -> _Sample | None:
+    def relabel(self, ids: NDArray[Any]) -> _Sample | None:
         """The same rows with another label: the highest of two values of a feedback feature."""
-        known = ids >= FIRST
-        values = np.unique(ids[known])
+        available = ids >= FIRST
+        values = np.unique(ids[available])
         if len(values) != 2:
             return None
-        made = _Sample(self.log, self.rows, ids == values[1], np.where(known, self.half, 2), np.ones(2))
-        return made if np.bincount(2 * made.half + made.label, minlength=4)[:4].min() >= LEAST else None
+        sample = _Sample(self.log, self.rows, ids == values[1], np.where(available, self.half, 2), np.ones(2))
+        return sample if np.bincount(2 * sample.half + sample.label, minlength=4)[:4].min() >= LEAST else None
 
     def of_event(self, name: str) -> NDArray[Any]:
         """``[S]`` values of a feature of the row."""
@@ -189,15 +187,18 @@ class _Sample:
 
     def plain(self) -> Iterator[tuple[str, list[NDArray[np.int64] | Lists]]]:
         """Features that a model sees of the impression itself, each as columns of ids, and lists that rows bring."""
-        log, moments = self.log, self.log.timestamps.take(self.rows)
+        log, timestamps = self.log, self.log.timestamps.take(self.rows)
         owners = {"user": log.user(self.rows), "item": log.events.columns["item"].take(self.rows)}
-        tables = {"user": log.users.as_of(owners["user"], moments), "item": log.items.as_of(owners["item"], moments)}
+        tables = {
+            "user": log.users.as_of(owners["user"], timestamps),
+            "item": log.items.as_of(owners["item"], timestamps),
+        }
         for name, feature in log.schema.features.items():
             if feature.feedback or feature.source is not None:
                 continue
             encoder, table = log.fitted.encoders[name], log.schema.side(name)
             if isinstance(encoder, CalendarEncoder):
-                values: NDArray[Any] | Lists = encoder.encode_times(moments)
+                values: NDArray[Any] | Lists = encoder.encode_times(timestamps)
             elif table in tables:
                 values = tables[table][name]
             elif name in log.lists:
@@ -209,22 +210,22 @@ class _Sample:
             if name not in log.schema.features:  # what rows bring of their users' past
                 yield name, _columns(gather_lists(lists, self.rows))
 
-    def tells(self, values: NDArray[np.int64] | Lists) -> Copy | None:
+    def measure(self, values: NDArray[np.int64] | Lists) -> LabelCopy | None:
         """How well a column tells the label of its row; None where it has one value."""
         if isinstance(values, Lists):
-            return self._tells_lists(values)
-        distinct, place = np.unique(values, return_inverse=True)
+            return self._measure_lists(values)
+        distinct, index = np.unique(values, return_inverse=True)
         if len(distinct) < 2:
             return None
         counts = np.zeros((2, 2, len(distinct)))
         for half in (0, 1):
             for label in (0, 1):
                 at = (self.half == half) & (self.label == bool(label))
-                counts[half, label] = np.bincount(place[at], minlength=len(distinct))
-        auc = float(np.mean([_counted_auc(_rates(counts[1 - half]), counts[half]) for half in (0, 1)]))
-        return Copy(auc, self._purest(counts), int(counts.sum()))
+                counts[half, label] = np.bincount(index[at], minlength=len(distinct))
+        auc = float(np.mean([_weighted_auc(_rates(counts[1 - half]), counts[half]) for half in (0, 1)]))
+        return LabelCopy(auc, self._find_purest(counts), int(counts.sum()))
 
-    def _purest(self, counts: NDArray[np.float64]) -> float:
+    def _find_purest(self, counts: NDArray[np.float64]) -> float:
         """The largest share of the label in both halves, of one value or of all but the most frequent one."""
         weighted = counts * self.weight[None, :, None]
         total, mode = weighted.sum(2), int(weighted.sum((0, 1)).argmax())
@@ -239,23 +240,23 @@ class _Sample:
         both = good.all(0)
         return float(share.min(0)[both].max()) if both.any() else 0.0
 
-    def _tells_lists(self, lists: Lists) -> Copy:
+    def _measure_lists(self, lists: Lists) -> LabelCopy:
         lengths = np.diff(lists.offsets)
         owner = np.repeat(np.arange(len(lengths)), lengths)
-        distinct, place = np.unique(lists.values, return_inverse=True)
+        distinct, index = np.unique(lists.values, return_inverse=True)
         aucs = []
         for half in (0, 1):
             learn = self.half[owner] == 1 - half
             pairs = [
-                np.bincount(place[learn & (self.label[owner] == bool(x))], minlength=len(distinct)) for x in (0, 1)
+                np.bincount(index[learn & (self.label[owner] == bool(x))], minlength=len(distinct)) for x in (0, 1)
             ]
             rate = _rates(np.stack(pairs).astype(np.float64))
-            score = np.bincount(owner, rate[place], minlength=len(lengths)) / np.maximum(lengths, 1)
+            score = np.bincount(owner, rate[index], minlength=len(lengths)) / np.maximum(lengths, 1)
             empty = (lengths == 0) & (self.half == 1 - half)
             score[lengths == 0] = (self.label[empty].sum() + _PRIOR / 2) / (empty.sum() + _PRIOR)
             own = self.half == half
-            aucs.append(_counted_auc(score[own], np.stack([~self.label[own], self.label[own]]).astype(np.float64)))
-        return Copy(float(np.mean(aucs)), 0.0, len(lengths))
+            aucs.append(_weighted_auc(score[own], np.stack([~self.label[own], self.label[own]]).astype(np.float64)))
+        return LabelCopy(float(np.mean(aucs)), 0.0, len(lengths))
 
 
 def _columns(values: NDArray[Any] | Lists, label: NDArray[np.bool_] | None = None) -> list[NDArray[np.int64] | Lists]:
@@ -269,20 +270,20 @@ def _columns(values: NDArray[Any] | Lists, label: NDArray[np.bool_] | None = Non
         if values.weights is None:
             return [values, lengths]
         owner = np.repeat(np.arange(len(lengths)), lengths)
-        return [values, lengths, _bucketed(np.bincount(owner, values.weights, minlength=len(lengths)))]
+        return [values, lengths, _to_buckets(np.bincount(owner, values.weights, minlength=len(lengths)))]
     if values.dtype.kind != "f":
         return [values.astype(np.int64)]
     numbers = values.reshape(len(values), -1)
     if numbers.shape[1] > _NUMBERS and label is not None:
         apart = np.abs(numbers[label].mean(0) - numbers[~label].mean(0)) / (numbers.std(0) + 1e-12)
         numbers = numbers[:, np.argsort(-apart, kind="stable")[:_NUMBERS]]
-    return [_bucketed(column) for column in numbers.T[:_NUMBERS]]
+    return [_to_buckets(column) for column in numbers.T[:_NUMBERS]]
 
 
-def _bucketed(numbers: NDArray[Any]) -> NDArray[np.int64]:
-    distinct, place = np.unique(numbers, return_inverse=True)
+def _to_buckets(numbers: NDArray[Any]) -> NDArray[np.int64]:
+    distinct, index = np.unique(numbers, return_inverse=True)
     if len(distinct) <= _BUCKETS:
-        return place.astype(np.int64)
+        return index.astype(np.int64)
     edges = np.unique(np.quantile(numbers, np.arange(1, _BUCKETS) / _BUCKETS))
     # Numbers that stand on an edge, such as the one for a missing value, are a bucket of their own.
     return np.searchsorted(edges, numbers, side="left") + np.searchsorted(edges, numbers, side="right")
@@ -295,10 +296,10 @@ def _rates(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     return rates
 
 
-def _counted_auc(score: NDArray[np.float64], counts: NDArray[np.float64]) -> float:
+def _weighted_auc(score: NDArray[np.float64], counts: NDArray[np.float64]) -> float:
     """AUC of scores ``[V]`` of values that stand for ``[2, V]`` rows without and with the label; ties count half."""
-    _, place = np.unique(score, return_inverse=True)
-    negative, positive = (np.bincount(place, own) for own in counts)
+    _, index = np.unique(score, return_inverse=True)
+    negative, positive = (np.bincount(index, own) for own in counts)
     below = np.cumsum(negative) - negative / 2
     total = negative.sum() * positive.sum()
     return float((positive * below).sum() / total) if total else 0.5

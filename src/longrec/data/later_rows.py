@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,20 +28,24 @@ class LaterShare:
         first: the first moment of the other part.
     """
 
-    part: str
+    split: str
     than: str
     share: float
     first: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by the names that a prepared log keeps."""
+        return {"part": self.split, "than": self.than, "share": self.share, "first": self.first}
 
-def look_for(
+
+def find_later_shares(
     rule: Split,
     schema: Schema,
     where: str,
     codes: NDArray[np.int8],
     labels: NDArray[np.float32],
     times: NDArray[np.int64],
-    moments: NDArray[np.int64],
+    timestamps: NDArray[np.int64],
     offsets: NDArray[np.int64],
 ) -> tuple[list[LaterShare], list[str]]:
     """The shares of a split, and a sentence about each.
@@ -58,7 +63,7 @@ def look_for(
     step = schema.time.unit == "step"
     if rule.by == "files" and not rule.allow_overlap:
         check_files(codes, times, step, where)
-    shares = later_shares(codes, labels, times, moments, offsets)
+    shares = later_shares(codes, labels, times, timestamps, offsets)
     return shares, later_warnings(rule, shares, step)
 
 
@@ -68,7 +73,7 @@ def check_files(codes: NDArray[np.int8], times: NDArray[np.int64], step: bool, w
     Raises:
         DataError: with both spans in the message.
     """
-    spans = {part: times[codes == code] for part, code in SPLITS.items()}
+    spans = {split: times[codes == code] for split, code in SPLITS.items()}
     for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
         if len(spans[one]) and len(spans[other]) and spans[one].max() >= spans[other].min():
             last, first = (
@@ -88,35 +93,35 @@ def later_shares(
     codes: NDArray[np.int8],
     labels: NDArray[np.float32],
     times: NDArray[np.int64],
-    moments: NDArray[np.int64],
+    timestamps: NDArray[np.int64],
     offsets: NDArray[np.int64],
 ) -> list[LaterShare]:
     """The shares above zero, each part against the one it may not know.
 
     Rows that are left out whatever the delay of the labels are not counted.
     """
-    labelled = ~np.isnan(labels)
-    window = window_of_rows(codes, labelled, times, moments, offsets)
-    rows = {part: np.flatnonzero(labelled & (codes == code)) for part, code in SPLITS.items()}
-    first = {part: int(moments.take(own).min()) for part, own in rows.items() if len(own)}
-    found: list[LaterShare] = []
-    for part, than in _PAIRS:
-        if than not in first or not len(rows[part]) or (than == "valid" and "test" in first):
+    labeled = ~np.isnan(labels)
+    window = window_of_rows(codes, labeled, times, timestamps, offsets)
+    rows = {split: np.flatnonzero(labeled & (codes == code)) for split, code in SPLITS.items()}
+    first = {split: int(timestamps.take(own).min()) for split, own in rows.items() if len(own)}
+    shares: list[LaterShare] = []
+    for split, than in _PAIRS:
+        if than not in first or not len(rows[split]) or (than == "valid" and "test" in first):
             continue
-        own = rows[part]
+        own = rows[split]
         users = np.searchsorted(offsets, own, side="right") - 1
         own_times = times.take(own)
-        kept = own_times[own_times < window.end(part, users)]
+        kept = own_times[own_times < window.end(split, users)]
         share = float(np.mean(kept >= first[than])) if len(kept) else 0.0
         if share:
-            found.append(LaterShare(part, than, share, first[than]))
-    return found
+            shares.append(LaterShare(split, than, share, first[than]))
+    return shares
 
 
 def later_warnings(rule: Split, shares: list[LaterShare], step: bool) -> list[str]:
     """One sentence per share, for whoever reads numbers measured on the split."""
     return [
-        f"split by {rule.by}: {_percent(one.share)} of the {_NAMES[one.part]} rows lie at or after the first "
+        f"split by {rule.by}: {_percent(one.share)} of the {_NAMES[one.split]} rows lie at or after the first "
         f"{_NAMES[one.than]} row ({describe_timestamp(one.first, step)}). The model learns from what other users "
         "did later, so it scores better here than it will in use; split by time to measure that."
         for one in shares

@@ -56,9 +56,9 @@ class Loader:
             return self.rows
         random = np.random.default_rng([self.seed, epoch])
         rows = random.permutation(self.rows)
-        return self._grouped(rows, random) if self.bucket_by_length else rows
+        return self._bucket_by_length(rows, random) if self.bucket_by_length else rows
 
-    def _grouped(self, rows: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
+    def _bucket_by_length(self, rows: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
         length = np.zeros(len(rows), np.int64)
         for name in self.log.schema.histories:
             if self.log.schema.prejoined:
@@ -67,10 +67,10 @@ class Loader:
             else:
                 length += self.log.compute_history_lengths(name, rows)
         pool = 64 * self.batch_size
-        parts = [
+        sorted_pools = [
             rows[at : at + pool][np.argsort(length[at : at + pool], kind="stable")] for at in range(0, len(rows), pool)
         ]
-        sorted_rows = np.concatenate(parts) if parts else rows
+        sorted_rows = np.concatenate(sorted_pools) if sorted_pools else rows
         whole = len(rows) // self.batch_size
         batches = random.permutation(whole)
         head = sorted_rows[: whole * self.batch_size].reshape(whole, self.batch_size)[batches].ravel()

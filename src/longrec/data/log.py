@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.data.availability import last_available, spans
+from longrec.data.availability import expand_ranges, select_last_available
 from longrec.data.knowledge_join import KnowledgeFeature
 from longrec.data.sample_weights import open_weights
 from longrec.data.splits import SPLITS
@@ -37,7 +37,7 @@ from longrec.store.token_store import TokenInfo, TokenStore
 FORMAT = "longrec-log-1"
 _ROWS = 65_536
 """Rows whose histories are held at once when only their lengths are wanted."""
-_PIECE = 1 << 21
+_CHUNK = 1 << 21
 """Rows that are looked at together."""
 
 
@@ -64,17 +64,17 @@ class Log:
         self.users, self.items = EntityTable.load(folder / "users"), EntityTable.load(folder / "items")
         self.events = Segment.open(folder / "events")
         self.labels, self.splits = open_array(folder / "label.npy"), open_array(folder / "split.npy")
-        own_moments = (folder / "moment.npy").exists()
-        self.timestamps = open_array(folder / "moment.npy") if own_moments else self.events.times
+        has_request_times = (folder / "moment.npy").exists()
+        self.timestamps = open_array(folder / "moment.npy") if has_request_times else self.events.times
         self.lists = {
             path.name.removesuffix(".offsets.npy"): _lists(path) for path in (folder / "lists").glob("*.offsets.npy")
         }
         self.available: NDArray[np.int64] | None = self.events.columns.get(AVAILABLE)
-        self._kept: dict[str, NDArray[np.int64]] = {}
+        self._filtered_rows: dict[str, NDArray[np.int64]] = {}
         self.tokens: dict[str, TokenHistory] = {}
         self.knowledge: dict[str, KnowledgeFeature] = {}
         self.warnings: list[str] = []
-        self._left_out: dict[str, ExcludedRows] = {}
+        self._excluded: dict[str, ExcludedRows] = {}
         self.weights: Mapping[str, NDArray[np.float32]] = {}
         self.sample_weight: NDArray[np.float32] | None = None
 
@@ -104,7 +104,7 @@ class Log:
             fitted = FittedSchema(_with_unit(schema, fitted.schema), fitted.encoders)
         log = cls(folder, fitted)
         log.manifest = manifest
-        log.warnings = [*manifest.get("warnings", ()), *log._early_copies(manifest.get("label_copies", ()))]
+        log.warnings = [*manifest.get("warnings", ()), *log._warn_of_early_copies(manifest.get("label_copies", ()))]
         log.weights = open_weights(folder, manifest.get("weights", ()))
         if sample_weight is not None:
             log.sample_weight = log.weight_of(sample_weight)
@@ -121,23 +121,25 @@ class Log:
                 log.read_knowledge(name, opened[feature.source])
         return log
 
-    def _early_copies(self, names: Sequence[str]) -> list[str]:
+    def _warn_of_early_copies(self, names: Sequence[str]) -> list[str]:
         """A sentence per feedback feature that tells the label (``data/label_copies.py``) and is known before it."""
         rows = np.flatnonzero(~np.isnan(self.labels)) if names else np.zeros(0, np.int64)
         rows = rows[:: max(len(rows) // 1_000, 1)]
-        told, read = [], self.schema.histories.values()
+        messages, read = [], self.schema.histories.values()
         for name in names:
             if not any(name in history.features or self.schema.column(name) in history.where for history in read):
                 continue
             own = self.events.columns.get(f"known.{name}")
-            known = self.events.times.take(rows) + self.schema.available_after(name) if own is None else own.take(rows)
-            if (self.clamp_to_available(known, rows) < self.label_time(rows)).any():
-                told.append(
+            available_at = (
+                self.events.times.take(rows) + self.schema.available_after(name) if own is None else own.take(rows)
+            )
+            if (self.clamp_to_available(available_at, rows) < self.label_time(rows)).any():
+                messages.append(
                     f"feature {name!r} tells the label as well as the label itself and is known before it, so "
                     "histories that read it tell labels early; give it the delay of the label (available_after), "
                     "or drop it"
                 )
-        return told
+        return messages
 
     def read_tokens(self, name: str, store: TokenStore) -> None:
         """Read the token history ``name`` from a store.
@@ -178,47 +180,49 @@ class Log:
             DataError: the log was prepared without it.
         """
         if column not in self.weights:
-            told = ", ".join(self.weights) or "none"
+            names = ", ".join(self.weights) or "none"
             raise DataError(
-                str(self.folder), f"no sample weight {column!r}", f"one of: {told}", "prepare the log again"
+                str(self.folder), f"no sample weight {column!r}", f"one of: {names}", "prepare the log again"
             )
         return self.weights[column]
 
-    def rows_of(self, part: str) -> NDArray[np.int64]:
+    def rows_of(self, split: str) -> NDArray[np.int64]:
         """int64 rows of the samples of train, valid or test, in the order of the log (by user, then time).
 
         Rows of train and valid whose label was not known in time are left out: see ``data/training_window.py``.
         """
-        if part not in SPLITS:
-            raise UnknownName("part", part, SPLITS)
-        chosen = (self.splits == SPLITS[part]) & ~np.isnan(self.labels)
-        chosen[self.excluded_rows(part).rows] = False
+        if split not in SPLITS:
+            raise UnknownName("part", split, SPLITS)
+        chosen = (self.splits == SPLITS[split]) & ~np.isnan(self.labels)
+        chosen[self.excluded_rows(split).rows] = False
         return np.flatnonzero(chosen)
 
-    def excluded_rows(self, part: str) -> ExcludedRows:
+    def excluded_rows(self, split: str) -> ExcludedRows:
         """The labelled rows of a part that ``rows_of`` leaves out, and why."""
-        if part not in self._left_out:
-            self._left_out[part] = ExcludedRows(np.zeros(0, np.int64)) if part == "test" else self._look_for_late(part)
-        return self._left_out[part]
+        if split not in self._excluded:
+            self._excluded[split] = (
+                ExcludedRows(np.zeros(0, np.int64)) if split == "test" else self._find_late_rows(split)
+            )
+        return self._excluded[split]
 
-    def _look_for_late(self, part: str) -> ExcludedRows:
-        ends = self.training_window.train if part == "train" else self.training_window.valid
+    def _find_late_rows(self, split: str) -> ExcludedRows:
+        ends = self.training_window.train if split == "train" else self.training_window.valid
         # What lies before a line is known before it, where labels come without delay and no request crosses the line.
         early = (
             bool(self.manifest.get("lines")) and not self.has_delayed_labels and self.timestamps is self.events.times
         )
         if early or (ends == NEVER).all():
             return ExcludedRows(np.zeros(0, np.int64))
-        found, unknown, later = [np.zeros(0, np.int64)], 0, 0
-        for at in range(0, len(self), _PIECE):
-            piece = slice(at, at + _PIECE)
-            rows = at + np.flatnonzero((self.splits[piece] == SPLITS[part]) & ~np.isnan(self.labels[piece]))
+        late_rows, unknown, later = [np.zeros(0, np.int64)], 0, 0
+        for at in range(0, len(self), _CHUNK):
+            chunk = slice(at, at + _CHUNK)
+            rows = at + np.flatnonzero((self.splits[chunk] == SPLITS[split]) & ~np.isnan(self.labels[chunk]))
             end = ends if len(ends) == 1 else ends.take(self.user(rows))
             late, itself = self.label_time(rows) >= end, self.events.times.take(rows) >= end
-            found.append(rows[late])
+            late_rows.append(rows[late])
             later += int((late & itself).sum())
             unknown += int((late & ~itself).sum())
-        return ExcludedRows(np.concatenate(found), unknown, later)
+        return ExcludedRows(np.concatenate(late_rows), unknown, later)
 
     @cached_property
     def training_window(self) -> TrainingWindow:
@@ -229,16 +233,16 @@ class Log:
             return window_by_lines((first, second), counts["valid"]["samples"], counts["test"]["samples"])
         if self.schema.time is None:
             return TrainingWindow(np.array([NEVER]), np.array([NEVER]), NEVER, NEVER)
-        codes, labelled = np.asarray(self.splits), ~np.isnan(self.labels)
-        return window_of_rows(codes, labelled, self.events.times, self.timestamps, self.events.offsets)
+        codes, labeled = np.asarray(self.splits), ~np.isnan(self.labels)
+        return window_of_rows(codes, labeled, self.events.times, self.timestamps, self.events.offsets)
 
     @cached_property
     def excluded_counts(self) -> dict[str, dict[str, int]]:
         """Labelled rows of train and valid that are left out, by reason; empty where there are none."""
-        found = {part: self.excluded_rows(part) for part in ("train", "valid")}
+        excluded = {split: self.excluded_rows(split) for split in ("train", "valid")}
         return {
-            part: {"label_not_known": out.unknown, "not_before_measured": out.later}
-            for part, out in found.items()
+            split: {"label_not_known": out.unknown, "not_before_measured": out.later}
+            for split, out in excluded.items()
             if len(out.rows)
         }
 
@@ -264,9 +268,9 @@ class Log:
             or self.available is not None
         )
 
-    def clamp_to_available(self, moments: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def clamp_to_available(self, timestamps: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Moments of rows ``[B]``, raised to the moment at which each row's event became available."""
-        return moments if self.available is None else np.maximum(moments, self.available.take(rows))
+        return timestamps if self.available is None else np.maximum(timestamps, self.available.take(rows))
 
     def select_history(self, name: str, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The events of the history of each row: rows of the log ``[N]``, end to end, and offsets ``[B + 1]``.
@@ -280,7 +284,7 @@ class Log:
         self,
         name: str,
         users: NDArray[np.int64],
-        moments: NDArray[np.int64],
+        timestamps: NDArray[np.int64],
         below: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The events of the history of each user at a moment; as ``select_history``.
@@ -290,14 +294,14 @@ class Log:
             moments: int64 ``[B]``.
             below: int64 ``[B]``: rows at or after which nothing is looked for, where they are known.
         """
-        first, stop = self._range(name, users, moments, below)
-        kept, last = self._filtered(name), self.schema.histories[name].max_length
+        first, stop = self._range(name, users, timestamps, below)
+        kept, last = self._select_filtered(name), self.schema.histories[name].max_length
         if self.available is None:
             first = np.maximum(first, stop - last)
-            at, offsets = spans(first, stop - first)
+            at, offsets = expand_ranges(first, stop - first)
         else:
             available = self.available if kept is None else self.available.take(kept)
-            at, offsets = last_available(first, stop, moments, last, available)
+            at, offsets = select_last_available(first, stop, timestamps, last, available)
         return at if kept is None else kept.take(at), offsets
 
     def compute_history_lengths(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -306,27 +310,27 @@ class Log:
         if self.available is None:
             first, stop = self._range(name, self.user(rows), self.timestamps.take(rows), rows)
             return np.minimum(stop - first, last)
-        pieces = [np.diff(self.select_history(name, rows[at : at + _ROWS])[1]) for at in range(0, len(rows), _ROWS)]
-        return np.concatenate([np.zeros(0, np.int64), *pieces])
+        chunks = [np.diff(self.select_history(name, rows[at : at + _ROWS])[1]) for at in range(0, len(rows), _ROWS)]
+        return np.concatenate([np.zeros(0, np.int64), *chunks])
 
     def _range(
-        self, name: str, users: NDArray[np.int64], moments: NDArray[np.int64], below: NDArray[np.int64] | None
+        self, name: str, users: NDArray[np.int64], timestamps: NDArray[np.int64], below: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First and one-past-last place of all events before a moment, counted among those that pass the filter."""
         first = self.events.offsets[users]
         delay = compute_filter_delay(self.fitted, name)
         below = self.events.offsets[users + 1] if below is None else below
-        stop = find_first_from(self.events.times, first, below, moments - delay)
-        kept = self._filtered(name)
+        stop = find_first_from(self.events.times, first, below, timestamps - delay)
+        kept = self._select_filtered(name)
         return (first, stop) if kept is None else (np.searchsorted(kept, first), np.searchsorted(kept, stop))
 
-    def _filtered(self, name: str) -> NDArray[np.int64] | None:
+    def _select_filtered(self, name: str) -> NDArray[np.int64] | None:
         """Rows of the events that pass the filter of a history; None where it has none."""
         if not self.schema.histories[name].where:
             return None
-        if name not in self._kept:
-            self._kept[name] = np.flatnonzero(self.events.columns[f"where.{name}"])
-        return self._kept[name]
+        if name not in self._filtered_rows:
+            self._filtered_rows[name] = np.flatnonzero(self.events.columns[f"where.{name}"])
+        return self._filtered_rows[name]
 
     @property
     def leak(self) -> str:
@@ -346,7 +350,7 @@ class Log:
     @cached_property
     def sample_count(self) -> dict[str, int]:
         """Samples of each part."""
-        return {part: len(self.rows_of(part)) for part in SPLITS}
+        return {split: len(self.rows_of(split)) for split in SPLITS}
 
 
 def _with_unit(schema: Schema, prepared: Schema) -> Schema:

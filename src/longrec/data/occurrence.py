@@ -34,7 +34,7 @@ class Filters:
         self.where = where
         self.histories = {name: history.where for name, history in schema.histories.items() if history.where}
         self._missing: dict[tuple[str, str], list[Any]] = {
-            (history, column): _wanted(condition)
+            (history, column): _list_wanted(condition)
             for history, own in self.histories.items()
             for column, condition in own.items()
         }
@@ -51,21 +51,21 @@ class Filters:
         """Raw columns that filters read."""
         return {column for own in self.histories.values() for column in own}
 
-    def met(self, history: str, chunk: pa.RecordBatch, labels: NDArray[np.float32]) -> NDArray[np.bool_]:
+    def select_rows(self, history: str, chunk: pa.RecordBatch, labels: NDArray[np.float32]) -> NDArray[np.bool_]:
         """bool ``[n]``: which rows of a chunk pass the filter of a history.
 
         Args:
             labels: ``[n]``, NaN for rows that are no training rows.
         """
-        met = []
+        masks = []
         for column, condition in self.histories[history].items():
             values = chunk[f"c.{column}"]
-            held = match_condition(condition, values, f"{self.where}: column {column!r}, filter of {history}")
-            met.append(held)
+            passing = match_condition(condition, values, f"{self.where}: column {column!r}, filter of {history}")
+            masks.append(passing)
             if (counts := self._labels.get((history, column))) is not None:
-                counts += _label_counts(held, labels)
+                counts += _label_counts(passing, labels)
             missing = self._missing[history, column]
-            if missing and held.any():
+            if missing and passing.any():
                 # After the first chunks of most logs nothing is missing, and nothing is looked for.
                 here = [
                     Condition(at_least=v) if condition.at_least is not None else Condition(equals=v) for v in missing
@@ -73,7 +73,7 @@ class Filters:
                 self._missing[history, column] = [
                     value for value, one in zip(missing, here) if not match_condition(one, values, self.where).any()
                 ]
-        return np.logical_and.reduce(met)
+        return np.logical_and.reduce(masks)
 
     def warnings(self, con: duckdb.DuckDBPyConnection, rows: Path) -> list[str]:
         """One sentence per value that no row has, and per undeclared column that tells the label of its own row.
@@ -81,39 +81,39 @@ class Filters:
         Args:
             rows: the Parquet file of the events, whose columns are called ``c.NAME``.
         """
-        told = [filter_warning(*place, counts) for place, counts in self._labels.items()]
-        told = [sentence for sentence in told if sentence]
+        messages = [filter_warning(*column_key, counts) for column_key, counts in self._labels.items()]
+        messages = [sentence for sentence in messages if sentence]
         for (history, column), missing in self._missing.items():
             if not missing:
                 continue
             condition = self.histories[history][column]
             if condition.at_least is not None:
-                told.append(
+                messages.append(
                     f"history {history!r}: no row has {column} of {condition.at_least:g} or more, so its filter passes "
-                    f"nothing and the history is always empty; {_top(con, rows, column)}; correct its where"
+                    f"nothing and the history is always empty; {_describe_range(con, rows, column)}; correct its where"
                 )
                 continue
             values = ", ".join(repr(value) for value in missing[:5])
-            wanted = len(_wanted(condition))
+            wanted = len(_list_wanted(condition))
             share = "its filter passes nothing and the history is always empty"
             rest = (
                 share if len(missing) == wanted else f"{len(missing)} of the {wanted} values of its filter do nothing"
             )
-            known = _common(con, rows, column)
-            told.append(
+            common_values = _count_values(con, rows, column)
+            messages.append(
                 f"history {history!r}: the value {values} never occurs in column {column!r}, so {rest}; "
-                f"{_listed(known)}{_meant(missing[0], known)}; correct its where"
+                f"{_describe_values(common_values)}{_suggest_value(missing[0], common_values)}; correct its where"
             )
-        return told
+        return messages
 
 
-def _label_counts(held: NDArray[np.bool_], labels: NDArray[np.float32]) -> NDArray[np.int64]:
+def _label_counts(passing: NDArray[np.bool_], labels: NDArray[np.float32]) -> NDArray[np.int64]:
     """int64 ``[2, 2]``: rows that have a label, by whether a condition holds and by label."""
-    known = ~np.isnan(labels)
-    return np.bincount(2 * held[known] + (labels[known] > 0.5), minlength=4).reshape(2, 2)
+    labeled = ~np.isnan(labels)
+    return np.bincount(2 * passing[labeled] + (labels[labeled] > 0.5), minlength=4).reshape(2, 2)
 
 
-def _wanted(condition: Condition) -> list[Any]:
+def _list_wanted(condition: Condition) -> list[Any]:
     if condition.at_least is not None:
         return [condition.at_least]
     return [condition.equals] if condition.among is None else list(condition.among)
@@ -129,21 +129,25 @@ def check_condition(label: Label, met: bool, con: duckdb.DuckDBPyConnection, row
         return
     column = label.column
     if label.at_least is not None:
-        found = f"no row meets the label's condition at_least: {label.at_least:g}; {_top(con, rows, column)}"
-        raise DataError(where, found, "rows of both classes", "lower label.at_least")
-    known = _common(con, rows, column)
-    found = f"no row meets the label's condition equals: {label.equals!r}; {_listed(known)}"
-    raise DataError(where, found + _meant(label.equals, known), "rows of both classes", "correct label.equals")
+        message = (
+            f"no row meets the label's condition at_least: {label.at_least:g}; {_describe_range(con, rows, column)}"
+        )
+        raise DataError(where, message, "rows of both classes", "lower label.at_least")
+    common_values = _count_values(con, rows, column)
+    message = f"no row meets the label's condition equals: {label.equals!r}; {_describe_values(common_values)}"
+    raise DataError(
+        where, message + _suggest_value(label.equals, common_values), "rows of both classes", "correct label.equals"
+    )
 
 
-def _common(con: duckdb.DuckDBPyConnection, rows: Path, column: str) -> list[tuple[Any, int]]:
+def _count_values(con: duckdb.DuckDBPyConnection, rows: Path, column: str) -> list[tuple[Any, int]]:
     """The most frequent values of a raw column, each with its count."""
     quoted = name(f"c.{column}")
     counted = f"SELECT {quoted}, count(*) AS n FROM read_parquet({literal(str(rows))}) WHERE {quoted} IS NOT NULL"
     return con.execute(f"{counted} GROUP BY 1 ORDER BY n DESC, 1 LIMIT 50").fetchall()
 
 
-def _top(con: duckdb.DuckDBPyConnection, rows: Path, column: str) -> str:
+def _describe_range(con: duckdb.DuckDBPyConnection, rows: Path, column: str) -> str:
     quoted = name(f"c.{column}")
     ((low, high),) = con.execute(
         f"SELECT min({quoted}), max({quoted}) FROM read_parquet({literal(str(rows))})"
@@ -151,15 +155,15 @@ def _top(con: duckdb.DuckDBPyConnection, rows: Path, column: str) -> str:
     return "the column holds nulls alone" if high is None else f"its values lie between {low} and {high}"
 
 
-def _listed(known: list[tuple[Any, int]]) -> str:
-    shown = ", ".join(f"{value!r} ({count:,} rows)" for value, count in known[:5])
-    return f"the most frequent values are {shown}" if known else "the column holds nulls alone"
+def _describe_values(values: list[tuple[Any, int]]) -> str:
+    shown = ", ".join(f"{value!r} ({count:,} rows)" for value, count in values[:5])
+    return f"the most frequent values are {shown}" if values else "the column holds nulls alone"
 
 
-def _meant(value: Any, known: list[tuple[Any, int]]) -> str:
-    near = nearest(str(value), [str(one) for one, _ in known])
+def _suggest_value(value: Any, values: list[tuple[Any, int]]) -> str:
+    near = nearest(str(value), [str(one) for one, _ in values])
     if near is None:
-        lower = {str(one).lower(): str(one) for one, _ in known}
+        lower = {str(one).lower(): str(one) for one, _ in values}
         near = lower.get(str(value).strip().lower())
     return f" (did you mean {near!r}?)" if near is not None else ""
 
@@ -174,7 +178,7 @@ def vocabulary_warnings(
         tables: encoded columns of users and of items.
     """
     features, tables = fitted.schema.features, list(tables)
-    told = []
+    messages = []
     for feature, definition in features.items():
         encoder = fitted.encoders.get(feature)
         if definition.vocab is None or not isinstance(encoder, IdEncoder):
@@ -184,12 +188,12 @@ def vocabulary_warnings(
         if any(_occurs(column, last=encoder.rows) for column in columns):
             continue
         keys = encoder.keys.values
-        told.append(
+        messages.append(
             f"feature {feature!r}: none of the {len(keys):,} values of its vocabulary (the first is "
             f"{keys[0].as_py()!r}) occurs in column {fitted.schema.column(feature)!r}, so it tells nothing: every "
             "value counts as unseen; correct vocab, or remove it to learn the values"
         )
-    return told
+    return messages
 
 
 def _columns(
@@ -210,7 +214,7 @@ def _columns(
 def _occurs(column: NDArray[Any], last: int) -> bool:
     """Whether an id of a known value stands in a column; ``last`` is the first id beyond them."""
     for start in range(0, len(column), _CHUNK):
-        part = column[start : start + _CHUNK]
-        if ((part >= FIRST) & (part < last)).any():
+        chunk = column[start : start + _CHUNK]
+        if ((chunk >= FIRST) & (chunk < last)).any():
             return True
     return False

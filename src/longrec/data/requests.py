@@ -35,7 +35,7 @@ def build_impression(log: Log, row: int, others: Iterable[int]) -> dict[str, Any
     batch = gather(log, np.array([row], np.int64))
     # What a row says of its candidate is known of its own item alone: the others borrow it from the rows that follow.
     near = (row + np.arange(len(items), dtype=np.int64)) % len(log)
-    theirs = gather(log, near).features if log.fitted.list_features("candidate") else {}
+    candidate_features = gather(log, near).features if log.fitted.list_features("candidate") else {}
     plain = [n for n in log.fitted.list_features("context") if not log.schema.features[n].feedback]
     events = {n: _array(batch.features[n]) for n in plain if log.schema.features[n].kind != "calendar"}
     histories = {
@@ -48,7 +48,7 @@ def build_impression(log: Log, row: int, others: Iterable[int]) -> dict[str, Any
         "timestamp": int(timestamp[0]),
         "events": {n: value if isinstance(value, Lists) else value[0] for n, value in events.items()},
         "histories": histories,
-        "candidates": {n: _array(theirs[n]) for n in log.fitted.list_features("candidate")},
+        "candidates": {n: _array(candidate_features[n]) for n in log.fitted.list_features("candidate")},
         "knowledge": {
             name: feature.values(user, timestamp)
             if log.schema.side(name) == "user"

@@ -29,7 +29,7 @@ def write_weights(log: Relation, columns: Sequence[str], sorted_events: Path, fo
         (folder / "weights").mkdir(exist_ok=True)
         with ArrayWriter(folder / "weights" / f"{number}.npy", np.float32) as writer:
             for chunk in pq.ParquetFile(sorted_events).iter_batches(rows, columns=[f"c.{column}"]):
-                writer.append(_checked(chunk[f"c.{column}"], log, column))
+                writer.append(_check_values(chunk[f"c.{column}"], log, column))
 
 
 def open_weights(folder: Path, columns: Sequence[str]) -> Mapping[str, NDArray[np.float32]]:
@@ -56,14 +56,16 @@ def check_weights(weight: NDArray[np.float32], label: NDArray[np.float32], where
             )
 
 
-def _checked(values: pa.Array, log: Relation, column: str) -> NDArray[np.float32]:
+def _check_values(values: pa.Array, log: Relation, column: str) -> NDArray[np.float32]:
     weight: NDArray[np.float32] = values.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float32)
     if np.isfinite(weight).all() and (weight >= 0).all():
         return weight
     number = f"SELECT row_number() OVER () AS r, {name(column)}::DOUBLE AS v FROM {log.view}"
-    found = log.row(f"SELECT r, v FROM ({number}) WHERE v IS NULL OR NOT isfinite(v) OR v < 0 ORDER BY r LIMIT 1")
+    bad_row = log.row(f"SELECT r, v FROM ({number}) WHERE v IS NULL OR NOT isfinite(v) OR v < 0 ORDER BY r LIMIT 1")
     what = (
-        f"{'null' if found[1] is None else format(found[1], 'g')} in row {found[0]}" if found else "a number too large"
+        f"{'null' if bad_row[1] is None else format(bad_row[1], 'g')} in row {bad_row[0]}"
+        if bad_row
+        else "a number too large"
     )
     raise DataError(
         f"{log.where}: column {column!r}",

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, model_validator
 from pydantic import Field as Setting
 
 from longrec.config import Strict
-from longrec.data.file_format import Rows
+from longrec.data.file_format import FileFormat
 from longrec.features.schema import Schema
 
 
@@ -19,7 +19,7 @@ def _text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-MomentT = Annotated[str | None, BeforeValidator(_text)]
+TimestampT = Annotated[str | None, BeforeValidator(_text)]
 
 
 class Split(Strict):
@@ -40,15 +40,15 @@ class Split(Strict):
     test: float = Setting(0.1, ge=0, lt=1)
     valid_days: float | None = Setting(None, gt=0)
     test_days: float | None = Setting(None, gt=0)
-    valid_from: MomentT = None
-    test_from: MomentT = None
+    valid_from: TimestampT = None
+    test_from: TimestampT = None
     column: str | None = None
     allow_overlap: bool = False
     seed: int = 0
 
     @model_validator(mode="after")
     def _fits(self) -> Split:
-        given = self.model_fields_set - {"by"}
+        set_fields = self.model_fields_set - {"by"}
         allowed = {
             "time": {"valid", "test", "valid_days", "test_days", "valid_from", "test_from"},
             "user": {"valid", "test", "seed"},
@@ -56,13 +56,17 @@ class Split(Strict):
             "column": {"column"},
             "files": {"allow_overlap"},
         }[self.by]
-        if given - allowed:
-            raise ValueError(f"a split by {self.by} takes no {', '.join(sorted(given - allowed))}")
+        if set_fields - allowed:
+            raise ValueError(f"a split by {self.by} takes no {', '.join(sorted(set_fields - allowed))}")
         if self.valid + self.test >= 1:
             raise ValueError(f"valid {self.valid} and test {self.test} leave nothing to train on")
         if (self.by == "column") != (self.column is not None):
             raise ValueError("column names the split column of a split by column")
-        ways = [{"valid", "test"} & given, {"valid_days", "test_days"} & given, {"valid_from", "test_from"} & given]
+        ways = [
+            {"valid", "test"} & set_fields,
+            {"valid_days", "test_days"} & set_fields,
+            {"valid_from", "test_from"} & set_fields,
+        ]
         if sum(map(bool, ways)) > 1:
             raise ValueError("shares, days and moments cannot be mixed")
         if (self.valid_from is not None and self.test_from is None) or (
@@ -95,7 +99,7 @@ class SplitFiles(Strict):
     def each(self) -> dict[str, tuple[str, ...]]:
         """The splits that have files, in the order train, valid, test."""
         named = {"train": self.train, "valid": self.valid, "test": self.test}
-        return {part: files for part, files in named.items() if files}
+        return {split: files for split, files in named.items() if files}
 
 
 class Source(Strict):
@@ -110,12 +114,12 @@ class Source(Strict):
     files: Annotated[tuple[str, ...] | None, BeforeValidator(_files)] = Setting(None, min_length=1)
     splits: SplitFiles | None = None
     query: str | None = None
-    rows: Rows | None = None
+    rows: FileFormat | None = None
     as_of: str | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Source:
-        if sum(given is not None for given in (self.files, self.splits, self.query)) != 1:
+        if sum(source is not None for source in (self.files, self.splits, self.query)) != 1:
             raise ValueError("needs exactly one of files, splits, query")
         if self.rows is not None and self.query is not None:
             raise ValueError("rows is for files; a query lays out its rows itself")
@@ -125,16 +129,16 @@ class Source(Strict):
         """Every file or glob named, split after split; none for a query."""
         return sum(self.splits.each().values(), ()) if self.splits is not None else self.files or ()
 
-    def placed(self, place: Callable[[str], str]) -> Source:
-        """The same source with every path passed through ``place``."""
+    def map_paths(self, map_path: Callable[[str], str]) -> Source:
+        """The same source with every path passed through ``map_path``."""
         if self.splits is not None:
-            moved = {part: tuple(map(place, files)) for part, files in self.splits.each().items()}
-            return self.model_copy(update={"splits": SplitFiles(**moved)})
-        return self if self.files is None else self.model_copy(update={"files": tuple(map(place, self.files))})
+            mapped = {split: tuple(map(map_path, files)) for split, files in self.splits.each().items()}
+            return self.model_copy(update={"splits": SplitFiles(**mapped)})
+        return self if self.files is None else self.model_copy(update={"files": tuple(map(map_path, self.files))})
 
     def __str__(self) -> str:
         if self.splits is not None:
-            return "; ".join(f"{part}: {', '.join(files)}" for part, files in self.splits.each().items())
+            return "; ".join(f"{split}: {', '.join(files)}" for split, files in self.splits.each().items())
         return ", ".join(self.files) if self.files else f"query {self.query!r}"
 
 

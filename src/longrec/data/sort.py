@@ -14,7 +14,7 @@ from longrec.data.timestamps import Timestamps, check_available_at, read_timesta
 from longrec.errors import DataError
 from longrec.features.schema import Schema
 
-USER, ITEM, TIME, MOMENT, AVAILABLE_AT = "_user", "_item", "_time", "_moment", "_available"
+USER, ITEM, TIME, REQUEST_TIME, AVAILABLE_AT = "_user", "_item", "_time", "_moment", "_available"
 _DROP = "leave time.format out: timestamps need none"
 
 
@@ -69,7 +69,7 @@ def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path)
         log.no_nulls(schema.time.column, "time")
         event = read_timestamps(log, schema.time.column, schema.time)
         times = event.sql
-    late = _late(log, schema, event)
+    late = _read_late_columns(log, schema, event)
     available_at = {f.available_at for f in schema.features.values() if f.available_at}
     raw = "".join(f", {late[c].sql if c in available_at else name(c)} AS {name('c.' + c)}" for c in columns)
     if schema.time is not None and schema.time.available_at is not None:
@@ -78,12 +78,12 @@ def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path)
         f"SELECT {user}::{user_type} AS {USER}, {item}::{item_type} AS {ITEM}, {times} AS {TIME}{raw}, "
         f"row_number() OVER () AS _row FROM {log.view}"
     )
-    moment = ""
+    request_time = ""
     if schema.request:
         request = name("c." + schema.request)
         began = f"min({TIME}) OVER (PARTITION BY {USER}, {request})"
-        moment = f", CASE WHEN {request} IS NULL THEN {TIME} ELSE {began} END AS {MOMENT}"
-    sql = f"SELECT * EXCLUDE (_row){moment} FROM ({inner}) ORDER BY {USER}, {TIME}, _row"
+        request_time = f", CASE WHEN {request} IS NULL THEN {TIME} ELSE {began} END AS {REQUEST_TIME}"
+    sql = f"SELECT * EXCLUDE (_row){request_time} FROM ({inner}) ORDER BY {USER}, {TIME}, _row"
     try:
         log.con.execute(
             f"COPY ({sql}) TO {literal(str(target))} (FORMAT parquet, COMPRESSION snappy, "
@@ -96,16 +96,16 @@ def sort_events(log: Relation, schema: Schema, columns: list[str], target: Path)
     return schema
 
 
-def _late(log: Relation, schema: Schema, event: Timestamps | None) -> dict[str, Timestamps]:
+def _read_late_columns(log: Relation, schema: Schema, event: Timestamps | None) -> dict[str, Timestamps]:
     """How the columns read that say when an event, or feedback, became known."""
     if schema.time is None or event is None:
         return {}
-    found = {schema.time.column: event}
+    readers = {schema.time.column: event}
     for column in timestamp_columns(schema)[1:]:
-        found[column] = read_timestamps(log, column, schema.time)
-        check_available_at(log, column, found[column], event)
+        readers[column] = read_timestamps(log, column, schema.time)
+        check_available_at(log, column, readers[column], event)
     time = schema.time
-    if time.format is not None and not any(takes_format(log, column) for column in found):
+    if time.format is not None and not any(takes_format(log, column) for column in readers):
         kind = log.types[time.column]
         raise DataError(
             f"{log.where}: column {time.column!r}",
@@ -113,4 +113,4 @@ def _late(log: Relation, schema: Schema, event: Timestamps | None) -> dict[str, 
             "text or digits, as time.format reads",
             _DROP,
         )
-    return found
+    return readers

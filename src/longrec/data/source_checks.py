@@ -44,8 +44,8 @@ def find_source_faults(config: DataConfig, schema: Schema) -> list[str]:
         for role, source in sources(config):
             if role in columns:
                 named = "the log" if role == "log" else f"the table of {role}"
-                faults += _missing(needs.get(role, []), columns[role], f"{named} ({_short(source)})")
-                faults += _uneven(con, source, needs.get(role, []), f"data.{role}")
+                faults += _find_missing_columns(needs.get(role, []), columns[role], f"{named} ({_shorten(source)})")
+                faults += _find_uneven_files(con, source, needs.get(role, []), f"data.{role}")
     return list(dict.fromkeys(faults))
 
 
@@ -78,7 +78,7 @@ def columns_of(con: duckdb.DuckDBPyConnection, source: Source) -> list[str]:
     else:
         names = list(dict.fromkeys(column for path in files for column in read_header(con, path).kinds))
     if source.rows is not None:
-        names += [*source.rows.made(), *([source.rows.number] if source.rows.number is not None else [])]
+        names += [*source.rows.list_packed_columns(), *([source.rows.number] if source.rows.number is not None else [])]
     return names
 
 
@@ -108,66 +108,66 @@ def _config_needs(config: DataConfig, source: Source) -> list[Need]:
     needs = [("data.split.column", config.split.column)] if config.split.column is not None else []
     needs += [("data.weights", column) for column in config.weights]
     if source.rows is not None and source.rows.columns is None:
-        made = source.rows.made()
+        packed_columns = source.rows.list_packed_columns()
         needs += [("data.log.rows.packed", column) for column in source.rows.packed]
-        needs += [("data.log.rows.defaults", column) for column in source.rows.defaults if column not in made]
+        needs += [("data.log.rows.defaults", column) for column in source.rows.defaults if column not in packed_columns]
     return needs
 
 
 def _entity_needs(
-    schema: Schema, role: str, columns: Mapping[str, list[str]], of_log: list[Need], given: Source | None
+    schema: Schema, role: str, columns: Mapping[str, list[str]], of_log: list[Need], own_source: Source | None
 ) -> dict[str, list[Need]]:
     """What features of users or items read: of their table where it has the column (or nobody has), else of the log."""
     key, table = getattr(schema, role), f"{role}s"
-    of_log, own = list(of_log), [(f"data.schema.{role}", key)] if given is not None else []
-    if given is not None and given.as_of is not None:
-        own.append((f"data.{table}.as_of", given.as_of))
+    of_log, own = list(of_log), [(f"data.schema.{role}", key)] if own_source is not None else []
+    if own_source is not None and own_source.as_of is not None:
+        own.append((f"data.{table}.as_of", own_source.as_of))
     for name, feature in schema.features.items():
         if schema.side(name) != role or feature.kind == "embedding":
             continue
         for column in schema.columns(name):
             if column == key:
                 continue
-            place = (f"data.schema.features.{name}", column)
-            if given is None or (column in columns.get("log", ()) and column not in columns.get(table, ())):
-                of_log.append(place)
+            location = (f"data.schema.features.{name}", column)
+            if own_source is None or (column in columns.get("log", ()) and column not in columns.get(table, ())):
+                of_log.append(location)
             else:
-                own.append(place)
+                own.append(location)
     return {"log": of_log, table: own}
 
 
-def _missing(needs: list[Need], columns: list[str], named: str) -> list[str]:
+def _find_missing_columns(needs: list[Need], columns: list[str], named: str) -> list[str]:
     faults = []
-    for place, column in needs:
+    for location, column in needs:
         if column not in columns:
             near = nearest(column, columns)
             has = ", ".join(columns[:_SHOWN]) + (", ..." if len(columns) > _SHOWN else "")
             hint = f"did you mean {near!r}?" if near else f"it has {has}"
-            faults.append(f"{place}: no column {column!r} in {named}; {hint}")
+            faults.append(f"{location}: no column {column!r} in {named}; {hint}")
     return faults
 
 
-def _uneven(con: duckdb.DuckDBPyConnection, source: Source, needs: list[Need], place: str) -> list[str]:
+def _find_uneven_files(con: duckdb.DuckDBPyConnection, source: Source, needs: list[Need], location: str) -> list[str]:
     """The fault of files that lack a column which others have."""
     if source.query is not None or (source.rows is not None and source.rows.columns is not None):
         return []
     files = [path for own in group_files_by_split(source).values() for path in own]
-    made = source.rows.made() if source.rows is not None else {}
+    packed_columns = source.rows.list_packed_columns() if source.rows is not None else {}
     wanted: dict[str, str] = {}
-    for asker, column in needs:
-        wanted.setdefault(made.get(column, column), asker.removeprefix("data.schema."))
+    for reader, column in needs:
+        wanted.setdefault(packed_columns.get(column, column), reader.removeprefix("data.schema."))
     try:
-        check_alike(_short(source), [read_header(con, path) for path in files] if len(files) > 1 else [], wanted)
+        check_alike(_shorten(source), [read_header(con, path) for path in files] if len(files) > 1 else [], wanted)
     except DataError as error:
-        return [f"{place}: {error.found}; expected {error.expected}"]
+        return [f"{location}: {error.found}; expected {error.expected}"]
     return []
 
 
-def _short(source: Source) -> str:
-    told = str(source)
-    return told if len(told) <= 120 else told[:117] + "..."
+def _shorten(source: Source) -> str:
+    text = str(source)
+    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def _one_line(error: LongRecError) -> str:
-    parts = [f"{error.where}: {error.found}", *([f"expected {error.expected}"] if error.expected else [])]
-    return " ".join("; ".join([*parts, *([error.do] if error.do else [])]).split())
+    sentences = [f"{error.where}: {error.found}", *([f"expected {error.expected}"] if error.expected else [])]
+    return " ".join("; ".join([*sentences, *([error.do] if error.do else [])]).split())

@@ -20,13 +20,13 @@ from longrec.features.vocabulary import hash_keys
 TRAIN, VALID, TEST = 0, 1, 2
 SPLITS = {"train": TRAIN, "valid": VALID, "test": TEST}
 _DAY = 86_400_000
-_PIECE = 200_000
+_CHUNK = 200_000
 """Rows that are looked at together."""
 _SAMPLE = 100_000
 """Values that tell about where a rank lies."""
 
 
-def time_lines(
+def compute_time_lines(
     split: Split, times: NDArray[np.int64], step: bool, where: str, time: TimeColumn | None = None
 ) -> tuple[int, int]:
     """First moments of valid and of test.
@@ -42,8 +42,8 @@ def time_lines(
     """
     last, time = int(times.max()), time or TimeColumn(column="", unit="step" if step else "auto")
     if split.test_from is not None:
-        test = _moment(split.test_from, time, where)
-        valid = test if split.valid_from is None else _moment(split.valid_from, time, where)
+        test = _parse_line(split.test_from, time, where)
+        valid = test if split.valid_from is None else _parse_line(split.valid_from, time, where)
         if valid > test:
             raise DataError(
                 where, f"valid from {split.valid_from!r}, after test from {split.test_from!r}", "valid before test"
@@ -56,13 +56,13 @@ def time_lines(
         return test - round((split.valid_days or 0) * _DAY), test
     n = len(times)
     first_test, first_valid = round(n * (1 - split.test)), round(n * (1 - split.test - split.valid))
-    test = of_rank(times, first_test) if first_test < n else last + 1
+    test = select_rank(times, first_test) if first_test < n else last + 1
     if first_valid == first_test:
         return test, test
-    return (of_rank(times, first_valid) if first_valid < n else last + 1), test
+    return (select_rank(times, first_valid) if first_valid < n else last + 1), test
 
 
-def of_rank(values: NDArray[np.int64], rank: int) -> int:
+def select_rank(values: NDArray[np.int64], rank: int) -> int:
     """The value that ``rank`` others come before in order: ``np.partition``, at half its time on long columns.
 
     A sample says between which two values it lies, and only what lies there is put in order.
@@ -78,71 +78,71 @@ def of_rank(values: NDArray[np.int64], rank: int) -> int:
     return int(np.partition(values, rank)[rank])
 
 
-def _moment(text: str, time: TimeColumn, where: str) -> int:
+def _parse_line(text: str, time: TimeColumn, where: str) -> int:
     """A split line, read as the log's own timestamps are, or as ISO 8601 text."""
     # Eight digits are a date of ISO 8601: as seconds they would lie in 1970.
     day = re.fullmatch("([0-9]{4})([0-9]{2})([0-9]{2})", text) if time.unit != "step" else None
     try:
-        found = read_iso("-".join(day.groups()) if day else text) if time.unit != "step" else None
-        if time.format is not None and (given := build_grammar(time.format).read(text)) is not None:
-            found = given
-        return read_timestamp(text, time.unit) if found is None else found
+        timestamp = read_iso("-".join(day.groups()) if day else text) if time.unit != "step" else None
+        if time.format is not None and (parsed := build_grammar(time.format).read(text)) is not None:
+            timestamp = parsed
+        return read_timestamp(text, time.unit) if timestamp is None else timestamp
     except TimestampError as bad:
         expected = bad.expected if time.unit == "step" else "an ISO date or time, UTC unless it names an offset"
         raise DataError(where, f"the moment {text!r}", expected) from None
 
 
-def describe_timestamp(moment: int, step: bool) -> str:
+def describe_timestamp(timestamp: int, step: bool) -> str:
     """A moment as messages name it: ISO in UTC, or the number of a step.
 
     >>> show_moment(1_700_000_000_000, step=False), show_moment(12, step=True)
     ('2023-11-14T22:13:20Z', 'step 12')
     """
     if step:
-        return f"step {moment}"
-    return np.datetime_as_string(np.datetime64(moment, "ms"), unit="ms").removesuffix(".000") + "Z"
+        return f"step {timestamp}"
+    return np.datetime_as_string(np.datetime64(timestamp, "ms"), unit="ms").removesuffix(".000") + "Z"
 
 
-def by_time(times: NDArray[np.int64], lines: tuple[int, int]) -> NDArray[np.int8]:
+def split_by_time(times: NDArray[np.int64], lines: tuple[int, int]) -> NDArray[np.int8]:
     """Codes of rows by their moment: rows of one request, which share it, are never parted."""
     return ((times >= lines[0]).astype(np.int8) + (times >= lines[1])).astype(np.int8)
 
 
-def summary(
+def summarize_splits(
     labels: NDArray[np.float32], codes: NDArray[np.int8], times: NDArray[np.int64], step: bool
 ) -> tuple[dict[str, dict[str, int]], dict[str, tuple[int, int]] | dict[str, tuple[str, str]]]:
     """Per part the samples and how many are positive; and of each that has any the first and the last timestamp.
 
     Timestamps are ISO 8601 text, or steps.
     """
-    counts = {part: {"samples": 0, "positives": 0} for part in SPLITS}
+    counts = {split: {"samples": 0, "positives": 0} for split in SPLITS}
     ends: dict[str, list[int]] = {}
-    for at in range(0, len(codes), _PIECE):  # pieces that stay in the cache: three times as fast as whole columns
-        piece = slice(at, at + _PIECE)
-        label, own, when = labels[piece], codes[piece], times[piece]
+    for at in range(0, len(codes), _CHUNK):  # pieces that stay in the cache: three times as fast as whole columns
+        chunk = slice(at, at + _CHUNK)
+        label, own, when = labels[chunk], codes[chunk], times[chunk]
         labeled = ~np.isnan(label)
-        for part, code in SPLITS.items():
+        for split, code in SPLITS.items():
             sample = labeled & (own == code)
             count = int(np.count_nonzero(sample))
             if count:
-                counts[part]["samples"] += count
-                counts[part]["positives"] += int(np.count_nonzero(sample & (label > 0.5)))
+                counts[split]["samples"] += count
+                counts[split]["positives"] += int(np.count_nonzero(sample & (label > 0.5)))
                 those = when[sample]
-                ends.setdefault(part, []).extend((int(those.min()), int(those.max())))
-    spans = {part: (min(ends[part]), max(ends[part])) for part in SPLITS if part in ends}
+                ends.setdefault(split, []).extend((int(those.min()), int(those.max())))
+    spans = {split: (min(ends[split]), max(ends[split])) for split in SPLITS if split in ends}
     if step:
         return counts, spans
-    return counts, {part: (format_timestamp(low), format_timestamp(high)) for part, (low, high) in spans.items()}
+    return counts, {split: (format_timestamp(low), format_timestamp(high)) for split, (low, high) in spans.items()}
 
 
-def by_user(split: Split, users: pa.Array) -> NDArray[np.int8]:
+def split_by_user(split: Split, users: pa.Array) -> NDArray[np.int8]:
     """Codes of users: a stable hash of the key against the shares."""
     mixed = hash_keys(users) ^ np.uint64((split.seed * 0x9E3779B97F4A7C15) % 2**64)
     share = (hash_keys(pa.array(mixed.view(np.int64))) >> np.uint64(11)) / 2.0**53
     return ((share < split.valid + split.test).astype(np.int8) + (share < split.test)).astype(np.int8)
 
 
-def leave_one_out(offsets: NDArray[np.int64], sample: NDArray[np.bool_]) -> NDArray[np.int8]:
+def split_leave_one_out(offsets: NDArray[np.int64], sample: NDArray[np.bool_]) -> NDArray[np.int8]:
     """Each user's last sample row is test, the one before valid; a user with fewer than three is all training."""
     codes = np.zeros(len(sample), np.int8)
     rows = np.flatnonzero(sample)
@@ -153,7 +153,7 @@ def leave_one_out(offsets: NDArray[np.int64], sample: NDArray[np.bool_]) -> NDAr
     return codes
 
 
-def by_column(column: pa.Array, where: str) -> NDArray[np.int8]:
+def split_by_column(column: pa.Array, where: str) -> NDArray[np.int8]:
     """Codes from a text column.
 
     Raises:
@@ -163,13 +163,13 @@ def by_column(column: pa.Array, where: str) -> NDArray[np.int8]:
         text = column.cast(pa.string())
     except pa.ArrowNotImplementedError:
         raise DataError(where, f"values of type {column.type}", "train, valid or test") from None
-    places: Any = pc.index_in(text, value_set=pa.array(list(SPLITS)))
-    if places.null_count:
-        odd = column.filter(places.is_null())[0].as_py()
+    codes: Any = pc.index_in(text, value_set=pa.array(list(SPLITS)))
+    if codes.null_count:
+        odd = column.filter(codes.is_null())[0].as_py()
         near = nearest(str(odd).lower(), SPLITS)
         hint = f" (did you mean {near!r}?)" if near and odd is not None else ""
         raise DataError(where, f"the split {odd!r}{hint}", "train, valid or test")
-    return np.asarray(places.to_numpy(zero_copy_only=False), np.int8)
+    return np.asarray(codes.to_numpy(zero_copy_only=False), np.int8)
 
 
 def warn_of_missing_splits(split: Split, samples: Mapping[str, int]) -> list[str]:

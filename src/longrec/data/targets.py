@@ -77,9 +77,9 @@ def check_targets(log: Log, names: Sequence[str]) -> None:
     faults = [f"model: the target {name!r} {fault}" for name in names if (fault := _fault(log, name))]
     if not faults:
         rows = log.rows_of("train")
-        for name, made in compute_targets(log, rows, names).items():
-            told = made.numpy()
-            values = np.unique(told[~np.isnan(told)])
+        for name, target in compute_targets(log, rows, names).items():
+            labels = target.numpy()
+            values = np.unique(labels[~np.isnan(labels)])
             if not len(values):
                 faults.append(
                     f"model: the target {name!r} has no training row where it was known before the split line"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import duckdb
 
-from longrec.data.file_format import Rows
+from longrec.data.file_format import FileFormat
 from longrec.data.sql import literal, name, unreadable
 from longrec.errors import DataError, LongRecError
 
@@ -24,7 +24,7 @@ _NUMBERS = {
 }
 
 
-def read_text(rows: Rows, paths: list[Path], more: str = "") -> str:
+def read_text(rows: FileFormat, paths: list[Path], more: str = "") -> str:
     """SQL that reads text files, every cell as text, an empty one as empty text."""
     files = "[" + ", ".join(literal(str(path)) for path in paths) + "]"
     columns = "{" + ", ".join(f"{literal(column)}: 'VARCHAR'" for column in rows.columns or ()) + "}"
@@ -35,12 +35,12 @@ def read_text(rows: Rows, paths: list[Path], more: str = "") -> str:
     )
 
 
-def typed(rows: Rows) -> str:
+def select_typed(rows: FileFormat) -> str:
     """The SELECT list that gives every column its type and its default; a bad number stops the query."""
-    return ", ".join(_typed(rows, column) for column in rows.columns or ())
+    return ", ".join(_typed_column(rows, column) for column in rows.columns or ())
 
 
-def _typed(rows: Rows, column: str) -> str:
+def _typed_column(rows: FileFormat, column: str) -> str:
     kind, quoted = (rows.columns or {})[column], name(column)
     sql = f"nullif({quoted}, '')"
     if kind in _NUMBERS:
@@ -55,7 +55,7 @@ def _typed(rows: Rows, column: str) -> str:
     return f"{sql} AS {quoted}"
 
 
-def check_header(con: duckdb.DuckDBPyConnection, rows: Rows, path: Path) -> None:
+def check_header(con: duckdb.DuckDBPyConnection, rows: FileFormat, path: Path) -> None:
     """Refuse a file whose first line does not name the columns.
 
     Raises:
@@ -67,9 +67,9 @@ def check_header(con: duckdb.DuckDBPyConnection, rows: Rows, path: Path) -> None
     except duckdb.Error as error:
         raise text_fault(con, rows, [path]) or unreadable(str(path), error) from None
     wanted = list(rows.columns or ())
-    found = [] if not lines else ["" if cell is None else cell for cell in lines[0]]
-    if found != wanted:
-        odd = next((pair for pair in zip(found, wanted) if pair[0] != pair[1]), None)
+    header = [] if not lines else ["" if cell is None else cell for cell in lines[0]]
+    if header != wanted:
+        odd = next((pair for pair in zip(header, wanted) if pair[0] != pair[1]), None)
         raise DataError(
             f"{path}, line 1",
             "no line" if odd is None else f"the name {odd[0]!r} in the place of {odd[1]!r}",
@@ -78,7 +78,7 @@ def check_header(con: duckdb.DuckDBPyConnection, rows: Rows, path: Path) -> None
         )
 
 
-def text_fault(con: duckdb.DuckDBPyConnection, rows: Rows, paths: list[Path]) -> LongRecError | None:
+def text_fault(con: duckdb.DuckDBPyConnection, rows: FileFormat, paths: list[Path]) -> LongRecError | None:
     """The first fault of the first file that has one, None if none is found."""
     for path in paths:
         fault = _line_fault(con, rows, path) or _value_fault(con, rows, path)
@@ -87,11 +87,11 @@ def text_fault(con: duckdb.DuckDBPyConnection, rows: Rows, paths: list[Path]) ->
     return None
 
 
-def _line_fault(con: duckdb.DuckDBPyConnection, rows: Rows, path: Path) -> LongRecError | None:
+def _line_fault(con: duckdb.DuckDBPyConnection, rows: FileFormat, path: Path) -> LongRecError | None:
     more = f", store_rejects=true, rejects_table='{_REJECTS}', rejects_scan='_reject_scans', rejects_limit=1000"
     try:
         con.execute(f"SELECT count(COLUMNS(*)) FROM {read_text(rows, [path], more)}").fetchall()
-        found = con.execute(
+        rejects = con.execute(
             f"SELECT line, error_type, csv_line, error_message FROM {_REJECTS} ORDER BY line LIMIT 1"
         ).fetchall()
     except duckdb.Error as error:
@@ -105,9 +105,9 @@ def _line_fault(con: duckdb.DuckDBPyConnection, rows: Rows, path: Path) -> LongR
         return unreadable(str(path), error)
     finally:
         con.execute(f"DROP TABLE IF EXISTS {_REJECTS}; DROP TABLE IF EXISTS _reject_scans")
-    if not found:
+    if not rejects:
         return None
-    line, kind, text, message = found[0]
+    line, kind, text, message = rejects[0]
     text = text or ""
     shown = repr(text if len(text) <= 80 else text[:77] + "...")
     count = len(rows.columns or ())
@@ -124,7 +124,7 @@ def _line_fault(con: duckdb.DuckDBPyConnection, rows: Rows, path: Path) -> LongR
     return DataError(f"{path}, line {line}", what, expected, do)
 
 
-def _value_fault(con: duckdb.DuckDBPyConnection, rows: Rows, path: Path) -> DataError | None:
+def _value_fault(con: duckdb.DuckDBPyConnection, rows: FileFormat, path: Path) -> DataError | None:
     first: tuple[int, str, str, str] | None = None
     for column, kind in (rows.columns or {}).items():
         if kind not in _NUMBERS:
@@ -132,11 +132,11 @@ def _value_fault(con: duckdb.DuckDBPyConnection, rows: Rows, path: Path) -> Data
         pattern, stored, expected = _NUMBERS[kind]
         number = f"regexp_full_match(v, {literal(pattern)}) AND try_cast(v AS {stored}) IS NOT NULL"
         numbered = f"SELECT row_number() OVER () AS r, {name(column)} AS v FROM {read_text(rows, [path])}"
-        found = con.execute(
+        bad_values = con.execute(
             f"SELECT r, v FROM ({numbered}) WHERE v <> '' AND NOT ({number}) ORDER BY r LIMIT 1"
         ).fetchall()
-        if found and (first is None or found[0][0] < first[0]):
-            first = (*found[0], column, expected)
+        if bad_values and (first is None or bad_values[0][0] < first[0]):
+            first = (*bad_values[0], column, expected)
     if first is None:
         return None
     row, value, column, expected = first

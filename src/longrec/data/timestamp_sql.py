@@ -119,8 +119,8 @@ def _milliseconds(grammar: Grammar) -> str:
     sum_of = [days, f"{hour} * 3600000", f"{number('minute')} * 60000", f"{number('second')} * 1000"]
     if "fraction" in grammar.names:
         sum_of.append("rpad(left(p.fraction, 3), 3, '0')::BIGINT")
-    made = " + ".join(sum_of)
+    milliseconds = " + ".join(sum_of)
     if "sign" in grammar.names:
         offset = f"({number('zone_hour')} * 60 + {number('zone_minute')}) * 60000"
-        made = f"{made} - CASE WHEN p.sign = '-' THEN -{offset} ELSE {offset} END"
-    return f"({made})"
+        milliseconds = f"{milliseconds} - CASE WHEN p.sign = '-' THEN -{offset} ELSE {offset} END"
+    return f"({milliseconds})"

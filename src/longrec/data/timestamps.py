@@ -80,14 +80,14 @@ class _Column:
     def _instants(self) -> Timestamps:
         if self.time.unit == "step":
             raise DataError(self.where, f"times of type {self.kind}", "whole numbers for unit: step")
-        return self._checked(sql.instant_sql(self.value, self.kind), self.value)
+        return self._check_values(sql.instant_sql(self.value, self.kind), self.value)
 
     def _text(self, text: str) -> Timestamps:
         if self.time.format is not None:
-            return self._checked(sql.grammar_sql(text, build_grammar(self.time.format)), text)
+            return self._check_values(sql.grammar_sql(text, build_grammar(self.time.format)), text)
         fast = f"SELECT count(*) FROM {self.view} WHERE NOT {sql.matches(text, sql.FAST)}"
         if self.time.unit != "step" and not self.log.one(fast):
-            return self._checked(sql.fast_sql(text), text)
+            return self._check_values(sql.fast_sql(text), text)
         counts = (
             f"SELECT count({text}), count(*) FILTER (WHERE {sql.matches(text, NUMBER)}), "
             f"count(*) FILTER (WHERE {sql.matches(text, _DIGITS)}) FROM {self.view}"
@@ -101,7 +101,7 @@ class _Column:
             return self._numbers(f"try_cast(trim({text}) AS DOUBLE)", "DOUBLE", text)
         if numbers:
             raise self._odd_text(text, f"NOT {sql.matches(text, NUMBER)}", " among numbers")
-        return self._checked(sql.iso_sql(text), text)
+        return self._check_values(sql.iso_sql(text), text)
 
     def _odd_text(self, text: str, wrong: str, among: str = "") -> DataError:
         odd = self.log.one(f"SELECT {text} FROM {self.view} WHERE {wrong} LIMIT 1")
@@ -110,19 +110,24 @@ class _Column:
             expected, do = "whole numbers for unit: step", ""
         return DataError(self.where, f"the text {odd[:60]!r}{among}", expected, do)
 
-    def _checked(self, made: str, value: str) -> Timestamps:
+    def _check_values(self, milliseconds_sql: str, value: str) -> Timestamps:
         """Every value is read, and lies in the years 1 to 9999; one pass."""
-        stats = f"SELECT count({value}), count({made}), min({made}), max({made}) FROM {self.view}"
-        every, given, low, high = self.log.row(stats) or (0, 0, None, None)
-        if given < every:
-            wrong = f"{value} IS NOT NULL AND {made} IS NULL"
+        stats = f"SELECT count({value}), count({milliseconds_sql}), min({milliseconds_sql}), max({milliseconds_sql}) "
+        stats += f"FROM {self.view}"
+        every, read_count, low, high = self.log.row(stats) or (0, 0, None, None)
+        if read_count < every:
+            wrong = f"{value} IS NOT NULL AND {milliseconds_sql} IS NULL"
             if self.kind.startswith("TIMESTAMP") or self.kind == "DATE":
-                raise DataError(self.where, f"{every - given} infinite times", "finite ones", "drop or fill these rows")
+                raise DataError(
+                    self.where, f"{every - read_count} infinite times", "finite ones", "drop or fill these rows"
+                )
             raise self._odd_text(value, wrong)
         if low is not None and (low < FIRST or high > LAST):
-            odd = self.log.one(f"SELECT {value}::VARCHAR FROM {self.view} WHERE NOT {sql.in_range(made)} LIMIT 1")
+            odd = self.log.one(
+                f"SELECT {value}::VARCHAR FROM {self.view} WHERE NOT {sql.in_range(milliseconds_sql)} LIMIT 1"
+            )
             raise DataError(self.where, f"the time {odd!r}", "a moment of the years 1 to 9999")
-        return Timestamps(made)
+        return Timestamps(milliseconds_sql)
 
     def _numbers(self, value: str, kind: str, text: str | None = None) -> Timestamps:
         """Timestamps of numbers; ``text`` is what they are written as, where that is more exact."""
@@ -134,22 +139,22 @@ class _Column:
             return Timestamps("NULL::BIGINT")
         pattern, unit = self.time.format, self.time.unit
         if real:
-            self._precise(value, kind, max(abs(low), abs(high)))
+            self._check_precise(value, kind, max(abs(low), abs(high)))
         if pattern is not None or unit == "step":
             return self._whole(value, real or kind.startswith("DECIMAL"), math.floor(low), math.ceil(high))
-        known = self._unit(math.floor(low), math.floor(high))
-        refuse_calendar(self.log, self.where, value, real or kind.startswith("DECIMAL"), low, high, known, unit)
-        self._plausible(math.floor(low), math.floor(high), known)
+        unit_name = self._unit(math.floor(low), math.floor(high))
+        refuse_calendar(self.log, self.where, value, real or kind.startswith("DECIMAL"), low, high, unit_name, unit)
+        self._check_plausible(math.floor(low), math.floor(high), unit_name)
         if text is not None:
-            made = sql.number_text_sql(text, known)
+            milliseconds_sql = sql.number_text_sql(text, unit_name)
         elif real:
-            made = sql.double_sql(value, known)
+            milliseconds_sql = sql.double_sql(value, unit_name)
         elif kind.startswith("DECIMAL"):
             scale = int(kind.rstrip(")").rpartition(",")[2])
-            made = sql.decimal_sql(value, known) if scale <= 9 else sql.double_sql(value, known)
+            milliseconds_sql = sql.decimal_sql(value, unit_name) if scale <= 9 else sql.double_sql(value, unit_name)
         else:
-            made = sql.whole_sql(value, known, low)
-        return Timestamps(made, known, guess_unit(high) is None)
+            milliseconds_sql = sql.whole_sql(value, unit_name, low)
+        return Timestamps(milliseconds_sql, unit_name, guess_unit(high) is None)
 
     def _whole(self, value: str, fractions: bool, low: int, high: int) -> Timestamps:
         """Steps, or digits of a calendar: whole numbers alone."""
@@ -161,12 +166,12 @@ class _Column:
                 raise DataError(self.where, f"the number {odd}", f"whole numbers for {what}")
         if pattern is not None:
             text = f"try_cast({value} AS HUGEINT)::VARCHAR"
-            return self._checked(sql.grammar_sql(text, build_grammar(pattern)), text)
+            return self._check_values(sql.grammar_sql(text, build_grammar(pattern)), text)
         if max(abs(low), abs(high)) >= STEPS:
             raise DataError(self.where, f"steps from {low} to {high}", "steps below 2**62")
         return Timestamps(f"try_cast({value} AS BIGINT)", "step")
 
-    def _precise(self, value: str, kind: str, largest: float) -> None:
+    def _check_precise(self, value: str, kind: str, largest: float) -> None:
         """Refuse floats that do not tell milliseconds apart, or no longer hold whole numbers exactly."""
         bits = _FLOATS[kind]
         step = 2.0 ** (math.frexp(largest)[1] - bits)  # from one float to the next
@@ -174,8 +179,8 @@ class _Column:
         if self.time.format is not None or unit == "step":
             lossy = largest >= 2**bits
         else:
-            known = unit if unit != "auto" else guess_unit(largest) or "s"
-            times, divide = UNITS[known]
+            unit_name = unit if unit != "auto" else guess_unit(largest) or "s"
+            times, divide = UNITS[unit_name]
             lossy = largest >= 2**bits or step * times / divide > 1
         if lossy and largest < 2**bits:
             lossy = bool(self.log.one(f"SELECT count(*) FROM {self.view} WHERE {value} <> floor({value})"))
@@ -210,27 +215,27 @@ class _Column:
             )
         return unit if unit != "auto" else ends[1] or "s"
 
-    def _plausible(self, low: int, high: int, known: str) -> None:
+    def _check_plausible(self, low: int, high: int, unit_name: str) -> None:
         unit, where = self.time.unit, self.where
-        first, last = (to_milliseconds(value, known) for value in (low, high))
+        first, last = (to_milliseconds(value, unit_name) for value in (low, high))
         if unit == "auto" and last >= LATEST:
             raise DataError(
                 where,
-                f"values up to {high}, which read as {known} and would lie after 2100",
+                f"values up to {high}, which read as {unit_name} and would lie after 2100",
                 "times before 2100, where their unit is taken from their size",
                 "set time.unit if that is right, time.format where the digits are those of a date, or time.unit: step",
             )
         if first < FIRST or last > LAST:
-            raise DataError(where, f"values from {low} to {high} {known}", "moments of the years 1 to 9999")
+            raise DataError(where, f"values from {low} to {high} {unit_name}", "moments of the years 1 to 9999")
 
 
-def check_available_at(log: Relation, column: str, found: Timestamps, event: Timestamps) -> None:
+def check_available_at(log: Relation, column: str, reader: Timestamps, event: Timestamps) -> None:
     """Refuse a column of delays in place of timestamps.
 
     Raises:
         DataError: small numbers beside events that lie elsewhere.
     """
-    if found.near_1970 and not event.near_1970 and event.unit != "step":
+    if reader.near_1970 and not event.near_1970 and event.unit != "step":
         raise DataError(
             f"{log.where}: column {column!r}",
             "times near 1970 beside events that are not",

@@ -39,8 +39,8 @@ class TokenHistory:
 
     def __init__(self, store: TokenStore, schema: Schema, name: str, keys: Keys, where: str) -> None:
         history = schema.histories[name]
-        check_store(store, schema, keys.values.type, where)
-        self.warnings = checked(store.info, schema, where, store.location, history.allow_leak)
+        check_token_store(store, schema, keys.values.type, where)
+        self.warnings = check_disclosure(store.info, schema, where, store.location, history.allow_leak)
         self.store, self.name, self.spec = store, name, store.info.spec()
         self.features, self.max_length = history.features, history.max_length
         self._gaps = partial(compute_time_gaps, per_second=1 if store.info.unit == "step" else 1_000)
@@ -48,7 +48,7 @@ class TokenHistory:
         self._users = np.concatenate([[0], compute_key_numbers(keys.values)])
 
     def columns(
-        self, users: NDArray[np.int64], moments: NDArray[np.int64]
+        self, users: NDArray[np.int64], timestamps: NDArray[np.int64]
     ) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
         """The columns of the samples' histories by field name, and offsets ``[B + 1]``.
 
@@ -56,15 +56,15 @@ class TokenHistory:
             users: int64 ``[B]`` rows of the log's user table.
             moments: int64 ``[B]``.
         """
-        past = read_visible_tokens(self.store, self._users.take(users), moments, self.max_length)
-        return build_token_columns(self.spec, self.name, self.features, past, moments, self._gaps)
+        tokens = read_visible_tokens(self.store, self._users.take(users), timestamps, self.max_length)
+        return build_token_columns(self.spec, self.name, self.features, tokens, timestamps, self._gaps)
 
-    def times(self, users: NDArray[np.int64], moments: NDArray[np.int64]) -> NDArray[np.int64]:
+    def times(self, users: NDArray[np.int64], timestamps: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 ``[N]``: moments of the impressions that ``columns`` tells of, in its order."""
-        return read_visible_tokens(self.store, self._users.take(users), moments, self.max_length, ["visible"]).times
+        return read_visible_tokens(self.store, self._users.take(users), timestamps, self.max_length, ["visible"]).times
 
 
-def check_store(store: TokenStore, schema: Schema, key_type: pa.DataType, where: str) -> TokenSpec:
+def check_token_store(store: TokenStore, schema: Schema, key_type: pa.DataType, where: str) -> TokenSpec:
     """What a token store holds, when it fits a log.
 
     Raises:
@@ -80,14 +80,16 @@ def check_store(store: TokenStore, schema: Schema, key_type: pa.DataType, where:
     return info.spec()
 
 
-def checked(info: Provenance, schema: Schema, where: str, place: str, allowed: bool) -> list[str]:
+def check_disclosure(info: Provenance, schema: Schema, where: str, location: str, allowed: bool) -> list[str]:
     """Warnings of reading a store.
 
     Raises:
         DataError: it discloses more than was known, and this is not allowed by name.
     """
-    found = assess_disclosure(info, schema)
-    if found.leaks and not allowed:
+    disclosure = assess_disclosure(info, schema)
+    if disclosure.leaks and not allowed:
         do = f"{REMEDY}; {where}.allow_leak: true reads it nevertheless, and the results say so"
-        raise DataError(where, f"{place} tells more than was known: {found.summary}", "a store that does not", do)
-    return found.list_warnings(where, place)
+        raise DataError(
+            where, f"{location} tells more than was known: {disclosure.summary}", "a store that does not", do
+        )
+    return disclosure.list_warnings(where, location)

@@ -19,7 +19,7 @@ _ROWS = 8_192
 """Rows of a piece where each row brings histories of its own."""
 
 
-def iterate_training_histories(log: Log, most: int = _MOST) -> Iterator[dict[str, HistoryBatch]]:
+def iterate_training_histories(log: Log, max_events: int = _MOST) -> Iterator[dict[str, HistoryBatch]]:
     """Every event of the training part once, as histories of its user, oldest first: one row a user, piece by piece.
 
     The events are those a history lets in, without its limit of length, as they were known when the window ended (for
@@ -34,13 +34,13 @@ def iterate_training_histories(log: Log, most: int = _MOST) -> Iterator[dict[str
         return
     names = [name for name in log.schema.histories if name not in log.tokens]
     offsets = log.events.offsets
-    cuts = np.unique(np.searchsorted(offsets, np.arange(0, offsets[-1], most)[1:]))
+    cuts = np.unique(np.searchsorted(offsets, np.arange(0, offsets[-1], max_events)[1:]))
     cuts = np.unique(np.concatenate([[0], cuts, [len(offsets) - 1]]))
-    ends, last = log.training_window.train, _last_moment(log)
+    ends, last = log.training_window.train, _last_timestamp(log)
     for low, high in pairwise(cuts):
         start, stop = offsets[low], offsets[high]
         training = np.asarray(log.splits[start:stop] == SPLITS["train"])
-        piece = {}
+        chunk = {}
         for name in names:
             own = training
             if log.schema.histories[name].where:
@@ -53,11 +53,13 @@ def iterate_training_histories(log: Log, most: int = _MOST) -> Iterator[dict[str
             at = start + np.flatnonzero(own)
             bounds = np.searchsorted(at, offsets[low : high + 1]).astype(np.int64)
             # Where nothing is measured later no line ends the window: then its last moment does.
-            known = np.where(now == NEVER, last + 1, now)
-            piece[name] = gather_history(log, name, at, bounds, known if len(known) == 1 else known[own])
-        yield piece
+            now_or_last = np.where(now == NEVER, last + 1, now)
+            chunk[name] = gather_history(
+                log, name, at, bounds, now_or_last if len(now_or_last) == 1 else now_or_last[own]
+            )
+        yield chunk
 
 
-def _last_moment(log: Log) -> int:
+def _last_timestamp(log: Log) -> int:
     """The last moment of the training part; -1 where it is empty."""
     return int(log.timestamps.take(np.flatnonzero(np.asarray(log.splits) == SPLITS["train"])).max(initial=-1))

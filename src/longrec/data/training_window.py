@@ -33,9 +33,9 @@ class TrainingWindow:
     first_measured: int
     first_test: int
 
-    def end(self, part: str, users: NDArray[np.int64]) -> NDArray[np.int64]:
+    def end(self, split: str, users: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 ``[users]`` or ``[1]``: the moment before which labels of a part must be known."""
-        ends = self.train if part == "train" else self.valid
+        ends = self.train if split == "train" else self.valid
         return ends if len(ends) == 1 else ends.take(users)
 
 
@@ -68,9 +68,9 @@ def window_by_lines(lines: tuple[int, int], valid: int, test: int) -> TrainingWi
 
 def window_of_rows(
     codes: NDArray[np.int8],
-    labelled: NDArray[np.bool_],
+    labeled: NDArray[np.bool_],
     times: NDArray[np.int64],
-    moments: NDArray[np.int64],
+    timestamps: NDArray[np.int64],
     offsets: NDArray[np.int64],
 ) -> TrainingWindow:
     """The window of a split that rows tell one by one (by user, leave-one-out, by column, by files).
@@ -84,19 +84,19 @@ def window_of_rows(
         offsets: int64 ``[users + 1]``.
     """
 
-    def ends(part: int, later: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+    def ends(split: int, later: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
         if not len(later):
             return np.array([NEVER]), NEVER
-        first = int(moments.take(later).min())
-        own = times[labelled & (codes == part)]
+        first = int(timestamps.take(later).min())
+        own = times[labeled & (codes == split)]
         if not len(own) or int(own.max()) < first:
             return np.array([first]), first
         users = np.searchsorted(offsets, later, side="right") - 1
         starts = np.flatnonzero(np.diff(users, prepend=-1))
         each = np.full(len(offsets) - 1, NEVER)
-        each[users[starts]] = np.minimum.reduceat(moments.take(later), starts)
+        each[users[starts]] = np.minimum.reduceat(timestamps.take(later), starts)
         return each, first
 
-    train, measured = ends(TRAIN, np.flatnonzero(labelled & (codes > TRAIN)))
-    valid, tested = ends(VALID, np.flatnonzero(labelled & (codes == TEST)))
+    train, measured = ends(TRAIN, np.flatnonzero(labeled & (codes > TRAIN)))
+    valid, tested = ends(VALID, np.flatnonzero(labeled & (codes == TEST)))
     return TrainingWindow(train, valid, measured, tested)

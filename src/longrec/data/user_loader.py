@@ -115,8 +115,8 @@ class UserLoader:
         if len(self.loss_rows) < len(self.rows):
             rows = np.intersect1d(rows, self.loss_rows, assume_unique=True)
         counts = np.isin(every, rows, assume_unique=True)
-        made = gather(self.log, every, self.targets, self.available_before)
-        return replace(made, loss_mask=torch.from_numpy(counts))
+        batch = gather(self.log, every, self.targets, self.available_before)
+        return replace(batch, loss_mask=torch.from_numpy(counts))
 
 
 def _runs(users: NDArray[np.int64], longest: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -127,10 +127,10 @@ def _runs(users: NDArray[np.int64], longest: int) -> tuple[NDArray[np.int64], ND
     """
     starts = np.flatnonzero(np.diff(users, prepend=-1))
     lengths = np.diff(starts, append=len(users))
-    parts = -(-lengths // longest)
-    user = np.repeat(np.arange(len(starts)), parts)
-    part = np.arange(len(user)) - np.repeat(np.cumsum(parts) - parts, parts)
-    first = starts[user] + part * lengths[user] // parts[user]
+    run_counts = -(-lengths // longest)
+    user = np.repeat(np.arange(len(starts)), run_counts)
+    run_index = np.arange(len(user)) - np.repeat(np.cumsum(run_counts) - run_counts, run_counts)
+    first = starts[user] + run_index * lengths[user] // run_counts[user]
     return first, np.append(first[1:], len(users))
 
 

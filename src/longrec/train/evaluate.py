@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longrec import metrics
-from longrec.data.label_checks import check_window, reasons
+from longrec.data.label_checks import check_window, describe_exclusions
 from longrec.data.log import Log
 from longrec.data.sample_weights import check_weights
 from longrec.data.splits import SPLITS
@@ -238,7 +238,7 @@ def check_splits(log: Log, job: Job) -> None:
     for split, rows in splits.items():
         labels, users, where = log.labels.take(rows), log.user(rows), f"the {split} part"
         if len(log.excluded_rows(split).rows):
-            where += f", less {len(log.excluded_rows(split).rows):,} rows ({reasons(log, split)})"
+            where += f", less {len(log.excluded_rows(split).rows):,} rows ({describe_exclusions(log, split)})"
         if labels.min() == labels.max():
             raise DataError(where, f"{len(rows):,} samples that are all {labels[0]:g}", "both classes", do)
         if job.evaluate.resample == "user" and users[0] == users[-1]:

@@ -211,7 +211,7 @@ def _read_data(
         for key in _SOURCES:
             source: Source | None = getattr(data, key)
             if source is not None:
-                update[key] = source.placed(lambda file: _resolve_path(base, file))
+                update[key] = source.map_paths(lambda file: _resolve_path(base, file))
         data = data.model_copy(update=update)
     if schema_file.broken:
         return data, None

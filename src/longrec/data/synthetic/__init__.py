@@ -86,7 +86,7 @@ def find_recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def generate_dataset(name: str, /, users: int | None = None, seed: int = 0, **knobs: Any) -> SyntheticDataset:
+def generate_dataset(name: str, /, users: int | None = None, seed: int = 0, **parameters: Any) -> SyntheticDataset:
     """Make a world; the same arguments make the same world.
 
     Args:
@@ -97,38 +97,38 @@ def generate_dataset(name: str, /, users: int | None = None, seed: int = 0, **kn
         UnknownName: no world of that name.
         ConfigError: a knob that the world has not, or a value that it cannot have.
     """
-    made = find_recipe(name)
+    recipe = find_recipe(name)
     if not isinstance(seed, int) or seed < 0:
         raise ConfigError(f"world {name}", [f"seed: must be a whole number, 0 or more, got {seed!r}"])
-    settings = parse(made.settings, knobs if users is None else {**knobs, "users": users}, f"world {name}")
-    return made.make(settings, np.random.default_rng(seed))
+    settings = parse(recipe.settings, parameters if users is None else {**parameters, "users": users}, f"world {name}")
+    return recipe.make(settings, np.random.default_rng(seed))
 
 
-def compute_splits(made: SyntheticDataset) -> NDArray[np.int8]:
+def compute_splits(dataset: SyntheticDataset) -> NDArray[np.int8]:
     """The part of each event, ``[events]``, as preparation will split the world: codes of ``splits.SPLITS``."""
-    rule = parse(Split, made.split, made.name)
+    rule = parse(Split, dataset.split, dataset.name)
     if rule.by == "user":
-        return splits.by_user(rule, made.log[made.schema["user"]].combine_chunks())
-    assert rule.by == "time", f"{made.name}: no world is split by {rule.by}"
-    times = made.log[made.schema["time"]["column"]].to_numpy()
-    return splits.by_time(times, splits.time_lines(rule, times, False, made.name))
+        return splits.split_by_user(rule, dataset.log[dataset.schema["user"]].combine_chunks())
+    assert rule.by == "time", f"{dataset.name}: no world is split by {rule.by}"
+    times = dataset.log[dataset.schema["time"]["column"]].to_numpy()
+    return splits.split_by_time(times, splits.compute_time_lines(rule, times, False, dataset.name))
 
 
-def list_files(made: SyntheticDataset) -> list[str]:
+def list_files(dataset: SyntheticDataset) -> list[str]:
     """Names of the files of a world: its tables, then schemas and the jobs that read the world by them."""
-    tables = [name for name, table in _tables(made).items() if table is not None]
-    schemas = [made.name] if made.wide is None else [made.name, f"{made.name}_wide"]
+    tables = [name for name, table in _tables(dataset).items() if table is not None]
+    schemas = [dataset.name] if dataset.wide is None else [dataset.name, f"{dataset.name}_wide"]
     return [
         *(f"{name}.parquet" for name in tables),
         *(f"{n}{end}" for n in schemas for end in (".schema.yaml", ".yaml")),
     ]
 
 
-def write(made: SyntheticDataset, folder: str | Path) -> Path:
+def write(dataset: SyntheticDataset, folder: str | Path) -> Path:
     """Write a world as files that a job can name.
 
     The log, the items and the users (those there are) become ``log.parquet``, ``items.parquet``, ``users.parquet``,
-    what is hidden ``oracle.parquet``, the schemas ``<name>.schema.yaml`` and ``<name>_wide.schema.yaml``. Beside
+    what is hidden ``truth.parquet``, the schemas ``<name>.schema.yaml`` and ``<name>_wide.schema.yaml``. Beside
     each schema stands a job, ``<name>.yaml`` and ``<name>_wide.yaml``.
 
     Returns:
@@ -136,19 +136,22 @@ def write(made: SyntheticDataset, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, table in _tables(made).items():
+    for name, table in _tables(dataset).items():
         if table is not None:
             pq.write_table(table, folder / f"{name}.parquet")
-    story = textwrap.fill(made.story, 100, initial_indent="# ", subsequent_indent="# ")
-    narrow = "din" if made.schema.get("histories") else "deepfm"
-    for name, schema, model in ((made.name, made.schema, narrow), (f"{made.name}_wide", made.wide, "deepfm")):
+    story = textwrap.fill(dataset.story, 100, initial_indent="# ", subsequent_indent="# ")
+    narrow = "din" if dataset.schema.get("histories") else "deepfm"
+    for name, schema, model in (
+        (dataset.name, dataset.schema, narrow),
+        (f"{dataset.name}_wide", dataset.wide, "deepfm"),
+    ):
         if schema is not None:
-            job = made.job("", {"name": model}, wide=schema is made.wide)
-            for end, words in ((".schema.yaml", schema), (".yaml", job)):
-                text = yaml.safe_dump(dict(words), sort_keys=False)
+            job = dataset.job("", {"name": model}, wide=schema is dataset.wide)
+            for end, content in ((".schema.yaml", schema), (".yaml", job)):
+                text = yaml.safe_dump(dict(content), sort_keys=False)
                 (folder / f"{name}{end}").write_text(f"{story}\n{text}", encoding="utf-8")
     return folder
 
 
-def _tables(made: SyntheticDataset) -> dict[str, pa.Table | None]:
-    return {"log": made.log, "items": made.items, "users": made.users, "oracle": made.truth}
+def _tables(dataset: SyntheticDataset) -> dict[str, pa.Table | None]:
+    return {"log": dataset.log, "items": dataset.items, "users": dataset.users, "truth": dataset.truth}

@@ -7,7 +7,15 @@ from pydantic import Field
 
 from longrec.config import Strict
 from longrec.data.synthetic.dataset import Recipe, SyntheticDataset
-from longrec.data.synthetic.generators import SPLIT, Shelf, drawn, halves_of, past_then_shown, some_of, words
+from longrec.data.synthetic.generators import (
+    SPLIT,
+    CategorizedItems,
+    build_log,
+    build_schema,
+    choose_categories,
+    draw_halves,
+    draw_labels,
+)
 
 STORY = (
     "A user has seen a few categories, bought of one half of them and passed the other half; an impression is of one "
@@ -26,28 +34,26 @@ class BoughtOrPassed(Strict):
     shown: int = Field(8, ge=1, description="impressions of a user, all after that")
 
 
-def make(knobs: BoughtOrPassed, random: np.random.Generator) -> SyntheticDataset:
+def make(parameters: BoughtOrPassed, random: np.random.Generator) -> SyntheticDataset:
     """The world of some settings."""
-    users, seen, shown = knobs.users, knobs.seen, knobs.shown
-    shelf = Shelf(_ITEMS, _CATEGORIES, random)
-    past = some_of(_CATEGORIES, users, seen, random)
-    bought = halves_of(seen, users, random)
+    users, seen, shown = parameters.users, parameters.seen, parameters.shown
+    items_by_category = CategorizedItems(_ITEMS, _CATEGORIES, random)
+    seen_categories = choose_categories(_CATEGORIES, users, seen, random)
+    bought = draw_halves(seen, users, random)
     which = random.integers(0, seen, (users, shown))
-    category = np.concatenate([past, np.take_along_axis(past, which, axis=1)], axis=1)
-    item = shelf.one_of(category, random)
+    category = np.concatenate([seen_categories, np.take_along_axis(seen_categories, which, axis=1)], axis=1)
+    item = items_by_category.draw_items(category, random)
     chance = np.where(np.take_along_axis(bought, which, axis=1) == 1, _LIKES, _ELSE)
-    liked = drawn(chance, random)
-    moment = np.minimum(np.arange(seen + shown), seen) * 600 + random.integers(0, 86_400, (users, 1))
-    log, true_probability = past_then_shown(
-        item, moment, ("done", np.array(["passed", "bought"])[bought]), liked, chance
-    )
+    liked = draw_labels(chance, random)
+    seconds = np.minimum(np.arange(seen + shown), seen) * 600 + random.integers(0, 86_400, (users, 1))
+    log, true_probability = build_log(item, seconds, ("done", np.array(["passed", "bought"])[bought]), liked, chance)
     history = {"features": ["category", "done"], "where": {"done": ["bought", "passed"]}, "max_length": seen}
     return SyntheticDataset(
         name="bought_or_passed",
         story=STORY,
         log=log,
-        items=shelf.table(),
-        schema=words({"done": {"kind": "id", "feedback": True}}, {"seen": history}),
+        items=items_by_category.table(),
+        schema=build_schema({"done": {"kind": "id", "feedback": True}}, {"seen": history}),
         split=SPLIT,
         true_probability=true_probability,
         must=({"name": "dupn", "hidden": 32, "mlp": [64]}, {"name": "din"}),

@@ -40,46 +40,46 @@ class CoAction(Strict):
         return kinds
 
 
-def make(knobs: CoAction, random: np.random.Generator) -> SyntheticDataset:
+def make(parameters: CoAction, random: np.random.Generator) -> SyntheticDataset:
     """The world of some settings."""
-    users, kinds = knobs.users, knobs.kinds
-    clicks = knobs.clicks if knobs.side == "history" else 0
-    each = clicks + knobs.shown
+    users, kinds = parameters.users, parameters.kinds
+    clicks = parameters.clicks if parameters.side == "history" else 0
+    each = clicks + parameters.shown
     together = _table(kinds, random)
-    past = random.integers(0, kinds, (users, clicks))
-    item = random.integers(0, kinds, (users, knobs.shown))
-    place = random.integers(0, kinds, (users, knobs.shown))
-    mood = random.integers(0, 2, (users, knobs.shown))
-    if knobs.side == "history":
-        told = together[past[:, None, :], item[:, :, None]].sum(2)
+    clicked_items = random.integers(0, kinds, (users, clicks))
+    item = random.integers(0, kinds, (users, parameters.shown))
+    field = random.integers(0, kinds, (users, parameters.shown))
+    mood = random.integers(0, 2, (users, parameters.shown))
+    if parameters.side == "history":
+        agreement = together[clicked_items[:, None, :], item[:, :, None]].sum(2)
     else:
-        told = together[place, item]
-    told = told * (2 * mood - 1 if knobs.order == 3 else 1)
-    chance = 1 / (1 + np.exp(-knobs.strength * told))
+        agreement = together[field, item]
+    agreement = agreement * (2 * mood - 1 if parameters.order == 3 else 1)
+    chance = 1 / (1 + np.exp(-parameters.strength * agreement))
     liked = random.random(chance.shape) < chance
 
     def column(before: Any, now: NDArray[Any]) -> NDArray[Any]:
         return np.concatenate([np.broadcast_to(before, (users, clicks)), now], 1).ravel()
 
     shown = np.tile(np.arange(each) >= clicks, users)
-    moment = np.minimum(np.arange(each), clicks) * 600 + random.integers(0, 86_400, (users, 1))
+    seconds = np.minimum(np.arange(each), clicks) * 600 + random.integers(0, 86_400, (users, 1))
     log = pa.table(
         {
             "user": np.repeat(np.arange(users), each),
-            "item": column(past, item),
-            "time": START + moment.ravel(),
+            "item": column(clicked_items, item),
+            "time": START + seconds.ravel(),
             "action": np.where(shown, "shown", "click"),
-            "place": column(0, place),
+            "place": column(0, field),
             "mood": column(0, mood),
             "liked": pa.array(column(0, liked.astype(np.int64)), mask=~shown),
         }
     )
     features: dict[str, Any] = {"item": {"kind": "id"}}
-    if knobs.side == "field":
+    if parameters.side == "field":
         features["place"] = {"kind": "id"}
-    if knobs.order == 3:
+    if parameters.order == 3:
         features["mood"] = {"kind": "id"}
-    history = {"clicks": {"features": ["item"], "where": {"action": "click"}, "max_length": knobs.clicks}}
+    history = {"clicks": {"features": ["item"], "where": {"action": "click"}, "max_length": parameters.clicks}}
     return SyntheticDataset(
         name="co_action",
         story=STORY,
@@ -90,12 +90,14 @@ def make(knobs: CoAction, random: np.random.Generator) -> SyntheticDataset:
             "time": {"column": "time", "unit": "s"},
             "label": "liked",
             "features": features,
-            **({"histories": history} if knobs.side == "history" else {}),
+            **({"histories": history} if parameters.side == "history" else {}),
         },
         split={"by": "user", "valid": 0.1, "test": 0.3},
         true_probability=column(np.nan, chance),
-        must=_named("can") if knobs.side == "history" else _named("pnn", "dcn_v2"),
-        must_not=_named(*_BLIND) if knobs.side == "history" else _named("lr", *(["fm"] if knobs.order == 3 else [])),
+        must=_list_models("can") if parameters.side == "history" else _list_models("pnn", "dcn_v2"),
+        must_not=_list_models(*_BLIND)
+        if parameters.side == "history"
+        else _list_models("lr", *(["fm"] if parameters.order == 3 else [])),
         fit={"epochs": 6, "batch_size": 128, "lr": 5e-3, "embedding_lr": 2e-2, "patience": 0},
     )
 
@@ -107,7 +109,7 @@ def _table(kinds: int, random: np.random.Generator) -> NDArray[np.int64]:
     return np.asarray(signs[(one[:, None] + other) % kinds], np.int64)
 
 
-def _named(*names: str) -> tuple[dict[str, str], ...]:
+def _list_models(*names: str) -> tuple[dict[str, str], ...]:
     return tuple({"name": name} for name in names)
 
 

@@ -76,10 +76,12 @@ class SyntheticDataset:
 
     def true_probabilities(self) -> dict[str, NDArray[np.float64]]:
         """The true probabilities ``[events]``: those of ``truth``, or ``true_probability`` alone."""
-        known = [name for name in (self.truth.column_names if self.truth is not None else ()) if name.startswith("p_")]
-        if self.truth is None or not known:
+        columns = [
+            name for name in (self.truth.column_names if self.truth is not None else ()) if name.startswith("p_")
+        ]
+        if self.truth is None or not columns:
             return {"true_probability": self.true_probability}
-        return {name: self.truth[name].to_numpy() for name in known}
+        return {name: self.truth[name].to_numpy() for name in columns}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,14 @@ from pydantic import Field
 
 from longrec.config import Strict
 from longrec.data.synthetic.dataset import Recipe, SyntheticDataset
-from longrec.data.synthetic.generators import SPLIT, Shelf, drawn, past_then_shown, some_of, words
+from longrec.data.synthetic.generators import (
+    SPLIT,
+    CategorizedItems,
+    build_log,
+    build_schema,
+    choose_categories,
+    draw_labels,
+)
 
 STORY = (
     "Interests move on. A user clicks through a few categories, each for a while and each as often as the others; an "
@@ -27,29 +34,31 @@ class DriftingInterest(Strict):
     shown: int = Field(6, ge=1, description="impressions of a user, all after the clicks")
 
 
-def make(knobs: DriftingInterest, random: np.random.Generator) -> SyntheticDataset:
+def make(parameters: DriftingInterest, random: np.random.Generator) -> SyntheticDataset:
     """The world of some settings."""
-    users, clicks = knobs.users, knobs.phases * knobs.stay
-    each = clicks + knobs.shown
-    shelf = Shelf(_ITEMS, _CATEGORIES, random)
-    path = some_of(_CATEGORIES, users, knobs.phases, random)
-    past = np.repeat(path, knobs.stay, axis=1)
+    users, clicks = parameters.users, parameters.phases * parameters.stay
+    each = clicks + parameters.shown
+    items_by_category = CategorizedItems(_ITEMS, _CATEGORIES, random)
+    path = choose_categories(_CATEGORIES, users, parameters.phases, random)
+    clicked_categories = np.repeat(path, parameters.stay, axis=1)
     # Half of the impressions are of the last category, the others of one before it: all were liked once.
-    last = random.random((users, knobs.shown)) < 0.5
-    before = np.take_along_axis(path, random.integers(0, knobs.phases - 1, (users, knobs.shown)), axis=1)
-    category = np.concatenate([past, np.where(last, path[:, -1:], before)], axis=1)
-    item = shelf.one_of(category, random)
+    last = random.random((users, parameters.shown)) < 0.5
+    before = np.take_along_axis(path, random.integers(0, parameters.phases - 1, (users, parameters.shown)), axis=1)
+    category = np.concatenate([clicked_categories, np.where(last, path[:, -1:], before)], axis=1)
+    item = items_by_category.draw_items(category, random)
     chance = np.where(last, _LIKES, _ELSE)
-    liked = drawn(chance, random)
-    moment = np.arange(each) * 600 + random.integers(0, 86_400, (users, 1))
-    moment[:, clicks:] = moment[:, clicks : clicks + 1]  # at once, so that none of them stands in another's past
-    log, true_probability = past_then_shown(item, moment, ("action", np.full((users, clicks), "click")), liked, chance)
+    liked = draw_labels(chance, random)
+    seconds = np.arange(each) * 600 + random.integers(0, 86_400, (users, 1))
+    seconds[:, clicks:] = seconds[:, clicks : clicks + 1]  # at once, so that none of them stands in another's past
+    log, true_probability = build_log(item, seconds, ("action", np.full((users, clicks), "click")), liked, chance)
     return SyntheticDataset(
         name="drifting_interest",
         story=STORY,
         log=log,
-        items=shelf.table(),
-        schema=words({}, {"clicks": {"features": ["category"], "where": {"action": "click"}, "max_length": clicks}}),
+        items=items_by_category.table(),
+        schema=build_schema(
+            {}, {"clicks": {"features": ["category"], "where": {"action": "click"}, "max_length": clicks}}
+        ),
         split=SPLIT,
         true_probability=true_probability,
         must=({"name": "dien", "hidden": 24, "gate": "released"}, {"name": "dien", "hidden": 24, "attention": "mlp"}),

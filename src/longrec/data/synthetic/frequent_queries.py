@@ -30,46 +30,50 @@ class FrequentQueries(Strict):
     shown: int = Field(8, ge=1, description="impressions of a user, all after the clicks")
 
 
-def make(knobs: FrequentQueries, random: np.random.Generator) -> SyntheticDataset:
+def make(parameters: FrequentQueries, random: np.random.Generator) -> SyntheticDataset:
     """The world of some settings."""
-    users, clicked, shown = knobs.users, knobs.clicked, knobs.shown
+    users, clicked, shown = parameters.users, parameters.clicked, parameters.shown
     style = random.integers(0, 2, users)
     order = random.permuted(np.tile(np.arange(_CATEGORIES), (users, 1)), axis=1)
-    told = np.where(random.random((users, clicked + 1)) < _OWN, style[:, None], 1 - style[:, None])
-    told[:, 0] = random.integers(0, 2, users)
+    styles = np.where(random.random((users, clicked + 1)) < _OWN, style[:, None], 1 - style[:, None])
+    styles[:, 0] = random.integers(0, 2, users)
     count = random.permuted(np.tile(1 + np.arange(clicked + 1) % 3, (users, 1)), axis=1)
     # Spread evenly, so that more users are always more events.
-    count[:, 0] = knobs.most * 0.25 ** (np.arange(users) * _GOLDEN % 1)
+    count[:, 0] = parameters.most * 0.25 ** (np.arange(users) * _GOLDEN % 1)
     clicks = count.sum(1)
     each = clicks + shown
     user = np.repeat(np.arange(users), each)
-    place = np.arange(each.sum()) - np.repeat(each.cumsum() - each, each)
-    past = place < clicks[user]
+    position = np.arange(each.sum()) - np.repeat(each.cumsum() - each, each)
+    is_history = position < clicks[user]
     # Clicks of all categories mixed; what is shown is of one that is not among them.
     which = np.repeat(np.tile(np.arange(clicked + 1), users), count.ravel())
-    which = which[np.lexsort((random.random(len(which)), user[past]))]
-    category, now = np.empty(len(user), np.int64), user[~past]
-    category[past] = order[user[past], which]
-    category[~past] = order[now, random.integers(clicked + 1, _CATEGORIES, len(now))]
+    which = which[np.lexsort((random.random(len(which)), user[is_history]))]
+    category, now = np.empty(len(user), np.int64), user[~is_history]
+    category[is_history] = order[user[is_history], which]
+    category[~is_history] = order[now, random.integers(clicked + 1, _CATEGORIES, len(now))]
     own = random.random(len(user)) < 0.5
-    worn = np.where(own, style[user], 1 - style[user])
-    worn[past] = told[user[past], which]
+    shown_style = np.where(own, style[user], 1 - style[user])
+    shown_style[is_history] = styles[user[is_history], which]
     chance = np.where(own, _LIKES, _ELSE)
-    item = (2 * category + worn) * _EACH + random.integers(0, _EACH, len(user))
+    item = (2 * category + shown_style) * _EACH + random.integers(0, _EACH, len(user))
     names = random.permutation(2 * _CATEGORIES * _EACH)
     log = pa.table(
         {
             "user": user,
             "item": names[item],
-            "time": START + random.integers(0, 86_400, users)[user] + np.minimum(place, clicks[user]) * 600,
-            "action": np.where(past, "click", "shown"),
-            "liked": pa.array((random.random(len(user)) < chance).astype(np.int64), mask=past),
+            "time": START + random.integers(0, 86_400, users)[user] + np.minimum(position, clicks[user]) * 600,
+            "action": np.where(is_history, "click", "shown"),
+            "liked": pa.array((random.random(len(user)) < chance).astype(np.int64), mask=is_history),
         }
     )
     kinds = np.empty_like(names)
     kinds[names] = np.arange(len(names)) // _EACH
     features = {"item": {"kind": "id"}, **{name: {"kind": "id", "side": "item"} for name in ("category", "style")}}
-    history = {"features": ["category", "style"], "where": {"action": "click"}, "max_length": knobs.most + 3 * clicked}
+    history = {
+        "features": ["category", "style"],
+        "where": {"action": "click"},
+        "max_length": parameters.most + 3 * clicked,
+    }
     return SyntheticDataset(
         name="frequent_queries",
         story=STORY,
@@ -84,7 +88,7 @@ def make(knobs: FrequentQueries, random: np.random.Generator) -> SyntheticDatase
             "histories": {"clicks": history},
         },
         split={"by": "user", "valid": 0.1, "test": 0.3},
-        true_probability=np.where(past, np.nan, chance),
+        true_probability=np.where(is_history, np.nan, chance),
         must=({"name": "kfatt"}, {"name": "dhan"}),
         must_not=(
             {"name": "kfatt", "frequency": False},

@@ -15,7 +15,7 @@ SPLIT = {"by": "user", "valid": 0.1, "test": 0.3}
 """Users of the test part are others than those of the training part."""
 
 
-class Shelf:
+class CategorizedItems:
     """Items of some categories, as many of each, in mixed order.
 
     Args:
@@ -27,34 +27,34 @@ class Shelf:
         self.category_of = random.permutation(np.arange(items) % categories)
         self._items = np.argsort(self.category_of, kind="stable").reshape(categories, -1)
 
-    def one_of(self, category: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
+    def draw_items(self, category: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
         """An item of each of some categories."""
-        found: NDArray[np.int64] = self._items[category, random.integers(0, self.each, category.shape)]
-        return found
+        items: NDArray[np.int64] = self._items[category, random.integers(0, self.each, category.shape)]
+        return items
 
     def table(self) -> pa.Table:
         """The items with their categories."""
         return pa.table({"item": np.arange(len(self.category_of)), "category": self.category_of})
 
 
-def some_of(categories: int, users: int, count: int, random: np.random.Generator) -> NDArray[np.int64]:
+def choose_categories(categories: int, users: int, count: int, random: np.random.Generator) -> NDArray[np.int64]:
     """``[users, count]``: for every user some categories, none of them twice, in any order."""
     return random.permuted(np.tile(np.arange(categories), (users, 1)), axis=1)[:, :count]
 
 
-def halves_of(count: int, users: int, random: np.random.Generator) -> NDArray[np.int64]:
+def draw_halves(count: int, users: int, random: np.random.Generator) -> NDArray[np.int64]:
     """``[users, count]``: for every user as many zeros as ones, in any order."""
     return random.permuted(np.tile(np.arange(count) % 2, (users, 1)), axis=1)
 
 
-def drawn(chance: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.int64]:
+def draw_labels(chance: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.int64]:
     """A label by its probability."""
     return (random.random(chance.shape) < chance).astype(np.int64)
 
 
-def past_then_shown(
+def build_log(
     item: NDArray[np.int64],
-    moment: NDArray[np.int64],
+    seconds: NDArray[np.int64],
     done: tuple[str, NDArray[Any]],
     liked: NDArray[np.int64],
     chance: NDArray[np.float64],
@@ -67,23 +67,23 @@ def past_then_shown(
         liked, chance: ``[users, shown]``, the label and its true probability.
     """
     users, events = item.shape
-    name, told = done
-    said = np.concatenate([told, np.full(chance.shape, "shown")], axis=1)
-    true_probability = np.concatenate([np.full(told.shape, np.nan), chance], axis=1)
-    label = np.concatenate([np.zeros(told.shape, np.int64), liked], axis=1)
+    name, actions = done
+    column = np.concatenate([actions, np.full(chance.shape, "shown")], axis=1)
+    true_probability = np.concatenate([np.full(actions.shape, np.nan), chance], axis=1)
+    label = np.concatenate([np.zeros(actions.shape, np.int64), liked], axis=1)
     log = pa.table(
         {
             "user": np.repeat(np.arange(users), events),
             "item": item.ravel(),
-            "time": START + moment.ravel(),
-            name: said.ravel(),
+            "time": START + seconds.ravel(),
+            name: column.ravel(),
             "liked": pa.array(label.ravel(), mask=np.isnan(true_probability).ravel()),
         }
     )
     return log, true_probability.ravel()
 
 
-def words(features: Mapping[str, Any], histories: Mapping[str, Any]) -> dict[str, Any]:
+def build_schema(features: Mapping[str, Any], histories: Mapping[str, Any]) -> dict[str, Any]:
     """The words of a schema whose label is ``liked``, with the item and its category beside some features."""
     own = {"item": {"kind": "id"}, "category": {"kind": "id", "side": "item"}}
     return {

@@ -24,9 +24,9 @@ class LateCorrection(Strict):
     users: int = Field(800, ge=1, description="users, 10 events each")
 
 
-def make(knobs: LateCorrection, random: np.random.Generator) -> SyntheticDataset:
+def make(parameters: LateCorrection, random: np.random.Generator) -> SyntheticDataset:
     """The world of some settings."""
-    users = knobs.users
+    users = parameters.users
     n = users * _EVENTS
     label = random.integers(0, 2, n)
     gap = random.integers(2, 50, (users, _EVENTS)) * 60

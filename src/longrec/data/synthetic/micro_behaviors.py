@@ -7,7 +7,15 @@ from pydantic import Field
 
 from longrec.config import Strict
 from longrec.data.synthetic.dataset import Recipe, SyntheticDataset
-from longrec.data.synthetic.generators import SPLIT, Shelf, drawn, halves_of, past_then_shown, some_of, words
+from longrec.data.synthetic.generators import (
+    SPLIT,
+    CategorizedItems,
+    build_log,
+    build_schema,
+    choose_categories,
+    draw_halves,
+    draw_labels,
+)
 
 STORY = (
     "A user visits a few items, each of a category of its own, and on each reads the comments and looks at the "
@@ -27,29 +35,29 @@ class MicroBehaviors(Strict):
     shown: int = Field(8, ge=1, description="impressions of a user, all after that")
 
 
-def make(knobs: MicroBehaviors, random: np.random.Generator) -> SyntheticDataset:
+def make(parameters: MicroBehaviors, random: np.random.Generator) -> SyntheticDataset:
     """The world of some settings."""
-    users, visited, shown = knobs.users, knobs.visited, knobs.shown
+    users, visited, shown = parameters.users, parameters.visited, parameters.shown
     before = 2 * visited
-    shelf = Shelf(_ITEMS, _CATEGORIES, random)
-    of_visit = some_of(_CATEGORIES, users, visited, random)
-    wanted = halves_of(visited, users, random)
+    items_by_category = CategorizedItems(_ITEMS, _CATEGORIES, random)
+    of_visit = choose_categories(_CATEGORIES, users, visited, random)
+    wanted = draw_halves(visited, users, random)
     which = random.integers(0, visited, (users, shown))
     category = np.concatenate([of_visit, np.take_along_axis(of_visit, which, axis=1)], axis=1)
-    item = shelf.one_of(category, random)
+    item = items_by_category.draw_items(category, random)
     item = np.concatenate([np.repeat(item[:, :visited], 2, axis=1), item[:, visited:]], axis=1)
     second = np.stack([1 - wanted, wanted], axis=2).reshape(users, before)
     chance = np.where(np.take_along_axis(wanted, which, axis=1) == 1, _LIKES, _ELSE)
-    liked = drawn(chance, random)
-    moment = np.minimum(np.arange(before + shown), before) * 60 + random.integers(0, 86_400, (users, 1))
-    log, true_probability = past_then_shown(item, moment, ("action", np.array(["read", "look"])[second]), liked, chance)
+    liked = draw_labels(chance, random)
+    seconds = np.minimum(np.arange(before + shown), before) * 60 + random.integers(0, 86_400, (users, 1))
+    log, true_probability = build_log(item, seconds, ("action", np.array(["read", "look"])[second]), liked, chance)
     history = {"features": ["item", "category", "action"], "where": {"action": ["read", "look"]}, "max_length": before}
     return SyntheticDataset(
         name="micro_behaviors",
         story=STORY,
         log=log,
-        items=shelf.table(),
-        schema=words({"action": {"kind": "id", "feedback": True}}, {"events": history}),
+        items=items_by_category.table(),
+        schema=build_schema({"action": {"kind": "id", "feedback": True}}, {"events": history}),
         split=SPLIT,
         true_probability=true_probability,
         must=({"name": "hup", "hidden": 24, "mlp": [64]},),

@@ -30,23 +30,27 @@ class NegativeFeedback(Strict):
     shown: int = Field(8, ge=1, description="impressions of a user, all after that")
 
 
-def make(knobs: NegativeFeedback, random: np.random.Generator) -> SyntheticDataset:
+def make(parameters: NegativeFeedback, random: np.random.Generator) -> SyntheticDataset:
     """The world of some settings."""
-    users, passed, clicked, shown = knobs.users, knobs.passed, knobs.clicked, knobs.shown
-    past, each = passed + 1 + clicked, passed + 1 + clicked + shown
+    users, passed, clicked, shown = parameters.users, parameters.passed, parameters.clicked, parameters.shown
+    n_history, each = passed + 1 + clicked, passed + 1 + clicked + shown
     order = random.permuted(np.tile(np.arange(_CATEGORIES), (users, 1)), axis=1)
-    left = random.permuted(np.tile(np.arange(passed) % 2, (users, 1)), axis=1)  # styles; the first was looked at
+    unclicked_style = random.permuted(
+        np.tile(np.arange(passed) % 2, (users, 1)), axis=1
+    )  # styles; the first was looked at
     # Left unclicked, disliked, clicked and shown, in this order; then all that is past is mixed.
     clicks = random.integers(0, _CATEGORIES, (users, clicked))
     now = np.take_along_axis(order, random.integers(passed, _CATEGORIES, (users, shown)), axis=1)
     category = np.concatenate([order[:, :passed], order[:, :1], clicks, now], axis=1)
     either = np.tile(np.arange(clicked) % 2, (users, 1))
-    style = np.concatenate([left, random.integers(0, 2, (users, 1)), either, random.integers(0, 2, (users, shown))], 1)
+    style = np.concatenate(
+        [unclicked_style, random.integers(0, 2, (users, 1)), either, random.integers(0, 2, (users, shown))], 1
+    )
     action = np.tile(np.repeat(np.arange(4), [passed, 1, clicked, shown]), (users, 1))
-    mixed = random.permuted(np.tile(np.arange(past), (users, 1)), axis=1)
+    order_mixed = random.permuted(np.tile(np.arange(n_history), (users, 1)), axis=1)
     for column in (category, style, action):
-        column[:, :past] = np.take_along_axis(column, mixed, axis=1)
-    wanted = style != left[:, :1]
+        column[:, :n_history] = np.take_along_axis(column, order_mixed, axis=1)
+    wanted = style != unclicked_style[:, :1]
     chance = np.where(action == 3, np.where(wanted, _LIKES, _ELSE), np.nan)
     liked = random.random(chance.shape) < chance
     aloud = ~wanted & ~liked & (random.random(chance.shape) < _ALOUD)
@@ -54,12 +58,12 @@ def make(knobs: NegativeFeedback, random: np.random.Generator) -> SyntheticDatas
     names = random.permutation(2 * _CATEGORIES * _EACH)
     kinds = np.empty_like(names)
     kinds[names] = np.arange(len(names)) // _EACH
-    moment = np.minimum(np.arange(each), past) * 600 + random.integers(0, 86_400, (users, 1))
+    seconds = np.minimum(np.arange(each), n_history) * 600 + random.integers(0, 86_400, (users, 1))
     log = pa.table(
         {
             "user": np.repeat(np.arange(users), each),
             "item": names[item].ravel(),
-            "time": START + moment.ravel(),
+            "time": START + seconds.ravel(),
             "action": np.array(["unclick", "dislike", "click", "shown"])[action.ravel()],
             "disliked": np.where(action == 3, aloud, action == 1).astype(np.int64).ravel(),
             "liked": pa.array(liked.astype(np.int64).ravel(), mask=(action < 3).ravel()),

@@ -24,9 +24,9 @@ class OneInterest(Strict):
     users: int = Field(1_500, ge=1, description="users, 20 events each")
 
 
-def make(knobs: OneInterest, random: np.random.Generator) -> SyntheticDataset:
+def make(parameters: OneInterest, random: np.random.Generator) -> SyntheticDataset:
     """The world of some settings."""
-    users, each = knobs.users, _CLICKS + _SHOWN
+    users, each = parameters.users, _CLICKS + _SHOWN
     category_of = random.permutation(np.arange(_ITEMS) % _CATEGORIES)
     by_category = np.argsort(category_of, kind="stable").reshape(_CATEGORIES, -1)
     interest = np.repeat(random.integers(0, _CATEGORIES, users), each)

@@ -7,7 +7,14 @@ from pydantic import Field
 
 from longrec.config import Strict
 from longrec.data.synthetic.dataset import Recipe, SyntheticDataset
-from longrec.data.synthetic.generators import SPLIT, Shelf, drawn, past_then_shown, some_of, words
+from longrec.data.synthetic.generators import (
+    SPLIT,
+    CategorizedItems,
+    build_log,
+    build_schema,
+    choose_categories,
+    draw_labels,
+)
 
 STORY = (
     "Days are alike: what a user clicked about a day ago is liked now, and what was clicked since then or before is "
@@ -32,37 +39,37 @@ class Periodic(Strict):
     shown: int = Field(8, ge=1, description="impressions of a user, all at once")
 
 
-def make(knobs: Periodic, random: np.random.Generator) -> SyntheticDataset:
+def make(parameters: Periodic, random: np.random.Generator) -> SyntheticDataset:
     """The world of some settings."""
-    users, visits, shown = knobs.users, knobs.visits, knobs.shown
-    clicks = visits * knobs.clicks
-    shelf = Shelf(_ITEMS, _CATEGORIES, random)
-    of_visit = some_of(_CATEGORIES, users, visits, random)
+    users, visits, shown = parameters.users, parameters.visits, parameters.shown
+    clicks = visits * parameters.clicks
+    items_by_category = CategorizedItems(_ITEMS, _CATEGORIES, random)
+    of_visit = choose_categories(_CATEGORIES, users, visits, random)
     at = random.integers(0, visits, users)  # the place of the visit of a day ago; those before it are older
-    place = np.arange(visits)
-    kind = np.sign(place - at[:, None])
+    index = np.arange(visits)
+    kind = np.sign(index - at[:, None])
     low, high = (np.choose(kind + 1, ends) for ends in zip(_BEFORE, _DAY, _SINCE))
     # Times long ago are drawn by their logarithm, so that they fall into all slices.
     age = -np.sort(-np.exp(np.log(low) + random.random((users, visits)) * np.log(high / low)), axis=1)
-    past = np.repeat(of_visit, knobs.clicks, axis=1)
-    told = random.integers(0, visits, (users, shown))
-    own = (told == at[:, None]) | (random.random((users, shown)) < 0.25)
-    told = np.where(own, at[:, None], told)
-    category = np.concatenate([past, np.take_along_axis(of_visit, told, axis=1)], axis=1)
-    item = shelf.one_of(category, random)
+    history = np.repeat(of_visit, parameters.clicks, axis=1)
+    visit = random.integers(0, visits, (users, shown))
+    own = (visit == at[:, None]) | (random.random((users, shown)) < 0.25)
+    visit = np.where(own, at[:, None], visit)
+    category = np.concatenate([history, np.take_along_axis(of_visit, visit, axis=1)], axis=1)
+    item = items_by_category.draw_items(category, random)
     chance = np.where(own, _LIKES, _ELSE)
-    liked = drawn(chance, random)
-    before = np.repeat(age, knobs.clicks, axis=1).astype(np.int64) - np.tile(np.arange(knobs.clicks), visits)
-    moment = np.concatenate([-before, np.zeros((users, shown), np.int64)], axis=1)
-    moment += 30 * 24 * _HOUR + random.integers(0, 86_400, (users, 1))
-    log, true_probability = past_then_shown(item, moment, ("action", np.full((users, clicks), "click")), liked, chance)
+    liked = draw_labels(chance, random)
+    before = np.repeat(age, parameters.clicks, axis=1).astype(np.int64) - np.tile(np.arange(parameters.clicks), visits)
+    seconds = np.concatenate([-before, np.zeros((users, shown), np.int64)], axis=1)
+    seconds += 30 * 24 * _HOUR + random.integers(0, 86_400, (users, 1))
+    log, true_probability = build_log(item, seconds, ("action", np.full((users, clicks), "click")), liked, chance)
     columns = ["category", "time_gap", "time_since_previous"]
     return SyntheticDataset(
         name="periodic",
         story=STORY,
         log=log,
-        items=shelf.table(),
-        schema=words({}, {"clicks": {"features": columns, "where": {"action": "click"}, "max_length": clicks}}),
+        items=items_by_category.table(),
+        schema=build_schema({}, {"clicks": {"features": columns, "where": {"action": "click"}, "max_length": clicks}}),
         split=SPLIT,
         true_probability=true_probability,
         must=({"name": "tissa", "hidden": 32, "heads": 4, "slices": 7, "mlp": [64]}, {"name": "din"}),

@@ -28,24 +28,24 @@ class RareOrders(Strict):
     orders: float = Field(0.15, gt=0, le=1, description="share of clicks that become orders")
 
 
-def make(knobs: RareOrders, random: np.random.Generator) -> SyntheticDataset:
+def make(parameters: RareOrders, random: np.random.Generator) -> SyntheticDataset:
     """The world of some settings."""
-    kind_of = random.permutation(np.arange(knobs.items) % _KINDS)
-    kinds = random.permuted(np.tile(np.arange(_KINDS), (knobs.towns, 1)), axis=1)
-    likes = np.zeros((knobs.towns, _KINDS), bool)
+    kind_of = random.permutation(np.arange(parameters.items) % _KINDS)
+    kinds = random.permuted(np.tile(np.arange(_KINDS), (parameters.towns, 1)), axis=1)
+    likes = np.zeros((parameters.towns, _KINDS), bool)
     np.put_along_axis(likes, kinds[:, :_LIKED], True, 1)
-    town = np.arange(knobs.users) % knobs.towns
-    item = random.integers(0, knobs.items, (knobs.users, knobs.shown))
+    town = np.arange(parameters.users) % parameters.towns
+    item = random.integers(0, parameters.items, (parameters.users, parameters.shown))
     chance = np.where(likes[town[:, None], kind_of[item]], _CLICKS, _ELSE)
     click = random.random(chance.shape) < chance
-    order = click & (random.random(chance.shape) < knobs.orders)
-    moment = np.arange(knobs.shown) * 600 + random.integers(0, 86_400, (knobs.users, 1))
+    order = click & (random.random(chance.shape) < parameters.orders)
+    seconds = np.arange(parameters.shown) * 600 + random.integers(0, 86_400, (parameters.users, 1))
     log = pa.table(
         {
-            "user": np.repeat(np.arange(knobs.users), knobs.shown),
+            "user": np.repeat(np.arange(parameters.users), parameters.shown),
             "item": item.ravel(),
-            "time": START + moment.ravel(),
-            "town": np.repeat(town, knobs.shown),
+            "time": START + seconds.ravel(),
+            "town": np.repeat(town, parameters.shown),
             "click": click.astype(np.int64).ravel(),
             "order": order.astype(np.int64).ravel(),
         }
@@ -63,7 +63,7 @@ def make(knobs: RareOrders, random: np.random.Generator) -> SyntheticDataset:
             "features": features,
         },
         split={"by": "user", "valid": 0.1, "test": 0.3},
-        true_probability=(chance * knobs.orders).ravel(),
+        true_probability=(chance * parameters.orders).ravel(),
         must=({"name": "esmm", "click": "click"}, {"name": "shared_bottom", "tasks": {"click": 1.0}}),
         must_not=({"name": "shared_bottom"}, {"name": "deepfm"}),
         fit={"epochs": 4, "batch_size": 256, "lr": 5e-3, "embedding_lr": 2e-2, "patience": 0},

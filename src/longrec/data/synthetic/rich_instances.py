@@ -6,8 +6,8 @@ key; the rest is noise. The label is drawn by
     P(y_i = 1) = sigmoid(own * x_i z_i + strength * c_i * past_i)
 
 with c_i in {-1, +1} the category of the item, which everybody knows, and past_i in {-1, 0, +1} the sign of the sum of
-x_j over impressions of the moment ``back`` moments earlier: over all of them (``tell: last``: one impression, now and
-then two), or over those whose key is the one that impression i wants (``tell: together``: pages of ``page``
+x_j over impressions of the moment ``back`` moments earlier: over all of them (``signal: last``: one impression, now and
+then two), or over those whose key is the one that impression i wants (``signal: together``: pages of ``page``
 impressions, so that several have to be read together). It is 0 where there is none, or as many for as against.
 
 The wide schema shows the fields of an impression; the narrow one, ``schema``, does not, but it has the user's past
@@ -51,10 +51,12 @@ class RichInstances(Strict):
     impressions: int = Field(48, ge=1, description="impressions a user")
     fields: int = Field(60, ge=3, description="wide fields, hidden ones among them")
     values: int = Field(4, ge=2, le=32_000, description="ids a wide field takes, even: more are harder to learn")
-    parts: int = Field(1, ge=1, description="fields behind each of the coins x and z, odd: more are harder to find")
+    coin_fields: int = Field(
+        1, ge=1, description="fields behind each of the coins x and z, odd: more are harder to find"
+    )
     own: float = Field(2.0, ge=0, description="weight of the event's own fields, x z, in its label")
     strength: float = Field(2.5, ge=0, description="weight of the past in the label")
-    tell: Literal["last", "together"] = Field(
+    signal: Literal["last", "together"] = Field(
         "last", description="what of the past counts: an impression, or those of a page whose key is wanted"
     )
     back: int = Field(1, ge=1, description="how many moments earlier the impressions that count lie")
@@ -72,29 +74,30 @@ class RichInstances(Strict):
             raise ValueError(f"must be even, got {values}")
         return values
 
-    @field_validator("parts")
+    @field_validator("coin_fields")
     @classmethod
-    def _odd(cls, parts: int) -> int:
-        if parts % 2 == 0:
-            raise ValueError(f"must be odd, got {parts}")
-        return parts
+    def _odd(cls, coin_fields: int) -> int:
+        if coin_fields % 2 == 0:
+            raise ValueError(f"must be odd, got {coin_fields}")
+        return coin_fields
 
     @model_validator(mode="after")
     def _fits(self) -> RichInstances:
-        if self.fields < 2 * self.parts + 1:
+        if self.fields < 2 * self.coin_fields + 1:
             raise ValueError(
-                f"fields: {2 * self.parts + 1} are hidden ({self.parts} parts twice, and the key), got {self.fields}"
+                f"fields: {2 * self.coin_fields + 1} are hidden ({self.coin_fields} twice, and the key), "
+                f"got {self.fields}"
             )
         if self.keys > self.values:
             raise ValueError(f"keys: one field of {self.values} values tells the key, got {self.keys} keys")
-        shown = self.page if self.tell == "together" else 1
+        shown = self.page if self.signal == "together" else 1
         if self.impressions <= self.back * shown:
             raise ValueError(f"impressions: {self.impressions} a user leave none with a past to be told of")
         return self
 
 
 @dataclass(frozen=True)
-class _Moments:
+class _Timeline:
     """When impressions are shown, all arrays ``[users * impressions]`` but ``first``.
 
     Attributes:
@@ -108,92 +111,92 @@ class _Moments:
     times: Ints
     number: Ints
     within: Ints
-    place: Ints
+    position: Ints
     first: Ints
 
 
-def _moments(knobs: RichInstances, random: np.random.Generator) -> _Moments:
-    users, each = knobs.users, knobs.impressions
+def _draw_timeline(parameters: RichInstances, random: np.random.Generator) -> _Timeline:
+    users, each = parameters.users, parameters.impressions
     new = np.ones((users, each), bool)
     pace = 1
-    if knobs.tell == "together":
-        new[:] = np.arange(each) % knobs.page == 0
-        pace = 1 << (knobs.page.bit_length() - 1)  # a power of two keeps moments apart in time_gap
+    if parameters.signal == "together":
+        new[:] = np.arange(each) % parameters.page == 0
+        pace = 1 << (parameters.page.bit_length() - 1)  # a power of two keeps moments apart in time_gap
     else:
-        new[:, 1:] = random.random((users, each - 1)) >= knobs.ties
+        new[:, 1:] = random.random((users, each - 1)) >= parameters.ties
     gaps = np.where(new, random.integers(*_GAP, (users, each)) * pace, 0)
     # Users come in over the first quarter of the time line, so that at any moment histories differ in length.
     gaps[:, 0] = random.integers(0, max(int(gaps.sum(1).mean()) // 4, 1), users)
     within = np.cumsum(new, 1) - 1
     began = np.maximum.accumulate(np.where(new, np.arange(each), 0), 1)
-    return _Moments(
+    return _Timeline(
         times=START + np.cumsum(gaps, 1).ravel(),
         number=np.cumsum(new.ravel()) - 1,
         within=within.ravel(),
-        place=(np.arange(each) - began).ravel(),
+        position=(np.arange(each) - began).ravel(),
         first=np.flatnonzero(new.ravel()),
     )
 
 
-def _past(x: Ints, counted: NDArray[np.bool_], moments: _Moments, back: int) -> Ints:
+def _sum_history(x: Ints, counted: NDArray[np.bool_], timeline: _Timeline, back: int) -> Ints:
     """Sign of the sum of x over the rows counted of each row's moment ``back`` moments earlier; 0 without one."""
-    signs = np.sign(np.add.reduceat(np.where(counted, x, 0), moments.first))
-    return np.where(moments.within >= back, signs[np.maximum(moments.number - back, 0)], 0)
+    signs = np.sign(np.add.reduceat(np.where(counted, x, 0), timeline.first))
+    return np.where(timeline.within >= back, signs[np.maximum(timeline.number - back, 0)], 0)
 
 
 def _sigmoid(logit: Floats) -> Floats:
     return 1 / (1 + np.exp(-logit))
 
 
-def make(knobs: RichInstances, random: np.random.Generator) -> SyntheticDataset:
+def make(parameters: RichInstances, random: np.random.Generator) -> SyntheticDataset:
     """The world of some settings."""
-    rows = knobs.users * knobs.impressions
-    moments = _moments(knobs, random)
-    wide = random.integers(0, knobs.values, (knobs.fields, rows), dtype=np.int16)
-    hidden = random.permutation(knobs.fields)[: 2 * knobs.parts + 1]
+    rows = parameters.users * parameters.impressions
+    timeline = _draw_timeline(parameters, random)
+    wide = random.integers(0, parameters.values, (parameters.fields, rows), dtype=np.int16)
+    hidden = random.permutation(parameters.fields)[: 2 * parameters.coin_fields + 1]
 
     def coin(fields: Ints) -> Ints:
         """Which way most of some fields point; half of the values of a field point either way."""
-        votes = np.resize([1, -1], knobs.values)
+        votes = np.resize([1, -1], parameters.values)
         return np.sign(sum(random.permutation(votes)[wide[n]] for n in fields))
 
-    x, z = coin(hidden[: knobs.parts]), coin(hidden[knobs.parts : -1])
-    key = random.permutation(np.arange(knobs.values) % knobs.keys)[wide[hidden[-1]]]
+    x, z = coin(hidden[: parameters.coin_fields]), coin(hidden[parameters.coin_fields : -1])
+    key = random.permutation(np.arange(parameters.values) % parameters.keys)[wide[hidden[-1]]]
     category_of = random.permutation(np.arange(_ITEMS) % 2)
-    item = (random.integers(0, _ITEMS, len(moments.first))[moments.number] + _STEP * moments.place) % _ITEMS
-    wanted = random.integers(0, knobs.keys, rows)
-    if knobs.tell == "together":
-        past = np.zeros(rows, np.int64)
-        for one in range(knobs.keys):
-            past = np.where(wanted == one, _past(x, key == one, moments, knobs.back), past)
+    item = (random.integers(0, _ITEMS, len(timeline.first))[timeline.number] + _STEP * timeline.position) % _ITEMS
+    wanted = random.integers(0, parameters.keys, rows)
+    if parameters.signal == "together":
+        history_sign = np.zeros(rows, np.int64)
+        for one in range(parameters.keys):
+            history_sign = np.where(wanted == one, _sum_history(x, key == one, timeline, parameters.back), history_sign)
     else:
-        past = _past(x, np.ones(rows, bool), moments, knobs.back)
-    chances = _chances(knobs, x * z, (2 * category_of[item] - 1) * past)
+        history_sign = _sum_history(x, np.ones(rows, bool), timeline, parameters.back)
+    chances = _chances(parameters, x * z, (2 * category_of[item] - 1) * history_sign)
     label = (random.random(rows) < chances["p_wide"]).astype(np.int64)
     log = {
-        "user": np.repeat(np.arange(knobs.users), knobs.impressions),
+        "user": np.repeat(np.arange(parameters.users), parameters.impressions),
         "item": item,
-        "time": moments.times,
+        "time": timeline.times,
         "wanted": wanted,
         "liked": label,
-        **{name: column for name, column in zip(_field_names(knobs.fields), wide)},
+        **{name: column for name, column in zip(_field_names(parameters.fields), wide)},
     }
     return SyntheticDataset(
         name="rich_instances",
         story=STORY,
         log=pa.table(log),
         items=pa.table({"item": np.arange(_ITEMS), "category": category_of}),
-        schema=_schema(knobs, ()),
-        wide=_schema(knobs, _field_names(knobs.fields)),
+        schema=_schema(parameters, ()),
+        wide=_schema(parameters, _field_names(parameters.fields)),
         split={"by": "time", "valid": 0.1, "test": 0.2},
         true_probability=chances["p_narrow"],
-        truth=pa.table({"x": x, "z": z, "key": key, "past": past, **chances}),
+        truth=pa.table({"x": x, "z": z, "key": key, "past": history_sign, **chances}),
         must_not=tuple({"name": name} for name in ("lr", "fm", "deepfm", "wide_deep", "dcn", "pooling", "din")),
         fit={"epochs": 2},
     )
 
 
-def _chances(knobs: RichInstances, own: Ints, past: Ints) -> dict[str, Floats]:
+def _chances(parameters: RichInstances, own: Ints, history: Ints) -> dict[str, Floats]:
     """The chance that a label is 1, float64 ``[rows]``, to three who know all that there is to know of some parts.
 
     Args:
@@ -205,14 +208,16 @@ def _chances(knobs: RichInstances, own: Ints, past: Ints) -> dict[str, Floats]:
         the past; ``p_wide``: who knows both, the chance that labels are drawn by.
     """
 
-    def chance(own: Any, past: Any) -> Floats:
-        return (1 - knobs.noise) * _sigmoid(knobs.own * own + knobs.strength * past) + knobs.noise / 2
+    def chance(own: Any, history: Any) -> Floats:
+        return (1 - parameters.noise) * _sigmoid(
+            parameters.own * own + parameters.strength * history
+        ) + parameters.noise / 2
 
-    none = float((past == 0).mean())
+    none = float((history == 0).mean())
     return {
-        "p_narrow": (chance(1, past) + chance(-1, past)) / 2,
+        "p_narrow": (chance(1, history) + chance(-1, history)) / 2,
         "p_own": none * chance(own, 0) + (1 - none) * (chance(own, 1) + chance(own, -1)) / 2,
-        "p_wide": chance(own, past),
+        "p_wide": chance(own, history),
     }
 
 
@@ -221,10 +226,10 @@ def _field_names(count: int) -> list[str]:
     return [f"f{n:0{digits}d}" for n in range(count)]
 
 
-def _schema(knobs: RichInstances, fields: Any) -> dict[str, Any]:
+def _schema(parameters: RichInstances, fields: Any) -> dict[str, Any]:
     """The words of a schema that shows an event's wide ``fields``."""
     # A page is read whole, and nothing but it.
-    last = knobs.page * knobs.back if knobs.tell == "together" else max(20, 2 * knobs.back)
+    last = parameters.page * parameters.back if parameters.signal == "together" else max(20, 2 * parameters.back)
     return {
         "user": "user",
         "item": "item",

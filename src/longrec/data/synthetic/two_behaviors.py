@@ -8,7 +8,7 @@ from pydantic import Field
 
 from longrec.config import Strict
 from longrec.data.synthetic.dataset import Recipe, SyntheticDataset
-from longrec.data.synthetic.generators import SPLIT, drawn, past_then_shown, some_of, words
+from longrec.data.synthetic.generators import SPLIT, build_log, build_schema, choose_categories, draw_labels
 
 STORY = (
     "A user clicks on items of some categories and orders items of others, as many of each and in any order. What was "
@@ -30,24 +30,26 @@ class TwoBehaviors(Strict):
     as_one: bool = Field(False, description="the schema has one history of clicks and orders, not one of each")
 
 
-def make(knobs: TwoBehaviors, random: np.random.Generator) -> SyntheticDataset:
+def make(parameters: TwoBehaviors, random: np.random.Generator) -> SyntheticDataset:
     """The world of some settings."""
-    users, past = knobs.users, 2 * knobs.each * knobs.events
-    category_of = random.permutation(np.arange(_ITEMS) % knobs.categories)
-    own = some_of(knobs.categories, users, 2 * knobs.each, random)
+    users, n_history = parameters.users, 2 * parameters.each * parameters.events
+    category_of = random.permutation(np.arange(_ITEMS) % parameters.categories)
+    own = choose_categories(parameters.categories, users, 2 * parameters.each, random)
     # Which of the user's categories each event is of; the first half are the clicked ones.
-    which = random.permuted(np.tile(np.repeat(np.arange(2 * knobs.each), knobs.events), (users, 1)), axis=1)
-    which = np.concatenate([which, random.integers(0, 2 * knobs.each, (users, knobs.shown))], axis=1)
-    clicked = which < knobs.each
+    which = random.permuted(np.tile(np.repeat(np.arange(2 * parameters.each), parameters.events), (users, 1)), axis=1)
+    which = np.concatenate([which, random.integers(0, 2 * parameters.each, (users, parameters.shown))], axis=1)
+    clicked = which < parameters.each
     category = np.take_along_axis(own, which, axis=1)
-    item = _one_of(category_of, category, random)
+    item = _draw_items(category_of, category, random)
     chance = np.where(clicked, _LIKES, _ELSE)
-    liked = drawn(chance, random)
-    moment = np.minimum(np.arange(past + knobs.shown), past) * 600 + random.integers(0, 86_400, (users, 1))
-    done = "action", np.where(clicked, "click", "order")[:, :past]
-    log, true_probability = past_then_shown(item, moment, done, liked[:, past:], chance[:, past:])
-    last = past if knobs.as_one else past // 2
-    actions = {"events": ["click", "order"]} if knobs.as_one else {"clicks": "click", "orders": "order"}
+    liked = draw_labels(chance, random)
+    seconds = np.minimum(np.arange(n_history + parameters.shown), n_history) * 600 + random.integers(
+        0, 86_400, (users, 1)
+    )
+    done = "action", np.where(clicked, "click", "order")[:, :n_history]
+    log, true_probability = build_log(item, seconds, done, liked[:, n_history:], chance[:, n_history:])
+    last = n_history if parameters.as_one else n_history // 2
+    actions = {"events": ["click", "order"]} if parameters.as_one else {"clicks": "click", "orders": "order"}
     histories = {
         name: {"features": ["category"], "where": {"action": action}, "max_length": last}
         for name, action in actions.items()
@@ -58,16 +60,16 @@ def make(knobs: TwoBehaviors, random: np.random.Generator) -> SyntheticDataset:
         story=STORY,
         log=log,
         items=pa.table({"item": np.arange(_ITEMS), "category": category_of}),
-        schema=words({}, histories),
+        schema=build_schema({}, histories),
         split=SPLIT,
         true_probability=true_probability,
-        must=() if knobs.as_one else (kind, {"name": "din"}),
-        must_not=(kind, {"name": "din"}) if knobs.as_one else ({"name": "deepfm"},),
+        must=() if parameters.as_one else (kind, {"name": "din"}),
+        must_not=(kind, {"name": "din"}) if parameters.as_one else ({"name": "deepfm"},),
         fit={"epochs": 2, "batch_size": 128, "lr": 5e-3, "embedding_lr": 1e-2, "patience": 0},
     )
 
 
-def _one_of(category_of: np.ndarray, category: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _draw_items(category_of: np.ndarray, category: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """An item of each category."""
     order, counts = np.argsort(category_of, kind="stable"), np.bincount(category_of)
     first = np.cumsum(counts) - counts
