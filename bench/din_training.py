@@ -86,8 +86,8 @@ class Arm:
             *extra,
         ]
         used = machine.measure(command, **THREADS)
-        found = [line for line in used.output.splitlines() if line.startswith("RESULT ")]
-        return json.loads(found[-1].removeprefix("RESULT ")) if found else None
+        result_lines = [line for line in used.output.splitlines() if line.startswith("RESULT ")]
+        return json.loads(result_lines[-1].removeprefix("RESULT ")) if result_lines else None
 
 
 ARMS = (
@@ -140,39 +140,39 @@ def floor() -> float:
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--rounds", type=int, default=3)
-    ask.add_argument("--only", default=",".join(SCENARIOS), help="scenarios, comma separated")
-    ask.add_argument("--arms", default=",".join(arm.name for arm in ARMS))
-    ask.add_argument("--steps", type=int, default=0, help="steps a run (0: as the scenario says)")
-    ask.add_argument("--no-auc", action="store_true", help="leave out the full epoch of the first scenario")
-    given = ask.parse_args()
-    arms = [arm for arm in ARMS if arm.name in given.arms.split(",")]
-    parts = [
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default=",".join(SCENARIOS), help="scenarios, comma separated")
+    parser.add_argument("--arms", default=",".join(arm.name for arm in ARMS))
+    parser.add_argument("--steps", type=int, default=0, help="steps a run (0: as the scenario says)")
+    parser.add_argument("--no-auc", action="store_true", help="leave out the full epoch of the first scenario")
+    args = parser.parse_args()
+    arms = [arm for arm in ARMS if arm.name in args.arms.split(",")]
+    sections = [
         "# DIN training side by side",
         "Rows per CPU-second of one thread from step 5 on: median over the rounds (all runs in brackets). Peak memory "
         "is resident, of the training process from its first step on; FuxiCTR's loader processes are counted neither "
         "in time nor in memory.",
     ]
-    for name in given.only.split(","):
+    for name in args.only.split(","):
         scenario, meta = SCENARIOS[name], log(name)
         results: dict[str, list[dict]] = {arm.name: [] for arm in arms}
         for arm in arms:
             arm.run(name, 0, "--prepare")
-        for number in range(given.rounds):
+        for number in range(args.rounds):
             for arm in arms:
-                result = arm.run(name, given.steps or scenario.steps)
+                result = arm.run(name, args.steps or scenario.steps)
                 assert result is not None, f"{arm.name} gave no result"
                 results[arm.name].append(result)
                 print(f"{name}, round {number + 1}: {result}", flush=True)
-        full = {arm.name: arm.run(name, 0) for arm in arms} if name == "base" and not given.no_auc else {}
-        parts.append(_section(scenario, meta, results, full))
-    parts.append(
+        full = {arm.name: arm.run(name, 0) for arm in arms} if name == "base" and not args.no_auc else {}
+        sections.append(_section(scenario, meta, results, full))
+    sections.append(
         "Estimated floor of this machine (matrix products of the ragged, split form and its activations' traffic, mean "
         f"length 24): {floor():,.0f} rows a CPU-second. AUC is of one seed after one epoch. torch-rechub attends once "
         "a field without a mask, always with batch normalisation; FuxiCTR's table holds only the items that occur."
     )
-    machine.write("din_training", "\n\n".join(parts))
+    machine.write("din_training", "\n\n".join(sections))
 
 
 def _section(scenario: Scenario, meta: dict, results: dict[str, list[dict]], full: dict) -> str:

@@ -11,15 +11,15 @@ from longrec import commands
 MODEL = {"name": "din", "embedding_dim": 16, "attention": [80, 40], "mlp": [200, 80], "batch_norm": False}
 
 
-def job(given, model: dict) -> dict:
+def job(args, model: dict) -> dict:
     """The job as one mapping, as a YAML file would hold it."""
-    path = str(given.data.resolve())
+    path = str(args.data.resolve())
     return {
         "name": model["name"],
         "data": {
             "log": [f"{path}/train.parquet", f"{path}/test.parquet"],
             "items": f"{path}/items.parquet",
-            "folder": str(given.work / "prepared"),
+            "folder": str(args.work / "prepared"),
             "split": {"by": "column", "column": "part"},
             "schema": {
                 "user": "user_id",
@@ -35,7 +35,7 @@ def job(given, model: dict) -> dict:
                     "past": {
                         "features": ["item_id", "cate_id"],
                         "columns": {"item_id": "hist_item", "cate_id": "hist_cate"},
-                        "max_length": given.meta["cap"],
+                        "max_length": args.meta["cap"],
                     }
                 },
             },
@@ -43,35 +43,35 @@ def job(given, model: dict) -> dict:
         "model": model,
         "fit": {
             "epochs": 1,
-            "batch_size": given.batch,
+            "batch_size": args.batch,
             "lr": 1e-3,
             "l2": 0.0,
             "val_checks_per_epoch": 1,
-            "seed": given.seed,
-            "threads": given.threads,
-            "runs": str(given.work / "runs"),
+            "seed": args.seed,
+            "threads": args.threads,
+            "runs": str(args.work / "runs"),
         },
     }
 
 
 def main(model: dict) -> None:
-    given = clock.parse_arguments()
-    if given.prepare:
-        commands.prepare(job(given, model))
+    args = clock.parse_arguments()
+    if args.prepare:
+        commands.prepare(job(args, model))
         return
-    shutil.rmtree(given.work / "runs", ignore_errors=True)
-    steps = clock.StepClock(given.steps, given.threads, kinds=("AdamW",))
+    shutil.rmtree(args.work / "runs", ignore_errors=True)
+    steps = clock.StepClock(args.steps, args.threads, kinds=("AdamW",))
     try:
-        run = commands.train(job(given, model), quiet=True)
+        run = commands.train(job(args, model), quiet=True)
     except clock.StepLimitReached:
-        clock.emit(steps.result(given.batch, name="LongRec"))
+        clock.emit(steps.result(args.batch, name="LongRec"))
         return
-    result = steps.result(given.batch, name="LongRec")
+    result = steps.result(args.batch, name="LongRec")
     import numpy as np
     import pyarrow.parquet as pq
 
-    parts = [pq.read_table(run.folder / "predictions" / f"{part}.parquet") for part in ("valid", "test")]
-    label, score = (np.concatenate([part[name].to_numpy() for part in parts]) for name in ("label", "score"))
+    tables = [pq.read_table(run.folder / "predictions" / f"{split}.parquet") for split in ("valid", "test")]
+    label, score = (np.concatenate([split[name].to_numpy() for split in tables]) for name in ("label", "score"))
     clock.emit({**result, "auc": clock.auc(label, score)})
 
 

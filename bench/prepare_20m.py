@@ -87,15 +87,15 @@ def settings(log: Path, folder: Path, last: int) -> str:
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("events", 20_000_000), ("users", 50_000), ("items", 300_000), ("seed", 1)):
-        ask.add_argument(f"--{name}", type=int, default=value)
-    given = ask.parse_args()
+        parser.add_argument(f"--{name}", type=int, default=value)
+    args = parser.parse_args()
     machine.CACHE.mkdir(parents=True, exist_ok=True)
-    log = machine.CACHE / f"events_{given.events}_{given.users}_{given.items}_{given.seed}.parquet"
+    log = machine.CACHE / f"events_{args.events}_{args.users}_{args.items}_{args.seed}.parquet"
     if not log.exists():
         half = log.with_suffix(".half")
-        raw_log(half, given.events, given.users, given.items, given.seed)
+        raw_log(half, args.events, args.users, args.items, args.seed)
         half.rename(log)
     raw = sum(pq.read_table(log, columns=[name]).nbytes for name in pq.read_schema(log).names)
     rows = []
@@ -116,7 +116,7 @@ def main() -> None:
     head = ["history, last", "wall, s", "CPU, s", "peak memory, GB", "prepared, MB", "of the raw columns", "again, s"]
     machine.write(
         "prepare_20m",
-        f"# Preparation of {given.events:,} events of {given.users:,} users\n\n"
+        f"# Preparation of {args.events:,} events of {args.users:,} users\n\n"
         f"Raw columns (user, item, time, category, label) {raw / 1e6:,.0f} MB in memory, "
         f"{log.stat().st_size / 1e6:,.0f} MB as Parquet. One process, at most two threads; start of Python and imports "
         "included. *Again* is the same call "

@@ -56,8 +56,8 @@ def raw_log(path: Path, users: int, seed: int) -> None:
     item = rng.integers(0, 5_000, n)
     score = (columns["field_0"] % 2) + (item % 3) + (user % 2) - 2
     label = (rng.random(n) < 1 / (1 + np.exp(-score))).astype(np.int8)
-    moments = np.sort(rng.integers(1_700_000_000, 1_700_000_000 + 14 * 86_400, n))
-    pq.write_table(pa.table({"user": user, "item": item, "time": moments, "label": label, **columns}), path)
+    timestamps = np.sort(rng.integers(1_700_000_000, 1_700_000_000 + 14 * 86_400, n))
+    pq.write_table(pa.table({"user": user, "item": item, "time": timestamps, "label": label, **columns}), path)
 
 
 def prepared(folder: Path, users: int, seed: int) -> Log:
@@ -90,14 +90,14 @@ def model_of(log: Log, order: str) -> Encoder:
 
 def each_by_itself(log: Log, rows: np.ndarray, allowed: np.ndarray) -> Batch:
     """A batch of impressions, each a user of its own with copies of its earlier rows among ``allowed`` before it."""
-    owner, moment = log.user(rows), log.timestamps.take(rows)
-    users, moments = log.user(allowed), log.timestamps.take(allowed)
+    owner, now_of_row = log.user(rows), log.timestamps.take(rows)
+    users, timestamps = log.user(allowed), log.timestamps.take(allowed)
     low, high = np.searchsorted(users, owner), np.searchsorted(users, owner, side="right")
-    parts = []
-    for row, now, start, stop in zip(rows, moment, low, high):
-        parts.append(np.append(allowed[start:stop][moments[start:stop] < now], row))
-    lengths = np.array([len(part) for part in parts])
-    batch = gather(log, np.concatenate(parts))
+    chunks = []
+    for row, now, start, stop in zip(rows, now_of_row, low, high):
+        chunks.append(np.append(allowed[start:stop][timestamps[start:stop] < now], row))
+    lengths = np.array([len(chunk) for chunk in chunks])
+    batch = gather(log, np.concatenate(chunks))
     counts = np.zeros(int(lengths.sum()), bool)
     counts[np.cumsum(lengths) - 1] = True
     users_of = torch.from_numpy(np.repeat(np.arange(len(rows)), lengths))
@@ -122,14 +122,16 @@ def same_losses(log: Log, batch: Batch, few: int) -> float:
     return float((together - alone).abs().max())
 
 
-Past = Callable[[Batch], ContextInstances]
+ContextReader = Callable[[Batch], ContextInstances]
 
 
-def rate(log: Log, order: str, batches: Callable[[], Iterator[Batch]], past: Past | None = None) -> float:
+def rate(
+    log: Log, order: str, batches: Callable[[], Iterator[Batch]], read_context: ContextReader | None = None
+) -> float:
     """Impressions (rows whose loss counts) per CPU-second of training, the first two batches left out."""
     model, config = model_of(log, order).train(), FitConfig(lr=1e-3)
     optimizers, began, rows = build_optimizers(model, config), 0.0, 0
-    loss = None if past is None else lambda batch: model.loss_with_context(batch, past(batch))
+    loss = None if read_context is None else lambda batch: model.loss_with_context(batch, read_context(batch))
     for step, batch in enumerate(batches()):
         if step == 2:
             began, rows = time.process_time(), 0
@@ -138,11 +140,11 @@ def rate(log: Log, order: str, batches: Callable[[], Iterator[Batch]], past: Pas
     return rows / (time.process_time() - began)
 
 
-def from_memory(log: Log, last: int) -> Past:
+def from_memory(log: Log, last: int) -> ContextReader:
     """Reads the ``last`` tokens before each row out of an array that holds one for every row of the log."""
     tokens = torch.randn(len(log), model_of(log, "user").width)
 
-    def past(batch: Batch) -> ContextInstances:
+    def read_context(batch: Batch) -> ContextInstances:
         assert batch.rows is not None
         rows = batch.rows.numpy()
         first = np.maximum(rows - last, log.events.offsets[log.user(rows)])
@@ -152,18 +154,18 @@ def from_memory(log: Log, last: int) -> Past:
             tokens[at], torch.from_numpy(offsets), torch.from_numpy(log.timestamps.take(at.numpy()))
         )
 
-    return past
+    return read_context
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("users", 400), ("batch", 1_024), ("few", 64), ("past", 63), ("rounds", 3), ("seed", 1)):
-        ask.add_argument(f"--{name}", type=int, default=value)
-    given = ask.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in (("users", 400), ("batch", 1_024), ("few", 64), ("context", 63), ("rounds", 3), ("seed", 1)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    args = parser.parse_args()
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="longrec-bench-"))
     try:
-        log = prepared(folder, given.users, given.seed)
+        log = prepared(folder, args.users, args.seed)
         train = log.rows_of("train")
         lengths = np.bincount(log.user(train))
         lengths = lengths[lengths > 0]
@@ -173,40 +175,38 @@ def main() -> None:
 
         def by_itself() -> Iterator[Batch]:
             order = np.random.default_rng(0).permutation(train)
-            return (each_by_itself(log, order[at * given.few : (at + 1) * given.few], train) for at in range(12))
+            return (each_by_itself(log, order[at * args.few : (at + 1) * args.few], train) for at in range(12))
 
         def at_random() -> Iterator[Batch]:
             order = np.random.default_rng(0).permutation(train)
-            return (gather(log, part) for part in np.array_split(order, len(order) // given.batch)[:24])
+            return (gather(log, chunk) for chunk in np.array_split(order, len(order) // args.batch)[:24])
 
-        first = next(in_user_order(given.batch))
-        apart = same_losses(log, first, given.few)
+        first = next(in_user_order(args.batch))
+        apart = same_losses(log, first, args.few)
         assert apart < 1e-5, f"the losses differ by {apart}"
         assert first.users is not None
         assert first.timestamps is not None
         waste = Timeline(first.users, first.timestamps).pairs / int((torch.bincount(first.users) ** 2).sum()) - 1
         ways: dict[str, Callable[[], float]] = {
             "each impression by itself": lambda: rate(log, "user", by_itself),
-            "user order, one causal pass": lambda: rate(log, "user", lambda: in_user_order(given.batch)),
-            "user order, batches four times as large": lambda: rate(
-                log, "user", lambda: in_user_order(4 * given.batch)
-            ),
-            f"in a stream, last {given.past} tokens": lambda: rate(
-                log, "user", at_random, from_memory(log, given.past)
+            "user order, one causal pass": lambda: rate(log, "user", lambda: in_user_order(args.batch)),
+            "user order, batches four times as large": lambda: rate(log, "user", lambda: in_user_order(4 * args.batch)),
+            f"in a stream, last {args.context} tokens": lambda: rate(
+                log, "user", at_random, from_memory(log, args.context)
             ),
             "temporal order (no look-back)": lambda: rate(log, "temporal", at_random),
         }
-        found: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(given.rounds):
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(args.rounds):
             for name, way in ways.items():
-                found[name].append(way())
-                print(f"{name}: {found[name][-1]:,.0f}", flush=True)
+                rates[name].append(way())
+                print(f"{name}: {rates[name][-1]:,.0f}", flush=True)
     finally:
         shutil.rmtree(folder)
-    slow = median(found["each impression by itself"])
+    slow = median(rates["each impression by itself"])
     rows = [
         [name, f"{median(all_):,.0f} ({' '.join(f'{one:,.0f}' for one in all_)})", f"{median(all_) / slow:.1f}"]
-        for name, all_ in found.items()
+        for name, all_ in rates.items()
     ]
     head = ["way", "impressions per CPU-second", "against each by itself"]
     machine.write(
@@ -214,10 +214,10 @@ def main() -> None:
         "# Training a source of instance tokens in user order\n\n"
         f"{len(train):,} impressions of {len(lengths)} users, {lengths.min()} to {lengths.max()} a user (mean "
         f"{lengths.mean():.0f}); DeepFM over {FIELDS + 2} id fields, tokens of 64 numbers, two layers of two heads. "
-        f"Batches of about {given.batch:,} rows, users whole; by itself, {given.few} impressions a batch, each with "
+        f"Batches of about {args.batch:,} rows, users whole; by itself, {args.few} impressions a batch, each with "
         "copies of all its user's earlier rows. Median over the rounds (all in brackets); one thread, loading and "
         f"optimizers included.\n\n{machine.format_table(head, rows)}\n\n"
-        f"Losses of {given.few} impressions of one batch differ by {apart:.1e} at most between the first two ways. "
+        f"Losses of {args.few} impressions of one batch differ by {apart:.1e} at most between the first two ways. "
         f"Pairs of rows computed in vain in that batch (buckets of users of like length): {100 * waste:.0f} %.",
     )
 

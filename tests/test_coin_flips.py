@@ -30,20 +30,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(tmp_path_factory.mktemp("coins"))
 
 
-def nothing_is_told(runs: Runs, case: cases.Case) -> None:
+def check_nothing_leaks(runs: Runs, case: cases.Case) -> None:
     """Run a case, and judge its scores and what its results say."""
     seen = runs.run(case)
     assert abs(seen.deviation) < LIMIT, seen
-    told = "\n".join(warnings_of(seen.run))
+    warnings = "\n".join(warnings_of(seen.run))
     later = share_of_later_rows(seen.run)
     if case["split"] in cases.TIME_SPLITS:
         assert later == 0
-        assert "of the training rows lie at or after" not in told
+        assert "of the training rows lie at or after" not in warnings
     else:
         assert later > 0
-        assert f"split by {case['split']}: {later:.1%} of the training rows lie at or after the first test row" in told
-    assert ("has no as_of" in told) is (case["tables"] == "static")
-    assert "of its own row" not in told
+        assert (
+            f"split by {case['split']}: {later:.1%} of the training rows lie at or after the first test row" in warnings
+        )
+    assert ("has no as_of" in warnings) is (case["tables"] == "static")
+    assert "of its own row" not in warnings
     if case["scores"] == "served":
         assert runs.served(seen, case) < 1e-5
 
@@ -56,25 +58,25 @@ def test_the_array_shows_every_pair_of_values() -> None:
 
 
 @pytest.mark.parametrize("case", ARRAY, ids=cases.name)
-def test_nothing_tells_a_coin(runs: Runs, case: cases.Case) -> None:
-    nothing_is_told(runs, case)
+def test_nothing_reveals_a_coin(runs: Runs, case: cases.Case) -> None:
+    check_nothing_leaks(runs, case)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
-def test_nothing_tells_a_coin_in_the_product_of_all_factors(tmp_path: Path, seed: int) -> None:
+def test_nothing_reveals_a_coin_in_the_product_of_all_factors(tmp_path: Path, seed: int) -> None:
     random, runs = np.random.default_rng([7, seed]), Runs(tmp_path)
     for _ in range(15):
         case = cases.completed({}, random)
         assert case is not None
-        nothing_is_told(runs, case)
+        check_nothing_leaks(runs, case)
 
 
 # ---- planted leaks -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", plants.PLANTS)
-def test_a_planted_leak_is_found(runs: Runs, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_leak_is_detected(runs: Runs, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant = plants.PLANTS[name]
     honest = plant.honest(runs)
     assert abs(honest.deviation) < LIMIT, honest
@@ -83,7 +85,7 @@ def test_a_planted_leak_is_found(runs: Runs, name: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("leak", "refused", "told"),
+    ("leak", "refused", "warning"),
     [
         (plants.future_weights, r"trained on labels known until 20\d\d.*begins at 20", "may have seen the labels"),
         (plants.weights_of_early_labels, "which labels that run has seen cannot be told", "may have seen the labels"),
@@ -91,15 +93,17 @@ def test_a_planted_leak_is_found(runs: Runs, name: str, monkeypatch: pytest.Monk
         (plants.tokens_of_other_delay, "took 'click' as available 0s after the event, and here", "allow_leak is set"),
     ],
 )
-def test_what_leaks_is_refused_or_told(runs: Runs, leak: Callable[[Runs, bool], Seen], refused: str, told: str) -> None:
+def test_what_leaks_is_refused_or_reported(
+    runs: Runs, leak: Callable[[Runs, bool], Seen], refused: str, warning: str
+) -> None:
     with pytest.raises(LongRecError, match=refused):
         leak(runs, False)
     seen = leak(runs, True)
     assert seen.deviation > LIMIT, seen
-    assert told in "\n".join(warnings_of(seen.run))
+    assert warning in "\n".join(warnings_of(seen.run))
 
 
-def test_knowledge_of_labels_that_were_not_known_is_found(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_knowledge_of_unavailable_labels_is_detected(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = plants.knowledge_of_targets(runs)
     assert abs(honest.deviation) < LIMIT, honest
     plants.targets_at_last(monkeypatch)
@@ -107,17 +111,17 @@ def test_knowledge_of_labels_that_were_not_known_is_found(runs: Runs, monkeypatc
     assert planted.deviation > LIMIT, planted
 
 
-def test_a_table_without_times_is_told(runs: Runs) -> None:
+def test_a_table_without_times_is_reported(runs: Runs) -> None:
     seen = plants.newest_versions(runs)
     assert seen.deviation > LIMIT, seen
     assert "newest.parquet has no as_of: feature item_kind" in "\n".join(warnings_of(seen.run))
 
 
-@pytest.mark.parametrize("told", plants.COPIES)
-def test_the_label_under_another_name_is_told(runs: Runs, told: str) -> None:
-    seen = runs.run(*plants.COPIES[told])
+@pytest.mark.parametrize("warning", plants.COPIES)
+def test_the_label_under_another_name_is_reported(runs: Runs, warning: str) -> None:
+    seen = runs.run(*plants.COPIES[warning])
     assert seen.deviation > LIMIT, seen
-    assert f"{told} of its own row" in "\n".join(warnings_of(seen.run))
+    assert f"{warning} of its own row" in "\n".join(warnings_of(seen.run))
 
 
 def test_a_log_that_was_replaced_is_prepared_anew(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +130,9 @@ def test_a_log_that_was_replaced_is_prepared_anew(runs: Runs, monkeypatch: pytes
     assert plants.replaced_log(Runs(runs.folder / "stale", number=runs.number)) < 0.6
 
 
-def test_a_live_event_that_is_told_late_changes_no_earlier_answer(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_live_event_that_is_reported_late_changes_no_earlier_answer(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     honest, error = plants.late_live_events(runs, "told late")
     assert abs(honest - 0.5) < LIMIT * error
     plants.live_at_once(monkeypatch)

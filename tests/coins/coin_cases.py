@@ -53,21 +53,23 @@ def pairs(case: Case) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
 
 def possible_pairs() -> set[tuple[tuple[str, str], tuple[str, str]]]:
     """All pairs of values that some case can show."""
-    random, found = np.random.default_rng(0), set()
+    random, shown_pairs = np.random.default_rng(0), set()
     for (one, ones), (other, others) in itertools.combinations(sorted(FACTORS.items()), 2):
         for a, b in itertools.product(ones, others):
-            if ((one, a), (other, b)) not in found and (case := completed({one: a, other: b}, random)):
-                found.update(pairs(case))
-    return found
+            if ((one, a), (other, b)) not in shown_pairs and (case := complete_case({one: a, other: b}, random)):
+                shown_pairs.update(pairs(case))
+    return shown_pairs
 
 
-def completed(case: Case, random: np.random.Generator) -> dict[str, str] | None:
+def complete_case(case: Case, random: np.random.Generator) -> dict[str, str] | None:
     """The case with the missing factors drawn at random; None where nothing fits."""
     for _ in range(200):
         drawn = random.random(len(FACTORS))
-        made = {name: values[int(share * len(values))] for share, (name, values) in zip(drawn, FACTORS.items())} | case
-        if valid(made):
-            return made
+        candidate = {
+            name: values[int(share * len(values))] for share, (name, values) in zip(drawn, FACTORS.items())
+        } | case
+        if valid(candidate):
+            return candidate
     return None
 
 
@@ -80,18 +82,18 @@ def covering(seed: int = 40, tries: int = 40) -> list[dict[str, str]]:
     missing, cases = possible_pairs(), []
     while missing:
         wanted = sorted(missing)[random.integers(len(missing))]
-        drawn = [completed(dict(wanted), random) for _ in range(tries)]
+        drawn = [complete_case(dict(wanted), random) for _ in range(tries)]
         best = max((case for case in drawn if case), key=lambda case: len(missing.intersection(pairs(case))))
         cases.append(best)
         missing.difference_update(pairs(best))
     shown = Counter(itertools.chain.from_iterable(map(pairs, cases)))
     for factor, costly, cheap in COSTS:
-        for place, case in enumerate(cases):
+        for index, case in enumerate(cases):
             other = {**case, factor: cheap}
             lost = set(pairs(case)) - set(pairs(other))
             if case[factor] == costly and valid(other) and all(shown[pair] > 1 for pair in lost):
                 shown.subtract(lost)
-                cases[place] = other
+                cases[index] = other
     return cases
 
 
@@ -184,7 +186,7 @@ def schema(case: Case, *, tokens: str | None = None, knowledge: str | None = Non
     if knowledge is not None:
         for side in ("user", "item"):
             features[f"about_{side}"] = {"kind": "embedding", "from": knowledge, "side": side}
-    made: dict[str, Any] = {
+    schema_dict: dict[str, Any] = {
         "user": "user_id",
         "item": "item_id",
         "time": time,
@@ -193,10 +195,10 @@ def schema(case: Case, *, tokens: str | None = None, knowledge: str | None = Non
         "histories": histories,
     }
     if case["label"] == "delay":
-        made["label_delay"] = f"{DAY}s"
+        schema_dict["label_delay"] = f"{DAY}s"
     if case["form"] == "request":
-        made["request"] = "visit"
-    return made
+        schema_dict["request"] = "visit"
+    return schema_dict
 
 
 def model(case: Case) -> dict[str, Any]:

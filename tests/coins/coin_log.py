@@ -107,9 +107,9 @@ class CoinLog:
     def coins(self) -> np.ndarray:
         """The coin of each session."""
         columns = self.columns
-        found = np.zeros(columns["item_id"].max() + 1, np.int64)
-        found[columns["item_id"]] = columns["click"]
-        return found
+        coin_of_session = np.zeros(columns["item_id"].max() + 1, np.int64)
+        coin_of_session[columns["item_id"]] = columns["click"]
+        return coin_of_session
 
     def splits(self, valid: float = 0.1, test: float = 0.3) -> np.ndarray:
         """Train, valid or test of each row, drawn by session: many of the training rows are later than test rows."""
@@ -120,7 +120,7 @@ class CoinLog:
         """The log as a table, its times written one way."""
         columns: dict[str, Any] = {**self.columns, "part": self.splits()}
         for name in TIMES:
-            columns[name] = written(columns[name], clock)
+            columns[name] = format_times(columns[name], clock)
         return pa.table(columns)
 
     def versions(self, side: Side, clock: Clock) -> pa.Table:
@@ -135,10 +135,10 @@ class CoinLog:
         noise = np.random.default_rng([self.seed, 4]).integers(0, 4, len(everyone))
         at = np.concatenate([np.full(len(everyone), START - DAY), end])
         shown = np.concatenate([noise, 10 + columns["click"][rows]])
-        made = {key: np.concatenate([everyone, owner]), "updated_at": at, f"{side}_kind": shown}
+        version_columns = {key: np.concatenate([everyone, owner]), "updated_at": at, f"{side}_kind": shown}
         order = np.random.default_rng(3).permutation(len(at))
-        made = {name: values[order] for name, values in made.items()}
-        return pa.table({**made, "updated_at": written(made["updated_at"], clock)})
+        version_columns = {name: values[order] for name, values in version_columns.items()}
+        return pa.table({**version_columns, "updated_at": format_times(version_columns["updated_at"], clock)})
 
     def newest_items(self) -> pa.Table:
         """The newest version of each item, as a table without times: it shows the item's coin."""
@@ -151,7 +151,7 @@ class CoinLog:
         return pa.table({f"{side}_id": keys, f"{side}_kind": kind})
 
 
-def written(at: np.ndarray, clock: Clock) -> pa.Array:
+def format_times(at: np.ndarray, clock: Clock) -> pa.Array:
     """Seconds since 1970 as a file may hold them: numbers, ISO text with UTC offsets, or zoned timestamps."""
     if clock == "seconds":
         return pa.array(at)

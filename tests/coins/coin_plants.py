@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from coin_cases import BASE, LATER, SOURCE, Case
 from coin_log import DAY, LINE, CoinLog, write
-from coin_runs import Change, Runs, Seen, Words, unchanged
+from coin_runs import Change, Config, Runs, Seen, unchanged
 
 from longrec.commands import export
 from longrec.data import targets
@@ -39,7 +39,7 @@ def case(**values: str) -> Case:
 
 def keep_all_rows(patch: Patch) -> None:
     """Train on rows whatever was known of their labels."""
-    patch.setattr(Log, "excluded_rows", lambda log, part: ExcludedRows(np.zeros(0, np.int64)))
+    patch.setattr(Log, "excluded_rows", lambda log, split: ExcludedRows(np.zeros(0, np.int64)))
 
 
 def tokens_at_once(patch: Patch) -> None:
@@ -52,7 +52,7 @@ def tokens_at_once(patch: Patch) -> None:
     patch.setattr(TokenStore, "append", early)
 
 
-def known_early(patch: Patch) -> None:
+def available_early(patch: Patch) -> None:
     """Believe a available_at that lies before its event."""
     patch.setattr(Log, "label_time", lambda log, rows: log.events.times.take(rows) - 3_600_000)
 
@@ -69,47 +69,47 @@ def no_offsets(patch: Patch) -> None:
 
 def any_delays(patch: Patch) -> None:
     """Take a schema whose delays contradict each other."""
-    patch.setattr("longrec.features.schema.delay_faults", lambda *words: [])
+    patch.setattr("longrec.features.schema.delay_faults", lambda *config_dict: [])
 
 
-def label_at_once(words: Words) -> None:
+def label_at_once(config_dict: Config) -> None:
     """Show the label in histories at once, whatever label_delay says."""
-    words["data"]["schema"]["features"]["click"]["available_after"] = "0s"
+    config_dict["data"]["schema"]["features"]["click"]["available_after"] = "0s"
 
 
-def no_available_at(words: Words) -> None:
+def no_available_at(config_dict: Config) -> None:
     """Take every event for available when it happened."""
-    del words["data"]["schema"]["time"]["available_at"]
+    del config_dict["data"]["schema"]["time"]["available_at"]
 
 
-def no_request(words: Words) -> None:
+def no_request(config_dict: Config) -> None:
     """Take the rows of a request for events that follow each other."""
-    del words["data"]["schema"]["request"]
+    del config_dict["data"]["schema"]["request"]
 
 
-def no_echo_delay(words: Words) -> None:
+def no_echo_delay(config_dict: Config) -> None:
     """Take feedback for known at once."""
-    words["data"]["schema"]["features"]["echo"] |= {"available_after": "0s"}
+    config_dict["data"]["schema"]["features"]["echo"] |= {"available_after": "0s"}
 
 
-def early_column(words: Words) -> None:
+def early_column(config_dict: Config) -> None:
     """A available_at that lies an hour before its event."""
-    words["data"]["schema"]["features"]["click"]["available_at"] = "early_at"
+    config_dict["data"]["schema"]["features"]["click"]["available_at"] = "early_at"
 
 
 def targets_at_last(patch: Patch) -> None:
     """Learn further labels as they were in the end, whenever they became known."""
-    made = targets.compute_targets
+    compute = targets.compute_targets
 
     def late(log: Log, rows: Any, names: Any, available_before: int | None = None) -> Any:
-        return made(log, rows, names, NEVER)
+        return compute(log, rows, names, NEVER)
 
     patch.setattr("longrec.data.gather.compute_targets", late)
 
 
-def press_label(words: Words) -> None:
+def press_label(config_dict: Config) -> None:
     """A label of its own for each row, known at once, beside which the coin is feedback that comes late."""
-    schema = words["data"]["schema"]
+    schema = config_dict["data"]["schema"]
     schema["label"] = "press"
     del schema["features"]["click"]
     schema["histories"]["seen"]["features"].remove("click")
@@ -143,10 +143,10 @@ class Plant:
     def planted(self, runs: Runs, patch: Patch) -> Seen:
         """The run without its protection; what is made for it is not kept for others."""
 
-        def change(words: Words) -> None:
-            self.always(words)
-            self.change(words)
-            words["data"]["folder"] += "-planted"
+        def change(config_dict: Config) -> None:
+            self.always(config_dict)
+            self.change(config_dict)
+            config_dict["data"]["folder"] += "-planted"
 
         if self.patch is not None:
             self.patch(patch)
@@ -161,7 +161,7 @@ PLANTS: dict[str, Plant] = {
     "leave-one-out, unknown labels": Plant(case(split="leave_one_out"), keep_all_rows),
     "positive tokens": Plant(case(tokens="positive"), tokens_at_once),
     "known before the event": Plant(
-        case(split="leave_one_out", form="tied", label="available_at"), known_early, always=early_column
+        case(split="leave_one_out", form="tied", label="available_at"), available_early, always=early_column
     ),
     "filter on feedback": Plant(case(), filters_at_once),
     "another task's label": Plant(
@@ -217,8 +217,8 @@ def leaky_tokens(runs: Runs, allowed: bool) -> Seen:
 def tokens_of_other_delay(runs: Runs, allowed: bool) -> Seen:
     """A run that reads tokens of a source that took labels for known at once."""
 
-    def at_once(words: Words) -> None:
-        del words["data"]["schema"]["label_delay"]
+    def at_once(config_dict: Config) -> None:
+        del config_dict["data"]["schema"]["label_delay"]
 
     return read(runs, runs.tokens(case(), "all", change=at_once), allowed)
 
@@ -226,8 +226,8 @@ def tokens_of_other_delay(runs: Runs, allowed: bool) -> Seen:
 def read(runs: Runs, store: str, allowed: bool) -> Seen:
     """A run that reads a token store."""
 
-    def change(words: Words) -> None:
-        words["data"]["schema"]["histories"]["tokens"] |= {"allow_leak": True} if allowed else {}
+    def change(config_dict: Config) -> None:
+        config_dict["data"]["schema"]["histories"]["tokens"] |= {"allow_leak": True} if allowed else {}
 
     return runs.run(case(tokens="blocks"), change, tokens=store)
 
@@ -236,23 +236,23 @@ def newest_versions(runs: Runs) -> Seen:
     """A run whose table of items holds the newest version alone, without a time."""
     base = case(tables="as_of")
     path = write(runs.log(base).newest_items(), runs.folder / "newest.parquet")
-    return runs.run(base, lambda words: words["data"].update({"items": path}))
+    return runs.run(base, lambda config_dict: config_dict["data"].update({"items": path}))
 
 
-def copied_label(words: Words) -> None:
+def copied_label(config_dict: Config) -> None:
     """The label under another name among the features."""
-    words["data"]["schema"]["features"]["copied"] = {"kind": "id", "vocab": [0, 1]}
+    config_dict["data"]["schema"]["features"]["copied"] = {"kind": "id", "vocab": [0, 1]}
 
 
-def copied_filter(words: Words) -> None:
+def copied_filter(config_dict: Config) -> None:
     """The label under another name as the filter of a history."""
-    words["data"]["schema"]["histories"]["liked"]["where"] = {"copied": 1}
+    config_dict["data"]["schema"]["histories"]["liked"]["where"] = {"copied": 1}
 
 
-def copied_task(words: Words) -> None:
+def copied_task(config_dict: Config) -> None:
     """The label of another task under another name among the features."""
-    press_label(words)
-    copied_label(words)
+    press_label(config_dict)
+    copied_label(config_dict)
 
 
 COPIES: dict[str, tuple[Case, Change, str]] = {
@@ -269,21 +269,23 @@ def live_at_once(patch: Patch) -> None:
     """Take a live event for told when it happened."""
     prepare_update = LiveEvents.prepare_update
 
-    def early(live: LiveEvents, user: int, row: int, time: int, columns: Any, old: Any, now: int, **words: Any) -> Any:
-        return prepare_update(live, user, row, time, columns, old, time, **words)
+    def early(
+        live: LiveEvents, user: int, row: int, time: int, columns: Any, old: Any, now: int, **config_dict: Any
+    ) -> Any:
+        return prepare_update(live, user, row, time, columns, old, time, **config_dict)
 
     patch.setattr(LiveEvents, "prepare_update", early)
 
 
-def open_hints(words: Words) -> None:
+def open_hints(config_dict: Config) -> None:
     """Hints that are told in time, but none of what is tested: the model learns to trust them."""
-    words["data"]["schema"]["features"]["hint"]["column"] = "open_hint"
+    config_dict["data"]["schema"]["features"]["hint"]["column"] = "open_hint"
 
 
-def no_histories(words: Words) -> None:
+def no_histories(config_dict: Config) -> None:
     """A source that reads no histories."""
-    open_hints(words)
-    words["data"]["schema"]["histories"] = {}
+    open_hints(config_dict)
+    config_dict["data"]["schema"]["histories"] = {}
 
 
 @dataclass
@@ -315,17 +317,17 @@ def late_live_events(runs: Runs, state: str) -> tuple[float, float]:
     Before each request an event of its user is told that shows the coin. It happened before the session, and is told
     now, years after it.
     """
-    made, log = shop(runs), runs.log(case())
+    bundles, log = shop(runs), runs.log(case())
     columns = log.columns
     rows = np.flatnonzero((columns["at"] >= LINE) & (columns["user_id"] < 200))
     _, first = np.unique(columns["user_id"][rows], return_index=True)
     rows = rows[first]
     scores = []
-    with client(made.ranker, events=made.source, state=runs.folder / state) as asked:
+    with client(bundles.ranker, events=bundles.source, state=runs.folder / state) as server:
         for row in rows.tolist():
             user, item, at, coin = (int(columns[name][row]) for name in ("user_id", "item_id", "at", "click"))
-            asked.event(user, item - 1, LINE - DAY, context={"place": 0, "open_hint": coin})
-            answer = asked.rank(user, [item], at=at, context={"place": int(columns["place"][row]), "open_hint": 2})
+            server.event(user, item - 1, LINE - DAY, context={"place": 0, "open_hint": coin})
+            answer = server.rank(user, [item], at=at, context={"place": int(columns["place"][row]), "open_hint": 2})
             scores.append(answer[0].score)
     coins = columns["click"][rows]
     return float(auc(coins, np.array(scores))), float(np.sqrt((len(rows) + 1) / (3 * len(rows) ** 2)))

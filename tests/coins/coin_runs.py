@@ -25,12 +25,12 @@ from longrec.train.extract import extract
 from longrec.train.finished_run import Run
 from longrec.train.fit import train
 
-Words = dict[str, Any]
-Change = Callable[[Words], None]
+Config = dict[str, Any]
+Change = Callable[[Config], None]
 """Goes over a config."""
 
 
-def unchanged(words: Words) -> None:
+def unchanged(config: Config) -> None:
     """Leave a config as it is."""
 
 
@@ -75,38 +75,40 @@ class Runs:
     """
 
     folder: Path
-    made: dict[Any, Any] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict)
     number: Any = field(default_factory=itertools.count)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What was made under a key before, or is made now."""
-        if key not in self.made:
-            self.made[key] = make()
-        return self.made[key]
+        if key not in self.cache:
+            self.cache[key] = make()
+        return self.cache[key]
 
     def log(self, case: Case) -> CoinLog:
         """The log of a case."""
         return self.once(("log", case["form"]), lambda: CoinLog(case["form"]))
 
-    def config(self, case: Case, *, tokens: str | None = None, knowledge: str | None = None) -> Words:
+    def config(self, case: Case, *, tokens: str | None = None, knowledge: str | None = None) -> Config:
         """The config of a case, its files written; everything in it may be changed."""
         log, clock = self.log(case), case["clock"]
         folder = self.folder / case["form"] / clock
         whole = self.once(("file", case["form"], clock), lambda: write(log.table(clock), folder / "log.parquet"))
-        data: Words = {"log": whole, "split": copy.deepcopy(split(case)), "folder": str(self.folder / "prepared")}
+        data: Config = {"log": whole, "split": copy.deepcopy(split(case)), "folder": str(self.folder / "prepared")}
         at = log.columns["at"]
         if case["split"] == "shares":
             data["split"]["test"] = float(np.mean(at >= LINE))
         elif case["split"] == "test_days":
             data["split"]["test_days"] = (TAIL // DAY * DAY + DAY - LINE) / DAY
         elif case["split"] == "parts":
-            data["log"] = {"splits": self.once(("parts", case["form"], clock), lambda: self._parts(log, clock, folder))}
+            data["log"] = {
+                "splits": self.once(("parts", case["form"], clock), lambda: self._write_splits(log, clock, folder))
+            }
         for side in ("user", "item") if case["tables"] != "none" else ():
             data[f"{side}s"] = self.once(
                 ("table", case["tables"], case["form"], clock, side), partial(self._table, case, side)
             )
-        words = schema(case, tokens=tokens, knowledge=knowledge)
-        data["schema"] = words
+        schema_dict = schema(case, tokens=tokens, knowledge=knowledge)
+        data["schema"] = schema_dict
         fit = {**FIT, "runs": str(self.folder / "runs")}
         if case["weights"] == "sample_weight":
             fit["sample_weight"] = "weight"
@@ -120,9 +122,12 @@ class Runs:
             return write(log.entities(side), path)
         return {"files": write(log.versions(side, case["clock"]), path), "as_of": "updated_at"}
 
-    def _parts(self, log: CoinLog, clock: str, folder: Path) -> dict[str, str]:
-        table, parts = log.table(clock), log.splits()
-        return {part: write(table.filter(parts == part), folder / f"{part}.parquet") for part in np.unique(parts)}
+    def _write_splits(self, log: CoinLog, clock: str, folder: Path) -> dict[str, str]:
+        table, split_names = log.table(clock), log.splits()
+        return {
+            split_name: write(table.filter(split_names == split_name), folder / f"{split_name}.parquet")
+            for split_name in np.unique(split_names)
+        }
 
     def tokens(self, case: Case, keep: str, *settings: str, change: Change = unchanged) -> str:
         """The token store of a case, made once for all cases that agree in what it depends on."""
@@ -170,16 +175,16 @@ class Runs:
         change(config)
         return self.judge(self.train(config), self.log(case), scores)
 
-    def train(self, config: Words) -> Run:
+    def train(self, config: Config) -> Run:
         """A run of a config, under a name of its own."""
         return train({"name": str(next(self.number)), **config}, quiet=True)
 
     def judge(self, run: Run, log: CoinLog, scores: str = "score") -> Seen:
         """How well the scores of the test rows tell their coins."""
-        found, keys = pq.read_table(run.folder / "predictions" / "test.parquet"), item_keys(run)
-        session = keys[found["row"].to_numpy()]
+        predictions, keys = pq.read_table(run.folder / "predictions" / "test.parquet"), item_keys(run)
+        session = keys[predictions["row"].to_numpy()]
         sessions, owner = np.unique(session, return_inverse=True)
-        mean = np.bincount(owner, found[scores].to_numpy()) / np.bincount(owner)
+        mean = np.bincount(owner, predictions[scores].to_numpy()) / np.bincount(owner)
         coins = log.coins[sessions]
         heads, tails = int(coins.sum()), int((1 - coins).sum())
         error = float(np.sqrt((heads + tails + 1) / (12 * heads * tails)))
@@ -189,7 +194,7 @@ class Runs:
         """The largest difference of a score between the run and its bundle, asked at the rows' own timestamps."""
         bundle = self.folder / "bundles" / seen.run.name
         export(seen.run, bundle)
-        found, keys = pq.read_table(seen.run.folder / "predictions" / "test.parquet"), item_keys(seen.run)
+        predictions, keys = pq.read_table(seen.run.folder / "predictions" / "test.parquet"), item_keys(seen.run)
         table, columns = self.log(case).table(case["clock"]), self.log(case).columns
         raw = {name: table[name].to_pylist() for name in table.column_names}
         order = np.lexsort([columns["at"], columns["user_id"]])  # stable: ties stay in the order of the file
@@ -197,15 +202,17 @@ class Runs:
         for row, visit in enumerate(columns["visit"].tolist()):
             begin.setdefault(visit, row)
         worst = 0.0
-        with client(bundle) as asked:
+        with client(bundle) as server:
             context = list_context_columns(seen.run.log().fitted)
-            step = max(len(found) // most, 1)
-            for row, time, score in zip(*(found[name].to_numpy()[::step] for name in ("row", "time", "score"))):
+            step = max(len(predictions) // most, 1)
+            for row, time, score in zip(*(predictions[name].to_numpy()[::step] for name in ("row", "time", "score"))):
                 own = int(order[row])
                 assert (columns["item_id"][own], columns["at"][own]) == (keys[row], time // 1_000)
                 start = begin[raw["visit"][own]] if case["form"] == "request" else own
-                told = {name: raw[name][own] for name in context}
-                answer = asked.rank(raw["user_id"][own], [raw["item_id"][own]], at=raw["at"][start], context=told)
+                context_values = {name: raw[name][own] for name in context}
+                answer = server.rank(
+                    raw["user_id"][own], [raw["item_id"][own]], at=raw["at"][start], context=context_values
+                )
                 worst = max(worst, abs(answer[0].score - score))
         return worst
 
@@ -227,14 +234,14 @@ def share_of_later_rows(run: Run) -> float:
     Rows at or after the first validation or test row of their own user do not train, and are not counted.
     """
     log = run.log()
-    parts, times, moments = np.asarray(log.splits), np.asarray(log.events.times), np.asarray(log.timestamps)
+    codes, times, timestamps = np.asarray(log.splits), np.asarray(log.events.times), np.asarray(log.timestamps)
     users = log.user(np.arange(len(log)))
     first_of_user: dict[int, int] = {}
-    for user, moment in zip(users[parts > 0].tolist(), moments[parts > 0].tolist()):
-        first_of_user[user] = min(moment, first_of_user.get(user, moment))
+    for user, timestamp in zip(users[codes > 0].tolist(), timestamps[codes > 0].tolist()):
+        first_of_user[user] = min(timestamp, first_of_user.get(user, timestamp))
     trained = [
         time
-        for user, time in zip(users[parts == 0].tolist(), times[parts == 0].tolist())
+        for user, time in zip(users[codes == 0].tolist(), times[codes == 0].tolist())
         if time < first_of_user.get(user, time + 1)
     ]
-    return float(np.mean(np.array(trained) >= moments[parts == 2].min()))
+    return float(np.mean(np.array(trained) >= timestamps[codes == 2].min()))

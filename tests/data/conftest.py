@@ -69,11 +69,11 @@ def leftovers() -> Callable[[Path], list[str]]:
 
 @pytest.fixture(scope="session")
 def refused(leftovers: Callable[[Path], list[str]]) -> Callable[..., None]:
-    """``refused(folder, data, parts, says)``: preparing raises a DataError that says so, and leaves nothing."""
+    """``refused(folder, data, changes, says)``: preparing raises a DataError that says so, and leaves nothing."""
 
-    def check(folder: Path, data: dict[str, Any], parts: dict[str, Any], says: str) -> None:
+    def check(folder: Path, data: dict[str, Any], changes: dict[str, Any], says: str) -> None:
         config = parse(DataConfig, {"folder": str(folder / "prepared"), "threads": 1, **data}, "job.yaml")
-        schema = parse(Schema, SCHEMA | parts, "job.yaml")
+        schema = parse(Schema, SCHEMA | changes, "job.yaml")
         with pytest.raises(DataError, match=says) as raised:
             prepare(config, schema)
         error = raised.value

@@ -52,7 +52,7 @@ def with_one(values: Any, odd: Any, at: int = 17) -> list[Any]:
     return values
 
 
-def given(**columns: Any) -> Callable[[Path], Case]:
+def parquet_log(**columns: Any) -> Callable[[Path], Case]:
     """A Parquet log with these columns instead."""
 
     def write(folder: Path) -> Case:
@@ -68,8 +68,8 @@ def under(
     """A Parquet log under another schema or data section."""
 
     def write(folder: Path) -> Case:
-        made, _ = given(**columns)(folder)
-        return made | (data or {}), schema or {}
+        data_section, _ = parquet_log(**columns)(folder)
+        return data_section | (data or {}), schema or {}
 
     return write
 
@@ -99,8 +99,8 @@ def late_text(column: str) -> Callable[[Path], Case]:
     def write(folder: Path) -> Case:
         header = "user,item,t,click,price,size,page\n"
         lines = [f"{n % 9},{n % 7},{START + n},{n % 2},{n % 5}.5,{n % 3},home\n" for n in range(120_000)]
-        words = dict(zip(header.strip().split(","), lines[-5].strip().split(","))) | {column: "oops"}
-        lines[-5] = ",".join(words.values()) + "\n"
+        cells = dict(zip(header.strip().split(","), lines[-5].strip().split(","))) | {column: "oops"}
+        lines[-5] = ",".join(cells.values()) + "\n"
         (folder / "log.csv").write_text(header + "".join(lines))
         return {"log": str(folder / "log.csv")}, {}
 
@@ -134,7 +134,7 @@ def cut(name: str, keep: float, column: str | None = None) -> Callable[[Path], C
 
 def named(source: Any) -> Callable[[Path], Case]:
     def write(folder: Path) -> Case:
-        given()(folder)
+        parquet_log()(folder)
         at = [str(folder / name) for name in source] if isinstance(source, list) else source
         return {"log": {"query": at["query"].format(folder=folder)} if isinstance(at, dict) else at}, {}
 
@@ -147,11 +147,11 @@ def table(
     """The base log with a table of users or items, and a feature ``x`` of it."""
 
     def write(folder: Path) -> Case:
-        data, _ = given()(folder)
+        data, _ = parquet_log()(folder)
         pq.write_table(pa.table(columns), folder / "table.parquet")
         extra = {"x": {"kind": "id", "side": role.removesuffix("s"), **(x or {})}}
         source = {"files": str(folder / "table.parquet"), **({} if as_of is None else {"as_of": as_of})}
-        words = {"features": {**SCHEMA["features"], **extra}, "time": {"column": "t", "unit": unit}}
-        return data | {role: source}, words
+        schema_changes = {"features": {**SCHEMA["features"], **extra}, "time": {"column": "t", "unit": unit}}
+        return data | {role: source}, schema_changes
 
     return write

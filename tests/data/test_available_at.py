@@ -49,12 +49,12 @@ SPLIT = {"by": "time", "valid_from": 60, "test_from": 80}
 def events(count: int = 300, late: float = 0.5, seed: int = 0) -> pa.Table:
     random = np.random.default_rng(seed)
     t = np.sort(random.integers(0, 100, count))
-    told = t + np.where(random.random(count) < late, random.integers(0, 40, count), 0)
+    available_at = t + np.where(random.random(count) < late, random.integers(0, 40, count), 0)
     return pa.table({
         "user": random.integers(0, 4, count),
         "item": np.arange(count),  # tells the events apart
         "t": t,
-        "told": told,
+        "told": available_at,
         "page": np.array(["home", "shelf"])[random.integers(0, 2, count)],
         "click": random.integers(0, 2, count),
     })  # fmt: skip
@@ -74,11 +74,11 @@ def items_of(log: Log, name: str, at: np.ndarray) -> list[Any]:
     return [log.items.key(int(item)) for item in log.events.columns["item"].take(at)]
 
 
-def slow(table: pa.Table, user: int, moment: int, name: str) -> list[int]:
+def select_slowly(table: pa.Table, user: int, timestamp: int, name: str) -> list[int]:
     """A history by a search from end to end."""
-    rows = [row for row in table.to_pylist() if row["user"] == user and row["told"] < moment]
+    rows = [row for row in table.to_pylist() if row["user"] == user and row["told"] < timestamp]
     delay = DELAY if name == "clicks" else 0
-    rows = [row for row in rows if row["t"] + delay < moment]
+    rows = [row for row in rows if row["t"] + delay < timestamp]
     if name == "clicks":
         rows = [row for row in rows if row["click"] == 1]
     if name == "home":
@@ -90,35 +90,35 @@ def slow(table: pa.Table, user: int, moment: int, name: str) -> list[int]:
 def test_a_history_holds_the_last_events_that_were_available(log: Log, table: pa.Table, name: str) -> None:
     rows = np.arange(len(log))
     at, offsets = log.select_history(name, rows)
-    found, moments = items_of(log, name, at), log.timestamps.tolist()
+    items, timestamps = items_of(log, name, at), log.timestamps.tolist()
     for row in rows.tolist():
         user = log.users.key(int(log.user(np.array([row]))[0]))
-        assert found[offsets[row] : offsets[row + 1]] == slow(table, user, moments[row], name)
+        assert items[offsets[row] : offsets[row + 1]] == select_slowly(table, user, timestamps[row], name)
     assert gather(log, rows).histories[name].offsets.tolist() == offsets.tolist()
     assert log.compute_history_lengths(name, rows).tolist() == np.diff(offsets).tolist()
 
 
-def test_users_by_themselves_have_the_past_that_was_available(log: Log, table: pa.Table) -> None:
+def test_users_by_themselves_have_the_history_that_was_available(log: Log, table: pa.Table) -> None:
     keys = [log.users.key(row) for row in range(1, 5)]
-    for moment in (20, 55, 99):
-        batch = build_user_batch(log, np.arange(1, 5), moment)
+    for timestamp in (20, 55, 99):
+        batch = build_user_batch(log, np.arange(1, 5), timestamp)
         for name, history in batch.histories.items():
-            lengths = [len(slow(table, key, moment, name)) for key in keys]
+            lengths = [len(select_slowly(table, key, timestamp, name)) for key in keys]
             assert history.offsets.diff().tolist() == lengths
 
 
-def test_feedback_of_a_late_event_is_shown_once_both_are_known(log: Log, table: pa.Table) -> None:
-    batch, moments = gather(log, np.arange(len(log))), log.timestamps
+def test_feedback_of_a_late_event_is_shown_once_both_are_available(log: Log, table: pa.Table) -> None:
+    batch, timestamps = gather(log, np.arange(len(log))), log.timestamps
     raw = {row["item"]: row for row in table.to_pylist()}
     at, offsets = log.select_history("all", np.arange(len(log)))
-    now = np.repeat(moments, np.diff(offsets))
+    now = np.repeat(timestamps, np.diff(offsets))
     codes = batch.histories["all"].columns["click"].tolist()  # type: ignore[union-attr]
-    for item, moment, code in zip(items_of(log, "all", at), now.tolist(), codes):
-        known = raw[item]["t"] + DELAY < moment
-        assert code == (2 + raw[item]["click"] if known else 4)
+    for item, timestamp, code in zip(items_of(log, "all", at), now.tolist(), codes):
+        is_available = raw[item]["t"] + DELAY < timestamp
+        assert code == (2 + raw[item]["click"] if is_available else 4)
 
 
-def test_a_label_is_known_no_earlier_than_its_event(log: Log, table: pa.Table) -> None:
+def test_a_label_is_available_no_earlier_than_its_event(log: Log, table: pa.Table) -> None:
     raw = {row["item"]: row for row in table.to_pylist()}
     rows = np.arange(len(log))
     wanted = [max(raw[item]["t"] + DELAY, raw[item]["told"]) for item in items_of(log, "all", rows)]
@@ -133,13 +133,13 @@ def test_what_is_learned_of_the_training_window_was_available_in_it(prepared: Ca
     table = table.set_column(4, "page", pa.array(kind))  # a value a row: the fit tells which rows it saw
     schema = {**SCHEMA, "histories": {"all": SCHEMA["histories"]["all"]}}
     log = prepared(table, schema, split=SPLIT)
-    known = {row["page"] for row in table.to_pylist() if row["t"] < 60 and row["told"] < 60}
-    assert set(log.fitted.encoders["page"].keys.values.to_pylist()) == known  # type: ignore[union-attr]
-    past = sum(int(piece["all"].offsets[-1]) for piece in iterate_training_histories(log))
-    assert past == len(known)
+    is_available = {row["page"] for row in table.to_pylist() if row["t"] < 60 and row["told"] < 60}
+    assert set(log.fitted.encoders["page"].keys.values.to_pylist()) == is_available  # type: ignore[union-attr]
+    n_events = sum(int(piece["all"].offsets[-1]) for piece in iterate_training_histories(log))
+    assert n_events == len(is_available)
 
 
-def test_batches_by_length_are_those_of_histories_that_were_available(log: Log) -> None:
+def test_length_buckets_use_histories_that_were_available(log: Log) -> None:
     rows = log.rows_of("train")
     order = Loader(log, rows, 8, bucket_by_length=True, seed=1).order(0)
     assert sorted(order.tolist()) == sorted(rows.tolist())
@@ -157,14 +157,14 @@ def test_a_log_without_late_events_is_as_without_the_key(prepared: Callable[...,
     assert with_key.warnings == without.warnings
 
 
-def test_null_is_the_time_of_the_event_and_an_earlier_moment_is_raised_with_a_warning(
+def test_null_is_the_time_of_the_event_and_an_earlier_timestamp_is_raised_with_a_warning(
     prepared: Callable[..., Log],
 ) -> None:
     table = events(10, late=0)
     t = np.array(table["t"])
-    told: list[int | None] = (t + 7).tolist()
-    told[0], told[1] = None, int(t[1]) - 5
-    log = prepared(table.set_column(3, "told", pa.array(told)), SCHEMA, split={"by": "user"})
+    available_at: list[int | None] = (t + 7).tolist()
+    available_at[0], available_at[1] = None, int(t[1]) - 5
+    log = prepared(table.set_column(3, "told", pa.array(available_at)), SCHEMA, split={"by": "user"})
     assert log.available is not None
     by_item = dict(zip(items_of(log, "all", np.arange(10)), log.available.tolist()))
     assert [by_item[n] for n in range(10)] == [t[0], t[1], *(t[2:] + 7)]
@@ -213,7 +213,7 @@ def test_what_an_impression_cannot_know_is_refused(change: dict[str, Any], says:
 
 
 def test_a_missing_column_is_named(refused: Callable[..., None], tmp_path: Path) -> None:
-    from small_logs import given as log_of
+    from small_logs import parquet_log as log_of
 
     data, _ = log_of()(tmp_path)
     refused(tmp_path, data, {"time": {"column": "t", "available_at": "told"}}, "told")
@@ -226,13 +226,17 @@ def test_a_missing_column_is_named(refused: Callable[..., None], tmp_path: Path)
     st.integers(1, 4),
 )
 def test_the_last_available_are_those_of_a_search_from_end_to_end(
-    pairs: list[tuple[int, int]], moments: list[int], n: int
+    pairs: list[tuple[int, int]], timestamps: list[int], n: int
 ) -> None:
     times = np.array(sorted(a for a, _ in pairs), np.int64)
     available = np.maximum(times, np.array([b for _, b in pairs], np.int64))
-    now = np.array(moments, np.int64)
+    now = np.array(timestamps, np.int64)
     stop = np.searchsorted(times, now)
     at, offsets = select_last_available(np.zeros(len(now), np.int64), stop, now, n, available)
-    for k, moment in enumerate(moments):
-        own = [place for place in range(len(times)) if times[place] < moment and available[place] < moment]
+    for k, timestamp in enumerate(timestamps):
+        own = [
+            position
+            for position in range(len(times))
+            if times[position] < timestamp and available[position] < timestamp
+        ]
         assert at[offsets[k] : offsets[k + 1]].tolist() == own[-n:]

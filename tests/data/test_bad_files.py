@@ -15,9 +15,9 @@ from small_logs import (
     csv,
     cut,
     feature,
-    given,
     log,
     named,
+    parquet_log,
     raw,
     under,
 )
@@ -43,7 +43,7 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     "an empty CSV file": (raw("log.csv", b""), r"log\.csv: no column 'user' \(the user\); no column 'item'"),
     "header-only CSV": (csv("user,item,t,click,price,size,page\n"), r"log\.csv: no rows; expected at least one event"),
     "an empty log": (
-        given(**{n: pa.array([], t) for n, t in zip(log().column_names, log().schema.types)}),
+        parquet_log(**{n: pa.array([], t) for n, t in zip(log().column_names, log().schema.types)}),
         r"no rows; expected at least",
     ),
     "CSV that is none": (raw("log.csv", bytes(range(256)) * 20), r"log\.csv: cannot be read: .*detect the CSV"),
@@ -67,15 +67,15 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     ),
     # ---- columns
     "a missing column": (
-        given(click=None, clic=[0] * N),
+        parquet_log(click=None, clic=[0] * N),
         r"no column 'click' \(the label\), did you mean 'clic'\?; expected columns .*; the file has user, item",
     ),
     "several missing columns": (
-        given(click=None, page=None),
+        parquet_log(click=None, page=None),
         r"no column 'click' \(the label\).*no column 'page' \(feature page\)",
     ),
     "the user's column is missing": (
-        given(user=None, user_id=[1] * N),
+        parquet_log(user=None, user_id=[1] * N),
         r"no column 'user' \(the user\), did you mean 'user_id'\?",
     ),
     "a missing history filter": (
@@ -94,13 +94,13 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_it_is_told(name: str, tmp_path: Path, refused: Callable[..., None]) -> None:
+def test_it_is_refused_with_its_message(name: str, tmp_path: Path, refused: Callable[..., None]) -> None:
     write, says = WRONG[name]
     refused(tmp_path, *write(tmp_path), says)
 
 
 def test_files_of_two_kinds(tmp_path: Path, refused: Callable[..., None]) -> None:
-    for write in (given(), csv()):
+    for write in (parquet_log(), csv()):
         write(tmp_path)
     says = r"files of the kinds \.csv, \.parquet; expected one kind of file"
     refused(tmp_path, {"log": str(tmp_path / "log.*")}, {}, says)

@@ -134,6 +134,6 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_it_is_told(name: str, tmp_path: Path, refused: Callable[..., None]) -> None:
+def test_it_is_refused_with_its_message(name: str, tmp_path: Path, refused: Callable[..., None]) -> None:
     write, says = WRONG[name]
     refused(tmp_path, *write(tmp_path), says)

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from small_logs import START, Case, N, csv, feature, given, late_text, under, with_one
+from small_logs import START, Case, N, csv, feature, late_text, parquet_log, under, with_one
 
 WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     # ---- ids
     "float ids above 2**53": (
-        given(user=[float(2**53 + 2)] * N),
+        parquet_log(user=[float(2**53 + 2)] * N),
         r"column 'user': ids stored as floats \(DOUBLE\), the largest 9007199254740994; expected 64-bit .*\n  Write",
     ),
-    "float ids with nulls": (given(item=with_one([1.0] * N, None)), r"column 'item': ids stored as floats"),
+    "float ids with nulls": (parquet_log(item=with_one([1.0] * N, None)), r"column 'item': ids stored as floats"),
     "float feature ids": (feature({"kind": "id"}, x=[1.5] * N), r"column 'x': ids stored as floats"),
     "ids beyond 64 bits": (
-        given(user=pa.array([2**63 + 5] * N, pa.uint64())),
+        parquet_log(user=pa.array([2**63 + 5] * N, pa.uint64())),
         r"column 'user': the id 9223372036854775813, which needs more than 64 bits",
     ),
     "feature ids beyond 64 bits": (
@@ -27,27 +27,27 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
         r"column 'x': integers above 2\*\*63 - 1",
     ),
     "dates as ids": (
-        given(item=pa.array(np.arange(N).astype("datetime64[D]"))),
+        parquet_log(item=pa.array(np.arange(N).astype("datetime64[D]"))),
         r"column 'item': ids of type DATE; expected 64-bit",
     ),
     "lists as ids": (feature({"kind": "id"}, x=[[1]] * N), r"column 'x': ids of type list"),
     # ---- nulls
     "a null user": (
-        given(user=with_one([1] * N, None)),
+        parquet_log(user=with_one([1] * N, None)),
         r"column 'user': 1 null value, first in row 18; expected a user in every event\n  Drop or fill these rows",
     ),
-    "null users": (given(user=[None] * 2 + ["a"] * (N - 2)), r"column 'user': 2 null values, first in row 1"),
+    "null users": (parquet_log(user=[None] * 2 + ["a"] * (N - 2)), r"column 'user': 2 null values, first in row 1"),
     "a null time": (
-        given(t=with_one(range(START, START + N), None)),
+        parquet_log(t=with_one(range(START, START + N), None)),
         r"column 't': 1 null value, first in row 18; expected a time in every event",
     ),
     # ---- times
     "times in mixed units": (
-        given(t=with_one(range(START, START + N), START * 1000)),
+        parquet_log(t=with_one(range(START, START + N), START * 1000)),
         r"column 't': times in mixed units: 1600000000 reads as s, 1600000000000 as ms; expected one unit",
     ),
     "a zero among times": (
-        given(t=with_one(range(START, START + N), 0)),
+        parquet_log(t=with_one(range(START, START + N), 0)),
         r"times in mixed units: 0 reads as near 1970, \d+ as s",
     ),
     "times of another unit": (
@@ -55,19 +55,19 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
         r"column 't': values up to \d+, which read as s; expected ms, as the schema says\n  Correct time\.unit",
     ),
     "text that is no time": (
-        given(t=with_one(["2026-01-01"] * N, "soon")),
+        parquet_log(t=with_one(["2026-01-01"] * N, "soon")),
         r"column 't': the text 'soon'; expected ISO 8601 such as 2026-01-31T12:00:00Z",
     ),
     "an infinite time": (
-        given(t=with_one(START + np.arange(N) / 2, float("inf"))),
+        parquet_log(t=with_one(START + np.arange(N) / 2, float("inf"))),
         r"column 't': 1 null or not finite value, first in row 18; expected a time in every event",
     ),
     "a time that is not a number": (
-        given(t=with_one(START + np.arange(N) / 2, float("nan"))),
+        parquet_log(t=with_one(START + np.arange(N) / 2, float("nan"))),
         r"column 't': 1 null or not finite value, first in row 18",
     ),
     "times of no kind": (
-        given(t=[[1]] * N),
+        parquet_log(t=[[1]] * N),
         r"column 't': times of type BIGINT\[\]; expected whole numbers, timestamps or ISO text",
     ),
     "dates for steps": (
@@ -84,16 +84,19 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     ),
     # ---- numbers
     "text in a dense column": (
-        given(price=with_one(["1.5"] * N, "cheap")),
+        parquet_log(price=with_one(["1.5"] * N, "cheap")),
         r"column 'price': text, first 'cheap' in row 18; expected numbers\n  Clean the column",
     ),
     "text in a bucket column": (
-        given(size=with_one(["1"] * N, "big")),
+        parquet_log(size=with_one(["1"] * N, "big")),
         r"column 'size': text, first 'big' in row 18; expected numbers",
     ),
-    "numbers stored as text": (given(price=["1"] * N), r"column 'price': numbers stored as text; expected numbers"),
+    "numbers stored as text": (
+        parquet_log(price=["1"] * N),
+        r"column 'price': numbers stored as text; expected numbers",
+    ),
     "text in the label": (
-        given(click=with_one(["1"] * N, "yes")),
+        parquet_log(click=with_one(["1"] * N, "yes")),
         r"column 'click': text, first 'yes' in row 18; expected numbers",
     ),
     "text in a number column of CSV": (
@@ -105,37 +108,37 @@ WRONG: dict[str, tuple[Callable[[Path], Case], str]] = {
     "late text in the label": (late_text("click"), r"log\.csv: cannot be read: .*oops"),
     "late text in an id": (late_text("user"), r"log\.csv: cannot be read: .*oops"),
     "an infinite number": (
-        given(price=with_one([1.0] * N, float("inf"))),
+        parquet_log(price=with_one([1.0] * N, float("inf"))),
         r"column 'price': an infinite value at row \d+; expected finite numbers or null",
     ),
     "dates as numbers": (
-        given(price=pa.array(np.arange(N).astype("datetime64[D]"))),
+        parquet_log(price=pa.array(np.arange(N).astype("datetime64[D]"))),
         r"column 'price': values of type date32\[day\]; expected numbers",
     ),
-    "lists as numbers": (given(price=[[1.0]] * N), r"column 'price': values of type list<.*>; expected numbers"),
+    "lists as numbers": (parquet_log(price=[[1.0]] * N), r"column 'price': values of type list<.*>; expected numbers"),
     # ---- labels
     "a label of one class": (
-        given(click=[1] * N),
+        parquet_log(click=[1] * N),
         r"column 'click': every training label is 1; expected both classes\n  Look at the label's condition",
     ),
     "no label at all": (
-        given(click=pa.array([None] * N, pa.int64())),
+        parquet_log(click=pa.array([None] * N, pa.int64())),
         r"column 'click': no training row has a label; expected labelled rows before the split line",
     ),
-    "a label column of nothing": (given(click=pa.nulls(N)), r"column 'click': no training row has a label"),
+    "a label column of nothing": (parquet_log(click=pa.nulls(N)), r"column 'click': no training row has a label"),
     "a label that is not 0 or 1": (
-        given(click=with_one([0, 1] * (N // 2), 5)),
+        parquet_log(click=with_one([0, 1] * (N // 2), 5)),
         r"column 'click': the label 5; expected 0, 1 or null\n  Set label: \{column: \.\.\., at_least",
     ),
     "a label that equals nothing": (
         under({"label": {"column": "click", "equals": "yes"}}),
         r"column 'click': values of type int64; expected values that can equal 'yes'",
     ),
-    "everything on the test side": (given(t=[START] * N), r"column 'click': no training row has a label"),
+    "everything on the test side": (parquet_log(t=[START] * N), r"column 'click': no training row has a label"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_it_is_told(name: str, tmp_path: Path, refused: Callable[..., None]) -> None:
+def test_it_is_refused_with_its_message(name: str, tmp_path: Path, refused: Callable[..., None]) -> None:
     write, says = WRONG[name]
     refused(tmp_path, *write(tmp_path), says)

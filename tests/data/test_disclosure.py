@@ -82,12 +82,12 @@ def test_a_store_of_the_same_delays_is_read_without_a_word(reading: Callable[...
 def test_a_store_that_leaks_is_refused(reading: Callable[..., Log], allow: bool | None) -> None:
     with pytest.raises(DataError) as raised:
         reading(replace(INFO, leak="it saw its labels"), allow)
-    told = str(raised.value)
-    assert "tokens tells more than was known: it leaks (it saw its labels); expected a store that does not" in told
-    assert "histories.tokens.allow_leak: true reads it nevertheless, and the results say so" in told
+    message = str(raised.value)
+    assert "tokens tells more than was known: it leaks (it saw its labels); expected a store that does not" in message
+    assert "histories.tokens.allow_leak: true reads it nevertheless, and the results say so" in message
 
 
-def test_allowed_by_name_it_is_read_and_told(reading: Callable[..., Log]) -> None:
+def test_allowed_by_name_it_is_read_and_reported(reading: Callable[..., Log]) -> None:
     (warning,) = reading(replace(INFO, leak="it saw its labels"), True).warnings
     assert "histories.tokens reads" in warning
     assert (
@@ -145,11 +145,11 @@ EARLIER: list[tuple[dict[str, Any], int, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("written", "lag", "read", "phrase"), EARLIER)
+@pytest.mark.parametrize(("written", "visibility_delay", "read", "phrase"), EARLIER)
 def test_a_store_written_with_shorter_delays(
-    reading: Callable[..., Log], written: dict[str, Any], lag: int, read: dict[str, Any], phrase: str
+    reading: Callable[..., Log], written: dict[str, Any], visibility_delay: int, read: dict[str, Any], phrase: str
 ) -> None:
-    info = replace(INFO, visibility_delay=lag, column_delays=delays(**written))
+    info = replace(INFO, visibility_delay=visibility_delay, column_delays=delays(**written))
     with pytest.raises(DataError) as raised:
         reading(info, **read)
     assert f"its source took {phrase}" in str(raised.value)
@@ -160,13 +160,15 @@ def test_a_store_written_with_shorter_delays(
 def test_shorter_delays_allowed_by_name(
     reading: Callable[..., Log], case: tuple[dict[str, Any], int, dict[str, Any], str]
 ) -> None:
-    written, lag, read, phrase = case
-    (warning,) = reading(replace(INFO, visibility_delay=lag, column_delays=delays(**written)), True, **read).warnings
+    written, visibility_delay, read, phrase = case
+    (warning,) = reading(
+        replace(INFO, visibility_delay=visibility_delay, column_delays=delays(**written)), True, **read
+    ).warnings
     assert phrase in warning
 
 
 @pytest.mark.parametrize(
-    ("written", "lag", "read"),
+    ("written", "visibility_delay", "read"),
     [
         ({"label_delay": "1h"}, 0, {}),
         ({"features": PLAIN}, 0, {"features": {"like": AT_ONCE}}),
@@ -181,8 +183,10 @@ def test_shorter_delays_allowed_by_name(
         ({"time": {"column": "t", "unit": "ms", "available_at": "told_at"}}, 0, {}),
     ],
 )
-def test_longer_delays_and_other_columns_are_fine(written: dict[str, Any], lag: int, read: dict[str, Any]) -> None:
-    assert describe_early_columns(delays(**written), lag, parsed(**read)) == []
+def test_longer_delays_and_other_columns_are_fine(
+    written: dict[str, Any], visibility_delay: int, read: dict[str, Any]
+) -> None:
+    assert describe_early_columns(delays(**written), visibility_delay, parsed(**read)) == []
 
 
 def test_delays_in_steps(reading: Callable[..., Log]) -> None:
@@ -192,7 +196,7 @@ def test_delays_in_steps(reading: Callable[..., Log]) -> None:
         reading(info, label_delay="3", **steps)
 
 
-def test_a_store_that_does_not_say_is_told(reading: Callable[..., Log]) -> None:
+def test_a_store_that_does_not_say_is_reported(reading: Callable[..., Log]) -> None:
     (warning,) = reading(replace(INFO, column_delays=None)).warnings
     assert "tokens does not record the delays of labels and feedback with which it was written" in warning
 
@@ -209,14 +213,21 @@ def test_allow_leak_belongs_to_tokens_and_vectors() -> None:
 
 
 @pytest.mark.parametrize("allow", [False, True])
-@pytest.mark.parametrize("given", [{"leak": "it saw its labels"}, {"column_delays": delays(label_delay="0s")}])
+@pytest.mark.parametrize(
+    "settings_of_store", [{"leak": "it saw its labels"}, {"column_delays": delays(label_delay="0s")}]
+)
 def test_knowledge_is_held_to_the_same(
-    prepared: Callable[..., Log], tmp_path: Path, given: dict[str, Any], allow: bool
+    prepared: Callable[..., Log], tmp_path: Path, settings_of_store: dict[str, Any], allow: bool
 ) -> None:
     keys = {"user": "int64", "item": "int64"}
-    KnowledgeStore.create(tmp_path / "k", KnowledgeInfo({"user": 2, "item": 3}, "ms", keys, **given)).close()
+    KnowledgeStore.create(
+        tmp_path / "k", KnowledgeInfo({"user": 2, "item": 3}, "ms", keys, **settings_of_store)
+    ).close()
     with KnowledgeStore.open(tmp_path / "k") as store:
-        assert (store.info.leak, store.info.column_delays) == (given.get("leak", ""), given.get("column_delays"))
+        assert (store.info.leak, store.info.column_delays) == (
+            settings_of_store.get("leak", ""),
+            settings_of_store.get("column_delays"),
+        )
     who = {"kind": "embedding", "from": str(tmp_path / "k"), "side": "user", "allow_leak": allow}
     if allow:
         (warning,) = prepared(TABLE, schema(features={"who": who})).warnings
@@ -237,7 +248,7 @@ def test_what_a_source_read_is_passed_on() -> None:
     assert merge_column_delays({}, [late, replace(INFO, column_delays=None)]) is None
 
 
-def test_a_log_tells_what_its_stores_leak(reading: Callable[..., Log]) -> None:
+def test_a_log_reports_what_its_stores_leak(reading: Callable[..., Log]) -> None:
     log = reading(replace(INFO, leak="it saw its labels", column_delays={"like": None}), True)
     assert log.leak == "written by a source that reads a store which leaks (tokens)"
     assert log.column_delays == {"t": None, "click": 60_000, "like": 0}

@@ -64,27 +64,27 @@ def same(one: Any, other: Any) -> None:
         assert torch.equal(one, other)
 
 
-def test_6_a_user_stands_as_the_user_of_an_impression_at_that_moment(log: Log) -> None:
+def test_6_a_user_stands_as_the_user_of_an_impression_at_that_timestamp(log: Log) -> None:
     """The behaviour is cut at the moment: the same code, the same places, ties left out."""
     for row in np.random.default_rng(1).choice(len(log), 60, replace=False):
         expected = gather(log, np.array([row]))
-        found = build_user_batch(log, log.user(np.array([row])), int(log.timestamps[row]))
+        batch = build_user_batch(log, log.user(np.array([row])), int(log.timestamps[row]))
         for name in ("user", "age", "hour"):
-            same(found.features[name], expected.features[name])
+            same(batch.features[name], expected.features[name])
         for name, history in expected.histories.items():
-            assert torch.equal(found.histories[name].offsets, history.offsets)
+            assert torch.equal(batch.histories[name].offsets, history.offsets)
             for column, values in history.columns.items():
-                same(found.histories[name].columns[column], values)
+                same(batch.histories[name].columns[column], values)
 
 
-def test_6_nothing_of_a_user_comes_from_the_moment_or_later(log: Log) -> None:
-    users, moment = np.arange(len(log.users)), int(np.median(log.events.times))
-    before = log.events.times < moment
-    found = build_user_batch(log, users, moment)
+def test_6_nothing_of_a_user_comes_from_the_timestamp_or_later(log: Log) -> None:
+    users, timestamp = np.arange(len(log.users)), int(np.median(log.events.times))
+    before = log.events.times < timestamp
+    batch = build_user_batch(log, users, timestamp)
     for user in users:
         own = np.flatnonzero(before & (log.user(np.arange(len(log))) == user))
-        offsets = found.histories["all"].offsets
-        items = found.histories["all"].columns["item"][int(offsets[user]) : int(offsets[user + 1])]
+        offsets = batch.histories["all"].offsets
+        items = batch.histories["all"].columns["item"][int(offsets[user]) : int(offsets[user + 1])]
         expected = log.items.columns["item"].take(log.events.columns["item"][own[-4:]])
         assert items.tolist() == expected.tolist()
     late = build_user_batch(log, users, int(log.events.times.min()))
@@ -112,7 +112,7 @@ def all_items(log: Log) -> np.ndarray:
     return np.array([int(np.flatnonzero(log.events.columns["item"] == item)[0]) for item in range(1, 10)])
 
 
-def test_a_log_of_joined_rows_has_no_histories_at_a_moment(prepared: Callable[..., Log]) -> None:
+def test_a_log_of_joined_rows_has_no_histories_at_a_timestamp(prepared: Callable[..., Log]) -> None:
     table = pa.table({"user": [1, 1, 2, 2], "item": [1, 2, 1, 2], "t": [1, 2, 3, 4], "click": [0, 1, 0, 1],
                       "past": [[1], [1], [2], [2]], "part": ["train"] * 4})  # fmt: skip
     schema = {

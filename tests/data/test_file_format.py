@@ -42,31 +42,31 @@ def config(folder: Path, log: Any, **data: Any) -> DataConfig:
     return parse(DataConfig, {"log": log, "folder": str(folder / "prepared"), "threads": 1, **data}, "job.yaml")
 
 
-def written(folder: Path, layout: dict[str, Any] | None = None, train: str = TRAIN, test: str = TEST) -> DataConfig:
+def write_files(folder: Path, layout: dict[str, Any] | None = None, train: str = TRAIN, test: str = TEST) -> DataConfig:
     """Two files of text, a part each."""
     for name, text in (("train.txt", train), ("test.txt", test)):
         (folder / name).write_bytes(text.encode())
-    parts = {"train": str(folder / "train.txt"), "test": [str(folder / "test.txt")]}
-    return config(folder, {"splits": parts, "rows": LAYOUT | (layout or {})}, split={"by": "files"})
+    files_by_split = {"train": str(folder / "train.txt"), "test": [str(folder / "test.txt")]}
+    return config(folder, {"splits": files_by_split, "rows": LAYOUT | (layout or {})}, split={"by": "files"})
 
 
-def table(made: DataConfig, folder: Path) -> pa.Table:
+def table(data_config: DataConfig, folder: Path) -> pa.Table:
     """The rows as they are read."""
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
-    con = connect(made, scratch)
+    con = connect(data_config, scratch)
     try:
-        return Relation(con, "log", made.log, scratch).table("SELECT * FROM log")
+        return Relation(con, "log", data_config.log, scratch).table("SELECT * FROM log")
     finally:
         con.close()
 
 
-def opened(made: DataConfig) -> Log:
-    return Log.open(prepare(made, Schema.model_validate(SCHEMA)))
+def open_log(data_config: DataConfig) -> Log:
+    return Log.open(prepare(data_config, Schema.model_validate(SCHEMA)))
 
 
 def test_rows_are_read_as_declared(tmp_path: Path) -> None:
-    assert table(written(tmp_path), tmp_path).to_pydict() == {
+    assert table(write_files(tmp_path), tmp_path).to_pydict() == {
         "click": [1, 0, 1, 0],
         "user": ["007", "008", "7", "007"],
         "item": ["a", "b", "c", "a"],
@@ -77,8 +77,8 @@ def test_rows_are_read_as_declared(tmp_path: Path) -> None:
     }
 
 
-def test_a_log_of_parts(tmp_path: Path) -> None:
-    log = opened(written(tmp_path, {"defaults": {"price": 9, "past": "b"}}))
+def test_a_log_of_files_by_split(tmp_path: Path) -> None:
+    log = open_log(write_files(tmp_path, {"defaults": {"price": 9, "past": "b"}}))
     assert log.users.keys.values.to_pylist() == ["007", "008", "7"]
     order = log.events.columns["row"].astype(int)
     assert order.tolist() == [0, 3, 1, 2]  # by user, then as in the files
@@ -105,20 +105,20 @@ def test_a_log_of_parts(tmp_path: Path) -> None:
     ],
 )
 def test_one_table_many_layouts(layout: dict[str, Any], change: Any, tmp_path: Path) -> None:
-    plain = table(written(tmp_path), tmp_path)
-    assert table(written(tmp_path, layout, change(TRAIN), change(TEST)), tmp_path).equals(plain)
+    plain = table(write_files(tmp_path), tmp_path)
+    assert table(write_files(tmp_path, layout, change(TRAIN), change(TEST)), tmp_path).equals(plain)
 
 
 def test_quoted_cells_keep_separators_line_ends_and_quotes(tmp_path: Path) -> None:
-    made = written(tmp_path, train='1,"a,b","say ""hi""","x\ny",1\n0,é,ü,,2\n')
-    read = table(made, tmp_path).to_pydict()
+    data_config = write_files(tmp_path, train='1,"a,b","say ""hi""","x\ny",1\n0,é,ü,,2\n')
+    read = table(data_config, tmp_path).to_pydict()
     assert read["user"] == ["a,b", "é", "007"]
     assert read["item"] == ['say "hi"', "ü", "a"]
     assert read["past"] == ["x\ny", None, "c"]
 
 
 def test_without_a_quote_quotes_are_text(tmp_path: Path) -> None:
-    read = table(written(tmp_path, {"quote": None}, train='1,"u,12",x,3\n'), tmp_path).to_pydict()
+    read = table(write_files(tmp_path, {"quote": None}, train='1,"u,12",x,3\n'), tmp_path).to_pydict()
     assert (read["user"][0], read["item"][0]) == ('"u', '12"')
 
 
@@ -150,34 +150,34 @@ LINE = "1,u,a,b,1\n"
 )  # fmt: skip
 def test_lines_that_do_not_fit(text: str, layout: dict[str, Any], says: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=says) as raised:
-        prepare(written(tmp_path, layout, train=text), Schema.model_validate(SCHEMA))
+        prepare(write_files(tmp_path, layout, train=text), Schema.model_validate(SCHEMA))
     assert len(str(raised.value)) < 800
     assert "read_csv" not in str(raised.value)
     assert not list((tmp_path / "prepared").iterdir())
 
 
 def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
-    made = written(tmp_path)
+    data_config = write_files(tmp_path)
     (tmp_path / "test.txt").write_bytes(b"1,u,a,b,1\n1,\xff,a,b,1\n")
     with pytest.raises(DataError, match=r"test.txt, line 2: bytes that are not UTF-8 in"):
-        table(made, tmp_path)
+        table(data_config, tmp_path)
 
 
 def files(folder: Path, kind: str) -> dict[str, str]:
     rows = pa.table({"click": [1, None, 0], "user": ["a", "", None], "price": [1.0, None, 3.0], "u": ["x"] * 3})
-    for name, part in (("train", rows[:2]), ("test", rows[2:])):
+    for name, table in (("train", rows[:2]), ("test", rows[2:])):
         if kind == "parquet":
-            pq.write_table(part, folder / f"{name}.parquet")
+            pq.write_table(table, folder / f"{name}.parquet")
         else:
-            feather.write_feather(part, str(folder / f"{name}.arrow"))
+            feather.write_feather(table, str(folder / f"{name}.arrow"))
     return {name: str(folder / f"{name}.{kind}") for name in ("train", "test")}
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_files_that_know_their_columns_take_defaults_and_numbers(kind: str, tmp_path: Path) -> None:
     rows = {"defaults": {"click": 0, "user": "none", "price": 2.5}, "number": "row"}
-    made = config(tmp_path, {"splits": files(tmp_path, kind), "rows": rows}, split={"by": "files"})
-    assert table(made, tmp_path).to_pydict() == {
+    data_config = config(tmp_path, {"splits": files(tmp_path, kind), "rows": rows}, split={"by": "files"})
+    assert table(data_config, tmp_path).to_pydict() == {
         "click": [1, 0, 0],
         "user": ["a", "none", "none"],
         "price": [1.0, 2.5, 3.0],
@@ -197,50 +197,56 @@ def test_files_that_know_their_columns_take_defaults_and_numbers(kind: str, tmp_
     ],
 )
 def test_layouts_that_do_not_fit_the_files(rows: dict[str, Any], says: str, tmp_path: Path) -> None:
-    made = config(tmp_path, {"splits": files(tmp_path, "parquet"), "rows": rows}, split={"by": "files"})
+    data_config = config(tmp_path, {"splits": files(tmp_path, "parquet"), "rows": rows}, split={"by": "files"})
     with pytest.raises(DataError, match=says):
-        table(made, tmp_path)
+        table(data_config, tmp_path)
 
 
-def test_parts_of_text_that_names_its_columns(tmp_path: Path) -> None:
+def test_splits_of_text_that_names_its_columns(tmp_path: Path) -> None:
     for name, ids in (("a", "007"), ("b", "x"), ("c", "9")):
         (tmp_path / f"{name}.csv").write_text(f"user,click\n{ids},1\n")
-    parts = {"train": str(tmp_path / "a.csv"), "valid": str(tmp_path / "c.csv"), "test": str(tmp_path / "b.csv")}
-    made = config(tmp_path, {"splits": parts}, split={"by": "files"})
-    assert table(made, tmp_path).to_pydict() == {
+    files_by_split = {
+        "train": str(tmp_path / "a.csv"),
+        "valid": str(tmp_path / "c.csv"),
+        "test": str(tmp_path / "b.csv"),
+    }
+    data_config = config(tmp_path, {"splits": files_by_split}, split={"by": "files"})
+    assert table(data_config, tmp_path).to_pydict() == {
         "user": ["007", "9", "x"],
         "click": [1, 1, 1],
         "_part": ["train", "valid", "test"],
     }
 
 
-def test_a_file_stands_in_one_part(tmp_path: Path) -> None:
-    made = written(tmp_path)
-    parts = {"train": str(tmp_path / "*.txt"), "test": str(tmp_path / "test.txt")}
-    made = config(tmp_path, {"splits": parts, "rows": LAYOUT}, split={"by": "files"})
+def test_a_file_belongs_to_one_split(tmp_path: Path) -> None:
+    data_config = write_files(tmp_path)
+    files_by_split = {"train": str(tmp_path / "*.txt"), "test": str(tmp_path / "test.txt")}
+    data_config = config(tmp_path, {"splits": files_by_split, "rows": LAYOUT}, split={"by": "files"})
     with pytest.raises(DataError, match=r"test.txt: a file of train and of test; expected every file in one part"):
-        table(made, tmp_path)
+        table(data_config, tmp_path)
 
 
 def test_text_in_rows_needs_columns(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a\n1\n")
-    made = config(tmp_path, {"files": [str(tmp_path / "a.csv")], "rows": {"number": "row"}})
+    data_config = config(tmp_path, {"files": [str(tmp_path / "a.csv")], "rows": {"number": "row"}})
     with pytest.raises(DataError, match=r"text files, and rows without columns; expected rows.columns"):
-        table(made, tmp_path)
+        table(data_config, tmp_path)
 
 
-def test_the_layout_and_the_parts_are_part_of_the_fingerprint(tmp_path: Path) -> None:
+def test_the_format_and_the_splits_enter_the_fingerprint(tmp_path: Path) -> None:
     schema = Schema.model_validate(SCHEMA)
-    first = prepare(written(tmp_path), schema)
-    made = written(tmp_path, {"defaults": {"price": 1.0}})
-    second = prepare(made, schema)
-    assert prepare(made, schema) == second != first
+    first = prepare(write_files(tmp_path), schema)
+    data_config = write_files(tmp_path, {"defaults": {"price": 1.0}})
+    second = prepare(data_config, schema)
+    assert prepare(data_config, schema) == second != first
     (tmp_path / "valid.txt").write_text(TEST)
     paths = {name: str(tmp_path / f"{name}.txt") for name in ("train", "valid", "test")}
     folders = set()
     for valid, test in (("valid", "test"), ("test", "valid")):
-        parts = {"train": paths["train"], "valid": paths[valid], "test": paths[test]}
-        folders.add(prepare(config(tmp_path, {"splits": parts, "rows": LAYOUT}, split={"by": "files"}), schema))
+        files_by_split = {"train": paths["train"], "valid": paths[valid], "test": paths[test]}
+        folders.add(
+            prepare(config(tmp_path, {"splits": files_by_split, "rows": LAYOUT}, split={"by": "files"}), schema)
+        )
     assert len(folders) == 2
 
 
@@ -262,7 +268,7 @@ def test_sources_that_do_not_fit(log: dict[str, Any], split: dict[str, Any], say
     assert any(fault.startswith(says) for fault in raised.value.faults), raised.value.faults
 
 
-def test_every_fault_of_a_layout_is_told(tmp_path: Path) -> None:
+def test_every_fault_of_a_layout_is_reported(tmp_path: Path) -> None:
     rows = {
         "columns": {"a": "int", "A": "text", "s": "text"},
         "separator": "<-|->",

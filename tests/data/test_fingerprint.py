@@ -42,8 +42,8 @@ def rows(**columns: Any) -> pa.Table:
 
 
 def config(folder: Path, **data: Any) -> DataConfig:
-    words = {"log": str(folder / "log.parquet"), "folder": str(folder / "prepared"), "threads": 1, **data}
-    return DataConfig.model_validate(words)
+    config_dict = {"log": str(folder / "log.parquet"), "folder": str(folder / "prepared"), "threads": 1, **data}
+    return DataConfig.model_validate(config_dict)
 
 
 def write(folder: Path, table: pa.Table | None = None) -> Path:
@@ -67,7 +67,7 @@ def test_a_log_replaced_by_one_of_equal_size_and_time_is_prepared_anew(tmp_path:
     assert prepare(config(tmp_path), SCHEMA) != folder
 
 
-def test_a_log_written_over_in_place_is_prepared_anew(tmp_path: Path) -> None:
+def test_an_overwritten_log_is_prepared_again(tmp_path: Path) -> None:
     path = write(tmp_path)
     folder = prepare(config(tmp_path), SCHEMA)
     for shift in range(1, 4):  # within one tick of the clock too
@@ -78,7 +78,9 @@ def test_a_log_written_over_in_place_is_prepared_anew(tmp_path: Path) -> None:
         assert prepare(config(tmp_path), SCHEMA) != folder
 
 
-def test_the_same_content_is_found_after_a_touch_and_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_content_is_recognized_after_a_touch_and_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(tmp_path)
     folder = prepare(config(tmp_path), SCHEMA)
     monkeypatch.setattr(prepare_module, "_Preparation", None)  # nothing is prepared any more
@@ -89,7 +91,7 @@ def test_the_same_content_is_found_after_a_touch_and_a_copy(tmp_path: Path, monk
     assert prepare(config(tmp_path), SCHEMA) == folder
 
 
-def test_a_file_is_hashed_again_only_where_the_file_system_tells_a_change(
+def test_a_file_is_hashed_again_only_if_the_file_system_shows_a_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path)
@@ -189,8 +191,8 @@ def test_a_query_whose_columns_change_names_is_prepared_anew(tmp_path: Path) -> 
 def test_a_folder_is_read_as_its_files(tmp_path: Path) -> None:
     folder = tmp_path / "parts"
     folder.mkdir()
-    for place in range(2):
-        pq.write_table(rows().slice(place * 15, 15), folder / f"part-{place}.parquet")
+    for number in range(2):
+        pq.write_table(rows().slice(number * 15, 15), folder / f"part-{number}.parquet")
     (folder / "_SUCCESS").write_text("")
     (folder / ".part-0.parquet.crc").write_text("x")
     assert json.loads((prepare(config(tmp_path, log=str(folder)), SCHEMA) / "log.json").read_text())["events"] == N

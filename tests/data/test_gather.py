@@ -150,7 +150,7 @@ def schema_of(case: dict[str, Any]) -> dict[str, Any]:
 # ---- the oracle --------------------------------------------------------------------------------------------------
 
 
-class Oracle:
+class SlowReference:
     """What every row should show, one value at a time. Nothing is shared with the package."""
 
     def __init__(self, case: dict[str, Any]) -> None:
@@ -177,8 +177,8 @@ class Oracle:
     def code(self, name: str, value: Any) -> int:
         if value is None:
             return 0
-        known = self.vocabulary[name]
-        return known.index(value) + 2 if value in known else 1
+        vocabulary = self.vocabulary[name]
+        return vocabulary.index(value) + 2 if value in vocabulary else 1
 
     def kind(self, row: Row) -> str | None:
         item = row["item"]
@@ -192,14 +192,14 @@ class Oracle:
         age = None if self.case["user_table"] and row["user"] == 0 else self.case["ages"][row["user"]]
         return 0 if age is None else 2 + (age >= 18) + (age >= 40)
 
-    def moment(self, row: Row) -> int:
+    def timestamp(self, row: Row) -> int:
         if not self.case["visits"] or row["visit"] is None:
             return row["t"]
         same = [r["t"] for r in self.rows if (r["user"], r["visit"]) == (row["user"], row["visit"])]
         return min(same)
 
     def features(self, row: Row) -> dict[str, Any]:
-        made = {
+        expected = {
             "user": self.code("user", row["user"]),
             "age": self.age(row),
             # a null item is an item nobody knows
@@ -211,66 +211,66 @@ class Oracle:
             "ads": [self.code("ads", ad) for ad in row["ads"]],
         }
         if not self.case["steps"]:
-            moment = datetime.fromtimestamp(START + self.moment(row), UTC)
-            made["hour"] = 2 + moment.weekday() * 24 + moment.hour
-        return made
+            timestamp = datetime.fromtimestamp(START + self.timestamp(row), UTC)
+            expected["hour"] = 2 + timestamp.weekday() * 24 + timestamp.hour
+        return expected
 
     def select_history(self, row: Row) -> list[Row]:
         own = [self.rows[n] for n in self.order if self.rows[n]["user"] == row["user"]]
-        return [past for past in own if past["t"] < self.moment(row)]
+        return [event for event in own if event["t"] < self.timestamp(row)]
 
     def history(self, name: str, row: Row) -> list[Row]:
-        now, label = self.moment(row), self.case["label_delay"]
+        now, label = self.timestamp(row), self.case["label_delay"]
         dwell = label if self.case["dwell_delay"] is None else self.case["dwell_delay"]
-        past = self.select_history(row)
+        events = self.select_history(row)
         if name == "clicks":
-            past = [p for p in past if p["click"] == 1 and p["t"] + label < now]
+            events = [p for p in events if p["click"] == 1 and p["t"] + label < now]
         if name == "found":
-            past = [p for p in past if p["page"] == "find" and (p["dwell"] or 0) >= 1 and p["t"] + dwell < now]
-        return past[-50 if name == "found" else -self.case["max_length"] :]
+            events = [p for p in events if p["page"] == "find" and (p["dwell"] or 0) >= 1 and p["t"] + dwell < now]
+        return events[-50 if name == "found" else -self.case["max_length"] :]
 
-    def samples(self, part: str) -> list[int]:
+    def samples(self, split: str) -> list[int]:
         """Places of the rows that take part: their labels were known before what is measured of the user, or of all
         users where the parts follow each other in time.
         """
-        labelled = [row for row in self.rows if row["click"] is not None]
-        measured = {"train": ("valid", "test"), "valid": ("test",), "test": ()}[part]
-        later = [row for row in labelled if row["part"] in measured]
-        first = min((self.moment(row) for row in later), default=10**9)
-        in_turn = all(row["t"] < first for row in labelled if row["part"] == part)
-        found = []
-        for place, row in enumerate(self.rows[n] for n in self.order):
-            own = [self.moment(other) for other in later if in_turn or other["user"] == row["user"]]
-            in_time = all(row["t"] + self.case["label_delay"] < moment for moment in own)
-            if row["click"] is not None and row["part"] == part and in_time:
-                found.append(place)
-        return found
+        labeled = [row for row in self.rows if row["click"] is not None]
+        measured = {"train": ("valid", "test"), "valid": ("test",), "test": ()}[split]
+        later = [row for row in labeled if row["part"] in measured]
+        first = min((self.timestamp(row) for row in later), default=10**9)
+        in_turn = all(row["t"] < first for row in labeled if row["part"] == split)
+        positions = []
+        for position, row in enumerate(self.rows[n] for n in self.order):
+            own = [self.timestamp(other) for other in later if in_turn or other["user"] == row["user"]]
+            in_time = all(row["t"] + self.case["label_delay"] < timestamp for timestamp in own)
+            if row["click"] is not None and row["part"] == split and in_time:
+                positions.append(position)
+        return positions
 
     @staticmethod
-    def place(name: str, past: list[Row], at: int) -> int:
+    def computed_column(name: str, events: list[Row], at: int) -> int:
         """Columns that tell how events of a history stand to each other; sessions are parted by more than 2 s."""
-        gaps = [later["t"] - earlier["t"] for earlier, later in zip(past, past[1:])]
+        gaps = [later["t"] - earlier["t"] for earlier, later in zip(events, events[1:])]
         if name == "session_recency":
             return min(2 + sum(gap > 2 for gap in gaps[at:]), 65)
         return 2 + (1 + gaps[at - 1]).bit_length() - 1 if at else 0
 
-    def column(self, name: str, past: Row, now: int) -> Any:
+    def column(self, name: str, event: Row, now: int) -> Any:
         label = self.case["label_delay"]
         if name == "time_gap":
-            return 2 + (1 + now - past["t"]).bit_length() - 1
+            return 2 + (1 + now - event["t"]).bit_length() - 1
         if name in ("item", "kind", "tags", "page"):
-            return self.features(past)[name]
+            return self.features(event)[name]
         if name == "click":
-            known, rows = past["t"] + label < now, 2 + len(self.vocabulary["click"])
-            return self.code("click", past["click"]) if known else rows
+            available, rows = event["t"] + label < now, 2 + len(self.vocabulary["click"])
+            return self.code("click", event["click"]) if available else rows
         if name == "dwell":
             delay = label if self.case["dwell_delay"] is None else self.case["dwell_delay"]
-            value = past["dwell"]
+            value = event["dwell"]
             seen = 0 if value is None else 2 + (value >= 1) + (value >= 3)
-            return seen if past["t"] + delay < now else 5
-        since = fixed_at(past) if self.case["available_at"] else past["t"] + label
-        known, rows = since is not None and since < now, 2 + len(self.vocabulary["fix"])
-        return self.code("fix", past["fix"]) if known else rows
+            return seen if event["t"] + delay < now else 5
+        since = fixed_at(event) if self.case["available_at"] else event["t"] + label
+        available, rows = since is not None and since < now, 2 + len(self.vocabulary["fix"])
+        return self.code("fix", event["fix"]) if available else rows
 
 
 def plain(column: torch.Tensor | Jagged) -> list[Any]:
@@ -282,8 +282,8 @@ def plain(column: torch.Tensor | Jagged) -> list[Any]:
     return column.tolist()
 
 
-def compare(oracle: Oracle, log: Log, batch: Batch, at: np.ndarray[Any, Any]) -> None:
-    rows = [oracle.rows[oracle.order[n]] for n in at]
+def compare(reference: SlowReference, log: Log, batch: Batch, at: np.ndarray[Any, Any]) -> None:
+    rows = [reference.rows[reference.order[n]] for n in at]
     assert batch.size == len(rows)
     assert batch.shared is False
     assert batch.rows is not None
@@ -291,7 +291,7 @@ def compare(oracle: Oracle, log: Log, batch: Batch, at: np.ndarray[Any, Any]) ->
     assert batch.rows.tolist() == at.tolist()
     labels = [float("nan") if row["click"] is None else row["click"] for row in rows]
     np.testing.assert_array_equal(batch.label.numpy(), labels)
-    shown = [oracle.features(row) for row in rows]
+    shown = [reference.features(row) for row in rows]
     assert list(batch.features) == list(shown[0])
     for name, column in batch.features.items():
         assert plain(column) == [values[name] for values in shown], name
@@ -300,16 +300,18 @@ def compare(oracle: Oracle, log: Log, batch: Batch, at: np.ndarray[Any, Any]) ->
     assert ads.weights is not None
     assert ads.weights.tolist() == [0.5 + k for row in rows for k in range(len(row["ads"]))]
     for name, history in batch.histories.items():
-        past = [oracle.history(name, row) for row in rows]
+        histories = [reference.history(name, row) for row in rows]
         assert history.offsets.dtype == torch.int64
-        assert history.offsets.tolist() == np.cumsum([0, *map(len, past)]).tolist(), name
+        assert history.offsets.tolist() == np.cumsum([0, *map(len, histories)]).tolist(), name
         assert list(history.columns) == list(log.schema.histories[name].features)
         for column_name, column in history.columns.items():
             if column_name in ("time_since_previous", "session_recency"):
-                expected = [oracle.place(column_name, own, at) for own in past for at in range(len(own))]
+                expected = [
+                    reference.computed_column(column_name, own, at) for own in histories for at in range(len(own))
+                ]
             else:
-                pairs = [(p, oracle.moment(row)) for row, own in zip(rows, past) for p in own]
-                expected = [oracle.column(column_name, p, now) for p, now in pairs]
+                pairs = [(p, reference.timestamp(row)) for row, own in zip(rows, histories) for p in own]
+                expected = [reference.column(column_name, p, now) for p, now in pairs]
             assert plain(column) == expected, (name, column_name)
 
 
@@ -318,16 +320,16 @@ def compare(oracle: Oracle, log: Log, batch: Batch, at: np.ndarray[Any, Any]) ->
 def test_every_tensor_equals_the_slow_way(case: dict[str, Any], random: Any, prepared: Callable[..., Log]) -> None:
     table, schema, users, items = build(case)
     log = prepared(table, schema, users=users, items=items, split={"by": "column", "column": "part"})
-    oracle = Oracle(case)
-    at = list(range(len(oracle.rows)))
+    reference = SlowReference(case)
+    at = list(range(len(reference.rows)))
     random.shuffle(at)
     assert len(log) == len(at)
-    compare(oracle, log, gather(log, np.array(at)), np.array(at))
-    compare(oracle, log, gather(log, np.array(at[:1])), np.array(at[:1]))
-    users_known = {row["user"] for row in oracle.rows} | (set(range(1, 6)) if case["user_table"] else set())
-    assert len(log.users) == 1 + len(users_known)  # those of the table who never came are known too
+    compare(reference, log, gather(log, np.array(at)), np.array(at))
+    compare(reference, log, gather(log, np.array(at[:1])), np.array(at[:1]))
+    expected_users = {row["user"] for row in reference.rows} | (set(range(1, 6)) if case["user_table"] else set())
+    assert len(log.users) == 1 + len(expected_users)  # those of the table who never came are known too
     if case["user_table"]:
         row = log.users.rows(pa.array(["u5" if case["text"] else 5]), "user")
-        assert log.users.columns["age"][row[0]] == oracle.age({"user": 5})  # type: ignore[index]
-    for part in ("train", "valid", "test"):
-        assert log.rows_of(part).tolist() == oracle.samples(part)
+        assert log.users.columns["age"][row[0]] == reference.age({"user": 5})  # type: ignore[index]
+    for split in ("train", "valid", "test"):
+        assert log.rows_of(split).tolist() == reference.samples(split)

@@ -100,23 +100,23 @@ def test_copies_of_every_kind_are_named(prepared: Callable[..., Log]) -> None:
     }
     log = opened(prepared, columns, {**leaks, "buy": {"kind": "id", "feedback": True}})
     assert named(log) == sorted(leaks)
-    told = {warning.split("'")[1]: warning for warning in log.warnings}
-    assert told["number"] == (
+    warnings = {warning.split("'")[1]: warning for warning in log.warnings}
+    assert warnings["number"] == (
         "feature 'number' alone tells the label of its own row (AUC 1.000 on "
         f"{int((log.splits == 0).sum()):,} training rows), as what becomes known only after the event does; if it is "
         "such, mark it feedback: true, which keeps it to histories, or drop it"
     )
-    assert "feature 'hashed' (column 'text') alone" in told["hashed"]
-    assert "feature 'like' has a value that comes with the label of its own row (" in told["like"]
-    assert "feature 'bought' alone tells the feedback 'buy' of its own row (AUC 1.000" in told["bought"]
+    assert "feature 'hashed' (column 'text') alone" in warnings["hashed"]
+    assert "feature 'like' has a value that comes with the label of its own row (" in warnings["like"]
+    assert "feature 'bought' alone tells the feedback 'buy' of its own row (AUC 1.000" in warnings["bought"]
 
 
 def test_honest_features_are_not(prepared: Callable[..., Log]) -> None:
-    place = random.integers(0, 20, N)
+    position = random.integers(0, 20, N)
     columns: dict[str, Any] = {
         "rate": np.linspace(-3, 3, 60)[ITEM],
         "chance": LOGIT,
-        "place": place,
+        "place": position,
         "constant": ["home"] * N,
         "row": np.arange(N),
         "tags": [[int(item) % 7, int(item)] for item in ITEM],
@@ -137,7 +137,7 @@ def test_honest_features_are_not(prepared: Callable[..., Log]) -> None:
     assert opened(prepared, columns, features, histories=histories).warnings == []
 
 
-def test_few_rows_tell_nothing(prepared: Callable[..., Log]) -> None:
+def test_few_rows_give_no_warning(prepared: Callable[..., Log]) -> None:
     few = pa.table({name: values[:200] for name, values in {**BASE, "again": CLICK}.items()})
     schema = {**SCHEMA, "features": {**IDS, "again": {"kind": "id"}}}
     assert prepared(few, schema).warnings == []
@@ -148,14 +148,14 @@ def test_a_copy_in_the_table_of_users(prepared: Callable[..., Log], feature: dic
     label = (USER % 2).astype(int)
     users = pa.table({"user": np.arange(150), "churned": np.arange(150) % 2})
     log = pa.table({**BASE, "click": label})
-    made = prepared(log, {**SCHEMA, "features": {**IDS, "churned": {**feature, "side": "user"}}}, users=users)
-    assert named(made) == ["churned"]
+    prepared_log = prepared(log, {**SCHEMA, "features": {**IDS, "churned": {**feature, "side": "user"}}}, users=users)
+    assert named(prepared_log) == ["churned"]
 
 
 def test_lists_that_rows_bring(prepared: Callable[..., Log]) -> None:
     """The event itself at the end of its own history tells whether it was clicked."""
-    past = [[1, 2, 58 + value] for value in CLICK.tolist()]
-    columns = {"past": past, "old": [[1, int(value)] for value in USER % 60]}
+    seen_items = [[1, 2, 58 + value] for value in CLICK.tolist()]
+    columns = {"past": seen_items, "old": [[1, int(value)] for value in USER % 60]}
     for column, expected in (("past", ["seen.item"]), ("old", [])):
         histories = {"seen": {"features": ["item"], "columns": {"item": column}}}
         assert named(opened(prepared, columns, {}, histories=histories)) == expected
@@ -193,21 +193,21 @@ def test_filters(prepared: Callable[..., Log], where: dict[str, Any], features: 
         assert "add a feature of it with feedback: true, so that the filter waits" in log.warnings[0]
 
 
-@pytest.mark.parametrize("known", [{"available_after": "59m"}, {"available_at": "soon"}])
+@pytest.mark.parametrize("delay", [{"available_after": "59m"}, {"available_at": "soon"}])
 @pytest.mark.parametrize("read", ["of", "where", "nothing"])
-def test_feedback_that_is_the_label_and_known_before_it(
-    prepared: Callable[..., Log], known: dict[str, Any], read: str
+def test_feedback_that_copies_the_label_and_is_available_before_it(
+    prepared: Callable[..., Log], delay: dict[str, Any], read: str
 ) -> None:
-    feature = {"kind": "id", "feedback": True, **known}
+    feature = {"kind": "id", "feedback": True, **delay}
     history: dict[str, Any] = {"features": ["item", "copy"]} if read == "of" else {"features": ["item"]}
     if read == "where":
-        if "available_at" in known:  # such a filter is refused
+        if "available_at" in delay:  # such a filter is refused
             return
         history["where"] = {"copy": 1}
     columns = {"copy": CLICK, "soon": BASE["t"] + 60}
-    made = opened(prepared, columns, {"copy": feature}, histories={"past": history})
-    assert named(made) == ([] if read == "nothing" else ["copy"])
-    later = {**feature, "available_after": "1h"} if "available_after" in known else feature
+    log = opened(prepared, columns, {"copy": feature}, histories={"past": history})
+    assert named(log) == ([] if read == "nothing" else ["copy"])
+    later = {**feature, "available_after": "1h"} if "available_after" in delay else feature
     columns["soon"] = BASE["t"] + 3_600
     assert named(opened(prepared, columns, {"copy": later}, histories={"past": history})) == []
 

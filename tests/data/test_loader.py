@@ -80,7 +80,7 @@ def test_without_shuffling_the_order_is_kept(log: Log) -> None:
         assert sum(rows(list(Loader(log, own, 9, shuffle=False).epoch(epoch))), []) == own.tolist()
 
 
-def test_batches_may_be_composed_by_length(log: Log) -> None:
+def test_batches_may_be_bucketed(log: Log) -> None:
     own = log.rows_of("train")
 
     def spread(bucket_by_length: bool) -> float:

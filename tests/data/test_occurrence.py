@@ -45,15 +45,15 @@ def warnings(prepared: Prepared, where: Any, **columns: Any) -> list[str]:
         ({"kind": "view", "n": [1, 9]}, "the value 9 never occurs"),
     ],
 )
-def test_a_filter_of_values_that_never_occur_is_told(prepared: Prepared, where: Any, says: str) -> None:
-    (told,) = warnings(prepared, where, none=[None] * 40)
-    assert says in told
+def test_a_filter_of_values_that_never_occur_is_reported(prepared: Prepared, where: Any, says: str) -> None:
+    (warning,) = warnings(prepared, where, none=[None] * 40)
+    assert says in warning
 
 
 @pytest.mark.parametrize(
     "where", [{"kind": ["view", "cart"]}, {"n": 3}, {"x": 1}, {"n": {"at_least": 3}}, {"x": [0, 2]}]
 )
-def test_values_that_occur_are_not_told(prepared: Prepared, where: Any) -> None:
+def test_values_that_occur_are_not_reported(prepared: Prepared, where: Any) -> None:
     assert warnings(prepared, where) == []
 
 
@@ -73,5 +73,5 @@ def test_a_label_that_no_row_meets_is_refused(
 ) -> None:
     features = {name: one for name, one in SCHEMA["features"].items() if name != "click"}
     schema = {"label": label, "features": features, "histories": {"h": {"features": ["item"]}}}
-    data, parts = under(schema, kind=KINDS, n=NUMBERS)(tmp_path)
-    refused(tmp_path, data, parts, says)
+    data, changes = under(schema, kind=KINDS, n=NUMBERS)(tmp_path)
+    refused(tmp_path, data, changes, says)

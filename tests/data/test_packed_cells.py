@@ -40,10 +40,12 @@ def slowly(cell: str | None, packed: PackedCells, fill: dict[str, str]) -> dict[
 
 def both(cells: list[str | None], packed: PackedCells = PLAIN, **fill: str) -> dict[str, list[list[str | None]]]:
     """What a chunk of cells reads as, the slow way having said the same."""
-    made = {column: lists.to_pylist() for column, lists in unpack(pa.array(cells, pa.string()), packed, fill).items()}
+    lists_by_column = {
+        column: lists.to_pylist() for column, lists in unpack(pa.array(cells, pa.string()), packed, fill).items()
+    }
     one_by_one = [slowly(cell, packed, fill) for cell in cells]
-    assert made == {column: [each[column] for each in one_by_one] for column in packed.into.values()}
-    return made
+    assert lists_by_column == {column: [each[column] for each in one_by_one] for column in packed.into.values()}
+    return lists_by_column
 
 
 @pytest.mark.parametrize(
@@ -65,9 +67,9 @@ def both(cells: list[str | None], packed: PackedCells = PLAIN, **fill: str) -> d
     ],
 )
 def test_a_cell(cell: str | None, items: list[str | None], prices: list[str | None]) -> None:
-    made = both([cell, "item_id:7#price:8", cell], prices="9")
-    assert made["items"] == [items, ["7"], items]
-    assert made["prices"] == [prices, ["8"], prices]
+    lists_by_column = both([cell, "item_id:7#price:8", cell], prices="9")
+    assert lists_by_column["items"] == [items, ["7"], items]
+    assert lists_by_column["prices"] == [prices, ["8"], prices]
 
 
 @settings(deadline=None, max_examples=25)
@@ -90,9 +92,9 @@ def test_every_separator_reads_as_the_slow_way(
     both([*cells], packed, B="none")
     # A slice of an array carries an offset with it.
     cut = min(cut, len(cells))
-    whole, part = (unpack(pa.array(cells, pa.string())[at:], packed, {}) for at in (0, cut))
+    whole, rest = (unpack(pa.array(cells, pa.string())[at:], packed, {}) for at in (0, cut))
     assert {column: lists.to_pylist()[cut:] for column, lists in whole.items()} == {
-        column: lists.to_pylist() for column, lists in part.items()
+        column: lists.to_pylist() for column, lists in rest.items()
     }
 
 
@@ -109,12 +111,12 @@ STRAYS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("cell", "step", "found", "expected"), STRAYS)
-def test_a_stray_cell_is_told_with_its_row_and_step(cell: str, step: int, found: str, expected: str) -> None:
+@pytest.mark.parametrize(("cell", "step", "message", "expected"), STRAYS)
+def test_an_invalid_cell_is_reported_with_its_row_and_step(cell: str, step: int, message: str, expected: str) -> None:
     with pytest.raises(InvalidCell) as raised:
         unpack(pa.array(["", "item_id:5;;item_id:6", cell, "oops"], pa.string()), PLAIN, {})
     assert (raised.value.row, raised.value.step) == (2, step)
-    assert re.search(found, raised.value.found)
+    assert re.search(message, raised.value.found)
     assert expected in raised.value.expected
 
 
@@ -179,8 +181,8 @@ def test_packed_cells_of_parquet(tmp_path: Path) -> None:
     log = {"files": [str(tmp_path / "log.parquet")], "rows": {"packed": packed}}
     split = {"by": "user", "valid": 0.0, "test": 0.0}
     data = parse(DataConfig, {"log": log, "folder": str(tmp_path / "prepared"), "split": split}, "job.yaml")
-    made = Log.open(prepare(data, Schema.model_validate(SCHEMA)))
-    assert gather(made, np.arange(2)).histories["clicks"].offsets.tolist() == [0, 2, 2]
+    lists_by_column = Log.open(prepare(data, Schema.model_validate(SCHEMA)))
+    assert gather(lists_by_column, np.arange(2)).histories["clicks"].offsets.tolist() == [0, 2, 2]
 
 
 def test_errors_name_the_file_and_its_row(tmp_path: Path) -> None:
@@ -199,7 +201,7 @@ def test_a_name_to_ignore(tmp_path: Path) -> None:
     assert gather(log, np.arange(2)).histories["clicks"].offsets.tolist() == [0, 1, 2]
 
 
-def test_a_bad_line_is_told_before_a_bad_cell(tmp_path: Path) -> None:
+def test_a_bad_line_is_reported_before_a_bad_cell(tmp_path: Path) -> None:
     (tmp_path / "0.csv").write_text("1,u,i,1,item_id:1\nq,u,i,1,item_id:1\n")
     with pytest.raises(DataError, match=r"0\.csv, row 2, column 'click': the value 'q'"):
         prepare(config(tmp_path), Schema.model_validate(SCHEMA))

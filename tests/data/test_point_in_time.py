@@ -79,7 +79,7 @@ def event() -> st.SearchStrategy[Row]:
     )
 
 
-def moment(rows: list[Row], row: Row) -> int:
+def request_time(rows: list[Row], row: Row) -> int:
     same = [r["t"] for r in rows if row["visit"] is not None and (r["user"], r["visit"]) == (row["user"], row["visit"])]
     return min([*same, row["t"]])
 
@@ -89,30 +89,30 @@ def histories_rewritten(draw: st.DrawFn) -> tuple[list[Row], list[Row], int]:
     """A log, the same log with its future rewritten, and the number of the sample whose moment parts them."""
     rows = [{**row, "number": n} for n, row in enumerate(draw(st.lists(event(), min_size=1, max_size=25)))]
     sample = draw(st.sampled_from(rows))
-    now = moment(rows, sample)
+    now = request_time(rows, sample)
     other: list[Row] = []
     for row in rows:
-        made = dict(row)
+        changed = dict(row)
         if row["t"] >= now:
             # Its own impression stays what it is; so does the begin of its request, which says when it was made.
             mine = (row["user"], row["visit"]) == (sample["user"], sample["visit"]) and row["visit"] is not None
             if row is not sample and not mine:
                 if draw(st.booleans()):
                     continue
-                made |= draw(event()) | {"t": draw(st.integers(now, TICKS + 5)), "visit": row["visit"]}
+                changed |= draw(event()) | {"t": draw(st.integers(now, TICKS + 5)), "visit": row["visit"]}
             elif row is not sample:
-                made |= {"item": draw(st.integers(0, ITEMS - 1)), "page": draw(st.integers(0, 3))}
-            made |= {name: value for name, value in draw(event()).items() if name in FEEDBACK}
+                changed |= {"item": draw(st.integers(0, ITEMS - 1)), "page": draw(st.integers(0, 3))}
+            changed |= {name: value for name, value in draw(event()).items() if name in FEEDBACK}
         else:  # the past stays, and what was not yet known of it may still become anything
             new = draw(event())
             if row["t"] + LABEL_DELAY >= now:
-                made["click"] = new["click"]
+                changed["click"] = new["click"]
             if row["t"] + DWELL_DELAY >= now:
-                made["dwell"] = new["dwell"]
+                changed["dwell"] = new["dwell"]
             if row["fixed_at"] is None or row["fixed_at"] >= now:
-                made["fix"] = new["fix"]
-                made["fixed_at"] = draw(st.one_of(st.none(), st.integers(now, TICKS + 9)))
-        other.append(made)
+                changed["fix"] = new["fix"]
+                changed["fixed_at"] = draw(st.one_of(st.none(), st.integers(now, TICKS + 9)))
+        other.append(changed)
     for row in draw(st.lists(event(), max_size=8)):
         added = row | {"t": draw(st.integers(now, TICKS + 5)), "number": 1000 + len(other)}
         other.insert(draw(st.integers(0, len(other))), added)
@@ -168,18 +168,21 @@ def test_rewriting_the_future_changes_nothing(
 
 @pytest.fixture(scope="module")
 def tied(prepared: Callable[..., Log]) -> Callable[..., Batch]:
-    """``tied(past, **schema)``: what row 9 at moment 10 sees of one past event."""
+    """``tied(earlier, **schema)``: what row 9 at moment 10 sees of one past event."""
 
-    def make(past: Row, **parts: Any) -> Batch:
+    def make(earlier: Row, **changes: Any) -> Batch:
         base = {"user": 0, "item": 0, "visit": None, "page": 0, "click": 1, "dwell": 4, "fix": 3, "fixed_at": 1}
-        rows = [base | {"number": 8, "t": 1} | past, base | {"number": 9, "t": 10, "item": 1} | parts.pop("own", {})]
-        return shown(prepared(table(rows), SCHEMA | parts, split={"by": "column", "column": "part"}), 9)
+        rows = [
+            base | {"number": 8, "t": 1} | earlier,
+            base | {"number": 9, "t": 10, "item": 1} | changes.pop("own", {}),
+        ]
+        return shown(prepared(table(rows), SCHEMA | changes, split={"by": "column", "column": "part"}), 9)
 
     return make
 
 
 @pytest.mark.parametrize(
-    ("past", "own", "seen"),
+    ("earlier", "own", "seen"),
     [
         ({"t": 9}, {}, 1),
         ({"t": 10}, {}, 0),  # the same moment
@@ -188,12 +191,12 @@ def tied(prepared: Callable[..., Log]) -> Callable[..., Batch]:
         ({"t": 9, "visit": 1}, {"visit": 2}, 1),
     ],
 )
-def test_ties_and_the_same_request_are_outside(past: Row, own: Row, seen: int, tied: Callable[..., Batch]) -> None:
-    assert tied(past, own=own).histories["all"].offsets.tolist() == [0, seen]
+def test_ties_and_the_same_request_are_outside(earlier: Row, own: Row, seen: int, tied: Callable[..., Batch]) -> None:
+    assert tied(earlier, own=own).histories["all"].offsets.tolist() == [0, seen]
 
 
 @pytest.mark.parametrize(
-    ("past", "column", "code"),
+    ("earlier", "column", "code"),
     [
         ({"t": 7}, "click", 3),
         ({"t": 8}, "click", 4),  # known at the very moment: not yet
@@ -201,46 +204,50 @@ def test_ties_and_the_same_request_are_outside(past: Row, own: Row, seen: int, t
         ({"t": 6}, "dwell", 6),
     ],
 )
-def test_feedback_is_shown_once_known(past: Row, column: str, code: int, tied: Callable[..., Batch]) -> None:
-    shown_column = tied(past).histories["all"].columns[column]
+def test_feedback_is_shown_once_available(earlier: Row, column: str, code: int, tied: Callable[..., Batch]) -> None:
+    shown_column = tied(earlier).histories["all"].columns[column]
     assert isinstance(shown_column, torch.Tensor)
     assert shown_column.tolist() == [code]
 
 
-@pytest.mark.parametrize(("fixed_at", "known"), [(9, True), (10, False), (None, False), (0, True)])
-def test_an_amendment_is_shown_once_made(fixed_at: int | None, known: bool, tied: Callable[..., Batch]) -> None:
+@pytest.mark.parametrize(("fixed_at", "available"), [(9, True), (10, False), (None, False), (0, True)])
+def test_an_amendment_is_shown_once_available(
+    fixed_at: int | None, available: bool, tied: Callable[..., Batch]
+) -> None:
     shown_column = tied({"fixed_at": fixed_at}).histories["all"].columns["fix"]
     assert isinstance(shown_column, torch.Tensor)
-    assert (shown_column.item() != 52) is known  # 50 buckets, two reserved, then "not yet"
+    assert (shown_column.item() != 52) is available  # 50 buckets, two reserved, then "not yet"
 
 
 @pytest.mark.parametrize("never", [float("nan"), float("inf"), None])
-def test_an_amendment_at_no_moment_was_never_made(never: Any, prepared: Callable[..., Log]) -> None:
+def test_an_amendment_without_a_timestamp_never_happened(never: Any, prepared: Callable[..., Log]) -> None:
     base = {"user": 0, "item": 0, "visit": None, "page": 0, "click": 1, "dwell": 4, "fix": 3, "fixed_at": 0}
     log = table([base | {"number": n, "t": n} for n in range(1, 6)])  # two anchors of somebody else come first
-    place = log.column_names.index("fixed_at")
-    for moments, known in (
+    index = log.column_names.index("fixed_at")
+    for timestamps, available in (
         ([never] * 7, [False] * 4),
         ([0, 0, 2, never, 4, 5, 6], [True, False, True, False]),  # the last sample looks back from moment 5
         (pa.nulls(7), [False] * 4),
     ):
-        column = moments if isinstance(moments, pa.Array) else pa.array(moments, pa.float64())
-        made = prepared(log.set_column(place, "fixed_at", column), SCHEMA, split={"by": "column", "column": "part"})
-        fix = shown(made, 5).histories["all"].columns["fix"]
+        column = timestamps if isinstance(timestamps, pa.Array) else pa.array(timestamps, pa.float64())
+        log_with_column = prepared(
+            log.set_column(index, "fixed_at", column), SCHEMA, split={"by": "column", "column": "part"}
+        )
+        fix = shown(log_with_column, 5).histories["all"].columns["fix"]
         assert isinstance(fix, torch.Tensor)
-        assert (fix != 52).tolist() == known
+        assert (fix != 52).tolist() == available
 
 
-@pytest.mark.parametrize(("past", "clicks", "long"), [({"t": 7}, 1, 0), ({"t": 8}, 0, 0), ({"t": 5}, 1, 1)])
-def test_a_filter_waits_for_its_columns(past: Row, clicks: int, long: int, tied: Callable[..., Batch]) -> None:
-    histories = tied(past).histories
+@pytest.mark.parametrize(("earlier", "clicks", "long"), [({"t": 7}, 1, 0), ({"t": 8}, 0, 0), ({"t": 5}, 1, 1)])
+def test_a_filter_waits_for_its_columns(earlier: Row, clicks: int, long: int, tied: Callable[..., Batch]) -> None:
+    histories = tied(earlier).histories
     assert histories["clicks"].offsets.tolist() == [0, clicks]
     assert histories["long"].offsets.tolist() == [0, long]
 
 
 # ---- the fit -----------------------------------------------------------------------------------------------------
 
-LEARNT: dict[str, Any] = {
+LEARNED: dict[str, Any] = {
     "user": "user",
     "item": "item",
     "time": {"column": "t", "unit": "step"},
@@ -296,9 +303,9 @@ def digest(folder: Path) -> str:
 def test_the_fit_never_sees_valid_or_test_rows(split: dict[str, Any], prepared: Callable[..., Log]) -> None:
     digests = set()
     for wild in (0, 1, 9):
-        log = prepared(fit_table(np.random.default_rng(7), 40, 20, wild), LEARNT, split=split)
+        log = prepared(fit_table(np.random.default_rng(7), 40, 20, wild), LEARNED, split=split)
         digests.add(digest(log.folder))
         assert log.manifest["parts"]["train"]["samples"] == 40
     assert len(digests) == 1
-    seen = prepared(fit_table(np.random.default_rng(8), 40, 20, 0), LEARNT, split=split)
+    seen = prepared(fit_table(np.random.default_rng(8), 40, 20, 0), LEARNED, split=split)
     assert digest(seen.folder) not in digests  # the digest itself can tell a difference

@@ -54,7 +54,7 @@ def histories(log: Log, rows: list[int]) -> tuple[list[list[int]], list[list[int
     bounds = history.offsets.tolist()
     items, shops = (history.columns[name].tolist() for name in ("item", "shop"))  # type: ignore[union-attr]
     cut = [slice(a, b) for a, b in zip(bounds, bounds[1:])]
-    return [items[part] for part in cut], [shops[part] for part in cut]
+    return [items[cell] for cell in cut], [shops[cell] for cell in cut]
 
 
 @settings(deadline=None, max_examples=8)
@@ -71,14 +71,14 @@ def test_histories_are_those_of_the_row(
     separator = {} if form == "lists" else {"separator": "|"}
     log = prepared(table(rows, form), schema(max_length=last, **separator), split=SPLIT)
     assert log.schema.prejoined
-    known_items = sorted({*range(len(rows)), *(i for row in rows for i, _ in row)})
-    known_shops = sorted({*(f"s{k}" for k in range(len(rows))), *(s for row in rows for _, s in row)})
+    item_ids = sorted({*range(len(rows)), *(i for row in rows for i, _ in row)})
+    shop_ids = sorted({*(f"s{k}" for k in range(len(rows))), *(s for row in rows for _, s in row)})
     items, shops = histories(log, list(range(len(rows))))
-    assert items == [[known_items.index(i) + 2 for i, _ in row[-last:]] for row in rows]
-    assert shops == [[known_shops.index(s) + 2 for _, s in row[-last:]] for row in rows]
+    assert items == [[item_ids.index(i) + 2 for i, _ in row[-last:]] for row in rows]
+    assert shops == [[shop_ids.index(s) + 2 for _, s in row[-last:]] for row in rows]
 
 
-def test_past_values_are_learnt_from_training_rows_only(prepared: Callable[..., Log]) -> None:
+def test_history_values_are_learned_from_training_rows_only(prepared: Callable[..., Log]) -> None:
     rows = table([[(50, "a")], [], [(60, "b")], [(50, "b")]], "lists")
     rows = rows.set_column(4, "part", pa.array(["train", "train", "valid", "test"]))
     log = prepared(rows, schema(), split=SPLIT)
@@ -103,11 +103,11 @@ def test_whole_numbers_in_text_are_the_numbers_of_an_item_table(prepared: Callab
 
 
 def test_amounts_in_text_are_numbers(prepared: Callable[..., Log]) -> None:
-    made = schema(separator="|")
-    made["features"]["shop"] = {"kind": "bucketized", "edges": [1, 2], "column": "price"}
+    schema_dict = schema(separator="|")
+    schema_dict["features"]["shop"] = {"kind": "bucketized", "edges": [1, 2], "column": "price"}
     rows = table([[(0, "0.5"), (1, "2")], [(1, "1.5")]], "text")
     rows = rows.append_column("price", pa.array([0.5, 3.0]))
-    assert histories(prepared(rows, made, split=SPLIT), [0, 1])[1] == [[2, 4], [3]]
+    assert histories(prepared(rows, schema_dict, split=SPLIT), [0, 1])[1] == [[2, 4], [3]]
 
 
 def test_a_loader_may_group_by_their_length(prepared: Callable[..., Log]) -> None:

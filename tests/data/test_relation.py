@@ -110,9 +110,9 @@ def plain_feather(folder: Path, table: pa.Table) -> Any:
 
 
 def dictionaries(folder: Path, table: pa.Table) -> Any:
-    for place, name in enumerate(table.column_names):
+    for index, name in enumerate(table.column_names):
         if name in ("item", "page"):
-            table = table.set_column(place, name, table[name].dictionary_encode())
+            table = table.set_column(index, name, table[name].dictionary_encode())
     feather.write_feather(table, str(folder / "log.feather"))
     return str(folder / "log.feather")
 

@@ -54,18 +54,18 @@ def log(prepared: Callable[..., Log]) -> Log:
 def test_an_impression_is_the_row_it_was(log: Log) -> None:
     for row in range(N):
         batch = gather(log, np.array([row]))
-        made = build_impression(log, row, [3, 0, 3, 5])
+        built = build_impression(log, row, [3, 0, 3, 5])
         own = int(log.events.columns["item"][row])
-        assert made["items"].tolist() == list(dict.fromkeys(item for item in (own, 3, 5) if item))
-        assert log.users.key(made["user"]) == f"u{made['user'] - 1}"
-        assert made["timestamp"] == log.events.times[row]
-        assert sorted(made["events"]) == ["cut", "hashed", "page", "price", "size", "tags"]
+        assert built["items"].tolist() == list(dict.fromkeys(item for item in (own, 3, 5) if item))
+        assert log.users.key(built["user"]) == f"u{built['user'] - 1}"
+        assert built["timestamp"] == log.events.times[row]
+        assert sorted(built["events"]) == ["cut", "hashed", "page", "price", "size", "tags"]
         for name in ("cut", "hashed", "page", "price", "size"):
-            assert made["events"][name] == batch.features[name][0]  # type: ignore[index]
-        tags = made["events"]["tags"]
+            assert built["events"][name] == batch.features[name][0]  # type: ignore[index]
+        tags = built["events"]["tags"]
         assert (tags.values.tolist(), tags.weights.tolist()) == (
             batch.features["tags"].values.tolist(),  # type: ignore[union-attr]
             batch.features["tags"].weights.tolist(),  # type: ignore[union-attr]
         )
         for column, values in batch.histories["all"].columns.items():
-            assert made["histories"]["all"][column].tolist() == values.tolist()  # type: ignore[union-attr]
+            assert built["histories"]["all"][column].tolist() == values.tolist()  # type: ignore[union-attr]

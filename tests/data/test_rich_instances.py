@@ -22,7 +22,7 @@ from longrec.features.schema import Schema
 from longrec.metrics import auc
 from longrec.train.fit import train
 
-TELLS: list[dict[str, Any]] = [
+SIGNALS: list[dict[str, Any]] = [
     {"signal": "last", "ties": 0.3},
     {"signal": "last", "ties": 0.3, "back": 3},
     {"signal": "together", "impressions": 40, "page": 7, "keys": 2},
@@ -30,34 +30,37 @@ TELLS: list[dict[str, Any]] = [
 ]
 
 
-def columns(made: SyntheticDataset) -> dict[str, NDArray[Any]]:
+def columns(dataset: SyntheticDataset) -> dict[str, NDArray[Any]]:
     """Everything there is of a world, the hidden part too."""
-    assert made.items is not None
-    assert made.truth is not None
-    table = {**dict(zip(made.log.column_names, made.log.columns)), **dict(zip(made.truth.column_names, made.truth))}
-    category = dict(zip(made.items["item"].to_pylist(), made.items["category"].to_pylist()))
-    found = {name: column.to_numpy() for name, column in table.items()}
-    return {**found, "c": np.array([2 * category[item] - 1 for item in found["item"]])}
+    assert dataset.items is not None
+    assert dataset.truth is not None
+    table = {
+        **dict(zip(dataset.log.column_names, dataset.log.columns)),
+        **dict(zip(dataset.truth.column_names, dataset.truth)),
+    }
+    category = dict(zip(dataset.items["item"].to_pylist(), dataset.items["category"].to_pylist()))
+    arrays = {name: column.to_numpy() for name, column in table.items()}
+    return {**arrays, "c": np.array([2 * category[item] - 1 for item in arrays["item"]])}
 
 
-def moments_back(all_: Mapping[str, NDArray[Any]], row: int, back: int) -> list[int]:
+def rows_back(all_: Mapping[str, NDArray[Any]], row: int, back: int) -> list[int]:
     """The rows of the user's moment ``back`` moments before that of a row, found the slow way."""
     mine = np.flatnonzero(all_["user"] == all_["user"][row])
     earlier = sorted({int(all_["time"][other]) for other in mine if all_["time"][other] < all_["time"][row]})
     return [int(n) for n in mine if len(earlier) >= back and all_["time"][n] == earlier[-back]]
 
 
-@pytest.mark.parametrize("knobs", TELLS, ids=lambda knobs: "-".join(map(str, knobs.values())))
-def test_the_past_is_that_of_the_moment_told(knobs: dict[str, Any]) -> None:
-    made = generate_dataset("rich_instances", 6, fields=9, **knobs)
-    all_ = columns(made)
+@pytest.mark.parametrize("parameters", SIGNALS, ids=lambda parameters: "-".join(map(str, parameters.values())))
+def test_the_history_is_that_of_the_stated_timestamp(parameters: dict[str, Any]) -> None:
+    dataset = generate_dataset("rich_instances", 6, fields=9, **parameters)
+    all_ = columns(dataset)
     read_by: dict[int, int] = {}
-    for row in range(len(made.log)):
-        then = moments_back(all_, row, knobs.get("back", 1))
+    for row in range(len(dataset.log)):
+        then = rows_back(all_, row, parameters.get("back", 1))
         for other in then:  # strictly earlier, and read by no other moment
             assert all_["time"][other] < all_["time"][row]
             assert read_by.setdefault(other, all_["time"][row]) == all_["time"][row]
-        if knobs["signal"] == "together":
+        if parameters["signal"] == "together":
             then = [other for other in then if all_["key"][other] == all_["wanted"][row]]
         assert all_["past"][row] == np.sign(sum(all_["x"][other] for other in then))
     assert (all_["past"] == 0).any()
@@ -66,8 +69,10 @@ def test_the_past_is_that_of_the_moment_told(knobs: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("signal", ["last", "together"])
 def test_labels_are_drawn_as_said(signal: str) -> None:
-    made = generate_dataset("rich_instances", 2_000, fields=9, signal=signal, own=1.0, strength=1.5, noise=0.1, seed=3)
-    all_ = columns(made)
+    dataset = generate_dataset(
+        "rich_instances", 2_000, fields=9, signal=signal, own=1.0, strength=1.5, noise=0.1, seed=3
+    )
+    all_ = columns(dataset)
     chance = 0.9 / (1 + np.exp(-(all_["x"] * all_["z"] + 1.5 * all_["c"] * all_["past"]))) + 0.05
     np.testing.assert_allclose(all_["p_wide"], chance)
     for name in ("p_narrow", "p_own", "p_wide"):
@@ -75,23 +80,23 @@ def test_labels_are_drawn_as_said(signal: str) -> None:
             rows = all_[name] == p
             spread = np.sqrt(p * (1 - p) / rows.sum())
             assert all_["liked"][rows].mean() == pytest.approx(p, abs=4 * spread), name
-    np.testing.assert_array_equal(made.true_probability, all_["p_narrow"])
+    np.testing.assert_array_equal(dataset.true_probability, all_["p_narrow"])
 
 
-@pytest.mark.parametrize("knobs", [{}, {"coin_fields": 3, "values": 6}])
-def test_the_coins_are_fair_and_functions_of_few_fields(knobs: dict[str, Any]) -> None:
-    made = generate_dataset("rich_instances", 1_000, fields=8, **knobs)
-    all_ = columns(made)
-    sure = 4 / np.sqrt(len(made.log))
+@pytest.mark.parametrize("parameters", [{}, {"coin_fields": 3, "values": 6}])
+def test_the_coins_are_fair_and_functions_of_few_fields(parameters: dict[str, Any]) -> None:
+    dataset = generate_dataset("rich_instances", 1_000, fields=8, **parameters)
+    all_ = columns(dataset)
+    sure = 4 / np.sqrt(len(dataset.log))
     signed = 2 * all_["liked"] - 1
     for pair in (all_["x"], all_["z"], all_["x"] * all_["z"], all_["x"] * signed, all_["z"] * signed):
         assert abs(pair.mean()) < sure  # fair, independent, and the label tells nothing of either
     assert (all_["x"] * all_["z"] * signed).mean() > 0.2
     fields = np.stack([all_[f"f{n}"] for n in range(8)], 1)
-    tells = {name: [n for n in range(8) if informs(fields[:, n], all_[name])] for name in ("x", "z", "key")}
-    parts = knobs.get("coin_fields", 1)
-    assert [len(own) for own in tells.values()] == [parts, parts, 1]
-    assert len({n for own in tells.values() for n in own}) == 2 * parts + 1
+    informative = {name: [n for n in range(8) if informs(fields[:, n], all_[name])] for name in ("x", "z", "key")}
+    coin_fields = parameters.get("coin_fields", 1)
+    assert [len(own) for own in informative.values()] == [coin_fields, coin_fields, 1]
+    assert len({n for own in informative.values() for n in own}) == 2 * coin_fields + 1
 
 
 def informs(field: NDArray[Any], hidden: NDArray[Any]) -> bool:
@@ -100,7 +105,7 @@ def informs(field: NDArray[Any], hidden: NDArray[Any]) -> bool:
     return any(abs(mean - hidden.mean()) > 5 * hidden.std() / np.sqrt(rows) for mean, rows in means)
 
 
-def test_another_seed_hides_other_fields_and_knobs_change_the_log() -> None:
+def test_another_seed_hides_other_fields_and_parameters_change_the_log() -> None:
     one, two = (generate_dataset("rich_instances", 300, seed=seed, fields=12) for seed in (0, 1))
     hidden = [[n for n in range(12) if informs(all_[f"f{n:02d}"], all_["x"])] for all_ in map(columns, (one, two))]
     assert hidden[0] != hidden[1]
@@ -112,12 +117,12 @@ def test_another_seed_hides_other_fields_and_knobs_change_the_log() -> None:
     assert set(all_["wanted"]) <= set(range(5))
 
 
-def test_oracles_lie_where_a_study_can_tell_arms_apart() -> None:
+def test_bayes_aucs_are_apart() -> None:
     for signal, least in (("last", 0.79), ("together", 0.77)):
-        made = generate_dataset("rich_instances", 3_000, signal=signal, fields=9)
-        rows, label = synthetic.compute_splits(made) == TEST, made.log["liked"].to_numpy()
+        dataset = generate_dataset("rich_instances", 3_000, signal=signal, fields=9)
+        rows, label = synthetic.compute_splits(dataset) == TEST, dataset.log["liked"].to_numpy()
         narrow, own, wide = (
-            auc(label[rows], made.true_probabilities()[f"p_{name}"][rows]) for name in ("narrow", "own", "wide")
+            auc(label[rows], dataset.true_probabilities()[f"p_{name}"][rows]) for name in ("narrow", "own", "wide")
         )
         assert least < narrow < 0.85
         assert 0.65 < own < 0.75
@@ -131,7 +136,7 @@ def test_oracles_lie_where_a_study_can_tell_arms_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "says"),
+    ("parameters", "says"),
     [
         ({"filds": 3}, "filds: unknown key; did you mean 'fields'?"),
         ({"name": "x"}, "name: unknown key"),
@@ -148,35 +153,35 @@ def test_oracles_lie_where_a_study_can_tell_arms_apart() -> None:
         ({"noise": 1.5}, "noise: input should be less than or equal to 1"),
     ],
 )
-def test_a_bad_knob_is_told(knobs: dict[str, Any], says: str) -> None:
+def test_a_bad_parameter_is_reported(parameters: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match="world rich_instances: 1 fault") as caught:
-        generate_dataset("rich_instances", **knobs)
+        generate_dataset("rich_instances", **parameters)
     assert says in str(caught.value)
 
 
 def test_both_schemas_read_one_log(tmp_path: Path) -> None:
-    made = generate_dataset("rich_instances", 20, signal="together")
-    assert made.truth is not None
-    folder = synthetic.write(made, tmp_path)
-    assert sorted(synthetic.list_files(made)) == sorted(path.name for path in folder.iterdir())
+    dataset = generate_dataset("rich_instances", 20, signal="together")
+    assert dataset.truth is not None
+    folder = synthetic.write(dataset, tmp_path)
+    assert sorted(synthetic.list_files(dataset)) == sorted(path.name for path in folder.iterdir())
     narrow, wide = (parse(Schema, read_yaml(folder / f"rich_instances{end}.schema.yaml"), end) for end in ("", "_wide"))
     assert set(wide.features) - set(narrow.features) == {f"f{n:02d}" for n in range(60)}
     assert set(narrow.features) == {"user", "item", "category", "wanted", "outcome"}
     assert narrow.histories == wide.histories
     assert narrow.histories["past"].max_length == 8  # the page before, and no more
     assert "wanted" not in narrow.histories["past"].features
-    assert pq.read_table(folder / "truth.parquet").equals(made.truth)
+    assert pq.read_table(folder / "truth.parquet").equals(dataset.truth)
 
 
 # ---- who learns what ---------------------------------------------------------------------------------------------
 
 
 def scores(
-    made: SyntheticDataset, model: Mapping[str, Any], folder: Path, wide: bool = False
+    dataset: SyntheticDataset, model: Mapping[str, Any], folder: Path, wide: bool = False
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Row, label and score of the test rows after training by the job that was written with the world."""
-    synthetic.write(made, folder)
-    job = read_yaml(folder / f"{made.name}{'_wide' if wide else ''}.yaml")
+    synthetic.write(dataset, folder)
+    job = read_yaml(folder / f"{dataset.name}{'_wide' if wide else ''}.yaml")
     data = {name: str(folder / path) if isinstance(path, str) else path for name, path in job["data"].items()}
     fit = {**job["fit"], "runs": str(folder / "runs"), "tensorboard": "off", "mlflow": "off", "patience": 0}
     data |= {"folder": str(folder / "prepared"), "threads": 1}
@@ -193,28 +198,28 @@ def chance(label: NDArray[Any]) -> float:
 
 
 @pytest.mark.parametrize(("signal", "model"), [("last", "din"), ("together", "din"), ("together", "deepfm")])
-def test_the_narrow_schema_tells_nothing(signal: str, model: str, tmp_path: Path) -> None:
-    made = generate_dataset("rich_instances", fields=7, signal=signal)
-    assert {"name": model} in made.must_not
-    row, label, score = scores(made, {"name": model}, tmp_path)
-    np.testing.assert_array_equal(row, np.flatnonzero(synthetic.compute_splits(made) == TEST))
+def test_the_narrow_schema_reveals_nothing(signal: str, model: str, tmp_path: Path) -> None:
+    dataset = generate_dataset("rich_instances", fields=7, signal=signal)
+    assert {"name": model} in dataset.must_not
+    row, label, score = scores(dataset, {"name": model}, tmp_path)
+    np.testing.assert_array_equal(row, np.flatnonzero(synthetic.compute_splits(dataset) == TEST))
     assert abs(auc(label, score) - 0.5) < chance(label)
 
 
-def test_the_wide_schema_tells_the_own_term(tmp_path: Path) -> None:
-    made = generate_dataset("rich_instances", 1_000, fields=16)
-    row, label, score = scores(made, {"name": "deepfm"}, tmp_path, wide=True)
-    assert auc(label, score) >= made.required_auc(auc(label, made.true_probabilities()["p_own"][row]))
-    assert auc(label, score) < auc(label, made.true_probability[row]) - 0.05
+def test_the_wide_schema_reveals_the_own_term(tmp_path: Path) -> None:
+    dataset = generate_dataset("rich_instances", 1_000, fields=16)
+    row, label, score = scores(dataset, {"name": "deepfm"}, tmp_path, wide=True)
+    assert auc(label, score) >= dataset.required_auc(auc(label, dataset.true_probabilities()["p_own"][row]))
+    assert auc(label, score) < auc(label, dataset.true_probability[row]) - 0.05
 
 
-def test_who_is_told_the_past_solves_the_narrow_schema(tmp_path: Path) -> None:
-    made = generate_dataset("rich_instances", 1_000, fields=7, signal="together")
-    assert made.truth is not None
-    log = made.log.append_column("told", made.truth["past"])
-    schema = {**made.schema, "features": {**made.schema["features"], "told": {"kind": "id"}}}
-    row, label, score = scores(replace(made, log=log, schema=schema), {"name": "deepfm"}, tmp_path)
-    assert auc(label, score) >= made.required_auc(auc(label, made.true_probability[row]))
+def test_with_the_history_as_a_feature_the_narrow_schema_is_solved(tmp_path: Path) -> None:
+    dataset = generate_dataset("rich_instances", 1_000, fields=7, signal="together")
+    assert dataset.truth is not None
+    log = dataset.log.append_column("told", dataset.truth["past"])
+    schema = {**dataset.schema, "features": {**dataset.schema["features"], "told": {"kind": "id"}}}
+    row, label, score = scores(replace(dataset, log=log, schema=schema), {"name": "deepfm"}, tmp_path)
+    assert auc(label, score) >= dataset.required_auc(auc(label, dataset.true_probability[row]))
 
 
 @pytest.mark.slow

@@ -53,8 +53,8 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-def hashed(*parts: Any) -> int:
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+def hashed(*values: Any) -> int:
+    digest = hashlib.blake2b("\x1f".join(map(str, values)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") % 1000 + 2
 
 
@@ -65,21 +65,21 @@ def log(prepared: Callable[..., Log]) -> Log:
 
 def test_every_column_by_hand(log: Log) -> None:
     batch = gather(log, np.arange(4))  # sorted: user 1 at 2 and 4, user 2 at 1 and 3; rows 2, 0, 3, 1 of the file
-    found: dict[str, Any] = dict(batch.features)
-    assert found["brand"].tolist() == [5, 4, 1, 0]  # brands and seen brands of training: q w x y
-    assert found["seen"].tolist() == [3, 2, 0, 4]
-    torch.testing.assert_close(found["sizes"], torch.tensor([[3.0, -1], [1, 2], [5, 6], [-1, -1]]))
-    assert isinstance(found["words"], Jagged)
-    assert found["words"].values.tolist() == [2, 3, 1]
-    assert found["words"].offsets.tolist() == [0, 0, 2, 3, 3]
-    assert found["words"].weights is not None
-    assert found["words"].weights.tolist() == [0.5, 1.0, 2.0]
-    assert found["both"].tolist() == [hashed("y", "b"), hashed("x", "a"), hashed("z", "c"), 0]
-    assert found["price"].tolist() == [4.0, 1.0, 9.0, 9.0]
-    assert found["price_id"].tolist() == [3, 2, 0, 0]
-    past = batch.histories["past"]
-    assert past.offsets.tolist() == [0, 0, 1, 1, 2]
-    columns = {name: column.tolist() for name, column in past.columns.items()}  # type: ignore[union-attr]
+    features: dict[str, Any] = dict(batch.features)
+    assert features["brand"].tolist() == [5, 4, 1, 0]  # brands and seen brands of training: q w x y
+    assert features["seen"].tolist() == [3, 2, 0, 4]
+    torch.testing.assert_close(features["sizes"], torch.tensor([[3.0, -1], [1, 2], [5, 6], [-1, -1]]))
+    assert isinstance(features["words"], Jagged)
+    assert features["words"].values.tolist() == [2, 3, 1]
+    assert features["words"].offsets.tolist() == [0, 0, 2, 3, 3]
+    assert features["words"].weights is not None
+    assert features["words"].weights.tolist() == [0.5, 1.0, 2.0]
+    assert features["both"].tolist() == [hashed("y", "b"), hashed("x", "a"), hashed("z", "c"), 0]
+    assert features["price"].tolist() == [4.0, 1.0, 9.0, 9.0]
+    assert features["price_id"].tolist() == [3, 2, 0, 0]
+    history = batch.histories["past"]
+    assert history.offsets.tolist() == [0, 0, 1, 1, 2]
+    columns = {name: column.tolist() for name, column in history.columns.items()}  # type: ignore[union-attr]
     assert columns["brand"] == [5, 1]
     assert columns["both"] == [hashed("y", "b"), hashed("z", "c")]
     assert columns["price_id"] == [3, 0]
@@ -117,18 +117,18 @@ def test_numbers_and_weights_of_an_item_table(prepared: Callable[..., Log]) -> N
         "size": {"kind": "numeric", "side": "item", "width": 2, "missing": 7},
         "tags": {"kind": "multi_id", "side": "item", "separator": "|", "weight_separator": ":"},
     }
-    made = prepared(pa.table(BASE), {**SCHEMA, "features": FEATURES | features}, items=items, split=SPLIT)
-    found: dict[str, Any] = dict(gather(made, np.arange(4)).features)
-    assert found["size"].tolist() == [[7.0, 7.0], [1.0, 2.0], [7.0, 7.0], [7.0, 7.0]]
-    assert found["tags"].weights.tolist() == [2.0, 1.0]
+    log_with_items = prepared(pa.table(BASE), {**SCHEMA, "features": FEATURES | features}, items=items, split=SPLIT)
+    columns: dict[str, Any] = dict(gather(log_with_items, np.arange(4)).features)
+    assert columns["size"].tolist() == [[7.0, 7.0], [1.0, 2.0], [7.0, 7.0], [7.0, 7.0]]
+    assert columns["tags"].weights.tolist() == [2.0, 1.0]
 
 
 def test_shared_hashes(prepared: Callable[..., Log]) -> None:
     features = FEATURES | {"brand": {"kind": "id", "side": "candidate", "hash": 500}}
-    found: dict[str, Any] = dict(
+    columns: dict[str, Any] = dict(
         gather(prepared(pa.table(BASE), {**SCHEMA, "features": features}, split=SPLIT), np.arange(4)).features
     )
-    assert found["brand"][1] == found["seen"][3] != 0  # both x
+    assert columns["brand"][1] == columns["seen"][3] != 0  # both x
 
 
 @pytest.mark.parametrize(
@@ -150,16 +150,16 @@ def test_columns_that_cannot_be_used(
     columns: dict[str, Any], features: dict[str, Any], says: str, prepared: Callable[..., Log]
 ) -> None:
     kept = {name: one for name, one in (FEATURES | features).items() if one is not None}
-    past = {"features": [name for name in SCHEMA["histories"]["past"]["features"] if name in kept]}
+    history = {"features": [name for name in SCHEMA["histories"]["past"]["features"] if name in kept]}
     with pytest.raises(DataError, match=says):
-        prepared(pa.table(BASE | columns), {**SCHEMA, "features": kept, "histories": {"past": past}}, split=SPLIT)
+        prepared(pa.table(BASE | columns), {**SCHEMA, "features": kept, "histories": {"past": history}}, split=SPLIT)
 
 
 def test_zeros_of_a_csv_stay_in_a_cross(tmp_path: Path, refused: Callable[..., None]) -> None:
     rows = "1,2,3,0,1,1,a\n" * 120_000 + "1,2,4,1,1,01,a\n"  # what stands early makes a column text
     (tmp_path / "log.csv").write_text("user,item,t,click,price,size,page\n" + rows)
     features = {"user": {"kind": "id"}, "x": {"kind": "cross", "features": ["size", "page"], "hash": 9}}
-    parts = {"features": features, "time": {"column": "t", "unit": "step"}, "histories": {}}
+    changes = {"features": features, "time": {"column": "t", "unit": "step"}, "histories": {}}
     refused(
-        tmp_path, {"log": str(tmp_path / "log.csv")}, parts, "column 'size': the id '01', which reads as the number"
+        tmp_path, {"log": str(tmp_path / "log.csv")}, changes, "column 'size': the id '01', which reads as the number"
     )

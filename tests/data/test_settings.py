@@ -24,9 +24,9 @@ def test_short_forms_of_a_source() -> None:
     assert str(many.items) == "query 'SELECT 1'"
 
 
-def test_moments_may_be_plain_numbers() -> None:
-    made = parse(DataConfig, {"log": "a", "split": {"valid_from": 40, "test_from": 50}}, "job.yaml")
-    assert (made.split.valid_from, made.split.test_from) == ("40", "50")
+def test_timestamps_may_be_plain_numbers() -> None:
+    config = parse(DataConfig, {"log": "a", "split": {"valid_from": 40, "test_from": 50}}, "job.yaml")
+    assert (config.split.valid_from, config.split.test_from) == ("40", "50")
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_faults(content: dict[str, Any], says: str) -> None:
 
 def test_a_table_in_memory_is_refused_without_its_rows() -> None:
     table = pa.table({"user": [12345, 6]})
-    for given, kind in ((table, "pyarrow.Table"), (np.arange(12345), "numpy.ndarray")):
+    for value, kind in ((table, "pyarrow.Table"), (np.arange(12345), "numpy.ndarray")):
         with pytest.raises(ConfigError) as raised:
-            parse(DataConfig, {"log": given}, "job.yaml")
+            parse(DataConfig, {"log": value}, "job.yaml")
         assert f"log: is a {kind} in memory; expected files or a query: write it to a Parquet file" in str(raised.value)
         assert "12345" not in str(raised.value)

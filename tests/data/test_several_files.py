@@ -50,13 +50,13 @@ def test_a_file_named_twice_is_refused(tmp_path: Path, refused: Refused, way: st
     refused(tmp_path, {"log": again(tmp_path, way)}, {}, "named twice|the same file as")
 
 
-def test_a_file_twice_in_a_part_and_in_a_table(tmp_path: Path, refused: Refused) -> None:
+def test_a_file_twice_in_a_split_and_in_a_table(tmp_path: Path, refused: Refused) -> None:
     files = again(tmp_path, "link")
     other = str(tmp_path / "other.parquet")
     pq.write_table(pa.table({"item": [1, 2], "x": [1, 2]}), tmp_path / "items")
-    parts = {"train": other, "valid": [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]}
+    files_by_split = {"train": other, "valid": [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]}
     pq.write_table(log(), other)
-    refused(tmp_path, {"log": {"splits": parts}, "split": {"by": "files"}}, {}, "the same file as")
+    refused(tmp_path, {"log": {"splits": files_by_split}, "split": {"by": "files"}}, {}, "the same file as")
     refused(tmp_path, {"log": {"splits": {"train": str(tmp_path / "a.parquet"), "valid": str(tmp_path / "b.parquet")}},
                        "split": {"by": "files"}}, {}, "a file of train and of valid")  # fmt: skip
     refused(tmp_path, {"log": other, "items": files}, {}, "the same file as")

@@ -77,25 +77,25 @@ def test_a_whole_config_has_no_fault_and_every_misspelled_column_is_one(tmp_path
         },
         "histories": {"h": {"features": ["item"], "where": {"pgae": "home"}}},
     }
-    found = faults(data | {"split": {"by": "column", "column": "splitt"}, "weights": ["wieght"]}, wrong)
-    places = [fault.partition(": ")[0].removeprefix("data.") for fault in found]
-    assert places == [
+    fault_lines = faults(data | {"split": {"by": "column", "column": "splitt"}, "weights": ["wieght"]}, wrong)
+    locations = [fault.partition(": ")[0].removeprefix("data.") for fault in fault_lines]
+    assert locations == [
         "schema.user", "schema.item", "schema.time", "schema.time.available_at", "schema.request", "schema.label",
         "schema.features.price", "schema.features.x", "schema.features.w", "schema.features.f.available_at",
         "schema.histories.h.where", "split.column",
         "weights",
     ]  # fmt: skip
-    assert "no column 'usr' in the log" in found[0]
-    assert found[0].endswith("did you mean 'user'?")
-    assert "it has user, item, t, click, price, size, page" in found[4]
+    assert "no column 'usr' in the log" in fault_lines[0]
+    assert fault_lines[0].endswith("did you mean 'user'?")
+    assert "it has user, item, t, click, price, size, page" in fault_lines[4]
 
 
 def test_columns_of_prejoined_rows(tmp_path: Path) -> None:
     pq.write_table(log(past=[[1]] * 40), tmp_path / "log.parquet")
     histories = {"h": {"features": ["item"], "columns": {"item": "pasd"}}}
-    (found,) = faults({"log": str(tmp_path / "log.parquet")}, WHOLE | {"histories": histories})
-    assert found.startswith("data.schema.histories.h.columns.item: no column 'pasd'")
-    assert found.endswith("did you mean 'past'?")
+    (fault_lines,) = faults({"log": str(tmp_path / "log.parquet")}, WHOLE | {"histories": histories})
+    assert fault_lines.startswith("data.schema.histories.h.columns.item: no column 'pasd'")
+    assert fault_lines.endswith("did you mean 'past'?")
 
 
 def test_columns_of_tables(tmp_path: Path) -> None:
@@ -112,13 +112,13 @@ def test_columns_of_tables(tmp_path: Path) -> None:
         "age": {"kind": "numeric", "side": "user"},
         "page2": {"kind": "id", "side": "user", "column": "page"},  # of the log, whose users have one page each
     }
-    found = faults(data, WHOLE | {"features": features})
-    assert [fault.partition(" in ")[0] for fault in found] == [
+    fault_lines = faults(data, WHOLE | {"features": features})
+    assert [fault.partition(" in ")[0] for fault in fault_lines] == [
         "data.schema.user: no column 'user'",
         "data.schema.features.brnad: no column 'brnad'",
     ]
-    assert found[1].endswith("did you mean 'brand'?")
-    assert "the table of items" in found[1]
+    assert fault_lines[1].endswith("did you mean 'brand'?")
+    assert "the table of items" in fault_lines[1]
 
 
 def test_a_schema_in_a_file_is_named(tmp_path: Path) -> None:
@@ -139,35 +139,35 @@ def test_a_schema_in_a_file_is_named(tmp_path: Path) -> None:
 )
 def test_a_source_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, says: str) -> None:
     (tmp_path / name).write_bytes(content)
-    (found,) = faults({"log": str(tmp_path / name)}, WHOLE)
-    assert re.search(says, found), found
+    (fault_lines,) = faults({"log": str(tmp_path / name)}, WHOLE)
+    assert re.search(says, fault_lines), fault_lines
 
 
 def test_a_query_that_is_none(tmp_path: Path) -> None:
-    (found,) = faults({"log": {"query": "SELEC 1"}}, WHOLE)
-    assert found.startswith("data.log: query 'SELEC 1': cannot be read")
+    (fault_lines,) = faults({"log": {"query": "SELEC 1"}}, WHOLE)
+    assert fault_lines.startswith("data.log: query 'SELEC 1': cannot be read")
 
 
 def test_files_that_differ_and_files_named_twice(tmp_path: Path) -> None:
     pq.write_table(log(), tmp_path / "a.parquet")
     pq.write_table(log(click=None), tmp_path / "b.parquet")
-    (found,) = faults({"log": str(tmp_path / "?.parquet")}, WHOLE)
-    assert "b.parquet has no column 'click' (label)" in found
-    (found,) = faults({"log": [str(tmp_path / "a.parquet")] * 2}, WHOLE)
-    assert "named twice" in found
+    (fault_lines,) = faults({"log": str(tmp_path / "?.parquet")}, WHOLE)
+    assert "b.parquet has no column 'click' (label)" in fault_lines
+    (fault_lines,) = faults({"log": [str(tmp_path / "a.parquet")] * 2}, WHOLE)
+    assert "named twice" in fault_lines
 
 
-def test_a_table_beyond_all_memory_is_told_by_check_and_by_train(
+def test_a_table_beyond_all_memory_is_reported_by_check_and_by_train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     features = {**WHOLE["features"], "user": {"kind": "id", "hash": 2_000_000_000, "dim": 64}}
     data = {"log": SOURCES["parquet"](tmp_path)}
-    (found,) = faults(data, WHOLE | {"features": features})
-    assert found.startswith(
+    (fault_lines,) = faults(data, WHOLE | {"features": features})
+    assert fault_lines.startswith(
         "model: feature 'user': 2,000,000,002 x 64 numbers take 512 GB, the whole training at least"
     )
-    assert "of memory that are available" in found
+    assert "of memory that are available" in fault_lines
     with pytest.raises(ResourceError, match="2,000,000,002 x 64 numbers take 512 GB"):
         train({"data": {**data, "schema": WHOLE | {"features": features}}, "model": "din"}, quiet=True)
     assert not (tmp_path / "prepared").exists()

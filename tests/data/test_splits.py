@@ -49,7 +49,7 @@ def test_shares_of_the_rows_along_the_time_line() -> None:
     assert codes(list(range(10)), valid=0.2, test=0.0) == [0] * 8 + [1] * 2
 
 
-def test_rows_of_one_moment_stay_together_on_the_later_side() -> None:
+def test_rows_of_one_timestamp_stay_together_on_the_later_side() -> None:
     assert codes([0, 1, 2, 3, 4, 5, 6, 7, 7, 7], valid=0.1, test=0.1) == [0] * 7 + [2] * 3
     assert codes([0, 1, 2, 3, 5, 5, 5, 8, 9, 9], valid=0.4, test=0.2) == [0] * 4 + [1] * 4 + [2] * 2
     assert codes([4, 4, 4, 4], valid=0.25, test=0.25) == [2] * 4
@@ -57,16 +57,16 @@ def test_rows_of_one_moment_stay_together_on_the_later_side() -> None:
 
 @quick
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(0, 4), st.integers(0, 4))
-def test_shares_are_the_largest_that_keep_moments_whole(times: list[int], valid: int, test: int) -> None:
-    made = np.array(codes(times, valid=valid / 10, test=test / 10))
+def test_shares_are_the_largest_that_keep_timestamps_whole(times: list[int], valid: int, test: int) -> None:
+    split_codes = np.array(codes(times, valid=valid / 10, test=test / 10))
     n, array = len(times), np.array(times)
-    for moment in set(times):
-        assert len(set(made[array == moment])) == 1
-    by_moment = [made[array == moment][0] for moment in sorted(set(times))]
-    assert by_moment == sorted(by_moment)
+    for timestamp in set(times):
+        assert len(set(split_codes[array == timestamp])) == 1
+    by_timestamp = [split_codes[array == timestamp][0] for timestamp in sorted(set(times))]
+    assert by_timestamp == sorted(by_timestamp)
     # at least the share (rounded), and no more moments than that takes
     for code, wanted in ((1, n - round(n * (1 - test / 10 - valid / 10))), (2, n - round(n * (1 - test / 10)))):
-        later = made >= code
+        later = split_codes >= code
         assert later.sum() >= wanted
         if later.any():
             first = array[later].min()
@@ -82,7 +82,7 @@ def test_days_count_back_from_the_end_of_the_last_day() -> None:
         codes(times, test_days=1)
 
 
-def test_moments() -> None:
+def test_timestamps() -> None:
     times = [round(np.datetime64(text, "ms").astype(int)) for text in ("2026-01-01", "2026-01-02", "2026-01-03")]
     assert codes(times, step=False, valid_from="2026-01-02", test_from="2026-01-02T00:00:01") == [0, 1, 2]
     assert codes(times, step=False, test_from="2026-01-02") == [0, 2, 2]
@@ -93,7 +93,7 @@ def test_moments() -> None:
 
 
 @pytest.mark.parametrize("text", ["soon", "", "NaT", "now", "today", "2026-13-01", "12"])
-def test_what_is_no_moment(text: str) -> None:
+def test_what_is_no_timestamp(text: str) -> None:
     with pytest.raises(DataError, match=rf"^log: the moment '{text}'; expected an ISO date or time, UTC"):
         codes([0, 1], step=False, test_from=text)
 
@@ -120,7 +120,7 @@ def test_whole_users_in_shares_that_another_seed_draws_anew() -> None:
     assert np.mean(one == other) == pytest.approx(0.7**2 + 0.1**2 + 0.2**2, abs=0.03)
 
 
-def test_a_user_keeps_its_part_whoever_else_is_there() -> None:
+def test_a_user_keeps_its_split_whoever_else_is_there() -> None:
     rule = Split(by="user", valid=0.3, test=0.3)
     users = [f"u{n}" for n in range(200)]
     whole = splits.split_by_user(rule, pa.array(users))
@@ -134,16 +134,16 @@ def test_a_user_keeps_its_part_whoever_else_is_there() -> None:
 def test_leave_one_out() -> None:
     #           user 1: 3 samples     user 2: 2    user 3: 4 of 6            user 4: none
     sample = np.array([1, 1, 1] + [1, 1] + [1, 0, 1, 1, 1, 0] + [0], bool)
-    made = splits.split_leave_one_out(np.array([0, 0, 3, 5, 11, 12]), sample)
-    assert made.tolist() == [0, 1, 2] + [0, 0] + [0, 0, 0, 1, 2, 0] + [0]
+    split_codes = splits.split_leave_one_out(np.array([0, 0, 3, 5, 11, 12]), sample)
+    assert split_codes.tolist() == [0, 1, 2] + [0, 0] + [0, 0, 0, 1, 2, 0] + [0]
 
 
 # ---- column ------------------------------------------------------------------------------------------------------
 
 
 def test_a_column() -> None:
-    made = splits.split_by_column(pa.array(["test", "train", "valid"]).dictionary_encode(), "log: column 's'")
-    assert made.tolist() == [2, 0, 1]
+    split_codes = splits.split_by_column(pa.array(["test", "train", "valid"]).dictionary_encode(), "log: column 's'")
+    assert split_codes.tolist() == [2, 0, 1]
     for array, odd in (
         (pa.array(["train", "tset"]), r"'tset' .did you mean 'test'\?."),
         (pa.array(["train", None]), "None"),
@@ -160,9 +160,9 @@ def test_a_column() -> None:
 def table() -> pa.Table:
     random = np.random.default_rng(3)
     user, t = random.integers(0, 25, 120), random.integers(0, 40, 120)
-    part = np.where(t < 20, "train", np.where(t < 30, "valid", "test"))
+    split_column = np.where(t < 20, "train", np.where(t < 30, "valid", "test"))
     click = [None if n % 11 == 0 else int(n % 3 == 0) for n in range(120)]
-    return pa.table({"user": user, "item": random.integers(0, 5, 120), "t": t, "click": click, "part": part})
+    return pa.table({"user": user, "item": random.integers(0, 5, 120), "t": t, "click": click, "part": split_column})
 
 
 SCHEMA: dict[str, Any] = {
@@ -185,17 +185,17 @@ SCHEMA: dict[str, Any] = {
     ],
     ids=lambda split: split.get("by", "time") + str(len(split)),
 )
-def test_every_labelled_row_is_in_one_part_or_left_out(
+def test_every_labeled_row_is_in_one_split_or_left_out(
     split: Any, table: pa.Table, prepared: Callable[..., Log]
 ) -> None:
     log = prepared(table, SCHEMA, split=split)
-    rows = {part: log.rows_of(part) for part in ("train", "valid", "test")}
+    rows = {split_name: log.rows_of(split_name) for split_name in ("train", "valid", "test")}
     together = np.sort(np.concatenate(list(rows.values())))
-    out = np.concatenate([log.excluded_rows(part).rows for part in rows])
+    out = np.concatenate([log.excluded_rows(split_name).rows for split_name in rows])
     assert len(out) == (3 if split.get("by") == "leave_one_out" else 0)  # at the moment of the user's next one
     assert np.sort(np.concatenate([together, out])).tolist() == np.flatnonzero(~np.isnan(log.labels)).tolist()
     assert all(len(own) for own in rows.values())
-    assert {part: len(own) for part, own in rows.items()} == log.sample_count
+    assert {split_name: len(own) for split_name, own in rows.items()} == log.sample_count
     times = log.events.times
     if split.get("by", "time") in ("time", "column"):
         assert times[rows["train"]].max() < times[rows["valid"]].min() <= times[rows["valid"]].max()
@@ -205,7 +205,7 @@ def test_every_labelled_row_is_in_one_part_or_left_out(
         assert sum(map(len, owners)) == len(set.union(*owners))
 
 
-def test_an_unknown_part(table: pa.Table, prepared: Callable[..., Log]) -> None:
+def test_an_unknown_split(table: pa.Table, prepared: Callable[..., Log]) -> None:
     with pytest.raises(UnknownName, match=r"no part named 'vaild'; did you mean 'valid'\?"):
         prepared(table, SCHEMA).rows_of("vaild")
 
@@ -222,15 +222,15 @@ def test_an_unknown_part(table: pa.Table, prepared: Callable[..., Log]) -> None:
         ({"by": "leave_one_out"}, "three labeled rows"),
     ],
 )
-def test_a_split_without_validation_is_told_with_the_way_out(rule: dict[str, Any], says: str) -> None:
-    (told,) = splits.warn_of_missing_splits(Split.model_validate(rule), {"train": 9, "valid": 0, "test": 3})
-    assert told.startswith("the split has no validation rows, so training cannot stop early")
-    assert told.endswith(says) or says in told
+def test_a_split_without_validation_is_reported_with_the_way_out(rule: dict[str, Any], says: str) -> None:
+    (warning,) = splits.warn_of_missing_splits(Split.model_validate(rule), {"train": 9, "valid": 0, "test": 3})
+    assert warning.startswith("the split has no validation rows, so training cannot stop early")
+    assert warning.endswith(says) or says in warning
 
 
-def test_a_split_without_test_is_told_and_a_whole_one_is_not() -> None:
-    (told,) = splits.warn_of_missing_splits(Split(), {"train": 9, "valid": 1, "test": 0})
-    assert told.startswith("the split has no test rows, so metrics are those of the validation rows")
+def test_a_split_without_test_is_reported_and_a_complete_one_is_not() -> None:
+    (warning,) = splits.warn_of_missing_splits(Split(), {"train": 9, "valid": 1, "test": 0})
+    assert warning.startswith("the split has no test rows, so metrics are those of the validation rows")
     assert splits.warn_of_missing_splits(Split(), {"train": 9, "valid": 1, "test": 1}) == []
 
 

@@ -25,11 +25,11 @@ from longrec.train.fit import train
 
 
 def scores(
-    made: SyntheticDataset, model: Mapping[str, Any], folder: Path
+    dataset: SyntheticDataset, model: Mapping[str, Any], folder: Path
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Row, label and score of the test rows after training."""
-    synthetic.write(made, folder)
-    job = made.job(folder, model, runs=str(folder / "runs"), tensorboard="off", mlflow="off")
+    synthetic.write(dataset, folder)
+    job = dataset.job(folder, model, runs=str(folder / "runs"), tensorboard="off", mlflow="off")
     job["data"] |= {"folder": str(folder / "prepared"), "threads": 1}
     run = train({**job, "name": "x", "evaluate": {"n_resamples": 2}}, quiet=True)
     table = pq.read_table(run.folder / "predictions" / "test.parquet")
@@ -44,7 +44,7 @@ def chance(label: NDArray[Any]) -> float:
 
 
 @pytest.mark.parametrize("name", synthetic.list_names())
-def test_the_same_arguments_make_the_same_world(name: str) -> None:
+def test_the_same_arguments_make_the_same_dataset(name: str) -> None:
     one, two, other = generate_dataset(name, 30, 5), generate_dataset(name, 30, 5), generate_dataset(name, 30, 6)
     assert one.log.equals(two.log)
     assert not one.log.equals(other.log)
@@ -55,39 +55,39 @@ def test_the_same_arguments_make_the_same_world(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", synthetic.list_names())
-def test_a_world_is_what_it_says(name: str) -> None:
-    made = generate_dataset(name)
-    schema = parse(Schema, made.schema, name)
+def test_a_dataset_is_what_it_says(name: str) -> None:
+    dataset = generate_dataset(name)
+    schema = parse(Schema, dataset.schema, name)
     assert schema.time is not None
-    assert made.name == name
-    assert made.story
-    assert made.must or made.must_not
-    user, time = (made.log[column].to_numpy() for column in (schema.user, schema.time.column))
+    assert dataset.name == name
+    assert dataset.story
+    assert dataset.must or dataset.must_not
+    user, time = (dataset.log[column].to_numpy() for column in (schema.user, schema.time.column))
     assert np.lexsort((time, user)).tolist() == list(range(len(user)))  # by user and time
-    label = made.log[schema.label.column].to_numpy(zero_copy_only=False).astype(float)
-    np.testing.assert_array_equal(np.isnan(label), np.isnan(made.true_probability))
-    known = ~np.isnan(label)
-    for chance_of in np.unique(made.true_probability[known]):  # the oracle is calibrated
-        rows = made.true_probability == chance_of
+    label = dataset.log[schema.label.column].to_numpy(zero_copy_only=False).astype(float)
+    np.testing.assert_array_equal(np.isnan(label), np.isnan(dataset.true_probability))
+    labeled = ~np.isnan(label)
+    for chance_of in np.unique(dataset.true_probability[labeled]):  # the oracle is calibrated
+        rows = dataset.true_probability == chance_of
         spread = np.sqrt(chance_of * (1 - chance_of) / rows.sum())
         assert label[rows].mean() == pytest.approx(chance_of, abs=4 * spread)
-    if made.leak is not None:
-        parse(Schema, made.leak, name)
+    if dataset.leak is not None:
+        parse(Schema, dataset.leak, name)
 
 
 @pytest.mark.parametrize("name", synthetic.list_names())
-def test_a_world_is_written_as_files_of_a_job(name: str, tmp_path: Path) -> None:
-    made = generate_dataset(name, 20)
-    assert synthetic.write(made, tmp_path / "w") == tmp_path / "w"
-    assert pq.read_table(tmp_path / "w" / "log.parquet").equals(made.log)
+def test_a_dataset_is_written_as_files_of_a_job(name: str, tmp_path: Path) -> None:
+    dataset = generate_dataset(name, 20)
+    assert synthetic.write(dataset, tmp_path / "w") == tmp_path / "w"
+    assert pq.read_table(tmp_path / "w" / "log.parquet").equals(dataset.log)
     path = tmp_path / "w" / f"{name}.schema.yaml"
-    assert parse(Schema, read_yaml(path), name) == parse(Schema, made.schema, name)
+    assert parse(Schema, read_yaml(path), name) == parse(Schema, dataset.schema, name)
     assert all(line.startswith("# ") or len(line) < 60 for line in path.read_text().splitlines())
-    data = made.job(tmp_path / "w", {"name": "din"})["data"]
+    data = dataset.job(tmp_path / "w", {"name": "din"})["data"]
     assert all(Path(data[key]).is_file() for key in data if key != "split")
 
 
-def test_an_unknown_world() -> None:
+def test_an_unknown_dataset() -> None:
     with pytest.raises(UnknownName, match=r"no world named 'one_interst'; did you mean 'one_interest'\?"):
         generate_dataset("one_interst")
 
@@ -97,11 +97,11 @@ def test_an_unknown_world() -> None:
 
 @pytest.mark.parametrize("model", generate_dataset("one_interest", 2).must, ids=lambda model: model["name"])
 def test_who_reads_histories_finds_the_interest(model: Mapping[str, Any], tmp_path: Path) -> None:
-    made = generate_dataset("one_interest")
-    row, label, score = scores(made, model, tmp_path)
-    oracle = auc(label, made.true_probability[row])
-    assert oracle == pytest.approx(0.85, abs=0.02)
-    assert auc(label, score) >= made.required_auc(oracle)
+    dataset = generate_dataset("one_interest")
+    row, label, score = scores(dataset, model, tmp_path)
+    bayes_auc = auc(label, dataset.true_probability[row])
+    assert bayes_auc == pytest.approx(0.85, abs=0.02)
+    assert auc(label, score) >= dataset.required_auc(bayes_auc)
 
 
 def test_who_does_not_read_histories_finds_nothing(tmp_path: Path) -> None:
@@ -113,25 +113,25 @@ def test_who_does_not_read_histories_finds_nothing(tmp_path: Path) -> None:
 # ---- late correction ---------------------------------------------------------------------------------------------
 
 
-def test_a_report_read_as_known_at_the_time_tells_nothing(tmp_path: Path) -> None:
+def test_a_report_read_as_available_at_the_time_reveals_nothing(tmp_path: Path) -> None:
     assert {"name": "din"} in generate_dataset("late_correction", 2).must_not
     _, label, score = scores(generate_dataset("late_correction"), {"name": "din"}, tmp_path)
     assert abs(auc(label, score) - 0.5) < chance(label)
 
 
-def test_a_report_read_as_it_stands_now_tells_all(tmp_path: Path) -> None:
-    made = generate_dataset("late_correction")
-    assert made.leak is not None
-    _, label, score = scores(replace(made, schema=made.leak), {"name": "pooling"}, tmp_path)
+def test_a_report_read_as_of_now_reveals_all(tmp_path: Path) -> None:
+    dataset = generate_dataset("late_correction")
+    assert dataset.leak is not None
+    _, label, score = scores(replace(dataset, schema=dataset.leak), {"name": "pooling"}, tmp_path)
     assert auc(label, score) > 0.95
 
 
 @pytest.mark.parametrize(("planted", "least"), [("known a tick early", 0.6), ("available_at forgotten", 0.95)])
 def test_a_leaky_join_is_caught(planted: str, least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def leaky(fitted: Any, name: str, items: Any, past: Any, now: NDArray[np.int64]) -> Any:
+    def leaky(fitted: Any, name: str, items: Any, events: Any, now: NDArray[np.int64]) -> Any:
         if planted == "known a tick early":  # at or before, where strictly before is the rule
-            return build_history_columns(fitted, name, items, past, now + 1)
-        return build_history_columns(fitted, name, items, replace(past, available_at={}), now)
+            return build_history_columns(fitted, name, items, events, now + 1)
+        return build_history_columns(fitted, name, items, replace(events, available_at={}), now)
 
     monkeypatch.setattr(gather_module, "build_history_columns", leaky)
     _, label, score = scores(generate_dataset("late_correction"), {"name": "pooling"}, tmp_path)

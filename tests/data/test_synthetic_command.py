@@ -19,55 +19,66 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_all_worlds_are_listed_with_their_stories(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_datasets_are_listed_with_their_stories(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["synthetic"]) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert all(name in told and synthetic.find_recipe(name).story in told for name in synthetic.list_names())
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(name in text and synthetic.find_recipe(name).story in text for name in synthetic.list_names())
 
 
-def test_a_world_tells_its_knobs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_lists_its_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["synthetic", "rich_instances", "--json", "-"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["parameters"]["fields"] == {"default": 60, "about": "wide fields, hidden ones among them"}
-    assert all(knob["about"] for knob in found["parameters"].values())
+    output = json.loads(capsys.readouterr().out)
+    assert output["parameters"]["fields"] == {"default": 60, "about": "wide fields, hidden ones among them"}
+    assert all(parameter["about"] for parameter in output["parameters"].values())
     assert main(["synthetic", "rich_instances"]) == 0
-    told = capsys.readouterr().out
-    assert all(f"\n{knob} " in told for knob in found["parameters"])
+    text = capsys.readouterr().out
+    assert all(f"\n{parameter} " in text for parameter in output["parameters"])
 
 
 @pytest.mark.parametrize("name", synthetic.list_names())
-def test_a_world_is_written_with_jobs_that_have_no_faults(
+def test_a_dataset_is_written_with_jobs_that_have_no_faults(
     name: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["synthetic", name, "--users", "40", "--into", "w"]
-    assert main([*words, "--json", "found.json"]) == 0
-    told, found = capsys.readouterr().out, json.loads(Path("found.json").read_text())
-    made = synthetic.generate_dataset(name, 40)
-    assert pq.read_table("w/log.parquet").equals(made.log)
-    assert (found["users"], found["events"]) == (40, len(made.log))
-    assert sorted(found["files"]) == sorted(path.name for path in Path("w").iterdir())
-    jobs = [line.split()[-1] for line in told.splitlines() if "longrec train" in line]
-    assert len(jobs) == (1 if made.wide is None else 2)
+    arguments = ["synthetic", name, "--users", "40", "--into", "w"]
+    assert main([*arguments, "--json", "found.json"]) == 0
+    text, output = capsys.readouterr().out, json.loads(Path("found.json").read_text())
+    dataset = synthetic.generate_dataset(name, 40)
+    assert pq.read_table("w/log.parquet").equals(dataset.log)
+    assert (output["users"], output["events"]) == (40, len(dataset.log))
+    assert sorted(output["files"]) == sorted(path.name for path in Path("w").iterdir())
+    jobs = [line.split()[-1] for line in text.splitlines() if "longrec train" in line]
+    assert len(jobs) == (1 if dataset.wide is None else 2)
     for job in jobs:
-        assert check(job).schema.label.column == made.schema["label"]
-    assert set(found["bayes_auc"]) == set(made.true_probabilities())
-    assert all(0.5 <= auc < 1 for auc in found["bayes_auc"].values())
-    assert main(words) == 0  # a world may be written anew
+        assert check(job).schema.label.column == dataset.schema["label"]
+    assert set(output["bayes_auc"]) == set(dataset.true_probabilities())
+    assert all(0.5 <= auc < 1 for auc in output["bayes_auc"].values())
+    assert main(arguments) == 0  # a world may be written anew
 
 
-def test_flags_and_words_are_one(here: Path) -> None:
-    words = ["synthetic", "rich_instances", "--users", "9", "--into", "a", "signal=together", "fields=8", "--seed", "4"]
-    assert main(words) == 0
+def test_options_and_overrides_are_the_same(here: Path) -> None:
+    arguments = [
+        "synthetic",
+        "rich_instances",
+        "--users",
+        "9",
+        "--into",
+        "a",
+        "signal=together",
+        "fields=8",
+        "--seed",
+        "4",
+    ]
+    assert main(arguments) == 0
     assert (
         main(["synthetic", "rich_instances", "seed=4", "users=9", "signal=together", "--fields=8", "--into", "b"]) == 0
     )
-    made = synthetic.generate_dataset("rich_instances", 9, 4, signal="together", fields=8)
+    dataset = synthetic.generate_dataset("rich_instances", 9, 4, signal="together", fields=8)
     for folder in ("a", "b"):
-        assert pq.read_table(f"{folder}/log.parquet").equals(made.log)
+        assert pq.read_table(f"{folder}/log.parquet").equals(dataset.log)
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "says"),
     [
         (["rich_instance"], "did you mean 'rich_instances'?"),
         (["rich_instance", "--into", "w"], "did you mean 'rich_instances'?"),
@@ -77,8 +88,10 @@ def test_flags_and_words_are_one(here: Path) -> None:
         (["rich_instances", "--fields", "9"], "--into: is required with parameters"),
     ],
 )
-def test_what_is_wrong_is_told(words: list[str], says: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["synthetic", *words]) == 2
+def test_what_is_wrong_is_reported(
+    arguments: list[str], says: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["synthetic", *arguments]) == 2
     assert says in capsys.readouterr().err
     assert not Path("w").exists()
 

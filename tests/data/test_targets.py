@@ -41,7 +41,7 @@ def log(prepared: Callable[..., Log]) -> Log:
     """One impression a second; the window of training ends at second 14."""
     t = START + np.arange(N) * 1_000
     # What comes back, comes back five seconds later; every fourth never does.
-    back_at = [None if row % 4 == 0 else int(moment) + 5_000 for row, moment in enumerate(t)]
+    back_at = [None if row % 4 == 0 else int(timestamp) + 5_000 for row, timestamp in enumerate(t)]
     table = pa.table(
         {
             "user": np.arange(N) % 3,
@@ -67,7 +67,7 @@ def column(log: Log, name: str, available_before: int | None = None) -> list[flo
     return [None if np.isnan(value) else float(value) for value in ordered]
 
 
-def test_11_label_masks_of_values_that_are_missing_or_not_known_in_the_window(log: Log) -> None:
+def test_11_label_masks_of_values_that_are_missing_or_not_available_in_the_window(log: Log) -> None:
     assert log.training_window.train.tolist() == [START + 14_000]
     plain = [None if row in (3, *range(14, N)) else row % 2 for row in range(N)]
     assert column(log, "like") == plain
@@ -76,13 +76,13 @@ def test_11_label_masks_of_values_that_are_missing_or_not_known_in_the_window(lo
     assert column(log, "back") == [(row // 2) % 2 if row % 4 and row + 5 < 14 else None for row in range(N)]
 
 
-def test_11_label_masks_move_with_the_moment_of_learning(log: Log) -> None:
+def test_11_label_masks_move_with_the_timestamp_of_learning(log: Log) -> None:
     assert column(log, "buy", START + 16_001) == [row % 2 if row <= 6 else None for row in range(N)]
     assert column(log, "buy", NEVER) == [row % 2 for row in range(N)]
     assert column(log, "back", NEVER)[0] is None  # what never became known has no value, whenever one looks
 
 
-def test_a_batch_keeps_the_labels_that_it_was_made_with(log: Log) -> None:
+def test_a_batch_keeps_its_labels(log: Log) -> None:
     """Nothing that happens to the log afterwards reaches a batch, and a batch holds no log."""
     opened = Log.open(log.folder)
     batch = gather(opened, np.arange(N), ["buy"])
@@ -105,12 +105,12 @@ def test_what_is_no_target_is_refused_with_what_to_do(log: Log) -> None:
     check_targets(log, ["like", "buy"])
     with pytest.raises(ConfigError) as caught:
         check_targets(log, ["liked", "user", "stars", "hashed", "rare"])
-    told = caught.value.faults
-    assert "'liked' is no feature; did you mean 'like'?" in told[0]
-    assert "'user' is no feedback" in told[1]
-    assert "'stars' has the value 2; a target has 0 and 1" in told[2]
-    assert "'hashed' is of kind id; a target is an id with the values 0 and 1, without hash" in told[3]
-    assert "'rare' has min_count: 3; a target keeps every value it has" in told[4]
+    faults = caught.value.faults
+    assert "'liked' is no feature; did you mean 'like'?" in faults[0]
+    assert "'user' is no feedback" in faults[1]
+    assert "'stars' has the value 2; a target has 0 and 1" in faults[2]
+    assert "'hashed' is of kind id; a target is an id with the values 0 and 1, without hash" in faults[3]
+    assert "'rare' has min_count: 3; a target keeps every value it has" in faults[4]
     with pytest.raises(ConfigError, match="'late' is 0 in every training row where it was known"):
         check_targets(log, ["late"])
     early = Log.open(log.folder)
@@ -128,9 +128,9 @@ class _Learns:
     targets = ("like",)
 
 
-def test_a_loader_computes_the_labels_known_when_the_model_learns(log: Log) -> None:
+def test_a_loader_computes_the_labels_available_when_the_model_learns(log: Log) -> None:
     model: Any = _Learns()
-    for available_before, known in ((None, 13), (START + 5_000, 4), (START, 0)):
+    for available_before, n_labels in ((None, 13), (START + 5_000, 4), (START, 0)):
         batches = list(build_loader(model, log, np.arange(N), 8, available_before=available_before).epoch(0))
-        assert sum(int((~batch.task_labels["like"].isnan()).sum()) for batch in batches) == known
+        assert sum(int((~batch.task_labels["like"].isnan()).sum()) for batch in batches) == n_labels
     assert all(batch.task_labels == {} for batch in build_loader(model, log, np.arange(N), 8, shuffle=False).epoch(0))

@@ -51,8 +51,8 @@ def offline(folder: Path, column: Any, suffix: str = "parquet", query: str = "",
         feather.write_feather(table, path, compression="uncompressed")
     source = {"query": query.format(path)} if query else {"files": [str(path)]}
     log = Relation(connection(), "log", Source.model_validate(source), folder, ["t"])
-    made = read_timestamps(log, "t", TimeColumn(column="t", **time)).sql
-    return [row[0] for row in log.con.execute(f"SELECT {made} FROM log").fetchall()]
+    expression = read_timestamps(log, "t", TimeColumn(column="t", **time)).sql
+    return [row[0] for row in log.con.execute(f"SELECT {expression} FROM log").fetchall()]
 
 
 @functools.cache
@@ -168,8 +168,10 @@ def test_text_with_and_without_an_offset(tmp_path: Path, suffix: str, zone: str)
 
 def test_times_of_a_query(tmp_path: Path) -> None:
     values = [1_700_000_000, -1_700_000_000]
-    for made in ("to_timestamp(t)", "make_timestamp(t * 1000000)", "make_timestamp(t * 1000000)::TIMESTAMP_S"):
-        assert offline(tmp_path, values, query=f"SELECT {made} AS t FROM '{{}}'") == [value * 1000 for value in values]
+    for expression in ("to_timestamp(t)", "make_timestamp(t * 1000000)", "make_timestamp(t * 1000000)::TIMESTAMP_S"):
+        assert offline(tmp_path, values, query=f"SELECT {expression} AS t FROM '{{}}'") == [
+            value * 1000 for value in values
+        ]
 
 
 ODD = [
@@ -244,7 +246,7 @@ def test_formats(tmp_path: Path, pattern: str) -> None:
             online(wrong, format=pattern)
 
 
-def test_a_request_beside_a_format_may_be_told_as_answers_are() -> None:
+def test_a_request_beside_a_format_may_be_written_as_answers_are() -> None:
     assert online("2023-11-01T10:00:00.000Z", format="%d/%m/%Y") == online("2023-11-01T10:00:00Z")
     assert online(dt.datetime(2023, 11, 1), format="%y%m%d%H") == online("2023-11-01")
     with pytest.raises(RequestError):
@@ -264,7 +266,7 @@ def test_a_request_beside_a_format_may_be_told_as_answers_are() -> None:
         ({"format": "%Y-%m-%d", "unit": "s"}, "set one"),
     ],
 )
-def test_a_wrong_format_is_told_with_the_config(time: dict[str, str], says: str) -> None:
+def test_a_wrong_format_is_reported_with_the_config(time: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         parse(TimeColumn, {"column": "t", **time}, "job.yaml")
 
@@ -305,7 +307,7 @@ def test_counters_and_seconds_are_no_calendar(tmp_path: Path) -> None:
         assert len(set(offline(tmp_path, list(values)))) == len(values)
 
 
-def test_floats_that_no_longer_tell_times_apart_are_refused(tmp_path: Path) -> None:
+def test_floats_that_cannot_separate_times_are_refused(tmp_path: Path) -> None:
     seconds = 1_700_000_000 + np.arange(200)
     with pytest.raises(DataError, match=r"32-bit floats up to 1700000256, where one float is 128 from the next: 3 dis"):
         offline(tmp_path, pa.array(seconds.astype(np.float32)))

@@ -43,15 +43,15 @@ def table() -> pa.Table:
     )
 
 
-def told(log: Log, most: int) -> dict[str, list[list[int]]]:
+def collect_histories(log: Log, most: int) -> dict[str, list[list[int]]]:
     """For each history the ids of every user's events."""
-    found: dict[str, list[list[int]]] = {name: [] for name in log.schema.histories}
+    histories: dict[str, list[list[int]]] = {name: [] for name in log.schema.histories}
     for piece in iterate_training_histories(log, most):
         for name, one in piece.items():
             ids, bounds = one.columns["item"], one.offsets.tolist()
             assert isinstance(ids, Tensor)
-            found[name] += [ids[start:stop].tolist() for start, stop in zip(bounds, bounds[1:])]
-    return found
+            histories[name] += [ids[start:stop].tolist() for start, stop in zip(bounds, bounds[1:])]
+    return histories
 
 
 @pytest.mark.parametrize("split", [{"by": "time", "valid": 0.1, "test": 0.2}, {"by": "user", "test": 0.3}], ids=str)
@@ -76,11 +76,11 @@ def test_every_event_of_the_window_once_whatever_the_pieces(
                 if log.splits[row] == SPLITS["train"] and passes[name][row] and log.events.times[row] < end[name]
             ]
             expected[name].append([int(item[row]) for row in rows])
-    assert told(log, most) == expected
+    assert collect_histories(log, most) == expected
     assert 0 < sum(map(len, expected["clicks"])) < sum(map(len, expected["all"])) < N
 
 
-def test_feedback_is_what_was_known_when_the_window_ended(prepared: Callable[..., Log]) -> None:
+def test_feedback_is_what_was_available_when_the_window_ended(prepared: Callable[..., Log]) -> None:
     log = prepared(table(), SCHEMA, split={"by": "time", "valid": 0.1, "test": 0.2})
     (piece,) = iterate_training_histories(log)
     (line,) = log.training_window.train

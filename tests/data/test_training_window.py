@@ -30,24 +30,24 @@ STEP: dict[str, Any] = {
     "label": "click",
     "features": {"item": {"kind": "id"}},
 }
-TOLD: dict[str, Any] = {"kind": "id", "column": "click", "feedback": True}
+FEEDBACK: dict[str, Any] = {"kind": "id", "column": "click", "feedback": True}
 
 
-def rows_at(log: Log, part: str) -> list[tuple[int, int]]:
+def rows_at(log: Log, split_name: str) -> list[tuple[int, int]]:
     """(user, time) of the samples of a part."""
-    rows = log.rows_of(part)
+    rows = log.rows_of(split_name)
     return list(zip((log.user(rows) - 1).tolist(), log.events.times.take(rows).tolist()))
 
 
 def column_log(prepared: Prepared, rows: list[tuple[int, int, str]], **schema: Any) -> Log:
     """A log of (user, time, part), its labels 0 and 1 in turn."""
-    user, t, part = zip(*rows)
+    user, t, split_name = zip(*rows)
     table = pa.table(
         {
             "user": user,
             "item": [0] * len(rows),
             "t": t,
-            "part": part,
+            "part": split_name,
             "click": np.arange(len(rows)) % 2,
             "buy": np.arange(len(rows)) % 2,
         }
@@ -62,7 +62,9 @@ def column_log(prepared: Prepared, rows: list[tuple[int, int, str]], **schema: A
     ("delay", "train", "valid"),
     [("0s", range(6), range(6, 8)), (1, range(5), range(6, 7)), (2, range(4), range(0)), (5, range(1), range(0))],
 )
-def test_labels_are_known_strictly_before_the_line(prepared: Prepared, delay: Any, train: range, valid: range) -> None:
+def test_labels_are_available_strictly_before_the_line(
+    prepared: Prepared, delay: Any, train: range, valid: range
+) -> None:
     table = pa.table({"user": [0] * 10, "item": [0] * 10, "t": range(10), "click": [0, 1] * 5})
     schema = {**STEP, "label_delay": delay}
     log = prepared(table, schema, split={"valid_from": 6, "test_from": 8})
@@ -70,7 +72,7 @@ def test_labels_are_known_strictly_before_the_line(prepared: Prepared, delay: An
     assert [t for _, t in rows_at(log, "valid")] == list(valid)
     assert len(log.rows_of("test")) == 2
     out = {"train": 6 - len(train), "valid": 2 - len(valid)}
-    counts = {part: {"label_not_known": n, "not_before_measured": 0} for part, n in out.items() if n}
+    counts = {split_name: {"label_not_known": n, "not_before_measured": 0} for split_name, n in out.items() if n}
     assert log.excluded_counts == counts
     assert log.sample_count == {"train": len(train), "valid": len(valid), "test": 2}
 
@@ -83,23 +85,23 @@ def test_labels_are_known_strictly_before_the_line(prepared: Prepared, delay: An
         ({"valid": 0, "test": 0}, 9),
     ],
 )
-def test_an_empty_part_ends_nothing(prepared: Prepared, split: dict[str, Any], last: int) -> None:
+def test_an_empty_split_ends_nothing(prepared: Prepared, split: dict[str, Any], last: int) -> None:
     table = pa.table({"user": [0] * 10, "item": [0] * 10, "t": range(10), "click": [0, 1] * 5})
     log = prepared(table, {**STEP, "label_delay": 1}, split=split)
     assert rows_at(log, "train")[-1] == (0, last)
     assert "valid" not in log.excluded_counts
 
 
-def test_a_column_says_when_each_label_is_known(prepared: Prepared) -> None:
+def test_a_column_says_when_each_label_is_available(prepared: Prepared) -> None:
     """The label's own ``available_at``: null is never, before the event is at the event, and both are counted."""
-    known = [0, 9, None, -5, 4, 5, 6, 7]
+    available_at = [0, 9, None, -5, 4, 5, 6, 7]
     table = pa.table(
         {
             "user": [0] * 8,
             "item": [0] * 8,
             "t": range(8),
             "click": [0, 1] * 4,
-            "known": pa.array(known, pa.int64()),
+            "known": pa.array(available_at, pa.int64()),
         }
     )
     features = {
@@ -121,7 +123,7 @@ def test_a_column_says_when_each_label_is_known(prepared: Prepared) -> None:
 def test_the_longest_delay_of_the_label_counts(prepared: Prepared) -> None:
     """A feature of the label's column that is known later says when the label is."""
     table = pa.table({"user": [0] * 10, "item": [0] * 10, "t": range(10), "click": [0, 1] * 5})
-    features = {**STEP["features"], "told": {**TOLD, "available_after": 3}}
+    features = {**STEP["features"], "told": {**FEEDBACK, "available_after": 3}}
     log = prepared(table, {**STEP, "features": features}, split={"valid_from": 6, "test_from": 8})
     assert rows_at(log, "train")[-1] == (0, 2)
 
@@ -164,7 +166,7 @@ def test_rows_of_a_user_train_before_its_own_measured_rows(prepared: Prepared) -
     ]
 
 
-def test_parts_that_follow_each_other_end_at_a_line(prepared: Prepared) -> None:
+def test_splits_that_follow_each_other_end_at_a_line(prepared: Prepared) -> None:
     """A column that runs along time is a split by time: labels of other users must be known too."""
     rows = [(0, 1, "train"), (1, 2, "train"), (0, 4, "train"), (2, 5, "valid"), (3, 6, "valid"), (4, 8, "test")]
     assert rows_at(column_log(prepared, rows, label_delay=2), "train") == [(0, 1), (1, 2)]
@@ -200,7 +202,7 @@ def test_a_request_is_not_parted_by_a_split_of_rows(prepared: Prepared) -> None:
     assert rows_at(log, "train") == [(0, 0), (0, 1), (0, 2), (0, 3)]
 
 
-def test_the_past_that_models_look_back_at_ends_with_the_window(prepared: Prepared) -> None:
+def test_training_histories_end_with_the_window(prepared: Prepared) -> None:
     rows = [(0, 1, "train"), (0, 3, "test"), (0, 4, "train"), (1, 2, "train"), (1, 9, "train")]
     features = {
         "item": {"kind": "id"},
@@ -220,8 +222,8 @@ def test_further_labels_end_with_the_window_of_their_user(prepared: Prepared) ->
     features = {"item": {"kind": "id"}, "buy": {"kind": "id", "feedback": True, "available_after": 2}}
     log = column_log(prepared, rows, features=features)
     assert rows_at(log, "train") == [(0, 1), (0, 2), (1, 2), (1, 9)]
-    told = gather(log, log.rows_of("train"), ["buy"]).task_labels["buy"].numpy()
-    np.testing.assert_array_equal(told, [0, np.nan, 1, 0])
+    message = gather(log, log.rows_of("train"), ["buy"]).task_labels["buy"].numpy()
+    np.testing.assert_array_equal(message, [0, np.nan, 1, 0])
 
 
 # ---- too little left ---------------------------------------------------------------------------------------------
@@ -248,7 +250,7 @@ def test_nothing_left_names_the_delay_and_the_ties(prepared: Prepared) -> None:
 
 def by_files(folder: Path, times: dict[str, list[int]], timed: bool = True, **split: Any) -> Log:
     folder.mkdir()
-    for part, own in times.items():
+    for split_name, own in times.items():
         table = pa.table(
             {
                 "user": range(len(own)),
@@ -258,12 +260,12 @@ def by_files(folder: Path, times: dict[str, list[int]], timed: bool = True, **sp
                 "past": [[1]] * len(own),
             }
         )
-        pq.write_table(table, folder / f"{part}.parquet")
-    parts = {part: str(folder / f"{part}.parquet") for part in times}
+        pq.write_table(table, folder / f"{split_name}.parquet")
+    files_by_split = {split_name: str(folder / f"{split_name}.parquet") for split_name in times}
     data = {
         "folder": str(folder / "prepared"),
         "threads": 1,
-        "log": {"splits": parts},
+        "log": {"splits": files_by_split},
         "split": {"by": "files", **split},
     }
     joined = {"h": {"features": ["item"], "columns": {"item": "past"}}}
@@ -312,16 +314,22 @@ def test_overlap_is_allowed_of_files_alone() -> None:
         parse(DataConfig, {"log": "a", "split": {"by": "user", "allow_overlap": True}}, "job")
 
 
-def test_a_validation_without_rows_is_told(prepared: Prepared) -> None:
+def test_a_validation_without_rows_is_reported(prepared: Prepared) -> None:
     table = pa.table({"user": [0] * 10, "item": [0] * 10, "t": range(10), "click": [0, 1] * 5})
     log = prepared(table, {**STEP, "label_delay": 3}, split={"valid_from": 6, "test_from": 8})
-    (told,) = window_warnings(log)
-    assert told.startswith("validation: every row is left out, of 2 the label was not known before test begins (label")
+    (message,) = window_warnings(log)
+    assert message.startswith(
+        "validation: every row is left out, of 2 the label was not known before test begins (label"
+    )
     assert window_warnings(prepared(table, STEP, split={"valid_from": 6, "test_from": 8})) == []
 
 
-def test_labels_that_came_after_the_first_test_row_are_told_where_no_line_leaves_them_out(prepared: Prepared) -> None:
+def test_labels_that_came_after_the_first_test_row_are_reported_where_no_line_leaves_them_out(
+    prepared: Prepared,
+) -> None:
     rows = [(0, 1, "train"), (1, 4, "train"), (2, 5, "test"), (3, 9, "train"), (3, 9, "train")]
     log = column_log(prepared, rows, label_delay=3)
-    (told,) = window_warnings(log)
-    assert told.startswith("training: a further 25.00% of the training rows lie before the first test row with labels")
+    (message,) = window_warnings(log)
+    assert message.startswith(
+        "training: a further 25.00% of the training rows lie before the first test row with labels"
+    )

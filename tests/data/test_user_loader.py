@@ -37,7 +37,7 @@ def log(prepared: Callable[..., Log]) -> Log:
     )
 
 
-def parts(batch: Batch) -> tuple[list[int], list[int]]:
+def split_rows(batch: Batch) -> tuple[list[int], list[int]]:
     """Rows that count, and rows of the context."""
     assert batch.rows is not None
     if batch.loss_mask is None:
@@ -46,7 +46,7 @@ def parts(batch: Batch) -> tuple[list[int], list[int]]:
 
 
 def counted(batches: list[Batch]) -> list[list[int]]:
-    return [parts(batch)[0] for batch in batches]
+    return [split_rows(batch)[0] for batch in batches]
 
 
 @settings(deadline=None, max_examples=25)
@@ -74,22 +74,24 @@ def test_an_epoch(
     log: Log,
 ) -> None:
     own = np.random.default_rng(drawn).permutation(log.rows_of("train"))[:count]
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "seed": drawn,
         "shuffle": shuffle,
         "rows_per_user": longest,
         "context": context,
         "mirrored": mirrored,
     }
-    loader = UserLoader(log, own, size, **given)
+    loader = UserLoader(log, own, size, **options)
     batches = list(loader.epoch(epoch))
     whole = counted(batches)
     assert len(whole) == len(loader)
     assert all(whole), "no batch is empty"
     assert sorted(sum(whole, [])) == sorted(own.tolist())  # every row counts once
     assert sum(whole, []) == loader.order(epoch).tolist()
-    again = UserLoader(log, own, size, **given)
-    assert [parts(batch) for batch in again.epoch(epoch, start)] == [parts(batch) for batch in batches[start:]]
+    again = UserLoader(log, own, size, **options)
+    assert [split_rows(batch) for batch in again.epoch(epoch, start)] == [
+        split_rows(batch) for batch in batches[start:]
+    ]
     measured = [batch.loss_rows if shuffle else batch.size for batch in batches]
     share = sum(measured) / max(len(batches), 1)
     # Runs of one user that share a batch share its context too, so that it can only be smaller.
@@ -101,22 +103,22 @@ def test_a_run_is_whole_and_its_context_stands_right_before_it(log: Log) -> None
     loader = UserLoader(log, own, 60, rows_per_user=10, context=7)
     seen: dict[int, set[int]] = {}
     for number, batch in enumerate(loader.epoch(0)):
-        rows, context = parts(batch)
+        rows, context = split_rows(batch)
         assert batch.rows is not None
         assert batch.rows.tolist() == sorted({*rows, *context})
         for row in rows:
             seen.setdefault(number, set()).add(row)
             user = log.user(np.array([row]))[0]
             first = log.events.offsets[user]
-            place = own[log.user(own) == user].tolist()
-            length, pieces = len(place), -(-len(place) // 10)
+            positions = own[log.user(own) == user].tolist()
+            length, pieces = len(positions), -(-len(positions) // 10)
             starts = [piece * length // pieces for piece in range(pieces)]
-            begin = place[max(at for at in starts if place[at] <= row)]
+            begin = positions[max(at for at in starts if positions[at] <= row)]
             before = set(range(max(int(first), begin - 7), begin))
             assert before <= {*rows, *context}
         users = set(log.user(np.array(rows)).tolist())
         assert set(log.user(np.array(context, np.int64)).tolist()) <= users
-    assert any(log.labels[row] != log.labels[row] for batch in loader.epoch(0) for row in parts(batch)[1])
+    assert any(log.labels[row] != log.labels[row] for batch in loader.epoch(0) for row in split_rows(batch)[1])
 
 
 def test_rows_of_any_order_come_in_the_order_of_the_log_when_not_shuffled(log: Log) -> None:
@@ -124,7 +126,7 @@ def test_rows_of_any_order_come_in_the_order_of_the_log_when_not_shuffled(log: L
     loader = UserLoader(log, own, 20, shuffle=False, rows_per_user=8, context=8)
     assert sum(counted(list(loader.epoch(0))), []) == sorted(own.tolist()) == loader.rows.tolist()
     train = set(log.rows_of("train").tolist())
-    assert any(row in train for batch in loader.epoch(0) for row in parts(batch)[1])
+    assert any(row in train for batch in loader.epoch(0) for row in split_rows(batch)[1])
 
 
 def test_runs_do_not_depend_on_the_batch_size(log: Log) -> None:
@@ -132,13 +134,13 @@ def test_runs_do_not_depend_on_the_batch_size(log: Log) -> None:
 
     def around(size: int) -> dict[int, frozenset[int]]:
         loader = UserLoader(log, log.rows_of("valid"), size, shuffle=False, rows_per_user=9, context=9)
-        found = {}
+        visible = {}
         for batch in loader.epoch(0):
-            rows, context = parts(batch)
+            rows, context = split_rows(batch)
             users = log.user(np.array(rows + context))
             for row, user in zip(rows, users):
-                found[row] = {r for r, u in zip(rows + context, users) if u == user and r <= row}
-        return {row: frozenset(list(sorted(before))[-10:]) for row, before in found.items()}
+                visible[row] = {r for r, u in zip(rows + context, users) if u == user and r <= row}
+        return {row: frozenset(list(sorted(before))[-10:]) for row, before in visible.items()}
 
     assert around(20) == around(41) == around(10_000)
 
@@ -164,7 +166,7 @@ def test_the_order_never_changes(log: Log) -> None:
     assert loader._order(3).tolist() == [3, 5, 4, 7, 8, 0, 9, 2, 1, 6]
 
 
-def test_batches_are_about_as_large_as_asked(log: Log) -> None:
+def test_batches_are_about_as_large_as_requested(log: Log) -> None:
     """In training by the rows that count, in prediction by all rows: a long context takes memory."""
     own = log.rows_of("train")
     trains = UserLoader(log, own, 64, rows_per_user=20, context=10)

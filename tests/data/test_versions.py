@@ -99,11 +99,11 @@ def newest(rows: list[Row], key: str, which: Any, now: int) -> Row | None:
     return max(own, key=lambda row: row["since"]) if own else None
 
 
-def code(known: list[Any], value: Any) -> int:
-    return 0 if value is None else known.index(value) + 2 if value in known else 1
+def code(vocabulary: list[Any], value: Any) -> int:
+    return 0 if value is None else vocabulary.index(value) + 2 if value in vocabulary else 1
 
 
-def told(item: Row | None, which: int) -> dict[str, Any]:
+def expected_item(item: Row | None, which: int) -> dict[str, Any]:
     """What a batch must hold of an item."""
     row = item or {"brand": None, "price": None, "tags": [], "sizes": None}
     price = row["price"]
@@ -113,7 +113,7 @@ def told(item: Row | None, which: int) -> dict[str, Any]:
         "cut": 0 if price is None else 2 + (price >= 2) + (price >= 5),
         "price": -1.0 if price is None else float(price),
         "sizes": [0.0, 0.0] if row["sizes"] is None else [float(one) for one in row["sizes"]],
-        "tags": [(code([0, 1, 2], tag), place + 0.5) for place, tag in enumerate(row["tags"])],
+        "tags": [(code([0, 1, 2], tag), index + 0.5) for index, tag in enumerate(row["tags"])],
         "shelf": which % 2 + 2,
     }
 
@@ -133,11 +133,11 @@ def plain(column: torch.Tensor | Jagged) -> list[Any]:
     return [values[first:stop] for first, stop in zip(cuts, cuts[1:])]
 
 
-def made(
+def prepare_log(
     prepared: Callable[..., Log], rows: list[Row], items: list[Row], users: list[Row], schema: Row = SCHEMA
 ) -> Log:
     log = [{**row, "number": n, "click": n % 2, "shelf": row["item"] % 2} for n, row in enumerate(rows)]
-    items = [{**row, "tag_weights": [place + 0.5 for place in range(len(row["tags"]))]} for row in items]
+    items = [{**row, "tag_weights": [index + 0.5 for index in range(len(row["tags"]))]} for row in items]
     return prepared(
         table(log).append_column("part", pa.array(["train"] * len(log))),
         schema,
@@ -150,51 +150,51 @@ def made(
 
 @settings(deadline=None, max_examples=25)
 @given(rows=st.lists(event(), min_size=2, max_size=25), items=ITEM_ROWS, users=USER_ROWS)
-def test_every_feature_is_of_the_newest_version_before_its_moment(
+def test_every_feature_is_of_the_newest_version_before_its_timestamp(
     rows: list[Row], items: list[Row], users: list[Row], prepared: Callable[..., Log]
 ) -> None:
-    log = made(prepared, rows, items, users)
+    log = prepare_log(prepared, rows, items, users)
     batch = gather(log, np.random.default_rng(0).permutation(len(log)))
     features = {name: plain(column) for name, column in batch.features.items()}
-    for place, number in enumerate(features["number"]):
+    for index, number in enumerate(features["number"]):
         row = rows[int(number)]
         same = [
             r["t"] for r in rows if r["visit"] is not None and (r["user"], r["visit"]) == (row["user"], row["visit"])
         ]
         now = min([row["t"], *same])
-        expected = told(newest(items, "item", row["item"], now), row["item"])
+        expected = expected_item(newest(items, "item", row["item"], now), row["item"])
         expected |= owner(newest(users, "user", row["user"], now))
-        assert {name: features[name][place] for name in expected} == expected
+        assert {name: features[name][index] for name in expected} == expected
         # A past item is told as it stands at the impression, whatever it was at its own event.
-        past = sorted((r for r in rows if r["user"] == row["user"] and r["t"] < now), key=lambda r: r["t"])
-        for name, kept, last in (("seen", past, 4), ("clicked", [r for r in past if r["page"] == 1], 3)):
-            seen = [told(newest(items, "item", r["item"], now), r["item"]) for r in kept[-last:]]
+        earlier = sorted((r for r in rows if r["user"] == row["user"] and r["t"] < now), key=lambda r: r["t"])
+        for name, kept, last in (("seen", earlier, 4), ("clicked", [r for r in earlier if r["page"] == 1], 3)):
+            seen = [expected_item(newest(items, "item", r["item"], now), r["item"]) for r in kept[-last:]]
             history = batch.histories[name]
-            first, stop = history.offsets[place : place + 2].tolist()
+            first, stop = history.offsets[index : index + 2].tolist()
             for column in set(history.columns) - {"time_gap"}:
                 assert plain(history.columns[column])[first:stop] == [one[column] for one in seen], (name, column)
 
 
 @settings(deadline=None, max_examples=5)
 @given(items=ITEM_ROWS, users=USER_ROWS)
-def test_users_and_items_by_themselves_stand_as_at_any_moment(
+def test_users_and_items_by_themselves_stand_as_at_any_timestamp(
     items: list[Row], users: list[Row], prepared: Callable[..., Log]
 ) -> None:
     rows = [{"user": n % USERS, "item": n % ITEMS, "t": n, "visit": None, "page": 0} for n in range(TICKS)]
-    log = made(prepared, rows, items, users)
+    log = prepare_log(prepared, rows, items, users)
     brands, lands = log.items.keys.values.to_pylist(), log.users.keys.values.to_pylist()
     for now in range(-4, TICKS + 4):
-        made_of = build_item_batch(log, np.arange(1, len(brands) + 1), now).features
-        found = {name: plain(column) for name, column in made_of.items()}
-        for place, key in enumerate(brands):
-            expected = told(newest(items, "item", key, now), key)
+        batch_columns = build_item_batch(log, np.arange(1, len(brands) + 1), now).features
+        values_by_name = {name: plain(column) for name, column in batch_columns.items()}
+        for index, key in enumerate(brands):
+            expected = expected_item(newest(items, "item", key, now), key)
             for name in ("brand", "cut", "price", "sizes", "tags"):
-                assert found[name][place] == expected[name]
-        made_of = build_user_batch(log, np.arange(1, len(lands) + 1), now).features
-        found = {name: plain(column) for name, column in made_of.items()}
-        for place, key in enumerate(lands):
+                assert values_by_name[name][index] == expected[name]
+        batch_columns = build_user_batch(log, np.arange(1, len(lands) + 1), now).features
+        values_by_name = {name: plain(column) for name, column in batch_columns.items()}
+        for index, key in enumerate(lands):
             expected = owner(newest(users, "user", key, now))
-            assert {name: found[name][place] for name in expected} == expected
+            assert {name: values_by_name[name][index] for name in expected} == expected
 
 
 # ---- coins -------------------------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ N, START = 2_000, 1_600_000_000
 
 
 @pytest.mark.parametrize("after", [0, 1, 3_600])
-def test_a_version_of_the_moment_or_later_tells_no_coin(after: int, prepared: Callable[..., Log]) -> None:
+def test_a_version_of_the_timestamp_or_later_reveals_no_coin(after: int, prepared: Callable[..., Log]) -> None:
     random = np.random.default_rng(after)
     coin, times = random.integers(0, 2, N), START + np.arange(N) * 60
     log = pa.table({"user": np.arange(N) % 40, "item": np.arange(N) % 200, "t": times, "click": coin})
@@ -218,8 +218,8 @@ def test_a_version_of_the_moment_or_later_tells_no_coin(after: int, prepared: Ca
     dated = prepared(log, COINS, items=pa.table(rows), as_of={"items": "since"})
     assert dated.warnings == []
 
-    def area(made: Log) -> float:
-        batch = gather(made, np.arange(len(made)))
+    def area(prepare_log: Log) -> float:
+        batch = gather(prepare_log, np.arange(len(prepare_log)))
         ctr = batch.features["ctr"]
         assert isinstance(ctr, torch.Tensor)
         return float(auc(batch.label.numpy(), ctr.numpy()))
@@ -235,51 +235,56 @@ def test_a_version_of_the_moment_or_later_tells_no_coin(after: int, prepared: Ca
     ]
 
 
-def test_only_a_table_that_some_feature_reads_is_told(prepared: Callable[..., Log]) -> None:
+def test_only_a_table_that_some_feature_reads_is_reported(prepared: Callable[..., Log]) -> None:
     log = pa.table({"user": [1, 2] * 20, "item": [3, 4] * 20, "t": range(40), "click": [0, 1, 1, 0] * 10})
-    words = {
+    schema_dict = {
         **COINS,
         "features": {"item": {"kind": "id"}, "user": {"kind": "id"}},
         "time": {"column": "t", "unit": "step"},
     }
     items = pa.table({"item": [3, 4], "ctr": [0.5, 0.6], "a": ["x", "y"]})
-    assert prepared(log, words, items=items).warnings == []
+    assert prepared(log, schema_dict, items=items).warnings == []
     both = {
-        **words,
+        **schema_dict,
         "features": {"ctr": {"kind": "numeric", "side": "item"}, "b": {"kind": "id", "side": "item", "column": "a"}},
     }
-    (told_of,) = prepared(log, both, items=items).warnings
-    assert told_of.startswith(
+    (warnings,) = prepared(log, both, items=items).warnings
+    assert warnings.startswith(
         "items.parquet has no as_of: features ctr, b are taken as they stand in the file, for every"
     )
 
 
-def test_moments_that_all_lie_late_are_told(prepared: Callable[..., Log]) -> None:
+def test_timestamps_that_all_lie_late_are_reported(prepared: Callable[..., Log]) -> None:
     log = pa.table({"user": [1, 2] * 20, "item": [3, 4] * 20, "t": range(40), "click": [0, 1, 1, 0] * 10})
-    words = {**COINS, "time": {"column": "t", "unit": "step"}}
+    schema_dict = {**COINS, "time": {"column": "t", "unit": "step"}}
     for since, share in ((9, None), (40, "100%"), (24, "78%")):
         items = pa.table({"item": [3, 4], "ctr": [0.5, 0.6], "since": [since, since]})
-        told_of = prepared(log, words, items=items, as_of={"items": "since"}).warnings
-        assert len(told_of) == (share is not None)
+        warnings = prepared(log, schema_dict, items=items, as_of={"items": "since"}).warnings
+        assert len(warnings) == (share is not None)
         if share is not None:
-            assert told_of[0].startswith(
+            assert warnings[0].startswith(
                 f"items.parquet has no version before {share} of the training rows, where feature ctr"
             )
 
 
 def test_versions_of_a_log_without_time_are_refused(prepared: Callable[..., Log]) -> None:
-    words = {"user": "user", "item": "item", "label": "click", "features": {"ctr": {"kind": "numeric", "side": "item"}}}
-    words |= {"histories": {"past": {"features": ["item"], "columns": {"item": "past"}}}}
-    words["features"]["item"] = {"kind": "id"}  # type: ignore[index]
+    schema_dict = {
+        "user": "user",
+        "item": "item",
+        "label": "click",
+        "features": {"ctr": {"kind": "numeric", "side": "item"}},
+    }
+    schema_dict |= {"histories": {"past": {"features": ["item"], "columns": {"item": "past"}}}}
+    schema_dict["features"]["item"] = {"kind": "id"}  # type: ignore[index]
     log = pa.table({"user": [1, 2] * 9, "item": [3, 4] * 9, "click": [0, 1] * 9, "past": [[3]] * 18})
     items = pa.table({"item": [3], "ctr": [0.5], "since": [0]})
     with pytest.raises(DataError, match="column 'since': as_of, but the schema names no time"):
-        prepared(log, words, items=items, as_of={"items": "since"}, split={"by": "user"})
+        prepared(log, schema_dict, items=items, as_of={"items": "since"}, split={"by": "user"})
 
 
 # ---- the fit -----------------------------------------------------------------------------------------------------
 
-LEARNT: dict[str, Any] = {
+LEARNED: dict[str, Any] = {
     "brand": {"kind": "id", "min_count": 3},
     "same": {"kind": "id", "column": "brand", "share": "brand"},
     "tags": {"kind": "multi_id"},
@@ -291,7 +296,7 @@ LEARNT: dict[str, Any] = {
 }
 
 
-def test_what_is_learnt_is_what_training_rows_read(prepared: Callable[..., Log]) -> None:
+def test_what_is_learned_is_what_training_rows_read(prepared: Callable[..., Log]) -> None:
     """As if every row of the log carried the values of its version."""
     random = np.random.default_rng(3)
     count, items = 300, list[Row]()
@@ -302,17 +307,17 @@ def test_what_is_learnt_is_what_training_rows_read(prepared: Callable[..., Log])
     nothing = {"brand": None, "price": None, "tags": None}
     joined = []
     for row in rows:
-        found = newest(items, "item", row["item"], row["t"]) or nothing
-        joined.append({**row, **{name: found[name] for name in nothing}})
+        values_by_name = newest(items, "item", row["item"], row["t"]) or nothing
+        joined.append({**row, **{name: values_by_name[name] for name in nothing}})
     base = {"user": "user", "item": "item", "time": {"column": "t", "unit": "step"}, "label": "click"}
     ids = {"user": {"kind": "id"}, "item": {"kind": "id"}}
-    words = [
-        {**base, "features": ids | {n: {**f, "side": owns} for n, f in LEARNT.items()}}
+    schema_dict = [
+        {**base, "features": ids | {n: {**f, "side": owns} for n, f in LEARNED.items()}}
         for owns in ("item", "candidate")
     ]
-    dated = prepared(table(rows), words[0], items=table(items), as_of={"items": "since"})
-    beside = prepared(table(joined), words[1])
-    for name in LEARNT:
+    dated = prepared(table(rows), schema_dict[0], items=table(items), as_of={"items": "since"})
+    beside = prepared(table(joined), schema_dict[1])
+    for name in LEARNED:
         one, other = (log.fitted.encoders[name] for log in (dated, beside))
         states = [dump_encoder(encoder) for encoder in (one, other)]
         spreads = [state.pop("spread", 0.0) for state in states]  # sums in another order
@@ -338,10 +343,16 @@ def test_one_version_a_key_before_everything_is_a_table_without_versions(prepare
         {"item": np.arange(9), "brand": [f"b{n % 4}" for n in range(9)], "price": random.random(9) * 50,
          "tags": [[n % 3, n % 5] for n in range(9)], "since": pa.array([START - 1] * 9, pa.timestamp("s"))}
     )  # fmt: skip
-    words = {**COINS, "features": {"item": {"kind": "id"}} | {n: {**f, "side": "item"} for n, f in LEARNT.items()}}
-    words["histories"] = {"past": {"features": ["item", "brand", "tags", "cuts"], "max_length": 5}}
-    dated, static = prepared(log, words, items=items, as_of={"items": "since"}), prepared(log, words, items=items)
-    one, other = (gather(made_log, np.arange(200)) for made_log in (dated, static))
+    schema_dict = {
+        **COINS,
+        "features": {"item": {"kind": "id"}} | {n: {**f, "side": "item"} for n, f in LEARNED.items()},
+    }
+    schema_dict["histories"] = {"past": {"features": ["item", "brand", "tags", "cuts"], "max_length": 5}}
+    dated, static = (
+        prepared(log, schema_dict, items=items, as_of={"items": "since"}),
+        prepared(log, schema_dict, items=items),
+    )
+    one, other = (gather(one_log, np.arange(200)) for one_log in (dated, static))
     for name in one.features:
         assert plain(one.features[name]) == plain(other.features[name]), name
     for column, values in one.histories["past"].columns.items():
@@ -352,8 +363,8 @@ def test_one_version_a_key_before_everything_is_a_table_without_versions(prepare
 
 def test_the_dates_of_a_table_may_be_of_another_type_than_those_of_the_log(prepared: Callable[..., Log]) -> None:
     day = 86_400
-    moments = START // day * day + np.arange(40) * (day // 4)
-    log = pa.table({"user": [1] * 40, "item": [3] * 40, "t": moments, "click": [0, 1] * 20})
+    timestamps = START // day * day + np.arange(40) * (day // 4)
+    log = pa.table({"user": [1] * 40, "item": [3] * 40, "t": timestamps, "click": [0, 1] * 20})
     seconds = START // day * day + np.arange(10) * day
     when = pa.array(seconds, pa.timestamp("s", "UTC"))
     east = np.datetime_as_string((seconds + 2 * 3600).astype("datetime64[s]"))
@@ -368,8 +379,8 @@ def test_the_dates_of_a_table_may_be_of_another_type_than_those_of_the_log(prepa
     expected = [0.0] + [float(n // 4 + 1) for n in range(39)]
     for kind, since in dates.items():
         items = pa.table({"item": [3] * 10, "ctr": np.arange(10) + 1.0, "since": since})
-        words = {**COINS, "time": "t"}
-        ctr = gather(prepared(log, words, items=items, as_of={"items": "since"}), np.arange(40)).features["ctr"]
+        schema_dict = {**COINS, "time": "t"}
+        ctr = gather(prepared(log, schema_dict, items=items, as_of={"items": "since"}), np.arange(40)).features["ctr"]
         assert plain(ctr) == expected, kind
 
 
@@ -382,17 +393,17 @@ def test_another_column_of_dates_is_another_log(tmp_path: Path) -> None:
     schema = Schema.model_validate({**COINS, "time": {"column": "t", "unit": "step"}})
     folders = set()
     for as_of in (None, "early", "late"):
-        for words in ({"files": str(tmp_path / "items.parquet")}, {"query": f"FROM '{tmp_path}/items.parquet'"}):
-            source = {**words, **({} if as_of is None else {"as_of": as_of})}
-            if as_of is None and "files" in words:
+        for schema_dict in ({"files": str(tmp_path / "items.parquet")}, {"query": f"FROM '{tmp_path}/items.parquet'"}):
+            source = {**schema_dict, **({} if as_of is None else {"as_of": as_of})}
+            if as_of is None and "files" in schema_dict:
                 source["files"] = str(tmp_path / "ite*.parquet")
             data = {"log": str(tmp_path / "log.parquet"), "items": source, "folder": str(tmp_path / "prepared")}
             folder = prepare(DataConfig.model_validate(data), schema)
             folders.add(folder)
             log_of = Log.open(folder)
-            named = f"{tmp_path.name}/ite*.parquet" if "files" in words else "the query of items"
-            told_of = "" if not log_of.warnings else log_of.warnings[0].split(" has ")[0]
-            assert told_of == {None: named, "early": "", "late": named.replace("*", "ms").rpartition("/")[2]}[as_of]
+            named = f"{tmp_path.name}/ite*.parquet" if "files" in schema_dict else "the query of items"
+            warnings = "" if not log_of.warnings else log_of.warnings[0].split(" has ")[0]
+            assert warnings == {None: named, "early": "", "late": named.replace("*", "ms").rpartition("/")[2]}[as_of]
             batch = gather(log_of, np.arange(count))
             assert set(plain(batch.features["ctr"])) == (
                 {0.0} if as_of == "late" else {np.float32(0.1), np.float32(0.9)}
@@ -400,21 +411,21 @@ def test_another_column_of_dates_is_another_log(tmp_path: Path) -> None:
     assert len(folders) == 6
 
 
-def test_what_users_did_in_training_is_told_as_of_its_end(prepared: Callable[..., Log]) -> None:
+def test_what_users_did_in_training_is_reported_as_of_its_end(prepared: Callable[..., Log]) -> None:
     rows = [{"user": 0, "item": n % 2, "t": n, "click": n // 2 % 2} for n in range(40)]
     items = [{"item": n, "since": since, "brand": f"{n} from {since}"} for n in (0, 1) for since in (-1, 10, 35)]
-    words = {
+    schema_dict = {
         **COINS,
         "time": {"column": "t", "unit": "step"},
         "histories": {"past": {"features": ["brand"], "max_length": 5}},
     }
-    words["features"] = {
+    schema_dict["features"] = {
         "item": {"kind": "id"},
         "brand": {"kind": "id", "side": "item", "vocab": ["0 from 10", "1 from 10"]},
     }
     rows = [{**row, "part": "train" if row["t"] < 30 else "test"} for row in rows]
     for split in ({"test_from": "30"}, {"by": "column", "column": "part"}):
-        log = prepared(table(rows), words, items=table(items), as_of={"items": "since"}, split=split)
+        log = prepared(table(rows), schema_dict, items=table(items), as_of={"items": "since"}, split=split)
         (piece,) = iterate_training_histories(log)
         assert set(plain(piece["past"].columns["brand"])) == {2, 3}, split
 
@@ -425,21 +436,21 @@ def test_a_table_without_rows_and_columns_of_both_sides(prepared: Callable[..., 
     log = table(rows).append_column("given", pa.array([[n % 2, 5] for n in range(40)]))
     log = log.append_column("strength", pa.array([[0.5, 1.5 + n % 2] for n in range(40)]))
     items = pa.table({"item": [0, 0], "since": [3, 8], "tags": [[1, 2], [3, 4]], "heavy": [[1.0, 2.0], [3.0, 4.0]]})
-    words = {**COINS, "time": {"column": "t", "unit": "step"}}
-    words["features"] = {
+    schema_dict = {**COINS, "time": {"column": "t", "unit": "step"}}
+    schema_dict["features"] = {
         "dated": {"kind": "multi_id", "side": "item", "column": "tags", "weights": "strength", "vocab": [1, 2, 3, 4]},
         "fixed": {"kind": "multi_id", "side": "item", "column": "given", "weights": "heavy", "vocab": [0, 1, 5]},
         "since": {"kind": "numeric", "side": "item", "missing": -1},
     }
-    found = gather(prepared(log, words, items=items, as_of={"items": "since"}), np.arange(40)).features
-    dated, fixed, since = (plain(found[name]) for name in words["features"])
+    values_by_name = gather(prepared(log, schema_dict, items=items, as_of={"items": "since"}), np.arange(40)).features
+    dated, fixed, since = (plain(values_by_name[name]) for name in schema_dict["features"])
     assert dated == [[], [], [], []] + [
         [] if n % 2 else [(2, 0.5), (3, 1.5)] if n <= 8 else [(4, 0.5), (5, 1.5)] for n in range(4, 40)
     ]
     early, late = [(2, 1.0), (4, 2.0)], [(2, 3.0), (4, 4.0)]
     assert fixed[3:11] == [[], early, [], early, [], early, [], late]
     assert since[:11] == [-1.0, -1.0, -1.0, -1.0, 3.0, -1.0, 3.0, -1.0, 3.0, -1.0, 8.0]
-    none = prepared(log, words, items=items.slice(0, 0), as_of={"items": "since"})
+    none = prepared(log, schema_dict, items=items.slice(0, 0), as_of={"items": "since"})
     empty = gather(none, np.arange(40)).features
     assert plain(empty["dated"]) == [[]] * 40
     assert plain(empty["since"]) == [-1.0] * 40

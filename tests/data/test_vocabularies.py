@@ -47,7 +47,7 @@ def test_one_text_file_serves_every_kind_of_column(
     assert opened.warnings == []
 
 
-def test_a_vocabulary_none_of_whose_values_occurs_is_told(prepared: Prepared) -> None:
+def test_a_vocabulary_none_of_whose_values_occurs_is_reported(prepared: Prepared) -> None:
     odd = {
         "page": {"kind": "id", "vocab": ["Home", "search"]},
         "i": {"kind": "id", "column": "item", "vocab": [70, 71]},
@@ -61,11 +61,11 @@ def test_a_vocabulary_none_of_whose_values_occurs_is_told(prepared: Prepared) ->
 
 def test_a_vocabulary_of_a_table_with_versions_is_held_to_its_versions(prepared: Prepared) -> None:
     features = {**SCHEMA["features"], "brand": {"kind": "id", "side": "item", "vocab": ["a", "b"]}}
-    for brand, told in (("a", 0), ("z", 1)):
+    for brand, n_warnings in (("a", 0), ("z", 1)):
         items = pa.table({"item": [1, 1, 2], "since": [0, 5, 0], "brand": [brand] * 3})
         schema = SCHEMA | {"features": features}
         warnings = prepared(log(), schema, items=items, as_of={"items": "since"}).warnings
-        assert sum("values of its vocabulary" in warning for warning in warnings) == told
+        assert sum("values of its vocabulary" in warning for warning in warnings) == n_warnings
 
 
 def test_requests_bring_keys_in_the_type_of_the_column(prepared: Prepared, tmp_path: Path) -> None:
