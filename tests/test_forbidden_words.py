@@ -45,7 +45,7 @@ PAIRS = frozenset(
 )
 BRITISH = re.compile(
     r"optimis|normalis|standardis|quantis|initialis|organis|recognis|summaris|serialis|regularis|minimis|maximis|"
-    r"tokenis|generalis|penalis|vectoris|materialis|parallelis|behaviour|catalogue|colour|favour|neighbour|honour|"
+    r"tokenis|generalis|penalis|vectoris|materialis|behaviour|catalogue|colour|favour|neighbour|honour|"
     r"labelled|labelling|learnt|centre",
     re.IGNORECASE,
 )

@@ -25,7 +25,7 @@ def test_weights_are_those_of_scikit_learn() -> None:
     clipped = np.clip(P, 1e-7, 1 - 1e-7)
     assert measured["log_loss"].value == pytest.approx(sk_log_loss(Y, clipped, sample_weight=w))
     for key in ("auc", "log_loss", "normalized_entropy", "pcoc"):
-        assert measured[key].value == pytest.approx(getattr(metrics, key.replace("normalised", "normalized"))(Y, P, w))
+        assert measured[key].value == pytest.approx(getattr(metrics, key)(Y, P, w))
     assert measured["gauc"].value == pytest.approx(metrics.grouped_auc(Y, P, USER, w).value)
     assert measured["ece"].value == pytest.approx(metrics.ece(Y, P, weight=w))
 

@@ -32,7 +32,7 @@ def atrank(settings: dict[str, Any], fields: Fields = TWO) -> ATRank:
 
 
 def layer_of(layer: EncoderLayer, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Equations 3 to 7 of queries y over behaviours x, space by space, and the weights ``[spaces, M, T]``."""
+    """Equations 3 to 7 of queries y over behaviors x, space by space, and the weights ``[spaces, M, T]``."""
     w_q, w_k, w_v = layer.inner.weight.chunk(3)
     assert layer.bias is not None
     size = len(w_q) // layer.heads
@@ -54,7 +54,7 @@ def layer_of(layer: EncoderLayer, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]
 
 
 def as_written(model: ATRank, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-    """Logits, and the mean weights of each row's behaviours, those of the first history first."""
+    """Logits, and the mean weights of each row's behaviors, those of the first history first."""
     embedded, logits, weights_of_rows = model.embeddings(batch), [], []
     for row in range(batch.size):
         events = []

@@ -71,7 +71,7 @@ def write(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 
 def test_the_folder_is_the_registry() -> None:
     assert {"dcn", "deepfm", "din", "fm", "lr", "pooling", "wide_deep"} <= set(names())
-    assert not {"base", "artifact", "catalogue"} & set(names())
+    assert not {"base", "artifact", "catalog"} & set(names())
     assert find("din") is DIN
     assert name_of(build({"name": "din"}, FIELDS)) == "din"
 

@@ -167,7 +167,7 @@ def literal(inner: _Internal, q: Tensor, events: Tensor, length: int) -> Tensor:
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_padding_length_does_not_change_the_output(settings: dict[str, Any]) -> None:
-    """Padding is what a longer neighbour in the batch brings. The authors' code fails this."""
+    """Padding is what a longer neighbor in the batch brings. The authors' code fails this."""
     model = dfn(settings)
     batch = ragged(3, fields=THREE, lengths=[4, 3, 60])
     together = model(batch)

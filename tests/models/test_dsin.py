@@ -347,7 +347,7 @@ def test_how_a_visit_ended_is_not_learned_event_by_event(tmp_path: Path) -> None
 
 
 def test_its_defaults_read_a_history(tmp_path: Path) -> None:
-    """With layer normalisation they hardly do (see the departures)."""
+    """With layer normalization they hardly do (see the departures)."""
     assert solves(generate_dataset("one_interest", users=500), {"name": "dsin"}, tmp_path)
 
 

@@ -234,7 +234,7 @@ def test_training_moves_codebooks_and_its_loss_holds_the_commitment() -> None:
 
 def test_without_codes_no_quantizer_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
-        raise AssertionError("the quantiser was called")
+        raise AssertionError("the quantizer was called")
 
     monkeypatch.setattr(ResidualQuantizer, "forward", never)
     monkeypatch.setattr(ResidualQuantizer, "codes", never)

@@ -97,7 +97,7 @@ def test_9_padding(settings: dict[str, Any]) -> None:
     together = read(model, batch)
     for row in range(8):
         torch.testing.assert_close(read(model, take(batch, [row]))[0], together[row], rtol=1e-4, atol=2e-5)
-    # Users without history read a learnt default.
+    # Users without history read a learned default.
     assert torch.equal(together[0], model.defaults[0].detach())
     with torch.no_grad():
         model.defaults[0] += 1

@@ -196,7 +196,7 @@ def test_10_scale_of_the_knowledge_does_not_matter_to_p() -> None:
 
 
 def test_10_scale_is_watched() -> None:
-    """||P(K)|| / ||a|| by hand, layer by layer; zero before anything was learnt."""
+    """||P(K)|| / ||a|| by hand, layer by layer; zero before anything was learned."""
     batch = ragged(50)
     assert plugged().eval().shares(batch).tolist() == [0.0]
     model = plugged({"zero_init": False, "layers": [1, 0], "base": {"name": "dcn"}}).eval()

@@ -102,7 +102,7 @@ KNOWING = Fields(TOKENS.features, {**FEW.histories, **TOKENS.histories})
 @pytest.mark.parametrize("base", BASES, ids=lambda base: base["name"])
 @pytest.mark.parametrize("name", ["shared_bottom", "can", "keep_plug", "iat", "iat_reader"])
 def test_a_base_keeps_what_it_learns_beside_its_label(name: str, base: dict[str, Any]) -> None:
-    """Such as DIEN: what comes next in a history. Its label is learnt once, by the model that stands on it."""
+    """Such as DIEN: what comes next in a history. Its label is learned once, by the model that stands on it."""
     fields = KNOWING if name in ("keep_plug", "iat_reader") else FEW
     model, batch = Case(name, {"base": base}).lively(fields), ragged(30, fields=fields)
     below = model.bottom.base if name == "shared_bottom" else model.base

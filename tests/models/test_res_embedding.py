@@ -104,7 +104,7 @@ def test_equations_1_to_4_by_whole_matrices(weighting: str, settings: dict[str, 
     expected = dense(model, strengths(model, pieces)) @ model.graph.centers.table("item") + model.residuals
     torch.testing.assert_close(model.vectors(), expected, rtol=1e-4, atol=1e-5)
     batch = ragged(9, fields=FEW)
-    actual = model.base.embeddings(batch)  # with a gradient: centres of the items of the batch
+    actual = model.base.embeddings(batch)  # with a gradient: centers of the items of the batch
     torch.testing.assert_close(actual.features["item"], expected[batch.features["item"].long()], rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
     ids = batch.histories["seen"].columns["item"]
     torch.testing.assert_close(actual.histories["seen"]["item"], expected[ids.long()], rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
@@ -131,7 +131,7 @@ def test_a_without_residuals_items_of_one_neighborhood_are_one(weighting: str) -
     with torch.no_grad():
         model.residuals.zero_()
     e = model.vectors()
-    if weighting == "attention":  # the score asks by the item's own centre
+    if weighting == "attention":  # the score asks by the item's own center
         with torch.no_grad():
             c = model.graph.centers.table("item")
             c[11] = c[10]
@@ -213,7 +213,7 @@ def test_a_graph_starts_empty_and_is_in_the_state() -> None:
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.graph.slots, model.graph.slots)
     assert (other.graph.strength[2:, 1:] > 0).any()
-    assert (other.graph.strength[:2, 1:] == 0).all()  # missing and unseen items have no neighbours
+    assert (other.graph.strength[:2, 1:] == 0).all()  # missing and unseen items have no neighbors
 
 
 # ---- what the graph is drawn from ----------------------------------------------------------------------------------

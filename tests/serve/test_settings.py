@@ -33,8 +33,8 @@ def test_the_command_line_passes_them_on(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--tokens", "place"], "--tokens: 'place' is not HISTORY=PLACE"),
-        (["--tokens", "=x"], "'=x' is not HISTORY=PLACE"),
+        (["--tokens", "place"], "--tokens: 'place' is not HISTORY=LOCATION"),
+        (["--tokens", "=x"], "'=x' is not HISTORY=LOCATION"),
         (["--state", "x"], "--state: needs --events"),
     ],
 )

@@ -92,7 +92,7 @@ def test_runs_of_other_rows_are_not_compared(din: Run, shop: Path, folder: Path,
     shorter = train(shop, ["name=shorter", "data.split.test=0.05", *overrides], quiet=True)
     with pytest.raises(RunError, match=r"test rows of din and shorter: 300 and 150; expected the same rows"):
         compare([din, shorter])
-    relabeled = train(shop, ["name=relabelled", "data.schema.label.at_least=3", *overrides], quiet=True)
+    relabeled = train(shop, ["name=relabeled", "data.schema.label.at_least=3", *overrides], quiet=True)
     with pytest.raises(RunError, match="another label in sample"):
         compare([din, relabeled])
     shutil.copytree(din.folder, tmp_path / "din")

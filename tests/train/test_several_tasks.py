@@ -1,4 +1,4 @@
-"""Models of several tasks through a run: what is learnt of each label, what is written, what is printed and served."""
+"""Models of several tasks through a run: what is learned of each label, what is written, what is printed and served."""
 
 from __future__ import annotations
 
