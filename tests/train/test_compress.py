@@ -66,7 +66,9 @@ def everything(store: Path) -> Tokens:
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """A log, and the tokens of a source in temporal order."""
     folder = tmp_path_factory.mktemp("pages")
-    config = pages.job(pages.write(pages.pages(), folder / "log.parquet"), folder, {**pages.IAT, "order": "temporal"})
+    config = pages.job(
+        pages.write(pages.make_pages(), folder / "log.parquet"), folder, {**pages.IAT, "order": "temporal"}
+    )
     compress(config, folder / "tokens", [*FEW, "codec=fp32"], quiet=True)
     return config, folder / "tokens"
 
@@ -87,7 +89,7 @@ ORDERS = {"temporal": {"order": "temporal"}, "user": {"order": "user", "labels":
 )
 def test_1_future_invariance(tmp_path: Path, order: str, mode: str, filter: str) -> None:
     """Whatever happens at or after t, the tokens that a request at t reads are the same to the bit."""
-    columns = pages.pages()
+    columns = pages.make_pages()
     if filter == "positive":  # some labels wait for days, while the source learns those of rows after them
         columns["seen_at"] += np.where(np.arange(len(columns["at"])) % 3 == 0, 4 * pages.DAYS, 0)
     t = int(np.quantile(columns["at"], 0.6))
@@ -167,7 +169,7 @@ def test_4_label_delay(written: tuple[dict[str, Any], Path]) -> None:
 
 def test_8_stream_equals_batch(tmp_path: Path) -> None:
     """A temporal source that does not move writes the same tokens in blocks and in a stream."""
-    log = pages.write(pages.pages(), tmp_path / "log.parquet")
+    log = pages.write(pages.make_pages(), tmp_path / "log.parquet")
     model = {**pages.IAT, "order": "temporal", "base": {**pages.IAT["base"], "batch_norm": False}}
     config = pages.job(log, tmp_path, model)
     config["fit"] |= {"lr": 1e-30, "l2": 0.0}
@@ -223,7 +225,7 @@ def test_versions_are_standardized_by_earlier_rows_alone(written: tuple[dict[str
 
 def test_6_a_streaming_step_writes_the_current_rows_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies in the store stays as it is while the source learns from it and goes on writing."""
-    log = pages.write(pages.pages(), tmp_path / "log.parquet")
+    log = pages.write(pages.make_pages(), tmp_path / "log.parquet")
     config = pages.job(log, tmp_path, {**pages.IAT, "order": "user"})
     times: list[tuple[int, int]] = []
     before: dict[int, bytes] = {}
@@ -250,7 +252,7 @@ def test_a_store_records_when_its_columns_were_available(written: tuple[dict[str
 
 
 def test_a_positive_token_is_visible_once_its_label_is_available(tmp_path: Path) -> None:
-    columns = pages.pages()
+    columns = pages.make_pages()
     columns["seen_at"][::7] = columns["at"][::7]
     rows = np.arange(len(columns["at"]))
     never = (rows % 5 == 0) & (columns["click"] == 1)
@@ -283,7 +285,7 @@ def tokens_of(store: Path) -> dict[int, Tokens]:
 
 
 def test_a_checkpoint_over_its_own_window_is_refused(tmp_path: Path) -> None:
-    log = pages.write(pages.pages(), tmp_path / "log.parquet")
+    log = pages.write(pages.make_pages(), tmp_path / "log.parquet")
     config = pages.job(log, tmp_path, {**pages.IAT, "order": "temporal"})
     with pytest.raises(RunError, match="a finished run: this mode writes with its weights"):
         compress(config, tmp_path / "t", ["mode=leaky_checkpoint"])
@@ -301,7 +303,7 @@ def test_a_checkpoint_over_its_own_window_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_writes_what_comes_after_it(tmp_path: Path) -> None:
-    log = pages.write(pages.pages(), tmp_path / "log.parquet")
+    log = pages.write(pages.make_pages(), tmp_path / "log.parquet")
     run = train(pages.job(log, tmp_path, {**pages.IAT, "order": "temporal"}), quiet=True)
     stores = compress(run, tmp_path / "t", ["mode=checkpoint"], quiet=True)
     assert 0 < stores.tokens == int((run.log().timestamps >= run.log().manifest["lines"][1]).sum())
@@ -325,7 +327,7 @@ def test_faults_are_reported(written: tuple[dict[str, Any], Path], tmp_path: Pat
 
 
 def test_codes_are_small_and_near(tmp_path: Path) -> None:
-    log = pages.write(pages.pages(), tmp_path / "log.parquet")
+    log = pages.write(pages.make_pages(), tmp_path / "log.parquet")
     config = pages.job(log, tmp_path, {**pages.IAT, "order": "temporal", "slots": 2, "codes": {"size": 16}})
     # a few steps of running statistics are far from those of a batch
     config["model"]["base"] = {**pages.BASE, "batch_norm": False}

@@ -27,7 +27,7 @@ NARROW = {name: FEATURES[name] for name in ("item_id", "place", "click")}
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    columns = pages.pages(users=USERS, requests=5, seed=3)
+    columns = pages.make_pages(users=USERS, requests=5, seed=3)
     coins = np.random.default_rng(4).integers(0, 2, len(columns["click"]))
     columns["click"] = np.where(columns["user_id"] % 2 == 0, coins, columns["click"])
     # feedback at once: an old label is worth nothing here, and a late one would only be missing

@@ -1,4 +1,4 @@
-"""The base rate: how often each label of a model is 1 in its training rows, where its predictions start."""
+"""Base rate: the share of ones of each label in the training rows, at which predictions start."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from longrec.models.core.base import Model, name_of
 
 
 def start_at_base_rates(model: Model, log: Log, rows: NDArray[np.int64], available_before: int | None = None) -> None:
-    """Start a new model at the base rates of the rows it is about to learn.
+    """Initialize the output biases of a new model at the base rates of its training rows.
 
     Args:
         rows: int64 rows of the log whose labels enter the loss.
-        known_before: the moment before which further labels must be known; default the end of the training window.
+        known_before: timestamp before which further labels must be available. Default: the end of the training window.
     """
     further = compute_targets(log, rows, model.targets, available_before)
     labels = [log.labels.take(rows), *(further[name].numpy() for name in model.targets)]
@@ -24,17 +24,17 @@ def start_at_base_rates(model: Model, log: Log, rows: NDArray[np.int64], availab
 
 
 def collect_bias_warnings(model: Model) -> list[str]:
-    """Why the predictions of a model did not start at the base rate; empty where they did."""
+    """Return the reason why predictions did not start at the base rate. Empty if they did."""
     if model.output_biases():
         return []
-    description = f"model {name_of(model)} defines no output_biases, so it started at one half and not at the base rate"
-    return [f"{description}: its probabilities may be off where the label is rare; return the bias added to its logit"]
+    description = f"model {name_of(model)} defines no output_biases, so it started at one half instead of the base rate"
+    return [f"{description}: probabilities of rare labels may be wrong; return the bias that is added to its logit"]
 
 
 def base_rate(label: NDArray[np.float32], weight: NDArray[np.float32] | None = None) -> float:
-    """The share of ones among the labels that are known, by weight where there is one.
+    """Return the share of ones among the available labels, weighted if there are weights.
 
-    It is kept away from 0 and 1 by half a row. Without a known label it is one half.
+    It differs from 0 and 1 by at least half a row. Without an available label it is one half.
 
     >>> base_rate(np.array([0, 0, 1, np.nan, 0], np.float32))
     0.25

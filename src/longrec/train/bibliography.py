@@ -1,6 +1,6 @@
-"""Whose work a job stands on: its model, the models inside it, and those that wrote the tokens that it reads.
+"""Bibliography of a job: its model, the models inside it, and the models that wrote the tokens that it reads.
 
-Citing a model by its name brings no torch.
+Citing a model by its name does not import torch.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from longrec.models.core.citation import Entry, entries
 
 @dataclass(frozen=True)
 class Bibliography:
-    """What is to be cited.
+    """Papers to cite.
 
     Attributes:
-        entries: of the models, each paper once, and of LongRec.
-        models: the models of each part of a job (``model``, ``model.base``, ``histories.tokens``).
-        unread: parts of which nobody can tell the models, each with the reason.
+        entries: BibTeX of the models, each paper once, and of LongRec.
+        models: models of each section of a job (``model``, ``model.base``, ``histories.tokens``).
+        unread: sections whose models cannot be determined, each with the reason.
     """
 
     entries: list[Entry]
@@ -32,13 +32,13 @@ class Bibliography:
 
 @dataclass
 class CitedModels:
-    """Models and unread parts as they are found."""
+    """Models and unread sections of a source."""
 
     models: dict[str, list[str]] = field(default_factory=dict)
     unread: dict[str, str] = field(default_factory=dict)
 
     def bibliography(self) -> Bibliography:
-        """Their papers, and LongRec.
+        """Return the papers of the models, and of LongRec.
 
         Raises:
             ConfigError: a model whose docstring does not name its paper.
@@ -47,12 +47,12 @@ class CitedModels:
         return Bibliography(entries(model_names), self.models, self.unread)
 
     def read(self, section_path: str, store: str) -> None:
-        """Note who wrote a store of tokens or of knowledge: the source, and the models inside it."""
-        from longrec.train.token_source import find_source  # brings torch
+        """Add the models that wrote a store of tokens or of knowledge: the source, and the models inside it."""
+        from longrec.train.token_source import find_source  # imports torch
 
         folder = None if "://" in store else find_source(store)
         if folder is None:
-            self.unread[section_path] = f"{store}: no source lies there that tells which model wrote it"
+            self.unread[section_path] = f"{store}: it holds no source, so the model that wrote it is unknown"
             return
         try:
             about = json.loads((folder / "model" / "model.json").read_text(encoding="utf-8"))
@@ -64,16 +64,16 @@ class CitedModels:
 
 
 def collect_citations(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> CitedModels:
-    """The models of what is named.
+    """Collect the models of a source.
 
     Args:
-        source: a model; a config or its words; the folder of a run; or a folder of tokens or knowledge. The name of a
-            model of ours stands for the model even where a file has the same name.
-        overrides: laid over a config.
+        source: a model, a config (a path or a dict), the folder of a run, or a folder of tokens or knowledge. The name
+            of a model of LongRec takes precedence over a file of the same name.
+        overrides: settings that replace those of a config.
 
     Raises:
-        UnknownName: one word that is neither a model nor a file.
-        ConfigError: every fault of the config.
+        UnknownName: a name that is neither a model nor a file.
+        ConfigError: all faults of the config.
         RunError: a folder that is none of these.
     """
     if isinstance(source, str) and _names_a_model(source):
@@ -109,7 +109,7 @@ def _cite_job(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) 
 
 
 def _walk_models(section: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
-    """Place and name of a model and of those that its settings name, however deep."""
+    """Yield path and name of a model and of all models that its settings name, at any depth."""
     name = section.get("name")
     if isinstance(name, str) and is_model(name):
         yield path, name

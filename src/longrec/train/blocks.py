@@ -1,4 +1,4 @@
-"""Blocks of time: the order in which a source meets a log."""
+"""Blocks of time: the order in which a source processes a log."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from longrec.train.compress_settings import CompressConfig
 
 @dataclass(frozen=True)
 class Block:
-    """Impressions of one stretch of time.
+    """Impressions of one interval of time.
 
     Attributes:
-        number: of the block; the slices of the first block count as blocks of their own.
-        start: its first moment.
-        stop: the first moment of the next; None for the last.
-        rows: int64 rows of the log whose moments lie inside, in the order of the log (by user, then time).
+        number: number of the block. The slices of the first block count as blocks.
+        start: its first timestamp.
+        stop: first timestamp of the next block. None for the last.
+        rows: int64 rows of the log with timestamps inside, in the order of the log (by user, then time).
     """
 
     number: int
@@ -31,7 +31,7 @@ class Block:
 
 
 def split_into_blocks(config: CompressConfig, log: Log) -> list[Block]:
-    """All impressions of a log in blocks of time; impressions of one moment are never parted."""
+    """Split all impressions of a log into blocks of time. Impressions with equal timestamps share a block."""
     timestamps = log.timestamps
     ordered = np.sort(timestamps)
     starts = [int(ordered[0])]
@@ -54,19 +54,18 @@ def split_into_blocks(config: CompressConfig, log: Log) -> list[Block]:
 
 
 def _find_cuts(ordered: NDArray[np.int64], count: int) -> list[int]:
-    """Moments that cut sorted moments into parts of equal numbers."""
+    """Return the timestamps that cut sorted timestamps into ``count`` groups of equal size."""
     positions = (np.arange(1, count) * len(ordered)) // count
     return [int(timestamp) for timestamp in np.unique(ordered[positions]) if timestamp > ordered[0]]
 
 
 def refuse_training_window(model: Model, where: str) -> None:
-    """Refuse a model that draws something of the training window before its first step: walking forward in time there
-    is no window yet.
+    """Refuse a model that fits statistics on the training window first, because blocks of time have no window.
 
     Raises:
-        RunError: the model, or a part of it, looks back.
+        RunError: the model, or a module of it, needs the training window.
     """
     for module in model.modules():
         if isinstance(module, Model) and module.needs_training_window:
-            description = f"{name_of(module)}, which learns from the whole training window before the first step"
-            raise RunError(where, description, "a model that learns from batches alone", "take another base")
+            description = f"{name_of(module)}, which fits statistics on the whole training window before the first step"
+            raise RunError(where, description, "a model that learns from batches alone", "use another base")

@@ -1,9 +1,9 @@
-"""Checkpoints that a resumed run continues from bit by bit, written so that a kill at any moment leaves a whole one.
+"""Checkpoints that a run resumes from bit by bit, written so that a kill at any time leaves a complete one.
 
 checkpoints/last/weights.safetensors     weights and running statistics
-                 optimizer.safetensors   moments of every optimizer, and the random generator
-                 state.json              where the run stands; written last
-checkpoints/best/                        the saved model of the best validation (models/core/artifact.py)
+                 optimizer.safetensors   state of every optimizer, and the random generator
+                 state.json              progress of the run, written last
+checkpoints/best/                        saved model of the best validation (models/core/artifact.py)
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ _FORMER_FILE, _FORMER_KEY = "optimiser.safetensors", "optimisers"
 
 @dataclass
 class State:
-    """Where a run stands, between two steps.
+    """Progress of a run, between two steps.
 
     Attributes:
-        step: batches done in all.
-        epoch, position: the pass in progress, and how many of its batches are done.
-        best, best_step: the monitor at its best, and when that was.
+        step: number of batches done.
+        epoch, position: current epoch, and the number of its batches done.
+        best, best_step: best value of the monitor, and its step.
         stale: validations since then.
-        loss_sum, loss_rows: the training loss since the last line of ``metrics.jsonl``.
-        metrics_bytes: how long that file was.
-        seconds: spent so far, over all sittings.
-        stopped: why training ended (``epochs``, ``max_steps``, ``patience``), or None.
+        loss_sum, loss_rows: training loss since the last line of ``metrics.jsonl``.
+        metrics_bytes: length of that file.
+        seconds: time spent so far, over all sessions.
+        stopped: reason why training ended (``epochs``, ``max_steps``, ``patience``), or None.
     """
 
     step: int = 0
@@ -61,7 +61,7 @@ class State:
 
 
 def save(folder: Path, model: nn.Module, optimizers: Mapping[str, Optimizer], state: State) -> None:
-    """Write a checkpoint in place of the one before."""
+    """Write a checkpoint and replace the previous one."""
     tensors, numbers = _collect_optimizer_state(optimizers)
     tensors[_RANDOM] = torch.get_rng_state()
 
@@ -75,7 +75,7 @@ def save(folder: Path, model: nn.Module, optimizers: Mapping[str, Optimizer], st
 
 
 def load(folder: Path, model: nn.Module, optimizers: Mapping[str, Optimizer]) -> State | None:
-    """Restore model, optimizers and random generator; None when no checkpoint was written yet.
+    """Restore model, optimizers and random generator. Return None if there is no checkpoint.
 
     Raises:
         RunError: a checkpoint that is damaged, of another version, or of another model.
@@ -86,7 +86,7 @@ def load(folder: Path, model: nn.Module, optimizers: Mapping[str, Optimizer]) ->
     try:
         content = json.loads((folder / "state.json").read_text())
         if content.pop("format") != FORMAT:
-            raise RunError(str(folder), "a checkpoint of another version", FORMAT, "resume with the version it is of")
+            raise RunError(str(folder), "a checkpoint of another version", FORMAT, "resume with that version")
         numbers = content.pop("optimizers" if "optimizers" in content else _FORMER_KEY)
         state = State(**content)
         weights = load_file(folder / "weights.safetensors")
@@ -94,7 +94,7 @@ def load(folder: Path, model: nn.Module, optimizers: Mapping[str, Optimizer]) ->
         model.load_state_dict(rename_parameters(model, weights))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
         raise _convert_memory_error(error) or RunError(
-            str(folder), " ".join(str(error).split())[:400], "a whole checkpoint of this model", "start a new run"
+            str(folder), " ".join(str(error).split())[:400], "a complete checkpoint of this model", "start a new run"
         ) from None
     torch.set_rng_state(tensors.pop(_RANDOM).clone())
     _restore_optimizers(optimizers, tensors, numbers)
@@ -108,12 +108,12 @@ def _optimizer_file(folder: Path) -> Path:
 
 
 def _convert_memory_error(error: Exception) -> LongRecError | None:
-    """Too little memory is no damage of a checkpoint."""
+    """Return the error for missing memory, which is no damage of a checkpoint."""
     return None if isinstance(error, OSError) else resource_error(error)
 
 
 def _collect_optimizer_state(optimizers: Mapping[str, Optimizer]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State of every parameter under ``optimizer.place.key``: tensors apart from plain numbers."""
+    """Return the state of every parameter under ``optimizer.index.key``: tensors, and plain numbers."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     for name, optimizer in optimizers.items():
@@ -126,11 +126,11 @@ def _collect_optimizer_state(optimizers: Mapping[str, Optimizer]) -> tuple[dict[
 def _restore_optimizers(
     optimizers: Mapping[str, Optimizer], tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
 ) -> None:
-    # Put in place directly: Optimizer.load_state_dict casts state to the type of its parameter.
+    # Assigned directly: Optimizer.load_state_dict casts state to the type of its parameter.
     parameters = {name: _parameters(optimizer) for name, optimizer in optimizers.items()}
     for path, value in {**tensors, **numbers}.items():
         name, index, key = path.split(".", 2)
-        restored = value.clone() if isinstance(value, Tensor) else value  # a loaded tensor still leans on its file
+        restored = value.clone() if isinstance(value, Tensor) else value  # a loaded tensor is mapped to its file
         optimizers[name].state[parameters[name][int(index)]][key] = restored
 
 
@@ -139,7 +139,7 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _separate_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors that share no memory, as safetensors wants them."""
+    """Return contiguous tensors that share no memory, as safetensors requires."""
     seen: set[int] = set()
     result = {}
     for name, tensor in tensors.items():
@@ -152,9 +152,9 @@ def _separate_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Write a folder anew so that whoever looks, after a kill at any moment, finds the old one or the new one whole.
+    """Replace a folder atomically: after a kill at any time, either the old or the new one is complete.
 
-    The new one is filled beside it and put on the disk, the old one steps aside, the new one takes its name.
+    The new folder is filled and synced under another name. Then the old one is renamed, and the new one takes its name.
     """
     recover_folder(folder)
     partial, previous = _sibling_paths(folder)
@@ -179,7 +179,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 
 def recover_folder(folder: Path) -> None:
-    """Bring back what a killed :func:`replace_folder` had put aside."""
+    """Restore the folder that an interrupted :func:`replace_folder` had renamed."""
     _, previous = _sibling_paths(folder)
     if previous.exists() and folder.exists():
         shutil.rmtree(previous)
@@ -188,14 +188,14 @@ def recover_folder(folder: Path) -> None:
 
 
 def replace_file(path: Path, fill: Callable[[Path], None]) -> None:
-    """Write a file whole or not at all.
+    """Replace a file atomically.
 
     Raises:
-        ResourceError: no room, no permission, or something that is no file in its place.
+        ResourceError: no space, no permission, or a path that is no file.
     """
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "a device or a pipe, which cannot be replaced"
-        raise ResourceError(str(path), what, "the name of a file", "give another name")
+        raise ResourceError(str(path), what, "the name of a file", "choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -211,7 +211,7 @@ def replace_file(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
+    """Sync a file or folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,11 +1,11 @@
-"""Compress: every past impression of a log becomes a token in a store, written by weights that had not seen its label.
+"""Compression of the impressions of a log to tokens in a store, by weights that have not seen their labels.
 
-The log is walked in blocks of time. A block is first encoded by the source as the blocks before left it, then the
-source trains on it: on rows whose labels were known when the next block begins. So a token of an impression at t
-depends on nothing known at or after t. The very first slice finds an untrained source and gets no tokens.
+The log is processed in blocks of time. A block is first encoded by the source that was trained on the blocks before it.
+Then the source trains on the block, on rows whose labels were available when the next block begins. So the token of an
+impression at t depends on nothing available at or after t. The first slice has an untrained source and no tokens.
 
-Versions of a source drift apart (by up to several standard deviations), so each version's vectors are brought to
-mean 0 and deviation 1 by earlier impressions, encoded again by the same version.
+Versions of a source drift apart (by up to several standard deviations), so the vectors of each version are scaled to
+mean 0 and deviation 1, with statistics of earlier impressions that the same version encodes again.
 """
 
 from __future__ import annotations
@@ -38,23 +38,22 @@ from longrec.train.seen_labels import collect_delays, read_seen_labels
 from longrec.train.source_trainer import SourceTrainer
 
 LEAK = (
-    "written by a checkpoint that was trained on these very impressions: its tables of users and items have seen "
-    "their labels, and the labels of the same users later on; whoever reads such tokens looks better on the training "
-    "window than it will ever be"
+    "written by a checkpoint that was trained on these impressions: its user and item tables have seen their labels, "
+    "and later labels of the same users; a model that reads such tokens looks better on the training window than it is"
 )
 
 
 @dataclass
 class EncodeReport:
-    """What was written.
+    """Report of a compression.
 
     Attributes:
         into: the store.
-        versions: one entry a version: its number, the first moment it wrote (of knowledge that of its publication), how
-            many impressions (vectors), and the AUC of the source on them before it learned them (of knowledge on the
-            block that follows; None where it cannot be told).
-        tokens: in all.
-        leak: why the tokens leak; empty where they do not.
+        versions: one entry per version: its number, its first timestamp (of knowledge the start of its block), the
+            number of impressions (vectors), and the AUC of the source on them before it trained on them (of knowledge
+            on the block that follows). None if the labels have one class.
+        tokens: number of all tokens.
+        leak: reason why the tokens leak. Empty if they do not.
     """
 
     into: str
@@ -64,7 +63,7 @@ class EncodeReport:
 
     @property
     def hint(self) -> str:
-        """How a schema reads what was written."""
+        """Entry of a schema that reads the tokens."""
         return f"histories: {{tokens: {{from: {self.into}, features: [token, label, time_gap], max_length: 256}}}}"
 
 
@@ -78,15 +77,15 @@ def compress(
     """Write the tokens of a log.
 
     Args:
-        source: a finished run of an encoder, whose weights are used where the mode says so; or a config (a YAML
-            file, or its words), which is enough for the modes that train anew.
-        into: a folder that is not there yet (``tokens/v1``), or a ``redis://`` address.
+        source: a finished run of an encoder, whose weights some modes use, or a config (a YAML file or a dict), which
+            is enough for the modes that train a new source.
+        into: a new folder (``tokens/v1``), or a ``redis://`` address.
         overrides: settings of ``CompressConfig`` such as ``every=2d`` or ``codec=int8``.
 
     Raises:
         ConfigError: settings that cannot be used.
-        RunError: no run of an encoder, or a mode that would leak without being asked for by name.
-        StoreError: a store is there already.
+        RunError: no run of an encoder, or a mode that leaks without an explicit choice.
+        StoreError: the store exists already.
     """
     config = parse(CompressConfig, apply_overrides({}, overrides), "compress")
     with_weights = config.mode in ("checkpoint", "leaky_checkpoint")
@@ -117,12 +116,12 @@ def compress(
 def _open_source(
     source: Run | str | Path | Mapping[str, Any], with_weights: bool
 ) -> tuple[str, Job, Log, Model | None, int | None]:
-    """Name, job, log and (where asked for) trained model of a run or a config, and the moment from which on the model
-    has seen no label; None where there is none.
+    """Return name, job, log and (with weights) trained model of a run or a config, and the timestamp from which on the
+    model has seen no label. None if there is no such timestamp.
     """
     if isinstance(source, Mapping) or (not isinstance(source, Run) and Path(source).is_file()):
         if with_weights:
-            description, do = "a config", "train it first, or take mode=blocks"
+            description, do = "a config", "train it first, or set mode=blocks"
             raise RunError("compress", description, "a finished run: this mode writes with its weights", do)
         job = read_job(source)
         return job.name or str(job.model["name"]), job, read_log(job), None, None
@@ -139,14 +138,14 @@ def _refuse_leak(config: CompressConfig, name: str, log: Log, after: int | None)
     if config.mode == "checkpoint" and (after is None or after > int(log.timestamps.max())):
         raise RunError(
             name,
-            f"mode checkpoint finds only tokens to write that would be {LEAK}",
-            "impressions later than all that the run has trained and validated on",
-            "take mode=blocks (the default) or mode=stream; mode=leaky_checkpoint writes them nevertheless",
+            f"mode checkpoint with only tokens that would be {LEAK}",
+            "impressions later than all training and validation data of the run",
+            "set mode=blocks (the default) or mode=stream; mode=leaky_checkpoint writes them nevertheless",
         )
 
 
 def _plan_blocks(config: CompressConfig, log: Log, after: int | None) -> list[Block]:
-    """The blocks to write, in order of time; with given weights all in one."""
+    """Return the blocks to write, in order of time. With the weights of a run there is one block."""
     if config.mode == "leaky_checkpoint":
         return [Block(0, int(log.timestamps.min()), None, np.arange(len(log)))]
     if config.mode == "checkpoint":
@@ -157,7 +156,7 @@ def _plan_blocks(config: CompressConfig, log: Log, after: int | None) -> list[Bl
 
 @dataclass
 class _BlockWriter:
-    """One store being written, block after block."""
+    """Writer of one store, block by block."""
 
     config: CompressConfig
     log: Log
@@ -166,10 +165,10 @@ class _BlockWriter:
     store: TokenStore
     report: EncodeReport
     progress: Progress
-    steps: int = -1  # of the source, when its version was told
+    steps: int = -1  # steps of the source at its last version
 
     def write(self, block: Block) -> None:
-        """Encode a block with the source as it is, append the tokens, and let the source learn the block."""
+        """Encode a block with the current source, append the tokens, and train the source on the block."""
         config, source = self.config, self.source
         last = config.train_blocks
         learns = not source.pretrained and (last is None or block.number < last)
@@ -189,14 +188,14 @@ class _BlockWriter:
             source.train(self.instances.take_ready(block.stop), config.epochs, block.stop)
 
     def _start_version(self, block: Block) -> None:
-        """A version of its own for weights that have changed."""
+        """Start a new version if the weights have changed."""
         source = self.source
         if self.steps == source.steps:
             return
         self.steps = source.steps
         mean, std = source.scale(self._sample_scale_rows(block)) if self.store.info.standardized else (None, None)
         number = len(self.report.versions)
-        # Weights that have seen what comes later were trained before no timestamp of this log.
+        # Weights that have seen later labels were trained before no timestamp of this log.
         start = None if self.config.mode == "leaky_checkpoint" else block.start
         source.version = Version(number, start, start, 0, mean, std)
         self.store.add_version(source.version, source.codebooks() if self.store.info.codec == "codes" else None)
@@ -204,7 +203,7 @@ class _BlockWriter:
         self.report.versions.append({"version": number, "from": start_text, "rows": 0, "auc": None})
 
     def _sample_scale_rows(self, block: Block) -> NDArray[np.int64]:
-        """Rows from before a block, to tell a version's mean and deviation (all rows, where none lie before it)."""
+        """Return rows before a block (or of the whole log) for the mean and deviation of a version."""
         before = np.flatnonzero((self.log.timestamps < block.start) & (self.instances.available < block.start))
         before = before if len(before) else np.arange(len(self.log))
         random = np.random.default_rng([block.number, len(before)])
@@ -224,7 +223,7 @@ class _BlockWriter:
             selected = instances.select(chunk_rows, self.config.filter)
             rows, times = chunk_rows[selected], instances.times.take(chunk_rows[selected])
             visible = np.maximum(times + self.store.info.visibility_delay, instances.available.take(rows))
-            if self.config.filter == "positive":  # that such a token exists tells the label
+            if self.config.filter == "positive":  # the existence of such a token reveals the label
                 visible = np.maximum(visible, instances.available_at[LABEL].take(rows))
             self.store.append(
                 instances.users(rows),
@@ -247,7 +246,7 @@ Chunk = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
 
 
 def _compute_auc(log: Log, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> float | None:
-    """How well the source told labels before it learned them."""
+    """Return the AUC of the source on labels before it trained on them."""
     labels = log.labels.take(rows)
     scored = ~np.isnan(labels) & ~np.isnan(scores)
     if not scored.any() or labels[scored].min() == labels[scored].max():
@@ -261,7 +260,7 @@ def _build_info(
     makes_codes = model.codebooks() is not None
     codec = config.codec or ("codes" if makes_codes else "fp16")
     if codec == "codes" and not makes_codes:
-        raise StoreError("compress: codec", "codes, of a source that makes none", "codec fp32, fp16 or int8")
+        raise StoreError("compress: codec", "codes, of a source that computes none", "codec fp32, fp16 or int8")
     return TokenInfo(
         width=model.width,
         slots=model.slots,
@@ -284,7 +283,7 @@ def _build_info(
 
 
 def _source_folder(job: Job, into: str | Path) -> Path:
-    """Where the source lies as the last block left it, so that it can be exported and go on."""
+    """Return the folder of the source after the last block, from which it can be exported and continue."""
     text = str(into)
     return (
         Path(job.fit.runs) / "sources" / text.rpartition("://")[2].replace("/", "-")

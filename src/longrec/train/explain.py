@@ -1,4 +1,4 @@
-"""Where one score comes from: the past events behind it, as a person names them, with the weight of each."""
+"""Explanation of one score: its history events in raw values, with the weight of each."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ NOT_YET = "not yet known"
 
 
 def explain(run: Run | str | Path, row: int) -> dict[str, Any]:
-    """One row of the prepared log, its score, and every event of its histories with the weight the model gave it.
+    """Return one row of the prepared log, its score, and all events of its histories with their attention weights.
 
     Args:
         row: a row of the log, as in the ``row`` column of predictions.
 
     Returns:
         ``{"row", "user", "item", "time", "timestamp", "label", "score", "histories"}``: keys as the raw log has them,
-        times in milliseconds UTC (or steps), label None where the row has none. ``histories`` maps each history to
+        times in milliseconds UTC (or steps), label None if the row has none. ``histories`` maps each history to
         its events, oldest first: ``{"item", "time", "ago", "side", "weight"}``. ``side`` holds the other columns,
         decoded (a bucket by its lower edge, hashed ids as None); ``weight`` is None for a model without
         ``explain``, ``time`` and ``ago`` are None in pre-joined rows. A token has no item, but a ``norm``, the length
-        of its vector; its side columns are decoded by its source where that lies beside the tokens, the ids otherwise.
+        of its vector. Its side columns are decoded by the source beside the tokens; without a source they are ids.
 
     Raises:
         RunError: no finished run, no such row, or a prepared log that is gone.
@@ -133,7 +133,7 @@ def _explain_tokens(
 
 
 def _decode_side(fitted: FittedSchema | None, spec: TokenSpec, column: str, code: int) -> Any:
-    """What an id of a side column stands for: 0, 1 or None for the label, the number of the version, raw values."""
+    """Return the value of an id of a side column: 0, 1 or None for the label, the version number, or raw values."""
     if column == VERSION:
         return code - FIRST if code >= FIRST else None
     if code == spec.sides[column]:
@@ -159,7 +159,7 @@ def _decode_column(log: Log, name: str, column: torch.Tensor | Jagged) -> list[A
 
 
 def _decode_value(log: Log, name: str, code: float) -> Any:
-    """What an id stands for; None for a missing or unseen value, and for a hash."""
+    """Return the raw value of an id. None for a missing or unseen value, and for a hash."""
     encoder = log.fitted.encoders[name]
     if isinstance(encoder, CalendarEncoder) or (not isinstance(encoder, NumericEncoder) and code < FIRST):
         return None

@@ -1,9 +1,9 @@
-"""Extract: what a KEEP extractor knows of every user and item, version by version, for other models to plug in.
+"""Extraction of user and item vectors by a KEEP extractor, version by version, for other models.
 
-The log is walked in blocks of time. At the start of a block the extractor, trained on labels known strictly before it,
-writes a version: the knowledge of every user met so far, with the history as it stood then, and of every item. Then it
-learns the block. A sample reads the newest version published strictly before it, so nothing known at or after its
-moment went into what it reads.
+The log is processed in blocks of time. At the start of a block the extractor, trained on labels available strictly
+before it, writes a version: the vector of every user so far, with the history at that time, and of every item. Then it
+trains on the block. A sample reads the newest version published strictly before it, so the version depends on nothing
+available at or after the timestamp of the sample.
 """
 
 from __future__ import annotations
@@ -43,49 +43,51 @@ from longrec.train.machine import keep_large_blocks, torch_threads
 from longrec.train.source_trainer import SourceTrainer
 
 _TINY = 1e-6
-"""A number that hardly moves keeps its scale."""
+"""Deviation below which a component keeps its scale."""
 
 
 @runtime_checkable
 class Extractor(Protocol):
-    """An encoder that knows users and items by themselves."""
+    """Encoder of users and of items, each without the other."""
 
     widths: tuple[int, ...]
 
     def user_knowledge(self, batch: Batch) -> Tensor:
-        """``[B, widths[0]]``, from the user's fields and histories."""
+        """Return ``[B, widths[0]]`` from the fields and histories of the users."""
 
     def item_knowledge(self, batch: Batch) -> Tensor:
-        """``[B, widths[1]]``, from the item's fields."""
+        """Return ``[B, widths[1]]`` from the fields of the items."""
 
 
 class ExtractConfig(Strict):
-    """Settings of one folder of knowledge."""
+    """Settings of ``longrec encode``."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"lag": "visibility_delay"}
 
-    every: Duration | None = Setting(None, description="span of a block; by default blocks of equal numbers of rows")
-    blocks: int = Setting(10, ge=2, description="how many blocks, where every is not given")
-    epochs: int = Setting(1, ge=1, description="passes over a block")
+    every: Duration | None = Setting(None, description="span of a block; default: blocks with equal numbers of rows")
+    blocks: int = Setting(10, ge=2, description="number of blocks without every")
+    epochs: int = Setting(1, ge=1, description="training passes per block")
     learn: Literal["train", "all"] = Setting(
         "train",
-        description="which rows the extractor learns: those of the train part, or all; later blocks of train get the "
-        "newest histories from the weights as they are",
+        description="training rows of the extractor: those of the train split, or all; after the last training "
+        "row the weights stay as they are and read the newest histories",
     )
     visibility_delay: Duration = Setting(
-        "0s", description="from the start of a block to the publication of its version"
+        "0s", description="time from the start of a block to the publication of its version"
     )
-    codec: Literal["fp32", "fp16", "int8"] = Setting("fp16", description="how vectors are stored")
-    batch_size: int = Setting(4_096, ge=1, description="users or items at once")
+    codec: Literal["fp32", "fp16", "int8"] = Setting("fp16", description="storage format of vectors")
+    batch_size: int = Setting(4_096, ge=1, description="users or items encoded at once")
 
 
 class ExtractReport(EncodeReport):
-    """What was written, a version a block; ``leak`` is empty: no weights that saw what came later write knowledge."""
+    """Report of an extraction, one version per block, without ``leak``: no weights have seen later labels."""
 
     @property
     def hint(self) -> str:
-        """How a schema reads what was written."""
-        return f"features: {{about_user: {{kind: embedding, from: {self.into}, side: user}}}}, and likewise of the item"
+        """Entries of a schema that reads the vectors."""
+        return (
+            f"features: {{about_user: {{kind: embedding, from: {self.into}, side: user}}}}, and likewise for the item"
+        )
 
 
 def extract(
@@ -95,17 +97,17 @@ def extract(
     *,
     quiet: bool = False,
 ) -> ExtractReport:
-    """Write the knowledge of a log; the extractor is trained anew, block by block.
+    """Write the knowledge of a log with a new extractor, trained block by block.
 
     Args:
-        source: a finished run of an extractor, or a config (a YAML file, or its words): only the config is used.
-        into: a folder that is not there yet, such as ``knowledge/v1``.
+        source: a finished run of an extractor, or a config (a YAML file or a dict). Only the config is used.
+        into: a new folder, such as ``knowledge/v1``.
         overrides: settings of ``ExtractConfig`` such as ``every=7d``.
 
     Raises:
         ConfigError: settings that cannot be used.
         RunError: no run of an extractor.
-        StoreError: something is in the folder already.
+        StoreError: the folder exists already.
     """
     config = parse(ExtractConfig, apply_overrides({}, overrides), "extract")
     name, job, log = _open_source(source)
@@ -114,7 +116,7 @@ def extract(
         torch.manual_seed(job.fit.seed)
         trainer = SourceTrainer.of(job, log, name, None)
         if not isinstance(trainer.model, Extractor):
-            description = f"a {job.model['name']}, which knows nothing of users and items by themselves"
+            description = f"a {job.model['name']}, which has no vectors of users and items"
             raise RunError(name, description, "an extractor", "train one: model: {name: keep}")
         check_targets(log, trainer.model.targets)
         block_config = CompressConfig(every=config.every, blocks=config.blocks, first_slices=1)
@@ -135,7 +137,7 @@ def extract(
 
 
 def _open_source(source: Run | str | Path | Mapping[str, Any]) -> tuple[str, Job, Log]:
-    """Name, job and log of a run or a config."""
+    """Return name, job and log of a run or a config."""
     if isinstance(source, Mapping) or (not isinstance(source, Run) and Path(source).is_file()):
         job = read_job(source)
         return job.name or str(job.model["name"]), job, read_log(job)
@@ -145,7 +147,7 @@ def _open_source(source: Run | str | Path | Mapping[str, Any]) -> tuple[str, Job
 
 @dataclass
 class _VersionWriter:
-    """One folder being written, block after block."""
+    """Writer of one folder, block by block."""
 
     config: ExtractConfig
     log: Log
@@ -153,10 +155,10 @@ class _VersionWriter:
     instances: Instances
     store: KnowledgeStore
     report: ExtractReport
-    before: int = 0  # the labels learned so far were known before this moment
+    before: int = 0  # the training labels so far were available before this timestamp
 
     def write(self, block: Block) -> None:
-        """Publish what is known at the start of a block, and learn the block."""
+        """Publish a version at the start of a block, and train on the block."""
         if self.source.steps:
             published = self._publish(block)
             start_text = str(np.datetime64(published.published, "ms")) if self.store.info.unit == "ms" else block.start
@@ -195,7 +197,7 @@ class _VersionWriter:
     def _encode_side(
         self, rows: NDArray[np.int64], of: Callable[[NDArray[np.int64]], Tensor], keys: Any
     ) -> SideVectors:
-        """Vectors of rows of an entity table, brought to mean 0 and deviation 1 by numbers of their own."""
+        """Return the vectors of rows of an entity table, scaled to mean 0 and deviation 1."""
         with torch.inference_mode():
             chunks = [of(chunk).float().numpy() for chunk in self._split_chunks(rows)]
         vectors = np.concatenate(chunks).astype(np.float64)
