@@ -220,7 +220,7 @@ def test_tokens_cite_who_wrote_them(shop: Path) -> None:
     tokens = ["data.schema.histories.tokens={from: tokens/v1}"]
     bibliography = commands.cite("reader.yaml", tokens)
     assert "histories.tokens" not in bibliography.models
-    assert "no source lies there" in bibliography.unread["histories.tokens"]
+    assert "it holds no source" in bibliography.unread["histories.tokens"]
     source(shop / "tokens" / "v1")
     bibliography = commands.cite("reader.yaml", tokens)
     assert (bibliography.models["histories.tokens"], bibliography.unread) == (["iat", "deepfm"], {})
@@ -234,7 +234,7 @@ def test_tokens_cite_who_wrote_them(shop: Path) -> None:
     (shop / "tokens" / "v1" / "source" / "model" / "model.json").write_text("[]")
     assert "not readable" in commands.cite("reader.yaml", tokens).unread["histories.tokens"]
     (away,) = commands.cite("reader.yaml", ["data.schema.histories.tokens={from: 'redis://h/1'}"]).unread.values()
-    assert away.startswith("redis://h/1: no source")
+    assert away.startswith("redis://h/1: it holds no source")
 
 
 def test_a_run_is_cited_by_its_config(shop: Path) -> None:

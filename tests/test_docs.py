@@ -241,7 +241,7 @@ SECTIONS: list[tuple[str, str, type[Strict]]] = [
     ("training.md", "fit", FitConfig),
     ("training.md", "evaluate", EvaluateConfig),
     ("instance-tokens.md", "Compress", CompressConfig),
-    ("instance-tokens.md", "Extract", ExtractConfig),
+    ("instance-tokens.md", "Encode", ExtractConfig),
 ]
 
 

@@ -174,7 +174,7 @@ def test_a_table_beyond_all_memory_is_reported_by_check_and_by_train(
 
     # a learned vocabulary is known only once the log is prepared; still nothing is allocated
     monkeypatch.setattr("longrec.train.memory.available_memory", lambda: 100_000)
-    with pytest.raises(ResourceError, match="the whole training at least"):
+    with pytest.raises(ResourceError, match="the whole training takes at least"):
         train({"data": {**data, "schema": WHOLE}, "model": "din", "fit": {"runs": "r"}}, quiet=True)
     assert not (tmp_path / "r").exists()
 

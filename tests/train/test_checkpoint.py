@@ -81,9 +81,9 @@ def other_version(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "says"),
     [
-        ("weights.safetensors", flip, "a whole checkpoint of this model"),
-        ("optimizer.safetensors", Path.unlink, "a whole checkpoint of this model"),
-        ("state.json", flip, "a whole checkpoint of this model"),
+        ("weights.safetensors", flip, "a complete checkpoint of this model"),
+        ("optimizer.safetensors", Path.unlink, "a complete checkpoint of this model"),
+        ("state.json", flip, "a complete checkpoint of this model"),
         ("state.json", other_version, "another version"),
     ],
 )

@@ -321,7 +321,7 @@ def test_faults_are_reported(written: tuple[dict[str, Any], Path], tmp_path: Pat
         compress({**config, "fit": {**config["fit"], "init_from": "runs/a"}}, tmp_path / "x", FEW)
     with pytest.raises(ConfigError, match="no column 'lable'; did you mean 'label'"):
         reading(config, store_path, of=["token", "lable"]).fields()
-    with pytest.raises(StoreError, match="codes, of a source that makes none"):
+    with pytest.raises(StoreError, match="codes, of a source that computes none"):
         compress(config, tmp_path / "x", ["codec=codes"])
     assert not (tmp_path / "x").exists()
 

@@ -151,7 +151,7 @@ def test_8_stream_equals_batch_tokens_are_the_same_in_any_driver(source: Run) ->
 
 
 def test_length_buckets_are_refused_in_user_order(shop: Path, runs: Runs) -> None:
-    with pytest.raises(ConfigError, match=r"fit\.bucket_by_length: a model in user order has batches of its own"):
+    with pytest.raises(ConfigError, match=r"fit\.bucket_by_length: a model in user order builds its own batches"):
         train(shop, runs(f"model={SOURCES['user']}", "fit.bucket_by_length=true"), quiet=True)
 
 

@@ -110,7 +110,7 @@ def test_weights_from_the_future_are_refused_with_both_lines(log: Path, late: Ru
 def test_allowed_by_name_results_say_so(log: Path, late: Run) -> None:
     run = fit(log, days(4, 5), late, {"allow_future_weights": True})
     (message,) = (sentence for sentence in run.results["warnings"] if "init_from" in sentence)
-    assert "The weights may have seen the labels that this run is measured on" in message
+    assert "The weights may have seen the labels that this run is evaluated on" in message
     assert read_seen_labels(run).trained == read_seen_labels(late).trained, "and the next run in the chain knows it"
     with pytest.raises(RunError, match="that run trained on labels known until 2023-11-22"):
         fit(log, days(4, 5), run)
@@ -128,7 +128,7 @@ def test_a_shorter_delay_of_the_run_before_is_no_way_around(log: Path, early: Ru
 
 def test_a_run_that_assumed_shorter_delays_is_refused(log: Path, early: Run) -> None:
     message = {"time": {"column": "t", "unit": "s", "available_at": "told"}}
-    with pytest.raises(RunError, match="which labels that run has seen cannot be told"):
+    with pytest.raises(RunError, match="the labels that run has seen are unknown"):
         fit(log, days(4, 5), early, **message)
     fit(log, days(4, 5), fit(log, days(4, 5), **message))
     click = {"kind": "id", "vocab": [0, 1], "feedback": True}
@@ -137,7 +137,7 @@ def test_a_run_that_assumed_shorter_delays_is_refused(log: Path, early: Run) -> 
     )
     before = fit(log, days(4, 5), **heard)
     fit(log, days(4, 5), before, **heard)
-    with pytest.raises(RunError, match="which labels that run has seen cannot be told"):
+    with pytest.raises(RunError, match="the labels that run has seen are unknown"):
         fit(log, days(4, 5), before, **seen)
     press = fit(log, days(4, 5), label="press")  # at once, as it says, and here after two days
     late = {"features": {**SCHEMA["features"], "press": {**click, "available_after": "2d"}}}
@@ -183,5 +183,5 @@ def test_steps_of_two_logs_are_not_compared(early: Run) -> None:
     log, seen = early.log(), read_seen_labels(early)
     assert find_start_fault(replace(seen, splits=("other",)), log) == ""
     for other in (replace(seen, step=True), replace(seen, trained=None, validated=None)):
-        assert "cannot be told" in find_start_fault(replace(other, splits=("other",)), log)
-    assert "cannot be told" in find_start_fault(replace(seen, delays={"click": "told"}), log)
+        assert "are unknown" in find_start_fault(replace(other, splits=("other",)), log)
+    assert "are unknown" in find_start_fault(replace(seen, delays={"click": "told"}), log)

@@ -1,4 +1,4 @@
-"""Weighing finished runs: predictions of a part, metrics with intervals, runs side by side on the same rows."""
+"""Evaluation of finished runs: predictions of a split, metrics with intervals, comparisons on the same rows."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ _TASK_METRICS = ("auc", "log_loss", "normalized_entropy", "pcoc")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One run measured on one part.
+    """Metrics of one run on one split.
 
     Attributes:
-        run, model, split: what was measured on what.
-        rows, users, positives: how much.
-        users_skipped: users whose rows are of one class, which GAUC leaves out.
+        run, model, split: names.
+        rows, users, positives: numbers of rows, users and positive rows.
+        users_skipped: users whose rows have one class, which GAUC excludes.
         metrics: AUC, GAUC, log loss, normalized entropy, PCOC, ECE, with 95 % intervals; of a model of several tasks
-            also AUC, log loss, normalized entropy and PCOC of each further one, as in ``auc.TASK``.
-        warnings: one sentence per reason to read these metrics with caution.
-        sample_weight: column that the rows were weighted by; None for all alike.
+            also AUC, log loss, normalized entropy and PCOC of each further task, as ``auc.TASK``.
+        warnings: one sentence per reason for caution with these metrics.
+        sample_weight: column with the weights of the rows. None for equal weights.
     """
 
     run: str
@@ -60,7 +60,7 @@ class Evaluation:
     sample_weight: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts and numbers, ready for JSON."""
+        """Return plain dicts and numbers for JSON."""
         metrics = {key: one.to_dict() for key, one in self.metrics.items()}
         return {**vars(self), "metrics": metrics, "warnings": list(self.warnings)}
 
@@ -73,15 +73,15 @@ def evaluate(
     n_resamples: int | None = None,
     seed: int | None = None,
 ) -> Evaluation:
-    """Metrics of a run on a part, with intervals; predicts first where no predictions lie yet.
+    """Compute the metrics of a run on a split with intervals. Missing predictions are computed first.
 
     Args:
-        part: ``test``, ``valid`` or ``train``.
-        resample, n_resamples, seed: of the bootstrap; default as in the run's config.
+        split: ``test``, ``valid`` or ``train``.
+        resample, n_resamples, seed: settings of the bootstrap. Default: those of the run's config.
 
     Raises:
-        RunError: no finished run, or a part without rows.
-        DataError: a part with labels of one class.
+        RunError: no finished run, or a split without rows.
+        DataError: a split with labels of one class.
     """
     run = run if isinstance(run, Run) else open_run(run)
     table = _read_predictions(run, split)
@@ -94,17 +94,17 @@ def evaluate(
 
 
 def predict(run: Run | str | Path, split: str = "test", out: str | Path | None = None, *, quiet: bool = False) -> Path:
-    """Score a part of the run's prepared log with its best model; same precision and threads as in training.
+    """Score a split of the run's prepared log with its best model, with precision and threads of training.
 
     Args:
-        out: the Parquet file to write; default ``predictions/PART.parquet`` in the run folder.
+        out: Parquet file to write. Default ``predictions/SPLIT.parquet`` in the run folder.
 
     Returns:
-        The file: one row a sample, columns row, user (row of the user in the log), time, label, score; and of each
-        further task of the model label.TASK (null where it is not known) and score.TASK.
+        The file: one row per sample with row, user (row of the user in the log), time, label, score. For each further
+        task of the model also label.TASK (null if not available) and score.TASK.
 
     Raises:
-        RunError: no finished run, a part without rows, or a prepared log that is gone.
+        RunError: no finished run, a split without rows, or a missing prepared log.
     """
     run = run if isinstance(run, Run) else open_run(run)
     log, path = run.log(), Path(out) if out is not None else run.folder / "predictions" / f"{split}.parquet"
@@ -122,13 +122,13 @@ def compare(
     seed: int = 0,
     baseline: str | None = None,
 ) -> Comparison:
-    """Runs side by side on the same rows, with paired intervals of every difference.
+    """Compare runs on the same rows, with paired intervals of every difference.
 
-    Runs pair when their parts hold the same samples: same users, times and labels in the same order. Their schemas
-    and histories may differ; the log and the split may not.
+    Runs can be compared if their splits hold the same samples: same users, times and labels in the same order. Their
+    schemas and histories may differ. The log and the split may not.
 
     Args:
-        baseline: name of the run the others are held against; default the first.
+        baseline: name of the run to compare the others with. Default: the first.
 
     Raises:
         ConfigError: fewer than two runs.
@@ -168,12 +168,12 @@ def compare(
 
 
 def write_predictions(model: Model, log: Log, job: Job, split: str, path: Path, *, quiet: bool = False) -> pa.Table:
-    """Score a part and write its Parquet file, whole or not at all; the table written."""
+    """Score a split, write its Parquet file atomically, and return the table."""
     if split not in SPLITS:
         raise UnknownName("part", split, SPLITS)
     rows = log.rows_of(split)
     if not len(rows):
-        raise RunError(split, "no rows", "a part with samples", "look at data.split")
+        raise RunError(split, "no rows", "a split with samples", "check data.split")
     with Progress(len(rows), f"score {split}", "rows", stream=io.StringIO() if quiet else None) as progress:
         scores, tasks = score_tasks(model, log, rows, job.evaluate.batch_size, bf16=job.fit.bf16, progress=progress)
     columns = {
@@ -195,10 +195,10 @@ def write_predictions(model: Model, log: Log, job: Job, split: str, path: Path, 
 
 
 def measure_table(table: pa.Table, run: str, model: str, split: str, config: EvaluateConfig) -> Evaluation:
-    """Metrics of a table of predictions.
+    """Compute the metrics of a table of predictions.
 
     Raises:
-        DataError: labels of one class, or fewer than two users to draw from.
+        DataError: labels of one class, or fewer than two users to resample.
     """
     label, scores, user = (table[name].to_numpy() for name in ("label", "score", "user"))
     weight = table["weight"].to_numpy() if config.sample_weight is not None else None
@@ -223,33 +223,32 @@ def measure_table(table: pa.Table, run: str, model: str, split: str, config: Eva
 
 
 def check_splits(log: Log, job: Job) -> None:
-    """Refuse, before anything is trained, a training window without labels to learn from, and a valid or test part that
-    could not be measured afterwards.
+    """Refuse, before training, a training window without labels, and a valid or test split that cannot be evaluated.
 
     Raises:
-        DataError: neither part has samples, labels of one class, one user where users are drawn, or no user that
+        DataError: no samples in either split, labels of one class, one user if users are resampled, or no user that
             the monitor GAUC could count.
     """
-    do = "move the split (data.split), or look at the label's condition"
+    do = "change the split (data.split), or check the condition of the label"
     check_window(log)
     splits = {split: rows for split in ("valid", "test") if len(rows := log.rows_of(split))}
     if not splits:
-        raise DataError("data.split", "no sample in valid and none in test", "one part to measure at least", do)
+        raise DataError("data.split", "no sample in valid and none in test", "samples in at least one split", do)
     for split, rows in splits.items():
-        labels, users, where = log.labels.take(rows), log.user(rows), f"the {split} part"
+        labels, users, where = log.labels.take(rows), log.user(rows), f"the {split} split"
         if len(log.excluded_rows(split).rows):
-            where += f", less {len(log.excluded_rows(split).rows):,} rows ({describe_exclusions(log, split)})"
+            where += f", without {len(log.excluded_rows(split).rows):,} rows ({describe_exclusions(log, split)})"
         if labels.min() == labels.max():
             raise DataError(where, f"{len(rows):,} samples that are all {labels[0]:g}", "both classes", do)
         if job.evaluate.resample == "user" and users[0] == users[-1]:
             raise DataError(where, "samples of one user", "two users or more", f"{do}, or set evaluate.resample: row")
         if split == "valid" and job.fit.monitor == "gauc" and not metrics.grouped_auc(labels, labels, users).users:
-            raise DataError(where, "no user with samples of both classes", "one at least", "set fit.monitor: auc")
+            raise DataError(where, "no user with samples of both classes", "at least one", "set fit.monitor: auc")
     _check_weights(log, job, splits)
 
 
 def _check_weights(log: Log, job: Job, splits: Mapping[str, NDArray[np.int64]]) -> None:
-    """Refuse sample weights that leave a class without weight, in the rows that are learned or measured."""
+    """Refuse sample weights that leave a class without weight in training or evaluation rows."""
     weights = [(job.fit.sample_weight, "train", log.rows_of("train"), "fit.sample_weight")]
     weights += [(job.evaluate.sample_weight, split, rows, "evaluate.sample_weight") for split, rows in splits.items()]
     for column, split, rows, setting in weights:
@@ -265,12 +264,12 @@ def _summarize(
 
 
 def _find_non_probabilities(table: pa.Table) -> list[str]:
-    """A score that joins tasks stands beside the label's own probability, and is none itself."""
+    """Return the unnamed score if it combines tasks. The probability of the label is then a column of its own."""
     return [""] if "score.label" in table.column_names else []
 
 
 def _measure_task(table: pa.Table, name: str, config: EvaluateConfig) -> dict[str, Interval]:
-    """Metrics of a further task, on the rows whose label is known; undefined where these do not tell."""
+    """Compute the metrics of a further task on the rows with its label. They are undefined for one class."""
     label = table["label" if name == "label" else f"label.{name}"].to_numpy()
     is_labeled = ~np.isnan(label)
     weight = None
@@ -300,11 +299,11 @@ def _check_same_rows(split: str, first: str, one: pa.Table, second: str, other: 
     do = "compare runs of one log and one split"
     if len(one) != len(other):
         raise RunError(f"{split} rows of {first} and {second}", f"{len(one):,} and {len(other):,}", "the same rows", do)
-    # The number of a user depends on who else is in the log's user table; where one user ends does not.
+    # The index of a user depends on the other users of the log. The last row of a user does not.
     if ("weight" in one.column_names) != ("weight" in other.column_names):
         description, expected = "one with sample weights and one without", "both with the same weights"
         raise RunError(
-            f"{split} rows of {first} and {second}", description, expected, "set evaluate.sample_weight alike"
+            f"{split} rows of {first} and {second}", description, expected, "set the same evaluate.sample_weight"
         )
     for name in ("time", "label", "user", *(["weight"] if "weight" in one.column_names else [])):
         a, b = one[name].to_numpy(), other[name].to_numpy()

@@ -1,10 +1,10 @@
-"""A finished run, opened: its metrics, its model, its config and its log.
+"""Finished run: its metrics, its model, its config and its log.
 
 config.yaml        the resolved job              schema/        the fitted schema
 metrics.jsonl      losses and validations        log.json       which prepared log
 environment.json   versions, processor, git      checkpoints/   best (a saved model), last (to resume from)
 predictions/       valid.parquet, test.parquet   results.json   metrics with intervals; written last
-NOTES.md           what of another tool's configuration is not carried as it is; where it came from one
+NOTES.md           differences from the configuration of another tool, for imported jobs
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 COLUMNS = ("row", "user", "time", "label", "score")
 """Columns of a predictions file: row and user row of the prepared log, time, label, probability. Models of several
-tasks have ``label.TASK`` and ``score.TASK`` beside them."""
+tasks also have ``label.TASK`` and ``score.TASK``."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that ended.
+    """Run that has ended.
 
     Attributes:
-        folder: where everything of it lies.
+        folder: the run folder.
         results: contents of ``results.json``.
     """
 
@@ -47,47 +47,47 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of the folder."""
+        """Name of the run folder."""
         return self.folder.absolute().name
 
     @cached_property
     def metrics(self) -> dict[str, Interval]:
-        """Metrics on test with their intervals (on valid when the split has no test rows)."""
+        """Metrics on test with their intervals (on valid if the split has no test rows)."""
         return {key: Interval.from_dict(value) for key, value in self.results["metrics"].items()}
 
     @cached_property
     def config(self) -> Job:
-        """The job as it was run, every default filled in."""
+        """Job of the run with all defaults filled in."""
         return read_job(self.folder / "config.yaml")
 
     @cached_property
     def fitted(self) -> FittedSchema:
-        """The schema with its fitted encoders."""
+        """Schema with its fitted encoders."""
         return FittedSchema.load(self.folder / "schema")
 
     def model(self) -> Model:
-        """The model of the best validation, in eval mode."""
-        from longrec.models.core import artifact  # brings torch
+        """Load the model of the best validation, in eval mode."""
+        from longrec.models.core import artifact  # imports torch
 
         return artifact.load(self.folder / "checkpoints" / "best").eval()
 
     def log(self) -> Log:
-        """The prepared log it was trained on.
+        """Open the prepared log it was trained on.
 
         Raises:
-            RunError: the log is gone.
+            RunError: the log is missing.
         """
         return open_log(self.folder, self.config)
 
     def predictions(self, split: str = "test") -> pa.Table:
-        """Scores of one part: columns row, user, time, label, score.
+        """Read the scores of one split: columns row, user, time, label, score.
 
         Raises:
-            RunError: none were written for this part, or the file is damaged.
+            RunError: no predictions of this split, or a damaged file.
         """
         path = self.folder / "predictions" / f"{split}.parquet"
         if not path.exists():
-            raise RunError(str(path), "no such file", f"predictions of {split}", "run longrec predict for this part")
+            raise RunError(str(path), "no such file", f"predictions of {split}", "run longrec predict for this split")
         try:
             table = pq.read_table(path)
         except (pa.ArrowException, OSError) as error:
@@ -99,10 +99,10 @@ class Run:
 
 
 def open_run(path: str | Path) -> Run:
-    """Open the folder of a run that ended.
+    """Open the folder of a finished run.
 
     Raises:
-        RunError: no such folder, not a run, not finished, or results that cannot be read.
+        RunError: no such folder, no run, no finished run, or results that cannot be read.
     """
     folder = Path(path)
     require_run(folder)
@@ -121,30 +121,30 @@ def open_run(path: str | Path) -> Run:
                 split["metrics"] = {rename_metric(key): value for key, value in split["metrics"].items()}
         results["metrics"]["auc"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(str(file), f"not readable ({error})", "what training writes", "train again") from None
+        raise RunError(str(file), f"not readable ({error})", "results of a training", "train again") from None
     return Run(folder, results)
 
 
 def require_run(folder: Path) -> None:
-    """Raise a RunError unless ``folder`` is the folder of a run, finished or not."""
+    """Raise a RunError unless ``folder`` is a run folder, finished or not."""
     if not folder.is_dir():
         near = sorted(other.name for other in folder.parent.glob("*/config.yaml") for other in [other.parent])
         suggestion = f"; runs beside it: {', '.join(near[:8])}" if near else ""
         raise RunError(str(folder), f"no such folder{suggestion}", "the folder of a run")
     if not (folder / "config.yaml").exists():
-        raise RunError(str(folder), "no config.yaml", "the folder of a run", "give the folder that training named")
+        raise RunError(str(folder), "no config.yaml", "the folder of a run", "name the folder that training printed")
 
 
 def read_log(job: Job) -> Log:
-    """The log of a job, prepared where it is not yet, as training reads it."""
+    """Open the log of a job as training reads it, and prepare it if necessary."""
     return Log.open(prepare(job.data, job.schema), job.schema, sample_weight=job.fit.sample_weight)
 
 
 def open_log(folder: Path, job: Job) -> Log:
-    """The prepared log that a run folder points at, read with the run's schema.
+    """Open the prepared log of a run folder with the schema of the run.
 
     Raises:
-        RunError: the log is gone, or cannot be read.
+        RunError: the log is missing or cannot be read.
     """
     try:
         path = json.loads((folder / "log.json").read_text(encoding="utf-8"))["path"]

@@ -1,4 +1,4 @@
-"""From a config to a finished run folder."""
+"""Training: from a config to a finished run folder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from longrec.train.seen_labels import (
 from longrec.train.tracking import trackers
 from longrec.train.warm_start import warm_start
 
-# What may differ between a config and the run it resumes: names and places.
+# Keys that may differ between a config and the run it resumes: names and paths.
 _LOCATION_KEYS = ("name", "data.folder", "fit.runs")
 
 
@@ -54,24 +54,24 @@ def train(
     quiet: bool = False,
     notes: str = "",
 ) -> Run:
-    """Prepare the log, train the model, keep the best, measure it once on valid and test.
+    """Prepare the log, train the model, keep the best weights, and evaluate them once on valid and test.
 
     Args:
-        source: a YAML config or a mapping of the same form; may be left out with ``resume``.
-        overrides: ``fit.lr=3e-3`` and the like.
-        resume: folder of a run that was stopped or killed; it goes on from its last checkpoint and ends bit by bit
-            as if nothing had happened. A finished run is returned as it is.
-        quiet: show no progress; warnings are printed all the same.
-        notes: what of another tool's configuration is not carried as it is; kept in the run folder.
+        source: a YAML config or a mapping of the same form. Optional with ``resume``.
+        overrides: settings such as ``fit.lr=3e-3``.
+        resume: folder of an interrupted run. It continues from its last checkpoint and ends bit-identical to an
+            uninterrupted run. A finished run is returned unchanged.
+        quiet: print no progress. Warnings are printed anyway.
+        notes: differences from the configuration of another tool, kept in the run folder.
 
     Returns:
-        The finished run. Its folder is ``fit.runs``/name; without a name ``<model>-<n>``.
+        The finished run. Its folder is ``fit.runs``/name, or ``<model>-<n>`` without a name.
 
     Raises:
-        ConfigError: a config that cannot be used, all faults at once.
-        ResourceError: a model that cannot fit into the memory there is.
-        DataError: a log that cannot be used; no run folder is left behind.
-        RunError: a run of that name exists, the loss is not finite, the run to start from does not fit, or there is
+        ConfigError: a config that cannot be used, with all faults.
+        ResourceError: a model that does not fit into the available memory.
+        DataError: a log that cannot be used. No run folder remains.
+        RunError: an existing run of that name, a loss that is not finite, a run to start from that does not fit, or
             nothing to resume.
     """
     if resume is not None:
@@ -89,7 +89,7 @@ def train(
         check_negative_rate(model, job.fit)
         check_negatives_left(log, job.fit)
         seen, warnings = _check_seen_labels(job, log, model)
-        if job.fit.init_from is not None:  # what does not fit shows before there is a folder
+        if job.fit.init_from is not None:  # a misfit is reported before there is a folder
             warm_start(job.fit.init_from, model, build_optimizers(model, job.fit), job.fit, log.fitted)
         folder = create_run_folder(job, log, seen, warnings, notes)
         with lock_folder(folder):
@@ -115,7 +115,7 @@ def _resume(folder: Path, source: str | Path | Mapping[str, Any] | None, overrid
 
 @contextmanager
 def _prepare_torch(job: Job) -> Iterator[Callable[[Log], Model]]:
-    """Threads, allocator and random generator of a run; the caller's come back afterwards."""
+    """Set threads, allocator and random generator of a run, and restore those of the caller afterwards."""
     keep_large_blocks()
     with torch_threads(job.fit.threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.fit.seed)
@@ -158,10 +158,10 @@ def _run(folder: Path, job: Job, log: Log, model: Model, quiet: bool) -> None:
 
 
 def _check_seen_labels(job: Job, log: Log, model: Model) -> tuple[SeenLabels, list[str]]:
-    """The labels that a run will have seen, with those of the run it starts from; and what results must say of these.
+    """Return the labels that a run will have seen, with those of the run it starts from, and warnings about these.
 
     Raises:
-        RunError: the run it starts from has seen labels that this one is measured on.
+        RunError: the run it starts from has seen labels of the evaluation of this run.
     """
     seen = compute_seen_labels(log, model.targets)
     if job.fit.init_from is None:
@@ -172,14 +172,14 @@ def _check_seen_labels(job: Job, log: Log, model: Model) -> tuple[SeenLabels, li
 
 
 def _fit_statistics(model: Model, log: Log) -> None:
-    """Show the training window to whatever in a model learns from it before the first step."""
+    """Fit the statistics of all modules that need the training window before the first step."""
     for module in model.modules():
         if isinstance(module, Model) and module.needs_training_window:
             module.fit_statistics(iterate_training_histories(log))
 
 
 def _measure(folder: Path, job: Job, log: Log, state: checkpoint.State, quiet: bool) -> None:
-    """Score valid and test once with the best model; results.json, written last, says that the run has ended."""
+    """Score valid and test once with the best model. results.json is written last and marks the end of the run."""
     best = artifact.load(folder / "checkpoints" / "best").eval()
     measured = {}
     for split in ("valid", "test"):
@@ -192,7 +192,7 @@ def _measure(folder: Path, job: Job, log: Log, state: checkpoint.State, quiet: b
     results = {
         **headline,
         "warnings": [*run_warnings, *headline["warnings"]],
-        "run_warnings": run_warnings,  # those that hold whatever is measured
+        "run_warnings": run_warnings,  # those that do not depend on the split
         "left_out": log.excluded_counts,
         "later": log.manifest.get("later", []),
         "valid": measured.get("valid"),
@@ -205,12 +205,12 @@ def _measure(folder: Path, job: Job, log: Log, state: checkpoint.State, quiet: b
 
 
 def _collect_run_warnings(folder: Path, log: Log) -> list[str]:
-    """What results must say of the log, the split and the run that training started from."""
+    """Return the warnings about the log, the split and the run that training started from."""
     return [*log.warnings, *window_warnings(log), *warm_start_warnings(folder)]
 
 
 def _check_same_config(requested: Job, own: Job, folder: Path) -> None:
-    """Refuse to resume a run with another config than its own."""
+    """Refuse to resume a run with a config that differs from its own."""
     before, now = (flatten(job.to_dict()) for job in (own, requested))
     faults = [
         f"{key}: {before.get(key)!r} in the run, {now.get(key)!r} now"
@@ -223,7 +223,7 @@ def _check_same_config(requested: Job, own: Job, folder: Path) -> None:
 
 @contextmanager
 def _watch_stop_signals() -> Iterator[Callable[[], bool]]:
-    """Whether an interrupt or a polite kill came: the loop then ends after its step. A second one ends at once."""
+    """Provide a flag for interrupts and SIGTERM, after which the loop ends. A second signal ends at once."""
     signals: list[int] = []
 
     def note(number: int, frame: object) -> None:

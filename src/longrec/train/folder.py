@@ -1,4 +1,4 @@
-"""Run folders: made whole or not at all, never overwritten, one process at a time."""
+"""Run folders: created atomically, never overwritten, used by one process at a time."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from longrec.train.seen_labels import KEY, SeenLabels
 
 try:
     import fcntl
-except ImportError:  # Windows: runs are not kept apart there
+except ImportError:  # Windows: runs are not locked there
     fcntl = None  # type: ignore[assignment]
 
 
 def create_run_folder(job: Job, log: Log, seen: SeenLabels, warnings: Sequence[str] = (), notes: str = "") -> Path:
-    """A run folder with everything that is known before training; it appears whole or not at all.
+    """Create a run folder atomically, with all facts that precede training.
 
     Args:
         seen: the labels that the weights will have seen.
         warnings: sentences about the run that it starts from.
-        notes: what of another tool's configuration is not carried as it is; kept as ``NOTES.md``.
+        notes: differences from the configuration of another tool, kept as ``NOTES.md``.
 
     Raises:
-        RunError: the folder that the job names is there already.
+        RunError: the folder of the job exists already.
     """
     runs = Path(job.fit.runs)
     runs.mkdir(parents=True, exist_ok=True)
@@ -71,9 +71,9 @@ def create_run_folder(job: Job, log: Log, seen: SeenLabels, warnings: Sequence[s
 
 @contextmanager
 def write_atomically(into: str | Path) -> Iterator[str | Path]:
-    """A place to write a store to; the folder takes its name once all of it is there, so that no half is ever read.
+    """Provide a path for a store. The folder is renamed once it is complete, so that no partial store is ever read.
 
-    An address, and a folder that is there already (which nobody may write to), are given as they are.
+    An address, and an existing folder (which nobody may write to), are returned unchanged.
     """
     if "://" in str(into) or Path(into).exists():
         yield into
@@ -89,18 +89,18 @@ def write_atomically(into: str | Path) -> Iterator[str | Path]:
 
 
 def warm_start_warnings(folder: Path) -> list[str]:
-    """What the results of a run must say of the run that it started from."""
+    """Return the warnings about the run that a run started from."""
     return list(json.loads((folder / "log.json").read_text(encoding="utf-8")).get("warnings", ()))
 
 
 def require_free(job: Job) -> None:
-    """Raise a RunError when the run folder that a job names is there already."""
+    """Raise a RunError if the run folder of a job exists already."""
     if job.name is not None and (folder := Path(job.fit.runs) / job.name).exists():
         raise _name_taken_error(folder)
 
 
 def record_resume(folder: Path, job: Job) -> None:
-    """Keep in ``environment.json`` what is no longer as it was when the run began: only the same resumes to the bit."""
+    """Record changes since the start of a run in ``environment.json``. Only the same environment resumes to the bit."""
     path = folder / "environment.json"
     recorded, now = json.loads(path.read_text()), describe_environment(job.fit.threads)
     changed = {key: value for key, value in now.items() if recorded.get(key) != value}
@@ -115,22 +115,22 @@ def _write_text(path: Path, text: str) -> None:
 
 def _name_taken_error(folder: Path) -> RunError:
     if (folder / "results.json").exists():
-        return RunError(str(folder), "a finished run of this name", "a new name", "give another name, or remove it")
+        return RunError(str(folder), "a finished run of this name", "a new name", "choose another name, or remove it")
     if (folder / "config.yaml").exists():
         do = f"continue it with --resume {folder}, or remove it"
         return RunError(str(folder), "a run of this name that has not ended", "a new name", do)
-    return RunError(str(folder), "something that is no run", "a free name", "give another name")
+    return RunError(str(folder), "something that is no run", "a free name", "choose another name")
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep a second process out of a run folder; a killed one lets go of it by itself."""
+    """Lock a run folder against a second process. The lock of a killed process is released by itself."""
     with (folder / ".lock").open("w") as lock:
         if fcntl is not None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise RunError(
-                    str(folder), "another process is training this run", "a run at rest", "wait until it ends"
+                    str(folder), "another process is training this run", "an idle run", "wait until it ends"
                 ) from None
         yield

@@ -1,4 +1,4 @@
-"""The impressions of a log as instances: who, when, which id, which side information and when it became known."""
+"""Impressions of a log as instances: user, time, id, side information and the time of its availability."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from longrec.features.vocabulary import compute_key_numbers
 
 LABEL = "label"
 NONE, NEGATIVE, POSITIVE = 0, 1, 2
-"""Ids of the side column ``label``; 3 means that it is not known yet."""
+"""Ids of the side column ``label``. 3 means not yet available."""
 
 
 class Instances:
     """All impressions of a log, by row.
 
     Attributes:
-        times: int64 moments of the impressions.
-        available: int64: from when on each impression could be read.
+        times: int64 timestamps of the impressions.
+        available: int64 timestamps from which on each impression can be read.
         ids: int64 instance ids, distinct.
-        sides, known: side columns (ids), and the moments at which they became known.
-        side_rows: how many ids each side column has; the id of that number means "not yet known".
+        sides, known: side columns (ids), and the timestamps at which they became available.
+        side_rows: number of ids per side column. The id of that number means "not yet known".
     """
 
     def __init__(self, log: Log) -> None:
@@ -51,28 +51,28 @@ class Instances:
         self._waiting = np.zeros(0, np.int64)
 
     def users(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64 key numbers of the users of some rows."""
+        """Return the int64 key numbers of the users of rows."""
         return self._users.take(self.log.user(rows))
 
     def has_label(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which rows carry a label."""
+        """Return True for rows with a label."""
         return ~np.isnan(self.log.labels.take(rows))
 
     def select(self, rows: NDArray[np.int64], filter_name: str) -> NDArray[np.bool_]:
-        """Which rows get a token."""
+        """Return True for rows that have a token."""
         if filter_name == "all":
             return np.ones(len(rows), bool)
         return (self.sides[LABEL].take(rows) == POSITIVE) & (self.available_at[LABEL].take(rows) < NEVER)
 
     def feed(self, rows: NDArray[np.int64]) -> None:
-        """Rows that have been encoded: their labels may be learned once they are known."""
+        """Add encoded rows, whose labels may be used for training once they are available."""
         self._waiting = np.concatenate([self._waiting, rows[self.has_label(rows)]])
 
     def take_ready(self, timestamp: int | None) -> NDArray[np.int64]:
-        """Rows that may be learned before a moment, each handed out once: what was known strictly before it.
+        """Return the rows whose labels were available strictly before a timestamp, each row once.
 
         Args:
-            moment: None hands out nothing: nobody is left to be encoded.
+            timestamp: None returns no rows, because no block follows.
         """
         if timestamp is None:
             return np.zeros(0, np.int64)

@@ -1,4 +1,4 @@
-"""Which batches a model gets: rows in any order, or runs of rows of users."""
+"""Batches for a model: rows in any order, or runs of rows per user."""
 
 from __future__ import annotations
 
@@ -25,16 +25,15 @@ def build_loader(
     available_before: int | None = None,
     negative_rate: float = 1.0,
 ) -> Loader | UserLoader:
-    """The batches of some rows of a log as a model wants them.
+    """Return the loader of rows of a log that fits a model.
 
-    A model in user order that does not train (``shuffle`` off) meets the rows in the order of the log, each once, with
-    as many earlier rows of the user before each run as a run may be long: they come from any part of the log.
+    A model in user order that does not train (``shuffle`` off) reads rows in the order of the log, each once. Before
+    each run come as many earlier rows of the user as a run may be long, from any split of the log.
 
     Args:
-        known_before: the moment before which the model's further labels must be known; default the end of the
-            training window. What is only scored has none.
-        negative_rate: share of the negatives that are kept. In user order the others stay to be looked back at, and
-            have no loss.
+        known_before: timestamp before which the model's further labels must be available. Default: the end of the
+            training window. Rows that are only scored have none.
+        negative_rate: share of the negatives to keep. In user order the others stay in the context and have no loss.
 
     Raises:
         ConfigError: ``bucket_by_length`` for a model in user order.
@@ -54,7 +53,7 @@ def build_loader(
         )
     if bucket_by_length:
         raise ConfigError(
-            "config", ["fit.bucket_by_length: a model in user order has batches of its own; leave it out"]
+            "config", ["fit.bucket_by_length: a model in user order builds its own batches; remove this key"]
         )
     return UserLoader(
         log,

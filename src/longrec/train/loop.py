@@ -1,4 +1,4 @@
-"""The one loop: it asks a model for its loss and knows nothing else about it."""
+"""Training loop of all models, which depends only on the loss of a model."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from longrec.train.tracking import MetricsFile, Tracker
 
 __all__ = ["Loop", "build_loader", "update"]
 
-_SHARE = 20  # checkpoints by the clock may take one part in so many of the time
+_SHARE = 20  # checkpoints by the clock may take at most 1 / _SHARE of the time
 
 
 class Loop:
-    """Trains one model on one log inside a run folder, from its last checkpoint on when there is one.
+    """Training of one model on one log inside a run folder, from its last checkpoint if there is one.
 
     After ``run`` the folder holds ``metrics.jsonl``, ``checkpoints/last`` and ``checkpoints/best``.
 
     Args:
         model: built right after ``torch.manual_seed(config.seed)``.
-        save_best: writes the model, as it is, into a folder.
+        save_best: function that writes the current model into a folder.
         eval_batch: rows scored at once in a validation.
-        eval_weight: column of sample weights that its metrics are weighted by.
-        stop: asked after every step whether to leave; the loop then writes a checkpoint and raises RunError.
+        eval_weight: column of sample weights for its metrics.
+        stop: function called after every step. If it returns True, the loop writes a checkpoint and raises RunError.
     """
 
     def __init__(
@@ -77,14 +77,14 @@ class Loop:
 
     @property
     def steps(self) -> int:
-        """Batches of the whole run."""
+        """Number of batches of the whole run."""
         return min(self.config.epochs * len(self.loader), self.config.max_steps or 2**63)
 
     def run(self, trackers: Sequence[Tracker] = ()) -> checkpoint.State:
         """Train to the end.
 
         Raises:
-            RunError: a loss or a score that is not finite, or ``stop`` said so.
+            RunError: a loss or a score that is not finite, or a stop.
         """
         state = self.state
         self.trackers = trackers
@@ -108,7 +108,7 @@ class Loop:
         check_positions = {max(round(batches * number / checks), 1) for number in range(1, checks + 1)}
         self.model.train()
         for batch in self.loader.epoch(state.epoch, state.position):
-            # Batch statistics need two rows; a last batch of one is left out for every model alike.
+            # Batch statistics need two rows, so a last batch of one row is skipped for all models.
             if batch.size > 1 or config.batch_size == 1:
                 loss = update(self.model, self.optimizers, config, state.step, batch, str(self.folder))
                 state.loss_sum += loss * batch.loss_rows
@@ -146,7 +146,7 @@ class Loop:
             return self._measure_valid()
 
     def _measure_valid(self) -> str:
-        """Measure valid, keep the model if it is the best so far; without valid rows the last model is the best."""
+        """Evaluate on valid and save the model if it is the best. Without valid rows the last model is the best."""
         state, config = self.state, self.config
         if not len(self.valid_rows):
             if state.step == self.steps:
@@ -201,15 +201,15 @@ def update(
     where: str,
     loss_of: Callable[[Batch], Tensor] | None = None,
 ) -> float:
-    """One step of every optimizer; the mean loss of the batch before it.
+    """Do one step of every optimizer and return the mean loss of the batch before it.
 
     Args:
-        step: steps done before.
-        where: the run, for a message.
-        loss_of: instead of ``model.loss``.
+        step: number of steps done before.
+        where: name of the run for messages.
+        loss_of: function used instead of ``model.loss``.
 
     Raises:
-        RunError: a loss that is not finite; nothing was moved.
+        RunError: a loss that is not finite. No parameter was changed.
     """
     set_learning_rates(optimizers, config, step)
     with precision(config.bf16):
@@ -220,7 +220,7 @@ def update(
             f"{where}: step {step + 1:,}",
             f"the loss is {value}",
             "a finite number",
-            "lower fit.lr, or set fit.clip_norm or fit.warmup_steps; look for extreme values in dense features"
+            "lower fit.lr, or set fit.clip_norm or fit.warmup_steps; check for extreme values in numeric features"
             + ("; train without fit.bf16" if config.bf16 else ""),
         )
     loss.backward()  # type: ignore[no-untyped-call]

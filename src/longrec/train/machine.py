@@ -1,4 +1,4 @@
-"""The machine a run happens on: its threads, its allocator, and what the record says of it."""
+"""Machine of a run: threads, allocator, and the record of its environment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LARGE, _LARGEST_OLD_GLIBC = 1 << 30, 1 << 25
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Run a block with so many torch threads, and give the old number back."""
+    """Run a block with ``count`` torch threads, and restore the previous number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -33,10 +33,10 @@ def torch_threads(count: int) -> Iterator[None]:
 
 @cache
 def keep_large_blocks() -> bool:
-    """Tell glibc to keep freed blocks instead of giving them back to the system after every batch.
+    """Make glibc keep freed blocks instead of returning them to the system after every batch.
 
-    Worth 7-13 % on ragged models: else each step faults its buffers in again. Does nothing, and says so, where the
-    C library has no ``mallopt``.
+    Saves 7-13 % on ragged models, whose buffers would page-fault again in each step. Returns False without effect if
+    the C library has no ``mallopt``.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -49,7 +49,7 @@ def keep_large_blocks() -> bool:
 
 
 def describe_environment(threads: int) -> dict[str, Any]:
-    """What a run's numbers depend on besides its config: versions, processor, threads, git revision."""
+    """Return what the results depend on besides the config: versions, processor, threads, git revision."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -62,7 +62,7 @@ def describe_environment(threads: int) -> dict[str, Any]:
 
 
 def read_revision(folder: Path) -> dict[str, Any] | None:
-    """The git revision a folder stands at and whether files differ from it; None outside a repository."""
+    """Return the git revision of a folder and a flag for changed files. None outside a repository."""
     try:
         results = [
             subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10)

@@ -1,8 +1,7 @@
-"""How much memory a training takes, counted before anything is allocated.
+"""Memory estimate of a training, before any allocation.
 
-The model is built without memory (torch's meta device), which gives the shape of every parameter; the optimizer keeps
-up to two numbers more of each. Batches and whatever else comes on top are not counted: what does not fit by this count
-cannot fit at all.
+The model is built on torch's meta device, which yields the shape of every parameter. The optimizer keeps up to two
+additional numbers per parameter. Batches and other memory are not counted, so the estimate is a lower bound.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ from longrec.train.settings import FitConfig
 
 _NUMBER = 4  # bytes of a float32
 _KEPT = {"adamw": 2, "adam": 2, "lazy_adam": 2, "rowwise_adam": 1, "adagrad": 1, "rowwise_adagrad": 0, "sgd": 0}
-"""Numbers that each optimizer keeps of each number it moves; what it keeps of a whole row is not counted."""
+"""State numbers that each optimizer keeps per parameter number. State per row is not counted."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What a training holds in memory at least.
+    """Lower bound of the memory of a training.
 
     Attributes:
-        weights, optimizer: bytes of the parameters, and of what the optimizer keeps of them.
-        largest: the largest parameter: what it is, its shape and its bytes.
+        weights, optimizer: bytes of the parameters, and of the optimizer state.
+        largest, shape, bytes: name, shape and bytes of the largest parameter.
     """
 
     weights: int
@@ -45,9 +44,9 @@ class MemoryEstimate:
 
 
 def estimate_fields(schema: Schema) -> Fields:
-    """The fields of a schema as far as it tells their rows by itself: those of hashes, given lists and edges.
+    """Return the fields of a schema with the table sizes that it fixes: hashes, listed vocabularies and edges.
 
-    A learned vocabulary counts as empty, and what other models left is not there.
+    A learned vocabulary counts as empty, and stores of other models are excluded.
     """
     rows = {name: cast(Encoder, _Rows(_estimate_rows(feature))) for name, feature in schema.features.items()}
     rows |= {name: rows[one.share] for name, one in schema.features.items() if one.share}
@@ -60,7 +59,7 @@ def estimate_fields(schema: Schema) -> Fields:
 
 @dataclass(frozen=True)
 class _Rows:
-    """In the place of an encoder that is not fitted yet."""
+    """Replacement of an encoder that is not fitted yet."""
 
     rows: int
 
@@ -78,15 +77,15 @@ def _estimate_rows(feature: Feature) -> int:
 
 
 def estimate_memory(model_config: Mapping[str, Any], fields: Fields, fit: FitConfig) -> MemoryEstimate | None:
-    """What training a model takes; None for a model that cannot be built without memory.
+    """Estimate the memory of training a model. None for a model that cannot be built on the meta device.
 
     Args:
-        words: the ``model`` section of a job.
+        model_config: the ``model`` section of a job.
     """
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             model = models.build(model_config, fields)
-    except Exception:  # noqa: BLE001 - whatever keeps a model from being built shows when it is built in earnest
+    except Exception:  # noqa: BLE001 - an error in building a model is reported when it is really built
         return None
     tables = {id(table) for table in model.tables()}
     weights = optimizer = 0
@@ -104,19 +103,20 @@ def estimate_memory(model_config: Mapping[str, Any], fields: Fields, fit: FitCon
 
 
 def _describe_parameter(parameter: str) -> str:
-    """A table by its feature, any other parameter by its name."""
+    """Describe a table by its feature, and any other parameter by its name."""
     _, table, key = parameter.rpartition("table_")
     feature = key.replace("%2E", ".").replace("%25", "%")
     return f"feature {feature!r}" if table else f"parameter {parameter}"
 
 
 def find_memory_fault(estimate: MemoryEstimate | None) -> ResourceError | None:
-    """What to tell when a training cannot fit into the memory there is; None when it may."""
+    """Return the error for a training that cannot fit into the available memory. None if it may fit."""
     free = available_memory()
     if estimate is None or free is None or estimate.weights + estimate.optimizer <= free:
         return None
     shape = " x ".join(f"{size:,}" for size in estimate.shape)
-    rest = f"the whole training at least {format_bytes(estimate.weights + estimate.optimizer)} (weights and optimizer)"
+    total = format_bytes(estimate.weights + estimate.optimizer)
+    rest = f"the whole training takes at least {total} (weights and optimizer)"
     return ResourceError(
         estimate.largest,
         f"{shape} numbers take {format_bytes(estimate.bytes)}, {rest}",
@@ -125,13 +125,13 @@ def find_memory_fault(estimate: MemoryEstimate | None) -> ResourceError | None:
             "lower hash (of a learned vocabulary: raise min_count) or dim, or set "
             "fit.embedding_optimizer=rowwise_adagrad, which keeps one number per row"
             if estimate.largest.startswith("feature")
-            else "make this layer of the model smaller"
+            else "use a smaller layer in this model"
         ),
     )
 
 
 def check_memory(model_config: Mapping[str, Any], fields: Fields, fit: FitConfig) -> None:
-    """Raise a ResourceError when a training cannot fit into the memory there is, before anything is allocated."""
+    """Raise a ResourceError if a training cannot fit into the available memory, before any allocation."""
     error = find_memory_fault(estimate_memory(model_config, fields, fit))
     if error is not None:
         raise error

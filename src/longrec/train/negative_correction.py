@@ -1,12 +1,12 @@
-"""Negative down-sampling and its correction: scores are probabilities of all rows, not of those that were kept.
+"""Correction of negative down-sampling: scores are probabilities of all rows, not of the kept rows.
 
 A model that learns all positives and a share r of the negatives learns odds that are 1 / r times too high:
 
     logit(p) = logit(p_sampled) + log r                             (He et al., ADKDD 2014, section 6.3)
 
 The correction is one number that is added to the logit of every row. So it is added to the output bias of the model
-whenever the model leaves training: for a validation, for the best weights, for a source of tokens. Whatever loads these
-weights has it, once, and has no code for it: prediction, explanation, bundle, server.
+whenever the model is used outside training: for validations, best weights and token sources. All users of these weights
+(prediction, explanation, bundle, server) include it once, without code for it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from longrec.train.settings import FitConfig
 
 @contextmanager
 def correct_output_bias(model: Model, negative_rate: float) -> Iterator[None]:
-    """Within it the model scores all rows; after it, its parameters are to the bit what they were."""
+    """Correct the output bias inside a ``with`` block, and restore the parameters to the bit afterwards."""
     if negative_rate >= 1:
         yield
         return
@@ -40,14 +40,14 @@ def correct_output_bias(model: Model, negative_rate: float) -> Iterator[None]:
 
 
 def check_negative_rate(model: Model, fit: FitConfig) -> None:
-    """Refuse down-sampling for a model that one shift of the logit cannot correct.
+    """Refuse down-sampling for a model that no shift of the logit corrects.
 
     Raises:
-        ConfigError: a model of several labels, or one whose score has no output bias of its own.
+        ConfigError: a model of several labels, or one whose score has no single output bias.
     """
     if fit.negative_rate >= 1:
         return
-    where, do = f"fit.negative_rate: {fit.negative_rate:g}", "leave it out, or set fit.sample_weight"
+    where, do = f"fit.negative_rate: {fit.negative_rate:g}", "remove it, or set fit.sample_weight"
     if model.targets:
         what = f"{name_of(model)} learns {', '.join(model.targets)} beside the label"
         fault = f"{where}: {what}; a row dropped for one label is missing for the others, which no shift corrects; {do}"
@@ -58,22 +58,22 @@ def check_negative_rate(model: Model, fit: FitConfig) -> None:
 
 
 def check_negatives_left(log: Log, fit: FitConfig) -> None:
-    """Refuse a rate that leaves no negative row to learn from.
+    """Refuse a rate that leaves no negative training row.
 
     Raises:
-        DataError: none is left.
+        DataError: no negative row is left.
     """
     rows = log.rows_of("train")
     labels = log.labels.take(rows)
     if fit.negative_rate < 1 and len(sample_negatives(rows, labels, fit.negative_rate, fit.seed)) == labels.sum():
         description = f"none of {int((labels == 0).sum()):,} negative training rows is kept"
-        raise DataError(f"fit.negative_rate: {fit.negative_rate:g}", description, "one at least", "raise it")
+        raise DataError(f"fit.negative_rate: {fit.negative_rate:g}", description, "at least one", "increase it")
 
 
 def move_rate(model: Model, old: Model, before: float, now: float) -> None:
-    """After a warm start, bring the output bias that ``old`` learned at the rate ``before`` to the rate ``now``.
+    """After a warm start, convert the output bias that ``old`` learned at the rate ``before`` to the rate ``now``.
 
-    A model whose output is new, on top of the other one, has nothing to be moved.
+    A model with a new output on top of the other model is left unchanged.
     """
     prefix, own, biases = model.warm_start_prefix(old), dict(model.named_parameters()), model.output_biases()
     if before == now or len(biases) != 1:

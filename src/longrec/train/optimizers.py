@@ -1,4 +1,4 @@
-"""Which optimizer moves which parameter, and how fast at which step: a lazy one the tables, a dense one the rest."""
+"""Optimizers of a model and their learning rates: a lazy one for the tables, a dense one for the rest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from longrec.train.sparse_optimizers import LazyAdagrad, LazyAdam, LazySGD, Roww
 
 
 def build_optimizers(model: Model, config: FitConfig) -> dict[str, Optimizer]:
-    """``dense`` and ``tables``, each only where the model has such parameters."""
+    """Return the optimizers ``dense`` and ``tables``, each only if the model has such parameters."""
     tables = list(model.tables())
     own = {id(table) for table in tables}
     dense = [parameter for parameter in model.parameters() if id(parameter) not in own and parameter.requires_grad]
@@ -32,7 +32,7 @@ def build_optimizers(model: Model, config: FitConfig) -> dict[str, Optimizer]:
 
 
 def _build_dense(groups: list[dict[str, Any]], config: FitConfig) -> Optimizer:
-    """The optimizer of the dense parameters, in one pass over each."""
+    """Return the fused optimizer of the dense parameters."""
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=True)
     if config.optimizer == "adagrad":
@@ -45,7 +45,7 @@ def _build_dense(groups: list[dict[str, Any]], config: FitConfig) -> Optimizer:
 
 
 def _build_embedding(tables: list[nn.Parameter], config: FitConfig) -> Optimizer:
-    """The optimizer of the tables, which touches the rows of a batch only."""
+    """Return the optimizer of the tables, which updates only the rows of a batch."""
     rate, kind = config.embedding_lr or config.lr, config.embedding_optimizer
     if kind == "sgd":
         return LazySGD(tables, lr=rate, l2=config.l2, momentum=config.momentum)
@@ -57,12 +57,12 @@ def _build_embedding(tables: list[nn.Parameter], config: FitConfig) -> Optimizer
 
 
 def set_learning_rates(optimizers: dict[str, Optimizer], config: FitConfig, step: int) -> None:
-    """Learning rates of a step: the schedule's, less while they rise over the first ``warmup_steps``.
+    """Set the learning rates of a step: schedule x warm-up factor.
 
-    The tables take the same part of their own rate.
+    The rate of the tables is multiplied by the same factors.
 
     Args:
-        step: steps done before.
+        step: number of steps done before.
     """
     factor = warmup(config.warmup_steps, config.warmup_from, config.lr, step)
     factor *= config.schedule.rate(config.lr, step) / config.lr
@@ -74,7 +74,7 @@ def set_learning_rates(optimizers: dict[str, Optimizer], config: FitConfig, step
 
 @torch.no_grad()
 def clip(model: Model, longest: float) -> None:
-    """Shorten all gradients together, those of the tables too, to a norm of at most ``longest``.
+    """Clip all gradients together, including those of the tables, to a norm of at most ``longest``.
 
     Pascanu et al., ICML 2013, algorithm 1.
     """
@@ -84,7 +84,7 @@ def clip(model: Model, longest: float) -> None:
         if grad is None:
             continue
         if grad.is_sparse:
-            # The norm is that of the sums: equal rows come several times in a raw sparse gradient.
+            # The norm is that of the sums, because a raw sparse gradient may repeat rows.
             rows, sums = sum_by_row(grad)
             parameter.grad = torch.sparse_coo_tensor(rows.unsqueeze(0), sums, grad.shape, check_invariants=False)
             grad = sums

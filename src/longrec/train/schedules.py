@@ -1,13 +1,13 @@
-"""Learning rates over the steps of a run: a rise at its start (``warmup``) times a schedule.
+"""Learning rate schedules of a run, and the warm-up factor.
 
-A rate is a plain function of the number of the step, so that a run that goes on from a checkpoint takes the very rates
-that an unbroken one takes. With n the steps done before, less ``hold`` (0 within it):
+A rate is a function of the step number only, so a resumed run has the same rates as an uninterrupted one. With n the
+number of steps done before, minus ``hold`` (0 within it):
 
     constant      lr
     exponential   max(lr factor^(n / steps), floor); staircase: floor(n / steps)
     polynomial    (lr - floor) (1 - min(n / steps, 1))^power + floor
     cosine        (lr - floor) (1 + cos(pi min(n / steps, 1))) / 2 + floor
-    step          rates[i] from step at[i] on, lr before; ramp: in a line from lr to rates[0] over the first at[0] steps
+    step          rates[i] from step at[i] on, lr before; ramp: linear from lr to rates[0] over the first at[0] steps
     transformer   lr width^(-1/2) min((n s + 1) (warmup s)^(-3/2), (n s + 1)^(-1/2)) with s = scale
 
 Cosine: Loshchilov and Hutter, ICLR 2017; transformer: Vaswani et al., NeurIPS 2017, eq. 3.
@@ -45,23 +45,23 @@ _ALLOWED: dict[str, tuple[str, ...]] = {
 
 
 class Schedule(Strict):
-    """How the learning rate goes on after its start."""
+    """Schedule of the learning rate."""
 
-    name: Kind = Setting("constant", description="the curve")
-    steps: int | None = Setting(None, ge=1, description="steps of the whole fall, or of one factor (exponential)")
-    factor: float | None = Setting(None, gt=0, le=1, description="exponential: what every `steps` steps multiply")
-    staircase: bool = Setting(False, description="exponential: fall at every `steps`th step only")
-    floor: Rate = Setting(0.0, description="learning rate it never falls below")
-    power: float = Setting(1.0, gt=0, description="polynomial: 1 falls in a line")
-    hold: int = Setting(0, ge=0, description="steps at the full rate before the fall begins")
+    name: Kind = Setting("constant", description="shape of the schedule")
+    steps: int | None = Setting(None, ge=1, description="steps of the whole decay, or of one factor (exponential)")
+    factor: float | None = Setting(None, gt=0, le=1, description="exponential: factor per `steps` steps")
+    staircase: bool = Setting(False, description="exponential: decay at every `steps`th step only")
+    floor: Rate = Setting(0.0, description="minimum learning rate")
+    power: float = Setting(1.0, gt=0, description="polynomial: exponent; 1 is linear")
+    hold: int = Setting(0, ge=0, description="steps at the full rate before the decay begins")
     at: tuple[Annotated[int, Setting(ge=1)], ...] | None = Setting(
-        None, min_length=1, description="step: where it jumps"
+        None, min_length=1, description="step: steps at which the rate changes"
     )
     rates: tuple[Rate, ...] | None = Setting(None, min_length=1, description="step: learning rate from each of `at` on")
-    ramp: bool = Setting(False, description="step: go in a line to the first of `rates`")
+    ramp: bool = Setting(False, description="step: linear to the first of `rates`")
     width: int | None = Setting(None, ge=1, description="transformer: the width of the model")
-    warmup: int | None = Setting(None, ge=1, description="transformer: steps of its own rise")
-    scale: float = Setting(1.0, gt=0, description="transformer: what steps are multiplied with")
+    warmup: int | None = Setting(None, ge=1, description="transformer: its own warm-up steps")
+    scale: float = Setting(1.0, gt=0, description="transformer: factor of the step number")
 
     @model_validator(mode="after")
     def _check_keys(self) -> Schedule:
@@ -80,11 +80,11 @@ class Schedule(Strict):
         return self
 
     def rate(self, lr: float, step: int) -> float:
-        """The learning rate of a step.
+        """Return the learning rate of a step.
 
         Args:
-            lr: the rate it starts with.
-            step: steps done before.
+            lr: initial learning rate.
+            step: number of steps done before.
         """
         done = max(step - self.hold, 0)
         fraction = min(done / self.steps, 1.0) if self.steps else 0.0
@@ -120,12 +120,12 @@ class Schedule(Strict):
 
 
 def warmup(steps: int, start: float | None, lr: float, step: int) -> float:
-    """What part of its rate a step takes while the rates rise over the first ``steps`` steps; 1 after them.
+    """Return the warm-up factor of a step: rising over the first ``steps`` steps, 1 after them.
 
     Args:
-        start: learning rate of step 0; None begins one step's part above zero.
-        lr: the rate at the end.
-        step: steps done before.
+        start: learning rate of step 0. None begins one step above zero.
+        lr: learning rate at the end.
+        step: number of steps done before.
     """
     if step >= steps:
         return 1.0

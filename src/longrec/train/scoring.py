@@ -1,4 +1,4 @@
-"""From rows of a log to probabilities, and from probabilities to the measures a validation looks at."""
+"""Scores of rows of a log, and the metrics of a validation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from longrec.train.loaders import build_loader
 
 
 def precision(bf16: bool) -> AbstractContextManager[object]:
-    """Arithmetic of a run: bfloat16 where autocast finds it safe, or fp32 throughout."""
+    """Return the autocast context of a run: bfloat16 where autocast allows it, or fp32 throughout."""
     return torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
 
 
@@ -33,12 +33,12 @@ def score(
     bf16: bool = False,
     progress: Progress | None = None,
 ) -> NDArray[np.float32]:
-    """Probabilities of rows of the log, float32 ``[n]``, from a model in eval mode.
+    """Return the probabilities of rows of the log, float32 ``[n]``, from a model in eval mode.
 
     Args:
         rows: int64 ``[n]`` in any order.
         bf16: compute as a run with ``fit.bf16`` does.
-        progress: told of every row scored.
+        progress: advanced by the number of scored rows.
 
     Raises:
         RunError: a score that is not finite.
@@ -57,8 +57,8 @@ def score_tasks(
     bf16: bool = False,
     progress: Progress | None = None,
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
-    """What ``score`` returns, and beside it the probabilities of the further tasks of a model: of each of its targets,
-    and of the schema's label (``label``) where rows are ranked by something else.
+    """Return the scores, and the probabilities of the further tasks of a model: of each of its targets, and of the
+    schema's label (``label``) if the ranking score differs from it.
     """
     if not model.targets:
         return score(model, log, rows, batch_size, bf16=bf16, progress=progress), {}
@@ -84,7 +84,7 @@ def _score_columns(
     bf16: bool,
     progress: Progress | None,
 ) -> NDArray[np.float32]:
-    """Probabilities ``[n, columns]`` of the logits that ``compute_logits`` returns of each batch."""
+    """Return the probabilities ``[n, columns]`` of the logits that ``compute_logits`` returns per batch."""
     loader = build_loader(model, log, rows, batch_size, shuffle=False)
     loaded, was_training, at = np.empty((len(loader.rows), columns), np.float32, "F"), model.training, 0
     model.eval()
@@ -97,7 +97,7 @@ def _score_columns(
             if progress is not None:
                 progress.advance(len(logits))
     model.train(was_training)
-    # In user order the loader meets rows in the order of the log, and each once.
+    # In user order the loader yields rows in the order of the log, each once.
     scores = loaded if model.user_order is None else loaded[np.searchsorted(loader.rows, rows)]
     bad = np.flatnonzero(~np.isfinite(scores).all(1))
     if len(bad):
@@ -105,7 +105,7 @@ def _score_columns(
             f"row {rows[bad[0]]} of the log",
             f"the score {scores[bad[0]].sum()} ({len(bad):,} of {len(scores):,} rows)",
             "finite scores",
-            "train again with a lower fit.lr, or with fit.clip_norm; look for extreme values in dense features",
+            "train again with a lower fit.lr, or with fit.clip_norm; check for extreme values in numeric features",
         )
     return scores
 
@@ -116,7 +116,7 @@ def measure(
     user: NDArray[np.int64],
     weight: NDArray[np.float32] | None = None,
 ) -> dict[str, float]:
-    """Measures of one validation: AUC, GAUC (left out when no user has both classes), log loss, entropy, PCOC."""
+    """Compute the metrics of one validation: AUC, GAUC (if a user has both classes), log loss, entropy, PCOC."""
     measures = {
         "auc": metrics.auc(label, scores, weight),
         "log_loss": metrics.log_loss(label, scores, weight),

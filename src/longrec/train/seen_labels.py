@@ -1,4 +1,4 @@
-"""Which labels a run's weights have seen, in time: no warm start may know what its own run is measured on."""
+"""Labels that the weights of a run have seen, so that no warm start has seen the labels of its own evaluation."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ KEY = "seen_labels"
 
 @dataclass(frozen=True)
 class SeenLabels:
-    """The labels behind the weights of a run, and of the runs that it started from.
+    """Labels behind the weights of a run, and of the runs that it started from.
 
     Attributes:
-        trained: weights were fitted to labels known before this moment; None where that cannot be told.
-        validated: labels known before this moment chose the weights, or when to stop; never earlier than ``trained``.
-        step: the moments are steps.
-        log: where the log came from.
+        trained: weights were trained on labels available before this timestamp. None if unknown.
+        validated: labels available before this timestamp selected the weights, or the stop. Never before ``trained``.
+        step: True if timestamps are steps.
+        log: source of the log.
         splits: digests of the splits of the run and of those it started from, each once.
-        delays: how late the columns of the label and of further targets were taken to be known, and under the time
-            column the event itself, as ``features/compute_column_delays.py`` tells delays.
+        delays: assumed delays of the columns of the label and of further targets, and under the time column that of the
+            event itself, in the form of ``features/column_delays.py``.
     """
 
     trained: int | None
@@ -43,7 +43,7 @@ class SeenLabels:
     delays: Mapping[str, Delay]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
     @classmethod
@@ -52,12 +52,12 @@ class SeenLabels:
         return cls(**{**content, "splits": tuple(content["splits"])})
 
     def with_delays(self, delays: Mapping[str, Delay]) -> SeenLabels:
-        """The same labels under other delays: what is known later than this run took it to be was seen from later on.
+        """Return the same labels under other delays. A longer delay moves the timestamps to a later time.
 
-        A column of moments cannot be compared with a span, or with another column: nothing is told then.
+        A column of timestamps cannot be compared with a span or another column. The timestamps are then None.
 
         Args:
-            delays: of every raw column, by the schema of a later run.
+            delays: delay of every raw column by the schema of a later run.
         """
         extra = 0
         for column, own in self.delays.items():
@@ -72,7 +72,7 @@ class SeenLabels:
         return replace(self, trained=self.trained + extra, validated=self.validated + extra)
 
     def after(self, before: SeenLabels) -> SeenLabels:
-        """What a run has seen that started from weights which had seen ``before``."""
+        """Return the labels of a run that started from weights which had seen ``before``."""
         splits = tuple(dict.fromkeys([*self.splits, *before.splits]))
         delays = {**before.delays, **self.delays}
         mine, theirs = (self.trained, self.validated), (before.trained, before.validated)
@@ -85,10 +85,10 @@ class SeenLabels:
 
 
 def compute_seen_labels(log: Log, targets: tuple[str, ...]) -> SeenLabels:
-    """What a run on a log sees by itself.
+    """Compute the labels that a run on a log sees by itself.
 
     Args:
-        targets: further labels that its model learns from.
+        targets: further labels of its model.
     """
     window, timed = log.training_window, log.schema.time is not None
     trained = _single_end(window.train) if timed else None
@@ -107,10 +107,10 @@ def compute_seen_labels(log: Log, targets: tuple[str, ...]) -> SeenLabels:
 
 
 def read_seen_labels(run: Run) -> SeenLabels:
-    """What the weights of a finished run have seen.
+    """Read the labels that the weights of a finished run have seen.
 
     Raises:
-        RunError: the run does not tell, and the log (or the run) it came from is gone.
+        RunError: the run has no record, and its log (or the run it started from) is missing.
     """
     about = json.loads((run.folder / "log.json").read_text(encoding="utf-8"))
     if KEY in about:
@@ -122,7 +122,7 @@ def read_seen_labels(run: Run) -> SeenLabels:
 
 
 def _seen_without_window(log: Log) -> SeenLabels:
-    """What a run of version 0.3 or before has seen: every label of train and valid, however late it was known."""
+    """Compute the labels of a run of version 0.3 or earlier: all labels of train and valid, whatever their delay."""
     ends: list[int | None] = [None, None]
     if log.schema.time is not None:
         sample = ~np.isnan(log.labels)
@@ -136,7 +136,7 @@ def _seen_without_window(log: Log) -> SeenLabels:
 
 
 def collect_delays(schema: Schema) -> dict[str, Delay]:
-    """The delay of every raw column by a schema, as ``SeenLabels.delays``."""
+    """Return the delay of every raw column of a schema, as ``SeenLabels.delays``."""
     delays = compute_column_delays(schema)
     if schema.label_available_at is None:
         delays[schema.label.column] = schema.longest_label_delay
@@ -144,14 +144,14 @@ def collect_delays(schema: Schema) -> dict[str, Delay]:
 
 
 def find_start_fault(before: SeenLabels, log: Log) -> str:
-    """What is wrong with starting a run on a log from weights that have seen ``before``; empty where nothing is."""
+    """Return the fault of a run on a log that starts from weights that have seen ``before``. Empty if there is none."""
     window, step = log.training_window, _uses_steps(log)
     seen = before.with_delays(collect_delays(log.schema))
     if before.splits == (log.manifest.get("split"),) and seen == before:
         return ""  # the same rows train, validate and test
     apart = before.step != step or (step and before.log != str(log.manifest["source"]["log"]))
     if seen.trained is None or seen.validated is None or log.schema.time is None or apart:
-        return "which labels that run has seen cannot be told from its split or compared with this one"
+        return "the labels that run has seen are unknown or cannot be compared with this split"
     faults = []
     for timestamp, first, action, first_split in (
         (
@@ -171,30 +171,30 @@ def find_start_fault(before: SeenLabels, log: Log) -> str:
 
 
 def check_warm_start(before: SeenLabels, log: Log, where: str, allowed: bool) -> list[str]:
-    """Refuse weights from the future of a run; where they are allowed by name, the sentences that results must carry.
+    """Refuse weights from the future of a run. If they are allowed explicitly, return the warnings of the results.
 
     Raises:
-        RunError: with both moments in the message.
+        RunError: with both timestamps in the message.
     """
     fault = find_start_fault(before, log)
     if not fault:
         return []
     if allowed:
         return [
-            f"{where}: {fault}. The weights may have seen the labels that this run is measured on "
-            "(fit.allow_future_weights); start from an earlier run to measure this model."
+            f"{where}: {fault}. The weights may have seen the labels that this run is evaluated on "
+            "(fit.allow_future_weights); start from an earlier run to evaluate this model."
         ]
     raise RunError(
         where,
         fault,
-        "weights that have seen only labels known before this run is measured",
-        "start from a run whose split ends earlier, or allow it by name (fit.allow_future_weights: true); results then "
-        "carry a warning",
+        "weights that have seen only labels available before the evaluation of this run",
+        "start from a run whose split ends earlier, or allow it (fit.allow_future_weights: true); results then carry a "
+        "warning",
     )
 
 
 def _collect_label_delays(schema: Schema, targets: tuple[str, ...]) -> dict[str, Delay]:
-    """The delays behind the labels that a run learns from."""
+    """Return the delays of the labels of a run."""
     columns = [schema.label.column, *(schema.column(name) for name in targets)]
     columns += [] if schema.time is None else [schema.time.column]
     delays = collect_delays(schema)
@@ -214,6 +214,6 @@ def _single_end(ends: np.ndarray[Any, np.dtype[np.int64]]) -> int | None:
 
 
 def _first_after(timestamps: list[np.ndarray[Any, np.dtype[np.int64]]]) -> int | None:
-    """The first moment after all of these; None where one of them is never."""
+    """Return the first timestamp after all of these. None if one of them is NEVER."""
     last = max((int(one.max()) for one in timestamps if len(one)), default=0)
     return None if last == NEVER else last + 1

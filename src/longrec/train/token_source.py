@@ -1,4 +1,4 @@
-"""A source as ``longrec compress`` left it beside its tokens, opened again."""
+"""Token source that ``longrec compress`` has stored beside its tokens."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ SOURCE_FILE = "source.json"
 
 @dataclass(frozen=True)
 class TokenSource:
-    """The source of a token store.
+    """Source of a token store.
 
     Attributes:
-        folder: where it lies.
-        run: who trained it.
-        model: as the last block left it, in eval mode.
+        folder: its folder.
+        run: name of the run that trained it.
+        model: the model after the last block, in eval mode.
         log: the prepared log it was trained on.
-        version: the number under which it writes.
-        mean, std: the scale on which it writes; None for vectors as they are.
+        version: number of the version that it writes.
+        mean, std: scale of the vectors that it writes. None for raw vectors.
     """
 
     folder: Path
@@ -38,7 +38,7 @@ class TokenSource:
 
 
 def find_source(path: str | Path) -> Path | None:
-    """The folder of a source: ``path`` itself, or ``source`` inside a token store; None where neither is one."""
+    """Return the folder of a source: ``path`` itself, or ``source`` inside a token store. None if neither is one."""
     for folder in (Path(path) / "source", Path(path)):
         if (folder / SOURCE_FILE).is_file():
             return folder
@@ -46,17 +46,17 @@ def find_source(path: str | Path) -> Path | None:
 
 
 def open_source(folder: Path) -> TokenSource:
-    """Open what ``compress`` left.
+    """Open the source in a folder that ``compress`` wrote.
 
     Raises:
-        RunError: it cannot be read, or its log is gone.
+        RunError: it cannot be read, or its log is missing.
     """
     try:
         about = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
         run, version, path = str(about["run"]), int(about["version"]), Path(about["log"])
         mean, std = about["mean"], about["std"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(str(folder / SOURCE_FILE), f"not readable ({error})", "what longrec compress writes") from None
+        raise RunError(str(folder / SOURCE_FILE), f"not readable ({error})", "the file of longrec compress") from None
     try:
         log = Log.open(path, FittedSchema.load(folder / "schema").schema)
     except DataError as error:
