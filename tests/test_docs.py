@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from longrec.config import Strict, parse, read_yaml
-from longrec.data.file_format import Packed, Rows
+from longrec.data.file_format import FileFormat, PackedCells
 from longrec.data.settings import DataConfig, Source, Split
 from longrec.features.schema import Condition, Feature, History, Label, Schema, TimeColumn
 from longrec.train.compress_settings import CompressConfig
@@ -235,8 +235,8 @@ SECTIONS: list[tuple[str, str, type[Strict]]] = [
     *(("schema.md", cls.__name__, cls) for cls in (Schema, TimeColumn, Label, Feature, History, Condition)),
     ("training.md", "data", DataConfig),
     ("training.md", "log", Source),
-    ("training.md", "rows", Rows),
-    ("training.md", "packed", Packed),
+    ("training.md", "rows", FileFormat),
+    ("training.md", "packed", PackedCells),
     ("training.md", "split", Split),
     ("training.md", "fit", FitConfig),
     ("training.md", "evaluate", EvaluateConfig),
@@ -328,7 +328,7 @@ def plant(folder: Path, text: str) -> Path:
     [
         ("# x.schema.yaml\nuser: u\nitem: i\ntime: t\nlabel: y\nfeatures: {u: {kind: ident}}\n", "kind"),
         ("# x.schema.yaml\nuser: u\nitem: i\ntime: t\nlabl: y\nfeatures: {u: {kind: id}}\n", "did you mean 'label'"),
-        ("histories: {h: {features: [i], lst: 3}}\n", "did you mean 'last'"),
+        ("histories: {h: {features: [i], max_lenght: 3}}\n", "did you mean 'max_length'"),
         ("histories: {h: {features: [nothing]}}\n", "no feature named 'nothing'"),
     ],
 )
