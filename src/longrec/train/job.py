@@ -1,13 +1,13 @@
-"""A job: one YAML file that says what to read, what to train and how, as frozen typed configs.
+"""Job: one YAML file with data, model, training and evaluation, as frozen typed configs.
 
-    name: my-run                                        # optional: what the run folder is called
+    name: my-run                                        # optional: name of the run folder
     data: {log: events.parquet, schema: shop.schema.yaml, split: {by: time, valid_days: 1, test_days: 1}}
     model: {name: din, attention: [80, 40]}
     fit: {epochs: 2}
     evaluate: {resample: user}
 
-A path is relative to the file that names it; what a job writes (``data.folder``, ``fit.runs``) goes below the
-working directory. Every fault of every section is reported at once.
+A path is relative to the file that names it. The output of a job (``data.folder``, ``fit.runs``) goes below the
+working directory. All faults of all sections are reported together.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ SECTIONS = ("name", "data", "model", "fit", "evaluate")
 CONFIG = "config.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SOURCES = ("log", "users", "items")
-# Where one fault of a whole schema ends and the next begins.
+# Separator between the faults of a whole schema.
 _NEXT_FAULT = re.compile(r"; (?=(?:features|histories)[.:]|time: )")
 StrictT = TypeVar("StrictT", bound=Strict)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one training run is made from, checked, with every default filled in.
+    """Checked config of one training run, with all defaults filled in.
 
     Attributes:
-        name: what the run is called; None lets ``train`` choose.
-        data: sources and split, paths absolute.
-        schema: what the columns mean.
-        model: ``name`` and every setting of the model.
-        fit: how it is trained.
-        evaluate: how it is measured.
+        name: name of the run. None lets ``train`` choose.
+        data: sources and split, with absolute paths.
+        schema: meaning of the columns.
+        model: ``name`` and all settings of the model.
+        fit: settings of training.
+        evaluate: settings of evaluation.
     """
 
     name: str | None
@@ -55,8 +55,8 @@ class Job:
     evaluate: EvaluateConfig
 
     def to_dict(self) -> dict[str, Any]:
-        """The resolved config as plain values; :func:`read_job` reads it back to an equal job."""
-        # A split and a feature refuse keys of other kinds, so only what was given may be written.
+        """Return the resolved config as plain values, which :func:`read_job` reads back to an equal job."""
+        # A split and a feature refuse keys of other kinds, so only the set keys may be written.
         data = self.data.model_dump(mode="json", exclude_unset=True)
         data |= self.data.model_dump(mode="json", include={"folder", "memory", "threads"})
         data["split"] = _dump_split(self.data.split)
@@ -71,7 +71,7 @@ class Job:
         }
 
     def to_yaml(self) -> str:
-        """:meth:`to_dict` as YAML."""
+        """Return :meth:`to_dict` as YAML."""
         return to_yaml(self.to_dict())
 
 
@@ -79,20 +79,20 @@ def read_job(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = 
     """Read a job from a YAML file, or from a mapping of the same form.
 
     Args:
-        overrides: ``fit.lr=3e-3`` and the like; they reach into the schema too, wherever it is written:
+        overrides: settings such as ``fit.lr=3e-3``. They also apply to the schema, wherever it is written:
             ``data.schema.histories.clicks.max_length=100``.
 
     Raises:
-        ConfigError: with one line a fault, all sections together.
+        ConfigError: all faults of all sections, one line per fault.
     """
     return _read(source, overrides, sources=False)
 
 
 def check(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Job:
-    """Read a job and make sure that the files it names are there and have its columns. Reads headers, and no row.
+    """Read a job and verify that its files exist and have its columns. Only headers are read.
 
     Raises:
-        ConfigError: as :func:`read_job`; missing files and columns, and a model beyond all memory, among the faults.
+        ConfigError: as :func:`read_job`, with missing files and columns, and a model that exceeds the memory.
     """
     return _read(source, overrides, sources=True)
 
@@ -156,7 +156,7 @@ def _upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _apply_overrides(content: Mapping[str, Any], overrides: Iterable[str], faults: list[str]) -> dict[str, Any]:
-    """Lay each word over the content by itself, so that one bad word hides no other fault."""
+    """Apply each override separately, so that one invalid override hides no other fault."""
     result = apply_overrides(content, [])
     for override in overrides:
         try:
@@ -168,7 +168,7 @@ def _apply_overrides(content: Mapping[str, Any], overrides: Iterable[str], fault
 
 @dataclass(frozen=True)
 class _SchemaFile:
-    """Where a schema is written: the file (None: inside the job), and the folder its own paths start from."""
+    """Location of a schema: its file (None inside the job), and the folder that its paths are relative to."""
 
     file: str | None
     folder: Path
@@ -176,7 +176,7 @@ class _SchemaFile:
 
 
 def _inline_schema(content: dict[str, Any], base: Path, faults: list[str]) -> _SchemaFile:
-    """Put the contents of a schema file where its path stood."""
+    """Replace the path of a schema file by its contents."""
     data = content.get("data")
     if not isinstance(data, dict):
         return _SchemaFile(None, base, broken=True)
@@ -227,7 +227,7 @@ def _read_schema(content: Any, where: str, schema_file: _SchemaFile, faults: lis
     except ConfigError as error:
         for fault in error.faults:
             location, _, message = fault.partition(": ")
-            # A fault of the schema as a whole carries its own places.
+            # A fault of the schema as a whole carries its own locations.
             lines = (
                 [f"{location}.{item}" for item in _NEXT_FAULT.split(message)] if location == "data.schema" else [fault]
             )
@@ -246,9 +246,7 @@ def _read_schema(content: Any, where: str, schema_file: _SchemaFile, faults: lis
 
 
 def _resolve_source(config: StrictT) -> StrictT:
-    """A feature or history with the place of its store as seen from anywhere: what a job wrote lies below the working
-    directory of whoever reads it.
-    """
+    """Return a feature or history with the absolute path of its store, which is relative to the working directory."""
     source = getattr(config, "source", None)
     return config if source is None else config.model_copy(update={"source": _resolve_path(Path.cwd(), source)})
 
@@ -265,7 +263,7 @@ def _read_model(
     if not isinstance(section, dict):
         faults.append(f"model: must be a mapping with a name, got {section!r}")
         return None
-    from longrec.models.core import base as models  # brings torch, which nothing above needs
+    from longrec.models.core import base as models  # imports torch, which nothing above needs
 
     try:
         kind = models.find(str(section["name"]))
@@ -280,7 +278,7 @@ def _read_model(
 
 
 def _parse(cls: type[StrictT], content: Any, where: str, prefix: str, faults: list[str]) -> StrictT | None:
-    """``parse`` that adds to the faults instead of raising; an empty section is a section of defaults."""
+    """Parse a section and append its faults instead of raising. An empty section has all defaults."""
     try:
         return parse(cls, {} if content is None else content, where, prefix)
     except ConfigError as error:
@@ -314,7 +312,7 @@ def _find_excess(
     fit: FitConfig | None,
     schema_file: _SchemaFile,
 ) -> list[str]:
-    """What the files lack by their headers, and a model that cannot fit into the memory there is."""
+    """Return columns that are missing in the headers of files, and a model that exceeds the available memory."""
     if data is None or schema is None:
         return []
     from longrec.data.source_checks import find_source_faults
@@ -335,19 +333,19 @@ def _find_excess(
 
 
 def _locate_in_file(fault: str, schema_file: _SchemaFile) -> str:
-    """A fault of the schema with the file that the schema stands in."""
+    """Return a fault of the schema with the file of the schema."""
     if schema_file.file is None or not fault.startswith("data.schema."):
         return fault
     return f"{schema_file.file}: {fault.removeprefix('data.schema.')}"
 
 
 def _resolve_path(folder: Path, path: str) -> str:
-    """A path as seen from ``folder``; addresses such as s3://... stay."""
+    """Return a path relative to ``folder``. Addresses such as s3://... are unchanged."""
     return path if "://" in path else str(folder / Path(path).expanduser())
 
 
 def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted keys.
+    """Flatten nested sections to dotted keys.
 
     >>> flatten({"fit": {"lr": 0.1}, "name": "a"})
     {'fit.lr': 0.1, 'name': 'a'}
@@ -359,7 +357,7 @@ def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _dump_split(split: Split) -> dict[str, Any]:
-    """A split as its file says it, shares written out where shares are what it goes by."""
+    """Return the set keys of a split, with the shares written out if it uses shares."""
     values: dict[str, Any] = {"by": split.by, **split.model_dump(mode="json", exclude_unset=True)}
     if split.by == "user" or (split.by == "time" and set(values) <= {"by", "valid", "test"}):
         values |= {"valid": split.valid, "test": split.test}

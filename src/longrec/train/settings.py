@@ -1,4 +1,4 @@
-"""The ``fit`` and ``evaluate`` sections of a config: how a model is trained, and how it is measured."""
+"""Settings of training (section ``fit``) and evaluation (section ``evaluate``) of a config."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Beta = Annotated[float, Setting(ge=0, lt=1)]
 
 
 class FitConfig(Strict):
-    """How a model is trained. The defaults were measured on four logs: two passes, three looks at valid a pass."""
+    """Settings of training. Defaults were measured on four logs: two epochs, three validations per epoch."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {
         "optimiser": "optimizer",
@@ -31,75 +31,73 @@ class FitConfig(Strict):
     }
 
     epochs: int = Setting(2, ge=1, description="passes over the training rows; click models overfit after one to three")
-    max_steps: int | None = Setting(None, ge=1, description="stop after so many batches even inside an epoch")
-    batch_size: int = Setting(1024, ge=1, description="training rows a step")
+    max_steps: int | None = Setting(None, ge=1, description="maximum number of batches, also inside an epoch")
+    batch_size: int = Setting(1024, ge=1, description="training rows per step")
     optimizer: Dense = Setting("adamw", description="optimizer of the dense parameters")
     lr: float = Setting(1e-3, gt=0, description="learning rate of the dense parameters")
     weight_decay: float = Setting(
         0.0,
         ge=0,
-        description="decay of the dense matrices, biases and norms are left alone: decoupled with adamw, with the "
-        "others that times the weight is added to its gradient",
+        description="weight decay of the dense matrices, without biases and norms: decoupled with adamw, with the "
+        "others the decay times the weight is added to the gradient",
     )
-    momentum: float = Setting(0.0, ge=0, lt=1, description="of sgd: part of the last step that the next one keeps")
-    betas: tuple[Beta, Beta] = Setting((0.9, 0.999), description="how fast the two moments of every Adam forget")
-    initial_accumulator_value: float = Setting(
-        0.0, ge=0, description="what the sums of squares of every Adagrad start with"
-    )
-    warmup_steps: int = Setting(0, ge=0, description="steps over which both learning rates rise")
+    momentum: float = Setting(0.0, ge=0, lt=1, description="momentum of sgd")
+    betas: tuple[Beta, Beta] = Setting((0.9, 0.999), description="beta1 and beta2 of Adam")
+    initial_accumulator_value: float = Setting(0.0, ge=0, description="initial accumulator value of Adagrad")
+    warmup_steps: int = Setting(0, ge=0, description="warm-up steps of both learning rates")
     warmup_from: Rate | None = Setting(
-        None, description="learning rate of the first step of that rise; one step's part above zero when not given"
+        None, description="learning rate of the first warm-up step; default: one step above zero"
     )
     schedule: Schedule = Setting(
-        Schedule(), description="how both learning rates go on, as {name: cosine, steps: 9000}"
+        Schedule(), description="schedule of both learning rates, as {name: cosine, steps: 9000}"
     )
     embedding_optimizer: Tables = Setting(
-        "lazy_adam", description="optimizer of the embedding tables; each touches only the rows of the batch"
+        "lazy_adam", description="optimizer of the embedding tables; each updates only the rows of the batch"
     )
-    embedding_lr: float | None = Setting(None, gt=0, description="learning rate of the tables; lr when not given")
-    l2: float = Setting(1e-5, ge=0, description="L2 penalty on the table rows that a batch touches")
-    clip_norm: float | None = Setting(None, gt=0, description="longest gradient allowed, over all parameters at once")
-    bf16: bool = Setting(False, description="compute in bfloat16 where that is safe (autocast); weights stay fp32")
+    embedding_lr: float | None = Setting(None, gt=0, description="learning rate of the tables; default: lr")
+    l2: float = Setting(1e-5, ge=0, description="L2 penalty on the table rows of a batch")
+    clip_norm: float | None = Setting(None, gt=0, description="maximum gradient norm of all parameters together")
+    bf16: bool = Setting(False, description="compute in bfloat16 where autocast allows it; weights stay fp32")
     bucket_by_length: bool = Setting(
-        False, description="fill batches with rows of like history length: faster for models that pad, costs quality"
+        False, description="batches of rows with similar history length: faster for models that pad, lower quality"
     )
-    val_checks_per_epoch: int = Setting(3, ge=1, description="how often a pass stops to measure valid")
+    val_checks_per_epoch: int = Setting(3, ge=1, description="validations per epoch")
     monitor: Monitor = Setting(
         "log_loss",
-        description="metric on valid that picks the best checkpoint; auc and gauc rank, and are blind to calibration",
+        description="validation metric that selects the best checkpoint; auc and gauc ignore calibration",
     )
     patience: int = Setting(
-        5, ge=0, description="stop after so many validations in a row without a better monitor; 0 never stops early"
+        5, ge=0, description="validations without improvement before training stops; 0 never stops early"
     )
     negative_rate: float = Setting(
-        1.0, gt=0, le=1, description="share of the negative training rows that are kept; scores are corrected for it"
+        1.0, gt=0, le=1, description="share of the negative training rows to keep; scores are corrected for it"
     )
     sample_weight: str | None = Setting(
-        None, description="column of the log that weighs each training row in the loss; all alike when not given"
+        None, description="column with the weight of each training row in the loss; default: equal weights"
     )
-    seed: int = Setting(0, ge=0, lt=2**63, description="of weights, batch order and dropout: same seed, same run")
+    seed: int = Setting(0, ge=0, lt=2**63, description="seed of weights, batch order and dropout: same seed, same run")
     threads: int = Setting(1, ge=1, description="torch threads")
-    log_steps: int = Setting(50, ge=1, description="batches a training line of metrics.jsonl averages over")
+    log_steps: int = Setting(50, ge=1, description="batches per training line of metrics.jsonl, which holds their mean")
     checkpoint_seconds: float | None = Setting(
-        60.0, gt=0, description="seconds between two checkpoints to resume from; null for none by the clock"
+        60.0, gt=0, description="seconds between checkpoints for resuming; null for none by the clock"
     )
-    checkpoint_steps: int | None = Setting(None, ge=1, description="batches between two checkpoints")
-    tensorboard: Literal["auto", "off"] = Setting("auto", description="write TensorBoard events when it is installed")
+    checkpoint_steps: int | None = Setting(None, ge=1, description="batches between checkpoints for resuming")
+    tensorboard: Literal["auto", "off"] = Setting("auto", description="auto writes TensorBoard events if installed")
     mlflow: Literal["auto", "off"] = Setting(
-        "auto", description="log each validation to MLflow when it is installed (its tracking address decides where)"
+        "auto", description="auto logs each validation to MLflow if it is installed (at its tracking address)"
     )
     init_from: str | None = Setting(
         None,
         min_length=1,
-        description="folder of a finished run whose last weights and optimizer moments training begins with; keep_plug "
+        description="folder of a finished run whose last weights and optimizer state training begins with; keep_plug "
         "may start from a run of its base",
     )
     allow_future_weights: bool = Setting(
         False,
-        description="let init_from take a run that may have seen labels this run is measured on; results then carry a "
-        "warning",
+        description="let init_from accept a run that may have seen labels of the evaluation of this run; results then "
+        "carry a warning",
     )
-    runs: str = Setting("runs", description="folder the run folders are kept in")
+    runs: str = Setting("runs", description="folder of the run folders")
 
     @model_validator(mode="after")
     def _check_unused_settings(self) -> FitConfig:
@@ -125,14 +123,14 @@ class FitConfig(Strict):
 
 
 class EvaluateConfig(Strict):
-    """How a finished model is measured."""
+    """Settings of evaluation."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"unit": "resample", "replicates": "n_resamples"}
 
     batch_size: int = Setting(4096, ge=1, description="rows scored at once")
-    resample: Literal["user", "row"] = Setting("user", description="what the bootstrap draws: whole users, or rows")
-    n_resamples: int = Setting(300, ge=2, description="bootstrap draws behind every interval")
-    seed: int = Setting(0, ge=0, description="of the bootstrap")
+    resample: Literal["user", "row"] = Setting("user", description="unit of the bootstrap: whole users, or rows")
+    n_resamples: int = Setting(300, ge=2, description="bootstrap draws per interval")
+    seed: int = Setting(0, ge=0, description="seed of the bootstrap")
     sample_weight: str | None = Setting(
-        None, description="column of the log that weighs each row in every metric, those of validations too"
+        None, description="column with the weight of each row in all metrics, also in validations"
     )

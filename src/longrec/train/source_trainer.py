@@ -1,4 +1,4 @@
-"""A source at work: it encodes impressions as it is, and trains on stretches of the log."""
+"""Trainer of a token source, which encodes impressions with its current weights and trains on blocks of the log."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from longrec.train.scoring import score
 
 _TOGETHER = 4_096
 _TINY = 1e-6
-"""A number that hardly moves keeps its scale."""
+"""Deviation below which a component keeps its scale."""
 
 
 class SourceTrainer:
-    """An encoder with its optimizers, on one log.
+    """Encoder with its optimizers, on one log.
 
     Attributes:
-        steps: batches it was trained on.
-        given: its weights come from the run; it does not begin untrained.
-        version: the version that writes now.
+        steps: number of training batches.
+        pretrained: True if its weights come from the run.
+        version: the current version.
     """
 
     def __init__(self, model: Encoder, log: Log, job: Job, name: str, pretrained: bool) -> None:
@@ -54,10 +54,10 @@ class SourceTrainer:
 
     @classmethod
     def of(cls, job: Job, log: Log, name: str, trained: Model | None) -> SourceTrainer:
-        """The encoder of a job: trained, or new as its training began.
+        """Create a trainer for a job, with trained or with new weights.
 
         Raises:
-            RunError: the job's model is no encoder, looks back at a training window, or starts from another run.
+            RunError: the model is no encoder, needs the training window, or starts from another run.
         """
         model = models.build(job.model, log.fields()) if trained is None else trained
         if not isinstance(model, Encoder):
@@ -66,8 +66,8 @@ class SourceTrainer:
         if trained is None:
             refuse_training_window(model, name)
             if job.fit.init_from is not None:
-                description = f"fit.init_from: {job.fit.init_from}, of a source that is trained anew, block by block"
-                raise RunError(name, description, "a source that starts from no run", "leave fit.init_from out")
+                description = f"fit.init_from: {job.fit.init_from}, of a source trained from scratch, block by block"
+                raise RunError(name, description, "a source that starts from no run", "remove fit.init_from")
             check_negative_rate(model, job.fit)
         return cls(model, log, job, name, trained is not None)
 
@@ -75,7 +75,7 @@ class SourceTrainer:
         """Train on rows of the log, each ``epochs`` times.
 
         Args:
-            known_before: the moment before which further labels must be known.
+            known_before: timestamp before which further labels must be available.
         """
         if not len(rows):
             return
@@ -97,12 +97,12 @@ class SourceTrainer:
             self.passes += 1
 
     def _start_at_base_rates(self, rows: NDArray[np.int64], available_before: int | None) -> None:
-        """A new model starts at the rates of the first rows it learns."""
+        """Initialize the output biases of a new model at the rates of its first training rows."""
         if not self.steps and not self.pretrained:
             start_at_base_rates(self.model, self.log, rows, available_before)
 
     def learn(self, batch: Batch, context: ContextInstances | None = None) -> None:
-        """One step of every optimizer."""
+        """Do one step of every optimizer."""
         if context is None:
             update(self.model, self.optimizers, self.fit, self.steps, batch, self.name)
         else:
@@ -111,10 +111,10 @@ class SourceTrainer:
         self.steps += 1
 
     def encode(self, rows: NDArray[np.int64], coded: bool = False) -> NDArray[Any]:
-        """float32 ``[n, width]``: what the source makes of rows as it is, unscaled, in the order of the rows.
+        """Return the unscaled vectors of rows in their order, float32 ``[n, width]``, with the current weights.
 
         Args:
-            coded: uint8 codes ``[n, C]`` instead.
+            coded: return uint8 codes ``[n, C]`` instead.
         """
         self.model.eval()
         outputs: list[NDArray[Any]] = []
@@ -137,39 +137,40 @@ class SourceTrainer:
         return output.numpy()
 
     def encode_for_store(self, rows: NDArray[np.int64], codec: str) -> NDArray[Any]:
-        """What a store takes of rows: vectors on the scale of the version, or codes."""
+        """Return the stored form of rows: vectors on the scale of the version, or codes."""
         return self.encode(rows, coded=True) if codec == "codes" else self.standardize(self.encode(rows))
 
     def score(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """float32 ``[n]``: its probabilities of rows as it is."""
+        """Return the probabilities of rows, float32 ``[n]``, with the current weights."""
         return score(self.model, self.log, rows, 4_096)
 
     def scale(self, rows: NDArray[np.int64]) -> tuple[list[float], list[float]]:
-        """Mean and deviation of the vectors of rows."""
+        """Return mean and standard deviation of the vectors of rows."""
         vectors = self.encode(rows).astype(np.float64)
         std = vectors.std(0)
         books = self.model.codebooks()
         if books is not None:
-            # The few codes that earlier rows happened to use may lie close together, and others far away.
+            # The few codes of earlier rows may be close together, and other codes far away.
             std = np.maximum(std, books[:, 0].std(1).double().numpy().ravel() / 10)
         return vectors.mean(0).tolist(), np.where(std < _TINY, 1.0, std).tolist()
 
     def standardize(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Vectors on the scale of the version that writes now."""
+        """Convert vectors to the scale of the current version."""
         if self.version.mean is None:
             return vectors
         mean, std = np.array(self.version.mean), np.array(self.version.std)
         return ((vectors - mean) / std).astype(np.float32)
 
     def unstandardize(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Stored vectors on the scale of the source itself."""
+        """Convert stored vectors to the scale of the source."""
         if self.version.mean is None:
             return vectors
         return (vectors * np.array(self.version.std) + np.array(self.version.mean)).astype(np.float32)
 
     def codebooks(self) -> NDArray[np.float32] | None:
-        """float32 ``[slots, levels, size, width]`` of a source that makes codes, on the scale of the version: all
-        levels over its deviation, the first less its mean.
+        """Return the codebooks on the scale of the version, float32 ``[slots, levels, size, width]``.
+
+        All levels are divided by its deviation. Its mean is subtracted from the first. None without codes.
         """
         outputs = self.model.codebooks()
         if outputs is None:
@@ -185,11 +186,12 @@ class SourceTrainer:
     def stream(
         self, block: Block, instances: Instances, store: TokenStore, context: int
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]]:
-        """(rows, vectors, probabilities) of a block in order of time, a batch at a time. A batch is encoded by the
-        source as it is, once it has learned what was known before the batch began; then it is handed over.
+        """Yield (rows, vectors, probabilities) of a block in order of time, batch by batch.
+
+        Before it encodes a batch, the source trains on all labels that were available before the batch.
 
         Args:
-            past: stored tokens that a row looks back at, in user order.
+            context: number of stored tokens in the context of a row, in user order.
         """
         rows = block.rows[np.argsort(self.log.timestamps.take(block.rows), kind="stable")]
         back = context if self.model.user_order else 0
@@ -232,10 +234,10 @@ class SourceTrainer:
         back: int,
         learns_at: int | None = None,
     ) -> tuple[Batch, ContextInstances | None]:
-        """The batch of rows, and the last stored tokens that each row's user could read, on the source's scale.
+        """Return the batch of rows, and the last visible tokens of each row's user, on the scale of the source.
 
         Args:
-            learns_at: the moment at which the source learns the rows; None where it only encodes them.
+            learns_at: timestamp at which the source trains on the rows. None if it only encodes them.
         """
         batch = gather(self.log, rows, () if learns_at is None else self.model.targets, learns_at)
         timestamps = self.log.timestamps.take(rows)
@@ -249,7 +251,7 @@ class SourceTrainer:
         return batch, ContextInstances(vectors, torch.from_numpy(tokens.offsets), times, labels)
 
     def save(self, folder: Path, versions: Sequence[Mapping[str, Any]]) -> None:
-        """Write the source as it is now: its weights, the fitted schema, and the version that writes next."""
+        """Write the current source: its weights, the fitted schema, and the next version."""
         # The weights of a run are corrected already.
         with correct_output_bias(self.model, 1.0 if self.pretrained else self.fit.negative_rate):
             artifact.save(self.model, folder / "model")

@@ -1,4 +1,4 @@
-"""What a run says while it trains: ``metrics.jsonl`` always, TensorBoard and MLflow where they are installed."""
+"""Metric outputs of a run in training: ``metrics.jsonl``, and TensorBoard and MLflow if they are installed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from longrec.train.settings import FitConfig
 
 
 class MetricsFile:
-    """``metrics.jsonl``: one JSON object a line, ``{"step", "epoch", "split", "seconds", measures...}``.
+    """``metrics.jsonl``: one JSON object per line, ``{"step", "epoch", "split", "seconds", measures...}``.
 
-    All but ``seconds`` is the same in every run of the same job, killed and resumed or not.
+    All fields except ``seconds`` are the same in every run of the same job, resumed or not.
     """
 
     def __init__(self, path: Path, keep: int = 0) -> None:
-        """Open the file behind its first ``keep`` bytes; what lies after them belongs to steps done again."""
+        """Open the file behind its first ``keep`` bytes. Later lines belong to steps that are repeated."""
         size = path.stat().st_size if path.exists() else 0
         if size < keep:
             raise RunError(
@@ -32,13 +32,13 @@ class MetricsFile:
         self._file.seek(keep)
 
     def write(self, split: str, step: int, epoch: float, seconds: float, measures: Mapping[str, float]) -> None:
-        """Add one line."""
+        """Append one line."""
         line = {"step": step, "epoch": round(epoch, 6), "split": split, **measures, "seconds": round(seconds, 3)}
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
 
     def settle(self) -> int:
-        """Put everything on the disk and say how many bytes that is: what a checkpoint remembers."""
+        """Sync the file to the disk and return its length, which a checkpoint stores."""
         os.fsync(self._file.fileno())
         return self._file.tell()
 
@@ -48,25 +48,25 @@ class MetricsFile:
 
 
 class Tracker(Protocol):
-    """Somebody else who keeps curves."""
+    """Interface of an external tracker of metrics."""
 
     def train(self, step: int, loss: float) -> None:
-        """The mean training loss since the last call."""
+        """Log the mean training loss since the last call."""
 
     def valid(self, step: int, measures: Mapping[str, float]) -> None:
-        """One validation."""
+        """Log the metrics of one validation."""
 
     def close(self, *, finished: bool) -> None:
-        """The run has ended, or was stopped."""
+        """Close the tracker after the run has ended or was stopped."""
 
 
 @contextmanager
 def trackers(config: FitConfig, folder: Path, step: int, settings: Mapping[str, Any]) -> Iterator[list[Tracker]]:
-    """The trackers that are installed and not switched off, closed in the end.
+    """Open the trackers that are installed and enabled, and close them at the end.
 
     Args:
-        step: steps done in earlier sittings.
-        settings: what a tracker shows beside the curves, as dotted keys.
+        step: number of steps done in earlier sessions.
+        settings: settings that a tracker logs, as dotted keys.
     """
     active: list[Tracker] = []
     if config.tensorboard == "auto" and importlib.util.find_spec("tensorboard"):
@@ -86,7 +86,7 @@ class _TensorBoard:
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        # Steps after the checkpoint come again: TensorBoard is told to forget them.
+        # Steps after the checkpoint are repeated, so TensorBoard purges them.
         self.writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def train(self, step: int, loss: float) -> None:
@@ -101,7 +101,7 @@ class _TensorBoard:
 
 
 class _MLflow:
-    """Logs validations only: a call for every step would cost more than the step."""
+    """Tracker of validations only, because a call per step would cost more than the step."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         import mlflow

@@ -1,4 +1,4 @@
-"""Warm starts: training that begins with the weights and the optimizer moments another run ended with."""
+"""Warm start: training that begins with the last weights and optimizer state of another run."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from longrec.train.settings import FitConfig
 def warm_start(
     run_path: str | Path, model: Model, optimizers: Mapping[str, Optimizer], config: FitConfig, fitted: FittedSchema
 ) -> None:
-    """Put what a finished run ended with into a model and its optimizers.
+    """Load the last weights and optimizer state of a finished run into a model and its optimizers.
 
-    Every tensor of the run must find its place, and every tensor of the model must get one, except what stands outside
-    the place of the other model (``Model.warm_start_prefix``): a plug begins as it was built. The last checkpoint is
-    taken, not the best one, since the moments belong to it.
+    Every tensor of the run must exist in the model under the prefix of the other model (``Model.warm_start_prefix``),
+    and the reverse. Tensors outside the prefix, as those of a plug, keep their initial values. The last checkpoint is
+    loaded, not the best one, because the optimizer state belongs to it.
 
     Args:
-        fitted: how the log of the new training is encoded: an id must mean what it meant.
+        fitted: encoders of the log of the new training. Ids must have the same meaning as in the run.
 
     Raises:
         RunError: no finished run, weights that do not fit, another optimizer, or other vocabularies.
     """
     run = open_run(run_path)
-    with torch.random.fork_rng(devices=[]):  # the run's random generator is not ours
+    with torch.random.fork_rng(devices=[]):  # the random generator of the run is not restored
         old = run.model()
         before = build_optimizers(old, run.config.fit)
         state = checkpoint.load(run.folder / "checkpoints" / "last", old, before)
     where = f"fit.init_from: {run_path}"
     if state is None:
-        raise RunError(where, "no checkpoints/last", "the run as training left it", "copy the run whole")
+        raise RunError(where, "no checkpoints/last", "a complete run folder", "copy the complete run")
     _check_same_optimizers(where, run.config.fit, config)
     _check_same_ids(where, old, run.fitted, fitted)
     inherit(model, old, where)
@@ -52,15 +52,15 @@ def warm_start(
 
 
 def inherit(model: Model, old: Model, where: str) -> None:
-    """Give a model the weights and running statistics of another.
+    """Load the weights and running statistics of another model.
 
     Raises:
-        RunError: a tensor without its place, or a place without its tensor; nothing was changed.
+        RunError: a missing or an unexpected tensor. No tensor was changed.
     """
     prefix, own, old_state = model.warm_start_prefix(old), model.state_dict(), old.state_dict()
-    faults = [f"{name} has no place" for name in old_state if prefix + name not in own]
+    faults = [f"{name} is unexpected" for name in old_state if prefix + name not in own]
     faults += [
-        f"nothing for {name}" for name in own if name.startswith(prefix) and name.removeprefix(prefix) not in old_state
+        f"{name} is missing" for name in own if name.startswith(prefix) and name.removeprefix(prefix) not in old_state
     ]
     faults += [
         f"{name} is {_format_shape(tensor)}, not {_format_shape(own[prefix + name])}"
@@ -81,7 +81,7 @@ def inherit(model: Model, old: Model, where: str) -> None:
 def move_optimizer_state(
     model: Model, optimizers: Mapping[str, Optimizer], old: Model, before: Mapping[str, Optimizer]
 ) -> None:
-    """Give the optimizers of a model the state that another model's optimizers hold, parameter by parameter."""
+    """Copy the optimizer state of another model, parameter by parameter."""
     prefix, own = model.warm_start_prefix(old), dict(model.named_parameters())
     names = {id(parameter): name for name, parameter in old.named_parameters()}
     for kind, optimizer in before.items():
@@ -96,14 +96,14 @@ def _check_same_optimizers(where: str, before: FitConfig, now: FitConfig) -> Non
     for key in ("optimizer", "embedding_optimizer"):
         one, other = getattr(before, key), getattr(now, key)
         if one != other:
-            raise RunError(where, f"moments of {one}", f"those of {other}", f"set fit.{key}: {one}")
+            raise RunError(where, f"state of {one}", f"that of {other}", f"set fit.{key}: {one}")
     if before.momentum != now.momentum and "sgd" in (now.optimizer, now.embedding_optimizer):
         setting = f"fit.momentum: {before.momentum:g}"
-        raise RunError(where, f"moments of {setting}", f"those of {now.momentum:g}", f"set {setting}")
+        raise RunError(where, f"state of {setting}", f"that of {now.momentum:g}", f"set {setting}")
 
 
 def _check_same_ids(where: str, old: Model, before: FittedSchema, now: FittedSchema) -> None:
-    """Whether values become the ids and numbers that the old model knows."""
+    """Refuse encoders that map values to other ids or numbers than those of the old model."""
     for field in old.fields.tables():
         one, other = before.encoders.get(field.name), now.encoders.get(field.name)
         if one is None and other is None:
@@ -114,14 +114,14 @@ def _check_same_ids(where: str, old: Model, before: FittedSchema, now: FittedSch
         if not same:
             raise RunError(
                 where,
-                f"feature {field.name!r} was encoded otherwise: its ids do not mean what they mean in this log",
+                f"feature {field.name!r} has another encoding: its ids have another meaning in this log",
                 "the same vocabularies, edges and scales",
                 "train on the same prepared log, or fix them in the schema (vocab, hash, edges)",
             )
 
 
 def _encoding_state(encoder: Encoder) -> dict[str, Any]:
-    """What decides the id of a value; how many values a hash met in training does not."""
+    """Return the state that determines the id of a value. The number of distinct values of a hash does not."""
     return {key: value for key, value in dump_encoder(encoder).items() if key != "distinct"}
 
 
