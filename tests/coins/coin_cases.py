@@ -13,7 +13,7 @@ from coin_log import DAY, EVERY, FAR_LINE, LINE, iso
 Case = Mapping[str, str]
 
 FACTORS: dict[str, tuple[str, ...]] = {
-    "split": ("test_from", "shares", "test_days", "user", "leave_one_out", "column", "parts"),
+    "split": ("test_from", "shares", "test_days", "user", "leave_one_out", "column", "files"),
     "form": ("spread", "tied", "request"),
     "clock": ("seconds", "text", "zoned"),
     "label": ("at_once", "delay", "available_at"),
@@ -140,7 +140,7 @@ def split(case: Case) -> dict[str, Any]:
         "user": {"by": "user", "valid": 0, "test": 0.4},
         "leave_one_out": {"by": "leave_one_out"},
         "column": {"by": "column", "column": "part"},
-        "parts": {"by": "files", "allow_overlap": True},
+        "files": {"by": "files", "allow_overlap": True},
     }[case["split"]]
 
 

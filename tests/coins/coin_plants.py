@@ -69,7 +69,7 @@ def no_offsets(patch: Patch) -> None:
 
 def any_delays(patch: Patch) -> None:
     """Take a schema whose delays contradict each other."""
-    patch.setattr("longrec.features.schema.delay_faults", lambda *config_dict: [])
+    patch.setattr("longrec.features.schema.find_delay_faults", lambda *arguments: [])
 
 
 def label_at_once(config_dict: Config) -> None:

@@ -99,9 +99,9 @@ class Runs:
             data["split"]["test"] = float(np.mean(at >= LINE))
         elif case["split"] == "test_days":
             data["split"]["test_days"] = (TAIL // DAY * DAY + DAY - LINE) / DAY
-        elif case["split"] == "parts":
+        elif case["split"] == "files":
             data["log"] = {
-                "splits": self.once(("parts", case["form"], clock), lambda: self._write_splits(log, clock, folder))
+                "splits": self.once(("files", case["form"], clock), lambda: self._write_splits(log, clock, folder))
             }
         for side in ("user", "item") if case["tables"] != "none" else ():
             data[f"{side}s"] = self.once(
@@ -138,7 +138,7 @@ class Runs:
             config["model"] = SOURCE
             change(config)
             into = self.folder / "tokens" / str(next(self.number))
-            compress(config, into, [f"keep={keep}", "blocks=4", "first_slices=2", *settings], quiet=True)
+            compress(config, into, [f"filter={keep}", "blocks=4", "first_slices=2", *settings], quiet=True)
             return str(into)
 
         return self.once(key, make)
